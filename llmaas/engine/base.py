@@ -1,0 +1,116 @@
+"""F5. The engine port: everything the service asks of a model runtime.
+
+Law: every method runs on the engine's one thread (see ``engine/thread.py``), except ``abort`` and the
+pure text methods ``tokenize``, ``piece``, ``render``, which are safe anywhere. An engine keeps no idea of
+contexts, chunks or apps: it knows sequences (0 .. n_seqs-1), positions and cells.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Protocol
+
+from llmaas.records import KvSlab, Message, ModelInfo, Sampling
+
+
+@dataclass(frozen=True, slots=True)
+class BatchItem:
+    """Consecutive tokens of one sequence, at positions ``pos .. pos+len(tokens)-1``.
+
+    With ``sample`` the engine draws the token that follows the last one, by the sampler that
+    ``set_sampler`` gave the sequence.
+    """
+
+    seq: int
+    pos: int
+    tokens: Sequence[int]
+    sample: bool
+
+
+class Aborted(Exception):
+    """``abort`` was called while a step ran. The step's cells are gone; the sequences stand as before it."""
+
+
+class CellsFull(Exception):
+    """A step or an import found no free cell; nothing was changed."""
+
+
+class Engine(Protocol):
+    """A model runtime that keeps sequences in cells."""
+
+    @property
+    def info(self) -> ModelInfo: ...
+
+    @property
+    def n_cells(self) -> int:
+        """Cells in all, shared by every sequence."""
+
+    @property
+    def n_seqs(self) -> int:
+        """Sequences that may be in cells at once."""
+
+    @property
+    def max_batch(self) -> int:
+        """Most tokens that one step may hold, over all its items."""
+
+    # -- text, safe on any thread
+
+    def tokenize(self, text: str, *, special: bool, bos: bool) -> list[int]:
+        """Token ids of ``text``. ``special`` parses special tokens; ``bos`` adds the model's start token, if it wants one."""
+
+    def piece(self, token: int) -> bytes:
+        """The bytes of a token; may be part of a UTF-8 character. Special tokens give b""."""
+
+    def is_end(self, token: int) -> bool:
+        """True if the token ends a generation."""
+
+    def render(self, messages: Sequence[Message], *, answer: bool) -> str:
+        """Messages through the model's chat template; with ``answer`` ready for the model's turn.
+
+        Raises BadRequest if the template refuses the messages.
+        """
+
+    # -- sequences
+
+    def set_sampler(self, seq: int, sampling: Sampling | None) -> None:
+        """Give the sequence a fresh sampler; None frees it."""
+
+    def step(self, items: Sequence[BatchItem]) -> list[int | None]:
+        """Run one batch; the drawn token per item, None where ``sample`` is off.
+
+        Each item's ``pos`` must be the sequence's present length. Raises Aborted, CellsFull,
+        EngineFailed; after any of them the sequences are as before the call.
+        """
+
+    def length(self, seq: int) -> int:
+        """Tokens of the sequence in cells (its positions are 0 .. length-1)."""
+
+    def logits(self) -> object:
+        """Next-token logits (float32, n_vocab) of the last ``sample`` item of the last step; for tests and benches."""
+
+    def drop(self, seq: int, start: int) -> None:
+        """Remove the sequence's positions from ``start`` on."""
+
+    def copy(self, src: int, dst: int, stop: int) -> None:
+        """Let empty sequence ``dst`` share the first ``stop`` positions of ``src``, by reference where the runtime can."""
+
+    # -- KV in and out
+
+    def export(self, seq: int, start: int, stop: int) -> KvSlab:
+        """The KV of positions start .. stop-1, as views of a buffer that stays valid as long as the slab."""
+
+    def blank(self, n_tokens: int) -> KvSlab:
+        """A writable slab for ``load``, backed by the runtime's own layout so that ``load`` copies nothing twice. Safe on any thread."""
+
+    def load(self, seq: int, start: int, slab: KvSlab) -> None:
+        """Put a slab from ``blank`` (or ``export``) into cells at positions start .. start+n_tokens-1.
+
+        ``start`` must be the sequence's present length. Raises CellsFull, EngineFailed.
+        """
+
+    def abort(self) -> None:
+        """Make the step that runs now raise Aborted, soon. From any thread; no step running: no effect."""
+
+    def close(self) -> None:
+        """Free the model and the cells. The engine is of no use afterwards."""

@@ -1,0 +1,198 @@
+"""F1. The error tree: what went wrong, whose fault it is, whether to retry, what to do.
+
+Law: every failure that a caller can see is one of these. ``code`` is stable and part of the wire
+protocol; ``message`` says what happened; ``hint`` says what to do next.
+"""
+
+from __future__ import annotations
+
+import enum
+from typing import ClassVar
+
+
+class Fault(enum.Enum):
+    CALLER = "caller"
+    """The request cannot work as it stands."""
+    SERVICE = "service"
+    """A fault of llmaas."""
+    MACHINE = "machine"
+    """Disk, memory, files or the model: an operator can mend it."""
+
+
+class LlmaasError(Exception):
+    """Base of all errors that cross the border of the service."""
+
+    code: ClassVar[str] = "internal"
+    fault: ClassVar[Fault] = Fault.SERVICE
+    retryable: ClassVar[bool] = False
+    hint: str = "This is a fault of llmaas; the daemon's log has the details."
+
+    def __init__(self, message: str, *, hint: str | None = None) -> None:
+        super().__init__(message)
+        self.message = message
+        if hint is not None:
+            self.hint = hint
+
+
+class Internal(LlmaasError):
+    """An unexpected fault; the traceback is in the daemon's log."""
+
+
+# -- the caller's -----------------------------------------------------------------------------
+
+
+class CallerError(LlmaasError):
+    code = "bad_request"
+    fault = Fault.CALLER
+    hint = "Correct the request and send it again."
+
+
+class BadRequest(CallerError):
+    """A field is missing, unknown, or out of range."""
+
+
+class MalformedFrame(CallerError):
+    code = "malformed_frame"
+    hint = "Frames are a big-endian u32 length and a msgpack map; see docs/protocol.md."
+
+
+class FrameTooLarge(CallerError):
+    code = "frame_too_large"
+    hint = "Send the text in several append calls."
+
+
+class VersionMismatch(CallerError):
+    code = "version_mismatch"
+    hint = "Client and daemon must speak the same protocol version; upgrade the older one."
+
+
+class UnknownContext(CallerError):
+    """No such context for this app. Another app's context looks just the same from outside."""
+
+    code = "unknown_context"
+    hint = "An app sees only its own contexts: list them, or create one."
+
+
+class ContextExists(CallerError):
+    code = "context_exists"
+    hint = "Use the context that has this name, or choose another name."
+
+
+class ContextTooLong(CallerError):
+    code = "context_too_long"
+    hint = "Shorten the text, truncate the context, or start the daemon with more cells."
+
+
+class UnknownRequest(CallerError):
+    code = "unknown_request"
+    hint = "The request has already ended, or never began."
+
+
+class Forbidden(CallerError):
+    code = "forbidden"
+    hint = "Only the user who runs the daemon may do this."
+
+
+class ConfigError(CallerError):
+    code = "bad_config"
+    hint = "Correct the setting; 'llmaas serve --help' lists them all."
+
+
+class Cancelled(LlmaasError):
+    """The caller cancelled, or went away. ``n_generated`` tokens of the answer were kept."""
+
+    code = "cancelled"
+    fault = Fault.CALLER
+    hint = "Tokens that were streamed are part of the context; call again to go on."
+
+    def __init__(self, message: str, *, n_generated: int = 0, hint: str | None = None) -> None:
+        super().__init__(message, hint=hint)
+        self.n_generated = n_generated
+
+
+# -- the service's ----------------------------------------------------------------------------
+
+
+class Busy(LlmaasError):
+    code = "busy"
+    retryable = True
+    hint = "Too many requests are waiting; try again in a moment."
+
+
+class ShuttingDown(LlmaasError):
+    code = "shutting_down"
+    retryable = True
+    hint = "The daemon is stopping; connect again when it is back."
+
+
+class PolicyBug(LlmaasError):
+    """A policy proposed what the ledger cannot do, or a chunk made an illegal transition."""
+
+    code = "policy_bug"
+
+
+class EngineFailed(LlmaasError):
+    code = "engine_failed"
+    hint = "The model could not run this step; the daemon's log has the details."
+
+
+# -- the machine's ----------------------------------------------------------------------------
+
+
+class MachineError(LlmaasError):
+    code = "machine"
+    fault = Fault.MACHINE
+    hint = "Run 'llmaas doctor' to see what is wrong."
+
+
+class DiskFull(MachineError):
+    code = "disk_full"
+    retryable = True
+    hint = "Free space, or delete contexts ('llmaas ctx rm'); nothing that was stored is lost."
+
+
+class StoreFailed(MachineError):
+    code = "store_failed"
+    hint = "Run 'llmaas doctor' to check the store."
+
+
+class ModelUnreadable(MachineError):
+    code = "model_unreadable"
+    hint = "Give the path of a readable GGUF model file with --model."
+
+
+class ModelMismatch(MachineError):
+    """The context's token ids belong to another tokenizer than the running model's."""
+
+    code = "model_mismatch"
+    hint = "Serve the model that made this context, or create a new context."
+
+
+class SocketInUse(MachineError):
+    code = "socket_in_use"
+    hint = "Another daemon serves this socket: stop it, or give another path with --socket."
+
+
+class NotServing(MachineError):
+    code = "not_serving"
+    retryable = True
+    hint = "Start the daemon with 'llmaas serve', or give its socket with --socket."
+
+
+class ChunkDamaged(LlmaasError):
+    """A coded chunk fails its checks. Inside the service this is a miss, never an error."""
+
+    code = "chunk_damaged"
+    fault = Fault.MACHINE
+    hint = "The chunk is recomputed from its tokens."
+
+
+def by_code() -> dict[str, type[LlmaasError]]:
+    """Every error class by its code; the most general class of a code wins."""
+    found: dict[str, type[LlmaasError]] = {}
+    todo: list[type[LlmaasError]] = [LlmaasError]
+    while todo:
+        cls = todo.pop(0)
+        found.setdefault(cls.code, cls)
+        todo.extend(cls.__subclasses__())
+    return found

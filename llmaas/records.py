@@ -1,0 +1,244 @@
+"""F0. Values that cross borders: frozen dataclasses and enums, and nothing that acts.
+
+Law: this module imports no other module of llmaas. What is here may be compared, hashed (where
+frozen) and logged; it never opens, locks or waits for anything.
+"""
+
+from __future__ import annotations
+
+import enum
+from dataclasses import dataclass
+from typing import Any, NewType
+
+import numpy as np
+import numpy.typing as npt
+
+AppId = NewType("AppId", str)
+"""Verified identity of an app, ``"<uid>/<name>"``; the uid comes from the kernel."""
+ContextId = NewType("ContextId", str)
+"""Opaque id of a context: 16 hex digits."""
+ChunkKey = NewType("ChunkKey", bytes)
+"""16 bytes that name a chunk by (app, model, adapter, every token up to its end)."""
+RequestId = NewType("RequestId", int)
+
+CHUNK_TOKENS = 64
+"""Tokens in a full chunk. The last chunk of a context may be shorter."""
+
+F16 = npt.NDArray[np.float16]
+
+
+class Tier(enum.IntEnum):
+    """Where a chunk is, best first (DESIGN, Words)."""
+
+    CELLS = 0
+    POOL = 1
+    DISK = 2
+    NONE = 3
+
+
+@dataclass(frozen=True, slots=True)
+class Precision:
+    """Nominal bits per value of a coded chunk, for K and V apart. 16 is lossless."""
+
+    k: int = 16
+    v: int = 16
+
+    def __post_init__(self) -> None:
+        if not (2 <= self.k <= 16 and 2 <= self.v <= 16):
+            raise ValueError(f"precision out of range: k={self.k} v={self.v}")
+
+    @property
+    def lossless(self) -> bool:
+        return self.k == 16 and self.v == 16
+
+
+LOSSLESS = Precision(16, 16)
+
+
+@dataclass(frozen=True, slots=True)
+class Geometry:
+    """Shape of the KV of one token: the same for every layer.
+
+    ``k_dim`` and ``v_dim`` are values per token and layer (KV heads x head dimension).
+    """
+
+    n_layer: int
+    k_dim: int
+    v_dim: int
+    head_dim_k: int
+    head_dim_v: int
+
+    def __post_init__(self) -> None:
+        if self.k_dim % self.head_dim_k or self.v_dim % self.head_dim_v:
+            raise ValueError(f"head dimension does not divide the row: {self}")
+
+    @property
+    def token_bytes(self) -> int:
+        """Bytes of one token's KV in f16."""
+        return 2 * self.n_layer * (self.k_dim + self.v_dim)
+
+
+@dataclass(slots=True, eq=False)
+class KvSlab:
+    """The f16 KV of ``n_tokens`` consecutive tokens, all layers.
+
+    ``k`` has shape (n_layer, n_tokens, k_dim), ``v`` (n_layer, n_tokens, v_dim). Both may be strided
+    views of a larger buffer, contiguous along the last axis only; ``owner`` keeps that buffer alive.
+    """
+
+    k: F16
+    v: F16
+    owner: Any = None
+
+    @property
+    def n_tokens(self) -> int:
+        return int(self.k.shape[1])
+
+
+@dataclass(frozen=True, slots=True)
+class ModelInfo:
+    """What the service must know about a loaded model.
+
+    ``fingerprint`` names the weights (a chunk is valid for these only); ``vocab`` names the
+    tokenizer (token ids are valid for these only).
+    """
+
+    name: str
+    fingerprint: str
+    vocab: str
+    geometry: Geometry
+    n_ctx_train: int
+    n_vocab: int
+    size_bytes: int
+    chunkable: bool = True
+    note: str = ""
+
+
+@dataclass(frozen=True, slots=True)
+class Message:
+    """One message of a conversation, as chat templates know it."""
+
+    role: str
+    content: str
+
+
+@dataclass(frozen=True, slots=True)
+class Sampling:
+    """How the next token is drawn. ``temperature`` 0 is greedy; ``seed`` None draws one."""
+
+    temperature: float = 0.0
+    top_k: int = 40
+    top_p: float = 0.95
+    min_p: float = 0.05
+    seed: int | None = None
+
+    def __post_init__(self) -> None:
+        if not 0.0 <= self.temperature <= 10.0:
+            raise ValueError(f"temperature must be in [0, 10], not {self.temperature}")
+        if self.top_k < 0:
+            raise ValueError(f"top_k must be 0 (off) or more, not {self.top_k}")
+        if not 0.0 < self.top_p <= 1.0:
+            raise ValueError(f"top_p must be in (0, 1], not {self.top_p}")
+        if not 0.0 <= self.min_p <= 1.0:
+            raise ValueError(f"min_p must be in [0, 1], not {self.min_p}")
+
+
+@dataclass(frozen=True, slots=True)
+class Turn:
+    """What a call adds to a context before the model answers.
+
+    Either chat ``messages`` (put through the model's chat template) or raw ``prompt`` text, or
+    nothing at all (continue from where the context stands).
+    """
+
+    messages: tuple[Message, ...] = ()
+    prompt: str | None = None
+
+    def __post_init__(self) -> None:
+        if self.messages and self.prompt is not None:
+            raise ValueError("give messages or a prompt, not both")
+
+
+@dataclass(frozen=True, slots=True)
+class Generation:
+    """Limits and sampling of one answer."""
+
+    max_tokens: int = 256
+    sampling: Sampling = Sampling()
+    stop: tuple[str, ...] = ()
+
+    def __post_init__(self) -> None:
+        if self.max_tokens < 1:
+            raise ValueError(f"max_tokens must be at least 1, not {self.max_tokens}")
+        if any(not s for s in self.stop):
+            raise ValueError("a stop string may not be empty")
+
+
+class FinishReason(enum.Enum):
+    STOP = "stop"
+    """The model ended its turn, or a stop string appeared."""
+    LENGTH = "length"
+    """max_tokens were generated."""
+    CONTEXT_FULL = "context_full"
+    """The context reached the longest length that the service can hold."""
+    APPENDED = "appended"
+    """Nothing was to be generated."""
+
+
+@dataclass(frozen=True, slots=True)
+class Piece:
+    """A piece of an answer as it streams. ``text`` is whole UTF-8; it may be empty."""
+
+    text: str
+    tokens: tuple[int, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class SwitchReport:
+    """Where the tokens of a context were when a call needed them, and what that cost."""
+
+    cells: int = 0
+    pool: int = 0
+    disk: int = 0
+    recomputed: int = 0
+    switch_ms: float = 0.0
+
+    @property
+    def tokens(self) -> int:
+        return self.cells + self.pool + self.disk + self.recomputed
+
+
+@dataclass(frozen=True, slots=True)
+class Done:
+    """Terminal reply of append and generate."""
+
+    context: ContextId
+    reason: FinishReason
+    n_tokens: int
+    """Tokens in the context now."""
+    n_prompt: int
+    """Tokens that this call added before the answer."""
+    n_generated: int
+    switch: SwitchReport
+    queue_ms: float
+    ttft_ms: float
+    """From submission to the first token (for append: to the end)."""
+    decode_tps: float
+    """Tokens per second after the first."""
+
+
+@dataclass(frozen=True, slots=True)
+class ContextInfo:
+    """A context as its owner sees it."""
+
+    id: ContextId
+    app: AppId
+    name: str
+    n_tokens: int
+    n_messages: int
+    created: float
+    last_used: float
+    tiers: tuple[int, int, int, int] = (0, 0, 0, 0)
+    """Tokens whose best copy is in CELLS, POOL, DISK, NONE."""
+    usable: bool = True
+    """False while the service runs a model with another tokenizer."""
