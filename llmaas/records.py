@@ -242,3 +242,11 @@ class ContextInfo:
     """Tokens whose best copy is in CELLS, POOL, DISK, NONE."""
     usable: bool = True
     """False while the service runs a model with another tokenizer."""
+
+
+@dataclass(frozen=True, slots=True)
+class ContextDetail:
+    """A context with its conversation."""
+
+    info: ContextInfo
+    messages: tuple[Message, ...]

@@ -1,0 +1,198 @@
+"""F6. The pool: carries out chunk actions with buffers, codec, store and worker threads.
+
+Law: it decides nothing. It keeps the coded bytes of the POOL and moves chunks CELLS <-> POOL <-> DISK as the planner
+says; its books (``nbytes``) must equal the ledger's. A chunk that cannot be read or decoded is reported, never raised.
+
+Loads run at normal priority: someone waits for them. Saves and writes run on threads of low CPU priority.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import logging
+import os
+import threading
+from collections import deque
+from collections.abc import Callable, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
+
+from llmaas.engine.thread import EngineThread
+from llmaas.errors import ChunkDamaged, DiskFull, LlmaasError
+from llmaas.events import ChunkSource, ChunkTarget, LoadChunks, Loaded, SaveChunks, Saved, WriteChunks, Written
+from llmaas.kvchunks.codec import Codec
+from llmaas.kvchunks.store import Store
+from llmaas.records import ChunkKey, ContextId, KvSlab, Tier
+
+log = logging.getLogger(__name__)
+
+Payload = bytes | bytearray | memoryview
+
+_AHEAD = 4
+"""Chunks decoded ahead of the engine: bounds the f16 buffers of one load to about six chunks."""
+_NICENESS = 10
+
+
+class Pool:
+    """Coded chunks in RAM, and the threads that move them. ``load``, ``save``, ``write`` return at once."""
+
+    def __init__(self, engine: EngineThread, codec: Codec, store: Store, *, workers: int = 2) -> None:
+        self._engine = engine
+        self._codec = codec
+        self._store = store
+        self._bytes: dict[ChunkKey, Payload] = {}
+        self._loaders = ThreadPoolExecutor(2, "load")
+        self._decoders = ThreadPoolExecutor(workers, "decode")
+        self._savers = ThreadPoolExecutor(workers, "save", _be_nice)
+        self._writer = ThreadPoolExecutor(1, "write", _be_nice)
+
+    @property
+    def nbytes(self) -> int:
+        """Bytes of coded chunks held in RAM."""
+        return sum(len(p) for p in list(self._bytes.values()))
+
+    def close(self) -> None:
+        for executor in (self._loaders, self._decoders, self._savers, self._writer):
+            executor.shutdown(wait=True, cancel_futures=True)
+        self._bytes.clear()
+
+    def drop(self, keys: Sequence[ChunkKey]) -> None:
+        for key in keys:
+            self._bytes.pop(key, None)
+
+    def drop_disk(self, keys: Sequence[ChunkKey]) -> None:
+        """Discard from the store, after the writes that were asked for before."""
+        self._writer.submit(self._discard, tuple(keys))
+
+    # -- to CELLS
+
+    def load(self, action: LoadChunks, done: Callable[[Loaded], None]) -> None:
+        """Begin a load; ``done`` is called on a worker thread."""
+        held = {s.key: self._bytes.get(s.key) for s in action.chunks if s.tier is Tier.POOL}
+        self._loaders.submit(self._load, action, held, done)
+
+    def _load(self, action: LoadChunks, held: dict[ChunkKey, Payload | None], done: Callable[[Loaded], None]) -> None:
+        try:
+            event = self._load_in_order(action, held)
+        except Exception:
+            log.exception("load %d failed", action.load)
+            event = Loaded(action.load, 0, ())
+        done(event)
+
+    def _load_in_order(self, action: LoadChunks, payloads: dict[ChunkKey, Payload | None]) -> Loaded:
+        payloads.update(self._read(action.chunks))
+        decoding: deque[Future[KvSlab]] = deque()
+        loading: deque[Future[None]] = deque()
+        todo = iter(action.chunks)
+        n_loaded = 0
+
+        def decode_next() -> None:
+            source = next(todo, None)
+            if source is not None:
+                decoding.append(self._decoders.submit(self._decode, source, payloads[source.key]))
+
+        for _ in range(_AHEAD):
+            decode_next()
+        damaged: tuple[ChunkKey, ...] = ()
+        for source in action.chunks:
+            try:
+                slab = decoding.popleft().result()
+            except ChunkDamaged as e:
+                log.warning("chunk %s is damaged and will be recomputed: %s", source.key.hex(), e.message)
+                damaged = (source.key,)
+                break
+            loading.append(self._engine.submit(self._engine.engine.load, action.seq, source.start, slab))
+            if len(loading) > _AHEAD:
+                loading.popleft().result()
+                n_loaded += 1
+            decode_next()
+        try:
+            for future in loading:
+                future.result()
+                n_loaded += 1
+        finally:
+            for pending in decoding:
+                pending.cancel()
+        self._keep(action.chunks[:n_loaded], payloads)
+        return Loaded(action.load, n_loaded, damaged)
+
+    def _read(self, sources: Sequence[ChunkSource]) -> dict[ChunkKey, Payload | None]:
+        keys = [s.key for s in sources if s.tier is Tier.DISK]
+        if not keys:
+            return {}
+        try:
+            return dict(zip(keys, self._store.get(keys), strict=True))
+        except LlmaasError as e:
+            log.warning("cannot read %d chunks: %s", len(keys), e.message)
+            return dict.fromkeys(keys)
+
+    def _decode(self, source: ChunkSource, payload: Payload | None) -> KvSlab:
+        if payload is None:
+            raise ChunkDamaged("its bytes are missing")
+        slab = self._engine.engine.blank(source.stop - source.start)
+        self._codec.decode(payload, source.key, slab)
+        return slab
+
+    def _keep(self, sources: Sequence[ChunkSource], payloads: dict[ChunkKey, Payload | None]) -> None:
+        for source in sources:
+            payload = payloads[source.key]
+            if source.keep and payload is not None:
+                # A view would keep the whole read buffer alive for one chunk.
+                self._bytes[source.key] = bytes(payload) if isinstance(payload, memoryview) else payload
+
+    # -- from CELLS
+
+    def save(self, action: SaveChunks, done: Callable[[Saved], None]) -> None:
+        """Export at once in the engine's order, then code in the background; ``done`` comes on a worker thread."""
+        exported = self._engine.submit(self._export, action.seq, action.chunks)
+        self._savers.submit(self._save, action, exported, done)
+
+    def _export(self, seq: int, targets: Sequence[ChunkTarget]) -> list[KvSlab]:
+        return [self._engine.engine.export(seq, t.start, t.stop) for t in targets]
+
+    def _save(self, action: SaveChunks, exported: Future[list[KvSlab]], done: Callable[[Saved], None]) -> None:
+        sizes = [0] * len(action.chunks)
+        try:
+            slabs = exported.result()
+            for i, target in enumerate(action.chunks):
+                payload = self._codec.encode(slabs[i], target.precision, target.key)
+                if len(payload) > self._codec.encoded_size(target.stop - target.start, target.precision):
+                    log.warning("chunk %s has values that no group can hold; it is not kept", target.key.hex())
+                    continue
+                self._bytes[target.key] = payload
+                sizes[i] = len(payload)
+        except Exception:
+            log.exception("save %d failed; its chunks will be recomputed when needed", action.save)
+        done(Saved(action.save, tuple(sizes)))
+
+    # -- to DISK
+
+    def write(self, action: WriteChunks, n_tokens: Sequence[int], done: Callable[[Written], None]) -> None:
+        """Begin a write; ``n_tokens`` is parallel to the keys. ``done`` is called on a worker thread."""
+        items = [(key, n, self._bytes[key]) for key, n in zip(action.keys, n_tokens, strict=True)]
+        self._writer.submit(self._write, action, items, done)
+
+    def _write(
+        self, action: WriteChunks, items: list[tuple[ChunkKey, int, Payload]], done: Callable[[Written], None]
+    ) -> None:
+        sizes = tuple(len(payload) for _, _, payload in items)
+        try:
+            self._store.put(ContextId(action.context), items)
+        except DiskFull as e:
+            log.warning("%d chunks stay in memory: %s", len(items), e.message)
+            sizes = (0,) * len(items)
+        except Exception:
+            log.exception("write %d failed; its chunks stay in memory", action.write)
+            sizes = (0,) * len(items)
+        done(Written(action.write, sizes))
+
+    def _discard(self, keys: tuple[ChunkKey, ...]) -> None:
+        try:
+            self._store.discard(keys)
+        except Exception:
+            log.exception("cannot discard %d chunks; 'llmaas doctor --repair' will", len(keys))
+
+
+def _be_nice() -> None:
+    """Lower this thread's CPU priority (Linux: niceness is per thread)."""
+    with contextlib.suppress(OSError, AttributeError):
+        os.setpriority(os.PRIO_PROCESS, threading.get_native_id(), _NICENESS)

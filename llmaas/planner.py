@@ -1,0 +1,437 @@
+"""F5. The planner: every decision of the service, pure and synchronous.
+
+Law: ``handle(event, now) -> actions``. It reads no clock, file, socket or model, so the same code runs the live
+service and the replay of a trace. Work per event does not grow with idle contexts.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+from llmaas.errors import PolicyBug
+from llmaas.events import (
+    Action,
+    Admitted,
+    BudgetChanged,
+    CancelRequested,
+    ChunksFound,
+    ChunkSource,
+    ContextChanged,
+    ContextClosed,
+    ContextOpened,
+    Drawn,
+    DropDisk,
+    Event,
+    Finish,
+    LoadChunks,
+    Loaded,
+    Outcome,
+    RunStep,
+    Saved,
+    StepDone,
+    StepFailed,
+    StepItem,
+    Submitted,
+    Switched,
+    Written,
+)
+from llmaas.planner_state import Cells, Context, Job, PlannerSettings, Stage, Tally
+from llmaas.planner_swap import SwapBooks
+from llmaas.policies.eviction import EVICTION
+from llmaas.policies.precision import PRECISION
+from llmaas.policies.scheduling import SCHEDULING
+from llmaas.policies.split import SPLIT, Way
+from llmaas.records import CHUNK_TOKENS, ChunkKey, ContextId, RequestId, Tier
+
+
+class Planner:
+    """Holds the ledger and calls the policies (DESIGN: one decision loop, two worlds)."""
+
+    def __init__(
+        self,
+        settings: PlannerSettings,
+        *,
+        eviction: str = "lru",
+        precision: str = "uniform",
+        split: str = "load_first",
+        scheduling: str = "fifo",
+    ) -> None:
+        self.settings = settings
+        self.tally = Tally()
+        self._swap = SwapBooks(settings, EVICTION[eviction](), PRECISION[precision](settings.precision), self.tally)
+        self._split = SPLIT[split]()
+        self._queue = SCHEDULING[scheduling]()
+        self._cells = Cells(settings.n_cells, settings.n_seqs)
+        self._contexts: dict[ContextId, Context] = {}
+        self._jobs: dict[RequestId, Job] = {}
+        self._running: dict[RequestId, Job] = {}
+        self._loads: dict[int, tuple[Job, LoadChunks]] = {}
+        self._step: RunStep | None = None
+        self._out: list[Action] = []
+        self._handlers: dict[type, Callable[[Any, float], None]] = {
+            ContextOpened: self._opened,
+            ContextChanged: self._changed,
+            ContextClosed: self._closed,
+            ChunksFound: self._found,
+            Submitted: self._submitted,
+            CancelRequested: self._cancel,
+            StepDone: self._step_done,
+            StepFailed: self._step_failed,
+            Loaded: self._loaded,
+            Saved: self._saved,
+            Written: self._written,
+            BudgetChanged: self._budget,
+        }
+
+    def handle(self, event: Event, now: float) -> list[Action]:
+        """Take one event in; the actions it calls for, in the order they must begin."""
+        self._out = []
+        self._handlers[type(event)](event, now)
+        self._admit(now)
+        for job in list(self._running.values()):
+            if job.stage is Stage.SWITCHING:
+                self._switch(job, now)
+        self._compose_step()
+        self._swap.pump_writes(self._out)
+        self._swap.pump_saves(now, self._out)
+        return self._out
+
+    # -- what others may know
+
+    @property
+    def idle(self) -> bool:
+        """Nothing runs, waits, or is being swapped out."""
+        return not self._jobs and self._swap.idle
+
+    @property
+    def waiting(self) -> int:
+        return len(self._queue)
+
+    @property
+    def pool_used(self) -> int:
+        return self._swap.ledger.pool_used
+
+    @property
+    def pool_budget(self) -> int:
+        return self._swap.ledger.pool_budget
+
+    @property
+    def disk_used(self) -> int:
+        return self._swap.ledger.disk_used
+
+    @property
+    def cells_used(self) -> int:
+        return sum(c.cells for c in self._contexts.values() if c.seq is not None)
+
+    def tiers(self, context_id: ContextId) -> tuple[int, int, int, int]:
+        """Tokens of the context whose best copy is in CELLS, POOL, DISK, NONE."""
+        context = self._contexts[context_id]
+        count = [0, 0, 0, 0]
+        for i, key in enumerate(context.keys):
+            start = i * CHUNK_TOKENS
+            n = min(start + CHUNK_TOKENS, context.n_kv) - start
+            resident = max(0, min(n, context.cells - start))
+            count[Tier.CELLS] += resident
+            count[self._swap.ledger.tier(key)] += n - resident
+        return count[0], count[1], count[2], count[3]
+
+    def check(self) -> list[str]:
+        """Problems found; empty when the books balance."""
+        problems = self._swap.check()
+        refs: dict[ChunkKey, int] = {}
+        for context in self._contexts.values():
+            for key in context.keys:
+                refs[key] = refs.get(key, 0) + 1
+            if len(context.keys) != -(-context.n_kv // CHUNK_TOKENS):
+                problems.append(f"context {context.id}: {len(context.keys)} chunks for {context.n_kv} tokens")
+            if context.cells and context.seq is None:
+                problems.append(f"context {context.id}: cells without a sequence")
+        for key in refs:
+            if self._swap.ledger.chunk(key).refs != refs[key]:
+                problems.append(f"chunk {key.hex()}: wrong reference count")
+        if len(refs) != len(self._swap.ledger) and self._swap.idle:
+            problems.append(f"{len(self._swap.ledger) - len(refs)} chunks belong to no context")
+        if self._cells.free < 0:
+            problems.append(f"cells overcommitted by {-self._cells.free}")
+        if not self._running and self._cells.reserved:
+            problems.append(f"{self._cells.reserved} cells reserved for nobody")
+        return problems
+
+    # -- contexts
+
+    def _opened(self, event: ContextOpened, now: float) -> None:
+        context = Context(event.context, event.app, [], event.n_kv)
+        self._contexts[event.context] = context
+        self._swap.own(context, 0, event.keys, self._out)
+
+    def _changed(self, event: ContextChanged, now: float) -> None:
+        context = self._contexts[event.context]
+        context.committing = False
+        self._cells.trim(context, self._cut(context, event.n_kv), self._out)
+        context.n_kv = event.n_kv
+        self._swap.own(context, event.first, event.keys, self._out)
+        self._swap.want_saved(context)
+
+    @staticmethod
+    def _cut(context: Context, n: int) -> int:
+        """Cells to keep of ``n`` tokens. What remains of a chunk that came back coded cannot stay:
+
+        it will grow into another chunk, and coding it again would code decoded values.
+        """
+        index, rest = divmod(n, CHUNK_TOKENS)
+        return index * CHUNK_TOKENS if rest and index in context.lossy else n
+
+    def _closed(self, event: ContextClosed, now: float) -> None:
+        context = self._contexts.pop(event.context)
+        self._cells.trim(context, 0, self._out)
+        context.n_kv = 0
+        self._swap.own(context, 0, (), self._out)
+
+    def _found(self, event: ChunksFound, now: float) -> None:
+        orphans = []
+        for key, nbytes in event.chunks:
+            if key in self._swap.ledger:
+                self._swap.ledger.found_on_disk(key, nbytes)
+            else:
+                orphans.append(key)
+        if orphans:
+            self._out.append(DropDisk(tuple(orphans)))
+
+    def _budget(self, event: BudgetChanged, now: float) -> None:
+        self._swap.set_pool_budget(event.pool_bytes, self._out)
+
+    # -- admission
+
+    def _submitted(self, event: Submitted, now: float) -> None:
+        context = self._contexts[event.context]
+        if event.n_total > self.settings.ctx_limit:
+            raise PolicyBug(f"{event.n_total} tokens can never be in {self.settings.ctx_limit} cells")
+        reserve = min(event.n_total + event.max_new, self.settings.ctx_limit)
+        job = Job(event.request, context, event.n_total, event.max_new, reserve)
+        self._jobs[event.request] = job
+        self._queue.add(event.request, event.priority, now)
+
+    def _admit(self, now: float) -> None:
+        while len(self._running) < self.settings.max_running:
+            request = self._queue.head(now)
+            if request is None or not self._make_cells(self._jobs[request], now):
+                return
+            job = self._jobs[request]
+            self._queue.remove(request)
+            self._cells.start(job.context, job.reserve)
+            self._running[request] = job
+            job.stage = Stage.SWITCHING
+            job.from_cells = min(job.context.cells, job.context.n_kv)
+            assert job.context.seq is not None
+            self._out.append(Admitted(request, job.context.seq))
+
+    def _make_cells(self, job: Job, now: float) -> bool:
+        need = job.reserve - job.context.cells if job.context.id in self._cells.idle else job.reserve
+        victims = self._cells.victims(need, job.context, lose_unsaved=False)
+        if victims is None and not self._running and self._swap.stuck:
+            # Nothing under way will make room: the unsaved chunks are given up and recomputed some day.
+            victims = self._cells.victims(need, job.context, lose_unsaved=True)
+        if victims is None:
+            return False
+        for context in victims:
+            for key in context.keys:
+                self._swap.touch(key, now)  # used until now, only not from the POOL
+            self._cells.trim(context, 0, self._out)
+            self.tally.contexts_left_cells += 1
+        return True
+
+    def _cancel(self, event: CancelRequested, now: float) -> None:
+        job = self._jobs.get(event.request)
+        if job is None:
+            return  # it has just ended: the terminal reply is on its way
+        job.cancelled = True
+        if job.stage is Stage.QUEUED:
+            self._queue.remove(job.request)
+            self._finish(job, Outcome.CANCELLED)
+        elif not job.in_step and job.stage is not Stage.LOADING:
+            self._finish(job, Outcome.CANCELLED)
+
+    def _finish(self, job: Job, outcome: Outcome) -> None:
+        del self._jobs[job.request]
+        if self._running.pop(job.request, None) is not None:
+            self._cells.stop(job.context, job.reserve)
+        job.context.committing = True
+        self._out.append(Finish(job.request, job.context.id, outcome, job.context.cells))
+
+    # -- switching
+
+    def _switch(self, job: Job, now: float) -> None:
+        """Decide the next segment of the way back into CELLS, or that the context is back."""
+        context = job.context
+        covered = min(context.n_kv, job.n_total)
+        if context.cells >= min(covered, job.goal):
+            self._switched(job)
+            return
+        index, rest = divmod(context.cells, CHUNK_TOKENS)
+        ledger = self._swap.ledger
+        if rest and ledger.tier(context.keys[index]) is not Tier.NONE:
+            # Part of a chunk is in CELLS and a copy of all of it exists: take the copy.
+            self._cells.trim(context, index * CHUNK_TOKENS, self._out)
+            job.from_cells = min(job.from_cells, context.cells)
+        first = ledger.chunk(context.keys[index])
+        if first.tier is Tier.NONE and first.moving:
+            return  # it is being coded right now; its arrival brings us back here
+        last = -(-covered // CHUNK_TOKENS)
+        segment = self._split.plan([ledger.tier(key) for key in context.keys[index:last]])[0]
+        if segment.way is Way.LOAD:
+            self._load(job, index, index + segment.stop, now)
+        else:
+            job.until = min((index + segment.stop) * CHUNK_TOKENS, covered, job.goal)
+            job.stage = Stage.RECOMPUTING
+
+    def _load(self, job: Job, first: int, stop: int, now: float) -> None:
+        context, ledger = job.context, self._swap.ledger
+        keys = context.keys[first:stop]
+        for key in keys:
+            self._swap.pin_source(key)  # all of them first, so that none evicts another
+        sources = []
+        for i, key in enumerate(keys, start=first):
+            tier = ledger.tier(key)
+            keep = tier is Tier.DISK and self._swap.reserve_copy(key, now, self._out)
+            start = i * CHUNK_TOKENS
+            sources.append(ChunkSource(key, start, min(start + CHUNK_TOKENS, context.n_kv), tier, keep))
+        assert context.seq is not None
+        load = LoadChunks(self._swap.next_id(), context.id, context.seq, tuple(sources))
+        self._loads[load.load] = (job, load)
+        job.stage = Stage.LOADING
+        self._out.append(load)
+
+    def _loaded(self, event: Loaded, now: float) -> None:
+        job, load = self._loads.pop(event.load)
+        context = job.context
+        damaged = frozenset(event.damaged)
+        for i, source in enumerate(load.chunks):
+            ok = i < event.n_loaded
+            self._out += self._swap.loaded(
+                source.key, source.tier, source.keep, ok=ok, damaged=source.key in damaged, now=now
+            )
+            if ok:
+                self._arrived(job, context, source)
+        if job.cancelled:
+            self._finish(job, Outcome.CANCELLED)
+        elif event.n_loaded < len(load.chunks) and not damaged:
+            self._finish(job, Outcome.ENGINE_FAILED)
+        else:
+            job.stage = Stage.SWITCHING
+
+    @staticmethod
+    def _arrived(job: Job, context: Context, source: ChunkSource) -> None:
+        n = source.stop - source.start
+        if n == CHUNK_TOKENS:  # a partial chunk is kept lossless
+            context.lossy.add(source.start // CHUNK_TOKENS)
+        context.cells = source.stop
+        if source.tier is Tier.POOL:
+            job.from_pool += n
+        else:
+            job.from_disk += n
+
+    def _switched(self, job: Job) -> None:
+        self._cells.trim(job.context, job.goal, self._out)
+        job.stage = Stage.PREFILLING
+        self.tally.switches += 1
+        self.tally.tokens_from_cells += job.from_cells
+        self.tally.tokens_from_pool += job.from_pool
+        self.tally.tokens_from_disk += job.from_disk
+        self.tally.tokens_recomputed += job.recomputed
+        self._out.append(Switched(job.request, job.from_cells, job.from_pool, job.from_disk, job.recomputed))
+        if job.context.cells >= job.n_total:
+            self._finish(job, Outcome.APPENDED)
+
+    # -- steps
+
+    def _compose_step(self) -> None:
+        """All decodes in one batch, then prefill slices while there is room."""
+        if self._step is not None:
+            return
+        items: list[StepItem] = []
+        room, slice_left = self.settings.max_batch, self.settings.prefill_slice
+        for job in self._running.values():
+            if job.stage is Stage.DECODING and room:
+                cells = job.context.cells
+                items.append(self._item(job, cells + 1, sample=True))
+                room -= 1
+        for job in self._running.values():
+            if job.stage is Stage.PREFILLING:
+                stop = min(job.n_total, job.context.cells + min(room, slice_left))
+                sample = stop == job.n_total and job.max_new > 0
+            elif job.stage is Stage.RECOMPUTING:
+                stop = min(job.until, job.context.cells + min(room, slice_left))
+                sample = False
+            else:
+                continue
+            n = stop - job.context.cells
+            if n > 0:
+                items.append(self._item(job, stop, sample=sample))
+                room -= n
+                slice_left -= n
+        if items:
+            self._step = RunStep(self._swap.next_id(), tuple(items))
+            self._out.append(self._step)
+
+    @staticmethod
+    def _item(job: Job, stop: int, *, sample: bool) -> StepItem:
+        assert job.context.seq is not None
+        job.in_step = True
+        return StepItem(job.request, job.context.id, job.context.seq, job.context.cells, stop, sample)
+
+    def _step_done(self, event: StepDone, now: float) -> None:
+        step, self._step = self._step, None
+        if step is None or step.step != event.step:
+            raise PolicyBug(f"step {event.step} ended but was not running")
+        for item, drawn in zip(step.items, event.drawn, strict=True):
+            job = self._running[item.request]
+            job.in_step = False
+            job.context.cells = item.stop
+            self._stepped(job, item.stop - item.start, drawn)
+
+    def _stepped(self, job: Job, n: int, drawn: Drawn) -> None:
+        if job.stage is Stage.RECOMPUTING:
+            job.recomputed += n
+            if job.context.cells >= job.until:
+                job.stage = Stage.SWITCHING
+        elif job.stage is Stage.PREFILLING:
+            self.tally.tokens_prefilled += n
+            if job.context.cells == job.n_total:
+                job.stage = Stage.DECODING
+        if drawn in (Drawn.TOKEN, Drawn.LAST):
+            job.produced += 1
+            self.tally.tokens_generated += 1
+        outcome = self._outcome(job, drawn)
+        if outcome is not None:
+            self._finish(job, outcome)
+
+    def _outcome(self, job: Job, drawn: Drawn) -> Outcome | None:
+        if drawn in (Drawn.LAST, Drawn.END):
+            return Outcome.STOP
+        if job.cancelled:
+            return Outcome.CANCELLED
+        if job.stage is not Stage.DECODING:
+            return None
+        if job.max_new == 0:
+            return Outcome.APPENDED
+        if job.produced >= job.max_new:
+            return Outcome.LENGTH
+        return Outcome.CONTEXT_FULL if job.n_total + job.produced >= self.settings.ctx_limit else None
+
+    def _step_failed(self, event: StepFailed, now: float) -> None:
+        step, self._step = self._step, None
+        if step is None or step.step != event.step:
+            raise PolicyBug(f"step {event.step} failed but was not running")
+        for item in step.items:
+            job = self._running[item.request]
+            job.in_step = False
+            self._finish(job, Outcome.CANCELLED if job.cancelled else Outcome.ENGINE_FAILED)
+
+    # -- swap-out
+
+    def _saved(self, event: Saved, now: float) -> None:
+        self._swap.saved(event.save, event.nbytes, now, self._out)
+
+    def _written(self, event: Written, now: float) -> None:
+        self._swap.written(event.write, event.nbytes, self._out)

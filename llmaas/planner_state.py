@@ -1,0 +1,186 @@
+"""F4. What the planner knows of contexts, jobs and cells.
+
+Law: plain bookkeeping, no decisions. Everything here is private to the planner; others see ``Tally`` and copies.
+"""
+
+from __future__ import annotations
+
+import enum
+from collections import OrderedDict
+from dataclasses import dataclass, field
+
+from llmaas.errors import PolicyBug
+from llmaas.events import Action, DropCells
+from llmaas.records import CHUNK_TOKENS, AppId, ChunkKey, ContextId, Geometry, Precision, RequestId
+
+
+@dataclass(frozen=True, slots=True)
+class PlannerSettings:
+    """Fixed facts and choices: plain values, so that a recorded run can be planned again."""
+
+    n_cells: int
+    n_seqs: int
+    pool_bytes: int
+    ctx_limit: int
+    """Tokens of the longest context: the model's limit, or all the cells."""
+    geometry: Geometry
+    swappable: bool = True
+    """False for models without per-token KV rows: their contexts are always recomputed."""
+    precision: Precision = Precision(4, 4)
+    max_batch: int = 512
+    prefill_slice: int = 256
+    max_running: int = 4
+    save_batch: int = 8
+    """Chunks exported at once: bounds the f16 bytes in flight and how long a step can be held up."""
+    write_batch: int = 64
+
+    def __post_init__(self) -> None:
+        if not 0 < self.ctx_limit <= self.n_cells:
+            raise ValueError(f"ctx_limit must be in 1 .. n_cells={self.n_cells}, not {self.ctx_limit}")
+
+
+class Stage(enum.Enum):
+    QUEUED = "queued"
+    SWITCHING = "switching"
+    LOADING = "loading"
+    RECOMPUTING = "recomputing"
+    PREFILLING = "prefilling"
+    DECODING = "decoding"
+
+
+@dataclass(slots=True, eq=False)
+class Context:
+    """``keys`` cover the first ``n_kv`` tokens; the first ``cells`` tokens are in sequence ``seq``."""
+
+    id: ContextId
+    app: AppId
+    keys: list[ChunkKey]
+    n_kv: int
+    seq: int | None = None
+    cells: int = 0
+    lossy: set[int] = field(default_factory=set)
+    """Indices of chunks whose cells came from a coded copy: they may not be coded again."""
+    running: bool = False
+    committing: bool = False
+    """A call has finished but its ContextChanged is still to come."""
+    unsaved: int = 0
+    """Saves that wait for their turn; evicting the cells now would lose them."""
+
+
+@dataclass(slots=True, eq=False)
+class Job:
+    """A call on its way. ``reserve`` is the most cells it can come to need."""
+
+    request: RequestId
+    context: Context
+    n_total: int
+    max_new: int
+    reserve: int
+    stage: Stage = Stage.QUEUED
+    in_step: bool = False
+    cancelled: bool = False
+    produced: int = 0
+    until: int = 0
+    from_cells: int = 0
+    from_pool: int = 0
+    from_disk: int = 0
+    recomputed: int = 0
+
+    @property
+    def goal(self) -> int:
+        """Tokens that may be in CELLS before the prefill: generation needs the last one's logits."""
+        return self.n_total - 1 if self.max_new else self.n_total
+
+
+@dataclass(slots=True)
+class Tally:
+    """Counts since start. Tokens, chunks or bytes as named."""
+
+    switches: int = 0
+    tokens_from_cells: int = 0
+    tokens_from_pool: int = 0
+    tokens_from_disk: int = 0
+    tokens_recomputed: int = 0
+    tokens_prefilled: int = 0
+    tokens_generated: int = 0
+    contexts_left_cells: int = 0
+    chunks_evicted: int = 0
+    chunks_saved: int = 0
+    chunks_unsaved: int = 0
+    chunks_written: int = 0
+    bytes_written: int = 0
+    writes_failed: int = 0
+    chunks_damaged: int = 0
+
+
+class Cells:
+    """Who is in CELLS. Running contexts hold a reservation, idle ones what they have."""
+
+    def __init__(self, n_cells: int, n_seqs: int, chunk: int = CHUNK_TOKENS) -> None:
+        self.n_cells = n_cells
+        self.reserved = 0
+        self.idle: OrderedDict[ContextId, Context] = OrderedDict()
+        """Resident and not running, least recently run first."""
+        self.idle_cells = 0
+        self._seqs = list(range(n_seqs - 1, -1, -1))
+        self._chunk = chunk
+
+    @property
+    def free(self) -> int:
+        return self.n_cells - self.reserved - self.idle_cells
+
+    @property
+    def seqs_left(self) -> bool:
+        return bool(self._seqs)
+
+    def start(self, context: Context, reserve: int) -> None:
+        """The context runs now; it keeps or gets a sequence."""
+        if self.idle.pop(context.id, None) is not None:
+            self.idle_cells -= context.cells
+        if context.seq is None:
+            context.seq = self._seqs.pop()
+        context.running = True
+        self.reserved += reserve
+        if self.free < 0:
+            raise PolicyBug(f"cells overcommitted: {self.reserved} reserved, {self.idle_cells} idle")
+
+    def stop(self, context: Context, reserve: int) -> None:
+        """The context no longer runs; what it has in CELLS stays until someone needs the room."""
+        self.reserved -= reserve
+        context.running = False
+        self.idle[context.id] = context
+        self.idle_cells += context.cells
+        self._release_if_empty(context)
+
+    def trim(self, context: Context, n: int, out: list[Action]) -> None:
+        """Keep at most the first ``n`` tokens of the context in CELLS."""
+        if context.seq is None or n >= context.cells:
+            return
+        out.append(DropCells(context.seq, n))
+        if context.id in self.idle:
+            self.idle_cells -= context.cells - n
+        context.cells = n
+        context.lossy = {i for i in context.lossy if i * self._chunk < n}
+        self._release_if_empty(context)
+
+    def victims(self, need: int, keep: Context, *, lose_unsaved: bool) -> list[Context] | None:
+        """Idle contexts to drop for ``need`` more free cells (and one sequence), or None."""
+        short = need - self.free
+        want_seq = keep.seq is None and not self._seqs
+        chosen: list[Context] = []
+        for context in self.idle.values():
+            if short <= 0 and not want_seq:
+                break
+            if context is keep or context.committing or (context.unsaved and not lose_unsaved):
+                continue
+            chosen.append(context)
+            short -= context.cells
+            want_seq = False
+        return None if short > 0 or want_seq else chosen
+
+    def _release_if_empty(self, context: Context) -> None:
+        if context.cells == 0 and context.seq is not None and not context.running:
+            self.idle.pop(context.id, None)
+            self._seqs.append(context.seq)
+            context.seq = None
+            context.lossy.clear()

@@ -1,0 +1,280 @@
+"""F4. The swap books: ledger, eviction order, and what waits to be saved to the POOL or written to DISK.
+
+Law: a chunk in CELLS is saved to the POOL after the call that made it, then written to DISK, both ahead of need;
+from then on eviction is free. A chunk that cannot be kept is given up, never an error: its tokens remain.
+"""
+
+from __future__ import annotations
+
+from collections import deque
+
+from llmaas.errors import PolicyBug
+from llmaas.events import Action, ChunkTarget, DropDisk, DropPool, SaveChunks, WriteChunks
+from llmaas.kvchunks.codec import Codec
+from llmaas.kvchunks.kernels import NUMPY
+from llmaas.kvchunks.ledger import Copy, Ledger
+from llmaas.planner_state import Context, PlannerSettings, Tally
+from llmaas.policies.eviction import EvictionPolicy
+from llmaas.policies.precision import PrecisionPolicy
+from llmaas.records import CHUNK_TOKENS, ChunkKey, ContextId, Tier
+
+
+class SwapBooks:
+    """Decides saves, writes and evictions; emits them into ``out`` lists."""
+
+    def __init__(
+        self, settings: PlannerSettings, eviction: EvictionPolicy, precision: PrecisionPolicy, tally: Tally
+    ) -> None:
+        self.ledger = Ledger(settings.pool_bytes)
+        self._settings = settings
+        self._eviction = eviction
+        self._precision = precision
+        self._tally = tally
+        self._to_save: deque[tuple[Context, int, ChunkKey]] = deque()
+        self._saving: dict[int, SaveChunks] = {}
+        self._to_write: deque[tuple[ContextId, ChunkKey]] = deque()
+        self._writing: WriteChunks | None = None
+        self._unwritten: list[tuple[ContextId, ChunkKey]] = []
+        """Failed writes; while there are any, chunks without a DISK copy may be evicted too."""
+        self._encoded_size = Codec(settings.geometry, NUMPY).encoded_size
+        self._next_id = 0
+
+    @property
+    def idle(self) -> bool:
+        return not (self._to_save or self._saving or self._to_write or self._writing)
+
+    @property
+    def stuck(self) -> bool:
+        """True if waiting saves cannot be helped by anything that is still under way."""
+        return not self._saving and self._writing is None and not self._to_write
+
+    def next_id(self) -> int:
+        self._next_id += 1
+        return self._next_id
+
+    # -- room in the POOL
+
+    def make_room(self, nbytes: int, now: float, out: list[Action]) -> bool:
+        """Evict until ``nbytes`` more fit, or change nothing and return False."""
+        need = self.ledger.room(nbytes)
+        if need <= 0:
+            return True
+        plan = self._eviction.victims(need, self._gain)
+        if plan is None:
+            return False
+        self._evict(plan, out)
+        return True
+
+    def set_pool_budget(self, nbytes: int, out: list[Action]) -> None:
+        """Shrinking drops clean chunks at once; the rest goes as it becomes clean."""
+        self.ledger.pool_budget = nbytes
+        self._shrink(out)
+
+    def touch(self, key: ChunkKey, now: float) -> None:
+        """The chunk was used: it is the last to be evicted."""
+        if key in self.ledger and self.ledger.chunk(key).pool is Copy.PRESENT:
+            self._eviction.touch(key, now)
+
+    def _shrink(self, out: list[Action]) -> None:
+        while self.ledger.room(0) > 0:
+            plan = self._eviction.victims(1, self._gain)
+            if plan is None:
+                return
+            self._evict(plan, out)
+
+    def _evict(self, plan: list[ChunkKey], out: list[Action]) -> None:
+        self.ledger.evict(plan, self._gain)
+        for key in plan:
+            self._eviction.forget(key)
+        self._tally.chunks_evicted += len(plan)
+        out.append(DropPool(tuple(plan)))
+
+    def _gain(self, key: ChunkKey) -> int:
+        chunk = self.ledger.chunk(key)
+        if chunk.pins or chunk.pool is not Copy.PRESENT:
+            return 0
+        safe = chunk.disk is Copy.PRESENT or (self._unwritten and chunk.disk is Copy.ABSENT)
+        return chunk.pool_bytes if safe else 0
+
+    # -- whose chunks they are
+
+    def own(self, context: Context, first: int, keys: tuple[ChunkKey, ...], out: list[Action]) -> None:
+        """The context's chunks from index ``first`` on are ``keys`` from now on."""
+        old = context.keys[first:]
+        for key in keys:
+            self.ledger.ref(key)
+        for key in old:
+            self.ledger.unref(key)
+        context.keys[first:] = keys
+        self.sweep(old, out)
+
+    def sweep(self, keys: list[ChunkKey], out: list[Action]) -> None:
+        """Drop the copies of those chunks that no context contains any more."""
+        pool, disk = [], []
+        for key in keys:
+            had_pool, had_disk = self.ledger.sweep(key)
+            if had_pool:
+                self._eviction.forget(key)
+                pool.append(key)
+            if had_disk:
+                disk.append(key)
+        if pool:
+            out.append(DropPool(tuple(pool)))
+        if disk:
+            out.append(DropDisk(tuple(disk)))
+
+    # -- CELLS -> POOL
+
+    def want_saved(self, context: Context) -> None:
+        """Queue every chunk of the context that is in CELLS as computed and has no copy."""
+        if not self._settings.swappable:
+            return
+        n_chunks = -(-min(context.cells, context.n_kv) // CHUNK_TOKENS)
+        for i in range(n_chunks):
+            key = context.keys[i]
+            if self._savable(context, i, key):
+                self._to_save.append((context, i, key))
+                context.unsaved += 1
+        if self._unwritten:
+            # A call has returned: a good moment to see whether the disk has room again.
+            self._to_write.extend(self._unwritten)
+            self._unwritten.clear()
+
+    def _savable(self, context: Context, index: int, key: ChunkKey) -> bool:
+        if index >= len(context.keys) or context.keys[index] != key or index in context.lossy:
+            return False
+        chunk = self.ledger.chunk(key)
+        whole = min((index + 1) * CHUNK_TOKENS, context.n_kv) <= context.cells
+        return whole and chunk.tier is Tier.NONE and not chunk.moving
+
+    def pump_saves(self, now: float, out: list[Action]) -> None:
+        """Begin one save batch, of one context, if none is under way."""
+        batch: list[ChunkTarget] = []
+        owner: Context | None = None
+        while self._to_save and not self._saving and len(batch) < self._settings.save_batch:
+            context, index, key = self._to_save[0]
+            if batch and context is not owner:
+                break
+            savable = self._savable(context, index, key)
+            target = self._reserve(context, index, key, now, out) if savable else None
+            if savable and target is None:
+                if batch or self._writing is not None:
+                    break  # room comes when the write ends
+                self._tally.chunks_unsaved += 1
+            self._to_save.popleft()
+            context.unsaved -= 1
+            if target is not None:
+                batch.append(target)
+                owner = context
+        if owner is not None and owner.seq is not None:
+            save = SaveChunks(self.next_id(), owner.id, owner.seq, tuple(batch))
+            self._saving[save.save] = save
+            out.append(save)
+
+    def _reserve(
+        self, context: Context, index: int, key: ChunkKey, now: float, out: list[Action]
+    ) -> ChunkTarget | None:
+        start = index * CHUNK_TOKENS
+        stop = min(start + CHUNK_TOKENS, context.n_kv)
+        precision = self._precision.choose(index, stop - start)
+        nbytes = self._encoded_size(stop - start, precision)
+        if not self.make_room(nbytes, now, out):
+            return None
+        self.ledger.begin_pool(key, nbytes)
+        self.ledger.pin(key)
+        return ChunkTarget(key, start, stop, precision)
+
+    def saved(self, save_id: int, nbytes: tuple[int, ...], now: float, out: list[Action]) -> None:
+        save = self._saving.pop(save_id)
+        for target, size in zip(save.chunks, nbytes, strict=True):
+            self.ledger.unpin(target.key)
+            if size:
+                self.ledger.arrive_pool(target.key, size)
+                self._eviction.touch(target.key, now)
+                self._to_write.append((save.context, target.key))
+                self._tally.chunks_saved += 1
+            else:
+                self.ledger.fail_pool(target.key)
+                self._tally.chunks_unsaved += 1
+        self.sweep([t.key for t in save.chunks], out)
+
+    # -- POOL -> DISK
+
+    def pump_writes(self, out: list[Action]) -> None:
+        """Begin one write of consecutive chunks of one context if none is under way."""
+        while self._to_write and self._writing is None:
+            context = self._to_write[0][0]
+            batch: list[ChunkKey] = []
+            while self._to_write and self._to_write[0][0] == context and len(batch) < self._settings.write_batch:
+                key = self._to_write.popleft()[1]
+                if self._writable(key):
+                    self.ledger.begin_disk(key)
+                    self.ledger.pin(key)
+                    batch.append(key)
+            if batch:
+                self._writing = WriteChunks(self.next_id(), context, tuple(batch))
+                out.append(self._writing)
+
+    def _writable(self, key: ChunkKey) -> bool:
+        if key not in self.ledger:
+            return False
+        chunk = self.ledger.chunk(key)
+        return chunk.refs > 0 and chunk.pool is Copy.PRESENT and chunk.disk is Copy.ABSENT
+
+    def written(self, write_id: int, nbytes: tuple[int, ...], out: list[Action]) -> None:
+        write = self._writing
+        if write is None or write.write != write_id:
+            raise PolicyBug(f"write {write_id} ended but was not under way")
+        self._writing = None
+        for key, size in zip(write.keys, nbytes, strict=True):
+            self.ledger.unpin(key)
+            if size:
+                self.ledger.arrive_disk(key, size)
+                self._tally.chunks_written += 1
+                self._tally.bytes_written += size
+            else:
+                self.ledger.fail_disk(key)
+                self._unwritten.append((write.context, key))
+                self._tally.writes_failed += 1
+        self.sweep(list(write.keys), out)
+        self._shrink(out)
+
+    # -- DISK or POOL -> CELLS
+
+    def pin_source(self, key: ChunkKey) -> None:
+        self.ledger.pin(key)
+
+    def reserve_copy(self, key: ChunkKey, now: float, out: list[Action]) -> bool:
+        """Reserve POOL room for a chunk read from DISK; False if it passes through without a copy."""
+        chunk = self.ledger.chunk(key)
+        if chunk.pool is not Copy.ABSENT or not self.make_room(chunk.disk_bytes, now, out):
+            return False
+        self.ledger.begin_pool(key, chunk.disk_bytes)
+        return True
+
+    def loaded(self, key: ChunkKey, tier: Tier, keep: bool, *, ok: bool, damaged: bool, now: float) -> list[Action]:
+        """A load of one chunk ended; a damaged copy is given up."""
+        self.ledger.unpin(key)
+        chunk = self.ledger.chunk(key)
+        out: list[Action] = []
+        if keep:
+            if ok:
+                self.ledger.arrive_pool(key, chunk.disk_bytes)
+            else:
+                self.ledger.fail_pool(key)
+        if damaged:
+            self._tally.chunks_damaged += 1
+            if tier is Tier.POOL and chunk.pool is Copy.PRESENT and not chunk.pins:
+                self.ledger.drop_pool(key)
+                self._eviction.forget(key)
+                out.append(DropPool((key,)))
+            elif tier is Tier.DISK and chunk.disk is Copy.PRESENT:
+                self.ledger.drop_disk(key)
+                out.append(DropDisk((key,)))
+        else:
+            self.touch(key, now)
+        self.sweep([key], out)
+        return out
+
+    def check(self) -> list[str]:
+        return self.ledger.check()

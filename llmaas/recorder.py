@@ -1,0 +1,74 @@
+"""F6. The flight recorder: the events a live planner saw, so that a fresh one can see them again.
+
+Law: what is recorded is enough to plan again: the planner's settings, then every event with its time. It holds
+token counts and chunk keys, never text or token ids. Records are msgpack values, one after another.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import enum
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any, BinaryIO, get_args
+
+import msgpack
+
+from llmaas.errors import BadRequest
+from llmaas.events import Drawn, Event, StepDone
+from llmaas.planner_state import PlannerSettings
+from llmaas.records import Geometry, Precision
+
+_EVENTS = {cls.__name__: cls for cls in get_args(Event)}
+
+
+class Recorder:
+    """Appends to a file; a crash loses at most the last moments."""
+
+    def __init__(self, path: Path, settings: PlannerSettings) -> None:
+        self._file: BinaryIO = path.open("wb")
+        self._pack = msgpack.Packer(default=_plain).pack
+        self._file.write(self._pack(dataclasses.asdict(settings)))
+
+    def write(self, event: Event, now: float) -> None:
+        fields = [getattr(event, f.name) for f in dataclasses.fields(event)]
+        self._file.write(self._pack([type(event).__name__, now, fields]))
+
+    def close(self) -> None:
+        self._file.close()
+
+
+def read(path: Path) -> tuple[PlannerSettings, Iterator[tuple[Event, float]]]:
+    """The settings and events of a recorded run. Raises BadRequest if the file is not a recording."""
+    file = path.open("rb")
+    unpacker = msgpack.Unpacker(file, raw=False, use_list=False)
+    try:
+        head = dict(next(unpacker))
+        head["geometry"] = Geometry(**head["geometry"])
+        head["precision"] = Precision(**head["precision"])
+        settings = PlannerSettings(**head)
+    except (StopIteration, TypeError, KeyError, ValueError, msgpack.UnpackException) as e:
+        file.close()
+        raise BadRequest(f"{path} is not a recording: {e}") from e
+
+    def events() -> Iterator[tuple[Event, float]]:
+        with file:
+            for name, now, fields in unpacker:
+                yield _event(name, fields), now
+
+    return settings, events()
+
+
+def _plain(value: Any) -> Any:
+    if isinstance(value, enum.Enum):
+        return value.value
+    raise TypeError(f"cannot record {value!r}")
+
+
+def _event(name: str, fields: tuple[Any, ...]) -> Event:
+    cls = _EVENTS[name]
+    if cls is StepDone:
+        step, drawn = fields
+        return StepDone(step, tuple(Drawn(d) for d in drawn))
+    event: Event = cls(*fields)
+    return event

@@ -1,0 +1,278 @@
+"""F7. The planner's interpreter in virtual time: a trace, a cost model, no model and no I/O.
+
+Law: the very planner that serves decides here; only the prices are invented, and they are all in ``Costs``. Engine,
+loader, coder and disk are each one server that works in order, as in the live service.
+"""
+
+from __future__ import annotations
+
+import heapq
+import itertools
+import json
+import struct
+from collections import deque
+from collections.abc import Callable, Iterable, Iterator
+from dataclasses import dataclass, field
+from typing import Any
+
+from llmaas.errors import BadRequest
+from llmaas.events import (
+    Admitted,
+    ContextChanged,
+    ContextOpened,
+    Drawn,
+    DropCells,
+    DropDisk,
+    DropPool,
+    Event,
+    Finish,
+    LoadChunks,
+    Loaded,
+    RunStep,
+    SaveChunks,
+    Saved,
+    StepDone,
+    Submitted,
+    Switched,
+    WriteChunks,
+    Written,
+)
+from llmaas.kvchunks.codec import Codec
+from llmaas.planner import Planner
+from llmaas.planner_state import PlannerSettings, Tally
+from llmaas.records import CHUNK_TOKENS, AppId, ChunkKey, ContextId, RequestId, Tier
+
+
+@dataclass(frozen=True, slots=True)
+class Costs:
+    """Prices of a device and a model, in seconds; the defaults are SmolLM2-135M on two x86 cores with NVMe."""
+
+    step: float = 4e-3
+    prefill_token: float = 2.6e-3
+    decode_token: float = 4e-3
+    code_byte: float = 1 / 1.0e9
+    """Per coded byte, encoding or decoding."""
+    cell_byte: float = 1 / 8.0e9
+    """Per f16 byte put into or taken out of cells."""
+    disk_latency: float = 2e-4
+    disk_read_byte: float = 1 / 1.5e9
+    disk_write_byte: float = 1 / 0.5e9
+
+
+@dataclass(frozen=True, slots=True)
+class TraceCall:
+    """One line of a trace: at second ``t`` a context gets ``prompt`` tokens and generates ``generate``."""
+
+    t: float
+    app: str
+    context: str
+    prompt: int
+    generate: int
+
+    def __post_init__(self) -> None:
+        if self.prompt < 0 or self.generate < 0 or self.prompt + self.generate == 0:
+            raise ValueError("a call needs prompt or generate tokens")
+
+
+@dataclass(slots=True)
+class CallReport:
+    """What became of a call; times are virtual seconds, source counts are tokens."""
+
+    call: TraceCall
+    submitted: float = 0.0
+    admitted: float = 0.0
+    switched: float = 0.0
+    first_token: float = 0.0
+    done: float = 0.0
+    sources: tuple[int, int, int, int] = (0, 0, 0, 0)
+    """Tokens that came from CELLS, POOL, DISK, and by recomputing."""
+
+    @property
+    def switch_s(self) -> float:
+        return self.switched - self.admitted
+
+
+@dataclass(frozen=True, slots=True)
+class ReplayReport:
+    calls: tuple[CallReport, ...]
+    tally: Tally
+    problems: tuple[str, ...]
+    """Of the planner's books at the end; empty when they balance."""
+
+
+def read_trace(lines: Iterable[str]) -> Iterator[TraceCall]:
+    """A trace of JSON lines, see traces/README.md. Raises BadRequest with the line's number."""
+    for number, line in enumerate(lines, start=1):
+        if not line.strip() or line.startswith("#"):
+            continue
+        try:
+            yield TraceCall(**json.loads(line))
+        except (TypeError, ValueError) as e:
+            raise BadRequest(f"trace line {number}: {e}") from e
+
+
+@dataclass(slots=True, eq=False)
+class _Context:
+    id: ContextId
+    number: int
+    n_tokens: int = 0
+    n_kv: int = 0
+    waiting: deque[CallReport] = field(default_factory=deque)
+    running: CallReport | None = None
+
+    def keys(self, n_kv: int, first: int) -> tuple[ChunkKey, ...]:
+        """A replay has no tokens: a chunk is named by its place and length."""
+        ends = (min(start + CHUNK_TOKENS, n_kv) for start in range(first * CHUNK_TOKENS, n_kv, CHUNK_TOKENS))
+        return tuple(ChunkKey(struct.pack("<QII", self.number, i, end)) for i, end in enumerate(ends, start=first))
+
+
+class Replay:
+    """Runs one trace. Use ``run``."""
+
+    def __init__(self, settings: PlannerSettings, costs: Costs | None = None, **policies: str) -> None:
+        self._settings, self._costs = settings, costs or Costs()
+        self._planner = Planner(settings, **policies)
+        self._size = Codec(settings.geometry).encoded_size
+        self._now = 0.0
+        self._queue: list[tuple[float, int, Callable[[], None]]] = []
+        self._order = itertools.count()
+        self._free_at = dict.fromkeys(("engine", "loader", "coder", "disk"), 0.0)
+        self._contexts: dict[ContextId, _Context] = {}
+        self._running: dict[RequestId, tuple[_Context, CallReport]] = {}
+        self._requests = itertools.count(1)
+        self._pool: dict[ChunkKey, int] = {}
+        self._disk: dict[ChunkKey, int] = {}
+        self._perform: dict[type, Callable[[Any], None]] = {
+            RunStep: self._run_step,
+            LoadChunks: self._load,
+            SaveChunks: self._save,
+            WriteChunks: self._write,
+            DropPool: lambda a: _forget(self._pool, a.keys),
+            DropDisk: lambda a: _forget(self._disk, a.keys),
+            DropCells: lambda a: None,
+            Admitted: self._admitted,
+            Switched: self._switched,
+            Finish: self._finish,
+        }
+
+    def run(self, trace: Iterable[TraceCall]) -> ReplayReport:
+        """All calls of the trace, to their ends and the last byte swapped out."""
+        reports = [CallReport(call) for call in trace]
+        for report in reports:
+            self._at(report.call.t, lambda r=report: self._arrive(r))  # type: ignore[misc]
+        while self._queue:
+            self._now, _, act = heapq.heappop(self._queue)
+            act()
+        return ReplayReport(tuple(reports), self._planner.tally, tuple(self._planner.check()))
+
+    # -- time
+
+    def _at(self, when: float, act: Callable[[], None]) -> None:
+        heapq.heappush(self._queue, (when, next(self._order), act))
+
+    def _work(self, server: str, seconds: float, *, after: float = 0.0) -> float:
+        """A job of one server, which works in order; when it will be done."""
+        self._free_at[server] = max(self._now, after, self._free_at[server]) + seconds
+        return self._free_at[server]
+
+    def _answer(self, when: float, event: Event) -> None:
+        self._at(when, lambda: self._dispatch(event))
+
+    def _dispatch(self, event: Event) -> None:
+        for action in self._planner.handle(event, self._now):
+            self._perform[type(action)](action)
+
+    # -- calls
+
+    def _arrive(self, report: CallReport) -> None:
+        call = report.call
+        app = AppId(f"0/{call.app}")
+        context_id = ContextId(f"{app}/{call.context}")
+        context = self._contexts.get(context_id)
+        if context is None:
+            context = self._contexts[context_id] = _Context(context_id, len(self._contexts))
+            self._dispatch(ContextOpened(context_id, app))
+        report.submitted = self._now
+        context.waiting.append(report)
+        self._next_call(context)
+
+    def _next_call(self, context: _Context) -> None:
+        if context.running is not None or not context.waiting:
+            return
+        report = context.running = context.waiting.popleft()
+        call = report.call
+        total = context.n_tokens + call.prompt
+        if total + call.generate > self._settings.ctx_limit:
+            raise BadRequest(f"trace: context {context.id} grows beyond {self._settings.ctx_limit} tokens")
+        request = RequestId(next(self._requests))
+        self._running[request] = context, report
+        context.n_tokens = total
+        self._dispatch(Submitted(request, context.id, total, call.generate))
+
+    def _admitted(self, action: Admitted) -> None:
+        self._running[action.request][1].admitted = self._now
+
+    def _switched(self, action: Switched) -> None:
+        report = self._running[action.request][1]
+        report.switched = self._now
+        report.sources = action.cells, action.pool, action.disk, action.recomputed
+
+    def _finish(self, action: Finish) -> None:
+        context, report = self._running.pop(action.request)
+        report.done = self._now
+        report.first_token = report.first_token or self._now
+        first = min(context.n_kv, action.n_kv) // CHUNK_TOKENS
+        context.n_kv = action.n_kv
+        context.running = None
+        self._answer(self._now, ContextChanged(context.id, first, context.keys(context.n_kv, first), context.n_kv))
+        self._at(self._now, lambda: self._next_call(context))
+
+    # -- prices
+
+    def _run_step(self, action: RunStep) -> None:
+        c = self._costs
+        tokens = [item.stop - item.start for item in action.items]
+        prefill = sum(n for n, item in zip(tokens, action.items, strict=True) if n > 1 or not item.sample)
+        done = self._work("engine", c.step + c.prefill_token * prefill + c.decode_token * (sum(tokens) - prefill))
+        drawn = tuple(Drawn.TOKEN if item.sample else Drawn.NOTHING for item in action.items)
+
+        def stepped() -> None:
+            for item in action.items:
+                if item.sample:
+                    context, report = self._running[item.request]
+                    context.n_tokens += 1
+                    report.first_token = report.first_token or self._now
+            self._dispatch(StepDone(action.step, drawn))
+
+        self._at(done, stepped)
+
+    def _load(self, action: LoadChunks) -> None:
+        c = self._costs
+        on_disk = sum(self._disk[s.key] for s in action.chunks if s.tier is Tier.DISK)
+        coded = on_disk + sum(self._pool[s.key] for s in action.chunks if s.tier is Tier.POOL)
+        cells = (action.chunks[-1].stop - action.chunks[0].start) * self._settings.geometry.token_bytes
+        read = self._work("disk", c.disk_latency + on_disk * c.disk_read_byte) if on_disk else self._now
+        decoded = self._work("loader", coded * c.code_byte, after=read)
+        done = self._work("engine", cells * c.cell_byte, after=decoded)
+        self._pool.update((s.key, self._disk[s.key]) for s in action.chunks if s.keep)
+        self._answer(done, Loaded(action.load, len(action.chunks)))
+
+    def _save(self, action: SaveChunks) -> None:
+        c = self._costs
+        sizes = tuple(self._size(t.stop - t.start, t.precision) for t in action.chunks)
+        cells = sum(t.stop - t.start for t in action.chunks) * self._settings.geometry.token_bytes
+        exported = self._work("engine", cells * c.cell_byte)
+        done = self._work("coder", sum(sizes) * c.code_byte, after=exported)
+        self._pool.update(zip((t.key for t in action.chunks), sizes, strict=True))
+        self._answer(done, Saved(action.save, sizes))
+
+    def _write(self, action: WriteChunks) -> None:
+        sizes = tuple(self._pool[key] for key in action.keys)
+        done = self._work("disk", self._costs.disk_latency + sum(sizes) * self._costs.disk_write_byte)
+        self._disk.update(zip(action.keys, sizes, strict=True))
+        self._answer(done, Written(action.write, sizes))
+
+
+def _forget(held: dict[ChunkKey, int], keys: Iterable[ChunkKey]) -> None:
+    for key in keys:
+        held.pop(key, None)

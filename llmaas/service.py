@@ -1,0 +1,429 @@
+"""F7. The service: contexts of many apps on one model.
+
+Law: what a reply acknowledges is durable before the reply leaves. Everything here runs on one event loop; the planner
+decides what runs when, and ``service_loop`` carries it out.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import TypeVar
+
+from llmaas.clock import Clock, RealClock
+from llmaas.engine.thread import EngineThread
+from llmaas.errors import (
+    BadRequest,
+    Busy,
+    Cancelled,
+    ContextExists,
+    ContextTooLong,
+    EngineFailed,
+    Internal,
+    LlmaasError,
+    ModelMismatch,
+    ShuttingDown,
+    UnknownContext,
+)
+from llmaas.events import (
+    BudgetChanged,
+    CancelRequested,
+    ChunksFound,
+    ContextChanged,
+    ContextClosed,
+    ContextOpened,
+    Finish,
+    Outcome,
+    Submitted,
+)
+from llmaas.kvchunks.keys import namespace
+from llmaas.kvchunks.store import ContextRow, Store
+from llmaas.planner_state import PlannerSettings
+from llmaas.records import (
+    AppId,
+    ContextDetail,
+    ContextInfo,
+    Done,
+    Generation,
+    Message,
+    Piece,
+    Precision,
+    RequestId,
+    Turn,
+)
+from llmaas.service_calls import Call, turn_spans
+from llmaas.service_contexts import Directory, LiveContext, new_id
+from llmaas.service_loop import Interpreter
+
+log = logging.getLogger(__name__)
+T = TypeVar("T")
+
+_DRAIN_SECONDS = 30.0
+
+
+@dataclass(frozen=True, slots=True)
+class ServiceSettings:
+    """What an operator chooses. Bytes, tokens and requests as named."""
+
+    pool_bytes: int = 256 << 20
+    precision: Precision = Precision(4, 4)
+    prefill_slice: int = 256
+    max_running: int = 4
+    queue_limit: int = 64
+    record: Path | None = None
+
+
+class Service:
+    """Contexts of many apps on one model. Make it, ``await start()``, use it on that event loop, ``await stop()``."""
+
+    def __init__(
+        self, engine: EngineThread, store: Store, settings: ServiceSettings, clock: Clock | None = None
+    ) -> None:
+        self._thread, self._engine, self._store = engine, engine.engine, store
+        self._settings = settings
+        self._clock = clock or RealClock()
+        self._model = self._engine.info
+        self.planner_settings = _planner_settings(engine, settings)
+        self._rows = ThreadPoolExecutor(1, "rows")
+        self._directory = Directory()
+        self._calls: dict[RequestId, Call] = {}
+        self._tasks: set[asyncio.Task[None]] = set()
+        self._last_request = 0
+        self._closing = False
+
+    async def start(self) -> None:
+        """Take up every stored context. Raises StoreFailed."""
+        self._loop = asyncio.get_running_loop()
+        self._interpreter = Interpreter(
+            self._thread,
+            self._store,
+            self.planner_settings,
+            self._clock,
+            self._calls,
+            self._directory,
+            self._settings.record,
+        )
+        self._planner = self._interpreter.planner
+        self._dispatch = self._interpreter.dispatch
+        found = await self._off_loop(lambda: {key: nbytes for key, _, nbytes in self._store.chunks()})
+        for row in await self._off_loop(self._store.contexts):
+            live = self._live(row)
+            live.note(await self._off_loop(self._store.spans, row.id), add_tokens=True)
+            live.adopt(found.keys())
+            self._open(live)
+        self._dispatch(ChunksFound(tuple(found.items())))
+        log.info("serving %s: %d contexts, %d chunks on disk", self._model.name, len(self._directory), len(found))
+
+    async def stop(self) -> None:
+        """Refuse new work, end what runs, finish the swap-out, end the workers (not the engine, not the store)."""
+        self._closing = True
+        for call in list(self._calls.values()):
+            self.cancel(call.id)
+        try:
+            await asyncio.wait_for(self.rest(), _DRAIN_SECONDS)
+        except asyncio.TimeoutError:
+            log.warning("swap-out did not finish in %.0f s; what is missing will be recomputed", _DRAIN_SECONDS)
+        await self._loop.run_in_executor(None, self._interpreter.close)
+        self._rows.shutdown()
+
+    async def rest(self) -> None:
+        """Return when no call runs and everything has been swapped out."""
+        while self._tasks:
+            await asyncio.wait(self._tasks)
+        await self._interpreter.rest()
+
+    # -- contexts
+
+    def hello(self) -> dict[str, object]:
+        """Facts that a client should know."""
+        return {"model": self._model.name, "context_limit": self.planner_settings.ctx_limit, "note": self._model.note}
+
+    async def create(self, app: AppId, *, name: str | None, system: str | None) -> ContextInfo:
+        """A new, empty context. Raises ContextExists, DiskFull."""
+        self._refuse_if_closing()
+        row = self._new_row(app, name)
+        live = self._live(row)
+        turn = Turn((Message("system", system),) if system else ())
+        spans = turn_spans(self._engine, live, turn, answer=False)
+        await self._off_loop(self._store.create_context, row, spans)
+        live.note(spans, add_tokens=True)
+        self._open(live)
+        return self.info(live)
+
+    async def fork(self, app: AppId, context: str, *, name: str | None) -> ContextInfo:
+        """A new context with the same tokens; it shares the chunks of the old one."""
+        self._refuse_if_closing()
+        source = self._usable(app, context)
+        async with source.lock:
+            _refuse_if_deleted(source)
+            row = self._new_row(app, name)
+            await self._off_loop(self._store.fork, source.id, row)
+            live = self._live(row)
+            live.tokens, live.marks = source.tokens[:], list(source.marks)
+            live.keys, live.n_kv = list(source.keys), source.n_kv
+            self._open(live)
+        return self.info(live)
+
+    async def truncate(
+        self, app: AppId, context: str, *, n_tokens: int | None, n_messages: int | None
+    ) -> ContextInfo:
+        """Keep the first ``n_tokens`` tokens, or the first ``n_messages`` messages."""
+        self._refuse_if_closing()
+        live = self._usable(app, context)
+        async with live.lock:
+            _refuse_if_deleted(live)
+            keep = _cut_point(live, n_tokens, n_messages)
+            now = self._clock.wall()
+            await self._off_loop(self._store.truncate, live.id, keep, now)
+            live.cut(keep)
+            live.last_used = now
+            self._changed(live, min(live.n_kv, keep))
+        return self.info(live)
+
+    async def delete(self, app: AppId | None, context: str) -> None:
+        """Forget the context and its chunks. A call that runs on it is cancelled."""
+        live = self._directory.find(app, context)
+        for call in list(self._calls.values()):
+            if call.live is live:
+                self.cancel(call.id)
+        async with live.lock:
+            _refuse_if_deleted(live)
+            await self._off_loop(self._store.delete_context, live.id)
+            live.deleted = True
+            self._directory.remove(live)
+            self._dispatch(ContextClosed(live.id))
+
+    def contexts(self, app: AppId | None) -> list[ContextInfo]:
+        """An app's contexts, or everyone's; most recently used first."""
+        found = [self.info(live) for live in self._directory if app is None or live.row.app == app]
+        return sorted(found, key=lambda info: info.last_used, reverse=True)
+
+    def show(self, app: AppId | None, context: str) -> ContextDetail:
+        live = self._directory.find(app, context)
+        return ContextDetail(self.info(live), tuple(live.messages))
+
+    def info(self, live: LiveContext) -> ContextInfo:
+        cells, pool, disk, none = self._planner.tiers(live.id)
+        row = live.row
+        return ContextInfo(
+            id=row.id,
+            app=row.app,
+            name=row.name,
+            n_tokens=len(live.tokens),
+            n_messages=len(live.marks),
+            created=row.created,
+            last_used=live.last_used,
+            tiers=(cells, pool, disk, none + max(0, len(live.tokens) - live.n_kv)),
+            usable=live.usable,
+        )
+
+    # -- calls
+
+    def submit(
+        self, app: AppId, context: str, turn: Turn, generation: Generation | None, emit: Callable[[Piece], None]
+    ) -> tuple[RequestId, asyncio.Future[Done]]:
+        """Add a turn and, with ``generation``, answer it. Calls of one context run one after another.
+
+        The future ends with Done, or with an LlmaasError: Cancelled, ContextTooLong, BadRequest, DiskFull,
+        EngineFailed, UnknownContext (deleted meanwhile). After an error the context is as it was before the call,
+        except after Cancelled with tokens generated: those were streamed and stay.
+        """
+        self._refuse_if_closing()
+        live = self._usable(app, context)
+        if len(self._calls) >= self._settings.queue_limit:
+            raise Busy(f"{len(self._calls)} requests are waiting or running")
+        self._last_request += 1
+        call = Call(
+            RequestId(self._last_request),
+            live,
+            turn,
+            generation,
+            emit,
+            self._clock.now(),
+            self._loop.create_future(),
+            self._loop.create_future(),
+        )
+        if generation:
+            call.stream = type(call.stream)(generation.stop)
+        self._calls[call.id] = call
+        task = self._loop.create_task(self._serve(call))
+        self._tasks.add(task)
+        task.add_done_callback(self._tasks.discard)
+        return call.id, call.reply
+
+    def cancel(self, request: RequestId) -> None:
+        """The request's future ends with Cancelled, soon. One that has ended already is left alone."""
+        call = self._calls.get(request)
+        if call is None or call.cancelled:
+            return
+        call.cancelled = True
+        if call.planned:
+            self._dispatch(CancelRequested(request))
+
+    async def _serve(self, call: Call) -> None:
+        try:
+            async with call.live.lock:
+                done = await self._run(call)
+        except LlmaasError as e:
+            error: LlmaasError | None = e
+        except Exception as e:
+            log.exception("request %d failed", call.id)
+            error = Internal(f"request failed: {e}")
+        else:
+            error = None
+        del self._calls[call.id]
+        if call.reply.done():  # the caller dropped it
+            return
+        if error is None:
+            call.reply.set_result(done)
+        elif self._closing and isinstance(error, Cancelled):
+            call.reply.set_exception(ShuttingDown("the service is stopping"))
+        else:
+            call.reply.set_exception(error)
+
+    async def _run(self, call: Call) -> Done:
+        live = call.live
+        _refuse_if_deleted(live)
+        if call.cancelled:
+            raise Cancelled("cancelled before it began")
+        call.spans = turn_spans(self._engine, live, call.turn, answer=call.generation is not None)
+        call.base = len(live.tokens)
+        total = call.base + call.n_prompt
+        limit = self.planner_settings.ctx_limit
+        if total > limit:
+            raise ContextTooLong(f"the context would have {total} tokens; at most {limit} fit")
+        if call.generation and not total:
+            raise BadRequest("there is nothing to answer: the context is empty", hint="Send messages or a prompt.")
+        for span in call.spans:
+            live.tokens.extend(span.tokens)
+        call.planned = True
+        self._dispatch(Submitted(call.id, live.id, total, call.max_new))
+        finish = await call.finished
+        return await self._commit(call, finish)
+
+    async def _commit(self, call: Call, finish: Finish) -> Done:
+        """Make the turn durable, then reply, then swap out; or take it back."""
+        live = call.live
+        failed = finish.outcome in (Outcome.CANCELLED, Outcome.ENGINE_FAILED)
+        spans = [*call.spans, *call.answer_span()]
+        try:
+            if failed and not call.drawn:
+                raise self._failure(finish.outcome, 0)
+            now = self._clock.wall()
+            if spans:
+                await self._off_loop(lambda: self._store.append(live.id, spans, expect=call.base, now=now))
+        except BaseException:
+            live.cut(call.base)
+            self._changed(live, min(call.base, max(live.n_kv, finish.n_kv)))
+            raise
+        live.note(spans, add_tokens=False)
+        live.last_used = now
+        self._changed(live, max(live.n_kv, finish.n_kv))
+        if failed:
+            raise self._failure(finish.outcome, len(call.drawn))
+        return call.done(finish.outcome, self._clock.now())
+
+    @staticmethod
+    def _failure(outcome: Outcome, n_generated: int) -> LlmaasError:
+        if outcome is Outcome.CANCELLED:
+            return Cancelled("the request was cancelled", n_generated=n_generated)
+        return EngineFailed("the engine failed on this request")
+
+    def set_pool_bytes(self, nbytes: int) -> None:
+        """Change the POOL's budget now; shrinking drops clean chunks at once."""
+        self._dispatch(BudgetChanged(nbytes))
+
+    # -- helpers
+
+    async def _off_loop(self, do: Callable[..., T], *args: object) -> T:
+        """Store rows are written by one thread, in order."""
+        return await self._loop.run_in_executor(self._rows, do, *args)
+
+    def _live(self, row: ContextRow) -> LiveContext:
+        root = namespace(row.app, self._model.fingerprint)
+        return LiveContext(row, root, usable=row.vocab == self._model.vocab, last_used=row.last_used)
+
+    def _open(self, live: LiveContext) -> None:
+        self._directory.add(live)
+        self._dispatch(ContextOpened(live.id, live.row.app, tuple(live.keys), live.n_kv))
+
+    def _changed(self, live: LiveContext, n_kv: int) -> None:
+        first, keys = live.rekey(n_kv)
+        self._dispatch(ContextChanged(live.id, first, keys, n_kv))
+
+    def _new_row(self, app: AppId, name: str | None) -> ContextRow:
+        if name is None:
+            name = self._directory.fresh_name(app)
+        if self._directory.has_name(app, name):
+            raise ContextExists(f"app {app} has a context named {name!r} already")
+        now = self._clock.wall()
+        return ContextRow(new_id(), app, name, self._model.name, self._model.vocab, now, now, 0)
+
+    def _usable(self, app: AppId, context: str) -> LiveContext:
+        live = self._directory.find(app, context)
+        if not live.usable:
+            raise ModelMismatch(f"context {live.row.name!r} was made with model {live.row.model!r}")
+        return live
+
+    def _refuse_if_closing(self) -> None:
+        if self._closing:
+            raise ShuttingDown("the service is stopping")
+
+    def stats(self) -> dict[str, object]:
+        """Counts and bytes, as plain values."""
+        planner = self._planner
+        return {
+            "model": self._model.name,
+            "contexts": len(self._directory),
+            "requests": {"active": len(self._calls), "waiting": planner.waiting, "total": self._last_request},
+            "cells": {"used": planner.cells_used, "total": self.planner_settings.n_cells},
+            "pool_bytes": {"used": planner.pool_used, "budget": planner.pool_budget},
+            "disk_bytes": {"chunks": planner.disk_used, "files": self._store.stats().file_bytes},
+            "counts": asdict(planner.tally),
+        }
+
+    def check(self) -> list[str]:
+        """Problems in the books of planner and pool; empty when all is well. Only at rest."""
+        problems = self._planner.check()
+        held = self._interpreter.pool.nbytes
+        if held != self._planner.pool_used:
+            problems.append(f"POOL: {held} bytes held, {self._planner.pool_used} on the books")
+        return problems
+
+
+def _planner_settings(engine: EngineThread, settings: ServiceSettings) -> PlannerSettings:
+    e = engine.engine
+    return PlannerSettings(
+        n_cells=e.n_cells,
+        n_seqs=e.n_seqs,
+        pool_bytes=settings.pool_bytes,
+        ctx_limit=min(e.n_cells, e.info.n_ctx_train),
+        geometry=e.info.geometry,
+        swappable=e.info.chunkable,
+        precision=settings.precision,
+        max_batch=e.max_batch,
+        prefill_slice=settings.prefill_slice,
+        max_running=settings.max_running,
+    )
+
+
+def _cut_point(live: LiveContext, n_tokens: int | None, n_messages: int | None) -> int:
+    if (n_tokens is None) == (n_messages is None):
+        raise BadRequest("give n_tokens or n_messages, one of them")
+    if n_messages is not None:
+        if not 0 <= n_messages <= len(live.marks):
+            raise BadRequest(f"the context has {len(live.marks)} messages, not {n_messages}")
+        return live.marks[n_messages - 1].end if n_messages else 0
+    assert n_tokens is not None
+    if not 0 <= n_tokens <= len(live.tokens):
+        raise BadRequest(f"the context has {len(live.tokens)} tokens, not {n_tokens}")
+    return n_tokens
+
+
+def _refuse_if_deleted(live: LiveContext) -> None:
+    if live.deleted:
+        raise UnknownContext(f"context {live.row.name!r} was deleted")

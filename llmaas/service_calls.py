@@ -1,0 +1,147 @@
+"""F7. One call of a context: what it adds, what it streams, and its one terminal reply.
+
+Law: a call's future is resolved exactly once. Text leaves through ``emit`` on the event loop's thread.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+
+from llmaas.chat import Part, turn_parts
+from llmaas.engine.base import Engine
+from llmaas.events import Drawn, Finish, Outcome, Switched
+from llmaas.kvchunks.store import Span
+from llmaas.records import (
+    Done,
+    FinishReason,
+    Generation,
+    Message,
+    Piece,
+    RequestId,
+    SwitchReport,
+    Turn,
+)
+from llmaas.service_contexts import LiveContext, total_tokens
+from llmaas.stream import TextStream
+
+REASONS = {
+    Outcome.STOP: FinishReason.STOP,
+    Outcome.LENGTH: FinishReason.LENGTH,
+    Outcome.CONTEXT_FULL: FinishReason.CONTEXT_FULL,
+    Outcome.APPENDED: FinishReason.APPENDED,
+}
+
+
+@dataclass(slots=True, eq=False)
+class Call:
+    """A request from submission to its terminal reply. Times are of the service's clock, in seconds."""
+
+    id: RequestId
+    live: LiveContext
+    turn: Turn
+    generation: Generation | None
+    emit: Callable[[Piece], None]
+    submitted: float
+    reply: asyncio.Future[Done]
+    finished: asyncio.Future[Finish]
+    stream: TextStream = field(default_factory=TextStream)
+    cancelled: bool = False
+    planned: bool = False
+    """The planner knows it."""
+    base: int = 0
+    """Tokens of the context before the call."""
+    spans: list[Span] = field(default_factory=list)
+    drawn: list[int] = field(default_factory=list)
+    admitted: float = 0.0
+    switched: float = 0.0
+    sources: Switched | None = None
+    first_token: float = 0.0
+    last_token: float = 0.0
+
+    @property
+    def n_prompt(self) -> int:
+        return total_tokens(self.spans)
+
+    @property
+    def max_new(self) -> int:
+        return self.generation.max_tokens if self.generation else 0
+
+    @property
+    def answers(self) -> bool:
+        """True if what is generated is an assistant's message, not raw text."""
+        return self.turn.prompt is None and bool(self.turn.messages or self.live.marks)
+
+    def take(self, token: int, engine: Engine, now: float) -> tuple[Drawn, Piece | None]:
+        """A token was drawn: what it means for the answer, and the piece to stream."""
+        if not self.drawn:
+            self.first_token = now
+        self.last_token = now
+        if engine.is_end(token):
+            rest = self.stream.end()
+            return Drawn.END, Piece(rest, ()) if rest else None
+        self.live.tokens.append(token)
+        self.drawn.append(token)
+        text = self.stream.feed(engine.piece(token))
+        last = self.stream.stopped
+        if len(self.drawn) == self.max_new and not last:
+            text += self.stream.end()
+        return (Drawn.LAST if last else Drawn.TOKEN), Piece(text, (token,))
+
+    def answer_span(self) -> list[Span]:
+        """What was generated, as it will be kept."""
+        if self.generation is None:
+            return []
+        if self.answers:
+            return [Span(tuple(self.drawn), "assistant", self.stream.text, True)]
+        return [Span(tuple(self.drawn))] if self.drawn else []
+
+    def done(self, outcome: Outcome, now: float) -> Done:
+        n = len(self.drawn)
+        spent = self.last_token - self.first_token
+        sources = self.sources or Switched(self.id, 0, 0, 0, 0)
+        switch_ms = (self.switched - self.admitted) * 1e3
+        return Done(
+            context=self.live.id,
+            reason=REASONS[outcome],
+            n_tokens=len(self.live.tokens),
+            n_prompt=self.n_prompt,
+            n_generated=n,
+            switch=SwitchReport(sources.cells, sources.pool, sources.disk, sources.recomputed, switch_ms),
+            queue_ms=(self.admitted - self.submitted) * 1e3,
+            ttft_ms=((self.first_token or now) - self.submitted) * 1e3,
+            decode_tps=(n - 1) / spent if n > 1 and spent > 0 else 0.0,
+        )
+
+
+def turn_spans(engine: Engine, live: LiveContext, turn: Turn, *, answer: bool) -> list[Span]:
+    """The spans that a turn adds to the context, tokenized. Raises BadRequest if the template refuses."""
+    if turn.prompt is not None:
+        tokens = engine.tokenize(turn.prompt, special=True, bos=not live.tokens)
+        return [Span(tuple(tokens))] if tokens else []
+    if not turn.messages and not live.marks:
+        return []
+    opens_answer = answer and bool(turn.messages or not live.open)
+    return _tokenized(engine, live, _parts(engine, live, turn.messages, opens_answer))
+
+
+def _parts(engine: Engine, live: LiveContext, messages: Sequence[Message], answer: bool) -> list[Part]:
+    return turn_parts(
+        lambda msgs, ans: engine.render(msgs, answer=ans),
+        live.messages,
+        messages,
+        past_open=live.open,
+        answer=answer,
+    )
+
+
+def _tokenized(engine: Engine, live: LiveContext, parts: Sequence[Part]) -> list[Span]:
+    spans = []
+    first = not live.tokens
+    for part in parts:
+        tokens = tuple(engine.tokenize(part.text, special=True, bos=first))
+        first = False
+        message = part.message
+        spans.append(Span(tokens, message.role, message.content) if message else Span(tokens))
+    return spans

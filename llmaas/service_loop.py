@@ -1,0 +1,154 @@
+"""F7. The planner's interpreter in real time: events in, actions carried out.
+
+Law: it decides nothing. It alone joins planner, engine thread and pool. It lives on one event loop, and nothing on that
+loop waits for the engine, the disk or a worker: their answers come back as events.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+from collections.abc import Callable
+from concurrent.futures import Future
+from pathlib import Path
+from typing import Any
+
+from llmaas.clock import Clock
+from llmaas.engine.base import BatchItem
+from llmaas.engine.thread import EngineThread
+from llmaas.events import (
+    Admitted,
+    Drawn,
+    DropCells,
+    DropDisk,
+    DropPool,
+    Event,
+    Finish,
+    LoadChunks,
+    RunStep,
+    SaveChunks,
+    StepDone,
+    StepFailed,
+    Switched,
+    WriteChunks,
+)
+from llmaas.kvchunks.codec import Codec
+from llmaas.kvchunks.pool import Pool
+from llmaas.kvchunks.store import Store
+from llmaas.planner import Planner
+from llmaas.planner_state import PlannerSettings
+from llmaas.recorder import Recorder
+from llmaas.records import CHUNK_TOKENS, RequestId
+from llmaas.service_calls import Call
+from llmaas.service_contexts import Directory
+
+log = logging.getLogger(__name__)
+
+
+class Interpreter:
+    """Carries out the planner's actions. ``calls`` and ``directory`` are the service's own, read here."""
+
+    def __init__(
+        self,
+        thread: EngineThread,
+        store: Store,
+        settings: PlannerSettings,
+        clock: Clock,
+        calls: dict[RequestId, Call],
+        directory: Directory,
+        record: Path | None,
+    ) -> None:
+        self.planner = Planner(settings)
+        self.pool = Pool(thread, Codec(settings.geometry), store)
+        self._thread, self._engine = thread, thread.engine
+        self._clock, self._calls, self._directory = clock, calls, directory
+        self._recorder = Recorder(record, settings) if record else None
+        self._loop = asyncio.get_running_loop()
+        self._at_rest = asyncio.Event()
+        self._perform: dict[type, Callable[[Any], None]] = {
+            RunStep: self._run_step,
+            LoadChunks: lambda a: self.pool.load(a, self._tell),
+            SaveChunks: lambda a: self.pool.save(a, self._tell),
+            WriteChunks: lambda a: self.pool.write(a, [CHUNK_TOKENS] * len(a.keys), self._tell),
+            DropPool: lambda a: self.pool.drop(a.keys),
+            DropDisk: lambda a: self.pool.drop_disk(a.keys),
+            DropCells: lambda a: self._in_engine(self._engine.drop, a.seq, a.start),
+            Admitted: self._admitted,
+            Switched: self._switched,
+            Finish: lambda a: self._calls[a.request].finished.set_result(a),
+        }
+
+    def dispatch(self, event: Event) -> None:
+        """Tell the planner, and begin what it asks for. On the event loop's thread only."""
+        now = self._clock.now()
+        if self._recorder:
+            self._recorder.write(event, now)
+        for action in self.planner.handle(event, now):
+            self._perform[type(action)](action)
+        if self.planner.idle:
+            self._at_rest.set()
+        else:
+            self._at_rest.clear()
+
+    async def rest(self) -> None:
+        """Return when the planner has nothing running, waiting, or being swapped out."""
+        while not self.planner.idle:
+            await self._at_rest.wait()
+
+    def close(self) -> None:
+        """End the workers; blocks until what they do now is done."""
+        self.pool.close()
+        if self._recorder:
+            self._recorder.close()
+
+    def _tell(self, event: Event) -> None:
+        """An answer from another thread."""
+        self._loop.call_soon_threadsafe(self.dispatch, event)
+
+    def _run_step(self, action: RunStep) -> None:
+        items = []
+        for item in action.items:
+            tokens = self._directory.by_id(item.context).tokens[item.start : item.stop]
+            items.append(BatchItem(item.seq, item.start, tokens, item.sample))
+        future = self._thread.submit(self._engine.step, items)
+        future.add_done_callback(lambda f: self._loop.call_soon_threadsafe(self._stepped, action, f))
+
+    def _stepped(self, action: RunStep, future: Future[list[int | None]]) -> None:
+        error = future.exception()
+        if error is not None:
+            log.error("step %d of %d items failed: %r", action.step, len(action.items), error)
+            self.dispatch(StepFailed(action.step))
+            return
+        now = self._clock.now()
+        drawn, pieces = [], []
+        for item, token in zip(action.items, future.result(), strict=True):
+            if token is None:
+                drawn.append(Drawn.NOTHING)
+                continue
+            call = self._calls[item.request]
+            what, piece = call.take(token, self._engine, now)
+            drawn.append(what)
+            if piece is not None:
+                pieces.append((call, piece))
+        self.dispatch(StepDone(action.step, tuple(drawn)))  # the next step starts before anything is streamed
+        for call, piece in pieces:
+            call.emit(piece)
+
+    def _admitted(self, action: Admitted) -> None:
+        call = self._calls[action.request]
+        call.admitted = self._clock.now()
+        if call.generation:
+            self._in_engine(self._engine.set_sampler, action.seq, call.generation.sampling)
+
+    def _switched(self, action: Switched) -> None:
+        call = self._calls[action.request]
+        call.switched = self._clock.now()
+        call.sources = action
+
+    def _in_engine(self, do: Callable[..., None], *args: object) -> None:
+        self._thread.submit(do, *args).add_done_callback(_log_failure)
+
+
+def _log_failure(future: Future[None]) -> None:
+    if not future.cancelled() and (error := future.exception()) is not None:
+        log.error("engine: %r", error)

@@ -1,0 +1,211 @@
+"""A world for the planner that answers late, out of order, and sometimes with failures.
+
+It keeps its own books of cells, POOL and DISK and asserts at every action that what the planner asks is possible.
+"""
+
+from __future__ import annotations
+
+import random
+import struct
+from dataclasses import dataclass, field
+
+from llmaas import events as ev
+from llmaas.kvchunks.codec import Codec
+from llmaas.planner import Planner
+from llmaas.planner_state import PlannerSettings
+from llmaas.records import CHUNK_TOKENS, AppId, ChunkKey, ContextId, Geometry, RequestId, Tier
+
+GEOMETRY = Geometry(n_layer=2, k_dim=64, v_dim=64, head_dim_k=32, head_dim_v=32)
+APP = AppId("0/test")
+
+
+def settings(**changes: object) -> PlannerSettings:
+    values: dict[str, object] = {
+        "n_cells": 1024,
+        "n_seqs": 6,
+        "pool_bytes": 60 * Codec(GEOMETRY).encoded_size(64, PlannerSettings.__dataclass_fields__["precision"].default),
+        "ctx_limit": 1024,
+        "geometry": GEOMETRY,
+        "max_batch": 128,
+        "prefill_slice": 100,
+        "max_running": 3,
+    }
+    return PlannerSettings(**{**values, **changes})  # type: ignore[arg-type]
+
+
+@dataclass
+class Ctx:
+    id: ContextId
+    number: int
+    epoch: int = 0
+    tokens: list[int] = field(default_factory=list)
+    """One number per token: what it is, so that a replaced token makes other keys."""
+    n_kv: int = 0
+    busy: bool = False
+
+    def keys(self, n_kv: int, first: int = 0) -> tuple[ChunkKey, ...]:
+        out = []
+        for i in range(first, -(-n_kv // CHUNK_TOKENS)):
+            end = min((i + 1) * CHUNK_TOKENS, n_kv)
+            out.append(ChunkKey(struct.pack("<Qq", self.number << 32 | end, hash(tuple(self.tokens[:end])))))
+        return tuple(out)
+
+
+class World:
+    def __init__(self, s: PlannerSettings, rng: random.Random, *, faults: float = 0.0) -> None:
+        self.s, self.rng, self.faults = s, rng, faults
+        self.planner = Planner(s)
+        self.size = Codec(s.geometry).encoded_size
+        self.ctxs: dict[ContextId, Ctx] = {}
+        self.cells: dict[int, int] = {}
+        self.pool: dict[ChunkKey, int] = {}
+        self.disk: dict[ChunkKey, int] = {}
+        self.due: list[ev.Action] = []
+        self.calls: dict[RequestId, tuple[Ctx, int, int]] = {}
+        self.finished: dict[RequestId, ev.Finish] = {}
+        self.sources: dict[RequestId, ev.Switched] = {}
+        self.log: list[tuple[ev.Event, list[ev.Action]]] = []
+        self.now = 0.0
+        self.serial = 0
+
+    # -- what happens to the planner
+
+    def tell(self, event: ev.Event) -> None:
+        self.now += 1.0
+        actions = self.planner.handle(event, self.now)
+        self.log.append((event, list(actions)))
+        for action in actions:
+            self.begin(action)
+
+    def open(self) -> Ctx:
+        ctx = Ctx(ContextId(f"c{len(self.ctxs)}-{self.serial}"), len(self.ctxs) + 1)
+        self.ctxs[ctx.id] = ctx
+        self.tell(ev.ContextOpened(ctx.id, APP))
+        return ctx
+
+    def call(self, ctx: Ctx, prompt: int, max_new: int) -> RequestId:
+        assert not ctx.busy
+        self.serial += 1
+        request = RequestId(self.serial)
+        ctx.busy = True
+        base = len(ctx.tokens)
+        ctx.tokens += [self.serial] * prompt
+        self.calls[request] = (ctx, base, max_new)
+        self.tell(ev.Submitted(request, ctx.id, len(ctx.tokens), max_new, self.rng.randrange(10)))
+        return request
+
+    def truncate(self, ctx: Ctx, n: int) -> None:
+        del ctx.tokens[n:]
+        self.changed(ctx, min(ctx.n_kv, n))
+
+    def close(self, ctx: Ctx) -> None:
+        del self.ctxs[ctx.id]
+        self.tell(ev.ContextClosed(ctx.id))
+
+    def changed(self, ctx: Ctx, n_kv: int) -> None:
+        first = min(ctx.n_kv, n_kv) // CHUNK_TOKENS
+        ctx.n_kv = n_kv
+        self.tell(ev.ContextChanged(ctx.id, first, ctx.keys(n_kv, first), n_kv))
+
+    # -- what the planner asks
+
+    def begin(self, action: ev.Action) -> None:
+        match action:
+            case ev.RunStep(items=items):
+                assert sum(i.stop - i.start for i in items) <= self.s.max_batch
+                for item in items:
+                    assert self.cells.get(item.seq, 0) == item.start < item.stop
+                    assert item.stop <= len(self.ctxs[item.context].tokens)
+            case ev.SaveChunks(seq=seq, chunks=chunks):
+                assert all(c.stop <= self.cells[seq] for c in chunks)
+            case ev.LoadChunks(seq=seq, chunks=chunks):
+                assert self.cells.get(seq, 0) == chunks[0].start
+                for c in chunks:
+                    assert c.key in (self.pool if c.tier is Tier.POOL else self.disk)
+            case ev.WriteChunks(keys=keys):
+                assert all(k in self.pool for k in keys)
+            case ev.DropPool(keys=keys):
+                for k in keys:
+                    del self.pool[k]
+                return
+            case ev.DropDisk(keys=keys):
+                for k in keys:
+                    del self.disk[k]
+                return
+            case ev.DropCells(seq=seq, start=start):
+                assert self.cells[seq] > start
+                self.cells[seq] = start
+                return
+            case ev.Switched(request=request):
+                self.sources[request] = action
+                return
+            case ev.Admitted():
+                return
+        self.due.append(action)
+
+    def answer_one(self, index: int | None = None) -> None:
+        action = self.due.pop(self.rng.randrange(len(self.due)) if index is None else index)
+        bad = self.rng.random() < self.faults
+        match action:
+            case ev.RunStep():
+                self.step(action, bad)
+            case ev.SaveChunks(chunks=chunks):
+                sizes = tuple(0 if bad and self.rng.random() < 0.5 else self.size(c.stop - c.start, c.precision) for c in chunks)
+                self.pool.update({c.key: n for c, n in zip(chunks, sizes, strict=True) if n})
+                self.tell(ev.Saved(action.save, sizes))
+            case ev.LoadChunks(chunks=chunks):
+                self.load(action, bad)
+            case ev.WriteChunks(keys=keys):
+                sizes = tuple(0 if bad else self.pool[k] for k in keys)
+                self.disk.update({k: n for k, n in zip(keys, sizes, strict=True) if n})
+                self.tell(ev.Written(action.write, sizes))
+            case ev.Finish(request=request):
+                self.finish(action)
+        self.assert_within_budgets()
+
+    def step(self, action: ev.RunStep, bad: bool) -> None:
+        if bad:
+            self.tell(ev.StepFailed(action.step))
+            return
+        drawn = []
+        for item in action.items:
+            self.cells[item.seq] = item.stop
+            if not item.sample:
+                drawn.append(ev.Drawn.NOTHING)
+                continue
+            what = self.rng.choices([ev.Drawn.TOKEN, ev.Drawn.END, ev.Drawn.LAST], [20, 1, 1])[0]
+            if what is not ev.Drawn.END:
+                self.serial += 1
+                self.ctxs[item.context].tokens.append(self.serial)
+            drawn.append(what)
+        self.tell(ev.StepDone(action.step, tuple(drawn)))
+
+    def load(self, action: ev.LoadChunks, bad: bool) -> None:
+        n = self.rng.randrange(len(action.chunks)) if bad else len(action.chunks)
+        done = action.chunks[:n]
+        if done:
+            self.cells[action.seq] = done[-1].stop
+        self.pool.update({c.key: self.disk[c.key] for c in done if c.keep})
+        self.tell(ev.Loaded(action.load, n, (action.chunks[n].key,) if bad else ()))
+
+    def finish(self, action: ev.Finish) -> None:
+        assert action.request not in self.finished, "a request finished twice"
+        self.finished[action.request] = action
+        ctx, base, _ = self.calls[action.request]
+        ctx.busy = False
+        failed = action.outcome in (ev.Outcome.CANCELLED, ev.Outcome.ENGINE_FAILED)
+        if failed and self.rng.random() < 0.5:
+            del ctx.tokens[base:]
+        self.changed(ctx, min(len(ctx.tokens), max(ctx.n_kv, action.n_kv)))
+
+    def settle(self) -> None:
+        for _ in range(100_000):
+            if not self.due:
+                return
+            self.answer_one()
+        raise AssertionError("the planner never comes to rest")
+
+    def assert_within_budgets(self) -> None:
+        assert sum(self.cells.values()) <= self.s.n_cells
+        assert self.planner.pool_used <= self.s.pool_bytes
+        assert sum(self.pool.values()) <= self.s.pool_bytes

@@ -1,0 +1,272 @@
+"""The planner in a hostile world: every request ends once, the books balance, nothing impossible is asked."""
+
+from __future__ import annotations
+
+import random
+
+import pytest
+from hypothesis import given
+from hypothesis import settings as hypothesis_settings
+from hypothesis import strategies as st
+
+from llmaas import events as ev
+from llmaas.planner import Planner
+from llmaas.records import Precision
+from planner_world import World, settings
+
+
+def world(seed: int = 0, *, faults: float = 0.0, **changes: object) -> World:
+    return World(settings(**changes), random.Random(seed), faults=faults)
+
+
+def run_call(w: World, ctx: object, prompt: int, max_new: int) -> ev.Finish:
+    request = w.call(ctx, prompt, max_new)  # type: ignore[arg-type]
+    w.settle()
+    return w.finished[request]
+
+
+def test_a_first_call_is_prefilled_in_slices_and_saved_and_written() -> None:
+    w = world()
+    ctx = w.open()
+    finish = run_call(w, ctx, 300, 0)
+    assert finish.outcome is ev.Outcome.APPENDED
+    assert finish.n_kv == 300
+    steps = [a for _, actions in w.log for a in actions if isinstance(a, ev.RunStep)]
+    assert [i.stop - i.start for s in steps for i in s.items] == [100, 100, 100]
+    assert len(w.disk) == len(w.pool) == 5
+    assert w.planner.tiers(ctx.id) == (300, 0, 0, 0)
+    assert w.planner.idle and not w.planner.check()
+
+
+def test_the_partial_last_chunk_is_saved_lossless_and_full_ones_are_not() -> None:
+    w = world(precision=Precision(8, 4))
+    run_call(w, w.open(), 100, 0)
+    saves = [c for _, actions in w.log for a in actions if isinstance(a, ev.SaveChunks) for c in a.chunks]
+    assert [c.precision for c in saves] == [Precision(8, 4), Precision(16, 16)]
+
+
+def test_a_context_still_in_cells_switches_for_free() -> None:
+    w = world()
+    ctx = w.open()
+    run_call(w, ctx, 200, 0)
+    request = w.call(ctx, 10, 0)
+    w.settle()
+    assert w.sources[request] == ev.Switched(request, 200, 0, 0, 0)
+
+
+def test_a_context_that_lost_its_cells_comes_back_from_the_pool() -> None:
+    w = world()
+    first = w.open()
+    run_call(w, first, 500, 0)
+    run_call(w, w.open(), 900, 0)
+    assert w.planner.tiers(first.id)[0] == 0
+    request = w.call(first, 10, 4)
+    w.settle()
+    assert w.sources[request] == ev.Switched(request, 0, 500, 0, 0)
+
+
+def test_what_the_pool_cannot_hold_comes_back_from_disk() -> None:
+    w = world(pool_bytes=70_000)
+    contexts = [w.open() for _ in range(3)]
+    for ctx in contexts:
+        run_call(w, ctx, 640, 0)
+    request = w.call(contexts[0], 1, 0)
+    w.settle()
+    assert w.sources[request].disk > 0
+    assert w.sources[request].recomputed == 0
+
+
+def test_a_damaged_chunk_is_recomputed_and_the_rest_is_loaded() -> None:
+    w = world()
+    ctx = w.open()
+    run_call(w, ctx, 640, 0)
+    run_call(w, w.open(), 1000, 0)
+    request = w.call(ctx, 1, 0)
+    load = next(i for i, a in enumerate(w.due) if isinstance(a, ev.LoadChunks))
+    action = w.due.pop(load)
+    assert isinstance(action, ev.LoadChunks)
+    bad = action.chunks[3].key
+    w.cells[action.seq] = action.chunks[2].stop
+    w.tell(ev.Loaded(action.load, 3, (bad,)))  # POOL copy damaged: the DISK copy is used
+    load = next(i for i, a in enumerate(w.due) if isinstance(a, ev.LoadChunks))
+    action = w.due.pop(load)
+    assert isinstance(action, ev.LoadChunks)
+    w.tell(ev.Loaded(action.load, 0, (bad,)))  # and that one as well
+    w.settle()
+    assert w.sources[request] == ev.Switched(request, 0, 576, 0, 64)
+    assert w.planner.tally.chunks_damaged == 2
+
+
+def test_chunks_between_two_contexts_are_shared_and_die_with_the_last() -> None:
+    w = world()
+    ctx = w.open()
+    run_call(w, ctx, 200, 0)
+    twin = type(ctx)(ev.ContextId("twin"), ctx.number, 0, list(ctx.tokens), ctx.n_kv)
+    w.ctxs[twin.id] = twin
+    w.tell(ev.ContextOpened(twin.id, "0/test", ctx.keys(200), 200))
+    held = dict(w.disk)
+    w.close(ctx)
+    w.settle()
+    assert w.disk == held
+    w.close(twin)
+    w.settle()
+    assert not w.disk and not w.pool and not w.planner.check()
+
+
+def test_truncating_into_a_chunk_that_came_back_coded_gives_its_cells_up() -> None:
+    w = world()
+    ctx = w.open()
+    run_call(w, ctx, 640, 0)
+    w.truncate(ctx, 600)
+    assert w.planner.tiers(ctx.id)[0] == 600, "computed cells may stay"
+    run_call(w, w.open(), 1000, 0)
+    run_call(w, ctx, 40, 0)
+    w.truncate(ctx, 100)
+    assert w.planner.tiers(ctx.id)[0] == 64, "decoded cells may not"
+
+
+def test_a_failed_write_is_tried_again_when_the_next_call_returns() -> None:
+    w = world()
+    ctx = w.open()
+    w.faults = 1.0
+    w.call(ctx, 100, 0)
+    while not any(isinstance(a, ev.WriteChunks) for a in w.due):
+        w.faults = 0.0
+        w.answer_one()
+    w.faults = 1.0
+    w.answer_one(next(i for i, a in enumerate(w.due) if isinstance(a, ev.WriteChunks)))
+    assert not w.disk and w.planner.tally.writes_failed == 2
+    w.faults = 0.0
+    run_call(w, ctx, 1, 0)
+    assert len(w.disk) == 2
+
+
+def test_when_the_disk_is_full_the_pool_still_makes_room_and_tokens_are_recomputed() -> None:
+    w = world(pool_bytes=70_000)
+    contexts = [w.open() for _ in range(3)]
+    original = w.answer_one
+
+    def all_writes_fail(index: int | None = None) -> None:
+        for i, a in enumerate(w.due):
+            if isinstance(a, ev.WriteChunks):
+                w.due.pop(i)
+                w.tell(ev.Written(a.write, (0,) * len(a.keys)))
+                return
+        original(index)
+
+    w.answer_one = all_writes_fail  # type: ignore[method-assign]
+    for _ in range(2):
+        for ctx in contexts:
+            assert run_call(w, ctx, 300, 0).outcome is ev.Outcome.APPENDED
+    assert w.planner.tally.tokens_recomputed > 0
+    assert not w.planner.check()
+
+
+def test_shrinking_the_budget_drops_clean_chunks_at_once() -> None:
+    w = world()
+    run_call(w, w.open(), 640, 0)
+    assert w.pool
+    w.tell(ev.BudgetChanged(1))
+    assert not w.pool and w.planner.pool_used == 0
+    assert len(w.disk) == 10
+
+
+def test_a_queued_request_can_be_cancelled() -> None:
+    w = world(max_running=1)
+    w.call(w.open(), 100, 0)
+    waiting = w.call(w.open(), 100, 0)
+    w.tell(ev.CancelRequested(waiting))
+    w.settle()
+    assert w.finished[waiting].outcome is ev.Outcome.CANCELLED
+    assert waiting not in w.sources
+
+
+def test_an_urgent_request_is_admitted_before_an_earlier_one() -> None:
+    w = world(max_running=1)
+    first, second, third = w.open(), w.open(), w.open()
+    for ctx, priority, request in ((first, 5, 101), (second, 9, 102), (third, 0, 103)):
+        ctx.tokens += [1] * 10
+        w.calls[ev.RequestId(request)] = (ctx, 0, 0)
+        w.tell(ev.Submitted(ev.RequestId(request), ctx.id, 10, 0, priority))
+    w.settle()
+    admitted = [a.request for _, actions in w.log for a in actions if isinstance(a, ev.Admitted)]
+    assert admitted == [101, 103, 102]
+
+
+def test_an_append_with_nothing_new_ends_at_once() -> None:
+    w = world()
+    ctx = w.open()
+    run_call(w, ctx, 10, 0)
+    assert run_call(w, ctx, 0, 0).outcome is ev.Outcome.APPENDED
+
+
+def test_a_full_context_says_so() -> None:
+    w = world()
+    w.rng.choices = lambda *a, **k: [ev.Drawn.TOKEN]  # type: ignore[method-assign,assignment]
+    assert run_call(w, w.open(), 1000, 500).outcome is ev.Outcome.CONTEXT_FULL
+
+
+def test_stored_chunks_nobody_needs_are_dropped_at_start() -> None:
+    p = Planner(settings())
+    actions = p.handle(ev.ChunksFound(((b"x" * 16, 100),)), 0.0)  # type: ignore[arg-type]
+    assert actions == [ev.DropDisk((b"x" * 16,))]  # type: ignore[arg-type]
+
+
+@given(seed=st.integers(0, 2**32), faults=st.sampled_from([0.0, 0.1, 0.3]), pool=st.sampled_from([20_000, 80_000, 500_000]))
+@hypothesis_settings(max_examples=150, deadline=None)
+def test_any_history_ends_with_every_request_answered_once_and_the_books_balanced(
+    seed: int, faults: float, pool: int
+) -> None:
+    w = world(seed, faults=faults, pool_bytes=pool)
+    for _ in range(w.rng.randrange(60, 200)):
+        random_event(w)
+        for _ in range(w.rng.randrange(4)):
+            if w.due:
+                w.answer_one()
+    w.faults = min(faults, 0.1)
+    w.settle()
+    assert w.finished.keys() == w.calls.keys()
+    assert w.planner.idle
+    assert not w.planner.check()
+    assert w.planner.pool_used == sum(w.pool.values())
+    assert w.planner.disk_used == sum(w.disk.values())
+
+
+def random_event(w: World) -> None:
+    free = [c for c in w.ctxs.values() if not c.busy]
+    pick = w.rng.random()
+    if not free or pick < 0.1:
+        w.open()
+        return
+    ctx = w.rng.choice(free)
+    if pick < 0.7:
+        prompt = w.rng.choice([0, 1, 5, 63, 64, 65, 200, 500])
+        room = w.s.ctx_limit - len(ctx.tokens)
+        prompt = min(prompt, room)
+        max_new = w.rng.choice([0, 1, 10, 40])
+        if len(ctx.tokens) + prompt == 0:
+            max_new, prompt = 0, min(3, room)
+        if prompt >= 0 and len(ctx.tokens) + prompt <= w.s.ctx_limit:
+            w.call(ctx, prompt, max_new)
+    elif pick < 0.8:
+        busy = [r for r in w.calls if r not in w.finished]
+        if busy:
+            w.tell(ev.CancelRequested(w.rng.choice(busy)))
+    elif pick < 0.9:
+        w.truncate(ctx, w.rng.randrange(len(ctx.tokens) + 1))
+    elif pick < 0.95:
+        w.tell(ev.BudgetChanged(w.rng.choice([w.s.pool_bytes, w.s.pool_bytes // 2])))
+    else:
+        w.close(ctx)
+
+
+def test_the_same_events_give_the_same_actions() -> None:
+    w = world(7, faults=0.1)
+    for _ in range(150):
+        random_event(w)
+        if w.due:
+            w.answer_one()
+    w.settle()
+    again = Planner(w.s)
+    for now, (event, actions) in enumerate(w.log, start=1):
+        assert again.handle(event, float(now)) == actions
