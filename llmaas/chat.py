@@ -35,7 +35,7 @@ def turn_parts(
     ``past_open``: the last past message is an answer whose closing text is not in the context yet.
     """
     parts: list[Part] = []
-    if past_open and (new or answer):
+    if past_open and new:
         parts.append(Part(_closing(render, past)))
     known = list(past)
     for message in new:

@@ -16,32 +16,29 @@ from llmaas.events import (
     BudgetChanged,
     CancelRequested,
     ChunksFound,
-    ChunkSource,
     ContextChanged,
     ContextClosed,
     ContextOpened,
-    Drawn,
     DropDisk,
     Event,
     Finish,
-    LoadChunks,
     Loaded,
     Outcome,
     RunStep,
     Saved,
     StepDone,
     StepFailed,
-    StepItem,
     Submitted,
-    Switched,
     Written,
 )
 from llmaas.planner_state import Cells, Context, Job, PlannerSettings, Stage, Tally
+from llmaas.planner_steps import compose, stepped
 from llmaas.planner_swap import SwapBooks
+from llmaas.planner_switch import Switching
 from llmaas.policies.eviction import EVICTION
 from llmaas.policies.precision import PRECISION
 from llmaas.policies.scheduling import SCHEDULING
-from llmaas.policies.split import SPLIT, Way
+from llmaas.policies.split import SPLIT
 from llmaas.records import CHUNK_TOKENS, ChunkKey, ContextId, RequestId, Tier
 
 
@@ -60,13 +57,12 @@ class Planner:
         self.settings = settings
         self.tally = Tally()
         self._swap = SwapBooks(settings, EVICTION[eviction](), PRECISION[precision](settings.precision), self.tally)
-        self._split = SPLIT[split]()
         self._queue = SCHEDULING[scheduling]()
         self._cells = Cells(settings.n_cells, settings.n_seqs)
+        self._switching = Switching(self._swap, self._cells, SPLIT[split](), self.tally)
         self._contexts: dict[ContextId, Context] = {}
         self._jobs: dict[RequestId, Job] = {}
         self._running: dict[RequestId, Job] = {}
-        self._loads: dict[int, tuple[Job, LoadChunks]] = {}
         self._step: RunStep | None = None
         self._out: list[Action] = []
         self._handlers: dict[type, Callable[[Any, float], None]] = {
@@ -91,7 +87,9 @@ class Planner:
         self._admit(now)
         for job in list(self._running.values()):
             if job.stage is Stage.SWITCHING:
-                self._switch(job, now)
+                back = self._switching.advance(job, now, self._out)
+                if back and job.context.cells >= job.n_total:
+                    self._finish(job, Outcome.APPENDED)  # there was nothing to compute
         self._compose_step()
         self._swap.pump_writes(self._out)
         self._swap.pump_saves(now, self._out)
@@ -259,176 +257,39 @@ class Planner:
         job.context.committing = True
         self._out.append(Finish(job.request, job.context.id, outcome, job.context.cells))
 
-    # -- switching
-
-    def _switch(self, job: Job, now: float) -> None:
-        """Decide the next segment of the way back into CELLS, or that the context is back."""
-        context = job.context
-        covered = min(context.n_kv, job.n_total)
-        if context.cells >= min(covered, job.goal):
-            self._switched(job)
-            return
-        index, rest = divmod(context.cells, CHUNK_TOKENS)
-        ledger = self._swap.ledger
-        if rest and ledger.tier(context.keys[index]) is not Tier.NONE:
-            # Part of a chunk is in CELLS and a copy of all of it exists: take the copy.
-            self._cells.trim(context, index * CHUNK_TOKENS, self._out)
-            job.from_cells = min(job.from_cells, context.cells)
-        first = ledger.chunk(context.keys[index])
-        if first.tier is Tier.NONE and first.moving:
-            return  # it is being coded right now; its arrival brings us back here
-        last = -(-covered // CHUNK_TOKENS)
-        segment = self._split.plan([ledger.tier(key) for key in context.keys[index:last]])[0]
-        if segment.way is Way.LOAD:
-            self._load(job, index, index + segment.stop, now)
-        else:
-            job.until = min((index + segment.stop) * CHUNK_TOKENS, covered, job.goal)
-            job.stage = Stage.RECOMPUTING
-
-    def _load(self, job: Job, first: int, stop: int, now: float) -> None:
-        context, ledger = job.context, self._swap.ledger
-        keys = context.keys[first:stop]
-        for key in keys:
-            self._swap.pin_source(key)  # all of them first, so that none evicts another
-        sources = []
-        for i, key in enumerate(keys, start=first):
-            tier = ledger.tier(key)
-            keep = tier is Tier.DISK and self._swap.reserve_copy(key, now, self._out)
-            start = i * CHUNK_TOKENS
-            sources.append(ChunkSource(key, start, min(start + CHUNK_TOKENS, context.n_kv), tier, keep))
-        assert context.seq is not None
-        load = LoadChunks(self._swap.next_id(), context.id, context.seq, tuple(sources))
-        self._loads[load.load] = (job, load)
-        job.stage = Stage.LOADING
-        self._out.append(load)
-
-    def _loaded(self, event: Loaded, now: float) -> None:
-        job, load = self._loads.pop(event.load)
-        context = job.context
-        damaged = frozenset(event.damaged)
-        for i, source in enumerate(load.chunks):
-            ok = i < event.n_loaded
-            self._out += self._swap.loaded(
-                source.key, source.tier, source.keep, ok=ok, damaged=source.key in damaged, now=now
-            )
-            if ok:
-                self._arrived(job, context, source)
-        if job.cancelled:
-            self._finish(job, Outcome.CANCELLED)
-        elif event.n_loaded < len(load.chunks) and not damaged:
-            self._finish(job, Outcome.ENGINE_FAILED)
-        else:
-            job.stage = Stage.SWITCHING
-
-    @staticmethod
-    def _arrived(job: Job, context: Context, source: ChunkSource) -> None:
-        n = source.stop - source.start
-        if n == CHUNK_TOKENS:  # a partial chunk is kept lossless
-            context.lossy.add(source.start // CHUNK_TOKENS)
-        context.cells = source.stop
-        if source.tier is Tier.POOL:
-            job.from_pool += n
-        else:
-            job.from_disk += n
-
-    def _switched(self, job: Job) -> None:
-        self._cells.trim(job.context, job.goal, self._out)
-        job.stage = Stage.PREFILLING
-        self.tally.switches += 1
-        self.tally.tokens_from_cells += job.from_cells
-        self.tally.tokens_from_pool += job.from_pool
-        self.tally.tokens_from_disk += job.from_disk
-        self.tally.tokens_recomputed += job.recomputed
-        self._out.append(Switched(job.request, job.from_cells, job.from_pool, job.from_disk, job.recomputed))
-        if job.context.cells >= job.n_total:
-            self._finish(job, Outcome.APPENDED)
-
-    # -- steps
+    # -- what runs comes back
 
     def _compose_step(self) -> None:
-        """All decodes in one batch, then prefill slices while there is room."""
-        if self._step is not None:
-            return
-        items: list[StepItem] = []
-        room, slice_left = self.settings.max_batch, self.settings.prefill_slice
-        for job in self._running.values():
-            if job.stage is Stage.DECODING and room:
-                cells = job.context.cells
-                items.append(self._item(job, cells + 1, sample=True))
-                room -= 1
-        for job in self._running.values():
-            if job.stage is Stage.PREFILLING:
-                stop = min(job.n_total, job.context.cells + min(room, slice_left))
-                sample = stop == job.n_total and job.max_new > 0
-            elif job.stage is Stage.RECOMPUTING:
-                stop = min(job.until, job.context.cells + min(room, slice_left))
-                sample = False
-            else:
-                continue
-            n = stop - job.context.cells
-            if n > 0:
-                items.append(self._item(job, stop, sample=sample))
-                room -= n
-                slice_left -= n
-        if items:
-            self._step = RunStep(self._swap.next_id(), tuple(items))
+        if self._step is None and (items := compose(self._running.values(), self.settings)):
+            self._step = RunStep(self._swap.next_id(), items)
             self._out.append(self._step)
 
-    @staticmethod
-    def _item(job: Job, stop: int, *, sample: bool) -> StepItem:
-        assert job.context.seq is not None
-        job.in_step = True
-        return StepItem(job.request, job.context.id, job.context.seq, job.context.cells, stop, sample)
-
     def _step_done(self, event: StepDone, now: float) -> None:
-        step, self._step = self._step, None
-        if step is None or step.step != event.step:
-            raise PolicyBug(f"step {event.step} ended but was not running")
+        step = self._end_step(event.step)
         for item, drawn in zip(step.items, event.drawn, strict=True):
             job = self._running[item.request]
-            job.in_step = False
-            job.context.cells = item.stop
-            self._stepped(job, item.stop - item.start, drawn)
-
-    def _stepped(self, job: Job, n: int, drawn: Drawn) -> None:
-        if job.stage is Stage.RECOMPUTING:
-            job.recomputed += n
-            if job.context.cells >= job.until:
-                job.stage = Stage.SWITCHING
-        elif job.stage is Stage.PREFILLING:
-            self.tally.tokens_prefilled += n
-            if job.context.cells == job.n_total:
-                job.stage = Stage.DECODING
-        if drawn in (Drawn.TOKEN, Drawn.LAST):
-            job.produced += 1
-            self.tally.tokens_generated += 1
-        outcome = self._outcome(job, drawn)
-        if outcome is not None:
-            self._finish(job, outcome)
-
-    def _outcome(self, job: Job, drawn: Drawn) -> Outcome | None:
-        if drawn in (Drawn.LAST, Drawn.END):
-            return Outcome.STOP
-        if job.cancelled:
-            return Outcome.CANCELLED
-        if job.stage is not Stage.DECODING:
-            return None
-        if job.max_new == 0:
-            return Outcome.APPENDED
-        if job.produced >= job.max_new:
-            return Outcome.LENGTH
-        return Outcome.CONTEXT_FULL if job.n_total + job.produced >= self.settings.ctx_limit else None
+            outcome = stepped(job, item, drawn, self.settings, self.tally)
+            if outcome is not None:
+                self._finish(job, outcome)
 
     def _step_failed(self, event: StepFailed, now: float) -> None:
-        step, self._step = self._step, None
-        if step is None or step.step != event.step:
-            raise PolicyBug(f"step {event.step} failed but was not running")
-        for item in step.items:
+        for item in self._end_step(event.step).items:
             job = self._running[item.request]
             job.in_step = False
             self._finish(job, Outcome.CANCELLED if job.cancelled else Outcome.ENGINE_FAILED)
 
-    # -- swap-out
+    def _end_step(self, number: int) -> RunStep:
+        step, self._step = self._step, None
+        if step is None or step.step != number:
+            raise PolicyBug(f"step {number} ended but was not running")
+        return step
+
+    def _loaded(self, event: Loaded, now: float) -> None:
+        job, can_go_on = self._switching.loaded(event, now, self._out)
+        if job.cancelled:
+            self._finish(job, Outcome.CANCELLED)
+        elif not can_go_on:
+            self._finish(job, Outcome.ENGINE_FAILED)
 
     def _saved(self, event: Saved, now: float) -> None:
         self._swap.saved(event.save, event.nbytes, now, self._out)

@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections import deque
 
 from llmaas.errors import PolicyBug
-from llmaas.events import Action, ChunkTarget, DropDisk, DropPool, SaveChunks, WriteChunks
+from llmaas.events import Action, ChunkSource, ChunkTarget, DropDisk, DropPool, SaveChunks, WriteChunks
 from llmaas.kvchunks.codec import Codec
 from llmaas.kvchunks.kernels import NUMPY
 from llmaas.kvchunks.ledger import Copy, Ledger
@@ -241,9 +241,6 @@ class SwapBooks:
 
     # -- DISK or POOL -> CELLS
 
-    def pin_source(self, key: ChunkKey) -> None:
-        self.ledger.pin(key)
-
     def reserve_copy(self, key: ChunkKey, now: float, out: list[Action]) -> bool:
         """Reserve POOL room for a chunk read from DISK; False if it passes through without a copy."""
         chunk = self.ledger.chunk(key)
@@ -252,29 +249,31 @@ class SwapBooks:
         self.ledger.begin_pool(key, chunk.disk_bytes)
         return True
 
-    def loaded(self, key: ChunkKey, tier: Tier, keep: bool, *, ok: bool, damaged: bool, now: float) -> list[Action]:
+    def loaded(self, source: ChunkSource, *, ok: bool, damaged: bool, now: float, out: list[Action]) -> None:
         """A load of one chunk ended; a damaged copy is given up."""
+        key = source.key
         self.ledger.unpin(key)
-        chunk = self.ledger.chunk(key)
-        out: list[Action] = []
-        if keep:
+        if source.keep:
             if ok:
-                self.ledger.arrive_pool(key, chunk.disk_bytes)
+                self.ledger.arrive_pool(key, self.ledger.chunk(key).disk_bytes)
             else:
                 self.ledger.fail_pool(key)
         if damaged:
-            self._tally.chunks_damaged += 1
-            if tier is Tier.POOL and chunk.pool is Copy.PRESENT and not chunk.pins:
-                self.ledger.drop_pool(key)
-                self._eviction.forget(key)
-                out.append(DropPool((key,)))
-            elif tier is Tier.DISK and chunk.disk is Copy.PRESENT:
-                self.ledger.drop_disk(key)
-                out.append(DropDisk((key,)))
+            self._give_up(key, source.tier, out)
         else:
             self.touch(key, now)
         self.sweep([key], out)
-        return out
+
+    def _give_up(self, key: ChunkKey, tier: Tier, out: list[Action]) -> None:
+        chunk = self.ledger.chunk(key)
+        self._tally.chunks_damaged += 1
+        if tier is Tier.POOL and chunk.pool is Copy.PRESENT and not chunk.pins:
+            self.ledger.drop_pool(key)
+            self._eviction.forget(key)
+            out.append(DropPool((key,)))
+        elif tier is Tier.DISK and chunk.disk is Copy.PRESENT:
+            self.ledger.drop_disk(key)
+            out.append(DropDisk((key,)))
 
     def check(self) -> list[str]:
         return self.ledger.check()

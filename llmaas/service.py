@@ -9,7 +9,6 @@ from __future__ import annotations
 import asyncio
 import logging
 from collections.abc import Callable
-from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import TypeVar
@@ -18,27 +17,15 @@ from llmaas.clock import Clock, RealClock
 from llmaas.engine.thread import EngineThread
 from llmaas.errors import (
     BadRequest,
-    Busy,
-    Cancelled,
     ContextExists,
-    ContextTooLong,
-    EngineFailed,
-    Internal,
-    LlmaasError,
     ModelMismatch,
     ShuttingDown,
-    UnknownContext,
 )
 from llmaas.events import (
     BudgetChanged,
-    CancelRequested,
     ChunksFound,
-    ContextChanged,
     ContextClosed,
     ContextOpened,
-    Finish,
-    Outcome,
-    Submitted,
 )
 from llmaas.kvchunks.keys import namespace
 from llmaas.kvchunks.store import ContextRow, Store
@@ -58,6 +45,7 @@ from llmaas.records import (
 from llmaas.service_calls import Call, turn_spans
 from llmaas.service_contexts import Directory, LiveContext, new_id
 from llmaas.service_loop import Interpreter
+from llmaas.service_runner import CallRunner, Rows, refuse_if_deleted, tell_changed
 
 log = logging.getLogger(__name__)
 T = TypeVar("T")
@@ -88,11 +76,9 @@ class Service:
         self._clock = clock or RealClock()
         self._model = self._engine.info
         self.planner_settings = _planner_settings(engine, settings)
-        self._rows = ThreadPoolExecutor(1, "rows")
+        self._rows = Rows()
         self._directory = Directory()
         self._calls: dict[RequestId, Call] = {}
-        self._tasks: set[asyncio.Task[None]] = set()
-        self._last_request = 0
         self._closing = False
 
     async def start(self) -> None:
@@ -109,10 +95,20 @@ class Service:
         )
         self._planner = self._interpreter.planner
         self._dispatch = self._interpreter.dispatch
-        found = await self._off_loop(lambda: {key: nbytes for key, _, nbytes in self._store.chunks()})
-        for row in await self._off_loop(self._store.contexts):
+        self._runner = CallRunner(
+            self._engine,
+            self._store,
+            self._rows,
+            self._clock,
+            self._calls,
+            self._dispatch,
+            ctx_limit=self.planner_settings.ctx_limit,
+            queue_limit=self._settings.queue_limit,
+        )
+        found = await self._rows.run(lambda: {key: nbytes for key, _, nbytes in self._store.chunks()})
+        for row in await self._rows.run(self._store.contexts):
             live = self._live(row)
-            live.note(await self._off_loop(self._store.spans, row.id), add_tokens=True)
+            live.note(await self._rows.run(self._store.spans, row.id), add_tokens=True)
             live.adopt(found.keys())
             self._open(live)
         self._dispatch(ChunksFound(tuple(found.items())))
@@ -121,19 +117,17 @@ class Service:
     async def stop(self) -> None:
         """Refuse new work, end what runs, finish the swap-out, end the workers (not the engine, not the store)."""
         self._closing = True
-        for call in list(self._calls.values()):
-            self.cancel(call.id)
+        self._runner.close()
         try:
             await asyncio.wait_for(self.rest(), _DRAIN_SECONDS)
         except asyncio.TimeoutError:
             log.warning("swap-out did not finish in %.0f s; what is missing will be recomputed", _DRAIN_SECONDS)
         await self._loop.run_in_executor(None, self._interpreter.close)
-        self._rows.shutdown()
+        self._rows.close()
 
     async def rest(self) -> None:
         """Return when no call runs and everything has been swapped out."""
-        while self._tasks:
-            await asyncio.wait(self._tasks)
+        await self._runner.rest()
         await self._interpreter.rest()
 
     # -- contexts
@@ -149,7 +143,7 @@ class Service:
         live = self._live(row)
         turn = Turn((Message("system", system),) if system else ())
         spans = turn_spans(self._engine, live, turn, answer=False)
-        await self._off_loop(self._store.create_context, row, spans)
+        await self._rows.run(self._store.create_context, row, spans)
         live.note(spans, add_tokens=True)
         self._open(live)
         return self.info(live)
@@ -159,40 +153,36 @@ class Service:
         self._refuse_if_closing()
         source = self._usable(app, context)
         async with source.lock:
-            _refuse_if_deleted(source)
+            refuse_if_deleted(source)
             row = self._new_row(app, name)
-            await self._off_loop(self._store.fork, source.id, row)
+            await self._rows.run(self._store.fork, source.id, row)
             live = self._live(row)
             live.tokens, live.marks = source.tokens[:], list(source.marks)
             live.keys, live.n_kv = list(source.keys), source.n_kv
             self._open(live)
         return self.info(live)
 
-    async def truncate(
-        self, app: AppId, context: str, *, n_tokens: int | None, n_messages: int | None
-    ) -> ContextInfo:
+    async def truncate(self, app: AppId, context: str, *, n_tokens: int | None, n_messages: int | None) -> ContextInfo:
         """Keep the first ``n_tokens`` tokens, or the first ``n_messages`` messages."""
         self._refuse_if_closing()
         live = self._usable(app, context)
         async with live.lock:
-            _refuse_if_deleted(live)
+            refuse_if_deleted(live)
             keep = _cut_point(live, n_tokens, n_messages)
             now = self._clock.wall()
-            await self._off_loop(self._store.truncate, live.id, keep, now)
+            await self._rows.run(self._store.truncate, live.id, keep, now)
             live.cut(keep)
             live.last_used = now
-            self._changed(live, min(live.n_kv, keep))
+            tell_changed(live, min(live.n_kv, keep), self._dispatch)
         return self.info(live)
 
     async def delete(self, app: AppId | None, context: str) -> None:
         """Forget the context and its chunks. A call that runs on it is cancelled."""
         live = self._directory.find(app, context)
-        for call in list(self._calls.values()):
-            if call.live is live:
-                self.cancel(call.id)
+        self._runner.end_calls_of(live)
         async with live.lock:
-            _refuse_if_deleted(live)
-            await self._off_loop(self._store.delete_context, live.id)
+            refuse_if_deleted(live)
+            await self._rows.run(self._store.delete_context, live.id)
             live.deleted = True
             self._directory.remove(live)
             self._dispatch(ContextClosed(live.id))
@@ -233,115 +223,17 @@ class Service:
         except after Cancelled with tokens generated: those were streamed and stay.
         """
         self._refuse_if_closing()
-        live = self._usable(app, context)
-        if len(self._calls) >= self._settings.queue_limit:
-            raise Busy(f"{len(self._calls)} requests are waiting or running")
-        self._last_request += 1
-        call = Call(
-            RequestId(self._last_request),
-            live,
-            turn,
-            generation,
-            emit,
-            self._clock.now(),
-            self._loop.create_future(),
-            self._loop.create_future(),
-        )
-        if generation:
-            call.stream = type(call.stream)(generation.stop)
-        self._calls[call.id] = call
-        task = self._loop.create_task(self._serve(call))
-        self._tasks.add(task)
-        task.add_done_callback(self._tasks.discard)
-        return call.id, call.reply
+        return self._runner.submit(self._usable(app, context), turn, generation, emit)
 
     def cancel(self, request: RequestId) -> None:
         """The request's future ends with Cancelled, soon. One that has ended already is left alone."""
-        call = self._calls.get(request)
-        if call is None or call.cancelled:
-            return
-        call.cancelled = True
-        if call.planned:
-            self._dispatch(CancelRequested(request))
-
-    async def _serve(self, call: Call) -> None:
-        try:
-            async with call.live.lock:
-                done = await self._run(call)
-        except LlmaasError as e:
-            error: LlmaasError | None = e
-        except Exception as e:
-            log.exception("request %d failed", call.id)
-            error = Internal(f"request failed: {e}")
-        else:
-            error = None
-        del self._calls[call.id]
-        if call.reply.done():  # the caller dropped it
-            return
-        if error is None:
-            call.reply.set_result(done)
-        elif self._closing and isinstance(error, Cancelled):
-            call.reply.set_exception(ShuttingDown("the service is stopping"))
-        else:
-            call.reply.set_exception(error)
-
-    async def _run(self, call: Call) -> Done:
-        live = call.live
-        _refuse_if_deleted(live)
-        if call.cancelled:
-            raise Cancelled("cancelled before it began")
-        call.spans = turn_spans(self._engine, live, call.turn, answer=call.generation is not None)
-        call.base = len(live.tokens)
-        total = call.base + call.n_prompt
-        limit = self.planner_settings.ctx_limit
-        if total > limit:
-            raise ContextTooLong(f"the context would have {total} tokens; at most {limit} fit")
-        if call.generation and not total:
-            raise BadRequest("there is nothing to answer: the context is empty", hint="Send messages or a prompt.")
-        for span in call.spans:
-            live.tokens.extend(span.tokens)
-        call.planned = True
-        self._dispatch(Submitted(call.id, live.id, total, call.max_new))
-        finish = await call.finished
-        return await self._commit(call, finish)
-
-    async def _commit(self, call: Call, finish: Finish) -> Done:
-        """Make the turn durable, then reply, then swap out; or take it back."""
-        live = call.live
-        failed = finish.outcome in (Outcome.CANCELLED, Outcome.ENGINE_FAILED)
-        spans = [*call.spans, *call.answer_span()]
-        try:
-            if failed and not call.drawn:
-                raise self._failure(finish.outcome, 0)
-            now = self._clock.wall()
-            if spans:
-                await self._off_loop(lambda: self._store.append(live.id, spans, expect=call.base, now=now))
-        except BaseException:
-            live.cut(call.base)
-            self._changed(live, min(call.base, max(live.n_kv, finish.n_kv)))
-            raise
-        live.note(spans, add_tokens=False)
-        live.last_used = now
-        self._changed(live, max(live.n_kv, finish.n_kv))
-        if failed:
-            raise self._failure(finish.outcome, len(call.drawn))
-        return call.done(finish.outcome, self._clock.now())
-
-    @staticmethod
-    def _failure(outcome: Outcome, n_generated: int) -> LlmaasError:
-        if outcome is Outcome.CANCELLED:
-            return Cancelled("the request was cancelled", n_generated=n_generated)
-        return EngineFailed("the engine failed on this request")
+        self._runner.cancel(request)
 
     def set_pool_bytes(self, nbytes: int) -> None:
         """Change the POOL's budget now; shrinking drops clean chunks at once."""
         self._dispatch(BudgetChanged(nbytes))
 
     # -- helpers
-
-    async def _off_loop(self, do: Callable[..., T], *args: object) -> T:
-        """Store rows are written by one thread, in order."""
-        return await self._loop.run_in_executor(self._rows, do, *args)
 
     def _live(self, row: ContextRow) -> LiveContext:
         root = namespace(row.app, self._model.fingerprint)
@@ -350,10 +242,6 @@ class Service:
     def _open(self, live: LiveContext) -> None:
         self._directory.add(live)
         self._dispatch(ContextOpened(live.id, live.row.app, tuple(live.keys), live.n_kv))
-
-    def _changed(self, live: LiveContext, n_kv: int) -> None:
-        first, keys = live.rekey(n_kv)
-        self._dispatch(ContextChanged(live.id, first, keys, n_kv))
 
     def _new_row(self, app: AppId, name: str | None) -> ContextRow:
         if name is None:
@@ -379,7 +267,7 @@ class Service:
         return {
             "model": self._model.name,
             "contexts": len(self._directory),
-            "requests": {"active": len(self._calls), "waiting": planner.waiting, "total": self._last_request},
+            "requests": {"active": len(self._calls), "waiting": planner.waiting, "total": self._runner.total},
             "cells": {"used": planner.cells_used, "total": self.planner_settings.n_cells},
             "pool_bytes": {"used": planner.pool_used, "budget": planner.pool_budget},
             "disk_bytes": {"chunks": planner.disk_used, "files": self._store.stats().file_bytes},
@@ -422,8 +310,3 @@ def _cut_point(live: LiveContext, n_tokens: int | None, n_messages: int | None) 
     if not 0 <= n_tokens <= len(live.tokens):
         raise BadRequest(f"the context has {len(live.tokens)} tokens, not {n_tokens}")
     return n_tokens
-
-
-def _refuse_if_deleted(live: LiveContext) -> None:
-    if live.deleted:
-        raise UnknownContext(f"context {live.row.name!r} was deleted")

@@ -150,7 +150,9 @@ class World:
             case ev.RunStep():
                 self.step(action, bad)
             case ev.SaveChunks(chunks=chunks):
-                sizes = tuple(0 if bad and self.rng.random() < 0.5 else self.size(c.stop - c.start, c.precision) for c in chunks)
+                sizes = tuple(
+                    0 if bad and self.rng.random() < 0.5 else self.size(c.stop - c.start, c.precision) for c in chunks
+                )
                 self.pool.update({c.key: n for c, n in zip(chunks, sizes, strict=True) if n})
                 self.tell(ev.Saved(action.save, sizes))
             case ev.LoadChunks(chunks=chunks):
@@ -159,7 +161,7 @@ class World:
                 sizes = tuple(0 if bad else self.pool[k] for k in keys)
                 self.disk.update({k: n for k, n in zip(keys, sizes, strict=True) if n})
                 self.tell(ev.Written(action.write, sizes))
-            case ev.Finish(request=request):
+            case ev.Finish():
                 self.finish(action)
         self.assert_within_budgets()
 

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import random
 
-import pytest
 from hypothesis import given
 from hypothesis import settings as hypothesis_settings
 from hypothesis import strategies as st
@@ -12,7 +11,7 @@ from hypothesis import strategies as st
 from llmaas import events as ev
 from llmaas.planner import Planner
 from llmaas.records import Precision
-from planner_world import World, settings
+from tests.planner_world import World, settings
 
 
 def world(seed: int = 0, *, faults: float = 0.0, **changes: object) -> World:
@@ -212,7 +211,9 @@ def test_stored_chunks_nobody_needs_are_dropped_at_start() -> None:
     assert actions == [ev.DropDisk((b"x" * 16,))]  # type: ignore[arg-type]
 
 
-@given(seed=st.integers(0, 2**32), faults=st.sampled_from([0.0, 0.1, 0.3]), pool=st.sampled_from([20_000, 80_000, 500_000]))
+@given(
+    seed=st.integers(0, 2**32), faults=st.sampled_from([0.0, 0.1, 0.3]), pool=st.sampled_from([20_000, 80_000, 500_000])
+)
 @hypothesis_settings(max_examples=150, deadline=None)
 def test_any_history_ends_with_every_request_answered_once_and_the_books_balanced(
     seed: int, faults: float, pool: int

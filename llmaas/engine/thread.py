@@ -1,0 +1,95 @@
+"""F6. The engine's one thread: jobs go in by a queue, futures come out.
+
+Law: the engine is built, used and closed on this thread only. Every submitted job ends in exactly one of
+result, exception or cancellation.
+"""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Callable
+from concurrent.futures import Future
+from queue import SimpleQueue
+from typing import Any, ParamSpec, TypeVar
+
+from llmaas.engine.base import Engine
+from llmaas.errors import ShuttingDown
+
+T = TypeVar("T")
+P = ParamSpec("P")
+_Job = tuple["Future[Any]", Callable[..., Any], tuple[Any, ...], dict[str, Any]]
+
+
+class EngineThread:
+    """A thread that owns an engine. The constructor waits for ``make`` and raises what it raises.
+
+    Not a ThreadPoolExecutor, whose thread cannot be made to build the engine first and close it last.
+    """
+
+    def __init__(self, make: Callable[[], Engine], name: str = "engine") -> None:
+        self._jobs: SimpleQueue[_Job | None] = SimpleQueue()
+        self._gate = threading.Lock()  # so that no job slips in behind the end mark
+        self._closed = False
+        made: Future[Engine] = Future()
+        self._thread = threading.Thread(target=self._run, args=(make, made), name=name, daemon=True)
+        self._thread.start()
+        self._engine = made.result()
+
+    @property
+    def engine(self) -> Engine:
+        """For what is safe on any thread: text methods, ``blank``, ``abort``, ``info``."""
+        return self._engine
+
+    def submit(self, fn: Callable[P, T], *args: P.args, **kwargs: P.kwargs) -> Future[T]:
+        """Run ``fn`` on the thread, after all that was submitted before. Raises ShuttingDown after ``close``."""
+        future: Future[T] = Future()
+        with self._gate:
+            if self._closed:
+                raise ShuttingDown("the engine is closing")
+            self._jobs.put((future, fn, args, kwargs))
+        return future
+
+    def close(self) -> None:
+        """Abort the running step, cancel what waits, close the engine, wait for the end of the thread. Idempotent."""
+        with self._gate:
+            first, self._closed = not self._closed, True
+        if first:
+            self._jobs.put(None)
+        if threading.current_thread() is self._thread:
+            return
+        while self._thread.is_alive():  # again and again: an abort just before a step begins is without effect
+            self._engine.abort()
+            self._thread.join(0.05)
+
+    def _run(self, make: Callable[[], Engine], made: Future[Engine]) -> None:
+        try:
+            engine = make()
+        except BaseException as error:  # all of it belongs to whoever waits in the constructor
+            made.set_exception(error)
+            return
+        made.set_result(engine)
+        del made
+        try:
+            while (job := self._jobs.get()) is not None:
+                _carry_out(job, cancel=self._closed)
+                del job  # or its arguments would live until the next one comes
+        finally:
+            engine.close()
+
+
+def _carry_out(job: _Job, *, cancel: bool) -> None:
+    future, fn, args, kwargs = job
+    if cancel:
+        future.cancel()
+    if not future.set_running_or_notify_cancel():
+        return
+    try:
+        result = fn(*args, **kwargs)
+    except BaseException as error:  # it belongs to whoever waits for the future; the thread lives on
+        future.set_exception(error)
+    else:
+        future.set_result(result)
+    finally:
+        # An exception holds this frame, which holds the future, which holds the exception: such a ring would keep
+        # a failed load's chunk in memory until the garbage collector comes by.
+        del future, job, fn, args, kwargs

@@ -1,0 +1,1 @@
+"""The chunk rooms: name a chunk (keys), code it (codec), know where it is (ledger), keep it (store, pool)."""

@@ -1,0 +1,84 @@
+"""F3. Token ids -> chunk keys, each chained to the keys of all chunks before it.
+
+Law: pure. Two chunks have the same key exactly when app, model, adapter and every token up to the
+chunk's end are the same, so a key found anywhere is a KV cache that may be used as it is.
+
+    root = H(app, model, adapter)    key[0] = H(root, tokens[0:64])    key[i] = H(key[i-1], tokens[64i:64i+64])
+
+H is BLAKE2b of 16 bytes, personalised, over the previous key (16 bytes) and the token ids as int32
+little-endian. The previous key has a fixed length, so the encoding is unambiguous, and a partial chunk
+(fewer bytes) never shares the key of the full chunk that begins with the same tokens. Keys of one app
+do not collide with another's even for equal tokens: the chain begins at the app.
+"""
+
+from __future__ import annotations
+
+import sys
+from array import array
+from collections.abc import Sequence
+from hashlib import blake2b
+
+from llmaas.records import CHUNK_TOKENS, AppId, ChunkKey
+
+KEY_BYTES = 16
+_ROOT = b"llmaas.root.1"
+_CHUNK = b"llmaas.chunk.1"
+"""Personalisation strings (at most 16 bytes); the digit is the version of the key scheme."""
+
+
+def namespace(app: AppId, model_fingerprint: str, adapter: str = "") -> bytes:
+    """The root (16 bytes) of all chains of one app, model and adapter (``""``: no adapter).
+
+    Each field goes in with its length, so ("ab", "c") and ("a", "bc") have different roots.
+    """
+    hasher = blake2b(digest_size=KEY_BYTES, person=_ROOT)
+    for field in (app, model_fingerprint, adapter):
+        raw = field.encode("utf-8", "surrogatepass")
+        hasher.update(len(raw).to_bytes(8, "little"))
+        hasher.update(raw)
+    return hasher.digest()
+
+
+def chunk_keys(
+    root: bytes,
+    tokens: Sequence[int] | array[int] | memoryview,
+    *,
+    known: Sequence[ChunkKey] = (),
+    chunk: int = CHUNK_TOKENS,
+) -> list[ChunkKey]:
+    """One key per chunk of ``tokens``; the last chunk may be partial. No tokens, no keys.
+
+    ``known`` are the keys of leading full chunks from an earlier call: they are taken on trust, not
+    hashed again, and the chain goes on from the last. Raises ValueError if ``known`` covers more tokens
+    than there are, OverflowError if a token is no int32.
+    """
+    if chunk < 1:
+        raise ValueError(f"a chunk needs at least one token, not {chunk}")
+    skip = len(known) * chunk
+    if skip > len(tokens):
+        raise ValueError(f"{len(known)} known chunks of {chunk} tokens, but only {len(tokens)} tokens")
+    raw = _int32_bytes(tokens[skip:] if skip else tokens)
+    keys = list(known)
+    previous: bytes = known[-1] if known else root
+    for start in range(0, len(raw), 4 * chunk):
+        hasher = blake2b(previous, digest_size=KEY_BYTES, person=_CHUNK)
+        hasher.update(raw[start : start + 4 * chunk])
+        previous = hasher.digest()
+        keys.append(ChunkKey(previous))
+    return keys
+
+
+def _int32_bytes(tokens: Sequence[int] | array[int] | memoryview) -> memoryview:
+    """The tokens as little-endian int32, without a copy where they already lie so in memory."""
+    if isinstance(tokens, array) and tokens.typecode == "i":
+        ids = tokens
+    elif isinstance(tokens, memoryview) and tokens.format == "i" and tokens.c_contiguous:
+        if sys.byteorder == "little":
+            return tokens.cast("B")
+        ids = array("i", tokens)
+    else:
+        ids = array("i", tokens)
+    if sys.byteorder == "big":
+        ids = ids[:]
+        ids.byteswap()
+    return memoryview(ids).cast("B")

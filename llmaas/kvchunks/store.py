@@ -1,0 +1,214 @@
+"""F5. The store: tokens and coded chunks on disk. docs/format.md draws the layout.
+
+Law: the store knows no chunk formats (a payload is bytes) and no policies (what to keep is the planner's business).
+It is synchronous; every method may be called from any thread. What a method acknowledged survives ``kill -9`` at
+any instant, and what it acknowledged about tokens survives a power cut. All failures are LlmaasErrors: DiskFull,
+when the disk has no room (nothing was changed; the same call works when there is room again); StoreFailed, for
+every other fault of the machine, with the path in the message.
+
+The parts: ``store_tokens`` (contexts, spans), ``store_chunks`` (put, get, discard), ``store_index`` (SQLite),
+``payload`` (the files), ``store_check``, ``store_root`` (folder and lock), ``store_files`` (system calls).
+"""
+
+from __future__ import annotations
+
+import sqlite3
+from array import array
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from types import TracebackType
+
+from llmaas.errors import StoreFailed
+from llmaas.kvchunks import store_check
+from llmaas.kvchunks.payload import Payload
+from llmaas.kvchunks.store_chunks import Blob, Chunks
+from llmaas.kvchunks.store_files import Files, failures, is_corrupt
+from llmaas.kvchunks.store_index import Index
+from llmaas.kvchunks.store_records import CheckReport, ContextRow, Span, StoreStats
+from llmaas.kvchunks.store_root import RootLock
+from llmaas.kvchunks.store_schema import move_aside, soundness
+from llmaas.kvchunks.store_tokens import Tokens
+from llmaas.records import ChunkKey, ContextId
+
+__all__ = ["CheckReport", "ContextRow", "Files", "Span", "Store", "StoreStats"]
+
+INDEX = "index.sqlite"
+
+
+class Store:
+    """The store in folder ``root``, which is created if need be.
+
+    Raises StoreFailed if another process has it open, if the index is damaged (see ``repair_index``) or of a newer
+    version. ``files`` is for fault injection; ``wal_limit`` is the length in bytes at which the index's log is
+    copied into the database, ``reserve`` the free bytes of the disk that chunks leave to tokens.
+    """
+
+    def __init__(
+        self, root: Path, *, files: Files | None = None, wal_limit: int = 4 << 20, reserve: int = 16 << 20
+    ) -> None:
+        files = files or Files()
+        self._root = root
+        self._lock = RootLock(root, files)
+        try:
+            self._index = Index(root / INDEX, files, wal_limit=wal_limit)
+            try:
+                self._payload = Payload(root / "payload", files, reserve=reserve)
+                self._tokens = Tokens(self._index)
+                self._chunks = Chunks(self._index, self._payload)
+                self._chunks.damaged += store_check.sweep(self._index, self._payload)
+            except BaseException:
+                self._index.close()
+                raise
+        except BaseException:
+            self._lock.close()
+            raise
+        self._closed = False
+
+    def close(self) -> None:
+        """Idempotent. Calls that come later raise StoreFailed."""
+        if not self._closed:
+            self._closed = True
+            self._index.close()
+            self._lock.close()
+
+    def __enter__(self) -> Store:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.close()
+
+    @classmethod
+    def repair_index(cls, root: Path) -> Path | None:
+        """Move a damaged index aside (``index.sqlite.corrupt-N``, log included), so that the store opens, empty.
+
+        Returns its new path, or None if the index is sound: a healthy one is never moved. Raises StoreFailed if the
+        store is open, or has no index.
+        """
+        files, path = Files(), root / INDEX
+        lock = RootLock(root, files)
+        try:
+            with failures(path):
+                return move_aside(path) if _is_damaged(files, path) else None
+        finally:
+            lock.close()
+
+    # -- contexts
+
+    def create_context(self, row: ContextRow, spans: Sequence[Span] = ()) -> None:
+        """``row.n_tokens`` is not believed but counted. Raises ContextExists if the app has a context of that name."""
+        self._tokens.create(row, spans)
+
+    def contexts(self) -> list[ContextRow]:
+        """All contexts, oldest first."""
+        return self._tokens.contexts()
+
+    def spans(self, ctx: ContextId) -> list[Span]:
+        """In order. Raises UnknownContext."""
+        return self._tokens.spans(ctx)
+
+    def tokens(self, ctx: ContextId) -> array[int]:
+        """All tokens in order, typecode 'i'. Raises UnknownContext."""
+        return self._tokens.tokens(ctx)
+
+    def append(self, ctx: ContextId, spans: Sequence[Span], *, expect: int, now: float) -> int:
+        """Add spans in one durable transaction; the new number of tokens.
+
+        ``expect`` is the number of tokens before; StoreFailed if it is not (another writer came between). Raises
+        UnknownContext.
+        """
+        return self._tokens.append(ctx, spans, expect=expect, now=now)
+
+    def truncate(self, ctx: ContextId, n_tokens: int, now: float) -> None:
+        """Keep the first ``n_tokens``. A span that is cut in two becomes glue; cut at its end, it stays as it is.
+
+        Raises UnknownContext, BadRequest if there are fewer tokens.
+        """
+        self._tokens.truncate(ctx, n_tokens, now)
+
+    def fork(self, src: ContextId, row: ContextRow) -> None:
+        """Create ``row`` with a copy of ``src``'s spans. Raises UnknownContext, ContextExists."""
+        self._tokens.fork(src, row)
+
+    def delete_context(self, ctx: ContextId) -> None:
+        """Forget the tokens.
+
+        Chunks stay, since others may share them: discard those that nobody needs. Raises UnknownContext.
+        """
+        self._tokens.delete(ctx)
+
+    # -- chunks
+
+    def put(self, ctx: ContextId, items: Sequence[tuple[ChunkKey, int, Blob]]) -> int:
+        """Store chunks (key, number of tokens, bytes) side by side in a file of ``ctx``, all or none.
+
+        Keys that are stored already are skipped. Returns the bytes that this wrote, those of the index (an upper
+        bound) included. ``ctx`` need not exist: it decides on neighbourhood, not on ownership.
+        """
+        return self._chunks.put(ctx, items)
+
+    def get(self, keys: Sequence[ChunkKey]) -> list[memoryview | None]:
+        """The bytes of each key, as they are on disk; None if it is not stored, or its bytes cannot be had.
+
+        Chunks whose file is missing, short or unreadable are forgotten and counted as damaged. Neighbours share
+        one buffer, which lives as long as any of their views.
+        """
+        return self._chunks.get(keys)
+
+    def discard(self, keys: Sequence[ChunkKey]) -> int:
+        """Forget chunks; bytes that came free on disk.
+
+        A file without chunks is deleted; one that is mostly dead is rewritten; in others the bytes stay until then.
+        """
+        return self._chunks.discard(keys)
+
+    def chunks(self) -> Iterator[tuple[ChunkKey, int, int]]:
+        """(key, number of tokens, bytes) of every chunk."""
+        return self._chunks.all()
+
+    # -- looking after it
+
+    def evict_page_cache(self) -> None:
+        """Drop the payload files from the kernel's page cache, so that the next ``get`` reads the disk."""
+        with self._chunks.still():
+            self._payload.evict_page_cache()
+
+    def stats(self) -> StoreStats:
+        with self._index.read() as con:
+            contexts = con.execute("SELECT count(*) FROM contexts").fetchone()[0]
+            chunks, live = con.execute("SELECT count(*), coalesce(sum(nbytes), 0) FROM chunks").fetchone()
+        file_bytes = sum(self._payload.sizes().values())
+        return StoreStats(
+            contexts=contexts,
+            chunks=chunks,
+            live_bytes=live,
+            dead_bytes=max(file_bytes - live, 0),
+            file_bytes=file_bytes,
+            index_bytes=self._index.size(),
+            bytes_written=self._payload.written + self._index.written,
+            damaged=self._chunks.damaged,
+        )
+
+    def check(self, *, deep: bool = True, repair: bool = False) -> CheckReport:
+        """Look the whole store over, and with ``repair`` mend what is wrong; tokens are never dropped.
+
+        SQLite's integrity, references and counts; every chunk inside its file and apart from the others; no stray
+        payload files; file modes; with ``deep`` every payload byte against its checksum. The report says what was
+        found before the repair. Puts and discards wait meanwhile; tokens can be appended.
+        """
+        return store_check.check(self._root, self._index, self._payload, self._chunks, deep=deep, repair=repair)
+
+
+def _is_damaged(files: Files, path: Path) -> bool:
+    if not path.exists():
+        raise StoreFailed(f"{path}: there is no index")
+    con = files.connect(path)
+    try:
+        return bool(soundness(con))
+    except sqlite3.Error as error:
+        if is_corrupt(error):
+            return True
+        raise
+    finally:
+        con.close()

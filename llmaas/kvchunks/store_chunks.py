@@ -1,0 +1,258 @@
+"""F5. Coded chunks on disk: put, get, discard.
+
+Law: bytes first, then the index row; index row first, then the deletion. One thread at a time changes payload
+files (``_lock``, always taken before the index's lock); getting takes no lock. Token commits do not wait for
+payload writes. Chunk rows are committed without fsync: a lost row is a miss, and a miss is recomputed.
+"""
+
+from __future__ import annotations
+
+import logging
+import threading
+from collections.abc import Iterable, Iterator, Sequence
+from contextlib import contextmanager
+from itertools import islice
+
+import xxhash
+
+from llmaas.errors import DiskFull, MachineError
+from llmaas.kvchunks.payload import Payload
+from llmaas.kvchunks.store_index import Index, Txn
+from llmaas.kvchunks.store_records import Place
+from llmaas.records import ChunkKey, ContextId
+
+log = logging.getLogger(__name__)
+
+Blob = bytes | bytearray | memoryview
+
+_KEYS_PER_QUERY = 256
+_DEAD_ENOUGH = 1 << 20
+"""Bytes: below this, a mostly dead file is not worth rewriting."""
+
+
+class Chunks:
+    """The tables ``files`` and ``chunks`` and the payload files."""
+
+    def __init__(self, index: Index, payload: Payload) -> None:
+        self._index = index
+        self._payload = payload
+        self._lock = threading.Lock()
+        self._next_file = self._first_free_file()
+        self.damaged = 0
+
+    def _first_free_file(self) -> int:
+        """Above every number in the index or on disk: a number that comes back could show old bytes as new."""
+        with self._index.read() as con:
+            used = con.execute("SELECT max(id) FROM files").fetchone()[0] or 0
+        return 1 + max(used, *self._payload.sizes(), 0)
+
+    @contextmanager
+    def still(self) -> Iterator[None]:
+        """While this is held, no payload file changes."""
+        with self._lock:
+            yield
+
+    # -- put
+
+    def put(self, ctx: ContextId, items: Sequence[tuple[ChunkKey, int, Blob]]) -> int:
+        with self._lock:
+            known = {place.key for place in self._find([key for key, _, _ in items])}
+            fresh = {key: (n_tokens, _view(data)) for key, n_tokens, data in items if key not in known}
+            if not fresh:
+                return 0
+            file, end = self._tail(ctx)
+            views = [view for _, view in fresh.values()]
+            offset = self._payload.append(file, views, start=end)
+            try:
+                with self._index.write(durable=False) as txn:
+                    if not end:
+                        txn.con.execute("INSERT INTO files (id, context) VALUES (?, ?)", (file, ctx))
+                    _insert(txn, file, offset, fresh)
+            except BaseException:
+                self._payload.cut(file, offset)
+                raise
+            return sum(map(len, views)) + txn.written
+
+    def _tail(self, ctx: ContextId) -> tuple[int, int]:
+        """The file that the context's next chunks go to, and where the index says that it ends (0: a new file)."""
+        with self._index.read() as con:
+            row = con.execute(
+                "SELECT file, max(offset + nbytes) FROM chunks"
+                " WHERE file = (SELECT max(id) FROM files WHERE context = ?) GROUP BY file",
+                (ctx,),
+            ).fetchone()
+        return (row[0], row[1]) if row else (self._new_file(), 0)
+
+    def _new_file(self) -> int:
+        self._next_file += 1
+        return self._next_file - 1
+
+    # -- get
+
+    def get(self, keys: Sequence[ChunkKey]) -> list[memoryview | None]:
+        found: dict[ChunkKey, memoryview] = {}
+        missing = list(keys)
+        while missing:
+            bad = []
+            for place, view in self._payload.read(self._find(missing)):
+                if view is None:
+                    bad.append(place)
+                else:
+                    found[place.key] = view
+            # Bad, or moved by a compaction since we looked: the rows that still say so go, the others are tried again.
+            missing = [place.key for place in bad] if self._drop_bad(bad) else []
+        return [found.get(key) for key in keys]
+
+    def _drop_bad(self, places: Sequence[Place]) -> bool:
+        """False if there was nothing to do or the index cannot be written now."""
+        if not places:
+            return False
+        try:
+            with self._lock:
+                self.damaged += self.drop(places)
+        except MachineError as error:
+            log.warning("rows of %d unreadable chunks stay: %s", len(places), error)
+            self.damaged += len(places)
+            return False
+        return True
+
+    def drop(self, places: Iterable[Place]) -> int:
+        """Forget the chunks that are still at these places, and the files that hold nothing then; rows dropped.
+
+        The caller holds ``still``.
+        """
+        by_file: dict[int, list[Place]] = {}
+        for place in places:
+            by_file.setdefault(place.file, []).append(place)
+        with self._index.write(durable=False) as txn:
+            dropped = sum(_delete(txn, group) for group in by_file.values())
+            emptied = [file for file in by_file if _delete_file_if_empty(txn, file)]
+        for file in emptied:
+            self._payload.unlink(file)
+        return dropped
+
+    # -- discard
+
+    def discard(self, keys: Iterable[ChunkKey]) -> int:
+        with self._lock:
+            by_file: dict[int, list[Place]] = {}
+            for place in self._find(list(keys)):
+                by_file.setdefault(place.file, []).append(place)
+            with self._index.read() as con:
+                left = {
+                    file: con.execute("SELECT count(*) FROM chunks WHERE file = ?", (file,)).fetchone()[0] - len(gone)
+                    for file, gone in by_file.items()
+                }
+            emptied = [file for file in by_file if not left[file]]
+            freed = self._unindex(by_file, emptied)
+            freed += sum(map(self._payload.unlink, emptied))
+            return freed + sum(self._compact_if_worth(file) for file in by_file if left[file])
+
+    def _unindex(self, by_file: dict[int, list[Place]], emptied: Sequence[int]) -> int:
+        """Commit the discard; bytes that had to be freed before it.
+
+        On a disk so full that not even the log can grow, the order is turned round, or nothing could ever be
+        freed. A crash in between leaves rows without files, which are misses, and the next opening drops them.
+        """
+        freed = 0
+        for last_try in (False, True):
+            try:
+                with self._index.write(durable=False) as txn:
+                    for places in by_file.values():
+                        _delete(txn, places)
+                    txn.con.executemany("DELETE FROM files WHERE id = ?", [(file,) for file in emptied])
+                return freed
+            except DiskFull:
+                if last_try or not emptied:
+                    raise
+                freed = sum(map(self._payload.unlink, emptied))
+        return freed
+
+    def _compact_if_worth(self, file: int) -> int:
+        """Rewrite a mostly dead file; bytes freed. There may be no room for the copy: then it stays as it is."""
+        with self._index.read() as con:
+            live = con.execute("SELECT sum(nbytes) FROM chunks WHERE file = ?", (file,)).fetchone()[0]
+        size = self._payload.size(file)
+        if size - live <= max(_DEAD_ENOUGH, live):
+            return 0
+        try:
+            return size - self._compact(file)
+        except MachineError as error:
+            log.warning("%s stays fragmented: %s", self._payload.path(file), error)
+            return 0
+
+    def _compact(self, old: int) -> int:
+        with self._index.read() as con:
+            context = con.execute("SELECT context FROM files WHERE id = ?", (old,)).fetchone()[0]
+            rows = con.execute("SELECT key, file, offset, nbytes FROM chunks WHERE file = ? ORDER BY offset", (old,))
+            places = [Place(*row) for row in rows]
+        new = self._new_file()
+        offsets = self._payload.copy(old, new, places)
+        try:
+            # Durable, because the old file goes for good.
+            with self._index.write(durable=True) as txn:
+                txn.con.execute("INSERT INTO files (id, context) VALUES (?, ?)", (new, context))
+                txn.con.executemany(
+                    "UPDATE chunks SET file = ?, offset = ? WHERE file = ? AND offset = ?",
+                    [(new, offset, old, place.offset) for offset, place in zip(offsets, places, strict=True)],
+                )
+                txn.con.execute("DELETE FROM files WHERE id = ?", (old,))
+        except BaseException:
+            self._payload.unlink(new)
+            raise
+        self._payload.unlink(old)
+        return sum(place.nbytes for place in places)
+
+    # -- looking
+
+    def _find(self, keys: Sequence[ChunkKey]) -> list[Place]:
+        todo = iter(dict.fromkeys(keys))
+        found: list[Place] = []
+        with self._index.read() as con:
+            while batch := list(islice(todo, _KEYS_PER_QUERY)):
+                marks = ", ".join("?" * len(batch))
+                rows = con.execute(f"SELECT key, file, offset, nbytes FROM chunks WHERE key IN ({marks})", batch)
+                found += [Place(*row) for row in rows]
+        return found
+
+    def all(self) -> Iterator[tuple[ChunkKey, int, int]]:
+        # Fetched at once: an open cursor would keep the log from being emptied for as long as the caller likes.
+        with self._index.read() as con:
+            rows = con.execute("SELECT key, n_tokens, nbytes FROM chunks").fetchall()
+        return ((ChunkKey(key), n_tokens, nbytes) for key, n_tokens, nbytes in rows)
+
+
+def checksum(view: memoryview) -> bytes:
+    return xxhash.xxh3_64_digest(view)
+
+
+def _view(data: Blob) -> memoryview:
+    view = memoryview(data).cast("B")
+    if not len(view):
+        raise ValueError("a chunk has at least one byte")
+    return view
+
+
+def _insert(txn: Txn, file: int, offset: int, fresh: dict[ChunkKey, tuple[int, memoryview]]) -> None:
+    rows = []
+    for key, (n_tokens, view) in fresh.items():
+        rows.append((file, offset, len(view), n_tokens, checksum(view), key))
+        offset += len(view)
+    txn.con.executemany(
+        "INSERT INTO chunks (file, offset, nbytes, n_tokens, checksum, key) VALUES (?, ?, ?, ?, ?, ?)", rows
+    )
+
+
+def _delete(txn: Txn, places: Sequence[Place]) -> int:
+    """The key is named too: it says that the place still is what it was when we looked."""
+    done = txn.con.executemany(
+        "DELETE FROM chunks WHERE file = ? AND offset = ? AND key = ?", [(p.file, p.offset, p.key) for p in places]
+    )
+    return done.rowcount
+
+
+def _delete_file_if_empty(txn: Txn, file: int) -> bool:
+    done = txn.con.execute(
+        "DELETE FROM files WHERE id = ? AND NOT EXISTS (SELECT 1 FROM chunks WHERE file = ?)", (file,) * 2
+    )
+    return done.rowcount > 0

@@ -1,0 +1,206 @@
+"""F7. Running calls: from submission, through the planner, to a durable turn and its one reply.
+
+Law: a call holds its context's lock from its first look at the tokens until its turn is committed or taken back. What
+a reply acknowledges is durable before the reply leaves.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
+from typing import TypeVar
+
+from llmaas.clock import Clock
+from llmaas.engine.base import Engine
+from llmaas.errors import (
+    BadRequest,
+    Busy,
+    Cancelled,
+    ContextTooLong,
+    EngineFailed,
+    Internal,
+    LlmaasError,
+    ShuttingDown,
+    UnknownContext,
+)
+from llmaas.events import CancelRequested, ContextChanged, Event, Finish, Outcome, Submitted
+from llmaas.kvchunks.store import Store
+from llmaas.records import Done, Generation, Piece, RequestId, Turn
+from llmaas.service_calls import Call, turn_spans
+from llmaas.service_contexts import LiveContext
+
+log = logging.getLogger(__name__)
+T = TypeVar("T")
+
+
+class Rows:
+    """The thread that reads and writes the store's rows, one job after another, off the event loop."""
+
+    def __init__(self) -> None:
+        self._thread = ThreadPoolExecutor(1, "rows")
+
+    async def run(self, do: Callable[..., T], *args: object) -> T:
+        return await asyncio.get_running_loop().run_in_executor(self._thread, do, *args)
+
+    def close(self) -> None:
+        self._thread.shutdown()
+
+
+class CallRunner:
+    """All calls that wait or run. ``dispatch`` tells the planner; ``calls`` is shared with the interpreter."""
+
+    def __init__(
+        self,
+        engine: Engine,
+        store: Store,
+        rows: Rows,
+        clock: Clock,
+        calls: dict[RequestId, Call],
+        dispatch: Callable[[Event], None],
+        *,
+        ctx_limit: int,
+        queue_limit: int,
+    ) -> None:
+        self._engine, self._store, self._rows, self._clock = engine, store, rows, clock
+        self._calls, self._dispatch = calls, dispatch
+        self._ctx_limit, self._queue_limit = ctx_limit, queue_limit
+        self._tasks: set[asyncio.Task[None]] = set()
+        self.total = 0
+        """Calls submitted since start; also the last request's id."""
+        self.closing = False
+
+    def close(self) -> None:
+        """End every call; their replies are ShuttingDown."""
+        self.closing = True
+        for call in list(self._calls.values()):
+            self.cancel(call.id)
+
+    async def rest(self) -> None:
+        """Return when no call waits or runs."""
+        while self._tasks:
+            await asyncio.wait(self._tasks)
+
+    def end_calls_of(self, live: LiveContext) -> None:
+        for call in list(self._calls.values()):
+            if call.live is live:
+                self.cancel(call.id)
+
+    def submit(
+        self, live: LiveContext, turn: Turn, generation: Generation | None, emit: Callable[[Piece], None]
+    ) -> tuple[RequestId, asyncio.Future[Done]]:
+        """Begin a call; see ``Service.submit``. Raises Busy."""
+        if len(self._calls) >= self._queue_limit:
+            raise Busy(f"{len(self._calls)} requests are waiting or running")
+        loop = asyncio.get_running_loop()
+        self.total += 1
+        call = Call(
+            RequestId(self.total),
+            live,
+            turn,
+            generation,
+            emit,
+            self._clock.now(),
+            loop.create_future(),
+            loop.create_future(),
+        )
+        if generation:
+            call.stream = type(call.stream)(generation.stop)
+        self._calls[call.id] = call
+        task = loop.create_task(self._serve(call))
+        self._tasks.add(task)
+        task.add_done_callback(self._tasks.discard)
+        return call.id, call.reply
+
+    def cancel(self, request: RequestId) -> None:
+        """The call's reply will be Cancelled, soon. One that has ended already is left alone."""
+        call = self._calls.get(request)
+        if call is None or call.cancelled:
+            return
+        call.cancelled = True
+        if call.planned:
+            self._dispatch(CancelRequested(request))
+
+    async def _serve(self, call: Call) -> None:
+        try:
+            async with call.live.lock:
+                done = await self._run(call)
+        except LlmaasError as e:
+            error: LlmaasError | None = e
+        except Exception as e:
+            log.exception("request %d failed", call.id)
+            error = Internal(f"request failed: {e}")
+        else:
+            error = None
+        del self._calls[call.id]
+        if call.reply.done():  # the caller dropped it
+            return
+        if error is None:
+            call.reply.set_result(done)
+        elif self.closing and isinstance(error, Cancelled):
+            call.reply.set_exception(ShuttingDown("the service is stopping"))
+        else:
+            call.reply.set_exception(error)
+
+    async def _run(self, call: Call) -> Done:
+        live = call.live
+        refuse_if_deleted(live)
+        if call.cancelled:
+            raise Cancelled("cancelled before it began")
+        call.spans = turn_spans(self._engine, live, call.turn, answer=call.generation is not None)
+        call.base = len(live.tokens)
+        total = call.base + call.n_prompt
+        limit = self._ctx_limit
+        if total > limit:
+            raise ContextTooLong(f"the context would have {total} tokens; at most {limit} fit")
+        if call.generation and not total:
+            raise BadRequest("there is nothing to answer: the context is empty", hint="Send messages or a prompt.")
+        for span in call.spans:
+            live.tokens.extend(span.tokens)
+        call.planned = True
+        self._dispatch(Submitted(call.id, live.id, total, call.max_new))
+        finish = await call.finished
+        return await self._commit(call, finish)
+
+    async def _commit(self, call: Call, finish: Finish) -> Done:
+        """Make the turn durable, then reply, then swap out; or take it back."""
+        live = call.live
+        failed = finish.outcome in (Outcome.CANCELLED, Outcome.ENGINE_FAILED)
+        spans = [*call.spans, *call.answer_span()]
+        try:
+            if failed and not call.drawn:
+                raise self._failure(finish.outcome, 0)
+            now = self._clock.wall()
+            if spans:
+                await self._rows.run(lambda: self._store.append(live.id, spans, expect=call.base, now=now))
+        except BaseException:
+            live.cut(call.base)
+            self._changed(live, min(call.base, max(live.n_kv, finish.n_kv)))
+            raise
+        live.note(spans, add_tokens=False)
+        live.last_used = now
+        self._changed(live, max(live.n_kv, finish.n_kv))
+        if failed:
+            raise self._failure(finish.outcome, len(call.drawn))
+        return call.done(finish.outcome, self._clock.now())
+
+    @staticmethod
+    def _failure(outcome: Outcome, n_generated: int) -> LlmaasError:
+        if outcome is Outcome.CANCELLED:
+            return Cancelled("the request was cancelled", n_generated=n_generated)
+        return EngineFailed("the engine failed on this request")
+
+    def _changed(self, live: LiveContext, n_kv: int) -> None:
+        tell_changed(live, n_kv, self._dispatch)
+
+
+def tell_changed(live: LiveContext, n_kv: int, dispatch: Callable[[Event], None]) -> None:
+    """The context's tokens changed; the planner learns its new chunks."""
+    first, keys = live.rekey(n_kv)
+    dispatch(ContextChanged(live.id, first, keys, n_kv))
+
+
+def refuse_if_deleted(live: LiveContext) -> None:
+    if live.deleted:
+        raise UnknownContext(f"context {live.row.name!r} was deleted")

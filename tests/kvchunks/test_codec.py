@@ -1,0 +1,452 @@
+"""The codec: exact at 16 bits, within the quantisation step below, and never fooled by damage."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
+
+import numpy as np
+import numpy.typing as npt
+import pytest
+import xxhash
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from llmaas.errors import ChunkDamaged
+from llmaas.kvchunks.codec import Codec, check, header
+from llmaas.kvchunks.codec_planes import hadamard, rotation_size
+from llmaas.kvchunks.kernels import NUMPY
+from llmaas.records import F16, LOSSLESS, ChunkKey, Geometry, KvSlab, Precision
+
+F64 = npt.NDArray[np.float64]
+KEY = ChunkKey(bytes(range(16)))
+OTHER_KEY = ChunkKey(bytes(16))
+SMALL = Geometry(n_layer=2, k_dim=64, v_dim=64, head_dim_k=32, head_dim_v=32)
+BITS = (16, 8, 4)
+PRECISIONS = st.builds(Precision, st.sampled_from(BITS), st.sampled_from(BITS))
+
+
+@st.composite
+def geometries(draw: st.DrawFn) -> Geometry:
+    heads, k, v = draw(st.integers(1, 3)), *(draw(st.sampled_from([16, 24, 64, 80, 96, 128, 256])) for _ in "kv")
+    return Geometry(draw(st.integers(1, 3)), heads * k, heads * v, k, v)
+
+
+TOKENS = st.integers(1, 130) | st.sampled_from([1, 31, 32, 33, 64, 100, 257])
+
+
+def like_a_state_blob(n_layer: int, n_tokens: int, dim: int) -> F16:
+    """A view as llama.cpp's state blob gives it: rows dense, 12 bytes of something else between layers."""
+    stride = 2 * n_tokens * dim + 12
+    buffer = np.full(4 + n_layer * stride, 0xA5, np.uint8)
+    return np.ndarray((n_layer, n_tokens, dim), np.float16, buffer, 4, (stride, 2 * dim, 2))
+
+
+def blank(g: Geometry, n_tokens: int) -> KvSlab:
+    return KvSlab(like_a_state_blob(g.n_layer, n_tokens, g.k_dim), like_a_state_blob(g.n_layer, n_tokens, g.v_dim))
+
+
+def random_slab(g: Geometry, n_tokens: int, seed: int, scale: float = 1.0) -> KvSlab:
+    """Normal values, with large channels in K and large tokens in V, as real models have."""
+    rng = np.random.default_rng(seed)
+    slab = blank(g, n_tokens)
+    slab.k[...] = rng.standard_normal(slab.k.shape) * scale + rng.standard_normal(g.k_dim) * 4 * scale
+    slab.v[...] = rng.standard_normal(slab.v.shape) * scale * rng.exponential(1, (1, n_tokens, 1))
+    return slab
+
+
+def same_bits(a: KvSlab, b: KvSlab) -> bool:
+    pairs = ((a.k, b.k), (a.v, b.v))
+    return all(np.array_equal(x.view(np.uint16), y.view(np.uint16)) for x, y in pairs)
+
+
+def decoded(codec: Codec, payload: bytes | bytearray | memoryview, n_tokens: int, key: ChunkKey = KEY) -> KvSlab:
+    into = blank(codec.geometry, n_tokens)
+    codec.decode(payload, key, into)
+    return into
+
+
+# -- round trips ------------------------------------------------------------------------------
+
+
+@settings(max_examples=60, deadline=None)
+@given(geometries(), TOKENS, st.integers(0, 2**32))
+def test_at_16_bits_every_pattern_comes_back_nan_and_inf_too(g: Geometry, n_tokens: int, seed: int) -> None:
+    rng, slab = np.random.default_rng(seed), blank(g, n_tokens)
+    for plane in (slab.k, slab.v):
+        plane.view(np.uint16)[...] = rng.integers(0, 1 << 16, plane.shape, np.uint16)
+    codec = Codec(g)
+    payload = codec.encode(slab, LOSSLESS, KEY)
+    assert same_bits(decoded(codec, payload, n_tokens), slab)
+    assert len(payload) == codec.encoded_size(n_tokens, LOSSLESS) == 64 + n_tokens * g.token_bytes
+
+
+@settings(max_examples=60, deadline=None)
+@given(geometries(), TOKENS, PRECISIONS, st.integers(0, 2**32), st.sampled_from([1e-6, 1e-3, 1.0, 100.0]))
+def test_errors_stay_within_the_bound_that_the_quantisation_step_sets(
+    g: Geometry, n_tokens: int, precision: Precision, seed: int, scale: float
+) -> None:
+    slab = random_slab(g, n_tokens, seed, scale)
+    codec = Codec(g)
+    payload = codec.encode(slab, precision, KEY)
+    assert len(payload) == codec.encoded_size(n_tokens, precision)
+    found, back = header(payload), decoded(codec, payload, n_tokens)
+    k, v = (x.astype(np.float64) for x in (slab.k, slab.v))
+    k_bits, v_bits = (
+        bits if coding else 16 for bits, coding in ((precision.k, found.k_coding), (precision.v, found.v_coding))
+    )
+
+    k_bound = group_bound(np.swapaxes(k, 1, 2), k_bits).swapaxes(1, 2)
+    assert (np.abs(back.k - k) <= k_bound + f16_rounding(np.abs(k) + k_bound, k_bits)).all()
+
+    # The rotation keeps lengths, so a value is off by at most the length of its block's error.
+    block = rotation_size(g.head_dim_v)
+    rotated = (v.reshape(-1, block) @ hadamard(block).astype(np.float64)).reshape(v.shape)
+    v_bound = np.sqrt((group_bound(rotated, v_bits).reshape(-1, block) ** 2).sum(axis=1, keepdims=True))
+    slack = 1e-5 * np.abs(rotated).reshape(-1, block).max(axis=1, keepdims=True) * (v_bits < 16)
+    off, size = np.abs(back.v - v).reshape(-1, block), np.abs(v).reshape(-1, block)
+    assert (off <= v_bound + slack + f16_rounding(size + v_bound, v_bits)).all()
+
+
+def group_bound(rows: F64, bits: int) -> F64:
+    """Largest error of each value: half a step, and the f16 rounding of step (times the largest code) and minimum.
+
+    Padding repeats a value of the last group, so it widens nothing.
+    """
+    if bits == 16:
+        return np.zeros_like(rows)
+    bound = np.empty_like(rows)
+    for start in range(0, rows.shape[-1], 32):
+        group = rows[..., start : start + 32]
+        top = np.abs(group).max(axis=-1, keepdims=True)
+        step, codes = (np.ptp(group, axis=-1, keepdims=True) / 15, 15) if bits == 4 else (top / 127, 127)
+        minimum = f16_rounding(top, bits) if bits == 4 else 0
+        bound[..., start : start + 32] = step / 2 + codes * f16_rounding(step, bits) + minimum + 1e-6 * top
+    return bound
+
+
+def f16_rounding(x: F64, bits: int) -> F64:
+    return np.zeros_like(x) if bits == 16 else np.maximum(np.abs(x) * 2**-11, 2**-25)
+
+
+@settings(max_examples=30, deadline=None)
+@given(geometries(), TOKENS, PRECISIONS, st.integers(0, 2**32))
+def test_coding_is_deterministic_and_blind_to_strides(
+    g: Geometry, n_tokens: int, precision: Precision, seed: int
+) -> None:
+    slab = random_slab(g, n_tokens, seed)
+    dense = KvSlab(slab.k.copy(), slab.v.copy())
+    payload = Codec(g).encode(slab, precision, KEY)
+    assert Codec(g).encode(dense, precision, KEY) == payload
+    into = KvSlab(np.zeros_like(dense.k), np.zeros_like(dense.v))
+    Codec(g).decode(payload, KEY, into)
+    assert same_bits(into, decoded(Codec(g), payload, n_tokens))
+
+
+def test_decoding_writes_nothing_between_the_rows_of_a_strided_slab() -> None:
+    codec, into = Codec(SMALL), blank(SMALL, 40)
+    codec.decode(codec.encode(random_slab(SMALL, 40, 1), Precision(4, 4), KEY), KEY, into)
+    for plane in (into.k, into.v):
+        buffer = plane.base
+        assert buffer is not None
+        gaps = buffer[4:].reshape(SMALL.n_layer, -1)[:, 2 * plane[0].size :]
+        assert (gaps == 0xA5).all() and gaps.size == 12 * SMALL.n_layer
+        assert (buffer[:4] == 0xA5).all()
+
+
+@settings(max_examples=30, deadline=None)
+@given(geometries(), TOKENS, PRECISIONS, st.integers(0, 2**32))
+def test_numpy_and_ggml_kernels_decode_each_others_chunks_to_the_same_values(
+    g: Geometry, n_tokens: int, precision: Precision, seed: int
+) -> None:
+    oracle, fast = Codec(g, NUMPY), Codec(g)
+    slab = random_slab(g, n_tokens, seed)
+    for payload in (oracle.encode(slab, precision, KEY), fast.encode(slab, precision, KEY)):
+        a, b = decoded(oracle, payload, n_tokens), decoded(fast, payload, n_tokens)
+        assert np.array_equal(a.k, b.k) and np.array_equal(a.v, b.v)
+
+
+def test_bytes_bytearray_and_unaligned_read_only_views_decode_alike() -> None:
+    codec = Codec(SMALL)
+    payload = codec.encode(random_slab(SMALL, 64, 2), Precision(8, 4), KEY)
+    shifted = memoryview(b"x" + payload)[1:]
+    first = decoded(codec, payload, 64)
+    assert same_bits(first, decoded(codec, bytes(payload), 64)) and same_bits(first, decoded(codec, shifted, 64))
+
+
+# -- sizes ------------------------------------------------------------------------------------
+
+
+def test_full_chunks_cost_5_and_8_and_a_half_bits_per_value_and_a_header() -> None:
+    codec, values = Codec(SMALL), 2 * 64 * 64
+    assert codec.encoded_size(64, Precision(4, 4)) == 64 + 2 * values * 5 // 8
+    assert codec.encoded_size(64, Precision(8, 8)) == 64 + 2 * values * 17 // 16
+    assert codec.encoded_size(64, Precision(8, 4)) == 64 + values * 17 // 16 + values * 5 // 8
+
+
+@given(geometries(), st.integers(1, 200), PRECISIONS)
+def test_no_chunk_is_ever_larger_than_its_raw_form(g: Geometry, n_tokens: int, precision: Precision) -> None:
+    codec = Codec(g)
+    assert codec.encoded_size(n_tokens, precision) <= codec.encoded_size(n_tokens, LOSSLESS)
+
+
+def test_a_chunk_too_short_to_gain_from_groups_along_tokens_keeps_k_bit_exact() -> None:
+    codec, slab = Codec(SMALL), random_slab(SMALL, 10, 3)
+    payload = codec.encode(slab, Precision(4, 4), KEY)
+    assert np.array_equal(decoded(codec, payload, 10).k, slab.k)
+    assert header(payload).precision == Precision(4, 4)
+
+
+@pytest.mark.parametrize("n_tokens", [1, 4096])
+def test_the_shortest_and_the_longest_chunk_round_trip(n_tokens: int) -> None:
+    g = Geometry(1, 64, 64, 64, 64)
+    codec, slab = Codec(g), random_slab(g, n_tokens, 4)
+    payload = codec.encode(slab, Precision(8, 8), KEY)
+    assert len(payload) == codec.encoded_size(n_tokens, Precision(8, 8))
+    assert np.abs(decoded(codec, payload, n_tokens).k.astype(np.float32) - slab.k).max() < 0.1
+
+
+# -- what groups cannot hold --------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("bad", [math.inf, -math.inf, math.nan, 65504.0, -65504.0])
+@pytest.mark.parametrize("plane", ["k", "v"])
+def test_a_tensor_with_non_finite_or_enormous_values_is_kept_exactly_and_the_other_is_coded(
+    bad: float, plane: str
+) -> None:
+    codec, slab = Codec(SMALL), random_slab(SMALL, 64, 5)
+    getattr(slab, plane)[1, 33, 7] = bad
+    payload = codec.encode(slab, Precision(4, 4), KEY)
+    back = decoded(codec, payload, 64)
+    assert np.array_equal(getattr(back, plane).view(np.uint16), getattr(slab, plane).view(np.uint16))
+    other = "v" if plane == "k" else "k"
+    assert 0 < np.abs(getattr(back, other).astype(np.float32) - getattr(slab, other)).max() < 2
+    assert codec.encoded_size(64, Precision(4, 4)) < len(payload) < codec.encoded_size(64, LOSSLESS)
+    assert header(payload).precision == Precision(4, 4)
+
+
+@pytest.mark.parametrize("bits", [4, 8])
+@pytest.mark.parametrize("head_dim", [16, 128])
+def test_the_largest_values_that_are_coded_stay_finite(bits: int, head_dim: int) -> None:
+    g = Geometry(1, head_dim, head_dim, head_dim, head_dim)
+    slab, rng = blank(g, 64), np.random.default_rng(6)
+    slab.k[...] = rng.choice([-1.0, 1.0], slab.k.shape) * 2.0**15
+    # A block of one sign rotates into a single enormous value: the worst case of the rotation.
+    slab.v[...] = rng.choice([-1.0, 1.0], (1, 64, 1)) * np.floor(2.0**15 / math.sqrt(head_dim))
+    codec = Codec(g)
+    payload = codec.encode(slab, Precision(bits, bits), KEY)
+    assert len(payload) == codec.encoded_size(64, Precision(bits, bits))
+    back = decoded(codec, payload, 64)
+    assert np.isfinite(back.k).all() and np.isfinite(back.v).all()
+
+
+def test_finite_values_whose_rotation_would_overflow_f16_are_kept_exactly() -> None:
+    g = Geometry(1, 128, 128, 128, 128)
+    codec, slab = Codec(g), random_slab(g, 64, 12)
+    slab.v[:, 3] = 20000.0
+    back = decoded(codec, codec.encode(slab, Precision(4, 4), KEY), 64)
+    assert np.array_equal(back.v, slab.v)
+
+
+def test_padding_does_not_widen_the_groups_it_joins() -> None:
+    # Values in a narrow band far from zero: a step is 0.1 / 15, but 4.1 / 15 if a zero joins the group.
+    g, rng = Geometry(1, 80, 80, 80, 80), np.random.default_rng(13)
+    codec, slab = Codec(g), blank(g, 48)
+    slab.k[...] = 4 + 0.1 * rng.random(slab.k.shape)
+    slab.v[...] = ((4 + 0.1 * rng.random((48 * 5, 16))) @ hadamard(16)).reshape(slab.v.shape)
+    back = decoded(codec, codec.encode(slab, Precision(4, 4), KEY), 48)
+    assert np.abs(back.k.astype(np.float32) - slab.k).max() < 0.01
+    assert np.abs(back.v.astype(np.float32) - slab.v).max() < 0.05
+
+
+def test_a_slab_of_equal_values_comes_back_as_it_was() -> None:
+    codec, slab = Codec(SMALL), blank(SMALL, 64)
+    for value in (0.0, 0.375):
+        slab.k[...] = value
+        slab.v[...] = 0.0
+        assert same_bits(decoded(codec, codec.encode(slab, Precision(4, 4), KEY), 64), slab)
+
+
+# -- damage -----------------------------------------------------------------------------------
+
+
+def refused(codec: Codec, payload: bytes | bytearray, n_tokens: int = 40, key: ChunkKey = KEY) -> str:
+    """Decode what must be refused with the slab untouched; the message."""
+    into = blank(codec.geometry, n_tokens)
+    before = into.k.copy(), into.v.copy()
+    with pytest.raises(ChunkDamaged) as caught:
+        codec.decode(payload, key, into)
+    assert same_bits(into, KvSlab(*before))
+    return caught.value.message
+
+
+@pytest.fixture(scope="module")
+def chunk() -> bytes:
+    return bytes(Codec(SMALL).encode(random_slab(SMALL, 40, 7), Precision(8, 4), KEY))
+
+
+@settings(max_examples=300, deadline=None)
+@given(data=st.data())
+def test_any_flipped_bit_is_detected(chunk: bytes, data: st.DataObject) -> None:
+    bit = data.draw(st.integers(0, 8 * len(chunk) - 1))
+    damaged = bytearray(chunk)
+    damaged[bit // 8] ^= 1 << bit % 8
+    refused(Codec(SMALL), damaged)
+
+
+def test_any_flipped_bit_of_the_header_is_detected(chunk: bytes) -> None:
+    codec = Codec(SMALL)
+    for bit in range(8 * 64):
+        damaged = bytearray(chunk)
+        damaged[bit // 8] ^= 1 << bit % 8
+        refused(codec, damaged)
+
+
+@settings(deadline=None)
+@given(data=st.data())
+def test_any_truncation_or_addition_is_detected(chunk: bytes, data: st.DataObject) -> None:
+    refused(Codec(SMALL), chunk[: data.draw(st.integers(0, len(chunk) - 1))])
+    refused(Codec(SMALL), chunk + data.draw(st.binary(min_size=1, max_size=80)))
+
+
+@given(st.binary(max_size=200) | st.binary(max_size=200).map(lambda tail: b"LKVC\x01\x00" + tail))
+def test_arbitrary_bytes_are_refused_and_never_crash(raw: bytes) -> None:
+    refused(Codec(SMALL), raw)
+
+
+def test_each_kind_of_mismatch_is_named(chunk: bytes) -> None:
+    codec = Codec(SMALL)
+    assert "its header alone needs 64" in refused(codec, b"")
+    assert "not a coded chunk" in refused(codec, b"GGUF" + chunk[4:])
+    assert "format version 9" in refused(codec, chunk[:4] + b"\x09\x00" + chunk[6:])
+    assert "body bytes" in refused(codec, chunk[:-1])
+    assert "checksum" in refused(codec, chunk[:-1] + bytes([chunk[-1] ^ 1]))
+    assert OTHER_KEY.hex() in refused(codec, chunk, key=OTHER_KEY)
+    assert "40 tokens, 39" in refused(codec, chunk, n_tokens=39)
+
+
+@pytest.mark.parametrize(
+    "other",
+    [
+        Geometry(1, 64, 64, 32, 32),
+        Geometry(2, 64, 64, 64, 32),
+        Geometry(2, 64, 64, 32, 64),
+        Geometry(2, 32, 96, 32, 32),
+    ],
+)
+def test_a_chunk_of_another_geometry_is_refused_even_if_the_sizes_agree(chunk: bytes, other: Geometry) -> None:
+    assert "the model has" in refused(Codec(other), chunk)
+
+
+def resealed(chunk: bytes, change: Callable[[bytearray], None]) -> bytearray:
+    """``chunk`` with a change and a valid checksum, as a later version of the codec might write it."""
+    changed = bytearray(chunk)
+    change(changed)
+    changed[56:64] = xxhash.xxh3_64_intdigest(bytes(changed[:56] + changed[64:])).to_bytes(8, "little")
+    return changed
+
+
+@pytest.mark.parametrize("offset", [8, 9])
+def test_a_coding_from_the_future_is_refused_although_the_chunk_is_whole(chunk: bytes, offset: int) -> None:
+    payload = resealed(chunk, lambda p: p.__setitem__(offset, 200))
+    assert check(payload, KEY).n_tokens == 40
+    assert "unknown way" in refused(Codec(SMALL), payload)
+
+
+def test_a_header_whose_shape_does_not_fit_its_body_is_refused(chunk: bytes) -> None:
+    payload = resealed(chunk, lambda p: p.__setitem__(8, 2))
+    assert "its shape needs" in refused(Codec(SMALL), payload)
+
+
+def test_check_accepts_a_whole_chunk_and_the_header_tells_what_it_is(chunk: bytes) -> None:
+    found = check(chunk, KEY)
+    assert found == header(chunk)
+    assert (found.version, found.precision, found.key) == (1, Precision(8, 4), KEY)
+    assert (found.n_tokens, found.geometry, found.body_bytes) == (40, SMALL, len(chunk) - 64)
+
+
+def test_the_format_on_disk_is_pinned() -> None:
+    g = Geometry(1, 2, 1, 2, 1)
+    payload = bytes.fromhex(
+        "4c4b56430100040800000000000102030405060708090a0b0c0d0e0f0100000001000000020000000100000002000100060000000000000006d7ea59b62f0cc6003c00c00038"
+    )
+    slab = KvSlab(np.array([[[1.0, -2.0]]], np.float16), np.array([[[0.5]]], np.float16))
+    assert Codec(g).encode(slab, Precision(4, 8), KEY) == payload
+    assert same_bits(decoded(Codec(g), payload, 1), slab)
+
+
+# -- misuse -----------------------------------------------------------------------------------
+
+
+def test_slabs_keys_and_precisions_that_do_not_fit_are_the_callers_error() -> None:
+    codec, slab = Codec(SMALL), random_slab(SMALL, 8, 8)
+    payload = codec.encode(slab, LOSSLESS, KEY)
+    wrong = random_slab(Geometry(2, 32, 64, 32, 32), 8, 8)
+    floats = KvSlab(slab.k.astype(np.float32), slab.v)
+    with pytest.raises(ValueError, match="does not fit"):
+        codec.encode(wrong, LOSSLESS, KEY)
+    with pytest.raises(ValueError, match="does not fit"):
+        codec.decode(payload, KEY, wrong)
+    with pytest.raises(ValueError, match="float16"):
+        codec.encode(floats, LOSSLESS, KEY)
+    with pytest.raises(ValueError, match="16 bytes"):
+        codec.encode(slab, LOSSLESS, ChunkKey(b"short"))
+    with pytest.raises(ValueError, match="no coding for 7 bits"):
+        codec.encoded_size(64, Precision(7, 4))
+    with pytest.raises(ValueError, match="at least one token"):
+        codec.encoded_size(0, LOSSLESS)
+
+
+# -- rotation ---------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("size", [1, 2, 16, 32, 64, 128])
+def test_the_hadamard_matrix_is_orthonormal_and_its_own_inverse(size: int) -> None:
+    matrix = hadamard(size).astype(np.float64)
+    assert np.allclose(matrix @ matrix, np.eye(size), atol=1e-6)
+    assert np.array_equal(matrix, matrix.T)
+    assert np.allclose(np.abs(matrix), 1 / math.sqrt(size))
+
+
+@pytest.mark.parametrize(("head_dim", "size"), [(64, 64), (80, 16), (96, 32), (128, 128), (256, 128), (40, 8), (7, 1)])
+def test_the_rotation_is_the_largest_power_of_two_in_the_head(head_dim: int, size: int) -> None:
+    assert rotation_size(head_dim) == size
+
+
+def test_rotation_spreads_an_outlier_so_that_its_neighbours_survive() -> None:
+    codec, slab = Codec(SMALL), random_slab(SMALL, 64, 9)
+    slab.v[...] = np.random.default_rng(9).standard_normal(slab.v.shape)
+    slab.v[:, :, 5] = 40.0
+    back = decoded(codec, codec.encode(slab, Precision(4, 4), KEY), 64)
+    unrotated_step = 40 / 15
+    assert np.abs(back.v.astype(np.float32) - slab.v)[:, :, :32].std() < 0.8 * unrotated_step / math.sqrt(12)
+
+
+# -- threads ----------------------------------------------------------------------------------
+
+
+def test_four_threads_share_a_codec_and_none_sees_anothers_values() -> None:
+    codec = Codec(SMALL)
+    jobs = [(random_slab(SMALL, 8 + 9 * i, i), Precision(*((4, 4), (8, 4), (4, 8), (8, 8))[i % 4])) for i in range(16)]
+    alone = [
+        (bytes(p), decoded(Codec(SMALL), p, s.n_tokens)) for s, q in jobs for p in [Codec(SMALL).encode(s, q, KEY)]
+    ]
+
+    def work(turn: int) -> bool:
+        slab, precision = jobs[turn % 16]
+        payload, values = alone[turn % 16]
+        coded = codec.encode(slab, precision, KEY)
+        return coded == payload and same_bits(decoded(codec, coded, slab.n_tokens), values)
+
+    with ThreadPoolExecutor(4) as pool:
+        assert all(pool.map(work, range(400)))
+
+
+def test_results_stay_as_they_are_when_the_codec_goes_on_to_other_chunks() -> None:
+    codec = Codec(SMALL)
+    payload = codec.encode(random_slab(SMALL, 64, 10), Precision(4, 4), KEY)
+    first, coded, values = decoded(codec, payload, 64), bytes(payload), decoded(Codec(SMALL), payload, 64)
+    second = codec.encode(random_slab(SMALL, 64, 11, 50.0), Precision(4, 4), OTHER_KEY)
+    decoded(codec, second, 64, OTHER_KEY)
+    assert payload == coded and same_bits(first, values)

@@ -1,0 +1,57 @@
+"""A whole service on the fake engine, for tests: start it, use it, look into its books at rest."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+from pathlib import Path
+from typing import Any
+
+from llmaas.engine.fake import FakeEngine
+from llmaas.engine.thread import EngineThread
+from llmaas.kvchunks.store import Store
+from llmaas.records import AppId, Done, Generation, Message, Turn
+from llmaas.service import Service, ServiceSettings
+
+APP = AppId("1000/test")
+
+
+class House:
+    """The parts of one running service."""
+
+    def __init__(self, service: Service, store: Store, thread: EngineThread) -> None:
+        self.service, self.store, self.thread = service, store, thread
+
+    async def say(self, context: str, text: str, n: int = 8, app: AppId = APP, **generation: Any) -> tuple[str, Done]:
+        return await self.call(context, Turn((Message("user", text),)), Generation(n, **generation), app)
+
+    async def call(self, context: str, turn: Turn, generation: Generation | None, app: AppId = APP) -> tuple[str, Done]:
+        pieces: list[str] = []
+        _, future = self.service.submit(app, context, turn, generation, lambda p: pieces.append(p.text))
+        done = await future
+        return "".join(pieces), done
+
+    def tokens(self, context: str, app: AppId = APP) -> list[int]:
+        return list(self.store.tokens(self.service.show(app, context).info.id))
+
+
+@asynccontextmanager
+async def house(
+    root: Path, *, engine: dict[str, Any] | None = None, store: Store | None = None, **settings: Any
+) -> AsyncIterator[House]:
+    """A service on ``root``; at the end it must come to rest with clean books."""
+    options = {"n_cells": 1024, "n_seqs": 8, **(engine or {})}
+    thread = EngineThread(lambda: FakeEngine(**options))
+    own = store or Store(root)
+    service = Service(thread, own, ServiceSettings(**{"pool_bytes": 1 << 20, **settings}))
+    try:
+        await service.start()
+        yield House(service, own, thread)
+        await asyncio.wait_for(service.rest(), 30)
+        assert service.check() == []
+    finally:
+        await service.stop()
+        thread.close()
+        assert own.check().problems == ()
+        own.close()

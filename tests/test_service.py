@@ -1,0 +1,360 @@
+"""The service on the fake engine, whose tokens depend on every byte of KV: one wrong chunk changes an answer."""
+
+from __future__ import annotations
+
+import asyncio
+import errno
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from llmaas import errors
+from llmaas.kvchunks.store import Files, Store
+from llmaas.records import AppId, FinishReason, Generation, Message, Precision, Sampling, Turn
+from tests.service_house import APP, House, house
+
+TEXT = "All happy families are alike; every unhappy family is unhappy in its own way. "
+
+
+def test_a_turn_is_templated_answered_and_kept(tmp_path: Path) -> None:
+    async def run() -> None:
+        async with house(tmp_path) as h:
+            info = await h.service.create(APP, name="inbox", system="Be brief.")
+            answer, done = await h.say("inbox", "hello", 8)
+            assert done.reason is FinishReason.LENGTH and done.n_generated == 8
+            detail = h.service.show(APP, info.id)
+            assert [(m.role, m.content) for m in detail.messages] == [
+                ("system", "Be brief."),
+                ("user", "hello"),
+                ("assistant", answer),
+            ]
+            await h.say("inbox", "again", 4)
+            engine = h.thread.engine
+            messages = [*detail.messages, Message("user", "again"), h.service.show(APP, "inbox").messages[-1]]
+            text = engine.render(messages, answer=False)
+            whole = engine.tokenize(text, special=True, bos=True)
+            assert h.tokens("inbox") == whole[: len(h.tokens("inbox"))], "turn by turn is the same as all at once"
+
+    asyncio.run(run())
+
+
+def test_contexts_that_swap_in_and_out_say_what_they_would_have_said_alone(tmp_path: Path) -> None:
+    async def conversation(h: House, names: list[str]) -> dict[str, list[str]]:
+        said: dict[str, list[str]] = {name: [] for name in names}
+        for name in names:
+            await h.service.create(APP, name=name, system=None)
+        for turn in range(4):
+            for name in "abacdcbd":  # LRU never hits in a plain circle
+                said[name].append((await h.say(name, f"{name} {turn} {TEXT}", 12))[0])
+        return said
+
+    async def run() -> None:
+        names = ["a", "b", "c", "d"]
+        async with house(tmp_path / "small", engine={"n_cells": 1100}, pool_bytes=150_000) as h:
+            swapped = await conversation(h, names)
+            counts = h.service.stats()["counts"]
+            assert isinstance(counts, dict)
+            assert counts["tokens_from_pool"] and counts["tokens_from_disk"]
+        async with house(tmp_path / "large", engine={"n_cells": 8192}) as h:
+            assert swapped == await conversation(h, names)
+
+    asyncio.run(run())
+
+
+@pytest.mark.parametrize("precision", [Precision(16, 16), Precision(4, 4)])
+def test_a_conversation_goes_on_after_a_restart_from_disk(tmp_path: Path, precision: Precision) -> None:
+    async def run() -> None:
+        async with house(tmp_path / "a", precision=precision) as h:
+            await h.service.create(APP, name="x", system="s")
+            await h.say("x", TEXT * 3, 20)
+            before = h.tokens("x")
+        async with house(tmp_path / "a", precision=precision) as h:
+            assert h.tokens("x") == before
+            answer, done = await h.say("x", "and then?", 20)
+            assert done.switch.disk == len(before) - 1, "all but the last token, which was never computed"
+            assert done.switch.recomputed == 0
+        async with house(tmp_path / "b", precision=precision) as h:
+            await h.service.create(APP, name="x", system="s")
+            await h.say("x", TEXT * 3, 20)
+            assert (await h.say("x", "and then?", 20))[0] == answer
+
+    asyncio.run(run())
+
+
+def test_a_fork_shares_its_parents_chunks_and_then_goes_its_own_way(tmp_path: Path) -> None:
+    async def run() -> None:
+        async with house(tmp_path) as h:
+            await h.service.create(APP, name="trunk", system=None)
+            await h.say("trunk", TEXT * 3, 10)
+            await h.service.rest()
+            on_disk = h.store.stats().chunks
+            twin = await h.service.fork(APP, "trunk", name="twin")
+            assert twin.n_tokens == len(h.tokens("trunk"))
+            assert h.store.stats().chunks == on_disk
+            assert (await h.say("twin", "same", 9))[0] == (await h.say("trunk", "same", 9))[0]
+            await h.service.delete(APP, "trunk")
+            await h.service.rest()
+            await h.say("twin", "more", 5)
+
+    asyncio.run(run())
+
+
+def test_truncating_to_a_message_and_answering_again_gives_the_same_answer(tmp_path: Path) -> None:
+    async def run() -> None:
+        async with house(tmp_path) as h:
+            await h.service.create(APP, name="x", system=None)
+            await h.say("x", "one " + TEXT, 10)
+            first, _ = await h.say("x", "two " + TEXT, 10)
+            assert (await h.service.truncate(APP, "x", n_tokens=None, n_messages=2)).n_messages == 2
+            again, _ = await h.say("x", "two " + TEXT, 10)
+            assert again == first
+            await h.service.truncate(APP, "x", n_tokens=70, n_messages=None)
+            assert len(h.tokens("x")) == 70
+            for bad in (
+                {"n_tokens": 71, "n_messages": None},
+                {"n_tokens": None, "n_messages": 9},
+                {"n_tokens": 1, "n_messages": 1},
+            ):
+                with pytest.raises(errors.BadRequest):
+                    await h.service.truncate(APP, "x", **bad)
+
+    asyncio.run(run())
+
+
+def test_generating_without_a_turn_continues_an_open_answer(tmp_path: Path) -> None:
+    async def run() -> None:
+        async with house(tmp_path) as h:
+            await h.service.create(APP, name="x", system=None)
+            await h.say("x", "go", 6)
+            first = h.service.show(APP, "x").messages[-1].content
+            more, done = await h.call("x", Turn(), Generation(6))
+            assert done.n_prompt == 0
+            messages = h.service.show(APP, "x").messages
+            assert [m.role for m in messages] == ["user", "assistant"]
+            assert messages[-1].content == first + more
+        async with house(tmp_path) as h:
+            assert h.service.show(APP, "x").messages == messages
+
+    asyncio.run(run())
+
+
+def test_appended_messages_are_answered_by_a_bare_generate(tmp_path: Path) -> None:
+    async def run() -> None:
+        async with house(tmp_path) as h:
+            await h.service.create(APP, name="x", system=None)
+            _, done = await h.call("x", Turn((Message("user", "hi"),)), None)
+            assert done.reason is FinishReason.APPENDED
+            answer, _ = await h.call("x", Turn(), Generation(6))
+            await h.service.create(APP, name="y", system=None)
+            assert (await h.say("y", "hi", 6))[0] == answer
+
+    asyncio.run(run())
+
+
+def test_raw_prompts_make_raw_contexts(tmp_path: Path) -> None:
+    async def run() -> None:
+        async with house(tmp_path) as h:
+            await h.service.create(APP, name="x", system=None)
+            await h.call("x", Turn(prompt="Once upon a time"), Generation(5))
+            detail = h.service.show(APP, "x")
+            assert detail.messages == () and detail.info.n_tokens == 1 + 16 + 5
+
+    asyncio.run(run())
+
+
+def test_a_stop_string_ends_the_answer_and_is_not_shown(tmp_path: Path) -> None:
+    async def run() -> None:
+        async with house(tmp_path) as h:
+            await h.service.create(APP, name="x", system=None)
+            whole, _ = await h.say("x", "tell", 30)
+            await h.service.truncate(APP, "x", n_tokens=0, n_messages=None)
+            stop = whole[10:13]
+            cut, done = await h.say("x", "tell", 30, stop=(stop,))
+            assert done.reason is FinishReason.STOP
+            assert cut == whole[: whole.index(stop)]
+
+    asyncio.run(run())
+
+
+def test_a_cancelled_answer_keeps_what_was_streamed_and_one_without_tokens_leaves_nothing(tmp_path: Path) -> None:
+    async def run() -> None:
+        async with house(tmp_path, engine={"step_time": lambda n: 0.002}) as h:
+            await h.service.create(APP, name="x", system=None)
+            pieces: list[str] = []
+            request, future = h.service.submit(
+                APP, "x", Turn((Message("user", "go"),)), Generation(500), lambda p: pieces.append(p.text)
+            )
+            while len(pieces) < 5:
+                await asyncio.sleep(0.001)
+            h.service.cancel(request)
+            with pytest.raises(errors.Cancelled) as e:
+                await future
+            assert e.value.n_generated >= 5
+            assert h.service.show(APP, "x").messages[-1].content == "".join(pieces)
+            before = h.tokens("x")
+            request, future = h.service.submit(
+                APP, "x", Turn((Message("user", TEXT * 4),)), Generation(5), pieces.append
+            )
+            await asyncio.sleep(0)
+            h.service.cancel(request)
+            with pytest.raises(errors.Cancelled):
+                await future
+            assert h.tokens("x") == before
+            assert len((await h.say("x", "and?", 5))[0]) > 0
+
+    asyncio.run(run())
+
+
+def test_calls_of_many_contexts_run_together_and_calls_of_one_run_in_order(tmp_path: Path) -> None:
+    async def run() -> None:
+        async with house(tmp_path, engine={"n_cells": 600, "step_time": lambda n: 0.001}) as h:
+            for i in range(6):
+                await h.service.create(APP, name=f"c{i}", system=None)
+            jobs = [h.say(f"c{i}", f"{i} {j} {TEXT[:60]}", 10) for j in range(2) for i in range(6)]
+            await asyncio.gather(*jobs)
+            for i in range(6):
+                messages = h.service.show(APP, f"c{i}").messages
+                assert [m.content[:3] for m in messages if m.role == "user"] == [f"{i} 0", f"{i} 1"]
+
+    asyncio.run(run())
+
+
+def test_deleting_a_context_ends_its_call_and_forgets_its_chunks(tmp_path: Path) -> None:
+    async def run() -> None:
+        async with house(tmp_path, engine={"step_time": lambda n: 0.002}) as h:
+            await h.service.create(APP, name="x", system=None)
+            job = asyncio.create_task(h.say("x", TEXT, 500))
+            await asyncio.sleep(0.05)
+            await h.service.delete(APP, "x")
+            with pytest.raises(errors.Cancelled):
+                await job
+            await h.service.rest()
+            with pytest.raises(errors.UnknownContext):
+                h.service.show(APP, "x")
+        with Store(tmp_path) as store:
+            assert not store.stats().chunks
+
+    asyncio.run(run())
+
+
+def test_apps_see_only_their_own_contexts(tmp_path: Path) -> None:
+    async def run() -> None:
+        async with house(tmp_path) as h:
+            mine = await h.service.create(APP, name="x", system=None)
+            other = AppId("1000/other")
+            for ref in (mine.id, "x"):
+                with pytest.raises(errors.UnknownContext):
+                    h.service.show(other, ref)
+            await h.service.create(other, name="x", system=None)
+            assert len(h.service.contexts(APP)) == 1 and len(h.service.contexts(None)) == 2
+            with pytest.raises(errors.ContextExists):
+                await h.service.create(APP, name="x", system=None)
+
+    asyncio.run(run())
+
+
+def test_too_long_a_prompt_is_refused_and_nothing_changes(tmp_path: Path) -> None:
+    async def run() -> None:
+        async with house(tmp_path) as h:
+            await h.service.create(APP, name="x", system=None)
+            await h.say("x", "hi", 3)
+            before = h.tokens("x")
+            with pytest.raises(errors.ContextTooLong):
+                await h.say("x", "x" * 2000, 3)
+            assert h.tokens("x") == before
+            with pytest.raises(errors.BadRequest):
+                await h.service.create(APP, name="e", system=None)
+                await h.call("e", Turn(), Generation(3))
+
+    asyncio.run(run())
+
+
+def test_more_calls_than_the_queue_holds_are_refused_as_busy(tmp_path: Path) -> None:
+    async def run() -> None:
+        async with house(tmp_path, queue_limit=2) as h:
+            await h.service.create(APP, name="x", system=None)
+            jobs = [asyncio.create_task(h.say("x", "a", 3)) for _ in range(3)]
+            results = await asyncio.gather(*jobs, return_exceptions=True)
+            assert [type(r) for r in results].count(errors.Busy) == 1
+
+    asyncio.run(run())
+
+
+class FullDisk(Files):
+    """A disk that has no room while ``full``."""
+
+    full = False
+
+    def pwrite(self, *args: Any) -> Any:
+        if self.full:
+            raise OSError(errno.ENOSPC, "No space left on device")
+        return super().pwrite(*args)
+
+
+def test_a_full_disk_keeps_chunks_in_memory_and_the_service_goes_on(tmp_path: Path) -> None:
+    async def run() -> None:
+        files = FullDisk()
+        async with house(tmp_path, store=Store(tmp_path, files=files), engine={"n_cells": 600}, pool_bytes=80_000) as h:
+            for name in "abc":
+                await h.service.create(APP, name=name, system=None)
+            files.full = True
+            said = [(await h.say(name, TEXT * 2, 6))[0] for name in "abc"]
+            said += [(await h.say(name, "more", 6))[0] for name in "abc"]
+            files.full = False
+            said += [(await h.say(name, "still", 6))[0] for name in "abc"]
+            await h.service.rest()
+        async with house(tmp_path / "calm", engine={"n_cells": 4000}) as h:
+            for name in "abc":
+                await h.service.create(APP, name=name, system=None)
+            calm = [(await h.say(name, text, 6))[0] for text in (TEXT * 2, "more", "still") for name in "abc"]
+        assert calm == said
+
+    asyncio.run(run())
+
+
+def test_a_context_of_another_tokenizer_is_kept_but_not_used(tmp_path: Path) -> None:
+    async def run() -> None:
+        async with house(tmp_path) as h:
+            await h.service.create(APP, name="x", system=None)
+            await h.say("x", TEXT, 3)
+        async with house(tmp_path, engine={"vocab": "other", "fingerprint": "other"}) as h:
+            assert not h.service.contexts(APP)[0].usable
+            with pytest.raises(errors.ModelMismatch):
+                await h.say("x", "hi", 3)
+        async with house(tmp_path, engine={"fingerprint": "finer-weights"}) as h:
+            _, done = await h.say("x", "hi", 3)
+            assert done.switch.disk == 0 and done.n_tokens > 80, "same tokens, other weights: recomputed"
+
+    asyncio.run(run())
+
+
+def test_greedy_and_seeded_answers_are_reproducible(tmp_path: Path) -> None:
+    async def run() -> None:
+        async with house(tmp_path) as h:
+            said = []
+            for i in range(2):
+                await h.service.create(APP, name=f"x{i}", system=None)
+                said.append((await h.say(f"x{i}", "hi", 12, sampling=Sampling(temperature=1.0, seed=7)))[0])
+            assert said[0] == said[1]
+
+    asyncio.run(run())
+
+
+def test_stopping_ends_running_calls_as_shutting_down_and_keeps_their_tokens(tmp_path: Path) -> None:
+    async def run() -> None:
+        kept = ""
+        async with house(tmp_path, engine={"step_time": lambda n: 0.002}) as h:
+            await h.service.create(APP, name="x", system=None)
+            job = asyncio.create_task(h.say("x", "go", 500))
+            await asyncio.sleep(0.05)
+            await h.service.stop()
+            with pytest.raises(errors.ShuttingDown):
+                await job
+            kept = h.service.show(APP, "x").messages[-1].content
+            with pytest.raises(errors.ShuttingDown):
+                await h.say("x", "more", 3)
+        async with house(tmp_path) as h:
+            assert kept and h.service.show(APP, "x").messages[-1].content == kept
+
+    asyncio.run(run())
