@@ -274,14 +274,5 @@ class Finish:
 
 
 Action = (
-    RunStep
-    | LoadChunks
-    | SaveChunks
-    | WriteChunks
-    | DropPool
-    | DropDisk
-    | DropCells
-    | Admitted
-    | Switched
-    | Finish
+    RunStep | LoadChunks | SaveChunks | WriteChunks | DropPool | DropDisk | DropCells | Admitted | Switched | Finish
 )

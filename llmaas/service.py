@@ -43,9 +43,9 @@ from llmaas.records import (
     Turn,
 )
 from llmaas.service_calls import Call, turn_spans
-from llmaas.service_contexts import Directory, LiveContext, new_id
+from llmaas.service_contexts import Directory, LiveContext, new_id, total_tokens
 from llmaas.service_loop import Interpreter
-from llmaas.service_runner import CallRunner, Rows, refuse_if_deleted, tell_changed
+from llmaas.service_runner import CallRunner, Rows, refuse_if_deleted, refuse_if_too_long, tell_changed
 
 log = logging.getLogger(__name__)
 T = TypeVar("T")
@@ -137,12 +137,13 @@ class Service:
         return {"model": self._model.name, "context_limit": self.planner_settings.ctx_limit, "note": self._model.note}
 
     async def create(self, app: AppId, *, name: str | None, system: str | None) -> ContextInfo:
-        """A new, empty context. Raises ContextExists, DiskFull."""
+        """A new context, empty but for its system message. Raises ContextExists, ContextTooLong, DiskFull."""
         self._refuse_if_closing()
         row = self._new_row(app, name)
         live = self._live(row)
         turn = Turn((Message("system", system),) if system else ())
         spans = turn_spans(self._engine, live, turn, answer=False)
+        refuse_if_too_long(total_tokens(spans), self.planner_settings.ctx_limit)
         await self._rows.run(self._store.create_context, row, spans)
         live.note(spans, add_tokens=True)
         self._open(live)

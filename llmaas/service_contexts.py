@@ -101,6 +101,7 @@ class Directory:
     def __init__(self) -> None:
         self._by_id: dict[ContextId, LiveContext] = {}
         self._by_name: dict[tuple[AppId, str], LiveContext] = {}
+        self._last_fresh: dict[AppId, int] = {}
 
     def __len__(self) -> int:
         return len(self._by_id)
@@ -131,9 +132,11 @@ class Directory:
         return (app, name) in self._by_name
 
     def fresh_name(self, app: AppId) -> str:
-        n = sum(1 for live in self if live.row.app == app) + 1
+        """A name that the app has not got and that is not given out twice, however many creates are under way."""
+        n = self._last_fresh.get(app, 0) + 1
         while self.has_name(app, f"context-{n}"):
             n += 1
+        self._last_fresh[app] = n
         return f"context-{n}"
 
 

@@ -151,9 +151,7 @@ class CallRunner:
         call.spans = turn_spans(self._engine, live, call.turn, answer=call.generation is not None)
         call.base = len(live.tokens)
         total = call.base + call.n_prompt
-        limit = self._ctx_limit
-        if total > limit:
-            raise ContextTooLong(f"the context would have {total} tokens; at most {limit} fit")
+        refuse_if_too_long(total, self._ctx_limit)
         if call.generation and not total:
             raise BadRequest("there is nothing to answer: the context is empty", hint="Send messages or a prompt.")
         for span in call.spans:
@@ -204,3 +202,8 @@ def tell_changed(live: LiveContext, n_kv: int, dispatch: Callable[[Event], None]
 def refuse_if_deleted(live: LiveContext) -> None:
     if live.deleted:
         raise UnknownContext(f"context {live.row.name!r} was deleted")
+
+
+def refuse_if_too_long(n_tokens: int, limit: int) -> None:
+    if n_tokens > limit:
+        raise ContextTooLong(f"the context would have {n_tokens} tokens; at most {limit} fit")

@@ -263,9 +263,12 @@ def test_too_long_a_prompt_is_refused_and_nothing_changes(tmp_path: Path) -> Non
             with pytest.raises(errors.ContextTooLong):
                 await h.say("x", "x" * 2000, 3)
             assert h.tokens("x") == before
+            with pytest.raises(errors.ContextTooLong):
+                await h.service.create(APP, name="long", system="x" * 2000)
+            await h.service.create(APP, name="long", system="short")
+            await h.service.create(APP, name="empty", system=None)
             with pytest.raises(errors.BadRequest):
-                await h.service.create(APP, name="e", system=None)
-                await h.call("e", Turn(), Generation(3))
+                await h.call("empty", Turn(), Generation(3))
 
     asyncio.run(run())
 
@@ -356,5 +359,14 @@ def test_stopping_ends_running_calls_as_shutting_down_and_keeps_their_tokens(tmp
                 await h.say("x", "more", 3)
         async with house(tmp_path) as h:
             assert kept and h.service.show(APP, "x").messages[-1].content == kept
+
+    asyncio.run(run())
+
+
+def test_unnamed_contexts_get_names_of_their_own_even_at_the_same_time(tmp_path: Path) -> None:
+    async def run() -> None:
+        async with house(tmp_path) as h:
+            made = await asyncio.gather(*(h.service.create(APP, name=None, system=None) for _ in range(5)))
+            assert len({info.name for info in made}) == 5
 
     asyncio.run(run())

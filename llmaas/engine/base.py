@@ -57,7 +57,10 @@ class Engine(Protocol):
     # -- text, safe on any thread
 
     def tokenize(self, text: str, *, special: bool, bos: bool) -> list[int]:
-        """Token ids of ``text``. ``special`` parses special tokens; ``bos`` adds the model's start token, if it wants one."""
+        """Token ids of ``text``.
+
+        ``special`` parses special tokens; ``bos`` adds the model's start token, if it wants one.
+        """
 
     def piece(self, token: int) -> bytes:
         """The bytes of a token; may be part of a UTF-8 character. Special tokens give b""."""
@@ -93,7 +96,7 @@ class Engine(Protocol):
         """Remove the sequence's positions from ``start`` on."""
 
     def copy(self, src: int, dst: int, stop: int) -> None:
-        """Let empty sequence ``dst`` share the first ``stop`` positions of ``src``, by reference where the runtime can."""
+        """Let empty ``dst`` share the first ``stop`` positions of ``src``, by reference where the runtime can."""
 
     # -- KV in and out
 
@@ -101,7 +104,10 @@ class Engine(Protocol):
         """The KV of positions start .. stop-1, as views of a buffer that stays valid as long as the slab."""
 
     def blank(self, n_tokens: int) -> KvSlab:
-        """A writable slab for ``load``, backed by the runtime's own layout so that ``load`` copies nothing twice. Safe on any thread."""
+        """A writable slab for ``load``, in the runtime's own layout so that nothing is copied twice.
+
+        Safe on any thread.
+        """
 
     def load(self, seq: int, start: int, slab: KvSlab) -> None:
         """Put a slab from ``blank`` (or ``export``) into cells at positions start .. start+n_tokens-1.

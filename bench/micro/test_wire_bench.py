@@ -1,0 +1,141 @@
+"""What the edge costs per streamed piece and per request: ``pytest bench/micro/test_wire_bench.py``."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import pytest
+from pytest_benchmark.fixture import BenchmarkFixture
+
+from llmaas.api import messages as msg
+from llmaas.api.client import AsyncClient
+from llmaas.api.session import Session
+from llmaas.api.unix import serve
+from llmaas.api.wire import Decoder, encode
+from llmaas.records import (
+    AppId,
+    ContextDetail,
+    ContextId,
+    ContextInfo,
+    Done,
+    FinishReason,
+    Generation,
+    Message,
+    Piece,
+    RequestId,
+    SwitchReport,
+    Turn,
+)
+
+PIECE = Piece(" hello", (1234,))
+PIECES = 1000
+REQUEST = msg.Generate("6f1c0e52a9b34d77", (Message("user", "How do I get home from here? " * 8),), seed=1)
+INFO = ContextInfo(ContextId("6f1c0e52a9b34d77"), AppId("1000/mail"), "inbox", 900, 7, 1.7e9, 1.7e9, (0, 900, 0, 0))
+
+
+class Fast:
+    """A backend whose answers cost nothing: it emits all pieces in one go."""
+
+    def hello(self) -> dict[str, object]:
+        return {"model": "none"}
+
+    async def create(self, app: AppId, *, name: str | None, system: str | None) -> ContextInfo:
+        return INFO
+
+    async def fork(self, app: AppId, context: str, *, name: str | None) -> ContextInfo:
+        return INFO
+
+    async def truncate(self, app: AppId, context: str, *, n_tokens: int | None, n_messages: int | None) -> ContextInfo:
+        return INFO
+
+    async def delete(self, app: AppId | None, context: str) -> None:
+        return None
+
+    def contexts(self, app: AppId | None) -> list[ContextInfo]:
+        return [INFO] * 1000
+
+    def show(self, app: AppId | None, context: str) -> ContextDetail:
+        return ContextDetail(INFO, ())
+
+    def submit(
+        self, app: AppId, context: str, turn: Turn, generation: Generation | None, emit: Callable[[Piece], None]
+    ) -> tuple[RequestId, asyncio.Future[Done]]:
+        for _ in range(PIECES if generation else 0):
+            emit(PIECE)
+        future: asyncio.Future[Done] = asyncio.get_running_loop().create_future()
+        future.set_result(Done(INFO.id, FinishReason.STOP, 9, 2, PIECES, SwitchReport(), 0.1, 0.1, 1e6))
+        return RequestId(1), future
+
+    def cancel(self, request: RequestId) -> None:
+        return None
+
+    def stats(self) -> dict[str, object]:
+        return {}
+
+
+@pytest.fixture
+def client(tmp_path: Path) -> Iterator[tuple[asyncio.AbstractEventLoop, AsyncClient]]:
+    loop = asyncio.new_event_loop()
+    server = loop.run_until_complete(serve(Fast(), tmp_path / "s"))
+    connected = loop.run_until_complete(AsyncClient.connect(tmp_path / "s", app="bench"))
+    yield loop, connected
+    loop.run_until_complete(connected.close())
+    loop.run_until_complete(server.close())
+    loop.close()
+
+
+def test_encode_a_piece(benchmark: BenchmarkFixture) -> None:
+    assert benchmark(lambda: encode(msg.piece_frame(5, PIECE)))
+
+
+def test_read_a_piece(benchmark: BenchmarkFixture) -> None:
+    data, decoder = encode(msg.piece_frame(5, PIECE)), Decoder()
+    assert benchmark(lambda: msg.piece(decoder.feed(data)[0])) == PIECE
+
+
+def test_read_1000_pieces_of_one_read(benchmark: BenchmarkFixture) -> None:
+    data = encode(msg.piece_frame(1, PIECE)) * PIECES
+
+    def session() -> tuple[tuple[Session], dict[str, object]]:
+        made = Session("bench")
+        made.receive(encode({"type": "hello", "version": msg.VERSION}))
+        made.start(msg.Generate("c"))
+        return (made,), {}
+
+    def read(made: Session) -> int:
+        made.receive(data)
+        return len(made.live()[0].pieces)
+
+    assert benchmark.pedantic(read, setup=session, rounds=50) == PIECES
+
+
+def test_read_a_request(benchmark: BenchmarkFixture) -> None:
+    data, decoder = encode(msg.request_frame(5, REQUEST)), Decoder()
+    assert benchmark(lambda: msg.request(decoder.feed(data)[0])) == REQUEST
+
+
+def test_a_ping_there_and_back(
+    benchmark: BenchmarkFixture, client: tuple[asyncio.AbstractEventLoop, AsyncClient]
+) -> None:
+    loop, connected = client
+    benchmark(lambda: loop.run_until_complete(connected.ping()))
+
+
+def test_1000_pieces_through_server_and_client(
+    benchmark: BenchmarkFixture, client: tuple[asyncio.AbstractEventLoop, AsyncClient]
+) -> None:
+    loop, connected = client
+
+    async def answer() -> int:
+        stream = connected.generate("c")
+        await stream.done()
+        return len(stream.text)
+
+    assert benchmark(lambda: loop.run_until_complete(answer())) == PIECES * len(PIECE.text)
+
+
+def test_list_1000_contexts(benchmark: BenchmarkFixture, client: tuple[asyncio.AbstractEventLoop, AsyncClient]) -> None:
+    loop, connected = client
+    assert len(benchmark(lambda: loop.run_until_complete(connected.contexts()))) == 1000

@@ -1,0 +1,1 @@
+"""F9. The command line: the only room that prints, reads arguments, and wires real parts together."""

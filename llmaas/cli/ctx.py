@@ -1,0 +1,149 @@
+"""F9. ``llmaas ctx``: contexts, listed and put in order.
+
+Law: speaks to the daemon only; it never opens the store.
+"""
+
+from __future__ import annotations
+
+import argparse
+import sys
+from collections.abc import Callable
+from typing import TYPE_CHECKING, Any, TextIO
+
+from llmaas.cli.contexts import meant
+from llmaas.cli.options import add_client, configured
+from llmaas.cli.out import bold, human_age, print_json, printable, table
+from llmaas.clock import RealClock
+
+if TYPE_CHECKING:
+    from llmaas.api.sync import Client
+    from llmaas.records import ContextInfo
+
+_EPILOG = """\
+examples:
+  llmaas ctx ls                         this app's contexts and where their tokens are
+  llmaas ctx ls --everyone --json       all apps' (only for the user who runs the daemon)
+  llmaas ctx show notes                 the conversation
+  llmaas ctx fork notes notes-2         a copy that shares its chunks
+  llmaas ctx truncate notes --messages 4    back to the first four messages
+  llmaas ctx rm notes scratch           delete two, for good
+
+A context is meant by its name, its id, or the first digits of its id.
+In the list, cells, pool, disk and none say where the tokens' best copy is: in the engine,
+coded in RAM, on disk, or nowhere (to be recomputed from the text).
+"""
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    parser.epilog = _EPILOG
+    actions = parser.add_subparsers(metavar="ACTION", required=True, title="actions")
+
+    def action(name: str, do: Callable[[Client, argparse.Namespace], int], help: str) -> argparse.ArgumentParser:
+        sub = actions.add_parser(name, help=help, description=help[0].upper() + help[1:] + ".", allow_abbrev=False)
+        sub.set_defaults(do=do)
+        add_client(sub)
+        return sub
+
+    ls = action("ls", _ls, "list contexts, last used first")
+    ls.add_argument("--json", action="store_true", help="print JSON")
+    show = action("show", _show, "show a context and its conversation")
+    show.add_argument("context")
+    show.add_argument("--json", action="store_true", help="print JSON")
+    rm = action("rm", _rm, "delete contexts and their chunks, for good")
+    rm.add_argument("context", nargs="+")
+    for sub in (ls, show, rm):
+        sub.add_argument("--everyone", action="store_true", help="of all apps; only the daemon's user may")
+    fork = action("fork", _fork, "copy a context under a new name; the copy shares its chunks")
+    fork.add_argument("context")
+    fork.add_argument("name")
+    truncate = action("truncate", _truncate, "cut a context's end off")
+    truncate.add_argument("context")
+    keep = truncate.add_mutually_exclusive_group(required=True)
+    keep.add_argument("--messages", type=int, metavar="N", help="keep the first N messages")
+    keep.add_argument("--tokens", type=int, metavar="N", help="keep the first N tokens")
+
+
+def run(args: argparse.Namespace) -> int:
+    from llmaas.api.sync import Client
+
+    with Client(configured(args).socket, app=args.app) as client:
+        code: int = args.do(client, args)
+    return code
+
+
+def as_map(info: ContextInfo) -> dict[str, Any]:
+    """A context as JSON shows it."""
+    tiers = dict(zip(("cells", "pool", "disk", "none"), info.tiers, strict=True))
+    return {
+        "id": info.id,
+        "app": info.app,
+        "name": info.name,
+        "tokens": info.n_tokens,
+        "messages": info.n_messages,
+        "created": info.created,
+        "last_used": info.last_used,
+        "usable": info.usable,
+        "tiers": tiers,
+    }
+
+
+def listing(contexts: list[ContextInfo], now: float, *, with_app: bool, stream: TextIO) -> str:
+    """The table of ``ctx ls``. ``now`` is wall-clock seconds."""
+    head = ["NAME", *(["APP"] if with_app else []), "ID", "TOKENS", "MSGS", "CELLS", "POOL", "DISK", "NONE", "USED"]
+    rows = [
+        [c.name, *([c.app] if with_app else []), c.id, c.n_tokens, c.n_messages, *c.tiers, _used(c, now)]
+        for c in contexts
+    ]
+    return table(head, rows, stream)
+
+
+def _used(info: ContextInfo, now: float) -> str:
+    age = human_age(max(0.0, now - info.last_used))
+    return age if info.usable else f"{age} (made with another tokenizer)"
+
+
+def _ls(client: Client, args: argparse.Namespace) -> int:
+    contexts = sorted(client.contexts(everyone=args.everyone), key=lambda c: -c.last_used)
+    if args.json:
+        print_json([as_map(c) for c in contexts])
+    elif contexts:
+        print(listing(contexts, RealClock().wall(), with_app=args.everyone, stream=sys.stdout))
+    else:
+        print(f"No contexts{'' if args.everyone else f' of app {args.app}'} yet; 'llmaas chat NAME' makes one.")
+    return 0
+
+
+def _show(client: Client, args: argparse.Namespace) -> int:
+    info = meant(args.context, client.contexts(everyone=args.everyone))
+    detail = client.show(info.id, everyone=args.everyone)
+    if args.json:
+        messages = [{"role": m.role, "content": m.content} for m in detail.messages]
+        print_json({**as_map(detail.info), "conversation": messages})
+        return 0
+    print(listing([detail.info], RealClock().wall(), with_app=args.everyone, stream=sys.stdout))
+    for message in detail.messages:
+        print(f"\n{bold(printable(message.role), sys.stdout)}\n{printable(message.content, keep=chr(10))}")
+    return 0
+
+
+def _rm(client: Client, args: argparse.Namespace) -> int:
+    contexts = client.contexts(everyone=args.everyone)
+    # All words are looked up before anything is deleted: a typo deletes nothing.
+    doomed = {info.id: info for info in (meant(word, contexts) for word in args.context)}
+    for info in doomed.values():
+        client.delete(info.id, everyone=args.everyone)
+        print(f"deleted {printable(info.name)} ({info.n_tokens} tokens)")
+    return 0
+
+
+def _fork(client: Client, args: argparse.Namespace) -> int:
+    info = client.fork(meant(args.context, client.contexts()).id, name=args.name)
+    print(f"{printable(info.name)} {info.id}: {info.n_tokens} tokens")
+    return 0
+
+
+def _truncate(client: Client, args: argparse.Namespace) -> int:
+    info = meant(args.context, client.contexts())
+    info = client.truncate(info.id, n_tokens=args.tokens, n_messages=args.messages)
+    print(f"{printable(info.name)}: {info.n_tokens} tokens in {info.n_messages} message(s) are left")
+    return 0

@@ -1,0 +1,107 @@
+"""F9. Entry point: picks the sub-command, and turns every failure into a message and an exit code.
+
+Law: no heavy import here, and of the sub-commands only the chosen one is imported, so that
+``llmaas --help`` answers at once. A user never sees a traceback, unless LLMAAS_DEBUG=1 asks for it.
+"""
+
+from __future__ import annotations
+
+import argparse
+import importlib
+import os
+import sys
+from collections.abc import Sequence
+from contextlib import suppress
+
+from llmaas import __version__
+from llmaas.cli.out import complain
+from llmaas.errors import BadRequest, ConfigError, LlmaasError
+
+OK, FAILED, USAGE, INTERRUPTED, PIPE_CLOSED = 0, 1, 2, 130, 141
+
+COMMANDS: dict[str, tuple[str, str]] = {
+    "serve": ("llmaas.cli.serve", "run the daemon that serves the model"),
+    "chat": ("llmaas.cli.chat", "talk to the model in a context that lasts"),
+    "ctx": ("llmaas.cli.ctx", "list, show, fork, truncate and remove contexts"),
+    "stats": ("llmaas.cli.stats", "what the daemon holds and how fast it is"),
+    "doctor": ("llmaas.cli.doctor", "check engine, model, memory, store and socket"),
+    "demo": ("llmaas.cli.demo", "watch eight apps share one model and little memory"),
+}
+"""Sub-command -> module with ``add_arguments(parser)`` and ``run(args) -> exit code``, and its one line of help."""
+
+_EPILOG = """\
+first steps:
+  llmaas doctor                 is everything in place?
+  llmaas serve                  start the daemon (another terminal, or systemd)
+  llmaas chat notes             talk in the context 'notes'; it is still there tomorrow
+  llmaas COMMAND --help         all about one command, with examples
+
+exit codes:
+  0 ok   1 failed   2 wrong usage or configuration   130 interrupted   141 output pipe closed
+
+Settings come from a TOML file, LLMAAS_<NAME> variables and flags, in rising precedence.
+LLMAAS_DEBUG=1 shows tracebacks.
+"""
+
+
+def build_parser(chosen: str | None) -> argparse.ArgumentParser:
+    """The whole parser; only the ``chosen`` sub-command gets its arguments."""
+    parser = argparse.ArgumentParser(
+        prog="llmaas",
+        description="One language model, served to every app on this device.",
+        epilog=_EPILOG,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+        allow_abbrev=False,
+    )
+    parser.add_argument("--version", action="version", version=f"llmaas {__version__}")
+    commands = parser.add_subparsers(metavar="COMMAND", dest="command", required=True, title="commands")
+    for name, (module, summary) in COMMANDS.items():
+        sub = commands.add_parser(
+            name,
+            help=summary,
+            description=summary[0].upper() + summary[1:] + ".",
+            formatter_class=argparse.RawDescriptionHelpFormatter,
+            allow_abbrev=False,
+        )
+        if name == chosen:
+            importlib.import_module(module).add_arguments(sub)
+    return parser
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run one command line; returns the exit code."""
+    argv = sys.argv[1:] if argv is None else list(argv)
+    chosen = next((arg for arg in argv if not arg.startswith("-")), None)
+    try:
+        args = build_parser(chosen).parse_args(argv)
+        code: int = importlib.import_module(COMMANDS[args.command][0]).run(args)
+        sys.stdout.flush()
+        return code
+    except BrokenPipeError:
+        # The reader ('| head') has left. What is still buffered must not fail again at exit.
+        with suppress(OSError):
+            os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return PIPE_CLOSED
+    except KeyboardInterrupt:
+        print(file=sys.stderr)
+        return INTERRUPTED
+    except (ConfigError, BadRequest) as error:
+        return _fail(error, USAGE)
+    except LlmaasError as error:
+        return _fail(error, FAILED)
+    except Exception as error:
+        if _debugging():
+            raise
+        complain(f"{type(error).__name__}: {error}", "LLMAAS_DEBUG=1 shows where this happened.")
+        return FAILED
+
+
+def _fail(error: LlmaasError, code: int) -> int:
+    if _debugging():
+        raise error
+    complain(error.message, error.hint)
+    return code
+
+
+def _debugging() -> bool:
+    return os.environ.get("LLMAAS_DEBUG", "") not in ("", "0")

@@ -1,0 +1,49 @@
+"""F9. Arguments that several sub-commands share, and the configuration they lead to.
+
+Law: flags of settings are made from the settings' table and parsed by it, never by argparse, so that a
+bad value gets the same message from every source.
+"""
+
+from __future__ import annotations
+
+import argparse
+import os
+from collections.abc import Iterable
+from pathlib import Path
+
+from llmaas.config import SETTINGS, Config, Loaded, flag, load, variable
+
+DEFAULT_APP = "cli"
+
+
+def add_settings(parser: argparse.ArgumentParser, names: Iterable[str]) -> None:
+    """``--config`` and the flags of the settings ``names``."""
+    group = parser.add_argument_group("settings", "each may also stand in the file or the variable named")
+    group.add_argument(
+        "--config",
+        metavar="FILE",
+        type=Path,
+        help="TOML file (default: LLMAAS_CONFIG, else $XDG_CONFIG_HOME/llmaas/config.toml if it exists)",
+    )
+    for name in names:
+        row = SETTINGS[name]
+        text = f"{row.help}; {row.kind.allowed} (default: {row.default_text}) [{variable(name)}]"
+        group.add_argument(flag(name), dest=name, metavar=row.kind.metavar, help=text.replace("%", "%%"))
+
+
+def add_client(parser: argparse.ArgumentParser, *more: str) -> None:
+    """What every command that talks to the daemon takes, and the flags of the settings ``more``."""
+    add_settings(parser, ["socket", *more])
+    parser.add_argument(
+        "--app", default=DEFAULT_APP, help="act as this app: contexts belong to an app (default: %(default)s)"
+    )
+
+
+def loaded(args: argparse.Namespace) -> Loaded:
+    """The configuration of this command line. Raises ConfigError."""
+    flags = {name: getattr(args, name, None) for name in SETTINGS}
+    return load(flags, os.environ, args.config)
+
+
+def configured(args: argparse.Namespace) -> Config:
+    return loaded(args).config

@@ -1,0 +1,75 @@
+"""F9. The real parts, wired together: configuration in, running daemon out.
+
+Law: the one place that knows every concrete class. Parts are closed in the reverse order of their
+making, whatever fails: the socket first, so that nobody calls into what is going away; the store last.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import AsyncIterator
+from contextlib import AsyncExitStack, asynccontextmanager
+from dataclasses import dataclass
+from pathlib import Path
+
+from llmaas import models
+from llmaas.api import unix
+from llmaas.clock import RealClock
+from llmaas.config import Config
+from llmaas.engine.llama import LlamaEngine
+from llmaas.engine.thread import EngineThread
+from llmaas.kvchunks.store import Store
+from llmaas.records import ModelInfo, Precision
+from llmaas.service import Service, ServiceSettings
+
+_BATCH = 512
+"""Tokens of one llama.cpp batch, if slices are not longer."""
+_UBATCH = 128
+
+
+@dataclass(frozen=True, slots=True)
+class Runtime:
+    """A daemon that serves."""
+
+    model: ModelInfo
+    service: Service
+
+
+def service_settings(config: Config) -> ServiceSettings:
+    return ServiceSettings(
+        pool_bytes=config.pool_bytes,
+        precision=Precision(config.k_bits, config.v_bits),
+        prefill_slice=config.prefill_slice,
+        max_running=config.max_running,
+        queue_limit=config.queue_limit,
+        record=config.record,
+    )
+
+
+def load_engine(config: Config, model: Path) -> LlamaEngine:
+    return LlamaEngine(
+        model,
+        n_cells=config.cells,
+        n_seqs=config.sequences,
+        n_threads=config.threads,
+        n_batch=max(_BATCH, config.prefill_slice),
+        n_ubatch=_UBATCH,
+    )
+
+
+@asynccontextmanager
+async def running(config: Config) -> AsyncIterator[Runtime]:
+    """A daemon for the time of the block. Raises LlmaasError if a part cannot start."""
+    model = models.find(config.model)
+    async with AsyncExitStack() as parts:
+        # The store before the model: it is quick, and a second daemon on the same data must fail at once.
+        store = parts.enter_context(Store(config.data_dir))
+        # Loading takes its time; off the loop, so that signals are heard meanwhile.
+        engine = await asyncio.to_thread(EngineThread, lambda: load_engine(config, model))
+        parts.callback(engine.close)
+        service = Service(engine, store, service_settings(config), RealClock())
+        await service.start()
+        parts.push_async_callback(service.stop)
+        server = await unix.serve(service, config.socket)
+        parts.push_async_callback(server.close)
+        yield Runtime(engine.engine.info, service)

@@ -1,0 +1,99 @@
+"""F9. ``llmaas serve``: the daemon, from its arguments to its last log line.
+
+Law: SIGTERM or one SIGINT ends it gracefully and with success: no new request, running ones get their
+terminal reply, chunks are written. A second SIGINT ends it at once; nothing acknowledged is lost even so.
+"""
+
+from __future__ import annotations
+
+import argparse
+import asyncio
+import logging
+import os
+import signal
+import socket
+import sys
+
+from llmaas.cli.options import add_settings, loaded
+from llmaas.cli.out import note
+from llmaas.config import SETTINGS, Loaded
+from llmaas.config_kinds import show_bytes
+
+log = logging.getLogger(__name__)
+
+_EPILOG = """\
+examples:
+  llmaas serve                                      the packaged model, default memory
+  llmaas serve --model m.gguf --cells 16384 --pool-bytes 1G
+  llmaas serve --k-bits 8 --v-bits 4                better K, more memory and disk
+  LLMAAS_LOG_LEVEL=debug llmaas serve --config /etc/llmaas.toml
+
+The daemon logs to stderr and runs in the foreground; docs/operations.md has a systemd unit.
+Ctrl-C or SIGTERM ends it gracefully, exit code 0.
+"""
+_LOG_FORMAT = "%(asctime)s %(levelname)-7s %(name)s: %(message)s"
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    parser.epilog = _EPILOG
+    add_settings(parser, [name for name in SETTINGS if name != "max_tokens"])
+    parser.add_argument("--show-config", action="store_true", help="print every setting and its source, and end")
+
+
+def run(args: argparse.Namespace) -> int:
+    found = loaded(args)
+    if args.show_config:
+        _show_config(found)
+        return 0
+    logging.basicConfig(
+        level=found.config.log_level.upper(),
+        stream=sys.stderr,
+        format="%(asctime)s %(levelname)-7s %(name)s: %(message)s",
+    )
+    asyncio.run(_serve(found))
+    return 0
+
+
+async def _serve(found: Loaded) -> None:
+    from llmaas.cli.runtime import running
+
+    stop = asyncio.Event()
+    loop = asyncio.get_running_loop()
+
+    def on_signal(signum: int) -> None:
+        if stop.is_set() and signum == signal.SIGINT:
+            note("stopped at once")
+            os._exit(130)
+        log.info("%s: stopping", signal.Signals(signum).name)
+        stop.set()
+
+    for signum in (signal.SIGINT, signal.SIGTERM):
+        loop.add_signal_handler(signum, on_signal, signum)
+    async with running(found.config) as runtime:
+        log.info("ready: %s on %s", runtime.model.name, found.config.socket)
+        tell_manager("READY=1")
+        await stop.wait()
+        tell_manager("STOPPING=1")
+    log.info("stopped")
+
+
+def _show_config(found: Loaded) -> None:
+    for name, row in SETTINGS.items():
+        value = getattr(found.config, name)
+        shown = row.default_text if value is None else show_bytes(value) if row.kind.metavar == "SIZE" else value
+        print(f"{name} = {shown}    # {found.origins[name]}")
+
+
+def tell_manager(state: str) -> None:
+    """Tell systemd: sd_notify's protocol is one datagram to the socket that NOTIFY_SOCKET names, if any."""
+    address = os.environ.get("NOTIFY_SOCKET", "")
+    if not address:
+        return
+    if address.startswith("@"):
+        address = "\0" + address[1:]
+    try:
+        with socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM) as sock:
+            sock.connect(address)
+            sock.send(state.encode())
+    except OSError as error:
+        log.warning("cannot notify the service manager at %r: %s", address, error)

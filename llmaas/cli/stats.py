@@ -1,0 +1,83 @@
+"""F9. ``llmaas stats``: the daemon's own figures, once or again and again.
+
+Law: shows what the daemon tells, whatever that is: a new figure needs no change here.
+"""
+
+from __future__ import annotations
+
+import argparse
+import sys
+import threading
+from collections.abc import Iterator, Mapping
+
+from llmaas.cli.options import add_client, configured
+from llmaas.cli.out import bold, human_bytes, print_json, printable
+
+_EPILOG = """\
+examples:
+  llmaas stats
+  llmaas stats --watch            again every 2 seconds, until Ctrl-C
+  llmaas stats --json | jq .
+"""
+_HISTOGRAM = {"count", "p50", "p99"}
+_CLEAR = "\x1b[H\x1b[2J"
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    parser.epilog = _EPILOG
+    add_client(parser)
+    parser.add_argument("--json", action="store_true", help="print JSON; with --watch one object after the other")
+    parser.add_argument(
+        "--watch", metavar="SECONDS", nargs="?", type=_seconds, const=2.0, help="repeat (default: every 2 s)"
+    )
+
+
+def run(args: argparse.Namespace) -> int:
+    from llmaas.api.sync import Client
+
+    with Client(configured(args).socket, app=args.app) as client:
+        while True:
+            figures = client.stats()
+            if args.json:
+                print_json(figures)
+            else:
+                if args.watch and sys.stdout.isatty():
+                    print(_CLEAR, end="")
+                print("\n".join(lines(figures)))
+            if not args.watch:
+                return 0
+            sys.stdout.flush()
+            threading.Event().wait(args.watch)
+
+
+def lines(figures: Mapping[str, object], group: str = "", level: int = 0) -> Iterator[str]:
+    """``figures`` as indented lines: groups under their names, histograms on one line, bytes in units."""
+    width = max((len(name) for name, value in figures.items() if not _is_group(value)), default=0)
+    pad = "  " * level
+    for name, value in figures.items():
+        if isinstance(value, Mapping) and _is_group(value):
+            yield f"{pad}{bold(printable(name), sys.stdout)}"
+            yield from lines(value, f"{group}.{name}", level + 1)
+        else:
+            yield f"{pad}{printable(name).ljust(width)}  {_shown(f'{group}.{name}', value)}"
+
+
+def _is_group(value: object) -> bool:
+    return isinstance(value, Mapping) and not set(value) >= _HISTOGRAM
+
+
+def _shown(path: str, value: object) -> str:
+    if isinstance(value, Mapping):
+        return "  ".join(f"{name} {_shown(f'{path}.{name}', figure)}" for name, figure in value.items())
+    if isinstance(value, bool) or not isinstance(value, (int, float)):
+        return printable(str(value))
+    if "bytes" in path and not path.endswith(".count"):
+        return human_bytes(value)
+    return f"{value:.2f}" if isinstance(value, float) and not value.is_integer() else f"{int(value)}"
+
+
+def _seconds(text: str) -> float:
+    value = float(text)
+    if not 0.1 <= value <= 86400:
+        raise argparse.ArgumentTypeError("must be from 0.1 to 86400")
+    return value

@@ -1,0 +1,84 @@
+"""F2. The kinds of values that settings have: how each is read from text or TOML, and what is allowed.
+
+Law: pure functions of what they are given; they know no setting by name.
+"""
+
+from __future__ import annotations
+
+import os
+import re
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+
+@dataclass(frozen=True, slots=True)
+class Kind:
+    """How a raw value is read. ``read(raw, base)`` raises ValueError; ``base`` is where relative paths start."""
+
+    allowed: str
+    metavar: str
+    read: Callable[[object, Path], Any]
+
+
+def whole(low: int, high: int) -> Kind:
+    def read(raw: object, base: Path) -> int:
+        value = int(raw) if isinstance(raw, str) and re.fullmatch(r"\s*[0-9]{1,18}\s*", raw) else raw
+        if isinstance(value, bool) or not isinstance(value, int) or not low <= value <= high:
+            raise ValueError
+        return value
+
+    return Kind(f"a whole number from {low} to {high}", "N", read)
+
+
+def choice(*choices: int | str) -> Kind:
+    def read(raw: object, base: Path) -> int | str:
+        for each in choices:
+            if str(raw).strip().lower() == str(each):
+                return each
+        raise ValueError
+
+    return Kind("one of " + ", ".join(map(str, choices)), "{" + ",".join(map(str, choices)) + "}", read)
+
+
+_UNITS = {"": 1, "k": 1 << 10, "m": 1 << 20, "g": 1 << 30, "t": 1 << 40}
+
+
+def size(low: int) -> Kind:
+    def read(raw: object, base: Path) -> int:
+        match = re.fullmatch(r"([0-9]{1,16}(?:\.[0-9]{1,6})?)\s*([kmgt]?)(?:i?b)?", str(raw).strip().lower())
+        if not match:
+            raise ValueError
+        value = int(float(match[1]) * _UNITS[match[2]])
+        if not low <= value <= 1 << 50:
+            raise ValueError
+        return value
+
+    return Kind(f"a size of at least {show_bytes(low)}, such as 64M, 1.5G, 512MiB or plain bytes", "SIZE", read)
+
+
+def path(limit: int | None = None) -> Kind:
+    """``limit`` is the greatest length in bytes, made absolute."""
+
+    def read(raw: object, base: Path) -> Path:
+        if not isinstance(raw, str) or not raw or "\0" in raw:
+            raise ValueError
+        try:
+            found = base / Path(raw).expanduser()
+        except RuntimeError:  # no home directory
+            raise ValueError from None
+        if limit is not None and len(os.fsencode(found)) > limit:
+            raise ValueError
+        return found
+
+    return Kind("a path" if limit is None else f"a path of at most {limit} bytes", "PATH", read)
+
+
+def show_bytes(n: int) -> str:
+    """``n`` bytes in the form that settings take: 64M, 1.5G, 1000."""
+    for unit in "tgmk":
+        quarters, rest = divmod(n * 4, _UNITS[unit])
+        if n >= _UNITS[unit] and not rest:
+            return f"{quarters // 4}{('', '.25', '.5', '.75')[quarters % 4]}{unit.upper()}"
+    return str(n)

@@ -1,0 +1,41 @@
+"""Which context a word means."""
+
+from __future__ import annotations
+
+import pytest
+
+from llmaas.cli.contexts import matching, meant
+from llmaas.errors import BadRequest, UnknownContext
+from llmaas.records import AppId, ContextId, ContextInfo
+
+
+def context(id: str, name: str, app: str = "1/cli") -> ContextInfo:
+    return ContextInfo(ContextId(id), AppId(app), name, 0, 0, 0.0, 0.0)
+
+
+A = context("aaaa000000000001", "notes")
+B = context("aaaa000000000002", "mail")
+C = context("cccc000000000003", "aaaa000000000001")
+
+
+def test_a_name_wins_over_an_id() -> None:
+    assert matching("aaaa000000000001", [A, B, C]) is C
+    assert matching("aaaa000000000001", [A, B]) is A
+
+
+def test_a_part_of_an_id_is_enough_if_it_is_long_and_alone() -> None:
+    assert matching("cccc", [A, B, C]) is C
+    assert matching("ccc", [A, B, C]) is None
+
+
+def test_what_fits_two_is_refused() -> None:
+    with pytest.raises(BadRequest, match="aaaa000000000001 of 1/cli, aaaa000000000002"):
+        matching("aaaa", [A, B])
+    with pytest.raises(BadRequest, match="several"):
+        matching("mail", [B, context("dddd000000000004", "mail", "1/other")])
+
+
+def test_what_fits_none_is_none_or_unknown() -> None:
+    assert matching("zzz", [A, B]) is None
+    with pytest.raises(UnknownContext, match="'zzz'"):
+        meant("zzz", [A, B])

@@ -1,0 +1,31 @@
+"""What every test may ask for: the real model's file, and a world without the user's own settings."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+
+import pytest
+
+from llmaas import models
+
+
+@pytest.fixture(scope="session")
+def model_path() -> Path:
+    """The packaged SmolLM2-135M; scripts/setup installs it, so a missing one is a failure, not a skip."""
+    path = models.packaged()
+    if path is None:
+        pytest.fail("the model package is missing: run scripts/setup")
+    return path
+
+
+@pytest.fixture
+def bare_environ(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Path:
+    """No LLMAAS_ and XDG_ variables, and a home of its own; returns that home."""
+    for name in list(os.environ):
+        if name.startswith(("LLMAAS_", "XDG_")):
+            monkeypatch.delenv(name)
+    home = tmp_path / "home"
+    home.mkdir()
+    monkeypatch.setenv("HOME", str(home))
+    return home
