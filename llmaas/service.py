@@ -29,6 +29,7 @@ from llmaas.events import (
 )
 from llmaas.kvchunks.keys import namespace
 from llmaas.kvchunks.store import ContextRow, Store
+from llmaas.metrics import Registry
 from llmaas.planner_state import PlannerSettings
 from llmaas.records import (
     AppId,
@@ -76,6 +77,7 @@ class Service:
         self._clock = clock or RealClock()
         self._model = self._engine.info
         self.planner_settings = _planner_settings(engine, settings)
+        self._metrics = Registry()
         self._rows = Rows()
         self._directory = Directory()
         self._calls: dict[RequestId, Call] = {}
@@ -102,6 +104,7 @@ class Service:
             self._clock,
             self._calls,
             self._dispatch,
+            self._metrics,
             ctx_limit=self.planner_settings.ctx_limit,
             queue_limit=self._settings.queue_limit,
         )
@@ -273,6 +276,7 @@ class Service:
             "pool_bytes": {"used": planner.pool_used, "budget": planner.pool_budget},
             "disk_bytes": {"chunks": planner.disk_used, "files": self._store.stats().file_bytes},
             "counts": asdict(planner.tally),
+            "calls": self._metrics.snapshot(),
         }
 
     def check(self) -> list[str]:

@@ -27,6 +27,7 @@ from llmaas.errors import (
 )
 from llmaas.events import CancelRequested, ContextChanged, Event, Finish, Outcome, Submitted
 from llmaas.kvchunks.store import Store
+from llmaas.metrics import Registry
 from llmaas.records import Done, Generation, Piece, RequestId, Turn
 from llmaas.service_calls import Call, turn_spans
 from llmaas.service_contexts import LiveContext
@@ -59,12 +60,14 @@ class CallRunner:
         clock: Clock,
         calls: dict[RequestId, Call],
         dispatch: Callable[[Event], None],
+        metrics: Registry,
         *,
         ctx_limit: int,
         queue_limit: int,
     ) -> None:
         self._engine, self._store, self._rows, self._clock = engine, store, rows, clock
         self._calls, self._dispatch = calls, dispatch
+        self._metrics = metrics
         self._ctx_limit, self._queue_limit = ctx_limit, queue_limit
         self._tasks: set[asyncio.Task[None]] = set()
         self.total = 0
@@ -123,25 +126,41 @@ class CallRunner:
             self._dispatch(CancelRequested(request))
 
     async def _serve(self, call: Call) -> None:
+        done: Done | None = None
+        error: LlmaasError | None = None
         try:
             async with call.live.lock:
                 done = await self._run(call)
         except LlmaasError as e:
-            error: LlmaasError | None = e
+            error = e
         except Exception as e:
             log.exception("request %d failed", call.id)
             error = Internal(f"request failed: {e}")
-        else:
-            error = None
         del self._calls[call.id]
+        self._measure(done, error)
         if call.reply.done():  # the caller dropped it
             return
-        if error is None:
+        if done is not None:
             call.reply.set_result(done)
         elif self.closing and isinstance(error, Cancelled):
             call.reply.set_exception(ShuttingDown("the service is stopping"))
-        else:
+        elif error is not None:
             call.reply.set_exception(error)
+
+    def _measure(self, done: Done | None, error: LlmaasError | None) -> None:
+        if error is not None:
+            self._metrics.counter(f"failed.{error.code}").add()
+        if done is None:
+            return
+        switch = done.switch
+        tiers = {"recomputed": switch.recomputed, "disk": switch.disk, "pool": switch.pool, "cells": switch.cells}
+        worst = next((name for name, tokens in tiers.items() if tokens), "new")
+        self._metrics.histogram(f"switch_ms.{worst}").observe(switch.switch_ms)
+        self._metrics.histogram("queue_ms").observe(done.queue_ms)
+        if done.n_generated:
+            self._metrics.histogram("ttft_ms").observe(done.ttft_ms)
+        if done.decode_tps:
+            self._metrics.histogram("decode_tokens_per_s").observe(done.decode_tps)
 
     async def _run(self, call: Call) -> Done:
         live = call.live

@@ -1,0 +1,74 @@
+"""F8. What the server needs: the Backend that it serves, and its Limits.
+
+Law: nothing here acts.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Protocol
+
+from llmaas.api.wire import MAX_FRAME
+from llmaas.records import AppId, ContextDetail, ContextInfo, Done, Generation, Piece, RequestId, Turn
+
+
+class Backend(Protocol):
+    """What the server serves. Every method runs on the event loop's thread and may raise LlmaasError.
+
+    ``app`` None, in contexts, show and delete, means every app's contexts.
+    """
+
+    def hello(self) -> dict[str, object]:
+        """Facts for the hello reply: plain msgpack values."""
+
+    async def create(self, app: AppId, *, name: str | None, system: str | None) -> ContextInfo: ...
+
+    async def fork(self, app: AppId, context: str, *, name: str | None) -> ContextInfo: ...
+
+    async def truncate(
+        self, app: AppId, context: str, *, n_tokens: int | None, n_messages: int | None
+    ) -> ContextInfo: ...
+
+    async def delete(self, app: AppId | None, context: str) -> None: ...
+
+    def contexts(self, app: AppId | None) -> list[ContextInfo]: ...
+
+    def show(self, app: AppId | None, context: str) -> ContextDetail: ...
+
+    def submit(
+        self, app: AppId, context: str, turn: Turn, generation: Generation | None, emit: Callable[[Piece], None]
+    ) -> tuple[RequestId, asyncio.Future[Done]]:
+        """Start a call; ``generation`` None only appends. ``emit`` is called on the loop's thread, per piece."""
+
+    def cancel(self, request: RequestId) -> None:
+        """End a call: its future then raises Cancelled, unless it was done before."""
+
+    def stats(self) -> dict[str, object]: ...
+
+
+@dataclass(frozen=True, slots=True)
+class Limits:
+    """Bounds of what peers may make the server hold."""
+
+    max_frame: int = MAX_FRAME
+    """Bytes of one frame's body."""
+    max_connections: int = 256
+    max_in_flight: int = 64
+    """Requests of one connection that run at once."""
+    write_buffer: int = 2 * MAX_FRAME
+    """Bytes of replies that a peer may leave unread before it is dropped."""
+    hello_s: float = 10.0
+    """Seconds within which a new connection must say hello."""
+
+    def __post_init__(self) -> None:
+        if self.max_frame < 16384:
+            raise ValueError(f"max_frame must be at least 16384 bytes, not {self.max_frame}")
+        if self.write_buffer < 2 * self.max_frame:
+            raise ValueError(f"write_buffer must hold two frames of {self.max_frame} bytes, not {self.write_buffer}")
+        if self.max_connections < 1 or self.max_in_flight < 1 or not self.hello_s > 0:
+            raise ValueError("max_connections and max_in_flight must be at least 1, hello_s above 0")
+
+
+DEFAULT_LIMITS = Limits()

@@ -1,0 +1,319 @@
+"""F3. What the maps on the wire mean: operations, replies and errors.
+
+Law: pure, and the only place that knows operations and replies. A request is refused (BadRequest that names the field)
+for anything unknown, missing or of a wrong type. A reply may hold more fields than this version knows: they are
+passed over, so that a daemon can tell more without a new protocol version.
+"""
+
+from __future__ import annotations
+
+import re
+import reprlib
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import dataclass
+from typing import Any, TypeVar
+
+from llmaas.api.maps import from_map, to_map
+from llmaas.api.wire import Frame
+from llmaas.errors import BadRequest, Cancelled, Internal, LlmaasError, MalformedFrame, VersionMismatch, by_code
+from llmaas.records import AppId, Generation, Message, Piece, Sampling, Turn
+
+VERSION = 1
+"""The protocol version of this file."""
+MAX_STOPS = 16
+MAX_MESSAGE = 2000
+"""Most characters of an error message: it may quote what the caller sent."""
+_U31 = 2**31
+_U32 = 2**32
+_APP_NAME = re.compile(r"[A-Za-z0-9._-]{1,64}")
+T = TypeVar("T")
+
+# -- requests ---------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True, slots=True)
+class Hello:
+    version: int
+    app: str
+    client: str = ""
+
+
+@dataclass(frozen=True, slots=True)
+class Create:
+    name: str | None = None
+    system: str | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Append:
+    context: str
+    messages: tuple[Message, ...] = ()
+    prompt: str | None = None
+
+    def __post_init__(self) -> None:
+        if self.turn == Turn():
+            raise ValueError("give messages or a prompt: there is nothing to append")
+
+    @property
+    def turn(self) -> Turn:
+        return Turn(self.messages, self.prompt)
+
+
+@dataclass(frozen=True, slots=True)
+class Generate:
+    context: str
+    messages: tuple[Message, ...] = ()
+    prompt: str | None = None
+    max_tokens: int = Generation().max_tokens
+    temperature: float = Sampling().temperature
+    top_k: int = Sampling().top_k
+    top_p: float = Sampling().top_p
+    min_p: float = Sampling().min_p
+    seed: int | None = None
+    stop: tuple[str, ...] = ()
+
+    def __post_init__(self) -> None:
+        if self.max_tokens >= _U31 or self.top_k >= _U31:
+            raise ValueError("max_tokens and top_k must be below 2**31")
+        if self.seed is not None and not 0 <= self.seed < _U32:
+            raise ValueError(f"seed must be in [0, 2**32), not {self.seed}")
+        if len(self.stop) > MAX_STOPS:
+            raise ValueError(f"stop may hold {MAX_STOPS} strings at most, not {len(self.stop)}")
+        _ = self.turn, self.generation  # these check the rest
+
+    @property
+    def turn(self) -> Turn:
+        return Turn(self.messages, self.prompt)
+
+    @property
+    def generation(self) -> Generation:
+        sampling = Sampling(self.temperature, self.top_k, self.top_p, self.min_p, self.seed)
+        return Generation(self.max_tokens, sampling, self.stop)
+
+
+@dataclass(frozen=True, slots=True)
+class Fork:
+    context: str
+    name: str | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Truncate:
+    context: str
+    n_tokens: int | None = None
+    n_messages: int | None = None
+
+    def __post_init__(self) -> None:
+        if (self.n_tokens is None) == (self.n_messages is None):
+            raise ValueError("give n_tokens or n_messages, one of them")
+        if (self.n_tokens or 0) < 0 or (self.n_messages or 0) < 0:
+            raise ValueError("n_tokens and n_messages must be 0 or more")
+
+
+@dataclass(frozen=True, slots=True)
+class ListContexts:
+    everyone: bool = False
+
+
+@dataclass(frozen=True, slots=True)
+class Show:
+    context: str
+    everyone: bool = False
+
+
+@dataclass(frozen=True, slots=True)
+class Delete:
+    context: str
+    everyone: bool = False
+
+
+@dataclass(frozen=True, slots=True)
+class Cancel:
+    request: int
+
+
+@dataclass(frozen=True, slots=True)
+class Stats:
+    pass
+
+
+@dataclass(frozen=True, slots=True)
+class Ping:
+    pass
+
+
+Request = Create | Append | Generate | Fork | Truncate | ListContexts | Show | Delete | Cancel | Stats | Ping
+
+OPERATIONS: dict[str, type[Request]] = {
+    "create": Create,
+    "append": Append,
+    "generate": Generate,
+    "fork": Fork,
+    "truncate": Truncate,
+    "list": ListContexts,
+    "show": Show,
+    "delete": Delete,
+    "cancel": Cancel,
+    "stats": Stats,
+    "ping": Ping,
+}
+_NAMES = {cls: op for op, cls in OPERATIONS.items()}
+
+
+def op_of(request: Request) -> str:
+    return _NAMES[type(request)]
+
+
+def request_frame(request_id: int, request: Request) -> Frame:
+    set_fields = {name: value for name, value in to_map(request).items() if value is not None}
+    return {"id": request_id, "op": op_of(request), **set_fields}
+
+
+def request_id(frame: Frame) -> int:
+    """The id of a request. Raises BadRequest if replies could not carry it."""
+    value = frame.get("id")
+    if type(value) is not int or not 0 <= value < 2**63:
+        raise BadRequest("field 'id' must be an integer in [0, 2**63)")
+    return value
+
+
+def request(frame: Frame) -> Request:
+    """The request that a frame with an id holds. Raises BadRequest that names the field at fault."""
+    op = frame.get("op")
+    cls = OPERATIONS.get(op) if type(op) is str else None
+    if cls is None:
+        raise BadRequest(f"field 'op': no operation {reprlib.repr(op)}; there are {', '.join(OPERATIONS)}")
+    return from_map(cls, {name: value for name, value in frame.items() if name not in ("id", "op")}, strict=True)
+
+
+def hello_frame(app: str, client: str) -> Frame:
+    return {"op": "hello", **to_map(Hello(VERSION, app, client))}
+
+
+def hello(frame: Frame) -> Hello:
+    """A client's first frame. The version is looked at before all else: other versions may have other fields."""
+    if frame.get("op") != "hello":
+        raise BadRequest("field 'op': the first frame must be a hello")
+    version = frame.get("version")
+    if type(version) is int and version != VERSION:
+        raise VersionMismatch(f"the client speaks protocol version {version}, this daemon version {VERSION}")
+    return from_map(Hello, {name: value for name, value in frame.items() if name != "op"}, strict=True)
+
+
+def hello_reply(frame: Frame) -> Frame:
+    """The daemon's first frame, checked. Raises what the daemon refused with, or VersionMismatch."""
+    if frame.get("type") == "failed":
+        raise error_from(frame)
+    if frame.get("type") != "hello" or frame.get("version") != VERSION:
+        raise VersionMismatch(f"what answers does not speak protocol version {VERSION} of llmaas")
+    return frame
+
+
+def app_id(uid: int, name: str) -> AppId:
+    """The identity ``<uid>/<name>``. Raises BadRequest for a bad app name."""
+    if not _APP_NAME.fullmatch(name):
+        raise BadRequest(f"field 'app': 1 to 64 characters of A-Z a-z 0-9 . _ - are wanted, not {reprlib.repr(name)}")
+    return AppId(f"{uid}/{name}")
+
+
+def as_messages(given: Iterable[Message | Mapping[str, str]]) -> tuple[Message, ...]:
+    """Messages from what a caller may hand a client: Message objects, or maps with role and content."""
+    return tuple(
+        m if isinstance(m, Message) else from_map(Message, m, strict=True, where=f"messages[{i}]")
+        for i, m in enumerate(given)
+    )
+
+
+def checked(make: Callable[..., T], *args: Any, **named: Any) -> T:
+    """What ``make`` makes; a ValueError of it becomes BadRequest, as it would on the daemon's side."""
+    try:
+        return make(*args, **named)
+    except ValueError as e:
+        raise BadRequest(str(e)) from e
+
+
+def generate_request(
+    context: str,
+    messages: Iterable[Message | Mapping[str, str]],
+    *,
+    prompt: str | None,
+    max_tokens: int,
+    sampling: Sampling,
+    stop: Iterable[str],
+) -> Generate:
+    """A Generate from what clients take. Raises BadRequest."""
+    drawn = (sampling.temperature, sampling.top_k, sampling.top_p, sampling.min_p, sampling.seed)
+    stops = (stop,) if isinstance(stop, str) else tuple(stop)
+    return checked(Generate, context, as_messages(messages), prompt, max_tokens, *drawn, stops)
+
+
+# -- replies ----------------------------------------------------------------------------------
+
+
+def piece_frame(request_id: int, piece: Piece) -> Frame:
+    return {"id": request_id, "type": "piece", "text": piece.text, "tokens": piece.tokens}
+
+
+def done_frame(request_id: int, result: object = None) -> Frame:
+    return {"id": request_id, "type": "done", "result": result}
+
+
+def failed_frame(request_id: int | None, error: LlmaasError) -> Frame:
+    """``request_id`` None: a failure that belongs to no request, but to the connection."""
+    return {"id": request_id, "type": "failed", **error_map(error)}
+
+
+def piece(frame: Frame) -> Piece:
+    text, tokens = frame.get("text"), frame.get("tokens")
+    if type(text) is not str or type(tokens) is not list:
+        raise MalformedFrame("the daemon sent a piece without text and tokens")
+    return Piece(text, tuple(tokens))
+
+
+def result(cls: type[T], value: object) -> T:
+    """A record out of a reply. Raises MalformedFrame: it is the daemon that erred."""
+    try:
+        return from_map(cls, value)
+    except BadRequest as e:
+        raise MalformedFrame(f"the daemon's reply cannot be read: {e.message}") from e
+
+
+def result_list(cls: type[T], value: object) -> list[T]:
+    if type(value) is not list:
+        raise MalformedFrame("the daemon's reply cannot be read: a list was expected")
+    return [result(cls, item) for item in value]
+
+
+def result_map(value: object) -> Frame:
+    if type(value) is not dict:
+        raise MalformedFrame("the daemon's reply cannot be read: a map was expected")
+    return value
+
+
+_LEAVES: dict[str, type[LlmaasError]] = {BadRequest.code: BadRequest, Internal.code: Internal}
+# by_code gives the most general class of a code; who catches BadRequest must catch it on the client's side too.
+
+
+def error_map(error: LlmaasError) -> Frame:
+    made: Frame = {
+        "code": error.code,
+        "message": error.message[:MAX_MESSAGE].encode("utf-8", "replace").decode(),
+        "hint": error.hint,
+        "fault": error.fault.value,
+        "retryable": error.retryable,
+    }
+    if isinstance(error, Cancelled):
+        made["n_generated"] = error.n_generated
+    return made
+
+
+def error_from(frame: Mapping[str, Any]) -> LlmaasError:
+    """The error that a failed reply tells, as the class of its code."""
+    code, message, hint = (str(frame.get(name, "")) for name in ("code", "message", "hint"))
+    cls = _LEAVES.get(code) or by_code().get(code)
+    if cls is None:
+        return LlmaasError(f"{message} (code {code!r}, which this client does not know)", hint=hint)
+    if issubclass(cls, Cancelled):
+        n_generated = frame.get("n_generated")
+        return cls(message, hint=hint, n_generated=n_generated if type(n_generated) is int else 0)
+    return cls(message, hint=hint)

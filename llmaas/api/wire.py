@@ -1,0 +1,124 @@
+"""F3. Framing: bytes to maps and back; knows no socket and no meaning of a map.
+
+Law: sans-I/O. Whatever bytes come in, out come maps with string keys, or MalformedFrame, or FrameTooLarge;
+never another exception, and never more memory than the frame limit bounds.
+
+    +----------------+---------------------------+
+    | u32 big-endian | msgpack map, strict UTF-8 |
+    | body length n  | n bytes                   |
+    +----------------+---------------------------+
+
+Rejected: msgpack's own streaming Unpacker without a length word. It cannot refuse a frame before its body has
+arrived, and one bad byte would leave no place to start again from.
+"""
+
+from __future__ import annotations
+
+import struct
+from typing import Any
+
+import msgpack  # type: ignore[import-untyped,unused-ignore]
+
+from llmaas.errors import BadRequest, FrameTooLarge, LlmaasError, MalformedFrame
+
+Frame = dict[str, Any]
+
+MAX_FRAME = 4 * 1024 * 1024
+"""Largest body in bytes, unless the hello reply names another limit."""
+MAX_DEPTH = 8
+"""Deepest nesting of maps and lists, the frame's own map counted."""
+MAX_ITEMS = 1 << 17
+"""Most items of one list or map."""
+
+_LENGTH = struct.Struct(">I")
+
+
+def encode(frame: Frame, *, max_frame: int = MAX_FRAME) -> bytes:
+    """The bytes of one frame. Raises FrameTooLarge, and BadRequest for text that has no UTF-8 (a lone surrogate)."""
+    try:
+        body: bytes = msgpack.packb(frame)
+    except UnicodeEncodeError as e:
+        raise BadRequest(f"text that is not valid Unicode cannot be sent: {e.reason}") from e
+    if len(body) > max_frame:
+        raise FrameTooLarge(f"the frame has {len(body)} bytes; at most {max_frame} are allowed")
+    return _LENGTH.pack(len(body)) + body
+
+
+class Decoder:
+    """Cuts a stream of bytes into frames. After a fault it is of no more use: the stream has no next frame."""
+
+    def __init__(self, max_frame: int = MAX_FRAME) -> None:
+        self.max_frame = max_frame
+        self._buffer = bytearray()
+        self._fault: LlmaasError | None = None
+
+    def feed(self, data: bytes | bytearray | memoryview) -> list[Frame]:
+        """The frames that ``data`` completes, in order.
+
+        Raises MalformedFrame or FrameTooLarge. Frames that came whole before the fault are given first, however
+        the stream was cut: then the next call raises (``feed(b"")`` will do), and so does every call after it.
+        """
+        frames: list[Frame] = []
+        if self._fault is None:
+            self._buffer += data
+            try:
+                self._cut(frames)
+            except LlmaasError as e:
+                self._fault = e
+                self._buffer.clear()
+        if self._fault is not None and not frames:
+            raise self._fault
+        return frames
+
+    def _cut(self, frames: list[Frame]) -> None:
+        start = 0
+        try:
+            while len(self._buffer) - start >= _LENGTH.size:
+                (size,) = _LENGTH.unpack_from(self._buffer, start)
+                if size > self.max_frame:
+                    raise FrameTooLarge(f"a frame of {size} bytes was announced; at most {self.max_frame} are allowed")
+                end = start + _LENGTH.size + size
+                if end > len(self._buffer):
+                    return
+                frames.append(_body(self._buffer[start + _LENGTH.size : end]))
+                start = end
+        finally:
+            del self._buffer[:start]
+
+
+def _body(data: bytearray) -> Frame:
+    try:
+        frame = msgpack.unpackb(
+            data,
+            raw=False,
+            strict_map_key=True,
+            ext_hook=_no_ext,
+            max_array_len=min(MAX_ITEMS, len(data)),
+            max_map_len=min(MAX_ITEMS, len(data)),
+            max_ext_len=0,
+        )
+    except (ValueError, TypeError, OverflowError, RecursionError, msgpack.UnpackException) as e:
+        raise MalformedFrame(f"the frame's body is not msgpack: {e or type(e).__name__}") from None
+    if type(frame) is not dict:
+        raise MalformedFrame(f"the frame's body must be a map, not {type(frame).__name__}")
+    _check(frame, 1)
+    return frame
+
+
+def _no_ext(code: int, data: bytes) -> object:
+    raise ValueError(f"extension type {code} is not allowed")
+
+
+def _check(value: Any, depth: int) -> None:
+    """Refuse nesting that is too deep, and keys that are not strings (msgpack lets byte strings through)."""
+    if depth > MAX_DEPTH:
+        raise MalformedFrame(f"maps and lists may nest {MAX_DEPTH} deep at most")
+    if type(value) is dict:
+        for key in value:
+            if type(key) is not str:
+                raise MalformedFrame(f"keys must be strings, not {type(key).__name__}")
+        value = value.values()
+    for item in value:
+        kind = type(item)
+        if kind is dict or kind is list:
+            _check(item, depth + 1)

@@ -1,0 +1,309 @@
+"""What the maps mean: records travel unchanged, bad requests name the field, errors keep their class."""
+
+from __future__ import annotations
+
+import json
+import re
+from pathlib import Path
+from typing import Any
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from llmaas.api import messages as msg
+from llmaas.api.maps import from_map, to_map
+from llmaas.api.wire import Decoder, Frame, encode
+from llmaas.errors import BadRequest, Cancelled, LlmaasError, MalformedFrame, VersionMismatch, by_code
+from llmaas.records import (
+    AppId,
+    ContextDetail,
+    ContextId,
+    ContextInfo,
+    Done,
+    FinishReason,
+    Message,
+    Piece,
+    Sampling,
+    SwitchReport,
+    Turn,
+)
+
+TEXT = st.text(st.characters(exclude_categories=["Cs"]), max_size=20)
+COUNT = st.integers(0, 2**40)
+NUMBER = st.floats(0, 1e12)
+MESSAGES = st.lists(st.builds(Message, TEXT, TEXT), max_size=4).map(tuple)
+SWITCHES = st.builds(SwitchReport, COUNT, COUNT, COUNT, COUNT, NUMBER)
+DONES = st.builds(
+    Done,
+    TEXT.map(ContextId),
+    st.sampled_from(FinishReason),
+    COUNT,
+    COUNT,
+    COUNT,
+    SWITCHES,
+    NUMBER,
+    NUMBER,
+    NUMBER,
+)
+INFOS = st.builds(
+    ContextInfo,
+    TEXT.map(ContextId),
+    TEXT.map(AppId),
+    TEXT,
+    COUNT,
+    COUNT,
+    NUMBER,
+    NUMBER,
+    st.tuples(COUNT, COUNT, COUNT, COUNT),
+    st.booleans(),
+)
+DETAILS = st.builds(ContextDetail, INFOS, MESSAGES)
+MAYBE_TEXT = st.none() | TEXT
+TURNS = MESSAGES.map(lambda m: {"messages": m}) | MAYBE_TEXT.map(lambda p: {"prompt": p})
+GENERATES = st.builds(
+    lambda turn, **rest: msg.Generate("c", **turn, **rest),
+    TURNS,
+    max_tokens=st.integers(1, 2**31 - 1),
+    temperature=st.floats(0, 10),
+    top_k=st.integers(0, 2**31 - 1),
+    top_p=st.floats(0, 1, exclude_min=True),
+    min_p=st.floats(0, 1),
+    seed=st.none() | st.integers(0, 2**32 - 1),
+    stop=st.lists(TEXT.filter(bool), max_size=msg.MAX_STOPS).map(tuple),
+)
+BY_OPERATION: dict[type[msg.Request], st.SearchStrategy[msg.Request]] = {
+    msg.Create: st.builds(msg.Create, MAYBE_TEXT, MAYBE_TEXT),
+    msg.Append: st.builds(msg.Append, TEXT, MESSAGES.filter(bool)) | st.builds(msg.Append, TEXT, prompt=TEXT),
+    msg.Generate: GENERATES,
+    msg.Fork: st.builds(msg.Fork, TEXT, MAYBE_TEXT),
+    msg.Truncate: st.builds(msg.Truncate, TEXT, n_tokens=COUNT) | st.builds(msg.Truncate, TEXT, n_messages=COUNT),
+    msg.ListContexts: st.builds(msg.ListContexts, st.booleans()),
+    msg.Show: st.builds(msg.Show, TEXT, st.booleans()),
+    msg.Delete: st.builds(msg.Delete, TEXT, st.booleans()),
+    msg.Cancel: st.builds(msg.Cancel, COUNT),
+    msg.Stats: st.just(msg.Stats()),
+    msg.Ping: st.just(msg.Ping()),
+}
+
+
+def over_the_wire(frame: Frame) -> Frame:
+    (found,) = Decoder().feed(encode(frame))
+    return found
+
+
+@given(DONES | SWITCHES | INFOS | DETAILS)
+def test_records_travel_unchanged(record: object) -> None:
+    reply = over_the_wire(msg.done_frame(3, to_map(record)))
+    assert (reply["id"], reply["type"]) == (3, "done")
+    assert msg.result(type(record), reply["result"]) == record
+
+
+@given(TEXT, st.lists(st.integers(0, 2**31), max_size=4))
+def test_pieces_travel_unchanged(text: str, tokens: list[int]) -> None:
+    piece = Piece(text, tuple(tokens))
+    assert msg.piece(over_the_wire(msg.piece_frame(3, piece))) == piece
+
+
+@pytest.mark.parametrize("op", msg.OPERATIONS)
+@given(st.data(), st.integers(0, 2**63 - 1))
+@settings(max_examples=30)
+def test_requests_travel_unchanged(op: str, data: st.DataObject, request_id: int) -> None:
+    request = data.draw(BY_OPERATION[msg.OPERATIONS[op]])
+    frame = over_the_wire(msg.request_frame(request_id, request))
+    assert (frame["op"], msg.request_id(frame)) == (op, request_id)
+    assert msg.request(frame) == request
+
+
+@pytest.mark.parametrize("code", sorted(by_code()))
+def test_every_error_arrives_as_its_class_with_message_and_hint(code: str) -> None:
+    sent = by_code()[code]("what happened", hint="what to do")
+    got = msg.error_from(over_the_wire(msg.failed_frame(3, sent)))
+    assert isinstance(got, by_code()[code])
+    assert (got.code, got.message, got.hint, got.fault, got.retryable) == (
+        code,
+        "what happened",
+        "what to do",
+        sent.fault,
+        sent.retryable,
+    )
+
+
+def test_a_bad_request_can_be_caught_as_bad_request() -> None:
+    assert type(msg.error_from(msg.error_map(BadRequest("no")))) is BadRequest
+
+
+def test_cancelled_says_how_many_tokens_stayed() -> None:
+    got = msg.error_from(over_the_wire(msg.failed_frame(3, Cancelled("stop", n_generated=17))))
+    assert isinstance(got, Cancelled)
+    assert got.n_generated == 17
+
+
+def test_an_unknown_code_is_shown() -> None:
+    got = msg.error_from({"code": "moon_phase", "message": "not tonight", "hint": "wait"})
+    assert type(got) is LlmaasError
+    assert "not tonight" in got.message
+    assert "moon_phase" in got.message
+    assert got.hint == "wait"
+
+
+def test_a_message_that_quotes_too_much_is_cut() -> None:
+    told = over_the_wire(msg.failed_frame(1, BadRequest("x" * 10**6 + "\ud800")))
+    assert len(told["message"]) == msg.MAX_MESSAGE
+    assert over_the_wire(msg.failed_frame(1, BadRequest("bad \ud800")))["message"] == "bad ?"
+
+
+@pytest.mark.parametrize(
+    ("frame", "names"),
+    [
+        ({}, "'op'"),
+        ({"op": "fly"}, "'fly'"),
+        ({"op": ["create"]}, "'op'"),
+        ({"op": "hello", "version": 1, "app": "mail"}, "'hello'"),
+        ({"op": "create", "colour": 1}, "'colour'"),
+        ({"op": "create", "name": 1}, "'name' must be a string, not int"),
+        ({"op": "create", "name": b"x"}, "'name' must be a string, not bytes"),
+        ({"op": "fork"}, "'context' is missing"),
+        ({"op": "append", "context": "c"}, "messages or a prompt"),
+        ({"op": "append", "context": "c", "messages": [], "prompt": None}, "messages or a prompt"),
+        ({"op": "append", "context": "c", "messages": [{"role": "user", "content": "x"}], "prompt": "y"}, "not both"),
+        ({"op": "append", "context": "c", "messages": "hi"}, "'messages' must be a list"),
+        ({"op": "append", "context": "c", "messages": ["hi"]}, r"'messages\[0\]' must be a map"),
+        ({"op": "append", "context": "c", "messages": [{"role": "user"}]}, r"'messages\[0\].content' is missing"),
+        (
+            {"op": "append", "context": "c", "messages": [{"role": "u", "content": "", "x": 1}]},
+            r"'messages\[0\].x'",
+        ),
+        ({"op": "append", "context": "c", "prompt": "x", "max_tokens": 3}, "'max_tokens'"),
+        ({"op": "generate", "context": "c", "max_tokens": 0}, "max_tokens"),
+        ({"op": "generate", "context": "c", "max_tokens": True}, "'max_tokens' must be an integer, not bool"),
+        ({"op": "generate", "context": "c", "max_tokens": 2.0}, "'max_tokens' must be an integer"),
+        ({"op": "generate", "context": "c", "max_tokens": 2**31}, "max_tokens"),
+        ({"op": "generate", "context": "c", "temperature": "hot"}, "'temperature' must be a number"),
+        ({"op": "generate", "context": "c", "temperature": -1}, "temperature"),
+        ({"op": "generate", "context": "c", "temperature": float("nan")}, "temperature"),
+        ({"op": "generate", "context": "c", "top_p": 0}, "top_p"),
+        ({"op": "generate", "context": "c", "top_k": -1}, "top_k"),
+        ({"op": "generate", "context": "c", "min_p": 2}, "min_p"),
+        ({"op": "generate", "context": "c", "seed": -1}, "seed"),
+        ({"op": "generate", "context": "c", "seed": 2**32}, "seed"),
+        ({"op": "generate", "context": "c", "stop": "."}, "'stop' must be a list"),
+        ({"op": "generate", "context": "c", "stop": [""]}, "stop"),
+        ({"op": "generate", "context": "c", "stop": ["."] * 17}, "stop"),
+        ({"op": "truncate", "context": "c"}, "n_tokens or n_messages"),
+        ({"op": "truncate", "context": "c", "n_tokens": 1, "n_messages": 1}, "n_tokens or n_messages"),
+        ({"op": "truncate", "context": "c", "n_tokens": -1}, "n_tokens"),
+        ({"op": "list", "everyone": 1}, "'everyone' must be true or false"),
+        ({"op": "cancel"}, "'request' is missing"),
+        ({"op": "ping", "x": 1}, "'x'"),
+    ],
+)
+def test_a_bad_request_names_what_is_wrong(frame: Frame, names: str) -> None:
+    with pytest.raises(BadRequest, match=names):
+        msg.request({"id": 1, **frame})
+
+
+@pytest.mark.parametrize("value", [None, -1, 2**63, True, 1.0, "1", [1]])
+def test_an_id_that_replies_could_not_carry_is_refused(value: object) -> None:
+    with pytest.raises(BadRequest, match="'id'"):
+        msg.request_id({"op": "ping", "id": value})
+
+
+def test_defaults_of_generate_are_those_of_the_records() -> None:
+    got = msg.request({"op": "generate", "context": "c", "id": 1})
+    assert isinstance(got, msg.Generate)
+    assert got.turn == Turn()
+    assert got.generation.sampling == Sampling()
+
+
+@pytest.mark.parametrize("name", ["", "a" * 65, "a/b", "ä", "a b", "a\n", "\x00"])
+def test_an_app_name_has_1_to_64_plain_characters(name: str) -> None:
+    with pytest.raises(BadRequest, match="'app'"):
+        msg.app_id(1000, name)
+
+
+def test_an_app_is_its_uid_and_its_name() -> None:
+    assert msg.app_id(1000, "org.mail_2-x") == "1000/org.mail_2-x"
+    assert msg.app_id(0, "a" * 64) == "0/" + "a" * 64
+
+
+def test_the_version_is_looked_at_before_all_other_fields() -> None:
+    with pytest.raises(VersionMismatch, match=r"version 2.*version 1"):
+        msg.hello({"op": "hello", "version": 2, "application": 5})
+    for bad in ({"op": "ping", "version": 2}, {"op": "hello", "app": "mail"}, {"op": "hello", "version": "1"}):
+        with pytest.raises(BadRequest):
+            msg.hello(bad)
+    assert msg.hello(msg.hello_frame("mail", "me")) == msg.Hello(1, "mail", "me")
+
+
+def test_a_reply_may_hold_more_than_this_version_knows_and_never_less() -> None:
+    info = ContextInfo(ContextId("c"), AppId("1/a"), "n", 1, 1, 1.0, 2.0)
+    assert msg.result(ContextInfo, {**to_map(info), "mood": "good"}) == info
+    for bad in ({"id": "c"}, None, [], {**to_map(info), "tiers": [1, 2]}, {**to_map(info), "usable": 1}):
+        with pytest.raises(MalformedFrame):
+            msg.result(ContextInfo, bad)
+
+
+def test_an_enum_value_out_of_range_is_refused_with_the_known_ones() -> None:
+    done = Done(ContextId("c"), FinishReason.STOP, 1, 1, 1, SwitchReport(), 1.0, 1.0, 1.0)
+    with pytest.raises(BadRequest, match=r"reason.*stop.*tired"):
+        from_map(Done, {**to_map(done), "reason": "tired"})
+
+
+def test_messages_may_be_given_as_maps() -> None:
+    given_ = [Message("user", "a"), {"role": "user", "content": "b"}]
+    assert msg.as_messages(given_) == (Message("user", "a"), Message("user", "b"))
+    bad_ones: list[Any] = ["hi", [{"role": "user"}], [5]]
+    for bad in bad_ones:
+        with pytest.raises(BadRequest, match="messages"):
+            msg.as_messages(bad)
+
+
+# -- the document -----------------------------------------------------------------------------
+
+DOC = (Path(__file__).parents[2] / "docs" / "protocol.md").read_text(encoding="utf-8")
+
+
+@pytest.mark.parametrize("op", ["hello", *msg.OPERATIONS])
+def test_the_document_describes_every_operation_with_its_fields(op: str) -> None:
+    cls = msg.OPERATIONS.get(op, msg.Hello)
+    section = re.search(rf"^### `{op}`$(.*?)^##", DOC, re.MULTILINE | re.DOTALL)
+    assert section, f"no section for {op}"
+    for name in cls.__dataclass_fields__:
+        assert f"`{name}`" in section[1], f"{op} lacks {name}"
+
+
+@pytest.mark.parametrize("code", sorted(by_code()))
+def test_the_document_lists_every_error_code_with_its_fault(code: str) -> None:
+    cls = by_code()[code]
+    assert f"| `{code}` | {cls.fault.value} | {'yes' if cls.retryable else 'no'} |" in DOC
+
+
+def test_the_example_session_in_the_document_is_valid() -> None:
+    lines = re.findall(r"^([CS]): (\{.*\})$", DOC, re.MULTILINE)
+    assert len(lines) > 8
+    said = [(who, json.loads(text)) for who, text in lines]
+    for who, frame in said:
+        if who == "C" and frame["op"] == "hello":
+            msg.hello(frame)
+        elif who == "C":
+            msg.request_id(frame)
+            msg.request(frame)
+        elif frame["type"] == "piece":
+            msg.piece(frame)
+        elif frame["type"] == "failed":
+            assert msg.error_from(frame).code == frame["code"]
+    ops = {frame["id"]: frame["op"] for who, frame in said if who == "C" and "id" in frame}
+    records = {"create": ContextInfo, "generate": Done}
+    results = [(ops[frame["id"]], frame["result"]) for who, frame in said if who == "S" and frame["type"] == "done"]
+    assert {op for op, result in results if op in records and msg.result(records[op], result)} == set(records)
+    asked = [frame["id"] for who, frame in said if who == "C" and "id" in frame]
+    ended = [frame["id"] for who, frame in said if who == "S" and frame["type"] in ("done", "failed")]
+    assert sorted(asked) == sorted(ended), "every request in the example has one terminal reply"
+
+
+def test_the_bytes_in_the_document_are_those_of_the_frame() -> None:
+    block = re.search(r"^The frame of request 3, in bytes:\n\n```\n(.*?)```", DOC, re.MULTILINE | re.DOTALL)
+    assert block
+    shown = bytes.fromhex("".join(line[:27] for line in block[1].splitlines()))
+    assert shown == encode(msg.request_frame(3, msg.Ping()))
