@@ -495,7 +495,7 @@ def test_a_disk_that_is_really_full_refuses_and_goes_on_when_there_is_room(tiny_
         assert store.check().clean
 
 
-def test_a_full_disk_does_not_keep_a_store_from_opening_when_the_log_can_be_read(tiny_disk: Path) -> None:
+def test_opening_on_a_full_disk_says_so_and_works_when_there_is_room(tiny_disk: Path) -> None:
     root = tiny_disk / "store"
     with Store(root) as store:
         store.create_context(row(A), [Span((1, 2))])
