@@ -58,7 +58,7 @@ class Planner:
         self.tally = Tally()
         self._swap = SwapBooks(settings, EVICTION[eviction](), PRECISION[precision](settings.precision), self.tally)
         self._queue = SCHEDULING[scheduling]()
-        self._cells = Cells(settings.n_cells, settings.n_seqs)
+        self._cells = Cells(settings.n_cells, settings.n_seqs, cuttable=settings.swappable)
         self._switching = Switching(self._swap, self._cells, SPLIT[split](), self.tally)
         self._contexts: dict[ContextId, Context] = {}
         self._jobs: dict[RequestId, Job] = {}

@@ -116,14 +116,15 @@ class Tally:
 class Cells:
     """Who is in CELLS. Running contexts hold a reservation, idle ones what they have."""
 
-    def __init__(self, n_cells: int, n_seqs: int, chunk: int = CHUNK_TOKENS) -> None:
+    def __init__(self, n_cells: int, n_seqs: int, *, cuttable: bool = True) -> None:
+        """``cuttable`` False: the model keeps one state per sequence, which leaves as a whole or not at all."""
         self.n_cells = n_cells
+        self._cuttable = cuttable
         self.reserved = 0
         self.idle: OrderedDict[ContextId, Context] = OrderedDict()
         """Resident and not running, least recently run first."""
         self.idle_cells = 0
         self._seqs = list(range(n_seqs - 1, -1, -1))
-        self._chunk = chunk
 
     @property
     def free(self) -> int:
@@ -156,11 +157,12 @@ class Cells:
         """Keep at most the first ``n`` tokens of the context in CELLS."""
         if context.seq is None or n >= context.cells:
             return
+        n = n if self._cuttable else 0
         out.append(DropCells(context.seq, n))
         if context.id in self.idle:
             self.idle_cells -= context.cells - n
         context.cells = n
-        context.lossy = {i for i in context.lossy if i * self._chunk < n}
+        context.lossy = {i for i in context.lossy if i * CHUNK_TOKENS < n}
         self._release_if_empty(context)
 
     def victims(self, need: int, keep: Context, *, lose_unsaved: bool) -> list[Context] | None:

@@ -212,13 +212,16 @@ def test_stored_chunks_nobody_needs_are_dropped_at_start() -> None:
 
 
 @given(
-    seed=st.integers(0, 2**32), faults=st.sampled_from([0.0, 0.1, 0.3]), pool=st.sampled_from([20_000, 80_000, 500_000])
+    seed=st.integers(0, 2**32),
+    faults=st.sampled_from([0.0, 0.1, 0.3]),
+    pool=st.sampled_from([20_000, 80_000, 500_000]),
+    swappable=st.booleans(),
 )
 @hypothesis_settings(max_examples=150, deadline=None)
 def test_any_history_ends_with_every_request_answered_once_and_the_books_balanced(
-    seed: int, faults: float, pool: int
+    seed: int, faults: float, pool: int, swappable: bool
 ) -> None:
-    w = world(seed, faults=faults, pool_bytes=pool)
+    w = world(seed, faults=faults, pool_bytes=pool, swappable=swappable)
     for _ in range(w.rng.randrange(60, 200)):
         random_event(w)
         for _ in range(w.rng.randrange(4)):
@@ -259,6 +262,17 @@ def random_event(w: World) -> None:
         w.tell(ev.BudgetChanged(w.rng.choice([w.s.pool_bytes, w.s.pool_bytes // 2])))
     else:
         w.close(ctx)
+
+
+def test_a_model_whose_state_cannot_be_cut_is_never_asked_to() -> None:
+    w = world(swappable=False)
+    ctx = w.open()
+    run_call(w, ctx, 100, 0)
+    w.truncate(ctx, 90)
+    run_call(w, ctx, 0, 5)
+    drops = [a for _, actions in w.log for a in actions if isinstance(a, ev.DropCells)]
+    assert drops and all(drop.start == 0 for drop in drops)
+    assert not w.pool and not w.disk
 
 
 def test_the_same_events_give_the_same_actions() -> None:

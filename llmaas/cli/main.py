@@ -25,6 +25,7 @@ COMMANDS: dict[str, tuple[str, str]] = {
     "ctx": ("llmaas.cli.ctx", "list, show, fork, truncate and remove contexts"),
     "stats": ("llmaas.cli.stats", "what the daemon holds and how fast it is"),
     "doctor": ("llmaas.cli.doctor", "check engine, model, memory, store and socket"),
+    "replay": ("llmaas.cli.replay", "run a trace of calls through the planner, in virtual time"),
     "demo": ("llmaas.cli.demo", "watch eight apps share one model and little memory"),
 }
 """Sub-command -> module with ``add_arguments(parser)`` and ``run(args) -> exit code``, and its one line of help."""

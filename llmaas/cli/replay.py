@@ -1,0 +1,98 @@
+"""F9. ``llmaas replay``: a trace of calls, run through the planner in virtual time.
+
+Law: the planner that serves decides; no model, no daemon and no file but the trace is touched.
+"""
+
+from __future__ import annotations
+
+import argparse
+import dataclasses
+import statistics
+import sys
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from llmaas.cli.options import add_settings, configured
+from llmaas.cli.out import human_bytes, print_json, table
+from llmaas.errors import BadRequest
+
+if TYPE_CHECKING:
+    from llmaas.replay import ReplayReport
+
+_SETTINGS = ["cells", "pool_bytes", "sequences", "k_bits", "v_bits", "prefill_slice", "max_running"]
+_EPILOG = """\
+A trace has one JSON object a line: at second t a context gets prompt tokens and generates some.
+  {"t": 12.5, "app": "mail", "context": "inbox", "prompt": 80, "generate": 40}
+
+Prices are those of SmolLM2-135M on two x86 cores with a fast disk; the decisions are the daemon's own.
+
+examples:
+  llmaas replay traces/evening.jsonl
+  llmaas replay traces/evening.jsonl --cells 4096 --pool-bytes 16M --json
+  generate-calls | llmaas replay -        from standard input
+"""
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    parser.epilog = _EPILOG
+    parser.add_argument("trace", type=Path, help="a file of JSON lines, or - for standard input")
+    parser.add_argument("--json", action="store_true", help="print JSON")
+    add_settings(parser, _SETTINGS)
+
+
+def run(args: argparse.Namespace) -> int:
+    from llmaas.planner_state import PlannerSettings
+    from llmaas.records import Geometry, Precision
+    from llmaas.replay import Replay, read_trace
+
+    config = configured(args)
+    try:
+        lines = sys.stdin.readlines() if str(args.trace) == "-" else args.trace.read_text().splitlines()
+    except (OSError, UnicodeDecodeError) as error:
+        raise BadRequest(f"cannot read the trace {args.trace}: {error}", hint="Give a file of JSON lines.") from error
+    settings = PlannerSettings(
+        n_cells=config.cells,
+        n_seqs=config.sequences,
+        pool_bytes=config.pool_bytes,
+        ctx_limit=config.cells,
+        geometry=Geometry(n_layer=30, k_dim=192, v_dim=192, head_dim_k=64, head_dim_v=64),
+        precision=Precision(config.k_bits, config.v_bits),
+        prefill_slice=config.prefill_slice,
+        max_batch=max(512, config.prefill_slice),
+        max_running=config.max_running,
+    )
+    report = Replay(settings).run(read_trace(lines))
+    figures = _figures(report)
+    if args.json:
+        print_json(figures)
+    else:
+        rows = [[name, _shown(name, value)] for name, value in figures.items()]
+        print(table(["FIGURE", "VALUE"], rows, sys.stdout))
+    return 0
+
+
+def _figures(report: ReplayReport) -> dict[str, object]:
+    """What a trace came to; milliseconds of virtual time, tokens, chunks and bytes as named."""
+    back = sorted(c.switch_s * 1e3 for c in report.calls if sum(c.sources))
+    first = sorted((c.first_token - c.submitted) * 1e3 for c in report.calls if c.call.generate)
+    return {
+        "calls": len(report.calls),
+        "switches": len(back),
+        "switch_ms_p50": _quantile(back, 50),
+        "switch_ms_p99": _quantile(back, 99),
+        "ttft_ms_p50": _quantile(first, 50),
+        "ttft_ms_p99": _quantile(first, 99),
+        **dataclasses.asdict(report.tally),
+    }
+
+
+def _quantile(values: list[float], percent: int) -> float:
+    if len(values) < 2:
+        return values[0] if values else 0.0
+    return statistics.quantiles(values, n=100, method="inclusive")[percent - 1]
+
+
+def _shown(name: str, value: object) -> str:
+    if isinstance(value, float):
+        return f"{value:.2f}"
+    return human_bytes(value) if name.startswith("bytes") and isinstance(value, int) else str(value)

@@ -1,0 +1,37 @@
+from __future__ import annotations
+
+import io
+import json
+from pathlib import Path
+
+import pytest
+
+from llmaas.cli.main import main
+
+EVENING = Path(__file__).parents[2] / "traces" / "evening.jsonl"
+
+
+def test_the_sample_trace_replays_and_less_memory_costs_more(capsys: pytest.CaptureFixture[str]) -> None:
+    found = []
+    for cells, pool in (("65536", "1G"), ("4096", "16M")):
+        assert main(["replay", str(EVENING), "--cells", cells, "--pool-bytes", pool, "--json"]) == 0
+        found.append(json.loads(capsys.readouterr().out))
+    rich, poor = found
+    assert rich["calls"] == poor["calls"] > 100
+    assert rich["tokens_from_disk"] == 0 < poor["tokens_from_disk"]
+    assert rich["switch_ms_p99"] < poor["switch_ms_p99"]
+
+
+def test_a_trace_comes_from_standard_input_too(
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("sys.stdin", io.StringIO(EVENING.read_text().splitlines()[0]))
+    assert main(["replay", "-"]) == 0
+    assert "tokens_prefilled" in capsys.readouterr().out
+
+
+def test_a_bad_trace_is_refused_with_its_line(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    (tmp_path / "t").write_text("nonsense\n")
+    assert main(["replay", str(tmp_path / "t")]) == 2
+    assert "line 1" in capsys.readouterr().err
+    assert main(["replay", str(tmp_path / "none")]) == 2
