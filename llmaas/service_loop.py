@@ -38,7 +38,7 @@ from llmaas.kvchunks.store import Store
 from llmaas.planner import Planner
 from llmaas.planner_state import PlannerSettings
 from llmaas.recorder import Recorder
-from llmaas.records import CHUNK_TOKENS, RequestId
+from llmaas.records import RequestId
 from llmaas.service_calls import Call
 from llmaas.service_contexts import Directory
 
@@ -69,7 +69,7 @@ class Interpreter:
             RunStep: self._run_step,
             LoadChunks: lambda a: self.pool.load(a, self._tell),
             SaveChunks: lambda a: self.pool.save(a, self._tell),
-            WriteChunks: lambda a: self.pool.write(a, [CHUNK_TOKENS] * len(a.keys), self._tell),
+            WriteChunks: lambda a: self.pool.write(a, self._tell),
             DropPool: lambda a: self.pool.drop(a.keys),
             DropDisk: lambda a: self.pool.drop_disk(a.keys),
             DropCells: lambda a: self._in_engine(self._engine.drop, a.seq, a.start),

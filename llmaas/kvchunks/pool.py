@@ -9,6 +9,7 @@ Loads run at normal priority: someone waits for them. Saves and writes run on th
 from __future__ import annotations
 
 import contextlib
+import itertools
 import logging
 import os
 import threading
@@ -19,7 +20,7 @@ from concurrent.futures import Future, ThreadPoolExecutor
 from llmaas.engine.thread import EngineThread
 from llmaas.errors import ChunkDamaged, DiskFull, LlmaasError
 from llmaas.events import ChunkSource, ChunkTarget, LoadChunks, Loaded, SaveChunks, Saved, WriteChunks, Written
-from llmaas.kvchunks.codec import Codec
+from llmaas.kvchunks.codec import Codec, header
 from llmaas.kvchunks.store import Store
 from llmaas.records import ChunkKey, ContextId, KvSlab, Tier
 
@@ -51,9 +52,10 @@ class Pool:
         return sum(len(p) for p in list(self._bytes.values()))
 
     def close(self) -> None:
-        """End the threads; what they do now is finished first."""
-        for executor in (self._loaders, self._decoders, self._savers, self._writer):
+        """End the threads; what they do now, and every write and discard that was asked for, is finished first."""
+        for executor in (self._loaders, self._decoders, self._savers):
             executor.shutdown(wait=True, cancel_futures=True)
+        self._writer.shutdown(wait=True)
 
     def drop(self, keys: Sequence[ChunkKey]) -> None:
         for key in keys:
@@ -80,40 +82,33 @@ class Pool:
 
     def _load_in_order(self, action: LoadChunks, payloads: dict[ChunkKey, Payload | None]) -> Loaded:
         payloads.update(self._read(action.chunks))
-        decoding: deque[Future[KvSlab]] = deque()
-        loading: deque[Future[None]] = deque()
-        todo = iter(action.chunks)
-        n_loaded = 0
-
-        def decode_next() -> None:
-            source = next(todo, None)
-            if source is not None:
-                decoding.append(self._decoders.submit(self._decode, source, payloads[source.key]))
-
-        for _ in range(_AHEAD):
-            decode_next()
+        decoding: deque[Future[tuple[KvSlab, Payload | None]]] = deque()
+        loading: list[Future[None]] = []
+        kept: list[Payload | None] = []
         damaged: tuple[ChunkKey, ...] = ()
-        for source in action.chunks:
+        ahead = iter(action.chunks)
+        for source in itertools.islice(ahead, _AHEAD):
+            decoding.append(self._decoders.submit(self._decode, source, payloads[source.key]))
+        for i, source in enumerate(action.chunks):
             try:
-                slab = decoding.popleft().result()
+                slab, copy = decoding.popleft().result()
             except ChunkDamaged as e:
                 log.warning("chunk %s is damaged and will be recomputed: %s", source.key.hex(), e.message)
                 damaged = (source.key,)
                 break
+            kept.append(copy)
             loading.append(self._engine.submit(self._engine.engine.load, action.seq, source.start, slab))
-            if len(loading) > _AHEAD:
-                loading.popleft().result()
-                n_loaded += 1
-            decode_next()
-        try:
-            for future in loading:
-                future.result()
-                n_loaded += 1
-        finally:
-            for pending in decoding:
-                pending.cancel()
-        self._keep(action.chunks[:n_loaded], payloads)
-        return Loaded(action.load, n_loaded, damaged)
+            if i >= _AHEAD and loading[i - _AHEAD].exception() is not None:
+                break
+            for following in itertools.islice(ahead, 1):
+                decoding.append(self._decoders.submit(self._decode, following, payloads[following.key]))
+        for pending in decoding:
+            pending.cancel()
+        n_loaded = _leading_successes(loading)
+        for source, copy in zip(action.chunks[:n_loaded], kept, strict=False):
+            if copy is not None:
+                self._bytes[source.key] = copy
+        return Loaded(action.load, n_loaded, damaged if n_loaded == len(loading) else ())
 
     def _read(self, sources: Sequence[ChunkSource]) -> dict[ChunkKey, Payload | None]:
         keys = [s.key for s in sources if s.tier is Tier.DISK]
@@ -125,19 +120,14 @@ class Pool:
             log.warning("cannot read %d chunks: %s", len(keys), e.message)
             return dict.fromkeys(keys)
 
-    def _decode(self, source: ChunkSource, payload: Payload | None) -> KvSlab:
+    def _decode(self, source: ChunkSource, payload: Payload | None) -> tuple[KvSlab, Payload | None]:
+        """The chunk for the engine, and what the POOL keeps of it. Raises ChunkDamaged."""
         if payload is None:
             raise ChunkDamaged("its bytes are missing")
         slab = self._engine.engine.blank(source.stop - source.start)
         self._codec.decode(payload, source.key, slab)
-        return slab
-
-    def _keep(self, sources: Sequence[ChunkSource], payloads: dict[ChunkKey, Payload | None]) -> None:
-        for source in sources:
-            payload = payloads[source.key]
-            if source.keep and payload is not None:
-                # A view would keep the whole read buffer alive for one chunk.
-                self._bytes[source.key] = bytes(payload) if isinstance(payload, memoryview) else payload
+        # A copy, since a view would keep the read buffer of all the chunks alive for one.
+        return slab, bytes(payload) if source.keep else None
 
     # -- from CELLS
 
@@ -166,9 +156,9 @@ class Pool:
 
     # -- to DISK
 
-    def write(self, action: WriteChunks, n_tokens: Sequence[int], done: Callable[[Written], None]) -> None:
-        """Begin a write; ``n_tokens`` is parallel to the keys. ``done`` is called on a worker thread."""
-        items = [(key, n, self._bytes[key]) for key, n in zip(action.keys, n_tokens, strict=True)]
+    def write(self, action: WriteChunks, done: Callable[[Written], None]) -> None:
+        """Begin a write; ``done`` is called on a worker thread."""
+        items = [(key, header(payload).n_tokens, payload) for key in action.keys if (payload := self._bytes[key])]
         self._writer.submit(self._write, action, items, done)
 
     def _write(
@@ -190,6 +180,15 @@ class Pool:
             self._store.discard(keys)
         except Exception:
             log.exception("cannot discard %d chunks; 'llmaas doctor --repair' will", len(keys))
+
+
+def _leading_successes(loading: Sequence[Future[None]]) -> int:
+    """How many loads succeeded before the first that failed; those behind it could not but fail."""
+    for i, future in enumerate(loading):
+        if (error := future.exception()) is not None:
+            log.error("the engine could not load a chunk: %r", error)
+            return i
+    return len(loading)
 
 
 def _be_nice() -> None:

@@ -1,0 +1,125 @@
+"""The pool with a real store and codec, on an engine that can be made to refuse."""
+
+from __future__ import annotations
+
+import queue
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+from llmaas.engine.base import BatchItem, CellsFull
+from llmaas.engine.fake import FakeEngine
+from llmaas.engine.thread import EngineThread
+from llmaas.events import ChunkSource, ChunkTarget, LoadChunks, SaveChunks, WriteChunks
+from llmaas.kvchunks.codec import Codec
+from llmaas.kvchunks.pool import Pool
+from llmaas.kvchunks.store import Store
+from llmaas.records import ChunkKey, ContextId, KvSlab, Precision, Tier
+
+N = 10
+KEYS = [ChunkKey(bytes([i]) * 16) for i in range(N)]
+
+
+class Refusing(FakeEngine):
+    """Refuses the load at ``refuse_at``."""
+
+    refuse_at: int | None = None
+
+    def load(self, seq: int, start: int, slab: KvSlab) -> None:
+        if start == self.refuse_at:
+            raise CellsFull("as the test wants")
+        super().load(seq, start, slab)
+
+
+class Bench:
+    def __init__(self, root: Path) -> None:
+        self.thread = EngineThread(Refusing)
+        self.engine = self.thread.engine
+        assert isinstance(self.engine, Refusing)
+        self.store = Store(root)
+        self.codec = Codec(self.engine.info.geometry)
+        self.pool = Pool(self.thread, self.codec, self.store)
+
+    def wait(self, begin: Callable[..., None], action: Any) -> Any:
+        answers: queue.SimpleQueue[Any] = queue.SimpleQueue()
+        begin(action, answers.put)
+        return answers.get(timeout=10)
+
+    def fill(self) -> None:
+        """N chunks: computed in sequence 0, saved, written, and sequence 0 emptied."""
+        tokens = [i % 250 for i in range(64 * N)]
+        for start in range(0, len(tokens), 320):
+            self.thread.submit(self.engine.step, [BatchItem(0, start, tokens[start : start + 320], False)]).result()
+        targets = tuple(ChunkTarget(k, 64 * i, 64 * i + 64, Precision(4, 4)) for i, k in enumerate(KEYS))
+        saved = self.wait(self.pool.save, SaveChunks(1, ContextId("c"), 0, targets))
+        written = self.wait(self.pool.write, WriteChunks(2, ContextId("c"), tuple(KEYS)))
+        assert saved.nbytes == written.nbytes == (self.codec.encoded_size(64, Precision(4, 4)),) * N
+        self.thread.submit(self.engine.drop, 0, 0).result()
+
+    def load(self, tiers: list[Tier], *, keep: bool = False) -> Any:
+        sources = tuple(
+            ChunkSource(k, 64 * i, 64 * i + 64, t, keep and t is Tier.DISK)
+            for i, (k, t) in enumerate(zip(KEYS, tiers, strict=True))
+        )
+        return self.wait(self.pool.load, LoadChunks(3, ContextId("c"), 0, sources))
+
+    def length(self) -> int:
+        return self.thread.submit(self.engine.length, 0).result()
+
+
+@pytest.fixture
+def bench(tmp_path: Path) -> Iterator[Bench]:
+    bench = Bench(tmp_path)
+    bench.fill()
+    yield bench
+    bench.pool.close()
+    bench.thread.close()
+    bench.store.close()
+
+
+def test_chunks_from_both_tiers_come_back_in_order(bench: Bench) -> None:
+    loaded = bench.load([Tier.POOL, Tier.DISK] * (N // 2))
+    assert (loaded.n_loaded, loaded.damaged) == (N, ())
+    assert bench.length() == 64 * N
+
+
+def test_a_chunk_read_from_disk_is_kept_if_asked_and_counted_once(bench: Bench) -> None:
+    before = bench.pool.nbytes
+    bench.pool.drop(KEYS)
+    assert bench.pool.nbytes == 0
+    bench.load([Tier.DISK] * N)
+    assert bench.pool.nbytes == 0
+    bench.thread.submit(bench.engine.drop, 0, 0).result()
+    bench.load([Tier.DISK] * N, keep=True)
+    assert bench.pool.nbytes == before
+
+
+def test_the_first_damaged_chunk_ends_the_load_and_is_named(bench: Bench) -> None:
+    bench.store.discard([KEYS[6]])
+    loaded = bench.load([Tier.DISK] * N)
+    assert (loaded.n_loaded, loaded.damaged) == (6, (KEYS[6],))
+    assert bench.length() == 64 * 6
+
+
+@pytest.mark.parametrize("chunk", [0, 3, N - 1])
+def test_an_engine_that_refuses_a_chunk_leaves_a_true_count(bench: Bench, chunk: int) -> None:
+    bench.engine.refuse_at = 64 * chunk  # type: ignore[attr-defined]
+    loaded = bench.load([Tier.POOL] * N)
+    assert (loaded.n_loaded, loaded.damaged) == (chunk, ())
+    assert bench.length() == 64 * chunk
+
+
+def test_values_that_no_group_can_hold_are_not_kept(bench: Bench) -> None:
+    slab = bench.engine.blank(64)
+    slab.k[:], slab.v[:] = 0, np.float16(np.inf)
+
+    def export(seq: int, start: int, stop: int) -> KvSlab:
+        return slab
+
+    bench.engine.export = export  # type: ignore[method-assign]
+    target = ChunkTarget(ChunkKey(b"x" * 16), 0, 64, Precision(4, 4))
+    saved = bench.wait(bench.pool.save, SaveChunks(9, ContextId("c"), 0, (target,)))
+    assert saved.nbytes == (0,)
