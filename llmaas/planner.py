@@ -84,6 +84,9 @@ class Planner:
         """Take one event in; the actions it calls for, in the order they must begin."""
         self._out = []
         self._handlers[type(event)](event, now)
+        # Swap-out before admission: what a call has just left in CELLS is exported before its cells are given away.
+        self._swap.pump_writes(self._out)
+        self._swap.pump_saves(now, self._out)
         self._admit(now)
         for job in list(self._running.values()):
             if job.stage is Stage.SWITCHING:
@@ -91,8 +94,6 @@ class Planner:
                 if back and job.context.cells >= job.n_total:
                     self._finish(job, Outcome.APPENDED)  # there was nothing to compute
         self._compose_step()
-        self._swap.pump_writes(self._out)
-        self._swap.pump_saves(now, self._out)
         return self._out
 
     # -- what others may know
@@ -226,10 +227,7 @@ class Planner:
 
     def _make_cells(self, job: Job, now: float) -> bool:
         need = job.reserve - job.context.cells if job.context.id in self._cells.idle else job.reserve
-        victims = self._cells.victims(need, job.context, lose_unsaved=False)
-        if victims is None and not self._running and self._swap.stuck:
-            # Nothing under way will make room: the unsaved chunks are given up and recomputed some day.
-            victims = self._cells.victims(need, job.context, lose_unsaved=True)
+        victims = self._cells.victims(need, job.context)
         if victims is None:
             return False
         for context in victims:

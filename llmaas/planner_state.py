@@ -165,15 +165,19 @@ class Cells:
         context.lossy = {i for i in context.lossy if i * CHUNK_TOKENS < n}
         self._release_if_empty(context)
 
-    def victims(self, need: int, keep: Context, *, lose_unsaved: bool) -> list[Context] | None:
-        """Idle contexts to drop for ``need`` more free cells (and one sequence), or None."""
+    def victims(self, need: int, keep: Context) -> list[Context] | None:
+        """Idle contexts to drop for ``need`` more free cells (and one sequence), or None.
+
+        One with unsaved chunks is passed over: a save is under way or will begin when a write ends, so waiting for it
+        always ends.
+        """
         short = need - self.free
         want_seq = keep.seq is None and not self._seqs
         chosen: list[Context] = []
         for context in self.idle.values():
             if short <= 0 and not want_seq:
                 break
-            if context is keep or context.committing or (context.unsaved and not lose_unsaved):
+            if context is keep or context.committing or context.unsaved:
                 continue
             chosen.append(context)
             short -= context.cells

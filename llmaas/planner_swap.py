@@ -43,11 +43,6 @@ class SwapBooks:
     def idle(self) -> bool:
         return not (self._to_save or self._saving or self._to_write or self._writing)
 
-    @property
-    def stuck(self) -> bool:
-        """True if waiting saves cannot be helped by anything that is still under way."""
-        return not self._saving and self._writing is None and not self._to_write
-
     def next_id(self) -> int:
         self._next_id += 1
         return self._next_id

@@ -264,6 +264,17 @@ def random_event(w: World) -> None:
         w.close(ctx)
 
 
+def test_cells_are_not_given_away_before_what_is_in_them_is_saved() -> None:
+    w = world()
+    first, second = w.open(), w.open()
+    w.call(first, 600, 0)
+    waiting = w.call(second, 900, 0)  # needs the cells of the first
+    w.settle()
+    assert w.finished[waiting].outcome is ev.Outcome.APPENDED
+    assert w.planner.tiers(first.id) == (0, 600, 0, 0)
+    assert w.planner.tally.chunks_unsaved == 0
+
+
 def test_a_model_whose_state_cannot_be_cut_is_never_asked_to() -> None:
     w = world(swappable=False)
     ctx = w.open()
