@@ -33,6 +33,7 @@ INLINE ptrdiff_t parts(ptrdiff_t n, ptrdiff_t size) { return (n + size - 1) / si
 
 
 #define VARIANT(name) name##_plain
+#include "_kvcodec_lanes.h"
 #include "_kvcodec_loops.h"
 #undef VARIANT
 
@@ -48,6 +49,7 @@ INLINE ptrdiff_t parts(ptrdiff_t n, ptrdiff_t size) { return (n + size - 1) / si
 #pragma GCC target("avx2,f16c")
 #endif
 #define VARIANT(name) name##_avx2
+#include "_kvcodec_lanes.h"
 #include "_kvcodec_loops.h"
 #undef VARIANT
 #ifdef __clang__
