@@ -23,7 +23,7 @@ BAD = {
     "pool_bytes": "12 parsecs",
     "threads": "0",
     "sequences": "1",
-    "k_bits": "5",
+    "k_bits": "7",
     "v_bits": "lossless",
     "prefill_slice": "-3",
     "max_running": "many",

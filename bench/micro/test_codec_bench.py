@@ -12,16 +12,16 @@ import pytest
 from pytest_benchmark.fixture import BenchmarkFixture
 
 from llmaas.kvchunks.codec import Codec
-from llmaas.kvchunks.kernels import NUMPY
+from llmaas.kvchunks.kernels import available
 from llmaas.kvchunks.keys import chunk_keys, namespace
 from llmaas.records import CHUNK_TOKENS, F16, AppId, ChunkKey, Geometry, KvSlab, Precision
 
 SMOLLM2 = Geometry(n_layer=30, k_dim=192, v_dim=192, head_dim_k=64, head_dim_v=64)
 KEY = ChunkKey(bytes(16))
 BITS = pytest.mark.parametrize(
-    "precision", [Precision(16, 16), Precision(8, 8), Precision(4, 4)], ids=lambda p: f"k{p.k}v{p.v}"
+    "precision", [Precision(b, b) for b in (16, 8, 6, 5, 4, 3, 2)], ids=lambda p: f"k{p.k}v{p.v}"
 )
-KERNELS = pytest.mark.parametrize("codec", [Codec(SMOLLM2), Codec(SMOLLM2, NUMPY)], ids=["best", "numpy"])
+KERNELS = pytest.mark.parametrize("codec", [Codec(SMOLLM2, k) for k in available()], ids=[k.name for k in available()])
 
 
 def blob_view(dim: int) -> F16:
@@ -53,7 +53,7 @@ def test_decode_a_chunk(benchmark: BenchmarkFixture, codec: Codec, precision: Pr
     source, into = slab(1), slab(2)
     payload = codec.encode(source, precision, KEY)
     benchmark(codec.decode, payload, KEY, into)
-    assert np.abs(into.k.astype(np.float32) - source.k).max() < 0.5
+    assert np.abs(into.k.astype(np.float32) - source.k).max() < 3
 
 
 @pytest.mark.parametrize("known", [0, 63])

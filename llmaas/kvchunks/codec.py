@@ -11,20 +11,17 @@ import numpy as np
 
 from llmaas.errors import ChunkDamaged
 from llmaas.kvchunks.codec_header import HEADER_BYTES, ChunkHeader, Payload, check, header, seal
-from llmaas.kvchunks.codec_planes import RAW, ChannelPlane, RotatedPlane, Scratch
+from llmaas.kvchunks.codec_planes import RAW, ChannelPlane, RotatedPlane
 from llmaas.kvchunks.kernels import Kernels, best
 from llmaas.records import ChunkKey, Geometry, KvSlab, Precision
 
 __all__ = ["ChunkHeader", "Codec", "Payload", "check", "header"]
 
-_SPARE_VALUES = 1 << 19
-"""Scratch up to this many values is kept for the next call; a giant chunk's is given back."""
-
 
 class Codec:
     """Codes chunks of one geometry. Safe to share between threads; the heavy parts run without the GIL.
 
-    Bits that can be asked for, for K and V apart: 16 (raw f16), 8 and 4.
+    Bits that can be asked for, for K and V apart: 16 (raw f16), 8, 6, 5, 4, 3 and 2.
     """
 
     def __init__(self, geometry: Geometry, kernels: Kernels | None = None) -> None:
@@ -33,14 +30,11 @@ class Codec:
         self.geometry = geometry
         self._k = ChannelPlane(geometry.n_layer, geometry.k_dim, kernels)
         self._v = RotatedPlane(geometry.n_layer, geometry.v_dim, geometry.head_dim_v, kernels)
-        # Spare scratch, one set per call that runs. list.pop and append are atomic, so no lock is needed,
-        # and unlike thread-local buffers these are freed with the codec.
-        self._spare: list[Scratch] = []
 
     def encoded_size(self, n_tokens: int, precision: Precision) -> int:
         """Bytes that ``encode`` will make of ``n_tokens`` tokens, exactly, for every slab of ordinary values.
 
-        A tensor that groups cannot hold (inf, NaN, a magnitude above 32768 in K, or in V above 32768 divided by the
+        A tensor that groups cannot hold (inf, NaN, a magnitude above 32768 in K, or in V above 16384 divided by the
         square root of the rotation size) is stored raw instead, and the payload is larger; it never exceeds
         ``encoded_size(n_tokens, LOSSLESS)``. So reserve this size, and settle the account with ``len(payload)``.
         Raises ValueError for bits without a coding.
@@ -62,10 +56,8 @@ class Codec:
         k_bytes, v_bytes = self._k.size(k, n_tokens), self._v.size(v, n_tokens)
         payload = bytearray(HEADER_BYTES + k_bytes + v_bytes)
         body = np.frombuffer(payload, np.uint8, offset=HEADER_BYTES)
-        scratch = self._take()
-        self._k.encode(slab.k, body[:k_bytes], k, scratch)
-        self._v.encode(slab.v, body[k_bytes:], v, scratch)
-        self._give(scratch)
+        self._k.encode(slab.k, body[:k_bytes], k)
+        self._v.encode(slab.v, body[k_bytes:], v)
         seal(payload, precision=precision, codings=(k, v), key=key, n_tokens=n_tokens, geometry=self.geometry)
         return payload
 
@@ -89,10 +81,8 @@ class Codec:
         if found.body_bytes != k_bytes + v_bytes:
             raise ChunkDamaged(f"chunk has {found.body_bytes} body bytes, its shape needs {k_bytes + v_bytes}")
         body = np.frombuffer(payload, np.uint8, offset=HEADER_BYTES)
-        scratch = self._take()
-        self._k.decode(body[:k_bytes], into.k, k, scratch)
-        self._v.decode(body[k_bytes:], into.v, v, scratch)
-        self._give(scratch)
+        self._k.decode(body[:k_bytes], into.k, k)
+        self._v.decode(body[k_bytes:], into.v, v)
 
     def _codings(self, n_tokens: int, precision: Precision) -> tuple[int, int]:
         if n_tokens < 1:
@@ -106,13 +96,3 @@ class Codec:
         if slab.k.dtype != np.float16 or slab.v.dtype != np.float16:
             raise ValueError(f"slab must be float16, not {slab.k.dtype}, {slab.v.dtype}")
         return n_tokens
-
-    def _take(self) -> Scratch:
-        try:
-            return self._spare.pop()
-        except IndexError:
-            return Scratch()
-
-    def _give(self, scratch: Scratch) -> None:
-        if scratch.half.size <= _SPARE_VALUES:
-            self._spare.append(scratch)

@@ -11,9 +11,9 @@ Law: pure; bytes in, a ChunkHeader or ChunkDamaged out, whatever the bytes are. 
     | n_layer | k_dim | v_dim | k_head | v_head | body bytes   | checksum   |  body: K section, V section
     +---------+-------+-------+--------+--------+--------------+------------+
 
-kb, vb: the nominal bits asked for. kc, vc: the coding ids that tell how K and V are really coded (a short
-or unquantisable chunk is stored raw whatever was asked). The checksum is xxh3_64 over bytes 0..55 and the
-body, that is, over everything but itself.
+kb, vb: the nominal bits asked for. kc, vc: how K and V are really coded, 0 for raw f16 and otherwise the
+bits of a code (a short or unquantisable chunk is stored raw whatever was asked). Version 1 had groups of 32.
+The checksum is xxh3_64 over bytes 0..55 and the body, that is, over everything but itself.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ from llmaas.errors import ChunkDamaged
 from llmaas.records import ChunkKey, Geometry, Precision
 
 MAGIC = b"LKVC"
-VERSION = 1
+VERSION = 2
 HEADER_BYTES = 64
 _FIELDS = struct.Struct("<4sHBBBBH16sIIIIHHQ")
 _CHECKSUM = struct.Struct("<Q")

@@ -15,15 +15,16 @@ from hypothesis import strategies as st
 
 from llmaas.errors import ChunkDamaged
 from llmaas.kvchunks.codec import Codec, check, header
-from llmaas.kvchunks.codec_planes import hadamard, rotation_size
-from llmaas.kvchunks.kernels import NUMPY
+from llmaas.kvchunks.codec_planes import rotation_size
+from llmaas.kvchunks.kernels import NUMPY, Kernels, available
 from llmaas.records import F16, LOSSLESS, ChunkKey, Geometry, KvSlab, Precision
 
 F64 = npt.NDArray[np.float64]
 KEY = ChunkKey(bytes(range(16)))
 OTHER_KEY = ChunkKey(bytes(16))
 SMALL = Geometry(n_layer=2, k_dim=64, v_dim=64, head_dim_k=32, head_dim_v=32)
-BITS = (16, 8, 4)
+BITS = (16, 8, 6, 5, 4, 3, 2)
+CODED = pytest.mark.parametrize("bits", BITS[1:])
 PRECISIONS = st.builds(Precision, st.sampled_from(BITS), st.sampled_from(BITS))
 
 
@@ -56,6 +57,17 @@ def random_slab(g: Geometry, n_tokens: int, seed: int, scale: float = 1.0) -> Kv
     return slab
 
 
+def hadamard(size: int) -> F64:
+    """The orthonormal Hadamard matrix in closed form: signs are the parity of the bits that row and column share."""
+    parity = [[bin(row & column).count("1") % 2 for column in range(size)] for row in range(size)]
+    return (1 - 2.0 * np.array(parity)) / math.sqrt(size)
+
+
+def rotated(v: F16, head_dim: int) -> F64:
+    block = rotation_size(head_dim)
+    return (v.astype(np.float64).reshape(-1, block) @ hadamard(block)).reshape(v.shape)
+
+
 def same_bits(a: KvSlab, b: KvSlab) -> bool:
     pairs = ((a.k, b.k), (a.v, b.v))
     return all(np.array_equal(x.view(np.uint16), y.view(np.uint16)) for x, y in pairs)
@@ -82,8 +94,8 @@ def test_at_16_bits_every_pattern_comes_back_nan_and_inf_too(g: Geometry, n_toke
     assert len(payload) == codec.encoded_size(n_tokens, LOSSLESS) == 64 + n_tokens * g.token_bytes
 
 
-@settings(max_examples=60, deadline=None)
-@given(geometries(), TOKENS, PRECISIONS, st.integers(0, 2**32), st.sampled_from([1e-6, 1e-3, 1.0, 100.0]))
+@settings(max_examples=100, deadline=None)
+@given(geometries(), TOKENS, PRECISIONS, st.integers(0, 2**32), st.sampled_from([1e-6, 1e-3, 1.0, 20.0]))
 def test_errors_stay_within_the_bound_that_the_quantisation_step_sets(
     g: Geometry, n_tokens: int, precision: Precision, seed: int, scale: float
 ) -> None:
@@ -92,42 +104,69 @@ def test_errors_stay_within_the_bound_that_the_quantisation_step_sets(
     payload = codec.encode(slab, precision, KEY)
     assert len(payload) == codec.encoded_size(n_tokens, precision)
     found, back = header(payload), decoded(codec, payload, n_tokens)
-    k, v = (x.astype(np.float64) for x in (slab.k, slab.v))
-    k_bits, v_bits = (
-        bits if coding else 16 for bits, coding in ((precision.k, found.k_coding), (precision.v, found.v_coding))
-    )
+    assert found.precision == precision
 
-    k_bound = group_bound(np.swapaxes(k, 1, 2), k_bits).swapaxes(1, 2)
-    assert (np.abs(back.k - k) <= k_bound + f16_rounding(np.abs(k) + k_bound, k_bits)).all()
+    k = slab.k.astype(np.float64)
+    if found.k_coding == 0:
+        assert np.array_equal(back.k, slab.k)
+    else:
+        bound = channel_bound(k, found.k_coding)
+        assert (np.abs(back.k - k) <= bound + f16_rounding(np.abs(k) + bound)).all()
 
-    # The rotation keeps lengths, so a value is off by at most the length of its block's error.
-    block = rotation_size(g.head_dim_v)
-    rotated = (v.reshape(-1, block) @ hadamard(block).astype(np.float64)).reshape(v.shape)
-    v_bound = np.sqrt((group_bound(rotated, v_bits).reshape(-1, block) ** 2).sum(axis=1, keepdims=True))
-    slack = 1e-5 * np.abs(rotated).reshape(-1, block).max(axis=1, keepdims=True) * (v_bits < 16)
-    off, size = np.abs(back.v - v).reshape(-1, block), np.abs(v).reshape(-1, block)
-    assert (off <= v_bound + slack + f16_rounding(size + v_bound, v_bits)).all()
+    if found.v_coding == 0:
+        assert np.array_equal(back.v, slab.v)
+    else:
+        # The rotation keeps lengths, so errors may be measured and summed on either side of it.
+        off = rotated(back.v, g.head_dim_v) - rotated(slab.v, g.head_dim_v)
+        bound = row_bound(rotated(slab.v, g.head_dim_v), found.v_coding)
+        slack = np.sqrt((f16_rounding(np.abs(slab.v) + np.abs(back.v)) ** 2).sum(axis=2)) + 1e-5 * np.sqrt(
+            (slab.v.astype(np.float64) ** 2).sum(axis=2)
+        )
+        assert (np.sqrt((off**2).sum(axis=2)) <= np.sqrt((bound**2).sum(axis=2)) + slack).all()
 
 
-def group_bound(rows: F64, bits: int) -> F64:
-    """Largest error of each value: half a step, and the f16 rounding of step (times the largest code) and minimum.
-
-    Padding repeats a value of the last group, so it widens nothing.
-    """
-    if bits == 16:
-        return np.zeros_like(rows)
-    bound = np.empty_like(rows)
-    for start in range(0, rows.shape[-1], 32):
-        group = rows[..., start : start + 32]
-        top = np.abs(group).max(axis=-1, keepdims=True)
-        step, codes = (np.ptp(group, axis=-1, keepdims=True) / 15, 15) if bits == 4 else (top / 127, 127)
-        minimum = f16_rounding(top, bits) if bits == 4 else 0
-        bound[..., start : start + 32] = step / 2 + codes * f16_rounding(step, bits) + minimum + 1e-6 * top
+def channel_bound(k: F64, bits: int) -> F64:
+    """Largest error of each value: half a step, and the f16 rounding of the step (times the codes) and the minimum."""
+    bound = np.empty_like(k)
+    for start in range(0, k.shape[1], 64):
+        group = k[:, start : start + 64]
+        top, codes = np.abs(group).max(axis=1, keepdims=True), 2**bits - 1
+        step = np.ptp(group, axis=1, keepdims=True) / codes
+        bound[:, start : start + 64] = step / 2 + codes * f16_rounding(step) + f16_rounding(top) + 1e-6 * top
     return bound
 
 
-def f16_rounding(x: F64, bits: int) -> F64:
-    return np.zeros_like(x) if bits == 16 else np.maximum(np.abs(x) * 2**-11, 2**-25)
+def row_bound(y: F64, bits: int) -> F64:
+    """Root mean square error of a group, at most: that of even steps that reach its largest value.
+
+    The largest gap between uneven levels, where a value may be half of it off, is at most 1.5 even steps.
+    """
+    bound = np.empty_like(y)
+    for start in range(0, y.shape[2], 64):
+        group = y[..., start : start + 64]
+        top = np.abs(group).max(axis=-1, keepdims=True)
+        step = 2 * top / (2**bits - 1)
+        bound[..., start : start + 64] = 1.5 * step / 2 + 2**bits * f16_rounding(step)
+    return bound
+
+
+@CODED
+def test_each_bit_more_shrinks_the_error_about_fourfold(bits: int) -> None:
+    g, tokens = Geometry(2, 128, 128, 64, 64), 64
+    slab = random_slab(g, tokens, 21)
+    slab.v[...] = np.random.default_rng(21).standard_normal(slab.v.shape)
+    codec = Codec(g)
+    back = decoded(codec, codec.encode(slab, Precision(bits, bits), KEY), tokens)
+    k, v = (x.astype(np.float64) for x in (slab.k, slab.v))
+    k_error = np.square(back.k - k).mean() / (np.ptp(k, axis=1) ** 2).mean() * 12 * (2**bits - 1) ** 2
+    assert 0.8 < k_error < 1.2  # of a uniform error of half a step
+    # Of unit Gaussian values, by Max's table of the best fixed quantisers (IRE Trans. IT-6, 1960) at 2 .. 5 bits.
+    best = {2: 0.1175, 3: 0.03454, 4: 0.009497, 5: 0.002499, 6: 0.000636, 8: 0.00004}
+    assert np.square(back.v - v).mean() < 1.15 * best[bits] * (v**2).mean()
+
+
+def f16_rounding(x: F64) -> F64:
+    return np.maximum(np.abs(x) * 2.0**-11, 2.0**-25)
 
 
 @settings(max_examples=30, deadline=None)
@@ -144,9 +183,10 @@ def test_coding_is_deterministic_and_blind_to_strides(
     assert same_bits(into, decoded(Codec(g), payload, n_tokens))
 
 
-def test_decoding_writes_nothing_between_the_rows_of_a_strided_slab() -> None:
-    codec, into = Codec(SMALL), blank(SMALL, 40)
-    codec.decode(codec.encode(random_slab(SMALL, 40, 1), Precision(4, 4), KEY), KEY, into)
+@CODED
+def test_decoding_writes_nothing_between_the_rows_of_a_strided_slab(bits: int) -> None:
+    codec, into = Codec(SMALL), blank(SMALL, 43)
+    codec.decode(codec.encode(random_slab(SMALL, 43, 1), Precision(bits, bits), KEY), KEY, into)
     for plane in (into.k, into.v):
         buffer = plane.base
         assert buffer is not None
@@ -155,16 +195,23 @@ def test_decoding_writes_nothing_between_the_rows_of_a_strided_slab() -> None:
         assert (buffer[:4] == 0xA5).all()
 
 
-@settings(max_examples=30, deadline=None)
-@given(geometries(), TOKENS, PRECISIONS, st.integers(0, 2**32))
-def test_numpy_and_ggml_kernels_decode_each_others_chunks_to_the_same_values(
-    g: Geometry, n_tokens: int, precision: Precision, seed: int
+@pytest.mark.parametrize("kernels", available()[1:], ids=lambda kernels: kernels.name)
+@settings(max_examples=60, deadline=None)
+@given(
+    g=geometries(),
+    n_tokens=TOKENS,
+    precision=PRECISIONS,
+    seed=st.integers(0, 2**32),
+    scale=st.sampled_from([1e-6, 1.0, 1e3]),
+)
+def test_c_makes_the_same_bytes_and_the_same_values_as_numpy(
+    kernels: Kernels, g: Geometry, n_tokens: int, precision: Precision, seed: int, scale: float
 ) -> None:
-    oracle, fast = Codec(g, NUMPY), Codec(g)
-    slab = random_slab(g, n_tokens, seed)
-    for payload in (oracle.encode(slab, precision, KEY), fast.encode(slab, precision, KEY)):
-        a, b = decoded(oracle, payload, n_tokens), decoded(fast, payload, n_tokens)
-        assert np.array_equal(a.k, b.k) and np.array_equal(a.v, b.v)
+    oracle, fast = Codec(g, NUMPY), Codec(g, kernels)
+    slab = random_slab(g, n_tokens, seed, scale)
+    payload = oracle.encode(slab, precision, KEY)
+    assert fast.encode(slab, precision, KEY) == payload
+    assert same_bits(decoded(oracle, payload, n_tokens), decoded(fast, payload, n_tokens))
 
 
 def test_bytes_bytearray_and_unaligned_read_only_views_decode_alike() -> None:
@@ -178,11 +225,11 @@ def test_bytes_bytearray_and_unaligned_read_only_views_decode_alike() -> None:
 # -- sizes ------------------------------------------------------------------------------------
 
 
-def test_full_chunks_cost_5_and_8_and_a_half_bits_per_value_and_a_header() -> None:
+@CODED
+def test_a_full_chunk_costs_half_a_bit_of_scales_for_k_a_quarter_for_v_and_a_header(bits: int) -> None:
     codec, values = Codec(SMALL), 2 * 64 * 64
-    assert codec.encoded_size(64, Precision(4, 4)) == 64 + 2 * values * 5 // 8
-    assert codec.encoded_size(64, Precision(8, 8)) == 64 + 2 * values * 17 // 16
-    assert codec.encoded_size(64, Precision(8, 4)) == 64 + values * 17 // 16 + values * 5 // 8
+    assert codec.encoded_size(64, Precision(bits, 16)) == 64 + values * (2 * bits + 1) // 16 + 2 * values
+    assert codec.encoded_size(64, Precision(16, bits)) == 64 + 2 * values + values * (4 * bits + 1) // 32
 
 
 @given(geometries(), st.integers(1, 200), PRECISIONS)
@@ -192,9 +239,9 @@ def test_no_chunk_is_ever_larger_than_its_raw_form(g: Geometry, n_tokens: int, p
 
 
 def test_a_chunk_too_short_to_gain_from_groups_along_tokens_keeps_k_bit_exact() -> None:
-    codec, slab = Codec(SMALL), random_slab(SMALL, 10, 3)
+    codec, slab = Codec(SMALL), random_slab(SMALL, 3, 3)
     payload = codec.encode(slab, Precision(4, 4), KEY)
-    assert np.array_equal(decoded(codec, payload, 10).k, slab.k)
+    assert np.array_equal(decoded(codec, payload, 3).k, slab.k)
     assert header(payload).precision == Precision(4, 4)
 
 
@@ -226,14 +273,14 @@ def test_a_tensor_with_non_finite_or_enormous_values_is_kept_exactly_and_the_oth
     assert header(payload).precision == Precision(4, 4)
 
 
-@pytest.mark.parametrize("bits", [4, 8])
+@CODED
 @pytest.mark.parametrize("head_dim", [16, 128])
 def test_the_largest_values_that_are_coded_stay_finite(bits: int, head_dim: int) -> None:
     g = Geometry(1, head_dim, head_dim, head_dim, head_dim)
     slab, rng = blank(g, 64), np.random.default_rng(6)
     slab.k[...] = rng.choice([-1.0, 1.0], slab.k.shape) * 2.0**15
     # A block of one sign rotates into a single enormous value: the worst case of the rotation.
-    slab.v[...] = rng.choice([-1.0, 1.0], (1, 64, 1)) * np.floor(2.0**15 / math.sqrt(head_dim))
+    slab.v[...] = rng.choice([-1.0, 1.0], (1, 64, 1)) * np.floor(2.0**14 / math.sqrt(head_dim))
     codec = Codec(g)
     payload = codec.encode(slab, Precision(bits, bits), KEY)
     assert len(payload) == codec.encoded_size(64, Precision(bits, bits))
@@ -252,20 +299,31 @@ def test_finite_values_whose_rotation_would_overflow_f16_are_kept_exactly() -> N
 def test_padding_does_not_widen_the_groups_it_joins() -> None:
     # Values in a narrow band far from zero: a step is 0.1 / 15, but 4.1 / 15 if a zero joins the group.
     g, rng = Geometry(1, 80, 80, 80, 80), np.random.default_rng(13)
-    codec, slab = Codec(g), blank(g, 48)
+    codec, slab = Codec(g), blank(g, 43)
+    slab.v[...] = 0
     slab.k[...] = 4 + 0.1 * rng.random(slab.k.shape)
-    slab.v[...] = ((4 + 0.1 * rng.random((48 * 5, 16))) @ hadamard(16)).reshape(slab.v.shape)
-    back = decoded(codec, codec.encode(slab, Precision(4, 4), KEY), 48)
+    back = decoded(codec, codec.encode(slab, Precision(4, 4), KEY), 43)
     assert np.abs(back.k.astype(np.float32) - slab.k).max() < 0.01
-    assert np.abs(back.v.astype(np.float32) - slab.v).max() < 0.05
 
 
-def test_a_slab_of_equal_values_comes_back_as_it_was() -> None:
+def test_padding_does_not_sway_the_step_of_the_group_it_joins() -> None:
+    # A row of 80 is a group of 64 and one of 16. The step that suits 48 zeros beside 16 equal values suits those badly.
+    g = Geometry(1, 80, 80, 80, 80)
+    codec, slab = Codec(g), blank(g, 8)
+    slab.k[...] = 0
+    slab.v[...] = (np.full((40, 16), 3.0) @ hadamard(16)).reshape(slab.v.shape)
+    back = decoded(codec, codec.encode(slab, Precision(2, 2), KEY), 8)
+    off = rotated(back.v, 80) - rotated(slab.v, 80)
+    assert np.abs(off[..., 64:]).max() < 0.02
+
+
+@CODED
+def test_a_slab_of_equal_values_comes_back_as_it_was(bits: int) -> None:
     codec, slab = Codec(SMALL), blank(SMALL, 64)
     for value in (0.0, 0.375):
         slab.k[...] = value
         slab.v[...] = 0.0
-        assert same_bits(decoded(codec, codec.encode(slab, Precision(4, 4), KEY), 64), slab)
+        assert same_bits(decoded(codec, codec.encode(slab, Precision(bits, bits), KEY), 64), slab)
 
 
 # -- damage -----------------------------------------------------------------------------------
@@ -310,7 +368,7 @@ def test_any_truncation_or_addition_is_detected(chunk: bytes, data: st.DataObjec
     refused(Codec(SMALL), chunk + data.draw(st.binary(min_size=1, max_size=80)))
 
 
-@given(st.binary(max_size=200) | st.binary(max_size=200).map(lambda tail: b"LKVC\x01\x00" + tail))
+@given(st.binary(max_size=200) | st.binary(max_size=200).map(lambda tail: b"LKVC\x02\x00" + tail))
 def test_arbitrary_bytes_are_refused_and_never_crash(raw: bytes) -> None:
     refused(Codec(SMALL), raw)
 
@@ -320,6 +378,7 @@ def test_each_kind_of_mismatch_is_named(chunk: bytes) -> None:
     assert "its header alone needs 64" in refused(codec, b"")
     assert "not a coded chunk" in refused(codec, b"GGUF" + chunk[4:])
     assert "format version 9" in refused(codec, chunk[:4] + b"\x09\x00" + chunk[6:])
+    assert "format version 1" in refused(codec, chunk[:4] + b"\x01\x00" + chunk[6:])
     assert "body bytes" in refused(codec, chunk[:-1])
     assert "checksum" in refused(codec, chunk[:-1] + bytes([chunk[-1] ^ 1]))
     assert OTHER_KEY.hex() in refused(codec, chunk, key=OTHER_KEY)
@@ -362,18 +421,28 @@ def test_a_header_whose_shape_does_not_fit_its_body_is_refused(chunk: bytes) -> 
 def test_check_accepts_a_whole_chunk_and_the_header_tells_what_it_is(chunk: bytes) -> None:
     found = check(chunk, KEY)
     assert found == header(chunk)
-    assert (found.version, found.precision, found.key) == (1, Precision(8, 4), KEY)
+    assert (found.version, found.precision, found.key) == (2, Precision(8, 4), KEY)
     assert (found.n_tokens, found.geometry, found.body_bytes) == (40, SMALL, len(chunk) - 64)
 
 
-def test_the_format_on_disk_is_pinned() -> None:
-    g = Geometry(1, 2, 1, 2, 1)
+@pytest.mark.parametrize("kernels", available(), ids=lambda kernels: kernels.name)
+def test_the_format_on_disk_is_pinned(kernels: Kernels) -> None:
+    g = Geometry(1, 2, 2, 2, 2)
     payload = bytes.fromhex(
-        "4c4b56430100040800000000000102030405060708090a0b0c0d0e0f0100000001000000020000000100000002000100060000000000000006d7ea59b62f0cc6003c00c00038"
+        "4c4b56430200030503000000000102030405060708090a0b0c0d0e0f0900000001000000020000000200000002000200"
+        "38000000000000009dd872cdc6316876923c000000c4003c48008d00f000030000000100003800000038003000380034"
+        "0038003600380038003800390038003a0038003b0038003c"
     )
-    slab = KvSlab(np.array([[[1.0, -2.0]]], np.float16), np.array([[[0.5]]], np.float16))
-    assert Codec(g).encode(slab, Precision(4, 8), KEY) == payload
-    assert same_bits(decoded(Codec(g), payload, 1), slab)
+    slab = KvSlab(np.zeros((1, 9, 2), np.float16), np.zeros((1, 9, 2), np.float16))
+    slab.k[0, :, 0], slab.k[0, :, 1] = np.arange(9) - 4, 1
+    slab.v[0, :, 0], slab.v[0, :, 1] = 0.5, np.arange(9) / 8
+    assert Codec(g, kernels).encode(slab, Precision(3, 5), KEY) == payload
+    into = decoded(Codec(g, kernels), payload, 9)
+    assert into.k[0].T.tolist() == [
+        [-4.0, -2.857421875, -1.71484375, -0.572265625, 0.5703125, 0.5703125, 1.712890625, 2.85546875, 3.998046875],
+        [1.0, 1.0, 1.0, 1.0, 1.0, 1.0, 1.0, 1.0, 1.0],
+    ]
+    assert into.v[0, :3].T.tolist() == [[0.5, 0.5, 0.5], [0.0, 0.125, 0.25]]
 
 
 # -- misuse -----------------------------------------------------------------------------------
@@ -401,12 +470,18 @@ def test_slabs_keys_and_precisions_that_do_not_fit_are_the_callers_error() -> No
 # -- rotation ---------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("size", [1, 2, 16, 32, 64, 128])
-def test_the_hadamard_matrix_is_orthonormal_and_its_own_inverse(size: int) -> None:
-    matrix = hadamard(size).astype(np.float64)
-    assert np.allclose(matrix @ matrix, np.eye(size), atol=1e-6)
-    assert np.array_equal(matrix, matrix.T)
-    assert np.allclose(np.abs(matrix), 1 / math.sqrt(size))
+@pytest.mark.parametrize("kernels", available(), ids=lambda kernels: kernels.name)
+@pytest.mark.parametrize("block", [1, 2, 4, 8, 16, 32, 64, 128])
+def test_what_is_coded_is_the_row_times_the_orthonormal_hadamard_matrix(kernels: Kernels, block: int) -> None:
+    g = Geometry(1, 128, 128, block, block)
+    codec, slab = Codec(g, kernels), blank(g, 8)
+    slab.k[...] = 0
+    # Rows of the matrix rotate into one value, -2 or 2, and zeros: 8 bits hold that all but exactly.
+    rows = 2 * hadamard(block)[np.arange(8 * 128 // block) % block]
+    slab.v[...] = rows.reshape(slab.v.shape)
+    back = decoded(codec, codec.encode(slab, Precision(8, 8), KEY), 8)
+    assert np.abs(rotated(back.v, block) - rotated(slab.v, block)).max() < 2 / 255 + 0.005
+    assert np.abs(back.v - slab.v.astype(np.float64)).max() < 0.12
 
 
 @pytest.mark.parametrize(("head_dim", "size"), [(64, 64), (80, 16), (96, 32), (128, 128), (256, 128), (40, 8), (7, 1)])
@@ -428,7 +503,7 @@ def test_rotation_spreads_an_outlier_so_that_its_neighbours_survive() -> None:
 
 def test_four_threads_share_a_codec_and_none_sees_anothers_values() -> None:
     codec = Codec(SMALL)
-    jobs = [(random_slab(SMALL, 8 + 9 * i, i), Precision(*((4, 4), (8, 4), (4, 8), (8, 8))[i % 4])) for i in range(16)]
+    jobs = [(random_slab(SMALL, 8 + 9 * i, i), Precision(BITS[i % 7], BITS[i % 5])) for i in range(16)]
     alone = [
         (bytes(p), decoded(Codec(SMALL), p, s.n_tokens)) for s, q in jobs for p in [Codec(SMALL).encode(s, q, KEY)]
     ]

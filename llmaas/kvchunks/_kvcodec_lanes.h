@@ -1,0 +1,162 @@
+/* f16, rows of 64 lanes, and packing. Included by _kvcodec.c once for each instruction set; VARIANT names the copy. */
+
+/* -- f16 ------------------------------------------------------------------------------------ */
+
+INLINE float VARIANT(float_of)(uint16_t half) {
+#if defined(F16C)
+    return _cvtsh_ss(half);
+#elif defined(__aarch64__)
+    __fp16 h;
+    memcpy(&h, &half, sizeof h);
+    return (float)h;
+#else
+    /* Finite values only: the exponent is moved by a multiplication, which subnormals survive. */
+    union { uint32_t u; float f; } x = {(uint32_t)(half & 0x7fff) << 13};
+    x.f *= 0x1p112f;
+    x.u |= (uint32_t)(half & 0x8000) << 16;
+    return x.f;
+#endif
+}
+
+INLINE uint16_t VARIANT(half_of)(float value) {
+#if defined(F16C)
+    return _cvtss_sh(value, _MM_FROUND_TO_NEAREST_INT);
+#elif defined(__aarch64__)
+    const __fp16 h = (__fp16)value;
+    uint16_t half;
+    memcpy(&half, &h, sizeof half);
+    return half;
+#else
+    /* float_to_half_fast3_rtne by Fabian Giesen, without its branches. */
+    const union { float f; uint32_t u; } in = {value};
+    const uint32_t sign = in.u & 0x80000000u, f = in.u ^ sign;
+    const union { uint32_t u; float f; } magnitude = {f};
+    const union { float f; uint32_t u; } shifted = {magnitude.f + 0.5f};
+    const uint32_t subnormal = shifted.u - 0x3f000000u;
+    const uint32_t normal = (f + 0xc8000fffu + ((f >> 13) & 1)) >> 13;
+    const uint32_t enormous = f > 0x7f800000u ? 0x7e00u : 0x7c00u;
+    const uint32_t h = f < (113u << 23) ? subnormal : f >= (143u << 23) ? enormous : normal;
+    return (uint16_t)(h | sign >> 16);
+#endif
+}
+
+INLINE void VARIANT(to_float)(const uint16_t *restrict half, float *restrict x) {
+#if defined(F16C)
+    for (int c = 0; c < LANES; c += 8)
+        _mm256_storeu_ps(x + c, _mm256_cvtph_ps(_mm_loadu_si128((const __m128i *)(half + c))));
+#else
+    for (int c = 0; c < LANES; c++) x[c] = VARIANT(float_of)(half[c]);
+#endif
+}
+
+INLINE void VARIANT(to_half)(const float *restrict x, uint16_t *restrict half) {
+#if defined(F16C)
+    for (int c = 0; c < LANES; c += 8)
+        _mm_storeu_si128((__m128i *)(half + c), _mm256_cvtps_ph(_mm256_loadu_ps(x + c), _MM_FROUND_TO_NEAREST_INT));
+#else
+    for (int c = 0; c < LANES; c++) half[c] = VARIANT(half_of)(x[c]);
+#endif
+}
+
+INLINE void VARIANT(load)(const uint8_t *src, ptrdiff_t width, float *restrict x) {
+    uint16_t half[LANES];
+    if (width == LANES) {
+        memcpy(half, src, sizeof half);
+    } else {
+        memset(half, 0, sizeof half);
+        memcpy(half, src, 2 * (size_t)width);
+    }
+    VARIANT(to_float)(half, x);
+}
+
+INLINE void VARIANT(store)(const float *restrict x, uint8_t *dst, ptrdiff_t width) {
+    uint16_t half[LANES];
+    VARIANT(to_half)(x, half);
+    if (width == LANES)
+        memcpy(dst, half, sizeof half);
+    else
+        memcpy(dst, half, 2 * (size_t)width);
+}
+
+/* What x becomes when it is stored as f16 and read again. */
+INLINE void VARIANT(round_half)(float *restrict x) {
+    uint16_t half[LANES];
+    VARIANT(to_half)(x, half);
+    VARIANT(to_float)(half, x);
+}
+
+static int VARIANT(largest)(const uint8_t *x, const Shape *s) {
+    uint16_t most[LANES] = {0};
+    for (ptrdiff_t l = 0; l < s->layers; l++)
+        for (ptrdiff_t t = 0; t < s->tokens; t++) {
+            const uint8_t *row = x + l * s->layer_stride + t * s->token_stride;
+            for (ptrdiff_t at = 0; at < s->dim; at += LANES) {
+                uint16_t half[LANES] = {0};
+                if (s->dim - at >= LANES)
+                    memcpy(half, row + 2 * at, sizeof half);
+                else
+                    memcpy(half, row + 2 * at, 2 * (size_t)(s->dim - at));
+                for (int c = 0; c < LANES; c++) {
+                    /* Signed compare of 15 bits: SSE2 has no unsigned one. */
+                    const int16_t h = (int16_t)(half[c] & 0x7fff), m = (int16_t)most[c];
+                    most[c] = (uint16_t)(h > m ? h : m);
+                }
+            }
+        }
+    int top = 0;
+    for (int c = 0; c < LANES; c++) top = most[c] > top ? most[c] : top;
+    return top;
+}
+
+/* -- packing: bits = a sum of field widths 8, 4, 2, 1; token t's field lies in row t % width -------------- */
+
+#define EACH_TOKEN(do) do(0) do(1) do(2) do(3) do(4) do(5) do(6) do(7)
+
+INLINE void VARIANT(unpack_field)(uint8_t row[][LANES], uint8_t code[UNIT][LANES], const int width, const int low) {
+#define TAKE(t) \
+    for (int c = 0; c < LANES; c++) { \
+        const uint8_t field = (uint8_t)((row[t % width][c] >> (t / width * width)) & ((1 << width) - 1)); \
+        code[t][c] = low ? (uint8_t)(code[t][c] | field << low) : field; \
+    }
+    EACH_TOKEN(TAKE)
+#undef TAKE
+}
+
+INLINE void VARIANT(pack_field)(uint8_t row[][LANES], uint8_t code[UNIT][LANES], const int width, const int low) {
+#define PUT(t) \
+    for (int c = 0; c < LANES; c++) { \
+        const uint8_t field = (uint8_t)(((code[t][c] >> low) & ((1 << width) - 1)) << (t / width * width)); \
+        row[t % width][c] = t < width ? field : (uint8_t)(row[t % width][c] | field); \
+    }
+    EACH_TOKEN(PUT)
+#undef PUT
+}
+
+INLINE void VARIANT(unpack)(const uint8_t *src, ptrdiff_t dim, ptrdiff_t width, uint8_t code[UNIT][LANES], const int bits) {
+    uint8_t row[8][LANES];
+    for (int r = 0; r < bits; r++) {
+        if (width == LANES)
+            memcpy(row[r], src + r * dim, LANES);
+        else {
+            memset(row[r], 0, LANES);
+            memcpy(row[r], src + r * dim, (size_t)width);
+        }
+    }
+    int at = 0;
+    if (bits & 8) VARIANT(unpack_field)(row + at, code, 8, at), at += 8;
+    if (bits & 4) VARIANT(unpack_field)(row + at, code, 4, at), at += 4;
+    if (bits & 2) VARIANT(unpack_field)(row + at, code, 2, at), at += 2;
+    if (bits & 1) VARIANT(unpack_field)(row + at, code, 1, at), at += 1;
+}
+
+INLINE void VARIANT(pack)(uint8_t code[UNIT][LANES], uint8_t *dst, ptrdiff_t dim, ptrdiff_t width, const int bits) {
+    uint8_t row[8][LANES];
+    int at = 0;
+    if (bits & 8) VARIANT(pack_field)(row + at, code, 8, at), at += 8;
+    if (bits & 4) VARIANT(pack_field)(row + at, code, 4, at), at += 4;
+    if (bits & 2) VARIANT(pack_field)(row + at, code, 2, at), at += 2;
+    if (bits & 1) VARIANT(pack_field)(row + at, code, 1, at), at += 1;
+    for (int r = 0; r < bits; r++) memcpy(dst + r * dim, row[r], (size_t)width);
+}
+
+#undef EACH_TOKEN

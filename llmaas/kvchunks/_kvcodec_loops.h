@@ -1,0 +1,358 @@
+/* K and V. Included by _kvcodec.c once for each instruction set, after _kvcodec_lanes.h; VARIANT names the copy. */
+
+/* A function per number of bits, so that shifts and masks are constants. */
+#define FOR_BITS(call) \
+    switch (bits) { \
+    case 2: call(2); break; \
+    case 3: call(3); break; \
+    case 4: call(4); break; \
+    case 5: call(5); break; \
+    case 6: call(6); break; \
+    default: call(8); break; \
+    }
+
+/* -- K: scale and minimum of each channel over 64 tokens --------------------------------------- */
+
+/* The step and minimum of every channel of a tile, as they will be read back. */
+INLINE void VARIANT(fit_channels)(
+    float x[GROUP][LANES], ptrdiff_t tokens, float top, float *restrict step, float *restrict low
+) {
+    float high[LANES];
+    memcpy(low, x[0], sizeof high);
+    memcpy(high, x[0], sizeof high);
+    for (ptrdiff_t t = 1; t < tokens; t++)
+        for (int c = 0; c < LANES; c++) {
+            low[c] = x[t][c] < low[c] ? x[t][c] : low[c];
+            high[c] = x[t][c] > high[c] ? x[t][c] : high[c];
+        }
+    for (int c = 0; c < LANES; c++) {
+        step[c] = (high[c] - low[c]) / top;
+        low[c] += 0.0f; /* of 0 and -0 either may be found first; the sum is 0 */
+    }
+    VARIANT(round_half)(step);
+    VARIANT(round_half)(low);
+}
+
+INLINE void VARIANT(encode_channels_at)(const uint8_t *x, const Shape *s, uint8_t *out, const int bits) {
+    const ptrdiff_t groups = parts(s->tokens, GROUP), units = parts(s->tokens, UNIT);
+    const float top = (float)((1 << bits) - 1);
+    for (ptrdiff_t l = 0; l < s->layers; l++) {
+        uint8_t *steps = out, *lows = steps + 2 * groups * s->dim, *packed = lows + 2 * groups * s->dim;
+        for (ptrdiff_t g = 0; g < groups; g++)
+            for (ptrdiff_t at = 0; at < s->dim; at += LANES) {
+                float tile[GROUP][LANES], step[LANES], low[LANES], inverse[LANES];
+                const ptrdiff_t first = g * GROUP, tokens = least(s->tokens - first, GROUP);
+                const ptrdiff_t width = least(s->dim - at, LANES);
+                const uint8_t *rows = x + l * s->layer_stride + first * s->token_stride + 2 * at;
+                for (ptrdiff_t t = 0; t < tokens; t++) VARIANT(load)(rows + t * s->token_stride, width, tile[t]);
+                VARIANT(fit_channels)(tile, tokens, top, step, low);
+                VARIANT(store)(step, steps + 2 * (g * s->dim + at), width);
+                VARIANT(store)(low, lows + 2 * (g * s->dim + at), width);
+                for (int c = 0; c < LANES; c++) inverse[c] = step[c] > 0 ? 1.0f / step[c] : 0.0f;
+                for (ptrdiff_t u = 0; u < parts(tokens, UNIT); u++) {
+                    uint8_t code[UNIT][LANES];
+                    for (ptrdiff_t t = 0; t < UNIT; t++) {
+                        if (u * UNIT + t >= tokens) {
+                            memset(code[t], 0, LANES);
+                            continue;
+                        }
+                        const float *row = tile[u * UNIT + t];
+                        for (int c = 0; c < LANES; c++) {
+                            float q = (row[c] - low[c]) * inverse[c];
+                            q = q > 0 ? q : 0;
+                            q = q < top ? q : top;
+                            code[t][c] = (uint8_t)(int32_t)(q + 0.5f);
+                        }
+                    }
+                    VARIANT(pack)(code, packed + (first / UNIT + u) * bits * s->dim + at, s->dim, width, bits);
+                }
+            }
+        out = packed + units * bits * s->dim;
+    }
+}
+
+INLINE void VARIANT(decode_channels_at)(const uint8_t *data, const Shape *s, uint8_t *x, const int bits) {
+    const ptrdiff_t groups = parts(s->tokens, GROUP), units = parts(s->tokens, UNIT);
+    for (ptrdiff_t l = 0; l < s->layers; l++) {
+        const uint8_t *steps = data, *lows = steps + 2 * groups * s->dim, *packed = lows + 2 * groups * s->dim;
+        for (ptrdiff_t g = 0; g < groups; g++)
+            for (ptrdiff_t at = 0; at < s->dim; at += LANES) {
+                float step[LANES], low[LANES];
+                const ptrdiff_t width = least(s->dim - at, LANES);
+                VARIANT(load)(steps + 2 * (g * s->dim + at), width, step);
+                VARIANT(load)(lows + 2 * (g * s->dim + at), width, low);
+                for (ptrdiff_t u = g * (GROUP / UNIT); u < least(units, (g + 1) * (GROUP / UNIT)); u++) {
+                    uint8_t code[UNIT][LANES];
+                    const ptrdiff_t first = u * UNIT, tokens = least(s->tokens - first, UNIT);
+                    uint8_t *rows = x + l * s->layer_stride + first * s->token_stride + 2 * at;
+                    VARIANT(unpack)(packed + u * bits * s->dim + at, s->dim, width, code, bits);
+                    for (ptrdiff_t t = 0; t < tokens; t++) {
+                        float y[LANES];
+                        for (int c = 0; c < LANES; c++) y[c] = (float)code[t][c] * step[c] + low[c];
+                        VARIANT(store)(y, rows + t * s->token_stride, width);
+                    }
+                }
+            }
+        data = packed + units * bits * s->dim;
+    }
+}
+
+static void VARIANT(encode_channels)(const uint8_t *x, const Shape *s, int bits, uint8_t *out) {
+#define CALL(b) VARIANT(encode_channels_at)(x, s, out, b)
+    FOR_BITS(CALL)
+#undef CALL
+}
+
+static void VARIANT(decode_channels)(const uint8_t *data, const Shape *s, int bits, uint8_t *x) {
+#define CALL(b) VARIANT(decode_channels_at)(data, s, x, b)
+    FOR_BITS(CALL)
+#undef CALL
+}
+
+/* -- V: rotated by a Hadamard matrix, one step for each token and 64 neighbours ------------------- */
+
+#if defined(F16C)
+#define WIDE 8
+#else
+#define WIDE 4
+#endif
+typedef float VARIANT(Wide) __attribute__((vector_size(4 * WIDE), aligned(4), may_alias));
+typedef int32_t VARIANT(Lanes) __attribute__((vector_size(4 * WIDE)));
+#ifdef __clang__
+#define SHUFFLE(v, ...) __builtin_shufflevector(v, v, __VA_ARGS__)
+#else
+#define SHUFFLE(v, ...) __builtin_shuffle(v, (VARIANT(Lanes)){__VA_ARGS__})
+#endif
+
+/* Sums and differences of values h apart, h = 1, 2, 4 ... n / 2, in this order; n <= 64 stays in registers. */
+INLINE void VARIANT(butterflies)(float *restrict x, const int n) {
+    VARIANT(Wide) v[LANES / WIDE];
+    memcpy(v, x, 4 * (size_t)n);
+    for (int i = 0; i < n / WIDE; i++) {
+#if WIDE == 8
+        const VARIANT(Wide) odd = {1, -1, 1, -1, 1, -1, 1, -1}, pair = {1, 1, -1, -1, 1, 1, -1, -1};
+        const VARIANT(Wide) high = {1, 1, 1, 1, -1, -1, -1, -1};
+        v[i] = SHUFFLE(v[i], 1, 0, 3, 2, 5, 4, 7, 6) + v[i] * odd;
+        v[i] = SHUFFLE(v[i], 2, 3, 0, 1, 6, 7, 4, 5) + v[i] * pair;
+        v[i] = SHUFFLE(v[i], 4, 5, 6, 7, 0, 1, 2, 3) + v[i] * high;
+#else
+        const VARIANT(Wide) odd = {1, -1, 1, -1}, pair = {1, 1, -1, -1};
+        v[i] = SHUFFLE(v[i], 1, 0, 3, 2) + v[i] * odd;
+        v[i] = SHUFFLE(v[i], 2, 3, 0, 1) + v[i] * pair;
+#endif
+    }
+#define STAGE(h) \
+    for (int i = 0; i < n / WIDE; i += 2 * (h)) \
+        for (int j = i; j < i + (h) && j + (h) < n / WIDE; j++) { \
+            const VARIANT(Wide) a = v[j], b = v[j + (h)]; \
+            v[j] = a + b; \
+            v[j + (h)] = a - b; \
+        }
+    if (n > WIDE) { STAGE(1) }
+    if (n > 2 * WIDE) { STAGE(2) }
+    if (n > 4 * WIDE) { STAGE(4) }
+    if (n > 8 * WIDE) { STAGE(8) }
+#undef STAGE
+    memcpy(x, v, 4 * (size_t)n);
+}
+
+/* Rotate every block of a row of 64 (or, for blocks of 128, of 128) values. */
+INLINE void VARIANT(rotate)(float *restrict x, int block) {
+    if (block == 64) {
+        VARIANT(butterflies)(x, 64);
+    } else if (block == 128) {
+        VARIANT(butterflies)(x, 64);
+        VARIANT(butterflies)(x + 64, 64);
+        for (int j = 0; j < 64; j++) {
+            const float a = x[j], b = x[j + 64];
+            x[j] = a + b;
+            x[j + 64] = a - b;
+        }
+    } else if (block == 32) {
+        for (int i = 0; i < LANES; i += 32) VARIANT(butterflies)(x + i, 32);
+    } else if (block == 16) {
+        for (int i = 0; i < LANES; i += 16) VARIANT(butterflies)(x + i, 16);
+    } else {
+        for (int h = 1; h < block; h *= 2)
+            for (int i = 0; i < LANES; i += 2 * h)
+                for (int j = i; j < i + h; j++) {
+                    const float a = x[j], b = x[j + h];
+                    x[j] = a + b;
+                    x[j + h] = a - b;
+                }
+    }
+}
+
+/* Eight at a time whatever the machine's vectors are: sums keep one order of additions everywhere. */
+typedef float VARIANT(Eight) __attribute__((vector_size(32), aligned(4), may_alias));
+typedef int32_t VARIANT(EightInts) __attribute__((vector_size(32), aligned(4), may_alias));
+
+INLINE float VARIANT(total)(const VARIANT(Eight) *columns) {
+    const float *x = (const float *)columns;
+    const float a = x[0] + x[4], b = x[1] + x[5], c = x[2] + x[6], d = x[3] + x[7];
+    return (a + c) + (b + d);
+}
+
+/* Which level of its sign a rotated value gets: level k is s * (1 + curve * s * s) steps, s = 2 k + 1. */
+INLINE VARIANT(EightInts) VARIANT(nearest)(VARIANT(Eight) magnitude, float inverse, const int bits) {
+    const VARIANT(Eight) u = magnitude * inverse;
+    const int half = 1 << (bits - 1);
+    if (CURVE(bits) > 0) {
+        VARIANT(EightInts) k = {0};
+#define COUNT(i) if (i < half) k -= u > EDGE(i, CURVE(bits));
+        COUNT(1) COUNT(2) COUNT(3) COUNT(4) COUNT(5) COUNT(6) COUNT(7) COUNT(8)
+        COUNT(9) COUNT(10) COUNT(11) COUNT(12) COUNT(13) COUNT(14) COUNT(15)
+#undef COUNT
+        return k;
+    }
+    VARIANT(EightInts) k = __builtin_convertvector(u * 0.5f, VARIANT(EightInts));
+    const VARIANT(EightInts) over = k > half - 1;
+    return (k & ~over) | ((half - 1) & over);
+}
+
+/* Try a step: the squared error of its codes, and the step that would suit these codes best. */
+INLINE float VARIANT(try_row)(
+    const float *restrict magnitude, const float *restrict mask, float step, float *restrict fitted, const int bits
+) {
+    const float inverse = step > 0 ? 1.0f / step : 0.0f;
+    VARIANT(Eight) error = {0}, products = {0}, squares = {0};
+    for (int c = 0; c < LANES; c += 8) {
+        const VARIANT(Eight) x = *(const VARIANT(Eight) *)(magnitude + c);
+        const VARIANT(EightInts) k = VARIANT(nearest)(x, inverse, bits);
+        const VARIANT(Eight) s = __builtin_convertvector(2 * k + 1, VARIANT(Eight));
+        const VARIANT(Eight) level = LEVEL(s, CURVE(bits)) * *(const VARIANT(Eight) *)(mask + c);
+        const VARIANT(Eight) off = x - level * step;
+        error += off * off;
+        products += x * level;
+        squares += level * level;
+    }
+    *fitted = VARIANT(total)(&products) / VARIANT(total)(&squares);
+    return VARIANT(total)(&error);
+}
+
+/* The best step found for 64 values (padded with zeros, mask 0), and their codes. */
+INLINE float VARIANT(fit_row)(
+    const float *restrict x, const float *restrict mask, uint8_t *restrict code, const int bits
+) {
+    const int most = (1 << bits) - 1, half = 1 << (bits - 1);
+    float magnitude[LANES], columns[8] = {0}, fitted, best_error = 0, best_step = 0, top = 0;
+    for (int c = 0; c < LANES; c++) magnitude[c] = x[c] < 0 ? -x[c] : x[c];
+    for (int i = 0; i < LANES; i += 8)
+        for (int c = 0; c < 8; c++) columns[c] = magnitude[i + c] > columns[c] ? magnitude[i + c] : columns[c];
+    for (int c = 0; c < 8; c++) top = columns[c] > top ? columns[c] : top;
+    float step = VARIANT(float_of)(VARIANT(half_of)(top * (START(bits) / LEVEL((float)most, CURVE(bits)))));
+    for (int turn = 0; turn < 2; turn++) {
+        const float error = VARIANT(try_row)(magnitude, mask, step, &fitted, bits);
+        if (turn == 0 || error < best_error) {
+            best_error = error;
+            best_step = step;
+        }
+        step = VARIANT(float_of)(VARIANT(half_of)(fitted));
+    }
+    const float inverse = best_step > 0 ? 1.0f / best_step : 0.0f;
+    int32_t k[LANES];
+    for (int c = 0; c < LANES; c += 8)
+        *(VARIANT(EightInts) *)(k + c) = VARIANT(nearest)(*(VARIANT(Eight) *)(magnitude + c), inverse, bits);
+    for (int c = 0; c < LANES; c++) code[c] = (uint8_t)(x[c] < 0 ? half - 1 - k[c] : half + k[c]);
+    return best_step;
+}
+
+INLINE void VARIANT(levels)(const uint8_t *restrict code, float *restrict y, const int bits) {
+    for (int c = 0; c < LANES; c++) {
+        const float s = (float)(2 * (int32_t)code[c] - ((1 << bits) - 1));
+        y[c] = LEVEL(s, CURVE(bits));
+    }
+}
+
+INLINE void VARIANT(encode_rotated_at)(const uint8_t *x, const Shape *s, int block, float norm, uint8_t *out, const int bits) {
+    const ptrdiff_t groups = parts(s->dim, GROUP), units = parts(s->tokens, UNIT);
+    const ptrdiff_t span = block > LANES ? block : LANES;
+    for (ptrdiff_t l = 0; l < s->layers; l++) {
+        uint8_t *steps = out, *packed = steps + 2 * groups * s->tokens;
+        for (ptrdiff_t u = 0; u < units; u++)
+            for (ptrdiff_t from = 0; from < s->dim; from += span) {
+                uint8_t code[LARGEST_BLOCK / LANES][UNIT][LANES];
+                const ptrdiff_t tiles = parts(least(s->dim - from, span), LANES);
+                memset(code, 0, sizeof code);
+                for (ptrdiff_t t = u * UNIT; t < least(s->tokens, (u + 1) * UNIT); t++) {
+                    float row[LARGEST_BLOCK], mask[LANES];
+                    for (ptrdiff_t i = 0; i < tiles; i++) {
+                        const ptrdiff_t at = from + i * LANES;
+                        VARIANT(load)
+                        (x + l * s->layer_stride + t * s->token_stride + 2 * at, least(s->dim - at, LANES), row + i * LANES);
+                    }
+                    VARIANT(rotate)(row, block);
+                    for (ptrdiff_t i = 0; i < tiles; i++) {
+                        const ptrdiff_t at = from + i * LANES;
+                        for (int c = 0; c < LANES; c++) {
+                            row[i * LANES + c] *= norm;
+                            mask[c] = c < s->dim - at ? 1.0f : 0.0f;
+                        }
+                        const float step = VARIANT(fit_row)(row + i * LANES, mask, code[i][t % UNIT], bits);
+                        const uint16_t half = VARIANT(half_of)(step);
+                        memcpy(steps + 2 * (t * groups + at / GROUP), &half, 2);
+                    }
+                }
+                for (ptrdiff_t i = 0; i < tiles; i++) {
+                    const ptrdiff_t at = from + i * LANES;
+                    VARIANT(pack)(code[i], packed + u * bits * s->dim + at, s->dim, least(s->dim - at, LANES), bits);
+                }
+            }
+        out = packed + units * bits * s->dim;
+    }
+}
+
+INLINE void VARIANT(decode_rotated_at)(const uint8_t *data, const Shape *s, int block, float norm, uint8_t *x, const int bits) {
+    const ptrdiff_t groups = parts(s->dim, GROUP), units = parts(s->tokens, UNIT);
+    const ptrdiff_t span = block > LANES ? block : LANES;
+    for (ptrdiff_t l = 0; l < s->layers; l++) {
+        const uint8_t *steps = data, *packed = steps + 2 * groups * s->tokens;
+        for (ptrdiff_t u = 0; u < units; u++)
+            for (ptrdiff_t from = 0; from < s->dim; from += span) {
+                uint8_t code[LARGEST_BLOCK / LANES][UNIT][LANES];
+                float step[LARGEST_BLOCK / LANES][LANES];
+                const ptrdiff_t tiles = parts(least(s->dim - from, span), LANES);
+                const ptrdiff_t first = u * UNIT, tokens = least(s->tokens - first, UNIT);
+                for (ptrdiff_t i = 0; i < tiles; i++) {
+                    const ptrdiff_t at = from + i * LANES;
+                    uint16_t half[LANES] = {0};
+                    VARIANT(unpack)(packed + u * bits * s->dim + at, s->dim, least(s->dim - at, LANES), code[i], bits);
+                    for (ptrdiff_t t = 0; t < tokens; t++)
+                        memcpy(half + t, steps + 2 * ((first + t) * groups + at / GROUP), 2);
+                    VARIANT(to_float)(half, step[i]);
+                }
+                for (ptrdiff_t t = 0; t < tokens; t++) {
+                    float row[LARGEST_BLOCK];
+                    for (ptrdiff_t i = 0; i < tiles; i++) {
+                        const float scale = step[i][t] * norm;
+                        VARIANT(levels)(code[i][t], row + i * LANES, bits);
+                        for (int c = 0; c < LANES; c++) row[i * LANES + c] *= scale;
+                    }
+                    VARIANT(rotate)(row, block);
+                    for (ptrdiff_t i = 0; i < tiles; i++) {
+                        const ptrdiff_t at = from + i * LANES;
+                        VARIANT(store)
+                        (row + i * LANES, x + l * s->layer_stride + (first + t) * s->token_stride + 2 * at, least(s->dim - at, LANES));
+                    }
+                }
+            }
+        data = packed + units * bits * s->dim;
+    }
+}
+
+static void VARIANT(encode_rotated)(const uint8_t *x, const Shape *s, int bits, int block, float norm, uint8_t *out) {
+#define CALL(b) VARIANT(encode_rotated_at)(x, s, block, norm, out, b)
+    FOR_BITS(CALL)
+#undef CALL
+}
+
+static void VARIANT(decode_rotated)(const uint8_t *data, const Shape *s, int bits, int block, float norm, uint8_t *x) {
+#define CALL(b) VARIANT(decode_rotated_at)(data, s, block, norm, x, b)
+    FOR_BITS(CALL)
+#undef CALL
+}
+
+#undef CALL
+#undef SHUFFLE
+#undef WIDE
+#undef FOR_BITS
