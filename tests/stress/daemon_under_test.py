@@ -1,0 +1,157 @@
+"""A daemon in a process of its own, to be killed: the parts wired as ``llmaas serve`` wires them.
+
+As a program: ``python daemon_under_test.py --socket S --data-dir D [--die-at write --die-after N]``. It says "ready" on
+stdout when it serves. With ``--die-at`` it kills itself with SIGKILL inside the N-th system call of that kind that its
+store makes; a write is half done then. The real engine needs no such program: that is ``llmaas serve`` itself.
+"""
+
+from __future__ import annotations
+
+import argparse
+import asyncio
+import logging
+import os
+import signal
+import subprocess
+import sys
+import threading
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from llmaas.api import unix
+from llmaas.engine.fake import FakeEngine
+from llmaas.engine.thread import EngineThread
+from llmaas.kvchunks.store import Files, Store
+from llmaas.records import Geometry, Precision
+from llmaas.service import Service, ServiceSettings
+
+CELLS = 1024
+END_RATE = 0.01
+GEOMETRY = Geometry(n_layer=4, k_dim=256, v_dim=256, head_dim_k=64, head_dim_v=64)
+"""Wide enough that a dozen dead chunks make a payload file worth rewriting."""
+SITES = ("open", "write", "sync", "unlink")
+
+
+class DeadlyFiles(Files):
+    """Kills its process inside the ``after``-th call of kind ``site``; lock and SQLite's own calls are not counted."""
+
+    def __init__(self, site: str, after: int) -> None:
+        self._site, self._left = site, after
+        self._lock = threading.Lock()
+
+    def _at(self, site: str) -> bool:
+        with self._lock:
+            self._left -= site == self._site
+            return site == self._site and self._left <= 0
+
+    def open(self, path: Path, flags: int, mode: int = 0o600) -> int:
+        fd = super().open(path, flags, mode)
+        if path.suffix == ".kv" and flags & os.O_CREAT and self._at("open"):
+            die()
+        return fd
+
+    def pwritev(self, fd: int, buffers: Sequence[memoryview], offset: int) -> int:
+        if sum(map(len, buffers)) > 100 and self._at("write"):
+            super().pwritev(fd, [buffers[0][: len(buffers[0]) // 2]], offset)
+            die()
+        return super().pwritev(fd, buffers, offset)
+
+    def fdatasync(self, fd: int) -> None:
+        if self._at("sync"):  # only a compaction syncs
+            die()
+        super().fdatasync(fd)
+
+    def unlink(self, path: Path) -> None:
+        if self._at("unlink"):
+            die()
+        super().unlink(path)
+
+
+def die() -> None:
+    os.kill(os.getpid(), signal.SIGKILL)
+
+
+async def serve(args: argparse.Namespace) -> None:
+    stop = asyncio.Event()
+    asyncio.get_running_loop().add_signal_handler(signal.SIGTERM, stop.set)
+    files = DeadlyFiles(args.die_at, args.die_after) if args.die_at else Files()
+    bits = args.bits
+    with Store(args.data_dir, files=files, wal_limit=64 * 1024) as store:
+        engine = EngineThread(lambda: FakeEngine(CELLS, 8, geometry=GEOMETRY, end_rate=END_RATE))
+        settings = ServiceSettings(pool_bytes=4 << 20, precision=Precision(bits, bits), prefill_slice=64)
+        service = Service(engine, store, settings)
+        await service.start()
+        async with await unix.serve(service, args.socket):
+            print("ready", flush=True)
+            await stop.wait()
+        await service.rest()
+        problems = service.check()
+        await service.stop()
+        engine.close()
+        problems += store.check().problems
+    if problems:
+        sys.exit("\n".join(problems))
+
+
+# -- the other side: a test that starts it
+
+
+@dataclass
+class Victim:
+    """The daemon as a test holds it. What it writes to stderr must be nothing: it has no reason to complain."""
+
+    process: subprocess.Popen[str]
+    socket: Path
+    said: list[str] = field(default_factory=list)
+
+    def __post_init__(self) -> None:
+        # All the time, or a full pipe would stop the daemon.
+        self._reader = threading.Thread(target=lambda: self.said.extend(self.process.stderr or []))
+        self._reader.start()
+
+    def wait_ready(self) -> None:
+        assert self.process.stdout is not None
+        line = self.process.stdout.readline()
+        assert line == "ready\n", f"the daemon did not start: {''.join(self.said)}"
+
+    def end(self, signum: int) -> int:
+        """Send the signal; the exit code, and in ``said`` all that the daemon wrote."""
+        self.process.send_signal(signum)
+        code = self.process.wait(60)
+        self._reader.join()
+        for pipe in (self.process.stdout, self.process.stderr):
+            assert pipe is not None
+            pipe.close()
+        return code
+
+
+def start(data_dir: Path, socket: Path, *options: str) -> Victim:
+    """A daemon on the fake engine that serves. The caller must ``end`` it."""
+    env = os.environ | {"PYTHONPATH": os.pathsep.join(p for p in [str(Path(__file__).parents[2]), *sys.path] if p)}
+    command = [sys.executable, __file__, "--data-dir", str(data_dir), "--socket", str(socket), *options]
+    process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, env=env)
+    victim = Victim(process, socket)
+    try:
+        victim.wait_ready()
+    except BaseException:
+        victim.end(signal.SIGKILL)
+        raise
+    return victim
+
+
+def main() -> int:
+    parser = argparse.ArgumentParser()
+    parser.add_argument("--data-dir", type=Path, required=True)
+    parser.add_argument("--socket", type=Path, required=True)
+    parser.add_argument("--bits", type=int, default=4)
+    parser.add_argument("--die-at", choices=SITES)
+    parser.add_argument("--die-after", type=int, default=1)
+    args = parser.parse_args()
+    logging.basicConfig(level=logging.WARNING, stream=sys.stderr)
+    asyncio.run(serve(args))
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
