@@ -70,10 +70,13 @@ class LiveContext:
             self.marks.append(MessageMark(message, end, span.open))
 
     def cut(self, n_tokens: int) -> None:
-        """Forget tokens from ``n_tokens`` on, and the messages that reach beyond."""
+        """Take back what a failed call added: tokens from ``n_tokens`` on (its messages were never noted)."""
         del self.tokens[n_tokens:]
-        while self.marks and self.marks[-1].end > n_tokens:
-            self.marks.pop()
+
+    def reread(self, spans: Sequence[Span]) -> None:
+        """Take the conversation anew from what the store has."""
+        self.tokens, self.marks = array("i"), []
+        self.note(spans, add_tokens=True)
 
     def adopt(self, stored: Container[ChunkKey]) -> None:
         """At start: let the keys cover as many tokens as ``stored`` chunks do, the partial last one included.

@@ -124,6 +124,9 @@ class CallRunner:
         call.cancelled = True
         if call.planned:
             self._dispatch(CancelRequested(request))
+        else:  # it waits behind another call of its context: its reply need not
+            del self._calls[request]
+            self._reply(call, None, Cancelled("cancelled before it began"))
 
     async def _serve(self, call: Call) -> None:
         done: Done | None = None
@@ -136,7 +139,10 @@ class CallRunner:
         except Exception as e:
             log.exception("request %d failed", call.id)
             error = Internal(f"request failed: {e}")
-        del self._calls[call.id]
+        if self._calls.pop(call.id, None) is not None:
+            self._reply(call, done, error)
+
+    def _reply(self, call: Call, done: Done | None, error: LlmaasError | None) -> None:
         self._measure(done, error)
         if call.reply.done():  # the caller dropped it
             return
@@ -184,9 +190,11 @@ class CallRunner:
         """Make the turn durable, then reply, then swap out; or take it back."""
         live = call.live
         failed = finish.outcome in (Outcome.CANCELLED, Outcome.ENGINE_FAILED)
+        if rest := call.stream.end():  # held back as a possible stop string or part of a character
+            call.emit(Piece(rest, ()))
         spans = [*call.spans, *call.answer_span()]
         try:
-            if failed and not call.drawn:
+            if finish.outcome is Outcome.ENGINE_FAILED or (failed and not call.drawn):
                 raise self._failure(finish.outcome, 0)
             now = self._clock.wall()
             if spans:

@@ -41,6 +41,7 @@ class Pool:
         self._codec = codec
         self._store = store
         self._bytes: dict[ChunkKey, Payload] = {}
+        self._undiscarded: list[ChunkKey] = []
         self._loaders = ThreadPoolExecutor(2, "load")
         self._decoders = ThreadPoolExecutor(workers, "decode")
         self._savers = ThreadPoolExecutor(workers, "save", _be_nice)
@@ -166,6 +167,8 @@ class Pool:
     ) -> None:
         sizes = tuple(len(payload) for _, _, payload in items)
         try:
+            if self._undiscarded:
+                self._discard(())  # before the put, which passes over keys that still have a row
             self._store.put(ContextId(action.context), items)
         except DiskFull as e:
             log.warning("%d chunks stay in memory: %s", len(items), e.message)
@@ -176,8 +179,12 @@ class Pool:
         done(Written(action.write, sizes))
 
     def _discard(self, keys: tuple[ChunkKey, ...]) -> None:
+        self._undiscarded += keys
         try:
-            self._store.discard(keys)
+            self._store.discard(self._undiscarded)
+            self._undiscarded = []
+        except DiskFull as e:
+            log.warning("%d chunks are discarded later: %s", len(self._undiscarded), e.message)
         except Exception:
             log.exception("cannot discard %d chunks; 'llmaas doctor --repair' will", len(keys))
 

@@ -18,7 +18,7 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 from types import TracebackType
 
-from llmaas.errors import StoreFailed
+from llmaas.errors import DiskFull, StoreFailed
 from llmaas.kvchunks import store_check
 from llmaas.kvchunks.payload import Payload
 from llmaas.kvchunks.store_chunks import Blob, Chunks
@@ -136,7 +136,11 @@ class Store:
 
         Chunks stay, since others may share them: discard those that nobody needs. Raises UnknownContext.
         """
-        self._tokens.delete(ctx)
+        try:
+            self._tokens.delete(ctx)
+        except DiskFull:  # not even the log can grow: make room with what can be recomputed
+            self._chunks.give_up(ctx)
+            self._tokens.delete(ctx)
 
     # -- chunks
 

@@ -81,7 +81,8 @@ class Chunks:
                 " WHERE file = (SELECT max(id) FROM files WHERE context = ?) GROUP BY file",
                 (ctx,),
             ).fetchone()
-        return (row[0], row[1]) if row else (self._new_file(), 0)
+        # A file that is gone or short gets no more bytes: rows that still name it would then find others' (or a hole).
+        return (row[0], row[1]) if row and self._payload.size(row[0]) >= row[1] else (self._new_file(), 0)
 
     def _new_file(self) -> int:
         self._next_file += 1
@@ -147,6 +148,14 @@ class Chunks:
             freed = self._unindex(by_file, emptied)
             freed += sum(map(self._payload.unlink, emptied))
             return freed + sum(self._compact_if_worth(file) for file in by_file if left[file])
+
+    def give_up(self, ctx: ContextId) -> None:
+        """Unlink the files of ``ctx`` on a disk so full that their rows cannot go first; those become misses."""
+        with self._lock:
+            with self._index.read() as con:
+                files = con.execute("SELECT id FROM files WHERE context = ?", (ctx,)).fetchall()
+            for (file,) in files:
+                self._payload.unlink(file)
 
     def _unindex(self, by_file: dict[int, list[Place]], emptied: Sequence[int]) -> int:
         """Commit the discard; bytes that had to be freed before it.

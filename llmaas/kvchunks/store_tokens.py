@@ -135,7 +135,7 @@ def _cut_spans(con: sqlite3.Connection, num: int, n_tokens: int) -> None:
     for span, size in con.execute(
         "SELECT id, length(tokens) / 4 FROM spans WHERE context = ? ORDER BY id", (num,)
     ).fetchall():
-        if start >= n_tokens:
+        if start > n_tokens or (start == n_tokens and size):
             con.execute("DELETE FROM spans WHERE context = ? AND id >= ?", (num, span))
             return
         if start + size > n_tokens:

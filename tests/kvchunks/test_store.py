@@ -114,14 +114,14 @@ class StoreIsADict(RuleBasedStateMachine):
     def truncate(self, ctx: ContextId, share: float) -> None:
         before, held = self.contexts[ctx]
         total = sum(len(s.tokens) for s in held)
-        left = keep = int(share * total)
+        keep, start = int(share * total), 0
         kept: list[Span] = held if keep == total else []
         for span in held if keep < total else []:
-            if left == 0:
+            if start > keep or (start == keep and span.tokens):
                 break
-            whole = len(span.tokens) <= left
-            kept.append(span if whole else glue(*span.tokens[:left]))
-            left -= min(len(span.tokens), left)
+            whole = start + len(span.tokens) <= keep
+            kept.append(span if whole else glue(*span.tokens[: keep - start]))
+            start += len(span.tokens)
         self.store.truncate(ctx, keep, 77.0)
         self.contexts[ctx] = (replace(before, last_used=77.0), kept)
 
