@@ -87,10 +87,14 @@ class Drawn(enum.Enum):
 
 @dataclass(frozen=True, slots=True)
 class StepDone:
-    """``drawn`` is parallel to the items of the step."""
+    """``drawn`` is parallel to the items of the step.
+
+    A burst that ran ``steps`` steps drew TOKEN for every item in all but the last one; ``drawn`` is of the last.
+    """
 
     step: int
     drawn: tuple[Drawn, ...]
+    steps: int = 1
 
 
 @dataclass(frozen=True, slots=True)
@@ -162,8 +166,15 @@ class StepItem:
 
 @dataclass(frozen=True, slots=True)
 class RunStep:
+    """One batch of the engine, or a burst of them. Answer: StepDone or StepFailed.
+
+    While every item draws a token and none ends, the interpreter may go on with the next tokens of the same items,
+    up to ``burst`` steps in all, before it answers. It answers sooner if another event comes.
+    """
+
     step: int
     items: tuple[StepItem, ...]
+    burst: int = 1
 
 
 @dataclass(frozen=True, slots=True)

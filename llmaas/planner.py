@@ -32,7 +32,7 @@ from llmaas.events import (
     Written,
 )
 from llmaas.planner_state import Cells, Context, Job, PlannerSettings, Stage, Tally
-from llmaas.planner_steps import compose, stepped
+from llmaas.planner_steps import burst, compose, stepped
 from llmaas.planner_swap import SwapBooks
 from llmaas.planner_switch import Switching
 from llmaas.policies.eviction import EVICTION
@@ -259,14 +259,14 @@ class Planner:
 
     def _compose_step(self) -> None:
         if self._step is None and (items := compose(self._running.values(), self.settings)):
-            self._step = RunStep(self._swap.next_id(), items)
+            self._step = RunStep(self._swap.next_id(), items, burst(items, self._running, self.settings))
             self._out.append(self._step)
 
     def _step_done(self, event: StepDone, now: float) -> None:
         step = self._end_step(event.step)
         for item, drawn in zip(step.items, event.drawn, strict=True):
             job = self._running[item.request]
-            outcome = stepped(job, item, drawn, self.settings, self.tally)
+            outcome = stepped(job, item, drawn, event.steps, self.settings, self.tally)
             if outcome is not None:
                 self._finish(job, outcome)
 

@@ -6,10 +6,11 @@ that a long one never stalls the decodes by more than one slice.
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 
 from llmaas.events import Drawn, Outcome, StepItem
 from llmaas.planner_state import Job, PlannerSettings, Stage, Tally
+from llmaas.records import RequestId
 
 
 def compose(running: Iterable[Job], settings: PlannerSettings) -> tuple[StepItem, ...]:
@@ -35,17 +36,32 @@ def compose(running: Iterable[Job], settings: PlannerSettings) -> tuple[StepItem
     return tuple(items)
 
 
+def burst(items: Iterable[StepItem], jobs: Mapping[RequestId, Job], settings: PlannerSettings) -> int:
+    """Steps that these items may take in a row: none of them may run past its end, and none may be a prefill."""
+    left = settings.burst
+    for item in items:
+        job = jobs[item.request]
+        if job.stage is not Stage.DECODING:
+            return 1
+        left = min(left, job.max_new - job.produced, settings.ctx_limit - job.n_total - job.produced)
+    return max(left, 1)
+
+
 def _item(job: Job, stop: int, *, sample: bool) -> StepItem:
     assert job.context.seq is not None
     job.in_step = True
     return StepItem(job.request, job.context.id, job.context.seq, job.context.cells, stop, sample)
 
 
-def stepped(job: Job, item: StepItem, drawn: Drawn, settings: PlannerSettings, tally: Tally) -> Outcome | None:
+def stepped(
+    job: Job, item: StepItem, drawn: Drawn, steps: int, settings: PlannerSettings, tally: Tally
+) -> Outcome | None:
     """Take one item's result into its job; the job's outcome if it has ended."""
     n = item.stop - item.start
     job.in_step = False
-    job.context.cells = item.stop
+    job.context.cells = item.stop + steps - 1
+    job.produced += steps - 1
+    tally.tokens_generated += steps - 1
     if job.stage is Stage.RECOMPUTING:
         job.recomputed += n
         if item.stop >= job.until:

@@ -68,7 +68,7 @@ def _plain(value: Any) -> Any:
 def _event(name: str, fields: tuple[Any, ...]) -> Event:
     cls = _EVENTS[name]
     if cls is StepDone:
-        step, drawn = fields
-        return StepDone(step, tuple(Drawn(d) for d in drawn))
+        step, drawn, steps = fields
+        return StepDone(step, tuple(Drawn(d) for d in drawn), steps)
     event: Event = cls(*fields)
     return event

@@ -170,8 +170,13 @@ class World:
             self.tell(ev.StepFailed(action.step))
             return
         drawn = []
+        steps = self.rng.randint(1, action.burst)
         for item in action.items:
-            self.cells[item.seq] = item.stop
+            assert action.burst == 1 or (item.sample and item.stop == item.start + 1)
+            self.cells[item.seq] = item.stop + steps - 1
+            for _ in range(steps - 1):
+                self.serial += 1
+                self.ctxs[item.context].tokens.append(self.serial)
             if not item.sample:
                 drawn.append(ev.Drawn.NOTHING)
                 continue
@@ -180,7 +185,7 @@ class World:
                 self.serial += 1
                 self.ctxs[item.context].tokens.append(self.serial)
             drawn.append(what)
-        self.tell(ev.StepDone(action.step, tuple(drawn)))
+        self.tell(ev.StepDone(action.step, tuple(drawn), steps))
 
     def load(self, action: ev.LoadChunks, bad: bool) -> None:
         n = self.rng.randrange(len(action.chunks)) if bad else len(action.chunks)
@@ -208,6 +213,6 @@ class World:
         raise AssertionError("the planner never comes to rest")
 
     def assert_within_budgets(self) -> None:
-        assert sum(self.cells.values()) <= self.s.n_cells
+        assert sum(self.cells.values()) <= self.s.n_cells, "cells overrun"
         assert self.planner.pool_used <= self.s.pool_bytes
         assert sum(self.pool.values()) <= self.s.pool_bytes
