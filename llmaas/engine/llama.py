@@ -51,7 +51,7 @@ class LlamaEngine:
         n_batch: int = 512,
         n_ubatch: int = 128,
         type_kv: Literal["f16"] = "f16",
-        spare_bytes: int = 24 << 20,
+        spare_bytes: int = 12 << 20,
     ) -> None:
         most = int(C.llama_max_parallel_sequences()) - 1
         if not 1 <= n_seqs <= most:

@@ -14,7 +14,7 @@ import logging
 import os
 import threading
 from collections import deque
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 
 from llmaas.engine.thread import EngineThread
@@ -30,6 +30,8 @@ Payload = bytes | bytearray | memoryview
 
 _AHEAD = 4
 """Chunks decoded ahead of the engine: bounds the f16 buffers of one load to about six chunks."""
+_READ_CHUNKS = 16
+"""Chunks of one read: several megabytes, so that a device reads in large runs, and memory for two of them suffices."""
 _NICENESS = 10
 
 
@@ -43,6 +45,7 @@ class Pool:
         self._bytes: dict[ChunkKey, Payload] = {}
         self._undiscarded: list[ChunkKey] = []
         self._loaders = ThreadPoolExecutor(2, "load")
+        self._readers = ThreadPoolExecutor(2, "read")
         self._decoders = ThreadPoolExecutor(workers, "decode")
         self._savers = ThreadPoolExecutor(workers, "save", _be_nice)
         self._writer = ThreadPoolExecutor(1, "write", _be_nice)
@@ -54,7 +57,7 @@ class Pool:
 
     def close(self) -> None:
         """End the threads; what they do now, and every write and discard that was asked for, is finished first."""
-        for executor in (self._loaders, self._decoders, self._savers):
+        for executor in (self._loaders, self._readers, self._decoders, self._savers):
             executor.shutdown(wait=True, cancel_futures=True)
         self._writer.shutdown(wait=True)
 
@@ -81,15 +84,14 @@ class Pool:
             event = Loaded(action.load, 0, ())
         done(event)
 
-    def _load_in_order(self, action: LoadChunks, payloads: dict[ChunkKey, Payload | None]) -> Loaded:
-        payloads.update(self._read(action.chunks))
+    def _load_in_order(self, action: LoadChunks, held: dict[ChunkKey, Payload | None]) -> Loaded:
         decoding: deque[Future[tuple[KvSlab, Payload | None]]] = deque()
         loading: list[Future[None]] = []
         kept: list[Payload | None] = []
         damaged: tuple[ChunkKey, ...] = ()
-        ahead = iter(action.chunks)
-        for source in itertools.islice(ahead, _AHEAD):
-            decoding.append(self._decoders.submit(self._decode, source, payloads[source.key]))
+        ahead = self._payloads(action.chunks, held)
+        for source, payload in itertools.islice(ahead, _AHEAD):
+            decoding.append(self._decoders.submit(self._decode, source, payload))
         for i, source in enumerate(action.chunks):
             try:
                 slab, copy = decoding.popleft().result()
@@ -99,10 +101,11 @@ class Pool:
                 break
             kept.append(copy)
             loading.append(self._engine.submit(self._engine.engine.load, action.seq, source.start, slab))
+            del slab  # its buffer serves again as soon as the engine has it
             if i >= _AHEAD and loading[i - _AHEAD].exception() is not None:
                 break
-            for following in itertools.islice(ahead, 1):
-                decoding.append(self._decoders.submit(self._decode, following, payloads[following.key]))
+            for following, payload in itertools.islice(ahead, 1):
+                decoding.append(self._decoders.submit(self._decode, following, payload))
         for pending in decoding:
             pending.cancel()
         n_loaded = _leading_successes(loading)
@@ -110,6 +113,19 @@ class Pool:
             if copy is not None:
                 self._bytes[source.key] = copy
         return Loaded(action.load, n_loaded, damaged if n_loaded == len(loading) else ())
+
+    def _payloads(
+        self, sources: Sequence[ChunkSource], held: dict[ChunkKey, Payload | None]
+    ) -> Iterator[tuple[ChunkSource, Payload | None]]:
+        """Each source with its bytes, in order; DISK is read one large piece ahead of what is being decoded."""
+        pieces = [sources[i : i + _READ_CHUNKS] for i in range(0, len(sources), _READ_CHUNKS)]
+        reading = self._readers.submit(self._read, pieces[0])
+        for i, piece in enumerate(pieces):
+            read = reading.result()
+            if i + 1 < len(pieces):
+                reading = self._readers.submit(self._read, pieces[i + 1])
+            for source in piece:
+                yield source, read.get(source.key) if source.tier is Tier.DISK else held[source.key]
 
     def _read(self, sources: Sequence[ChunkSource]) -> dict[ChunkKey, Payload | None]:
         keys = [s.key for s in sources if s.tier is Tier.DISK]
@@ -119,7 +135,7 @@ class Pool:
             return dict(zip(keys, self._store.get(keys), strict=True))
         except LlmaasError as e:
             log.warning("cannot read %d chunks: %s", len(keys), e.message)
-            return dict.fromkeys(keys)
+            return {}
 
     def _decode(self, source: ChunkSource, payload: Payload | None) -> tuple[KvSlab, Payload | None]:
         """The chunk for the engine, and what the POOL keeps of it. Raises ChunkDamaged."""
