@@ -1,0 +1,87 @@
+"""Plots of the benches' JSON lines: ``python bench/plots.py results.jsonl --to plots/``.
+
+Of each bench the last line in the files is drawn: switch.png (time against context length) and overhead.png (speed of
+each way). Needs matplotlib (``pip install llmaas[demo]``).
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import matplotlib
+
+matplotlib.use("Agg")
+from matplotlib import pyplot as plt  # after the choice of a backend: there may be no display
+from matplotlib.axes import Axes
+
+
+def switch(line: dict[str, Any], axes: Axes) -> None:
+    figures = line["figures"]
+    lengths = [floor["tokens"] for floor in figures["floors"]]
+    for name, label in (
+        ("reprefill_ms", "re-prefill"),
+        ("load_ms", "ready f16 into cells"),
+        ("copy_ms", "copy of the f16 bytes"),
+    ):
+        axes.plot(lengths, [floor[name] for floor in figures["floors"]], "k", marker=".", alpha=0.6)
+        axes.annotate(
+            label, (lengths[-1], figures["floors"][-1][name]), (4, 0), textcoords="offset points", va="center"
+        )
+    for run in figures["runs"]:
+        for tier, cold, style in (("POOL", False, "-"), ("DISK", True, "--")):
+            rows = [row for row in run["switches"] if row["tier"] == tier and row.get("cold", False) == cold]
+            label = f"{tier}{' (cold file)' if cold else ''}, {run['bits']} bits"
+            times = [row["switch_ms"]["median"] for row in rows]
+            axes.plot([row["tokens"] for row in rows], times, style, marker="o", label=label)
+    axes.set(xscale="log", yscale="log", xlabel="tokens of the context", ylabel="milliseconds, median")
+    axes.set_xticks(lengths, [str(n) for n in lengths])
+    axes.set_xlim(right=lengths[-1] * 2.4)
+    axes.minorticks_off()
+    axes.set_title("Bringing a context back into the engine")
+    axes.legend(frameon=False)
+
+
+def overhead(line: dict[str, Any], axes: Axes) -> None:
+    ways = ("bare", "service", "socket")
+    names = [f"{what}\n{way}" for what in ("prefill", "decode") for way in ways]
+    found = [line["figures"][f"{what}_{way}_tps"] for what in ("prefill", "decode") for way in ways]
+    medians = [one["median"] for one in found]
+    spread = [[one["median"] - one["p10"] for one in found], [one["p90"] - one["median"] for one in found]]
+    axes.bar(names, medians, yerr=spread, color=["0.6", "C0", "C1"] * 2, capsize=3)
+    axes.set(yscale="log", ylabel="tokens per second, median (p10 to p90)")
+    axes.set_title("One client through the service, and a bare llama.cpp loop")
+
+
+PLOTS: dict[str, Callable[[dict[str, Any], Axes], None]] = {"switch": switch, "overhead": overhead}
+
+
+def main() -> int:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("files", nargs="+", type=Path, help="files that the benches' --out made")
+    parser.add_argument("--to", type=Path, default=Path(), metavar="DIR", help="where the plots go (default: here)")
+    args = parser.parse_args()
+    lines = [json.loads(text) for file in args.files for text in file.read_text("utf-8").splitlines() if text]
+    latest = {line["bench"]: line for line in lines}
+    args.to.mkdir(parents=True, exist_ok=True)
+    for bench, draw in PLOTS.items():
+        if bench not in latest:
+            continue
+        line = latest[bench]
+        figure, axes = plt.subplots(figsize=(8, 5), layout="constrained")
+        draw(line, axes)
+        machine = line["machine"]
+        foot = f"{line['model']}; {machine['cpu']}, {machine['cores']} cores; commit {line['commit']}, {line['time']}"
+        figure.supxlabel(foot, fontsize=7, color="0.4")
+        figure.savefig(args.to / f"{bench}.png", dpi=150)
+        plt.close(figure)
+        print(args.to / f"{bench}.png")
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,291 @@
+"""How long it takes to switch to a context, against computing it anew.
+
+Contexts of 512 .. 8128 tokens (8192 is the model's limit, less one chunk for what follows) are brought back into CELLS
+by the real service, out of the POOL and from DISK with the payload files out of the page cache, and are timed against
+
+* re-prefill: a bare engine loop over the same tokens in full batches, nothing else running;
+* copy: numpy copies of the same f16 bytes, chunk by chunk, between warm buffers;
+* load: the engine's own import of ready f16 slabs, which no coding can undercut.
+
+Before each switch another context takes all the cells. The breakdown says where the time goes: read (store), decode
+(codec, summed over its threads), load (engine), and hand-over (what is left of the switch outside all of them).
+"""
+
+from __future__ import annotations
+
+import asyncio
+import sys
+from dataclasses import dataclass
+from pathlib import Path
+from statistics import median
+from time import perf_counter
+from typing import Any
+
+import numpy as np
+from common import N_BATCH, Bar, Options, Result, engine, main, prose, say, sig, summary
+from probes import Stopwatch, resident_fraction, storage_bytes_read
+
+from llmaas.engine.base import BatchItem, Engine
+from llmaas.engine.llama import LlamaEngine
+from llmaas.engine.thread import EngineThread
+from llmaas.errors import Cancelled
+from llmaas.kvchunks.codec import Codec
+from llmaas.kvchunks.store import Store
+from llmaas.records import CHUNK_TOKENS, AppId, ContextId, Done, Generation, KvSlab, Piece, Precision, Tier, Turn
+from llmaas.service import Service, ServiceSettings
+
+APP = AppId("0/bench")
+POOL_BYTES = 512 << 20
+_SPARE = 8
+"""Tokens prefilled beyond the context and cut off again: text put through a tokenizer twice may shrink a little."""
+
+
+@dataclass(frozen=True, slots=True)
+class Floor:
+    """What the same tokens cost without the service."""
+
+    reprefill_ms: float
+    copy_ms: float
+    load_ms: float
+    f16_bytes: int
+
+
+# -- without the service --------------------------------------------------------------------------
+
+
+def floors(engine: Engine, tokens: list[int], lengths: list[int], repeats: int) -> dict[int, Floor]:
+    """On the engine's thread, with empty cells. One prefill passes all the lengths."""
+    passed: dict[int, float] = {}
+    begin, at = perf_counter(), 0
+    while at < lengths[-1]:
+        stop = min(at + N_BATCH, next(n for n in lengths if n > at))
+        engine.step([BatchItem(0, at, tokens[at:stop], sample=False)])
+        at = stop
+        if at in lengths:
+            passed[at] = (perf_counter() - begin) * 1e3
+    slabs = [engine.export(0, i, i + CHUNK_TOKENS) for i in range(0, at, CHUNK_TOKENS)]
+    room = [KvSlab(slab.k.copy(), slab.v.copy()) for slab in slabs]
+    found = {}
+    for n in lengths:
+        mine, into = slabs[: n // CHUNK_TOKENS], room[: n // CHUNK_TOKENS]
+        copies = [_copy_ms(mine, into) for _ in range(repeats)]
+        loads = [_load_ms(engine, mine) for _ in range(repeats)]
+        found[n] = Floor(passed[n], median(copies), median(loads), n * engine.info.geometry.token_bytes)
+    engine.drop(0, 0)
+    return found
+
+
+def _copy_ms(slabs: list[KvSlab], into: list[KvSlab]) -> float:
+    begin = perf_counter()
+    for src, dst in zip(slabs, into, strict=True):
+        np.copyto(dst.k, src.k)
+        np.copyto(dst.v, src.v)
+    return (perf_counter() - begin) * 1e3
+
+
+def _load_ms(engine: Engine, slabs: list[KvSlab]) -> float:
+    engine.drop(0, 0)
+    begin = perf_counter()
+    for i, slab in enumerate(slabs):
+        engine.load(0, i * CHUNK_TOKENS, slab)
+    return (perf_counter() - begin) * 1e3
+
+
+# -- through the service --------------------------------------------------------------------------
+
+
+class Stage:
+    """A service with one context per length, all of the same text, and one that pushes the others out of the cells."""
+
+    def __init__(self, service: Service, store: Store) -> None:
+        self._service, self._store = service, store
+        self.contexts: dict[int, ContextId] = {}
+
+    async def set_up(self, text: str, lengths: list[int]) -> tuple[int, float]:
+        """Compute the longest context, fork the shorter ones off it; (tokens, milliseconds) of that prefill."""
+        self._pusher = (await self._service.create(APP, name="pusher", system=None)).id
+        longest = (await self._service.create(APP, name="longest", system=None)).id
+        begin = perf_counter()
+        done = await self.call(longest, Turn(prompt=text), None)
+        spent = (perf_counter() - begin) * 1e3
+        await self._service.rest()
+        for n in lengths:
+            self.contexts[n] = (await self._service.fork(APP, longest, name=f"{n} tokens")).id
+            await self._service.truncate(APP, self.contexts[n], n_tokens=n, n_messages=None)
+        await self._service.delete(APP, longest)
+        await self.call(self._pusher, Turn(prompt="The"), None)
+        return done.n_tokens, spent
+
+    async def call(self, context: ContextId, turn: Turn, generation: Generation | None) -> Done:
+        _, reply = self._service.submit(APP, context, turn, generation, lambda piece: None)
+        return await reply
+
+    async def push_out(self) -> None:
+        """Let another context take all the cells, and give them up."""
+        await self._service.rest()
+        begun = asyncio.Event()
+
+        def emit(piece: Piece) -> None:
+            begun.set()
+
+        request, reply = self._service.submit(APP, self._pusher, Turn(), Generation(max_tokens=1 << 20), emit)
+        await begun.wait()
+        self._service.cancel(request)
+        try:
+            await reply
+        except Cancelled:
+            await self._service.truncate(APP, self._pusher, n_tokens=1, n_messages=None)
+        await self._service.rest()
+
+    async def leave_pool(self) -> None:
+        self._service.set_pool_bytes(0)
+        self._service.set_pool_bytes(POOL_BYTES)
+
+    async def switch(self, n: int) -> Done:
+        """One call that wants all of the context and one new token; the context ends as it began."""
+        done = await self.call(self.contexts[n], Turn(), Generation(max_tokens=1))
+        await self._service.truncate(APP, self.contexts[n], n_tokens=n, n_messages=None)
+        return done
+
+    async def measure(self, n: int, tier: Tier, *, cold: bool, repeats: int, payload: Path) -> dict[str, Any]:
+        """The figures of ``repeats`` switches of the context of ``n`` tokens."""
+        switches, firsts, parts, reads, resident = [], [], [], [], []
+        for i in range(repeats + 1):
+            await self.push_out()
+            if tier is Tier.DISK:
+                await self.leave_pool()
+                if cold:
+                    self._store.evict_page_cache()
+                resident.append(resident_fraction(payload))
+            before = storage_bytes_read()
+            with Stopwatch(read=(Store, "get"), decode=(Codec, "decode"), load=(LlamaEngine, "load")) as watch:
+                done = await self.switch(n)
+            read = storage_bytes_read() - before
+            if i == 0:  # it faults buffers in, and for the POOL it fetches what is not there
+                continue
+            _expect(done, n, tier)
+            reads.append(read)
+            switches.append(done.switch.switch_ms)
+            firsts.append(done.ttft_ms)
+            parts.append(_parts(watch, done.switch.switch_ms))
+        figures: dict[str, Any] = {"switch_ms": summary(switches), "ttft_ms": summary(firsts)}
+        figures["parts_ms"] = {name: sig(median(part[name] for part in parts)) for name in parts[0]}
+        if tier is Tier.DISK:
+            figures["cold"] = cold
+            figures["bytes_from_storage"] = int(median(reads))
+            figures["resident_before"] = sig(max(resident[1:]))
+        return figures
+
+
+def _expect(done: Done, n: int, tier: Tier) -> None:
+    moved = done.switch.pool if tier is Tier.POOL else done.switch.disk
+    if moved != n:
+        raise RuntimeError(f"{n} tokens should have come from {tier.name}: {done.switch}")
+
+
+def _parts(watch: Stopwatch, switch_ms: float) -> dict[str, float]:
+    """Where a switch spent its time. ``decode`` is a sum over threads, so the parts overlap."""
+    spans = [span for part in watch.spans.values() for span in part]
+    busy = (max(end for _, end in spans) - min(begin for begin, _ in spans)) * 1e3
+    load = watch.wall("load")
+    return {
+        "read": watch.total("read"),
+        "decode_sum": watch.total("decode"),
+        "decode_wall": watch.wall("decode"),
+        "load_sum": watch.total("load"),
+        "load_waits": load - watch.total("load"),
+        "hand_over": switch_ms - busy,
+    }
+
+
+async def through_service(
+    thread: EngineThread, folder: Path, text: str, lengths: list[int], precision: Precision, plan: dict[str, int]
+) -> dict[str, Any]:
+    rows = []
+    with Store(folder) as store:
+        service = Service(thread, store, ServiceSettings(pool_bytes=POOL_BYTES, precision=precision))
+        await service.start()
+        try:
+            stage = Stage(service, store)
+            n_prefilled, prefill_ms = await stage.set_up(text, lengths)
+            await stage.push_out()
+            for n in lengths:
+                for tier, cold in ((Tier.POOL, False), (Tier.DISK, True), (Tier.DISK, False)):
+                    repeats = plan[tier.name] if cold or tier is Tier.POOL else 3
+                    row = await stage.measure(n, tier, cold=cold, repeats=repeats, payload=folder / "payload")
+                    rows.append({"tokens": n, "tier": tier.name, "coded_bytes": _coded(thread, n, precision), **row})
+                    say(
+                        f"{precision.k:2} bits {n:5} tokens {tier.name} {'cold' if cold else '    '} {row['switch_ms']}"
+                    )
+            problems = service.check()
+            if problems:
+                raise RuntimeError(f"the books do not balance: {problems}")
+        finally:
+            await service.stop()
+    prefill = {"tokens": n_prefilled, "ms": sig(prefill_ms)}
+    return {"bits": precision.k, "prefill_through_service": prefill, "switches": rows}
+
+
+def _coded(thread: EngineThread, n: int, precision: Precision) -> int:
+    return n // CHUNK_TOKENS * Codec(thread.engine.info.geometry).encoded_size(CHUNK_TOKENS, precision)
+
+
+# -- the whole ------------------------------------------------------------------------------------
+
+
+def measure(options: Options) -> Result:
+    lengths = [512, 4096] if options.quick else [512, 1024, 2048, 4096, 8128]
+    plan = {"POOL": 9, "DISK": 5} if options.quick else {"POOL": 21, "DISK": 11}
+    with engine(options) as thread:
+        text = prose(thread.engine, lengths[-1] + _SPARE, options.seed)
+        tokens = thread.engine.tokenize(text, special=False, bos=False)
+        say(f"bare prefill of {lengths[-1]} tokens")
+        floor = thread.submit(floors, thread.engine, tokens, lengths, plan["POOL"]).result()
+        runs = []
+        for bits in (4,) if options.quick else (4, 8, 16):
+            say(f"prefill of {lengths[-1]} tokens through the service, coded at {bits} bits")
+            folder = options.folder / str(bits)
+            runs.append(asyncio.run(through_service(thread, folder, text, lengths, Precision(bits, bits), plan)))
+        for run in runs:
+            for row in run["switches"]:
+                _compare(row, floor[row["tokens"]])
+        model = thread.engine.info.name
+    figures = {
+        "floors": [
+            {
+                "tokens": n,
+                "reprefill_ms": sig(f.reprefill_ms),
+                "copy_ms": sig(f.copy_ms),
+                "load_ms": sig(f.load_ms),
+                "f16_bytes": f.f16_bytes,
+            }
+            for n, f in floor.items()
+        ],
+        "runs": runs,
+    }
+    return Result(model, figures, _bars(figures))
+
+
+def _compare(row: dict[str, Any], floor: Floor) -> None:
+    switch_ms = row["switch_ms"]["median"]
+    row["reprefill_over_switch"] = sig(floor.reprefill_ms / switch_ms)
+    row["switch_over_copy"] = sig(switch_ms / floor.copy_ms)
+    row["switch_over_load"] = sig(switch_ms / floor.load_ms)
+
+
+def _bars(figures: dict[str, Any]) -> list[Bar]:
+    rows = {
+        (row["tier"], row.get("cold", False)): row for row in figures["runs"][0]["switches"] if row["tokens"] == 4096
+    }
+    pool, disk = rows["POOL", False], rows["DISK", True]
+    return [
+        Bar("4096 tokens, 4 bits, POOL -> CELLS: times faster than re-prefill", pool["reprefill_over_switch"], 100),
+        Bar(
+            "4096 tokens, 4 bits, DISK -> CELLS, cold: times faster than re-prefill", disk["reprefill_over_switch"], 70
+        ),
+        Bar("payload pages in the page cache before a cold switch (fraction)", disk["resident_before"], 0.01, True),
+    ]
+
+
+if __name__ == "__main__":
+    sys.exit(main("switch", __doc__ or "", measure))
