@@ -33,6 +33,8 @@ from llmaas.engine.thread import EngineThread
 
 ROOT = Path(__file__).resolve().parents[1]
 CELLS = 8192
+_QUIET = 0.03
+"""Other processes may use this part of the machine; more of it, and the figures say more of them than of us."""
 N_BATCH, N_UBATCH = 512, 128
 """What the daemon gives llama.cpp (llmaas/cli/runtime.py); a bare loop gets the same."""
 
@@ -88,11 +90,13 @@ def main(name: str, about: str, measure: Callable[[Options], Result]) -> int:
     args = parser.parse_args()
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))  # so that daemons and temporary stores go, too
     with tempfile.TemporaryDirectory(prefix="llmaas-bench-", dir=args.dir) as folder:
+        begin = _cpu_seconds()
         result = measure(Options(args.quick, args.seed, models.find(args.model), args.threads, Path(folder)))
+        others = _others_share(begin, _cpu_seconds())
     line = json.dumps(
         {
             "bench": name,
-            "machine": machine(),
+            "machine": machine() | {"others_cpu": sig(others)},
             "versions": {package: _version(package) for package in ("llmaas", "llama-cpp-python", "numpy")}
             | {"python": platform.python_version()},
             "model": result.model,
@@ -107,6 +111,8 @@ def main(name: str, about: str, measure: Callable[[Options], Result]) -> int:
     if args.out:
         with args.out.open("a", encoding="utf-8") as file:
             file.write(line + "\n")
+    if others > _QUIET:
+        say(f"not to be trusted: other processes took {others:.0%} of the machine meanwhile")
     if args.check:
         for bar in result.bars:
             say(str(bar))
@@ -133,6 +139,19 @@ def machine() -> dict[str, Any]:
         "kernel": platform.release(),
         "load": round(os.getloadavg()[0], 2),
     }
+
+
+def _cpu_seconds() -> tuple[float, float, float]:
+    """(the clock, what all processes have used of all cores, what this one and its ended children have)."""
+    user, nice, system, _, _, irq, softirq, *_ = map(int, Path("/proc/stat").read_text("ascii").split()[1:9])
+    busy = (user + nice + system + irq + softirq) / os.sysconf("SC_CLK_TCK")
+    return time.monotonic(), busy, sum(os.times()[:4])
+
+
+def _others_share(begin: tuple[float, float, float], end: tuple[float, float, float]) -> float:
+    """The part of the machine that other processes used meanwhile."""
+    wall, busy, own = (b - a for a, b in zip(begin, end, strict=True))
+    return max(0.0, busy - own) / (wall * (os.cpu_count() or 1))
 
 
 def _field(path: Path, key: str) -> str | None:
@@ -193,6 +212,43 @@ def engine(options: Options) -> Iterator[EngineThread]:
         yield thread
     finally:
         thread.close()
+
+
+class Bare:
+    """The bare llama.cpp loop (``bare_loop.py``) in a process of its own, with the same batch sizes, threads and cells.
+
+    Not in this process: GNU OpenMP would count the threads of two llama.cpp contexts, more than there are cores, and let
+    them sleep between the nodes of a graph instead of spinning, which halves the decode speed of both. And not with the
+    spin count that llmaas sets for itself: llama.cpp as anybody else gets it is what we are held against.
+    """
+
+    def __init__(self, options: Options) -> None:
+        numbers = [str(n) for n in (options.threads, CELLS, N_BATCH, N_UBATCH)]
+        command = [sys.executable, str(Path(__file__).with_name("bare_loop.py")), str(options.model), *numbers]
+        environ = {name: value for name, value in os.environ.items() if name != "GOMP_SPINCOUNT"}
+        self._process = subprocess.Popen(
+            command, env=environ, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True, encoding="ascii"
+        )
+
+    def run(self, tokens: Sequence[int], n_new: int = 0, marks: Sequence[int] = ()) -> tuple[list[float], list[float]]:
+        """Seconds from the begin: when each mark (tokens prefilled) was reached, when each new token was drawn."""
+        assert self._process.stdin is not None
+        assert self._process.stdout is not None
+        request = {"tokens": list(tokens), "n_new": n_new, "marks": list(marks)}
+        self._process.stdin.write(json.dumps(request) + "\n")
+        self._process.stdin.flush()
+        reply = self._process.stdout.readline()
+        if not reply:
+            raise RuntimeError("the bare loop ended")
+        found = json.loads(reply)
+        return found["passed"], found["drawn"]
+
+    def __enter__(self) -> Bare:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._process.kill()
+        self._process.communicate()
 
 
 def prose(engine: Engine, n_tokens: int, seed: int) -> str:

@@ -1,14 +1,11 @@
 """What the service costs one client: decode and prefill speed against a bare llama.cpp loop.
 
-Three ways to do the same work, alternating in one run: the bare loop (llama_decode and llama_sampler_sample on token
-ids, as lean as Python allows; no text, no store, no other client), the service called in its own process, and a real
-daemon over its Unix socket with this process as the client. Same library, model, cells, threads and batch sizes. A turn
-is a prompt into a fresh context, and an answer: prefill speed is prompt tokens over the time to the first token as the
-caller sees it (tokenizing, queueing and switching included); decode speed is that of the tokens after the first.
-
-Each way has a process of its own, and only one works at a time. Two llama.cpp contexts in one process would not do: GNU
-OpenMP then counts more threads than cores and lets them sleep between the nodes of a graph instead of spinning, which
-halves the decode speed of both.
+Three ways to do the same work, alternating in one run, each in a process of its own: the bare loop (bare_loop.py:
+llama_decode and llama_sampler_sample on token ids; no text, no store, no other client), the service called in this
+process, and a real daemon over its Unix socket with this process as the client. Same library, model, cells, threads
+and batch sizes. A turn is a prompt into a fresh context, and an answer: prefill speed is prompt tokens over the time to
+the first token as the caller sees it (tokenizing, queueing and switching included); decode speed is that of the tokens
+after the first.
 
 ``decode_after_append`` is a second look, without a bar: an answer right after a long append, while the chunks of that
 append are coded and written in the background.
@@ -17,19 +14,15 @@ append are coded and written in the background.
 from __future__ import annotations
 
 import asyncio
-import ctypes
 import sys
 from collections.abc import Callable
 from dataclasses import dataclass
-from multiprocessing import get_context
-from multiprocessing.connection import Connection
 from pathlib import Path
 from statistics import median
 from time import perf_counter
 from typing import Any
 
-import llama_cpp.llama_cpp as llama_cpp
-from common import CELLS, N_BATCH, N_UBATCH, Bar, Options, Result, daemon, engine, main, prose, say, sig, summary
+from common import N_BATCH, N_UBATCH, Bar, Bare, Options, Result, daemon, engine, main, prose, say, sig, summary
 
 from llmaas.api.sync import Client
 from llmaas.engine.thread import EngineThread
@@ -37,7 +30,6 @@ from llmaas.kvchunks.store import Store
 from llmaas.records import AppId, Done, Generation, Piece, Turn
 from llmaas.service import Service, ServiceSettings
 
-C: Any = llama_cpp
 APP = AppId("0/bench")
 
 
@@ -54,76 +46,6 @@ def speed(n_prompt: int, begin: float, arrivals: list[float]) -> Speed:
     if len(arrivals) < 2:
         raise RuntimeError("the model ended its answer at once; choose another --seed")
     return Speed(n_prompt / (arrivals[0] - begin), (len(arrivals) - 1) / (arrivals[-1] - arrivals[0]))
-
-
-# -- bare -----------------------------------------------------------------------------------------
-
-
-class Bare:
-    """llama.cpp, one sequence, greedy."""
-
-    def __init__(self, options: Options) -> None:
-        self._model = C.llama_model_load_from_file(str(options.model).encode(), C.llama_model_default_params())
-        params = C.llama_context_default_params()
-        params.n_ctx, params.n_batch, params.n_ubatch = CELLS, N_BATCH, N_UBATCH
-        params.n_threads = params.n_threads_batch = options.threads
-        params.flash_attn_type = 1
-        params.no_perf = True
-        self._ctx = C.llama_init_from_model(self._model, params)
-        if not self._ctx:
-            raise RuntimeError("llama.cpp cannot make a context")
-        self._memory = C.llama_get_memory(self._ctx)
-        self._sampler = C.llama_sampler_chain_init(C.llama_sampler_chain_default_params())
-        C.llama_sampler_chain_add(self._sampler, C.llama_sampler_init_greedy())
-
-    def turn(self, prompt: list[int], n_new: int) -> Speed:
-        C.llama_memory_clear(self._memory, False)
-        ids = (ctypes.c_int32 * len(prompt))(*prompt)
-        one = (ctypes.c_int32 * 1)()
-        next_one = C.llama_batch_get_one(one, 1)
-        ctx, sampler, decode, sample = self._ctx, self._sampler, C.llama_decode, C.llama_sampler_sample
-        arrivals = []
-        begin = perf_counter()
-        for start in range(0, len(prompt), N_BATCH):
-            n = min(N_BATCH, len(prompt) - start)
-            at = ctypes.cast(ctypes.addressof(ids) + 4 * start, ctypes.POINTER(ctypes.c_int32))
-            if decode(ctx, C.llama_batch_get_one(at, n)):
-                raise RuntimeError("llama_decode failed")
-        one[0] = sample(sampler, ctx, -1)
-        arrivals.append(perf_counter())
-        for _ in range(n_new - 1):
-            if decode(ctx, next_one):
-                raise RuntimeError("llama_decode failed")
-            one[0] = sample(sampler, ctx, -1)
-            arrivals.append(perf_counter())
-        return speed(len(prompt), begin, arrivals)
-
-
-def serve_bare(pipe: Connection, options: Options) -> None:
-    """The bare loop's process: turns in, speeds out, until None."""
-    bare = Bare(options)
-    while (turn := pipe.recv()) is not None:
-        pipe.send(bare.turn(*turn))
-
-
-class BareProcess:
-    """The bare loop in a fresh process."""
-
-    def __init__(self, options: Options) -> None:
-        context = get_context("spawn")
-        self._pipe, theirs = context.Pipe()
-        self._process = context.Process(target=serve_bare, args=(theirs, options), daemon=True)
-        self._process.start()
-        theirs.close()
-
-    def turn(self, prompt: list[int], n_new: int) -> Speed:
-        self._pipe.send((prompt, n_new))
-        found: Speed = self._pipe.recv()
-        return found
-
-    def close(self) -> None:
-        self._pipe.send(None)
-        self._process.join()
 
 
 # -- through the service --------------------------------------------------------------------------
@@ -188,12 +110,17 @@ def over_socket(client: Client, text: str, n_new: int) -> Speed:
 
 def measure(options: Options) -> Result:
     n_prompt, n_new, rounds = (512, 64, 5) if options.quick else (1024, 128, 11)
-    with engine(options) as thread, daemon(options, "daemon") as (socket, _), Client(socket, app="bench") as client:
+    with (
+        Bare(options) as bare,
+        engine(options) as thread,
+        daemon(options, "daemon") as (socket, _),
+        Client(socket, app="bench") as client,
+    ):
         text = prose(thread.engine, n_prompt, options.seed)
         tokens = thread.engine.tokenize(text, special=True, bos=True)
-        bare, inside = BareProcess(options), InProcess(thread, options.folder / "inside")
+        inside = InProcess(thread, options.folder / "inside")
         ways: dict[str, Callable[[], Speed]] = {
-            "bare": lambda: bare.turn(tokens, n_new),
+            "bare": lambda: speed(len(tokens), 0.0, bare.run(tokens, n_new)[1]),
             "service": lambda: inside.turn(text, n_new),
             "socket": lambda: over_socket(client, text, n_new),
         }
@@ -202,7 +129,6 @@ def measure(options: Options) -> Result:
             {"bare": ways["bare"], "after": lambda: inside.turn(text, n_new, append_first=True)}, max(2, rounds // 2)
         )
         inside.close()
-        bare.close()
         model = thread.engine.info.name
     figures = {"prompt_tokens": len(tokens), "answer_tokens": n_new, **_figures(speeds)}
     figures["decode_after_append_over_bare"] = _ratio(after, "after", "decode")

@@ -3,7 +3,7 @@
 Contexts of 512 .. 8128 tokens (8192 is the model's limit, less one chunk for what follows) are brought back into CELLS
 by the real service, out of the POOL and from DISK with the payload files out of the page cache, and are timed against
 
-* re-prefill: a bare engine loop over the same tokens in full batches, nothing else running;
+* re-prefill: the bare llama.cpp loop over the same tokens in full batches, nothing else running;
 * copy: numpy copies of the same f16 bytes, chunk by chunk, between warm buffers;
 * load: the engine's own import of ready f16 slabs, which no coding can undercut.
 
@@ -22,10 +22,10 @@ from time import perf_counter
 from typing import Any
 
 import numpy as np
-from common import N_BATCH, Bar, Options, Result, engine, main, prose, say, sig, summary
+from common import Bar, Bare, Options, Result, engine, main, prose, say, sig, summary
 from probes import Stopwatch, resident_fraction, storage_bytes_read
 
-from llmaas.engine.base import BatchItem, Engine
+from llmaas.engine.base import Engine
 from llmaas.engine.llama import LlamaEngine
 from llmaas.engine.thread import EngineThread
 from llmaas.errors import Cancelled
@@ -53,24 +53,19 @@ class Floor:
 # -- without the service --------------------------------------------------------------------------
 
 
-def floors(engine: Engine, tokens: list[int], lengths: list[int], repeats: int) -> dict[int, Floor]:
-    """On the engine's thread, with empty cells. One prefill passes all the lengths."""
-    passed: dict[int, float] = {}
-    begin, at = perf_counter(), 0
-    while at < lengths[-1]:
-        stop = min(at + N_BATCH, next(n for n in lengths if n > at))
-        engine.step([BatchItem(0, at, tokens[at:stop], sample=False)])
-        at = stop
-        if at in lengths:
-            passed[at] = (perf_counter() - begin) * 1e3
-    slabs = [engine.export(0, i, i + CHUNK_TOKENS) for i in range(0, at, CHUNK_TOKENS)]
+def floors(engine: Engine, lengths: list[int], repeats: int) -> dict[int, tuple[float, float]]:
+    """Milliseconds to copy, and to load, f16 slabs of each length. On the engine's thread, with empty cells."""
+    rng = np.random.default_rng(0)
+    slabs = [engine.blank(CHUNK_TOKENS) for _ in range(0, lengths[-1], CHUNK_TOKENS)]
+    for slab in slabs:
+        slab.k[...], slab.v[...] = rng.random(slab.k.shape), rng.random(slab.v.shape)
     room = [KvSlab(slab.k.copy(), slab.v.copy()) for slab in slabs]
     found = {}
     for n in lengths:
         mine, into = slabs[: n // CHUNK_TOKENS], room[: n // CHUNK_TOKENS]
         copies = [_copy_ms(mine, into) for _ in range(repeats)]
         loads = [_load_ms(engine, mine) for _ in range(repeats)]
-        found[n] = Floor(passed[n], median(copies), median(loads), n * engine.info.geometry.token_bytes)
+        found[n] = median(copies), median(loads)
     engine.drop(0, 0)
     return found
 
@@ -240,7 +235,11 @@ def measure(options: Options) -> Result:
         text = prose(thread.engine, lengths[-1] + _SPARE, options.seed)
         tokens = thread.engine.tokenize(text, special=False, bos=False)
         say(f"bare prefill of {lengths[-1]} tokens")
-        floor = thread.submit(floors, thread.engine, tokens, lengths, plan["POOL"]).result()
+        with Bare(options) as bare:
+            passed, _ = bare.run(tokens[: lengths[-1]], marks=lengths)
+        ready = thread.submit(floors, thread.engine, lengths, plan["POOL"]).result()
+        token_bytes = thread.engine.info.geometry.token_bytes
+        floor = {n: Floor(t * 1e3, *ready[n], n * token_bytes) for n, t in zip(lengths, passed, strict=True)}
         runs = []
         for bits in (4,) if options.quick else (4, 8, 16):
             say(f"prefill of {lengths[-1]} tokens through the service, coded at {bits} bits")
