@@ -30,7 +30,7 @@ class PlannerSettings:
     max_batch: int = 512
     prefill_slice: int = 256
     max_running: int = 4
-    burst: int = 8
+    burst: int = 16
     """Steps that running answers may take between two looks of the planner, if nothing else happens."""
     save_batch: int = 8
     """Chunks exported at once: bounds the f16 bytes in flight and how long a step can be held up."""

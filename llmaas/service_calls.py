@@ -6,6 +6,7 @@ Law: a call's future is resolved exactly once. Text leaves through ``emit`` on t
 from __future__ import annotations
 
 import asyncio
+from collections import deque
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 
@@ -54,6 +55,8 @@ class Call:
     """Tokens of the context before the call."""
     spans: list[Span] = field(default_factory=list)
     drawn: list[int] = field(default_factory=list)
+    _said: deque[str] = field(default_factory=deque)
+    """Text of tokens that had to be looked at for stop strings before they are streamed."""
     admitted: float = 0.0
     switched: float = 0.0
     sources: Switched | None = None
@@ -73,21 +76,30 @@ class Call:
         """True if what is generated is an assistant's message, not raw text."""
         return self.turn.prompt is None and bool(self.turn.messages or self.live.marks)
 
-    def take(self, token: int, engine: Engine, now: float) -> tuple[Drawn, Piece | None]:
-        """A token was drawn: what it means for the answer, and the piece to stream."""
+    def draw(self, token: int, engine: Engine, now: float) -> Drawn:
+        """A token was drawn: what it means for the answer. On the engine's thread: no more than must be."""
         if not self.drawn:
             self.first_token = now
         self.last_token = now
         if engine.is_end(token):
-            rest = self.stream.end()
-            return Drawn.END, Piece(rest, ()) if rest else None
+            return Drawn.END
         self.live.tokens.append(token)
         self.drawn.append(token)
-        text = self.stream.feed(engine.piece(token))
-        last = self.stream.stopped
-        if len(self.drawn) == self.max_new and not last:
-            text += self.stream.end()
-        return (Drawn.LAST if last else Drawn.TOKEN), Piece(text, (token,))
+        if not self.stop:
+            return Drawn.TOKEN
+        self._said.append(self.stream.feed(engine.piece(token)))
+        return Drawn.LAST if self.stream.stopped else Drawn.TOKEN
+
+    def say(self, token: int, what: Drawn, engine: Engine) -> Piece | None:
+        """The piece to stream for a token that ``draw`` took, in the same order. On the event loop's thread."""
+        if what is Drawn.END:
+            return None  # what is held back comes when the turn is committed
+        text = self._said.popleft() if self.stop else self.stream.feed(engine.piece(token))
+        return Piece(text, (token,))
+
+    @property
+    def stop(self) -> tuple[str, ...]:
+        return self.generation.stop if self.generation else ()
 
     def answer_span(self) -> list[Span]:
         """What was generated, as it will be kept."""

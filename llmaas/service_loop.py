@@ -40,7 +40,7 @@ from llmaas.kvchunks.store import Store
 from llmaas.planner import Planner
 from llmaas.planner_state import PlannerSettings
 from llmaas.recorder import Recorder
-from llmaas.records import Piece, RequestId
+from llmaas.records import RequestId
 from llmaas.service_calls import Call
 from llmaas.service_contexts import Directory
 
@@ -165,15 +165,11 @@ class Interpreter:
                 return drawn, steps  # what was drawn stands; if the fault stays, the next step says so
             steps += 1
             now = self._clock.now()
-            drawn = []
-            pieces: list[tuple[Call, Piece]] = []
-            for call, token in zip(calls, tokens, strict=True):
-                what, piece = (Drawn.NOTHING, None) if token is None else call.take(token, self._engine, now)
-                drawn.append(what)
-                if piece is not None:
-                    pieces.append((call, piece))
-            if pieces:
-                self._courier.send(_emit, pieces)
+            drawn = [
+                Drawn.NOTHING if token is None else call.draw(token, self._engine, now)
+                for call, token in zip(calls, tokens, strict=True)
+            ]
+            self._courier.send(self._say, calls, tokens, drawn)
             if steps == most or self._interrupt or any(what is not Drawn.TOKEN for what in drawn):
                 return drawn, steps
             items = [
@@ -181,6 +177,12 @@ class Interpreter:
                 for item, token in zip(items, tokens, strict=True)
                 if token is not None
             ]
+
+    def _say(self, calls: list[Call], tokens: list[int | None], drawn: list[Drawn]) -> None:
+        for call, token, what in zip(calls, tokens, drawn, strict=True):
+            piece = None if token is None else call.say(token, what, self._engine)
+            if piece is not None:
+                call.emit(piece)
 
     def _stepped(self, action: RunStep, future: Future[tuple[list[Drawn], int]]) -> None:
         error = future.exception()
@@ -204,11 +206,6 @@ class Interpreter:
 
     def _in_engine(self, do: Callable[..., None], *args: object) -> None:
         self._thread.submit(do, *args).add_done_callback(_log_failure)
-
-
-def _emit(pieces: list[tuple[Call, Piece]]) -> None:
-    for call, piece in pieces:
-        call.emit(piece)
 
 
 def _log_failure(future: Future[None]) -> None:
