@@ -1,9 +1,9 @@
 """The bare llama.cpp loop that the service is held against: a program of its own, as lean as Python allows.
 
 ``python bench/bare_loop.py MODEL THREADS CELLS N_BATCH N_UBATCH``, one JSON request a line on stdin, one reply a line
-on stdout. A request {tokens, n_new, marks} prefills the tokens into an empty sequence in full batches (cut at ``marks``)
-and draws ``n_new`` tokens greedily. The reply, in seconds since the begin: ``passed``, when each mark was reached;
-``drawn``, when each token was there.
+on stdout. A request {tokens, n_new, marks} prefills the tokens into an empty sequence, in full batches cut at
+``marks``, and draws ``n_new`` tokens greedily. The reply, in seconds since the begin: ``passed``, when each mark was
+reached; ``drawn``, when each token was there.
 
 Law: nothing of llmaas is imported, not even by way of another bench, because importing its engine sets the environment
 of the OpenMP runtime to what suits the service; this is what llama.cpp does by itself.

@@ -217,9 +217,8 @@ def engine(options: Options) -> Iterator[EngineThread]:
 class Bare:
     """The bare llama.cpp loop (``bare_loop.py``) in a process of its own, with the same batch sizes, threads and cells.
 
-    Not in this process: GNU OpenMP would count the threads of two llama.cpp contexts, more than there are cores, and let
-    them sleep between the nodes of a graph instead of spinning, which halves the decode speed of both. And not with the
-    spin count that llmaas sets for itself: llama.cpp as anybody else gets it is what we are held against.
+    Not in this process: GNU OpenMP would count the threads of two llama.cpp contexts, more than there are cores, and
+    let them sleep between the nodes of a graph instead of spinning, which halves the decode speed of both.
     """
 
     def __init__(self, options: Options) -> None:
