@@ -109,7 +109,7 @@ def over_socket(client: Client, text: str, n_new: int) -> Speed:
 
 
 def measure(options: Options) -> Result:
-    n_prompt, n_new, rounds = (512, 64, 5) if options.quick else (1024, 128, 11)
+    n_prompt, n_new, rounds = (384, 96, 7) if options.quick else (1024, 128, 11)
     with (
         Bare(options) as bare,
         engine(options) as thread,
