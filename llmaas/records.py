@@ -25,6 +25,7 @@ CHUNK_TOKENS = 64
 """Tokens in a full chunk. The last chunk of a context may be shorter."""
 
 F16 = npt.NDArray[np.float16]
+F32 = npt.NDArray[np.float32]
 
 
 class Tier(enum.IntEnum):
@@ -93,6 +94,29 @@ class KvSlab:
     @property
     def n_tokens(self) -> int:
         return int(self.k.shape[1])
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Rope:
+    """How a model turns the keys of a token by its position (RoPE, arXiv 2104.09864, eq. 15).
+
+    ``angles`` (n_layer, n_pairs) float32: radians per position. Pair i of every head is its channels (2i, 2i+1), or with
+    ``halves`` (i, i + n_pairs); channels from 2 n_pairs on are not turned.
+    """
+
+    angles: F32
+    halves: bool
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Queries:
+    """Queries of some tokens of one sequence, after RoPE.
+
+    ``positions`` (n) int32, ascending; ``values`` (n, n_layer, n_head, head_dim_k) float16.
+    """
+
+    positions: npt.NDArray[np.int32]
+    values: F16
 
 
 @dataclass(frozen=True, slots=True)
