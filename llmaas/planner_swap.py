@@ -10,7 +10,7 @@ from collections import deque
 
 from llmaas.errors import PolicyBug
 from llmaas.events import Action, ChunkSource, ChunkTarget, DropDisk, DropPool, SaveChunks, WriteChunks
-from llmaas.kvchunks.codec import Codec
+from llmaas.kvchunks.codec import Codec, sinks_at
 from llmaas.kvchunks.kernels import NUMPY
 from llmaas.kvchunks.ledger import Copy, Ledger
 from llmaas.planner_state import Context, PlannerSettings, Tally
@@ -36,7 +36,7 @@ class SwapBooks:
         self._writing: WriteChunks | None = None
         self._unwritten: list[tuple[ContextId, ChunkKey]] = []
         """Failed writes; while there are any, chunks without a DISK copy may be evicted too."""
-        self._encoded_size = Codec(settings.geometry, NUMPY).encoded_size
+        self._encoded_size = Codec(settings.geometry, kernels=NUMPY).encoded_size
         self._next_id = 0
 
     @property
@@ -172,7 +172,7 @@ class SwapBooks:
         start = index * CHUNK_TOKENS
         stop = min(start + CHUNK_TOKENS, context.n_kv)
         precision = self._precision.choose(index, stop - start)
-        nbytes = self._encoded_size(stop - start, precision)
+        nbytes = self._encoded_size(stop - start, precision, sinks_at(start))
         if not self.make_room(nbytes, now, out):
             return None
         self.ledger.begin_pool(key, nbytes)

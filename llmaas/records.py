@@ -100,7 +100,7 @@ class KvSlab:
 class Rope:
     """How a model turns the keys of a token by its position (RoPE, arXiv 2104.09864, eq. 15).
 
-    ``angles`` (n_layer, n_pairs) float32: radians per position. Pair i of every head is its channels (2i, 2i+1), or with
+    ``angles`` (n_layer, n_pairs) float32: radians per position. Pair i of a head is its channels (2i, 2i+1), or with
     ``halves`` (i, i + n_pairs); channels from 2 n_pairs on are not turned.
     """
 

@@ -37,7 +37,7 @@ from llmaas.events import (
     WriteChunks,
     Written,
 )
-from llmaas.kvchunks.codec import Codec
+from llmaas.kvchunks.codec import Codec, sinks_at
 from llmaas.planner import Planner
 from llmaas.planner_state import PlannerSettings, Tally
 from llmaas.records import CHUNK_TOKENS, AppId, ChunkKey, ContextId, RequestId, Tier
@@ -259,7 +259,7 @@ class Replay:
 
     def _save(self, action: SaveChunks) -> None:
         c = self._costs
-        sizes = tuple(self._size(t.stop - t.start, t.precision) for t in action.chunks)
+        sizes = tuple(self._size(t.stop - t.start, t.precision, sinks_at(t.start)) for t in action.chunks)
         cells = sum(t.stop - t.start for t in action.chunks) * self._settings.geometry.token_bytes
         exported = self._work("engine", cells * c.cell_byte)
         done = self._work("coder", sum(sizes) * c.code_byte, after=exported)

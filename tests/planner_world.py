@@ -10,7 +10,7 @@ import struct
 from dataclasses import dataclass, field
 
 from llmaas import events as ev
-from llmaas.kvchunks.codec import Codec
+from llmaas.kvchunks.codec import Codec, sinks_at
 from llmaas.planner import Planner
 from llmaas.planner_state import PlannerSettings
 from llmaas.records import CHUNK_TOKENS, AppId, ChunkKey, ContextId, Geometry, RequestId, Tier
@@ -151,7 +151,10 @@ class World:
                 self.step(action, bad)
             case ev.SaveChunks(chunks=chunks):
                 sizes = tuple(
-                    0 if bad and self.rng.random() < 0.5 else self.size(c.stop - c.start, c.precision) for c in chunks
+                    0
+                    if bad and self.rng.random() < 0.5
+                    else self.size(c.stop - c.start, c.precision, sinks_at(c.start))
+                    for c in chunks
                 )
                 self.pool.update({c.key: n for c, n in zip(chunks, sizes, strict=True) if n})
                 self.tell(ev.Saved(action.save, sizes))

@@ -18,7 +18,7 @@ from llmaas.clock import RealClock
 from llmaas.engine.base import BatchItem
 from llmaas.engine.llama import LlamaEngine
 from llmaas.engine.llama_model import LlamaModel
-from llmaas.kvchunks.codec import Codec
+from llmaas.kvchunks.codec import Codec, sinks_at
 from llmaas.kvchunks.kernels import NUMPY
 from llmaas.policies.precision import PRECISION
 from llmaas.records import CHUNK_TOKENS, Message, Precision
@@ -127,7 +127,7 @@ def make_plan(
         for i, conversation in enumerate(conversations)
     )
     geometry = model.geometry()
-    codec = Codec(geometry, NUMPY)
+    codec = Codec(geometry, kernels=NUMPY)
     coded = sum(_coded_bytes(app.tokens_final, codec) for app in apps)
     return Plan(
         apps=apps,
@@ -174,7 +174,7 @@ def _coded_bytes(n_tokens: int, codec: Codec) -> int:
     policy = PRECISION["uniform"](CODED)
     starts = range(0, n_tokens, CHUNK_TOKENS)
     sizes = [min(CHUNK_TOKENS, n_tokens - start) for start in starts]
-    return sum(codec.encoded_size(n, policy.choose(i, n)) for i, n in enumerate(sizes))
+    return sum(codec.encoded_size(n, policy.choose(i, n), sinks_at(starts[i])) for i, n in enumerate(sizes))
 
 
 def schedule(plan: Plan) -> Iterator[str]:

@@ -1,4 +1,4 @@
-/* The codec's inner loops: f16 slab <-> packed codes. The format and its oracle are kernels_numpy.py; every
+/* The codec's inner loops: f16 slab <-> packed codes. The formats and their oracles are kernels_keys.py and kernels_numpy.py; every
  * result here, coded or decoded, is bit for bit what numpy makes there (so: no -ffast-math, no contraction).
  *
  * Law: no allocation, no state, no alignment beyond that of a byte. The caller (kernels.py) has checked every
@@ -8,6 +8,9 @@
 #include <stddef.h>
 #include <stdint.h>
 #include <string.h>
+#if defined(__aarch64__)
+#include <arm_neon.h>
+#endif
 
 #define LANES 64 /* channels worked on at a time */
 #define GROUP 64 /* values that share a scale */
@@ -20,6 +23,14 @@ typedef struct {
     ptrdiff_t layer_stride, token_stride; /* bytes */
     ptrdiff_t layers, tokens, dim;
 } Shape;
+
+/* How keys are turned (kernels_keys.Turn); table is NULL where they are not. */
+typedef struct {
+    const float *table;  /* [kinds][GROUP][cosines, signed sines][head] */
+    const uint8_t *kind; /* [layers] */
+    ptrdiff_t head, pairs;
+    int halves;
+} Turn;
 
 INLINE ptrdiff_t least(ptrdiff_t a, ptrdiff_t b) { return a < b ? a : b; }
 INLINE ptrdiff_t parts(ptrdiff_t n, ptrdiff_t size) { return (n + size - 1) / size; }
@@ -34,8 +45,11 @@ INLINE ptrdiff_t parts(ptrdiff_t n, ptrdiff_t size) { return (n + size - 1) / si
 
 #define VARIANT(name) name##_plain
 #include "_kvcodec_lanes.h"
-#include "_kvcodec_loops.h"
+#include "_kvcodec_values.h"
+#include "_kvcodec_keys.h"
 #undef VARIANT
+#undef WIDE
+#undef SHUFFLE
 
 #if defined(__x86_64__) && defined(__GNUC__)
 #include <cpuid.h>
@@ -50,8 +64,11 @@ INLINE ptrdiff_t parts(ptrdiff_t n, ptrdiff_t size) { return (n + size - 1) / si
 #endif
 #define VARIANT(name) name##_avx2
 #include "_kvcodec_lanes.h"
-#include "_kvcodec_loops.h"
+#include "_kvcodec_values.h"
+#include "_kvcodec_keys.h"
 #undef VARIANT
+#undef WIDE
+#undef SHUFFLE
 #ifdef __clang__
 #pragma clang attribute pop
 #else
@@ -65,7 +82,7 @@ INLINE ptrdiff_t parts(ptrdiff_t n, ptrdiff_t size) { return (n + size - 1) / si
 #endif
 
 /* Changes with every change of a signature or of the format. */
-EXPORT int kv_version(void) { return 2; }
+EXPORT int kv_version(void) { return 3; }
 
 /* The highest isa that this machine may be asked for: 0 is plain C, 1 (x86) AVX2 with F16C. */
 EXPORT int kv_isa(void) {
@@ -84,12 +101,22 @@ EXPORT int kv_isa(void) {
 /* The largest |x| as an f16 pattern; above 0x7c00 there is a NaN. */
 EXPORT int kv_largest(int isa, const uint8_t *x, const Shape *shape) { return CHOOSE(isa, largest, x, shape); }
 
-EXPORT void kv_encode_channels(int isa, const uint8_t *x, const Shape *shape, int bits, uint8_t *out) {
-    CHOOSE(isa, encode_channels, x, shape, bits, out);
+/* Bytes of the memory that the two below need. */
+EXPORT ptrdiff_t kv_scratch(ptrdiff_t dim, int encoding) {
+    const ptrdiff_t lanes = parts(dim, LANES) * LANES;
+    return lanes * (4 * ((encoding ? GROUP : UNIT) + 6) + 1 + 1 + UNIT + 9);
 }
 
-EXPORT void kv_decode_channels(int isa, const uint8_t *data, const Shape *shape, int bits, uint8_t *x) {
-    CHOOSE(isa, decode_channels, data, shape, bits, x);
+EXPORT void kv_encode_channels(
+    int isa, const uint8_t *x, const Shape *shape, int bits, const Turn *turn, const float *weights, void *memory, uint8_t *out
+) {
+    CHOOSE(isa, encode_keys, x, shape, bits, turn, weights, memory, out);
+}
+
+EXPORT int kv_decode_channels(
+    int isa, const uint8_t *data, const Shape *shape, int bits, const Turn *turn, void *memory, uint8_t *x
+) {
+    return CHOOSE(isa, decode_keys, data, shape, bits, turn, memory, x);
 }
 
 EXPORT void kv_encode_rotated(

@@ -108,6 +108,21 @@ static int VARIANT(largest)(const uint8_t *x, const Shape *s) {
     return top;
 }
 
+/* -- vectors -------------------------------------------------------------------------------- */
+
+#if defined(F16C)
+#define WIDE 8
+#else
+#define WIDE 4
+#endif
+typedef float VARIANT(Wide) __attribute__((vector_size(4 * WIDE), aligned(4), may_alias));
+typedef int32_t VARIANT(Lanes) __attribute__((vector_size(4 * WIDE)));
+#ifdef __clang__
+#define SHUFFLE(v, ...) __builtin_shufflevector(v, v, __VA_ARGS__)
+#else
+#define SHUFFLE(v, ...) __builtin_shuffle(v, (VARIANT(Lanes)){__VA_ARGS__})
+#endif
+
 /* -- packing: bits = a sum of field widths 8, 4, 2, 1; token t's field lies in row t % width -------------- */
 
 #define EACH_TOKEN(do) do(0) do(1) do(2) do(3) do(4) do(5) do(6) do(7)

@@ -16,25 +16,27 @@ from typing import Any, Protocol
 
 import numpy as np
 
+from llmaas.kvchunks import kernels_keys as keys
 from llmaas.kvchunks import kernels_numpy as oracle
-from llmaas.kvchunks.kernels_numpy import F16, U8
+from llmaas.kvchunks.kernels_keys import LARGEST_HEAD, BadWords, Turn
+from llmaas.kvchunks.kernels_numpy import F16, F32, U8
 
-_VERSION = 2
+_VERSION = 3
 """Of the functions in ``_kvcodec.c``; a library left over from another version is not used."""
 _ISA_NAMES = ("c", "c-avx2")
 
 
 class Kernels(Protocol):
-    """Codes planes (layers, tokens, dim) of f16. Formats and sizes: ``kernels_numpy``."""
+    """Codes planes (layers, tokens, dim) of f16. Formats and sizes: ``kernels_keys`` and ``kernels_numpy``."""
 
     @property
     def name(self) -> str: ...
 
     def largest(self, x: F16) -> int: ...
 
-    def encode_channels(self, x: F16, bits: int, out: U8) -> None: ...
+    def encode_channels(self, x: F16, bits: int, turn: Turn | None, weights: F32, out: U8) -> None: ...
 
-    def decode_channels(self, data: U8, bits: int, x: F16) -> None: ...
+    def decode_channels(self, data: U8, bits: int, turn: Turn | None, x: F16) -> None: ...
 
     def encode_rotated(self, x: F16, bits: int, block: int, out: U8) -> None: ...
 
@@ -46,8 +48,8 @@ class NumpyKernels:
 
     name = "numpy"
     largest = staticmethod(oracle.largest)
-    encode_channels = staticmethod(oracle.encode_channels)
-    decode_channels = staticmethod(oracle.decode_channels)
+    encode_channels = staticmethod(keys.encode_channels)
+    decode_channels = staticmethod(keys.decode_channels)
     encode_rotated = staticmethod(oracle.encode_rotated)
     decode_rotated = staticmethod(oracle.decode_rotated)
 
@@ -61,6 +63,18 @@ class _Shape(ctypes.Structure):
     _fields_ = [(name, ctypes.c_ssize_t) for name in ("layer_stride", "token_stride", "layers", "tokens", "dim")]
 
 
+class _Turn(ctypes.Structure):
+    """``Turn`` of _kvcodec.c."""
+
+    _fields_ = (
+        ("table", ctypes.c_void_p),
+        ("kind", ctypes.c_void_p),
+        ("head", ctypes.c_ssize_t),
+        ("pairs", ctypes.c_ssize_t),
+        ("halves", ctypes.c_int),
+    )
+
+
 @dataclass(frozen=True, slots=True)
 class NativeKernels:
     """The C loops for one instruction set."""
@@ -72,13 +86,25 @@ class NativeKernels:
     def largest(self, x: F16) -> int:
         return int(self._library.kv_largest(self._isa, x.ctypes.data, _shape(x)))
 
-    def encode_channels(self, x: F16, bits: int, out: U8) -> None:
-        _check(x, bits, out, oracle.channels_bytes(x.shape, bits), written=out)
-        self._library.kv_encode_channels(self._isa, x.ctypes.data, _shape(x), bits, out.ctypes.data)
+    def encode_channels(self, x: F16, bits: int, turn: Turn | None, weights: F32, out: U8) -> None:
+        _check(x, bits, out, keys.channels_bytes(x.shape, bits), written=out)
+        if weights.dtype != np.float32 or weights.shape != (x.shape[0], x.shape[2]) or not weights.flags.c_contiguous:
+            raise ValueError(f"a plane {x.shape} needs dense float32 weights of every layer and channel")
+        memory, turned = self._memory(x, encoding=True), _turn(x, turn)
+        self._library.kv_encode_channels(
+            self._isa, x.ctypes.data, _shape(x), bits, turned, weights.ctypes.data, memory.ctypes.data, out.ctypes.data
+        )
 
-    def decode_channels(self, data: U8, bits: int, x: F16) -> None:
-        _check(x, bits, data, oracle.channels_bytes(x.shape, bits), written=x)
-        self._library.kv_decode_channels(self._isa, data.ctypes.data, _shape(x), bits, x.ctypes.data)
+    def decode_channels(self, data: U8, bits: int, turn: Turn | None, x: F16) -> None:
+        _check(x, bits, data, keys.channels_bytes(x.shape, bits), written=x)
+        memory, turned = self._memory(x, encoding=False), _turn(x, turn)
+        if not self._library.kv_decode_channels(
+            self._isa, data.ctypes.data, _shape(x), bits, turned, memory.ctypes.data, x.ctypes.data
+        ):
+            raise BadWords("a chunk's channels do not have the bits that it says")
+
+    def _memory(self, x: F16, *, encoding: bool) -> U8:
+        return np.empty(self._library.kv_scratch(x.shape[2], encoding), np.uint8)
 
     def encode_rotated(self, x: F16, bits: int, block: int, out: U8) -> None:
         _check(x, bits, out, oracle.rotated_bytes(x.shape, bits), written=out)
@@ -119,14 +145,19 @@ def _load() -> ctypes.CDLL | None:
 
 
 def _declare(library: ctypes.CDLL) -> ctypes.CDLL:
-    pointer, integer, shape = ctypes.c_void_p, ctypes.c_int, ctypes.POINTER(_Shape)
-    turn = (integer, ctypes.c_float)
-    library.kv_largest.argtypes = (integer, pointer, shape)
-    for verb in ("encode", "decode"):
-        for form, extra in (("channels", ()), ("rotated", turn)):
-            function: Any = getattr(library, f"kv_{verb}_{form}")
-            function.argtypes = (integer, pointer, shape, integer, *extra, pointer)
-            function.restype = None
+    pointer, integer, size = ctypes.c_void_p, ctypes.c_int, ctypes.c_ssize_t
+    plane, turn = (integer, pointer, ctypes.POINTER(_Shape)), ctypes.POINTER(_Turn)
+    signatures: dict[str, tuple[Any, tuple[Any, ...]]] = {
+        "kv_largest": (integer, plane),
+        "kv_scratch": (size, (size, integer)),
+        "kv_encode_channels": (None, (*plane, integer, turn, pointer, pointer, pointer)),
+        "kv_decode_channels": (integer, (*plane, integer, turn, pointer, pointer)),
+        "kv_encode_rotated": (None, (*plane, integer, integer, ctypes.c_float, pointer)),
+        "kv_decode_rotated": (None, (*plane, integer, integer, ctypes.c_float, pointer)),
+    }
+    for name, (result, arguments) in signatures.items():
+        function = getattr(library, name)
+        function.restype, function.argtypes = result, arguments
     return library
 
 
@@ -143,6 +174,27 @@ def _check(x: F16, bits: int, section: U8, size: int, *, written: Any) -> None:
         raise ValueError(f"a plane {x.shape} at {bits} bits needs {size} dense bytes, not {section.shape}")
     if not written.flags.writeable:
         raise ValueError("the destination is read-only")
+
+
+def _turn(x: F16, turn: Turn | None) -> _Turn:
+    if turn is None:
+        return _Turn(None, None, x.shape[2], 0, 0)
+    table, kind = turn.table, turn.kind
+    if (
+        table.dtype != np.float32
+        or table.shape[1:3] != (oracle.GROUP, 2)
+        or not table.flags.c_contiguous
+        or kind.dtype != np.uint8
+        or kind.shape != (x.shape[0],)
+        or not kind.flags.c_contiguous
+        or int(kind.max()) >= len(table)
+        or not 0 < turn.head <= LARGEST_HEAD
+        or turn.head % 2
+        or x.shape[2] % turn.head
+        or not 0 <= 2 * turn.pairs <= turn.head
+    ):
+        raise ValueError(f"a plane {x.shape} cannot be turned by a table {table.shape} of {turn.pairs} pairs")
+    return _Turn(table.ctypes.data, kind.ctypes.data, turn.head, turn.pairs, int(turn.halves))
 
 
 def _rotation(x: F16, block: int) -> tuple[int, float]:

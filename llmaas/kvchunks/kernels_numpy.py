@@ -1,15 +1,13 @@
-"""F2. The formats of coded planes, and the numpy kernels that define them.
+"""F2. The format of coded values (V), and the numpy kernels that define it; keys have ``kernels_keys``.
 
 Law: a kernel reads one array and writes another; it keeps nothing. This is the oracle of the C kernels
 (``_kvcodec.c``), which do the same float32 operations in the same order and so give the same bytes and the
 same values, and the fallback where there are none. x is a plane (layers, tokens, dim) of f16, strided or not.
 A section holds layer after layer, each:
 
-    channels (K)     | step  f16[groups][dim] | low f16[groups][dim] | codes u8[units][bits][dim] |
-                     x = code * step + low         a group is 64 tokens of one channel
-    rotated (V)      | step  f16[tokens][groups]                     | codes u8[units][bits][dim] |
-                     y = level(2 code + 1 - 2^bits) * step         a group is 64 neighbours of a rotated row
-                     x = each block of y through a Hadamard matrix, divided by the root of its size
+    | step  f16[tokens][groups] | codes u8[units][bits][dim] |
+      y = level(2 code + 1 - 2^bits) * step         a group is 64 neighbours of a rotated row
+      x = each block of y through a Hadamard matrix, divided by the root of its size
 
 A unit is 8 tokens: 8 codes of b bits are b bytes, channel beside channel, so that packing needs no shuffles. The
 bits of a code are cut into fields 8, 4, 2 and 1 wide (5 = 4 + 1, low bits first); token t's field of width w
@@ -44,12 +42,6 @@ _START = {2: 0.65, 3: 0.85}
 _TRIES = 2
 
 
-def channels_bytes(shape: tuple[int, ...], bits: int) -> int:
-    """Bytes of a K section of ``shape`` (layers, tokens, dim)."""
-    layers, tokens, dim = shape
-    return layers * dim * (4 * -(-tokens // GROUP) + bits * -(-tokens // UNIT))
-
-
 def rotated_bytes(shape: tuple[int, ...], bits: int) -> int:
     """Bytes of a V section of ``shape`` (layers, tokens, dim)."""
     layers, tokens, dim = shape
@@ -62,34 +54,8 @@ def largest(x: F16) -> int:
     return max(int(patterns.view(np.int16).max()), int(patterns.max()) & 0x7FFF)
 
 
-def encode_channels(x: F16, bits: int, out: U8) -> None:
-    """K: every channel of 64 tokens from its minimum to its maximum in 2^bits - 1 steps."""
-    layers, tokens, dim = x.shape
-    top = np.float32((1 << bits) - 1)
-    steps, lows, units = _channel_views(out, x.shape, bits)
-    codes = np.zeros((layers, units.shape[1] * UNIT, dim), np.uint8)
-    for group, start in enumerate(range(0, tokens, GROUP)):
-        part = x[:, start : start + GROUP].astype(np.float32)
-        low, high = part.min(axis=1), part.max(axis=1)
-        steps[:, group] = _half((high - low) / top)
-        lows[:, group] = _half(low + np.float32(0))  # of 0 and -0 either may be found; the sum is 0
-        step = steps[:, group].astype(np.float32)
-        q = (part - lows[:, group].astype(np.float32)[:, None]) * _inverse(step)[:, None]
-        codes[:, start : start + part.shape[1]] = np.clip(q, 0, top) + np.float32(0.5)
-    _pack(codes, bits, units)
-
-
-def decode_channels(data: U8, bits: int, x: F16) -> None:
-    steps, lows, units = _channel_views(data, x.shape, bits)
-    codes = _unpack(units, bits)
-    for group, start in enumerate(range(0, x.shape[1], GROUP)):
-        into = x[:, start : start + GROUP]
-        q = codes[:, start : start + into.shape[1]].astype(np.float32)
-        into[...] = _half(q * steps[:, group, None].astype(np.float32) + lows[:, group, None].astype(np.float32))
-
-
 def encode_rotated(x: F16, bits: int, block: int, out: U8) -> None:
-    """V: rotate each ``block`` of a row, then give every group the better of two steps.
+    """Rotate each ``block`` of a row, then give every group the better of two steps.
 
     The second one fits the codes of the first best (least squares): Lloyd's iteration, once.
     """
@@ -101,14 +67,14 @@ def encode_rotated(x: F16, bits: int, block: int, out: U8) -> None:
     mask = (np.arange(row.shape[2]) < dim).astype(np.float32).reshape(-1, GROUP)
     magnitude = np.abs(y)
     start = np.float32(_START.get(bits, 1)) / _level(np.float32((1 << bits) - 1), bits)
-    step = _half(magnitude.max(axis=-1) * start).astype(np.float32)
+    step = to_half(magnitude.max(axis=-1) * start).astype(np.float32)
     best, least = step, np.full(step.shape, np.inf, np.float32)
     for _ in range(_TRIES):
         level = _level((2 * _nearest(magnitude, step, bits) + 1).astype(np.float32), bits) * mask
         off = magnitude - level * step[..., None]
         error = _total(off * off)
         best, least = np.where(error < least, step, best), np.minimum(error, least)
-        step = _half(_total(magnitude * level) / _total(level * level)).astype(np.float32)
+        step = to_half(_total(magnitude * level) / _total(level * level)).astype(np.float32)
     steps[...] = best
     k, half = _nearest(magnitude, best, bits), 1 << (bits - 1)
     codes = np.zeros((layers, units.shape[1] * UNIT, dim), np.uint8)
@@ -121,18 +87,10 @@ def decode_rotated(data: U8, bits: int, block: int, x: F16) -> None:
     steps, units = _rotated_views(data, x.shape, bits)
     s = 2 * _unpack(units, bits)[:, :tokens].astype(np.int32) - ((1 << bits) - 1)
     scale = np.repeat(steps.astype(np.float32) * _norm(block), GROUP, axis=2)[..., :dim]
-    x[...] = _half(_rotate(_level(s.astype(np.float32), bits) * scale, block))
+    x[...] = to_half(_rotate(_level(s.astype(np.float32), bits) * scale, block))
 
 
 # -- layout -----------------------------------------------------------------------------------
-
-
-def _channel_views(section: U8, shape: tuple[int, ...], bits: int) -> tuple[F16, F16, U8]:
-    layers, tokens, dim = shape
-    groups = -(-tokens // GROUP)
-    rows = section.reshape(layers, -1)
-    scales = rows[:, : 4 * groups * dim].view(np.float16).reshape(layers, 2, groups, dim)
-    return scales[:, 0], scales[:, 1], rows[:, 4 * groups * dim :].reshape(layers, -1, bits, dim)
 
 
 def _rotated_views(section: U8, shape: tuple[int, ...], bits: int) -> tuple[F16, U8]:
@@ -169,12 +127,12 @@ def _unpack(units: U8, bits: int) -> U8:
 # -- arithmetic, each step of which the C kernels repeat --------------------------------------------
 
 
-def _half(x: Any) -> F16:
+def to_half(x: Any) -> F16:
     with np.errstate(over="ignore", under="ignore"):
         return np.asarray(x, np.float32).astype(np.float16)
 
 
-def _inverse(step: F32) -> F32:
+def inverse(step: F32) -> F32:
     return np.divide(np.float32(1), step, out=np.zeros_like(step), where=step > 0)
 
 
@@ -199,7 +157,7 @@ def _level(s: Any, bits: int) -> Any:
 
 def _nearest(magnitude: F32, step: F32, bits: int) -> npt.NDArray[np.int32]:
     """Which of the positive levels 0 .. 2^(bits-1) - 1 is next to each magnitude."""
-    u = magnitude * _inverse(step)[..., None]
+    u = magnitude * inverse(step)[..., None]
     half = 1 << (bits - 1)
     if not _CURVE[bits]:
         return np.minimum((u * np.float32(0.5)).astype(np.int32), half - 1)

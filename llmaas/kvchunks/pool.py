@@ -20,7 +20,7 @@ from concurrent.futures import Future, ThreadPoolExecutor
 from llmaas.engine.thread import EngineThread
 from llmaas.errors import ChunkDamaged, DiskFull, LlmaasError
 from llmaas.events import ChunkSource, ChunkTarget, LoadChunks, Loaded, SaveChunks, Saved, WriteChunks, Written
-from llmaas.kvchunks.codec import Codec, header
+from llmaas.kvchunks.codec import Codec, header, sinks_at
 from llmaas.kvchunks.store import Store
 from llmaas.records import ChunkKey, ContextId, KvSlab, Tier
 
@@ -161,8 +161,9 @@ class Pool:
         try:
             slabs = exported.result()
             for i, target in enumerate(action.chunks):
-                payload = self._codec.encode(slabs[i], target.precision, target.key)
-                if len(payload) > self._codec.encoded_size(target.stop - target.start, target.precision):
+                sinks = sinks_at(target.start)
+                payload = self._codec.encode(slabs[i], target.precision, target.key, sinks)
+                if len(payload) > self._codec.encoded_size(target.stop - target.start, target.precision, sinks):
                     log.warning("chunk %s has values that no group can hold; it is not kept", target.key.hex())
                     continue
                 self._bytes[target.key] = payload

@@ -1,4 +1,4 @@
-/* K and V. Included by _kvcodec.c once for each instruction set, after _kvcodec_lanes.h; VARIANT names the copy. */
+/* V. Included by _kvcodec.c once for each instruction set, after _kvcodec_lanes.h; VARIANT names the copy. */
 
 /* A function per number of bits, so that shifts and masks are constants. */
 #define FOR_BITS(call) \
@@ -11,118 +11,7 @@
     default: call(8); break; \
     }
 
-/* -- K: scale and minimum of each channel over 64 tokens --------------------------------------- */
-
-/* The step and minimum of every channel of a tile, as they will be read back. */
-INLINE void VARIANT(fit_channels)(
-    float x[GROUP][LANES], ptrdiff_t tokens, float top, float *restrict step, float *restrict low
-) {
-    float high[LANES];
-    memcpy(low, x[0], sizeof high);
-    memcpy(high, x[0], sizeof high);
-    for (ptrdiff_t t = 1; t < tokens; t++)
-        for (int c = 0; c < LANES; c++) {
-            low[c] = x[t][c] < low[c] ? x[t][c] : low[c];
-            high[c] = x[t][c] > high[c] ? x[t][c] : high[c];
-        }
-    for (int c = 0; c < LANES; c++) {
-        step[c] = (high[c] - low[c]) / top;
-        low[c] += 0.0f; /* of 0 and -0 either may be found first; the sum is 0 */
-    }
-    VARIANT(round_half)(step);
-    VARIANT(round_half)(low);
-}
-
-INLINE void VARIANT(encode_channels_at)(const uint8_t *x, const Shape *s, uint8_t *out, const int bits) {
-    const ptrdiff_t groups = parts(s->tokens, GROUP), units = parts(s->tokens, UNIT);
-    const float top = (float)((1 << bits) - 1);
-    for (ptrdiff_t l = 0; l < s->layers; l++) {
-        uint8_t *steps = out, *lows = steps + 2 * groups * s->dim, *packed = lows + 2 * groups * s->dim;
-        for (ptrdiff_t g = 0; g < groups; g++)
-            for (ptrdiff_t at = 0; at < s->dim; at += LANES) {
-                float tile[GROUP][LANES], step[LANES], low[LANES], inverse[LANES];
-                const ptrdiff_t first = g * GROUP, tokens = least(s->tokens - first, GROUP);
-                const ptrdiff_t width = least(s->dim - at, LANES);
-                const uint8_t *rows = x + l * s->layer_stride + first * s->token_stride + 2 * at;
-                for (ptrdiff_t t = 0; t < tokens; t++) VARIANT(load)(rows + t * s->token_stride, width, tile[t]);
-                VARIANT(fit_channels)(tile, tokens, top, step, low);
-                VARIANT(store)(step, steps + 2 * (g * s->dim + at), width);
-                VARIANT(store)(low, lows + 2 * (g * s->dim + at), width);
-                for (int c = 0; c < LANES; c++) inverse[c] = step[c] > 0 ? 1.0f / step[c] : 0.0f;
-                for (ptrdiff_t u = 0; u < parts(tokens, UNIT); u++) {
-                    uint8_t code[UNIT][LANES];
-                    for (ptrdiff_t t = 0; t < UNIT; t++) {
-                        if (u * UNIT + t >= tokens) {
-                            memset(code[t], 0, LANES);
-                            continue;
-                        }
-                        const float *row = tile[u * UNIT + t];
-                        for (int c = 0; c < LANES; c++) {
-                            float q = (row[c] - low[c]) * inverse[c];
-                            q = q > 0 ? q : 0;
-                            q = q < top ? q : top;
-                            code[t][c] = (uint8_t)(int32_t)(q + 0.5f);
-                        }
-                    }
-                    VARIANT(pack)(code, packed + (first / UNIT + u) * bits * s->dim + at, s->dim, width, bits);
-                }
-            }
-        out = packed + units * bits * s->dim;
-    }
-}
-
-INLINE void VARIANT(decode_channels_at)(const uint8_t *data, const Shape *s, uint8_t *x, const int bits) {
-    const ptrdiff_t groups = parts(s->tokens, GROUP), units = parts(s->tokens, UNIT);
-    for (ptrdiff_t l = 0; l < s->layers; l++) {
-        const uint8_t *steps = data, *lows = steps + 2 * groups * s->dim, *packed = lows + 2 * groups * s->dim;
-        for (ptrdiff_t g = 0; g < groups; g++)
-            for (ptrdiff_t at = 0; at < s->dim; at += LANES) {
-                float step[LANES], low[LANES];
-                const ptrdiff_t width = least(s->dim - at, LANES);
-                VARIANT(load)(steps + 2 * (g * s->dim + at), width, step);
-                VARIANT(load)(lows + 2 * (g * s->dim + at), width, low);
-                for (ptrdiff_t u = g * (GROUP / UNIT); u < least(units, (g + 1) * (GROUP / UNIT)); u++) {
-                    uint8_t code[UNIT][LANES];
-                    const ptrdiff_t first = u * UNIT, tokens = least(s->tokens - first, UNIT);
-                    uint8_t *rows = x + l * s->layer_stride + first * s->token_stride + 2 * at;
-                    VARIANT(unpack)(packed + u * bits * s->dim + at, s->dim, width, code, bits);
-                    for (ptrdiff_t t = 0; t < tokens; t++) {
-                        float y[LANES];
-                        for (int c = 0; c < LANES; c++) y[c] = (float)code[t][c] * step[c] + low[c];
-                        VARIANT(store)(y, rows + t * s->token_stride, width);
-                    }
-                }
-            }
-        data = packed + units * bits * s->dim;
-    }
-}
-
-static void VARIANT(encode_channels)(const uint8_t *x, const Shape *s, int bits, uint8_t *out) {
-#define CALL(b) VARIANT(encode_channels_at)(x, s, out, b)
-    FOR_BITS(CALL)
-#undef CALL
-}
-
-static void VARIANT(decode_channels)(const uint8_t *data, const Shape *s, int bits, uint8_t *x) {
-#define CALL(b) VARIANT(decode_channels_at)(data, s, x, b)
-    FOR_BITS(CALL)
-#undef CALL
-}
-
 /* -- V: rotated by a Hadamard matrix, one step for each token and 64 neighbours ------------------- */
-
-#if defined(F16C)
-#define WIDE 8
-#else
-#define WIDE 4
-#endif
-typedef float VARIANT(Wide) __attribute__((vector_size(4 * WIDE), aligned(4), may_alias));
-typedef int32_t VARIANT(Lanes) __attribute__((vector_size(4 * WIDE)));
-#ifdef __clang__
-#define SHUFFLE(v, ...) __builtin_shufflevector(v, v, __VA_ARGS__)
-#else
-#define SHUFFLE(v, ...) __builtin_shuffle(v, (VARIANT(Lanes)){__VA_ARGS__})
-#endif
 
 /* Sums and differences of values h apart, h = 1, 2, 4 ... n / 2, in this order; n <= 64 stays in registers. */
 INLINE void VARIANT(butterflies)(float *restrict x, const int n) {
@@ -352,7 +241,4 @@ static void VARIANT(decode_rotated)(const uint8_t *data, const Shape *s, int bit
 #undef CALL
 }
 
-#undef CALL
-#undef SHUFFLE
-#undef WIDE
 #undef FOR_BITS
