@@ -198,7 +198,7 @@ async def through_service(
 ) -> dict[str, Any]:
     rows = []
     with Store(folder) as store:
-        service = Service(thread, store, ServiceSettings(pool_bytes=POOL_BYTES, precision=precision))
+        service = Service(thread, store, ServiceSettings(pool_bytes=POOL_BYTES, bits=precision))
         await service.start()
         try:
             stage = Stage(service, store)

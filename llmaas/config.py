@@ -16,7 +16,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from llmaas.config_kinds import Kind, choice, path, size, whole
+from llmaas.config_kinds import Kind, choice, mean_bits, path, size, whole
 from llmaas.errors import ConfigError
 
 if sys.version_info >= (3, 11):
@@ -93,8 +93,11 @@ class Config:
     pool_bytes: int = _setting(size(_MIB), 256 * _MIB, "RAM for coded chunks outside the engine", "256M")
     threads: int = _setting(whole(1, 1024), _cores, "threads of the engine", "the cores this process may use")
     sequences: int = _setting(whole(2, 256), 32, "contexts that can be in cells at once")
-    k_bits: int = _setting(choice(16, 8, 6, 5, 4, 3, 2), 4, "bits per value of K in coded chunks; 16 is lossless")
-    v_bits: int = _setting(choice(16, 8, 6, 5, 4, 3, 2), 4, "bits per value of V in coded chunks; 16 is lossless")
+    bits: float | tuple[int, int] = _setting(
+        mean_bits(2.5, 8.0, (16, 8, 6, 5, 4, 3, 2)),
+        4.0,
+        "bits per value of coded chunks, spent where they matter most; or K/V: the same for all, 16/16 is lossless",
+    )
     prefill_slice: int = _setting(
         whole(16, 8192), 256, "tokens of a prompt that are processed between two looks at other requests"
     )

@@ -42,6 +42,23 @@ def choice(*choices: int | str) -> Kind:
     return Kind("one of " + ", ".join(map(str, choices)), "{" + ",".join(map(str, choices)) + "}", read)
 
 
+def mean_bits(low: float, high: float, choices: tuple[int, ...]) -> Kind:
+    """A mean, as a float, or the same for every chunk: "K/V", as a pair."""
+
+    def read(raw: object, base: Path) -> float | tuple[int, int]:
+        text = str(raw).strip()
+        if match := re.fullmatch(r"([0-9]{1,2})/([0-9]{1,2})", text):
+            k, v = int(match[1]), int(match[2])
+            if k in choices and v in choices:
+                return k, v
+        elif re.fullmatch(r"[0-9]{1,2}(\.[0-9]{1,6})?", text) and low <= float(text) <= high:
+            return float(text)
+        raise ValueError
+
+    each = ", ".join(map(str, choices))
+    return Kind(f"a mean from {low:g} to {high:g}, or K/V with two of {each}, such as 4/4", "BITS", read)
+
+
 _UNITS = {"": 1, "k": 1 << 10, "m": 1 << 20, "g": 1 << 30, "t": 1 << 40}
 
 

@@ -130,6 +130,25 @@ class Written:
 
 
 @dataclass(frozen=True, slots=True)
+class Measured:
+    """A measurement ended: (key, k, v, density, weight, at) of each chunk that it could tell something of.
+
+    ``kvchunks.tolerance.ChunkTolerance`` says what the numbers mean.
+    """
+
+    measure: int
+    scores: tuple[tuple[ChunkKey, float, float, float, float, int], ...]
+
+
+@dataclass(frozen=True, slots=True)
+class Lowered:
+    """Chunks were coded again: bytes in the POOL per chunk, 0 where the POOL still has the old form."""
+
+    lower: int
+    nbytes: tuple[int, ...]
+
+
+@dataclass(frozen=True, slots=True)
 class BudgetChanged:
     pool_bytes: int
 
@@ -146,6 +165,8 @@ Event = (
     | Loaded
     | Saved
     | Written
+    | Measured
+    | Lowered
     | BudgetChanged
 )
 
@@ -217,6 +238,33 @@ class SaveChunks:
 
 
 @dataclass(frozen=True, slots=True)
+class ChunkSpan:
+    key: ChunkKey
+    start: int
+    stop: int
+
+
+@dataclass(frozen=True, slots=True)
+class MeasureChunks:
+    """Measure, at low priority, what coding would cost each of these chunks of ``seq``, which are all that it has up to
+    the last one. Answer: Measured; soon and empty if the cells go meanwhile.
+    """
+
+    measure: int
+    context: ContextId
+    seq: int
+    chunks: tuple[ChunkSpan, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class LowerChunks:
+    """Code chunks of the POOL again with fewer bits, from the form they have there. Answer: Lowered."""
+
+    lower: int
+    chunks: tuple[tuple[ChunkKey, Precision], ...]
+
+
+@dataclass(frozen=True, slots=True)
 class WriteChunks:
     """Write POOL chunks to the store. Answer: Written."""
 
@@ -285,5 +333,16 @@ class Finish:
 
 
 Action = (
-    RunStep | LoadChunks | SaveChunks | WriteChunks | DropPool | DropDisk | DropCells | Admitted | Switched | Finish
+    RunStep
+    | LoadChunks
+    | SaveChunks
+    | MeasureChunks
+    | LowerChunks
+    | WriteChunks
+    | DropPool
+    | DropDisk
+    | DropCells
+    | Admitted
+    | Switched
+    | Finish
 )

@@ -23,6 +23,8 @@ from llmaas.events import (
     Event,
     Finish,
     Loaded,
+    Lowered,
+    Measured,
     Outcome,
     RunStep,
     Saved,
@@ -36,7 +38,6 @@ from llmaas.planner_steps import burst, compose, stepped
 from llmaas.planner_swap import SwapBooks
 from llmaas.planner_switch import Switching
 from llmaas.policies.eviction import EVICTION
-from llmaas.policies.precision import PRECISION
 from llmaas.policies.scheduling import SCHEDULING
 from llmaas.policies.split import SPLIT
 from llmaas.records import CHUNK_TOKENS, ChunkKey, ContextId, RequestId, Tier
@@ -50,13 +51,12 @@ class Planner:
         settings: PlannerSettings,
         *,
         eviction: str = "lru",
-        precision: str = "uniform",
         split: str = "load_first",
         scheduling: str = "fifo",
     ) -> None:
         self.settings = settings
         self.tally = Tally()
-        self._swap = SwapBooks(settings, EVICTION[eviction](), PRECISION[precision](settings.precision), self.tally)
+        self._swap = SwapBooks(settings, EVICTION[eviction](), self.tally)
         self._queue = SCHEDULING[scheduling]()
         self._cells = Cells(settings.n_cells, settings.n_seqs, cuttable=settings.swappable)
         self._switching = Switching(self._swap, self._cells, SPLIT[split](), self.tally)
@@ -77,6 +77,8 @@ class Planner:
             Loaded: self._loaded,
             Saved: self._saved,
             Written: self._written,
+            Measured: self._measured,
+            Lowered: self._lowered,
             BudgetChanged: self._budget,
         }
 
@@ -87,6 +89,7 @@ class Planner:
         # Swap-out before admission: what a call has just left in CELLS is exported before its cells are given away.
         self._swap.pump_writes(self._out)
         self._swap.pump_saves(now, self._out)
+        self._swap.pump_lowering(now, self._out)
         self._admit(now)
         for job in list(self._running.values()):
             if job.stage is Stage.SWITCHING:
@@ -170,7 +173,7 @@ class Planner:
         self._cells.trim(context, self._cut(context, event.n_kv), self._out)
         context.n_kv = event.n_kv
         self._swap.own(context, event.first, event.keys, self._out)
-        self._swap.want_saved(context)
+        self._swap.want_saved(context, self._out)
 
     @staticmethod
     def _cut(context: Context, n: int) -> int:
@@ -228,6 +231,9 @@ class Planner:
     def _make_cells(self, job: Job, now: float) -> bool:
         need = job.reserve - job.context.cells if job.context.id in self._cells.idle else job.reserve
         victims = self._cells.victims(need, job.context)
+        if victims is None and self._swap.hurry():
+            self._swap.pump_saves(now, self._out)
+            victims = self._cells.victims(need, job.context)
         if victims is None:
             return False
         for context in victims:
@@ -291,6 +297,12 @@ class Planner:
 
     def _saved(self, event: Saved, now: float) -> None:
         self._swap.saved(event.save, event.nbytes, now, self._out)
+
+    def _measured(self, event: Measured, now: float) -> None:
+        self._swap.measured(event, now)
+
+    def _lowered(self, event: Lowered, now: float) -> None:
+        self._swap.lowered(event, now, self._out)
 
     def _written(self, event: Written, now: float) -> None:
         self._swap.written(event.write, event.nbytes, self._out)

@@ -8,10 +8,19 @@ from __future__ import annotations
 import enum
 from collections import OrderedDict
 from dataclasses import dataclass, field
+from typing import TypedDict
 
 from llmaas.errors import PolicyBug
 from llmaas.events import Action, DropCells
 from llmaas.records import CHUNK_TOKENS, AppId, ChunkKey, ContextId, Geometry, Precision, RequestId
+
+
+class BitSettings(TypedDict, total=False):
+    """Some fields of PlannerSettings."""
+
+    spending: str
+    precision: Precision
+    bits: float
 
 
 @dataclass(frozen=True, slots=True)
@@ -27,6 +36,10 @@ class PlannerSettings:
     swappable: bool = True
     """False for models without per-token KV rows: their contexts are always recomputed."""
     precision: Precision = Precision(4, 4)
+    spending: str = "uniform"
+    """How bits are shared out, a name in ``policies.precision``; ``precision`` is for those that give all the same."""
+    bits: float = 4.0
+    """Bytes that coded chunks may take together, in bits per value of K and V, scales and headers included."""
     max_batch: int = 512
     prefill_slice: int = 256
     max_running: int = 4
@@ -36,9 +49,21 @@ class PlannerSettings:
     """Chunks exported at once: bounds the f16 bytes in flight and how long a step can be held up."""
     write_batch: int = 64
 
+    @property
+    def measure(self) -> bool:
+        """Whether what chunks tolerate is measured before they are coded."""
+        return self.spending != "uniform" and self.swappable
+
     def __post_init__(self) -> None:
         if not 0 < self.ctx_limit <= self.n_cells:
             raise ValueError(f"ctx_limit must be in 1 .. n_cells={self.n_cells}, not {self.ctx_limit}")
+
+
+def bit_settings(bits: float | Precision) -> BitSettings:
+    """Settings for a mean number of bits, spent where they matter most, or for the same precision everywhere."""
+    if isinstance(bits, Precision):
+        return {"spending": "uniform", "precision": bits}
+    return {"spending": "tolerance", "bits": bits}
 
 
 class Stage(enum.Enum):
@@ -113,6 +138,7 @@ class Tally:
     bytes_written: int = 0
     writes_failed: int = 0
     chunks_damaged: int = 0
+    chunks_lowered: int = 0
 
 
 class Cells:

@@ -9,39 +9,55 @@ from __future__ import annotations
 from collections import deque
 
 from llmaas.errors import PolicyBug
-from llmaas.events import Action, ChunkSource, ChunkTarget, DropDisk, DropPool, SaveChunks, WriteChunks
+from llmaas.events import (
+    Action,
+    ChunkSource,
+    ChunkSpan,
+    ChunkTarget,
+    DropDisk,
+    DropPool,
+    LowerChunks,
+    Lowered,
+    MeasureChunks,
+    Measured,
+    SaveChunks,
+    WriteChunks,
+)
 from llmaas.kvchunks.codec import Codec, sinks_at
 from llmaas.kvchunks.kernels import NUMPY
 from llmaas.kvchunks.ledger import Copy, Ledger
+from llmaas.kvchunks.tolerance import ChunkTolerance
+from llmaas.planner_bits import BitBooks
 from llmaas.planner_state import Context, PlannerSettings, Tally
 from llmaas.policies.eviction import EvictionPolicy
-from llmaas.policies.precision import PrecisionPolicy
 from llmaas.records import CHUNK_TOKENS, ChunkKey, ContextId, Tier
 
 
 class SwapBooks:
     """Decides saves, writes and evictions; emits them into ``out`` lists."""
 
-    def __init__(
-        self, settings: PlannerSettings, eviction: EvictionPolicy, precision: PrecisionPolicy, tally: Tally
-    ) -> None:
+    def __init__(self, settings: PlannerSettings, eviction: EvictionPolicy, tally: Tally) -> None:
         self.ledger = Ledger(settings.pool_bytes)
         self._settings = settings
         self._eviction = eviction
-        self._precision = precision
         self._tally = tally
         self._to_save: deque[tuple[Context, int, ChunkKey]] = deque()
         self._saving: dict[int, SaveChunks] = {}
+        self._measuring: dict[int, tuple[Context, list[tuple[Context, int, ChunkKey]]]] = {}
+        """Saves that wait for a measurement of what their chunks tolerate."""
         self._to_write: deque[tuple[ContextId, ChunkKey]] = deque()
         self._writing: WriteChunks | None = None
         self._unwritten: list[tuple[ContextId, ChunkKey]] = []
         """Failed writes; while there are any, chunks without a DISK copy may be evicted too."""
         self._encoded_size = Codec(settings.geometry, kernels=NUMPY).encoded_size
+        self._bits = BitBooks(settings, self._encoded_size)
+        self._lowering: LowerChunks | None = None
         self._next_id = 0
 
     @property
     def idle(self) -> bool:
-        return not (self._to_save or self._saving or self._to_write or self._writing)
+        saving = self._to_save or self._saving or self._measuring
+        return not (saving or self._lowering or self._to_write or self._writing)
 
     def next_id(self) -> int:
         self._next_id += 1
@@ -81,6 +97,7 @@ class SwapBooks:
         self.ledger.evict(plan, self._gain)
         for key in plan:
             self._eviction.forget(key)
+            self._forget_if_lost(key)
         self._tally.chunks_evicted += len(plan)
         out.append(DropPool(tuple(plan)))
 
@@ -108,6 +125,8 @@ class SwapBooks:
         pool, disk = [], []
         for key in keys:
             had_pool, had_disk = self.ledger.sweep(key)
+            if key not in self.ledger:
+                self._bits.forget(key)
             if had_pool:
                 self._eviction.forget(key)
                 pool.append(key)
@@ -120,20 +139,51 @@ class SwapBooks:
 
     # -- CELLS -> POOL
 
-    def want_saved(self, context: Context) -> None:
+    def want_saved(self, context: Context, out: list[Action]) -> None:
         """Queue every chunk of the context that is in CELLS as computed and has no copy."""
         if not self._settings.swappable:
             return
-        n_chunks = -(-min(context.cells, context.n_kv) // CHUNK_TOKENS)
-        for i in range(n_chunks):
-            key = context.keys[i]
-            if self._savable(context, i, key):
-                self._to_save.append((context, i, key))
-                context.unsaved += 1
+        self.hurry(context)
+        n_tokens = min(context.cells, context.n_kv)
+        n_chunks = -(-n_tokens // CHUNK_TOKENS)
+        wanted = [(context, i, key) for i, key in enumerate(context.keys[:n_chunks]) if self._savable(context, i, key)]
+        context.unsaved += len(wanted)
+        if self._settings.measure and any(i < n_tokens // CHUNK_TOKENS for _, i, _ in wanted):
+            self._measure(context, n_tokens, wanted, out)
+        else:
+            self._to_save.extend(wanted)
         if self._unwritten:
             # A call has returned: a good moment to see whether the disk has room again.
             self._to_write.extend(self._unwritten)
             self._unwritten.clear()
+
+    def _measure(
+        self, context: Context, n_tokens: int, wanted: list[tuple[Context, int, ChunkKey]], out: list[Action]
+    ) -> None:
+        """How many bits the wanted chunks need shows only in what attention makes of them."""
+        assert context.seq is not None
+        starts = range(0, n_tokens, CHUNK_TOKENS)
+        spans = (ChunkSpan(k, s, min(s + CHUNK_TOKENS, n_tokens)) for k, s in zip(context.keys, starts, strict=False))
+        action = MeasureChunks(self.next_id(), context.id, context.seq, tuple(spans))
+        self._measuring[action.measure] = context, wanted
+        out.append(action)
+
+    def measured(self, event: Measured, now: float) -> None:
+        for key, k, v, density, weight, at in event.scores:
+            if key in self.ledger:
+                self._bits.learn(key, ChunkTolerance(k, v, density, weight, at), now)
+        if event.measure in self._measuring:
+            self._to_save.extend(self._measuring.pop(event.measure)[1])
+
+    def hurry(self, context: Context | None = None) -> bool:
+        """Let saves no longer wait for what is being measured, of one context or of all; False if none did.
+
+        What comes of the measurement still serves later decisions.
+        """
+        late = [m for m, (of, _) in self._measuring.items() if context is None or of is context]
+        for measure in late:
+            self._to_save.extend(self._measuring.pop(measure)[1])
+        return bool(late)
 
     def _savable(self, context: Context, index: int, key: ChunkKey) -> bool:
         if index >= len(context.keys) or context.keys[index] != key or index in context.lossy:
@@ -171,7 +221,7 @@ class SwapBooks:
     ) -> ChunkTarget | None:
         start = index * CHUNK_TOKENS
         stop = min(start + CHUNK_TOKENS, context.n_kv)
-        precision = self._precision.choose(index, stop - start)
+        precision = self._bits.choose(key, stop - start, now)
         nbytes = self._encoded_size(stop - start, precision, sinks_at(start))
         if not self.make_room(nbytes, now, out):
             return None
@@ -185,6 +235,7 @@ class SwapBooks:
             self.ledger.unpin(target.key)
             if size:
                 self.ledger.arrive_pool(target.key, size)
+                self._bits.stored(save.context, target, size, now)
                 self._eviction.touch(target.key, now)
                 self._to_write.append((save.context, target.key))
                 self._tally.chunks_saved += 1
@@ -192,6 +243,38 @@ class SwapBooks:
                 self.ledger.fail_pool(target.key)
                 self._tally.chunks_unsaved += 1
         self.sweep([t.key for t in save.chunks], out)
+
+    # -- the POOL with fewer bits
+
+    def pump_lowering(self, now: float, out: list[Action]) -> None:
+        """Begin to code some chunks again if all together have more bytes than they may."""
+        if self._lowering is None and (chunks := self._bits.to_lower(self._lowerable, now)):
+            for key, _ in chunks:
+                self.ledger.pin(key)
+            self._lowering = LowerChunks(self.next_id(), tuple(chunks))
+            out.append(self._lowering)
+
+    def _lowerable(self, key: ChunkKey) -> bool | None:
+        chunk = self.ledger.chunk(key)
+        if chunk.pool is Copy.ABSENT:
+            return False
+        return None if chunk.moving or chunk.pins else chunk.refs > 0
+
+    def lowered(self, event: Lowered, now: float, out: list[Action]) -> None:
+        action, self._lowering = self._lowering, None
+        if action is None or action.lower != event.lower:
+            raise PolicyBug(f"lowering {event.lower} ended but was not under way")
+        for (key, precision), size in zip(action.chunks, event.nbytes, strict=True):
+            self.ledger.unpin(key)
+            if size:
+                if self.ledger.chunk(key).disk is Copy.PRESENT:
+                    self.ledger.drop_disk(key)
+                    out.append(DropDisk((key,)))
+                self.ledger.shrink_pool(key, size)
+                self._bits.lowered(key, precision, size, now)
+                self._tally.chunks_lowered += 1
+            self._to_write.append((self._bits.owner(key), key))
+        self.sweep([key for key, _ in action.chunks], out)
 
     # -- POOL -> DISK
 
@@ -211,8 +294,8 @@ class SwapBooks:
                 out.append(self._writing)
 
     def _writable(self, key: ChunkKey) -> bool:
-        if key not in self.ledger:
-            return False
+        if key not in self.ledger or (self._lowering is not None and key in dict(self._lowering.chunks)):
+            return False  # what is being lowered is written afterwards
         chunk = self.ledger.chunk(key)
         return chunk.refs > 0 and chunk.pool is Copy.PRESENT and chunk.disk is Copy.ABSENT
 
@@ -257,6 +340,7 @@ class SwapBooks:
             self._give_up(key, source.tier, out)
         else:
             self.touch(key, now)
+            self._bits.touch(key, now)
         self.sweep([key], out)
 
     def _give_up(self, key: ChunkKey, tier: Tier, out: list[Action]) -> None:
@@ -269,6 +353,11 @@ class SwapBooks:
         elif tier is Tier.DISK and chunk.disk is Copy.PRESENT:
             self.ledger.drop_disk(key)
             out.append(DropDisk((key,)))
+        self._forget_if_lost(key)
+
+    def _forget_if_lost(self, key: ChunkKey) -> None:
+        if self.ledger.tier(key) is Tier.NONE:
+            self._bits.forget(key)
 
     def check(self) -> list[str]:
-        return self.ledger.check()
+        return self.ledger.check() + self._bits.check()

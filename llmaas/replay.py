@@ -28,6 +28,10 @@ from llmaas.events import (
     Finish,
     LoadChunks,
     Loaded,
+    LowerChunks,
+    Lowered,
+    MeasureChunks,
+    Measured,
     RunStep,
     SaveChunks,
     Saved,
@@ -146,6 +150,8 @@ class Replay:
             RunStep: self._run_step,
             LoadChunks: self._load,
             SaveChunks: self._save,
+            MeasureChunks: lambda a: self._answer(self._now, Measured(a.measure, ())),
+            LowerChunks: self._lower,
             WriteChunks: self._write,
             DropPool: lambda a: _forget(self._pool, a.keys),
             DropDisk: lambda a: _forget(self._disk, a.keys),
@@ -265,6 +271,13 @@ class Replay:
         done = self._work("coder", sum(sizes) * c.code_byte, after=exported)
         self._pool.update(zip((t.key for t in action.chunks), sizes, strict=True))
         self._answer(done, Saved(action.save, sizes))
+
+    def _lower(self, action: LowerChunks) -> None:
+        before = [self._pool[key] for key, _ in action.chunks]
+        sizes = [min(old, self._size(CHUNK_TOKENS, p, 0)) for old, (_, p) in zip(before, action.chunks, strict=True)]
+        done = self._work("coder", (sum(before) + sum(sizes)) * self._costs.code_byte)
+        self._pool.update((key, n) for (key, _), n in zip(action.chunks, sizes, strict=True))
+        self._answer(done, Lowered(action.lower, tuple(sizes)))
 
     def _write(self, action: WriteChunks) -> None:
         sizes = tuple(self._pool[key] for key in action.keys)

@@ -30,7 +30,7 @@ from llmaas.events import (
 from llmaas.kvchunks.keys import namespace
 from llmaas.kvchunks.store import ContextRow, Span, Store
 from llmaas.metrics import Registry
-from llmaas.planner_state import PlannerSettings
+from llmaas.planner_state import PlannerSettings, bit_settings
 from llmaas.records import (
     AppId,
     ContextDetail,
@@ -60,7 +60,8 @@ class ServiceSettings:
     """What an operator chooses. Bytes, tokens and requests as named."""
 
     pool_bytes: int = 256 << 20
-    precision: Precision = Precision(4, 4)
+    bits: float | Precision = 4.0
+    """Mean bits per value of coded chunks, spent where they matter most; or one precision for all."""
     prefill_slice: int = 256
     max_running: int = 4
     queue_limit: int = 64
@@ -301,7 +302,7 @@ def _planner_settings(engine: EngineThread, settings: ServiceSettings) -> Planne
         ctx_limit=min(e.n_cells, e.info.n_ctx_train),
         geometry=e.info.geometry,
         swappable=e.info.chunkable,
-        precision=settings.precision,
+        **bit_settings(settings.bits),
         max_batch=e.max_batch,
         prefill_slice=settings.prefill_slice,
         max_running=settings.max_running,

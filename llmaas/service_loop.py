@@ -27,6 +27,8 @@ from llmaas.events import (
     Event,
     Finish,
     LoadChunks,
+    LowerChunks,
+    MeasureChunks,
     RunStep,
     SaveChunks,
     StepDone,
@@ -35,6 +37,7 @@ from llmaas.events import (
     WriteChunks,
 )
 from llmaas.kvchunks.codec import Codec
+from llmaas.kvchunks.meter import Meter
 from llmaas.kvchunks.pool import Pool
 from llmaas.kvchunks.store import Store
 from llmaas.planner import Planner
@@ -86,7 +89,9 @@ class Interpreter:
         record: Path | None,
     ) -> None:
         self.planner = Planner(settings)
-        self.pool = Pool(thread, Codec(settings.geometry), store)
+        codec = Codec(settings.geometry, thread.engine.rope)
+        self.pool = Pool(thread, codec, store)
+        self._meter = Meter(thread, codec)
         self._thread, self._engine = thread, thread.engine
         self._clock, self._calls, self._directory = clock, calls, directory
         self._recorder = Recorder(record, settings) if record else None
@@ -99,10 +104,12 @@ class Interpreter:
             RunStep: self._run_step,
             LoadChunks: lambda a: self.pool.load(a, self._tell),
             SaveChunks: lambda a: self.pool.save(a, self._tell),
+            LowerChunks: lambda a: self.pool.lower(a, self._tell),
             WriteChunks: lambda a: self.pool.write(a, self._tell),
             DropPool: lambda a: self.pool.drop(a.keys),
             DropDisk: lambda a: self.pool.drop_disk(a.keys),
-            DropCells: lambda a: self._in_engine(self._engine.drop, a.seq, a.start),
+            MeasureChunks: lambda a: self._meter.measure(a, self._tell),
+            DropCells: self._drop_cells,
             Admitted: self._admitted,
             Switched: self._switched,
             Finish: lambda a: self._calls[a.request].finished.set_result(a),
@@ -128,6 +135,7 @@ class Interpreter:
 
     def close(self) -> None:
         """End the workers; blocks until what they do now is done."""
+        self._meter.close()
         self.pool.close()
         self._courier.close()
         if self._recorder:
@@ -136,6 +144,10 @@ class Interpreter:
     def _tell(self, event: Event) -> None:
         """An answer from another thread."""
         self._loop.call_soon_threadsafe(self.dispatch, event)
+
+    def _drop_cells(self, action: DropCells) -> None:
+        self._meter.stop(action.seq)
+        self._in_engine(self._engine.drop, action.seq, action.start)
 
     def _run_step(self, action: RunStep) -> None:
         items, calls = [], []

@@ -122,6 +122,11 @@ class World:
                 assert self.cells.get(seq, 0) == chunks[0].start
                 for c in chunks:
                     assert c.key in (self.pool if c.tier is Tier.POOL else self.disk)
+            case ev.MeasureChunks(seq=seq, chunks=spans):
+                assert self.s.measure and spans[-1].stop <= self.cells[seq]
+                assert [s.start for s in spans] == list(range(0, spans[-1].stop, CHUNK_TOKENS))
+            case ev.LowerChunks(chunks=chunks):
+                assert all(k in self.pool for k, _ in chunks)
             case ev.WriteChunks(keys=keys):
                 assert all(k in self.pool for k in keys)
             case ev.DropPool(keys=keys):
@@ -164,6 +169,14 @@ class World:
                 sizes = tuple(0 if bad else self.pool[k] for k in keys)
                 self.disk.update({k: n for k, n in zip(keys, sizes, strict=True) if n})
                 self.tell(ev.Written(action.write, sizes))
+            case ev.MeasureChunks(chunks=spans):
+                told = () if bad else tuple(s for s in spans if self.rng.random() < 0.8)
+                self.tell(ev.Measured(action.measure, tuple((s.key, *self.tolerance()) for s in told)))
+            case ev.LowerChunks(chunks=chunks):
+                smaller = tuple(0 if bad else self.size(CHUNK_TOKENS, p) for _, p in chunks)
+                smaller = tuple(n if n < self.pool[k] else 0 for n, (k, _) in zip(smaller, chunks, strict=True))
+                self.pool.update({k: n for n, (k, _) in zip(smaller, chunks, strict=True) if n})
+                self.tell(ev.Lowered(action.lower, smaller))
             case ev.Finish():
                 self.finish(action)
         self.assert_within_budgets()
@@ -207,6 +220,11 @@ class World:
         if failed and self.rng.random() < 0.5:
             del ctx.tokens[base:]
         self.changed(ctx, min(len(ctx.tokens), max(ctx.n_kv, action.n_kv)))
+
+    def tolerance(self) -> tuple[float, float, float, float, int]:
+        """Of K and V over many orders of magnitude, a density, and how sure it is as of when."""
+        k, v = (10 ** self.rng.uniform(-9, -1) for _ in "kv")
+        return k, v, self.rng.random(), self.rng.uniform(0.1, 60), self.rng.randrange(2000)
 
     def settle(self) -> None:
         for _ in range(100_000):

@@ -11,7 +11,7 @@ from typing import Any
 from llmaas.engine.fake import FakeEngine
 from llmaas.engine.thread import EngineThread
 from llmaas.kvchunks.store import Store
-from llmaas.records import AppId, Done, Generation, Message, Turn
+from llmaas.records import AppId, Done, Generation, Message, Precision, Turn
 from llmaas.service import Service, ServiceSettings
 
 APP = AppId("1000/test")
@@ -44,7 +44,7 @@ async def house(
     options = {"n_cells": 1024, "n_seqs": 8, **(engine or {})}
     thread = EngineThread(lambda: FakeEngine(**options))
     own = store or Store(root)
-    service = Service(thread, own, ServiceSettings(**{"pool_bytes": 1 << 20, **settings}))
+    service = Service(thread, own, ServiceSettings(**{"pool_bytes": 1 << 20, "bits": Precision(4, 4), **settings}))
     try:
         await service.start()
         yield House(service, own, thread)

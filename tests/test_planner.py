@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import random
+from typing import Any
 
 from hypothesis import given
 from hypothesis import settings as hypothesis_settings
@@ -216,12 +217,14 @@ def test_stored_chunks_nobody_needs_are_dropped_at_start() -> None:
     faults=st.sampled_from([0.0, 0.1, 0.3]),
     pool=st.sampled_from([20_000, 80_000, 500_000]),
     swappable=st.booleans(),
+    spending=st.sampled_from(["uniform", "tolerance"]),
+    bits=st.sampled_from([2.6, 4.0]),
 )
-@hypothesis_settings(max_examples=150, deadline=None)
+@hypothesis_settings(max_examples=200, deadline=None)
 def test_any_history_ends_with_every_request_answered_once_and_the_books_balanced(
-    seed: int, faults: float, pool: int, swappable: bool
+    seed: int, faults: float, pool: int, swappable: bool, spending: str, bits: float
 ) -> None:
-    w = world(seed, faults=faults, pool_bytes=pool, swappable=swappable)
+    w = world(seed, faults=faults, pool_bytes=pool, swappable=swappable, spending=spending, bits=bits)
     for _ in range(w.rng.randrange(60, 200)):
         random_event(w)
         for _ in range(w.rng.randrange(4)):
@@ -287,7 +290,7 @@ def test_a_model_whose_state_cannot_be_cut_is_never_asked_to() -> None:
 
 
 def test_the_same_events_give_the_same_actions() -> None:
-    w = world(7, faults=0.1)
+    w = world(7, faults=0.1, spending="tolerance", bits=3.0)
     for _ in range(150):
         random_event(w)
         if w.due:
@@ -296,3 +299,92 @@ def test_the_same_events_give_the_same_actions() -> None:
     again = Planner(w.s)
     for now, (event, actions) in enumerate(w.log, start=1):
         assert again.handle(event, float(now)) == actions
+
+
+# -- who gets how many bits ---------------------------------------------------------------------
+
+
+def saved(w: World) -> list[ev.ChunkTarget]:
+    return [c for _, actions in w.log for a in actions if isinstance(a, ev.SaveChunks) for c in a.chunks]
+
+
+def asked(w: World, kind: type) -> list[Any]:
+    return [a for _, actions in w.log for a in actions if isinstance(a, kind)]
+
+
+def test_chunks_are_measured_before_they_are_coded_and_sensitive_ones_get_more_bits() -> None:
+    w = world(spending="tolerance", bits=3.5)
+    ctx = w.open()
+    w.call(ctx, 640, 0)
+    while not asked(w, ev.MeasureChunks):
+        w.answer_one()
+    (measure,) = asked(w, ev.MeasureChunks)
+    assert [s.start for s in measure.chunks] == list(range(0, 640, 64)) and not saved(w)
+    sensitive = {s.key for s in measure.chunks[:3]}
+    w.due = [a for a in w.due if a is not measure]
+    scores = (
+        (s.key, 0.1, 0.1, 0.5, 10.0, 640) if s.key in sensitive else (s.key, 1e-6, 1e-6, 0.5, 10.0, 640)
+        for s in measure.chunks
+    )
+    w.tell(ev.Measured(measure.measure, tuple(scores)))
+    w.settle()
+    bits = {c.key: c.precision.k + c.precision.v for c in saved(w)}
+    assert min(bits[k] for k in sensitive) > max(n for k, n in bits.items() if k not in sensitive)
+    values = 640 * w.s.geometry.n_layer * (w.s.geometry.k_dim + w.s.geometry.v_dim)
+    assert 8 * sum(w.pool.values()) / values < 3.8
+
+
+def test_nobody_waits_for_a_measurement_when_the_cells_are_needed() -> None:
+    w = world(spending="tolerance")
+    first, second = w.open(), w.open()
+    w.call(first, 700, 0)
+    while not asked(w, ev.MeasureChunks):
+        w.answer_one()
+    w.due = [a for a in w.due if not isinstance(a, ev.MeasureChunks)]  # it never comes to an end
+    waiting = w.call(second, 900, 0)
+    w.settle()
+    assert w.finished[waiting].outcome is ev.Outcome.APPENDED
+    assert w.planner.tiers(first.id) == (0, 700, 0, 0)
+
+
+def test_a_measurement_that_comes_late_or_knows_nothing_still_ends_well() -> None:
+    w = world(spending="tolerance")
+    ctx = w.open()
+    w.call(ctx, 300, 0)
+    while not asked(w, ev.MeasureChunks):
+        w.answer_one()
+    (late,) = asked(w, ev.MeasureChunks)
+    w.due = [a for a in w.due if a is not late]
+    run_call(w, ctx, 200, 0)
+    w.tell(ev.Measured(late.measure, ()))
+    w.settle()
+    assert w.planner.idle and not w.planner.check()
+    assert w.planner.tally.chunks_unsaved == 0
+
+
+def test_when_sensitive_chunks_come_the_tolerant_ones_that_are_stored_pay_for_them() -> None:
+    w = world(spending="tolerance", bits=3.0)
+    w.tolerance = lambda: (1e-6, 1e-6, 0.5, 10.0, 640)  # type: ignore[method-assign]
+    run_call(w, w.open(), 640, 0)
+    before = dict(w.pool)
+    w.tolerance = lambda: (1e-1, 1e-1, 0.5, 10.0, 640)  # type: ignore[method-assign]
+    run_call(w, w.open(), 900, 0)
+    lowered = asked(w, ev.LowerChunks)
+    assert lowered and {k for a in lowered for k, _ in a.chunks} <= before.keys()
+    assert sum(w.pool[k] for k in before) < sum(before.values())
+    assert all(w.disk[k] == w.pool[k] for k in before), "the smaller form is what is written"
+    values = 1540 * w.s.geometry.n_layer * (w.s.geometry.k_dim + w.s.geometry.v_dim)
+    assert 8 * sum(w.pool.values()) / values < 3.3
+
+
+def test_what_lies_unused_for_long_pays_before_what_is_in_use() -> None:
+    w = world(spending="tolerance", bits=3.0)
+    w.tolerance = lambda: (1e-3, 1e-3, 0.5, 10.0, 640)  # type: ignore[method-assign]
+    cold = w.open()
+    run_call(w, cold, 640, 0)
+    w.now += 24 * 3600
+    warm = w.open()
+    run_call(w, warm, 640, 0)
+    run_call(w, w.open(), 640, 0)
+    of = {c.id: sum(w.pool[k] for k in c.keys(640)) for c in (cold, warm)}
+    assert of[cold.id] < 0.9 * of[warm.id]

@@ -65,16 +65,16 @@ def test_contexts_that_swap_in_and_out_say_what_they_would_have_said_alone(tmp_p
 @pytest.mark.parametrize("precision", [Precision(16, 16), Precision(4, 4)])
 def test_a_conversation_goes_on_after_a_restart_from_disk(tmp_path: Path, precision: Precision) -> None:
     async def run() -> None:
-        async with house(tmp_path / "a", precision=precision) as h:
+        async with house(tmp_path / "a", bits=precision) as h:
             await h.service.create(APP, name="x", system="s")
             await h.say("x", TEXT * 3, 20)
             before = h.tokens("x")
-        async with house(tmp_path / "a", precision=precision) as h:
+        async with house(tmp_path / "a", bits=precision) as h:
             assert h.tokens("x") == before
             answer, done = await h.say("x", "and then?", 20)
             assert done.switch.disk == len(before) - 1, "all but the last token, which was never computed"
             assert done.switch.recomputed == 0
-        async with house(tmp_path / "b", precision=precision) as h:
+        async with house(tmp_path / "b", bits=precision) as h:
             await h.service.create(APP, name="x", system="s")
             await h.say("x", TEXT * 3, 20)
             assert (await h.say("x", "and then?", 20))[0] == answer

@@ -66,8 +66,7 @@ class Daemon:
             "model": model,
             "cells": plan.cells,
             "pool-bytes": plan.pool_bytes,
-            "k-bits": CODED.k,
-            "v-bits": CODED.v,
+            "bits": f"{CODED.k}/{CODED.v}",
         }
         self._process: subprocess.Popen[bytes] | None = None
 

@@ -20,8 +20,7 @@ from llmaas.engine.llama import LlamaEngine
 from llmaas.engine.llama_model import LlamaModel
 from llmaas.kvchunks.codec import Codec, sinks_at
 from llmaas.kvchunks.kernels import NUMPY
-from llmaas.policies.precision import PRECISION
-from llmaas.records import CHUNK_TOKENS, Message, Precision
+from llmaas.records import CHUNK_TOKENS, LOSSLESS, Message, Precision
 
 CODED = Precision(4, 4)
 ANSWER_TOKENS = 28
@@ -171,10 +170,12 @@ def _plan_app(conversation: Conversation, model: LlamaModel, target: float, turn
 
 def _coded_bytes(n_tokens: int, codec: Codec) -> int:
     """Bytes of the chunks of a context in the POOL, all metadata counted."""
-    policy = PRECISION["uniform"](CODED)
     starts = range(0, n_tokens, CHUNK_TOKENS)
     sizes = [min(CHUNK_TOKENS, n_tokens - start) for start in starts]
-    return sum(codec.encoded_size(n, policy.choose(i, n), sinks_at(starts[i])) for i, n in enumerate(sizes))
+    return sum(
+        codec.encoded_size(n, CODED if n == CHUNK_TOKENS else LOSSLESS, sinks_at(s))
+        for n, s in zip(sizes, starts, strict=True)
+    )
 
 
 def schedule(plan: Plan) -> Iterator[str]:

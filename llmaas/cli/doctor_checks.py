@@ -96,12 +96,15 @@ def check_model(config: Config) -> Iterator[Finding]:
 
 def kv_findings(config: Config, info: ModelInfo) -> Iterator[Finding]:
     shape = info.geometry
-    coded = shape.n_layer * (shape.k_dim * config.k_bits + shape.v_dim * config.v_bits) // 8
+    uniform = isinstance(config.bits, tuple)
+    k, v = config.bits if isinstance(config.bits, tuple) else (config.bits, config.bits)
+    coded = int(shape.n_layer * (shape.k_dim * k + shape.v_dim * v) / 8)
     yield Finding(
         "kv",
         "ok",
         f"{shape.n_layer} layers, K {shape.k_dim} and V {shape.v_dim} values: {human_bytes(shape.token_bytes)} a token "
-        f"in cells, {human_bytes(coded)} coded at K{config.k_bits} V{config.v_bits} (plus scales)",
+        f"in cells, {human_bytes(coded)} coded at "
+        + (f"K{k} V{v} (plus scales)" if uniform else f"{k:g} bits a value in the mean"),
     )
     if not info.chunkable:
         yield Finding("kv", "warn", f"contexts of this model cannot be chunked: {info.note}", "They are recomputed.")

@@ -19,7 +19,7 @@ from llmaas.errors import BadRequest
 if TYPE_CHECKING:
     from llmaas.replay import ReplayReport
 
-_SETTINGS = ["cells", "pool_bytes", "sequences", "k_bits", "v_bits", "prefill_slice", "max_running"]
+_SETTINGS = ["cells", "pool_bytes", "sequences", "bits", "prefill_slice", "max_running"]
 _EPILOG = """\
 A trace has one JSON object a line: at second t a context gets prompt tokens and generates some.
   {"t": 12.5, "app": "mail", "context": "inbox", "prompt": 80, "generate": 40}
@@ -41,7 +41,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def run(args: argparse.Namespace) -> int:
-    from llmaas.planner_state import PlannerSettings
+    from llmaas.planner_state import PlannerSettings, bit_settings
     from llmaas.records import Geometry, Precision
     from llmaas.replay import Replay, read_trace
 
@@ -56,7 +56,7 @@ def run(args: argparse.Namespace) -> int:
         pool_bytes=config.pool_bytes,
         ctx_limit=config.cells,
         geometry=Geometry(n_layer=30, k_dim=192, v_dim=192, head_dim_k=64, head_dim_v=64),
-        precision=Precision(config.k_bits, config.v_bits),
+        **bit_settings(Precision(*config.bits) if isinstance(config.bits, tuple) else config.bits),
         prefill_slice=config.prefill_slice,
         max_batch=max(512, config.prefill_slice),
         max_running=config.max_running,

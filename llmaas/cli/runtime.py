@@ -41,7 +41,7 @@ class Runtime:
 def service_settings(config: Config) -> ServiceSettings:
     return ServiceSettings(
         pool_bytes=config.pool_bytes,
-        precision=Precision(config.k_bits, config.v_bits),
+        bits=Precision(*config.bits) if isinstance(config.bits, tuple) else config.bits,
         prefill_slice=config.prefill_slice,
         max_running=config.max_running,
         queue_limit=config.queue_limit,

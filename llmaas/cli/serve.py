@@ -25,7 +25,7 @@ _EPILOG = """\
 examples:
   llmaas serve                                      the packaged model, default memory
   llmaas serve --model m.gguf --cells 16384 --pool-bytes 1G
-  llmaas serve --k-bits 8 --v-bits 4                better K, more memory and disk
+  llmaas serve --bits 3.2                           more contexts in the same memory; 16/16 is exact
   LLMAAS_LOG_LEVEL=debug llmaas serve --config /etc/llmaas.toml
 
 The daemon logs to stderr and runs in the foreground; docs/operations.md has a systemd unit.
@@ -55,6 +55,8 @@ def run(args: argparse.Namespace) -> int:
 
 
 async def _serve(found: Loaded) -> None:
+    # What chunks tolerate is measured beside the engine: threads of numpy's own would only take its cores.
+    os.environ.setdefault("OPENBLAS_NUM_THREADS", "1")
     from llmaas.cli.runtime import running
 
     stop = asyncio.Event()
@@ -81,6 +83,8 @@ def _show_config(found: Loaded) -> None:
     for name, row in SETTINGS.items():
         value = getattr(found.config, name)
         shown = row.default_text if value is None else show_bytes(value) if row.kind.metavar == "SIZE" else value
+        if isinstance(value, tuple):
+            shown = "/".join(map(str, value))
         print(f"{name} = {shown}    # {found.origins[name]}")
 
 

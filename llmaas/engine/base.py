@@ -11,7 +11,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Protocol
 
-from llmaas.records import KvSlab, Message, ModelInfo, Sampling
+from llmaas.records import F32, KvSlab, Message, ModelInfo, Queries, Rope, Sampling
 
 
 @dataclass(frozen=True, slots=True)
@@ -113,6 +113,26 @@ class Engine(Protocol):
         """Put a slab from ``blank`` (or ``export``) into cells at positions start .. start+n_tokens-1.
 
         ``start`` must be the sequence's present length. Raises CellsFull, EngineFailed.
+        """
+
+    # -- what the model looks for in the KV
+
+    @property
+    def rope(self) -> Rope | None:
+        """How this model turns keys by position, the same at every start; None: unknown, or not at all."""
+
+    def key_weights(self) -> F32 | None:
+        """Root mean square (n_layer, k_dim) of the queries that met each channel of a key, over all sampled until now.
+
+        Both channels of a rotary pair have the same, so it holds for keys turned by any angle. All are positive.
+        None until some queries were seen, or if the engine sees none.
+        """
+
+    def take_queries(self, seq: int) -> Queries | None:
+        """The queries that steps of the sequence sampled since they were taken last, but for positions dropped since.
+
+        None if there are none, or the engine sees none. Which positions are sampled depends on the position only; older
+        queries are thinned out when they become too many.
         """
 
     def abort(self) -> None:

@@ -25,7 +25,7 @@ import numpy.typing as npt
 
 from llmaas.engine.base import Aborted, BatchItem, CellsFull
 from llmaas.errors import EngineFailed
-from llmaas.records import Geometry, KvSlab, Message, ModelInfo, Sampling
+from llmaas.records import F32, Geometry, KvSlab, Message, ModelInfo, Queries, Rope, Sampling
 
 BOS, EOS, IM_START, IM_END = 256, 257, 258, 259
 N_VOCAB = 260
@@ -237,6 +237,20 @@ class FakeEngine:
         for digest in self._digests(signs):
             self._cells[seq].append(_Cell(digest))
             sums.append(_mix(sums[-1], digest))
+
+    # -- what the model looks for: nothing, as every bit of the KV matters alike
+
+    @property
+    def rope(self) -> Rope | None:
+        return None
+
+    def key_weights(self) -> F32 | None:
+        self._enter()
+        return None
+
+    def take_queries(self, seq: int) -> Queries | None:
+        self._enter(seq)
+        return None
 
     def abort(self) -> None:
         self._aborted.set()

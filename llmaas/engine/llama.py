@@ -7,7 +7,7 @@ docs/engine.md.
 
 from __future__ import annotations
 
-import ctypes
+import dataclasses
 import hashlib
 import logging
 import threading
@@ -20,18 +20,22 @@ import numpy.typing as npt
 
 from llmaas.engine.base import Aborted, BatchItem, CellsFull
 from llmaas.engine.llama_batch import Batch
+from llmaas.engine.llama_cells import Cells, window_of
+from llmaas.engine.llama_learn import learn, order
 from llmaas.engine.llama_lib import AbortFlag, C, hear_errors
 from llmaas.engine.llama_model import LlamaModel
+from llmaas.engine.llama_probe import QueryProbe
+from llmaas.engine.llama_rope import find_rope
 from llmaas.engine.llama_sampling import Samplers
-from llmaas.engine.llama_state import Blob, Buffers, StateLayout, Unchunkable, learn
+from llmaas.engine.llama_slabs import Slabs
+from llmaas.engine.llama_state import StateLayout, Unchunkable
 from llmaas.errors import EngineFailed, MachineError, ModelUnreadable
-from llmaas.records import CHUNK_TOKENS, Geometry, KvSlab, Message, ModelInfo, Sampling
+from llmaas.records import CHUNK_TOKENS, F16, F32, Geometry, KvSlab, Message, ModelInfo, Queries, Rope, Sampling
 
 _log = logging.getLogger(__name__)
 _KV_MEANING = "llama.cpp, K after RoPE, V, flash attention"
 _KV_TYPES = {"f16": C.GGML_TYPE_F16}
 """What cells may hold. Quantised cells (q8_0) would need slabs of another kind."""
-_BYTE = ctypes.POINTER(ctypes.c_uint8)
 
 
 class LlamaEngine:
@@ -53,7 +57,7 @@ class LlamaEngine:
         type_kv: Literal["f16"] = "f16",
         spare_bytes: int = 12 << 20,
     ) -> None:
-        most = int(C.llama_max_parallel_sequences()) - 1
+        most = int(C.llama_max_parallel_sequences()) - 2
         if not 1 <= n_seqs <= most:
             raise ValueError(f"n_seqs must be in 1 .. {most}, not {n_seqs}")
         if type_kv not in _KV_TYPES:
@@ -64,21 +68,31 @@ class LlamaEngine:
         self._ctx: Any = None
         self._model: LlamaModel | None = LlamaModel(path)
         self._n_vocab = self._text().n_vocab
-        self._n_seqs, self._scratch = n_seqs, n_seqs
+        self._n_seqs = n_seqs
         self._lengths = [0] * n_seqs
         self._samplers = Samplers()
         self._sampled: int | None = None
         try:
-            params = _params(n_cells, n_seqs, n_threads, n_batch, n_ubatch)
+            window = window_of(self._text().handle)
+            params = _params(n_cells, n_seqs + (2 if window else 1), n_threads, n_batch, n_ubatch)
             params.type_k = params.type_v = _KV_TYPES[type_kv]
+            n_head = int(C.llama_model_n_head(self._text().handle))
+            self._queries = QueryProbe(self._text().geometry(), n_head, n_batch=n_batch, n_seqs=n_seqs)
+            self._queries.install(params)
             self._ctx = _context(self._text(), params)
-            self._memory = C.llama_get_memory(self._ctx)
+            self._cells = Cells(self._ctx, n_seqs, window)
             self._abort = AbortFlag(self._ctx)
             self._batch = Batch(n_batch)
             self._n_cells = int(C.llama_n_ctx(self._ctx))
             self._max_batch = int(C.llama_n_batch(self._ctx))  # no more than cells; it asserts on a larger batch
-            self._layout: StateLayout | None = None
+            if window:  # a longer batch could give away the cells of its own first tokens
+                self._max_batch = min(self._max_batch, window)
+            self._slabs: Slabs | None = None
             self._info = self._examine(type_kv, spare_bytes)
+            self._rope: Rope | None = None
+            if self._info.chunkable:
+                self._rope = find_rope(self._text().handle, self._info.geometry.head_dim_k, self._keys_alone)
+                self._queries.start()
         except BaseException:
             self.close()
             raise
@@ -126,14 +140,17 @@ class LlamaEngine:
         self._check(items)
         last = self._batch.fill(items)
         self._abort.clear()
+        self._queries.watch(items)
         self._sampled = None
         status = int(C.llama_decode(self._ctx, self._batch.struct))
         if status != 0:
             self._undo(items)
             raise _failure(status)
+        self._queries.collect()
         drawn: list[int | None] = []
         for item, index in zip(items, last, strict=True):
             self._lengths[item.seq] += len(item.tokens)
+            self._cells.hold(item.seq, item.pos, self._lengths[item.seq])
             if item.sample:
                 self._sampled = index
             drawn.append(self._samplers.draw(item.seq, self._ctx, index) if item.sample else None)
@@ -155,8 +172,9 @@ class LlamaEngine:
         if start < 0:
             raise ValueError(f"cannot drop from position {start}")
         if start < self._lengths[seq]:
-            self._remove(seq, start)
+            self._cells.remove(seq, start)
             self._lengths[seq] = start
+            self._queries.drop(seq, start)
 
     def copy(self, src: int, dst: int, stop: int) -> None:
         self._enter(src, dst)
@@ -165,7 +183,7 @@ class LlamaEngine:
         if not 0 <= stop <= self._lengths[src]:
             raise ValueError(f"sequence {src} has {self._lengths[src]} positions, not {stop}")
         if stop:
-            C.llama_memory_seq_cp(self._memory, src, dst, 0, stop)
+            self._cells.share(src, dst, stop)
         self._lengths[dst] = stop
 
     # -- KV in and out
@@ -174,40 +192,33 @@ class LlamaEngine:
         self._enter(seq)
         if not 0 <= start < stop <= self._lengths[seq]:
             raise ValueError(f"sequence {seq} has no positions {start} .. {stop - 1}")
-        layout = self._chunks()
-        buffer = self._buffers.take(layout.size(stop - start))
-        C.llama_memory_seq_cp(self._memory, seq, self._scratch, start, stop)
-        C.llama_state_seq_get_data(self._ctx, buffer.ctypes.data_as(_BYTE), buffer.size, self._scratch)
-        self._remove(self._scratch, 0)
-        try:
-            return layout.read(buffer, stop - start, start).slab()
-        except ValueError as error:
-            raise EngineFailed(f"llama.cpp exported positions {start} .. {stop - 1} wrongly: {error}") from error
+        return self._chunks().export(seq, start, stop)
 
     def blank(self, n_tokens: int) -> KvSlab:
         if n_tokens < 1:
             raise ValueError(f"a slab holds at least one token, not {n_tokens}")
-        layout = self._chunks()
-        return layout.blank(self._buffers.take(layout.size(n_tokens)), n_tokens).slab()
+        return self._chunks().blank(n_tokens)
 
     def load(self, seq: int, start: int, slab: KvSlab) -> None:
         self._enter(seq)
         if start != self._lengths[seq]:
             raise ValueError(f"sequence {seq} has {self._lengths[seq]} positions: cannot load at {start}")
-        blob, layout = slab.owner, self._chunks()
-        if not isinstance(blob, Blob) or blob.n_tokens != slab.n_tokens:
-            raise ValueError("only a slab from blank or export can be loaded")
-        blob.place(start)
-        size, buffer = blob.buffer.size, blob.buffer.ctypes.data_as(_BYTE)
-        if not layout.intact(blob):
-            raise EngineFailed("the slab's headers were overwritten")
-        # With sound headers only one thing can fail in llama.cpp: to find free cells.
-        if slab.n_tokens > self._n_cells or not C.llama_state_seq_set_data(self._ctx, buffer, size, self._scratch):
-            self._remove(self._scratch, 0)
-            raise CellsFull(f"no {slab.n_tokens} free cells of {self._n_cells}")
-        C.llama_memory_seq_cp(self._memory, self._scratch, seq, start, start + slab.n_tokens)
-        self._remove(self._scratch, 0)
+        self._chunks().load(seq, start, slab)
         self._lengths[seq] += slab.n_tokens
+
+    # -- what the model looks for in the KV
+
+    @property
+    def rope(self) -> Rope | None:
+        return self._rope
+
+    def key_weights(self) -> F32 | None:
+        self._enter()
+        return self._queries.key_weights(self._rope)
+
+    def take_queries(self, seq: int) -> Queries | None:
+        self._enter(seq)
+        return self._queries.take(seq)
 
     def abort(self) -> None:
         self._abort.set()
@@ -257,16 +268,12 @@ class LlamaEngine:
     def _undo(self, items: Sequence[BatchItem]) -> None:
         """Remove what a failed decode left: llama.cpp keeps the part-batches that it had finished."""
         for item in items:
-            self._remove(item.seq, item.pos)
+            self._cells.remove(item.seq, item.pos)
 
-    def _remove(self, seq: int, start: int) -> None:
-        if not C.llama_memory_seq_rm(self._memory, seq, start, -1):
-            raise EngineFailed("this model's state cannot be cut in the middle")
-
-    def _chunks(self) -> StateLayout:
-        if self._layout is None:
+    def _chunks(self) -> Slabs:
+        if self._slabs is None:
             raise EngineFailed(f"the state of this model cannot be chunked: {self._info.note}")
-        return self._layout
+        return self._slabs
 
     def _examine(self, type_kv: str, spare_bytes: int) -> ModelInfo:
         """Learn the state's layout from real tokens, check it both ways, and say who the model is."""
@@ -274,10 +281,10 @@ class LlamaEngine:
         notes, promised = [model.note], model.geometry()
         geometry = promised
         try:
-            self._layout, geometry = self._learn(model, promised)
-            self._buffers = Buffers(self._layout.size(CHUNK_TOKENS), spare_bytes)
+            geometry = self._learn(model, promised, spare_bytes)
             self._check_round_trip()
         except Unchunkable as reason:
+            self._slabs = None
             notes.append(f"contexts cannot be chunked: {reason}")
         self.drop(0, 0)
         meaning = f"{model.weights_fingerprint()} {type_kv} {_KV_MEANING} {model.long_rope(self._n_cells)}"
@@ -289,22 +296,55 @@ class LlamaEngine:
             n_ctx_train=int(C.llama_model_n_ctx_train(model.handle)),
             n_vocab=model.n_vocab,
             size_bytes=int(C.llama_model_size(model.handle)),
-            chunkable=self._layout is not None,
+            chunkable=self._slabs is not None,
             note="; ".join(note for note in notes if note),
         )
         _log.info("%s: %d cells, chunkable: %s", info.name, self._n_cells, info.chunkable)
         return info
 
-    def _learn(self, model: LlamaModel, promised: Geometry) -> tuple[StateLayout, Geometry]:
-        """What a state of three decoded tokens shows; they stay in sequence 0. Raises Unchunkable."""
+    def _keys_alone(self, token: int, position: int) -> F32:
+        """The keys (n_layer, k_dim) of a token at ``position`` with nothing before it."""
+        self._batch.fill([BatchItem(0, position, [token % self._n_vocab], sample=False)])
+        if status := int(C.llama_decode(self._ctx, self._batch.struct)):
+            raise _failure(status)
+        self._lengths[0] = position + 1  # of which only the last is there
+        keys = self.export(0, position, position + 1).k[:, 0].astype(np.float32)
+        self.drop(0, 0)
+        return keys
+
+    def _learn(self, model: LlamaModel, promised: Geometry, spare_bytes: int) -> Geometry:
+        """Set up slabs by what a state of three decoded tokens shows; they stay in sequence 0. Raises Unchunkable."""
         for pos in range(3):
             self.step([BatchItem(0, pos, [pos], sample=False)])
         if why := model.why_not_chunkable():
             raise Unchunkable(why)
-        buffer = np.empty(int(C.llama_state_seq_get_size(self._ctx, 0)), np.uint8)
-        C.llama_state_seq_get_data(self._ctx, buffer.ctypes.data_as(_BYTE), buffer.size, 0)
-        layout = learn(buffer, 3)
-        return layout, _geometry(promised, layout)
+        layout = learn(self._cells.read_whole(0), 3)
+        geometry = _geometry(promised, layout)
+        self._slabs = Slabs(self._cells, self._n_cells, layout, spare_bytes)
+        if layout.copied:
+            if self._cells.window < CHUNK_TOKENS:
+                raise Unchunkable(f"layers see a window of {self._cells.window} tokens, less than a chunk")
+            layout = dataclasses.replace(layout, layers=order(self._reach(layout.sections[0].n_layer)))
+            self._slabs = Slabs(self._cells, self._n_cells, layout, spare_bytes)
+        return geometry
+
+    def _reach(self, n_first: int) -> npt.NDArray[np.bool_]:
+        """Which of a fourth token's rows of K depend on V of the first sections' rows before it (see ``order``)."""
+        slab = self.export(0, 0, 3)
+        plain = self._next_keys(slab)
+        changed = []
+        for row in range(n_first):
+            slab.v[row] *= -1
+            changed.append((self._next_keys(slab) != plain).any(axis=1))
+            slab.v[row] *= -1
+        return np.stack(changed)
+
+    def _next_keys(self, slab: KvSlab) -> F16:
+        """K (n_layer, k_dim) of one more token after those of ``slab``, in sequence 0."""
+        self.drop(0, 0)
+        self.load(0, 0, slab)
+        self.step([BatchItem(0, slab.n_tokens, [slab.n_tokens], sample=False)])
+        return self.export(0, slab.n_tokens, slab.n_tokens + 1).k[:, 0]
 
     def _check_round_trip(self) -> None:
         """Raise EngineFailed unless sequence 0 comes back as it went out."""
@@ -320,8 +360,8 @@ def _params(n_cells: int, n_seqs: int, n_threads: int, n_batch: int, n_ubatch: i
     params = C.llama_context_default_params()
     params.n_ctx, params.n_batch, params.n_ubatch = n_cells, n_batch, n_ubatch
     params.n_threads = params.n_threads_batch = n_threads
-    params.n_seq_max = n_seqs + 1  # the last one is scratch, for states on their way in and out
-    params.n_outputs_max = n_seqs + 1  # as llama.cpp asserts; without it, it makes room for logits of every token
+    params.n_seq_max = n_seqs
+    params.n_outputs_max = n_seqs  # as llama.cpp asserts; without it, it makes room for logits of every token
     params.kv_unified = True  # all sequences share the cells, so a copy is metadata only
     params.flash_attn_type = C.LLAMA_FLASH_ATTN_TYPE_ENABLED  # V is stored by rows, not transposed
     params.swa_full = True
@@ -344,10 +384,10 @@ def _context(model: LlamaModel, params: Any) -> Any:
 
 def _geometry(promised: Geometry, layout: StateLayout) -> Geometry:
     """The geometry that the blob shows. Raises Unchunkable where it contradicts the metadata."""
-    k_dim, v_dim = layout.k_row // 2, layout.v_row // 2
+    k_dim, v_dim = layout.sections[0].k_row // 2, layout.sections[0].v_row // 2
     if (k_dim, v_dim) != (promised.k_dim, promised.v_dim):
         raise Unchunkable(f"rows of {k_dim}/{v_dim} values, the metadata says {promised.k_dim}/{promised.v_dim}")
-    return Geometry(layout.n_layer, k_dim, v_dim, promised.head_dim_k, promised.head_dim_v)
+    return Geometry(len(layout.layers), k_dim, v_dim, promised.head_dim_k, promised.head_dim_v)
 
 
 def _failure(status: int) -> Exception:

@@ -84,6 +84,14 @@ def metadata(model: Any, key: str) -> str | None:
         size = length + 1
 
 
+def ggml_function(name: str) -> int | None:
+    """The address of a function of ggml, which llama.cpp brings along; None if it exports none of that name."""
+    try:
+        return ctypes.cast(getattr(C._lib, name), ctypes.c_void_p).value
+    except AttributeError:
+        return None
+
+
 class AbortFlag:
     """An abort callback for ggml that never enters Python.
 

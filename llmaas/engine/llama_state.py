@@ -1,40 +1,30 @@
-"""F6. The blob in which llama.cpp gives and takes the KV of one sequence, as numpy views.
+"""F6. The blob in which llama.cpp gives and takes the KV of one sequence, and slabs over it.
 
-Law: bytes and numpy only, no llama_cpp. The layout is learnt from a real blob; what does not fit is refused
-with a reason, never guessed. Rows of a ``Blob`` are always in position order.
+Law: bytes and numpy only, no llama_cpp. Rows of a ``Blob`` are always in position order, layers of a slab in the
+model's.
 
-    u32 magic, i32 seq, u32 n_stream = 1, u32 n_cells
-    n_cells x (i32 pos, u32 n_seq = 1, [extra], i32 seq)
-    u32 v_trans = 0, u32 n_layer
-    n_layer x (i32 type, u64 row_bytes, n_cells rows)     K
-    n_layer x (i32 type, u64 row_bytes, n_cells rows)     V
+    u32 magic, i32 seq
+    a section (see llama_blob.py) of all layers; or one of layers that see everything, then one of those with a window
 
-llama.cpp writes the rows in the order of its cells, which is not the order of positions where the free cells
-were scattered when the tokens came: ``StateLayout.read`` puts them right.
+With one section a slab is a view of the blob and nothing is copied. Two cannot be one strided array, so such a slab
+has memory of its own.
 """
 
 from __future__ import annotations
 
 import mmap
+import struct
 import weakref
 from collections import deque
+from collections.abc import Iterator
 from dataclasses import dataclass
 
 import numpy as np
-import numpy.typing as npt
 
+from llmaas.engine.llama_blob import Bytes, Rows, Section
 from llmaas.records import F16, KvSlab
 
-Bytes = npt.NDArray[np.uint8]
-_Words = npt.NDArray[np.uint32]
-_Table = npt.NDArray[np.void]
-
-_CELL = np.dtype([("pos", "<i4"), ("n_seq", "<u4"), ("seq", "<i4")])
-_LAYER = np.dtype([("type", "<i4"), ("row", "<u8")])
-_HEAD = 16
-_TYPE_F16 = 1
-_MOST_EXTRA = 64
-"""Bytes of per-cell extras to look for: llama.cpp stores (x, y) and the token id with some models."""
+_START = struct.Struct("<Ii")
 
 
 class Unchunkable(Exception):
@@ -43,61 +33,64 @@ class Unchunkable(Exception):
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Blob:
-    """A blob's buffer with views of its parts: ``cells`` (n), ``k`` (n_layer, n, k_dim), ``v`` (n_layer, n, v_dim)."""
+    """A blob's buffer with views of its sections."""
 
     buffer: Bytes
-    cells: npt.NDArray[np.void]
-    k: F16
-    v: F16
+    parts: tuple[Rows, ...]
 
     @property
     def n_tokens(self) -> int:
-        return len(self.cells)
-
-    def slab(self) -> KvSlab:
-        return KvSlab(self.k, self.v, owner=self)
+        return len(self.parts[0].cells)
 
     def place(self, start: int) -> None:
         """Say that the rows belong to the positions from ``start`` on."""
-        self.cells["pos"] = np.arange(start, start + self.n_tokens, dtype=np.int32)
+        for part in self.parts:
+            part.place(start)
+
+    def slab(self) -> KvSlab:
+        """The rows of the only section."""
+        (part,) = self.parts
+        return KvSlab(part.k, part.v, owner=self)
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Copied:
+    """Owner of a slab that has memory of its own."""
+
+    buffer: Bytes
 
 
 @dataclass(frozen=True, slots=True)
 class StateLayout:
-    """The layout of one model's blobs. ``k_row`` and ``v_row`` are bytes of a token's row in one layer."""
+    """The layout of one model's blobs. ``layers``: the layer of each row, over all sections."""
 
     magic: int
-    n_layer: int
-    k_row: int
-    v_row: int
+    sections: tuple[Section, ...]
+    layers: tuple[int, ...]
+
+    @property
+    def copied(self) -> bool:
+        """True if slabs are copies, not views of blobs."""
+        return len(self.sections) > 1
 
     def size(self, n_tokens: int) -> int:
-        """Bytes of a blob of ``n_tokens``."""
-        return _rows_at(n_tokens) + self._part(self.k_row, n_tokens) + self._part(self.v_row, n_tokens)
-
-    def _part(self, row: int, n_tokens: int) -> int:
-        return self.n_layer * (_LAYER.itemsize + n_tokens * row)
+        """Bytes of a blob of ``n_tokens``; a slab is smaller."""
+        return _START.size + sum(section.size(n_tokens) for section in self.sections)
 
     def blank(self, buffer: Bytes, n_tokens: int) -> Blob:
         """A blob in ``buffer`` with its headers filled in; rows and positions are for the caller to write."""
-        head, middle, cells, layers = self._headers(buffer, n_tokens)
-        head[:] = self.magic, 0, 1, n_tokens
-        middle[:] = 0, self.n_layer
-        cells["n_seq"], cells["seq"] = 1, 0  # llama.cpp reads and ignores the sequence
-        for table, row in zip(layers, (self.k_row, self.v_row), strict=True):
-            table["type"], table["row"] = _TYPE_F16, row
+        _START.pack_into(buffer.data, 0, self.magic, 0)
+        for section, part in self._split(buffer, n_tokens):
+            section.fill(part, n_tokens)
         return self._blob(buffer, n_tokens)
 
     def intact(self, blob: Blob) -> bool:
         """True if nobody wrote over the headers of ``blob``."""
-        if blob.buffer.size != self.size(blob.n_tokens):
-            return False
-        head, middle, cells, (of_k, of_v) = self._headers(blob.buffer, blob.n_tokens)
+        n = blob.n_tokens
         return (
-            (head[0], *head[2:], *middle) == (self.magic, 1, blob.n_tokens, 0, self.n_layer)
-            and bool((cells["n_seq"] == 1).all())
-            and bool((of_k["type"] == _TYPE_F16).all() and (of_k["row"] == self.k_row).all())
-            and bool((of_v["type"] == _TYPE_F16).all() and (of_v["row"] == self.v_row).all())
+            blob.buffer.size == self.size(n)
+            and _START.unpack_from(blob.buffer.data)[0] == self.magic
+            and all(section.intact(part, n) for section, part in self._split(blob.buffer, n))
         )
 
     def read(self, buffer: Bytes, n_tokens: int, start: int) -> Blob:
@@ -110,39 +103,49 @@ class StateLayout:
         blob = self._blob(buffer, n_tokens)
         if not self.intact(blob):
             raise ValueError("the state has unexpected headers")
-        wanted = np.arange(start, start + n_tokens, dtype=np.int32)
-        if np.array_equal(blob.cells["pos"], wanted):
-            return blob
-        order = np.argsort(blob.cells["pos"])
-        if not np.array_equal(blob.cells["pos"][order], wanted):
-            raise ValueError(f"the state does not hold exactly positions {start} to {start + n_tokens - 1}")
-        for rows in (blob.k, blob.v):
-            rows[:] = rows[:, order]
-        blob.place(start)
+        for part in blob.parts:
+            part.sort(start)
         return blob
 
-    def _headers(self, buffer: Bytes, n: int) -> tuple[_Words, _Words, _Table, tuple[_Table, _Table]]:
-        """Views of the words before and after the cell table, of the table, and of the layer headers of K and V."""
-        k_at = _rows_at(n)
-        v_at = k_at + self._part(self.k_row, n)
-        return (
-            np.ndarray((4,), "<u4", buffer, 0),
-            np.ndarray((2,), "<u4", buffer, k_at - 8),
-            np.ndarray((n,), _CELL, buffer, _HEAD),
-            (
-                np.ndarray((self.n_layer,), _LAYER, buffer, k_at, (_LAYER.itemsize + n * self.k_row,)),
-                np.ndarray((self.n_layer,), _LAYER, buffer, v_at, (_LAYER.itemsize + n * self.v_row,)),
-            ),
-        )
+    # -- slabs with memory of their own
+
+    def slab(self, buffer: Bytes, n_tokens: int) -> KvSlab:
+        """A slab in ``buffer``, which need not be larger than a blob."""
+        n_layer, k_row, v_row = len(self.layers), self.sections[0].k_row, self.sections[0].v_row
+        k: F16 = np.ndarray((n_layer, n_tokens, k_row // 2), np.float16, buffer)
+        v: F16 = np.ndarray((n_layer, n_tokens, v_row // 2), np.float16, buffer, k.nbytes)
+        return KvSlab(k, v, owner=Copied(buffer))
+
+    def unpack(self, blob: Blob, slab: KvSlab, at: int) -> None:
+        """Copy the rows of ``blob`` to the slab's tokens from ``at`` on."""
+        tokens = slice(at, at + blob.n_tokens)
+        for layer, k, v in self._rows(blob):
+            slab.k[layer, tokens], slab.v[layer, tokens] = k, v
+
+    def pack(self, slab: KvSlab, blob: Blob) -> None:
+        """Copy the slab's rows to ``blob``, which holds as many tokens."""
+        for layer, k, v in self._rows(blob):
+            k[:], v[:] = slab.k[layer], slab.v[layer]
+
+    def _rows(self, blob: Blob) -> Iterator[tuple[int, F16, F16]]:
+        """The layers of ``blob`` with their K and V, in the order of the blob."""
+        pairs = (pair for part in blob.parts for pair in zip(part.k, part.v, strict=True))
+        for layer, (k, v) in zip(self.layers, pairs, strict=True):
+            yield layer, k, v
+
+    # -- inside
+
+    def _split(self, buffer: Bytes, n: int) -> Iterator[tuple[Section, Bytes]]:
+        """The sections with what begins with them of ``buffer``."""
+        *first, last = self.sections
+        at = _START.size
+        for section in first:
+            yield section, buffer[at:]
+            at += section.size(n)
+        yield last, buffer[at:]
 
     def _blob(self, buffer: Bytes, n: int) -> Blob:
-        at = _rows_at(n)
-        rows: list[F16] = []
-        for row in (self.k_row, self.v_row):
-            strides = (_LAYER.itemsize + n * row, row, 2)
-            rows.append(np.ndarray((self.n_layer, n, row // 2), "<f2", buffer, at + _LAYER.itemsize, strides))
-            at += self._part(row, n)
-        return Blob(buffer, np.ndarray((n,), _CELL, buffer, _HEAD), rows[0], rows[1])
+        return Blob(buffer, tuple(section.rows(part, n) for section, part in self._split(buffer, n)))
 
 
 class Buffers:
@@ -174,58 +177,3 @@ class Buffers:
     def _give_back(self, block: mmap.mmap) -> None:
         if len(self._spare) < self._most:
             self._spare.append(block)
-
-
-def learn(buffer: Bytes, n_tokens: int) -> StateLayout:
-    """The layout of a model, from the blob of a sequence that holds positions 0 .. n_tokens-1. Raises Unchunkable."""
-    data = buffer.tobytes()
-    magic, n_stream, n_cells = _u32(data, 0), _u32(data, 8), _u32(data, 12)
-    if n_stream != 1 or n_cells != n_tokens:
-        raise Unchunkable(f"the model's state has {n_cells} cells in {n_stream} streams for {n_tokens} tokens")
-    _refuse_extras(data, n_tokens)
-    at = _rows_at(n_tokens) - 8
-    if _u32(data, at):
-        raise Unchunkable("V is stored transposed (flash attention is off)")
-    n_layer = _u32(data, at + 4)
-    at, k_row = _walk(data, at + 8, n_layer, n_tokens)
-    at, v_row = _walk(data, at, n_layer, n_tokens)
-    if at != len(data):
-        raise Unchunkable("the model's state has further sections (sliding-window or recurrent layers)")
-    return StateLayout(magic, n_layer, k_row, v_row)
-
-
-def _refuse_extras(data: bytes, n_tokens: int) -> None:
-    """Raise Unchunkable unless cells are plain: chunks hold rows only, so extras could not be given back."""
-    wanted = [np.array([pos, 1], "<i4").tobytes() for pos in range(n_tokens)]
-    for extra in range(0, _MOST_EXTRA, 4):
-        size = _CELL.itemsize + extra
-        if [data[_HEAD + i * size :][:8] for i in range(n_tokens)] == wanted:
-            if extra:
-                raise Unchunkable(f"cells carry {extra} more bytes each (image positions or token ids)")
-            return
-    raise Unchunkable("the model's state has no table of cells")
-
-
-def _walk(data: bytes, at: int, n_layer: int, n_tokens: int) -> tuple[int, int]:
-    """Walk over the K (or V) rows of all layers; where they end, and the bytes of a row."""
-    rows: list[int] = []
-    while len(rows) < n_layer and at + _LAYER.itemsize <= len(data):
-        kind, row = _u32(data, at), _u32(data, at + 4) | _u32(data, at + 8) << 32
-        if kind != _TYPE_F16:
-            raise Unchunkable(f"K and V are not f16 (ggml type {kind})")
-        rows.append(row)
-        at += _LAYER.itemsize + n_tokens * row
-    if not rows or len(rows) < n_layer or at > len(data):
-        raise Unchunkable("the model's state ends early: not every layer has K and V rows")
-    if len(set(rows)) != 1:
-        raise Unchunkable("layers have rows of different sizes")
-    return at, rows[0]
-
-
-def _u32(data: bytes, at: int) -> int:
-    return int.from_bytes(data[at : at + 4], "little")
-
-
-def _rows_at(n_tokens: int) -> int:
-    """Where the first layer header is."""
-    return _HEAD + n_tokens * _CELL.itemsize + 8

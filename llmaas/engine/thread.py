@@ -6,6 +6,8 @@ result, exception or cancellation.
 
 from __future__ import annotations
 
+import contextlib
+import os
 import threading
 from collections.abc import Callable
 from concurrent.futures import Future
@@ -17,6 +19,7 @@ from llmaas.errors import ShuttingDown
 
 T = TypeVar("T")
 P = ParamSpec("P")
+_NICENESS = 10
 _Job = tuple["Future[Any]", Callable[..., Any], tuple[Any, ...], dict[str, Any]]
 
 
@@ -93,3 +96,9 @@ def _carry_out(job: _Job, *, cancel: bool) -> None:
         # An exception holds this frame, which holds the future, which holds the exception: such a ring would keep
         # a failed load's chunk in memory until the garbage collector comes by.
         del future, job, fn, args, kwargs
+
+
+def be_nice() -> None:
+    """Lower this thread's CPU priority (Linux: niceness is per thread)."""
+    with contextlib.suppress(OSError, AttributeError):
+        os.setpriority(os.PRIO_PROCESS, threading.get_native_id(), _NICENESS)

@@ -134,6 +134,14 @@ class Ledger:
         self.pool_used += nbytes - chunk.pool_bytes
         chunk.pool_bytes = nbytes
 
+    def shrink_pool(self, key: ChunkKey, nbytes: int) -> None:
+        """The copy was coded again, smaller. What is on DISK is another form then, so it must have been dropped."""
+        chunk = self.chunk(key)
+        if chunk.pool is not Copy.PRESENT or chunk.disk is not Copy.ABSENT or nbytes > chunk.pool_bytes:
+            raise PolicyBug(f"chunk {key.hex()} cannot shrink from {chunk.pool_bytes} to {nbytes} bytes")
+        self.pool_used += nbytes - chunk.pool_bytes
+        chunk.pool_bytes = nbytes
+
     def fail_pool(self, key: ChunkKey) -> None:
         self._clear_pool(key, Move.FAIL)
 

@@ -8,18 +8,26 @@ Loads run at normal priority: someone waits for them. Saves and writes run on th
 
 from __future__ import annotations
 
-import contextlib
 import itertools
 import logging
-import os
-import threading
 from collections import deque
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 
-from llmaas.engine.thread import EngineThread
+from llmaas.engine.thread import EngineThread, be_nice
 from llmaas.errors import ChunkDamaged, DiskFull, LlmaasError
-from llmaas.events import ChunkSource, ChunkTarget, LoadChunks, Loaded, SaveChunks, Saved, WriteChunks, Written
+from llmaas.events import (
+    ChunkSource,
+    ChunkTarget,
+    LoadChunks,
+    Loaded,
+    LowerChunks,
+    Lowered,
+    SaveChunks,
+    Saved,
+    WriteChunks,
+    Written,
+)
 from llmaas.kvchunks.codec import Codec, header, sinks_at
 from llmaas.kvchunks.store import Store
 from llmaas.records import ChunkKey, ContextId, KvSlab, Tier
@@ -32,7 +40,6 @@ _AHEAD = 4
 """Chunks decoded ahead of the engine: bounds the f16 buffers of one load to about six chunks."""
 _READ_CHUNKS = 16
 """Chunks of one read: several megabytes, so that a device reads in large runs, and memory for two of them suffices."""
-_NICENESS = 10
 
 
 class Pool:
@@ -47,8 +54,8 @@ class Pool:
         self._loaders = ThreadPoolExecutor(2, "load")
         self._readers = ThreadPoolExecutor(2, "read")
         self._decoders = ThreadPoolExecutor(workers, "decode")
-        self._savers = ThreadPoolExecutor(workers, "save", _be_nice)
-        self._writer = ThreadPoolExecutor(1, "write", _be_nice)
+        self._savers = ThreadPoolExecutor(workers, "save", be_nice)
+        self._writer = ThreadPoolExecutor(1, "write", be_nice)
 
     @property
     def nbytes(self) -> int:
@@ -154,6 +161,7 @@ class Pool:
         self._savers.submit(self._save, action, exported, done)
 
     def _export(self, seq: int, targets: Sequence[ChunkTarget]) -> list[KvSlab]:
+        self._codec.weigh(self._engine.engine.key_weights())
         return [self._engine.engine.export(seq, t.start, t.stop) for t in targets]
 
     def _save(self, action: SaveChunks, exported: Future[list[KvSlab]], done: Callable[[Saved], None]) -> None:
@@ -171,6 +179,26 @@ class Pool:
         except Exception:
             log.exception("save %d failed; its chunks will be recomputed when needed", action.save)
         done(Saved(action.save, tuple(sizes)))
+
+    # -- with fewer bits
+
+    def lower(self, action: LowerChunks, done: Callable[[Lowered], None]) -> None:
+        """Begin to code chunks again; ``done`` is called on a worker thread."""
+        held = [self._bytes[key] for key, _ in action.chunks]
+        self._savers.submit(self._lower, action, held, done)
+
+    def _lower(self, action: LowerChunks, held: list[Payload], done: Callable[[Lowered], None]) -> None:
+        sizes = [0] * len(held)
+        for i, ((key, precision), payload) in enumerate(zip(action.chunks, held, strict=True)):
+            try:
+                smaller = self._codec.lower(payload, precision, key)
+            except ChunkDamaged as e:
+                log.warning("chunk %s cannot be coded again: %s", key.hex(), e.message)
+                continue
+            if len(smaller) < len(payload):
+                self._bytes[key] = smaller
+                sizes[i] = len(smaller)
+        done(Lowered(action.lower, tuple(sizes)))
 
     # -- to DISK
 
@@ -213,9 +241,3 @@ def _leading_successes(loading: Sequence[Future[None]]) -> int:
             log.error("the engine could not load a chunk: %r", error)
             return i
     return len(loading)
-
-
-def _be_nice() -> None:
-    """Lower this thread's CPU priority (Linux: niceness is per thread)."""
-    with contextlib.suppress(OSError, AttributeError):
-        os.setpriority(os.PRIO_PROCESS, threading.get_native_id(), _NICENESS)

@@ -405,6 +405,49 @@ def test_only_an_engines_own_slabs_are_loaded(engine: Engine) -> None:
     assert engine.length(0) == 0
 
 
+# -- what the model looks for in the KV (an engine may know nothing of it)
+
+
+def test_how_keys_turn_fits_the_geometry_and_is_the_same_at_every_start(
+    engine: Engine, make_engine: Callable[[], Engine]
+) -> None:
+    other = make_engine()
+    mine, its = engine.rope, other.rope
+    other.close()
+    assert (mine is None) == (its is None)
+    if mine is not None and its is not None:
+        n_layer, n_pairs = mine.angles.shape
+        assert n_layer == engine.info.geometry.n_layer and 0 < 2 * n_pairs <= engine.info.geometry.head_dim_k
+        assert mine.angles.dtype == np.float32 and np.abs(mine.angles).max() <= 1.0
+        assert mine.halves == its.halves and np.array_equal(mine.angles, its.angles)
+
+
+def test_queries_are_of_positions_that_were_stepped_and_are_taken_once(engine: Engine, slabs: list[KvSlab]) -> None:
+    engine.load(0, 0, slabs[0])
+    feed(engine, 0, text_tokens(engine, 150, skip=CHUNK_TOKENS))
+    engine.drop(0, 2 * CHUNK_TOKENS)
+    queries = engine.take_queries(0)
+    assert engine.take_queries(0) is None and engine.take_queries(1) is None
+    if queries is not None:
+        assert queries.positions.dtype == np.int32 and queries.values.dtype == np.float16
+        positions = queries.positions.tolist()
+        assert positions == sorted(set(positions)) and positions[0] >= CHUNK_TOKENS
+        assert positions[-1] < 2 * CHUNK_TOKENS, "the rest was dropped"
+        g = engine.info.geometry
+        n, n_layer, n_head, head_dim = queries.values.shape
+        assert (n, n_layer, head_dim) == (len(positions), g.n_layer, g.head_dim_k)
+        assert n_head % (g.k_dim // g.head_dim_k) == 0
+
+
+def test_weights_of_keys_are_positive_and_as_wide_as_a_key(engine: Engine) -> None:
+    feed(engine, 0, text_tokens(engine, 100))
+    weights = engine.key_weights()
+    if weights is not None:
+        g = engine.info.geometry
+        assert weights.shape == (g.n_layer, g.k_dim) and weights.dtype == np.float32
+        assert (weights > 0).all() and np.isfinite(weights).all()
+
+
 # -- neighbours
 
 
@@ -558,6 +601,8 @@ def test_only_text_and_abort_work_on_another_thread(engine: Engine) -> None:
             "length": lambda: engine.length(0),
             "export": lambda: engine.export(0, 0, 1),
             "load": lambda: engine.load(0, 0, engine.blank(1)),
+            "key_weights": engine.key_weights,
+            "take_queries": lambda: engine.take_queries(0),
         }
         for name, call in calls.items():
             try:
@@ -568,7 +613,7 @@ def test_only_text_and_abort_work_on_another_thread(engine: Engine) -> None:
     thread = threading.Thread(target=elsewhere)
     thread.start()
     thread.join()
-    assert refused == ["step", "drop", "length", "export", "load"]
+    assert refused == ["step", "drop", "length", "export", "load", "key_weights", "take_queries"]
 
 
 def test_a_closed_engine_refuses_and_may_be_closed_again(make_engine: Callable[[], Engine]) -> None:

@@ -145,7 +145,9 @@ def channel_bound(k: F64, bits: int) -> F64:
         group = k[:, start : start + 64]
         top = np.abs(group).max(axis=1, keepdims=True)
         step = np.ptp(group, axis=1, keepdims=True)
-        bound[:, start : start + 64] = step / 2 * (1 + 2.0**-6) + 2.0**-17 + f16_rounding(step) + f16_rounding(top) + 1e-6 * top
+        bound[:, start : start + 64] = (
+            step / 2 * (1 + 2.0**-6) + 2.0**-17 + f16_rounding(step) + f16_rounding(top) + 1e-6 * top
+        )
     return bound
 
 
@@ -326,6 +328,21 @@ def test_heads_too_large_to_turn_are_coded_as_they_are() -> None:
     slab, rope = random_slab(g, 64, 16), Rope(np.full((1, 256), 0.5, np.float32), halves=True)
     payload = Codec(g, rope).encode(slab, Precision(4, 4), KEY)
     assert header(payload).turn == 0 and payload == Codec(g).encode(slab, Precision(4, 4), KEY)
+
+
+def test_a_chunk_coded_again_with_fewer_bits_errs_little_more_than_if_it_had_been_at_once() -> None:
+    codec, slab = Codec(SMALL), random_slab(SMALL, 64, 17)
+    for high, low in (((8, 8), (3, 3)), ((4, 4), (3, 2)), ((16, 16), (4, 4))):
+        first = codec.encode(slab, Precision(*high), KEY, sinks=1)
+        again, at_once = codec.lower(first, Precision(*low), KEY), codec.encode(slab, Precision(*low), KEY, sinks=1)
+        assert len(again) == len(at_once)
+        for plane in ("k", "v"):
+            exact = getattr(slab, plane).astype(np.float64)
+            errors = [np.square(getattr(decoded(codec, p, 64), plane) - exact).mean() for p in (again, at_once)]
+            assert errors[0] < 1.5 * errors[1]
+            assert np.array_equal(getattr(decoded(codec, again, 64), plane)[:, :1], getattr(slab, plane)[:, :1])
+    with pytest.raises(ChunkDamaged):
+        codec.lower(first[:-1], Precision(2, 2), KEY)
 
 
 # -- what groups cannot hold --------------------------------------------------------------------

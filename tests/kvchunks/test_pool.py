@@ -13,7 +13,7 @@ import pytest
 from llmaas.engine.base import BatchItem, CellsFull
 from llmaas.engine.fake import FakeEngine
 from llmaas.engine.thread import EngineThread
-from llmaas.events import ChunkSource, ChunkTarget, LoadChunks, SaveChunks, WriteChunks
+from llmaas.events import ChunkSource, ChunkTarget, LoadChunks, LowerChunks, SaveChunks, WriteChunks
 from llmaas.kvchunks.codec import Codec
 from llmaas.kvchunks.pool import Pool
 from llmaas.kvchunks.store import Store
@@ -63,7 +63,7 @@ class Bench:
     def load(self, tiers: list[Tier], *, keep: bool = False) -> Any:
         sources = tuple(
             ChunkSource(k, 64 * i, 64 * i + 64, t, keep and t is Tier.DISK)
-            for i, (k, t) in enumerate(zip(KEYS, tiers, strict=True))
+            for i, (k, t) in enumerate(zip(KEYS, tiers, strict=False))
         )
         return self.wait(self.pool.load, LoadChunks(3, ContextId("c"), 0, sources))
 
@@ -124,3 +124,14 @@ def test_values_that_no_group_can_hold_are_not_kept(bench: Bench) -> None:
     target = ChunkTarget(ChunkKey(b"x" * 16), 0, 64, Precision(4, 4))
     saved = bench.wait(bench.pool.save, SaveChunks(9, ContextId("c"), 0, (target,)))
     assert saved.nbytes == (0,)
+
+
+def test_chunks_coded_again_are_smaller_and_come_back_and_what_cannot_be_stays(bench: Bench) -> None:
+    before = [len(bench.pool._bytes[k]) for k in KEYS]
+    bench.pool._bytes[KEYS[4]] = b"damaged"
+    chunks = tuple((k, Precision(3, 2)) for k in KEYS[:6])
+    lowered = bench.wait(bench.pool.lower, LowerChunks(5, chunks))
+    assert [bool(n) for n in lowered.nbytes] == [True] * 4 + [False, True]
+    assert all(0 < new < old for i, (new, old) in enumerate(zip(lowered.nbytes, before, strict=False)) if i != 4)
+    loaded = bench.load([Tier.POOL] * 4)
+    assert (loaded.n_loaded, loaded.damaged) == (4, ())

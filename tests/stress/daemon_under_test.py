@@ -79,7 +79,7 @@ async def serve(args: argparse.Namespace) -> None:
     bits = args.bits
     with Store(args.data_dir, files=files, wal_limit=64 * 1024) as store:
         engine = EngineThread(lambda: FakeEngine(CELLS, 8, geometry=GEOMETRY, end_rate=END_RATE))
-        settings = ServiceSettings(pool_bytes=4 << 20, precision=Precision(bits, bits), prefill_slice=64)
+        settings = ServiceSettings(pool_bytes=4 << 20, bits=Precision(bits, bits), prefill_slice=64)
         service = Service(engine, store, settings)
         await service.start()
         async with await unix.serve(service, args.socket):
