@@ -23,7 +23,7 @@ from llmaas.records import CHUNK_TOKENS, LOSSLESS, ChunkKey, ContextId, Precisio
 _HALF_LIFE_S = 3600.0
 """After so long without use, an error in a chunk counts half: the context may never come back."""
 _COLDEST = 1 / 64
-_PRIOR = (1.2e-4, 2.3e-4)
+_PRIOR = (1.6e-4, 1.8e-4)
 """Sensitivities of K and V to expect before any was measured: SmolLM2-135M's mean. Only their ratio counts."""
 NOBODY = ContextId("")
 _LOOK = 16

@@ -58,10 +58,7 @@ class Step:
     bits: int
     nbytes: int
     earns: float
-
-    @property
-    def place(self) -> int:
-        return _place(self.earns)
+    place: int
 
 
 @dataclass(frozen=True, slots=True)
@@ -84,7 +81,8 @@ def _steps(sizes: list[int], errors: tuple[float, ...]) -> tuple[Step, ...]:
     steps = []
     for i in range(1, len(BITS)):
         nbytes = sizes[i] - sizes[i - 1]
-        steps.append(Step(BITS[i], nbytes, (errors[i - 1] - errors[i]) / nbytes))
+        earns = (errors[i - 1] - errors[i]) / nbytes
+        steps.append(Step(BITS[i], nbytes, earns, _place(earns)))
     return tuple(steps)
 
 

@@ -61,7 +61,7 @@ def test_scores_of_a_probe_are_those_of_feeding_its_tokens_in_one_go(lab: Lab) -
 
 
 def test_a_needle_is_in_the_coded_part_and_its_answer_is_not(lab: Lab) -> None:
-    (case,) = needles(lab.engine, Sizes(coded=320, scored=0, per_kind=1, actions=0), seed=1)
+    (case,) = needles(lab.engine, Sizes(coded=320, scored=0, per_kind=1, asked=4), seed=1)
     document = b"".join(map(lab.engine.piece, case.tokens)).decode()
     assert len(case.tokens) % 64 == 0
     for probe in case.probes:

@@ -93,7 +93,7 @@ def test_a_chunk_is_measured_as_whole_attention_matrices_would(noise: float) -> 
         ):
             roots = world.change(behind, k, v) ** (1 / ROOT)
             assert value == pytest.approx((weights @ roots / weights.sum()) ** ROOT, rel=2e-3)
-        assert (found.weight, found.at) == (pytest.approx(weights.sum()), 150)
+        assert found.weight == pytest.approx(weights.sum()) and found.at == 150
 
 
 def test_density_is_the_mean_of_what_queries_that_can_see_a_token_give_it() -> None:
@@ -152,7 +152,7 @@ def test_layers_that_do_not_look_back_to_a_chunk_do_not_count_for_it() -> None:
     world, positions = World(8), [120, 130, 140, 149]
     near, far = (world.scorer(positions, w).measure(0, world.slab(0), world.coded(0)) for w in ((0, 50, 50), (50,) * 3))
     assert far is not None and near is not None
-    assert (far.k, far.v, far.density) == (0.0, 0.0, pytest.approx(0.0, abs=1e-2)) and near.k > 0 and near.v > 0
+    assert (far.k, far.v) == (0.0, 0.0) and near.k > 0 and near.v > 0
 
 
 def test_keys_that_come_back_as_nonsense_give_large_numbers_and_no_others() -> None:
