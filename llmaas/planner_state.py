@@ -12,6 +12,7 @@ from typing import TypedDict
 
 from llmaas.errors import PolicyBug
 from llmaas.events import Action, DropCells
+from llmaas.policies.precision import SPENDING
 from llmaas.records import CHUNK_TOKENS, AppId, ChunkKey, ContextId, Geometry, Precision, RequestId
 
 
@@ -37,7 +38,7 @@ class PlannerSettings:
     """False for models without per-token KV rows: their contexts are always recomputed."""
     precision: Precision = Precision(4, 4)
     spending: str = "uniform"
-    """How bits are shared out, a name in ``policies.precision``; ``precision`` is for those that give all the same."""
+    """How bits are shared out, one of ``policies.precision.SPENDING``; ``precision`` is what "uniform" gives all."""
     bits: float = 4.0
     """Bytes that coded chunks may take together, in bits per value of K and V, scales and headers included."""
     max_batch: int = 512
@@ -57,6 +58,8 @@ class PlannerSettings:
     def __post_init__(self) -> None:
         if not 0 < self.ctx_limit <= self.n_cells:
             raise ValueError(f"ctx_limit must be in 1 .. n_cells={self.n_cells}, not {self.ctx_limit}")
+        if self.spending not in SPENDING:
+            raise ValueError(f"spending is one of {', '.join(SPENDING)}, not {self.spending}")
 
 
 def bit_settings(bits: float | Precision) -> BitSettings:

@@ -1,59 +1,19 @@
-"""F3. With how many bits a chunk is coded, for choices that need no price (``policies.price`` has the one that does).
+"""F3. Ways to share out bits, and the rule of LLMS as a baseline for benches.
 
-Law: a chunk is coded once, from values the model computed. The last, partial chunk of a context will grow and be
-coded again, so it stays lossless until it is full: its decoded form is then the computed form, and nothing
-lossy is ever coded a second time. K and V never get fewer than 2 bits.
+Law: pure. K and V never get fewer than 2 bits. The way that the service prefers, "tolerance", is ``policies.price``;
+"uniform" needs no code: every full chunk gets the precision that was chosen.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from itertools import accumulate
-from typing import Protocol
 
 from llmaas.policies.price import Size
-from llmaas.records import CHUNK_TOKENS, LOSSLESS, Precision
+from llmaas.records import Precision
 
-
-class PrecisionPolicy(Protocol):
-    def choose(self, index: int, n_tokens: int) -> Precision:
-        """Precision for chunk ``index`` of a context, which holds ``n_tokens`` tokens."""
-
-
-class Uniform:
-    """Every full chunk at the same precision."""
-
-    def __init__(self, precision: Precision) -> None:
-        self._precision = precision
-
-    def choose(self, index: int, n_tokens: int) -> Precision:
-        return self._precision if n_tokens == CHUNK_TOKENS else LOSSLESS
-
-
-PRECISION: dict[str, Callable[[Precision], PrecisionPolicy]] = {"uniform": Uniform}
-
-_SPLITS = {
-    2.0: Precision(2, 2),
-    2.5: Precision(2, 3),
-    3.0: Precision(3, 3),
-    3.5: Precision(3, 4),
-    4.0: Precision(4, 4),
-    4.5: Precision(4, 5),
-    5.0: Precision(5, 5),
-    5.5: Precision(5, 6),
-    6.0: Precision(6, 6),
-    7.0: Precision(6, 8),
-    8.0: Precision(8, 8),
-}
-"""K and V by their mean; the odd bit goes to V. Mean KLD on SmolLM2-135M, 12 contexts: K2 V3 .0169, K3 V2 .0180; K3 V4
-.0041, K4 V3 .0048; K4 V5 .0025, K5 V4 .0026."""
-
-
-def best_split(bits: float) -> Precision:
-    """The best uniform precision of at most ``bits`` nominal bits, the mean of K and V. Raises ValueError below 2."""
-    if bits < 2:
-        raise ValueError(f"a chunk needs at least 2 bits, not {bits}")
-    return _SPLITS[max(b for b in _SPLITS if b <= bits)]
+SPENDING = ("uniform", "tolerance")
+"""What a service can be set to."""
 
 
 def llms(densities: Sequence[float], size: Size, budget: int) -> list[Precision]:

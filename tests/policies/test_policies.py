@@ -4,10 +4,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from llmaas.policies.eviction import EVICTION, Lru
-from llmaas.policies.precision import PRECISION
 from llmaas.policies.scheduling import SCHEDULING
 from llmaas.policies.split import SPLIT, Segment, Way
-from llmaas.records import LOSSLESS, ChunkKey, Precision, RequestId, Tier
+from llmaas.records import ChunkKey, RequestId, Tier
 
 
 def key(i: int) -> ChunkKey:
@@ -50,13 +49,6 @@ def test_segments_cover_every_chunk_once_and_load_none_that_is_missing(tiers: li
 def test_load_first_recomputes_only_what_has_no_copy() -> None:
     plan = SPLIT["load_first"]().plan([Tier.POOL, Tier.DISK, Tier.NONE, Tier.POOL])
     assert plan == [Segment(Way.LOAD, 0, 2), Segment(Way.RECOMPUTE, 2, 3), Segment(Way.LOAD, 3, 4)]
-
-
-def test_a_partial_chunk_is_lossless_under_every_precision_policy() -> None:
-    for make in PRECISION.values():
-        policy = make(Precision(4, 4))
-        assert policy.choose(3, 63) == LOSSLESS
-        assert policy.choose(3, 64) == Precision(4, 4)
 
 
 def test_the_queue_is_fair_within_a_priority_and_forgets_what_is_removed() -> None:

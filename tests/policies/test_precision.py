@@ -10,7 +10,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from llmaas.policies.precision import best_split, llms
+from llmaas.policies.precision import llms
 from llmaas.policies.price import (
     BITS,
     K_ERROR,
@@ -221,16 +221,3 @@ def test_llms_gives_all_chunks_4_bits_or_a_third_of_them_8_and_the_others_2() ->
     flat, steep = [1.0] * 30, [1.0] + [0.0] * 29
     assert sorted(p.k for p in llms(flat, plain, half)) == [2] * 20 + [8] * 10
     assert llms(steep, plain, half) == [Precision(4, 4)] * 30
-
-
-@given(st.floats(2.0, 16.0))
-def test_the_best_split_is_the_largest_that_the_bits_allow(bits: float) -> None:
-    found = best_split(bits)
-    assert (found.k + found.v) / 2 <= bits
-    assert found.k in BITS and found.v in BITS
-    assert bits >= 8 or (found.k + found.v) / 2 > bits - 1
-
-
-def test_nothing_gets_less_than_2_bits() -> None:
-    with pytest.raises(ValueError, match="at least 2 bits"):
-        best_split(1.9)
