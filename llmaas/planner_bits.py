@@ -13,6 +13,7 @@ from __future__ import annotations
 from collections import deque
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import cache
 
 from llmaas.events import ChunkTarget
 from llmaas.kvchunks.tolerance import ChunkTolerance
@@ -51,7 +52,7 @@ class BitBooks:
 
     def __init__(self, settings: PlannerSettings, encoded_size: Callable[[int, Precision], int]) -> None:
         self._settings = settings
-        self._size: Callable[[Precision], int] = lambda precision: encoded_size(CHUNK_TOKENS, precision)
+        self._size = cache(lambda precision: encoded_size(CHUNK_TOKENS, precision))
         self._book = PriceBook(self._size, _PRIOR)
         self._chunk_budget = settings.bits * self._values(CHUNK_TOKENS) / 8
         self._entries: dict[ChunkKey, _Entry] = {}
