@@ -278,7 +278,7 @@ def _bars(figures: dict[str, Any]) -> list[Bar]:
     }
     pool, disk = rows["POOL", False], rows["DISK", True]
     return [
-        Bar("4096 tokens, 4 bits, POOL -> CELLS: times faster than re-prefill", pool["reprefill_over_switch"], 100),
+        Bar("4096 tokens, 4 bits, POOL -> CELLS: times faster than re-prefill", pool["reprefill_over_switch"], 300),
         Bar(
             "4096 tokens, 4 bits, DISK -> CELLS, cold: times faster than re-prefill", disk["reprefill_over_switch"], 70
         ),
