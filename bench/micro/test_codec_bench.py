@@ -21,7 +21,9 @@ KEY = ChunkKey(bytes(16))
 BITS = pytest.mark.parametrize(
     "precision", [Precision(b, b) for b in (16, 8, 6, 5, 4, 3, 2)], ids=lambda p: f"k{p.k}v{p.v}"
 )
-KERNELS = pytest.mark.parametrize("codec", [Codec(SMOLLM2, kernels=k) for k in available()], ids=[k.name for k in available()])
+KERNELS = pytest.mark.parametrize(
+    "codec", [Codec(SMOLLM2, kernels=k) for k in available()], ids=[k.name for k in available()]
+)
 
 
 def blob_view(dim: int) -> F16:
