@@ -29,7 +29,7 @@ from llmaas.engine.fake import FakeEngine
 from llmaas.engine.thread import EngineThread
 from llmaas.errors import LlmaasError
 from llmaas.kvchunks.store import Store
-from llmaas.records import Generation, Message
+from llmaas.records import Generation, Message, Precision
 from llmaas.service import Service, ServiceSettings
 from tests.e2e.oracle import App, Book, Oracle
 
@@ -37,6 +37,10 @@ CELLS = 1024
 HELLO = [Message("user", "hello")]
 LONG = "It was the best of times, it was the worst of times, it was the age of wisdom. "
 SOON = 10.0
+
+
+# The made-up model says the same over coded KV as over its own, down to 4 bits.
+_SETTINGS: dict[str, Any] = {"pool_bytes": 1 << 20, "prefill_slice": 64, "bits": Precision(4, 4)}
 
 
 @dataclass(frozen=True)
@@ -91,7 +95,7 @@ async def serving(
 ) -> AsyncIterator[Daemon]:
     own = store(root / "data")
     thread = EngineThread(lambda: engine(n_cells, 8, end_rate=end_rate))
-    service = Service(thread, own, ServiceSettings(**{"pool_bytes": 1 << 20, "prefill_slice": 64, **settings}))
+    service = Service(thread, own, ServiceSettings(**{**_SETTINGS, **settings}))
     await service.start()
     server = await unix.serve(service, root / "d.sock", limits=limits or Limits(), uid_of=uid_of)
     daemon = Daemon(root / "d.sock", service, own, thread, end_rate)
