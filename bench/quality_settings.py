@@ -14,10 +14,10 @@ from typing import Protocol
 import numpy as np
 
 from llmaas.kvchunks.codec import Codec, sinks_at
-from llmaas.kvchunks.tolerance import REFERENCE, ChunkTolerance, Scorer
+from llmaas.kvchunks.tolerance import REFERENCE, Scorer
 from llmaas.policies.precision import llms
 from llmaas.policies.price import allocate
-from llmaas.records import CHUNK_TOKENS, ChunkKey, KvSlab, Precision, Queries
+from llmaas.records import CHUNK_TOKENS, ChunkKey, ChunkTolerance, KvSlab, Precision, Queries
 
 _KEY = ChunkKey(bytes(16))
 UNIFORM = ((8, 8), (6, 6), (5, 5), (4, 4), (4, 3), (3, 4), (3, 3), (3, 2), (2, 3), (2, 2))

@@ -10,19 +10,23 @@ from __future__ import annotations
 import enum
 from dataclasses import dataclass
 
-from llmaas.records import AppId, ChunkKey, ContextId, Precision, RequestId, Tier
+from llmaas.records import AppId, ChunkKey, ChunkNotes, ChunkTolerance, ContextId, Precision, RequestId, Tier
 
 # -- events -----------------------------------------------------------------------------------
 
 
 @dataclass(frozen=True, slots=True)
 class ContextOpened:
-    """A context exists (created, forked, or found at start). ``keys`` cover its first ``n_kv`` tokens."""
+    """A context exists (created, forked, or found at start). ``keys`` cover its first ``n_kv`` tokens.
+
+    ``idle``: seconds since it was last used.
+    """
 
     context: ContextId
     app: AppId
     keys: tuple[ChunkKey, ...] = ()
     n_kv: int = 0
+    idle: float = 0.0
 
 
 @dataclass(frozen=True, slots=True)
@@ -48,9 +52,9 @@ class ContextClosed:
 
 @dataclass(frozen=True, slots=True)
 class ChunksFound:
-    """What the store holds, told once at start after every ContextOpened: (key, bytes) pairs."""
+    """What the store holds, told once at start after every ContextOpened: (key, bytes, what is known of it)."""
 
-    chunks: tuple[tuple[ChunkKey, int], ...]
+    chunks: tuple[tuple[ChunkKey, int, ChunkNotes | None], ...]
 
 
 @dataclass(frozen=True, slots=True)
@@ -131,13 +135,10 @@ class Written:
 
 @dataclass(frozen=True, slots=True)
 class Measured:
-    """A measurement ended: (key, k, v, density, weight, at) of each chunk that it could tell something of.
-
-    ``kvchunks.tolerance.ChunkTolerance`` says what the numbers mean.
-    """
+    """A measurement ended: what it could tell of some of its chunks."""
 
     measure: int
-    scores: tuple[tuple[ChunkKey, float, float, float, float, int], ...]
+    scores: tuple[tuple[ChunkKey, ChunkTolerance], ...]
 
 
 @dataclass(frozen=True, slots=True)
@@ -266,11 +267,19 @@ class LowerChunks:
 
 @dataclass(frozen=True, slots=True)
 class WriteChunks:
-    """Write POOL chunks to the store. Answer: Written."""
+    """Write POOL chunks, with what is known of them, to the store. Answer: Written."""
 
     write: int
     context: ContextId
     keys: tuple[ChunkKey, ...]
+    tolerances: tuple[ChunkTolerance | None, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class NoteTolerances:
+    """Keep with chunks on DISK what has been learnt of them since they were written."""
+
+    tolerances: tuple[tuple[ChunkKey, ChunkTolerance], ...]
 
 
 @dataclass(frozen=True, slots=True)
@@ -339,6 +348,7 @@ Action = (
     | MeasureChunks
     | LowerChunks
     | WriteChunks
+    | NoteTolerances
     | DropPool
     | DropDisk
     | DropCells

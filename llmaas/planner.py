@@ -163,7 +163,7 @@ class Planner:
     # -- contexts
 
     def _opened(self, event: ContextOpened, now: float) -> None:
-        context = Context(event.context, event.app, [], event.n_kv)
+        context = Context(event.context, event.app, [], event.n_kv, used=now - event.idle)
         self._contexts[event.context] = context
         self._swap.own(context, 0, event.keys, self._out)
 
@@ -191,14 +191,13 @@ class Planner:
         self._swap.own(context, 0, (), self._out)
 
     def _found(self, event: ChunksFound, now: float) -> None:
-        orphans = []
-        for key, nbytes in event.chunks:
-            if key in self._swap.ledger:
-                self._swap.ledger.found_on_disk(key, nbytes)
-            else:
-                orphans.append(key)
-        if orphans:
-            self._out.append(DropDisk(tuple(orphans)))
+        stored = {key: (nbytes, notes) for key, nbytes, notes in event.chunks}
+        for context in self._contexts.values():
+            for key in context.keys:
+                if (chunk := stored.pop(key, None)) is not None:
+                    self._swap.found(context, key, *chunk, now)
+        if stored:  # nobody contains them
+            self._out.append(DropDisk(tuple(stored)))
 
     def _budget(self, event: BudgetChanged, now: float) -> None:
         self._swap.set_pool_budget(event.pool_bytes, self._out)
@@ -299,7 +298,7 @@ class Planner:
         self._swap.saved(event.save, event.nbytes, now, self._out)
 
     def _measured(self, event: Measured, now: float) -> None:
-        self._swap.measured(event, now)
+        self._swap.measured(event, now, self._out)
 
     def _lowered(self, event: Lowered, now: float) -> None:
         self._swap.lowered(event, now, self._out)

@@ -16,10 +16,10 @@ from dataclasses import dataclass
 from functools import cache
 
 from llmaas.events import ChunkTarget
-from llmaas.kvchunks.tolerance import ChunkTolerance
-from llmaas.planner_state import PlannerSettings
+from llmaas.kvchunks.tolerance import merged
+from llmaas.planner_state import Context, PlannerSettings
 from llmaas.policies.price import Price, PriceBook, Stake, stake
-from llmaas.records import CHUNK_TOKENS, LOSSLESS, ChunkKey, ContextId, Precision
+from llmaas.records import CHUNK_TOKENS, LOSSLESS, ChunkKey, ChunkNotes, ChunkTolerance, ContextId, Precision
 
 _HALF_LIFE_S = 3600.0
 """After so long without use, an error in a chunk counts half: the context may never come back."""
@@ -31,6 +31,8 @@ _LOOK = 16
 """Chunks that the hand passes at an event."""
 _COOL = 4
 """Stored chunks whose heat is brought up to date for each one that is coded."""
+_NEWS = 1.5
+"""Factor by which a sensitivity must have moved for the index to be written again."""
 _WORTH = 0.1
 """Of its bytes a chunk must lose to be coded again."""
 
@@ -45,6 +47,8 @@ class _Entry:
     nbytes: int = 0
     used: float = 0.0
     stake: Stake | None = None
+    noted: ChunkTolerance | None = None
+    """What is on DISK, or on its way there, of ``tolerance``."""
 
 
 class BitBooks:
@@ -54,7 +58,8 @@ class BitBooks:
         self._settings = settings
         self._size = cache(lambda precision: encoded_size(CHUNK_TOKENS, precision))
         self._book = PriceBook(self._size, _PRIOR)
-        self._chunk_budget = settings.bits * self._values(CHUNK_TOKENS) / 8
+        g = settings.geometry
+        self._chunk_budget = settings.bits * CHUNK_TOKENS * g.n_layer * (g.k_dim + g.v_dim) / 8
         self._entries: dict[ChunkKey, _Entry] = {}
         self._hand: deque[ChunkKey] = deque()
         self._unseen = 0
@@ -84,8 +89,32 @@ class BitBooks:
         """A chunk was measured (again)."""
         self._book.learn(found)
         entry = self._entries.setdefault(key, _Entry(used=now))
-        entry.tolerance = found if entry.tolerance is None else entry.tolerance.merged(found)
+        entry.tolerance = found if entry.tolerance is None else merged(entry.tolerance, found)
         self._count(entry, now)  # also those that are still to be coded: they will want their share
+
+    def news(self, key: ChunkKey) -> ChunkTolerance | None:
+        """What is to be kept anew with the chunk on DISK, if that has changed much."""
+        entry = self._entries[key]
+        if entry.tolerance is None or not _is_news(entry.tolerance, entry.noted):
+            return None
+        return self.note(key)
+
+    def note(self, key: ChunkKey) -> ChunkTolerance | None:
+        """What is to be kept with the chunk on DISK."""
+        entry = self._entries.get(key)
+        if entry is None:
+            return None
+        entry.noted = entry.tolerance
+        return entry.noted
+
+    def found(self, context: Context, key: ChunkKey, notes: ChunkNotes, nbytes: int) -> None:
+        """At start: the chunk is on DISK, as an earlier run coded it."""
+        if notes.precision == LOSSLESS or not self._settings.measure:
+            return
+        entry = self._entries[key] = _Entry(tolerance=notes.tolerance, noted=notes.tolerance)
+        if notes.tolerance is not None:
+            self._book.learn(notes.tolerance)
+        self._keep(key, entry, context.id, notes.precision, nbytes, context.used)
 
     def stored(self, owner: ContextId, target: ChunkTarget, nbytes: int, now: float) -> None:
         """A chunk was coded."""
@@ -93,12 +122,18 @@ class BitBooks:
             return
         entry = self._entries.setdefault(target.key, _Entry())
         assert not entry.nbytes, "a chunk is coded once"
+        self._keep(target.key, entry, owner, target.precision, nbytes, now)
+
+    def _keep(
+        self, key: ChunkKey, entry: _Entry, owner: ContextId, precision: Precision, nbytes: int, used: float
+    ) -> None:
+        """Take a coded chunk, last used at ``used``, into the bytes that the budget is for."""
         self.stored_chunks += 1
         self.nbytes += nbytes
-        self._hand.append(target.key)
+        self._hand.append(key)
         self._unseen = len(self._hand)
-        entry.owner, entry.precision, entry.nbytes, entry.used = owner, target.precision, nbytes, now
-        self._count(entry, now)
+        entry.owner, entry.precision, entry.nbytes, entry.used = owner, precision, nbytes, used
+        self._count(entry, used)
 
     def lowered(self, key: ChunkKey, precision: Precision, nbytes: int, now: float) -> None:
         """A stored chunk was coded again with fewer bits."""
@@ -180,6 +215,10 @@ class BitBooks:
         self._book.add(entry.stake)
         return entry.stake
 
-    def _values(self, n_tokens: int) -> int:
-        g = self._settings.geometry
-        return n_tokens * g.n_layer * (g.k_dim + g.v_dim)
+
+def _is_news(now: ChunkTolerance, before: ChunkTolerance | None) -> bool:
+    """Whether a sensitivity has moved so far that bits would be shared out otherwise."""
+    if before is None:
+        return True
+    pairs = ((now.k, before.k), (now.v, before.v))
+    return any(max(a, b) > _NEWS * min(a, b) for a, b in pairs)

@@ -86,6 +86,8 @@ class Context:
     app: AppId
     keys: list[ChunkKey]
     n_kv: int
+    used: float = 0.0
+    """When it was found or made, less how long it had been idle then."""
     seq: int | None = None
     cells: int = 0
     lossy: set[int] = field(default_factory=set)

@@ -20,17 +20,17 @@ from llmaas.events import (
     Lowered,
     MeasureChunks,
     Measured,
+    NoteTolerances,
     SaveChunks,
     WriteChunks,
 )
 from llmaas.kvchunks.codec import Codec, sinks_at
 from llmaas.kvchunks.kernels import NUMPY
 from llmaas.kvchunks.ledger import Copy, Ledger
-from llmaas.kvchunks.tolerance import ChunkTolerance
 from llmaas.planner_bits import BitBooks
 from llmaas.planner_state import Context, PlannerSettings, Tally
 from llmaas.policies.eviction import EvictionPolicy
-from llmaas.records import CHUNK_TOKENS, ChunkKey, ContextId, Tier
+from llmaas.records import CHUNK_TOKENS, ChunkKey, ChunkNotes, ContextId, Tier
 
 
 class SwapBooks:
@@ -52,6 +52,7 @@ class SwapBooks:
         self._encoded_size = Codec(settings.geometry, kernels=NUMPY).encoded_size
         self._bits = BitBooks(settings, self._encoded_size)
         self._lowering: LowerChunks | None = None
+        self._being_lowered: set[ChunkKey] = set()
         self._next_id = 0
 
     @property
@@ -107,6 +108,12 @@ class SwapBooks:
             return 0
         safe = chunk.disk is Copy.PRESENT or (self._unwritten and chunk.disk is Copy.ABSENT)
         return chunk.pool_bytes if safe else 0
+
+    def found(self, context: Context, key: ChunkKey, nbytes: int, notes: ChunkNotes | None, now: float) -> None:
+        """At start: the store holds the chunk."""
+        self.ledger.found_on_disk(key, nbytes)
+        if notes is not None:
+            self._bits.found(context, key, notes, nbytes)
 
     # -- whose chunks they are
 
@@ -168,10 +175,17 @@ class SwapBooks:
         self._measuring[action.measure] = context, wanted
         out.append(action)
 
-    def measured(self, event: Measured, now: float) -> None:
-        for key, k, v, density, weight, at in event.scores:
-            if key in self.ledger:
-                self._bits.learn(key, ChunkTolerance(k, v, density, weight, at), now)
+    def measured(self, event: Measured, now: float, out: list[Action]) -> None:
+        news = []
+        for key, found in event.scores:
+            if key not in self.ledger:
+                continue
+            self._bits.learn(key, found, now)
+            on_disk = self.ledger.chunk(key).disk is Copy.PRESENT
+            if on_disk and (changed := self._bits.news(key)) is not None:
+                news.append((key, changed))
+        if news:
+            out.append(NoteTolerances(tuple(news)))
         if event.measure in self._measuring:
             self._to_save.extend(self._measuring.pop(event.measure)[1])
 
@@ -252,6 +266,7 @@ class SwapBooks:
             for key, _ in chunks:
                 self.ledger.pin(key)
             self._lowering = LowerChunks(self.next_id(), tuple(chunks))
+            self._being_lowered = {key for key, _ in chunks}
             out.append(self._lowering)
 
     def _lowerable(self, key: ChunkKey) -> bool | None:
@@ -264,6 +279,7 @@ class SwapBooks:
         action, self._lowering = self._lowering, None
         if action is None or action.lower != event.lower:
             raise PolicyBug(f"lowering {event.lower} ended but was not under way")
+        self._being_lowered.clear()
         for (key, precision), size in zip(action.chunks, event.nbytes, strict=True):
             self.ledger.unpin(key)
             if size:
@@ -290,11 +306,11 @@ class SwapBooks:
                     self.ledger.pin(key)
                     batch.append(key)
             if batch:
-                self._writing = WriteChunks(self.next_id(), context, tuple(batch))
+                self._writing = WriteChunks(self.next_id(), context, tuple(batch), tuple(map(self._bits.note, batch)))
                 out.append(self._writing)
 
     def _writable(self, key: ChunkKey) -> bool:
-        if key not in self.ledger or (self._lowering is not None and key in dict(self._lowering.chunks)):
+        if key not in self.ledger or key in self._being_lowered:
             return False  # what is being lowered is written afterwards
         chunk = self.ledger.chunk(key)
         return chunk.refs > 0 and chunk.pool is Copy.PRESENT and chunk.disk is Copy.ABSENT

@@ -15,9 +15,9 @@ from typing import Any, BinaryIO, get_args
 import msgpack
 
 from llmaas.errors import BadRequest
-from llmaas.events import Drawn, Event, StepDone
+from llmaas.events import ChunksFound, Drawn, Event, Measured, StepDone
 from llmaas.planner_state import PlannerSettings
-from llmaas.records import Geometry, Precision
+from llmaas.records import ChunkNotes, ChunkTolerance, Geometry, Precision
 
 _EVENTS = {cls.__name__: cls for cls in get_args(Event)}
 
@@ -62,6 +62,8 @@ def read(path: Path) -> tuple[PlannerSettings, Iterator[tuple[Event, float]]]:
 def _plain(value: Any) -> Any:
     if isinstance(value, enum.Enum):
         return value.value
+    if isinstance(value, Precision):
+        return value.k, value.v
     raise TypeError(f"cannot record {value!r}")
 
 
@@ -70,5 +72,16 @@ def _event(name: str, fields: tuple[Any, ...]) -> Event:
     if cls is StepDone:
         step, drawn, steps = fields
         return StepDone(step, tuple(Drawn(d) for d in drawn), steps)
+    if cls is Measured:
+        return Measured(fields[0], tuple((key, ChunkTolerance(*found)) for key, found in fields[1]))
+    if cls is ChunksFound:
+        return ChunksFound(tuple((key, nbytes, _notes(notes)) for key, nbytes, notes in fields[0]))
     event: Event = cls(*fields)
     return event
+
+
+def _notes(fields: tuple[Any, ...] | None) -> ChunkNotes | None:
+    if fields is None:
+        return None
+    (k, v), tolerance = fields
+    return ChunkNotes(Precision(k, v), None if tolerance is None else ChunkTolerance(*tolerance))

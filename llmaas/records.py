@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import enum
 from dataclasses import dataclass
-from typing import Any, NewType
+from typing import Any, NamedTuple, NewType
 
 import numpy as np
 import numpy.typing as npt
@@ -117,6 +117,28 @@ class Queries:
 
     positions: npt.NDArray[np.int32]
     values: F16
+
+
+class ChunkTolerance(NamedTuple):
+    """What coding a chunk does to attention: the smaller ``k`` and ``v``, the fewer bits it needs.
+
+    ``k``, ``v``: relative squared change of the attention output with K or V alone at a reference precision, mean over
+    layers and power mean over (weighted) queries. ``density``: D_i of LLMS (arXiv 2403.11805, eq. 1). ``weight``: sum
+    of the weights of the queries asked, as of token ``at``. ``kvchunks.tolerance`` measures it.
+    """
+
+    k: float
+    v: float
+    density: float
+    weight: float
+    at: int
+
+
+class ChunkNotes(NamedTuple):
+    """What is known of a stored chunk besides its bytes; ``tolerance`` None: it was not measured yet."""
+
+    precision: Precision
+    tolerance: ChunkTolerance | None = None
 
 
 @dataclass(frozen=True, slots=True)

@@ -110,13 +110,13 @@ class Service:
             ctx_limit=self.planner_settings.ctx_limit,
             queue_limit=self._settings.queue_limit,
         )
-        found = await self._rows.run(lambda: {key: nbytes for key, _, nbytes in self._store.chunks()})
+        found = await self._rows.run(lambda: {chunk.key: chunk for chunk in self._store.chunks()})
         for row in await self._rows.run(self._store.contexts):
             live = self._live(row)
             live.note(await self._rows.run(self._store.spans, row.id), add_tokens=True)
             live.adopt(found.keys())
             self._open(live)
-        self._dispatch(ChunksFound(tuple(found.items())))
+        self._dispatch(ChunksFound(tuple((chunk.key, chunk.nbytes, chunk.notes) for chunk in found.values())))
         log.info("serving %s: %d contexts, %d chunks on disk", self._model.name, len(self._directory), len(found))
 
     async def stop(self) -> None:
@@ -250,7 +250,8 @@ class Service:
 
     def _open(self, live: LiveContext) -> None:
         self._directory.add(live)
-        self._dispatch(ContextOpened(live.id, live.row.app, tuple(live.keys), live.n_kv))
+        idle = max(0.0, self._clock.wall() - live.last_used)
+        self._dispatch(ContextOpened(live.id, live.row.app, tuple(live.keys), live.n_kv, idle))
 
     def _new_row(self, app: AppId, name: str | None) -> ContextRow:
         if name is None:

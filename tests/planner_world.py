@@ -13,7 +13,17 @@ from llmaas import events as ev
 from llmaas.kvchunks.codec import Codec, sinks_at
 from llmaas.planner import Planner
 from llmaas.planner_state import PlannerSettings
-from llmaas.records import CHUNK_TOKENS, AppId, ChunkKey, ContextId, Geometry, RequestId, Tier
+from llmaas.records import (
+    CHUNK_TOKENS,
+    AppId,
+    ChunkKey,
+    ChunkNotes,
+    ChunkTolerance,
+    ContextId,
+    Geometry,
+    RequestId,
+    Tier,
+)
 
 GEOMETRY = Geometry(n_layer=2, k_dim=64, v_dim=64, head_dim_k=32, head_dim_v=32)
 APP = AppId("0/test")
@@ -67,6 +77,8 @@ class World:
         self.log: list[tuple[ev.Event, list[ev.Action]]] = []
         self.now = 0.0
         self.serial = 0
+        self.told = 0.8
+        """Share of chunks that a measurement can tell something of."""
 
     # -- what happens to the planner
 
@@ -82,6 +94,14 @@ class World:
         self.ctxs[ctx.id] = ctx
         self.tell(ev.ContextOpened(ctx.id, APP))
         return ctx
+
+    def restart(self, notes: dict[ChunkKey, ChunkNotes], idle: float) -> None:
+        """A new planner, told at rest what the store holds."""
+        assert not self.due
+        self.planner, self.pool, self.cells, self.log = Planner(self.s), {}, {}, []
+        for ctx in self.ctxs.values():
+            self.tell(ev.ContextOpened(ctx.id, APP, ctx.keys(ctx.n_kv), ctx.n_kv, idle))
+        self.tell(ev.ChunksFound(tuple((k, n, notes.get(k)) for k, n in self.disk.items())))
 
     def call(self, ctx: Ctx, prompt: int, max_new: int) -> RequestId:
         assert not ctx.busy
@@ -129,6 +149,9 @@ class World:
                 assert all(k in self.pool for k, _ in chunks)
             case ev.WriteChunks(keys=keys):
                 assert all(k in self.pool for k in keys)
+            case ev.NoteTolerances(tolerances=notes):
+                assert all(k in self.disk for k, _ in notes)
+                return
             case ev.DropPool(keys=keys):
                 for k in keys:
                     del self.pool[k]
@@ -170,8 +193,8 @@ class World:
                 self.disk.update({k: n for k, n in zip(keys, sizes, strict=True) if n})
                 self.tell(ev.Written(action.write, sizes))
             case ev.MeasureChunks(chunks=spans):
-                told = () if bad else tuple(s for s in spans if self.rng.random() < 0.8)
-                self.tell(ev.Measured(action.measure, tuple((s.key, *self.tolerance()) for s in told)))
+                told = () if bad else tuple(s for s in spans if self.rng.random() < self.told)
+                self.tell(ev.Measured(action.measure, tuple((s.key, self.tolerance()) for s in told)))
             case ev.LowerChunks(chunks=chunks):
                 smaller = tuple(0 if bad else self.size(CHUNK_TOKENS, p) for _, p in chunks)
                 smaller = tuple(n if n < self.pool[k] else 0 for n, (k, _) in zip(smaller, chunks, strict=True))
@@ -221,10 +244,10 @@ class World:
             del ctx.tokens[base:]
         self.changed(ctx, min(len(ctx.tokens), max(ctx.n_kv, action.n_kv)))
 
-    def tolerance(self) -> tuple[float, float, float, float, int]:
+    def tolerance(self) -> ChunkTolerance:
         """Of K and V over many orders of magnitude, a density, and how sure it is as of when."""
         k, v = (10 ** self.rng.uniform(-9, -1) for _ in "kv")
-        return k, v, self.rng.random(), self.rng.uniform(0.1, 60), self.rng.randrange(2000)
+        return ChunkTolerance(k, v, self.rng.random(), self.rng.uniform(0.1, 60), self.rng.randrange(2000))
 
     def settle(self) -> None:
         for _ in range(100_000):

@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 
 from llmaas import events as ev
 from llmaas.planner import Planner
-from llmaas.records import Precision
+from llmaas.records import ChunkNotes, ChunkTolerance, Precision
 from tests.planner_world import World, settings
 
 
@@ -208,7 +208,7 @@ def test_a_full_context_says_so() -> None:
 
 def test_stored_chunks_nobody_needs_are_dropped_at_start() -> None:
     p = Planner(settings())
-    actions = p.handle(ev.ChunksFound(((b"x" * 16, 100),)), 0.0)  # type: ignore[arg-type]
+    actions = p.handle(ev.ChunksFound(((b"x" * 16, 100, None),)), 0.0)  # type: ignore[arg-type]
     assert actions == [ev.DropDisk((b"x" * 16,))]  # type: ignore[arg-type]
 
 
@@ -304,6 +304,9 @@ def test_the_same_events_give_the_same_actions() -> None:
 # -- who gets how many bits ---------------------------------------------------------------------
 
 
+INSENSITIVE = ChunkTolerance(1e-6, 1e-6, 0.5, 10.0, 640)
+
+
 def saved(w: World) -> list[ev.ChunkTarget]:
     return [c for _, actions in w.log for a in actions if isinstance(a, ev.SaveChunks) for c in a.chunks]
 
@@ -323,8 +326,7 @@ def test_chunks_are_measured_before_they_are_coded_and_sensitive_ones_get_more_b
     sensitive = {s.key for s in measure.chunks[:3]}
     w.due = [a for a in w.due if a is not measure]
     scores = (
-        (s.key, 0.1, 0.1, 0.5, 10.0, 640) if s.key in sensitive else (s.key, 1e-6, 1e-6, 0.5, 10.0, 640)
-        for s in measure.chunks
+        (s.key, ChunkTolerance(0.1, 0.1, 0.5, 10.0, 640) if s.key in sensitive else INSENSITIVE) for s in measure.chunks
     )
     w.tell(ev.Measured(measure.measure, tuple(scores)))
     w.settle()
@@ -364,10 +366,10 @@ def test_a_measurement_that_comes_late_or_knows_nothing_still_ends_well() -> Non
 
 def test_when_sensitive_chunks_come_the_tolerant_ones_that_are_stored_pay_for_them() -> None:
     w = world(spending="tolerance", bits=3.0)
-    w.tolerance = lambda: (1e-6, 1e-6, 0.5, 10.0, 640)  # type: ignore[method-assign]
+    w.tolerance = lambda: ChunkTolerance(1e-6, 1e-6, 0.5, 10.0, 640)  # type: ignore[method-assign]
     run_call(w, w.open(), 640, 0)
     before = dict(w.pool)
-    w.tolerance = lambda: (1e-1, 1e-1, 0.5, 10.0, 640)  # type: ignore[method-assign]
+    w.tolerance = lambda: ChunkTolerance(1e-1, 1e-1, 0.5, 10.0, 640)  # type: ignore[method-assign]
     run_call(w, w.open(), 900, 0)
     lowered = asked(w, ev.LowerChunks)
     assert lowered and {k for a in lowered for k, _ in a.chunks} <= before.keys()
@@ -377,9 +379,40 @@ def test_when_sensitive_chunks_come_the_tolerant_ones_that_are_stored_pay_for_th
     assert 8 * sum(w.pool.values()) / values < 3.3
 
 
+def test_after_a_restart_chunks_are_known_as_they_were_and_still_pay_for_sensitive_ones() -> None:
+    w = world(spending="tolerance", bits=3.0)
+    w.told = 1.0
+    w.tolerance = lambda: INSENSITIVE  # type: ignore[method-assign]
+    ctx = w.open()
+    run_call(w, ctx, 640, 0)
+    notes = {k: ChunkNotes(c.precision, INSENSITIVE) for c in saved(w) if (k := c.key) in w.disk}
+    assert [t for a in asked(w, ev.WriteChunks) for t in a.tolerances].count(INSENSITIVE) == 10
+    w.restart(notes, idle=5.0)
+    assert not asked(w, ev.MeasureChunks)
+    before = dict(w.disk)
+    run_call(w, ctx, 1, 0)  # brings them to the POOL
+    w.tolerance = lambda: ChunkTolerance(1e-1, 1e-1, 0.5, 10.0, 640)  # type: ignore[method-assign]
+    run_call(w, w.open(), 900, 0)
+    assert {k for a in asked(w, ev.LowerChunks) for k, _ in a.chunks} & before.keys()
+
+
+def test_what_is_learnt_of_a_stored_chunk_is_kept_with_it_once_it_differs() -> None:
+    w = world(spending="tolerance", bits=3.0)
+    w.told = 1.0
+    w.tolerance = lambda: INSENSITIVE  # type: ignore[method-assign]
+    ctx = w.open()
+    run_call(w, ctx, 640, 0)
+    run_call(w, ctx, 64, 0)
+    assert not asked(w, ev.NoteTolerances)
+    w.tolerance = lambda: INSENSITIVE._replace(k=1e-2, weight=100.0)  # type: ignore[method-assign]
+    run_call(w, ctx, 64, 0)
+    (noted,) = asked(w, ev.NoteTolerances)
+    assert len(noted.tolerances) == 11 and all(t.k > 1e-3 for _, t in noted.tolerances)
+
+
 def test_what_lies_unused_for_long_pays_before_what_is_in_use() -> None:
     w = world(spending="tolerance", bits=3.0)
-    w.tolerance = lambda: (1e-3, 1e-3, 0.5, 10.0, 640)  # type: ignore[method-assign]
+    w.tolerance = lambda: ChunkTolerance(1e-3, 1e-3, 0.5, 10.0, 640)  # type: ignore[method-assign]
     cold = w.open()
     run_call(w, cold, 640, 0)
     w.now += 24 * 3600

@@ -45,7 +45,7 @@ class World:
         self._next = 0
         for i, context in enumerate(self.contexts):
             self.tell(ev.ContextOpened(context, AppId("0/bench"), self.keys(i), TOKENS))
-        chunks = [(key, NBYTES) for i in range(n_contexts) for key in self.keys(i)]
+        chunks = [(key, NBYTES, None) for i in range(n_contexts) for key in self.keys(i)]
         self.tell(ev.ChunksFound(tuple(chunks)))
 
     @staticmethod

@@ -18,10 +18,10 @@ from llmaas.engine.thread import EngineThread, be_nice
 from llmaas.events import ChunkSpan, MeasureChunks, Measured
 from llmaas.kvchunks.codec import Codec, sinks_at
 from llmaas.kvchunks.tolerance import FEWEST, REFERENCE, Scorer
-from llmaas.records import CHUNK_TOKENS, ChunkKey, KvSlab, Queries
+from llmaas.records import CHUNK_TOKENS, ChunkKey, ChunkTolerance, KvSlab, Queries
 
 T = TypeVar("T")
-Score = tuple[ChunkKey, float, float, float, float, int]
+Score = tuple[ChunkKey, ChunkTolerance]
 
 log = logging.getLogger(__name__)
 
@@ -79,7 +79,7 @@ class Meter:
             slab = self._export(action, span)
             found = scorer.measure(span.start, slab, self._coded(span, slab))
             if found is not None:
-                scores.append((span.key, found.k, found.v, found.density, found.weight, found.at))
+                scores.append((span.key, found))
 
     def _coded(self, span: ChunkSpan, slab: KvSlab) -> KvSlab:
         """The chunk as it would come back at REFERENCE bits."""

@@ -23,6 +23,7 @@ from llmaas.events import (
     Loaded,
     LowerChunks,
     Lowered,
+    NoteTolerances,
     SaveChunks,
     Saved,
     WriteChunks,
@@ -30,7 +31,7 @@ from llmaas.events import (
 )
 from llmaas.kvchunks.codec import Codec, header, sinks_at
 from llmaas.kvchunks.store import Store
-from llmaas.records import ChunkKey, ContextId, KvSlab, Tier
+from llmaas.records import ChunkKey, ChunkNotes, ChunkTolerance, KvSlab, Tier
 
 log = logging.getLogger(__name__)
 
@@ -204,17 +205,25 @@ class Pool:
 
     def write(self, action: WriteChunks, done: Callable[[Written], None]) -> None:
         """Begin a write; ``done`` is called on a worker thread."""
-        items = [(key, header(payload).n_tokens, payload) for key in action.keys if (payload := self._bytes[key])]
-        self._writer.submit(self._write, action, items, done)
+        items, notes = [], {}
+        for key, tolerance in zip(action.keys, action.tolerances, strict=True):
+            head = header(self._bytes[key])
+            items.append((key, head.n_tokens, self._bytes[key]))
+            notes[key] = ChunkNotes(head.precision, tolerance)
+        self._writer.submit(self._write, action, items, notes, done)
 
     def _write(
-        self, action: WriteChunks, items: list[tuple[ChunkKey, int, Payload]], done: Callable[[Written], None]
+        self,
+        action: WriteChunks,
+        items: list[tuple[ChunkKey, int, Payload]],
+        notes: dict[ChunkKey, ChunkNotes],
+        done: Callable[[Written], None],
     ) -> None:
         sizes = tuple(len(payload) for _, _, payload in items)
         try:
             if self._undiscarded:
                 self._discard(())  # before the put, which passes over keys that still have a row
-            self._store.put(ContextId(action.context), items)
+            self._store.put(action.context, items, notes)
         except DiskFull as e:
             log.warning("%d chunks stay in memory: %s", len(items), e.message)
             sizes = (0,) * len(items)
@@ -222,6 +231,16 @@ class Pool:
             log.exception("write %d failed; its chunks stay in memory", action.write)
             sizes = (0,) * len(items)
         done(Written(action.write, sizes))
+
+    def note(self, action: NoteTolerances) -> None:
+        """Tell the store, after the writes that were asked for before."""
+        self._writer.submit(self._note, dict(action.tolerances))
+
+    def _note(self, tolerances: dict[ChunkKey, ChunkTolerance]) -> None:
+        try:
+            self._store.note(tolerances)
+        except LlmaasError as e:
+            log.warning("what was learnt of %d chunks is not kept: %s", len(tolerances), e.message)
 
     def _discard(self, keys: tuple[ChunkKey, ...]) -> None:
         self._undiscarded += keys

@@ -14,9 +14,9 @@ from __future__ import annotations
 
 import sqlite3
 from array import array
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
-from types import TracebackType
+from types import MappingProxyType, TracebackType
 
 from llmaas.errors import DiskFull, StoreFailed
 from llmaas.kvchunks import store_check
@@ -24,11 +24,11 @@ from llmaas.kvchunks.payload import Payload
 from llmaas.kvchunks.store_chunks import Blob, Chunks
 from llmaas.kvchunks.store_files import Files, failures, is_corrupt
 from llmaas.kvchunks.store_index import Index
-from llmaas.kvchunks.store_records import CheckReport, ContextRow, Span, StoreStats
+from llmaas.kvchunks.store_records import CheckReport, ContextRow, Span, StoredChunk, StoreStats
 from llmaas.kvchunks.store_root import RootLock
 from llmaas.kvchunks.store_schema import move_aside, soundness
 from llmaas.kvchunks.store_tokens import Tokens
-from llmaas.records import ChunkKey, ContextId
+from llmaas.records import ChunkKey, ChunkNotes, ChunkTolerance, ContextId
 
 __all__ = ["CheckReport", "ContextRow", "Files", "Span", "Store", "StoreStats"]
 
@@ -144,13 +144,22 @@ class Store:
 
     # -- chunks
 
-    def put(self, ctx: ContextId, items: Sequence[tuple[ChunkKey, int, Blob]]) -> int:
+    def put(
+        self,
+        ctx: ContextId,
+        items: Sequence[tuple[ChunkKey, int, Blob]],
+        notes: Mapping[ChunkKey, ChunkNotes] = MappingProxyType({}),
+    ) -> int:
         """Store chunks (key, number of tokens, bytes) side by side in a file of ``ctx``, all or none.
 
         Keys that are stored already are skipped. Returns the bytes that this wrote, those of the index (an upper
         bound) included. ``ctx`` need not exist: it decides on neighbourhood, not on ownership.
         """
-        return self._chunks.put(ctx, items)
+        return self._chunks.put(ctx, items, notes)
+
+    def note(self, tolerances: Mapping[ChunkKey, ChunkTolerance]) -> None:
+        """Keep with chunks what was measured of them after they were put; keys that are not stored are passed over."""
+        self._chunks.note(tolerances)
 
     def get(self, keys: Sequence[ChunkKey]) -> list[memoryview | None]:
         """The bytes of each key, as they are on disk; None if it is not stored, or its bytes cannot be had.
@@ -167,8 +176,7 @@ class Store:
         """
         return self._chunks.discard(keys)
 
-    def chunks(self) -> Iterator[tuple[ChunkKey, int, int]]:
-        """(key, number of tokens, bytes) of every chunk."""
+    def chunks(self) -> Iterator[StoredChunk]:
         return self._chunks.all()
 
     # -- looking after it

@@ -9,23 +9,25 @@ from __future__ import annotations
 
 import logging
 import threading
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from itertools import islice
+from typing import Any
 
 import xxhash
 
 from llmaas.errors import DiskFull, MachineError
 from llmaas.kvchunks.payload import Payload
 from llmaas.kvchunks.store_index import Index, Txn
-from llmaas.kvchunks.store_records import Place
-from llmaas.records import ChunkKey, ContextId
+from llmaas.kvchunks.store_records import Place, StoredChunk
+from llmaas.records import ChunkKey, ChunkNotes, ChunkTolerance, ContextId, Precision
 
 log = logging.getLogger(__name__)
 
 Blob = bytes | bytearray | memoryview
 
 _KEYS_PER_QUERY = 256
+_NOTES = ("k_bits", "v_bits", "k_change", "v_change", "density", "weight", "measured_at")
 _DEAD_ENOUGH = 1 << 20
 """Bytes: below this, a mostly dead file is not worth rewriting."""
 
@@ -54,7 +56,9 @@ class Chunks:
 
     # -- put
 
-    def put(self, ctx: ContextId, items: Sequence[tuple[ChunkKey, int, Blob]]) -> int:
+    def put(
+        self, ctx: ContextId, items: Sequence[tuple[ChunkKey, int, Blob]], notes: Mapping[ChunkKey, ChunkNotes]
+    ) -> int:
         with self._lock:
             known = {place.key for place in self._find([key for key, _, _ in items])}
             fresh = {key: (n_tokens, _view(data)) for key, n_tokens, data in items if key not in known}
@@ -67,7 +71,7 @@ class Chunks:
                 with self._index.write(durable=False) as txn:
                     if not end:
                         txn.con.execute("INSERT INTO files (id, context) VALUES (?, ?)", (file, ctx))
-                    _insert(txn, file, offset, fresh)
+                    _insert(txn, file, offset, fresh, notes)
             except BaseException:
                 self._payload.cut(file, offset)
                 raise
@@ -87,6 +91,13 @@ class Chunks:
     def _new_file(self) -> int:
         self._next_file += 1
         return self._next_file - 1
+
+    def note(self, tolerances: Mapping[ChunkKey, ChunkTolerance]) -> None:
+        with self._index.write(durable=False) as txn:
+            txn.con.executemany(
+                "UPDATE chunks SET k_change = ?, v_change = ?, density = ?, weight = ?, measured_at = ? WHERE key = ?",
+                [(*tolerance, key) for key, tolerance in tolerances.items()],
+            )
 
     # -- get
 
@@ -224,11 +235,11 @@ class Chunks:
                 found += [Place(*row) for row in rows]
         return found
 
-    def all(self) -> Iterator[tuple[ChunkKey, int, int]]:
+    def all(self) -> Iterator[StoredChunk]:
         # Fetched at once: an open cursor would keep the log from being emptied for as long as the caller likes.
         with self._index.read() as con:
-            rows = con.execute("SELECT key, n_tokens, nbytes FROM chunks").fetchall()
-        return ((ChunkKey(key), n_tokens, nbytes) for key, n_tokens, nbytes in rows)
+            rows = con.execute(f"SELECT key, n_tokens, nbytes, {', '.join(_NOTES)} FROM chunks").fetchall()
+        return (StoredChunk(ChunkKey(row[0]), row[1], row[2], _notes(*row[3:])) for row in rows)
 
 
 def checksum(view: memoryview) -> bytes:
@@ -242,14 +253,32 @@ def _view(data: Blob) -> memoryview:
     return view
 
 
-def _insert(txn: Txn, file: int, offset: int, fresh: dict[ChunkKey, tuple[int, memoryview]]) -> None:
+def _insert(
+    txn: Txn,
+    file: int,
+    offset: int,
+    fresh: dict[ChunkKey, tuple[int, memoryview]],
+    notes: Mapping[ChunkKey, ChunkNotes],
+) -> None:
     rows = []
     for key, (n_tokens, view) in fresh.items():
-        rows.append((file, offset, len(view), n_tokens, checksum(view), key))
+        rows.append((file, offset, len(view), n_tokens, checksum(view), key, *_columns(notes.get(key))))
         offset += len(view)
-    txn.con.executemany(
-        "INSERT INTO chunks (file, offset, nbytes, n_tokens, checksum, key) VALUES (?, ?, ?, ?, ?, ?)", rows
-    )
+    columns = f"file, offset, nbytes, n_tokens, checksum, key, {', '.join(_NOTES)}"
+    txn.con.executemany(f"INSERT INTO chunks ({columns}) VALUES ({', '.join('?' * len(rows[0]))})", rows)
+
+
+def _columns(notes: ChunkNotes | None) -> tuple[float | None, ...]:
+    if notes is None:
+        return (None,) * len(_NOTES)
+    unmeasured = (None,) * len(ChunkTolerance._fields)
+    return (notes.precision.k, notes.precision.v, *(notes.tolerance or unmeasured))
+
+
+def _notes(k_bits: int | None, v_bits: int | None, *measured: Any) -> ChunkNotes | None:
+    if k_bits is None or v_bits is None:
+        return None
+    return ChunkNotes(Precision(k_bits, v_bits), None if measured[0] is None else ChunkTolerance(*measured))
 
 
 def _delete(txn: Txn, places: Sequence[Place]) -> int:

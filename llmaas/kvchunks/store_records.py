@@ -6,8 +6,9 @@ Law: nothing here knows SQLite, files or the format of a chunk.
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import NamedTuple
 
-from llmaas.records import AppId, ChunkKey, ContextId
+from llmaas.records import AppId, ChunkKey, ChunkNotes, ContextId
 
 
 @dataclass(frozen=True, slots=True)
@@ -52,6 +53,15 @@ class Place:
     @property
     def end(self) -> int:
         return self.offset + self.nbytes
+
+
+class StoredChunk(NamedTuple):
+    """A chunk that the store holds; ``notes`` None: nothing was said of it."""
+
+    key: ChunkKey
+    n_tokens: int
+    nbytes: int
+    notes: ChunkNotes | None = None
 
 
 @dataclass(frozen=True, slots=True)

@@ -47,7 +47,21 @@ _V1 = (
         PRIMARY KEY (file, offset)) WITHOUT ROWID""",
 )
 
-MIGRATIONS: tuple[tuple[str, ...], ...] = (_V1,)
+# What the planner knows of a chunk (records.ChunkNotes), so that it need not be measured again after a restart.
+_V2 = tuple(
+    f"ALTER TABLE chunks ADD COLUMN {column}"
+    for column in (
+        "k_bits INTEGER",
+        "v_bits INTEGER",
+        "k_change REAL",
+        "v_change REAL",
+        "density REAL",
+        "weight REAL",
+        "measured_at INTEGER",
+    )
+)
+
+MIGRATIONS: tuple[tuple[str, ...], ...] = (_V1, _V2)
 VERSION = len(MIGRATIONS)
 
 

@@ -12,12 +12,11 @@ chunk adds to both sums on its own, so new keys for it change o by (dA - o dS) /
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 
-from llmaas.records import F16, F32, Geometry, KvSlab, Precision, Queries
+from llmaas.records import F16, F32, ChunkTolerance, Geometry, KvSlab, Precision, Queries
 
 REFERENCE = Precision(3, 3)
 """Where sensitivity is measured. Errors at other bits follow fixed curves (``policies.price``)."""
@@ -38,34 +37,19 @@ _LARGEST_LOG = 60.0
 _TINY = np.float32(1e-30)
 
 
-@dataclass(frozen=True, slots=True)
-class ChunkTolerance:
-    """What coding a chunk does to attention: the smaller ``k`` and ``v``, the fewer bits it needs.
-
-    ``k``, ``v``: relative squared change of the attention output with K or V alone at REFERENCE bits, mean over layers
-    and power mean over (weighted) queries. ``density``: D_i of LLMS (arXiv 2403.11805, eq. 1). ``weight``: sum of the
-    weights of the queries asked, as of token ``at``.
-    """
-
-    k: float
-    v: float
-    density: float
-    weight: float
-    at: int
-
-    def merged(self, other: ChunkTolerance) -> ChunkTolerance:
-        """Both measurements of one chunk as one, as if their queries had been asked together at the later time."""
-        at = max(self.at, other.at)
-        mine = self.weight * math.exp((self.at - at) / MEMORY)
-        weight = mine + other.weight * math.exp((other.at - at) / MEMORY)
-        share = mine / weight if weight > 0 else 0.5
-        return ChunkTolerance(
-            k=(share * self.k ** (1 / ROOT) + (1 - share) * other.k ** (1 / ROOT)) ** ROOT,
-            v=(share * self.v ** (1 / ROOT) + (1 - share) * other.v ** (1 / ROOT)) ** ROOT,
-            density=share * self.density + (1 - share) * other.density,
-            weight=weight,
-            at=at,
-        )
+def merged(one: ChunkTolerance, other: ChunkTolerance) -> ChunkTolerance:
+    """Two measurements of one chunk as one, as if their queries had been asked together at the later time."""
+    at = max(one.at, other.at)
+    mine = one.weight * math.exp((one.at - at) / MEMORY)
+    weight = mine + other.weight * math.exp((other.at - at) / MEMORY)
+    share = mine / weight if weight > 0 else 0.5
+    return ChunkTolerance(
+        k=(share * one.k ** (1 / ROOT) + (1 - share) * other.k ** (1 / ROOT)) ** ROOT,
+        v=(share * one.v ** (1 / ROOT) + (1 - share) * other.v ** (1 / ROOT)) ** ROOT,
+        density=share * one.density + (1 - share) * other.density,
+        weight=weight,
+        at=at,
+    )
 
 
 class Scorer:

@@ -79,7 +79,7 @@ def test_every_full_chunk_that_queries_look_back_on_is_measured(lab: Lab) -> Non
     lab.begin()
     scores = lab.answer().scores
     assert [key for key, *_ in scores] == [s.key for s in SPANS[:4]], "fewer than four queries lie behind the fifth"
-    for _, k, v, density, weight, at in scores:
+    for _, (k, v, density, weight, at) in scores:
         assert 0 < k < 1 and 0 < v < 1 and 0 < density < 1 and weight > 0 and at <= N_TOKENS
 
 

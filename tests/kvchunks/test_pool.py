@@ -55,7 +55,7 @@ class Bench:
             self.thread.submit(self.engine.step, [BatchItem(0, start, tokens[start : start + 320], False)]).result()
         targets = tuple(ChunkTarget(k, 64 * i, 64 * i + 64, Precision(4, 4)) for i, k in enumerate(KEYS))
         saved = self.wait(self.pool.save, SaveChunks(1, ContextId("c"), 0, targets))
-        written = self.wait(self.pool.write, WriteChunks(2, ContextId("c"), tuple(KEYS)))
+        written = self.wait(self.pool.write, WriteChunks(2, ContextId("c"), tuple(KEYS), (None,) * len(KEYS)))
         sizes = tuple(self.codec.encoded_size(64, Precision(4, 4), sinks=int(i == 0)) for i in range(N))
         assert saved.nbytes == written.nbytes == sizes
         self.thread.submit(self.engine.drop, 0, 0).result()

@@ -14,6 +14,7 @@ import tempfile
 import threading
 import time
 from array import array
+from contextlib import closing
 from dataclasses import replace
 from pathlib import Path
 
@@ -24,7 +25,7 @@ from hypothesis.stateful import Bundle, RuleBasedStateMachine, consumes, invaria
 
 from llmaas.errors import BadRequest, ContextExists, StoreFailed, UnknownContext
 from llmaas.kvchunks.store import ContextRow, Span, Store
-from llmaas.records import AppId, ChunkKey, ContextId
+from llmaas.records import AppId, ChunkKey, ChunkNotes, ChunkTolerance, ContextId, Precision
 
 NOISE = random.Random(1).randbytes(700_000)
 
@@ -159,7 +160,7 @@ class StoreIsADict(RuleBasedStateMachine):
 
     @invariant()
     def chunks_agree(self) -> None:
-        assert {k: (n, size) for k, n, size in self.store.chunks()} == {
+        assert {k: (n, size) for k, n, size, _ in self.store.chunks()} == {
             k: (n, len(blob)) for k, (n, blob) in self.chunks.items()
         }
         stats = self.store.stats()
@@ -261,7 +262,7 @@ def test_deleting_a_context_forgets_its_tokens_and_keeps_its_chunks(root: Path) 
         store.put(ContextId("a"), [(key(1), 64, b"abc")])
         store.delete_context(ContextId("a"))
         assert store.contexts() == []
-        assert [k for k, _, _ in store.chunks()] == [key(1)]
+        assert [k for k, *_ in store.chunks()] == [key(1)]
         store.create_context(row("a"))
         assert list(store.tokens(ContextId("a"))) == []
 
@@ -296,7 +297,7 @@ def test_any_contiguous_buffer_can_be_put(root: Path) -> None:
 def test_a_key_twice_in_one_put_is_stored_once(root: Path) -> None:
     with Store(root) as store:
         store.put(ContextId("a"), [(key(1), 64, b"same"), (key(1), 64, b"same")])
-        assert list(store.chunks()) == [(key(1), 64, 4)]
+        assert list(store.chunks()) == [(key(1), 64, 4, None)]
         assert store.stats().dead_bytes == 0
 
 
@@ -430,7 +431,7 @@ def test_check_finds_wrong_counts_overlaps_and_loose_modes_and_repairs_them(root
         assert store.check().clean
         assert list(store.tokens(ContextId("a"))) == [1, 2, 3]
         assert store.contexts()[0].n_tokens == 3
-        assert [k for k, _, _ in store.chunks()] == [key(1)]
+        assert [k for k, *_ in store.chunks()] == [key(1)]
 
 
 # -- the folder
@@ -551,3 +552,34 @@ def test_a_store_of_64000_chunks_opens_in_under_a_second(root: Path) -> None:
         took = time.perf_counter() - began
         assert sum(1 for _ in store.chunks()) == 64_000
     assert took < 1.0
+
+
+def test_what_is_known_of_a_chunk_is_kept_with_it_and_moves_when_its_file_is_compacted(root: Path) -> None:
+    measured, later = ChunkTolerance(1e-3, 2e-3, 0.1, 30.0, 640), ChunkTolerance(0.5, 2e-3, 0.1, 60.0, 1280)
+    big = NOISE[:600_000]
+    with Store(root) as store:
+        notes = {key(1): ChunkNotes(Precision(3, 4), measured), key(2): ChunkNotes(Precision(2, 2))}
+        store.put(ContextId("a"), [(key(n), 64, big) for n in range(8)], notes)
+        store.note({key(1): later, key(99): measured})
+        store.discard([key(n) for n in (0, *range(3, 8))])
+        assert store.stats().dead_bytes == 0, "the file was rewritten"
+    with Store(root) as store:
+        assert {c.key: c.notes for c in store.chunks()} == {
+            key(1): ChunkNotes(Precision(3, 4), later),
+            key(2): ChunkNotes(Precision(2, 2)),
+        }
+
+
+def test_an_index_of_the_first_version_is_taken_over_with_its_chunks(root: Path) -> None:
+    with Store(root) as store:
+        store.create_context(row("a"), [glue(1, 2)])
+        store.put(ContextId("a"), [(key(1), 64, b"data")])
+    with closing(sqlite3.connect(root / "index.sqlite")) as con, con:
+        for column in ("k_bits", "v_bits", "k_change", "v_change", "density", "weight", "measured_at"):
+            con.execute(f"ALTER TABLE chunks DROP COLUMN {column}")
+        con.execute("PRAGMA user_version = 1")
+    with Store(root) as store:
+        assert list(store.chunks()) == [(key(1), 64, 4, None)]
+        assert bytes(store.get([key(1)])[0] or b"") == b"data"
+        assert store.tokens(ContextId("a")) == array("i", [1, 2])
+        assert store.check().clean

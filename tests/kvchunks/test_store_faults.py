@@ -136,7 +136,7 @@ STEPS: list[Callable[[Store], object]] = [
 
 def content(store: Store) -> object:
     """All that the store promises to keep."""
-    keys = sorted(k for k, _, _ in store.chunks())
+    keys = sorted(k for k, *_ in store.chunks())
     views = store.get(keys)
     assert None not in views
     return (

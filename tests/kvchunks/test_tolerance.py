@@ -2,14 +2,12 @@
 
 from __future__ import annotations
 
-from dataclasses import astuple
-
 import numpy as np
 import numpy.typing as npt
 import pytest
 
-from llmaas.kvchunks.tolerance import FEWEST, MEMORY, ROOT, ChunkTolerance, Scorer
-from llmaas.records import CHUNK_TOKENS, F16, Geometry, KvSlab, Queries
+from llmaas.kvchunks.tolerance import FEWEST, MEMORY, ROOT, Scorer, merged
+from llmaas.records import CHUNK_TOKENS, F16, ChunkTolerance, Geometry, KvSlab, Queries
 
 F64 = npt.NDArray[np.float64]
 G = Geometry(n_layer=3, k_dim=32, v_dim=48, head_dim_k=16, head_dim_v=24)
@@ -131,13 +129,14 @@ def test_small_changes_of_chunks_add_up() -> None:
 def test_measurements_merge_to_what_all_their_queries_say_together() -> None:
     world, early, late = World(6), list(range(64, 100, 4)), list(range(101, 150, 6))
     first, second, both = (world.measure(p, 0) for p in (early, late, early + late))
-    for merged in (first.merged(second), second.merged(first)):
-        assert (merged.k, merged.v, merged.weight, merged.at) == pytest.approx((both.k, both.v, both.weight, both.at))
+    for together in (merged(first, second), merged(second, first)):
+        got = (together.k, together.v, together.weight, together.at)
+        assert got == pytest.approx((both.k, both.v, both.weight, both.at))
 
 
 def test_an_old_measurement_fades_as_the_context_grows() -> None:
     old, new = ChunkTolerance(1.0, 1.0, 0.5, 40.0, 1000), ChunkTolerance(0.01, 0.01, 0.1, 40.0, 1000 + 10 * MEMORY)
-    assert astuple(old.merged(new)) == pytest.approx(astuple(new), rel=1e-2)
+    assert tuple(merged(old, new)) == pytest.approx(tuple(new), rel=1e-2)
 
 
 def test_a_chunk_that_few_queries_lie_behind_is_not_measured() -> None:

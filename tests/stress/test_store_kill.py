@@ -53,7 +53,7 @@ class Worker:
         self.rng = random.Random(seed)
         mine = [c for c in store.contexts() if c.id.startswith(f"{number}-")]
         self.lengths = {c.id: c.n_tokens for c in mine}
-        held = {k for k, _, _ in store.chunks()}
+        held = {k for k, *_ in store.chunks()}
         self.held = {i for i in range(KEYS) if key(number, i) in held}
 
     def say(self, **what: Any) -> None:
