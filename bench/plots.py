@@ -18,6 +18,7 @@ import matplotlib
 matplotlib.use("Agg")
 from matplotlib import pyplot as plt  # after the choice of a backend: there may be no display
 from matplotlib.axes import Axes
+from matplotlib.figure import Figure
 
 
 def switch(line: dict[str, Any], axes: Axes) -> None:
@@ -60,14 +61,26 @@ def overhead(line: dict[str, Any], axes: Axes) -> None:
 PLOTS: dict[str, Callable[[dict[str, Any], Axes], None]] = {"switch": switch, "overhead": overhead}
 
 
-def main() -> int:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+def arguments(about: str | None) -> tuple[list[dict[str, Any]], Path]:
+    """What the command line names: the lines of all files, and the folder for plots, which is made."""
+    parser = argparse.ArgumentParser(description=about, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("files", nargs="+", type=Path, help="files that the benches' --out made")
     parser.add_argument("--to", type=Path, default=Path(), metavar="DIR", help="where the plots go (default: here)")
     args = parser.parse_args()
-    lines = [json.loads(text) for file in args.files for text in file.read_text("utf-8").splitlines() if text]
-    latest = {line["bench"]: line for line in lines}
     args.to.mkdir(parents=True, exist_ok=True)
+    return [json.loads(text) for file in args.files for text in file.read_text("utf-8").splitlines() if text], args.to
+
+
+def save(figure: Figure, foot: str, path: Path) -> None:
+    figure.supxlabel(foot, fontsize=7, color="0.4")
+    figure.savefig(path, dpi=150)
+    plt.close(figure)
+    print(path)
+
+
+def main() -> int:
+    lines, folder = arguments(__doc__)
+    latest = {line["bench"]: line for line in lines}
     for bench, draw in PLOTS.items():
         if bench not in latest:
             continue
@@ -76,10 +89,7 @@ def main() -> int:
         draw(line, axes)
         machine = line["machine"]
         foot = f"{line['model']}; {machine['cpu']}, {machine['cores']} cores; commit {line['commit']}, {line['time']}"
-        figure.supxlabel(foot, fontsize=7, color="0.4")
-        figure.savefig(args.to / f"{bench}.png", dpi=150)
-        plt.close(figure)
-        print(args.to / f"{bench}.png")
+        save(figure, foot, folder / f"{bench}.png")
     return 0
 
 

@@ -37,7 +37,7 @@ QUICK = Sizes(coded=512, scored=96, per_kind=1, asked=2)
 FULL = Sizes(coded=1024, scored=192, per_kind=3, asked=6)
 _DRIFT_START, _DRIFT_ROUNDS = 256, 20
 _DRIFT_PRECISIONS = (Precision(4, 4), Precision(3, 3))
-_CACHES_QUICK = ("q8_0", "q4_0")
+_CACHES_QUICK = ("q4_0",)
 
 
 def measure(options: Options, file: Path | None, sizes: Sizes) -> Result:

@@ -7,18 +7,13 @@ Needs matplotlib (``pip install llmaas[demo]``).
 
 from __future__ import annotations
 
-import argparse
-import json
 import sys
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
-import matplotlib
-
-matplotlib.use("Agg")
-from matplotlib import pyplot as plt  # after the choice of a backend: there may be no display
 from matplotlib.axes import Axes
+from plots import arguments, plt, save
 
 STYLES: dict[str, dict[str, Any]] = {
     "uniform": {"color": "C0", "marker": "o", "linestyle": "none"},
@@ -73,25 +68,17 @@ def draw(lines: Sequence[Row], show: Callable[[Row, Axes], None], path: Path) ->
     panels[0][0].legend(frameon=False, fontsize=8)
     sizes, last = lines[-1]["figures"]["sizes"], lines[-1]
     foot = f"{sizes['coded']} coded tokens, {sizes['scored']} scored; commit {last['commit']}, {last['time']}"
-    figure.supxlabel(foot, fontsize=7, color="0.4")
-    figure.savefig(path, dpi=150)
-    plt.close(figure)
+    save(figure, foot, path)
 
 
 def main() -> int:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("files", nargs="+", type=Path, help="files that bench/quality.py --out made")
-    parser.add_argument("--to", type=Path, default=Path(), metavar="DIR", help="where the plots go (default: here)")
-    args = parser.parse_args()
-    lines = [json.loads(text) for file in args.files for text in file.read_text("utf-8").splitlines() if text]
+    lines, folder = arguments(__doc__)
     latest = {line["model"]: line for line in lines if line["bench"] == "quality"}
     if not latest:
-        parser.error("no line of bench/quality.py in these files")
-    args.to.mkdir(parents=True, exist_ok=True)
+        print("no line of bench/quality.py in these files", file=sys.stderr)
+        return 2
     for name, show in PLOTS.items():
-        path = args.to / f"{name}.png"
-        draw(list(latest.values()), show, path)
-        print(path)
+        draw(list(latest.values()), show, folder / f"{name}.png")
     return 0
 
 

@@ -19,6 +19,16 @@ def model_path() -> Path:
     return path
 
 
+@pytest.fixture(scope="session")
+def gguf(request: pytest.FixtureRequest) -> Path:
+    """The real model's file; without it tests fail, unless LLMAAS_NO_MODEL=1 says that this is meant."""
+    if os.environ.get("LLMAAS_NO_MODEL") == "1":
+        pytest.skip("LLMAAS_NO_MODEL=1")
+    path = request.getfixturevalue("model_path")
+    assert isinstance(path, Path)
+    return path
+
+
 @pytest.fixture
 def bare_environ(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Path:
     """No LLMAAS_ and XDG_ variables, and a home of its own; returns that home."""

@@ -95,16 +95,22 @@ def check_model(config: Config) -> Iterator[Finding]:
 
 
 def kv_findings(config: Config, info: ModelInfo) -> Iterator[Finding]:
+    from llmaas.kvchunks.codec import Codec
+    from llmaas.kvchunks.kernels import NUMPY
+    from llmaas.records import CHUNK_TOKENS, Precision
+
     shape = info.geometry
-    uniform = isinstance(config.bits, tuple)
-    k, v = config.bits if isinstance(config.bits, tuple) else (config.bits, config.bits)
-    coded = int(shape.n_layer * (shape.k_dim * k + shape.v_dim * v) / 8)
+    if isinstance(bits := config.bits, tuple):
+        coded = Codec(shape, kernels=NUMPY).encoded_size(CHUNK_TOKENS, Precision(*bits)) // CHUNK_TOKENS
+        how = "K{} V{}".format(*bits)
+    else:
+        coded = int(shape.n_layer * (shape.k_dim + shape.v_dim) * bits / 8)
+        how = f"{bits:g} bits a value in the mean"
     yield Finding(
         "kv",
         "ok",
         f"{shape.n_layer} layers, K {shape.k_dim} and V {shape.v_dim} values: {human_bytes(shape.token_bytes)} a token "
-        f"in cells, {human_bytes(coded)} coded at "
-        + (f"K{k} V{v} (plus scales)" if uniform else f"{k:g} bits a value in the mean"),
+        f"in cells, {human_bytes(coded)} coded at {how}",
     )
     if not info.chunkable:
         yield Finding("kv", "warn", f"contexts of this model cannot be chunked: {info.note}", "They are recomputed.")

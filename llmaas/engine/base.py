@@ -121,6 +121,10 @@ class Engine(Protocol):
     def rope(self) -> Rope | None:
         """How this model turns keys by position, the same at every start; None: unknown, or not at all."""
 
+    @property
+    def windows(self) -> tuple[int, ...]:
+        """How many tokens each layer looks back, itself included; 0: all of them. Empty: every layer sees all."""
+
     def key_weights(self) -> F32 | None:
         """Root mean square (n_layer, k_dim) of the queries that met each channel of a key, over all sampled until now.
 

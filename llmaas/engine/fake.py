@@ -244,6 +244,10 @@ class FakeEngine:
     def rope(self) -> Rope | None:
         return None
 
+    @property
+    def windows(self) -> tuple[int, ...]:
+        return ()
+
     def key_weights(self) -> F32 | None:
         self._enter()
         return None

@@ -22,14 +22,14 @@ from llmaas.engine.base import Aborted, BatchItem, CellsFull
 from llmaas.engine.llama_batch import Batch
 from llmaas.engine.llama_cells import Cells, window_of
 from llmaas.engine.llama_learn import learn, order
-from llmaas.engine.llama_lib import AbortFlag, C, hear_errors
-from llmaas.engine.llama_model import LlamaModel
+from llmaas.engine.llama_lib import AbortFlag, C
+from llmaas.engine.llama_model import LlamaModel, context_params, new_context
 from llmaas.engine.llama_probe import QueryProbe
 from llmaas.engine.llama_rope import find_rope
 from llmaas.engine.llama_sampling import Samplers
 from llmaas.engine.llama_slabs import Slabs
 from llmaas.engine.llama_state import StateLayout, Unchunkable
-from llmaas.errors import EngineFailed, MachineError, ModelUnreadable
+from llmaas.errors import EngineFailed
 from llmaas.records import CHUNK_TOKENS, F16, F32, Geometry, KvSlab, Message, ModelInfo, Queries, Rope, Sampling
 
 _log = logging.getLogger(__name__)
@@ -74,12 +74,12 @@ class LlamaEngine:
         self._sampled: int | None = None
         try:
             window = window_of(self._text().handle)
-            params = _params(n_cells, n_seqs + (2 if window else 1), n_threads, n_batch, n_ubatch)
+            params = context_params(n_cells, n_seqs + (2 if window else 1), n_threads, n_batch, n_ubatch)
             params.type_k = params.type_v = _KV_TYPES[type_kv]
             n_head = int(C.llama_model_n_head(self._text().handle))
             self._queries = QueryProbe(self._text().geometry(), n_head, n_batch=n_batch, n_seqs=n_seqs)
             self._queries.install(params)
-            self._ctx = _context(self._text(), params)
+            self._ctx = new_context(self._text(), params)
             self._cells = Cells(self._ctx, n_seqs, window)
             self._abort = AbortFlag(self._ctx)
             self._batch = Batch(n_batch)
@@ -211,6 +211,10 @@ class LlamaEngine:
     @property
     def rope(self) -> Rope | None:
         return self._rope
+
+    @property
+    def windows(self) -> tuple[int, ...]:
+        return self._slabs.windows if self._slabs else ()
 
     def key_weights(self) -> F32 | None:
         self._enter()
@@ -354,32 +358,6 @@ class LlamaEngine:
         again = self.export(0, 0, 3)
         if not (np.array_equal(slab.k, again.k) and np.array_equal(slab.v, again.v)):
             raise EngineFailed("llama.cpp gave back other KV than it was given")
-
-
-def _params(n_cells: int, n_seqs: int, n_threads: int, n_batch: int, n_ubatch: int) -> Any:
-    params = C.llama_context_default_params()
-    params.n_ctx, params.n_batch, params.n_ubatch = n_cells, n_batch, n_ubatch
-    params.n_threads = params.n_threads_batch = n_threads
-    params.n_seq_max = n_seqs
-    params.n_outputs_max = n_seqs  # as llama.cpp asserts; without it, it makes room for logits of every token
-    params.kv_unified = True  # all sequences share the cells, so a copy is metadata only
-    params.flash_attn_type = C.LLAMA_FLASH_ATTN_TYPE_ENABLED  # V is stored by rows, not transposed
-    params.swa_full = True
-    params.no_perf = True
-    return params
-
-
-def _context(model: LlamaModel, params: Any) -> Any:
-    if C.llama_model_has_encoder(model.handle) or not C.llama_model_has_decoder(model.handle):
-        raise ModelUnreadable(f"{model.path} is not a model that generates text (it has an encoder)")
-    with hear_errors() as errors:
-        context = C.llama_init_from_model(model.handle, params)
-    if not context:
-        raise MachineError(
-            f"llama.cpp cannot set up {params.n_ctx} cells: {'; '.join(errors) or 'it gives no reason'}",
-            hint="Give the daemon fewer cells or free memory.",
-        )
-    return context
 
 
 def _geometry(promised: Geometry, layout: StateLayout) -> Geometry:

@@ -19,6 +19,10 @@ class Slabs:
         self._cells, self._n_cells, self._layout = cells, n_cells, layout
         self._buffers = Buffers(layout.size(CHUNK_TOKENS), spare_bytes)
 
+    @property
+    def windows(self) -> tuple[int, ...]:
+        return self._layout.windows(self._cells.window)
+
     def export(self, seq: int, start: int, stop: int) -> KvSlab:
         if not self._layout.copied:
             return self._read(seq, start, stop).slab()

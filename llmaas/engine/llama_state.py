@@ -73,6 +73,13 @@ class StateLayout:
         """True if slabs are copies, not views of blobs."""
         return len(self.sections) > 1
 
+    def windows(self, n_tokens: int) -> tuple[int, ...]:
+        """How far each layer looks back if the second section's have a window of ``n_tokens``; 0: to the first."""
+        if len(self.sections) == 1:
+            return (0,) * len(self.layers)
+        windowed = set(self.layers[self.sections[0].n_layer :])
+        return tuple(n_tokens if layer in windowed else 0 for layer in range(len(self.layers)))
+
     def size(self, n_tokens: int) -> int:
         """Bytes of a blob of ``n_tokens``; a slab is smaller."""
         return _START.size + sum(section.size(n_tokens) for section in self.sections)

@@ -70,7 +70,7 @@ class Meter:
             return
         n = int(np.searchsorted(queries.positions, action.chunks[-1].stop))
         queries = Queries(queries.positions[:n], queries.values[:n])
-        scorer = Scorer(self._codec.geometry, queries)
+        scorer = Scorer(self._codec.geometry, queries, windows=self._engine.engine.windows)
         for span in action.chunks:
             scorer.add(span.start, self._export(action, span))
         for span in action.chunks:

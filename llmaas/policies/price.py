@@ -37,11 +37,6 @@ Size = Callable[[Precision], int]
 """Bytes of a full chunk coded at a precision."""
 
 
-def nominal_size(precision: Precision) -> int:
-    """Relative size of a chunk, in bits of 64 K and 64 V values: scales cost half a bit of K, a quarter of V."""
-    return 64 * precision.k + 32 + 64 * precision.v + 16
-
-
 class Sensitivity(Protocol):
     """How much a chunk suffers at 3 bits; ``kvchunks.tolerance.ChunkTolerance`` is one."""
 

@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import os
 from collections.abc import Callable, Iterator
-from pathlib import Path
 
 import pytest
 
@@ -20,16 +18,6 @@ SLOW_FROM = 400
 def _fake() -> Engine:
     shape = Geometry(n_layer=3, k_dim=64, v_dim=32, head_dim_k=32, head_dim_v=32)
     return FakeEngine(N_CELLS, N_SEQS, geometry=shape, step_time=lambda tokens: 0.2 if tokens > SLOW_FROM else 0.0)
-
-
-@pytest.fixture(scope="module")
-def gguf(request: pytest.FixtureRequest) -> Path:
-    """The real model's file; without it tests fail, unless LLMAAS_NO_MODEL=1 says that this is meant."""
-    if os.environ.get("LLMAAS_NO_MODEL") == "1":
-        pytest.skip("LLMAAS_NO_MODEL=1")
-    path = request.getfixturevalue("model_path")
-    assert isinstance(path, Path)
-    return path
 
 
 @pytest.fixture(scope="module", params=["fake", "llama"])

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import ctypes
-import os
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -25,23 +24,13 @@ NOISE = 0.05
 """Most that queries of one token differ by, relative to the layer's largest, when slices differ. Seen: up to 0.03."""
 
 
-@pytest.fixture(scope="module")
-def model_file(request: pytest.FixtureRequest) -> Path:
-    """As in tests/contract: without the model tests fail, unless LLMAAS_NO_MODEL=1 says that this is meant."""
-    if os.environ.get("LLMAAS_NO_MODEL") == "1":
-        pytest.skip("LLMAAS_NO_MODEL=1")
-    path = request.getfixturevalue("model_path")
-    assert isinstance(path, Path)
-    return path
-
-
 def make(path: Path) -> LlamaEngine:
     return LlamaEngine(path, n_cells=1536, n_seqs=3, n_threads=1)
 
 
 @pytest.fixture(scope="module")
-def shared(model_file: Path) -> Iterator[LlamaEngine]:
-    engine = make(model_file)
+def shared(gguf: Path) -> Iterator[LlamaEngine]:
+    engine = make(gguf)
     yield engine
     engine.close()
 
@@ -124,13 +113,13 @@ def test_decoded_tokens_are_sampled_like_prefilled_ones_and_sequences_are_kept_a
 
 
 def test_queries_and_exported_kv_make_the_attention_that_the_model_computes(
-    engine: LlamaEngine, model_file: Path, monkeypatch: pytest.MonkeyPatch
+    engine: LlamaEngine, gguf: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     tokens, layers = words(engine), (0, 13, 29)
     outputs: dict[int, list[F32]] = {layer: [] for layer in layers}
     callback = _listener({f"kqv_out-{layer}".encode(): seen for layer, seen in outputs.items()})
     monkeypatch.setattr(QueryProbe, "install", lambda self, params: setattr(params, "cb_eval", callback))
-    other = make(model_file)
+    other = make(gguf)
     for seen in outputs.values():
         seen.clear()
     feed(other, 0, tokens, 512)
@@ -212,10 +201,10 @@ def test_of_a_long_context_the_older_queries_are_thinned_out(
 
 
 def test_without_the_c_part_everything_works_and_nothing_is_sampled(
-    model_file: Path, monkeypatch: pytest.MonkeyPatch
+    gguf: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(llama_probe, "_load", lambda: None)
-    engine = make(model_file)
+    engine = make(gguf)
     feed(engine, 0, words(engine), 512)
     assert engine.take_queries(0) is None and engine.key_weights() is None
     assert engine.rope is not None
@@ -226,10 +215,10 @@ def test_without_the_c_part_everything_works_and_nothing_is_sampled(
 
 
 def test_weights_are_the_root_mean_square_of_all_queries_over_shared_heads_and_pairs(
-    model_file: Path, monkeypatch: pytest.MonkeyPatch
+    gguf: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(llama_probe, "_ENOUGH", 16)
-    engine = make(model_file)
+    engine = make(gguf)
     tokens = words(engine, 144)
     feed(engine, 0, tokens, 512)
     assert engine.key_weights() is None, "12 queries are too few"
@@ -251,7 +240,7 @@ def test_the_model_turns_its_keys_as_its_metadata_says(engine: LlamaEngine) -> N
     assert [engine.length(seq) for seq in range(engine.n_seqs)] == [0, 0, 0]
 
 
-def test_looking_at_keys_leaves_every_cell_free(model_file: Path) -> None:
-    engine = LlamaEngine(model_file, n_cells=256, n_seqs=1, n_threads=1)
+def test_looking_at_keys_leaves_every_cell_free(gguf: Path) -> None:
+    engine = LlamaEngine(gguf, n_cells=256, n_seqs=1, n_threads=1)
     engine.step([BatchItem(0, 0, [1] * engine.n_cells, sample=False)])
     engine.close()

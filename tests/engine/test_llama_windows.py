@@ -110,6 +110,28 @@ def test_a_model_with_windows_is_chunkable_and_its_layers_are_in_order(engine: L
         assert changed.tolist() == [other > layer for other in range(info.geometry.n_layer)]
 
 
+def test_layers_look_back_as_far_as_their_windows_say(engine: LlamaEngine) -> None:
+    windows = engine.windows
+    assert len(windows) == engine.info.geometry.n_layer and len(set(windows)) == 2
+    near, far = LONG - max(windows) + 1, 0
+    feed(engine, 0, 0, LONG)
+    feed(engine, 0, LONG, LONG + 1)
+    plain, slabs = engine.export(0, LONG, LONG + 1).k, engine.export(0, 0, LONG)
+    for layer, position, sees in [
+        (windows.index(0), far, True),
+        (windows.index(max(windows)), near - 1, False),
+        (windows.index(max(windows)), near, True),
+    ]:
+        altered = engine.blank(LONG)
+        altered.k[:], altered.v[:] = slabs.k, slabs.v
+        altered.v[layer, position] += 100
+        engine.drop(0, 0)
+        engine.load(0, 0, altered)
+        feed(engine, 0, LONG, LONG + 1)
+        changed = engine.export(0, LONG, LONG + 1).k != plain
+        assert changed[layer + 1 :].any() == sees
+
+
 @pytest.mark.parametrize("n", [SHORT, LONG])
 def test_a_context_comes_back_chunk_by_chunk_and_goes_on_bit_identical(engine: LlamaEngine, n: int) -> None:
     feed(engine, 0, 0, n)

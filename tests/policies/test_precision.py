@@ -19,7 +19,6 @@ from llmaas.policies.price import (
     PriceBook,
     Stake,
     allocate,
-    nominal_size,
     stake,
 )
 from llmaas.records import ChunkKey, Precision
@@ -36,6 +35,11 @@ SENSITIVITY = st.floats(1e-7, 1.0)
 CHUNKS = st.lists(st.builds(Measured, SENSITIVITY, SENSITIVITY), min_size=1, max_size=40)
 BUDGET = st.floats(2.0, 8.5)
 """Bits per value."""
+
+
+def nominal_size(precision: Precision) -> int:
+    """Relative size of a chunk, in bits of 64 K and 64 V values: scales cost half a bit of K, a quarter of V."""
+    return 64 * precision.k + 32 + 64 * precision.v + 16
 
 
 def key(i: int) -> ChunkKey:
