@@ -111,6 +111,12 @@ class Stage:
         await self.call(self._pusher, Turn(prompt="The"), None)
         return done.n_tokens, spent
 
+    async def take_up(self, lengths: list[int]) -> None:
+        """Use the contexts that an earlier stage set up in the same store."""
+        self._pusher = self._service.show(APP, "pusher").info.id
+        self.contexts = {n: self._service.show(APP, f"{n} tokens").info.id for n in lengths}
+        await self.call(self._pusher, Turn(), None)
+
     async def call(self, context: ContextId, turn: Turn, generation: Generation | None) -> Done:
         _, reply = self._service.submit(APP, context, turn, generation, lambda piece: None)
         return await reply

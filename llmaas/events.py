@@ -118,6 +118,14 @@ class Loaded:
 
 
 @dataclass(frozen=True, slots=True)
+class Fetched:
+    """A fetch ended: bytes in the POOL per chunk, 0 where the copy on DISK is missing or damaged."""
+
+    fetch: int
+    nbytes: tuple[int, ...]
+
+
+@dataclass(frozen=True, slots=True)
 class Saved:
     """A save ended: bytes in the POOL per chunk, 0 where coding failed."""
 
@@ -164,6 +172,7 @@ Event = (
     | StepDone
     | StepFailed
     | Loaded
+    | Fetched
     | Saved
     | Written
     | Measured
@@ -218,6 +227,15 @@ class LoadChunks:
     context: ContextId
     seq: int
     chunks: tuple[ChunkSource, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class FetchChunks:
+    """Read chunks from DISK into the POOL, one fetch after another in the order asked for. Answer: Fetched."""
+
+    fetch: int
+    context: ContextId
+    keys: tuple[ChunkKey, ...]
 
 
 @dataclass(frozen=True, slots=True)
@@ -344,6 +362,7 @@ class Finish:
 Action = (
     RunStep
     | LoadChunks
+    | FetchChunks
     | SaveChunks
     | MeasureChunks
     | LowerChunks

@@ -21,6 +21,7 @@ from llmaas.events import (
     ContextOpened,
     DropDisk,
     Event,
+    Fetched,
     Finish,
     Loaded,
     Lowered,
@@ -51,7 +52,6 @@ class Planner:
         settings: PlannerSettings,
         *,
         eviction: str = "lru",
-        split: str = "load_first",
         scheduling: str = "fifo",
     ) -> None:
         self.settings = settings
@@ -59,11 +59,12 @@ class Planner:
         self._swap = SwapBooks(settings, EVICTION[eviction](), self.tally)
         self._queue = SCHEDULING[scheduling]()
         self._cells = Cells(settings.n_cells, settings.n_seqs, cuttable=settings.swappable)
-        self._switching = Switching(self._swap, self._cells, SPLIT[split](), self.tally)
+        self._switching = Switching(self._swap, self._cells, SPLIT[settings.split](), settings, self.tally)
         self._contexts: dict[ContextId, Context] = {}
         self._jobs: dict[RequestId, Job] = {}
         self._running: dict[RequestId, Job] = {}
         self._step: RunStep | None = None
+        self._step_began = 0.0
         self._out: list[Action] = []
         self._handlers: dict[type, Callable[[Any, float], None]] = {
             ContextOpened: self._opened,
@@ -75,6 +76,7 @@ class Planner:
             StepDone: self._step_done,
             StepFailed: self._step_failed,
             Loaded: self._loaded,
+            Fetched: self._fetched,
             Saved: self._saved,
             Written: self._written,
             Measured: self._measured,
@@ -96,7 +98,7 @@ class Planner:
                 back = self._switching.advance(job, now, self._out)
                 if back and job.context.cells >= job.n_total:
                     self._finish(job, Outcome.APPENDED)  # there was nothing to compute
-        self._compose_step()
+        self._compose_step(now)
         return self._out
 
     # -- what others may know
@@ -104,7 +106,7 @@ class Planner:
     @property
     def idle(self) -> bool:
         """Nothing runs, waits, or is being swapped out."""
-        return not self._jobs and self._swap.idle
+        return not self._jobs and self._swap.idle and self._switching.reads.idle
 
     @property
     def waiting(self) -> int:
@@ -255,6 +257,8 @@ class Planner:
 
     def _finish(self, job: Job, outcome: Outcome) -> None:
         del self._jobs[job.request]
+        job.ended = True
+        self._switching.reads.release_all(job, self._out)
         if self._running.pop(job.request, None) is not None:
             self._cells.stop(job.context, job.reserve)
         job.context.committing = True
@@ -262,13 +266,15 @@ class Planner:
 
     # -- what runs comes back
 
-    def _compose_step(self) -> None:
+    def _compose_step(self, now: float) -> None:
         if self._step is None and (items := compose(self._running.values(), self.settings)):
             self._step = RunStep(self._swap.next_id(), items, burst(items, self._running, self.settings))
+            self._step_began = now
             self._out.append(self._step)
 
     def _step_done(self, event: StepDone, now: float) -> None:
         step = self._end_step(event.step)
+        self._switching.costs.stepped(step, now - self._step_began)
         for item, drawn in zip(step.items, event.drawn, strict=True):
             job = self._running[item.request]
             outcome = stepped(job, item, drawn, event.steps, self.settings, self.tally)
@@ -293,6 +299,9 @@ class Planner:
             self._finish(job, Outcome.CANCELLED)
         elif not can_go_on:
             self._finish(job, Outcome.ENGINE_FAILED)
+
+    def _fetched(self, event: Fetched, now: float) -> None:
+        self._switching.read_on(self._switching.reads.fetched(event, now, self._out), now, self._out)
 
     def _saved(self, event: Saved, now: float) -> None:
         self._swap.saved(event.save, event.nbytes, now, self._out)

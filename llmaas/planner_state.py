@@ -13,6 +13,7 @@ from typing import TypedDict
 from llmaas.errors import PolicyBug
 from llmaas.events import Action, DropCells
 from llmaas.policies.precision import SPENDING
+from llmaas.policies.split import SPLIT
 from llmaas.records import CHUNK_TOKENS, AppId, ChunkKey, ContextId, Geometry, Precision, RequestId
 
 
@@ -41,6 +42,8 @@ class PlannerSettings:
     """How bits are shared out, one of ``policies.precision.SPENDING``; ``precision`` is what "uniform" gives all."""
     bits: float = 4.0
     """Bytes that coded chunks may take together, in bits per value of K and V, scales and headers included."""
+    split: str = "balanced"
+    """How it is decided what is computed and what read of a context that comes back: of ``policies.split.SPLIT``."""
     max_batch: int = 512
     prefill_slice: int = 256
     max_running: int = 4
@@ -60,6 +63,8 @@ class PlannerSettings:
             raise ValueError(f"ctx_limit must be in 1 .. n_cells={self.n_cells}, not {self.ctx_limit}")
         if self.spending not in SPENDING:
             raise ValueError(f"spending is one of {', '.join(SPENDING)}, not {self.spending}")
+        if self.split not in SPLIT:
+            raise ValueError(f"split is one of {', '.join(SPLIT)}, not {self.split}")
 
 
 def bit_settings(bits: float | Precision) -> BitSettings:
@@ -117,6 +122,15 @@ class Job:
     from_pool: int = 0
     from_disk: int = 0
     recomputed: int = 0
+    read: set[ChunkKey] = field(default_factory=set)
+    """Chunks that were asked of the DISK ahead of being loaded; ``held`` are those that came and are pinned for it."""
+    held: set[ChunkKey] = field(default_factory=set)
+    ended: bool = False
+
+    @property
+    def covered(self) -> int:
+        """Tokens of the context that chunks exist for, as far as the call needs them."""
+        return min(self.context.n_kv, self.n_total)
 
     @property
     def goal(self) -> int:

@@ -359,6 +359,16 @@ class SwapBooks:
             self._bits.touch(key, now)
         self.sweep([key], out)
 
+    def fetched(self, key: ChunkKey, *, ok: bool, now: float, out: list[Action]) -> None:
+        """A chunk was read into the POOL, or its copy on DISK proved damaged."""
+        if ok:
+            self.ledger.arrive_pool(key, self.ledger.chunk(key).disk_bytes)
+            self._eviction.touch(key, now)
+            self._bits.touch(key, now)
+        else:
+            self.ledger.fail_pool(key)
+            self._give_up(key, Tier.DISK, out)
+
     def _give_up(self, key: ChunkKey, tier: Tier, out: list[Action]) -> None:
         chunk = self.ledger.chunk(key)
         self._tally.chunks_damaged += 1

@@ -1,49 +1,87 @@
 """F4. Switching: how a context's chunks come back into CELLS.
 
-Law: segments are brought back in ascending order, one at a time, and after each the rest is planned anew; so a chunk
-that proves damaged, or a copy that has gone meanwhile, needs no case of its own.
+Law: cells are filled in ascending order; after each piece that was loaded or computed the rest is planned anew, by what
+the ledger says then. So a chunk that proves damaged, a copy that has gone meanwhile, and a disk that is slower than
+expected need no case of their own.
+
+Where reading is slow, chunks are read from DISK into the POOL from the back of what is missing, while the front is
+computed (``planner_read``); what was read stays pinned until it is loaded.
 """
 
 from __future__ import annotations
 
 from llmaas.events import Action, ChunkSource, LoadChunks, Loaded, Switched
-from llmaas.planner_state import Cells, Context, Job, Stage, Tally
+from llmaas.kvchunks.ledger import Copy
+from llmaas.planner_costs import SwitchCosts
+from llmaas.planner_read import ReadAhead
+from llmaas.planner_state import Cells, Context, Job, PlannerSettings, Stage, Tally
 from llmaas.planner_swap import SwapBooks
-from llmaas.policies.split import SplitPolicy, Way
+from llmaas.policies.split import SplitPolicy
 from llmaas.records import CHUNK_TOKENS, Tier
 
 
 class Switching:
-    """The loads under way, and the next segment of every job that is switching."""
+    """The loads under way, and the next piece of every job that is switching."""
 
-    def __init__(self, swap: SwapBooks, cells: Cells, split: SplitPolicy, tally: Tally) -> None:
-        self._swap, self._cells, self._split, self._tally = swap, cells, split, tally
-        self._loads: dict[int, tuple[Job, LoadChunks]] = {}
+    def __init__(
+        self, swap: SwapBooks, cells: Cells, split: SplitPolicy, settings: PlannerSettings, tally: Tally
+    ) -> None:
+        self._swap, self._cells, self._tally = swap, cells, tally
+        self._slice = max(1, settings.prefill_slice // CHUNK_TOKENS)
+        self.costs = SwitchCosts()
+        self.reads = ReadAhead(swap, split, self.costs)
+        self._loads: dict[int, tuple[Job, LoadChunks, float]] = {}
 
     def advance(self, job: Job, now: float, out: list[Action]) -> bool:
-        """Begin the next segment of the way back; True if the context is back and its prefill may begin."""
-        context = job.context
-        covered = min(context.n_kv, job.n_total)
-        if context.cells >= min(covered, job.goal):
+        """Begin the next piece of the way back; True if the context is back and its prefill may begin."""
+        context, ledger = job.context, self._swap.ledger
+        if context.cells >= min(job.covered, job.goal):
             self._arrive(job, out)
             return True
         index, rest = divmod(context.cells, CHUNK_TOKENS)
-        ledger = self._swap.ledger
         if rest and ledger.tier(context.keys[index]) is not Tier.NONE:
             # Part of a chunk is in CELLS and a copy of all of it exists: take the copy.
             self._cells.trim(context, index * CHUNK_TOKENS, out)
             job.from_cells = min(job.from_cells, context.cells)
-        first = ledger.chunk(context.keys[index])
-        if first.tier is Tier.NONE and first.moving:
-            return False  # it is being coded right now; its arrival brings us back here
-        last = -(-covered // CHUNK_TOKENS)
-        segment = self._split.plan([ledger.tier(key) for key in context.keys[index:last]])[0]
-        if segment.way is Way.LOAD:
-            self._load(job, index, index + segment.stop, now, out)
+        chunk = ledger.chunk(context.keys[index])
+        if chunk.pool is Copy.ARRIVING:
+            return False  # it is being coded or read right now; its arrival brings us back here
+        if chunk.tier is Tier.NONE:
+            self._compute(job, self._end(job, index, lost=True), now, out)
+            return False
+        stop = self._end(job, index, lost=False)
+        read = self.reads.plan(job, index, stop, now, out)
+        if read is None:
+            self._load(job, index, self.reads.in_one_go(context.keys[index:stop]) + index, now, out)
+        elif read.first > index:
+            self._load(job, index, read.first, now, out)
         else:
-            job.until = min((index + segment.stop) * CHUNK_TOKENS, covered, job.goal)
-            job.stage = Stage.RECOMPUTING
+            self._compute(job, index + min(read.computed, self._slice), now, out)
         return False
+
+    def _end(self, job: Job, index: int, *, lost: bool) -> int:
+        """The end of the run of chunks from ``index`` on that are lost, or that have a copy at rest."""
+        context, ledger = job.context, self._swap.ledger
+        stop, last = index, -(-job.covered // CHUNK_TOKENS)
+        while stop < last:
+            chunk = ledger.chunk(context.keys[stop])
+            if (chunk.tier is Tier.NONE) != lost or (not lost and chunk.pool is Copy.ARRIVING):
+                break
+            stop += 1
+        return stop
+
+    def _compute(self, job: Job, stop: int, now: float, out: list[Action]) -> None:
+        """Compute the chunks before ``stop``; meanwhile some of those behind are read."""
+        job.until = min(stop * CHUNK_TOKENS, job.covered, job.goal)
+        job.stage = Stage.RECOMPUTING
+        self.read_on(job, now, out)
+
+    def read_on(self, job: Job, now: float, out: list[Action]) -> None:
+        """While the job computes: keep reading what lies behind."""
+        last = -(-job.covered // CHUNK_TOKENS)
+        first = -(-job.until // CHUNK_TOKENS)
+        if job.stage is Stage.RECOMPUTING and first < last:
+            self.reads.plan(job, first, last, now, out)
 
     def _load(self, job: Job, first: int, stop: int, now: float, out: list[Action]) -> None:
         context, ledger = job.context, self._swap.ledger
@@ -58,21 +96,35 @@ class Switching:
             sources.append(ChunkSource(key, start, min(start + CHUNK_TOKENS, context.n_kv), tier, keep))
         assert context.seq is not None
         load = LoadChunks(self._swap.next_id(), context.id, context.seq, tuple(sources))
-        self._loads[load.load] = (job, load)
+        self._loads[load.load] = (job, load, now)
         job.stage = Stage.LOADING
         out.append(load)
 
     def loaded(self, event: Loaded, now: float, out: list[Action]) -> tuple[Job, bool]:
         """A load ended: its job, and whether that can go on (a load that stops short without damage cannot)."""
-        job, load = self._loads.pop(event.load)
+        job, load, began = self._loads.pop(event.load)
         damaged = frozenset(event.damaged)
+        if event.n_loaded == len(load.chunks):
+            self._learn(load, now - began)
         for i, source in enumerate(load.chunks):
             ok = i < event.n_loaded
+            self.reads.release(job, source.key)
             self._swap.loaded(source, ok=ok, damaged=source.key in damaged, now=now, out=out)
             if ok:
                 _count(job, job.context, source)
         job.stage = Stage.SWITCHING
         return job, event.n_loaded == len(load.chunks) or bool(damaged)
+
+    def _learn(self, load: LoadChunks, seconds: float) -> None:
+        """What the load took tells of decoding, or of the disk if that was what it waited for."""
+        nbytes = dict.fromkeys((Tier.POOL, Tier.DISK), 0)
+        for source in load.chunks:
+            chunk = self._swap.ledger.chunk(source.key)
+            nbytes[source.tier] += chunk.pool_bytes if source.tier is Tier.POOL else chunk.disk_bytes
+        if not nbytes[Tier.DISK]:
+            self.costs.has_placed(nbytes[Tier.POOL], seconds)
+        elif seconds > 2 * self.costs.place(nbytes[Tier.DISK] + nbytes[Tier.POOL]) or not nbytes[Tier.POOL]:
+            self.costs.has_read(nbytes[Tier.DISK], seconds)
 
     def _arrive(self, job: Job, out: list[Action]) -> None:
         self._cells.trim(job.context, job.goal, out)
@@ -90,7 +142,7 @@ def _count(job: Job, context: Context, source: ChunkSource) -> None:
     if n == CHUNK_TOKENS:  # a partial chunk is kept lossless
         context.lossy.add(source.start // CHUNK_TOKENS)
     context.cells = source.stop
-    if source.tier is Tier.POOL:
+    if source.tier is Tier.POOL and source.key not in job.read:
         job.from_pool += n
     else:
         job.from_disk += n

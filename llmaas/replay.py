@@ -25,6 +25,8 @@ from llmaas.events import (
     DropDisk,
     DropPool,
     Event,
+    FetchChunks,
+    Fetched,
     Finish,
     LoadChunks,
     Loaded,
@@ -150,6 +152,7 @@ class Replay:
         self._perform: dict[type, Callable[[Any], None]] = {
             RunStep: self._run_step,
             LoadChunks: self._load,
+            FetchChunks: self._fetch,
             SaveChunks: self._save,
             MeasureChunks: lambda a: self._answer(self._now, Measured(a.measure, ())),
             LowerChunks: self._lower,
@@ -264,6 +267,12 @@ class Replay:
         done = self._work("engine", cells * c.cell_byte, after=decoded)
         self._pool.update((s.key, self._disk[s.key]) for s in action.chunks if s.keep)
         self._answer(done, Loaded(action.load, len(action.chunks)))
+
+    def _fetch(self, action: FetchChunks) -> None:
+        sizes = tuple(self._disk[key] for key in action.keys)
+        done = self._work("disk", self._costs.disk_latency + sum(sizes) * self._costs.disk_read_byte)
+        self._pool.update(zip(action.keys, sizes, strict=True))
+        self._answer(done, Fetched(action.fetch, sizes))
 
     def _save(self, action: SaveChunks) -> None:
         c = self._costs

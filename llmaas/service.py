@@ -62,6 +62,8 @@ class ServiceSettings:
     pool_bytes: int = 256 << 20
     bits: float | Precision = 4.0
     """Mean bits per value of coded chunks, spent where they matter most; or one precision for all."""
+    split: str = "balanced"
+    """What is computed and what read of a context that comes back; see ``policies.split``."""
     prefill_slice: int = 256
     max_running: int = 4
     queue_limit: int = 64
@@ -305,6 +307,7 @@ def _planner_settings(engine: EngineThread, settings: ServiceSettings) -> Planne
         swappable=e.info.chunkable,
         **bit_settings(settings.bits),
         max_batch=e.max_batch,
+        split=settings.split,
         prefill_slice=settings.prefill_slice,
         max_running=settings.max_running,
     )

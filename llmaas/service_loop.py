@@ -25,6 +25,7 @@ from llmaas.events import (
     DropDisk,
     DropPool,
     Event,
+    FetchChunks,
     Finish,
     LoadChunks,
     LowerChunks,
@@ -104,6 +105,7 @@ class Interpreter:
         self._perform: dict[type, Callable[[Any], None]] = {
             RunStep: self._run_step,
             LoadChunks: lambda a: self.pool.load(a, self._tell),
+            FetchChunks: lambda a: self.pool.fetch(a, self._tell),
             SaveChunks: lambda a: self.pool.save(a, self._tell),
             LowerChunks: lambda a: self.pool.lower(a, self._tell),
             WriteChunks: lambda a: self.pool.write(a, self._tell),

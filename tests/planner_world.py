@@ -142,6 +142,8 @@ class World:
                 assert self.cells.get(seq, 0) == chunks[0].start
                 for c in chunks:
                     assert c.key in (self.pool if c.tier is Tier.POOL else self.disk)
+            case ev.FetchChunks(keys=keys):
+                assert all(k in self.disk and k not in self.pool for k in keys)
             case ev.MeasureChunks(seq=seq, chunks=spans):
                 assert self.s.measure and spans[-1].stop <= self.cells[seq]
                 assert [s.start for s in spans] == list(range(0, spans[-1].stop, CHUNK_TOKENS))
@@ -188,6 +190,10 @@ class World:
                 self.tell(ev.Saved(action.save, sizes))
             case ev.LoadChunks(chunks=chunks):
                 self.load(action, bad)
+            case ev.FetchChunks(keys=keys):
+                sizes = tuple(0 if bad and self.rng.random() < 0.5 else self.disk[k] for k in keys)
+                self.pool.update({k: n for k, n in zip(keys, sizes, strict=True) if n})
+                self.tell(ev.Fetched(action.fetch, sizes))
             case ev.WriteChunks(keys=keys):
                 sizes = tuple(0 if bad else self.pool[k] for k in keys)
                 self.disk.update({k: n for k, n in zip(keys, sizes, strict=True) if n})

@@ -44,7 +44,11 @@ async def house(
     options = {"n_cells": 1024, "n_seqs": 8, **(engine or {})}
     thread = EngineThread(lambda: FakeEngine(**options))
     own = store or Store(root)
-    service = Service(thread, own, ServiceSettings(**{"pool_bytes": 1 << 20, "bits": Precision(4, 4), **settings}))
+    service = Service(
+        thread,
+        own,
+        ServiceSettings(**{"pool_bytes": 1 << 20, "bits": Precision(4, 4), "split": "load_first", **settings}),
+    )
     try:
         await service.start()
         yield House(service, own, thread)

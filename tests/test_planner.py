@@ -66,7 +66,7 @@ def test_a_context_that_lost_its_cells_comes_back_from_the_pool() -> None:
 
 
 def test_what_the_pool_cannot_hold_comes_back_from_disk() -> None:
-    w = world(pool_bytes=70_000)
+    w = world(pool_bytes=70_000, split="load_first")
     contexts = [w.open() for _ in range(3)]
     for ctx in contexts:
         run_call(w, ctx, 640, 0)

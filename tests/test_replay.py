@@ -3,6 +3,7 @@ from __future__ import annotations
 import pytest
 
 from llmaas.errors import BadRequest
+from llmaas.records import Geometry
 from llmaas.replay import Costs, Replay, TraceCall, read_trace
 from tests.planner_world import settings
 
@@ -51,3 +52,29 @@ def test_a_trace_is_json_lines_and_a_bad_line_is_named() -> None:
 def test_a_context_that_outgrows_the_cells_is_refused() -> None:
     with pytest.raises(BadRequest, match="grows beyond"):
         Replay(settings()).run(calls((0, "a", 5000, 0)))
+
+
+@pytest.mark.parametrize("bytes_per_s", [2e5, 1e6, 4e6, 8e6, 2e7, 1e9])
+def test_whatever_the_disk_a_switch_is_never_much_slower_than_by_reading_or_computing_alone(bytes_per_s: float) -> None:
+    """Two contexts of 2048 tokens take turns, in cells and a POOL for little more than one."""
+    trace = calls(*[(i * 500.0, "ab"[i % 2], 20 if i > 1 else 2048, 4) for i in range(12)])
+
+    def mean_switch(split: str) -> float:
+        geometry = Geometry(n_layer=30, k_dim=192, v_dim=192, head_dim_k=64, head_dim_v=64)
+        own = settings(
+            n_cells=2400,
+            ctx_limit=2400,
+            max_batch=512,
+            prefill_slice=256,
+            geometry=geometry,
+            pool_bytes=16 << 20,
+            split=split,
+        )
+        report = Replay(own, Costs(disk_read_byte=1 / bytes_per_s)).run(trace)
+        assert report.problems == ()
+        return sum(r.switch_s for r in report.calls[4:]) / 8
+
+    read, compute, both = map(mean_switch, ("load_first", "recompute_first", "balanced"))
+    assert both < 1.1 * min(read, compute)
+    if bytes_per_s == 8e6:  # about where reading and computing take equally long
+        assert both < 0.85 * min(read, compute)

@@ -19,6 +19,8 @@ from llmaas.errors import ChunkDamaged, DiskFull, LlmaasError
 from llmaas.events import (
     ChunkSource,
     ChunkTarget,
+    FetchChunks,
+    Fetched,
     LoadChunks,
     Loaded,
     LowerChunks,
@@ -29,7 +31,7 @@ from llmaas.events import (
     WriteChunks,
     Written,
 )
-from llmaas.kvchunks.codec import Codec, header, sinks_at
+from llmaas.kvchunks.codec import Codec, check, header, sinks_at
 from llmaas.kvchunks.store import Store
 from llmaas.records import ChunkKey, ChunkNotes, ChunkTolerance, KvSlab, Tier
 
@@ -54,6 +56,7 @@ class Pool:
         self._undiscarded: list[ChunkKey] = []
         self._loaders = ThreadPoolExecutor(2, "load")
         self._readers = ThreadPoolExecutor(2, "read")
+        self._fetcher = ThreadPoolExecutor(1, "fetch")
         self._decoders = ThreadPoolExecutor(workers, "decode")
         self._savers = ThreadPoolExecutor(workers, "save", be_nice)
         self._writer = ThreadPoolExecutor(1, "write", be_nice)
@@ -65,7 +68,7 @@ class Pool:
 
     def close(self) -> None:
         """End the threads; what they do now, and every write and discard that was asked for, is finished first."""
-        for executor in (self._loaders, self._readers, self._decoders, self._savers):
+        for executor in (self._loaders, self._readers, self._fetcher, self._decoders, self._savers):
             executor.shutdown(wait=True, cancel_futures=True)
         self._writer.shutdown(wait=True)
 
@@ -137,13 +140,16 @@ class Pool:
 
     def _read(self, sources: Sequence[ChunkSource]) -> dict[ChunkKey, Payload | None]:
         keys = [s.key for s in sources if s.tier is Tier.DISK]
+        return dict(zip(keys, self._get(keys), strict=True))
+
+    def _get(self, keys: Sequence[ChunkKey]) -> Sequence[Payload | None]:
         if not keys:
-            return {}
+            return ()
         try:
-            return dict(zip(keys, self._store.get(keys), strict=True))
+            return self._store.get(keys)
         except LlmaasError as e:
             log.warning("cannot read %d chunks: %s", len(keys), e.message)
-            return {}
+            return [None] * len(keys)
 
     def _decode(self, source: ChunkSource, payload: Payload | None) -> tuple[KvSlab, Payload | None]:
         """The chunk for the engine, and what the POOL keeps of it. Raises ChunkDamaged."""
@@ -153,6 +159,23 @@ class Pool:
         self._codec.decode(payload, source.key, slab)
         # A copy, since a view would keep the read buffer of all the chunks alive for one.
         return slab, bytes(payload) if source.keep else None
+
+    # -- to the POOL
+
+    def fetch(self, action: FetchChunks, done: Callable[[Fetched], None]) -> None:
+        """Begin to read chunks into RAM; ``done`` is called on a worker thread. One fetch at a time, in order."""
+        self._fetcher.submit(self._fetch, action, done)
+
+    def _fetch(self, action: FetchChunks, done: Callable[[Fetched], None]) -> None:
+        sizes = [0] * len(action.keys)
+        try:
+            for i, (key, payload) in enumerate(zip(action.keys, self._get(action.keys), strict=True)):
+                if _sound(key, payload) and payload is not None:
+                    self._bytes[key] = bytes(payload)
+                    sizes[i] = len(payload)
+        except Exception:
+            log.exception("fetch %d failed; its chunks will be recomputed", action.fetch)
+        done(Fetched(action.fetch, tuple(sizes)))
 
     # -- from CELLS
 
@@ -251,6 +274,17 @@ class Pool:
             log.warning("%d chunks are discarded later: %s", len(self._undiscarded), e.message)
         except Exception:
             log.exception("cannot discard %d chunks; 'llmaas doctor --repair' will", len(keys))
+
+
+def _sound(key: ChunkKey, payload: Payload | None) -> bool:
+    try:
+        if payload is None:
+            raise ChunkDamaged("its bytes are missing")
+        check(payload, key)
+    except ChunkDamaged as e:
+        log.warning("chunk %s is damaged and will be recomputed: %s", key.hex(), e.message)
+        return False
+    return True
 
 
 def _leading_successes(loading: Sequence[Future[None]]) -> int:

@@ -1,56 +1,68 @@
-"""F3. How a context comes back: which chunks are loaded, which are recomputed from tokens.
+"""F3. How a context comes back: how many chunks at its front are recomputed while the rest is read from DISK.
 
-Law: segments are contiguous, ascending and cover every chunk asked for. The planner carries out the first one
-and asks again, so a chunk that proves damaged on the way is simply part of the next question.
+Law: pure. A hole is a run of chunks that are on DISK only; computing goes on from its front, reading from its back (as
+in Cake, arXiv 2410.03065), and the question is asked again whenever either has got further. So a side that turns out
+slower than expected simply gets less of what is left.
 """
 
 from __future__ import annotations
 
-import enum
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Protocol
 
-from llmaas.records import Tier
-
-
-class Way(enum.Enum):
-    LOAD = "load"
-    RECOMPUTE = "recompute"
-
 
 @dataclass(frozen=True, slots=True)
-class Segment:
-    """Chunks first .. stop-1 of the question, brought back one way."""
+class Hole:
+    """Seconds that the first or last n chunks of a hole take, at index n = 0 .. number of chunks.
 
-    way: Way
-    first: int
-    stop: int
+    ``compute`` is of the first n, ``read`` of the last n (what is being read already included, also at 0), ``place`` of
+    decoding the last n and putting them into cells.
+    """
+
+    compute: Sequence[float]
+    read: Sequence[float]
+    place: Sequence[float]
+
+    def __len__(self) -> int:
+        return len(self.compute) - 1
+
+    def seconds(self, n_computed: int) -> float:
+        """Until all are in cells, if the first ``n_computed`` are recomputed."""
+        n_read = len(self) - n_computed
+        if n_computed == 0:  # nothing to wait for: what has been read is placed while the next is read
+            return max(self.read[n_read], self.place[n_read])
+        return max(self.compute[n_computed], self.read[n_read]) + self.place[n_read]
 
 
 class SplitPolicy(Protocol):
-    def plan(self, tiers: Sequence[Tier]) -> list[Segment]:
-        """Segments for consecutive chunks whose best copies are in ``tiers`` (POOL, DISK or NONE)."""
+    def split(self, hole: Hole) -> int:
+        """How many chunks at the front to recompute; the others are read."""
 
 
 class LoadFirst:
-    """Load whatever has a copy, recompute only what has none.
+    """Read whatever has a copy: right wherever the disk is fast, which is nearly everywhere without a GPU."""
 
-    Right where loading beats recomputing at every length, which holds for POOL always and for DISK on flash
-    (about 100x on a 135M model); slow disks want a learned split.
-    """
-
-    def plan(self, tiers: Sequence[Tier]) -> list[Segment]:
-        segments: list[Segment] = []
-        first = 0
-        for i, tier in enumerate(tiers):
-            way = Way.RECOMPUTE if tier is Tier.NONE else Way.LOAD
-            if segments and segments[-1].way is way:
-                segments[-1] = Segment(way, first, i + 1)
-            else:
-                first = i
-                segments.append(Segment(way, i, i + 1))
-        return segments
+    def split(self, hole: Hole) -> int:
+        return 0
 
 
-SPLIT: dict[str, Callable[[], SplitPolicy]] = {"load_first": LoadFirst}
+class RecomputeFirst:
+    """Never read; a bound for benches."""
+
+    def split(self, hole: Hole) -> int:
+        return len(hole)
+
+
+class Balanced:
+    """Where both sides end together, or all of one side where the other would only be in the way."""
+
+    def split(self, hole: Hole) -> int:
+        return min(range(len(hole) + 1), key=hole.seconds)
+
+
+SPLIT: dict[str, Callable[[], SplitPolicy]] = {
+    "balanced": Balanced,
+    "load_first": LoadFirst,
+    "recompute_first": RecomputeFirst,
+}

@@ -13,7 +13,7 @@ import pytest
 from llmaas.engine.base import BatchItem, CellsFull
 from llmaas.engine.fake import FakeEngine
 from llmaas.engine.thread import EngineThread
-from llmaas.events import ChunkSource, ChunkTarget, LoadChunks, LowerChunks, SaveChunks, WriteChunks
+from llmaas.events import ChunkSource, ChunkTarget, FetchChunks, LoadChunks, LowerChunks, SaveChunks, WriteChunks
 from llmaas.kvchunks.codec import Codec
 from llmaas.kvchunks.pool import Pool
 from llmaas.kvchunks.store import Store
@@ -39,6 +39,7 @@ class Bench:
         self.thread = EngineThread(Refusing)
         self.engine = self.thread.engine
         assert isinstance(self.engine, Refusing)
+        self.root = root
         self.store = Store(root)
         self.codec = Codec(self.engine.info.geometry)
         self.pool = Pool(self.thread, self.codec, self.store)
@@ -96,6 +97,20 @@ def test_a_chunk_read_from_disk_is_kept_if_asked_and_counted_once(bench: Bench) 
     bench.thread.submit(bench.engine.drop, 0, 0).result()
     bench.load([Tier.DISK] * N, keep=True)
     assert bench.pool.nbytes == before
+
+
+def test_fetched_chunks_are_in_the_pool_and_damaged_ones_are_not(bench: Bench) -> None:
+    bench.pool.drop(KEYS)
+    bench.store.discard([KEYS[3]])
+    file = next(bench.root.glob("payload/*.kv"))
+    with file.open("r+b") as payload:  # within the last chunk
+        payload.seek(-100, 2)
+        payload.write(b"damage")
+    fetched = bench.wait(bench.pool.fetch, FetchChunks(4, ContextId("c"), tuple(KEYS)))
+    assert [i for i, n in enumerate(fetched.nbytes) if not n] == [3, N - 1]
+    assert bench.pool.nbytes == sum(fetched.nbytes)
+    loaded = bench.load([Tier.POOL] * 3)
+    assert (loaded.n_loaded, loaded.damaged) == (3, ())
 
 
 def test_the_first_damaged_chunk_ends_the_load_and_is_named(bench: Bench) -> None:

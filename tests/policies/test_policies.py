@@ -5,8 +5,8 @@ from hypothesis import strategies as st
 
 from llmaas.policies.eviction import EVICTION, Lru
 from llmaas.policies.scheduling import SCHEDULING
-from llmaas.policies.split import SPLIT, Segment, Way
-from llmaas.records import ChunkKey, RequestId, Tier
+from llmaas.policies.split import SPLIT, Hole
+from llmaas.records import ChunkKey, RequestId
 
 
 def key(i: int) -> ChunkKey:
@@ -38,17 +38,35 @@ def test_an_eviction_plan_is_enough_or_none(keys: list[int], need: int, data: st
             assert len(set(plan)) == len(plan) and all(gains[k] for k in plan)
 
 
-@given(st.lists(st.sampled_from([Tier.POOL, Tier.DISK, Tier.NONE]), min_size=1, max_size=40))
-def test_segments_cover_every_chunk_once_and_load_none_that_is_missing(tiers: list[Tier]) -> None:
-    for make in SPLIT.values():
-        segments = make().plan(tiers)
-        assert [i for s in segments for i in range(s.first, s.stop)] == list(range(len(tiers)))
-        assert all(tiers[i] is not Tier.NONE for s in segments if s.way is Way.LOAD for i in range(s.first, s.stop))
+def hole(compute: float, read: float, place: float, n: int = 20, pending: float = 0.0) -> Hole:
+    """``n`` chunks alike, with seconds for each."""
+    return Hole(
+        compute=[i * compute for i in range(n + 1)],
+        read=[pending + i * read for i in range(n + 1)],
+        place=[i * place for i in range(n + 1)],
+    )
 
 
-def test_load_first_recomputes_only_what_has_no_copy() -> None:
-    plan = SPLIT["load_first"]().plan([Tier.POOL, Tier.DISK, Tier.NONE, Tier.POOL])
-    assert plan == [Segment(Way.LOAD, 0, 2), Segment(Way.RECOMPUTE, 2, 3), Segment(Way.LOAD, 3, 4)]
+@given(st.floats(1e-4, 10), st.floats(1e-4, 10), st.floats(1e-5, 1e-2), st.integers(1, 60), st.floats(0, 5))
+def test_no_split_is_better_than_the_balanced_one(
+    compute: float, read: float, place: float, n: int, pending: float
+) -> None:
+    asked = hole(compute, read, place, n, pending)
+    found = asked.seconds(SPLIT["balanced"]().split(asked))
+    assert found <= min(asked.seconds(m) for m in range(n + 1))
+
+
+def test_a_fast_disk_is_only_read_and_a_dead_slow_one_never() -> None:
+    for name, split in SPLIT.items():
+        fast, even, slow = (split().split(hole(1.0, read, 0.001)) for read in (0.01, 1.0, 100.0))
+        assert (fast, slow) == {"load_first": (0, 0), "recompute_first": (20, 20), "balanced": (0, 20)}[name]
+        if name == "balanced":
+            assert 9 <= even <= 11
+
+
+def test_what_is_already_being_read_counts_for_the_reading_side() -> None:
+    balanced = SPLIT["balanced"]()
+    assert balanced.split(hole(1.0, 1.0, 0.001, pending=10.0)) > balanced.split(hole(1.0, 1.0, 0.001)) + 3
 
 
 def test_the_queue_is_fair_within_a_priority_and_forgets_what_is_removed() -> None:

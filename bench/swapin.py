@@ -1,0 +1,127 @@
+"""Bringing a context back from a slow disk: reading, computing, and both at once.
+
+A context is brought back from DISK, its payload files out of the page cache, on a disk throttled to several rates
+around the crossover, where reading the coded chunks takes as long as computing them from tokens. Three ways, each by a
+service of its own over the same store: "load_first" (only reads), "recompute_first" (only computes) and "balanced"
+(what the service does: it learns both costs as it goes). The first switch after a change of rate is reported apart.
+
+The kernel throttles (a cgroup) where this runs as root; "throttle" in the figures says so, or that the store slept.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import sys
+from pathlib import Path
+from statistics import median
+from typing import Any
+
+from common import Bar, Options, Result, engine, main, prose, say, sig
+from switch import POOL_BYTES, Stage
+from throttle import Throttle
+
+from llmaas.engine.thread import EngineThread
+from llmaas.kvchunks.codec import Codec
+from llmaas.kvchunks.store import Store
+from llmaas.records import CHUNK_TOKENS, Precision
+from llmaas.service import Service, ServiceSettings
+
+PRECISION = Precision(4, 4)
+TIMES_CROSSOVER = (0.25, 0.5, 1.0, 2.0, 4.0, 16.0, 0.0)
+"""Rates as multiples of the crossover; 0 is the disk as it is."""
+
+
+class Way:
+    """A service that brings contexts back one way, on a store that another one filled."""
+
+    def __init__(self, stage: Stage, store: Store, throttle: Throttle, n: int) -> None:
+        self._stage, self._store, self._throttle, self._n = stage, store, throttle, n
+
+    async def seconds(self, rate: float) -> float:
+        """One switch of the context, all of it on DISK, at ``rate`` bytes a second."""
+        await self._stage.push_out()
+        await self._stage.leave_pool()
+        self._store.evict_page_cache()
+        with self._throttle.at(rate):
+            done = await self._stage.switch(self._n)
+        if done.switch.cells or done.switch.pool or done.switch.disk + done.switch.recomputed < self._n - 1:
+            raise RuntimeError(f"{self._n} tokens should have been on DISK: {done.switch}")
+        return done.switch.switch_ms / 1e3
+
+
+async def fill(thread: EngineThread, folder: Path, text: str, n: int) -> None:
+    with Store(folder) as store:
+        service = Service(thread, store, ServiceSettings(pool_bytes=POOL_BYTES, bits=PRECISION))
+        await service.start()
+        await Stage(service, store).set_up(text, [n])
+        await service.stop()
+    thread.submit(_empty, thread).result()
+
+
+async def measure_way(
+    thread: EngineThread, folder: Path, throttle: Throttle, n: int, split: str, rates: list[float], repeats: int
+) -> list[dict[str, Any]]:
+    rows = []
+    with Store(folder, files=throttle.files) as store:
+        settings = ServiceSettings(pool_bytes=POOL_BYTES, bits=PRECISION, split=split)
+        service = Service(thread, store, settings)
+        await service.start()
+        stage = Stage(service, store)
+        await stage.take_up([n])
+        way = Way(stage, store, throttle, n)
+        for rate in rates:
+            first = await way.seconds(rate)
+            others = [await way.seconds(rate) for _ in range(repeats)]
+            rows.append({"first_s": sig(first), "s": sig(median(others)), "all_s": [sig(x) for x in others]})
+            say(f"{split:16} {rate / 1e6:8.2f} MB/s  first {first:6.2f} s  then {others}")
+        if problems := service.check():
+            raise RuntimeError(f"the books do not balance: {problems}")
+        await service.stop()
+    thread.submit(_empty, thread).result()
+    return rows
+
+
+def _empty(thread: EngineThread) -> None:
+    for seq in range(thread.engine.n_seqs):
+        thread.engine.drop(seq, 0)
+
+
+def measure(options: Options) -> Result:
+    n, repeats = (1024, 2) if options.quick else (4096, 3)
+    throttle = Throttle(options.folder)
+    with engine(options) as thread:
+        text = prose(thread.engine, n + 8, options.seed)
+        folder = options.folder / "store"
+        say(f"prefill of {n} tokens")
+        asyncio.run(fill(thread, folder, text, n))
+        coded = n // CHUNK_TOKENS * Codec(thread.engine.info.geometry).encoded_size(CHUNK_TOKENS, PRECISION)
+
+        def run(split: str, rates: list[float], times: int) -> list[dict[str, Any]]:
+            return asyncio.run(measure_way(thread, folder, throttle, n, split, rates, times))
+
+        computed = run("recompute_first", [0.0], repeats)[0]
+        crossover = coded / computed["s"]
+        rates = [factor * crossover for factor in TIMES_CROSSOVER]
+        read = run("load_first", rates, 1 if options.quick else repeats)
+        both = run("balanced", rates, repeats)
+        model = thread.engine.info.name
+    throttle.close()
+    rows = []
+    for factor, rate, alone, together in zip(TIMES_CROSSOVER, rates, read, both, strict=True):
+        best = min(alone["s"], computed["s"])
+        row = {"times_crossover": factor, "bytes_per_s": int(rate), "read": alone, "balanced": together}
+        rows.append({**row, "over_best": sig(together["s"] / best), "first_over_best": sig(together["first_s"] / best)})
+    figures = {"tokens": n, "coded_bytes": coded, "throttle": throttle.how, "compute": computed, "rates": rows}
+    return Result(model, figures, bars(rows))
+
+
+def bars(rows: list[dict[str, Any]]) -> list[Bar]:
+    at = {row["times_crossover"]: row["over_best"] for row in rows}
+    return [
+        Bar("balanced over the better of reading and computing, at the crossover", at[1.0], 1.0, True),
+        Bar("the same, at the worst of the other rates", max(x for f, x in at.items() if f != 1.0), 1.1, True),
+    ]
+
+
+if __name__ == "__main__":
+    sys.exit(main("swapin", __doc__ or "", measure))

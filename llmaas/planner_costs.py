@@ -1,0 +1,60 @@
+"""F4. What bringing chunks back costs on this machine, learned from when actions began and when they were answered.
+
+Law: it hears of durations only; the guesses that it begins with matter for the first few switches at most.
+"""
+
+from __future__ import annotations
+
+from llmaas.events import RunStep
+from llmaas.policies.costs import Line
+
+_MB = 1e6
+_K = 1024
+_FEW_DECODES = 1 / 16
+"""Share of a step's tokens up to which decoding beside a prefill does not matter."""
+_LEAST_PREFILL = 32
+
+
+class SwitchCosts:
+    """Seconds of computing, reading and placing. Bytes are of coded chunks."""
+
+    def __init__(self) -> None:
+        self._compute = Line(3e-3, 1e-3)
+        """Per token, and per token and 1024 tokens before it."""
+        self._read = Line(2e-3, 1e-2)
+        """Per read, and per megabyte."""
+        self.disk_known = False
+        self._place = Line(1e-3, 2e-3)
+        """Per load, and per megabyte."""
+
+    def compute(self, start: int, stop: int) -> float:
+        """Prefilling tokens start .. stop-1."""
+        return self._compute(stop - start, _looked_back(start, stop))
+
+    def read(self, n_reads: int, nbytes: int) -> float:
+        return self._read(n_reads, nbytes / _MB)
+
+    def place(self, nbytes: int) -> float:
+        """Decoding chunks and putting them into cells."""
+        return self._place(1, nbytes / _MB)
+
+    def stepped(self, step: RunStep, seconds: float) -> None:
+        """A step ended; a prefill that (nearly) fills it tells what a token costs."""
+        sizes = [item.stop - item.start for item in step.items]
+        prefill = [item for item, n in zip(step.items, sizes, strict=True) if n > 1]
+        n_prefill = sum(item.stop - item.start for item in prefill)
+        if n_prefill < _LEAST_PREFILL or sum(sizes) - n_prefill > _FEW_DECODES * n_prefill:
+            return
+        self._compute.observe(n_prefill, sum(_looked_back(i.start, i.stop) for i in prefill), seconds)
+
+    def has_read(self, nbytes: int, seconds: float) -> None:
+        self.disk_known = True
+        self._read.observe(1, nbytes / _MB, seconds)
+
+    def has_placed(self, nbytes: int, seconds: float) -> None:
+        self._place.observe(1, nbytes / _MB, seconds)
+
+
+def _looked_back(start: int, stop: int) -> float:
+    """Sum over the tokens of how many thousand come before each."""
+    return (stop - start) * (start + stop) / 2 / _K
