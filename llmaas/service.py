@@ -28,13 +28,12 @@ from llmaas.events import (
     ContextOpened,
 )
 from llmaas.kvchunks.keys import namespace
-from llmaas.kvchunks.store import ContextRow, Span, Store
+from llmaas.kvchunks.store import ContextRow, Store
 from llmaas.metrics import Registry
 from llmaas.planner_state import PlannerSettings, bit_settings
 from llmaas.records import (
     AppId,
     ContextDetail,
-    ContextId,
     ContextInfo,
     Done,
     Generation,
@@ -178,14 +177,10 @@ class Service:
             refuse_if_deleted(live)
             keep = _cut_point(live, n_tokens, n_messages)
             now = self._clock.wall()
-            live.reread(await self._rows.run(self._truncate_rows, live.id, keep, now))
+            live.reread(await self._rows.run(self._store.truncate, live.id, keep, now))
             live.last_used = now
             tell_changed(live, min(live.n_kv, keep), self._dispatch)
         return self.info(live)
-
-    def _truncate_rows(self, context: ContextId, keep: int, now: float) -> list[Span]:
-        self._store.truncate(context, keep, now)
-        return self._store.spans(context)
 
     async def delete(self, app: AppId | None, context: str) -> None:
         """Forget the context and its chunks. A call that runs on it is cancelled."""

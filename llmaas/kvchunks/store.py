@@ -120,12 +120,13 @@ class Store:
         """
         return self._tokens.append(ctx, spans, expect=expect, now=now)
 
-    def truncate(self, ctx: ContextId, n_tokens: int, now: float) -> None:
-        """Keep the first ``n_tokens``. A span that is cut in two becomes glue; cut at its end, it stays as it is.
+    def truncate(self, ctx: ContextId, n_tokens: int, now: float) -> list[Span]:
+        """Keep the first ``n_tokens``: the spans that are left. A span that is cut in two becomes glue; cut at its end,
+        it stays as it is.
 
         Raises UnknownContext, BadRequest if there are fewer tokens.
         """
-        self._tokens.truncate(ctx, n_tokens, now)
+        return self._tokens.truncate(ctx, n_tokens, now)
 
     def fork(self, src: ContextId, row: ContextRow) -> None:
         """Create ``row`` with a copy of ``src``'s spans. Raises UnknownContext, ContextExists."""

@@ -102,12 +102,16 @@ class Index:
 
     def _account(self) -> int:
         """Count what the log grew by; checkpoint it when it is long."""
-        size = self._files.path_size(self._wal)
-        grown = 2 * max(size - self._wal_size, 0)
-        self._wal_size = size
-        self.written += grown
-        if size >= self._checkpoint_at:
-            self._checkpoint()
+        try:
+            size = self._files.path_size(self._wal)
+            grown = 2 * max(size - self._wal_size, 0)
+            self._wal_size = size
+            self.written += grown
+            if size >= self._checkpoint_at:
+                self._checkpoint()
+        except OSError as error:  # what was committed must not look as if it had failed
+            log.warning("%s cannot be measured: %s", self._wal, error)
+            return 0
         return grown
 
     def _checkpoint(self) -> None:

@@ -53,7 +53,7 @@ class Tokens:
             txn.con.execute("UPDATE contexts SET n_tokens = ?, last_used = ? WHERE num = ?", (n_tokens, now, num))
         return n_tokens
 
-    def truncate(self, ctx: ContextId, n_tokens: int, now: float) -> None:
+    def truncate(self, ctx: ContextId, n_tokens: int, now: float) -> list[Span]:
         with self._index.write(durable=True) as txn:
             num, before = _find(txn.con, ctx)
             if not 0 <= n_tokens <= before:
@@ -61,6 +61,8 @@ class Tokens:
             if n_tokens < before:
                 _cut_spans(txn.con, num, n_tokens)
             txn.con.execute("UPDATE contexts SET n_tokens = ?, last_used = ? WHERE num = ?", (n_tokens, now, num))
+            # Read before the commit: a caller who learns of a failure must find everything as it was.
+            return _spans(txn.con, num)
 
     def delete(self, ctx: ContextId) -> None:
         with self._index.write(durable=True) as txn:
@@ -73,17 +75,16 @@ class Tokens:
         return [ContextRow(ContextId(r[0]), AppId(r[1]), *r[2:]) for r in rows]
 
     def spans(self, ctx: ContextId) -> list[Span]:
-        rows = self._rows(ctx, "tokens, role, text, open")
-        return [Span(tuple(unpack(tokens)), role, text, bool(open_)) for tokens, role, text, open_ in rows]
+        with self._index.read() as con:
+            con.execute("BEGIN")
+            return _spans(con, _find(con, ctx)[0])
 
     def tokens(self, ctx: ContextId) -> array[int]:
-        return unpack(b"".join(row[0] for row in self._rows(ctx, "tokens")))
-
-    def _rows(self, ctx: ContextId, columns: str) -> list[tuple[bytes, str | None, str | None, int]]:
         with self._index.read() as con:
             con.execute("BEGIN")
             num, _ = _find(con, ctx)
-            return con.execute(f"SELECT {columns} FROM spans WHERE context = ? ORDER BY id", (num,)).fetchall()
+            rows = con.execute("SELECT tokens FROM spans WHERE context = ? ORDER BY id", (num,)).fetchall()
+        return unpack(b"".join(row[0] for row in rows))
 
 
 def pack(tokens: Iterable[int]) -> bytes:
@@ -108,6 +109,11 @@ def _find(con: sqlite3.Connection, ctx: ContextId) -> tuple[int, int]:
     if row is None:
         raise UnknownContext(f"there is no context {ctx}")
     return row[0], row[1]
+
+
+def _spans(con: sqlite3.Connection, num: int) -> list[Span]:
+    rows = con.execute("SELECT tokens, role, text, open FROM spans WHERE context = ? ORDER BY id", (num,)).fetchall()
+    return [Span(tuple(unpack(tokens)), role, text, bool(open_)) for tokens, role, text, open_ in rows]
 
 
 def _insert_context(con: sqlite3.Connection, row: ContextRow, n_tokens: int) -> int:

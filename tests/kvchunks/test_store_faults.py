@@ -235,6 +235,51 @@ def test_a_discard_on_a_disk_with_no_room_even_for_the_log_frees_the_files_first
         assert list(store.tokens(A)) == [1, 2]
 
 
+class Blind(Files):
+    """While ``blind``, the length of the log is not to be had."""
+
+    blind = False
+
+    def path_size(self, path: Path) -> int:
+        if self.blind and path.name.endswith("-wal"):
+            raise OSError(errno.EIO, os.strerror(errno.EIO), str(path))
+        return super().path_size(path)
+
+
+def test_a_commit_whose_log_cannot_be_measured_is_a_commit_all_the_same(tmp_path: Path) -> None:
+    files = Blind()
+    with Store(tmp_path / "store", files=files) as store:
+        store.create_context(row(A), [Span((1, 2))])
+        files.blind = True
+        assert store.append(A, [Span((3,))], expect=2, now=0.0) == 3
+        files.blind = False
+        assert list(store.tokens(A)) == [1, 2, 3]
+
+
+def test_a_truncation_whose_rest_cannot_be_read_has_not_happened(tmp_path: Path) -> None:
+    trouble = Trouble(errno.EIO, at=1 << 60)
+
+    class Unreadable(TroubledConnection):
+        def execute(self, sql: str, *args: Any) -> sqlite3.Cursor:
+            if sql.startswith("SELECT tokens") and self.trouble.due():
+                raise sqlite3.OperationalError("disk I/O error")
+            return sqlite3.Connection.execute(self, sql, *args)
+
+    class UnreadableFiles(Files):
+        def connect(self, path: Path) -> sqlite3.Connection:
+            factory = type("Connection", (Unreadable,), {"trouble": trouble})
+            return sqlite3.connect(path, isolation_level=None, check_same_thread=False, factory=factory)
+
+    with Store(tmp_path / "store", files=UnreadableFiles()) as store:
+        spans = [Span((1, 2), "user", "hello"), Span((3, 4, 5))]
+        store.create_context(row(A), spans)
+        trouble.at = trouble.sites + 1
+        with pytest.raises(StoreFailed):
+            store.truncate(A, 3, 1.0)
+        assert store.spans(A) == spans
+        assert store.truncate(A, 3, 1.0) == [spans[0], Span((3,))] == store.spans(A)
+
+
 def test_commits_of_tokens_are_synced_and_commits_of_chunks_are_not(tmp_path: Path) -> None:
     commits: list[str] = []
 

@@ -1,0 +1,214 @@
+"""Faults to order: a door to the operating system, a database and an engine that fail at random, and files that rot.
+
+Everything is drawn from one ``Dice`` and counted there by kind, so that a test can say what it has survived.
+"""
+
+from __future__ import annotations
+
+import errno
+import os
+import random
+import sqlite3
+import threading
+from collections import Counter
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from llmaas.engine.base import BatchItem
+from llmaas.engine.fake import FakeEngine
+from llmaas.kvchunks.store import Files
+from llmaas.records import KvSlab, Queries
+
+STATEMENTS = ("BEGIN", "SELECT", "INSERT", "UPDATE", "DELETE", "COMMIT", "PRAGMA wal_checkpoint")
+SQL_FAULTS = {
+    "full": "database or disk is full",
+    "io": "disk I/O error",
+    "locked": "database is locked",
+}
+
+
+class Dice:
+    """Says when something fails; from any thread. ``rate`` is the chance at each call, 0 while it is off."""
+
+    def __init__(self, seed: int, rate: float) -> None:
+        self._rng = random.Random(seed)
+        self._lock = threading.Lock()
+        self._rate = rate
+        self.on = False
+        self.injected: Counter[str] = Counter()
+
+    def strikes(self, *kinds: str, often: float = 1.0) -> str | None:
+        """The kind of fault that is due now, if any; it is counted."""
+        with self._lock:
+            if not self.on or self._rng.random() >= self._rate * often:
+                return None
+            kind = self._rng.choice(kinds)
+            self.injected[kind] += 1
+            return kind
+
+    def number(self, below: int) -> int:
+        with self._lock:
+            return self._rng.randrange(below)
+
+    def fail(self, what: str, *codes: int, path: object = None) -> None:
+        kind = self.strikes(*(f"{what} {errno.errorcode[code]}" for code in codes))
+        if kind is not None:
+            code = getattr(errno, kind.split()[1])
+            raise OSError(code, os.strerror(code), path and str(path))
+
+
+class FaultyFiles(Files):
+    """The store's system calls and statements, each of which may fail, stop short or lie."""
+
+    def __init__(self, dice: Dice) -> None:
+        self.dice = dice
+        self._payload: set[int] = set()
+
+    def open(self, path: Path, flags: int, mode: int = 0o600) -> int:
+        if path.suffix == ".kv":
+            if flags & os.O_CREAT:
+                self.dice.fail("create", errno.ENOSPC, errno.EIO, path=path)
+            self.dice.fail("open", errno.EIO, errno.EMFILE, path=path)
+        fd = super().open(path, flags, mode)
+        if path.suffix == ".kv":
+            self._payload.add(fd)
+        return fd
+
+    def close(self, fd: int) -> None:
+        super().close(fd)
+        if fd in self._payload:
+            self._payload.discard(fd)
+            self.dice.fail("close", errno.EIO, errno.ENOSPC)
+
+    def size(self, fd: int) -> int:
+        self.dice.fail("fstat", errno.EIO)
+        return super().size(fd)
+
+    def pwritev(self, fd: int, buffers: Sequence[memoryview], offset: int) -> int:
+        if fd not in self._payload:
+            return super().pwritev(fd, buffers, offset)
+        self.dice.fail("write", errno.ENOSPC, errno.EIO)
+        if self.dice.strikes("write stops short"):
+            return super().pwritev(fd, [buffers[0][: 1 + len(buffers[0]) // 2]], offset)
+        if self.dice.strikes("write is torn"):  # the bytes do not arrive, and nobody says so
+            zeros = [memoryview(bytes(len(buffer))) for buffer in buffers]
+            return super().pwritev(fd, zeros, offset)
+        return super().pwritev(fd, buffers, offset)
+
+    def pread_into(self, fd: int, buffer: memoryview, offset: int) -> int:
+        self.dice.fail("read", errno.EIO)
+        kind = self.dice.strikes("read stops short", "read ends early", "read flips a bit")
+        if kind == "read ends early":
+            return 0
+        n = super().pread_into(fd, buffer[: 1 + len(buffer) // 2] if kind == "read stops short" else buffer, offset)
+        if kind == "read flips a bit" and n:
+            buffer[self.dice.number(n)] ^= 1 << self.dice.number(8)
+        return n
+
+    def ftruncate(self, fd: int, size: int) -> None:
+        self.dice.fail("truncate", errno.EIO)
+        super().ftruncate(fd, size)
+
+    def fdatasync(self, fd: int) -> None:
+        self.dice.fail("sync", errno.EIO, errno.ENOSPC)
+        super().fdatasync(fd)
+
+    def unlink(self, path: Path) -> None:
+        self.dice.fail("unlink", errno.EIO, errno.EPERM, path=path)
+        super().unlink(path)
+
+    def list_sizes(self, folder: Path) -> dict[str, int]:
+        self.dice.fail("list", errno.EIO, path=folder)
+        return super().list_sizes(folder)
+
+    def path_size(self, path: Path) -> int:
+        self.dice.fail("stat", errno.EIO, path=path)
+        return super().path_size(path)
+
+    def room(self, folder: Path) -> int:
+        self.dice.fail("statvfs", errno.EIO, path=folder)
+        return 0 if self.dice.strikes("no room") else super().room(folder)
+
+    def connect(self, path: Path) -> sqlite3.Connection:
+        self.dice.fail("connect", errno.EMFILE, path=path)
+        factory = type("Connection", (FaultyConnection,), {"dice": self.dice})
+        return sqlite3.connect(path, timeout=1.0, isolation_level=None, check_same_thread=False, factory=factory)
+
+
+class FaultyConnection(sqlite3.Connection):
+    dice: Dice
+
+    def execute(self, sql: str, *args: Any) -> sqlite3.Cursor:
+        self._fail(sql)
+        return super().execute(sql, *args)
+
+    def executemany(self, sql: str, *args: Any) -> sqlite3.Cursor:
+        self._fail(sql)
+        return super().executemany(sql, *args)
+
+    def _fail(self, sql: str) -> None:
+        statement = next((s for s in STATEMENTS if sql.startswith(s)), None)
+        if statement is not None:
+            kind = self.dice.strikes(*(f"{statement} {name}" for name in SQL_FAULTS))
+            if kind is not None:
+                raise sqlite3.OperationalError(SQL_FAULTS[kind.rsplit(" ", 1)[1]])
+
+
+class FaultyEngine(FakeEngine):
+    """Steps, loads and exports may fail, before they changed anything; it is asked things, so chunks are measured."""
+
+    dice: Dice
+
+    def step(self, items: Sequence[BatchItem]) -> list[int | None]:
+        self._fail("engine step", 0.2)
+        return super().step(items)
+
+    def load(self, seq: int, start: int, slab: KvSlab) -> None:
+        self._fail("engine load", 0.5)
+        super().load(seq, start, slab)
+
+    def export(self, seq: int, start: int, stop: int) -> KvSlab:
+        self._fail("engine export", 1.0)
+        return super().export(seq, start, stop)
+
+    def take_queries(self, seq: int) -> Queries | None:
+        g, n = self.info.geometry, self.length(seq)
+        positions = np.arange(5, n, 10, dtype=np.int32)
+        shape = (len(positions), g.n_layer, 2 * g.k_dim // g.head_dim_k, g.head_dim_k)
+        return Queries(positions, np.random.default_rng(n).standard_normal(shape).astype(np.float16))
+
+    def _fail(self, what: str, often: float) -> None:
+        if self.dice.strikes(what, often=often):
+            raise RuntimeError(f"{what} fails, as the test wants")
+
+
+def rot(payload: Path, rng: random.Random, injected: Counter[str]) -> None:
+    """Damage one payload file as it lies there: a bit, a hole, its tail, its head, or all of it."""
+    files = sorted(path for path in payload.iterdir() if path.suffix == ".kv" and path.stat().st_size)
+    if not files:
+        return
+    path = rng.choice(files)
+    size = path.stat().st_size
+    kind = rng.choice(["a bit flips", "a bit flips", "a hole of zeros", "is cut short", "is empty", "is gone", "grows"])
+    if kind == "is gone":
+        path.unlink()
+    elif kind in ("is cut short", "is empty"):
+        os.truncate(path, 0 if kind == "is empty" else rng.randrange(size))
+    else:
+        with path.open("r+b") as file:
+            at = rng.randrange(size)
+            if kind == "a bit flips":
+                file.seek(at)
+                (byte,) = file.read(1)
+                file.seek(at)
+                file.write(bytes([byte ^ 1 << rng.randrange(8)]))
+            elif kind == "a hole of zeros":
+                file.seek(at)
+                file.write(bytes(min(4096, size - at)))
+            else:
+                file.seek(size)
+                file.write(rng.randbytes(100))
+    injected[f"file: {kind}"] += 1

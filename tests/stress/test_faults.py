@@ -1,0 +1,199 @@
+"""Nothing is ever lost: apps at work on a service whose disk, database and engine fail at random, all the time.
+
+Every token is compared with an engine that never swaps and never fails; a call that is refused must have changed
+nothing; what was acknowledged is on the disk at every restart. Some hundred faults by default. More, or others:
+
+    LLMAAS_FAULTS=1000 LLMAAS_FAULT_SEED=7 python -m pytest tests/stress/test_faults.py -s
+
+prints what was injected. A failure prints its seed.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import random
+from collections import Counter
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import suppress
+from dataclasses import dataclass, field
+from functools import partial
+from pathlib import Path
+
+from llmaas.api import unix
+from llmaas.api.sync import Client
+from llmaas.engine.thread import EngineThread
+from llmaas.errors import DiskFull, EngineFailed, StoreFailed
+from llmaas.kvchunks.store import Store
+from llmaas.records import ContextId, Precision
+from llmaas.service import Service, ServiceSettings
+from tests.e2e.oracle import App, Book, Oracle, book_of
+from tests.stress.faults import Dice, FaultyEngine, FaultyFiles, rot
+
+APPS = 3
+CELLS = 1024
+END_RATE = 0.02
+CALLS = 25
+"""Calls of each app between two restarts."""
+RATE = 0.012
+EXACT, CODED, SHARED = Precision(16, 16), Precision(4, 4), 6.0
+"""Bits: all kept, the fewest at which the made-up model still says the same, and shared out by what is measured."""
+MACHINE = (DiskFull, StoreFailed, EngineFailed)
+
+
+@dataclass
+class Tally:
+    injected: Counter[str] = field(default_factory=Counter)
+    acknowledged: int = 0
+    refused: Counter[str] = field(default_factory=Counter)
+    rounds: int = 0
+    seen: Counter[str] = field(default_factory=Counter)
+    """What the planner counted."""
+
+    def __str__(self) -> str:
+        kinds = "\n".join(f"  {n:5d}  {kind}" for kind, n in sorted(self.injected.items()))
+        return (
+            f"{self.injected.total()} faults in {self.rounds} rounds, {self.acknowledged} replies, "
+            f"refused: {dict(self.refused)}\n{kinds}\n  planner: {dict(self.seen)}"
+        )
+
+
+class Stubborn(App):
+    """An app that goes on after a refusal, having seen that it changed nothing."""
+
+    refused: Counter[str]
+
+    def try_some(self, client: Client, calls: int) -> None:
+        self._oracle = self.oracle()
+        doing = [self.say] * 6 + [self.go_on] * 2 + [self.append, self.raw, self.cancel, self.look]
+        doing += [self.create, self.fork, self.truncate, self.delete]
+        for _ in range(calls):
+            call = self.rng.choice(doing) if len(self.books) > 1 else self.create
+            try:
+                call(client)
+            except MACHINE as error:
+                self.refused[error.code] += 1
+                self._nothing_changed(client)
+
+    def _nothing_changed(self, client: Client) -> None:
+        pending, self.pending = self.pending, None
+        assert pending is not None
+        assert {info.id for info in client.contexts()} == self.books.keys(), f"{self.name}: {pending.name}"
+        if pending.id is not None:
+            assert self.books[pending.id] == pending.allowed[0]
+            self.compare(client, pending.id, self.books[pending.id])
+
+
+@dataclass
+class Round:
+    """One life of the service, from opening to closing."""
+
+    root: Path
+    dice: Dice
+    apps: list[Stubborn]
+    bits: float | Precision
+    rng: random.Random
+    tally: Tally
+
+    async def run(self) -> None:
+        store, thread = self._open()
+        settings = ServiceSettings(pool_bytes=150_000, bits=self.bits, prefill_slice=64)
+        service = Service(thread, store, settings)
+        try:
+            await service.start()
+            async with await unix.serve(service, self.root / "s"):
+                self.dice.on = True
+                await self._work(service)
+                self.dice.on = False
+                with ThreadPoolExecutor(1) as worker:
+                    await asyncio.wrap_future(worker.submit(self._goes_on))
+            await asyncio.wait_for(service.rest(), 30)
+            assert service.check() == []
+            counts = service.stats()["counts"]
+            assert isinstance(counts, dict)
+            self.tally.seen.update(counts)
+            await service.stop()
+            self._look_over(store)
+        finally:
+            self.dice.on = False
+            await service.stop()
+            await asyncio.to_thread(thread.close)
+            store.close()
+
+    def _open(self) -> tuple[Store, EngineThread]:
+        self.dice.on = True
+        while True:
+            try:
+                store = Store(self.root / "data", files=FaultyFiles(self.dice), wal_limit=64 * 1024)
+                break
+            except (DiskFull, StoreFailed):
+                self.tally.refused["opening"] += 1
+        self.dice.on = False
+        engine = type("Engine", (FaultyEngine,), {"dice": self.dice})
+        return store, EngineThread(lambda: engine(CELLS, 8, end_rate=END_RATE))
+
+    async def _work(self, service: Service) -> None:
+        with ThreadPoolExecutor(APPS) as threads:
+            work = [asyncio.wrap_future(threads.submit(self._serve, app)) for app in self.apps]
+            while not all(future.done() for future in work):
+                await asyncio.wait(work, timeout=0.1, return_when=asyncio.FIRST_EXCEPTION)
+                if self.rng.random() < 0.3:
+                    service.set_pool_bytes(self.rng.choice([20_000, 150_000, 600_000]))
+                if self.rng.random() < 0.3:
+                    with suppress(FileNotFoundError):  # a discard was quicker
+                        rot(self.root / "data" / "payload", self.rng, self.dice.injected)
+            for future in work:
+                future.result()
+
+    def _serve(self, app: Stubborn) -> None:
+        with Client(self.root / "s", app=app.name) as client:
+            app.try_some(client, CALLS)
+
+    def _goes_on(self) -> None:
+        """With everything in order again, every context answers, and is what its app believes."""
+        for app in self.apps:
+            with Client(self.root / "s", app=app.name) as client:
+                app.say_everywhere(client)
+                for id, book in app.books.items():
+                    app.compare(client, id, book)
+
+    def _look_over(self, store: Store) -> None:
+        """Conversations are as acknowledged; what is wrong with chunks can be mended."""
+        found = store.check(repair=True)
+        assert not [p for p in found.problems if "context" in p or "index" in p], found.problems
+        assert store.check().problems == ()
+        for app in self.apps:
+            assert stored(store, app) == app.books, f"{app.name}: not what was acknowledged"
+
+
+def stored(store: Store, app: App) -> dict[ContextId, Book]:
+    rows = [row for row in store.contexts() if row.app.endswith(f"/{app.name}")]
+    return {row.id: book_of(row.name, store.spans(row.id)) for row in rows}
+
+
+def live_through(root: Path, n_faults: int, seed: int) -> Tally:
+    dice, rng, tally = Dice(seed, RATE), random.Random(seed), Tally()
+    oracle = partial(Oracle, CELLS, end_rate=END_RATE)
+    apps = [Stubborn(f"app{i}", seed * 100 + i, oracle) for i in range(APPS)]
+    for app in apps:
+        app.refused = tally.refused
+    while dice.injected.total() < n_faults:
+        bits = (EXACT, CODED, SHARED)[tally.rounds % 3]
+        asyncio.run(Round(root, dice, apps, bits, rng, tally).run())
+        for _ in range(rng.randrange(4)):
+            rot(root / "data" / "payload", rng, dice.injected)
+        tally.rounds += 1
+    tally.injected, tally.acknowledged = dice.injected, sum(app.acknowledged for app in apps)
+    return tally
+
+
+def test_no_turn_is_lost_and_no_token_wrong_whatever_fails(tmp_path: Path) -> None:
+    n_faults = int(os.environ.get("LLMAAS_FAULTS", "150"))
+    seed = int(os.environ.get("LLMAAS_FAULT_SEED", "1"))
+    print(f"seed {seed}")
+    tally = live_through(tmp_path, n_faults, seed)
+    print(tally)
+    assert tally.injected.total() >= n_faults
+    assert tally.acknowledged > tally.injected.total() / 2, "hardly anything worked"
+    assert sum(tally.refused.values()) > 0 and tally.seen["chunks_damaged"] > 0
+    assert tally.seen["tokens_from_disk"] > 0 and tally.seen["tokens_from_pool"] > 0
