@@ -8,7 +8,9 @@ from __future__ import annotations
 
 import dataclasses
 import enum
+import logging
 from collections.abc import Iterator
+from contextlib import suppress
 from pathlib import Path
 from typing import Any, BinaryIO, get_args
 
@@ -19,23 +21,43 @@ from llmaas.events import ChunksFound, Drawn, Event, Measured, StepDone
 from llmaas.planner_state import PlannerSettings
 from llmaas.records import ChunkNotes, ChunkTolerance, Geometry, Precision
 
+log = logging.getLogger(__name__)
+
 _EVENTS = {cls.__name__: cls for cls in get_args(Event)}
 
 
 class Recorder:
-    """Appends to a file; a crash loses at most the last moments."""
+    """Appends to a file; a crash loses at most the last moments. A disk that fails ends the recording, nothing else."""
 
     def __init__(self, path: Path, settings: PlannerSettings) -> None:
-        self._file: BinaryIO = path.open("wb")
+        self._path = path
+        self._file: BinaryIO | None = path.open("wb")
         self._pack = msgpack.Packer(default=_plain).pack
         self._file.write(self._pack(dataclasses.asdict(settings)))
 
     def write(self, event: Event, now: float) -> None:
+        if self._file is None:
+            return
         fields = [getattr(event, f.name) for f in dataclasses.fields(event)]
-        self._file.write(self._pack([type(event).__name__, now, fields]))
+        try:
+            self._file.write(self._pack([type(event).__name__, now, fields]))
+        except OSError as error:
+            log.error("%s: %s; the recording ends here", self._path, error)
+            self._give_up()
 
     def close(self) -> None:
-        self._file.close()
+        if self._file is not None:
+            try:
+                self._file.close()
+            except OSError as error:
+                log.error("%s: %s; the recording lacks its end", self._path, error)
+                self._give_up()
+
+    def _give_up(self) -> None:
+        file, self._file = self._file, None
+        if file is not None:
+            with suppress(OSError):  # it tries to write once more
+                file.close()
 
 
 def read(path: Path) -> tuple[PlannerSettings, Iterator[tuple[Event, float]]]:

@@ -108,3 +108,18 @@ def test_replay_and_service_count_the_same_hits_misses_and_evictions(tmp_path: P
     assert counts["contexts_left_cells"] > 0
     if pool_bytes < 1_000_000:
         assert counts["chunks_evicted"] > 0
+
+
+def test_a_disk_that_cannot_hold_the_recording_ends_the_recording_and_nothing_else(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    async def run() -> None:
+        async with house(tmp_path, record=Path("/dev/full")) as h:
+            for name in "abcdefgh":
+                await h.service.create(APP, name=name, system=None)
+                for i in range(6):
+                    text, _ = await h.say(name, f"{i}" * 30, 20)
+                    assert len(text) == 20
+
+    asyncio.run(run())
+    assert "the recording ends here" in caplog.text

@@ -15,7 +15,7 @@ from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 
 from llmaas.engine.thread import EngineThread, be_nice
-from llmaas.errors import ChunkDamaged, DiskFull, LlmaasError
+from llmaas.errors import ChunkDamaged, MachineError
 from llmaas.events import (
     ChunkSource,
     ChunkTarget,
@@ -110,6 +110,9 @@ class Pool:
                 log.warning("chunk %s is damaged and will be recomputed: %s", source.key.hex(), e.message)
                 damaged = (source.key,)
                 break
+            except Exception:  # no memory, for one: what is loaded so far counts
+                log.exception("chunk %s cannot be loaded now", source.key.hex())
+                break
             kept.append(copy)
             loading.append(self._engine.submit(self._engine.engine.load, action.seq, source.start, slab))
             del slab  # its buffer serves again as soon as the engine has it
@@ -147,8 +150,8 @@ class Pool:
             return ()
         try:
             return self._store.get(keys)
-        except LlmaasError as e:
-            log.warning("cannot read %d chunks: %s", len(keys), e.message)
+        except Exception as e:
+            log.warning("cannot read %d chunks: %r", len(keys), e)
             return [None] * len(keys)
 
     def _decode(self, source: ChunkSource, payload: Payload | None) -> tuple[KvSlab, Payload | None]:
@@ -216,8 +219,8 @@ class Pool:
         for i, ((key, precision), payload) in enumerate(zip(action.chunks, held, strict=True)):
             try:
                 smaller = self._codec.lower(payload, precision, key)
-            except ChunkDamaged as e:
-                log.warning("chunk %s cannot be coded again: %s", key.hex(), e.message)
+            except Exception as e:
+                log.warning("chunk %s cannot be coded again: %r", key.hex(), e)
                 continue
             if len(smaller) < len(payload):
                 self._bytes[key] = smaller
@@ -242,18 +245,21 @@ class Pool:
         notes: dict[ChunkKey, ChunkNotes],
         done: Callable[[Written], None],
     ) -> None:
-        sizes = tuple(len(payload) for _, _, payload in items)
+        if self._undiscarded:
+            self._discard(())
+        # A put passes over keys that still have a row: their old bytes would be taken for these.
+        stale = set(self._undiscarded)
+        fresh = [item for item in items if item[0] not in stale]
         try:
-            if self._undiscarded:
-                self._discard(())  # before the put, which passes over keys that still have a row
-            self._store.put(action.context, items, notes)
-        except DiskFull as e:
-            log.warning("%d chunks stay in memory: %s", len(items), e.message)
-            sizes = (0,) * len(items)
+            self._store.put(action.context, fresh, notes)
+        except MachineError as e:
+            log.warning("%d chunks stay in memory: %s", len(fresh), e.message)
+            fresh = []
         except Exception:
             log.exception("write %d failed; its chunks stay in memory", action.write)
-            sizes = (0,) * len(items)
-        done(Written(action.write, sizes))
+            fresh = []
+        sizes = {key: len(payload) for key, _, payload in fresh}
+        done(Written(action.write, tuple(sizes.get(key, 0) for key in action.keys)))
 
     def note(self, action: NoteTolerances) -> None:
         """Tell the store, after the writes that were asked for before."""
@@ -270,10 +276,10 @@ class Pool:
         try:
             self._store.discard(self._undiscarded)
             self._undiscarded = []
-        except DiskFull as e:
+        except MachineError as e:
             log.warning("%d chunks are discarded later: %s", len(self._undiscarded), e.message)
         except Exception:
-            log.exception("cannot discard %d chunks; 'llmaas doctor --repair' will", len(keys))
+            log.exception("cannot discard %d chunks", len(self._undiscarded))
 
 
 def _sound(key: ChunkKey, payload: Payload | None) -> bool:

@@ -13,6 +13,7 @@ import pytest
 from llmaas.engine.base import BatchItem, CellsFull
 from llmaas.engine.fake import FakeEngine
 from llmaas.engine.thread import EngineThread
+from llmaas.errors import StoreFailed
 from llmaas.events import ChunkSource, ChunkTarget, FetchChunks, LoadChunks, LowerChunks, SaveChunks, WriteChunks
 from llmaas.kvchunks.codec import Codec
 from llmaas.kvchunks.pool import Pool
@@ -150,3 +151,50 @@ def test_chunks_coded_again_are_smaller_and_come_back_and_what_cannot_be_stays(b
     assert all(0 < new < old for i, (new, old) in enumerate(zip(lowered.nbytes, before, strict=False)) if i != 4)
     loaded = bench.load([Tier.POOL] * 4)
     assert (loaded.n_loaded, loaded.damaged) == (4, ())
+
+
+def test_a_load_that_finds_no_memory_leaves_a_true_count(bench: Bench) -> None:
+    blank, left = bench.engine.blank, [4]
+
+    def short_of_memory(n_tokens: int) -> KvSlab:
+        left[0] -= 1
+        if left[0] < 0:
+            raise MemoryError
+        return blank(n_tokens)
+
+    bench.engine.blank = short_of_memory  # type: ignore[method-assign]
+    loaded = bench.load([Tier.POOL] * N)
+    assert loaded.damaged == ()  # the chunk is sound: it may be asked for again
+    assert bench.length() == 64 * loaded.n_loaded < 64 * N
+
+
+def test_what_could_not_be_discarded_is_not_taken_for_what_is_written_next(
+    bench: Bench, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    old = bench.store.get(KEYS[:1])[0]
+    bench.wait(bench.pool.lower, LowerChunks(5, ((KEYS[0], Precision(3, 2)),)))
+
+    def fails(keys: Any) -> int:
+        raise StoreFailed("as the test wants")
+
+    discard = bench.store.discard
+    monkeypatch.setattr(bench.store, "discard", fails)
+    bench.pool.drop_disk(KEYS[:1])
+    assert bench.wait(bench.pool.write, WriteChunks(6, ContextId("c"), (KEYS[0],))).nbytes == (0,)
+    assert bench.store.get(KEYS[:1]) == [old]
+    monkeypatch.setattr(bench.store, "discard", discard)
+    written = bench.wait(bench.pool.write, WriteChunks(7, ContextId("c"), (KEYS[0],)))
+    new = bench.store.get(KEYS[:1])[0]
+    assert new is not None and old is not None and written.nbytes == (len(new),) and len(new) < len(old)
+
+
+def test_a_chunk_that_cannot_be_coded_again_for_whatever_reason_stays(
+    bench: Bench, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def fails(*_: object) -> bytes:
+        raise MemoryError
+
+    monkeypatch.setattr(bench.codec, "lower", fails)
+    lowered = bench.wait(bench.pool.lower, LowerChunks(5, ((KEYS[0], Precision(3, 2)),)))
+    assert lowered.nbytes == (0,)
+    assert bench.load([Tier.POOL]).n_loaded == 1

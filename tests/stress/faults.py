@@ -174,7 +174,13 @@ class FaultyEngine(FakeEngine):
         self._fail("engine export", 1.0)
         return super().export(seq, start, stop)
 
+    def blank(self, n_tokens: int) -> KvSlab:
+        if self.dice.strikes("no memory", often=0.3):
+            raise MemoryError
+        return super().blank(n_tokens)
+
     def take_queries(self, seq: int) -> Queries | None:
+        self._fail("engine queries", 1.0)
         g, n = self.info.geometry, self.length(seq)
         positions = np.arange(5, n, 10, dtype=np.int32)
         shape = (len(positions), g.n_layer, 2 * g.k_dim // g.head_dim_k, g.head_dim_k)
