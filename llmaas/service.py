@@ -152,6 +152,7 @@ class Service:
         refuse_if_too_long(total_tokens(spans), self.planner_settings.ctx_limit)
         await self._rows.run(self._store.create_context, row, spans)
         live.note(spans, add_tokens=True)
+        live.used = self._clock.now()
         self._open(live)
         return self.info(live)
 
@@ -166,6 +167,7 @@ class Service:
             live = self._live(row)
             live.tokens, live.marks = source.tokens[:], list(source.marks)
             live.keys, live.n_kv = list(source.keys), source.n_kv
+            live.used = self._clock.now()
             self._open(live)
         return self.info(live)
 
@@ -178,7 +180,7 @@ class Service:
             keep = _cut_point(live, n_tokens, n_messages)
             now = self._clock.wall()
             live.reread(await self._rows.run(self._store.truncate, live.id, keep, now))
-            live.last_used = now
+            live.last_used, live.used = now, self._clock.now()
             tell_changed(live, min(live.n_kv, keep), self._dispatch)
         return self.info(live)
 
@@ -195,8 +197,9 @@ class Service:
 
     def contexts(self, app: AppId | None) -> list[ContextInfo]:
         """An app's contexts, or everyone's; most recently used first."""
-        found = [self.info(live) for live in self._directory if app is None or live.row.app == app]
-        return sorted(found, key=lambda info: info.last_used, reverse=True)
+        found = [live for live in self._directory if app is None or live.row.app == app]
+        found.sort(key=lambda live: (live.used, live.last_used), reverse=True)
+        return [self.info(live) for live in found]
 
     def show(self, app: AppId | None, context: str) -> ContextDetail:
         live = self._directory.find(app, context)

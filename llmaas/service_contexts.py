@@ -7,6 +7,7 @@ is on disk. An app finds only its own contexts.
 from __future__ import annotations
 
 import asyncio
+import math
 import secrets
 from array import array
 from collections.abc import Container, Iterator, Sequence
@@ -39,6 +40,9 @@ class LiveContext:
     keys: list[ChunkKey] = field(default_factory=list)
     n_kv: int = 0
     last_used: float = 0.0
+    """What the wall clock said."""
+    used: float = -math.inf
+    """The same by the monotonic clock: the order of use since the start, whatever the wall clock did."""
     deleted: bool = False
     lock: asyncio.Lock = field(default_factory=asyncio.Lock)
 

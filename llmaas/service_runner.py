@@ -204,7 +204,7 @@ class CallRunner:
             self._changed(live, min(call.base, max(live.n_kv, finish.n_kv)))
             raise
         live.note(spans, add_tokens=False)
-        live.last_used = now
+        live.last_used, live.used = now, self._clock.now()
         self._changed(live, max(live.n_kv, finish.n_kv))
         if failed:
             raise self._failure(finish.outcome, len(call.drawn))

@@ -8,6 +8,7 @@ from contextlib import asynccontextmanager
 from pathlib import Path
 from typing import Any
 
+from llmaas.clock import Clock
 from llmaas.engine.fake import FakeEngine
 from llmaas.engine.thread import EngineThread
 from llmaas.kvchunks.store import Store
@@ -38,17 +39,19 @@ class House:
 
 @asynccontextmanager
 async def house(
-    root: Path, *, engine: dict[str, Any] | None = None, store: Store | None = None, **settings: Any
+    root: Path,
+    *,
+    engine: dict[str, Any] | None = None,
+    store: Store | None = None,
+    clock: Clock | None = None,
+    **settings: Any,
 ) -> AsyncIterator[House]:
     """A service on ``root``; at the end it must come to rest with clean books."""
     options = {"n_cells": 1024, "n_seqs": 8, **(engine or {})}
     thread = EngineThread(lambda: FakeEngine(**options))
     own = store or Store(root)
-    service = Service(
-        thread,
-        own,
-        ServiceSettings(**{"pool_bytes": 1 << 20, "bits": Precision(4, 4), "split": "load_first", **settings}),
-    )
+    base = {"pool_bytes": 1 << 20, "bits": Precision(4, 4), "split": "load_first"}
+    service = Service(thread, own, ServiceSettings(**{**base, **settings}), clock)
     try:
         await service.start()
         yield House(service, own, thread)

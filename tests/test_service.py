@@ -10,6 +10,7 @@ from typing import Any
 import pytest
 
 from llmaas import errors
+from llmaas.clock import RealClock
 from llmaas.kvchunks.store import Files, Store
 from llmaas.records import AppId, FinishReason, Generation, Message, Precision, Sampling, Turn
 from tests.service_house import APP, House, house
@@ -368,5 +369,28 @@ def test_unnamed_contexts_get_names_of_their_own_even_at_the_same_time(tmp_path:
         async with house(tmp_path) as h:
             made = await asyncio.gather(*(h.service.create(APP, name=None, system=None) for _ in range(5)))
             assert len({info.name for info in made}) == 5
+
+    asyncio.run(run())
+
+
+class SetBack(RealClock):
+    """A wall clock that somebody sets back by a day at every look."""
+
+    looks = 0
+
+    def wall(self) -> float:
+        self.looks += 1
+        return 1_700_000_000.0 - 86400.0 * self.looks
+
+
+def test_contexts_are_listed_by_use_whatever_the_wall_clock_does(tmp_path: Path) -> None:
+    async def run() -> None:
+        async with house(tmp_path, clock=SetBack()) as h:
+            for name in "abc":
+                await h.service.create(APP, name=name, system=None)
+            await h.say("a", "hello")
+            await h.service.truncate(APP, "b", n_tokens=0, n_messages=None)
+            await h.service.fork(APP, "a", name="d")
+            assert [info.name for info in h.service.contexts(APP)] == ["d", "b", "a", "c"]
 
     asyncio.run(run())

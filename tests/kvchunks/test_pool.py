@@ -180,10 +180,10 @@ def test_what_could_not_be_discarded_is_not_taken_for_what_is_written_next(
     discard = bench.store.discard
     monkeypatch.setattr(bench.store, "discard", fails)
     bench.pool.drop_disk(KEYS[:1])
-    assert bench.wait(bench.pool.write, WriteChunks(6, ContextId("c"), (KEYS[0],))).nbytes == (0,)
+    assert bench.wait(bench.pool.write, WriteChunks(6, ContextId("c"), (KEYS[0],), (None,))).nbytes == (0,)
     assert bench.store.get(KEYS[:1]) == [old]
     monkeypatch.setattr(bench.store, "discard", discard)
-    written = bench.wait(bench.pool.write, WriteChunks(7, ContextId("c"), (KEYS[0],)))
+    written = bench.wait(bench.pool.write, WriteChunks(7, ContextId("c"), (KEYS[0],), (None,)))
     new = bench.store.get(KEYS[:1])[0]
     assert new is not None and old is not None and written.nbytes == (len(new),) and len(new) < len(old)
 

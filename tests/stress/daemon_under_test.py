@@ -2,7 +2,8 @@
 
 As a program: ``python daemon_under_test.py --socket S --data-dir D [--die-at write --die-after N]``. It says "ready" on
 stdout when it serves. With ``--die-at`` it kills itself with SIGKILL inside the N-th system call of that kind that its
-store makes; a write is half done then. The real engine needs no such program: that is ``llmaas serve`` itself.
+store makes (a write is half done then), before or after the N-th commit, or in the middle of the N-th measurement, save
+or lowering. The real engine needs no such program: that is ``llmaas serve`` itself.
 """
 
 from __future__ import annotations
@@ -12,38 +13,78 @@ import asyncio
 import logging
 import os
 import signal
+import sqlite3
 import subprocess
 import sys
 import threading
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
+
+import numpy as np
 
 from llmaas.api import unix
 from llmaas.engine.fake import FakeEngine
 from llmaas.engine.thread import EngineThread
+from llmaas.kvchunks.codec import Codec
 from llmaas.kvchunks.store import Files, Store
-from llmaas.records import Geometry, Precision
+from llmaas.kvchunks.tolerance import Scorer
+from llmaas.records import Geometry, Precision, Queries
 from llmaas.service import Service, ServiceSettings
 
 CELLS = 1024
 END_RATE = 0.01
 GEOMETRY = Geometry(n_layer=4, k_dim=256, v_dim=256, head_dim_k=64, head_dim_v=64)
 """Wide enough that a dozen dead chunks make a payload file worth rewriting."""
-SITES = ("open", "write", "sync", "unlink")
+SITES = ("open", "write", "sync", "unlink", "commit", "committed", "measure", "save", "lower")
+STAGES = {"measure": (Scorer, "measure"), "save": (Codec, "encode"), "lower": (Codec, "lower")}
+"""Places in the work on chunks: what does it."""
 
 
-class DeadlyFiles(Files):
-    """Kills its process inside the ``after``-th call of kind ``site``; lock and SQLite's own calls are not counted."""
+class Death:
+    """Comes at the ``after``-th call of kind ``site``."""
 
     def __init__(self, site: str, after: int) -> None:
         self._site, self._left = site, after
         self._lock = threading.Lock()
+        if site in STAGES:
+            owner, name = STAGES[site]
+            setattr(owner, name, self._lurking(site, getattr(owner, name)))
 
-    def _at(self, site: str) -> bool:
+    def at(self, site: str) -> bool:
         with self._lock:
             self._left -= site == self._site
             return site == self._site and self._left <= 0
+
+    def _lurking(self, site: str, call: Callable[..., Any]) -> Callable[..., Any]:
+        def deadly(*args: Any, **options: Any) -> Any:
+            if self.at(site):
+                die()
+            return call(*args, **options)
+
+        return deadly
+
+
+class DeadlyFiles(Files):
+    """System calls and commits at which death may come; lock and SQLite's own calls are not counted."""
+
+    def __init__(self, death: Death) -> None:
+        self._at = death.at
+
+    def connect(self, path: Path) -> sqlite3.Connection:
+        at = self._at
+
+        class Connection(sqlite3.Connection):
+            def execute(self, sql: str, *args: Any) -> sqlite3.Cursor:
+                if sql == "COMMIT" and at("commit"):
+                    die()
+                done = super().execute(sql, *args)
+                if sql == "COMMIT" and at("committed"):
+                    die()
+                return done
+
+        return sqlite3.connect(path, timeout=1.0, isolation_level=None, check_same_thread=False, factory=Connection)
 
     def open(self, path: Path, flags: int, mode: int = 0o600) -> int:
         fd = super().open(path, flags, mode)
@@ -70,16 +111,27 @@ class DeadlyFiles(Files):
 
 def die() -> None:
     os.kill(os.getpid(), signal.SIGKILL)
+    threading.Event().wait()  # it may take a moment
+
+
+class Asking(FakeEngine):
+    """Every tenth token asked something, so chunks are measured where bits are shared out."""
+
+    def take_queries(self, seq: int) -> Queries | None:
+        g, n = self.info.geometry, self.length(seq)
+        positions = np.arange(5, n, 10, dtype=np.int32)
+        shape = (len(positions), g.n_layer, 2 * g.k_dim // g.head_dim_k, g.head_dim_k)
+        return Queries(positions, np.random.default_rng(n).standard_normal(shape).astype(np.float16))
 
 
 async def serve(args: argparse.Namespace) -> None:
     stop = asyncio.Event()
     asyncio.get_running_loop().add_signal_handler(signal.SIGTERM, stop.set)
-    files = DeadlyFiles(args.die_at, args.die_after) if args.die_at else Files()
-    bits = args.bits
+    files = DeadlyFiles(Death(args.die_at, args.die_after)) if args.die_at else Files()
+    bits = float(args.bits) if "." in args.bits else Precision(int(args.bits), int(args.bits))
     with Store(args.data_dir, files=files, wal_limit=64 * 1024) as store:
-        engine = EngineThread(lambda: FakeEngine(CELLS, 8, geometry=GEOMETRY, end_rate=END_RATE))
-        settings = ServiceSettings(pool_bytes=4 << 20, bits=Precision(bits, bits), prefill_slice=64)
+        engine = EngineThread(lambda: Asking(CELLS, 8, geometry=GEOMETRY, end_rate=END_RATE))
+        settings = ServiceSettings(pool_bytes=4 << 20, bits=bits, prefill_slice=64)
         service = Service(engine, store, settings)
         await service.start()
         async with await unix.serve(service, args.socket):
@@ -144,7 +196,7 @@ def main() -> int:
     parser = argparse.ArgumentParser()
     parser.add_argument("--data-dir", type=Path, required=True)
     parser.add_argument("--socket", type=Path, required=True)
-    parser.add_argument("--bits", type=int, default=4)
+    parser.add_argument("--bits", default="4", help="the same for all, or with a point, shared out")
     parser.add_argument("--die-at", choices=SITES)
     parser.add_argument("--die-after", type=int, default=1)
     args = parser.parse_args()

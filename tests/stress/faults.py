@@ -10,6 +10,7 @@ import os
 import random
 import sqlite3
 import threading
+import time
 from collections import Counter
 from collections.abc import Sequence
 from pathlib import Path
@@ -189,6 +190,26 @@ class FaultyEngine(FakeEngine):
     def _fail(self, what: str, often: float) -> None:
         if self.dice.strikes(what, often=often):
             raise RuntimeError(f"{what} fails, as the test wants")
+
+
+class JumpyClock:
+    """A wall clock that is set by days now and then, and a monotonic one that may stand still."""
+
+    def __init__(self, dice: Dice) -> None:
+        self._dice, self._off, self._still = dice, 0.0, 0.0
+
+    def now(self) -> float:
+        if not self._still and self._dice.strikes("clock stands still", often=0.1):
+            self._still = time.monotonic()
+        elif self._still and self._dice.strikes("clock goes on"):
+            self._still = 0.0
+        return self._still or time.monotonic()
+
+    def wall(self) -> float:
+        kind = self._dice.strikes("clock jumps back", "clock jumps forward", often=3)
+        if kind is not None:
+            self._off += 86400 * self._dice.number(1000) * (1 if kind.endswith("forward") else -1)
+        return time.time() + self._off
 
 
 def rot(payload: Path, rng: random.Random, injected: Counter[str]) -> None:

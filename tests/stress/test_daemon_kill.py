@@ -1,9 +1,9 @@
 """kill -9 of a whole daemon at random moments: every acknowledged turn is there when it is back, and it goes on.
 
 Four apps work on it at once, all on the fake engine, whose answers depend on every byte of KV; some kills come from
-outside at a random time, the others from inside, in the middle of a system call of the store: of a swap-out's write, of
-a compaction, of a deletion. Four kills by default; as many as the environment variable LLMAAS_KILLS says, or 50 with
-the marker ``slow``.
+outside at a random time, the others from inside, at every stage of the work in turn: a system call of the store (a
+swap-out's write, a compaction, a deletion), before and after a commit, while a chunk is measured, coded or coded anew.
+Four kills by default; as many as the environment variable LLMAAS_KILLS says, or 50 with the marker ``slow``.
 """
 
 from __future__ import annotations
@@ -29,7 +29,7 @@ from llmaas.errors import NotServing
 from llmaas.kvchunks.store import Store
 from llmaas.records import ContextId
 from tests.e2e.oracle import App, Book, Oracle, book_of
-from tests.stress.daemon_under_test import CELLS, END_RATE, SITES, Victim, start
+from tests.stress.daemon_under_test import CELLS, END_RATE, SITES, STAGES, Victim, start
 
 APPS = 4
 LONGEST = 20.0
@@ -115,11 +115,12 @@ def kill_again_and_again(root: Path, kills: int, seed: int) -> Tally:
     apps = [App(f"app{i}", seed * 1000 + i, ORACLE) for i in range(APPS)]
     tally = Tally()
     for n in range(kills):
-        site = SITES[rng.randrange(len(SITES))] if n % 2 else ""
+        site = SITES[(n // 2 + seed) % len(SITES)] if n % 2 else ""
         after, delay = rng.randint(1, 12), rng.uniform(0.2, 1.2)
         print(f"seed {seed}, kill {n}: " + (f"inside {site} {after}" if site else f"after {delay:.2f} s"))
         options = ["--die-at", site, "--die-after", str(after)] if site else []
-        victim = start(data, root / "s", "--bits", "16" if n % 4 == 3 else "4", *options)
+        bits = "6.0" if site in STAGES else "16" if n % 4 == 3 else "4"
+        victim = start(data, root / "s", "--bits", bits, *options)
         work_until_killed(apps, victim, None if site else delay)
         tally.kills += 1
         tally.sites.append(site)

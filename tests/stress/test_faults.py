@@ -1,4 +1,4 @@
-"""Nothing is ever lost: apps at work on a service whose disk, database and engine fail at random, all the time.
+"""Nothing is ever lost: apps at work on a service whose disk, database, engine and clock fail at random, all the time.
 
 Every token is compared with an engine that never swaps and never fails; a call that is refused must have changed
 nothing; what was acknowledged is on the disk at every restart. Some hundred faults by default. More, or others:
@@ -28,7 +28,7 @@ from llmaas.kvchunks.store import Store
 from llmaas.records import ContextId, Precision
 from llmaas.service import Service, ServiceSettings
 from tests.e2e.oracle import App, Book, Oracle, book_of
-from tests.stress.faults import Dice, FaultyEngine, FaultyFiles, rot
+from tests.stress.faults import Dice, FaultyEngine, FaultyFiles, JumpyClock, rot
 
 APPS = 3
 CELLS = 1024
@@ -98,7 +98,7 @@ class Round:
     async def run(self) -> None:
         store, thread = self._open()
         settings = ServiceSettings(pool_bytes=150_000, bits=self.bits, prefill_slice=64)
-        service = Service(thread, store, settings)
+        service = Service(thread, store, settings, JumpyClock(self.dice))
         try:
             await service.start()
             async with await unix.serve(service, self.root / "s"):
