@@ -24,6 +24,7 @@ from llmaas.config import Config, Loaded, unknown_variables
 from llmaas.errors import LlmaasError, StoreFailed
 
 if TYPE_CHECKING:
+    from llmaas.kvchunks.store import Store
     from llmaas.records import ModelInfo
 
 _LOW_DISK = 1 << 30
@@ -159,25 +160,49 @@ def check_store(config: Config, *, deep: bool, repair: bool) -> Iterator[Finding
         yield Finding("store", "ok", "none yet; the daemon makes it")
         return
     try:
+        if repair:
+            yield from _repair_index(config.data_dir)
         store = Store(config.data_dir)
     except StoreFailed as error:
-        if _answers(config.socket):
-            yield Finding("store", "ok", f"not checked: {error.message}", "Stop the daemon to check the store.")
-            return
-        moved = Store.repair_index(config.data_dir) if repair else None
-        if moved is None:
+        if not _answers(config.socket):
             raise
-        yield Finding("store", "warn", f"{error.message}; moved to {moved}: contexts start anew")
-        store = Store(config.data_dir)
+        yield Finding("store", "ok", f"not checked: {error.message}", "Stop the daemon to check the store.")
+        return
     with store:
-        report = store.check(deep=deep, repair=repair)
-    if report.clean:
+        yield from _look_over(store, deep=deep, repair=repair)
+
+
+def _repair_index(data_dir: Path) -> Iterator[Finding]:
+    """Before the store is opened, which a damaged index may not let happen."""
+    from llmaas.cli.doctor_store import explain_salvage
+    from llmaas.kvchunks.store import INDEX, Store
+
+    if (data_dir / INDEX).exists() and (found := Store.repair_index(data_dir)) is not None:
+        for line in explain_salvage(found):
+            yield Finding("store", "warn", line)
+
+
+def _look_over(store: Store, *, deep: bool, repair: bool) -> Iterator[Finding]:
+    from llmaas.cli.doctor_store import cost, explain
+
+    swept = store.stats().damaged
+    if swept:
+        yield Finding("store", "warn", f"chunks that a crash cut short: {swept}; dropped, and recomputed when needed")
+    report = store.check(deep=deep, repair=repair)
+    price = cost(report.found, done=report.repaired)
+    for _, line in explain(report):
+        hint = "" if report.repaired else "Mend it with: llmaas doctor --repair"
+        yield Finding("store", "warn" if report.repaired else "fail", line, hint)
+    if price:
+        yield Finding("store", "warn", price)
+    if repair:
+        report = store.check(deep=deep)
+    left = [line for ours, line in explain(report) if ours]
+    if not left:
         yield Finding("store", "ok", f"{report.contexts} contexts, {report.chunks} chunks, no problem found")
-    for problem in report.problems:
-        if report.repaired:
-            yield Finding("store", "warn", f"repaired: {problem}")
-        else:
-            yield Finding("store", "fail", problem, "Mend it with: llmaas doctor --repair")
+    elif repair:
+        for line in left:
+            yield Finding("store", "fail", f"still there: {line}", "Is the disk failing? Run it once more.")
 
 
 def _answers(path: Path) -> bool:

@@ -7,7 +7,8 @@ when the disk has no room (nothing was changed; the same call works when there i
 every other fault of the machine, with the path in the message.
 
 The parts: ``store_tokens`` (contexts, spans), ``store_chunks`` (put, get, discard), ``store_index`` (SQLite),
-``payload`` (the files), ``store_check``, ``store_root`` (folder and lock), ``store_files`` (system calls).
+``payload`` (the files), ``store_check``, ``store_salvage`` (a damaged index), ``store_root`` (folder and lock),
+``store_files`` (system calls).
 """
 
 from __future__ import annotations
@@ -24,9 +25,10 @@ from llmaas.kvchunks.payload import Payload
 from llmaas.kvchunks.store_chunks import Blob, Chunks
 from llmaas.kvchunks.store_files import Files, failures, is_corrupt
 from llmaas.kvchunks.store_index import Index
-from llmaas.kvchunks.store_records import CheckReport, ContextRow, Span, StoredChunk, StoreStats
+from llmaas.kvchunks.store_records import CheckReport, ContextRow, Salvage, Span, StoredChunk, StoreStats
 from llmaas.kvchunks.store_root import RootLock
-from llmaas.kvchunks.store_schema import move_aside, soundness
+from llmaas.kvchunks.store_salvage import finish, salvage
+from llmaas.kvchunks.store_schema import VERSION, soundness, user_version
 from llmaas.kvchunks.store_tokens import Tokens
 from llmaas.records import ChunkKey, ChunkNotes, ChunkTolerance, ContextId
 
@@ -50,6 +52,8 @@ class Store:
         self._root = root
         self._lock = RootLock(root, files)
         try:
+            with failures(root):
+                finish(root / INDEX, files)
             self._index = Index(root / INDEX, files, wal_limit=wal_limit)
             try:
                 self._payload = Payload(root / "payload", files, reserve=reserve)
@@ -80,17 +84,18 @@ class Store:
         self.close()
 
     @classmethod
-    def repair_index(cls, root: Path) -> Path | None:
-        """Move a damaged index aside (``index.sqlite.corrupt-N``, log included), so that the store opens, empty.
+    def repair_index(cls, root: Path) -> Salvage | None:
+        """Move a damaged index aside (``index.sqlite.corrupt-N``, log included), so that the store opens, with all
+        conversations that can still be read.
 
-        Returns its new path, or None if the index is sound: a healthy one is never moved. Raises StoreFailed if the
-        store is open, or has no index.
+        None if the index is sound: a healthy one is never moved. Raises StoreFailed if the store is open, or has no
+        index.
         """
         files, path = Files(), root / INDEX
         lock = RootLock(root, files)
         try:
             with failures(path):
-                return move_aside(path) if _is_damaged(files, path) else None
+                return salvage(path, files) if _is_damaged(files, path) else None
         finally:
             lock.close()
 
@@ -218,6 +223,8 @@ def _is_damaged(files: Files, path: Path) -> bool:
         raise StoreFailed(f"{path}: there is no index")
     con = files.connect(path)
     try:
+        if user_version(con) > VERSION:
+            return False  # whatever is wrong with it: an index of this version could not hold all of it
         return bool(soundness(con))
     except sqlite3.Error as error:
         if is_corrupt(error):

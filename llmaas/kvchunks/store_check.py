@@ -16,8 +16,9 @@ from llmaas.errors import MachineError, StoreFailed
 from llmaas.kvchunks.payload import Payload, is_payload_name
 from llmaas.kvchunks.store_chunks import Chunks, checksum
 from llmaas.kvchunks.store_index import Index
-from llmaas.kvchunks.store_records import CheckReport, Place
+from llmaas.kvchunks.store_records import CheckReport, Damage, Place, Problem
 from llmaas.kvchunks.store_schema import soundness
+from llmaas.records import ChunkKey
 
 log = logging.getLogger(__name__)
 
@@ -62,20 +63,23 @@ def _numbers(index: Index) -> set[int]:
 class Findings:
     """What was seen, what is wrong with it, and how to mend that."""
 
-    problems: list[str] = field(default_factory=list)
+    problems: list[Problem] = field(default_factory=list)
     contexts: int = 0
     places: list[Place] = field(default_factory=list)
     """Where every chunk is."""
     bad: list[Place] = field(default_factory=list)
     mends: list[Callable[[], object]] = field(default_factory=list)
 
-    def note(self, problem: str, mend: Callable[[], object] | None = None) -> None:
-        self.problems.append(problem)
+    n_tokens: dict[ChunkKey, int] = field(default_factory=dict)
+
+    def note(self, kind: Damage, text: str, mend: Callable[[], object] | None = None) -> None:
+        self.problems.append(Problem(kind, text))
         if mend is not None:
             self.mends.append(mend)
 
-    def note_bad(self, problem: str, place: Place) -> None:
-        self.problems.append(problem)
+    def note_bad(self, kind: Damage, text: str, place: Place) -> None:
+        text = f"chunk {place.key.hex()}: {text}"
+        self.problems.append(Problem(kind, text, self.n_tokens[place.key]))
         self.bad.append(place)
 
 
@@ -91,7 +95,8 @@ def check(root: Path, index: Index, payload: Payload, chunks: Chunks, *, deep: b
                 _check_bytes(index, payload, found)
             _check_modes(root, found)
         except StoreFailed as error:  # so damaged that it cannot be looked at
-            return CheckReport((*found.problems, f"{error.message} ({error.hint})"), found.contexts, len(found.places))
+            found.note(Damage.INDEX, error.message)
+            return CheckReport(tuple(found.problems), found.contexts, len(found.places))
         if repair:
             chunks.drop(found.bad)
             for mend in found.mends:
@@ -101,7 +106,8 @@ def check(root: Path, index: Index, payload: Payload, chunks: Chunks, *, deep: b
 
 def _check_index(index: Index, found: Findings) -> None:
     with index.read() as con:
-        found.problems += soundness(con)
+        for problem in soundness(con):
+            found.note(Damage.INDEX, problem)
 
 
 def _check_tokens(index: Index, found: Findings) -> None:
@@ -112,7 +118,8 @@ def _check_tokens(index: Index, found: Findings) -> None:
             " LEFT JOIN spans ON context = num GROUP BY num HAVING n != n_tokens"
         ).fetchall()
     for num, ctx, said, counted in wrong:
-        found.note(f"context {ctx}: {counted} tokens, but counted as {said}", partial(_recount, index, num))
+        text = f"context {ctx}: {counted} tokens, but counted as {said}"
+        found.note(Damage.COUNT, text, partial(_recount, index, num))
 
 
 def _recount(index: Index, num: int) -> None:
@@ -127,23 +134,25 @@ def _recount(index: Index, num: int) -> None:
 def _check_places(index: Index, payload: Payload, found: Findings) -> None:
     """Every row inside its file, no two at one place, no file without rows, no row without a file."""
     with index.read() as con:
-        rows = con.execute("SELECT key, file, offset, nbytes FROM chunks ORDER BY file, offset")
-        found.places = [Place(*row) for row in rows]
+        rows = con.execute("SELECT key, file, offset, nbytes, n_tokens FROM chunks ORDER BY file, offset").fetchall()
+        found.places = [Place(*row[:4]) for row in rows]
+        found.n_tokens = {row[0]: row[4] for row in rows}
         named = {row[0] for row in con.execute("SELECT id FROM files")}
     sizes = payload.sizes()
     before: Place | None = None
     for place in found.places:
         if place.file not in sizes:
-            found.note_bad(f"chunk {place.key.hex()}: {payload.path(place.file)} is missing", place)
+            found.note_bad(Damage.MISSING, f"{payload.path(place.file)} is missing", place)
         elif place.end > sizes[place.file]:
-            found.note_bad(f"chunk {place.key.hex()}: {payload.path(place.file)} ends before it", place)
+            found.note_bad(Damage.SHORT, f"{payload.path(place.file)} ends before it", place)
         elif before and before.file == place.file and before.end > place.offset:
-            found.note_bad(f"chunk {place.key.hex()}: overlaps chunk {before.key.hex()}", place)
+            found.note_bad(Damage.OVERLAP, f"overlaps chunk {before.key.hex()}", place)
         before = place
     for file in sorted(sizes.keys() - named):
-        found.note(f"{payload.path(file)}: no row names it", partial(payload.unlink, file))
+        found.note(Damage.STRAY, f"{payload.path(file)}: no row names it", partial(payload.unlink, file))
     for file in sorted(named - {place.file for place in found.places}):
-        found.note(f"{payload.path(file)}: has a row but no chunks", partial(_forget_file, index, payload, file))
+        text = f"{payload.path(file)}: has a row but no chunks"
+        found.note(Damage.EMPTY, text, partial(_forget_file, index, payload, file))
 
 
 def _forget_file(index: Index, payload: Payload, file: int) -> None:
@@ -159,11 +168,9 @@ def _check_bytes(index: Index, payload: Payload, found: Findings) -> None:
         sums = {row[0]: row[1] for row in con.execute("SELECT key, checksum FROM chunks")}
     for place, view in payload.read([place for place in found.places if place not in bad]):
         if view is None:
-            found.note_bad(f"chunk {place.key.hex()}: {payload.path(place.file)} cannot be read there", place)
+            found.note_bad(Damage.UNREADABLE, f"{payload.path(place.file)} cannot be read there", place)
         elif checksum(view) != sums[place.key]:
-            found.note_bad(
-                f"chunk {place.key.hex()}: its bytes in {payload.path(place.file)} are not those written", place
-            )
+            found.note_bad(Damage.FLIPPED, f"its bytes in {payload.path(place.file)} are not those written", place)
 
 
 def _check_modes(root: Path, found: Findings) -> None:
@@ -171,9 +178,8 @@ def _check_modes(root: Path, found: Findings) -> None:
     folder = root / "payload"
     for path in [root, folder, *sorted(root.glob("index.sqlite*")), root / "lock", *sorted(folder.iterdir())]:
         if path.parent == folder and not is_payload_name(path.name):
-            found.note(f"{path}: does not belong here")
+            found.note(Damage.FOREIGN, f"{path}: does not belong here")
         mode = stat.S_IMODE(path.stat().st_mode)
         if mode & 0o077:
-            found.note(
-                f"{path}: mode {mode:04o} lets others in", partial(path.chmod, 0o700 if path.is_dir() else 0o600)
-            )
+            mend = partial(path.chmod, 0o700 if path.is_dir() else 0o600)
+            found.note(Damage.MODE, f"{path}: mode {mode:04o} lets others in", mend)

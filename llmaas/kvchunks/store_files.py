@@ -16,7 +16,10 @@ from pathlib import Path
 
 from llmaas.errors import DiskFull, MachineError, StoreFailed
 
-CORRUPT_HINT = "'llmaas doctor --repair' moves the damaged index aside (nothing is deleted); a new one starts empty."
+CORRUPT_HINT = (
+    "'llmaas doctor --repair' moves the damaged index aside (nothing is deleted) and keeps every conversation that can "
+    "still be read."
+)
 
 _NO_ROOM = (errno.ENOSPC, errno.EDQUOT)
 _LEAST_ROOM = 128 * 1024

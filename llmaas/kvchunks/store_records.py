@@ -5,7 +5,9 @@ Law: nothing here knows SQLite, files or the format of a chunk.
 
 from __future__ import annotations
 
+import enum
 from dataclasses import dataclass
+from pathlib import Path
 from typing import NamedTuple
 
 from llmaas.records import AppId, ChunkKey, ChunkNotes, ContextId
@@ -83,15 +85,66 @@ class StoreStats:
     """Chunks whose bytes turned out missing, short or unreadable."""
 
 
+class Damage(enum.Enum):
+    """Kinds of things that ``check`` finds."""
+
+    INDEX = "index"
+    """SQLite's own verdict. Not mended by ``check``: see ``Store.repair_index``."""
+    COUNT = "count"
+    MISSING = "missing"
+    SHORT = "short"
+    OVERLAP = "overlap"
+    UNREADABLE = "unreadable"
+    FLIPPED = "flipped"
+    STRAY = "stray"
+    EMPTY = "empty"
+    FOREIGN = "foreign"
+    MODE = "mode"
+
+
+@dataclass(frozen=True, slots=True)
+class Problem:
+    """One thing that is wrong. ``n_tokens``: those of the chunk that is lost by it, 0 if none is."""
+
+    kind: Damage
+    text: str
+    n_tokens: int = 0
+
+
 @dataclass(frozen=True, slots=True)
 class CheckReport:
     """What ``check`` found. ``repaired`` is True if it was asked to mend, and did."""
 
-    problems: tuple[str, ...]
+    found: tuple[Problem, ...]
     contexts: int
     chunks: int
     repaired: bool = False
 
     @property
+    def problems(self) -> tuple[str, ...]:
+        return tuple(problem.text for problem in self.found)
+
+    @property
     def clean(self) -> bool:
-        return not self.problems
+        return not self.found
+
+
+@dataclass(frozen=True, slots=True)
+class Shortened:
+    """A conversation of which only the first ``kept`` of ``n_tokens`` tokens could be read."""
+
+    name: str
+    app: str
+    kept: int
+    n_tokens: int
+
+
+@dataclass(frozen=True, slots=True)
+class Salvage:
+    """What became of a damaged index: where it is now, and what is in the new one."""
+
+    moved: Path
+    contexts: int
+    shortened: tuple[Shortened, ...]
+    lost: int
+    """Conversations whose words were found, but not whose they are."""

@@ -112,12 +112,13 @@ def migrate(con: sqlite3.Connection, step: int) -> None:
 def move_aside(path: Path) -> Path:
     """Rename a damaged index, with its log, to the first free ``<name>.corrupt-N``; returns that path.
 
-    The log keeps its suffix, so that ``sqlite3 <moved> .recover`` still finds it.
+    The log keeps its suffix, so that ``sqlite3 <moved> .recover`` still finds it. The database goes first: while it is
+    there, so is its log.
     """
     n = 1
     while (target := path.with_name(f"{path.name}.corrupt-{n}")).exists():
         n += 1
-    for suffix in ("-wal", "-shm", ""):
+    for suffix in ("", "-wal", "-shm"):
         part = path.with_name(path.name + suffix)
         if part.exists():
             part.rename(target.with_name(target.name + suffix))

@@ -17,6 +17,7 @@ import pytest
 import xxhash
 
 from llmaas.errors import DiskFull, Fault, MachineError, StoreFailed
+from llmaas.kvchunks import store_salvage
 from llmaas.kvchunks.store import ContextRow, Files, Span, Store
 from llmaas.records import AppId, ChunkKey, ContextId
 
@@ -414,29 +415,88 @@ def test_a_damaged_index_is_named_and_moved_aside_only_on_request(tmp_path: Path
         Store(root)
     assert "llmaas doctor --repair" in caught.value.hint
     assert index.exists()
-    assert Store.repair_index(root) == root / "index.sqlite.corrupt-1"
+    repaired = Store.repair_index(root)
+    assert repaired is not None and repaired.moved == root / "index.sqlite.corrupt-1"
+    assert (repaired.contexts, repaired.shortened) == (0, ())
     with Store(root) as store:
         assert store.contexts() == []
         assert store.check().clean
     index.write_bytes(b"again" * 1000)
-    assert Store.repair_index(root) == root / "index.sqlite.corrupt-2"
+    again = Store.repair_index(root)
+    assert again is not None and again.moved == root / "index.sqlite.corrupt-2"
+    index.unlink()
     with pytest.raises(StoreFailed, match="there is no index"):
         Store.repair_index(root)
 
 
-def test_an_index_with_garbage_in_the_middle_is_reported_and_can_be_moved_aside(tmp_path: Path) -> None:
-    root = tmp_path / "store"
+def conversation(i: int) -> list[Span]:
+    return [Span(tuple(range(i, i + 300)), "user", f"word {i} " * 100), Span((i,) * 7, "assistant", "yes", open=True)]
+
+
+def full_index(root: Path) -> dict[ContextId, list[Span]]:
+    """200 conversations told in turns, so that each lies in many places, and some chunks."""
+    kept: dict[ContextId, list[Span]] = {}
     with Store(root) as store:
         for i in range(200):
-            store.create_context(row(ContextId(str(i))), [Span(tuple(range(300)), "user", "word " * 100)])
+            store.create_context(row(ContextId(f"{i}")), conversation(i))
+        for i in range(200):
+            ctx = ContextId(f"{i}")
+            store.append(ctx, conversation(i + 1000), expect=307, now=20.0 + i)
+            kept[ctx] = [*conversation(i), *conversation(i + 1000)]
+        store.put(A, SMALL)
+    return kept
+
+
+@pytest.mark.parametrize("page", [1, 3, 40, 100, 140])
+def test_what_can_be_read_of_a_damaged_index_is_kept(tmp_path: Path, page: int) -> None:
+    root = tmp_path / "store"
+    whole = full_index(root)
     with (root / "index.sqlite").open("r+b") as file:
-        file.seek(40 * 4096)  # behind the roots of the tables
-        file.write(NOISE[: 4 * 4096])
+        file.seek(page * 4096)
+        file.write(NOISE[:4096])
+    before = (root / "index.sqlite").read_bytes()
+    repaired = Store.repair_index(root)
+    assert repaired is not None
+    assert repaired.moved.read_bytes() == before
     with Store(root) as store:
-        report = store.check()
-        assert not report.clean
-        assert "malformed" in str(report.problems) or "index: " in str(report.problems)
-    assert Store.repair_index(root) == root / "index.sqlite.corrupt-1"
+        assert store.check().problems == ()
+        found = {c.id: store.spans(c.id) for c in store.contexts()}
+        assert len(found) == repaired.contexts
+        shortened = {short.name: short for short in repaired.shortened}
+        for ctx, spans in found.items():
+            assert spans == whole[ctx][: len(spans)]
+            short = shortened.pop(f"name of {ctx}", None)
+            assert (short is None) == (len(spans) == 4)
+            assert short is None or (short.kept, short.n_tokens) == (sum(len(s.tokens) for s in spans), 614)
+        assert shortened == {}
+        assert (len(found), repaired.lost) == (200, 0)
+        assert len(repaired.shortened) < 10
+        for view, item in zip(store.get([k for k, _, _ in SMALL]), SMALL, strict=True):
+            assert view is None or bytes(view) == item[2]
+    assert Store.repair_index(root) is None
+
+
+def test_a_repair_that_is_killed_between_two_renames_is_ended_by_the_next_opening(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    root = tmp_path / "store"
+    whole = full_index(root)
+    with (root / "index.sqlite").open("r+b") as file:
+        file.seek(40 * 4096)
+        file.write(NOISE[:4096])
+
+    def killed(*_: object) -> None:
+        raise OSError(errno.EINTR, "as good as killed")
+
+    monkeypatch.setattr(store_salvage, "finish", killed)
+    with pytest.raises(StoreFailed):
+        Store.repair_index(root)
+    monkeypatch.undo()
+    assert not (root / "index.sqlite").exists()
+    (root / "index.sqlite-wal").write_bytes(NOISE[:9000])  # of the old index
+    with Store(root) as store:
+        assert store.check().problems == ()
+        assert {c.id for c in store.contexts()} == whole.keys()
 
 
 def test_an_index_of_a_newer_version_or_of_another_program_is_left_alone(tmp_path: Path) -> None:
@@ -453,6 +513,7 @@ def test_an_index_of_a_newer_version_or_of_another_program_is_left_alone(tmp_pat
         with pytest.raises(StoreFailed, match=message):
             Store(root)
         assert (root / "index.sqlite").read_bytes() == before
+        assert Store.repair_index(root) is None
 
 
 def test_an_index_that_another_process_locks_is_a_clear_error_and_goes_on_afterwards(tmp_path: Path) -> None:
