@@ -160,7 +160,8 @@ class Index:
 
     def size(self) -> int:
         """Bytes of the database and its log."""
-        return self._files.path_size(self.path) + self._files.path_size(self._wal)
+        with failures(self.path):
+            return self._files.path_size(self.path) + self._files.path_size(self._wal)
 
     def close(self) -> None:
         with self._lock, self._idle_lock:

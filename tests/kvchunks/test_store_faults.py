@@ -253,6 +253,8 @@ def test_a_commit_whose_log_cannot_be_measured_is_a_commit_all_the_same(tmp_path
         store.create_context(row(A), [Span((1, 2))])
         files.blind = True
         assert store.append(A, [Span((3,))], expect=2, now=0.0) == 3
+        with pytest.raises(StoreFailed, match="Input/output error"):
+            store.stats()
         files.blind = False
         assert list(store.tokens(A)) == [1, 2, 3]
 

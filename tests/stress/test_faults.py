@@ -68,6 +68,8 @@ class Stubborn(App):
         doing = [self.say] * 6 + [self.go_on] * 2 + [self.append, self.raw, self.cancel, self.look]
         doing += [self.create, self.fork, self.truncate, self.delete]
         for _ in range(calls):
+            with suppress(*MACHINE):
+                assert client.stats()["counts"]["switches"] >= 0
             call = self.rng.choice(doing) if len(self.books) > 1 else self.create
             try:
                 call(client)
@@ -107,12 +109,13 @@ class Round:
                 self.dice.on = False
                 with ThreadPoolExecutor(1) as worker:
                     await asyncio.wrap_future(worker.submit(self._goes_on))
-            await asyncio.wait_for(service.rest(), 30)
+            self.dice.on = self.rng.random() < 0.5  # its last writes may fail too
+            await service.stop()
+            self.dice.on = False
             assert service.check() == []
             counts = service.stats()["counts"]
             assert isinstance(counts, dict)
             self.tally.seen.update(counts)
-            await service.stop()
             self._look_over(store)
         finally:
             self.dice.on = False
