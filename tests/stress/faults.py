@@ -54,8 +54,8 @@ class Dice:
         with self._lock:
             return self._rng.randrange(below)
 
-    def fail(self, what: str, *codes: int, path: object = None) -> None:
-        kind = self.strikes(*(f"{what} {errno.errorcode[code]}" for code in codes))
+    def fail(self, what: str, *codes: int, path: object = None, often: float = 1.0) -> None:
+        kind = self.strikes(*(f"{what} {errno.errorcode[code]}" for code in codes), often=often)
         if kind is not None:
             code = getattr(errno, kind.split()[1])
             raise OSError(code, os.strerror(code), path and str(path))
@@ -110,15 +110,15 @@ class FaultyFiles(Files):
         return n
 
     def ftruncate(self, fd: int, size: int) -> None:
-        self.dice.fail("truncate", errno.EIO)
+        self.dice.fail("truncate", errno.EIO, often=10)
         super().ftruncate(fd, size)
 
     def fdatasync(self, fd: int) -> None:
-        self.dice.fail("sync", errno.EIO, errno.ENOSPC)
+        self.dice.fail("sync", errno.EIO, errno.ENOSPC, often=10)
         super().fdatasync(fd)
 
     def unlink(self, path: Path) -> None:
-        self.dice.fail("unlink", errno.EIO, errno.EPERM, path=path)
+        self.dice.fail("unlink", errno.EIO, errno.EPERM, path=path, often=10)
         super().unlink(path)
 
     def list_sizes(self, folder: Path) -> dict[str, int]:
@@ -126,7 +126,7 @@ class FaultyFiles(Files):
         return super().list_sizes(folder)
 
     def path_size(self, path: Path) -> int:
-        self.dice.fail("stat", errno.EIO, path=path)
+        self.dice.fail("stat", errno.EIO, path=path, often=0.5)
         return super().path_size(path)
 
     def room(self, folder: Path) -> int:

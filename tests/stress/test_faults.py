@@ -1,7 +1,7 @@
 """Nothing is ever lost: apps at work on a service whose disk, database, engine and clock fail at random, all the time.
 
 Every token is compared with an engine that never swaps and never fails; a call that is refused must have changed
-nothing; what was acknowledged is on the disk at every restart. Some hundred faults by default. More, or others:
+nothing; what was acknowledged is on the disk at every restart. A hundred faults by default. More, or others:
 
     LLMAAS_FAULTS=1000 LLMAAS_FAULT_SEED=7 python -m pytest tests/stress/test_faults.py -s
 
@@ -28,6 +28,7 @@ from llmaas.kvchunks.store import Store
 from llmaas.records import ContextId, Precision
 from llmaas.service import Service, ServiceSettings
 from tests.e2e.oracle import App, Book, Oracle, book_of
+from tests.stress.daemon_under_test import GEOMETRY
 from tests.stress.faults import Dice, FaultyEngine, FaultyFiles, JumpyClock, rot
 
 APPS = 3
@@ -99,7 +100,7 @@ class Round:
 
     async def run(self) -> None:
         store, thread = self._open()
-        settings = ServiceSettings(pool_bytes=150_000, bits=self.bits, prefill_slice=64)
+        settings = ServiceSettings(pool_bytes=1_200_000, bits=self.bits, prefill_slice=64)
         service = Service(thread, store, settings, JumpyClock(self.dice))
         try:
             await service.start()
@@ -133,7 +134,7 @@ class Round:
                 self.tally.refused["opening"] += 1
         self.dice.on = False
         engine = type("Engine", (FaultyEngine,), {"dice": self.dice})
-        return store, EngineThread(lambda: engine(CELLS, 8, end_rate=END_RATE))
+        return store, EngineThread(lambda: engine(CELLS, 8, end_rate=END_RATE, geometry=GEOMETRY))
 
     async def _work(self, service: Service) -> None:
         with ThreadPoolExecutor(APPS) as threads:
@@ -141,7 +142,7 @@ class Round:
             while not all(future.done() for future in work):
                 await asyncio.wait(work, timeout=0.1, return_when=asyncio.FIRST_EXCEPTION)
                 if self.rng.random() < 0.3:
-                    service.set_pool_bytes(self.rng.choice([20_000, 150_000, 600_000]))
+                    service.set_pool_bytes(self.rng.choice([150_000, 1_200_000, 5_000_000]))
                 if self.rng.random() < 0.3:
                     with suppress(FileNotFoundError):  # a discard was quicker
                         rot(self.root / "data" / "payload", self.rng, self.dice.injected)
@@ -191,7 +192,7 @@ def live_through(root: Path, n_faults: int, seed: int) -> Tally:
 
 
 def test_no_turn_is_lost_and_no_token_wrong_whatever_fails(tmp_path: Path) -> None:
-    n_faults = int(os.environ.get("LLMAAS_FAULTS", "150"))
+    n_faults = int(os.environ.get("LLMAAS_FAULTS", "100"))
     seed = int(os.environ.get("LLMAAS_FAULT_SEED", "1"))
     print(f"seed {seed}")
     tally = live_through(tmp_path, n_faults, seed)
