@@ -268,8 +268,8 @@ class Pool:
     def _note(self, tolerances: dict[ChunkKey, ChunkTolerance]) -> None:
         try:
             self._store.note(tolerances)
-        except LlmaasError as e:
-            log.warning("what was learnt of %d chunks is not kept: %s", len(tolerances), e.message)
+        except Exception as e:
+            log.warning("what was learnt of %d chunks is not kept: %r", len(tolerances), e)
 
     def _discard(self, keys: tuple[ChunkKey, ...]) -> None:
         self._undiscarded += keys

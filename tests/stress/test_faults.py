@@ -100,7 +100,8 @@ class Round:
 
     async def run(self) -> None:
         store, thread = self._open()
-        settings = ServiceSettings(pool_bytes=1_200_000, bits=self.bits, prefill_slice=64)
+        split = self.rng.choice(("balanced", "load_first"))
+        settings = ServiceSettings(pool_bytes=1_200_000, bits=self.bits, prefill_slice=64, split=split)
         service = Service(thread, store, settings, JumpyClock(self.dice))
         try:
             await service.start()
