@@ -98,7 +98,6 @@ class Stage:
 
     async def set_up(self, text: str, lengths: list[int]) -> tuple[int, float]:
         """Compute the longest context, fork the shorter ones off it; (tokens, milliseconds) of that prefill."""
-        self._pusher = (await self._service.create(APP, name="pusher", system=None)).id
         longest = (await self._service.create(APP, name="longest", system=None)).id
         begin = perf_counter()
         done = await self.call(longest, Turn(prompt=text), None)
@@ -108,7 +107,7 @@ class Stage:
             self.contexts[n] = (await self._service.fork(APP, longest, name=f"{n} tokens")).id
             await self._service.truncate(APP, self.contexts[n], n_tokens=n, n_messages=None)
         await self._service.delete(APP, longest)
-        await self.call(self._pusher, Turn(prompt="The"), None)
+        await self.add_pusher()
         return done.n_tokens, spent
 
     async def take_up(self, lengths: list[int]) -> None:
@@ -116,6 +115,10 @@ class Stage:
         self._pusher = self._service.show(APP, "pusher").info.id
         self.contexts = {n: self._service.show(APP, f"{n} tokens").info.id for n in lengths}
         await self.call(self._pusher, Turn(), None)
+
+    async def add_pusher(self) -> None:
+        self._pusher = (await self._service.create(APP, name="pusher", system=None)).id
+        await self.call(self._pusher, Turn(prompt="The"), None)
 
     async def call(self, context: ContextId, turn: Turn, generation: Generation | None) -> Done:
         _, reply = self._service.submit(APP, context, turn, generation, lambda piece: None)
@@ -143,9 +146,12 @@ class Stage:
         self._service.set_pool_bytes(POOL_BYTES)
 
     async def switch(self, n: int) -> Done:
+        return await self.switch_to(self.contexts[n], n)
+
+    async def switch_to(self, context: ContextId, n: int) -> Done:
         """One call that wants all of the context and one new token; the context ends as it began."""
-        done = await self.call(self.contexts[n], Turn(), Generation(max_tokens=1))
-        await self._service.truncate(APP, self.contexts[n], n_tokens=n, n_messages=None)
+        done = await self.call(context, Turn(), Generation(max_tokens=1))
+        await self._service.truncate(APP, context, n_tokens=n, n_messages=None)
         return done
 
     async def measure(self, n: int, tier: Tier, *, cold: bool, repeats: int, payload: Path) -> dict[str, Any]:

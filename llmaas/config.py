@@ -16,7 +16,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from llmaas.config_kinds import Kind, choice, mean_bits, path, size, whole
+from llmaas.config_kinds import Kind, choice, mean_bits, path, size, whole, yes_no
 from llmaas.errors import ConfigError
 
 if sys.version_info >= (3, 11):
@@ -26,7 +26,7 @@ else:
 
 Environ = Mapping[str, str]
 PREFIX = "LLMAAS_"
-RESERVED = ("LLMAAS_CONFIG", "LLMAAS_DEBUG")
+RESERVED = ("LLMAAS_CONFIG", "LLMAAS_DEBUG", "LLMAAS_MASTER_KEY")
 """Variables of ours that are no settings."""
 
 # -- defaults that depend on the machine ------------------------------------------------------------
@@ -97,6 +97,10 @@ class Config:
         mean_bits(2.5, 8.0, (16, 8, 6, 5, 4, 3, 2)),
         4.0,
         "bits per value of coded chunks, spent where they matter most; or K/V: the same for all, 16/16 is lossless",
+    )
+    encrypt: bool = _setting(yes_no(), True, "encrypt chunks on disk, each context's under a key of its own", "true")
+    key_source: str = _setting(
+        choice("file", "keyring"), "file", "where the master key is, if the variable LLMAAS_MASTER_KEY is not set"
     )
     prefill_slice: int = _setting(
         whole(16, 8192), 256, "tokens of a prompt that are processed between two looks at other requests"

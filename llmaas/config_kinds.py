@@ -42,6 +42,15 @@ def choice(*choices: int | str) -> Kind:
     return Kind("one of " + ", ".join(map(str, choices)), "{" + ",".join(map(str, choices)) + "}", read)
 
 
+def yes_no() -> Kind:
+    def read(raw: object, base: Path) -> bool:
+        if (word := str(raw).strip().lower()) not in ("true", "false"):
+            raise ValueError
+        return word == "true"
+
+    return Kind("true or false", "BOOL", read)
+
+
 def mean_bits(low: float, high: float, choices: tuple[int, ...]) -> Kind:
     """A mean, as a float, or the same for every chunk: "K/V", as a pair."""
 

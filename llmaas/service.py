@@ -190,7 +190,8 @@ class Service:
         self._runner.end_calls_of(live)
         async with live.lock:
             refuse_if_deleted(live)
-            await self._rows.run(self._store.delete_context, live.id)
+            # Not on the thread of rows: what forks share is sealed anew meanwhile, and turns must not wait for that.
+            await asyncio.to_thread(self._store.delete_context, live.id, self._directory.heirs(live))
             live.deleted = True
             self._directory.remove(live)
             self._dispatch(ContextClosed(live.id))

@@ -124,6 +124,14 @@ class Directory:
         del self._by_id[live.id]
         del self._by_name[live.row.app, live.row.name]
 
+    def heirs(self, live: LiveContext) -> dict[ChunkKey, ContextId]:
+        """For each chunk of ``live`` that other contexts have too, one of those."""
+        mine, found = set(live.keys), dict[ChunkKey, ContextId]()
+        for other in self._by_id.values():
+            if other is not live and other.row.app == live.row.app:
+                found.update((key, other.id) for key in other.keys if key in mine)
+        return found
+
     def by_id(self, context: ContextId) -> LiveContext:
         return self._by_id[context]
 

@@ -11,11 +11,12 @@ from typing import Any
 from llmaas.clock import Clock
 from llmaas.engine.fake import FakeEngine
 from llmaas.engine.thread import EngineThread
-from llmaas.kvchunks.store import Store
+from llmaas.kvchunks.store import MasterKey, Store
 from llmaas.records import AppId, Done, Generation, Message, Precision, Turn
 from llmaas.service import Service, ServiceSettings
 
 APP = AppId("1000/test")
+MASTER = MasterKey(bytes(32))
 
 
 class House:
@@ -49,7 +50,7 @@ async def house(
     """A service on ``root``; at the end it must come to rest with clean books."""
     options = {"n_cells": 1024, "n_seqs": 8, **(engine or {})}
     thread = EngineThread(lambda: FakeEngine(**options))
-    own = store or Store(root)
+    own = store or Store(root, master=MASTER)
     base = {"pool_bytes": 1 << 20, "bits": Precision(4, 4), "split": "load_first"}
     service = Service(thread, own, ServiceSettings(**{**base, **settings}), clock)
     try:

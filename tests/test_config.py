@@ -24,6 +24,8 @@ BAD = {
     "threads": "0",
     "sequences": "1",
     "bits": "7/4",
+    "encrypt": "perhaps",
+    "key_source": "under the mat",
     "prefill_slice": "-3",
     "max_running": "many",
     "queue_limit": "0",

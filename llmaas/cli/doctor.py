@@ -29,7 +29,9 @@ exit codes: 0 nothing failed (warnings do not count), 1 something failed, 2 wron
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.epilog = _EPILOG
     parser.add_argument("--json", action="store_true", help="print JSON")
-    parser.add_argument("--deep", action="store_true", help="check the checksum of every stored chunk")
+    parser.add_argument(
+        "--deep", action="store_true", help="check the checksum of every stored chunk, and that it opens"
+    )
     parser.add_argument("--repair", action="store_true", help="mend what is wrong with the store")
     add_settings(parser, [name for name in SETTINGS if name != "max_tokens"])
 

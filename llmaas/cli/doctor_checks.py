@@ -24,7 +24,7 @@ from llmaas.config import Config, Loaded, unknown_variables
 from llmaas.errors import LlmaasError, StoreFailed
 
 if TYPE_CHECKING:
-    from llmaas.kvchunks.store import Store
+    from llmaas.kvchunks.store import Sealing, Store
     from llmaas.records import ModelInfo
 
 _LOW_DISK = 1 << 30
@@ -49,7 +49,7 @@ def examine(found: Loaded, environ: Mapping[str, str], *, deep: bool, repair: bo
     yield from _guarded("engine", check_engine)
     yield from _guarded("model", lambda: check_model(config))
     yield from _guarded("disk", lambda: check_disk(config.data_dir))
-    yield from _guarded("store", lambda: check_store(config, deep=deep, repair=repair))
+    yield from _guarded("store", lambda: check_store(config, environ, deep=deep, repair=repair))
     yield from _guarded("socket", lambda: check_socket(config.socket))
 
 
@@ -152,17 +152,20 @@ def check_disk(data_dir: Path) -> Iterator[Finding]:
         yield Finding("disk", "warn", f"others may look into {data_dir}", f"chmod 700 {data_dir}")
 
 
-def check_store(config: Config, *, deep: bool, repair: bool) -> Iterator[Finding]:
+def check_store(config: Config, environ: Mapping[str, str], *, deep: bool, repair: bool) -> Iterator[Finding]:
     """The store looked over, if no daemon has it open."""
+    from llmaas.kvchunks import master_key
     from llmaas.kvchunks.store import Store
 
     if not config.data_dir.is_dir() or not any(config.data_dir.iterdir()):
         yield Finding("store", "ok", "none yet; the daemon makes it")
         return
+    found = master_key.find(config.data_dir, config.key_source, environ, make=False) if config.encrypt else None
+    master = found.key if found else None
     try:
         if repair:
             yield from _repair_index(config.data_dir)
-        store = Store(config.data_dir)
+        store = Store(config.data_dir, master=master)
     except StoreFailed as error:
         if not _answers(config.socket):
             raise
@@ -170,6 +173,7 @@ def check_store(config: Config, *, deep: bool, repair: bool) -> Iterator[Finding
         return
     with store:
         yield from _look_over(store, deep=deep, repair=repair)
+        yield from sealing_findings(config, store.sealing(), found.origin if found else None)
 
 
 def _repair_index(data_dir: Path) -> Iterator[Finding]:
@@ -203,6 +207,36 @@ def _look_over(store: Store, *, deep: bool, repair: bool) -> Iterator[Finding]:
     elif repair:
         for line in left:
             yield Finding("store", "fail", f"still there: {line}", "Is the disk failing? Run it once more.")
+
+
+def sealing_findings(config: Config, sealing: Sealing, origin: str | None) -> Iterator[Finding]:
+    """The cipher, where the master key is, and whether it fits."""
+    if not config.encrypt:
+        yield Finding("cipher", "warn", "off: chunks are written in clear", "Set encrypt = true, unless the disk is.")
+    elif origin is None:
+        yield Finding("cipher", "ok", "there is no master key yet; the daemon makes it")
+    else:
+        fits = f"it opens {sealing.keys_that_fit} of the {sealing.keys} keys of contexts"
+        from llmaas.kvchunks.cipher import quickest
+
+        used = " and ".join(sealing.ciphers) or quickest()
+        yield Finding("cipher", "ok", f"{used}, master key from {origin}; {fits}")
+    if sealing.locked:
+        yield Finding(
+            "cipher",
+            "warn",
+            f"{sealing.locked} chunks cannot be opened: "
+            + (
+                "they were sealed under another master key"
+                if config.encrypt
+                else "they are sealed, and encryption is off"
+            ),
+            "Conversations are whole. Give the old key back, or let these chunks be recomputed as they are needed.",
+        )
+    if config.encrypt and sealing.plain:
+        yield Finding(
+            "cipher", "warn", f"{sealing.plain} chunks are on disk in clear", "The daemon's start deletes them."
+        )
 
 
 def _answers(path: Path) -> bool:

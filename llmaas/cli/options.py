@@ -29,6 +29,9 @@ def add_settings(parser: argparse.ArgumentParser, names: Iterable[str]) -> None:
         row = SETTINGS[name]
         text = f"{row.help}; {row.kind.allowed} (default: {row.default_text}) [{variable(name)}]"
         group.add_argument(flag(name), dest=name, metavar=row.kind.metavar, help=text.replace("%", "%%"))
+        if row.kind.metavar == "BOOL":
+            off = flag(f"no_{name}")
+            group.add_argument(off, dest=name, action="store_const", const="false", help=f"{flag(name)} false")
 
 
 def add_client(parser: argparse.ArgumentParser, *more: str) -> None:

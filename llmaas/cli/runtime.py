@@ -8,7 +8,9 @@ from __future__ import annotations
 
 import asyncio
 import ctypes
-from collections.abc import AsyncIterator
+import logging
+import os
+from collections.abc import AsyncIterator, Mapping
 from contextlib import AsyncExitStack, asynccontextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -19,9 +21,12 @@ from llmaas.clock import RealClock
 from llmaas.config import Config
 from llmaas.engine.llama import LlamaEngine
 from llmaas.engine.thread import EngineThread
+from llmaas.kvchunks import master_key
 from llmaas.kvchunks.store import Store
 from llmaas.records import ModelInfo, Precision
 from llmaas.service import Service, ServiceSettings
+
+log = logging.getLogger(__name__)
 
 _BATCH = 512
 """Tokens of one llama.cpp batch, if slices are not longer."""
@@ -60,6 +65,18 @@ def load_engine(config: Config, model: Path) -> LlamaEngine:
     )
 
 
+def open_store(config: Config, environ: Mapping[str, str]) -> Store:
+    """The store as the settings want it sealed. Raises ConfigError, StoreFailed."""
+    if not config.encrypt:
+        return Store(config.data_dir)
+    found = master_key.find(config.data_dir, config.key_source, environ, make=True)
+    assert found is not None
+    store = Store(config.data_dir, master=found.key)
+    if dropped := store.drop_plain():
+        log.warning("%d chunks were on disk in clear; they are deleted, and recomputed when needed", dropped)
+    return store
+
+
 @asynccontextmanager
 async def running(config: Config) -> AsyncIterator[Runtime]:
     """A daemon for the time of the block. Raises LlmaasError if a part cannot start."""
@@ -67,7 +84,7 @@ async def running(config: Config) -> AsyncIterator[Runtime]:
     model = models.find(config.model)
     async with AsyncExitStack() as parts:
         # The store before the model: it is quick, and a second daemon on the same data must fail at once.
-        store = parts.enter_context(Store(config.data_dir))
+        store = parts.enter_context(open_store(config, os.environ))
         # Loading takes its time; off the loop, so that signals are heard meanwhile.
         engine = await asyncio.to_thread(EngineThread, lambda: load_engine(config, model))
         parts.callback(engine.close)

@@ -26,6 +26,7 @@ examples:
   llmaas serve                                      the packaged model, default memory
   llmaas serve --model m.gguf --cells 16384 --pool-bytes 1G
   llmaas serve --bits 3.2                           more contexts in the same memory; 16/16 is exact
+  llmaas serve --no-encrypt                         chunks on disk in clear
   LLMAAS_LOG_LEVEL=debug llmaas serve --config /etc/llmaas.toml
 
 The daemon logs to stderr and runs in the foreground; docs/operations.md has a systemd unit.
@@ -83,6 +84,8 @@ def _show_config(found: Loaded) -> None:
     for name, row in SETTINGS.items():
         value = getattr(found.config, name)
         shown = row.default_text if value is None else show_bytes(value) if row.kind.metavar == "SIZE" else value
+        if isinstance(value, bool):
+            shown = str(value).lower()
         if isinstance(value, tuple):
             shown = "/".join(map(str, value))
         print(f"{name} = {shown}    # {found.origins[name]}")

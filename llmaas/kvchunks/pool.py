@@ -160,7 +160,7 @@ class Pool:
             raise ChunkDamaged("its bytes are missing")
         slab = self._engine.engine.blank(source.stop - source.start)
         self._codec.decode(payload, source.key, slab)
-        # A copy, since a view would keep the read buffer of all the chunks alive for one.
+        # A copy of a view, since that would keep the read buffer of all the chunks alive; bytes stay as they are.
         return slab, bytes(payload) if source.keep else None
 
     # -- to the POOL

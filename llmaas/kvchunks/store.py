@@ -6,8 +6,9 @@ any instant, and what it acknowledged about tokens survives a power cut. All fai
 when the disk has no room (nothing was changed; the same call works when there is room again); StoreFailed, for
 every other fault of the machine, with the path in the message.
 
-The parts: ``store_tokens`` (contexts, spans), ``store_chunks`` (put, get, discard), ``store_index`` (SQLite),
-``payload`` (the files), ``store_check``, ``store_salvage`` (a damaged index), ``store_root`` (folder and lock),
+The parts: ``store_tokens`` (contexts, spans), ``store_chunks`` (put, get, discard), ``store_keys`` (what chunks are
+sealed under), ``store_index`` (SQLite), ``payload`` (the files), ``store_check``, ``store_salvage`` (a damaged index),
+``store_root`` (folder and lock),
 ``store_files`` (system calls).
 """
 
@@ -21,18 +22,20 @@ from types import MappingProxyType, TracebackType
 
 from llmaas.errors import DiskFull, StoreFailed
 from llmaas.kvchunks import store_check
+from llmaas.kvchunks.cipher import MasterKey
 from llmaas.kvchunks.payload import Payload
-from llmaas.kvchunks.store_chunks import Blob, Chunks
+from llmaas.kvchunks.store_chunks import Blob, Chunks, Deed
 from llmaas.kvchunks.store_files import Files, failures, is_corrupt
 from llmaas.kvchunks.store_index import Index
-from llmaas.kvchunks.store_records import CheckReport, ContextRow, Salvage, Span, StoredChunk, StoreStats
+from llmaas.kvchunks.store_keys import Keys
+from llmaas.kvchunks.store_records import CheckReport, ContextRow, Salvage, Sealing, Span, StoredChunk, StoreStats
 from llmaas.kvchunks.store_root import RootLock
 from llmaas.kvchunks.store_salvage import finish, salvage
 from llmaas.kvchunks.store_schema import VERSION, soundness, user_version
 from llmaas.kvchunks.store_tokens import Tokens
 from llmaas.records import ChunkKey, ChunkNotes, ChunkTolerance, ContextId
 
-__all__ = ["CheckReport", "ContextRow", "Files", "Span", "Store", "StoreStats"]
+__all__ = ["CheckReport", "ContextRow", "Files", "MasterKey", "Sealing", "Span", "Store", "StoreStats"]
 
 INDEX = "index.sqlite"
 
@@ -41,12 +44,20 @@ class Store:
     """The store in folder ``root``, which is created if need be.
 
     Raises StoreFailed if another process has it open, if the index is damaged (see ``repair_index``) or of a newer
-    version. ``files`` is for fault injection; ``wal_limit`` is the length in bytes at which the index's log is
-    copied into the database, ``reserve`` the free bytes of the disk that chunks leave to tokens.
+    version. With ``master``, chunks are sealed under a data key of their context (``cipher``); without, they are
+    written in clear. Chunks whose key ``master`` does not open count as missing until they are written again.
+    ``files`` is for fault injection; ``wal_limit`` is the length in bytes at which the index's log is copied into the
+    database, ``reserve`` the free bytes of the disk that chunks leave to tokens.
     """
 
     def __init__(
-        self, root: Path, *, files: Files | None = None, wal_limit: int = 4 << 20, reserve: int = 16 << 20
+        self,
+        root: Path,
+        *,
+        master: MasterKey | None = None,
+        files: Files | None = None,
+        wal_limit: int = 4 << 20,
+        reserve: int = 16 << 20,
     ) -> None:
         files = files or Files()
         self._root = root
@@ -58,7 +69,9 @@ class Store:
             try:
                 self._payload = Payload(root / "payload", files, reserve=reserve)
                 self._tokens = Tokens(self._index)
-                self._chunks = Chunks(self._index, self._payload)
+                self._keys = Keys(self._index, master)
+                self._chunks = Chunks(self._index, self._payload, self._keys)
+                self._keys.tidy()
                 self._chunks.damaged += store_check.sweep(self._index, self._payload)
             except BaseException:
                 self._index.close()
@@ -137,16 +150,22 @@ class Store:
         """Create ``row`` with a copy of ``src``'s spans. Raises UnknownContext, ContextExists."""
         self._tokens.fork(src, row)
 
-    def delete_context(self, ctx: ContextId) -> None:
-        """Forget the tokens.
+    def delete_context(self, ctx: ContextId, heirs: Mapping[ChunkKey, ContextId] | None = None) -> None:
+        """Forget the tokens, and the context's data key: what it sealed cannot be opened any more.
 
-        Chunks stay, since others may share them: discard those that nobody needs. Raises UnknownContext.
+        ``heirs`` names, for each chunk that other contexts need too, one of them: such chunks are sealed anew under its
+        key. The other sealed ones go. Chunks in clear stay: discard those that nobody needs. May take as long as
+        it takes to read and write what is shared. Raises UnknownContext.
         """
-        try:
-            self._tokens.delete(ctx)
-        except DiskFull:  # not even the log can grow: make room with what can be recomputed
-            self._chunks.give_up(ctx)
-            self._tokens.delete(ctx)
+
+        def delete(also: Deed) -> None:
+            try:
+                self._tokens.delete(ctx, also)
+            except DiskFull:  # not even the log can grow: make room with what can be recomputed
+                self._chunks.give_up(ctx)
+                self._tokens.delete(ctx, also)
+
+        self._chunks.destroy(ctx, heirs or {}, delete)
 
     # -- chunks
 
@@ -167,11 +186,12 @@ class Store:
         """Keep with chunks what was measured of them after they were put; keys that are not stored are passed over."""
         self._chunks.note(tolerances)
 
-    def get(self, keys: Sequence[ChunkKey]) -> list[memoryview | None]:
-        """The bytes of each key, as they are on disk; None if it is not stored, or its bytes cannot be had.
+    def get(self, keys: Sequence[ChunkKey]) -> list[memoryview | bytes | None]:
+        """The bytes of each key, as they were put; None if it is not stored, or its bytes cannot be had.
 
-        Chunks whose file is missing, short or unreadable are forgotten and counted as damaged. Neighbours share
-        one buffer, which lives as long as any of their views.
+        Chunks whose file is missing, short or unreadable, and sealed ones that were altered, are forgotten and
+        counted as damaged; altered ones in clear are not noticed here. Neighbours in clear share one buffer, which
+        lives as long as any of their views; sealed ones are bytes of their own.
         """
         return self._chunks.get(keys)
 
@@ -183,7 +203,18 @@ class Store:
         return self._chunks.discard(keys)
 
     def chunks(self) -> Iterator[StoredChunk]:
+        """Every chunk that can be opened."""
         return self._chunks.all()
+
+    # -- privacy
+
+    def drop_plain(self) -> int:
+        """Forget every chunk in clear: for a store that was used without encryption before. How many."""
+        return self._chunks.drop_plain()
+
+    def sealing(self) -> Sealing:
+        """How the chunks are sealed, and whether the master key fits."""
+        return self._keys.report()
 
     # -- looking after it
 
@@ -212,10 +243,13 @@ class Store:
         """Look the whole store over, and with ``repair`` mend what is wrong; tokens are never dropped.
 
         SQLite's integrity, references and counts; every chunk inside its file and apart from the others; no stray
-        payload files; file modes; with ``deep`` every payload byte against its checksum. The report says what was
+        payload files; file modes; with ``deep`` every payload byte against its checksum, and that sealed chunks
+        whose key can be had open with it. The report says what was
         found before the repair. Puts and discards wait meanwhile; tokens can be appended.
         """
-        return store_check.check(self._root, self._index, self._payload, self._chunks, deep=deep, repair=repair)
+        return store_check.check(
+            self._root, self._index, self._payload, self._chunks, self._keys, deep=deep, repair=repair
+        )
 
 
 def _is_damaged(files: Files, path: Path) -> bool:

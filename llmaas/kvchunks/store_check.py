@@ -16,6 +16,7 @@ from llmaas.errors import MachineError, StoreFailed
 from llmaas.kvchunks.payload import Payload, is_payload_name
 from llmaas.kvchunks.store_chunks import Chunks, checksum
 from llmaas.kvchunks.store_index import Index
+from llmaas.kvchunks.store_keys import Keys
 from llmaas.kvchunks.store_records import CheckReport, Damage, Place, Problem
 from llmaas.kvchunks.store_schema import soundness
 from llmaas.records import ChunkKey
@@ -83,7 +84,9 @@ class Findings:
         self.bad.append(place)
 
 
-def check(root: Path, index: Index, payload: Payload, chunks: Chunks, *, deep: bool, repair: bool) -> CheckReport:
+def check(
+    root: Path, index: Index, payload: Payload, chunks: Chunks, keys: Keys, *, deep: bool, repair: bool
+) -> CheckReport:
     """See ``Store.check``. Appends of tokens go on meanwhile; puts and discards wait."""
     found = Findings()
     with chunks.still():
@@ -92,7 +95,7 @@ def check(root: Path, index: Index, payload: Payload, chunks: Chunks, *, deep: b
             _check_tokens(index, found)
             _check_places(index, payload, found)
             if deep:
-                _check_bytes(index, payload, found)
+                _check_bytes(index, payload, keys, found)
             _check_modes(root, found)
         except StoreFailed as error:  # so damaged that it cannot be looked at
             found.note(Damage.INDEX, error.message)
@@ -134,9 +137,12 @@ def _recount(index: Index, num: int) -> None:
 def _check_places(index: Index, payload: Payload, found: Findings) -> None:
     """Every row inside its file, no two at one place, no file without rows, no row without a file."""
     with index.read() as con:
-        rows = con.execute("SELECT key, file, offset, nbytes, n_tokens FROM chunks ORDER BY file, offset").fetchall()
-        found.places = [Place(*row[:4]) for row in rows]
-        found.n_tokens = {row[0]: row[4] for row in rows}
+        rows = con.execute(
+            "SELECT key, file, offset, nbytes, seal, n_tokens FROM chunks LEFT JOIN files ON files.id = file"
+            " ORDER BY file, offset"
+        ).fetchall()
+        found.places = [Place(*row[:5]) for row in rows]
+        found.n_tokens = {row[0]: row[5] for row in rows}
         named = {row[0] for row in con.execute("SELECT id FROM files")}
     sizes = payload.sizes()
     before: Place | None = None
@@ -161,8 +167,8 @@ def _forget_file(index: Index, payload: Payload, file: int) -> None:
     payload.unlink(file)
 
 
-def _check_bytes(index: Index, payload: Payload, found: Findings) -> None:
-    """Every chunk that has passed so far against its checksum."""
+def _check_bytes(index: Index, payload: Payload, keys: Keys, found: Findings) -> None:
+    """Every chunk that has passed so far against its checksum; and those whose key can be had must open."""
     bad = set(found.bad)
     with index.read() as con:
         sums = {row[0]: row[1] for row in con.execute("SELECT key, checksum FROM chunks")}
@@ -171,6 +177,8 @@ def _check_bytes(index: Index, payload: Payload, found: Findings) -> None:
             found.note_bad(Damage.UNREADABLE, f"{payload.path(place.file)} cannot be read there", place)
         elif checksum(view) != sums[place.key]:
             found.note_bad(Damage.FLIPPED, f"its bytes in {payload.path(place.file)} are not those written", place)
+        elif keys.usable(place) and keys.open(place, view) is None:
+            found.note_bad(Damage.FLIPPED, "it does not open with its context's key", place)
 
 
 def _check_modes(root: Path, found: Findings) -> None:

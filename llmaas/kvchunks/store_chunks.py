@@ -2,14 +2,15 @@
 
 Law: bytes first, then the index row; index row first, then the deletion. One thread at a time changes payload
 files (``_lock``, always taken before the index's lock); getting takes no lock. Token commits do not wait for
-payload writes. Chunk rows are committed without fsync: a lost row is a miss, and a miss is recomputed.
+payload writes. Chunk rows are committed without fsync: a lost row is a miss, and a miss is recomputed. With a master
+key, chunks are sealed before they are written and opened after they were read; only here, so the POOL is in clear.
 """
 
 from __future__ import annotations
 
 import logging
 import threading
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from itertools import islice
 from typing import Any
@@ -19,15 +20,19 @@ import xxhash
 from llmaas.errors import DiskFull, MachineError
 from llmaas.kvchunks.payload import Payload
 from llmaas.kvchunks.store_index import Index, Txn
+from llmaas.kvchunks.store_keys import Keys, plain_size, seal_all
 from llmaas.kvchunks.store_records import Place, StoredChunk
 from llmaas.records import ChunkKey, ChunkNotes, ChunkTolerance, ContextId, Precision
 
 log = logging.getLogger(__name__)
 
 Blob = bytes | bytearray | memoryview
+Deed = Callable[[Txn], None]
 
 _KEYS_PER_QUERY = 256
 _NOTES = ("k_bits", "v_bits", "k_change", "v_change", "density", "weight", "measured_at")
+_HANDED_AT_ONCE = 16
+_PLACES = "SELECT key, file, offset, nbytes, seal FROM chunks JOIN files ON files.id = file"
 _DEAD_ENOUGH = 1 << 20
 """Bytes: below this, a mostly dead file is not worth rewriting."""
 
@@ -35,9 +40,10 @@ _DEAD_ENOUGH = 1 << 20
 class Chunks:
     """The tables ``files`` and ``chunks`` and the payload files."""
 
-    def __init__(self, index: Index, payload: Payload) -> None:
+    def __init__(self, index: Index, payload: Payload, keys: Keys) -> None:
         self._index = index
         self._payload = payload
+        self._keys = keys
         self._lock = threading.Lock()
         self._next_file = self._first_free_file()
         self.damaged = 0
@@ -60,30 +66,54 @@ class Chunks:
         self, ctx: ContextId, items: Sequence[tuple[ChunkKey, int, Blob]], notes: Mapping[ChunkKey, ChunkNotes]
     ) -> int:
         with self._lock:
-            known = {place.key for place in self._find([key for key, _, _ in items])}
+            found = self._find([key for key, _, _ in items])
+            if locked := [place for place in found if not self._keys.usable(place)]:
+                self.drop(locked)
+            known = {place.key for place in found} - {place.key for place in locked}
             fresh = {key: (n_tokens, _view(data)) for key, n_tokens, data in items if key not in known}
             if not fresh:
                 return 0
-            file, end = self._tail(ctx)
-            views = [view for _, view in fresh.values()]
-            offset = self._payload.append(file, views, start=end)
-            try:
-                with self._index.write(durable=False) as txn:
-                    if not end:
-                        txn.con.execute("INSERT INTO files (id, context) VALUES (?, ?)", (file, ctx))
-                    _insert(txn, file, offset, fresh, notes)
-            except BaseException:
-                self._payload.cut(file, offset)
-                raise
-            return sum(map(len, views)) + txn.written
+            with self._appended(ctx, [(key, view) for key, (_, view) in fresh.items()]) as (txn, places, sums):
+                rows = [
+                    (p.file, p.offset, p.nbytes, fresh[p.key][0], c, p.key, *_columns(notes.get(p.key)))
+                    for p, c in zip(places, sums, strict=True)
+                ]
+                columns = f"file, offset, nbytes, n_tokens, checksum, key, {', '.join(_NOTES)}"
+                txn.con.executemany(f"INSERT INTO chunks ({columns}) VALUES ({', '.join('?' * len(rows[0]))})", rows)
+            return sum(place.nbytes for place in places) + txn.written
 
-    def _tail(self, ctx: ContextId) -> tuple[int, int]:
+    @contextmanager
+    def _appended(
+        self, ctx: ContextId, items: Sequence[tuple[ChunkKey, memoryview | bytes]]
+    ) -> Iterator[tuple[Txn, list[Place], list[bytes]]]:
+        """Write chunks to the tail of the context's files, sealed if they are to be, and let the block index them.
+
+        The block gets the transaction, where each chunk is now, and the checksum of what was written.
+        """
+        seal, sealer = self._keys.for_writing(ctx)
+        views = seal_all(sealer, items)
+        file, end = self._tail(ctx, seal)
+        offset = self._payload.append(file, views, start=end)
+        places, at = [], offset
+        for (key, _), view in zip(items, views, strict=True):
+            places.append(Place(key, file, at, len(view), seal))
+            at += len(view)
+        try:
+            with self._index.write(durable=False) as txn:
+                if not end:
+                    txn.con.execute("INSERT INTO files (id, context, seal) VALUES (?, ?, ?)", (file, ctx, seal))
+                yield txn, places, [checksum(view) for view in views]
+        except BaseException:
+            self._payload.cut(file, offset)
+            raise
+
+    def _tail(self, ctx: ContextId, seal: int | None) -> tuple[int, int]:
         """The file that the context's next chunks go to, and where the index says that it ends (0: a new file)."""
         with self._index.read() as con:
             row = con.execute(
                 "SELECT file, max(offset + nbytes) FROM chunks"
-                " WHERE file = (SELECT max(id) FROM files WHERE context = ?) GROUP BY file",
-                (ctx,),
+                " WHERE file = (SELECT max(id) FROM files WHERE context = ? AND seal IS ?) GROUP BY file",
+                (ctx, seal),
             ).fetchone()
         # A file that is gone or short gets no more bytes: rows that still name it would then find others' (or a hole).
         return (row[0], row[1]) if row and self._payload.size(row[0]) >= row[1] else (self._new_file(), 0)
@@ -101,18 +131,23 @@ class Chunks:
 
     # -- get
 
-    def get(self, keys: Sequence[ChunkKey]) -> list[memoryview | None]:
-        found: dict[ChunkKey, memoryview] = {}
+    def get(self, keys: Sequence[ChunkKey]) -> list[memoryview | bytes | None]:
+        found: dict[ChunkKey, memoryview | bytes] = {}
+        locked: set[Place] = set()
         missing = list(keys)
         while missing:
-            bad = []
-            for place, view in self._payload.read(self._find(missing)):
-                if view is None:
+            bad, again = [], []
+            for place, view in self._payload.read([p for p in self._find(missing) if p not in locked]):
+                opened = None if view is None else self._keys.open(place, view)
+                if opened is not None:
+                    found[place.key] = opened
+                elif self._keys.usable(place):
                     bad.append(place)
-                else:
-                    found[place.key] = view
+                else:  # its key is not to be had, or went when the chunk was handed over: look where it is now
+                    locked.add(place)
+                    again.append(place.key)
             # Bad, or moved by a compaction since we looked: the rows that still say so go, the others are tried again.
-            missing = [place.key for place in bad] if self._drop_bad(bad) else []
+            missing = again + ([place.key for place in bad] if self._drop_bad(bad) else [])
         return [found.get(key) for key in keys]
 
     def _drop_bad(self, places: Sequence[Place]) -> bool:
@@ -139,9 +174,16 @@ class Chunks:
         with self._index.write(durable=False) as txn:
             dropped = sum(_delete(txn, group) for group in by_file.values())
             emptied = [file for file in by_file if _delete_file_if_empty(txn, file)]
-        for file in emptied:
-            self._payload.unlink(file)
+            keys_gone = self._keys.sweep(txn) if emptied else 0
+        self._after(emptied, scrub=keys_gone > 0)
         return dropped
+
+    def _after(self, emptied: Sequence[int], *, scrub: bool = True) -> int:
+        """All rows of these files are deleted, and with ``scrub`` keys, too: finish that; bytes freed."""
+        if scrub:
+            self._keys.forget()
+            self._index.scrub()
+        return sum(map(self._payload.unlink, emptied))
 
     # -- discard
 
@@ -156,20 +198,67 @@ class Chunks:
                     for file, gone in by_file.items()
                 }
             emptied = [file for file in by_file if not left[file]]
-            freed = self._unindex(by_file, emptied)
-            freed += sum(map(self._payload.unlink, emptied))
+            freed, keys_gone = self._unindex(by_file, emptied)
+            freed += self._after(emptied, scrub=keys_gone > 0)
             return freed + sum(self._compact_if_worth(file) for file in by_file if left[file])
 
     def give_up(self, ctx: ContextId) -> None:
-        """Unlink the files of ``ctx`` on a disk so full that their rows cannot go first; those become misses."""
+        """Unlink the files of ``ctx`` on a disk so full that their rows cannot go first; those become misses.
+
+        The caller holds ``still``.
+        """
+        with self._index.read() as con:
+            files = con.execute("SELECT id FROM files WHERE context = ?", (ctx,)).fetchall()
+        for (file,) in files:
+            self._payload.unlink(file)
+
+    # -- whose key
+
+    def destroy(self, ctx: ContextId, heirs: Mapping[ChunkKey, ContextId], delete: Callable[[Deed], None]) -> None:
+        """Delete the context's rows by ``delete``, in one transaction with its data keys, after what others share has
+        gone to them; then what its keys sealed is gone for good.
+
+        Killed in between, the context is still there, and whole; killed afterwards, the next opening finishes it.
+        """
+        with self._lock:
+            self._hand_over(ctx, heirs)
+            files: list[int] = []
+            delete(lambda txn: files.extend(self._keys.destroy(txn, ctx)))
+            self._after(files)
+
+    def _hand_over(self, ctx: ContextId, heirs: Mapping[ChunkKey, ContextId]) -> None:
+        """Seal chunks anew, each under the key of its heir. What cannot be handed over is recomputed when needed."""
+        of_ctx = self._keys.of(ctx)
+        shared = [place for place in self._find(list(heirs)) if place.seal in of_ctx]
+        try:
+            for heir in {heirs[place.key] for place in shared}:
+                mine = [place for place in shared if heirs[place.key] == heir]
+                for i in range(0, len(mine), _HANDED_AT_ONCE):
+                    self._reseal(heir, mine[i : i + _HANDED_AT_ONCE])
+        except MachineError as error:
+            log.warning("chunks shared with a deleted context will be recomputed: %s", error)
+
+    def _reseal(self, heir: ContextId, old: Sequence[Place]) -> None:
+        read = [(p.key, self._keys.open(p, view)) for p, view in self._payload.read(old) if view is not None]
+        opened = [(key, view) for key, view in read if view is not None]
+        if opened:
+            with self._appended(heir, opened) as (txn, places, sums):
+                txn.con.executemany(
+                    "UPDATE chunks SET file = ?, offset = ?, checksum = ? WHERE key = ?",
+                    [(p.file, p.offset, c, p.key) for p, c in zip(places, sums, strict=True)],
+                )
+
+    def drop_plain(self) -> int:
+        """Forget all chunks that are in clear, and delete their files; how many chunks."""
         with self._lock:
             with self._index.read() as con:
-                files = con.execute("SELECT id FROM files WHERE context = ?", (ctx,)).fetchall()
-            for (file,) in files:
-                self._payload.unlink(file)
+                places = [Place(*row) for row in con.execute(f"{_PLACES} WHERE seal IS NULL")]
+            return self.drop(places)
 
-    def _unindex(self, by_file: dict[int, list[Place]], emptied: Sequence[int]) -> int:
-        """Commit the discard; bytes that had to be freed before it.
+    # -- the index
+
+    def _unindex(self, by_file: dict[int, list[Place]], emptied: Sequence[int]) -> tuple[int, int]:
+        """Commit the discard; bytes that had to be freed before it, and data keys that went with it.
 
         On a disk so full that not even the log can grow, the order is turned round, or nothing could ever be
         freed. A crash in between leaves rows without files, which are misses, and the next opening drops them.
@@ -181,12 +270,13 @@ class Chunks:
                     for places in by_file.values():
                         _delete(txn, places)
                     txn.con.executemany("DELETE FROM files WHERE id = ?", [(file,) for file in emptied])
-                return freed
+                    keys_gone = self._keys.sweep(txn) if emptied else 0
+                return freed, keys_gone
             except DiskFull:
                 if last_try or not emptied:
                     raise
                 freed = sum(map(self._payload.unlink, emptied))
-        return freed
+        return freed, 0
 
     def _compact_if_worth(self, file: int) -> int:
         """Rewrite a mostly dead file; bytes freed. There may be no room for the copy: then it stays as it is."""
@@ -203,15 +293,15 @@ class Chunks:
 
     def _compact(self, old: int) -> int:
         with self._index.read() as con:
-            context = con.execute("SELECT context FROM files WHERE id = ?", (old,)).fetchone()[0]
-            rows = con.execute("SELECT key, file, offset, nbytes FROM chunks WHERE file = ? ORDER BY offset", (old,))
+            context, seal = con.execute("SELECT context, seal FROM files WHERE id = ?", (old,)).fetchone()
+            rows = con.execute(f"{_PLACES} WHERE file = ? ORDER BY offset", (old,))
             places = [Place(*row) for row in rows]
         new = self._new_file()
         offsets = self._payload.copy(old, new, places)
         try:
             # Durable, because the old file goes for good.
             with self._index.write(durable=True) as txn:
-                txn.con.execute("INSERT INTO files (id, context) VALUES (?, ?)", (new, context))
+                txn.con.execute("INSERT INTO files (id, context, seal) VALUES (?, ?, ?)", (new, context, seal))
                 txn.con.executemany(
                     "UPDATE chunks SET file = ?, offset = ? WHERE file = ? AND offset = ?",
                     [(new, offset, old, place.offset) for offset, place in zip(offsets, places, strict=True)],
@@ -231,15 +321,23 @@ class Chunks:
         with self._index.read() as con:
             while batch := list(islice(todo, _KEYS_PER_QUERY)):
                 marks = ", ".join("?" * len(batch))
-                rows = con.execute(f"SELECT key, file, offset, nbytes FROM chunks WHERE key IN ({marks})", batch)
+                rows = con.execute(f"{_PLACES} WHERE key IN ({marks})", batch)
                 found += [Place(*row) for row in rows]
         return found
 
     def all(self) -> Iterator[StoredChunk]:
         # Fetched at once: an open cursor would keep the log from being emptied for as long as the caller likes.
         with self._index.read() as con:
-            rows = con.execute(f"SELECT key, n_tokens, nbytes, {', '.join(_NOTES)} FROM chunks").fetchall()
-        return (StoredChunk(ChunkKey(row[0]), row[1], row[2], _notes(*row[3:])) for row in rows)
+            rows = con.execute(
+                f"SELECT key, n_tokens, nbytes, seal, {', '.join(_NOTES)} FROM chunks JOIN files ON files.id = file"
+            ).fetchall()
+        shut = {seal for seal in {row[3] for row in rows} if seal is not None and self._keys.get(seal) is None}
+        self._keys.warn_of(sum(row[3] in shut for row in rows))
+        return (
+            StoredChunk(ChunkKey(key), n_tokens, plain_size(seal, nbytes), _notes(*notes))
+            for key, n_tokens, nbytes, seal, *notes in rows
+            if seal not in shut
+        )
 
 
 def checksum(view: memoryview) -> bytes:
@@ -251,21 +349,6 @@ def _view(data: Blob) -> memoryview:
     if not len(view):
         raise ValueError("a chunk has at least one byte")
     return view
-
-
-def _insert(
-    txn: Txn,
-    file: int,
-    offset: int,
-    fresh: dict[ChunkKey, tuple[int, memoryview]],
-    notes: Mapping[ChunkKey, ChunkNotes],
-) -> None:
-    rows = []
-    for key, (n_tokens, view) in fresh.items():
-        rows.append((file, offset, len(view), n_tokens, checksum(view), key, *_columns(notes.get(key))))
-        offset += len(view)
-    columns = f"file, offset, nbytes, n_tokens, checksum, key, {', '.join(_NOTES)}"
-    txn.con.executemany(f"INSERT INTO chunks ({columns}) VALUES ({', '.join('?' * len(rows[0]))})", rows)
 
 
 def _columns(notes: ChunkNotes | None) -> tuple[float | None, ...]:

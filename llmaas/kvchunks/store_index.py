@@ -52,6 +52,7 @@ class Index:
         self._idle_lock = threading.Lock()
         self._closed = False
         self._durable = True
+        self._scrub_due = False
         self.written = 0
         with failures(path):
             self._create_private()
@@ -63,6 +64,8 @@ class Index:
                 raise
             self._wal_size = files.path_size(self._wal)
         self._checkpoint_at = wal_limit
+        if self._wal_size:  # a killed process left it, and with it perhaps what a deletion should have scrubbed
+            self._checkpoint()
 
     def _create_private(self) -> None:
         """Make the file first, with its mode: SQLite gives its log the mode of the database."""
@@ -107,12 +110,21 @@ class Index:
             grown = 2 * max(size - self._wal_size, 0)
             self._wal_size = size
             self.written += grown
-            if size >= self._checkpoint_at:
+            if size >= self._checkpoint_at or self._scrub_due:
                 self._checkpoint()
         except OSError as error:  # what was committed must not look as if it had failed
             log.warning("%s cannot be measured: %s", self._wal, error)
             return 0
         return grown
+
+    def scrub(self) -> None:
+        """Let nothing that was deleted stay readable: its pages in the database are overwritten by what the log has,
+        and the log is emptied. If that cannot be now, it is tried again after each commit, and at the next opening.
+        """
+        with self._lock, failures(self.path):
+            if not self._closed:  # closing empties the log, too
+                self._scrub_due = True
+                self._checkpoint()
 
     def _checkpoint(self) -> None:
         try:
@@ -122,6 +134,7 @@ class Index:
         self._wal_size = self._files.path_size(self._wal)
         # If a foreign reader kept the log from being emptied, do not wait for it on every commit.
         self._checkpoint_at = self._wal_size + self._wal_limit
+        self._scrub_due = self._scrub_due and self._wal_size > 0
 
     @contextmanager
     def read(self) -> Iterator[sqlite3.Connection]:

@@ -45,12 +45,16 @@ class Span:
 
 @dataclass(frozen=True, slots=True)
 class Place:
-    """Where a chunk's bytes are: ``nbytes`` from ``offset`` on in payload file ``file``."""
+    """Where a chunk's bytes are: ``nbytes`` from ``offset`` on in payload file ``file``.
+
+    ``seal``: the number of the data key that they are sealed under; None, they are in clear.
+    """
 
     key: ChunkKey
     file: int
     offset: int
     nbytes: int
+    seal: int | None = None
 
     @property
     def end(self) -> int:
@@ -109,6 +113,21 @@ class Problem:
     kind: Damage
     text: str
     n_tokens: int = 0
+
+
+@dataclass(frozen=True, slots=True)
+class Sealing:
+    """How the chunks on disk are sealed."""
+
+    ciphers: tuple[str, ...]
+    keys: int
+    """Data keys, one for each context that has sealed chunks (more if the master key was changed),"""
+    keys_that_fit: int
+    """and those of them that the master key opens."""
+    plain: int = 0
+    """Chunks in clear."""
+    locked: int = 0
+    """Chunks under a key that does not open."""
 
 
 @dataclass(frozen=True, slots=True)

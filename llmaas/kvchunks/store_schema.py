@@ -61,13 +61,28 @@ _V2 = tuple(
     )
 )
 
-MIGRATIONS: tuple[tuple[str, ...], ...] = (_V1, _V2)
+# What chunks are sealed under: a file whose ``seal`` is NULL is in clear.
+_V3 = (
+    # AUTOINCREMENT: a number never comes back, so what is known of a key cannot be mistaken for another's.
+    """CREATE TABLE keys (
+        id INTEGER PRIMARY KEY AUTOINCREMENT,
+        context TEXT NOT NULL,
+        cipher TEXT NOT NULL,
+        wrapped BLOB NOT NULL CHECK (length(wrapped) = 60))""",
+    "CREATE INDEX keys_of_context ON keys (context)",
+    "ALTER TABLE files ADD COLUMN seal INTEGER REFERENCES keys (id)",
+    "CREATE INDEX files_of_seal ON files (seal)",
+)
+
+MIGRATIONS: tuple[tuple[str, ...], ...] = (_V1, _V2, _V3)
 VERSION = len(MIGRATIONS)
 
 
 def prepare_writer(con: sqlite3.Connection, path: Path) -> None:
     """Set the writer's pragmas and bring the schema up to ``VERSION``. StoreFailed if it cannot be done."""
     con.execute("PRAGMA foreign_keys = ON")
+    # What is deleted is overwritten: text and tokens, and the data keys of deleted contexts.
+    con.execute("PRAGMA secure_delete = ON")
     # The writer checkpoints by itself (see Index): its growth can then be measured, and a checkpoint
     # that finds no room cannot fail a commit.
     con.execute("PRAGMA wal_autocheckpoint = 0")

@@ -9,10 +9,10 @@ from __future__ import annotations
 import sqlite3
 import sys
 from array import array
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 
 from llmaas.errors import BadRequest, ContextExists, StoreFailed, UnknownContext
-from llmaas.kvchunks.store_index import Index
+from llmaas.kvchunks.store_index import Index, Txn
 from llmaas.kvchunks.store_records import ContextRow, Span
 from llmaas.records import AppId, ContextId
 
@@ -64,10 +64,12 @@ class Tokens:
             # Read before the commit: a caller who learns of a failure must find everything as it was.
             return _spans(txn.con, num)
 
-    def delete(self, ctx: ContextId) -> None:
+    def delete(self, ctx: ContextId, also: Callable[[Txn], None]) -> None:
+        """``also``: what else goes in the same transaction."""
         with self._index.write(durable=True) as txn:
             num, _ = _find(txn.con, ctx)
             txn.con.execute("DELETE FROM contexts WHERE num = ?", (num,))  # its spans follow
+            also(txn)
 
     def contexts(self) -> list[ContextRow]:
         with self._index.read() as con:

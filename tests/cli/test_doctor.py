@@ -12,7 +12,7 @@ import pytest
 
 from llmaas.cli import doctor_checks as doctor
 from llmaas.config import Config, load
-from llmaas.kvchunks.store import ContextRow, Span, Store
+from llmaas.kvchunks.store import ContextRow, MasterKey, Span, Store
 from llmaas.records import AppId, ChunkKey, ContextId, Geometry, ModelInfo
 
 INFO = ModelInfo("m", "f", "v", Geometry(30, 192, 192, 64, 64), 8192, 49152, 92 << 20)
@@ -26,6 +26,10 @@ def config(tmp_path: Path) -> Config:
 
 def levels(findings: list[doctor.Finding]) -> list[str]:
     return [finding.level for finding in findings]
+
+
+def store_lines(findings: Iterable[doctor.Finding]) -> list[doctor.Finding]:
+    return [finding for finding in findings if finding.about == "store"]
 
 
 def test_strange_variables_are_a_warning(config: Config, tmp_path: Path) -> None:
@@ -87,22 +91,39 @@ def test_a_data_directory_open_to_others_is_a_warning(tmp_path: Path) -> None:
 
 
 def test_a_store_that_is_not_there_is_not_made(config: Config) -> None:
-    (finding,) = doctor.check_store(config, deep=True, repair=True)
+    (finding,) = doctor.check_store(config, {}, deep=True, repair=True)
     assert finding.level == "ok"
     assert not config.data_dir.exists()
 
 
 def test_a_sound_store_is_ok_and_what_is_wrong_with_one_is_found_and_repaired(config: Config) -> None:
     Store(config.data_dir).close()
-    assert levels(list(doctor.check_store(config, deep=True, repair=False))) == ["ok"]
+    assert levels(list(doctor.check_store(config, {}, deep=True, repair=False))) == ["ok", "ok"]
     (config.data_dir / "index.sqlite").chmod(0o644)
-    found = list(doctor.check_store(config, deep=True, repair=False))
+    found = store_lines(doctor.check_store(config, {}, deep=True, repair=False))
     assert levels(found) == ["fail"]
     assert "--repair" in found[0].hint
-    repaired = list(doctor.check_store(config, deep=True, repair=True))
+    repaired = store_lines(doctor.check_store(config, {}, deep=True, repair=True))
     assert levels(repaired) == ["warn", "ok"]
     assert repaired[0].text == f"{found[0].text}; closed to others"
-    assert levels(list(doctor.check_store(config, deep=True, repair=False))) == ["ok"]
+    assert levels(store_lines(doctor.check_store(config, {}, deep=True, repair=False))) == ["ok"]
+
+
+def test_the_doctor_tells_the_cipher_the_masters_place_and_whether_it_fits(config: Config) -> None:
+    key, other = {"LLMAAS_MASTER_KEY": "0" * 64}, {"LLMAAS_MASTER_KEY": "1" * 64}
+    with Store(config.data_dir, master=MasterKey(bytes(32))) as store:
+        store.put(ContextId("a"), [(ChunkKey(bytes(16)), 64, b"chunk")])
+
+    def ciphers(config: Config, environ: dict[str, str]) -> list[doctor.Finding]:
+        return [f for f in doctor.check_store(config, environ, deep=True, repair=True) if f.about == "cipher"]
+
+    (fits,) = ciphers(config, key)
+    assert fits.level == "ok" and "variable LLMAAS_MASTER_KEY; it opens 1 of the 1 keys" in fits.text
+    told, locked = ciphers(config, other)
+    assert "it opens 0 of the 1 keys" in told.text
+    assert locked.level == "warn" and "1 chunks cannot be opened" in locked.text
+    assert levels(ciphers(replace(config, encrypt=False), key)) == ["warn", "warn"]
+    assert len(ciphers(config, key)) == 1, "a repair under a wrong key dropped nothing"
 
 
 def chunk(i: int) -> tuple[ChunkKey, int, bytes]:
@@ -146,12 +167,12 @@ def test_repair_says_what_was_found_what_was_done_and_what_it_means(config: Conf
     con.commit()
     con.close()
 
-    found = texts(doctor.check_store(config, deep=True, repair=False))
+    found = texts(doctor.check_store(config, {}, deep=True, repair=False))
     assert "chunks whose bytes are not those written: 3 (chunk 0000" in found
     assert "3 chunks to be dropped; their contexts will recompute about 192 tokens" in found
     assert "dropped;" not in found.replace("to be dropped;", "")
 
-    done = list(doctor.check_store(config, deep=True, repair=True))
+    done = store_lines(doctor.check_store(config, {}, deep=True, repair=True))
     assert levels(done) == ["warn"] * 4 + ["ok"]
     told = texts(done)
     assert "not those written: 3 (chunk 0000" in told and "; dropped" in told
@@ -165,7 +186,7 @@ def test_repair_says_what_was_found_what_was_done_and_what_it_means(config: Conf
 
 def test_what_an_opening_drops_is_told(config: Config, stored: Path) -> None:
     (stored / "payload" / "00000002.kv").unlink()
-    findings = list(doctor.check_store(config, deep=False, repair=False))
+    findings = store_lines(doctor.check_store(config, {}, deep=False, repair=False))
     assert levels(findings) == ["warn", "ok"]
     assert "cut short: 4; dropped" in findings[0].text
     assert findings[1].text.startswith("200 contexts, 4 chunks")
@@ -175,9 +196,9 @@ def test_a_damaged_index_gives_back_its_conversations_and_names_those_with_a_hol
     with (stored / "index.sqlite").open("r+b") as file:
         file.seek(60 * 4096)
         file.write(bytes(range(256)) * 16)
-    (failed,) = doctor.check_store(config, deep=False, repair=False)
+    (failed,) = store_lines(doctor.check_store(config, {}, deep=False, repair=False))
     assert failed.level == "fail" and "--repair" in failed.hint
-    done = list(doctor.check_store(config, deep=False, repair=True))
+    done = store_lines(doctor.check_store(config, {}, deep=False, repair=True))
     assert done[0].text.startswith("the index was damaged: moved to")
     assert "200 conversations taken from it into a new one" in done[0].text
     holes = [finding.text for finding in done if "had a hole" in finding.text]
@@ -197,7 +218,7 @@ def test_a_store_that_another_process_has_open_fails_if_no_daemon_answers(config
         with socket.socket(socket.AF_UNIX) as listener:
             listener.bind(str(config.socket))
             listener.listen()
-            (finding,) = doctor.check_store(config, deep=False, repair=False)
+            (finding,) = doctor.check_store(config, {}, deep=False, repair=False)
             assert (finding.level, finding.text.startswith("not checked")) == ("ok", True)
 
 

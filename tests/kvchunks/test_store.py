@@ -24,7 +24,8 @@ from hypothesis import settings
 from hypothesis.stateful import Bundle, RuleBasedStateMachine, consumes, invariant, rule
 
 from llmaas.errors import BadRequest, ContextExists, StoreFailed, UnknownContext
-from llmaas.kvchunks.store import ContextRow, Span, Store
+from llmaas.kvchunks.cipher import OVERHEAD
+from llmaas.kvchunks.store import ContextRow, MasterKey, Span, Store
 from llmaas.records import AppId, ChunkKey, ChunkNotes, ChunkTolerance, ContextId, Precision
 
 NOISE = random.Random(1).randbytes(700_000)
@@ -75,11 +76,12 @@ class StoreIsADict(RuleBasedStateMachine):
     """Every call does to the store what it does to two dicts."""
 
     alive = Bundle("alive")
+    master: MasterKey | None = None
 
     def __init__(self) -> None:
         super().__init__()
         self.root = Path(tempfile.mkdtemp(prefix="llmaas-store-"))
-        self.store = Store(self.root, wal_limit=64 * 1024)
+        self.store = Store(self.root, master=self.master, wal_limit=64 * 1024)
         self.contexts: dict[ContextId, tuple[ContextRow, list[Span]]] = {}
         self.chunks: dict[ChunkKey, tuple[int, bytes]] = {}
         self.n_made = 0
@@ -156,7 +158,7 @@ class StoreIsADict(RuleBasedStateMachine):
     @rule()
     def reopen(self) -> None:
         self.store.close()
-        self.store = Store(self.root, wal_limit=64 * 1024)
+        self.store = Store(self.root, master=self.master, wal_limit=64 * 1024)
 
     @invariant()
     def chunks_agree(self) -> None:
@@ -164,7 +166,8 @@ class StoreIsADict(RuleBasedStateMachine):
             k: (n, len(blob)) for k, (n, blob) in self.chunks.items()
         }
         stats = self.store.stats()
-        assert stats.live_bytes == sum(len(blob) for _, blob in self.chunks.values())
+        overhead = OVERHEAD * len(self.chunks) if self.master else 0
+        assert stats.live_bytes == sum(len(blob) for _, blob in self.chunks.values()) + overhead
         assert stats.dead_bytes <= stats.live_bytes + (1 << 20) * len(payload_files(self.root))
 
     @invariant()
@@ -189,6 +192,14 @@ class StoreIsADict(RuleBasedStateMachine):
 
 StoreIsADict.TestCase.settings = settings(max_examples=60, stateful_step_count=30, deadline=None)
 test_the_store_does_what_two_dicts_do = StoreIsADict.TestCase
+
+
+class SealedStoreIsADict(StoreIsADict):
+    master = MasterKey(bytes(32))
+
+
+SealedStoreIsADict.TestCase.settings = settings(max_examples=40, stateful_step_count=30, deadline=None)
+test_a_sealed_store_does_what_two_dicts_do = SealedStoreIsADict.TestCase
 
 
 # -- contexts
@@ -577,6 +588,9 @@ def test_an_index_of_the_first_version_is_taken_over_with_its_chunks(root: Path)
     with closing(sqlite3.connect(root / "index.sqlite")) as con, con:
         for column in ("k_bits", "v_bits", "k_change", "v_change", "density", "weight", "measured_at"):
             con.execute(f"ALTER TABLE chunks DROP COLUMN {column}")
+        con.execute("DROP INDEX files_of_seal")
+        con.execute("ALTER TABLE files DROP COLUMN seal")
+        con.execute("DROP TABLE keys")
         con.execute("PRAGMA user_version = 1")
     with Store(root) as store:
         assert list(store.chunks()) == [(key(1), 64, 4, None)]

@@ -18,7 +18,7 @@ import xxhash
 
 from llmaas.errors import DiskFull, Fault, MachineError, StoreFailed
 from llmaas.kvchunks import store_salvage
-from llmaas.kvchunks.store import ContextRow, Files, Span, Store
+from llmaas.kvchunks.store import ContextRow, Files, MasterKey, Span, Store
 from llmaas.records import AppId, ChunkKey, ContextId
 
 NOISE = random.Random(2).randbytes(500_000)
@@ -177,9 +177,10 @@ def until_it_works(call: Callable[[], Any], after_a_fault: Callable[[], None], w
     return call()
 
 
+@pytest.mark.parametrize("master", [None, MasterKey(bytes(32))], ids=["clear", "sealed"])
 @pytest.mark.parametrize(("code", "wanted"), [(errno.ENOSPC, DiskFull), (errno.EIO, StoreFailed)])
 def test_a_fault_at_any_write_site_loses_nothing_and_the_call_can_be_repeated(
-    code: int, wanted: type[MachineError], memory: Path, contents: list[object]
+    code: int, wanted: type[MachineError], master: MasterKey | None, memory: Path, contents: list[object]
 ) -> None:
     n = 0
     fired = True
@@ -187,7 +188,8 @@ def test_a_fault_at_any_write_site_loses_nothing_and_the_call_can_be_repeated(
         n += 1
         trouble = Trouble(code, n)
         root = memory / str(n)
-        store = until_it_works(lambda: Store(root, files=TroubledFiles(trouble), wal_limit=20_000), bool, wanted)  # noqa: B023
+        files = TroubledFiles(trouble)
+        store = until_it_works(lambda: Store(root, master=master, files=files, wal_limit=20_000), bool, wanted)  # noqa: B023
         with store:
             for i, step in enumerate(STEPS):
                 size = store.stats().file_bytes
@@ -200,7 +202,7 @@ def test_a_fault_at_any_write_site_loses_nothing_and_the_call_can_be_repeated(
                 assert content(store) == contents[i + 1]
             fired = trouble.fired
             assert store.stats().damaged == 0
-        with Store(root) as store:
+        with Store(root, master=master) as store:
             assert content(store) == contents[-1]
             assert store.check().problems == ()
     assert n > 50  # the sites of every step were reached

@@ -28,12 +28,13 @@ from llmaas.api import unix
 from llmaas.engine.fake import FakeEngine
 from llmaas.engine.thread import EngineThread
 from llmaas.kvchunks.codec import Codec
-from llmaas.kvchunks.store import Files, Store
+from llmaas.kvchunks.store import Files, MasterKey, Store
 from llmaas.kvchunks.tolerance import Scorer
 from llmaas.records import Geometry, Precision, Queries
 from llmaas.service import Service, ServiceSettings
 
 CELLS = 1024
+MASTER = MasterKey(bytes(32))
 END_RATE = 0.01
 GEOMETRY = Geometry(n_layer=4, k_dim=256, v_dim=256, head_dim_k=64, head_dim_v=64)
 """Wide enough that a dozen dead chunks make a payload file worth rewriting."""
@@ -129,9 +130,9 @@ async def serve(args: argparse.Namespace) -> None:
     asyncio.get_running_loop().add_signal_handler(signal.SIGTERM, stop.set)
     files = DeadlyFiles(Death(args.die_at, args.die_after)) if args.die_at else Files()
     bits = float(args.bits) if "." in args.bits else Precision(int(args.bits), int(args.bits))
-    with Store(args.data_dir, files=files, wal_limit=64 * 1024) as store:
+    with Store(args.data_dir, master=MASTER, files=files, wal_limit=64 * 1024) as store:
         engine = EngineThread(lambda: Asking(CELLS, 8, geometry=GEOMETRY, end_rate=END_RATE))
-        settings = ServiceSettings(pool_bytes=4 << 20, bits=bits, prefill_slice=64)
+        settings = ServiceSettings(pool_bytes=4 << 20, bits=bits, prefill_slice=64, split="load_first")
         service = Service(engine, store, settings)
         await service.start()
         async with await unix.serve(service, args.socket):

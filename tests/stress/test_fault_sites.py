@@ -97,7 +97,7 @@ def run(root: Path, trouble: Trouble, wanted: type[MachineError]) -> list[object
     async def whole() -> list[object]:
         thread = EngineThread(lambda: FakeEngine(700, 4, geometry=WIDE))
         store = opened(root, trouble)
-        settings = ServiceSettings(pool_bytes=2 << 20, bits=Precision(16, 16))
+        settings = ServiceSettings(pool_bytes=2 << 20, bits=Precision(16, 16), split="load_first")
         service = Service(thread, store, settings)
         try:
             await service.start()

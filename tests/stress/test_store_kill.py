@@ -20,7 +20,7 @@ from typing import Any
 
 import pytest
 
-from llmaas.kvchunks.store import ContextRow, Span, Store
+from llmaas.kvchunks.store import ContextRow, MasterKey, Span, Store
 from llmaas.records import AppId, ChunkKey, ContextId
 
 WORKERS = 2
@@ -128,7 +128,7 @@ class Worker:
 
 
 def victim(root: Path, seed: int) -> None:
-    store = Store(root, wal_limit=WAL_LIMIT)
+    store = Store(root, master=MasterKey(bytes(32)), wal_limit=WAL_LIMIT)
     workers = [Worker(n, store, seed * WORKERS + n) for n in range(WORKERS)]
     for thread in [threading.Thread(target=w.run) for w in workers]:
         thread.start()
@@ -197,7 +197,7 @@ def kill_again_and_again(root: Path, kills: int, seed: int) -> None:
     acknowledged = interrupted = 0
     for n in range(kills):
         reports = run_and_kill(root, seed=seed * 1000 + n, delay=rng.uniform(0.0, 0.4))
-        with Store(root, wal_limit=WAL_LIMIT) as store:
+        with Store(root, master=MasterKey(bytes(32)), wal_limit=WAL_LIMIT) as store:
             for worker, said in enumerate(reports):
                 for op, _ in zip(said[::2], said[1::2], strict=False):
                     models[worker] = models[worker].apply(op)
