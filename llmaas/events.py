@@ -45,9 +45,10 @@ class ContextChanged:
 
 @dataclass(frozen=True, slots=True)
 class ContextClosed:
-    """A context was deleted."""
+    """A context was deleted. ``gone``: chunks whose copies on DISK went with it, whoever else contains them."""
 
     context: ContextId
+    gone: tuple[ChunkKey, ...] = ()
 
 
 @dataclass(frozen=True, slots=True)

@@ -191,6 +191,7 @@ class Planner:
         self._cells.trim(context, 0, self._out)
         context.n_kv = 0
         self._swap.own(context, 0, (), self._out)
+        self._swap.lost(event.gone, self._out)
 
     def _found(self, event: ChunksFound, now: float) -> None:
         stored = {key: (nbytes, notes) for key, nbytes, notes in event.chunks}

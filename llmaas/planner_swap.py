@@ -27,7 +27,7 @@ from llmaas.events import (
 from llmaas.kvchunks.codec import Codec, sinks_at
 from llmaas.kvchunks.kernels import NUMPY
 from llmaas.kvchunks.ledger import Copy, Ledger
-from llmaas.planner_bits import BitBooks
+from llmaas.planner_bits import NOBODY, BitBooks
 from llmaas.planner_state import Context, PlannerSettings, Tally
 from llmaas.policies.eviction import EvictionPolicy
 from llmaas.records import CHUNK_TOKENS, ChunkKey, ChunkNotes, ContextId, Tier
@@ -114,6 +114,15 @@ class SwapBooks:
         self.ledger.found_on_disk(key, nbytes)
         if notes is not None:
             self._bits.found(context, key, notes, nbytes)
+
+    def lost(self, keys: tuple[ChunkKey, ...], out: list[Action]) -> None:
+        """The store has let go of these chunks' copies."""
+        for key in keys:
+            if key in self.ledger and self.ledger.chunk(key).disk is Copy.PRESENT:
+                self.ledger.drop_disk(key)
+                self._unwritten.append((NOBODY, key))
+                self._forget_if_lost(key)
+        self.sweep(list(keys), out)
 
     # -- whose chunks they are
 

@@ -191,10 +191,12 @@ class Service:
         async with live.lock:
             refuse_if_deleted(live)
             # Not on the thread of rows: what forks share is sealed anew meanwhile, and turns must not wait for that.
-            await asyncio.to_thread(self._store.delete_context, live.id, self._directory.heirs(live))
+            sealed = await asyncio.to_thread(self._store.sealed_for, live.id)
+            heirs = self._directory.heirs(live, sealed)
+            gone = await asyncio.to_thread(self._store.delete_context, live.id, heirs)
             live.deleted = True
             self._directory.remove(live)
-            self._dispatch(ContextClosed(live.id))
+            self._dispatch(ContextClosed(live.id, tuple(gone)))
 
     def contexts(self, app: AppId | None) -> list[ContextInfo]:
         """An app's contexts, or everyone's; most recently used first."""

@@ -11,6 +11,7 @@ import math
 import secrets
 from array import array
 from collections.abc import Container, Iterator, Sequence
+from collections.abc import Set as AbstractSet
 from dataclasses import dataclass, field
 
 from llmaas.errors import UnknownContext
@@ -124,12 +125,12 @@ class Directory:
         del self._by_id[live.id]
         del self._by_name[live.row.app, live.row.name]
 
-    def heirs(self, live: LiveContext) -> dict[ChunkKey, ContextId]:
-        """For each chunk of ``live`` that other contexts have too, one of those."""
-        mine, found = set(live.keys), dict[ChunkKey, ContextId]()
+    def heirs(self, live: LiveContext, keys: AbstractSet[ChunkKey]) -> dict[ChunkKey, ContextId]:
+        """For each of ``keys`` that other contexts of the app have, one of those."""
+        found = dict[ChunkKey, ContextId]()
         for other in self._by_id.values():
             if other is not live and other.row.app == live.row.app:
-                found.update((key, other.id) for key in other.keys if key in mine)
+                found.update((key, other.id) for key in other.keys if key in keys)
         return found
 
     def by_id(self, context: ContextId) -> LiveContext:

@@ -394,3 +394,26 @@ def test_contexts_are_listed_by_use_whatever_the_wall_clock_does(tmp_path: Path)
             assert [info.name for info in h.service.contexts(APP)] == ["d", "b", "a", "c"]
 
     asyncio.run(run())
+
+
+def test_what_a_fork_needs_outlives_a_context_that_was_cut_before_it_was_deleted(tmp_path: Path) -> None:
+    """The chunks are sealed under the key of the first, which no longer contains them when its key is destroyed."""
+
+    async def main() -> None:
+        async with house(tmp_path, engine={"n_cells": 700}) as h:
+            await h.service.create(APP, name="first", system=None)
+            await h.say("first", "word " * 60)
+            await h.service.rest()
+            await h.service.fork(APP, "first", name="fork")
+            await h.service.truncate(APP, "first", n_tokens=0, n_messages=None)
+            await h.service.delete(APP, "first")
+            h.service.set_pool_bytes(0)
+            h.service.set_pool_bytes(1 << 20)
+            await h.service.create(APP, name="other", system=None)
+            await h.say("other", "x" * 600)
+            _, done = await h.say("fork", "on")
+            assert done.switch.disk > 200
+            counts = h.service.stats()["counts"]
+            assert isinstance(counts, dict) and counts["chunks_damaged"] == 0
+
+    asyncio.run(main())

@@ -150,12 +150,16 @@ class Store:
         """Create ``row`` with a copy of ``src``'s spans. Raises UnknownContext, ContextExists."""
         self._tokens.fork(src, row)
 
-    def delete_context(self, ctx: ContextId, heirs: Mapping[ChunkKey, ContextId] | None = None) -> None:
+    def sealed_for(self, ctx: ContextId) -> set[ChunkKey]:
+        """Chunks that are sealed under the context's key, be they still its own or others'."""
+        return self._chunks.sealed_for(ctx)
+
+    def delete_context(self, ctx: ContextId, heirs: Mapping[ChunkKey, ContextId] | None = None) -> list[ChunkKey]:
         """Forget the tokens, and the context's data key: what it sealed cannot be opened any more.
 
         ``heirs`` names, for each chunk that other contexts need too, one of them: such chunks are sealed anew under its
-        key. The other sealed ones go. Chunks in clear stay: discard those that nobody needs. May take as long as
-        it takes to read and write what is shared. Raises UnknownContext.
+        key. The other sealed ones go: these are returned. Chunks in clear stay: discard those that nobody needs. May
+        take as long as it takes to read and write what is shared. Raises UnknownContext.
         """
 
         def delete(also: Deed) -> None:
@@ -165,7 +169,7 @@ class Store:
                 self._chunks.give_up(ctx)
                 self._tokens.delete(ctx, also)
 
-        self._chunks.destroy(ctx, heirs or {}, delete)
+        return self._chunks.destroy(ctx, heirs or {}, delete)
 
     # -- chunks
 

@@ -20,7 +20,7 @@ import xxhash
 from llmaas.errors import DiskFull, MachineError
 from llmaas.kvchunks.payload import Payload
 from llmaas.kvchunks.store_index import Index, Txn
-from llmaas.kvchunks.store_keys import Keys, plain_size, seal_all
+from llmaas.kvchunks.store_keys import SEALED_FOR, Keys, plain_size, seal_all
 from llmaas.kvchunks.store_records import Place, StoredChunk
 from llmaas.records import ChunkKey, ChunkNotes, ChunkTolerance, ContextId, Precision
 
@@ -214,7 +214,13 @@ class Chunks:
 
     # -- whose key
 
-    def destroy(self, ctx: ContextId, heirs: Mapping[ChunkKey, ContextId], delete: Callable[[Deed], None]) -> None:
+    def sealed_for(self, ctx: ContextId) -> set[ChunkKey]:
+        with self._index.read() as con:
+            return {ChunkKey(row[0]) for row in con.execute(f"SELECT key FROM chunks WHERE {SEALED_FOR}", (ctx,))}
+
+    def destroy(
+        self, ctx: ContextId, heirs: Mapping[ChunkKey, ContextId], delete: Callable[[Deed], None]
+    ) -> list[ChunkKey]:
         """Delete the context's rows by ``delete``, in one transaction with its data keys, after what others share has
         gone to them; then what its keys sealed is gone for good.
 
@@ -222,9 +228,11 @@ class Chunks:
         """
         with self._lock:
             self._hand_over(ctx, heirs)
+            gone = list(self.sealed_for(ctx))
             files: list[int] = []
             delete(lambda txn: files.extend(self._keys.destroy(txn, ctx)))
             self._after(files)
+            return gone
 
     def _hand_over(self, ctx: ContextId, heirs: Mapping[ChunkKey, ContextId]) -> None:
         """Seal chunks anew, each under the key of its heir. What cannot be handed over is recomputed when needed."""

@@ -24,6 +24,8 @@ _IDLE = (
     " AND NOT EXISTS (SELECT 1 FROM files WHERE files.seal = keys.id)"
 )
 _OF_CONTEXT = "(SELECT id FROM keys WHERE context = ?)"
+SEALED_FOR = f"file IN (SELECT id FROM files WHERE seal IN {_OF_CONTEXT})"
+"""Condition on rows of ``chunks``: sealed under a key of one context."""
 
 
 class Keys:
@@ -108,7 +110,7 @@ class Keys:
         """
         con, of = txn.con, (ctx,)
         files = [row[0] for row in con.execute(f"SELECT id FROM files WHERE seal IN {_OF_CONTEXT}", of)]
-        con.execute(f"DELETE FROM chunks WHERE file IN (SELECT id FROM files WHERE seal IN {_OF_CONTEXT})", of)
+        con.execute(f"DELETE FROM chunks WHERE {SEALED_FOR}", of)
         con.execute(f"DELETE FROM files WHERE seal IN {_OF_CONTEXT}", of)
         con.execute("DELETE FROM keys WHERE context = ?", of)
         return files
