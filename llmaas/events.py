@@ -136,10 +136,11 @@ class Saved:
 
 @dataclass(frozen=True, slots=True)
 class Written:
-    """A write ended: bytes on DISK per chunk, 0 where it failed (disk full, I/O error)."""
+    """A write ended: bytes on DISK per chunk, 0 where it failed (I/O error, or ``full``: the disk has no room)."""
 
     write: int
     nbytes: tuple[int, ...]
+    full: bool = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -160,7 +161,10 @@ class Lowered:
 
 @dataclass(frozen=True, slots=True)
 class BudgetChanged:
-    pool_bytes: int
+    """What POOL or DISK may hold from now on; None leaves it as it is."""
+
+    pool_bytes: int | None = None
+    disk_bytes: int | None = None
 
 
 Event = (

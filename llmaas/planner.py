@@ -125,6 +125,10 @@ class Planner:
         return self._swap.ledger.disk_used
 
     @property
+    def disk_quota(self) -> int:
+        return self._swap.disk.quota
+
+    @property
     def cells_used(self) -> int:
         return sum(c.cells for c in self._contexts.values() if c.seq is not None)
 
@@ -142,7 +146,7 @@ class Planner:
 
     def check(self) -> list[str]:
         """Problems found; empty when the books balance."""
-        problems = self._swap.check()
+        problems = self._swap.check() + self._swap.disk.check(list(self._contexts.values()))
         refs: dict[ChunkKey, int] = {}
         for context in self._contexts.values():
             for key in context.keys:
@@ -165,7 +169,7 @@ class Planner:
     # -- contexts
 
     def _opened(self, event: ContextOpened, now: float) -> None:
-        context = Context(event.context, event.app, [], event.n_kv, used=now - event.idle)
+        context = Context(event.context, event.app, [], event.n_kv, idle_since=now - event.idle)
         self._contexts[event.context] = context
         self._swap.own(context, 0, event.keys, self._out)
 
@@ -203,7 +207,10 @@ class Planner:
             self._out.append(DropDisk(tuple(stored)))
 
     def _budget(self, event: BudgetChanged, now: float) -> None:
-        self._swap.set_pool_budget(event.pool_bytes, self._out)
+        if event.pool_bytes is not None:
+            self._swap.set_pool_budget(event.pool_bytes, self._out)
+        if event.disk_bytes is not None:
+            self._swap.set_disk_quota(event.disk_bytes, self._out)
 
     # -- admission
 
@@ -211,6 +218,7 @@ class Planner:
         context = self._contexts[event.context]
         if event.n_total > self.settings.ctx_limit:
             raise PolicyBug(f"{event.n_total} tokens can never be in {self.settings.ctx_limit} cells")
+        self._swap.disk.use(context)
         reserve = min(event.n_total + event.max_new, self.settings.ctx_limit)
         job = Job(event.request, context, event.n_total, event.max_new, reserve)
         self._jobs[event.request] = job
@@ -314,4 +322,4 @@ class Planner:
         self._swap.lowered(event, now, self._out)
 
     def _written(self, event: Written, now: float) -> None:
-        self._swap.written(event.write, event.nbytes, self._out)
+        self._swap.written(event, self._out)

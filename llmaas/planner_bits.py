@@ -114,7 +114,7 @@ class BitBooks:
         entry = self._entries[key] = _Entry(tolerance=notes.tolerance, noted=notes.tolerance)
         if notes.tolerance is not None:
             self._book.learn(notes.tolerance)
-        self._keep(key, entry, context.id, notes.precision, nbytes, context.used)
+        self._keep(key, entry, context.id, notes.precision, nbytes, context.idle_since)
 
     def stored(self, owner: ContextId, target: ChunkTarget, nbytes: int, now: float) -> None:
         """A chunk was coded."""

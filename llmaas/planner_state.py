@@ -14,7 +14,7 @@ from llmaas.errors import PolicyBug
 from llmaas.events import Action, DropCells
 from llmaas.policies.precision import SPENDING
 from llmaas.policies.split import SPLIT
-from llmaas.records import CHUNK_TOKENS, AppId, ChunkKey, ContextId, Geometry, Precision, RequestId
+from llmaas.records import AppId, CHUNK_TOKENS, ChunkKey, ContextId, Geometry, NO_QUOTA, Precision, RequestId
 
 
 class BitSettings(TypedDict, total=False):
@@ -35,6 +35,8 @@ class PlannerSettings:
     ctx_limit: int
     """Tokens of the longest context: the model's limit, or all the cells."""
     geometry: Geometry
+    disk_bytes: int = NO_QUOTA
+    """What chunks on DISK may take together."""
     swappable: bool = True
     """False for models without per-token KV rows: their contexts are always recomputed."""
     precision: Precision = Precision(4, 4)
@@ -91,7 +93,7 @@ class Context:
     app: AppId
     keys: list[ChunkKey]
     n_kv: int
-    used: float = 0.0
+    idle_since: float = 0.0
     """When it was found or made, less how long it had been idle then."""
     seq: int | None = None
     cells: int = 0
@@ -102,6 +104,10 @@ class Context:
     """A call has finished but its ContextChanged is still to come."""
     unsaved: int = 0
     """Saves that wait for their turn; evicting the cells now would lose them."""
+    used: int = 0
+    """Number of its last use, counted over all contexts; with ``cooled``, the disk quota's."""
+    cooled: int = 0
+    """So many of its last chunks it no longer keeps on DISK."""
 
 
 @dataclass(slots=True, eq=False)
@@ -156,6 +162,10 @@ class Tally:
     chunks_written: int = 0
     bytes_written: int = 0
     writes_failed: int = 0
+    writes_refused: int = 0
+    """Chunks that the disk quota had no room for."""
+    chunks_left_disk: int = 0
+    """Chunks that were dropped from DISK to make room there."""
     chunks_damaged: int = 0
     chunks_lowered: int = 0
 

@@ -23,11 +23,14 @@ from llmaas.events import (
     NoteTolerances,
     SaveChunks,
     WriteChunks,
+    Written,
 )
 from llmaas.kvchunks.codec import Codec, sinks_at
 from llmaas.kvchunks.kernels import NUMPY
 from llmaas.kvchunks.ledger import Copy, Ledger
-from llmaas.planner_bits import NOBODY, BitBooks
+from llmaas.kvchunks.tolerance import ChunkTolerance
+from llmaas.planner_bits import BitBooks, NOBODY
+from llmaas.planner_disk import DiskQuota
 from llmaas.planner_state import Context, PlannerSettings, Tally
 from llmaas.policies.eviction import EvictionPolicy
 from llmaas.records import CHUNK_TOKENS, ChunkKey, ChunkNotes, ContextId, Tier
@@ -53,6 +56,9 @@ class SwapBooks:
         self._bits = BitBooks(settings, self._encoded_size)
         self._lowering: LowerChunks | None = None
         self._being_lowered: set[ChunkKey] = set()
+        self.disk = DiskQuota(settings.disk_bytes, self.ledger, tally, self._bits.forget)
+        self._disk_full = False
+        """A write found no room, and none that was tried again has succeeded since."""
         self._next_id = 0
 
     @property
@@ -87,17 +93,31 @@ class SwapBooks:
         if key in self.ledger and self.ledger.chunk(key).pool is Copy.PRESENT:
             self._eviction.touch(key, now)
 
+    def set_disk_quota(self, nbytes: int, out: list[Action]) -> None:
+        """Lowering it drops the coldest contexts' chunks at once; raising it lets those in that had no room."""
+        self._to_write.extend(self.disk.set_quota(nbytes, out))
+
     def _shrink(self, out: list[Action]) -> None:
-        while self.ledger.room(0) > 0:
-            plan = self._eviction.victims(1, self._gain)
-            if plan is None:
-                return
+        need = self.ledger.room(0)
+        if need <= 0:
+            return
+        may: dict[ChunkKey, int] = {}
+
+        def gain(key: ChunkKey) -> int:
+            may[key] = self._gain(key)
+            return may[key]
+
+        plan = self._eviction.victims(need, gain)
+        if plan is None and (most := sum(may.values())):
+            plan = self._eviction.victims(most, self._gain)  # there is not enough; so all that may go
+        if plan:
             self._evict(plan, out)
 
     def _evict(self, plan: list[ChunkKey], out: list[Action]) -> None:
         self.ledger.evict(plan, self._gain)
         for key in plan:
             self._eviction.forget(key)
+            self.disk.forget(key)
             self._forget_if_lost(key)
         self._tally.chunks_evicted += len(plan)
         out.append(DropPool(tuple(plan)))
@@ -106,7 +126,8 @@ class SwapBooks:
         chunk = self.ledger.chunk(key)
         if chunk.pins or chunk.pool is not Copy.PRESENT:
             return 0
-        safe = chunk.disk is Copy.PRESENT or (self._unwritten and chunk.disk is Copy.ABSENT)
+        given_up = self._unwritten or self.disk.refused(key)
+        safe = chunk.disk is Copy.PRESENT or (given_up and chunk.disk is Copy.ABSENT)
         return chunk.pool_bytes if safe else 0
 
     def found(self, context: Context, key: ChunkKey, nbytes: int, notes: ChunkNotes | None, now: float) -> None:
@@ -128,16 +149,19 @@ class SwapBooks:
 
     def own(self, context: Context, first: int, keys: tuple[ChunkKey, ...], out: list[Action]) -> None:
         """The context's chunks from index ``first`` on are ``keys`` from now on."""
+        self.disk.use(context)
         old = context.keys[first:]
         for key in keys:
             self.ledger.ref(key)
         for key in old:
             self.ledger.unref(key)
         context.keys[first:] = keys
+        if not context.keys:
+            self.disk.closed(context)
         self.sweep(old, out)
 
     def sweep(self, keys: list[ChunkKey], out: list[Action]) -> None:
-        """Drop the copies of those chunks that no context contains any more."""
+        """Chunks have come to rest, or lost a context: drop the copies that nobody needs any more."""
         pool, disk = [], []
         for key in keys:
             had_pool, had_disk = self.ledger.sweep(key)
@@ -145,6 +169,7 @@ class SwapBooks:
                 self._bits.forget(key)
             if had_pool:
                 self._eviction.forget(key)
+                self.disk.forget(key)
                 pool.append(key)
             if had_disk:
                 disk.append(key)
@@ -152,6 +177,7 @@ class SwapBooks:
             out.append(DropPool(tuple(pool)))
         if disk:
             out.append(DropDisk(tuple(disk)))
+        self.disk.settle(keys)
 
     # -- CELLS -> POOL
 
@@ -168,10 +194,12 @@ class SwapBooks:
             self._measure(context, n_tokens, wanted, out)
         else:
             self._to_save.extend(wanted)
+        self._to_write.extend((context.id, key) for key in self.disk.missed(context))
         if self._unwritten:
             # A call has returned: a good moment to see whether the disk has room again.
             self._to_write.extend(self._unwritten)
             self._unwritten.clear()
+            self._disk_full = False
 
     def _measure(
         self, context: Context, n_tokens: int, wanted: list[tuple[Context, int, ChunkKey]], out: list[Action]
@@ -305,15 +333,17 @@ class SwapBooks:
 
     def pump_writes(self, out: list[Action]) -> None:
         """Begin one write of consecutive chunks of one context if none is under way."""
+        self.disk.shrink(out)
         while self._to_write and self._writing is None:
             context = self._to_write[0][0]
             batch: list[ChunkKey] = []
             while self._to_write and self._to_write[0][0] == context and len(batch) < self._settings.write_batch:
                 key = self._to_write.popleft()[1]
-                if self._writable(key):
+                if self._writable(key) and self.disk.admit(key, context):
                     self.ledger.begin_disk(key)
                     self.ledger.pin(key)
                     batch.append(key)
+            self.disk.flush(out)
             if batch:
                 self._writing = WriteChunks(self.next_id(), context, tuple(batch), tuple(map(self._bits.note, batch)))
                 out.append(self._writing)
@@ -324,23 +354,34 @@ class SwapBooks:
         chunk = self.ledger.chunk(key)
         return chunk.refs > 0 and chunk.pool is Copy.PRESENT and chunk.disk is Copy.ABSENT
 
-    def written(self, write_id: int, nbytes: tuple[int, ...], out: list[Action]) -> None:
+    def written(self, event: Written, out: list[Action]) -> None:
         write = self._writing
-        if write is None or write.write != write_id:
-            raise PolicyBug(f"write {write_id} ended but was not under way")
+        if write is None or write.write != event.write:
+            raise PolicyBug(f"write {event.write} ended but was not under way")
         self._writing = None
-        for key, size in zip(write.keys, nbytes, strict=True):
+        failed: list[ChunkKey] = []
+        for key, size in zip(write.keys, event.nbytes, strict=True):
             self.ledger.unpin(key)
             if size:
                 self.ledger.arrive_disk(key, size)
                 self._tally.chunks_written += 1
                 self._tally.bytes_written += size
+                self._disk_full = False
             else:
                 self.ledger.fail_disk(key)
-                self._unwritten.append((write.context, key))
+                failed.append(key)
                 self._tally.writes_failed += 1
+        if failed:
+            self._not_written(write.context, failed, event.full, out)
         self.sweep(list(write.keys), out)
         self._shrink(out)
+
+    def _not_written(self, context: ContextId, keys: list[ChunkKey], full: bool, out: list[Action]) -> None:
+        """On a full disk colder contexts make room, and the write is tried again, once; else when a call returns."""
+        nbytes = sum(self.ledger.chunk(key).pool_bytes for key in keys)
+        again = full and not self._disk_full and self.disk.disk_is_full(nbytes, context, out)
+        self._disk_full = self._disk_full or full
+        (self._to_write if again else self._unwritten).extend((context, key) for key in keys)
 
     # -- DISK or POOL -> CELLS
 
@@ -384,8 +425,9 @@ class SwapBooks:
         if tier is Tier.POOL and chunk.pool is Copy.PRESENT and not chunk.pins:
             self.ledger.drop_pool(key)
             self._eviction.forget(key)
+            self.disk.forget(key)
             out.append(DropPool((key,)))
-        elif tier is Tier.DISK and chunk.disk is Copy.PRESENT:
+        elif tier is Tier.DISK and chunk.disk is Copy.PRESENT and not chunk.pins:  # a fork may be loading it, too
             self.ledger.drop_disk(key)
             out.append(DropDisk((key,)))
         self._forget_if_lost(key)

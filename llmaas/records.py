@@ -23,6 +23,8 @@ RequestId = NewType("RequestId", int)
 
 CHUNK_TOKENS = 64
 """Tokens in a full chunk. The last chunk of a context may be shorter."""
+NO_QUOTA = 1 << 62
+"""Bytes of a budget that nothing reaches."""
 
 F16 = npt.NDArray[np.float16]
 F32 = npt.NDArray[np.float32]

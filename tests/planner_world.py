@@ -103,6 +103,13 @@ class World:
             self.tell(ev.ContextOpened(ctx.id, APP, ctx.keys(ctx.n_kv), ctx.n_kv, idle))
         self.tell(ev.ChunksFound(tuple((k, n, notes.get(k)) for k, n in self.disk.items())))
 
+    def fork(self, ctx: Ctx) -> Ctx:
+        self.serial += 1
+        twin = Ctx(ContextId(f"f{self.serial}"), ctx.number, 0, list(ctx.tokens), ctx.n_kv)
+        self.ctxs[twin.id] = twin
+        self.tell(ev.ContextOpened(twin.id, APP, ctx.keys(ctx.n_kv), ctx.n_kv))
+        return twin
+
     def call(self, ctx: Ctx, prompt: int, max_new: int) -> RequestId:
         assert not ctx.busy
         self.serial += 1
@@ -197,7 +204,7 @@ class World:
             case ev.WriteChunks(keys=keys):
                 sizes = tuple(0 if bad else self.pool[k] for k in keys)
                 self.disk.update({k: n for k, n in zip(keys, sizes, strict=True) if n})
-                self.tell(ev.Written(action.write, sizes))
+                self.tell(ev.Written(action.write, sizes, full=bad and self.rng.random() < 0.5))
             case ev.MeasureChunks(chunks=spans):
                 told = () if bad else tuple(s for s in spans if self.rng.random() < self.told)
                 self.tell(ev.Measured(action.measure, tuple((s.key, self.tolerance()) for s in told)))
@@ -266,3 +273,4 @@ class World:
         assert sum(self.cells.values()) <= self.s.n_cells, "cells overrun"
         assert self.planner.pool_used <= self.s.pool_bytes
         assert sum(self.pool.values()) <= self.s.pool_bytes
+        assert sum(self.disk.values()) <= self.planner.disk_used <= self.s.disk_bytes

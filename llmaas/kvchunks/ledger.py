@@ -46,6 +46,8 @@ class Chunk:
     key: ChunkKey
     refs: int = 0
     """Contexts that contain it. At 0 it is garbage."""
+    cold: int = 0
+    """Of these, contexts that no longer keep it on DISK."""
     pins: int = 0
     """Running loads, saves and writes that use it."""
     pool: Copy = Copy.ABSENT
@@ -73,6 +75,7 @@ class Ledger:
         self.pool_used = 0
         """Bytes in the POOL, reserved ones included."""
         self.disk_used = 0
+        """Likewise on DISK."""
         self._chunks: dict[ChunkKey, Chunk] = {}
 
     def __len__(self) -> int:
@@ -101,9 +104,23 @@ class Ledger:
 
     def unref(self, key: ChunkKey) -> None:
         chunk = self.chunk(key)
-        if chunk.refs == 0:
-            raise PolicyBug(f"chunk {key.hex()} has no reference to give back")
+        if chunk.refs == chunk.cold:
+            raise PolicyBug(f"chunk {key.hex()} has no warm reference to give back")
         chunk.refs -= 1
+
+    def cool(self, key: ChunkKey) -> None:
+        """A context that contains the chunk no longer keeps it on DISK."""
+        chunk = self.chunk(key)
+        if chunk.refs == chunk.cold:
+            raise PolicyBug(f"chunk {key.hex()} is cold in all its contexts")
+        chunk.cold += 1
+
+    def warm(self, key: ChunkKey) -> None:
+        """One of these contexts is in use again."""
+        chunk = self.chunk(key)
+        if chunk.cold == 0:
+            raise PolicyBug(f"chunk {key.hex()} is cold in no context")
+        chunk.cold -= 1
 
     def pin(self, key: ChunkKey) -> None:
         self.chunk(key).pins += 1
@@ -153,20 +170,22 @@ class Ledger:
         self._clear_pool(key, Move.DROP)
 
     def begin_disk(self, key: ChunkKey) -> None:
+        """Reserve on DISK what the POOL copy takes."""
         chunk = self.chunk(key)
         if chunk.pool is not Copy.PRESENT:
             raise PolicyBug(f"chunk {key.hex()} has no POOL copy to write")
         chunk.disk = self._next(chunk, chunk.disk, Move.BEGIN)
+        self._set_disk(chunk, chunk.pool_bytes)
 
     def arrive_disk(self, key: ChunkKey, nbytes: int) -> None:
         chunk = self.chunk(key)
         chunk.disk = self._next(chunk, chunk.disk, Move.ARRIVE)
-        chunk.disk_bytes = nbytes
-        self.disk_used += nbytes
+        self._set_disk(chunk, nbytes)
 
     def fail_disk(self, key: ChunkKey) -> None:
         chunk = self.chunk(key)
         chunk.disk = self._next(chunk, chunk.disk, Move.FAIL)
+        self._set_disk(chunk, 0)
 
     def found_on_disk(self, key: ChunkKey, nbytes: int) -> None:
         """At start: the store holds the chunk."""
@@ -177,8 +196,7 @@ class Ledger:
     def drop_disk(self, key: ChunkKey) -> None:
         chunk = self.chunk(key)
         chunk.disk = self._next(chunk, chunk.disk, Move.DROP)
-        self.disk_used -= chunk.disk_bytes
-        chunk.disk_bytes = 0
+        self._set_disk(chunk, 0)
 
     # -- room and garbage
 
@@ -223,6 +241,8 @@ class Ledger:
         for c in self._chunks.values():
             if c.pool is Copy.ABSENT and c.pool_bytes:
                 problems.append(f"chunk {c.key.hex()} has no POOL copy but {c.pool_bytes} bytes")
+            if not 0 <= c.cold <= c.refs:
+                problems.append(f"chunk {c.key.hex()} is cold in {c.cold} of {c.refs} contexts")
             if not c.refs and not c.pins and not c.moving:
                 problems.append(f"chunk {c.key.hex()} is garbage")
         return problems
@@ -232,6 +252,10 @@ class Ledger:
         chunk.pool = self._next(chunk, chunk.pool, move)
         self.pool_used -= chunk.pool_bytes
         chunk.pool_bytes = 0
+
+    def _set_disk(self, chunk: Chunk, nbytes: int) -> None:
+        self.disk_used += nbytes - chunk.disk_bytes
+        chunk.disk_bytes = nbytes
 
     @staticmethod
     def _next(chunk: Chunk, state: Copy, move: Move) -> Copy:

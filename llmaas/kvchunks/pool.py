@@ -15,7 +15,7 @@ from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 
 from llmaas.engine.thread import EngineThread, be_nice
-from llmaas.errors import ChunkDamaged, MachineError
+from llmaas.errors import ChunkDamaged, DiskFull, MachineError
 from llmaas.events import (
     ChunkSource,
     ChunkTarget,
@@ -249,17 +249,17 @@ class Pool:
             self._discard(())
         # A put passes over keys that still have a row: their old bytes would be taken for these.
         stale = set(self._undiscarded)
-        fresh = [item for item in items if item[0] not in stale]
+        fresh, full = [item for item in items if item[0] not in stale], False
         try:
             self._store.put(action.context, fresh, notes)
         except MachineError as e:
             log.warning("%d chunks stay in memory: %s", len(fresh), e.message)
-            fresh = []
+            fresh, full = [], isinstance(e, DiskFull)
         except Exception:
             log.exception("write %d failed; its chunks stay in memory", action.write)
             fresh = []
         sizes = {key: len(payload) for key, _, payload in fresh}
-        done(Written(action.write, tuple(sizes.get(key, 0) for key in action.keys)))
+        done(Written(action.write, tuple(sizes.get(key, 0) for key in action.keys), full))
 
     def note(self, action: NoteTolerances) -> None:
         """Tell the store, after the writes that were asked for before."""
