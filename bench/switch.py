@@ -142,8 +142,8 @@ class Stage:
         await self._service.rest()
 
     async def leave_pool(self) -> None:
-        self._service.set_pool_bytes(0)
-        self._service.set_pool_bytes(POOL_BYTES)
+        self._service.budget(pool_bytes=0)
+        self._service.budget(pool_bytes=POOL_BYTES)
 
     async def switch(self, n: int) -> Done:
         return await self.switch_to(self.contexts[n], n)

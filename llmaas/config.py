@@ -91,6 +91,12 @@ class Config:
     )
     cells: int = _setting(whole(256, 1 << 24), 8192, "tokens whose KV the engine can hold at once, as f16")
     pool_bytes: int = _setting(size(_MIB), 256 * _MIB, "RAM for coded chunks outside the engine", "256M")
+    disk_bytes: int = _setting(
+        size(0, or_none=True), 20 << 30, "disk for coded chunks; the coldest contexts' go first", "20G"
+    )
+    pressure: str = _setting(
+        choice("on", "off"), "on", "give RAM of the pool back while the machine or its container is short of it"
+    )
     threads: int = _setting(whole(1, 1024), _cores, "threads of the engine", "the cores this process may use")
     sequences: int = _setting(whole(2, 256), 32, "contexts that can be in cells at once")
     bits: float | tuple[int, int] = _setting(

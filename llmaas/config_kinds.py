@@ -68,11 +68,17 @@ def mean_bits(low: float, high: float, choices: tuple[int, ...]) -> Kind:
     return Kind(f"a mean from {low:g} to {high:g}, or K/V with two of {each}, such as 4/4", "BITS", read)
 
 
+_NONE = 1 << 62
+"""``records.NO_QUOTA``; that module needs numpy, which ``--help`` can do without."""
 _UNITS = {"": 1, "k": 1 << 10, "m": 1 << 20, "g": 1 << 30, "t": 1 << 40}
 
 
-def size(low: int) -> Kind:
+def size(low: int, *, or_none: bool = False) -> Kind:
+    """Bytes; with ``or_none`` the word "none" is no limit."""
+
     def read(raw: object, base: Path) -> int:
+        if or_none and str(raw).strip().lower() == "none":
+            return _NONE
         match = re.fullmatch(r"([0-9]{1,16}(?:\.[0-9]{1,6})?)\s*([kmgt]?)(?:i?b)?", str(raw).strip().lower())
         if not match:
             raise ValueError
@@ -81,7 +87,8 @@ def size(low: int) -> Kind:
             raise ValueError
         return value
 
-    return Kind(f"a size of at least {show_bytes(low)}, such as 64M, 1.5G, 512MiB or plain bytes", "SIZE", read)
+    least = f"a size of at least {show_bytes(low)}" if low else "a size"
+    return Kind(f"{least}, such as 64M, 1.5G, 512MiB or plain bytes{', or none' if or_none else ''}", "SIZE", read)
 
 
 def path(limit: int | None = None) -> Kind:
@@ -103,6 +110,8 @@ def path(limit: int | None = None) -> Kind:
 
 def show_bytes(n: int) -> str:
     """``n`` bytes in the form that settings take: 64M, 1.5G, 1000."""
+    if n >= _NONE:
+        return "none"
     for unit in "tgmk":
         quarters, rest = divmod(n * 4, _UNITS[unit])
         if n >= _UNITS[unit] and not rest:

@@ -1,12 +1,12 @@
 """F4. The disk quota: whose chunks stay on DISK when there is not room for all.
 
-Law: the chunks of the coldest contexts go first, the last chunk of a context before its first, and a chunk is as warm as
+Law: the chunks of the coldest contexts go first, the last chunk of a context before its first; a chunk is as warm as
 the warmest context that contains it. Nothing that moves or is pinned is touched: it is looked at again when it comes to
 rest. Work per event is that of the context in use and of the chunks that go; idle contexts cost nothing.
 
-Contexts stand in the order of their last use. The coldest are *cooled* from their ends; a chunk that only cooled contexts
-contain loses its DISK copy (``Chunk.cold`` counts them). Rejected: an order over chunks, which takes 100 bytes for each
-chunk on disk, and an owner for every chunk, who may be colder than others that share it.
+Contexts stand in the order of their last use. The coldest are *cooled* from their ends; a chunk that only cooled
+contexts contain loses its DISK copy (``Chunk.cold`` counts them). Rejected: an order over chunks, which takes 100 bytes
+for each chunk on disk, and an owner for every chunk, who may be colder than others that share it.
 """
 
 from __future__ import annotations
@@ -34,6 +34,7 @@ class DiskQuota:
         """Chunks that have become cold without need, by a context that went or a pin that ended: the first to go."""
         self._gone: list[ChunkKey] = []
         """Dropped from the books, but the store has yet to be told."""
+        self._full = False
         self._uses = 0
 
     def use(self, context: Context) -> None:
@@ -52,7 +53,10 @@ class DiskQuota:
     # -- chunks that want to DISK
 
     def admit(self, key: ChunkKey, owner: ContextId) -> bool:
-        """Whether a chunk of the POOL may be written; contexts colder than ``owner`` make room. ``flush`` comes before it."""
+        """Whether a chunk of the POOL may be written; contexts colder than ``owner`` make room.
+
+        ``flush`` comes before the write.
+        """
         chunk = self._ledger.chunk(key)
         if chunk.cold < chunk.refs and self._make_room(chunk.pool_bytes, owner):
             self._refused.discard(key)
@@ -82,7 +86,7 @@ class DiskQuota:
         return context.used if context is not None else 0
 
     def flush(self, out: list[Action]) -> None:
-        """Tell the store at once of all that was dropped: a transaction for each chunk would cost more than the write."""
+        """Tell the store of all that was dropped, at once: each time it is a transaction."""
         if self._gone:
             out.append(DropDisk(tuple(self._gone)))
             self._gone.clear()
@@ -103,11 +107,21 @@ class DiskQuota:
             self._cool(need, self._uses + 1)
             self.flush(out)
 
-    def disk_is_full(self, nbytes: int, owner: ContextId, out: list[Action]) -> bool:
-        """A write of ``nbytes`` found the disk full: drop whole colder contexts, whose files then go; False if none."""
-        freed = self._cool(nbytes, self._used(owner), whole=True)
+    def disk_is_full(self, keys: list[ChunkKey], owner: ContextId, out: list[Action]) -> bool:
+        """A write found the disk full: drop whole colder contexts, whose files then go. True if that freed something.
+
+        Once: until something is written, or a call has returned (``found_room``), further writes just fail.
+        """
+        if self._full:
+            return False
+        self._full = True
+        freed = self._cool(sum(self._ledger.chunk(key).pool_bytes for key in keys), self._used(owner), whole=True)
         self.flush(out)
         return freed > 0
+
+    def found_room(self) -> None:
+        """The disk has room again, or may have."""
+        self._full = False
 
     def _cool(self, need: int, colder_than: int, *, whole: bool = False) -> int:
         """Cool contexts, coldest first, until ``need`` bytes of DISK are free; bytes that came free."""

@@ -14,7 +14,7 @@ from llmaas.errors import PolicyBug
 from llmaas.events import Action, DropCells
 from llmaas.policies.precision import SPENDING
 from llmaas.policies.split import SPLIT
-from llmaas.records import AppId, CHUNK_TOKENS, ChunkKey, ContextId, Geometry, NO_QUOTA, Precision, RequestId
+from llmaas.records import CHUNK_TOKENS, NO_QUOTA, AppId, ChunkKey, ContextId, Geometry, Precision, RequestId
 
 
 class BitSettings(TypedDict, total=False):

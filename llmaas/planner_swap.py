@@ -28,8 +28,7 @@ from llmaas.events import (
 from llmaas.kvchunks.codec import Codec, sinks_at
 from llmaas.kvchunks.kernels import NUMPY
 from llmaas.kvchunks.ledger import Copy, Ledger
-from llmaas.kvchunks.tolerance import ChunkTolerance
-from llmaas.planner_bits import BitBooks, NOBODY
+from llmaas.planner_bits import NOBODY, BitBooks
 from llmaas.planner_disk import DiskQuota
 from llmaas.planner_state import Context, PlannerSettings, Tally
 from llmaas.policies.eviction import EvictionPolicy
@@ -57,8 +56,6 @@ class SwapBooks:
         self._lowering: LowerChunks | None = None
         self._being_lowered: set[ChunkKey] = set()
         self.disk = DiskQuota(settings.disk_bytes, self.ledger, tally, self._bits.forget)
-        self._disk_full = False
-        """A write found no room, and none that was tried again has succeeded since."""
         self._next_id = 0
 
     @property
@@ -199,7 +196,7 @@ class SwapBooks:
             # A call has returned: a good moment to see whether the disk has room again.
             self._to_write.extend(self._unwritten)
             self._unwritten.clear()
-            self._disk_full = False
+            self.disk.found_room()
 
     def _measure(
         self, context: Context, n_tokens: int, wanted: list[tuple[Context, int, ChunkKey]], out: list[Action]
@@ -366,22 +363,15 @@ class SwapBooks:
                 self.ledger.arrive_disk(key, size)
                 self._tally.chunks_written += 1
                 self._tally.bytes_written += size
-                self._disk_full = False
+                self.disk.found_room()
             else:
                 self.ledger.fail_disk(key)
                 failed.append(key)
                 self._tally.writes_failed += 1
-        if failed:
-            self._not_written(write.context, failed, event.full, out)
+        again = event.full and self.disk.disk_is_full(failed, write.context, out)
+        (self._to_write if again else self._unwritten).extend((write.context, key) for key in failed)
         self.sweep(list(write.keys), out)
         self._shrink(out)
-
-    def _not_written(self, context: ContextId, keys: list[ChunkKey], full: bool, out: list[Action]) -> None:
-        """On a full disk colder contexts make room, and the write is tried again, once; else when a call returns."""
-        nbytes = sum(self.ledger.chunk(key).pool_bytes for key in keys)
-        again = full and not self._disk_full and self.disk.disk_is_full(nbytes, context, out)
-        self._disk_full = self._disk_full or full
-        (self._to_write if again else self._unwritten).extend((context, key) for key in keys)
 
     # -- DISK or POOL -> CELLS
 

@@ -22,7 +22,6 @@ from llmaas.errors import (
     ShuttingDown,
 )
 from llmaas.events import (
-    BudgetChanged,
     ChunksFound,
     ContextClosed,
     ContextOpened,
@@ -31,7 +30,9 @@ from llmaas.kvchunks.keys import namespace
 from llmaas.kvchunks.store import ContextRow, Store
 from llmaas.metrics import Registry
 from llmaas.planner_state import PlannerSettings, bit_settings
+from llmaas.policies.budget import Reading
 from llmaas.records import (
+    NO_QUOTA,
     AppId,
     ContextDetail,
     ContextInfo,
@@ -43,6 +44,7 @@ from llmaas.records import (
     RequestId,
     Turn,
 )
+from llmaas.service_budget import Budgets
 from llmaas.service_calls import Call, turn_spans
 from llmaas.service_contexts import Directory, LiveContext, new_id, total_tokens
 from llmaas.service_loop import Interpreter
@@ -59,6 +61,7 @@ class ServiceSettings:
     """What an operator chooses. Bytes, tokens and requests as named."""
 
     pool_bytes: int = 256 << 20
+    disk_bytes: int = NO_QUOTA
     bits: float | Precision = 4.0
     """Mean bits per value of coded chunks, spent where they matter most; or one precision for all."""
     split: str = "balanced"
@@ -100,6 +103,8 @@ class Service:
         )
         self._planner = self._interpreter.planner
         self._dispatch = self._interpreter.dispatch
+        give_back = self._interpreter.pool.give_back
+        self._budgets = Budgets(self._planner, self._dispatch, give_back, self._clock, self._metrics)
         self._runner = CallRunner(
             self._engine,
             self._store,
@@ -112,7 +117,8 @@ class Service:
             queue_limit=self._settings.queue_limit,
         )
         found = await self._rows.run(lambda: {chunk.key: chunk for chunk in self._store.chunks()})
-        for row in await self._rows.run(self._store.contexts):
+        rows = await self._rows.run(self._store.contexts)
+        for row in sorted(rows, key=lambda row: row.last_used):  # the disk quota counts contexts as used in this order
             live = self._live(row)
             live.note(await self._rows.run(self._store.spans, row.id), add_tokens=True)
             live.adopt(found.keys())
@@ -241,9 +247,15 @@ class Service:
         """The request's future ends with Cancelled, soon. One that has ended already is left alone."""
         self._runner.cancel(request)
 
-    def set_pool_bytes(self, nbytes: int) -> None:
-        """Change the POOL's budget now; shrinking drops clean chunks at once."""
-        self._dispatch(BudgetChanged(nbytes))
+    def budget(self, pool_bytes: int | None = None, disk_bytes: int | None = None) -> dict[str, object]:
+        """Set what POOL or DISK may hold (bytes), and tell what holds now. Shrinking drops chunks at once."""
+        self._budgets.set(pool_bytes, disk_bytes)
+        return dict(self._budgets.snapshot())
+
+    def heard(self, reading: Reading) -> None:
+        """Take in what the machine says of its memory: the POOL's budget follows."""
+        if not self._closing:
+            self._budgets.heard(reading)
 
     # -- helpers
 
@@ -276,14 +288,14 @@ class Service:
 
     def stats(self) -> dict[str, object]:
         """Counts and bytes, as plain values."""
-        planner = self._planner
+        planner, budgets = self._planner, self._budgets.snapshot()
+        budgets["disk_bytes"]["files"] = self._store.stats().file_bytes
         return {
             "model": self._model.name,
             "contexts": len(self._directory),
             "requests": {"active": len(self._calls), "waiting": planner.waiting, "total": self._runner.total},
             "cells": {"used": planner.cells_used, "total": self.planner_settings.n_cells},
-            "pool_bytes": {"used": planner.pool_used, "budget": planner.pool_budget},
-            "disk_bytes": {"chunks": planner.disk_used, "files": self._store.stats().file_bytes},
+            **budgets,
             "counts": asdict(planner.tally),
             "calls": self._metrics.snapshot(),
         }
@@ -303,6 +315,7 @@ def _planner_settings(engine: EngineThread, settings: ServiceSettings) -> Planne
         n_cells=e.n_cells,
         n_seqs=e.n_seqs,
         pool_bytes=settings.pool_bytes,
+        disk_bytes=settings.disk_bytes,
         ctx_limit=min(e.n_cells, e.info.n_ctx_train),
         geometry=e.info.geometry,
         swappable=e.info.chunkable,

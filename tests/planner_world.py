@@ -274,3 +274,13 @@ class World:
         assert self.planner.pool_used <= self.s.pool_bytes
         assert sum(self.pool.values()) <= self.s.pool_bytes
         assert sum(self.disk.values()) <= self.planner.disk_used <= self.s.disk_bytes
+
+
+def world(seed: int = 0, *, faults: float = 0.0, **changes: object) -> World:
+    return World(settings(**changes), random.Random(seed), faults=faults)
+
+
+def run_call(w: World, ctx: Ctx, prompt: int, max_new: int) -> ev.Finish:
+    request = w.call(ctx, prompt, max_new)
+    w.settle()
+    return w.finished[request]

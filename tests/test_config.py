@@ -13,6 +13,7 @@ from hypothesis import strategies as st
 from llmaas.config import SETTINGS, Config, flag, load, unknown_variables, variable
 from llmaas.config_kinds import show_bytes, size, whole
 from llmaas.errors import ConfigError
+from llmaas.records import NO_QUOTA
 
 DOCS = Path(__file__).parent.parent / "docs" / "operations.md"
 BAD = {
@@ -21,6 +22,8 @@ BAD = {
     "data_dir": "",
     "cells": "100",
     "pool_bytes": "12 parsecs",
+    "disk_bytes": "-1",
+    "pressure": "maybe",
     "threads": "0",
     "sequences": "1",
     "bits": "7/4",
@@ -53,6 +56,11 @@ def test_defaults_are_valid_for_every_setting(environ: dict[str, str]) -> None:
         if value is not None:
             raw = value if isinstance(value, int) else str(value)
             assert row.kind.read(raw, Path("/")) == value
+
+
+def test_a_quota_may_be_none(environ: dict[str, str]) -> None:
+    config = load({"disk_bytes": "None"}, environ).config
+    assert config.disk_bytes == NO_QUOTA and show_bytes(config.disk_bytes) == "none"
 
 
 def test_flags_beat_variables_beat_the_file_beats_defaults(environ: dict[str, str], tmp_path: Path) -> None:

@@ -47,7 +47,7 @@ def test_a_recorded_run_fed_to_a_fresh_planner_gives_the_same_actions(
             await h.service.truncate(APP, "c1", n_tokens=50, n_messages=None)
             await h.service.fork(APP, "c2", name="f")
             await h.service.delete(APP, "c3")
-            h.service.set_pool_bytes(30_000)
+            h.service.budget(pool_bytes=30_000)
 
     with monkeypatch.context() as m:
         m.setattr(Planner, "handle", spy)

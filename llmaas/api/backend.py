@@ -47,6 +47,9 @@ class Backend(Protocol):
 
     def stats(self) -> dict[str, object]: ...
 
+    def budget(self, pool_bytes: int | None, disk_bytes: int | None) -> dict[str, object]:
+        """Set the budgets that are given, and tell what holds now."""
+
 
 @dataclass(frozen=True, slots=True)
 class Limits:

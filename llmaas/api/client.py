@@ -171,6 +171,10 @@ class AsyncClient:
     async def stats(self) -> dict[str, Any]:
         return msg.result_map(await self._ask(msg.Stats()))
 
+    async def budget(self, *, pool_bytes: int | None = None, disk_bytes: int | None = None) -> dict[str, Any]:
+        """Set what the daemon's POOL and DISK may hold, and see what holds now; for the user who runs the daemon."""
+        return msg.result_map(await self._ask(msg.checked(msg.Budget, pool_bytes, disk_bytes)))
+
     async def ping(self) -> None:
         await self._ask(msg.Ping())
 

@@ -183,15 +183,21 @@ class Connection(asyncio.Protocol):
                 self._done(request_id, None)
             case msg.Stats():
                 self._done(request_id, backend.stats())
+            case msg.Budget(pool_bytes, disk_bytes):
+                self._operators_only("the daemon's budgets are")
+                self._done(request_id, backend.budget(pool_bytes, disk_bytes))
             case msg.Ping():
                 self._done(request_id, None)
 
     def _owner(self, everyone: bool) -> AppId | None:
         if not everyone:
             return self._app
-        if self._uid not in (0, os.geteuid()):
-            raise Forbidden("the contexts of every app are for the user who runs the daemon")
+        self._operators_only("the contexts of every app are")
         return None
+
+    def _operators_only(self, what: str) -> None:
+        if self._uid not in (0, os.geteuid()):
+            raise Forbidden(f"{what} for the user who runs the daemon")
 
     def _admit(self, request_id: int, op: str) -> _Run:
         if len(self._runs) >= self._limits.max_in_flight:

@@ -16,7 +16,7 @@ from typing import Any, TypeVar
 from llmaas.api.maps import from_map, to_map
 from llmaas.api.wire import Frame
 from llmaas.errors import BadRequest, Cancelled, Internal, LlmaasError, MalformedFrame, VersionMismatch, by_code
-from llmaas.records import AppId, Generation, Message, Piece, Sampling, Turn
+from llmaas.records import NO_QUOTA, AppId, Generation, Message, Piece, Sampling, Turn
 
 VERSION = 1
 """The protocol version of this file."""
@@ -138,11 +138,24 @@ class Stats:
 
 
 @dataclass(frozen=True, slots=True)
+class Budget:
+    """Bytes; what is None stays as it is."""
+
+    pool_bytes: int | None = None
+    disk_bytes: int | None = None
+
+    def __post_init__(self) -> None:
+        for name, nbytes in (("pool_bytes", self.pool_bytes), ("disk_bytes", self.disk_bytes)):
+            if nbytes is not None and not 0 <= nbytes <= NO_QUOTA:
+                raise ValueError(f"{name} must be in [0, 2**62], not {nbytes}")
+
+
+@dataclass(frozen=True, slots=True)
 class Ping:
     pass
 
 
-Request = Create | Append | Generate | Fork | Truncate | ListContexts | Show | Delete | Cancel | Stats | Ping
+Request = Create | Append | Generate | Fork | Truncate | ListContexts | Show | Delete | Cancel | Stats | Budget | Ping
 
 OPERATIONS: dict[str, type[Request]] = {
     "create": Create,
@@ -155,6 +168,7 @@ OPERATIONS: dict[str, type[Request]] = {
     "delete": Delete,
     "cancel": Cancel,
     "stats": Stats,
+    "budget": Budget,
     "ping": Ping,
 }
 _NAMES = {cls: op for op, cls in OPERATIONS.items()}

@@ -147,6 +147,10 @@ class Client:
     def stats(self) -> dict[str, Any]:
         return msg.result_map(self._ask(msg.Stats()))
 
+    def budget(self, *, pool_bytes: int | None = None, disk_bytes: int | None = None) -> dict[str, Any]:
+        """Set what the daemon's POOL and DISK may hold, and see what holds now; for the user who runs the daemon."""
+        return msg.result_map(self._ask(msg.checked(msg.Budget, pool_bytes, disk_bytes)))
+
     def ping(self) -> None:
         self._ask(msg.Ping())
 

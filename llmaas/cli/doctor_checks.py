@@ -14,13 +14,14 @@ from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from importlib import metadata
 from pathlib import Path
-from typing import TYPE_CHECKING, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
 from llmaas import models
 from llmaas.cli.machine import ram
 from llmaas.cli.options import DEFAULT_APP
 from llmaas.cli.out import human_bytes
 from llmaas.config import Config, Loaded, unknown_variables
+from llmaas.config_kinds import show_bytes
 from llmaas.errors import LlmaasError, StoreFailed
 
 if TYPE_CHECKING:
@@ -48,7 +49,7 @@ def examine(found: Loaded, environ: Mapping[str, str], *, deep: bool, repair: bo
     yield from _guarded("config", lambda: check_config(found, environ))
     yield from _guarded("engine", check_engine)
     yield from _guarded("model", lambda: check_model(config))
-    yield from _guarded("disk", lambda: check_disk(config.data_dir))
+    yield from _guarded("disk", lambda: check_disk(config.data_dir, show_bytes(config.disk_bytes)))
     yield from _guarded("store", lambda: check_store(config, environ, deep=deep, repair=repair))
     yield from _guarded("socket", lambda: check_socket(config.socket))
 
@@ -140,14 +141,16 @@ def memory_findings(config: Config, info: ModelInfo) -> Iterator[Finding]:
     yield Finding("memory", level, text, "" if level == "ok" else hint)
 
 
-def check_disk(data_dir: Path) -> Iterator[Finding]:
+def check_disk(data_dir: Path, quota: str = "none") -> Iterator[Finding]:
     place = next(p for p in (data_dir, *data_dir.parents) if p.exists())
     if not place.is_dir() or not os.access(place, os.W_OK | os.X_OK):
         yield Finding("disk", "fail", f"{place} is no directory that you may write to", "Give another --data-dir.")
         return
     free = shutil.disk_usage(place).free
     hint = "Free space, or give a --data-dir on another file system." if free < _LOW_DISK else ""
-    yield Finding("disk", "warn" if hint else "ok", f"{data_dir}: {human_bytes(free)} free", hint)
+    yield Finding(
+        "disk", "warn" if hint else "ok", f"{data_dir}: {human_bytes(free)} free; quota of chunks: {quota}", hint
+    )
     if place == data_dir and data_dir.stat().st_mode & 0o077:
         yield Finding("disk", "warn", f"others may look into {data_dir}", f"chmod 700 {data_dir}")
 
@@ -265,5 +268,16 @@ def check_socket(path: Path) -> Iterator[Finding]:
     from llmaas.api.sync import Client
 
     with Client(path, app=DEFAULT_APP) as client:
-        client.ping()
+        stats = client.stats()
     yield Finding("socket", "ok", f"a daemon answers on {path}")
+    yield budget_finding(stats["pool_bytes"], stats["disk_bytes"])
+
+
+def budget_finding(pool: Mapping[str, Any], disk: Mapping[str, Any]) -> Finding:
+    """What a running daemon may hold now, and why."""
+    quota = disk["quota"] if isinstance(disk["quota"], str) else human_bytes(disk["quota"])
+    text = f"pool {human_bytes(pool['budget'])} ({pool['why']}); disk {human_bytes(disk['chunks'])} of quota {quota}"
+    if pool["why"] == "configured":
+        return Finding("budgets", "ok", text)
+    hint = f"Memory is short: of {human_bytes(pool['configured'])} the pool gave the rest back. It grows again when it can."
+    return Finding("budgets", "warn", text, hint)

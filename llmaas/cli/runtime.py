@@ -23,6 +23,7 @@ from llmaas.engine.llama import LlamaEngine
 from llmaas.engine.thread import EngineThread
 from llmaas.kvchunks import master_key
 from llmaas.kvchunks.store import Store
+from llmaas.pressure import Watcher
 from llmaas.records import ModelInfo, Precision
 from llmaas.service import Service, ServiceSettings
 
@@ -46,6 +47,7 @@ class Runtime:
 def service_settings(config: Config) -> ServiceSettings:
     return ServiceSettings(
         pool_bytes=config.pool_bytes,
+        disk_bytes=config.disk_bytes,
         bits=Precision(*config.bits) if isinstance(config.bits, tuple) else config.bits,
         prefill_slice=config.prefill_slice,
         max_running=config.max_running,
@@ -80,7 +82,7 @@ def open_store(config: Config, environ: Mapping[str, str]) -> Store:
 @asynccontextmanager
 async def running(config: Config) -> AsyncIterator[Runtime]:
     """A daemon for the time of the block. Raises LlmaasError if a part cannot start."""
-    _bound_malloc()
+    bound_malloc()
     model = models.find(config.model)
     async with AsyncExitStack() as parts:
         # The store before the model: it is quick, and a second daemon on the same data must fail at once.
@@ -93,10 +95,14 @@ async def running(config: Config) -> AsyncIterator[Runtime]:
         parts.push_async_callback(service.stop)
         server = await unix.serve(service, config.socket)
         parts.push_async_callback(server.close)
+        if config.pressure == "on":
+            loop = asyncio.get_running_loop()
+            watcher = Watcher(lambda reading: loop.call_soon_threadsafe(service.heard, reading))
+            parts.callback(watcher.close)
         yield Runtime(engine.engine.info, service)
 
 
-def _bound_malloc() -> None:
+def bound_malloc() -> None:
     """Let all threads share two malloc arenas (glibc): else each keeps freed chunks to itself, 17 MB in all."""
     mallopt = getattr(ctypes.CDLL(None), "mallopt", None)
     if mallopt is not None:

@@ -8,8 +8,10 @@ Loads run at normal priority: someone waits for them. Saves and writes run on th
 
 from __future__ import annotations
 
+import ctypes
 import itertools
 import logging
+import time
 from collections import deque
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
@@ -41,6 +43,8 @@ Payload = bytes | bytearray | memoryview
 
 _AHEAD = 4
 """Chunks decoded ahead of the engine: bounds the f16 buffers of one load to about six chunks."""
+_MANY = 32
+"""Chunks: so many are not freed on the event loop, which has not the time, but on a thread, so many at a time."""
 _READ_CHUNKS = 16
 """Chunks of one read: several megabytes, so that a device reads in large runs, and memory for two of them suffices."""
 
@@ -60,6 +64,7 @@ class Pool:
         self._decoders = ThreadPoolExecutor(workers, "decode")
         self._savers = ThreadPoolExecutor(workers, "save", be_nice)
         self._writer = ThreadPoolExecutor(1, "write", be_nice)
+        self._freer = ThreadPoolExecutor(1, "free")
 
     @property
     def nbytes(self) -> int:
@@ -70,11 +75,17 @@ class Pool:
         """End the threads; what they do now, and every write and discard that was asked for, is finished first."""
         for executor in (self._loaders, self._readers, self._fetcher, self._decoders, self._savers):
             executor.shutdown(wait=True, cancel_futures=True)
-        self._writer.shutdown(wait=True)
+        for executor in (self._writer, self._freer):
+            executor.shutdown(wait=True)
 
     def drop(self, keys: Sequence[ChunkKey]) -> None:
-        for key in keys:
-            self._bytes.pop(key, None)
+        dropped = [self._bytes.pop(key, None) for key in keys]
+        if len(dropped) >= _MANY:
+            self._freer.submit(_free, dropped)
+
+    def give_back(self) -> None:
+        """Return to the system, soon, what has been dropped: malloc keeps freed memory for itself."""
+        self._freer.submit(_free, [])
 
     def drop_disk(self, keys: Sequence[ChunkKey]) -> None:
         """Discard from the store, after the writes that were asked for before."""
@@ -291,6 +302,19 @@ def _sound(key: ChunkKey, payload: Payload | None) -> bool:
         log.warning("chunk %s is damaged and will be recomputed: %s", key.hex(), e.message)
         return False
     return True
+
+
+def _free(dropped: list[Payload | None]) -> None:
+    """A few at a time: freeing holds the GIL, trimming the lock of malloc."""
+    trim = getattr(ctypes.CDLL(None), "malloc_trim", None)  # glibc's; others give memory back by themselves
+    while True:
+        for _ in range(_MANY // 8):
+            del dropped[-8:]
+            time.sleep(0)
+        if trim is not None:
+            trim(0)
+        if not dropped:
+            return
 
 
 def _leading_successes(loading: Sequence[Future[None]]) -> int:

@@ -112,6 +112,9 @@ class ScriptedBackend:
         else:
             future.set_exception(Cancelled("cancelled by the caller", n_generated=1))
 
+    def budget(self, pool_bytes: int | None, disk_bytes: int | None) -> dict[str, object]:
+        return {"pool_bytes": {"budget": pool_bytes}, "disk_bytes": {"quota": disk_bytes}}
+
     def stats(self) -> dict[str, object]:
         return self.stats_reply
 

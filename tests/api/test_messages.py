@@ -83,6 +83,7 @@ BY_OPERATION: dict[type[msg.Request], st.SearchStrategy[msg.Request]] = {
     msg.Delete: st.builds(msg.Delete, TEXT, st.booleans()),
     msg.Cancel: st.builds(msg.Cancel, COUNT),
     msg.Stats: st.just(msg.Stats()),
+    msg.Budget: st.builds(msg.Budget, st.none() | COUNT, st.none() | COUNT),
     msg.Ping: st.just(msg.Ping()),
 }
 

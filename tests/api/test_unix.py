@@ -471,7 +471,7 @@ def test_an_app_sees_its_own_contexts_and_the_daemons_user_may_see_all(path: Pat
 
 
 @pytest.mark.parametrize(("uid", "allowed"), [(0, True), (os.getuid(), True), (os.getuid() + 4242, False)])
-def test_everyone_is_for_root_and_the_daemons_user(path: Path, uid: int, allowed: bool) -> None:
+def test_everyone_and_budgets_are_for_root_and_the_daemons_user(path: Path, uid: int, allowed: bool) -> None:
     async def main() -> None:
         async with serving(path, uid=uid):
             client = await with_context(path)
@@ -480,6 +480,9 @@ def test_everyone_is_for_root_and_the_daemons_user(path: Path, uid: int, allowed
                 reply = await client.ask(2, op, everyone=True, **fields)
                 assert reply.get("code") == (None if allowed else "forbidden"), op
             assert len((await client.ask(3, "list"))["result"]) == (0 if allowed else 1)
+            reply = await client.ask(4, "budget", pool_bytes=7)
+            assert reply.get("code") == (None if allowed else "forbidden")
+            assert not allowed or reply["result"]["pool_bytes"]["budget"] == 7
             await client.close()
 
     asyncio.run(main())

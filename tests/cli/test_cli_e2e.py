@@ -78,6 +78,19 @@ def test_stats_are_for_people_and_for_scripts(llmaas: Run, at: dict[str, str]) -
     assert "cells" in llmaas("stats", **at).stdout
 
 
+def test_budgets_are_seen_and_changed_while_it_runs(llmaas: Run, at: dict[str, str]) -> None:
+    before = json.loads(llmaas("budget", "--json", **at).stdout)
+    assert before["pool_bytes"]["budget"] == 256 << 20 and before["disk_bytes"]["quota"] == 20 << 30
+    assert before["memory"]["watched"]
+    changed = llmaas("budget", "--pool", "64M", "--disk", "none", **at)
+    assert changed.returncode == 0
+    assert "64.0 MiB" in changed.stdout and "quota   none" in changed.stdout
+    wrong = llmaas("budget", "--pool", "0.5M", **at)
+    assert (wrong.returncode, "--pool is '0.5M'; it must be a size of at least 1M" in wrong.stderr) == (2, True)
+    llmaas("budget", "--pool", "256M", "--disk", "20G", **at)
+    assert json.loads(llmaas("budget", "--json", **at).stdout)["pool_bytes"] == before["pool_bytes"]
+
+
 def test_stats_watch_until_interrupted(at: dict[str, str], tmp_path: Path) -> None:
     process = subprocess.Popen(
         [*COMMAND, "stats", "--watch", "0.1"], env=clean_environ(tmp_path) | at, stdout=subprocess.PIPE, text=True
@@ -100,6 +113,7 @@ def test_the_doctor_finds_a_running_daemon_well(llmaas: Run, at: dict[str, str],
     texts = {f["about"]: f["text"] for f in report["findings"]}
     assert texts["socket"].startswith("a daemon answers")
     assert texts["store"].startswith("not checked")
+    assert texts["budgets"].startswith("pool 256.0 MiB (configured); disk ")
 
 
 def test_bad_requests_are_told_without_harm(llmaas: Run, at: dict[str, str]) -> None:

@@ -1,0 +1,62 @@
+"""F9. ``llmaas budget``: what the daemon may use of RAM and disk, seen and changed while it runs.
+
+Law: sizes are read as the settings of the same name are. A change holds until the daemon ends; the file and the flags
+say what it starts with.
+"""
+
+from __future__ import annotations
+
+import argparse
+from pathlib import Path
+from typing import Any
+
+from llmaas.cli.options import add_client, configured
+from llmaas.cli.out import print_json
+from llmaas.cli.stats import lines
+from llmaas.config import SETTINGS, flag
+from llmaas.errors import ConfigError
+
+_EPILOG = """\
+examples:
+  llmaas budget                        what holds now, and why
+  llmaas budget --pool 64M             drop chunks from RAM until 64 MiB are left
+  llmaas budget --disk 2G              drop the coldest contexts' chunks from disk
+  llmaas budget --pool 1G --disk none
+
+Nothing is lost: what is dropped is read from disk or computed again when it is needed.
+For the user who runs the daemon. It holds until the daemon ends.
+"""
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    parser.epilog = _EPILOG
+    add_client(parser)
+    for name, what in (("pool", "pool_bytes"), ("disk", "disk_bytes")):
+        kind = SETTINGS[what].kind
+        parser.add_argument(f"--{name}", metavar=kind.metavar, help=f"new {what}: {kind.allowed}")
+    parser.add_argument("--json", action="store_true", help="print JSON")
+
+
+def run(args: argparse.Namespace) -> int:
+    from llmaas.api.sync import Client
+
+    wanted = {what: _bytes(what, getattr(args, what.removesuffix("_bytes"))) for what in ("pool_bytes", "disk_bytes")}
+    with Client(configured(args).socket, app=args.app) as client:
+        found: dict[str, Any] = client.budget(**wanted)
+    if args.json:
+        print_json(found)
+    else:
+        print("\n".join(lines(found)))
+    return 0
+
+
+def _bytes(name: str, given: str | None) -> int | None:
+    if given is None:
+        return None
+    kind = SETTINGS[name].kind
+    try:
+        nbytes: int = kind.read(given, Path())
+    except ValueError:
+        short = flag(name.removesuffix("_bytes"))
+        raise ConfigError(f"{short} is {given!r}; it must be {kind.allowed}") from None
+    return nbytes
