@@ -99,12 +99,7 @@ class SwapBooks:
         if need <= 0:
             return
         may: dict[ChunkKey, int] = {}
-
-        def gain(key: ChunkKey) -> int:
-            may[key] = self._gain(key)
-            return may[key]
-
-        plan = self._eviction.victims(need, gain)
+        plan = self._eviction.victims(need, lambda key: may.setdefault(key, self._gain(key)))
         if plan is None and (most := sum(may.values())):
             plan = self._eviction.victims(most, self._gain)  # there is not enough; so all that may go
         if plan:
@@ -175,6 +170,7 @@ class SwapBooks:
         if disk:
             out.append(DropDisk(tuple(disk)))
         self.disk.settle(keys)
+        self._shrink(out)  # a budget that has fallen meanwhile
 
     # -- CELLS -> POOL
 
@@ -331,12 +327,17 @@ class SwapBooks:
     def pump_writes(self, out: list[Action]) -> None:
         """Begin one write of consecutive chunks of one context if none is under way."""
         self.disk.shrink(out)
+        refused = False
         while self._to_write and self._writing is None:
             context = self._to_write[0][0]
             batch: list[ChunkKey] = []
             while self._to_write and self._to_write[0][0] == context and len(batch) < self._settings.write_batch:
                 key = self._to_write.popleft()[1]
-                if self._writable(key) and self.disk.admit(key, context):
+                if not self._writable(key):
+                    continue
+                if not self.disk.admit(key, context):
+                    refused = True
+                else:
                     self.ledger.begin_disk(key)
                     self.ledger.pin(key)
                     batch.append(key)
@@ -344,6 +345,8 @@ class SwapBooks:
             if batch:
                 self._writing = WriteChunks(self.next_id(), context, tuple(batch), tuple(map(self._bits.note, batch)))
                 out.append(self._writing)
+        if refused:
+            self._shrink(out)
 
     def _writable(self, key: ChunkKey) -> bool:
         if key not in self.ledger or key in self._being_lowered:
@@ -371,7 +374,6 @@ class SwapBooks:
         again = event.full and self.disk.disk_is_full(failed, write.context, out)
         (self._to_write if again else self._unwritten).extend((write.context, key) for key in failed)
         self.sweep(list(write.keys), out)
-        self._shrink(out)
 
     # -- DISK or POOL -> CELLS
 

@@ -279,5 +279,5 @@ def budget_finding(pool: Mapping[str, Any], disk: Mapping[str, Any]) -> Finding:
     text = f"pool {human_bytes(pool['budget'])} ({pool['why']}); disk {human_bytes(disk['chunks'])} of quota {quota}"
     if pool["why"] == "configured":
         return Finding("budgets", "ok", text)
-    hint = f"Memory is short: of {human_bytes(pool['configured'])} the pool gave the rest back. It grows again when it can."
+    hint = f"Memory is short; the pool goes back to {human_bytes(pool['configured'])} when it can."
     return Finding("budgets", "warn", text, hint)
