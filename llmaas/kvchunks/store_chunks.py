@@ -202,13 +202,13 @@ class Chunks:
             freed += self._after(emptied, scrub=keys_gone > 0)
             return freed + sum(self._compact_if_worth(file) for file in by_file if left[file])
 
-    def give_up(self, ctx: ContextId) -> None:
-        """Unlink the files of ``ctx`` on a disk so full that their rows cannot go first; those become misses.
+    def give_up(self, ctx: ContextId | None) -> None:
+        """Unlink the files of ``ctx`` (None: all) on a disk so full that their rows cannot go first: misses then.
 
         The caller holds ``still``.
         """
         with self._index.read() as con:
-            files = con.execute("SELECT id FROM files WHERE context = ?", (ctx,)).fetchall()
+            files = con.execute("SELECT id FROM files WHERE ?1 IS NULL OR context = ?1", (ctx,)).fetchall()
         for (file,) in files:
             self._payload.unlink(file)
 
