@@ -163,11 +163,12 @@ class Store:
         """
 
         def delete(also: Deed) -> None:
-            try:
-                self._tokens.delete(ctx, also)
-            except DiskFull:  # not even the log can grow: make room with what can be recomputed
-                self._chunks.give_up(ctx)
-                self._tokens.delete(ctx, also)
+            for of in (ctx, None):
+                try:
+                    return self._tokens.delete(ctx, also)
+                except DiskFull:  # not even the log can grow: make room with what can be recomputed, others' if need be
+                    self._chunks.give_up(of)
+            self._tokens.delete(ctx, also)
 
         return self._chunks.destroy(ctx, heirs or {}, delete)
 
