@@ -150,11 +150,11 @@ class ReadAhead:
         del self._pieces[event.fetch]
         self._brought = now
         for key, nbytes in zip(piece.action.keys, event.nbytes, strict=True):
-            self._swap.fetched(key, ok=bool(nbytes), now=now, out=out)
             if nbytes and not piece.job.ended:
                 piece.job.held.add(key)
             else:
                 self._swap.ledger.unpin(key)
+            self._swap.fetched(key, ok=bool(nbytes), now=now, out=out)
         self._swap.sweep(list(piece.action.keys), out)
         return piece.job
 

@@ -207,6 +207,7 @@ class Chunks:
 
         The caller holds ``still``.
         """
+        self._index.empty_log()
         with self._index.read() as con:
             files = con.execute("SELECT id FROM files WHERE ?1 IS NULL OR context = ?1", (ctx,)).fetchall()
         for (file,) in files:

@@ -117,6 +117,12 @@ class Index:
             return 0
         return grown
 
+    def empty_log(self) -> None:
+        """Give back the room that the log takes, as far as that is possible now."""
+        with self._lock, failures(self.path):
+            if not self._closed:
+                self._checkpoint()
+
     def scrub(self) -> None:
         """Let nothing that was deleted stay readable: its pages in the database are overwritten by what the log has,
         and the log is emptied. If that cannot be now, it is tried again after each commit, and at the next opening.

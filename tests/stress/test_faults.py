@@ -25,7 +25,7 @@ from llmaas.api.sync import Client
 from llmaas.engine.thread import EngineThread
 from llmaas.errors import DiskFull, EngineFailed, StoreFailed
 from llmaas.kvchunks.store import Store
-from llmaas.records import ContextId, Precision
+from llmaas.records import NO_QUOTA, ContextId, Precision
 from llmaas.service import Service, ServiceSettings
 from tests.e2e.oracle import App, Book, Oracle, book_of
 from tests.stress.daemon_under_test import GEOMETRY
@@ -143,7 +143,9 @@ class Round:
             while not all(future.done() for future in work):
                 await asyncio.wait(work, timeout=0.1, return_when=asyncio.FIRST_EXCEPTION)
                 if self.rng.random() < 0.3:
-                    service.set_pool_bytes(self.rng.choice([150_000, 1_200_000, 5_000_000]))
+                    service.budget(
+                        self.rng.choice([150_000, 1_200_000, 5_000_000]), self.rng.choice([400_000, NO_QUOTA])
+                    )
                 if self.rng.random() < 0.3:
                     with suppress(FileNotFoundError):  # a discard was quicker
                         rot(self.root / "data" / "payload", self.rng, self.dice.injected)
