@@ -1,7 +1,7 @@
 """Plots of the benches' JSON lines: ``python bench/plots.py results.jsonl --to plots/``.
 
-Of each bench the last line in the files is drawn: switch.png (time against context length) and overhead.png (speed of
-each way). Needs matplotlib (``pip install llmaas[demo]``).
+Of each bench the last line in the files is drawn: switch.png (time against context length), overhead.png (speed of
+each way) and policies.png (what is read from DISK). Needs matplotlib (``pip install llmaas[demo]``).
 """
 
 from __future__ import annotations
@@ -58,7 +58,24 @@ def overhead(line: dict[str, Any], axes: Axes) -> None:
     axes.set_title("One client through the service, and a bare llama.cpp loop")
 
 
-PLOTS: dict[str, Callable[[dict[str, Any], Axes], None]] = {"switch": switch, "overhead": overhead}
+def policies(line: dict[str, Any], axes: Axes) -> None:
+    summary = line["figures"]["summary"]
+    patterns = [name.removeprefix("disk_") for name in summary["lru"] if name.startswith("disk_")]
+    shown = [policy for policy in summary if policy != "unbounded"]  # which reads nothing from DISK
+    for i, policy in enumerate(shown):
+        at = [x + (i - len(shown) / 2) * 0.2 for x in range(len(patterns))]
+        axes.bar(at, [summary[policy].get(f"disk_{p}", 0.0) for p in patterns], 0.2, label=policy)
+    axes.set_xticks(range(len(patterns)), patterns)
+    axes.set(ylabel="tokens from DISK, relative to lru")
+    axes.set_title("What the POOL misses, by switching pattern (replays)")
+    axes.legend(frameon=False)
+
+
+PLOTS: dict[str, Callable[[dict[str, Any], Axes], None]] = {
+    "switch": switch,
+    "overhead": overhead,
+    "policies": policies,
+}
 
 
 def arguments(about: str | None) -> tuple[list[dict[str, Any]], Path]:

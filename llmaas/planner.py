@@ -38,7 +38,7 @@ from llmaas.planner_state import Cells, Context, Job, PlannerSettings, Stage, Ta
 from llmaas.planner_steps import burst, compose, stepped
 from llmaas.planner_swap import SwapBooks
 from llmaas.planner_switch import Switching
-from llmaas.policies.eviction import EVICTION
+from llmaas.policies.eviction import DEFAULT_EVICTION, EVICTION, EvictionPolicy
 from llmaas.policies.scheduling import SCHEDULING
 from llmaas.policies.split import SPLIT
 from llmaas.records import CHUNK_TOKENS, ChunkKey, ContextId, RequestId, Tier
@@ -51,12 +51,13 @@ class Planner:
         self,
         settings: PlannerSettings,
         *,
-        eviction: str = "lru",
+        eviction: str | EvictionPolicy = DEFAULT_EVICTION,
         scheduling: str = "fifo",
     ) -> None:
         self.settings = settings
         self.tally = Tally()
-        self._swap = SwapBooks(settings, EVICTION[eviction](), self.tally)
+        policy = EVICTION[eviction]() if isinstance(eviction, str) else eviction
+        self._swap = SwapBooks(settings, policy, self.tally)
         self._queue = SCHEDULING[scheduling]()
         self._cells = Cells(settings.n_cells, settings.n_seqs, cuttable=settings.swappable)
         self._switching = Switching(self._swap, self._cells, SPLIT[settings.split](), settings, self.tally)
@@ -196,6 +197,7 @@ class Planner:
         context.n_kv = 0
         self._swap.own(context, 0, (), self._out)
         self._swap.lost(event.gone, self._out)
+        self._swap.closed(context)
 
     def _found(self, event: ChunksFound, now: float) -> None:
         stored = {key: (nbytes, notes) for key, nbytes, notes in event.chunks}
@@ -235,6 +237,8 @@ class Planner:
             self._running[request] = job
             job.stage = Stage.SWITCHING
             job.from_cells = min(job.context.cells, job.context.n_kv)
+            if job.from_cells < job.context.n_kv:
+                self._swap.returned(job.context, now)
             assert job.context.seq is not None
             self._out.append(Admitted(request, job.context.seq))
 

@@ -37,6 +37,8 @@ class Part(NamedTuple):
 class _Piece(NamedTuple):
     action: FetchChunks
     job: Job
+    first: int
+    """Index of its first chunk in the context."""
     nbytes: int
     asked: float
 
@@ -127,7 +129,7 @@ class ReadAhead:
             taken = []
             for key in backwards[:n]:
                 ledger.pin(key)
-                if not self._swap.reserve_copy(key, now, out):
+                if not self._swap.reserve_copy(key, now, out, ahead=True):
                     ledger.unpin(key)
                     break
                 taken.append(key)
@@ -136,7 +138,7 @@ class ReadAhead:
             taken.reverse()
             action = FetchChunks(self._swap.next_id(), job.context.id, tuple(taken))
             nbytes = sum(ledger.chunk(key).disk_bytes for key in taken)
-            self._pieces[action.fetch] = _Piece(action, job, nbytes, now)
+            self._pieces[action.fetch] = _Piece(action, job, job.context.keys.index(taken[0]), nbytes, now)
             job.read.update(taken)
             out.append(action)
             keys = keys[: len(keys) - len(taken)]
@@ -149,12 +151,13 @@ class ReadAhead:
             self._costs.has_read(piece.nbytes, now - self._turn(piece))
         del self._pieces[event.fetch]
         self._brought = now
-        for key, nbytes in zip(piece.action.keys, event.nbytes, strict=True):
+        for i, (key, nbytes) in enumerate(zip(piece.action.keys, event.nbytes, strict=True), start=piece.first):
             if nbytes and not piece.job.ended:
                 piece.job.held.add(key)
             else:
                 self._swap.ledger.unpin(key)
-            self._swap.fetched(key, ok=bool(nbytes), now=now, out=out)
+            tokens = max(1, min(CHUNK_TOKENS, piece.job.context.n_kv - i * CHUNK_TOKENS))
+            self._swap.fetched(key, tokens=tokens, ok=bool(nbytes), now=now, out=out)
         self._swap.sweep(list(piece.action.keys), out)
         return piece.job
 

@@ -31,7 +31,7 @@ from llmaas.kvchunks.ledger import Copy, Ledger
 from llmaas.planner_bits import NOBODY, BitBooks
 from llmaas.planner_disk import DiskQuota
 from llmaas.planner_state import Context, PlannerSettings, Tally
-from llmaas.policies.eviction import EvictionPolicy
+from llmaas.policies.eviction import Arrival, EvictionPolicy
 from llmaas.records import CHUNK_TOKENS, ChunkKey, ChunkNotes, ContextId, Tier
 
 
@@ -43,6 +43,8 @@ class SwapBooks:
         self._settings = settings
         self._eviction = eviction
         self._tally = tally
+        self._home: dict[ChunkKey, tuple[ContextId, int]] = {}
+        """The context that a chunk counts with, its latest user, and its place there."""
         self._to_save: deque[tuple[Context, int, ChunkKey]] = deque()
         self._saving: dict[int, SaveChunks] = {}
         self._measuring: dict[int, tuple[Context, list[tuple[Context, int, ChunkKey]]]] = {}
@@ -69,12 +71,15 @@ class SwapBooks:
 
     # -- room in the POOL
 
-    def make_room(self, nbytes: int, now: float, out: list[Action]) -> bool:
-        """Evict until ``nbytes`` more fit, or change nothing and return False."""
+    def make_room(self, nbytes: int, now: float, out: list[Action], visitor: ContextId | None = None) -> bool:
+        """Evict until ``nbytes`` more fit, or change nothing and return False.
+
+        With ``visitor``, only if the room is better spent on that context.
+        """
         need = self.ledger.room(nbytes)
         if need <= 0:
             return True
-        plan = self._eviction.victims(need, self._gain)
+        plan = self._eviction.victims(need, self._gain, visitor)
         if plan is None:
             return False
         self._evict(plan, out)
@@ -85,8 +90,14 @@ class SwapBooks:
         self.ledger.pool_budget = nbytes
         self._shrink(out)
 
+    def returned(self, context: Context, now: float) -> None:
+        """A call needs the context in CELLS, and it is not all there."""
+        for i, key in enumerate(context.keys):
+            self._home[key] = context.id, i
+        self._eviction.returned(context.id, now)
+
     def touch(self, key: ChunkKey, now: float) -> None:
-        """The chunk was used: it is the last to be evicted."""
+        """The chunk was loaded, or has just left CELLS."""
         if key in self.ledger and self.ledger.chunk(key).pool is Copy.PRESENT:
             self._eviction.touch(key, now)
 
@@ -143,14 +154,18 @@ class SwapBooks:
         """The context's chunks from index ``first`` on are ``keys`` from now on."""
         self.disk.use(context)
         old = context.keys[first:]
-        for key in keys:
+        for i, key in enumerate(keys, start=first):
             self.ledger.ref(key)
+            self._home[key] = context.id, i
         for key in old:
             self.ledger.unref(key)
         context.keys[first:] = keys
         if not context.keys:
             self.disk.closed(context)
         self.sweep(old, out)
+
+    def closed(self, context: Context) -> None:
+        self._eviction.closed(context.id)
 
     def sweep(self, keys: list[ChunkKey], out: list[Action]) -> None:
         """Chunks have come to rest, or lost a context: drop the copies that nobody needs any more."""
@@ -159,6 +174,7 @@ class SwapBooks:
             had_pool, had_disk = self.ledger.sweep(key)
             if key not in self.ledger:
                 self._bits.forget(key)
+                self._home.pop(key, None)
             if had_pool:
                 self._eviction.forget(key)
                 self.disk.forget(key)
@@ -280,7 +296,7 @@ class SwapBooks:
             if size:
                 self.ledger.arrive_pool(target.key, size)
                 self._bits.stored(save.context, target, size, now)
-                self._eviction.touch(target.key, now)
+                self._arrived(target.key, target.stop - target.start, size, now)
                 self._to_write.append((save.context, target.key))
                 self._tally.chunks_saved += 1
             else:
@@ -377,10 +393,14 @@ class SwapBooks:
 
     # -- DISK or POOL -> CELLS
 
-    def reserve_copy(self, key: ChunkKey, now: float, out: list[Action]) -> bool:
-        """Reserve POOL room for a chunk read from DISK; False if it passes through without a copy."""
+    def reserve_copy(self, key: ChunkKey, now: float, out: list[Action], *, ahead: bool = False) -> bool:
+        """Reserve POOL room for a chunk read from DISK; False if it passes through without a copy.
+
+        ``ahead``: it is read before it can go to CELLS, so it needs the room whatever the room is worth to others.
+        """
         chunk = self.ledger.chunk(key)
-        if chunk.pool is not Copy.ABSENT or not self.make_room(chunk.disk_bytes, now, out):
+        visitor = None if ahead else self._home[key][0]
+        if chunk.pool is not Copy.ABSENT or not self.make_room(chunk.disk_bytes, now, out, visitor):
             return False
         self.ledger.begin_pool(key, chunk.disk_bytes)
         return True
@@ -391,7 +411,9 @@ class SwapBooks:
         self.ledger.unpin(key)
         if source.keep:
             if ok:
-                self.ledger.arrive_pool(key, self.ledger.chunk(key).disk_bytes)
+                nbytes = self.ledger.chunk(key).disk_bytes
+                self.ledger.arrive_pool(key, nbytes)
+                self._arrived(key, source.stop - source.start, nbytes, now)
             else:
                 self.ledger.fail_pool(key)
         if damaged:
@@ -401,15 +423,19 @@ class SwapBooks:
             self._bits.touch(key, now)
         self.sweep([key], out)
 
-    def fetched(self, key: ChunkKey, *, ok: bool, now: float, out: list[Action]) -> None:
+    def fetched(self, key: ChunkKey, *, tokens: int, ok: bool, now: float, out: list[Action]) -> None:
         """A chunk was read into the POOL, or its copy on DISK proved damaged."""
         if ok:
-            self.ledger.arrive_pool(key, self.ledger.chunk(key).disk_bytes)
-            self._eviction.touch(key, now)
+            nbytes = self.ledger.chunk(key).disk_bytes
+            self.ledger.arrive_pool(key, nbytes)
+            self._arrived(key, tokens, nbytes, now)
             self._bits.touch(key, now)
         else:
             self.ledger.fail_pool(key)
             self._give_up(key, Tier.DISK, out)
+
+    def _arrived(self, key: ChunkKey, tokens: int, nbytes: int, now: float) -> None:
+        self._eviction.add(key, Arrival(*self._home[key], tokens, nbytes), now)
 
     def _give_up(self, key: ChunkKey, tier: Tier, out: list[Action]) -> None:
         chunk = self.ledger.chunk(key)

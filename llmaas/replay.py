@@ -1,17 +1,18 @@
 """F7. The planner's interpreter in virtual time: a trace, a cost model, no model and no I/O.
 
-Law: the very planner that serves decides here; only the prices are invented, and they are all in ``Costs``. Engine,
-loader, coder and disk are each one server that works in order, as in the live service.
+Law: the very planner that serves decides here; only the prices are invented, and they are all in ``replay_profiles``.
+Engine, loader, coder and disk are each one server that works in order, as in the live service.
 """
 
 from __future__ import annotations
 
+import dataclasses
 import heapq
 import itertools
 import json
 import struct
 from collections import deque
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -47,23 +48,10 @@ from llmaas.events import (
 from llmaas.kvchunks.codec import Codec, sinks_at
 from llmaas.planner import Planner
 from llmaas.planner_state import PlannerSettings, Tally
+from llmaas.policies.bounds import Belady
+from llmaas.policies.eviction import DEFAULT_EVICTION, EvictionPolicy
 from llmaas.records import CHUNK_TOKENS, AppId, ChunkKey, ContextId, RequestId, Tier
-
-
-@dataclass(frozen=True, slots=True)
-class Costs:
-    """Prices of a device and a model, in seconds; the defaults are SmolLM2-135M on two x86 cores with NVMe."""
-
-    step: float = 4e-3
-    prefill_token: float = 2.6e-3
-    decode_token: float = 4e-3
-    code_byte: float = 1 / 1.0e9
-    """Per coded byte, encoding or decoding."""
-    cell_byte: float = 1 / 8.0e9
-    """Per f16 byte put into or taken out of cells."""
-    disk_latency: float = 2e-4
-    disk_read_byte: float = 1 / 1.5e9
-    disk_write_byte: float = 1 / 0.5e9
+from llmaas.replay_profiles import Costs
 
 
 @dataclass(frozen=True, slots=True)
@@ -133,12 +121,37 @@ class _Context:
         return tuple(ChunkKey(struct.pack("<QII", self.number, i, end)) for i, end in enumerate(ends, start=first))
 
 
+def unbounded(trace: Sequence[TraceCall], settings: PlannerSettings, costs: Costs | None = None) -> ReplayReport:
+    """The trace with a POOL that holds everything: no eviction policy gives shorter switches."""
+    return Replay(dataclasses.replace(settings, pool_bytes=1 << 60), costs).run(trace)
+
+
+def belady(trace: Sequence[TraceCall], settings: PlannerSettings, costs: Costs | None = None) -> ReplayReport:
+    """The trace with an eviction policy that knows it: no other gives fewer tokens from DISK (``policies.bounds``)."""
+    returns: dict[ContextId, list[float]] = {}
+    for report in unbounded(trace, settings, costs).calls:
+        if sum(report.sources[1:]):
+            returns.setdefault(context_id(report.call), []).append(report.admitted)
+    return Replay(settings, costs, eviction=Belady(returns)).run(trace)
+
+
+def context_id(call: TraceCall) -> ContextId:
+    return ContextId(f"0/{call.app}/{call.context}")
+
+
 class Replay:
     """Runs one trace. Use ``run``."""
 
-    def __init__(self, settings: PlannerSettings, costs: Costs | None = None, **policies: str) -> None:
+    def __init__(
+        self,
+        settings: PlannerSettings,
+        costs: Costs | None = None,
+        *,
+        eviction: str | EvictionPolicy = DEFAULT_EVICTION,
+        **policies: str,
+    ) -> None:
         self._settings, self._costs = settings, costs or Costs()
-        self._planner = Planner(settings, **policies)
+        self._planner = Planner(settings, eviction=eviction, **policies)
         self._size = Codec(settings.geometry).encoded_size
         self._now = 0.0
         self._queue: list[tuple[float, int, Callable[[], None]]] = []
@@ -197,12 +210,11 @@ class Replay:
 
     def _arrive(self, report: CallReport) -> None:
         call = report.call
-        app = AppId(f"0/{call.app}")
-        context_id = ContextId(f"{app}/{call.context}")
-        context = self._contexts.get(context_id)
+        name = context_id(call)
+        context = self._contexts.get(name)
         if context is None:
-            context = self._contexts[context_id] = _Context(context_id, len(self._contexts))
-            self._dispatch(ContextOpened(context_id, app))
+            context = self._contexts[name] = _Context(name, len(self._contexts))
+            self._dispatch(ContextOpened(name, AppId(f"0/{call.app}")))
         report.submitted = self._now
         context.waiting.append(report)
         self._next_call(context)

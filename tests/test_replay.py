@@ -4,7 +4,8 @@ import pytest
 
 from llmaas.errors import BadRequest
 from llmaas.records import Geometry
-from llmaas.replay import Costs, Replay, TraceCall, read_trace
+from llmaas.replay import Replay, TraceCall, read_trace
+from llmaas.replay_profiles import Costs
 from tests.planner_world import settings
 
 

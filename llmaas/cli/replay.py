@@ -15,6 +15,8 @@ from typing import TYPE_CHECKING
 from llmaas.cli.options import add_settings, configured
 from llmaas.cli.out import human_bytes, print_json, table
 from llmaas.errors import BadRequest
+from llmaas.policies.eviction import DEFAULT_EVICTION, EVICTION
+from llmaas.replay_profiles import DEVICES, MACHINES, MODELS
 
 if TYPE_CHECKING:
     from llmaas.replay import ReplayReport
@@ -24,11 +26,15 @@ _EPILOG = """\
 A trace has one JSON object a line: at second t a context gets prompt tokens and generates some.
   {"t": 12.5, "app": "mail", "context": "inbox", "prompt": 80, "generate": 40}
 
-Prices are those of SmolLM2-135M on two x86 cores with a fast disk; the decisions are the daemon's own.
+Prices are those of SmolLM2-135M on two x86 cores with a fast disk, unless a device, a machine or a model is named
+(their figures and sources: llmaas/replay_profiles.py); the decisions are the daemon's own.
+
+--eviction belady knows the trace's future, unbounded has a POOL for everything: no policy can do better.
 
 examples:
   llmaas replay traces/evening.jsonl
   llmaas replay traces/evening.jsonl --cells 4096 --pool-bytes 16M --json
+  llmaas replay traces/evening.jsonl --device sd --machine board --model-profile 0.5B --eviction lru
   generate-calls | llmaas replay -        from standard input
 """
 
@@ -37,13 +43,29 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.epilog = _EPILOG
     parser.add_argument("trace", type=Path, help="a file of JSON lines, or - for standard input")
     parser.add_argument("--json", action="store_true", help="print JSON")
+    parser.add_argument(
+        "--device", choices=DEVICES, default="nvme", help="prices of this storage (default: %(default)s)"
+    )
+    parser.add_argument(
+        "--machine", choices=MACHINES, default="pc", help="speed of this machine (default: %(default)s)"
+    )
+    parser.add_argument(
+        "--model-profile", choices=MODELS, default="0.1B", help="a model of this size (default: %(default)s)"
+    )
+    parser.add_argument(
+        "--eviction",
+        choices=[*EVICTION, "belady", "unbounded"],
+        default=DEFAULT_EVICTION,
+        help="who leaves the POOL (default: %(default)s, the daemon's)",
+    )
     add_settings(parser, _SETTINGS)
 
 
 def run(args: argparse.Namespace) -> int:
     from llmaas.planner_state import PlannerSettings, bit_settings
-    from llmaas.records import Geometry, Precision
-    from llmaas.replay import Replay, read_trace
+    from llmaas.records import Precision
+    from llmaas.replay import Replay, belady, read_trace, unbounded
+    from llmaas.replay_profiles import costs
 
     config = configured(args)
     try:
@@ -55,13 +77,17 @@ def run(args: argparse.Namespace) -> int:
         n_seqs=config.sequences,
         pool_bytes=config.pool_bytes,
         ctx_limit=config.cells,
-        geometry=Geometry(n_layer=30, k_dim=192, v_dim=192, head_dim_k=64, head_dim_v=64),
+        geometry=MODELS[args.model_profile].geometry,
         **bit_settings(Precision(*config.bits) if isinstance(config.bits, tuple) else config.bits),
         prefill_slice=config.prefill_slice,
         max_batch=max(512, config.prefill_slice),
         max_running=config.max_running,
     )
-    report = Replay(settings).run(read_trace(lines))
+    trace, prices = list(read_trace(lines)), costs(args.device, args.machine, args.model_profile)
+    if args.eviction in (bounds := {"belady": belady, "unbounded": unbounded}):
+        report = bounds[args.eviction](trace, settings, prices)
+    else:
+        report = Replay(settings, prices, eviction=args.eviction).run(trace)
     figures = _figures(report)
     if args.json:
         print_json(figures)
@@ -78,6 +104,7 @@ def _figures(report: ReplayReport) -> dict[str, object]:
     return {
         "calls": len(report.calls),
         "switches": len(back),
+        "switch_ms_mean": statistics.fmean(back) if back else 0.0,
         "switch_ms_p50": _quantile(back, 50),
         "switch_ms_p99": _quantile(back, 99),
         "ttft_ms_p50": _quantile(first, 50),

@@ -22,6 +22,19 @@ def test_the_sample_trace_replays_and_less_memory_costs_more(capsys: pytest.Capt
     assert rich["switch_ms_p99"] < poor["switch_ms_p99"]
 
 
+def test_a_slow_device_and_a_large_model_cost_more_and_knowing_the_future_less(
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    means = []
+    for flags in ([], ["--device", "sd"], ["--device", "sd", "--model-profile", "1B"]):
+        for eviction in ("lru", "belady"):
+            arguments = ["--cells", "4096", "--pool-bytes", "16M", "--eviction", eviction, *flags, "--json"]
+            assert main(["replay", str(EVENING), *arguments]) == 0
+            means.append(json.loads(capsys.readouterr().out)["switch_ms_mean"])
+    fast, fast_least, slow, slow_least, large, _ = means
+    assert fast < slow < large and fast_least < fast and slow_least < slow
+
+
 def test_a_trace_comes_from_standard_input_too(
     capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -3,20 +3,24 @@ from __future__ import annotations
 from hypothesis import given
 from hypothesis import strategies as st
 
-from llmaas.policies.eviction import EVICTION, Lru
+from llmaas.policies.eviction import EVICTION, Arrival, Lru
 from llmaas.policies.scheduling import SCHEDULING
 from llmaas.policies.split import SPLIT, Hole
-from llmaas.records import ChunkKey, RequestId
+from llmaas.records import ChunkKey, ContextId, RequestId
 
 
 def key(i: int) -> ChunkKey:
     return ChunkKey(i.to_bytes(16, "big"))
 
 
+def arrival(i: int) -> Arrival:
+    return Arrival(ContextId(f"c{i % 4}"), i, 64, 1000)
+
+
 def test_lru_evicts_the_least_recently_used_that_may_go() -> None:
     lru = Lru()
     for i in range(4):
-        lru.touch(key(i), float(i))
+        lru.add(key(i), arrival(i), float(i))
     lru.touch(key(0), 9.0)
     assert lru.victims(20, lambda k: 0 if k == key(2) else 10) == [key(1), key(3)]
     lru.forget(key(1))
@@ -29,7 +33,8 @@ def test_an_eviction_plan_is_enough_or_none(keys: list[int], need: int, data: st
     for name, make in EVICTION.items():
         policy = make()
         for i in keys:
-            policy.touch(key(i), float(i))
+            policy.add(key(i), arrival(i), float(i))
+            policy.returned(arrival(i).context, float(i))
         plan = policy.victims(need, gains.__getitem__)
         if plan is None:
             assert sum(gains.values()) < need, name

@@ -1,0 +1,204 @@
+"""Which eviction policy is to be the default: replays of 72-hour traces, in virtual time.
+
+No model and no disk: the planner decides as it does in the daemon, prices come from ``llmaas.replay_profiles``. Three
+grids over LLMS' switching patterns and a semi-synthetic phone (``traces/``):
+
+* ``policies``: every policy and both bounds, by pattern, number of contexts and part of all chunks that the POOL holds;
+* ``devices``: the daemon's policies over storage devices and models;
+* ``held``: LLMS' figure, the most contexts for which the mean switch takes at most 10 or 25 ms, by bytes of the POOL.
+
+A switch counts if the context had KV. Its milliseconds are those from admission until all of that is in CELLS. Calls
+run one at a time, so that no switch waits for another call's prefill.
+"""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Iterator
+from dataclasses import dataclass
+from functools import partial
+from multiprocessing import Pool
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from common import ROOT, Bar, Options, Result, main, say, sig
+
+from llmaas.kvchunks.codec import Codec
+from llmaas.planner_state import PlannerSettings
+from llmaas.policies.eviction import DEFAULT_EVICTION, EVICTION
+from llmaas.records import CHUNK_TOKENS, Precision
+from llmaas.replay import Replay, ReplayReport, TraceCall, belady, unbounded
+from llmaas.replay_profiles import DEVICES, MODELS, costs
+
+sys.path.insert(0, str(ROOT / "traces"))
+import phone
+import switching
+
+BITS = Precision(4, 4)
+BOUNDS = {"belady": belady, "unbounded": unbounded}
+MEAN_TOKENS = 2048
+"""Of a context over its life: it grows to 4096, then a new conversation begins."""
+HELD = (2, 4, 6, 8, 12, 16, 24, 32, 48, 64)
+MEANS_MS = (10.0, 25.0)
+PHONE_HOURS = 14 * 24.0
+"""A phone asks less often than once in five minutes; so that there are enough calls."""
+
+
+@dataclass(frozen=True, slots=True)
+class Case:
+    """One replay. ``part`` of the bytes of ``contexts`` mean contexts is the POOL, unless ``pool_bytes`` says."""
+
+    policy: str
+    pattern: str
+    contexts: int
+    part: float
+    device: str = "ufs4"
+    machine: str = "phone"
+    model: str = "0.5B"
+    pool_bytes: int = 0
+
+
+def run(case: Case, seed: int) -> dict[str, Any]:
+    model = MODELS[case.model]
+    if case.pattern == "phone":
+        lines = phone.make(seed, limit=model.ctx_limit, hours=PHONE_HOURS)
+    else:
+        lines = switching.make(case.pattern, case.contexts, limit=model.ctx_limit, seed=seed)
+    trace = [TraceCall(**line) for line in lines]  # type: ignore[arg-type]
+    token = Codec(model.geometry).encoded_size(CHUNK_TOKENS, BITS) / CHUNK_TOKENS
+    settings = PlannerSettings(
+        n_cells=2 * model.ctx_limit,
+        n_seqs=32,
+        pool_bytes=case.pool_bytes or int(case.part * case.contexts * MEAN_TOKENS * token),
+        ctx_limit=model.ctx_limit,
+        geometry=model.geometry,
+        precision=BITS,
+        max_running=1,
+    )
+    prices = costs(case.device, case.machine, case.model)
+    if case.policy in BOUNDS:
+        report = BOUNDS[case.policy](trace, settings, prices)
+    else:
+        report = Replay(settings, prices, eviction=case.policy).run(trace)
+    assert not report.problems, report.problems
+    return _figures(case, settings.pool_bytes, report)
+
+
+def _figures(case: Case, pool_bytes: int, report: ReplayReport) -> dict[str, Any]:
+    back = [call for call in report.calls if sum(call.sources)]
+    ms = [call.switch_s * 1e3 for call in back]
+    tokens = np.sum([call.sources for call in back], axis=0)
+    cells, pool, disk, none = (sig(float(part)) for part in tokens / tokens.sum())
+    return {
+        "policy": case.policy,
+        "pattern": case.pattern,
+        "contexts": case.contexts,
+        "device": case.device,
+        "machine": case.machine,
+        "model": case.model,
+        "pool_bytes": pool_bytes,
+        "part": case.part,
+        "switches": len(ms),
+        "mean_ms": sig(float(np.mean(ms))),
+        "p50_ms": sig(float(np.percentile(ms, 50))),
+        "p99_ms": sig(float(np.percentile(ms, 99))),
+        "from": {"cells": cells, "pool": pool, "disk": disk, "recomputed": none},
+        "bytes_written": report.tally.bytes_written,
+    }
+
+
+def grid_policies(quick: bool) -> Iterator[Case]:
+    places = [(pattern, n) for pattern in switching.PATTERNS for n in ((16,) if quick else (4, 8, 16, 32, 64))]
+    places.append(("phone", phone.APPS))
+    for pattern, n in places:
+        for part in (0.25,) if quick else (0.125, 0.25, 0.5):
+            for policy in (*EVICTION, *BOUNDS):
+                yield Case(policy, pattern, n, part)
+
+
+def grid_devices(quick: bool) -> Iterator[Case]:
+    for device in ("emmc", "hdd") if quick else DEVICES:
+        for model in ("1B",) if quick else MODELS:
+            for pattern, n in (("markov", 16), ("phone", phone.APPS)):
+                for policy in EVICTION:
+                    yield Case(
+                        policy, pattern, n, 0.25, device, "board" if device in ("sd", "emmc") else "phone", model
+                    )
+
+
+def grid_held(quick: bool) -> Iterator[Case]:
+    for pattern in ("markov",) if quick else switching.PATTERNS:
+        for pool in (32 << 20,) if quick else (16 << 20, 32 << 20, 64 << 20):
+            for n in HELD[1::2] if quick else HELD:
+                for policy in EVICTION:
+                    yield Case(policy, pattern, n, 0.0, "emmc", pool_bytes=pool)
+
+
+def held(rows: list[dict[str, Any]]) -> list[dict[str, Any]]:
+    """The most contexts with a mean of at most each of MEANS_MS, all smaller numbers included."""
+    found: dict[tuple[str, int, str], dict[str, Any]] = {}
+    for row in rows:
+        key = row["pattern"], row["pool_bytes"], row["policy"]
+        line = found.setdefault(key, dict(zip(("pattern", "pool_bytes", "policy"), key, strict=True)) | {"means": []})
+        line["means"].append((row["contexts"], row["mean_ms"]))
+    for line in found.values():
+        for bound in MEANS_MS:
+            most = 0
+            for n, mean in sorted(line["means"]):
+                if mean > bound:
+                    break
+                most = n
+            line[f"held_{bound:g}_ms"] = most
+    return list(found.values())
+
+
+def measure(options: Options) -> Result:
+    grids = {"policies": grid_policies, "devices": grid_devices, "held": grid_held}
+    figures: dict[str, Any] = {}
+    with Pool(min(2, options.threads)) as workers:
+        for name, grid in grids.items():
+            cases = list(grid(options.quick))
+            say(f"{name}: {len(cases)} replays")
+            figures[name] = list(workers.imap(partial(run, seed=options.seed), cases, chunksize=2))
+    figures["held"] = held(figures["held"])
+    figures["summary"] = summary = _summary(figures["policies"] + figures["devices"])
+    ours = summary[DEFAULT_EVICTION]
+    bars = [
+        Bar(f"mean switch, {name} / {DEFAULT_EVICTION}", summary[name]["mean_all"] / ours["mean_all"], 1.0)
+        for name in EVICTION
+        if name != DEFAULT_EVICTION
+    ]
+    return Result("none: replay", figures, bars)
+
+
+def _summary(rows: list[dict[str, Any]]) -> dict[str, dict[str, float]]:
+    """By policy and pattern ("all": all of them), relative to lru in the same places.
+
+    ``mean``: mean switches, geometric mean over places. ``disk``: the part of tokens from DISK, summed over places.
+    """
+    place = ("pattern", "contexts", "device", "model", "pool_bytes")
+    lru = {tuple(row[p] for p in place): row for row in rows if row["policy"] == "lru"}
+    found: dict[str, dict[str, list[tuple[float, float, float]]]] = {}
+    for row in rows:
+        base = lru[tuple(row[p] for p in place)]
+        if not base["mean_ms"]:
+            continue  # all was in CELLS
+        ratio = row["mean_ms"] / base["mean_ms"], row["from"]["disk"], base["from"]["disk"]
+        for pattern in ("all", row["pattern"]):
+            found.setdefault(row["policy"], {}).setdefault(pattern, []).append(ratio)
+    return {
+        policy: {
+            f"{what}_{pattern}": sig(value)
+            for pattern, ratios in patterns.items()
+            for what, value in (
+                ("mean", float(np.exp(np.mean(np.log([r for r, _, _ in ratios]))))),
+                ("disk", sum(d for _, d, _ in ratios) / max(sum(b for _, _, b in ratios), 1e-9)),
+            )
+        }
+        for policy, patterns in found.items()
+    }
+
+
+if __name__ == "__main__":
+    sys.exit(main(Path(__file__).stem, (__doc__ or "").strip(), measure))
