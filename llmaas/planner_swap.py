@@ -44,7 +44,7 @@ class SwapBooks:
         self._eviction = eviction
         self._tally = tally
         self._home: dict[ChunkKey, tuple[ContextId, int]] = {}
-        """The context that a chunk counts with, its latest user, and its place there."""
+        """The latest user of each chunk that was used since the start, and its place there."""
         self._to_save: deque[tuple[Context, int, ChunkKey]] = deque()
         self._saving: dict[int, SaveChunks] = {}
         self._measuring: dict[int, tuple[Context, list[tuple[Context, int, ChunkKey]]]] = {}
@@ -154,9 +154,8 @@ class SwapBooks:
         """The context's chunks from index ``first`` on are ``keys`` from now on."""
         self.disk.use(context)
         old = context.keys[first:]
-        for i, key in enumerate(keys, start=first):
+        for key in keys:
             self.ledger.ref(key)
-            self._home[key] = context.id, i
         for key in old:
             self.ledger.unref(key)
         context.keys[first:] = keys
@@ -296,6 +295,7 @@ class SwapBooks:
             if size:
                 self.ledger.arrive_pool(target.key, size)
                 self._bits.stored(save.context, target, size, now)
+                self._home[target.key] = save.context, target.start // CHUNK_TOKENS
                 self._arrived(target.key, target.stop - target.start, size, now)
                 self._to_write.append((save.context, target.key))
                 self._tally.chunks_saved += 1
