@@ -175,15 +175,17 @@ def measure(options: Options) -> Result:
 def _summary(rows: list[dict[str, Any]]) -> dict[str, dict[str, float]]:
     """By policy and pattern ("all": all of them), relative to lru in the same places.
 
+    Only places count where no policy had to recompute anything.
     ``mean``: mean switches, geometric mean over places. ``disk``: the part of tokens from DISK, summed over places.
     """
     place = ("pattern", "contexts", "device", "model", "pool_bytes")
     lru = {tuple(row[p] for p in place): row for row in rows if row["policy"] == "lru"}
+    lost = {tuple(row[p] for p in place) for row in rows if row["from"]["recomputed"]}
     found: dict[str, dict[str, list[tuple[float, float, float]]]] = {}
     for row in rows:
         base = lru[tuple(row[p] for p in place)]
-        if not base["mean_ms"]:
-            continue  # all was in CELLS
+        if not base["mean_ms"] or tuple(row[p] for p in place) in lost:
+            continue  # all was in CELLS; or recomputing one chunk outweighs all that eviction does
         ratio = row["mean_ms"] / base["mean_ms"], row["from"]["disk"], base["from"]["disk"]
         for pattern in ("all", row["pattern"]):
             found.setdefault(row["policy"], {}).setdefault(pattern, []).append(ratio)
