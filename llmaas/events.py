@@ -167,6 +167,11 @@ class BudgetChanged:
     disk_bytes: int | None = None
 
 
+@dataclass(frozen=True, slots=True)
+class Flush:
+    """The service is about to stop: what was held back from DISK, since it would soon be replaced, goes there now."""
+
+
 Event = (
     ContextOpened
     | ContextChanged
@@ -183,6 +188,7 @@ Event = (
     | Measured
     | Lowered
     | BudgetChanged
+    | Flush
 )
 
 # -- actions ----------------------------------------------------------------------------------

@@ -23,6 +23,7 @@ from llmaas.events import (
     Event,
     Fetched,
     Finish,
+    Flush,
     Loaded,
     Lowered,
     Measured,
@@ -83,6 +84,7 @@ class Planner:
             Measured: self._measured,
             Lowered: self._lowered,
             BudgetChanged: self._budget,
+            Flush: self._flush,
         }
 
     def handle(self, event: Event, now: float) -> list[Action]:
@@ -92,7 +94,7 @@ class Planner:
         # Swap-out before admission: what a call has just left in CELLS is exported before its cells are given away.
         self._swap.pump_writes(self._out)
         self._swap.pump_saves(now, self._out)
-        self._swap.pump_lowering(now, self._out)
+        self._swap.lowering.pump(now, self._out)
         self._admit(now)
         for job in list(self._running.values()):
             if job.stage is Stage.SWITCHING:
@@ -191,13 +193,23 @@ class Planner:
         index, rest = divmod(n, CHUNK_TOKENS)
         return index * CHUNK_TOKENS if rest and index in context.lossy else n
 
+    def _flush(self, event: Flush, now: float) -> None:
+        self._swap.writes.flush()
+
     def _closed(self, event: ContextClosed, now: float) -> None:
         context = self._contexts.pop(event.context)
         self._cells.trim(context, 0, self._out)
         context.n_kv = 0
         self._swap.own(context, 0, (), self._out)
+        self._hand_over(context, self._swap.writes.closed(context.id))
         self._swap.lost(event.gone, self._out)
         self._swap.closed(context)
+
+    def _hand_over(self, context: Context, key: ChunkKey | None) -> None:
+        """A chunk that a context took with it before it was written: whoever shares it will write it."""
+        if key is not None and key in self._swap.ledger:
+            heir = next((c for c in self._contexts.values() if c.app == context.app and key in c.keys), None)
+            self._swap.writes.want([(heir.id, key)] if heir else [])
 
     def _found(self, event: ChunksFound, now: float) -> None:
         stored = {key: (nbytes, notes) for key, nbytes, notes in event.chunks}
@@ -254,6 +266,7 @@ class Planner:
             for key in context.keys:
                 self._swap.touch(key, now)  # used until now, only not from the POOL
             self._cells.trim(context, 0, self._out)
+            self._swap.writes.left_cells(context.id)
             self.tally.contexts_left_cells += 1
         return True
 
@@ -317,7 +330,9 @@ class Planner:
         self._switching.read_on(self._switching.reads.fetched(event, now, self._out), now, self._out)
 
     def _saved(self, event: Saved, now: float) -> None:
-        self._swap.saved(event.save, event.nbytes, now, self._out)
+        context = self._contexts.get(owner := self._swap.saved(event.save, event.nbytes, now, self._out))
+        if context is None or context.seq is None:
+            self._swap.writes.left_cells(owner)  # while its last chunk was being coded
 
     def _measured(self, event: Measured, now: float) -> None:
         self._swap.measured(event, now, self._out)

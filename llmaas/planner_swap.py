@@ -8,7 +8,6 @@ from __future__ import annotations
 
 from collections import deque
 
-from llmaas.errors import PolicyBug
 from llmaas.events import (
     Action,
     ChunkSource,
@@ -16,13 +15,11 @@ from llmaas.events import (
     ChunkTarget,
     DropDisk,
     DropPool,
-    LowerChunks,
     Lowered,
     MeasureChunks,
     Measured,
     NoteTolerances,
     SaveChunks,
-    WriteChunks,
     Written,
 )
 from llmaas.kvchunks.codec import Codec, sinks_at
@@ -30,7 +27,9 @@ from llmaas.kvchunks.kernels import NUMPY
 from llmaas.kvchunks.ledger import Copy, Ledger
 from llmaas.planner_bits import NOBODY, BitBooks
 from llmaas.planner_disk import DiskQuota
+from llmaas.planner_lower import Lowering
 from llmaas.planner_state import Context, PlannerSettings, Tally
+from llmaas.planner_write import Writes
 from llmaas.policies.eviction import Arrival, EvictionPolicy
 from llmaas.records import CHUNK_TOKENS, ChunkKey, ChunkNotes, ContextId, Tier
 
@@ -49,21 +48,17 @@ class SwapBooks:
         self._saving: dict[int, SaveChunks] = {}
         self._measuring: dict[int, tuple[Context, list[tuple[Context, int, ChunkKey]]]] = {}
         """Saves that wait for a measurement of what their chunks tolerate."""
-        self._to_write: deque[tuple[ContextId, ChunkKey]] = deque()
-        self._writing: WriteChunks | None = None
-        self._unwritten: list[tuple[ContextId, ChunkKey]] = []
-        """Failed writes; while there are any, chunks without a DISK copy may be evicted too."""
         self._encoded_size = Codec(settings.geometry, kernels=NUMPY).encoded_size
         self._bits = BitBooks(settings, self._encoded_size)
-        self._lowering: LowerChunks | None = None
-        self._being_lowered: set[ChunkKey] = set()
         self.disk = DiskQuota(settings.disk_bytes, self.ledger, tally, self._bits.forget)
+        self.writes = Writes(settings, self.ledger, self.disk, self._bits, self.next_id, tally)
+        self.lowering = Lowering(self.ledger, self._bits, self.writes, self.next_id, tally)
         self._next_id = 0
 
     @property
     def idle(self) -> bool:
         saving = self._to_save or self._saving or self._measuring
-        return not (saving or self._lowering or self._to_write or self._writing)
+        return not saving and self.lowering.idle and self.writes.idle
 
     def next_id(self) -> int:
         self._next_id += 1
@@ -81,6 +76,9 @@ class SwapBooks:
             return True
         plan = self._eviction.victims(need, self._gain, visitor)
         if plan is None:
+            if visitor is None:
+                self.writes.flush()
+                self.pump_writes(out)
             return False
         self._evict(plan, out)
         return True
@@ -88,7 +86,9 @@ class SwapBooks:
     def set_pool_budget(self, nbytes: int, out: list[Action]) -> None:
         """Shrinking drops clean chunks at once; the rest goes as it becomes clean."""
         self.ledger.pool_budget = nbytes
-        self._shrink(out)
+        if self.ledger.room(0) > 0:
+            self.writes.forsake()
+            self._shrink(out)
 
     def returned(self, context: Context, now: float) -> None:
         """A call needs the context in CELLS, and it is not all there."""
@@ -103,7 +103,7 @@ class SwapBooks:
 
     def set_disk_quota(self, nbytes: int, out: list[Action]) -> None:
         """Lowering it drops the coldest contexts' chunks at once; raising it lets those in that had no room."""
-        self._to_write.extend(self.disk.set_quota(nbytes, out))
+        self.writes.want(self.disk.set_quota(nbytes, out))
 
     def _shrink(self, out: list[Action]) -> None:
         need = self.ledger.room(0)
@@ -111,8 +111,10 @@ class SwapBooks:
             return
         may: dict[ChunkKey, int] = {}
         plan = self._eviction.victims(need, lambda key: may.setdefault(key, self._gain(key)))
-        if plan is None and (most := sum(may.values())):
-            plan = self._eviction.victims(most, self._gain)  # there is not enough; so all that may go
+        if plan is None:
+            self.writes.flush()
+            most = sum(may.values())
+            plan = self._eviction.victims(most, self._gain) if most else None  # not enough; so all that may go
         if plan:
             self._evict(plan, out)
 
@@ -129,8 +131,7 @@ class SwapBooks:
         chunk = self.ledger.chunk(key)
         if chunk.pins or chunk.pool is not Copy.PRESENT:
             return 0
-        given_up = self._unwritten or self.disk.refused(key)
-        safe = chunk.disk is Copy.PRESENT or (given_up and chunk.disk is Copy.ABSENT)
+        safe = chunk.disk is Copy.PRESENT or (chunk.disk is Copy.ABSENT and self.writes.given_up(key))
         return chunk.pool_bytes if safe else 0
 
     def found(self, context: Context, key: ChunkKey, nbytes: int, notes: ChunkNotes | None, now: float) -> None:
@@ -144,7 +145,7 @@ class SwapBooks:
         for key in keys:
             if key in self.ledger and self.ledger.chunk(key).disk is Copy.PRESENT:
                 self.ledger.drop_disk(key)
-                self._unwritten.append((NOBODY, key))
+                self.writes.failed([(NOBODY, key)])
                 self._forget_if_lost(key)
         self.sweep(list(keys), out)
 
@@ -202,12 +203,7 @@ class SwapBooks:
             self._measure(context, n_tokens, wanted, out)
         else:
             self._to_save.extend(wanted)
-        self._to_write.extend((context.id, key) for key in self.disk.missed(context))
-        if self._unwritten:
-            # A call has returned: a good moment to see whether the disk has room again.
-            self._to_write.extend(self._unwritten)
-            self._unwritten.clear()
-            self.disk.found_room()
+        self.writes.try_again(context)
 
     def _measure(
         self, context: Context, n_tokens: int, wanted: list[tuple[Context, int, ChunkKey]], out: list[Action]
@@ -262,7 +258,7 @@ class SwapBooks:
             savable = self._savable(context, index, key)
             target = self._reserve(context, index, key, now, out) if savable else None
             if savable and target is None:
-                if batch or self._writing is not None:
+                if batch or self.writes.under_way:
                     break  # room comes when the write ends
                 self._tally.chunks_unsaved += 1
             self._to_save.popleft()
@@ -288,7 +284,8 @@ class SwapBooks:
         self.ledger.pin(key)
         return ChunkTarget(key, start, stop, precision)
 
-    def saved(self, save_id: int, nbytes: tuple[int, ...], now: float, out: list[Action]) -> None:
+    def saved(self, save_id: int, nbytes: tuple[int, ...], now: float, out: list[Action]) -> ContextId:
+        """A save ended; whose chunks they were."""
         save = self._saving.pop(save_id)
         for target, size in zip(save.chunks, nbytes, strict=True):
             self.ledger.unpin(target.key)
@@ -297,99 +294,27 @@ class SwapBooks:
                 self._bits.stored(save.context, target, size, now)
                 self._home[target.key] = save.context, target.start // CHUNK_TOKENS
                 self._arrived(target.key, target.stop - target.start, size, now)
-                self._to_write.append((save.context, target.key))
+                self.writes.saved(save.context, target)
                 self._tally.chunks_saved += 1
             else:
                 self.ledger.fail_pool(target.key)
                 self._tally.chunks_unsaved += 1
         self.sweep([t.key for t in save.chunks], out)
+        return save.context
 
     # -- the POOL with fewer bits
 
-    def pump_lowering(self, now: float, out: list[Action]) -> None:
-        """Begin to code some chunks again if all together have more bytes than they may."""
-        if self._lowering is None and (chunks := self._bits.to_lower(self._lowerable, now)):
-            for key, _ in chunks:
-                self.ledger.pin(key)
-            self._lowering = LowerChunks(self.next_id(), tuple(chunks))
-            self._being_lowered = {key for key, _ in chunks}
-            out.append(self._lowering)
-
-    def _lowerable(self, key: ChunkKey) -> bool | None:
-        chunk = self.ledger.chunk(key)
-        if chunk.pool is Copy.ABSENT:
-            return False
-        return None if chunk.moving or chunk.pins else chunk.refs > 0
-
     def lowered(self, event: Lowered, now: float, out: list[Action]) -> None:
-        action, self._lowering = self._lowering, None
-        if action is None or action.lower != event.lower:
-            raise PolicyBug(f"lowering {event.lower} ended but was not under way")
-        self._being_lowered.clear()
-        for (key, precision), size in zip(action.chunks, event.nbytes, strict=True):
-            self.ledger.unpin(key)
-            if size:
-                if self.ledger.chunk(key).disk is Copy.PRESENT:
-                    self.ledger.drop_disk(key)
-                    out.append(DropDisk((key,)))
-                self.ledger.shrink_pool(key, size)
-                self._bits.lowered(key, precision, size, now)
-                self._tally.chunks_lowered += 1
-            self._to_write.append((self._bits.owner(key), key))
-        self.sweep([key for key, _ in action.chunks], out)
+        self.sweep(self.lowering.lowered(event, now, out), out)
 
     # -- POOL -> DISK
 
     def pump_writes(self, out: list[Action]) -> None:
-        """Begin one write of consecutive chunks of one context if none is under way."""
-        self.disk.shrink(out)
-        refused = False
-        while self._to_write and self._writing is None:
-            context = self._to_write[0][0]
-            batch: list[ChunkKey] = []
-            while self._to_write and self._to_write[0][0] == context and len(batch) < self._settings.write_batch:
-                key = self._to_write.popleft()[1]
-                if not self._writable(key):
-                    continue
-                if not self.disk.admit(key, context):
-                    refused = True
-                else:
-                    self.ledger.begin_disk(key)
-                    self.ledger.pin(key)
-                    batch.append(key)
-            self.disk.flush(out)
-            if batch:
-                self._writing = WriteChunks(self.next_id(), context, tuple(batch), tuple(map(self._bits.note, batch)))
-                out.append(self._writing)
-        if refused:
+        if self.writes.pump(out):
             self._shrink(out)
 
-    def _writable(self, key: ChunkKey) -> bool:
-        if key not in self.ledger or key in self._being_lowered:
-            return False  # what is being lowered is written afterwards
-        chunk = self.ledger.chunk(key)
-        return chunk.refs > 0 and chunk.pool is Copy.PRESENT and chunk.disk is Copy.ABSENT
-
     def written(self, event: Written, out: list[Action]) -> None:
-        write = self._writing
-        if write is None or write.write != event.write:
-            raise PolicyBug(f"write {event.write} ended but was not under way")
-        self._writing = None
-        failed: list[ChunkKey] = []
-        for key, size in zip(write.keys, event.nbytes, strict=True):
-            self.ledger.unpin(key)
-            if size:
-                self.ledger.arrive_disk(key, size)
-                self._tally.chunks_written += 1
-                self._tally.bytes_written += size
-                self.disk.found_room()
-            else:
-                self.ledger.fail_disk(key)
-                failed.append(key)
-                self._tally.writes_failed += 1
-        again = event.full and self.disk.disk_is_full(failed, write.context, out)
-        (self._to_write if again else self._unwritten).extend((write.context, key) for key in failed)
-        self.sweep(list(write.keys), out)
+        self.sweep(self.writes.written(event, out), out)
 
     # -- DISK or POOL -> CELLS
 

@@ -25,6 +25,7 @@ from llmaas.events import (
     ChunksFound,
     ContextClosed,
     ContextOpened,
+    Flush,
 )
 from llmaas.kvchunks.keys import namespace
 from llmaas.kvchunks.store import ContextRow, Store
@@ -128,17 +129,27 @@ class Service:
 
     async def stop(self) -> None:
         """Refuse new work, end what runs, finish the swap-out, end the workers (not the engine, not the store)."""
+        if self._closing:
+            return
         self._closing = True
         self._runner.close()
         try:
-            await asyncio.wait_for(self.rest(), _DRAIN_SECONDS)
+            await asyncio.wait_for(self._drain(), _DRAIN_SECONDS)
         except asyncio.TimeoutError:
             log.warning("swap-out did not finish in %.0f s; what is missing will be recomputed", _DRAIN_SECONDS)
         await self._loop.run_in_executor(None, self._interpreter.close)
         self._rows.close()
 
+    async def _drain(self) -> None:
+        await self._runner.rest()
+        self._dispatch(Flush())
+        await self._interpreter.rest()
+
     async def rest(self) -> None:
-        """Return when no call runs and everything has been swapped out."""
+        """Return when no call runs and everything has been swapped out.
+
+        Last chunks that are not full go to DISK when their context leaves CELLS.
+        """
         await self._runner.rest()
         await self._interpreter.rest()
 

@@ -135,9 +135,9 @@ class Index:
     def _checkpoint(self) -> None:
         try:
             self._writer.execute("PRAGMA wal_checkpoint(TRUNCATE)").fetchone()
-        except sqlite3.Error as error:  # the data is safe in the log; there may be room or leisure later
+            self._wal_size = self._files.path_size(self._wal)
+        except (sqlite3.Error, OSError) as error:  # the data is safe in the log; there may be room or leisure later
             log.warning("checkpoint of %s put off: %s", self.path, error)
-        self._wal_size = self._files.path_size(self._wal)
         # If a foreign reader kept the log from being emptied, do not wait for it on every commit.
         self._checkpoint_at = self._wal_size + self._wal_limit
         self._scrub_due = self._scrub_due and self._wal_size > 0

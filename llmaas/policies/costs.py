@@ -12,6 +12,9 @@ _SHAPE = 0.01
 """How much the guess counts, of one observation, for what cannot be told from what was seen: how the seconds divide
 between the two features. It says nothing of how many seconds there are."""
 
+_NOTHING = 1e-9
+"""Seconds: work that is guessed to take less is none."""
+
 
 class Line:
     """seconds = ``a`` x + ``b`` y, both at least 0. ``Line(a, b)`` begins with a guess, both above 0."""
@@ -28,7 +31,7 @@ class Line:
     def observe(self, x: float, y: float, seconds: float) -> None:
         """The work took so long. What was no work says nothing."""
         guess = self._guess[0] * x + self._guess[1] * y
-        if seconds <= 0.0 or guess <= 0.0:
+        if seconds <= 0.0 or guess < _NOTHING:
             return
         news = (x * x, x * y, y * y, x * seconds, y * seconds, seconds * seconds, guess * guess)
         self._sums = [_FORGET * s + new for s, new in zip(self._sums, news, strict=True)]

@@ -618,3 +618,22 @@ def test_opening_on_a_full_disk_says_so_and_works_when_there_is_room(tiny_disk: 
     ballast.unlink()
     with Store(root) as store:
         assert list(store.tokens(A)) == [1, 2]
+
+
+def test_a_deletion_that_is_committed_has_happened_even_if_nothing_can_be_measured_afterwards(tmp_path: Path) -> None:
+    class Blind(Files):
+        blind = False
+
+        def path_size(self, path: Path) -> int:
+            if self.blind:
+                raise OSError(errno.EIO, "cannot be measured", str(path))
+            return super().path_size(path)
+
+    files = Blind()
+    with Store(tmp_path / "store", files=files, master=MasterKey(bytes(32))) as store:
+        store.create_context(row(A))
+        store.put(A, [(ChunkKey(bytes(16)), 64, b"chunk")])
+        files.blind = True
+        assert store.delete_context(A) == [ChunkKey(bytes(16))]
+        files.blind = False
+        assert store.contexts() == []
