@@ -110,7 +110,9 @@ async def serve(options: Options) -> list[Reclaim]:
     thread = EngineThread(lambda: FakeEngine(4 * CHUNKS_EACH * CHUNK_TOKENS, geometry=GEOMETRY))
     try:
         with Store(options.folder / "store") as store:
-            service = Service(thread, store, ServiceSettings(pool_bytes=_POOL, bits=Precision(4, 4)))
+            service = Service(
+                thread, store, ServiceSettings(split="load_first", pool_bytes=_POOL, bits=Precision(4, 4))
+            )
             await service.start()
             try:
                 return await rounds(options, service)

@@ -28,6 +28,7 @@ from llmaas.service import Service, ServiceSettings
 
 PRECISION = Precision(4, 4)
 TIMES_CROSSOVER = (0.25, 0.5, 1.0, 2.0, 4.0, 16.0, 0.0)
+TIMES_QUICK = (0.5, 1.0, 2.0, 8.0, 0.0)
 """Rates as multiples of the crossover; 0 is the disk as it is."""
 
 
@@ -87,7 +88,7 @@ def _empty(thread: EngineThread) -> None:
 
 
 def measure(options: Options) -> Result:
-    n, repeats = (1024, 2) if options.quick else (4096, 3)
+    n, repeats, factors = (1024, 3, TIMES_QUICK) if options.quick else (4096, 3, TIMES_CROSSOVER)
     throttle = Throttle(options.folder)
     with engine(options) as thread:
         text = prose(thread.engine, n + 8, options.seed)
@@ -101,13 +102,13 @@ def measure(options: Options) -> Result:
 
         computed = run("recompute_first", [0.0], repeats)[0]
         crossover = coded / computed["s"]
-        rates = [factor * crossover for factor in TIMES_CROSSOVER]
+        rates = [factor * crossover for factor in factors]
         read = run("load_first", rates, 1 if options.quick else repeats)
         both = run("balanced", rates, repeats)
         model = thread.engine.info.name
     throttle.close()
     rows = []
-    for factor, rate, alone, together in zip(TIMES_CROSSOVER, rates, read, both, strict=True):
+    for factor, rate, alone, together in zip(factors, rates, read, both, strict=True):
         best = min(alone["s"], computed["s"])
         row = {"times_crossover": factor, "bytes_per_s": int(rate), "read": alone, "balanced": together}
         rows.append({**row, "over_best": sig(together["s"] / best), "first_over_best": sig(together["first_s"] / best)})

@@ -94,6 +94,9 @@ class Config:
     disk_bytes: int = _setting(
         size(0, or_none=True), 20 << 30, "disk for coded chunks; the coldest contexts' go first", "20G"
     )
+    write_rate: int = _setting(
+        size(0, or_none=True), 64 * _MIB, "bytes a second that swap-out writes to disk at most", "64M"
+    )
     pressure: str = _setting(
         choice("on", "off"), "on", "give RAM of the pool back while the machine or its container is short of it"
     )

@@ -305,6 +305,13 @@ class WriteChunks:
 
 
 @dataclass(frozen=True, slots=True)
+class StopWrite:
+    """Memory is short: write no more of this write; its answer comes soon, and says what was written."""
+
+    write: int
+
+
+@dataclass(frozen=True, slots=True)
 class NoteTolerances:
     """Keep with chunks on DISK what has been learnt of them since they were written."""
 
@@ -378,6 +385,7 @@ Action = (
     | MeasureChunks
     | LowerChunks
     | WriteChunks
+    | StopWrite
     | NoteTolerances
     | DropPool
     | DropDisk

@@ -135,6 +135,11 @@ class Planner:
     def cells_used(self) -> int:
         return sum(c.cells for c in self._contexts.values() if c.seq is not None)
 
+    def stored(self, key: ChunkKey) -> bool:
+        """Whether the chunk has a copy in the POOL or on DISK, whoever made it."""
+        ledger = self._swap.ledger
+        return key in ledger and ledger.tier(key) is not Tier.NONE
+
     def tiers(self, context_id: ContextId) -> tuple[int, int, int, int]:
         """Tokens of the context whose best copy is in CELLS, POOL, DISK, NONE."""
         context = self._contexts[context_id]

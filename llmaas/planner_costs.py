@@ -40,12 +40,17 @@ class SwitchCosts:
 
     def stepped(self, step: RunStep, seconds: float) -> None:
         """A step ended; a prefill that (nearly) fills it tells what a token costs."""
-        sizes = [item.stop - item.start for item in step.items]
-        prefill = [item for item, n in zip(step.items, sizes, strict=True) if n > 1]
-        n_prefill = sum(item.stop - item.start for item in prefill)
-        if n_prefill < _LEAST_PREFILL or sum(sizes) - n_prefill > _FEW_DECODES * n_prefill:
+        n_prefill = n_decode = 0
+        for item in step.items:
+            n = item.stop - item.start
+            if n > 1:
+                n_prefill += n
+            else:
+                n_decode += 1
+        if n_prefill < _LEAST_PREFILL or n_decode > _FEW_DECODES * n_prefill:
             return
-        self._compute.observe(n_prefill, sum(_looked_back(i.start, i.stop) for i in prefill), seconds)
+        looked_back = sum(_looked_back(i.start, i.stop) for i in step.items if i.stop - i.start > 1)
+        self._compute.observe(n_prefill, looked_back, seconds)
 
     def has_read(self, nbytes: int, seconds: float) -> None:
         self.disk_known = True

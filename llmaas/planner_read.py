@@ -78,7 +78,10 @@ class ReadAhead:
         """How many of these chunks to load in one piece: all, unless the disk takes long for them; at least one."""
         ledger, nbytes = self._swap.ledger, 0
         for i, key in enumerate(keys):
-            nbytes += ledger.chunk(key).disk_bytes if ledger.tier(key) is Tier.DISK else 0
+            chunk = ledger.chunk(key)
+            if chunk.tier is not Tier.DISK:
+                continue
+            nbytes += chunk.disk_bytes
             if i and self._costs.read(1, nbytes) > _PIECE_S:
                 return i
             if i == _FIRST and nbytes and not self._costs.disk_known:

@@ -86,8 +86,9 @@ class SwapBooks:
     def set_pool_budget(self, nbytes: int, out: list[Action]) -> None:
         """Shrinking drops clean chunks at once; the rest goes as it becomes clean."""
         self.ledger.pool_budget = nbytes
+        self._shrink(out)
         if self.ledger.room(0) > 0:
-            self.writes.forsake()
+            self.writes.forsake(out)
             self._shrink(out)
 
     def returned(self, context: Context, now: float) -> None:
@@ -197,7 +198,11 @@ class SwapBooks:
         self.hurry(context)
         n_tokens = min(context.cells, context.n_kv)
         n_chunks = -(-n_tokens // CHUNK_TOKENS)
-        wanted = [(context, i, key) for i, key in enumerate(context.keys[:n_chunks]) if self._savable(context, i, key)]
+        wanted = [
+            (context, i, key)
+            for i, key in enumerate(context.keys[:n_chunks])
+            if i not in context.lossy and self._savable(context, i, key)
+        ]
         context.unsaved += len(wanted)
         if self._settings.measure and any(i < n_tokens // CHUNK_TOKENS for _, i, _ in wanted):
             self._measure(context, n_tokens, wanted, out)
@@ -331,7 +336,7 @@ class SwapBooks:
         return True
 
     def loaded(self, source: ChunkSource, *, ok: bool, damaged: bool, now: float, out: list[Action]) -> None:
-        """A load of one chunk ended; a damaged copy is given up."""
+        """A load of one chunk ended; a damaged copy is given up. The caller sweeps."""
         key = source.key
         self.ledger.unpin(key)
         if source.keep:
@@ -346,7 +351,6 @@ class SwapBooks:
         else:
             self.touch(key, now)
             self._bits.touch(key, now)
-        self.sweep([key], out)
 
     def fetched(self, key: ChunkKey, *, tokens: int, ok: bool, now: float, out: list[Action]) -> None:
         """A chunk was read into the POOL, or its copy on DISK proved damaged."""

@@ -86,12 +86,19 @@ class Switching:
     def _load(self, job: Job, first: int, stop: int, now: float, out: list[Action]) -> None:
         context, ledger = job.context, self._swap.ledger
         keys = context.keys[first:stop]
+        wanted = 0
         for key in keys:
             ledger.pin(key)  # all of them first, so that none evicts another
+            chunk = ledger.chunk(key)
+            wanted += chunk.disk_bytes if chunk.pool is Copy.ABSENT else 0
+        if wanted:
+            self._swap.make_room(wanted, now, out, context.id)  # at once, if all of it can stay
         sources = []
+        room = True
         for i, key in enumerate(keys, start=first):
             tier = ledger.tier(key)
-            keep = tier is Tier.DISK and self._swap.reserve_copy(key, now, out)
+            keep = room and tier is Tier.DISK and self._swap.reserve_copy(key, now, out)
+            room = room and (keep or tier is not Tier.DISK)  # where one finds no room, the others need not ask
             start = i * CHUNK_TOKENS
             sources.append(ChunkSource(key, start, min(start + CHUNK_TOKENS, context.n_kv), tier, keep))
         assert context.seq is not None
@@ -112,6 +119,7 @@ class Switching:
             self._swap.loaded(source, ok=ok, damaged=source.key in damaged, now=now, out=out)
             if ok:
                 _count(job, job.context, source)
+        self._swap.sweep([source.key for source in load.chunks], out)
         job.stage = Stage.SWITCHING
         return job, event.n_loaded == len(load.chunks) or bool(damaged)
 
@@ -138,6 +146,7 @@ class Switching:
 
 
 def _count(job: Job, context: Context, source: ChunkSource) -> None:
+    """The chunk is in CELLS."""
     n = source.stop - source.start
     if n == CHUNK_TOKENS:  # a partial chunk is kept lossless
         context.lossy.add(source.start // CHUNK_TOKENS)

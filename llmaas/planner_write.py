@@ -14,7 +14,7 @@ from collections import deque
 from collections.abc import Callable, Iterable
 
 from llmaas.errors import PolicyBug
-from llmaas.events import Action, ChunkTarget, WriteChunks, Written
+from llmaas.events import Action, ChunkTarget, StopWrite, WriteChunks, Written
 from llmaas.kvchunks.ledger import Copy, Ledger
 from llmaas.planner_bits import BitBooks
 from llmaas.planner_disk import DiskQuota
@@ -85,8 +85,15 @@ class Writes:
         self._waiting.extend(self._left)
         self._left.clear()
 
-    def forsake(self) -> None:
-        """The POOL must shrink at once: last chunks of contexts in CELLS may go, since nothing is lost by it now."""
+    def forsake(self, out: list[Action]) -> None:
+        """The POOL must shrink at once: let go of what waits to be written, and of what is being written.
+
+        Of last chunks of contexts in CELLS nothing is lost by it now.
+        """
+        if self._writing is not None:
+            out.append(StopWrite(self._writing.write))
+        self._failed.extend(self._waiting)
+        self._waiting.clear()
         self._forsaken = {key for key in (*self._forsaken, *self._last.values()) if key in self._ledger}
         self._last.clear()
 

@@ -63,6 +63,8 @@ class ServiceSettings:
 
     pool_bytes: int = 256 << 20
     disk_bytes: int = NO_QUOTA
+    write_rate: int = 0
+    """Bytes a second that swap-out may write; 0: as fast as it goes."""
     bits: float | Precision = 4.0
     """Mean bits per value of coded chunks, spent where they matter most; or one precision for all."""
     split: str = "balanced"
@@ -101,6 +103,7 @@ class Service:
             self._calls,
             self._directory,
             self._settings.record,
+            self._settings.write_rate,
         )
         self._planner = self._interpreter.planner
         self._dispatch = self._interpreter.dispatch
@@ -113,6 +116,7 @@ class Service:
             self._clock,
             self._calls,
             self._dispatch,
+            self._planner.stored,
             self._metrics,
             ctx_limit=self.planner_settings.ctx_limit,
             queue_limit=self._settings.queue_limit,

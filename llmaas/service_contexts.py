@@ -10,9 +10,10 @@ import asyncio
 import math
 import secrets
 from array import array
-from collections.abc import Container, Iterator, Sequence
+from collections.abc import Callable, Container, Iterator, Sequence
 from collections.abc import Set as AbstractSet
 from dataclasses import dataclass, field
+from itertools import takewhile
 
 from llmaas.errors import UnknownContext
 from llmaas.kvchunks.keys import chunk_keys
@@ -94,6 +95,16 @@ class LiveContext:
             if chunk_keys(self.root, self.tokens[:n], known=self.keys)[-1] in stored:
                 self.rekey(n)
                 return
+
+    def shared(self, stored: Callable[[ChunkKey], bool]) -> int:
+        """How many leading tokens chunks cover, with those that other contexts of the app have stored already.
+
+        Two contexts that begin alike (a system prompt, a document) have the same keys there.
+        """
+        first, whole = self.n_kv // CHUNK_TOKENS, len(self.tokens) // CHUNK_TOKENS
+        keys = chunk_keys(self.root, self.tokens[: whole * CHUNK_TOKENS], known=self.keys[:first])
+        n = first + sum(1 for _ in takewhile(stored, keys[first:]))
+        return max(self.n_kv, n * CHUNK_TOKENS)
 
     def rekey(self, n_kv: int) -> tuple[int, tuple[ChunkKey, ...]]:
         """Let the keys cover the first ``n_kv`` tokens: (first index that may have changed, keys from there)."""

@@ -35,6 +35,7 @@ from llmaas.events import (
     SaveChunks,
     StepDone,
     StepFailed,
+    StopWrite,
     Switched,
     WriteChunks,
 )
@@ -89,10 +90,11 @@ class Interpreter:
         calls: dict[RequestId, Call],
         directory: Directory,
         record: Path | None,
+        write_rate: float,
     ) -> None:
         self.planner = Planner(settings)
         codec = Codec(settings.geometry, thread.engine.rope)
-        self.pool = Pool(thread, codec, store)
+        self.pool = Pool(thread, codec, store, write_rate=write_rate)
         self._meter = Meter(thread, codec)
         self._thread, self._engine = thread, thread.engine
         self._clock, self._calls, self._directory = clock, calls, directory
@@ -109,6 +111,7 @@ class Interpreter:
             SaveChunks: lambda a: self.pool.save(a, self._tell),
             LowerChunks: lambda a: self.pool.lower(a, self._tell),
             WriteChunks: lambda a: self.pool.write(a, self._tell),
+            StopWrite: self.pool.stop_write,
             NoteTolerances: self.pool.note,
             DropPool: lambda a: self.pool.drop(a.keys),
             DropDisk: lambda a: self.pool.drop_disk(a.keys),

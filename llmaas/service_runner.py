@@ -28,7 +28,7 @@ from llmaas.errors import (
 from llmaas.events import CancelRequested, ContextChanged, Event, Finish, Outcome, Submitted
 from llmaas.kvchunks.store import Store
 from llmaas.metrics import Registry
-from llmaas.records import Done, Generation, Piece, RequestId, Turn
+from llmaas.records import ChunkKey, Done, Generation, Piece, RequestId, Turn
 from llmaas.service_calls import Call, turn_spans
 from llmaas.service_contexts import LiveContext
 
@@ -50,7 +50,10 @@ class Rows:
 
 
 class CallRunner:
-    """All calls that wait or run. ``dispatch`` tells the planner; ``calls`` is shared with the interpreter."""
+    """All calls that wait or run. ``dispatch`` tells the planner, ``stored`` asks it whether a chunk has a copy;
+
+    ``calls`` is shared with the interpreter.
+    """
 
     def __init__(
         self,
@@ -60,13 +63,14 @@ class CallRunner:
         clock: Clock,
         calls: dict[RequestId, Call],
         dispatch: Callable[[Event], None],
+        stored: Callable[[ChunkKey], bool],
         metrics: Registry,
         *,
         ctx_limit: int,
         queue_limit: int,
     ) -> None:
         self._engine, self._store, self._rows, self._clock = engine, store, rows, clock
-        self._calls, self._dispatch = calls, dispatch
+        self._calls, self._dispatch, self._stored = calls, dispatch, stored
         self._metrics = metrics
         self._ctx_limit, self._queue_limit = ctx_limit, queue_limit
         self._tasks: set[asyncio.Task[None]] = set()
@@ -181,6 +185,8 @@ class CallRunner:
             raise BadRequest("there is nothing to answer: the context is empty", hint="Send messages or a prompt.")
         for span in call.spans:
             live.tokens.extend(span.tokens)
+        if (n := live.shared(self._stored)) > live.n_kv:
+            self._changed(live, n)
         call.planned = True
         self._dispatch(Submitted(call.id, live.id, total, call.max_new))
         finish = await call.finished

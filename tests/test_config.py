@@ -23,6 +23,7 @@ BAD = {
     "cells": "100",
     "pool_bytes": "12 parsecs",
     "disk_bytes": "-1",
+    "write_rate": "fast",
     "pressure": "maybe",
     "threads": "0",
     "sequences": "1",

@@ -417,3 +417,23 @@ def test_what_a_fork_needs_outlives_a_context_that_was_cut_before_it_was_deleted
             assert isinstance(counts, dict) and counts["chunks_damaged"] == 0
 
     asyncio.run(main())
+
+
+def test_a_context_that_begins_like_another_of_its_app_takes_over_what_was_computed_for_that(tmp_path: Path) -> None:
+    async def main() -> None:
+        async with house(tmp_path, engine={"n_cells": 1024}) as h:
+            other = AppId("1000/other")
+            first, twin, stranger = ((APP, "first"), (APP, "twin"), (other, "stranger"))
+            system = "You answer in rhymes. " * 20
+            answers = {}
+            for app, name in (first, twin, stranger):
+                await h.service.create(app, name=name, system=system)
+                answers[name], done = await h.say(name, "Begin.", app=app)
+                await h.service.rest()
+                shared = done.switch.pool + done.switch.disk
+                assert (shared > 300) if name == "twin" else not shared
+            assert len(set(answers.values())) == 1
+            _, done = await h.say("twin", "Go on.")
+            assert done.switch.cells > 400
+
+    asyncio.run(main())

@@ -31,6 +31,8 @@ SETTINGS = PlannerSettings(
 ACTIVE = 12
 """Contexts that take turns; all the others are idle."""
 ROUNDS = 200
+TOKEN_S = 3e-3
+"""Seconds that a token takes: computing must not look cheaper than loading."""
 
 
 class World:
@@ -72,6 +74,7 @@ class World:
     def _answer(self, action: ev.Action, i: int) -> None:
         match action:
             case ev.RunStep(step=step, items=items):
+                self._now += TOKEN_S * sum(item.stop - item.start for item in items)
                 drawn = [ev.Drawn.TOKEN if item.sample else ev.Drawn.NOTHING for item in items]
                 self.tell(ev.StepDone(step, tuple(drawn)))
             case ev.LoadChunks(load=load, chunks=chunks):

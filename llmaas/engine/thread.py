@@ -7,7 +7,10 @@ result, exception or cancellation.
 from __future__ import annotations
 
 import contextlib
+import ctypes
 import os
+import platform
+import sys
 import threading
 from collections.abc import Callable
 from concurrent.futures import Future
@@ -19,6 +22,9 @@ from llmaas.errors import ShuttingDown
 
 T = TypeVar("T")
 P = ParamSpec("P")
+_IOPRIO_SET = {"x86_64": 251, "aarch64": 30, "armv7l": 314, "riscv64": 30}
+"""Number of the system call ioprio_set(2), which the C library does not wrap."""
+_WHO_THREAD, _BEST_EFFORT = 1, 2
 _NICENESS = 10
 _Job = tuple["Future[Any]", Callable[..., Any], tuple[Any, ...], dict[str, Any]]
 
@@ -102,3 +108,10 @@ def be_nice() -> None:
     """Lower this thread's CPU priority (Linux: niceness is per thread)."""
     with contextlib.suppress(OSError, AttributeError):
         os.setpriority(os.PRIO_PROCESS, threading.get_native_id(), _NICENESS)
+
+
+def be_nice_to_disk() -> None:
+    """Lower this thread's I/O priority to the least of its class, where the kernel knows such a thing (Linux)."""
+    number = _IOPRIO_SET.get(platform.machine())
+    if number is not None and sys.platform == "linux":
+        ctypes.CDLL(None).syscall(number, _WHO_THREAD, 0, _BEST_EFFORT << 13 | 7)

@@ -17,7 +17,7 @@ from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 
 from llmaas.engine.thread import EngineThread, be_nice
-from llmaas.errors import ChunkDamaged, DiskFull, MachineError
+from llmaas.errors import ChunkDamaged
 from llmaas.events import (
     ChunkSource,
     ChunkTarget,
@@ -30,16 +30,16 @@ from llmaas.events import (
     NoteTolerances,
     SaveChunks,
     Saved,
+    StopWrite,
     WriteChunks,
     Written,
 )
-from llmaas.kvchunks.codec import Codec, check, header, sinks_at
+from llmaas.kvchunks.codec import Codec, Payload, check, sinks_at
 from llmaas.kvchunks.store import Store
-from llmaas.records import ChunkKey, ChunkNotes, ChunkTolerance, KvSlab, Tier
+from llmaas.kvchunks.swap_writer import SwapWriter
+from llmaas.records import ChunkKey, KvSlab, Tier
 
 log = logging.getLogger(__name__)
-
-Payload = bytes | bytearray | memoryview
 
 _AHEAD = 4
 """Chunks decoded ahead of the engine: bounds the f16 buffers of one load to about six chunks."""
@@ -52,18 +52,19 @@ _READ_CHUNKS = 16
 class Pool:
     """Coded chunks in RAM, and the threads that move them. ``load``, ``save``, ``write`` return at once."""
 
-    def __init__(self, engine: EngineThread, codec: Codec, store: Store, *, workers: int = 2) -> None:
+    def __init__(
+        self, engine: EngineThread, codec: Codec, store: Store, *, workers: int = 2, write_rate: float = 0.0
+    ) -> None:
         self._engine = engine
         self._codec = codec
         self._store = store
         self._bytes: dict[ChunkKey, Payload] = {}
-        self._undiscarded: list[ChunkKey] = []
         self._loaders = ThreadPoolExecutor(2, "load")
         self._readers = ThreadPoolExecutor(2, "read")
         self._fetcher = ThreadPoolExecutor(1, "fetch")
         self._decoders = ThreadPoolExecutor(workers, "decode")
         self._savers = ThreadPoolExecutor(workers, "save", be_nice)
-        self._writer = ThreadPoolExecutor(1, "write", be_nice)
+        self._writer = SwapWriter(store, write_rate)
         self._freer = ThreadPoolExecutor(1, "free")
 
     @property
@@ -75,8 +76,8 @@ class Pool:
         """End the threads; what they do now, and every write and discard that was asked for, is finished first."""
         for executor in (self._loaders, self._readers, self._fetcher, self._decoders, self._savers):
             executor.shutdown(wait=True, cancel_futures=True)
-        for executor in (self._writer, self._freer):
-            executor.shutdown(wait=True)
+        self._writer.close()
+        self._freer.shutdown(wait=True)
 
     def drop(self, keys: Sequence[ChunkKey]) -> None:
         dropped = [self._bytes.pop(key, None) for key in keys]
@@ -89,7 +90,7 @@ class Pool:
 
     def drop_disk(self, keys: Sequence[ChunkKey]) -> None:
         """Discard from the store, after the writes that were asked for before."""
-        self._writer.submit(self._discard, tuple(keys))
+        self._writer.discard(keys)
 
     # -- to CELLS
 
@@ -242,55 +243,14 @@ class Pool:
 
     def write(self, action: WriteChunks, done: Callable[[Written], None]) -> None:
         """Begin a write; ``done`` is called on a worker thread."""
-        items, notes = [], {}
-        for key, tolerance in zip(action.keys, action.tolerances, strict=True):
-            head = header(self._bytes[key])
-            items.append((key, head.n_tokens, self._bytes[key]))
-            notes[key] = ChunkNotes(head.precision, tolerance)
-        self._writer.submit(self._write, action, items, notes, done)
+        self._writer.write(action, [self._bytes[key] for key in action.keys], done)
 
-    def _write(
-        self,
-        action: WriteChunks,
-        items: list[tuple[ChunkKey, int, Payload]],
-        notes: dict[ChunkKey, ChunkNotes],
-        done: Callable[[Written], None],
-    ) -> None:
-        if self._undiscarded:
-            self._discard(())
-        # A put passes over keys that still have a row: their old bytes would be taken for these.
-        stale = set(self._undiscarded)
-        fresh, full = [item for item in items if item[0] not in stale], False
-        try:
-            self._store.put(action.context, fresh, notes)
-        except MachineError as e:
-            log.warning("%d chunks stay in memory: %s", len(fresh), e.message)
-            fresh, full = [], isinstance(e, DiskFull)
-        except Exception:
-            log.exception("write %d failed; its chunks stay in memory", action.write)
-            fresh = []
-        sizes = {key: len(payload) for key, _, payload in fresh}
-        done(Written(action.write, tuple(sizes.get(key, 0) for key in action.keys), full))
+    def stop_write(self, action: StopWrite) -> None:
+        self._writer.stop(action.write)
 
     def note(self, action: NoteTolerances) -> None:
         """Tell the store, after the writes that were asked for before."""
-        self._writer.submit(self._note, dict(action.tolerances))
-
-    def _note(self, tolerances: dict[ChunkKey, ChunkTolerance]) -> None:
-        try:
-            self._store.note(tolerances)
-        except Exception as e:
-            log.warning("what was learnt of %d chunks is not kept: %r", len(tolerances), e)
-
-    def _discard(self, keys: tuple[ChunkKey, ...]) -> None:
-        self._undiscarded += keys
-        try:
-            self._store.discard(self._undiscarded)
-            self._undiscarded = []
-        except MachineError as e:
-            log.warning("%d chunks are discarded later: %s", len(self._undiscarded), e.message)
-        except Exception:
-            log.exception("cannot discard %d chunks", len(self._undiscarded))
+        self._writer.note(action)
 
 
 def _sound(key: ChunkKey, payload: Payload | None) -> bool:

@@ -8,6 +8,8 @@ from __future__ import annotations
 
 _FORGET = 0.85
 """What an observation counts after the next one: about the last seven matter."""
+_SURPRISE, _FORGET_MUCH = 2.0, 0.25
+"""An observation so many times off what was expected says that something has changed: the others count little then."""
 _SHAPE = 0.01
 """How much the guess counts, of one observation, for what cannot be told from what was seen: how the seconds divide
 between the two features. It says nothing of how many seconds there are."""
@@ -33,8 +35,10 @@ class Line:
         guess = self._guess[0] * x + self._guess[1] * y
         if seconds <= 0.0 or guess < _NOTHING:
             return
+        surprise = max(seconds, self(x, y)) > _SURPRISE * min(seconds, self(x, y))
+        forget = _FORGET_MUCH if surprise else _FORGET
         news = (x * x, x * y, y * y, x * seconds, y * seconds, seconds * seconds, guess * guess)
-        self._sums = [_FORGET * s + new for s, new in zip(self._sums, news, strict=True)]
+        self._sums = [forget * s + new for s, new in zip(self._sums, news, strict=True)]
         self._fit()
 
     def _fit(self) -> None:

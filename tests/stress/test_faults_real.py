@@ -72,4 +72,5 @@ def test_a_real_model_says_the_same_over_a_disk_that_fails(tmp_path: Path, model
     print(dice.injected, counts)
     assert said == calm
     assert dice.injected.total() > 10
-    assert counts["chunks_damaged"] and counts["tokens_from_disk"] and counts["tokens_recomputed"]
+    assert counts["chunks_damaged"] + counts["writes_failed"] > 0
+    assert counts["tokens_from_disk"] and counts["tokens_recomputed"]
