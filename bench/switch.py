@@ -5,7 +5,8 @@ by the real service, out of the POOL and from DISK with the payload files out of
 
 * re-prefill: the bare llama.cpp loop over the same tokens in full batches, nothing else running;
 * copy: numpy copies of the same f16 bytes, chunk by chunk, between warm buffers;
-* load: the engine's own import of ready f16 slabs, which no coding can undercut.
+* load: the engine's own import of ready f16 slabs, which no coding can undercut;
+* file: llama.cpp's own restore of the whole f16 state (llama_state_seq_load_file), its file out of the page cache.
 
 Before each switch another context takes all the cells. The breakdown says where the time goes: read (store), decode
 (codec, summed over its threads), load (engine), and hand-over (what is left of the switch outside all of them).
@@ -14,6 +15,8 @@ Before each switch another context takes all the cells. The breakdown says where
 from __future__ import annotations
 
 import asyncio
+import ctypes
+import os
 import sys
 from dataclasses import dataclass
 from pathlib import Path
@@ -27,6 +30,7 @@ from probes import Stopwatch, resident_fraction, storage_bytes_read
 
 from llmaas.engine.base import Engine
 from llmaas.engine.llama import LlamaEngine
+from llmaas.engine.llama_lib import C
 from llmaas.engine.thread import EngineThread
 from llmaas.errors import Cancelled
 from llmaas.kvchunks.codec import Codec
@@ -47,14 +51,18 @@ class Floor:
     reprefill_ms: float
     copy_ms: float
     load_ms: float
+    file_ms: float
     f16_bytes: int
 
 
 # -- without the service --------------------------------------------------------------------------
 
 
-def floors(engine: Engine, lengths: list[int], repeats: int) -> dict[int, tuple[float, float]]:
-    """Milliseconds to copy, and to load, f16 slabs of each length. On the engine's thread, with empty cells."""
+def floors(engine: LlamaEngine, lengths: list[int], repeats: int, folder: Path) -> dict[int, tuple[float, ...]]:
+    """Milliseconds to copy, to load, and to restore from a cold file, f16 KV of each length.
+
+    On the engine's thread, with empty cells.
+    """
     rng = np.random.default_rng(0)
     slabs = [engine.blank(CHUNK_TOKENS) for _ in range(0, lengths[-1], CHUNK_TOKENS)]
     for slab in slabs:
@@ -65,7 +73,8 @@ def floors(engine: Engine, lengths: list[int], repeats: int) -> dict[int, tuple[
         mine, into = slabs[: n // CHUNK_TOKENS], room[: n // CHUNK_TOKENS]
         copies = [_copy_ms(mine, into) for _ in range(repeats)]
         loads = [_load_ms(engine, mine) for _ in range(repeats)]
-        found[n] = median(copies), median(loads)
+        files = [_cold_file_ms(engine, folder / "state", n) for _ in range(max(3, repeats // 3))]
+        found[n] = median(copies), median(loads), median(files)
     engine.drop(0, 0)
     return found
 
@@ -84,6 +93,21 @@ def _load_ms(engine: Engine, slabs: list[KvSlab]) -> float:
     for i, slab in enumerate(slabs):
         engine.load(0, i * CHUNK_TOKENS, slab)
     return (perf_counter() - begin) * 1e3
+
+
+def _cold_file_ms(engine: LlamaEngine, path: Path, n: int) -> float:
+    """Sequence 0, which holds ``n`` tokens, out to a file and back."""
+    context, tokens, count = engine._ctx, (ctypes.c_int32 * n)(), ctypes.c_size_t()
+    C.llama_state_seq_save_file(context, str(path).encode(), 0, tokens, n)
+    with path.open("rb") as file:
+        os.fsync(file.fileno())
+        os.posix_fadvise(file.fileno(), 0, 0, os.POSIX_FADV_DONTNEED)
+    begin = perf_counter()
+    if not C.llama_state_seq_load_file(context, str(path).encode(), 0, tokens, n, ctypes.byref(count)):
+        raise RuntimeError("llama.cpp could not restore the state")
+    spent = (perf_counter() - begin) * 1e3
+    path.unlink()
+    return spent
 
 
 # -- through the service --------------------------------------------------------------------------
@@ -249,7 +273,8 @@ def measure(options: Options) -> Result:
         say(f"bare prefill of {lengths[-1]} tokens")
         with Bare(options) as bare:
             passed, _ = bare.run(tokens[: lengths[-1]], marks=lengths)
-        ready = thread.submit(floors, thread.engine, lengths, plan["POOL"]).result()
+        assert isinstance(thread.engine, LlamaEngine)
+        ready = thread.submit(floors, thread.engine, lengths, plan["POOL"], options.folder).result()
         token_bytes = thread.engine.info.geometry.token_bytes
         floor = {n: Floor(t * 1e3, *ready[n], n * token_bytes) for n, t in zip(lengths, passed, strict=True)}
         runs = []
@@ -268,6 +293,7 @@ def measure(options: Options) -> Result:
                 "reprefill_ms": sig(f.reprefill_ms),
                 "copy_ms": sig(f.copy_ms),
                 "load_ms": sig(f.load_ms),
+                "file_ms": sig(f.file_ms),
                 "f16_bytes": f.f16_bytes,
             }
             for n, f in floor.items()
@@ -282,6 +308,7 @@ def _compare(row: dict[str, Any], floor: Floor) -> None:
     row["reprefill_over_switch"] = sig(floor.reprefill_ms / switch_ms)
     row["switch_over_copy"] = sig(switch_ms / floor.copy_ms)
     row["switch_over_load"] = sig(switch_ms / floor.load_ms)
+    row["file_over_switch"] = sig(floor.file_ms / switch_ms)
 
 
 def _bars(figures: dict[str, Any]) -> list[Bar]:
@@ -292,8 +319,9 @@ def _bars(figures: dict[str, Any]) -> list[Bar]:
     return [
         Bar("4096 tokens, 4 bits, POOL -> CELLS: times faster than re-prefill", pool["reprefill_over_switch"], 300),
         Bar(
-            "4096 tokens, 4 bits, DISK -> CELLS, cold: times faster than re-prefill", disk["reprefill_over_switch"], 70
+            "4096 tokens, 4 bits, DISK -> CELLS, cold: times faster than re-prefill", disk["reprefill_over_switch"], 200
         ),
+        Bar("the same, times faster than the whole f16 state from a cold file", disk["file_over_switch"], 3),
         Bar("payload pages in the page cache before a cold switch (fraction)", disk["resident_before"], 0.01, True),
     ]
 

@@ -258,6 +258,11 @@ class Service:
         self._refuse_if_closing()
         return self._runner.submit(self._usable(app, context), turn, generation, emit)
 
+    def hint(self, app: AppId, context: str) -> None:
+        """The context will be used soon: bring it back to CELLS, if nobody else waits. Nothing is promised."""
+        self._refuse_if_closing()
+        self._runner.hint(self._usable(app, context))
+
     def cancel(self, request: RequestId) -> None:
         """The request's future ends with Cancelled, soon. One that has ended already is left alone."""
         self._runner.cancel(request)

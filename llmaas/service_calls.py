@@ -48,6 +48,8 @@ class Call:
     reply: asyncio.Future[Done]
     finished: asyncio.Future[Finish]
     stream: TextStream = field(default_factory=TextStream)
+    hint: bool = False
+    """Nobody waits for it: it only brings the context back."""
     cancelled: bool = False
     planned: bool = False
     """The planner knows it."""

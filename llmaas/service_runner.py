@@ -36,6 +36,9 @@ log = logging.getLogger(__name__)
 T = TypeVar("T")
 
 
+_PRIORITY, _HINT_PRIORITY = 5, 9
+
+
 class Rows:
     """The thread that reads and writes the store's rows, one job after another, off the event loop."""
 
@@ -100,6 +103,28 @@ class CallRunner:
         """Begin a call; see ``Service.submit``. Raises Busy."""
         if len(self._calls) >= self._queue_limit:
             raise Busy(f"{len(self._calls)} requests are waiting or running")
+        for other in list(self._calls.values()):
+            if other.live is live and other.hint:  # what it has brought back stays; the rest is this call's business
+                self.cancel(other.id)
+        call = self._begin(live, turn, generation, emit)
+        return call.id, call.reply
+
+    def hint(self, live: LiveContext) -> None:
+        """Bring the context back when there is nothing better to do, unless a call does so already."""
+        if live.lock.locked() or not live.tokens or len(self._calls) >= self._queue_limit:
+            return
+        call = self._begin(live, Turn(), None, lambda piece: None, hint=True)
+        call.reply.add_done_callback(_heed)
+
+    def _begin(
+        self,
+        live: LiveContext,
+        turn: Turn,
+        generation: Generation | None,
+        emit: Callable[[Piece], None],
+        *,
+        hint: bool = False,
+    ) -> Call:
         loop = asyncio.get_running_loop()
         self.total += 1
         call = Call(
@@ -111,6 +136,7 @@ class CallRunner:
             self._clock.now(),
             loop.create_future(),
             loop.create_future(),
+            hint=hint,
         )
         if generation:
             call.stream = type(call.stream)(generation.stop)
@@ -118,7 +144,7 @@ class CallRunner:
         task = loop.create_task(self._serve(call))
         self._tasks.add(task)
         task.add_done_callback(self._tasks.discard)
-        return call.id, call.reply
+        return call
 
     def cancel(self, request: RequestId) -> None:
         """The call's reply will be Cancelled, soon. One that has ended already is left alone."""
@@ -147,7 +173,8 @@ class CallRunner:
             self._reply(call, done, error)
 
     def _reply(self, call: Call, done: Done | None, error: LlmaasError | None) -> None:
-        self._measure(done, error)
+        if not call.hint:
+            self._measure(done, error)
         if call.reply.done():  # the caller dropped it
             return
         if done is not None:
@@ -177,7 +204,8 @@ class CallRunner:
         refuse_if_deleted(live)
         if call.cancelled:
             raise Cancelled("cancelled before it began")
-        call.spans = turn_spans(self._engine, live, call.turn, answer=call.generation is not None)
+        if not call.hint:
+            call.spans = turn_spans(self._engine, live, call.turn, answer=call.generation is not None)
         call.base = len(live.tokens)
         total = call.base + call.n_prompt
         refuse_if_too_long(total, self._ctx_limit)
@@ -188,7 +216,8 @@ class CallRunner:
         if (n := live.shared(self._stored)) > live.n_kv:
             self._changed(live, n)
         call.planned = True
-        self._dispatch(Submitted(call.id, live.id, total, call.max_new))
+        priority = _HINT_PRIORITY if call.hint else _PRIORITY
+        self._dispatch(Submitted(call.id, live.id, total, call.max_new, priority))
         finish = await call.finished
         return await self._commit(call, finish)
 
@@ -210,7 +239,8 @@ class CallRunner:
             self._changed(live, min(call.base, max(live.n_kv, finish.n_kv)))
             raise
         live.note(spans, add_tokens=False)
-        live.last_used, live.used = now, self._clock.now()
+        if not call.hint:
+            live.last_used, live.used = now, self._clock.now()
         self._changed(live, max(live.n_kv, finish.n_kv))
         if failed:
             raise self._failure(finish.outcome, len(call.drawn))
@@ -224,6 +254,12 @@ class CallRunner:
 
     def _changed(self, live: LiveContext, n_kv: int) -> None:
         tell_changed(live, n_kv, self._dispatch)
+
+
+def _heed(reply: asyncio.Future[Done]) -> None:
+    """Nobody waits for a hint's reply: an error of it would otherwise be told as never retrieved."""
+    if not reply.cancelled():
+        reply.exception()
 
 
 def tell_changed(live: LiveContext, n_kv: int, dispatch: Callable[[Event], None]) -> None:

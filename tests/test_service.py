@@ -437,3 +437,28 @@ def test_a_context_that_begins_like_another_of_its_app_takes_over_what_was_compu
             assert done.switch.cells > 400
 
     asyncio.run(main())
+
+
+def test_a_hint_brings_a_context_back_before_it_is_called_and_no_call_waits_for_it(tmp_path: Path) -> None:
+    async def main() -> None:
+        async with house(tmp_path, engine={"n_cells": 700}) as h:
+            for name in ("first", "second"):
+                await h.service.create(APP, name=name, system=None)
+                await h.say(name, f"{name} " * 60)
+                await h.service.rest()
+            before = h.service.show(APP, "first").info
+            assert before.tiers[0] == 0
+            h.service.hint(APP, "first")
+            await h.service.rest()
+            after = h.service.show(APP, "first").info
+            assert after.tiers[0] == after.n_tokens == before.n_tokens
+            assert after.last_used == before.last_used and h.tokens("first")
+            _, done = await h.say("first", "at last")
+            assert done.switch.cells > 300 and not (done.switch.pool or done.switch.disk or done.switch.recomputed)
+            for name in ("second", "first", "second"):  # hints under way when calls come
+                h.service.hint(APP, name)
+                h.service.hint(APP, "first")
+                await asyncio.sleep(0)
+                await h.say(name, "and now?")
+
+    asyncio.run(main())

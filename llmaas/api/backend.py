@@ -31,6 +31,9 @@ class Backend(Protocol):
         self, app: AppId, context: str, *, n_tokens: int | None, n_messages: int | None
     ) -> ContextInfo: ...
 
+    def hint(self, app: AppId, context: str) -> None:
+        """The context will be used soon: it may be brought back now. Returns at once."""
+
     async def delete(self, app: AppId | None, context: str) -> None: ...
 
     def contexts(self, app: AppId | None) -> list[ContextInfo]: ...

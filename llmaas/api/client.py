@@ -165,6 +165,13 @@ class AsyncClient:
     async def show(self, context: str, *, everyone: bool = False) -> ContextDetail:
         return msg.result(ContextDetail, await self._ask(msg.Show(context, everyone)))
 
+    async def hint(self, context: str) -> None:
+        """Say that the context will be used soon (its app comes to the foreground), so that it is back by then.
+
+        Returns at once. The daemon takes it as a wish: calls come first.
+        """
+        await self._ask(msg.Hint(context))
+
     async def delete(self, context: str, *, everyone: bool = False) -> None:
         await self._ask(msg.Delete(context, everyone))
 

@@ -171,6 +171,9 @@ class Connection(asyncio.Protocol):
             case msg.Truncate(context, n_tokens, n_messages):
                 wanted = {"n_tokens": n_tokens, "n_messages": n_messages}
                 self._spawn(request_id, "truncate", lambda: backend.truncate(app, context, **wanted))
+            case msg.Hint(context):
+                backend.hint(app, context)
+                self._done(request_id, None)
             case msg.Delete(context, everyone):
                 owner = self._owner(everyone)
                 self._spawn(request_id, "delete", lambda: backend.delete(owner, context))

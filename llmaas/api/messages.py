@@ -122,6 +122,13 @@ class Show:
 
 
 @dataclass(frozen=True, slots=True)
+class Hint:
+    """The context will be used soon."""
+
+    context: str
+
+
+@dataclass(frozen=True, slots=True)
 class Delete:
     context: str
     everyone: bool = False
@@ -155,7 +162,9 @@ class Ping:
     pass
 
 
-Request = Create | Append | Generate | Fork | Truncate | ListContexts | Show | Delete | Cancel | Stats | Budget | Ping
+Request = (
+    Create | Append | Generate | Fork | Truncate | ListContexts | Show | Hint | Delete | Cancel | Stats | Budget | Ping
+)
 
 OPERATIONS: dict[str, type[Request]] = {
     "create": Create,
@@ -165,6 +174,7 @@ OPERATIONS: dict[str, type[Request]] = {
     "truncate": Truncate,
     "list": ListContexts,
     "show": Show,
+    "hint": Hint,
     "delete": Delete,
     "cancel": Cancel,
     "stats": Stats,

@@ -141,6 +141,13 @@ class Client:
     def show(self, context: str, *, everyone: bool = False) -> ContextDetail:
         return msg.result(ContextDetail, self._ask(msg.Show(context, everyone)))
 
+    def hint(self, context: str) -> None:
+        """Say that the context will be used soon (its app comes to the foreground), so that it is back by then.
+
+        Returns at once. The daemon takes it as a wish: calls come first.
+        """
+        self._ask(msg.Hint(context))
+
     def delete(self, context: str, *, everyone: bool = False) -> None:
         self._ask(msg.Delete(context, everyone))
 

@@ -26,6 +26,7 @@ examples:
   llmaas ctx show notes                 the conversation
   llmaas ctx fork notes notes-2         a copy that shares its chunks
   llmaas ctx truncate notes --messages 4    back to the first four messages
+  llmaas ctx hint notes                 it will be used soon: bring it back to the engine now
   llmaas ctx rm notes scratch           delete two, for good
 
 A context is meant by its name, its id, or the first digits of its id.
@@ -56,6 +57,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     fork = action("fork", _fork, "copy a context under a new name; the copy shares its chunks")
     fork.add_argument("context")
     fork.add_argument("name")
+    hint = action("hint", _hint, "say that a context will be used soon; it is brought back to the engine")
+    hint.add_argument("context")
     truncate = action("truncate", _truncate, "cut a context's end off")
     truncate.add_argument("context")
     keep = truncate.add_mutually_exclusive_group(required=True)
@@ -139,6 +142,13 @@ def _rm(client: Client, args: argparse.Namespace) -> int:
 def _fork(client: Client, args: argparse.Namespace) -> int:
     info = client.fork(meant(args.context, client.contexts()).id, name=args.name)
     print(f"{printable(info.name)} {info.id}: {info.n_tokens} tokens")
+    return 0
+
+
+def _hint(client: Client, args: argparse.Namespace) -> int:
+    info = meant(args.context, client.contexts())
+    client.hint(info.id)
+    print(f"{printable(info.name)} will be brought back as soon as nobody else waits")
     return 0
 
 

@@ -37,6 +37,7 @@ class ScriptedBackend:
         self.running: dict[RequestId, tuple[asyncio.Future[Done], str]] = {}
         self.cancelled: list[RequestId] = []
         self.generations: list[Generation | None] = []
+        self.hints: list[ContextId] = []
         self.gate = asyncio.Event()
         self.stats_reply: dict[str, object] = {"requests": 3, "tiers": {"cells": 1}}
         self._last = 0
@@ -62,6 +63,9 @@ class ScriptedBackend:
 
     async def truncate(self, app: AppId, context: str, *, n_tokens: int | None, n_messages: int | None) -> ContextInfo:
         return self._find(app, context).info
+
+    def hint(self, app: AppId, context: str) -> None:
+        self.hints.append(self._find(app, context).info.id)
 
     async def delete(self, app: AppId | None, context: str) -> None:
         del self.known[self._find(app, context).info.id]

@@ -80,6 +80,7 @@ BY_OPERATION: dict[type[msg.Request], st.SearchStrategy[msg.Request]] = {
     msg.Truncate: st.builds(msg.Truncate, TEXT, n_tokens=COUNT) | st.builds(msg.Truncate, TEXT, n_messages=COUNT),
     msg.ListContexts: st.builds(msg.ListContexts, st.booleans()),
     msg.Show: st.builds(msg.Show, TEXT, st.booleans()),
+    msg.Hint: st.builds(msg.Hint, TEXT),
     msg.Delete: st.builds(msg.Delete, TEXT, st.booleans()),
     msg.Cancel: st.builds(msg.Cancel, COUNT),
     msg.Stats: st.just(msg.Stats()),

@@ -138,6 +138,8 @@ def test_every_operation_is_answered(path: Path) -> None:
             assert (await client.ask(7, "delete", context="copy"))["result"] is None
             assert len((await client.ask(8, "list"))["result"]) == 1
             assert (await client.ask(9, "ping"))["result"] is None
+            assert (await client.ask(10, "hint", context="inbox"))["result"] is None
+            assert backend.hints == [info.id]
             await client.close()
 
     asyncio.run(main())
@@ -195,6 +197,7 @@ def test_pieces_told_within_submit_come_before_the_end(path: Path) -> None:
         ("generate", {"context": "nowhere"}, "unknown_context", "nowhere"),
         ("create", {"name": "inbox"}, "context_exists", "inbox"),
         ("delete", {"context": "nowhere"}, "unknown_context", "nowhere"),
+        ("hint", {"context": "nowhere"}, "unknown_context", "nowhere"),
         ("cancel", {"request": 77}, "unknown_request", "77"),
         ("generate", {"context": "inbox", "prompt": "boom"}, "internal", "RuntimeError"),
         ("generate", {"context": "inbox", "prompt": "boom now"}, "internal", "RuntimeError"),

@@ -52,6 +52,7 @@ def test_a_system_message_for_an_old_context_is_told_to_be_unused(llmaas: Run, a
 def test_fork_truncate_and_rm_do_as_they_say(llmaas: Run, at: dict[str, str]) -> None:
     llmaas("chat", "tree", "--once", "One two three.", "--max-tokens", "6", **at)
     assert llmaas("ctx", "fork", "tree", "branch", **at).returncode == 0
+    assert llmaas("ctx", "hint", "branch", **at).returncode == 0
     assert llmaas("ctx", "truncate", "branch", "--messages", "1", **at).returncode == 0
     found = ls(llmaas, at)
     assert found["branch"]["messages"] == 1
