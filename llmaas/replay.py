@@ -19,6 +19,7 @@ from typing import Any
 from llmaas.errors import BadRequest
 from llmaas.events import (
     Admitted,
+    CancelRequested,
     ContextChanged,
     ContextOpened,
     Drawn,
@@ -51,8 +52,12 @@ from llmaas.planner import Planner
 from llmaas.planner_state import PlannerSettings, Tally
 from llmaas.policies.bounds import Belady
 from llmaas.policies.eviction import DEFAULT_EVICTION, EvictionPolicy
+from llmaas.policies.prefetch import Successors
 from llmaas.records import CHUNK_TOKENS, AppId, ChunkKey, ContextId, RequestId, Tier
 from llmaas.replay_profiles import Costs
+
+_IDLE_S = 1.0
+"""Seconds after a call until it is guessed who comes next."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -86,6 +91,17 @@ class CallReport:
     @property
     def switch_s(self) -> float:
         return self.switched - self.admitted
+
+
+@dataclass(slots=True)
+class Hints:
+    """What came of bringing contexts back ahead of their calls."""
+
+    guesses: int = 0
+    right: int = 0
+    """Guesses that named the next call's context."""
+    tokens_moved: int = 0
+    """Tokens that hints brought back to CELLS."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -149,8 +165,13 @@ class Replay:
         costs: Costs | None = None,
         *,
         eviction: str | EvictionPolicy = DEFAULT_EVICTION,
+        hint_s: float = 0.0,
+        guess_from: float | None = None,
         **policies: str,
     ) -> None:
+        """``hint_s``: each call is hinted at so many seconds before it comes. ``guess_from``: between calls, whoever is
+        expected next with at least this confidence is hinted at.
+        """
         self._settings, self._costs = settings, costs or Costs()
         self._planner = Planner(settings, eviction=eviction, **policies)
         self._size = Codec(settings.geometry).encoded_size
@@ -161,6 +182,11 @@ class Replay:
         self._contexts: dict[ContextId, _Context] = {}
         self._running: dict[RequestId, tuple[_Context, CallReport]] = {}
         self._requests = itertools.count(1)
+        self._hint_s, self._guess_from = hint_s, guess_from
+        self._successors = Successors()
+        self._hinting: dict[ContextId, RequestId] = {}
+        self._guessed: ContextId | None = None
+        self.hints = Hints()
         self._pool: dict[ChunkKey, int] = {}
         self._disk: dict[ChunkKey, int] = {}
         self._perform: dict[type, Callable[[Any], None]] = {
@@ -186,6 +212,9 @@ class Replay:
         reports = [CallReport(call) for call in trace]
         for report in reports:
             self._at(report.call.t, lambda r=report: self._arrive(r))  # type: ignore[misc]
+            if self._hint_s:
+                when = max(0.0, report.call.t - self._hint_s)
+                self._at(when, lambda r=report: self._hint(context_id(r.call)))  # type: ignore[misc]
         while self._queue:
             self._now, _, act = heapq.heappop(self._queue)
             act()
@@ -218,8 +247,32 @@ class Replay:
             context = self._contexts[name] = _Context(name, len(self._contexts))
             self._dispatch(ContextOpened(name, AppId(f"0/{call.app}")))
         report.submitted = self._now
+        self.hints.right += self._guessed == name
+        self._guessed = None
+        self._successors.called(name)
+        if (hint := self._hinting.get(name)) is not None:
+            self._dispatch(CancelRequested(hint))  # what it has brought back stays
         context.waiting.append(report)
         self._next_call(context)
+
+    def _hint(self, name: ContextId) -> None:
+        """Bring the context back if nobody does, as ``Service.hint``."""
+        context = self._contexts.get(name)
+        if context is None or context.running is not None or context.waiting or not context.n_tokens:
+            return
+        request = self._hinting[name] = RequestId(next(self._requests))
+        context.running = CallReport(TraceCall(self._now, "hint", name, 0, 1))
+        self._running[request] = context, context.running
+        self._dispatch(Submitted(request, name, context.n_tokens, 0, 9))
+
+    def _guess(self) -> None:
+        """After a call: bring back who comes next, if that is likely enough."""
+        guess = self._successors.guess()
+        if self._guess_from is None or guess is None or guess.confidence < self._guess_from or self._running:
+            return
+        self._guessed = guess.context
+        self.hints.guesses += 1
+        self._hint(guess.context)
 
     def _next_call(self, context: _Context) -> None:
         if context.running is not None or not context.waiting:
@@ -247,8 +300,12 @@ class Replay:
         report.done = self._now
         report.first_token = report.first_token or self._now
         first = min(context.n_kv, action.n_kv) // CHUNK_TOKENS
-        context.n_kv = action.n_kv
+        context.n_kv = max(context.n_kv, action.n_kv)
         context.running = None
+        if self._hinting.pop(context.id, None) is not None:
+            self.hints.tokens_moved += sum(report.sources[1:])
+        else:
+            self._at(self._now + _IDLE_S, self._guess)
         self._answer(self._now, ContextChanged(context.id, first, context.keys(context.n_kv, first), context.n_kv))
         self._at(self._now, lambda: self._next_call(context))
 

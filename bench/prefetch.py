@@ -1,0 +1,94 @@
+"""What it gains to bring a context back before it is called: told by its app, or guessed.
+
+72-hour traces (bench/policies.py says which) are replayed through the shipped planner, in virtual time, four ways: as
+it is; with a hint two seconds before each call, as an app gives it that comes to the foreground; and with guesses
+between calls, by a Markov chain over the calls so far, from a confidence on. Reported is how long a switch takes,
+how many guesses were right, and the tokens that hints and guesses moved.
+"""
+
+from __future__ import annotations
+
+import sys
+from multiprocessing import Pool
+from typing import Any
+
+import numpy as np
+from common import Bar, Options, Result, main, say, sig
+from policies import BITS, MEAN_TOKENS, PHONE_HOURS, phone, switching
+
+from llmaas.kvchunks.codec import Codec
+from llmaas.planner_state import PlannerSettings
+from llmaas.records import CHUNK_TOKENS
+from llmaas.replay import Replay, TraceCall
+from llmaas.replay_profiles import MODELS, costs
+
+WAYS: dict[str, dict[str, float]] = {
+    "none": {},
+    "hint 2 s before": {"hint_s": 2.0},
+    "guess from 0.3": {"guess_from": 0.3},
+    "guess from 0.6": {"guess_from": 0.6},
+}
+PATTERNS = ("random", "markov", "gaussian", "turns", "phone")
+PLACES = (("ufs4", "phone", "0.5B"), ("emmc", "board", "1B"), ("sd", "board", "1B"))
+CONTEXTS = 16
+
+
+def run(case: tuple[str, tuple[str, str, str], str, int]) -> dict[str, Any]:
+    pattern, (device, machine, name), way, seed = case
+    model = MODELS[name]
+    if pattern == "phone":
+        lines = phone.make(seed, limit=model.ctx_limit, hours=PHONE_HOURS)
+    else:
+        lines = switching.make(pattern, CONTEXTS, limit=model.ctx_limit, seed=seed)
+    trace = [TraceCall(**line) for line in lines]  # type: ignore[arg-type]
+    token = Codec(model.geometry).encoded_size(CHUNK_TOKENS, BITS) / CHUNK_TOKENS
+    settings = PlannerSettings(
+        n_cells=2 * model.ctx_limit,
+        n_seqs=32,
+        pool_bytes=int(0.25 * CONTEXTS * MEAN_TOKENS * token),
+        ctx_limit=model.ctx_limit,
+        geometry=model.geometry,
+        precision=BITS,
+        max_running=1,
+    )
+    replay = Replay(settings, costs(device, machine, name), **WAYS[way])  # type: ignore[arg-type]
+    report = replay.run(trace)
+    assert not report.problems, report.problems
+    waits = [call.switch_s * 1e3 for call in report.calls if sum(call.sources)]
+    hints = replay.hints
+    return {
+        "pattern": pattern,
+        "device": device,
+        "machine": machine,
+        "model": name,
+        "way": way,
+        "mean_ms": sig(float(np.mean(waits))),
+        "p99_ms": sig(float(np.percentile(waits, 99))),
+        "calls": len(report.calls),
+        "guesses": hints.guesses,
+        "right": sig(hints.right / hints.guesses) if hints.guesses else None,
+        "tokens_moved_per_call": sig(hints.tokens_moved / len(report.calls)),
+    }
+
+
+def measure(options: Options) -> Result:
+    places = PLACES[:1] if options.quick else PLACES
+    cases = [(p, place, way, options.seed) for place in places for p in PATTERNS for way in WAYS]
+    with Pool(min(2, options.threads)) as workers:
+        rows = workers.map(run, cases, chunksize=1)
+    base = {(r["pattern"], r["device"]): r["mean_ms"] for r in rows if r["way"] == "none"}
+    for row in rows:
+        row["over_none"] = sig(row["mean_ms"] / base[row["pattern"], row["device"]])
+        say(
+            f"{row['pattern']:9} {row['device']:5} {row['way']:16} {row['mean_ms']:8} ms  x{row['over_none']}"
+            f"  p99 {row['p99_ms']}  right {row['right']} of {row['guesses']}"
+            f"  tokens moved a call {row['tokens_moved_per_call']}"
+        )
+    told = max(row["over_none"] for row in rows if row["way"].startswith("hint"))
+    return Result(
+        "none: replay", {"rows": rows}, [Bar("mean switch with hints over that without, worst trace", told, 0.3, True)]
+    )
+
+
+if __name__ == "__main__":
+    sys.exit(main("prefetch", __doc__ or "", measure))
