@@ -189,8 +189,9 @@ class Interpreter:
                 for call, token in zip(calls, tokens, strict=True)
             ]
             self._courier.send(self._say, calls, tokens, drawn)
-            if steps == most or self._interrupt or any(what is not Drawn.TOKEN for what in drawn):
-                return drawn, steps
+            ends = any(what is not Drawn.TOKEN for what in drawn)
+            if steps == most or self._interrupt or self._thread.waiting or ends:
+                return drawn, steps  # whoever waits for the engine, a load say, comes between two steps
             items = [
                 BatchItem(item.seq, item.pos + len(item.tokens), [token], True)
                 for item, token in zip(items, tokens, strict=True)

@@ -462,3 +462,32 @@ def test_a_hint_brings_a_context_back_before_it_is_called_and_no_call_waits_for_
                 await h.say(name, "and now?")
 
     asyncio.run(main())
+
+
+def test_a_context_comes_back_between_the_steps_of_another_that_answers(tmp_path: Path) -> None:
+    async def main() -> None:
+        def step_time(tokens: int) -> float:
+            return 0.01
+
+        async with house(tmp_path, engine={"n_cells": 2400, "step_time": step_time}) as h:
+            for name in ("back", "pusher", "talker"):
+                await h.service.create(APP, name=name, system=None)
+            await h.say("back", "b" * 1200)
+            await h.service.rest()
+            await h.say("pusher", "p" * 1500)
+            await h.service.rest()
+            assert h.service.show(APP, "back").info.tiers[0] == 0
+            pieces: list[str] = []
+            _, talk = h.service.submit(
+                APP, "talker", Turn((Message("user", "Go on."),)), Generation(500), lambda p: pieces.append(p.text)
+            )
+            while len(pieces) < 20:
+                await asyncio.sleep(0.01)
+            before = len(pieces)
+            _, done = await h.say("back", "and?", 1)
+            assert done.switch.pool > 1000
+            # Twenty chunks, four of which can be on their way at once: about one step for each four.
+            assert len(pieces) - before < 20, "each load waited for sixteen steps"
+            await talk
+
+    asyncio.run(main())

@@ -49,6 +49,11 @@ class EngineThread:
         """For what is safe on any thread: text methods, ``blank``, ``abort``, ``info``."""
         return self._engine
 
+    @property
+    def waiting(self) -> bool:
+        """Whether a job waits for the one that runs now."""
+        return not self._jobs.empty()
+
     def submit(self, fn: Callable[P, T], *args: P.args, **kwargs: P.kwargs) -> Future[T]:
         """Run ``fn`` on the thread, after all that was submitted before. Raises ShuttingDown after ``close``."""
         future: Future[T] = Future()
