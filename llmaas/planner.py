@@ -268,8 +268,7 @@ class Planner:
         if victims is None:
             return False
         for context in victims:
-            for key in context.keys:
-                self._swap.touch(key, now)  # used until now, only not from the POOL
+            self._swap.touch(context.keys, now)  # used until now, only not from the POOL
             self._cells.trim(context, 0, self._out)
             self._swap.writes.left_cells(context.id)
             self.tally.contexts_left_cells += 1

@@ -7,6 +7,7 @@ from then on eviction is free. A chunk that cannot be kept is given up, never an
 from __future__ import annotations
 
 from collections import deque
+from collections.abc import Iterable
 
 from llmaas.events import (
     Action,
@@ -97,10 +98,12 @@ class SwapBooks:
             self._home[key] = context.id, i
         self._eviction.returned(context.id, now)
 
-    def touch(self, key: ChunkKey, now: float) -> None:
-        """The chunk was loaded, or has just left CELLS."""
-        if key in self.ledger and self.ledger.chunk(key).pool is Copy.PRESENT:
-            self._eviction.touch(key, now)
+    def touch(self, keys: Iterable[ChunkKey], now: float) -> None:
+        """Chunks were loaded, or have just left CELLS."""
+        if self._eviction.by_use:
+            for key in keys:
+                if key in self.ledger and self.ledger.chunk(key).pool is Copy.PRESENT:
+                    self._eviction.touch(key, now)
 
     def set_disk_quota(self, nbytes: int, out: list[Action]) -> None:
         """Lowering it drops the coldest contexts' chunks at once; raising it lets those in that had no room."""
@@ -349,7 +352,7 @@ class SwapBooks:
         if damaged:
             self._give_up(key, source.tier, out)
         else:
-            self.touch(key, now)
+            self.touch((key,), now)
             self._bits.touch(key, now)
 
     def fetched(self, key: ChunkKey, *, tokens: int, ok: bool, now: float, out: list[Action]) -> None:

@@ -153,6 +153,7 @@ class Payload:
         for run in runs(places, MAX_RUN):
             try:
                 with self._opened(run[0].file, os.O_RDONLY) as fd:
+                    self._files.once(fd)
                     found = self._read_run(fd, run)
             except _Missing:
                 found = [(place, None) for place in run]

@@ -11,7 +11,7 @@ import errno
 import os
 import sqlite3
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 
 from llmaas.errors import DiskFull, MachineError, StoreFailed
@@ -55,6 +55,11 @@ class Files:
 
     def dont_need(self, fd: int) -> None:
         os.posix_fadvise(fd, 0, 0, os.POSIX_FADV_DONTNEED)
+
+    def once(self, fd: int) -> None:
+        """What is read by ``fd`` is kept elsewhere: it must not push out what others use of the page cache."""
+        with suppress(OSError, AttributeError):  # a wish; kernels before 6.3 know no such thing
+            os.posix_fadvise(fd, 0, 0, os.POSIX_FADV_NOREUSE)
 
     def list_sizes(self, folder: Path) -> dict[str, int]:
         """Name -> size of every plain file in ``folder``."""

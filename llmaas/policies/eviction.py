@@ -31,7 +31,10 @@ class Arrival:
 
 
 class EvictionPolicy(Protocol):
-    """Keeps an order over the chunks in the POOL."""
+    """Keeps an order over the chunks in the POOL. ``by_use``: whether ``touch`` means anything to it."""
+
+    @property
+    def by_use(self) -> bool: ...
 
     def returned(self, context: ContextId, now: float) -> None:
         """A context is called and some of its KV is not in CELLS."""
@@ -71,6 +74,8 @@ def _take(order: Iterable[ChunkKey], need: int, gain: Gain) -> tuple[list[ChunkK
 class Lru:
     """Least recently used first."""
 
+    by_use = True
+
     def __init__(self) -> None:
         self._order: OrderedDict[ChunkKey, None] = OrderedDict()
 
@@ -99,6 +104,8 @@ class Lctru:
 
     A sub-queue holds one octave of bytes per token: 16, 8, 4 and 2 bits fall into different ones.
     """
+
+    by_use = True
 
     def __init__(self) -> None:
         self._queues: dict[int, OrderedDict[ChunkKey, None]] = {}
@@ -134,6 +141,8 @@ class ByContext:
     All chunks of a context come back together, so the order is one of contexts. The head goes first, as in Pensieve
     (arXiv 2312.05516): it is the cheapest to recompute, and what is recomputed must be a prefix.
     """
+
+    by_use = False
 
     def __init__(self, *orders: Members) -> None:
         self._orders = orders
