@@ -190,8 +190,8 @@ class Interpreter:
             ]
             self._courier.send(self._say, calls, tokens, drawn)
             ends = any(what is not Drawn.TOKEN for what in drawn)
-            if steps == most or self._interrupt or self._thread.waiting or ends:
-                return drawn, steps  # whoever waits for the engine, a load say, comes between two steps
+            if steps == most or self._interrupt or self._thread.pressed or ends:
+                return drawn, steps  # a load comes between two steps
             items = [
                 BatchItem(item.seq, item.pos + len(item.tokens), [token], True)
                 for item, token in zip(items, tokens, strict=True)

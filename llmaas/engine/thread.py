@@ -39,6 +39,7 @@ class EngineThread:
         self._jobs: SimpleQueue[_Job | None] = SimpleQueue()
         self._gate = threading.Lock()  # so that no job slips in behind the end mark
         self._closed = False
+        self._pressed = self._relieved = 0
         made: Future[Engine] = Future()
         self._thread = threading.Thread(target=self._run, args=(make, made), name=name, daemon=True)
         self._thread.start()
@@ -50,9 +51,20 @@ class EngineThread:
         return self._engine
 
     @property
-    def waiting(self) -> bool:
-        """Whether a job waits for the one that runs now."""
-        return not self._jobs.empty()
+    def pressed(self) -> bool:
+        """Whether a job waits that somebody else waits for (``press``)."""
+        return self._pressed != self._relieved
+
+    def press(self, fn: Callable[P, T], *args: P.args, **kwargs: P.kwargs) -> Future[T]:
+        """``submit`` what somebody waits for: a burst of steps ends for it."""
+
+        def relieved() -> T:
+            self._relieved += 1
+            return fn(*args, **kwargs)
+
+        with self._gate:
+            self._pressed += 1
+        return self.submit(relieved)
 
     def submit(self, fn: Callable[P, T], *args: P.args, **kwargs: P.kwargs) -> Future[T]:
         """Run ``fn`` on the thread, after all that was submitted before. Raises ShuttingDown after ``close``."""

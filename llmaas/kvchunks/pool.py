@@ -126,7 +126,7 @@ class Pool:
                 log.exception("chunk %s cannot be loaded now", source.key.hex())
                 break
             kept.append(copy)
-            loading.append(self._engine.submit(self._engine.engine.load, action.seq, source.start, slab))
+            loading.append(self._engine.press(self._engine.engine.load, action.seq, source.start, slab))
             del slab  # its buffer serves again as soon as the engine has it
             if i >= _AHEAD and loading[i - _AHEAD].exception() is not None:
                 break
