@@ -33,8 +33,8 @@ _COOL = 4
 """Stored chunks whose heat is brought up to date for each one that is coded."""
 _NEWS = 1.5
 """Factor by which a sensitivity must have moved for the index to be written again."""
-_WORTH = 0.1
-"""Of its bytes a chunk must lose to be coded again."""
+_WORTH = 0.2
+"""Of its bytes a chunk must lose to be coded again, since it is then written again, too."""
 
 
 @dataclass(slots=True, eq=False)
