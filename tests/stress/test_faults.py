@@ -202,5 +202,6 @@ def test_no_turn_is_lost_and_no_token_wrong_whatever_fails(tmp_path: Path) -> No
     print(tally)
     assert tally.injected.total() >= n_faults
     assert tally.acknowledged > tally.injected.total() / 2, "hardly anything worked"
-    assert sum(tally.refused.values()) > 0 and tally.seen["chunks_damaged"] > 0
+    assert sum(tally.refused.values()) > 0
+    assert tally.seen["chunks_damaged"] > 0 or n_faults < 500, "so few faults may spare every chunk that is read"
     assert tally.seen["tokens_from_disk"] > 0 and tally.seen["tokens_from_pool"] > 0
