@@ -29,7 +29,7 @@ from llmaas.planner_state import PlannerSettings
 from llmaas.policies.eviction import DEFAULT_EVICTION, EVICTION
 from llmaas.records import CHUNK_TOKENS, Precision
 from llmaas.replay import Replay, ReplayReport, TraceCall, belady, unbounded
-from llmaas.replay_profiles import DEVICES, MODELS, costs
+from llmaas.replay_profiles import DEVICES, MODELS, Costs, costs
 
 sys.path.insert(0, str(ROOT / "traces"))
 import phone
@@ -59,7 +59,8 @@ class Case:
     pool_bytes: int = 0
 
 
-def run(case: Case, seed: int) -> dict[str, Any]:
+def prepare(case: Case, seed: int) -> tuple[list[TraceCall], PlannerSettings, Costs]:
+    """The trace of a case, the planner's settings and the prices."""
     model = MODELS[case.model]
     if case.pattern == "phone":
         lines = phone.make(seed, limit=model.ctx_limit, hours=PHONE_HOURS)
@@ -76,7 +77,11 @@ def run(case: Case, seed: int) -> dict[str, Any]:
         precision=BITS,
         max_running=1,
     )
-    prices = costs(case.device, case.machine, case.model)
+    return trace, settings, costs(case.device, case.machine, case.model)
+
+
+def run(case: Case, seed: int) -> dict[str, Any]:
+    trace, settings, prices = prepare(case, seed)
     if case.policy in BOUNDS:
         report = BOUNDS[case.policy](trace, settings, prices)
     else:

@@ -14,13 +14,10 @@ from typing import Any
 
 import numpy as np
 from common import Bar, Options, Result, main, say, sig
-from policies import BITS, MEAN_TOKENS, PHONE_HOURS, phone, switching
+from policies import Case, prepare
 
-from llmaas.kvchunks.codec import Codec
-from llmaas.planner_state import PlannerSettings
-from llmaas.records import CHUNK_TOKENS
-from llmaas.replay import Replay, TraceCall
-from llmaas.replay_profiles import MODELS, costs
+from llmaas.policies.eviction import DEFAULT_EVICTION
+from llmaas.replay import Replay
 
 WAYS: dict[str, dict[str, float]] = {
     "none": {},
@@ -35,23 +32,9 @@ CONTEXTS = 16
 
 def run(case: tuple[str, tuple[str, str, str], str, int]) -> dict[str, Any]:
     pattern, (device, machine, name), way, seed = case
-    model = MODELS[name]
-    if pattern == "phone":
-        lines = phone.make(seed, limit=model.ctx_limit, hours=PHONE_HOURS)
-    else:
-        lines = switching.make(pattern, CONTEXTS, limit=model.ctx_limit, seed=seed)
-    trace = [TraceCall(**line) for line in lines]  # type: ignore[arg-type]
-    token = Codec(model.geometry).encoded_size(CHUNK_TOKENS, BITS) / CHUNK_TOKENS
-    settings = PlannerSettings(
-        n_cells=2 * model.ctx_limit,
-        n_seqs=32,
-        pool_bytes=int(0.25 * CONTEXTS * MEAN_TOKENS * token),
-        ctx_limit=model.ctx_limit,
-        geometry=model.geometry,
-        precision=BITS,
-        max_running=1,
-    )
-    replay = Replay(settings, costs(device, machine, name), **WAYS[way])  # type: ignore[arg-type]
+    place = Case(DEFAULT_EVICTION, pattern, CONTEXTS, 0.25, device, machine, name)
+    trace, settings, prices = prepare(place, seed)
+    replay = Replay(settings, prices, **WAYS[way])  # type: ignore[arg-type]
     report = replay.run(trace)
     assert not report.problems, report.problems
     waits = [call.switch_s * 1e3 for call in report.calls if sum(call.sources)]

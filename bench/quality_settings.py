@@ -6,12 +6,10 @@ computed; never what comes after. The choices are the product's own policies; no
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from typing import Protocol
-
-import numpy as np
 
 from llmaas.kvchunks.codec import Codec, sinks_at
 from llmaas.kvchunks.tolerance import REFERENCE, Scorer
@@ -48,9 +46,8 @@ class Prefix:
         found = []
         for i, slab in enumerate(self.slabs):
             start = i * CHUNK_TOKENS
-            coded = KvSlab(np.empty_like(slab.k), np.empty_like(slab.v))
-            self.codec.decode(self.codec.encode(slab, REFERENCE, _KEY, sinks_at(start)), _KEY, coded)
-            found.append(scorer.measure(start, slab, coded))
+            payload = self.codec.encode(slab, REFERENCE, _KEY, sinks_at(start))
+            found.append(scorer.measure(start, slab, self.codec.decoded(payload, _KEY)))
         return found
 
     @property
@@ -97,34 +94,30 @@ class Uniform:
         return [Precision(self.k, self.v)] * len(prefix.slabs)
 
 
-@dataclass(frozen=True, slots=True)
-class Tolerance:
+def by_tolerance(prefix: Prefix, nbytes: int) -> list[Precision]:
     """Bits where they keep most of the attention output (kvchunks/tolerance.py)."""
+    return allocate(prefix.tolerances, prefix.size, nbytes)
 
-    bits: float
-    family: str = "tolerance"
 
-    @property
-    def name(self) -> str:
-        return f"tolerance {self.bits}"
-
-    def choose(self, prefix: Prefix) -> list[Precision]:
-        return allocate(prefix.tolerances, prefix.size, prefix.budget(self.bits))
+def by_density(prefix: Prefix, nbytes: int) -> list[Precision]:
+    """Bits by mean attention, as LLMS does (arXiv 2403.11805)."""
+    return llms(prefix.densities, prefix.size, nbytes)
 
 
 @dataclass(frozen=True, slots=True)
-class Llms:
-    """Bits by mean attention, as LLMS does (arXiv 2403.11805)."""
+class Shared:
+    """So many true bits per value, shared out by ``allot``."""
 
+    family: str
     bits: float
-    family: str = "llms"
+    allot: Callable[[Prefix, int], list[Precision]]
 
     @property
     def name(self) -> str:
-        return f"llms {self.bits}"
+        return f"{self.family} {self.bits}"
 
     def choose(self, prefix: Prefix) -> list[Precision]:
-        return llms(prefix.densities, prefix.size, prefix.budget(self.bits))
+        return self.allot(prefix, prefix.budget(self.bits))
 
 
 @dataclass(frozen=True, slots=True)
@@ -139,12 +132,11 @@ class ToleranceLike:
         return f"tolerance like {self.other.name}"
 
     def choose(self, prefix: Prefix) -> list[Precision]:
-        nbytes = sum(map(prefix.size, self.other.choose(prefix)))
-        return allocate(prefix.tolerances, prefix.size, nbytes)
+        return by_tolerance(prefix, sum(map(prefix.size, self.other.choose(prefix))))
 
 
 def settings(quick: bool) -> list[Setting]:
     uniform: list[Setting] = [Uniform(k, v) for k, v in (UNIFORM_QUICK if quick else UNIFORM)]
-    tolerance = [Tolerance(bits) for bits in (BUDGETS_QUICK if quick else BUDGETS)]
-    llms_ = [Llms(bits) for bits in (LLMS_BUDGETS_QUICK if quick else LLMS_BUDGETS)]
+    tolerance = [Shared("tolerance", bits, by_tolerance) for bits in (BUDGETS_QUICK if quick else BUDGETS)]
+    llms_ = [Shared("llms", bits, by_density) for bits in (LLMS_BUDGETS_QUICK if quick else LLMS_BUDGETS)]
     return [*uniform, *tolerance, *llms_, *map(ToleranceLike, llms_)]

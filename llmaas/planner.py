@@ -221,7 +221,7 @@ class Planner:
         for context in self._contexts.values():
             for key in context.keys:
                 if (chunk := stored.pop(key, None)) is not None:
-                    self._swap.found(context, key, *chunk, now)
+                    self._swap.found(context, key, *chunk)
         if stored:  # nobody contains them
             self._out.append(DropDisk(tuple(stored)))
 

@@ -132,7 +132,7 @@ class ReadAhead:
             taken = []
             for key in backwards[:n]:
                 ledger.pin(key)
-                if not self._swap.reserve_copy(key, now, out, ahead=True):
+                if not self._swap.reserve_copy(key, out, ahead=True):
                     ledger.unpin(key)
                     break
                 taken.append(key)

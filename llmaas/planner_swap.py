@@ -67,7 +67,7 @@ class SwapBooks:
 
     # -- room in the POOL
 
-    def make_room(self, nbytes: int, now: float, out: list[Action], visitor: ContextId | None = None) -> bool:
+    def make_room(self, nbytes: int, out: list[Action], visitor: ContextId | None = None) -> bool:
         """Evict until ``nbytes`` more fit, or change nothing and return False.
 
         With ``visitor``, only if the room is better spent on that context.
@@ -138,7 +138,7 @@ class SwapBooks:
         safe = chunk.disk is Copy.PRESENT or (chunk.disk is Copy.ABSENT and self.writes.given_up(key))
         return chunk.pool_bytes if safe else 0
 
-    def found(self, context: Context, key: ChunkKey, nbytes: int, notes: ChunkNotes | None, now: float) -> None:
+    def found(self, context: Context, key: ChunkKey, nbytes: int, notes: ChunkNotes | None) -> None:
         """At start: the store holds the chunk."""
         self.ledger.found_on_disk(key, nbytes)
         if notes is not None:
@@ -286,7 +286,7 @@ class SwapBooks:
         stop = min(start + CHUNK_TOKENS, context.n_kv)
         precision = self._bits.choose(key, stop - start, now)
         nbytes = self._encoded_size(stop - start, precision, sinks_at(start))
-        if not self.make_room(nbytes, now, out):
+        if not self.make_room(nbytes, out):
             return None
         self.ledger.begin_pool(key, nbytes)
         self.ledger.pin(key)
@@ -326,14 +326,14 @@ class SwapBooks:
 
     # -- DISK or POOL -> CELLS
 
-    def reserve_copy(self, key: ChunkKey, now: float, out: list[Action], *, ahead: bool = False) -> bool:
+    def reserve_copy(self, key: ChunkKey, out: list[Action], *, ahead: bool = False) -> bool:
         """Reserve POOL room for a chunk read from DISK; False if it passes through without a copy.
 
         ``ahead``: it is read before it can go to CELLS, so it needs the room whatever the room is worth to others.
         """
         chunk = self.ledger.chunk(key)
         visitor = None if ahead else self._home[key][0]
-        if chunk.pool is not Copy.ABSENT or not self.make_room(chunk.disk_bytes, now, out, visitor):
+        if chunk.pool is not Copy.ABSENT or not self.make_room(chunk.disk_bytes, out, visitor):
             return False
         self.ledger.begin_pool(key, chunk.disk_bytes)
         return True

@@ -92,12 +92,12 @@ class Switching:
             chunk = ledger.chunk(key)
             wanted += chunk.disk_bytes if chunk.pool is Copy.ABSENT else 0
         if wanted:
-            self._swap.make_room(wanted, now, out, context.id)  # at once, if all of it can stay
+            self._swap.make_room(wanted, out, context.id)  # at once, if all of it can stay
         sources = []
         room = True
         for i, key in enumerate(keys, start=first):
             tier = ledger.tier(key)
-            keep = room and tier is Tier.DISK and self._swap.reserve_copy(key, now, out)
+            keep = room and tier is Tier.DISK and self._swap.reserve_copy(key, out)
             room = room and (keep or tier is not Tier.DISK)  # where one finds no room, the others need not ask
             start = i * CHUNK_TOKENS
             sources.append(ChunkSource(key, start, min(start + CHUNK_TOKENS, context.n_kv), tier, keep))

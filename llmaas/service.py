@@ -64,7 +64,7 @@ class ServiceSettings:
     pool_bytes: int = 256 << 20
     disk_bytes: int = NO_QUOTA
     write_rate: int = 0
-    """Bytes a second that swap-out may write; 0: as fast as it goes."""
+    """Bytes a second that swap-out may write; 0 or NO_QUOTA: as fast as it goes."""
     bits: float | Precision = 4.0
     """Mean bits per value of coded chunks, spent where they matter most; or one precision for all."""
     split: str = "balanced"

@@ -24,7 +24,7 @@ from llmaas.engine.thread import EngineThread
 from llmaas.kvchunks import master_key
 from llmaas.kvchunks.store import Store
 from llmaas.pressure import Watcher
-from llmaas.records import NO_QUOTA, ModelInfo, Precision
+from llmaas.records import ModelInfo, Precision
 from llmaas.service import Service, ServiceSettings
 
 log = logging.getLogger(__name__)
@@ -49,7 +49,7 @@ def service_settings(config: Config) -> ServiceSettings:
     return ServiceSettings(
         pool_bytes=config.pool_bytes,
         disk_bytes=config.disk_bytes,
-        write_rate=0 if config.write_rate == NO_QUOTA else config.write_rate,
+        write_rate=config.write_rate,
         bits=Precision(*config.bits) if isinstance(config.bits, tuple) else config.bits,
         prefill_slice=config.prefill_slice,
         max_running=config.max_running,

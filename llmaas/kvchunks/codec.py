@@ -134,19 +134,22 @@ class Codec:
             raise ChunkDamaged(str(error)) from error
         self._v.decode(body[k_bytes:], into.v, v, sinks)
 
+    def decoded(self, payload: Payload, key: ChunkKey) -> KvSlab:
+        """The chunk in a slab of its own. Raises ChunkDamaged as ``decode`` does."""
+        g, n_tokens = self.geometry, check(payload, key).n_tokens
+        slab = KvSlab(
+            np.empty((g.n_layer, n_tokens, g.k_dim), np.float16), np.empty((g.n_layer, n_tokens, g.v_dim), np.float16)
+        )
+        self.decode(payload, key, slab)
+        return slab
+
     def lower(self, payload: Payload, precision: Precision, key: ChunkKey) -> bytearray:
         """A coded chunk coded again, from its own form, its sinks still exact.
 
         Errors add up, so it should lose at least a bit of K or V each time: then what was there before is a quarter
         of what comes. Raises ChunkDamaged as ``decode`` does.
         """
-        g, found = self.geometry, check(payload, key)
-        slab = KvSlab(
-            np.empty((g.n_layer, found.n_tokens, g.k_dim), np.float16),
-            np.empty((g.n_layer, found.n_tokens, g.v_dim), np.float16),
-        )
-        self.decode(payload, key, slab)
-        return self.encode(slab, precision, key, found.sinks)
+        return self.encode(self.decoded(payload, key), precision, key, check(payload, key).sinks)
 
     def _codings(self, n_tokens: int, precision: Precision, sinks: int) -> tuple[int, int]:
         if n_tokens < 1:

@@ -83,10 +83,8 @@ class Meter:
 
     def _coded(self, span: ChunkSpan, slab: KvSlab) -> KvSlab:
         """The chunk as it would come back at REFERENCE bits."""
-        coded = KvSlab(np.empty(slab.k.shape, np.float16), np.empty(slab.v.shape, np.float16))
         payload = self._codec.encode(slab, REFERENCE, span.key, sinks_at(span.start))
-        self._codec.decode(payload, span.key, coded)
-        return coded
+        return self._codec.decoded(payload, span.key)
 
     def _export(self, action: MeasureChunks, span: ChunkSpan) -> KvSlab:
         return self._ask(action, lambda seq: self._engine.engine.export(seq, span.start, span.stop))

@@ -72,12 +72,13 @@ class SwapWriter:
                 self._discard(())
             # A put passes over keys that still have a row: their old bytes would be taken for these.
             stale = set(self._undiscarded)
-            items = [(key, header(p).n_tokens, p) for key, p in zip(action.keys, payloads, strict=True)]
-            notes = {
-                key: ChunkNotes(header(p).precision, tolerance)
-                for key, p, tolerance in zip(action.keys, payloads, action.tolerances, strict=True)
-            }
-            for run in _runs([item for item in items if item[0] not in stale]):
+            items, notes = [], {}
+            for key, payload, tolerance in zip(action.keys, payloads, action.tolerances, strict=True):
+                if key not in stale:
+                    head = header(payload)
+                    items.append((key, head.n_tokens, payload))
+                    notes[key] = ChunkNotes(head.precision, tolerance)
+            for run in _runs(items):
                 if action.write in self._stopped:
                     break
                 began = time.monotonic()
@@ -121,10 +122,12 @@ def _be_nice() -> None:
 def _runs(items: Sequence[Item]) -> Iterator[list[Item]]:
     """Items in runs of about ``_RUN`` bytes."""
     run: list[Item] = []
+    nbytes = 0
     for item in items:
         run.append(item)
-        if sum(len(payload) for _, _, payload in run) >= _RUN:
+        nbytes += len(item[2])
+        if nbytes >= _RUN:
             yield run
-            run = []
+            run, nbytes = [], 0
     if run:
         yield run

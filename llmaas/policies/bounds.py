@@ -35,11 +35,8 @@ class Future:
         i = bisect_right(returns, self.now)
         return returns[i] if i < len(returns) else math.inf
 
-    def last(self, context: ContextId) -> int:
-        raise NotImplementedError  # never overdue
-
-    def overdue(self, context: ContextId) -> float:
-        return math.inf
+    def overdue(self, context: ContextId) -> None:
+        return None
 
 
 class Belady(ByContext):

@@ -35,7 +35,8 @@ class Line:
         guess = self._guess[0] * x + self._guess[1] * y
         if seconds <= 0.0 or guess < _NOTHING:
             return
-        surprise = max(seconds, self(x, y)) > _SURPRISE * min(seconds, self(x, y))
+        expected = self(x, y)
+        surprise = max(seconds, expected) > _SURPRISE * min(seconds, expected)
         forget = _FORGET_MUCH if surprise else _FORGET
         news = (x * x, x * y, y * y, x * seconds, y * seconds, seconds * seconds, guess * guess)
         self._sums = [forget * s + new for s, new in zip(self._sums, news, strict=True)]

@@ -26,11 +26,8 @@ class Ranking(Protocol):
     def settled(self, context: ContextId) -> float:
         """The rank that holds until the context is overdue."""
 
-    def last(self, context: ContextId) -> int:
-        """When the context was used last; once it is overdue, its rank is the time since then."""
-
-    def overdue(self, context: ContextId) -> float:
-        """From when on."""
+    def overdue(self, context: ContextId) -> tuple[float, int] | None:
+        """From when on, and when the context was used last: its rank is then the time since. None: never."""
 
 
 class Frequency:
@@ -58,11 +55,8 @@ class Frequency:
     def settled(self, context: ContextId) -> float:
         return -self._score[context]
 
-    def last(self, context: ContextId) -> int:
-        raise NotImplementedError  # never overdue
-
-    def overdue(self, context: ContextId) -> float:
-        return math.inf
+    def overdue(self, context: ContextId) -> None:
+        return None
 
 
 class Interval:
@@ -96,16 +90,14 @@ class Interval:
     def settled(self, context: ContextId) -> float:
         return self._mean.get(context, 0.0)
 
-    def last(self, context: ContextId) -> int:
-        return self._last[context]
-
-    def overdue(self, context: ContextId) -> float:
-        return self._last[context] + self._mean.get(context, 0.0)
+    def overdue(self, context: ContextId) -> tuple[float, int]:
+        last = self._last[context]
+        return last + self._mean.get(context, 0.0), last
 
 
 def rank(ranking: Ranking, context: ContextId, tick: int) -> float:
-    if ranking.overdue(context) < tick:
-        return float(tick - ranking.last(context))
+    if (due := ranking.overdue(context)) is not None and due[0] < tick:
+        return float(tick - due[1])
     return ranking.settled(context)
 
 
@@ -118,7 +110,8 @@ class Members:
         """Serial number of the member's valid entry; older ones are skipped where they come up."""
         self._serial = 0
         self._settled: list[tuple[float, int, ContextId]] = []
-        self._due: list[tuple[float, int, ContextId]] = []
+        self._due: list[tuple[float, int, ContextId, int]] = []
+        """From when on, entry, context, last use."""
         self._overdue: list[tuple[float, int, ContextId]] = []
 
     def __len__(self) -> int:
@@ -132,8 +125,8 @@ class Members:
         self._serial += 1
         self._entry[context] = self._serial
         heapq.heappush(self._settled, (-self.ranking.settled(context), -self._serial, context))
-        if (due := self.ranking.overdue(context)) < math.inf:
-            heapq.heappush(self._due, (due, self._serial, context))
+        if (due := self.ranking.overdue(context)) is not None:
+            heapq.heappush(self._due, (due[0], self._serial, context, due[1]))
         if len(self._settled) + len(self._overdue) > 4 * len(self._entry) + 64:
             self._renew()
 
@@ -143,11 +136,11 @@ class Members:
     def pop(self, tick: int) -> ContextId | None:
         """The member of the greatest rank leaves; of equals, that with the newest news: in strict turns it is last."""
         while self._due and self._due[0][0] < tick:
-            _, serial, context = heapq.heappop(self._due)
+            _, serial, context, last = heapq.heappop(self._due)
             if self._entry.get(context) == serial:
                 self._serial += 1
                 self._entry[context] = self._serial
-                heapq.heappush(self._overdue, (self.ranking.last(context), self._serial, context))
+                heapq.heappush(self._overdue, (last, self._serial, context))
         self._skip(self._settled)
         self._skip(self._overdue)
         if not self._settled and not self._overdue:
