@@ -110,6 +110,18 @@ class Cancelled(LlmaasError):
         self.n_generated = n_generated
 
 
+class Expired(LlmaasError):
+    """The call's deadline passed before it was done. ``n_generated`` tokens of the answer were kept."""
+
+    code = "expired"
+    fault = Fault.CALLER
+    hint = "Give more time, or a more urgent priority; tokens that were streamed are part of the context."
+
+    def __init__(self, message: str, *, n_generated: int = 0, hint: str | None = None) -> None:
+        super().__init__(message, hint=hint)
+        self.n_generated = n_generated
+
+
 # -- the service's ----------------------------------------------------------------------------
 
 

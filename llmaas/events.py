@@ -1,8 +1,7 @@
-"""F1. What the planner is told (events) and what it asks for (actions).
+"""F1. What the planner is told.
 
-Law: plain values only. An event says what has happened in the world; an action is carried out by an
-interpreter (``service.py`` in real time, ``replay.py`` in virtual time), which answers with later events.
-Actions of one list are begun in order. Token values never appear here: the planner knows positions and keys.
+Law: plain values only. An event says what has happened in the world, or how an action (``actions``) ended. Token values
+never appear here: the planner knows positions and keys.
 """
 
 from __future__ import annotations
@@ -10,9 +9,7 @@ from __future__ import annotations
 import enum
 from dataclasses import dataclass
 
-from llmaas.records import AppId, ChunkKey, ChunkNotes, ChunkTolerance, ContextId, Precision, RequestId, Tier
-
-# -- events -----------------------------------------------------------------------------------
+from llmaas.records import AppId, ChunkKey, ChunkNotes, ChunkTolerance, ContextId, RequestId
 
 
 @dataclass(frozen=True, slots=True)
@@ -70,11 +67,45 @@ class Submitted:
     n_total: int
     max_new: int
     priority: int = 5
+    deadline: float | None = None
+    """The moment from which nobody wants it any more."""
+    rate: float | None = None
+    """Tokens per second that it may generate at most."""
+    adapter: str = ""
+    """LoRA adapter that its steps need; only calls with the same one share a step."""
 
 
 @dataclass(frozen=True, slots=True)
 class CancelRequested:
     request: RequestId
+
+
+@dataclass(frozen=True, slots=True)
+class PriorityChanged:
+    """A call that waits or runs is more, or less, urgent than it was."""
+
+    request: RequestId
+    priority: int
+
+
+@dataclass(frozen=True, slots=True)
+class RateChanged:
+    """Tokens per second that an app, or without ``app`` all calls together, may generate at most; None: no limit."""
+
+    app: AppId | None
+    rate: float | None
+
+
+@dataclass(frozen=True, slots=True)
+class DutyChanged:
+    """Share of the time, above 0 and at most 1, that the engine may compute."""
+
+    duty: float
+
+
+@dataclass(frozen=True, slots=True)
+class Woken:
+    """The time that WakeAt asked for has come."""
 
 
 class Drawn(enum.Enum):
@@ -104,9 +135,10 @@ class StepDone:
 
 @dataclass(frozen=True, slots=True)
 class StepFailed:
-    """The engine could not run the step; the sequences are as before it."""
+    """The engine could not run the step; the sequences are as before it. ``aborted``: AbortStep asked for that."""
 
     step: int
+    aborted: bool = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -179,6 +211,10 @@ Event = (
     | ChunksFound
     | Submitted
     | CancelRequested
+    | PriorityChanged
+    | RateChanged
+    | DutyChanged
+    | Woken
     | StepDone
     | StepFailed
     | Loaded
@@ -189,208 +225,4 @@ Event = (
     | Lowered
     | BudgetChanged
     | Flush
-)
-
-# -- actions ----------------------------------------------------------------------------------
-
-
-@dataclass(frozen=True, slots=True)
-class StepItem:
-    """Compute tokens start .. stop-1 of a context in ``seq``; with ``sample`` draw the one after."""
-
-    request: RequestId
-    context: ContextId
-    seq: int
-    start: int
-    stop: int
-    sample: bool
-
-
-@dataclass(frozen=True, slots=True)
-class RunStep:
-    """One batch of the engine, or a burst of them. Answer: StepDone or StepFailed.
-
-    While every item draws a token and none ends, the interpreter may go on with the next tokens of the same items,
-    up to ``burst`` steps in all, before it answers. It answers sooner if another event comes.
-    """
-
-    step: int
-    items: tuple[StepItem, ...]
-    burst: int = 1
-
-
-@dataclass(frozen=True, slots=True)
-class ChunkSource:
-    """A chunk to bring to CELLS. ``keep``: a copy read from DISK stays in the POOL."""
-
-    key: ChunkKey
-    start: int
-    stop: int
-    tier: Tier
-    keep: bool
-
-
-@dataclass(frozen=True, slots=True)
-class LoadChunks:
-    """Decode consecutive chunks and put them into ``seq`` in ascending order. Answer: Loaded."""
-
-    load: int
-    context: ContextId
-    seq: int
-    chunks: tuple[ChunkSource, ...]
-
-
-@dataclass(frozen=True, slots=True)
-class FetchChunks:
-    """Read chunks from DISK into the POOL, one fetch after another in the order asked for. Answer: Fetched."""
-
-    fetch: int
-    context: ContextId
-    keys: tuple[ChunkKey, ...]
-
-
-@dataclass(frozen=True, slots=True)
-class ChunkTarget:
-    key: ChunkKey
-    start: int
-    stop: int
-    precision: Precision
-
-
-@dataclass(frozen=True, slots=True)
-class SaveChunks:
-    """Export chunks from ``seq`` (at once, before any later step) and code them into the POOL. Answer: Saved."""
-
-    save: int
-    context: ContextId
-    seq: int
-    chunks: tuple[ChunkTarget, ...]
-
-
-@dataclass(frozen=True, slots=True)
-class ChunkSpan:
-    key: ChunkKey
-    start: int
-    stop: int
-
-
-@dataclass(frozen=True, slots=True)
-class MeasureChunks:
-    """Measure, at low priority, what coding would cost each of these chunks of ``seq``, which are all that it has up to
-    the last one. Answer: Measured; soon and empty if the cells go meanwhile.
-    """
-
-    measure: int
-    context: ContextId
-    seq: int
-    chunks: tuple[ChunkSpan, ...]
-
-
-@dataclass(frozen=True, slots=True)
-class LowerChunks:
-    """Code chunks of the POOL again with fewer bits, from the form they have there. Answer: Lowered."""
-
-    lower: int
-    chunks: tuple[tuple[ChunkKey, Precision], ...]
-
-
-@dataclass(frozen=True, slots=True)
-class WriteChunks:
-    """Write POOL chunks, with what is known of them, to the store. Answer: Written."""
-
-    write: int
-    context: ContextId
-    keys: tuple[ChunkKey, ...]
-    tolerances: tuple[ChunkTolerance | None, ...]
-
-
-@dataclass(frozen=True, slots=True)
-class StopWrite:
-    """Memory is short: write no more of this write; its answer comes soon, and says what was written."""
-
-    write: int
-
-
-@dataclass(frozen=True, slots=True)
-class NoteTolerances:
-    """Keep with chunks on DISK what has been learnt of them since they were written."""
-
-    tolerances: tuple[tuple[ChunkKey, ChunkTolerance], ...]
-
-
-@dataclass(frozen=True, slots=True)
-class DropPool:
-    keys: tuple[ChunkKey, ...]
-
-
-@dataclass(frozen=True, slots=True)
-class DropDisk:
-    keys: tuple[ChunkKey, ...]
-
-
-@dataclass(frozen=True, slots=True)
-class DropCells:
-    """Remove positions from ``start`` on."""
-
-    seq: int
-    start: int
-
-
-@dataclass(frozen=True, slots=True)
-class Admitted:
-    """The request left the queue; its context owns ``seq``."""
-
-    request: RequestId
-    seq: int
-
-
-@dataclass(frozen=True, slots=True)
-class Switched:
-    """All KV that the context had is in CELLS again. Where its tokens came from, in tokens."""
-
-    request: RequestId
-    cells: int
-    pool: int
-    disk: int
-    recomputed: int
-
-
-class Outcome(enum.Enum):
-    STOP = "stop"
-    LENGTH = "length"
-    CONTEXT_FULL = "context_full"
-    APPENDED = "appended"
-    CANCELLED = "cancelled"
-    ENGINE_FAILED = "engine_failed"
-
-
-@dataclass(frozen=True, slots=True)
-class Finish:
-    """The request's one terminal outcome. The first ``n_kv`` tokens of its context are in CELLS.
-
-    The interpreter commits the context and answers with ContextChanged.
-    """
-
-    request: RequestId
-    context: ContextId
-    outcome: Outcome
-    n_kv: int
-
-
-Action = (
-    RunStep
-    | LoadChunks
-    | FetchChunks
-    | SaveChunks
-    | MeasureChunks
-    | LowerChunks
-    | WriteChunks
-    | StopWrite
-    | NoteTolerances
-    | DropPool
-    | DropDisk
-    | DropCells
-    | Admitted
-    | Switched
-    | Finish
 )

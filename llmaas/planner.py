@@ -9,26 +9,21 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Any
 
+from llmaas.actions import Action, Admitted, DropDisk, Finish, Outcome, RunStep
 from llmaas.errors import PolicyBug
 from llmaas.events import (
-    Action,
-    Admitted,
     BudgetChanged,
     CancelRequested,
     ChunksFound,
     ContextChanged,
     ContextClosed,
     ContextOpened,
-    DropDisk,
     Event,
     Fetched,
-    Finish,
     Flush,
     Loaded,
     Lowered,
     Measured,
-    Outcome,
-    RunStep,
     Saved,
     StepDone,
     StepFailed,

@@ -15,7 +15,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from functools import cache
 
-from llmaas.events import ChunkTarget
+from llmaas.actions import ChunkTarget
 from llmaas.kvchunks.tolerance import merged
 from llmaas.planner_state import Context, PlannerSettings
 from llmaas.policies.price import Price, PriceBook, Stake, stake

@@ -5,7 +5,7 @@ Law: it hears of durations only; the guesses that it begins with matter for the 
 
 from __future__ import annotations
 
-from llmaas.events import RunStep
+from llmaas.actions import RunStep
 from llmaas.policies.costs import Line
 
 _MB = 1e6

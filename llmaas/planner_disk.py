@@ -14,7 +14,7 @@ from __future__ import annotations
 from collections import OrderedDict
 from collections.abc import Callable
 
-from llmaas.events import Action, DropDisk
+from llmaas.actions import Action, DropDisk
 from llmaas.kvchunks.ledger import Copy, Ledger
 from llmaas.planner_state import Context, Tally
 from llmaas.records import ChunkKey, ContextId

@@ -8,8 +8,9 @@ from __future__ import annotations
 
 from collections.abc import Callable
 
+from llmaas.actions import Action, DropDisk, LowerChunks
 from llmaas.errors import PolicyBug
-from llmaas.events import Action, DropDisk, LowerChunks, Lowered
+from llmaas.events import Lowered
 from llmaas.kvchunks.ledger import Copy, Ledger
 from llmaas.planner_bits import BitBooks
 from llmaas.planner_state import Tally

@@ -11,7 +11,8 @@ from collections.abc import Sequence
 from itertools import accumulate
 from typing import NamedTuple
 
-from llmaas.events import Action, FetchChunks, Fetched
+from llmaas.actions import Action, FetchChunks
+from llmaas.events import Fetched
 from llmaas.kvchunks.ledger import Copy
 from llmaas.planner_costs import SwitchCosts
 from llmaas.planner_state import Job

@@ -10,8 +10,8 @@ from collections import OrderedDict
 from dataclasses import dataclass, field
 from typing import TypedDict
 
+from llmaas.actions import Action, DropCells
 from llmaas.errors import PolicyBug
-from llmaas.events import Action, DropCells
 from llmaas.policies.precision import SPENDING
 from llmaas.policies.split import SPLIT
 from llmaas.records import CHUNK_TOKENS, NO_QUOTA, AppId, ChunkKey, ContextId, Geometry, Precision, RequestId

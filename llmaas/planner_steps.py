@@ -8,7 +8,8 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
 
-from llmaas.events import Drawn, Outcome, StepItem
+from llmaas.actions import Outcome, StepItem
+from llmaas.events import Drawn
 from llmaas.planner_state import Job, PlannerSettings, Stage, Tally
 from llmaas.records import RequestId
 

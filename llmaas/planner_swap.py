@@ -9,20 +9,18 @@ from __future__ import annotations
 from collections import deque
 from collections.abc import Iterable
 
-from llmaas.events import (
+from llmaas.actions import (
     Action,
     ChunkSource,
     ChunkSpan,
     ChunkTarget,
     DropDisk,
     DropPool,
-    Lowered,
     MeasureChunks,
-    Measured,
     NoteTolerances,
     SaveChunks,
-    Written,
 )
+from llmaas.events import Lowered, Measured, Written
 from llmaas.kvchunks.codec import Codec, sinks_at
 from llmaas.kvchunks.kernels import NUMPY
 from llmaas.kvchunks.ledger import Copy, Ledger

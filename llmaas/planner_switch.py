@@ -10,7 +10,8 @@ computed (``planner_read``); what was read stays pinned until it is loaded.
 
 from __future__ import annotations
 
-from llmaas.events import Action, ChunkSource, LoadChunks, Loaded, Switched
+from llmaas.actions import Action, ChunkSource, LoadChunks, Switched
+from llmaas.events import Loaded
 from llmaas.kvchunks.ledger import Copy
 from llmaas.planner_costs import SwitchCosts
 from llmaas.planner_read import ReadAhead

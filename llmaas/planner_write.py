@@ -13,8 +13,9 @@ from __future__ import annotations
 from collections import deque
 from collections.abc import Callable, Iterable
 
+from llmaas.actions import Action, ChunkTarget, StopWrite, WriteChunks
 from llmaas.errors import PolicyBug
-from llmaas.events import Action, ChunkTarget, StopWrite, WriteChunks, Written
+from llmaas.events import Written
 from llmaas.kvchunks.ledger import Copy, Ledger
 from llmaas.planner_bits import BitBooks
 from llmaas.planner_disk import DiskQuota

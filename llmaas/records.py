@@ -207,6 +207,40 @@ class Turn:
             raise ValueError("give messages or a prompt, not both")
 
 
+class Priority(enum.IntEnum):
+    """Names for some of the priorities 0 (most urgent) .. 9."""
+
+    INTERACTIVE = 1
+    NORMAL = 5
+    BACKGROUND = 8
+
+
+@dataclass(frozen=True, slots=True)
+class Terms:
+    """On what terms a call is served.
+
+    ``priority``: 0 (most urgent) .. 9. ``deadline_s``: seconds from submission after which nobody wants it any more.
+    ``rate``: tokens per second that it may generate at most. ``adapter``: name of the LoRA adapter to use from now on
+    in this context, "" for the bare model; None leaves the context's as it is.
+    """
+
+    priority: int = Priority.NORMAL
+    deadline_s: float | None = None
+    rate: float | None = None
+    adapter: str | None = None
+
+    def __post_init__(self) -> None:
+        if not 0 <= self.priority <= 9:
+            raise ValueError(f"priority must be from 0 (most urgent) to 9, not {self.priority}")
+        if self.deadline_s is not None and not 0.0 < self.deadline_s <= 1e9:
+            raise ValueError(f"deadline_s must be a number of seconds above 0, not {self.deadline_s}")
+        if self.rate is not None and not 0.0 < self.rate <= 1e9:
+            raise ValueError(f"rate must be a number of tokens per second above 0, not {self.rate}")
+
+
+ON_NO_TERMS = Terms()
+
+
 @dataclass(frozen=True, slots=True)
 class Generation:
     """Limits and sampling of one answer."""
@@ -273,6 +307,8 @@ class Done:
     """From submission to the first token (for append: to the end)."""
     decode_tps: float
     """Tokens per second after the first."""
+    n_paused: int = 0
+    """How often the call had to leave CELLS to others."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -16,35 +16,37 @@ from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
+from llmaas.actions import (
+    Admitted,
+    DropCells,
+    DropDisk,
+    DropPool,
+    FetchChunks,
+    Finish,
+    LoadChunks,
+    LowerChunks,
+    MeasureChunks,
+    NoteTolerances,
+    RunStep,
+    SaveChunks,
+    StopWrite,
+    Switched,
+    WriteChunks,
+)
 from llmaas.errors import BadRequest
 from llmaas.events import (
-    Admitted,
     CancelRequested,
     ContextChanged,
     ContextOpened,
     Drawn,
-    DropCells,
-    DropDisk,
-    DropPool,
     Event,
-    FetchChunks,
     Fetched,
-    Finish,
-    LoadChunks,
     Loaded,
-    LowerChunks,
     Lowered,
-    MeasureChunks,
     Measured,
-    NoteTolerances,
-    RunStep,
-    SaveChunks,
     Saved,
     StepDone,
-    StopWrite,
     Submitted,
-    Switched,
-    WriteChunks,
     Written,
 )
 from llmaas.kvchunks.codec import Codec, sinks_at

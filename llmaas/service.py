@@ -21,12 +21,7 @@ from llmaas.errors import (
     ModelMismatch,
     ShuttingDown,
 )
-from llmaas.events import (
-    ChunksFound,
-    ContextClosed,
-    ContextOpened,
-    Flush,
-)
+from llmaas.events import ChunksFound, ContextClosed, ContextOpened, Flush, RateChanged
 from llmaas.kvchunks.keys import namespace
 from llmaas.kvchunks.store import ContextRow, Store
 from llmaas.metrics import Registry
@@ -34,6 +29,7 @@ from llmaas.planner_state import PlannerSettings, bit_settings
 from llmaas.policies.budget import Reading
 from llmaas.records import (
     NO_QUOTA,
+    ON_NO_TERMS,
     AppId,
     ContextDetail,
     ContextInfo,
@@ -43,6 +39,7 @@ from llmaas.records import (
     Piece,
     Precision,
     RequestId,
+    Terms,
     Turn,
 )
 from llmaas.service_budget import Budgets
@@ -90,6 +87,7 @@ class Service:
         self._rows = Rows()
         self._directory = Directory()
         self._calls: dict[RequestId, Call] = {}
+        self._rates: dict[AppId | None, float | None] = {}
         self._closing = False
 
     async def start(self) -> None:
@@ -247,16 +245,38 @@ class Service:
     # -- calls
 
     def submit(
-        self, app: AppId, context: str, turn: Turn, generation: Generation | None, emit: Callable[[Piece], None]
+        self,
+        app: AppId,
+        context: str,
+        turn: Turn,
+        generation: Generation | None,
+        emit: Callable[[Piece], None],
+        terms: Terms = ON_NO_TERMS,
     ) -> tuple[RequestId, asyncio.Future[Done]]:
         """Add a turn and, with ``generation``, answer it. Calls of one context run one after another.
 
-        The future ends with Done, or with an LlmaasError: Cancelled, ContextTooLong, BadRequest, DiskFull,
+        The future ends with Done, or with an LlmaasError: Cancelled, Expired, ContextTooLong, BadRequest, DiskFull,
         EngineFailed, UnknownContext (deleted meanwhile). After an error the context is as it was before the call,
-        except after Cancelled with tokens generated: those were streamed and stay.
+        except after Cancelled or Expired with tokens generated: those were streamed and stay.
         """
         self._refuse_if_closing()
-        return self._runner.submit(self._usable(app, context), turn, generation, emit)
+        return self._runner.submit(self._usable(app, context), turn, generation, emit, terms)
+
+    def prioritize(self, request: RequestId, priority: int) -> None:
+        """Change how urgent a call is (0 .. 9, 0 most), while it waits or runs. No effect if it has ended."""
+        self._runner.prioritize(request, priority)
+
+    def limit(self, app: AppId | None, rate: float | None) -> dict[str, object]:
+        """Set the tokens per second that an app, or without ``app`` all together, may generate; None: no limit."""
+        self._rates[app] = rate
+        if rate is None:
+            del self._rates[app]
+        self._dispatch(RateChanged(app, rate))
+        return self._limits()
+
+    def _limits(self) -> dict[str, object]:
+        apps = {str(app): rate for app, rate in sorted(self._rates.items(), key=str) if app is not None}
+        return {"rate": self._rates.get(None), "apps": apps}
 
     def hint(self, app: AppId, context: str) -> None:
         """The context will be used soon: bring it back to CELLS, if nobody else waits. Nothing is promised."""

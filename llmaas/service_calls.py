@@ -10,9 +10,10 @@ from collections import deque
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 
+from llmaas.actions import Finish, Outcome, Switched
 from llmaas.chat import Part, turn_parts
 from llmaas.engine.base import Engine
-from llmaas.events import Drawn, Finish, Outcome, Switched
+from llmaas.events import Drawn
 from llmaas.kvchunks.store import Span
 from llmaas.records import (
     Done,
@@ -22,6 +23,7 @@ from llmaas.records import (
     Piece,
     RequestId,
     SwitchReport,
+    Terms,
     Turn,
 )
 from llmaas.service_contexts import LiveContext, total_tokens
@@ -44,6 +46,7 @@ class Call:
     turn: Turn
     generation: Generation | None
     emit: Callable[[Piece], None]
+    terms: Terms
     submitted: float
     reply: asyncio.Future[Done]
     finished: asyncio.Future[Finish]

@@ -15,16 +15,11 @@ from pathlib import Path
 from queue import SimpleQueue
 from typing import Any
 
-from llmaas.clock import Clock
-from llmaas.engine.base import BatchItem
-from llmaas.engine.thread import EngineThread
-from llmaas.events import (
+from llmaas.actions import (
     Admitted,
-    Drawn,
     DropCells,
     DropDisk,
     DropPool,
-    Event,
     FetchChunks,
     Finish,
     LoadChunks,
@@ -33,12 +28,14 @@ from llmaas.events import (
     NoteTolerances,
     RunStep,
     SaveChunks,
-    StepDone,
-    StepFailed,
     StopWrite,
     Switched,
     WriteChunks,
 )
+from llmaas.clock import Clock
+from llmaas.engine.base import BatchItem
+from llmaas.engine.thread import EngineThread
+from llmaas.events import Drawn, Event, StepDone, StepFailed
 from llmaas.kvchunks.codec import Codec
 from llmaas.kvchunks.meter import Meter
 from llmaas.kvchunks.pool import Pool

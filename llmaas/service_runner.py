@@ -7,11 +7,13 @@ a reply acknowledges is durable before the reply leaves.
 from __future__ import annotations
 
 import asyncio
+import dataclasses
 import logging
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from typing import TypeVar
 
+from llmaas.actions import Finish, Outcome
 from llmaas.clock import Clock
 from llmaas.engine.base import Engine
 from llmaas.errors import (
@@ -20,15 +22,16 @@ from llmaas.errors import (
     Cancelled,
     ContextTooLong,
     EngineFailed,
+    Expired,
     Internal,
     LlmaasError,
     ShuttingDown,
     UnknownContext,
 )
-from llmaas.events import CancelRequested, ContextChanged, Event, Finish, Outcome, Submitted
+from llmaas.events import CancelRequested, ContextChanged, Event, PriorityChanged, Submitted
 from llmaas.kvchunks.store import Store
 from llmaas.metrics import Registry
-from llmaas.records import ChunkKey, Done, Generation, Piece, RequestId, Turn
+from llmaas.records import ON_NO_TERMS, ChunkKey, Done, Generation, Piece, RequestId, Terms, Turn
 from llmaas.service_calls import Call, turn_spans
 from llmaas.service_contexts import LiveContext
 
@@ -36,7 +39,8 @@ log = logging.getLogger(__name__)
 T = TypeVar("T")
 
 
-_PRIORITY, _HINT_PRIORITY = 5, 9
+_HINT = Terms(priority=9)
+"""A hint is served when nobody wants anything."""
 
 
 class Rows:
@@ -98,7 +102,12 @@ class CallRunner:
                 self.cancel(call.id)
 
     def submit(
-        self, live: LiveContext, turn: Turn, generation: Generation | None, emit: Callable[[Piece], None]
+        self,
+        live: LiveContext,
+        turn: Turn,
+        generation: Generation | None,
+        emit: Callable[[Piece], None],
+        terms: Terms = ON_NO_TERMS,
     ) -> tuple[RequestId, asyncio.Future[Done]]:
         """Begin a call; see ``Service.submit``. Raises Busy."""
         if len(self._calls) >= self._queue_limit:
@@ -106,14 +115,14 @@ class CallRunner:
         for other in list(self._calls.values()):
             if other.live is live and other.hint:  # what it has brought back stays; the rest is this call's business
                 self.cancel(other.id)
-        call = self._begin(live, turn, generation, emit)
+        call = self._begin(live, turn, generation, emit, terms)
         return call.id, call.reply
 
     def hint(self, live: LiveContext) -> None:
         """Bring the context back when there is nothing better to do, unless a call does so already."""
         if live.lock.locked() or not live.tokens or len(self._calls) >= self._queue_limit:
             return
-        call = self._begin(live, Turn(), None, lambda piece: None, hint=True)
+        call = self._begin(live, Turn(), None, lambda piece: None, _HINT, hint=True)
         call.reply.add_done_callback(_heed)
 
     def _begin(
@@ -122,6 +131,7 @@ class CallRunner:
         turn: Turn,
         generation: Generation | None,
         emit: Callable[[Piece], None],
+        terms: Terms,
         *,
         hint: bool = False,
     ) -> Call:
@@ -133,6 +143,7 @@ class CallRunner:
             turn,
             generation,
             emit,
+            terms,
             self._clock.now(),
             loop.create_future(),
             loop.create_future(),
@@ -157,6 +168,15 @@ class CallRunner:
         else:  # it waits behind another call of its context: its reply need not
             del self._calls[request]
             self._reply(call, None, Cancelled("cancelled before it began"))
+
+    def prioritize(self, request: RequestId, priority: int) -> None:
+        """The call is served with another priority from now on; one that has ended already is left alone."""
+        call = self._calls.get(request)
+        if call is None:
+            return
+        call.terms = dataclasses.replace(call.terms, priority=priority)
+        if call.planned:
+            self._dispatch(PriorityChanged(request, priority))
 
     async def _serve(self, call: Call) -> None:
         done: Done | None = None
@@ -216,15 +236,16 @@ class CallRunner:
         if (n := live.shared(self._stored)) > live.n_kv:
             self._changed(live, n)
         call.planned = True
-        priority = _HINT_PRIORITY if call.hint else _PRIORITY
-        self._dispatch(Submitted(call.id, live.id, total, call.max_new, priority))
+        terms = call.terms
+        deadline = None if terms.deadline_s is None else call.submitted + terms.deadline_s
+        self._dispatch(Submitted(call.id, live.id, total, call.max_new, terms.priority, deadline, terms.rate))
         finish = await call.finished
         return await self._commit(call, finish)
 
     async def _commit(self, call: Call, finish: Finish) -> Done:
         """Make the turn durable, then reply, then swap out; or take it back."""
         live = call.live
-        failed = finish.outcome in (Outcome.CANCELLED, Outcome.ENGINE_FAILED)
+        failed = finish.outcome in (Outcome.CANCELLED, Outcome.EXPIRED, Outcome.ENGINE_FAILED)
         if rest := call.stream.end():  # held back as a possible stop string or part of a character
             call.emit(Piece(rest, ()))
         spans = [*call.spans, *call.answer_span()]
@@ -250,6 +271,8 @@ class CallRunner:
     def _failure(outcome: Outcome, n_generated: int) -> LlmaasError:
         if outcome is Outcome.CANCELLED:
             return Cancelled("the request was cancelled", n_generated=n_generated)
+        if outcome is Outcome.EXPIRED:
+            return Expired("the request's deadline passed before it was done", n_generated=n_generated)
         return EngineFailed("the engine failed on this request")
 
     def _changed(self, live: LiveContext, n_kv: int) -> None:

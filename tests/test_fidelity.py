@@ -10,8 +10,9 @@ from typing import Any
 
 import pytest
 
+from llmaas.actions import Action
 from llmaas.errors import BadRequest
-from llmaas.events import Action, Event
+from llmaas.events import Event
 from llmaas.planner import Planner
 from llmaas.recorder import read
 from llmaas.records import AppId, Generation, Message, Turn

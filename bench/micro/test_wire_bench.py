@@ -10,6 +10,7 @@ import pytest
 from pytest_benchmark.fixture import BenchmarkFixture
 
 from llmaas.api import messages as msg
+from llmaas.api import replies
 from llmaas.api.client import AsyncClient
 from llmaas.api.session import Session
 from llmaas.api.unix import serve
@@ -87,16 +88,16 @@ def client(tmp_path: Path) -> Iterator[tuple[asyncio.AbstractEventLoop, AsyncCli
 
 
 def test_encode_a_piece(benchmark: BenchmarkFixture) -> None:
-    assert benchmark(lambda: encode(msg.piece_frame(5, PIECE)))
+    assert benchmark(lambda: encode(replies.piece_frame(5, PIECE)))
 
 
 def test_read_a_piece(benchmark: BenchmarkFixture) -> None:
-    data, decoder = encode(msg.piece_frame(5, PIECE)), Decoder()
-    assert benchmark(lambda: msg.piece(decoder.feed(data)[0])) == PIECE
+    data, decoder = encode(replies.piece_frame(5, PIECE)), Decoder()
+    assert benchmark(lambda: replies.piece(decoder.feed(data)[0])) == PIECE
 
 
 def test_read_1000_pieces_of_one_read(benchmark: BenchmarkFixture) -> None:
-    data = encode(msg.piece_frame(1, PIECE)) * PIECES
+    data = encode(replies.piece_frame(1, PIECE)) * PIECES
 
     def session() -> tuple[tuple[Session], dict[str, object]]:
         made = Session("bench")

@@ -11,7 +11,18 @@ from dataclasses import dataclass
 from typing import Protocol
 
 from llmaas.api.wire import MAX_FRAME
-from llmaas.records import AppId, ContextDetail, ContextInfo, Done, Generation, Piece, RequestId, Turn
+from llmaas.records import (
+    ON_NO_TERMS,
+    AppId,
+    ContextDetail,
+    ContextInfo,
+    Done,
+    Generation,
+    Piece,
+    RequestId,
+    Terms,
+    Turn,
+)
 
 
 class Backend(Protocol):
@@ -41,12 +52,24 @@ class Backend(Protocol):
     def show(self, app: AppId | None, context: str) -> ContextDetail: ...
 
     def submit(
-        self, app: AppId, context: str, turn: Turn, generation: Generation | None, emit: Callable[[Piece], None]
+        self,
+        app: AppId,
+        context: str,
+        turn: Turn,
+        generation: Generation | None,
+        emit: Callable[[Piece], None],
+        terms: Terms = ON_NO_TERMS,
     ) -> tuple[RequestId, asyncio.Future[Done]]:
         """Start a call; ``generation`` None only appends. ``emit`` is called on the loop's thread, per piece."""
 
     def cancel(self, request: RequestId) -> None:
         """End a call: its future then raises Cancelled, unless it was done before."""
+
+    def prioritize(self, request: RequestId, priority: int) -> None:
+        """Change how urgent a call is; one that has ended already is left alone."""
+
+    def limit(self, app: AppId | None, rate: float | None) -> dict[str, object]:
+        """Set an app's, or everyone's, tokens per second; tell what holds now."""
 
     def stats(self) -> dict[str, object]: ...
 

@@ -13,9 +13,10 @@ from pathlib import Path
 from typing import Any, cast
 
 from llmaas.api import messages as msg
+from llmaas.api import replies
 from llmaas.api.session import Exchange, Session
 from llmaas.errors import LlmaasError, NotServing, UnknownRequest
-from llmaas.records import ContextDetail, ContextInfo, Done, Message, Piece, Sampling
+from llmaas.records import ON_NO_TERMS, ContextDetail, ContextInfo, Done, Message, Piece, Sampling, Terms
 
 Messages = Iterable[Message | Mapping[str, str]]
 GREEDY = Sampling()
@@ -75,7 +76,7 @@ class AsyncStream:
         """The terminal reply, when it has come; pieces that nobody took are let go (``text`` has them)."""
         await _end(self._exchange, self._changed)
         self._exchange.pieces.clear()
-        return msg.result(Done, self._exchange.result())
+        return replies.result(Done, self._exchange.result())
 
     async def cancel(self) -> None:
         """End the answer; returns when it has ended. Tokens that were streamed stay in the context.
@@ -92,6 +93,11 @@ class AsyncStream:
                 if not self._exchange.ended:
                     raise
         await _end(self._exchange, self._changed)
+
+    async def prioritize(self, priority: int) -> None:
+        """Change how urgent the answer is: 0 (most urgent) .. 9. No effect if it has ended."""
+        with contextlib.suppress(UnknownRequest):
+            await self._client._ask(msg.checked(msg.Prioritize, self._exchange.request_id, priority))
 
     async def aclose(self) -> None:
         await self.cancel()
@@ -121,15 +127,17 @@ class AsyncClient:
             transport, link = await asyncio.wait_for(_open(session, Path(socket)), timeout)
         except asyncio.TimeoutError:
             raise NotServing(f"the daemon at {socket} does not answer within {timeout:g} s") from None
-        return cls(session, link, transport, msg.result_map(session.greeting.result()))
+        return cls(session, link, transport, replies.result_map(session.greeting.result()))
 
     async def create(self, *, name: str | None = None, system: str | None = None) -> ContextInfo:
-        return msg.result(ContextInfo, await self._ask(msg.Create(name, system)))
+        return replies.result(ContextInfo, await self._ask(msg.Create(name, system)))
 
-    async def append(self, context: str, messages: Messages = (), prompt: str | None = None) -> Done:
+    async def append(
+        self, context: str, messages: Messages = (), prompt: str | None = None, *, terms: Terms = ON_NO_TERMS
+    ) -> Done:
         """Add to a context without an answer."""
-        request = msg.checked(msg.Append, context, msg.as_messages(messages), prompt)
-        return msg.result(Done, await self._ask(request))
+        request = msg.checked(msg.Append, context, msg.as_messages(messages), prompt, **msg.terms_map(terms))
+        return replies.result(Done, await self._ask(request))
 
     def generate(
         self,
@@ -140,30 +148,30 @@ class AsyncClient:
         max_tokens: int = 256,
         sampling: Sampling = GREEDY,
         stop: Iterable[str] = (),
+        terms: Terms = ON_NO_TERMS,
     ) -> AsyncStream:
         """Add to a context, and stream the model's answer. The request is on its way when this returns."""
-        exchange, changed = self._start(
-            msg.generate_request(context, messages, prompt=prompt, max_tokens=max_tokens, sampling=sampling, stop=stop)
-        )
+        limits: dict[str, Any] = {"max_tokens": max_tokens, "sampling": sampling, "stop": stop, "terms": terms}
+        exchange, changed = self._start(msg.generate_request(context, messages, prompt=prompt, **limits))
         return AsyncStream(self, exchange, changed)
 
     async def fork(self, context: str, *, name: str | None = None) -> ContextInfo:
         """A new context with the same conversation; it shares the chunks of the old one."""
-        return msg.result(ContextInfo, await self._ask(msg.Fork(context, name)))
+        return replies.result(ContextInfo, await self._ask(msg.Fork(context, name)))
 
     async def truncate(
         self, context: str, *, n_tokens: int | None = None, n_messages: int | None = None
     ) -> ContextInfo:
         """Keep the first ``n_tokens`` tokens, or the first ``n_messages`` messages."""
         request = msg.checked(msg.Truncate, context, n_tokens, n_messages)
-        return msg.result(ContextInfo, await self._ask(request))
+        return replies.result(ContextInfo, await self._ask(request))
 
     async def contexts(self, everyone: bool = False) -> list[ContextInfo]:
         """The app's contexts; those of every app for the user who runs the daemon."""
-        return msg.result_list(ContextInfo, await self._ask(msg.ListContexts(everyone)))
+        return replies.result_list(ContextInfo, await self._ask(msg.ListContexts(everyone)))
 
     async def show(self, context: str, *, everyone: bool = False) -> ContextDetail:
-        return msg.result(ContextDetail, await self._ask(msg.Show(context, everyone)))
+        return replies.result(ContextDetail, await self._ask(msg.Show(context, everyone)))
 
     async def hint(self, context: str) -> None:
         """Say that the context will be used soon (its app comes to the foreground), so that it is back by then.
@@ -176,11 +184,18 @@ class AsyncClient:
         await self._ask(msg.Delete(context, everyone))
 
     async def stats(self) -> dict[str, Any]:
-        return msg.result_map(await self._ask(msg.Stats()))
+        return replies.result_map(await self._ask(msg.Stats()))
 
     async def budget(self, *, pool_bytes: int | None = None, disk_bytes: int | None = None) -> dict[str, Any]:
         """Set what the daemon's POOL and DISK may hold, and see what holds now; for the user who runs the daemon."""
-        return msg.result_map(await self._ask(msg.checked(msg.Budget, pool_bytes, disk_bytes)))
+        return replies.result_map(await self._ask(msg.checked(msg.Budget, pool_bytes, disk_bytes)))
+
+    async def limit(self, app: str | None = None, rate: float | None = None) -> dict[str, Any]:
+        """Set how many tokens per second an app (``uid/name``), or without ``app`` all together, may generate.
+
+        For the user who runs the daemon. ``rate`` None: no limit.
+        """
+        return replies.result_map(await self._ask(msg.checked(msg.Limit, app, rate)))
 
     async def ping(self) -> None:
         await self._ask(msg.Ping())

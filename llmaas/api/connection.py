@@ -21,6 +21,7 @@ from typing import Any, Protocol, cast
 
 from llmaas import __version__
 from llmaas.api import messages as msg
+from llmaas.api import replies
 from llmaas.api.backend import Backend, Limits
 from llmaas.api.maps import to_map
 from llmaas.api.wire import Decoder, Frame, encode
@@ -139,14 +140,14 @@ class Connection(asyncio.Protocol):
             if request_id in self._runs:
                 raise BadRequest(f"field 'id': request {request_id} is still running")
         except BadRequest as e:  # a reply with this id, or without one, would be taken for another request's
-            self._write(encode(msg.failed_frame(None, e)))
+            self._write(encode(replies.failed_frame(None, e)))
             return
         try:
             self._start(request_id, msg.request(frame))
         except Exception as e:
             if run := self._runs.pop(request_id, None):
                 run.over = True
-            self._write(encode(msg.failed_frame(request_id, _told(e, str(frame.get("op"))))))
+            self._write(encode(replies.failed_frame(request_id, _told(e, str(frame.get("op"))))))
 
     def _greet(self, frame: Frame) -> None:
         hello = msg.hello(frame)
@@ -182,8 +183,14 @@ class Connection(asyncio.Protocol):
             case msg.Show(context, everyone):
                 self._done(request_id, to_map(backend.show(self._owner(everyone), context)))
             case msg.Cancel(target):
-                self._cancel(target)
+                backend.cancel(self._target(target, "cancelled"))
                 self._done(request_id, None)
+            case msg.Prioritize(target, priority):
+                backend.prioritize(self._target(target, "given a priority"), priority)
+                self._done(request_id, None)
+            case msg.Limit(limited, rate):
+                self._operators_only("limits are")
+                self._done(request_id, backend.limit(AppId(limited) if limited is not None else None, rate))
             case msg.Stats():
                 self._done(request_id, backend.stats())
             case msg.Budget(pool_bytes, disk_bytes):
@@ -222,20 +229,22 @@ class Connection(asyncio.Protocol):
 
         def emit(piece: Piece) -> None:
             if not run.over:
-                self._write(encode(msg.piece_frame(request_id, piece)))
+                self._write(encode(replies.piece_frame(request_id, piece)))
 
-        run.call, future = self._backend.submit(self._app, request.context, request.turn, generation, emit)
+        run.call, future = self._backend.submit(
+            self._app, request.context, request.turn, generation, emit, request.terms
+        )
         future.add_done_callback(functools.partial(self._ended, request_id, run))
         if run.over:  # the first pieces, within submit, found the peer gone
             self._stop(run)
 
-    def _cancel(self, target: int) -> None:
+    def _target(self, target: int, what: str) -> RequestId:
         run = self._runs.get(target)
         if run is None:
             raise UnknownRequest(f"no request {target} runs on this connection")
         if run.call is None:
-            raise BadRequest(f"field 'request': {target} is a {run.op}; only append and generate can be cancelled")
-        self._backend.cancel(run.call)
+            raise BadRequest(f"field 'request': {target} is a {run.op}; only append and generate can be {what}")
+        return run.call
 
     # -- replies
 
@@ -247,13 +256,13 @@ class Connection(asyncio.Protocol):
         except (Exception, asyncio.CancelledError) as e:
             error = _told(e, run.op)
             if not run.over:
-                self._write(encode(msg.failed_frame(request_id, error)))
+                self._write(encode(replies.failed_frame(request_id, error)))
         run.over = True
         if self._runs.get(request_id) is run:
             del self._runs[request_id]
 
     def _done(self, request_id: int, result: object) -> None:
-        self._write(encode(msg.done_frame(request_id, result), max_frame=self._limits.max_frame))
+        self._write(encode(replies.done_frame(request_id, result), max_frame=self._limits.max_frame))
 
     def _write(self, data: bytes) -> None:
         if not self._open:
@@ -271,7 +280,7 @@ class Connection(asyncio.Protocol):
         fail its writes before it has read the reply."""
         if not self._open:
             return
-        self._write(encode(msg.failed_frame(None, error)))
+        self._write(encode(replies.failed_frame(None, error)))
         self._abandon()
         if not self._transport.is_closing():
             self._transport.write_eof()
@@ -284,7 +293,7 @@ class Connection(asyncio.Protocol):
     def shut_down(self) -> None:
         error = ShuttingDown("the daemon is shutting down")
         for request_id in [*self._runs, None]:
-            self._write(encode(msg.failed_frame(request_id, error)))
+            self._write(encode(replies.failed_frame(request_id, error)))
         self._abandon()
         self._transport.close()
         self._closing()

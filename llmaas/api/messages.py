@@ -1,8 +1,7 @@
-"""F3. What the maps on the wire mean: operations, replies and errors.
+"""F3. What the maps on the wire mean that clients send: the hello and the operations.
 
-Law: pure, and the only place that knows operations and replies. A request is refused (BadRequest that names the field)
-for anything unknown, missing or of a wrong type. A reply may hold more fields than this version knows: they are
-passed over, so that a daemon can tell more without a new protocol version.
+Law: pure, and the only place that knows operations. A request is refused (BadRequest that names the field) for anything
+unknown, missing or of a wrong type.
 """
 
 from __future__ import annotations
@@ -15,14 +14,15 @@ from typing import Any, TypeVar
 
 from llmaas.api.maps import from_map, to_map
 from llmaas.api.wire import Frame
-from llmaas.errors import BadRequest, Cancelled, Internal, LlmaasError, MalformedFrame, VersionMismatch, by_code
-from llmaas.records import NO_QUOTA, AppId, Generation, Message, Piece, Sampling, Turn
+from llmaas.errors import (
+    BadRequest,
+    VersionMismatch,
+)
+from llmaas.records import NO_QUOTA, ON_NO_TERMS, AppId, Generation, Message, Sampling, Terms, Turn
 
 VERSION = 1
 """The protocol version of this file."""
 MAX_STOPS = 16
-MAX_MESSAGE = 2000
-"""Most characters of an error message: it may quote what the caller sent."""
 _U31 = 2**31
 _U32 = 2**32
 _APP_NAME = re.compile(r"[A-Za-z0-9._-]{1,64}")
@@ -49,10 +49,19 @@ class Append:
     context: str
     messages: tuple[Message, ...] = ()
     prompt: str | None = None
+    priority: int = ON_NO_TERMS.priority
+    deadline_s: float | None = None
+    rate: float | None = None
+    adapter: str | None = None
 
     def __post_init__(self) -> None:
         if self.turn == Turn():
             raise ValueError("give messages or a prompt: there is nothing to append")
+        _ = self.terms  # this checks the rest
+
+    @property
+    def terms(self) -> Terms:
+        return Terms(self.priority, self.deadline_s, self.rate, self.adapter)
 
     @property
     def turn(self) -> Turn:
@@ -71,6 +80,10 @@ class Generate:
     min_p: float = Sampling().min_p
     seed: int | None = None
     stop: tuple[str, ...] = ()
+    priority: int = ON_NO_TERMS.priority
+    deadline_s: float | None = None
+    rate: float | None = None
+    adapter: str | None = None
 
     def __post_init__(self) -> None:
         if self.max_tokens >= _U31 or self.top_k >= _U31:
@@ -79,11 +92,15 @@ class Generate:
             raise ValueError(f"seed must be in [0, 2**32), not {self.seed}")
         if len(self.stop) > MAX_STOPS:
             raise ValueError(f"stop may hold {MAX_STOPS} strings at most, not {len(self.stop)}")
-        _ = self.turn, self.generation  # these check the rest
+        _ = self.turn, self.generation, self.terms  # these check the rest
 
     @property
     def turn(self) -> Turn:
         return Turn(self.messages, self.prompt)
+
+    @property
+    def terms(self) -> Terms:
+        return Terms(self.priority, self.deadline_s, self.rate, self.adapter)
 
     @property
     def generation(self) -> Generation:
@@ -140,6 +157,28 @@ class Cancel:
 
 
 @dataclass(frozen=True, slots=True)
+class Prioritize:
+    """Change how urgent a request of this connection is, while it waits or runs."""
+
+    request: int
+    priority: int
+
+    def __post_init__(self) -> None:
+        _ = Terms(self.priority)
+
+
+@dataclass(frozen=True, slots=True)
+class Limit:
+    """Tokens per second that an app (``uid/name``), or without ``app`` all together, may generate; None: no limit."""
+
+    app: str | None = None
+    rate: float | None = None
+
+    def __post_init__(self) -> None:
+        _ = Terms(rate=self.rate)
+
+
+@dataclass(frozen=True, slots=True)
 class Stats:
     pass
 
@@ -163,7 +202,21 @@ class Ping:
 
 
 Request = (
-    Create | Append | Generate | Fork | Truncate | ListContexts | Show | Hint | Delete | Cancel | Stats | Budget | Ping
+    Create
+    | Append
+    | Generate
+    | Fork
+    | Truncate
+    | ListContexts
+    | Show
+    | Hint
+    | Delete
+    | Cancel
+    | Prioritize
+    | Limit
+    | Stats
+    | Budget
+    | Ping
 )
 
 OPERATIONS: dict[str, type[Request]] = {
@@ -177,6 +230,8 @@ OPERATIONS: dict[str, type[Request]] = {
     "hint": Hint,
     "delete": Delete,
     "cancel": Cancel,
+    "prioritize": Prioritize,
+    "limit": Limit,
     "stats": Stats,
     "budget": Budget,
     "ping": Ping,
@@ -224,15 +279,6 @@ def hello(frame: Frame) -> Hello:
     return from_map(Hello, {name: value for name, value in frame.items() if name != "op"}, strict=True)
 
 
-def hello_reply(frame: Frame) -> Frame:
-    """The daemon's first frame, checked. Raises what the daemon refused with, or VersionMismatch."""
-    if frame.get("type") == "failed":
-        raise error_from(frame)
-    if frame.get("type") != "hello" or frame.get("version") != VERSION:
-        raise VersionMismatch(f"what answers does not speak protocol version {VERSION} of llmaas")
-    return frame
-
-
 def app_id(uid: int, name: str) -> AppId:
     """The identity ``<uid>/<name>``. Raises BadRequest for a bad app name."""
     if not _APP_NAME.fullmatch(name):
@@ -264,80 +310,14 @@ def generate_request(
     max_tokens: int,
     sampling: Sampling,
     stop: Iterable[str],
+    terms: Terms = ON_NO_TERMS,
 ) -> Generate:
     """A Generate from what clients take. Raises BadRequest."""
     drawn = (sampling.temperature, sampling.top_k, sampling.top_p, sampling.min_p, sampling.seed)
     stops = (stop,) if isinstance(stop, str) else tuple(stop)
-    return checked(Generate, context, as_messages(messages), prompt, max_tokens, *drawn, stops)
+    return checked(Generate, context, as_messages(messages), prompt, max_tokens, *drawn, stops, **terms_map(terms))
 
 
-# -- replies ----------------------------------------------------------------------------------
-
-
-def piece_frame(request_id: int, piece: Piece) -> Frame:
-    return {"id": request_id, "type": "piece", "text": piece.text, "tokens": piece.tokens}
-
-
-def done_frame(request_id: int, result: object = None) -> Frame:
-    return {"id": request_id, "type": "done", "result": result}
-
-
-def failed_frame(request_id: int | None, error: LlmaasError) -> Frame:
-    """``request_id`` None: a failure that belongs to no request, but to the connection."""
-    return {"id": request_id, "type": "failed", **error_map(error)}
-
-
-def piece(frame: Frame) -> Piece:
-    text, tokens = frame.get("text"), frame.get("tokens")
-    if type(text) is not str or type(tokens) is not list:
-        raise MalformedFrame("the daemon sent a piece without text and tokens")
-    return Piece(text, tuple(tokens))
-
-
-def result(cls: type[T], value: object) -> T:
-    """A record out of a reply. Raises MalformedFrame: it is the daemon that erred."""
-    try:
-        return from_map(cls, value)
-    except BadRequest as e:
-        raise MalformedFrame(f"the daemon's reply cannot be read: {e.message}") from e
-
-
-def result_list(cls: type[T], value: object) -> list[T]:
-    if type(value) is not list:
-        raise MalformedFrame("the daemon's reply cannot be read: a list was expected")
-    return [result(cls, item) for item in value]
-
-
-def result_map(value: object) -> Frame:
-    if type(value) is not dict:
-        raise MalformedFrame("the daemon's reply cannot be read: a map was expected")
-    return value
-
-
-_LEAVES: dict[str, type[LlmaasError]] = {BadRequest.code: BadRequest, Internal.code: Internal}
-# by_code gives the most general class of a code; who catches BadRequest must catch it on the client's side too.
-
-
-def error_map(error: LlmaasError) -> Frame:
-    made: Frame = {
-        "code": error.code,
-        "message": error.message[:MAX_MESSAGE].encode("utf-8", "replace").decode(),
-        "hint": error.hint,
-        "fault": error.fault.value,
-        "retryable": error.retryable,
-    }
-    if isinstance(error, Cancelled):
-        made["n_generated"] = error.n_generated
-    return made
-
-
-def error_from(frame: Mapping[str, Any]) -> LlmaasError:
-    """The error that a failed reply tells, as the class of its code."""
-    code, message, hint = (str(frame.get(name, "")) for name in ("code", "message", "hint"))
-    cls = _LEAVES.get(code) or by_code().get(code)
-    if cls is None:
-        return LlmaasError(f"{message} (code {code!r}, which this client does not know)", hint=hint)
-    if issubclass(cls, Cancelled):
-        n_generated = frame.get("n_generated")
-        return cls(message, hint=hint, n_generated=n_generated if type(n_generated) is int else 0)
-    return cls(message, hint=hint)
+def terms_map(terms: Terms) -> dict[str, Any]:
+    """The fields of Append and Generate that terms fill."""
+    return to_map(terms)

@@ -11,6 +11,7 @@ from collections.abc import Callable
 
 from llmaas import __version__
 from llmaas.api import messages as msg
+from llmaas.api import replies
 from llmaas.api.wire import MAX_FRAME, Decoder, Frame, encode
 from llmaas.errors import LlmaasError, MalformedFrame
 from llmaas.records import Piece
@@ -116,24 +117,24 @@ class Session:
 
     def _take(self, frame: Frame) -> None:
         if not self.greeting.ended:
-            self._greeted(msg.hello_reply(frame))
+            self._greeted(replies.hello_reply(frame))
             return
         kind, request_id = frame.get("type"), frame.get("id")
         if kind not in ("piece", "done", "failed"):
             raise MalformedFrame(f"the daemon sent a reply of type {str(kind)[:80]!r}")
         if request_id is None and kind == "failed":
-            raise msg.error_from(frame)
+            raise replies.error_from(frame)
         exchange = self._live.get(request_id) if type(request_id) is int else None
         if exchange is None:
             raise MalformedFrame("the daemon sent a reply to no request of this client")
         if kind == "piece":
-            exchange.add(msg.piece(frame))
+            exchange.add(replies.piece(frame))
             return
         del self._live[exchange.request_id]
         if kind == "done":
             exchange.end(frame.get("result"))
         else:
-            exchange.end(error=msg.error_from(frame))
+            exchange.end(error=replies.error_from(frame))
 
     def _greeted(self, reply: Frame) -> None:
         limits = reply.get("limits")

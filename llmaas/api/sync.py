@@ -18,9 +18,10 @@ from pathlib import Path
 from typing import Any
 
 from llmaas.api import messages as msg
+from llmaas.api import replies
 from llmaas.api.session import Exchange, Session
 from llmaas.errors import NotServing
-from llmaas.records import ContextDetail, ContextInfo, Done, Message, Piece, Sampling
+from llmaas.records import ON_NO_TERMS, ContextDetail, ContextInfo, Done, Message, Piece, Sampling, Terms
 
 Messages = Iterable[Message | Mapping[str, str]]
 GREEDY = Sampling()
@@ -47,7 +48,7 @@ class Stream:
         """The terminal reply; waits for it, and lets pieces that nobody took go (``text`` has them)."""
         self._client._finish(self._exchange)
         self._exchange.pieces.clear()
-        return msg.result(Done, self._exchange.result())
+        return replies.result(Done, self._exchange.result())
 
     def cancel(self) -> None:
         """End the answer; returns when it has ended. Tokens that were streamed stay in the context.
@@ -93,18 +94,21 @@ class Client:
             self._send(self._session.hello())
             while not self._session.greeting.ended:
                 self._read(timeout)
-            self.server: Mapping[str, Any] = msg.result_map(self._session.greeting.result())
+            self.server: Mapping[str, Any] = replies.result_map(self._session.greeting.result())
             """The daemon's hello: its version, model and limits."""
         except BaseException:
             self.close()
             raise
 
     def create(self, *, name: str | None = None, system: str | None = None) -> ContextInfo:
-        return msg.result(ContextInfo, self._ask(msg.Create(name, system)))
+        return replies.result(ContextInfo, self._ask(msg.Create(name, system)))
 
-    def append(self, context: str, messages: Messages = (), prompt: str | None = None) -> Done:
+    def append(
+        self, context: str, messages: Messages = (), prompt: str | None = None, *, terms: Terms = ON_NO_TERMS
+    ) -> Done:
         """Add to a context without an answer."""
-        return msg.result(Done, self._ask(msg.checked(msg.Append, context, msg.as_messages(messages), prompt)))
+        request = msg.checked(msg.Append, context, msg.as_messages(messages), prompt, **msg.terms_map(terms))
+        return replies.result(Done, self._ask(request))
 
     def generate(
         self,
@@ -115,31 +119,26 @@ class Client:
         max_tokens: int = 256,
         sampling: Sampling = GREEDY,
         stop: Iterable[str] = (),
+        terms: Terms = ON_NO_TERMS,
     ) -> Stream:
         """Add to a context, and stream the model's answer."""
-        return Stream(
-            self,
-            self._start(
-                msg.generate_request(
-                    context, messages, prompt=prompt, max_tokens=max_tokens, sampling=sampling, stop=stop
-                )
-            ),
-        )
+        limits: dict[str, Any] = {"max_tokens": max_tokens, "sampling": sampling, "stop": stop, "terms": terms}
+        return Stream(self, self._start(msg.generate_request(context, messages, prompt=prompt, **limits)))
 
     def fork(self, context: str, *, name: str | None = None) -> ContextInfo:
         """A new context with the same conversation; it shares the chunks of the old one."""
-        return msg.result(ContextInfo, self._ask(msg.Fork(context, name)))
+        return replies.result(ContextInfo, self._ask(msg.Fork(context, name)))
 
     def truncate(self, context: str, *, n_tokens: int | None = None, n_messages: int | None = None) -> ContextInfo:
         """Keep the first ``n_tokens`` tokens, or the first ``n_messages`` messages."""
-        return msg.result(ContextInfo, self._ask(msg.checked(msg.Truncate, context, n_tokens, n_messages)))
+        return replies.result(ContextInfo, self._ask(msg.checked(msg.Truncate, context, n_tokens, n_messages)))
 
     def contexts(self, everyone: bool = False) -> list[ContextInfo]:
         """The app's contexts; those of every app for the user who runs the daemon."""
-        return msg.result_list(ContextInfo, self._ask(msg.ListContexts(everyone)))
+        return replies.result_list(ContextInfo, self._ask(msg.ListContexts(everyone)))
 
     def show(self, context: str, *, everyone: bool = False) -> ContextDetail:
-        return msg.result(ContextDetail, self._ask(msg.Show(context, everyone)))
+        return replies.result(ContextDetail, self._ask(msg.Show(context, everyone)))
 
     def hint(self, context: str) -> None:
         """Say that the context will be used soon (its app comes to the foreground), so that it is back by then.
@@ -152,11 +151,18 @@ class Client:
         self._ask(msg.Delete(context, everyone))
 
     def stats(self) -> dict[str, Any]:
-        return msg.result_map(self._ask(msg.Stats()))
+        return replies.result_map(self._ask(msg.Stats()))
 
     def budget(self, *, pool_bytes: int | None = None, disk_bytes: int | None = None) -> dict[str, Any]:
         """Set what the daemon's POOL and DISK may hold, and see what holds now; for the user who runs the daemon."""
-        return msg.result_map(self._ask(msg.checked(msg.Budget, pool_bytes, disk_bytes)))
+        return replies.result_map(self._ask(msg.checked(msg.Budget, pool_bytes, disk_bytes)))
+
+    def limit(self, app: str | None = None, rate: float | None = None) -> dict[str, Any]:
+        """Set how many tokens per second an app (``uid/name``), or without ``app`` all together, may generate.
+
+        For the user who runs the daemon. ``rate`` None: no limit.
+        """
+        return replies.result_map(self._ask(msg.checked(msg.Limit, app, rate)))
 
     def ping(self) -> None:
         self._ask(msg.Ping())

@@ -14,8 +14,9 @@ from typing import TypeVar
 
 import numpy as np
 
+from llmaas.actions import ChunkSpan, MeasureChunks
 from llmaas.engine.thread import EngineThread, be_nice
-from llmaas.events import ChunkSpan, MeasureChunks, Measured
+from llmaas.events import Measured
 from llmaas.kvchunks.codec import Codec, sinks_at
 from llmaas.kvchunks.tolerance import FEWEST, REFERENCE, Scorer
 from llmaas.records import CHUNK_TOKENS, ChunkKey, ChunkTolerance, KvSlab, Queries

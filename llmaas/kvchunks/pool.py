@@ -16,24 +16,20 @@ from collections import deque
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 
-from llmaas.engine.thread import EngineThread, be_nice
-from llmaas.errors import ChunkDamaged
-from llmaas.events import (
+from llmaas.actions import (
     ChunkSource,
     ChunkTarget,
     FetchChunks,
-    Fetched,
     LoadChunks,
-    Loaded,
     LowerChunks,
-    Lowered,
     NoteTolerances,
     SaveChunks,
-    Saved,
     StopWrite,
     WriteChunks,
-    Written,
 )
+from llmaas.engine.thread import EngineThread, be_nice
+from llmaas.errors import ChunkDamaged
+from llmaas.events import Fetched, Loaded, Lowered, Saved, Written
 from llmaas.kvchunks.codec import Codec, Payload, check, sinks_at
 from llmaas.kvchunks.store import Store
 from llmaas.kvchunks.swap_writer import SwapWriter

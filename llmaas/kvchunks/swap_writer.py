@@ -13,9 +13,10 @@ import time
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 
+from llmaas.actions import NoteTolerances, WriteChunks
 from llmaas.engine.thread import be_nice, be_nice_to_disk
 from llmaas.errors import DiskFull, MachineError
-from llmaas.events import NoteTolerances, WriteChunks, Written
+from llmaas.events import Written
 from llmaas.kvchunks.codec import Payload, header
 from llmaas.kvchunks.store import Store
 from llmaas.records import ChunkKey, ChunkNotes, ChunkTolerance

@@ -12,6 +12,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from llmaas.api import messages as msg
+from llmaas.api import replies
 from llmaas.api.maps import from_map, to_map
 from llmaas.api.wire import Decoder, Frame, encode
 from llmaas.errors import BadRequest, Cancelled, LlmaasError, MalformedFrame, VersionMismatch, by_code
@@ -96,15 +97,15 @@ def over_the_wire(frame: Frame) -> Frame:
 
 @given(DONES | SWITCHES | INFOS | DETAILS)
 def test_records_travel_unchanged(record: object) -> None:
-    reply = over_the_wire(msg.done_frame(3, to_map(record)))
+    reply = over_the_wire(replies.done_frame(3, to_map(record)))
     assert (reply["id"], reply["type"]) == (3, "done")
-    assert msg.result(type(record), reply["result"]) == record
+    assert replies.result(type(record), reply["result"]) == record
 
 
 @given(TEXT, st.lists(st.integers(0, 2**31), max_size=4))
 def test_pieces_travel_unchanged(text: str, tokens: list[int]) -> None:
     piece = Piece(text, tuple(tokens))
-    assert msg.piece(over_the_wire(msg.piece_frame(3, piece))) == piece
+    assert replies.piece(over_the_wire(replies.piece_frame(3, piece))) == piece
 
 
 @pytest.mark.parametrize("op", msg.OPERATIONS)
@@ -120,7 +121,7 @@ def test_requests_travel_unchanged(op: str, data: st.DataObject, request_id: int
 @pytest.mark.parametrize("code", sorted(by_code()))
 def test_every_error_arrives_as_its_class_with_message_and_hint(code: str) -> None:
     sent = by_code()[code]("what happened", hint="what to do")
-    got = msg.error_from(over_the_wire(msg.failed_frame(3, sent)))
+    got = replies.error_from(over_the_wire(replies.failed_frame(3, sent)))
     assert isinstance(got, by_code()[code])
     assert (got.code, got.message, got.hint, got.fault, got.retryable) == (
         code,
@@ -132,17 +133,17 @@ def test_every_error_arrives_as_its_class_with_message_and_hint(code: str) -> No
 
 
 def test_a_bad_request_can_be_caught_as_bad_request() -> None:
-    assert type(msg.error_from(msg.error_map(BadRequest("no")))) is BadRequest
+    assert type(replies.error_from(replies.error_map(BadRequest("no")))) is BadRequest
 
 
 def test_cancelled_says_how_many_tokens_stayed() -> None:
-    got = msg.error_from(over_the_wire(msg.failed_frame(3, Cancelled("stop", n_generated=17))))
+    got = replies.error_from(over_the_wire(replies.failed_frame(3, Cancelled("stop", n_generated=17))))
     assert isinstance(got, Cancelled)
     assert got.n_generated == 17
 
 
 def test_an_unknown_code_is_shown() -> None:
-    got = msg.error_from({"code": "moon_phase", "message": "not tonight", "hint": "wait"})
+    got = replies.error_from({"code": "moon_phase", "message": "not tonight", "hint": "wait"})
     assert type(got) is LlmaasError
     assert "not tonight" in got.message
     assert "moon_phase" in got.message
@@ -150,9 +151,9 @@ def test_an_unknown_code_is_shown() -> None:
 
 
 def test_a_message_that_quotes_too_much_is_cut() -> None:
-    told = over_the_wire(msg.failed_frame(1, BadRequest("x" * 10**6 + "\ud800")))
-    assert len(told["message"]) == msg.MAX_MESSAGE
-    assert over_the_wire(msg.failed_frame(1, BadRequest("bad \ud800")))["message"] == "bad ?"
+    told = over_the_wire(replies.failed_frame(1, BadRequest("x" * 10**6 + "\ud800")))
+    assert len(told["message"]) == replies.MAX_MESSAGE
+    assert over_the_wire(replies.failed_frame(1, BadRequest("bad \ud800")))["message"] == "bad ?"
 
 
 @pytest.mark.parametrize(
@@ -240,10 +241,10 @@ def test_the_version_is_looked_at_before_all_other_fields() -> None:
 
 def test_a_reply_may_hold_more_than_this_version_knows_and_never_less() -> None:
     info = ContextInfo(ContextId("c"), AppId("1/a"), "n", 1, 1, 1.0, 2.0)
-    assert msg.result(ContextInfo, {**to_map(info), "mood": "good"}) == info
+    assert replies.result(ContextInfo, {**to_map(info), "mood": "good"}) == info
     for bad in ({"id": "c"}, None, [], {**to_map(info), "tiers": [1, 2]}, {**to_map(info), "usable": 1}):
         with pytest.raises(MalformedFrame):
-            msg.result(ContextInfo, bad)
+            replies.result(ContextInfo, bad)
 
 
 def test_an_enum_value_out_of_range_is_refused_with_the_known_ones() -> None:
@@ -292,13 +293,13 @@ def test_the_example_session_in_the_document_is_valid() -> None:
             msg.request_id(frame)
             msg.request(frame)
         elif frame["type"] == "piece":
-            msg.piece(frame)
+            replies.piece(frame)
         elif frame["type"] == "failed":
-            assert msg.error_from(frame).code == frame["code"]
+            assert replies.error_from(frame).code == frame["code"]
     ops = {frame["id"]: frame["op"] for who, frame in said if who == "C" and "id" in frame}
     records = {"create": ContextInfo, "generate": Done}
     results = [(ops[frame["id"]], frame["result"]) for who, frame in said if who == "S" and frame["type"] == "done"]
-    assert {op for op, result in results if op in records and msg.result(records[op], result)} == set(records)
+    assert {op for op, result in results if op in records and replies.result(records[op], result)} == set(records)
     asked = [frame["id"] for who, frame in said if who == "C" and "id" in frame]
     ended = [frame["id"] for who, frame in said if who == "S" and frame["type"] in ("done", "failed")]
     assert sorted(asked) == sorted(ended), "every request in the example has one terminal reply"

@@ -18,6 +18,7 @@ import msgpack
 import pytest
 
 from llmaas.api import messages as msg
+from llmaas.api import replies
 from llmaas.api.unix import Limits, serve
 from llmaas.api.wire import Frame
 from llmaas.errors import ConfigError, SocketInUse
@@ -127,7 +128,7 @@ def test_every_operation_is_answered(path: Path) -> None:
         async with serving(path) as (backend, _):
             client = await with_context(path)
             uid = os.getuid()
-            info = msg.result(ContextInfo, (await client.ask(1, "show", context="inbox"))["result"]["info"])
+            info = replies.result(ContextInfo, (await client.ask(1, "show", context="inbox"))["result"]["info"])
             assert (info.app, info.name) == (f"{uid}/mail", "inbox")
             assert [c["name"] for c in (await client.ask(2, "list"))["result"]] == ["inbox"]
             assert (await client.ask(3, "fork", context=info.id, name="copy"))["result"]["name"] == "copy"

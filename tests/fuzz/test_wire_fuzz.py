@@ -15,6 +15,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from llmaas.api import messages as msg
+from llmaas.api import replies
 from llmaas.api.sync import Client
 from llmaas.api.unix import Server
 from llmaas.api.wire import Decoder, Frame, encode
@@ -120,7 +121,7 @@ def test_every_map_is_a_request_or_a_bad_one(value: Any) -> None:
         try:
             read(frame)
         except BadRequest as e:
-            assert encode(msg.failed_frame(None, e))
+            assert encode(replies.failed_frame(None, e))
 
 
 def converse(path: Path, parts: list[bytes], greet: bool) -> list[Frame]:

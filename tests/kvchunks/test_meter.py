@@ -9,10 +9,11 @@ from collections.abc import Iterator
 import numpy as np
 import pytest
 
+from llmaas.actions import ChunkSpan, MeasureChunks
 from llmaas.engine.base import BatchItem
 from llmaas.engine.fake import FakeEngine
 from llmaas.engine.thread import EngineThread
-from llmaas.events import ChunkSpan, MeasureChunks, Measured
+from llmaas.events import Measured
 from llmaas.kvchunks.codec import Codec
 from llmaas.kvchunks.meter import Meter
 from llmaas.records import ChunkKey, ContextId, KvSlab, Queries

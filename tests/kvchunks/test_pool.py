@@ -10,11 +10,11 @@ from typing import Any
 import numpy as np
 import pytest
 
+from llmaas.actions import ChunkSource, ChunkTarget, FetchChunks, LoadChunks, LowerChunks, SaveChunks, WriteChunks
 from llmaas.engine.base import BatchItem, CellsFull
 from llmaas.engine.fake import FakeEngine
 from llmaas.engine.thread import EngineThread
 from llmaas.errors import StoreFailed
-from llmaas.events import ChunkSource, ChunkTarget, FetchChunks, LoadChunks, LowerChunks, SaveChunks, WriteChunks
 from llmaas.kvchunks.codec import Codec
 from llmaas.kvchunks.pool import Pool
 from llmaas.kvchunks.store import Store

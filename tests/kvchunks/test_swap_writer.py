@@ -9,7 +9,8 @@ from pathlib import Path
 
 import pytest
 
-from llmaas.events import StopWrite, WriteChunks, Written
+from llmaas.actions import StopWrite, WriteChunks
+from llmaas.events import Written
 from llmaas.kvchunks.codec import Codec
 from llmaas.kvchunks.store import Store
 from llmaas.kvchunks.swap_writer import SwapWriter

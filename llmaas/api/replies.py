@@ -1,0 +1,107 @@
+"""F3. What the daemon's replies and errors look like on the wire, made and read.
+
+Law: pure. A reply may hold more fields than this version knows: they are passed over, so that a daemon can tell more
+without a new protocol version.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any, TypeVar
+
+from llmaas.api.maps import from_map
+from llmaas.api.messages import VERSION
+from llmaas.api.wire import Frame
+from llmaas.errors import (
+    BadRequest,
+    Cancelled,
+    Expired,
+    Internal,
+    LlmaasError,
+    MalformedFrame,
+    VersionMismatch,
+    by_code,
+)
+from llmaas.records import Piece
+
+MAX_MESSAGE = 2000
+"""Most characters of an error message: it may quote what the caller sent."""
+T = TypeVar("T")
+
+
+def hello_reply(frame: Frame) -> Frame:
+    """The daemon's first frame, checked. Raises what the daemon refused with, or VersionMismatch."""
+    if frame.get("type") == "failed":
+        raise error_from(frame)
+    if frame.get("type") != "hello" or frame.get("version") != VERSION:
+        raise VersionMismatch(f"what answers does not speak protocol version {VERSION} of llmaas")
+    return frame
+
+
+def piece_frame(request_id: int, piece: Piece) -> Frame:
+    return {"id": request_id, "type": "piece", "text": piece.text, "tokens": piece.tokens}
+
+
+def done_frame(request_id: int, result: object = None) -> Frame:
+    return {"id": request_id, "type": "done", "result": result}
+
+
+def failed_frame(request_id: int | None, error: LlmaasError) -> Frame:
+    """``request_id`` None: a failure that belongs to no request, but to the connection."""
+    return {"id": request_id, "type": "failed", **error_map(error)}
+
+
+def piece(frame: Frame) -> Piece:
+    text, tokens = frame.get("text"), frame.get("tokens")
+    if type(text) is not str or type(tokens) is not list:
+        raise MalformedFrame("the daemon sent a piece without text and tokens")
+    return Piece(text, tuple(tokens))
+
+
+def result(cls: type[T], value: object) -> T:
+    """A record out of a reply. Raises MalformedFrame: it is the daemon that erred."""
+    try:
+        return from_map(cls, value)
+    except BadRequest as e:
+        raise MalformedFrame(f"the daemon's reply cannot be read: {e.message}") from e
+
+
+def result_list(cls: type[T], value: object) -> list[T]:
+    if type(value) is not list:
+        raise MalformedFrame("the daemon's reply cannot be read: a list was expected")
+    return [result(cls, item) for item in value]
+
+
+def result_map(value: object) -> Frame:
+    if type(value) is not dict:
+        raise MalformedFrame("the daemon's reply cannot be read: a map was expected")
+    return value
+
+
+_LEAVES: dict[str, type[LlmaasError]] = {BadRequest.code: BadRequest, Internal.code: Internal}
+# by_code gives the most general class of a code; who catches BadRequest must catch it on the client's side too.
+
+
+def error_map(error: LlmaasError) -> Frame:
+    made: Frame = {
+        "code": error.code,
+        "message": error.message[:MAX_MESSAGE].encode("utf-8", "replace").decode(),
+        "hint": error.hint,
+        "fault": error.fault.value,
+        "retryable": error.retryable,
+    }
+    if isinstance(error, (Cancelled, Expired)):
+        made["n_generated"] = error.n_generated
+    return made
+
+
+def error_from(frame: Mapping[str, Any]) -> LlmaasError:
+    """The error that a failed reply tells, as the class of its code."""
+    code, message, hint = (str(frame.get(name, "")) for name in ("code", "message", "hint"))
+    cls = _LEAVES.get(code) or by_code().get(code)
+    if cls is None:
+        return LlmaasError(f"{message} (code {code!r}, which this client does not know)", hint=hint)
+    if issubclass(cls, (Cancelled, Expired)):
+        n_generated = frame.get("n_generated")
+        return cls(message, hint=hint, n_generated=n_generated if type(n_generated) is int else 0)
+    return cls(message, hint=hint)
