@@ -93,8 +93,9 @@ class Planner:
     def handle(self, event: Event, now: float) -> list[Action]:
         """Take one event in; the actions it calls for, in the order they must begin."""
         self._out = []
-        for late in self._turns.expired(now):
-            self._end(late, Outcome.EXPIRED)
+        if self._turns.deadlines:
+            for late in self._turns.expired(now):
+                self._end(late, Outcome.EXPIRED)
         self._handlers[type(event)](event, now)
         # Swap-out before admission: what a call has just left in CELLS is exported before its cells are given away.
         self._swap.pump_writes(self._out)
@@ -289,13 +290,12 @@ class Planner:
 
     def _run(self, now: float) -> None:
         """Admit, bring back, compute: whatever can begin now does."""
-        self._let_go(self._turns.admit(now, self._out))
-        for job in list(self._turns.running.values()):
-            if job.stage is Stage.SWITCHING:
-                back = self._switching.advance(job, now, self._out)
-                if back:
-                    self._policy.back(job.request, now - job.admitted)
-                if back and job.context.cells >= job.total:
+        if len(self._policy):
+            self._let_go(self._turns.admit(now, self._out))
+        for job in [job for job in self._turns.running.values() if job.stage is Stage.SWITCHING]:
+            if self._switching.advance(job, now, self._out):
+                self._policy.back(job.request, now - job.admitted)
+                if job.context.cells >= job.total:
                     self._finish(job, Outcome.APPENDED)  # there was nothing to compute
         retry = None
         if self._steps.running is None:
@@ -311,10 +311,12 @@ class Planner:
 
     def _wake(self, retry: float | None) -> None:
         """Ask to be woken when a limit allows the next step, or a deadline passes."""
-        moments = [moment for moment in (retry, self._turns.next_deadline) if moment is not None]
-        if moments and (self._armed is None or min(moments) < self._armed):
-            self._armed = min(moments)
-            self._out.append(WakeAt(self._armed))
+        deadline = self._turns.next_deadline if self._turns.deadlines else None
+        if deadline is None or (retry is not None and retry < deadline):
+            deadline = retry
+        if deadline is not None and (self._armed is None or deadline < self._armed):
+            self._armed = deadline
+            self._out.append(WakeAt(deadline))
 
     def _step_done(self, event: StepDone, now: float) -> None:
         step = self._ended(event.step, event.steps, now)

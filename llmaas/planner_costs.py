@@ -13,6 +13,8 @@ _K = 1024
 _MOST_DECODES = 0.5
 """Decodes per token of a prompt up to which a step tells what the prompt costs."""
 _LEAST_PREFILL = 16
+_NEWS = 0.1
+"""What a decode step that takes so much less or more than expected tells, is noted."""
 
 
 class SwitchCosts:
@@ -34,8 +36,8 @@ class SwitchCosts:
         return self._compute(stop - start, _looked_back(start, stop))
 
     def decode(self, n: int) -> float:
-        """A step that generates one token for each of ``n`` sequences."""
-        return self._decode(1, n)
+        """A step that generates one token for each of ``n`` sequences; above 0."""
+        return max(1e-9, self._decode(1, n))
 
     def slice(self, start: int, seconds: float) -> int:
         """How many tokens from ``start`` on can be prefilled in so many seconds."""
@@ -63,8 +65,11 @@ class SwitchCosts:
                 n_prefill += n
             else:
                 n_decode += 1
-        if n_decode and not n_prefill:
-            self._decode.observe(1, n_decode, seconds / steps)
+        if not n_prefill:
+            expected = self._decode(1, n_decode) * steps
+            if abs(seconds - expected) > _NEWS * expected:  # there are many such steps
+                self._decode.observe(1, n_decode, seconds / steps)
+            return
         seconds -= n_decode * self._decode.b  # what they add to a step that reads the weights anyway
         if n_prefill < _LEAST_PREFILL or n_decode > _MOST_DECODES * n_prefill:
             return

@@ -59,7 +59,7 @@ class Steps:
 
     def ready(self, job: Job) -> float:
         """The moment from which its limits allow the call's next step."""
-        return self.rates.ready(job.context.app, job.request)
+        return self.rates.ready(None, job.context.app, job.request)
 
     # -- the next step
 
@@ -70,29 +70,36 @@ class Steps:
         able = [job for job in running if job.stage in _COMPUTES and not job.ending and job.context.cells < job.reserve]
         if not able or self.running is not None:
             return None, None
-        open_from = max(self._rested, self.rates.ready(None))
-        if open_from > now:
-            return None, open_from
+        if self._rested > now:
+            return None, self._rested
         if self.rates:
             free = [job for job in able if self.ready(job) <= now]
             if not free:
                 return None, min(map(self.ready, able))
             able = free
-        by_request = {job.request: job for job in able}
-        chosen = [by_request[r] for r in self._policy.chosen(list(by_request), now)]
-        first = min(chosen, key=lambda job: job.last_step)
-        group = [job for job in chosen if job.adapter == first.adapter]
+        chosen = self._chosen(able, now) if len(able) > 1 else able
+        group = chosen
+        if any(job.adapter != chosen[0].adapter for job in chosen):
+            first = min(chosen, key=lambda job: job.last_step)
+            group = [job for job in chosen if job.adapter == first.adapter]
         items = self._items(group, running)
-        burst = self._burst(group, several=len(group) < len(chosen))
-        self.running, self._began = RunStep(number(), items, burst, first.adapter), now
-        for item in items:
-            by_request[item.request].last_step = self.running.step
+        burst = self._burst(group, several=group is not chosen)
+        self.running, self._began = RunStep(number(), items, burst, group[0].adapter), now
+        for job in group:
+            if job.in_step:
+                job.last_step = self.running.step
         return self.running, None
+
+    def _chosen(self, able: list[Job], now: float) -> list[Job]:
+        by_request = {job.request: job for job in able}
+        return [by_request[request] for request in self._policy.chosen(list(by_request), now)]
 
     def _items(self, group: list[Job], running: Iterable[Job]) -> tuple[StepItem, ...]:
         settings = self._settings
         decoding = [job for job in group if job.stage is Stage.DECODING][: settings.max_batch]
         items = [_item(job, job.context.cells + 1, sample=True) for job in decoding]
+        if len(decoding) == len(group):
+            return tuple(items)
         room = settings.max_batch - len(items)
         seconds = settings.step_target - (self._costs.decode(len(items)) if items else 0.0)
         for i, job in enumerate(job for job in group if job.stage is not Stage.DECODING):
@@ -116,14 +123,13 @@ class Steps:
 
     def _burst(self, group: list[Job], *, several: bool) -> int:
         """Steps that this batch may take in a row: nobody may run past its end, its cells, its turn or its limit."""
-        left = self._settings.burst
+        left, limit = self._settings.burst, self._settings.ctx_limit
         for job in group:
             if job.stage is not Stage.DECODING or self.rates:
                 return 1
-            left = min(left, job.max_new - job.produced, job.reserve - job.context.cells)
-            left = min(left, self._settings.ctx_limit - job.total)
-            if len(self._policy):
-                left = min(left, self._policy.burst(job.request))
+            left = min(left, job.max_new - job.produced, job.reserve - job.context.cells, limit - job.total)
+        if len(self._policy):
+            left = min(left, *(self._policy.burst(job.request) for job in group))
         return max(1, min(left, _OTHER_ADAPTER_BURST) if several else left)
 
     def too_long_for(self, job: Job, jobs: Mapping[RequestId, Job]) -> bool:
@@ -162,17 +168,17 @@ class Steps:
 
     def _account(self, step: RunStep, jobs: Mapping[RequestId, Job], steps: int, seconds: float, now: float) -> None:
         """Note what each call was served; a slice of a prompt counts as the decode steps that take as long."""
-        one = max(1e-9, self._costs.decode(1))
         for item in step.items:
             job, n = jobs[item.request], item.stop - item.start
             answer = steps if item.sample else 0
-            prompt = n if n > 1 or not item.sample else 0
-            worth = float(steps) if not prompt else max(1.0, seconds / one)
+            prompt, worth = 0, float(steps)
+            if n > 1 or not item.sample:
+                prompt, worth = n, max(1.0, seconds / self._costs.decode(1))
             if job.stage is Stage.RECOMPUTING:
                 worth = 0.0
             self._policy.served(job.request, self._began, now, worth, prompt, answer)
             if self.rates:
-                extra = self._costs.compute(item.start, item.stop) / one if prompt else 0.0
+                extra = self._costs.compute(item.start, item.stop) / self._costs.decode(1) if prompt else 0.0
                 self.rates.charge(None, answer + extra, self._began)
                 self.rates.charge(job.context.app, answer, self._began)
                 self.rates.charge(job.request, answer, self._began)

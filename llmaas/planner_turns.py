@@ -28,7 +28,7 @@ class Turns:
         self._settings, self._tally = settings, tally
         self.jobs: dict[RequestId, Job] = {}
         self.running: dict[RequestId, Job] = {}
-        self._deadlines: list[tuple[float, RequestId]] = []
+        self.deadlines: list[tuple[float, RequestId]] = []
 
     # -- calls come and go
 
@@ -41,7 +41,7 @@ class Turns:
         context.wanted = True
         self._policy.add(event.request, context.app, event.priority, now)
         if event.deadline is not None:
-            heapq.heappush(self._deadlines, (event.deadline, event.request))
+            heapq.heappush(self.deadlines, (event.deadline, event.request))
         return job
 
     def end(self, job: Job) -> None:
@@ -54,18 +54,18 @@ class Turns:
 
     def expired(self, now: float) -> list[Job]:
         """Calls whose deadline has passed, each once."""
-        late = []
-        while self._deadlines and self._deadlines[0][0] <= now:
-            job = self.jobs.get(heapq.heappop(self._deadlines)[1])
+        late: list[Job] = []
+        while self.deadlines and self.deadlines[0][0] <= now:
+            job = self.jobs.get(heapq.heappop(self.deadlines)[1])
             if job is not None and job.ending is None:
                 late.append(job)
         return late
 
     @property
     def next_deadline(self) -> float | None:
-        while self._deadlines and self._deadlines[0][1] not in self.jobs:
-            heapq.heappop(self._deadlines)
-        return self._deadlines[0][0] if self._deadlines else None
+        while self.deadlines and self.deadlines[0][1] not in self.jobs:
+            heapq.heappop(self.deadlines)
+        return self.deadlines[0][0] if self.deadlines else None
 
     # -- admission
 
@@ -150,9 +150,8 @@ class Turns:
     def grow(self, now: float, out: list[Action]) -> list[Job]:
         """See that whoever decodes has cells for its next token; who finds none is paused. The paused ones."""
         paused = []
-        for job in list(self.running.values()):
-            if job.stage is not Stage.DECODING or job.in_step or job.context.cells < job.reserve:
-                continue
+        full = [j for j in self.running.values() if j.context.cells >= j.reserve and j.stage is Stage.DECODING]
+        for job in full:
             wanted = self._reserve(job)
             if self._make_cells(job, wanted, now, out):
                 self._cells.grow(wanted - job.reserve)
