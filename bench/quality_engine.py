@@ -47,14 +47,14 @@ class ScoringEngine(LlamaEngine):
         """Prefill, in full batches as the service does where nobody else wants the engine."""
         for begin in range(0, len(tokens), self.max_batch):
             part = tokens[begin : begin + self.max_batch]
-            self.step([BatchItem(seq, self.length(seq), part, sample=False)])
+            self.step([BatchItem(seq, self.length(seq), part)])
 
     def force(self, seq: int, tokens: Sequence[int]) -> F32:
         """Append ``tokens``; (n, n_vocab) log-probabilities in nats, row i of what follows token i."""
         rows = np.empty((len(tokens), self.info.n_vocab), np.float32)
         for begin in range(0, len(tokens), ROWS):
             part = tokens[begin : begin + ROWS]
-            self._batch.fill([BatchItem(seq, self._lengths[seq], part, sample=False)])
+            self._batch.fill([BatchItem(seq, self._lengths[seq], part)])
             for i in range(len(part)):
                 self._batch.struct.logits[i] = 1
             if C.llama_decode(self._ctx, self._batch.struct):

@@ -53,6 +53,7 @@ class Call:
     cancelled: bool = False
     planned: bool = False
     """The planner knows it."""
+    has_sampler: bool = False
     base: int = 0
     """Tokens of the context before the call."""
     spans: list[Span] = field(default_factory=list)

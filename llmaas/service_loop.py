@@ -119,7 +119,7 @@ class Interpreter:
             DropCells: self._drop_cells,
             Admitted: self._admitted,
             Switched: self._switched,
-            Finish: lambda a: self._calls[a.request].finished.set_result(a),
+            Finish: self._finish,
         }
 
     def dispatch(self, event: Event) -> None:
@@ -160,7 +160,7 @@ class Interpreter:
         items, calls = [], []
         for item in action.items:
             tokens = self._directory.by_id(item.context).tokens[item.start : item.stop]
-            items.append(BatchItem(item.seq, item.start, tokens, item.sample))
+            items.append(BatchItem(item.seq, item.start, tokens, item.request if item.sample else None))
             calls.append(self._calls[item.request])
         self._interrupt = False
         future = self._thread.submit(self._burst, items, calls, action.burst)
@@ -193,7 +193,7 @@ class Interpreter:
             if steps == most or self._interrupt or self._thread.pressed or ends:
                 return drawn, steps  # a load comes between two steps
             items = [
-                BatchItem(item.seq, item.pos + len(item.tokens), [token], True)
+                BatchItem(item.seq, item.pos + len(item.tokens), [token], item.sampler)
                 for item, token in zip(items, tokens, strict=True)
                 if token is not None
             ]
@@ -216,13 +216,20 @@ class Interpreter:
     def _admitted(self, action: Admitted) -> None:
         call = self._calls[action.request]
         call.admitted = self._clock.now()
-        if call.generation:
-            self._in_engine(self._engine.set_sampler, action.seq, call.generation.sampling)
+        if call.generation and not call.has_sampler:  # one that was interrupted goes on with what it had
+            call.has_sampler = True
+            self._in_engine(self._engine.set_sampler, call.id, call.generation.sampling)
 
     def _switched(self, action: Switched) -> None:
         call = self._calls[action.request]
         call.switched = self._clock.now()
         call.sources = action
+
+    def _finish(self, action: Finish) -> None:
+        call = self._calls[action.request]
+        if call.has_sampler:
+            self._in_engine(self._engine.set_sampler, call.id, None)
+        call.finished.set_result(action)
 
     def _in_engine(self, do: Callable[..., None], *args: object) -> None:
         self._thread.submit(do, *args).add_done_callback(_log_failure)

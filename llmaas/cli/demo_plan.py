@@ -103,7 +103,7 @@ def measured_pace(model: Path) -> float:
     try:
         for _ in range(_PROBES):
             began = clock.now()
-            engine.step([BatchItem(0, 0, tokens, sample=False)])
+            engine.step([BatchItem(0, 0, tokens)])
             times.append(clock.now() - began)
             engine.drop(0, 0)
     finally:

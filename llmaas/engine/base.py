@@ -18,14 +18,14 @@ from llmaas.records import F32, KvSlab, Message, ModelInfo, Queries, Rope, Sampl
 class BatchItem:
     """Consecutive tokens of one sequence, at positions ``pos .. pos+len(tokens)-1``.
 
-    With ``sample`` the engine draws the token that follows the last one, by the sampler that
-    ``set_sampler`` gave the sequence.
+    With a ``sampler`` the engine draws the token that follows the last one, by what ``set_sampler`` made under this
+    number; None: nothing is drawn.
     """
 
     seq: int
     pos: int
     tokens: Sequence[int]
-    sample: bool
+    sampler: int | None = None
 
 
 class Aborted(Exception):
@@ -76,11 +76,15 @@ class Engine(Protocol):
 
     # -- sequences
 
-    def set_sampler(self, seq: int, sampling: Sampling | None) -> None:
-        """Give the sequence a fresh sampler; None frees it."""
+    def set_sampler(self, sampler: int, sampling: Sampling | None) -> None:
+        """Make a fresh sampler under any number from 0 on; None frees it.
+
+        A sampler belongs to an answer, not to a sequence: an answer that is interrupted may go on in another one, and
+        its sampler's state (random numbers, what was said) goes on with it.
+        """
 
     def step(self, items: Sequence[BatchItem]) -> list[int | None]:
-        """Run one batch; the drawn token per item, None where ``sample`` is off.
+        """Run one batch; the drawn token per item, None where there is no ``sampler``.
 
         Each item's ``pos`` must be the sequence's present length. Raises Aborted, CellsFull,
         EngineFailed; after any of them the sequences are as before the call.
@@ -90,7 +94,7 @@ class Engine(Protocol):
         """Tokens of the sequence in cells (its positions are 0 .. length-1)."""
 
     def logits(self) -> object:
-        """Next-token logits (float32, n_vocab) of the last ``sample`` item of the last step; for tests and benches."""
+        """Next-token logits (float32, n_vocab) of the last item of the last step that drew; for tests and benches."""
 
     def drop(self, seq: int, start: int) -> None:
         """Remove the sequence's positions from ``start`` on."""

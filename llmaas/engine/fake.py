@@ -127,12 +127,14 @@ class FakeEngine:
 
     # -- sequences
 
-    def set_sampler(self, seq: int, sampling: Sampling | None) -> None:
-        self._enter(seq)
-        self._samplers.pop(seq, None)
+    def set_sampler(self, sampler: int, sampling: Sampling | None) -> None:
+        self._enter()
+        if sampler < 0:
+            raise ValueError(f"samplers are numbered from 0, not {sampler}")
+        self._samplers.pop(sampler, None)
         if sampling is not None:
             seed = secrets.randbits(32) if sampling.seed is None else sampling.seed
-            self._samplers[seq] = sampling, random.Random(seed)
+            self._samplers[sampler] = sampling, random.Random(seed)
 
     def step(self, items: Sequence[BatchItem]) -> list[int | None]:
         self._enter()
@@ -152,13 +154,13 @@ class FakeEngine:
             digest = _mix(sums[-1], token)
             cells.append(_Cell(digest))
             sums.append(_mix(sums[-1], digest))
-        if not item.sample:
+        if item.sampler is None:
             return None
         self._sampled = sums[-1]
-        return self._draw(item.seq, sums[-1])
+        return self._draw(item.sampler, sums[-1])
 
-    def _draw(self, seq: int, total: int) -> int:
-        sampling, rng = self._samplers[seq]
+    def _draw(self, sampler: int, total: int) -> int:
+        sampling, rng = self._samplers[sampler]
         if sampling.temperature > 0:
             total = _mix(total, rng.getrandbits(64))
         return self._say(total)
@@ -281,8 +283,8 @@ class FakeEngine:
                 raise ValueError(f"sequence {item.seq} is {len(self._cells[item.seq])} long: not {item.pos}")
             if not item.tokens:
                 raise ValueError("an item holds at least one token")
-            if item.sample and item.seq not in self._samplers:
-                raise ValueError(f"sequence {item.seq} has no sampler")
+            if item.sampler is not None and item.sampler not in self._samplers:
+                raise ValueError(f"there is no sampler {item.sampler}")
             for token in item.tokens:
                 _check_token(token)
         total = sum(len(item.tokens) for item in items)

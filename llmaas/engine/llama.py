@@ -131,9 +131,9 @@ class LlamaEngine:
 
     # -- sequences
 
-    def set_sampler(self, seq: int, sampling: Sampling | None) -> None:
-        self._enter(seq)
-        self._samplers.set(seq, sampling)
+    def set_sampler(self, sampler: int, sampling: Sampling | None) -> None:
+        self._enter()
+        self._samplers.set(sampler, sampling)
 
     def step(self, items: Sequence[BatchItem]) -> list[int | None]:
         self._enter()
@@ -151,9 +151,11 @@ class LlamaEngine:
         for item, index in zip(items, last, strict=True):
             self._lengths[item.seq] += len(item.tokens)
             self._cells.hold(item.seq, item.pos, self._lengths[item.seq])
-            if item.sample:
-                self._sampled = index
-            drawn.append(self._samplers.draw(item.seq, self._ctx, index) if item.sample else None)
+            if item.sampler is None:
+                drawn.append(None)
+                continue
+            self._sampled = index
+            drawn.append(self._samplers.draw(item.sampler, self._ctx, index))
         return drawn
 
     def length(self, seq: int) -> int:
@@ -261,8 +263,8 @@ class LlamaEngine:
                 raise ValueError("an item holds at least one token")
             if min(item.tokens) < 0 or max(item.tokens) >= self._n_vocab:
                 raise ValueError(f"a token is not in the vocabulary of {self._n_vocab}")
-            if item.sample and item.seq not in self._samplers:
-                raise ValueError(f"sequence {item.seq} has no sampler")
+            if item.sampler is not None and item.sampler not in self._samplers:
+                raise ValueError(f"there is no sampler {item.sampler}")
             total += len(item.tokens)
         if not 0 < total <= self._max_batch:
             raise ValueError(f"a step holds 1 .. {self._max_batch} tokens, not {total}")
@@ -308,7 +310,7 @@ class LlamaEngine:
 
     def _keys_alone(self, token: int, position: int) -> F32:
         """The keys (n_layer, k_dim) of a token at ``position`` with nothing before it."""
-        self._batch.fill([BatchItem(0, position, [token % self._n_vocab], sample=False)])
+        self._batch.fill([BatchItem(0, position, [token % self._n_vocab])])
         if status := int(C.llama_decode(self._ctx, self._batch.struct)):
             raise _failure(status)
         self._lengths[0] = position + 1  # of which only the last is there
@@ -319,7 +321,7 @@ class LlamaEngine:
     def _learn(self, model: LlamaModel, promised: Geometry, spare_bytes: int) -> Geometry:
         """Set up slabs by what a state of three decoded tokens shows; they stay in sequence 0. Raises Unchunkable."""
         for pos in range(3):
-            self.step([BatchItem(0, pos, [pos], sample=False)])
+            self.step([BatchItem(0, pos, [pos])])
         if why := model.why_not_chunkable():
             raise Unchunkable(why)
         layout = learn(self._cells.read_whole(0), 3)
@@ -347,7 +349,7 @@ class LlamaEngine:
         """K (n_layer, k_dim) of one more token after those of ``slab``, in sequence 0."""
         self.drop(0, 0)
         self.load(0, 0, slab)
-        self.step([BatchItem(0, slab.n_tokens, [slab.n_tokens], sample=False)])
+        self.step([BatchItem(0, slab.n_tokens, [slab.n_tokens])])
         return self.export(0, slab.n_tokens, slab.n_tokens + 1).k[:, 0]
 
     def _check_round_trip(self) -> None:

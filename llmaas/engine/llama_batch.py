@@ -50,7 +50,7 @@ class Batch:
             np.add(self._ramp[:n], item.pos, out=self._pos[begin:end])
             self._seq[begin:end] = item.seq
             self._output[begin:end] = 0
-            self._output[end - 1] = item.sample
+            self._output[end - 1] = item.sampler is not None
             last.append(end - 1)
             begin = end
         self.struct.n_tokens = begin

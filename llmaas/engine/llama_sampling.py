@@ -1,6 +1,6 @@
-"""F6. Sampler chains of llama.cpp, one per sequence.
+"""F6. Sampler chains of llama.cpp, one per answer.
 
-Law: a chain belongs to exactly one sequence and is freed exactly once.
+Law: a chain belongs to exactly one sampler number and is freed exactly once.
 """
 
 from __future__ import annotations
@@ -15,29 +15,31 @@ _RANDOM_SEED = 0xFFFFFFFF
 
 
 class Samplers:
-    """The sampler of every sequence that has one."""
+    """The chains in use, by the numbers that the engine's user gave them."""
 
     def __init__(self) -> None:
         self._chains: dict[int, Any] = {}
 
-    def set(self, seq: int, sampling: Sampling | None) -> None:
-        """A fresh chain for ``seq``; None frees it."""
-        old = self._chains.pop(seq, None)
+    def set(self, sampler: int, sampling: Sampling | None) -> None:
+        """A fresh chain under the number ``sampler``; None frees it."""
+        if sampler < 0:
+            raise ValueError(f"samplers are numbered from 0, not {sampler}")
+        old = self._chains.pop(sampler, None)
         if old is not None:
             C.llama_sampler_free(old)
         if sampling is not None:
-            self._chains[seq] = _chain(sampling)
+            self._chains[sampler] = _chain(sampling)
 
-    def __contains__(self, seq: int) -> bool:
-        return seq in self._chains
+    def __contains__(self, sampler: int) -> bool:
+        return sampler in self._chains
 
-    def draw(self, seq: int, context: Any, index: int) -> int:
+    def draw(self, sampler: int, context: Any, index: int) -> int:
         """The token drawn from the logits of the batch's token ``index``."""
-        return int(C.llama_sampler_sample(self._chains[seq], context, index))
+        return int(C.llama_sampler_sample(self._chains[sampler], context, index))
 
     def close(self) -> None:
-        for seq in list(self._chains):
-            self.set(seq, None)
+        for sampler in list(self._chains):
+            self.set(sampler, None)
 
 
 def _chain(sampling: Sampling) -> Any:

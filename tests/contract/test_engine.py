@@ -37,23 +37,23 @@ def text_tokens(engine: Engine, n: int = N, skip: int = 0) -> list[int]:
 
 def feed(engine: Engine, seq: int, tokens: list[int], slice_: int = CHUNK_TOKENS) -> None:
     for at in range(0, len(tokens), slice_):
-        engine.step([BatchItem(seq, engine.length(seq), tokens[at : at + slice_], sample=False)])
+        engine.step([BatchItem(seq, engine.length(seq), tokens[at : at + slice_])])
 
 
 def probe(engine: Engine, seq: int = 0) -> Logits:
     """The logits after one more token, which is dropped again."""
     engine.set_sampler(seq, Sampling())
     length = engine.length(seq)
-    engine.step([BatchItem(seq, length, text_tokens(engine, 1), sample=True)])
+    engine.step([BatchItem(seq, length, text_tokens(engine, 1), sampler=seq)])
     logits = np.array(engine.logits(), np.float32)
     engine.drop(seq, length)
     return logits
 
 
-def generate(engine: Engine, seq: int, first: int, n: int) -> list[int]:
+def generate(engine: Engine, seq: int, first: int, n: int, sampler: int = 0) -> list[int]:
     tokens = [first]
     for _ in range(n):
-        (drawn,) = engine.step([BatchItem(seq, engine.length(seq), tokens[-1:], sample=True)])
+        (drawn,) = engine.step([BatchItem(seq, engine.length(seq), tokens[-1:], sampler)])
         assert drawn is not None
         tokens.append(drawn)
     return tokens[1:]
@@ -164,7 +164,7 @@ def test_a_token_outside_the_vocabulary_is_refused(engine: Engine) -> None:
         with pytest.raises(ValueError, match="vocabulary"):
             engine.piece(token)
         with pytest.raises(ValueError, match="vocabulary"):
-            engine.step([BatchItem(0, 0, [token], sample=False)])
+            engine.step([BatchItem(0, 0, [token])])
     assert engine.length(0) == 0
 
 
@@ -173,7 +173,7 @@ def test_a_token_outside_the_vocabulary_is_refused(engine: Engine) -> None:
 
 def test_a_step_appends_its_tokens_and_draws_only_where_asked(engine: Engine) -> None:
     engine.set_sampler(1, Sampling())
-    drawn = engine.step([BatchItem(0, 0, text_tokens(engine, 5), False), BatchItem(1, 0, text_tokens(engine, 3), True)])
+    drawn = engine.step([BatchItem(0, 0, text_tokens(engine, 5)), BatchItem(1, 0, text_tokens(engine, 3), 1)])
     assert drawn[0] is None
     assert drawn[1] is not None and 0 <= drawn[1] < engine.info.n_vocab
     assert [engine.length(seq) for seq in range(3)] == [5, 3, 0]
@@ -181,7 +181,7 @@ def test_a_step_appends_its_tokens_and_draws_only_where_asked(engine: Engine) ->
 
 def test_the_greedy_token_is_the_highest_logit(engine: Engine) -> None:
     engine.set_sampler(0, Sampling(temperature=0.0))
-    (drawn,) = engine.step([BatchItem(0, 0, text_tokens(engine, 20), True)])
+    (drawn,) = engine.step([BatchItem(0, 0, text_tokens(engine, 20), 0)])
     assert drawn == int(np.asarray(engine.logits()).argmax())
 
 
@@ -194,25 +194,25 @@ def test_logits_belong_to_a_step_that_sampled(engine: Engine) -> None:
 @pytest.mark.parametrize(
     ("item", "why"),
     [
-        (BatchItem(0, 4, [65], False), "long"),
-        (BatchItem(0, 6, [65], False), "long"),
-        (BatchItem(0, 5, [], False), "at least one token"),
-        (BatchItem(0, 5, [65], True), "no sampler"),
-        (BatchItem(4, 0, [65], False), "not in"),
-        (BatchItem(-1, 0, [65], False), "not in"),
-        (BatchItem(0, 5, [65] * 513, False), "a step holds"),
+        (BatchItem(0, 4, [65]), "long"),
+        (BatchItem(0, 6, [65]), "long"),
+        (BatchItem(0, 5, []), "at least one token"),
+        (BatchItem(0, 5, [65], 0), "no sampler 0"),
+        (BatchItem(4, 0, [65]), "not in"),
+        (BatchItem(-1, 0, [65]), "not in"),
+        (BatchItem(0, 5, [65] * 513), "a step holds"),
     ],
 )
 def test_a_step_that_breaks_a_rule_is_refused_and_changes_nothing(engine: Engine, item: BatchItem, why: str) -> None:
     feed(engine, 0, text_tokens(engine, 5))
     with pytest.raises(ValueError, match=why):
-        engine.step([BatchItem(1, 0, [65, 66], False), item])
+        engine.step([BatchItem(1, 0, [65, 66]), item])
     assert (engine.length(0), engine.length(1)) == (5, 0)
 
 
 def test_a_sequence_may_appear_once_in_a_step(engine: Engine) -> None:
     with pytest.raises(ValueError, match="once"):
-        engine.step([BatchItem(0, 0, [65], False), BatchItem(0, 0, [66], False)])
+        engine.step([BatchItem(0, 0, [65]), BatchItem(0, 0, [66])])
     with pytest.raises(ValueError, match="a step holds"):
         engine.step([])
 
@@ -224,7 +224,7 @@ def test_sequences_in_one_batch_do_not_see_each_other(engine: Engine) -> None:
         feed(engine, 0, text)
         alone.append(probe(engine))
         engine.drop(0, 0)
-    engine.step([BatchItem(seq, 0, text, False) for seq, text in enumerate(texts)])
+    engine.step([BatchItem(seq, 0, text) for seq, text in enumerate(texts)])
     for seq, logits in enumerate(alone):
         assert_close(engine, probe(engine, seq), logits)
 
@@ -498,8 +498,8 @@ def concatenated(slabs: list[KvSlab]) -> KvSlab:
 def test_an_aborted_step_leaves_the_sequences_as_they_were(engine: Engine, slabs: list[KvSlab]) -> None:
     load_all(engine, 0, slabs[:2])
     before = probe(engine)
-    long = BatchItem(0, 2 * CHUNK_TOKENS, text_tokens(engine, 470), False)
-    short = BatchItem(1, 0, text_tokens(engine, 20, skip=30), False)
+    long = BatchItem(0, 2 * CHUNK_TOKENS, text_tokens(engine, 470))
+    short = BatchItem(1, 0, text_tokens(engine, 20, skip=30))
     began = time.monotonic()
     engine.step([long, short])
     seconds = time.monotonic() - began
@@ -529,7 +529,7 @@ def test_a_step_without_free_cells_changes_nothing(engine: Engine, slabs: list[K
     rest = engine.n_cells - N
     feed(engine, 1, text_tokens(engine, 500), 500)
     feed(engine, 2, text_tokens(engine, rest - 510), 500)
-    more = [BatchItem(0, N, text_tokens(engine, 6), False), BatchItem(3, 0, text_tokens(engine, 5), False)]
+    more = [BatchItem(0, N, text_tokens(engine, 6)), BatchItem(3, 0, text_tokens(engine, 5))]
     with pytest.raises(CellsFull):
         engine.step(more)
     assert [engine.length(seq) for seq in range(4)] == [N, 500, rest - 510, 0]
@@ -576,12 +576,25 @@ def test_without_a_seed_answers_differ(engine: Engine) -> None:
     assert len({tuple(answer(engine, hot)) for _ in range(3)}) > 1
 
 
+def test_an_answer_that_goes_on_in_another_sequence_keeps_its_sampler(engine: Engine) -> None:
+    hot, text = Sampling(temperature=1.5, top_k=0, top_p=1.0, min_p=0.0, seed=7), text_tokens(engine, 13)
+    whole = answer(engine, hot)
+    engine.set_sampler(90, hot)
+    feed(engine, 0, text[:12])
+    begun = generate(engine, 0, text[-1], 8, sampler=90)
+    engine.copy(0, 2, engine.length(0))
+    engine.drop(0, 0)
+    feed(engine, 3, text[:5])  # whatever else happens meanwhile
+    assert begun + generate(engine, 2, begun[-1], 8, sampler=90) == whole
+    engine.set_sampler(90, None)
+
+
 def test_a_freed_sampler_draws_no_more(engine: Engine) -> None:
     engine.set_sampler(0, Sampling())
     engine.set_sampler(0, None)
     engine.set_sampler(0, None)
-    with pytest.raises(ValueError, match="no sampler"):
-        engine.step([BatchItem(0, 0, [65], True)])
+    with pytest.raises(ValueError, match="no sampler 0"):
+        engine.step([BatchItem(0, 0, [65], 0)])
 
 
 # -- threads and the end
@@ -596,7 +609,7 @@ def test_only_text_and_abort_work_on_another_thread(engine: Engine) -> None:
         engine.abort()
         engine.blank(2)
         calls: dict[str, Callable[[], object]] = {
-            "step": lambda: engine.step([BatchItem(0, 0, [65], False)]),
+            "step": lambda: engine.step([BatchItem(0, 0, [65])]),
             "drop": lambda: engine.drop(0, 0),
             "length": lambda: engine.length(0),
             "export": lambda: engine.export(0, 0, 1),
@@ -628,7 +641,7 @@ def test_a_closed_engine_refuses_and_may_be_closed_again(make_engine: Callable[[
     with pytest.raises(EngineFailed, match="closed"):
         engine.length(0)
     with pytest.raises(EngineFailed, match="closed"):
-        engine.step([BatchItem(0, 5, [65], False)])
+        engine.step([BatchItem(0, 5, [65])])
     assert np.array_equal(slab.k, wanted)
 
 
@@ -679,7 +692,7 @@ def test_with_few_cells_a_step_is_no_longer_than_they_are(gguf: Path) -> None:
     engine = LlamaEngine(gguf, n_cells=100, n_threads=1, n_seqs=2, n_batch=512)
     most = engine.max_batch
     assert most <= engine.n_cells == 256
-    engine.step([BatchItem(0, 0, text_tokens(engine, most), False)])
+    engine.step([BatchItem(0, 0, text_tokens(engine, most))])
     with pytest.raises(ValueError, match="a step holds"):
-        engine.step([BatchItem(1, 0, text_tokens(engine, most + 1), False)])
+        engine.step([BatchItem(1, 0, text_tokens(engine, most + 1))])
     engine.close()

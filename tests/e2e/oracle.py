@@ -150,10 +150,10 @@ class Oracle:
         engine.set_sampler(0, generation.sampling)
         todo = list(tokens)
         while todo[engine.max_batch :]:
-            engine.step([BatchItem(0, engine.length(0), todo[: engine.max_batch], False)])
+            engine.step([BatchItem(0, engine.length(0), todo[: engine.max_batch])])
             del todo[: engine.max_batch]
         while True:
-            (token,) = engine.step([BatchItem(0, engine.length(0), todo, True)])
+            (token,) = engine.step([BatchItem(0, engine.length(0), todo, 0)])
             assert token is not None
             if engine.is_end(token):
                 return tuple(drawn), drawn.decode(), FinishReason.STOP

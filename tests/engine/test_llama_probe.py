@@ -50,7 +50,7 @@ def words(engine: LlamaEngine, n: int = N) -> list[int]:
 
 def feed(engine: LlamaEngine, seq: int, tokens: list[int], slice_: int) -> None:
     for at in range(0, len(tokens), slice_):
-        engine.step([BatchItem(seq, engine.length(seq), tokens[at : at + slice_], sample=False)])
+        engine.step([BatchItem(seq, engine.length(seq), tokens[at : at + slice_])])
 
 
 def taken(engine: LlamaEngine, seq: int = 0) -> Queries:
@@ -102,9 +102,9 @@ def test_decoded_tokens_are_sampled_like_prefilled_ones_and_sequences_are_kept_a
     alone = taken(engine, 2)
     engine.set_sampler(0, Sampling())
     for position, token in enumerate(tokens):  # one decodes what the other is given five at a time
-        items = [BatchItem(0, position, [token], sample=True)]
+        items = [BatchItem(0, position, [token], sampler=0)]
         if position < 16:
-            items.insert(0, BatchItem(1, 5 * position, tokens[5 * position : 5 * position + 5], sample=False))
+            items.insert(0, BatchItem(1, 5 * position, tokens[5 * position : 5 * position + 5]))
         engine.step(items)
     for seq in (0, 1):
         queries = taken(engine, seq)
@@ -242,5 +242,5 @@ def test_the_model_turns_its_keys_as_its_metadata_says(engine: LlamaEngine) -> N
 
 def test_looking_at_keys_leaves_every_cell_free(gguf: Path) -> None:
     engine = LlamaEngine(gguf, n_cells=256, n_seqs=1, n_threads=1)
-    engine.step([BatchItem(0, 0, [1] * engine.n_cells, sample=False)])
+    engine.step([BatchItem(0, 0, [1] * engine.n_cells)])
     engine.close()

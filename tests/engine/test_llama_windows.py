@@ -57,7 +57,7 @@ def engine(shared: LlamaEngine) -> LlamaEngine:
 def feed(engine: LlamaEngine, seq: int, start: int, stop: int) -> None:
     tokens = engine.tokenize(PROSE, special=False, bos=True)
     for at in range(start, stop, 100):
-        engine.step([BatchItem(seq, at, tokens[at : min(at + 100, stop)], sample=False)])
+        engine.step([BatchItem(seq, at, tokens[at : min(at + 100, stop)])])
 
 
 def answer(engine: LlamaEngine, seq: int) -> tuple[list[int], list[Logits]]:
@@ -65,7 +65,7 @@ def answer(engine: LlamaEngine, seq: int) -> tuple[list[int], list[Logits]]:
     engine.set_sampler(seq, Sampling())
     length, tokens, logits = engine.length(seq), engine.tokenize(" Then", special=False, bos=False)[:1], []
     for _ in range(24):
-        (drawn,) = engine.step([BatchItem(seq, engine.length(seq), tokens[-1:], sample=True)])
+        (drawn,) = engine.step([BatchItem(seq, engine.length(seq), tokens[-1:], sampler=seq)])
         assert drawn is not None
         tokens.append(drawn)
         logits.append(engine.logits())

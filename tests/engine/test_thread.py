@@ -65,9 +65,9 @@ def test_jobs_run_in_the_order_of_their_submission() -> None:
 
 def test_a_job_returns_its_result_or_raises_and_the_thread_lives_on() -> None:
     thread = EngineThread(FakeEngine)
-    thread.submit(thread.engine.step, [BatchItem(0, 0, [1, 2, 3], False)]).result(SOON)
+    thread.submit(thread.engine.step, [BatchItem(0, 0, [1, 2, 3])]).result(SOON)
     with pytest.raises(ValueError, match="not 7"):
-        thread.submit(thread.engine.step, [BatchItem(0, 7, [1], False)]).result(SOON)
+        thread.submit(thread.engine.step, [BatchItem(0, 7, [1])]).result(SOON)
     assert thread.submit(thread.engine.length, 0).result(SOON) == 3
     assert thread.submit(int, "ff", base=16).result(SOON) == 255
     thread.close()
@@ -79,7 +79,7 @@ def test_text_and_abort_need_no_job() -> None:
 
     def step() -> None:
         began.set()
-        thread.engine.step([BatchItem(0, 0, [1], False)])
+        thread.engine.step([BatchItem(0, 0, [1])])
 
     running = thread.submit(step)
     assert began.wait(SOON)
@@ -136,7 +136,7 @@ def test_closing_finishes_the_running_job_and_cancels_the_waiting_ones() -> None
 
 def test_closing_aborts_a_long_step() -> None:
     thread = EngineThread(lambda: FakeEngine(step_time=lambda tokens: 60.0))
-    running = thread.submit(thread.engine.step, [BatchItem(0, 0, [1], False)])
+    running = thread.submit(thread.engine.step, [BatchItem(0, 0, [1])])
     while not running.running():
         time.sleep(0.001)
     began = time.monotonic()

@@ -55,7 +55,7 @@ class Lab:
         self.engine = engine
         self.meter = Meter(self.thread, Codec(engine.info.geometry))
         self.answers: queue.SimpleQueue[Measured] = queue.SimpleQueue()
-        self.thread.submit(engine.step, [BatchItem(0, 0, [i % 250 for i in range(N_TOKENS)], False)]).result()
+        self.thread.submit(engine.step, [BatchItem(0, 0, [i % 250 for i in range(N_TOKENS)])]).result()
 
     def begin(self) -> None:
         self.meter.measure(MeasureChunks(7, ContextId("c"), 0, SPANS), self.answers.put)

@@ -54,7 +54,7 @@ class Bench:
         """N chunks: computed in sequence 0, saved, written, and sequence 0 emptied."""
         tokens = [i % 250 for i in range(64 * N)]
         for start in range(0, len(tokens), 320):
-            self.thread.submit(self.engine.step, [BatchItem(0, start, tokens[start : start + 320], False)]).result()
+            self.thread.submit(self.engine.step, [BatchItem(0, start, tokens[start : start + 320])]).result()
         targets = tuple(ChunkTarget(k, 64 * i, 64 * i + 64, Precision(4, 4)) for i, k in enumerate(KEYS))
         saved = self.wait(self.pool.save, SaveChunks(1, ContextId("c"), 0, targets))
         written = self.wait(self.pool.write, WriteChunks(2, ContextId("c"), tuple(KEYS), (None,) * len(KEYS)))
