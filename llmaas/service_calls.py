@@ -12,12 +12,14 @@ from dataclasses import dataclass, field
 
 from llmaas.chat import Part, turn_parts
 from llmaas.engine.base import Engine
+from llmaas.engine.logprobs import logprobs
 from llmaas.events import Drawn, Finish, Outcome, Switched
 from llmaas.kvchunks.store import Span
 from llmaas.records import (
     Done,
     FinishReason,
     Generation,
+    Logprobs,
     Message,
     Piece,
     RequestId,
@@ -60,6 +62,8 @@ class Call:
     drawn: list[int] = field(default_factory=list)
     _said: deque[str] = field(default_factory=deque)
     """Text of tokens that had to be looked at for stop strings before they are streamed."""
+    _told: deque[Logprobs] = field(default_factory=deque)
+    """Log probabilities of tokens that are not streamed yet."""
     admitted: float = 0.0
     switched: float = 0.0
     sources: Switched | None = None
@@ -79,8 +83,9 @@ class Call:
         """True if what is generated is an assistant's message, not raw text."""
         return self.turn.prompt is None and bool(self.turn.messages or self.live.marks)
 
-    def draw(self, token: int, engine: Engine, now: float) -> Drawn:
-        """A token was drawn: what it means for the answer. On the engine's thread: no more than must be."""
+    def draw(self, token: int, item: int, engine: Engine, now: float) -> Drawn:
+        """Item ``item`` of a step drew a token: what it means for the answer. On the engine's thread: no more than
+        must be."""
         if not self.drawn:
             self.first_token = now
         self.last_token = now
@@ -88,6 +93,8 @@ class Call:
             return Drawn.END
         self.live.tokens.append(token)
         self.drawn.append(token)
+        if self.generation and self.generation.logprobs is not None:  # the next step will overwrite the logits
+            self._told.append(logprobs(engine.logits(item), token, self.generation.logprobs, engine.piece))
         if not self.stop:
             return Drawn.TOKEN
         self._said.append(self.stream.feed(engine.piece(token)))
@@ -98,7 +105,12 @@ class Call:
         if what is Drawn.END:
             return None  # what is held back comes when the turn is committed
         text = self._said.popleft() if self.stop else self.stream.feed(engine.piece(token))
-        return Piece(text, (token,))
+        return Piece(text, (token,), (self._told.popleft(),) if self._told else None)
+
+    def rest(self) -> Piece | None:
+        """What is still held back when the answer has ended: a possible stop string, or part of a character."""
+        asked = self.generation is not None and self.generation.logprobs is not None
+        return Piece(text, (), () if asked else None) if (text := self.stream.end()) else None
 
     @property
     def stop(self) -> tuple[str, ...]:

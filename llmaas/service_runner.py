@@ -55,7 +55,7 @@ class Rows:
 class CallRunner:
     """All calls that wait or run. ``dispatch`` tells the planner, ``stored`` asks it whether a chunk has a copy;
 
-    ``calls`` is shared with the interpreter.
+    ``release`` hears of each call that has ended. ``calls`` is shared with the interpreter.
     """
 
     def __init__(
@@ -67,13 +67,14 @@ class CallRunner:
         calls: dict[RequestId, Call],
         dispatch: Callable[[Event], None],
         stored: Callable[[ChunkKey], bool],
+        release: Callable[[Call], None],
         metrics: Registry,
         *,
         ctx_limit: int,
         queue_limit: int,
     ) -> None:
         self._engine, self._store, self._rows, self._clock = engine, store, rows, clock
-        self._calls, self._dispatch, self._stored = calls, dispatch, stored
+        self._calls, self._dispatch, self._stored, self._release = calls, dispatch, stored, release
         self._metrics = metrics
         self._ctx_limit, self._queue_limit = ctx_limit, queue_limit
         self._tasks: set[asyncio.Task[None]] = set()
@@ -169,6 +170,7 @@ class CallRunner:
         except Exception as e:
             log.exception("request %d failed", call.id)
             error = Internal(f"request failed: {e}")
+        self._release(call)
         if self._calls.pop(call.id, None) is not None:
             self._reply(call, done, error)
 
@@ -201,6 +203,8 @@ class CallRunner:
 
     async def _run(self, call: Call) -> Done:
         live = call.live
+        if call.generation and call.generation.sampling.constrained:
+            await asyncio.to_thread(self._engine.check_sampling, call.generation.sampling)
         refuse_if_deleted(live)
         if call.cancelled:
             raise Cancelled("cancelled before it began")
@@ -225,8 +229,8 @@ class CallRunner:
         """Make the turn durable, then reply, then swap out; or take it back."""
         live = call.live
         failed = finish.outcome in (Outcome.CANCELLED, Outcome.ENGINE_FAILED)
-        if rest := call.stream.end():  # held back as a possible stop string or part of a character
-            call.emit(Piece(rest, ()))
+        if rest := call.rest():
+            call.emit(rest)
         spans = [*call.spans, *call.answer_span()]
         try:
             if finish.outcome is Outcome.ENGINE_FAILED or (failed and not call.drawn):

@@ -140,10 +140,16 @@ class AsyncClient:
         max_tokens: int = 256,
         sampling: Sampling = GREEDY,
         stop: Iterable[str] = (),
+        logprobs: int | None = None,
     ) -> AsyncStream:
-        """Add to a context, and stream the model's answer. The request is on its way when this returns."""
+        """Add to a context, and stream the model's answer. The request is on its way when this returns.
+
+        With ``logprobs`` each piece has log probabilities, and so many alternatives for each token.
+        """
         exchange, changed = self._start(
-            msg.generate_request(context, messages, prompt=prompt, max_tokens=max_tokens, sampling=sampling, stop=stop)
+            msg.generate_request(
+                context, messages, prompt=prompt, max_tokens=max_tokens, sampling=sampling, stop=stop, logprobs=logprobs
+            )
         )
         return AsyncStream(self, exchange, changed)
 

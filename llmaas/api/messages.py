@@ -10,13 +10,13 @@ from __future__ import annotations
 import re
 import reprlib
 from collections.abc import Callable, Iterable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from typing import Any, TypeVar
 
 from llmaas.api.maps import from_map, to_map
 from llmaas.api.wire import Frame
 from llmaas.errors import BadRequest, Cancelled, Internal, LlmaasError, MalformedFrame, VersionMismatch, by_code
-from llmaas.records import NO_QUOTA, AppId, Generation, Message, Piece, Sampling, Turn
+from llmaas.records import NO_QUOTA, AppId, Generation, Logprobs, Message, Piece, Sampling, Turn
 
 VERSION = 1
 """The protocol version of this file."""
@@ -71,6 +71,13 @@ class Generate:
     min_p: float = Sampling().min_p
     seed: int | None = None
     stop: tuple[str, ...] = ()
+    repeat_penalty: float = Sampling().repeat_penalty
+    presence_penalty: float = Sampling().presence_penalty
+    frequency_penalty: float = Sampling().frequency_penalty
+    penalty_last_n: int = Sampling().penalty_last_n
+    grammar: str | None = None
+    json_schema: str | None = None
+    logprobs: int | None = None
 
     def __post_init__(self) -> None:
         if self.max_tokens >= _U31 or self.top_k >= _U31:
@@ -87,8 +94,8 @@ class Generate:
 
     @property
     def generation(self) -> Generation:
-        sampling = Sampling(self.temperature, self.top_k, self.top_p, self.min_p, self.seed)
-        return Generation(self.max_tokens, sampling, self.stop)
+        sampling = Sampling(**{f.name: getattr(self, f.name) for f in fields(Sampling)})
+        return Generation(self.max_tokens, sampling, self.stop, self.logprobs)
 
 
 @dataclass(frozen=True, slots=True)
@@ -264,18 +271,22 @@ def generate_request(
     max_tokens: int,
     sampling: Sampling,
     stop: Iterable[str],
+    logprobs: int | None,
 ) -> Generate:
     """A Generate from what clients take. Raises BadRequest."""
-    drawn = (sampling.temperature, sampling.top_k, sampling.top_p, sampling.min_p, sampling.seed)
     stops = (stop,) if isinstance(stop, str) else tuple(stop)
-    return checked(Generate, context, as_messages(messages), prompt, max_tokens, *drawn, stops)
+    more = {"max_tokens": max_tokens, "stop": stops, "logprobs": logprobs}
+    return checked(Generate, context, as_messages(messages), prompt, **more, **to_map(sampling))
 
 
 # -- replies ----------------------------------------------------------------------------------
 
 
 def piece_frame(request_id: int, piece: Piece) -> Frame:
-    return {"id": request_id, "type": "piece", "text": piece.text, "tokens": piece.tokens}
+    frame: Frame = {"id": request_id, "type": "piece", "text": piece.text, "tokens": piece.tokens}
+    if piece.logprobs is not None:
+        frame["logprobs"] = [to_map(each) for each in piece.logprobs]
+    return frame
 
 
 def done_frame(request_id: int, result: object = None) -> Frame:
@@ -291,7 +302,8 @@ def piece(frame: Frame) -> Piece:
     text, tokens = frame.get("text"), frame.get("tokens")
     if type(text) is not str or type(tokens) is not list:
         raise MalformedFrame("the daemon sent a piece without text and tokens")
-    return Piece(text, tuple(tokens))
+    told = frame.get("logprobs")
+    return Piece(text, tuple(tokens), None if told is None else tuple(result_list(Logprobs, told)))
 
 
 def result(cls: type[T], value: object) -> T:

@@ -115,13 +115,23 @@ class Client:
         max_tokens: int = 256,
         sampling: Sampling = GREEDY,
         stop: Iterable[str] = (),
+        logprobs: int | None = None,
     ) -> Stream:
-        """Add to a context, and stream the model's answer."""
+        """Add to a context, and stream the model's answer.
+
+        With ``logprobs`` each piece has log probabilities, and so many alternatives for each token.
+        """
         return Stream(
             self,
             self._start(
                 msg.generate_request(
-                    context, messages, prompt=prompt, max_tokens=max_tokens, sampling=sampling, stop=stop
+                    context,
+                    messages,
+                    prompt=prompt,
+                    max_tokens=max_tokens,
+                    sampling=sampling,
+                    stop=stop,
+                    logprobs=logprobs,
                 )
             ),
         )
