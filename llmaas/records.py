@@ -174,6 +174,7 @@ MAX_GRAMMAR = 1 << 16
 """Bytes of a grammar or schema: reading one takes more than linear time."""
 MAX_PENALTY_TOKENS = 4096
 MAX_LOGPROBS = 20
+ON_FULL = ("error", "shift")
 
 
 @dataclass(frozen=True, slots=True)
@@ -248,14 +249,21 @@ class Turn:
 
 @dataclass(frozen=True, slots=True)
 class Generation:
-    """Limits and sampling of one answer. ``logprobs``: how many alternatives to tell for each token; None: nothing."""
+    """Limits and sampling of one answer. ``logprobs``: how many alternatives to tell for each token; None: nothing.
+
+    ``on_full``: "error" refuses a turn that does not fit and ends an answer that fills the context; "shift" lets go of
+    the oldest messages after the system's instead.
+    """
 
     max_tokens: int = 256
     sampling: Sampling = Sampling()
     stop: tuple[str, ...] = ()
     logprobs: int | None = None
+    on_full: str = "error"
 
     def __post_init__(self) -> None:
+        if self.on_full not in ON_FULL:
+            raise ValueError(f"on_full is one of {', '.join(ON_FULL)}, not {self.on_full}")
         if self.max_tokens < 1:
             raise ValueError(f"max_tokens must be at least 1, not {self.max_tokens}")
         if any(not s for s in self.stop):
@@ -336,6 +344,8 @@ class Done:
     """From submission to the first token (for append: to the end)."""
     decode_tps: float
     """Tokens per second after the first."""
+    n_dropped: int = 0
+    """Tokens of old messages that the context let go to make room (``on_full``)."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -9,6 +9,7 @@ import asyncio
 from collections import deque
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
+from typing import TYPE_CHECKING
 
 from llmaas.chat import Part, turn_parts
 from llmaas.engine.base import Engine
@@ -28,6 +29,9 @@ from llmaas.records import (
 )
 from llmaas.service_contexts import LiveContext, total_tokens
 from llmaas.stream import TextStream
+
+if TYPE_CHECKING:
+    from llmaas.service_shift import Shift
 
 REASONS = {
     Outcome.STOP: FinishReason.STOP,
@@ -57,7 +61,8 @@ class Call:
     """The planner knows it."""
     has_sampler: bool = False
     base: int = 0
-    """Tokens of the context before the call."""
+    """Tokens of the context before the call, less those that ``shift`` dropped."""
+    shift: Shift | None = None
     spans: list[Span] = field(default_factory=list)
     drawn: list[int] = field(default_factory=list)
     _said: deque[str] = field(default_factory=deque)
@@ -77,6 +82,10 @@ class Call:
     @property
     def max_new(self) -> int:
         return self.generation.max_tokens if self.generation else 0
+
+    @property
+    def shifts(self) -> bool:
+        return self.generation is not None and self.generation.on_full == "shift"
 
     @property
     def answers(self) -> bool:
@@ -139,6 +148,7 @@ class Call:
             queue_ms=(self.admitted - self.submitted) * 1e3,
             ttft_ms=((self.first_token or now) - self.submitted) * 1e3,
             decode_tps=(n - 1) / spent if n > 1 and spent > 0 else 0.0,
+            n_dropped=self.shift.dropped if self.shift else 0,
         )
 
 

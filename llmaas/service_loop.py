@@ -220,7 +220,7 @@ class Interpreter:
 
     def _admitted(self, action: Admitted) -> None:
         call = self._calls[action.request]
-        call.admitted = self._clock.now()
+        call.admitted = call.admitted or self._clock.now()
         if call.generation and not call.has_sampler:  # one that was interrupted goes on with what it had
             call.has_sampler = True
             sampling = call.generation.sampling
@@ -229,8 +229,9 @@ class Interpreter:
 
     def _switched(self, action: Switched) -> None:
         call = self._calls[action.request]
-        call.switched = self._clock.now()
-        call.sources = action
+        if call.sources is None:  # an answer that goes on after a shift has begun long ago
+            call.switched = self._clock.now()
+            call.sources = action
 
     def _in_engine(self, do: Callable[..., None], *args: object) -> None:
         self._thread.submit(do, *args).add_done_callback(_log_failure)

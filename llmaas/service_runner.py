@@ -10,6 +10,7 @@ import asyncio
 import logging
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import replace
 from typing import TypeVar
 
 from llmaas.clock import Clock
@@ -26,11 +27,12 @@ from llmaas.errors import (
     UnknownContext,
 )
 from llmaas.events import CancelRequested, ContextChanged, Event, Finish, Outcome, Submitted
-from llmaas.kvchunks.store import Store
+from llmaas.kvchunks.store import Span, Store
 from llmaas.metrics import Registry
 from llmaas.records import ChunkKey, Done, Generation, Piece, RequestId, Turn
 from llmaas.service_calls import Call, turn_spans
 from llmaas.service_contexts import LiveContext
+from llmaas.service_shift import is_tight, shift, take_back
 
 log = logging.getLogger(__name__)
 T = TypeVar("T")
@@ -211,19 +213,63 @@ class CallRunner:
         if not call.hint:
             call.spans = turn_spans(self._engine, live, call.turn, answer=call.generation is not None)
         call.base = len(live.tokens)
-        total = call.base + call.n_prompt
-        refuse_if_too_long(total, self._ctx_limit)
-        if call.generation and not total:
+        if call.generation and not call.base + call.n_prompt:
             raise BadRequest("there is nothing to answer: the context is empty", hint="Send messages or a prompt.")
         for span in call.spans:
             live.tokens.extend(span.tokens)
+        try:
+            if is_tight(call, self._ctx_limit):
+                await self._shift(call, live.n_kv)
+            if call.cancelled:
+                raise Cancelled("cancelled before it began")
+            refuse_if_too_long(len(live.tokens), self._ctx_limit)
+        except BaseException:
+            self._take_back(call, live.n_kv)
+            raise
+        call.planned = True
+        finish = await self._planned(call)
+        while finish.outcome is Outcome.CONTEXT_FULL and call.shifts:
+            if not await self._shift(call, max(live.n_kv, finish.n_kv)):
+                break
+            finish = replace(finish, n_kv=0)  # what the shift has said of the KV holds
+            if call.cancelled:
+                finish = replace(finish, outcome=Outcome.CANCELLED)
+            elif len(live.tokens) >= self._ctx_limit:
+                break
+            else:
+                finish = await self._planned(call)
+        return await self._commit(call, finish)
+
+    async def _shift(self, call: Call, n_kv: int) -> bool:
+        """Drop old messages of a context whose first ``n_kv`` tokens are in CELLS or have keys; False if there are none
+        to drop, or this failed: the answer then ends as it would without."""
+        live = call.live
+        try:
+            stored = await self._rows.run(self._store.spans, live.id)
+            same = shift(call, stored, self._engine, self._ctx_limit)
+        except LlmaasError as e:
+            if not call.planned:
+                raise
+            log.warning("request %d cannot drop old messages: %s", call.id, e)
+            return False
+        if same is not None:
+            self._changed(live, min(n_kv, same))
+        return same is not None
+
+    async def _planned(self, call: Call) -> Finish:
+        """Have the planner compute all tokens of the context, and what is left of the answer."""
+        live = call.live
         if (n := live.shared(self._stored)) > live.n_kv:
             self._changed(live, n)
-        call.planned = True
+        left = call.max_new - len(call.drawn)
         priority = _HINT_PRIORITY if call.hint else _PRIORITY
-        self._dispatch(Submitted(call.id, live.id, total, call.max_new, priority))
-        finish = await call.finished
-        return await self._commit(call, finish)
+        call.finished = asyncio.get_running_loop().create_future()
+        self._dispatch(Submitted(call.id, live.id, len(live.tokens), left, priority))
+        return await call.finished
+
+    def _take_back(self, call: Call, n_kv: int) -> None:
+        """Leave the context as it was before the call; ``n_kv`` leading tokens are in CELLS or have keys."""
+        self._changed(call.live, min(take_back(call), n_kv))
 
     async def _commit(self, call: Call, finish: Finish) -> Done:
         """Make the turn durable, then reply, then swap out; or take it back."""
@@ -237,10 +283,9 @@ class CallRunner:
                 raise self._failure(finish.outcome, 0)
             now = self._clock.wall()
             if spans:
-                await self._rows.run(lambda: self._store.append(live.id, spans, expect=call.base, now=now))
+                await self._rows.run(self._keep, call, spans, now)
         except BaseException:
-            live.cut(call.base)
-            self._changed(live, min(call.base, max(live.n_kv, finish.n_kv)))
+            self._take_back(call, max(live.n_kv, finish.n_kv))
             raise
         live.note(spans, add_tokens=False)
         if not call.hint:
@@ -249,6 +294,14 @@ class CallRunner:
         if failed:
             raise self._failure(finish.outcome, len(call.drawn))
         return call.done(finish.outcome, self._clock.now())
+
+    def _keep(self, call: Call, spans: list[Span], now: float) -> None:
+        """Make the turn durable, and what was dropped for it, in one transaction."""
+        if call.shift is None:
+            self._store.append(call.live.id, spans, expect=call.base, now=now)
+        else:
+            before = len(call.shift.tokens)
+            self._store.rewrite(call.live.id, [*call.shift.kept, *spans], expect=before, now=now)
 
     @staticmethod
     def _failure(outcome: Outcome, n_generated: int) -> LlmaasError:

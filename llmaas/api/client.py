@@ -141,14 +141,23 @@ class AsyncClient:
         sampling: Sampling = GREEDY,
         stop: Iterable[str] = (),
         logprobs: int | None = None,
+        on_full: str = "error",
     ) -> AsyncStream:
         """Add to a context, and stream the model's answer. The request is on its way when this returns.
 
-        With ``logprobs`` each piece has log probabilities, and so many alternatives for each token.
+        With ``logprobs`` each piece has log probabilities, and so many alternatives for each token. ``on_full``
+        "shift" lets go of the oldest messages where the context would be full.
         """
         exchange, changed = self._start(
             msg.generate_request(
-                context, messages, prompt=prompt, max_tokens=max_tokens, sampling=sampling, stop=stop, logprobs=logprobs
+                context,
+                messages,
+                prompt=prompt,
+                max_tokens=max_tokens,
+                sampling=sampling,
+                stop=stop,
+                logprobs=logprobs,
+                on_full=on_full,
             )
         )
         return AsyncStream(self, exchange, changed)

@@ -78,6 +78,7 @@ class Generate:
     grammar: str | None = None
     json_schema: str | None = None
     logprobs: int | None = None
+    on_full: str = Generation().on_full
 
     def __post_init__(self) -> None:
         if self.max_tokens >= _U31 or self.top_k >= _U31:
@@ -95,7 +96,7 @@ class Generate:
     @property
     def generation(self) -> Generation:
         sampling = Sampling(**{f.name: getattr(self, f.name) for f in fields(Sampling)})
-        return Generation(self.max_tokens, sampling, self.stop, self.logprobs)
+        return Generation(self.max_tokens, sampling, self.stop, self.logprobs, self.on_full)
 
 
 @dataclass(frozen=True, slots=True)
@@ -272,10 +273,11 @@ def generate_request(
     sampling: Sampling,
     stop: Iterable[str],
     logprobs: int | None,
+    on_full: str,
 ) -> Generate:
     """A Generate from what clients take. Raises BadRequest."""
     stops = (stop,) if isinstance(stop, str) else tuple(stop)
-    more = {"max_tokens": max_tokens, "stop": stops, "logprobs": logprobs}
+    more = {"max_tokens": max_tokens, "stop": stops, "logprobs": logprobs, "on_full": on_full}
     return checked(Generate, context, as_messages(messages), prompt, **more, **to_map(sampling))
 
 

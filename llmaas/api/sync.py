@@ -116,10 +116,12 @@ class Client:
         sampling: Sampling = GREEDY,
         stop: Iterable[str] = (),
         logprobs: int | None = None,
+        on_full: str = "error",
     ) -> Stream:
         """Add to a context, and stream the model's answer.
 
-        With ``logprobs`` each piece has log probabilities, and so many alternatives for each token.
+        With ``logprobs`` each piece has log probabilities, and so many alternatives for each token. ``on_full``
+        "shift" lets go of the oldest messages where the context would be full.
         """
         return Stream(
             self,
@@ -132,6 +134,7 @@ class Client:
                     sampling=sampling,
                     stop=stop,
                     logprobs=logprobs,
+                    on_full=on_full,
                 )
             ),
         )

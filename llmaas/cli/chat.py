@@ -134,6 +134,7 @@ def _answer(client: Client, context: ContextInfo, text: str, args: argparse.Name
         max_tokens=config.max_tokens,
         sampling=sampling(args),
         stop=args.stop,
+        on_full=args.on_full,
     )
     cancelled = False
     while True:

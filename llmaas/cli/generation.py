@@ -33,12 +33,15 @@ _FILES = {
 
 
 def add_generation(parser: argparse.ArgumentParser) -> None:
-    """The flags of ``sampling``, and ``--stop``."""
+    """The flags of ``sampling``, ``--stop`` and ``--on-full``."""
     group = parser.add_argument_group("the answer", "how it is drawn and where it ends")
     for name, (kind, metavar, text) in _NUMBERS.items():
         group.add_argument(_flag(name), type=kind, metavar=metavar, help=text)
     for name, text in _FILES.items():
         group.add_argument(_flag(name), type=Path, metavar="FILE", help=text)
+    group.add_argument(
+        "--on-full", choices=("error", "shift"), default="error", help="shift: forget the oldest messages when full"
+    )
     group.add_argument(
         "--stop", metavar="TEXT", action="append", default=[], help="end the answer before TEXT; may be given often"
     )

@@ -58,7 +58,7 @@ class Grammar:
         return not self._ended and bool(self._one[0].logit == 0.0)
 
     def mask(self, candidates: Any) -> None:
-        """Set the logits of tokens that are not allowed now to minus infinity; of some only, where it takes too long."""
+        """Set the logits of tokens that are not allowed now to minus infinity; of some, if it takes too long."""
         if self._ended:
             return
         begun = time.thread_time()

@@ -79,6 +79,7 @@ GENERATES = st.builds(
     penalty_last_n=st.integers(0, 4096),
     grammar=st.none() | TEXT.filter(bool),
     logprobs=st.none() | st.integers(0, 20),
+    on_full=st.sampled_from(["error", "shift"]),
 )
 BY_OPERATION: dict[type[msg.Request], st.SearchStrategy[msg.Request]] = {
     msg.Create: st.builds(msg.Create, MAYBE_TEXT, MAYBE_TEXT),
@@ -209,6 +210,7 @@ def test_a_message_that_quotes_too_much_is_cut() -> None:
         ({"op": "generate", "context": "c", "frequency_penalty": float("nan")}, "frequency_penalty"),
         ({"op": "generate", "context": "c", "penalty_last_n": -1}, "penalty_last_n"),
         ({"op": "generate", "context": "c", "logprobs": 21}, "logprobs"),
+        ({"op": "generate", "context": "c", "on_full": "cry"}, "on_full"),
         ({"op": "generate", "context": "c", "grammar": "x", "json_schema": "{}"}, "not both"),
         ({"op": "truncate", "context": "c"}, "n_tokens or n_messages"),
         ({"op": "truncate", "context": "c", "n_tokens": 1, "n_messages": 1}, "n_tokens or n_messages"),
