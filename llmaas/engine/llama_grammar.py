@@ -42,7 +42,7 @@ class Grammar:
     def __init__(self, vocab: Any, gbnf: str) -> None:
         check_gbnf(gbnf)
         self._sampler = _parsed(vocab, gbnf)
-        self.end = max(0, int(C.llama_vocab_eos(vocab)))
+        self.end = max(0, int(C.llama_vocab_eos(vocab)), int(C.llama_vocab_eot(vocab)))  # -1: there is none
         self._one = (C.llama_token_data * 1)()
         self._ended = False
 
