@@ -1,7 +1,8 @@
 """F6. Grammars of llama.cpp: what an answer has to look like, as GBNF or by a JSON schema.
 
 Law: no text ends the process. llama.cpp calls ``abort`` on a token that the grammar does not allow, so none is accepted
-that was not asked about before; its parser recurses without bound, follows an empty text as no grammar at all, and
+that was not asked about before. Tokens named in a grammar (``<[7]>``, ``!<[7]>``) it allows and then aborts on, so they
+are refused. Its parser recurses without bound, follows an empty text as no grammar at all, and
 tells what is wrong on stderr only, so the text is looked over here first.
 """
 
@@ -29,7 +30,7 @@ _SLICE = 2048
 _GBNF = re.compile(
     r"""(?P<skip>[ \t\r]+|\#[^\n]*)|(?P<line>\n)
     |(?P<define>(?P<rule>[A-Za-z0-9-]+)[ \t\r\n]*::=)|(?P<name>[A-Za-z0-9-]+)
-    |(?P<item>"(?:\\.|[^"\\])*"|\[(?:\\.|[^\]\\])*\]|\.|!?<(?:\[[0-9]+\]|[^<>\s]+)>)
+    |(?P<item>"(?:\\.|[^"\\])*"|\[(?:\\.|[^\]\\])*\]|\.)
     |(?P<repeat>[*+?]|\{[ ]*[0-9]{1,9}[ ]*(?:,[ ]*(?:[0-9]{1,9}[ ]*)?)?\})|(?P<open>\()|(?P<close>\))|(?P<bar>\|)""",
     re.VERBOSE,
 )
@@ -124,7 +125,7 @@ def check_gbnf(text: str) -> None:
 
 
 def _sound(item: str) -> bool:
-    return item[0] in "!<" or not _ESCAPE.sub("", item)
+    return not _ESCAPE.sub("", item)
 
 
 def _bad(line: int, what: str) -> BadRequest:

@@ -108,6 +108,7 @@ BAD_GRAMMARS = {
     "left recursion": ('root ::= root "a" | "b"', "left recursion"),
     "indirect left recursion": ('root ::= x "a"\nx ::= e root\ne ::= ""', "left recursion"),
     "empty repetition": ('root ::= ("")*', "left recursion"),
+    "a token by number": ("root ::= [a-z] !<[7]> root", "cannot read"),
     "NUL": ('root ::= "a"\x00', "cannot read"),
 }
 
