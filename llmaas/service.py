@@ -94,6 +94,7 @@ class Service:
             self._calls,
             self._dispatch,
             self._planner.stored,
+            self._interpreter.release,
             self._metrics,
             ctx_limit=self.planner_settings.ctx_limit,
             queue_limit=self._settings.queue_limit,

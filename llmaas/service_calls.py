@@ -9,16 +9,19 @@ import asyncio
 from collections import deque
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
+from typing import TYPE_CHECKING
 
 from llmaas.actions import Finish, Outcome, Switched
 from llmaas.chat import Part, turn_parts
 from llmaas.engine.base import Engine
+from llmaas.engine.logprobs import logprobs
 from llmaas.events import Drawn
 from llmaas.kvchunks.store import Span
 from llmaas.records import (
     Done,
     FinishReason,
     Generation,
+    Logprobs,
     Message,
     Piece,
     RequestId,
@@ -28,6 +31,9 @@ from llmaas.records import (
 )
 from llmaas.service_contexts import LiveContext, total_tokens
 from llmaas.stream import TextStream
+
+if TYPE_CHECKING:
+    from llmaas.service_shift import Shift
 
 REASONS = {
     Outcome.STOP: FinishReason.STOP,
@@ -58,11 +64,14 @@ class Call:
     """The planner knows it."""
     has_sampler: bool = False
     base: int = 0
-    """Tokens of the context before the call."""
+    """Tokens of the context before the call, less those that ``shift`` dropped."""
+    shift: Shift | None = None
     spans: list[Span] = field(default_factory=list)
     drawn: list[int] = field(default_factory=list)
     _said: deque[str] = field(default_factory=deque)
     """Text of tokens that had to be looked at for stop strings before they are streamed."""
+    _told: deque[Logprobs] = field(default_factory=deque)
+    """Log probabilities of tokens that are not streamed yet."""
     admitted: float = 0.0
     switched: float = 0.0
     sources: Switched | None = None
@@ -79,12 +88,17 @@ class Call:
         return self.generation.max_tokens if self.generation else 0
 
     @property
+    def shifts(self) -> bool:
+        return self.generation is not None and self.generation.on_full == "shift"
+
+    @property
     def answers(self) -> bool:
         """True if what is generated is an assistant's message, not raw text."""
         return self.turn.prompt is None and bool(self.turn.messages or self.live.marks)
 
-    def draw(self, token: int, engine: Engine, now: float) -> Drawn:
-        """A token was drawn: what it means for the answer. On the engine's thread: no more than must be."""
+    def draw(self, token: int, item: int, engine: Engine, now: float) -> Drawn:
+        """Item ``item`` of a step drew a token: what it means for the answer. On the engine's thread: no more than
+        must be."""
         if not self.drawn:
             self.first_token = now
         self.last_token = now
@@ -92,6 +106,8 @@ class Call:
             return Drawn.END
         self.live.tokens.append(token)
         self.drawn.append(token)
+        if self.generation and self.generation.logprobs is not None:  # the next step will overwrite the logits
+            self._told.append(logprobs(engine.logits(item), token, self.generation.logprobs, engine.piece))
         if not self.stop:
             return Drawn.TOKEN
         self._said.append(self.stream.feed(engine.piece(token)))
@@ -103,7 +119,13 @@ class Call:
         if not tokens:
             return None  # what is held back comes when the turn is committed
         texts = (self._said.popleft() if self.stop else self.stream.feed(engine.piece(token)) for token in tokens)
-        return Piece("".join(texts), tokens)
+        told = tuple(self._told.popleft() for _ in tokens) if self._told else None
+        return Piece("".join(texts), tokens, told)
+
+    def rest(self) -> Piece | None:
+        """What is still held back when the answer has ended: a possible stop string, or part of a character."""
+        asked = self.generation is not None and self.generation.logprobs is not None
+        return Piece(text, (), () if asked else None) if (text := self.stream.end()) else None
 
     @property
     def stop(self) -> tuple[str, ...]:
@@ -133,6 +155,7 @@ class Call:
             ttft_ms=((self.first_token or now) - self.submitted) * 1e3,
             decode_tps=(n - 1) / spent if n > 1 and spent > 0 else 0.0,
             n_paused=self.n_paused,
+            n_dropped=self.shift.dropped if self.shift else 0,
         )
 
 

@@ -131,7 +131,7 @@ class Interpreter:
             Paused: self._pause,
             Admitted: self._admitted,
             Switched: self._switched,
-            Finish: self._finish,
+            Finish: lambda a: self._calls[a.request].finished.set_result(a),
         }
 
     def dispatch(self, event: Event) -> None:
@@ -151,6 +151,11 @@ class Interpreter:
         """Return when the planner has nothing running, waiting, or being swapped out."""
         while not self.planner.idle:
             await self._at_rest.wait()
+
+    def release(self, call: Call) -> None:
+        """The call has ended: the engine need not keep its sampler."""
+        if call.has_sampler:
+            self._in_engine(self._engine.set_sampler, call.id, None)
 
     def close(self) -> None:
         """End the workers; blocks until what they do now is done."""
@@ -202,8 +207,8 @@ class Interpreter:
             steps += 1
             now = self._clock.now()
             drawn = [
-                Drawn.NOTHING if token is None else call.draw(token, self._engine, now)
-                for call, token in zip(calls, tokens, strict=True)
+                Drawn.NOTHING if token is None else call.draw(token, item, self._engine, now)
+                for item, (call, token) in enumerate(zip(calls, tokens, strict=True))
             ]
             parcel.append((tokens, drawn))
             ends = any(what is not Drawn.TOKEN for what in drawn)
@@ -259,18 +264,14 @@ class Interpreter:
         call.admitted = call.admitted or self._clock.now()
         if call.generation and not call.has_sampler:  # one that was interrupted goes on with what it had
             call.has_sampler = True
-            self._in_engine(self._engine.set_sampler, call.id, call.generation.sampling)
+            sampling = call.generation.sampling
+            past = call.live.tokens[-sampling.penalty_last_n :] if sampling.penalises else ()
+            self._in_engine(self._engine.set_sampler, call.id, sampling, past)
 
     def _switched(self, action: Switched) -> None:
         call = self._calls[action.request]
         call.switched = call.switched or self._clock.now()
         call.sources = action if call.sources is None else _sum(call.sources, action)
-
-    def _finish(self, action: Finish) -> None:
-        call = self._calls[action.request]
-        if call.has_sampler:
-            self._in_engine(self._engine.set_sampler, call.id, None)
-        call.finished.set_result(action)
 
     def _in_engine(self, do: Callable[..., None], *args: object) -> None:
         self._thread.submit(do, *args).add_done_callback(_log_failure)

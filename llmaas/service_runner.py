@@ -11,6 +11,7 @@ import dataclasses
 import logging
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import replace
 from typing import TypeVar
 
 from llmaas.actions import Finish, Outcome
@@ -29,11 +30,12 @@ from llmaas.errors import (
     UnknownContext,
 )
 from llmaas.events import CancelRequested, Event, PriorityChanged, Submitted
-from llmaas.kvchunks.store import Store
+from llmaas.kvchunks.store import Span, Store
 from llmaas.metrics import Registry
 from llmaas.records import ON_NO_TERMS, ChunkKey, Done, Generation, Piece, RequestId, Terms, Turn
 from llmaas.service_calls import Call, turn_spans
 from llmaas.service_contexts import LiveContext, tell_changed
+from llmaas.service_shift import is_tight, shift, take_back
 
 log = logging.getLogger(__name__)
 T = TypeVar("T")
@@ -59,7 +61,7 @@ class Rows:
 class CallRunner:
     """All calls that wait or run. ``dispatch`` tells the planner, ``stored`` asks it whether a chunk has a copy;
 
-    ``calls`` is shared with the interpreter.
+    ``release`` hears of each call that has ended. ``calls`` is shared with the interpreter.
     """
 
     def __init__(
@@ -71,13 +73,14 @@ class CallRunner:
         calls: dict[RequestId, Call],
         dispatch: Callable[[Event], None],
         stored: Callable[[ChunkKey], bool],
+        release: Callable[[Call], None],
         metrics: Registry,
         *,
         ctx_limit: int,
         queue_limit: int,
     ) -> None:
         self._engine, self._store, self._rows, self._clock = engine, store, rows, clock
-        self._calls, self._dispatch, self._stored = calls, dispatch, stored
+        self._calls, self._dispatch, self._stored, self._release = calls, dispatch, stored, release
         self._metrics = metrics
         self._ctx_limit, self._queue_limit = ctx_limit, queue_limit
         self._tasks: set[asyncio.Task[None]] = set()
@@ -189,6 +192,7 @@ class CallRunner:
         except Exception as e:
             log.exception("request %d failed", call.id)
             error = Internal(f"request failed: {e}")
+        self._release(call)
         if self._calls.pop(call.id, None) is not None:
             self._reply(call, done, error)
 
@@ -221,43 +225,88 @@ class CallRunner:
 
     async def _run(self, call: Call) -> Done:
         live = call.live
+        if call.generation and call.generation.sampling.constrained:
+            await asyncio.to_thread(self._engine.check_sampling, call.generation.sampling)
         refuse_if_deleted(live)
         if call.cancelled:
             raise Cancelled("cancelled before it began")
         if not call.hint:
             call.spans = turn_spans(self._engine, live, call.turn, answer=call.generation is not None)
         call.base = len(live.tokens)
-        total = call.base + call.n_prompt
-        refuse_if_too_long(total, self._ctx_limit)
-        if call.generation and not total:
+        if call.generation and not call.base + call.n_prompt:
             raise BadRequest("there is nothing to answer: the context is empty", hint="Send messages or a prompt.")
         for span in call.spans:
             live.tokens.extend(span.tokens)
+        try:
+            if is_tight(call, self._ctx_limit):
+                await self._shift(call, live.n_kv)
+            if call.cancelled:
+                raise Cancelled("cancelled before it began")
+            refuse_if_too_long(len(live.tokens), self._ctx_limit)
+        except BaseException:
+            self._take_back(call, live.n_kv)
+            raise
+        call.planned = True
+        finish = await self._planned(call)
+        while finish.outcome is Outcome.CONTEXT_FULL and call.shifts:
+            if not await self._shift(call, max(live.n_kv, finish.n_kv)):
+                break
+            finish = replace(finish, n_kv=0)  # what the shift has said of the KV holds
+            if call.cancelled:
+                finish = replace(finish, outcome=Outcome.CANCELLED)
+            elif len(live.tokens) >= self._ctx_limit:
+                break
+            else:
+                finish = await self._planned(call)
+        return await self._commit(call, finish)
+
+    async def _shift(self, call: Call, n_kv: int) -> bool:
+        """Drop old messages of a context whose first ``n_kv`` tokens are in CELLS or have keys; False if there are none
+        to drop, or this failed: the answer then ends as it would without."""
+        live = call.live
+        try:
+            stored = await self._rows.run(self._store.spans, live.id)
+            same = shift(call, stored, self._engine, self._ctx_limit)
+        except LlmaasError as e:
+            if not call.planned:
+                raise
+            log.warning("request %d cannot drop old messages: %s", call.id, e)
+            return False
+        if same is not None:
+            self._changed(live, min(n_kv, same))
+        return same is not None
+
+    async def _planned(self, call: Call) -> Finish:
+        """Have the planner compute all tokens of the context, and what is left of the answer."""
+        live = call.live
         if (n := live.shared(self._stored)) > live.n_kv:
             self._changed(live, n)
-        call.planned = True
+        left = call.max_new - len(call.drawn)
         terms = call.terms
         deadline = None if terms.deadline_s is None else call.submitted + terms.deadline_s
-        self._dispatch(Submitted(call.id, live.id, total, call.max_new, terms.priority, deadline, terms.rate))
-        finish = await call.finished
-        return await self._commit(call, finish)
+        call.finished = asyncio.get_running_loop().create_future()
+        self._dispatch(Submitted(call.id, live.id, len(live.tokens), left, terms.priority, deadline, terms.rate))
+        return await call.finished
+
+    def _take_back(self, call: Call, n_kv: int) -> None:
+        """Leave the context as it was before the call; ``n_kv`` leading tokens are in CELLS or have keys."""
+        self._changed(call.live, min(take_back(call), n_kv))
 
     async def _commit(self, call: Call, finish: Finish) -> Done:
         """Make the turn durable, then reply, then swap out; or take it back."""
         live = call.live
         failed = finish.outcome in (Outcome.CANCELLED, Outcome.EXPIRED, Outcome.ENGINE_FAILED)
-        if rest := call.stream.end():  # held back as a possible stop string or part of a character
-            call.emit(Piece(rest, ()))
+        if rest := call.rest():
+            call.emit(rest)
         spans = [*call.spans, *call.answer_span()]
         try:
             if finish.outcome is Outcome.ENGINE_FAILED or (failed and not call.drawn):
                 raise self._failure(finish.outcome, 0)
             now = self._clock.wall()
             if spans:
-                await self._rows.run(lambda: self._store.append(live.id, spans, expect=call.base, now=now))
+                await self._rows.run(self._keep, call, spans, now)
         except BaseException:
-            live.cut(call.base)
-            self._changed(live, min(call.base, max(live.n_kv, finish.n_kv)))
+            self._take_back(call, max(live.n_kv, finish.n_kv))
             raise
         live.note(spans, add_tokens=False)
         if not call.hint:
@@ -266,6 +315,14 @@ class CallRunner:
         if failed:
             raise self._failure(finish.outcome, len(call.drawn))
         return call.done(finish.outcome, self._clock.now())
+
+    def _keep(self, call: Call, spans: list[Span], now: float) -> None:
+        """Make the turn durable, and what was dropped for it, in one transaction."""
+        if call.shift is None:
+            self._store.append(call.live.id, spans, expect=call.base, now=now)
+        else:
+            before = len(call.shift.tokens)
+            self._store.rewrite(call.live.id, [*call.shift.kept, *spans], expect=before, now=now)
 
     @staticmethod
     def _failure(outcome: Outcome, n_generated: int) -> LlmaasError:

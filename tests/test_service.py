@@ -12,7 +12,7 @@ import pytest
 from llmaas import errors
 from llmaas.clock import RealClock
 from llmaas.kvchunks.store import Files, Store
-from llmaas.records import AppId, FinishReason, Generation, Message, Precision, Sampling, Turn
+from llmaas.records import AppId, FinishReason, Generation, Message, Piece, Precision, Sampling, Turn
 from tests.service_house import APP, House, house
 
 TEXT = "All happy families are alike; every unhappy family is unhappy in its own way. "
@@ -174,6 +174,69 @@ def test_a_stop_string_ends_the_answer_and_is_not_shown(tmp_path: Path) -> None:
             cut, done = await h.say("x", "tell", 30, stop=(stop,))
             assert done.reason is FinishReason.STOP
             assert cut == whole[: whole.index(stop)]
+
+    asyncio.run(run())
+
+
+def test_pieces_carry_their_tokens_log_probabilities_while_text_is_held_back(tmp_path: Path) -> None:
+    async def run() -> None:
+        async with house(tmp_path) as h:
+            await h.service.create(APP, name="x", system=None)
+            whole, _ = await h.say("x", "tell", 30)
+            stop = whole[10:14]
+            for generation in (Generation(30, logprobs=2), Generation(30, logprobs=0, stop=(stop, whole[3:9] + "?"))):
+                await h.service.truncate(APP, "x", n_tokens=0, n_messages=None)
+                pieces: list[Piece] = []
+                turn = Turn((Message("user", "tell"),))
+                _, future = h.service.submit(APP, "x", turn, generation, pieces.append)
+                done = await future
+                tokens = [token for piece in pieces for token in piece.tokens]
+                told = [each for piece in pieces for each in piece.logprobs or ()]
+                assert [each.token for each in told] == tokens == h.tokens("x")[-done.n_generated :]
+                assert "".join(each.text for each in told).startswith("".join(piece.text for piece in pieces))
+                assert all(each.logprob < 0 and len(each.top) == generation.logprobs for each in told)
+                assert all(each.top[0].token == each.token for each in told if each.top), "it was a greedy answer"
+            assert any(piece.tokens and not piece.text for piece in pieces), "something was held back"
+
+    asyncio.run(run())
+
+
+def test_nothing_is_told_of_probabilities_if_nobody_asked(tmp_path: Path) -> None:
+    async def run() -> None:
+        async with house(tmp_path) as h:
+            await h.service.create(APP, name="x", system=None)
+            pieces: list[Piece] = []
+            _, future = h.service.submit(APP, "x", Turn(prompt="tell"), Generation(5), pieces.append)
+            await future
+            assert {piece.logprobs for piece in pieces} == {None}
+
+    asyncio.run(run())
+
+
+def test_penalties_reach_the_engine_with_the_prompt_and_a_seed_fixes_the_answer(tmp_path: Path) -> None:
+    async def run() -> None:
+        async with house(tmp_path) as h:
+            said = []
+            strong = Sampling(repeat_penalty=8.0, frequency_penalty=3.0, temperature=0.5, seed=9)
+            for i, sampling in enumerate((strong, strong, Sampling(temperature=0.5, seed=9))):
+                await h.service.create(APP, name=f"c{i}", system=None)
+                said.append((await h.say(f"c{i}", "etaoin", 30, sampling=sampling))[0])
+            assert said[0] == said[1] != said[2]
+            assert len(set(said[0][:12])) > 8, "nothing comes soon again"
+
+    asyncio.run(run())
+
+
+def test_a_grammar_that_the_engine_refuses_is_the_callers_fault_and_leaves_the_context_alone(tmp_path: Path) -> None:
+    async def run() -> None:
+        async with house(tmp_path) as h:
+            await h.service.create(APP, name="x", system=None)
+            await h.say("x", "tell", 5)
+            before = h.tokens("x")
+            with pytest.raises(errors.BadRequest, match="no grammars"):
+                await h.say("x", "more", 5, sampling=Sampling(grammar='root ::= "a"'))
+            assert h.tokens("x") == before
+            await h.say("x", "more", 5)
 
     asyncio.run(run())
 

@@ -149,10 +149,17 @@ class AsyncClient:
         sampling: Sampling = GREEDY,
         stop: Iterable[str] = (),
         terms: Terms = ON_NO_TERMS,
+        logprobs: int | None = None,
+        on_full: str = "error",
     ) -> AsyncStream:
-        """Add to a context, and stream the model's answer. The request is on its way when this returns."""
+        """Add to a context, and stream the model's answer. The request is on its way when this returns.
+
+        With ``logprobs`` each piece has log probabilities, and so many alternatives for each token. ``on_full``
+        "shift" lets go of the oldest messages where the context would be full.
+        """
         limits: dict[str, Any] = {"max_tokens": max_tokens, "sampling": sampling, "stop": stop, "terms": terms}
-        exchange, changed = self._start(msg.generate_request(context, messages, prompt=prompt, **limits))
+        more: dict[str, Any] = {"logprobs": logprobs, "on_full": on_full, **limits}
+        exchange, changed = self._start(msg.generate_request(context, messages, prompt=prompt, **more))
         return AsyncStream(self, exchange, changed)
 
     async def fork(self, context: str, *, name: str | None = None) -> ContextInfo:

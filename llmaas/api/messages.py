@@ -9,7 +9,7 @@ from __future__ import annotations
 import re
 import reprlib
 from collections.abc import Callable, Iterable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from typing import Any, TypeVar
 
 from llmaas.api.maps import from_map, to_map
@@ -84,6 +84,14 @@ class Generate:
     deadline_s: float | None = None
     rate: float | None = None
     adapter: str | None = None
+    repeat_penalty: float = Sampling().repeat_penalty
+    presence_penalty: float = Sampling().presence_penalty
+    frequency_penalty: float = Sampling().frequency_penalty
+    penalty_last_n: int = Sampling().penalty_last_n
+    grammar: str | None = None
+    json_schema: str | None = None
+    logprobs: int | None = None
+    on_full: str = Generation().on_full
 
     def __post_init__(self) -> None:
         if self.max_tokens >= _U31 or self.top_k >= _U31:
@@ -104,8 +112,8 @@ class Generate:
 
     @property
     def generation(self) -> Generation:
-        sampling = Sampling(self.temperature, self.top_k, self.top_p, self.min_p, self.seed)
-        return Generation(self.max_tokens, sampling, self.stop)
+        sampling = Sampling(**{f.name: getattr(self, f.name) for f in fields(Sampling)})
+        return Generation(self.max_tokens, sampling, self.stop, self.logprobs, self.on_full)
 
 
 @dataclass(frozen=True, slots=True)
@@ -311,11 +319,13 @@ def generate_request(
     sampling: Sampling,
     stop: Iterable[str],
     terms: Terms = ON_NO_TERMS,
+    logprobs: int | None = None,
+    on_full: str = "error",
 ) -> Generate:
     """A Generate from what clients take. Raises BadRequest."""
-    drawn = (sampling.temperature, sampling.top_k, sampling.top_p, sampling.min_p, sampling.seed)
     stops = (stop,) if isinstance(stop, str) else tuple(stop)
-    return checked(Generate, context, as_messages(messages), prompt, max_tokens, *drawn, stops, **terms_map(terms))
+    more = {"max_tokens": max_tokens, "stop": stops, "logprobs": logprobs, "on_full": on_full, **terms_map(terms)}
+    return checked(Generate, context, as_messages(messages), prompt, **more, **to_map(sampling))
 
 
 def terms_map(terms: Terms) -> dict[str, Any]:

@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any, TypeVar
 
-from llmaas.api.maps import from_map
+from llmaas.api.maps import from_map, to_map
 from llmaas.api.messages import VERSION
 from llmaas.api.wire import Frame
 from llmaas.errors import (
@@ -22,7 +22,7 @@ from llmaas.errors import (
     VersionMismatch,
     by_code,
 )
-from llmaas.records import Piece
+from llmaas.records import Logprobs, Piece
 
 MAX_MESSAGE = 2000
 """Most characters of an error message: it may quote what the caller sent."""
@@ -39,7 +39,10 @@ def hello_reply(frame: Frame) -> Frame:
 
 
 def piece_frame(request_id: int, piece: Piece) -> Frame:
-    return {"id": request_id, "type": "piece", "text": piece.text, "tokens": piece.tokens}
+    frame: Frame = {"id": request_id, "type": "piece", "text": piece.text, "tokens": piece.tokens}
+    if piece.logprobs is not None:
+        frame["logprobs"] = [to_map(each) for each in piece.logprobs]
+    return frame
 
 
 def done_frame(request_id: int, result: object = None) -> Frame:
@@ -55,7 +58,8 @@ def piece(frame: Frame) -> Piece:
     text, tokens = frame.get("text"), frame.get("tokens")
     if type(text) is not str or type(tokens) is not list:
         raise MalformedFrame("the daemon sent a piece without text and tokens")
-    return Piece(text, tuple(tokens))
+    told = frame.get("logprobs")
+    return Piece(text, tuple(tokens), None if told is None else tuple(result_list(Logprobs, told)))
 
 
 def result(cls: type[T], value: object) -> T:

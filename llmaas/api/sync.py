@@ -120,10 +120,17 @@ class Client:
         sampling: Sampling = GREEDY,
         stop: Iterable[str] = (),
         terms: Terms = ON_NO_TERMS,
+        logprobs: int | None = None,
+        on_full: str = "error",
     ) -> Stream:
-        """Add to a context, and stream the model's answer."""
+        """Add to a context, and stream the model's answer.
+
+        With ``logprobs`` each piece has log probabilities, and so many alternatives for each token. ``on_full``
+        "shift" lets go of the oldest messages where the context would be full.
+        """
         limits: dict[str, Any] = {"max_tokens": max_tokens, "sampling": sampling, "stop": stop, "terms": terms}
-        return Stream(self, self._start(msg.generate_request(context, messages, prompt=prompt, **limits)))
+        more: dict[str, Any] = {"logprobs": logprobs, "on_full": on_full, **limits}
+        return Stream(self, self._start(msg.generate_request(context, messages, prompt=prompt, **more)))
 
     def fork(self, context: str, *, name: str | None = None) -> ContextInfo:
         """A new context with the same conversation; it shares the chunks of the old one."""

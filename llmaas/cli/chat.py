@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING
 
 from llmaas.cli.chat_input import Lines, read_piped
 from llmaas.cli.contexts import matching
+from llmaas.cli.generation import add_generation, sampling
 from llmaas.cli.options import add_client, configured
 from llmaas.cli.out import complain, dim, human_age, note, printable
 from llmaas.clock import RealClock
@@ -20,7 +21,7 @@ from llmaas.errors import BadRequest, Cancelled, LlmaasError, NotServing, Shutti
 if TYPE_CHECKING:
     from llmaas.api.sync import Client
     from llmaas.config import Config
-    from llmaas.records import ContextInfo, Done, Sampling
+    from llmaas.records import ContextInfo, Done
 
 _ONCE_CONTEXT = "chat"
 _EPILOG = """\
@@ -43,16 +44,13 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--once", metavar="TEXT", help="send TEXT, print the answer, end")
     parser.add_argument("--stdin", action="store_true", help="add standard input to the message of --once")
     parser.add_argument("--system", metavar="TEXT", help="system message, if the context is new")
-    parser.add_argument("--temperature", type=float, metavar="T", default=0.0, help="0 (the default) is greedy")
-    parser.add_argument("--top-p", type=float, metavar="P", help="keep the likeliest tokens of total probability P")
-    parser.add_argument("--top-k", type=int, metavar="K", help="keep the K likeliest tokens; 0 keeps all")
-    parser.add_argument("--seed", type=int, metavar="N", help="makes sampling repeatable")
     parser.add_argument(
         "--status",
         action=argparse.BooleanOptionalAction,
         default=None,
         help="a line of figures on stderr after each answer (default: if stderr is a terminal)",
     )
+    add_generation(parser)
     add_client(parser, "max_tokens")
 
 
@@ -131,7 +129,12 @@ def _converse(client: Client, context: ContextInfo, lines: Lines, args: argparse
 def _answer(client: Client, context: ContextInfo, text: str, args: argparse.Namespace, config: Config) -> bool:
     """Stream one answer to stdout; False if the user cancelled it."""
     stream = client.generate(
-        context.id, [{"role": "user", "content": text}], max_tokens=config.max_tokens, sampling=_sampling(args)
+        context.id,
+        [{"role": "user", "content": text}],
+        max_tokens=config.max_tokens,
+        sampling=sampling(args),
+        stop=args.stop,
+        on_full=args.on_full,
     )
     cancelled = False
     while True:
@@ -152,16 +155,6 @@ def _answer(client: Client, context: ContextInfo, text: str, args: argparse.Name
     if args.status or (args.status is None and sys.stderr.isatty()):
         print(dim(status_line(stream.done), sys.stderr), file=sys.stderr)
     return True
-
-
-def _sampling(args: argparse.Namespace) -> Sampling:
-    from llmaas.records import Sampling
-
-    given = {"temperature": args.temperature, "top_p": args.top_p, "top_k": args.top_k, "seed": args.seed}
-    try:
-        return Sampling(**{name: value for name, value in given.items() if value is not None})
-    except ValueError as error:
-        raise BadRequest(str(error), hint="'llmaas chat --help' tells what each option means.") from None
 
 
 def status_line(done: Done) -> str:

@@ -1,8 +1,8 @@
 """F5. The engine port: everything the service asks of a model runtime.
 
 Law: every method runs on the engine's one thread (see ``engine/thread.py``), except ``abort`` and the
-pure text methods ``tokenize``, ``piece``, ``render``, which are safe anywhere. An engine keeps no idea of
-contexts, chunks or apps: it knows sequences (0 .. n_seqs-1), positions and cells.
+pure text methods ``tokenize``, ``piece``, ``render``, ``check_sampling``, which are safe anywhere. An
+engine keeps no idea of contexts, chunks or apps: it knows sequences (0 .. n_seqs-1), positions and cells.
 """
 
 from __future__ import annotations
@@ -74,13 +74,19 @@ class Engine(Protocol):
         Raises BadRequest if the template refuses the messages.
         """
 
+    def check_sampling(self, sampling: Sampling) -> None:
+        """Raise BadRequest for a grammar or JSON schema that cannot be used, with what is wrong with it. Takes up to
+        half a second for the largest."""
+
     # -- sequences
 
-    def set_sampler(self, sampler: int, sampling: Sampling | None) -> None:
-        """Make a fresh sampler under any number from 0 on; None frees it.
+    def set_sampler(self, sampler: int, sampling: Sampling | None, past: Sequence[int] = ()) -> None:
+        """Make a fresh sampler under any number from 0 on; None frees it. Raises what ``check_sampling`` raises.
+
+        ``past``: the tokens before the answer, as many of the last as penalties should look at.
 
         A sampler belongs to an answer, not to a sequence: an answer that is interrupted may go on in another one, and
-        its sampler's state (random numbers, what was said) goes on with it.
+        its sampler's state (random numbers, what was said, where its grammar stands) goes on with it.
         """
 
     def step(self, items: Sequence[BatchItem]) -> list[int | None]:
@@ -93,8 +99,11 @@ class Engine(Protocol):
     def length(self, seq: int) -> int:
         """Tokens of the sequence in cells (its positions are 0 .. length-1)."""
 
-    def logits(self) -> object:
-        """Next-token logits (float32, n_vocab) of the last item of the last step that drew; for tests and benches."""
+    def logits(self, item: int = -1) -> F32:
+        """A copy of the model's next-token logits (n_vocab), before any sampler, for that item of the last step.
+
+        ValueError unless the item drew.
+        """
 
     def drop(self, seq: int, start: int) -> None:
         """Remove the sequence's positions from ``start`` on."""

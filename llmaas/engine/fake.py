@@ -17,6 +17,7 @@ import random
 import re
 import secrets
 import threading
+from collections import Counter, deque
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
@@ -24,7 +25,7 @@ import numpy as np
 import numpy.typing as npt
 
 from llmaas.engine.base import Aborted, BatchItem, CellsFull
-from llmaas.errors import EngineFailed
+from llmaas.errors import BadRequest, EngineFailed
 from llmaas.records import F32, Geometry, KvSlab, Message, ModelInfo, Queries, Rope, Sampling
 
 BOS, EOS, IM_START, IM_END = 256, 257, 258, 259
@@ -82,8 +83,8 @@ class FakeEngine:
         self._cells: list[list[_Cell]] = [[] for _ in range(n_seqs)]
         self._sums: list[list[int]] = [[0] for _ in range(n_seqs)]  # S after 0, 1, 2 ... positions
         self._used = 0
-        self._samplers: dict[int, tuple[Sampling, random.Random]] = {}
-        self._sampled: int | None = None
+        self._samplers: dict[int, tuple[Sampling, random.Random, deque[int]]] = {}
+        self._drew: list[int | None] = []  # S of the last step's items
         self._aborted = threading.Event()
         self._closed = False
 
@@ -125,21 +126,26 @@ class FakeEngine:
         text = "".join(f"<|im_start|>{m.role}\n{m.content}<|im_end|>\n" for m in messages)
         return text + "<|im_start|>assistant\n" if answer else text
 
+    def check_sampling(self, sampling: Sampling) -> None:
+        if sampling.constrained:
+            raise BadRequest("this engine has no grammars")
+
     # -- sequences
 
-    def set_sampler(self, sampler: int, sampling: Sampling | None) -> None:
+    def set_sampler(self, sampler: int, sampling: Sampling | None, past: Sequence[int] = ()) -> None:
         self._enter()
         if sampler < 0:
             raise ValueError(f"samplers are numbered from 0, not {sampler}")
         self._samplers.pop(sampler, None)
         if sampling is not None:
+            self.check_sampling(sampling)
             seed = secrets.randbits(32) if sampling.seed is None else sampling.seed
-            self._samplers[sampler] = sampling, random.Random(seed)
+            self._samplers[sampler] = sampling, random.Random(seed), deque(past, sampling.penalty_last_n)
 
     def step(self, items: Sequence[BatchItem]) -> list[int | None]:
         self._enter()
         self._aborted.clear()
-        self._sampled = None
+        self._drew = []
         total = self._check(items)
         self._claim(total)
         seconds = self._step_time(total)
@@ -154,16 +160,24 @@ class FakeEngine:
             digest = _mix(sums[-1], token)
             cells.append(_Cell(digest))
             sums.append(_mix(sums[-1], digest))
+        self._drew.append(None if item.sampler is None else sums[-1])
         if item.sampler is None:
             return None
-        self._sampled = sums[-1]
         return self._draw(item.sampler, sums[-1])
 
     def _draw(self, sampler: int, total: int) -> int:
-        sampling, rng = self._samplers[sampler]
+        sampling, rng, past = self._samplers[sampler]
         if sampling.temperature > 0:
             total = _mix(total, rng.getrandbits(64))
-        return self._say(total)
+        token = self._say(total)
+        if sampling.penalises and token != IM_END:
+            logits = self._logits(total)
+            for known, count in Counter(past).items():
+                logits[known] /= sampling.repeat_penalty  # all of them are positive
+                logits[known] -= sampling.presence_penalty + count * sampling.frequency_penalty
+            token = max(_SAYS, key=logits.__getitem__)
+        past.append(token)
+        return token
 
     def _say(self, total: int) -> int:
         if _mix(total, 1) / 2.0**64 < self._end_rate:
@@ -174,14 +188,17 @@ class FakeEngine:
         self._enter(seq)
         return len(self._cells[seq])
 
-    def logits(self) -> npt.NDArray[np.float32]:
-        """All bits of S spread over the vocabulary, with the greedy token on top."""
+    def logits(self, item: int = -1) -> F32:
         self._enter()
-        if self._sampled is None:
-            raise ValueError("the last step sampled nothing")
-        noise = _words(np.array([self._sampled], np.uint64), N_VOCAB)[0]
-        logits: npt.NDArray[np.float32] = (noise / 2.0**64).astype(np.float32)
-        logits[self._say(self._sampled)] += 2.0
+        if not self._drew or (total := self._drew[item]) is None:
+            raise ValueError("that item of the last step drew nothing")
+        return self._logits(total)
+
+    def _logits(self, total: int) -> F32:
+        """All bits of S spread over the vocabulary, with the greedy token on top."""
+        noise = _words(np.array([total], np.uint64), N_VOCAB)[0]
+        logits: F32 = (noise / 2.0**64).astype(np.float32)
+        logits[self._say(total)] += 2.0
         return logits
 
     def drop(self, seq: int, start: int) -> None:

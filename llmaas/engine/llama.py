@@ -70,8 +70,8 @@ class LlamaEngine:
         self._n_vocab = self._text().n_vocab
         self._n_seqs = n_seqs
         self._lengths = [0] * n_seqs
-        self._samplers = Samplers()
-        self._sampled: int | None = None
+        self._samplers = Samplers(self._text().vocab, self._n_vocab)
+        self._drew: list[int | None] = []  # the rows of logits of the last step's items
         try:
             window = window_of(self._text().handle)
             params = context_params(n_cells, n_seqs + (2 if window else 1), n_threads, n_batch, n_ubatch)
@@ -129,11 +129,14 @@ class LlamaEngine:
     def render(self, messages: Sequence[Message], *, answer: bool) -> str:
         return self._text().render(messages, answer=answer)
 
+    def check_sampling(self, sampling: Sampling) -> None:
+        self._text().check_sampling(sampling)
+
     # -- sequences
 
-    def set_sampler(self, sampler: int, sampling: Sampling | None) -> None:
+    def set_sampler(self, sampler: int, sampling: Sampling | None, past: Sequence[int] = ()) -> None:
         self._enter()
-        self._samplers.set(sampler, sampling)
+        self._samplers.set(sampler, sampling, past)
 
     def step(self, items: Sequence[BatchItem]) -> list[int | None]:
         self._enter()
@@ -141,7 +144,7 @@ class LlamaEngine:
         last = self._batch.fill(items)
         self._abort.clear()
         self._queries.watch(items)
-        self._sampled = None
+        self._drew = []
         status = int(C.llama_decode(self._ctx, self._batch.struct))
         if status != 0:
             self._undo(items)
@@ -153,21 +156,20 @@ class LlamaEngine:
             self._cells.hold(item.seq, item.pos, self._lengths[item.seq])
             if item.sampler is None:
                 drawn.append(None)
-                continue
-            self._sampled = index
-            drawn.append(self._samplers.draw(item.sampler, self._ctx, index))
+            else:
+                drawn.append(self._samplers.draw(item.sampler, self._ctx, index))
+            self._drew.append(None if item.sampler is None else index)
         return drawn
 
     def length(self, seq: int) -> int:
         self._enter(seq)
         return self._lengths[seq]
 
-    def logits(self) -> npt.NDArray[np.float32]:
+    def logits(self, item: int = -1) -> F32:
         self._enter()
-        if self._sampled is None:
-            raise ValueError("the last step sampled nothing")
-        row = C.llama_get_logits_ith(self._ctx, self._sampled)
-        return np.ctypeslib.as_array(row, (self._n_vocab,)).copy()
+        if not self._drew or (index := self._drew[item]) is None:
+            raise ValueError("that item of the last step drew nothing")
+        return np.ctypeslib.as_array(C.llama_get_logits_ith(self._ctx, index), (self._n_vocab,)).copy()
 
     def drop(self, seq: int, start: int) -> None:
         self._enter(seq)

@@ -17,9 +17,10 @@ from typing import Any
 import numpy as np
 
 from llmaas.engine.llama_chat import ChatTemplate
+from llmaas.engine.llama_grammar import check_grammar
 from llmaas.engine.llama_lib import C, hear_errors, load_model, metadata
 from llmaas.errors import MachineError, ModelUnreadable
-from llmaas.records import Geometry, Message
+from llmaas.records import Geometry, Message, Sampling
 
 _HEAD_BYTES = 8 << 20
 _SAMPLES = 256
@@ -27,22 +28,24 @@ _SAMPLE_BYTES = 4096
 
 
 class LlamaModel:
-    """Weights and vocabulary. ``handle`` is the ``llama_model *``. Raises ModelUnreadable."""
+    """Weights and vocabulary. ``handle`` is the ``llama_model *``, ``vocab`` the ``llama_vocab *``. Raises
+    ModelUnreadable.
+    """
 
     def __init__(self, path: Path) -> None:
         self.path = path
         self.handle = load_model(path)
         weakref.finalize(self, C.llama_model_free, self.handle).atexit = False  # a context may still use it then
-        self._vocab = C.llama_model_get_vocab(self.handle)
-        self.n_vocab = int(C.llama_vocab_n_tokens(self._vocab))
-        self._bos = int(C.llama_vocab_bos(self._vocab))
-        self._wants_bos = bool(C.llama_vocab_get_add_bos(self._vocab)) and self._bos >= 0
+        self.vocab = C.llama_model_get_vocab(self.handle)
+        self.n_vocab = int(C.llama_vocab_n_tokens(self.vocab))
+        self._bos = int(C.llama_vocab_bos(self.vocab))
+        self._wants_bos = bool(C.llama_vocab_get_add_bos(self.vocab)) and self._bos >= 0
         self._pieces: dict[int, bytes] = {}
         template = C.llama_model_chat_template(self.handle, None)
         self._chat = ChatTemplate(
             template.decode("utf-8", "replace") if template else None,
             bos=self._token_text(self._bos),
-            eos=self._token_text(int(C.llama_vocab_eos(self._vocab))),
+            eos=self._token_text(int(C.llama_vocab_eos(self.vocab))),
         )
 
     # -- text
@@ -53,7 +56,7 @@ class LlamaModel:
         while True:
             found = np.empty(room, np.int32)
             pointer = found.ctypes.data_as(ctypes.POINTER(ctypes.c_int32))
-            n = int(C.llama_tokenize(self._vocab, data, len(data), pointer, room, False, special))
+            n = int(C.llama_tokenize(self.vocab, data, len(data), pointer, room, False, special))
             if n >= 0:
                 break
             room = -n
@@ -72,22 +75,25 @@ class LlamaModel:
 
     def _piece(self, token: int, room: int = 64) -> bytes:
         buffer = ctypes.create_string_buffer(room)
-        n = int(C.llama_token_to_piece(self._vocab, token, buffer, room, 0, False))
+        n = int(C.llama_token_to_piece(self.vocab, token, buffer, room, 0, False))
         return buffer.raw[:n] if n >= 0 else self._piece(token, -n)
 
     def is_end(self, token: int) -> bool:
         self._check_token(token)
-        return bool(C.llama_vocab_is_eog(self._vocab, token))
+        return bool(C.llama_vocab_is_eog(self.vocab, token))
 
     def render(self, messages: Sequence[Message], *, answer: bool) -> str:
         return self._chat.render(messages, answer=answer)
+
+    def check_sampling(self, sampling: Sampling) -> None:
+        check_grammar(self.vocab, sampling)
 
     def _check_token(self, token: int) -> None:
         if not 0 <= token < self.n_vocab:
             raise ValueError(f"token {token} is not in the vocabulary of {self.n_vocab}")
 
     def _token_text(self, token: int) -> str:
-        return str(C.llama_vocab_get_text(self._vocab, token).decode("utf-8", "replace")) if token >= 0 else ""
+        return str(C.llama_vocab_get_text(self.vocab, token).decode("utf-8", "replace")) if token >= 0 else ""
 
     # -- identity
 
@@ -142,7 +148,7 @@ class LlamaModel:
 
     def vocab_fingerprint(self) -> str:
         """A hash that names the tokenizer: its kind, its special tokens and the text of every token; 32 hex digits."""
-        vocab, text = self._vocab, C.llama_vocab_get_text
+        vocab, text = self.vocab, C.llama_vocab_get_text
         hasher = hashlib.blake2b(digest_size=16)
         kind = (C.llama_vocab_type(vocab), self._bos, self._wants_bos, C.llama_vocab_eos(vocab))
         hasher.update(repr(kind).encode())

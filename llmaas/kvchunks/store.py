@@ -146,6 +146,11 @@ class Store:
         """
         return self._tokens.truncate(ctx, n_tokens, now)
 
+    def rewrite(self, ctx: ContextId, spans: Sequence[Span], *, expect: int, now: float) -> None:
+        """Put ``spans`` in the place of all that the context has, in one durable transaction. ``expect``, raises: as
+        ``append``."""
+        self._tokens.append(ctx, spans, expect=expect, now=now, instead=True)
+
     def fork(self, src: ContextId, row: ContextRow) -> None:
         """Create ``row`` with a copy of ``src``'s spans. Raises UnknownContext, ContextExists."""
         self._tokens.fork(src, row)

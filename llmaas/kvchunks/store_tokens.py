@@ -40,14 +40,18 @@ class Tokens:
                 (new, old),
             )
 
-    def append(self, ctx: ContextId, spans: Sequence[Span], *, expect: int, now: float) -> int:
+    def append(self, ctx: ContextId, spans: Sequence[Span], *, expect: int, now: float, instead: bool = False) -> int:
+        """``instead``: the spans that are there go."""
         with self._index.write(durable=True) as txn:
             num, n_tokens = _find(txn.con, ctx)
             if n_tokens != expect:
                 raise StoreFailed(
-                    f"context {ctx} holds {n_tokens} tokens where {expect} were expected; nothing was appended",
+                    f"context {ctx} holds {n_tokens} tokens where {expect} were expected; nothing was changed",
                     hint="Two writers changed one context at once, which is a fault of llmaas; try again.",
                 )
+            if instead:
+                txn.con.execute("DELETE FROM spans WHERE context = ?", (num,))
+                n_tokens = 0
             n_tokens += sum(len(span.tokens) for span in spans)
             _insert_spans(txn.con, num, spans)
             txn.con.execute("UPDATE contexts SET n_tokens = ?, last_used = ? WHERE num = ?", (n_tokens, now, num))

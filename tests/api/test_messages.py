@@ -23,10 +23,12 @@ from llmaas.records import (
     ContextInfo,
     Done,
     FinishReason,
+    Logprobs,
     Message,
     Piece,
     Sampling,
     SwitchReport,
+    TokenLogprob,
     Turn,
 )
 
@@ -74,6 +76,13 @@ GENERATES = st.builds(
     min_p=st.floats(0, 1),
     seed=st.none() | st.integers(0, 2**32 - 1),
     stop=st.lists(TEXT.filter(bool), max_size=msg.MAX_STOPS).map(tuple),
+    repeat_penalty=st.floats(0, 10, exclude_min=True),
+    presence_penalty=st.floats(-10, 10),
+    frequency_penalty=st.floats(-10, 10),
+    penalty_last_n=st.integers(0, 4096),
+    grammar=st.none() | TEXT.filter(bool),
+    logprobs=st.none() | st.integers(0, 20),
+    on_full=st.sampled_from(["error", "shift"]),
     **TERMS,
 )
 BY_OPERATION: dict[type[msg.Request], st.SearchStrategy[msg.Request]] = {
@@ -107,9 +116,13 @@ def test_records_travel_unchanged(record: object) -> None:
     assert replies.result(type(record), reply["result"]) == record
 
 
-@given(TEXT, st.lists(st.integers(0, 2**31), max_size=4))
-def test_pieces_travel_unchanged(text: str, tokens: list[int]) -> None:
-    piece = Piece(text, tuple(tokens))
+TOP = st.lists(st.builds(TokenLogprob, COUNT, TEXT, NUMBER), max_size=3).map(tuple)
+LOGPROBS = st.lists(st.builds(Logprobs, COUNT, TEXT, NUMBER, TOP), max_size=3).map(tuple)
+
+
+@given(TEXT, st.lists(st.integers(0, 2**31), max_size=4), st.none() | LOGPROBS)
+def test_pieces_travel_unchanged(text: str, tokens: list[int], logprobs: tuple[Logprobs, ...] | None) -> None:
+    piece = Piece(text, tuple(tokens), logprobs)
     assert replies.piece(over_the_wire(replies.piece_frame(3, piece))) == piece
 
 
@@ -198,6 +211,13 @@ def test_a_message_that_quotes_too_much_is_cut() -> None:
         ({"op": "generate", "context": "c", "stop": "."}, "'stop' must be a list"),
         ({"op": "generate", "context": "c", "stop": [""]}, "stop"),
         ({"op": "generate", "context": "c", "stop": ["."] * 17}, "stop"),
+        ({"op": "generate", "context": "c", "repeat_penalty": 0.0}, "repeat_penalty"),
+        ({"op": "generate", "context": "c", "presence_penalty": 11}, "presence_penalty"),
+        ({"op": "generate", "context": "c", "frequency_penalty": float("nan")}, "frequency_penalty"),
+        ({"op": "generate", "context": "c", "penalty_last_n": -1}, "penalty_last_n"),
+        ({"op": "generate", "context": "c", "logprobs": 21}, "logprobs"),
+        ({"op": "generate", "context": "c", "on_full": "cry"}, "on_full"),
+        ({"op": "generate", "context": "c", "grammar": "x", "json_schema": "{}"}, "not both"),
         ({"op": "truncate", "context": "c"}, "n_tokens or n_messages"),
         ({"op": "truncate", "context": "c", "n_tokens": 1, "n_messages": 1}, "n_tokens or n_messages"),
         ({"op": "truncate", "context": "c", "n_tokens": -1}, "n_tokens"),

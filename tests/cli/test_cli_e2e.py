@@ -117,7 +117,20 @@ def test_the_doctor_finds_a_running_daemon_well(llmaas: Run, at: dict[str, str],
     assert texts["budgets"].startswith("pool 256.0 MiB (configured); disk ")
 
 
+def test_an_answer_keeps_to_a_schema_and_bad_ones_are_told(llmaas: Run, at: dict[str, str], tmp_path: Path) -> None:
+    schema, broken = tmp_path / "schema.json", tmp_path / "broken.gbnf"
+    schema.write_text('{"type": "object", "properties": {"n": {"type": "integer"}}, "required": ["n"]}')
+    broken.write_text('root ::= "a" |\n  nothing')
+    done = llmaas("chat", "shape", "--once", "A number, please.", "--json-schema", str(schema), **at)
+    assert type(json.loads(done.stdout)["n"]) is int
+    bad = llmaas("chat", "shape", "--once", "x", "--grammar", str(broken), **at)
+    assert (bad.returncode, "line 2: there is no rule 'nothing'" in bad.stderr) == (2, True)
+    assert llmaas("stats", **at).returncode == 0
+
+
 def test_bad_requests_are_told_without_harm(llmaas: Run, at: dict[str, str]) -> None:
+    missing = llmaas("chat", "--once", "x", "--grammar", "/nowhere.gbnf", **at)
+    assert missing.returncode == 2 and "/nowhere.gbnf" in missing.stderr
     hot = llmaas("chat", "--once", "x", "--temperature", "99", **at)
     assert (hot.returncode, "temperature must be in [0, 10]" in hot.stderr) == (2, True)
     app = llmaas("ctx", "ls", "--app", "no spaces", **at)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import random
 import threading
 import time
@@ -13,6 +14,7 @@ import numpy.typing as npt
 import pytest
 
 from llmaas.engine.base import Aborted, BatchItem, CellsFull, Engine
+from llmaas.engine.logprobs import logprobs
 from llmaas.errors import EngineFailed, ModelUnreadable
 from llmaas.records import CHUNK_TOKENS, KvSlab, Message, Sampling
 
@@ -187,7 +189,7 @@ def test_the_greedy_token_is_the_highest_logit(engine: Engine) -> None:
 
 def test_logits_belong_to_a_step_that_sampled(engine: Engine) -> None:
     feed(engine, 0, text_tokens(engine, 4))
-    with pytest.raises(ValueError, match="sampled nothing"):
+    with pytest.raises(ValueError, match="drew nothing"):
         engine.logits()
 
 
@@ -587,6 +589,56 @@ def test_an_answer_that_goes_on_in_another_sequence_keeps_its_sampler(engine: En
     feed(engine, 3, text[:5])  # whatever else happens meanwhile
     assert begun + generate(engine, 2, begun[-1], 8, sampler=90) == whole
     engine.set_sampler(90, None)
+
+
+def test_neighbours_in_the_batch_do_not_change_a_seeded_answer(engine: Engine) -> None:
+    hot, text = Sampling(temperature=0.7, seed=7, repeat_penalty=1.2), text_tokens(engine, 13)
+    alone = answer(engine, hot, 8)
+    engine.set_sampler(0, hot)
+    engine.set_sampler(1, Sampling(temperature=1.0, seed=1))
+    feed(engine, 0, text[:12])
+    feed(engine, 1, text_tokens(engine, 9, skip=40))
+    said, last, other = [], text[-1], text[0]
+    for _ in range(8):
+        items = [BatchItem(1, engine.length(1), [other], 1), BatchItem(0, engine.length(0), [last], 0)]
+        drawn = engine.step(items)
+        assert drawn[0] is not None and drawn[1] is not None
+        other, last = drawn[0], drawn[1]
+        said.append(last)
+    assert said == alone
+
+
+@pytest.mark.parametrize("penalty", ["repeat_penalty", "presence_penalty", "frequency_penalty"])
+def test_penalties_change_a_greedy_answer_and_repeat(engine: Engine, penalty: str) -> None:
+    strong = Sampling(**{penalty: 8.0, "penalty_last_n": 200})
+    said = answer(engine, strong, 24)
+    assert answer(engine, strong, 24) == said != answer(engine, Sampling(), 24)
+    assert answer(engine, Sampling(**{penalty: 8.0, "penalty_last_n": 0}), 24) == answer(engine, Sampling(), 24)
+
+
+def test_penalties_look_at_the_tokens_before_the_answer(engine: Engine) -> None:
+    (free,) = answer(engine, Sampling(), 1)
+    strong = Sampling(presence_penalty=10.0, repeat_penalty=10.0)
+    engine.set_sampler(0, strong, [free])
+    feed(engine, 0, text_tokens(engine, 12))
+    assert generate(engine, 0, text_tokens(engine, 13)[-1], 1) != [free]
+
+
+def test_logprobs_are_of_each_item_and_sum_to_one(engine: Engine) -> None:
+    engine.set_sampler(0, Sampling())
+    engine.set_sampler(1, Sampling())
+    texts = text_tokens(engine, 9), text_tokens(engine, 7, skip=20), text_tokens(engine, 3)
+    drawn = engine.step([BatchItem(0, 0, texts[0], 0), BatchItem(2, 0, texts[2]), BatchItem(1, 0, texts[1], 1)])
+    for item in (0, 2):
+        token = drawn[item]
+        assert token is not None
+        told = logprobs(engine.logits(item), token, engine.info.n_vocab, engine.piece)
+        assert sum(math.exp(each.logprob) for each in told.top) == pytest.approx(1.0, abs=1e-6)
+        assert told.top[0].token == told.token == token and told.top[0].logprob == told.logprob < 0
+        assert logprobs(engine.logits(item), token, 3, engine.piece).top == told.top[:3]
+        assert logprobs(engine.logits(item), token, 0, engine.piece).top == ()
+    with pytest.raises(ValueError, match="drew nothing"):
+        engine.logits(1)
 
 
 def test_a_freed_sampler_draws_no_more(engine: Engine) -> None:

@@ -225,6 +225,22 @@ def test_a_lost_update_is_refused(root: Path) -> None:
         assert list(store.tokens(ContextId("a"))) == [1, 2]
 
 
+def test_a_conversation_is_rewritten_as_a_whole_or_not_at_all(root: Path) -> None:
+    new = [glue(7), Span((8, 9), "user", "again")]
+    with Store(root) as store:
+        store.create_context(row("a"), [glue(1, 2)])
+        store.create_context(row("b"), [glue(3)])
+        with pytest.raises(StoreFailed, match="holds 2 tokens where 1 were expected"):
+            store.rewrite(ContextId("a"), new, expect=1, now=0.0)
+        with pytest.raises(OverflowError):
+            store.rewrite(ContextId("a"), [glue(7), glue(1 << 40)], expect=2, now=0.0)
+        assert store.spans(ContextId("a")) == [glue(1, 2)]
+        store.rewrite(ContextId("a"), new, expect=2, now=5.0)
+    with Store(root) as store:
+        assert store.spans(ContextId("a")) == new and store.spans(ContextId("b")) == [glue(3)]
+        assert store.contexts()[0] == replace(row("a"), n_tokens=3, last_used=5.0)
+
+
 def test_a_name_is_taken_once_per_app(root: Path) -> None:
     with Store(root) as store:
         store.create_context(row("a", "todo"))

@@ -60,7 +60,11 @@ class Worker:
         os.write(1, (json.dumps({"worker": self.number} | what) + "\n").encode())  # under PIPE_BUF: one piece
 
     def run(self) -> None:
-        calls = [self.append] * 4 + [self.put] * 3 + [self.create, self.fork, self.truncate, self.delete, self.discard]
+        calls = (
+            [self.append] * 4
+            + [self.put] * 3
+            + [self.create, self.fork, self.truncate, self.rewrite, self.delete, self.discard]
+        )
         while True:
             self.rng.choice(calls)()
 
@@ -92,6 +96,17 @@ class Worker:
             spans = [Span(tuple(tokens[:3])), Span(tuple(tokens[3:]), "user", "x" * len(tokens))]
             self.lengths[ctx] = self.store.append(ctx, spans, expect=self.lengths[ctx], now=1.0)
             self.say(done=True)
+
+    def rewrite(self) -> None:
+        if self.lengths:
+            ctx = self.some()
+            tokens = [self.rng.randrange(1 << 31) for _ in range(self.rng.randrange(1, 40))]
+            self.say(do="rewrite", ctx=ctx, tokens=tokens)
+            self.store.rewrite(
+                ctx, [Span(tuple(tokens[:9])), Span(tuple(tokens[9:]))], expect=self.lengths[ctx], now=1.0
+            )
+            self.say(done=True)
+            self.lengths[ctx] = len(tokens)
 
     def truncate(self) -> None:
         if self.lengths:
@@ -153,6 +168,8 @@ class Model:
             after.contexts[ctx] = self.contexts[op["src"]] if op["src"] else []
         elif op["do"] == "append":
             after.contexts[ctx] = self.contexts[ctx] + op["tokens"]
+        elif op["do"] == "rewrite":
+            after.contexts[ctx] = op["tokens"]
         elif op["do"] == "truncate":
             after.contexts[ctx] = self.contexts[ctx][: op["to"]]
         elif op["do"] == "delete":

@@ -1,0 +1,70 @@
+"""F9. Flags for how an answer is drawn, and the sampling that they make.
+
+Law: a flag that is not given leaves the default of ``records.Sampling``; that class says what values are allowed.
+"""
+
+from __future__ import annotations
+
+import argparse
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from llmaas.errors import BadRequest
+
+if TYPE_CHECKING:
+    from llmaas.records import Sampling
+
+_HINT = "'llmaas chat --help' tells what each option means."
+_NUMBERS: dict[str, tuple[type, str, str]] = {
+    "temperature": (float, "T", "0 (the default) is greedy"),
+    "top_k": (int, "K", "keep the K likeliest tokens; 0 keeps all"),
+    "top_p": (float, "P", "keep the likeliest tokens of total probability P"),
+    "min_p": (float, "P", "keep tokens at least P times as likely as the likeliest"),
+    "seed": (int, "N", "makes sampling repeatable"),
+    "repeat_penalty": (float, "X", "divide the logits of recent tokens by X; 1 is off"),
+    "presence_penalty": (float, "X", "take X from the logits of recent tokens"),
+    "frequency_penalty": (float, "X", "take X from the logits of recent tokens for each time they occurred"),
+    "penalty_last_n": (int, "N", "tokens that count as recent (default: 64)"),
+}
+_FILES = {
+    "grammar": "the answer keeps to this grammar, in llama.cpp's GBNF, with a rule 'root'",
+    "json_schema": "the answer is JSON that keeps to this schema",
+}
+
+
+def add_generation(parser: argparse.ArgumentParser) -> None:
+    """The flags of ``sampling``, ``--stop`` and ``--on-full``."""
+    group = parser.add_argument_group("the answer", "how it is drawn and where it ends")
+    for name, (kind, metavar, text) in _NUMBERS.items():
+        group.add_argument(_flag(name), type=kind, metavar=metavar, help=text)
+    for name, text in _FILES.items():
+        group.add_argument(_flag(name), type=Path, metavar="FILE", help=text)
+    group.add_argument(
+        "--on-full", choices=("error", "shift"), default="error", help="shift: forget the oldest messages when full"
+    )
+    group.add_argument(
+        "--stop", metavar="TEXT", action="append", default=[], help="end the answer before TEXT; may be given often"
+    )
+
+
+def sampling(args: argparse.Namespace) -> Sampling:
+    """Raises BadRequest for values that are out of range, and files that cannot be read."""
+    from llmaas.records import Sampling
+
+    given = {name: getattr(args, name) for name in _NUMBERS}
+    given |= {name: _read(getattr(args, name)) for name in _FILES}
+    try:
+        return Sampling(**{name: value for name, value in given.items() if value is not None})
+    except ValueError as error:
+        raise BadRequest(str(error), hint=_HINT) from None
+
+
+def _flag(name: str) -> str:
+    return f"--{name.replace('_', '-')}"
+
+
+def _read(path: Path | None) -> str | None:
+    try:
+        return None if path is None else path.read_text(encoding="utf-8")
+    except (OSError, UnicodeDecodeError) as error:
+        raise BadRequest(f"cannot read {path}: {error}", hint=_HINT) from None
