@@ -1,0 +1,171 @@
+"""F3. How many threads the next steps of the engine should use, by how long the last ones took.
+
+Law: it hears durations and nothing else, so what it decides does not depend on why a step was slow. Two rules. It falls
+back at once: a cumulative sum of slowness (CUSUM, Page 1954) that runs over leads to a few steps with fewer threads,
+and whichever count was faster stays. It looks around at little cost: now and then a few steps run with more or fewer
+threads, and what these lose bounds how soon the next look may come (a share of 2 % upward, 0.2 % downward).
+
+Why it is needed: llama.cpp's threads meet some 900 times a token and spin while they wait, so one that shares its core
+with another process holds up all others: two threads are then many times slower than one.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Hashable
+
+_SLACK = 0.3
+"""Slowness that is not counted: steps differ by so much on a quiet machine."""
+_ALARM = 4.0
+"""Sum of what steps took beyond that, in steps, that is an alarm; doubled by each false one."""
+_LARGEST_ALARM = 64.0
+_LOOK_STEPS = 3
+_HOPELESS = 1.5
+"""A look ends with a step that takes so many times what it should beat."""
+_BETTER = 0.95
+"""Share of the time that another number of threads must need to be kept."""
+_MAY_LOSE_UP, _MAY_LOSE_DOWN = 0.02, 0.002
+"""Share of all time that looks may lose. Down is rarely worth a look: what makes it so raises an alarm."""
+_CREDIT_S = 0.05
+"""What looks down may lose beyond that: a daemon that starts on a busy machine knows no quiet pace to be alarmed by."""
+_SOONEST_S = 0.25
+"""Seconds of computing between two looks."""
+_FASTER, _SLOWER = 0.2, 0.02
+"""How much of a step's difference is learned. Slowly where it is slower, or a busy machine would become the measure."""
+
+
+class ThreadCount:
+    """``threads`` is how many the next step should use, 1 .. ``most``. One for decoding, one for prefill."""
+
+    def __init__(self, most: int) -> None:
+        self.most = self.threads = most
+        self.changes = 0
+        """How often another number was found better."""
+        self._pace: dict[Hashable, float] = {}
+        """Seconds of a step of each kind, with as many threads as are used now."""
+        self._sum = 0.0
+        self._slow: list[float] = []
+        """Steps since the sum was last zero, as multiples of their pace."""
+        self._alarm = _ALARM
+        self._look: _Look | None = None
+        self._stride = 1
+        """How far the next look goes in the direction of the last one that found something; negative: down."""
+        self._time = 0.0
+        """Seconds of computing heard of."""
+        self._next_up = self._next_down = _SOONEST_S
+        self._lost_down = 0.0
+
+    def heard(self, kind: Hashable, seconds: float) -> int:
+        """The number of threads for the next step; the last one was of ``kind`` and took ``seconds`` with ``threads``.
+
+        Steps of one kind take about as long on a quiet machine: as many tokens that look back about as far.
+        """
+        self._time += seconds
+        pace = self._pace.get(kind)
+        if self.most == 1 or seconds <= 0.0:
+            return self.threads
+        if self._look is not None:
+            self._judge(self._look, kind, seconds, pace)
+        elif pace is None:
+            self._pace[kind] = seconds
+        else:
+            self._weigh(kind, seconds, pace)
+        return self.threads
+
+    # -- steps with the number of threads that is in use
+
+    def _weigh(self, kind: Hashable, seconds: float, pace: float) -> None:
+        slowness = seconds / pace
+        self._pace[kind] = pace + (_FASTER if slowness < 1.0 else _SLOWER) * (seconds - pace)
+        self._sum += slowness - 1.0 - _SLACK
+        if self._sum <= 0.0:
+            self._sum = 0.0
+            self._slow.clear()
+            self._look_around(pace)
+            return
+        self._slow.append(slowness)
+        if self._sum >= self._alarm:
+            self._begin(-1, to_beat=sum(self._slow) / len(self._slow), alarmed=True)
+
+    def _look_around(self, pace: float) -> None:
+        if self._time >= self._next_up and self.threads < self.most:
+            self._begin(1, to_beat=1.0)
+        elif self._time >= self._next_down and self.threads > 1 and self._affords(pace):
+            self._begin(-1, to_beat=1.0)
+
+    def _affords(self, pace: float) -> bool:
+        """Whether a look down may be lost: each step takes longer in proportion, if all threads have a core."""
+        there = self._goal(-1)
+        loss = _LOOK_STEPS * pace * (self.threads / there - 1.0)
+        return self._lost_down + loss <= _CREDIT_S + _MAY_LOSE_DOWN * self._time
+
+    def _goal(self, way: int) -> int:
+        """Where the next look in a direction goes."""
+        stride = self._stride if self._stride * way > 0 else way
+        return min(self.most, max(1, self.threads + stride))
+
+    def _begin(self, way: int, *, to_beat: float, alarmed: bool = False) -> None:
+        if self.threads + way < 1:  # an alarm with one thread: the machine is slower than it was
+            self._end_alarm(to_beat)
+            return
+        there = self._goal(way)
+        self._look = _Look(self.threads, there, to_beat, alarmed)
+        self.threads = there
+
+    # -- steps of a look
+
+    def _judge(self, look: _Look, kind: Hashable, seconds: float, pace: float | None) -> None:
+        if pace is None:  # nothing to compare with
+            self._back(look)
+            return
+        look.took.append(seconds / pace)
+        mean = sum(look.took) / len(look.took)
+        if look.took[-1] > _HOPELESS * look.to_beat or (
+            len(look.took) == _LOOK_STEPS and mean > _BETTER * look.to_beat
+        ):
+            self._put_off(look, pace)
+            self._back(look)
+        elif len(look.took) == _LOOK_STEPS:
+            self._stay(look, kind, pace * mean, pace)
+
+    def _stay(self, look: _Look, kind: Hashable, seconds: float, pace: float) -> None:
+        """What was looked at is better."""
+        lost = sum(each - 1.0 for each in self._slow) * pace  # by not having fallen back before, or not far enough
+        self._next_up = self._time + max(_SOONEST_S, lost / _MAY_LOSE_UP)
+        self._next_down = self._time + _SOONEST_S
+        self._stride = 2 * (look.there - look.here)
+        self._pace = {kind: seconds}
+        self._look, self._sum, self._alarm = None, 0.0, _ALARM
+        self._slow.clear()
+        self.changes += 1
+
+    def _back(self, look: _Look) -> None:
+        self.threads, self._look, self._stride = look.here, None, 1
+        if look.alarmed:
+            self._end_alarm(look.to_beat)
+
+    def _end_alarm(self, slowness: float) -> None:
+        """The steps are slower, and fewer threads do not help: that is the pace now."""
+        for kind in self._pace:
+            self._pace[kind] *= slowness
+        self._alarm = min(2 * self._alarm, _LARGEST_ALARM)
+        self._sum = 0.0
+        self._slow.clear()
+
+    def _put_off(self, look: _Look, pace: float) -> None:
+        """The next look in this direction comes when this one's loss is small beside all that was computed."""
+        lost = max(0.0, sum(each - look.to_beat for each in look.took)) * pace
+        if look.there > look.here:
+            self._next_up = self._time + max(_SOONEST_S, lost / _MAY_LOSE_UP)
+        else:
+            self._next_down = self._time + _SOONEST_S
+            self._lost_down += 0.0 if look.alarmed else lost
+
+
+class _Look:
+    """A few steps with ``there`` threads instead of ``here``; ``took``: each in multiples of its pace with ``here``."""
+
+    __slots__ = ("alarmed", "here", "there", "to_beat", "took")
+
+    def __init__(self, here: int, there: int, to_beat: float, alarmed: bool) -> None:
+        self.here, self.there, self.to_beat, self.alarmed = here, there, to_beat, alarmed
+        self.took: list[float] = []
