@@ -3,7 +3,7 @@
 Law: it hears durations and nothing else, so what it decides does not depend on why a step was slow. Two rules. It falls
 back at once: a cumulative sum of slowness (CUSUM, Page 1954) that runs over leads to a few steps with fewer threads,
 and whichever count was faster stays. It looks around at little cost: now and then a few steps run with more or fewer
-threads, and what these lose bounds how soon the next look may come (a share of 2 % upward, 0.2 % downward).
+threads, and what these lose is paid out of a budget that grows with time (by 2 % of it upward, 0.2 % downward).
 
 Why it is needed: llama.cpp's threads meet some 900 times a token and spin while they wait, so one that shares its core
 with another process holds up all others: two threads are then many times slower than one.
@@ -25,8 +25,8 @@ _BETTER = 0.95
 """Share of the time that another number of threads must need to be kept."""
 _MAY_LOSE_UP, _MAY_LOSE_DOWN = 0.02, 0.002
 """Share of all time that looks may lose. Down is rarely worth a look: what makes it so raises an alarm."""
-_CREDIT_S = 0.05
-"""What looks down may lose beyond that: a daemon that starts on a busy machine knows no quiet pace to be alarmed by."""
+_SAVED_UP_S, _SAVED_DOWN_S = 0.1, 0.05
+"""What a budget holds at most, and at first: a daemon that starts on a busy machine knows no pace to be alarmed by."""
 _SOONEST_S = 0.25
 """Seconds of computing between two looks."""
 _FASTER, _SLOWER = 0.2, 0.02
@@ -51,8 +51,8 @@ class ThreadCount:
         """How far the next look goes in the direction of the last one that found something; negative: down."""
         self._time = 0.0
         """Seconds of computing heard of."""
-        self._next_up = self._next_down = _SOONEST_S
-        self._lost_down = 0.0
+        self._next_look = _SOONEST_S
+        self._up, self._down = _Budget(_MAY_LOSE_UP, _SAVED_UP_S), _Budget(_MAY_LOSE_DOWN, _SAVED_DOWN_S)
 
     def heard(self, kind: Hashable, seconds: float) -> int:
         """The number of threads for the next step; the last one was of ``kind`` and took ``seconds`` with ``threads``.
@@ -60,6 +60,8 @@ class ThreadCount:
         Steps of one kind take about as long on a quiet machine: as many tokens that look back about as far.
         """
         self._time += seconds
+        self._up.earn(seconds)
+        self._down.earn(seconds)
         pace = self._pace.get(kind)
         if self.most == 1 or seconds <= 0.0:
             return self.threads
@@ -87,16 +89,16 @@ class ThreadCount:
             self._begin(-1, to_beat=sum(self._slow) / len(self._slow), alarmed=True)
 
     def _look_around(self, pace: float) -> None:
-        if self._time >= self._next_up and self.threads < self.most:
+        if self._time < self._next_look:
+            return
+        if self.threads < self.most and self._up.left > 0.0:
             self._begin(1, to_beat=1.0)
-        elif self._time >= self._next_down and self.threads > 1 and self._affords(pace):
+        elif self.threads > 1 and self._down.left >= self._price_down(pace):
             self._begin(-1, to_beat=1.0)
 
-    def _affords(self, pace: float) -> bool:
-        """Whether a look down may be lost: each step takes longer in proportion, if all threads have a core."""
-        there = self._goal(-1)
-        loss = _LOOK_STEPS * pace * (self.threads / there - 1.0)
-        return self._lost_down + loss <= _CREDIT_S + _MAY_LOSE_DOWN * self._time
+    def _price_down(self, pace: float) -> float:
+        """Seconds that a look down loses where all threads have a core. (What one up loses, nobody knows before.)"""
+        return _LOOK_STEPS * pace * (self.threads / self._goal(-1) - 1.0)
 
     def _goal(self, way: int) -> int:
         """Where the next look in a direction goes."""
@@ -122,16 +124,17 @@ class ThreadCount:
         if look.took[-1] > _HOPELESS * look.to_beat or (
             len(look.took) == _LOOK_STEPS and mean > _BETTER * look.to_beat
         ):
-            self._put_off(look, pace)
+            lost = max(0.0, sum(each - look.to_beat for each in look.took)) * pace
+            if not look.alarmed:
+                (self._up if look.there > look.here else self._down).left -= lost
             self._back(look)
         elif len(look.took) == _LOOK_STEPS:
             self._stay(look, kind, pace * mean, pace)
 
     def _stay(self, look: _Look, kind: Hashable, seconds: float, pace: float) -> None:
         """What was looked at is better."""
-        lost = sum(each - 1.0 for each in self._slow) * pace  # by not having fallen back before, or not far enough
-        self._next_up = self._time + max(_SOONEST_S, lost / _MAY_LOSE_UP)
-        self._next_down = self._time + _SOONEST_S
+        self._up.left -= sum(each - 1.0 for each in self._slow) * pace  # by having too many, or having them too long
+        self._next_look = self._time + _SOONEST_S
         self._stride = 2 * (look.there - look.here)
         self._pace = {kind: seconds}
         self._look, self._sum, self._alarm = None, 0.0, _ALARM
@@ -140,6 +143,7 @@ class ThreadCount:
 
     def _back(self, look: _Look) -> None:
         self.threads, self._look, self._stride = look.here, None, 1
+        self._next_look = self._time + _SOONEST_S
         if look.alarmed:
             self._end_alarm(look.to_beat)
 
@@ -151,14 +155,17 @@ class ThreadCount:
         self._sum = 0.0
         self._slow.clear()
 
-    def _put_off(self, look: _Look, pace: float) -> None:
-        """The next look in this direction comes when this one's loss is small beside all that was computed."""
-        lost = max(0.0, sum(each - look.to_beat for each in look.took)) * pace
-        if look.there > look.here:
-            self._next_up = self._time + max(_SOONEST_S, lost / _MAY_LOSE_UP)
-        else:
-            self._next_down = self._time + _SOONEST_S
-            self._lost_down += 0.0 if look.alarmed else lost
+
+class _Budget:
+    """Seconds that may be lost: a share of all time, saved up to ``most``. Debts are paid before the next look."""
+
+    __slots__ = ("left", "most", "share")
+
+    def __init__(self, share: float, most: float) -> None:
+        self.share, self.most, self.left = share, most, most
+
+    def earn(self, seconds: float) -> None:
+        self.left = min(self.most, self.left + self.share * seconds)
 
 
 class _Look:

@@ -1,4 +1,4 @@
-"""How many threads the engine gets, on made-up machines: it gives way, comes back, and costs a quiet machine nothing."""
+"""How many threads the engine gets, on made-up machines: it gives way, comes back, and costs a quiet one nothing."""
 
 from __future__ import annotations
 
@@ -117,3 +117,15 @@ def test_what_looking_around_may_lose_is_bounded(cores: int, seed: int) -> None:
         took = machine.step()
         lost += max(0.0, took * (1.0 - pace(cores) / pace(threads)))
     assert lost <= 0.05 + 0.0025 * 60.0
+
+
+def test_a_short_disturbance_is_forgotten_in_a_second() -> None:
+    """The daemon's own swap-out is such: the first slow steps are paid out of what the budget has saved up."""
+    count, now, fewer = ThreadCount(2), 0.0, 0.0
+    while now < 10.0:
+        seconds = pace(count.threads) * (2.5 if count.threads == 2 and 5.0 <= now < 5.2 else 1.0)
+        fewer += seconds * (count.threads == 1 and now > 5.0)
+        now += seconds
+        count.heard("decode", seconds)
+    assert 0.1 < fewer < 1.0
+    assert count.threads == 2
