@@ -43,8 +43,8 @@ class ThreadCount:
         self._pace: dict[Hashable, float] = {}
         """Seconds of a step of each kind, with as many threads as are used now."""
         self._sum = 0.0
-        self._slow: list[float] = []
-        """Steps since the sum was last zero, as multiples of their pace."""
+        self._slow, self._n_slow = 0.0, 0
+        """Steps since the sum was last zero: what they took together, in multiples of their pace, and how many."""
         self._alarm = _ALARM
         self._look: _Look | None = None
         self._stride = 1
@@ -80,13 +80,16 @@ class ThreadCount:
         self._pace[kind] = pace + (_FASTER if slowness < 1.0 else _SLOWER) * (seconds - pace)
         self._sum += slowness - 1.0 - _SLACK
         if self._sum <= 0.0:
-            self._sum = 0.0
-            self._slow.clear()
+            self._calm()
             self._look_around(pace)
             return
-        self._slow.append(slowness)
+        self._slow += slowness
+        self._n_slow += 1
         if self._sum >= self._alarm:
-            self._begin(-1, to_beat=sum(self._slow) / len(self._slow), alarmed=True)
+            self._begin(-1, to_beat=self._slow / self._n_slow, alarmed=True)
+
+    def _calm(self) -> None:
+        self._sum, self._slow, self._n_slow = 0.0, 0.0, 0
 
     def _look_around(self, pace: float) -> None:
         if self._time < self._next_look:
@@ -133,12 +136,12 @@ class ThreadCount:
 
     def _stay(self, look: _Look, kind: Hashable, seconds: float, pace: float) -> None:
         """What was looked at is better."""
-        self._up.left -= sum(each - 1.0 for each in self._slow) * pace  # by having too many, or having them too long
+        self._up.left -= (self._slow - self._n_slow) * pace  # by having too many, or having them too long
         self._next_look = self._time + _SOONEST_S
         self._stride = 2 * (look.there - look.here)
         self._pace = {kind: seconds}
-        self._look, self._sum, self._alarm = None, 0.0, _ALARM
-        self._slow.clear()
+        self._look, self._alarm = None, _ALARM
+        self._calm()
         self.changes += 1
 
     def _back(self, look: _Look) -> None:
@@ -152,8 +155,7 @@ class ThreadCount:
         for kind in self._pace:
             self._pace[kind] *= slowness
         self._alarm = min(2 * self._alarm, _LARGEST_ALARM)
-        self._sum = 0.0
-        self._slow.clear()
+        self._calm()
 
 
 class _Budget:
