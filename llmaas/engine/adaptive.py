@@ -20,7 +20,7 @@ class AdaptiveThreads:
 
     def __init__(self, engine: Engine, most: int, now: Callable[[], float]) -> None:
         self._engine, self._now = engine, now
-        self.decode, self.prefill = ThreadCount(most), ThreadCount(most)
+        self.decode, self.prefill = ThreadCount(most, curious=True), ThreadCount(most)
         self._set = most
 
     def step(self, items: Sequence[BatchItem]) -> list[int | None]:

@@ -26,7 +26,7 @@ _BETTER = 0.95
 _MAY_LOSE_UP, _MAY_LOSE_DOWN = 0.02, 0.002
 """Share of all time that looks may lose. Down is rarely worth a look: what makes it so raises an alarm."""
 _SAVED_UP_S, _SAVED_DOWN_S = 0.1, 0.05
-"""What a budget holds at most, and at first: a daemon that starts on a busy machine knows no pace to be alarmed by."""
+"""What a budget holds at most, and at first."""
 _SOONEST_S = 0.25
 """Seconds of computing between two looks."""
 _FASTER, _SLOWER = 0.2, 0.02
@@ -34,9 +34,13 @@ _FASTER, _SLOWER = 0.2, 0.02
 
 
 class ThreadCount:
-    """``threads`` is how many the next step should use, 1 .. ``most``. One for decoding, one for prefill."""
+    """``threads`` is how many the next step should use, 1 .. ``most``. One for decoding, one for prefill.
 
-    def __init__(self, most: int) -> None:
+    With ``curious`` the first look down may cost what it will, a step or three: a daemon that starts on a busy machine
+    has no quiet pace to be alarmed by.
+    """
+
+    def __init__(self, most: int, *, curious: bool = False) -> None:
         self.most = self.threads = most
         self.changes = 0
         """How often another number was found better."""
@@ -51,6 +55,7 @@ class ThreadCount:
         """How far the next look goes in the direction of the last one that found something; negative: down."""
         self._time = 0.0
         """Seconds of computing heard of."""
+        self._curious = curious
         self._next_look = _SOONEST_S
         self._up, self._down = _Budget(_MAY_LOSE_UP, _SAVED_UP_S), _Budget(_MAY_LOSE_DOWN, _SAVED_DOWN_S)
 
@@ -96,7 +101,8 @@ class ThreadCount:
             return
         if self.threads < self.most and self._up.left > 0.0:
             self._begin(1, to_beat=1.0)
-        elif self.threads > 1 and self._down.left >= self._price_down(pace):
+        elif self.threads > 1 and (self._curious or self._down.left >= self._price_down(pace)):
+            self._curious = False
             self._begin(-1, to_beat=1.0)
 
     def _price_down(self, pace: float) -> float:

@@ -20,7 +20,7 @@ class Machine:
     """Cores, and processes that take some of them from second to second, as ``busy`` says."""
 
     def __init__(self, cores: int, busy: Callable[[float], int], noise: float = 0.03) -> None:
-        self.count, self.cores, self.busy, self.noise = ThreadCount(cores), cores, busy, noise
+        self.count, self.cores, self.busy, self.noise = ThreadCount(cores, curious=True), cores, busy, noise
         self.random = random.Random(1)
         self.now = 0.0
 
@@ -75,6 +75,15 @@ def test_a_daemon_that_starts_on_a_busy_machine_finds_out() -> None:
     machine = Machine(2, lambda t: 1)
     machine.speed(3.0)
     assert machine.speed(30.0) > 0.95 / pace(1)
+
+
+def test_however_slow_it_is_there() -> None:
+    """Steady steps of a second raise no alarm, and a look that loses as much could not be paid for in minutes."""
+    count, steps = ThreadCount(2, curious=True), 0
+    while count.threads == 2 or steps < 10:
+        count.heard("decode", 1.0 if count.threads == 2 else 0.02)
+        steps += 1
+    assert steps == 10 and count.changes == 1
 
 
 def test_steps_that_are_slower_for_another_reason_keep_their_threads() -> None:
