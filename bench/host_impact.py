@@ -91,7 +91,7 @@ def look(case: Case, client: Client, neighbour: Neighbour, seconds: float) -> Se
 
 
 def measure(options: Options) -> Result:
-    seconds, rounds = (2.0, 2) if options.quick else (5.0, 7)
+    seconds, rounds = (3.0, 2) if options.quick else (5.0, 7)
     seen: dict[str, list[Seen]] = {case.name: [] for case in CASES}
     with ExitStack() as stack:
         neighbour = Neighbour(len(os.sched_getaffinity(0)))
