@@ -1,7 +1,8 @@
 """Plots of the benches' JSON lines: ``python bench/plots.py results.jsonl --to plots/``.
 
 Of each bench the last line in the files is drawn: switch.png (time against context length), overhead.png (speed of
-each way) and policies.png (what is read from DISK). Needs matplotlib (``pip install llmaas[demo]``).
+each way), policies.png (what is read from DISK) and host_impact.png (what another process loses). Needs matplotlib
+(``pip install llmaas[demo]``).
 """
 
 from __future__ import annotations
@@ -71,10 +72,22 @@ def policies(line: dict[str, Any], axes: Axes) -> None:
     axes.legend(frameon=False)
 
 
+def host_impact(line: dict[str, Any], axes: Axes) -> None:
+    cases = {name: found for name, found in line["figures"]["cases"].items() if name != "idle"}
+    shown = [
+        f"{name.replace('_', ' ')}\n{found['tokens_per_s']['median']:.3g} tokens/s" for name, found in cases.items()
+    ]
+    axes.bar(shown, [100 * found["impact"] for found in cases.values()], color="C0")
+    axes.tick_params("x", labelsize=7)
+    axes.set(ylabel="% of its throughput, median over rounds")
+    axes.set_title("What SHA-256 on every core loses while llmaas generates")
+
+
 PLOTS: dict[str, Callable[[dict[str, Any], Axes], None]] = {
     "switch": switch,
     "overhead": overhead,
     "policies": policies,
+    "host_impact": host_impact,
 }
 
 

@@ -16,7 +16,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from llmaas.config_kinds import Kind, choice, mean_bits, number, path, size, whole, yes_no
+from llmaas.config_kinds import Kind, choice, cpu_list, mean_bits, number, path, show_cpus, size, whole, yes_no
 from llmaas.errors import ConfigError
 
 if sys.version_info >= (3, 11):
@@ -46,7 +46,12 @@ def _socket(environ: Environ) -> Path:
 
 
 def _cores(environ: Environ) -> int:
-    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    return len(allowed_cpus() or ()) or os.cpu_count() or 1
+
+
+def allowed_cpus() -> tuple[int, ...] | None:
+    """The CPUs that this process may use; None where the system does not tell (only Linux does)."""
+    return tuple(sorted(os.sched_getaffinity(0))) if hasattr(os, "sched_getaffinity") else None
 
 
 # -- the table --------------------------------------------------------------------------------------
@@ -100,7 +105,19 @@ class Config:
     pressure: str = _setting(
         choice("on", "off"), "on", "give RAM of the pool back while the machine or its container is short of it"
     )
-    threads: int = _setting(whole(1, 1024), _cores, "threads of the engine", "the cores this process may use")
+    threads: int = _setting(
+        whole(1, 1024), _cores, "threads of the engine, at most", "one for each of cpus, else for each core it may use"
+    )
+    adaptive_threads: bool = _setting(
+        yes_no(), True, "use fewer threads while other processes need their cores", "true"
+    )
+    cpus: tuple[int, ...] | None = _setting(
+        cpu_list(), None, "CPUs that the engine computes on (Linux)", "all that the process may use"
+    )
+    nice: int = _setting(whole(0, 19), 0, "niceness of the daemon: 0 as others, 19 after all others")
+    governor: str = _setting(
+        choice("on", "off"), "off", "compute less while the machine is hot, throttled or low on battery"
+    )
     sequences: int = _setting(whole(2, 256), 32, "contexts that can be in cells at once")
     bits: float | tuple[int, int] = _setting(
         mean_bits(2.5, 8.0, (16, 8, 6, 5, 4, 3, 2)),
@@ -174,6 +191,8 @@ def load(flags: Mapping[str, str | None], environ: Environ, file: Path | None = 
         if flags.get(name) is not None:
             raws[name] = (flags[name], f"flag {flag(name)}", Path.cwd())
     values: dict[str, Any] = {name: _value(name, row, raws.get(name), environ) for name, row in SETTINGS.items()}
+    if values["cpus"] and "threads" not in raws:
+        values["threads"] = len(values["cpus"])
     origins = {name: raws[name][1] if name in raws else "default" for name in SETTINGS}
     config = Config(**values)
     _check_together(config, origins)
@@ -240,3 +259,9 @@ def _check_together(config: Config, origins: Mapping[str, str]) -> None:
                 f"setting {small} ({origins[small]}) is {getattr(config, small)}; it must be at most "
                 f"{large} ({origins[large]}), which is {getattr(config, large)}"
             )
+    allowed = allowed_cpus()
+    if config.cpus and allowed is not None and (wrong := tuple(cpu for cpu in config.cpus if cpu not in allowed)):
+        raise ConfigError(
+            f"setting cpus ({origins['cpus']}) names CPUs that this process cannot use: {show_cpus(wrong)}",
+            hint=f"It may use {show_cpus(allowed)}.",
+        )

@@ -65,6 +65,35 @@ def yes_no() -> Kind:
     return Kind("true or false", "BOOL", read)
 
 
+def cpu_list() -> Kind:
+    """CPUs as the kernel lists them: "0-3,6". A tuple of numbers, ascending, each once."""
+
+    def read(raw: object, base: Path) -> tuple[int, ...]:
+        found: set[int] = set()
+        for part in str(raw).split(","):
+            match = re.fullmatch(r"\s*([0-9]{1,4})(?:-([0-9]{1,4}))?\s*", part)
+            if isinstance(raw, bool) or not match:
+                raise ValueError
+            first, last = int(match[1]), int(match[2] or match[1])
+            if first > last:
+                raise ValueError
+            found.update(range(first, last + 1))
+        return tuple(sorted(found))
+
+    return Kind("a list of CPUs such as 0-3,6", "CPUS", read)
+
+
+def show_cpus(cpus: tuple[int, ...]) -> str:
+    """``cpus`` in the form that the setting takes: 0-3,6."""
+    parts: list[list[int]] = []
+    for cpu in cpus:
+        if parts and parts[-1][-1] == cpu - 1:
+            parts[-1][1:] = [cpu]
+        else:
+            parts.append([cpu])
+    return ",".join("-".join(map(str, part)) for part in parts)
+
+
 def mean_bits(low: float, high: float, choices: tuple[int, ...]) -> Kind:
     """A mean, as a float, or the same for every chunk: "K/V", as a pair."""
 

@@ -24,6 +24,7 @@ from llmaas.events import ChunksFound, ContextClosed, ContextOpened, Flush, Rate
 from llmaas.kvchunks.keys import namespace
 from llmaas.kvchunks.store import ContextRow, Store
 from llmaas.metrics import Registry
+from llmaas.policies import governor
 from llmaas.policies.budget import Reading
 from llmaas.records import (
     ON_NO_TERMS,
@@ -41,6 +42,7 @@ from llmaas.records import (
 from llmaas.service_budget import Budgets
 from llmaas.service_calls import Call, turn_spans
 from llmaas.service_contexts import Directory, LiveContext, new_id, tell_changed, total_tokens
+from llmaas.service_host import Host
 from llmaas.service_loop import Interpreter
 from llmaas.service_runner import CallRunner, Rows, refuse_if_deleted, refuse_if_too_long
 from llmaas.service_settings import ServiceSettings, planner_settings
@@ -62,6 +64,7 @@ class Service:
         self._clock = clock or RealClock()
         self._model = self._engine.info
         self.planner_settings = planner_settings(engine.engine, settings)
+        self._host = Host(self._engine, settings.adaptive_threads, self._clock)
         self._metrics = Registry()
         self._rows = Rows()
         self._directory = Directory()
@@ -81,6 +84,7 @@ class Service:
             self._directory,
             self._settings.record,
             self._settings.write_rate,
+            self._host.step,
         )
         self._planner = self._interpreter.planner
         self._dispatch = self._interpreter.dispatch
@@ -275,6 +279,11 @@ class Service:
         if not self._closing:
             self._budgets.heard(reading)
 
+    def governed(self, reading: governor.Reading) -> None:
+        """Take in how hot, throttled or low on battery the machine is: the share of time to compute follows."""
+        if not self._closing:
+            self._host.heard(reading, self._dispatch)
+
     # -- helpers
 
     def _live(self, row: ContextRow) -> LiveContext:
@@ -315,6 +324,7 @@ class Service:
             "cells": {"used": planner.cells_used, "total": self.planner_settings.n_cells},
             **budgets,
             "limits": self._limits(),
+            "host": self._host.snapshot(),
             "counts": asdict(planner.tally),
             "calls": self._metrics.snapshot(),
         }

@@ -9,7 +9,7 @@ from __future__ import annotations
 import asyncio
 import logging
 import threading
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from concurrent.futures import Future
 from pathlib import Path
 from queue import SimpleQueue
@@ -95,12 +95,13 @@ class Interpreter:
         directory: Directory,
         record: Path | None,
         write_rate: float,
+        step: Callable[[Sequence[BatchItem]], list[int | None]],
     ) -> None:
         self.planner = Planner(settings)
         codec = Codec(settings.geometry, thread.engine.rope)
         self.pool = Pool(thread, codec, store, write_rate=write_rate)
         self._meter = Meter(thread, codec)
-        self._thread, self._engine = thread, thread.engine
+        self._thread, self._engine, self._step = thread, thread.engine, step
         self._clock, self._calls, self._directory = clock, calls, directory
         self._recorder = Recorder(record, settings) if record else None
         self._loop = asyncio.get_running_loop()
@@ -197,7 +198,7 @@ class Interpreter:
             if self._aborted == action.step and not steps:
                 raise Aborted("the step was aborted before it began")
             try:
-                tokens = self._engine.step(items)
+                tokens = self._step(items)
             except Exception as e:
                 if not steps:
                     raise

@@ -40,6 +40,8 @@ class ServiceSettings:
     app_rate: float | None = None
     """The same for each app."""
     queue_limit: int = 64
+    adaptive_threads: int = 0
+    """Threads of the engine, of which fewer are used while other processes need the cores; 0: their number is fixed."""
     record: Path | None = None
 
 

@@ -11,7 +11,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from llmaas.config import SETTINGS, Config, flag, load, unknown_variables, variable
-from llmaas.config_kinds import show_bytes, size, whole
+from llmaas.config_kinds import cpu_list, show_bytes, show_cpus, size, whole
 from llmaas.errors import ConfigError
 from llmaas.records import NO_QUOTA
 
@@ -26,6 +26,10 @@ BAD = {
     "write_rate": "fast",
     "pressure": "maybe",
     "threads": "0",
+    "adaptive_threads": "often",
+    "cpus": "0-",
+    "nice": "-5",
+    "governor": "maybe",
     "sequences": "1",
     "bits": "7/4",
     "encrypt": "perhaps",
@@ -234,3 +238,28 @@ def test_a_config_is_frozen_and_complete() -> None:
     assert [field.name for field in dataclasses.fields(Config)] == list(SETTINGS)
     with pytest.raises(TypeError):
         Config()  # type: ignore[call-arg]
+
+
+def test_cpus_are_a_list_of_ranges_and_threads_follow_it(
+    environ: dict[str, str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("llmaas.config.allowed_cpus", lambda: tuple(range(8)))
+    config = load({"cpus": "6,0-2, 1"}, environ).config
+    assert (config.cpus, config.threads) == ((0, 1, 2, 6), 4)
+    assert show_cpus((0, 1, 2, 6)) == "0-2,6"
+    assert load({"cpus": "0-3", "threads": "2"}, environ).config.threads == 2
+
+
+def test_cpus_that_are_not_there_are_named_with_those_that_are(
+    environ: dict[str, str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("llmaas.config.allowed_cpus", lambda: (0, 1, 4))
+    with pytest.raises(ConfigError, match=r"cpus \(flag --cpus\) .* cannot use: 2-3,9") as caught:
+        load({"cpus": "0-4,9"}, environ)
+    assert "0-1,4" in caught.value.hint
+
+
+@given(st.sets(st.integers(0, 9999), min_size=1, max_size=40))
+def test_a_list_of_cpus_that_is_shown_reads_back_the_same(cpus: set[int]) -> None:
+    found = tuple(sorted(cpus))
+    assert cpu_list().read(show_cpus(found), Path()) == found

@@ -49,6 +49,7 @@ def examine(found: Loaded, environ: Mapping[str, str], *, deep: bool, repair: bo
     yield from _guarded("config", lambda: check_config(found, environ))
     yield from _guarded("engine", check_engine)
     yield from _guarded("model", lambda: check_model(config))
+    yield from _guarded("cpu", lambda: _check_host(config))
     yield from _guarded("disk", lambda: check_disk(config.data_dir, show_bytes(config.disk_bytes)))
     yield from _guarded("store", lambda: check_store(config, environ, deep=deep, repair=repair))
     yield from _guarded("socket", lambda: check_socket(config.socket))
@@ -94,6 +95,12 @@ def check_model(config: Config) -> Iterator[Finding]:
     )
     yield from kv_findings(config, info)
     yield from memory_findings(config, info)
+
+
+def _check_host(config: Config) -> Iterator[Finding]:
+    from llmaas.cli.doctor_host import check_host
+
+    yield from check_host(config)
 
 
 def kv_findings(config: Config, info: ModelInfo) -> Iterator[Finding]:
@@ -271,6 +278,10 @@ def check_socket(path: Path) -> Iterator[Finding]:
         stats = client.stats()
     yield Finding("socket", "ok", f"a daemon answers on {path}")
     yield budget_finding(stats["pool_bytes"], stats["disk_bytes"])
+    from llmaas.cli.doctor_host import running_finding
+
+    if (duty := running_finding(stats["host"])) is not None:
+        yield duty
 
 
 def budget_finding(pool: Mapping[str, Any], disk: Mapping[str, Any]) -> Finding:

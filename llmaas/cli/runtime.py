@@ -15,7 +15,7 @@ from contextlib import AsyncExitStack, asynccontextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
-from llmaas import models
+from llmaas import governor, host, models
 from llmaas.api import unix
 from llmaas.clock import RealClock
 from llmaas.config import Config
@@ -60,11 +60,15 @@ def service_settings(config: Config) -> ServiceSettings:
         rate=config.rate,
         app_rate=config.app_rate,
         queue_limit=config.queue_limit,
+        adaptive_threads=config.threads if config.adaptive_threads else 0,
         record=config.record,
     )
 
 
 def load_engine(config: Config, model: Path) -> LlamaEngine:
+    """On the engine's thread: llama.cpp's threads inherit its CPUs."""
+    if config.cpus and host.can_bind():
+        host.bind(config.cpus)
     return LlamaEngine(
         model,
         n_cells=config.cells,
@@ -91,6 +95,9 @@ def open_store(config: Config, environ: Mapping[str, str]) -> Store:
 async def running(config: Config) -> AsyncIterator[Runtime]:
     """A daemon for the time of the block. Raises LlmaasError if a part cannot start."""
     bound_malloc()
+    host.lower_priority(config.nice)
+    if config.cpus and not host.can_bind():
+        log.warning("cpus has no effect: this system does not bind threads to CPUs")
     model = models.find(config.model)
     async with AsyncExitStack() as parts:
         # The store before the model: it is quick, and a second daemon on the same data must fail at once.
@@ -107,6 +114,10 @@ async def running(config: Config) -> AsyncIterator[Runtime]:
             loop = asyncio.get_running_loop()
             watcher = Watcher(lambda reading: loop.call_soon_threadsafe(service.heard, reading))
             parts.callback(watcher.close)
+        if config.governor == "on":
+            loop = asyncio.get_running_loop()
+            ruler = governor.Watcher(lambda reading: loop.call_soon_threadsafe(service.governed, reading))
+            parts.callback(ruler.close)
         yield Runtime(engine.engine.info, service)
 
 

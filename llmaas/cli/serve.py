@@ -17,7 +17,7 @@ import sys
 from llmaas.cli.options import add_settings, loaded
 from llmaas.cli.out import note
 from llmaas.config import SETTINGS, Loaded
-from llmaas.config_kinds import show_bytes
+from llmaas.config_kinds import show_bytes, show_cpus
 
 log = logging.getLogger(__name__)
 
@@ -86,7 +86,9 @@ def _show_config(found: Loaded) -> None:
         shown = row.default_text if value is None else show_bytes(value) if row.kind.metavar == "SIZE" else value
         if isinstance(value, bool):
             shown = str(value).lower()
-        if isinstance(value, tuple):
+        if name == "cpus" and value:
+            shown = show_cpus(value)
+        elif isinstance(value, tuple):
             shown = "/".join(map(str, value))
         print(f"{name} = {shown}    # {found.origins[name]}")
 

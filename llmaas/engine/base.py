@@ -152,6 +152,12 @@ class Engine(Protocol):
         queries are thinned out when they become too many.
         """
 
+    def set_threads(self, n: int) -> None:
+        """Compute with ``n`` threads from the next step on. Never more than the engine was made with; at least 1.
+
+        Another number rounds sums differently, as another batch does.
+        """
+
     def abort(self) -> None:
         """Make the step that runs now raise Aborted, soon. From any thread; no step running: no effect."""
 

@@ -85,6 +85,8 @@ class FakeEngine:
         self._used = 0
         self._samplers: dict[int, tuple[Sampling, random.Random, deque[int]]] = {}
         self._drew: list[int | None] = []  # S of the last step's items
+        self.n_threads: int | None = None
+        """What ``set_threads`` was told last."""
         self._aborted = threading.Event()
         self._closed = False
 
@@ -274,6 +276,12 @@ class FakeEngine:
     def take_queries(self, seq: int) -> Queries | None:
         self._enter(seq)
         return None
+
+    def set_threads(self, n: int) -> None:
+        self._enter()
+        if n < 1:
+            raise ValueError(f"threads must be at least 1, not {n}")
+        self.n_threads = n
 
     def abort(self) -> None:
         self._aborted.set()

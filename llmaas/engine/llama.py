@@ -68,7 +68,7 @@ class LlamaEngine:
         self._ctx: Any = None
         self._model: LlamaModel | None = LlamaModel(path)
         self._n_vocab = self._text().n_vocab
-        self._n_seqs = n_seqs
+        self._n_seqs, self._n_threads = n_seqs, n_threads
         self._lengths = [0] * n_seqs
         self._samplers = Samplers(self._text().vocab, self._n_vocab)
         self._drew: list[int | None] = []  # the rows of logits of the last step's items
@@ -227,6 +227,12 @@ class LlamaEngine:
     def take_queries(self, seq: int) -> Queries | None:
         self._enter(seq)
         return self._queries.take(seq)
+
+    def set_threads(self, n: int) -> None:
+        self._enter()
+        if not 1 <= n <= self._n_threads:
+            raise ValueError(f"threads must be in 1 .. {self._n_threads}, not {n}")
+        C.llama_set_n_threads(self._ctx, n, n)
 
     def abort(self) -> None:
         self._abort.set()

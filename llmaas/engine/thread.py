@@ -122,9 +122,10 @@ def _carry_out(job: _Job, *, cancel: bool) -> None:
 
 
 def be_nice() -> None:
-    """Lower this thread's CPU priority (Linux: niceness is per thread)."""
+    """Lower this thread's CPU priority (Linux: niceness is per thread); one that is as low already stays as it is."""
     with contextlib.suppress(OSError, AttributeError):
-        os.setpriority(os.PRIO_PROCESS, threading.get_native_id(), _NICENESS)
+        thread = threading.get_native_id()
+        os.setpriority(os.PRIO_PROCESS, thread, max(_NICENESS, os.getpriority(os.PRIO_PROCESS, thread)))
 
 
 def be_nice_to_disk() -> None:

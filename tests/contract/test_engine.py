@@ -668,6 +668,7 @@ def test_only_text_and_abort_work_on_another_thread(engine: Engine) -> None:
             "load": lambda: engine.load(0, 0, engine.blank(1)),
             "key_weights": engine.key_weights,
             "take_queries": lambda: engine.take_queries(0),
+            "set_threads": lambda: engine.set_threads(1),
         }
         for name, call in calls.items():
             try:
@@ -678,7 +679,17 @@ def test_only_text_and_abort_work_on_another_thread(engine: Engine) -> None:
     thread = threading.Thread(target=elsewhere)
     thread.start()
     thread.join()
-    assert refused == ["step", "drop", "length", "export", "load", "key_weights", "take_queries"]
+    assert refused == ["step", "drop", "length", "export", "load", "key_weights", "take_queries", "set_threads"]
+
+
+def test_the_number_of_threads_changes_between_steps_and_is_at_least_one(engine: Engine) -> None:
+    tokens = text_tokens(engine, 12)
+    for position, n in enumerate((1, 2, 1)):
+        engine.set_threads(n)
+        engine.step([BatchItem(0, 4 * position, tokens[4 * position : 4 * position + 4])])
+    assert engine.length(0) == 12
+    with pytest.raises(ValueError, match="not 0"):
+        engine.set_threads(0)
 
 
 def test_a_closed_engine_refuses_and_may_be_closed_again(make_engine: Callable[[], Engine]) -> None:
