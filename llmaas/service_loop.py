@@ -34,7 +34,9 @@ from llmaas.actions import (
 )
 from llmaas.clock import Clock
 from llmaas.engine.base import BatchItem
+from llmaas.engine.shelf import AdapterFile, AdapterShelf
 from llmaas.engine.thread import EngineThread
+from llmaas.errors import LlmaasError
 from llmaas.events import Drawn, Event, StepDone, StepFailed
 from llmaas.kvchunks.codec import Codec
 from llmaas.kvchunks.meter import Meter
@@ -88,11 +90,13 @@ class Interpreter:
         directory: Directory,
         record: Path | None,
         write_rate: float,
+        shelf: AdapterShelf,
     ) -> None:
         self.planner = Planner(settings)
         codec = Codec(settings.geometry, thread.engine.rope)
         self.pool = Pool(thread, codec, store, write_rate=write_rate)
         self._meter = Meter(thread, codec)
+        self._shelf = shelf
         self._thread, self._engine = thread, thread.engine
         self._clock, self._calls, self._directory = clock, calls, directory
         self._recorder = Recorder(record, settings) if record else None
@@ -160,10 +164,10 @@ class Interpreter:
             items.append(BatchItem(item.seq, item.start, tokens, item.request if item.sample else None))
             calls.append(self._calls[item.request])
         self._interrupt = False
-        future = self._thread.submit(self._burst, items, calls, action.burst)
+        future = self._thread.submit(self._burst, items, calls, action.burst, action.adapter)
         future.add_done_callback(lambda f: self._courier.send(self._stepped, action, f))
 
-    def _burst(self, items: list[BatchItem], calls: list[Call], most: int) -> tuple[list[Drawn], int]:
+    def _burst(self, items: list[BatchItem], calls: list[Call], most: int, adapter: str) -> tuple[list[Drawn], int]:
         """Steps on the engine's thread: what the last one drew per item, and how many there were.
 
         Going back to the event loop after every token would cost 3 % of a small model's speed. So the loop only hears
@@ -173,7 +177,7 @@ class Interpreter:
         drawn: list[Drawn] = []
         while True:
             try:
-                tokens = self._engine.step(items)
+                tokens = self._engine.step(items, adapter)
             except Exception as e:
                 if not steps:
                     raise
@@ -213,6 +217,8 @@ class Interpreter:
     def _admitted(self, action: Admitted) -> None:
         call = self._calls[action.request]
         call.admitted = self._clock.now()
+        if call.adapter is not None:
+            self._in_engine(self._take_adapter, call, call.adapter)
         if call.generation and not call.has_sampler:  # one that was interrupted goes on with what it had
             call.has_sampler = True
             self._in_engine(self._engine.set_sampler, call.id, call.generation.sampling)
@@ -226,7 +232,25 @@ class Interpreter:
         call = self._calls[action.request]
         if call.has_sampler:
             self._in_engine(self._engine.set_sampler, call.id, None)
+        if call.adapter is not None:
+            self._in_engine(self._give_adapter_back, call, call.adapter)
         call.finished.set_result(action)
+
+    def _take_adapter(self, call: Call, adapter: AdapterFile) -> None:
+        """Before the call's first step. If it fails, that step will, and with it only calls that want the same one."""
+        if call.holds_adapter:
+            return  # it was interrupted
+        try:
+            self._shelf.take(adapter)
+            call.holds_adapter = True
+        except LlmaasError as e:
+            log.warning("request %d has no adapter: %s", call.id, e.message)
+            call.fault = e
+
+    def _give_adapter_back(self, call: Call, adapter: AdapterFile) -> None:
+        if call.holds_adapter:
+            call.holds_adapter = False
+            self._shelf.give_back(adapter.fingerprint)
 
     def _in_engine(self, do: Callable[..., None], *args: object) -> None:
         self._thread.submit(do, *args).add_done_callback(_log_failure)

@@ -32,6 +32,7 @@ from llmaas.events import CancelRequested, ContextChanged, Event, PriorityChange
 from llmaas.kvchunks.store import Store
 from llmaas.metrics import Registry
 from llmaas.records import ON_NO_TERMS, ChunkKey, Done, Generation, Piece, RequestId, Terms, Turn
+from llmaas.service_adapters import Adapters
 from llmaas.service_calls import Call, turn_spans
 from llmaas.service_contexts import LiveContext
 
@@ -72,13 +73,14 @@ class CallRunner:
         dispatch: Callable[[Event], None],
         stored: Callable[[ChunkKey], bool],
         metrics: Registry,
+        adapters: Adapters,
         *,
         ctx_limit: int,
         queue_limit: int,
     ) -> None:
         self._engine, self._store, self._rows, self._clock = engine, store, rows, clock
         self._calls, self._dispatch, self._stored = calls, dispatch, stored
-        self._metrics = metrics
+        self._metrics, self._adapters = metrics, adapters
         self._ctx_limit, self._queue_limit = ctx_limit, queue_limit
         self._tasks: set[asyncio.Task[None]] = set()
         self.total = 0
@@ -231,14 +233,20 @@ class CallRunner:
         refuse_if_too_long(total, self._ctx_limit)
         if call.generation and not total:
             raise BadRequest("there is nothing to answer: the context is empty", hint="Send messages or a prompt.")
+        wanted = live.adapter if call.terms.adapter is None else call.terms.adapter
+        call.adapter = self._adapters.file(wanted, live.row.name if wanted == live.adapter else None)
         for span in call.spans:
             live.tokens.extend(span.tokens)
+        if wanted != live.adapter:
+            call.before = live.adapter, live.root
+        self._put_on(live, wanted, self._adapters.root(live.row.app, wanted))
         if (n := live.shared(self._stored)) > live.n_kv:
             self._changed(live, n)
         call.planned = True
         terms = call.terms
+        adapter = call.adapter.fingerprint if call.adapter else ""
         deadline = None if terms.deadline_s is None else call.submitted + terms.deadline_s
-        self._dispatch(Submitted(call.id, live.id, total, call.max_new, terms.priority, deadline, terms.rate))
+        self._dispatch(Submitted(call.id, live.id, total, call.max_new, terms.priority, deadline, terms.rate, adapter))
         finish = await call.finished
         return await self._commit(call, finish)
 
@@ -251,13 +259,17 @@ class CallRunner:
         spans = [*call.spans, *call.answer_span()]
         try:
             if finish.outcome is Outcome.ENGINE_FAILED or (failed and not call.drawn):
-                raise self._failure(finish.outcome, 0)
+                raise call.fault or self._failure(finish.outcome, 0)
             now = self._clock.wall()
-            if spans:
-                await self._rows.run(lambda: self._store.append(live.id, spans, expect=call.base, now=now))
+            if spans or call.before:
+                await self._rows.run(
+                    lambda: self._store.append(live.id, spans, expect=call.base, now=now, adapter=live.adapter)
+                )
         except BaseException:
             live.cut(call.base)
             self._changed(live, min(call.base, max(live.n_kv, finish.n_kv)))
+            if call.before:
+                self._put_on(live, *call.before)
             raise
         live.note(spans, add_tokens=False)
         if not call.hint:
@@ -266,6 +278,15 @@ class CallRunner:
         if failed:
             raise self._failure(finish.outcome, len(call.drawn))
         return call.done(finish.outcome, self._clock.now())
+
+    def _put_on(self, live: LiveContext, adapter: str, root: bytes) -> None:
+        """The context uses this adapter from now on; KV of another one (or of another file of that name) is void."""
+        live.adapter = adapter
+        if live.root == root:
+            return
+        tell_changed(live, 0, self._dispatch)
+        live.root = root
+        self._changed(live, live.shared(self._stored))
 
     @staticmethod
     def _failure(outcome: Outcome, n_generated: int) -> LlmaasError:
