@@ -29,6 +29,7 @@ examples:
   llmaas chat notes --system "Be brief."   the system message goes into a new context
   llmaas chat notes --once "And then?"     one question, one answer
   git diff | llmaas chat review --once "Review this:" --stdin
+  llmaas chat notes --adapter terse        with a LoRA adapter ('llmaas adapter ls'); the context keeps it
   llmaas chat notes < question.txt         the whole input is one message
 
 Without CONTEXT, --once and piped input use the context 'chat'.
@@ -43,6 +44,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--once", metavar="TEXT", help="send TEXT, print the answer, end")
     parser.add_argument("--stdin", action="store_true", help="add standard input to the message of --once")
     parser.add_argument("--system", metavar="TEXT", help="system message, if the context is new")
+    parser.add_argument("--adapter", metavar="NAME", help="LoRA adapter from now on; '' for the bare model")
     parser.add_argument("--temperature", type=float, metavar="T", default=0.0, help="0 (the default) is greedy")
     parser.add_argument("--top-p", type=float, metavar="P", help="keep the likeliest tokens of total probability P")
     parser.add_argument("--top-k", type=int, metavar="K", help="keep the K likeliest tokens; 0 keeps all")
@@ -130,8 +132,14 @@ def _converse(client: Client, context: ContextInfo, lines: Lines, args: argparse
 
 def _answer(client: Client, context: ContextInfo, text: str, args: argparse.Namespace, config: Config) -> bool:
     """Stream one answer to stdout; False if the user cancelled it."""
+    from llmaas.records import Terms
+
     stream = client.generate(
-        context.id, [{"role": "user", "content": text}], max_tokens=config.max_tokens, sampling=_sampling(args)
+        context.id,
+        [{"role": "user", "content": text}],
+        max_tokens=config.max_tokens,
+        sampling=_sampling(args),
+        terms=Terms(adapter=args.adapter),
     )
     cancelled = False
     while True:

@@ -86,7 +86,9 @@ def _show_config(found: Loaded) -> None:
         shown = row.default_text if value is None else show_bytes(value) if row.kind.metavar == "SIZE" else value
         if isinstance(value, bool):
             shown = str(value).lower()
-        if isinstance(value, tuple):
+        if name == "adapters" and value is not None:
+            shown = ",".join(f"{adapter}={path}" for adapter, path in value) or row.default_text
+        elif isinstance(value, tuple):
             shown = "/".join(map(str, value))
         print(f"{name} = {shown}    # {found.origins[name]}")
 

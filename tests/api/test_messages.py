@@ -58,6 +58,7 @@ INFOS = st.builds(
     NUMBER,
     st.tuples(COUNT, COUNT, COUNT, COUNT),
     st.booleans(),
+    TEXT,
 )
 DETAILS = st.builds(ContextDetail, INFOS, MESSAGES)
 MAYBE_TEXT = st.none() | TEXT
@@ -74,7 +75,7 @@ GENERATES = st.builds(
     stop=st.lists(TEXT.filter(bool), max_size=msg.MAX_STOPS).map(tuple),
 )
 BY_OPERATION: dict[type[msg.Request], st.SearchStrategy[msg.Request]] = {
-    msg.Create: st.builds(msg.Create, MAYBE_TEXT, MAYBE_TEXT),
+    msg.Create: st.builds(msg.Create, MAYBE_TEXT, MAYBE_TEXT, TEXT),
     msg.Append: st.builds(msg.Append, TEXT, MESSAGES.filter(bool)) | st.builds(msg.Append, TEXT, prompt=TEXT),
     msg.Generate: GENERATES,
     msg.Fork: st.builds(msg.Fork, TEXT, MAYBE_TEXT),
@@ -86,6 +87,9 @@ BY_OPERATION: dict[type[msg.Request], st.SearchStrategy[msg.Request]] = {
     msg.Cancel: st.builds(msg.Cancel, COUNT),
     msg.Stats: st.just(msg.Stats()),
     msg.Budget: st.builds(msg.Budget, st.none() | COUNT, st.none() | COUNT),
+    msg.Adapters: st.just(msg.Adapters()),
+    msg.AdapterAdd: st.builds(msg.AdapterAdd, TEXT, TEXT),
+    msg.AdapterRemove: st.builds(msg.AdapterRemove, TEXT),
     msg.Ping: st.just(msg.Ping()),
 }
 

@@ -56,7 +56,7 @@ def make_too_deep(path: Path) -> Path:
     ],
 )
 def test_files_that_llama_cpp_would_end_the_process_over_are_refused(
-    engine: Engine, tmp_path: Path, make: Callable[[Path], Path], error: type[Exception]
+    engine: LlamaEngine, tmp_path: Path, make: Callable[[Path], Path], error: type[Exception]
 ) -> None:
     with pytest.raises(error):
         engine.load_adapter("bad", make(tmp_path / "bad.gguf"))
