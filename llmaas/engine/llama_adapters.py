@@ -63,7 +63,7 @@ class LlamaAdapters:
         C.llama_adapter_lora_free(self._loaded.pop(name))
 
     def use(self, name: str) -> None:
-        """Compute with this adapter from now on. A change makes the next step set its graph up anew (3 ms)."""
+        """Compute with this adapter from now on. After a change the next step sets up its graph (docs/engine.md)."""
         if name == self._used:
             return
         if name and name not in self._loaded:

@@ -9,11 +9,11 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from bench.adapter_files import write_gguf
 from llmaas.engine.base import BatchItem, Engine
 from llmaas.engine.fake import FakeEngine, fake_adapter
 from llmaas.errors import AdapterMismatch, AdapterUnreadable
 from llmaas.records import KvSlab, Sampling
-from tests.adapter_files import write_gguf
 
 TEXT = "The old captain walked seven miles and saw the sea, the lighthouse and the storm."
 

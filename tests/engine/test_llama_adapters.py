@@ -7,10 +7,10 @@ from pathlib import Path
 
 import pytest
 
+from bench.adapter_files import SMOLLM2, write_gguf
 from llmaas.engine.base import BatchItem
 from llmaas.engine.llama import LlamaEngine
 from llmaas.errors import AdapterMismatch, AdapterUnreadable
-from tests.adapter_files import SMOLLM2, write_gguf
 
 
 @pytest.fixture(scope="module")

@@ -1,4 +1,7 @@
-"""LoRA adapters for tests: GGUF files (https://github.com/ggml-org/ggml/blob/master/docs/gguf.md), written by hand."""
+"""LoRA adapters of random weights, for benches and tests: GGUF files (ggml's docs/gguf.md).
+
+Law: nothing but numpy is needed: the format is a header and rows of float32.
+"""
 
 from __future__ import annotations
 
@@ -17,7 +20,17 @@ META: dict[str, str | float | int] = {
     "adapter.lora.alpha": 8.0,
 }
 SMOLLM2 = {f"blk.{layer}.attn_v.weight": (576, 192) for layer in range(30)}
-"""Weights of SmolLM2-135M as (inputs, outputs)."""
+"""Some weights of SmolLM2-135M, as (inputs, outputs)."""
+_ALL = {
+    "attn_q": (576, 576),
+    "attn_k": (576, 192),
+    "attn_v": (576, 192),
+    "attn_output": (576, 576),
+    "ffn_gate": (576, 1536),
+    "ffn_up": (576, 1536),
+    "ffn_down": (1536, 576),
+}
+ALL_OF_SMOLLM2 = {f"blk.{layer}.{name}.weight": shape for layer in range(30) for name, shape in _ALL.items()}
 
 
 def _text(value: str) -> bytes:
