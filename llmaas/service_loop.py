@@ -40,7 +40,7 @@ from llmaas.engine.base import Aborted, BatchItem
 from llmaas.engine.shelf import AdapterFile, AdapterShelf
 from llmaas.engine.thread import EngineThread
 from llmaas.errors import LlmaasError
-from llmaas.events import Drawn, Event, StepDone, StepFailed, Woken
+from llmaas.events import CancelRequested, Drawn, Event, StepDone, StepFailed, Woken
 from llmaas.kvchunks.codec import Codec
 from llmaas.kvchunks.meter import Meter
 from llmaas.kvchunks.pool import Pool
@@ -268,7 +268,7 @@ class Interpreter:
         call.finished.set_result(action)
 
     def _take_adapter(self, call: Call, adapter: AdapterFile) -> None:
-        """Before the call's first step. If it fails, that step will, and with it only calls that want the same one."""
+        """Before the call's first step. If it fails, the call ends, and only those that want the same one."""
         if call.holds_adapter:
             return  # it was interrupted
         try:
@@ -277,6 +277,7 @@ class Interpreter:
         except LlmaasError as e:
             log.warning("request %d has no adapter: %s", call.id, e.message)
             call.fault = e
+            self._tell(CancelRequested(call.id))
 
     def _give_adapter_back(self, call: Call, adapter: AdapterFile) -> None:
         if call.holds_adapter:
