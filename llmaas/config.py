@@ -16,7 +16,19 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from llmaas.config_kinds import Kind, choice, cpu_list, mean_bits, number, path, show_cpus, size, whole, yes_no
+from llmaas.config_kinds import (
+    Kind,
+    choice,
+    cpu_list,
+    mean_bits,
+    named_paths,
+    number,
+    path,
+    show_cpus,
+    size,
+    whole,
+    yes_no,
+)
 from llmaas.errors import ConfigError
 
 if sys.version_info >= (3, 11):
@@ -128,6 +140,10 @@ class Config:
     key_source: str = _setting(
         choice("file", "keyring"), "file", "where the master key is, if the variable LLMAAS_MASTER_KEY is not set"
     )
+    adapters: tuple[tuple[str, Path], ...] | None = _setting(
+        named_paths(), None, "LoRA adapters (GGUF files) that calls may name; 'llmaas adapter add' adds more", "none"
+    )
+    adapter_bytes: int = _setting(size(0), 256 * _MIB, "RAM for LoRA adapters that are loaded", "256M")
     prefill_slice: int = _setting(
         whole(16, 8192), 256, "tokens of a prompt in one step at most; fewer while somebody waits for its end"
     )

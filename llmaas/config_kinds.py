@@ -151,6 +151,27 @@ def path(limit: int | None = None) -> Kind:
     return Kind("a path" if limit is None else f"a path of at most {limit} bytes", "PATH", read)
 
 
+def named_paths() -> Kind:
+    """Pairs (name, path) in the order given: from text, or from a TOML table."""
+    one = path()
+
+    def read(raw: object, base: Path) -> tuple[tuple[str, Path], ...]:
+        if isinstance(raw, str):
+            pairs: list[tuple[object, ...]] = [tuple(part.strip().split("=", 1)) for part in raw.split(",") if part]
+        elif isinstance(raw, dict):
+            pairs = list(raw.items())
+        else:
+            raise ValueError
+        found: dict[str, Path] = {}
+        for pair in pairs:
+            if len(pair) != 2 or not re.fullmatch(r"[A-Za-z0-9._-]{1,64}", str(pair[0])) or pair[0] in found:
+                raise ValueError
+            found[str(pair[0])] = one.read(pair[1], base)
+        return tuple(found.items())
+
+    return Kind("NAME=PATH, several with commas between them; in the file a table", "NAME=PATH,...", read)
+
+
 def show_bytes(n: int) -> str:
     """``n`` bytes in the form that settings take: 64M, 1.5G, 1000."""
     if n >= _NONE:

@@ -88,6 +88,11 @@ class UnknownRequest(CallerError):
     hint = "The request has already ended, or never began."
 
 
+class UnknownAdapter(CallerError):
+    code = "unknown_adapter"
+    hint = "Name one that 'llmaas adapter ls' lists, or \"\" for the bare model; 'llmaas adapter add' registers one."
+
+
 class Forbidden(CallerError):
     code = "forbidden"
     hint = "Only the user who runs the daemon may do this."
@@ -178,6 +183,20 @@ class ModelMismatch(MachineError):
 
     code = "model_mismatch"
     hint = "Serve the model that made this context, or create a new context."
+
+
+class AdapterUnreadable(MachineError):
+    """The file is gone, torn, or no adapter at all."""
+
+    code = "adapter_unreadable"
+    hint = "Put the adapter's file back, or register another one under its name with 'llmaas adapter add'."
+
+
+class AdapterMismatch(MachineError):
+    """The adapter was made for another model than the one that runs."""
+
+    code = "adapter_mismatch"
+    hint = "Use an adapter that was trained for the model that is served, in a GGUF file (convert_lora_to_gguf.py)."
 
 
 class SocketInUse(MachineError):

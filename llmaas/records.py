@@ -399,6 +399,20 @@ class ContextInfo:
     """Tokens whose best copy is in CELLS, POOL, DISK, NONE."""
     usable: bool = True
     """False while the service runs a model with another tokenizer."""
+    adapter: str = ""
+    """Name of the LoRA adapter that it uses; "": the bare model."""
+
+
+@dataclass(frozen=True, slots=True)
+class AdapterInfo:
+    """A LoRA adapter that calls may name. ``path`` is for the operator only: "" for others."""
+
+    name: str
+    path: str
+    fingerprint: str
+    size_bytes: int
+    loaded: bool
+    """It is in memory now; others are loaded when a call needs them."""
 
 
 @dataclass(frozen=True, slots=True)

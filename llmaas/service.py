@@ -21,7 +21,6 @@ from llmaas.errors import (
     ShuttingDown,
 )
 from llmaas.events import ChunksFound, ContextClosed, ContextOpened, Flush, RateChanged
-from llmaas.kvchunks.keys import namespace
 from llmaas.kvchunks.store import ContextRow, Store
 from llmaas.metrics import Registry
 from llmaas.policies import governor
@@ -39,6 +38,7 @@ from llmaas.records import (
     Terms,
     Turn,
 )
+from llmaas.service_adapters import Adapters
 from llmaas.service_budget import Budgets
 from llmaas.service_calls import Call, turn_spans
 from llmaas.service_contexts import Directory, LiveContext, new_id, tell_changed, total_tokens
@@ -71,9 +71,11 @@ class Service:
         self._calls: dict[RequestId, Call] = {}
         self._rates: dict[AppId | None, float | None] = {None: settings.rate}
         self._closing = False
+        self.adapters = Adapters(engine, store, self._rows.run, settings.adapter_bytes)
 
     async def start(self) -> None:
-        """Take up every stored context. Raises StoreFailed."""
+        """Take up every stored context. Raises StoreFailed, and what is wrong with an adapter of the settings."""
+        await self.adapters.start(self._settings.adapters)
         self._loop = asyncio.get_running_loop()
         self._interpreter = Interpreter(
             self._thread,
@@ -85,6 +87,7 @@ class Service:
             self._settings.record,
             self._settings.write_rate,
             self._host.step,
+            self.adapters.shelf,
         )
         self._planner = self._interpreter.planner
         self._dispatch = self._interpreter.dispatch
@@ -100,6 +103,7 @@ class Service:
             self._planner.stored,
             self._interpreter.release,
             self._metrics,
+            self.adapters,
             ctx_limit=self.planner_settings.ctx_limit,
             queue_limit=self._settings.queue_limit,
         )
@@ -145,10 +149,12 @@ class Service:
         """Facts that a client should know."""
         return {"model": self._model.name, "context_limit": self.planner_settings.ctx_limit, "note": self._model.note}
 
-    async def create(self, app: AppId, *, name: str | None, system: str | None) -> ContextInfo:
-        """A new context, empty but for its system message. Raises ContextExists, ContextTooLong, DiskFull."""
+    async def create(self, app: AppId, *, name: str | None, system: str | None, adapter: str = "") -> ContextInfo:
+        """A new context, empty but for its system message. Raises ContextExists, ContextTooLong, DiskFull,
+        UnknownAdapter."""
         self._refuse_if_closing()
-        row = self._new_row(app, name)
+        self.adapters.file(adapter)
+        row = self._new_row(app, name, adapter)
         live = self._live(row)
         turn = Turn((Message("system", system),) if system else ())
         spans = turn_spans(self._engine, live, turn, answer=False)
@@ -165,9 +171,10 @@ class Service:
         source = self._usable(app, context)
         async with source.lock:
             refuse_if_deleted(source)
-            row = self._new_row(app, name)
+            row = self._new_row(app, name, source.adapter)
             await self._rows.run(self._store.fork, source.id, row)
             live = self._live(row)
+            live.root = source.root
             live.tokens, live.marks = source.tokens[:], list(source.marks)
             live.keys, live.n_kv = list(source.keys), source.n_kv
             live.used = self._clock.now()
@@ -224,6 +231,7 @@ class Service:
             last_used=live.last_used,
             tiers=(cells, pool, disk, none + max(0, len(live.tokens) - live.n_kv)),
             usable=live.usable,
+            adapter=live.adapter,
         )
 
     # -- calls
@@ -240,10 +248,12 @@ class Service:
         """Add a turn and, with ``generation``, answer it. Calls of one context run one after another.
 
         The future ends with Done, or with an LlmaasError: Cancelled, Expired, ContextTooLong, BadRequest, DiskFull,
-        EngineFailed, UnknownContext (deleted meanwhile). After an error the context is as it was before the call,
+        EngineFailed, UnknownContext (deleted meanwhile), UnknownAdapter, AdapterUnreadable, AdapterMismatch, Busy (no
+        room for the adapter). After an error the context is as it was before the call,
         except after Cancelled or Expired with tokens generated: those were streamed and stay.
         """
         self._refuse_if_closing()
+        self.adapters.file(terms.adapter or "")
         return self._runner.submit(self._usable(app, context), turn, generation, emit, terms)
 
     def prioritize(self, request: RequestId, priority: int) -> None:
@@ -287,21 +297,22 @@ class Service:
     # -- helpers
 
     def _live(self, row: ContextRow) -> LiveContext:
-        root = namespace(row.app, self._model.fingerprint)
-        return LiveContext(row, root, usable=row.vocab == self._model.vocab, last_used=row.last_used)
+        root = self.adapters.root(row.app, row.adapter)
+        usable = row.vocab == self._model.vocab
+        return LiveContext(row, root, usable=usable, adapter=row.adapter, last_used=row.last_used)
 
     def _open(self, live: LiveContext) -> None:
         self._directory.add(live)
         idle = max(0.0, self._clock.wall() - live.last_used)
         self._dispatch(ContextOpened(live.id, live.row.app, tuple(live.keys), live.n_kv, idle))
 
-    def _new_row(self, app: AppId, name: str | None) -> ContextRow:
+    def _new_row(self, app: AppId, name: str | None, adapter: str) -> ContextRow:
         if name is None:
             name = self._directory.fresh_name(app)
         if self._directory.has_name(app, name):
             raise ContextExists(f"app {app} has a context named {name!r} already")
         now = self._clock.wall()
-        return ContextRow(new_id(), app, name, self._model.name, self._model.vocab, now, now, 0)
+        return ContextRow(new_id(), app, name, self._model.name, self._model.vocab, now, now, 0, adapter)
 
     def _usable(self, app: AppId, context: str) -> LiveContext:
         live = self._directory.find(app, context)
@@ -323,6 +334,7 @@ class Service:
             "requests": {"active": len(self._calls), "waiting": planner.waiting, "total": self._runner.total},
             "cells": {"used": planner.cells_used, "total": self.planner_settings.n_cells},
             **budgets,
+            "adapters": self.adapters.stats(),
             "limits": self._limits(),
             "host": self._host.snapshot(),
             "counts": asdict(planner.tally),

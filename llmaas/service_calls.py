@@ -15,6 +15,8 @@ from llmaas.actions import Finish, Outcome, Switched
 from llmaas.chat import Part, turn_parts
 from llmaas.engine.base import Engine
 from llmaas.engine.logprobs import logprobs
+from llmaas.engine.shelf import AdapterFile
+from llmaas.errors import LlmaasError
 from llmaas.events import Drawn
 from llmaas.kvchunks.store import Span
 from llmaas.records import (
@@ -63,6 +65,14 @@ class Call:
     planned: bool = False
     """The planner knows it."""
     has_sampler: bool = False
+    adapter: AdapterFile | None = None
+    """What it computes with; None: the bare model."""
+    holds_adapter: bool = False
+    """The adapter stays loaded for it. Of the engine's thread."""
+    fault: LlmaasError | None = None
+    """Why its adapter cannot be had."""
+    before: tuple[str, bytes] | None = None
+    """Adapter and root that its context had, if it changed them."""
     base: int = 0
     """Tokens of the context before the call, less those that ``shift`` dropped."""
     shift: Shift | None = None

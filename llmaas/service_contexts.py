@@ -38,6 +38,8 @@ class LiveContext:
     row: ContextRow
     root: bytes
     usable: bool
+    adapter: str = ""
+    """Name of the LoRA adapter that its KV is computed with; what ``root`` says of it is its content."""
     tokens: array[int] = field(default_factory=lambda: array("i"))
     marks: list[MessageMark] = field(default_factory=list)
     keys: list[ChunkKey] = field(default_factory=list)

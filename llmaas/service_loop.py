@@ -37,8 +37,10 @@ from llmaas.actions import (
 )
 from llmaas.clock import Clock
 from llmaas.engine.base import Aborted, BatchItem
+from llmaas.engine.shelf import AdapterFile, AdapterShelf
 from llmaas.engine.thread import EngineThread
-from llmaas.events import Drawn, Event, StepDone, StepFailed, Woken
+from llmaas.errors import LlmaasError
+from llmaas.events import CancelRequested, Drawn, Event, StepDone, StepFailed, Woken
 from llmaas.kvchunks.codec import Codec
 from llmaas.kvchunks.meter import Meter
 from llmaas.kvchunks.pool import Pool
@@ -95,12 +97,14 @@ class Interpreter:
         directory: Directory,
         record: Path | None,
         write_rate: float,
-        step: Callable[[Sequence[BatchItem]], list[int | None]],
+        step: Callable[[Sequence[BatchItem], str], list[int | None]],
+        shelf: AdapterShelf,
     ) -> None:
         self.planner = Planner(settings)
         codec = Codec(settings.geometry, thread.engine.rope)
         self.pool = Pool(thread, codec, store, write_rate=write_rate)
         self._meter = Meter(thread, codec)
+        self._shelf = shelf
         self._thread, self._engine, self._step = thread, thread.engine, step
         self._clock, self._calls, self._directory = clock, calls, directory
         self._recorder = Recorder(record, settings) if record else None
@@ -154,9 +158,11 @@ class Interpreter:
             await self._at_rest.wait()
 
     def release(self, call: Call) -> None:
-        """The call has ended: the engine need not keep its sampler."""
+        """The call has ended: the engine need not keep its sampler, nor its adapter."""
         if call.has_sampler:
             self._in_engine(self._engine.set_sampler, call.id, None)
+        if call.adapter is not None:
+            self._in_engine(self._give_adapter_back, call, call.adapter)
 
     def close(self) -> None:
         """End the workers; blocks until what they do now is done."""
@@ -198,7 +204,7 @@ class Interpreter:
             if self._aborted == action.step and not steps:
                 raise Aborted("the step was aborted before it began")
             try:
-                tokens = self._step(items)
+                tokens = self._step(items, action.adapter)
             except Exception as e:
                 if not steps:
                     raise
@@ -263,6 +269,8 @@ class Interpreter:
     def _admitted(self, action: Admitted) -> None:
         call = self._calls[action.request]
         call.admitted = call.admitted or self._clock.now()
+        if call.adapter is not None:
+            self._in_engine(self._take_adapter, call, call.adapter)
         if call.generation and not call.has_sampler:  # one that was interrupted goes on with what it had
             call.has_sampler = True
             sampling = call.generation.sampling
@@ -273,6 +281,23 @@ class Interpreter:
         call = self._calls[action.request]
         call.switched = call.switched or self._clock.now()
         call.sources = action if call.sources is None else _sum(call.sources, action)
+
+    def _take_adapter(self, call: Call, adapter: AdapterFile) -> None:
+        """Before the call's first step. If it fails, the call ends, and only those that want the same one."""
+        if call.holds_adapter:
+            return  # it was interrupted
+        try:
+            self._shelf.take(adapter)
+            call.holds_adapter = True
+        except LlmaasError as e:
+            log.warning("request %d has no adapter: %s", call.id, e.message)
+            call.fault = e
+            self._tell(CancelRequested(call.id))
+
+    def _give_adapter_back(self, call: Call, adapter: AdapterFile) -> None:
+        if call.holds_adapter:
+            call.holds_adapter = False
+            self._shelf.give_back(adapter.fingerprint)
 
     def _in_engine(self, do: Callable[..., None], *args: object) -> None:
         self._thread.submit(do, *args).add_done_callback(_log_failure)

@@ -33,6 +33,7 @@ from llmaas.events import CancelRequested, Event, PriorityChanged, Submitted
 from llmaas.kvchunks.store import Span, Store
 from llmaas.metrics import Registry
 from llmaas.records import ON_NO_TERMS, ChunkKey, Done, Generation, Piece, RequestId, Terms, Turn
+from llmaas.service_adapters import Adapters
 from llmaas.service_calls import Call, turn_spans
 from llmaas.service_contexts import LiveContext, tell_changed
 from llmaas.service_shift import is_tight, shift, take_back
@@ -75,13 +76,14 @@ class CallRunner:
         stored: Callable[[ChunkKey], bool],
         release: Callable[[Call], None],
         metrics: Registry,
+        adapters: Adapters,
         *,
         ctx_limit: int,
         queue_limit: int,
     ) -> None:
         self._engine, self._store, self._rows, self._clock = engine, store, rows, clock
         self._calls, self._dispatch, self._stored, self._release = calls, dispatch, stored, release
-        self._metrics = metrics
+        self._metrics, self._adapters = metrics, adapters
         self._ctx_limit, self._queue_limit = ctx_limit, queue_limit
         self._tasks: set[asyncio.Task[None]] = set()
         self.total = 0
@@ -235,6 +237,8 @@ class CallRunner:
         call.base = len(live.tokens)
         if call.generation and not call.base + call.n_prompt:
             raise BadRequest("there is nothing to answer: the context is empty", hint="Send messages or a prompt.")
+        wanted = live.adapter if call.terms.adapter is None else call.terms.adapter
+        call.adapter = self._adapters.file(wanted, live.row.name if wanted == live.adapter else None)
         for span in call.spans:
             live.tokens.extend(span.tokens)
         try:
@@ -246,6 +250,9 @@ class CallRunner:
         except BaseException:
             self._take_back(call, live.n_kv)
             raise
+        if wanted != live.adapter:
+            call.before = live.adapter, live.root
+        self._put_on(live, wanted, self._adapters.root(live.row.app, wanted))
         call.planned = True
         finish = await self._planned(call)
         while finish.outcome is Outcome.CONTEXT_FULL and call.shifts:
@@ -281,16 +288,18 @@ class CallRunner:
         live = call.live
         if (n := live.shared(self._stored)) > live.n_kv:
             self._changed(live, n)
-        left = call.max_new - len(call.drawn)
-        terms = call.terms
+        n_total, left, terms = len(live.tokens), call.max_new - len(call.drawn), call.terms
+        adapter = call.adapter.fingerprint if call.adapter else ""
         deadline = None if terms.deadline_s is None else call.submitted + terms.deadline_s
         call.finished = asyncio.get_running_loop().create_future()
-        self._dispatch(Submitted(call.id, live.id, len(live.tokens), left, terms.priority, deadline, terms.rate))
+        self._dispatch(Submitted(call.id, live.id, n_total, left, terms.priority, deadline, terms.rate, adapter))
         return await call.finished
 
     def _take_back(self, call: Call, n_kv: int) -> None:
         """Leave the context as it was before the call; ``n_kv`` leading tokens are in CELLS or have keys."""
         self._changed(call.live, min(take_back(call), n_kv))
+        if call.before:
+            self._put_on(call.live, *call.before)
 
     async def _commit(self, call: Call, finish: Finish) -> Done:
         """Make the turn durable, then reply, then swap out; or take it back."""
@@ -301,9 +310,9 @@ class CallRunner:
         spans = [*call.spans, *call.answer_span()]
         try:
             if finish.outcome is Outcome.ENGINE_FAILED or (failed and not call.drawn):
-                raise self._failure(finish.outcome, 0)
+                raise call.fault or self._failure(finish.outcome, 0)
             now = self._clock.wall()
-            if spans:
+            if spans or call.before:
                 await self._rows.run(self._keep, call, spans, now)
         except BaseException:
             self._take_back(call, max(live.n_kv, finish.n_kv))
@@ -318,11 +327,21 @@ class CallRunner:
 
     def _keep(self, call: Call, spans: list[Span], now: float) -> None:
         """Make the turn durable, and what was dropped for it, in one transaction."""
+        live = call.live
         if call.shift is None:
-            self._store.append(call.live.id, spans, expect=call.base, now=now)
+            self._store.append(live.id, spans, expect=call.base, now=now, adapter=live.adapter)
         else:
-            before = len(call.shift.tokens)
-            self._store.rewrite(call.live.id, [*call.shift.kept, *spans], expect=before, now=now)
+            spans = [*call.shift.kept, *spans]
+            self._store.rewrite(live.id, spans, expect=len(call.shift.tokens), now=now, adapter=live.adapter)
+
+    def _put_on(self, live: LiveContext, adapter: str, root: bytes) -> None:
+        """The context uses this adapter from now on; KV of another one (or of another file of that name) is void."""
+        live.adapter = adapter
+        if live.root == root:
+            return
+        tell_changed(live, 0, self._dispatch)
+        live.root = root
+        self._changed(live, live.shared(self._stored))
 
     @staticmethod
     def _failure(outcome: Outcome, n_generated: int) -> LlmaasError:

@@ -43,6 +43,10 @@ class ServiceSettings:
     adaptive_threads: int = 0
     """Threads of the engine, of which fewer are used while other processes need the cores; 0: their number is fixed."""
     record: Path | None = None
+    adapters: tuple[tuple[str, Path], ...] = ()
+    """LoRA adapters, by name."""
+    adapter_bytes: int = 256 << 20
+    """What loaded adapters may take of RAM."""
 
 
 def planner_settings(e: Engine, settings: ServiceSettings) -> PlannerSettings:

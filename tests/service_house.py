@@ -12,7 +12,7 @@ from llmaas.clock import Clock
 from llmaas.engine.fake import FakeEngine
 from llmaas.engine.thread import EngineThread
 from llmaas.kvchunks.store import MasterKey, Store
-from llmaas.records import AppId, Done, Generation, Message, Precision, Turn
+from llmaas.records import ON_NO_TERMS, AppId, Done, Generation, Message, Precision, Terms, Turn
 from llmaas.service import Service
 from llmaas.service_settings import ServiceSettings
 
@@ -26,12 +26,27 @@ class House:
     def __init__(self, service: Service, store: Store, thread: EngineThread) -> None:
         self.service, self.store, self.thread = service, store, thread
 
-    async def say(self, context: str, text: str, n: int = 8, app: AppId = APP, **generation: Any) -> tuple[str, Done]:
-        return await self.call(context, Turn((Message("user", text),)), Generation(n, **generation), app)
+    async def say(
+        self,
+        context: str,
+        text: str,
+        n: int = 8,
+        app: AppId = APP,
+        terms: Terms = ON_NO_TERMS,
+        **generation: Any,
+    ) -> tuple[str, Done]:
+        return await self.call(context, Turn((Message("user", text),)), Generation(n, **generation), app, terms)
 
-    async def call(self, context: str, turn: Turn, generation: Generation | None, app: AppId = APP) -> tuple[str, Done]:
+    async def call(
+        self,
+        context: str,
+        turn: Turn,
+        generation: Generation | None,
+        app: AppId = APP,
+        terms: Terms = ON_NO_TERMS,
+    ) -> tuple[str, Done]:
         pieces: list[str] = []
-        _, future = self.service.submit(app, context, turn, generation, lambda p: pieces.append(p.text))
+        _, future = self.service.submit(app, context, turn, generation, lambda p: pieces.append(p.text), terms)
         done = await future
         return "".join(pieces), done
 

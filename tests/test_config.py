@@ -34,6 +34,8 @@ BAD = {
     "bits": "7/4",
     "encrypt": "perhaps",
     "key_source": "under the mat",
+    "adapters": "red",
+    "adapter_bytes": "some",
     "prefill_slice": "-3",
     "step_ms": "0",
     "max_running": "many",
@@ -170,6 +172,18 @@ def test_places_follow_the_xdg_variables_unless_they_are_relative(environ: dict[
     config = load({}, environ | {"XDG_RUNTIME_DIR": "run", "XDG_DATA_HOME": "d", "TMPDIR": "/t"}).config
     assert config.socket == Path(f"/t/llmaas-{os.getuid()}/llmaas.sock")
     assert config.data_dir == tmp_path / ".local" / "share" / "llmaas"
+
+
+def test_adapters_are_named_in_a_list_or_in_a_table(environ: dict[str, str], tmp_path: Path) -> None:
+    here = Path.cwd()
+    given = load({"adapters": "mail=m.gguf, sms=/s=1.gguf"}, environ).config.adapters
+    assert given == (("mail", here / "m.gguf"), ("sms", Path("/s=1.gguf")))
+    file = write(tmp_path / "etc" / "c.toml", '[adapters]\nmail = "m.gguf"\n')
+    assert load({}, environ, file).config.adapters == (("mail", tmp_path / "etc" / "m.gguf"),)
+    assert load({"adapters": ""}, environ, file).config.adapters == ()
+    for bad in ("a=1,a=2", "a/b=1", "=1", "a="):
+        with pytest.raises(ConfigError, match="setting adapters"):
+            load({"adapters": bad}, environ)
 
 
 def test_settings_that_do_not_fit_together_are_refused(environ: dict[str, str]) -> None:

@@ -13,6 +13,7 @@ from typing import Protocol
 from llmaas.api.wire import MAX_FRAME
 from llmaas.records import (
     ON_NO_TERMS,
+    AdapterInfo,
     AppId,
     ContextDetail,
     ContextInfo,
@@ -25,6 +26,16 @@ from llmaas.records import (
 )
 
 
+class Adapters(Protocol):
+    """The LoRA adapters of a Backend."""
+
+    def infos(self, *, paths: bool) -> list[AdapterInfo]: ...
+
+    async def add(self, name: str, path: str) -> AdapterInfo: ...
+
+    async def remove(self, name: str) -> None: ...
+
+
 class Backend(Protocol):
     """What the server serves. Every method runs on the event loop's thread and may raise LlmaasError.
 
@@ -34,7 +45,10 @@ class Backend(Protocol):
     def hello(self) -> dict[str, object]:
         """Facts for the hello reply: plain msgpack values."""
 
-    async def create(self, app: AppId, *, name: str | None, system: str | None) -> ContextInfo: ...
+    @property
+    def adapters(self) -> Adapters: ...
+
+    async def create(self, app: AppId, *, name: str | None, system: str | None, adapter: str = "") -> ContextInfo: ...
 
     async def fork(self, app: AppId, context: str, *, name: str | None) -> ContextInfo: ...
 

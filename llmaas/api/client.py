@@ -16,7 +16,7 @@ from llmaas.api import messages as msg
 from llmaas.api import replies
 from llmaas.api.session import Exchange, Session
 from llmaas.errors import LlmaasError, NotServing, UnknownRequest
-from llmaas.records import ON_NO_TERMS, ContextDetail, ContextInfo, Done, Message, Piece, Sampling, Terms
+from llmaas.records import ON_NO_TERMS, AdapterInfo, ContextDetail, ContextInfo, Done, Message, Piece, Sampling, Terms
 
 Messages = Iterable[Message | Mapping[str, str]]
 GREEDY = Sampling()
@@ -129,8 +129,8 @@ class AsyncClient:
             raise NotServing(f"the daemon at {socket} does not answer within {timeout:g} s") from None
         return cls(session, link, transport, replies.result_map(session.greeting.result()))
 
-    async def create(self, *, name: str | None = None, system: str | None = None) -> ContextInfo:
-        return replies.result(ContextInfo, await self._ask(msg.Create(name, system)))
+    async def create(self, *, name: str | None = None, system: str | None = None, adapter: str = "") -> ContextInfo:
+        return replies.result(ContextInfo, await self._ask(msg.Create(name, system, adapter)))
 
     async def append(
         self, context: str, messages: Messages = (), prompt: str | None = None, *, terms: Terms = ON_NO_TERMS
@@ -203,6 +203,18 @@ class AsyncClient:
         For the user who runs the daemon. ``rate`` None: no limit.
         """
         return replies.result_map(await self._ask(msg.checked(msg.Limit, app, rate)))
+
+    async def adapters(self) -> list[AdapterInfo]:
+        """The LoRA adapters that ``create`` and ``terms`` may name."""
+        return replies.result_list(AdapterInfo, await self._ask(msg.Adapters()))
+
+    async def adapter_add(self, name: str, path: Path) -> AdapterInfo:
+        """Register an adapter's file, also for later starts of the daemon; for the user who runs it."""
+        return replies.result(AdapterInfo, await self._ask(msg.AdapterAdd(name, str(path))))
+
+    async def adapter_remove(self, name: str) -> None:
+        """Contexts that use it stay, and refuse calls until they name another one. For the daemon's user."""
+        await self._ask(msg.AdapterRemove(name))
 
     async def ping(self) -> None:
         await self._ask(msg.Ping())

@@ -165,8 +165,9 @@ class Connection(asyncio.Protocol):
         match request:
             case msg.Append() | msg.Generate():
                 self._submit(request_id, request)
-            case msg.Create(name, system):
-                self._spawn(request_id, "create", lambda: backend.create(app, name=name, system=system))
+            case msg.Create(name, system, adapter):
+                wish = {"name": name, "system": system}
+                self._spawn(request_id, "create", lambda: backend.create(app, **wish, adapter=adapter))
             case msg.Fork(context, name):
                 self._spawn(request_id, "fork", lambda: backend.fork(app, context, name=name))
             case msg.Truncate(context, n_tokens, n_messages):
@@ -196,6 +197,15 @@ class Connection(asyncio.Protocol):
             case msg.Budget(pool_bytes, disk_bytes):
                 self._operators_only("the daemon's budgets are")
                 self._done(request_id, backend.budget(pool_bytes, disk_bytes))
+            case msg.Adapters():
+                infos = backend.adapters.infos(paths=self._is_operator())
+                self._done(request_id, [to_map(info) for info in infos])
+            case msg.AdapterAdd(new, path):
+                self._operators_only("adapters are")
+                self._spawn(request_id, "adapter_add", lambda: backend.adapters.add(new, path))
+            case msg.AdapterRemove(old):
+                self._operators_only("adapters are")
+                self._spawn(request_id, "adapter_remove", lambda: backend.adapters.remove(old))
             case msg.Ping():
                 self._done(request_id, None)
 
@@ -205,8 +215,11 @@ class Connection(asyncio.Protocol):
         self._operators_only("the contexts of every app are")
         return None
 
+    def _is_operator(self) -> bool:
+        return self._uid in (0, os.geteuid())
+
     def _operators_only(self, what: str) -> None:
-        if self._uid not in (0, os.geteuid()):
+        if not self._is_operator():
             raise Forbidden(f"{what} for the user who runs the daemon")
 
     def _admit(self, request_id: int, op: str) -> _Run:

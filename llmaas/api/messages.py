@@ -42,6 +42,7 @@ class Hello:
 class Create:
     name: str | None = None
     system: str | None = None
+    adapter: str = ""
 
 
 @dataclass(frozen=True, slots=True)
@@ -205,6 +206,24 @@ class Budget:
 
 
 @dataclass(frozen=True, slots=True)
+class Adapters:
+    """The LoRA adapters that calls may name."""
+
+
+@dataclass(frozen=True, slots=True)
+class AdapterAdd:
+    """Register a file of the daemon's machine under a name; ``path`` is absolute."""
+
+    name: str
+    path: str
+
+
+@dataclass(frozen=True, slots=True)
+class AdapterRemove:
+    name: str
+
+
+@dataclass(frozen=True, slots=True)
 class Ping:
     pass
 
@@ -224,6 +243,9 @@ Request = (
     | Limit
     | Stats
     | Budget
+    | Adapters
+    | AdapterAdd
+    | AdapterRemove
     | Ping
 )
 
@@ -242,6 +264,9 @@ OPERATIONS: dict[str, type[Request]] = {
     "limit": Limit,
     "stats": Stats,
     "budget": Budget,
+    "adapters": Adapters,
+    "adapter_add": AdapterAdd,
+    "adapter_remove": AdapterRemove,
     "ping": Ping,
 }
 _NAMES = {cls: op for op, cls in OPERATIONS.items()}

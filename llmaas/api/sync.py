@@ -21,7 +21,7 @@ from llmaas.api import messages as msg
 from llmaas.api import replies
 from llmaas.api.session import Exchange, Session
 from llmaas.errors import NotServing
-from llmaas.records import ON_NO_TERMS, ContextDetail, ContextInfo, Done, Message, Piece, Sampling, Terms
+from llmaas.records import ON_NO_TERMS, AdapterInfo, ContextDetail, ContextInfo, Done, Message, Piece, Sampling, Terms
 
 Messages = Iterable[Message | Mapping[str, str]]
 GREEDY = Sampling()
@@ -100,8 +100,8 @@ class Client:
             self.close()
             raise
 
-    def create(self, *, name: str | None = None, system: str | None = None) -> ContextInfo:
-        return replies.result(ContextInfo, self._ask(msg.Create(name, system)))
+    def create(self, *, name: str | None = None, system: str | None = None, adapter: str = "") -> ContextInfo:
+        return replies.result(ContextInfo, self._ask(msg.Create(name, system, adapter)))
 
     def append(
         self, context: str, messages: Messages = (), prompt: str | None = None, *, terms: Terms = ON_NO_TERMS
@@ -170,6 +170,18 @@ class Client:
         For the user who runs the daemon. ``rate`` None: no limit.
         """
         return replies.result_map(self._ask(msg.checked(msg.Limit, app, rate)))
+
+    def adapters(self) -> list[AdapterInfo]:
+        """The LoRA adapters that ``create`` and ``terms`` may name."""
+        return replies.result_list(AdapterInfo, self._ask(msg.Adapters()))
+
+    def adapter_add(self, name: str, path: Path) -> AdapterInfo:
+        """Register an adapter's file, also for later starts of the daemon; for the user who runs it."""
+        return replies.result(AdapterInfo, self._ask(msg.AdapterAdd(name, str(path))))
+
+    def adapter_remove(self, name: str) -> None:
+        """Contexts that use it stay, and refuse calls until they name another one. For the daemon's user."""
+        self._ask(msg.AdapterRemove(name))
 
     def ping(self) -> None:
         self._ask(msg.Ping())

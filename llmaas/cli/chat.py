@@ -30,6 +30,7 @@ examples:
   llmaas chat notes --system "Be brief."   the system message goes into a new context
   llmaas chat notes --once "And then?"     one question, one answer
   git diff | llmaas chat review --once "Review this:" --stdin
+  llmaas chat notes --adapter terse        with a LoRA adapter ('llmaas adapter ls'); the context keeps it
   llmaas chat notes < question.txt         the whole input is one message
 
 Without CONTEXT, --once and piped input use the context 'chat'.
@@ -44,6 +45,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--once", metavar="TEXT", help="send TEXT, print the answer, end")
     parser.add_argument("--stdin", action="store_true", help="add standard input to the message of --once")
     parser.add_argument("--system", metavar="TEXT", help="system message, if the context is new")
+    parser.add_argument("--adapter", metavar="NAME", help="LoRA adapter from now on; '' for the bare model")
     parser.add_argument(
         "--status",
         action=argparse.BooleanOptionalAction,
@@ -128,6 +130,8 @@ def _converse(client: Client, context: ContextInfo, lines: Lines, args: argparse
 
 def _answer(client: Client, context: ContextInfo, text: str, args: argparse.Namespace, config: Config) -> bool:
     """Stream one answer to stdout; False if the user cancelled it."""
+    from llmaas.records import Terms
+
     stream = client.generate(
         context.id,
         [{"role": "user", "content": text}],
@@ -135,6 +139,7 @@ def _answer(client: Client, context: ContextInfo, text: str, args: argparse.Name
         sampling=sampling(args),
         stop=args.stop,
         on_full=args.on_full,
+        terms=Terms(adapter=args.adapter),
     )
     cancelled = False
     while True:

@@ -31,7 +31,7 @@ examples:
 
 A context is meant by its name, its id, or the first digits of its id.
 In the list, cells, pool, disk and none say where the tokens' best copy is: in the engine,
-coded in RAM, on disk, or nowhere (to be recomputed from the text).
+coded in RAM, on disk, or nowhere (to be recomputed from the text). "with NAME": it uses that LoRA adapter.
 """
 
 
@@ -86,6 +86,7 @@ def as_map(info: ContextInfo) -> dict[str, Any]:
         "created": info.created,
         "last_used": info.last_used,
         "usable": info.usable,
+        "adapter": info.adapter,
         "tiers": tiers,
     }
 
@@ -102,6 +103,8 @@ def listing(contexts: list[ContextInfo], now: float, *, with_app: bool, stream: 
 
 def _used(info: ContextInfo, now: float) -> str:
     age = human_age(max(0.0, now - info.last_used))
+    if info.adapter:
+        age = f"{age} with {printable(info.adapter)}"
     return age if info.usable else f"{age} (made with another tokenizer)"
 
 

@@ -136,6 +136,8 @@ def memory_findings(config: Config, info: ModelInfo) -> Iterator[Finding]:
         "pool": config.pool_bytes,
         "overhead": _OVERHEAD,
     }
+    if config.adapters:
+        parts["adapters"] = config.adapter_bytes
     need = sum(parts.values())
     text = f"{human_bytes(need)} at most: " + ", ".join(f"{name} {human_bytes(n)}" for name, n in parts.items())
     found = ram()

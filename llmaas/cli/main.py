@@ -24,6 +24,7 @@ COMMANDS: dict[str, tuple[str, str]] = {
     "chat": ("llmaas.cli.chat", "talk to the model in a context that lasts"),
     "ctx": ("llmaas.cli.ctx", "list, show, fork, truncate and remove contexts"),
     "stats": ("llmaas.cli.stats", "what the daemon holds and how fast it is"),
+    "adapter": ("llmaas.cli.adapter", "LoRA adapters that calls may name: list, register, forget"),
     "budget": ("llmaas.cli.budget", "what the daemon may use of RAM and disk; change it while it runs"),
     "limit": ("llmaas.cli.limit", "how many tokens per second apps may generate; change it while the daemon runs"),
     "doctor": ("llmaas.cli.doctor", "check engine, model, memory, store and socket"),

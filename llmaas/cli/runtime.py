@@ -52,6 +52,8 @@ def service_settings(config: Config) -> ServiceSettings:
         disk_bytes=config.disk_bytes,
         write_rate=config.write_rate,
         bits=Precision(*config.bits) if isinstance(config.bits, tuple) else config.bits,
+        adapters=config.adapters or (),
+        adapter_bytes=config.adapter_bytes,
         prefill_slice=config.prefill_slice,
         step_target=config.step_ms / 1e3,
         max_running=config.max_running,

@@ -88,6 +88,8 @@ def _show_config(found: Loaded) -> None:
             shown = str(value).lower()
         if name == "cpus" and value:
             shown = show_cpus(value)
+        if name == "adapters" and value is not None:
+            shown = ",".join(f"{adapter}={path}" for adapter, path in value) or row.default_text
         elif isinstance(value, tuple):
             shown = "/".join(map(str, value))
         print(f"{name} = {shown}    # {found.origins[name]}")

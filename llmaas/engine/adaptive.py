@@ -23,7 +23,7 @@ class AdaptiveThreads:
         self.decode, self.prefill = ThreadCount(most, curious=True), ThreadCount(most)
         self._set = most
 
-    def step(self, items: Sequence[BatchItem]) -> list[int | None]:
+    def step(self, items: Sequence[BatchItem], adapter: str = "") -> list[int | None]:
         """As ``Engine.step``; a step that fails teaches nothing."""
         n_tokens = sum(len(item.tokens) for item in items)
         count = self.decode if n_tokens == len(items) else self.prefill
@@ -31,7 +31,7 @@ class AdaptiveThreads:
             self._engine.set_threads(count.threads)
             self._set = count.threads
         begin = self._now()
-        drawn = self._engine.step(items)
+        drawn = self._engine.step(items, adapter)
         count.heard(_kind(items, n_tokens), self._now() - begin)
         return drawn
 

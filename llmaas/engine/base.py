@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Protocol
 
 from llmaas.records import F32, KvSlab, Message, ModelInfo, Queries, Rope, Sampling
@@ -89,12 +90,24 @@ class Engine(Protocol):
         its sampler's state (random numbers, what was said, where its grammar stands) goes on with it.
         """
 
-    def step(self, items: Sequence[BatchItem]) -> list[int | None]:
+    def step(self, items: Sequence[BatchItem], adapter: str = "") -> list[int | None]:
         """Run one batch; the drawn token per item, None where there is no ``sampler``.
+
+        ``adapter``: name of a loaded adapter that the whole batch is computed with, "" for the bare model. What cells
+        hold stays as it was computed: whose KV may follow whose is for the caller to know.
 
         Each item's ``pos`` must be the sequence's present length. Raises Aborted, CellsFull,
         EngineFailed; after any of them the sequences are as before the call.
         """
+
+    def load_adapter(self, name: str, path: Path) -> None:
+        """Bring a LoRA adapter (arXiv 2106.09685) into memory under a name that is free.
+
+        Raises AdapterUnreadable, AdapterMismatch; nothing was changed then.
+        """
+
+    def unload_adapter(self, name: str) -> None:
+        """Free a loaded adapter. KV that was computed with it stays."""
 
     def length(self, seq: int) -> int:
         """Tokens of the sequence in cells (its positions are 0 .. length-1)."""

@@ -7,7 +7,8 @@ just as with a real model, and a test that compares with an undisturbed run find
 How: S is a running 64-bit sum of a sequence. Token t at the next position gets the seed h = mix(S, t); its row is
 the bits of mix(h, 0), mix(h, 1), ... as values -1 and +1 (so that 8- and 4-bit coding never changes a sign), the
 first 64 of them being h itself; then S becomes mix(S, h). A row that comes in is read by its signs: if it is the row
-of its own h, its digest is h, else a hash of all its signs.
+of its own h, its digest is h, else a hash of all its signs. An adapter is a number that is xored into S before t is
+mixed in: KV of another adapter is other KV.
 """
 
 from __future__ import annotations
@@ -20,12 +21,13 @@ import threading
 from collections import Counter, deque
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 
 import numpy as np
 import numpy.typing as npt
 
 from llmaas.engine.base import Aborted, BatchItem, CellsFull
-from llmaas.errors import BadRequest, EngineFailed
+from llmaas.errors import AdapterMismatch, AdapterUnreadable, BadRequest, EngineFailed
 from llmaas.records import F32, Geometry, KvSlab, Message, ModelInfo, Queries, Rope, Sampling
 
 BOS, EOS, IM_START, IM_END = 256, 257, 258, 259
@@ -46,6 +48,11 @@ class _Cell:
 
     digest: int
     shared_by: int = 1
+
+
+def fake_adapter(weights: bytes, model: str = "fake-weights") -> bytes:
+    """The file of an adapter for the fake engine whose fingerprint is ``model``."""
+    return f"fake-lora {model} {len(weights)}\n".encode() + weights
 
 
 class FakeEngine:
@@ -87,6 +94,8 @@ class FakeEngine:
         self._drew: list[int | None] = []  # S of the last step's items
         self.n_threads: int | None = None
         """What ``set_threads`` was told last."""
+        self._adapters = {"": 0}
+        """What each mixes into the KV."""
         self._aborted = threading.Event()
         self._closed = False
 
@@ -144,8 +153,33 @@ class FakeEngine:
             seed = secrets.randbits(32) if sampling.seed is None else sampling.seed
             self._samplers[sampler] = sampling, random.Random(seed), deque(past, sampling.penalty_last_n)
 
-    def step(self, items: Sequence[BatchItem]) -> list[int | None]:
+    def load_adapter(self, name: str, path: Path) -> None:
+        """Of a file that ``fake_adapter`` made."""
         self._enter()
+        if name in self._adapters:
+            raise ValueError(f"there is an adapter {name!r} already")
+        try:
+            head, _, weights = path.read_bytes().partition(b"\n")
+        except OSError as error:
+            raise AdapterUnreadable(f"cannot read the adapter {path}: {error.strerror}") from error
+        kind, _, rest = head.decode("utf-8", "replace").partition(" ")
+        model, _, size = rest.rpartition(" ")
+        if kind != "fake-lora" or str(len(weights)) != size:
+            raise AdapterUnreadable(f"{path} is torn, or no adapter")
+        if model != self._info.fingerprint:
+            raise AdapterMismatch(f"{path} was made for {model}, not for {self._info.fingerprint}")
+        self._adapters[name] = int.from_bytes(hashlib.blake2b(weights, digest_size=8).digest(), "little")
+
+    def unload_adapter(self, name: str) -> None:
+        self._enter()
+        if not name or name not in self._adapters:
+            raise ValueError(f"there is no adapter {name!r}")
+        del self._adapters[name]
+
+    def step(self, items: Sequence[BatchItem], adapter: str = "") -> list[int | None]:
+        self._enter()
+        if adapter not in self._adapters:
+            raise ValueError(f"there is no adapter {adapter!r}")
         self._aborted.clear()
         self._drew = []
         total = self._check(items)
@@ -154,12 +188,12 @@ class FakeEngine:
         if seconds > 0 and self._aborted.wait(seconds):
             self._used -= total
             raise Aborted("the step was aborted")
-        return [self._advance(item) for item in items]
+        return [self._advance(item, self._adapters[adapter]) for item in items]
 
-    def _advance(self, item: BatchItem) -> int | None:
+    def _advance(self, item: BatchItem, salt: int) -> int | None:
         sums, cells = self._sums[item.seq], self._cells[item.seq]
         for token in item.tokens:
-            digest = _mix(sums[-1], token)
+            digest = _mix(sums[-1] ^ salt, token)
             cells.append(_Cell(digest))
             sums.append(_mix(sums[-1], digest))
         self._drew.append(None if item.sampler is None else sums[-1])

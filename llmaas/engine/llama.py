@@ -19,6 +19,7 @@ import numpy as np
 import numpy.typing as npt
 
 from llmaas.engine.base import Aborted, BatchItem, CellsFull
+from llmaas.engine.llama_adapters import LlamaAdapters
 from llmaas.engine.llama_batch import Batch
 from llmaas.engine.llama_cells import Cells, window_of
 from llmaas.engine.llama_learn import learn, order
@@ -81,6 +82,7 @@ class LlamaEngine:
             self._queries.install(params)
             self._ctx = new_context(self._text(), params)
             self._cells = Cells(self._ctx, n_seqs, window)
+            self._adapters = LlamaAdapters(self._text().handle, self._ctx)
             self._abort = AbortFlag(self._ctx)
             self._batch = Batch(n_batch)
             self._n_cells = int(C.llama_n_ctx(self._ctx))
@@ -138,9 +140,18 @@ class LlamaEngine:
         self._enter()
         self._samplers.set(sampler, sampling, past)
 
-    def step(self, items: Sequence[BatchItem]) -> list[int | None]:
+    def load_adapter(self, name: str, path: Path) -> None:
+        self._enter()
+        self._adapters.load(name, path)
+
+    def unload_adapter(self, name: str) -> None:
+        self._enter()
+        self._adapters.unload(name)
+
+    def step(self, items: Sequence[BatchItem], adapter: str = "") -> list[int | None]:
         self._enter()
         self._check(items)
+        self._adapters.use(adapter)
         last = self._batch.fill(items)
         self._abort.clear()
         self._queries.watch(items)

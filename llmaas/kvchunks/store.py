@@ -8,8 +8,7 @@ every other fault of the machine, with the path in the message.
 
 The parts: ``store_tokens`` (contexts, spans), ``store_chunks`` (put, get, discard), ``store_keys`` (what chunks are
 sealed under), ``store_index`` (SQLite), ``payload`` (the files), ``store_check``, ``store_salvage`` (a damaged index),
-``store_root`` (folder and lock),
-``store_files`` (system calls).
+``store_adapters`` (LoRA adapters), ``store_root`` (folder and lock), ``store_files`` (system calls).
 """
 
 from __future__ import annotations
@@ -24,18 +23,28 @@ from llmaas.errors import DiskFull, StoreFailed
 from llmaas.kvchunks import store_check
 from llmaas.kvchunks.cipher import MasterKey
 from llmaas.kvchunks.payload import Payload
+from llmaas.kvchunks.store_adapters import AdapterRows
 from llmaas.kvchunks.store_chunks import Blob, Chunks, Deed
 from llmaas.kvchunks.store_files import Files, failures, is_corrupt
 from llmaas.kvchunks.store_index import Index
 from llmaas.kvchunks.store_keys import Keys
-from llmaas.kvchunks.store_records import CheckReport, ContextRow, Salvage, Sealing, Span, StoredChunk, StoreStats
+from llmaas.kvchunks.store_records import (
+    AdapterRow,
+    CheckReport,
+    ContextRow,
+    Salvage,
+    Sealing,
+    Span,
+    StoredChunk,
+    StoreStats,
+)
 from llmaas.kvchunks.store_root import RootLock
 from llmaas.kvchunks.store_salvage import finish, salvage
 from llmaas.kvchunks.store_schema import VERSION, soundness, user_version
 from llmaas.kvchunks.store_tokens import Tokens
 from llmaas.records import ChunkKey, ChunkNotes, ChunkTolerance, ContextId
 
-__all__ = ["CheckReport", "ContextRow", "Files", "MasterKey", "Sealing", "Span", "Store", "StoreStats"]
+__all__ = ["AdapterRow", "CheckReport", "ContextRow", "Files", "MasterKey", "Sealing", "Span", "Store", "StoreStats"]
 
 INDEX = "index.sqlite"
 
@@ -69,6 +78,7 @@ class Store:
             try:
                 self._payload = Payload(root / "payload", files, reserve=reserve)
                 self._tokens = Tokens(self._index)
+                self._adapters = AdapterRows(self._index)
                 self._keys = Keys(self._index, master)
                 self._chunks = Chunks(self._index, self._payload, self._keys)
                 self._keys.tidy()
@@ -130,13 +140,16 @@ class Store:
         """All tokens in order, typecode 'i'. Raises UnknownContext."""
         return self._tokens.tokens(ctx)
 
-    def append(self, ctx: ContextId, spans: Sequence[Span], *, expect: int, now: float) -> int:
-        """Add spans in one durable transaction; the new number of tokens.
+    def append(
+        self, ctx: ContextId, spans: Sequence[Span], *, expect: int, now: float, adapter: str | None = None
+    ) -> int:
+        """Add spans in one durable transaction, and let the context use ``adapter`` (None: the one that it uses) from
+        then on; the new number of tokens.
 
         ``expect`` is the number of tokens before; StoreFailed if it is not (another writer came between). Raises
         UnknownContext.
         """
-        return self._tokens.append(ctx, spans, expect=expect, now=now)
+        return self._tokens.append(ctx, spans, expect=expect, now=now, adapter=adapter)
 
     def truncate(self, ctx: ContextId, n_tokens: int, now: float) -> list[Span]:
         """Keep the first ``n_tokens``: the spans that are left. A span that is cut in two becomes glue; cut at its end,
@@ -146,10 +159,12 @@ class Store:
         """
         return self._tokens.truncate(ctx, n_tokens, now)
 
-    def rewrite(self, ctx: ContextId, spans: Sequence[Span], *, expect: int, now: float) -> None:
-        """Put ``spans`` in the place of all that the context has, in one durable transaction. ``expect``, raises: as
-        ``append``."""
-        self._tokens.append(ctx, spans, expect=expect, now=now, instead=True)
+    def rewrite(
+        self, ctx: ContextId, spans: Sequence[Span], *, expect: int, now: float, adapter: str | None = None
+    ) -> None:
+        """Put ``spans`` in the place of all that the context has, in one durable transaction. ``expect``, ``adapter``,
+        raises: as ``append``."""
+        self._tokens.append(ctx, spans, expect=expect, now=now, adapter=adapter, instead=True)
 
     def fork(self, src: ContextId, row: ContextRow) -> None:
         """Create ``row`` with a copy of ``src``'s spans. Raises UnknownContext, ContextExists."""
@@ -176,6 +191,12 @@ class Store:
             self._tokens.delete(ctx, also)
 
         return self._chunks.destroy(ctx, heirs or {}, delete)
+
+    # -- LoRA adapters that were registered at run time
+
+    @property
+    def adapters(self) -> AdapterRows:
+        return self._adapters
 
     # -- chunks
 

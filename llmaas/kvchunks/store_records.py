@@ -27,6 +27,17 @@ class ContextRow:
     created: float
     last_used: float
     n_tokens: int
+    adapter: str = ""
+    """Name of the LoRA adapter that it uses; "": the bare model."""
+
+
+@dataclass(frozen=True, slots=True)
+class AdapterRow:
+    """A LoRA adapter that was registered while the service ran: its file, and what the file held then."""
+
+    name: str
+    path: str
+    fingerprint: str
 
 
 @dataclass(frozen=True, slots=True)

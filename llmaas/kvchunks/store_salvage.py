@@ -22,7 +22,7 @@ from llmaas.kvchunks.store_schema import move_aside
 
 _PARTS = ("-wal", "-shm", "")
 _LOWEST = -(1 << 62)
-_UNKNOWN = {"created": 0.0, "last_used": 0.0}
+_UNKNOWN = {"created": 0.0, "last_used": 0.0, "adapter": ""}
 _FAR = 62
 """Powers of two to look ahead for the next readable row."""
 
@@ -136,6 +136,8 @@ class _Found:
             self._name_the_nameless(con)
         with suppress(sqlite3.DatabaseError):
             self.chunks = [(name, *_all(con, name)) for name in ("files", "chunks")]
+        with suppress(sqlite3.DatabaseError):
+            self.chunks.append(("adapters", *_all(con, "adapters")))
 
     def _name_the_nameless(self, con: sqlite3.Connection) -> None:
         """The indexes of ``contexts`` hold id, app and name too. The tokenizer is that of most other contexts."""

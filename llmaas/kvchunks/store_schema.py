@@ -74,7 +74,16 @@ _V3 = (
     "CREATE INDEX files_of_seal ON files (seal)",
 )
 
-MIGRATIONS: tuple[tuple[str, ...], ...] = (_V1, _V2, _V3)
+# LoRA adapters that were registered while the service ran, and the one that each context uses ('': none).
+_V4 = (
+    """CREATE TABLE adapters (
+        name TEXT PRIMARY KEY,
+        path TEXT NOT NULL,
+        fingerprint TEXT NOT NULL)""",
+    "ALTER TABLE contexts ADD COLUMN adapter TEXT NOT NULL DEFAULT ''",
+)
+
+MIGRATIONS: tuple[tuple[str, ...], ...] = (_V1, _V2, _V3, _V4)
 VERSION = len(MIGRATIONS)
 
 

@@ -16,7 +16,7 @@ from llmaas.kvchunks.store_index import Index, Txn
 from llmaas.kvchunks.store_records import ContextRow, Span
 from llmaas.records import AppId, ContextId
 
-_COLUMNS = "id, app, name, model, vocab, created, last_used, n_tokens"
+_COLUMNS = "id, app, name, model, vocab, created, last_used, n_tokens, adapter"
 
 
 class Tokens:
@@ -40,7 +40,16 @@ class Tokens:
                 (new, old),
             )
 
-    def append(self, ctx: ContextId, spans: Sequence[Span], *, expect: int, now: float, instead: bool = False) -> int:
+    def append(
+        self,
+        ctx: ContextId,
+        spans: Sequence[Span],
+        *,
+        expect: int,
+        now: float,
+        adapter: str | None = None,
+        instead: bool = False,
+    ) -> int:
         """``instead``: the spans that are there go."""
         with self._index.write(durable=True) as txn:
             num, n_tokens = _find(txn.con, ctx)
@@ -54,7 +63,10 @@ class Tokens:
                 n_tokens = 0
             n_tokens += sum(len(span.tokens) for span in spans)
             _insert_spans(txn.con, num, spans)
-            txn.con.execute("UPDATE contexts SET n_tokens = ?, last_used = ? WHERE num = ?", (n_tokens, now, num))
+            txn.con.execute(
+                "UPDATE contexts SET n_tokens = ?, last_used = ?, adapter = coalesce(?, adapter) WHERE num = ?",
+                (n_tokens, now, adapter, num),
+            )
         return n_tokens
 
     def truncate(self, ctx: ContextId, n_tokens: int, now: float) -> list[Span]:
@@ -123,9 +135,9 @@ def _spans(con: sqlite3.Connection, num: int) -> list[Span]:
 
 
 def _insert_context(con: sqlite3.Connection, row: ContextRow, n_tokens: int) -> int:
-    values = (row.id, row.app, row.name, row.model, row.vocab, row.created, row.last_used, n_tokens)
+    values = (row.id, row.app, row.name, row.model, row.vocab, row.created, row.last_used, n_tokens, row.adapter)
     try:
-        done = con.execute(f"INSERT INTO contexts ({_COLUMNS}) VALUES (?, ?, ?, ?, ?, ?, ?, ?)", values)
+        done = con.execute(f"INSERT INTO contexts ({_COLUMNS}) VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?)", values)
     except sqlite3.IntegrityError as error:
         raise ContextExists(
             f"app {row.app} already has a context {row.name!r} (or the id {row.id} is taken)"

@@ -11,9 +11,10 @@ from typing import Any
 
 from llmaas.api.unix import Limits, Server, peer_uid, serve
 from llmaas.api.wire import Decoder, Frame, encode
-from llmaas.errors import Cancelled, ContextExists, ContextTooLong, UnknownContext, UnknownRequest
+from llmaas.errors import Cancelled, ContextExists, ContextTooLong, UnknownAdapter, UnknownContext, UnknownRequest
 from llmaas.records import (
     ON_NO_TERMS,
+    AdapterInfo,
     AppId,
     ContextDetail,
     ContextId,
@@ -30,6 +31,22 @@ from llmaas.records import (
 )
 
 
+class ScriptedAdapters:
+    def __init__(self) -> None:
+        self.known: dict[str, str] = {}
+
+    def infos(self, *, paths: bool) -> list[AdapterInfo]:
+        return [AdapterInfo(name, path if paths else "", "f", 5, False) for name, path in self.known.items()]
+
+    async def add(self, name: str, path: str) -> AdapterInfo:
+        self.known[name] = path
+        return self.infos(paths=True)[-1]
+
+    async def remove(self, name: str) -> None:
+        if self.known.pop(name, None) is None:
+            raise UnknownAdapter(f"there is no adapter {name!r}")
+
+
 class ScriptedBackend:
     """Prompts: ``count N``, ``wait``, ``flood``, ``at once``, ``stubborn`` (completes when cancelled), ``boom``,
     ``boom now``, ``too long``. A context named ``slow`` is created when ``gate`` is set; ``boom`` never is."""
@@ -44,12 +61,13 @@ class ScriptedBackend:
         self.hints: list[ContextId] = []
         self.gate = asyncio.Event()
         self.stats_reply: dict[str, object] = {"requests": 3, "tiers": {"cells": 1}}
+        self.adapters = ScriptedAdapters()
         self._last = 0
 
     def hello(self) -> dict[str, object]:
         return {"model": "scripted", "n_ctx": 4096}
 
-    async def create(self, app: AppId, *, name: str | None, system: str | None) -> ContextInfo:
+    async def create(self, app: AppId, *, name: str | None, system: str | None, adapter: str = "") -> ContextInfo:
         if name == "slow":
             await self.gate.wait()
         if name == "boom":
@@ -57,7 +75,7 @@ class ScriptedBackend:
         if any(d.info.app == app and d.info.name == name for d in self.known.values()):
             raise ContextExists(f"there is a context {name!r} already")
         context = ContextId(f"{len(self.known):016x}")
-        info = ContextInfo(context, app, name or str(context), 7, 1, 1.5, 2.5, (7, 0, 0, 0))
+        info = ContextInfo(context, app, name or str(context), 7, 1, 1.5, 2.5, (7, 0, 0, 0), adapter=adapter)
         self.known[context] = ContextDetail(info, (Message("system", system),) if system else ())
         return info
 

@@ -33,6 +33,7 @@ from llmaas.errors import (
     MalformedFrame,
     NotServing,
     ShuttingDown,
+    UnknownAdapter,
     UnknownContext,
     VersionMismatch,
 )
@@ -111,6 +112,24 @@ def test_async_cancel_ends_the_stream_with_what_came(path: Path) -> None:
             await client.ping()
 
     asyncio.run(main())
+
+
+def test_both_clients_know_adapters(path: Path) -> None:
+    with serving_in_a_thread(path), Client(path, app="mail") as client:
+        assert client.adapter_add("red", Path("/red")).name == "red"
+
+        async def other() -> None:
+            async with await AsyncClient.connect(path, app="mail") as client:
+                await client.adapter_add("blue", Path("/blue"))
+                assert [info.path for info in await client.adapters()] == ["/red", "/blue"]
+                await client.adapter_remove("red")
+                assert (await client.create(adapter="blue")).adapter == "blue"
+
+        asyncio.run(other())
+        assert [info.name for info in client.adapters()] == ["blue"]
+        client.adapter_remove("blue")
+        with pytest.raises(UnknownAdapter):
+            client.adapter_remove("blue")
 
 
 @pytest.mark.parametrize("way", ["with", "aclose", "task"])

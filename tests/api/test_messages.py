@@ -60,6 +60,7 @@ INFOS = st.builds(
     NUMBER,
     st.tuples(COUNT, COUNT, COUNT, COUNT),
     st.booleans(),
+    TEXT,
 )
 DETAILS = st.builds(ContextDetail, INFOS, MESSAGES)
 MAYBE_TEXT = st.none() | TEXT
@@ -86,7 +87,7 @@ GENERATES = st.builds(
     **TERMS,
 )
 BY_OPERATION: dict[type[msg.Request], st.SearchStrategy[msg.Request]] = {
-    msg.Create: st.builds(msg.Create, MAYBE_TEXT, MAYBE_TEXT),
+    msg.Create: st.builds(msg.Create, MAYBE_TEXT, MAYBE_TEXT, TEXT),
     msg.Append: st.builds(msg.Append, TEXT, MESSAGES.filter(bool)) | st.builds(msg.Append, TEXT, prompt=TEXT, **TERMS),
     msg.Generate: GENERATES,
     msg.Fork: st.builds(msg.Fork, TEXT, MAYBE_TEXT),
@@ -100,6 +101,9 @@ BY_OPERATION: dict[type[msg.Request], st.SearchStrategy[msg.Request]] = {
     msg.Limit: st.builds(msg.Limit, MAYBE_TEXT, RATES),
     msg.Stats: st.just(msg.Stats()),
     msg.Budget: st.builds(msg.Budget, st.none() | COUNT, st.none() | COUNT),
+    msg.Adapters: st.just(msg.Adapters()),
+    msg.AdapterAdd: st.builds(msg.AdapterAdd, TEXT, TEXT),
+    msg.AdapterRemove: st.builds(msg.AdapterRemove, TEXT),
     msg.Ping: st.just(msg.Ping()),
 }
 

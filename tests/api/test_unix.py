@@ -492,6 +492,30 @@ def test_everyone_and_budgets_are_for_root_and_the_daemons_user(path: Path, uid:
     asyncio.run(main())
 
 
+@pytest.mark.parametrize(("uid", "allowed"), [(0, True), (os.geteuid(), True), (4242, False)])
+def test_adapters_are_registered_by_root_and_the_daemons_user_and_seen_by_all(
+    path: Path, uid: int, allowed: bool
+) -> None:
+    async def main() -> None:
+        async with serving(path, uid=uid) as (backend, _):
+            backend.adapters.known["red"] = "/red"
+            client = await with_context(path)
+            for op, fields in (
+                ("adapter_add", {"name": "blue", "path": "/blue"}),
+                ("adapter_remove", {"name": "blue"}),
+            ):
+                reply = await client.ask(1, op, **fields)
+                assert reply.get("code") == (None if allowed else "forbidden"), op
+            assert backend.adapters.known == {"red": "/red"}
+            (seen,) = (await client.ask(2, "adapters"))["result"]
+            assert (seen["name"], seen["path"]) == ("red", "/red" if allowed else "")
+            created = await client.ask(3, "create", name="other", adapter="red")
+            assert created["result"]["adapter"] == "red"
+            await client.close()
+
+    asyncio.run(main())
+
+
 def test_a_peer_whom_the_kernel_does_not_know_is_sent_away(path: Path) -> None:
     def unknown(_: socket.socket) -> int:
         raise OSError(95, "Operation not supported")

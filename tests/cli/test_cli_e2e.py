@@ -13,6 +13,7 @@ from pathlib import Path
 
 import pytest
 
+from bench.adapter_files import ALL_OF_SMOLLM2, write_gguf
 from tests.cli.conftest import COMMAND, Daemon, Run, clean_environ
 
 
@@ -77,6 +78,35 @@ def test_stats_are_for_people_and_for_scripts(llmaas: Run, at: dict[str, str]) -
     figures = json.loads(llmaas("stats", "--json", **at).stdout)
     assert figures["cells"]["total"] >= 2048
     assert "cells" in llmaas("stats", **at).stdout
+
+
+def test_an_adapter_is_registered_used_kept_by_the_context_and_forgotten(
+    llmaas: Run, at: dict[str, str], tmp_path: Path
+) -> None:
+    def ask(*more: str) -> str:
+        return llmaas("chat", "lora", "--once", "Count to five.", "--max-tokens", "8", *more, **at).stdout
+
+    file = write_gguf(tmp_path / "a.gguf", 1, weights=ALL_OF_SMOLLM2)
+    assert llmaas("adapter", "ls", **at).stdout.startswith("No adapters")
+    added = llmaas("adapter", "add", "strange", str(file), **at)
+    assert (added.returncode, added.stderr) == (0, "")
+    (shown,) = json.loads(llmaas("adapter", "ls", "--json", **at).stdout)
+    assert (shown["name"], shown["path"], shown["loaded"]) == ("strange", str(file), True)
+    ask()
+    fork = llmaas("ctx", "fork", "lora", "lora-2", **at)
+    assert fork.returncode == 0
+    strange = ask("--adapter", "strange")
+    assert ls(llmaas, at)["lora"]["adapter"] == "strange"
+    assert "with strange" in llmaas("ctx", "ls", **at).stdout
+    plain = llmaas("chat", "lora-2", "--once", "Count to five.", "--max-tokens", "8", **at).stdout
+    assert strange != plain, "the same tokens"
+    refused = llmaas("chat", "lora", "--once", "x", "--adapter", "nobody's", **at)
+    assert (refused.returncode, "nobody's" in refused.stderr) == (1, True)
+    assert llmaas("adapter", "add", "bad", __file__, **at).returncode == 1
+    assert llmaas("adapter", "rm", "strange", **at).returncode == 0
+    gone = llmaas("chat", "lora", "--once", "x", **at)
+    assert "'strange', which is not registered" in gone.stderr
+    assert ask("--adapter", "")
 
 
 def test_budgets_are_seen_and_changed_while_it_runs(llmaas: Run, at: dict[str, str]) -> None:

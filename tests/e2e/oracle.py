@@ -8,9 +8,11 @@ from __future__ import annotations
 
 import dataclasses
 import random
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
+from pathlib import Path
+from types import MappingProxyType
 
 from llmaas.api.sync import Client
 from llmaas.engine.base import BatchItem
@@ -113,9 +115,13 @@ class Expected:
 class Oracle:
     """Answers from an undisturbed engine. For the thread that made it only."""
 
-    def __init__(self, limit: int, *, end_rate: float = 0.0) -> None:
+    def __init__(
+        self, limit: int, *, end_rate: float = 0.0, adapters: Mapping[str, Path] = MappingProxyType({})
+    ) -> None:
         self.limit = limit
         self._engine = FakeEngine(limit + 1, 1, end_rate=end_rate)
+        for name, path in adapters.items():
+            self._engine.load_adapter(name, path)
 
     def append(self, book: Book, messages: Sequence[Message], prompt: str | None = None) -> Book:
         if prompt is not None:
@@ -128,9 +134,9 @@ class Oracle:
         return book
 
     def generate(
-        self, book: Book, messages: Sequence[Message], prompt: str | None, generation: Generation
+        self, book: Book, messages: Sequence[Message], prompt: str | None, generation: Generation, adapter: str = ""
     ) -> Expected | None:
-        """None if it must be refused as too long."""
+        """All of the context is computed with ``adapter``. None if it must be refused as too long."""
         is_message = prompt is None and bool(messages or book.marks)
         goes_on = book.open and not messages
         book = self.append(book, messages, prompt)
@@ -138,22 +144,24 @@ class Oracle:
             book = book.add(self._span(book, "<|im_start|>assistant\n"))
         if len(book.tokens) > self.limit:
             return None
-        return Expected(book, *self._answer(book.tokens, generation), is_message)
+        return Expected(book, *self._answer(book.tokens, generation, adapter), is_message)
 
     def _span(self, book: Book, text: str, message: Message | None = None) -> Span:
         tokens = tuple(self._engine.tokenize(text, special=True, bos=not book.tokens))
         return Span(tokens, message.role, message.content) if message else Span(tokens)
 
-    def _answer(self, tokens: tuple[int, ...], generation: Generation) -> tuple[tuple[int, ...], str, FinishReason]:
+    def _answer(
+        self, tokens: tuple[int, ...], generation: Generation, adapter: str
+    ) -> tuple[tuple[int, ...], str, FinishReason]:
         engine, drawn = self._engine, b""
         engine.drop(0, 0)
         engine.set_sampler(0, generation.sampling)
         todo = list(tokens)
         while todo[engine.max_batch :]:
-            engine.step([BatchItem(0, engine.length(0), todo[: engine.max_batch])])
+            engine.step([BatchItem(0, engine.length(0), todo[: engine.max_batch])], adapter)
             del todo[: engine.max_batch]
         while True:
-            (token,) = engine.step([BatchItem(0, engine.length(0), todo, 0)])
+            (token,) = engine.step([BatchItem(0, engine.length(0), todo, 0)], adapter)
             assert token is not None
             if engine.is_end(token):
                 return tuple(drawn), drawn.decode(), FinishReason.STOP

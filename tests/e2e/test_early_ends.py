@@ -200,9 +200,9 @@ class FailingEngine(FakeEngine):
             if self.left == 0:
                 raise EngineFailed("injected")
 
-    def step(self, items: Sequence[BatchItem]) -> list[int | None]:
+    def step(self, items: Sequence[BatchItem], adapter: str = "") -> list[int | None]:
         self._maybe_fail("step")
-        return super().step(items)
+        return super().step(items, adapter)
 
     def load(self, seq: int, start: int, slab: KvSlab) -> None:
         self._maybe_fail("load")

@@ -25,7 +25,7 @@ from hypothesis.stateful import Bundle, RuleBasedStateMachine, consumes, invaria
 
 from llmaas.errors import BadRequest, ContextExists, StoreFailed, UnknownContext
 from llmaas.kvchunks.cipher import OVERHEAD
-from llmaas.kvchunks.store import ContextRow, MasterKey, Span, Store
+from llmaas.kvchunks.store import AdapterRow, ContextRow, MasterKey, Span, Store
 from llmaas.records import AppId, ChunkKey, ChunkNotes, ChunkTolerance, ContextId, Precision
 
 NOISE = random.Random(1).randbytes(700_000)
@@ -607,9 +607,33 @@ def test_an_index_of_the_first_version_is_taken_over_with_its_chunks(root: Path)
         con.execute("DROP INDEX files_of_seal")
         con.execute("ALTER TABLE files DROP COLUMN seal")
         con.execute("DROP TABLE keys")
+        con.execute("DROP TABLE adapters")
+        con.execute("ALTER TABLE contexts DROP COLUMN adapter")
         con.execute("PRAGMA user_version = 1")
     with Store(root) as store:
         assert list(store.chunks()) == [(key(1), 64, 4, None)]
         assert bytes(store.get([key(1)])[0] or b"") == b"data"
         assert store.tokens(ContextId("a")) == array("i", [1, 2])
+        assert [found.adapter for found in store.contexts()] == [""]
+        assert store.check().clean
+
+
+def test_a_context_keeps_its_adapter_and_an_adapter_its_file(root: Path) -> None:
+    mail, old = AdapterRow("mail", "/somewhere/mail.gguf", "f1"), AdapterRow("old", "/old.gguf", "f0")
+    with Store(root) as store:
+        store.create_context(replace(row("a"), adapter="old"), [glue(1, 2)])
+        store.create_context(row("b"))
+        store.append(ContextId("a"), [], expect=2, now=11.0, adapter="mail")
+        store.append(ContextId("a"), [glue(3)], expect=2, now=12.0)
+        store.append(ContextId("b"), [glue(3)], expect=0, now=12.0, adapter="old")
+        store.append(ContextId("b"), [], expect=1, now=12.0, adapter="")
+        for adapter in (old, mail, AdapterRow("mail", "/else.gguf", "f2"), mail):
+            store.adapters.keep(adapter)
+        store.adapters.forget("old")
+        store.adapters.forget("never there")
+    with Store(root) as store:
+        assert {found.id: found.adapter for found in store.contexts()} == {"a": "mail", "b": ""}
+        assert store.adapters.all() == [mail]
+        store.fork(ContextId("a"), replace(row("c"), adapter="mail"))
+        assert store.contexts()[-1].adapter == "mail"
         assert store.check().clean

@@ -18,7 +18,7 @@ import xxhash
 
 from llmaas.errors import DiskFull, Fault, MachineError, StoreFailed
 from llmaas.kvchunks import store_salvage
-from llmaas.kvchunks.store import ContextRow, Files, MasterKey, Span, Store
+from llmaas.kvchunks.store import AdapterRow, ContextRow, Files, MasterKey, Span, Store
 from llmaas.records import AppId, ChunkKey, ContextId
 
 NOISE = random.Random(2).randbytes(500_000)
@@ -433,6 +433,9 @@ def test_a_damaged_index_is_named_and_moved_aside_only_on_request(tmp_path: Path
         Store.repair_index(root)
 
 
+ADAPTER = AdapterRow("red", "/red.gguf", "f1")
+
+
 def conversation(i: int) -> list[Span]:
     return [Span(tuple(range(i, i + 300)), "user", f"word {i} " * 100), Span((i,) * 7, "assistant", "yes", open=True)]
 
@@ -448,6 +451,7 @@ def full_index(root: Path) -> dict[ContextId, list[Span]]:
             store.append(ctx, conversation(i + 1000), expect=307, now=20.0 + i)
             kept[ctx] = [*conversation(i), *conversation(i + 1000)]
         store.put(A, SMALL)
+        store.adapters.keep(ADAPTER)
     return kept
 
 
@@ -466,6 +470,7 @@ def test_what_can_be_read_of_a_damaged_index_is_kept(tmp_path: Path, page: int) 
         assert store.check().problems == ()
         found = {c.id: store.spans(c.id) for c in store.contexts()}
         assert len(found) == repaired.contexts
+        assert store.adapters.all() == [ADAPTER]
         shortened = {short.name: short for short in repaired.shortened}
         for ctx, spans in found.items():
             assert spans == whole[ctx][: len(spans)]

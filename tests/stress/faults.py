@@ -163,9 +163,9 @@ class FaultyEngine(FakeEngine):
 
     dice: Dice
 
-    def step(self, items: Sequence[BatchItem]) -> list[int | None]:
+    def step(self, items: Sequence[BatchItem], adapter: str = "") -> list[int | None]:
         self._fail("engine step", 0.2)
-        return super().step(items)
+        return super().step(items, adapter)
 
     def load(self, seq: int, start: int, slab: KvSlab) -> None:
         self._fail("engine load", 0.5)

@@ -1,0 +1,78 @@
+"""F9. ``llmaas adapter``: the LoRA adapters that calls may name.
+
+Law: speaks to the daemon only; the file is read by the daemon, which must be able to.
+"""
+
+from __future__ import annotations
+
+import argparse
+import sys
+from collections.abc import Callable
+from dataclasses import asdict
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from llmaas.cli.options import add_client, configured
+from llmaas.cli.out import human_bytes, print_json, printable, table
+
+if TYPE_CHECKING:
+    from llmaas.api.sync import Client
+
+_EPILOG = """\
+examples:
+  llmaas adapter ls                      what calls may name, and what is loaded now
+  llmaas adapter add terse terse.gguf    also after a restart; another file of that name is replaced
+  llmaas adapter rm terse                contexts that use it stay, and want another one
+
+Files are what llama.cpp's convert_lora_to_gguf.py writes, for the model that is served. add and rm are for the user
+who runs the daemon. Adapters can also stand in the setting 'adapters', which wins when the daemon starts.
+"""
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    parser.epilog = _EPILOG
+    actions = parser.add_subparsers(metavar="ACTION", required=True, title="actions")
+
+    def action(name: str, do: Callable[[Client, argparse.Namespace], int], help: str) -> argparse.ArgumentParser:
+        sub = actions.add_parser(name, help=help, description=help[0].upper() + help[1:] + ".", allow_abbrev=False)
+        sub.set_defaults(do=do)
+        add_client(sub)
+        return sub
+
+    action("ls", _ls, "list adapters").add_argument("--json", action="store_true", help="print JSON")
+    add = action("add", _add, "register a GGUF file under a name")
+    add.add_argument("name")
+    add.add_argument("path", type=Path)
+    action("rm", _rm, "forget an adapter; its file stays").add_argument("name")
+
+
+def run(args: argparse.Namespace) -> int:
+    from llmaas.api.sync import Client
+
+    with Client(configured(args).socket, app=args.app) as client:
+        code: int = args.do(client, args)
+    return code
+
+
+def _ls(client: Client, args: argparse.Namespace) -> int:
+    found = client.adapters()
+    if args.json:
+        print_json([asdict(info) for info in found])
+    elif found:
+        rows = [[f.name, human_bytes(f.size_bytes), "yes" if f.loaded else "no", f.fingerprint, f.path] for f in found]
+        print(table(["NAME", "SIZE", "LOADED", "FINGERPRINT", "PATH"], rows, sys.stdout))
+    else:
+        print("No adapters yet; 'llmaas adapter add NAME PATH' registers one.")
+    return 0
+
+
+def _add(client: Client, args: argparse.Namespace) -> int:
+    info = client.adapter_add(args.name, args.path.expanduser().absolute())
+    print(f"{printable(info.name)}: {human_bytes(info.size_bytes)}, {info.fingerprint}")
+    return 0
+
+
+def _rm(client: Client, args: argparse.Namespace) -> int:
+    client.adapter_remove(args.name)
+    print(f"forgot {printable(args.name)}; contexts that use it want another one")
+    return 0
