@@ -299,7 +299,9 @@ class Planner:
                     self._finish(job, Outcome.APPENDED)  # there was nothing to compute
         retry = None
         if self._steps.running is None:
-            self._let_go(self._turns.grow(now, self._out))
+            if self._steps.full:
+                self._let_go(self._turns.grow(now, self._out))
+                self._steps.full = any(job.full for job in self._turns.running.values())
             step, retry = self._steps.next(self._turns.running.values(), self._swap.next_id, now)
             if step is not None:
                 self._out.append(step)

@@ -168,6 +168,11 @@ class Job:
         return self.n_total + self.produced
 
     @property
+    def full(self) -> bool:
+        """It needs more cells for its next token."""
+        return self.context.cells >= self.reserve and self.stage is Stage.DECODING
+
+    @property
     def covered(self) -> int:
         """Tokens of the context that chunks exist for, as far as the call needs them."""
         return min(self.context.n_kv, self.total)

@@ -38,6 +38,8 @@ class Steps:
         """The moment from which the engine may compute again."""
         self._app_told: set[AppId] = set()
         self.running: RunStep | None = None
+        self.full = False
+        """Somebody may need more cells for its next token."""
         self._began = 0.0
 
     # -- limits
@@ -124,8 +126,10 @@ class Steps:
     def _burst(self, group: list[Job], *, several: bool) -> int:
         """Steps that this batch may take in a row: nobody may run past its end, its cells, its turn or its limit."""
         left, limit = self._settings.burst, self._settings.ctx_limit
+        if self.rates:
+            return 1
         for job in group:
-            if job.stage is not Stage.DECODING or self.rates:
+            if job.stage is not Stage.DECODING:
                 return 1
             left = min(left, job.max_new - job.produced, job.reserve - job.context.cells, limit - job.total)
         if len(self._policy):
@@ -187,9 +191,11 @@ class Steps:
         """Take one item's result into its job; the job's outcome if it has ended."""
         n = item.stop - item.start
         total = job.total
-        job.context.cells = item.stop + event.steps - 1
-        job.produced += event.steps - 1
-        self._tally.tokens_generated += event.steps - 1
+        job.context.cells = cells = item.stop + event.steps - 1
+        self.full = self.full or cells >= job.reserve
+        if event.steps > 1:
+            job.produced += event.steps - 1
+            self._tally.tokens_generated += event.steps - 1
         if job.stage is Stage.RECOMPUTING:
             job.recomputed += n
             if item.stop >= job.until:

@@ -150,8 +150,7 @@ class Turns:
     def grow(self, now: float, out: list[Action]) -> list[Job]:
         """See that whoever decodes has cells for its next token; who finds none is paused. The paused ones."""
         paused = []
-        full = [j for j in self.running.values() if j.context.cells >= j.reserve and j.stage is Stage.DECODING]
-        for job in full:
+        for job in [job for job in self.running.values() if job.full]:
             wanted = self._reserve(job)
             if self._make_cells(job, wanted, now, out):
                 self._cells.grow(wanted - job.reserve)
