@@ -277,7 +277,9 @@ class Planner:
         if job.stage is Stage.QUEUED:
             self._queue.remove(job.request)
             self._finish(job, Outcome.CANCELLED)
-        elif not job.in_step and job.stage is not Stage.LOADING:
+        elif job.stage is Stage.LOADING:
+            self._switching.stop(job, self._out)
+        elif not job.in_step:
             self._finish(job, Outcome.CANCELLED)
 
     def _finish(self, job: Job, outcome: Outcome) -> None:
