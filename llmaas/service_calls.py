@@ -56,6 +56,8 @@ class Call:
     cancelled: bool = False
     planned: bool = False
     """The planner knows it."""
+    task: asyncio.Task[None] | None = None
+    """What serves it."""
     has_sampler: bool = False
     base: int = 0
     """Tokens of the context before the call."""

@@ -152,9 +152,9 @@ class CallRunner:
         if generation:
             call.stream = type(call.stream)(generation.stop)
         self._calls[call.id] = call
-        task = loop.create_task(self._serve(call))
-        self._tasks.add(task)
-        task.add_done_callback(self._tasks.discard)
+        call.task = loop.create_task(self._serve(call))
+        self._tasks.add(call.task)
+        call.task.add_done_callback(self._tasks.discard)
         return call
 
     def cancel(self, request: RequestId) -> None:
@@ -167,6 +167,8 @@ class CallRunner:
             self._dispatch(CancelRequested(request))
         else:  # it waits behind another call of its context: its reply need not
             del self._calls[request]
+            if call.task is not None:
+                call.task.cancel()
             self._reply(call, None, Cancelled("cancelled before it began"))
 
     def prioritize(self, request: RequestId, priority: int) -> None:
