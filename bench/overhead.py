@@ -28,7 +28,8 @@ from llmaas.api.sync import Client
 from llmaas.engine.thread import EngineThread
 from llmaas.kvchunks.store import Store
 from llmaas.records import AppId, Done, Generation, Piece, Turn
-from llmaas.service import Service, ServiceSettings
+from llmaas.service import Service
+from llmaas.service_settings import ServiceSettings
 
 APP = AppId("0/bench")
 

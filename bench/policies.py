@@ -28,8 +28,9 @@ from llmaas.kvchunks.codec import Codec
 from llmaas.planner_state import PlannerSettings
 from llmaas.policies.eviction import DEFAULT_EVICTION, EVICTION
 from llmaas.records import CHUNK_TOKENS, Precision
-from llmaas.replay import Replay, ReplayReport, TraceCall, belady, unbounded
+from llmaas.replay import Replay, ReplayReport, belady, unbounded
 from llmaas.replay_profiles import DEVICES, MODELS, Costs, costs
+from llmaas.trace import TraceCall
 
 sys.path.insert(0, str(ROOT / "traces"))
 import phone

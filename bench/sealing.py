@@ -20,7 +20,8 @@ from llmaas.engine.thread import EngineThread
 from llmaas.kvchunks.cipher import quickest
 from llmaas.kvchunks.store import MasterKey, Store
 from llmaas.records import CHUNK_TOKENS, ContextId, Precision, Turn
-from llmaas.service import Service, ServiceSettings
+from llmaas.service import Service
+from llmaas.service_settings import ServiceSettings
 
 N = 4096
 CLEAR, SEALED = "clear", "sealed"

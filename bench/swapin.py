@@ -24,7 +24,8 @@ from llmaas.engine.thread import EngineThread
 from llmaas.kvchunks.codec import Codec
 from llmaas.kvchunks.store import Store
 from llmaas.records import CHUNK_TOKENS, Precision
-from llmaas.service import Service, ServiceSettings
+from llmaas.service import Service
+from llmaas.service_settings import ServiceSettings
 
 PRECISION = Precision(4, 4)
 TIMES_CROSSOVER = (0.25, 0.5, 1.0, 2.0, 4.0, 16.0, 0.0)

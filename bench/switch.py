@@ -36,7 +36,8 @@ from llmaas.errors import Cancelled
 from llmaas.kvchunks.codec import Codec
 from llmaas.kvchunks.store import Store
 from llmaas.records import CHUNK_TOKENS, AppId, ContextId, Done, Generation, KvSlab, Piece, Precision, Tier, Turn
-from llmaas.service import Service, ServiceSettings
+from llmaas.service import Service
+from llmaas.service_settings import ServiceSettings
 
 APP = AppId("0/bench")
 POOL_BYTES = 512 << 20

@@ -22,7 +22,8 @@ from llmaas.kvchunks.cipher import MasterKey
 from llmaas.kvchunks.pool import Pool
 from llmaas.kvchunks.store import Store
 from llmaas.records import AppId, Generation, Turn
-from llmaas.service import Service, ServiceSettings
+from llmaas.service import Service
+from llmaas.service_settings import ServiceSettings
 
 APP = AppId("0/bench")
 TURNS, CONTEXTS = 200, 8

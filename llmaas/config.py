@@ -16,7 +16,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from llmaas.config_kinds import Kind, choice, mean_bits, path, size, whole, yes_no
+from llmaas.config_kinds import Kind, choice, mean_bits, number, path, size, whole, yes_no
 from llmaas.errors import ConfigError
 
 if sys.version_info >= (3, 11):
@@ -112,9 +112,24 @@ class Config:
         choice("file", "keyring"), "file", "where the master key is, if the variable LLMAAS_MASTER_KEY is not set"
     )
     prefill_slice: int = _setting(
-        whole(16, 8192), 256, "tokens of a prompt that are processed between two looks at other requests"
+        whole(16, 8192), 256, "tokens of a prompt in one step at most; fewer while somebody waits for its end"
     )
-    max_running: int = _setting(whole(1, 256), 4, "requests that generate together")
+    step_ms: float = _setting(
+        number(5, 60_000), 100.0, "milliseconds that a step should take at most while somebody waits for its end", "100"
+    )
+    max_running: int = _setting(whole(1, 256), 8, "requests that generate together")
+    quantum: int = _setting(
+        whole(1, 1 << 20), 64, "tokens a request may generate before others of its priority get its place in the cells"
+    )
+    ageing: float = _setting(
+        number(0.01, 1e6), 5.0, "seconds without service that make a request more urgent by one", "5"
+    )
+    rate: float | None = _setting(
+        number(0.01, 1e6, or_none=True), None, "tokens per second that all requests together may generate", "none"
+    )
+    app_rate: float | None = _setting(
+        number(0.01, 1e6, or_none=True), None, "tokens per second that each app may generate", "none"
+    )
     queue_limit: int = _setting(whole(1, 65536), 64, "requests that may wait; more are refused as busy")
     max_tokens: int = _setting(whole(1, 1 << 20), 256, "longest answer of 'llmaas chat', in tokens")
     log_level: str = _setting(choice("debug", "info", "warning", "error"), "info", "what the daemon logs")

@@ -32,6 +32,20 @@ def whole(low: int, high: int) -> Kind:
     return Kind(f"a whole number from {low} to {high}", "N", read)
 
 
+def number(low: float, high: float, *, or_none: bool = False) -> Kind:
+    """A number; with ``or_none`` the word "none" is None."""
+
+    def read(raw: object, base: Path) -> float | None:
+        text = str(raw).strip().lower()
+        if or_none and isinstance(raw, str) and text == "none":
+            return None
+        if not re.fullmatch(r"[0-9]{1,9}(\.[0-9]{1,6})?", text) or not low <= float(text) <= high:
+            raise ValueError
+        return float(text)
+
+    return Kind(f"a number from {low:g} to {high:g}{', or none' if or_none else ''}", "X", read)
+
+
 def choice(*choices: int | str) -> Kind:
     def read(raw: object, base: Path) -> int | str:
         for each in choices:

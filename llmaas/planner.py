@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Any
 
-from llmaas.actions import Action, Admitted, DropDisk, Finish, Outcome, RunStep
+from llmaas.actions import AbortStep, Action, DropDisk, Finish, Outcome, RunStep, WakeAt
 from llmaas.errors import PolicyBug
 from llmaas.events import (
     BudgetChanged,
@@ -18,26 +18,31 @@ from llmaas.events import (
     ContextChanged,
     ContextClosed,
     ContextOpened,
+    DutyChanged,
     Event,
     Fetched,
     Flush,
     Loaded,
     Lowered,
     Measured,
+    PriorityChanged,
+    RateChanged,
     Saved,
     StepDone,
     StepFailed,
     Submitted,
+    Woken,
     Written,
 )
 from llmaas.planner_state import Cells, Context, Job, PlannerSettings, Stage, Tally
-from llmaas.planner_steps import burst, compose, stepped
+from llmaas.planner_steps import Steps
 from llmaas.planner_swap import SwapBooks
 from llmaas.planner_switch import Switching
+from llmaas.planner_turns import Turns
 from llmaas.policies.eviction import DEFAULT_EVICTION, EVICTION, EvictionPolicy
 from llmaas.policies.scheduling import SCHEDULING
 from llmaas.policies.split import SPLIT
-from llmaas.records import CHUNK_TOKENS, ChunkKey, ContextId, RequestId, Tier
+from llmaas.records import CHUNK_TOKENS, ChunkKey, ContextId, Tier
 
 
 class Planner:
@@ -48,20 +53,19 @@ class Planner:
         settings: PlannerSettings,
         *,
         eviction: str | EvictionPolicy = DEFAULT_EVICTION,
-        scheduling: str = "fifo",
     ) -> None:
         self.settings = settings
         self.tally = Tally()
         policy = EVICTION[eviction]() if isinstance(eviction, str) else eviction
         self._swap = SwapBooks(settings, policy, self.tally)
-        self._queue = SCHEDULING[scheduling]()
+        self._policy = SCHEDULING[settings.scheduling](settings.quantum, settings.ageing_s)
         self._cells = Cells(settings.n_cells, settings.n_seqs, cuttable=settings.swappable)
         self._switching = Switching(self._swap, self._cells, SPLIT[settings.split](), settings, self.tally)
+        self._turns = Turns(self._policy, self._cells, self._swap, settings, self.tally)
+        self._steps = Steps(self._policy, self._switching.costs, settings, self.tally)
         self._contexts: dict[ContextId, Context] = {}
-        self._jobs: dict[RequestId, Job] = {}
-        self._running: dict[RequestId, Job] = {}
-        self._step: RunStep | None = None
-        self._step_began = 0.0
+        self._armed: float | None = None
+        """When we asked to be woken."""
         self._out: list[Action] = []
         self._handlers: dict[type, Callable[[Any, float], None]] = {
             ContextOpened: self._opened,
@@ -70,6 +74,10 @@ class Planner:
             ChunksFound: self._found,
             Submitted: self._submitted,
             CancelRequested: self._cancel,
+            PriorityChanged: self._prioritized,
+            RateChanged: self._limited,
+            DutyChanged: self._duty,
+            Woken: self._woken,
             StepDone: self._step_done,
             StepFailed: self._step_failed,
             Loaded: self._loaded,
@@ -85,18 +93,14 @@ class Planner:
     def handle(self, event: Event, now: float) -> list[Action]:
         """Take one event in; the actions it calls for, in the order they must begin."""
         self._out = []
+        for late in self._turns.expired(now):
+            self._end(late, Outcome.EXPIRED)
         self._handlers[type(event)](event, now)
         # Swap-out before admission: what a call has just left in CELLS is exported before its cells are given away.
         self._swap.pump_writes(self._out)
         self._swap.pump_saves(now, self._out)
         self._swap.lowering.pump(now, self._out)
-        self._admit(now)
-        for job in list(self._running.values()):
-            if job.stage is Stage.SWITCHING:
-                back = self._switching.advance(job, now, self._out)
-                if back and job.context.cells >= job.n_total:
-                    self._finish(job, Outcome.APPENDED)  # there was nothing to compute
-        self._compose_step(now)
+        self._run(now)
         return self._out
 
     # -- what others may know
@@ -104,11 +108,11 @@ class Planner:
     @property
     def idle(self) -> bool:
         """Nothing runs, waits, or is being swapped out."""
-        return not self._jobs and self._swap.idle and self._switching.reads.idle
+        return not self._turns.jobs and self._swap.idle and self._switching.reads.idle
 
     @property
     def waiting(self) -> int:
-        return len(self._queue)
+        return len(self._policy)
 
     @property
     def pool_used(self) -> int:
@@ -165,7 +169,7 @@ class Planner:
             problems.append(f"{len(self._swap.ledger) - len(refs)} chunks belong to no context")
         if self._cells.free < 0:
             problems.append(f"cells overcommitted by {-self._cells.free}")
-        if not self._running and self._cells.reserved:
+        if not self._turns.running and self._cells.reserved:
             problems.append(f"{self._cells.reserved} cells reserved for nobody")
         return problems
 
@@ -226,104 +230,122 @@ class Planner:
         if event.disk_bytes is not None:
             self._swap.set_disk_quota(event.disk_bytes, self._out)
 
-    # -- admission
+    # -- calls
 
     def _submitted(self, event: Submitted, now: float) -> None:
         context = self._contexts[event.context]
-        if event.n_total > self.settings.ctx_limit:
-            raise PolicyBug(f"{event.n_total} tokens can never be in {self.settings.ctx_limit} cells")
+        job = self._turns.submit(event, context, now)
         self._swap.disk.use(context)
-        reserve = min(event.n_total + event.max_new, self.settings.ctx_limit)
-        job = Job(event.request, context, event.n_total, event.max_new, reserve)
-        self._jobs[event.request] = job
-        self._queue.add(event.request, event.priority, now)
+        self._steps.comes(job, event.rate)
+        self._abort_for(job)
 
-    def _admit(self, now: float) -> None:
-        while len(self._running) < self.settings.max_running:
-            request = self._queue.head(now)
-            if request is None or not self._make_cells(self._jobs[request], now):
-                return
-            job = self._jobs[request]
-            self._queue.remove(request)
-            self._cells.start(job.context, job.reserve)
-            self._running[request] = job
-            job.stage = Stage.SWITCHING
-            job.from_cells = min(job.context.cells, job.context.n_kv)
-            if job.from_cells < job.context.n_kv:
-                self._swap.returned(job.context, now)
-            assert job.context.seq is not None
-            self._out.append(Admitted(request, job.context.seq))
+    def _prioritized(self, event: PriorityChanged, now: float) -> None:
+        job = self._turns.jobs.get(event.request)
+        if job is not None:
+            job.priority = event.priority
+            self._policy.prioritize(event.request, event.priority)
+            self._abort_for(job)
 
-    def _make_cells(self, job: Job, now: float) -> bool:
-        need = job.reserve - job.context.cells if job.context.id in self._cells.idle else job.reserve
-        victims = self._cells.victims(need, job.context)
-        if victims is None and self._swap.hurry():
-            self._swap.pump_saves(now, self._out)
-            victims = self._cells.victims(need, job.context)
-        if victims is None:
-            return False
-        for context in victims:
-            self._swap.touch(context.keys, now)  # used until now, only not from the POOL
-            self._cells.trim(context, 0, self._out)
-            self._swap.writes.left_cells(context.id)
-            self.tally.contexts_left_cells += 1
-        return True
+    def _limited(self, event: RateChanged, now: float) -> None:
+        self._steps.limit(event.app, event.rate)
+
+    def _duty(self, event: DutyChanged, now: float) -> None:
+        self._steps.duty = event.duty
+
+    def _woken(self, event: Woken, now: float) -> None:
+        self._armed = None
+
+    def _abort_for(self, job: Job) -> None:
+        step = self._steps.running
+        if step is not None and self._steps.too_long_for(job, self._turns.jobs):
+            self._out.append(AbortStep(step.step))
 
     def _cancel(self, event: CancelRequested, now: float) -> None:
-        job = self._jobs.get(event.request)
-        if job is None:
-            return  # it has just ended: the terminal reply is on its way
-        job.cancelled = True
-        if job.stage is Stage.QUEUED:
-            self._queue.remove(job.request)
-            self._finish(job, Outcome.CANCELLED)
-        elif job.stage is Stage.LOADING:
+        job = self._turns.jobs.get(event.request)
+        if job is not None:  # or it has just ended: the terminal reply is on its way
+            self._end(job, Outcome.CANCELLED)
+
+    def _end(self, job: Job, outcome: Outcome) -> None:
+        """The call ends early: now, or as soon as the step or the load that runs for it is over."""
+        if job.ending is not None:
+            return
+        job.ending = outcome
+        self.tally.expired += outcome is Outcome.EXPIRED
+        if job.stage is Stage.LOADING:
             self._switching.stop(job, self._out)
         elif not job.in_step:
-            self._finish(job, Outcome.CANCELLED)
+            self._finish(job, outcome)
+        elif self._steps.useless(self._turns.jobs):
+            assert self._steps.running is not None
+            self._out.append(AbortStep(self._steps.running.step))
 
     def _finish(self, job: Job, outcome: Outcome) -> None:
-        del self._jobs[job.request]
         job.ended = True
         self._switching.reads.release_all(job, self._out)
-        if self._running.pop(job.request, None) is not None:
-            self._cells.stop(job.context, job.reserve)
+        self._turns.end(job)
+        self._steps.ends(job)
         job.context.committing = True
         self._out.append(Finish(job.request, job.context.id, outcome, job.context.cells))
 
-    # -- what runs comes back
+    # -- what runs, and what comes back
 
-    def _compose_step(self, now: float) -> None:
-        if self._step is None and (items := compose(self._running.values(), self.settings)):
-            self._step = RunStep(self._swap.next_id(), items, burst(items, self._running, self.settings))
-            self._step_began = now
-            self._out.append(self._step)
+    def _run(self, now: float) -> None:
+        """Admit, bring back, compute: whatever can begin now does."""
+        self._let_go(self._turns.admit(now, self._out))
+        for job in list(self._turns.running.values()):
+            if job.stage is Stage.SWITCHING:
+                back = self._switching.advance(job, now, self._out)
+                if back:
+                    self._policy.back(job.request, now - job.admitted)
+                if back and job.context.cells >= job.total:
+                    self._finish(job, Outcome.APPENDED)  # there was nothing to compute
+        retry = None
+        if self._steps.running is None:
+            self._let_go(self._turns.grow(now, self._out))
+            step, retry = self._steps.next(self._turns.running.values(), self._swap.next_id, now)
+            if step is not None:
+                self._out.append(step)
+        self._wake(retry)
+
+    def _let_go(self, paused: list[Job]) -> None:
+        for job in paused:
+            self._switching.reads.release_all(job, self._out)
+
+    def _wake(self, retry: float | None) -> None:
+        """Ask to be woken when a limit allows the next step, or a deadline passes."""
+        moments = [moment for moment in (retry, self._turns.next_deadline) if moment is not None]
+        if moments and (self._armed is None or min(moments) < self._armed):
+            self._armed = min(moments)
+            self._out.append(WakeAt(self._armed))
 
     def _step_done(self, event: StepDone, now: float) -> None:
-        step = self._end_step(event.step)
-        self._switching.costs.stepped(step, now - self._step_began)
+        step = self._ended(event.step, event.steps, now)
         for item, drawn in zip(step.items, event.drawn, strict=True):
-            job = self._running[item.request]
-            outcome = stepped(job, item, drawn, event.steps, self.settings, self.tally)
-            if outcome is not None:
+            job = self._turns.jobs[item.request]
+            if (outcome := self._steps.stepped(job, item, drawn, event)) is not None:
                 self._finish(job, outcome)
 
     def _step_failed(self, event: StepFailed, now: float) -> None:
-        for item in self._end_step(event.step).items:
-            job = self._running[item.request]
-            job.in_step = False
-            self._finish(job, Outcome.CANCELLED if job.cancelled else Outcome.ENGINE_FAILED)
+        self.tally.steps_aborted += event.aborted
+        for item in self._ended(event.step, 0, now).items:
+            job = self._turns.jobs[item.request]
+            if job.ending is not None:
+                self._finish(job, job.ending)
+            elif event.aborted:
+                job.cautious = True
+            else:
+                self._finish(job, Outcome.ENGINE_FAILED)
 
-    def _end_step(self, number: int) -> RunStep:
-        step, self._step = self._step, None
-        if step is None or step.step != number:
+    def _ended(self, number: int, steps: int, now: float) -> RunStep:
+        step = self._steps.ended(number, self._turns.jobs, steps, now)
+        if step is None:
             raise PolicyBug(f"step {number} ended but was not running")
         return step
 
     def _loaded(self, event: Loaded, now: float) -> None:
         job, can_go_on = self._switching.loaded(event, now, self._out)
-        if job.cancelled:
-            self._finish(job, Outcome.CANCELLED)
+        if job.ending is not None:
+            self._finish(job, job.ending)
         elif not can_go_on:
             self._finish(job, Outcome.ENGINE_FAILED)
 

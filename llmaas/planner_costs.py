@@ -10,9 +10,9 @@ from llmaas.policies.costs import Line
 
 _MB = 1e6
 _K = 1024
-_FEW_DECODES = 1 / 16
-"""Share of a step's tokens up to which decoding beside a prefill does not matter."""
-_LEAST_PREFILL = 32
+_MOST_DECODES = 0.5
+"""Decodes per token of a prompt up to which a step tells what the prompt costs."""
+_LEAST_PREFILL = 16
 
 
 class SwitchCosts:
@@ -21,6 +21,8 @@ class SwitchCosts:
     def __init__(self) -> None:
         self._compute = Line(3e-3, 1e-3)
         """Per token, and per token and 1024 tokens before it."""
+        self._decode = Line(5e-3, 5e-3)
+        """Per step, and per sequence in it."""
         self._read = Line(2e-3, 1e-2)
         """Per read, and per megabyte."""
         self.disk_known = False
@@ -31,6 +33,20 @@ class SwitchCosts:
         """Prefilling tokens start .. stop-1."""
         return self._compute(stop - start, _looked_back(start, stop))
 
+    def decode(self, n: int) -> float:
+        """A step that generates one token for each of ``n`` sequences."""
+        return self._decode(1, n)
+
+    def slice(self, start: int, seconds: float) -> int:
+        """How many tokens from ``start`` on can be prefilled in so many seconds."""
+        a, b = self._compute.a, self._compute.b / _K
+        # a n + b (start + n/2) n = seconds, for n
+        slope = a + b * start
+        if slope <= 0:
+            return 1 << 30
+        root = (slope * slope + 2 * b * max(0.0, seconds)) ** 0.5
+        return int((root - slope) / b) if b > 1e-12 * slope else int(max(0.0, seconds) / slope)
+
     def read(self, n_reads: int, nbytes: int) -> float:
         return self._read(n_reads, nbytes / _MB)
 
@@ -38,8 +54,8 @@ class SwitchCosts:
         """Decoding chunks and putting them into cells."""
         return self._place(1, nbytes / _MB)
 
-    def stepped(self, step: RunStep, seconds: float) -> None:
-        """A step ended; a prefill that (nearly) fills it tells what a token costs."""
+    def stepped(self, step: RunStep, steps: int, seconds: float) -> None:
+        """A burst ended; one of decodes only, or a prefill that (nearly) fills its step, tells what a token costs."""
         n_prefill = n_decode = 0
         for item in step.items:
             n = item.stop - item.start
@@ -47,7 +63,10 @@ class SwitchCosts:
                 n_prefill += n
             else:
                 n_decode += 1
-        if n_prefill < _LEAST_PREFILL or n_decode > _FEW_DECODES * n_prefill:
+        if n_decode and not n_prefill:
+            self._decode.observe(1, n_decode, seconds / steps)
+        seconds -= n_decode * self._decode.b  # what they add to a step that reads the weights anyway
+        if n_prefill < _LEAST_PREFILL or n_decode > _MOST_DECODES * n_prefill:
             return
         looked_back = sum(_looked_back(i.start, i.stop) for i in step.items if i.stop - i.start > 1)
         self._compute.observe(n_prefill, looked_back, seconds)

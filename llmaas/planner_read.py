@@ -15,7 +15,7 @@ from llmaas.actions import Action, FetchChunks
 from llmaas.events import Fetched
 from llmaas.kvchunks.ledger import Copy
 from llmaas.planner_costs import SwitchCosts
-from llmaas.planner_state import Job
+from llmaas.planner_state import Job, Stage
 from llmaas.planner_swap import SwapBooks
 from llmaas.policies.split import Hole, SplitPolicy
 from llmaas.records import CHUNK_TOKENS, ChunkKey, Tier
@@ -156,7 +156,7 @@ class ReadAhead:
         del self._pieces[event.fetch]
         self._brought = now
         for i, (key, nbytes) in enumerate(zip(piece.action.keys, event.nbytes, strict=True), start=piece.first):
-            if nbytes and not piece.job.ended:
+            if nbytes and not piece.job.ended and piece.job.stage is not Stage.QUEUED:
                 piece.job.held.add(key)
             else:
                 self._swap.ledger.unpin(key)

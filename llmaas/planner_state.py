@@ -10,9 +10,10 @@ from collections import OrderedDict
 from dataclasses import dataclass, field
 from typing import TypedDict
 
-from llmaas.actions import Action, DropCells
+from llmaas.actions import Action, DropCells, Outcome
 from llmaas.errors import PolicyBug
 from llmaas.policies.precision import SPENDING
+from llmaas.policies.scheduling import DEFAULT_SCHEDULING, SCHEDULING
 from llmaas.policies.split import SPLIT
 from llmaas.records import CHUNK_TOKENS, NO_QUOTA, AppId, ChunkKey, ContextId, Geometry, Precision, RequestId
 
@@ -48,7 +49,20 @@ class PlannerSettings:
     """How it is decided what is computed and what read of a context that comes back: of ``policies.split.SPLIT``."""
     max_batch: int = 512
     prefill_slice: int = 256
-    max_running: int = 4
+    """Tokens of a prompt in one step at most; fewer, where others would wait too long for the step's end."""
+    step_target: float = 0.1
+    """Seconds that a step should take at most if somebody waits for its end."""
+    max_running: int = 8
+    scheduling: str = DEFAULT_SCHEDULING
+    """Whose turn it is, one of ``policies.scheduling.SCHEDULING``."""
+    quantum: int = 64
+    """Steps that a call may take before others of its priority get its place in CELLS, if they need it."""
+    ageing_s: float = 5.0
+    """Seconds without service that make a call more urgent by one."""
+    rate: float | None = None
+    """Tokens per second that all calls together may generate."""
+    app_rate: float | None = None
+    """The same for each app that has no limit of its own."""
     burst: int = 16
     """Steps that running answers may take between two looks of the planner, if nothing else happens."""
     save_batch: int = 8
@@ -65,6 +79,10 @@ class PlannerSettings:
             raise ValueError(f"ctx_limit must be in 1 .. n_cells={self.n_cells}, not {self.ctx_limit}")
         if self.spending not in SPENDING:
             raise ValueError(f"spending is one of {', '.join(SPENDING)}, not {self.spending}")
+        if self.scheduling not in SCHEDULING:
+            raise ValueError(f"scheduling is one of {', '.join(SCHEDULING)}, not {self.scheduling}")
+        if self.quantum < 1 or self.ageing_s <= 0 or self.step_target <= 0:
+            raise ValueError("quantum must be at least 1, ageing_s and step_target above 0")
         if self.split not in SPLIT:
             raise ValueError(f"split is one of {', '.join(SPLIT)}, not {self.split}")
 
@@ -100,8 +118,10 @@ class Context:
     lossy: set[int] = field(default_factory=set)
     """Indices of chunks whose cells came from a coded copy: they may not be coded again."""
     running: bool = False
+    wanted: bool = False
+    """A call waits for its turn on it."""
     committing: bool = False
-    """A call has finished but its ContextChanged is still to come."""
+    """A call has finished or paused but its ContextChanged is still to come."""
     unsaved: int = 0
     """Saves that wait for their turn; evicting the cells now would lose them."""
     used: int = 0
@@ -112,16 +132,25 @@ class Context:
 
 @dataclass(slots=True, eq=False)
 class Job:
-    """A call on its way. ``reserve`` is the most cells it can come to need."""
+    """A call on its way. ``reserve``: the cells that it may fill before it must ask for more."""
 
     request: RequestId
     context: Context
     n_total: int
     max_new: int
-    reserve: int
+    priority: int
+    deadline: float | None = None
+    admitted: float = 0.0
+    adapter: str = ""
+    reserve: int = 0
     stage: Stage = Stage.QUEUED
     in_step: bool = False
-    cancelled: bool = False
+    last_step: int = 0
+    """Number of the last step that it took part in."""
+    cautious: bool = False
+    """A long step of it was aborted once; all others are short."""
+    ending: Outcome | None = None
+    """It ends like this as soon as nothing runs for it."""
     produced: int = 0
     until: int = 0
     from_cells: int = 0
@@ -134,14 +163,19 @@ class Job:
     ended: bool = False
 
     @property
+    def total(self) -> int:
+        """Tokens that there are now; the last one that was generated is not yet in CELLS."""
+        return self.n_total + self.produced
+
+    @property
     def covered(self) -> int:
         """Tokens of the context that chunks exist for, as far as the call needs them."""
-        return min(self.context.n_kv, self.n_total)
+        return min(self.context.n_kv, self.total)
 
     @property
     def goal(self) -> int:
         """Tokens that may be in CELLS before the prefill: generation needs the last one's logits."""
-        return self.n_total - 1 if self.max_new else self.n_total
+        return self.total - 1 if self.max_new else self.total
 
 
 @dataclass(slots=True)
@@ -168,6 +202,10 @@ class Tally:
     """Chunks that were dropped from DISK to make room there."""
     chunks_damaged: int = 0
     chunks_lowered: int = 0
+    pauses: int = 0
+    """Calls that left CELLS to others before they had ended."""
+    steps_aborted: int = 0
+    expired: int = 0
 
 
 class Cells:
@@ -210,6 +248,21 @@ class Cells:
         self.idle_cells += context.cells
         self._release_if_empty(context)
 
+    def grow(self, more: int) -> None:
+        """A running context may fill so many more cells."""
+        self.reserved += more
+        if self.free < 0:
+            raise PolicyBug(f"cells overcommitted: {self.reserved} reserved, {self.idle_cells} idle")
+
+    def short(self, need: int, keep: Context) -> int:
+        """Cells that are lacking for ``need`` more even when every idle context has left."""
+        mine = keep.cells if keep.id in self.idle else 0
+        return need - self.free - (self.idle_cells - mine)
+
+    def seq_for(self, context: Context) -> bool:
+        """Whether there is a sequence for it, or will be when idle contexts have left."""
+        return context.seq is not None or bool(self._seqs) or bool(self.idle)
+
     def trim(self, context: Context, n: int, out: list[Action]) -> None:
         """Keep at most the first ``n`` tokens of the context in CELLS."""
         if context.seq is None or n >= context.cells:
@@ -225,13 +278,17 @@ class Cells:
     def victims(self, need: int, keep: Context) -> list[Context] | None:
         """Idle contexts to drop for ``need`` more free cells (and one sequence), or None.
 
-        One with unsaved chunks is passed over: a save is under way or will begin when a write ends, so waiting for it
-        always ends.
+        Those that nobody waits for first, least recently run first; then whoever was paused last, since it comes back
+        last. One with unsaved chunks is passed over: a save is under way or will begin when a write ends, so waiting
+        for it always ends.
         """
         short = need - self.free
         want_seq = keep.seq is None and not self._seqs
+        if short <= 0 and not want_seq:
+            return []
         chosen: list[Context] = []
-        for context in self.idle.values():
+        wanted = [context for context in reversed(self.idle.values()) if context.wanted]
+        for context in (*(c for c in self.idle.values() if not c.wanted), *wanted):
             if short <= 0 and not want_seq:
                 break
             if context is keep or context.committing or context.unsaved:

@@ -9,14 +9,14 @@ from __future__ import annotations
 import dataclasses
 import heapq
 import itertools
-import json
 import struct
 from collections import deque
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
 from llmaas.actions import (
+    AbortStep,
     Admitted,
     DropCells,
     DropDisk,
@@ -27,11 +27,14 @@ from llmaas.actions import (
     LowerChunks,
     MeasureChunks,
     NoteTolerances,
+    Outcome,
+    Paused,
     RunStep,
     SaveChunks,
     StopLoad,
     StopWrite,
     Switched,
+    WakeAt,
     WriteChunks,
 )
 from llmaas.errors import BadRequest
@@ -48,6 +51,7 @@ from llmaas.events import (
     Saved,
     StepDone,
     Submitted,
+    Woken,
     Written,
 )
 from llmaas.kvchunks.codec import Codec, sinks_at
@@ -58,24 +62,10 @@ from llmaas.policies.eviction import DEFAULT_EVICTION, EvictionPolicy
 from llmaas.policies.prefetch import Successors
 from llmaas.records import CHUNK_TOKENS, AppId, ChunkKey, ContextId, RequestId, Tier
 from llmaas.replay_profiles import Costs
+from llmaas.trace import TraceCall
 
 _IDLE_S = 1.0
 """Seconds after a call until it is guessed who comes next."""
-
-
-@dataclass(frozen=True, slots=True)
-class TraceCall:
-    """One line of a trace: at second ``t`` a context gets ``prompt`` tokens and generates ``generate``."""
-
-    t: float
-    app: str
-    context: str
-    prompt: int
-    generate: int
-
-    def __post_init__(self) -> None:
-        if self.prompt < 0 or self.generate < 0 or self.prompt + self.generate == 0:
-            raise ValueError("a call needs prompt or generate tokens")
 
 
 @dataclass(slots=True)
@@ -90,6 +80,9 @@ class CallReport:
     done: float = 0.0
     sources: tuple[int, int, int, int] = (0, 0, 0, 0)
     """Tokens that came from CELLS, POOL, DISK, and by recomputing."""
+    paused: int = 0
+    """How often it had to leave CELLS to others."""
+    outcome: Outcome | None = None
 
     @property
     def switch_s(self) -> float:
@@ -113,17 +106,6 @@ class ReplayReport:
     tally: Tally
     problems: tuple[str, ...]
     """Of the planner's books at the end; empty when they balance."""
-
-
-def read_trace(lines: Iterable[str]) -> Iterator[TraceCall]:
-    """A trace of JSON lines, see traces/README.md. Raises BadRequest with the line's number."""
-    for number, line in enumerate(lines, start=1):
-        if not line.strip() or line.startswith("#"):
-            continue
-        try:
-            yield TraceCall(**json.loads(line))
-        except (TypeError, ValueError) as e:
-            raise BadRequest(f"trace line {number}: {e}") from e
 
 
 @dataclass(slots=True, eq=False)
@@ -206,6 +188,9 @@ class Replay:
             DropPool: lambda a: _forget(self._pool, a.keys),
             DropDisk: lambda a: _forget(self._disk, a.keys),
             DropCells: lambda a: None,
+            AbortStep: lambda a: None,  # the step ends as if that came too late
+            WakeAt: lambda a: self._answer(a.when, Woken()),
+            Paused: self._paused,
             Admitted: self._admitted,
             Switched: self._switched,
             Finish: self._finish,
@@ -289,28 +274,40 @@ class Replay:
         request = RequestId(next(self._requests))
         self._running[request] = context, report
         context.n_tokens = total
-        self._dispatch(Submitted(request, context.id, total, call.generate))
+        deadline = None if call.deadline_s is None else self._now + call.deadline_s
+        self._dispatch(Submitted(request, context.id, total, call.generate, call.priority, deadline, call.rate))
 
     def _admitted(self, action: Admitted) -> None:
-        self._running[action.request][1].admitted = self._now
+        report = self._running[action.request][1]
+        report.admitted = report.admitted or self._now
 
     def _switched(self, action: Switched) -> None:
         report = self._running[action.request][1]
-        report.switched = self._now
-        report.sources = action.cells, action.pool, action.disk, action.recomputed
+        now = action.cells, action.pool, action.disk, action.recomputed
+        report.switched = report.switched or self._now
+        report.sources = tuple(a + b for a, b in zip(report.sources, now, strict=True))  # type: ignore[assignment]
+
+    def _paused(self, action: Paused) -> None:
+        context, report = self._running[action.request]
+        report.paused += 1
+        self._keep(context, action.n_kv)
+
+    def _keep(self, context: _Context, n_kv: int) -> None:
+        """What the call has computed becomes chunks."""
+        first = min(context.n_kv, n_kv) // CHUNK_TOKENS
+        context.n_kv = max(context.n_kv, n_kv)
+        self._answer(self._now, ContextChanged(context.id, first, context.keys(context.n_kv, first), context.n_kv))
 
     def _finish(self, action: Finish) -> None:
         context, report = self._running.pop(action.request)
-        report.done = self._now
+        report.done, report.outcome = self._now, action.outcome
         report.first_token = report.first_token or self._now
-        first = min(context.n_kv, action.n_kv) // CHUNK_TOKENS
-        context.n_kv = max(context.n_kv, action.n_kv)
         context.running = None
         if self._hinting.pop(context.id, None) is not None:
             self.hints.tokens_moved += sum(report.sources[1:])
         else:
             self._at(self._now + _IDLE_S, self._guess)
-        self._answer(self._now, ContextChanged(context.id, first, context.keys(context.n_kv, first), context.n_kv))
+        self._keep(context, action.n_kv)
         self._at(self._now, lambda: self._next_call(context))
 
     # -- prices

@@ -9,8 +9,7 @@ from __future__ import annotations
 import asyncio
 import logging
 from collections.abc import Callable
-from dataclasses import asdict, dataclass
-from pathlib import Path
+from dataclasses import asdict
 from typing import TypeVar
 
 from llmaas.clock import Clock, RealClock
@@ -25,10 +24,8 @@ from llmaas.events import ChunksFound, ContextClosed, ContextOpened, Flush, Rate
 from llmaas.kvchunks.keys import namespace
 from llmaas.kvchunks.store import ContextRow, Store
 from llmaas.metrics import Registry
-from llmaas.planner_state import PlannerSettings, bit_settings
 from llmaas.policies.budget import Reading
 from llmaas.records import (
-    NO_QUOTA,
     ON_NO_TERMS,
     AppId,
     ContextDetail,
@@ -37,39 +34,21 @@ from llmaas.records import (
     Generation,
     Message,
     Piece,
-    Precision,
     RequestId,
     Terms,
     Turn,
 )
 from llmaas.service_budget import Budgets
 from llmaas.service_calls import Call, turn_spans
-from llmaas.service_contexts import Directory, LiveContext, new_id, total_tokens
+from llmaas.service_contexts import Directory, LiveContext, new_id, tell_changed, total_tokens
 from llmaas.service_loop import Interpreter
-from llmaas.service_runner import CallRunner, Rows, refuse_if_deleted, refuse_if_too_long, tell_changed
+from llmaas.service_runner import CallRunner, Rows, refuse_if_deleted, refuse_if_too_long
+from llmaas.service_settings import ServiceSettings, planner_settings
 
 log = logging.getLogger(__name__)
 T = TypeVar("T")
 
 _DRAIN_SECONDS = 30.0
-
-
-@dataclass(frozen=True, slots=True)
-class ServiceSettings:
-    """What an operator chooses. Bytes, tokens and requests as named."""
-
-    pool_bytes: int = 256 << 20
-    disk_bytes: int = NO_QUOTA
-    write_rate: int = 0
-    """Bytes a second that swap-out may write; 0 or NO_QUOTA: as fast as it goes."""
-    bits: float | Precision = 4.0
-    """Mean bits per value of coded chunks, spent where they matter most; or one precision for all."""
-    split: str = "balanced"
-    """What is computed and what read of a context that comes back; see ``policies.split``."""
-    prefill_slice: int = 256
-    max_running: int = 4
-    queue_limit: int = 64
-    record: Path | None = None
 
 
 class Service:
@@ -82,12 +61,12 @@ class Service:
         self._settings = settings
         self._clock = clock or RealClock()
         self._model = self._engine.info
-        self.planner_settings = _planner_settings(engine, settings)
+        self.planner_settings = planner_settings(engine.engine, settings)
         self._metrics = Registry()
         self._rows = Rows()
         self._directory = Directory()
         self._calls: dict[RequestId, Call] = {}
-        self._rates: dict[AppId | None, float | None] = {}
+        self._rates: dict[AppId | None, float | None] = {None: settings.rate}
         self._closing = False
 
     async def start(self) -> None:
@@ -269,14 +248,12 @@ class Service:
     def limit(self, app: AppId | None, rate: float | None) -> dict[str, object]:
         """Set the tokens per second that an app, or without ``app`` all together, may generate; None: no limit."""
         self._rates[app] = rate
-        if rate is None:
-            del self._rates[app]
         self._dispatch(RateChanged(app, rate))
         return self._limits()
 
     def _limits(self) -> dict[str, object]:
         apps = {str(app): rate for app, rate in sorted(self._rates.items(), key=str) if app is not None}
-        return {"rate": self._rates.get(None), "apps": apps}
+        return {"rate": self._rates[None], "app_rate": self._settings.app_rate, "apps": apps}
 
     def hint(self, app: AppId, context: str) -> None:
         """The context will be used soon: bring it back to CELLS, if nobody else waits. Nothing is promised."""
@@ -336,6 +313,7 @@ class Service:
             "requests": {"active": len(self._calls), "waiting": planner.waiting, "total": self._runner.total},
             "cells": {"used": planner.cells_used, "total": self.planner_settings.n_cells},
             **budgets,
+            "limits": self._limits(),
             "counts": asdict(planner.tally),
             "calls": self._metrics.snapshot(),
         }
@@ -347,24 +325,6 @@ class Service:
         if held != self._planner.pool_used:
             problems.append(f"POOL: {held} bytes held, {self._planner.pool_used} on the books")
         return problems
-
-
-def _planner_settings(engine: EngineThread, settings: ServiceSettings) -> PlannerSettings:
-    e = engine.engine
-    return PlannerSettings(
-        n_cells=e.n_cells,
-        n_seqs=e.n_seqs,
-        pool_bytes=settings.pool_bytes,
-        disk_bytes=settings.disk_bytes,
-        ctx_limit=min(e.n_cells, e.info.n_ctx_train),
-        geometry=e.info.geometry,
-        swappable=e.info.chunkable,
-        **bit_settings(settings.bits),
-        max_batch=e.max_batch,
-        split=settings.split,
-        prefill_slice=settings.prefill_slice,
-        max_running=settings.max_running,
-    )
 
 
 def _cut_point(live: LiveContext, n_tokens: int | None, n_messages: int | None) -> int:

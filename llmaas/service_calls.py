@@ -68,6 +68,7 @@ class Call:
     admitted: float = 0.0
     switched: float = 0.0
     sources: Switched | None = None
+    n_paused: int = 0
     first_token: float = 0.0
     last_token: float = 0.0
 
@@ -132,6 +133,7 @@ class Call:
             queue_ms=(self.admitted - self.submitted) * 1e3,
             ttft_ms=((self.first_token or now) - self.submitted) * 1e3,
             decode_tps=(n - 1) / spent if n > 1 and spent > 0 else 0.0,
+            n_paused=self.n_paused,
         )
 
 

@@ -16,6 +16,7 @@ from dataclasses import dataclass, field
 from itertools import takewhile
 
 from llmaas.errors import UnknownContext
+from llmaas.events import ContextChanged, Event
 from llmaas.kvchunks.keys import chunk_keys
 from llmaas.kvchunks.store import ContextRow, Span
 from llmaas.records import CHUNK_TOKENS, AppId, ChunkKey, ContextId, Message
@@ -173,3 +174,9 @@ def new_id() -> ContextId:
 
 def total_tokens(spans: Sequence[Span]) -> int:
     return sum(len(span.tokens) for span in spans)
+
+
+def tell_changed(live: LiveContext, n_kv: int, dispatch: Callable[[Event], None]) -> None:
+    """The context's tokens changed; the planner learns its new chunks."""
+    first, keys = live.rekey(n_kv)
+    dispatch(ContextChanged(live.id, first, keys, n_kv))

@@ -16,6 +16,7 @@ from queue import SimpleQueue
 from typing import Any
 
 from llmaas.actions import (
+    AbortStep,
     Admitted,
     DropCells,
     DropDisk,
@@ -26,17 +27,19 @@ from llmaas.actions import (
     LowerChunks,
     MeasureChunks,
     NoteTolerances,
+    Paused,
     RunStep,
     SaveChunks,
     StopLoad,
     StopWrite,
     Switched,
+    WakeAt,
     WriteChunks,
 )
 from llmaas.clock import Clock
-from llmaas.engine.base import BatchItem
+from llmaas.engine.base import Aborted, BatchItem
 from llmaas.engine.thread import EngineThread
-from llmaas.events import Drawn, Event, StepDone, StepFailed
+from llmaas.events import Drawn, Event, StepDone, StepFailed, Woken
 from llmaas.kvchunks.codec import Codec
 from llmaas.kvchunks.meter import Meter
 from llmaas.kvchunks.pool import Pool
@@ -46,7 +49,7 @@ from llmaas.planner_state import PlannerSettings
 from llmaas.recorder import Recorder
 from llmaas.records import RequestId
 from llmaas.service_calls import Call
-from llmaas.service_contexts import Directory
+from llmaas.service_contexts import Directory, tell_changed
 
 log = logging.getLogger(__name__)
 
@@ -101,6 +104,9 @@ class Interpreter:
         self._at_rest = asyncio.Event()
         self._interrupt = False
         """A burst of steps ends early: the planner has heard something since it began."""
+        self._aborted = -1
+        """The step that must not begin any more, or end at once."""
+        self._waker = self._loop.call_later(0, lambda: None)
         self._courier = Courier(self._loop)
         self._perform: dict[type, Callable[[Any], None]] = {
             RunStep: self._run_step,
@@ -116,6 +122,9 @@ class Interpreter:
             DropDisk: lambda a: self.pool.drop_disk(a.keys),
             MeasureChunks: lambda a: self._meter.measure(a, self._tell),
             DropCells: self._drop_cells,
+            AbortStep: self._abort_step,
+            WakeAt: self._wake_at,
+            Paused: self._pause,
             Admitted: self._admitted,
             Switched: self._switched,
             Finish: self._finish,
@@ -141,6 +150,7 @@ class Interpreter:
 
     def close(self) -> None:
         """End the workers; blocks until what they do now is done."""
+        self._waker.cancel()
         self._meter.close()
         self.pool.close()
         self._courier.close()
@@ -162,10 +172,10 @@ class Interpreter:
             items.append(BatchItem(item.seq, item.start, tokens, item.request if item.sample else None))
             calls.append(self._calls[item.request])
         self._interrupt = False
-        future = self._thread.submit(self._burst, items, calls, action.burst)
+        future = self._thread.submit(self._burst, items, calls, action)
         future.add_done_callback(lambda f: self._courier.send(self._stepped, action, f))
 
-    def _burst(self, items: list[BatchItem], calls: list[Call], most: int) -> tuple[list[Drawn], int]:
+    def _burst(self, items: list[BatchItem], calls: list[Call], action: RunStep) -> tuple[list[Drawn], int]:
         """Steps on the engine's thread: what the last one drew per item, and how many there were.
 
         Going back to the event loop after every token would cost 3 % of a small model's speed. So the loop only hears
@@ -174,6 +184,8 @@ class Interpreter:
         steps = 0
         drawn: list[Drawn] = []
         while True:
+            if self._aborted == action.step and not steps:
+                raise Aborted("the step was aborted before it began")
             try:
                 tokens = self._engine.step(items)
             except Exception as e:
@@ -189,7 +201,7 @@ class Interpreter:
             ]
             self._courier.send(self._say, calls, tokens, drawn)
             ends = any(what is not Drawn.TOKEN for what in drawn)
-            if steps == most or self._interrupt or self._thread.pressed or ends:
+            if steps == action.burst or self._interrupt or self._thread.pressed or ends:
                 return drawn, steps  # a load comes between two steps
             items = [
                 BatchItem(item.seq, item.pos + len(item.tokens), [token], item.sampler)
@@ -205,6 +217,9 @@ class Interpreter:
 
     def _stepped(self, action: RunStep, future: Future[tuple[list[Drawn], int]]) -> None:
         error = future.exception()
+        if isinstance(error, Aborted) and self._aborted == action.step:
+            self.dispatch(StepFailed(action.step, aborted=True))
+            return
         if error is not None:
             log.error("step %d of %d items failed: %r", action.step, len(action.items), error)
             self.dispatch(StepFailed(action.step))
@@ -212,17 +227,33 @@ class Interpreter:
         drawn, steps = future.result()
         self.dispatch(StepDone(action.step, tuple(drawn), steps))
 
+    def _abort_step(self, action: AbortStep) -> None:
+        self._aborted = action.step
+        self._engine.abort()
+
+    def _wake_at(self, action: WakeAt) -> None:
+        self._waker.cancel()
+        self._waker = self._loop.call_later(max(0.0, action.when - self._clock.now()), self.dispatch, Woken())
+
+    def _pause(self, action: Paused) -> None:
+        self._loop.call_soon(self._paused, action)  # an action is no time to tell the planner something
+
+    def _paused(self, action: Paused) -> None:
+        live = self._directory.by_id(action.context)
+        self._calls[action.request].n_paused += 1
+        tell_changed(live, max(live.n_kv, action.n_kv), self.dispatch)
+
     def _admitted(self, action: Admitted) -> None:
         call = self._calls[action.request]
-        call.admitted = self._clock.now()
+        call.admitted = call.admitted or self._clock.now()
         if call.generation and not call.has_sampler:  # one that was interrupted goes on with what it had
             call.has_sampler = True
             self._in_engine(self._engine.set_sampler, call.id, call.generation.sampling)
 
     def _switched(self, action: Switched) -> None:
         call = self._calls[action.request]
-        call.switched = self._clock.now()
-        call.sources = action
+        call.switched = call.switched or self._clock.now()
+        call.sources = action if call.sources is None else _sum(call.sources, action)
 
     def _finish(self, action: Finish) -> None:
         call = self._calls[action.request]
@@ -232,6 +263,11 @@ class Interpreter:
 
     def _in_engine(self, do: Callable[..., None], *args: object) -> None:
         self._thread.submit(do, *args).add_done_callback(_log_failure)
+
+
+def _sum(a: Switched, b: Switched) -> Switched:
+    """An answer that was paused comes back more than once."""
+    return Switched(a.request, a.cells + b.cells, a.pool + b.pool, a.disk + b.disk, a.recomputed + b.recomputed)
 
 
 def _log_failure(future: Future[None]) -> None:

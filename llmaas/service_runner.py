@@ -28,12 +28,12 @@ from llmaas.errors import (
     ShuttingDown,
     UnknownContext,
 )
-from llmaas.events import CancelRequested, ContextChanged, Event, PriorityChanged, Submitted
+from llmaas.events import CancelRequested, Event, PriorityChanged, Submitted
 from llmaas.kvchunks.store import Store
 from llmaas.metrics import Registry
 from llmaas.records import ON_NO_TERMS, ChunkKey, Done, Generation, Piece, RequestId, Terms, Turn
 from llmaas.service_calls import Call, turn_spans
-from llmaas.service_contexts import LiveContext
+from llmaas.service_contexts import LiveContext, tell_changed
 
 log = logging.getLogger(__name__)
 T = TypeVar("T")
@@ -285,12 +285,6 @@ def _heed(reply: asyncio.Future[Done]) -> None:
     """Nobody waits for a hint's reply: an error of it would otherwise be told as never retrieved."""
     if not reply.cancelled():
         reply.exception()
-
-
-def tell_changed(live: LiveContext, n_kv: int, dispatch: Callable[[Event], None]) -> None:
-    """The context's tokens changed; the planner learns its new chunks."""
-    first, keys = live.rekey(n_kv)
-    dispatch(ContextChanged(live.id, first, keys, n_kv))
 
 
 def refuse_if_deleted(live: LiveContext) -> None:

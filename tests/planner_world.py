@@ -9,6 +9,7 @@ import random
 import struct
 from dataclasses import dataclass, field
 
+from llmaas import actions as act
 from llmaas import events as ev
 from llmaas.kvchunks.codec import Codec, sinks_at
 from llmaas.planner import Planner
@@ -70,12 +71,16 @@ class World:
         self.cells: dict[int, int] = {}
         self.pool: dict[ChunkKey, int] = {}
         self.disk: dict[ChunkKey, int] = {}
-        self.due: list[ev.Action] = []
+        self.due: list[act.Action] = []
         self.calls: dict[RequestId, tuple[Ctx, int, int]] = {}
-        self.finished: dict[RequestId, ev.Finish] = {}
-        self.sources: dict[RequestId, ev.Switched] = {}
-        self.log: list[tuple[ev.Event, list[ev.Action]]] = []
+        self.finished: dict[RequestId, act.Finish] = {}
+        self.sources: dict[RequestId, act.Switched] = {}
+        self.log: list[tuple[ev.Event, list[act.Action]]] = []
+        self.times: list[float] = []
         self.now = 0.0
+        self.tick = 1.0
+        """Seconds between two events at most."""
+        self.aborted: set[int] = set()
         self.serial = 0
         self.told = 0.8
         """Share of chunks that a measurement can tell something of."""
@@ -83,9 +88,10 @@ class World:
     # -- what happens to the planner
 
     def tell(self, event: ev.Event) -> None:
-        self.now += 1.0
+        self.now += self.tick * self.rng.random()
         actions = self.planner.handle(event, self.now)
         self.log.append((event, list(actions)))
+        self.times.append(self.now)
         for action in actions:
             self.begin(action)
 
@@ -110,7 +116,16 @@ class World:
         self.tell(ev.ContextOpened(twin.id, APP, ctx.keys(ctx.n_kv), ctx.n_kv))
         return twin
 
-    def call(self, ctx: Ctx, prompt: int, max_new: int) -> RequestId:
+    def call(
+        self,
+        ctx: Ctx,
+        prompt: int,
+        max_new: int,
+        priority: int | None = None,
+        deadline: float | None = None,
+        rate: float | None = None,
+        adapter: str = "",
+    ) -> RequestId:
         assert not ctx.busy
         self.serial += 1
         request = RequestId(self.serial)
@@ -118,7 +133,8 @@ class World:
         base = len(ctx.tokens)
         ctx.tokens += [self.serial] * prompt
         self.calls[request] = (ctx, base, max_new)
-        self.tell(ev.Submitted(request, ctx.id, len(ctx.tokens), max_new, self.rng.randrange(10)))
+        terms = self.rng.randrange(10) if priority is None else priority, deadline, rate
+        self.tell(ev.Submitted(request, ctx.id, len(ctx.tokens), max_new, *terms, adapter))
         return request
 
     def truncate(self, ctx: Ctx, n: int) -> None:
@@ -136,57 +152,62 @@ class World:
 
     # -- what the planner asks
 
-    def begin(self, action: ev.Action) -> None:
+    def begin(self, action: act.Action) -> None:
         match action:
-            case ev.RunStep(items=items):
+            case act.RunStep(items=items):
                 assert sum(i.stop - i.start for i in items) <= self.s.max_batch
                 for item in items:
                     assert self.cells.get(item.seq, 0) == item.start < item.stop
                     assert item.stop <= len(self.ctxs[item.context].tokens)
-            case ev.SaveChunks(seq=seq, chunks=chunks):
+            case act.SaveChunks(seq=seq, chunks=chunks):
                 assert all(c.stop <= self.cells[seq] for c in chunks)
-            case ev.LoadChunks(seq=seq, chunks=chunks):
+            case act.LoadChunks(seq=seq, chunks=chunks):
                 assert self.cells.get(seq, 0) == chunks[0].start
                 for c in chunks:
                     assert c.key in (self.pool if c.tier is Tier.POOL else self.disk)
-            case ev.FetchChunks(keys=keys):
+            case act.FetchChunks(keys=keys):
                 assert all(k in self.disk and k not in self.pool for k in keys)
-            case ev.MeasureChunks(seq=seq, chunks=spans):
+            case act.MeasureChunks(seq=seq, chunks=spans):
                 assert self.s.measure and spans[-1].stop <= self.cells[seq]
                 assert [s.start for s in spans] == list(range(0, spans[-1].stop, CHUNK_TOKENS))
-            case ev.LowerChunks(chunks=chunks):
+            case act.LowerChunks(chunks=chunks):
                 assert all(k in self.pool for k, _ in chunks)
-            case ev.WriteChunks(keys=keys):
+            case act.WriteChunks(keys=keys):
                 assert all(k in self.pool for k in keys)
-            case ev.NoteTolerances(tolerances=notes):
+            case act.NoteTolerances(tolerances=notes):
                 assert all(k in self.disk for k, _ in notes)
                 return
-            case ev.DropPool(keys=keys):
+            case act.DropPool(keys=keys):
                 for k in keys:
                     del self.pool[k]
                 return
-            case ev.DropDisk(keys=keys):
+            case act.DropDisk(keys=keys):
                 for k in keys:
                     del self.disk[k]
                 return
-            case ev.DropCells(seq=seq, start=start):
+            case act.DropCells(seq=seq, start=start):
                 assert self.cells[seq] > start
                 self.cells[seq] = start
                 return
-            case ev.Switched(request=request):
+            case act.Switched(request=request):
                 self.sources[request] = action
                 return
-            case ev.Admitted():
+            case act.Admitted():
                 return
+            case act.AbortStep(step=step):
+                self.aborted.add(step)
+                return
+            case act.WakeAt():
+                self.due = [other for other in self.due if not isinstance(other, act.WakeAt)]
         self.due.append(action)
 
     def answer_one(self, index: int | None = None) -> None:
         action = self.due.pop(self.rng.randrange(len(self.due)) if index is None else index)
         bad = self.rng.random() < self.faults
         match action:
-            case ev.RunStep():
+            case act.RunStep():
                 self.step(action, bad)
-            case ev.SaveChunks(chunks=chunks):
+            case act.SaveChunks(chunks=chunks):
                 sizes = tuple(
                     0
                     if bad and self.rng.random() < 0.5
@@ -195,29 +216,44 @@ class World:
                 )
                 self.pool.update({c.key: n for c, n in zip(chunks, sizes, strict=True) if n})
                 self.tell(ev.Saved(action.save, sizes))
-            case ev.LoadChunks(chunks=chunks):
+            case act.LoadChunks(chunks=chunks):
                 self.load(action, bad)
-            case ev.FetchChunks(keys=keys):
+            case act.FetchChunks(keys=keys):
                 sizes = tuple(0 if bad and self.rng.random() < 0.5 else self.disk[k] for k in keys)
                 self.pool.update({k: n for k, n in zip(keys, sizes, strict=True) if n})
                 self.tell(ev.Fetched(action.fetch, sizes))
-            case ev.WriteChunks(keys=keys):
+            case act.WriteChunks(keys=keys):
                 sizes = tuple(0 if bad else self.pool[k] for k in keys)
                 self.disk.update({k: n for k, n in zip(keys, sizes, strict=True) if n})
                 self.tell(ev.Written(action.write, sizes, full=bad and self.rng.random() < 0.5))
-            case ev.MeasureChunks(chunks=spans):
+            case act.MeasureChunks(chunks=spans):
                 told = () if bad else tuple(s for s in spans if self.rng.random() < self.told)
                 self.tell(ev.Measured(action.measure, tuple((s.key, self.tolerance()) for s in told)))
-            case ev.LowerChunks(chunks=chunks):
+            case act.LowerChunks(chunks=chunks):
                 smaller = tuple(0 if bad else self.size(CHUNK_TOKENS, p) for _, p in chunks)
                 smaller = tuple(n if n < self.pool[k] else 0 for n, (k, _) in zip(smaller, chunks, strict=True))
                 self.pool.update({k: n for n, (k, _) in zip(smaller, chunks, strict=True) if n})
                 self.tell(ev.Lowered(action.lower, smaller))
-            case ev.Finish():
+            case act.WakeAt(when=when):
+                self.now = max(self.now, when)
+                self.tell(ev.Woken())
+            case act.Paused():
+                self.paused(action)
+            case act.Finish():
+                for other in [a for a in self.due if isinstance(a, act.Paused) and a.request == action.request]:
+                    self.due.remove(other)
+                    self.paused(other)
                 self.finish(action)
         self.assert_within_budgets()
 
-    def step(self, action: ev.RunStep, bad: bool) -> None:
+    def paused(self, action: act.Paused) -> None:
+        ctx = self.ctxs[action.context]
+        self.changed(ctx, max(ctx.n_kv, action.n_kv))
+
+    def step(self, action: act.RunStep, bad: bool) -> None:
+        if action.step in self.aborted and self.rng.random() < 0.5:
+            self.tell(ev.StepFailed(action.step, aborted=True))
+            return
         if bad:
             self.tell(ev.StepFailed(action.step))
             return
@@ -239,7 +275,7 @@ class World:
             drawn.append(what)
         self.tell(ev.StepDone(action.step, tuple(drawn), steps))
 
-    def load(self, action: ev.LoadChunks, bad: bool) -> None:
+    def load(self, action: act.LoadChunks, bad: bool) -> None:
         n = self.rng.randrange(len(action.chunks)) if bad else len(action.chunks)
         done = action.chunks[:n]
         if done:
@@ -247,12 +283,12 @@ class World:
         self.pool.update({c.key: self.disk[c.key] for c in done if c.keep})
         self.tell(ev.Loaded(action.load, n, (action.chunks[n].key,) if bad else ()))
 
-    def finish(self, action: ev.Finish) -> None:
+    def finish(self, action: act.Finish) -> None:
         assert action.request not in self.finished, "a request finished twice"
         self.finished[action.request] = action
         ctx, base, _ = self.calls[action.request]
         ctx.busy = False
-        failed = action.outcome in (ev.Outcome.CANCELLED, ev.Outcome.ENGINE_FAILED)
+        failed = action.outcome in (act.Outcome.CANCELLED, act.Outcome.EXPIRED, act.Outcome.ENGINE_FAILED)
         if failed and self.rng.random() < 0.5:
             del ctx.tokens[base:]
         self.changed(ctx, min(len(ctx.tokens), max(ctx.n_kv, action.n_kv)))
@@ -280,7 +316,7 @@ def world(seed: int = 0, *, faults: float = 0.0, **changes: object) -> World:
     return World(settings(**changes), random.Random(seed), faults=faults)
 
 
-def run_call(w: World, ctx: Ctx, prompt: int, max_new: int) -> ev.Finish:
+def run_call(w: World, ctx: Ctx, prompt: int, max_new: int) -> act.Finish:
     request = w.call(ctx, prompt, max_new)
     w.settle()
     return w.finished[request]

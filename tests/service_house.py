@@ -13,7 +13,8 @@ from llmaas.engine.fake import FakeEngine
 from llmaas.engine.thread import EngineThread
 from llmaas.kvchunks.store import MasterKey, Store
 from llmaas.records import AppId, Done, Generation, Message, Precision, Turn
-from llmaas.service import Service, ServiceSettings
+from llmaas.service import Service
+from llmaas.service_settings import ServiceSettings
 
 APP = AppId("1000/test")
 MASTER = MasterKey(bytes(32))

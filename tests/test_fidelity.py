@@ -16,7 +16,8 @@ from llmaas.events import Event
 from llmaas.planner import Planner
 from llmaas.recorder import read
 from llmaas.records import AppId, Generation, Message, Turn
-from llmaas.replay import Replay, TraceCall
+from llmaas.replay import Replay
+from llmaas.trace import TraceCall
 from tests.service_house import APP, house
 
 

@@ -8,19 +8,20 @@ from hypothesis import given
 from hypothesis import settings as hypothesis_settings
 from hypothesis import strategies as st
 
+from llmaas import actions as act
 from llmaas import events as ev
 from llmaas.planner import Planner
 from llmaas.records import NO_QUOTA, ChunkNotes, ChunkTolerance, Precision
-from tests.planner_world import World, run_call, settings, world
+from tests.planner_world import APP, World, run_call, settings, world
 
 
 def test_a_first_call_is_prefilled_in_slices_and_saved_and_written() -> None:
     w = world()
     ctx = w.open()
     finish = run_call(w, ctx, 300, 0)
-    assert finish.outcome is ev.Outcome.APPENDED
+    assert finish.outcome is act.Outcome.APPENDED
     assert finish.n_kv == 300
-    steps = [a for _, actions in w.log for a in actions if isinstance(a, ev.RunStep)]
+    steps = [a for _, actions in w.log for a in actions if isinstance(a, act.RunStep)]
     assert [i.stop - i.start for s in steps for i in s.items] == [100, 100, 100]
     assert len(w.pool) == 5 and len(w.disk) == 4, "the last chunk will be replaced soon"
     assert w.planner.tiers(ctx.id) == (300, 0, 0, 0)
@@ -51,7 +52,7 @@ def test_a_pool_that_only_lacks_clean_chunks_gets_them_by_writing_last_ones() ->
 def test_the_partial_last_chunk_is_saved_lossless_and_full_ones_are_not() -> None:
     w = world(precision=Precision(8, 4))
     run_call(w, w.open(), 100, 0)
-    saves = [c for _, actions in w.log for a in actions if isinstance(a, ev.SaveChunks) for c in a.chunks]
+    saves = [c for _, actions in w.log for a in actions if isinstance(a, act.SaveChunks) for c in a.chunks]
     assert [c.precision for c in saves] == [Precision(8, 4), Precision(16, 16)]
 
 
@@ -61,7 +62,7 @@ def test_a_context_still_in_cells_switches_for_free() -> None:
     run_call(w, ctx, 200, 0)
     request = w.call(ctx, 10, 0)
     w.settle()
-    assert w.sources[request] == ev.Switched(request, 200, 0, 0, 0)
+    assert w.sources[request] == act.Switched(request, 200, 0, 0, 0)
 
 
 def test_a_context_that_lost_its_cells_comes_back_from_the_pool() -> None:
@@ -72,7 +73,7 @@ def test_a_context_that_lost_its_cells_comes_back_from_the_pool() -> None:
     assert w.planner.tiers(first.id)[0] == 0
     request = w.call(first, 10, 4)
     w.settle()
-    assert w.sources[request] == ev.Switched(request, 0, 500, 0, 0)
+    assert w.sources[request] == act.Switched(request, 0, 500, 0, 0)
 
 
 def test_what_the_pool_cannot_hold_comes_back_from_disk() -> None:
@@ -92,18 +93,18 @@ def test_a_damaged_chunk_is_recomputed_and_the_rest_is_loaded() -> None:
     run_call(w, ctx, 640, 0)
     run_call(w, w.open(), 1000, 0)
     request = w.call(ctx, 1, 0)
-    load = next(i for i, a in enumerate(w.due) if isinstance(a, ev.LoadChunks))
+    load = next(i for i, a in enumerate(w.due) if isinstance(a, act.LoadChunks))
     action = w.due.pop(load)
-    assert isinstance(action, ev.LoadChunks)
+    assert isinstance(action, act.LoadChunks)
     bad = action.chunks[3].key
     w.cells[action.seq] = action.chunks[2].stop
     w.tell(ev.Loaded(action.load, 3, (bad,)))  # POOL copy damaged: the DISK copy is used
-    load = next(i for i, a in enumerate(w.due) if isinstance(a, ev.LoadChunks))
+    load = next(i for i, a in enumerate(w.due) if isinstance(a, act.LoadChunks))
     action = w.due.pop(load)
-    assert isinstance(action, ev.LoadChunks)
+    assert isinstance(action, act.LoadChunks)
     w.tell(ev.Loaded(action.load, 0, (bad,)))  # and that one as well
     w.settle()
-    assert w.sources[request] == ev.Switched(request, 0, 576, 0, 64)
+    assert w.sources[request] == act.Switched(request, 0, 576, 0, 64)
     assert w.planner.tally.chunks_damaged == 2
 
 
@@ -139,11 +140,11 @@ def test_a_failed_write_is_tried_again_when_the_next_call_returns() -> None:
     ctx = w.open()
     w.faults = 1.0
     w.call(ctx, 128, 0)
-    while not any(isinstance(a, ev.WriteChunks) for a in w.due):
+    while not any(isinstance(a, act.WriteChunks) for a in w.due):
         w.faults = 0.0
         w.answer_one()
     w.faults = 1.0
-    w.answer_one(next(i for i, a in enumerate(w.due) if isinstance(a, ev.WriteChunks)))
+    w.answer_one(next(i for i, a in enumerate(w.due) if isinstance(a, act.WriteChunks)))
     assert not w.disk and w.planner.tally.writes_failed == 2
     w.faults = 0.0
     run_call(w, ctx, 1, 0)
@@ -157,7 +158,7 @@ def test_when_the_disk_is_full_the_pool_still_makes_room_and_tokens_are_recomput
 
     def all_writes_fail(index: int | None = None) -> None:
         for i, a in enumerate(w.due):
-            if isinstance(a, ev.WriteChunks):
+            if isinstance(a, act.WriteChunks):
                 w.due.pop(i)
                 w.tell(ev.Written(a.write, (0,) * len(a.keys)))
                 return
@@ -166,7 +167,7 @@ def test_when_the_disk_is_full_the_pool_still_makes_room_and_tokens_are_recomput
     w.answer_one = all_writes_fail  # type: ignore[method-assign]
     for _ in range(2):
         for ctx in contexts:
-            assert run_call(w, ctx, 300, 0).outcome is ev.Outcome.APPENDED
+            assert run_call(w, ctx, 300, 0).outcome is act.Outcome.APPENDED
     assert w.planner.tally.tokens_recomputed > 0
     assert not w.planner.check()
 
@@ -186,7 +187,7 @@ def test_a_queued_request_can_be_cancelled() -> None:
     waiting = w.call(w.open(), 100, 0)
     w.tell(ev.CancelRequested(waiting))
     w.settle()
-    assert w.finished[waiting].outcome is ev.Outcome.CANCELLED
+    assert w.finished[waiting].outcome is act.Outcome.CANCELLED
     assert waiting not in w.sources
 
 
@@ -198,7 +199,7 @@ def test_an_urgent_request_is_admitted_before_an_earlier_one() -> None:
         w.calls[ev.RequestId(request)] = (ctx, 0, 0)
         w.tell(ev.Submitted(ev.RequestId(request), ctx.id, 10, 0, priority))
     w.settle()
-    admitted = [a.request for _, actions in w.log for a in actions if isinstance(a, ev.Admitted)]
+    admitted = [a.request for _, actions in w.log for a in actions if isinstance(a, act.Admitted)]
     assert admitted == [101, 103, 102]
 
 
@@ -206,19 +207,19 @@ def test_an_append_with_nothing_new_ends_at_once() -> None:
     w = world()
     ctx = w.open()
     run_call(w, ctx, 10, 0)
-    assert run_call(w, ctx, 0, 0).outcome is ev.Outcome.APPENDED
+    assert run_call(w, ctx, 0, 0).outcome is act.Outcome.APPENDED
 
 
 def test_a_full_context_says_so() -> None:
     w = world()
     w.rng.choices = lambda *a, **k: [ev.Drawn.TOKEN]  # type: ignore[method-assign,assignment]
-    assert run_call(w, w.open(), 1000, 500).outcome is ev.Outcome.CONTEXT_FULL
+    assert run_call(w, w.open(), 1000, 500).outcome is act.Outcome.CONTEXT_FULL
 
 
 def test_stored_chunks_nobody_needs_are_dropped_at_start() -> None:
     p = Planner(settings())
     actions = p.handle(ev.ChunksFound(((b"x" * 16, 100, None),)), 0.0)  # type: ignore[arg-type]
-    assert actions == [ev.DropDisk((b"x" * 16,))]  # type: ignore[arg-type]
+    assert actions == [act.DropDisk((b"x" * 16,))]  # type: ignore[arg-type]
 
 
 @given(
@@ -229,12 +230,24 @@ def test_stored_chunks_nobody_needs_are_dropped_at_start() -> None:
     spending=st.sampled_from(["uniform", "tolerance"]),
     bits=st.sampled_from([2.6, 4.0]),
     disk=st.sampled_from([0, 30_000, 200_000, NO_QUOTA]),
+    quantum=st.sampled_from([1, 8, 64]),
+    tick=st.sampled_from([0.002, 0.1, 1.0]),
 )
 @hypothesis_settings(max_examples=200, deadline=None)
 def test_any_history_ends_with_every_request_answered_once_and_the_books_balanced(
-    seed: int, faults: float, pool: int, swappable: bool, spending: str, bits: float, disk: int
+    seed: int,
+    faults: float,
+    pool: int,
+    swappable: bool,
+    spending: str,
+    bits: float,
+    disk: int,
+    quantum: int,
+    tick: float,
 ) -> None:
-    w = world(seed, faults=faults, pool_bytes=pool, swappable=swappable, spending=spending, bits=bits, disk_bytes=disk)
+    budgets = {"pool_bytes": pool, "disk_bytes": disk}
+    w = world(seed, faults=faults, swappable=swappable, spending=spending, bits=bits, quantum=quantum, **budgets)
+    w.tick = tick
     for _ in range(w.rng.randrange(60, 200)):
         random_event(w)
         for _ in range(w.rng.randrange(4)):
@@ -264,11 +277,19 @@ def random_event(w: World) -> None:
         if len(ctx.tokens) + prompt == 0:
             max_new, prompt = 0, min(3, room)
         if prompt >= 0 and len(ctx.tokens) + prompt <= w.s.ctx_limit:
-            w.call(ctx, prompt, max_new)
+            deadline = w.now + w.tick * w.rng.randrange(1, 60) if w.rng.random() < 0.1 else None
+            rate = w.rng.choice([1.0, 30.0, 1000.0]) if w.rng.random() < 0.1 else None
+            w.call(ctx, prompt, max_new, None, deadline, rate, w.rng.choice(["", "", "a", "b"]))
     elif pick < 0.8:
         busy = [r for r in w.calls if r not in w.finished]
-        if busy:
+        if busy and w.rng.random() < 0.7:
             w.tell(ev.CancelRequested(w.rng.choice(busy)))
+        elif busy:
+            w.tell(ev.PriorityChanged(w.rng.choice(busy), w.rng.randrange(10)))
+    elif pick < 0.81:
+        w.tell(ev.RateChanged(w.rng.choice([None, APP]), w.rng.choice([None, 5.0, 500.0])))
+    elif pick < 0.82:
+        w.tell(ev.DutyChanged(w.rng.choice([0.2, 0.7, 1.0])))
     elif pick < 0.9:
         w.truncate(ctx, w.rng.randrange(len(ctx.tokens) + 1))
     elif pick < 0.93:
@@ -287,7 +308,7 @@ def test_cells_are_not_given_away_before_what_is_in_them_is_saved() -> None:
     w.call(first, 600, 0)
     waiting = w.call(second, 900, 0)  # needs the cells of the first
     w.settle()
-    assert w.finished[waiting].outcome is ev.Outcome.APPENDED
+    assert w.finished[waiting].outcome is act.Outcome.APPENDED
     assert w.planner.tiers(first.id) == (0, 600, 0, 0)
     assert w.planner.tally.chunks_unsaved == 0
 
@@ -298,7 +319,7 @@ def test_a_model_whose_state_cannot_be_cut_is_never_asked_to() -> None:
     run_call(w, ctx, 100, 0)
     w.truncate(ctx, 90)
     run_call(w, ctx, 0, 5)
-    drops = [a for _, actions in w.log for a in actions if isinstance(a, ev.DropCells)]
+    drops = [a for _, actions in w.log for a in actions if isinstance(a, act.DropCells)]
     assert drops and all(drop.start == 0 for drop in drops)
     assert not w.pool and not w.disk
 
@@ -311,8 +332,8 @@ def test_the_same_events_give_the_same_actions() -> None:
             w.answer_one()
     w.settle()
     again = Planner(w.s)
-    for now, (event, actions) in enumerate(w.log, start=1):
-        assert again.handle(event, float(now)) == actions
+    for now, (event, actions) in zip(w.times, w.log, strict=True):
+        assert again.handle(event, now) == actions
 
 
 # -- who gets how many bits ---------------------------------------------------------------------
@@ -321,8 +342,8 @@ def test_the_same_events_give_the_same_actions() -> None:
 INSENSITIVE = ChunkTolerance(1e-6, 1e-6, 0.5, 10.0, 640)
 
 
-def saved(w: World) -> list[ev.ChunkTarget]:
-    return [c for _, actions in w.log for a in actions if isinstance(a, ev.SaveChunks) for c in a.chunks]
+def saved(w: World) -> list[act.ChunkTarget]:
+    return [c for _, actions in w.log for a in actions if isinstance(a, act.SaveChunks) for c in a.chunks]
 
 
 def asked(w: World, kind: type) -> list[Any]:
@@ -333,9 +354,9 @@ def test_chunks_are_measured_before_they_are_coded_and_sensitive_ones_get_more_b
     w = world(spending="tolerance", bits=3.5)
     ctx = w.open()
     w.call(ctx, 640, 0)
-    while not asked(w, ev.MeasureChunks):
+    while not asked(w, act.MeasureChunks):
         w.answer_one()
-    (measure,) = asked(w, ev.MeasureChunks)
+    (measure,) = asked(w, act.MeasureChunks)
     assert [s.start for s in measure.chunks] == list(range(0, 640, 64)) and not saved(w)
     sensitive = {s.key for s in measure.chunks[:3]}
     w.due = [a for a in w.due if a is not measure]
@@ -354,12 +375,12 @@ def test_nobody_waits_for_a_measurement_when_the_cells_are_needed() -> None:
     w = world(spending="tolerance")
     first, second = w.open(), w.open()
     w.call(first, 700, 0)
-    while not asked(w, ev.MeasureChunks):
+    while not asked(w, act.MeasureChunks):
         w.answer_one()
-    w.due = [a for a in w.due if not isinstance(a, ev.MeasureChunks)]  # it never comes to an end
+    w.due = [a for a in w.due if not isinstance(a, act.MeasureChunks)]  # it never comes to an end
     waiting = w.call(second, 900, 0)
     w.settle()
-    assert w.finished[waiting].outcome is ev.Outcome.APPENDED
+    assert w.finished[waiting].outcome is act.Outcome.APPENDED
     assert w.planner.tiers(first.id) == (0, 700, 0, 0)
 
 
@@ -367,9 +388,9 @@ def test_a_measurement_that_comes_late_or_knows_nothing_still_ends_well() -> Non
     w = world(spending="tolerance")
     ctx = w.open()
     w.call(ctx, 300, 0)
-    while not asked(w, ev.MeasureChunks):
+    while not asked(w, act.MeasureChunks):
         w.answer_one()
-    (late,) = asked(w, ev.MeasureChunks)
+    (late,) = asked(w, act.MeasureChunks)
     w.due = [a for a in w.due if a is not late]
     run_call(w, ctx, 200, 0)
     w.tell(ev.Measured(late.measure, ()))
@@ -385,7 +406,7 @@ def test_when_sensitive_chunks_come_the_tolerant_ones_that_are_stored_pay_for_th
     before = dict(w.pool)
     w.tolerance = lambda: ChunkTolerance(1e-1, 1e-1, 0.5, 10.0, 640)  # type: ignore[method-assign]
     run_call(w, w.open(), 900, 0)
-    lowered = asked(w, ev.LowerChunks)
+    lowered = asked(w, act.LowerChunks)
     assert lowered and {k for a in lowered for k, _ in a.chunks} <= before.keys()
     assert sum(w.pool[k] for k in before) < sum(before.values())
     assert all(w.disk[k] == w.pool[k] for k in before), "the smaller form is what is written"
@@ -400,14 +421,14 @@ def test_after_a_restart_chunks_are_known_as_they_were_and_still_pay_for_sensiti
     ctx = w.open()
     run_call(w, ctx, 640, 0)
     notes = {k: ChunkNotes(c.precision, INSENSITIVE) for c in saved(w) if (k := c.key) in w.disk}
-    assert [t for a in asked(w, ev.WriteChunks) for t in a.tolerances].count(INSENSITIVE) == 10
+    assert [t for a in asked(w, act.WriteChunks) for t in a.tolerances].count(INSENSITIVE) == 10
     w.restart(notes, idle=5.0)
-    assert not asked(w, ev.MeasureChunks)
+    assert not asked(w, act.MeasureChunks)
     before = dict(w.disk)
     run_call(w, ctx, 1, 0)  # brings them to the POOL
     w.tolerance = lambda: ChunkTolerance(1e-1, 1e-1, 0.5, 10.0, 640)  # type: ignore[method-assign]
     run_call(w, w.open(), 900, 0)
-    assert {k for a in asked(w, ev.LowerChunks) for k, _ in a.chunks} & before.keys()
+    assert {k for a in asked(w, act.LowerChunks) for k, _ in a.chunks} & before.keys()
 
 
 def test_what_is_learnt_of_a_stored_chunk_is_kept_with_it_once_it_differs() -> None:
@@ -417,10 +438,10 @@ def test_what_is_learnt_of_a_stored_chunk_is_kept_with_it_once_it_differs() -> N
     ctx = w.open()
     run_call(w, ctx, 640, 0)
     run_call(w, ctx, 64, 0)
-    assert not asked(w, ev.NoteTolerances)
+    assert not asked(w, act.NoteTolerances)
     w.tolerance = lambda: INSENSITIVE._replace(k=1e-2, weight=100.0)  # type: ignore[method-assign]
     run_call(w, ctx, 64, 0)
-    (noted,) = asked(w, ev.NoteTolerances)
+    (noted,) = asked(w, act.NoteTolerances)
     assert len(noted.tolerances) == 11 and all(t.k > 1e-3 for _, t in noted.tolerances)
 
 

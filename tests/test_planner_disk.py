@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from llmaas import actions as act
 from llmaas import events as ev
 from llmaas.kvchunks.codec import Codec
 from llmaas.records import Precision
@@ -55,7 +56,7 @@ def test_a_context_larger_than_the_quota_keeps_its_beginning_and_does_not_push_i
     assert w.planner.tally.chunks_unsaved == 0
     request = w.call(ctx, 1, 0)
     w.settle()
-    assert w.sources[request].recomputed > 0 and w.finished[request].outcome is ev.Outcome.APPENDED
+    assert w.sources[request].recomputed > 0 and w.finished[request].outcome is act.Outcome.APPENDED
 
 
 def test_a_smaller_quota_drops_the_coldest_at_once_and_a_larger_one_lets_them_in_again() -> None:
@@ -81,7 +82,7 @@ def test_on_a_full_disk_colder_contexts_make_room_and_the_write_is_tried_again_o
     run_call(w, cold, 640, 0)
     w.call(ctx, 128, 0)
     for still_full in (True, False):
-        while not (writes := [a for a in w.due if isinstance(a, ev.WriteChunks)]):
+        while not (writes := [a for a in w.due if isinstance(a, act.WriteChunks)]):
             w.answer_one()
         if still_full:
             w.due.remove(writes[0])

@@ -4,8 +4,9 @@ import pytest
 
 from llmaas.errors import BadRequest
 from llmaas.records import Geometry
-from llmaas.replay import Replay, TraceCall, read_trace
+from llmaas.replay import Replay
 from llmaas.replay_profiles import Costs
+from llmaas.trace import TraceCall, read_trace
 from tests.planner_world import settings
 
 
@@ -26,7 +27,7 @@ def test_a_switch_from_the_pool_costs_its_bytes_and_nothing_else() -> None:
 
 
 def test_a_call_that_finds_the_engine_busy_waits() -> None:
-    report = Replay(settings(max_running=1)).run(calls((0, "a", 500, 0), (0.001, "b", 10, 5)))
+    report = Replay(settings(max_running=1, scheduling="fifo")).run(calls((0, "a", 500, 0), (0.001, "b", 10, 5)))
     assert report.calls[1].admitted >= report.calls[0].done
 
 

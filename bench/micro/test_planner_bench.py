@@ -14,6 +14,7 @@ from collections import deque
 import pytest
 from pytest_benchmark.fixture import BenchmarkFixture
 
+from llmaas import actions as act
 from llmaas import events as ev
 from llmaas.kvchunks.codec import Codec
 from llmaas.planner import Planner
@@ -42,7 +43,7 @@ class World:
         self.planner = Planner(SETTINGS)
         self.contexts = [ContextId(f"{i:016x}") for i in range(n_contexts)]
         self.served = 0
-        self._todo: deque[ev.Action] = deque()
+        self._todo: deque[act.Action] = deque()
         self._now = 0.0
         self._next = 0
         for i, context in enumerate(self.contexts):
@@ -71,19 +72,19 @@ class World:
         self._todo.clear()  # what is dropped needs no answer
         assert self.planner.idle
 
-    def _answer(self, action: ev.Action, i: int) -> None:
+    def _answer(self, action: act.Action, i: int) -> None:
         match action:
-            case ev.RunStep(step=step, items=items):
+            case act.RunStep(step=step, items=items):
                 self._now += TOKEN_S * sum(item.stop - item.start for item in items)
                 drawn = [ev.Drawn.TOKEN if item.sample else ev.Drawn.NOTHING for item in items]
                 self.tell(ev.StepDone(step, tuple(drawn)))
-            case ev.LoadChunks(load=load, chunks=chunks):
+            case act.LoadChunks(load=load, chunks=chunks):
                 self.tell(ev.Loaded(load, len(chunks)))
-            case ev.SaveChunks(save=save, chunks=chunks):
+            case act.SaveChunks(save=save, chunks=chunks):
                 self.tell(ev.Saved(save, tuple(NBYTES for _ in chunks)))
-            case ev.WriteChunks(write=write, keys=keys):
+            case act.WriteChunks(write=write, keys=keys):
                 self.tell(ev.Written(write, tuple(NBYTES for _ in keys)))
-            case ev.Finish(context=context, n_kv=n_kv):
+            case act.Finish(context=context, n_kv=n_kv):
                 fresh = self.keys(i, CHUNKS, n_kv, version=self._next)
                 self.tell(ev.ContextChanged(context, CHUNKS, fresh, n_kv))
 
@@ -111,13 +112,13 @@ def test_one_decode_step(benchmark: BenchmarkFixture, n_contexts: int) -> None:
     world.call()
     request, context = RequestId(1 << 20), world.contexts[0]
     actions = world.planner.handle(ev.Submitted(request, context, TOKENS, 1000), 0.0)
-    steps: list[ev.RunStep] = []
+    steps: list[act.RunStep] = []
 
-    def answer(action: ev.Action) -> None:
-        if isinstance(action, ev.LoadChunks):
+    def answer(action: act.Action) -> None:
+        if isinstance(action, act.LoadChunks):
             for one in world.planner.handle(ev.Loaded(action.load, len(action.chunks)), 0.0):
                 answer(one)
-        elif isinstance(action, ev.RunStep):
+        elif isinstance(action, act.RunStep):
             steps.append(action)
 
     for action in actions:

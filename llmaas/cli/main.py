@@ -25,6 +25,7 @@ COMMANDS: dict[str, tuple[str, str]] = {
     "ctx": ("llmaas.cli.ctx", "list, show, fork, truncate and remove contexts"),
     "stats": ("llmaas.cli.stats", "what the daemon holds and how fast it is"),
     "budget": ("llmaas.cli.budget", "what the daemon may use of RAM and disk; change it while it runs"),
+    "limit": ("llmaas.cli.limit", "how many tokens per second apps may generate; change it while the daemon runs"),
     "doctor": ("llmaas.cli.doctor", "check engine, model, memory, store and socket"),
     "replay": ("llmaas.cli.replay", "run a trace of calls through the planner, in virtual time"),
     "demo": ("llmaas.cli.demo", "watch eight apps share one model and little memory"),

@@ -21,7 +21,19 @@ from llmaas.replay_profiles import DEVICES, MACHINES, MODELS
 if TYPE_CHECKING:
     from llmaas.replay import ReplayReport
 
-_SETTINGS = ["cells", "pool_bytes", "sequences", "bits", "prefill_slice", "max_running"]
+_SETTINGS = [
+    "cells",
+    "pool_bytes",
+    "sequences",
+    "bits",
+    "prefill_slice",
+    "max_running",
+    "step_ms",
+    "quantum",
+    "ageing",
+    "rate",
+    "app_rate",
+]
 _EPILOG = """\
 A trace has one JSON object a line: at second t a context gets prompt tokens and generates some.
   {"t": 12.5, "app": "mail", "context": "inbox", "prompt": 80, "generate": 40}
@@ -64,8 +76,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 def run(args: argparse.Namespace) -> int:
     from llmaas.planner_state import PlannerSettings, bit_settings
     from llmaas.records import Precision
-    from llmaas.replay import Replay, belady, read_trace, unbounded
+    from llmaas.replay import Replay, belady, unbounded
     from llmaas.replay_profiles import costs
+    from llmaas.trace import read_trace
 
     config = configured(args)
     try:
@@ -82,6 +95,11 @@ def run(args: argparse.Namespace) -> int:
         prefill_slice=config.prefill_slice,
         max_batch=max(512, config.prefill_slice),
         max_running=config.max_running,
+        step_target=config.step_ms / 1e3,
+        quantum=config.quantum,
+        ageing_s=config.ageing,
+        rate=config.rate,
+        app_rate=config.app_rate,
     )
     trace, prices = list(read_trace(lines)), costs(args.device, args.machine, args.model_profile)
     if args.eviction in (bounds := {"belady": belady, "unbounded": unbounded}):

@@ -25,7 +25,8 @@ from llmaas.kvchunks import master_key
 from llmaas.kvchunks.store import Store
 from llmaas.pressure import Watcher
 from llmaas.records import ModelInfo, Precision
-from llmaas.service import Service, ServiceSettings
+from llmaas.service import Service
+from llmaas.service_settings import ServiceSettings
 
 log = logging.getLogger(__name__)
 
@@ -52,7 +53,12 @@ def service_settings(config: Config) -> ServiceSettings:
         write_rate=config.write_rate,
         bits=Precision(*config.bits) if isinstance(config.bits, tuple) else config.bits,
         prefill_slice=config.prefill_slice,
+        step_target=config.step_ms / 1e3,
         max_running=config.max_running,
+        quantum=config.quantum,
+        ageing_s=config.ageing,
+        rate=config.rate,
+        app_rate=config.app_rate,
         queue_limit=config.queue_limit,
         record=config.record,
     )

@@ -30,7 +30,8 @@ from llmaas.engine.thread import EngineThread
 from llmaas.errors import LlmaasError
 from llmaas.kvchunks.store import Store
 from llmaas.records import Generation, Message, Precision
-from llmaas.service import Service, ServiceSettings
+from llmaas.service import Service
+from llmaas.service_settings import ServiceSettings
 from tests.e2e.oracle import App, Book, Oracle
 
 CELLS = 1024

@@ -8,7 +8,8 @@ import pytest
 from llmaas.policies.eviction import EVICTION, Arrival, Lctru, Returns
 from llmaas.policies.members import Interval, Members, rank
 from llmaas.records import ChunkKey, ContextId
-from llmaas.replay import Replay, TraceCall, belady, unbounded
+from llmaas.replay import Replay, belady, unbounded
+from llmaas.trace import TraceCall
 from tests.planner_world import settings
 
 

@@ -6,7 +6,7 @@ from hypothesis import strategies as st
 from llmaas.policies.eviction import EVICTION, Arrival, Lru
 from llmaas.policies.scheduling import SCHEDULING
 from llmaas.policies.split import SPLIT, Hole
-from llmaas.records import ChunkKey, ContextId, RequestId
+from llmaas.records import AppId, ChunkKey, ContextId, RequestId
 
 
 def key(i: int) -> ChunkKey:
@@ -76,9 +76,9 @@ def test_what_is_already_being_read_counts_for_the_reading_side() -> None:
 
 def test_the_queue_is_fair_within_a_priority_and_forgets_what_is_removed() -> None:
     for make in SCHEDULING.values():
-        queue = make()
+        queue = make(64, 5.0)
         for request, priority in ((1, 5), (2, 0), (3, 5), (4, 9)):
-            queue.add(RequestId(request), priority, 0.0)
+            queue.add(RequestId(request), AppId("0/a"), priority, 0.0)
         queue.remove(RequestId(3))
         order = []
         while (head := queue.head(0.0)) is not None:

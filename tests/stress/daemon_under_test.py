@@ -31,7 +31,8 @@ from llmaas.kvchunks.codec import Codec
 from llmaas.kvchunks.store import Files, MasterKey, Store
 from llmaas.kvchunks.tolerance import Scorer
 from llmaas.records import Geometry, Precision, Queries
-from llmaas.service import Service, ServiceSettings
+from llmaas.service import Service
+from llmaas.service_settings import ServiceSettings
 
 CELLS = 1024
 MASTER = MasterKey(bytes(32))

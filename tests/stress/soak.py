@@ -87,7 +87,7 @@ class Soak:
         """Budgets and limits that change all the time."""
         async with await self._connect() as client:
             while go_on():
-                deed = rng.choice(["pool", "disk", "stats", "stats"])
+                deed = rng.choice(["pool", "disk", "limit", "stats", "stats"])
                 if deed == "pool":
                     await client.budget(pool_bytes=rng.choice([0, 50_000, 200_000, POOL_BYTES]))
                 elif deed == "disk":

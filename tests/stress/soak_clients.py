@@ -86,7 +86,7 @@ class Visitor:
             self.books.clear()
 
     async def do_something(self) -> None:
-        deeds = [self.say] * 6 + [self.two_at_once] * 2 + [self.many_at_once, self.cancel, self.cancel]
+        deeds = [self.say] * 6 + [self.two_at_once] * 2 + [self.many_at_once, self.cancel, self.cancel, self.hurry]
         deeds += [self.append, self.look, self.hint, self.create, self.fork, self.truncate, self.delete]
         await (self.rng.choice(deeds) if len(self.books) > 1 else self.create)()
 

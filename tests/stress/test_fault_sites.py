@@ -21,7 +21,8 @@ from llmaas.engine.thread import EngineThread
 from llmaas.errors import DiskFull, MachineError, StoreFailed
 from llmaas.kvchunks.store import Store
 from llmaas.records import Geometry, Precision
-from llmaas.service import Service, ServiceSettings
+from llmaas.service import Service
+from llmaas.service_settings import ServiceSettings
 from tests.kvchunks.test_store_faults import Trouble, TroubledFiles
 from tests.service_house import APP, House
 

@@ -26,7 +26,8 @@ from llmaas.engine.thread import EngineThread
 from llmaas.errors import DiskFull, EngineFailed, StoreFailed
 from llmaas.kvchunks.store import Store
 from llmaas.records import NO_QUOTA, ContextId, Precision
-from llmaas.service import Service, ServiceSettings
+from llmaas.service import Service
+from llmaas.service_settings import ServiceSettings
 from tests.e2e.oracle import App, Book, Oracle, book_of
 from tests.stress.daemon_under_test import GEOMETRY
 from tests.stress.faults import Dice, FaultyEngine, FaultyFiles, JumpyClock, rot

@@ -12,7 +12,8 @@ from llmaas.engine.thread import EngineThread
 from llmaas.errors import MachineError
 from llmaas.kvchunks.store import Store
 from llmaas.records import Precision
-from llmaas.service import Service, ServiceSettings
+from llmaas.service import Service
+from llmaas.service_settings import ServiceSettings
 from tests.service_house import APP, House
 from tests.stress.faults import Dice, FaultyFiles, rot
 

@@ -1,0 +1,51 @@
+"""F9. ``llmaas limit``: how many tokens per second an app, or all together, may generate.
+
+Law: a change holds until the daemon ends; the settings ``rate`` and ``app_rate`` say what it starts with.
+"""
+
+from __future__ import annotations
+
+import argparse
+from pathlib import Path
+
+from llmaas.cli.options import add_client, configured
+from llmaas.cli.out import print_json
+from llmaas.config import SETTINGS
+from llmaas.errors import ConfigError
+
+_EPILOG = """\
+examples:
+  llmaas limit 20                      all requests together generate 20 tokens a second at most
+  llmaas limit 5 --of 1000/summaries   the app "summaries" of user 1000 generates 5 at most
+  llmaas limit none                    as fast as it goes
+
+A prompt counts against the limit of all together by the time that it takes; apps pay for what they generate only.
+For the user who runs the daemon. It holds until the daemon ends.
+"""
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    parser.epilog = _EPILOG
+    add_client(parser)
+    parser.add_argument("rate", metavar="RATE", help="tokens per second, or none")
+    parser.add_argument("--of", metavar="UID/APP", help="the app that is limited; without it, all together")
+    parser.add_argument("--json", action="store_true", help="print JSON")
+
+
+def run(args: argparse.Namespace) -> int:
+    from llmaas.api.sync import Client
+
+    kind = SETTINGS["rate"].kind
+    try:
+        rate = kind.read(args.rate, Path())
+    except ValueError:
+        raise ConfigError(f"RATE is {args.rate!r}; it must be {kind.allowed}") from None
+    with Client(configured(args).socket, app=args.app) as client:
+        found = client.limit(args.of, rate)
+    if args.json:
+        print_json(found)
+        return 0
+    limits = {"all together": found["rate"], **found["apps"]}
+    for who, limit in limits.items():
+        print(f"{who:30} {'no limit' if limit is None else f'{limit:g} tokens/s'}")
+    return 0

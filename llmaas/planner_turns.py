@@ -1,0 +1,173 @@
+"""F4. Turns: which calls are in CELLS, and who leaves when others are due.
+
+Law: a call runs (its context has a sequence and a reservation of cells) or waits. It is paused only between steps,
+keeps all that it has computed in CELLS until somebody needs the room, and comes back like any context: so nothing of it
+is computed twice.
+"""
+
+from __future__ import annotations
+
+import heapq
+
+from llmaas.actions import Action, Admitted, Paused
+from llmaas.errors import PolicyBug
+from llmaas.events import Submitted
+from llmaas.planner_state import Cells, Context, Job, PlannerSettings, Stage, Tally
+from llmaas.planner_swap import SwapBooks
+from llmaas.policies.scheduling import SchedulingPolicy
+from llmaas.records import RequestId
+
+
+class Turns:
+    """All calls that have not ended. ``running`` are those in CELLS, in the order of their admission."""
+
+    def __init__(
+        self, policy: SchedulingPolicy, cells: Cells, swap: SwapBooks, settings: PlannerSettings, tally: Tally
+    ) -> None:
+        self._policy, self._cells, self._swap = policy, cells, swap
+        self._settings, self._tally = settings, tally
+        self.jobs: dict[RequestId, Job] = {}
+        self.running: dict[RequestId, Job] = {}
+        self._deadlines: list[tuple[float, RequestId]] = []
+
+    # -- calls come and go
+
+    def submit(self, event: Submitted, context: Context, now: float) -> Job:
+        if event.n_total > self._settings.ctx_limit:
+            raise PolicyBug(f"{event.n_total} tokens can never be in {self._settings.ctx_limit} cells")
+        job = Job(event.request, context, event.n_total, event.max_new, event.priority, event.deadline)
+        job.adapter = event.adapter
+        self.jobs[event.request] = job
+        context.wanted = True
+        self._policy.add(event.request, context.app, event.priority, now)
+        if event.deadline is not None:
+            heapq.heappush(self._deadlines, (event.deadline, event.request))
+        return job
+
+    def end(self, job: Job) -> None:
+        """The call is over: it no longer waits or runs."""
+        del self.jobs[job.request]
+        self._policy.remove(job.request)
+        job.context.wanted = False
+        if self.running.pop(job.request, None) is not None:
+            self._cells.stop(job.context, job.reserve)
+
+    def expired(self, now: float) -> list[Job]:
+        """Calls whose deadline has passed, each once."""
+        late = []
+        while self._deadlines and self._deadlines[0][0] <= now:
+            job = self.jobs.get(heapq.heappop(self._deadlines)[1])
+            if job is not None and job.ending is None:
+                late.append(job)
+        return late
+
+    @property
+    def next_deadline(self) -> float | None:
+        while self._deadlines and self._deadlines[0][1] not in self.jobs:
+            heapq.heappop(self._deadlines)
+        return self._deadlines[0][0] if self._deadlines else None
+
+    # -- admission
+
+    def admit(self, now: float, out: list[Action]) -> list[Job]:
+        """Let those in who are due; whoever must leave for them is paused. Those, whose reads are to be let go."""
+        paused: list[Job] = []
+        while (request := self._policy.head(now)) is not None:
+            job = self.jobs[request]
+            if job.context.committing:
+                break  # it was paused a moment ago
+            if len(self.running) < self._settings.max_running and self._make_cells(job, self._reserve(job), now, out):
+                self._begin(job, now, out)
+                continue
+            leaving = self._leaving(job, now)
+            if not leaving:
+                break
+            for other in leaving:
+                self.pause(other, out)
+            paused += leaving
+        return paused
+
+    def _reserve(self, job: Job) -> int:
+        """Cells for what it has, and for what it may generate in one turn."""
+        more = min(job.max_new - job.produced, self._settings.quantum)
+        return min(job.total + more, self._settings.ctx_limit)
+
+    def _begin(self, job: Job, now: float, out: list[Action]) -> None:
+        context = job.context
+        job.reserve = self._reserve(job)
+        job.admitted = now
+        self._policy.admit(job.request)
+        context.wanted = False
+        self._cells.start(context, job.reserve)
+        self.running[job.request] = job
+        job.stage = Stage.SWITCHING
+        job.from_cells = min(context.cells, context.n_kv)
+        job.from_pool = job.from_disk = job.recomputed = 0
+        if job.from_cells < context.n_kv:
+            self._swap.returned(context, now)
+        assert context.seq is not None
+        out.append(Admitted(job.request, context.seq))
+
+    def _make_cells(self, job: Job, reserve: int, now: float, out: list[Action]) -> bool:
+        """Drop idle contexts until the job has room for ``reserve`` cells in all; False if that must wait."""
+        context = job.context
+        have = job.reserve if context.running else context.cells if context.id in self._cells.idle else 0
+        victims = self._cells.victims(reserve - have, context)
+        if victims is None and self._swap.hurry():
+            self._swap.pump_saves(now, out)
+            victims = self._cells.victims(reserve - have, context)
+        if victims is None:
+            return False
+        for other in victims:
+            self._swap.touch(other.keys, now)  # used until now, only not from the POOL
+            self._cells.trim(other, 0, out)
+            self._swap.writes.left_cells(other.id)
+            self._tally.contexts_left_cells += 1
+        return True
+
+    def _leaving(self, job: Job, now: float) -> list[Job]:
+        """Running calls that must leave so that the job can begin; none if it is enough to wait, or of no use."""
+        context = job.context
+        have = context.cells if context.id in self._cells.idle else 0
+        short = self._cells.short(self._reserve(job) - have, context)
+        seat = len(self.running) < self._settings.max_running
+        seq = self._cells.seq_for(context)
+        if short <= 0 and seat and seq:
+            return []  # idle contexts leave as soon as what they hold is saved
+        able = [j for j in self.running.values() if not j.in_step and j.stage is not Stage.LOADING and not j.ending]
+        able = [j for j in able if self._policy.gives_way(j.request, job.request, now)]
+        able.sort(key=lambda j: -self._policy.urgency(j.request, now))
+        leaving = []
+        for other in able:
+            leaving.append(other)
+            short -= other.reserve
+            if short <= 0:
+                return leaving
+        return []
+
+    # -- while they run
+
+    def grow(self, now: float, out: list[Action]) -> list[Job]:
+        """See that whoever decodes has cells for its next token; who finds none is paused. The paused ones."""
+        paused = []
+        for job in list(self.running.values()):
+            if job.stage is not Stage.DECODING or job.in_step or job.context.cells < job.reserve:
+                continue
+            wanted = self._reserve(job)
+            if self._make_cells(job, wanted, now, out):
+                self._cells.grow(wanted - job.reserve)
+                job.reserve = wanted
+            elif self._cells.short(wanted - job.reserve, job.context) > 0:
+                self.pause(job, out)
+                paused.append(job)
+        return paused
+
+    def pause(self, job: Job, out: list[Action]) -> None:
+        """The call waits again. Its cells are like those of any idle context."""
+        del self.running[job.request]
+        self._cells.stop(job.context, job.reserve)
+        job.stage = Stage.QUEUED
+        job.context.committing = job.context.wanted = True
+        self._policy.pause(job.request)
+        self._tally.pauses += 1
+        out.append(Paused(job.request, job.context.id, job.context.cells))

@@ -1,0 +1,56 @@
+"""F3. Throughput limits: when those who are limited may go on.
+
+Law: pure. A limit is a line of moments (GCRA, ITU-T I.371): what was served moves the next moment on by tokens / rate,
+and being late is made up for within ``_SLACK_S``, so that the mean over a second or more is the rate.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Hashable
+
+_SLACK_S = 0.2
+"""So much time that a call could have used and did not is not lost to it; more is."""
+
+
+class Pace:
+    """One limit. ``rate``: tokens per second."""
+
+    def __init__(self, rate: float) -> None:
+        self.rate = rate
+        self.ready = -math.inf
+
+    def charge(self, tokens: float, began: float) -> None:
+        """A step that began at ``began`` served so many tokens."""
+        earliest = began - _SLACK_S if self.ready > -math.inf else began
+        self.ready = max(self.ready, earliest) + tokens / self.rate
+
+
+class Rates:
+    """Limits by name; a name without one is free."""
+
+    def __init__(self) -> None:
+        self._paces: dict[Hashable, Pace] = {}
+
+    def __bool__(self) -> bool:
+        return bool(self._paces)
+
+    def set(self, name: Hashable, rate: float | None) -> None:
+        """A new limit for ``name``, None for no limit. What was served already still counts."""
+        if rate is None:
+            self._paces.pop(name, None)
+        elif name in self._paces:
+            self._paces[name].rate = rate
+        else:
+            self._paces[name] = Pace(rate)
+
+    def ready(self, *names: Hashable) -> float:
+        """The moment from which all of ``names`` may be served."""
+        return max((self._paces[name].ready for name in names if name in self._paces), default=-math.inf)
+
+    def limited(self, name: Hashable) -> bool:
+        return name in self._paces
+
+    def charge(self, name: Hashable, tokens: float, began: float) -> None:
+        if name in self._paces:
+            self._paces[name].charge(tokens, began)

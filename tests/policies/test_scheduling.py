@@ -1,0 +1,136 @@
+from __future__ import annotations
+
+import math
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from llmaas.policies.rates import Rates
+from llmaas.policies.scheduling import Fair
+from llmaas.records import AppId, RequestId
+
+A, B = AppId("0/a"), AppId("0/b")
+
+
+def fair(*calls: tuple[int, AppId, int], quantum: int = 10, ageing_s: float = 5.0) -> Fair:
+    """A policy to which (request, app, priority) have been added at second 0."""
+    policy = Fair(quantum, ageing_s)
+    for request, app, priority in calls:
+        policy.add(RequestId(request), app, priority, 0.0)
+    return policy
+
+
+def serve(policy: Fair, request: int, began: float, now: float, steps: float = 1, prompt: int = 0) -> None:
+    policy.served(RequestId(request), began, now, steps, prompt, 0 if prompt else int(steps))
+
+
+def test_whoever_is_more_urgent_comes_first_and_then_whoever_came_first() -> None:
+    policy = fair((1, A, 5), (2, A, 1), (3, A, 5))
+    order = []
+    while (head := policy.head(0.0)) is not None:
+        order.append(int(head))
+        policy.admit(head)
+    assert order == [2, 1, 3]
+
+
+def test_the_app_that_was_served_least_is_next() -> None:
+    policy = fair((1, A, 5), (2, A, 5), (3, B, 5))
+    policy.admit(RequestId(1))
+    serve(policy, 1, 0.0, 1.0, steps=8)
+    assert policy.head(1.0) == 3
+
+
+def test_an_app_that_was_away_gets_no_credit_for_it() -> None:
+    policy = fair((1, A, 5))
+    policy.admit(RequestId(1))
+    serve(policy, 1, 0.0, 1.0, steps=1000)
+    policy.add(RequestId(2), B, 5, 1.0)  # comes back after long
+    policy.add(RequestId(3), A, 5, 1.0)
+    policy.admit(RequestId(2))
+    serve(policy, 2, 1.0, 2.0, steps=1)
+    assert policy.head(2.0) == 3
+
+
+def test_a_call_that_is_not_served_becomes_more_urgent_until_it_has_had_its_turn() -> None:
+    policy = fair((1, A, 8), (2, B, 1))
+    assert [policy.urgency(RequestId(1), now) for now in (0.0, 4.9, 5.0, 35.0, 99.0)] == [8, 8, 7, 1, 0]
+    for step in range(10):
+        assert policy.urgency(RequestId(1), 35.0) == 1, step
+        serve(policy, 1, 35.0, 35.0)
+    assert policy.urgency(RequestId(1), 35.0) == 8
+
+
+def test_the_aged_share_the_steps_of_the_urgent_but_push_nobody_aside() -> None:
+    policy = fair((1, A, 1), (2, B, 8), (3, B, 5))
+    calls = [RequestId(i) for i in (1, 2, 3)]
+    assert policy.chosen(calls, 0.0) == [1]
+    serve(policy, 1, 35.0, 35.0)
+    assert set(policy.chosen(calls, 35.0)) == {1, 2, 3}
+    assert 1 in policy.chosen(calls, 99.0)
+
+
+def test_the_urgent_take_a_place_at_once_and_equals_at_the_end_of_a_turn() -> None:
+    policy = fair((1, A, 5), (2, B, 5), (3, B, 1))
+    policy.admit(RequestId(1))
+    assert policy.gives_way(RequestId(1), RequestId(3), 0.0)
+    assert not policy.gives_way(RequestId(1), RequestId(2), 0.0)
+    serve(policy, 1, 0.0, 1.0, steps=10)
+    assert policy.gives_way(RequestId(1), RequestId(2), 1.0)
+    assert not policy.gives_way(RequestId(3), RequestId(2), 1.0)
+
+
+def test_a_turn_is_worth_coming_back_for() -> None:
+    policy = fair((1, A, 5), (2, B, 5))
+    policy.admit(RequestId(1))
+    policy.back(RequestId(1), 3.0)
+    serve(policy, 1, 3.0, 4.0, steps=10)
+    assert not policy.gives_way(RequestId(1), RequestId(2), 4.0)
+    serve(policy, 1, 4.0, 9.0, steps=1)
+    assert policy.gives_way(RequestId(1), RequestId(2), 9.0)
+
+
+@given(st.lists(st.tuples(st.integers(0, 9), st.integers(0, 3), st.floats(0.001, 3.0)), min_size=1, max_size=12))
+def test_nobody_starves(calls: list[tuple[int, int, float]]) -> None:
+    """One place, calls that never end: within the time that ageing and turns imply, each has been served."""
+    policy, quantum, ageing = Fair(4, 1.0), 4, 1.0
+    for i, (priority, app, _) in enumerate(calls):
+        policy.add(RequestId(i), AppId(f"0/{app}"), priority, 0.0)
+    served: dict[int, float] = {}
+    running, now = None, 0.0
+    slowest = max(seconds for _, _, seconds in calls)
+    bound = 9 * ageing + 40 * len(calls) * quantum * slowest * 2
+    while len(served) < len(calls):
+        head = policy.head(now)
+        if running is None or (head is not None and policy.gives_way(running, head, now)):
+            assert head is not None
+            policy.admit(head)
+            if running is not None:
+                policy.pause(running)
+            running = head
+        step = calls[running][2]
+        policy.served(running, now, now + step, 1, 0, 1)
+        now += step
+        served.setdefault(int(running), now)
+        assert now < bound, f"{len(served)} of {len(calls)} served"
+
+
+@pytest.mark.parametrize("late", [0.0, 0.003, 0.1])
+@pytest.mark.parametrize("rate", [3.0, 50.0])
+def test_a_limit_is_held_in_the_mean_even_if_every_wake_is_late(rate: float, late: float) -> None:
+    rates, now, served = Rates(), 0.0, 0
+    rates.set("x", rate)
+    while now < 20.0:
+        now = max(now, rates.ready("x") + late, 0.0)
+        rates.charge("x", 1, now)
+        served += 1
+    assert served / now == pytest.approx(rate, rel=0.05)
+
+
+def test_what_has_no_limit_is_free_and_a_lifted_limit_is_forgotten() -> None:
+    rates = Rates()
+    rates.set("x", 1.0)
+    rates.charge("x", 100, 0.0)
+    assert rates.ready("x", "y") > 90 and rates.ready("y") == -math.inf
+    rates.set("x", None)
+    assert rates.ready("x") == -math.inf and not rates
