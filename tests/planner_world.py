@@ -80,6 +80,8 @@ class World:
         self.now = 0.0
         self.tick = 1.0
         """Seconds between two events at most."""
+        self.token_s = 0.0
+        """Seconds that a token of a prompt takes."""
         self.aborted: set[int] = set()
         self.serial = 0
         self.told = 0.8
@@ -257,6 +259,7 @@ class World:
         if bad:
             self.tell(ev.StepFailed(action.step))
             return
+        self.now += self.token_s * sum(i.stop - i.start for i in action.items if i.stop - i.start > 1)
         drawn = []
         steps = self.rng.randint(1, action.burst)
         for item in action.items:
