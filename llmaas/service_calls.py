@@ -58,6 +58,8 @@ class Call:
     """The planner knows it."""
     task: asyncio.Task[None] | None = None
     """What serves it."""
+    timer: asyncio.TimerHandle | None = None
+    """Its deadline, which comes even while it waits for its context."""
     has_sampler: bool = False
     base: int = 0
     """Tokens of the context before the call."""

@@ -22,9 +22,9 @@ import pytest
 from llmaas.api.client import AsyncClient, AsyncStream
 from llmaas.engine.base import BatchItem
 from llmaas.engine.fake import FakeEngine
-from llmaas.errors import Cancelled
+from llmaas.errors import Cancelled, Expired
 from llmaas.kvchunks.store import Store
-from llmaas.records import NO_QUOTA, Generation, KvSlab, Message
+from llmaas.records import NO_QUOTA, ON_NO_TERMS, Generation, KvSlab, Message, Terms
 from tests.e2e.daemon import CELLS, HELLO, SOON, Daemon, active, answer_to, ask, serving
 from tests.e2e.oracle import Oracle, book_of
 
@@ -141,8 +141,8 @@ class House:
         tiers = (await self.boss.show("c")).info.tiers
         assert tiers[0] == 0 and bool(tiers[1]) == pool and (disk or not tiers[2]), tiers
 
-    async def begin(self, text: str = "hello") -> AsyncStream:
-        stream = self.client.generate("c", [Message("user", text)], max_tokens=ENDLESS)
+    async def begin(self, text: str = "hello", terms: Terms = ON_NO_TERMS) -> AsyncStream:
+        stream = self.client.generate("c", [Message("user", text)], max_tokens=ENDLESS, terms=terms)
         await self.client.ping()  # so the daemon has it
         return stream
 
@@ -227,6 +227,26 @@ async def decoding(house: House) -> AsyncStream:
     return stream
 
 
+async def paused(house: House) -> AsyncStream:
+    stream = await house.begin(terms=Terms(priority=9))
+    await anext(stream)
+    urgent = house.boss.generate("d", HELLO, max_tokens=ENDLESS, terms=Terms(priority=0))
+    await anext(urgent)
+    house.gates.step.shut()
+    await house.gates.step.somebody_waits()
+    counts = house.daemon.service.stats()["counts"]
+    assert isinstance(counts, dict) and counts["pauses"] == 1
+    return stream
+
+
+async def held_by_a_limit(house: House) -> AsyncStream:
+    stream = await house.begin(terms=Terms(rate=0.01))
+    await anext(stream)
+    await asyncio.sleep(0.1)
+    assert len(stream.text) < 20
+    return stream
+
+
 SCENES = [
     Scene(behind_another_of_its_context, others=1),
     Scene(queued, others=1, settings={"max_running": 1}),
@@ -236,6 +256,8 @@ SCENES = [
     Scene(recomputing, steps=1),
     Scene(prefilling, steps=1),
     Scene(decoding, steps=1),
+    Scene(paused, others=1, settings={"max_running": 1}),
+    Scene(held_by_a_limit),
 ]
 
 
@@ -352,6 +374,21 @@ def test_calls_that_are_cancelled_behind_a_long_one_do_not_pile_up(tmp_path: Pat
                 with pytest.raises(Cancelled):
                     await stream.done()
             assert len(asyncio.all_tasks()) <= tasks + 1
+            house.gates.open()
+
+    asyncio.run(run())
+
+
+def test_a_deadline_holds_behind_a_long_call_of_the_same_context(tmp_path: Path) -> None:
+    async def run() -> None:
+        async with opened(tmp_path) as house:
+            await behind_another_of_its_context(house)  # its step does not end
+            stream = await house.begin(terms=Terms(deadline_s=0.05))
+            with pytest.raises(Expired) as told:
+                await asyncio.wait_for(stream.done(), 5.0)
+            assert told.value.n_generated == 0
+            stream = await house.begin(terms=Terms(deadline_s=1000.0))
+            await stream.cancel()
             house.gates.open()
 
     asyncio.run(run())
