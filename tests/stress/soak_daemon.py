@@ -34,7 +34,8 @@ from llmaas.service import Service, ServiceSettings
 CELLS = 1024
 END_RATE = 0.01
 POOL_BYTES = 2 << 20
-QUEUE_LIMIT = 48
+QUEUE_LIMIT = 40
+AGEING_S = 0.5
 
 
 class Asking(FakeEngine):
@@ -127,6 +128,7 @@ async def serve(args: argparse.Namespace) -> list[str]:
             bits=6.0,
             prefill_slice=128,
             queue_limit=QUEUE_LIMIT,
+            ageing_s=AGEING_S,
         )
         service = Watched(engine, store, settings)
         await service.start()
