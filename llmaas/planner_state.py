@@ -63,7 +63,7 @@ class PlannerSettings:
     """Tokens per second that all calls together may generate."""
     app_rate: float | None = None
     """The same for each app that has no limit of its own."""
-    burst: int = 16
+    burst: int = 32
     """Steps that running answers may take between two looks of the planner, if nothing else happens."""
     save_batch: int = 8
     """Chunks exported at once: bounds the f16 bytes in flight and how long a step can be held up."""

@@ -101,12 +101,13 @@ class Call:
         self._said.append(self.stream.feed(engine.piece(token)))
         return Drawn.LAST if self.stream.stopped else Drawn.TOKEN
 
-    def say(self, token: int, what: Drawn, engine: Engine) -> Piece | None:
-        """The piece to stream for a token that ``draw`` took, in the same order. On the event loop's thread."""
-        if what is Drawn.END:
+    def say(self, drawn: Sequence[tuple[int, Drawn]], engine: Engine) -> Piece | None:
+        """The piece to stream for tokens that ``draw`` took, in the same order. On the event loop's thread."""
+        tokens = tuple(token for token, what in drawn if what is not Drawn.END)
+        if not tokens:
             return None  # what is held back comes when the turn is committed
-        text = self._said.popleft() if self.stop else self.stream.feed(engine.piece(token))
-        return Piece(text, (token,))
+        texts = (self._said.popleft() if self.stop else self.stream.feed(engine.piece(token)) for token in tokens)
+        return Piece("".join(texts), tokens)
 
     @property
     def stop(self) -> tuple[str, ...]:

@@ -16,6 +16,7 @@ from llmaas.api.session import Session
 from llmaas.api.unix import serve
 from llmaas.api.wire import Decoder, encode
 from llmaas.records import (
+    ON_NO_TERMS,
     AppId,
     ContextDetail,
     ContextId,
@@ -27,6 +28,7 @@ from llmaas.records import (
     Piece,
     RequestId,
     SwitchReport,
+    Terms,
     Turn,
 )
 
@@ -61,7 +63,13 @@ class Fast:
         return ContextDetail(INFO, ())
 
     def submit(
-        self, app: AppId, context: str, turn: Turn, generation: Generation | None, emit: Callable[[Piece], None]
+        self,
+        app: AppId,
+        context: str,
+        turn: Turn,
+        generation: Generation | None,
+        emit: Callable[[Piece], None],
+        terms: Terms = ON_NO_TERMS,
     ) -> tuple[RequestId, asyncio.Future[Done]]:
         for _ in range(PIECES if generation else 0):
             emit(PIECE)

@@ -13,6 +13,7 @@ from llmaas.api.unix import Limits, Server, peer_uid, serve
 from llmaas.api.wire import Decoder, Frame, encode
 from llmaas.errors import Cancelled, ContextExists, ContextTooLong, UnknownContext, UnknownRequest
 from llmaas.records import (
+    ON_NO_TERMS,
     AppId,
     ContextDetail,
     ContextId,
@@ -24,6 +25,7 @@ from llmaas.records import (
     Piece,
     RequestId,
     SwitchReport,
+    Terms,
     Turn,
 )
 
@@ -37,6 +39,8 @@ class ScriptedBackend:
         self.running: dict[RequestId, tuple[asyncio.Future[Done], str]] = {}
         self.cancelled: list[RequestId] = []
         self.generations: list[Generation | None] = []
+        self.terms: list[Terms] = []
+        self.priorities: list[tuple[RequestId, int]] = []
         self.hints: list[ContextId] = []
         self.gate = asyncio.Event()
         self.stats_reply: dict[str, object] = {"requests": 3, "tiers": {"cells": 1}}
@@ -76,8 +80,20 @@ class ScriptedBackend:
     def show(self, app: AppId | None, context: str) -> ContextDetail:
         return self._find(app, context)
 
+    def prioritize(self, request: RequestId, priority: int) -> None:
+        self.priorities.append((request, priority))
+
+    def limit(self, app: AppId | None, rate: float | None) -> dict[str, object]:
+        return {"rate": rate, "apps": {}} if app is None else {"rate": None, "apps": {str(app): rate}}
+
     def submit(
-        self, app: AppId, context: str, turn: Turn, generation: Generation | None, emit: Callable[[Piece], None]
+        self,
+        app: AppId,
+        context: str,
+        turn: Turn,
+        generation: Generation | None,
+        emit: Callable[[Piece], None],
+        terms: Terms = ON_NO_TERMS,
     ) -> tuple[RequestId, asyncio.Future[Done]]:
         found = self._find(app, context)
         script = turn.prompt or (turn.messages[-1].content if turn.messages else "count 1")
@@ -90,6 +106,7 @@ class ScriptedBackend:
         future: asyncio.Future[Done] = asyncio.get_running_loop().create_future()
         self.running[request] = (future, script)
         self.generations.append(generation)
+        self.terms.append(terms)
         done = Done(found.info.id, FinishReason.STOP, 9, 2, 3, SwitchReport(cells=7), 0.5, 1.5, 20.0)
         if script == "at once":
             emit(Piece("now", (1,)))

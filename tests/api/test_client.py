@@ -36,7 +36,7 @@ from llmaas.errors import (
     UnknownContext,
     VersionMismatch,
 )
-from llmaas.records import FinishReason, Message, Piece, Sampling
+from llmaas.records import FinishReason, Message, Piece, Priority, Sampling, Terms
 from tests.api.scripted import ScriptedBackend, serving, serving_in_a_thread, until
 
 
@@ -58,6 +58,10 @@ def test_async_every_operation(path: Path) -> None:
             assert await client.contexts(everyone=True) == [info]
             assert (await client.show("inbox")).messages == (Message("system", "Be brief."),)
             assert (await client.fork("inbox", name="copy")).name == "copy"
+            terms = Terms(Priority.BACKGROUND, deadline_s=9.5, rate=3.0, adapter="legal")
+            await client.append("inbox", prompt="count 1", terms=terms)
+            assert backend.terms[-1] == terms
+            assert (await client.limit("0/mail", 7.5))["apps"] == {"0/mail": 7.5}
             assert (await client.truncate("copy", n_tokens=0)).name == "copy"
             await client.delete("copy")
             await client.delete(info.id, everyone=True)

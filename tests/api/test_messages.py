@@ -62,6 +62,8 @@ INFOS = st.builds(
 DETAILS = st.builds(ContextDetail, INFOS, MESSAGES)
 MAYBE_TEXT = st.none() | TEXT
 TURNS = MESSAGES.map(lambda m: {"messages": m}) | MAYBE_TEXT.map(lambda p: {"prompt": p})
+RATES = st.none() | st.floats(1e-3, 1e9)
+TERMS = {"priority": st.integers(0, 9), "deadline_s": RATES, "rate": RATES, "adapter": MAYBE_TEXT}
 GENERATES = st.builds(
     lambda turn, **rest: msg.Generate("c", **turn, **rest),
     TURNS,
@@ -72,10 +74,11 @@ GENERATES = st.builds(
     min_p=st.floats(0, 1),
     seed=st.none() | st.integers(0, 2**32 - 1),
     stop=st.lists(TEXT.filter(bool), max_size=msg.MAX_STOPS).map(tuple),
+    **TERMS,
 )
 BY_OPERATION: dict[type[msg.Request], st.SearchStrategy[msg.Request]] = {
     msg.Create: st.builds(msg.Create, MAYBE_TEXT, MAYBE_TEXT),
-    msg.Append: st.builds(msg.Append, TEXT, MESSAGES.filter(bool)) | st.builds(msg.Append, TEXT, prompt=TEXT),
+    msg.Append: st.builds(msg.Append, TEXT, MESSAGES.filter(bool)) | st.builds(msg.Append, TEXT, prompt=TEXT, **TERMS),
     msg.Generate: GENERATES,
     msg.Fork: st.builds(msg.Fork, TEXT, MAYBE_TEXT),
     msg.Truncate: st.builds(msg.Truncate, TEXT, n_tokens=COUNT) | st.builds(msg.Truncate, TEXT, n_messages=COUNT),
@@ -84,6 +87,8 @@ BY_OPERATION: dict[type[msg.Request], st.SearchStrategy[msg.Request]] = {
     msg.Hint: st.builds(msg.Hint, TEXT),
     msg.Delete: st.builds(msg.Delete, TEXT, st.booleans()),
     msg.Cancel: st.builds(msg.Cancel, COUNT),
+    msg.Prioritize: st.builds(msg.Prioritize, COUNT, st.integers(0, 9)),
+    msg.Limit: st.builds(msg.Limit, MAYBE_TEXT, RATES),
     msg.Stats: st.just(msg.Stats()),
     msg.Budget: st.builds(msg.Budget, st.none() | COUNT, st.none() | COUNT),
     msg.Ping: st.just(msg.Ping()),
