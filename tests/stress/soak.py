@@ -34,7 +34,7 @@ from tests.stress.soak_daemon import AGEING_S, CELLS, END_RATE, POOL_BYTES, QUEU
 
 LONG_WAIT_S = 25.0
 """For a queue of calls, of which one may wait for another of its context; on a busy machine."""
-BOUNDED = {"Histogram._buckets", "Members._settled", "Members._due"}
+BOUNDED = {"Histogram._buckets", "Members._settled", "Members._due", "LlamaModel._pieces"}
 """Containers that are never larger than some number, nor always as small as they could be."""
 WARM = 2
 """Rounds until what stays for good (caches, threads, connections of the store) is there."""
