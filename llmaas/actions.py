@@ -76,6 +76,13 @@ class LoadChunks:
 
 
 @dataclass(frozen=True, slots=True)
+class StopLoad:
+    """Nobody wants this load any more: its answer comes as soon as the engine has put in what it was given already."""
+
+    load: int
+
+
+@dataclass(frozen=True, slots=True)
 class FetchChunks:
     """Read chunks from DISK into the POOL, one fetch after another in the order asked for. Answer: Fetched."""
 
@@ -230,6 +237,7 @@ Action = (
     | AbortStep
     | WakeAt
     | LoadChunks
+    | StopLoad
     | FetchChunks
     | SaveChunks
     | MeasureChunks

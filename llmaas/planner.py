@@ -272,7 +272,9 @@ class Planner:
             return
         job.ending = outcome
         self.tally.expired += outcome is Outcome.EXPIRED
-        if not job.in_step and job.stage is not Stage.LOADING:
+        if job.stage is Stage.LOADING:
+            self._switching.stop(job, self._out)
+        elif not job.in_step:
             self._finish(job, outcome)
         elif self._steps.useless(self._turns.jobs):
             assert self._steps.running is not None

@@ -148,6 +148,8 @@ class DiskQuota:
         for key in keys:
             if key in self._ledger and self._is_cold(key):
                 self._spare[key] = None
+            else:
+                self._spare.pop(key, None)
 
     def _is_cold(self, key: ChunkKey) -> bool:
         chunk = self._ledger.chunk(key)

@@ -41,6 +41,7 @@ class SwapBooks:
         self._settings = settings
         self._eviction = eviction
         self._tally = tally
+        self._open: set[ContextId] = set()
         self._home: dict[ChunkKey, tuple[ContextId, int]] = {}
         """The latest user of each chunk that was used since the start, and its place there."""
         self._to_save: deque[tuple[Context, int, ChunkKey]] = deque()
@@ -155,6 +156,7 @@ class SwapBooks:
 
     def own(self, context: Context, first: int, keys: tuple[ChunkKey, ...], out: list[Action]) -> None:
         """The context's chunks from index ``first`` on are ``keys`` from now on."""
+        self._open.add(context.id)
         self.disk.use(context)
         old = context.keys[first:]
         for key in keys:
@@ -167,6 +169,7 @@ class SwapBooks:
         self.sweep(old, out)
 
     def closed(self, context: Context) -> None:
+        self._open.discard(context.id)
         self._eviction.closed(context.id)
 
     def sweep(self, keys: list[ChunkKey], out: list[Action]) -> None:
@@ -330,7 +333,7 @@ class SwapBooks:
         ``ahead``: it is read before it can go to CELLS, so it needs the room whatever the room is worth to others.
         """
         chunk = self.ledger.chunk(key)
-        visitor = None if ahead else self._home[key][0]
+        visitor = None if ahead or self._home[key][0] not in self._open else self._home[key][0]
         if chunk.pool is not Copy.ABSENT or not self.make_room(chunk.disk_bytes, out, visitor):
             return False
         self.ledger.begin_pool(key, chunk.disk_bytes)
@@ -365,7 +368,10 @@ class SwapBooks:
             self._give_up(key, Tier.DISK, out)
 
     def _arrived(self, key: ChunkKey, tokens: int, nbytes: int, now: float) -> None:
-        self._eviction.add(key, Arrival(*self._home[key], tokens, nbytes), now)
+        home = self._home[key]
+        self._eviction.add(key, Arrival(*home, tokens, nbytes), now)
+        if home[0] not in self._open:  # it went while the chunk was on its way
+            self._eviction.closed(home[0])
 
     def _give_up(self, key: ChunkKey, tier: Tier, out: list[Action]) -> None:
         chunk = self.ledger.chunk(key)

@@ -10,7 +10,7 @@ computed (``planner_read``); what was read stays pinned until it is loaded.
 
 from __future__ import annotations
 
-from llmaas.actions import Action, ChunkSource, LoadChunks, Switched
+from llmaas.actions import Action, ChunkSource, LoadChunks, StopLoad, Switched
 from llmaas.events import Loaded
 from llmaas.kvchunks.ledger import Copy
 from llmaas.planner_costs import SwitchCosts
@@ -107,6 +107,10 @@ class Switching:
         self._loads[load.load] = (job, load, now)
         job.stage = Stage.LOADING
         out.append(load)
+
+    def stop(self, job: Job, out: list[Action]) -> None:
+        """The job has no more use for what is being loaded for it: its answer shall come soon."""
+        out += [StopLoad(number) for number, (of, _, _) in self._loads.items() if of is job]
 
     def loaded(self, event: Loaded, now: float, out: list[Action]) -> tuple[Job, bool]:
         """A load ended: its job, and whether that can go on (a load that stops short without damage cannot)."""

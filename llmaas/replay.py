@@ -31,6 +31,7 @@ from llmaas.actions import (
     Paused,
     RunStep,
     SaveChunks,
+    StopLoad,
     StopWrite,
     Switched,
     WakeAt,
@@ -182,6 +183,7 @@ class Replay:
             LowerChunks: self._lower,
             WriteChunks: self._write,
             NoteTolerances: lambda a: None,
+            StopLoad: lambda a: None,  # a load takes its whole time here
             StopWrite: lambda a: None,
             DropPool: lambda a: _forget(self._pool, a.keys),
             DropDisk: lambda a: _forget(self._disk, a.keys),

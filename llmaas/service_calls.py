@@ -64,6 +64,10 @@ class Call:
     cancelled: bool = False
     planned: bool = False
     """The planner knows it."""
+    task: asyncio.Task[None] | None = None
+    """What serves it."""
+    timer: asyncio.TimerHandle | None = None
+    """Its deadline, which comes even while it waits for its context."""
     has_sampler: bool = False
     adapter: AdapterFile | None = None
     """What it computes with; None: the bare model."""

@@ -30,6 +30,7 @@ from llmaas.actions import (
     Paused,
     RunStep,
     SaveChunks,
+    StopLoad,
     StopWrite,
     Switched,
     WakeAt,
@@ -121,6 +122,7 @@ class Interpreter:
         self._perform: dict[type, Callable[[Any], None]] = {
             RunStep: self._run_step,
             LoadChunks: lambda a: self.pool.load(a, self._tell),
+            StopLoad: self.pool.stop_load,
             FetchChunks: lambda a: self.pool.fetch(a, self._tell),
             SaveChunks: lambda a: self.pool.save(a, self._tell),
             LowerChunks: lambda a: self.pool.lower(a, self._tell),

@@ -157,9 +157,11 @@ class CallRunner:
         if generation:
             call.stream = type(call.stream)(generation.stop)
         self._calls[call.id] = call
-        task = loop.create_task(self._serve(call))
-        self._tasks.add(task)
-        task.add_done_callback(self._tasks.discard)
+        call.task = loop.create_task(self._serve(call))
+        self._tasks.add(call.task)
+        call.task.add_done_callback(self._tasks.discard)
+        if terms.deadline_s is not None:
+            call.timer = loop.call_later(terms.deadline_s, self._too_late, call)
         return call
 
     def cancel(self, request: RequestId) -> None:
@@ -170,9 +172,20 @@ class CallRunner:
         call.cancelled = True
         if call.planned:
             self._dispatch(CancelRequested(request))
-        else:  # it waits behind another call of its context: its reply need not
-            del self._calls[request]
-            self._reply(call, None, Cancelled("cancelled before it began"))
+        else:
+            self._give_up(call, Cancelled("cancelled before it began"))
+
+    def _too_late(self, call: Call) -> None:
+        """The deadline has passed. Once the planner knows of the call, it sees to that."""
+        if not call.planned and call.id in self._calls:
+            self._give_up(call, self._failure(Outcome.EXPIRED, 0))
+
+    def _give_up(self, call: Call, error: LlmaasError) -> None:
+        """The call waits behind another of its context: its reply need not."""
+        del self._calls[call.id]
+        if call.task is not None:
+            call.task.cancel()
+        self._reply(call, None, error)
 
     def prioritize(self, request: RequestId, priority: int) -> None:
         """The call is served with another priority from now on; one that has ended already is left alone."""
@@ -199,6 +212,8 @@ class CallRunner:
             self._reply(call, done, error)
 
     def _reply(self, call: Call, done: Done | None, error: LlmaasError | None) -> None:
+        if call.timer is not None:
+            call.timer.cancel()
         if not call.hint:
             self._measure(done, error)
         if call.reply.done():  # the caller dropped it

@@ -194,7 +194,7 @@ class World:
             case act.Switched(request=request):
                 self.sources[request] = action
                 return
-            case act.Admitted():
+            case act.Admitted() | act.StopLoad():
                 return
             case act.AbortStep(step=step):
                 self.aborted.add(step)

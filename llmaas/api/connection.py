@@ -278,7 +278,7 @@ class Connection(asyncio.Protocol):
         self._write(encode(replies.done_frame(request_id, result), max_frame=self._limits.max_frame))
 
     def _write(self, data: bytes) -> None:
-        if not self._open:
+        if not self._open or self._transport.is_closing():  # the peer may go between two writes
             return
         self._transport.write(data)
         if self._paused and self._transport.get_write_buffer_size() > self._limits.write_buffer:

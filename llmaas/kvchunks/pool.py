@@ -14,7 +14,8 @@ import logging
 import time
 from collections import deque
 from collections.abc import Callable, Iterator, Sequence
-from concurrent.futures import Future, ThreadPoolExecutor
+from concurrent.futures import FIRST_COMPLETED, Future, ThreadPoolExecutor, wait
+from typing import Any, TypeVar
 
 from llmaas.actions import (
     ChunkSource,
@@ -24,6 +25,7 @@ from llmaas.actions import (
     LowerChunks,
     NoteTolerances,
     SaveChunks,
+    StopLoad,
     StopWrite,
     WriteChunks,
 )
@@ -36,6 +38,7 @@ from llmaas.kvchunks.swap_writer import SwapWriter
 from llmaas.records import ChunkKey, KvSlab, Tier
 
 log = logging.getLogger(__name__)
+T = TypeVar("T")
 
 _AHEAD = 4
 """Chunks decoded ahead of the engine: bounds the f16 buffers of one load to about six chunks."""
@@ -43,6 +46,10 @@ _MANY = 32
 """Chunks: so many are not freed on the event loop, which has not the time, but on a thread, so many at a time."""
 _READ_CHUNKS = 16
 """Chunks of one read: several megabytes, so that a device reads in large runs, and memory for two of them suffices."""
+
+
+class _Stopped(Exception):
+    """Nobody wants the load any more."""
 
 
 class Pool:
@@ -55,6 +62,8 @@ class Pool:
         self._codec = codec
         self._store = store
         self._bytes: dict[ChunkKey, Payload] = {}
+        self._stops: dict[int, tuple[Future[None], Callable[[Loaded], None]]] = {}
+        """For each load that is not answered: what is done when nobody wants it, and runs from when it has begun."""
         self._loaders = ThreadPoolExecutor(2, "load")
         self._readers = ThreadPoolExecutor(2, "read")
         self._fetcher = ThreadPoolExecutor(1, "fetch")
@@ -93,27 +102,50 @@ class Pool:
     def load(self, action: LoadChunks, done: Callable[[Loaded], None]) -> None:
         """Begin a load; ``done`` is called on a worker thread."""
         held = {s.key: self._bytes.get(s.key) for s in action.chunks if s.tier is Tier.POOL}
-        self._loaders.submit(self._load, action, held, done)
+        stop: Future[None] = Future()
+        self._stops[action.load] = stop, done
+        self._loaders.submit(self._load, action, held, stop, done)
 
-    def _load(self, action: LoadChunks, held: dict[ChunkKey, Payload | None], done: Callable[[Loaded], None]) -> None:
+    def stop_load(self, action: StopLoad) -> None:
+        """Answer a load soon: a disk that reads for it is not waited for. One that has ended is left alone."""
+        stop, done = self._stops.pop(action.load, (None, None))
+        if stop is None or done is None:
+            return
+        if stop.cancel():  # it has not begun, and will not
+            done(Loaded(action.load, 0))
+        else:
+            stop.set_result(None)
+
+    def _load(
+        self,
+        action: LoadChunks,
+        held: dict[ChunkKey, Payload | None],
+        stop: Future[None],
+        done: Callable[[Loaded], None],
+    ) -> None:
+        if not stop.set_running_or_notify_cancel():
+            return
         try:
-            event = self._load_in_order(action, held)
+            event = self._load_in_order(action, held, stop)
         except Exception:
             log.exception("load %d failed", action.load)
             event = Loaded(action.load, 0, ())
+        self._stops.pop(action.load, None)
         done(event)
 
-    def _load_in_order(self, action: LoadChunks, held: dict[ChunkKey, Payload | None]) -> Loaded:
+    def _load_in_order(self, action: LoadChunks, held: dict[ChunkKey, Payload | None], stop: Future[None]) -> Loaded:
         decoding: deque[Future[tuple[KvSlab, Payload | None]]] = deque()
         loading: list[Future[None]] = []
         kept: list[Payload | None] = []
         damaged: tuple[ChunkKey, ...] = ()
-        ahead = self._payloads(action.chunks, held)
-        for source, payload in itertools.islice(ahead, _AHEAD):
-            decoding.append(self._decoders.submit(self._decode, source, payload))
+        ahead = self._payloads(action.chunks, held, stop)
         for i, source in enumerate(action.chunks):
             try:
-                slab, copy = decoding.popleft().result()
+                for following, payload in itertools.islice(ahead, 1 if i else _AHEAD):
+                    decoding.append(self._decoders.submit(self._decode, following, payload))
+                slab, copy = _unless(stop, decoding.popleft())
+            except _Stopped:
+                break
             except ChunkDamaged as e:
                 log.warning("chunk %s is damaged and will be recomputed: %s", source.key.hex(), e.message)
                 damaged = (source.key,)
@@ -126,8 +158,6 @@ class Pool:
             del slab  # its buffer serves again as soon as the engine has it
             if i >= _AHEAD and loading[i - _AHEAD].exception() is not None:
                 break
-            for following, payload in itertools.islice(ahead, 1):
-                decoding.append(self._decoders.submit(self._decode, following, payload))
         for pending in decoding:
             pending.cancel()
         n_loaded = _leading_successes(loading)
@@ -137,17 +167,20 @@ class Pool:
         return Loaded(action.load, n_loaded, damaged if n_loaded == len(loading) else ())
 
     def _payloads(
-        self, sources: Sequence[ChunkSource], held: dict[ChunkKey, Payload | None]
+        self, sources: Sequence[ChunkSource], held: dict[ChunkKey, Payload | None], stop: Future[None]
     ) -> Iterator[tuple[ChunkSource, Payload | None]]:
         """Each source with its bytes, in order; DISK is read one large piece ahead of what is being decoded."""
         pieces = [sources[i : i + _READ_CHUNKS] for i in range(0, len(sources), _READ_CHUNKS)]
         reading = self._readers.submit(self._read, pieces[0])
-        for i, piece in enumerate(pieces):
-            read = reading.result()
-            if i + 1 < len(pieces):
-                reading = self._readers.submit(self._read, pieces[i + 1])
-            for source in piece:
-                yield source, read.get(source.key) if source.tier is Tier.DISK else held[source.key]
+        try:
+            for i, piece in enumerate(pieces):
+                read = _unless(stop, reading)
+                if i + 1 < len(pieces):
+                    reading = self._readers.submit(self._read, pieces[i + 1])
+                for source in piece:
+                    yield source, read.get(source.key) if source.tier is Tier.DISK else held[source.key]
+        finally:
+            reading.cancel()  # nobody takes it, if it has not begun
 
     def _read(self, sources: Sequence[ChunkSource]) -> dict[ChunkKey, Payload | None]:
         keys = [s.key for s in sources if s.tier is Tier.DISK]
@@ -247,6 +280,16 @@ class Pool:
     def note(self, action: NoteTolerances) -> None:
         """Tell the store, after the writes that were asked for before."""
         self._writer.note(action)
+
+
+def _unless(stop: Future[None], work: Future[T]) -> T:
+    """The result of ``work``. Raises _Stopped as soon as ``stop`` is done."""
+    if not work.done():
+        either: list[Future[Any]] = [stop, work]
+        wait(either, return_when=FIRST_COMPLETED)
+    if stop.done():
+        raise _Stopped
+    return work.result()
 
 
 def _sound(key: ChunkKey, payload: Payload | None) -> bool:

@@ -149,6 +149,8 @@ class ByContext:
         """The contexts with chunks in the POOL, by each ranking."""
         self._chunks: dict[ContextId, list[tuple[int, ChunkKey]]] = {}
         self._home: dict[ChunkKey, tuple[ContextId, int]] = {}
+        self._gone: set[ContextId] = set()
+        """Contexts that are no more, but still have chunks here: others share them, or they are on their way."""
         self._tick = 0
         """Returns so far."""
 
@@ -186,11 +188,16 @@ class ByContext:
             del self._chunks[context]
             for order in self._orders:
                 order.leave(context)
+            if context in self._gone:
+                self.closed(context)
 
     def closed(self, context: ContextId) -> None:
-        if context not in self._chunks:  # else others share chunks with it
-            for order in self._orders:
-                order.ranking.closed(context)
+        if context in self._chunks:
+            self._gone.add(context)
+            return
+        self._gone.discard(context)
+        for order in self._orders:
+            order.ranking.closed(context)
 
     def victims(self, need: int, gain: Gain, visitor: ContextId | None = None) -> list[ChunkKey] | None:
         order = self._best()

@@ -127,7 +127,7 @@ class Members:
         heapq.heappush(self._settled, (-self.ranking.settled(context), -self._serial, context))
         if (due := self.ranking.overdue(context)) is not None:
             heapq.heappush(self._due, (due[0], self._serial, context, due[1]))
-        if len(self._settled) + len(self._overdue) > 4 * len(self._entry) + 64:
+        if len(self._settled) + len(self._due) + len(self._overdue) > 4 * len(self._entry) + 64:
             self._renew()
 
     def leave(self, context: ContextId) -> None:

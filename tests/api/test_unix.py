@@ -20,7 +20,7 @@ import pytest
 from llmaas.api import messages as msg
 from llmaas.api import replies
 from llmaas.api.unix import Limits, serve
-from llmaas.api.wire import Frame
+from llmaas.api.wire import Frame, encode
 from llmaas.errors import ConfigError, SocketInUse
 from llmaas.records import ContextInfo
 from tests.api.scripted import HELLO, Peer, ScriptedBackend, peer, serving, until
@@ -399,6 +399,22 @@ def test_a_peer_that_goes_away_has_its_requests_cancelled(path: Path, way: str) 
             await other.close()
 
     asyncio.run(main())
+
+
+def test_nobody_complains_of_a_peer_that_asks_much_and_is_gone_before_the_first_reply(
+    path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    async def main() -> None:
+        async with serving(path) as (_, server):
+            with socket.socket(socket.AF_UNIX) as hasty:
+                hasty.connect(str(path))
+                hasty.sendall(encode(HELLO) + b"".join(encode({"id": i, "op": "ping"}) for i in range(20)))
+            other = await peer(path)
+            await until(lambda: len(server.connections) == 1)
+            await other.close()
+
+    asyncio.run(main())
+    assert not [r.getMessage() for r in caplog.records if r.levelno >= logging.WARNING]
 
 
 def test_a_reader_that_does_not_read_is_dropped_and_the_others_are_served(

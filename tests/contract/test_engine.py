@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import math
 import random
 import threading
@@ -497,7 +498,9 @@ def concatenated(slabs: list[KvSlab]) -> KvSlab:
 # -- abort and full cells
 
 
-def test_an_aborted_step_leaves_the_sequences_as_they_were(engine: Engine, slabs: list[KvSlab]) -> None:
+def test_an_aborted_step_leaves_the_sequences_as_they_were(
+    engine: Engine, slabs: list[KvSlab], caplog: pytest.LogCaptureFixture
+) -> None:
     load_all(engine, 0, slabs[:2])
     before = probe(engine)
     long = BatchItem(0, 2 * CHUNK_TOKENS, text_tokens(engine, 470))
@@ -518,6 +521,7 @@ def test_an_aborted_step_leaves_the_sequences_as_they_were(engine: Engine, slabs
     assert np.array_equal(probe(engine), before)
     engine.step([long, short])
     assert np.array_equal(probe(engine), wanted)
+    assert not [r.getMessage() for r in caplog.records if r.levelno >= logging.WARNING], "it was asked to"
 
 
 def test_an_abort_with_no_step_running_has_no_effect(engine: Engine) -> None:

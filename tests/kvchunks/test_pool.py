@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import queue
+import threading
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -10,7 +11,16 @@ from typing import Any
 import numpy as np
 import pytest
 
-from llmaas.actions import ChunkSource, ChunkTarget, FetchChunks, LoadChunks, LowerChunks, SaveChunks, WriteChunks
+from llmaas.actions import (
+    ChunkSource,
+    ChunkTarget,
+    FetchChunks,
+    LoadChunks,
+    LowerChunks,
+    SaveChunks,
+    StopLoad,
+    WriteChunks,
+)
 from llmaas.engine.base import BatchItem, CellsFull
 from llmaas.engine.fake import FakeEngine
 from llmaas.engine.thread import EngineThread
@@ -198,3 +208,32 @@ def test_a_chunk_that_cannot_be_coded_again_for_whatever_reason_stays(
     lowered = bench.wait(bench.pool.lower, LowerChunks(5, ((KEYS[0], Precision(3, 2)),)))
     assert lowered.nbytes == (0,)
     assert bench.load([Tier.POOL]).n_loaded == 1
+
+
+def test_a_load_that_nobody_wants_any_more_waits_neither_for_the_disk_nor_for_its_turn(
+    bench: Bench, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    asked, mended = threading.Event(), threading.Event()
+    get = bench.store.get
+
+    def hangs(keys: Any) -> Any:
+        asked.set()
+        assert mended.wait(10)
+        return get(keys)
+
+    monkeypatch.setattr(bench.store, "get", hangs)
+    answers: queue.SimpleQueue[Any] = queue.SimpleQueue()
+    for load in range(3):  # two at a time
+        sources = tuple(ChunkSource(k, 64 * i, 64 * i + 64, Tier.DISK, True) for i, k in enumerate(KEYS))
+        bench.pool.load(LoadChunks(load, ContextId("c"), load, sources), answers.put)
+    assert asked.wait(10)
+    held = bench.pool.nbytes
+    for load in range(3):
+        bench.pool.stop_load(StopLoad(load))
+        bench.pool.stop_load(StopLoad(load))
+    stopped = [answers.get(timeout=5) for _ in range(3)]
+    assert sorted((e.load, e.n_loaded, e.damaged) for e in stopped) == [(n, 0, ()) for n in range(3)]
+    mended.set()
+    loaded = bench.load([Tier.DISK] * N, keep=True)
+    assert (loaded.n_loaded, bench.length()) == (N, 64 * N) and bench.pool.nbytes == held
+    bench.pool.stop_load(StopLoad(loaded.load))

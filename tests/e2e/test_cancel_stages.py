@@ -1,0 +1,394 @@
+"""A call that is cancelled, or whose client goes, at every stage of its way: it ends within the step that runs, and
+frees all that it had.
+
+Nothing here is left to chance: the engine, the disk and the commits stand behind gates. A call is brought to its stage,
+is ended there while a gate is shut, and may then take what ``Scene`` says at most.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import math
+import threading
+from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
+from contextlib import asynccontextmanager
+from dataclasses import dataclass, field
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from llmaas.api.client import AsyncClient, AsyncStream
+from llmaas.engine.base import BatchItem
+from llmaas.engine.fake import FakeEngine
+from llmaas.errors import Cancelled, Expired
+from llmaas.kvchunks.store import Store
+from llmaas.records import NO_QUOTA, ON_NO_TERMS, Generation, KvSlab, Message, Terms
+from tests.e2e.daemon import CELLS, HELLO, SOON, Daemon, active, answer_to, ask, serving
+from tests.e2e.oracle import Oracle, book_of
+
+LENGTH = 600
+"""Tokens of the context's first message, about: two such contexts do not fit into CELLS together."""
+ENDLESS = 2000
+"""Tokens to generate, more than there are cells: such a call reserves them all."""
+
+
+class Gate:
+    """Lets all through until it is shut, and then as many as it is told."""
+
+    def __init__(self) -> None:
+        self._moved = threading.Condition()
+        self._room = math.inf
+        self.came = self.waiting = 0
+
+    def pass_through(self) -> None:
+        with self._moved:
+            self.came += 1
+            self.waiting += 1
+            assert self._moved.wait_for(lambda: self._room > 0, SOON), "the gate was never opened again"
+            self.waiting -= 1
+            self._room -= 1
+
+    def shut(self) -> None:
+        self._room = 0
+
+    def let(self, n: float = math.inf) -> None:
+        with self._moved:
+            self._room = n
+            self._moved.notify_all()
+
+    async def somebody_waits(self) -> None:
+        await until(lambda: self.waiting > 0, "nobody came to the gate")
+
+
+@dataclass
+class Gates:
+    step: Gate = field(default_factory=Gate)
+    load: Gate = field(default_factory=Gate)
+    read: Gate = field(default_factory=Gate)
+    commit: Gate = field(default_factory=Gate)
+
+    def open(self) -> None:
+        for gate in (self.step, self.load, self.read, self.commit):
+            gate.let()
+
+
+class GatedEngine(FakeEngine):
+    def __init__(self, *args: Any, gates: Gates, **options: Any) -> None:
+        super().__init__(*args, **options)
+        self.gates = gates
+
+    @property
+    def n_samplers(self) -> int:
+        return len(self._samplers)
+
+    def step(self, items: Sequence[BatchItem]) -> list[int | None]:
+        self.gates.step.pass_through()
+        return super().step(items)
+
+    def load(self, seq: int, start: int, slab: KvSlab) -> None:
+        self.gates.load.pass_through()
+        super().load(seq, start, slab)
+
+
+class GatedStore(Store):
+    gates: Gates
+
+    def get(self, keys: Any) -> Any:
+        self.gates.read.pass_through()
+        return super().get(keys)
+
+    def append(self, *args: Any, **options: Any) -> int:
+        self.gates.commit.pass_through()
+        return super().append(*args, **options)
+
+
+def gated_store(root: Path, gates: Gates) -> Store:
+    store = GatedStore(root)
+    store.gates = gates
+    return store
+
+
+async def until(true: Callable[[], bool], otherwise: str, seconds: float = SOON) -> None:
+    for _ in range(int(seconds / 0.002)):
+        if true():
+            return
+        await asyncio.sleep(0.002)
+    raise AssertionError(otherwise)
+
+
+@dataclass
+class House:
+    """``boss`` owns the contexts c, d and e too; what ``client`` asks is what ends early."""
+
+    daemon: Daemon
+    gates: Gates
+    client: AsyncClient
+    boss: AsyncClient
+
+    async def talk(self, name: str) -> None:
+        await ask(self.boss, name, f"{name}" * LENGTH, n=2)
+        await self.daemon.until_idle()
+
+    async def push_out(self, *, pool: bool = True, disk: bool = True) -> None:
+        """The context c is in no cells, and not in the POOL, or on DISK, unless that is said."""
+        await self.talk("c")
+        await self.talk("d")
+        if not pool:
+            await self.boss.budget(pool_bytes=0, disk_bytes=None if disk else 0)
+            await self.boss.budget(pool_bytes=1 << 20, disk_bytes=NO_QUOTA)
+        tiers = (await self.boss.show("c")).info.tiers
+        assert tiers[0] == 0 and bool(tiers[1]) == pool and (disk or not tiers[2]), tiers
+
+    async def begin(self, text: str = "hello", terms: Terms = ON_NO_TERMS) -> AsyncStream:
+        stream = self.client.generate("c", [Message("user", text)], max_tokens=ENDLESS, terms=terms)
+        await self.client.ping()  # so the daemon has it
+        return stream
+
+
+@dataclass(frozen=True)
+class Scene:
+    """How a call comes to its stage, and what may pass the gates until it has ended."""
+
+    bring: Callable[[House], Awaitable[AsyncStream]]
+    steps: int = 0
+    loads: int = 0
+    others: int = 0
+    """Calls that run on."""
+    settings: dict[str, Any] = field(default_factory=dict)
+
+
+async def behind_another_of_its_context(house: House) -> AsyncStream:
+    runner = house.boss.generate("c", HELLO, max_tokens=ENDLESS)
+    await anext(runner)
+    house.gates.step.shut()
+    await house.gates.step.somebody_waits()
+    return await house.begin()
+
+
+async def queued(house: House) -> AsyncStream:
+    runner = house.boss.generate("d", HELLO, max_tokens=ENDLESS)
+    await anext(runner)
+    house.gates.step.shut()
+    await house.gates.step.somebody_waits()
+    return await house.begin()
+
+
+async def loading_from_the_pool(house: House) -> AsyncStream:
+    await house.push_out()
+    house.gates.load.shut()
+    stream = await house.begin()
+    await house.gates.load.somebody_waits()
+    return stream
+
+
+async def loading_from_disk(house: House) -> AsyncStream:
+    await house.push_out(pool=False)
+    house.gates.read.shut()
+    stream = await house.begin()
+    await house.gates.read.somebody_waits()
+    return stream
+
+
+async def computing_while_the_rest_is_read(house: House) -> AsyncStream:
+    await house.push_out(pool=False)
+    house.gates.read.shut()
+    stream = await house.begin()
+    await house.gates.read.somebody_waits()
+    house.gates.step.shut()
+    await asyncio.sleep(0.3)  # a slow disk: it is better to compute some of the chunks
+    house.gates.read.let(1)
+    await house.gates.read.somebody_waits()
+    await house.gates.step.somebody_waits()
+    return stream
+
+
+async def recomputing(house: House) -> AsyncStream:
+    await house.push_out(pool=False, disk=False)
+    house.gates.step.shut()
+    stream = await house.begin()
+    await house.gates.step.somebody_waits()
+    return stream
+
+
+async def prefilling(house: House) -> AsyncStream:
+    house.gates.step.shut()
+    stream = await house.begin("x" * LENGTH)
+    await house.gates.step.somebody_waits()
+    return stream
+
+
+async def decoding(house: House) -> AsyncStream:
+    stream = await house.begin()
+    await anext(stream)
+    house.gates.step.shut()
+    await house.gates.step.somebody_waits()
+    return stream
+
+
+async def paused(house: House) -> AsyncStream:
+    stream = await house.begin(terms=Terms(priority=9))
+    await anext(stream)
+    urgent = house.boss.generate("d", HELLO, max_tokens=ENDLESS, terms=Terms(priority=0))
+    await anext(urgent)
+    house.gates.step.shut()
+    await house.gates.step.somebody_waits()
+    counts = house.daemon.service.stats()["counts"]
+    assert isinstance(counts, dict) and counts["pauses"] == 1
+    return stream
+
+
+async def held_by_a_limit(house: House) -> AsyncStream:
+    stream = await house.begin(terms=Terms(rate=0.01))
+    await anext(stream)
+    await asyncio.sleep(0.1)
+    assert len(stream.text) < 20
+    return stream
+
+
+SCENES = [
+    Scene(behind_another_of_its_context, others=1),
+    Scene(queued, others=1, settings={"max_running": 1}),
+    Scene(loading_from_the_pool, loads=6),  # of ten: four are decoded ahead, one is being put in
+    Scene(loading_from_disk),
+    Scene(computing_while_the_rest_is_read, steps=1, settings={"split": "balanced"}),
+    Scene(recomputing, steps=1),
+    Scene(prefilling, steps=1),
+    Scene(decoding, steps=1),
+    Scene(paused, others=1, settings={"max_running": 1}),
+    Scene(held_by_a_limit),
+]
+
+
+@asynccontextmanager
+async def opened(root: Path, **settings: Any) -> AsyncIterator[House]:
+    gates = Gates()
+    parts: dict[str, Any] = {
+        "engine": partial(GatedEngine, gates=gates),
+        "store": partial(gated_store, gates=gates),
+        "split": "load_first",
+    }
+    async with (
+        serving(root, **{**parts, **settings}) as daemon,
+        daemon.connect("a") as client,
+        daemon.connect("a") as boss,
+    ):
+        for name in "cde":
+            await boss.create(name=name)
+        try:
+            yield House(daemon, gates, client, boss)
+        finally:
+            gates.open()
+
+
+async def cancelled(house: House, stream: AsyncStream) -> Callable[[], bool]:
+    task = asyncio.create_task(stream.cancel())
+    await asyncio.sleep(0)
+    await house.client.ping()  # so the cancel has been heard
+    return task.done
+
+
+async def gone(house: House, stream: AsyncStream) -> Callable[[], bool]:
+    others = active(house.daemon.service.stats()) - 1
+    await house.client.close()
+    await asyncio.sleep(0.05)  # so the daemon has noticed
+    return lambda: active(house.daemon.service.stats()) == others
+
+
+@pytest.mark.parametrize("end", [cancelled, gone])
+@pytest.mark.parametrize("scene", SCENES, ids=lambda scene: scene.bring.__name__)
+def test_a_call_that_ends_early_ends_within_a_step_and_frees_what_it_had(
+    tmp_path: Path, scene: Scene, end: Callable[[House, AsyncStream], Awaitable[Callable[[], bool]]]
+) -> None:
+    async def run() -> None:
+        async with opened(tmp_path, **scene.settings) as house:
+            stream = await scene.bring(house)
+            gates, stats = house.gates, house.daemon.service.stats
+            before = gates.step.came
+            ended = await end(house, stream)
+            if scene.steps:
+                gates.step.let(scene.steps)
+            if scene.loads:
+                gates.load.let(scene.loads)
+            await until(ended, f"it has not ended: {stats()}", 5.0)
+            assert gates.step.came == before, "another step was begun for it"
+            assert active(stats()) == scene.others
+            if scene.others:
+                gates.open()
+                await house.boss.close()
+            await nothing_is_held(house)
+
+    asyncio.run(run())
+
+
+async def nothing_is_held(house: House) -> None:
+    """A call that wants every cell has them at once, though the disk may still hang; then the contexts go on as if
+    nothing had been."""
+    house.gates.step.let()
+    house.gates.load.let()
+    engine = house.daemon.thread.engine
+    assert isinstance(engine, GatedEngine)
+    async with house.daemon.connect("a") as client:
+        stream = client.generate("e", HELLO, max_tokens=ENDLESS)
+        await asyncio.wait_for(anext(stream), 5.0)
+        assert engine.n_samplers == 1, "one is left over"
+        await stream.cancel()
+        house.gates.open()
+        await house.daemon.until_idle()
+        book = book_of("c", house.daemon.store.spans((await client.show("c")).info.id))
+        question = [Message("user", "and now?")]
+        expected = Oracle(CELLS).generate(book, question, None, Generation(5))
+        assert expected is not None and await ask(client, "c", "and now?", n=5) == expected.text
+
+
+def test_what_is_being_committed_is_done_whoever_cancels(tmp_path: Path) -> None:
+    async def run() -> None:
+        async with opened(tmp_path) as house:
+            house.gates.commit.shut()
+            stream = house.client.generate("c", HELLO, max_tokens=3)
+            await house.gates.commit.somebody_waits()
+            await cancelled(house, stream)
+            house.gates.commit.let()
+            done = await asyncio.wait_for(stream.done(), 5.0)
+            assert done.n_generated == 3 and stream.text == answer_to("hello", n=3)
+            house.gates.commit.shut()
+            stream = house.client.generate("c", HELLO, max_tokens=3)
+            await house.gates.commit.somebody_waits()
+            await gone(house, stream)
+            house.gates.commit.let()
+            await nothing_is_held(house)
+            assert (await house.boss.show("c")).info.n_messages == 6
+
+    asyncio.run(run())
+
+
+def test_calls_that_are_cancelled_behind_a_long_one_do_not_pile_up(tmp_path: Path) -> None:
+    async def run() -> None:
+        async with opened(tmp_path) as house:
+            await behind_another_of_its_context(house)
+            tasks = len(asyncio.all_tasks())
+            for _ in range(100):
+                stream = await house.begin()
+                await stream.cancel()
+                with pytest.raises(Cancelled):
+                    await stream.done()
+            assert len(asyncio.all_tasks()) <= tasks + 1
+            house.gates.open()
+
+    asyncio.run(run())
+
+
+def test_a_deadline_holds_behind_a_long_call_of_the_same_context(tmp_path: Path) -> None:
+    async def run() -> None:
+        async with opened(tmp_path) as house:
+            await behind_another_of_its_context(house)  # its step does not end
+            stream = await house.begin(terms=Terms(deadline_s=0.05))
+            with pytest.raises(Expired) as told:
+                await asyncio.wait_for(stream.done(), 5.0)
+            assert told.value.n_generated == 0
+            stream = await house.begin(terms=Terms(deadline_s=1000.0))
+            await stream.cancel()
+            house.gates.open()
+
+    asyncio.run(run())

@@ -1,0 +1,426 @@
+"""Who comes to the soaked daemon: apps that check every reply, peers that talk nonsense, clients that are killed.
+
+A ``Visitor`` works on contexts of its own over one connection after another, and knows from the oracle what every reply
+must be. What it does is drawn from its seed; what comes of it depends on the daemon's timing as well.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import dataclasses
+import os
+import random
+import struct
+import sys
+import time
+from collections import Counter
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import msgpack
+
+from llmaas.api.client import AsyncClient, AsyncStream
+from llmaas.errors import Busy, Cancelled, ContextTooLong, Expired, LlmaasError, NotServing
+from llmaas.records import ContextId, Done, FinishReason, Generation, Message, Sampling, Terms
+from tests.e2e.oracle import COMMON, WORDS, Book, Expected, Mark, Oracle
+
+LATE = 60.0
+"""Seconds after which a reply is missing."""
+
+
+@dataclass
+class Tally:
+    operations: Counter[str] = field(default_factory=Counter)
+    outcomes: Counter[str] = field(default_factory=Counter)
+    longest: dict[int, float] = field(default_factory=dict)
+    """Per priority: the longest that a call waited for its turn, in seconds."""
+
+    def note(self, operation: str, outcome: object) -> None:
+        self.operations[operation] += 1
+        self.outcomes[getattr(outcome, "code", "done")] += 1
+
+
+@dataclass
+class Asked:
+    """A call that was submitted."""
+
+    id: ContextId
+    messages: list[Message]
+    prompt: str | None
+    generation: Generation
+    terms: Terms
+    stream: AsyncStream
+
+
+class Visitor:
+    """One app. ``oracle`` None: nobody knows what the model says; only the daemon's own word is compared then."""
+
+    max_contexts = 5
+
+    def __init__(self, name: str, seed: int, socket: Path, oracle: Oracle | None, limit: int, tally: Tally) -> None:
+        self.name, self.socket, self.oracle, self.limit, self.tally = name, socket, oracle, limit, tally
+        self.rng = random.Random(seed)
+        self.books: dict[ContextId, Book] = {}
+        self._names = 0
+        self._client: AsyncClient
+
+    async def live(self, go_on: Callable[[], bool]) -> None:
+        """Come and go until told to stop; then say something in every context, and delete them."""
+        while go_on():
+            async with await AsyncClient.connect(self.socket, app=self.name, timeout=LATE) as self._client:
+                for _ in range(self.rng.randint(3, 40)):
+                    if not go_on():
+                        break
+                    await self.do_something()
+                if self.books and self.rng.random() < 0.5:
+                    await self.vanish()
+        async with await AsyncClient.connect(self.socket, app=self.name, timeout=LATE) as self._client:
+            for id in list(self.books):
+                await self.answers([self.ask(id, Terms(), Generation(8))])
+                await self.compare(id)
+                await self.client(self._client.delete(id))
+            assert not await self._client.contexts()
+            self.books.clear()
+
+    async def do_something(self) -> None:
+        deeds = [self.say] * 6 + [self.two_at_once] * 2 + [self.many_at_once, self.cancel, self.cancel, self.hurry]
+        deeds += [self.append, self.look, self.hint, self.create, self.fork, self.truncate, self.delete]
+        await (self.rng.choice(deeds) if len(self.books) > 1 else self.create)()
+
+    # -- calls
+
+    async def say(self) -> None:
+        await self.answers([self.ask(self.some())])
+
+    async def two_at_once(self) -> None:
+        """The second waits for the first; one of them may be cancelled meanwhile."""
+        id = self.some()
+        first, second = self.ask(id), self.ask(id)
+        if (victim := self.rng.choice([first, second, None])) is not None:
+            await asyncio.sleep(self.rng.choice([0, 0.003, 0.05]))
+            await self.reply(victim.stream.cancel())
+        await self.answers([first, second])
+
+    async def many_at_once(self) -> None:
+        await self.answers([self.ask(id) for id in list(self.books)])
+
+    async def cancel(self) -> None:
+        asked = self.ask(self.some())
+        with contextlib.suppress(LlmaasError, StopAsyncIteration):
+            for _ in range(self.rng.randrange(12)):
+                await self.reply(anext(asked.stream))
+        await self.reply(asked.stream.cancel())
+        await self.answers([asked])
+
+    async def hurry(self) -> None:
+        """Another priority, while it waits or runs."""
+        asked = self.ask(self.some())
+        await asyncio.sleep(self.rng.choice([0, 0.003, 0.03]))
+        await self.reply(asked.stream.prioritize(self.rng.randrange(10)))
+        await self.answers([asked])
+
+    async def vanish(self) -> None:
+        """Hang up in the middle of some calls. What is left of each is the context before, or some of the answer."""
+        asked = [self.ask(id) for id in self.rng.sample(list(self.books), min(len(self.books), 3))]
+        await asyncio.sleep(self.rng.choice([0, 0.002, 0.01, 0.1]))
+        await self._client.close()
+        self.tally.note("vanish", None)
+        async with await AsyncClient.connect(self.socket, app=self.name, timeout=LATE) as self._client:
+            for one in asked:
+                twin = await self.client(self._client.fork(one.id))  # it waits for the call's end
+                book, expected = self.books[one.id], self.expected(one)
+                n = twin.n_tokens - len(expected.prompted.tokens) if expected is not None else 0
+                if expected is not None and twin.n_tokens != len(book.tokens):
+                    assert 0 <= n <= len(expected.drawn), f"{self.name}: {twin.n_tokens} tokens are left"
+                    whole = n == len(expected.drawn)
+                    self.books[one.id] = expected.after(None if whole else n)
+                elif self.oracle is None:
+                    self.books[one.id] = await self.told(one.id)
+                await self.compare(one.id)
+                await self.client(self._client.delete(twin.id))
+
+    async def append(self) -> None:
+        id, messages = self.some(), [Message("user", self.text())]
+        book = self.books[id]
+        try:
+            done = await self.client(self._client.append(id, messages, terms=self.terms()))
+        except (Busy, Expired) as e:
+            return self.tally.note("append", e)
+        except ContextTooLong as e:
+            assert self.oracle is None or len(self.oracle.append(book, messages).tokens) > self.limit
+            return self.tally.note("append", e)
+        self.tally.note("append", None)
+        self.waited(done, None)
+        self.books[id] = self.oracle.append(book, messages) if self.oracle else await self.told(id)
+        assert (done.reason, done.n_tokens) == (FinishReason.APPENDED, len(self.books[id].tokens))
+
+    def ask(self, id: ContextId, terms: Terms | None = None, generation: Generation | None = None) -> Asked:
+        book, rng = self.books[id], self.rng
+        raw = bool(book.tokens) and not book.marks
+        messages = [] if raw or (book.tokens and rng.random() < 0.2) else [Message("user", self.text())]
+        prompt = self.text() if raw and rng.random() < 0.7 else None
+        if generation is None:
+            sampling = rng.choice([Sampling(), Sampling(temperature=0.8, seed=rng.randrange(1 << 32))])
+            # A context that is full while text is held back for a stop string has a test of its own.
+            stop = rng.choice([(), (), ("e", "th"), ("zz",)]) if len(book.tokens) < self.limit - 600 else ()
+            generation = Generation(rng.choice([1, 5, 20, 20, 60, 150]), sampling, stop)
+        terms = terms or self.terms()
+        stream = self._client.generate(
+            id,
+            messages,
+            prompt=prompt,
+            max_tokens=generation.max_tokens,
+            sampling=generation.sampling,
+            stop=generation.stop,
+            terms=terms,
+        )
+        return Asked(id, messages, prompt, generation, terms, stream)
+
+    def terms(self) -> Terms:
+        rng = self.rng
+        deadline = rng.choice([None, None, None, 30.0, 0.2, 0.02])
+        rate = rng.choice([None, None, None, 1000.0, 100.0])
+        return Terms(rng.choice([0, 1, 5, 5, 5, 8, 9]), deadline, rate)
+
+    async def answers(self, all_asked: Iterable[Asked]) -> None:
+        """Every reply, in the order of the calls; what each context holds then."""
+        for asked in all_asked:
+            try:
+                done = await self.reply(asked.stream.done())
+            except NotServing:
+                raise
+            except LlmaasError as e:
+                self.tally.note("generate", e)
+                await self.failed(asked, e)
+            else:
+                self.tally.note("generate", None)
+                self.waited(done, asked.terms)
+                await self.done(asked, done)
+
+    async def done(self, asked: Asked, done: Done) -> None:
+        if self.oracle is None:
+            self.books[asked.id] = await self.told(asked.id)
+            return
+        expected, text = self.expected(asked), asked.stream.text
+        assert expected is not None, "it should have been too long"
+        self.books[asked.id] = expected.after()
+        assert text == expected.text, f"{self.name}: not the answer of these tokens ({done.switch})"
+        assert (done.reason, done.n_generated) == (expected.reason, len(expected.drawn))
+        assert done.n_tokens == len(expected.prompted.tokens) + len(expected.drawn)
+
+    async def failed(self, asked: Asked, error: LlmaasError) -> None:
+        if isinstance(error, Cancelled | Expired):
+            if error.n_generated and self.oracle is None:
+                self.books[asked.id] = await self.told(asked.id)
+            elif error.n_generated:
+                expected = self.expected(asked)
+                assert expected is not None
+                kept = expected.drawn[: error.n_generated]
+                assert asked.stream.text == bytes(kept).decode()
+                self.books[asked.id] = expected.after(len(kept))
+        elif isinstance(error, ContextTooLong):
+            assert self.oracle is None or self.expected(asked) is None, "it would have fitted"
+        elif not isinstance(error, Busy):
+            raise error
+
+    def expected(self, asked: Asked) -> Expected | None:
+        if self.oracle is None:
+            return None
+        return self.oracle.generate(self.books[asked.id], asked.messages, asked.prompt, asked.generation)
+
+    # -- contexts
+
+    async def create(self) -> None:
+        if len(self.books) >= self.max_contexts:
+            return
+        system = self.rng.choice([None, "Answer in verse.", COMMON])
+        info = await self.client(self._client.create(name=self.new_name(), system=system))
+        self.tally.note("create", None)
+        messages = [Message("system", system)] if system else []
+        self.books[info.id] = self.oracle.append(Book(info.name), messages) if self.oracle else await self.told(info.id)
+        assert info.n_tokens == len(self.books[info.id].tokens)
+        if not system and self.oracle and self.rng.random() < 0.3:  # raw text, the same in many contexts
+            own_chunk = f"{self.rng.randrange(1 << 64):063}"
+            stream = self._client.generate(info.id, prompt=own_chunk + COMMON, max_tokens=5)
+            await self.answers([Asked(info.id, [], own_chunk + COMMON, Generation(5), Terms(), stream)])
+
+    async def fork(self) -> None:
+        if len(self.books) < self.max_contexts:
+            id = self.some()
+            info = await self.client(self._client.fork(id, name=self.new_name()))
+            self.tally.note("fork", None)
+            self.books[info.id] = dataclasses.replace(self.books[id], name=info.name)
+
+    async def truncate(self) -> None:
+        id = self.some()
+        book = self.books[id]
+        n = self.rng.choice([0, self.rng.randint(0, len(book.tokens)), *(mark.end for mark in book.marks)])
+        if self.oracle and not book.cuts_clean(n):
+            return
+        info = await self.client(self._client.truncate(id, n_tokens=n))
+        self.tally.note("truncate", None)
+        self.books[id] = book.cut(n) if self.oracle else await self.told(id)
+        assert info.n_tokens == n
+
+    async def delete(self) -> None:
+        """Sometimes under a call that runs."""
+        if len(self.books) > 2:
+            id = self.some()
+            asked = self.ask(id) if self.rng.random() < 0.3 else None
+            await self.client(self._client.delete(id))
+            self.tally.note("delete", None)
+            if asked is not None:
+                with contextlib.suppress(LlmaasError):
+                    await self.reply(asked.stream.done())
+            del self.books[id]
+
+    async def hint(self) -> None:
+        await self.client(self._client.hint(self.some()))
+        self.tally.note("hint", None)
+
+    async def look(self) -> None:
+        await self.compare(self.some())
+        found = {info.id for info in await self.client(self._client.contexts())}
+        self.tally.note("list", None)
+        assert found == self.books.keys()
+
+    async def compare(self, id: ContextId) -> None:
+        detail, book = await self.client(self._client.show(id)), self.books[id]
+        self.tally.note("show", None)
+        assert detail.info.n_tokens == len(book.tokens), f"{self.name}: {detail.info}, not {len(book.tokens)} tokens"
+        assert [(m.role, m.content) for m in detail.messages] == book.messages
+        assert sum(detail.info.tiers) == len(book.tokens)
+
+    # -- helpers
+
+    async def told(self, id: ContextId) -> Book:
+        """What the daemon says itself, as a book: what comes later must not change it."""
+        detail = await self.client(self._client.show(id))
+        n = detail.info.n_tokens
+        return Book(detail.info.name, (0,) * n, tuple(Mark(m.role, m.content, n) for m in detail.messages))
+
+    @staticmethod
+    async def reply(what: Any) -> Any:
+        return await asyncio.wait_for(what, LATE)
+
+    client = reply
+
+    def waited(self, done: Done, terms: Terms | None) -> None:
+        priority = terms.priority if terms else 5
+        self.tally.longest[priority] = max(self.tally.longest.get(priority, 0.0), done.queue_ms / 1e3)
+
+    def some(self) -> ContextId:
+        return self.rng.choice(list(self.books))
+
+    def text(self) -> str:
+        return " ".join(self.rng.choices(WORDS, k=self.rng.choice((3, 10, 40))))
+
+    def new_name(self) -> str:
+        self._names += 1
+        return f"{self.name}-{self._names}"
+
+
+# -- peers that are no clients
+
+
+async def talk_nonsense(socket: Path, rng: random.Random, tally: Tally) -> None:
+    """One connection that says what it should not, reads for a moment, and goes. ``deaf`` ones do not read at all."""
+    kind = rng.choice(["noise", "no hello", "half a frame", "too long a frame", "bad requests", "silent", "deaf"])
+    reader, writer = await asyncio.open_unix_connection(str(socket))
+    with contextlib.suppress(OSError):
+        writer.write(_nonsense(kind, rng))
+        await writer.drain()
+        if kind == "deaf":
+            await asyncio.sleep(rng.choice([0.05, 0.5]))
+        else:
+            with contextlib.suppress(asyncio.TimeoutError):
+                await asyncio.wait_for(reader.read(1 << 16), 0.3)
+        if rng.random() < 0.5:
+            writer.transport.abort()
+        writer.close()
+        await writer.wait_closed()
+    tally.note(f"nonsense: {kind}", None)
+
+
+def _nonsense(kind: str, rng: random.Random) -> bytes:
+    hello = _frame({"op": "hello", "version": 1, "app": f"nonsense-{rng.randrange(9)}"})
+    name = f"n{rng.randrange(1 << 40)}"
+    match kind:
+        case "noise":
+            return rng.randbytes(rng.randint(1, 5000))
+        case "no hello":
+            return _frame({"id": 1, "op": "ping"})
+        case "half a frame":
+            return hello + _frame({"id": 1, "op": "create", "name": name})[: rng.randint(1, 12)]
+        case "too long a frame":
+            return hello + struct.pack(">I", rng.choice([1 << 31, 0xFFFFFFFF]))
+        case "bad requests":
+            bad: list[dict[str, object]] = [
+                {"id": 1, "op": "fly"},
+                {"id": -1, "op": "ping"},
+                {"op": "ping"},
+                {"id": 2, "op": "cancel", "request": 77},
+                {"id": 3, "op": "generate", "context": "nobody", "prompt": "x"},
+                {"id": 4, "op": "generate", "context": 5},
+                {"id": 5, "op": "truncate", "context": name, "n_tokens": -1},
+                {"id": 6, "op": "append", "context": name, "prompt": "x", "priority": 99},
+            ]
+            return hello + b"".join(_frame(frame) for frame in rng.sample(bad, rng.randint(1, len(bad))))
+        case "deaf":
+            ask = {"op": "generate", "context": name, "prompt": "Tell me all.", "max_tokens": 800}
+            asks = [_frame({"id": n, **ask}) for n in range(2, 6)]
+            return hello + _frame({"id": 1, "op": "create", "name": name}) + b"".join(asks)
+    return b""
+
+
+def _frame(frame: dict[str, object]) -> bytes:
+    body: bytes = msgpack.packb(frame)
+    return struct.pack(">I", len(body)) + body
+
+
+VICTIM = """
+import random, sys
+from pathlib import Path
+from llmaas.api.sync import Client
+from llmaas.errors import LlmaasError
+rng = random.Random(int(sys.argv[2]))
+with Client(Path(sys.argv[1]), app="victim") as client:
+    names = [client.create().id for _ in range(3)]
+    print("at work", flush=True)
+    while True:
+        try:
+            stream = client.generate(rng.choice(names), prompt="more of it " * rng.randint(1, 30), max_tokens=200)
+            for n, piece in enumerate(stream):
+                if n > rng.randint(0, 200):
+                    stream.cancel()
+        except LlmaasError:
+            client.truncate(rng.choice(names), n_tokens=0)
+"""
+
+
+async def be_killed(socket: Path, rng: random.Random, tally: Tally) -> None:
+    """A client in a process of its own, with calls under way when it is killed."""
+    env = os.environ | {"PYTHONPATH": os.pathsep.join(p for p in [str(Path(__file__).parents[2]), *sys.path] if p)}
+    process = await asyncio.create_subprocess_exec(
+        sys.executable, "-c", VICTIM, str(socket), str(rng.random())[2:], stdout=asyncio.subprocess.PIPE, env=env
+    )
+    try:
+        assert process.stdout is not None
+        line = await asyncio.wait_for(process.stdout.readline(), LATE)
+        assert line == b"at work\n", f"a client in a process of its own did not come to work: {line!r}"
+        await asyncio.sleep(rng.uniform(0.0, 0.5))
+        assert process.returncode is None, "it has ended by itself"
+    finally:
+        with contextlib.suppress(ProcessLookupError):
+            process.kill()
+        await process.wait()
+    tally.note("killed client", None)
+
+
+def soon(seconds: float) -> Callable[[], bool]:
+    """True for so long."""
+    end = time.monotonic() + seconds
+    return lambda: time.monotonic() < end

@@ -1,0 +1,164 @@
+"""The daemon of the soak: wired as ``llmaas serve`` wires it, and its stats say what only it can see of itself.
+
+As a program: ``python -m tests.stress.soak_daemon --socket S --data-dir D [--model M] [--trace]``. It says "ready" on
+stdout when it serves, and exits with 0 at SIGTERM if all its books are clean then. Whenever it is at rest its stats
+have an entry ``rest``: problems found, what the store holds, how many objects of each class of the project live. It
+comes after a garbage collection and malloc_trim, so that the process then is as large as what it holds on to.
+"""
+
+from __future__ import annotations
+
+import argparse
+import asyncio
+import ctypes
+import gc
+import logging
+import signal
+import sys
+import threading
+import tracemalloc
+from collections import Counter, deque
+from pathlib import Path
+
+import numpy as np
+
+from llmaas.api import unix
+from llmaas.cli.runtime import bound_malloc
+from llmaas.engine.base import Engine
+from llmaas.engine.fake import FakeEngine
+from llmaas.engine.thread import EngineThread
+from llmaas.kvchunks.store import MasterKey, Store
+from llmaas.records import Queries
+from llmaas.service import Service, ServiceSettings
+
+CELLS = 1024
+END_RATE = 0.01
+POOL_BYTES = 2 << 20
+QUEUE_LIMIT = 40
+AGEING_S = 0.5
+
+
+class Asking(FakeEngine):
+    """Every tenth token asked something, so that chunks are measured. A step takes a moment, a long one longer."""
+
+    def __init__(self) -> None:
+        super().__init__(CELLS, 8, end_rate=END_RATE, step_time=lambda tokens: 0.0005 + 0.00001 * tokens)
+
+    def take_queries(self, seq: int) -> Queries | None:
+        g, n = self.info.geometry, self.length(seq)
+        positions = np.arange(5, n, 10, dtype=np.int32)
+        shape = (len(positions), g.n_layer, 2 * g.k_dim // g.head_dim_k, g.head_dim_k)
+        return Queries(positions, np.random.default_rng(n).standard_normal(shape).astype(np.float16))
+
+
+def llama(model: Path) -> Engine:
+    from llmaas.engine.llama import LlamaEngine  # the fake one needs no llama.cpp
+
+    return LlamaEngine(model, n_cells=CELLS, n_seqs=8, n_threads=1, n_batch=512, n_ubatch=128)
+
+
+class Watched(Service):
+    """A service whose stats tell all."""
+
+    def stats(self) -> dict[str, object]:
+        told = {**super().stats(), "tasks": len(asyncio.all_tasks()), "threads": threading.active_count()}
+        if self._planner.idle and not self._calls:
+            told["rest"] = self._at_rest()
+        return told
+
+    def _at_rest(self) -> dict[str, object]:
+        gc.collect()
+        ctypes.CDLL(None).malloc_trim(0)
+        store = self._store.stats()
+        problems = self.check()
+        if not len(self._directory):
+            problems += self._store.check().problems
+        return {
+            "problems": problems,
+            "samplers": len(self._engine._samplers)
+            if isinstance(self._engine, FakeEngine)
+            else 0,  # else see the census
+            "census": _census(),
+            "store": {
+                "contexts": store.contexts,
+                "chunks": store.chunks,
+                "file_bytes": store.file_bytes,
+                "keys": self._store.sealing().keys,
+            },
+            "memory": _traced(),
+        }
+
+
+def _census() -> Counter[str]:
+    """How many objects of each class of the project live, and how much is in the containers that they hold."""
+    found: Counter[str] = Counter()
+    for o in gc.get_objects():
+        if not str(type(o).__module__).startswith("llmaas") or isinstance(o, type):
+            continue
+        name = type(o).__qualname__
+        found[name] += 1
+        slots = [slot for c in type(o).__mro__ for slot in getattr(c, "__slots__", ())]
+        for attribute in {*slots, *getattr(o, "__dict__", ())}:
+            held = getattr(o, attribute, None)
+            if isinstance(held, dict | set | list | deque):
+                found[f"{name}.{attribute}"] += len(held)
+    return found
+
+
+_first: list[tracemalloc.Snapshot] = []
+
+
+def _traced() -> list[str]:
+    """Where memory has grown since the third look (what comes before is warming up)."""
+    if not tracemalloc.is_tracing():
+        return []
+    now = tracemalloc.take_snapshot().filter_traces([tracemalloc.Filter(False, tracemalloc.__file__)])
+    _first.append(now)
+    if len(_first) <= 3:
+        return []
+    del _first[3:]
+    return [str(growth) for growth in now.compare_to(_first[2], "lineno")[:10]]
+
+
+async def serve(args: argparse.Namespace) -> list[str]:
+    stop = asyncio.Event()
+    asyncio.get_running_loop().add_signal_handler(signal.SIGTERM, stop.set)
+    with Store(args.data_dir, master=MasterKey(bytes(32)), wal_limit=256 * 1024) as store:
+        engine = EngineThread((lambda: llama(args.model)) if args.model else Asking)
+        settings = ServiceSettings(
+            pool_bytes=POOL_BYTES if not args.model else 64 << 20,
+            bits=6.0,
+            prefill_slice=128,
+            queue_limit=QUEUE_LIMIT,
+            ageing_s=AGEING_S,
+        )
+        service = Watched(engine, store, settings)
+        await service.start()
+        async with await unix.serve(service, args.socket):
+            print("ready", flush=True)
+            await stop.wait()
+        await service.rest()
+        problems = service.check()
+        await service.stop()
+        engine.close()
+        return [*problems, *store.check().problems]
+
+
+def main() -> int:
+    parser = argparse.ArgumentParser()
+    parser.add_argument("--data-dir", type=Path, required=True)
+    parser.add_argument("--socket", type=Path, required=True)
+    parser.add_argument("--model", type=Path)
+    parser.add_argument("--trace", action="store_true", help="say where memory grows (slow)")
+    args = parser.parse_args()
+    logging.basicConfig(level=logging.WARNING, stream=sys.stderr)
+    bound_malloc()
+    if args.trace:
+        tracemalloc.start()
+    problems = asyncio.run(serve(args))
+    print("\n".join(problems), file=sys.stderr, end="\n" if problems else "")
+    return 1 if problems else 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
