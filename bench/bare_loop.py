@@ -1,7 +1,7 @@
 """The bare llama.cpp loop that the service is held against: a program of its own, as lean as Python allows.
 
-``python bench/bare_loop.py MODEL THREADS CELLS N_BATCH N_UBATCH N_SEQS UNIFIED``, one JSON request a line on stdin, one reply a line
-on stdout. A request {tokens, n_new, marks} prefills the tokens into an empty sequence, in full batches cut at
+``python bench/bare_loop.py MODEL THREADS CELLS N_BATCH N_UBATCH N_SEQS UNIFIED``, one JSON request a line on
+stdin, one reply a line on stdout. A request {tokens, n_new, marks} prefills the tokens into an empty sequence, in full batches cut at
 ``marks``, and draws ``n_new`` tokens greedily. The reply, in seconds since the begin: ``passed``, when each mark was
 reached; ``drawn``, when each token was there.
 

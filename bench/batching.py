@@ -10,8 +10,8 @@ lets them take turns. In turns in one run, each in processes of its own:
 * slicing: eight clients in this process, from their submission until the first of them has all its tokens. Their turns
   are as long as the service makes them; switches, and coding what they leave behind, are in the time.
 
-Rates are tokens per second of all clients while all are answering. ``gap_ms``: what a client waits from one token to its
-next; with slicing, pauses for the turns of others are told apart as ``pause_ms``.
+Rates are tokens per second of all clients while all are answering. ``gap_ms``: what a client waits from one token to
+its next; with slicing, pauses for the turns of others are told apart as ``pause_ms``.
 """
 
 from __future__ import annotations
@@ -140,9 +140,7 @@ async def measure_length(thread: EngineThread, options: Options, n: int, n_new: 
             return await alternate(ways, n_new, rounds)
 
 
-async def alternate(
-    ways: dict[str, Callable[[int], Awaitable[Run]]], n_new: int, rounds: int
-) -> dict[str, list[Run]]:
+async def alternate(ways: dict[str, Callable[[int], Awaitable[Run]]], n_new: int, rounds: int) -> dict[str, list[Run]]:
     """Each way once a round, in turning order; before that once with short answers, to warm up."""
     names = list(ways)
     for name in names:
@@ -157,7 +155,7 @@ async def alternate(
 
 
 def figures_of(runs: dict[str, list[Run]]) -> dict[str, Any]:
-    """The ratios are medians over rounds of (way / the faster bare batch in that round), or the one like the service."""
+    """The ratios are medians over rounds of (way / the faster bare batch of that round), or the one like the service."""
     unified = [run.rate for run in runs["bare_unified"]]
     best = [max(a.rate, b.rate) for a, b in zip(runs["bare_unified"], runs["bare_streams"], strict=True)]
     figures: dict[str, Any] = {}

@@ -99,9 +99,9 @@ def measure(options: Options) -> Result:
 
 def bars(rows: Sequence[dict[str, Any]]) -> list[Bar]:
     return [
-        Bar(f"{row['kind']} at {row['limit_tps']:g} tokens/s: seen differs by", abs(row["seen_over_limit"] - 1), 0.05, True)
+        Bar(f"{row['kind']}, {row['limit_tps']:g} tokens/s: off by", abs(row["seen_over_limit"] - 1), 0.05, True)
         for row in rows
-    ]  # fmt: skip
+    ]
 
 
 if __name__ == "__main__":

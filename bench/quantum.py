@@ -1,7 +1,7 @@
 """How long a turn should be: what taking turns costs, against how long one waits for a turn.
 
-As in the evaluation of LLM-OS (B. E. Uerun, TU Munich 2025, slide 29): 16 clients want long answers at once, each with a
-context of its own, and only one, or only four, of the contexts fit into the cells. The service gives each client turns
+As in the evaluation of LLM-OS (B. E. Uerun, TU Munich 2025, slide 29): 16 clients want long answers at once, each with
+a context of its own, and only one, or only four, of the contexts fit into the cells. The service gives each client turns
 of ``quantum`` tokens and switches contexts in between. For each quantum the tokens per second of all clients together
 are compared with one client (or four) that nobody interrupts, measured before and after in the same run.
 
@@ -97,7 +97,7 @@ class Crowd:
             for context in self._contexts:
                 await door.cut(context, self._n)
         if any(len(times) >= n_new for times in arrivals):
-            raise RuntimeError("a client was done before the time was over")
+            raise RuntimeError("a client was done before the time was over; clients seem not to take turns")
         return self._row(quantum, arrivals, begin, end)
 
     def _row(self, quantum: int, arrivals: list[list[float]], begin: float, end: float) -> dict[str, Any]:
