@@ -1,9 +1,9 @@
 """The bare llama.cpp loop that the service is held against: a program of its own, as lean as Python allows.
 
 ``python bench/bare_loop.py MODEL THREADS CELLS N_BATCH N_UBATCH N_SEQS UNIFIED``, one JSON request a line on
-stdin, one reply a line on stdout. A request {tokens, n_new, marks} prefills the tokens into an empty sequence, in full batches cut at
-``marks``, and draws ``n_new`` tokens greedily. The reply, in seconds since the begin: ``passed``, when each mark was
-reached; ``drawn``, when each token was there.
+stdin, one reply a line on stdout. A request {tokens, n_new, marks} prefills the tokens into an empty sequence, in full
+batches cut at ``marks``, and draws ``n_new`` tokens greedily. The reply, in seconds since the begin: ``passed``, when
+each mark was reached; ``drawn``, when each token was there.
 
 A request {contexts, n_new} prefills each context into a sequence of its own, before the clock runs, and draws ``n_new``
 tokens for all of them together, one batch a token; ``drawn``: when each batch was. Contexts as in the request before it

@@ -155,7 +155,7 @@ async def alternate(ways: dict[str, Callable[[int], Awaitable[Run]]], n_new: int
 
 
 def figures_of(runs: dict[str, list[Run]]) -> dict[str, Any]:
-    """The ratios are medians over rounds of (way / the faster bare batch of that round), or the one like the service."""
+    """The ratios are medians over rounds of (way / the faster bare batch of that round), and over the unified one."""
     unified = [run.rate for run in runs["bare_unified"]]
     best = [max(a.rate, b.rate) for a, b in zip(runs["bare_unified"], runs["bare_streams"], strict=True)]
     figures: dict[str, Any] = {}

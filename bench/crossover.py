@@ -10,8 +10,8 @@ back by
 * chosen: what the service does by itself (``split="balanced"``), from the same cold DISK.
 
 The disk is as it is, and throttled so that reading a context of 1024 tokens takes half as long as computing it, as
-long, and twice as long. ``crossover_tokens`` is the length from which reading beats computing on a disk; a reader of
-one number finds there what LLM-OS' plot shows.
+long, and twice as long. ``crossover`` is the length from which reading beats computing on a disk: the shortest
+one measured if it always does, null if it never does.
 """
 
 from __future__ import annotations

@@ -1,9 +1,9 @@
 """How long a turn should be: what taking turns costs, against how long one waits for a turn.
 
 As in the evaluation of LLM-OS (B. E. Uerun, TU Munich 2025, slide 29): 16 clients want long answers at once, each with
-a context of its own, and only one, or only four, of the contexts fit into the cells. The service gives each client turns
-of ``quantum`` tokens and switches contexts in between. For each quantum the tokens per second of all clients together
-are compared with one client (or four) that nobody interrupts, measured before and after in the same run.
+a context of its own, and only one, or only four, of the contexts fit into the cells. The service gives each client
+turns of ``quantum`` tokens and switches contexts in between. For each quantum the tokens per second of all clients
+together are compared with one client (or four) that nobody interrupts, measured before and after in the same run.
 
 ``longest_wait_s`` is what one client waits from the end of a turn to its next one if all take turns in order:
 quantum * (16 - fitting) / tokens per second; ``seen_wait_s`` is the longest that was seen while it was measured.
