@@ -54,6 +54,12 @@ def turns(arrivals: Arrivals, pause: float) -> list[int]:
     return found
 
 
+def whole_turns(arrivals: Arrivals, pause: float, end: float) -> list[int]:
+    """The turns that were over at ``end``."""
+    found = turns(arrivals, pause)
+    return found[:-1] if found and end - arrivals[-1] < pause else found
+
+
 def percentiles_ms(values: Sequence[float]) -> dict[str, float]:
     """p50, p99 and the longest, in milliseconds, to four significant digits."""
     p50, p99 = np.percentile(values, (50, 99))

@@ -111,7 +111,7 @@ async def measure_length(thread: EngineThread, options: Options, n: int, n_new: 
         socket, _ = stack.enter_context(daemon(options, f"daemon{n}", *flags, endless=True))
         store = stack.enter_context(Store(options.folder / f"inside{n}"))
         async with AsyncExitStack() as parts:
-            service = await parts.enter_async_context(serving(thread, store))
+            service = await parts.enter_async_context(serving(thread, store, max_running=FIT))
             connections = [
                 await parts.enter_async_context(await AsyncClient.connect(socket, app="bench")) for _ in range(FIT)
             ]

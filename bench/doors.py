@@ -26,7 +26,7 @@ class Answer:
 
     begin: float = field(default_factory=perf_counter)
     arrivals: list[float] = field(default_factory=list)
-    reply: Awaitable[Done] | None = None
+    reply: asyncio.Future[Done] | None = None
     stop: Callable[[], Awaitable[None]] | None = None
 
     @property
@@ -36,6 +36,10 @@ class Answer:
 
     def heard(self, piece: Piece) -> None:
         self.arrivals += [perf_counter()] * len(piece.tokens)
+
+    @property
+    def ended(self) -> bool:
+        return self.reply is not None and self.reply.done()
 
     async def done(self) -> Done:
         assert self.reply is not None

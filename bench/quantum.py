@@ -18,7 +18,7 @@ from statistics import median
 from time import perf_counter
 from typing import Any
 
-from arrivals import gaps, rate, together, turns
+from arrivals import gaps, rate, together, whole_turns
 from common import Bar, Options, Result, engine, main, prose, say, sig
 from doors import Inside, serving
 
@@ -34,6 +34,7 @@ LLM_OS = {
     "cpu": {"tps": (1.03, 1.35, 1.64, 1.80, 1.86, 2.48), "single": 2.84},
 }
 """LLM-OS' own figures, tokens per second (slide 29)."""
+_ENDLESS = 1 << 20
 _LEAST = 0.9
 """Of the speed without switching that the quantum we would choose must keep."""
 _PAUSE_STEPS = 5
@@ -80,36 +81,36 @@ class Crowd:
         arrivals = [answer.arrivals for answer in answers]
         return rate(arrivals, *together(arrivals))
 
-    async def in_turns(self, quantum: int, seconds: float, n_new: int) -> dict[str, Any]:
+    async def in_turns(self, quantum: int, seconds: float) -> dict[str, Any]:
         """All clients at once, from the first token on, for ``seconds``; nobody is done by then."""
         settings = {"quantum": quantum, "max_running": self._fitting}
         async with serving(self._thread, self._store, **settings) as service:
             door = Inside(service)
-            answers = [door.answer(context, tag(i), n_new) for i, context in enumerate(self._contexts)]
+            answers = [door.answer(context, tag(i), _ENDLESS) for i, context in enumerate(self._contexts)]
             while not any(answer.arrivals for answer in answers):
                 await asyncio.sleep(0.001)
             begin = perf_counter()
             await asyncio.sleep(seconds)
             end = perf_counter()
+            if any(answer.ended for answer in answers):
+                raise RuntimeError("a client was done before the time was over; clients seem not to take turns")
             arrivals = [[t for t in answer.arrivals if t <= end] for answer in answers]
             for answer in reversed(answers):  # who waits first, so that nobody is brought back for nothing
                 await answer.cancel()
             for context in self._contexts:
                 await door.cut(context, self._n)
-        if any(len(times) >= n_new for times in arrivals):
-            raise RuntimeError("a client was done before the time was over; clients seem not to take turns")
         return self._row(quantum, arrivals, begin, end)
 
     def _row(self, quantum: int, arrivals: list[list[float]], begin: float, end: float) -> dict[str, Any]:
         tps = rate(arrivals, begin, end)
         all_gaps = gaps(arrivals)
         pause = _PAUSE_STEPS * median(all_gaps)
-        whole = [turn for times in arrivals for turn in turns(times, pause)[:-1]]
+        whole = [turn for times in arrivals for turn in whole_turns(times, pause, end)]
         first_waits = [times[0] - begin if times else end - begin for times in arrivals]
         return {
             "quantum": quantum,
             "tps": sig(tps),
-            "turn_tokens": median(whole) if whole else None,
+            "turn_tokens": median(whole) if whole else None,  # none was over in the time
             "turns": len(whole),
             "longest_wait_s": sig(wait_for_turn(quantum, self._fitting, tps)),
             "seen_wait_s": sig(max(all_gaps + first_waits)),
@@ -121,24 +122,25 @@ def tag(i: int) -> str:
 
 
 async def sweep(crowd: Crowd, text: str, quanta: Sequence[int], seconds: float, n_new: int) -> list[dict[str, Any]]:
+    """``n_new``: tokens of an answer that nobody interrupts."""
     await crowd.set_up(text)
     await crowd.undisturbed(16)  # to warm up
     rows = []
     for quantum in quanta:
-        before = await crowd.undisturbed(n_new // 4)
-        row = await crowd.in_turns(quantum, seconds, n_new)
-        alone = (before + await crowd.undisturbed(n_new // 4)) / 2
+        before = await crowd.undisturbed(n_new)
+        row = await crowd.in_turns(quantum, seconds)
+        alone = (before + await crowd.undisturbed(n_new)) / 2
         rows.append({**row, "undisturbed_tps": sig(alone), "share": sig(row["tps"] / alone)})
         say(f"quantum {quantum:3}: {row['tps']:7.1f} of {alone:7.1f} tokens/s, turns of {row['turn_tokens']} tokens")
     return rows
 
 
 def measure(options: Options) -> Result:
-    n, seconds, quanta = (256, 3.0, (10, 30, 50)) if options.quick else (1024, 30.0, QUANTA)
-    n_new = 256 if options.quick else 512
+    n, seconds, quanta = (512, 4.0, (10, 30, 50)) if options.quick else (1024, 20.0, QUANTA)
+    n_new = 64 if options.quick else 128
     runs = {}
     for fitting in (1, 4):
-        cells = -(-fitting * (n + 16 + n_new) // 256) * 256
+        cells = -(-fitting * (n + n // 5) // 256) * 256  # room to grow, but not for one more
         say(f"{CLIENTS} contexts of {n} tokens, {fitting} of which fit into {cells} cells")
         with engine(options, cells, endless=True) as thread:
             text = prose(thread.engine, n + 8, options.seed)

@@ -41,6 +41,8 @@ _DECODES = 4
 _PROMPT = 64
 _ANSWER = 192
 """Tokens of each of the background's prompts and answers."""
+_EVERY_S = 0.4
+"""Between the end of one request and the next, on average."""
 _TEXT = 80_000
 
 
@@ -92,9 +94,11 @@ class House:
         return found[1:]
 
     async def busy(
-        self, n_long: int, sizes: Sequence[int], terms: Terms, others: Terms, every: float
+        self, n_long: int, sizes: Sequence[int], terms: Terms, others: Terms, most: int
     ) -> tuple[dict[int, list[float]], dict[str, Any]]:
-        """Times to the first token while a long prefill runs, by prompt size; and what became of the background."""
+        """Times to the first token of ``most`` requests while a long prefill runs, fewer if it is over before; by prompt
+        size. And what became of the background.
+        """
         await self._mine.rest()
         before = await self._mine.counts()
         background = Background(self._others, self._texts, others)
@@ -104,13 +108,13 @@ class House:
         await asyncio.sleep(0.5)
         found: dict[int, list[float]] = {n: [] for n in sizes}
         mine: list[Done] = []
-        while not prefill.done():
+        while len(mine) < most and not prefill.done():
             n = sizes[len(mine) % len(sizes)]
             seconds, done = await self.request(n, terms)  # it may outlast the prefill, if that was in its way
             mine.append(done)
             found[n].append(seconds)
             say(f"priority {terms.priority} among {others.priority}: {n:4} tokens, {seconds * 1e3:6.0f} ms")
-            await asyncio.sleep(every * (0.5 + 0.618 * len(mine) % 1.0))  # at ever other moments of a slice
+            await asyncio.sleep(_EVERY_S * (0.5 + 0.618 * len(mine) % 1.0))  # at ever other moments of a slice
         background.stop()
         await asyncio.gather(prefill, *answers)
         return found, books(background.dones, mine, before, await self._mine.counts())
@@ -129,7 +133,7 @@ def books(background: Sequence[Done], mine: Sequence[Done], before: dict[str, in
 
 
 async def converse(
-    options: Options, socket: Path, texts: Texts, n_long: int, sizes: Sequence[int], rounds: int
+    options: Options, socket: Path, texts: Texts, n_long: int, sizes: Sequence[int], rounds: int, most: int
 ) -> list[Any]:
     async with AsyncExitStack() as parts:
         doors = []
@@ -144,7 +148,7 @@ async def converse(
                 ways["idle"][n] += await house.idle(n, 5)
             for way, terms, others in (("urgent", URGENT, BACKGROUND), ("equal", NORMAL, NORMAL)):
                 say(f"round {i}: {way}, while {n_long} tokens are prefilled")
-                found, account = await house.busy(n_long, sizes, terms, others, every=0.4)
+                found, account = await house.busy(n_long, sizes, terms, others, most)
                 accounts[way].append(account)
                 for n in sizes:
                     ways[way][n] += found[n]
@@ -167,12 +171,12 @@ def rows(ways: dict[str, dict[int, list[float]]], sizes: Sequence[int]) -> list[
 
 
 def measure(options: Options) -> Result:
-    n_long, sizes, rounds = (2048, (32,), 1) if options.quick else (4096, (32, 512), 3)
+    n_long, sizes, rounds, most = (2048, (32,), 1, 12) if options.quick else (4096, (32, 512), 3, 20)
     with engine(options, 256) as thread:  # for its tokenizer
         texts = Texts(thread.engine, _TEXT, options.seed)
         model = thread.engine.info.name
         with daemon(options, "daemon", endless=True) as (socket, _):
-            found, accounts = asyncio.run(converse(options, socket, texts, n_long, sizes, rounds))
+            found, accounts = asyncio.run(converse(options, socket, texts, n_long, sizes, rounds, most))
     target = ServiceSettings().step_target
     figures = {"prefill_tokens": n_long, "decodes": _DECODES, "step_target_s": target, "prompts": found}
     figures["books"] = accounts

@@ -10,7 +10,7 @@ import pytest
 
 sys.path.insert(0, str(Path(__file__).parents[2] / "bench"))  # benches are programs, not a package
 
-from arrivals import crossing, gaps, rate, steady_rate, together, turns
+from arrivals import crossing, gaps, rate, steady_rate, together, turns, whole_turns
 from batching import Run, figures_of, sliced_run, together_run
 from crossover import crossover, rows
 from quantum import choose, wait_for_turn
@@ -45,6 +45,8 @@ def test_turns_are_what_lies_between_pauses() -> None:
     arrivals = list(accumulate(steps, initial=0.0))
     assert turns(arrivals, pause=1.0) == [10, 10, 5]
     assert turns([], pause=1.0) == []
+    assert whole_turns(arrivals, pause=1.0, end=arrivals[-1] + 0.1) == [10, 10], "the third may go on"
+    assert whole_turns(arrivals, pause=1.0, end=arrivals[-1] + 2.0) == [10, 10, 5]
     assert len(gaps([arrivals], begin=0.5, end=3.0)) == 4, "a gap that ends later is not in"
 
 
