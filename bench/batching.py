@@ -32,7 +32,7 @@ from llmaas.api.client import AsyncClient
 from llmaas.engine.thread import EngineThread
 from llmaas.kvchunks.store import Store
 from llmaas.records import ContextId
-from llmaas.service import ServiceSettings
+from llmaas.service_settings import ServiceSettings
 
 FIT, MANY = 4, 8
 _TAG = 16

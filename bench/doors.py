@@ -17,7 +17,8 @@ from llmaas.engine.thread import EngineThread
 from llmaas.errors import Cancelled
 from llmaas.kvchunks.store import Store
 from llmaas.records import ON_NO_TERMS, AppId, ContextId, Done, Generation, Piece, Terms, Turn
-from llmaas.service import Service, ServiceSettings
+from llmaas.service import Service
+from llmaas.service_settings import ServiceSettings
 
 
 @dataclass(eq=False)

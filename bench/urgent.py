@@ -32,7 +32,7 @@ from doors import Over
 
 from llmaas.api.client import AsyncClient
 from llmaas.records import Done, Priority, Terms
-from llmaas.service import ServiceSettings
+from llmaas.service_settings import ServiceSettings
 
 URGENT = Terms(priority=0)
 BACKGROUND = Terms(priority=Priority.BACKGROUND)
@@ -96,8 +96,8 @@ class House:
     async def busy(
         self, n_long: int, sizes: Sequence[int], terms: Terms, others: Terms, most: int
     ) -> tuple[dict[int, list[float]], dict[str, Any]]:
-        """Times to the first token of ``most`` requests while a long prefill runs, fewer if it is over before; by prompt
-        size. And what became of the background.
+        """Times to the first token of ``most`` requests, fewer if the background's long prefill is over before, by
+        prompt size; and what became of the background.
         """
         await self._mine.rest()
         before = await self._mine.counts()
