@@ -6,7 +6,8 @@ An answer is the list of the times at which its client had each of its tokens, a
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from bisect import bisect_left, bisect_right
+from collections.abc import Iterator, Sequence
 from itertools import pairwise
 
 import numpy as np
@@ -43,21 +44,37 @@ def gaps(answers: Sequence[Arrivals], begin: float = -math.inf, end: float = mat
     return [b - a for arrivals in answers for a, b in pairwise(arrivals) if begin <= a and b <= end]
 
 
-def turns(arrivals: Arrivals, pause: float) -> list[int]:
-    """Tokens of each turn: an answer's tokens between two pauses of at least ``pause``. The last may be unfinished."""
-    found = [1] if arrivals else []
-    for gap in gaps([arrivals]):
-        if gap >= pause:
-            found.append(1)
-        else:
-            found[-1] += 1
+def turns(answers: Sequence[Arrivals], others: int) -> list[list[int]]:
+    """Each answer's turns, in tokens, as far as they are over: a turn is over when others got ``others`` tokens since.
+
+    Not told by time: a machine that stutters would cut turns in pieces.
+    """
+    found = []
+    for arrivals, between in _between(answers):
+        ends = [i + 1 for i, n in enumerate(between) if n >= others]
+        found.append([b - a for a, b in pairwise([0, *ends])] if arrivals else [])
     return found
 
 
-def whole_turns(arrivals: Arrivals, pause: float, end: float) -> list[int]:
-    """The turns that were over at ``end``."""
-    found = turns(arrivals, pause)
-    return found[:-1] if found and end - arrivals[-1] < pause else found
+def gaps_and_pauses(answers: Sequence[Arrivals], others: int) -> tuple[list[float], list[float]]:
+    """What clients waited from one token to the next: in their turns, and for the turns of others."""
+    waits = [
+        (b - a, n >= others)
+        for arrivals, between in _between(answers)
+        for (a, b), n in zip(pairwise(arrivals), between, strict=False)  # after the last there is none
+    ]
+    return [wait for wait, paused in waits if not paused], [wait for wait, paused in waits if paused]
+
+
+def _between(answers: Sequence[Arrivals]) -> Iterator[tuple[Arrivals, list[int]]]:
+    """Each answer, and after each of its tokens, how many others got before its next."""
+    everyone = sorted(t for arrivals in answers for t in arrivals)
+    for arrivals in answers:
+        nexts = [*arrivals[1:], math.inf]
+        yield (
+            arrivals,
+            [bisect_left(everyone, b) - bisect_right(everyone, a) for a, b in zip(arrivals, nexts, strict=True)],
+        )
 
 
 def percentiles_ms(values: Sequence[float]) -> dict[str, float]:

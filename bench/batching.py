@@ -24,7 +24,7 @@ from dataclasses import dataclass
 from statistics import median
 from typing import Any
 
-from arrivals import gaps, percentiles_ms, rate, together, turns
+from arrivals import gaps, gaps_and_pauses, percentiles_ms, rate, together, turns
 from common import Bar, Bare, Options, Result, daemon, engine, main, prose, say, sig, summary
 from doors import Answer, Door, Inside, Over, serving
 
@@ -37,18 +37,18 @@ from llmaas.service_settings import ServiceSettings
 FIT, MANY = 4, 8
 _TAG = 16
 """Room for what makes each client's context another one."""
-_PAUSE_STEPS = 12
-"""A gap of so many usual ones is a pause for others; turns are longer than that."""
+_OTHERS = 8 * FIT
+"""Who gets nothing while others get so many tokens has been paused for them."""
 
 
 @dataclass(frozen=True)
 class Run:
-    """One way once: tokens per second, gaps in seconds, pauses in seconds, and how often the least paused one was."""
+    """One way once: tokens per second, gaps and pauses in seconds, and how often the least paused client was."""
 
     rate: float
     gaps: list[float]
     pauses: list[float]
-    switches: int = 0
+    paused: int = 0
 
 
 def together_run(answers: Sequence[Sequence[float]]) -> Run:
@@ -60,12 +60,9 @@ def together_run(answers: Sequence[Sequence[float]]) -> Run:
 def sliced_run(begin: float, answers: Sequence[Sequence[float]]) -> Run:
     """Of answers that took turns from ``begin`` on."""
     end = min(answer[-1] for answer in answers)
-    all_gaps = gaps(answers, begin, end)
-    pause = _PAUSE_STEPS * median(all_gaps)
-    switches = min(max(0, len(turns([t for t in answer if t <= end], pause)) - 1) for answer in answers)
-    return Run(
-        rate(answers, begin, end), [g for g in all_gaps if g < pause], [g for g in all_gaps if g >= pause], switches
-    )
+    heard = [[t for t in answer if t <= end] for answer in answers]
+    pauses = min(len(some) for some in turns(heard, _OTHERS))
+    return Run(rate(answers, begin, end), *gaps_and_pauses(heard, _OTHERS), pauses)
 
 
 class Clients:
@@ -150,7 +147,7 @@ async def alternate(ways: dict[str, Callable[[int], Awaitable[Run]]], n_new: int
         for name in names[i % len(names) :] + names[: i % len(names)]:
             run = await ways[name](n_new)
             found[name].append(run)
-            say(f"round {i} {name:12} {run.rate:7.1f} tokens/s {run.switches} switches")
+            say(f"round {i} {name:12} {run.rate:7.1f} tokens/s least paused {run.paused} times")
     return found
 
 
@@ -167,7 +164,7 @@ def figures_of(runs: dict[str, list[Run]]) -> dict[str, Any]:
         if pauses := [pause for run in all_runs for pause in run.pauses]:
             row["pause_ms"] = percentiles_ms(pauses)
         figures[way] = row
-    figures["slicing"]["fewest_pauses"] = min(run.switches for run in runs["slicing"])
+    figures["slicing"]["fewest_pauses"] = min(run.paused for run in runs["slicing"])
     return figures
 
 

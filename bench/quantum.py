@@ -18,7 +18,7 @@ from statistics import median
 from time import perf_counter
 from typing import Any
 
-from arrivals import gaps, rate, together, whole_turns
+from arrivals import gaps, rate, together, turns
 from common import Bar, Options, Result, engine, main, prose, say, sig
 from doors import Inside, serving
 
@@ -37,8 +37,6 @@ LLM_OS = {
 _ENDLESS = 1 << 20
 _LEAST = 0.9
 """Of the speed without switching that the quantum we would choose must keep."""
-_PAUSE_STEPS = 5
-"""A gap of so many usual ones is the wait for a turn; every turn but the shortest is longer."""
 
 
 def wait_for_turn(quantum: int, fitting: int, tps: float) -> float:
@@ -104,8 +102,7 @@ class Crowd:
     def _row(self, quantum: int, arrivals: list[list[float]], begin: float, end: float) -> dict[str, Any]:
         tps = rate(arrivals, begin, end)
         all_gaps = gaps(arrivals)
-        pause = _PAUSE_STEPS * median(all_gaps)
-        whole = [turn for times in arrivals for turn in whole_turns(times, pause, end)]
+        whole = [turn for some in turns(arrivals, self._fitting * quantum // 2) for turn in some]
         first_waits = [times[0] - begin if times else end - begin for times in arrivals]
         return {
             "quantum": quantum,

@@ -3,14 +3,13 @@
 from __future__ import annotations
 
 import sys
-from itertools import accumulate
 from pathlib import Path
 
 import pytest
 
 sys.path.insert(0, str(Path(__file__).parents[2] / "bench"))  # benches are programs, not a package
 
-from arrivals import crossing, gaps, rate, steady_rate, together, turns, whole_turns
+from arrivals import crossing, gaps_and_pauses, rate, steady_rate, together, turns
 from batching import Run, figures_of, sliced_run, together_run
 from crossover import crossover, rows
 from quantum import choose, wait_for_turn
@@ -40,14 +39,15 @@ def test_a_steady_rate_does_not_depend_on_where_its_time_begins() -> None:
         steady_rate(arrivals, 0.9, 1.1)
 
 
-def test_turns_are_what_lies_between_pauses() -> None:
-    steps = [0.1] * 9 + [3.0] + [0.1] * 9 + [3.0] + [0.1] * 4
-    arrivals = list(accumulate(steps, initial=0.0))
-    assert turns(arrivals, pause=1.0) == [10, 10, 5]
-    assert turns([], pause=1.0) == []
-    assert whole_turns(arrivals, pause=1.0, end=arrivals[-1] + 0.1) == [10, 10], "the third may go on"
-    assert whole_turns(arrivals, pause=1.0, end=arrivals[-1] + 2.0) == [10, 10, 5]
-    assert len(gaps([arrivals], begin=0.5, end=3.0)) == 4, "a gap that ends later is not in"
+def test_turns_are_over_when_others_get_tokens_however_unevenly_the_machine_runs() -> None:
+    mine = [*every(0.1, 9), 3.0, *every(0.1, 10, begin=8.0), *every(0.1, 5, begin=13.0)]
+    others = [*every(0.1, 20, begin=5.0), *every(0.1, 20, begin=10.0)]
+    assert turns([mine, others], others=10) == [[10, 10], [20]], "whose turn may go on is not counted"
+    assert turns([mine, [*others, *every(0.1, 10, begin=15.0)]], others=10) == [[10, 10, 5], [20]]
+    assert turns([[], others], others=10) == [[], []]
+    within, pauses = gaps_and_pauses([mine, others], others=10)
+    assert max(within) == pytest.approx(2.2), "a stutter"
+    assert pauses == pytest.approx([5.0, 4.1, 3.1])
 
 
 def test_slicing_counts_from_submission_and_until_the_first_is_done() -> None:
@@ -56,7 +56,7 @@ def test_slicing_counts_from_submission_and_until_the_first_is_done() -> None:
 
     run = sliced_run(0.0, [turns_of_twenty(0.1), turns_of_twenty(2.1)])  # ten tokens a second together
     assert run.rate == pytest.approx(10, rel=0.02)
-    assert run.switches == 1, "when the first is done the second has been paused twice, but its third turn is to come"
+    assert run.paused == 2
     assert run.pauses == pytest.approx([2.1, 2.1, 2.1])
     assert max(run.gaps) == pytest.approx(0.1)
 
