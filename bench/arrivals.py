@@ -70,11 +70,8 @@ def _between(answers: Sequence[Arrivals]) -> Iterator[tuple[Arrivals, list[int]]
     """Each answer, and after each of its tokens, how many others got before its next."""
     everyone = sorted(t for arrivals in answers for t in arrivals)
     for arrivals in answers:
-        nexts = [*arrivals[1:], math.inf]
-        yield (
-            arrivals,
-            [bisect_left(everyone, b) - bisect_right(everyone, a) for a, b in zip(arrivals, nexts, strict=True)],
-        )
+        nexts = zip(arrivals, [*arrivals[1:], math.inf], strict=False)
+        yield arrivals, [bisect_left(everyone, b) - bisect_right(everyone, a) for a, b in nexts]
 
 
 def percentiles_ms(values: Sequence[float]) -> dict[str, float]:
