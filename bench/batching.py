@@ -75,6 +75,7 @@ class Clients:
     async def set_up(self, text: str) -> None:
         whole = await self._doors[0].create()
         await self._doors[0].append(whole, text)
+        await self._doors[0].rest()  # copies share what is stored
         for door in self._doors:
             self._contexts.append(await door.copy(whole, self._n))
         await self._doors[0].delete(whole)

@@ -63,6 +63,7 @@ class Crowd:
             door = Inside(service)
             whole = await door.create()
             await door.append(whole, text)
+            await door.rest()  # copies share what is stored
             self._contexts = [await door.copy(whole, self._n) for _ in range(CLIENTS)]
             await door.delete(whole)
 

@@ -51,13 +51,13 @@ def test_turns_are_over_when_others_get_tokens_however_unevenly_the_machine_runs
 
 
 def test_slicing_counts_from_submission_and_until_the_first_is_done() -> None:
-    def turns_of_twenty(first: float) -> list[float]:
-        return [t for k in range(3) for t in every(0.1, 20, begin=first + 4.0 * k)]
+    def turns_of_forty(first: float) -> list[float]:
+        return [t for k in range(3) for t in every(0.1, 40, begin=first + 8.0 * k)]
 
-    run = sliced_run(0.0, [turns_of_twenty(0.1), turns_of_twenty(2.1)])  # ten tokens a second together
+    run = sliced_run(0.0, [turns_of_forty(0.1), turns_of_forty(4.1)])  # ten tokens a second together
     assert run.rate == pytest.approx(10, rel=0.02)
     assert run.paused == 2
-    assert run.pauses == pytest.approx([2.1, 2.1, 2.1])
+    assert run.pauses == pytest.approx([4.1, 4.1, 4.1])
     assert max(run.gaps) == pytest.approx(0.1)
 
 
