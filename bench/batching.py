@@ -4,7 +4,7 @@ Four clients with a context each fit into the cells, eight do not: they need twi
 lets them take turns. In turns in one run, each in processes of its own:
 
 * bare: four sequences in one ``llama_decode`` a token and four samplers, all four in one buffer of cells as the service
-  has it ("unified"), and each in its own ("streams"); bars are against the faster one;
+  has it ("unified"; bars are against this one), and each in a buffer of its own ("streams", which is faster);
 * service: four clients, called in this process;
 * socket: four clients of a real daemon, each on a connection of its own;
 * slicing: eight clients in this process, from their submission until the first of them has all its tokens. Their turns
@@ -153,14 +153,12 @@ async def alternate(ways: dict[str, Callable[[int], Awaitable[Run]]], n_new: int
 
 
 def figures_of(runs: dict[str, list[Run]]) -> dict[str, Any]:
-    """The ratios are medians over rounds of (way / the faster bare batch of that round), and over the unified one."""
-    unified = [run.rate for run in runs["bare_unified"]]
-    best = [max(a.rate, b.rate) for a, b in zip(runs["bare_unified"], runs["bare_streams"], strict=True)]
+    """The ratios are medians over rounds of (way / the bare batch of that round), by the layout of its cells."""
     figures: dict[str, Any] = {}
     for way, all_runs in runs.items():
         row: dict[str, Any] = {"tps": summary([run.rate for run in all_runs])}
-        row["over_bare"] = sig(median(run.rate / bare for run, bare in zip(all_runs, best, strict=True)))
-        row["over_unified"] = sig(median(run.rate / bare for run, bare in zip(all_runs, unified, strict=True)))
+        for layout, key in (("bare_unified", "over_bare"), ("bare_streams", "over_streams")):
+            row[key] = sig(median(run.rate / bare.rate for run, bare in zip(all_runs, runs[layout], strict=True)))
         row["gap_ms"] = percentiles_ms([gap for run in all_runs for gap in run.gaps])
         if pauses := [pause for run in all_runs for pause in run.pauses]:
             row["pause_ms"] = percentiles_ms(pauses)
