@@ -203,11 +203,13 @@ def sig(value: float) -> float:
 
 
 @contextmanager
-def engine(options: Options) -> Iterator[EngineThread]:
-    """The real engine, as the daemon makes it."""
+def engine(options: Options, cells: int = CELLS, *, endless: bool = False) -> Iterator[EngineThread]:
+    """The real engine, as the daemon makes it; ``endless``: no answer ends before its ``max_tokens``."""
     thread = EngineThread(
-        lambda: LlamaEngine(options.model, n_cells=CELLS, n_threads=options.threads, n_batch=N_BATCH, n_ubatch=N_UBATCH)
+        lambda: LlamaEngine(options.model, n_cells=cells, n_threads=options.threads, n_batch=N_BATCH, n_ubatch=N_UBATCH)
     )
+    if endless:
+        thread.engine.is_end = lambda token: False  # type: ignore[method-assign]
     try:
         yield thread
     finally:
@@ -221,8 +223,9 @@ class Bare:
     let them sleep between the nodes of a graph instead of spinning, which halves the decode speed of both.
     """
 
-    def __init__(self, options: Options) -> None:
-        numbers = [str(n) for n in (options.threads, CELLS, N_BATCH, N_UBATCH)]
+    def __init__(self, options: Options, cells: int = CELLS, n_seqs: int = 1, *, unified: bool = False) -> None:
+        """``unified``: the sequences share one buffer of cells, as those of the service do."""
+        numbers = [str(int(n)) for n in (options.threads, cells, N_BATCH, N_UBATCH, n_seqs, unified)]
         command = [sys.executable, str(Path(__file__).with_name("bare_loop.py")), str(options.model), *numbers]
         environ = {name: value for name, value in os.environ.items() if name != "GOMP_SPINCOUNT"}
         self._process = subprocess.Popen(
@@ -231,16 +234,26 @@ class Bare:
 
     def run(self, tokens: Sequence[int], n_new: int = 0, marks: Sequence[int] = ()) -> tuple[list[float], list[float]]:
         """Seconds from the begin: when each mark (tokens prefilled) was reached, when each new token was drawn."""
+        found = self._ask({"tokens": list(tokens), "n_new": n_new, "marks": list(marks)})
+        return found["passed"], found["drawn"]
+
+    def batch(self, contexts: Sequence[Sequence[int]], n_new: int) -> list[float]:
+        """Seconds at which each context had each of ``n_new`` tokens, all decoding together.
+
+        Contexts that were given in the last request, too, are not computed again.
+        """
+        return self._ask({"contexts": [list(tokens) for tokens in contexts], "n_new": n_new})["drawn"]
+
+    def _ask(self, request: dict[str, Any]) -> dict[str, list[float]]:
         assert self._process.stdin is not None
         assert self._process.stdout is not None
-        request = {"tokens": list(tokens), "n_new": n_new, "marks": list(marks)}
         self._process.stdin.write(json.dumps(request) + "\n")
         self._process.stdin.flush()
         reply = self._process.stdout.readline()
         if not reply:
             raise RuntimeError("the bare loop ended")
-        found = json.loads(reply)
-        return found["passed"], found["drawn"]
+        found: dict[str, list[float]] = json.loads(reply)
+        return found
 
     def __enter__(self) -> Bare:
         return self
@@ -248,6 +261,22 @@ class Bare:
     def __exit__(self, *_: object) -> None:
         self._process.kill()
         self._process.communicate()
+
+
+class Texts:
+    """Real text, a piece after the other and none twice: what begins alike would share chunks."""
+
+    def __init__(self, engine: Engine, n_tokens: int, seed: int) -> None:
+        """``n_tokens``: all that will be taken, or a little more."""
+        self._engine = engine
+        self._tokens = engine.tokenize(prose(engine, n_tokens, seed), special=False, bos=False)
+
+    def take(self, n_tokens: int) -> str:
+        """About ``n_tokens`` of text."""
+        taken, self._tokens = self._tokens[:n_tokens], self._tokens[n_tokens:]
+        if len(taken) < n_tokens:
+            raise ValueError("there is no more text")
+        return b"".join(self._engine.piece(token) for token in taken).decode("utf-8", "ignore")
 
 
 def prose(engine: Engine, n_tokens: int, seed: int) -> str:
@@ -265,11 +294,15 @@ def prose(engine: Engine, n_tokens: int, seed: int) -> str:
 
 
 @contextmanager
-def daemon(options: Options, name: str, *flags: str) -> Iterator[tuple[Path, int]]:
-    """A real daemon in a process of its own, with a store of its own; its socket and process id."""
+def daemon(options: Options, name: str, *flags: str, endless: bool = False) -> Iterator[tuple[Path, int]]:
+    """A real daemon in a process of its own, with a store of its own; its socket and process id.
+
+    ``endless``: no answer ends before its ``max_tokens``.
+    """
     socket = options.folder / f"{name}.sock"
     log = options.folder / f"{name}.log"
-    command = [sys.executable, "-m", "llmaas", "serve", "--socket", str(socket), "--model", str(options.model)]
+    program = [str(Path(__file__).with_name("endless.py"))] if endless else ["-m", "llmaas"]
+    command = [sys.executable, *program, "serve", "--socket", str(socket), "--model", str(options.model)]
     command += ["--data-dir", str(options.folder / name), "--cells", str(CELLS), "--threads", str(options.threads)]
     with log.open("wb") as file, subprocess.Popen([*command, *flags], cwd=ROOT, stderr=file) as process:
         try:

@@ -1,8 +1,9 @@
 """Plots of the benches' JSON lines: ``python bench/plots.py results.jsonl --to plots/``.
 
 Of each bench the last line in the files is drawn: switch.png (time against context length), overhead.png (speed of
-each way), policies.png (what is read from DISK) and host_impact.png (what another process loses). Needs matplotlib
-(``pip install llmaas[demo]``).
+each way), policies.png (what is read from DISK), quantum.png (speed against the length of turns), urgent.png (times to
+the first token), crossover.png (recomputing against reading) and host_impact.png (what another process loses). Needs
+matplotlib (``pip install llmaas[demo]``).
 """
 
 from __future__ import annotations
@@ -83,11 +84,71 @@ def host_impact(line: dict[str, Any], axes: Axes) -> None:
     axes.set_title("What SHA-256 on every core loses while llmaas generates")
 
 
+def quantum(line: dict[str, Any], axes: Axes) -> None:
+    figures = line["figures"]
+    clients, theirs = figures["clients"], figures["llm_os"]
+    for fitting, mark in ((1, "o"), (4, "s")):
+        rows = [row for row in figures["rows"] if row["fitting"] == fitting]
+        shares = [row["share"] for row in rows]
+        (drawn,) = axes.plot([row["quantum"] for row in rows], shares, marker=mark, label=f"{fitting} of {clients} fit")
+        for row in rows:
+            wait = f"{row['longest_wait_s']:.2g} s"
+            at = (row["quantum"], row["share"])
+            axes.annotate(wait, at, (0, 6), textcoords="offset points", fontsize=7, color=drawn.get_color())
+    for name, style in (("gpu", "--"), ("cpu", ":")):
+        shares = [tps / theirs[name]["single"] for tps in theirs[name]["tps"]]
+        axes.plot(theirs["quantum"], shares, f"k{style}", marker=".", alpha=0.6, label=f"LLM-OS, {name.upper()}, 1")
+    axes.set(ylim=(0, 1.1), xlabel="tokens of a turn", ylabel="speed, relative to not taking turns")
+    axes.set_title(f"{clients} clients taking turns (and the wait from turn to turn)")
+    axes.legend(frameon=False)
+
+
+def urgent(line: dict[str, Any], axes: Axes) -> None:
+    figures = line["figures"]
+    ways = ("idle", "urgent", "equal")
+    for i, row in enumerate(figures["prompts"]):
+        found = [row[way]["ttft_ms"] for way in ways]
+        medians = [one["median"] for one in found]
+        spread = [[one["median"] - one["p10"] for one in found], [one["p90"] - one["median"] for one in found]]
+        at = [x + (i - (len(figures["prompts"]) - 1) / 2) * 0.35 for x in range(len(ways))]
+        axes.bar(at, medians, 0.35, yerr=spread, capsize=3, label=f"prompt of {row['prompt_tokens']} tokens")
+        for x, one in zip(at, medians, strict=True):
+            axes.annotate(f"{one:.0f}", (x, one), (3, 3), textcoords="offset points", fontsize=8)
+    axes.set_xticks(range(len(ways)), ["idle daemon", "priority 0\namong 8", "priority 5\namong 5"])
+    axes.set(yscale="log", ylabel="milliseconds to the first token, median (p10 to p90)")
+    busy = f"{figures['prefill_tokens']} tokens are prefilled and {figures['decodes']} clients answer"
+    axes.set_title(f"A request while {busy}")
+    axes.legend(frameon=False)
+
+
+def crossover(line: dict[str, Any], axes: Axes) -> None:
+    figures = line["figures"]
+    rows = figures["disks"][0]["rows"]
+    lengths = [row["tokens"] for row in rows]
+    axes.plot(lengths, [row["compute_ms"] for row in rows], "k", marker="o", label="computed")
+    axes.plot(lengths, [row["pool_ms"] for row in rows], "0.5", marker="o", label="from POOL")
+    for i, disk in enumerate(figures["disks"]):
+        name = f"disk of {disk['bytes_per_s'] / 1e6:.1f} MB/s" if disk["bytes_per_s"] else "disk, cold"
+        for what, style, label in (("read_ms", "--", f"{name}, read"), ("chosen_ms", "-", f"{name}, as chosen")):
+            axes.plot(lengths, [row[what] for row in disk["rows"]], f"C{i}{style}", marker=".", label=label)
+    theirs = figures["llm_os"]
+    for what, label in (("recompute_ms", "computed"), ("load_ms", "read")):
+        axes.plot(theirs["tokens"], theirs[what], "x", color="0.6", label=f"LLM-OS on an A40, {label}")
+    axes.set(xscale="log", yscale="log", xlabel="tokens of the context", ylabel="milliseconds, median")
+    axes.set_xticks(lengths, [str(n) for n in lengths])
+    axes.minorticks_off()
+    axes.set_title("Bringing a context back: recompute or read")
+    axes.legend(frameon=False, fontsize=7)
+
+
 PLOTS: dict[str, Callable[[dict[str, Any], Axes], None]] = {
     "switch": switch,
     "overhead": overhead,
     "policies": policies,
     "host_impact": host_impact,
+    "quantum": quantum,
+    "urgent": urgent,
+    "crossover": crossover,
 }
 
 

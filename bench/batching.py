@@ -1,0 +1,197 @@
+"""Clients that decode together through the service, against a bare llama.cpp batch of as many.
+
+Four clients with a context each fit into the cells, eight do not: they need twice the cells there are, so the service
+lets them take turns. In turns in one run, each in processes of its own:
+
+* bare: four sequences in one ``llama_decode`` a token and four samplers, all four in one buffer of cells as the service
+  has it ("unified"; bars are against this one), and each in a buffer of its own ("streams", which is faster);
+* service: four clients, called in this process;
+* socket: four clients of a real daemon, each on a connection of its own;
+* slicing: eight clients in this process, from their submission until the first of them has all its tokens. Their turns
+  are as long as the service makes them; switches, and coding what they leave behind, are in the time.
+
+Rates are tokens per second of all clients while all are answering. ``gap_ms``: what a client waits from one token to
+its next; with slicing, pauses for the turns of others are told apart as ``pause_ms``.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import sys
+from collections.abc import Awaitable, Callable, Sequence
+from contextlib import AsyncExitStack, ExitStack
+from dataclasses import dataclass
+from statistics import median
+from typing import Any
+
+from arrivals import gaps, gaps_and_pauses, percentiles_ms, rate, together, turns
+from common import Bar, Bare, Options, Result, daemon, engine, main, prose, say, sig, summary
+from doors import Answer, Door, Inside, Over, serving
+
+from llmaas.api.client import AsyncClient
+from llmaas.engine.thread import EngineThread
+from llmaas.kvchunks.store import Store
+from llmaas.records import ContextId
+from llmaas.service_settings import ServiceSettings
+
+FIT, MANY = 4, 8
+_TAG = 16
+"""Room for what makes each client's context another one."""
+_OTHERS = 8 * FIT
+"""Who gets nothing while others get so many tokens has been paused for them."""
+
+
+@dataclass(frozen=True)
+class Run:
+    """One way once: tokens per second, gaps and pauses in seconds, and how often the least paused client was."""
+
+    rate: float
+    gaps: list[float]
+    pauses: list[float]
+    paused: int = 0
+
+
+def together_run(answers: Sequence[Sequence[float]]) -> Run:
+    """Of answers that were all under way at once."""
+    begin, end = together(answers)
+    return Run(rate(answers, begin, end), gaps(answers, begin, end), [])
+
+
+def sliced_run(begin: float, answers: Sequence[Sequence[float]]) -> Run:
+    """Of answers that took turns from ``begin`` on."""
+    end = min(answer[-1] for answer in answers)
+    heard = [[t for t in answer if t <= end] for answer in answers]
+    pauses = min(len(some) for some in turns(heard, _OTHERS))
+    return Run(rate(answers, begin, end), *gaps_and_pauses(heard, _OTHERS), pauses)
+
+
+class Clients:
+    """Contexts of ``n`` tokens, one each; all begin alike, and each goes on with a tag of its own."""
+
+    def __init__(self, doors: Sequence[Door], n: int) -> None:
+        self._doors, self._n = doors, n
+        self._contexts: list[ContextId] = []
+
+    async def set_up(self, text: str) -> None:
+        whole = await self._doors[0].create()
+        await self._doors[0].append(whole, text)
+        await self._doors[0].rest()  # copies share what is stored
+        for door in self._doors:
+            self._contexts.append(await door.copy(whole, self._n))
+        await self._doors[0].delete(whole)
+
+    async def answer(self, n_clients: int, n_new: int) -> list[Answer]:
+        """The first clients' answers; the contexts end as they began."""
+        await self._doors[0].rest()
+        pairs = list(zip(self._doors, self._contexts, strict=True))[:n_clients]
+        answers = [door.answer(context, tag(i), n_new) for i, (door, context) in enumerate(pairs)]
+        for answer in answers:
+            done = await answer.done()
+            if done.n_generated != n_new:
+                raise RuntimeError(f"an answer ended early: {done}")
+        for door, context in pairs:
+            await door.cut(context, self._n)
+        return answers
+
+
+def tag(i: int) -> str:
+    return f" No. {i}:"
+
+
+async def measure_length(thread: EngineThread, options: Options, n: int, n_new: int, cells: int, rounds: int) -> Any:
+    text = prose(thread.engine, n + 8, options.seed)
+    tokens = thread.engine.tokenize(text, special=True, bos=True)[:n]
+    contexts = [tokens + thread.engine.tokenize(tag(i), special=False, bos=False) for i in range(FIT)]
+    flags = ("--cells", str(cells))
+    with ExitStack() as stack:
+        shared = stack.enter_context(Bare(options, cells, FIT, unified=True))
+        own = stack.enter_context(Bare(options, cells, FIT))
+        socket, _ = stack.enter_context(daemon(options, f"daemon{n}", *flags, endless=True))
+        store = stack.enter_context(Store(options.folder / f"inside{n}"))
+        async with AsyncExitStack() as parts:
+            service = await parts.enter_async_context(serving(thread, store, max_running=FIT))
+            connections = [
+                await parts.enter_async_context(await AsyncClient.connect(socket, app="bench")) for _ in range(FIT)
+            ]
+            inside = Clients([Inside(service)] * MANY, n)
+            over = Clients([Over(client) for client in connections], n)
+            for clients in (inside, over):
+                await clients.set_up(text)
+
+            async def bare(batch: Bare, count: int) -> Run:
+                return together_run([batch.batch(contexts, count)] * FIT)
+
+            async def four(clients: Clients, count: int) -> Run:
+                return together_run([answer.arrivals for answer in await clients.answer(FIT, count)])
+
+            async def eight(count: int) -> Run:
+                answers = await inside.answer(MANY, count)
+                return sliced_run(answers[0].begin, [answer.arrivals for answer in answers])
+
+            ways: dict[str, Callable[[int], Awaitable[Run]]] = {
+                "bare_unified": lambda count: bare(shared, count),
+                "service": lambda count: four(inside, count),
+                "bare_streams": lambda count: bare(own, count),
+                "socket": lambda count: four(over, count),
+                "slicing": eight,
+            }
+            return await alternate(ways, n_new, rounds)
+
+
+async def alternate(ways: dict[str, Callable[[int], Awaitable[Run]]], n_new: int, rounds: int) -> dict[str, list[Run]]:
+    """Each way once a round, in turning order; before that once with short answers, to warm up."""
+    names = list(ways)
+    for name in names:
+        await ways[name](n_new // 2)
+    found: dict[str, list[Run]] = {name: [] for name in names}
+    for i in range(rounds):
+        for name in names[i % len(names) :] + names[: i % len(names)]:
+            run = await ways[name](n_new)
+            found[name].append(run)
+            say(f"round {i} {name:12} {run.rate:7.1f} tokens/s least paused {run.paused} times")
+    return found
+
+
+def figures_of(runs: dict[str, list[Run]]) -> dict[str, Any]:
+    """The ratios are medians over rounds of (way / the bare batch of that round), by the layout of its cells."""
+    figures: dict[str, Any] = {}
+    for way, all_runs in runs.items():
+        row: dict[str, Any] = {"tps": summary([run.rate for run in all_runs])}
+        for layout, key in (("bare_unified", "over_bare"), ("bare_streams", "over_streams")):
+            row[key] = sig(median(run.rate / bare.rate for run, bare in zip(all_runs, runs[layout], strict=True)))
+        row["gap_ms"] = percentiles_ms([gap for run in all_runs for gap in run.gaps])
+        if pauses := [pause for run in all_runs for pause in run.pauses]:
+            row["pause_ms"] = percentiles_ms(pauses)
+        figures[way] = row
+    figures["slicing"]["fewest_pauses"] = min(run.paused for run in runs["slicing"])
+    return figures
+
+
+def measure(options: Options) -> Result:
+    lengths, rounds = ((512,), 3) if options.quick else ((512, 1024), 7)
+    n_new = max(96 if options.quick else 160, 2 * ServiceSettings().quantum)  # at least two turns each
+    rows = []
+    for n in lengths:
+        cells = -(-FIT * (n + _TAG + n_new) // 256) * 256
+        say(f"contexts of {n} tokens, {cells} cells")
+        with engine(options, cells, endless=True) as thread:
+            runs = asyncio.run(measure_length(thread, options, n, n_new, cells, rounds))
+            model = thread.engine.info.name
+        rows.append({"context_tokens": n, "answer_tokens": n_new, "cells": cells, **figures_of(runs)})
+    return Result(model, {"lengths": rows, "quantum": ServiceSettings().quantum}, bars(rows))
+
+
+def bars(rows: list[dict[str, Any]]) -> list[Bar]:
+    found = []
+    for row in rows:
+        n = row["context_tokens"]
+        for way in ("service", "socket"):
+            found.append(Bar(f"{n} tokens: {FIT} through the {way} over a bare batch", row[way]["over_bare"], 0.95))
+        slicing = row["slicing"]
+        found.append(Bar(f"{n} tokens: {MANY} in the cells of {FIT}, over a bare batch", slicing["over_bare"], 0.8))
+        found.append(Bar(f"{n} tokens: pauses of the client with fewest", slicing["fewest_pauses"], 1))
+    return found
+
+
+if __name__ == "__main__":
+    sys.exit(main("batching", __doc__ or "", measure))
