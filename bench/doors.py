@@ -13,10 +13,11 @@ from time import perf_counter
 from typing import Any, Protocol
 
 from llmaas.api.client import AsyncClient, AsyncStream
+from llmaas.calls import ON_NO_TERMS, Done, Generation, Piece, Terms, Turn
 from llmaas.engine.thread import EngineThread
 from llmaas.errors import Cancelled
 from llmaas.kvchunks.store import Store
-from llmaas.records import ON_NO_TERMS, AppId, ContextId, Done, Generation, Piece, Terms, Turn
+from llmaas.records import AppId, ContextId
 from llmaas.service import Service
 from llmaas.service_settings import ServiceSettings
 

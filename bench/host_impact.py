@@ -25,7 +25,7 @@ from common import Bar, Options, Result, daemon, main, say, sig, summary
 from neighbour import Neighbour
 
 from llmaas.api.sync import Client
-from llmaas.records import Piece
+from llmaas.calls import Piece
 
 PROMPT = "Once upon a time, in a land of mountains and rivers, there lived"
 LIMITS = (2.0, 5.0, 10.0, 20.0)

@@ -22,8 +22,9 @@ from arrivals import rate, steady_rate
 from common import Bar, Options, Result, engine, main, say, sig
 from doors import Answer, Inside, serving
 
+from llmaas.calls import ON_NO_TERMS, Terms
 from llmaas.kvchunks.store import Store
-from llmaas.records import ON_NO_TERMS, AppId, Terms
+from llmaas.records import AppId
 from llmaas.service import Service
 
 APPS = tuple(AppId(f"0/bench{i}") for i in range(4))

@@ -25,9 +25,10 @@ from typing import Any
 from common import N_BATCH, N_UBATCH, Bar, Bare, Options, Result, daemon, engine, main, prose, say, sig, summary
 
 from llmaas.api.sync import Client
+from llmaas.calls import Done, Generation, Piece, Turn
 from llmaas.engine.thread import EngineThread
 from llmaas.kvchunks.store import Store
-from llmaas.records import AppId, Done, Generation, Piece, Turn
+from llmaas.records import AppId
 from llmaas.service import Service
 from llmaas.service_settings import ServiceSettings
 

@@ -20,11 +20,12 @@ from typing import Any
 
 from common import Bar, Options, Result, main, say, summary
 
+from llmaas.calls import Turn
 from llmaas.cli.runtime import bound_malloc
 from llmaas.engine.fake import FakeEngine
 from llmaas.engine.thread import EngineThread
 from llmaas.kvchunks.store import Store
-from llmaas.records import CHUNK_TOKENS, AppId, Geometry, Precision, Turn
+from llmaas.records import CHUNK_TOKENS, AppId, Geometry, Precision
 from llmaas.service import Service
 from llmaas.service_settings import ServiceSettings
 

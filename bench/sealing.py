@@ -16,10 +16,11 @@ from common import Bar, Options, Result, engine, main, prose, say, sig, summary
 from probes import resident_fraction
 from switch import APP, POOL_BYTES, Stage
 
+from llmaas.calls import Turn
 from llmaas.engine.thread import EngineThread
 from llmaas.kvchunks.cipher import quickest
 from llmaas.kvchunks.store import MasterKey, Store
-from llmaas.records import CHUNK_TOKENS, ContextId, Precision, Turn
+from llmaas.records import CHUNK_TOKENS, ContextId, Precision
 from llmaas.service import Service
 from llmaas.service_settings import ServiceSettings
 

@@ -28,6 +28,7 @@ import numpy as np
 from common import Bar, Bare, Options, Result, engine, main, prose, say, sig, summary
 from probes import Stopwatch, resident_fraction, storage_bytes_read
 
+from llmaas.calls import Done, Generation, Piece, Turn
 from llmaas.engine.base import Engine
 from llmaas.engine.llama import LlamaEngine
 from llmaas.engine.llama_lib import C
@@ -35,7 +36,7 @@ from llmaas.engine.thread import EngineThread
 from llmaas.errors import Cancelled
 from llmaas.kvchunks.codec import Codec
 from llmaas.kvchunks.store import Store
-from llmaas.records import CHUNK_TOKENS, AppId, ContextId, Done, Generation, KvSlab, Piece, Precision, Tier, Turn
+from llmaas.records import CHUNK_TOKENS, AppId, ContextId, KvSlab, Precision, Tier
 from llmaas.service import Service
 from llmaas.service_settings import ServiceSettings
 

@@ -31,7 +31,7 @@ from common import Bar, Options, Result, Texts, daemon, engine, main, say, sig, 
 from doors import Over
 
 from llmaas.api.client import AsyncClient
-from llmaas.records import Done, Priority, Terms
+from llmaas.calls import Done, Priority, Terms
 from llmaas.service_settings import ServiceSettings
 
 URGENT = Terms(priority=0)

@@ -17,11 +17,12 @@ from typing import Any
 
 from common import Bar, Options, Result, engine, main, prose, say, sig
 
+from llmaas.calls import Generation, Turn
 from llmaas.engine.thread import EngineThread
 from llmaas.kvchunks.cipher import MasterKey
 from llmaas.kvchunks.pool import Pool
 from llmaas.kvchunks.store import Store
-from llmaas.records import AppId, Generation, Turn
+from llmaas.records import AppId
 from llmaas.service import Service
 from llmaas.service_settings import ServiceSettings
 

@@ -12,6 +12,7 @@ from collections.abc import Callable
 from dataclasses import asdict
 from typing import TypeVar
 
+from llmaas.calls import ON_NO_TERMS, Done, Generation, Piece, Terms, Turn
 from llmaas.clock import Clock, RealClock
 from llmaas.engine.thread import EngineThread
 from llmaas.errors import (
@@ -25,19 +26,7 @@ from llmaas.kvchunks.store import ContextRow, Store
 from llmaas.metrics import Registry
 from llmaas.policies import governor
 from llmaas.policies.budget import Reading
-from llmaas.records import (
-    ON_NO_TERMS,
-    AppId,
-    ContextDetail,
-    ContextInfo,
-    Done,
-    Generation,
-    Message,
-    Piece,
-    RequestId,
-    Terms,
-    Turn,
-)
+from llmaas.records import AppId, ContextDetail, ContextInfo, Message, RequestId
 from llmaas.service_adapters import Adapters
 from llmaas.service_budget import Budgets
 from llmaas.service_calls import Call, turn_spans

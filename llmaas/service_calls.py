@@ -12,6 +12,7 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
 from llmaas.actions import Finish, Outcome, Switched
+from llmaas.calls import Done, FinishReason, Generation, Logprobs, Piece, SwitchReport, Terms, Turn
 from llmaas.chat import Part, turn_parts
 from llmaas.engine.base import Engine
 from llmaas.engine.logprobs import logprobs
@@ -19,18 +20,7 @@ from llmaas.engine.shelf import AdapterFile
 from llmaas.errors import LlmaasError
 from llmaas.events import Drawn
 from llmaas.kvchunks.store import Span
-from llmaas.records import (
-    Done,
-    FinishReason,
-    Generation,
-    Logprobs,
-    Message,
-    Piece,
-    RequestId,
-    SwitchReport,
-    Terms,
-    Turn,
-)
+from llmaas.records import Message, RequestId
 from llmaas.service_contexts import LiveContext, total_tokens
 from llmaas.stream import TextStream
 

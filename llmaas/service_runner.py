@@ -15,6 +15,7 @@ from dataclasses import replace
 from typing import TypeVar
 
 from llmaas.actions import Finish, Outcome
+from llmaas.calls import ON_NO_TERMS, Done, Generation, Piece, Terms, Turn
 from llmaas.clock import Clock
 from llmaas.engine.base import Engine
 from llmaas.errors import (
@@ -32,7 +33,7 @@ from llmaas.errors import (
 from llmaas.events import CancelRequested, Event, PriorityChanged, Submitted
 from llmaas.kvchunks.store import Span, Store
 from llmaas.metrics import Registry
-from llmaas.records import ON_NO_TERMS, ChunkKey, Done, Generation, Piece, RequestId, Terms, Turn
+from llmaas.records import ChunkKey, RequestId
 from llmaas.service_adapters import Adapters
 from llmaas.service_calls import Call, turn_spans
 from llmaas.service_contexts import LiveContext, tell_changed

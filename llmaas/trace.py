@@ -9,8 +9,8 @@ import json
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 
+from llmaas.calls import ON_NO_TERMS, Terms
 from llmaas.errors import BadRequest
-from llmaas.records import ON_NO_TERMS, Terms
 
 
 @dataclass(frozen=True, slots=True)

@@ -8,11 +8,12 @@ from contextlib import asynccontextmanager
 from pathlib import Path
 from typing import Any
 
+from llmaas.calls import ON_NO_TERMS, Done, Generation, Terms, Turn
 from llmaas.clock import Clock
 from llmaas.engine.fake import FakeEngine
 from llmaas.engine.thread import EngineThread
 from llmaas.kvchunks.store import MasterKey, Store
-from llmaas.records import ON_NO_TERMS, AppId, Done, Generation, Message, Precision, Terms, Turn
+from llmaas.records import AppId, Message, Precision
 from llmaas.service import Service
 from llmaas.service_settings import ServiceSettings
 

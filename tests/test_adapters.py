@@ -11,6 +11,7 @@ from typing import Any
 
 import pytest
 
+from llmaas.calls import Generation, Terms, Turn
 from llmaas.engine.fake import fake_adapter
 from llmaas.errors import (
     AdapterMismatch,
@@ -20,7 +21,7 @@ from llmaas.errors import (
     Cancelled,
     UnknownAdapter,
 )
-from llmaas.records import Generation, Message, Terms, Turn
+from llmaas.records import Message
 from tests.e2e.oracle import Book, Oracle
 from tests.service_house import APP, House, house
 

@@ -11,11 +11,12 @@ from typing import Any
 import pytest
 
 from llmaas.actions import Action
+from llmaas.calls import Generation, Turn
 from llmaas.errors import BadRequest
 from llmaas.events import Event
 from llmaas.planner import Planner
 from llmaas.recorder import read
-from llmaas.records import AppId, Generation, Message, Turn
+from llmaas.records import AppId, Message
 from llmaas.replay import Replay
 from llmaas.trace import TraceCall
 from tests.service_house import APP, house

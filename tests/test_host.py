@@ -10,6 +10,7 @@ from pathlib import Path
 import pytest
 
 from llmaas import host
+from llmaas.calls import Sampling
 from llmaas.clock import ManualClock
 from llmaas.engine.adaptive import AdaptiveThreads
 from llmaas.engine.base import BatchItem
@@ -18,7 +19,6 @@ from llmaas.engine.thread import EngineThread, be_nice
 from llmaas.errors import MachineError
 from llmaas.events import DutyChanged
 from llmaas.policies.governor import Reading
-from llmaas.records import Sampling
 from llmaas.service_host import Host
 
 linux = pytest.mark.skipif(sys.platform != "linux", reason="Linux has niceness and CPUs by thread")

@@ -10,9 +10,10 @@ from typing import Any
 import pytest
 
 from llmaas import errors
+from llmaas.calls import FinishReason, Generation, Piece, Sampling, Turn
 from llmaas.clock import RealClock
 from llmaas.kvchunks.store import Files, Store
-from llmaas.records import AppId, FinishReason, Generation, Message, Piece, Precision, Sampling, Turn
+from llmaas.records import AppId, Message, Precision
 from tests.service_house import APP, House, house
 
 TEXT = "All happy families are alike; every unhappy family is unhappy in its own way. "

@@ -10,9 +10,10 @@ from typing import Any
 import pytest
 
 from llmaas import errors
+from llmaas.calls import FinishReason, Generation, Piece, Sampling, Turn
 from llmaas.engine.base import BatchItem
 from llmaas.engine.fake import BOS, FakeEngine
-from llmaas.records import FinishReason, Generation, Message, Piece, Sampling, Turn
+from llmaas.records import Message
 from tests.service_house import APP, House, house
 
 LIMIT = 1024

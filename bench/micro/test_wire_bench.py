@@ -15,22 +15,8 @@ from llmaas.api.client import AsyncClient
 from llmaas.api.session import Session
 from llmaas.api.unix import serve
 from llmaas.api.wire import Decoder, encode
-from llmaas.records import (
-    ON_NO_TERMS,
-    AppId,
-    ContextDetail,
-    ContextId,
-    ContextInfo,
-    Done,
-    FinishReason,
-    Generation,
-    Message,
-    Piece,
-    RequestId,
-    SwitchReport,
-    Terms,
-    Turn,
-)
+from llmaas.calls import ON_NO_TERMS, Done, FinishReason, Generation, Piece, SwitchReport, Terms, Turn
+from llmaas.records import AppId, ContextDetail, ContextId, ContextInfo, Message, RequestId
 
 PIECE = Piece(" hello", (1234,))
 PIECES = 1000

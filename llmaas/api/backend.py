@@ -11,19 +11,8 @@ from dataclasses import dataclass
 from typing import Protocol
 
 from llmaas.api.wire import MAX_FRAME
-from llmaas.records import (
-    ON_NO_TERMS,
-    AdapterInfo,
-    AppId,
-    ContextDetail,
-    ContextInfo,
-    Done,
-    Generation,
-    Piece,
-    RequestId,
-    Terms,
-    Turn,
-)
+from llmaas.calls import ON_NO_TERMS, Done, Generation, Piece, Terms, Turn
+from llmaas.records import AdapterInfo, AppId, ContextDetail, ContextInfo, RequestId
 
 
 class Adapters(Protocol):

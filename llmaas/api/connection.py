@@ -25,8 +25,9 @@ from llmaas.api import replies
 from llmaas.api.backend import Backend, Limits
 from llmaas.api.maps import to_map
 from llmaas.api.wire import Decoder, Frame, encode
+from llmaas.calls import Piece
 from llmaas.errors import BadRequest, Busy, Cancelled, Forbidden, Internal, LlmaasError, ShuttingDown, UnknownRequest
-from llmaas.records import AppId, Piece, RequestId
+from llmaas.records import AppId, RequestId
 
 log = logging.getLogger(__name__)
 

@@ -14,11 +14,12 @@ from typing import Any, TypeVar
 
 from llmaas.api.maps import from_map, to_map
 from llmaas.api.wire import Frame
+from llmaas.calls import ON_NO_TERMS, Generation, Sampling, Terms, Turn
 from llmaas.errors import (
     BadRequest,
     VersionMismatch,
 )
-from llmaas.records import NO_QUOTA, ON_NO_TERMS, AppId, Generation, Message, Sampling, Terms, Turn
+from llmaas.records import NO_QUOTA, AppId, Message
 
 VERSION = 1
 """The protocol version of this file."""

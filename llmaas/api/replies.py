@@ -12,6 +12,7 @@ from typing import Any, TypeVar
 from llmaas.api.maps import from_map, to_map
 from llmaas.api.messages import VERSION
 from llmaas.api.wire import Frame
+from llmaas.calls import Logprobs, Piece
 from llmaas.errors import (
     BadRequest,
     Cancelled,
@@ -22,7 +23,6 @@ from llmaas.errors import (
     VersionMismatch,
     by_code,
 )
-from llmaas.records import Logprobs, Piece
 
 MAX_MESSAGE = 2000
 """Most characters of an error message: it may quote what the caller sent."""

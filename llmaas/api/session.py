@@ -13,8 +13,8 @@ from llmaas import __version__
 from llmaas.api import messages as msg
 from llmaas.api import replies
 from llmaas.api.wire import MAX_FRAME, Decoder, Frame, encode
+from llmaas.calls import Piece
 from llmaas.errors import LlmaasError, MalformedFrame
-from llmaas.records import Piece
 
 
 def _nobody() -> None:

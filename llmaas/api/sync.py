@@ -20,8 +20,9 @@ from typing import Any
 from llmaas.api import messages as msg
 from llmaas.api import replies
 from llmaas.api.session import Exchange, Session
+from llmaas.calls import ON_NO_TERMS, Done, Piece, Sampling, Terms
 from llmaas.errors import NotServing
-from llmaas.records import ON_NO_TERMS, AdapterInfo, ContextDetail, ContextInfo, Done, Message, Piece, Sampling, Terms
+from llmaas.records import AdapterInfo, ContextDetail, ContextInfo, Message
 
 Messages = Iterable[Message | Mapping[str, str]]
 GREEDY = Sampling()

@@ -20,8 +20,9 @@ from llmaas.errors import BadRequest, Cancelled, LlmaasError, NotServing, Shutti
 
 if TYPE_CHECKING:
     from llmaas.api.sync import Client
+    from llmaas.calls import Done
     from llmaas.config import Config
-    from llmaas.records import ContextInfo, Done
+    from llmaas.records import ContextInfo
 
 _ONCE_CONTEXT = "chat"
 _EPILOG = """\
@@ -130,7 +131,7 @@ def _converse(client: Client, context: ContextInfo, lines: Lines, args: argparse
 
 def _answer(client: Client, context: ContextInfo, text: str, args: argparse.Namespace, config: Config) -> bool:
     """Stream one answer to stdout; False if the user cancelled it."""
-    from llmaas.records import Terms
+    from llmaas.calls import Terms
 
     stream = client.generate(
         context.id,

@@ -14,9 +14,10 @@ from dataclasses import asdict
 from pathlib import Path
 
 from llmaas.api.sync import Client
+from llmaas.calls import Done, Sampling
 from llmaas.cli.demo_data import conversations
 from llmaas.errors import LlmaasError, UnknownContext
-from llmaas.records import ContextInfo, Done, Sampling
+from llmaas.records import ContextInfo
 
 CONTEXT = "main"
 

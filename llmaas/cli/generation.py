@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING
 from llmaas.errors import BadRequest
 
 if TYPE_CHECKING:
-    from llmaas.records import Sampling
+    from llmaas.calls import Sampling
 
 _HINT = "'llmaas chat --help' tells what each option means."
 _NUMBERS: dict[str, tuple[type, str, str]] = {
@@ -49,7 +49,7 @@ def add_generation(parser: argparse.ArgumentParser) -> None:
 
 def sampling(args: argparse.Namespace) -> Sampling:
     """Raises BadRequest for values that are out of range, and files that cannot be read."""
-    from llmaas.records import Sampling
+    from llmaas.calls import Sampling
 
     given = {name: getattr(args, name) for name in _NUMBERS}
     given |= {name: _read(getattr(args, name)) for name in _FILES}

@@ -12,7 +12,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Protocol
 
-from llmaas.records import F32, KvSlab, Message, ModelInfo, Queries, Rope, Sampling
+from llmaas.calls import Sampling
+from llmaas.records import F32, KvSlab, Message, ModelInfo, Queries, Rope
 
 
 @dataclass(frozen=True, slots=True)

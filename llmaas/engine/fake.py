@@ -26,9 +26,10 @@ from pathlib import Path
 import numpy as np
 import numpy.typing as npt
 
+from llmaas.calls import Sampling
 from llmaas.engine.base import Aborted, BatchItem, CellsFull
 from llmaas.errors import AdapterMismatch, AdapterUnreadable, BadRequest, EngineFailed
-from llmaas.records import F32, Geometry, KvSlab, Message, ModelInfo, Queries, Rope, Sampling
+from llmaas.records import F32, Geometry, KvSlab, Message, ModelInfo, Queries, Rope
 
 BOS, EOS, IM_START, IM_END = 256, 257, 258, 259
 N_VOCAB = 260

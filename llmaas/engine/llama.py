@@ -18,6 +18,7 @@ from typing import Any, Literal
 import numpy as np
 import numpy.typing as npt
 
+from llmaas.calls import Sampling
 from llmaas.engine.base import Aborted, BatchItem, CellsFull
 from llmaas.engine.llama_adapters import LlamaAdapters
 from llmaas.engine.llama_batch import Batch
@@ -31,7 +32,7 @@ from llmaas.engine.llama_sampling import Samplers
 from llmaas.engine.llama_slabs import Slabs
 from llmaas.engine.llama_state import StateLayout, Unchunkable
 from llmaas.errors import EngineFailed
-from llmaas.records import CHUNK_TOKENS, F16, F32, Geometry, KvSlab, Message, ModelInfo, Queries, Rope, Sampling
+from llmaas.records import CHUNK_TOKENS, F16, F32, Geometry, KvSlab, Message, ModelInfo, Queries, Rope
 
 _log = logging.getLogger(__name__)
 _KV_MEANING = "llama.cpp, K after RoPE, V, flash attention"

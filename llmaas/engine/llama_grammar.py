@@ -14,9 +14,9 @@ import re
 import time
 from typing import Any
 
+from llmaas.calls import MAX_GRAMMAR, Sampling
 from llmaas.engine.llama_lib import C, SchemaConverter, hear_errors
 from llmaas.errors import BadRequest
-from llmaas.records import MAX_GRAMMAR, Sampling
 
 _HINT = "docs/protocol.md tells what grammars and schemas may hold."
 _MAX_DEPTH = 2000

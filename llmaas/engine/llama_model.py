@@ -16,11 +16,12 @@ from typing import Any
 
 import numpy as np
 
+from llmaas.calls import Sampling
 from llmaas.engine.llama_chat import ChatTemplate
 from llmaas.engine.llama_grammar import check_grammar
 from llmaas.engine.llama_lib import C, hear_errors, load_model, metadata
 from llmaas.errors import MachineError, ModelUnreadable
-from llmaas.records import Geometry, Message, Sampling
+from llmaas.records import Geometry, Message
 
 _HEAD_BYTES = 8 << 20
 _SAMPLES = 256

@@ -11,9 +11,9 @@ from typing import Any
 
 import numpy as np
 
+from llmaas.calls import Sampling
 from llmaas.engine.llama_grammar import Grammar
 from llmaas.engine.llama_lib import C
-from llmaas.records import Sampling
 
 _RANDOM_SEED = 0xFFFFFFFF
 """llama.cpp draws a seed of its own for this one (LLAMA_DEFAULT_SEED)."""

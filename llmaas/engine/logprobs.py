@@ -9,7 +9,8 @@ from collections.abc import Callable
 
 import numpy as np
 
-from llmaas.records import F32, Logprobs, TokenLogprob
+from llmaas.calls import Logprobs, TokenLogprob
+from llmaas.records import F32
 
 
 def logprobs(logits: F32, token: int, n: int, piece: Callable[[int], bytes]) -> Logprobs:

@@ -11,24 +11,9 @@ from typing import Any
 
 from llmaas.api.unix import Limits, Server, peer_uid, serve
 from llmaas.api.wire import Decoder, Frame, encode
+from llmaas.calls import ON_NO_TERMS, Done, FinishReason, Generation, Piece, SwitchReport, Terms, Turn
 from llmaas.errors import Cancelled, ContextExists, ContextTooLong, UnknownAdapter, UnknownContext, UnknownRequest
-from llmaas.records import (
-    ON_NO_TERMS,
-    AdapterInfo,
-    AppId,
-    ContextDetail,
-    ContextId,
-    ContextInfo,
-    Done,
-    FinishReason,
-    Generation,
-    Message,
-    Piece,
-    RequestId,
-    SwitchReport,
-    Terms,
-    Turn,
-)
+from llmaas.records import AdapterInfo, AppId, ContextDetail, ContextId, ContextInfo, Message, RequestId
 
 
 class ScriptedAdapters:

@@ -21,6 +21,7 @@ from llmaas.api.client import AsyncClient
 from llmaas.api.sync import Client
 from llmaas.api.unix import Limits, serve
 from llmaas.api.wire import encode
+from llmaas.calls import FinishReason, Piece, Priority, Sampling, Terms
 from llmaas.errors import (
     BadRequest,
     Busy,
@@ -37,7 +38,7 @@ from llmaas.errors import (
     UnknownContext,
     VersionMismatch,
 )
-from llmaas.records import FinishReason, Message, Piece, Priority, Sampling, Terms
+from llmaas.records import Message
 from tests.api.scripted import ScriptedBackend, serving, serving_in_a_thread, until
 
 

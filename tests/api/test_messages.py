@@ -15,22 +15,9 @@ from llmaas.api import messages as msg
 from llmaas.api import replies
 from llmaas.api.maps import from_map, to_map
 from llmaas.api.wire import Decoder, Frame, encode
+from llmaas.calls import Done, FinishReason, Logprobs, Piece, Sampling, SwitchReport, TokenLogprob, Turn
 from llmaas.errors import BadRequest, Cancelled, LlmaasError, MalformedFrame, VersionMismatch, by_code
-from llmaas.records import (
-    AppId,
-    ContextDetail,
-    ContextId,
-    ContextInfo,
-    Done,
-    FinishReason,
-    Logprobs,
-    Message,
-    Piece,
-    Sampling,
-    SwitchReport,
-    TokenLogprob,
-    Turn,
-)
+from llmaas.records import AppId, ContextDetail, ContextId, ContextInfo, Message
 
 TEXT = st.text(st.characters(exclude_categories=["Cs"]), max_size=20)
 COUNT = st.integers(0, 2**40)

@@ -15,7 +15,8 @@ from crossover import crossover, rows
 from quantum import choose, wait_for_turn
 from urgent import bars, books
 
-from llmaas.records import ContextId, Done, FinishReason, SwitchReport
+from llmaas.calls import Done, FinishReason, SwitchReport
+from llmaas.records import ContextId
 
 
 def every(step: float, n: int, begin: float = 0.0) -> list[float]:

@@ -10,10 +10,11 @@ import numpy as np
 import pytest
 
 from bench.adapter_files import write_gguf
+from llmaas.calls import Sampling
 from llmaas.engine.base import BatchItem, Engine
 from llmaas.engine.fake import FakeEngine, fake_adapter
 from llmaas.errors import AdapterMismatch, AdapterUnreadable
-from llmaas.records import KvSlab, Sampling
+from llmaas.records import KvSlab
 
 TEXT = "The old captain walked seven miles and saw the sea, the lighthouse and the storm."
 

@@ -14,10 +14,11 @@ import numpy as np
 import numpy.typing as npt
 import pytest
 
+from llmaas.calls import Sampling
 from llmaas.engine.base import Aborted, BatchItem, CellsFull, Engine
 from llmaas.engine.logprobs import logprobs
 from llmaas.errors import EngineFailed, ModelUnreadable
-from llmaas.records import CHUNK_TOKENS, KvSlab, Message, Sampling
+from llmaas.records import CHUNK_TOKENS, KvSlab, Message
 
 Logits = npt.NDArray[np.float32]
 

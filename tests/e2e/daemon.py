@@ -25,11 +25,12 @@ from llmaas.api.backend import Limits
 from llmaas.api.client import AsyncClient
 from llmaas.api.sync import Client
 from llmaas.api.wire import Decoder, Frame
+from llmaas.calls import Generation
 from llmaas.engine.fake import FakeEngine
 from llmaas.engine.thread import EngineThread
 from llmaas.errors import LlmaasError
 from llmaas.kvchunks.store import Store
-from llmaas.records import Generation, Message, Precision
+from llmaas.records import Message, Precision
 from llmaas.service import Service
 from llmaas.service_settings import ServiceSettings
 from tests.e2e.oracle import App, Book, Oracle

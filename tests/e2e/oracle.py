@@ -15,11 +15,12 @@ from pathlib import Path
 from types import MappingProxyType
 
 from llmaas.api.sync import Client
+from llmaas.calls import Done, FinishReason, Generation, Sampling
 from llmaas.engine.base import BatchItem
 from llmaas.engine.fake import FakeEngine
 from llmaas.errors import Cancelled, ContextTooLong
 from llmaas.kvchunks.store import Span
-from llmaas.records import ContextId, Done, FinishReason, Generation, Message, Sampling
+from llmaas.records import ContextId, Message
 
 TEXT = "the service keeps far more contexts than fit in memory and brings them back when an app asks again"
 WORDS = TEXT.split()

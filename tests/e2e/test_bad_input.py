@@ -19,8 +19,9 @@ import pytest
 
 from llmaas.api.backend import Limits
 from llmaas.api.client import AsyncClient
+from llmaas.calls import FinishReason
 from llmaas.errors import LlmaasError
-from llmaas.records import FinishReason, Message
+from llmaas.records import Message
 from tests.e2e.daemon import CELLS, HELLO, Daemon, Peer, answer_to, ask, busy_daemon, company, serving, told
 
 # -- contexts that are not there, or not one's own

@@ -20,11 +20,12 @@ from typing import Any
 import pytest
 
 from llmaas.api.client import AsyncClient, AsyncStream
+from llmaas.calls import ON_NO_TERMS, Generation, Terms
 from llmaas.engine.base import BatchItem
 from llmaas.engine.fake import FakeEngine
 from llmaas.errors import Cancelled, Expired
 from llmaas.kvchunks.store import Store
-from llmaas.records import NO_QUOTA, ON_NO_TERMS, Generation, KvSlab, Message, Terms
+from llmaas.records import NO_QUOTA, KvSlab, Message
 from tests.e2e.daemon import CELLS, HELLO, SOON, Daemon, active, answer_to, ask, serving
 from tests.e2e.oracle import Oracle, book_of
 

@@ -9,9 +9,9 @@ from pathlib import Path
 
 import pytest
 
+from llmaas.calls import Priority, Sampling, Terms
 from llmaas.engine.fake import FakeEngine
 from llmaas.errors import Expired
-from llmaas.records import Priority, Sampling, Terms
 from tests.e2e.daemon import serving
 from tests.e2e.test_many_clients import work
 

@@ -9,11 +9,12 @@ from pathlib import Path
 
 import pytest
 
+from llmaas.calls import MAX_GRAMMAR, Sampling
 from llmaas.engine.base import BatchItem
 from llmaas.engine.llama import LlamaEngine
 from llmaas.engine.llama_grammar import schema_gbnf
 from llmaas.errors import BadRequest
-from llmaas.records import MAX_GRAMMAR, Message, Sampling
+from llmaas.records import Message
 
 
 @pytest.fixture(scope="module")

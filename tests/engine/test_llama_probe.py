@@ -11,12 +11,13 @@ import numpy as np
 import numpy.typing as npt
 import pytest
 
+from llmaas.calls import Sampling
 from llmaas.engine import llama_probe
 from llmaas.engine.base import BatchItem
 from llmaas.engine.llama import LlamaEngine
 from llmaas.engine.llama_lib import C
 from llmaas.engine.llama_probe import QueryProbe, sampled
-from llmaas.records import F32, Queries, Sampling
+from llmaas.records import F32, Queries
 
 N = 330
 """Tokens of a context: three ubatches of one batch."""

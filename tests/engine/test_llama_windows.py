@@ -13,11 +13,12 @@ import numpy as np
 import numpy.typing as npt
 import pytest
 
+from llmaas.calls import Sampling
 from llmaas.engine.base import BatchItem
 from llmaas.engine.llama import LlamaEngine
 from llmaas.engine.llama_cells import window_of
 from llmaas.engine.llama_lib import C, load_model
-from llmaas.records import CHUNK_TOKENS, KvSlab, Sampling
+from llmaas.records import CHUNK_TOKENS, KvSlab
 
 Logits = npt.NDArray[np.float32]
 PROSE = " ".join(f"On day {day} the keeper walked {day * 7 % 31} miles and saw the storm." for day in range(400))

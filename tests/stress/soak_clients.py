@@ -23,8 +23,9 @@ from typing import Any
 import msgpack
 
 from llmaas.api.client import AsyncClient, AsyncStream
+from llmaas.calls import Done, FinishReason, Generation, Sampling, Terms
 from llmaas.errors import Busy, Cancelled, ContextTooLong, Expired, LlmaasError, NotServing
-from llmaas.records import ContextId, Done, FinishReason, Generation, Message, Sampling, Terms
+from llmaas.records import ContextId, Message
 from tests.e2e.oracle import COMMON, WORDS, Book, Expected, Mark, Oracle
 
 LATE = 60.0

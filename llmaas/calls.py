@@ -1,0 +1,224 @@
+"""F0. What a call says and is told: its turn, its terms, how it is sampled, what streams, how it ended.
+
+Law: values only, as in ``records``; each checks itself when it is made.
+"""
+
+from __future__ import annotations
+
+import enum
+from dataclasses import dataclass
+
+from llmaas.records import ContextId, Message
+
+MAX_PENALTY_TOKENS = 4096
+MAX_GRAMMAR = 1 << 16
+"""Bytes of a grammar or schema: reading one takes more than linear time."""
+ON_FULL = ("error", "shift")
+MAX_LOGPROBS = 20
+
+
+@dataclass(frozen=True, slots=True)
+class Sampling:
+    """How the next token is drawn. ``temperature`` 0 is greedy; ``seed`` None draws one.
+
+    Penalties as in llama.cpp: tokens among the last ``penalty_last_n`` of context and answer have their logits divided
+    (negative ones multiplied) by ``repeat_penalty``, less ``presence_penalty``, less ``frequency_penalty`` times their
+    count. ``grammar`` is GBNF with the rule ``root``, ``json_schema`` the text of a JSON schema: the answer keeps
+    to it.
+    """
+
+    temperature: float = 0.0
+    top_k: int = 40
+    top_p: float = 0.95
+    min_p: float = 0.05
+    seed: int | None = None
+    repeat_penalty: float = 1.0
+    presence_penalty: float = 0.0
+    frequency_penalty: float = 0.0
+    penalty_last_n: int = 64
+    grammar: str | None = None
+    json_schema: str | None = None
+
+    @property
+    def penalises(self) -> bool:
+        off = (self.repeat_penalty, self.presence_penalty, self.frequency_penalty) == (1.0, 0.0, 0.0)
+        return self.penalty_last_n > 0 and not off
+
+    @property
+    def constrained(self) -> bool:
+        return self.grammar is not None or self.json_schema is not None
+
+    def __post_init__(self) -> None:
+        if not 0.0 <= self.temperature <= 10.0:
+            raise ValueError(f"temperature must be in [0, 10], not {self.temperature}")
+        if self.top_k < 0:
+            raise ValueError(f"top_k must be 0 (off) or more, not {self.top_k}")
+        if not 0.0 < self.top_p <= 1.0:
+            raise ValueError(f"top_p must be in (0, 1], not {self.top_p}")
+        if not 0.0 <= self.min_p <= 1.0:
+            raise ValueError(f"min_p must be in [0, 1], not {self.min_p}")
+        if not 0.0 < self.repeat_penalty <= 10.0:
+            raise ValueError(f"repeat_penalty must be in (0, 10], not {self.repeat_penalty}")
+        for name, value in (("presence", self.presence_penalty), ("frequency", self.frequency_penalty)):
+            if not -10.0 <= value <= 10.0:
+                raise ValueError(f"{name}_penalty must be in [-10, 10], not {value}")
+        if not 0 <= self.penalty_last_n <= MAX_PENALTY_TOKENS:
+            raise ValueError(f"penalty_last_n must be in [0, {MAX_PENALTY_TOKENS}], not {self.penalty_last_n}")
+        if self.grammar is not None and self.json_schema is not None:
+            raise ValueError("give a grammar or a json_schema, not both")
+        for name, text in (("grammar", self.grammar), ("json_schema", self.json_schema)):
+            if text is not None and not 0 < len(text.encode()) <= MAX_GRAMMAR:
+                raise ValueError(f"{name} must have 1 to {MAX_GRAMMAR} bytes, not {len(text.encode())}")
+
+
+@dataclass(frozen=True, slots=True)
+class Turn:
+    """What a call adds to a context before the model answers.
+
+    Either chat ``messages`` (put through the model's chat template) or raw ``prompt`` text, or
+    nothing at all (continue from where the context stands).
+    """
+
+    messages: tuple[Message, ...] = ()
+    prompt: str | None = None
+
+    def __post_init__(self) -> None:
+        if self.messages and self.prompt is not None:
+            raise ValueError("give messages or a prompt, not both")
+
+
+class Priority(enum.IntEnum):
+    """Names for some of the priorities 0 (most urgent) .. 9."""
+
+    INTERACTIVE = 1
+    NORMAL = 5
+    BACKGROUND = 8
+
+
+@dataclass(frozen=True, slots=True)
+class Terms:
+    """On what terms a call is served.
+
+    ``priority``: 0 (most urgent) .. 9. ``deadline_s``: seconds from submission after which nobody wants it any more.
+    ``rate``: tokens per second that it may generate at most. ``adapter``: name of the LoRA adapter to use from now on
+    in this context, "" for the bare model; None leaves the context's as it is.
+    """
+
+    priority: int = Priority.NORMAL
+    deadline_s: float | None = None
+    rate: float | None = None
+    adapter: str | None = None
+
+    def __post_init__(self) -> None:
+        if not 0 <= self.priority <= 9:
+            raise ValueError(f"priority must be from 0 (most urgent) to 9, not {self.priority}")
+        if self.deadline_s is not None and not 0.0 < self.deadline_s <= 1e9:
+            raise ValueError(f"deadline_s must be a number of seconds above 0, not {self.deadline_s}")
+        if self.rate is not None and not 0.0 < self.rate <= 1e9:
+            raise ValueError(f"rate must be a number of tokens per second above 0, not {self.rate}")
+
+
+ON_NO_TERMS = Terms()
+
+
+@dataclass(frozen=True, slots=True)
+class Generation:
+    """Limits and sampling of one answer. ``logprobs``: how many alternatives to tell for each token; None: nothing.
+
+    ``on_full``: "error" refuses a turn that does not fit and ends an answer that fills the context; "shift" lets go of
+    the oldest messages after the system's instead.
+    """
+
+    max_tokens: int = 256
+    sampling: Sampling = Sampling()
+    stop: tuple[str, ...] = ()
+    logprobs: int | None = None
+    on_full: str = "error"
+
+    def __post_init__(self) -> None:
+        if self.on_full not in ON_FULL:
+            raise ValueError(f"on_full is one of {', '.join(ON_FULL)}, not {self.on_full}")
+        if self.max_tokens < 1:
+            raise ValueError(f"max_tokens must be at least 1, not {self.max_tokens}")
+        if any(not s for s in self.stop):
+            raise ValueError("a stop string may not be empty")
+        if self.logprobs is not None and not 0 <= self.logprobs <= MAX_LOGPROBS:
+            raise ValueError(f"logprobs must be in [0, {MAX_LOGPROBS}], not {self.logprobs}")
+
+
+class FinishReason(enum.Enum):
+    STOP = "stop"
+    """The model ended its turn, or a stop string appeared."""
+    LENGTH = "length"
+    """max_tokens were generated."""
+    CONTEXT_FULL = "context_full"
+    """The context reached the longest length that the service can hold."""
+    APPENDED = "appended"
+    """Nothing was to be generated."""
+
+
+@dataclass(frozen=True, slots=True)
+class TokenLogprob:
+    """A token and the natural logarithm of its probability. ``text``: its bytes, where they are UTF-8, else U+FFFD."""
+
+    token: int
+    text: str
+    logprob: float
+
+
+@dataclass(frozen=True, slots=True)
+class Logprobs(TokenLogprob):
+    """A generated token in the model's own distribution, before penalties, grammar and sampling; ``top``: the likeliest
+    tokens there, best first, whether drawn or not."""
+
+    top: tuple[TokenLogprob, ...] = ()
+
+
+@dataclass(frozen=True, slots=True)
+class Piece:
+    """A piece of an answer as it streams. ``text`` is whole UTF-8; it may be empty, and may lag behind ``tokens``.
+
+    ``logprobs`` is parallel to ``tokens``; None if the call did not ask for them.
+    """
+
+    text: str
+    tokens: tuple[int, ...]
+    logprobs: tuple[Logprobs, ...] | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class SwitchReport:
+    """Where the tokens of a context were when a call needed them, and what that cost."""
+
+    cells: int = 0
+    pool: int = 0
+    disk: int = 0
+    recomputed: int = 0
+    switch_ms: float = 0.0
+
+    @property
+    def tokens(self) -> int:
+        return self.cells + self.pool + self.disk + self.recomputed
+
+
+@dataclass(frozen=True, slots=True)
+class Done:
+    """Terminal reply of append and generate."""
+
+    context: ContextId
+    reason: FinishReason
+    n_tokens: int
+    """Tokens in the context now."""
+    n_prompt: int
+    """Tokens that this call added before the answer."""
+    n_generated: int
+    switch: SwitchReport
+    queue_ms: float
+    ttft_ms: float
+    """From submission to the first token (for append: to the end)."""
+    decode_tps: float
+    """Tokens per second after the first."""
+    n_paused: int = 0
+    """How often the call had to leave CELLS to others."""
+    n_dropped: int = 0
+    """Tokens of old messages that the context let go to make room (``on_full``)."""
