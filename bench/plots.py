@@ -97,7 +97,7 @@ def quantum(line: dict[str, Any], axes: Axes) -> None:
             axes.annotate(wait, at, (0, 6), textcoords="offset points", fontsize=7, color=drawn.get_color())
     for name, style in (("gpu", "--"), ("cpu", ":")):
         shares = [tps / theirs[name]["single"] for tps in theirs[name]["tps"]]
-        axes.plot(theirs["quantum"], shares, f"k{style}", marker=".", alpha=0.6, label=f"LLM-OS, {name.upper()}, 1")
+        axes.plot(theirs["quantum"], shares, f"k{style}", marker=".", alpha=0.6, label=f"LLM-OS, {name.upper()}")
     axes.set(ylim=(0, 1.1), xlabel="tokens of a turn", ylabel="speed, relative to not taking turns")
     axes.set_title(f"{clients} clients taking turns (and the wait from turn to turn)")
     axes.legend(frameon=False)

@@ -55,7 +55,7 @@ async def switches(thread: EngineThread, folder: Path, master: MasterKey, repeat
         await service.start()
         try:
             stage = Stage(service, store)
-            await stage.add_pusher()
+            await stage.add_pushers()
             contexts = {name: service.show(APP, name).info.id for name in (CLEAR, SEALED)}
             return {
                 "cold" if cold else "cached": await _in_turns(stage, contexts, store, cold, repeats, folder / "payload")

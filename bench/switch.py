@@ -8,8 +8,8 @@ by the real service, out of the POOL and from DISK with the payload files out of
 * load: the engine's own import of ready f16 slabs, which no coding can undercut;
 * file: llama.cpp's own restore of the whole f16 state (llama_state_seq_load_file), its file out of the page cache.
 
-Before each switch another context takes all the cells. The breakdown says where the time goes: read (store), decode
-(codec, summed over its threads), load (engine), and hand-over (what is left of the switch outside all of them).
+Before each switch as many others are used as can be in CELLS. The breakdown says where the time goes: read (store),
+decode (codec, summed over its threads), load (engine), and hand-over (what is left of the switch outside all of them).
 """
 
 from __future__ import annotations
@@ -28,12 +28,11 @@ import numpy as np
 from common import Bar, Bare, Options, Result, engine, main, prose, say, sig, summary
 from probes import Stopwatch, resident_fraction, storage_bytes_read
 
-from llmaas.calls import Done, Generation, Piece, Turn
+from llmaas.calls import Done, Generation, Turn
 from llmaas.engine.base import Engine
 from llmaas.engine.llama import LlamaEngine
 from llmaas.engine.llama_lib import C
 from llmaas.engine.thread import EngineThread
-from llmaas.errors import Cancelled
 from llmaas.kvchunks.codec import Codec
 from llmaas.kvchunks.store import Store
 from llmaas.records import CHUNK_TOKENS, AppId, ContextId, KvSlab, Precision, Tier
@@ -116,7 +115,7 @@ def _cold_file_ms(engine: LlamaEngine, path: Path, n: int) -> float:
 
 
 class Stage:
-    """A service with one context per length, all of the same text, and one that pushes the others out of the cells."""
+    """A service with one context per length, all of the same text, and others that push these out of CELLS."""
 
     def __init__(self, service: Service, store: Store) -> None:
         self._service, self._store = service, store
@@ -133,38 +132,32 @@ class Stage:
             self.contexts[n] = (await self._service.fork(APP, longest, name=f"{n} tokens")).id
             await self._service.truncate(APP, self.contexts[n], n_tokens=n, n_messages=None)
         await self._service.delete(APP, longest)
-        await self.add_pusher()
+        await self.add_pushers()
         return done.n_tokens, spent
 
     async def take_up(self, lengths: list[int]) -> None:
         """Use the contexts that an earlier stage set up in the same store."""
-        self._pusher = self._service.show(APP, "pusher").info.id
+        self._pushers = [self._service.show(APP, name).info.id for name in self._names()]
         self.contexts = {n: self._service.show(APP, f"{n} tokens").info.id for n in lengths}
-        await self.call(self._pusher, Turn(), None)
 
-    async def add_pusher(self) -> None:
-        self._pusher = (await self._service.create(APP, name="pusher", system=None)).id
-        await self.call(self._pusher, Turn(prompt="The"), None)
+    async def add_pushers(self) -> None:
+        """Contexts of a token each, as many as can be in CELLS."""
+        self._pushers = [(await self._service.create(APP, name=name, system=None)).id for name in self._names()]
+        for pusher in self._pushers:
+            await self.call(pusher, Turn(prompt="The"), None)
+
+    def _names(self) -> list[str]:
+        return [f"pusher {i}" for i in range(self._service.planner_settings.n_seqs)]
 
     async def call(self, context: ContextId, turn: Turn, generation: Generation | None) -> Done:
         _, reply = self._service.submit(APP, context, turn, generation, lambda piece: None)
         return await reply
 
     async def push_out(self) -> None:
-        """Let another context take all the cells, and give them up."""
+        """Use so many others since that no sequence is left for the context that was used last."""
         await self._service.rest()
-        begun = asyncio.Event()
-
-        def emit(piece: Piece) -> None:
-            begun.set()
-
-        request, reply = self._service.submit(APP, self._pusher, Turn(), Generation(max_tokens=1 << 20), emit)
-        await begun.wait()
-        self._service.cancel(request)
-        try:
-            await reply
-        except Cancelled:
-            await self._service.truncate(APP, self._pusher, n_tokens=1, n_messages=None)
+        for pusher in self._pushers:
+            await self.call(pusher, Turn(), None)
         await self._service.rest()
 
     async def leave_pool(self) -> None:

@@ -104,7 +104,9 @@ class Steps:
             return tuple(items)
         room = settings.max_batch - len(items)
         seconds = settings.step_target - (self._costs.decode(len(items)) if items else 0.0)
-        for i, job in enumerate(job for job in group if job.stage is not Stage.DECODING):
+        prompts = [job for job in group if job.stage is not Stage.DECODING]
+        prompts.sort(key=lambda job: job.last_step)  # or a short one would wait for a long one
+        for i, job in enumerate(prompts):
             start, end = job.context.cells, job.total if job.stage is Stage.PREFILLING else job.until
             most = self._slice(start, seconds, least=0 if i else _LEAST_SLICE)
             if not decoding and not job.cautious and _alone(job, running):
