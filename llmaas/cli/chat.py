@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING
 
 from llmaas.cli.chat_input import Lines, read_piped
 from llmaas.cli.contexts import matching
-from llmaas.cli.generation import add_generation, sampling
+from llmaas.cli.generation import add_generation, add_terms, sampling, terms
 from llmaas.cli.options import add_client, configured
 from llmaas.cli.out import complain, dim, human_age, note, printable
 from llmaas.clock import RealClock
@@ -46,7 +46,6 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--once", metavar="TEXT", help="send TEXT, print the answer, end")
     parser.add_argument("--stdin", action="store_true", help="add standard input to the message of --once")
     parser.add_argument("--system", metavar="TEXT", help="system message, if the context is new")
-    parser.add_argument("--adapter", metavar="NAME", help="LoRA adapter from now on; '' for the bare model")
     parser.add_argument(
         "--status",
         action=argparse.BooleanOptionalAction,
@@ -54,6 +53,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         help="a line of figures on stderr after each answer (default: if stderr is a terminal)",
     )
     add_generation(parser)
+    add_terms(parser)
     add_client(parser, "max_tokens")
 
 
@@ -131,7 +131,6 @@ def _converse(client: Client, context: ContextInfo, lines: Lines, args: argparse
 
 def _answer(client: Client, context: ContextInfo, text: str, args: argparse.Namespace, config: Config) -> bool:
     """Stream one answer to stdout; False if the user cancelled it."""
-    from llmaas.calls import Terms
 
     stream = client.generate(
         context.id,
@@ -140,7 +139,7 @@ def _answer(client: Client, context: ContextInfo, text: str, args: argparse.Name
         sampling=sampling(args),
         stop=args.stop,
         on_full=args.on_full,
-        terms=Terms(adapter=args.adapter),
+        terms=terms(args),
     )
     cancelled = False
     while True:

@@ -1,6 +1,6 @@
-"""F9. Flags for how an answer is drawn, and the sampling that they make.
+"""F9. Flags for how an answer is drawn and served, and the sampling and terms that they make.
 
-Law: a flag that is not given leaves the default of ``records.Sampling``; that class says what values are allowed.
+Law: a flag that is not given leaves the default of ``calls.Sampling``; that class says what values are allowed.
 """
 
 from __future__ import annotations
@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING
 from llmaas.errors import BadRequest
 
 if TYPE_CHECKING:
-    from llmaas.calls import Sampling
+    from llmaas.calls import Sampling, Terms
 
 _HINT = "'llmaas chat --help' tells what each option means."
 _NUMBERS: dict[str, tuple[type, str, str]] = {
@@ -45,6 +45,30 @@ def add_generation(parser: argparse.ArgumentParser) -> None:
     group.add_argument(
         "--stop", metavar="TEXT", action="append", default=[], help="end the answer before TEXT; may be given often"
     )
+
+
+def add_terms(parser: argparse.ArgumentParser) -> None:
+    """The flags of ``terms``."""
+    group = parser.add_argument_group("its place among others")
+    group.add_argument(
+        "--priority", metavar="P", default="normal", help="0 (most urgent) to 9, or interactive, normal, background"
+    )
+    group.add_argument("--deadline", type=float, metavar="S", help="give up if it is not done after S seconds")
+    group.add_argument("--rate", type=float, metavar="X", help="generate X tokens a second at most")
+    group.add_argument("--adapter", metavar="NAME", help="LoRA adapter from now on; '' for the bare model")
+
+
+def terms(args: argparse.Namespace) -> Terms:
+    """Raises BadRequest for values that are out of range."""
+    from llmaas.calls import Priority, Terms
+
+    names = {priority.name.lower(): int(priority) for priority in Priority}
+    try:
+        priority = names.get(args.priority.lower()) or int(args.priority)
+        return Terms(priority, args.deadline, args.rate, args.adapter)
+    except ValueError as error:
+        wrong = f"--priority is {args.priority!r}; it must be 0 to 9, or one of {', '.join(names)}"
+        raise BadRequest(wrong if "int()" in str(error) else str(error), hint=_HINT) from None
 
 
 def sampling(args: argparse.Namespace) -> Sampling:
