@@ -36,6 +36,8 @@ LONG_WAIT_S = 25.0
 """For a queue of calls, of which one may wait for another of its context; on a busy machine."""
 BOUNDED = {"Histogram._buckets", "Members._settled", "Members._due", "LlamaModel._pieces"}
 """Containers that are never larger than some number, nor always as small as they could be."""
+MOST_THREADS = 32
+"""Pools of threads start one when it is first wanted: all of them together, with some room."""
 WARM = 2
 """Rounds until what stays for good (caches, threads, connections of the store) is there."""
 
@@ -167,9 +169,11 @@ class Soak:
         wrong = [*self.faults]
         warm = self.rests[min(WARM, len(self.rests)) - 1]
         for number, rest in enumerate(self.rests[WARM:], start=WARM):
-            for name in ("fds", "threads", "tasks"):
-                if getattr(rest, name) > getattr(warm, name) + 2:
+            for name, more in (("fds", 6), ("tasks", 2)):
+                if getattr(rest, name) > getattr(warm, name) + more:
                     wrong.append(f"round {number}: {getattr(rest, name)} {name}, {getattr(warm, name)} before")
+            if rest.threads > MOST_THREADS:
+                wrong.append(f"round {number}: {rest.threads} threads")
             for name, n in rest.census.items():
                 if name not in BOUNDED and n > warm.census.get(name, 0) + (32 if "." in name else 3):
                     wrong.append(f"round {number}: {n} objects {name}, {warm.census.get(name, 0)} before")
