@@ -75,7 +75,7 @@ class Service:
             self._directory,
             self._settings.record,
             self._settings.write_rate,
-            self._host.step,
+            self._host,
             self.adapters.shelf,
         )
         self._planner = self._interpreter.planner

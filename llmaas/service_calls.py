@@ -132,6 +132,11 @@ class Call:
         return Piece(text, (), () if asked else None) if (text := self.stream.end()) else None
 
     @property
+    def looks(self) -> bool:
+        """Whether each token must be looked at before the next step: for stop strings, or its logits."""
+        return self.generation is not None and bool(self.generation.stop or self.generation.logprobs is not None)
+
+    @property
     def stop(self) -> tuple[str, ...]:
         return self.generation.stop if self.generation else ()
 

@@ -1,7 +1,7 @@
 """F7. How the service shares the machine: the engine's threads, and the share of the time it may compute.
 
-Law: it decides nothing: ``policies.threads`` and ``policies.governor`` do. Everything here but ``step`` runs on the
-event loop's thread.
+Law: it decides nothing: ``policies.threads`` and ``policies.governor`` do. Everything here but ``step`` and ``steps``
+runs on the event loop's thread.
 """
 
 from __future__ import annotations
@@ -24,6 +24,7 @@ class Host:
     def __init__(self, engine: Engine, most: int, clock: Clock) -> None:
         self._threads = AdaptiveThreads(engine, most, clock.now) if most else None
         self.step = self._threads.step if self._threads else engine.step
+        self.steps = self._threads.steps if self._threads else engine.steps
         self._clock = clock
         self._governor = Governor()
         self._heard: Reading | None = None

@@ -52,6 +52,7 @@ from llmaas.recorder import Recorder
 from llmaas.records import RequestId
 from llmaas.service_calls import Call
 from llmaas.service_contexts import Directory, tell_changed
+from llmaas.service_host import Host
 
 log = logging.getLogger(__name__)
 
@@ -98,7 +99,7 @@ class Interpreter:
         directory: Directory,
         record: Path | None,
         write_rate: float,
-        step: Callable[[Sequence[BatchItem], str], list[int | None]],
+        host: Host,
         shelf: AdapterShelf,
     ) -> None:
         self.planner = Planner(settings)
@@ -106,13 +107,11 @@ class Interpreter:
         self.pool = Pool(thread, codec, store, write_rate=write_rate)
         self._meter = Meter(thread, codec)
         self._shelf = shelf
-        self._thread, self._engine, self._step = thread, thread.engine, step
+        self._thread, self._engine, self._host = thread, thread.engine, host
         self._clock, self._calls, self._directory = clock, calls, directory
         self._recorder = Recorder(record, settings) if record else None
         self._loop = asyncio.get_running_loop()
         self._at_rest = asyncio.Event()
-        self._interrupt = False
-        """A burst of steps ends early: the planner has heard something since it began."""
         self._told = 0.0
         """When the loop was last told of tokens."""
         self._aborted = -1
@@ -144,7 +143,7 @@ class Interpreter:
     def dispatch(self, event: Event) -> None:
         """Tell the planner, and begin what it asks for. On the event loop's thread only."""
         now = self._clock.now()
-        self._interrupt = True
+        self._thread.halt.set()  # a burst of steps ends early: the planner has heard something
         if self._recorder:
             self._recorder.write(event, now)
         for action in self.planner.handle(event, now):
@@ -189,7 +188,7 @@ class Interpreter:
             tokens = self._directory.by_id(item.context).tokens[item.start : item.stop]
             items.append(BatchItem(item.seq, item.start, tokens, item.request if item.sample else None))
             calls.append(self._calls[item.request])
-        self._interrupt = False
+        self._thread.halt.clear()
         future = self._thread.submit(self._burst, items, calls, action)
         future.add_done_callback(lambda f: self._courier.send(self._stepped, action, f))
 
@@ -199,41 +198,52 @@ class Interpreter:
         Going back to the event loop after every token would cost 3 % of a small model's speed. So the loop only hears
         the pieces, while the next step runs already, and of a fast model several at a time.
         """
-        steps = 0
+        done = 0
         drawn: list[Drawn] = []
-        parcel: list[tuple[list[int | None], list[Drawn]]] = []
+        parcel: list[tuple[Sequence[int | None], list[Drawn]]] = []
         while True:
-            if self._aborted == action.step and not steps:
+            if self._aborted == action.step and not done:
                 raise Aborted("the step was aborted before it began")
             try:
-                tokens = self._step(items, action.adapter)
+                rows = self._rows(items, calls, action, action.burst - done)
             except Exception as e:
-                if not steps:
+                if not done:
                     raise
-                log.warning("a burst ended after %d steps: %r", steps, e)
+                log.warning("a burst ended after %d steps: %r", done, e)
                 self._courier.send(self._say, calls, parcel)
-                return drawn, steps  # what was drawn stands; if the fault stays, the next step says so
-            steps += 1
+                return drawn, done  # what was drawn stands; if the fault stays, the next step says so
             now = self._clock.now()
-            drawn = [
-                Drawn.NOTHING if token is None else call.draw(token, item, self._engine, now)
-                for item, (call, token) in enumerate(zip(calls, tokens, strict=True))
-            ]
-            parcel.append((tokens, drawn))
+            for row in rows:
+                drawn = [
+                    Drawn.NOTHING if token is None else call.draw(token, item, self._engine, now)
+                    for item, (call, token) in enumerate(zip(calls, row, strict=True))
+                ]
+                parcel.append((row, drawn))
+            done += len(rows)
             ends = any(what is not Drawn.TOKEN for what in drawn)
-            over = steps == action.burst or self._interrupt or self._thread.pressed or ends
-            if over or now - self._told > _PARCEL_S or any(len(call.drawn) == 1 for call in calls):
+            over = done == action.burst or self._thread.halt.is_set or self._thread.pressed or ends
+            if over or now - self._told > _PARCEL_S or any(len(call.drawn) == len(rows) for call in calls):
                 self._courier.send(self._say, calls, parcel)
                 self._told, parcel = now, []
             if over:
-                return drawn, steps  # a load comes between two steps
+                return drawn, done  # a load comes between two steps
             items = [
-                BatchItem(item.seq, item.pos + len(item.tokens), [token], item.sampler)
-                for item, token in zip(items, tokens, strict=True)
+                BatchItem(item.seq, item.pos + len(item.tokens) + len(rows) - 1, (token,), item.sampler)
+                for item, token in zip(items, rows[-1], strict=True)
                 if token is not None
             ]
 
-    def _say(self, calls: list[Call], parcel: list[tuple[list[int | None], list[Drawn]]]) -> None:
+    def _rows(
+        self, items: list[BatchItem], calls: list[Call], action: RunStep, most: int
+    ) -> Sequence[Sequence[int | None]]:
+        """What the next steps draw: one step, or some in a row where nobody has to look at each token."""
+        if most == 1 or any(len(item.tokens) > 1 or item.sampler is None for item in items):
+            return [self._host.step(items, action.adapter)]
+        if any(call.looks or not call.drawn for call in calls):
+            return [self._host.step(items, action.adapter)]
+        return self._host.steps(items, most, _PARCEL_S, self._thread.halt, action.adapter)
+
+    def _say(self, calls: list[Call], parcel: list[tuple[Sequence[int | None], list[Drawn]]]) -> None:
         for i, call in enumerate(calls):
             said = [(tokens[i], drawn[i]) for tokens, drawn in parcel]
             piece = call.say([(token, what) for token, what in said if token is not None], self._engine)

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Hashable, Sequence
 
-from llmaas.engine.base import BatchItem, Engine
+from llmaas.engine.base import BatchItem, Engine, Halt
 from llmaas.policies.threads import ThreadCount
 
 _REACH = 512
@@ -27,13 +27,31 @@ class AdaptiveThreads:
         """As ``Engine.step``; a step that fails teaches nothing."""
         n_tokens = sum(len(item.tokens) for item in items)
         count = self.decode if n_tokens == len(items) else self.prefill
-        if count.threads != self._set:
-            self._engine.set_threads(count.threads)
-            self._set = count.threads
+        self._use(count)
         begin = self._now()
         drawn = self._engine.step(items, adapter)
         count.heard(_kind(items, n_tokens), self._now() - begin)
         return drawn
+
+    def steps(
+        self, items: Sequence[BatchItem], most: int, seconds: float, halt: Halt, adapter: str = ""
+    ) -> list[list[int]]:
+        """As ``Engine.steps``; a look at another number of threads takes them one by one."""
+        self._use(self.decode)
+        begin = self._now()
+        rows = self._engine.steps(items, 1 if self.decode.looking else most, seconds, halt, adapter)
+        each = (self._now() - begin) / len(rows)
+        kind = _kind(items, len(items))
+        for _ in rows:
+            self.decode.heard(kind, each)
+            if self.decode.looking:  # the next steps will
+                break
+        return rows
+
+    def _use(self, count: ThreadCount) -> None:
+        if count.threads != self._set:
+            self._engine.set_threads(count.threads)
+            self._set = count.threads
 
     def snapshot(self) -> dict[str, int]:
         """Threads in use, and how often their number changed for good."""

@@ -7,12 +7,14 @@ engine keeps no idea of contexts, chunks or apps: it knows sequences (0 .. n_seq
 
 from __future__ import annotations
 
+import ctypes
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Protocol
 
 from llmaas.calls import Sampling
+from llmaas.errors import EngineFailed
 from llmaas.records import F32, KvSlab, Message, ModelInfo, Queries, Rope
 
 
@@ -28,6 +30,24 @@ class BatchItem:
     pos: int
     tokens: Sequence[int]
     sampler: int | None = None
+
+
+class Halt:
+    """A flag between threads, which C can read as well: begin no more steps in a row."""
+
+    def __init__(self) -> None:
+        self._cell = ctypes.c_int32(0)
+        self.address = ctypes.addressof(self._cell)
+
+    def set(self) -> None:
+        self._cell.value = 1
+
+    def clear(self) -> None:
+        self._cell.value = 0
+
+    @property
+    def is_set(self) -> bool:
+        return self._cell.value != 0
 
 
 class Aborted(Exception):
@@ -110,6 +130,15 @@ class Engine(Protocol):
     def unload_adapter(self, name: str) -> None:
         """Free a loaded adapter. KV that was computed with it stays."""
 
+    def steps(
+        self, items: Sequence[BatchItem], most: int, seconds: float, halt: Halt, adapter: str = ""
+    ) -> list[list[int]]:
+        """At most ``most`` steps in a row, for items of one token each that all draw: what each step drew.
+
+        It ends after a step that draws an end token, that ends after ``seconds``, or during which ``halt`` was set,
+        and whenever else it likes. Raises what ``step`` raises if the first step fails; at a later one it ends.
+        """
+
     def length(self, seq: int) -> int:
         """Tokens of the sequence in cells (its positions are 0 .. length-1)."""
 
@@ -177,3 +206,22 @@ class Engine(Protocol):
 
     def close(self) -> None:
         """Free the model and the cells. The engine is of no use afterwards."""
+
+
+def plain_steps(
+    engine: Engine, items: Sequence[BatchItem], most: int, seconds: float, halt: Halt, adapter: str = ""
+) -> list[list[int]]:
+    """``Engine.steps`` by ``Engine.step``."""
+    rows: list[list[int]] = []
+    while len(rows) < most:
+        try:
+            row = [token for token in engine.step(items, adapter) if token is not None]
+        except (Aborted, CellsFull, EngineFailed):
+            if not rows:
+                raise
+            break
+        rows.append(row)
+        if halt.is_set or any(map(engine.is_end, row)):
+            break
+        items = [BatchItem(i.seq, i.pos + 1, (token,), i.sampler) for i, token in zip(items, row, strict=True)]
+    return rows

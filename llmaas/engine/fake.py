@@ -27,7 +27,7 @@ import numpy as np
 import numpy.typing as npt
 
 from llmaas.calls import Sampling
-from llmaas.engine.base import Aborted, BatchItem, CellsFull
+from llmaas.engine.base import Aborted, BatchItem, CellsFull, plain_steps
 from llmaas.errors import AdapterMismatch, AdapterUnreadable, BadRequest, EngineFailed
 from llmaas.records import F32, Geometry, KvSlab, Message, ModelInfo, Queries, Rope
 
@@ -52,7 +52,7 @@ class _Cell:
 
 
 def fake_adapter(weights: bytes, model: str = "fake-weights") -> bytes:
-    """The file of an adapter for the fake engine whose fingerprint is ``model``."""
+    """An adapter's file for the engine whose fingerprint is ``model``."""
     return f"fake-lora {model} {len(weights)}\n".encode() + weights
 
 
@@ -220,6 +220,8 @@ class FakeEngine:
         if _mix(total, 1) / 2.0**64 < self._end_rate:
             return IM_END
         return _SAYS[_mix(total, 2) % len(_SAYS)]
+
+    steps = plain_steps
 
     def length(self, seq: int) -> int:
         self._enter(seq)

@@ -19,18 +19,19 @@ import numpy as np
 import numpy.typing as npt
 
 from llmaas.calls import Sampling
-from llmaas.engine.base import Aborted, BatchItem, CellsFull
+from llmaas.engine.base import BatchItem, Halt, plain_steps
 from llmaas.engine.llama_adapters import LlamaAdapters
-from llmaas.engine.llama_batch import Batch
+from llmaas.engine.llama_batch import Batch, check, failure
 from llmaas.engine.llama_cells import Cells, window_of
-from llmaas.engine.llama_learn import learn, order
+from llmaas.engine.llama_learn import learn, order, shown
 from llmaas.engine.llama_lib import AbortFlag, C
 from llmaas.engine.llama_model import LlamaModel, context_params, new_context
 from llmaas.engine.llama_probe import QueryProbe
 from llmaas.engine.llama_rope import find_rope
 from llmaas.engine.llama_sampling import Samplers
 from llmaas.engine.llama_slabs import Slabs
-from llmaas.engine.llama_state import StateLayout, Unchunkable
+from llmaas.engine.llama_state import Unchunkable
+from llmaas.engine.llama_steps import DecodeRun
 from llmaas.errors import EngineFailed
 from llmaas.records import CHUNK_TOKENS, F16, F32, Geometry, KvSlab, Message, ModelInfo, Queries, Rope
 
@@ -86,6 +87,7 @@ class LlamaEngine:
             self._adapters = LlamaAdapters(self._text().handle, self._ctx)
             self._abort = AbortFlag(self._ctx)
             self._batch = Batch(n_batch)
+            self._run = DecodeRun(self._ctx, self._text().vocab, self._n_vocab, self._batch, n_seqs)
             self._n_cells = int(C.llama_n_ctx(self._ctx))
             self._max_batch = int(C.llama_n_batch(self._ctx))  # no more than cells; it asserts on a larger batch
             if window:  # a longer batch could give away the cells of its own first tokens
@@ -160,7 +162,7 @@ class LlamaEngine:
         status = int(C.llama_decode(self._ctx, self._batch.struct))
         if status != 0:
             self._undo(items)
-            raise _failure(status)
+            raise failure(status)
         self._queries.collect()
         drawn: list[int | None] = []
         for item, index in zip(items, last, strict=True):
@@ -171,6 +173,33 @@ class LlamaEngine:
             else:
                 drawn.append(self._samplers.draw(item.sampler, self._ctx, index))
             self._drew.append(None if item.sampler is None else index)
+        return drawn
+
+    def steps(
+        self, items: Sequence[BatchItem], most: int, seconds: float, halt: Halt, adapter: str = ""
+    ) -> list[list[int]]:
+        self._enter()
+        self._check(items)
+        chains = [self._samplers.chain(item.sampler) for item in items if item.sampler is not None]
+        if not self._run.able or None in chains:
+            return plain_steps(self, items, 1, seconds, halt, adapter)
+        most = min(most, self._queries.ahead(items))
+        self._adapters.use(adapter)
+        self._batch.fill(items)
+        self._abort.clear()
+        rows, status = self._run.run(chains, most, seconds, halt, self._queries.prepare(items, most))
+        if status != 0:
+            for item in items:
+                self._cells.remove(item.seq, item.pos + len(rows))
+            if not len(rows):
+                raise failure(status)
+        else:
+            self._queries.collect()
+        for item in items:
+            self._lengths[item.seq] += len(rows)
+            self._cells.hold(item.seq, item.pos, self._lengths[item.seq])
+        self._drew = list(range(len(items)))
+        drawn: list[list[int]] = rows.tolist()
         return drawn
 
     def length(self, seq: int) -> int:
@@ -274,22 +303,7 @@ class LlamaEngine:
                 raise ValueError(f"sequence {seq} is not in 0 .. {self._n_seqs - 1}")
 
     def _check(self, items: Sequence[BatchItem]) -> None:
-        total = 0
-        for item in items:
-            self._enter(item.seq)
-            if item.pos != self._lengths[item.seq]:
-                raise ValueError(f"sequence {item.seq} is {self._lengths[item.seq]} long: cannot step at {item.pos}")
-            if not item.tokens:
-                raise ValueError("an item holds at least one token")
-            if min(item.tokens) < 0 or max(item.tokens) >= self._n_vocab:
-                raise ValueError(f"a token is not in the vocabulary of {self._n_vocab}")
-            if item.sampler is not None and item.sampler not in self._samplers:
-                raise ValueError(f"there is no sampler {item.sampler}")
-            total += len(item.tokens)
-        if not 0 < total <= self._max_batch:
-            raise ValueError(f"a step holds 1 .. {self._max_batch} tokens, not {total}")
-        if len({item.seq for item in items}) != len(items):
-            raise ValueError("a sequence may appear once in a step")
+        check(items, self._lengths, self._samplers, self._n_vocab, self._max_batch)
 
     def _undo(self, items: Sequence[BatchItem]) -> None:
         """Remove what a failed decode left: llama.cpp keeps the part-batches that it had finished."""
@@ -332,7 +346,7 @@ class LlamaEngine:
         """The keys (n_layer, k_dim) of a token at ``position`` with nothing before it."""
         self._batch.fill([BatchItem(0, position, [token % self._n_vocab])])
         if status := int(C.llama_decode(self._ctx, self._batch.struct)):
-            raise _failure(status)
+            raise failure(status)
         self._lengths[0] = position + 1  # of which only the last is there
         keys = self.export(0, position, position + 1).k[:, 0].astype(np.float32)
         self.drop(0, 0)
@@ -345,7 +359,7 @@ class LlamaEngine:
         if why := model.why_not_chunkable():
             raise Unchunkable(why)
         layout = learn(self._cells.read_whole(0), 3)
-        geometry = _geometry(promised, layout)
+        geometry = shown(promised, layout)
         self._slabs = Slabs(self._cells, self._n_cells, layout, spare_bytes)
         if layout.copied:
             if self._cells.window < CHUNK_TOKENS:
@@ -380,20 +394,3 @@ class LlamaEngine:
         again = self.export(0, 0, 3)
         if not (np.array_equal(slab.k, again.k) and np.array_equal(slab.v, again.v)):
             raise EngineFailed("llama.cpp gave back other KV than it was given")
-
-
-def _geometry(promised: Geometry, layout: StateLayout) -> Geometry:
-    """The geometry that the blob shows. Raises Unchunkable where it contradicts the metadata."""
-    k_dim, v_dim = layout.sections[0].k_row // 2, layout.sections[0].v_row // 2
-    if (k_dim, v_dim) != (promised.k_dim, promised.v_dim):
-        raise Unchunkable(f"rows of {k_dim}/{v_dim} values, the metadata says {promised.k_dim}/{promised.v_dim}")
-    return Geometry(len(layout.layers), k_dim, v_dim, promised.head_dim_k, promised.head_dim_v)
-
-
-def _failure(status: int) -> Exception:
-    """The exception for a return code of llama_decode (llama.h)."""
-    if status == 1:
-        return CellsFull("no free cells for this step")
-    if status == 2:
-        return Aborted("the step was aborted")
-    return EngineFailed(f"llama_decode failed with code {status}")

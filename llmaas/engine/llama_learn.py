@@ -10,6 +10,7 @@ import numpy.typing as npt
 
 from llmaas.engine.llama_blob import CELL, HEAD, LAYER, TYPE_F16, Bytes, Section, rows_at
 from llmaas.engine.llama_state import StateLayout, Unchunkable
+from llmaas.records import Geometry
 
 _MOST_EXTRA = 64
 """Bytes of per-cell extras to look for: llama.cpp stores (x, y) and the token id with some models."""
@@ -97,3 +98,11 @@ def _walk(data: bytes, at: int, n_layer: int, n_tokens: int) -> tuple[int, int]:
 
 def _u32(data: bytes, at: int) -> int:
     return int.from_bytes(data[at : at + 4], "little")
+
+
+def shown(promised: Geometry, layout: StateLayout) -> Geometry:
+    """The geometry that the blob shows. Raises Unchunkable where it contradicts the metadata."""
+    k_dim, v_dim = layout.sections[0].k_row // 2, layout.sections[0].v_row // 2
+    if (k_dim, v_dim) != (promised.k_dim, promised.v_dim):
+        raise Unchunkable(f"rows of {k_dim}/{v_dim} values, the metadata says {promised.k_dim}/{promised.v_dim}")
+    return Geometry(len(layout.layers), k_dim, v_dim, promised.head_dim_k, promised.head_dim_v)

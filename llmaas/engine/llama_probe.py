@@ -106,6 +106,20 @@ class QueryProbe:
 
     # -- around a step
 
+    def ahead(self, items: Sequence[BatchItem]) -> int:
+        """Of so many decode steps in a row, one token each, the last is the first that holds a sampled position."""
+        if not self._sampling:
+            return 1 << 30
+        return 1 + min(next(sampled(item.pos, item.pos + 2 * _EVERY)) - item.pos for item in items)
+
+    def prepare(self, items: Sequence[BatchItem], steps: int) -> int | None:
+        """Be ready for the last of so many decode steps in a row: where to set 1 before it. None: nothing to sample."""
+        self.watch([BatchItem(item.seq, item.pos + steps - 1, item.tokens) for item in items])
+        if not self._probe.on:
+            return None
+        self._probe.on = 0
+        return ctypes.addressof(self._probe)  # ``on`` is its first field
+
     def watch(self, items: Sequence[BatchItem]) -> None:
         """The next decode will hold ``items``, in this order."""
         self._probe.on = 0

@@ -46,8 +46,13 @@ class Samplers:
             C.llama_sampler_accept(chain, token)
         self._chains[sampler] = chain, grammar
 
-    def __contains__(self, sampler: int) -> bool:
+    def __contains__(self, sampler: object) -> bool:
         return sampler in self._chains
+
+    def chain(self, sampler: int) -> Any:
+        """The sampler's chain of llama.cpp; None if drawing takes more than that."""
+        chain, grammar = self._chains[sampler]
+        return chain if grammar is None else None
 
     def draw(self, sampler: int, context: Any, index: int) -> int:
         """The token drawn from the logits of the batch's token ``index``."""

@@ -17,7 +17,7 @@ from concurrent.futures import Future
 from queue import SimpleQueue
 from typing import Any, ParamSpec, TypeVar
 
-from llmaas.engine.base import Engine
+from llmaas.engine.base import Engine, Halt
 from llmaas.errors import ShuttingDown
 
 T = TypeVar("T")
@@ -40,6 +40,8 @@ class EngineThread:
         self._gate = threading.Lock()  # so that no job slips in behind the end mark
         self._closed = False
         self._pressed = self._relieved = 0
+        self.halt = Halt()
+        """Set when somebody waits for the end of steps in a row."""
         made: Future[Engine] = Future()
         self._thread = threading.Thread(target=self._run, args=(make, made), name=name, daemon=True)
         self._thread.start()
@@ -64,6 +66,7 @@ class EngineThread:
 
         with self._gate:
             self._pressed += 1
+        self.halt.set()
         return self.submit(relieved)
 
     def submit(self, fn: Callable[P, T], *args: P.args, **kwargs: P.kwargs) -> Future[T]:

@@ -59,6 +59,11 @@ class ThreadCount:
         self._next_look = _SOONEST_S
         self._up, self._down = _Budget(_MAY_LOSE_UP, _SAVED_UP_S), _Budget(_MAY_LOSE_DOWN, _SAVED_DOWN_S)
 
+    @property
+    def looking(self) -> bool:
+        """Whether the next steps try another number of threads."""
+        return self._look is not None
+
     def heard(self, kind: Hashable, seconds: float) -> int:
         """The number of threads for the next step; the last one was of ``kind`` and took ``seconds`` with ``threads``.
 

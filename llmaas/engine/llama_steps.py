@@ -1,0 +1,93 @@
+"""F6. Several decode steps of llama.cpp in a row, without Python between them.
+
+Law: what is drawn, and what the sequences hold afterwards, is as after so many single steps; where the C part was not
+built, or a sampler needs Python, there are single steps.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import logging
+from collections.abc import Sequence
+from importlib.machinery import EXTENSION_SUFFIXES
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from llmaas.engine.base import Halt
+from llmaas.engine.llama_batch import Batch
+from llmaas.engine.llama_lib import C, ggml_function
+
+_log = logging.getLogger(__name__)
+_VERSION = 1
+"""Of ``Run`` in ``_steps.c``; a library left over from another version is not used."""
+MOST = 64
+"""Steps of one run."""
+
+
+class _Run(ctypes.Structure):
+    """``Run`` of _steps.c."""
+
+    _fields_ = (
+        ("context", ctypes.c_void_p),
+        ("batch", C.llama_batch),
+        ("samplers", ctypes.c_void_p),
+        ("drawn", ctypes.c_void_p),
+        ("ends", ctypes.c_void_p),
+        ("halt", ctypes.c_void_p),
+        ("probe", ctypes.c_void_p),
+        ("seconds", ctypes.c_double),
+        ("most", ctypes.c_int32),
+        ("status", ctypes.c_int32),
+        ("decode", ctypes.c_void_p),
+        ("sample", ctypes.c_void_p),
+    )
+
+
+class DecodeRun:
+    """Runs of one engine. ``able``: whether there is a C part."""
+
+    def __init__(self, context: Any, vocab: Any, n_vocab: int, batch: Batch, n_seqs: int) -> None:
+        self._library = _load()
+        self._batch = batch
+        self._drawn = np.zeros((MOST, n_seqs), np.int32)
+        self._samplers = np.zeros(n_seqs, np.uintp)
+        self._ends = np.array([C.llama_vocab_is_eog(vocab, token) for token in range(n_vocab)], np.uint8)
+        self._run = _Run(
+            context=ctypes.cast(context, ctypes.c_void_p),
+            samplers=self._samplers.ctypes.data,
+            drawn=self._drawn.ctypes.data,
+            ends=self._ends.ctypes.data,
+            decode=ggml_function("llama_decode"),
+            sample=ggml_function("llama_sampler_sample"),
+        )
+        self.able = self._library is not None and bool(self._run.decode) and bool(self._run.sample)
+
+    def run(
+        self, samplers: Sequence[Any], most: int, seconds: float, halt: Halt, probe: int | None
+    ) -> tuple[npt.NDArray[np.int32], int]:
+        """Decode the batch, which holds one token per sampler, and go on: tokens (steps, samplers), and the status of
+        the last llama_decode. ``probe``: address of what is set before the last of ``most`` steps.
+        """
+        assert self._library is not None
+        n, run = len(samplers), self._run
+        self._samplers[:n] = [ctypes.cast(sampler, ctypes.c_void_p).value or 0 for sampler in samplers]
+        run.batch, run.halt, run.probe = self._batch.struct, halt.address, probe
+        run.most, run.seconds, run.status = min(most, MOST), seconds, 0
+        steps = int(self._library.steps_run(ctypes.byref(run)))
+        rows = self._drawn.reshape(-1)[: steps * n].reshape(steps, n)
+        return rows, int(run.status)
+
+
+def _load() -> ctypes.CDLL | None:
+    for suffix in EXTENSION_SUFFIXES:
+        try:
+            library = ctypes.CDLL(str(Path(__file__).with_name(f"_steps{suffix}")))
+            if library.steps_version() == _VERSION and library.steps_size() == ctypes.sizeof(_Run):
+                return library
+        except (OSError, AttributeError):
+            continue
+    _log.info("the C loop of decode steps was not built: answers of small models are some percent slower")
+    return None
