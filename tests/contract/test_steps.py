@@ -122,7 +122,7 @@ def test_a_run_that_is_aborted_leaves_what_it_had_done(engine: Engine) -> None:
 
 def test_a_run_keeps_the_rules_of_a_step(engine: Engine) -> None:
     items = begin(engine, 12, [Sampling()])
-    with pytest.raises(ValueError, match="cannot step at|long"):
+    with pytest.raises(ValueError, match="long"):
         engine.steps([BatchItem(0, 3, [1], 0)], 4, LONG, Halt())
     with pytest.raises(ValueError, match="no sampler"):
         engine.steps([BatchItem(0, items[0].pos, [1], 77)], 4, LONG, Halt())
