@@ -97,10 +97,11 @@ class Planner:
             for late in self._turns.expired(now):
                 self._end(late, Outcome.EXPIRED)
         self._handlers[type(event)](event, now)
-        # Swap-out before admission: what a call has just left in CELLS is exported before its cells are given away.
-        self._swap.pump_writes(self._out)
-        self._swap.pump_saves(now, self._out)
-        self._swap.lowering.pump(now, self._out)
+        if self._out or type(event) is not StepDone:  # most events are steps, which change nothing for swap-out
+            # Before admission: what a call has just left in CELLS is exported before its cells are given away.
+            self._swap.pump_writes(self._out)
+            self._swap.pump_saves(now, self._out)
+            self._swap.lowering.pump(now, self._out)
         self._run(now)
         return self._out
 
