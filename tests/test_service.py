@@ -181,11 +181,11 @@ def test_a_stop_string_ends_the_answer_and_is_not_shown(tmp_path: Path) -> None:
 
 def test_pieces_carry_their_tokens_log_probabilities_while_text_is_held_back(tmp_path: Path) -> None:
     async def run() -> None:
-        async with house(tmp_path) as h:
+        async with house(tmp_path, engine={"step_time": lambda n: 0.025}) as h:  # so each token has a piece of its own
             await h.service.create(APP, name="x", system=None)
-            whole, _ = await h.say("x", "tell", 30)
+            whole, _ = await h.say("x", "tell", 15)
             stop = whole[10:14]
-            for generation in (Generation(30, logprobs=2), Generation(30, logprobs=0, stop=(stop, whole[3:9] + "?"))):
+            for generation in (Generation(15, logprobs=2), Generation(15, logprobs=0, stop=(stop, whole[3:9] + "?"))):
                 await h.service.truncate(APP, "x", n_tokens=0, n_messages=None)
                 pieces: list[Piece] = []
                 turn = Turn((Message("user", "tell"),))

@@ -9,8 +9,8 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import random
+import select
 import struct
-import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -22,7 +22,7 @@ from llmaas.api.client import AsyncClient
 from llmaas.calls import FinishReason
 from llmaas.errors import LlmaasError
 from llmaas.records import Message
-from tests.e2e.daemon import CELLS, HELLO, Daemon, Peer, answer_to, ask, busy_daemon, company, serving, told
+from tests.e2e.daemon import CELLS, HELLO, SOON, Daemon, Peer, answer_to, ask, busy_daemon, company, serving, told
 
 # -- contexts that are not there, or not one's own
 
@@ -213,8 +213,11 @@ def test_who_does_not_read_its_answers_is_dropped_and_its_requests_end(tmp_path:
                 peer.send({"id": i, "op": "create", "name": f"c{i}"})
                 peer.receive()
             for i in range(4):
-                peer.send({"id": i, "op": "generate", "context": f"c{i}", "prompt": "x", "max_tokens": 1000})
-            time.sleep(1.0)  # meanwhile it sends all that it can
+                wordy = {"prompt": "x", "max_tokens": 1000, "logprobs": 20}  # more than any socket takes
+                peer.send({"id": i, "op": "generate", "context": f"c{i}", **wordy})
+            poll = select.poll()
+            poll.register(peer.sock, select.POLLHUP)
+            assert poll.poll(1000 * SOON), "it was never dropped"
             ended = 0
             with contextlib.suppress(ConnectionError):
                 while True:

@@ -38,6 +38,8 @@ BOUNDED = {"Histogram._buckets", "Members._settled", "Members._due", "LlamaModel
 """Containers that are never larger than some number, nor always as small as they could be."""
 MOST_THREADS = 32
 """Pools of threads start one when it is first wanted: all of them together, with some room."""
+FDS = 3
+"""Files of a thread's own connection to the store."""
 WARM = 2
 """Rounds until what stays for good (caches, threads, connections of the store) is there."""
 
@@ -169,7 +171,8 @@ class Soak:
         wrong = [*self.faults]
         warm = self.rests[min(WARM, len(self.rests)) - 1]
         for number, rest in enumerate(self.rests[WARM:], start=WARM):
-            for name, more in (("fds", 6), ("tasks", 2)):
+            late = FDS * max(0, rest.threads - warm.threads)
+            for name, more in (("fds", late + 6), ("tasks", 2)):
                 if getattr(rest, name) > getattr(warm, name) + more:
                     wrong.append(f"round {number}: {getattr(rest, name)} {name}, {getattr(warm, name)} before")
             if rest.threads > MOST_THREADS:
