@@ -34,12 +34,12 @@ def _on_log(level: int, text: bytes | None, _data: object) -> None:
     line = (text or b"").decode("utf-8", "replace").rstrip()
     if level == _CONTINUED or not line.strip("."):  # the tail of a line, or the progress dots
         return
-    abort = getattr(_heard, "abort", None)
-    if level == _ERROR and abort is not None and abort.is_set:
-        level = 0  # it was asked to fail
     errors = getattr(_heard, "errors", None)
     if level == _ERROR and errors is not None:
         errors.append(line)
+    abort = getattr(_heard, "abort", None)
+    if level == _ERROR and abort is not None and abort.is_set:
+        level = 0  # it was asked to fail
     _log.log(_LEVELS.get(level, logging.DEBUG), "%s", line)
 
 
@@ -105,14 +105,14 @@ class AbortFlag:
     that holds "" or "\\x01" it answers 0 or 1, which is what a C ``bool`` is in every calling convention of our
     platforms. Rejected: a Python callback for large batches only (it still costs, and a decode could not be stopped).
 
-    What llama.cpp calls an error on this thread while the flag is set is what was asked for: no warning is made of it.
+    What llama.cpp calls an error on the thread that last cleared the flag, while it is set, is what was asked for: no
+    warning is made of it.
     """
 
     def __init__(self, context: Any) -> None:
         self._cell = ctypes.create_string_buffer(b"\x00\x00", 2)
         strlen = ctypes.cast(ctypes.CDLL(None).strlen, C.ggml_abort_callback)
         C.llama_set_abort_callback(context, strlen, ctypes.addressof(self._cell))
-        _heard.abort = self
 
     @property
     def is_set(self) -> bool:
@@ -122,4 +122,6 @@ class AbortFlag:
         self._cell[0] = b"\x01"
 
     def clear(self) -> None:
+        """A step begins, on this thread."""
         self._cell[0] = b"\x00"
+        _heard.abort = self  # there may be several engines on a thread
