@@ -33,7 +33,7 @@ from llmaas.kvchunks.store import Store
 from llmaas.records import Message, Precision
 from llmaas.service import Service
 from llmaas.service_settings import ServiceSettings
-from tests.e2e.oracle import App, Book, Oracle
+from tests.e2e.oracle import App, Book, Oracle, adapter_files
 
 CELLS = 1024
 HELLO = [Message("user", "hello")]
@@ -52,6 +52,7 @@ class Daemon:
     store: Store
     thread: EngineThread
     end_rate: float
+    adapters: dict[str, Path]
 
     def connect(self, app: str) -> Any:
         """``async with daemon.connect("mail") as client``."""
@@ -59,7 +60,8 @@ class Daemon:
 
     def app(self, name: str, seed: int = 0, **options: Any) -> App:
         limit = self.service.planner_settings.ctx_limit
-        return App(name, seed, partial(Oracle, limit, end_rate=self.end_rate), **options)
+        oracle = partial(Oracle, limit, end_rate=self.end_rate, adapters=self.adapters)
+        return App(name, seed, oracle, adapters=tuple(self.adapters), **options)
 
     async def until_idle(self) -> None:
         """No request and no swap-out left, soon."""
@@ -97,10 +99,12 @@ async def serving(
 ) -> AsyncIterator[Daemon]:
     own = store(root / "data")
     thread = EngineThread(lambda: engine(n_cells, 8, end_rate=end_rate))
-    service = Service(thread, own, ServiceSettings(**{**_SETTINGS, **settings}))
+    adapters = adapter_files(root / "adapters", ("red", "blue"))
+    base = {**_SETTINGS, "adapters": tuple(adapters.items()), "adapter_bytes": 1500}  # room for one of them
+    service = Service(thread, own, ServiceSettings(**{**base, **settings}))
     await service.start()
     server = await unix.serve(service, root / "d.sock", limits=limits or Limits(), uid_of=uid_of)
-    daemon = Daemon(root / "d.sock", service, own, thread, end_rate)
+    daemon = Daemon(root / "d.sock", service, own, thread, end_rate, adapters)
     try:
         yield daemon
         await daemon.until_idle()

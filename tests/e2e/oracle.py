@@ -15,9 +15,9 @@ from pathlib import Path
 from types import MappingProxyType
 
 from llmaas.api.sync import Client
-from llmaas.calls import Done, FinishReason, Generation, Sampling
+from llmaas.calls import Done, FinishReason, Generation, Sampling, Terms
 from llmaas.engine.base import BatchItem
-from llmaas.engine.fake import FakeEngine
+from llmaas.engine.fake import FakeEngine, fake_adapter
 from llmaas.errors import Cancelled, ContextTooLong
 from llmaas.kvchunks.store import Span
 from llmaas.records import ContextId, Message
@@ -87,9 +87,9 @@ class Book:
         return self.cut(n).marks == tuple(mark for mark in self.marks if mark.end <= n)
 
 
-def book_of(name: str, spans: Sequence[Span]) -> Book:
+def book_of(name: str, spans: Sequence[Span], adapter: str = "") -> Book:
     """A context as the store has it."""
-    book = Book(name)
+    book = Book(name, adapter=adapter)
     for span in spans:
         book = book.add(span)
     return book
@@ -113,6 +113,14 @@ class Expected:
         if self.is_message:
             return self.prompted.add(Span(drawn, "assistant", text, True))
         return self.prompted.add(Span(drawn))
+
+
+def adapter_files(folder: Path, names: Sequence[str], nbytes: int = 1000) -> dict[str, Path]:
+    """Adapters for the fake engine, about so large."""
+    folder.mkdir(exist_ok=True)
+    for name in names:
+        (folder / name).write_bytes(fake_adapter(name.encode() * (nbytes // len(name))))
+    return {name: folder / name for name in names}
 
 
 class Oracle:
@@ -196,6 +204,8 @@ class App:
     seed: int
     oracle: Callable[[], Oracle]
     books: dict[ContextId, Book] = field(default_factory=dict)
+    adapters: Sequence[str] = ()
+    """Names that the daemon knows, and the oracle."""
     max_contexts: int = 5
     long_answer: int = 60
     pending: Pending | None = None
@@ -236,16 +246,21 @@ class App:
     def some_text(self) -> str:
         return " ".join(self.rng.choices(WORDS, k=self.rng.choice((3, 10, 40))))
 
+    def some_adapter(self) -> str | None:
+        """To switch to, now and then."""
+        return self.rng.choice(["", *self.adapters]) if self.adapters and self.rng.random() < 0.15 else None
+
     def new_name(self) -> str:
         self._names += 1
         return f"{self.name}-{self._names}"
 
     def create(self, client: Client) -> None:
         if len(self.books) < self.max_contexts:
-            name, system = self.new_name(), self.rng.choice([None, "Answer in verse."])
-            after = self._oracle.append(Book(name), [Message("system", system)] if system else [])
+            name, system, adapter = self.new_name(), self.rng.choice([None, "Answer in verse."]), self.some_adapter()
+            book = Book(name, adapter=adapter or "")
+            after = self._oracle.append(book, [Message("system", system)] if system else [])
             with self.doing(None, name, [None, after]):
-                info = client.create(name=name, system=system)
+                info = client.create(name=name, system=system, adapter=book.adapter)
                 self.books[info.id] = after
             assert (info.name, info.n_tokens, info.n_messages) == (name, len(after.tokens), len(after.marks))
             if not after.tokens and self.rng.random() < 0.5:
@@ -295,6 +310,7 @@ class App:
         assert (detail.info.name, detail.info.n_tokens) == (book.name, len(book.tokens))
         assert [(m.role, m.content) for m in detail.messages] == book.messages
         assert sum(detail.info.tiers) == len(book.tokens)
+        assert detail.info.adapter == book.adapter
 
     def append(self, client: Client) -> None:
         id, book = self.some()
@@ -316,9 +332,8 @@ class App:
                 return self.generate(client, id, [], self.some_text(), Generation(20))
 
     def say(self, client: Client) -> None:
-        sampling = self.rng.choice(
-            [Sampling(), Sampling(), Sampling(temperature=0.8, seed=self.rng.randrange(1 << 32))]
-        )
+        dice = Sampling(temperature=0.8, seed=self.rng.randrange(1 << 32))
+        sampling = self.rng.choice([Sampling(), Sampling(), dice])
         id, book = self.some()
         # A context that is full while text is held back for a stop string has a test of its own.
         roomy = len(book.tokens) < self._oracle.limit - 400
@@ -344,8 +359,9 @@ class App:
         generation: Generation,
         cancel_after: int | None = None,
     ) -> None:
-        book = self.books[id]
-        expected = self._oracle.generate(book, messages, prompt, generation)
+        book, adapter = self.books[id], self.some_adapter()
+        asked = book if adapter is None else dataclasses.replace(book, adapter=adapter)
+        expected = self._oracle.generate(asked, messages, prompt, generation)
         after = expected.after() if expected is not None else None
         cuts = range(1, len(expected.drawn)) if expected and cancel_after is not None else ()
         partly = [expected.after(n) for n in cuts] if expected else []
@@ -357,6 +373,7 @@ class App:
                 max_tokens=generation.max_tokens,
                 sampling=generation.sampling,
                 stop=generation.stop,
+                terms=Terms(adapter=adapter),
             )
             try:
                 if cancel_after is not None:

@@ -133,7 +133,10 @@ async def serve(args: argparse.Namespace) -> None:
     bits = float(args.bits) if "." in args.bits else Precision(int(args.bits), int(args.bits))
     with Store(args.data_dir, master=MASTER, files=files, wal_limit=64 * 1024) as store:
         engine = EngineThread(lambda: Asking(CELLS, 8, geometry=GEOMETRY, end_rate=END_RATE))
-        settings = ServiceSettings(pool_bytes=4 << 20, bits=bits, prefill_slice=64, split="load_first")
+        adapters = tuple((path.name, path) for path in args.adapters)
+        settings = ServiceSettings(
+            pool_bytes=4 << 20, bits=bits, prefill_slice=64, split="load_first", adapters=adapters
+        )
         service = Service(engine, store, settings)
         await service.start()
         async with await unix.serve(service, args.socket):
@@ -199,6 +202,7 @@ def main() -> int:
     parser.add_argument("--data-dir", type=Path, required=True)
     parser.add_argument("--socket", type=Path, required=True)
     parser.add_argument("--bits", default="4", help="the same for all, or with a point, shared out")
+    parser.add_argument("--adapters", type=Path, nargs="*", default=[])
     parser.add_argument("--die-at", choices=SITES)
     parser.add_argument("--die-after", type=int, default=1)
     args = parser.parse_args()

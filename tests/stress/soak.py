@@ -25,10 +25,9 @@ from pathlib import Path
 from typing import Any
 
 from llmaas.api.client import AsyncClient
-from llmaas.engine.fake import fake_adapter
 from llmaas.errors import LlmaasError
 from llmaas.records import NO_QUOTA
-from tests.e2e.oracle import Oracle
+from tests.e2e.oracle import Oracle, adapter_files
 from tests.stress.daemon_under_test import Victim
 from tests.stress.soak_clients import LATE, Tally, Visitor, soon
 from tests.stress.soak_daemon import ADAPTER_BYTES, AGEING_S, CELLS, END_RATE, POOL_BYTES, QUEUE_LIMIT
@@ -38,6 +37,8 @@ LONG_WAIT_S = 25.0
 """For a queue of calls, of which one may wait for another of its context; on a busy machine."""
 BOUNDED = {"Histogram._buckets", "Members._settled", "Members._due", "LlamaModel._pieces"}
 """Containers that are never larger than some number, nor always as small as they could be."""
+ADAPTERS = ("amber", "black", "coral", "dusky")
+"""Three of them fit into memory together."""
 MOST_THREADS = 32
 """Pools of threads start one when it is first wanted: all of them together, with some room."""
 FDS = 3
@@ -224,15 +225,6 @@ async def _all(guests: list[Coroutine[Any, Any, None]]) -> None:
         await asyncio.gather(*tasks, return_exceptions=True)
 
 
-def _adapters(folder: Path) -> dict[str, Path]:
-    """Four, of which three fit into memory together."""
-    folder.mkdir()
-    paths = {name: folder / name for name in ("amber", "black", "coral", "dusky")}
-    for name, path in paths.items():
-        path.write_bytes(fake_adapter(name.encode() * (ADAPTER_BYTES // 17)))
-    return paths
-
-
 def soak(
     root: Path,
     *,
@@ -249,7 +241,7 @@ def soak(
     command = [sys.executable, "-m", "tests.stress.soak_daemon", "--socket", root / "s", "--data-dir", root / "data"]
     command += ["--model", model] if model else []
     command += ["--trace"] if trace else []
-    adapters = {} if model else _adapters(root / "adapters")
+    adapters = {} if model else adapter_files(root / "adapters", ADAPTERS, ADAPTER_BYTES * 10 // 35)
     command += ["--adapters", *adapters.values()] if adapters else []
     pipe = subprocess.PIPE
     process = subprocess.Popen(list(map(str, command)), stdout=pipe, stderr=pipe, text=True, env=env)

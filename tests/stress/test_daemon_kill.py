@@ -28,7 +28,7 @@ from llmaas.api.sync import Client
 from llmaas.errors import NotServing
 from llmaas.kvchunks.store import Store
 from llmaas.records import ContextId
-from tests.e2e.oracle import App, Book, Oracle, book_of
+from tests.e2e.oracle import App, Book, Oracle, adapter_files, book_of
 from tests.stress.daemon_under_test import CELLS, END_RATE, SITES, STAGES, Victim, start
 
 APPS = 4
@@ -76,7 +76,7 @@ def stored(store: Store, app: App) -> dict[ContextId, Book]:
     rows = [row for row in store.contexts() if row.app.endswith(f"/{app.name}")]
     for row in rows:
         assert row.n_tokens == len(store.tokens(row.id))
-    return {row.id: book_of(row.name, store.spans(row.id)) for row in rows}
+    return {row.id: book_of(row.name, store.spans(row.id), row.adapter) for row in rows}
 
 
 def reconcile(app: App, found: dict[ContextId, Book], tally: Tally) -> None:
@@ -112,7 +112,10 @@ def go_on(apps: list[App], victim: Victim, tally: Tally) -> None:
 def kill_again_and_again(root: Path, kills: int, seed: int) -> Tally:
     rng = random.Random(seed)
     data, copy = root / "data", root / "copy"
-    apps = [App(f"app{i}", seed * 1000 + i, ORACLE) for i in range(APPS)]
+    files = adapter_files(root / "adapters", ("red", "blue"))
+    oracle = partial(ORACLE, adapters=files)
+    apps = [App(f"app{i}", seed * 1000 + i, oracle, adapters=tuple(files)) for i in range(APPS)]
+    known = ["--adapters", *map(str, files.values())]
     tally = Tally()
     for n in range(kills):
         site = SITES[(n // 2 + seed) % len(SITES)] if n % 2 else ""
@@ -120,7 +123,7 @@ def kill_again_and_again(root: Path, kills: int, seed: int) -> Tally:
         print(f"seed {seed}, kill {n}: " + (f"inside {site} {after}" if site else f"after {delay:.2f} s"))
         options = ["--die-at", site, "--die-after", str(after)] if site else []
         bits = "6.0" if site in STAGES else "16" if n % 4 == 3 else "4"
-        victim = start(data, root / "s", "--bits", bits, *options)
+        victim = start(data, root / "s", "--bits", bits, *known, *options)
         work_until_killed(apps, victim, None if site else delay)
         tally.kills += 1
         tally.sites.append(site)
@@ -133,7 +136,7 @@ def kill_again_and_again(root: Path, kills: int, seed: int) -> Tally:
             assert store.stats().damaged == 0
         shutil.rmtree(copy)
 
-        survivor = start(data, root / "s")
+        survivor = start(data, root / "s", *known)
         try:
             go_on(apps, survivor, tally)
         finally:
