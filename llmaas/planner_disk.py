@@ -12,7 +12,7 @@ for each chunk on disk, and an owner for every chunk, who may be colder than oth
 from __future__ import annotations
 
 from collections import OrderedDict
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 
 from llmaas.actions import Action, DropDisk
 from llmaas.kvchunks.ledger import Copy, Ledger
@@ -143,7 +143,7 @@ class DiskQuota:
             del self._order[cold]
         return freed
 
-    def settle(self, keys: list[ChunkKey]) -> None:
+    def settle(self, keys: Iterable[ChunkKey]) -> None:
         """Chunks came to rest or lost a context: those that only cooled contexts contain need not stay."""
         for key in keys:
             if key in self._ledger and self._is_cold(key):

@@ -70,7 +70,7 @@ class ReadAhead:
         n = self._split.split(costs)
         if n == 0:
             return None
-        if n < len(keys) and not self._read(job, keys[n:], now, out):
+        if n < len(keys) and not self._read_back(job, job.context.keys[first:stop], keys[n:], now, out):
             # The POOL has no room to read into: all of one, or all of the other.
             n = len(keys) if costs.compute[-1] < costs.seconds(0) else 0
         return Part(begin, n) if n else None
@@ -123,6 +123,18 @@ class ReadAhead:
     def _turn(self, piece: _Piece) -> float:
         """When the disk turned to this piece, the first under way."""
         return max(piece.asked, self._brought)
+
+    def _read_back(
+        self, job: Job, run: Sequence[ChunkKey], keys: Sequence[ChunkKey], now: float, out: list[Action]
+    ) -> bool:
+        """``_read``; making room for it, in the POOL and so on DISK, must not cost the job any of ``run``."""
+        for key in run:
+            self._swap.ledger.pin(key)
+        found_room = self._read(job, keys, now, out)
+        for key in run:
+            self._swap.ledger.unpin(key)
+        self._swap.disk.settle(run)
+        return found_room
 
     def _read(self, job: Job, keys: Sequence[ChunkKey], now: float, out: list[Action]) -> bool:
         """Ask for pieces from the back; False if the POOL has no room for any."""

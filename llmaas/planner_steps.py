@@ -31,12 +31,11 @@ class Steps:
 
     def __init__(self, policy: SchedulingPolicy, costs: SwitchCosts, settings: PlannerSettings, tally: Tally) -> None:
         self._policy, self._costs, self._settings, self._tally = policy, costs, settings, tally
-        self.rates = Rates()
-        self.rates.set(None, settings.rate)
+        self._rates, self._app_rates = Rates(), Rates(settings.app_rate)
+        self._rates.set(None, settings.rate)
         self.duty = 1.0
         self._rested = 0.0
         """The moment from which the engine may compute again."""
-        self._app_told: set[AppId] = set()
         self.running: RunStep | None = None
         self.full = False
         """Somebody may need more cells for its next token."""
@@ -45,23 +44,22 @@ class Steps:
     # -- limits
 
     def limit(self, app: AppId | None, rate: float | None) -> None:
-        self.rates.set(app, rate)
-        if app is not None:
-            self._app_told.add(app)
+        (self._rates if app is None else self._app_rates).set(app, rate)
 
     def comes(self, job: Job, rate: float | None) -> None:
         """A call was submitted."""
-        app = job.context.app
-        if app not in self._app_told and self._settings.app_rate is not None:
-            self.limit(app, self._settings.app_rate)
-        self.rates.set(job.request, rate)
+        self._rates.set(job.request, rate)
 
     def ends(self, job: Job) -> None:
-        self.rates.set(job.request, None)
+        self._rates.set(job.request, None)
 
     def ready(self, job: Job) -> float:
         """The moment from which its limits allow the call's next step."""
-        return self.rates.ready(None, job.context.app, job.request)
+        return max(self._rates.ready(None, job.request), self._app_rates.ready(job.context.app))
+
+    @property
+    def _limited(self) -> bool:
+        return bool(self._rates or self._app_rates)
 
     # -- the next step
 
@@ -74,7 +72,7 @@ class Steps:
             return None, None
         if self._rested > now:
             return None, self._rested
-        if self.rates:
+        if self._limited:
             free = [job for job in able if self.ready(job) <= now]
             if not free:
                 return None, min(map(self.ready, able))
@@ -128,7 +126,7 @@ class Steps:
     def _burst(self, group: list[Job], *, several: bool) -> int:
         """Steps that this batch may take in a row: nobody may run past its end, its cells, its turn or its limit."""
         left, limit = self._settings.burst, self._settings.ctx_limit
-        if self.rates:
+        if self._limited:
             return 1
         for job in group:
             if job.stage is not Stage.DECODING:
@@ -183,11 +181,11 @@ class Steps:
             if job.stage is Stage.RECOMPUTING:
                 worth = 0.0
             self._policy.served(job.request, self._began, now, worth, prompt, answer)
-            if self.rates:
+            if self._limited:
                 extra = self._costs.compute(item.start, item.stop) / self._costs.decode(1) if prompt else 0.0
-                self.rates.charge(None, answer + extra, self._began)
-                self.rates.charge(job.context.app, answer, self._began)
-                self.rates.charge(job.request, answer, self._began)
+                self._rates.charge(None, answer + extra, self._began)
+                self._rates.charge(job.request, answer, self._began)
+                self._app_rates.charge(job.context.app, answer, self._began)
 
     def stepped(self, job: Job, item: StepItem, drawn: Drawn, event: StepDone) -> Outcome | None:
         """Take one item's result into its job; the job's outcome if it has ended."""

@@ -17,6 +17,8 @@ from llmaas.planner_swap import SwapBooks
 from llmaas.policies.scheduling import SchedulingPolicy
 from llmaas.records import RequestId
 
+_FEW_DEADLINES = 64
+
 
 class Turns:
     """All calls that have not ended. ``running`` are those in CELLS, in the order of their admission."""
@@ -29,6 +31,7 @@ class Turns:
         self.jobs: dict[RequestId, Job] = {}
         self.running: dict[RequestId, Job] = {}
         self.deadlines: list[tuple[float, RequestId]] = []
+        """A heap; calls that have ended are in it until their deadline, or until there are too many of them."""
 
     # -- calls come and go
 
@@ -51,6 +54,9 @@ class Turns:
         job.context.wanted = False
         if self.running.pop(job.request, None) is not None:
             self._cells.stop(job.context, job.reserve)
+        if len(self.deadlines) > max(_FEW_DEADLINES, 2 * len(self.jobs)):
+            self.deadlines = [(d, request) for d, request in self.deadlines if request in self.jobs]
+            heapq.heapify(self.deadlines)
 
     def expired(self, now: float) -> list[Job]:
         """Calls whose deadline has passed, each once."""

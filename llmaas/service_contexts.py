@@ -21,6 +21,9 @@ from llmaas.kvchunks.keys import chunk_keys
 from llmaas.kvchunks.store import ContextRow, Span
 from llmaas.records import CHUNK_TOKENS, AppId, ChunkKey, ContextId, Message
 
+_CREATING_APPS = 4096
+"""More than can have creates under way at once."""
+
 
 @dataclass(frozen=True, slots=True)
 class MessageMark:
@@ -124,6 +127,7 @@ class Directory:
         self._by_id: dict[ContextId, LiveContext] = {}
         self._by_name: dict[tuple[AppId, str], LiveContext] = {}
         self._last_fresh: dict[AppId, int] = {}
+        """Of the apps that asked last, that one at the end."""
 
     def __len__(self) -> int:
         return len(self._by_id)
@@ -163,10 +167,12 @@ class Directory:
 
     def fresh_name(self, app: AppId) -> str:
         """A name that the app has not got and that is not given out twice, however many creates are under way."""
-        n = self._last_fresh.get(app, 0) + 1
+        n = self._last_fresh.pop(app, 0) + 1
         while self.has_name(app, f"context-{n}"):
             n += 1
         self._last_fresh[app] = n
+        if len(self._last_fresh) > _CREATING_APPS:
+            del self._last_fresh[next(iter(self._last_fresh))]
         return f"context-{n}"
 
 

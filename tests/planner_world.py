@@ -97,10 +97,10 @@ class World:
         for action in actions:
             self.begin(action)
 
-    def open(self) -> Ctx:
+    def open(self, app: AppId = APP) -> Ctx:
         ctx = Ctx(ContextId(f"c{len(self.ctxs)}-{self.serial}"), len(self.ctxs) + 1)
         self.ctxs[ctx.id] = ctx
-        self.tell(ev.ContextOpened(ctx.id, APP))
+        self.tell(ev.ContextOpened(ctx.id, app))
         return ctx
 
     def restart(self, notes: dict[ChunkKey, ChunkNotes], idle: float) -> None:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from hypothesis import given
+from hypothesis import example, given
 from hypothesis import settings as hypothesis_settings
 from hypothesis import strategies as st
 
@@ -232,6 +232,17 @@ def test_stored_chunks_nobody_needs_are_dropped_at_start() -> None:
     disk=st.sampled_from([0, 30_000, 200_000, NO_QUOTA]),
     quantum=st.sampled_from([1, 8, 64]),
     tick=st.sampled_from([0.002, 0.1, 1.0]),
+)
+@example(  # reading ahead made room with a chunk of the very context
+    seed=2**32,
+    faults=0.0,
+    pool=20_000,
+    swappable=True,
+    spending="uniform",
+    bits=2.6,
+    disk=200_000,
+    quantum=8,
+    tick=0.1,
 )
 @hypothesis_settings(max_examples=200, deadline=None)
 def test_any_history_ends_with_every_request_answered_once_and_the_books_balanced(

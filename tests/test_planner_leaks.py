@@ -7,9 +7,10 @@ import types
 
 import pytest
 
+from llmaas import actions as act
 from llmaas.policies.eviction import Arrival, ByContext
 from llmaas.policies.members import Interval, Members
-from llmaas.records import ChunkKey, ContextId
+from llmaas.records import AppId, ChunkKey, ContextId
 from tests.planner_world import world
 
 
@@ -43,6 +44,21 @@ def test_a_planner_keeps_nothing_of_contexts_that_are_gone() -> None:
         assert w.planner.check() == []
         sizes.append(size(w.planner))
     assert max(sizes[-4:]) < max(sizes[:4]) + 200, sizes
+
+
+def test_a_planner_keeps_nothing_of_the_deadlines_and_limits_of_those_who_are_gone() -> None:
+    w = world(app_rate=50.0)
+    sizes = []
+    for round in range(6):
+        for i in range(300):
+            ctx = w.open(AppId(f"1000/{round}-{i}"))
+            request = w.call(ctx, 5, 3, deadline=1e9, rate=100.0)
+            while any(not isinstance(action, act.WakeAt) or action.when < 1e9 for action in w.due):
+                w.answer_one(next(n for n, a in enumerate(w.due) if not isinstance(a, act.WakeAt) or a.when < 1e9))
+            assert w.finished[request].outcome is not act.Outcome.EXPIRED
+            w.close(ctx)
+        sizes.append(size(w.planner))
+    assert max(sizes[-3:]) < max(sizes[:3]) + 200, sizes
 
 
 def test_a_ranking_forgets_a_context_when_the_last_of_its_chunks_has_followed_it() -> None:

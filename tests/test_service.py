@@ -14,6 +14,7 @@ from llmaas.calls import FinishReason, Generation, Piece, Sampling, Turn
 from llmaas.clock import RealClock
 from llmaas.kvchunks.store import Files, Store
 from llmaas.records import AppId, Message, Precision
+from llmaas.service_contexts import Directory
 from tests.service_house import APP, House, house
 
 TEXT = "All happy families are alike; every unhappy family is unhappy in its own way. "
@@ -555,3 +556,12 @@ def test_a_context_comes_back_between_the_steps_of_another_that_answers(tmp_path
             await talk
 
     asyncio.run(main())
+
+
+def test_names_are_not_given_out_twice_and_apps_that_once_asked_for_one_are_forgotten() -> None:
+    directory, given = Directory(), []
+    for i in range(20_000):
+        directory.fresh_name(AppId(f"1000/{i}"))
+        if i % 100 == 0:
+            given.append(directory.fresh_name(APP))
+    assert len(set(given)) == len(given) and len(directory._last_fresh) < 5000
