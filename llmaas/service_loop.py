@@ -58,7 +58,7 @@ log = logging.getLogger(__name__)
 
 
 _PARCEL_S = 0.05
-"""Tokens that are drawn faster than this are told of together: each telling takes a core from the model for a moment."""
+"""Tokens that come faster than this are told of together: each telling takes a core from the model for a moment."""
 
 
 class Courier:
