@@ -73,6 +73,8 @@ class Submitted:
     """Tokens per second that it may generate at most."""
     adapter: str = ""
     """LoRA adapter that its steps need; only calls with the same one share a step."""
+    adapter_bytes: int = 0
+    """What that takes in memory."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -63,6 +63,8 @@ class PlannerSettings:
     """Tokens per second that all calls together may generate."""
     app_rate: float | None = None
     """The same for each app that has no limit of its own."""
+    adapter_bytes: int = NO_QUOTA
+    """What LoRA adapters of the calls in CELLS may take of memory together."""
     burst: int = 32
     """Steps that running answers may take between two looks of the planner, if nothing else happens."""
     save_batch: int = 8
@@ -142,6 +144,7 @@ class Job:
     deadline: float | None = None
     admitted: float = 0.0
     adapter: str = ""
+    adapter_bytes: int = 0
     reserve: int = 0
     stage: Stage = Stage.QUEUED
     in_step: bool = False

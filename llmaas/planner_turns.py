@@ -1,8 +1,8 @@
 """F4. Turns: which calls are in CELLS, and who leaves when others are due.
 
-Law: a call runs (its context has a sequence and a reservation of cells) or waits. It is paused only between steps,
-keeps all that it has computed in CELLS until somebody needs the room, and comes back like any context: so nothing of it
-is computed twice.
+Law: a call runs (its context has a sequence and a reservation of cells, its adapter has room in memory) or waits. It is
+paused only between steps, keeps all that it has computed in CELLS until somebody needs the room, and comes back like
+any context: so nothing of it is computed twice.
 """
 
 from __future__ import annotations
@@ -39,7 +39,7 @@ class Turns:
         if event.n_total > self._settings.ctx_limit:
             raise PolicyBug(f"{event.n_total} tokens can never be in {self._settings.ctx_limit} cells")
         job = Job(event.request, context, event.n_total, event.max_new, event.priority, event.deadline)
-        job.adapter = event.adapter
+        job.adapter, job.adapter_bytes = event.adapter, event.adapter_bytes
         self.jobs[event.request] = job
         context.wanted = True
         self._policy.add(event.request, context.app, event.priority, now)
@@ -82,7 +82,8 @@ class Turns:
             job = self.jobs[request]
             if job.context.committing:
                 break  # it was paused a moment ago
-            if len(self.running) < self._settings.max_running and self._make_cells(job, self._reserve(job), now, out):
+            seat = len(self.running) < self._settings.max_running and self._adapter_fits(job, [])
+            if seat and self._make_cells(job, self._reserve(job), now, out):
                 self._begin(job, now, out)
                 continue
             leaving = self._leaving(job, now)
@@ -92,6 +93,17 @@ class Turns:
                 self.pause(other, out)
             paused += leaving
         return paused
+
+    def _adapter_fits(self, job: Job, leaving: list[Job]) -> bool:
+        """Whether the job's adapter fits into memory beside those of the running calls, without those who leave.
+
+        Where no other is in use it must: or it would wait for ever.
+        """
+        if not job.adapter:
+            return True
+        staying = (j for j in self.running.values() if j.adapter and j not in leaving)
+        used = {j.adapter: j.adapter_bytes for j in staying}
+        return not used or job.adapter in used or sum(used.values()) + job.adapter_bytes <= self._settings.adapter_bytes
 
     def _reserve(self, job: Job) -> int:
         """Cells for what it has, and for what it may generate in one turn."""
@@ -136,18 +148,19 @@ class Turns:
         context = job.context
         have = context.cells if context.id in self._cells.idle else 0
         short = self._cells.short(self._reserve(job) - have, context)
-        seat = len(self.running) < self._settings.max_running
-        seq = self._cells.seq_for(context)
-        if short <= 0 and seat and seq:
+        seat = len(self.running) < self._settings.max_running and self._cells.seq_for(context)
+        room = short <= 0 and seat
+        if room and self._adapter_fits(job, []):
             return []  # idle contexts leave as soon as what they hold is saved
         able = [j for j in self.running.values() if not j.in_step and j.stage is not Stage.LOADING and not j.ending]
         able = [j for j in able if self._policy.gives_way(j.request, job.request, now)]
+        able = [j for j in able if j.adapter or not room]
         able.sort(key=lambda j: -self._policy.urgency(j.request, now))
         leaving = []
         for other in able:
             leaving.append(other)
             short -= other.reserve
-            if short <= 0:
+            if short <= 0 and self._adapter_fits(job, leaving):
                 return leaving
         return []
 

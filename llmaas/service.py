@@ -237,8 +237,8 @@ class Service:
         """Add a turn and, with ``generation``, answer it. Calls of one context run one after another.
 
         The future ends with Done, or with an LlmaasError: Cancelled, Expired, ContextTooLong, BadRequest, DiskFull,
-        EngineFailed, UnknownContext (deleted meanwhile), UnknownAdapter, AdapterUnreadable, AdapterMismatch, Busy (no
-        room for the adapter). After an error the context is as it was before the call,
+        EngineFailed, UnknownContext (deleted meanwhile), UnknownAdapter, AdapterUnreadable, AdapterMismatch, Busy (its
+        adapter is larger than all the room). After an error the context is as it was before the call,
         except after Cancelled or Expired with tokens generated: those were streamed and stay.
         """
         self._refuse_if_closing()

@@ -137,7 +137,7 @@ class Interpreter:
             Paused: self._pause,
             Admitted: self._admitted,
             Switched: self._switched,
-            Finish: lambda a: self._calls[a.request].finished.set_result(a),
+            Finish: self._finish,
         }
 
     def dispatch(self, event: Event) -> None:
@@ -159,11 +159,9 @@ class Interpreter:
             await self._at_rest.wait()
 
     def release(self, call: Call) -> None:
-        """The call has ended: the engine need not keep its sampler, nor its adapter."""
+        """The call has ended: the engine need not keep its sampler."""
         if call.has_sampler:
             self._in_engine(self._engine.set_sampler, call.id, None)
-        if call.adapter is not None:
-            self._in_engine(self._give_adapter_back, call, call.adapter)
 
     def close(self) -> None:
         """End the workers; blocks until what they do now is done."""
@@ -271,7 +269,18 @@ class Interpreter:
         self._waker.cancel()
         self._waker = self._loop.call_later(max(0.0, action.when - self._clock.now()), self.dispatch, Woken())
 
+    def _finish(self, action: Finish) -> None:
+        call = self._calls[action.request]
+        self._leave(call)
+        call.finished.set_result(action)
+
+    def _leave(self, call: Call) -> None:
+        """The call leaves CELLS; whoever comes next may need the room of its adapter."""
+        if call.adapter is not None:
+            self._in_engine(self._give_adapter_back, call, call.adapter)
+
     def _pause(self, action: Paused) -> None:
+        self._leave(self._calls[action.request])
         self._loop.call_soon(self._paused, action)  # an action is no time to tell the planner something
 
     def _paused(self, action: Paused) -> None:
@@ -296,9 +305,7 @@ class Interpreter:
         call.sources = action if call.sources is None else _sum(call.sources, action)
 
     def _take_adapter(self, call: Call, adapter: AdapterFile) -> None:
-        """Before the call's first step. If it fails, the call ends, and only those that want the same one."""
-        if call.holds_adapter:
-            return  # it was interrupted
+        """Before the call's turn. If it fails, the call ends, and only those that want the same one."""
         try:
             self._shelf.take(adapter)
             call.holds_adapter = True

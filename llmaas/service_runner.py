@@ -305,10 +305,10 @@ class CallRunner:
         if (n := live.shared(self._stored)) > live.n_kv:
             self._changed(live, n)
         n_total, left, terms = len(live.tokens), call.max_new - len(call.drawn), call.terms
-        adapter = call.adapter.fingerprint if call.adapter else ""
+        adapter = (call.adapter.fingerprint, call.adapter.size_bytes) if call.adapter else ()
         deadline = None if terms.deadline_s is None else call.submitted + terms.deadline_s
         call.finished = asyncio.get_running_loop().create_future()
-        self._dispatch(Submitted(call.id, live.id, n_total, left, terms.priority, deadline, terms.rate, adapter))
+        self._dispatch(Submitted(call.id, live.id, n_total, left, terms.priority, deadline, terms.rate, *adapter))
         return await call.finished
 
     def _take_back(self, call: Call, n_kv: int) -> None:
@@ -325,7 +325,7 @@ class CallRunner:
             call.emit(rest)
         spans = [*call.spans, *call.answer_span()]
         try:
-            if finish.outcome is Outcome.ENGINE_FAILED or (failed and not call.drawn):
+            if finish.outcome is Outcome.ENGINE_FAILED or (failed and (call.fault or not call.drawn)):
                 raise call.fault or self._failure(finish.outcome, 0)
             now = self._clock.wall()
             if spans or call.before:

@@ -70,4 +70,5 @@ def planner_settings(e: Engine, settings: ServiceSettings) -> PlannerSettings:
         ageing_s=settings.ageing_s,
         rate=settings.rate,
         app_rate=settings.app_rate,
+        adapter_bytes=settings.adapter_bytes,
     )

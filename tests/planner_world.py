@@ -28,6 +28,8 @@ from llmaas.records import (
 
 GEOMETRY = Geometry(n_layer=2, k_dim=64, v_dim=64, head_dim_k=32, head_dim_v=32)
 APP = AppId("0/test")
+ADAPTER_BYTES = 100
+"""Of every adapter."""
 
 
 def settings(**changes: object) -> PlannerSettings:
@@ -83,6 +85,8 @@ class World:
         self.token_s = 0.0
         """Seconds that a token of a prompt takes."""
         self.aborted: set[int] = set()
+        self.adapters: dict[RequestId, str] = {}
+        self.running: set[RequestId] = set()
         self.serial = 0
         self.told = 0.8
         """Share of chunks that a measurement can tell something of."""
@@ -136,7 +140,9 @@ class World:
         ctx.tokens += [self.serial] * prompt
         self.calls[request] = (ctx, base, max_new)
         terms = self.rng.randrange(10) if priority is None else priority, deadline, rate
-        self.tell(ev.Submitted(request, ctx.id, len(ctx.tokens), max_new, *terms, adapter))
+        self.adapters[request] = adapter
+        nbytes = ADAPTER_BYTES if adapter else 0
+        self.tell(ev.Submitted(request, ctx.id, len(ctx.tokens), max_new, *terms, adapter, nbytes))
         return request
 
     def truncate(self, ctx: Ctx, n: int) -> None:
@@ -155,6 +161,15 @@ class World:
     # -- what the planner asks
 
     def begin(self, action: act.Action) -> None:
+        match action:
+            case act.Admitted(request=request):
+                self.running.add(request)
+                names = {self.adapters.get(r, "") for r in self.running} - {""}
+                assert len(names) * ADAPTER_BYTES <= self.s.adapter_bytes or len(names) == 1
+            case act.Paused(request=request) | act.Finish(request=request):
+                self.running.discard(request)
+            case _:
+                pass
         match action:
             case act.RunStep(items=items):
                 assert sum(i.stop - i.start for i in items) <= self.s.max_batch

@@ -6,6 +6,7 @@ import asyncio
 import functools
 import random
 from collections.abc import Callable, Coroutine
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -17,8 +18,8 @@ from llmaas.errors import (
     AdapterMismatch,
     AdapterUnreadable,
     BadRequest,
-    Busy,
     Cancelled,
+    Expired,
     UnknownAdapter,
 )
 from llmaas.records import Message
@@ -69,8 +70,8 @@ class Reader:
         self._books: dict[str, Book] = {}
 
     def expect(self, context: str, text: str, n: int, adapter: str) -> str:
-        book = self._books.get(context, Book(context))
-        expected = self._oracle.generate(book, [Message("user", text)], None, Generation(n), adapter)
+        book = replace(self._books.get(context, Book(context)), adapter=adapter)
+        expected = self._oracle.generate(book, [Message("user", text)], None, Generation(n))
         assert expected is not None
         self._books[context] = expected.after()
         return expected.text
@@ -322,19 +323,56 @@ async def test_loaded_adapters_stay_within_their_budget_and_those_in_use_stay_lo
         return [info.name for info in h.service.adapters.infos(paths=False) if info.loaded]
 
     slow = {"step_time": lambda tokens: 0.002}
-    async with house(tmp_path / "s", engine=slow, adapter_bytes=SIZE * 5 // 2, **two(files)) as h:
+    async with house(tmp_path / "s", engine=slow, adapter_bytes=SIZE * 5 // 2, quantum=100, **two(files)) as h:
         await h.service.adapters.add("green", str(files["green"]))
         assert loaded() == ["blue", "green"], "red was used longest ago"
         for name in files:
             await h.service.create(APP, name=name, system=None, adapter=name)
         running = [asyncio.ensure_future(h.say(name, "hello", 200)) for name in ("blue", "red")]
-        await asyncio.sleep(0.1)
+        await asyncio.sleep(0.05)
         assert loaded() == ["blue", "red"]
-        with pytest.raises(Busy, match="'green'"):
-            await h.say("green", "hello")
+        with pytest.raises(Expired):
+            await h.say("green", "hello", terms=Terms(deadline_s=0.02))
+        _, done = await h.say("green", "hello")
+        assert len(loaded()) == 2
+        assert done.queue_ms > 0 and not all(one.done() for one in running), "it had its turn before both had ended"
         await asyncio.gather(*running)
-        await h.say("green", "hello")
-        assert "green" in loaded() and len(loaded()) == 2
+
+
+@on_a_loop
+async def test_with_room_for_one_adapter_all_calls_take_turns_and_say_what_they_would_say_alone(
+    tmp_path: Path, files: dict[str, Path]
+) -> None:
+    reader = Reader(files)
+    names = [f"{adapter or 'bare'}-{i}" for i in range(2) for adapter in ("", *files)]
+    async with house(tmp_path / "s", adapter_bytes=SIZE * 3 // 2, quantum=10) as h:
+        for name, path in files.items():
+            await h.service.adapters.add(name, str(path))
+        for name in names:
+            adapter = name.partition("-")[0].replace("bare", "")
+            await h.service.create(APP, name=name, system=None, adapter=adapter)
+        said = await asyncio.gather(*(h.say(name, name, 100) for name in names))
+        for name, (text, _) in zip(names, said, strict=True):
+            assert text == reader.expect(name, name, 100, name.partition("-")[0].replace("bare", ""))
+        assert sum(done.n_paused for _, done in said) >= len(files)
+        assert h.service.adapters.shelf.loads < 100
+
+
+@on_a_loop
+async def test_an_answer_whose_adapter_cannot_be_loaded_again_fails_and_is_taken_back(
+    tmp_path: Path, files: dict[str, Path]
+) -> None:
+    slow = {"step_time": lambda tokens: 0.002}
+    async with house(tmp_path / "s", engine=slow, adapter_bytes=SIZE * 3 // 2, quantum=20, **two(files)) as h:
+        for name in NAMES:
+            await h.service.create(APP, name=name, system=None, adapter=name)
+        red = asyncio.ensure_future(h.say("red", "hello", 300))
+        await asyncio.sleep(0.03)
+        files["red"].unlink()
+        await h.say("blue", "hello", 5)
+        with pytest.raises(AdapterUnreadable):
+            await red
+        assert h.tokens("red") == []
 
 
 @on_a_loop

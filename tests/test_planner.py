@@ -12,7 +12,7 @@ from llmaas import actions as act
 from llmaas import events as ev
 from llmaas.planner import Planner
 from llmaas.records import NO_QUOTA, ChunkNotes, ChunkTolerance, Precision
-from tests.planner_world import APP, World, run_call, settings, world
+from tests.planner_world import ADAPTER_BYTES, APP, World, run_call, settings, world
 
 
 def test_a_first_call_is_prefilled_in_slices_and_saved_and_written() -> None:
@@ -256,7 +256,7 @@ def test_any_history_ends_with_every_request_answered_once_and_the_books_balance
     quantum: int,
     tick: float,
 ) -> None:
-    budgets = {"pool_bytes": pool, "disk_bytes": disk}
+    budgets = {"pool_bytes": pool, "disk_bytes": disk, "adapter_bytes": ADAPTER_BYTES * (1 + seed % 2)}
     w = world(seed, faults=faults, swappable=swappable, spending=spending, bits=bits, quantum=quantum, **budgets)
     w.tick = tick
     for _ in range(w.rng.randrange(60, 200)):

@@ -5,7 +5,7 @@ import pytest
 from llmaas import actions as act
 from llmaas import events as ev
 from llmaas.records import RequestId
-from tests.planner_world import APP, Ctx, World, run_call, world
+from tests.planner_world import ADAPTER_BYTES, APP, Ctx, World, run_call, world
 
 
 def quiet(seed: int = 0, **changes: object) -> World:
@@ -218,6 +218,38 @@ def test_a_step_holds_calls_of_one_adapter_and_adapters_take_turns() -> None:
     order = [s.adapter for s in steps(w)]
     longest = max(len(list(run)) for run in _runs(order[2:-12]))
     assert longest <= 2, order
+
+
+def test_calls_whose_adapters_have_no_room_together_take_turns_and_the_bare_model_waits_for_nobody() -> None:
+    w = quiet(adapter_bytes=2 * ADAPTER_BYTES, max_running=8, quantum=8)
+    bare = w.call(w.open(), 5, 200, priority=5)
+    calls = [w.call(w.open(), 5, 40, priority=5, adapter=name) for name in "aabbccdd"]
+    w.settle()
+    assert all(w.finished[r].outcome is act.Outcome.LENGTH for r in (bare, *calls))
+    assert bare not in paused(w)
+    firsts = [next(n for n, s in enumerate(steps(w)) if any(i.request == call for i in s.items)) for call in calls]
+    assert max(firsts) < 100, "nobody waits until another has ended"
+    assert w.planner.tally.tokens_recomputed == 0 and not w.planner.check()
+
+
+def test_a_call_that_waits_for_room_for_its_adapter_has_a_deadline_and_can_be_cancelled() -> None:
+    w = quiet(adapter_bytes=ADAPTER_BYTES, quantum=10_000)
+    runs = w.call(w.open(), 5, 300, priority=5, adapter="a")
+    late = w.call(w.open(), 5, 5, priority=5, deadline=w.now + 0.05, adapter="b")
+    cancelled = w.call(w.open(), 5, 5, priority=5, adapter="b")
+    until(w, act.RunStep, 5)
+    w.tell(ev.CancelRequested(cancelled))
+    w.settle()
+    assert w.finished[late].outcome is act.Outcome.EXPIRED
+    assert w.finished[cancelled].outcome is act.Outcome.CANCELLED
+    assert w.finished[runs].outcome is act.Outcome.LENGTH and admitted(w) == [runs]
+
+
+def test_an_adapter_larger_than_all_the_room_waits_for_no_other_only() -> None:
+    w = quiet(adapter_bytes=ADAPTER_BYTES // 2)
+    calls = [w.call(w.open(), 5, 20, priority=5, adapter=name) for name in "ab"]
+    w.settle()
+    assert all(w.finished[r].outcome is act.Outcome.LENGTH for r in calls)
 
 
 def _runs(order: list[str]) -> list[list[str]]:

@@ -47,6 +47,8 @@ class Book:
     tokens: tuple[int, ...] = ()
     marks: tuple[Mark, ...] = ()
     spans: tuple[Span, ...] = field(default=(), compare=False)
+    adapter: str = ""
+    """LoRA adapter that all of it is computed with."""
 
     @property
     def messages(self) -> list[tuple[str, str]]:
@@ -62,11 +64,11 @@ class Book:
             if span.open and self.open and marks[-1].end == start:  # an answer that goes on is one message
                 text, marks = marks[-1].text + text, marks[:-1]
             marks = (*marks, Mark(span.role, text, len(tokens), span.open))
-        return Book(self.name, tokens, marks, (*self.spans, span))
+        return Book(self.name, tokens, marks, (*self.spans, span), self.adapter)
 
     def cut(self, n: int) -> Book:
         """The first ``n`` tokens; what is left of a span that is cut in two is no message any more."""
-        book = Book(self.name)
+        book = Book(self.name, adapter=self.adapter)
         for span in self.spans:
             room = n - len(book.tokens)
             if len(span.tokens) <= room:
@@ -135,9 +137,9 @@ class Oracle:
         return book
 
     def generate(
-        self, book: Book, messages: Sequence[Message], prompt: str | None, generation: Generation, adapter: str = ""
+        self, book: Book, messages: Sequence[Message], prompt: str | None, generation: Generation
     ) -> Expected | None:
-        """All of the context is computed with ``adapter``. None if it must be refused as too long."""
+        """None if it must be refused as too long."""
         is_message = prompt is None and bool(messages or book.marks)
         goes_on = book.open and not messages
         book = self.append(book, messages, prompt)
@@ -145,7 +147,7 @@ class Oracle:
             book = book.add(self._span(book, "<|im_start|>assistant\n"))
         if len(book.tokens) > self.limit:
             return None
-        return Expected(book, *self._answer(book.tokens, generation, adapter), is_message)
+        return Expected(book, *self._answer(book.tokens, generation, book.adapter), is_message)
 
     def _span(self, book: Book, text: str, message: Message | None = None) -> Span:
         tokens = tuple(self._engine.tokenize(text, special=True, bos=not book.tokens))
@@ -156,7 +158,8 @@ class Oracle:
     ) -> tuple[tuple[int, ...], str, FinishReason]:
         engine, drawn = self._engine, b""
         engine.drop(0, 0)
-        engine.set_sampler(0, generation.sampling)
+        sampling = generation.sampling
+        engine.set_sampler(0, sampling, tokens[-sampling.penalty_last_n :] if sampling.penalises else ())
         todo = list(tokens)
         while todo[engine.max_batch :]:
             engine.step([BatchItem(0, engine.length(0), todo[: engine.max_batch])], adapter)

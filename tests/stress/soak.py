@@ -25,12 +25,14 @@ from pathlib import Path
 from typing import Any
 
 from llmaas.api.client import AsyncClient
+from llmaas.engine.fake import fake_adapter
 from llmaas.errors import LlmaasError
 from llmaas.records import NO_QUOTA
 from tests.e2e.oracle import Oracle
 from tests.stress.daemon_under_test import Victim
-from tests.stress.soak_clients import LATE, Tally, Visitor, be_killed, soon, talk_nonsense
-from tests.stress.soak_daemon import AGEING_S, CELLS, END_RATE, POOL_BYTES, QUEUE_LIMIT
+from tests.stress.soak_clients import LATE, Tally, Visitor, soon
+from tests.stress.soak_daemon import ADAPTER_BYTES, AGEING_S, CELLS, END_RATE, POOL_BYTES, QUEUE_LIMIT
+from tests.stress.soak_peers import be_killed, talk_nonsense
 
 LONG_WAIT_S = 25.0
 """For a queue of calls, of which one may wait for another of its context; on a busy machine."""
@@ -66,6 +68,7 @@ class Soak:
     victim: Victim
     n_clients: int
     model: bool
+    adapters: dict[str, Path]
     tally: Tally = field(default_factory=Tally)
     peaks: dict[str, int] = field(default_factory=dict)
     rests: list[Rest] = field(default_factory=list)
@@ -74,10 +77,11 @@ class Soak:
     async def round(self, seconds: float) -> None:
         number = len(self.rests)
         go_on, rng = soon(seconds), random.Random(f"{self.seed} {number}")
-        oracle = None if self.model else Oracle(CELLS, end_rate=END_RATE)
+        oracle = None if self.model else Oracle(CELLS, end_rate=END_RATE, adapters=self.adapters)
+        names = tuple(self.adapters)
         guests: list[Coroutine[Any, Any, None]] = [
-            Visitor(f"app-{i}", rng.randrange(1 << 60), self.victim.socket, oracle, CELLS, self.tally).live(go_on)
-            for i in range(self.n_clients)
+            Visitor(name, rng.randrange(1 << 60), self.victim.socket, oracle, CELLS, self.tally, names).live(go_on)
+            for name in (f"app-{i}" for i in range(self.n_clients))
         ]
         guests.append(self._again(go_on, rng.randrange(1 << 60), 0.1, talk_nonsense))
         guests.append(self._again(go_on, rng.randrange(1 << 60), 0.5, be_killed))
@@ -111,6 +115,7 @@ class Soak:
 
     def _look(self, stats: dict[str, Any]) -> None:
         now = {
+            "adapter_bytes": stats["adapters"]["bytes"]["used"],
             "active": stats["requests"]["active"],
             "waiting": stats["requests"]["waiting"],
             "cells": stats["cells"]["used"],
@@ -120,7 +125,8 @@ class Soak:
             **self._process(),
         }
         self.peaks = {name: max(value, self.peaks.get(name, 0)) for name, value in now.items()}
-        if now["active"] > QUEUE_LIMIT or now["cells"] > stats["cells"]["total"]:
+        too_many = now["active"] > QUEUE_LIMIT or now["adapter_bytes"] > ADAPTER_BYTES
+        if too_many or now["cells"] > stats["cells"]["total"]:
             self.faults.append(f"more than there may be: {now}")
 
     def _process(self) -> dict[str, int]:
@@ -218,6 +224,15 @@ async def _all(guests: list[Coroutine[Any, Any, None]]) -> None:
         await asyncio.gather(*tasks, return_exceptions=True)
 
 
+def _adapters(folder: Path) -> dict[str, Path]:
+    """Four, of which three fit into memory together."""
+    folder.mkdir()
+    paths = {name: folder / name for name in ("amber", "black", "coral", "dusky")}
+    for name, path in paths.items():
+        path.write_bytes(fake_adapter(name.encode() * (ADAPTER_BYTES // 17)))
+    return paths
+
+
 def soak(
     root: Path,
     *,
@@ -234,10 +249,12 @@ def soak(
     command = [sys.executable, "-m", "tests.stress.soak_daemon", "--socket", root / "s", "--data-dir", root / "data"]
     command += ["--model", model] if model else []
     command += ["--trace"] if trace else []
+    adapters = {} if model else _adapters(root / "adapters")
+    command += ["--adapters", *adapters.values()] if adapters else []
     pipe = subprocess.PIPE
     process = subprocess.Popen(list(map(str, command)), stdout=pipe, stderr=pipe, text=True, env=env)
     victim = Victim(process, root / "s")
-    whole = Soak(seed, victim, n_clients, model is not None)
+    whole = Soak(seed, victim, n_clients, model is not None, adapters)
     code = None
     try:
         victim.wait_ready()

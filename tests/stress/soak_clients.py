@@ -1,4 +1,4 @@
-"""Who comes to the soaked daemon: apps that check every reply, peers that talk nonsense, clients that are killed.
+"""Apps that come to the soaked daemon and check every reply.
 
 A ``Visitor`` works on contexts of its own over one connection after another, and knows from the oracle what every reply
 must be. What it does is drawn from its seed; what comes of it depends on the daemon's timing as well.
@@ -9,21 +9,16 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import dataclasses
-import os
 import random
-import struct
-import sys
 import time
 from collections import Counter
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-import msgpack
-
 from llmaas.api.client import AsyncClient, AsyncStream
-from llmaas.calls import Done, FinishReason, Generation, Sampling, Terms
+from llmaas.calls import Done, FinishReason, Generation, Piece, Sampling, Terms
 from llmaas.errors import Busy, Cancelled, ContextTooLong, Expired, LlmaasError, NotServing
 from llmaas.records import ContextId, Message
 from tests.e2e.oracle import COMMON, WORDS, Book, Expected, Mark, Oracle
@@ -61,9 +56,18 @@ class Visitor:
 
     max_contexts = 5
 
-    def __init__(self, name: str, seed: int, socket: Path, oracle: Oracle | None, limit: int, tally: Tally) -> None:
+    def __init__(
+        self,
+        name: str,
+        seed: int,
+        socket: Path,
+        oracle: Oracle | None,
+        limit: int,
+        tally: Tally,
+        adapters: Sequence[str] = (),
+    ) -> None:
         self.name, self.socket, self.oracle, self.limit, self.tally = name, socket, oracle, limit, tally
-        self.rng = random.Random(seed)
+        self.rng, self.adapters = random.Random(seed), adapters
         self.books: dict[ContextId, Book] = {}
         self._names = 0
         self._client: AsyncClient
@@ -89,6 +93,7 @@ class Visitor:
     async def do_something(self) -> None:
         deeds = [self.say] * 6 + [self.two_at_once] * 2 + [self.many_at_once, self.cancel, self.cancel, self.hurry]
         deeds += [self.append, self.look, self.hint, self.create, self.fork, self.truncate, self.delete]
+        deeds += [self.overflow, self.odds]
         await (self.rng.choice(deeds) if len(self.books) > 1 else self.create)()
 
     # -- calls
@@ -123,6 +128,41 @@ class Visitor:
         await self.reply(asked.stream.prioritize(self.rng.randrange(10)))
         await self.answers([asked])
 
+    async def odds(self) -> None:
+        """With log probabilities: one for each token, in its order."""
+        asked = self.ask(self.some(), generation=Generation(20, logprobs=self.rng.choice([0, 3])))
+        pieces: list[Piece] = []
+
+        async def listen() -> None:
+            async for piece in asked.stream:
+                pieces.append(piece)
+
+        with contextlib.suppress(LlmaasError):
+            await self.reply(listen())
+        told = [each for piece in pieces for each in piece.logprobs or ()]
+        assert [each.token for each in told] == [token for piece in pieces for token in piece.tokens]
+        await self.answers([asked])
+
+    async def overflow(self) -> None:
+        """A context that may let go of its oldest messages. What it holds then has tests of its own; it goes."""
+        id = max(self.books, key=lambda id: len(self.books[id].tokens))
+        asked = self.ask(id, generation=Generation(400, stop=("zz",), on_full="shift"))
+        expected = self.expected(asked)
+        if expected is not None and len(expected.prompted.tokens) + asked.generation.max_tokens <= self.limit:
+            return await self.answers([asked])
+        try:
+            done = await self.reply(asked.stream.done())
+        except (Busy, Expired, ContextTooLong) as e:
+            self.tally.note("overflow", e)
+        else:
+            self.tally.note("overflow: shifted" if done.n_dropped else "overflow", None)
+            self.waited(done, asked.terms)
+            detail = await self.client(self._client.show(id))
+            assert detail.info.n_tokens == done.n_tokens <= self.limit
+            assert not detail.messages or detail.messages[-1].content.endswith(asked.stream.text)
+        await self.client(self._client.delete(id))
+        del self.books[id]
+
     async def vanish(self) -> None:
         """Hang up in the middle of some calls. What is left of each is the context before, or some of the answer."""
         asked = [self.ask(id) for id in self.rng.sample(list(self.books), min(len(self.books), 3))]
@@ -140,14 +180,16 @@ class Visitor:
                     self.books[one.id] = expected.after(None if whole else n)
                 elif self.oracle is None:
                     self.books[one.id] = await self.told(one.id)
+                assert twin.adapter in (book.adapter, self.adapter(one)), f"{self.name}: {twin.adapter!r}"
+                self.books[one.id] = dataclasses.replace(self.books[one.id], adapter=twin.adapter)
                 await self.compare(one.id)
                 await self.client(self._client.delete(twin.id))
 
     async def append(self) -> None:
-        id, messages = self.some(), [Message("user", self.text())]
+        id, messages, terms = self.some(), [Message("user", self.text())], self.terms()
         book = self.books[id]
         try:
-            done = await self.client(self._client.append(id, messages, terms=self.terms()))
+            done = await self.client(self._client.append(id, messages, terms=terms))
         except (Busy, Expired) as e:
             return self.tally.note("append", e)
         except ContextTooLong as e:
@@ -155,6 +197,7 @@ class Visitor:
             return self.tally.note("append", e)
         self.tally.note("append", None)
         self.waited(done, None)
+        book = book if terms.adapter is None else dataclasses.replace(book, adapter=terms.adapter)
         self.books[id] = self.oracle.append(book, messages) if self.oracle else await self.told(id)
         assert (done.reason, done.n_tokens) == (FinishReason.APPENDED, len(self.books[id].tokens))
 
@@ -164,7 +207,8 @@ class Visitor:
         messages = [] if raw or (book.tokens and rng.random() < 0.2) else [Message("user", self.text())]
         prompt = self.text() if raw and rng.random() < 0.7 else None
         if generation is None:
-            sampling = rng.choice([Sampling(), Sampling(temperature=0.8, seed=rng.randrange(1 << 32))])
+            strict = Sampling(repeat_penalty=1.3, frequency_penalty=0.4)
+            sampling = rng.choice([Sampling(), Sampling(temperature=0.8, seed=rng.randrange(1 << 32)), strict])
             # A context that is full while text is held back for a stop string has a test of its own.
             stop = rng.choice([(), (), ("e", "th"), ("zz",)]) if len(book.tokens) < self.limit - 600 else ()
             generation = Generation(rng.choice([1, 5, 20, 20, 60, 150]), sampling, stop)
@@ -177,6 +221,8 @@ class Visitor:
             sampling=generation.sampling,
             stop=generation.stop,
             terms=terms,
+            logprobs=generation.logprobs,
+            on_full=generation.on_full,
         )
         return Asked(id, messages, prompt, generation, terms, stream)
 
@@ -184,7 +230,12 @@ class Visitor:
         rng = self.rng
         deadline = rng.choice([None, None, None, 30.0, 0.2, 0.02])
         rate = rng.choice([None, None, None, 1000.0, 100.0])
-        return Terms(rng.choice([0, 1, 5, 5, 5, 8, 9]), deadline, rate)
+        adapter = rng.choice(["", *self.adapters]) if rng.random() < 0.2 else None
+        return Terms(rng.choice([0, 1, 5, 5, 5, 8, 9]), deadline, rate, adapter)
+
+    def adapter(self, asked: Asked) -> str:
+        """What the call computes its context with."""
+        return self.books[asked.id].adapter if asked.terms.adapter is None else asked.terms.adapter
 
     async def answers(self, all_asked: Iterable[Asked]) -> None:
         """Every reply, in the order of the calls; what each context holds then."""
@@ -230,7 +281,8 @@ class Visitor:
     def expected(self, asked: Asked) -> Expected | None:
         if self.oracle is None:
             return None
-        return self.oracle.generate(self.books[asked.id], asked.messages, asked.prompt, asked.generation)
+        book = dataclasses.replace(self.books[asked.id], adapter=self.adapter(asked))
+        return self.oracle.generate(book, asked.messages, asked.prompt, asked.generation)
 
     # -- contexts
 
@@ -238,10 +290,12 @@ class Visitor:
         if len(self.books) >= self.max_contexts:
             return
         system = self.rng.choice([None, "Answer in verse.", COMMON])
-        info = await self.client(self._client.create(name=self.new_name(), system=system))
+        adapter = self.rng.choice(["", "", *self.adapters])
+        info = await self.client(self._client.create(name=self.new_name(), system=system, adapter=adapter))
         self.tally.note("create", None)
         messages = [Message("system", system)] if system else []
-        self.books[info.id] = self.oracle.append(Book(info.name), messages) if self.oracle else await self.told(info.id)
+        book = Book(info.name, adapter=adapter)
+        self.books[info.id] = self.oracle.append(book, messages) if self.oracle else await self.told(info.id)
         assert info.n_tokens == len(self.books[info.id].tokens)
         if not system and self.oracle and self.rng.random() < 0.3:  # raw text, the same in many contexts
             own_chunk = f"{self.rng.randrange(1 << 64):063}"
@@ -294,6 +348,7 @@ class Visitor:
         assert detail.info.n_tokens == len(book.tokens), f"{self.name}: {detail.info}, not {len(book.tokens)} tokens"
         assert [(m.role, m.content) for m in detail.messages] == book.messages
         assert sum(detail.info.tiers) == len(book.tokens)
+        assert detail.info.adapter == book.adapter
 
     # -- helpers
 
@@ -301,7 +356,8 @@ class Visitor:
         """What the daemon says itself, as a book: what comes later must not change it."""
         detail = await self.client(self._client.show(id))
         n = detail.info.n_tokens
-        return Book(detail.info.name, (0,) * n, tuple(Mark(m.role, m.content, n) for m in detail.messages))
+        marks = tuple(Mark(m.role, m.content, n) for m in detail.messages)
+        return Book(detail.info.name, (0,) * n, marks, adapter=detail.info.adapter)
 
     @staticmethod
     async def reply(what: Any) -> Any:
@@ -322,103 +378,6 @@ class Visitor:
     def new_name(self) -> str:
         self._names += 1
         return f"{self.name}-{self._names}"
-
-
-# -- peers that are no clients
-
-
-async def talk_nonsense(socket: Path, rng: random.Random, tally: Tally) -> None:
-    """One connection that says what it should not, reads for a moment, and goes. ``deaf`` ones do not read at all."""
-    kind = rng.choice(["noise", "no hello", "half a frame", "too long a frame", "bad requests", "silent", "deaf"])
-    reader, writer = await asyncio.open_unix_connection(str(socket))
-    with contextlib.suppress(OSError):
-        writer.write(_nonsense(kind, rng))
-        await writer.drain()
-        if kind == "deaf":
-            await asyncio.sleep(rng.choice([0.05, 0.5]))
-        else:
-            with contextlib.suppress(asyncio.TimeoutError):
-                await asyncio.wait_for(reader.read(1 << 16), 0.3)
-        if rng.random() < 0.5:
-            writer.transport.abort()
-        writer.close()
-        await writer.wait_closed()
-    tally.note(f"nonsense: {kind}", None)
-
-
-def _nonsense(kind: str, rng: random.Random) -> bytes:
-    hello = _frame({"op": "hello", "version": 1, "app": f"nonsense-{rng.randrange(9)}"})
-    name = f"n{rng.randrange(1 << 40)}"
-    match kind:
-        case "noise":
-            return rng.randbytes(rng.randint(1, 5000))
-        case "no hello":
-            return _frame({"id": 1, "op": "ping"})
-        case "half a frame":
-            return hello + _frame({"id": 1, "op": "create", "name": name})[: rng.randint(1, 12)]
-        case "too long a frame":
-            return hello + struct.pack(">I", rng.choice([1 << 31, 0xFFFFFFFF]))
-        case "bad requests":
-            bad: list[dict[str, object]] = [
-                {"id": 1, "op": "fly"},
-                {"id": -1, "op": "ping"},
-                {"op": "ping"},
-                {"id": 2, "op": "cancel", "request": 77},
-                {"id": 3, "op": "generate", "context": "nobody", "prompt": "x"},
-                {"id": 4, "op": "generate", "context": 5},
-                {"id": 5, "op": "truncate", "context": name, "n_tokens": -1},
-                {"id": 6, "op": "append", "context": name, "prompt": "x", "priority": 99},
-            ]
-            return hello + b"".join(_frame(frame) for frame in rng.sample(bad, rng.randint(1, len(bad))))
-        case "deaf":
-            ask = {"op": "generate", "context": name, "prompt": "Tell me all.", "max_tokens": 800}
-            asks = [_frame({"id": n, **ask}) for n in range(2, 6)]
-            return hello + _frame({"id": 1, "op": "create", "name": name}) + b"".join(asks)
-    return b""
-
-
-def _frame(frame: dict[str, object]) -> bytes:
-    body: bytes = msgpack.packb(frame)
-    return struct.pack(">I", len(body)) + body
-
-
-VICTIM = """
-import random, sys
-from pathlib import Path
-from llmaas.api.sync import Client
-from llmaas.errors import LlmaasError
-rng = random.Random(int(sys.argv[2]))
-with Client(Path(sys.argv[1]), app="victim") as client:
-    names = [client.create().id for _ in range(3)]
-    print("at work", flush=True)
-    while True:
-        try:
-            stream = client.generate(rng.choice(names), prompt="more of it " * rng.randint(1, 30), max_tokens=200)
-            for n, piece in enumerate(stream):
-                if n > rng.randint(0, 200):
-                    stream.cancel()
-        except LlmaasError:
-            client.truncate(rng.choice(names), n_tokens=0)
-"""
-
-
-async def be_killed(socket: Path, rng: random.Random, tally: Tally) -> None:
-    """A client in a process of its own, with calls under way when it is killed."""
-    env = os.environ | {"PYTHONPATH": os.pathsep.join(p for p in [str(Path(__file__).parents[2]), *sys.path] if p)}
-    process = await asyncio.create_subprocess_exec(
-        sys.executable, "-c", VICTIM, str(socket), str(rng.random())[2:], stdout=asyncio.subprocess.PIPE, env=env
-    )
-    try:
-        assert process.stdout is not None
-        line = await asyncio.wait_for(process.stdout.readline(), LATE)
-        assert line == b"at work\n", f"a client in a process of its own did not come to work: {line!r}"
-        await asyncio.sleep(rng.uniform(0.0, 0.5))
-        assert process.returncode is None, "it has ended by itself"
-    finally:
-        with contextlib.suppress(ProcessLookupError):
-            process.kill()
-        await process.wait()
-    tally.note("killed client", None)
 
 
 def soon(seconds: float) -> Callable[[], bool]:

@@ -1,9 +1,10 @@
 """The daemon of the soak: wired as ``llmaas serve`` wires it, and its stats say what only it can see of itself.
 
-As a program: ``python -m tests.stress.soak_daemon --socket S --data-dir D [--model M] [--trace]``. It says "ready" on
-stdout when it serves, and exits with 0 at SIGTERM if all its books are clean then. Whenever it is at rest its stats
-have an entry ``rest``: problems found, what the store holds, how many objects of each class of the project live. It
-comes after a garbage collection and malloc_trim, so that the process then is as large as what it holds on to.
+As a program: ``python -m tests.stress.soak_daemon --socket S --data-dir D [--model M] [--adapters A ...] [--trace]``.
+It says "ready" on stdout when it serves, and exits with 0 at SIGTERM if all its books are clean then. Whenever it is at
+rest its stats have an entry ``rest``: problems found, what the store holds, how many objects of each class of the
+project live. It comes after a garbage collection and malloc_trim, so that the process then is as large as what it holds
+on to.
 """
 
 from __future__ import annotations
@@ -36,6 +37,7 @@ END_RATE = 0.01
 POOL_BYTES = 2 << 20
 QUEUE_LIMIT = 40
 AGEING_S = 0.5
+ADAPTER_BYTES = 10_000
 
 
 class Asking(FakeEngine):
@@ -131,6 +133,8 @@ async def serve(args: argparse.Namespace) -> list[str]:
             prefill_slice=128,
             queue_limit=QUEUE_LIMIT,
             ageing_s=AGEING_S,
+            adapters=tuple((path.name, path) for path in args.adapters),
+            adapter_bytes=ADAPTER_BYTES,
         )
         service = Watched(engine, store, settings)
         await service.start()
@@ -149,6 +153,7 @@ def main() -> int:
     parser.add_argument("--data-dir", type=Path, required=True)
     parser.add_argument("--socket", type=Path, required=True)
     parser.add_argument("--model", type=Path)
+    parser.add_argument("--adapters", type=Path, nargs="*", default=[])
     parser.add_argument("--trace", action="store_true", help="say where memory grows (slow)")
     args = parser.parse_args()
     logging.basicConfig(level=logging.WARNING, stream=sys.stderr)

@@ -8,6 +8,7 @@ from pathlib import Path
 from tests.stress.soak import soak
 
 KINDS = {"generate", "append", "create", "fork", "truncate", "delete", "hint", "vanish", "killed client"}
+KINDS |= {"overflow", "overflow: shifted"}
 
 
 def test_a_minute_of_clients_of_every_kind_leaves_nothing_behind_and_every_answer_is_right(tmp_path: Path) -> None:
