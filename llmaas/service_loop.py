@@ -58,7 +58,7 @@ log = logging.getLogger(__name__)
 
 
 _PARCEL_S = 0.05
-"""Tokens that are drawn faster than this are told of together: each telling takes a core from the model for a moment."""
+"""Tokens that come faster than this are told of together: each telling takes a core from the model for a moment."""
 
 
 class Courier:
@@ -239,7 +239,8 @@ class Interpreter:
             return [self._host.step(items, action.adapter)]
         if any(call.looks or not call.drawn for call in calls):
             return [self._host.step(items, action.adapter)]
-        return self._host.steps(items, most, _PARCEL_S, self._thread.halt, action.adapter)
+        left = max(0.0, self._told + _PARCEL_S - self._clock.now())
+        return self._host.steps(items, most, left, self._thread.halt, action.adapter)
 
     def _say(self, calls: list[Call], parcel: list[tuple[Sequence[int | None], list[Drawn]]]) -> None:
         for i, call in enumerate(calls):
