@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import pytest
 
+from llmaas.actions import Outcome
 from llmaas.errors import BadRequest
 from llmaas.records import Geometry
 from llmaas.replay import Replay
@@ -29,6 +30,21 @@ def test_a_switch_from_the_pool_costs_its_bytes_and_nothing_else() -> None:
 def test_a_call_that_finds_the_engine_busy_waits() -> None:
     report = Replay(settings(max_running=1, scheduling="fifo")).run(calls((0, "a", 500, 0), (0.001, "b", 10, 5)))
     assert report.calls[1].admitted >= report.calls[0].done
+
+
+def test_an_urgent_call_does_not_wait_for_one_that_runs_and_a_late_one_expires() -> None:
+    rows = [
+        TraceCall(0.0, "app", "slow", 600, 300, priority=8),
+        TraceCall(1.0, "app", "urgent", 10, 5, priority=0),
+        TraceCall(1.0, "app", "late", 10, 5, priority=9, deadline_s=0.05),
+        TraceCall(9.0, "app", "paced", 1, 21, rate=10.0),
+    ]
+    fair = Replay(settings(max_running=1)).run(rows).calls
+    fifo = Replay(settings(max_running=1, scheduling="fifo")).run(rows).calls
+    assert fair[1].done < fair[0].done and fair[0].paused == 1 and fair[0].outcome is Outcome.LENGTH
+    assert fifo[1].done > fifo[0].done
+    assert fair[2].outcome is Outcome.EXPIRED
+    assert fair[3].done - fair[3].first_token == pytest.approx(2.0, rel=0.1)
 
 
 def test_calls_of_one_context_run_in_order() -> None:

@@ -16,6 +16,7 @@ from llmaas.cli.options import add_settings, configured
 from llmaas.cli.out import human_bytes, print_json, table
 from llmaas.errors import BadRequest
 from llmaas.policies.eviction import DEFAULT_EVICTION, EVICTION
+from llmaas.policies.scheduling import DEFAULT_SCHEDULING, SCHEDULING
 from llmaas.replay_profiles import DEVICES, MACHINES, MODELS
 
 if TYPE_CHECKING:
@@ -37,6 +38,7 @@ _SETTINGS = [
 _EPILOG = """\
 A trace has one JSON object a line: at second t a context gets prompt tokens and generates some.
   {"t": 12.5, "app": "mail", "context": "inbox", "prompt": 80, "generate": 40}
+It may also have a "priority" (0 to 9), a "deadline_s" and a "rate", as calls have.
 
 Prices are those of SmolLM2-135M on two x86 cores with a fast disk, unless a device, a machine or a model is named
 (their figures and sources: llmaas/replay_profiles.py); the decisions are the daemon's own.
@@ -70,6 +72,12 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         default=DEFAULT_EVICTION,
         help="who leaves the POOL (default: %(default)s, the daemon's)",
     )
+    parser.add_argument(
+        "--scheduling",
+        choices=list(SCHEDULING),
+        default=DEFAULT_SCHEDULING,
+        help="whose turn it is (default: %(default)s, the daemon's); fifo: by priority, then by arrival, to the end",
+    )
     add_settings(parser, _SETTINGS)
 
 
@@ -95,6 +103,7 @@ def run(args: argparse.Namespace) -> int:
         prefill_slice=config.prefill_slice,
         max_batch=max(512, config.prefill_slice),
         max_running=config.max_running,
+        scheduling=args.scheduling,
         step_target=config.step_ms / 1e3,
         quantum=config.quantum,
         ageing_s=config.ageing,
@@ -127,8 +136,21 @@ def _figures(report: ReplayReport) -> dict[str, object]:
         "switch_ms_p99": _quantile(back, 99),
         "ttft_ms_p50": _quantile(first, 50),
         "ttft_ms_p99": _quantile(first, 99),
+        **_by_priority(report),
         **dataclasses.asdict(report.tally),
     }
+
+
+def _by_priority(report: ReplayReport) -> dict[str, float]:
+    """Times to the first token, where a trace has more than one priority."""
+    first: dict[int, list[float]] = {}
+    for c in report.calls:
+        if c.call.generate and c.first_token:
+            first.setdefault(c.call.priority, []).append((c.first_token - c.submitted) * 1e3)
+    if len(first) < 2:
+        return {}
+    shares = [(f"ttft_ms_priority_{p}_p{q}", _quantile(sorted(first[p]), q)) for p in sorted(first) for q in (50, 99)]
+    return dict(shares)
 
 
 def _quantile(values: list[float], percent: int) -> float:

@@ -69,6 +69,8 @@ def _is_group(value: object) -> bool:
 def _shown(path: str, value: object) -> str:
     if isinstance(value, Mapping):
         return "  ".join(f"{name} {_shown(f'{path}.{name}', figure)}" for name, figure in value.items())
+    if value is None:
+        return "none"
     if isinstance(value, bool) or not isinstance(value, (int, float)):
         return printable(str(value))
     if "bytes" in path and not path.endswith(".count"):

@@ -215,7 +215,7 @@ class Fair:
 
 
 class Fifo(Fair):
-    """First come, first served within a priority; nobody ages, and a turn lasts as long as the call."""
+    """The baseline: first come, first served within a priority; whoever is in CELLS stays there, and in every step."""
 
     def __init__(self, quantum: int = 0, ageing_s: float = 0.0) -> None:
         super().__init__(1 << 60, math.inf)
@@ -223,6 +223,12 @@ class Fifo(Fair):
     def _rank(self, request: RequestId, now: float) -> tuple[int, int, int]:
         call = self._calls[request]
         return call.priority, 0, call.order
+
+    def chosen(self, ready: list[RequestId], now: float) -> list[RequestId]:
+        return sorted(ready, key=lambda request: self._rank(request, now))
+
+    def gives_way(self, running: RequestId, waiting: RequestId, now: float) -> bool:
+        return False
 
 
 SCHEDULING: dict[str, Callable[[int, float], SchedulingPolicy]] = {"fair": Fair, "fifo": Fifo}

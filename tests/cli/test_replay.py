@@ -48,3 +48,19 @@ def test_a_bad_trace_is_refused_with_its_line(tmp_path: Path, capsys: pytest.Cap
     assert main(["replay", str(tmp_path / "t")]) == 2
     assert "line 1" in capsys.readouterr().err
     assert main(["replay", str(tmp_path / "none")]) == 2
+
+
+def test_priorities_in_a_trace_show_what_the_scheduler_does(capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
+    calls = [
+        {"t": i / 10, "app": f"a{i % 5}", "context": "c", "prompt": 200, "generate": 60, "priority": 8}
+        for i in range(60)
+    ]
+    calls += [{"t": 0.5 + i, "app": "u", "context": "c", "prompt": 20, "generate": 5, "priority": 1} for i in range(8)]
+    (tmp_path / "t.jsonl").write_text("\n".join(map(json.dumps, sorted(calls, key=lambda c: c["t"]))))
+    found = {}
+    for scheduling in ("fair", "fifo"):
+        arguments = ["--scheduling", scheduling, "--max-running", "1", "--json"]
+        assert main(["replay", str(tmp_path / "t.jsonl"), *arguments]) == 0
+        found[scheduling] = json.loads(capsys.readouterr().out)
+    assert found["fair"]["ttft_ms_priority_1_p99"] < 0.5 * found["fifo"]["ttft_ms_priority_1_p99"]
+    assert found["fair"]["pauses"] > 0 == found["fifo"]["pauses"]

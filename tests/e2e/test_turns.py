@@ -12,6 +12,7 @@ import pytest
 from llmaas.calls import Priority, Sampling, Terms
 from llmaas.engine.fake import FakeEngine
 from llmaas.errors import Expired
+from llmaas.events import DutyChanged
 from tests.e2e.daemon import serving
 from tests.e2e.test_many_clients import work
 
@@ -91,5 +92,17 @@ def test_a_limit_set_by_the_operator_holds_for_an_app(tmp_path: Path) -> None:
             await client.limit(info.app)
             done = await client.generate("x", prompt="x", max_tokens=100).done()
             assert done.decode_tps > 200
+
+    asyncio.run(run())
+
+
+def test_a_smaller_duty_makes_the_daemon_compute_less(tmp_path: Path) -> None:
+    async def run() -> None:
+        async with serving(tmp_path, engine=SlowEngine) as daemon, daemon.connect("a") as client:
+            await client.create(name="x")
+            cool = await client.generate("x", prompt="x", max_tokens=200).done()
+            daemon.service._dispatch(DutyChanged(0.4))  # as the governor of a hot machine does
+            hot = await client.generate("x", prompt="x", max_tokens=200).done()
+            assert 0.2 * cool.decode_tps < hot.decode_tps < 0.55 * cool.decode_tps
 
     asyncio.run(run())
