@@ -11,13 +11,15 @@ from typing import Any
 import pytest
 
 from llmaas.actions import Action
-from llmaas.calls import Generation, Turn
-from llmaas.errors import BadRequest
+from llmaas.calls import Done, Generation, Terms, Turn
+from llmaas.errors import BadRequest, Expired
 from llmaas.events import Event
 from llmaas.planner import Planner
+from llmaas.policies.governor import Reading
 from llmaas.recorder import read
 from llmaas.records import AppId, Message
 from llmaas.replay import Replay
+from llmaas.service import Service
 from llmaas.trace import TraceCall
 from tests.service_house import APP, house
 
@@ -36,7 +38,12 @@ def test_a_recorded_run_fed_to_a_fresh_planner_gives_the_same_actions(
     async def run() -> None:
         rng = random.Random(5)
         async with house(
-            tmp_path / "s", engine={"n_cells": 700, "end_rate": 0.02}, pool_bytes=90_000, record=tmp_path / "log"
+            tmp_path / "s",
+            engine={"n_cells": 700, "end_rate": 0.02},
+            pool_bytes=90_000,
+            record=tmp_path / "log",
+            max_running=2,
+            quantum=3,
         ) as h:
             for i in range(5):
                 await h.service.create(APP, name=f"c{i}", system="system")
@@ -51,6 +58,7 @@ def test_a_recorded_run_fed_to_a_fresh_planner_gives_the_same_actions(
             await h.service.fork(APP, "c2", name="f")
             await h.service.delete(APP, "c3")
             h.service.budget(pool_bytes=30_000)
+            await contend(h.service, rng)
 
     with monkeypatch.context() as m:
         m.setattr(Planner, "handle", spy)
@@ -60,6 +68,28 @@ def test_a_recorded_run_fed_to_a_fresh_planner_gives_the_same_actions(
     replayed = [(event, planner.handle(event, now)) for event, now in events]
     assert len(replayed) > 200
     assert replayed == live
+    assert planner.tally.pauses > 10
+
+
+async def contend(service: Service, rng: random.Random) -> None:
+    """Everything that the scheduler decides on: places, priorities, deadlines, limits, a duty."""
+    service.limit(APP, 3000.0)
+    replies: list[asyncio.Future[Done]] = []
+    for i in range(24):
+        terms = Terms(rng.randrange(10), rng.choice([None, None, 0.004]), rng.choice([None, 500.0]))
+        turn = Turn((Message("user", "word " * rng.randrange(1, 8)),))
+        request, reply = service.submit(
+            APP, f"c{i % 3}", turn, Generation(20, on_full="shift"), lambda piece: None, terms
+        )
+        replies.append(reply)
+        if i % 5 == 0:
+            service.prioritize(request, rng.randrange(10))
+        if i == 12:
+            service.governed(Reading(temperature=99.0, limit=90.0))
+        await asyncio.sleep(0.002)
+    done = await asyncio.gather(*replies, return_exceptions=True)
+    assert all(isinstance(one, (Done, Expired)) for one in done), done
+    service.limit(APP, None)
 
 
 def test_a_file_that_is_no_recording_is_refused(tmp_path: Path) -> None:
