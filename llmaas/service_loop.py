@@ -200,7 +200,8 @@ class Interpreter:
         drawn: list[Drawn] = []
         parcel: list[tuple[Sequence[int | None], list[Drawn]]] = []
         while True:
-            if self._aborted == action.step and not done:
+            if not done and (self._aborted == action.step or any(call.fault for call in calls)):
+                self._aborted = action.step  # a call without its adapter is being cancelled
                 raise Aborted("the step was aborted before it began")
             try:
                 rows = self._rows(items, calls, action, action.burst - done)
