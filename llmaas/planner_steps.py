@@ -61,6 +61,9 @@ class Steps:
     def _limited(self) -> bool:
         return bool(self._rates or self._app_rates)
 
+    def _is_limited(self, job: Job) -> bool:
+        return self._rates.limits(None, job.request) or self._app_rates.limits(job.context.app)
+
     # -- the next step
 
     def next(
@@ -83,7 +86,8 @@ class Steps:
             first = min(chosen, key=lambda job: job.last_step)
             group = [job for job in chosen if job.adapter == first.adapter]
         items = self._items(group, running)
-        burst = self._burst(group, several=group is not chosen)
+        paced = self._limited and any(map(self._is_limited, running))
+        burst = 1 if paced else self._burst(group, several=group is not chosen)
         self.running, self._began = RunStep(number(), items, burst, group[0].adapter), now
         for job in group:
             if job.in_step:
@@ -124,10 +128,8 @@ class Steps:
         return min(max(n, least), self._settings.prefill_slice)
 
     def _burst(self, group: list[Job], *, several: bool) -> int:
-        """Steps that this batch may take in a row: nobody may run past its end, its cells, its turn or its limit."""
+        """Steps that this batch may take in a row: nobody may run past its end, its cells or its turn."""
         left, limit = self._settings.burst, self._settings.ctx_limit
-        if self._limited:
-            return 1
         for job in group:
             if job.stage is not Stage.DECODING:
                 return 1

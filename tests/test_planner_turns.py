@@ -4,7 +4,7 @@ import pytest
 
 from llmaas import actions as act
 from llmaas import events as ev
-from llmaas.records import RequestId
+from llmaas.records import AppId, RequestId
 from tests.planner_world import ADAPTER_BYTES, APP, Ctx, World, run_call, world
 
 
@@ -280,3 +280,11 @@ def test_a_paused_call_can_be_cancelled() -> None:
     w.tell(ev.CancelRequested(RequestId(slow)))
     w.settle()
     assert w.finished[slow].outcome is act.Outcome.CANCELLED and not w.planner.check()
+
+
+def test_a_limit_of_somebody_who_is_away_slows_nobody() -> None:
+    w = quiet()
+    w.tell(ev.RateChanged(AppId("0/other"), 1.0))
+    w.call(w.open(), 5, 100, priority=5)
+    w.settle()
+    assert max(s.burst for s in steps(w)) > 1

@@ -52,6 +52,10 @@ class Rates:
         elif name in self._paces:
             self._paces[name].rate = rate
 
+    def limits(self, *names: Hashable) -> bool:
+        """Whether any of ``names`` has a limit."""
+        return any(self._own.get(name, self._default) is not None for name in names)
+
     def ready(self, *names: Hashable) -> float:
         """The moment from which all of ``names`` may be served."""
         return max((self._paces[name].ready for name in names if name in self._paces), default=-math.inf)
