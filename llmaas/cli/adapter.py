@@ -7,12 +7,11 @@ from __future__ import annotations
 
 import argparse
 import sys
-from collections.abc import Callable
 from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from llmaas.cli.options import add_client, configured
+from llmaas.cli.options import add_actions, configured
 from llmaas.cli.out import human_bytes, print_json, printable, table
 
 if TYPE_CHECKING:
@@ -31,13 +30,7 @@ who runs the daemon. Adapters can also stand in the setting 'adapters', which wi
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.epilog = _EPILOG
-    actions = parser.add_subparsers(metavar="ACTION", required=True, title="actions")
-
-    def action(name: str, do: Callable[[Client, argparse.Namespace], int], help: str) -> argparse.ArgumentParser:
-        sub = actions.add_parser(name, help=help, description=help[0].upper() + help[1:] + ".", allow_abbrev=False)
-        sub.set_defaults(do=do)
-        add_client(sub)
-        return sub
+    action = add_actions(parser)
 
     action("ls", _ls, "list adapters").add_argument("--json", action="store_true", help="print JSON")
     add = action("add", _add, "register a GGUF file under a name")

@@ -7,11 +7,10 @@ from __future__ import annotations
 
 import argparse
 import sys
-from collections.abc import Callable
 from typing import TYPE_CHECKING, Any, TextIO
 
 from llmaas.cli.contexts import meant
-from llmaas.cli.options import add_client, configured
+from llmaas.cli.options import add_actions, configured
 from llmaas.cli.out import bold, human_age, print_json, printable, table
 from llmaas.clock import RealClock
 
@@ -37,13 +36,7 @@ coded in RAM, on disk, or nowhere (to be recomputed from the text). "with NAME":
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.epilog = _EPILOG
-    actions = parser.add_subparsers(metavar="ACTION", required=True, title="actions")
-
-    def action(name: str, do: Callable[[Client, argparse.Namespace], int], help: str) -> argparse.ArgumentParser:
-        sub = actions.add_parser(name, help=help, description=help[0].upper() + help[1:] + ".", allow_abbrev=False)
-        sub.set_defaults(do=do)
-        add_client(sub)
-        return sub
+    action = add_actions(parser)
 
     ls = action("ls", _ls, "list contexts, last used first")
     ls.add_argument("--json", action="store_true", help="print JSON")

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import argparse
 import os
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from pathlib import Path
 
 from llmaas.config import SETTINGS, Config, Loaded, flag, load, variable
@@ -40,6 +40,19 @@ def add_client(parser: argparse.ArgumentParser, *more: str) -> None:
     parser.add_argument(
         "--app", default=DEFAULT_APP, help="act as this app: contexts belong to an app (default: %(default)s)"
     )
+
+
+def add_actions(parser: argparse.ArgumentParser) -> Callable[[str, Callable[..., int], str], argparse.ArgumentParser]:
+    """Let a command have actions, each with what clients take: a function (name, what does it, help) that adds one."""
+    actions = parser.add_subparsers(metavar="ACTION", required=True, title="actions")
+
+    def action(name: str, do: Callable[..., int], help: str) -> argparse.ArgumentParser:
+        sub = actions.add_parser(name, help=help, description=help[0].upper() + help[1:] + ".", allow_abbrev=False)
+        sub.set_defaults(do=do)
+        add_client(sub)
+        return sub
+
+    return action
 
 
 def loaded(args: argparse.Namespace) -> Loaded:

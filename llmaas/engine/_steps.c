@@ -27,7 +27,7 @@ typedef struct {
     Batch batch;                   /* one token for each sequence, all of which draw */
     void **samplers;               /* [n_tokens] */
     int32_t *drawn;                /* [most][n_tokens] */
-    const uint8_t *ends;           /* [n_vocab] whether a token ends an answer */
+    const void *vocab;
     const volatile int32_t *halt;  /* not 0: begin no more steps */
     int32_t *probe;                /* set to 1 before the last of all steps, if not NULL */
     double seconds;                /* begin no step later than this */
@@ -35,6 +35,7 @@ typedef struct {
     int32_t status;                /* of the last llama_decode */
     int32_t (*decode)(void *context, Batch batch);
     int32_t (*sample)(void *sampler, void *context, int32_t index);
+    bool (*ends)(const void *vocab, int32_t token); /* whether it ends an answer */
 } Run;
 
 static double now(void) {
@@ -57,7 +58,7 @@ EXPORT int32_t steps_run(Run *run) {
             const int32_t token = run->sample(run->samplers[i], run->context, i);
             run->drawn[step * n + i] = batch->token[i] = token;
             batch->pos[i]++;
-            over |= run->ends[token] != 0;
+            over |= run->ends(run->vocab, token);
         }
         step++;
         if (over || *run->halt || now() > end) return step;
@@ -66,6 +67,6 @@ EXPORT int32_t steps_run(Run *run) {
 }
 
 /* Changes with every change of Run. */
-EXPORT int steps_version(void) { return 1; }
+EXPORT int steps_version(void) { return 2; }
 
 EXPORT int steps_size(void) { return (int)sizeof(Run); }

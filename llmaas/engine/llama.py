@@ -87,7 +87,7 @@ class LlamaEngine:
             self._adapters = LlamaAdapters(self._text().handle, self._ctx)
             self._abort = AbortFlag(self._ctx)
             self._batch = Batch(n_batch)
-            self._run = DecodeRun(self._ctx, self._text().vocab, self._n_vocab, self._batch, n_seqs)
+            self._run = DecodeRun(self._ctx, self._text().vocab, self._batch, n_seqs)
             self._n_cells = int(C.llama_n_ctx(self._ctx))
             self._max_batch = int(C.llama_n_batch(self._ctx))  # no more than cells; it asserts on a larger batch
             if window:  # a longer batch could give away the cells of its own first tokens

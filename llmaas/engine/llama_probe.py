@@ -13,8 +13,6 @@ from __future__ import annotations
 import ctypes
 import logging
 from collections.abc import Iterator, Sequence
-from importlib.machinery import EXTENSION_SUFFIXES
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -22,6 +20,7 @@ import numpy.typing as npt
 
 from llmaas.engine.base import BatchItem
 from llmaas.engine.llama_lib import C, ggml_function
+from llmaas.native import c_part
 from llmaas.records import F16, F32, Geometry, Queries, Rope
 
 _log = logging.getLogger(__name__)
@@ -212,13 +211,9 @@ def _halves_of_pairs(
 
 def _load() -> int | None:
     """The address of the C callback; None if it was not built."""
-    for suffix in EXTENSION_SUFFIXES:
-        try:
-            library = ctypes.CDLL(str(Path(__file__).with_name(f"_probe{suffix}")))
-            if library.probe_version() == _VERSION:
-                library.probe_callback.restype = ctypes.c_ssize_t
-                address: int | None = library.probe_callback()
-                return address  # ctypes never unloads a library
-        except (OSError, AttributeError):
-            continue
-    return None
+    library = c_part(__file__, "_probe", lambda library: bool(library.probe_version() == _VERSION))
+    if library is None:
+        return None
+    library.probe_callback.restype = ctypes.c_ssize_t
+    address: int = library.probe_callback()
+    return address

@@ -9,8 +9,6 @@ from __future__ import annotations
 import ctypes
 import logging
 from collections.abc import Sequence
-from importlib.machinery import EXTENSION_SUFFIXES
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -19,9 +17,10 @@ import numpy.typing as npt
 from llmaas.engine.base import Halt
 from llmaas.engine.llama_batch import Batch
 from llmaas.engine.llama_lib import C, ggml_function
+from llmaas.native import c_part
 
 _log = logging.getLogger(__name__)
-_VERSION = 1
+_VERSION = 2
 """Of ``Run`` in ``_steps.c``; a library left over from another version is not used."""
 MOST = 64
 """Steps of one run."""
@@ -35,7 +34,7 @@ class _Run(ctypes.Structure):
         ("batch", C.llama_batch),
         ("samplers", ctypes.c_void_p),
         ("drawn", ctypes.c_void_p),
-        ("ends", ctypes.c_void_p),
+        ("vocab", ctypes.c_void_p),
         ("halt", ctypes.c_void_p),
         ("probe", ctypes.c_void_p),
         ("seconds", ctypes.c_double),
@@ -43,27 +42,30 @@ class _Run(ctypes.Structure):
         ("status", ctypes.c_int32),
         ("decode", ctypes.c_void_p),
         ("sample", ctypes.c_void_p),
+        ("ends", ctypes.c_void_p),
     )
 
 
 class DecodeRun:
     """Runs of one engine. ``able``: whether there is a C part."""
 
-    def __init__(self, context: Any, vocab: Any, n_vocab: int, batch: Batch, n_seqs: int) -> None:
-        self._library = _load()
+    def __init__(self, context: Any, vocab: Any, batch: Batch, n_seqs: int) -> None:
+        self._library = c_part(__file__, "_steps", _fits)
+        if self._library is None:
+            _log.info("the C loop of decode steps was not built: answers of small models are some percent slower")
         self._batch = batch
         self._drawn = np.zeros((MOST, n_seqs), np.int32)
         self._samplers = np.zeros(n_seqs, np.uintp)
-        self._ends = np.array([C.llama_vocab_is_eog(vocab, token) for token in range(n_vocab)], np.uint8)
         self._run = _Run(
             context=ctypes.cast(context, ctypes.c_void_p),
             samplers=self._samplers.ctypes.data,
             drawn=self._drawn.ctypes.data,
-            ends=self._ends.ctypes.data,
+            vocab=ctypes.cast(vocab, ctypes.c_void_p),
             decode=ggml_function("llama_decode"),
             sample=ggml_function("llama_sampler_sample"),
+            ends=ggml_function("llama_vocab_is_eog"),
         )
-        self.able = self._library is not None and bool(self._run.decode) and bool(self._run.sample)
+        self.able = self._library is not None and all((self._run.decode, self._run.sample, self._run.ends))
 
     def run(
         self, samplers: Sequence[Any], most: int, seconds: float, halt: Halt, probe: int | None
@@ -81,13 +83,5 @@ class DecodeRun:
         return rows, int(run.status)
 
 
-def _load() -> ctypes.CDLL | None:
-    for suffix in EXTENSION_SUFFIXES:
-        try:
-            library = ctypes.CDLL(str(Path(__file__).with_name(f"_steps{suffix}")))
-            if library.steps_version() == _VERSION and library.steps_size() == ctypes.sizeof(_Run):
-                return library
-        except (OSError, AttributeError):
-            continue
-    _log.info("the C loop of decode steps was not built: answers of small models are some percent slower")
-    return None
+def _fits(library: ctypes.CDLL) -> bool:
+    return bool(library.steps_version() == _VERSION and library.steps_size() == ctypes.sizeof(_Run))

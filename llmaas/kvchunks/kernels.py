@@ -10,8 +10,6 @@ import ctypes
 import math
 from dataclasses import dataclass
 from functools import lru_cache
-from importlib.machinery import EXTENSION_SUFFIXES
-from pathlib import Path
 from typing import Any, Protocol
 
 import numpy as np
@@ -20,6 +18,7 @@ from llmaas.kvchunks import kernels_keys as keys
 from llmaas.kvchunks import kernels_numpy as oracle
 from llmaas.kvchunks.kernels_keys import LARGEST_HEAD, BadWords, Turn
 from llmaas.kvchunks.kernels_numpy import F16, F32, U8
+from llmaas.native import c_part
 
 _VERSION = 3
 """Of the functions in ``_kvcodec.c``; a library left over from another version is not used."""
@@ -133,15 +132,7 @@ def best() -> Kernels:
 
 
 def _load() -> ctypes.CDLL | None:
-    for suffix in EXTENSION_SUFFIXES:
-        path = Path(__file__).with_name(f"_kvcodec{suffix}")
-        try:
-            library = ctypes.CDLL(str(path))
-            if library.kv_version() == _VERSION:
-                return _declare(library)
-        except (OSError, AttributeError):
-            continue
-    return None
+    return c_part(__file__, "_kvcodec", lambda library: library.kv_version() == _VERSION and bool(_declare(library)))
 
 
 def _declare(library: ctypes.CDLL) -> ctypes.CDLL:

@@ -126,6 +126,21 @@ class Asking(FakeEngine):
         return Queries(positions, np.random.default_rng(n).standard_normal(shape).astype(np.float16))
 
 
+async def until_stopped(
+    service: Service, engine: EngineThread, store: Store, socket: Path, stop: asyncio.Event
+) -> list[str]:
+    """Serve, say "ready", and go on until ``stop``: the problems at rest."""
+    await service.start()
+    async with await unix.serve(service, socket):
+        print("ready", flush=True)
+        await stop.wait()
+    await service.rest()
+    problems = service.check()
+    await service.stop()
+    engine.close()
+    return [*problems, *store.check().problems]
+
+
 async def serve(args: argparse.Namespace) -> None:
     stop = asyncio.Event()
     asyncio.get_running_loop().add_signal_handler(signal.SIGTERM, stop.set)
@@ -137,16 +152,7 @@ async def serve(args: argparse.Namespace) -> None:
         settings = ServiceSettings(
             pool_bytes=4 << 20, bits=bits, prefill_slice=64, split="load_first", adapters=adapters
         )
-        service = Service(engine, store, settings)
-        await service.start()
-        async with await unix.serve(service, args.socket):
-            print("ready", flush=True)
-            await stop.wait()
-        await service.rest()
-        problems = service.check()
-        await service.stop()
-        engine.close()
-        problems += store.check().problems
+        problems = await until_stopped(Service(engine, store, settings), engine, store, args.socket, stop)
     if problems:
         sys.exit("\n".join(problems))
 

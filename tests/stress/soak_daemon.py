@@ -21,16 +21,14 @@ import tracemalloc
 from collections import Counter, deque
 from pathlib import Path
 
-import numpy as np
-
-from llmaas.api import unix
 from llmaas.cli.runtime import bound_malloc
 from llmaas.engine.base import Engine
 from llmaas.engine.fake import FakeEngine
 from llmaas.engine.thread import EngineThread
 from llmaas.kvchunks.store import MasterKey, Store
-from llmaas.records import Queries
-from llmaas.service import Service, ServiceSettings
+from llmaas.service import Service
+from llmaas.service_settings import ServiceSettings
+from tests.stress.daemon_under_test import Asking, until_stopped
 
 CELLS = 1024
 END_RATE = 0.01
@@ -40,17 +38,11 @@ AGEING_S = 0.5
 ADAPTER_BYTES = 10_000
 
 
-class Asking(FakeEngine):
-    """Every tenth token asked something, so that chunks are measured. A step takes a moment, a long one longer."""
+class Unhurried(Asking):
+    """A step takes a moment, a long one longer."""
 
     def __init__(self) -> None:
         super().__init__(CELLS, 8, end_rate=END_RATE, step_time=lambda tokens: 0.0005 + 0.00001 * tokens)
-
-    def take_queries(self, seq: int) -> Queries | None:
-        g, n = self.info.geometry, self.length(seq)
-        positions = np.arange(5, n, 10, dtype=np.int32)
-        shape = (len(positions), g.n_layer, 2 * g.k_dim // g.head_dim_k, g.head_dim_k)
-        return Queries(positions, np.random.default_rng(n).standard_normal(shape).astype(np.float16))
 
 
 def llama(model: Path) -> Engine:
@@ -126,7 +118,7 @@ async def serve(args: argparse.Namespace) -> list[str]:
     stop = asyncio.Event()
     asyncio.get_running_loop().add_signal_handler(signal.SIGTERM, stop.set)
     with Store(args.data_dir, master=MasterKey(bytes(32)), wal_limit=256 * 1024) as store:
-        engine = EngineThread((lambda: llama(args.model)) if args.model else Asking)
+        engine = EngineThread((lambda: llama(args.model)) if args.model else Unhurried)
         settings = ServiceSettings(
             pool_bytes=POOL_BYTES if not args.model else 64 << 20,
             bits=6.0,
@@ -136,16 +128,7 @@ async def serve(args: argparse.Namespace) -> list[str]:
             adapters=tuple((path.name, path) for path in args.adapters),
             adapter_bytes=ADAPTER_BYTES,
         )
-        service = Watched(engine, store, settings)
-        await service.start()
-        async with await unix.serve(service, args.socket):
-            print("ready", flush=True)
-            await stop.wait()
-        await service.rest()
-        problems = service.check()
-        await service.stop()
-        engine.close()
-        return [*problems, *store.check().problems]
+        return await until_stopped(Watched(engine, store, settings), engine, store, args.socket, stop)
 
 
 def main() -> int:
