@@ -233,10 +233,6 @@ class Cells:
     def free(self) -> int:
         return self.n_cells - self.reserved - self.idle_cells
 
-    @property
-    def seqs_left(self) -> bool:
-        return bool(self._seqs)
-
     def start(self, context: Context, reserve: int) -> None:
         """The context runs now; it keeps or gets a sequence."""
         if self.idle.pop(context.id, None) is not None:
