@@ -13,9 +13,8 @@ from statistics import median
 from time import perf_counter
 from typing import Any
 
-from adapter_files import ALL_OF_SMOLLM2, write_gguf
-from common import Bar, Options, Result, engine, main, prose, say, sig, summary
-
+from bench.lib.adapter_files import ALL_OF_SMOLLM2, write_gguf
+from bench.lib.common import Bar, Options, Result, engine, main, prose, say, sig, summary
 from llmaas.engine.base import BatchItem, Engine
 from llmaas.engine.thread import EngineThread
 

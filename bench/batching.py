@@ -24,15 +24,14 @@ from dataclasses import dataclass
 from statistics import median
 from typing import Any
 
-from arrivals import gaps, gaps_and_pauses, percentiles_ms, rate, together, turns
-from common import Bar, Bare, Options, Result, daemon, engine, main, prose, say, sig, summary
-from doors import Answer, Door, Inside, Over, serving
-
+from bench.lib.arrivals import gaps, gaps_and_pauses, percentiles_ms, rate, together, turns
+from bench.lib.clients import Answer, Door, Inside, Over, serving
+from bench.lib.common import Bar, Bare, Options, Result, daemon, engine, main, prose, say, sig, summary
 from llmaas.api.client import AsyncClient
 from llmaas.engine.thread import EngineThread
-from llmaas.kvchunks.store import Store
+from llmaas.kvchunks.store.store import Store
 from llmaas.records import ContextId
-from llmaas.service_settings import ServiceSettings
+from llmaas.service.settings import ServiceSettings
 
 FIT, MANY = 4, 8
 _TAG = 16

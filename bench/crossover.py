@@ -24,16 +24,15 @@ from pathlib import Path
 from statistics import median
 from typing import Any
 
-from arrivals import crossing
-from common import Bar, Options, Result, engine, main, prose, say, sig
-from doors import serving
-from swapin import PRECISION, Way
-from switch import POOL_BYTES, Stage
-from throttle import Throttle
-
+from bench.lib.arrivals import crossing
+from bench.lib.clients import serving
+from bench.lib.common import Bar, Options, Result, engine, main, prose, say, sig
+from bench.lib.throttle import Throttle
+from bench.swapin import PRECISION, Way
+from bench.switch import POOL_BYTES, Stage
 from llmaas.engine.thread import EngineThread
-from llmaas.kvchunks.codec import Codec
-from llmaas.kvchunks.store import Store
+from llmaas.kvchunks.codec.codec import Codec
+from llmaas.kvchunks.store.store import Store
 from llmaas.records import CHUNK_TOKENS, Tier
 
 TIMES = (0.0, 2.0, 1.0, 0.5)

@@ -21,9 +21,8 @@ from statistics import median
 from time import perf_counter
 from typing import Any
 
-from common import Bar, Options, Result, daemon, main, say, sig, summary
-from neighbour import Neighbour
-
+from bench.lib.common import Bar, Options, Result, daemon, main, say, sig, summary
+from bench.lib.neighbour import Neighbour
 from llmaas.api.sync import Client
 from llmaas.calls import Piece
 

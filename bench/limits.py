@@ -18,14 +18,13 @@ from collections.abc import Sequence
 from time import perf_counter
 from typing import Any
 
-from arrivals import rate, steady_rate
-from common import Bar, Options, Result, engine, main, say, sig
-from doors import Answer, Inside, serving
-
+from bench.lib.arrivals import rate, steady_rate
+from bench.lib.clients import Answer, Inside, serving
+from bench.lib.common import Bar, Options, Result, engine, main, say, sig
 from llmaas.calls import ON_NO_TERMS, Terms
-from llmaas.kvchunks.store import Store
+from llmaas.kvchunks.store.store import Store
 from llmaas.records import AppId
-from llmaas.service import Service
+from llmaas.service.service import Service
 
 APPS = tuple(AppId(f"0/bench{i}") for i in range(4))
 _SETTLING = 2.0

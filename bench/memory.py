@@ -11,9 +11,8 @@ from __future__ import annotations
 import sys
 from typing import Any
 
-from common import CELLS, Bar, Options, Result, daemon, engine, main, prose, say, sig
-from probes import memory
-
+from bench.lib.common import CELLS, Bar, Options, Result, daemon, engine, main, prose, say, sig
+from bench.lib.probes import memory
 from llmaas.api.sync import Client
 
 _ALLOWANCE = 150_000_000

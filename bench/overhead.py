@@ -22,15 +22,28 @@ from statistics import median
 from time import perf_counter
 from typing import Any
 
-from common import N_BATCH, N_UBATCH, Bar, Bare, Options, Result, daemon, engine, main, prose, say, sig, summary
-
+from bench.lib.common import (
+    N_BATCH,
+    N_UBATCH,
+    Bar,
+    Bare,
+    Options,
+    Result,
+    daemon,
+    engine,
+    main,
+    prose,
+    say,
+    sig,
+    summary,
+)
 from llmaas.api.sync import Client
 from llmaas.calls import Done, Generation, Piece, Turn
 from llmaas.engine.thread import EngineThread
-from llmaas.kvchunks.store import Store
+from llmaas.kvchunks.store.store import Store
 from llmaas.records import AppId
-from llmaas.service import Service
-from llmaas.service_settings import ServiceSettings
+from llmaas.service.service import Service
+from llmaas.service.settings import ServiceSettings
 
 APP = AppId("0/bench")
 

@@ -1,4 +1,4 @@
-"""Plots of the benches' JSON lines: ``python bench/plots.py results.jsonl --to plots/``.
+"""Plots of the benches' JSON lines: ``python -m bench.plots results.jsonl --to plots/``.
 
 Of each bench the last line in the files is drawn: switch.png (time against context length), overhead.png (speed of
 each way), policies.png (what is read from DISK), quantum.png (speed against the length of turns), urgent.png (times to

@@ -22,19 +22,16 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from common import ROOT, Bar, Options, Result, main, say, sig
 
-from llmaas.kvchunks.codec import Codec
-from llmaas.planner_state import PlannerSettings
+from bench.lib.common import Bar, Options, Result, main, say, sig
+from llmaas.kvchunks.codec.codec import Codec
+from llmaas.planner.state import PlannerSettings
 from llmaas.policies.eviction import DEFAULT_EVICTION, EVICTION
 from llmaas.records import CHUNK_TOKENS, Precision
-from llmaas.replay import Replay, ReplayReport, belady, unbounded
-from llmaas.replay_profiles import DEVICES, MODELS, Costs, costs
-from llmaas.trace import TraceCall
-
-sys.path.insert(0, str(ROOT / "traces"))
-import phone
-import switching
+from llmaas.replay.prices import DEVICES, MODELS, Costs, costs
+from llmaas.replay.simulator import Replay, ReplayReport, belady, unbounded
+from llmaas.replay.trace import TraceCall
+from traces import phone, switching
 
 BITS = Precision(4, 4)
 BOUNDS = {"belady": belady, "unbounded": unbounded}

@@ -13,11 +13,11 @@ from multiprocessing import Pool
 from typing import Any
 
 import numpy as np
-from common import Bar, Options, Result, main, say, sig
-from policies import Case, prepare
 
+from bench.lib.common import Bar, Options, Result, main, say, sig
+from bench.policies import Case, prepare
 from llmaas.policies.eviction import DEFAULT_EVICTION
-from llmaas.replay import Replay
+from llmaas.replay.simulator import Replay
 
 WAYS: dict[str, dict[str, float]] = {
     "none": {},

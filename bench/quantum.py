@@ -18,12 +18,11 @@ from statistics import median
 from time import perf_counter
 from typing import Any
 
-from arrivals import gaps, rate, together, turns
-from common import Bar, Options, Result, engine, main, prose, say, sig
-from doors import Inside, serving
-
+from bench.lib.arrivals import gaps, rate, together, turns
+from bench.lib.clients import Inside, serving
+from bench.lib.common import Bar, Options, Result, engine, main, prose, say, sig
 from llmaas.engine.thread import EngineThread
-from llmaas.kvchunks.store import Store
+from llmaas.kvchunks.store.store import Store
 from llmaas.records import ContextId
 
 CLIENTS = 16

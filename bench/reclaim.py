@@ -18,16 +18,15 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from common import Bar, Options, Result, main, say, summary
-
+from bench.lib.common import Bar, Options, Result, main, say, summary
 from llmaas.calls import Turn
 from llmaas.cli.runtime import bound_malloc
 from llmaas.engine.fake import FakeEngine
 from llmaas.engine.thread import EngineThread
-from llmaas.kvchunks.store import Store
+from llmaas.kvchunks.store.store import Store
 from llmaas.records import CHUNK_TOKENS, AppId, Geometry, Precision
-from llmaas.service import Service
-from llmaas.service_settings import ServiceSettings
+from llmaas.service.service import Service
+from llmaas.service.settings import ServiceSettings
 
 GEOMETRY = Geometry(n_layer=30, k_dim=192, v_dim=192, head_dim_k=64, head_dim_v=64)
 APP = AppId("0/bench")

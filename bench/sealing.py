@@ -12,17 +12,16 @@ from pathlib import Path
 from statistics import median
 from typing import Any
 
-from common import Bar, Options, Result, engine, main, prose, say, sig, summary
-from probes import resident_fraction
-from switch import APP, POOL_BYTES, Stage
-
+from bench.lib.common import Bar, Options, Result, engine, main, prose, say, sig, summary
+from bench.lib.probes import resident_fraction
+from bench.switch import APP, POOL_BYTES, Stage
 from llmaas.calls import Turn
 from llmaas.engine.thread import EngineThread
-from llmaas.kvchunks.cipher import quickest
-from llmaas.kvchunks.store import MasterKey, Store
+from llmaas.kvchunks.store.cipher import quickest
+from llmaas.kvchunks.store.store import MasterKey, Store
 from llmaas.records import CHUNK_TOKENS, ContextId, Precision
-from llmaas.service import Service
-from llmaas.service_settings import ServiceSettings
+from llmaas.service.service import Service
+from llmaas.service.settings import ServiceSettings
 
 N = 4096
 CLEAR, SEALED = "clear", "sealed"

@@ -16,16 +16,15 @@ from pathlib import Path
 from statistics import median
 from typing import Any
 
-from common import Bar, Options, Result, engine, main, prose, say, sig
-from switch import POOL_BYTES, Stage
-from throttle import Throttle
-
+from bench.lib.common import Bar, Options, Result, engine, main, prose, say, sig
+from bench.lib.throttle import Throttle
+from bench.switch import POOL_BYTES, Stage
 from llmaas.engine.thread import EngineThread
-from llmaas.kvchunks.codec import Codec
-from llmaas.kvchunks.store import Store
+from llmaas.kvchunks.codec.codec import Codec
+from llmaas.kvchunks.store.store import Store
 from llmaas.records import CHUNK_TOKENS, Precision
-from llmaas.service import Service
-from llmaas.service_settings import ServiceSettings
+from llmaas.service.service import Service
+from llmaas.service.settings import ServiceSettings
 
 PRECISION = Precision(4, 4)
 TIMES_CROSSOVER = (0.25, 0.5, 1.0, 2.0, 4.0, 16.0, 0.0)

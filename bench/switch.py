@@ -25,19 +25,19 @@ from time import perf_counter
 from typing import Any
 
 import numpy as np
-from common import Bar, Bare, Options, Result, engine, main, prose, say, sig, summary
-from probes import Stopwatch, resident_fraction, storage_bytes_read
 
+from bench.lib.common import Bar, Bare, Options, Result, engine, main, prose, say, sig, summary
+from bench.lib.probes import Stopwatch, resident_fraction, storage_bytes_read
 from llmaas.calls import Done, Generation, Turn
 from llmaas.engine.base import Engine
-from llmaas.engine.llama import LlamaEngine
-from llmaas.engine.llama_lib import C
+from llmaas.engine.llama.engine import LlamaEngine
+from llmaas.engine.llama.lib import C
 from llmaas.engine.thread import EngineThread
-from llmaas.kvchunks.codec import Codec
-from llmaas.kvchunks.store import Store
+from llmaas.kvchunks.codec.codec import Codec
+from llmaas.kvchunks.store.store import Store
 from llmaas.records import CHUNK_TOKENS, AppId, ContextId, KvSlab, Precision, Tier
-from llmaas.service import Service
-from llmaas.service_settings import ServiceSettings
+from llmaas.service.service import Service
+from llmaas.service.settings import ServiceSettings
 
 APP = AppId("0/bench")
 POOL_BYTES = 512 << 20

@@ -27,12 +27,12 @@ from statistics import median
 from typing import Any
 
 import numpy as np
-from common import Bar, Options, Result, Texts, daemon, engine, main, say, sig, summary
-from doors import Over
 
+from bench.lib.clients import Over
+from bench.lib.common import Bar, Options, Result, Texts, daemon, engine, main, say, sig, summary
 from llmaas.api.client import AsyncClient
 from llmaas.calls import Done, Priority, Terms
-from llmaas.service_settings import ServiceSettings
+from llmaas.service.settings import ServiceSettings
 
 URGENT = Terms(priority=0)
 BACKGROUND = Terms(priority=Priority.BACKGROUND)

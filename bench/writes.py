@@ -15,16 +15,15 @@ import sys
 from pathlib import Path
 from typing import Any
 
-from common import Bar, Options, Result, engine, main, prose, say, sig
-
+from bench.lib.common import Bar, Options, Result, engine, main, prose, say, sig
 from llmaas.calls import Generation, Turn
 from llmaas.engine.thread import EngineThread
-from llmaas.kvchunks.cipher import MasterKey
-from llmaas.kvchunks.pool import Pool
-from llmaas.kvchunks.store import Store
+from llmaas.kvchunks.store.cipher import MasterKey
+from llmaas.kvchunks.store.store import Store
+from llmaas.kvchunks.tiering.pool import Pool
 from llmaas.records import AppId
-from llmaas.service import Service
-from llmaas.service_settings import ServiceSettings
+from llmaas.service.service import Service
+from llmaas.service.settings import ServiceSettings
 
 APP = AppId("0/bench")
 TURNS, CONTEXTS = 200, 8

@@ -1,4 +1,4 @@
-"""F9. ``python -m llmaas`` is the command ``llmaas``. Law: does nothing else."""
+"""``python -m llmaas`` is the command ``llmaas``. Law: does nothing else."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""F0. What a call says and is told: its turn, its terms, how it is sampled, what streams, how it ended.
+"""What a call says and is told: its turn, its terms, how it is sampled, what streams, how it ended.
 
 Law: values only, as in ``records``; each checks itself when it is made.
 """

@@ -1,4 +1,4 @@
-"""F2. The one door to the time of day.
+"""The one door to the time of day.
 
 Law: nothing else in llmaas reads a clock. Whoever needs the time is given a ``Clock`` or the time
 itself, so that tests and replays run in a time of their own.

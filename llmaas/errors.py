@@ -1,4 +1,4 @@
-"""F1. The error tree: what went wrong, whose fault it is, whether to retry, what to do.
+"""The error tree: what went wrong, whose fault it is, whether to retry, what to do.
 
 Law: every failure that a caller can see is one of these. ``code`` is stable and part of the wire
 protocol; ``message`` says what happened; ``hint`` says what to do next.

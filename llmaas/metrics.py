@@ -1,4 +1,4 @@
-"""F2. Counters, gauges and histograms of one service, and a plain snapshot of them.
+"""Counters, gauges and histograms of one service, and a plain snapshot of them.
 
 Law: no globals: whoever measures is given a ``Registry``. Every instrument may be used from any
 thread and takes bounded memory however long the service runs.

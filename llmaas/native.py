@@ -1,4 +1,4 @@
-"""F1. The C parts of llmaas: small libraries that are built beside the Python files that use them, and may be missing.
+"""The C parts of llmaas: small libraries that are built beside the Python files that use them, and may be missing.
 
 Law: what is loaded fits the Python side, or nothing is loaded.
 """

@@ -1,4 +1,4 @@
-"""F0. Values that cross borders: frozen dataclasses and enums, and nothing that acts.
+"""Values that cross borders: frozen dataclasses and enums, and nothing that acts.
 
 Law: this module imports no other module of llmaas. What is here may be compared, hashed (where
 frozen) and logged; it never opens, locks or waits for anything.
@@ -126,7 +126,7 @@ class ChunkTolerance(NamedTuple):
 
     ``k``, ``v``: relative squared change of the attention output with K or V alone at a reference precision, mean over
     layers and power mean over (weighted) queries. ``density``: D_i of LLMS (arXiv 2403.11805, eq. 1). ``weight``: sum
-    of the weights of the queries asked, as of token ``at``. ``kvchunks.tolerance`` measures it.
+    of the weights of the queries asked, as of token ``at``. ``kvchunks.codec.sensitivity`` measures it.
     """
 
     k: float

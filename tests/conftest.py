@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from llmaas import models
+from llmaas.config import models
 
 
 @pytest.fixture(scope="session")

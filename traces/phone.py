@@ -16,7 +16,7 @@ import sys
 from bisect import bisect_right
 from collections.abc import Iterator, Sequence
 
-from switching import HOURS, KINDS, Conversations, Line
+from traces.switching import HOURS, KINDS, Conversations, Line
 
 Quantiles = Sequence[tuple[float, float]]
 

@@ -11,8 +11,8 @@ import numpy as np
 import pytest
 from pytest_benchmark.fixture import BenchmarkFixture
 
-from llmaas.kvchunks.codec import Codec
-from llmaas.kvchunks.kernels import available
+from llmaas.kvchunks.codec.codec import Codec
+from llmaas.kvchunks.codec.kernels import available
 from llmaas.kvchunks.keys import chunk_keys, namespace
 from llmaas.records import CHUNK_TOKENS, F16, AppId, ChunkKey, Geometry, KvSlab, Precision
 

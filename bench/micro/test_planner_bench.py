@@ -14,11 +14,11 @@ from collections import deque
 import pytest
 from pytest_benchmark.fixture import BenchmarkFixture
 
-from llmaas import actions as act
-from llmaas import events as ev
-from llmaas.kvchunks.codec import Codec
-from llmaas.planner import Planner
-from llmaas.planner_state import PlannerSettings
+from llmaas.kvchunks.codec.codec import Codec
+from llmaas.planner import actions as act
+from llmaas.planner import events as ev
+from llmaas.planner.planner import Planner
+from llmaas.planner.state import PlannerSettings
 from llmaas.records import CHUNK_TOKENS, AppId, ChunkKey, ContextId, Geometry, Precision, RequestId
 
 GEOMETRY = Geometry(n_layer=30, k_dim=192, v_dim=192, head_dim_k=64, head_dim_v=64)

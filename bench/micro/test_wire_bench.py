@@ -12,8 +12,8 @@ from pytest_benchmark.fixture import BenchmarkFixture
 from llmaas.api import messages as msg
 from llmaas.api import replies
 from llmaas.api.client import AsyncClient
-from llmaas.api.session import Session
-from llmaas.api.unix import serve
+from llmaas.api.client_session import Session
+from llmaas.api.server import serve
 from llmaas.api.wire import Decoder, encode
 from llmaas.calls import ON_NO_TERMS, Done, FinishReason, Generation, Piece, SwitchReport, Terms, Turn
 from llmaas.records import AppId, ContextDetail, ContextId, ContextInfo, Message, RequestId

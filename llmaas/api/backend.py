@@ -1,4 +1,4 @@
-"""F8. What the server needs: the Backend that it serves, and its Limits.
+"""What the server needs: the Backend that it serves, and its Limits.
 
 Law: nothing here acts.
 """

@@ -1,4 +1,4 @@
-"""F8. AsyncClient: many requests at once on one connection, from asyncio.
+"""AsyncClient: many requests at once on one connection, from asyncio.
 
 Law: a thin shell around ``session.Session``. Every await ends when its reply comes or the connection is lost; errors
 of the daemon are raised as the classes of ``llmaas.errors``.
@@ -14,7 +14,7 @@ from typing import Any, cast
 
 from llmaas.api import messages as msg
 from llmaas.api import replies
-from llmaas.api.session import Exchange, Session
+from llmaas.api.client_session import Exchange, Session
 from llmaas.calls import ON_NO_TERMS, Done, Piece, Sampling, Terms
 from llmaas.errors import LlmaasError, NotServing, UnknownRequest
 from llmaas.records import AdapterInfo, ContextDetail, ContextInfo, Message

@@ -1,4 +1,4 @@
-"""F8. One connection of the server.
+"""One connection of the server.
 
 Law: every request gets exactly one terminal reply while its connection lives; a connection that ends, for whatever
 reason, cancels what it had running; and nothing that one peer sends or fails to read harms another.
@@ -23,7 +23,7 @@ from llmaas import __version__
 from llmaas.api import messages as msg
 from llmaas.api import replies
 from llmaas.api.backend import Backend, Limits
-from llmaas.api.maps import to_map
+from llmaas.api.record_maps import to_map
 from llmaas.api.wire import Decoder, Frame, encode
 from llmaas.calls import Piece
 from llmaas.errors import BadRequest, Busy, Cancelled, Forbidden, Internal, LlmaasError, ShuttingDown, UnknownRequest

@@ -1,4 +1,4 @@
-"""F3. What the maps on the wire mean that clients send: the hello and the operations.
+"""What the maps on the wire mean that clients send: the hello and the operations.
 
 Law: pure, and the only place that knows operations. A request is refused (BadRequest that names the field) for anything
 unknown, missing or of a wrong type.
@@ -12,7 +12,7 @@ from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, fields
 from typing import Any, TypeVar
 
-from llmaas.api.maps import from_map, to_map
+from llmaas.api.record_maps import from_map, to_map
 from llmaas.api.wire import Frame
 from llmaas.calls import ON_NO_TERMS, Generation, Sampling, Terms, Turn
 from llmaas.errors import (

@@ -1,4 +1,4 @@
-"""F3. What the daemon's replies and errors look like on the wire, made and read.
+"""What the daemon's replies and errors look like on the wire, made and read.
 
 Law: pure. A reply may hold more fields than this version knows: they are passed over, so that a daemon can tell more
 without a new protocol version.
@@ -9,8 +9,8 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any, TypeVar
 
-from llmaas.api.maps import from_map, to_map
 from llmaas.api.messages import VERSION
+from llmaas.api.record_maps import from_map, to_map
 from llmaas.api.wire import Frame
 from llmaas.calls import Logprobs, Piece
 from llmaas.errors import (

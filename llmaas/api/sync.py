@@ -1,4 +1,4 @@
-"""F8. Client: one request at a time, for programs without asyncio; no thread, no loop.
+"""Client: one request at a time, for programs without asyncio; no thread, no loop.
 
 Law: Ctrl-C (KeyboardInterrupt) may end any wait, and never harms the connection: bytes are taken from the socket and
 put on it with SIGINT deferred. What an interrupted or abandoned call left running is cancelled before the next.
@@ -19,7 +19,7 @@ from typing import Any
 
 from llmaas.api import messages as msg
 from llmaas.api import replies
-from llmaas.api.session import Exchange, Session
+from llmaas.api.client_session import Exchange, Session
 from llmaas.calls import ON_NO_TERMS, Done, Piece, Sampling, Terms
 from llmaas.errors import NotServing
 from llmaas.records import AdapterInfo, ContextDetail, ContextInfo, Message

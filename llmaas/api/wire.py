@@ -1,4 +1,4 @@
-"""F3. Framing: bytes to maps and back; knows no socket and no meaning of a map.
+"""Framing: bytes to maps and back; knows no socket and no meaning of a map.
 
 Law: sans-I/O. Whatever bytes come in, out come maps with string keys, or MalformedFrame, or FrameTooLarge;
 never another exception, and never more memory than the frame limit bounds.

@@ -1,1 +1,1 @@
-"""F9. The command line: the only room that prints, reads arguments, and wires real parts together."""
+"""The command line: the only room that prints, reads arguments, and wires real parts together."""

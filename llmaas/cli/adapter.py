@@ -1,4 +1,4 @@
-"""F9. ``llmaas adapter``: the LoRA adapters that calls may name.
+"""``llmaas adapter``: the LoRA adapters that calls may name.
 
 Law: speaks to the daemon only; the file is read by the daemon, which must be able to.
 """

@@ -1,4 +1,4 @@
-"""F9. ``llmaas budget``: what the daemon may use of RAM and disk, seen and changed while it runs.
+"""``llmaas budget``: what the daemon may use of RAM and disk, seen and changed while it runs.
 
 Law: sizes are read as the settings of the same name are. A change holds until the daemon ends; the file and the flags
 say what it starts with.
@@ -13,7 +13,7 @@ from typing import Any
 from llmaas.cli.options import add_client, configured
 from llmaas.cli.out import print_json
 from llmaas.cli.stats import lines
-from llmaas.config import SETTINGS, flag
+from llmaas.config.settings import SETTINGS, flag
 from llmaas.errors import ConfigError
 
 _EPILOG = """\

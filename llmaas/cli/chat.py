@@ -1,4 +1,4 @@
-"""F9. ``llmaas chat``: a conversation in a terminal, or one question from a script.
+"""``llmaas chat``: a conversation in a terminal, or one question from a script.
 
 Law: the answer, and nothing but the answer, goes to stdout. Ctrl-C ends an answer, never the
 conversation: what was streamed stays part of the context.
@@ -21,7 +21,7 @@ from llmaas.errors import BadRequest, Cancelled, LlmaasError, NotServing, Shutti
 if TYPE_CHECKING:
     from llmaas.api.sync import Client
     from llmaas.calls import Done
-    from llmaas.config import Config
+    from llmaas.config.settings import Config
     from llmaas.records import ContextInfo
 
 _ONCE_CONTEXT = "chat"

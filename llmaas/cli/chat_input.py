@@ -1,4 +1,4 @@
-"""F9. Lines that a user types, with editing and a history that lasts; and text that is piped in.
+"""Lines that a user types, with editing and a history that lasts; and text that is piped in.
 
 Law: the history is the user's alone: mode 0600, under $XDG_STATE_HOME.
 """

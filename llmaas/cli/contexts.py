@@ -1,4 +1,4 @@
-"""F9. Finding the context that a user means by a word.
+"""Finding the context that a user means by a word.
 
 Law: a name wins over an id, a whole id over a part of one; what is ambiguous is refused, never guessed.
 """

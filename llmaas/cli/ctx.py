@@ -1,4 +1,4 @@
-"""F9. ``llmaas ctx``: contexts, listed and put in order.
+"""``llmaas ctx``: contexts, listed and put in order.
 
 Law: speaks to the daemon only; it never opens the store.
 """

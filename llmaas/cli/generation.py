@@ -1,4 +1,4 @@
-"""F9. Flags for how an answer is drawn and served, and the sampling and terms that they make.
+"""Flags for how an answer is drawn and served, and the sampling and terms that they make.
 
 Law: a flag that is not given leaves the default of ``calls.Sampling``; that class says what values are allowed.
 """

@@ -1,4 +1,4 @@
-"""F9. ``llmaas limit``: how many tokens per second an app, or all together, may generate.
+"""``llmaas limit``: how many tokens per second an app, or all together, may generate.
 
 Law: a change holds until the daemon ends; the settings ``rate`` and ``app_rate`` say what it starts with.
 """
@@ -10,7 +10,7 @@ from pathlib import Path
 
 from llmaas.cli.options import add_client, configured
 from llmaas.cli.out import print_json
-from llmaas.config import SETTINGS
+from llmaas.config.settings import SETTINGS
 from llmaas.errors import ConfigError
 
 _EPILOG = """\

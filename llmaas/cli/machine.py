@@ -1,4 +1,4 @@
-"""F9. What this machine has to give: RAM, also inside a container.
+"""What this machine has to give: RAM, also inside a container.
 
 Law: where /proc and /sys do not say, the answer is None, never a guess.
 """
@@ -8,7 +8,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from pathlib import Path
 
-from llmaas.pressure import limits
+from llmaas.host.memory import limits
 
 
 @dataclass(frozen=True, slots=True)

@@ -1,4 +1,4 @@
-"""F9. Entry point: picks the sub-command, and turns every failure into a message and an exit code.
+"""Entry point: picks the sub-command, and turns every failure into a message and an exit code.
 
 Law: no heavy import here, and of the sub-commands only the chosen one is imported, so that
 ``llmaas --help`` answers at once. A user never sees a traceback, unless LLMAAS_DEBUG=1 asks for it.
@@ -27,9 +27,9 @@ COMMANDS: dict[str, tuple[str, str]] = {
     "adapter": ("llmaas.cli.adapter", "LoRA adapters that calls may name: list, register, forget"),
     "budget": ("llmaas.cli.budget", "what the daemon may use of RAM and disk; change it while it runs"),
     "limit": ("llmaas.cli.limit", "how many tokens per second apps may generate; change it while the daemon runs"),
-    "doctor": ("llmaas.cli.doctor", "check engine, model, memory, store and socket"),
+    "doctor": ("llmaas.cli.doctor.command", "check engine, model, memory, store and socket"),
     "replay": ("llmaas.cli.replay", "run a trace of calls through the planner, in virtual time"),
-    "demo": ("llmaas.cli.demo", "watch eight apps share one model and little memory"),
+    "demo": ("llmaas.cli.demo.command", "watch eight apps share one model and little memory"),
 }
 """Sub-command -> module with ``add_arguments(parser)`` and ``run(args) -> exit code``, and its one line of help."""
 

@@ -1,4 +1,4 @@
-"""F9. Arguments that several sub-commands share, and the configuration they lead to.
+"""Arguments that several sub-commands share, and the configuration they lead to.
 
 Law: flags of settings are made from the settings' table and parsed by it, never by argparse, so that a
 bad value gets the same message from every source.
@@ -11,7 +11,7 @@ import os
 from collections.abc import Callable, Iterable
 from pathlib import Path
 
-from llmaas.config import SETTINGS, Config, Loaded, flag, load, variable
+from llmaas.config.settings import SETTINGS, Config, Loaded, flag, load, variable
 
 DEFAULT_APP = "cli"
 

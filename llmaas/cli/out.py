@@ -1,4 +1,4 @@
-"""F9. Words and figures for people: sizes, ages, tables, errors.
+"""Words and figures for people: sizes, ages, tables, errors.
 
 Law: results go to stdout, everything else to stderr; colour only where a terminal reads it, and
 never with NO_COLOR set.

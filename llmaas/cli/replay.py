@@ -1,4 +1,4 @@
-"""F9. ``llmaas replay``: a trace of calls, run through the planner in virtual time.
+"""``llmaas replay``: a trace of calls, run through the planner in virtual time.
 
 Law: the planner that serves decides; no model, no daemon and no file but the trace is touched.
 """
@@ -17,10 +17,10 @@ from llmaas.cli.out import human_bytes, print_json, table
 from llmaas.errors import BadRequest
 from llmaas.policies.eviction import DEFAULT_EVICTION, EVICTION
 from llmaas.policies.scheduling import DEFAULT_SCHEDULING, SCHEDULING
-from llmaas.replay_profiles import DEVICES, MACHINES, MODELS
+from llmaas.replay.prices import DEVICES, MACHINES, MODELS
 
 if TYPE_CHECKING:
-    from llmaas.replay import ReplayReport
+    from llmaas.replay.simulator import ReplayReport
 
 _SETTINGS = [
     "cells",
@@ -41,7 +41,7 @@ A trace has one JSON object a line: at second t a context gets prompt tokens and
 It may also have a "priority" (0 to 9), a "deadline_s" and a "rate", as calls have.
 
 Prices are those of SmolLM2-135M on two x86 cores with a fast disk, unless a device, a machine or a model is named
-(their figures and sources: llmaas/replay_profiles.py); the decisions are the daemon's own.
+(their figures and sources: llmaas/replay/prices.py); the decisions are the daemon's own.
 
 --eviction belady knows the trace's future, unbounded has a POOL for everything: no policy can do better.
 
@@ -82,11 +82,11 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def run(args: argparse.Namespace) -> int:
-    from llmaas.planner_state import PlannerSettings, bit_settings
+    from llmaas.planner.state import PlannerSettings, bit_settings
     from llmaas.records import Precision
-    from llmaas.replay import Replay, belady, unbounded
-    from llmaas.replay_profiles import costs
-    from llmaas.trace import read_trace
+    from llmaas.replay.prices import costs
+    from llmaas.replay.simulator import Replay, belady, unbounded
+    from llmaas.replay.trace import read_trace
 
     config = configured(args)
     try:

@@ -1,4 +1,4 @@
-"""F9. The real parts, wired together: configuration in, running daemon out.
+"""The real parts, wired together: configuration in, running daemon out.
 
 Law: the one place that knows every concrete class. Parts are closed in the reverse order of their
 making, whatever fails: the socket first, so that nobody calls into what is going away; the store last.
@@ -15,18 +15,19 @@ from contextlib import AsyncExitStack, asynccontextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
-from llmaas import governor, host, models
-from llmaas.api import unix
+from llmaas.api.server import serve
 from llmaas.clock import RealClock
-from llmaas.config import Config
-from llmaas.engine.llama import LlamaEngine
+from llmaas.config import models
+from llmaas.config.settings import Config
+from llmaas.engine.llama.engine import LlamaEngine
 from llmaas.engine.thread import EngineThread
-from llmaas.kvchunks import master_key
-from llmaas.kvchunks.store import Store
-from llmaas.pressure import Watcher
+from llmaas.host import priority, thermal
+from llmaas.host.memory import Watcher
+from llmaas.kvchunks.store import master_key
+from llmaas.kvchunks.store.store import Store
 from llmaas.records import ModelInfo, Precision
-from llmaas.service import Service
-from llmaas.service_settings import ServiceSettings
+from llmaas.service.service import Service
+from llmaas.service.settings import ServiceSettings
 
 log = logging.getLogger(__name__)
 
@@ -69,8 +70,8 @@ def service_settings(config: Config) -> ServiceSettings:
 
 def load_engine(config: Config, model: Path) -> LlamaEngine:
     """On the engine's thread: llama.cpp's threads inherit its CPUs."""
-    if config.cpus and host.can_bind():
-        host.bind(config.cpus)
+    if config.cpus and priority.can_bind():
+        priority.bind(config.cpus)
     return LlamaEngine(
         model,
         n_cells=config.cells,
@@ -97,8 +98,8 @@ def open_store(config: Config, environ: Mapping[str, str]) -> Store:
 async def running(config: Config) -> AsyncIterator[Runtime]:
     """A daemon for the time of the block. Raises LlmaasError if a part cannot start."""
     bound_malloc()
-    host.lower_priority(config.nice)
-    if config.cpus and not host.can_bind():
+    priority.lower_priority(config.nice)
+    if config.cpus and not priority.can_bind():
         log.warning("cpus has no effect: this system does not bind threads to CPUs")
     model = models.find(config.model)
     async with AsyncExitStack() as parts:
@@ -110,7 +111,7 @@ async def running(config: Config) -> AsyncIterator[Runtime]:
         service = Service(engine, store, service_settings(config), RealClock())
         await service.start()
         parts.push_async_callback(service.stop)
-        server = await unix.serve(service, config.socket)
+        server = await serve(service, config.socket)
         parts.push_async_callback(server.close)
         if config.pressure == "on":
             loop = asyncio.get_running_loop()
@@ -118,7 +119,7 @@ async def running(config: Config) -> AsyncIterator[Runtime]:
             parts.callback(watcher.close)
         if config.governor == "on":
             loop = asyncio.get_running_loop()
-            ruler = governor.Watcher(lambda reading: loop.call_soon_threadsafe(service.governed, reading))
+            ruler = thermal.Watcher(lambda reading: loop.call_soon_threadsafe(service.governed, reading))
             parts.callback(ruler.close)
         yield Runtime(engine.engine.info, service)
 

@@ -1,4 +1,4 @@
-"""F9. ``llmaas serve``: the daemon, from its arguments to its last log line.
+"""``llmaas serve``: the daemon, from its arguments to its last log line.
 
 Law: SIGTERM or one SIGINT ends it gracefully and with success: no new request, running ones get their
 terminal reply, chunks are written. A second SIGINT ends it at once; nothing acknowledged is lost even so.
@@ -16,8 +16,8 @@ import sys
 
 from llmaas.cli.options import add_settings, loaded
 from llmaas.cli.out import note
-from llmaas.config import SETTINGS, Loaded
-from llmaas.config_kinds import show_bytes, show_cpus
+from llmaas.config.kinds import show_bytes, show_cpus
+from llmaas.config.settings import SETTINGS, Loaded
 
 log = logging.getLogger(__name__)
 

@@ -1,4 +1,4 @@
-"""F9. ``llmaas stats``: the daemon's own figures, once or again and again.
+"""``llmaas stats``: the daemon's own figures, once or again and again.
 
 Law: shows what the daemon tells, whatever that is: a new figure needs no change here.
 """

@@ -1,4 +1,4 @@
-"""F5. The engine port: everything the service asks of a model runtime.
+"""The engine port: everything the service asks of a model runtime.
 
 Law: every method runs on the engine's one thread (see ``engine/thread.py``), except ``abort`` and the
 pure text methods ``tokenize``, ``piece``, ``render``, ``check_sampling``, which are safe anywhere. An

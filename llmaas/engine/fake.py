@@ -1,4 +1,4 @@
-"""F6. A deterministic engine without a model: the same rules, cells and KV traffic, in microseconds.
+"""A deterministic engine without a model: the same rules, cells and KV traffic, in microseconds.
 
 Law: the KV of a position is a function of the whole token prefix, and the next token is a function of all the KV
 before it. So a chunk that is missing, misplaced, damaged or of another prefix changes what is said from there on,

@@ -1,4 +1,4 @@
-"""F6. The engine's one thread: jobs go in by a queue, futures come out.
+"""The engine's one thread: jobs go in by a queue, futures come out.
 
 Law: the engine is built, used and closed on this thread only. Every submitted job ends in exactly one of
 result, exception or cancellation.

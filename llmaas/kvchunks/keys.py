@@ -1,4 +1,4 @@
-"""F3. Token ids -> chunk keys, each chained to the keys of all chunks before it.
+"""Token ids -> chunk keys, each chained to the keys of all chunks before it.
 
 Law: pure. Two chunks have the same key exactly when app, model, adapter and every token up to the
 chunk's end are the same, so a key found anywhere is a KV cache that may be used as it is.

@@ -1,4 +1,4 @@
-"""F4. The ledger: which copies of every chunk exist, who holds them, and how many bytes they take.
+"""The ledger: which copies of every chunk exist, who holds them, and how many bytes they take.
 
 Law: policies propose, the ledger disposes. A copy moves only along ``TRANSITIONS``; anything else raises
 PolicyBug and changes nothing. A move is bracketed: ``begin`` reserves the bytes, ``arrive`` or ``fail`` ends it.

@@ -1,4 +1,4 @@
-"""F3. What no eviction policy can beat: bounds for replays, which know the trace's future or have no budget.
+"""What no eviction policy can beat: bounds for replays, which know the trace's future or have no budget.
 
 Law: only for replays. ``unbounded`` needs no policy, only a POOL that holds everything.
 """
@@ -10,7 +10,7 @@ from bisect import bisect_right
 from collections.abc import Mapping, Sequence
 
 from llmaas.policies.eviction import ByContext
-from llmaas.policies.members import Members
+from llmaas.policies.rankings import Members
 from llmaas.records import ContextId
 
 

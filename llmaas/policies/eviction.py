@@ -1,4 +1,4 @@
-"""F3. Which chunks leave the POOL when room is needed.
+"""Which chunks leave the POOL when room is needed.
 
 Law: ``victims`` returns enough for all of ``need``, or None and changes nothing. Work per call does not grow with idle
 chunks: it is the victims, plus the unevictable ones before them, times at most the logarithm of the contexts.
@@ -13,7 +13,7 @@ from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from typing import Protocol
 
-from llmaas.policies.members import Frequency, Interval, Members, Ranking, rank
+from llmaas.policies.rankings import Frequency, Interval, Members, Ranking, rank
 from llmaas.records import ChunkKey, ContextId
 
 Gain = Callable[[ChunkKey], int]

@@ -1,4 +1,4 @@
-"""F3. Which context will be called next, as far as the past tells.
+"""Which context will be called next, as far as the past tells.
 
 Law: pure; constant work per call.
 """

@@ -1,4 +1,4 @@
-"""F3. Whose turn it is: priorities that age, apps that share, turns that end.
+"""Whose turn it is: priorities that age, apps that share, turns that end.
 
 Law: pure; a policy sees who asks, how urgently and for how long, never a context's content. Every call is added once
 and removed once, and waits or runs between. Work per question grows with the apps that wait, not with the calls.

@@ -1,4 +1,4 @@
-"""F3. How a context comes back: how many chunks at its front are recomputed while the rest is read from DISK.
+"""How a context comes back: how many chunks at its front are recomputed while the rest is read from DISK.
 
 Law: pure. A hole is a run of chunks that are on DISK only; computing goes on from its front, reading from its back (as
 in Cake, arXiv 2410.03065), and the question is asked again whenever either has got further. So a side that turns out

@@ -18,8 +18,8 @@ from typing import Any
 import pytest
 
 from llmaas.api.client import AsyncClient
+from llmaas.api.server import Limits, serve
 from llmaas.api.sync import Client
-from llmaas.api.unix import Limits, serve
 from llmaas.api.wire import encode
 from llmaas.calls import FinishReason, Piece, Priority, Sampling, Terms
 from llmaas.errors import (
@@ -39,7 +39,7 @@ from llmaas.errors import (
     VersionMismatch,
 )
 from llmaas.records import Message
-from tests.api.scripted import ScriptedBackend, serving, serving_in_a_thread, until
+from tests.support.scripted import ScriptedBackend, serving, serving_in_a_thread, until
 
 
 @pytest.fixture
@@ -409,7 +409,7 @@ def test_sync_what_is_lost_or_closed_says_so(path: Path) -> None:
 
 def test_sync_a_daemon_that_dies_is_not_serving(path: Path) -> None:
     code = (
-        "import asyncio, sys\nfrom pathlib import Path\nfrom tests.api.scripted import ScriptedBackend, serve\n"
+        "import asyncio, sys\nfrom pathlib import Path\nfrom tests.support.scripted import ScriptedBackend, serve\n"
         "async def main():\n    await serve(ScriptedBackend(), Path(sys.argv[1]))\n    print('up', flush=True)\n"
         "    await asyncio.Event().wait()\nasyncio.run(main())\n"
     )

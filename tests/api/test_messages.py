@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 
 from llmaas.api import messages as msg
 from llmaas.api import replies
-from llmaas.api.maps import from_map, to_map
+from llmaas.api.record_maps import from_map, to_map
 from llmaas.api.wire import Decoder, Frame, encode
 from llmaas.calls import Done, FinishReason, Logprobs, Piece, Sampling, SwitchReport, TokenLogprob, Turn
 from llmaas.errors import BadRequest, Cancelled, LlmaasError, MalformedFrame, VersionMismatch, by_code

@@ -2,19 +2,13 @@
 
 from __future__ import annotations
 
-import sys
-from pathlib import Path
-
 import pytest
 
-sys.path.insert(0, str(Path(__file__).parents[2] / "bench"))  # benches are programs, not a package
-
-from arrivals import crossing, gaps_and_pauses, rate, steady_rate, together, turns
-from batching import Run, figures_of, sliced_run, together_run
-from crossover import crossover, rows
-from quantum import choose, wait_for_turn
-from urgent import bars, books
-
+from bench.batching import Run, figures_of, sliced_run, together_run
+from bench.crossover import crossover, rows
+from bench.lib.arrivals import crossing, gaps_and_pauses, rate, steady_rate, together, turns
+from bench.quantum import choose, wait_for_turn
+from bench.urgent import bars, books
 from llmaas.calls import Done, FinishReason, SwitchReport
 from llmaas.records import ContextId
 

@@ -1,8 +1,7 @@
-"""bench/quality.py's own parts: a harness that is wrong would praise any codec."""
+"""bench.quality's own parts: a harness that is wrong would praise any codec."""
 
 from __future__ import annotations
 
-import sys
 from collections.abc import Iterator
 from contextlib import closing
 from dataclasses import dataclass
@@ -11,15 +10,12 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-sys.path.insert(0, str(Path(__file__).parents[2] / "bench"))  # benches are programs, not a package
-
-from quality_contexts import Case, Probe, Sizes, needles
-from quality_drift import drift
-from quality_engine import ScoringEngine
-from quality_lab import Lab, Score, kld
-from quality_settings import Prefix, Uniform
-from quality_summary import summaries
-
+from bench.quality.contexts import Case, Probe, Sizes, needles
+from bench.quality.drift import drift
+from bench.quality.engine import ScoringEngine
+from bench.quality.lab import Lab, Score, kld
+from bench.quality.settings import Prefix, Uniform
+from bench.quality.summary import summaries
 from llmaas.records import Precision
 
 

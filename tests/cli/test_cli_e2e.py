@@ -13,7 +13,7 @@ from pathlib import Path
 
 import pytest
 
-from bench.adapter_files import ALL_OF_SMOLLM2, write_gguf
+from bench.lib.adapter_files import ALL_OF_SMOLLM2, write_gguf
 from tests.cli.conftest import COMMAND, Daemon, Run, clean_environ
 
 

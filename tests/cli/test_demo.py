@@ -19,17 +19,17 @@ from hypothesis import given
 from hypothesis import strategies as st
 from rich.console import Console
 
-from llmaas.cli import demo_plot
-from llmaas.cli.demo_crew import Crew, demo_environ
-from llmaas.cli.demo_daemon import Memory, memory_of
-from llmaas.cli.demo_data import conversations
-from llmaas.cli.demo_plan import AFTERWARDS, AppPlan, Plan, make_plan, schedule
-from llmaas.cli.demo_records import ALONE, TOGETHER, Findings, Pair, Prefill, Turn, milliseconds
-from llmaas.cli.demo_report import figures, filesystem, memory_check, report, summary_rows
-from llmaas.cli.demo_run import Demo
-from llmaas.cli.demo_summary import print_summary
-from llmaas.cli.demo_view import bar, view
-from llmaas.engine.llama_model import LlamaModel
+from llmaas.cli.demo import plot as demo_plot
+from llmaas.cli.demo.crew import Crew, demo_environ
+from llmaas.cli.demo.daemon import Memory, memory_of
+from llmaas.cli.demo.data import conversations
+from llmaas.cli.demo.plan import AFTERWARDS, AppPlan, Plan, make_plan, schedule
+from llmaas.cli.demo.records import ALONE, TOGETHER, Findings, Pair, Prefill, Turn, milliseconds
+from llmaas.cli.demo.report import figures, filesystem, memory_check, report, summary_rows
+from llmaas.cli.demo.run import Demo
+from llmaas.cli.demo.summary import print_summary
+from llmaas.cli.demo.view import bar, view
+from llmaas.engine.llama.model import LlamaModel
 from llmaas.errors import MachineError
 from tests.cli.conftest import COMMAND, Run, clean_environ
 
@@ -72,7 +72,7 @@ def test_eight_apps_have_real_conversations_that_alternate_and_that_the_user_beg
 
 
 def test_the_data_carries_its_licence_and_its_source() -> None:
-    folder = resources.files("llmaas.cli").joinpath("demo_data")
+    folder = resources.files("llmaas.cli.demo").joinpath("texts")
     assert "MIT License" in folder.joinpath("LICENSE").read_text("utf-8")
     assert "chitchat-dataset" in folder.joinpath("ATTRIBUTION.md").read_text("utf-8")
 

@@ -10,11 +10,11 @@ from pathlib import Path
 
 import pytest
 
-from llmaas.cli import doctor_checks as doctor
-from llmaas.cli.doctor_host import check_host, running_finding
-from llmaas.config import Config, load
-from llmaas.kvchunks.store import ContextRow, MasterKey, Span, Store
-from llmaas.policies import governor
+from llmaas.cli.doctor import checks as doctor
+from llmaas.cli.doctor.host import check_host, running_finding
+from llmaas.config.settings import Config, load
+from llmaas.kvchunks.store.store import ContextRow, MasterKey, Span, Store
+from llmaas.policies import duty
 from llmaas.records import AppId, ChunkKey, ContextId, Geometry, ModelInfo
 
 INFO = ModelInfo("m", "f", "v", Geometry(30, 192, 192, 64, 64), 8192, 49152, 92 << 20)
@@ -254,8 +254,8 @@ def test_a_stale_socket_is_a_warning_and_a_file_in_its_place_fails(tmp_path: Pat
 def test_the_doctor_says_what_threads_cpus_and_the_governor_come_to(
     config: Config, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("llmaas.host.autogroups", lambda: True)
-    monkeypatch.setattr("llmaas.governor.read", lambda: governor.Reading(71.0, 95.0, "cpu", 0.8, 0.42, True))
+    monkeypatch.setattr("llmaas.host.priority.autogroups", lambda: True)
+    monkeypatch.setattr("llmaas.host.thermal.read", lambda: duty.Reading(71.0, 95.0, "cpu", 0.8, 0.42, True))
     plain = list(check_host(replace(config, threads=2, cpus=(0, 1))))
     assert [(f.level, f.text) for f in plain] == [
         ("ok", "2 threads on CPUs 0-1, fewer while others need the cores; nice 0")
@@ -264,7 +264,7 @@ def test_the_doctor_says_what_threads_cpus_and_the_governor_come_to(
     assert levels(found) == ["ok", "warn", "warn", "ok"]
     assert "3 threads share 2 CPUs" in found[1].text and "sessions" in found[2].text
     assert found[3].text == "cpu 71 C of 95 C; CPUs may run at 80% of their frequency; battery 42%, discharging"
-    monkeypatch.setattr("llmaas.governor.read", governor.Reading)
+    monkeypatch.setattr("llmaas.host.thermal.read", duty.Reading)
     assert [f.level for f in check_host(replace(config, governor="on"))][-1] == "warn"
 
 

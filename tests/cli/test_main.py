@@ -10,7 +10,7 @@ import pytest
 
 import llmaas as package
 from llmaas.cli.main import COMMANDS, build_parser, main
-from llmaas.config import SETTINGS, flag, variable
+from llmaas.config.settings import SETTINGS, flag, variable
 from tests.cli.conftest import COMMAND, Run, clean_environ
 
 

@@ -26,7 +26,7 @@ def make_engine(request: pytest.FixtureRequest) -> Callable[[], Engine]:
     if request.param == "fake":
         return _fake
     path = request.getfixturevalue("gguf")
-    from llmaas.engine.llama import LlamaEngine
+    from llmaas.engine.llama.engine import LlamaEngine
 
     return lambda: LlamaEngine(path, n_cells=N_CELLS, n_seqs=N_SEQS, n_threads=2)
 

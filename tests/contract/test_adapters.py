@@ -9,7 +9,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from bench.adapter_files import write_gguf
+from bench.lib.adapter_files import write_gguf
 from llmaas.calls import Sampling
 from llmaas.engine.base import BatchItem, Engine
 from llmaas.engine.fake import FakeEngine, fake_adapter

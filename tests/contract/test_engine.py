@@ -16,9 +16,9 @@ import pytest
 
 from llmaas.calls import Sampling
 from llmaas.engine.base import Aborted, BatchItem, CellsFull, Engine
-from llmaas.engine.logprobs import logprobs
 from llmaas.errors import EngineFailed, ModelUnreadable
 from llmaas.records import CHUNK_TOKENS, KvSlab, Message
+from llmaas.service.logprobs import logprobs
 
 Logits = npt.NDArray[np.float32]
 
@@ -720,7 +720,7 @@ def test_a_closed_engine_refuses_and_may_be_closed_again(make_engine: Callable[[
 def test_an_unreadable_model_is_named_with_its_reason(
     gguf: Path, tmp_path: Path, bad: str, capfd: pytest.CaptureFixture[str]
 ) -> None:
-    from llmaas.engine.llama import LlamaEngine
+    from llmaas.engine.llama.engine import LlamaEngine
 
     path = tmp_path / "model.gguf"
     whole = gguf.read_bytes()
@@ -744,7 +744,7 @@ def test_an_unreadable_model_is_named_with_its_reason(
 
 
 def test_an_engine_writes_nothing_to_the_terminal(gguf: Path, capfd: pytest.CaptureFixture[str]) -> None:
-    from llmaas.engine.llama import LlamaEngine
+    from llmaas.engine.llama.engine import LlamaEngine
 
     engine = LlamaEngine(gguf, n_cells=256, n_threads=1, n_seqs=1)
     feed(engine, 0, text_tokens(engine, 8))
@@ -755,7 +755,7 @@ def test_an_engine_writes_nothing_to_the_terminal(gguf: Path, capfd: pytest.Capt
 
 
 def test_with_few_cells_a_step_is_no_longer_than_they_are(gguf: Path) -> None:
-    from llmaas.engine.llama import LlamaEngine
+    from llmaas.engine.llama.engine import LlamaEngine
 
     engine = LlamaEngine(gguf, n_cells=100, n_threads=1, n_seqs=2, n_batch=512)
     most = engine.max_batch

@@ -10,7 +10,7 @@ import pytest
 
 from llmaas.calls import Sampling
 from llmaas.engine.base import BatchItem, Engine, Halt
-from llmaas.engine.llama import LlamaEngine
+from llmaas.engine.llama.engine import LlamaEngine
 from tests.contract.test_engine import feed, text_tokens
 
 HOT = Sampling(temperature=0.9, seed=11, repeat_penalty=1.1)

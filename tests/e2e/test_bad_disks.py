@@ -14,8 +14,8 @@ from typing import Any
 import pytest
 
 from llmaas.errors import LlmaasError
-from llmaas.kvchunks.store import Files, Store
-from tests.e2e.daemon import HELLO, LONG, answer_to, ask, busy_daemon, company, counts, serving, told
+from llmaas.kvchunks.store.store import Files, Store
+from tests.support.daemon import HELLO, LONG, answer_to, ask, busy_daemon, company, counts, serving, told
 
 
 class FullDisk(Files):

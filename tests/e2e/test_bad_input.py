@@ -22,7 +22,7 @@ from llmaas.api.client import AsyncClient
 from llmaas.calls import FinishReason
 from llmaas.errors import LlmaasError
 from llmaas.records import Message
-from tests.e2e.daemon import CELLS, HELLO, SOON, Daemon, Peer, answer_to, ask, busy_daemon, company, serving, told
+from tests.support.daemon import CELLS, HELLO, SOON, Daemon, Peer, answer_to, ask, busy_daemon, company, serving, told
 
 # -- contexts that are not there, or not one's own
 

@@ -6,9 +6,9 @@ import asyncio
 from pathlib import Path
 
 from llmaas.api.client import AsyncClient
-from llmaas.policies.budget import Reading
+from llmaas.policies.pool_budget import Reading
 from llmaas.records import NO_QUOTA
-from tests.e2e.daemon import LONG, Daemon, answer_to, ask, counts, serving
+from tests.support.daemon import LONG, Daemon, answer_to, ask, counts, serving
 
 NAMES = "abcdef"
 MIB = 1 << 20

@@ -24,10 +24,10 @@ from llmaas.calls import ON_NO_TERMS, Generation, Terms
 from llmaas.engine.base import BatchItem
 from llmaas.engine.fake import FakeEngine
 from llmaas.errors import Cancelled, Expired
-from llmaas.kvchunks.store import Store
+from llmaas.kvchunks.store.store import Store
 from llmaas.records import NO_QUOTA, KvSlab, Message
-from tests.e2e.daemon import CELLS, HELLO, SOON, Daemon, active, answer_to, ask, serving
-from tests.e2e.oracle import Oracle, book_of
+from tests.support.daemon import CELLS, HELLO, SOON, Daemon, active, answer_to, ask, serving
+from tests.support.oracle import Oracle, book_of
 
 LENGTH = 600
 """Tokens of the context's first message, about: two such contexts do not fit into CELLS together."""

@@ -13,7 +13,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.e2e.daemon import LONG, ask, busy_daemon, serving, told
+from tests.support.daemon import LONG, ask, busy_daemon, serving, told
 
 SERVE = [sys.executable, "-m", "llmaas", "serve"]
 

@@ -18,7 +18,7 @@ from llmaas.engine.base import BatchItem
 from llmaas.engine.fake import FakeEngine
 from llmaas.errors import Cancelled, EngineFailed
 from llmaas.records import KvSlab, Message
-from tests.e2e.daemon import HELLO, LONG, SOON, active, answer_to, ask, busy_daemon, serving
+from tests.support.daemon import HELLO, LONG, SOON, active, answer_to, ask, busy_daemon, serving
 
 
 class SlowEngine(FakeEngine):

@@ -14,8 +14,8 @@ import pytest
 
 from llmaas.api.sync import Client
 from llmaas.records import Message, Precision
-from tests.e2e.daemon import Daemon, serving
-from tests.e2e.oracle import App
+from tests.support.daemon import Daemon, serving
+from tests.support.oracle import App
 
 APPS = 9
 SECONDS = 2.0

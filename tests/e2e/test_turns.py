@@ -12,9 +12,9 @@ import pytest
 from llmaas.calls import Priority, Sampling, Terms
 from llmaas.engine.fake import FakeEngine
 from llmaas.errors import Expired
-from llmaas.events import DutyChanged
-from tests.e2e.daemon import serving
+from llmaas.planner.events import DutyChanged
 from tests.e2e.test_many_clients import work
+from tests.support.daemon import serving
 
 
 class SlowEngine(FakeEngine):

@@ -16,11 +16,11 @@ from hypothesis import strategies as st
 
 from llmaas.api import messages as msg
 from llmaas.api import replies
+from llmaas.api.server import Server
 from llmaas.api.sync import Client
-from llmaas.api.unix import Server
 from llmaas.api.wire import Decoder, Frame, encode
 from llmaas.errors import BadRequest, FrameTooLarge, MalformedFrame
-from tests.api.scripted import HELLO, ScriptedBackend, serving_in_a_thread, until
+from tests.support.scripted import HELLO, ScriptedBackend, serving_in_a_thread, until
 
 VALID: list[Frame] = [
     HELLO,

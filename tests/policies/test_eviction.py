@@ -6,11 +6,11 @@ from itertools import count
 import pytest
 
 from llmaas.policies.eviction import EVICTION, Arrival, Lctru, Returns
-from llmaas.policies.members import Interval, Members, rank
+from llmaas.policies.rankings import Interval, Members, rank
 from llmaas.records import ChunkKey, ContextId
-from llmaas.replay import Replay, belady, unbounded
-from llmaas.trace import TraceCall
-from tests.planner_world import settings
+from llmaas.replay.simulator import Replay, belady, unbounded
+from llmaas.replay.trace import TraceCall
+from tests.support.planner_world import settings
 
 
 def key(name: str, index: int) -> ChunkKey:

@@ -6,7 +6,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from llmaas.policies.rates import Rates
+from llmaas.policies.rate_limits import Rates
 from llmaas.policies.scheduling import Fair
 from llmaas.records import AppId, RequestId
 

@@ -24,15 +24,15 @@ from typing import Any
 
 import numpy as np
 
-from llmaas.api import unix
+from llmaas.api.server import serve
 from llmaas.engine.fake import FakeEngine
 from llmaas.engine.thread import EngineThread
-from llmaas.kvchunks.codec import Codec
-from llmaas.kvchunks.store import Files, MasterKey, Store
-from llmaas.kvchunks.tolerance import Scorer
+from llmaas.kvchunks.codec.codec import Codec
+from llmaas.kvchunks.codec.sensitivity import Scorer
+from llmaas.kvchunks.store.store import Files, MasterKey, Store
 from llmaas.records import Geometry, Precision, Queries
-from llmaas.service import Service
-from llmaas.service_settings import ServiceSettings
+from llmaas.service.service import Service
+from llmaas.service.settings import ServiceSettings
 
 CELLS = 1024
 MASTER = MasterKey(bytes(32))
@@ -131,7 +131,7 @@ async def until_stopped(
 ) -> list[str]:
     """Serve, say "ready", and go on until ``stop``: the problems at rest."""
     await service.start()
-    async with await unix.serve(service, socket):
+    async with await serve(service, socket):
         print("ready", flush=True)
         await stop.wait()
     await service.rest()
@@ -141,7 +141,7 @@ async def until_stopped(
     return [*problems, *store.check().problems]
 
 
-async def serve(args: argparse.Namespace) -> None:
+async def run_daemon(args: argparse.Namespace) -> None:
     stop = asyncio.Event()
     asyncio.get_running_loop().add_signal_handler(signal.SIGTERM, stop.set)
     files = DeadlyFiles(Death(args.die_at, args.die_after)) if args.die_at else Files()
@@ -213,7 +213,7 @@ def main() -> int:
     parser.add_argument("--die-after", type=int, default=1)
     args = parser.parse_args()
     logging.basicConfig(level=logging.WARNING, stream=sys.stderr)
-    asyncio.run(serve(args))
+    asyncio.run(run_daemon(args))
     return 0
 
 

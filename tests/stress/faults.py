@@ -20,7 +20,7 @@ import numpy as np
 
 from llmaas.engine.base import BatchItem
 from llmaas.engine.fake import FakeEngine
-from llmaas.kvchunks.store import Files
+from llmaas.kvchunks.store.store import Files
 from llmaas.records import KvSlab, Queries
 
 STATEMENTS = ("BEGIN", "SELECT", "INSERT", "UPDATE", "DELETE", "COMMIT", "PRAGMA wal_checkpoint")

@@ -27,11 +27,11 @@ from typing import Any
 from llmaas.api.client import AsyncClient
 from llmaas.errors import LlmaasError
 from llmaas.records import NO_QUOTA
-from tests.e2e.oracle import Oracle, adapter_files
 from tests.stress.daemon_under_test import Victim
 from tests.stress.soak_clients import LATE, Tally, Visitor, soon
 from tests.stress.soak_daemon import ADAPTER_BYTES, AGEING_S, CELLS, END_RATE, POOL_BYTES, QUEUE_LIMIT
 from tests.stress.soak_peers import be_killed, talk_nonsense
+from tests.support.oracle import Oracle, adapter_files
 
 LONG_WAIT_S = 25.0
 """For a queue of calls, of which one may wait for another of its context; on a busy machine."""

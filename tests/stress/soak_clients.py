@@ -21,7 +21,7 @@ from llmaas.api.client import AsyncClient, AsyncStream
 from llmaas.calls import Done, FinishReason, Generation, Piece, Sampling, Terms
 from llmaas.errors import Busy, Cancelled, ContextTooLong, Expired, LlmaasError, NotServing
 from llmaas.records import ContextId, Message
-from tests.e2e.oracle import COMMON, WORDS, Book, Expected, Mark, Oracle
+from tests.support.oracle import COMMON, WORDS, Book, Expected, Mark, Oracle
 
 LATE = 60.0
 """Seconds after which a reply is missing."""

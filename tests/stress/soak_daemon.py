@@ -25,9 +25,9 @@ from llmaas.cli.runtime import bound_malloc
 from llmaas.engine.base import Engine
 from llmaas.engine.fake import FakeEngine
 from llmaas.engine.thread import EngineThread
-from llmaas.kvchunks.store import MasterKey, Store
-from llmaas.service import Service
-from llmaas.service_settings import ServiceSettings
+from llmaas.kvchunks.store.store import MasterKey, Store
+from llmaas.service.service import Service
+from llmaas.service.settings import ServiceSettings
 from tests.stress.daemon_under_test import Asking, until_stopped
 
 CELLS = 1024
@@ -46,7 +46,7 @@ class Unhurried(Asking):
 
 
 def llama(model: Path) -> Engine:
-    from llmaas.engine.llama import LlamaEngine  # the fake one needs no llama.cpp
+    from llmaas.engine.llama.engine import LlamaEngine  # the fake one needs no llama.cpp
 
     return LlamaEngine(model, n_cells=CELLS, n_seqs=8, n_threads=1, n_batch=512, n_ubatch=128)
 

@@ -26,10 +26,10 @@ import pytest
 
 from llmaas.api.sync import Client
 from llmaas.errors import NotServing
-from llmaas.kvchunks.store import Store
+from llmaas.kvchunks.store.store import Store
 from llmaas.records import ContextId
-from tests.e2e.oracle import App, Book, Oracle, adapter_files, book_of
 from tests.stress.daemon_under_test import CELLS, END_RATE, SITES, STAGES, Victim, start
+from tests.support.oracle import App, Book, Oracle, adapter_files, book_of
 
 APPS = 4
 LONGEST = 20.0

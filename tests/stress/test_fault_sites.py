@@ -19,12 +19,12 @@ import pytest
 from llmaas.engine.fake import FakeEngine
 from llmaas.engine.thread import EngineThread
 from llmaas.errors import DiskFull, MachineError, StoreFailed
-from llmaas.kvchunks.store import Store
+from llmaas.kvchunks.store.store import Store
 from llmaas.records import Geometry, Precision
-from llmaas.service import Service
-from llmaas.service_settings import ServiceSettings
-from tests.kvchunks.test_store_faults import Trouble, TroubledFiles
-from tests.service_house import APP, House
+from llmaas.service.service import Service
+from llmaas.service.settings import ServiceSettings
+from tests.kvchunks.store.test_store_faults import Trouble, TroubledFiles
+from tests.support.service_house import APP, House
 
 WIDE = Geometry(n_layer=4, k_dim=256, v_dim=256, head_dim_k=64, head_dim_v=64)
 """So wide that a few dead chunks make a payload file worth rewriting."""

@@ -20,17 +20,17 @@ from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
 
-from llmaas.api import unix
+from llmaas.api.server import serve
 from llmaas.api.sync import Client
 from llmaas.engine.thread import EngineThread
 from llmaas.errors import DiskFull, EngineFailed, StoreFailed
-from llmaas.kvchunks.store import Store
+from llmaas.kvchunks.store.store import Store
 from llmaas.records import NO_QUOTA, ContextId, Precision
-from llmaas.service import Service
-from llmaas.service_settings import ServiceSettings
-from tests.e2e.oracle import App, Book, Oracle, book_of
+from llmaas.service.service import Service
+from llmaas.service.settings import ServiceSettings
 from tests.stress.daemon_under_test import GEOMETRY
 from tests.stress.faults import Dice, FaultyEngine, FaultyFiles, JumpyClock, rot
+from tests.support.oracle import App, Book, Oracle, book_of
 
 APPS = 3
 CELLS = 1024
@@ -106,7 +106,7 @@ class Round:
         service = Service(thread, store, settings, JumpyClock(self.dice))
         try:
             await service.start()
-            async with await unix.serve(service, self.root / "s"):
+            async with await serve(service, self.root / "s"):
                 self.dice.on = True
                 await self._work(service)
                 self.dice.on = False

@@ -7,15 +7,15 @@ import random
 from contextlib import suppress
 from pathlib import Path
 
-from llmaas.engine.llama import LlamaEngine
+from llmaas.engine.llama.engine import LlamaEngine
 from llmaas.engine.thread import EngineThread
 from llmaas.errors import MachineError
-from llmaas.kvchunks.store import Store
+from llmaas.kvchunks.store.store import Store
 from llmaas.records import Precision
-from llmaas.service import Service
-from llmaas.service_settings import ServiceSettings
-from tests.service_house import APP, House
+from llmaas.service.service import Service
+from llmaas.service.settings import ServiceSettings
 from tests.stress.faults import Dice, FaultyFiles, rot
+from tests.support.service_house import APP, House
 
 NAMES, TURNS = "abc", 3
 TOPICS = {"a": "the sea", "b": "a mountain railway", "c": "bread"}

@@ -17,8 +17,8 @@ from typing import Any
 
 import pytest
 
-from llmaas.kvchunks import store_schema
-from llmaas.kvchunks.store import Files, Store
+from llmaas.kvchunks.store import schema as store_schema
+from llmaas.kvchunks.store.store import Files, Store
 from llmaas.records import ContextId
 
 TOKENS = (1, 2, 3)

@@ -20,7 +20,7 @@ from typing import Any
 
 import pytest
 
-from llmaas.kvchunks.store import ContextRow, MasterKey, Span, Store
+from llmaas.kvchunks.store.store import ContextRow, MasterKey, Span, Store
 from llmaas.records import AppId, ChunkKey, ContextId
 
 WORKERS = 2

@@ -1,0 +1,191 @@
+"""The two ways in that benches of many clients go: the service called in this process, and a daemon over its socket.
+
+Law: an answer notes when each of its tokens was there, as its client sees it, and nothing else happens meanwhile.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import AsyncIterator, Awaitable, Callable
+from contextlib import asynccontextmanager, suppress
+from dataclasses import dataclass, field
+from time import perf_counter
+from typing import Any, Protocol
+
+from llmaas.api.client import AsyncClient, AsyncStream
+from llmaas.calls import ON_NO_TERMS, Done, Generation, Piece, Terms, Turn
+from llmaas.engine.thread import EngineThread
+from llmaas.errors import Cancelled
+from llmaas.kvchunks.store.store import Store
+from llmaas.records import AppId, ContextId
+from llmaas.service.service import Service
+from llmaas.service.settings import ServiceSettings
+
+
+@dataclass(eq=False)
+class Answer:
+    """An answer under way. ``begin`` and ``arrivals`` are in seconds of ``perf_counter``."""
+
+    begin: float = field(default_factory=perf_counter)
+    arrivals: list[float] = field(default_factory=list)
+    reply: asyncio.Future[Done] | None = None
+    stop: Callable[[], Awaitable[None]] | None = None
+
+    @property
+    def ttft(self) -> float:
+        """Seconds to the first token."""
+        return self.arrivals[0] - self.begin
+
+    def heard(self, piece: Piece) -> None:
+        self.arrivals += [perf_counter()] * len(piece.tokens)
+
+    @property
+    def ended(self) -> bool:
+        return self.reply is not None and self.reply.done()
+
+    async def done(self) -> Done:
+        assert self.reply is not None
+        return await self.reply
+
+    async def cancel(self) -> None:
+        assert self.stop is not None
+        await self.stop()
+        with suppress(Cancelled):
+            await self.done()
+
+
+class Door(Protocol):
+    """An app's way to its contexts."""
+
+    async def create(self) -> ContextId: ...
+
+    async def append(self, context: ContextId, prompt: str, terms: Terms = ON_NO_TERMS) -> Done: ...
+
+    def answer(self, context: ContextId, prompt: str, n_new: int, terms: Terms = ON_NO_TERMS) -> Answer: ...
+
+    async def copy(self, context: ContextId, n_tokens: int) -> ContextId:
+        """A context that begins as ``context`` does."""
+
+    async def cut(self, context: ContextId, n_tokens: int) -> None: ...
+
+    async def delete(self, context: ContextId) -> None: ...
+
+    async def rest(self) -> None:
+        """Swap-out is through, or has had its time."""
+
+    async def counts(self) -> dict[str, int]: ...
+
+
+class Inside:
+    """The service, on this event loop."""
+
+    def __init__(self, service: Service, app: str = "0/bench") -> None:
+        self._service, self._app = service, AppId(app)
+
+    async def create(self) -> ContextId:
+        return (await self._service.create(self._app, name=None, system=None)).id
+
+    async def append(self, context: ContextId, prompt: str, terms: Terms = ON_NO_TERMS) -> Done:
+        _, reply = self._service.submit(self._app, context, Turn(prompt=prompt), None, lambda piece: None, terms)
+        return await reply
+
+    def answer(self, context: ContextId, prompt: str, n_new: int, terms: Terms = ON_NO_TERMS) -> Answer:
+        answer = Answer()
+        generation = Generation(max_tokens=n_new)
+        request, answer.reply = self._service.submit(
+            self._app, context, Turn(prompt=prompt), generation, answer.heard, terms
+        )
+
+        async def stop() -> None:
+            self._service.cancel(request)
+
+        answer.stop = stop
+        return answer
+
+    async def copy(self, context: ContextId, n_tokens: int) -> ContextId:
+        found = (await self._service.fork(self._app, context, name=None)).id
+        await self.cut(found, n_tokens)
+        return found
+
+    async def cut(self, context: ContextId, n_tokens: int) -> None:
+        await self._service.truncate(self._app, context, n_tokens=n_tokens, n_messages=None)
+
+    async def delete(self, context: ContextId) -> None:
+        await self._service.delete(self._app, context)
+
+    async def rest(self) -> None:
+        await self._service.rest()
+
+    async def counts(self) -> dict[str, int]:
+        return _counts(self._service.stats())
+
+
+class Over:
+    """A daemon, over its socket."""
+
+    def __init__(self, client: AsyncClient) -> None:
+        self._client = client
+
+    async def create(self) -> ContextId:
+        return (await self._client.create()).id
+
+    async def append(self, context: ContextId, prompt: str, terms: Terms = ON_NO_TERMS) -> Done:
+        return await self._client.append(context, prompt=prompt, terms=terms)
+
+    def answer(self, context: ContextId, prompt: str, n_new: int, terms: Terms = ON_NO_TERMS) -> Answer:
+        answer = Answer()
+        stream = self._client.generate(context, prompt=prompt, max_tokens=n_new, terms=terms)
+        answer.reply = asyncio.ensure_future(_listen(stream, answer))
+        answer.stop = stream.cancel
+        return answer
+
+    async def copy(self, context: ContextId, n_tokens: int) -> ContextId:
+        found = (await self._client.fork(context)).id
+        await self.cut(found, n_tokens)
+        return found
+
+    async def cut(self, context: ContextId, n_tokens: int) -> None:
+        await self._client.truncate(context, n_tokens=n_tokens)
+
+    async def delete(self, context: ContextId) -> None:
+        await self._client.delete(context)
+
+    async def rest(self) -> None:
+        """Until nothing more is saved or written; what one turn leaves is far quicker than the wait between looks."""
+        before = None
+        while (now := await self.counts()) != before:
+            before = now
+            await asyncio.sleep(0.3)
+
+    async def counts(self) -> dict[str, int]:
+        return _counts(await self._client.stats())
+
+
+async def _listen(stream: AsyncStream, answer: Answer) -> Done:
+    async for piece in stream:
+        answer.heard(piece)
+    return await stream.done()
+
+
+def _counts(stats: dict[str, Any]) -> dict[str, int]:
+    return dict(stats["counts"])
+
+
+@asynccontextmanager
+async def serving(thread: EngineThread, store: Store, **settings: Any) -> AsyncIterator[Service]:
+    """A service for the time of the block, whose books balance at its end; the engine is left empty."""
+    service = Service(thread, store, ServiceSettings(**settings))
+    await service.start()
+    try:
+        yield service
+        await service.rest()
+        if problems := service.check():
+            raise RuntimeError(f"the books do not balance: {problems}")
+    finally:
+        await service.stop()
+    await asyncio.wrap_future(thread.submit(_empty, thread))
+
+
+def _empty(thread: EngineThread) -> None:
+    for seq in range(thread.engine.n_seqs):
+        thread.engine.drop(seq, 0)

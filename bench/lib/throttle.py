@@ -1,0 +1,87 @@
+"""A disk that reads no faster than so many bytes a second, for this process and until the block ends.
+
+As root on Linux it is the kernel that throttles, by a cgroup of its own (v2 ``io.max``, v1 ``blkio.throttle``), below
+the page cache. Elsewhere ``Slow`` sleeps inside the store's own reads; ``how`` says which it was.
+"""
+
+from __future__ import annotations
+
+import os
+import threading
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+from llmaas.kvchunks.store.store import Files
+
+_ROOT = Path("/sys/fs/cgroup")
+_NAME = "llmaas-bench"
+
+
+class Slow(Files):
+    """Reads at most ``bytes_per_s`` (0: as fast as it can). Of all threads together, as a disk would."""
+
+    bytes_per_s = 0.0
+
+    def __init__(self) -> None:
+        self._lock = threading.Lock()
+
+    def pread_into(self, fd: int, buffer: memoryview, offset: int) -> int:
+        if not self.bytes_per_s:
+            return super().pread_into(fd, buffer, offset)
+        with self._lock:
+            n = super().pread_into(fd, buffer, offset)
+            time.sleep(n / self.bytes_per_s)
+            return n
+
+
+class Throttle:
+    """``files`` is what the store must be opened with."""
+
+    def __init__(self, folder: Path) -> None:
+        device = folder.stat().st_dev
+        self._device = f"{os.major(device)}:{os.minor(device)}"
+        self.files: Files = Files()
+        self._group, self._file, self._line = self._find()
+        self.how = f"cgroup {self._file}" if self._group else "inside the store"
+        if self._group is None:
+            self.files = Slow()
+
+    def _find(self) -> tuple[Path | None, str, str]:
+        for parent, file, line in (
+            (_ROOT, "io.max", "{device} rbps={rate}"),
+            (_ROOT / "blkio", "blkio.throttle.read_bps_device", "{device} {rate}"),
+        ):
+            group = parent / _NAME
+            try:
+                group.mkdir(exist_ok=True)
+                if not (group / file).exists():  # the kernel would have made it
+                    group.rmdir()
+                    continue
+                (group / file).write_text(line.format(device=self._device, rate=1 << 30))
+                return group, file, line
+            except OSError:
+                continue
+        return None, "", ""
+
+    @contextmanager
+    def at(self, bytes_per_s: float) -> Iterator[None]:
+        """0: not throttled."""
+        if self._group is None:
+            assert isinstance(self.files, Slow)
+            self.files.bytes_per_s = bytes_per_s
+            yield
+            self.files.bytes_per_s = 0.0
+            return
+        if bytes_per_s:
+            (self._group / self._file).write_text(self._line.format(device=self._device, rate=int(bytes_per_s)))
+            (self._group / "cgroup.procs").write_text(str(os.getpid()))
+        try:
+            yield
+        finally:
+            (self._group.parent / "cgroup.procs").write_text(str(os.getpid()))
+
+    def close(self) -> None:
+        if self._group is not None:
+            self._group.rmdir()

@@ -1,0 +1,144 @@
+"""A client's side of a connection, without the socket: requests in, bytes out; bytes in, replies out.
+
+Law: sans-I/O. Both clients are thin shells around this, so that they cannot differ in what they understand. Every
+Exchange ends, once: by its terminal reply, or by ``lose``.
+"""
+
+from __future__ import annotations
+
+from collections import deque
+from collections.abc import Callable
+
+from llmaas import __version__
+from llmaas.api import messages as msg
+from llmaas.api import replies
+from llmaas.api.wire import MAX_FRAME, Decoder, Frame, encode
+from llmaas.calls import Piece
+from llmaas.errors import LlmaasError, MalformedFrame
+
+
+def _nobody() -> None:
+    pass
+
+
+class Exchange:
+    """One request and what came back so far. ``changed`` is called when more has come."""
+
+    def __init__(self, request_id: int, request: msg.Request | None) -> None:
+        self.request_id = request_id
+        self.request = request
+        self.pieces: deque[Piece] = deque()
+        """Pieces that nobody has taken yet."""
+        self.ended = False
+        self.cancelling = False
+        """The shell's note that it has asked for a cancel."""
+        self.changed: Callable[[], None] = _nobody
+        self._texts: list[str] = []
+        self._result: object = None
+        self._error: LlmaasError | None = None
+
+    @property
+    def text(self) -> str:
+        """All text so far, taken or not."""
+        if len(self._texts) > 1:
+            self._texts = ["".join(self._texts)]
+        return self._texts[0] if self._texts else ""
+
+    @property
+    def cancellable(self) -> bool:
+        return isinstance(self.request, msg.Append | msg.Generate)
+
+    def result(self) -> object:
+        """The result of an exchange that has ended. Raises the error that it ended with."""
+        assert self.ended, "result() before the end"
+        if self._error is not None:
+            raise self._error
+        return self._result
+
+    def add(self, piece: Piece) -> None:
+        self.pieces.append(piece)
+        self._texts.append(piece.text)
+        self.changed()
+
+    def end(self, result: object = None, error: LlmaasError | None = None) -> None:
+        if not self.ended:
+            self.ended, self._result, self._error = True, result, error
+            self.changed()
+
+
+class Session:
+    """The protocol as a client speaks it."""
+
+    def __init__(self, app: str) -> None:
+        self.greeting = Exchange(0, None)
+        """Ends with the hello reply."""
+        self.fault: LlmaasError | None = None
+        """Why this connection is over, once it is."""
+        self._hello = encode(msg.hello_frame(app, f"llmaas-python/{__version__}"))
+        self._decoder = Decoder()
+        self._max_frame = MAX_FRAME
+        self._live: dict[int, Exchange] = {}
+        self._last_id = 0
+
+    def hello(self) -> bytes:
+        """The first bytes to send."""
+        return self._hello
+
+    def live(self) -> list[Exchange]:
+        """Exchanges that have not ended, oldest first."""
+        return list(self._live.values())
+
+    def start(self, request: msg.Request) -> tuple[Exchange, bytes]:
+        """A new exchange and the bytes to send for it. Raises FrameTooLarge, BadRequest, or why the session is over."""
+        if self.fault is not None:
+            raise self.fault
+        data = encode(msg.request_frame(self._last_id + 1, request), max_frame=self._max_frame)
+        self._last_id += 1
+        exchange = self._live[self._last_id] = Exchange(self._last_id, request)
+        return exchange, data
+
+    def receive(self, data: bytes) -> None:
+        """Take in what the daemon sent. Never raises: a fault ends every exchange, and is kept in ``fault``."""
+        try:
+            while self.fault is None and (frames := self._decoder.feed(data)):
+                for frame in frames:
+                    self._take(frame)
+                data = b""
+        except LlmaasError as e:
+            self.lose(e)
+
+    def lose(self, error: LlmaasError) -> None:
+        """The connection is over: end every exchange with ``error``."""
+        if self.fault is None:
+            self.fault = error
+        live, self._live = [self.greeting, *self._live.values()], {}
+        for exchange in live:
+            exchange.end(error=error)
+
+    def _take(self, frame: Frame) -> None:
+        if not self.greeting.ended:
+            self._greeted(replies.hello_reply(frame))
+            return
+        kind, request_id = frame.get("type"), frame.get("id")
+        if kind not in ("piece", "done", "failed"):
+            raise MalformedFrame(f"the daemon sent a reply of type {str(kind)[:80]!r}")
+        if request_id is None and kind == "failed":
+            raise replies.error_from(frame)
+        exchange = self._live.get(request_id) if type(request_id) is int else None
+        if exchange is None:
+            raise MalformedFrame("the daemon sent a reply to no request of this client")
+        if kind == "piece":
+            exchange.add(replies.piece(frame))
+            return
+        del self._live[exchange.request_id]
+        if kind == "done":
+            exchange.end(frame.get("result"))
+        else:
+            exchange.end(error=replies.error_from(frame))
+
+    def _greeted(self, reply: Frame) -> None:
+        limits = reply.get("limits")
+        max_frame = limits.get("max_frame") if type(limits) is dict else None
+        if type(max_frame) is int:
+            self._max_frame = self._decoder.max_frame = max_frame
+        self.greeting.end(reply)

@@ -1,0 +1,177 @@
+"""The demo's daemon: a real ``llmaas serve`` on a temporary socket, and what it takes of the memory.
+
+Law: figures are the kernel's own, from /proc/<pid>/status; nothing is asked of the daemon about itself.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import signal
+import subprocess
+import sys
+import threading
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+
+from llmaas.api.sync import Client
+from llmaas.cli.demo.plan import CODED, Plan
+from llmaas.clock import RealClock
+from llmaas.errors import MachineError, NotServing
+
+DIRECTOR = "demo"
+"""The app name of the demo itself."""
+_START_S = 90.0
+_STOP_S = 60.0
+_LOOK_S = 0.05
+_SAMPLE_S = 0.1
+
+
+@dataclass(frozen=True, slots=True)
+class Memory:
+    """Resident bytes of a process: anonymous, of files (each mapped page once), in all, and the most ever."""
+
+    anon: int
+    file: int
+    rss: int
+    peak: int
+
+
+def memory_of(pid: int) -> Memory | None:
+    """None once the process is gone."""
+    try:
+        text = Path(f"/proc/{pid}/status").read_text("ascii", "replace")
+    except OSError:
+        return None
+    rows = dict(line.split(":", 1) for line in text.splitlines() if ":" in line)
+    names = ("RssAnon", "RssFile", "RssShmem", "VmRSS", "VmHWM")
+    if any(name not in rows for name in names):
+        return None  # a zombie has no memory any more
+    anon, file, shared, rss, peak = (int(rows[name].split()[0]) * 1024 for name in names)
+    return Memory(anon, file + shared, rss, peak)
+
+
+class Daemon:
+    """``start`` may be called again after ``stop``: the data stays."""
+
+    def __init__(self, root: Path, model: Path, plan: Plan, environ: Mapping[str, str]) -> None:
+        self.socket = root / "d.sock"
+        self.data_dir = root / "data"
+        self._log = root / "daemon.log"
+        self._environ = environ
+        self._flags = {
+            "socket": self.socket,
+            "data-dir": self.data_dir,
+            "model": model,
+            "cells": plan.cells,
+            "pool-bytes": plan.pool_bytes,
+            "bits": f"{CODED.k}/{CODED.v}",
+        }
+        self._process: subprocess.Popen[bytes] | None = None
+
+    @property
+    def pid(self) -> int:
+        assert self._process is not None
+        return self._process.pid
+
+    def start(self) -> None:
+        """Return when it serves. Raises MachineError with the end of its log."""
+        with self._log.open("ab") as log:
+            self._process = subprocess.Popen(
+                [
+                    sys.executable,
+                    "-m",
+                    "llmaas",
+                    "serve",
+                    *(f"--{name}={value}" for name, value in self._flags.items()),
+                ],
+                stdin=subprocess.DEVNULL,
+                stdout=log,
+                stderr=log,
+                env=dict(self._environ),
+                start_new_session=True,
+            )
+        clock, pause = RealClock(), threading.Event()
+        late = clock.now() + _START_S
+        while True:
+            with contextlib.suppress(NotServing), self.connect():
+                return
+            if self._process.poll() is not None:
+                raise MachineError(f"the daemon did not start:\n{self.log_end()}")
+            if clock.now() > late:
+                raise MachineError(f"the daemon does not serve after {_START_S:.0f} s:\n{self.log_end()}")
+            pause.wait(_LOOK_S)
+
+    def connect(self) -> Client:
+        return Client(self.socket, app=DIRECTOR)
+
+    def stop(self) -> int:
+        """SIGTERM, as a system would; the exit code."""
+        assert self._process is not None
+        self._process.send_signal(signal.SIGTERM)
+        try:
+            return self._process.wait(_STOP_S)
+        except subprocess.TimeoutExpired:
+            raise MachineError(f"the daemon did not stop within {_STOP_S:.0f} s:\n{self.log_end()}") from None
+
+    def kill(self) -> None:
+        """For the way out: what it has is thrown away anyhow."""
+        if self._process is not None and self._process.poll() is None:
+            self._process.kill()
+            self._process.wait()
+
+    def log_end(self, n_lines: int = 8) -> str:
+        lines = self._log.read_text("utf-8", "replace").splitlines() if self._log.exists() else []
+        return "\n".join(lines[-n_lines:])
+
+    def forget_page_cache(self) -> None:
+        """Drop the stored chunks from the kernel's page cache, so that DISK means the disk."""
+        for path in sorted((self.data_dir / "payload").glob("*")):
+            with contextlib.suppress(OSError):  # a context may be deleted meanwhile
+                fd = os.open(path, os.O_RDONLY)
+                try:
+                    os.fdatasync(fd)  # dirty pages cannot be dropped
+                    os.posix_fadvise(fd, 0, 0, os.POSIX_FADV_DONTNEED)
+                finally:
+                    os.close(fd)
+
+
+class MemoryWatch:
+    """Samples a process ten times a second; ``start_time`` is of RealClock."""
+
+    def __init__(self, start_time: float) -> None:
+        self.samples: list[tuple[float, Memory]] = []
+        self._start = start_time
+        self._clock = RealClock()
+        self._pid: int | None = None
+        self._ended = threading.Event()
+        self._thread = threading.Thread(target=self._run, daemon=True)
+        self._thread.start()
+
+    @property
+    def now(self) -> Memory | None:
+        return self.samples[-1][1] if self.samples else None
+
+    @property
+    def peak(self) -> Memory | None:
+        """The sample with the kernel's highest high-water mark."""
+        return max((memory for _, memory in list(self.samples)), key=lambda memory: memory.peak, default=None)
+
+    @property
+    def fullest(self) -> Memory | None:
+        """The sample with the most resident bytes: what the peak is made of."""
+        return max((memory for _, memory in list(self.samples)), key=lambda memory: memory.rss, default=None)
+
+    def watch(self, pid: int) -> None:
+        self._pid = pid
+
+    def close(self) -> None:
+        self._ended.set()
+        self._thread.join()
+
+    def _run(self) -> None:
+        while not self._ended.wait(_SAMPLE_S):
+            memory = memory_of(self._pid) if self._pid is not None else None
+            if memory is not None:
+                self.samples.append((self._clock.now() - self._start, memory))

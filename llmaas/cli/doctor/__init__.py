@@ -1,0 +1,1 @@
+"""``llmaas doctor``: what works on this machine, what will not, and why."""

@@ -1,0 +1,63 @@
+"""The doctor's look at how the daemon shares the machine: threads, CPUs, niceness, heat and battery.
+
+Law: says what the settings come to on this machine, and what of them has no effect here. Changes nothing.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from typing import Any
+
+from llmaas.cli.doctor.checks import Finding
+from llmaas.config.kinds import show_cpus
+from llmaas.config.settings import Config, allowed_cpus
+
+
+def check_host(config: Config) -> Iterator[Finding]:
+    """Threads, CPUs and niceness, then what the governor can see."""
+    from llmaas.host import priority
+
+    allowed = allowed_cpus()
+    cpus = config.cpus or allowed
+    where = f" on CPUs {show_cpus(cpus)}" if cpus else ""
+    how = ", fewer while others need the cores" if config.adaptive_threads and config.threads > 1 else ""
+    yield Finding("cpu", "ok", f"{config.threads} threads{where}{how}; nice {config.nice}")
+    if config.cpus and not priority.can_bind():
+        yield Finding("cpu", "warn", "cpus has no effect: this system does not bind threads to CPUs")
+    if cpus and config.threads > len(cpus):
+        text = f"{config.threads} threads share {len(cpus)} CPUs: they wait for each other"
+        yield Finding("cpu", "warn", text, f"Set threads to {len(cpus)} or fewer.")
+    if config.nice and priority.autogroups():
+        text = "this kernel schedules by sessions: nice counts against other sessions only if the daemon leads its own"
+        yield Finding("cpu", "warn", text, "Start it by systemd, or with setsid.")
+    if config.governor == "on":
+        yield governor_finding()
+
+
+def governor_finding() -> Finding:
+    from llmaas.host import thermal
+    from llmaas.policies.duty import Reading
+
+    found = thermal.read()
+    if found == Reading():
+        text = "on, but this machine tells neither temperatures nor frequencies nor a battery"
+        return Finding("heat", "warn", text, "It has no effect here; a limit by --nice or --threads has.")
+    told = []
+    if found.temperature is not None:
+        told.append(f"{found.zone} {found.temperature:.0f} C of {found.limit:.0f} C")
+    if found.speed is not None:
+        told.append(f"CPUs may run at {found.speed:.0%} of their frequency")
+    if found.battery is not None:
+        told.append(f"battery {found.battery:.0%}{', discharging' if found.discharging else ''}")
+    return Finding("heat", "ok", "; ".join(told))
+
+
+def running_finding(host: Mapping[str, Any]) -> Finding | None:
+    """What a running daemon's governor does now; None where there is nothing to tell."""
+    told = host["governor"]
+    if not told["watched"]:
+        return None
+    text = f"the daemon computes {told['duty']:.0%} of the time"
+    if told["duty"] == 1.0:
+        return Finding("heat", "ok", text)
+    return Finding("heat", "warn", f"{text}, because of {told['why']}")

@@ -1,0 +1,1 @@
+"""Settings: what can be set, from which file, variable or flag, and what a value may be."""

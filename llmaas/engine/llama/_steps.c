@@ -1,0 +1,72 @@
+/* Decode steps in a row: llama_decode, a draw per sequence, and the drawn tokens into the next batch.
+ *
+ * Law: the same calls in the same order as one step after another from Python; no allocation, no Python, no headers of
+ * llama.cpp: engine/llama/decode_run.py gives it the functions that it needs and checks the sizes of what is shared.
+ *
+ * A step streams all weights through the caches, so Python between two steps runs from memory: 5 us of bytecode take 100.
+ */
+#define _POSIX_C_SOURCE 199309L
+#include <stdbool.h>
+#include <stdint.h>
+#include <time.h>
+
+#define EXPORT __attribute__((visibility("default")))
+
+typedef struct { /* llama_batch */
+    int32_t n_tokens;
+    int32_t *token;
+    float *embd;
+    int32_t *pos;
+    int32_t *n_seq_id;
+    int32_t **seq_id;
+    int8_t *logits;
+} Batch;
+
+typedef struct {
+    void *context;
+    Batch batch;                   /* one token for each sequence, all of which draw */
+    void **samplers;               /* [n_tokens] */
+    int32_t *drawn;                /* [most][n_tokens] */
+    const void *vocab;
+    const volatile int32_t *halt;  /* not 0: begin no more steps */
+    int32_t *probe;                /* set to 1 before the last of all steps, if not NULL */
+    double seconds;                /* begin no step later than this */
+    int32_t most;
+    int32_t status;                /* of the last llama_decode */
+    int32_t (*decode)(void *context, Batch batch);
+    int32_t (*sample)(void *sampler, void *context, int32_t index);
+    bool (*ends)(const void *vocab, int32_t token); /* whether it ends an answer */
+} Run;
+
+static double now(void) {
+    struct timespec t;
+    clock_gettime(CLOCK_MONOTONIC, &t);
+    return (double)t.tv_sec + 1e-9 * (double)t.tv_nsec;
+}
+
+/* How many steps were done. A step that fails leaves the batch as it was for it. */
+EXPORT int32_t steps_run(Run *run) {
+    Batch *batch = &run->batch;
+    const int32_t n = batch->n_tokens;
+    const double end = now() + run->seconds;
+    for (int32_t step = 0; step < run->most;) {
+        if (run->probe && step == run->most - 1) *run->probe = 1;
+        run->status = run->decode(run->context, *batch);
+        if (run->status != 0) return step;
+        bool over = false;
+        for (int32_t i = 0; i < n; i++) {
+            const int32_t token = run->sample(run->samplers[i], run->context, i);
+            run->drawn[step * n + i] = batch->token[i] = token;
+            batch->pos[i]++;
+            over |= run->ends(run->vocab, token);
+        }
+        step++;
+        if (over || *run->halt || now() > end) return step;
+    }
+    return run->most;
+}
+
+/* Changes with every change of Run. */
+EXPORT int steps_version(void) { return 2; }
+
+EXPORT int steps_size(void) { return (int)sizeof(Run); }

@@ -1,0 +1,87 @@
+"""Several decode steps of llama.cpp in a row, without Python between them.
+
+Law: what is drawn, and what the sequences hold afterwards, is as after so many single steps; where the C part was not
+built, or a sampler needs Python, there are single steps.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import logging
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from llmaas.engine.base import Halt
+from llmaas.engine.llama.batch import Batch
+from llmaas.engine.llama.lib import C, ggml_function
+from llmaas.native import c_part
+
+_log = logging.getLogger(__name__)
+_VERSION = 2
+"""Of ``Run`` in ``_steps.c``; a library left over from another version is not used."""
+MOST = 64
+"""Steps of one run."""
+
+
+class _Run(ctypes.Structure):
+    """``Run`` of _steps.c."""
+
+    _fields_ = (
+        ("context", ctypes.c_void_p),
+        ("batch", C.llama_batch),
+        ("samplers", ctypes.c_void_p),
+        ("drawn", ctypes.c_void_p),
+        ("vocab", ctypes.c_void_p),
+        ("halt", ctypes.c_void_p),
+        ("probe", ctypes.c_void_p),
+        ("seconds", ctypes.c_double),
+        ("most", ctypes.c_int32),
+        ("status", ctypes.c_int32),
+        ("decode", ctypes.c_void_p),
+        ("sample", ctypes.c_void_p),
+        ("ends", ctypes.c_void_p),
+    )
+
+
+class DecodeRun:
+    """Runs of one engine. ``able``: whether there is a C part."""
+
+    def __init__(self, context: Any, vocab: Any, batch: Batch, n_seqs: int) -> None:
+        self._library = c_part(__file__, "_steps", _fits)
+        if self._library is None:
+            _log.info("the C loop of decode steps was not built: answers of small models are some percent slower")
+        self._batch = batch
+        self._drawn = np.zeros((MOST, n_seqs), np.int32)
+        self._samplers = np.zeros(n_seqs, np.uintp)
+        self._run = _Run(
+            context=ctypes.cast(context, ctypes.c_void_p),
+            samplers=self._samplers.ctypes.data,
+            drawn=self._drawn.ctypes.data,
+            vocab=ctypes.cast(vocab, ctypes.c_void_p),
+            decode=ggml_function("llama_decode"),
+            sample=ggml_function("llama_sampler_sample"),
+            ends=ggml_function("llama_vocab_is_eog"),
+        )
+        self.able = self._library is not None and all((self._run.decode, self._run.sample, self._run.ends))
+
+    def run(
+        self, samplers: Sequence[Any], most: int, seconds: float, halt: Halt, probe: int | None
+    ) -> tuple[npt.NDArray[np.int32], int]:
+        """Decode the batch, which holds one token per sampler, and go on: tokens (steps, samplers), and the status of
+        the last llama_decode. ``probe``: address of what is set before the last of ``most`` steps.
+        """
+        assert self._library is not None
+        n, run = len(samplers), self._run
+        self._samplers[:n] = [ctypes.cast(sampler, ctypes.c_void_p).value or 0 for sampler in samplers]
+        run.batch, run.halt, run.probe = self._batch.struct, halt.address, probe
+        run.most, run.seconds, run.status = min(most, MOST), seconds, 0
+        steps = int(self._library.steps_run(ctypes.byref(run)))
+        rows = self._drawn.reshape(-1)[: steps * n].reshape(steps, n)
+        return rows, int(run.status)
+
+
+def _fits(library: ctypes.CDLL) -> bool:
+    return bool(library.steps_version() == _VERSION and library.steps_size() == ctypes.sizeof(_Run))

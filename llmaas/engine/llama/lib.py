@@ -1,0 +1,127 @@
+"""The door to llama.cpp: its C functions, its log, its model files.
+
+Law: llama_cpp is imported here and nowhere else. Nothing of llama.cpp reaches stderr: every line goes to
+``logging``, one level lower than llama.cpp thinks, because what matters comes to the caller as an exception.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import logging
+import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import llama_cpp.llama_cpp as _llama_cpp
+import llama_cpp.llama_grammar as _llama_grammar
+
+from llmaas.errors import ModelUnreadable
+
+# The package's own hints are imprecise (array types for pointers, bare ints for handles), so they are set aside.
+C: Any = _llama_cpp
+SchemaConverter: Any = _llama_grammar.SchemaConverter
+
+_log = logging.getLogger("llmaas.llama_cpp")
+_LEVELS = {3: logging.INFO, 4: logging.WARNING}  # ggml.h: 1 debug, 2 info, 3 warn, 4 error
+_ERROR, _CONTINUED = 4, 5
+_heard = threading.local()
+
+
+def _on_log(level: int, text: bytes | None, _data: object) -> None:
+    # Runs inside C frames, on any thread: it must not raise.
+    line = (text or b"").decode("utf-8", "replace").rstrip()
+    if level == _CONTINUED or not line.strip("."):  # the tail of a line, or the progress dots
+        return
+    errors = getattr(_heard, "errors", None)
+    if level == _ERROR and errors is not None:
+        errors.append(line)
+    abort = getattr(_heard, "abort", None)
+    if level == _ERROR and abort is not None and abort.is_set:
+        level = 0  # it was asked to fail
+    _log.log(_LEVELS.get(level, logging.DEBUG), "%s", line)
+
+
+_callback = C.llama_log_callback(_on_log)  # llama.cpp keeps the bare address, so it must live
+C.llama_log_set(_callback, None)
+C.llama_backend_init()
+
+
+@contextmanager
+def hear_errors() -> Iterator[list[str]]:
+    """Collect the error lines that llama.cpp logs on this thread: it returns NULL and tells why only there."""
+    errors: list[str] = []
+    _heard.errors = errors
+    try:
+        yield errors
+    finally:
+        _heard.errors = None
+
+
+def load_model(path: Path) -> Any:
+    """A ``llama_model *``. Raises ModelUnreadable with the path and the reason."""
+    try:
+        with path.open("rb") as file:
+            magic = file.read(4)
+    except OSError as error:
+        raise ModelUnreadable(f"cannot read the model {path}: {error.strerror or error}") from error
+    if magic != b"GGUF":
+        raise ModelUnreadable(f"{path} is not a GGUF model: it begins with {magic!r}")
+    with hear_errors() as errors:
+        model = C.llama_model_load_from_file(str(path).encode(), C.llama_model_default_params())
+    if not model:
+        reason = errors[0] if errors else "llama.cpp gives no reason"
+        raise ModelUnreadable(f"llama.cpp cannot load {path}: {reason}")
+    return model
+
+
+def metadata(model: Any, key: str) -> str | None:
+    """A metadata value of the model as text; None where the model has no such key, or it is an array."""
+    size = 256
+    while True:
+        buffer = ctypes.create_string_buffer(size)
+        length = int(C.llama_model_meta_val_str(model, key.encode(), buffer, size))
+        if length < 0:
+            return None
+        if length < size:
+            return buffer.raw[:length].decode("utf-8", "replace")
+        size = length + 1
+
+
+def ggml_function(name: str) -> int | None:
+    """The address of a function of ggml, which llama.cpp brings along; None if it exports none of that name."""
+    try:
+        return ctypes.cast(getattr(C._lib, name), ctypes.c_void_p).value
+    except AttributeError:
+        return None
+
+
+class AbortFlag:
+    """An abort callback for ggml that never enters Python.
+
+    ggml asks the callback before every node of the graph, about a thousand times a token; a ctypes callback
+    would take the GIL each time. libc's ``strlen`` has the right shape instead: one pointer in, and of a buffer
+    that holds "" or "\\x01" it answers 0 or 1, which is what a C ``bool`` is in every calling convention of our
+    platforms. Rejected: a Python callback for large batches only (it still costs, and a decode could not be stopped).
+
+    What llama.cpp calls an error on the thread that last cleared the flag, while it is set, is what was asked for: no
+    warning is made of it.
+    """
+
+    def __init__(self, context: Any) -> None:
+        self._cell = ctypes.create_string_buffer(b"\x00\x00", 2)
+        strlen = ctypes.cast(ctypes.CDLL(None).strlen, C.ggml_abort_callback)
+        C.llama_set_abort_callback(context, strlen, ctypes.addressof(self._cell))
+
+    @property
+    def is_set(self) -> bool:
+        return self._cell[0] != b"\x00"
+
+    def set(self) -> None:
+        self._cell[0] = b"\x01"
+
+    def clear(self) -> None:
+        """A step begins, on this thread."""
+        self._cell[0] = b"\x00"
+        _heard.abort = self  # there may be several engines on a thread

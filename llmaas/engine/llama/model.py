@@ -1,0 +1,184 @@
+"""A loaded GGUF model: its text side (tokenizer, chat template) and its identity.
+
+Law: everything here is safe on any thread. The C model lives exactly as long as this object, so a tokenizer
+call that is still running when the engine closes never touches freed memory.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import hashlib
+import os
+import weakref
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from llmaas.calls import Sampling
+from llmaas.engine.llama.chat import ChatTemplate
+from llmaas.engine.llama.grammar import check_grammar
+from llmaas.engine.llama.lib import C, hear_errors, load_model, metadata
+from llmaas.errors import MachineError, ModelUnreadable
+from llmaas.records import Geometry, Message
+
+_HEAD_BYTES = 8 << 20
+_SAMPLES = 256
+_SAMPLE_BYTES = 4096
+
+
+class LlamaModel:
+    """Weights and vocabulary. ``handle`` is the ``llama_model *``, ``vocab`` the ``llama_vocab *``. Raises
+    ModelUnreadable.
+    """
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+        self.handle = load_model(path)
+        weakref.finalize(self, C.llama_model_free, self.handle).atexit = False  # a context may still use it then
+        self.vocab = C.llama_model_get_vocab(self.handle)
+        self.n_vocab = int(C.llama_vocab_n_tokens(self.vocab))
+        self._bos = int(C.llama_vocab_bos(self.vocab))
+        self._wants_bos = bool(C.llama_vocab_get_add_bos(self.vocab)) and self._bos >= 0
+        self._pieces: dict[int, bytes] = {}
+        template = C.llama_model_chat_template(self.handle, None)
+        self._chat = ChatTemplate(
+            template.decode("utf-8", "replace") if template else None,
+            bos=self._token_text(self._bos),
+            eos=self._token_text(int(C.llama_vocab_eos(self.vocab))),
+        )
+
+    # -- text
+
+    def tokenize(self, text: str, *, special: bool, bos: bool) -> list[int]:
+        data = text.encode("utf-8", "replace")
+        room = len(data) + 16  # a token covers at least a byte, but for a leading space some tokenizers add
+        while True:
+            found = np.empty(room, np.int32)
+            pointer = found.ctypes.data_as(ctypes.POINTER(ctypes.c_int32))
+            n = int(C.llama_tokenize(self.vocab, data, len(data), pointer, room, False, special))
+            if n >= 0:
+                break
+            room = -n
+        tokens: list[int] = found[:n].tolist()
+        # Not left to llama.cpp: it would put a second start token before a rendered template that brings its own.
+        if bos and self._wants_bos and tokens[:1] != [self._bos]:
+            tokens.insert(0, self._bos)
+        return tokens
+
+    def piece(self, token: int) -> bytes:
+        known = self._pieces.get(token)
+        if known is None:
+            self._check_token(token)
+            known = self._pieces[token] = self._piece(token)
+        return known
+
+    def _piece(self, token: int, room: int = 64) -> bytes:
+        buffer = ctypes.create_string_buffer(room)
+        n = int(C.llama_token_to_piece(self.vocab, token, buffer, room, 0, False))
+        return buffer.raw[:n] if n >= 0 else self._piece(token, -n)
+
+    def is_end(self, token: int) -> bool:
+        self._check_token(token)
+        return bool(C.llama_vocab_is_eog(self.vocab, token))
+
+    def render(self, messages: Sequence[Message], *, answer: bool) -> str:
+        return self._chat.render(messages, answer=answer)
+
+    def check_sampling(self, sampling: Sampling) -> None:
+        check_grammar(self.vocab, sampling)
+
+    def _check_token(self, token: int) -> None:
+        if not 0 <= token < self.n_vocab:
+            raise ValueError(f"token {token} is not in the vocabulary of {self.n_vocab}")
+
+    def _token_text(self, token: int) -> str:
+        return str(C.llama_vocab_get_text(self.vocab, token).decode("utf-8", "replace")) if token >= 0 else ""
+
+    # -- identity
+
+    @property
+    def name(self) -> str:
+        return metadata(self.handle, "general.name") or self.path.stem
+
+    @property
+    def note(self) -> str:
+        return self._chat.note
+
+    def why_not_chunkable(self) -> str:
+        """Empty, or why the model keeps state other than KV rows per token."""
+        if C.llama_model_is_recurrent(self.handle) or C.llama_model_is_hybrid(self.handle):
+            return "recurrent layers keep one state for all tokens"
+        return ""
+
+    def geometry(self) -> Geometry:
+        """The KV geometry that the metadata promises; the engine checks it against a real exported state."""
+        arch = metadata(self.handle, "general.architecture") or ""
+        heads = max(1, int(C.llama_model_n_head(self.handle)))
+        kv_heads = max(1, int(C.llama_model_n_head_kv(self.handle)))
+        per_head = max(1, int(C.llama_model_n_embd(self.handle)) // heads)
+        head_k = int(metadata(self.handle, f"{arch}.attention.key_length") or per_head)
+        head_v = int(metadata(self.handle, f"{arch}.attention.value_length") or per_head)
+        layers = int(C.llama_model_n_layer(self.handle))
+        return Geometry(layers, kv_heads * head_k, kv_heads * head_v, head_k, head_v)
+
+    def long_rope(self, n_cells: int) -> bool:
+        """True if the cells exceed the model's original context, where llama.cpp picks other RoPE factors for some."""
+        arch = metadata(self.handle, "general.architecture") or ""
+        original = metadata(self.handle, f"{arch}.rope.scaling.original_context_length")
+        return original is not None and n_cells > int(original)
+
+    def weights_fingerprint(self) -> str:
+        """A hash that names the weights: 32 hex digits.
+
+        Of the file: its size, its first 8 MiB (all metadata and the tensor table, but for giant vocabularies, whose
+        rest the samples and ``vocab_fingerprint`` meet) and 256 evenly spaced samples of 4 KiB of tensor data, so any
+        training or re-quantisation shows. A whole hash of a model of several GB would take seconds at every start;
+        an edit of a few bytes by hand can escape this one.
+        """
+        hasher = hashlib.blake2b(digest_size=16)
+        with self.path.open("rb") as file:
+            size = os.fstat(file.fileno()).st_size
+            hasher.update(size.to_bytes(8, "little"))
+            hasher.update(file.read(_HEAD_BYTES))
+            for i in range(_SAMPLES):
+                file.seek(max(0, size - _SAMPLE_BYTES) * i // (_SAMPLES - 1))
+                hasher.update(file.read(_SAMPLE_BYTES))
+        return hasher.hexdigest()
+
+    def vocab_fingerprint(self) -> str:
+        """A hash that names the tokenizer: its kind, its special tokens and the text of every token; 32 hex digits."""
+        vocab, text = self.vocab, C.llama_vocab_get_text
+        hasher = hashlib.blake2b(digest_size=16)
+        kind = (C.llama_vocab_type(vocab), self._bos, self._wants_bos, C.llama_vocab_eos(vocab))
+        hasher.update(repr(kind).encode())
+        hasher.update(b"\x00".join([text(vocab, token) for token in range(self.n_vocab)]))
+        return hasher.hexdigest()
+
+
+def context_params(n_cells: int, n_seqs: int, n_threads: int, n_batch: int, n_ubatch: int) -> Any:
+    params = C.llama_context_default_params()
+    params.n_ctx, params.n_batch, params.n_ubatch = n_cells, n_batch, n_ubatch
+    params.n_threads = params.n_threads_batch = n_threads
+    params.n_seq_max = n_seqs
+    params.n_outputs_max = n_seqs  # as llama.cpp asserts; without it, it makes room for logits of every token
+    params.kv_unified = True  # all sequences share the cells, so a copy is metadata only
+    params.flash_attn_type = C.LLAMA_FLASH_ATTN_TYPE_ENABLED  # V is stored by rows, not transposed
+    params.swa_full = True
+    params.no_perf = True
+    return params
+
+
+def new_context(model: LlamaModel, params: Any) -> Any:
+    """A ``llama_context *`` of the model. Raises ModelUnreadable for models that do not generate, MachineError."""
+    if C.llama_model_has_encoder(model.handle) or not C.llama_model_has_decoder(model.handle):
+        raise ModelUnreadable(f"{model.path} is not a model that generates text (it has an encoder)")
+    with hear_errors() as errors:
+        context = C.llama_init_from_model(model.handle, params)
+    if not context:
+        raise MachineError(
+            f"llama.cpp cannot set up {params.n_ctx} cells: {'; '.join(errors) or 'it gives no reason'}",
+            hint="Give the daemon fewer cells or free memory.",
+        )
+    return context

@@ -1,0 +1,141 @@
+"""How a model turns its keys by position (RoPE), found by looking at keys.
+
+Law: what is not seen to be true is not said: a table of angles is given only if it turns keys at positions that it
+was not made from back to what they are at position 0. The table is the same at every start.
+
+A token alone in a sequence attends only to itself, so its hidden states are the same at every position, and its key
+at position p is R(p) k, with k its key at position 0 (arXiv 2104.09864, eq. 16). Beyond the formula there are
+sliding-window layers with a base of their own, layers without RoPE, and Llama 3's and YaRN's stretched frequencies:
+all the same here, since each layer's angles are measured and only then looked up among the formulas that may hold.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import numpy as np
+import numpy.typing as npt
+
+from llmaas.engine.llama.lib import C, metadata
+from llmaas.records import F32, Rope
+
+_F64 = npt.NDArray[np.float64]
+_C128 = npt.NDArray[np.complex128]
+_FIT = (0, 1, 8, 64, 512)
+"""Each but 0 is near enough to the one before that the angle found there says how often this one went round."""
+_FRESH = 100
+_POSITIONS = (*_FIT, _FRESH)
+_TOKENS = (11111, 22222)
+"""Any will do: each layer's keys say enough, but two say it better."""
+
+_ANGLE_NOISE = 3e-3
+"""Radians between two keys that only f16 and float32 angles set apart: 2 x 2^-11, and three times that to be safe."""
+_TINY = 1e-6
+"""A channel of this size or less has no direction in f16."""
+_GRID = 2.0**16
+"""Angles that no formula explains are rounded to 1 / this: half a thousandth of a radian over a chunk."""
+
+
+@dataclass(frozen=True, slots=True)
+class Hints:
+    """What the metadata says of RoPE: which channels are a pair, how many are turned, which bases may be at work."""
+
+    halves: bool
+    n_rot: int
+    bases: tuple[float, ...]
+    scale: float = 1.0
+
+    def formulas(self) -> list[_F64]:
+        """The angles (n_pairs) that each base gives, and none at all, as in layers without RoPE."""
+        exponents = -2.0 * np.arange(self.n_rot // 2) / self.n_rot
+        scales = {self.scale, 1.0}  # some layers may be left as they were trained first (Gemma's windows)
+        found = [scale * base**exponents for base in self.bases for scale in sorted(scales)]
+        return [*found, np.zeros(self.n_rot // 2)]
+
+
+def find_rope(model: object, head_dim: int, keys_of: Callable[[int, int], F32]) -> Rope | None:
+    """The table of a ``llama_model *``, or None if its keys do not turn as its metadata says.
+
+    ``keys_of(token, position)`` gives the keys (n_layer, k_dim) of a token alone in a sequence; any token id will do.
+    """
+    said = hints(model, head_dim)
+    return fit(keys_of, head_dim, said) if said is not None else None
+
+
+def hints(model: object, head_dim: int) -> Hints | None:
+    """The hints in a model's metadata; None if it has no RoPE, or one that turns by several positions at once."""
+    kind = int(C.llama_model_rope_type(model))
+    if kind not in (C.LLAMA_ROPE_TYPE_NORM, C.LLAMA_ROPE_TYPE_NEOX):
+        return None
+    arch = metadata(model, "general.architecture") or ""
+
+    def said(key: str) -> str | None:
+        return metadata(model, f"{arch}.rope.{key}")
+
+    bases = [float(text) for text in map(said, ("freq_base", "freq_base_swa")) if text]
+    return Hints(
+        halves=kind == C.LLAMA_ROPE_TYPE_NEOX,
+        n_rot=int(said("dimension_count") or head_dim),
+        bases=tuple(dict.fromkeys([*bases, 10000.0])),  # llama.cpp's own where nothing is said, and Gemma's windows'
+        scale=float(C.llama_model_rope_freq_scale_train(model)),
+    )
+
+
+def fit(keys_of: Callable[[int, int], F32], head_dim: int, hints: Hints) -> Rope | None:
+    """The table that keys show, or None if they do not turn as ``hints`` says. ``keys_of``: see ``find_rope``."""
+    if hints.n_rot % 2 or not 0 < hints.n_rot <= head_dim:
+        return None
+    keys = np.array([[keys_of(token, position) for position in _POSITIONS] for token in _TOKENS], np.float64)
+    keys = keys.reshape(*keys.shape[:3], -1, head_dim)  # token, position, layer, head, channel
+    pairs = _pairs(keys, hints)
+    angles = _tables(_measure(pairs), _size(pairs[:, 0]), hints.formulas())
+    if not _explains(angles.astype(np.float64), keys, pairs, hints):
+        return None
+    return Rope(angles, hints.halves)
+
+
+def _pairs(keys: _F64, hints: Hints) -> _C128:
+    """The rotary pairs of ``keys`` as complex numbers, so that turning is multiplying by exp(i angle)."""
+    turned, n_pairs = keys[..., : hints.n_rot], hints.n_rot // 2
+    if hints.halves:
+        return np.asarray(turned[..., :n_pairs] + 1j * turned[..., n_pairs:])
+    return np.asarray(turned[..., 0::2] + 1j * turned[..., 1::2])
+
+
+def _size(pairs: _C128) -> _F64:
+    """Root mean square over tokens (axis 0) and heads (axis 2): (n_layer, n_pairs)."""
+    return np.asarray(np.sqrt((np.abs(pairs) ** 2).mean(axis=(0, 2))))
+
+
+def _measure(pairs: _C128) -> _F64:
+    """Radians per position (n_layer, n_pairs): least squares over tokens and heads, unwrapped from near to far."""
+    angles = np.zeros(())
+    for at, position in enumerate(_FIT):
+        if position:
+            turn = (pairs[:, at] * pairs[:, 0].conj()).sum(axis=(0, 2))
+            rest = np.angle(turn * np.exp(-1j * angles * position))
+            angles = angles + rest / position
+    return np.asarray(angles)
+
+
+def _tables(measured: _F64, size: _F64, known: list[_F64]) -> F32:
+    """For each layer the first table that its measurement allows: a formula, an earlier layer's, or else its own."""
+    allowed = (_ANGLE_NOISE + _TINY / np.maximum(size, 1e-30)) / _FIT[-1]
+    chosen: list[_F64] = []
+    for angles, margin in zip(measured, allowed, strict=True):
+        fitting = (table for table in known if (np.abs(angles - table) <= margin).all())
+        table = next(fitting, None)
+        if table is None:
+            table = np.round(angles * _GRID) / _GRID
+            known.append(table)
+        chosen.append(table)
+    return np.array(chosen, np.float32)
+
+
+def _explains(angles: _F64, keys: _F64, pairs: _C128, hints: Hints) -> bool:
+    """True if every channel of the keys at the fresh position turns back to what it is at 0, but for noise."""
+    back = pairs[:, -1] * np.exp(-1j * angles[:, None] * _FRESH)
+    off = _size(back - pairs[:, 0]) <= _ANGLE_NOISE * _size(pairs[:, 0]) + _TINY
+    still = (keys[:, -1] == keys[:, 0])[..., hints.n_rot :]
+    return bool(off.all() and still.all())

@@ -1,0 +1,116 @@
+"""Sampler chains of llama.cpp, one per answer.
+
+Law: a chain belongs to exactly one sampler number and is freed exactly once.
+"""
+
+from __future__ import annotations
+
+import ctypes
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+
+from llmaas.calls import Sampling
+from llmaas.engine.llama.grammar import Grammar
+from llmaas.engine.llama.lib import C
+
+_RANDOM_SEED = 0xFFFFFFFF
+"""llama.cpp draws a seed of its own for this one (LLAMA_DEFAULT_SEED)."""
+_CANDIDATE = np.dtype([("id", np.int32), ("logit", np.float32), ("p", np.float32)])  # llama_token_data
+
+
+class Samplers:
+    """The chains in use, by the numbers that the engine's user gave them."""
+
+    def __init__(self, vocab: Any, n_vocab: int) -> None:
+        self._vocab, self._n_vocab = vocab, n_vocab
+        self._chains: dict[int, tuple[Any, Grammar | None]] = {}
+        self._ids = np.arange(n_vocab, dtype=np.int32)
+        self._candidates = np.empty(n_vocab, _CANDIDATE)
+
+    def set(self, sampler: int, sampling: Sampling | None, past: Sequence[int] = ()) -> None:
+        """A fresh chain under the number ``sampler``; None frees it. ``past``: see the port. Raises BadRequest."""
+        if sampler < 0:
+            raise ValueError(f"samplers are numbered from 0, not {sampler}")
+        chain, grammar = self._chains.pop(sampler, (None, None))
+        if chain is not None:
+            C.llama_sampler_free(chain)
+        if grammar is not None:
+            grammar.close()
+        if sampling is None:
+            return
+        grammar = Grammar.of(self._vocab, sampling)
+        chain = _chain(sampling, self._n_vocab)
+        for token in past[-sampling.penalty_last_n :] if sampling.penalises else ():
+            C.llama_sampler_accept(chain, token)
+        self._chains[sampler] = chain, grammar
+
+    def __contains__(self, sampler: object) -> bool:
+        return sampler in self._chains
+
+    def chain(self, sampler: int) -> Any:
+        """The sampler's chain of llama.cpp; None if drawing takes more than that."""
+        chain, grammar = self._chains[sampler]
+        return chain if grammar is None else None
+
+    def draw(self, sampler: int, context: Any, index: int) -> int:
+        """The token drawn from the logits of the batch's token ``index``."""
+        chain, grammar = self._chains[sampler]
+        if grammar is None:
+            return int(C.llama_sampler_sample(chain, context, index))
+        row = np.ctypeslib.as_array(C.llama_get_logits_ith(context, index), (self._n_vocab,))
+        token = self._select(chain, row, None)
+        if not grammar.allows(token):  # seldom, so that only few draws look at the whole vocabulary
+            token = self._select(chain, row, grammar)
+            if not grammar.allows(token):
+                return grammar.end  # nothing at all is allowed: the answer ends here
+        C.llama_sampler_accept(chain, token)
+        grammar.accept(token)
+        return token
+
+    def _select(self, chain: Any, row: Any, grammar: Grammar | None) -> int:
+        """What the chain draws from a row of logits, or from those that the grammar leaves."""
+        found = self._candidates
+        found["id"], found["logit"], found["p"] = self._ids, row, 0.0
+        array = C.llama_token_data_array(found.ctypes.data_as(C.llama_token_data_p), self._n_vocab, -1, False)
+        if grammar is not None:
+            grammar.mask(array)
+            if not np.isfinite(found["logit"]).any():
+                return grammar.end
+        C.llama_sampler_apply(chain, ctypes.byref(array))
+        return int(array.data[array.selected].id)
+
+    def close(self) -> None:
+        for sampler in list(self._chains):
+            self.set(sampler, None)
+
+
+def _chain(sampling: Sampling, n_vocab: int) -> Any:
+    params = C.llama_sampler_chain_default_params()
+    params.no_perf = True
+    chain = C.llama_sampler_chain_init(params)
+    links = []
+    # llama.cpp's own default order: penalties, cut the tail at temperature 1, then heat what is left.
+    if sampling.penalises:
+        penalties = (sampling.repeat_penalty, sampling.frequency_penalty, sampling.presence_penalty)
+        links.append(C.llama_sampler_init_penalties(n_vocab, sampling.penalty_last_n, *penalties))
+    if sampling.temperature == 0.0:
+        links.append(C.llama_sampler_init_greedy())
+    else:
+        links += [
+            C.llama_sampler_init_top_k(sampling.top_k),
+            C.llama_sampler_init_top_p(sampling.top_p, 1),
+            C.llama_sampler_init_min_p(sampling.min_p, 1),
+            C.llama_sampler_init_temp(sampling.temperature),
+            C.llama_sampler_init_dist(_seed(sampling.seed)),
+        ]
+    for link in links:
+        C.llama_sampler_chain_add(chain, link)
+    return chain
+
+
+def _seed(seed: int | None) -> int:
+    if seed is None:
+        return _RANDOM_SEED
+    return seed % _RANDOM_SEED  # 32 bits, and never by accident the one that means "random"

@@ -1,0 +1,1 @@
+"""The machine around the service: process priority, memory pressure, temperature and battery."""

@@ -1,0 +1,1 @@
+"""The codec: KV slabs to bytes at 16 to 2 bits per value, and back. Law: pure; it knows no files."""

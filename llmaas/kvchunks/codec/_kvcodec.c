@@ -1,0 +1,132 @@
+/* The codec's inner loops: f16 slab <-> packed codes. The formats and their oracles are kvchunks/codec/kernels_channels.py and kvchunks/codec/kernels_numpy.py; every
+ * result here, coded or decoded, is bit for bit what numpy makes there (so: no -ffast-math, no contraction).
+ *
+ * Law: no allocation, no state, no alignment beyond that of a byte. The caller (kvchunks/codec/kernels.py) has checked every
+ * size. Plain C11 that gcc and clang vectorise; f16 conversion alone needs instructions, with bit tricks where
+ * there are none. On x86 the loops are compiled twice and chosen at run time, so that one wheel serves every CPU.
+ */
+#include <stddef.h>
+#include <stdint.h>
+#include <string.h>
+#if defined(__aarch64__)
+#include <arm_neon.h>
+#endif
+
+#define LANES 64 /* channels worked on at a time */
+#define GROUP 64 /* values that share a scale */
+#define UNIT 8   /* tokens packed together: b bits of 8 tokens are b bytes */
+#define LARGEST_BLOCK 128
+#define EXPORT __attribute__((visibility("default")))
+#define INLINE static inline __attribute__((always_inline))
+
+typedef struct {
+    ptrdiff_t layer_stride, token_stride; /* bytes */
+    ptrdiff_t layers, tokens, dim;
+} Shape;
+
+/* How keys are turned (kernels_keys.Turn); table is NULL where they are not. */
+typedef struct {
+    const float *table;  /* [kinds][GROUP][cosines, signed sines][head] */
+    const uint8_t *kind; /* [layers] */
+    ptrdiff_t head, pairs;
+    int halves;
+} Turn;
+
+INLINE ptrdiff_t least(ptrdiff_t a, ptrdiff_t b) { return a < b ? a : b; }
+INLINE ptrdiff_t parts(ptrdiff_t n, ptrdiff_t size) { return (n + size - 1) / size; }
+
+/* Levels of a rotated value, in steps: s * (1 + curve * s * s), s odd; an edge lies midway between two. */
+#define CURVE(bits) ((bits) == 2 ? 0.014f : (bits) == 3 ? 0.008f : (bits) == 4 ? 0.0018f : (bits) == 5 ? 0.0003f : 0.0f)
+#define LEVEL(s, curve) ((s) * (1.0f + (curve) * ((s) * (s))))
+#define EDGE(i, curve) (0.5f * (LEVEL(2.0f * (i) - 1.0f, curve) + LEVEL(2.0f * (i) + 1.0f, curve)))
+/* The first step tried, relative to the one that reaches the extremes. */
+#define START(bits) ((bits) == 2 ? 0.65f : (bits) == 3 ? 0.85f : 1.0f)
+
+
+#define VARIANT(name) name##_plain
+#include "_kvcodec_lanes.h"
+#include "_kvcodec_values.h"
+#include "_kvcodec_keys.h"
+#undef VARIANT
+#undef WIDE
+#undef SHUFFLE
+
+#if defined(__x86_64__) && defined(__GNUC__)
+#include <cpuid.h>
+#include <immintrin.h>
+#define HAVE_AVX2 1
+#define F16C 1
+#ifdef __clang__
+#pragma clang attribute push(__attribute__((target("avx2,f16c"))), apply_to = function)
+#else
+#pragma GCC push_options
+#pragma GCC target("avx2,f16c")
+#endif
+#define VARIANT(name) name##_avx2
+#include "_kvcodec_lanes.h"
+#include "_kvcodec_values.h"
+#include "_kvcodec_keys.h"
+#undef VARIANT
+#undef WIDE
+#undef SHUFFLE
+#ifdef __clang__
+#pragma clang attribute pop
+#else
+#pragma GCC pop_options
+#endif
+
+#define CHOOSE(isa, name, ...) ((isa) ? name##_avx2(__VA_ARGS__) : name##_plain(__VA_ARGS__))
+#else
+#define HAVE_AVX2 0
+#define CHOOSE(isa, name, ...) ((void)(isa), name##_plain(__VA_ARGS__))
+#endif
+
+/* Changes with every change of a signature or of the format. */
+EXPORT int kv_version(void) { return 3; }
+
+/* The highest isa that this machine may be asked for: 0 is plain C, 1 (x86) AVX2 with F16C. */
+EXPORT int kv_isa(void) {
+#if HAVE_AVX2
+    /* By hand: clang's __builtin_cpu_supports is always false with some linkers. */
+    unsigned a, b, c, d, saved, unused;
+    if (!__get_cpuid(1, &a, &b, &c, &d) || !(c & bit_OSXSAVE) || !(c & bit_F16C)) return 0;
+    __asm__("xgetbv" : "=a"(saved), "=d"(unused) : "c"(0));
+    (void)unused;
+    return (saved & 6) == 6 && __get_cpuid_count(7, 0, &a, &b, &c, &d) && (b & bit_AVX2);
+#else
+    return 0;
+#endif
+}
+
+/* The largest |x| as an f16 pattern; above 0x7c00 there is a NaN. */
+EXPORT int kv_largest(int isa, const uint8_t *x, const Shape *shape) { return CHOOSE(isa, largest, x, shape); }
+
+/* Bytes of the memory that the two below need. */
+EXPORT ptrdiff_t kv_scratch(ptrdiff_t dim, int encoding) {
+    const ptrdiff_t lanes = parts(dim, LANES) * LANES;
+    return lanes * (4 * ((encoding ? GROUP : UNIT) + 6) + 1 + 1 + UNIT + 9);
+}
+
+EXPORT void kv_encode_channels(
+    int isa, const uint8_t *x, const Shape *shape, int bits, const Turn *turn, const float *weights, void *memory, uint8_t *out
+) {
+    CHOOSE(isa, encode_keys, x, shape, bits, turn, weights, memory, out);
+}
+
+EXPORT int kv_decode_channels(
+    int isa, const uint8_t *data, const Shape *shape, int bits, const Turn *turn, void *memory, uint8_t *x
+) {
+    return CHOOSE(isa, decode_keys, data, shape, bits, turn, memory, x);
+}
+
+EXPORT void kv_encode_rotated(
+    int isa, const uint8_t *x, const Shape *shape, int bits, int block, float norm, uint8_t *out
+) {
+    CHOOSE(isa, encode_rotated, x, shape, bits, block, norm, out);
+}
+
+EXPORT void kv_decode_rotated(
+    int isa, const uint8_t *data, const Shape *shape, int bits, int block, float norm, uint8_t *x
+) {
+    CHOOSE(isa, decode_rotated, data, shape, bits, block, norm, x);
+}

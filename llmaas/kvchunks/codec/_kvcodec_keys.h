@@ -1,0 +1,363 @@
+/* K. Included by _kvcodec.c once for each instruction set, after _kvcodec_lanes.h; VARIANT names the copy. */
+
+#define FIELDS 4 /* of a channel's code, in this order: 8, 4, 2 and 1 bits wide */
+#define SIXTEEN 16 /* channels that one shuffle spreads or gathers */
+
+/* Where the fields of the channels lie in a unit, for all sixteens of a row of `lanes` channels. */
+typedef struct {
+    ptrdiff_t count[FIELDS];  /* channels that have the field */
+    int32_t *first[FIELDS];   /* [sixteens] how many channels before this sixteen have it */
+    uint8_t *spread[FIELDS];  /* [lanes] the place of a channel's byte among the sixteen's; 0x80 for none */
+    uint8_t *gather[FIELDS];  /* [lanes] the reverse */
+    uint8_t *low;             /* [lanes] the value of the 1-bit field: 1, or 4 in codes of 5 bits */
+} VARIANT(Map);
+
+/* The caller's memory: floats first, then bytes. kvchunks/codec/kernels.py counts it in the same way. */
+typedef struct {
+    float *tile, *row, *step, *low, *spread, *top;
+    int32_t *score, *first;
+    uint8_t *width, *code, *bytes;
+} VARIANT(Scratch);
+
+INLINE VARIANT(Scratch) VARIANT(carve)(void *memory, ptrdiff_t lanes, ptrdiff_t rows) {
+    VARIANT(Scratch) s;
+    s.tile = (float *)memory;
+    s.row = s.tile + rows * lanes;
+    s.step = s.row + lanes;
+    s.low = s.step + lanes;
+    s.spread = s.low + lanes;
+    s.top = s.spread + lanes;
+    s.score = (int32_t *)(s.top + lanes);
+    s.first = s.score + lanes;
+    s.width = (uint8_t *)(s.first + FIELDS * lanes / SIXTEEN);
+    s.code = s.width + lanes;
+    s.bytes = s.code + UNIT * lanes;
+    return s;
+}
+
+/* A row of whole heads, turned on or (sign -1) back by its place in the group. */
+INLINE void VARIANT(turn_row)(float *restrict x, float *restrict spare, ptrdiff_t dim, const Turn *turn, ptrdiff_t layer, ptrdiff_t place, const float sign) {
+    const ptrdiff_t head = turn->head, pairs = turn->pairs;
+    const float *cosine = turn->table + ((ptrdiff_t)turn->kind[layer] * GROUP + place) * 2 * head, *sine = cosine + head;
+    for (ptrdiff_t at = 0; at < dim; at += head) {
+        float *restrict in = x + at, *restrict out = spare + at;
+        if (turn->halves) {
+            for (ptrdiff_t i = 0; i < pairs; i++) out[i] = in[i] * cosine[i] + in[i + pairs] * (sine[i] * sign);
+            for (ptrdiff_t i = pairs; i < 2 * pairs; i++) out[i] = in[i] * cosine[i] + in[i - pairs] * (sine[i] * sign);
+            for (ptrdiff_t i = 2 * pairs; i < head; i++) out[i] = in[i] * cosine[i] + in[i ^ 1] * (sine[i] * sign);
+        } else {
+            ptrdiff_t i = 0;
+            for (; i + WIDE <= head; i += WIDE) {
+                /* By pointer: through memcpy gcc copies the halves apart, and the load then waits for both. */
+                const VARIANT(Wide) v = *(const VARIANT(Wide) *)(in + i), c = *(const VARIANT(Wide) *)(cosine + i);
+                const VARIANT(Wide) s = *(const VARIANT(Wide) *)(sine + i) * sign;
+#if WIDE == 8
+                *(VARIANT(Wide) *)(out + i) = v * c + SHUFFLE(v, 1, 0, 3, 2, 5, 4, 7, 6) * s;
+#else
+                *(VARIANT(Wide) *)(out + i) = v * c + SHUFFLE(v, 1, 0, 3, 2) * s;
+#endif
+            }
+            for (; i < head; i++) out[i] = in[i] * cosine[i] + in[i ^ 1] * (sine[i] * sign);
+        }
+    }
+    memcpy(x, spare, 4 * (size_t)dim);
+}
+
+/* -- how many bits a channel gets: kernels_keys.share ------------------------------------------- */
+
+INLINE int32_t VARIANT(rounded)(int32_t score, int32_t threshold) {
+    const int32_t bits = (score - threshold + 128) >> 8;
+    return bits < 0 ? 0 : bits > 8 ? 8 : bits;
+}
+
+static void VARIANT(share)(const int32_t *score, ptrdiff_t dim, int bits, uint8_t *width) {
+    const ptrdiff_t total = bits * dim;
+    int32_t low = -(1 << 16), high = 1 << 17;
+    while (high - low > 1) {
+        const int32_t middle = (low + high) >> 1;
+        int32_t sum = 0;
+        for (ptrdiff_t c = 0; c < dim; c++) sum += VARIANT(rounded)(score[c], middle);
+        if (sum <= total) high = middle;
+        else low = middle;
+    }
+    ptrdiff_t left = total;
+    for (ptrdiff_t c = 0; c < dim; c++) left -= width[c] = (uint8_t)VARIANT(rounded)(score[c], high);
+    for (ptrdiff_t c = 0; c < dim && left > 0; c++)
+        if (VARIANT(rounded)(score[c], high - 1) > width[c]) width[c]++, left--;
+}
+
+/* -- fields ------------------------------------------------------------------------------------- */
+
+/* True, and the map, if the channels' bits are 0 .. 8 and add up to `total`. */
+static int VARIANT(chart)(const uint8_t *width, ptrdiff_t dim, ptrdiff_t lanes, ptrdiff_t total, int32_t *first, uint8_t *bytes, VARIANT(Map) *map) {
+    map->low = bytes;
+    for (int f = 0; f < FIELDS; f++) {
+        map->first[f] = first + f * (lanes / SIXTEEN);
+        map->spread[f] = bytes + (1 + 2 * f) * lanes;
+        map->gather[f] = bytes + (2 + 2 * f) * lanes;
+        map->count[f] = 0;
+    }
+    memset(map->spread[0], 0x80, 2 * FIELDS * (size_t)lanes);
+    memset(map->low, 1, (size_t)lanes);
+    for (ptrdiff_t from = 0; from < lanes; from += SIXTEEN) {
+        uint8_t seen[FIELDS] = {0};
+        for (int f = 0; f < FIELDS; f++) map->first[f][from / SIXTEEN] = (int32_t)map->count[f];
+        for (ptrdiff_t c = from; c < from + SIXTEEN && c < dim; c++) {
+            if (width[c] > 8) return 0;
+            if (width[c] == 5) map->low[c] = 4;
+            for (int f = 0; f < FIELDS; f++)
+                if (width[c] & (8 >> f)) {
+                    map->gather[f][from + seen[f]] = (uint8_t)(c - from);
+                    map->spread[f][c] = seen[f]++;
+                }
+        }
+        for (int f = 0; f < FIELDS; f++) map->count[f] += seen[f];
+    }
+    return 8 * map->count[0] + 4 * map->count[1] + 2 * map->count[2] + map->count[3] == total;
+}
+
+INLINE void VARIANT(shuffle)(const uint8_t *src, const uint8_t *places, uint8_t *dst) {
+#if defined(F16C)
+    const __m128i bytes = _mm_loadu_si128((const __m128i *)src), mask = _mm_loadu_si128((const __m128i *)places);
+    _mm_storeu_si128((__m128i *)dst, _mm_shuffle_epi8(bytes, mask));
+#elif defined(__aarch64__)
+    vst1q_u8(dst, vqtbl1q_u8(vld1q_u8(src), vld1q_u8(places)));
+#else
+    for (int c = 0; c < SIXTEEN; c++) dst[c] = places[c] & 0x80 ? 0 : src[places[c]];
+#endif
+}
+
+/* One row of a field from its dense bytes to every channel. */
+INLINE void VARIANT(spread_row)(const VARIANT(Map) *map, int f, const uint8_t *src, const uint8_t *end, ptrdiff_t at, uint8_t *dst) {
+    for (ptrdiff_t from = at; from < at + LANES; from += SIXTEEN, dst += SIXTEEN) {
+        const uint8_t *bytes = src + map->first[f][from / SIXTEEN];
+        uint8_t last[SIXTEEN] = {0};
+        if (end - bytes < SIXTEEN) {
+            memcpy(last, bytes, (size_t)(end - bytes));
+            bytes = last;
+        }
+        VARIANT(shuffle)(bytes, map->spread[f] + from, dst);
+    }
+}
+
+/* The codes of 64 channels and 8 tokens, all fields in their common places. */
+INLINE void VARIANT(unpack_keys)(const VARIANT(Map) *map, const uint8_t *src, const uint8_t *end, ptrdiff_t at, uint8_t code[UNIT][LANES]) {
+    uint8_t row[8][LANES];
+    const uint8_t *low = map->low + at;
+    const uint8_t *four = src + 8 * map->count[0], *two = four + 4 * map->count[1], *one = two + 2 * map->count[2];
+    for (int r = 0; r < 4; r++) VARIANT(spread_row)(map, 1, four + r * map->count[1], end, at, row[r]);
+    for (int r = 0; r < 2; r++) VARIANT(spread_row)(map, 2, two + r * map->count[2], end, at, row[4 + r]);
+    VARIANT(spread_row)(map, 3, one, end, at, row[6]);
+#define TAKE(t) \
+    for (int c = 0; c < LANES; c++) { \
+        const uint8_t upper = (uint8_t)((row[t % 4][c] >> (t / 4 * 4)) & 15), middle = (uint8_t)((row[4 + t % 2][c] >> (t / 2 * 2)) & 3); \
+        const uint8_t lower = (uint8_t)(-((row[6][c] >> t) & 1)); \
+        code[t][c] = (uint8_t)(upper << 3 | middle << 1 | (lower & low[c])); \
+    }
+    TAKE(0) TAKE(1) TAKE(2) TAKE(3) TAKE(4) TAKE(5) TAKE(6) TAKE(7)
+#undef TAKE
+    if (!map->count[0]) return;
+    for (int r = 0; r < 8; r++) {
+        VARIANT(spread_row)(map, 0, src + r * map->count[0], end, at, row[r]);
+        for (int c = 0; c < LANES; c++) code[r][c] |= row[r][c];
+    }
+}
+
+/* One row of a field, dense. It may write up to 15 bytes too many, but not beyond `end`: rows are made in ascending order. */
+INLINE void VARIANT(gather_row)(const VARIANT(Map) *map, int f, const uint8_t *src, ptrdiff_t lanes, uint8_t *dst, const uint8_t *end) {
+    for (ptrdiff_t from = 0; from < lanes; from += SIXTEEN) {
+        uint8_t *bytes = dst + map->first[f][from / SIXTEEN], last[SIXTEEN];
+        if (end - bytes >= SIXTEEN) {
+            VARIANT(shuffle)(src + from, map->gather[f] + from, bytes);
+        } else {
+            VARIANT(shuffle)(src + from, map->gather[f] + from, last);
+            memcpy(bytes, last, (size_t)(end - bytes));
+        }
+    }
+}
+
+/* One row of a field for every channel, 64 at a time so that gcc makes vectors of them. */
+#define EACH_LANE(value) \
+    for (ptrdiff_t at = 0; at < lanes; at += LANES) { \
+        const uint8_t *x = code + at, *lowest = map->low + at; \
+        uint8_t made[LANES]; \
+        (void)lowest; \
+        for (int c = 0; c < LANES; c++) made[c] = (uint8_t)(value); \
+        memcpy(row + at, made, LANES); \
+    }
+#define MIDDLE(t) ((x[(t) * lanes + c] >> 1 & 3) << (t) / 2 * 2)
+#define LOWER(t) (-((x[(t) * lanes + c] & lowest[c]) != 0) & 1 << (t))
+
+/* Codes [UNIT][lanes] of a unit to its bytes. `row` is spare. */
+INLINE void VARIANT(pack_keys)(const VARIANT(Map) *map, const uint8_t *code, ptrdiff_t lanes, uint8_t *row, uint8_t *dst, const uint8_t *end) {
+    for (int r = 0; map->count[0] && r < 8; r++, dst += map->count[0])
+        VARIANT(gather_row)(map, 0, code + r * lanes, lanes, dst, end);
+    for (int r = 0; r < 4; r++, dst += map->count[1]) {
+        EACH_LANE((x[r * lanes + c] >> 3 & 15) | (x[(r + 4) * lanes + c] >> 3 & 15) << 4)
+        VARIANT(gather_row)(map, 1, row, lanes, dst, end);
+    }
+    EACH_LANE(MIDDLE(0) | MIDDLE(2) | MIDDLE(4) | MIDDLE(6))
+    VARIANT(gather_row)(map, 2, row, lanes, dst, end);
+    dst += map->count[2];
+    EACH_LANE(MIDDLE(1) | MIDDLE(3) | MIDDLE(5) | MIDDLE(7))
+    VARIANT(gather_row)(map, 2, row, lanes, dst, end);
+    dst += map->count[2];
+    EACH_LANE(LOWER(0) | LOWER(1) | LOWER(2) | LOWER(3) | LOWER(4) | LOWER(5) | LOWER(6) | LOWER(7))
+    VARIANT(gather_row)(map, 3, row, lanes, dst, end);
+}
+
+#undef EACH_LANE
+#undef MIDDLE
+#undef LOWER
+
+/* -- K ------------------------------------------------------------------------------------------ */
+
+/* Range, bits, step and minimum of every channel of the tile; writes the words and the minima. */
+INLINE void VARIANT(fit_keys)(const VARIANT(Scratch) *s, ptrdiff_t tokens, ptrdiff_t dim, ptrdiff_t lanes, const float *weight, int bits, uint8_t *words, uint8_t *lows) {
+    float *restrict low = s->low, *restrict high = s->top, *restrict spread = s->spread, *restrict step = s->step;
+    memcpy(low, s->tile, 4 * (size_t)lanes);
+    memcpy(high, s->tile, 4 * (size_t)lanes);
+    for (ptrdiff_t t = 1; t < tokens; t++) {
+        const float *restrict x = s->tile + t * lanes;
+        for (ptrdiff_t c = 0; c < lanes; c++) {
+            low[c] = x[c] < low[c] ? x[c] : low[c];
+            high[c] = x[c] > high[c] ? x[c] : high[c];
+        }
+    }
+    for (ptrdiff_t c = 0; c < lanes; c++) spread[c] = (high[c] - low[c]) + 0.0f;
+    for (ptrdiff_t c = 0; c < dim; c++) {
+        const union { float f; int32_t i; } product = {spread[c] * weight[c]};
+        s->score[c] = product.i >> 15;
+    }
+    memset(s->width, 0, (size_t)lanes);
+    VARIANT(share)(s->score, dim, bits, s->width);
+    for (ptrdiff_t at = 0; at < lanes; at += LANES) {
+        const ptrdiff_t width = least(dim - at, LANES);
+        uint16_t word[LANES];
+        float exact[LANES];
+        for (int c = 0; c < LANES; c++) {
+            const int w = s->width[at + c];
+            const float top = (float)((1 << w) - 1);
+            exact[c] = spread[at + c] * (w ? 1.0f / top : 0.0f);
+            low[at + c] = (w ? low[at + c] : (low[at + c] + high[at + c]) * 0.5f) + 0.0f;
+            high[at + c] = top;
+        }
+        VARIANT(to_half)(exact, word);
+        for (int c = 0; c < LANES; c++) word[c] = s->width[at + c] ? (uint16_t)((word[c] + 15) & 0xfff0) : 0;
+        VARIANT(to_float)(word, step + at);
+        for (int c = 0; c < LANES; c++) word[c] |= s->width[at + c];
+        memcpy(words + 2 * at, word, 2 * (size_t)width);
+        VARIANT(store)(low + at, lows + 2 * at, width);
+        VARIANT(round_half)(low + at);
+    }
+}
+
+static void VARIANT(encode_keys)(const uint8_t *x, const Shape *s, int bits, const Turn *turn, const float *weights, void *memory, uint8_t *out) {
+    static const uint8_t places[9] = {1, 1, 2, 1, 8, 4, 2, 1, 1};
+    const ptrdiff_t groups = parts(s->tokens, GROUP), lanes = parts(s->dim, LANES) * LANES, unit = bits * s->dim;
+    const VARIANT(Scratch) own = VARIANT(carve)(memory, lanes, GROUP);
+    const ptrdiff_t layer_bytes = 4 * groups * s->dim + parts(s->tokens, UNIT) * unit;
+    const uint8_t *end = out + s->layers * layer_bytes;
+    for (ptrdiff_t l = 0; l < s->layers; l++, out += layer_bytes)
+        for (ptrdiff_t g = 0; g < groups; g++) {
+            const ptrdiff_t first = g * GROUP, tokens = least(s->tokens - first, GROUP);
+            uint8_t *packed = out + 4 * groups * s->dim + first / UNIT * unit;
+            for (ptrdiff_t t = 0; t < tokens; t++) {
+                const uint8_t *row = x + l * s->layer_stride + (first + t) * s->token_stride;
+                float *into = own.tile + t * lanes;
+                for (ptrdiff_t at = 0; at < lanes; at += LANES) VARIANT(load)(row + 2 * at, least(s->dim - at, LANES), into + at);
+                if (turn->table) VARIANT(turn_row)(into, own.row, s->dim, turn, l, t, -1.0f);
+            }
+            VARIANT(fit_keys)(&own, tokens, s->dim, lanes, weights + l * s->dim, bits, out + 2 * first / GROUP * s->dim, out + 2 * (groups + g) * s->dim);
+            VARIANT(Map) map;
+            VARIANT(chart)(own.width, s->dim, lanes, unit, own.first, own.bytes, &map);
+            float *restrict inverse = own.row;
+            int32_t *restrict place = own.score;
+            for (ptrdiff_t c = 0; c < lanes; c++) {
+                inverse[c] = own.step[c] > 0 ? 1.0f / own.step[c] : 0.0f;
+                place[c] = places[own.width[c]];
+            }
+            for (ptrdiff_t u = 0; u < parts(tokens, UNIT); u++, packed += unit) {
+                for (ptrdiff_t t = 0; t < UNIT; t++) {
+                    uint8_t *restrict code = own.code + t * lanes;
+                    if (u * UNIT + t >= tokens) {
+                        memset(code, 0, (size_t)lanes);
+                        continue;
+                    }
+                    const float *restrict row = own.tile + (u * UNIT + t) * lanes, *restrict low = own.low, *restrict top = own.top;
+                    for (ptrdiff_t c = 0; c < lanes; c++) {
+                        float q = (row[c] - low[c]) * inverse[c];
+                        q = q > 0 ? q : 0;
+                        q = q < top[c] ? q : top[c];
+                        code[c] = (uint8_t)((int32_t)(q + 0.5f) * place[c]);
+                    }
+                }
+                VARIANT(pack_keys)(&map, own.code, lanes, own.width, packed, end);
+            }
+        }
+}
+
+/* The step that suits codes whose fields are in their common places. */
+INLINE void VARIANT(read_words)(const uint8_t *words, ptrdiff_t dim, ptrdiff_t lanes, float *step, uint8_t *width) {
+    static const float places[16] = {1, 1, 0.5f, 1, 0.125f, 0.25f, 0.5f, 1, 1};
+    for (ptrdiff_t at = 0; at < lanes; at += LANES) {
+        uint16_t word[LANES] = {0};
+        memcpy(word, words + 2 * at, 2 * (size_t)least(dim - at, LANES));
+        for (int c = 0; c < LANES; c++) {
+            width[at + c] = word[c] & 15;
+            word[c] &= 0xfff0;
+        }
+        VARIANT(to_float)(word, step + at);
+        for (int c = 0; c < LANES; c++) step[at + c] *= places[width[at + c]];
+    }
+}
+
+/* 0, with x untouched, unless every channel's bits make sense. */
+static int VARIANT(decode_keys)(const uint8_t *data, const Shape *s, int bits, const Turn *turn, void *memory, uint8_t *x) {
+    const ptrdiff_t groups = parts(s->tokens, GROUP), lanes = parts(s->dim, LANES) * LANES, unit = bits * s->dim;
+    const VARIANT(Scratch) own = VARIANT(carve)(memory, lanes, UNIT);
+    const ptrdiff_t layer_bytes = 4 * groups * s->dim + parts(s->tokens, UNIT) * unit;
+    const uint8_t *end = data + s->layers * layer_bytes;
+    for (ptrdiff_t l = 0; l < s->layers; l++)
+        for (ptrdiff_t g = 0; g < groups; g++) {
+            const uint8_t *words = data + l * layer_bytes + 2 * g * s->dim;
+            ptrdiff_t sum = 0;
+            for (ptrdiff_t c = 0; c < s->dim; c++) {
+                const int w = words[2 * c] & 15;
+                if (w > 8) return 0;
+                sum += w;
+            }
+            if (sum != unit) return 0;
+        }
+    for (ptrdiff_t l = 0; l < s->layers; l++, data += layer_bytes)
+        for (ptrdiff_t g = 0; g < groups; g++) {
+            const ptrdiff_t first = g * GROUP, tokens = least(s->tokens - first, GROUP);
+            const uint8_t *packed = data + 4 * groups * s->dim + first / UNIT * unit, *lows = data + 2 * (groups + g) * s->dim;
+            VARIANT(Map) map;
+            VARIANT(read_words)(data + 2 * g * s->dim, s->dim, lanes, own.step, own.width);
+            VARIANT(chart)(own.width, s->dim, lanes, unit, own.first, own.bytes, &map);
+            for (ptrdiff_t at = 0; at < lanes; at += LANES) VARIANT(load)(lows + 2 * at, least(s->dim - at, LANES), own.low + at);
+            for (ptrdiff_t u = 0; u < parts(tokens, UNIT); u++, packed += unit) {
+                const ptrdiff_t count = least(tokens - u * UNIT, UNIT);
+                for (ptrdiff_t at = 0; at < lanes; at += LANES) {
+                    uint8_t code[UNIT][LANES];
+                    const float *restrict step = own.step + at, *restrict low = own.low + at;
+                    VARIANT(unpack_keys)(&map, packed, end, at, code);
+                    for (ptrdiff_t t = 0; t < UNIT; t++) {
+                        float *restrict y = own.tile + t * lanes + at;
+                        for (int c = 0; c < LANES; c++) y[c] = (float)code[t][c] * step[c] + low[c];
+                    }
+                }
+                for (ptrdiff_t t = 0; t < count; t++) {
+                    uint8_t *row = x + l * s->layer_stride + (first + u * UNIT + t) * s->token_stride;
+                    float *y = own.tile + t * lanes;
+                    if (turn->table) VARIANT(turn_row)(y, own.row, s->dim, turn, l, u * UNIT + t, 1.0f);
+                    for (ptrdiff_t at = 0; at < lanes; at += LANES) VARIANT(store)(y + at, row + 2 * at, least(s->dim - at, LANES));
+                }
+            }
+        }
+    return 1;
+}
+
+#undef FIELDS
+#undef SIXTEEN

@@ -1,0 +1,167 @@
+"""KV slab <-> bytes at a precision.
+
+Law: pure; knows no files. What ``encode`` makes, ``decode`` gives back (bit-exact at 16 bits) or refuses with
+ChunkDamaged before it has written a single value. A payload is a 64-byte header (``kvchunks/codec/header``), the K
+section, the V section (``kvchunks/codec/planes``). Little-endian machines only, like ggml itself.
+"""
+
+from __future__ import annotations
+
+import zlib
+
+import numpy as np
+
+from llmaas.errors import ChunkDamaged
+from llmaas.kvchunks.codec.header import HEADER_BYTES, ChunkHeader, Payload, check, header, seal
+from llmaas.kvchunks.codec.kernels import Kernels, best
+from llmaas.kvchunks.codec.kernels_channels import BadWords
+from llmaas.kvchunks.codec.planes import RAW, ChannelPlane, RotatedPlane, turning
+from llmaas.records import F32, ChunkKey, Geometry, KvSlab, Precision, Rope
+
+__all__ = ["SINKS", "ChunkHeader", "Codec", "Payload", "check", "header", "sinks_at"]
+
+
+SINKS = 1
+"""Tokens at the beginning of a context that are kept exactly: all attention that has nowhere to go rests there
+(StreamingLLM, arXiv 2309.17453), and their keys are so large that they would spoil the steps of a whole chunk."""
+
+
+def sinks_at(start: int) -> int:
+    """Tokens to keep exactly at the beginning of a chunk that begins at position ``start``."""
+    return SINKS if start == 0 else 0
+
+
+class Codec:
+    """Codes chunks of one geometry. Safe to share between threads; the heavy parts run without the GIL.
+
+    Bits that can be asked for, for K and V apart: 16 (raw f16), 8, 6, 5, 4, 3 and 2.
+    """
+
+    def __init__(self, geometry: Geometry, rope: Rope | None = None, *, kernels: Kernels | None = None) -> None:
+        """``rope``: how the model turns keys; they are coded turned back. ``kernels``: ``kernels.NUMPY`` for the
+        oracle; None for the fastest that this machine has.
+        """
+        kernels = kernels or best()
+        self.geometry = geometry
+        turn = turning(rope, geometry.head_dim_k) if rope is not None else None
+        self._turn = 0 if turn is None else 1 + zlib.crc32(turn.table.tobytes() + turn.kind.tobytes()) % 255
+        self._k = ChannelPlane(geometry.n_layer, geometry.k_dim, turn, kernels)
+        self._v = RotatedPlane(geometry.n_layer, geometry.v_dim, geometry.head_dim_v, kernels)
+
+    def weigh(self, weights: F32 | None) -> None:
+        """From now on, share the bits of a layer's keys by range times ``weights`` (n_layer, k_dim), all positive;
+        None: by range alone. What was coded with other weights decodes all the same.
+
+        The best weight of a channel is the root mean square of queries there, since the error of a key changes q.k by
+        q times as much. Raises ValueError for another shape or anything not positive.
+        """
+        g = self.geometry
+        if weights is None:
+            weights = np.ones((g.n_layer, g.k_dim), np.float32)
+        if weights.shape != (g.n_layer, g.k_dim):
+            raise ValueError(f"weights have the shape {weights.shape}, not {(g.n_layer, g.k_dim)}")
+        if not (weights > 0).all() or not np.isfinite(weights).all():
+            raise ValueError("weights must be positive and finite")
+        # Of a sane size, so that no product with a range is infinite or zero; only ratios within a layer matter.
+        weights = weights / weights.mean(axis=1, keepdims=True)
+        self._k.weights = np.ascontiguousarray(np.clip(weights, 2.0**-20, 2.0**20), np.float32)
+
+    def encoded_size(self, n_tokens: int, precision: Precision, sinks: int = 0) -> int:
+        """Bytes that ``encode`` will make of ``n_tokens`` tokens, exactly, for every slab of ordinary values.
+
+        A tensor that groups cannot hold (inf, NaN, a magnitude above 8192 in K, or in V above 16384 divided by the
+        square root of the rotation size) is stored raw instead, and the payload is larger; it never exceeds
+        ``encoded_size(n_tokens, LOSSLESS)``. So reserve this size, and settle the account with ``len(payload)``.
+        Raises ValueError for bits without a coding.
+        """
+        k, v = self._codings(n_tokens, precision, sinks)
+        return HEADER_BYTES + self._k.size(k, n_tokens, sinks) + self._v.size(v, n_tokens, sinks)
+
+    def encode(self, slab: KvSlab, precision: Precision, key: ChunkKey, sinks: int = 0) -> bytearray:
+        """Code ``slab`` (at least one token; strided views will do), its first ``sinks`` tokens exactly.
+
+        Equal slabs give equal bytes, as long as the weights are the same. Raises ValueError for a slab of another
+        geometry, bits without a coding, sinks that are not 0 .. 255, or a key that has not 16 bytes.
+        """
+        n_tokens = self._tokens(slab)
+        k, v = self._codings(n_tokens, precision, sinks)
+        if k != RAW and not self._k.codable(slab.k):
+            k = RAW
+        if v != RAW and not self._v.codable(slab.v):
+            v = RAW
+        k_bytes, v_bytes = self._k.size(k, n_tokens, sinks), self._v.size(v, n_tokens, sinks)
+        payload = bytearray(HEADER_BYTES + k_bytes + v_bytes)
+        body = np.frombuffer(payload, np.uint8, offset=HEADER_BYTES)
+        self._k.encode(slab.k, body[:k_bytes], k, sinks)
+        self._v.encode(slab.v, body[k_bytes:], v, sinks)
+        seal(
+            payload,
+            precision=precision,
+            codings=(k, v),
+            sinks=sinks,
+            turn=self._turn,
+            key=key,
+            n_tokens=n_tokens,
+            geometry=self.geometry,
+        )
+        return payload
+
+    def decode(self, payload: Payload, key: ChunkKey, into: KvSlab) -> None:
+        """Decode into ``into.k`` and ``into.v`` (strided views will do); its token count must be the chunk's.
+
+        Raises ChunkDamaged, with ``into`` untouched, if the payload is not exactly the chunk ``key`` in this
+        geometry and token count; ValueError if ``into`` itself has another geometry.
+        """
+        n_tokens = self._tokens(into)
+        found = check(payload, key)
+        if found.geometry != self.geometry:
+            raise ChunkDamaged(f"chunk has {found.geometry}, the model has {self.geometry}")
+        if found.n_tokens != n_tokens:
+            raise ChunkDamaged(f"chunk has {found.n_tokens} tokens, {n_tokens} were expected")
+        if found.turn != self._turn and found.k_coding != RAW:
+            raise ChunkDamaged("chunk's keys were turned back in another way than this model turns them")
+        k, v, sinks = found.k_coding, found.v_coding, found.sinks
+        try:
+            k_bytes, v_bytes = self._k.size(k, n_tokens, sinks), self._v.size(v, n_tokens, sinks)
+        except KeyError as error:
+            raise ChunkDamaged(f"chunk is coded in an unknown way: K {k}, V {v}") from error
+        if found.body_bytes != k_bytes + v_bytes:
+            raise ChunkDamaged(f"chunk has {found.body_bytes} body bytes, its shape needs {k_bytes + v_bytes}")
+        body = np.frombuffer(payload, np.uint8, offset=HEADER_BYTES)
+        try:
+            self._k.decode(body[:k_bytes], into.k, k, sinks)
+        except BadWords as error:
+            raise ChunkDamaged(str(error)) from error
+        self._v.decode(body[k_bytes:], into.v, v, sinks)
+
+    def decoded(self, payload: Payload, key: ChunkKey) -> KvSlab:
+        """The chunk in a slab of its own. Raises ChunkDamaged as ``decode`` does."""
+        g, n_tokens = self.geometry, check(payload, key).n_tokens
+        slab = KvSlab(
+            np.empty((g.n_layer, n_tokens, g.k_dim), np.float16), np.empty((g.n_layer, n_tokens, g.v_dim), np.float16)
+        )
+        self.decode(payload, key, slab)
+        return slab
+
+    def lower(self, payload: Payload, precision: Precision, key: ChunkKey) -> bytearray:
+        """A coded chunk coded again, from its own form, its sinks still exact.
+
+        Errors add up, so it should lose at least a bit of K or V each time: then what was there before is a quarter
+        of what comes. Raises ChunkDamaged as ``decode`` does.
+        """
+        return self.encode(self.decoded(payload, key), precision, key, check(payload, key).sinks)
+
+    def _codings(self, n_tokens: int, precision: Precision, sinks: int) -> tuple[int, int]:
+        if n_tokens < 1:
+            raise ValueError("a chunk has at least one token")
+        if not 0 <= sinks <= 255:
+            raise ValueError(f"a chunk keeps 0 .. 255 tokens exactly, not {sinks}")
+        return self._k.coding(precision.k, n_tokens, sinks), self._v.coding(precision.v, n_tokens, sinks)
+
+    def _tokens(self, slab: KvSlab) -> int:
+        n_tokens, g = slab.n_tokens, self.geometry
+        if slab.k.shape != (g.n_layer, n_tokens, g.k_dim) or slab.v.shape != (g.n_layer, n_tokens, g.v_dim):
+            raise ValueError(f"slab of shapes {slab.k.shape}, {slab.v.shape} does not fit {g}")
+        if slab.k.dtype != np.float16 or slab.v.dtype != np.float16:
+            raise ValueError(f"slab must be float16, not {slab.k.dtype}, {slab.v.dtype}")
+        return n_tokens

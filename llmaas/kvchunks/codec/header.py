@@ -1,0 +1,115 @@
+"""The header of a coded chunk: what it says, how it is laid out, how damage is found.
+
+Law: pure; bytes in, a ChunkHeader or ChunkDamaged out, whatever the bytes are. Little-endian, 64 bytes:
+
+     0        4      6    7    8    9    10    12              28
+    +--------+------+----+----+----+----+-----+---------------+----------+
+    | "LKVC" | vers | kb | vb | kc | vc | s,t | key, 16 bytes | n_tokens |
+    +--------+------+----+----+----+----+-----+---------------+----------+
+     32        36      40      44       46       48             56           64
+    +---------+-------+-------+--------+--------+--------------+------------+
+    | n_layer | k_dim | v_dim | k_head | v_head | body bytes   | checksum   |  body: K section, V section
+    +---------+-------+-------+--------+--------+--------------+------------+
+
+kb, vb: the nominal bits asked for. kc, vc: how K and V are really coded, 0 for raw f16 and otherwise the
+bits of a code (a short or unquantisable chunk is stored raw whatever was asked). s: how many tokens at the beginning
+are raw f16 in any case, one byte. t: which table the keys were turned back with, one byte, 0 for none. Version 1 had
+groups of 32, version 2 keys with the same bits in every channel.
+The checksum is xxh3_64 over bytes 0..55 and the body, that is, over everything but itself.
+"""
+
+from __future__ import annotations
+
+import struct
+from dataclasses import dataclass
+
+import xxhash
+
+from llmaas.errors import ChunkDamaged
+from llmaas.records import ChunkKey, Geometry, Precision
+
+MAGIC = b"LKVC"
+VERSION = 3
+HEADER_BYTES = 64
+_FIELDS = struct.Struct("<4sHBBBBBB16sIIIIHHQ")
+_CHECKSUM = struct.Struct("<Q")
+
+Payload = bytes | bytearray | memoryview
+
+
+@dataclass(frozen=True, slots=True)
+class ChunkHeader:
+    """What the first 64 bytes of a coded chunk say. ``precision`` is what was asked for; the codings tell how."""
+
+    version: int
+    precision: Precision
+    k_coding: int
+    v_coding: int
+    sinks: int
+    turn: int
+    key: ChunkKey
+    n_tokens: int
+    geometry: Geometry
+    body_bytes: int
+    checksum: int
+
+
+def header(payload: Payload) -> ChunkHeader:
+    """Read the header; the checksum is not checked (``check`` does). Raises ChunkDamaged if it makes no sense."""
+    if len(payload) < HEADER_BYTES:
+        raise ChunkDamaged(f"chunk has {len(payload)} bytes, its header alone needs {HEADER_BYTES}")
+    magic, version, kb, vb, kc, vc, sinks, turn, key, n_tokens, *shape, body = _FIELDS.unpack_from(payload)
+    if magic != MAGIC:
+        raise ChunkDamaged(f"not a coded chunk: it begins with {magic!r}")
+    if version != VERSION:
+        raise ChunkDamaged(f"chunk format version {version}, this codec reads version {VERSION}")
+    try:
+        precision = Precision(kb, vb)
+        geometry = Geometry(*shape)
+    except (ValueError, ZeroDivisionError) as error:
+        raise ChunkDamaged(f"chunk header is impossible: {error}") from error
+    (checksum,) = _CHECKSUM.unpack_from(payload, _FIELDS.size)
+    return ChunkHeader(version, precision, kc, vc, sinks, turn, ChunkKey(key), n_tokens, geometry, body, checksum)
+
+
+def check(payload: Payload, key: ChunkKey) -> ChunkHeader:
+    """Read the header and verify that ``payload`` is whole and is the chunk named ``key``.
+
+    Raises ChunkDamaged. Decodes nothing, so a store's check can afford it for every chunk.
+    """
+    found = header(payload)
+    if found.body_bytes != len(payload) - HEADER_BYTES:
+        raise ChunkDamaged(f"chunk has {len(payload) - HEADER_BYTES} body bytes, its header says {found.body_bytes}")
+    if found.checksum != _checksum(payload):
+        raise ChunkDamaged("chunk fails its checksum")
+    if found.key != key:
+        raise ChunkDamaged(f"chunk is {found.key.hex()}, not {key.hex()}")
+    return found
+
+
+def seal(
+    payload: bytearray,
+    *,
+    precision: Precision,
+    codings: tuple[int, int],
+    sinks: int,
+    turn: int,
+    key: ChunkKey,
+    n_tokens: int,
+    geometry: Geometry,
+) -> None:
+    """Write header and checksum into ``payload``, whose body (from byte 64) is complete."""
+    if len(key) != 16:
+        raise ValueError(f"a chunk key has 16 bytes, not {len(key)}")
+    g = geometry
+    shape = (n_tokens, g.n_layer, g.k_dim, g.v_dim, g.head_dim_k, g.head_dim_v)
+    body = len(payload) - HEADER_BYTES
+    _FIELDS.pack_into(payload, 0, MAGIC, VERSION, precision.k, precision.v, *codings, sinks, turn, key, *shape, body)
+    _CHECKSUM.pack_into(payload, _FIELDS.size, _checksum(payload))
+
+
+def _checksum(payload: Payload) -> int:
+    view = memoryview(payload)
+    hasher = xxhash.xxh3_64(view[: _FIELDS.size])
+    hasher.update(view[HEADER_BYTES:])
+    return hasher.intdigest()

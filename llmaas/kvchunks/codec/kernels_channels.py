@@ -1,0 +1,196 @@
+"""The format of coded keys (K), and the numpy kernels that define it.
+
+Law: as in ``kernels_numpy``: the oracle of the C kernels, operation by operation, and the fallback without them.
+x is a plane (layers, tokens, dim) of f16. Keys are coded in three steps:
+
+* RoPE turns the two channels of a pair by an angle that grows with the position, so they vary along a chunk even
+  where the key does not. Tokens are turned back by their place in the group of 64, which needs no position.
+* 64 tokens of a channel are a group: their smallest value and a step.
+* A channel has 0 to 8 bits, as many as its range times its weight (how large queries are there) deserves: of all
+  ways to spend the bits this one errs least in q.k (reverse water-filling, Cover & Thomas, section 10.3.3). Their mean
+  over a layer is the nominal number of bits, exactly.
+
+A section holds layer after layer, each:
+
+    | word u16[groups][dim] | low f16[groups][dim] | codes u8[units][bits * dim] |
+      word = step (f16, rounded up to 6 bits of mantissa) | bits of the channel          x = code * step + low
+
+A unit is 8 tokens: the channels that have 8 bits, 8 rows of one byte each; then those with a field of 4 bits (4, 5, 6,
+7), 4 rows; with a field of 2 (2, 3, 6, 7), 2 rows; of 1 (1, 3, 5, 7), 1 row; within a row in channel order. Fields lie
+in bytes as V's do, but high bits first: 5 = 4 + 1, the 4 upper bits in the wide field.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+import numpy.typing as npt
+
+from llmaas.kvchunks.codec.kernels_numpy import BITS, F16, F32, GROUP, U8, UNIT, inverse, to_half
+
+U16 = npt.NDArray[np.uint16]
+I32 = npt.NDArray[np.int32]
+
+MOST_BITS = 8
+"""That a channel may get."""
+LARGEST_HEAD = 256
+"""Channels of a head that can be turned."""
+_BITS_MASK = 0xF
+_SHIFT = np.array([0, 0, 1, 0, 3, 2, 1, 0, 0], np.uint8)
+"""By bits of a channel: how far its codes move up, so that fields have one place in all: 4 at 3, 2 at 1, 1 at 0."""
+_PLACE: F32 = (1 / (1 << _SHIFT)).astype(np.float32)
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Turn:
+    """How keys are turned. ``table`` (kinds, 64, 2, head) float32: cosines and signed sines for each place in a group;
+    ``kind`` (layers) says which of them a layer has. The partner of a channel is its neighbour, or with ``halves`` the
+    one ``pairs`` away.
+    """
+
+    table: F32
+    kind: U8
+    pairs: int
+    halves: bool
+
+    @property
+    def head(self) -> int:
+        return int(self.table.shape[3])
+
+
+class BadWords(ValueError):
+    """A section's words do not add up to its bits: it is not what an encoder wrote."""
+
+
+def channels_bytes(shape: tuple[int, ...], bits: int) -> int:
+    """Bytes of a K section of ``shape`` (layers, tokens, dim)."""
+    layers, tokens, dim = shape
+    return layers * dim * (4 * -(-tokens // GROUP) + bits * -(-tokens // UNIT))
+
+
+def encode_channels(x: F16, bits: int, turn: Turn | None, weights: F32, out: U8) -> None:
+    """``weights`` (layers, dim): how much an error in a channel matters, relative to the others of its layer."""
+    words, lows, units = _views(out, x.shape, bits)
+    for group, start in enumerate(range(0, x.shape[1], GROUP)):
+        part = x[:, start : start + GROUP].astype(np.float32)
+        if turn is not None:
+            part = _turned(part, turn, np.float32(-1))
+        low, high = part.min(axis=1), part.max(axis=1)
+        spread = (high - low) + np.float32(0)  # of 0 and -0 either may be found; the sum is 0
+        widths = share(((spread * weights).view(np.int32) >> 15), bits)
+        top = ((1 << widths) - 1).astype(np.float32)
+        word = to_half(spread * inverse(top)).view(np.uint16)
+        step = np.where(widths > 0, (word + np.uint16(_BITS_MASK)) & np.uint16(0xFFFF - _BITS_MASK), 0).astype(
+            np.uint16
+        )
+        words[:, group] = step | widths.astype(np.uint16)
+        lows[:, group] = to_half(np.where(widths > 0, low, (low + high) * np.float32(0.5)) + np.float32(0))
+        q = (part - lows[:, group].astype(np.float32)[:, None]) * inverse(_steps(step))[:, None]
+        q = np.minimum(np.maximum(q, np.float32(0)), top[:, None])
+        codes = np.zeros((x.shape[0], -(-part.shape[1] // UNIT) * UNIT, x.shape[2]), np.uint8)
+        codes[:, : part.shape[1]] = q + np.float32(0.5)
+        first = start // UNIT
+        _pack(codes << _SHIFT[widths][:, None], widths, units[:, first : first + codes.shape[1] // UNIT])
+
+
+def decode_channels(data: U8, bits: int, turn: Turn | None, x: F16) -> None:
+    """Raises BadWords, with x untouched, if the section is none."""
+    words, lows, units = _views(data, x.shape, bits)
+    widths = (words & _BITS_MASK).astype(np.int32)
+    if (widths > MOST_BITS).any() or (widths.sum(axis=2) != bits * x.shape[2]).any():
+        raise BadWords("a chunk's channels do not have the bits that it says")
+    for group, start in enumerate(range(0, x.shape[1], GROUP)):
+        into, width = x[:, start : start + GROUP], widths[:, group]
+        last = start // UNIT - (-into.shape[1] // UNIT)
+        codes = _unpack(units[:, start // UNIT : last], width)[:, : into.shape[1]]
+        step = _steps(words[:, group] & np.uint16(0xFFFF - _BITS_MASK)) * _PLACE[width]
+        y = codes.astype(np.float32) * step[:, None] + lows[:, group].astype(np.float32)[:, None]
+        into[...] = to_half(y if turn is None else _turned(y, turn, np.float32(1)))
+
+
+def share(score: I32, bits: int) -> I32:
+    """Bits of each channel, (layers, dim): 0 .. 8, in all ``bits * dim`` a layer.
+
+    ``score``: log2 of the importance of a channel, in 1/256. A channel gets round(score - threshold) bits, at the
+    lowest threshold that all can afford; what is left goes to the first channels that the next threshold would favour.
+    """
+    dim = score.shape[1]
+    low = np.full(len(score), -(1 << 16), np.int32)  # here every channel has 8 bits, which is too many or just right
+    high = np.full(len(score), 1 << 17, np.int32)  # here none has any
+    while (high - low > 1).any():
+        middle = (low + high) >> 1
+        fits = _rounded(score, middle).sum(axis=1) <= bits * dim
+        low, high = np.where(fits, low, middle), np.where(fits, middle, high)
+    widths, favoured = _rounded(score, high), _rounded(score, high - 1)
+    left = (bits * dim - widths.sum(axis=1))[:, None]
+    more = favoured > widths
+    shared: I32 = widths + (more & (np.cumsum(more, axis=1) <= left))
+    return shared
+
+
+def _rounded(score: I32, threshold: I32) -> I32:
+    bits: I32 = np.clip((score - threshold[:, None] + 128) >> 8, 0, MOST_BITS)
+    return bits
+
+
+def _steps(words: U16) -> F32:
+    return words.view(np.float16).astype(np.float32)
+
+
+def _turned(x: F32, turn: Turn, sign: np.float32) -> F32:
+    """Turn rows (layers, tokens, dim) on, or with ``sign`` -1 back, by their place."""
+    heads = x.reshape(*x.shape[:2], -1, turn.head)
+    table = turn.table[turn.kind][:, : x.shape[1], :, None]
+    partner = np.arange(turn.head) ^ 1
+    if turn.halves:
+        partner = np.arange(turn.head)
+        partner[: 2 * turn.pairs] = (partner[: 2 * turn.pairs] + turn.pairs) % (2 * turn.pairs)
+    return (heads * table[:, :, 0] + heads[..., partner] * (table[:, :, 1] * sign)).reshape(x.shape)
+
+
+# -- layout -----------------------------------------------------------------------------------
+
+
+def _views(section: U8, shape: tuple[int, ...], bits: int) -> tuple[U16, F16, U8]:
+    layers, tokens, dim = shape
+    groups = -(-tokens // GROUP)
+    rows = section.reshape(layers, -1)
+    scales = rows[:, : 4 * groups * dim].view(np.uint16).reshape(layers, 2, groups, dim)
+    return scales[:, 0], scales[:, 1].view(np.float16), rows[:, 4 * groups * dim :].reshape(layers, -1, bits * dim)
+
+
+def _fields(widths: I32) -> list[tuple[int, npt.NDArray[np.intp], npt.NDArray[np.intp], npt.NDArray[np.uint8]]]:
+    """Of one layer: (width of a field, its bytes in a unit, the channels that have it, its place in their codes)."""
+    found, at = [], 0
+    for width, place in ((8, 0), (4, 3), (2, 1), (1, 0)):
+        channels = np.flatnonzero(widths == 8 if width == 8 else (widths & width > 0) & (widths < 8))
+        places = np.full(len(channels), place, np.uint8)
+        if width == 1:
+            places[widths[channels] == 5] = 2
+        rows = at + np.arange(width * len(channels)).reshape(width, -1)
+        found.append((width, rows, channels, places))
+        at += rows.size
+    return found
+
+
+def _pack(codes: U8, widths: I32, units: U8) -> None:
+    for layer, into in enumerate(units):
+        by_unit = codes[layer].reshape(len(into), UNIT, -1)
+        for width, rows, channels, places in _fields(widths[layer]):
+            field = (by_unit[:, :, channels] >> places & (1 << width) - 1).reshape(len(into), UNIT // width, width, -1)
+            shifts = np.arange(0, UNIT, width, dtype=np.uint8)[:, None, None]
+            into[:, rows] = np.bitwise_or.reduce(field << shifts, axis=1)
+
+
+def _unpack(units: U8, widths: I32) -> U8:
+    codes = np.zeros((units.shape[0], units.shape[1], UNIT, widths.shape[1]), np.uint8)
+    for layer, packed in enumerate(units):
+        for width, rows, channels, places in _fields(widths[layer]):
+            shifts = np.arange(0, UNIT, width, dtype=np.uint8)[:, None, None]
+            field = (packed[:, None, rows] >> shifts & (1 << width) - 1).reshape(len(packed), UNIT, -1)
+            codes[layer][:, :, channels] |= field << places
+    return codes.reshape(units.shape[0], -1, widths.shape[1])
+
+
+__all__ = ["BITS", "BadWords", "Turn", "channels_bytes", "decode_channels", "encode_channels", "share"]

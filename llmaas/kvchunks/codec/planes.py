@@ -1,0 +1,154 @@
+"""How the K plane and the V plane of a chunk are coded: which kernel, at which bits, and when not at all.
+
+Law: pure. A plane knows one tensor's layout and its codings; it knows no header, key or file.
+
+* K is sensitive per channel (a few channels are large for every token, and queries look at few of them): 64 tokens of
+  one channel, turned back to where RoPE found them, share a step and a minimum (KIVI, arXiv 2402.02750, section 3), and
+  channels share the bits of their layer by what they matter (``kernels_channels``).
+* V is rotated per token and head by an orthonormal Hadamard matrix, which spreads outliers over the head
+  and makes values nearly Gaussian (QuaRot, arXiv 2404.00456, section 3); 64 neighbours of the rotated row share a
+  step, with levels that suit such values.
+
+What was measured to choose this, and what was rejected, is in docs/compression.md.
+"""
+
+from __future__ import annotations
+
+import math
+from abc import ABC, abstractmethod
+
+import numpy as np
+
+from llmaas.kvchunks.codec.kernels import Kernels
+from llmaas.kvchunks.codec.kernels_channels import LARGEST_HEAD, Turn, channels_bytes
+from llmaas.kvchunks.codec.kernels_numpy import BITS, GROUP, LARGEST_BLOCK, U8, rotated_bytes
+from llmaas.records import F16, F32, Rope
+
+RAW = 0
+"""Coding id of plain f16, bit-exact. Every other id is a number of bits."""
+
+
+class Plane(ABC):
+    """One tensor (K or V) of a chunk: shape (n_layer, n_tokens, dim) f16."""
+
+    def __init__(self, n_layer: int, dim: int, largest: float, kernels: Kernels) -> None:
+        self._n_layer = n_layer
+        self._dim = dim
+        self._kernels = kernels
+        self._largest = int(np.float16(largest).view(np.uint16))
+
+    @abstractmethod
+    def _coded_size(self, bits: int, n_tokens: int) -> int: ...
+
+    @abstractmethod
+    def _encode(self, x: F16, bits: int, out: U8) -> None: ...
+
+    @abstractmethod
+    def _decode(self, data: U8, bits: int, x: F16) -> None: ...
+
+    def coding(self, bits: int, n_tokens: int, sinks: int) -> int:
+        """Id of the coding for nominal ``bits``; RAW where scales and padding would make it no smaller than RAW.
+
+        Raises ValueError if nothing is known for ``bits``.
+        """
+        if bits == 16:
+            return RAW
+        if bits not in BITS:
+            raise ValueError(f"no coding for {bits} bits; there is {sorted((16, *BITS))}")
+        return bits if self.size(bits, n_tokens, sinks) < self.size(RAW, n_tokens, sinks) else RAW
+
+    def size(self, coding: int, n_tokens: int, sinks: int) -> int:
+        """Bytes of the section. Raises KeyError for an unknown coding id."""
+        if coding == RAW:
+            return 2 * self._n_layer * n_tokens * self._dim
+        if coding not in BITS:
+            raise KeyError(coding)
+        sinks = min(sinks, n_tokens)
+        rest = n_tokens - sinks
+        return self.size(RAW, sinks, 0) + (self._coded_size(coding, rest) if rest else 0)
+
+    def codable(self, x: F16) -> bool:
+        """Whether groups can hold ``x``: no infinity, no NaN, nothing that would not decode to a finite value."""
+        return self._kernels.largest(x) <= self._largest
+
+    def encode(self, x: F16, out: U8, coding: int, sinks: int) -> None:
+        """Code ``x`` into the section ``out`` of ``size(coding, n_tokens, sinks)`` bytes."""
+        n_raw, n_bytes = self._raw(x, coding, sinks)
+        raw = x[:, :n_raw]
+        np.copyto(out[:n_bytes].view(np.uint16).reshape(raw.shape), raw.view(np.uint16))
+        if n_raw < x.shape[1]:
+            self._encode(x[:, n_raw:], coding, out[n_bytes:])
+
+    def decode(self, data: U8, x: F16, coding: int, sinks: int) -> None:
+        """Decode the section ``data`` into ``x``, in place. Raises BadWords, with x untouched, if it is none."""
+        n_raw, n_bytes = self._raw(x, coding, sinks)
+        if n_raw < x.shape[1]:
+            self._decode(data[n_bytes:], coding, x[:, n_raw:])
+        raw = x[:, :n_raw]
+        np.copyto(raw.view(np.uint16), data[:n_bytes].view(np.uint16).reshape(raw.shape))
+
+    def _raw(self, x: F16, coding: int, sinks: int) -> tuple[int, int]:
+        """How many tokens at the beginning are plain f16, and their bytes."""
+        n_raw = x.shape[1] if coding == RAW else min(sinks, x.shape[1])
+        return n_raw, self.size(RAW, n_raw, 0)
+
+
+class ChannelPlane(Plane):
+    """K: one channel's values over 64 tokens are a group."""
+
+    def __init__(self, n_layer: int, dim: int, turn: Turn | None, kernels: Kernels) -> None:
+        # Turning may lengthen a value by the root of two, and a range is twice a value: both stay in f16.
+        super().__init__(n_layer, dim, 2.0**13, kernels)
+        self._turn = turn
+        self.weights: F32 = np.ones((n_layer, dim), np.float32)
+
+    def _coded_size(self, bits: int, n_tokens: int) -> int:
+        return channels_bytes((self._n_layer, n_tokens, self._dim), bits)
+
+    def _encode(self, x: F16, bits: int, out: U8) -> None:
+        self._kernels.encode_channels(x, bits, self._turn, self.weights, out)
+
+    def _decode(self, data: U8, bits: int, x: F16) -> None:
+        self._kernels.decode_channels(data, bits, self._turn, x)
+
+
+class RotatedPlane(Plane):
+    """V: 64 neighbours of one token's rotated row are a group."""
+
+    def __init__(self, n_layer: int, dim: int, head_dim: int, kernels: Kernels) -> None:
+        self._block = rotation_size(head_dim)
+        # The step chosen errs by no more than the length of the block, and a block is at most sqrt(size) times
+        # its largest value long: what is decoded stays below 2^15.
+        super().__init__(n_layer, dim, 2.0**14 / math.sqrt(self._block), kernels)
+
+    def _coded_size(self, bits: int, n_tokens: int) -> int:
+        return rotated_bytes((self._n_layer, n_tokens, self._dim), bits)
+
+    def _encode(self, x: F16, bits: int, out: U8) -> None:
+        self._kernels.encode_rotated(x, bits, self._block, out)
+
+    def _decode(self, data: U8, bits: int, x: F16) -> None:
+        self._kernels.decode_rotated(data, bits, self._block, x)
+
+
+def rotation_size(head_dim: int) -> int:
+    """The largest power of two, at most 128, that divides ``head_dim``."""
+    return math.gcd(head_dim, LARGEST_BLOCK)
+
+
+def turning(rope: Rope, head_dim: int) -> Turn | None:
+    """Cosines and sines for each place in a group; None for heads that the kernels cannot turn."""
+    n_layer, pairs = rope.angles.shape
+    if head_dim > LARGEST_HEAD or head_dim % 2 or 2 * pairs > head_dim:
+        return None
+    kinds, kind = np.unique(rope.angles, axis=0, return_inverse=True)
+    if len(kinds) > 255:
+        return None
+    angle = kinds.astype(np.float64)[:, None] * np.arange(GROUP)[:, None]
+    table = np.zeros((len(kinds), GROUP, 2, head_dim), np.float32)
+    table[:, :, 0] = 1
+    first = np.arange(pairs) if rope.halves else 2 * np.arange(pairs)
+    second = first + (pairs if rope.halves else 1)
+    table[:, :, 0, first] = table[:, :, 0, second] = np.cos(angle)
+    table[:, :, 1, first], table[:, :, 1, second] = -np.sin(angle), np.sin(angle)
+    return Turn(table, kind.reshape(n_layer).astype(np.uint8), pairs, rope.halves)

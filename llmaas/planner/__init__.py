@@ -1,0 +1,5 @@
+"""The planner: one pure function from events and time to actions.
+
+Law: pure. Nothing in this package reads a clock, a file, a socket or a model; time is an argument. ``service`` carries
+the actions out in real time, ``replay`` in virtual time.
+"""

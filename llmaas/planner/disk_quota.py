@@ -1,0 +1,194 @@
+"""The disk quota: whose chunks stay on DISK when there is not room for all.
+
+Law: the chunks of the coldest contexts go first, the last chunk of a context before its first; a chunk is as warm as
+the warmest context that contains it. Nothing that moves or is pinned is touched: it is looked at again when it comes to
+rest. Work per event is that of the context in use and of the chunks that go; idle contexts cost nothing.
+
+Contexts stand in the order of their last use. The coldest are *cooled* from their ends; a chunk that only cooled
+contexts contain loses its DISK copy (``Chunk.cold`` counts them). Rejected: an order over chunks, which takes 100 bytes
+for each chunk on disk, and an owner for every chunk, who may be colder than others that share it.
+"""
+
+from __future__ import annotations
+
+from collections import OrderedDict
+from collections.abc import Callable, Iterable
+
+from llmaas.kvchunks.ledger import Copy, Ledger
+from llmaas.planner.actions import Action, DropDisk
+from llmaas.planner.state import Context, Tally
+from llmaas.records import ChunkKey, ContextId
+
+
+class DiskQuota:
+    """Admits chunks to DISK under ``quota`` bytes. ``lost`` is told of chunks that have no copy left."""
+
+    def __init__(self, quota: int, ledger: Ledger, tally: Tally, lost: Callable[[ChunkKey], None]) -> None:
+        self.quota = quota
+        self._ledger, self._tally, self._lost = ledger, tally, lost
+        self._order: OrderedDict[ContextId, Context] = OrderedDict()
+        """Contexts that are not wholly cooled, coldest first."""
+        self._refused: set[ChunkKey] = set()
+        """Chunks of the POOL that DISK has no room for: they may leave the POOL all the same."""
+        self._spare: dict[ChunkKey, None] = {}
+        """Chunks that have become cold without need, by a context that went or a pin that ended: the first to go."""
+        self._gone: list[ChunkKey] = []
+        """Dropped from the books, but the store has yet to be told."""
+        self._full = False
+        self._uses = 0
+
+    def use(self, context: Context) -> None:
+        """The context is in use: from now on it is the warmest. To be called before its keys change."""
+        self._uses += 1
+        context.used = self._uses
+        for key in context.keys[len(context.keys) - context.cooled :]:
+            self._ledger.warm(key)
+        context.cooled = 0
+        self._order[context.id] = context
+        self._order.move_to_end(context.id)
+
+    def closed(self, context: Context) -> None:
+        self._order.pop(context.id, None)
+
+    # -- chunks that want to DISK
+
+    def admit(self, key: ChunkKey, owner: ContextId) -> bool:
+        """Whether a chunk of the POOL may be written; contexts colder than ``owner`` make room.
+
+        ``flush`` comes before the write.
+        """
+        chunk = self._ledger.chunk(key)
+        if chunk.cold < chunk.refs and self._make_room(chunk.pool_bytes, owner):
+            self._refused.discard(key)
+            return True
+        if key not in self._refused:
+            self._refused.add(key)
+            self._tally.writes_refused += 1
+        return False
+
+    def missed(self, context: Context) -> list[ChunkKey]:
+        """Chunks of a context in use that were refused: their time may have come."""
+        return [key for key in context.keys if key in self._refused] if self._refused else []
+
+    def refused(self, key: ChunkKey) -> bool:
+        return key in self._refused
+
+    def forget(self, key: ChunkKey) -> None:
+        """The chunk left the POOL."""
+        self._refused.discard(key)
+
+    def _make_room(self, nbytes: int, owner: ContextId) -> bool:
+        need = self._ledger.disk_used + nbytes - self.quota
+        return need <= 0 or (nbytes <= self.quota and self._cool(need, self._used(owner)) >= need)
+
+    def _used(self, owner: ContextId) -> int:
+        context = self._order.get(owner)
+        return context.used if context is not None else 0
+
+    def flush(self, out: list[Action]) -> None:
+        """Tell the store of all that was dropped, at once: each time it is a transaction."""
+        if self._gone:
+            out.append(DropDisk(tuple(self._gone)))
+            self._gone.clear()
+
+    # -- making room
+
+    def set_quota(self, nbytes: int, out: list[Action]) -> list[tuple[ContextId, ChunkKey]]:
+        """Keep to ``nbytes`` from now on. If that is more than before: refused chunks to try again, warmest first."""
+        raised, self.quota = nbytes > self.quota, nbytes
+        self.shrink(out)
+        if not raised or not self._refused:
+            return []
+        return [(context.id, key) for context in reversed(self._order.values()) for key in self.missed(context)]
+
+    def shrink(self, out: list[Action]) -> None:
+        """Drop what exceeds the quota."""
+        if (need := self._ledger.disk_used - self.quota) > 0:
+            self._cool(need, self._uses + 1)
+            self.flush(out)
+
+    def disk_is_full(self, keys: list[ChunkKey], owner: ContextId, out: list[Action]) -> bool:
+        """A write found the disk full: drop whole colder contexts, whose files then go. True if that freed something.
+
+        Once: until something is written, or a call has returned (``found_room``), further writes just fail.
+        """
+        if self._full:
+            return False
+        self._full = True
+        freed = self._cool(sum(self._ledger.chunk(key).pool_bytes for key in keys), self._used(owner), whole=True)
+        self.flush(out)
+        return freed > 0
+
+    def found_room(self) -> None:
+        """The disk has room again, or may have."""
+        self._full = False
+
+    def _cool(self, need: int, colder_than: int, *, whole: bool = False) -> int:
+        """Cool contexts, coldest first, until ``need`` bytes of DISK are free; bytes that came free."""
+        freed, done = 0, []
+        while self._spare and freed < need:
+            key, _ = self._spare.popitem()
+            freed += self._drop_if_cold(key) if key in self._ledger else 0
+        for context in self._order.values():
+            if freed >= need or context.used >= colder_than:
+                break
+            while context.cooled < len(context.keys) and (freed < need or whole):
+                context.cooled += 1
+                key = context.keys[-context.cooled]
+                self._ledger.cool(key)
+                freed += self._drop_if_cold(key)
+            if context.cooled == len(context.keys):
+                done.append(context.id)
+        for cold in done:
+            del self._order[cold]
+        return freed
+
+    def settle(self, keys: Iterable[ChunkKey]) -> None:
+        """Chunks came to rest or lost a context: those that only cooled contexts contain need not stay."""
+        for key in keys:
+            if key in self._ledger and self._is_cold(key):
+                self._spare[key] = None
+            else:
+                self._spare.pop(key, None)
+
+    def _is_cold(self, key: ChunkKey) -> bool:
+        chunk = self._ledger.chunk(key)
+        return chunk.cold == chunk.refs and chunk.disk is Copy.PRESENT and not chunk.pins and not chunk.moving
+
+    def _drop_if_cold(self, key: ChunkKey) -> int:
+        """Bytes of DISK that this frees; 0 if the chunk stays."""
+        if not self._is_cold(key):
+            return 0
+        chunk = self._ledger.chunk(key)
+        nbytes = chunk.disk_bytes
+        self._ledger.drop_disk(key)
+        self._gone.append(key)
+        self._tally.chunks_left_disk += 1
+        if chunk.pool is Copy.PRESENT:
+            self._refused.add(key)
+        else:
+            self._lost(key)
+        return nbytes
+
+    # -- books
+
+    def check(self, contexts: list[Context]) -> list[str]:
+        """Problems found; empty when the books balance."""
+        cold: dict[ChunkKey, int] = {}
+        problems = []
+        for context in contexts:
+            for key in context.keys[len(context.keys) - context.cooled :]:
+                cold[key] = cold.get(key, 0) + 1
+            if (context.id in self._order) < (context.cooled < len(context.keys)):
+                problems.append(f"context {context.id} is out of the quota's order")
+        for context in contexts:
+            for key in context.keys:
+                chunk = self._ledger.chunk(key)
+                if chunk.cold != cold.get(key, 0):
+                    problems.append(f"chunk {key.hex()}: {chunk.cold} cold contexts on the books")
+        for key in self._refused:
+            if key not in self._ledger or self._ledger.chunk(key).pool is not Copy.PRESENT:
+                problems.append(f"chunk {key.hex()} is refused and not in the POOL")
+        if self._ledger.disk_used > self.quota:
+            problems.append(f"DISK: {self._ledger.disk_used} bytes of {self.quota}")
+        return problems

@@ -1,0 +1,230 @@
+"""What the planner is told.
+
+Law: plain values only. An event says what has happened in the world, or how an action (``actions``) ended. Token values
+never appear here: the planner knows positions and keys.
+"""
+
+from __future__ import annotations
+
+import enum
+from dataclasses import dataclass
+
+from llmaas.records import AppId, ChunkKey, ChunkNotes, ChunkTolerance, ContextId, RequestId
+
+
+@dataclass(frozen=True, slots=True)
+class ContextOpened:
+    """A context exists (created, forked, or found at start). ``keys`` cover its first ``n_kv`` tokens.
+
+    ``idle``: seconds since it was last used.
+    """
+
+    context: ContextId
+    app: AppId
+    keys: tuple[ChunkKey, ...] = ()
+    n_kv: int = 0
+    idle: float = 0.0
+
+
+@dataclass(frozen=True, slots=True)
+class ContextChanged:
+    """A context's committed tokens changed: a call returned, or it was truncated.
+
+    ``keys`` name its chunks from chunk index ``first`` on; earlier ones are as they were. Together
+    they cover the first ``n_kv`` tokens. KV beyond ``n_kv`` is void.
+    """
+
+    context: ContextId
+    first: int
+    keys: tuple[ChunkKey, ...]
+    n_kv: int
+
+
+@dataclass(frozen=True, slots=True)
+class ContextClosed:
+    """A context was deleted. ``gone``: chunks whose copies on DISK went with it, whoever else contains them."""
+
+    context: ContextId
+    gone: tuple[ChunkKey, ...] = ()
+
+
+@dataclass(frozen=True, slots=True)
+class ChunksFound:
+    """What the store holds, told once at start after every ContextOpened: (key, bytes, what is known of it)."""
+
+    chunks: tuple[tuple[ChunkKey, int, ChunkNotes | None], ...]
+
+
+@dataclass(frozen=True, slots=True)
+class Submitted:
+    """A call wants its context in CELLS, ``n_total`` tokens computed, then ``max_new`` generated.
+
+    ``max_new`` 0 is an append. At most one call of a context is submitted at a time.
+    """
+
+    request: RequestId
+    context: ContextId
+    n_total: int
+    max_new: int
+    priority: int = 5
+    deadline: float | None = None
+    """The moment from which nobody wants it any more."""
+    rate: float | None = None
+    """Tokens per second that it may generate at most."""
+    adapter: str = ""
+    """LoRA adapter that its steps need; only calls with the same one share a step."""
+    adapter_bytes: int = 0
+    """What that takes in memory."""
+
+
+@dataclass(frozen=True, slots=True)
+class CancelRequested:
+    request: RequestId
+
+
+@dataclass(frozen=True, slots=True)
+class PriorityChanged:
+    """A call that waits or runs is more, or less, urgent than it was."""
+
+    request: RequestId
+    priority: int
+
+
+@dataclass(frozen=True, slots=True)
+class RateChanged:
+    """Tokens per second that an app, or without ``app`` all calls together, may generate at most; None: no limit."""
+
+    app: AppId | None
+    rate: float | None
+
+
+@dataclass(frozen=True, slots=True)
+class DutyChanged:
+    """Share of the time, above 0 and at most 1, that the engine may compute."""
+
+    duty: float
+
+
+@dataclass(frozen=True, slots=True)
+class Woken:
+    """The time that WakeAt asked for has come."""
+
+
+class Drawn(enum.Enum):
+    """What became of one item of a step."""
+
+    NOTHING = "nothing"
+    """The item drew no token."""
+    TOKEN = "token"
+    """A token was drawn and joined the context."""
+    LAST = "last"
+    """A token was drawn, joined the context, and ends the answer (a stop string)."""
+    END = "end"
+    """An end-of-generation token was drawn; it does not join the context."""
+
+
+@dataclass(frozen=True, slots=True)
+class StepDone:
+    """``drawn`` is parallel to the items of the step.
+
+    A burst that ran ``steps`` steps drew TOKEN for every item in all but the last one; ``drawn`` is of the last.
+    """
+
+    step: int
+    drawn: tuple[Drawn, ...]
+    steps: int = 1
+
+
+@dataclass(frozen=True, slots=True)
+class StepFailed:
+    """The engine could not run the step; the sequences are as before it. ``aborted``: AbortStep asked for that."""
+
+    step: int
+    aborted: bool = False
+
+
+@dataclass(frozen=True, slots=True)
+class Loaded:
+    """A load ended: its first ``n_loaded`` chunks are in CELLS; ``damaged`` ones failed their checks."""
+
+    load: int
+    n_loaded: int
+    damaged: tuple[ChunkKey, ...] = ()
+
+
+@dataclass(frozen=True, slots=True)
+class Fetched:
+    """A fetch ended: bytes in the POOL per chunk, 0 where the copy on DISK is missing or damaged."""
+
+    fetch: int
+    nbytes: tuple[int, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class Saved:
+    """A save ended: bytes in the POOL per chunk, 0 where coding failed."""
+
+    save: int
+    nbytes: tuple[int, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class Written:
+    """A write ended: bytes on DISK per chunk, 0 where it failed (I/O error, or ``full``: the disk has no room)."""
+
+    write: int
+    nbytes: tuple[int, ...]
+    full: bool = False
+
+
+@dataclass(frozen=True, slots=True)
+class Measured:
+    """A measurement ended: what it could tell of some of its chunks."""
+
+    measure: int
+    scores: tuple[tuple[ChunkKey, ChunkTolerance], ...]
+
+
+@dataclass(frozen=True, slots=True)
+class Lowered:
+    """Chunks were coded again: bytes in the POOL per chunk, 0 where the POOL still has the old form."""
+
+    lower: int
+    nbytes: tuple[int, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class BudgetChanged:
+    """What POOL or DISK may hold from now on; None leaves it as it is."""
+
+    pool_bytes: int | None = None
+    disk_bytes: int | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Flush:
+    """The service is about to stop: what was held back from DISK, since it would soon be replaced, goes there now."""
+
+
+Event = (
+    ContextOpened
+    | ContextChanged
+    | ContextClosed
+    | ChunksFound
+    | Submitted
+    | CancelRequested
+    | PriorityChanged
+    | RateChanged
+    | DutyChanged
+    | Woken
+    | StepDone
+    | StepFailed
+    | Loaded
+    | Fetched
+    | Saved
+    | Written
+    | Measured
+    | Lowered
+    | BudgetChanged
+    | Flush
+)

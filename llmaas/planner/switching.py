@@ -1,0 +1,162 @@
+"""Switching: how a context's chunks come back into CELLS.
+
+Law: cells are filled in ascending order; after each piece that was loaded or computed the rest is planned anew, by what
+the ledger says then. So a chunk that proves damaged, a copy that has gone meanwhile, and a disk that is slower than
+expected need no case of their own.
+
+Where reading is slow, chunks are read from DISK into the POOL from the back of what is missing, while the front is
+computed (``planner/read_ahead``); what was read stays pinned until it is loaded.
+"""
+
+from __future__ import annotations
+
+from llmaas.kvchunks.ledger import Copy
+from llmaas.planner.actions import Action, ChunkSource, LoadChunks, StopLoad, Switched
+from llmaas.planner.cost_model import SwitchCosts
+from llmaas.planner.events import Loaded
+from llmaas.planner.pool_books import SwapBooks
+from llmaas.planner.read_ahead import ReadAhead
+from llmaas.planner.state import Cells, Context, Job, PlannerSettings, Stage, Tally
+from llmaas.policies.split import SplitPolicy
+from llmaas.records import CHUNK_TOKENS, Tier
+
+
+class Switching:
+    """The loads under way, and the next piece of every job that is switching."""
+
+    def __init__(
+        self, swap: SwapBooks, cells: Cells, split: SplitPolicy, settings: PlannerSettings, tally: Tally
+    ) -> None:
+        self._swap, self._cells, self._tally = swap, cells, tally
+        self._slice = max(1, settings.prefill_slice // CHUNK_TOKENS)
+        self.costs = SwitchCosts()
+        self.reads = ReadAhead(swap, split, self.costs)
+        self._loads: dict[int, tuple[Job, LoadChunks, float]] = {}
+
+    def advance(self, job: Job, now: float, out: list[Action]) -> bool:
+        """Begin the next piece of the way back; True if the context is back and its prefill may begin."""
+        context, ledger = job.context, self._swap.ledger
+        if context.cells >= min(job.covered, job.goal):
+            self._arrive(job, out)
+            return True
+        index, rest = divmod(context.cells, CHUNK_TOKENS)
+        if rest and ledger.tier(context.keys[index]) is not Tier.NONE:
+            # Part of a chunk is in CELLS and a copy of all of it exists: take the copy.
+            self._cells.trim(context, index * CHUNK_TOKENS, out)
+            job.from_cells = min(job.from_cells, context.cells)
+        chunk = ledger.chunk(context.keys[index])
+        if chunk.pool is Copy.ARRIVING:
+            return False  # it is being coded or read right now; its arrival brings us back here
+        if chunk.tier is Tier.NONE:
+            self._compute(job, self._end(job, index, lost=True), now, out)
+            return False
+        stop = self._end(job, index, lost=False)
+        read = self.reads.plan(job, index, stop, now, out)
+        if read is None:
+            self._load(job, index, self.reads.in_one_go(context.keys[index:stop]) + index, now, out)
+        elif read.first > index:
+            self._load(job, index, read.first, now, out)
+        else:
+            self._compute(job, index + min(read.computed, self._slice), now, out)
+        return False
+
+    def _end(self, job: Job, index: int, *, lost: bool) -> int:
+        """The end of the run of chunks from ``index`` on that are lost, or that have a copy at rest."""
+        context, ledger = job.context, self._swap.ledger
+        stop, last = index, -(-job.covered // CHUNK_TOKENS)
+        while stop < last:
+            chunk = ledger.chunk(context.keys[stop])
+            if (chunk.tier is Tier.NONE) != lost or (not lost and chunk.pool is Copy.ARRIVING):
+                break
+            stop += 1
+        return stop
+
+    def _compute(self, job: Job, stop: int, now: float, out: list[Action]) -> None:
+        """Compute the chunks before ``stop``; meanwhile some of those behind are read."""
+        job.until = min(stop * CHUNK_TOKENS, job.covered, job.goal)
+        job.stage = Stage.RECOMPUTING
+        self.read_on(job, now, out)
+
+    def read_on(self, job: Job, now: float, out: list[Action]) -> None:
+        """While the job computes: keep reading what lies behind."""
+        last = -(-job.covered // CHUNK_TOKENS)
+        first = -(-job.until // CHUNK_TOKENS)
+        if job.stage is Stage.RECOMPUTING and first < last:
+            self.reads.plan(job, first, last, now, out)
+
+    def _load(self, job: Job, first: int, stop: int, now: float, out: list[Action]) -> None:
+        context, ledger = job.context, self._swap.ledger
+        keys = context.keys[first:stop]
+        wanted = 0
+        for key in keys:
+            ledger.pin(key)  # all of them first, so that none evicts another
+            chunk = ledger.chunk(key)
+            wanted += chunk.disk_bytes if chunk.pool is Copy.ABSENT else 0
+        if wanted:
+            self._swap.make_room(wanted, out, context.id)  # at once, if all of it can stay
+        sources = []
+        room = True
+        for i, key in enumerate(keys, start=first):
+            tier = ledger.tier(key)
+            keep = room and tier is Tier.DISK and self._swap.reserve_copy(key, out)
+            room = room and (keep or tier is not Tier.DISK)  # where one finds no room, the others need not ask
+            start = i * CHUNK_TOKENS
+            sources.append(ChunkSource(key, start, min(start + CHUNK_TOKENS, context.n_kv), tier, keep))
+        assert context.seq is not None
+        load = LoadChunks(self._swap.next_id(), context.id, context.seq, tuple(sources))
+        self._loads[load.load] = (job, load, now)
+        job.stage = Stage.LOADING
+        out.append(load)
+
+    def stop(self, job: Job, out: list[Action]) -> None:
+        """The job has no more use for what is being loaded for it: its answer shall come soon."""
+        out += [StopLoad(number) for number, (of, _, _) in self._loads.items() if of is job]
+
+    def loaded(self, event: Loaded, now: float, out: list[Action]) -> tuple[Job, bool]:
+        """A load ended: its job, and whether that can go on (a load that stops short without damage cannot)."""
+        job, load, began = self._loads.pop(event.load)
+        damaged = frozenset(event.damaged)
+        if event.n_loaded == len(load.chunks):
+            self._learn(load, now - began)
+        for i, source in enumerate(load.chunks):
+            ok = i < event.n_loaded
+            self.reads.release(job, source.key)
+            self._swap.loaded(source, ok=ok, damaged=source.key in damaged, now=now, out=out)
+            if ok:
+                _count(job, job.context, source)
+        self._swap.sweep([source.key for source in load.chunks], out)
+        job.stage = Stage.SWITCHING
+        return job, event.n_loaded == len(load.chunks) or bool(damaged)
+
+    def _learn(self, load: LoadChunks, seconds: float) -> None:
+        """What the load took tells of decoding, or of the disk if that was what it waited for."""
+        nbytes = dict.fromkeys((Tier.POOL, Tier.DISK), 0)
+        for source in load.chunks:
+            chunk = self._swap.ledger.chunk(source.key)
+            nbytes[source.tier] += chunk.pool_bytes if source.tier is Tier.POOL else chunk.disk_bytes
+        if not nbytes[Tier.DISK]:
+            self.costs.has_placed(nbytes[Tier.POOL], seconds)
+        elif seconds > 2 * self.costs.place(nbytes[Tier.DISK] + nbytes[Tier.POOL]) or not nbytes[Tier.POOL]:
+            self.costs.has_read(nbytes[Tier.DISK], seconds)
+
+    def _arrive(self, job: Job, out: list[Action]) -> None:
+        self._cells.trim(job.context, job.goal, out)
+        job.stage = Stage.PREFILLING
+        self._tally.switches += 1
+        self._tally.tokens_from_cells += job.from_cells
+        self._tally.tokens_from_pool += job.from_pool
+        self._tally.tokens_from_disk += job.from_disk
+        self._tally.tokens_recomputed += job.recomputed
+        out.append(Switched(job.request, job.from_cells, job.from_pool, job.from_disk, job.recomputed))
+
+
+def _count(job: Job, context: Context, source: ChunkSource) -> None:
+    """The chunk is in CELLS."""
+    n = source.stop - source.start
+    if n == CHUNK_TOKENS:  # a partial chunk is kept lossless
+        context.lossy.add(source.start // CHUNK_TOKENS)
+    context.cells = source.stop
+    if source.tier is Tier.POOL and source.key not in job.read:
+        job.from_pool += n
+    else:
+        job.from_disk += n

@@ -1,0 +1,115 @@
+"""Prices for replays: storage devices, machines and models that a trace can be tried on.
+
+Law: figures only. Each row names where they come from; "assumed" is what no source was found for. Replays compare ways
+to decide on the same prices, so what matters is the proportion of storage to computing, over orders of magnitude.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from llmaas.records import Geometry
+
+
+@dataclass(frozen=True, slots=True)
+class Costs:
+    """Prices of a device and a model, in seconds; the defaults are SmolLM2-135M on two x86 cores with NVMe."""
+
+    step: float = 4e-3
+    prefill_token: float = 2.6e-3
+    decode_token: float = 4e-3
+    code_byte: float = 1 / 1.0e9
+    """Per coded byte, encoding or decoding."""
+    cell_byte: float = 1 / 8.0e9
+    """Per f16 byte put into or taken out of cells."""
+    disk_latency: float = 2e-4
+    disk_read_byte: float = 1 / 1.5e9
+    disk_write_byte: float = 1 / 0.5e9
+
+
+@dataclass(frozen=True, slots=True)
+class Storage:
+    """Seconds before the first byte, and bytes per second."""
+
+    latency: float
+    read: float
+    write: float
+
+
+DEVICES: dict[str, Storage] = {
+    # This project's own measurements on a virtual NVMe disk, page cache dropped (docs/format.md).
+    "nvme": Storage(2e-4, 1.5e9, 0.5e9),
+    # Samsung's announcement of UFS 4.0 (2022): 4.2 GB/s read, 2.8 GB/s written; half of it, and the latency, assumed.
+    "ufs4": Storage(1.5e-4, 2.1e9, 1.4e9),
+    # Samsung's announcement of eMMC 5.1 (2015): 250 and 125 MB/s; latency assumed.
+    "emmc": Storage(3e-4, 250e6, 125e6),
+    # SD Association, class A1: at least 1500 reads a second, 10 MB/s sustained write; 80 MB/s (of UHS-I's 104) assumed.
+    "sd": Storage(0.7e-3, 80e6, 10e6),
+    # Assumed, usual for 7200 rpm.
+    "hdd": Storage(12e-3, 160e6, 140e6),
+}
+
+
+@dataclass(frozen=True, slots=True)
+class Machine:
+    """What it reaches in practice: operations per second in prefill, bytes per second of weights in decode, coded bytes
+    per second in the codec, f16 bytes per second into cells."""
+
+    flops: float
+    weights: float
+    code: float
+    cells: float
+
+
+MACHINES: dict[str, Machine] = {
+    # Two x86 cores, SmolLM2-135M: 2.6 ms a token in prefill, 8 ms in decode, codec as in docs/compression.md.
+    "pc": Machine(1.04e11, 1.0e10, 1.0e9, 8e9),
+    # Assumed: a phone of 2024, llama.cpp on its large cores, 15 tokens a second in prefill of 7B.
+    "phone": Machine(2.0e11, 3.0e10, 1.0e9, 8e9),
+    # LLMS (arXiv 2403.11805): 4096 tokens of Llama-2-7B in 22.92 s on a Xiaomi 14; the rest as "phone".
+    "phone-npu": Machine(2.4e12, 3.0e10, 1.0e9, 8e9),
+    # Assumed: four small cores of a single-board computer, LPDDR4X.
+    "board": Machine(4.0e10, 8.0e9, 0.3e9, 3e9),
+    # Assumed: a small discrete GPU; cells are filled over PCIe.
+    "gpu": Machine(2.0e13, 3.0e11, 1.0e9, 8e9),
+}
+
+
+@dataclass(frozen=True, slots=True)
+class Model:
+    parameters: float
+    geometry: Geometry
+    ctx_limit: int = 4096
+    """Tokens that replays use at most; what the models can take is more."""
+
+
+def _gqa(n_layer: int, kv_heads: int, head_dim: int) -> Geometry:
+    return Geometry(n_layer, kv_heads * head_dim, kv_heads * head_dim, head_dim, head_dim)
+
+
+MODELS: dict[str, Model] = {
+    # Layers, KV heads and head dimension: the models' published config.json.
+    "0.1B": Model(0.135e9, _gqa(30, 3, 64)),  # SmolLM2-135M
+    "0.5B": Model(0.494e9, _gqa(24, 2, 64)),  # Qwen2.5-0.5B
+    "1B": Model(1.24e9, _gqa(16, 8, 64)),  # Llama-3.2-1B
+    "3B": Model(3.21e9, _gqa(28, 8, 128)),  # Llama-3.2-3B
+    "8B": Model(8.03e9, _gqa(32, 8, 128)),  # Llama-3.1-8B
+}
+_WEIGHT_BITS = 4.5
+_STEP_S = 1e-3
+"""Assumed: what a step costs before its first token."""
+
+
+def costs(device: str, machine: str, model: str) -> Costs:
+    """Prices of a storage device, a machine and a model, by their names in the tables; KeyError for others."""
+    storage, computer, parameters = DEVICES[device], MACHINES[machine], MODELS[model].parameters
+    return Costs(
+        step=_STEP_S,
+        prefill_token=2 * parameters / computer.flops,
+        decode_token=parameters * _WEIGHT_BITS / 8 / computer.weights,
+        code_byte=1 / computer.code,
+        cell_byte=1 / computer.cells,
+        disk_latency=storage.latency,
+        disk_read_byte=1 / storage.read,
+        disk_write_byte=1 / storage.write,
+    )

@@ -1,0 +1,136 @@
+"""The LoRA adapters that calls may name: registered at start or while the service runs.
+
+Law: a name means one file with one content; KV is named by the content (``root``), so that what was computed with other
+weights is never taken for it. An adapter was loaded once before it is registered.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import re
+import reprlib
+from collections.abc import Awaitable, Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+from llmaas.engine.adapter_cache import AdapterFile, AdapterShelf, examine
+from llmaas.engine.thread import EngineThread
+from llmaas.errors import AdapterUnreadable, BadRequest, UnknownAdapter
+from llmaas.kvchunks.keys import namespace
+from llmaas.kvchunks.store.store import AdapterRow, Store
+from llmaas.records import AdapterInfo, AppId
+
+log = logging.getLogger(__name__)
+
+_NAME = re.compile(r"[A-Za-z0-9._-]{1,64}")
+
+
+class Adapters:
+    """``rows`` runs a job on the store's thread, ``budget`` is in bytes. For one event loop."""
+
+    def __init__(self, thread: EngineThread, store: Store, rows: Callable[..., Awaitable[Any]], budget: int) -> None:
+        self.shelf = AdapterShelf(thread.engine, budget)
+        self._thread, self._store, self._rows = thread, store, rows
+        self._model = thread.engine.info.fingerprint
+        self._files: dict[str, AdapterFile] = {}
+
+    async def start(self, configured: Sequence[tuple[str, Path]]) -> None:
+        """Register what was registered before, and what the settings name. Raises what ``add`` does for the latter.
+
+        An earlier one whose file is gone stays registered: its calls fail until it is back.
+        """
+        for row in await self._rows(self._store.adapters.all):
+            file = AdapterFile(row.name, Path(row.path), row.fingerprint)
+            try:
+                file = await asyncio.to_thread(examine, row.name, file.path)
+            except AdapterUnreadable as error:
+                log.warning("adapter %s: %s", row.name, error.message)
+            if file.fingerprint != row.fingerprint:
+                log.warning("adapter %s: its file has changed; what was computed with it is not used", row.name)
+            self._files[row.name] = file
+        for name, path in configured:
+            self._files[name] = await self._tried(name, path)
+
+    # -- what calls need
+
+    def file(self, name: str, user: str | None = None) -> AdapterFile | None:
+        """None for "", the bare model. ``user``: the name of the context that has it already. Raises UnknownAdapter."""
+        if name and name not in self._files:
+            if user is None:
+                raise UnknownAdapter(f"there is no adapter {reprlib.repr(name)}")
+            raise UnknownAdapter(
+                f"context {user!r} uses the adapter {name!r}, which is not registered any more",
+                hint="Register it again ('llmaas adapter add'), or name another one in the call, \"\" for none.",
+            )
+        return self._files.get(name)
+
+    def root(self, app: AppId, name: str) -> bytes:
+        """The root of the chunk keys of an app's contexts with this adapter; one of its own for a name unknown now."""
+        if name and name not in self._files:
+            return namespace(app, self._model, f"unknown {name}")
+        return namespace(app, self._model, self._files[name].fingerprint if name else "")
+
+    # -- what operators do
+
+    def infos(self, *, paths: bool) -> list[AdapterInfo]:
+        """By name; ``paths``: with the paths of their files, which are not for every app."""
+        loaded = self.shelf.loaded
+        return [
+            AdapterInfo(name, str(f.path) if paths else "", f.fingerprint, f.size_bytes, f.fingerprint in loaded)
+            for name, f in sorted(self._files.items())
+        ]
+
+    async def add(self, name: str, path: str) -> AdapterInfo:
+        """Register a file under a name, in place of what had it. It stays registered when the service starts again.
+
+        Raises BadRequest (the name, a relative path, larger than the budget), AdapterUnreadable, AdapterMismatch,
+        Busy, StoreFailed, DiskFull; then everything is as it was.
+        """
+        if not _NAME.fullmatch(name):
+            raise BadRequest(f"an adapter's name has 1 to 64 characters of A-Z a-z 0-9 . _ -, not {reprlib.repr(name)}")
+        if not Path(path).is_absolute():
+            raise BadRequest(f"an absolute path is wanted, not {reprlib.repr(path)}")
+        file = await self._tried(name, Path(path))
+        await self._rows(self._store.adapters.keep, AdapterRow(name, path, file.fingerprint))
+        before = self._files.get(name)
+        self._files[name] = file
+        self._put_away(before)
+        return next(info for info in self.infos(paths=True) if info.name == name)
+
+    async def remove(self, name: str) -> None:
+        """Calls that run with it go on to their end. Contexts that use it are kept, and refuse calls until they are
+        given another one. Raises UnknownAdapter."""
+        before = self.file(name)
+        await self._rows(self._store.adapters.forget, name)
+        self._files.pop(name, None)
+        self._put_away(before)
+
+    def stats(self) -> dict[str, object]:
+        loaded = self.shelf.loaded
+        return {
+            "registered": len(self._files),
+            "loaded": len(loaded),
+            "loads": self.shelf.loads,
+            "bytes": {"used": sum(loaded.values()), "budget": self.shelf.budget},
+        }
+
+    # -- inside
+
+    async def _tried(self, name: str, path: Path) -> AdapterFile:
+        file = await asyncio.to_thread(examine, name, path)
+        if file.size_bytes > self.shelf.budget:
+            raise BadRequest(
+                f"adapter {name!r} has {file.size_bytes} bytes; all that are loaded may have {self.shelf.budget}",
+                hint="Start the daemon with more adapter_bytes.",
+            )
+        await asyncio.wrap_future(self._thread.submit(self._try_out, file))
+        return file
+
+    def _try_out(self, file: AdapterFile) -> None:
+        self.shelf.take(file)
+        self.shelf.give_back(file.fingerprint)
+
+    def _put_away(self, file: AdapterFile | None) -> None:
+        if file is not None and all(f.fingerprint != file.fingerprint for f in self._files.values()):
+            self._thread.submit(self.shelf.put_away, file.fingerprint)

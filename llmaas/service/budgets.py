@@ -1,0 +1,82 @@
+"""The budgets of POOL and DISK while the service runs: what was configured, what holds now, and why.
+
+Law: it decides nothing: ``policies.pool_budget`` says what the machine's readings mean, the planner what leaves. All
+here runs on the event loop's thread.
+"""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Callable
+
+from llmaas.clock import Clock
+from llmaas.metrics import Registry
+from llmaas.planner.events import BudgetChanged
+from llmaas.planner.planner import Planner
+from llmaas.policies.pool_budget import PoolBudget, Reading
+from llmaas.records import NO_QUOTA
+
+log = logging.getLogger(__name__)
+
+
+class Budgets:
+    """``give_back`` is asked to return freed memory to the system after a shrink."""
+
+    def __init__(
+        self,
+        planner: Planner,
+        dispatch: Callable[[BudgetChanged], None],
+        give_back: Callable[[], None],
+        clock: Clock,
+        metrics: Registry,
+    ) -> None:
+        self._planner, self._dispatch, self._give_back, self._clock = planner, dispatch, give_back, clock
+        self._policy = PoolBudget(planner.pool_budget)
+        self._metrics = metrics
+        self._heard: Reading | None = None
+
+    def heard(self, reading: Reading) -> None:
+        """The machine has been looked at."""
+        self._heard = reading
+        before = self._policy.nbytes
+        now = self._policy.heard(reading, self._planner.pool_used, self._clock.now())
+        if now != before:
+            log.log(logging.INFO if now < before else logging.DEBUG, "POOL: %d -> %d, by %s", before, now, reading)
+            self._tell(BudgetChanged(pool_bytes=now))
+
+    def set(self, pool_bytes: int | None, disk_bytes: int | None) -> None:
+        """An operator's word. None leaves a budget as it is."""
+        if pool_bytes is not None:
+            self._policy.configure(pool_bytes)
+        if pool_bytes is not None or disk_bytes is not None:
+            log.info("budgets set: POOL %s, DISK %s", pool_bytes, disk_bytes)
+            self._tell(BudgetChanged(pool_bytes, disk_bytes))
+
+    def _tell(self, event: BudgetChanged) -> None:
+        budget, used, start = self._planner.pool_budget, self._planner.pool_used, self._clock.now()
+        self._dispatch(event)
+        if self._planner.pool_budget < budget:
+            self._metrics.histogram("pool_shrink_ms").observe((self._clock.now() - start) * 1e3)
+            self._metrics.counter("pool_shrunk_bytes").add(used - self._planner.pool_used)
+            self._give_back()
+
+    def snapshot(self) -> dict[str, dict[str, object]]:
+        """Budgets and why they are so, as plain values."""
+        planner, policy = self._planner, self._policy
+        quota = planner.disk_quota
+        pool = {
+            "budget": planner.pool_budget,
+            "configured": policy.configured,
+            "used": planner.pool_used,
+            "why": policy.why,
+        }
+        disk: dict[str, object] = {"chunks": planner.disk_used, "quota": "none" if quota >= NO_QUOTA else quota}
+        return {"pool_bytes": pool, "disk_bytes": disk, "memory": self._memory()}
+
+    def _memory(self) -> dict[str, object]:
+        """The last reading, if the machine is watched."""
+        reading = self._heard
+        if reading is None:
+            return {"watched": False}
+        told = {"stalled": reading.stalled, "limit_bytes": reading.limit, "free_bytes": reading.free}
+        return {"watched": True, **{name: value for name, value in told.items() if value is not None}}

@@ -1,0 +1,109 @@
+"""The flight recorder: the events a live planner saw, so that a fresh one can see them again.
+
+Law: what is recorded is enough to plan again: the planner's settings, then every event with its time. It holds
+token counts and chunk keys, never text or token ids. Records are msgpack values, one after another.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import enum
+import logging
+from collections.abc import Iterator
+from contextlib import suppress
+from pathlib import Path
+from typing import Any, BinaryIO, get_args
+
+import msgpack
+
+from llmaas.errors import BadRequest
+from llmaas.planner.events import ChunksFound, Drawn, Event, Measured, StepDone
+from llmaas.planner.state import PlannerSettings
+from llmaas.records import ChunkNotes, ChunkTolerance, Geometry, Precision
+
+log = logging.getLogger(__name__)
+
+_EVENTS = {cls.__name__: cls for cls in get_args(Event)}
+
+
+class Recorder:
+    """Appends to a file; a crash loses at most the last moments. A disk that fails ends the recording, nothing else."""
+
+    def __init__(self, path: Path, settings: PlannerSettings) -> None:
+        self._path = path
+        self._file: BinaryIO | None = path.open("wb")
+        self._pack = msgpack.Packer(default=_plain).pack
+        self._file.write(self._pack(dataclasses.asdict(settings)))
+
+    def write(self, event: Event, now: float) -> None:
+        if self._file is None:
+            return
+        fields = [getattr(event, f.name) for f in dataclasses.fields(event)]
+        try:
+            self._file.write(self._pack([type(event).__name__, now, fields]))
+        except OSError as error:
+            log.error("%s: %s; the recording ends here", self._path, error)
+            self._give_up()
+
+    def close(self) -> None:
+        if self._file is not None:
+            try:
+                self._file.close()
+            except OSError as error:
+                log.error("%s: %s; the recording lacks its end", self._path, error)
+                self._give_up()
+
+    def _give_up(self) -> None:
+        file, self._file = self._file, None
+        if file is not None:
+            with suppress(OSError):  # it tries to write once more
+                file.close()
+
+
+def read(path: Path) -> tuple[PlannerSettings, Iterator[tuple[Event, float]]]:
+    """The settings and events of a recorded run. Raises BadRequest if the file is not a recording."""
+    file = path.open("rb")
+    unpacker = msgpack.Unpacker(file, raw=False, use_list=False)
+    try:
+        head = dict(next(unpacker))
+        head["geometry"] = Geometry(**head["geometry"])
+        head["precision"] = Precision(**head["precision"])
+        settings = PlannerSettings(**head)
+    except (StopIteration, TypeError, KeyError, ValueError, msgpack.UnpackException) as e:
+        file.close()
+        raise BadRequest(f"{path} is not a recording: {e}") from e
+
+    def events() -> Iterator[tuple[Event, float]]:
+        with file:
+            for name, now, fields in unpacker:
+                yield _event(name, fields), now
+
+    return settings, events()
+
+
+def _plain(value: Any) -> Any:
+    if isinstance(value, enum.Enum):
+        return value.value
+    if isinstance(value, Precision):
+        return value.k, value.v
+    raise TypeError(f"cannot record {value!r}")
+
+
+def _event(name: str, fields: tuple[Any, ...]) -> Event:
+    cls = _EVENTS[name]
+    if cls is StepDone:
+        step, drawn, steps = fields
+        return StepDone(step, tuple(Drawn(d) for d in drawn), steps)
+    if cls is Measured:
+        return Measured(fields[0], tuple((key, ChunkTolerance(*found)) for key, found in fields[1]))
+    if cls is ChunksFound:
+        return ChunksFound(tuple((key, nbytes, _notes(notes)) for key, nbytes, notes in fields[0]))
+    event: Event = cls(*fields)
+    return event
+
+
+def _notes(fields: tuple[Any, ...] | None) -> ChunkNotes | None:
+    if fields is None:
+        return None
+    (k, v), tolerance = fields
+    return ChunkNotes(Precision(k, v), None if tolerance is None else ChunkTolerance(*tolerance))

@@ -1,0 +1,247 @@
+"""Queries copied out of llama.cpp's graph, and how keys turn, on the packaged model."""
+
+from __future__ import annotations
+
+import ctypes
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+import pytest
+
+from llmaas.calls import Sampling
+from llmaas.engine.base import BatchItem
+from llmaas.engine.llama import query_probe as llama_probe
+from llmaas.engine.llama.engine import LlamaEngine
+from llmaas.engine.llama.lib import C
+from llmaas.engine.llama.query_probe import QueryProbe, sampled
+from llmaas.records import F32, Queries
+
+N = 330
+"""Tokens of a context: three ubatches of one batch."""
+NOISE = 0.05
+"""Most that queries of one token differ by, relative to the layer's largest, when slices differ. Seen: up to 0.03."""
+
+
+def make(path: Path) -> LlamaEngine:
+    return LlamaEngine(path, n_cells=1536, n_seqs=3, n_threads=1)
+
+
+@pytest.fixture(scope="module")
+def shared(gguf: Path) -> Iterator[LlamaEngine]:
+    engine = make(gguf)
+    yield engine
+    engine.close()
+
+
+@pytest.fixture
+def engine(shared: LlamaEngine) -> LlamaEngine:
+    for seq in range(shared.n_seqs):
+        shared.drop(seq, 0)
+        shared.take_queries(seq)
+    return shared
+
+
+def words(engine: LlamaEngine, n: int = N) -> list[int]:
+    text = " ".join(f"On day {day} the old captain walked {day * 7 % 31} miles to the sea." for day in range(99))
+    return engine.tokenize(text, special=False, bos=False)[:n]
+
+
+def feed(engine: LlamaEngine, seq: int, tokens: list[int], slice_: int) -> None:
+    for at in range(0, len(tokens), slice_):
+        engine.step([BatchItem(seq, engine.length(seq), tokens[at : at + slice_])])
+
+
+def taken(engine: LlamaEngine, seq: int = 0) -> Queries:
+    queries = engine.take_queries(seq)
+    assert queries is not None
+    return queries
+
+
+def apart(a: Queries, b: Queries) -> float:
+    """The largest difference, relative to the largest value of its layer."""
+    x, y = a.values.astype(np.float64), b.values.astype(np.float64)
+    over = (0, 2, 3)
+    return float((np.abs(x - y).max(axis=over) / np.abs(x).max(axis=over)).max())
+
+
+# -- which
+
+
+def test_one_position_of_every_twelve_is_sampled_and_never_the_first() -> None:
+    found = list(sampled(0, 12_000))
+    assert [position // 12 for position in found] == list(range(1000))
+    assert {position % 12 for position in found} == set(range(12))
+    assert found[0] > 0
+    assert [p for start in range(0, 12_000, 7) for p in sampled(start, min(start + 7, 12_000))] == found
+
+
+# -- what
+
+
+def test_queries_are_those_of_their_tokens_however_the_prefill_was_cut(engine: LlamaEngine) -> None:
+    tokens = words(engine)
+    feed(engine, 0, tokens, 512)
+    whole = taken(engine)
+    assert whole.positions.tolist() == list(sampled(0, N))
+    assert whole.positions.dtype == np.int32 and whole.values.dtype == np.float16
+    assert whole.values.shape == (len(whole.positions), 30, 9, 64)
+    engine.drop(0, 0)
+    feed(engine, 0, tokens, 50)
+    cut = taken(engine)
+    assert np.array_equal(cut.positions, whole.positions)
+    assert apart(whole, cut) < NOISE
+    others = Queries(whole.positions[1:], whole.values[:-1])
+    assert apart(others, Queries(cut.positions[1:], cut.values[1:])) > 4 * NOISE, "any token's would have done"
+
+
+def test_decoded_tokens_are_sampled_like_prefilled_ones_and_sequences_are_kept_apart(engine: LlamaEngine) -> None:
+    tokens = words(engine, 80)
+    feed(engine, 2, tokens, 80)
+    alone = taken(engine, 2)
+    engine.set_sampler(0, Sampling())
+    for position, token in enumerate(tokens):  # one decodes what the other is given five at a time
+        items = [BatchItem(0, position, [token], sampler=0)]
+        if position < 16:
+            items.insert(0, BatchItem(1, 5 * position, tokens[5 * position : 5 * position + 5]))
+        engine.step(items)
+    for seq in (0, 1):
+        queries = taken(engine, seq)
+        assert np.array_equal(queries.positions, alone.positions)
+        assert apart(alone, queries) < NOISE
+
+
+def test_queries_and_exported_kv_make_the_attention_that_the_model_computes(
+    engine: LlamaEngine, gguf: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    tokens, layers = words(engine), (0, 13, 29)
+    outputs: dict[int, list[F32]] = {layer: [] for layer in layers}
+    callback = _listener({f"kqv_out-{layer}".encode(): seen for layer, seen in outputs.items()})
+    monkeypatch.setattr(QueryProbe, "install", lambda self, params: setattr(params, "cb_eval", callback))
+    other = make(gguf)
+    for seen in outputs.values():
+        seen.clear()
+    feed(other, 0, tokens, 512)
+    other.close()
+
+    feed(engine, 0, tokens, 512)
+    queries, slab = taken(engine), engine.export(0, 0, N)
+    for layer in layers:
+        truth = np.concatenate(outputs[layer]).reshape(N, 9, 64)
+        for position, query in zip(queries.positions.tolist(), queries.values[:, layer], strict=True):
+            ours = _attend(query.astype(np.float64), slab.k[layer, : position + 1], slab.v[layer, : position + 1])
+            assert np.linalg.norm(ours - truth[position]) < 0.01 * np.linalg.norm(truth[position])
+
+
+def _attend(query: npt.NDArray[np.float64], k: Any, v: Any) -> npt.NDArray[np.float64]:
+    """softmax(q K^T / sqrt(d)) V of one token's heads (9, 64) over keys and values (n, 3 x 64)."""
+    keys, values = (rows.reshape(-1, 3, 64).astype(np.float64).repeat(3, axis=1) for rows in (k, v))
+    scores = np.einsum("hd,nhd->hn", query, keys) / np.sqrt(64)
+    scores = np.exp(scores - scores.max(axis=1, keepdims=True))
+    return np.asarray(np.einsum("hn,nhd->hd", scores / scores.sum(axis=1, keepdims=True), values))
+
+
+def _listener(wanted: dict[bytes, list[F32]]) -> Any:
+    """A callback for llama.cpp's graph, in Python, that appends what the wanted nodes hold to their lists."""
+    ggml = C._lib
+    name = ctypes.CFUNCTYPE(ctypes.c_char_p, ctypes.c_void_p)(("ggml_get_name", ggml))
+    size = ctypes.CFUNCTYPE(ctypes.c_size_t, ctypes.c_void_p)(("ggml_nbytes", ggml))
+    get = ctypes.CFUNCTYPE(None, ctypes.c_void_p, ctypes.c_void_p, ctypes.c_size_t, ctypes.c_size_t)(
+        ("ggml_backend_tensor_get", ggml)
+    )
+
+    def on_node(tensor: int, ask: bool, _: object) -> bool:
+        seen = wanted.get(name(tensor) or b"")
+        if seen is not None and not ask:
+            values = np.empty(size(tensor) // 4, np.float32)
+            get(tensor, values.ctypes.data, 0, values.nbytes)
+            seen.append(values)
+        return seen is not None or not ask
+
+    return C.ggml_backend_sched_eval_callback(on_node)
+
+
+# -- how long
+
+
+def test_queries_are_taken_once_and_dropped_positions_take_theirs_along(engine: LlamaEngine) -> None:
+    tokens = words(engine, 120)
+    feed(engine, 0, tokens, 120)
+    engine.drop(0, 60)
+    assert taken(engine).positions.tolist() == list(sampled(0, 60))
+    assert engine.take_queries(0) is None
+    feed(engine, 0, tokens[60:], 60)
+    assert taken(engine).positions.tolist() == list(sampled(60, 120))
+    feed(engine, 1, tokens, 120)
+    engine.drop(1, 0)
+    assert engine.take_queries(1) is None
+
+
+def test_an_aborted_step_leaves_no_queries(engine: LlamaEngine, monkeypatch: pytest.MonkeyPatch) -> None:
+    tokens = words(engine, 200)
+    feed(engine, 0, tokens[:100], 100)
+    monkeypatch.setattr(engine._abort, "clear", engine.abort)  # every step is aborted at its first node
+    with pytest.raises(Exception, match="aborted"):
+        feed(engine, 0, tokens[100:], 100)
+    monkeypatch.undo()
+    feed(engine, 0, tokens[100:150], 50)
+    assert taken(engine).positions.tolist() == list(sampled(0, 150))
+
+
+def test_of_a_long_context_the_older_queries_are_thinned_out(
+    engine: LlamaEngine, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(llama_probe, "MOST", 8)
+    feed(engine, 0, words(engine), 512)
+    found, every = taken(engine).positions.tolist(), list(sampled(0, N))
+    assert 4 <= len(found) <= 8
+    assert found == sorted(found) and set(found) <= set(every)
+    assert found[-3:] == every[-3:] and found[0] < N / 2
+
+
+def test_without_the_c_part_everything_works_and_nothing_is_sampled(
+    gguf: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(llama_probe, "_load", lambda: None)
+    engine = make(gguf)
+    feed(engine, 0, words(engine), 512)
+    assert engine.take_queries(0) is None and engine.key_weights() is None
+    assert engine.rope is not None
+    engine.close()
+
+
+# -- what it says about keys
+
+
+def test_weights_are_the_root_mean_square_of_all_queries_over_shared_heads_and_pairs(
+    gguf: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(llama_probe, "_ENOUGH", 16)
+    engine = make(gguf)
+    tokens = words(engine, 144)
+    feed(engine, 0, tokens, 512)
+    assert engine.key_weights() is None, "12 queries are too few"
+    feed(engine, 1, tokens[:64], 64)
+    weights = engine.key_weights()
+    assert weights is not None and weights.shape == (30, 3 * 64) and weights.dtype == np.float32
+    values = np.concatenate([taken(engine, seq).values for seq in (0, 1)]).astype(np.float64)
+    squares = (
+        (values**2).reshape(-1, 30, 3, 3, 32, 2).mean(axis=(0, 3, 5))
+    )  # query, layer, key head, sharing, pair, of it
+    assert np.allclose(weights.reshape(30, 3, 32, 2), np.sqrt(squares)[..., None], rtol=1e-3)
+    engine.close()
+
+
+def test_the_model_turns_its_keys_as_its_metadata_says(engine: LlamaEngine) -> None:
+    rope = engine.rope
+    assert rope is not None and not rope.halves
+    assert np.array_equal(rope.angles, np.tile(100000.0 ** (-np.arange(32) / 32), (30, 1)).astype(np.float32))
+    assert [engine.length(seq) for seq in range(engine.n_seqs)] == [0, 0, 0]
+
+
+def test_looking_at_keys_leaves_every_cell_free(gguf: Path) -> None:
+    engine = LlamaEngine(gguf, n_cells=256, n_seqs=1, n_threads=1)
+    engine.step([BatchItem(0, 0, [1] * engine.n_cells)])
+    engine.close()

@@ -1,0 +1,239 @@
+"""The pool with a real store and codec, on an engine that can be made to refuse."""
+
+from __future__ import annotations
+
+import queue
+import threading
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+from llmaas.engine.base import BatchItem, CellsFull
+from llmaas.engine.fake import FakeEngine
+from llmaas.engine.thread import EngineThread
+from llmaas.errors import StoreFailed
+from llmaas.kvchunks.codec.codec import Codec
+from llmaas.kvchunks.store.store import Store
+from llmaas.kvchunks.tiering.pool import Pool
+from llmaas.planner.actions import (
+    ChunkSource,
+    ChunkTarget,
+    FetchChunks,
+    LoadChunks,
+    LowerChunks,
+    SaveChunks,
+    StopLoad,
+    WriteChunks,
+)
+from llmaas.records import ChunkKey, ContextId, KvSlab, Precision, Tier
+
+N = 10
+KEYS = [ChunkKey(bytes([i]) * 16) for i in range(N)]
+
+
+class Refusing(FakeEngine):
+    """Refuses the load at ``refuse_at``."""
+
+    refuse_at: int | None = None
+
+    def load(self, seq: int, start: int, slab: KvSlab) -> None:
+        if start == self.refuse_at:
+            raise CellsFull("as the test wants")
+        super().load(seq, start, slab)
+
+
+class Bench:
+    def __init__(self, root: Path) -> None:
+        self.thread = EngineThread(Refusing)
+        self.engine = self.thread.engine
+        assert isinstance(self.engine, Refusing)
+        self.root = root
+        self.store = Store(root)
+        self.codec = Codec(self.engine.info.geometry)
+        self.pool = Pool(self.thread, self.codec, self.store)
+
+    def wait(self, begin: Callable[..., None], action: Any) -> Any:
+        answers: queue.SimpleQueue[Any] = queue.SimpleQueue()
+        begin(action, answers.put)
+        return answers.get(timeout=10)
+
+    def fill(self) -> None:
+        """N chunks: computed in sequence 0, saved, written, and sequence 0 emptied."""
+        tokens = [i % 250 for i in range(64 * N)]
+        for start in range(0, len(tokens), 320):
+            self.thread.submit(self.engine.step, [BatchItem(0, start, tokens[start : start + 320])]).result()
+        targets = tuple(ChunkTarget(k, 64 * i, 64 * i + 64, Precision(4, 4)) for i, k in enumerate(KEYS))
+        saved = self.wait(self.pool.save, SaveChunks(1, ContextId("c"), 0, targets))
+        written = self.wait(self.pool.write, WriteChunks(2, ContextId("c"), tuple(KEYS), (None,) * len(KEYS)))
+        sizes = tuple(self.codec.encoded_size(64, Precision(4, 4), sinks=int(i == 0)) for i in range(N))
+        assert saved.nbytes == written.nbytes == sizes
+        self.thread.submit(self.engine.drop, 0, 0).result()
+
+    def load(self, tiers: list[Tier], *, keep: bool = False) -> Any:
+        sources = tuple(
+            ChunkSource(k, 64 * i, 64 * i + 64, t, keep and t is Tier.DISK)
+            for i, (k, t) in enumerate(zip(KEYS, tiers, strict=False))
+        )
+        return self.wait(self.pool.load, LoadChunks(3, ContextId("c"), 0, sources))
+
+    def length(self) -> int:
+        return self.thread.submit(self.engine.length, 0).result()
+
+
+@pytest.fixture
+def bench(tmp_path: Path) -> Iterator[Bench]:
+    bench = Bench(tmp_path)
+    bench.fill()
+    yield bench
+    bench.pool.close()
+    bench.thread.close()
+    bench.store.close()
+
+
+def test_chunks_from_both_tiers_come_back_in_order(bench: Bench) -> None:
+    loaded = bench.load([Tier.POOL, Tier.DISK] * (N // 2))
+    assert (loaded.n_loaded, loaded.damaged) == (N, ())
+    assert bench.length() == 64 * N
+
+
+def test_a_chunk_read_from_disk_is_kept_if_asked_and_counted_once(bench: Bench) -> None:
+    before = bench.pool.nbytes
+    bench.pool.drop(KEYS)
+    assert bench.pool.nbytes == 0
+    bench.load([Tier.DISK] * N)
+    assert bench.pool.nbytes == 0
+    bench.thread.submit(bench.engine.drop, 0, 0).result()
+    bench.load([Tier.DISK] * N, keep=True)
+    assert bench.pool.nbytes == before
+
+
+def test_fetched_chunks_are_in_the_pool_and_damaged_ones_are_not(bench: Bench) -> None:
+    bench.pool.drop(KEYS)
+    bench.store.discard([KEYS[3]])
+    file = next(bench.root.glob("payload/*.kv"))
+    with file.open("r+b") as payload:  # within the last chunk
+        payload.seek(-100, 2)
+        payload.write(b"damage")
+    fetched = bench.wait(bench.pool.fetch, FetchChunks(4, ContextId("c"), tuple(KEYS)))
+    assert [i for i, n in enumerate(fetched.nbytes) if not n] == [3, N - 1]
+    assert bench.pool.nbytes == sum(fetched.nbytes)
+    loaded = bench.load([Tier.POOL] * 3)
+    assert (loaded.n_loaded, loaded.damaged) == (3, ())
+
+
+def test_the_first_damaged_chunk_ends_the_load_and_is_named(bench: Bench) -> None:
+    bench.store.discard([KEYS[6]])
+    loaded = bench.load([Tier.DISK] * N)
+    assert (loaded.n_loaded, loaded.damaged) == (6, (KEYS[6],))
+    assert bench.length() == 64 * 6
+
+
+@pytest.mark.parametrize("chunk", [0, 3, N - 1])
+def test_an_engine_that_refuses_a_chunk_leaves_a_true_count(bench: Bench, chunk: int) -> None:
+    bench.engine.refuse_at = 64 * chunk  # type: ignore[attr-defined]
+    loaded = bench.load([Tier.POOL] * N)
+    assert (loaded.n_loaded, loaded.damaged) == (chunk, ())
+    assert bench.length() == 64 * chunk
+
+
+def test_values_that_no_group_can_hold_are_not_kept(bench: Bench) -> None:
+    slab = bench.engine.blank(64)
+    slab.k[:], slab.v[:] = 0, np.float16(np.inf)
+
+    def export(seq: int, start: int, stop: int) -> KvSlab:
+        return slab
+
+    bench.engine.export = export  # type: ignore[method-assign]
+    target = ChunkTarget(ChunkKey(b"x" * 16), 0, 64, Precision(4, 4))
+    saved = bench.wait(bench.pool.save, SaveChunks(9, ContextId("c"), 0, (target,)))
+    assert saved.nbytes == (0,)
+
+
+def test_chunks_coded_again_are_smaller_and_come_back_and_what_cannot_be_stays(bench: Bench) -> None:
+    before = [len(bench.pool._bytes[k]) for k in KEYS]
+    bench.pool._bytes[KEYS[4]] = b"damaged"
+    chunks = tuple((k, Precision(3, 2)) for k in KEYS[:6])
+    lowered = bench.wait(bench.pool.lower, LowerChunks(5, chunks))
+    assert [bool(n) for n in lowered.nbytes] == [True] * 4 + [False, True]
+    assert all(0 < new < old for i, (new, old) in enumerate(zip(lowered.nbytes, before, strict=False)) if i != 4)
+    loaded = bench.load([Tier.POOL] * 4)
+    assert (loaded.n_loaded, loaded.damaged) == (4, ())
+
+
+def test_a_load_that_finds_no_memory_leaves_a_true_count(bench: Bench) -> None:
+    blank, left = bench.engine.blank, [4]
+
+    def short_of_memory(n_tokens: int) -> KvSlab:
+        left[0] -= 1
+        if left[0] < 0:
+            raise MemoryError
+        return blank(n_tokens)
+
+    bench.engine.blank = short_of_memory  # type: ignore[method-assign]
+    loaded = bench.load([Tier.POOL] * N)
+    assert loaded.damaged == ()  # the chunk is sound: it may be asked for again
+    assert bench.length() == 64 * loaded.n_loaded < 64 * N
+
+
+def test_what_could_not_be_discarded_is_not_taken_for_what_is_written_next(
+    bench: Bench, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    old = bench.store.get(KEYS[:1])[0]
+    bench.wait(bench.pool.lower, LowerChunks(5, ((KEYS[0], Precision(3, 2)),)))
+
+    def fails(keys: Any) -> int:
+        raise StoreFailed("as the test wants")
+
+    discard = bench.store.discard
+    monkeypatch.setattr(bench.store, "discard", fails)
+    bench.pool.drop_disk(KEYS[:1])
+    assert bench.wait(bench.pool.write, WriteChunks(6, ContextId("c"), (KEYS[0],), (None,))).nbytes == (0,)
+    assert bench.store.get(KEYS[:1]) == [old]
+    monkeypatch.setattr(bench.store, "discard", discard)
+    written = bench.wait(bench.pool.write, WriteChunks(7, ContextId("c"), (KEYS[0],), (None,)))
+    new = bench.store.get(KEYS[:1])[0]
+    assert new is not None and old is not None and written.nbytes == (len(new),) and len(new) < len(old)
+
+
+def test_a_chunk_that_cannot_be_coded_again_for_whatever_reason_stays(
+    bench: Bench, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def fails(*_: object) -> bytes:
+        raise MemoryError
+
+    monkeypatch.setattr(bench.codec, "lower", fails)
+    lowered = bench.wait(bench.pool.lower, LowerChunks(5, ((KEYS[0], Precision(3, 2)),)))
+    assert lowered.nbytes == (0,)
+    assert bench.load([Tier.POOL]).n_loaded == 1
+
+
+def test_a_load_that_nobody_wants_any_more_waits_neither_for_the_disk_nor_for_its_turn(
+    bench: Bench, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    asked, mended = threading.Event(), threading.Event()
+    get = bench.store.get
+
+    def hangs(keys: Any) -> Any:
+        asked.set()
+        assert mended.wait(10)
+        return get(keys)
+
+    monkeypatch.setattr(bench.store, "get", hangs)
+    answers: queue.SimpleQueue[Any] = queue.SimpleQueue()
+    for load in range(3):  # two at a time
+        sources = tuple(ChunkSource(k, 64 * i, 64 * i + 64, Tier.DISK, True) for i, k in enumerate(KEYS))
+        bench.pool.load(LoadChunks(load, ContextId("c"), load, sources), answers.put)
+    assert asked.wait(10)
+    held = bench.pool.nbytes
+    for load in range(3):
+        bench.pool.stop_load(StopLoad(load))
+        bench.pool.stop_load(StopLoad(load))
+    stopped = [answers.get(timeout=5) for _ in range(3)]
+    assert sorted((e.load, e.n_loaded, e.damaged) for e in stopped) == [(n, 0, ()) for n in range(3)]
+    mended.set()
+    loaded = bench.load([Tier.DISK] * N, keep=True)
+    assert (loaded.n_loaded, bench.length()) == (N, 64 * N) and bench.pool.nbytes == held
+    bench.pool.stop_load(StopLoad(loaded.load))

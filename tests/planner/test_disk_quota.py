@@ -1,0 +1,107 @@
+"""The disk quota: the coldest contexts' chunks go, no others, and what has no room on DISK is no burden to the POOL."""
+
+from __future__ import annotations
+
+from llmaas.kvchunks.codec.codec import Codec
+from llmaas.planner import actions as act
+from llmaas.planner import events as ev
+from llmaas.records import Precision
+from tests.support.planner_world import GEOMETRY, Ctx, World, run_call, world
+
+
+def room(n: int) -> int:
+    """Bytes for ``n`` full chunks; that a first chunk is a little larger does not matter."""
+    return int((n + 0.5) * Codec(GEOMETRY).encoded_size(64, Precision(4, 4)))
+
+
+def on_disk(w: World, ctx: Ctx) -> int:
+    return sum(key in w.disk for key in ctx.keys(ctx.n_kv))
+
+
+def test_when_the_quota_is_reached_the_coldest_contexts_leave_the_disk_last_chunk_first() -> None:
+    w = world(disk_bytes=room(25), pool_bytes=room(500))
+    contexts = [w.open() for _ in range(3)]
+    for ctx in contexts:
+        run_call(w, ctx, 640, 0)
+    assert [on_disk(w, c) for c in contexts] == [5, 10, 10]
+    assert [k in w.disk for k in contexts[0].keys(640)] == [True] * 5 + [False] * 5
+    run_call(w, contexts[0], 0, 0)  # used again, it is the warmest, and what it has in the POOL is written again
+    assert [on_disk(w, c) for c in contexts] == [10, 5, 10]
+    assert not w.planner.check()
+
+
+def test_a_chunk_is_as_warm_as_the_warmest_context_that_contains_it() -> None:
+    w = world(disk_bytes=room(20), pool_bytes=room(500))
+    old = w.open()
+    run_call(w, old, 640, 0)
+    fork, cold = w.fork(old), w.open()
+    run_call(w, cold, 320, 0)
+    run_call(w, fork, 0, 0)
+    run_call(w, w.open(), 640, 0)
+    assert (on_disk(w, old), on_disk(w, cold)) == (10, 0), "old is coldest, but its fork is not"
+    w.close(fork)
+    run_call(w, w.open(), 320, 0)
+    assert on_disk(w, old) == 5
+    assert not w.planner.check()
+
+
+def test_a_context_larger_than_the_quota_keeps_its_beginning_and_does_not_push_itself_out() -> None:
+    w = world(disk_bytes=room(4), pool_bytes=room(6))
+    ctx = w.open()
+    run_call(w, ctx, 640, 0)
+    assert [k in w.disk for k in ctx.keys(640)] == [True] * 4 + [False] * 6
+    assert w.planner.tally.chunks_written == 4 and w.planner.tally.chunks_left_disk == 0
+    other = w.open()
+    run_call(w, other, 900, 0)  # needs all the cells, and the POOL, which may lose what DISK has no room for
+    assert w.planner.tally.chunks_unsaved == 0
+    request = w.call(ctx, 1, 0)
+    w.settle()
+    assert w.sources[request].recomputed > 0 and w.finished[request].outcome is act.Outcome.APPENDED
+
+
+def test_a_smaller_quota_drops_the_coldest_at_once_and_a_larger_one_lets_them_in_again() -> None:
+    w = world(pool_bytes=room(500))
+    contexts = [w.open() for _ in range(3)]
+    for ctx in contexts:
+        run_call(w, ctx, 640, 0)
+    w.tell(ev.BudgetChanged(disk_bytes=room(12)))
+    assert [on_disk(w, c) for c in contexts] == [0, 2, 10]
+    assert w.planner.pool_used > room(29), "what is in RAM stays there"
+    run_call(w, contexts[0], 0, 0)
+    assert [on_disk(w, c) for c in contexts] == [10, 0, 2]
+    w.tell(ev.BudgetChanged(disk_bytes=room(18)))
+    w.settle()
+    assert [on_disk(w, c) for c in contexts] == [10, 0, 2], "what was pushed out comes back when it is used"
+    run_call(w, contexts[1], 0, 0)
+    assert [on_disk(w, c) for c in contexts] == [8, 10, 0]
+
+
+def test_on_a_full_disk_colder_contexts_make_room_and_the_write_is_tried_again_once() -> None:
+    w = world(pool_bytes=room(500))
+    cold, ctx = w.open(), w.open()
+    run_call(w, cold, 640, 0)
+    w.call(ctx, 128, 0)
+    for still_full in (True, False):
+        while not (writes := [a for a in w.due if isinstance(a, act.WriteChunks)]):
+            w.answer_one()
+        if still_full:
+            w.due.remove(writes[0])
+            w.tell(ev.Written(writes[0].write, (0,) * len(writes[0].keys), full=True))
+            assert on_disk(w, cold) == 0, "whole contexts: their files go"
+    w.settle()
+    assert on_disk(w, ctx) == 2
+
+
+def test_ten_thousand_idle_contexts_cost_a_write_nothing() -> None:
+    """What a call under a full quota looks up in the ledger does not depend on how many contexts are idle."""
+    looks = []
+    for n in (100, 1000):
+        w = world(disk_bytes=room(40), pool_bytes=room(60))
+        for _ in range(n):
+            ctx = w.open()
+            run_call(w, ctx, 64, 0)
+        counted, chunk = [0], w.planner._swap.ledger.chunk
+        w.planner._swap.ledger.chunk = lambda key, c=counted, f=chunk: (c.__setitem__(0, c[0] + 1), f(key))[1]  # type: ignore[method-assign]
+        run_call(w, w.open(), 64, 0)
+        looks.append(counted[0])
+    assert looks[0] == looks[1]

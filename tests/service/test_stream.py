@@ -1,0 +1,53 @@
+from __future__ import annotations
+
+from hypothesis import given
+from hypothesis import strategies as st
+
+from llmaas.service.stream import TextStream
+
+
+def test_a_character_split_over_tokens_comes_out_whole() -> None:
+    stream = TextStream()
+    data = "né🙂".encode()
+    assert [stream.feed(bytes([b])) for b in data] == ["n", "", "é", "", "", "", "🙂"]
+    assert stream.end() == ""
+
+
+def test_a_stop_string_across_tokens_never_comes_out() -> None:
+    stream = TextStream(["</s>", "STOP"])
+    assert [stream.feed(x) for x in (b"a<", b"/b<", b"/s", b">c")] == ["a", "</b", "", ""]
+    assert stream.stopped and stream.text == "a</b" and stream.end() == "" and stream.feed(b"x") == ""
+
+
+def test_what_was_held_back_comes_out_at_the_end() -> None:
+    stream = TextStream(["END"])
+    assert stream.feed(b"the EN") == "the "
+    assert stream.end() == "EN"
+    assert stream.text == "the EN"
+
+
+def test_broken_bytes_become_replacement_characters() -> None:
+    stream = TextStream()
+    assert stream.feed(b"a\xff") + stream.feed(b"\xf0\x9f") + stream.end() == "a\ufffd\ufffd"
+
+
+@given(st.text(max_size=60), st.lists(st.text(min_size=1, max_size=4), max_size=3), st.data())
+def test_streaming_in_any_pieces_gives_the_text_up_to_the_first_stop(
+    text: str, stops: list[str], data: st.DataObject
+) -> None:
+    raw = text.encode("utf-8", "replace")
+    text = raw.decode()
+    stream = TextStream(stops)
+    out, at = "", 0
+    while at < len(raw) and not stream.stopped:
+        n = data.draw(st.integers(1, 5))
+        out += stream.feed(raw[at : at + n])
+        at += n
+    out += stream.end()
+    assert out == stream.text
+    assert not any(s in out for s in stops)
+    assert text.startswith(out)
+    if not stream.stopped:
+        assert out == text
+    else:
+        assert any(text[len(out) :].startswith(s) for s in stops)

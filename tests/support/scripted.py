@@ -1,0 +1,272 @@
+"""A backend that plays what its prompts say, and a raw peer: for the tests of the edge."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import threading
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+from llmaas.api.server import Limits, Server, peer_uid, serve
+from llmaas.api.wire import Decoder, Frame, encode
+from llmaas.calls import ON_NO_TERMS, Done, FinishReason, Generation, Piece, SwitchReport, Terms, Turn
+from llmaas.errors import Cancelled, ContextExists, ContextTooLong, UnknownAdapter, UnknownContext, UnknownRequest
+from llmaas.records import AdapterInfo, AppId, ContextDetail, ContextId, ContextInfo, Message, RequestId
+
+
+class ScriptedAdapters:
+    def __init__(self) -> None:
+        self.known: dict[str, str] = {}
+
+    def infos(self, *, paths: bool) -> list[AdapterInfo]:
+        return [AdapterInfo(name, path if paths else "", "f", 5, False) for name, path in self.known.items()]
+
+    async def add(self, name: str, path: str) -> AdapterInfo:
+        self.known[name] = path
+        return self.infos(paths=True)[-1]
+
+    async def remove(self, name: str) -> None:
+        if self.known.pop(name, None) is None:
+            raise UnknownAdapter(f"there is no adapter {name!r}")
+
+
+class ScriptedBackend:
+    """Prompts: ``count N``, ``wait``, ``flood``, ``at once``, ``stubborn`` (completes when cancelled), ``boom``,
+    ``boom now``, ``too long``. A context named ``slow`` is created when ``gate`` is set; ``boom`` never is."""
+
+    def __init__(self) -> None:
+        self.known: dict[str, ContextDetail] = {}
+        self.running: dict[RequestId, tuple[asyncio.Future[Done], str]] = {}
+        self.cancelled: list[RequestId] = []
+        self.generations: list[Generation | None] = []
+        self.terms: list[Terms] = []
+        self.priorities: list[tuple[RequestId, int]] = []
+        self.hints: list[ContextId] = []
+        self.gate = asyncio.Event()
+        self.stats_reply: dict[str, object] = {"requests": 3, "tiers": {"cells": 1}}
+        self.adapters = ScriptedAdapters()
+        self._last = 0
+
+    def hello(self) -> dict[str, object]:
+        return {"model": "scripted", "n_ctx": 4096}
+
+    async def create(self, app: AppId, *, name: str | None, system: str | None, adapter: str = "") -> ContextInfo:
+        if name == "slow":
+            await self.gate.wait()
+        if name == "boom":
+            raise RuntimeError("a fault that no one foresaw")
+        if any(d.info.app == app and d.info.name == name for d in self.known.values()):
+            raise ContextExists(f"there is a context {name!r} already")
+        context = ContextId(f"{len(self.known):016x}")
+        info = ContextInfo(context, app, name or str(context), 7, 1, 1.5, 2.5, (7, 0, 0, 0), adapter=adapter)
+        self.known[context] = ContextDetail(info, (Message("system", system),) if system else ())
+        return info
+
+    async def fork(self, app: AppId, context: str, *, name: str | None) -> ContextInfo:
+        self._find(app, context)
+        return await self.create(app, name=name, system=None)
+
+    async def truncate(self, app: AppId, context: str, *, n_tokens: int | None, n_messages: int | None) -> ContextInfo:
+        return self._find(app, context).info
+
+    def hint(self, app: AppId, context: str) -> None:
+        self.hints.append(self._find(app, context).info.id)
+
+    async def delete(self, app: AppId | None, context: str) -> None:
+        del self.known[self._find(app, context).info.id]
+
+    def contexts(self, app: AppId | None) -> list[ContextInfo]:
+        return [d.info for d in self.known.values() if app in (None, d.info.app)]
+
+    def show(self, app: AppId | None, context: str) -> ContextDetail:
+        return self._find(app, context)
+
+    def prioritize(self, request: RequestId, priority: int) -> None:
+        self.priorities.append((request, priority))
+
+    def limit(self, app: AppId | None, rate: float | None) -> dict[str, object]:
+        return {"rate": rate, "apps": {}} if app is None else {"rate": None, "apps": {str(app): rate}}
+
+    def submit(
+        self,
+        app: AppId,
+        context: str,
+        turn: Turn,
+        generation: Generation | None,
+        emit: Callable[[Piece], None],
+        terms: Terms = ON_NO_TERMS,
+    ) -> tuple[RequestId, asyncio.Future[Done]]:
+        found = self._find(app, context)
+        script = turn.prompt or (turn.messages[-1].content if turn.messages else "count 1")
+        if script == "boom now":
+            raise RuntimeError("a fault that no one foresaw")
+        if script == "too long":
+            raise ContextTooLong("the prompt has 9000 tokens; the context holds 4096")
+        self._last += 1
+        request = RequestId(self._last)
+        future: asyncio.Future[Done] = asyncio.get_running_loop().create_future()
+        self.running[request] = (future, script)
+        self.generations.append(generation)
+        self.terms.append(terms)
+        done = Done(found.info.id, FinishReason.STOP, 9, 2, 3, SwitchReport(cells=7), 0.5, 1.5, 20.0)
+        if script == "at once":
+            emit(Piece("now", (1,)))
+            future.set_result(done)
+        elif script == "boom":
+            future.get_loop().call_soon(future.set_exception, RuntimeError("a fault that no one foresaw"))
+        elif script == "wait":
+            emit(Piece("so ", (5,)))
+        elif script == "flood":
+            self._flood(future, emit)
+        elif script.startswith("count"):
+            self._count(future, emit, done, 0, int(script.split()[1]))
+        future.add_done_callback(lambda _: self.running.pop(request))
+        return request, future
+
+    def cancel(self, request: RequestId) -> None:
+        self.cancelled.append(request)
+        future, script = self.running.get(request, (None, ""))
+        if future is None or future.done():
+            raise UnknownRequest(f"no request {request} runs")
+        if script == "stubborn":
+            context = next(iter(self.known.values())).info.id
+            future.set_result(Done(context, FinishReason.LENGTH, 9, 2, 3, SwitchReport(), 0.5, 1.5, 20.0))
+        else:
+            future.set_exception(Cancelled("cancelled by the caller", n_generated=1))
+
+    def budget(self, pool_bytes: int | None, disk_bytes: int | None) -> dict[str, object]:
+        return {"pool_bytes": {"budget": pool_bytes}, "disk_bytes": {"quota": disk_bytes}}
+
+    def stats(self) -> dict[str, object]:
+        return self.stats_reply
+
+    def _find(self, app: AppId | None, context: str) -> ContextDetail:
+        for detail in self.known.values():
+            if context in (detail.info.id, detail.info.name) and app in (None, detail.info.app):
+                return detail
+        raise UnknownContext(f"no context {context!r}")
+
+    def _count(
+        self, future: asyncio.Future[Done], emit: Callable[[Piece], None], done: Done, i: int, stop: int
+    ) -> None:
+        if future.done():
+            return
+        if i == stop:
+            future.set_result(done)
+            return
+        emit(Piece(f"{i} ", (i,)))
+        future.get_loop().call_soon(self._count, future, emit, done, i + 1, stop)
+
+    def _flood(self, future: asyncio.Future[Done], emit: Callable[[Piece], None]) -> None:
+        if not future.done():
+            emit(Piece("x" * 1000, (1,)))
+            future.get_loop().call_soon(self._flood, future, emit)
+
+
+class Peer:
+    """A raw connection that may say anything."""
+
+    def __init__(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        self.reader, self.writer = reader, writer
+        self._decoder = Decoder()
+        self._frames: list[Frame] = []
+
+    def send(self, *frames: Frame) -> None:
+        self.writer.write(b"".join(encode(frame) for frame in frames))
+
+    async def frame(self) -> Frame | None:
+        """The next frame; None at the end of the stream."""
+        while not self._frames:
+            data = await asyncio.wait_for(self.reader.read(65536), 5)
+            if not data:
+                return None
+            self._frames = self._decoder.feed(data)
+        return self._frames.pop(0)
+
+    async def rest(self) -> list[Frame]:
+        """Every frame up to the end of the stream."""
+        found = []
+        while (frame := await self.frame()) is not None:
+            found.append(frame)
+        return found
+
+    async def ask(self, request_id: int, op: str, **fields: Any) -> Frame:
+        """One request without pieces, and its reply."""
+        self.send({"id": request_id, "op": op, **fields})
+        frame = await self.frame()
+        assert frame is not None
+        return frame
+
+    async def close(self) -> None:
+        self.writer.close()
+        with contextlib.suppress(OSError):
+            await self.writer.wait_closed()
+
+
+HELLO: Frame = {"op": "hello", "version": 1, "app": "mail", "client": "test"}
+
+
+async def peer(path: Path, *, app: str | None = "mail") -> Peer:
+    """A raw connection that has said hello (unless ``app`` is None)."""
+    made = Peer(*await asyncio.open_unix_connection(str(path)))
+    if app is not None:
+        made.send({**HELLO, "app": app})
+        reply = await made.frame()
+        assert reply is not None
+        assert reply["type"] == "hello"
+    return made
+
+
+@contextlib.asynccontextmanager
+async def serving(
+    path: Path, *, limits: Limits | None = None, uid: int | None = None
+) -> AsyncIterator[tuple[ScriptedBackend, Server]]:
+    """A scripted daemon; with ``uid`` every peer seems to be that user."""
+    backend = ScriptedBackend()
+    server = await serve(backend, path, limits=limits or Limits(), uid_of=peer_uid if uid is None else lambda sock: uid)
+    try:
+        yield backend, server
+    finally:
+        await server.close()
+
+
+async def until(condition: Callable[[], bool]) -> None:
+    """Wait for what happens in another turn of the loop."""
+    for _ in range(2000):
+        if condition():
+            return
+        await asyncio.sleep(0.001)
+    raise AssertionError("it did not happen within 2 s")
+
+
+@contextlib.contextmanager
+def serving_in_a_thread(path: Path) -> Iterator[Callable[[Callable[[ScriptedBackend, Server], Awaitable[Any]]], Any]]:
+    """A scripted daemon for blocking clients; gives a function that runs a coroutine function on the daemon's loop."""
+    ready: list[tuple[asyncio.AbstractEventLoop, ScriptedBackend, Server, asyncio.Event]] = []
+    started = threading.Event()
+
+    async def main() -> None:
+        async with serving(path) as (backend, server):
+            stop = asyncio.Event()
+            ready.append((asyncio.get_running_loop(), backend, server, stop))
+            started.set()
+            await stop.wait()
+
+    thread = threading.Thread(target=asyncio.run, args=(main(),))
+    thread.start()
+    assert started.wait(5)
+    loop, backend, server, stop = ready[0]
+
+    def there(work: Callable[[ScriptedBackend, Server], Awaitable[Any]]) -> Any:
+        async def run() -> Any:
+            return await work(backend, server)
+
+        return asyncio.run_coroutine_threadsafe(run(), loop).result(5)
+
+    try:
+        yield there
+    finally:
+        loop.call_soon_threadsafe(stop.set)
+        thread.join(10)

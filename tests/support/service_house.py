@@ -1,0 +1,82 @@
+"""A whole service on the fake engine, for tests: start it, use it, look into its books at rest."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+from pathlib import Path
+from typing import Any
+
+from llmaas.calls import ON_NO_TERMS, Done, Generation, Terms, Turn
+from llmaas.clock import Clock
+from llmaas.engine.fake import FakeEngine
+from llmaas.engine.thread import EngineThread
+from llmaas.kvchunks.store.store import MasterKey, Store
+from llmaas.records import AppId, Message, Precision
+from llmaas.service.service import Service
+from llmaas.service.settings import ServiceSettings
+
+APP = AppId("1000/test")
+MASTER = MasterKey(bytes(32))
+
+
+class House:
+    """The parts of one running service."""
+
+    def __init__(self, service: Service, store: Store, thread: EngineThread) -> None:
+        self.service, self.store, self.thread = service, store, thread
+
+    async def say(
+        self,
+        context: str,
+        text: str,
+        n: int = 8,
+        app: AppId = APP,
+        terms: Terms = ON_NO_TERMS,
+        **generation: Any,
+    ) -> tuple[str, Done]:
+        return await self.call(context, Turn((Message("user", text),)), Generation(n, **generation), app, terms)
+
+    async def call(
+        self,
+        context: str,
+        turn: Turn,
+        generation: Generation | None,
+        app: AppId = APP,
+        terms: Terms = ON_NO_TERMS,
+    ) -> tuple[str, Done]:
+        pieces: list[str] = []
+        _, future = self.service.submit(app, context, turn, generation, lambda p: pieces.append(p.text), terms)
+        done = await future
+        return "".join(pieces), done
+
+    def tokens(self, context: str, app: AppId = APP) -> list[int]:
+        return list(self.store.tokens(self.service.show(app, context).info.id))
+
+
+@asynccontextmanager
+async def house(
+    root: Path,
+    *,
+    engine: dict[str, Any] | None = None,
+    store: Store | None = None,
+    clock: Clock | None = None,
+    **settings: Any,
+) -> AsyncIterator[House]:
+    """A service on ``root``; at the end it must come to rest with clean books."""
+    options = {"n_cells": 1024, "n_seqs": 8, **(engine or {})}
+    thread = EngineThread(lambda: FakeEngine(**options))
+    own = store or Store(root, master=MASTER)
+    base = {"pool_bytes": 1 << 20, "bits": Precision(4, 4), "split": "load_first"}
+    service = Service(thread, own, ServiceSettings(**{**base, **settings}), clock)
+    try:
+        await service.start()
+        yield House(service, own, thread)
+        await asyncio.wait_for(service.rest(), 30)
+        assert service.check() == []
+    finally:
+        await service.stop()
+        thread.close()
+        assert own.check().problems == ()
+        own.close()
