@@ -27,7 +27,7 @@ from typing import Any
 from bench.lib.arrivals import gaps, gaps_and_pauses, percentiles_ms, rate, together, turns
 from bench.lib.clients import Answer, Door, Inside, Over, serving
 from bench.lib.common import Bar, Bare, Options, Result, daemon, engine, main, prose, say, sig, summary
-from llmaas.api.client import AsyncClient
+from llmaas.api.async_client import AsyncClient
 from llmaas.engine.thread import EngineThread
 from llmaas.kvchunks.store.store import Store
 from llmaas.records import ContextId

@@ -23,7 +23,7 @@ from typing import Any
 
 from bench.lib.common import Bar, Options, Result, daemon, main, say, sig, summary
 from bench.lib.neighbour import Neighbour
-from llmaas.api.sync import Client
+from llmaas.api.client import Client
 from llmaas.calls import Piece
 
 PROMPT = "Once upon a time, in a land of mountains and rivers, there lived"

@@ -13,7 +13,7 @@ from typing import Any
 
 from bench.lib.common import CELLS, Bar, Options, Result, daemon, engine, main, prose, say, sig
 from bench.lib.probes import memory
-from llmaas.api.sync import Client
+from llmaas.api.client import Client
 
 _ALLOWANCE = 150_000_000
 

@@ -37,7 +37,7 @@ from bench.lib.common import (
     sig,
     summary,
 )
-from llmaas.api.sync import Client
+from llmaas.api.client import Client
 from llmaas.calls import Done, Generation, Piece, Turn
 from llmaas.engine.thread import EngineThread
 from llmaas.kvchunks.store.store import Store

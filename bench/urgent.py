@@ -30,7 +30,7 @@ import numpy as np
 
 from bench.lib.clients import Over
 from bench.lib.common import Bar, Options, Result, Texts, daemon, engine, main, say, sig, summary
-from llmaas.api.client import AsyncClient
+from llmaas.api.async_client import AsyncClient
 from llmaas.calls import Done, Priority, Terms
 from llmaas.service.settings import ServiceSettings
 

@@ -12,7 +12,7 @@ from dataclasses import dataclass, field
 from time import perf_counter
 from typing import Any, Protocol
 
-from llmaas.api.client import AsyncClient, AsyncStream
+from llmaas.api.async_client import AsyncClient, AsyncStream
 from llmaas.calls import ON_NO_TERMS, Done, Generation, Piece, Terms, Turn
 from llmaas.engine.thread import EngineThread
 from llmaas.errors import Cancelled

@@ -11,7 +11,7 @@ from pytest_benchmark.fixture import BenchmarkFixture
 
 from llmaas.api import messages as msg
 from llmaas.api import replies
-from llmaas.api.client import AsyncClient
+from llmaas.api.async_client import AsyncClient
 from llmaas.api.client_session import Session
 from llmaas.api.server import serve
 from llmaas.api.wire import Decoder, encode

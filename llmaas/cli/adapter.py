@@ -15,7 +15,7 @@ from llmaas.cli.options import add_actions, configured
 from llmaas.cli.out import human_bytes, print_json, printable, table
 
 if TYPE_CHECKING:
-    from llmaas.api.sync import Client
+    from llmaas.api.client import Client
 
 _EPILOG = """\
 examples:
@@ -40,7 +40,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def run(args: argparse.Namespace) -> int:
-    from llmaas.api.sync import Client
+    from llmaas.api.client import Client
 
     with Client(configured(args).socket, app=args.app) as client:
         code: int = args.do(client, args)

@@ -38,7 +38,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def run(args: argparse.Namespace) -> int:
-    from llmaas.api.sync import Client
+    from llmaas.api.client import Client
 
     wanted = {what: _bytes(what, getattr(args, what.removesuffix("_bytes"))) for what in ("pool_bytes", "disk_bytes")}
     with Client(configured(args).socket, app=args.app) as client:

@@ -19,7 +19,7 @@ from llmaas.clock import RealClock
 from llmaas.errors import BadRequest, Cancelled, LlmaasError, NotServing, ShuttingDown
 
 if TYPE_CHECKING:
-    from llmaas.api.sync import Client
+    from llmaas.api.client import Client
     from llmaas.calls import Done
     from llmaas.config.settings import Config
     from llmaas.records import ContextInfo
@@ -58,7 +58,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def run(args: argparse.Namespace) -> int:
-    from llmaas.api.sync import Client
+    from llmaas.api.client import Client
 
     config = configured(args)
     text = _piped_text(args)

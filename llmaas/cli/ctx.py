@@ -15,7 +15,7 @@ from llmaas.cli.out import bold, human_age, print_json, printable, table
 from llmaas.clock import RealClock
 
 if TYPE_CHECKING:
-    from llmaas.api.sync import Client
+    from llmaas.api.client import Client
     from llmaas.records import ContextInfo
 
 _EPILOG = """\
@@ -60,7 +60,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def run(args: argparse.Namespace) -> int:
-    from llmaas.api.sync import Client
+    from llmaas.api.client import Client
 
     with Client(configured(args).socket, app=args.app) as client:
         code: int = args.do(client, args)

@@ -33,7 +33,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def run(args: argparse.Namespace) -> int:
-    from llmaas.api.sync import Client
+    from llmaas.api.client import Client
 
     kind = SETTINGS["rate"].kind
     try:

@@ -17,9 +17,9 @@ from typing import Any
 
 import pytest
 
-from llmaas.api.client import AsyncClient
+from llmaas.api.async_client import AsyncClient
+from llmaas.api.client import Client
 from llmaas.api.server import Limits, serve
-from llmaas.api.sync import Client
 from llmaas.api.wire import encode
 from llmaas.calls import FinishReason, Piece, Priority, Sampling, Terms
 from llmaas.errors import (

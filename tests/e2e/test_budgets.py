@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 from pathlib import Path
 
-from llmaas.api.client import AsyncClient
+from llmaas.api.async_client import AsyncClient
 from llmaas.policies.pool_budget import Reading
 from llmaas.records import NO_QUOTA
 from tests.support.daemon import LONG, Daemon, answer_to, ask, counts, serving

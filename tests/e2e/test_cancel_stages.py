@@ -19,7 +19,7 @@ from typing import Any
 
 import pytest
 
-from llmaas.api.client import AsyncClient, AsyncStream
+from llmaas.api.async_client import AsyncClient, AsyncStream
 from llmaas.calls import ON_NO_TERMS, Generation, Terms
 from llmaas.engine.base import BatchItem
 from llmaas.engine.fake import FakeEngine

@@ -136,7 +136,7 @@ def test_a_cancel_that_comes_too_late_changes_nothing(tmp_path: Path) -> None:
 KILLED_CLIENT = """
 import sys
 from pathlib import Path
-from llmaas.api.sync import Client
+from llmaas.api.client import Client
 client = Client(Path(sys.argv[1]), app="victim")
 client.create(name="c")
 for piece in client.generate("c", [{"role": "user", "content": "x" * 300}], max_tokens=700):

@@ -12,7 +12,7 @@ from pathlib import Path
 
 import pytest
 
-from llmaas.api.sync import Client
+from llmaas.api.client import Client
 from llmaas.records import Message, Precision
 from tests.support.daemon import Daemon, serving
 from tests.support.oracle import App

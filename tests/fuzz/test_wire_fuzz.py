@@ -16,8 +16,8 @@ from hypothesis import strategies as st
 
 from llmaas.api import messages as msg
 from llmaas.api import replies
+from llmaas.api.client import Client
 from llmaas.api.server import Server
-from llmaas.api.sync import Client
 from llmaas.api.wire import Decoder, Frame, encode
 from llmaas.errors import BadRequest, FrameTooLarge, MalformedFrame
 from tests.support.scripted import HELLO, ScriptedBackend, serving_in_a_thread, until

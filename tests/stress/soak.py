@@ -24,7 +24,7 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
-from llmaas.api.client import AsyncClient
+from llmaas.api.async_client import AsyncClient
 from llmaas.errors import LlmaasError
 from llmaas.records import NO_QUOTA
 from tests.stress.daemon_under_test import Victim

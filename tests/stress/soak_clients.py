@@ -17,7 +17,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from llmaas.api.client import AsyncClient, AsyncStream
+from llmaas.api.async_client import AsyncClient, AsyncStream
 from llmaas.calls import Done, FinishReason, Generation, Piece, Sampling, Terms
 from llmaas.errors import Busy, Cancelled, ContextTooLong, Expired, LlmaasError, NotServing
 from llmaas.records import ContextId, Message

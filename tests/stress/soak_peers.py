@@ -73,7 +73,7 @@ def _frame(frame: dict[str, object]) -> bytes:
 VICTIM = """
 import random, sys
 from pathlib import Path
-from llmaas.api.sync import Client
+from llmaas.api.client import Client
 from llmaas.errors import LlmaasError
 rng = random.Random(int(sys.argv[2]))
 with Client(Path(sys.argv[1]), app="victim") as client:

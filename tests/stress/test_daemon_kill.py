@@ -24,7 +24,7 @@ from pathlib import Path
 
 import pytest
 
-from llmaas.api.sync import Client
+from llmaas.api.client import Client
 from llmaas.errors import NotServing
 from llmaas.kvchunks.store.store import Store
 from llmaas.records import ContextId

@@ -20,8 +20,8 @@ from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
 
+from llmaas.api.client import Client
 from llmaas.api.server import serve
-from llmaas.api.sync import Client
 from llmaas.engine.thread import EngineThread
 from llmaas.errors import DiskFull, EngineFailed, StoreFailed
 from llmaas.kvchunks.store.store import Store

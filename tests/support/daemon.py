@@ -20,10 +20,10 @@ from typing import Any
 
 import msgpack
 
+from llmaas.api.async_client import AsyncClient
 from llmaas.api.backend import Limits
-from llmaas.api.client import AsyncClient
+from llmaas.api.client import Client
 from llmaas.api.server import peer_uid, serve
-from llmaas.api.sync import Client
 from llmaas.api.wire import Decoder, Frame
 from llmaas.calls import Generation
 from llmaas.engine.fake import FakeEngine

@@ -14,7 +14,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from types import MappingProxyType
 
-from llmaas.api.sync import Client
+from llmaas.api.client import Client
 from llmaas.calls import Done, FinishReason, Generation, Sampling, Terms
 from llmaas.engine.base import BatchItem
 from llmaas.engine.fake import FakeEngine, fake_adapter

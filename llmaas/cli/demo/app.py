@@ -13,7 +13,7 @@ import sys
 from dataclasses import asdict
 from pathlib import Path
 
-from llmaas.api.sync import Client
+from llmaas.api.client import Client
 from llmaas.calls import Done, Sampling
 from llmaas.cli.demo.data import conversations
 from llmaas.errors import LlmaasError, UnknownContext

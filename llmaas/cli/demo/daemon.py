@@ -15,7 +15,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
-from llmaas.api.sync import Client
+from llmaas.api.client import Client
 from llmaas.cli.demo.plan import CODED, Plan
 from llmaas.clock import RealClock
 from llmaas.errors import MachineError, NotServing

@@ -11,7 +11,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from llmaas.api.sync import Client
+from llmaas.api.client import Client
 from llmaas.cli.demo.crew import Crew, demo_environ
 from llmaas.cli.demo.daemon import Daemon, MemoryWatch
 from llmaas.cli.demo.plan import AppPlan, Plan, schedule

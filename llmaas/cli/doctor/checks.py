@@ -274,7 +274,7 @@ def check_socket(path: Path) -> Iterator[Finding]:
     if not _answers(path):
         yield Finding("socket", "warn", f"{path} is stale: nobody serves it", "'llmaas serve' replaces it.")
         return
-    from llmaas.api.sync import Client
+    from llmaas.api.client import Client
 
     with Client(path, app=DEFAULT_APP) as client:
         stats = client.stats()
