@@ -44,7 +44,7 @@ LLM_OS = {"tokens": (128, 4096), "recompute_ms": (30, 1460), "load_ms": (390, 78
 """An A40's, read off LLM-OS' plot: its two ends, and where the curves cross."""
 
 
-class Returns:
+class NextUse:
     """Contexts of all lengths in one store, brought back by services of different habits."""
 
     def __init__(self, thread: EngineThread, folder: Path, throttle: Throttle, lengths: Sequence[int]) -> None:
@@ -128,7 +128,7 @@ def measure(options: Options) -> Result:
     throttle = Throttle(options.folder)
     with engine(options) as thread:
         text = prose(thread.engine, lengths[-1] + 8, options.seed)
-        returns = Returns(thread, options.folder / "store", throttle, lengths)
+        returns = NextUse(thread, options.folder / "store", throttle, lengths)
         say(f"prefill of {lengths[-1]} tokens")
         asyncio.run(returns.set_up(text))
         compute = medians(asyncio.run(returns.from_disk("recompute_first", [0.0], 1 if options.quick else 3))[0.0])

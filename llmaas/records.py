@@ -121,7 +121,7 @@ class Queries:
     values: F16
 
 
-class ChunkTolerance(NamedTuple):
+class ChunkSensitivity(NamedTuple):
     """What coding a chunk does to attention: the smaller ``k`` and ``v``, the fewer bits it needs.
 
     ``k``, ``v``: relative squared change of the attention output with K or V alone at a reference precision, mean over
@@ -136,11 +136,11 @@ class ChunkTolerance(NamedTuple):
     at: int
 
 
-class ChunkNotes(NamedTuple):
+class ChunkMeta(NamedTuple):
     """What is known of a stored chunk besides its bytes; ``tolerance`` None: it was not measured yet."""
 
     precision: Precision
-    tolerance: ChunkTolerance | None = None
+    tolerance: ChunkSensitivity | None = None
 
 
 @dataclass(frozen=True, slots=True)

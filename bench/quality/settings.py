@@ -15,7 +15,7 @@ from llmaas.kvchunks.codec.codec import Codec, sinks_at
 from llmaas.kvchunks.codec.sensitivity import REFERENCE, Scorer
 from llmaas.policies.bit_price import allocate
 from llmaas.policies.llms_bits import llms
-from llmaas.records import CHUNK_TOKENS, ChunkKey, ChunkTolerance, KvSlab, Precision, Queries
+from llmaas.records import CHUNK_TOKENS, ChunkKey, ChunkSensitivity, KvSlab, Precision, Queries
 
 _KEY = ChunkKey(bytes(16))
 UNIFORM = ((8, 8), (6, 6), (5, 5), (4, 4), (4, 3), (3, 4), (3, 3), (3, 2), (2, 3), (2, 2))
@@ -36,7 +36,7 @@ class Prefix:
         self._queries = queries
 
     @cached_property
-    def tolerances(self) -> list[ChunkTolerance | None]:
+    def tolerances(self) -> list[ChunkSensitivity | None]:
         """How much each chunk's K and V matter; None where too few queries see it."""
         if self._queries is None:
             raise RuntimeError("the engine samples no queries: is its C extension built?")

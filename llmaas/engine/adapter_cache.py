@@ -50,7 +50,7 @@ def _stamp(path: Path) -> tuple[int, int, int]:
     return found.st_ino, found.st_size, found.st_mtime_ns
 
 
-class AdapterShelf:
+class AdapterCache:
     """``budget``: bytes that loaded adapters take at most. The engine knows them by their fingerprints."""
 
     def __init__(self, engine: Engine, budget: int) -> None:

@@ -9,7 +9,7 @@ from __future__ import annotations
 import enum
 from dataclasses import dataclass
 
-from llmaas.records import ChunkKey, ChunkTolerance, ContextId, Precision, RequestId, Tier
+from llmaas.records import ChunkKey, ChunkSensitivity, ContextId, Precision, RequestId, Tier
 
 
 @dataclass(frozen=True, slots=True)
@@ -143,7 +143,7 @@ class WriteChunks:
     write: int
     context: ContextId
     keys: tuple[ChunkKey, ...]
-    tolerances: tuple[ChunkTolerance | None, ...]
+    tolerances: tuple[ChunkSensitivity | None, ...]
 
 
 @dataclass(frozen=True, slots=True)
@@ -154,10 +154,10 @@ class StopWrite:
 
 
 @dataclass(frozen=True, slots=True)
-class NoteTolerances:
+class PersistSensitivity:
     """Keep with chunks on DISK what has been learnt of them since they were written."""
 
-    tolerances: tuple[tuple[ChunkKey, ChunkTolerance], ...]
+    tolerances: tuple[tuple[ChunkKey, ChunkSensitivity], ...]
 
 
 @dataclass(frozen=True, slots=True)
@@ -244,7 +244,7 @@ Action = (
     | LowerChunks
     | WriteChunks
     | StopWrite
-    | NoteTolerances
+    | PersistSensitivity
     | DropPool
     | DropDisk
     | DropCells

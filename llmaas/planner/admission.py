@@ -20,7 +20,7 @@ from llmaas.records import RequestId
 _FEW_DEADLINES = 64
 
 
-class Turns:
+class Admission:
     """All calls that have not ended. ``running`` are those in CELLS, in the order of their admission."""
 
     def __init__(

@@ -26,7 +26,7 @@ _OTHER_ADAPTER_BURST = 4
 _COMPUTES = (Stage.DECODING, Stage.PREFILLING, Stage.RECOMPUTING)
 
 
-class Steps:
+class Batching:
     """The step that runs, and who may be in the next one."""
 
     def __init__(self, policy: SchedulingPolicy, costs: SwitchCosts, settings: PlannerSettings, tally: Tally) -> None:

@@ -18,8 +18,8 @@ from functools import cache
 from llmaas.kvchunks.codec.sensitivity import merged
 from llmaas.planner.actions import ChunkTarget
 from llmaas.planner.state import Context, PlannerSettings
-from llmaas.policies.bit_price import Price, PriceBook, Stake, stake
-from llmaas.records import CHUNK_TOKENS, LOSSLESS, ChunkKey, ChunkNotes, ChunkTolerance, ContextId, Precision
+from llmaas.policies.bit_price import ChunkDemand, Price, PriceBook, stake
+from llmaas.records import CHUNK_TOKENS, LOSSLESS, ChunkKey, ChunkMeta, ChunkSensitivity, ContextId, Precision
 
 _HALF_LIFE_S = 3600.0
 """After so long without use, an error in a chunk counts half: the context may never come back."""
@@ -42,12 +42,12 @@ class _Entry:
     """``nbytes`` 0: known, but not stored."""
 
     owner: ContextId = NOBODY
-    tolerance: ChunkTolerance | None = None
+    tolerance: ChunkSensitivity | None = None
     precision: Precision = LOSSLESS
     nbytes: int = 0
     used: float = 0.0
-    stake: Stake | None = None
-    noted: ChunkTolerance | None = None
+    stake: ChunkDemand | None = None
+    noted: ChunkSensitivity | None = None
     """What is on DISK, or on its way there, of ``tolerance``."""
 
 
@@ -85,21 +85,21 @@ class BitBooks:
         entry.used = now
         return self._book.choose(self._count(entry, now), self._price(), key)
 
-    def learn(self, key: ChunkKey, found: ChunkTolerance, now: float) -> None:
+    def learn(self, key: ChunkKey, found: ChunkSensitivity, now: float) -> None:
         """A chunk was measured (again)."""
         self._book.learn(found)
         entry = self._entries.setdefault(key, _Entry(used=now))
         entry.tolerance = found if entry.tolerance is None else merged(entry.tolerance, found)
         self._count(entry, now)  # also those that are still to be coded: they will want their share
 
-    def news(self, key: ChunkKey) -> ChunkTolerance | None:
+    def news(self, key: ChunkKey) -> ChunkSensitivity | None:
         """What is to be kept anew with the chunk on DISK, if that has changed much."""
         entry = self._entries[key]
         if entry.tolerance is None or not _is_news(entry.tolerance, entry.noted):
             return None
         return self.note(key)
 
-    def note(self, key: ChunkKey) -> ChunkTolerance | None:
+    def note(self, key: ChunkKey) -> ChunkSensitivity | None:
         """What is to be kept with the chunk on DISK."""
         entry = self._entries.get(key)
         if entry is None:
@@ -107,7 +107,7 @@ class BitBooks:
         entry.noted = entry.tolerance
         return entry.noted
 
-    def found(self, context: Context, key: ChunkKey, notes: ChunkNotes, nbytes: int) -> None:
+    def found(self, context: Context, key: ChunkKey, notes: ChunkMeta, nbytes: int) -> None:
         """At start: the chunk is on DISK, as an earlier run coded it."""
         if notes.precision == LOSSLESS or not self._settings.measure:
             return
@@ -194,7 +194,7 @@ class BitBooks:
             problems.append(f"bits: the price book counts {self._book.chunks} chunks")
         return problems
 
-    def _pass(self, now: float) -> tuple[ChunkKey, _Entry, Stake] | None:
+    def _pass(self, now: float) -> tuple[ChunkKey, _Entry, ChunkDemand] | None:
         """Move the hand past one stored chunk, which is counted at its present heat; None if that has gone."""
         key = self._hand.popleft()
         entry = self._entries.get(key)
@@ -206,7 +206,7 @@ class BitBooks:
     def _price(self) -> Price:
         return self._book.price(int(self._book.chunks * self._chunk_budget))
 
-    def _count(self, entry: _Entry, now: float) -> Stake:
+    def _count(self, entry: _Entry, now: float) -> ChunkDemand:
         """Count the chunk at what it is worth today."""
         if entry.stake is not None:
             self._book.remove(entry.stake)
@@ -216,7 +216,7 @@ class BitBooks:
         return entry.stake
 
 
-def _is_news(now: ChunkTolerance, before: ChunkTolerance | None) -> bool:
+def _is_news(now: ChunkSensitivity, before: ChunkSensitivity | None) -> bool:
     """Whether a sensitivity has moved so far that bits would be shared out otherwise."""
     if before is None:
         return True

@@ -9,7 +9,7 @@ from __future__ import annotations
 import enum
 from dataclasses import dataclass
 
-from llmaas.records import AppId, ChunkKey, ChunkNotes, ChunkTolerance, ContextId, RequestId
+from llmaas.records import AppId, ChunkKey, ChunkMeta, ChunkSensitivity, ContextId, RequestId
 
 
 @dataclass(frozen=True, slots=True)
@@ -52,7 +52,7 @@ class ContextClosed:
 class ChunksFound:
     """What the store holds, told once at start after every ContextOpened: (key, bytes, what is known of it)."""
 
-    chunks: tuple[tuple[ChunkKey, int, ChunkNotes | None], ...]
+    chunks: tuple[tuple[ChunkKey, int, ChunkMeta | None], ...]
 
 
 @dataclass(frozen=True, slots=True)
@@ -182,7 +182,7 @@ class Measured:
     """A measurement ended: what it could tell of some of its chunks."""
 
     measure: int
-    scores: tuple[tuple[ChunkKey, ChunkTolerance], ...]
+    scores: tuple[tuple[ChunkKey, ChunkSensitivity], ...]
 
 
 @dataclass(frozen=True, slots=True)

@@ -11,8 +11,8 @@ from typing import Any
 
 from llmaas.errors import PolicyBug
 from llmaas.planner.actions import AbortStep, Action, DropDisk, Finish, Outcome, RunStep, WakeAt
-from llmaas.planner.admission import Turns
-from llmaas.planner.batching import Steps
+from llmaas.planner.admission import Admission
+from llmaas.planner.batching import Batching
 from llmaas.planner.events import (
     BudgetChanged,
     CancelRequested,
@@ -61,8 +61,8 @@ class Planner:
         self._policy = SCHEDULING[settings.scheduling](settings.quantum, settings.ageing_s)
         self._cells = Cells(settings.n_cells, settings.n_seqs, cuttable=settings.swappable)
         self._switching = Switching(self._swap, self._cells, SPLIT[settings.split](), settings, self.tally)
-        self._turns = Turns(self._policy, self._cells, self._swap, settings, self.tally)
-        self._steps = Steps(self._policy, self._switching.costs, settings, self.tally)
+        self._turns = Admission(self._policy, self._cells, self._swap, settings, self.tally)
+        self._steps = Batching(self._policy, self._switching.costs, settings, self.tally)
         self._contexts: dict[ContextId, Context] = {}
         self._armed: float | None = None
         """When we asked to be woken."""

@@ -20,7 +20,7 @@ from llmaas.planner.actions import (
     DropDisk,
     DropPool,
     MeasureChunks,
-    NoteTolerances,
+    PersistSensitivity,
     SaveChunks,
 )
 from llmaas.planner.bit_budget import NOBODY, BitBooks
@@ -30,7 +30,7 @@ from llmaas.planner.lowering import Lowering
 from llmaas.planner.state import Context, PlannerSettings, Tally
 from llmaas.planner.write_back import Writes
 from llmaas.policies.eviction import Arrival, EvictionPolicy
-from llmaas.records import CHUNK_TOKENS, ChunkKey, ChunkNotes, ContextId, Tier
+from llmaas.records import CHUNK_TOKENS, ChunkKey, ChunkMeta, ContextId, Tier
 
 
 class SwapBooks:
@@ -137,7 +137,7 @@ class SwapBooks:
         safe = chunk.disk is Copy.PRESENT or (chunk.disk is Copy.ABSENT and self.writes.given_up(key))
         return chunk.pool_bytes if safe else 0
 
-    def found(self, context: Context, key: ChunkKey, nbytes: int, notes: ChunkNotes | None) -> None:
+    def found(self, context: Context, key: ChunkKey, nbytes: int, notes: ChunkMeta | None) -> None:
         """At start: the store holds the chunk."""
         self.ledger.found_on_disk(key, nbytes)
         if notes is not None:
@@ -235,7 +235,7 @@ class SwapBooks:
             if on_disk and (changed := self._bits.news(key)) is not None:
                 news.append((key, changed))
         if news:
-            out.append(NoteTolerances(tuple(news)))
+            out.append(PersistSensitivity(tuple(news)))
         if event.measure in self._measuring:
             self._to_save.extend(self._measuring.pop(event.measure)[1])
 

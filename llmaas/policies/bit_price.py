@@ -58,7 +58,7 @@ class Step:
 
 
 @dataclass(frozen=True, slots=True)
-class Ladders:
+class BitSteps:
     """The smallest size of a chunk, and the steps up from there."""
 
     floor: int
@@ -66,11 +66,11 @@ class Ladders:
     v: tuple[Step, ...]
 
     @staticmethod
-    def of(size: Size) -> Ladders:
+    def of(size: Size) -> BitSteps:
         floor = size(Precision(BITS[0], BITS[0]))
         k = [size(Precision(b, BITS[0])) for b in BITS]
         v = [size(Precision(BITS[0], b)) for b in BITS]
-        return Ladders(floor, _steps(k, K_ERROR), _steps(v, V_ERROR))
+        return BitSteps(floor, _steps(k, K_ERROR), _steps(v, V_ERROR))
 
 
 def _steps(sizes: list[int], errors: tuple[float, ...]) -> tuple[Step, ...]:
@@ -87,7 +87,7 @@ def _place(value: float) -> int:
     return math.floor(PER_OCTAVE * math.log2(max(value, _SMALLEST)))
 
 
-class Stake(NamedTuple):
+class ChunkDemand(NamedTuple):
     """A chunk as the book counts it: the places of heat x sensitivity; of heat alone while nothing was measured."""
 
     measured: bool
@@ -95,11 +95,11 @@ class Stake(NamedTuple):
     v: int
 
 
-def stake(measured: Sensitivity | None, heat: float = 1.0) -> Stake:
+def stake(measured: Sensitivity | None, heat: float = 1.0) -> ChunkDemand:
     """``heat``: how much the chunk's error counts, relative to a chunk in use (1)."""
     if measured is None:
-        return Stake(False, _place(heat), _place(heat))
-    return Stake(True, _place(heat * measured.k), _place(heat * measured.v))
+        return ChunkDemand(False, _place(heat), _place(heat))
+    return ChunkDemand(True, _place(heat * measured.k), _place(heat * measured.v))
 
 
 class Price(NamedTuple):
@@ -118,7 +118,7 @@ class PriceBook:
 
     def __init__(self, size: Size, prior: tuple[float, float]) -> None:
         """``prior``: mean sensitivities of K and V to expect before any was measured."""
-        self._ladders = Ladders.of(size)
+        self._ladders = BitSteps.of(size)
         self._bytes: Counter[int] = Counter()
         """Bytes of the steps of measured chunks by place."""
         self._unmeasured: Counter[int] = Counter()
@@ -133,30 +133,30 @@ class PriceBook:
         k, v = self._prior
         self._prior = (k + (measured.k - k) / self._n_learnt, v + (measured.v - v) / self._n_learnt)
 
-    def add(self, chunk: Stake) -> None:
+    def add(self, chunk: ChunkDemand) -> None:
         self._count(chunk, 1)
 
-    def remove(self, chunk: Stake) -> None:
+    def remove(self, chunk: ChunkDemand) -> None:
         """Must be just what was added."""
         self._count(chunk, -1)
 
-    def _count(self, chunk: Stake, n: int) -> None:
+    def _count(self, chunk: ChunkDemand, n: int) -> None:
         self.chunks += n
         if chunk.measured:
             self._count_steps(self._bytes, chunk, n)
         else:
             self._unmeasured[chunk.k] += n
 
-    def _count_steps(self, into: Counter[int], chunk: Stake, n: int) -> None:
+    def _count_steps(self, into: Counter[int], chunk: ChunkDemand, n: int) -> None:
         for place, ladder in ((chunk.k, self._ladders.k), (chunk.v, self._ladders.v)):
             for step in ladder:
                 into[place + step.place] += n * step.nbytes
 
-    def _expected(self, chunk: Stake) -> Stake:
+    def _expected(self, chunk: ChunkDemand) -> ChunkDemand:
         if chunk.measured:
             return chunk
         k, v = self._prior
-        return Stake(True, chunk.k + _place(UNMEASURED * k), chunk.v + _place(UNMEASURED * v))
+        return ChunkDemand(True, chunk.k + _place(UNMEASURED * k), chunk.v + _place(UNMEASURED * v))
 
     def price(self, budget: int) -> Price:
         """The price at which all chunks together take ``budget`` bytes.
@@ -166,7 +166,7 @@ class PriceBook:
         """
         counts = self._bytes.copy()
         for heat, n in self._unmeasured.items():
-            self._count_steps(counts, self._expected(Stake(False, heat, heat)), n)
+            self._count_steps(counts, self._expected(ChunkDemand(False, heat, heat)), n)
         left = budget - self.chunks * self._ladders.floor
         for place, nbytes in sorted(counts.items(), reverse=True):
             if nbytes > max(left, 0):
@@ -174,7 +174,7 @@ class PriceBook:
             left -= nbytes
         return FREE
 
-    def choose(self, chunk: Stake, price: Price, key: ChunkKey) -> Precision:
+    def choose(self, chunk: ChunkDemand, price: Price, key: ChunkKey) -> Precision:
         """The precision that the chunk is worth at this price."""
         chunk = self._expected(chunk)
         # Keys are hashes: their bytes are the draw, the same each time for one chunk.
@@ -199,7 +199,7 @@ def allocate(chunks: Sequence[Sensitivity | None], size: Size, budget: int) -> l
 
     What ``PriceBook`` does for a service, without rounding. Never more than ``budget``, unless 2 bits for all are.
     """
-    ladders = Ladders.of(size)
+    ladders = BitSteps.of(size)
     known = [c for c in chunks if c is not None]
     new_k = UNMEASURED * sum(c.k for c in known) / len(known) if known else 1.0
     new_v = UNMEASURED * sum(c.v for c in known) / len(known) if known else 1.0

@@ -10,7 +10,7 @@ from bisect import bisect_right
 from collections.abc import Mapping, Sequence
 
 from llmaas.policies.eviction import ByContext
-from llmaas.policies.rankings import Members
+from llmaas.policies.rankings import ContextHeap
 from llmaas.records import ContextId
 
 
@@ -49,7 +49,7 @@ class Belady(ByContext):
     def __init__(self, returns: Mapping[ContextId, Sequence[float]]) -> None:
         """``returns``: when each context is called and not in CELLS; eviction from the POOL does not change that."""
         self._future = Future(returns)
-        super().__init__(Members(self._future))
+        super().__init__(ContextHeap(self._future))
 
     def returned(self, context: ContextId, now: float) -> None:
         self._future.now = now

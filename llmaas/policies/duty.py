@@ -41,7 +41,7 @@ class Reading:
     discharging: bool = False
 
 
-class Governor:
+class DutyPolicy:
     """``duty`` is the share of the time, ``why`` it is that: "", "heat", "throttled" or "battery"."""
 
     def __init__(self) -> None:

@@ -13,7 +13,7 @@ from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from typing import Protocol
 
-from llmaas.policies.rankings import Frequency, Interval, Members, Ranking, rank
+from llmaas.policies.rankings import ContextHeap, Frequency, Interval, Ranking, rank
 from llmaas.records import ChunkKey, ContextId
 
 Gain = Callable[[ChunkKey], int]
@@ -144,7 +144,7 @@ class ByContext:
 
     by_use = False
 
-    def __init__(self, *orders: Members) -> None:
+    def __init__(self, *orders: ContextHeap) -> None:
         self._orders = orders
         """The contexts with chunks in the POOL, by each ranking."""
         self._chunks: dict[ContextId, list[tuple[int, ChunkKey]]] = {}
@@ -154,7 +154,7 @@ class ByContext:
         self._tick = 0
         """Returns so far."""
 
-    def _best(self) -> Members:
+    def _best(self) -> ContextHeap:
         """The order that counts now."""
         return self._orders[0]
 
@@ -218,7 +218,7 @@ class ByContext:
         return chosen if need <= 0 else None
 
 
-class Returns(ByContext):
+class NextUse(ByContext):
     """The context that is expected back last leaves first, and a visitor that is expected later still stays outside.
 
     Where every chunk has a copy on DISK, bringing it back costs by its bytes, as keeping it does. So size cancels,
@@ -234,11 +234,11 @@ class Returns(ByContext):
 
     def __init__(self) -> None:
         rankings: tuple[Ranking, ...] = (Frequency(self._HALF_LIFE), Interval())
-        super().__init__(*(Members(ranking) for ranking in rankings))
-        self._ghosts = [Members(ranking) for ranking in rankings]
+        super().__init__(*(ContextHeap(ranking) for ranking in rankings))
+        self._ghosts = [ContextHeap(ranking) for ranking in rankings]
         self._misses = [0.0 for _ in rankings]
 
-    def _best(self) -> Members:
+    def _best(self) -> ContextHeap:
         return self._orders[self._misses.index(min(self._misses))]
 
     def returned(self, context: ContextId, now: float) -> None:
@@ -255,7 +255,7 @@ class Returns(ByContext):
         super().closed(context)
 
 
-EVICTION: dict[str, Callable[[], EvictionPolicy]] = {"lru": Lru, "lctru": Lctru, "returns": Returns}
+EVICTION: dict[str, Callable[[], EvictionPolicy]] = {"lru": Lru, "lctru": Lctru, "returns": NextUse}
 
 DEFAULT_EVICTION = "returns"
 """What docs/policies.md says why."""

@@ -101,7 +101,7 @@ def rank(ranking: Ranking, context: ContextId, tick: int) -> float:
     return ranking.settled(context)
 
 
-class Members:
+class ContextHeap:
     """Some contexts, in the order of a ranking. ``enter`` renews a member's place when the ranking has news of it."""
 
     def __init__(self, ranking: Ranking) -> None:

@@ -14,7 +14,7 @@ from collections.abc import Awaitable, Callable, Sequence
 from pathlib import Path
 from typing import Any
 
-from llmaas.engine.adapter_cache import AdapterFile, AdapterShelf, examine
+from llmaas.engine.adapter_cache import AdapterCache, AdapterFile, examine
 from llmaas.engine.thread import EngineThread
 from llmaas.errors import AdapterUnreadable, BadRequest, UnknownAdapter
 from llmaas.kvchunks.keys import namespace
@@ -30,7 +30,7 @@ class Adapters:
     """``rows`` runs a job on the store's thread, ``budget`` is in bytes. For one event loop."""
 
     def __init__(self, thread: EngineThread, store: Store, rows: Callable[..., Awaitable[Any]], budget: int) -> None:
-        self.shelf = AdapterShelf(thread.engine, budget)
+        self.shelf = AdapterCache(thread.engine, budget)
         self._thread, self._store, self._rows = thread, store, rows
         self._model = thread.engine.info.fingerprint
         self._files: dict[str, AdapterFile] = {}

@@ -13,7 +13,7 @@ from llmaas.clock import Clock
 from llmaas.engine.adaptive_threads import AdaptiveThreads
 from llmaas.engine.base import Engine
 from llmaas.planner.events import DutyChanged
-from llmaas.policies.duty import Governor, Reading
+from llmaas.policies.duty import DutyPolicy, Reading
 
 log = logging.getLogger(__name__)
 
@@ -26,7 +26,7 @@ class Host:
         self.step = self._threads.step if self._threads else engine.step
         self.steps = self._threads.steps if self._threads else engine.steps
         self._clock = clock
-        self._governor = Governor()
+        self._governor = DutyPolicy()
         self._heard: Reading | None = None
 
     def heard(self, reading: Reading, dispatch: Callable[[DutyChanged], None]) -> None:

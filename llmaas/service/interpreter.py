@@ -16,14 +16,14 @@ from queue import SimpleQueue
 from typing import Any
 
 from llmaas.clock import Clock
-from llmaas.engine.adapter_cache import AdapterFile, AdapterShelf
+from llmaas.engine.adapter_cache import AdapterCache, AdapterFile
 from llmaas.engine.base import Aborted, BatchItem
 from llmaas.engine.thread import EngineThread
 from llmaas.errors import LlmaasError
 from llmaas.kvchunks.codec.codec import Codec
 from llmaas.kvchunks.store.store import Store
 from llmaas.kvchunks.tiering.pool import Pool
-from llmaas.kvchunks.tiering.sensitivity_worker import Meter
+from llmaas.kvchunks.tiering.sensitivity_worker import SensitivityWorker
 from llmaas.planner.actions import (
     AbortStep,
     Admitted,
@@ -35,8 +35,8 @@ from llmaas.planner.actions import (
     LoadChunks,
     LowerChunks,
     MeasureChunks,
-    NoteTolerances,
     Paused,
+    PersistSensitivity,
     RunStep,
     SaveChunks,
     StopLoad,
@@ -61,7 +61,7 @@ _PARCEL_S = 0.05
 """Tokens that come faster than this are told of together: each telling takes a core from the model for a moment."""
 
 
-class Courier:
+class LoopBridge:
     """A thread that brings calls from the engine's thread to the event loop, in order.
 
     ``call_soon_threadsafe`` writes to a pipe and so gives up the GIL, which the woken loop then holds while the engine
@@ -100,12 +100,12 @@ class Interpreter:
         record: Path | None,
         write_rate: float,
         host: Host,
-        shelf: AdapterShelf,
+        shelf: AdapterCache,
     ) -> None:
         self.planner = Planner(settings)
         codec = Codec(settings.geometry, thread.engine.rope)
         self.pool = Pool(thread, codec, store, write_rate=write_rate)
-        self._meter = Meter(thread, codec)
+        self._meter = SensitivityWorker(thread, codec)
         self._shelf = shelf
         self._thread, self._engine, self._host = thread, thread.engine, host
         self._clock, self._calls, self._directory = clock, calls, directory
@@ -117,7 +117,7 @@ class Interpreter:
         self._aborted = -1
         """The step that must not begin any more, or end at once."""
         self._waker = self._loop.call_later(0, lambda: None)
-        self._courier = Courier(self._loop)
+        self._courier = LoopBridge(self._loop)
         self._perform: dict[type, Callable[[Any], None]] = {
             RunStep: self._run_step,
             LoadChunks: lambda a: self.pool.load(a, self._tell),
@@ -127,7 +127,7 @@ class Interpreter:
             LowerChunks: lambda a: self.pool.lower(a, self._tell),
             WriteChunks: lambda a: self.pool.write(a, self._tell),
             StopWrite: self.pool.stop_write,
-            NoteTolerances: self.pool.note,
+            PersistSensitivity: self.pool.note,
             DropPool: lambda a: self.pool.drop(a.keys),
             DropDisk: lambda a: self.pool.drop_disk(a.keys),
             MeasureChunks: lambda a: self._meter.measure(a, self._tell),

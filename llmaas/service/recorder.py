@@ -19,7 +19,7 @@ import msgpack
 from llmaas.errors import BadRequest
 from llmaas.planner.events import ChunksFound, Drawn, Event, Measured, StepDone
 from llmaas.planner.state import PlannerSettings
-from llmaas.records import ChunkNotes, ChunkTolerance, Geometry, Precision
+from llmaas.records import ChunkMeta, ChunkSensitivity, Geometry, Precision
 
 log = logging.getLogger(__name__)
 
@@ -95,15 +95,15 @@ def _event(name: str, fields: tuple[Any, ...]) -> Event:
         step, drawn, steps = fields
         return StepDone(step, tuple(Drawn(d) for d in drawn), steps)
     if cls is Measured:
-        return Measured(fields[0], tuple((key, ChunkTolerance(*found)) for key, found in fields[1]))
+        return Measured(fields[0], tuple((key, ChunkSensitivity(*found)) for key, found in fields[1]))
     if cls is ChunksFound:
         return ChunksFound(tuple((key, nbytes, _notes(notes)) for key, nbytes, notes in fields[0]))
     event: Event = cls(*fields)
     return event
 
 
-def _notes(fields: tuple[Any, ...] | None) -> ChunkNotes | None:
+def _notes(fields: tuple[Any, ...] | None) -> ChunkMeta | None:
     if fields is None:
         return None
     (k, v), tolerance = fields
-    return ChunkNotes(Precision(k, v), None if tolerance is None else ChunkTolerance(*tolerance))
+    return ChunkMeta(Precision(k, v), None if tolerance is None else ChunkSensitivity(*tolerance))

@@ -10,7 +10,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from llmaas.policies.bit_price import BITS, K_ERROR, UNMEASURED, V_ERROR, PriceBook, Stake, allocate, stake
+from llmaas.policies.bit_price import BITS, K_ERROR, UNMEASURED, V_ERROR, ChunkDemand, PriceBook, allocate, stake
 from llmaas.policies.llms_bits import llms
 from llmaas.records import ChunkKey, Precision
 
@@ -50,14 +50,14 @@ def size(chosen: list[Precision]) -> int:
     return sum(map(nominal_size, chosen))
 
 
-def book(stakes: list[Stake]) -> PriceBook:
+def book(stakes: list[ChunkDemand]) -> PriceBook:
     made = PriceBook(nominal_size, PRIOR)
     for one in stakes:
         made.add(one)
     return made
 
 
-def priced(stakes: list[Stake], budget: int) -> list[Precision]:
+def priced(stakes: list[ChunkDemand], budget: int) -> list[Precision]:
     made = book(stakes)
     price = made.price(budget)
     return [made.choose(one, price, key(i)) for i, one in enumerate(stakes)]

@@ -9,10 +9,10 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from llmaas.policies.duty import FLOOR, Governor, Reading
+from llmaas.policies.duty import FLOOR, DutyPolicy, Reading
 
 
-def live(governor: Governor, seconds: int, read: Callable[[int, float], Reading], start: int = 0) -> list[float]:
+def live(governor: DutyPolicy, seconds: int, read: Callable[[int, float], Reading], start: int = 0) -> list[float]:
     """The duty every two seconds. ``read(second, duty)``."""
     return [governor.heard(read(t, governor.duty), float(t)) for t in range(start, start + seconds, 2)]
 
@@ -30,13 +30,13 @@ def test_a_cool_machine_on_the_mains_computes_all_the_time() -> None:
         Reading(battery=0.8, discharging=True),
     )
     for reading in readings:
-        governor = Governor()
+        governor = DutyPolicy()
         assert set(live(governor, 60, lambda t, duty, reading=reading: reading)) == {1.0}  # type: ignore[misc]
         assert governor.why == ""
 
 
 def test_a_machine_at_its_limit_computes_a_fifth_of_the_time_within_ten_seconds_and_comes_back_slowly() -> None:
-    governor = Governor()
+    governor = DutyPolicy()
     down = live(governor, 10, lambda t, duty: hot(97.0))
     assert down == pytest.approx([0.8, 0.6, 0.4, 0.2, 0.2])
     assert governor.why == "heat"
@@ -48,21 +48,21 @@ def test_a_machine_at_its_limit_computes_a_fifth_of_the_time_within_ten_seconds_
 
 def test_a_low_battery_counts_only_while_it_is_emptied() -> None:
     low = Reading(battery=0.08, discharging=True)
-    governor = Governor()
+    governor = DutyPolicy()
     assert live(governor, 20, lambda t, duty: low)[-1] == pytest.approx(FLOOR)
     assert governor.why == "battery"
     assert live(governor, 60, lambda t, duty: Reading(battery=0.08), start=20)[-1] == 1.0
 
 
 def test_a_cpu_that_is_held_back_is_not_given_more_than_it_may_do() -> None:
-    governor = Governor()
+    governor = DutyPolicy()
     assert live(governor, 20, lambda t, duty: Reading(speed=0.5))[-1] == pytest.approx(0.5)
     assert governor.why == "throttled"
 
 
 def test_a_machine_that_warms_with_the_duty_settles_instead_of_oscillating() -> None:
     """A first-order model: 50 degrees at rest, 105 at full duty, half way in twenty seconds."""
-    governor, celsius, found = Governor(), 50.0, []
+    governor, celsius, found = DutyPolicy(), 50.0, []
     for t in range(0, 1200, 2):
         celsius += (50.0 + 55.0 * governor.duty - celsius) * 0.07
         found.append(governor.heard(hot(celsius), float(t)))
@@ -85,7 +85,7 @@ READINGS = st.builds(
 
 @given(st.lists(st.tuples(READINGS, st.floats(0.0, 100.0)), max_size=60))
 def test_the_duty_moves_by_small_steps_between_its_floor_and_one(series: list[tuple[Reading, float]]) -> None:
-    governor, now = Governor(), 0.0
+    governor, now = DutyPolicy(), 0.0
     for reading, passed in series:
         before, now = governor.duty, now + passed
         after = governor.heard(reading, now)

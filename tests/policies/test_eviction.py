@@ -5,8 +5,8 @@ from itertools import count
 
 import pytest
 
-from llmaas.policies.eviction import EVICTION, Arrival, Lctru, Returns
-from llmaas.policies.rankings import Interval, Members, rank
+from llmaas.policies.eviction import EVICTION, Arrival, Lctru, NextUse
+from llmaas.policies.rankings import ContextHeap, Interval, rank
 from llmaas.records import ChunkKey, ContextId
 from llmaas.replay.simulator import Replay, belady, unbounded
 from llmaas.replay.trace import TraceCall
@@ -17,7 +17,7 @@ def key(name: str, index: int) -> ChunkKey:
     return ChunkKey(f"{name}:{index}".encode())
 
 
-def fill(policy: Returns, name: str, chunks: int = 4) -> None:
+def fill(policy: NextUse, name: str, chunks: int = 4) -> None:
     for i in range(chunks):
         policy.add(key(name, i), Arrival(ContextId(name), i, 64, 10), 0.0)
 
@@ -31,7 +31,7 @@ def test_lctru_evicts_the_least_compressed_first_and_the_oldest_of_them() -> Non
 
 
 def test_the_context_that_returns_least_goes_first_and_its_head_before_its_tail() -> None:
-    policy = Returns()
+    policy = NextUse()
     for name in ("often", "seldom"):
         fill(policy, name)
     for name in ("seldom", "often", "often", "often", "seldom", "often", "often"):
@@ -40,7 +40,7 @@ def test_the_context_that_returns_least_goes_first_and_its_head_before_its_tail(
 
 
 def test_a_visitor_that_is_expected_later_than_all_others_stays_outside() -> None:
-    policy = Returns()
+    policy = NextUse()
     fill(policy, "often")
     for _ in range(5):
         policy.returned(ContextId("often"), 0.0)
@@ -87,7 +87,7 @@ def test_no_policy_reads_less_from_disk_than_the_one_that_knows_the_future(evict
 def test_members_leave_in_the_order_of_their_ranks_whatever_came_before() -> None:
     rng = random.Random(2)
     ranking = Interval()
-    members = Members(ranking)
+    members = ContextHeap(ranking)
     for tick in range(600):
         context = ContextId(f"c{rng.randrange(20)}")
         match rng.randrange(4):
@@ -114,7 +114,7 @@ def test_an_eviction_looks_at_its_victims_only_among_ten_thousand_contexts() -> 
         next(looked)
         return 10
 
-    policy = Returns()
+    policy = NextUse()
     for i in range(10_000):
         fill(policy, f"c{i}", 2)
         policy.returned(ContextId(f"c{i}"), 0.0)

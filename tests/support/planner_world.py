@@ -18,8 +18,8 @@ from llmaas.records import (
     CHUNK_TOKENS,
     AppId,
     ChunkKey,
-    ChunkNotes,
-    ChunkTolerance,
+    ChunkMeta,
+    ChunkSensitivity,
     ContextId,
     Geometry,
     RequestId,
@@ -107,7 +107,7 @@ class World:
         self.tell(ev.ContextOpened(ctx.id, app))
         return ctx
 
-    def restart(self, notes: dict[ChunkKey, ChunkNotes], idle: float) -> None:
+    def restart(self, notes: dict[ChunkKey, ChunkMeta], idle: float) -> None:
         """A new planner, told at rest what the store holds."""
         assert not self.due
         self.planner, self.pool, self.cells, self.log = Planner(self.s), {}, {}, []
@@ -191,7 +191,7 @@ class World:
                 assert all(k in self.pool for k, _ in chunks)
             case act.WriteChunks(keys=keys):
                 assert all(k in self.pool for k in keys)
-            case act.NoteTolerances(tolerances=notes):
+            case act.PersistSensitivity(tolerances=notes):
                 assert all(k in self.disk for k, _ in notes)
                 return
             case act.DropPool(keys=keys):
@@ -311,10 +311,10 @@ class World:
             del ctx.tokens[base:]
         self.changed(ctx, min(len(ctx.tokens), max(ctx.n_kv, action.n_kv)))
 
-    def tolerance(self) -> ChunkTolerance:
+    def tolerance(self) -> ChunkSensitivity:
         """Of K and V over many orders of magnitude, a density, and how sure it is as of when."""
         k, v = (10 ** self.rng.uniform(-9, -1) for _ in "kv")
-        return ChunkTolerance(k, v, self.rng.random(), self.rng.uniform(0.1, 60), self.rng.randrange(2000))
+        return ChunkSensitivity(k, v, self.rng.random(), self.rng.uniform(0.1, 60), self.rng.randrange(2000))
 
     def settle(self) -> None:
         for _ in range(100_000):

@@ -12,13 +12,13 @@ import zlib
 import numpy as np
 
 from llmaas.errors import ChunkDamaged
-from llmaas.kvchunks.codec.header import HEADER_BYTES, ChunkHeader, Payload, check, header, seal
+from llmaas.kvchunks.codec.header import HEADER_BYTES, ChunkHeader, CodedChunk, check, header, seal
 from llmaas.kvchunks.codec.kernels import Kernels, best
 from llmaas.kvchunks.codec.kernels_channels import BadWords
 from llmaas.kvchunks.codec.planes import RAW, ChannelPlane, RotatedPlane, turning
 from llmaas.records import F32, ChunkKey, Geometry, KvSlab, Precision, Rope
 
-__all__ = ["SINKS", "ChunkHeader", "Codec", "Payload", "check", "header", "sinks_at"]
+__all__ = ["SINKS", "ChunkHeader", "Codec", "CodedChunk", "check", "header", "sinks_at"]
 
 
 SINKS = 1
@@ -106,7 +106,7 @@ class Codec:
         )
         return payload
 
-    def decode(self, payload: Payload, key: ChunkKey, into: KvSlab) -> None:
+    def decode(self, payload: CodedChunk, key: ChunkKey, into: KvSlab) -> None:
         """Decode into ``into.k`` and ``into.v`` (strided views will do); its token count must be the chunk's.
 
         Raises ChunkDamaged, with ``into`` untouched, if the payload is not exactly the chunk ``key`` in this
@@ -134,7 +134,7 @@ class Codec:
             raise ChunkDamaged(str(error)) from error
         self._v.decode(body[k_bytes:], into.v, v, sinks)
 
-    def decoded(self, payload: Payload, key: ChunkKey) -> KvSlab:
+    def decoded(self, payload: CodedChunk, key: ChunkKey) -> KvSlab:
         """The chunk in a slab of its own. Raises ChunkDamaged as ``decode`` does."""
         g, n_tokens = self.geometry, check(payload, key).n_tokens
         slab = KvSlab(
@@ -143,7 +143,7 @@ class Codec:
         self.decode(payload, key, slab)
         return slab
 
-    def lower(self, payload: Payload, precision: Precision, key: ChunkKey) -> bytearray:
+    def lower(self, payload: CodedChunk, precision: Precision, key: ChunkKey) -> bytearray:
         """A coded chunk coded again, from its own form, its sinks still exact.
 
         Errors add up, so it should lose at least a bit of K or V each time: then what was there before is a quarter

@@ -34,7 +34,7 @@ HEADER_BYTES = 64
 _FIELDS = struct.Struct("<4sHBBBBBB16sIIIIHHQ")
 _CHECKSUM = struct.Struct("<Q")
 
-Payload = bytes | bytearray | memoryview
+CodedChunk = bytes | bytearray | memoryview
 
 
 @dataclass(frozen=True, slots=True)
@@ -54,7 +54,7 @@ class ChunkHeader:
     checksum: int
 
 
-def header(payload: Payload) -> ChunkHeader:
+def header(payload: CodedChunk) -> ChunkHeader:
     """Read the header; the checksum is not checked (``check`` does). Raises ChunkDamaged if it makes no sense."""
     if len(payload) < HEADER_BYTES:
         raise ChunkDamaged(f"chunk has {len(payload)} bytes, its header alone needs {HEADER_BYTES}")
@@ -72,7 +72,7 @@ def header(payload: Payload) -> ChunkHeader:
     return ChunkHeader(version, precision, kc, vc, sinks, turn, ChunkKey(key), n_tokens, geometry, body, checksum)
 
 
-def check(payload: Payload, key: ChunkKey) -> ChunkHeader:
+def check(payload: CodedChunk, key: ChunkKey) -> ChunkHeader:
     """Read the header and verify that ``payload`` is whole and is the chunk named ``key``.
 
     Raises ChunkDamaged. Decodes nothing, so a store's check can afford it for every chunk.
@@ -108,7 +108,7 @@ def seal(
     _CHECKSUM.pack_into(payload, _FIELDS.size, _checksum(payload))
 
 
-def _checksum(payload: Payload) -> int:
+def _checksum(payload: CodedChunk) -> int:
     view = memoryview(payload)
     hasher = xxhash.xxh3_64(view[: _FIELDS.size])
     hasher.update(view[HEADER_BYTES:])

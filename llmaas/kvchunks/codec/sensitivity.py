@@ -16,7 +16,7 @@ from typing import Any
 
 import numpy as np
 
-from llmaas.records import F16, F32, ChunkTolerance, Geometry, KvSlab, Precision, Queries
+from llmaas.records import F16, F32, ChunkSensitivity, Geometry, KvSlab, Precision, Queries
 
 REFERENCE = Precision(3, 3)
 """Where sensitivity is measured. Errors at other bits follow fixed curves (``policies.bit_price``)."""
@@ -37,13 +37,13 @@ _LARGEST_LOG = 60.0
 _TINY = np.float32(1e-30)
 
 
-def merged(one: ChunkTolerance, other: ChunkTolerance) -> ChunkTolerance:
+def merged(one: ChunkSensitivity, other: ChunkSensitivity) -> ChunkSensitivity:
     """Two measurements of one chunk as one, as if their queries had been asked together at the later time."""
     at = max(one.at, other.at)
     mine = one.weight * math.exp((one.at - at) / MEMORY)
     weight = mine + other.weight * math.exp((other.at - at) / MEMORY)
     share = mine / weight if weight > 0 else 0.5
-    return ChunkTolerance(
+    return ChunkSensitivity(
         k=(share * one.k ** (1 / ROOT) + (1 - share) * other.k ** (1 / ROOT)) ** ROOT,
         v=(share * one.v ** (1 / ROOT) + (1 - share) * other.v ** (1 / ROOT)) ** ROOT,
         density=share * one.density + (1 - share) * other.density,
@@ -104,7 +104,7 @@ class Scorer:
         out += self._values(slab).swapaxes(2, 3) @ seen
         old[:] = new
 
-    def measure(self, start: int, slab: KvSlab, coded: KvSlab) -> ChunkTolerance | None:
+    def measure(self, start: int, slab: KvSlab, coded: KvSlab) -> ChunkSensitivity | None:
         """Second pass: how attention changes if the chunk's keys, or its values, become those of ``coded``.
 
         None if fewer than FEWEST queries lie behind the chunk.
@@ -123,7 +123,7 @@ class Scorer:
         weights = np.exp((behind - at) / MEMORY)
         weight = float(weights.sum())
         k_mean, v_mean = (float(weights @ x ** (1 / ROOT) / weight) ** ROOT for x in (k, v))
-        return ChunkTolerance(k_mean, v_mean, density, weight, at)
+        return ChunkSensitivity(k_mean, v_mean, density, weight, at)
 
     def _changes(self, slab: KvSlab, coded: KvSlab, keys: F32, logits: F32, seen: F32) -> tuple[F32, F32]:
         """Relative squared change per query, for keys and for values."""

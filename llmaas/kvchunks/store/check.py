@@ -14,9 +14,9 @@ from pathlib import Path
 
 from llmaas.errors import MachineError, StoreFailed
 from llmaas.kvchunks.store.chunks import Chunks, checksum
-from llmaas.kvchunks.store.data_keys import Keys
+from llmaas.kvchunks.store.data_keys import DataKeys
 from llmaas.kvchunks.store.index import Index
-from llmaas.kvchunks.store.payload_files import Payload, is_payload_name
+from llmaas.kvchunks.store.payload_files import CodedChunk, is_payload_name
 from llmaas.kvchunks.store.rows import CheckReport, Damage, Place, Problem
 from llmaas.kvchunks.store.schema import soundness
 from llmaas.records import ChunkKey
@@ -24,7 +24,7 @@ from llmaas.records import ChunkKey
 log = logging.getLogger(__name__)
 
 
-def sweep(index: Index, payload: Payload) -> int:
+def sweep(index: Index, payload: CodedChunk) -> int:
     """Set right what a kill or a power cut leaves behind; chunks lost by it.
 
     A kill leaves files that no row names; a power cut also rows whose file is missing or too short. Costs one
@@ -85,7 +85,7 @@ class Findings:
 
 
 def check(
-    root: Path, index: Index, payload: Payload, chunks: Chunks, keys: Keys, *, deep: bool, repair: bool
+    root: Path, index: Index, payload: CodedChunk, chunks: Chunks, keys: DataKeys, *, deep: bool, repair: bool
 ) -> CheckReport:
     """See ``Store.check``. Appends of tokens go on meanwhile; puts and discards wait."""
     found = Findings()
@@ -134,7 +134,7 @@ def _recount(index: Index, num: int) -> None:
         )
 
 
-def _check_places(index: Index, payload: Payload, found: Findings) -> None:
+def _check_places(index: Index, payload: CodedChunk, found: Findings) -> None:
     """Every row inside its file, no two at one place, no file without rows, no row without a file."""
     with index.read() as con:
         rows = con.execute(
@@ -161,13 +161,13 @@ def _check_places(index: Index, payload: Payload, found: Findings) -> None:
         found.note(Damage.EMPTY, text, partial(_forget_file, index, payload, file))
 
 
-def _forget_file(index: Index, payload: Payload, file: int) -> None:
+def _forget_file(index: Index, payload: CodedChunk, file: int) -> None:
     with index.write(durable=False) as txn:
         txn.con.execute("DELETE FROM files WHERE id = ?", (file,))
     payload.unlink(file)
 
 
-def _check_bytes(index: Index, payload: Payload, keys: Keys, found: Findings) -> None:
+def _check_bytes(index: Index, payload: CodedChunk, keys: DataKeys, found: Findings) -> None:
     """Every chunk that has passed so far against its checksum; and those whose key can be had must open."""
     bad = set(found.bad)
     with index.read() as con:

@@ -18,11 +18,11 @@ from typing import Any
 import xxhash
 
 from llmaas.errors import DiskFull, MachineError
-from llmaas.kvchunks.store.data_keys import SEALED_FOR, Keys, plain_size, seal_all
+from llmaas.kvchunks.store.data_keys import SEALED_FOR, DataKeys, plain_size, seal_all
 from llmaas.kvchunks.store.index import Index, Txn
-from llmaas.kvchunks.store.payload_files import Payload
+from llmaas.kvchunks.store.payload_files import CodedChunk
 from llmaas.kvchunks.store.rows import Place, StoredChunk
-from llmaas.records import ChunkKey, ChunkNotes, ChunkTolerance, ContextId, Precision
+from llmaas.records import ChunkKey, ChunkMeta, ChunkSensitivity, ContextId, Precision
 
 log = logging.getLogger(__name__)
 
@@ -40,7 +40,7 @@ _DEAD_ENOUGH = 1 << 20
 class Chunks:
     """The tables ``files`` and ``chunks`` and the payload files."""
 
-    def __init__(self, index: Index, payload: Payload, keys: Keys) -> None:
+    def __init__(self, index: Index, payload: CodedChunk, keys: DataKeys) -> None:
         self._index = index
         self._payload = payload
         self._keys = keys
@@ -63,7 +63,7 @@ class Chunks:
     # -- put
 
     def put(
-        self, ctx: ContextId, items: Sequence[tuple[ChunkKey, int, Blob]], notes: Mapping[ChunkKey, ChunkNotes]
+        self, ctx: ContextId, items: Sequence[tuple[ChunkKey, int, Blob]], notes: Mapping[ChunkKey, ChunkMeta]
     ) -> int:
         with self._lock:
             found = self._find([key for key, _, _ in items])
@@ -122,7 +122,7 @@ class Chunks:
         self._next_file += 1
         return self._next_file - 1
 
-    def note(self, tolerances: Mapping[ChunkKey, ChunkTolerance]) -> None:
+    def note(self, tolerances: Mapping[ChunkKey, ChunkSensitivity]) -> None:
         with self._index.write(durable=False) as txn:
             txn.con.executemany(
                 "UPDATE chunks SET k_change = ?, v_change = ?, density = ?, weight = ?, measured_at = ? WHERE key = ?",
@@ -360,17 +360,17 @@ def _view(data: Blob) -> memoryview:
     return view
 
 
-def _columns(notes: ChunkNotes | None) -> tuple[float | None, ...]:
+def _columns(notes: ChunkMeta | None) -> tuple[float | None, ...]:
     if notes is None:
         return (None,) * len(_NOTES)
-    unmeasured = (None,) * len(ChunkTolerance._fields)
+    unmeasured = (None,) * len(ChunkSensitivity._fields)
     return (notes.precision.k, notes.precision.v, *(notes.tolerance or unmeasured))
 
 
-def _notes(k_bits: int | None, v_bits: int | None, *measured: Any) -> ChunkNotes | None:
+def _notes(k_bits: int | None, v_bits: int | None, *measured: Any) -> ChunkMeta | None:
     if k_bits is None or v_bits is None:
         return None
-    return ChunkNotes(Precision(k_bits, v_bits), None if measured[0] is None else ChunkTolerance(*measured))
+    return ChunkMeta(Precision(k_bits, v_bits), None if measured[0] is None else ChunkSensitivity(*measured))
 
 
 def _delete(txn: Txn, places: Sequence[Place]) -> int:

@@ -28,7 +28,7 @@ SEALED_FOR = f"file IN (SELECT id FROM files WHERE seal IN {_OF_CONTEXT})"
 """Condition on rows of ``chunks``: sealed under a key of one context."""
 
 
-class Keys:
+class DataKeys:
     """Data keys by number. ``master`` None: nothing is sealed, and what is sealed cannot be opened."""
 
     def __init__(self, index: Index, master: MasterKey | None) -> None:

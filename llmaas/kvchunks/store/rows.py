@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import NamedTuple
 
-from llmaas.records import AppId, ChunkKey, ChunkNotes, ContextId
+from llmaas.records import AppId, ChunkKey, ChunkMeta, ContextId
 
 
 @dataclass(frozen=True, slots=True)
@@ -78,7 +78,7 @@ class StoredChunk(NamedTuple):
     key: ChunkKey
     n_tokens: int
     nbytes: int
-    notes: ChunkNotes | None = None
+    notes: ChunkMeta | None = None
 
 
 @dataclass(frozen=True, slots=True)

@@ -25,10 +25,10 @@ from llmaas.kvchunks.store.adapters import AdapterRows
 from llmaas.kvchunks.store.chunks import Blob, Chunks, Deed
 from llmaas.kvchunks.store.cipher import MasterKey
 from llmaas.kvchunks.store.contexts import Tokens
-from llmaas.kvchunks.store.data_keys import Keys
+from llmaas.kvchunks.store.data_keys import DataKeys
 from llmaas.kvchunks.store.index import Index
 from llmaas.kvchunks.store.lock import RootLock
-from llmaas.kvchunks.store.payload_files import Payload
+from llmaas.kvchunks.store.payload_files import CodedChunk
 from llmaas.kvchunks.store.rows import (
     AdapterRow,
     CheckReport,
@@ -42,7 +42,7 @@ from llmaas.kvchunks.store.rows import (
 from llmaas.kvchunks.store.salvage import finish, salvage
 from llmaas.kvchunks.store.schema import VERSION, soundness, user_version
 from llmaas.kvchunks.store.syscalls import Files, failures, is_corrupt
-from llmaas.records import ChunkKey, ChunkNotes, ChunkTolerance, ContextId
+from llmaas.records import ChunkKey, ChunkMeta, ChunkSensitivity, ContextId
 
 __all__ = ["AdapterRow", "CheckReport", "ContextRow", "Files", "MasterKey", "Sealing", "Span", "Store", "StoreStats"]
 
@@ -76,10 +76,10 @@ class Store:
                 finish(root / INDEX, files)
             self._index = Index(root / INDEX, files, wal_limit=wal_limit)
             try:
-                self._payload = Payload(root / "payload", files, reserve=reserve)
+                self._payload = CodedChunk(root / "payload", files, reserve=reserve)
                 self._tokens = Tokens(self._index)
                 self._adapters = AdapterRows(self._index)
-                self._keys = Keys(self._index, master)
+                self._keys = DataKeys(self._index, master)
                 self._chunks = Chunks(self._index, self._payload, self._keys)
                 self._keys.tidy()
                 self._chunks.damaged += store_check.sweep(self._index, self._payload)
@@ -204,7 +204,7 @@ class Store:
         self,
         ctx: ContextId,
         items: Sequence[tuple[ChunkKey, int, Blob]],
-        notes: Mapping[ChunkKey, ChunkNotes] = MappingProxyType({}),
+        notes: Mapping[ChunkKey, ChunkMeta] = MappingProxyType({}),
     ) -> int:
         """Store chunks (key, number of tokens, bytes) side by side in a file of ``ctx``, all or none.
 
@@ -213,7 +213,7 @@ class Store:
         """
         return self._chunks.put(ctx, items, notes)
 
-    def note(self, tolerances: Mapping[ChunkKey, ChunkTolerance]) -> None:
+    def note(self, tolerances: Mapping[ChunkKey, ChunkSensitivity]) -> None:
         """Keep with chunks what was measured of them after they were put; keys that are not stored are passed over."""
         self._chunks.note(tolerances)
 

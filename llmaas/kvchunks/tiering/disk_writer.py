@@ -15,20 +15,20 @@ from concurrent.futures import ThreadPoolExecutor
 
 from llmaas.engine.thread import be_nice, be_nice_to_disk
 from llmaas.errors import DiskFull, MachineError
-from llmaas.kvchunks.codec.codec import Payload, header
+from llmaas.kvchunks.codec.codec import CodedChunk, header
 from llmaas.kvchunks.store.store import Store
-from llmaas.planner.actions import NoteTolerances, WriteChunks
+from llmaas.planner.actions import PersistSensitivity, WriteChunks
 from llmaas.planner.events import Written
-from llmaas.records import ChunkKey, ChunkNotes, ChunkTolerance
+from llmaas.records import ChunkKey, ChunkMeta, ChunkSensitivity
 
 log = logging.getLogger(__name__)
 
 _RUN = 4 << 20
 """Bytes written in one go: enough for a device to be efficient, and the most that a stop has to wait for."""
-Item = tuple[ChunkKey, int, Payload]
+Item = tuple[ChunkKey, int, CodedChunk]
 
 
-class SwapWriter:
+class DiskWriter:
     """``rate``: bytes a second, 0 for as fast as it goes. ``write``, ``note`` and ``discard`` return at once."""
 
     def __init__(self, store: Store, rate: float = 0.0) -> None:
@@ -46,7 +46,7 @@ class SwapWriter:
         self._hurry.set()
         self._thread.shutdown(wait=True)
 
-    def write(self, action: WriteChunks, payloads: Sequence[Payload], done: Callable[[Written], None]) -> None:
+    def write(self, action: WriteChunks, payloads: Sequence[CodedChunk], done: Callable[[Written], None]) -> None:
         """Begin a write of ``payloads``, parallel to the action's keys; ``done`` is called on the worker thread."""
         self._thread.submit(self._write, action, payloads, done)
 
@@ -55,7 +55,7 @@ class SwapWriter:
         self._stopped.add(write)
         self._hurry.set()
 
-    def note(self, action: NoteTolerances) -> None:
+    def note(self, action: PersistSensitivity) -> None:
         self._thread.submit(self._note, dict(action.tolerances))
 
     def discard(self, keys: Sequence[ChunkKey]) -> None:
@@ -63,7 +63,7 @@ class SwapWriter:
 
     # -- on the thread
 
-    def _write(self, action: WriteChunks, payloads: Sequence[Payload], done: Callable[[Written], None]) -> None:
+    def _write(self, action: WriteChunks, payloads: Sequence[CodedChunk], done: Callable[[Written], None]) -> None:
         written: dict[ChunkKey, int] = {}
         full = False
         if action.write not in self._stopped and not self._closing:
@@ -78,7 +78,7 @@ class SwapWriter:
                 if key not in stale:
                     head = header(payload)
                     items.append((key, head.n_tokens, payload))
-                    notes[key] = ChunkNotes(head.precision, tolerance)
+                    notes[key] = ChunkMeta(head.precision, tolerance)
             for run in _runs(items):
                 if action.write in self._stopped:
                     break
@@ -98,7 +98,7 @@ class SwapWriter:
         if self._rate and (rest := nbytes / self._rate - seconds) > 0:
             self._hurry.wait(rest)
 
-    def _note(self, tolerances: dict[ChunkKey, ChunkTolerance]) -> None:
+    def _note(self, tolerances: dict[ChunkKey, ChunkSensitivity]) -> None:
         try:
             self._store.note(tolerances)
         except Exception as e:

@@ -19,16 +19,16 @@ from typing import Any, TypeVar
 
 from llmaas.engine.thread import EngineThread, be_nice
 from llmaas.errors import ChunkDamaged
-from llmaas.kvchunks.codec.codec import Codec, Payload, check, sinks_at
+from llmaas.kvchunks.codec.codec import Codec, CodedChunk, check, sinks_at
 from llmaas.kvchunks.store.store import Store
-from llmaas.kvchunks.tiering.disk_writer import SwapWriter
+from llmaas.kvchunks.tiering.disk_writer import DiskWriter
 from llmaas.planner.actions import (
     ChunkSource,
     ChunkTarget,
     FetchChunks,
     LoadChunks,
     LowerChunks,
-    NoteTolerances,
+    PersistSensitivity,
     SaveChunks,
     StopLoad,
     StopWrite,
@@ -61,7 +61,7 @@ class Pool:
         self._engine = engine
         self._codec = codec
         self._store = store
-        self._bytes: dict[ChunkKey, Payload] = {}
+        self._bytes: dict[ChunkKey, CodedChunk] = {}
         self._stops: dict[int, tuple[Future[None], Callable[[Loaded], None]]] = {}
         """For each load that is not answered: what is done when nobody wants it, and runs from when it has begun."""
         self._loaders = ThreadPoolExecutor(2, "load")
@@ -69,7 +69,7 @@ class Pool:
         self._fetcher = ThreadPoolExecutor(1, "fetch")
         self._decoders = ThreadPoolExecutor(workers, "decode")
         self._savers = ThreadPoolExecutor(workers, "save", be_nice)
-        self._writer = SwapWriter(store, write_rate)
+        self._writer = DiskWriter(store, write_rate)
         self._freer = ThreadPoolExecutor(1, "free")
 
     @property
@@ -119,7 +119,7 @@ class Pool:
     def _load(
         self,
         action: LoadChunks,
-        held: dict[ChunkKey, Payload | None],
+        held: dict[ChunkKey, CodedChunk | None],
         stop: Future[None],
         done: Callable[[Loaded], None],
     ) -> None:
@@ -133,10 +133,10 @@ class Pool:
         self._stops.pop(action.load, None)
         done(event)
 
-    def _load_in_order(self, action: LoadChunks, held: dict[ChunkKey, Payload | None], stop: Future[None]) -> Loaded:
-        decoding: deque[Future[tuple[KvSlab, Payload | None]]] = deque()
+    def _load_in_order(self, action: LoadChunks, held: dict[ChunkKey, CodedChunk | None], stop: Future[None]) -> Loaded:
+        decoding: deque[Future[tuple[KvSlab, CodedChunk | None]]] = deque()
         loading: list[Future[None]] = []
-        kept: list[Payload | None] = []
+        kept: list[CodedChunk | None] = []
         damaged: tuple[ChunkKey, ...] = ()
         ahead = self._payloads(action.chunks, held, stop)
         for i, source in enumerate(action.chunks):
@@ -167,8 +167,8 @@ class Pool:
         return Loaded(action.load, n_loaded, damaged if n_loaded == len(loading) else ())
 
     def _payloads(
-        self, sources: Sequence[ChunkSource], held: dict[ChunkKey, Payload | None], stop: Future[None]
-    ) -> Iterator[tuple[ChunkSource, Payload | None]]:
+        self, sources: Sequence[ChunkSource], held: dict[ChunkKey, CodedChunk | None], stop: Future[None]
+    ) -> Iterator[tuple[ChunkSource, CodedChunk | None]]:
         """Each source with its bytes, in order; DISK is read one large piece ahead of what is being decoded."""
         pieces = [sources[i : i + _READ_CHUNKS] for i in range(0, len(sources), _READ_CHUNKS)]
         reading = self._readers.submit(self._read, pieces[0])
@@ -182,11 +182,11 @@ class Pool:
         finally:
             reading.cancel()  # nobody takes it, if it has not begun
 
-    def _read(self, sources: Sequence[ChunkSource]) -> dict[ChunkKey, Payload | None]:
+    def _read(self, sources: Sequence[ChunkSource]) -> dict[ChunkKey, CodedChunk | None]:
         keys = [s.key for s in sources if s.tier is Tier.DISK]
         return dict(zip(keys, self._get(keys), strict=True))
 
-    def _get(self, keys: Sequence[ChunkKey]) -> Sequence[Payload | None]:
+    def _get(self, keys: Sequence[ChunkKey]) -> Sequence[CodedChunk | None]:
         if not keys:
             return ()
         try:
@@ -195,7 +195,7 @@ class Pool:
             log.warning("cannot read %d chunks: %r", len(keys), e)
             return [None] * len(keys)
 
-    def _decode(self, source: ChunkSource, payload: Payload | None) -> tuple[KvSlab, Payload | None]:
+    def _decode(self, source: ChunkSource, payload: CodedChunk | None) -> tuple[KvSlab, CodedChunk | None]:
         """The chunk for the engine, and what the POOL keeps of it. Raises ChunkDamaged."""
         if payload is None:
             raise ChunkDamaged("its bytes are missing")
@@ -255,7 +255,7 @@ class Pool:
         held = [self._bytes[key] for key, _ in action.chunks]
         self._savers.submit(self._lower, action, held, done)
 
-    def _lower(self, action: LowerChunks, held: list[Payload], done: Callable[[Lowered], None]) -> None:
+    def _lower(self, action: LowerChunks, held: list[CodedChunk], done: Callable[[Lowered], None]) -> None:
         sizes = [0] * len(held)
         for i, ((key, precision), payload) in enumerate(zip(action.chunks, held, strict=True)):
             try:
@@ -277,7 +277,7 @@ class Pool:
     def stop_write(self, action: StopWrite) -> None:
         self._writer.stop(action.write)
 
-    def note(self, action: NoteTolerances) -> None:
+    def note(self, action: PersistSensitivity) -> None:
         """Tell the store, after the writes that were asked for before."""
         self._writer.note(action)
 
@@ -292,7 +292,7 @@ def _unless(stop: Future[None], work: Future[T]) -> T:
     return work.result()
 
 
-def _sound(key: ChunkKey, payload: Payload | None) -> bool:
+def _sound(key: ChunkKey, payload: CodedChunk | None) -> bool:
     try:
         if payload is None:
             raise ChunkDamaged("its bytes are missing")
@@ -303,7 +303,7 @@ def _sound(key: ChunkKey, payload: Payload | None) -> bool:
     return True
 
 
-def _free(dropped: list[Payload | None]) -> None:
+def _free(dropped: list[CodedChunk | None]) -> None:
     """A few at a time: freeing holds the GIL, trimming the lock of malloc."""
     trim = getattr(ctypes.CDLL(None), "malloc_trim", None)  # glibc's; others give memory back by themselves
     while True:

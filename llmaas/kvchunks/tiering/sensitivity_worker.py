@@ -19,10 +19,10 @@ from llmaas.kvchunks.codec.codec import Codec, sinks_at
 from llmaas.kvchunks.codec.sensitivity import FEWEST, REFERENCE, Scorer
 from llmaas.planner.actions import ChunkSpan, MeasureChunks
 from llmaas.planner.events import Measured
-from llmaas.records import CHUNK_TOKENS, ChunkKey, ChunkTolerance, KvSlab, Queries
+from llmaas.records import CHUNK_TOKENS, ChunkKey, ChunkSensitivity, KvSlab, Queries
 
 T = TypeVar("T")
-Score = tuple[ChunkKey, ChunkTolerance]
+Score = tuple[ChunkKey, ChunkSensitivity]
 
 log = logging.getLogger(__name__)
 
@@ -31,7 +31,7 @@ class Stale(Exception):
     """The cells that were being measured have gone."""
 
 
-class Meter:
+class SensitivityWorker:
     """``measure`` returns at once."""
 
     def __init__(self, engine: EngineThread, codec: Codec) -> None:

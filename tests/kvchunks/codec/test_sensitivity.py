@@ -7,7 +7,7 @@ import numpy.typing as npt
 import pytest
 
 from llmaas.kvchunks.codec.sensitivity import FEWEST, MEMORY, ROOT, Scorer, merged
-from llmaas.records import CHUNK_TOKENS, F16, ChunkTolerance, Geometry, KvSlab, Queries
+from llmaas.records import CHUNK_TOKENS, F16, ChunkSensitivity, Geometry, KvSlab, Queries
 
 F64 = npt.NDArray[np.float64]
 G = Geometry(n_layer=3, k_dim=32, v_dim=48, head_dim_k=16, head_dim_v=24)
@@ -44,7 +44,7 @@ class World:
     def coded(self, start: int) -> KvSlab:
         return _slab(self.coded_k, self.coded_v, start)
 
-    def measure(self, positions: list[int], start: int) -> ChunkTolerance:
+    def measure(self, positions: list[int], start: int) -> ChunkSensitivity:
         found = self.scorer(positions).measure(start, self.slab(start), self.coded(start))
         assert found is not None
         return found
@@ -135,7 +135,7 @@ def test_measurements_merge_to_what_all_their_queries_say_together() -> None:
 
 
 def test_an_old_measurement_fades_as_the_context_grows() -> None:
-    old, new = ChunkTolerance(1.0, 1.0, 0.5, 40.0, 1000), ChunkTolerance(0.01, 0.01, 0.1, 40.0, 1000 + 10 * MEMORY)
+    old, new = ChunkSensitivity(1.0, 1.0, 0.5, 40.0, 1000), ChunkSensitivity(0.01, 0.01, 0.1, 40.0, 1000 + 10 * MEMORY)
     assert tuple(merged(old, new)) == pytest.approx(tuple(new), rel=1e-2)
 
 

@@ -26,7 +26,7 @@ from hypothesis.stateful import Bundle, RuleBasedStateMachine, consumes, invaria
 from llmaas.errors import BadRequest, ContextExists, StoreFailed, UnknownContext
 from llmaas.kvchunks.store.cipher import OVERHEAD
 from llmaas.kvchunks.store.store import AdapterRow, ContextRow, MasterKey, Span, Store
-from llmaas.records import AppId, ChunkKey, ChunkNotes, ChunkTolerance, ContextId, Precision
+from llmaas.records import AppId, ChunkKey, ChunkMeta, ChunkSensitivity, ContextId, Precision
 
 NOISE = random.Random(1).randbytes(700_000)
 
@@ -582,18 +582,18 @@ def test_a_store_of_64000_chunks_opens_in_under_a_second(root: Path) -> None:
 
 
 def test_what_is_known_of_a_chunk_is_kept_with_it_and_moves_when_its_file_is_compacted(root: Path) -> None:
-    measured, later = ChunkTolerance(1e-3, 2e-3, 0.1, 30.0, 640), ChunkTolerance(0.5, 2e-3, 0.1, 60.0, 1280)
+    measured, later = ChunkSensitivity(1e-3, 2e-3, 0.1, 30.0, 640), ChunkSensitivity(0.5, 2e-3, 0.1, 60.0, 1280)
     big = NOISE[:600_000]
     with Store(root) as store:
-        notes = {key(1): ChunkNotes(Precision(3, 4), measured), key(2): ChunkNotes(Precision(2, 2))}
+        notes = {key(1): ChunkMeta(Precision(3, 4), measured), key(2): ChunkMeta(Precision(2, 2))}
         store.put(ContextId("a"), [(key(n), 64, big) for n in range(8)], notes)
         store.note({key(1): later, key(99): measured})
         store.discard([key(n) for n in (0, *range(3, 8))])
         assert store.stats().dead_bytes == 0, "the file was rewritten"
     with Store(root) as store:
         assert {c.key: c.notes for c in store.chunks()} == {
-            key(1): ChunkNotes(Precision(3, 4), later),
-            key(2): ChunkNotes(Precision(2, 2)),
+            key(1): ChunkMeta(Precision(3, 4), later),
+            key(2): ChunkMeta(Precision(2, 2)),
         }
 
 

@@ -11,7 +11,7 @@ import pytest
 
 from llmaas.kvchunks.codec.codec import Codec
 from llmaas.kvchunks.store.store import Store
-from llmaas.kvchunks.tiering.disk_writer import SwapWriter
+from llmaas.kvchunks.tiering.disk_writer import DiskWriter
 from llmaas.planner.actions import StopWrite, WriteChunks
 from llmaas.planner.events import Written
 from llmaas.records import ChunkKey, ContextId, Geometry, KvSlab, Precision
@@ -38,7 +38,7 @@ def store(tmp_path: Path) -> Iterator[Store]:
         yield store
 
 
-def begin(writer: SwapWriter, payloads: list[bytes], write: int = 1) -> queue.SimpleQueue[Written]:
+def begin(writer: DiskWriter, payloads: list[bytes], write: int = 1) -> queue.SimpleQueue[Written]:
     answers: queue.SimpleQueue[Written] = queue.SimpleQueue()
     writer.write(WriteChunks(write, ContextId("c"), KEYS, (None,) * len(KEYS)), payloads, answers.put)
     return answers
@@ -48,7 +48,7 @@ def test_a_paced_write_takes_its_time_and_a_stopped_one_ends_soon_and_says_what_
     store: Store, payloads: list[bytes]
 ) -> None:
     rate = 4 * len(payloads[0])  # four chunks a second
-    writer = SwapWriter(store, rate)
+    writer = DiskWriter(store, rate)
     answers = begin(writer, payloads)
     time.sleep(0.3)
     assert answers.empty(), "all of it takes two seconds"
@@ -61,7 +61,7 @@ def test_a_paced_write_takes_its_time_and_a_stopped_one_ends_soon_and_says_what_
 
 
 def test_after_a_stop_the_next_write_is_whole_and_paced_again(store: Store, payloads: list[bytes]) -> None:
-    writer = SwapWriter(store, 16 * len(payloads[0]))
+    writer = DiskWriter(store, 16 * len(payloads[0]))
     answers = begin(writer, payloads)
     writer.stop(1)
     answers.get(timeout=2.0)
@@ -72,7 +72,7 @@ def test_after_a_stop_the_next_write_is_whole_and_paced_again(store: Store, payl
 
 
 def test_closing_waits_for_no_pace_and_loses_nothing(store: Store, payloads: list[bytes]) -> None:
-    writer = SwapWriter(store, len(payloads[0]) / 100)
+    writer = DiskWriter(store, len(payloads[0]) / 100)
     answers = begin(writer, payloads)
     writer.close()
     assert all(answers.get_nowait().nbytes)

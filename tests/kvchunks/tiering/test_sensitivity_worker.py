@@ -13,7 +13,7 @@ from llmaas.engine.base import BatchItem
 from llmaas.engine.fake import FakeEngine
 from llmaas.engine.thread import EngineThread
 from llmaas.kvchunks.codec.codec import Codec
-from llmaas.kvchunks.tiering.sensitivity_worker import Meter
+from llmaas.kvchunks.tiering.sensitivity_worker import SensitivityWorker
 from llmaas.planner.actions import ChunkSpan, MeasureChunks
 from llmaas.planner.events import Measured
 from llmaas.records import ChunkKey, ContextId, KvSlab, Queries
@@ -54,7 +54,7 @@ class Lab:
         engine = self.thread.engine
         assert isinstance(engine, Asking)
         self.engine = engine
-        self.meter = Meter(self.thread, Codec(engine.info.geometry))
+        self.meter = SensitivityWorker(self.thread, Codec(engine.info.geometry))
         self.answers: queue.SimpleQueue[Measured] = queue.SimpleQueue()
         self.thread.submit(engine.step, [BatchItem(0, 0, [i % 250 for i in range(N_TOKENS)])]).result()
 
