@@ -11,7 +11,7 @@ import os
 from collections.abc import Callable, Iterable
 from pathlib import Path
 
-from llmaas.config.settings import SETTINGS, Config, Loaded, flag, load, variable
+from llmaas.config.settings import SETTINGS, Config, LoadedConfig, flag, load, variable
 
 DEFAULT_APP = "cli"
 
@@ -55,7 +55,7 @@ def add_actions(parser: argparse.ArgumentParser) -> Callable[[str, Callable[...,
     return action
 
 
-def loaded(args: argparse.Namespace) -> Loaded:
+def loaded(args: argparse.Namespace) -> LoadedConfig:
     """The configuration of this command line. Raises ConfigError."""
     flags = {name: getattr(args, name, None) for name in SETTINGS}
     return load(flags, os.environ, args.config)

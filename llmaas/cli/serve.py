@@ -17,7 +17,7 @@ import sys
 from llmaas.cli.options import add_settings, loaded
 from llmaas.cli.out import note
 from llmaas.config.kinds import show_bytes, show_cpus
-from llmaas.config.settings import SETTINGS, Loaded
+from llmaas.config.settings import SETTINGS, LoadedConfig
 
 log = logging.getLogger(__name__)
 
@@ -55,7 +55,7 @@ def run(args: argparse.Namespace) -> int:
     return 0
 
 
-async def _serve(found: Loaded) -> None:
+async def _serve(found: LoadedConfig) -> None:
     # What chunks tolerate is measured beside the engine: threads of numpy's own would only take its cores.
     os.environ.setdefault("OPENBLAS_NUM_THREADS", "1")
     from llmaas.cli.runtime import running
@@ -80,7 +80,7 @@ async def _serve(found: Loaded) -> None:
     log.info("stopped")
 
 
-def _show_config(found: Loaded) -> None:
+def _show_config(found: LoadedConfig) -> None:
     for name, row in SETTINGS.items():
         value = getattr(found.config, name)
         shown = row.default_text if value is None else show_bytes(value) if row.kind.metavar == "SIZE" else value

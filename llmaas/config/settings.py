@@ -175,7 +175,7 @@ SETTINGS: dict[str, Setting] = {field.name: field.metadata["row"] for field in d
 
 
 @dataclass(frozen=True, slots=True)
-class Loaded:
+class LoadedConfig:
     """A configuration, and where each of its values comes from."""
 
     config: Config
@@ -191,7 +191,7 @@ def variable(name: str) -> str:
     return PREFIX + name.upper()
 
 
-def load(flags: Mapping[str, str | None], environ: Environ, file: Path | None = None) -> Loaded:
+def load(flags: Mapping[str, str | None], environ: Environ, file: Path | None = None) -> LoadedConfig:
     """All sources together. ``flags`` maps setting names to raw text (None: not given).
 
     ``file`` comes before LLMAAS_CONFIG, that before the default file; only the default file may be
@@ -212,7 +212,7 @@ def load(flags: Mapping[str, str | None], environ: Environ, file: Path | None = 
     origins = {name: raws[name][1] if name in raws else "default" for name in SETTINGS}
     config = Config(**values)
     _check_together(config, origins)
-    return Loaded(config, origins, file)
+    return LoadedConfig(config, origins, file)
 
 
 def unknown_variables(environ: Environ) -> list[tuple[str, str | None]]:

@@ -90,7 +90,7 @@ class CallReport:
 
 
 @dataclass(slots=True)
-class Hints:
+class ReplayHints:
     """What came of bringing contexts back ahead of their calls."""
 
     guesses: int = 0
@@ -171,7 +171,7 @@ class Replay:
         self._successors = Successors()
         self._hinting: dict[ContextId, RequestId] = {}
         self._guessed: ContextId | None = None
-        self.hints = Hints()
+        self.hints = ReplayHints()
         self._pool: dict[ChunkKey, int] = {}
         self._disk: dict[ChunkKey, int] = {}
         self._perform: dict[type, Callable[[Any], None]] = {

@@ -26,7 +26,7 @@ log = logging.getLogger(__name__)
 _NAME = re.compile(r"[A-Za-z0-9._-]{1,64}")
 
 
-class Adapters:
+class AdapterRegistry:
     """``rows`` runs a job on the store's thread, ``budget`` is in bytes. For one event loop."""
 
     def __init__(self, thread: EngineThread, store: Store, rows: Callable[..., Awaitable[Any]], budget: int) -> None:

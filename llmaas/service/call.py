@@ -19,7 +19,7 @@ from llmaas.kvchunks.store.store import Span
 from llmaas.planner.actions import Finish, Outcome, Switched
 from llmaas.planner.events import Drawn
 from llmaas.records import Message, RequestId
-from llmaas.service.chat import Part, turn_parts
+from llmaas.service.chat import TextPart, turn_parts
 from llmaas.service.contexts import LiveContext, total_tokens
 from llmaas.service.logprobs import logprobs
 from llmaas.service.stream import TextStream
@@ -179,7 +179,7 @@ def turn_spans(engine: Engine, live: LiveContext, turn: Turn, *, answer: bool) -
     return _tokenized(engine, live, _parts(engine, live, turn.messages, opens_answer))
 
 
-def _parts(engine: Engine, live: LiveContext, messages: Sequence[Message], answer: bool) -> list[Part]:
+def _parts(engine: Engine, live: LiveContext, messages: Sequence[Message], answer: bool) -> list[TextPart]:
     return turn_parts(
         lambda msgs, ans: engine.render(msgs, answer=ans),
         live.messages,
@@ -189,7 +189,7 @@ def _parts(engine: Engine, live: LiveContext, messages: Sequence[Message], answe
     )
 
 
-def _tokenized(engine: Engine, live: LiveContext, parts: Sequence[Part]) -> list[Span]:
+def _tokenized(engine: Engine, live: LiveContext, parts: Sequence[TextPart]) -> list[Span]:
     spans = []
     first = not live.tokens
     for part in parts:

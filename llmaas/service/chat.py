@@ -20,7 +20,7 @@ _STANDIN = (Message("user", _MARK), Message("assistant", _MARK))
 
 
 @dataclass(frozen=True, slots=True)
-class Part:
+class TextPart:
     """Text to add to a context: a message's, or glue around messages (``message`` None)."""
 
     text: str
@@ -29,23 +29,23 @@ class Part:
 
 def turn_parts(
     render: Render, past: Sequence[Message], new: Sequence[Message], *, past_open: bool, answer: bool
-) -> list[Part]:
+) -> list[TextPart]:
     """Parts that a turn adds, in order; empty glue is left out.
 
     ``past_open``: the last past message is an answer whose closing text is not in the context yet.
     """
-    parts: list[Part] = []
+    parts: list[TextPart] = []
     if past_open and new:
-        parts.append(Part(_closing(render, past)))
+        parts.append(TextPart(_closing(render, past)))
     known = list(past)
     for message in new:
-        parts.append(Part(_growth(render, known, message), message))
+        parts.append(TextPart(_growth(render, known, message), message))
         known.append(message)
     if answer and not (past_open and not new):
         without, with_answer = render(known, False), render(known, True)
         if not with_answer.startswith(without):
             raise BadRequest("the model's chat template cannot open an answer here", hint="Send a raw prompt.")
-        parts.append(Part(with_answer[len(without) :]))
+        parts.append(TextPart(with_answer[len(without) :]))
     return [part for part in parts if part.text or part.message]
 
 

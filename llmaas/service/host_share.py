@@ -18,7 +18,7 @@ from llmaas.policies.duty import DutyPolicy, Reading
 log = logging.getLogger(__name__)
 
 
-class Host:
+class HostShare:
     """``step`` runs steps, on the engine's thread, with ``most`` threads at most; 0: their number is fixed."""
 
     def __init__(self, engine: Engine, most: int, clock: Clock) -> None:

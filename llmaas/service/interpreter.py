@@ -51,7 +51,7 @@ from llmaas.planner.state import PlannerSettings
 from llmaas.records import RequestId
 from llmaas.service.call import Call
 from llmaas.service.contexts import Directory, tell_changed
-from llmaas.service.host_share import Host
+from llmaas.service.host_share import HostShare
 from llmaas.service.recorder import Recorder
 
 log = logging.getLogger(__name__)
@@ -99,7 +99,7 @@ class Interpreter:
         directory: Directory,
         record: Path | None,
         write_rate: float,
-        host: Host,
+        host: HostShare,
         shelf: AdapterCache,
     ) -> None:
         self.planner = Planner(settings)

@@ -34,7 +34,7 @@ from llmaas.metrics import Registry
 from llmaas.planner.actions import Finish, Outcome
 from llmaas.planner.events import CancelRequested, Event, PriorityChanged, Submitted
 from llmaas.records import ChunkKey, RequestId
-from llmaas.service.adapters import Adapters
+from llmaas.service.adapters import AdapterRegistry
 from llmaas.service.call import Call, turn_spans
 from llmaas.service.contexts import LiveContext, tell_changed
 from llmaas.service.shift import is_tight, shift, take_back
@@ -47,7 +47,7 @@ _HINT = Terms(priority=9)
 """A hint is served when nobody wants anything."""
 
 
-class Rows:
+class StoreThread:
     """The thread that reads and writes the store's rows, one job after another, off the event loop."""
 
     def __init__(self) -> None:
@@ -70,14 +70,14 @@ class CallRunner:
         self,
         engine: Engine,
         store: Store,
-        rows: Rows,
+        rows: StoreThread,
         clock: Clock,
         calls: dict[RequestId, Call],
         dispatch: Callable[[Event], None],
         stored: Callable[[ChunkKey], bool],
         release: Callable[[Call], None],
         metrics: Registry,
-        adapters: Adapters,
+        adapters: AdapterRegistry,
         *,
         ctx_limit: int,
         queue_limit: int,

@@ -27,13 +27,13 @@ from llmaas.planner.events import ChunksFound, ContextClosed, ContextOpened, Flu
 from llmaas.policies import duty
 from llmaas.policies.pool_budget import Reading
 from llmaas.records import AppId, ContextDetail, ContextInfo, Message, RequestId
-from llmaas.service.adapters import Adapters
+from llmaas.service.adapters import AdapterRegistry
 from llmaas.service.budgets import Budgets
 from llmaas.service.call import Call, turn_spans
 from llmaas.service.contexts import Directory, LiveContext, new_id, tell_changed, total_tokens
-from llmaas.service.host_share import Host
+from llmaas.service.host_share import HostShare
 from llmaas.service.interpreter import Interpreter
-from llmaas.service.runner import CallRunner, Rows, refuse_if_deleted, refuse_if_too_long
+from llmaas.service.runner import CallRunner, StoreThread, refuse_if_deleted, refuse_if_too_long
 from llmaas.service.settings import ServiceSettings, planner_settings
 
 log = logging.getLogger(__name__)
@@ -53,14 +53,14 @@ class Service:
         self._clock = clock or RealClock()
         self._model = self._engine.info
         self.planner_settings = planner_settings(engine.engine, settings)
-        self._host = Host(self._engine, settings.adaptive_threads, self._clock)
+        self._host = HostShare(self._engine, settings.adaptive_threads, self._clock)
         self._metrics = Registry()
-        self._rows = Rows()
+        self._rows = StoreThread()
         self._directory = Directory()
         self._calls: dict[RequestId, Call] = {}
         self._rates: dict[AppId | None, float | None] = {None: settings.rate}
         self._closing = False
-        self.adapters = Adapters(engine, store, self._rows.run, settings.adapter_bytes)
+        self.adapters = AdapterRegistry(engine, store, self._rows.run, settings.adapter_bytes)
 
     async def start(self) -> None:
         """Take up every stored context. Raises StoreFailed, and what is wrong with an adapter of the settings."""

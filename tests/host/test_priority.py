@@ -19,7 +19,7 @@ from llmaas.errors import MachineError
 from llmaas.host import priority as host
 from llmaas.planner.events import DutyChanged
 from llmaas.policies.duty import Reading
-from llmaas.service.host_share import Host
+from llmaas.service.host_share import HostShare
 
 linux = pytest.mark.skipif(sys.platform != "linux", reason="Linux has niceness and CPUs by thread")
 
@@ -107,7 +107,7 @@ def test_steps_tell_the_engine_a_new_number_of_threads_only_when_it_changes() ->
 
 def test_a_hot_machine_is_a_smaller_duty_told_once_per_change() -> None:
     clock, told = ManualClock(), list[DutyChanged]()
-    shared = Host(FakeEngine(), 0, clock)
+    shared = HostShare(FakeEngine(), 0, clock)
     for celsius in (60.0, 60.0, 97.0, 97.0):
         shared.heard(Reading(celsius, 95.0, "cpu"), told.append)
         clock.advance(2.0)

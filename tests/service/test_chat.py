@@ -6,7 +6,7 @@ import pytest
 
 from llmaas.errors import BadRequest
 from llmaas.records import Message
-from llmaas.service.chat import Part, turn_parts
+from llmaas.service.chat import TextPart, turn_parts
 
 
 def chatml(messages: Sequence[Message], answer: bool) -> str:
@@ -25,7 +25,7 @@ def forgetful(messages: Sequence[Message], answer: bool) -> str:
 U, A = Message("user", "hi"), Message("assistant", "hello")
 
 
-def texts(parts: list[Part]) -> list[str]:
+def texts(parts: list[TextPart]) -> list[str]:
     return [p.text for p in parts]
 
 

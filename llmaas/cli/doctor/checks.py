@@ -21,7 +21,7 @@ from llmaas.cli.options import DEFAULT_APP
 from llmaas.cli.out import human_bytes
 from llmaas.config import models
 from llmaas.config.kinds import show_bytes
-from llmaas.config.settings import Config, Loaded, unknown_variables
+from llmaas.config.settings import Config, LoadedConfig, unknown_variables
 from llmaas.errors import LlmaasError, StoreFailed
 
 if TYPE_CHECKING:
@@ -43,7 +43,7 @@ class Finding:
     hint: str = ""
 
 
-def examine(found: Loaded, environ: Mapping[str, str], *, deep: bool, repair: bool) -> Iterator[Finding]:
+def examine(found: LoadedConfig, environ: Mapping[str, str], *, deep: bool, repair: bool) -> Iterator[Finding]:
     """Every finding, in the order in which a daemon would meet the trouble."""
     config = found.config
     yield from _guarded("config", lambda: check_config(found, environ))
@@ -64,7 +64,7 @@ def _guarded(about: str, check: Callable[[], Iterator[Finding]]) -> Iterator[Fin
         yield Finding(about, "fail", f"{type(error).__name__}: {error}", "This is a fault of llmaas; please report it.")
 
 
-def check_config(found: Loaded, environ: Mapping[str, str]) -> Iterator[Finding]:
+def check_config(found: LoadedConfig, environ: Mapping[str, str]) -> Iterator[Finding]:
     changed = [f"{name} ({origin})" for name, origin in found.origins.items() if origin != "default"]
     yield Finding("config", "ok", f"set: {', '.join(changed)}" if changed else "every setting has its default")
     for name, near in unknown_variables(environ):
