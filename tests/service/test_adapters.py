@@ -3,9 +3,8 @@
 from __future__ import annotations
 
 import asyncio
-import functools
 import random
-from collections.abc import Callable, Coroutine
+from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -23,6 +22,7 @@ from llmaas.errors import (
     UnknownAdapter,
 )
 from llmaas.records import Message
+from tests.support.loop import on_a_loop
 from tests.support.oracle import Book, Oracle
 from tests.support.service_house import APP, House, house
 
@@ -37,16 +37,6 @@ def files(tmp_path: Path) -> dict[str, Path]:
     for name, path in made.items():
         path.write_bytes(fake_adapter(name.encode() * (SIZE // len(name))))
     return made
-
-
-def on_a_loop(test: Callable[..., Coroutine[Any, Any, None]]) -> Callable[..., None]:
-    """A test that is a coroutine."""
-
-    @functools.wraps(test)
-    def run(**fixtures: Any) -> None:
-        asyncio.run(test(**fixtures))
-
-    return run
 
 
 def two(files: dict[str, Path]) -> dict[str, Any]:
