@@ -25,7 +25,7 @@ import numpy as np
 
 from bench.lib.common import Bar, Options, Result, main, say, sig
 from llmaas.kvchunks.codec.codec import Codec
-from llmaas.planner.state import PlannerSettings
+from llmaas.planner.settings import PlannerSettings
 from llmaas.policies.eviction import DEFAULT_EVICTION, EVICTION
 from llmaas.records import CHUNK_TOKENS, Precision
 from llmaas.replay.prices import DEVICES, MODELS, Costs, costs

@@ -18,7 +18,7 @@ from llmaas.kvchunks.codec.codec import Codec
 from llmaas.planner import actions as act
 from llmaas.planner import events as ev
 from llmaas.planner.planner import Planner
-from llmaas.planner.state import PlannerSettings
+from llmaas.planner.settings import PlannerSettings
 from llmaas.records import CHUNK_TOKENS, AppId, ChunkKey, ContextId, Geometry, Precision, RequestId
 
 GEOMETRY = Geometry(n_layer=30, k_dim=192, v_dim=192, head_dim_k=64, head_dim_v=64)

@@ -82,7 +82,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def run(args: argparse.Namespace) -> int:
-    from llmaas.planner.state import PlannerSettings, bit_settings
+    from llmaas.planner.settings import PlannerSettings, bit_settings
     from llmaas.records import Precision
     from llmaas.replay.prices import costs
     from llmaas.replay.simulator import Replay, belady, unbounded

@@ -11,9 +11,12 @@ import heapq
 
 from llmaas.errors import PolicyBug
 from llmaas.planner.actions import Action, Admitted, Paused
+from llmaas.planner.cell_table import CellTable
 from llmaas.planner.events import Submitted
+from llmaas.planner.jobs import Context, Job, Stage
 from llmaas.planner.pool_books import SwapBooks
-from llmaas.planner.state import Cells, Context, Job, PlannerSettings, Stage, Tally
+from llmaas.planner.settings import PlannerSettings
+from llmaas.planner.tally import Tally
 from llmaas.policies.scheduling import SchedulingPolicy
 from llmaas.records import RequestId
 
@@ -24,7 +27,7 @@ class Admission:
     """All calls that have not ended. ``running`` are those in CELLS, in the order of their admission."""
 
     def __init__(
-        self, policy: SchedulingPolicy, cells: Cells, swap: SwapBooks, settings: PlannerSettings, tally: Tally
+        self, policy: SchedulingPolicy, cells: CellTable, swap: SwapBooks, settings: PlannerSettings, tally: Tally
     ) -> None:
         self._policy, self._cells, self._swap = policy, cells, swap
         self._settings, self._tally = settings, tally

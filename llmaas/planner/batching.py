@@ -12,7 +12,9 @@ from collections.abc import Callable, Iterable, Mapping
 from llmaas.planner.actions import Outcome, RunStep, StepItem
 from llmaas.planner.cost_model import SwitchCosts
 from llmaas.planner.events import Drawn, StepDone
-from llmaas.planner.state import Job, PlannerSettings, Stage, Tally
+from llmaas.planner.jobs import Job, Stage
+from llmaas.planner.settings import PlannerSettings
+from llmaas.planner.tally import Tally
 from llmaas.policies.rate_limits import Rates
 from llmaas.policies.scheduling import SchedulingPolicy
 from llmaas.records import AppId, RequestId

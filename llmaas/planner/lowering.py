@@ -13,7 +13,7 @@ from llmaas.kvchunks.ledger import Copy, Ledger
 from llmaas.planner.actions import Action, DropDisk, LowerChunks
 from llmaas.planner.bit_budget import BitBooks
 from llmaas.planner.events import Lowered
-from llmaas.planner.state import Tally
+from llmaas.planner.tally import Tally
 from llmaas.planner.write_back import Writes
 from llmaas.records import ChunkKey
 

@@ -13,6 +13,7 @@ from llmaas.errors import PolicyBug
 from llmaas.planner.actions import AbortStep, Action, DropDisk, Finish, Outcome, RunStep, WakeAt
 from llmaas.planner.admission import Admission
 from llmaas.planner.batching import Batching
+from llmaas.planner.cell_table import CellTable
 from llmaas.planner.events import (
     BudgetChanged,
     CancelRequested,
@@ -36,9 +37,11 @@ from llmaas.planner.events import (
     Woken,
     Written,
 )
+from llmaas.planner.jobs import Context, Job, Stage
 from llmaas.planner.pool_books import SwapBooks
-from llmaas.planner.state import Cells, Context, Job, PlannerSettings, Stage, Tally
+from llmaas.planner.settings import PlannerSettings
 from llmaas.planner.switching import Switching
+from llmaas.planner.tally import Tally
 from llmaas.policies.eviction import DEFAULT_EVICTION, EVICTION, EvictionPolicy
 from llmaas.policies.scheduling import SCHEDULING
 from llmaas.policies.split import SPLIT
@@ -59,7 +62,7 @@ class Planner:
         policy = EVICTION[eviction]() if isinstance(eviction, str) else eviction
         self._swap = SwapBooks(settings, policy, self.tally)
         self._policy = SCHEDULING[settings.scheduling](settings.quantum, settings.ageing_s)
-        self._cells = Cells(settings.n_cells, settings.n_seqs, cuttable=settings.swappable)
+        self._cells = CellTable(settings.n_cells, settings.n_seqs, cuttable=settings.swappable)
         self._switching = Switching(self._swap, self._cells, SPLIT[settings.split](), settings, self.tally)
         self._turns = Admission(self._policy, self._cells, self._swap, settings, self.tally)
         self._steps = Batching(self._policy, self._switching.costs, settings, self.tally)

@@ -26,8 +26,10 @@ from llmaas.planner.actions import (
 from llmaas.planner.bit_budget import NOBODY, BitBooks
 from llmaas.planner.disk_quota import DiskQuota
 from llmaas.planner.events import Lowered, Measured, Written
+from llmaas.planner.jobs import Context
 from llmaas.planner.lowering import Lowering
-from llmaas.planner.state import Context, PlannerSettings, Tally
+from llmaas.planner.settings import PlannerSettings
+from llmaas.planner.tally import Tally
 from llmaas.planner.write_back import Writes
 from llmaas.policies.eviction import Arrival, EvictionPolicy
 from llmaas.records import CHUNK_TOKENS, ChunkKey, ChunkMeta, ContextId, Tier

@@ -15,8 +15,8 @@ from llmaas.kvchunks.ledger import Copy
 from llmaas.planner.actions import Action, FetchChunks
 from llmaas.planner.cost_model import SwitchCosts
 from llmaas.planner.events import Fetched
+from llmaas.planner.jobs import Job, Stage
 from llmaas.planner.pool_books import SwapBooks
-from llmaas.planner.state import Job, Stage
 from llmaas.policies.split import Hole, SplitPolicy
 from llmaas.records import CHUNK_TOKENS, ChunkKey, Tier
 

@@ -12,11 +12,14 @@ from __future__ import annotations
 
 from llmaas.kvchunks.ledger import Copy
 from llmaas.planner.actions import Action, ChunkSource, LoadChunks, StopLoad, Switched
+from llmaas.planner.cell_table import CellTable
 from llmaas.planner.cost_model import SwitchCosts
 from llmaas.planner.events import Loaded
+from llmaas.planner.jobs import Context, Job, Stage
 from llmaas.planner.pool_books import SwapBooks
 from llmaas.planner.read_ahead import ReadAhead
-from llmaas.planner.state import Cells, Context, Job, PlannerSettings, Stage, Tally
+from llmaas.planner.settings import PlannerSettings
+from llmaas.planner.tally import Tally
 from llmaas.policies.split import SplitPolicy
 from llmaas.records import CHUNK_TOKENS, Tier
 
@@ -25,7 +28,7 @@ class Switching:
     """The loads under way, and the next piece of every job that is switching."""
 
     def __init__(
-        self, swap: SwapBooks, cells: Cells, split: SplitPolicy, settings: PlannerSettings, tally: Tally
+        self, swap: SwapBooks, cells: CellTable, split: SplitPolicy, settings: PlannerSettings, tally: Tally
     ) -> None:
         self._swap, self._cells, self._tally = swap, cells, tally
         self._slice = max(1, settings.prefill_slice // CHUNK_TOKENS)

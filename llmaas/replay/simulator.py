@@ -56,7 +56,8 @@ from llmaas.planner.events import (
     Written,
 )
 from llmaas.planner.planner import Planner
-from llmaas.planner.state import PlannerSettings, Tally
+from llmaas.planner.settings import PlannerSettings
+from llmaas.planner.tally import Tally
 from llmaas.policies.bounds import Belady
 from llmaas.policies.eviction import DEFAULT_EVICTION, EvictionPolicy
 from llmaas.policies.prefetch import Successors

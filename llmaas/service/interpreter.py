@@ -47,7 +47,7 @@ from llmaas.planner.actions import (
 )
 from llmaas.planner.events import CancelRequested, Drawn, Event, StepDone, StepFailed, Woken
 from llmaas.planner.planner import Planner
-from llmaas.planner.state import PlannerSettings
+from llmaas.planner.settings import PlannerSettings
 from llmaas.records import RequestId
 from llmaas.service.call import Call
 from llmaas.service.contexts import Directory, tell_changed

@@ -18,7 +18,7 @@ import msgpack
 
 from llmaas.errors import BadRequest
 from llmaas.planner.events import ChunksFound, Drawn, Event, Measured, StepDone
-from llmaas.planner.state import PlannerSettings
+from llmaas.planner.settings import PlannerSettings
 from llmaas.records import ChunkMeta, ChunkSensitivity, Geometry, Precision
 
 log = logging.getLogger(__name__)

@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from llmaas.engine.base import Engine
-from llmaas.planner.state import PlannerSettings, bit_settings
+from llmaas.planner.settings import PlannerSettings, bit_settings
 from llmaas.policies.scheduling import DEFAULT_SCHEDULING
 from llmaas.records import NO_QUOTA, Precision
 

@@ -13,7 +13,7 @@ from llmaas.kvchunks.codec.codec import Codec, sinks_at
 from llmaas.planner import actions as act
 from llmaas.planner import events as ev
 from llmaas.planner.planner import Planner
-from llmaas.planner.state import PlannerSettings
+from llmaas.planner.settings import PlannerSettings
 from llmaas.records import (
     CHUNK_TOKENS,
     AppId,

@@ -1,0 +1,92 @@
+"""What the planner is set up with.
+
+Law: plain values only, checked once, fixed for the planner's life; a recording begins with them.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import TypedDict
+
+from llmaas.policies.llms_bits import SPENDING
+from llmaas.policies.scheduling import DEFAULT_SCHEDULING, SCHEDULING
+from llmaas.policies.split import SPLIT
+from llmaas.records import NO_QUOTA, Geometry, Precision
+
+
+class BitSettings(TypedDict, total=False):
+    """Some fields of PlannerSettings."""
+
+    spending: str
+    precision: Precision
+    bits: float
+
+
+@dataclass(frozen=True, slots=True)
+class PlannerSettings:
+    """Fixed facts and choices: plain values, so that a recorded run can be planned again."""
+
+    n_cells: int
+    n_seqs: int
+    pool_bytes: int
+    ctx_limit: int
+    """Tokens of the longest context: the model's limit, or all the cells."""
+    geometry: Geometry
+    disk_bytes: int = NO_QUOTA
+    """What chunks on DISK may take together."""
+    swappable: bool = True
+    """False for models without per-token KV rows: their contexts are always recomputed."""
+    precision: Precision = Precision(4, 4)
+    spending: str = "uniform"
+    """How bits are shared out, one of ``policies.llms_bits.SPENDING``; ``precision`` is what "uniform" gives all."""
+    bits: float = 4.0
+    """Bytes that coded chunks may take together, in bits per value of K and V, scales and headers included."""
+    split: str = "balanced"
+    """How it is decided what is computed and what read of a context that comes back: of ``policies.split.SPLIT``."""
+    max_batch: int = 512
+    prefill_slice: int = 256
+    """Tokens of a prompt in one step at most; fewer, where others would wait too long for the step's end."""
+    step_target: float = 0.1
+    """Seconds that a step should take at most if somebody waits for its end."""
+    max_running: int = 8
+    scheduling: str = DEFAULT_SCHEDULING
+    """Whose turn it is, one of ``policies.scheduling.SCHEDULING``."""
+    quantum: int = 64
+    """Steps that a call may take before others of its priority get its place in CELLS, if they need it."""
+    ageing_s: float = 5.0
+    """Seconds without service that make a call more urgent by one."""
+    rate: float | None = None
+    """Tokens per second that all calls together may generate."""
+    app_rate: float | None = None
+    """The same for each app that has no limit of its own."""
+    adapter_bytes: int = NO_QUOTA
+    """What LoRA adapters of the calls in CELLS may take of memory together."""
+    burst: int = 32
+    """Steps that running answers may take between two looks of the planner, if nothing else happens."""
+    save_batch: int = 8
+    """Chunks exported at once: bounds the f16 bytes in flight and how long a step can be held up."""
+    write_batch: int = 64
+
+    @property
+    def measure(self) -> bool:
+        """Whether what chunks tolerate is measured before they are coded."""
+        return self.spending != "uniform" and self.swappable
+
+    def __post_init__(self) -> None:
+        if not 0 < self.ctx_limit <= self.n_cells:
+            raise ValueError(f"ctx_limit must be in 1 .. n_cells={self.n_cells}, not {self.ctx_limit}")
+        if self.spending not in SPENDING:
+            raise ValueError(f"spending is one of {', '.join(SPENDING)}, not {self.spending}")
+        if self.scheduling not in SCHEDULING:
+            raise ValueError(f"scheduling is one of {', '.join(SCHEDULING)}, not {self.scheduling}")
+        if self.quantum < 1 or self.ageing_s <= 0 or self.step_target <= 0:
+            raise ValueError("quantum must be at least 1, ageing_s and step_target above 0")
+        if self.split not in SPLIT:
+            raise ValueError(f"split is one of {', '.join(SPLIT)}, not {self.split}")
+
+
+def bit_settings(bits: float | Precision) -> BitSettings:
+    """Settings for a mean number of bits, spent where they matter most, or for the same precision everywhere."""
+    if isinstance(bits, Precision):
+        return {"spending": "uniform", "precision": bits}
+    return {"spending": "tolerance", "bits": bits}
