@@ -207,7 +207,7 @@ class AsyncClient:
 
     async def adapters(self) -> list[AdapterInfo]:
         """The LoRA adapters that ``create`` and ``terms`` may name."""
-        return replies.result_list(AdapterInfo, await self._ask(msg.Adapters()))
+        return replies.result_list(AdapterInfo, await self._ask(msg.ListAdapters()))
 
     async def adapter_add(self, name: str, path: Path) -> AdapterInfo:
         """Register an adapter's file, also for later starts of the daemon; for the user who runs it."""

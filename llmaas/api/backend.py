@@ -15,7 +15,7 @@ from llmaas.calls import ON_NO_TERMS, Done, Generation, Piece, Terms, Turn
 from llmaas.records import AdapterInfo, AppId, ContextDetail, ContextInfo, RequestId
 
 
-class Adapters(Protocol):
+class AdapterBackend(Protocol):
     """The LoRA adapters of a Backend."""
 
     def infos(self, *, paths: bool) -> list[AdapterInfo]: ...
@@ -35,7 +35,7 @@ class Backend(Protocol):
         """Facts for the hello reply: plain msgpack values."""
 
     @property
-    def adapters(self) -> Adapters: ...
+    def adapters(self) -> AdapterBackend: ...
 
     async def create(self, app: AppId, *, name: str | None, system: str | None, adapter: str = "") -> ContextInfo: ...
 

@@ -35,7 +35,7 @@ _CLOSING_S = 1.0
 """How long a connection that is over may still take to read its last reply."""
 
 
-class Host(Protocol):
+class ConnectionHost(Protocol):
     """The server, as a connection knows it."""
 
     backend: Backend
@@ -51,7 +51,7 @@ class Host(Protocol):
 
 
 @dataclass(slots=True, eq=False)
-class _Run:
+class _RunningRequest:
     """A request without its terminal reply. ``call`` is the backend's id of it, if it can be cancelled."""
 
     op: str
@@ -60,14 +60,14 @@ class _Run:
 
 
 class Connection(asyncio.Protocol):
-    def __init__(self, server: Host) -> None:
+    def __init__(self, server: ConnectionHost) -> None:
         self._server = server
         self._limits = server.limits
         self._backend = server.backend
         self._loop = asyncio.get_running_loop()
         self._decoder = Decoder(server.limits.max_frame)
         self._waiting: deque[Frame] = deque()
-        self._runs: dict[int, _Run] = {}
+        self._runs: dict[int, _RunningRequest] = {}
         self._uid = -1
         self._app: AppId | None = None
         self._open = True
@@ -198,7 +198,7 @@ class Connection(asyncio.Protocol):
             case msg.Budget(pool_bytes, disk_bytes):
                 self._operators_only("the daemon's budgets are")
                 self._done(request_id, backend.budget(pool_bytes, disk_bytes))
-            case msg.Adapters():
+            case msg.ListAdapters():
                 infos = backend.adapters.infos(paths=self._is_operator())
                 self._done(request_id, [to_map(info) for info in infos])
             case msg.AdapterAdd(new, path):
@@ -223,10 +223,10 @@ class Connection(asyncio.Protocol):
         if not self._is_operator():
             raise Forbidden(f"{what} for the user who runs the daemon")
 
-    def _admit(self, request_id: int, op: str) -> _Run:
+    def _admit(self, request_id: int, op: str) -> _RunningRequest:
         if len(self._runs) >= self._limits.max_in_flight:
             raise Busy(f"{len(self._runs)} requests run on this connection already")
-        run = self._runs[request_id] = _Run(op)
+        run = self._runs[request_id] = _RunningRequest(op)
         return run
 
     def _spawn(self, request_id: int, op: str, begin: Callable[[], Coroutine[Any, Any, object]]) -> None:
@@ -262,7 +262,7 @@ class Connection(asyncio.Protocol):
 
     # -- replies
 
-    def _ended(self, request_id: int, run: _Run, future: asyncio.Future[Any]) -> None:
+    def _ended(self, request_id: int, run: _RunningRequest, future: asyncio.Future[Any]) -> None:
         try:
             outcome = future.result()
             if not run.over:
@@ -325,7 +325,7 @@ class Connection(asyncio.Protocol):
             run.over = True
             self._stop(run)
 
-    def _stop(self, run: _Run) -> None:
+    def _stop(self, run: _RunningRequest) -> None:
         if run.call is None:
             return  # create, fork, truncate and delete are short, and end by themselves
         try:

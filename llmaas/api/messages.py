@@ -207,7 +207,7 @@ class Budget:
 
 
 @dataclass(frozen=True, slots=True)
-class Adapters:
+class ListAdapters:
     """The LoRA adapters that calls may name."""
 
 
@@ -244,7 +244,7 @@ Request = (
     | Limit
     | Stats
     | Budget
-    | Adapters
+    | ListAdapters
     | AdapterAdd
     | AdapterRemove
     | Ping
@@ -265,7 +265,7 @@ OPERATIONS: dict[str, type[Request]] = {
     "limit": Limit,
     "stats": Stats,
     "budget": Budget,
-    "adapters": Adapters,
+    "adapters": ListAdapters,
     "adapter_add": AdapterAdd,
     "adapter_remove": AdapterRemove,
     "ping": Ping,

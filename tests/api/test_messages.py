@@ -88,7 +88,7 @@ BY_OPERATION: dict[type[msg.Request], st.SearchStrategy[msg.Request]] = {
     msg.Limit: st.builds(msg.Limit, MAYBE_TEXT, RATES),
     msg.Stats: st.just(msg.Stats()),
     msg.Budget: st.builds(msg.Budget, st.none() | COUNT, st.none() | COUNT),
-    msg.Adapters: st.just(msg.Adapters()),
+    msg.ListAdapters: st.just(msg.ListAdapters()),
     msg.AdapterAdd: st.builds(msg.AdapterAdd, TEXT, TEXT),
     msg.AdapterRemove: st.builds(msg.AdapterRemove, TEXT),
     msg.Ping: st.just(msg.Ping()),

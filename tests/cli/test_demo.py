@@ -24,7 +24,7 @@ from llmaas.cli.demo.crew import Crew, demo_environ
 from llmaas.cli.demo.daemon import Memory, memory_of
 from llmaas.cli.demo.data import conversations
 from llmaas.cli.demo.plan import AFTERWARDS, AppPlan, Plan, make_plan, schedule
-from llmaas.cli.demo.records import ALONE, TOGETHER, Findings, Pair, Prefill, Turn, milliseconds
+from llmaas.cli.demo.records import ALONE, TOGETHER, DemoFindings, DemoTurn, Pair, Prefill, milliseconds
 from llmaas.cli.demo.report import figures, filesystem, memory_check, report, summary_rows
 from llmaas.cli.demo.run import Demo
 from llmaas.cli.demo.summary import print_summary
@@ -34,9 +34,11 @@ from llmaas.errors import MachineError
 from tests.cli.conftest import COMMAND, Run, clean_environ
 
 
-def turn(part: str = ALONE, places: Sequence[int] = (0, 0, 640, 0), switch_ms: float = 10.0, at: float = 1.0) -> Turn:
+def turn(
+    part: str = ALONE, places: Sequence[int] = (0, 0, 640, 0), switch_ms: float = 10.0, at: float = 1.0
+) -> DemoTurn:
     cells, pool, disk, none = places
-    return Turn(part, "music", at, 700, cells, pool, disk, none, 20, 28, switch_ms, 0.5, 90.0, 100.0)
+    return DemoTurn(part, "music", at, 700, cells, pool, disk, none, 20, 28, switch_ms, 0.5, 90.0, 100.0)
 
 
 def plan_of(*apps: str) -> Plan:
@@ -127,13 +129,13 @@ def test_a_turn_is_put_down_to_the_slowest_place_that_it_needed() -> None:
 
 
 def test_a_switch_is_compared_with_computing_as_many_tokens() -> None:
-    found = Findings(prefills=[Prefill("music", 0, 100, 350, False), Prefill("music", 0, 300, 950, True)])
+    found = DemoFindings(prefills=[Prefill("music", 0, 100, 350, False), Prefill("music", 0, 300, 950, True)])
     assert found.prefill_ms(200) == pytest.approx(650)
     assert found.gains([turn(places=(0, 0, 200, 0), switch_ms=6.5)]) == [pytest.approx(100)]
 
 
 def test_figures_keep_the_sources_and_the_crowded_calls_apart() -> None:
-    found = Findings(
+    found = DemoFindings(
         turns=[turn(switch_ms=8), turn(switch_ms=12), turn(places=(0, 640, 0, 0), switch_ms=4), turn(TOGETHER)],
         prefills=[Prefill("music", 0, 300, 950, False), Prefill("music", 1, 640, 2000, True)],
     )
@@ -212,7 +214,7 @@ def test_without_a_terminal_every_turn_is_a_line() -> None:
 
 def test_the_picture_shows_a_run(tmp_path: Path) -> None:
     pytest.importorskip("matplotlib")
-    found = Findings(
+    found = DemoFindings(
         turns=[turn(at=3), turn(TOGETHER, at=4), turn(places=(9, 0, 0, 0), switch_ms=0.0, at=5)],
         prefills=[Prefill("music", 1, 500, 1500, False), Prefill("music", 6, 700, 2100, True)],
     )

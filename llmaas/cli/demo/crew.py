@@ -25,7 +25,7 @@ _END_S = 3.0
 
 
 @dataclass(frozen=True, slots=True)
-class Told:
+class AppLine:
     """A line that an app said; ``what`` is text, done, failed or gone."""
 
     app: str
@@ -41,7 +41,7 @@ class Crew:
     ) -> None:
         self._socket, self._seed, self._environ, self._on_text = socket, seed, environ, on_text
         self._processes: dict[str, subprocess.Popen[str]] = {}
-        self._told: queue.Queue[Told] = queue.Queue()
+        self._told: queue.Queue[AppLine] = queue.Queue()
         self._errors: dict[str, list[str]] = {}
 
     def start(self, plan: AppPlan, asked: int = 0) -> None:
@@ -121,9 +121,9 @@ class Crew:
         with process.stdout:
             for line in process.stdout:
                 fields = json.loads(line)
-                self._told.put(Told(app, fields["what"], fields))
+                self._told.put(AppLine(app, fields["what"], fields))
         if self._processes.get(app) is process:
-            self._told.put(Told(app, "gone", {}))
+            self._told.put(AppLine(app, "gone", {}))
 
     def _keep_errors(self, app: str, process: subprocess.Popen[str]) -> None:
         assert process.stderr is not None

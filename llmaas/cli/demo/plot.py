@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from llmaas.cli.demo.daemon import Memory
-from llmaas.cli.demo.records import CELLS, DISK, POOL, RECOMPUTED, TOGETHER, Findings, p50
+from llmaas.cli.demo.records import CELLS, DISK, POOL, RECOMPUTED, TOGETHER, DemoFindings, p50
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -34,7 +34,7 @@ def available() -> bool:
 
 
 def draw(
-    path: Path, findings: Findings, samples: Sequence[tuple[float, Memory]], bound: Mapping[str, int], title: str
+    path: Path, findings: DemoFindings, samples: Sequence[tuple[float, Memory]], bound: Mapping[str, int], title: str
 ) -> None:
     """Write the PNG. ``bound`` is the allowed memory by parts. Needs matplotlib (``available``)."""
     from matplotlib.backends.backend_agg import FigureCanvasAgg
@@ -49,7 +49,7 @@ def draw(
     figure.savefig(path, dpi=110)
 
 
-def _draw_switches(axes: Axes, findings: Findings) -> None:
+def _draw_switches(axes: Axes, findings: DemoFindings) -> None:
     for prefills, face, label in (
         ([p for p in findings.prefills if not p.again], "none", "history computed the first time"),
         ([p for p in findings.prefills if p.again], _PREFILL, "same context computed again"),

@@ -18,7 +18,7 @@ SOURCES = (CELLS, POOL, DISK, RECOMPUTED)
 
 
 @dataclass(frozen=True, slots=True)
-class Turn:
+class DemoTurn:
     """One call of one app: where its context's tokens were, and what bringing them back took."""
 
     part: str
@@ -39,12 +39,12 @@ class Turn:
     decode_tps: float
 
     @staticmethod
-    def of(part: str, app: str, at: float, done: Mapping[str, Any]) -> Turn:
+    def of(part: str, app: str, at: float, done: Mapping[str, Any]) -> DemoTurn:
         """Out of a Done that came as a map."""
         switch = done["switch"]
         places = {name: switch[name] for name in ("cells", "pool", "disk", "recomputed", "switch_ms")}
         same = {name: done[name] for name in ("n_prompt", "n_generated", "queue_ms", "ttft_ms", "decode_tps")}
-        return Turn(part=part, app=app, at=at, tokens=done["n_tokens"], **places, **same)
+        return DemoTurn(part=part, app=app, at=at, tokens=done["n_tokens"], **places, **same)
 
     @property
     def places(self) -> tuple[int, int, int, int]:
@@ -79,7 +79,7 @@ class Pair:
     """The same context at the same length, one right after the other on an idle daemon."""
 
     prefill: Prefill
-    turn: Turn
+    turn: DemoTurn
 
     @property
     def ratio(self) -> float:
@@ -96,10 +96,10 @@ class Check:
 
 
 @dataclass(slots=True)
-class Findings:
+class DemoFindings:
     """All that a run has measured."""
 
-    turns: list[Turn] = field(default_factory=list)
+    turns: list[DemoTurn] = field(default_factory=list)
     pairs: list[Pair] = field(default_factory=list)
     prefills: list[Prefill] = field(default_factory=list)
     checks: list[Check] = field(default_factory=list)
@@ -109,7 +109,7 @@ class Findings:
     """Tokens of the eight contexts by best place, at the same moment."""
     restart: dict[str, Any] = field(default_factory=dict)
 
-    def of(self, source: str, *parts: str) -> list[Turn]:
+    def of(self, source: str, *parts: str) -> list[DemoTurn]:
         return [turn for turn in self.turns if turn.source == source and turn.part in (parts or (ALONE,))]
 
     def prefill_ms(self, tokens: int) -> float:
@@ -118,7 +118,7 @@ class Findings:
         slope, start = np.polyfit(xs, [prefill.ms for prefill in self.prefills], 1) if len(set(xs)) > 1 else (0, 0)
         return max(float(slope * tokens + start), 1e-3)
 
-    def gains(self, turns: Iterable[Turn]) -> list[float]:
+    def gains(self, turns: Iterable[DemoTurn]) -> list[float]:
         """How many times faster each switch was than computing as many tokens."""
         return [self.prefill_ms(turn.back) / max(turn.switch_ms, 1e-3) for turn in turns]
 

@@ -23,9 +23,9 @@ from llmaas.cli.demo.records import (
     SOURCES,
     TOGETHER,
     Check,
-    Findings,
+    DemoFindings,
+    DemoTurn,
     Pair,
-    Turn,
     milliseconds,
     p50,
     percentile,
@@ -47,7 +47,7 @@ def memory_check(plan: Plan, model_bytes: int, cells: int, peak: Memory | None) 
     return Check(name, peak.peak <= bound, f"peak {megabytes(peak.peak)} of {megabytes(bound)}"), parts
 
 
-def figures(findings: Findings, plan: Plan) -> dict[str, Any]:
+def figures(findings: DemoFindings, plan: Plan) -> dict[str, Any]:
     """The summary: milliseconds, tokens, bytes and ratios as named."""
     again = [prefill for prefill in findings.prefills if prefill.again]
     return {
@@ -82,7 +82,7 @@ def _of_pairs(pairs: Sequence[Pair]) -> dict[str, float]:
     }
 
 
-def _of_turns(findings: Findings, turns: Sequence[Turn]) -> dict[str, float]:
+def _of_turns(findings: DemoFindings, turns: Sequence[DemoTurn]) -> dict[str, float]:
     switches = [turn.switch_ms for turn in turns]
     first = [turn.ttft_ms for turn in turns]
     return {
@@ -99,7 +99,7 @@ def _of_turns(findings: Findings, turns: Sequence[Turn]) -> dict[str, float]:
 
 
 def report(
-    findings: Findings, plan: Plan, model: Path, model_name: str, data_dir: Path, memory: dict[str, Any]
+    findings: DemoFindings, plan: Plan, model: Path, model_name: str, data_dir: Path, memory: dict[str, Any]
 ) -> dict[str, Any]:
     """Everything, for the JSON file."""
     return {
@@ -213,7 +213,7 @@ def pair_lines(found: dict[str, Any]) -> Iterator[str]:
         )
 
 
-def tier_lines(findings: Findings, plan: Plan) -> Iterator[str]:
+def tier_lines(findings: DemoFindings, plan: Plan) -> Iterator[str]:
     stats, tiers = findings.stats, findings.tiers
     held = sum(tiers.values())
     yield (

@@ -15,7 +15,7 @@ from llmaas.api.client import Client
 from llmaas.cli.demo.crew import Crew, demo_environ
 from llmaas.cli.demo.daemon import Daemon, MemoryWatch
 from llmaas.cli.demo.plan import AppPlan, Plan, schedule
-from llmaas.cli.demo.records import ALONE, PAIRED, RESTART, TOGETHER, Check, Findings, Pair, Prefill, Turn
+from llmaas.cli.demo.records import ALONE, PAIRED, RESTART, TOGETHER, Check, DemoFindings, DemoTurn, Pair, Prefill
 from llmaas.cli.demo.view import View
 from llmaas.clock import RealClock
 from llmaas.errors import Internal, MachineError
@@ -35,7 +35,7 @@ class Demo:
     def __init__(self, root: Path, model: Path, plan: Plan, view: View) -> None:
         environ = demo_environ(root)
         self.plan = plan
-        self.findings = Findings()
+        self.findings = DemoFindings()
         self._clock = RealClock()
         self._began = self._clock.now()
         self.memory = MemoryWatch(self._began)
@@ -156,7 +156,7 @@ class Demo:
 
     # -- pieces of them
 
-    def _turn(self, part: str, app: str) -> Turn:
+    def _turn(self, part: str, app: str) -> DemoTurn:
         self._daemon.forget_page_cache()
         self._take(part, app)
         return self.findings.turns[-1]
@@ -169,7 +169,7 @@ class Demo:
 
     def _took(self, part: str, app: str, answer: Mapping[str, Any]) -> None:
         self._asked[app] += 1
-        turn = Turn.of(part, app, self.seconds, answer["done"])
+        turn = DemoTurn.of(part, app, self.seconds, answer["done"])
         self._tokens[app] = turn.tokens
         self.findings.turns.append(turn)
         self._view.turned(turn, answer["text"])

@@ -13,14 +13,14 @@ from rich.table import Table
 from rich.text import Text
 
 from llmaas.cli.demo.plan import Plan
-from llmaas.cli.demo.records import Findings, milliseconds
+from llmaas.cli.demo.records import DemoFindings, milliseconds
 from llmaas.cli.demo.report import memory_lines, pair_lines, summary_rows, tier_lines
 from llmaas.cli.demo.view import said
 
 _HEADS = ("context\nwas in", "\ncalls", "\ntokens", "switch\np50", "\np99", "1st token\np50", "\np99", "\nfaster")
 
 
-def print_summary(console: Console, findings: Findings, plan: Plan, found: dict[str, Any]) -> None:
+def print_summary(console: Console, findings: DemoFindings, plan: Plan, found: dict[str, Any]) -> None:
     """``found`` is the report."""
     table = Table(box=None, padding=(0, 0, 0, 2), header_style="bold")
     for i, head in enumerate(_HEADS):

@@ -16,7 +16,7 @@ from rich.table import Table
 from rich.text import Text
 
 from llmaas.cli.demo.plan import Plan
-from llmaas.cli.demo.records import SOURCES, Prefill, Turn, milliseconds
+from llmaas.cli.demo.records import SOURCES, DemoTurn, Prefill, milliseconds
 from llmaas.cli.out import printable
 
 STYLES = {"CELLS": "green", "POOL": "cyan", "DISK": "magenta", "NONE": "red"}
@@ -46,7 +46,7 @@ class View(Protocol):
     def text(self, app: str, text: str) -> None:
         """The answer as far as it has come."""
 
-    def turned(self, turn: Turn, text: str) -> None:
+    def turned(self, turn: DemoTurn, text: str) -> None:
         """A call has ended."""
 
     def prefilled(self, prefill: Prefill) -> None:
@@ -63,7 +63,7 @@ def view(console: Console, plan: Plan, gauge: Gauge) -> View:
     return LiveView(console, plan, gauge) if console.is_terminal else PlainView(console)
 
 
-def bar(turn: Turn) -> Text:
+def bar(turn: DemoTurn) -> Text:
     """Where the tokens were, in ``_BAR`` characters; what was there at all gets at least one."""
     text = Text()
     total, used = max(1, turn.back), 0
@@ -80,7 +80,7 @@ def said(text: str) -> str:
     return " ".join(printable(text, keep="\n").split())
 
 
-def places(turn: Turn) -> str:
+def places(turn: DemoTurn) -> str:
     """'POOL 448, DISK 512'."""
     found = zip(SOURCES, turn.places, strict=True)
     return ", ".join(f"{name} {n}" for name, n in found if n) or "nothing"
@@ -102,7 +102,7 @@ class PlainView:
 
     def text(self, app: str, text: str) -> None: ...
 
-    def turned(self, turn: Turn, text: str) -> None:
+    def turned(self, turn: DemoTurn, text: str) -> None:
         self._print(
             f"{turn.at:6.1f} s  {turn.app:8} {turn.tokens:5} tokens  switch {milliseconds(turn.switch_ms):>8}"
             f"  first token {milliseconds(turn.ttft_ms):>8}  {turn.decode_tps:5.1f} tok/s  from {places(turn)}"
@@ -150,7 +150,7 @@ class LiveView:
     def text(self, app: str, text: str) -> None:
         self._rows[app].now = said(text)
 
-    def turned(self, turn: Turn, text: str) -> None:
+    def turned(self, turn: DemoTurn, text: str) -> None:
         row = self._rows[turn.app]
         row.active = False
         row.tokens, row.bar, row.now = f"{turn.tokens:,}", bar(turn), said(text)
