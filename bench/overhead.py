@@ -38,7 +38,7 @@ from bench.lib.common import (
     summary,
 )
 from llmaas.api.client import Client
-from llmaas.calls import Done, Generation, Piece, Turn
+from llmaas.calls import CallSpec, Done, Generation, Piece, Turn
 from llmaas.engine.thread import EngineThread
 from llmaas.kvchunks.store.store import Store
 from llmaas.records import AppId
@@ -98,7 +98,7 @@ class InProcess:
     async def _call(
         self, context: str, turn: Turn, generation: Generation | None, emit: Callable[[Piece], None]
     ) -> Done:
-        _, reply = self._service.submit(APP, context, turn, generation, emit)
+        _, reply = self._service.submit(APP, context, CallSpec(turn, generation), emit)
         return await reply
 
     def close(self) -> None:

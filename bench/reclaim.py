@@ -19,7 +19,7 @@ from pathlib import Path
 from typing import Any
 
 from bench.lib.common import Bar, Options, Result, main, say, summary
-from llmaas.calls import Turn
+from llmaas.calls import CallSpec, Turn
 from llmaas.cli.runtime import bound_malloc
 from llmaas.engine.fake import FakeEngine
 from llmaas.engine.thread import EngineThread
@@ -58,7 +58,7 @@ def io_counts() -> dict[str, int]:
 async def fill(service: Service, texts: dict[str, str]) -> None:
     """Every context is used, so that its chunks come to the POOL; then they are all on DISK, too."""
     for name, text in texts.items():
-        _, future = service.submit(APP, name, Turn(prompt=text), None, lambda piece: None)
+        _, future = service.submit(APP, name, CallSpec(Turn(prompt=text)), lambda piece: None)
         await future
     await service.rest()
     await asyncio.sleep(0.5)  # discards of what was replaced follow at low priority

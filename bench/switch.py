@@ -28,7 +28,7 @@ import numpy as np
 
 from bench.lib.common import Bar, Bare, Options, Result, engine, main, prose, say, sig, summary
 from bench.lib.probes import Stopwatch, resident_fraction, storage_bytes_read
-from llmaas.calls import Done, Generation, Turn
+from llmaas.calls import CallSpec, Done, Generation, Turn
 from llmaas.engine.base import Engine
 from llmaas.engine.llama.engine import LlamaEngine
 from llmaas.engine.llama.lib import C
@@ -150,7 +150,7 @@ class Stage:
         return [f"pusher {i}" for i in range(self._service.planner_settings.n_seqs)]
 
     async def call(self, context: ContextId, turn: Turn, generation: Generation | None) -> Done:
-        _, reply = self._service.submit(APP, context, turn, generation, lambda piece: None)
+        _, reply = self._service.submit(APP, context, CallSpec(turn, generation), lambda piece: None)
         return await reply
 
     async def push_out(self) -> None:

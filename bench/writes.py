@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import Any
 
 from bench.lib.common import Bar, Options, Result, engine, main, prose, say, sig
-from llmaas.calls import Generation, Turn
+from llmaas.calls import CallSpec, Generation, Turn
 from llmaas.engine.thread import EngineThread
 from llmaas.kvchunks.store.cipher import MasterKey
 from llmaas.kvchunks.store.store import Store
@@ -67,7 +67,7 @@ async def converse(thread: EngineThread, store: Store, turns: int, seed: int) ->
         name = rng.choice(names)
         words, text = text[: rng.randrange(10, 50)], text[50:] or text
         _, reply = service.submit(
-            APP, name, Turn(prompt=" ".join(words)), Generation(max_tokens=16), lambda piece: None
+            APP, name, CallSpec(Turn(prompt=" ".join(words)), Generation(max_tokens=16)), lambda piece: None
         )
         await reply
         await service.rest()

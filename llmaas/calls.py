@@ -146,6 +146,15 @@ class Generation:
             raise ValueError(f"logprobs must be in [0, {MAX_LOGPROBS}], not {self.logprobs}")
 
 
+@dataclass(frozen=True, slots=True)
+class CallSpec:
+    """What a call asks of a context: add ``turn``, then answer it; ``generation`` None: add it and say nothing."""
+
+    turn: Turn
+    generation: Generation | None = None
+    terms: Terms = ON_NO_TERMS
+
+
 class FinishReason(enum.Enum):
     STOP = "stop"
     """The model ended its turn, or a stop string appeared."""

@@ -13,7 +13,7 @@ from time import perf_counter
 from typing import Any, Protocol
 
 from llmaas.api.async_client import AsyncClient, AsyncStream
-from llmaas.calls import ON_NO_TERMS, Done, Generation, Piece, Terms, Turn
+from llmaas.calls import ON_NO_TERMS, CallSpec, Done, Generation, Piece, Terms, Turn
 from llmaas.engine.thread import EngineThread
 from llmaas.errors import Cancelled
 from llmaas.kvchunks.store.store import Store
@@ -86,14 +86,16 @@ class Inside:
         return (await self._service.create(self._app, name=None, system=None)).id
 
     async def append(self, context: ContextId, prompt: str, terms: Terms = ON_NO_TERMS) -> Done:
-        _, reply = self._service.submit(self._app, context, Turn(prompt=prompt), None, lambda piece: None, terms)
+        _, reply = self._service.submit(
+            self._app, context, CallSpec(Turn(prompt=prompt), None, terms), lambda piece: None
+        )
         return await reply
 
     def answer(self, context: ContextId, prompt: str, n_new: int, terms: Terms = ON_NO_TERMS) -> Answer:
         answer = Answer()
         generation = Generation(max_tokens=n_new)
         request, answer.reply = self._service.submit(
-            self._app, context, Turn(prompt=prompt), generation, answer.heard, terms
+            self._app, context, CallSpec(Turn(prompt=prompt), generation, terms), answer.heard
         )
 
         async def stop() -> None:

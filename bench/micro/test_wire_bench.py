@@ -15,7 +15,7 @@ from llmaas.api.async_client import AsyncClient
 from llmaas.api.client_session import Session
 from llmaas.api.server import serve
 from llmaas.api.wire import Decoder, encode
-from llmaas.calls import ON_NO_TERMS, Done, FinishReason, Generation, Piece, SwitchReport, Terms, Turn
+from llmaas.calls import CallSpec, Done, FinishReason, Piece, SwitchReport
 from llmaas.records import AppId, ContextDetail, ContextId, ContextInfo, Message, RequestId
 
 PIECE = Piece(" hello", (1234,))
@@ -52,12 +52,10 @@ class Fast:
         self,
         app: AppId,
         context: str,
-        turn: Turn,
-        generation: Generation | None,
+        spec: CallSpec,
         emit: Callable[[Piece], None],
-        terms: Terms = ON_NO_TERMS,
     ) -> tuple[RequestId, asyncio.Future[Done]]:
-        for _ in range(PIECES if generation else 0):
+        for _ in range(PIECES if spec.generation else 0):
             emit(PIECE)
         future: asyncio.Future[Done] = asyncio.get_running_loop().create_future()
         future.set_result(Done(INFO.id, FinishReason.STOP, 9, 2, PIECES, SwitchReport(), 0.1, 0.1, 1e6))

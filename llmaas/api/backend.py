@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from typing import Protocol
 
 from llmaas.api.wire import MAX_FRAME
-from llmaas.calls import ON_NO_TERMS, Done, Generation, Piece, Terms, Turn
+from llmaas.calls import CallSpec, Done, Piece
 from llmaas.records import AdapterInfo, AppId, ContextDetail, ContextInfo, RequestId
 
 
@@ -58,12 +58,10 @@ class Backend(Protocol):
         self,
         app: AppId,
         context: str,
-        turn: Turn,
-        generation: Generation | None,
+        spec: CallSpec,
         emit: Callable[[Piece], None],
-        terms: Terms = ON_NO_TERMS,
     ) -> tuple[RequestId, asyncio.Future[Done]]:
-        """Start a call; ``generation`` None only appends. ``emit`` is called on the loop's thread, per piece."""
+        """Start a call. ``emit`` is called on the loop's thread, per piece."""
 
     def cancel(self, request: RequestId) -> None:
         """End a call: its future then raises Cancelled, unless it was done before."""

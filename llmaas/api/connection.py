@@ -25,7 +25,7 @@ from llmaas.api import replies
 from llmaas.api.backend import Backend, Limits
 from llmaas.api.record_maps import to_map
 from llmaas.api.wire import Decoder, Frame, encode
-from llmaas.calls import Piece
+from llmaas.calls import CallSpec, Piece
 from llmaas.errors import BadRequest, Busy, Cancelled, Forbidden, Internal, LlmaasError, ShuttingDown, UnknownRequest
 from llmaas.records import AppId, RequestId
 
@@ -246,7 +246,7 @@ class Connection(asyncio.Protocol):
                 self._write(encode(replies.piece_frame(request_id, piece)))
 
         run.call, future = self._backend.submit(
-            self._app, request.context, request.turn, generation, emit, request.terms
+            self._app, request.context, CallSpec(request.turn, generation, request.terms), emit
         )
         future.add_done_callback(functools.partial(self._ended, request_id, run))
         if run.over:  # the first pieces, within submit, found the peer gone

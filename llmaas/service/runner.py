@@ -14,7 +14,7 @@ from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from typing import TypeVar
 
-from llmaas.calls import ON_NO_TERMS, Done, Generation, Piece, Terms, Turn
+from llmaas.calls import CallSpec, Done, Piece, Terms, Turn
 from llmaas.clock import Clock
 from llmaas.engine.base import Engine
 from llmaas.errors import (
@@ -43,7 +43,7 @@ log = logging.getLogger(__name__)
 T = TypeVar("T")
 
 
-_HINT = Terms(priority=9)
+_HINT = CallSpec(Turn(), terms=Terms(priority=9))
 """A hint is served when nobody wants anything."""
 
 
@@ -110,10 +110,8 @@ class CallRunner:
     def submit(
         self,
         live: LiveContext,
-        turn: Turn,
-        generation: Generation | None,
+        spec: CallSpec,
         emit: Callable[[Piece], None],
-        terms: Terms = ON_NO_TERMS,
     ) -> tuple[RequestId, asyncio.Future[Done]]:
         """Begin a call; see ``Service.submit``. Raises Busy."""
         if len(self._calls) >= self._queue_limit:
@@ -121,23 +119,21 @@ class CallRunner:
         for other in list(self._calls.values()):
             if other.live is live and other.hint:  # what it has brought back stays; the rest is this call's business
                 self.cancel(other.id)
-        call = self._begin(live, turn, generation, emit, terms)
+        call = self._begin(live, spec, emit)
         return call.id, call.reply
 
     def hint(self, live: LiveContext) -> None:
         """Bring the context back when there is nothing better to do, unless a call does so already."""
         if live.lock.locked() or not live.tokens or len(self._calls) >= self._queue_limit:
             return
-        call = self._begin(live, Turn(), None, lambda piece: None, _HINT, hint=True)
+        call = self._begin(live, _HINT, lambda piece: None, hint=True)
         call.reply.add_done_callback(_heed)
 
     def _begin(
         self,
         live: LiveContext,
-        turn: Turn,
-        generation: Generation | None,
+        spec: CallSpec,
         emit: Callable[[Piece], None],
-        terms: Terms,
         *,
         hint: bool = False,
     ) -> Call:
@@ -146,23 +142,23 @@ class CallRunner:
         call = Call(
             RequestId(self.total),
             live,
-            turn,
-            generation,
+            spec.turn,
+            spec.generation,
             emit,
-            terms,
+            spec.terms,
             self._clock.now(),
             loop.create_future(),
             loop.create_future(),
             hint=hint,
         )
-        if generation:
-            call.stream = type(call.stream)(generation.stop)
+        if spec.generation:
+            call.stream = type(call.stream)(spec.generation.stop)
         self._calls[call.id] = call
         call.task = loop.create_task(self._serve(call))
         self._tasks.add(call.task)
         call.task.add_done_callback(self._tasks.discard)
-        if terms.deadline_s is not None:
-            call.timer = loop.call_later(terms.deadline_s, self._too_late, call)
+        if spec.terms.deadline_s is not None:
+            call.timer = loop.call_later(spec.terms.deadline_s, self._too_late, call)
         return call
 
     def cancel(self, request: RequestId) -> None:

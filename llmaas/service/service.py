@@ -12,7 +12,7 @@ from collections.abc import Callable
 from dataclasses import asdict
 from typing import TypeVar
 
-from llmaas.calls import ON_NO_TERMS, Done, Generation, Piece, Terms, Turn
+from llmaas.calls import CallSpec, Done, Piece, Turn
 from llmaas.clock import Clock, RealClock
 from llmaas.engine.thread import EngineThread
 from llmaas.errors import (
@@ -229,12 +229,10 @@ class Service:
         self,
         app: AppId,
         context: str,
-        turn: Turn,
-        generation: Generation | None,
+        spec: CallSpec,
         emit: Callable[[Piece], None],
-        terms: Terms = ON_NO_TERMS,
     ) -> tuple[RequestId, asyncio.Future[Done]]:
-        """Add a turn and, with ``generation``, answer it. Calls of one context run one after another.
+        """Add a turn and, if ``spec`` has a generation, answer it. Calls of one context run one after another.
 
         The future ends with Done, or with an LlmaasError: Cancelled, Expired, ContextTooLong, BadRequest, DiskFull,
         EngineFailed, UnknownContext (deleted meanwhile), UnknownAdapter, AdapterUnreadable, AdapterMismatch, Busy (its
@@ -242,8 +240,8 @@ class Service:
         except after Cancelled or Expired with tokens generated: those were streamed and stay.
         """
         self._refuse_if_closing()
-        self.adapters.file(terms.adapter or "")
-        return self._runner.submit(self._usable(app, context), turn, generation, emit, terms)
+        self.adapters.file(spec.terms.adapter or "")
+        return self._runner.submit(self._usable(app, context), spec, emit)
 
     def prioritize(self, request: RequestId, priority: int) -> None:
         """Change how urgent a call is (0 .. 9, 0 most), while it waits or runs. No effect if it has ended."""

@@ -10,7 +10,7 @@ from typing import Any
 
 import pytest
 
-from llmaas.calls import Done, Generation, Terms, Turn
+from llmaas.calls import CallSpec, Done, Generation, Terms, Turn
 from llmaas.errors import BadRequest, Expired
 from llmaas.planner.actions import Action
 from llmaas.planner.events import Event
@@ -79,7 +79,7 @@ async def contend(service: Service, rng: random.Random) -> None:
         terms = Terms(rng.randrange(10), rng.choice([None, None, 0.004]), rng.choice([None, 500.0]))
         turn = Turn((Message("user", "word " * rng.randrange(1, 8)),))
         request, reply = service.submit(
-            APP, f"c{i % 3}", turn, Generation(20, on_full="shift"), lambda piece: None, terms
+            APP, f"c{i % 3}", CallSpec(turn, Generation(20, on_full="shift"), terms), lambda piece: None
         )
         replies.append(reply)
         if i % 5 == 0:

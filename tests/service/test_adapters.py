@@ -11,7 +11,7 @@ from typing import Any
 
 import pytest
 
-from llmaas.calls import Generation, Terms, Turn
+from llmaas.calls import CallSpec, Generation, Terms, Turn
 from llmaas.engine.fake import fake_adapter
 from llmaas.errors import (
     AdapterMismatch,
@@ -176,7 +176,7 @@ async def test_back_on_the_first_adapter_chunks_that_a_fork_kept_are_used(
 
 async def slowly(h: House, context: str, terms: Terms) -> tuple[int, asyncio.Future[Any]]:
     turn = Turn((Message("user", "a long question " * 30),))
-    return h.service.submit(APP, context, turn, Generation(400), lambda piece: None, terms)
+    return h.service.submit(APP, context, CallSpec(turn, Generation(400), terms), lambda piece: None)
 
 
 @on_a_loop
@@ -207,7 +207,9 @@ async def test_a_call_that_is_cancelled_after_it_began_to_speak_leaves_the_new_a
         await h.service.create(APP, name="a", system=None, adapter="red")
         heard = asyncio.Event()
         turn = Turn((Message("user", "hello"),))
-        request, reply = h.service.submit(APP, "a", turn, Generation(400), lambda p: heard.set(), using("blue"))
+        request, reply = h.service.submit(
+            APP, "a", CallSpec(turn, Generation(400), using("blue")), lambda p: heard.set()
+        )
         await heard.wait()
         h.service.cancel(request)
         with pytest.raises(Cancelled):
@@ -224,7 +226,7 @@ async def test_unknown_names_are_refused_at_once(tmp_path: Path, files: dict[str
             await h.service.create(APP, name="a", system=None, adapter="green")
         await h.service.create(APP, name="a", system=None)
         with pytest.raises(UnknownAdapter):
-            h.service.submit(APP, "a", Turn(prompt="x"), None, lambda p: None, using("green"))
+            h.service.submit(APP, "a", CallSpec(Turn(prompt="x"), None, using("green")), lambda p: None)
         with pytest.raises(UnknownAdapter):
             await h.service.adapters.remove("green")
 

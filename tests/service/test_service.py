@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 
 from llmaas import errors
-from llmaas.calls import FinishReason, Generation, Piece, Sampling, Turn
+from llmaas.calls import CallSpec, FinishReason, Generation, Piece, Sampling, Turn
 from llmaas.clock import RealClock
 from llmaas.kvchunks.store.store import Files, Store
 from llmaas.records import AppId, Message, Precision
@@ -190,7 +190,7 @@ def test_pieces_carry_their_tokens_log_probabilities_while_text_is_held_back(tmp
                 await h.service.truncate(APP, "x", n_tokens=0, n_messages=None)
                 pieces: list[Piece] = []
                 turn = Turn((Message("user", "tell"),))
-                _, future = h.service.submit(APP, "x", turn, generation, pieces.append)
+                _, future = h.service.submit(APP, "x", CallSpec(turn, generation), pieces.append)
                 done = await future
                 tokens = [token for piece in pieces for token in piece.tokens]
                 told = [each for piece in pieces for each in piece.logprobs or ()]
@@ -208,7 +208,7 @@ def test_nothing_is_told_of_probabilities_if_nobody_asked(tmp_path: Path) -> Non
         async with house(tmp_path) as h:
             await h.service.create(APP, name="x", system=None)
             pieces: list[Piece] = []
-            _, future = h.service.submit(APP, "x", Turn(prompt="tell"), Generation(5), pieces.append)
+            _, future = h.service.submit(APP, "x", CallSpec(Turn(prompt="tell"), Generation(5)), pieces.append)
             await future
             assert {piece.logprobs for piece in pieces} == {None}
 
@@ -249,7 +249,7 @@ def test_a_cancelled_answer_keeps_what_was_streamed_and_one_without_tokens_leave
             await h.service.create(APP, name="x", system=None)
             pieces: list[str] = []
             request, future = h.service.submit(
-                APP, "x", Turn((Message("user", "go"),)), Generation(500), lambda p: pieces.append(p.text)
+                APP, "x", CallSpec(Turn((Message("user", "go"),)), Generation(500)), lambda p: pieces.append(p.text)
             )
             while len(pieces) < 5:
                 await asyncio.sleep(0.001)
@@ -260,7 +260,7 @@ def test_a_cancelled_answer_keeps_what_was_streamed_and_one_without_tokens_leave
             assert h.service.show(APP, "x").messages[-1].content == "".join(pieces)
             before = h.tokens("x")
             request, future = h.service.submit(
-                APP, "x", Turn((Message("user", TEXT * 4),)), Generation(5), pieces.append
+                APP, "x", CallSpec(Turn((Message("user", TEXT * 4),)), Generation(5)), pieces.append
             )
             await asyncio.sleep(0)
             h.service.cancel(request)
@@ -544,7 +544,10 @@ def test_a_context_comes_back_between_the_steps_of_another_that_answers(tmp_path
             assert h.service.show(APP, "back").info.tiers[0] == 0
             pieces: list[str] = []
             _, talk = h.service.submit(
-                APP, "talker", Turn((Message("user", "Go on."),)), Generation(500), lambda p: pieces.append(p.text)
+                APP,
+                "talker",
+                CallSpec(Turn((Message("user", "Go on."),)), Generation(500)),
+                lambda p: pieces.append(p.text),
             )
             while len(pieces) < 20:
                 await asyncio.sleep(0.01)

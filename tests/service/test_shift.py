@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 
 from llmaas import errors
-from llmaas.calls import FinishReason, Generation, Piece, Sampling, Turn
+from llmaas.calls import CallSpec, FinishReason, Generation, Piece, Sampling, Turn
 from llmaas.engine.base import BatchItem
 from llmaas.engine.fake import BOS, FakeEngine
 from llmaas.records import Message
@@ -71,7 +71,9 @@ def test_an_answer_that_fills_the_context_goes_on(tmp_path: Path) -> None:
             await fill(h, "x", 6)
             pieces: list[Piece] = []
             generation = Generation(700, Sampling(temperature=0.8, seed=3), logprobs=1, on_full="shift")
-            _, future = h.service.submit(APP, "x", Turn((Message("user", "go on"),)), generation, pieces.append)
+            _, future = h.service.submit(
+                APP, "x", CallSpec(Turn((Message("user", "go on"),)), generation), pieces.append
+            )
             done = await future
             assert done.reason is FinishReason.LENGTH and done.n_generated == 700 and done.n_dropped > 300
             messages = h.service.show(APP, "x").messages
@@ -195,7 +197,7 @@ def test_a_cancelled_answer_keeps_what_was_said_after_a_shift(tmp_path: Path) ->
             await fill(h, "x", 7)
             pieces: list[Piece] = []
             generation = Generation(800, on_full="shift")
-            request, future = h.service.submit(APP, "x", Turn(prompt="go on"), generation, pieces.append)
+            request, future = h.service.submit(APP, "x", CallSpec(Turn(prompt="go on"), generation), pieces.append)
             while sum(len(piece.tokens) for piece in pieces) < 500:
                 await asyncio.sleep(0.01)
             h.service.cancel(request)

@@ -11,7 +11,7 @@ from typing import Any
 
 from llmaas.api.server import Limits, Server, peer_uid, serve
 from llmaas.api.wire import Decoder, Frame, encode
-from llmaas.calls import ON_NO_TERMS, Done, FinishReason, Generation, Piece, SwitchReport, Terms, Turn
+from llmaas.calls import CallSpec, Done, FinishReason, Generation, Piece, SwitchReport, Terms
 from llmaas.errors import Cancelled, ContextExists, ContextTooLong, UnknownAdapter, UnknownContext, UnknownRequest
 from llmaas.records import AdapterInfo, AppId, ContextDetail, ContextId, ContextInfo, Message, RequestId
 
@@ -93,12 +93,10 @@ class ScriptedBackend:
         self,
         app: AppId,
         context: str,
-        turn: Turn,
-        generation: Generation | None,
+        spec: CallSpec,
         emit: Callable[[Piece], None],
-        terms: Terms = ON_NO_TERMS,
     ) -> tuple[RequestId, asyncio.Future[Done]]:
-        found = self._find(app, context)
+        found, turn = self._find(app, context), spec.turn
         script = turn.prompt or (turn.messages[-1].content if turn.messages else "count 1")
         if script == "boom now":
             raise RuntimeError("a fault that no one foresaw")
@@ -108,8 +106,8 @@ class ScriptedBackend:
         request = RequestId(self._last)
         future: asyncio.Future[Done] = asyncio.get_running_loop().create_future()
         self.running[request] = (future, script)
-        self.generations.append(generation)
-        self.terms.append(terms)
+        self.generations.append(spec.generation)
+        self.terms.append(spec.terms)
         done = Done(found.info.id, FinishReason.STOP, 9, 2, 3, SwitchReport(cells=7), 0.5, 1.5, 20.0)
         if script == "at once":
             emit(Piece("now", (1,)))

@@ -8,7 +8,7 @@ from contextlib import asynccontextmanager
 from pathlib import Path
 from typing import Any
 
-from llmaas.calls import ON_NO_TERMS, Done, Generation, Terms, Turn
+from llmaas.calls import ON_NO_TERMS, CallSpec, Done, Generation, Terms, Turn
 from llmaas.clock import Clock
 from llmaas.engine.fake import FakeEngine
 from llmaas.engine.thread import EngineThread
@@ -47,7 +47,9 @@ class House:
         terms: Terms = ON_NO_TERMS,
     ) -> tuple[str, Done]:
         pieces: list[str] = []
-        _, future = self.service.submit(app, context, turn, generation, lambda p: pieces.append(p.text), terms)
+        _, future = self.service.submit(
+            app, context, CallSpec(turn, generation, terms), lambda p: pieces.append(p.text)
+        )
         done = await future
         return "".join(pieces), done
 
