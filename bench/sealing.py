@@ -17,7 +17,7 @@ from bench.lib.probes import resident_fraction
 from bench.switch import APP, POOL_BYTES, Stage
 from llmaas.calls import Turn
 from llmaas.engine.thread import EngineThread
-from llmaas.kvchunks.store.cipher import quickest
+from llmaas.kvchunks.store.cipher import fastest_cipher
 from llmaas.kvchunks.store.store import MasterKey, Store
 from llmaas.records import CHUNK_TOKENS, ContextId, Precision
 from llmaas.service.service import Service
@@ -47,7 +47,7 @@ async def fill(thread: EngineThread, folder: Path, master: MasterKey | None, nam
 
 async def switches(thread: EngineThread, folder: Path, master: MasterKey, repeats: int) -> dict[str, Any]:
     with Store(folder, master=master) as store:
-        found = store.sealing()
+        found = store.encryption()
         if (found.plain, found.locked) != (N // CHUNK_TOKENS, 0):
             raise RuntimeError(f"half of the chunks should be in clear: {found}")
         service = Service(thread, store, _settings())
@@ -97,7 +97,8 @@ def measure(options: Options) -> Result:
     master = MasterKey(bytes(32))
     with engine(options) as thread:
         for i, (name, key) in enumerate(((CLEAR, None), (SEALED, master))):
-            say(f"prefill of {N} tokens, to be written {'in clear' if key is None else 'sealed with ' + quickest()}")
+            how = "in clear" if key is None else f"encrypted with {fastest_cipher()}"
+            say(f"prefill of {N} tokens, to be written {how}")
             text = prose(thread.engine, N + _SPARE, options.seed + i)
             asyncio.run(fill(thread, options.folder / "store", key, name, text))
         figures = asyncio.run(switches(thread, options.folder / "store", master, 9 if options.quick else 31))
@@ -108,7 +109,7 @@ def measure(options: Options) -> Result:
         )
         for where in ("cached", "cold")
     ]
-    return Result(model, {"cipher": quickest(), **figures}, bars)
+    return Result(model, {"cipher": fastest_cipher(), **figures}, bars)
 
 
 if __name__ == "__main__":

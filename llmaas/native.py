@@ -11,7 +11,7 @@ from importlib.machinery import EXTENSION_SUFFIXES
 from pathlib import Path
 
 
-def c_part(beside: str, name: str, fits: Callable[[ctypes.CDLL], bool]) -> ctypes.CDLL | None:
+def load_library(beside: str, name: str, fits: Callable[[ctypes.CDLL], bool]) -> ctypes.CDLL | None:
     """The library ``name`` in the folder of the file ``beside``; None if it was not built, or does not fit.
 
     A library left over from another version may lack functions, so ``fits`` may raise AttributeError. ctypes never

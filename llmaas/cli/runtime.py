@@ -22,7 +22,7 @@ from llmaas.config.settings import Config
 from llmaas.engine.llama.engine import LlamaEngine
 from llmaas.engine.thread import EngineThread
 from llmaas.host import priority, thermal
-from llmaas.host.memory import Watcher
+from llmaas.host.memory import PressureWatcher
 from llmaas.kvchunks.store import master_key
 from llmaas.kvchunks.store.store import Store
 from llmaas.records import ModelInfo, Precision
@@ -115,11 +115,11 @@ async def running(config: Config) -> AsyncIterator[Runtime]:
         parts.push_async_callback(server.close)
         if config.pressure == "on":
             loop = asyncio.get_running_loop()
-            watcher = Watcher(lambda reading: loop.call_soon_threadsafe(service.heard, reading))
+            watcher = PressureWatcher(lambda reading: loop.call_soon_threadsafe(service.heard, reading))
             parts.callback(watcher.close)
         if config.governor == "on":
             loop = asyncio.get_running_loop()
-            ruler = thermal.Watcher(lambda reading: loop.call_soon_threadsafe(service.governed, reading))
+            ruler = thermal.ThermalWatcher(lambda reading: loop.call_soon_threadsafe(service.governed, reading))
             parts.callback(ruler.close)
         yield Runtime(engine.engine.info, service)
 

@@ -2,8 +2,8 @@
 
 Law: it reads /proc and /sys and decides nothing. What they do not say is None, never a guess.
 
-``Watcher`` is a thread that reads every two seconds, and at once when the kernel says that tasks stall: a PSI trigger
-(Documentation/accounting/psi.rst) where one may be set, which since Linux 6.5 needs no privilege.
+``PressureWatcher`` is a thread that reads every two seconds, and at once when the kernel says that tasks stall: a PSI
+trigger (Documentation/accounting/psi.rst) where one may be set, which since Linux 6.5 needs no privilege.
 """
 
 from __future__ import annotations
@@ -48,7 +48,7 @@ _V1 = _Names(("memory.limit_in_bytes",), "memory.usage_in_bytes", "total_inactiv
 
 
 @dataclass(frozen=True, slots=True)
-class Limit:
+class CgroupLimit:
     """Bytes: a limit, and what is free under it."""
 
     nbytes: int
@@ -56,18 +56,18 @@ class Limit:
     whose: str
 
 
-def limits(root: Path = ROOT) -> Iterator[Limit]:
+def limits(root: Path = ROOT) -> Iterator[CgroupLimit]:
     """The machine's RAM, then every limit of the control groups that this process is in, at whatever level above it."""
     found = meminfo(root)
     if "MemTotal" in found and "MemAvailable" in found:
-        yield Limit(found["MemTotal"], found["MemAvailable"], "machine")
+        yield CgroupLimit(found["MemTotal"], found["MemAvailable"], "machine")
     for group, names in _groups(root):
         for place in (group, *group.parents):
             known = [n for name in names.limits if (n := _number(place / name)) is not None and n < _NO_LIMIT]
             used = _number(place / names.used)
             if known and used is not None:
                 cache = _fields(place / "memory.stat").get(names.cache, 0)
-                yield Limit(min(known), max(0, min(known) - max(0, used - cache)), "cgroup")
+                yield CgroupLimit(min(known), max(0, min(known) - max(0, used - cache)), "cgroup")
 
 
 def meminfo(root: Path = ROOT) -> dict[str, int]:
@@ -114,7 +114,7 @@ def _number(path: Path) -> int | None:
         return None
 
 
-class Gauge:
+class MemoryGauge:
     """Readings, one after another."""
 
     def __init__(self, root: Path = ROOT) -> None:
@@ -140,11 +140,11 @@ class Gauge:
 # -- the watcher --------------------------------------------------------------------------------
 
 
-class Watcher:
+class PressureWatcher:
     """Tells ``heard`` of readings, on a thread of its own, until ``close``."""
 
     def __init__(self, heard: Callable[[Reading], object], root: Path = ROOT, *, every_s: float = _EVERY_S) -> None:
-        self._heard, self._gauge, self._every = heard, Gauge(root), every_s
+        self._heard, self._gauge, self._every = heard, MemoryGauge(root), every_s
         self._wake_r, self._wake_w = os.pipe()
         self._trigger = _set_trigger(root / "proc/pressure/memory")
         self._thread = threading.Thread(target=self._run, name="pressure", daemon=True)

@@ -84,7 +84,7 @@ def _number(path: Path) -> float | None:
         return None
 
 
-class Watcher:
+class ThermalWatcher:
     """Tells ``heard`` of readings, on a thread of its own, until ``close``."""
 
     def __init__(self, heard: Callable[[Reading], object], root: Path = ROOT, *, every_s: float = _EVERY_S) -> None:

@@ -92,7 +92,7 @@ class AdapterRegistry:
         if not Path(path).is_absolute():
             raise BadRequest(f"an absolute path is wanted, not {reprlib.repr(path)}")
         file = await self._tried(name, Path(path))
-        await self._rows(self._store.adapters.keep, AdapterRow(name, path, file.fingerprint))
+        await self._rows(self._store.adapters.save, AdapterRow(name, path, file.fingerprint))
         before = self._files.get(name)
         self._files[name] = file
         self._put_away(before)
@@ -102,7 +102,7 @@ class AdapterRegistry:
         """Calls that run with it go on to their end. Contexts that use it are kept, and refuse calls until they are
         given another one. Raises UnknownAdapter."""
         before = self.file(name)
-        await self._rows(self._store.adapters.forget, name)
+        await self._rows(self._store.adapters.delete, name)
         self._files.pop(name, None)
         self._put_away(before)
 

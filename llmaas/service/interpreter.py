@@ -127,7 +127,7 @@ class Interpreter:
             LowerChunks: lambda a: self.pool.lower(a, self._tell),
             WriteChunks: lambda a: self.pool.write(a, self._tell),
             StopWrite: self.pool.stop_write,
-            PersistSensitivity: self.pool.note,
+            PersistSensitivity: self.pool.persist_sensitivity,
             DropPool: lambda a: self.pool.drop(a.keys),
             DropDisk: lambda a: self.pool.drop_disk(a.keys),
             MeasureChunks: lambda a: self._meter.measure(a, self._tell),

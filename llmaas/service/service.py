@@ -80,7 +80,7 @@ class Service:
         )
         self._planner = self._interpreter.planner
         self._dispatch = self._interpreter.dispatch
-        give_back = self._interpreter.pool.give_back
+        give_back = self._interpreter.pool.trim_memory
         self._budgets = Budgets(self._planner, self._dispatch, give_back, self._clock, self._metrics)
         self._runner = CallRunner(
             self._engine,
@@ -103,7 +103,7 @@ class Service:
             live.note(await self._rows.run(self._store.spans, row.id), add_tokens=True)
             live.adopt(found.keys())
             self._open(live)
-        self._dispatch(ChunksFound(tuple((chunk.key, chunk.nbytes, chunk.notes) for chunk in found.values())))
+        self._dispatch(ChunksFound(tuple((chunk.key, chunk.nbytes, chunk.meta) for chunk in found.values())))
         log.info("serving %s: %d contexts, %d chunks on disk", self._model.name, len(self._directory), len(found))
 
     async def stop(self) -> None:
@@ -190,7 +190,7 @@ class Service:
         async with live.lock:
             refuse_if_deleted(live)
             # Not on the thread of rows: what forks share is sealed anew meanwhile, and turns must not wait for that.
-            sealed = await asyncio.to_thread(self._store.sealed_for, live.id)
+            sealed = await asyncio.to_thread(self._store.encrypted_for, live.id)
             heirs = self._directory.heirs(live, sealed)
             gone = await asyncio.to_thread(self._store.delete_context, live.id, heirs)
             live.deleted = True

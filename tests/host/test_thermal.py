@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from llmaas.host.thermal import Watcher, read
+from llmaas.host.thermal import ThermalWatcher, read
 from llmaas.policies.duty import Reading
 
 
@@ -64,7 +64,7 @@ def test_the_machines_batteries_count_and_a_mouse_does_not(tmp_path: Path) -> No
 
 def test_a_machine_that_says_nothing_is_not_guessed_at(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
     assert read(tmp_path) == Reading()
-    Watcher(lambda reading: None, tmp_path).close()
+    ThermalWatcher(lambda reading: None, tmp_path).close()
     assert "tells neither" in caplog.text
 
 
@@ -78,7 +78,7 @@ def test_the_watcher_tells_again_and_again_until_it_is_closed(tmp_path: Path) ->
         if len(told) == 3:
             twice.set()
 
-    watcher = Watcher(heard, tmp_path, every_s=0.05)
+    watcher = ThermalWatcher(heard, tmp_path, every_s=0.05)
     assert twice.wait(20)
     watcher.close()
     assert (told[0].temperature, told[2].temperature) == (50.0, 95.0)

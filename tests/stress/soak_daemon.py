@@ -77,7 +77,7 @@ class Watched(Service):
                 "contexts": store.contexts,
                 "chunks": store.chunks,
                 "file_bytes": store.file_bytes,
-                "keys": self._store.sealing().keys,
+                "keys": self._store.encryption().keys,
             },
             "memory": _traced(),
         }

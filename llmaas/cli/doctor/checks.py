@@ -25,7 +25,7 @@ from llmaas.config.settings import Config, LoadedConfig, unknown_variables
 from llmaas.errors import LlmaasError, StoreFailed
 
 if TYPE_CHECKING:
-    from llmaas.kvchunks.store.store import Sealing, Store
+    from llmaas.kvchunks.store.store import Encryption, Store
     from llmaas.records import ModelInfo
 
 _LOW_DISK = 1 << 30
@@ -185,7 +185,7 @@ def check_store(config: Config, environ: Mapping[str, str], *, deep: bool, repai
         return
     with store:
         yield from _look_over(store, deep=deep, repair=repair)
-        yield from sealing_findings(config, store.sealing(), found.origin if found else None)
+        yield from encryption_findings(config, store.encryption(), found.origin if found else None)
 
 
 def _repair_index(data_dir: Path) -> Iterator[Finding]:
@@ -221,7 +221,7 @@ def _look_over(store: Store, *, deep: bool, repair: bool) -> Iterator[Finding]:
             yield Finding("store", "fail", f"still there: {line}", "Is the disk failing? Run it once more.")
 
 
-def sealing_findings(config: Config, sealing: Sealing, origin: str | None) -> Iterator[Finding]:
+def encryption_findings(config: Config, sealing: Encryption, origin: str | None) -> Iterator[Finding]:
     """The cipher, where the master key is, and whether it fits."""
     if not config.encrypt:
         yield Finding("cipher", "warn", "off: chunks are written in clear", "Set encrypt = true, unless the disk is.")
@@ -229,9 +229,9 @@ def sealing_findings(config: Config, sealing: Sealing, origin: str | None) -> It
         yield Finding("cipher", "ok", "there is no master key yet; the daemon makes it")
     else:
         fits = f"it opens {sealing.keys_that_fit} of the {sealing.keys} keys of contexts"
-        from llmaas.kvchunks.store.cipher import quickest
+        from llmaas.kvchunks.store.cipher import fastest_cipher
 
-        used = " and ".join(sealing.ciphers) or quickest()
+        used = " and ".join(sealing.ciphers) or fastest_cipher()
         yield Finding("cipher", "ok", f"{used}, master key from {origin}; {fits}")
     if sealing.locked:
         yield Finding(

@@ -17,7 +17,7 @@ import numpy.typing as npt
 from llmaas.engine.base import Halt
 from llmaas.engine.llama.batch import Batch
 from llmaas.engine.llama.lib import C, ggml_function
-from llmaas.native import c_part
+from llmaas.native import load_library
 
 _log = logging.getLogger(__name__)
 _VERSION = 2
@@ -50,7 +50,7 @@ class DecodeRun:
     """Runs of one engine. ``able``: whether there is a C part."""
 
     def __init__(self, context: Any, vocab: Any, batch: Batch, n_seqs: int) -> None:
-        self._library = c_part(__file__, "_steps", _fits)
+        self._library = load_library(__file__, "_steps", _fits)
         if self._library is None:
             _log.info("the C loop of decode steps was not built: answers of small models are some percent slower")
         self._batch = batch

@@ -20,7 +20,7 @@ import numpy.typing as npt
 
 from llmaas.engine.base import BatchItem
 from llmaas.engine.llama.lib import C, ggml_function
-from llmaas.native import c_part
+from llmaas.native import load_library
 from llmaas.records import F16, F32, Geometry, Queries, Rope
 
 _log = logging.getLogger(__name__)
@@ -211,7 +211,7 @@ def _halves_of_pairs(
 
 def _load() -> int | None:
     """The address of the C callback; None if it was not built."""
-    library = c_part(__file__, "_probe", lambda library: bool(library.probe_version() == _VERSION))
+    library = load_library(__file__, "_probe", lambda library: bool(library.probe_version() == _VERSION))
     if library is None:
         return None
     library.probe_callback.restype = ctypes.c_ssize_t

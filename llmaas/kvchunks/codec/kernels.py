@@ -18,7 +18,7 @@ from llmaas.kvchunks.codec import kernels_channels as keys
 from llmaas.kvchunks.codec import kernels_numpy as oracle
 from llmaas.kvchunks.codec.kernels_channels import LARGEST_HEAD, BadWords, Turn
 from llmaas.kvchunks.codec.kernels_numpy import F16, F32, U8
-from llmaas.native import c_part
+from llmaas.native import load_library
 
 _VERSION = 3
 """Of the functions in ``_kvcodec.c``; a library left over from another version is not used."""
@@ -132,7 +132,9 @@ def best() -> Kernels:
 
 
 def _load() -> ctypes.CDLL | None:
-    return c_part(__file__, "_kvcodec", lambda library: library.kv_version() == _VERSION and bool(_declare(library)))
+    return load_library(
+        __file__, "_kvcodec", lambda library: library.kv_version() == _VERSION and bool(_declare(library))
+    )
 
 
 def _declare(library: ctypes.CDLL) -> ctypes.CDLL:

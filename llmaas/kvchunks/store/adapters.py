@@ -9,7 +9,7 @@ from llmaas.kvchunks.store.index import Index
 from llmaas.kvchunks.store.rows import AdapterRow
 
 
-class AdapterRows:
+class AdapterTable:
     """The table ``adapters``."""
 
     def __init__(self, index: Index) -> None:
@@ -22,7 +22,7 @@ class AdapterRows:
                 AdapterRow(*row) for row in con.execute("SELECT name, path, fingerprint FROM adapters ORDER BY name")
             ]
 
-    def keep(self, row: AdapterRow) -> None:
+    def save(self, row: AdapterRow) -> None:
         """In place of what had the name. Raises DiskFull, StoreFailed."""
         with self._index.write(durable=True) as txn:
             txn.con.execute(
@@ -30,6 +30,6 @@ class AdapterRows:
                 (row.name, row.path, row.fingerprint),
             )
 
-    def forget(self, name: str) -> None:
+    def delete(self, name: str) -> None:
         with self._index.write(durable=True) as txn:
             txn.con.execute("DELETE FROM adapters WHERE name = ?", (name,))

@@ -16,7 +16,7 @@ from llmaas.errors import MachineError, StoreFailed
 from llmaas.kvchunks.store.chunks import Chunks, checksum
 from llmaas.kvchunks.store.data_keys import DataKeys
 from llmaas.kvchunks.store.index import Index
-from llmaas.kvchunks.store.payload_files import CodedChunk, is_payload_name
+from llmaas.kvchunks.store.payload_files import PayloadFiles, is_payload_name
 from llmaas.kvchunks.store.rows import CheckReport, Damage, Place, Problem
 from llmaas.kvchunks.store.schema import soundness
 from llmaas.records import ChunkKey
@@ -24,7 +24,7 @@ from llmaas.records import ChunkKey
 log = logging.getLogger(__name__)
 
 
-def sweep(index: Index, payload: CodedChunk) -> int:
+def sweep(index: Index, payload: PayloadFiles) -> int:
     """Set right what a kill or a power cut leaves behind; chunks lost by it.
 
     A kill leaves files that no row names; a power cut also rows whose file is missing or too short. Costs one
@@ -61,7 +61,7 @@ def _numbers(index: Index) -> set[int]:
 
 
 @dataclass(slots=True)
-class Findings:
+class _Findings:
     """What was seen, what is wrong with it, and how to mend that."""
 
     problems: list[Problem] = field(default_factory=list)
@@ -85,10 +85,10 @@ class Findings:
 
 
 def check(
-    root: Path, index: Index, payload: CodedChunk, chunks: Chunks, keys: DataKeys, *, deep: bool, repair: bool
+    root: Path, index: Index, payload: PayloadFiles, chunks: Chunks, keys: DataKeys, *, deep: bool, repair: bool
 ) -> CheckReport:
     """See ``Store.check``. Appends of tokens go on meanwhile; puts and discards wait."""
-    found = Findings()
+    found = _Findings()
     with chunks.still():
         try:
             _check_index(index, found)
@@ -107,13 +107,13 @@ def check(
     return CheckReport(tuple(found.problems), found.contexts, len(found.places), repaired=repair)
 
 
-def _check_index(index: Index, found: Findings) -> None:
+def _check_index(index: Index, found: _Findings) -> None:
     with index.read() as con:
         for problem in soundness(con):
             found.note(Damage.INDEX, problem)
 
 
-def _check_tokens(index: Index, found: Findings) -> None:
+def _check_tokens(index: Index, found: _Findings) -> None:
     with index.read() as con:
         found.contexts = con.execute("SELECT count(*) FROM contexts").fetchone()[0]
         wrong = con.execute(
@@ -134,7 +134,7 @@ def _recount(index: Index, num: int) -> None:
         )
 
 
-def _check_places(index: Index, payload: CodedChunk, found: Findings) -> None:
+def _check_places(index: Index, payload: PayloadFiles, found: _Findings) -> None:
     """Every row inside its file, no two at one place, no file without rows, no row without a file."""
     with index.read() as con:
         rows = con.execute(
@@ -161,13 +161,13 @@ def _check_places(index: Index, payload: CodedChunk, found: Findings) -> None:
         found.note(Damage.EMPTY, text, partial(_forget_file, index, payload, file))
 
 
-def _forget_file(index: Index, payload: CodedChunk, file: int) -> None:
+def _forget_file(index: Index, payload: PayloadFiles, file: int) -> None:
     with index.write(durable=False) as txn:
         txn.con.execute("DELETE FROM files WHERE id = ?", (file,))
     payload.unlink(file)
 
 
-def _check_bytes(index: Index, payload: CodedChunk, keys: DataKeys, found: Findings) -> None:
+def _check_bytes(index: Index, payload: PayloadFiles, keys: DataKeys, found: _Findings) -> None:
     """Every chunk that has passed so far against its checksum; and those whose key can be had must open."""
     bad = set(found.bad)
     with index.read() as con:
@@ -181,7 +181,7 @@ def _check_bytes(index: Index, payload: CodedChunk, keys: DataKeys, found: Findi
             found.note_bad(Damage.FLIPPED, "it does not open with its context's key", place)
 
 
-def _check_modes(root: Path, found: Findings) -> None:
+def _check_modes(root: Path, found: _Findings) -> None:
     """The folders and files are the owner's alone; the payload folder holds payload files only."""
     folder = root / "payload"
     for path in [root, folder, *sorted(root.glob("index.sqlite*")), root / "lock", *sorted(folder.iterdir())]:

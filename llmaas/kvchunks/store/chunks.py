@@ -18,9 +18,9 @@ from typing import Any
 import xxhash
 
 from llmaas.errors import DiskFull, MachineError
-from llmaas.kvchunks.store.data_keys import SEALED_FOR, DataKeys, plain_size, seal_all
+from llmaas.kvchunks.store.data_keys import ENCRYPTED_FOR, DataKeys, encrypt_all, plain_size
 from llmaas.kvchunks.store.index import Index, Txn
-from llmaas.kvchunks.store.payload_files import CodedChunk
+from llmaas.kvchunks.store.payload_files import PayloadFiles
 from llmaas.kvchunks.store.rows import Place, StoredChunk
 from llmaas.records import ChunkKey, ChunkMeta, ChunkSensitivity, ContextId, Precision
 
@@ -40,7 +40,7 @@ _DEAD_ENOUGH = 1 << 20
 class Chunks:
     """The tables ``files`` and ``chunks`` and the payload files."""
 
-    def __init__(self, index: Index, payload: CodedChunk, keys: DataKeys) -> None:
+    def __init__(self, index: Index, payload: PayloadFiles, keys: DataKeys) -> None:
         self._index = index
         self._payload = payload
         self._keys = keys
@@ -91,7 +91,7 @@ class Chunks:
         The block gets the transaction, where each chunk is now, and the checksum of what was written.
         """
         seal, sealer = self._keys.for_writing(ctx)
-        views = seal_all(sealer, items)
+        views = encrypt_all(sealer, items)
         file, end = self._tail(ctx, seal)
         offset = self._payload.append(file, views, start=end)
         places, at = [], offset
@@ -122,7 +122,7 @@ class Chunks:
         self._next_file += 1
         return self._next_file - 1
 
-    def note(self, tolerances: Mapping[ChunkKey, ChunkSensitivity]) -> None:
+    def persist_sensitivity(self, tolerances: Mapping[ChunkKey, ChunkSensitivity]) -> None:
         with self._index.write(durable=False) as txn:
             txn.con.executemany(
                 "UPDATE chunks SET k_change = ?, v_change = ?, density = ?, weight = ?, measured_at = ? WHERE key = ?",
@@ -215,9 +215,9 @@ class Chunks:
 
     # -- whose key
 
-    def sealed_for(self, ctx: ContextId) -> set[ChunkKey]:
+    def encrypted_for(self, ctx: ContextId) -> set[ChunkKey]:
         with self._index.read() as con:
-            return {ChunkKey(row[0]) for row in con.execute(f"SELECT key FROM chunks WHERE {SEALED_FOR}", (ctx,))}
+            return {ChunkKey(row[0]) for row in con.execute(f"SELECT key FROM chunks WHERE {ENCRYPTED_FOR}", (ctx,))}
 
     def destroy(
         self, ctx: ContextId, heirs: Mapping[ChunkKey, ContextId], delete: Callable[[Deed], None]
@@ -229,7 +229,7 @@ class Chunks:
         """
         with self._lock:
             self._hand_over(ctx, heirs)
-            gone = list(self.sealed_for(ctx))
+            gone = list(self.encrypted_for(ctx))
             files: list[int] = []
             delete(lambda txn: files.extend(self._keys.destroy(txn, ctx)))
             self._after(files)

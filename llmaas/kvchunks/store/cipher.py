@@ -10,7 +10,8 @@ counted: a counter that a crash sets back would use one twice, and the same chun
 
 The ciphers are AES-256-GCM and ChaCha20-Poly1305 (RFC 8439), both by the package ``cryptography`` (OpenSSL). The first
 is two to three times as fast where the CPU has AES instructions, and slower where it has not (Raspberry Pi 4), so
-``quickest`` measures. The package holds the GIL while it works: tens of microseconds for a chunk on a desktop CPU.
+``fastest_cipher`` measures. The package holds the GIL while it works: tens of microseconds for a chunk on a desktop
+CPU.
 """
 
 from __future__ import annotations
@@ -33,7 +34,7 @@ AES, CHACHA = "aes-256-gcm", "chacha20-poly1305"
 CIPHERS: dict[str, type[AESGCM] | type[ChaCha20Poly1305]] = {AES: AESGCM, CHACHA: ChaCha20Poly1305}
 
 
-class Sealer:
+class CipherKey:
     """One key (32 bytes) and what it does. ``cipher`` is a name of ``CIPHERS``; KeyError if it is none."""
 
     __slots__ = ("_aead", "cipher")
@@ -42,11 +43,11 @@ class Sealer:
         self.cipher = cipher
         self._aead = CIPHERS[cipher](key)
 
-    def seal(self, data: Data, bound: bytes) -> bytes:
+    def encrypt(self, data: Data, bound: bytes) -> bytes:
         nonce = os.urandom(_NONCE)
         return nonce + self._aead.encrypt(nonce, data, bound)
 
-    def open(self, sealed: Data, bound: bytes) -> bytes | None:
+    def decrypt(self, sealed: Data, bound: bytes) -> bytes | None:
         """None if it was not sealed so: another key, another binding, or altered bytes."""
         view = memoryview(sealed)
         if len(view) < OVERHEAD:
@@ -66,17 +67,17 @@ class MasterKey:
         if len(key) != KEY_BYTES:
             raise ValueError(f"a master key has {KEY_BYTES} bytes, not {len(key)}")
         # Always this one: it is constant-time without any CPU's help.
-        self._sealer = Sealer(key, CHACHA)
+        self._sealer = CipherKey(key, CHACHA)
 
-    def make(self, owner: str) -> tuple[str, bytes, Sealer]:
+    def make(self, owner: str) -> tuple[str, bytes, CipherKey]:
         """A new data key for context ``owner``: (cipher, wrapped key of 60 bytes, the key itself)."""
-        key, cipher = os.urandom(KEY_BYTES), quickest()
-        return cipher, self._sealer.seal(key, _binding(owner, cipher)), Sealer(key, cipher)
+        key, cipher = os.urandom(KEY_BYTES), fastest_cipher()
+        return cipher, self._sealer.encrypt(key, _binding(owner, cipher)), CipherKey(key, cipher)
 
-    def unwrap(self, owner: str, cipher: str, wrapped: bytes) -> Sealer | None:
+    def unwrap(self, owner: str, cipher: str, wrapped: bytes) -> CipherKey | None:
         """The data key; None if it was wrapped under another master key, or its row was tampered with."""
-        key = self._sealer.open(wrapped, _binding(owner, cipher))
-        return Sealer(key, cipher) if key is not None and cipher in CIPHERS else None
+        key = self._sealer.decrypt(wrapped, _binding(owner, cipher))
+        return CipherKey(key, cipher) if key is not None and cipher in CIPHERS else None
 
 
 def _binding(owner: str, cipher: str) -> bytes:
@@ -84,15 +85,15 @@ def _binding(owner: str, cipher: str) -> bytes:
 
 
 @cache
-def quickest() -> str:
+def fastest_cipher() -> str:
     """The cipher that seals faster here: a few milliseconds of measurement, once in a process."""
     data = bytes(1 << 17)
 
     def seconds(cipher: str) -> float:
-        sealer, times = Sealer(bytes(KEY_BYTES), cipher), []
+        sealer, times = CipherKey(bytes(KEY_BYTES), cipher), []
         for _ in range(4):  # the first warms up
             begin = perf_counter()
-            sealer.seal(data, b"")
+            sealer.encrypt(data, b"")
             times.append(perf_counter() - begin)
         return min(times)
 

@@ -19,7 +19,7 @@ from llmaas.records import AppId, ContextId
 _COLUMNS = "id, app, name, model, vocab, created, last_used, n_tokens, adapter"
 
 
-class Tokens:
+class ContextTables:
     """The tables ``contexts`` and ``spans``."""
 
     def __init__(self, index: Index) -> None:

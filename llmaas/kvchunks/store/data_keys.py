@@ -12,9 +12,9 @@ from collections.abc import Sequence
 from dataclasses import replace
 
 from llmaas.errors import MachineError
-from llmaas.kvchunks.store.cipher import OVERHEAD, Data, MasterKey, Sealer
+from llmaas.kvchunks.store.cipher import OVERHEAD, CipherKey, Data, MasterKey
 from llmaas.kvchunks.store.index import Index, Txn
-from llmaas.kvchunks.store.rows import Place, Sealing
+from llmaas.kvchunks.store.rows import Encryption, Place
 from llmaas.records import ChunkKey, ContextId
 
 log = logging.getLogger(__name__)
@@ -24,7 +24,7 @@ _IDLE = (
     " AND NOT EXISTS (SELECT 1 FROM files WHERE files.seal = keys.id)"
 )
 _OF_CONTEXT = "(SELECT id FROM keys WHERE context = ?)"
-SEALED_FOR = f"file IN (SELECT id FROM files WHERE seal IN {_OF_CONTEXT})"
+ENCRYPTED_FOR = f"file IN (SELECT id FROM files WHERE seal IN {_OF_CONTEXT})"
 """Condition on rows of ``chunks``: sealed under a key of one context."""
 
 
@@ -35,7 +35,7 @@ class DataKeys:
         self._index = index
         self._master = master
         self._lock = threading.Lock()
-        self._known: dict[int, Sealer | None] = {}
+        self._known: dict[int, CipherKey | None] = {}
         self._warned = False
 
     @property
@@ -45,7 +45,7 @@ class DataKeys:
 
     # -- using them
 
-    def for_writing(self, ctx: ContextId) -> tuple[int | None, Sealer | None]:
+    def for_writing(self, ctx: ContextId) -> tuple[int | None, CipherKey | None]:
         """The key of ``ctx``, made if need be; (None, None) if nothing is to be sealed."""
         if self._master is None:
             return None, None
@@ -65,7 +65,7 @@ class DataKeys:
             self._known[number] = sealer
         return number, sealer
 
-    def get(self, number: int) -> Sealer | None:
+    def get(self, number: int) -> CipherKey | None:
         """None if there is no such key any more, or it was wrapped under another master key."""
         with self._lock:
             if number in self._known:
@@ -95,7 +95,7 @@ class DataKeys:
         if place.seal is None:
             return view
         sealer = self.get(place.seal)
-        return sealer.open(view, place.key) if sealer else None
+        return sealer.decrypt(view, place.key) if sealer else None
 
     def of(self, ctx: ContextId) -> set[int]:
         with self._index.read() as con:
@@ -110,7 +110,7 @@ class DataKeys:
         """
         con, of = txn.con, (ctx,)
         files = [row[0] for row in con.execute(f"SELECT id FROM files WHERE seal IN {_OF_CONTEXT}", of)]
-        con.execute(f"DELETE FROM chunks WHERE {SEALED_FOR}", of)
+        con.execute(f"DELETE FROM chunks WHERE {ENCRYPTED_FOR}", of)
         con.execute(f"DELETE FROM files WHERE seal IN {_OF_CONTEXT}", of)
         con.execute("DELETE FROM keys WHERE context = ?", of)
         return files
@@ -140,14 +140,14 @@ class DataKeys:
 
     # -- telling about them
 
-    def report(self) -> Sealing:
+    def report(self) -> Encryption:
         with self._index.read() as con:
             numbers = con.execute("SELECT id, cipher FROM keys").fetchall()
             chunks = con.execute(
                 "SELECT seal, count(*) FROM chunks JOIN files ON files.id = file GROUP BY seal"
             ).fetchall()
         fit = {number for number, _ in numbers if self.get(number) is not None}
-        told = Sealing(
+        told = Encryption(
             ciphers=tuple(sorted({cipher for _, cipher in numbers})), keys=len(numbers), keys_that_fit=len(fit)
         )
         return replace(
@@ -162,6 +162,6 @@ def plain_size(seal: int | None, nbytes: int) -> int:
     return nbytes if seal is None else nbytes - OVERHEAD
 
 
-def seal_all(sealer: Sealer | None, items: Sequence[tuple[ChunkKey, Data]]) -> list[memoryview]:
+def encrypt_all(sealer: CipherKey | None, items: Sequence[tuple[ChunkKey, Data]]) -> list[memoryview]:
     """What is written for each (key, bytes)."""
-    return [memoryview(sealer.seal(data, key) if sealer else data) for key, data in items]
+    return [memoryview(sealer.encrypt(data, key) if sealer else data) for key, data in items]

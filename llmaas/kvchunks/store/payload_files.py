@@ -33,7 +33,7 @@ _IOV = 512
 """Buffers per pwritev; Linux allows 1024."""
 
 
-class CodedChunk:
+class PayloadFiles:
     """The folder of payload files, named ``<8 hex digits>.kv``. Raises DiskFull, StoreFailed.
 
     ``reserve``: bytes of the disk that appends leave free. Chunks can be recomputed, tokens cannot: the last room is

@@ -73,12 +73,12 @@ class Place:
 
 
 class StoredChunk(NamedTuple):
-    """A chunk that the store holds; ``notes`` None: nothing was said of it."""
+    """A chunk that the store holds; ``meta`` None: nothing was said of it."""
 
     key: ChunkKey
     n_tokens: int
     nbytes: int
-    notes: ChunkMeta | None = None
+    meta: ChunkMeta | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -127,7 +127,7 @@ class Problem:
 
 
 @dataclass(frozen=True, slots=True)
-class Sealing:
+class Encryption:
     """How the chunks on disk are sealed."""
 
     ciphers: tuple[str, ...]

@@ -21,20 +21,20 @@ from types import MappingProxyType, TracebackType
 
 from llmaas.errors import DiskFull, StoreFailed
 from llmaas.kvchunks.store import check as store_check
-from llmaas.kvchunks.store.adapters import AdapterRows
+from llmaas.kvchunks.store.adapters import AdapterTable
 from llmaas.kvchunks.store.chunks import Blob, Chunks, Deed
 from llmaas.kvchunks.store.cipher import MasterKey
-from llmaas.kvchunks.store.contexts import Tokens
+from llmaas.kvchunks.store.contexts import ContextTables
 from llmaas.kvchunks.store.data_keys import DataKeys
 from llmaas.kvchunks.store.index import Index
 from llmaas.kvchunks.store.lock import RootLock
-from llmaas.kvchunks.store.payload_files import CodedChunk
+from llmaas.kvchunks.store.payload_files import PayloadFiles
 from llmaas.kvchunks.store.rows import (
     AdapterRow,
     CheckReport,
     ContextRow,
+    Encryption,
     Salvage,
-    Sealing,
     Span,
     StoredChunk,
     StoreStats,
@@ -44,7 +44,7 @@ from llmaas.kvchunks.store.schema import VERSION, soundness, user_version
 from llmaas.kvchunks.store.syscalls import Files, failures, is_corrupt
 from llmaas.records import ChunkKey, ChunkMeta, ChunkSensitivity, ContextId
 
-__all__ = ["AdapterRow", "CheckReport", "ContextRow", "Files", "MasterKey", "Sealing", "Span", "Store", "StoreStats"]
+__all__ = ["AdapterRow", "CheckReport", "ContextRow", "Encryption", "Files", "MasterKey", "Span", "Store", "StoreStats"]
 
 INDEX = "index.sqlite"
 
@@ -76,9 +76,9 @@ class Store:
                 finish(root / INDEX, files)
             self._index = Index(root / INDEX, files, wal_limit=wal_limit)
             try:
-                self._payload = CodedChunk(root / "payload", files, reserve=reserve)
-                self._tokens = Tokens(self._index)
-                self._adapters = AdapterRows(self._index)
+                self._payload = PayloadFiles(root / "payload", files, reserve=reserve)
+                self._tokens = ContextTables(self._index)
+                self._adapters = AdapterTable(self._index)
                 self._keys = DataKeys(self._index, master)
                 self._chunks = Chunks(self._index, self._payload, self._keys)
                 self._keys.tidy()
@@ -170,9 +170,9 @@ class Store:
         """Create ``row`` with a copy of ``src``'s spans. Raises UnknownContext, ContextExists."""
         self._tokens.fork(src, row)
 
-    def sealed_for(self, ctx: ContextId) -> set[ChunkKey]:
+    def encrypted_for(self, ctx: ContextId) -> set[ChunkKey]:
         """Chunks that are sealed under the context's key, be they still its own or others'."""
-        return self._chunks.sealed_for(ctx)
+        return self._chunks.encrypted_for(ctx)
 
     def delete_context(self, ctx: ContextId, heirs: Mapping[ChunkKey, ContextId] | None = None) -> list[ChunkKey]:
         """Forget the tokens, and the context's data key: what it sealed cannot be opened any more.
@@ -195,7 +195,7 @@ class Store:
     # -- LoRA adapters that were registered at run time
 
     @property
-    def adapters(self) -> AdapterRows:
+    def adapters(self) -> AdapterTable:
         return self._adapters
 
     # -- chunks
@@ -213,9 +213,9 @@ class Store:
         """
         return self._chunks.put(ctx, items, notes)
 
-    def note(self, tolerances: Mapping[ChunkKey, ChunkSensitivity]) -> None:
+    def persist_sensitivity(self, tolerances: Mapping[ChunkKey, ChunkSensitivity]) -> None:
         """Keep with chunks what was measured of them after they were put; keys that are not stored are passed over."""
-        self._chunks.note(tolerances)
+        self._chunks.persist_sensitivity(tolerances)
 
     def get(self, keys: Sequence[ChunkKey]) -> list[memoryview | bytes | None]:
         """The bytes of each key, as they were put; None if it is not stored, or its bytes cannot be had.
@@ -243,7 +243,7 @@ class Store:
         """Forget every chunk in clear: for a store that was used without encryption before. How many."""
         return self._chunks.drop_plain()
 
-    def sealing(self) -> Sealing:
+    def encryption(self) -> Encryption:
         """How the chunks are sealed, and whether the master key fits."""
         return self._keys.report()
 

@@ -29,7 +29,7 @@ Item = tuple[ChunkKey, int, CodedChunk]
 
 
 class DiskWriter:
-    """``rate``: bytes a second, 0 for as fast as it goes. ``write``, ``note`` and ``discard`` return at once."""
+    """``rate``: bytes a second, 0 for as fast as it goes. All methods return at once; the thread works later."""
 
     def __init__(self, store: Store, rate: float = 0.0) -> None:
         self._store, self._rate = store, rate
@@ -55,8 +55,8 @@ class DiskWriter:
         self._stopped.add(write)
         self._hurry.set()
 
-    def note(self, action: PersistSensitivity) -> None:
-        self._thread.submit(self._note, dict(action.tolerances))
+    def persist_sensitivity(self, action: PersistSensitivity) -> None:
+        self._thread.submit(self._persist_sensitivity, dict(action.tolerances))
 
     def discard(self, keys: Sequence[ChunkKey]) -> None:
         self._thread.submit(self._discard, tuple(keys))
@@ -98,9 +98,9 @@ class DiskWriter:
         if self._rate and (rest := nbytes / self._rate - seconds) > 0:
             self._hurry.wait(rest)
 
-    def _note(self, tolerances: dict[ChunkKey, ChunkSensitivity]) -> None:
+    def _persist_sensitivity(self, tolerances: dict[ChunkKey, ChunkSensitivity]) -> None:
         try:
-            self._store.note(tolerances)
+            self._store.persist_sensitivity(tolerances)
         except Exception as e:
             log.warning("what was learnt of %d chunks is not kept: %r", len(tolerances), e)
 

@@ -89,7 +89,7 @@ class Pool:
         if len(dropped) >= _MANY:
             self._freer.submit(_free, dropped)
 
-    def give_back(self) -> None:
+    def trim_memory(self) -> None:
         """Return to the system, soon, what has been dropped: malloc keeps freed memory for itself."""
         self._freer.submit(_free, [])
 
@@ -277,9 +277,9 @@ class Pool:
     def stop_write(self, action: StopWrite) -> None:
         self._writer.stop(action.write)
 
-    def note(self, action: PersistSensitivity) -> None:
+    def persist_sensitivity(self, action: PersistSensitivity) -> None:
         """Tell the store, after the writes that were asked for before."""
-        self._writer.note(action)
+        self._writer.persist_sensitivity(action)
 
 
 def _unless(stop: Future[None], work: Future[T]) -> T:

@@ -587,11 +587,11 @@ def test_what_is_known_of_a_chunk_is_kept_with_it_and_moves_when_its_file_is_com
     with Store(root) as store:
         notes = {key(1): ChunkMeta(Precision(3, 4), measured), key(2): ChunkMeta(Precision(2, 2))}
         store.put(ContextId("a"), [(key(n), 64, big) for n in range(8)], notes)
-        store.note({key(1): later, key(99): measured})
+        store.persist_sensitivity({key(1): later, key(99): measured})
         store.discard([key(n) for n in (0, *range(3, 8))])
         assert store.stats().dead_bytes == 0, "the file was rewritten"
     with Store(root) as store:
-        assert {c.key: c.notes for c in store.chunks()} == {
+        assert {c.key: c.meta for c in store.chunks()} == {
             key(1): ChunkMeta(Precision(3, 4), later),
             key(2): ChunkMeta(Precision(2, 2)),
         }
@@ -628,9 +628,9 @@ def test_a_context_keeps_its_adapter_and_an_adapter_its_file(root: Path) -> None
         store.append(ContextId("b"), [glue(3)], expect=0, now=12.0, adapter="old")
         store.append(ContextId("b"), [], expect=1, now=12.0, adapter="")
         for adapter in (old, mail, AdapterRow("mail", "/else.gguf", "f2"), mail):
-            store.adapters.keep(adapter)
-        store.adapters.forget("old")
-        store.adapters.forget("never there")
+            store.adapters.save(adapter)
+        store.adapters.delete("old")
+        store.adapters.delete("never there")
     with Store(root) as store:
         assert {found.id: found.adapter for found in store.contexts()} == {"a": "mail", "b": ""}
         assert store.adapters.all() == [mail]

@@ -451,7 +451,7 @@ def full_index(root: Path) -> dict[ContextId, list[Span]]:
             store.append(ctx, conversation(i + 1000), expect=307, now=20.0 + i)
             kept[ctx] = [*conversation(i), *conversation(i + 1000)]
         store.put(A, SMALL)
-        store.adapters.keep(ADAPTER)
+        store.adapters.save(ADAPTER)
     return kept
 
 

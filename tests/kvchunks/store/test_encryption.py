@@ -13,7 +13,7 @@ import hypothesis.strategies as st
 import pytest
 from hypothesis import given
 
-from llmaas.kvchunks.store.cipher import CIPHERS, KEY_BYTES, OVERHEAD, MasterKey, Sealer
+from llmaas.kvchunks.store.cipher import CIPHERS, KEY_BYTES, OVERHEAD, CipherKey, MasterKey
 from llmaas.kvchunks.store.store import Files, Span, Store
 from llmaas.records import ChunkKey, ContextId
 from tests.kvchunks.store.test_store import data, key, row
@@ -54,32 +54,32 @@ def root(tmp_path: Path) -> Path:
 
 @given(keys_of_a_cipher, ciphers, st.binary(max_size=300), st.binary(max_size=40))
 def test_what_is_sealed_opens_and_never_looks_the_same_twice(raw: bytes, cipher: str, text: bytes, name: bytes) -> None:
-    sealer = Sealer(raw, cipher)
-    one, two = sealer.seal(text, name), sealer.seal(memoryview(text), name)
+    sealer = CipherKey(raw, cipher)
+    one, two = sealer.encrypt(text, name), sealer.encrypt(memoryview(text), name)
     assert one != two and len(one) == len(text) + OVERHEAD
-    assert Sealer(raw, cipher).open(memoryview(one), name) == sealer.open(two, name) == text
+    assert CipherKey(raw, cipher).decrypt(memoryview(one), name) == sealer.decrypt(two, name) == text
 
 
 @given(st.data(), keys_of_a_cipher, ciphers, st.binary(max_size=100), st.binary(max_size=20))
 def test_a_flipped_bit_a_cut_another_name_or_another_key_does_not_open(
     draw: st.DataObject, raw: bytes, cipher: str, text: bytes, name: bytes
 ) -> None:
-    sealer = Sealer(raw, cipher)
-    sealed = sealer.seal(text, name)
+    sealer = CipherKey(raw, cipher)
+    sealed = sealer.encrypt(text, name)
     bit = draw.draw(st.integers(0, 8 * len(sealed) - 1))
     flipped = bytearray(sealed)
     flipped[bit // 8] ^= 1 << bit % 8
     other = bytes([raw[0] ^ 1]) + raw[1:]
-    assert sealer.open(flipped, name) is None
-    assert sealer.open(sealed[: draw.draw(st.integers(0, len(sealed) - 1))], name) is None
-    assert sealer.open(sealed, name + b"x") is None
-    assert Sealer(other, cipher).open(sealed, name) is None
+    assert sealer.decrypt(flipped, name) is None
+    assert sealer.decrypt(sealed[: draw.draw(st.integers(0, len(sealed) - 1))], name) is None
+    assert sealer.decrypt(sealed, name + b"x") is None
+    assert CipherKey(other, cipher).decrypt(sealed, name) is None
 
 
 def test_a_wrapped_key_opens_for_its_owner_and_cipher_under_its_master_only() -> None:
     cipher, wrapped, sealer = MASTER.make("a")
     again = MASTER.unwrap("a", cipher, wrapped)
-    assert again is not None and again.open(sealer.seal(b"x", b"n"), b"n") == b"x"
+    assert again is not None and again.decrypt(sealer.encrypt(b"x", b"n"), b"n") == b"x"
     other_cipher = next(c for c in CIPHERS if c != cipher)
     assert MASTER.unwrap("b", cipher, wrapped) is None
     assert MASTER.unwrap("a", other_cipher, wrapped) is None
@@ -126,7 +126,7 @@ def test_another_master_key_makes_misses_with_one_warning_and_the_old_one_finds_
         store.put(A, ITEMS)
     with caplog.at_level(logging.WARNING), Store(root, master=OTHER) as store:
         assert list(store.chunks()) == list(store.chunks()) == [] and values(store) == [None] * 4
-        assert (store.sealing().keys_that_fit, store.sealing().locked) == (0, 4)
+        assert (store.encryption().keys_that_fit, store.encryption().locked) == (0, 4)
         store.put(A, [(KEYS[0], 64, b"computed again")])
         assert values(store) == [b"computed again", None, None, None]
         assert store.check().clean and store.stats().damaged == 0
@@ -146,7 +146,7 @@ def test_a_store_from_before_is_read_in_clear_until_it_is_told_otherwise(root: P
     with Store(root, master=MASTER) as store:
         store.put(A, [(key("new"), 64, b"sealed")])
         assert values(store) == [blob for _, _, blob in ITEMS]
-        assert (store.sealing().plain, store.sealing().locked) == (4, 0)
+        assert (store.encryption().plain, store.encryption().locked) == (4, 0)
         assert store.drop_plain() == 4
         assert values(store, [KEYS[0], key("new")]) == [None, b"sealed"]
         assert store.check().clean
@@ -176,7 +176,7 @@ def test_after_a_deletion_no_copy_of_the_files_holds_the_key_or_the_text(root: P
     left = [MASTER.unwrap(ctx, cipher, wrapped) for ctx, cipher, wrapped in _key_rows(copy)]
     sealed = next(raw for name, raw in payloads.items() if not (copy / "payload" / name).exists())
     assert len(left) == 150 and None not in left
-    assert not any(s and s.open(sealed[: 500 + OVERHEAD], key((ctx, 0))) for s in left for ctx in gone)
+    assert not any(s and s.decrypt(sealed[: 500 + OVERHEAD], key((ctx, 0))) for s in left for ctx in gone)
 
 
 def _key_rows(root: Path) -> list[tuple[str, str, bytes]]:
