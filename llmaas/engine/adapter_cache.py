@@ -66,7 +66,7 @@ class AdapterCache:
         """Bytes of each adapter in memory. A copy; safe on any thread."""
         return self._loaded.copy()
 
-    def take(self, adapter: AdapterFile) -> None:
+    def acquire(self, adapter: AdapterFile) -> None:
         """Load the adapter if need be, and keep it until it is given back.
 
         Raises AdapterUnreadable (its file is gone, or not what it was), AdapterMismatch, and Busy if those that are
@@ -78,10 +78,10 @@ class AdapterCache:
         self._loaded[fingerprint] = self._loaded.pop(fingerprint)
         self._users[fingerprint] += 1
 
-    def give_back(self, fingerprint: str) -> None:
+    def release(self, fingerprint: str) -> None:
         self._users[fingerprint] -= 1
 
-    def put_away(self, fingerprint: str) -> None:
+    def evict_idle(self, fingerprint: str) -> None:
         """Nobody will take it again: unload it, if nobody uses it now."""
         if fingerprint in self._loaded and not self._users[fingerprint]:
             self._unload(fingerprint)

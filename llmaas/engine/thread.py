@@ -39,7 +39,7 @@ class EngineThread:
         self._jobs: SimpleQueue[_Job | None] = SimpleQueue()
         self._gate = threading.Lock()  # so that no job slips in behind the end mark
         self._closed = False
-        self._pressed = self._relieved = 0
+        self._urgent_submitted = self._urgent_begun = 0
         self.halt = Halt()
         """Set when somebody waits for the end of steps in a row."""
         made: Future[Engine] = Future()
@@ -53,21 +53,21 @@ class EngineThread:
         return self._engine
 
     @property
-    def pressed(self) -> bool:
-        """Whether a job waits that somebody else waits for (``press``)."""
-        return self._pressed != self._relieved
+    def urgent_waiting(self) -> bool:
+        """Whether a job waits that somebody else waits for (``submit_urgent``)."""
+        return self._urgent_submitted != self._urgent_begun
 
-    def press(self, fn: Callable[P, T], *args: P.args, **kwargs: P.kwargs) -> Future[T]:
+    def submit_urgent(self, fn: Callable[P, T], *args: P.args, **kwargs: P.kwargs) -> Future[T]:
         """``submit`` what somebody waits for: a burst of steps ends for it."""
 
-        def relieved() -> T:
-            self._relieved += 1
+        def begin() -> T:
+            self._urgent_begun += 1
             return fn(*args, **kwargs)
 
         with self._gate:
-            self._pressed += 1
+            self._urgent_submitted += 1
         self.halt.set()
-        return self.submit(relieved)
+        return self.submit(begin)
 
     def submit(self, fn: Callable[P, T], *args: P.args, **kwargs: P.kwargs) -> Future[T]:
         """Run ``fn`` on the thread, after all that was submitted before. Raises ShuttingDown after ``close``."""
@@ -124,14 +124,14 @@ def _carry_out(job: _Job, *, cancel: bool) -> None:
         del future, job, fn, args, kwargs
 
 
-def be_nice() -> None:
+def lower_cpu_priority() -> None:
     """Lower this thread's CPU priority (Linux: niceness is per thread); one that is as low already stays as it is."""
     with contextlib.suppress(OSError, AttributeError):
         thread = threading.get_native_id()
         os.setpriority(os.PRIO_PROCESS, thread, max(_NICENESS, os.getpriority(os.PRIO_PROCESS, thread)))
 
 
-def be_nice_to_disk() -> None:
+def lower_io_priority() -> None:
     """Lower this thread's I/O priority to the least of its class, where the kernel knows such a thing (Linux)."""
     number = _IOPRIO_SET.get(platform.machine())
     if number is not None and sys.platform == "linux":

@@ -30,7 +30,7 @@ class AdapterRegistry:
     """``rows`` runs a job on the store's thread, ``budget`` is in bytes. For one event loop."""
 
     def __init__(self, thread: EngineThread, store: Store, rows: Callable[..., Awaitable[Any]], budget: int) -> None:
-        self.shelf = AdapterCache(thread.engine, budget)
+        self.cache = AdapterCache(thread.engine, budget)
         self._thread, self._store, self._rows = thread, store, rows
         self._model = thread.engine.info.fingerprint
         self._files: dict[str, AdapterFile] = {}
@@ -75,7 +75,7 @@ class AdapterRegistry:
 
     def infos(self, *, paths: bool) -> list[AdapterInfo]:
         """By name; ``paths``: with the paths of their files, which are not for every app."""
-        loaded = self.shelf.loaded
+        loaded = self.cache.loaded
         return [
             AdapterInfo(name, str(f.path) if paths else "", f.fingerprint, f.size_bytes, f.fingerprint in loaded)
             for name, f in sorted(self._files.items())
@@ -107,30 +107,30 @@ class AdapterRegistry:
         self._put_away(before)
 
     def stats(self) -> dict[str, object]:
-        loaded = self.shelf.loaded
+        loaded = self.cache.loaded
         return {
             "registered": len(self._files),
             "loaded": len(loaded),
-            "loads": self.shelf.loads,
-            "bytes": {"used": sum(loaded.values()), "budget": self.shelf.budget},
+            "loads": self.cache.loads,
+            "bytes": {"used": sum(loaded.values()), "budget": self.cache.budget},
         }
 
     # -- inside
 
     async def _tried(self, name: str, path: Path) -> AdapterFile:
         file = await asyncio.to_thread(examine, name, path)
-        if file.size_bytes > self.shelf.budget:
+        if file.size_bytes > self.cache.budget:
             raise BadRequest(
-                f"adapter {name!r} has {file.size_bytes} bytes; all that are loaded may have {self.shelf.budget}",
+                f"adapter {name!r} has {file.size_bytes} bytes; all that are loaded may have {self.cache.budget}",
                 hint="Start the daemon with more adapter_bytes.",
             )
         await asyncio.wrap_future(self._thread.submit(self._try_out, file))
         return file
 
     def _try_out(self, file: AdapterFile) -> None:
-        self.shelf.take(file)
-        self.shelf.give_back(file.fingerprint)
+        self.cache.acquire(file)
+        self.cache.release(file.fingerprint)
 
     def _put_away(self, file: AdapterFile | None) -> None:
         if file is not None and all(f.fingerprint != file.fingerprint for f in self._files.values()):
-            self._thread.submit(self.shelf.put_away, file.fingerprint)
+            self._thread.submit(self.cache.evict_idle, file.fingerprint)

@@ -65,13 +65,13 @@ class LoopBridge:
     """A thread that brings calls from the engine's thread to the event loop, in order.
 
     ``call_soon_threadsafe`` writes to a pipe and so gives up the GIL, which the woken loop then holds while the engine
-    waits to begin its next step: 0.1 ms per token. The courier does the writing while that step runs.
+    waits to begin its next step: 0.1 ms per token. The bridge writes while that step runs.
     """
 
     def __init__(self, loop: asyncio.AbstractEventLoop) -> None:
         self._loop = loop
         self._sent: SimpleQueue[tuple[Callable[..., None], tuple[Any, ...]] | None] = SimpleQueue()
-        self._thread = threading.Thread(target=self._run, name="courier", daemon=True)
+        self._thread = threading.Thread(target=self._run, name="loop-bridge", daemon=True)
         self._thread.start()
 
     def send(self, call: Callable[..., None], *args: object) -> None:
@@ -100,13 +100,13 @@ class Interpreter:
         record: Path | None,
         write_rate: float,
         host: HostShare,
-        shelf: AdapterCache,
+        adapter_cache: AdapterCache,
     ) -> None:
         self.planner = Planner(settings)
         codec = Codec(settings.geometry, thread.engine.rope)
         self.pool = Pool(thread, codec, store, write_rate=write_rate)
         self._meter = SensitivityWorker(thread, codec)
-        self._shelf = shelf
+        self._adapter_cache = adapter_cache
         self._thread, self._engine, self._host = thread, thread.engine, host
         self._clock, self._calls, self._directory = clock, calls, directory
         self._recorder = Recorder(record, settings) if record else None
@@ -117,7 +117,7 @@ class Interpreter:
         self._aborted = -1
         """The step that must not begin any more, or end at once."""
         self._waker = self._loop.call_later(0, lambda: None)
-        self._courier = LoopBridge(self._loop)
+        self._bridge = LoopBridge(self._loop)
         self._perform: dict[type, Callable[[Any], None]] = {
             RunStep: self._run_step,
             LoadChunks: lambda a: self.pool.load(a, self._tell),
@@ -168,7 +168,7 @@ class Interpreter:
         self._waker.cancel()
         self._meter.close()
         self.pool.close()
-        self._courier.close()
+        self._bridge.close()
         if self._recorder:
             self._recorder.close()
 
@@ -188,7 +188,7 @@ class Interpreter:
             calls.append(self._calls[item.request])
         self._thread.halt.clear()
         future = self._thread.submit(self._burst, items, calls, action)
-        future.add_done_callback(lambda f: self._courier.send(self._stepped, action, f))
+        future.add_done_callback(lambda f: self._bridge.send(self._stepped, action, f))
 
     def _burst(self, items: list[BatchItem], calls: list[Call], action: RunStep) -> tuple[list[Drawn], int]:
         """Steps on the engine's thread: what the last one drew per item, and how many there were.
@@ -209,7 +209,7 @@ class Interpreter:
                 if not done:
                     raise
                 log.warning("a burst ended after %d steps: %r", done, e)
-                self._courier.send(self._say, calls, parcel)
+                self._bridge.send(self._say, calls, parcel)
                 return drawn, done  # what was drawn stands; if the fault stays, the next step says so
             now = self._clock.now()
             for row in rows:
@@ -220,9 +220,9 @@ class Interpreter:
                 parcel.append((row, drawn))
             done += len(rows)
             ends = any(what is not Drawn.TOKEN for what in drawn)
-            over = done == action.burst or self._thread.halt.is_set or self._thread.pressed or ends
+            over = done == action.burst or self._thread.halt.is_set or self._thread.urgent_waiting or ends
             if over or now - self._told > _PARCEL_S or any(len(call.drawn) == len(rows) for call in calls):
-                self._courier.send(self._say, calls, parcel)
+                self._bridge.send(self._say, calls, parcel)
                 self._told, parcel = now, []
             if over:
                 return drawn, done  # a load comes between two steps
@@ -278,7 +278,7 @@ class Interpreter:
     def _leave(self, call: Call) -> None:
         """The call leaves CELLS; whoever comes next may need the room of its adapter."""
         if call.adapter is not None:
-            self._in_engine(self._give_adapter_back, call, call.adapter)
+            self._in_engine(self._release_adapter, call, call.adapter)
 
     def _pause(self, action: Paused) -> None:
         self._leave(self._calls[action.request])
@@ -293,7 +293,7 @@ class Interpreter:
         call = self._calls[action.request]
         call.admitted = call.admitted or self._clock.now()
         if call.adapter is not None:
-            self._in_engine(self._take_adapter, call, call.adapter)
+            self._in_engine(self._acquire_adapter, call, call.adapter)
         if call.generation and not call.has_sampler:  # one that was interrupted goes on with what it had
             call.has_sampler = True
             sampling = call.generation.sampling
@@ -305,20 +305,20 @@ class Interpreter:
         call.switched = call.switched or self._clock.now()
         call.sources = action if call.sources is None else _sum(call.sources, action)
 
-    def _take_adapter(self, call: Call, adapter: AdapterFile) -> None:
+    def _acquire_adapter(self, call: Call, adapter: AdapterFile) -> None:
         """Before the call's turn. If it fails, the call ends, and only those that want the same one."""
         try:
-            self._shelf.take(adapter)
+            self._adapter_cache.acquire(adapter)
             call.holds_adapter = True
         except LlmaasError as e:
             log.warning("request %d has no adapter: %s", call.id, e.message)
             call.fault = e
             self._tell(CancelRequested(call.id))
 
-    def _give_adapter_back(self, call: Call, adapter: AdapterFile) -> None:
+    def _release_adapter(self, call: Call, adapter: AdapterFile) -> None:
         if call.holds_adapter:
             call.holds_adapter = False
-            self._shelf.give_back(adapter.fingerprint)
+            self._adapter_cache.release(adapter.fingerprint)
 
     def _in_engine(self, do: Callable[..., None], *args: object) -> None:
         self._thread.submit(do, *args).add_done_callback(_log_failure)

@@ -76,7 +76,7 @@ class Service:
             self._settings.record,
             self._settings.write_rate,
             self._host,
-            self.adapters.shelf,
+            self.adapters.cache,
         )
         self._planner = self._interpreter.planner
         self._dispatch = self._interpreter.dispatch

@@ -347,7 +347,7 @@ async def test_with_room_for_one_adapter_all_calls_take_turns_and_say_what_they_
         for name, (text, _) in zip(names, said, strict=True):
             assert text == reader.expect(name, name, 100, name.partition("-")[0].replace("bare", ""))
         assert sum(done.n_paused for _, done in said) >= len(files)
-        assert h.service.adapters.shelf.loads < 100
+        assert h.service.adapters.cache.loads < 100
 
 
 @on_a_loop

@@ -13,7 +13,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-from llmaas.engine.llama.lib import C, hear_errors
+from llmaas.engine.llama.lib import C, collect_errors
 from llmaas.errors import AdapterMismatch, AdapterUnreadable, EngineFailed
 
 _F32, _TEXT = 6, 8
@@ -46,7 +46,7 @@ class LlamaAdapters:
         if not name or name in self._loaded:
             raise ValueError(f"there is an adapter {name!r} already")
         _examine(path)
-        with hear_errors() as errors:
+        with collect_errors() as errors:
             adapter = C.llama_adapter_lora_init(self._model, bytes(path))
         if not adapter:
             reason = errors[0].rpartition("lora adapter: ")[2] if errors else "llama.cpp gives no reason"
@@ -132,7 +132,7 @@ def _examine(path: Path) -> None:
 def _head(path: Path) -> Iterator[tuple[Any, Any]]:
     """``gguf_context *`` of the file's metadata, and a ``ggml_context *`` with its tensors' shapes."""
     tensors = ctypes.c_void_p()
-    with hear_errors() as errors:
+    with collect_errors() as errors:
         head = _gguf_init(bytes(path), _Params(True, ctypes.pointer(tensors)))
     if not head:
         raise AdapterUnreadable(f"{path} is torn, or not sound GGUF: {errors[0] if errors else 'no reason given'}")

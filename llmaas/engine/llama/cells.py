@@ -32,7 +32,7 @@ def window_of(model: Any) -> int:
     return int(C.llama_model_n_swa(model))
 
 
-class Cells:
+class SequenceCells:
     """Sequences 0 .. n_seqs-1, one more for states on their way in and out, and the guard if ``window`` is not 0."""
 
     def __init__(self, context: Any, n_seqs: int, window: int) -> None:

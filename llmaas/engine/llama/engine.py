@@ -22,7 +22,7 @@ from llmaas.calls import Sampling
 from llmaas.engine.base import BatchItem, Halt, plain_steps
 from llmaas.engine.llama.adapters import LlamaAdapters
 from llmaas.engine.llama.batch import Batch, check, failure
-from llmaas.engine.llama.cells import Cells, window_of
+from llmaas.engine.llama.cells import SequenceCells, window_of
 from llmaas.engine.llama.decode_run import DecodeRun
 from llmaas.engine.llama.learn_layout import learn, order, shown
 from llmaas.engine.llama.lib import AbortFlag, C
@@ -83,7 +83,7 @@ class LlamaEngine:
             self._queries = QueryProbe(self._text().geometry(), n_head, n_batch=n_batch, n_seqs=n_seqs)
             self._queries.install(params)
             self._ctx = new_context(self._text(), params)
-            self._cells = Cells(self._ctx, n_seqs, window)
+            self._cells = SequenceCells(self._ctx, n_seqs, window)
             self._adapters = LlamaAdapters(self._text().handle, self._ctx)
             self._abort = AbortFlag(self._ctx)
             self._batch = Batch(n_batch)

@@ -15,7 +15,7 @@ import time
 from typing import Any
 
 from llmaas.calls import MAX_GRAMMAR, Sampling
-from llmaas.engine.llama.lib import C, SchemaConverter, hear_errors
+from llmaas.engine.llama.lib import C, SchemaConverter, collect_errors
 from llmaas.errors import BadRequest
 
 _HINT = "docs/protocol.md tells what grammars and schemas may hold."
@@ -133,7 +133,7 @@ def _bad(line: int, what: str) -> BadRequest:
 
 
 def _parsed(vocab: Any, gbnf: str) -> Any:
-    with hear_errors() as errors:
+    with collect_errors() as errors:
         sampler = C.llama_sampler_init_grammar(vocab, gbnf.encode(), b"root")
     if not sampler:
         raise BadRequest(f"llama.cpp cannot use the grammar: {'; '.join(errors) or 'it gives no reason'}", hint=_HINT)

@@ -26,7 +26,7 @@ SchemaConverter: Any = _llama_grammar.SchemaConverter
 _log = logging.getLogger("llmaas.llama_cpp")
 _LEVELS = {3: logging.INFO, 4: logging.WARNING}  # ggml.h: 1 debug, 2 info, 3 warn, 4 error
 _ERROR, _CONTINUED = 4, 5
-_heard = threading.local()
+_of_thread = threading.local()
 
 
 def _on_log(level: int, text: bytes | None, _data: object) -> None:
@@ -34,10 +34,10 @@ def _on_log(level: int, text: bytes | None, _data: object) -> None:
     line = (text or b"").decode("utf-8", "replace").rstrip()
     if level == _CONTINUED or not line.strip("."):  # the tail of a line, or the progress dots
         return
-    errors = getattr(_heard, "errors", None)
+    errors = getattr(_of_thread, "errors", None)
     if level == _ERROR and errors is not None:
         errors.append(line)
-    abort = getattr(_heard, "abort", None)
+    abort = getattr(_of_thread, "abort", None)
     if level == _ERROR and abort is not None and abort.is_set:
         level = 0  # it was asked to fail
     _log.log(_LEVELS.get(level, logging.DEBUG), "%s", line)
@@ -49,14 +49,14 @@ C.llama_backend_init()
 
 
 @contextmanager
-def hear_errors() -> Iterator[list[str]]:
+def collect_errors() -> Iterator[list[str]]:
     """Collect the error lines that llama.cpp logs on this thread: it returns NULL and tells why only there."""
     errors: list[str] = []
-    _heard.errors = errors
+    _of_thread.errors = errors
     try:
         yield errors
     finally:
-        _heard.errors = None
+        _of_thread.errors = None
 
 
 def load_model(path: Path) -> Any:
@@ -68,7 +68,7 @@ def load_model(path: Path) -> Any:
         raise ModelUnreadable(f"cannot read the model {path}: {error.strerror or error}") from error
     if magic != b"GGUF":
         raise ModelUnreadable(f"{path} is not a GGUF model: it begins with {magic!r}")
-    with hear_errors() as errors:
+    with collect_errors() as errors:
         model = C.llama_model_load_from_file(str(path).encode(), C.llama_model_default_params())
     if not model:
         reason = errors[0] if errors else "llama.cpp gives no reason"
@@ -124,4 +124,4 @@ class AbortFlag:
     def clear(self) -> None:
         """A step begins, on this thread."""
         self._cell[0] = b"\x00"
-        _heard.abort = self  # there may be several engines on a thread
+        _of_thread.abort = self  # there may be several engines on a thread

@@ -19,7 +19,7 @@ import numpy as np
 from llmaas.calls import Sampling
 from llmaas.engine.llama.chat import ChatTemplate
 from llmaas.engine.llama.grammar import check_grammar
-from llmaas.engine.llama.lib import C, hear_errors, load_model, metadata
+from llmaas.engine.llama.lib import C, collect_errors, load_model, metadata
 from llmaas.errors import MachineError, ModelUnreadable
 from llmaas.records import Geometry, Message
 
@@ -174,7 +174,7 @@ def new_context(model: LlamaModel, params: Any) -> Any:
     """A ``llama_context *`` of the model. Raises ModelUnreadable for models that do not generate, MachineError."""
     if C.llama_model_has_encoder(model.handle) or not C.llama_model_has_decoder(model.handle):
         raise ModelUnreadable(f"{model.path} is not a model that generates text (it has an encoder)")
-    with hear_errors() as errors:
+    with collect_errors() as errors:
         context = C.llama_init_from_model(model.handle, params)
     if not context:
         raise MachineError(

@@ -38,7 +38,7 @@ _GRID = 2.0**16
 
 
 @dataclass(frozen=True, slots=True)
-class Hints:
+class RopeHints:
     """What the metadata says of RoPE: which channels are a pair, how many are turned, which bases may be at work."""
 
     halves: bool
@@ -63,7 +63,7 @@ def find_rope(model: object, head_dim: int, keys_of: Callable[[int, int], F32]) 
     return fit(keys_of, head_dim, said) if said is not None else None
 
 
-def hints(model: object, head_dim: int) -> Hints | None:
+def hints(model: object, head_dim: int) -> RopeHints | None:
     """The hints in a model's metadata; None if it has no RoPE, or one that turns by several positions at once."""
     kind = int(C.llama_model_rope_type(model))
     if kind not in (C.LLAMA_ROPE_TYPE_NORM, C.LLAMA_ROPE_TYPE_NEOX):
@@ -74,7 +74,7 @@ def hints(model: object, head_dim: int) -> Hints | None:
         return metadata(model, f"{arch}.rope.{key}")
 
     bases = [float(text) for text in map(said, ("freq_base", "freq_base_swa")) if text]
-    return Hints(
+    return RopeHints(
         halves=kind == C.LLAMA_ROPE_TYPE_NEOX,
         n_rot=int(said("dimension_count") or head_dim),
         bases=tuple(dict.fromkeys([*bases, 10000.0])),  # llama.cpp's own where nothing is said, and Gemma's windows'
@@ -82,7 +82,7 @@ def hints(model: object, head_dim: int) -> Hints | None:
     )
 
 
-def fit(keys_of: Callable[[int, int], F32], head_dim: int, hints: Hints) -> Rope | None:
+def fit(keys_of: Callable[[int, int], F32], head_dim: int, hints: RopeHints) -> Rope | None:
     """The table that keys show, or None if they do not turn as ``hints`` says. ``keys_of``: see ``find_rope``."""
     if hints.n_rot % 2 or not 0 < hints.n_rot <= head_dim:
         return None
@@ -95,7 +95,7 @@ def fit(keys_of: Callable[[int, int], F32], head_dim: int, hints: Hints) -> Rope
     return Rope(angles, hints.halves)
 
 
-def _pairs(keys: _F64, hints: Hints) -> _C128:
+def _pairs(keys: _F64, hints: RopeHints) -> _C128:
     """The rotary pairs of ``keys`` as complex numbers, so that turning is multiplying by exp(i angle)."""
     turned, n_pairs = keys[..., : hints.n_rot], hints.n_rot // 2
     if hints.halves:
@@ -133,7 +133,7 @@ def _tables(measured: _F64, size: _F64, known: list[_F64]) -> F32:
     return np.array(chosen, np.float32)
 
 
-def _explains(angles: _F64, keys: _F64, pairs: _C128, hints: Hints) -> bool:
+def _explains(angles: _F64, keys: _F64, pairs: _C128, hints: RopeHints) -> bool:
     """True if every channel of the keys at the fresh position turns back to what it is at 0, but for noise."""
     back = pairs[:, -1] * np.exp(-1j * angles[:, None] * _FRESH)
     off = _size(back - pairs[:, 0]) <= _ANGLE_NOISE * _size(pairs[:, 0]) + _TINY

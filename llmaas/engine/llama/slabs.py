@@ -6,7 +6,7 @@ Law: the engine's thread only, but for ``blank``. A load that fails leaves every
 from __future__ import annotations
 
 from llmaas.engine.base import CellsFull
-from llmaas.engine.llama.cells import Cells
+from llmaas.engine.llama.cells import SequenceCells
 from llmaas.engine.llama.state_layout import Blob, Buffers, Copied, StateLayout
 from llmaas.errors import EngineFailed
 from llmaas.records import CHUNK_TOKENS, KvSlab
@@ -15,7 +15,7 @@ from llmaas.records import CHUNK_TOKENS, KvSlab
 class Slabs:
     """Export and load by the layout of a model's states; ``Engine`` says what they promise."""
 
-    def __init__(self, cells: Cells, n_cells: int, layout: StateLayout, spare_bytes: int) -> None:
+    def __init__(self, cells: SequenceCells, n_cells: int, layout: StateLayout, spare_bytes: int) -> None:
         self._cells, self._n_cells, self._layout = cells, n_cells, layout
         self._buffers = Buffers(layout.size(CHUNK_TOKENS), spare_bytes)
 

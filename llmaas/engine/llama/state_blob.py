@@ -9,7 +9,7 @@ Law: bytes and numpy only, no llama_cpp.
     n_layer x (i32 type, u64 row_bytes, n_cells rows)     V
 
 llama.cpp writes the rows in the order of its cells, which is not the order of positions where the free cells
-were scattered when the tokens came: ``Rows.sort`` puts them right.
+were scattered when the tokens came: ``SectionRows.sort`` puts them right.
 """
 
 from __future__ import annotations
@@ -33,7 +33,7 @@ TYPE_F16 = 1
 
 
 @dataclass(frozen=True, slots=True, eq=False)
-class Rows:
+class SectionRows:
     """Views of a section: ``cells`` (n), ``k`` (n_layer, n, k_dim), ``v`` (n_layer, n, v_dim)."""
 
     cells: npt.NDArray[np.void]
@@ -69,7 +69,7 @@ class Section:
         """Bytes of the section for ``n_tokens``."""
         return rows_at(n_tokens) + self._part(self.k_row, n_tokens) + self._part(self.v_row, n_tokens)
 
-    def rows(self, buffer: Bytes, n: int) -> Rows:
+    def rows(self, buffer: Bytes, n: int) -> SectionRows:
         """Views of a section of ``n`` tokens that fills ``buffer``."""
         at = rows_at(n)
         found: list[F16] = []
@@ -77,7 +77,7 @@ class Section:
             strides = (LAYER.itemsize + n * row, row, 2)
             found.append(np.ndarray((self.n_layer, n, row // 2), "<f2", buffer, at + LAYER.itemsize, strides))
             at += self._part(row, n)
-        return Rows(np.ndarray((n,), CELL, buffer, HEAD), found[0], found[1])
+        return SectionRows(np.ndarray((n,), CELL, buffer, HEAD), found[0], found[1])
 
     def fill(self, buffer: Bytes, n: int) -> None:
         """Write the headers; rows and positions are for the caller to write."""

@@ -21,7 +21,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from llmaas.engine.llama.state_blob import Bytes, Rows, Section
+from llmaas.engine.llama.state_blob import Bytes, Section, SectionRows
 from llmaas.records import F16, KvSlab
 
 _START = struct.Struct("<Ii")
@@ -36,7 +36,7 @@ class Blob:
     """A blob's buffer with views of its sections."""
 
     buffer: Bytes
-    parts: tuple[Rows, ...]
+    parts: tuple[SectionRows, ...]
 
     @property
     def n_tokens(self) -> int:

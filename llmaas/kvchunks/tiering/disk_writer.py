@@ -13,7 +13,7 @@ import time
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 
-from llmaas.engine.thread import be_nice, be_nice_to_disk
+from llmaas.engine.thread import lower_cpu_priority, lower_io_priority
 from llmaas.errors import DiskFull, MachineError
 from llmaas.kvchunks.codec.codec import CodedChunk, header
 from llmaas.kvchunks.store.store import Store
@@ -116,8 +116,8 @@ class DiskWriter:
 
 
 def _be_nice() -> None:
-    be_nice()
-    be_nice_to_disk()
+    lower_cpu_priority()
+    lower_io_priority()
 
 
 def _runs(items: Sequence[Item]) -> Iterator[list[Item]]:

@@ -17,7 +17,7 @@ from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import FIRST_COMPLETED, Future, ThreadPoolExecutor, wait
 from typing import Any, TypeVar
 
-from llmaas.engine.thread import EngineThread, be_nice
+from llmaas.engine.thread import EngineThread, lower_cpu_priority
 from llmaas.errors import ChunkDamaged
 from llmaas.kvchunks.codec.codec import Codec, CodedChunk, check, sinks_at
 from llmaas.kvchunks.store.store import Store
@@ -68,7 +68,7 @@ class Pool:
         self._readers = ThreadPoolExecutor(2, "read")
         self._fetcher = ThreadPoolExecutor(1, "fetch")
         self._decoders = ThreadPoolExecutor(workers, "decode")
-        self._savers = ThreadPoolExecutor(workers, "save", be_nice)
+        self._savers = ThreadPoolExecutor(workers, "save", lower_cpu_priority)
         self._writer = DiskWriter(store, write_rate)
         self._freer = ThreadPoolExecutor(1, "free")
 
@@ -154,7 +154,7 @@ class Pool:
                 log.exception("chunk %s cannot be loaded now", source.key.hex())
                 break
             kept.append(copy)
-            loading.append(self._engine.press(self._engine.engine.load, action.seq, source.start, slab))
+            loading.append(self._engine.submit_urgent(self._engine.engine.load, action.seq, source.start, slab))
             del slab  # its buffer serves again as soon as the engine has it
             if i >= _AHEAD and loading[i - _AHEAD].exception() is not None:
                 break

@@ -14,7 +14,7 @@ from typing import TypeVar
 
 import numpy as np
 
-from llmaas.engine.thread import EngineThread, be_nice
+from llmaas.engine.thread import EngineThread, lower_cpu_priority
 from llmaas.kvchunks.codec.codec import Codec, sinks_at
 from llmaas.kvchunks.codec.sensitivity import FEWEST, REFERENCE, Scorer
 from llmaas.planner.actions import ChunkSpan, MeasureChunks
@@ -37,7 +37,7 @@ class SensitivityWorker:
     def __init__(self, engine: EngineThread, codec: Codec) -> None:
         self._engine = engine
         self._codec = codec
-        self._worker = ThreadPoolExecutor(1, "measure", be_nice)
+        self._worker = ThreadPoolExecutor(1, "measure", lower_cpu_priority)
         self._current: dict[int, int] = {}
         """Of each sequence: the measurement that may still look at its cells."""
 

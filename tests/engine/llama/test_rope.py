@@ -8,7 +8,7 @@ import numpy as np
 import numpy.typing as npt
 import pytest
 
-from llmaas.engine.llama.rope import Hints, fit
+from llmaas.engine.llama.rope import RopeHints, fit
 from llmaas.records import F32
 
 N_LAYER, N_HEAD, HEAD_DIM = 4, 3, 16
@@ -40,7 +40,7 @@ def model(layers: list[Angles], *, halves: bool, seed: int = 0, spoil: float = 0
 @pytest.mark.parametrize("n_rot", [HEAD_DIM, HEAD_DIM // 2])
 def test_layers_that_keep_a_formula_get_exactly_its_angles(halves: bool, n_rot: int) -> None:
     wide, narrow, none = formula(1e6, n_rot), formula(1e4, n_rot), np.zeros(n_rot // 2)
-    hints = Hints(halves, n_rot, bases=(1e6, 1e4))
+    hints = RopeHints(halves, n_rot, bases=(1e6, 1e4))
     for seed in range(5):
         rope = fit(model([wide, narrow, none, wide], halves=halves, seed=seed), HEAD_DIM, hints)
         assert rope is not None and rope.halves == halves
@@ -49,7 +49,7 @@ def test_layers_that_keep_a_formula_get_exactly_its_angles(halves: bool, n_rot: 
 
 
 def test_scaled_positions_are_known_beside_plain_ones() -> None:
-    hints = Hints(True, HEAD_DIM, bases=(1e6, 1e4), scale=0.125)
+    hints = RopeHints(True, HEAD_DIM, bases=(1e6, 1e4), scale=0.125)
     rope = fit(model([formula(1e6) / 8, formula(1e4)], halves=True), HEAD_DIM, hints)
     assert rope is not None
     assert np.array_equal(rope.angles, np.array([formula(1e6) / 8, formula(1e4)], np.float32))
@@ -58,7 +58,7 @@ def test_scaled_positions_are_known_beside_plain_ones() -> None:
 def test_stretched_frequencies_are_measured_and_the_same_for_every_layer_and_start() -> None:
     stretched = formula(1e5)
     stretched[4:] /= 8  # Llama 3 does so with its long waves
-    hints = Hints(False, HEAD_DIM, bases=(1e5, 1e4))
+    hints = RopeHints(False, HEAD_DIM, bases=(1e5, 1e4))
     ropes = [fit(model([stretched] * N_LAYER, halves=False, seed=seed), HEAD_DIM, hints) for seed in range(5)]
     first = ropes[0]
     assert first is not None
@@ -68,12 +68,16 @@ def test_stretched_frequencies_are_measured_and_the_same_for_every_layer_and_sta
 
 
 def test_keys_that_turn_in_another_way_give_no_table() -> None:
-    layers, hints = [formula(1e4)] * N_LAYER, Hints(True, HEAD_DIM, bases=(1e4,))
+    layers, hints = [formula(1e4)] * N_LAYER, RopeHints(True, HEAD_DIM, bases=(1e4,))
     assert fit(model(layers, halves=True), HEAD_DIM, hints) is not None
     assert fit(model(layers, halves=False), HEAD_DIM, hints) is None, "other channels are paired"
-    assert fit(model([formula(1e4, 8)] * N_LAYER, halves=True, spoil=1e-3), HEAD_DIM, Hints(True, 8, (1e4,))) is None
-    assert fit(model(layers, halves=True), HEAD_DIM, Hints(True, 8, bases=(1e4,))) is None, "more is turned than said"
-    assert fit(model(layers, halves=True), HEAD_DIM, Hints(True, 32, bases=(1e4,))) is None, "wider than a head"
+    assert (
+        fit(model([formula(1e4, 8)] * N_LAYER, halves=True, spoil=1e-3), HEAD_DIM, RopeHints(True, 8, (1e4,))) is None
+    )
+    assert fit(model(layers, halves=True), HEAD_DIM, RopeHints(True, 8, bases=(1e4,))) is None, (
+        "more is turned than said"
+    )
+    assert fit(model(layers, halves=True), HEAD_DIM, RopeHints(True, 32, bases=(1e4,))) is None, "wider than a head"
 
 
 def test_a_pair_without_size_is_no_hindrance() -> None:
@@ -84,6 +88,6 @@ def test_a_pair_without_size_is_no_hindrance() -> None:
         keys[..., [3, 3 + HEAD_DIM // 2]] = 0
         return keys.reshape(N_LAYER, -1)
 
-    rope = fit(keys_of, HEAD_DIM, Hints(True, HEAD_DIM, bases=(1e4,)))
+    rope = fit(keys_of, HEAD_DIM, RopeHints(True, HEAD_DIM, bases=(1e4,)))
     assert rope is not None
     assert np.array_equal(rope.angles[0], formula(1e4).astype(np.float32))
