@@ -14,7 +14,7 @@ from typing import Protocol
 from llmaas.kvchunks.codec.codec import Codec, sinks_at
 from llmaas.kvchunks.codec.sensitivity import REFERENCE, Scorer
 from llmaas.policies.bit_price import allocate
-from llmaas.policies.llms_bits import llms
+from llmaas.policies.bit_price.llms import llms
 from llmaas.records import CHUNK_TOKENS, ChunkKey, ChunkSensitivity, KvSlab, Precision, Queries
 
 _KEY = ChunkKey(bytes(16))

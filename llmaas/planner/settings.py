@@ -8,7 +8,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import TypedDict
 
-from llmaas.policies.llms_bits import SPENDING
+from llmaas.policies.bit_price import SPENDING
 from llmaas.policies.scheduling import DEFAULT_SCHEDULING, SCHEDULING
 from llmaas.policies.split import SPLIT
 from llmaas.records import NO_QUOTA, Geometry, Precision
@@ -38,7 +38,7 @@ class PlannerSettings:
     """False for models without per-token KV rows: their contexts are always recomputed."""
     precision: Precision = Precision(4, 4)
     spending: str = "uniform"
-    """How bits are shared out, one of ``policies.llms_bits.SPENDING``; ``precision`` is what "uniform" gives all."""
+    """How bits are shared out, one of ``policies.bit_price.SPENDING``; ``precision`` is what "uniform" gives all."""
     bits: float = 4.0
     """Bytes that coded chunks may take together, in bits per value of K and V, scales and headers included."""
     split: str = "balanced"

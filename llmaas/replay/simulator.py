@@ -58,8 +58,8 @@ from llmaas.planner.events import (
 from llmaas.planner.planner import Planner
 from llmaas.planner.settings import PlannerSettings
 from llmaas.planner.tally import Tally
-from llmaas.policies.bounds import Belady
 from llmaas.policies.eviction import DEFAULT_EVICTION, EvictionPolicy
+from llmaas.policies.eviction.belady import Belady
 from llmaas.policies.prefetch import Successors
 from llmaas.records import CHUNK_TOKENS, AppId, ChunkKey, ContextId, RequestId, Tier
 from llmaas.replay.prices import Costs
@@ -130,7 +130,7 @@ def unbounded(trace: Sequence[TraceCall], settings: PlannerSettings, costs: Cost
 
 
 def belady(trace: Sequence[TraceCall], settings: PlannerSettings, costs: Costs | None = None) -> ReplayReport:
-    """The trace with an eviction policy that knows it: no other gives fewer tokens from DISK (``policies.bounds``)."""
+    """The trace with an eviction policy that knows it: no other gives fewer tokens from DISK (``eviction.belady``)."""
     returns: dict[ContextId, list[float]] = {}
     for report in unbounded(trace, settings, costs).calls:
         if sum(report.sources[1:]):

@@ -8,8 +8,9 @@ import types
 import pytest
 
 from llmaas.planner import actions as act
-from llmaas.policies.eviction import Arrival, ByContext
-from llmaas.policies.rankings import ContextHeap, Interval
+from llmaas.policies.eviction import Arrival
+from llmaas.policies.eviction.by_context import ByContext
+from llmaas.policies.eviction.rankings import ContextHeap, Interval
 from llmaas.records import AppId, ChunkKey, ContextId
 from tests.support.planner_world import world
 

@@ -11,7 +11,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from llmaas.policies.bit_price import BITS, K_ERROR, UNMEASURED, V_ERROR, ChunkDemand, PriceBook, allocate, stake
-from llmaas.policies.llms_bits import llms
+from llmaas.policies.bit_price.llms import llms
 from llmaas.records import ChunkKey, Precision
 
 

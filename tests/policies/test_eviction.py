@@ -6,7 +6,7 @@ from itertools import count
 import pytest
 
 from llmaas.policies.eviction import EVICTION, Arrival, Lctru, NextUse
-from llmaas.policies.rankings import ContextHeap, Interval, rank
+from llmaas.policies.eviction.rankings import ContextHeap, Interval, rank
 from llmaas.records import ChunkKey, ContextId
 from llmaas.replay.simulator import Replay, belady, unbounded
 from llmaas.replay.trace import TraceCall

@@ -1,7 +1,6 @@
-"""Ways to share out bits, and the rule of LLMS as a baseline for benches.
+"""The rule of LLMS (arXiv 2403.11805) for sharing out bits, as a baseline for benches.
 
-Law: pure. K and V never get fewer than 2 bits. The service prefers "tolerance", which is ``policies.bit_price``;
-"uniform" needs no code: every full chunk gets the precision that was chosen.
+Law: pure. K and V never get fewer than 2 bits.
 """
 
 from __future__ import annotations
@@ -9,11 +8,8 @@ from __future__ import annotations
 from collections.abc import Sequence
 from itertools import accumulate
 
-from llmaas.policies.bit_price import Size
+from llmaas.policies.bit_price.steps import Size
 from llmaas.records import Precision
-
-SPENDING = ("uniform", "tolerance")
-"""What a service can be set to."""
 
 
 def llms(densities: Sequence[float], size: Size, budget: int) -> list[Precision]:

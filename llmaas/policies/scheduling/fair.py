@@ -1,7 +1,6 @@
-"""Whose turn it is: priorities that age, apps that share, turns that end.
+"""The default: priorities that age, apps that share, turns that end.
 
-Law: pure; a policy sees who asks, how urgently and for how long, never a context's content. Every call is added once
-and removed once, and waits or runs between. Work per question grows with the apps that wait, not with the calls.
+Law: as in ``base``.
 """
 
 from __future__ import annotations
@@ -9,9 +8,7 @@ from __future__ import annotations
 import itertools
 import math
 from collections import OrderedDict
-from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Protocol
 
 from llmaas.records import AppId, RequestId
 
@@ -20,49 +17,6 @@ _PROMPT, _ANSWER = 1, 2
 _MANY_APPS = 256
 _WORTH_COMING = 2.0
 """A turn lasts so many times as long as coming back for it took, whatever the quantum: or nothing else would happen."""
-
-
-class SchedulingPolicy(Protocol):
-    def add(self, request: RequestId, app: AppId, priority: int, now: float) -> None:
-        """A call came; it waits. Priority 0 is the most urgent of 0 .. 9."""
-
-    def admit(self, request: RequestId) -> None:
-        """It waits no longer: its turn begins."""
-
-    def pause(self, request: RequestId) -> None:
-        """Its turn is over; it waits again."""
-
-    def remove(self, request: RequestId) -> None:
-        """It has ended."""
-
-    def prioritize(self, request: RequestId, priority: int) -> None: ...
-
-    def back(self, request: RequestId, seconds: float) -> None:
-        """Its context is in CELLS again, which took so long."""
-
-    def served(self, request: RequestId, began: float, now: float, steps: float, prompt: int, answer: int) -> None:
-        """It took part in a step from ``began`` to ``now``, worth so many decode steps, with so many tokens.
-
-        Computing again what was there before is worth nothing.
-        """
-
-    def head(self, now: float) -> RequestId | None:
-        """Who is to be admitted next, or None if nobody waits."""
-
-    def urgency(self, request: RequestId, now: float) -> int:
-        """The call's priority, or a smaller number if it has not been served for long."""
-
-    def chosen(self, ready: list[RequestId], now: float) -> list[RequestId]:
-        """Who takes part in the next step, of those that could; whoever's prompt comes first, first. Some, if any."""
-
-    def gives_way(self, running: RequestId, waiting: RequestId, now: float) -> bool:
-        """Whether a running call must leave its place to a waiting one that needs it."""
-
-    def burst(self, running: RequestId) -> int:
-        """Steps that the call may still take until others may ask for its place."""
-
-    def __len__(self) -> int:
-        """How many wait."""
 
 
 @dataclass(slots=True, eq=False)
@@ -212,25 +166,3 @@ class Fair:
     def _rank(self, request: RequestId, now: float) -> tuple[int, int, int]:
         call = self._calls[request]
         return self.urgency(request, now), self._share[call.app], call.order
-
-
-class Fifo(Fair):
-    """The baseline: first come, first served within a priority; whoever is in CELLS stays there, and in every step."""
-
-    def __init__(self, quantum: int = 0, ageing_s: float = 0.0) -> None:
-        super().__init__(1 << 60, math.inf)
-
-    def _rank(self, request: RequestId, now: float) -> tuple[int, int, int]:
-        call = self._calls[request]
-        return call.priority, 0, call.order
-
-    def chosen(self, ready: list[RequestId], now: float) -> list[RequestId]:
-        return sorted(ready, key=lambda request: self._rank(request, now))
-
-    def gives_way(self, running: RequestId, waiting: RequestId, now: float) -> bool:
-        return False
-
-
-SCHEDULING: dict[str, Callable[[int, float], SchedulingPolicy]] = {"fair": Fair, "fifo": Fifo}
-"""Made of the quantum in steps and the seconds of ageing."""
-DEFAULT_SCHEDULING = "fair"

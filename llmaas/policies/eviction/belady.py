@@ -9,8 +9,8 @@ import math
 from bisect import bisect_right
 from collections.abc import Mapping, Sequence
 
-from llmaas.policies.eviction import ByContext
-from llmaas.policies.rankings import ContextHeap
+from llmaas.policies.eviction.by_context import ByContext
+from llmaas.policies.eviction.rankings import ContextHeap
 from llmaas.records import ContextId
 
 

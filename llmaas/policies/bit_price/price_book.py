@@ -11,80 +11,11 @@ quarter octaves, where a chunk is a few additions, and finding the price is goin
 
 from __future__ import annotations
 
-import math
 from collections import Counter
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass
-from typing import NamedTuple, Protocol
+from typing import NamedTuple
 
+from llmaas.policies.bit_price.steps import BITS, UNMEASURED, BitSteps, Sensitivity, Size, Step, place_of
 from llmaas.records import ChunkKey, Precision
-
-BITS = (2, 3, 4, 5, 6, 8)
-K_ERROR = (10.0, 1.0, 0.183, 0.039, 0.0099, 0.0006)
-"""Error at each of BITS relative to that at 3 bits. Measured as changes of attention output
-(``kvchunks.codec.sensitivity``), 12 contexts of SmolLM2-135M; allocating by these curves costs no more than by
-measuring every precision."""
-V_ERROR = (3.97, 1.0, 0.243, 0.058, 0.0173, 0.001)
-
-UNMEASURED = 5.0
-"""How much more than the mean of the measured ones a chunk is expected to suffer that is not measured yet: it is the
-newest, which the next queries look at most (5.5 times for K, 4.9 for V in the next 192 tokens; same contexts)."""
-
-PER_OCTAVE = 4
-"""Counts per factor of two of gain per byte: within one count, gains differ by at most 19 %."""
-_SMALLEST = 2.0**-60
-
-Size = Callable[[Precision], int]
-"""Bytes of a full chunk coded at a precision."""
-
-
-class Sensitivity(Protocol):
-    """How much a chunk suffers at 3 bits; ``kvchunks.codec.sensitivity.ChunkTolerance`` is one."""
-
-    @property
-    def k(self) -> float: ...
-    @property
-    def v(self) -> float: ...
-
-
-@dataclass(frozen=True, slots=True)
-class Step:
-    """One more step of bits for K or for V of a chunk of sensitivity 1: what it costs, and what it earns per byte."""
-
-    bits: int
-    nbytes: int
-    earns: float
-    place: int
-
-
-@dataclass(frozen=True, slots=True)
-class BitSteps:
-    """The smallest size of a chunk, and the steps up from there."""
-
-    floor: int
-    k: tuple[Step, ...]
-    v: tuple[Step, ...]
-
-    @staticmethod
-    def of(size: Size) -> BitSteps:
-        floor = size(Precision(BITS[0], BITS[0]))
-        k = [size(Precision(b, BITS[0])) for b in BITS]
-        v = [size(Precision(BITS[0], b)) for b in BITS]
-        return BitSteps(floor, _steps(k, K_ERROR), _steps(v, V_ERROR))
-
-
-def _steps(sizes: list[int], errors: tuple[float, ...]) -> tuple[Step, ...]:
-    steps = []
-    for i in range(1, len(BITS)):
-        nbytes = sizes[i] - sizes[i - 1]
-        earns = (errors[i - 1] - errors[i]) / nbytes
-        steps.append(Step(BITS[i], nbytes, earns, _place(earns)))
-    return tuple(steps)
-
-
-def _place(value: float) -> int:
-    """Where a gain is counted; the larger the gain, the larger the place."""
-    return math.floor(PER_OCTAVE * math.log2(max(value, _SMALLEST)))
 
 
 class ChunkDemand(NamedTuple):
@@ -98,8 +29,8 @@ class ChunkDemand(NamedTuple):
 def stake(measured: Sensitivity | None, heat: float = 1.0) -> ChunkDemand:
     """``heat``: how much the chunk's error counts, relative to a chunk in use (1)."""
     if measured is None:
-        return ChunkDemand(False, _place(heat), _place(heat))
-    return ChunkDemand(True, _place(heat * measured.k), _place(heat * measured.v))
+        return ChunkDemand(False, place_of(heat), place_of(heat))
+    return ChunkDemand(True, place_of(heat * measured.k), place_of(heat * measured.v))
 
 
 class Price(NamedTuple):
@@ -156,7 +87,7 @@ class PriceBook:
         if chunk.measured:
             return chunk
         k, v = self._prior
-        return ChunkDemand(True, chunk.k + _place(UNMEASURED * k), chunk.v + _place(UNMEASURED * v))
+        return ChunkDemand(True, chunk.k + place_of(UNMEASURED * k), chunk.v + place_of(UNMEASURED * v))
 
     def price(self, budget: int) -> Price:
         """The price at which all chunks together take ``budget`` bytes.
@@ -192,31 +123,3 @@ def _climb(ladder: tuple[Step, ...], place: int, price: Price, draw: float) -> i
             break
         bits = step.bits
     return bits
-
-
-def allocate(chunks: Sequence[Sensitivity | None], size: Size, budget: int) -> list[Precision]:
-    """The exact greedy allocation of ``budget`` bytes to the chunks of one list; None is one not measured yet.
-
-    What ``PriceBook`` does for a service, without rounding. Never more than ``budget``, unless 2 bits for all are.
-    """
-    ladders = BitSteps.of(size)
-    known = [c for c in chunks if c is not None]
-    new_k = UNMEASURED * sum(c.k for c in known) / len(known) if known else 1.0
-    new_v = UNMEASURED * sum(c.v for c in known) / len(known) if known else 1.0
-    steps = []
-    for i, c in enumerate(chunks):
-        k, v = (new_k, new_v) if c is None else (c.k, c.v)
-        steps += [(k * step.earns, i, 0, step) for step in ladders.k]
-        steps += [(v * step.earns, i, 1, step) for step in ladders.v]
-    # Stable: where gains are equal (a sensitivity of 0), the steps of a ladder stay in order.
-    steps.sort(key=lambda s: s[0], reverse=True)
-    left = budget - len(chunks) * ladders.floor
-    bits = [[BITS[0], BITS[0]] for _ in chunks]
-    full: set[tuple[int, int]] = set()
-    for _, i, plane, step in steps:
-        if step.nbytes > left:
-            full.add((i, plane))
-        elif (i, plane) not in full:
-            left -= step.nbytes
-            bits[i][plane] = step.bits
-    return [Precision(k, v) for k, v in bits]
