@@ -1,3 +1,109 @@
-"""llmaas: one language model, served to every app on a device as a system service."""
+"""llmaas: one language model, served to every app on a device as a system service.
 
-__version__ = "0.1.0"
+This is the public face: the clients, the values that they take and return, and the errors that they raise. Each name is
+imported from its module when it is first used, so that ``import llmaas`` alone costs nothing.
+
+>>> from llmaas import Message, Sampling
+>>> Message("user", "Which folder?")
+Message(role='user', content='Which folder?')
+>>> Sampling(temperature=0.7, seed=1).top_p
+0.95
+"""
+
+from __future__ import annotations
+
+import importlib
+from typing import TYPE_CHECKING, Any
+
+from llmaas.version import __version__
+
+if TYPE_CHECKING:  # what type checkers and editors see; _HOMES says the same to the interpreter
+    from llmaas.api.async_client import AsyncClient, AsyncStream
+    from llmaas.api.client import Client, Stream
+    from llmaas.calls import Done, FinishReason, Logprobs, Piece, Priority, Sampling, SwitchReport, Terms, TokenLogprob
+    from llmaas.errors import (
+        AdapterMismatch,
+        AdapterUnreadable,
+        BadRequest,
+        Busy,
+        Cancelled,
+        ContextExists,
+        ContextTooLong,
+        DiskFull,
+        Expired,
+        Forbidden,
+        FrameTooLarge,
+        LlmaasError,
+        ModelMismatch,
+        NotServing,
+        ShuttingDown,
+        UnknownAdapter,
+        UnknownContext,
+        VersionMismatch,
+    )
+    from llmaas.records import AdapterInfo, ContextDetail, ContextInfo, Message
+
+_HOMES = {
+    "llmaas.api.async_client": "AsyncClient AsyncStream",
+    "llmaas.api.client": "Client Stream",
+    "llmaas.calls": "Done FinishReason Logprobs Piece Priority Sampling SwitchReport Terms TokenLogprob",
+    "llmaas.errors": (
+        "AdapterMismatch AdapterUnreadable BadRequest Busy Cancelled ContextExists ContextTooLong DiskFull Expired "
+        "Forbidden FrameTooLarge LlmaasError ModelMismatch NotServing ShuttingDown UnknownAdapter UnknownContext "
+        "VersionMismatch"
+    ),
+    "llmaas.records": "AdapterInfo ContextDetail ContextInfo Message",
+}
+_HOME = {name: module for module, names in _HOMES.items() for name in names.split()}
+
+__all__ = [
+    "AdapterInfo",
+    "AdapterMismatch",
+    "AdapterUnreadable",
+    "AsyncClient",
+    "AsyncStream",
+    "BadRequest",
+    "Busy",
+    "Cancelled",
+    "Client",
+    "ContextDetail",
+    "ContextExists",
+    "ContextInfo",
+    "ContextTooLong",
+    "DiskFull",
+    "Done",
+    "Expired",
+    "FinishReason",
+    "Forbidden",
+    "FrameTooLarge",
+    "LlmaasError",
+    "Logprobs",
+    "Message",
+    "ModelMismatch",
+    "NotServing",
+    "Piece",
+    "Priority",
+    "Sampling",
+    "ShuttingDown",
+    "Stream",
+    "SwitchReport",
+    "Terms",
+    "TokenLogprob",
+    "UnknownAdapter",
+    "UnknownContext",
+    "VersionMismatch",
+    "__version__",
+]
+
+if not TYPE_CHECKING:  # else type checkers would let every name pass
+
+    def __getattr__(name: str) -> Any:
+        if name not in _HOME:
+            raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+        value = getattr(importlib.import_module(_HOME[name]), name)
+        globals()[name] = value  # the next access does not come here
+        return value
+
+
+def __dir__() -> list[str]:
+    return sorted({*globals(), *_HOME})

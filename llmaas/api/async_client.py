@@ -121,7 +121,7 @@ class AsyncClient:
         self._transport = transport
 
     @classmethod
-    async def connect(cls, socket: Path, *, app: str, timeout: float = 10) -> AsyncClient:
+    async def connect(cls, socket: Path | str, *, app: str, timeout: float = 10) -> AsyncClient:
         """Raises NotServing, VersionMismatch, BadRequest (the app's name), Busy. ``timeout`` is in seconds."""
         session = Session(app)
         try:

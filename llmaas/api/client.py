@@ -83,7 +83,7 @@ class Client:
     sending; an answer may take as long as it takes.
     """
 
-    def __init__(self, socket: Path, *, app: str, timeout: float = 10) -> None:
+    def __init__(self, socket: Path | str, *, app: str, timeout: float = 10) -> None:
         self._path = Path(socket)
         self._timeout = timeout
         self._session = Session(app)

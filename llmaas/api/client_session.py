@@ -9,12 +9,12 @@ from __future__ import annotations
 from collections import deque
 from collections.abc import Callable
 
-from llmaas import __version__
 from llmaas.api import messages as msg
 from llmaas.api import replies
 from llmaas.api.wire import MAX_FRAME, Decoder, Frame, encode
 from llmaas.calls import Piece
 from llmaas.errors import LlmaasError, MalformedFrame
+from llmaas.version import __version__
 
 
 def _nobody() -> None:

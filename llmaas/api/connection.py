@@ -19,7 +19,6 @@ from collections.abc import Callable, Coroutine
 from dataclasses import dataclass, is_dataclass
 from typing import Any, Protocol, cast
 
-from llmaas import __version__
 from llmaas.api import messages as msg
 from llmaas.api import replies
 from llmaas.api.backend import Backend, Limits
@@ -28,6 +27,7 @@ from llmaas.api.wire import Decoder, Frame, encode
 from llmaas.calls import CallSpec, Piece
 from llmaas.errors import BadRequest, Busy, Cancelled, Forbidden, Internal, LlmaasError, ShuttingDown, UnknownRequest
 from llmaas.records import AppId, RequestId
+from llmaas.version import __version__
 
 log = logging.getLogger(__name__)
 

@@ -13,9 +13,9 @@ import sys
 from collections.abc import Sequence
 from contextlib import suppress
 
-from llmaas import __version__
 from llmaas.cli.out import complain
 from llmaas.errors import BadRequest, ConfigError, LlmaasError
+from llmaas.version import __version__
 
 OK, FAILED, USAGE, INTERRUPTED, PIPE_CLOSED = 0, 1, 2, 130, 141
 

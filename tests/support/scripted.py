@@ -34,7 +34,8 @@ class ScriptedAdapters:
 
 class ScriptedBackend:
     """Prompts: ``count N``, ``wait``, ``flood``, ``at once``, ``stubborn`` (completes when cancelled), ``boom``,
-    ``boom now``, ``too long``. A context named ``slow`` is created when ``gate`` is set; ``boom`` never is."""
+    ``boom now``, ``too long``; any other counts to 1. A context named ``slow`` is created when ``gate`` is set, one
+    named ``boom`` never is."""
 
     def __init__(self) -> None:
         self.known: dict[str, ContextDetail] = {}
@@ -120,6 +121,8 @@ class ScriptedBackend:
             self._flood(future, emit)
         elif script.startswith("count"):
             self._count(future, emit, done, 0, int(script.split()[1]))
+        elif script != "stubborn":
+            self._count(future, emit, done, 0, 1)
         future.add_done_callback(lambda _: self.running.pop(request))
         return request, future
 

@@ -13,7 +13,6 @@ from importlib import metadata
 from pathlib import Path
 from typing import Any
 
-from llmaas import __version__
 from llmaas.cli.demo.daemon import Memory
 from llmaas.cli.demo.plan import ANSWER_TOKENS, CODED, Plan
 from llmaas.cli.demo.records import (
@@ -31,6 +30,7 @@ from llmaas.cli.demo.records import (
     percentile,
 )
 from llmaas.cli.machine import ram
+from llmaas.version import __version__
 
 SPARE = 150_000_000
 """What the daemon may take besides model, cells and pool."""
