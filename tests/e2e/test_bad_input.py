@@ -23,6 +23,7 @@ from llmaas.calls import FinishReason
 from llmaas.errors import LlmaasError
 from llmaas.records import Message
 from tests.support.daemon import CELLS, HELLO, SOON, Daemon, Peer, answer_to, ask, busy_daemon, company, serving, told
+from tests.support.loop import on_a_loop
 
 # -- contexts that are not there, or not one's own
 
@@ -38,71 +39,64 @@ def operations(client: AsyncClient, ref: str) -> dict[str, Callable[[], Any]]:
     }
 
 
-def test_a_context_of_another_app_looks_just_like_none(tmp_path: Path) -> None:
-    async def run() -> None:
-        async with (
-            busy_daemon(tmp_path) as daemon,
-            daemon.connect("mine") as mine,
-            daemon.connect("other") as other,
-        ):
-            info = await mine.create(name="secret", system="The code is 1234.")
-            await ask(mine, "secret")
-            before = await mine.show("secret")
-            seen: dict[str, set[tuple[str, str]]] = {}
-            for ref in ("0" * 16, info.id, "secret"):
-                for op, do in operations(other, ref).items():
-                    with told("unknown_context", ref) as error:
-                        await do()
-                    seen.setdefault(op, set()).add((error[0].message.replace(ref, "?"), error[0].hint))
-            assert all(len(ways) == 1 for ways in seen.values()), seen
-            assert await other.contexts() == []
-            assert await mine.show("secret") == before
-            assert (await other.create(name="secret")).id != info.id, "a name is one app's own"
-
-    asyncio.run(run())
-
-
-def test_only_the_daemons_user_may_look_into_every_app(tmp_path: Path) -> None:
-    async def run() -> None:
-        async with busy_daemon(tmp_path, uid_of=lambda sock: 54321) as daemon, daemon.connect("nosy") as client:
-            wishes: list[Callable[[], Any]] = [
-                lambda: client.contexts(everyone=True),
-                lambda: client.show("0" * 16, everyone=True),
-                lambda: client.delete("0" * 16, everyone=True),
-            ]
-            for do in wishes:
-                with told("forbidden"):
+@on_a_loop
+async def test_a_context_of_another_app_looks_just_like_none(tmp_path: Path) -> None:
+    async with (
+        busy_daemon(tmp_path) as daemon,
+        daemon.connect("mine") as mine,
+        daemon.connect("other") as other,
+    ):
+        info = await mine.create(name="secret", system="The code is 1234.")
+        await ask(mine, "secret")
+        before = await mine.show("secret")
+        seen: dict[str, set[tuple[str, str]]] = {}
+        for ref in ("0" * 16, info.id, "secret"):
+            for op, do in operations(other, ref).items():
+                with told("unknown_context", ref) as error:
                     await do()
-
-    asyncio.run(run())
-
-
-def test_contexts_without_a_name_made_at_once_are_all_made(tmp_path: Path) -> None:
-    async def run() -> None:
-        async with busy_daemon(tmp_path) as daemon, daemon.connect("hasty") as client:
-            made = await asyncio.gather(*[client.create() for _ in range(8)])
-            made += await asyncio.gather(*[client.fork(made[0].id) for _ in range(8)])
-            assert len({info.name for info in made}) == len({info.id for info in made}) == 16
-
-    asyncio.run(run())
+                seen.setdefault(op, set()).add((error[0].message.replace(ref, "?"), error[0].hint))
+        assert all(len(ways) == 1 for ways in seen.values()), seen
+        assert await other.contexts() == []
+        assert await mine.show("secret") == before
+        assert (await other.create(name="secret")).id != info.id, "a name is one app's own"
 
 
-def test_of_two_that_want_one_name_at_once_one_gets_it(tmp_path: Path) -> None:
-    async def run() -> None:
-        async with busy_daemon(tmp_path) as daemon, daemon.connect("hasty") as client:
-            made = await asyncio.gather(*[client.create(name="inbox") for _ in range(4)], return_exceptions=True)
-            codes = [e.code for e in made if isinstance(e, LlmaasError)]
-            assert codes == ["context_exists"] * 3
-            assert [info.name for info in await client.contexts()] == ["inbox"]
-            assert await ask(client, "inbox") == answer_to("hello")
+@on_a_loop
+async def test_only_the_daemons_user_may_look_into_every_app(tmp_path: Path) -> None:
+    async with busy_daemon(tmp_path, uid_of=lambda sock: 54321) as daemon, daemon.connect("nosy") as client:
+        wishes: list[Callable[[], Any]] = [
+            lambda: client.contexts(everyone=True),
+            lambda: client.show("0" * 16, everyone=True),
+            lambda: client.delete("0" * 16, everyone=True),
+        ]
+        for do in wishes:
+            with told("forbidden"):
+                await do()
 
-    asyncio.run(run())
+
+@on_a_loop
+async def test_contexts_without_a_name_made_at_once_are_all_made(tmp_path: Path) -> None:
+    async with busy_daemon(tmp_path) as daemon, daemon.connect("hasty") as client:
+        made = await asyncio.gather(*[client.create() for _ in range(8)])
+        made += await asyncio.gather(*[client.fork(made[0].id) for _ in range(8)])
+        assert len({info.name for info in made}) == len({info.id for info in made}) == 16
+
+
+@on_a_loop
+async def test_of_two_that_want_one_name_at_once_one_gets_it(tmp_path: Path) -> None:
+    async with busy_daemon(tmp_path) as daemon, daemon.connect("hasty") as client:
+        made = await asyncio.gather(*[client.create(name="inbox") for _ in range(4)], return_exceptions=True)
+        codes = [e.code for e in made if isinstance(e, LlmaasError)]
+        assert codes == ["context_exists"] * 3
+        assert [info.name for info in await client.contexts()] == ["inbox"]
+        assert await ask(client, "inbox") == answer_to("hello")
 
 
 # -- frames
 
 
-def test_an_oversized_frame_is_refused_before_it_is_read(tmp_path: Path) -> None:
+@on_a_loop
+async def test_an_oversized_frame_is_refused_before_it_is_read(tmp_path: Path) -> None:
     async def run() -> None:
         async with busy_daemon(tmp_path) as daemon:
             await asyncio.to_thread(announce_too_much, daemon)
@@ -121,7 +115,7 @@ def test_an_oversized_frame_is_refused_before_it_is_read(tmp_path: Path) -> None
             assert "4194305" in failed["message"] and "4194304" in failed["message"] and failed["hint"]
             assert peer.hung_up()
 
-    asyncio.run(run())
+    await run()
 
 
 @pytest.mark.parametrize(
@@ -136,7 +130,8 @@ def test_an_oversized_frame_is_refused_before_it_is_read(tmp_path: Path) -> None
     ],
 )
 @pytest.mark.parametrize("greeted", [True, False])
-def test_a_malformed_frame_is_told_and_the_connection_ends(tmp_path: Path, data: bytes, greeted: bool) -> None:
+@on_a_loop
+async def test_a_malformed_frame_is_told_and_the_connection_ends(tmp_path: Path, data: bytes, greeted: bool) -> None:
     def misbehave(daemon: Daemon) -> None:
         with Peer(daemon.socket) as peer:
             if greeted:
@@ -147,14 +142,12 @@ def test_a_malformed_frame_is_told_and_the_connection_ends(tmp_path: Path, data:
             assert failed["id"] is None and failed["message"] and failed["hint"]
             assert peer.hung_up()
 
-    async def run() -> None:
-        async with serving(tmp_path) as daemon, company(daemon, 1, least=3):
-            await asyncio.to_thread(misbehave, daemon)
-
-    asyncio.run(run())
+    async with serving(tmp_path) as daemon, company(daemon, 1, least=3):
+        await asyncio.to_thread(misbehave, daemon)
 
 
-def test_another_protocol_version_is_told_both_versions(tmp_path: Path) -> None:
+@on_a_loop
+async def test_another_protocol_version_is_told_both_versions(tmp_path: Path) -> None:
     def misbehave(daemon: Daemon) -> None:
         for version in (0, 2, 999):
             with Peer(daemon.socket) as peer:
@@ -164,14 +157,12 @@ def test_another_protocol_version_is_told_both_versions(tmp_path: Path) -> None:
                 assert "upgrade" in failed["hint"]
                 assert peer.hung_up()
 
-    async def run() -> None:
-        async with busy_daemon(tmp_path) as daemon:
-            await asyncio.to_thread(misbehave, daemon)
-
-    asyncio.run(run())
+    async with busy_daemon(tmp_path) as daemon:
+        await asyncio.to_thread(misbehave, daemon)
 
 
-def test_noise_and_peers_that_come_and_go_harm_nobody(tmp_path: Path) -> None:
+@on_a_loop
+async def test_noise_and_peers_that_come_and_go_harm_nobody(tmp_path: Path) -> None:
     def misbehave(daemon: Daemon) -> None:
         rng = random.Random(7)
         for i in range(60):
@@ -184,27 +175,23 @@ def test_noise_and_peers_that_come_and_go_harm_nobody(tmp_path: Path) -> None:
                 elif i % 4:
                     peer.sock.sendall(struct.pack(">I", 100) + b"half of it")
 
-    async def run() -> None:
-        async with busy_daemon(tmp_path) as daemon:
-            await asyncio.to_thread(misbehave, daemon)
-
-    asyncio.run(run())
+    async with busy_daemon(tmp_path) as daemon:
+        await asyncio.to_thread(misbehave, daemon)
 
 
-def test_who_does_not_say_hello_is_sent_away(tmp_path: Path) -> None:
+@on_a_loop
+async def test_who_does_not_say_hello_is_sent_away(tmp_path: Path) -> None:
     def misbehave(daemon: Daemon) -> None:
         with Peer(daemon.socket) as peer:
             assert "hello" in peer.receive()["message"]
             assert peer.hung_up()
 
-    async def run() -> None:
-        async with busy_daemon(tmp_path, limits=Limits(hello_s=0.2)) as daemon:
-            await asyncio.to_thread(misbehave, daemon)
-
-    asyncio.run(run())
+    async with busy_daemon(tmp_path, limits=Limits(hello_s=0.2)) as daemon:
+        await asyncio.to_thread(misbehave, daemon)
 
 
-def test_who_does_not_read_its_answers_is_dropped_and_its_requests_end(tmp_path: Path) -> None:
+@on_a_loop
+async def test_who_does_not_read_its_answers_is_dropped_and_its_requests_end(tmp_path: Path) -> None:
     def misbehave(daemon: Daemon) -> int:
         """The terminal replies that the peer got."""
         with Peer(daemon.socket) as peer:
@@ -224,72 +211,63 @@ def test_who_does_not_read_its_answers_is_dropped_and_its_requests_end(tmp_path:
                     ended += peer.receive()["type"] != "piece"
             return ended
 
-    async def run() -> None:
-        limits = Limits(max_frame=16384, write_buffer=32768)
-        async with busy_daemon(tmp_path, limits=limits) as daemon:
-            assert await asyncio.to_thread(misbehave, daemon) < 4
-
-    asyncio.run(run())
+    limits = Limits(max_frame=16384, write_buffer=32768)
+    async with busy_daemon(tmp_path, limits=limits) as daemon:
+        assert await asyncio.to_thread(misbehave, daemon) < 4
 
 
 # -- the length of a context
 
 
-def test_a_prompt_longer_than_the_context_is_refused_and_nothing_changes(tmp_path: Path) -> None:
-    async def run() -> None:
-        async with busy_daemon(tmp_path) as daemon, daemon.connect("long") as client:
-            await client.create(name="c")
-            first = await ask(client, "c")
-            before = await client.show("c")
-            too_long: list[Callable[[], Any]] = [
-                lambda: client.append("c", [Message("user", "x" * CELLS)]),
-                lambda: client.generate("c", prompt="x" * 100_000).done(),
-            ]
-            for do in too_long:
-                with told("context_too_long", f"at most {CELLS}"):
-                    await do()
-            after = await client.show("c")
-            assert (after.messages, after.info.n_tokens) == (before.messages, before.info.n_tokens)
-            assert [first, await ask(client, "c")] == [answer_to("hello"), answer_to("hello", "hello")]
-
-    asyncio.run(run())
+@on_a_loop
+async def test_a_prompt_longer_than_the_context_is_refused_and_nothing_changes(tmp_path: Path) -> None:
+    async with busy_daemon(tmp_path) as daemon, daemon.connect("long") as client:
+        await client.create(name="c")
+        first = await ask(client, "c")
+        before = await client.show("c")
+        too_long: list[Callable[[], Any]] = [
+            lambda: client.append("c", [Message("user", "x" * CELLS)]),
+            lambda: client.generate("c", prompt="x" * 100_000).done(),
+        ]
+        for do in too_long:
+            with told("context_too_long", f"at most {CELLS}"):
+                await do()
+        after = await client.show("c")
+        assert (after.messages, after.info.n_tokens) == (before.messages, before.info.n_tokens)
+        assert [first, await ask(client, "c")] == [answer_to("hello"), answer_to("hello", "hello")]
 
 
-def test_a_context_that_grows_to_its_limit_says_so_and_can_be_shortened(tmp_path: Path) -> None:
-    async def run() -> None:
-        async with busy_daemon(tmp_path) as daemon, daemon.connect("long") as client:
-            await client.create(name="c")
-            stream = client.generate("c", [Message("user", "x" * 700)], max_tokens=100_000)
-            done = await stream.done()
-            assert (done.reason, done.n_tokens) == (FinishReason.CONTEXT_FULL, CELLS)
-            detail = await client.show("c")
-            assert (detail.info.n_tokens, detail.messages[-1].content) == (CELLS, stream.text)
-            more: list[Callable[[], Any]] = [
-                lambda: client.generate("c", HELLO).done(),
-                lambda: client.append("c", HELLO),
-            ]
-            for do in more:
-                with told("context_too_long", f"at most {CELLS}"):
-                    await do()
-            assert (await client.show("c")).messages == detail.messages
-            await client.truncate("c", n_messages=0)
-            assert await ask(client, "c") == answer_to("hello")
-
-    asyncio.run(run())
+@on_a_loop
+async def test_a_context_that_grows_to_its_limit_says_so_and_can_be_shortened(tmp_path: Path) -> None:
+    async with busy_daemon(tmp_path) as daemon, daemon.connect("long") as client:
+        await client.create(name="c")
+        stream = client.generate("c", [Message("user", "x" * 700)], max_tokens=100_000)
+        done = await stream.done()
+        assert (done.reason, done.n_tokens) == (FinishReason.CONTEXT_FULL, CELLS)
+        detail = await client.show("c")
+        assert (detail.info.n_tokens, detail.messages[-1].content) == (CELLS, stream.text)
+        more: list[Callable[[], Any]] = [
+            lambda: client.generate("c", HELLO).done(),
+            lambda: client.append("c", HELLO),
+        ]
+        for do in more:
+            with told("context_too_long", f"at most {CELLS}"):
+                await do()
+        assert (await client.show("c")).messages == detail.messages
+        await client.truncate("c", n_messages=0)
+        assert await ask(client, "c") == answer_to("hello")
 
 
-def test_text_that_might_have_become_a_stop_string_is_told_when_the_context_is_full(tmp_path: Path) -> None:
-    async def run() -> None:
-        async with serving(tmp_path) as daemon, daemon.connect("long") as client:
-            await client.create(name="free")
-            free = client.generate("free", [Message("user", "x" * 700)], max_tokens=100_000)
-            await free.done()
-            await client.create(name="held")
-            stop = free.text[-1] + "-never"  # begins as the last character: that is held back
-            held = client.generate("held", [Message("user", "x" * 700)], max_tokens=100_000, stop=[stop])
-            done = await held.done()
-            assert done.reason is FinishReason.CONTEXT_FULL
-            assert held.text == free.text
-            assert (await client.show("held")).messages[-1].content == free.text
-
-    asyncio.run(run())
+@on_a_loop
+async def test_text_that_might_have_become_a_stop_string_is_told_when_the_context_is_full(tmp_path: Path) -> None:
+    async with serving(tmp_path) as daemon, daemon.connect("long") as client:
+        await client.create(name="free")
+        free = client.generate("free", [Message("user", "x" * 700)], max_tokens=100_000)
+        await free.done()
+        await client.create(name="held")
+        stop = free.text[-1] + "-never"  # begins as the last character: that is held back
+        held = client.generate("held", [Message("user", "x" * 700)], max_tokens=100_000, stop=[stop])
+        done = await held.done()
+        assert done.reason is FinishReason.CONTEXT_FULL
+        assert held.text == free.text
+        assert (await client.show("held")).messages[-1].content == free.text
