@@ -27,6 +27,7 @@ from llmaas.errors import Cancelled, Expired
 from llmaas.kvchunks.store.store import Store
 from llmaas.records import NO_QUOTA, KvSlab, Message
 from tests.support.daemon import CELLS, HELLO, SOON, Daemon, active, answer_to, ask, serving
+from tests.support.loop import on_a_loop
 from tests.support.oracle import Oracle, book_of
 
 LENGTH = 600
@@ -299,28 +300,26 @@ async def gone(house: House, stream: AsyncStream) -> Callable[[], bool]:
 
 @pytest.mark.parametrize("end", [cancelled, gone])
 @pytest.mark.parametrize("scene", SCENES, ids=lambda scene: scene.bring.__name__)
-def test_a_call_that_ends_early_ends_within_a_step_and_frees_what_it_had(
+@on_a_loop
+async def test_a_call_that_ends_early_ends_within_a_step_and_frees_what_it_had(
     tmp_path: Path, scene: Scene, end: Callable[[House, AsyncStream], Awaitable[Callable[[], bool]]]
 ) -> None:
-    async def run() -> None:
-        async with opened(tmp_path, **scene.settings) as house:
-            stream = await scene.bring(house)
-            gates, stats = house.gates, house.daemon.service.stats
-            before = gates.step.came
-            ended = await end(house, stream)
-            if scene.steps:
-                gates.step.let(scene.steps)
-            if scene.loads:
-                gates.load.let(scene.loads)
-            await until(ended, f"it has not ended: {stats()}", 5.0)
-            assert gates.step.came == before, "another step was begun for it"
-            assert active(stats()) == scene.others
-            if scene.others:
-                gates.open()
-                await house.boss.close()
-            await nothing_is_held(house)
-
-    asyncio.run(run())
+    async with opened(tmp_path, **scene.settings) as house:
+        stream = await scene.bring(house)
+        gates, stats = house.gates, house.daemon.service.stats
+        before = gates.step.came
+        ended = await end(house, stream)
+        if scene.steps:
+            gates.step.let(scene.steps)
+        if scene.loads:
+            gates.load.let(scene.loads)
+        await until(ended, f"it has not ended: {stats()}", 5.0)
+        assert gates.step.came == before, "another step was begun for it"
+        assert active(stats()) == scene.others
+        if scene.others:
+            gates.open()
+            await house.boss.close()
+        await nothing_is_held(house)
 
 
 async def nothing_is_held(house: House) -> None:
@@ -344,53 +343,47 @@ async def nothing_is_held(house: House) -> None:
         assert expected is not None and await ask(client, "c", "and now?", n=5) == expected.text
 
 
-def test_what_is_being_committed_is_done_whoever_cancels(tmp_path: Path) -> None:
-    async def run() -> None:
-        async with opened(tmp_path) as house:
-            house.gates.commit.shut()
-            stream = house.client.generate("c", HELLO, max_tokens=3)
-            await house.gates.commit.somebody_waits()
-            await cancelled(house, stream)
-            house.gates.commit.let()
-            done = await asyncio.wait_for(stream.done(), 5.0)
-            assert done.n_generated == 3 and stream.text == answer_to("hello", n=3)
-            house.gates.commit.shut()
-            stream = house.client.generate("c", HELLO, max_tokens=3)
-            await house.gates.commit.somebody_waits()
-            await gone(house, stream)
-            house.gates.commit.let()
-            await nothing_is_held(house)
-            assert (await house.boss.show("c")).info.n_messages == 6
-
-    asyncio.run(run())
+@on_a_loop
+async def test_what_is_being_committed_is_done_whoever_cancels(tmp_path: Path) -> None:
+    async with opened(tmp_path) as house:
+        house.gates.commit.shut()
+        stream = house.client.generate("c", HELLO, max_tokens=3)
+        await house.gates.commit.somebody_waits()
+        await cancelled(house, stream)
+        house.gates.commit.let()
+        done = await asyncio.wait_for(stream.done(), 5.0)
+        assert done.n_generated == 3 and stream.text == answer_to("hello", n=3)
+        house.gates.commit.shut()
+        stream = house.client.generate("c", HELLO, max_tokens=3)
+        await house.gates.commit.somebody_waits()
+        await gone(house, stream)
+        house.gates.commit.let()
+        await nothing_is_held(house)
+        assert (await house.boss.show("c")).info.n_messages == 6
 
 
-def test_calls_that_are_cancelled_behind_a_long_one_do_not_pile_up(tmp_path: Path) -> None:
-    async def run() -> None:
-        async with opened(tmp_path) as house:
-            await behind_another_of_its_context(house)
-            tasks = len(asyncio.all_tasks())
-            for _ in range(100):
-                stream = await house.begin()
-                await stream.cancel()
-                with pytest.raises(Cancelled):
-                    await stream.done()
-            assert len(asyncio.all_tasks()) <= tasks + 1
-            house.gates.open()
-
-    asyncio.run(run())
-
-
-def test_a_deadline_holds_behind_a_long_call_of_the_same_context(tmp_path: Path) -> None:
-    async def run() -> None:
-        async with opened(tmp_path) as house:
-            await behind_another_of_its_context(house)  # its step does not end
-            stream = await house.begin(terms=Terms(deadline_s=0.05))
-            with pytest.raises(Expired) as told:
-                await asyncio.wait_for(stream.done(), 5.0)
-            assert told.value.n_generated == 0
-            stream = await house.begin(terms=Terms(deadline_s=1000.0))
+@on_a_loop
+async def test_calls_that_are_cancelled_behind_a_long_one_do_not_pile_up(tmp_path: Path) -> None:
+    async with opened(tmp_path) as house:
+        await behind_another_of_its_context(house)
+        tasks = len(asyncio.all_tasks())
+        for _ in range(100):
+            stream = await house.begin()
             await stream.cancel()
-            house.gates.open()
+            with pytest.raises(Cancelled):
+                await stream.done()
+        assert len(asyncio.all_tasks()) <= tasks + 1
+        house.gates.open()
 
-    asyncio.run(run())
+
+@on_a_loop
+async def test_a_deadline_holds_behind_a_long_call_of_the_same_context(tmp_path: Path) -> None:
+    async with opened(tmp_path) as house:
+        await behind_another_of_its_context(house)  # its step does not end
+        stream = await house.begin(terms=Terms(deadline_s=0.05))
+        with pytest.raises(Expired) as told:
+            await asyncio.wait_for(stream.done(), 5.0)
+        assert told.value.n_generated == 0
+        stream = await house.begin(terms=Terms(deadline_s=1000.0))
+        await stream.cancel()
+        house.gates.open()
