@@ -14,6 +14,7 @@ from pathlib import Path
 import pytest
 
 from tests.support.daemon import LONG, ask, busy_daemon, serving, told
+from tests.support.loop import on_a_loop
 
 SERVE = [sys.executable, "-m", "llmaas", "serve"]
 
@@ -79,64 +80,52 @@ def test_a_model_file_that_may_not_be_read_ends_serve_with_one_clear_message(pla
         assert "Permission denied" in refused(place, "--model", str(path))
 
 
-def test_a_socket_in_use_is_left_to_its_daemon(place: Path, model_path: Path) -> None:
-    async def run() -> None:
-        async with busy_daemon(place) as daemon:
-            elsewhere = place / "elsewhere"
-            message = await asyncio.to_thread(
-                refused, place, "--socket", str(daemon.socket), "--data-dir", str(elsewhere)
-            )
-            assert str(daemon.socket) in message and "--socket" in message
-            async with daemon.connect("a") as client:
-                await client.ping()
-
-    asyncio.run(run())
-
-
-def test_a_socket_that_a_dead_daemon_left_is_replaced(place: Path) -> None:
-    async def run() -> None:
-        with sockets.socket(sockets.AF_UNIX) as left:
-            left.bind(str(place / "d.sock"))
-        async with busy_daemon(place) as daemon, daemon.connect("a") as client:
+@on_a_loop
+async def test_a_socket_in_use_is_left_to_its_daemon(place: Path, model_path: Path) -> None:
+    async with busy_daemon(place) as daemon:
+        elsewhere = place / "elsewhere"
+        message = await asyncio.to_thread(refused, place, "--socket", str(daemon.socket), "--data-dir", str(elsewhere))
+        assert str(daemon.socket) in message and "--socket" in message
+        async with daemon.connect("a") as client:
             await client.ping()
-        assert not (place / "d.sock").exists()
-
-    asyncio.run(run())
 
 
-def test_a_file_in_the_sockets_place_is_not_touched(place: Path) -> None:
-    async def run() -> None:
-        (place / "d.sock").write_text("precious")
-        with told("bad_config", "not a socket"):
-            async with serving(place):
-                pass
-        assert (place / "d.sock").read_text() == "precious"
-
-    asyncio.run(run())
+@on_a_loop
+async def test_a_socket_that_a_dead_daemon_left_is_replaced(place: Path) -> None:
+    with sockets.socket(sockets.AF_UNIX) as left:
+        left.bind(str(place / "d.sock"))
+    async with busy_daemon(place) as daemon, daemon.connect("a") as client:
+        await client.ping()
+    assert not (place / "d.sock").exists()
 
 
-def test_a_store_that_another_daemon_has_open_is_refused(place: Path, model_path: Path) -> None:
-    async def run() -> None:
-        async with busy_daemon(place) as daemon:
-            message = await asyncio.to_thread(refused, place)
-            assert str(place / "data") in message and str(os.getpid()) in message
-            async with daemon.connect("a") as client:
-                await client.ping()
+@on_a_loop
+async def test_a_file_in_the_sockets_place_is_not_touched(place: Path) -> None:
+    (place / "d.sock").write_text("precious")
+    with told("bad_config", "not a socket"):
+        async with serving(place):
+            pass
+    assert (place / "d.sock").read_text() == "precious"
 
-    asyncio.run(run())
+
+@on_a_loop
+async def test_a_store_that_another_daemon_has_open_is_refused(place: Path, model_path: Path) -> None:
+    async with busy_daemon(place) as daemon:
+        message = await asyncio.to_thread(refused, place)
+        assert str(place / "data") in message and str(os.getpid()) in message
+        async with daemon.connect("a") as client:
+            await client.ping()
 
 
 @pytest.mark.parametrize("damage", ["header", "page", "no database"])
-def test_a_corrupt_index_ends_serve_with_what_to_do_and_nothing_is_touched(
+@on_a_loop
+async def test_a_corrupt_index_ends_serve_with_what_to_do_and_nothing_is_touched(
     place: Path, model_path: Path, damage: str
 ) -> None:
-    async def fill_store() -> None:
-        async with serving(place) as daemon, daemon.connect("a") as client:
-            for name in "abcdefgh":
-                await client.create(name=name)
-                await ask(client, name, LONG * 4, 64)
-
-    asyncio.run(fill_store())
+    async with serving(place) as daemon, daemon.connect("a") as client:
+        for name in "abcdefgh":
+            await client.create(name=name)
+            await ask(client, name, LONG * 4, 64)
     index = place / "data" / "index.sqlite"
     data = bytearray(index.read_bytes())
     if damage == "header":
