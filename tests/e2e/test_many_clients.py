@@ -15,6 +15,7 @@ import pytest
 from llmaas.api.client import Client
 from llmaas.records import Message, Precision
 from tests.support.daemon import Daemon, serving
+from tests.support.loop import on_a_loop
 from tests.support.oracle import App
 
 APPS = 9
@@ -69,18 +70,16 @@ def test_no_app_ever_sees_anothers_chunks(tmp_path: Path, precision: Precision) 
     assert held() == before
 
 
-def test_a_waiting_call_does_not_cost_the_chunks_of_the_one_that_has_just_returned(tmp_path: Path) -> None:
-    async def run() -> None:
-        async with serving(tmp_path, pool_bytes=8 << 20) as daemon, daemon.connect("a") as client:
-            for name in "ab":  # either takes more than half of the cells
-                await client.create(name=name)
-                await client.append(name, [Message("user", name * 540)])
-            for _ in range(4):
-                more = [Message("user", "hello again")]
-                await asyncio.gather(*[client.generate(name, more, max_tokens=50).done() for name in "ab"])
-            counts = daemon.service.stats()["counts"]
-            assert isinstance(counts, dict)
-            assert counts["switches"] == 10 and counts["contexts_left_cells"] >= 6
-            assert counts["tokens_recomputed"] == 0, "there was room for all of them in the pool"
-
-    asyncio.run(run())
+@on_a_loop
+async def test_a_waiting_call_does_not_cost_the_chunks_of_the_one_that_has_just_returned(tmp_path: Path) -> None:
+    async with serving(tmp_path, pool_bytes=8 << 20) as daemon, daemon.connect("a") as client:
+        for name in "ab":  # either takes more than half of the cells
+            await client.create(name=name)
+            await client.append(name, [Message("user", name * 540)])
+        for _ in range(4):
+            more = [Message("user", "hello again")]
+            await asyncio.gather(*[client.generate(name, more, max_tokens=50).done() for name in "ab"])
+        counts = daemon.service.stats()["counts"]
+        assert isinstance(counts, dict)
+        assert counts["switches"] == 10 and counts["contexts_left_cells"] >= 6
+        assert counts["tokens_recomputed"] == 0, "there was room for all of them in the pool"
