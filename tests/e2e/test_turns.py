@@ -15,6 +15,7 @@ from llmaas.errors import Expired
 from llmaas.planner.events import DutyChanged
 from tests.e2e.test_many_clients import work
 from tests.support.daemon import serving
+from tests.support.loop import on_a_loop
 
 
 class SlowEngine(FakeEngine):
@@ -24,23 +25,22 @@ class SlowEngine(FakeEngine):
         super().__init__(n_cells, n_seqs, end_rate=end_rate, step_time=lambda n: 1e-3 + 1e-4 * n)
 
 
-def test_answers_that_are_interrupted_say_what_they_would_have_said(tmp_path: Path) -> None:
-    async def run() -> None:
-        async with serving(tmp_path, end_rate=0.02, pool_bytes=400_000, quantum=3, max_running=2) as daemon:
-            apps = [daemon.app(f"app-{i}", seed=i) for i in range(6)]
-            until = time.monotonic() + 2.0
-            with ThreadPoolExecutor(6) as threads:
-                done = [asyncio.wrap_future(threads.submit(work, daemon, app, until)) for app in apps]
-                await asyncio.wait(done)
-            for future in done:
-                future.result()
-            counts = daemon.service.stats()["counts"]
-            assert isinstance(counts, dict) and counts["pauses"] > 20
-
-    asyncio.run(run())
+@on_a_loop
+async def test_answers_that_are_interrupted_say_what_they_would_have_said(tmp_path: Path) -> None:
+    async with serving(tmp_path, end_rate=0.02, pool_bytes=400_000, quantum=3, max_running=2) as daemon:
+        apps = [daemon.app(f"app-{i}", seed=i) for i in range(6)]
+        until = time.monotonic() + 2.0
+        with ThreadPoolExecutor(6) as threads:
+            done = [asyncio.wrap_future(threads.submit(work, daemon, app, until)) for app in apps]
+            await asyncio.wait(done)
+        for future in done:
+            future.result()
+        counts = daemon.service.stats()["counts"]
+        assert isinstance(counts, dict) and counts["pauses"] > 20
 
 
-def test_a_drawn_answer_keeps_its_dice_when_it_is_interrupted(tmp_path: Path) -> None:
+@on_a_loop
+async def test_a_drawn_answer_keeps_its_dice_when_it_is_interrupted(tmp_path: Path) -> None:
     dice = Sampling(temperature=1.0, seed=7)
 
     async def answers(root: Path, names: str, **settings: int) -> dict[str, str]:
@@ -54,55 +54,49 @@ def test_a_drawn_answer_keeps_its_dice_when_it_is_interrupted(tmp_path: Path) ->
             assert isinstance(counts, dict) and bool(counts["pauses"]) == (len(names) > 1)
             return {name: stream.text for name, stream in streams.items()}
 
-    alone = {name: asyncio.run(answers(tmp_path / name, name))[name] for name in "abcdef"}
-    assert asyncio.run(answers(tmp_path / "all", "abcdef", quantum=5)) == alone
+    alone = {name: (await answers(tmp_path / name, name))[name] for name in "abcdef"}
+    assert await answers(tmp_path / "all", "abcdef", quantum=5) == alone
 
 
-def test_the_urgent_answer_first_and_a_deadline_ends_what_is_late(tmp_path: Path) -> None:
-    async def run() -> None:
-        async with serving(tmp_path, engine=SlowEngine, max_running=2) as daemon, daemon.connect("a") as client:
-            for name in "abcu":
-                await client.create(name=name)
-            background = Terms(Priority.BACKGROUND)
-            slow = [client.generate(n, prompt=n * 100, max_tokens=400, terms=background) for n in "abc"]
-            await asyncio.sleep(0.2)
-            urgent = client.generate("u", prompt="u" * 10, max_tokens=10, terms=Terms(0))
-            done = await urgent.done()
-            assert done.ttft_ms < 100
-            late = client.generate("u", prompt="!", max_tokens=400, terms=Terms(9, deadline_s=0.1))
-            with pytest.raises(Expired):
-                await late.done()
-            await slow[0].prioritize(0)
-            await slow[0].done()
-            others = [asyncio.ensure_future(stream.done()) for stream in slow[1:]]
-            assert not all(other.done() for other in others)
-            for other in others:
-                assert (await other).n_generated == 400
-
-    asyncio.run(run())
+@on_a_loop
+async def test_the_urgent_answer_first_and_a_deadline_ends_what_is_late(tmp_path: Path) -> None:
+    async with serving(tmp_path, engine=SlowEngine, max_running=2) as daemon, daemon.connect("a") as client:
+        for name in "abcu":
+            await client.create(name=name)
+        background = Terms(Priority.BACKGROUND)
+        slow = [client.generate(n, prompt=n * 100, max_tokens=400, terms=background) for n in "abc"]
+        await asyncio.sleep(0.2)
+        urgent = client.generate("u", prompt="u" * 10, max_tokens=10, terms=Terms(0))
+        done = await urgent.done()
+        assert done.ttft_ms < 100
+        late = client.generate("u", prompt="!", max_tokens=400, terms=Terms(9, deadline_s=0.1))
+        with pytest.raises(Expired):
+            await late.done()
+        await slow[0].prioritize(0)
+        await slow[0].done()
+        others = [asyncio.ensure_future(stream.done()) for stream in slow[1:]]
+        assert not all(other.done() for other in others)
+        for other in others:
+            assert (await other).n_generated == 400
 
 
-def test_a_limit_set_by_the_operator_holds_for_an_app(tmp_path: Path) -> None:
-    async def run() -> None:
-        async with serving(tmp_path) as daemon, daemon.connect("a") as client:
-            info = await client.create(name="x")
-            assert (await client.limit(info.app, 100.0))["apps"] == {info.app: 100.0}
-            done = await client.generate("x", prompt="x", max_tokens=100).done()
-            assert done.decode_tps == pytest.approx(100.0, rel=0.1)
-            await client.limit(info.app)
-            done = await client.generate("x", prompt="x", max_tokens=100).done()
-            assert done.decode_tps > 200
-
-    asyncio.run(run())
+@on_a_loop
+async def test_a_limit_set_by_the_operator_holds_for_an_app(tmp_path: Path) -> None:
+    async with serving(tmp_path) as daemon, daemon.connect("a") as client:
+        info = await client.create(name="x")
+        assert (await client.limit(info.app, 100.0))["apps"] == {info.app: 100.0}
+        done = await client.generate("x", prompt="x", max_tokens=100).done()
+        assert done.decode_tps == pytest.approx(100.0, rel=0.1)
+        await client.limit(info.app)
+        done = await client.generate("x", prompt="x", max_tokens=100).done()
+        assert done.decode_tps > 200
 
 
-def test_a_smaller_duty_makes_the_daemon_compute_less(tmp_path: Path) -> None:
-    async def run() -> None:
-        async with serving(tmp_path, engine=SlowEngine) as daemon, daemon.connect("a") as client:
-            await client.create(name="x")
-            cool = await client.generate("x", prompt="x", max_tokens=200).done()
-            daemon.service._dispatch(DutyChanged(0.4))  # as the governor of a hot machine does
-            hot = await client.generate("x", prompt="x", max_tokens=200).done()
-            assert 0.2 * cool.decode_tps < hot.decode_tps < 0.55 * cool.decode_tps
-
-    asyncio.run(run())
+@on_a_loop
+async def test_a_smaller_duty_makes_the_daemon_compute_less(tmp_path: Path) -> None:
+    async with serving(tmp_path, engine=SlowEngine) as daemon, daemon.connect("a") as client:
+        await client.create(name="x")
+        cool = await client.generate("x", prompt="x", max_tokens=200).done()
+        daemon.service._dispatch(DutyChanged(0.4))  # as the governor of a hot machine does
+        hot = await client.generate("x", prompt="x", max_tokens=200).done()
+        assert 0.2 * cool.decode_tps < hot.decode_tps < 0.55 * cool.decode_tps
