@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import asyncio
 import logging
 import shutil
 import sqlite3
@@ -17,6 +16,7 @@ from llmaas.kvchunks.store.cipher import CIPHERS, KEY_BYTES, OVERHEAD, CipherKey
 from llmaas.kvchunks.store.store import Files, Span, Store
 from llmaas.records import ChunkKey, ContextId
 from tests.kvchunks.store.test_store import data, key, row
+from tests.support.loop import on_a_loop
 from tests.support.service_house import APP, house
 
 A, B = ContextId("a"), ContextId("b")
@@ -266,7 +266,8 @@ def test_a_write_that_was_under_way_at_the_deletion_leaves_no_key_behind(root: P
 TEXT = "It was the best of times, it was the worst of times, it was the age of wisdom. "
 
 
-def test_another_master_key_costs_time_and_no_word_of_the_conversation(tmp_path: Path) -> None:
+@on_a_loop
+async def test_another_master_key_costs_time_and_no_word_of_the_conversation(tmp_path: Path) -> None:
     async def turns(root: Path, masters: Sequence[MasterKey]) -> list[str]:
         said = []
         for i, master in enumerate(masters):
@@ -280,22 +281,20 @@ def test_another_master_key_costs_time_and_no_word_of_the_conversation(tmp_path:
                     assert bool(done.switch.disk) == same and done.switch.tokens > 100
         return said
 
-    changing = asyncio.run(turns(tmp_path / "changing", [MASTER, OTHER, OTHER, MASTER]))
-    assert changing == asyncio.run(turns(tmp_path / "calm", [MASTER] * 4))
+    changing = await turns(tmp_path / "changing", [MASTER, OTHER, OTHER, MASTER])
+    assert changing == await turns(tmp_path / "calm", [MASTER] * 4)
 
 
-def test_a_fork_goes_on_from_disk_when_the_context_it_came_from_is_deleted(tmp_path: Path) -> None:
-    async def run() -> None:
-        async with house(tmp_path) as h:
-            await h.service.create(APP, name="x", system=None)
-            await h.say("x", TEXT * 4, 4)
-            await h.service.rest()
-            await h.service.fork(APP, "x", name="y")
-            await h.service.delete(APP, "x")
-            y = h.service.show(APP, "y").info.id
-        assert wrapped_keys(tmp_path).keys() == {y}
-        async with house(tmp_path) as h:
-            _, done = await h.say("y", "go on", 4)
-            assert done.switch.disk > 256 and not done.switch.recomputed
-
-    asyncio.run(run())
+@on_a_loop
+async def test_a_fork_goes_on_from_disk_when_the_context_it_came_from_is_deleted(tmp_path: Path) -> None:
+    async with house(tmp_path) as h:
+        await h.service.create(APP, name="x", system=None)
+        await h.say("x", TEXT * 4, 4)
+        await h.service.rest()
+        await h.service.fork(APP, "x", name="y")
+        await h.service.delete(APP, "x")
+        y = h.service.show(APP, "y").info.id
+    assert wrapped_keys(tmp_path).keys() == {y}
+    async with house(tmp_path) as h:
+        _, done = await h.say("y", "go on", 4)
+        assert done.switch.disk > 256 and not done.switch.recomputed
