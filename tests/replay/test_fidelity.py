@@ -21,10 +21,12 @@ from llmaas.replay.simulator import Replay
 from llmaas.replay.trace import TraceCall
 from llmaas.service.recorder import read
 from llmaas.service.service import Service
+from tests.support.loop import on_a_loop
 from tests.support.service_house import APP, house
 
 
-def test_a_recorded_run_fed_to_a_fresh_planner_gives_the_same_actions(
+@on_a_loop
+async def test_a_recorded_run_fed_to_a_fresh_planner_gives_the_same_actions(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     live: list[tuple[Event, list[Action]]] = []
@@ -62,7 +64,7 @@ def test_a_recorded_run_fed_to_a_fresh_planner_gives_the_same_actions(
 
     with monkeypatch.context() as m:
         m.setattr(Planner, "handle", spy)
-        asyncio.run(run())
+        await run()
     settings, events = read(tmp_path / "log")
     planner = Planner(settings)
     replayed = [(event, planner.handle(event, now)) for event, now in events]
@@ -100,7 +102,8 @@ def test_a_file_that_is_no_recording_is_refused(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("pool_bytes", [80_000, 150_000, 1_000_000])
-def test_replay_and_service_count_the_same_hits_misses_and_evictions(tmp_path: Path, pool_bytes: int) -> None:
+@on_a_loop
+async def test_replay_and_service_count_the_same_hits_misses_and_evictions(tmp_path: Path, pool_bytes: int) -> None:
     rng = random.Random(11)
     trace = [
         TraceCall(
@@ -133,7 +136,7 @@ def test_replay_and_service_count_the_same_hits_misses_and_evictions(tmp_path: P
             assert isinstance(counts, dict)
             return counts, sources, h.service.planner_settings
 
-    counts, sources, settings = asyncio.run(live())
+    counts, sources, settings = await live()
     report = Replay(settings).run(trace)
     assert report.problems == ()
     assert [r.sources for r in report.calls] == sources
@@ -146,16 +149,14 @@ def test_replay_and_service_count_the_same_hits_misses_and_evictions(tmp_path: P
         assert report.tally.chunks_evicted > 0
 
 
-def test_a_disk_that_cannot_hold_the_recording_ends_the_recording_and_nothing_else(
+@on_a_loop
+async def test_a_disk_that_cannot_hold_the_recording_ends_the_recording_and_nothing_else(
     tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
-    async def run() -> None:
-        async with house(tmp_path, record=Path("/dev/full")) as h:
-            for name in "abcdefgh":
-                await h.service.create(APP, name=name, system=None)
-                for i in range(6):
-                    text, _ = await h.say(name, f"{i}" * 30, 20)
-                    assert len(text) == 20
-
-    asyncio.run(run())
+    async with house(tmp_path, record=Path("/dev/full")) as h:
+        for name in "abcdefgh":
+            await h.service.create(APP, name=name, system=None)
+            for i in range(6):
+                text, _ = await h.say(name, f"{i}" * 30, 20)
+                assert len(text) == 20
     assert "the recording ends here" in caplog.text
