@@ -14,6 +14,7 @@ from llmaas.calls import CallSpec, FinishReason, Generation, Piece, Sampling, Tu
 from llmaas.engine.base import BatchItem
 from llmaas.engine.fake import BOS, FakeEngine
 from llmaas.records import Message
+from tests.support.loop import on_a_loop
 from tests.support.service_house import APP, House, house
 
 LIMIT = 1024
@@ -39,98 +40,86 @@ async def fill(h: House, name: str, turns: int = 9) -> None:
 
 
 @pytest.mark.parametrize("system", ["You are brief.", None])
-def test_a_conversation_without_end_keeps_its_system_message_and_its_newest_turns(
+@on_a_loop
+async def test_a_conversation_without_end_keeps_its_system_message_and_its_newest_turns(
     tmp_path: Path, system: str | None
 ) -> None:
-    async def run() -> None:
-        async with house(tmp_path) as h:
-            await h.service.create(APP, name="x", system=system)
-            shifts = 0
-            for i in range(40):
-                answer, done = await h.say("x", f"{i}: " + "x" * 60, 12, on_full="shift")
-                shifts += done.n_dropped > 0
-                tokens = h.tokens("x")
-                assert len(tokens) == done.n_tokens <= LIMIT and done.n_generated == 12
-                assert tokens[0] == BOS and tokens.count(BOS) == 1
-                assert tokens == rendered(h, "x")[: len(tokens)], "as if what was dropped had never been said"
-                messages = h.service.show(APP, "x").messages
-                assert messages[-1].content == answer and messages[-2].content.startswith(f"{i}:")
-                if system:
-                    assert messages[0] == Message("system", system)
-                assert [m.role for m in messages[-4:]] == ["user", "assistant"] * 2 or i == 0
-                assert next_token(tokens[:-1]) == tokens[-1], "no KV has seen what was dropped"
-            assert 4 <= shifts <= 12, "once in many turns"
-
-    asyncio.run(run())
-
-
-def test_an_answer_that_fills_the_context_goes_on(tmp_path: Path) -> None:
-    async def run() -> None:
-        async with house(tmp_path) as h:
-            await h.service.create(APP, name="x", system="You are brief.")
-            await fill(h, "x", 6)
-            pieces: list[Piece] = []
-            generation = Generation(700, Sampling(temperature=0.8, seed=3), logprobs=1, on_full="shift")
-            _, future = h.service.submit(
-                APP, "x", CallSpec(Turn((Message("user", "go on"),)), generation), pieces.append
-            )
-            done = await future
-            assert done.reason is FinishReason.LENGTH and done.n_generated == 700 and done.n_dropped > 300
+    async with house(tmp_path) as h:
+        await h.service.create(APP, name="x", system=system)
+        shifts = 0
+        for i in range(40):
+            answer, done = await h.say("x", f"{i}: " + "x" * 60, 12, on_full="shift")
+            shifts += done.n_dropped > 0
+            tokens = h.tokens("x")
+            assert len(tokens) == done.n_tokens <= LIMIT and done.n_generated == 12
+            assert tokens[0] == BOS and tokens.count(BOS) == 1
+            assert tokens == rendered(h, "x")[: len(tokens)], "as if what was dropped had never been said"
             messages = h.service.show(APP, "x").messages
-            assert "".join(piece.text for piece in pieces) == messages[-1].content and messages[-2].content == "go on"
-            assert [token for piece in pieces for token in piece.tokens] == h.tokens("x")[-700:]
-            assert h.tokens("x") == rendered(h, "x")[: len(h.tokens("x"))]
-            assert len(h.tokens("x")) == done.n_tokens <= LIMIT
-            await h.say("x", "and?", 5, on_full="shift")
+            assert messages[-1].content == answer and messages[-2].content.startswith(f"{i}:")
+            if system:
+                assert messages[0] == Message("system", system)
+            assert [m.role for m in messages[-4:]] == ["user", "assistant"] * 2 or i == 0
+            assert next_token(tokens[:-1]) == tokens[-1], "no KV has seen what was dropped"
+        assert 4 <= shifts <= 12, "once in many turns"
+
+
+@on_a_loop
+async def test_an_answer_that_fills_the_context_goes_on(tmp_path: Path) -> None:
+    async with house(tmp_path) as h:
+        await h.service.create(APP, name="x", system="You are brief.")
+        await fill(h, "x", 6)
+        pieces: list[Piece] = []
+        generation = Generation(700, Sampling(temperature=0.8, seed=3), logprobs=1, on_full="shift")
+        _, future = h.service.submit(APP, "x", CallSpec(Turn((Message("user", "go on"),)), generation), pieces.append)
+        done = await future
+        assert done.reason is FinishReason.LENGTH and done.n_generated == 700 and done.n_dropped > 300
+        messages = h.service.show(APP, "x").messages
+        assert "".join(piece.text for piece in pieces) == messages[-1].content and messages[-2].content == "go on"
+        assert [token for piece in pieces for token in piece.tokens] == h.tokens("x")[-700:]
+        assert h.tokens("x") == rendered(h, "x")[: len(h.tokens("x"))]
+        assert len(h.tokens("x")) == done.n_tokens <= LIMIT
+        await h.say("x", "and?", 5, on_full="shift")
+        assert next_token(h.tokens("x")[:-1]) == h.tokens("x")[-1]
+
+
+@on_a_loop
+async def test_an_answer_longer_than_everything_ends_where_nothing_is_left_to_drop(tmp_path: Path) -> None:
+    async with house(tmp_path) as h:
+        await h.service.create(APP, name="x", system="You are brief.")
+        await fill(h, "x", 4)
+        answer, done = await h.say("x", "go on", 5000, on_full="shift")
+        assert done.reason is FinishReason.CONTEXT_FULL and done.n_tokens == LIMIT
+        messages = h.service.show(APP, "x").messages
+        assert [m.role for m in messages] == ["system", "user", "assistant"] and messages[-1].content == answer
+        with pytest.raises(errors.ContextTooLong):
+            await h.say("x", "more", 5)
+        _, done = await h.say("x", "more", 5, on_full="shift")
+        assert done.n_dropped > 900 and done.n_generated == 5
+
+
+@on_a_loop
+async def test_raw_text_keeps_its_first_piece(tmp_path: Path) -> None:
+    async with house(tmp_path) as h:
+        await h.service.create(APP, name="x", system=None)
+        first = "once upon a time "
+        for i in range(12):
+            turn = Turn(prompt=(first if i == 0 else "") + f"{i}, " * 40)
+            await h.call("x", turn, Generation(20, on_full="shift"))
+            assert bytes(h.tokens("x")[1 : 1 + len(first)]).decode() == first
             assert next_token(h.tokens("x")[:-1]) == h.tokens("x")[-1]
-
-    asyncio.run(run())
-
-
-def test_an_answer_longer_than_everything_ends_where_nothing_is_left_to_drop(tmp_path: Path) -> None:
-    async def run() -> None:
-        async with house(tmp_path) as h:
-            await h.service.create(APP, name="x", system="You are brief.")
-            await fill(h, "x", 4)
-            answer, done = await h.say("x", "go on", 5000, on_full="shift")
-            assert done.reason is FinishReason.CONTEXT_FULL and done.n_tokens == LIMIT
-            messages = h.service.show(APP, "x").messages
-            assert [m.role for m in messages] == ["system", "user", "assistant"] and messages[-1].content == answer
-            with pytest.raises(errors.ContextTooLong):
-                await h.say("x", "more", 5)
-            _, done = await h.say("x", "more", 5, on_full="shift")
-            assert done.n_dropped > 900 and done.n_generated == 5
-
-    asyncio.run(run())
+        with pytest.raises(errors.ContextTooLong):
+            await h.call("x", Turn(prompt="y" * LIMIT), Generation(20, on_full="shift"))
 
 
-def test_raw_text_keeps_its_first_piece(tmp_path: Path) -> None:
-    async def run() -> None:
-        async with house(tmp_path) as h:
-            await h.service.create(APP, name="x", system=None)
-            first = "once upon a time "
-            for i in range(12):
-                turn = Turn(prompt=(first if i == 0 else "") + f"{i}, " * 40)
-                await h.call("x", turn, Generation(20, on_full="shift"))
-                assert bytes(h.tokens("x")[1 : 1 + len(first)]).decode() == first
-                assert next_token(h.tokens("x")[:-1]) == h.tokens("x")[-1]
-            with pytest.raises(errors.ContextTooLong):
-                await h.call("x", Turn(prompt="y" * LIMIT), Generation(20, on_full="shift"))
-
-    asyncio.run(run())
-
-
-def test_an_answer_that_is_continued_keeps_its_own_turn(tmp_path: Path) -> None:
-    async def run() -> None:
-        async with house(tmp_path) as h:
-            await h.service.create(APP, name="x", system=None)
-            await fill(h, "x", 8)
-            said, _ = await h.say("x", "tell", 100, on_full="shift")
-            more, done = await h.call("x", Turn(), Generation(300, on_full="shift"))
-            messages = h.service.show(APP, "x").messages
-            assert done.n_dropped > 0 and messages[-2:] == (Message("user", "tell"), Message("assistant", said + more))
-
-    asyncio.run(run())
+@on_a_loop
+async def test_an_answer_that_is_continued_keeps_its_own_turn(tmp_path: Path) -> None:
+    async with house(tmp_path) as h:
+        await h.service.create(APP, name="x", system=None)
+        await fill(h, "x", 8)
+        said, _ = await h.say("x", "tell", 100, on_full="shift")
+        more, done = await h.call("x", Turn(), Generation(300, on_full="shift"))
+        messages = h.service.show(APP, "x").messages
+        assert done.n_dropped > 0 and messages[-2:] == (Message("user", "tell"), Message("assistant", said + more))
 
 
 def full_disk(h: House) -> None:
@@ -155,55 +144,49 @@ def failing_steps(h: House) -> None:
         (failing_steps, "more", errors.EngineFailed),
     ],
 )
-def test_after_a_failure_the_whole_conversation_is_there_again(
+@on_a_loop
+async def test_after_a_failure_the_whole_conversation_is_there_again(
     tmp_path: Path, trouble: Callable[[House], None], text: str, error: type[Exception]
 ) -> None:
-    async def run() -> None:
-        async with house(tmp_path) as h:
-            await h.service.create(APP, name="x", system="You are brief.")
-            await fill(h, "x", 8)
-            before, messages = h.tokens("x"), h.service.show(APP, "x").messages
-            trouble(h)
-            with pytest.raises(error):
-                await h.say("x", text, 300, on_full="shift")
-            for name in ("_check", "rewrite"):
-                vars(h.thread.engine).pop(name, None)
-                vars(h.store).pop(name, None)
-            assert h.tokens("x") == before and h.service.show(APP, "x").messages == messages
-            _, done = await h.say("x", "again", 3)
-            assert done.n_dropped == 0 and h.tokens("x")[: len(before)] == before
-            assert next_token(h.tokens("x")[:-1]) == h.tokens("x")[-1]
-
-    asyncio.run(run())
+    async with house(tmp_path) as h:
+        await h.service.create(APP, name="x", system="You are brief.")
+        await fill(h, "x", 8)
+        before, messages = h.tokens("x"), h.service.show(APP, "x").messages
+        trouble(h)
+        with pytest.raises(error):
+            await h.say("x", text, 300, on_full="shift")
+        for name in ("_check", "rewrite"):
+            vars(h.thread.engine).pop(name, None)
+            vars(h.store).pop(name, None)
+        assert h.tokens("x") == before and h.service.show(APP, "x").messages == messages
+        _, done = await h.say("x", "again", 3)
+        assert done.n_dropped == 0 and h.tokens("x")[: len(before)] == before
+        assert next_token(h.tokens("x")[:-1]) == h.tokens("x")[-1]
 
 
-def test_without_leave_nothing_is_dropped(tmp_path: Path) -> None:
-    async def run() -> None:
-        async with house(tmp_path) as h:
-            await h.service.create(APP, name="x", system=None)
-            await fill(h, "x", 8)
-            _, done = await h.say("x", "go on", 500)
-            assert done.reason is FinishReason.CONTEXT_FULL and done.n_dropped == 0
-            with pytest.raises(errors.ContextTooLong):
-                await h.say("x", "more", 5)
-
-    asyncio.run(run())
+@on_a_loop
+async def test_without_leave_nothing_is_dropped(tmp_path: Path) -> None:
+    async with house(tmp_path) as h:
+        await h.service.create(APP, name="x", system=None)
+        await fill(h, "x", 8)
+        _, done = await h.say("x", "go on", 500)
+        assert done.reason is FinishReason.CONTEXT_FULL and done.n_dropped == 0
+        with pytest.raises(errors.ContextTooLong):
+            await h.say("x", "more", 5)
 
 
-def test_a_cancelled_answer_keeps_what_was_said_after_a_shift(tmp_path: Path) -> None:
-    async def run() -> None:
-        async with house(tmp_path, engine={"step_time": lambda n: 0.001}) as h:
-            await h.service.create(APP, name="x", system=None)
-            await fill(h, "x", 7)
-            pieces: list[Piece] = []
-            generation = Generation(800, on_full="shift")
-            request, future = h.service.submit(APP, "x", CallSpec(Turn(prompt="go on"), generation), pieces.append)
-            while sum(len(piece.tokens) for piece in pieces) < 500:
-                await asyncio.sleep(0.01)
-            h.service.cancel(request)
-            with pytest.raises(errors.Cancelled) as caught:
-                await future
-            said = [token for piece in pieces for token in piece.tokens]
-            assert caught.value.n_generated == len(said) >= 500 and h.tokens("x")[-len(said) :] == said
-
-    asyncio.run(run())
+@on_a_loop
+async def test_a_cancelled_answer_keeps_what_was_said_after_a_shift(tmp_path: Path) -> None:
+    async with house(tmp_path, engine={"step_time": lambda n: 0.001}) as h:
+        await h.service.create(APP, name="x", system=None)
+        await fill(h, "x", 7)
+        pieces: list[Piece] = []
+        generation = Generation(800, on_full="shift")
+        request, future = h.service.submit(APP, "x", CallSpec(Turn(prompt="go on"), generation), pieces.append)
+        while sum(len(piece.tokens) for piece in pieces) < 500:
+            await asyncio.sleep(0.01)
+        h.service.cancel(request)
+        with pytest.raises(errors.Cancelled) as caught:
+            await future
+        said = [token for piece in pieces for token in piece.tokens]
+        assert caught.value.n_generated == len(said) >= 500 and h.tokens("x")[-len(said) :] == said
