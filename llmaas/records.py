@@ -137,10 +137,10 @@ class ChunkSensitivity(NamedTuple):
 
 
 class ChunkMeta(NamedTuple):
-    """What is known of a stored chunk besides its bytes; ``tolerance`` None: it was not measured yet."""
+    """What is known of a stored chunk besides its bytes; ``sensitivity`` None: it was not measured yet."""
 
     precision: Precision
-    tolerance: ChunkSensitivity | None = None
+    sensitivity: ChunkSensitivity | None = None
 
 
 @dataclass(frozen=True, slots=True)

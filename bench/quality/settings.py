@@ -36,7 +36,7 @@ class Prefix:
         self._queries = queries
 
     @cached_property
-    def tolerances(self) -> list[ChunkSensitivity | None]:
+    def sensitivities(self) -> list[ChunkSensitivity | None]:
         """How much each chunk's K and V matter; None where too few queries see it."""
         if self._queries is None:
             raise RuntimeError("the engine samples no queries: is its C extension built?")
@@ -53,8 +53,8 @@ class Prefix:
     @property
     def densities(self) -> list[float]:
         """LLMS' D_i; what is too new for it counts as the densest, which is the best that LLMS could do with it."""
-        known = [one.density for one in self.tolerances if one is not None]
-        return [max(known, default=1.0) if one is None else one.density for one in self.tolerances]
+        known = [one.density for one in self.sensitivities if one is not None]
+        return [max(known, default=1.0) if one is None else one.density for one in self.sensitivities]
 
     def size(self, precision: Precision) -> int:
         """Bytes of a chunk other than the first."""
@@ -96,7 +96,7 @@ class Uniform:
 
 def by_tolerance(prefix: Prefix, nbytes: int) -> list[Precision]:
     """Bits where they keep most of the attention output (kvchunks/codec/sensitivity.py)."""
-    return allocate(prefix.tolerances, prefix.size, nbytes)
+    return allocate(prefix.sensitivities, prefix.size, nbytes)
 
 
 def by_density(prefix: Prefix, nbytes: int) -> list[Precision]:

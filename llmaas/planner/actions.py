@@ -143,7 +143,7 @@ class WriteChunks:
     write: int
     context: ContextId
     keys: tuple[ChunkKey, ...]
-    tolerances: tuple[ChunkSensitivity | None, ...]
+    sensitivities: tuple[ChunkSensitivity | None, ...]
 
 
 @dataclass(frozen=True, slots=True)
@@ -157,7 +157,7 @@ class StopWrite:
 class PersistSensitivity:
     """Keep with chunks on DISK what has been learnt of them since they were written."""
 
-    tolerances: tuple[tuple[ChunkKey, ChunkSensitivity], ...]
+    sensitivities: tuple[tuple[ChunkKey, ChunkSensitivity], ...]
 
 
 @dataclass(frozen=True, slots=True)

@@ -1,7 +1,7 @@
-"""The bit books: what is known of every chunk's tolerance, and with how many bits it is coded.
+"""The bit books: what is known of every chunk's sensitivity, and with how many bits it is coded.
 
 Law: work per event does not grow with the number of chunks. A chunk's precision is what the present price makes of its
-tolerance (``policies.bit_price``), decided when it is first coded; later it may only fall, from its stored form.
+sensitivity (``policies.bit_price``), decided when it is first coded; later it may only fall, from its stored form.
 
 Bytes are one budget for all contexts, so many bits per stored value. When it is exceeded, a hand goes round the stored
 chunks, as a clock's does, and proposes those for which the price now pays less than they have: tolerant ones, and
@@ -43,13 +43,13 @@ class _Entry:
     """``nbytes`` 0: known, but not stored."""
 
     owner: ContextId = NOBODY
-    tolerance: ChunkSensitivity | None = None
+    sensitivity: ChunkSensitivity | None = None
     precision: Precision = LOSSLESS
     nbytes: int = 0
     used: float = 0.0
     stake: ChunkDemand | None = None
     noted: ChunkSensitivity | None = None
-    """What is on DISK, or on its way there, of ``tolerance``."""
+    """What is on DISK, or on its way there, of ``sensitivity``."""
 
 
 class BitBooks:
@@ -90,13 +90,13 @@ class BitBooks:
         """A chunk was measured (again)."""
         self._book.learn(found)
         entry = self._entries.setdefault(key, _Entry(used=now))
-        entry.tolerance = found if entry.tolerance is None else merged(entry.tolerance, found)
+        entry.sensitivity = found if entry.sensitivity is None else merged(entry.sensitivity, found)
         self._count(entry, now)  # also those that are still to be coded: they will want their share
 
     def news(self, key: ChunkKey) -> ChunkSensitivity | None:
         """What is to be kept anew with the chunk on DISK, if that has changed much."""
         entry = self._entries[key]
-        if entry.tolerance is None or not _is_news(entry.tolerance, entry.noted):
+        if entry.sensitivity is None or not _is_news(entry.sensitivity, entry.noted):
             return None
         return self.note(key)
 
@@ -105,16 +105,16 @@ class BitBooks:
         entry = self._entries.get(key)
         if entry is None:
             return None
-        entry.noted = entry.tolerance
+        entry.noted = entry.sensitivity
         return entry.noted
 
     def found(self, context: Context, key: ChunkKey, notes: ChunkMeta, nbytes: int) -> None:
         """At start: the chunk is on DISK, as an earlier run coded it."""
         if notes.precision == LOSSLESS or not self._settings.measure:
             return
-        entry = self._entries[key] = _Entry(tolerance=notes.tolerance, noted=notes.tolerance)
-        if notes.tolerance is not None:
-            self._book.learn(notes.tolerance)
+        entry = self._entries[key] = _Entry(sensitivity=notes.sensitivity, noted=notes.sensitivity)
+        if notes.sensitivity is not None:
+            self._book.learn(notes.sensitivity)
         self._keep(key, entry, context.id, notes.precision, nbytes, context.idle_since)
 
     def stored(self, owner: ContextId, target: ChunkTarget, nbytes: int, now: float) -> None:
@@ -212,7 +212,7 @@ class BitBooks:
         if entry.stake is not None:
             self._book.remove(entry.stake)
         heat = max(_COLDEST, 2.0 ** (-max(0.0, now - entry.used) / _HALF_LIFE_S))
-        entry.stake = stake(entry.tolerance, heat)
+        entry.stake = stake(entry.sensitivity, heat)
         self._book.add(entry.stake)
         return entry.stake
 

@@ -105,5 +105,5 @@ def _event(name: str, fields: tuple[Any, ...]) -> Event:
 def _notes(fields: tuple[Any, ...] | None) -> ChunkMeta | None:
     if fields is None:
         return None
-    (k, v), tolerance = fields
-    return ChunkMeta(Precision(k, v), None if tolerance is None else ChunkSensitivity(*tolerance))
+    (k, v), sensitivity = fields
+    return ChunkMeta(Precision(k, v), None if sensitivity is None else ChunkSensitivity(*sensitivity))

@@ -413,10 +413,10 @@ def test_a_measurement_that_comes_late_or_knows_nothing_still_ends_well() -> Non
 
 def test_when_sensitive_chunks_come_the_tolerant_ones_that_are_stored_pay_for_them() -> None:
     w = world(spending="tolerance", bits=3.0)
-    w.tolerance = lambda: ChunkSensitivity(1e-6, 1e-6, 0.5, 10.0, 640)  # type: ignore[method-assign]
+    w.sensitivity = lambda: ChunkSensitivity(1e-6, 1e-6, 0.5, 10.0, 640)  # type: ignore[method-assign]
     run_call(w, w.open(), 640, 0)
     before = dict(w.pool)
-    w.tolerance = lambda: ChunkSensitivity(1e-1, 1e-1, 0.5, 10.0, 640)  # type: ignore[method-assign]
+    w.sensitivity = lambda: ChunkSensitivity(1e-1, 1e-1, 0.5, 10.0, 640)  # type: ignore[method-assign]
     run_call(w, w.open(), 900, 0)
     lowered = asked(w, act.LowerChunks)
     assert lowered and {k for a in lowered for k, _ in a.chunks} <= before.keys()
@@ -429,16 +429,16 @@ def test_when_sensitive_chunks_come_the_tolerant_ones_that_are_stored_pay_for_th
 def test_after_a_restart_chunks_are_known_as_they_were_and_still_pay_for_sensitive_ones() -> None:
     w = world(spending="tolerance", bits=3.0)
     w.told = 1.0
-    w.tolerance = lambda: INSENSITIVE  # type: ignore[method-assign]
+    w.sensitivity = lambda: INSENSITIVE  # type: ignore[method-assign]
     ctx = w.open()
     run_call(w, ctx, 640, 0)
     notes = {k: ChunkMeta(c.precision, INSENSITIVE) for c in saved(w) if (k := c.key) in w.disk}
-    assert [t for a in asked(w, act.WriteChunks) for t in a.tolerances].count(INSENSITIVE) == 10
+    assert [t for a in asked(w, act.WriteChunks) for t in a.sensitivities].count(INSENSITIVE) == 10
     w.restart(notes, idle=5.0)
     assert not asked(w, act.MeasureChunks)
     before = dict(w.disk)
     run_call(w, ctx, 1, 0)  # brings them to the POOL
-    w.tolerance = lambda: ChunkSensitivity(1e-1, 1e-1, 0.5, 10.0, 640)  # type: ignore[method-assign]
+    w.sensitivity = lambda: ChunkSensitivity(1e-1, 1e-1, 0.5, 10.0, 640)  # type: ignore[method-assign]
     run_call(w, w.open(), 900, 0)
     assert {k for a in asked(w, act.LowerChunks) for k, _ in a.chunks} & before.keys()
 
@@ -446,20 +446,20 @@ def test_after_a_restart_chunks_are_known_as_they_were_and_still_pay_for_sensiti
 def test_what_is_learnt_of_a_stored_chunk_is_kept_with_it_once_it_differs() -> None:
     w = world(spending="tolerance", bits=3.0)
     w.told = 1.0
-    w.tolerance = lambda: INSENSITIVE  # type: ignore[method-assign]
+    w.sensitivity = lambda: INSENSITIVE  # type: ignore[method-assign]
     ctx = w.open()
     run_call(w, ctx, 640, 0)
     run_call(w, ctx, 64, 0)
     assert not asked(w, act.PersistSensitivity)
-    w.tolerance = lambda: INSENSITIVE._replace(k=1e-2, weight=100.0)  # type: ignore[method-assign]
+    w.sensitivity = lambda: INSENSITIVE._replace(k=1e-2, weight=100.0)  # type: ignore[method-assign]
     run_call(w, ctx, 64, 0)
     (noted,) = asked(w, act.PersistSensitivity)
-    assert len(noted.tolerances) == 11 and all(t.k > 1e-3 for _, t in noted.tolerances)
+    assert len(noted.sensitivities) == 11 and all(t.k > 1e-3 for _, t in noted.sensitivities)
 
 
 def test_what_lies_unused_for_long_pays_before_what_is_in_use() -> None:
     w = world(spending="tolerance", bits=3.0)
-    w.tolerance = lambda: ChunkSensitivity(1e-3, 1e-3, 0.5, 10.0, 640)  # type: ignore[method-assign]
+    w.sensitivity = lambda: ChunkSensitivity(1e-3, 1e-3, 0.5, 10.0, 640)  # type: ignore[method-assign]
     cold = w.open()
     run_call(w, cold, 640, 0)
     w.now += 24 * 3600

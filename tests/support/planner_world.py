@@ -191,7 +191,7 @@ class World:
                 assert all(k in self.pool for k, _ in chunks)
             case act.WriteChunks(keys=keys):
                 assert all(k in self.pool for k in keys)
-            case act.PersistSensitivity(tolerances=notes):
+            case act.PersistSensitivity(sensitivities=notes):
                 assert all(k in self.disk for k, _ in notes)
                 return
             case act.DropPool(keys=keys):
@@ -245,7 +245,7 @@ class World:
                 self.tell(ev.Written(action.write, sizes, full=bad and self.rng.random() < 0.5))
             case act.MeasureChunks(chunks=spans):
                 told = () if bad else tuple(s for s in spans if self.rng.random() < self.told)
-                self.tell(ev.Measured(action.measure, tuple((s.key, self.tolerance()) for s in told)))
+                self.tell(ev.Measured(action.measure, tuple((s.key, self.sensitivity()) for s in told)))
             case act.LowerChunks(chunks=chunks):
                 smaller = tuple(0 if bad else self.size(CHUNK_TOKENS, p) for _, p in chunks)
                 smaller = tuple(n if n < self.pool[k] else 0 for n, (k, _) in zip(smaller, chunks, strict=True))
@@ -311,7 +311,7 @@ class World:
             del ctx.tokens[base:]
         self.changed(ctx, min(len(ctx.tokens), max(ctx.n_kv, action.n_kv)))
 
-    def tolerance(self) -> ChunkSensitivity:
+    def sensitivity(self) -> ChunkSensitivity:
         """Of K and V over many orders of magnitude, a density, and how sure it is as of when."""
         k, v = (10 ** self.rng.uniform(-9, -1) for _ in "kv")
         return ChunkSensitivity(k, v, self.rng.random(), self.rng.uniform(0.1, 60), self.rng.randrange(2000))

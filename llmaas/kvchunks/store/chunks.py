@@ -122,11 +122,11 @@ class Chunks:
         self._next_file += 1
         return self._next_file - 1
 
-    def persist_sensitivity(self, tolerances: Mapping[ChunkKey, ChunkSensitivity]) -> None:
+    def persist_sensitivity(self, sensitivities: Mapping[ChunkKey, ChunkSensitivity]) -> None:
         with self._index.write(durable=False) as txn:
             txn.con.executemany(
                 "UPDATE chunks SET k_change = ?, v_change = ?, density = ?, weight = ?, measured_at = ? WHERE key = ?",
-                [(*tolerance, key) for key, tolerance in tolerances.items()],
+                [(*sensitivity, key) for key, sensitivity in sensitivities.items()],
             )
 
     # -- get
@@ -364,7 +364,7 @@ def _columns(notes: ChunkMeta | None) -> tuple[float | None, ...]:
     if notes is None:
         return (None,) * len(_NOTES)
     unmeasured = (None,) * len(ChunkSensitivity._fields)
-    return (notes.precision.k, notes.precision.v, *(notes.tolerance or unmeasured))
+    return (notes.precision.k, notes.precision.v, *(notes.sensitivity or unmeasured))
 
 
 def _notes(k_bits: int | None, v_bits: int | None, *measured: Any) -> ChunkMeta | None:

@@ -213,9 +213,9 @@ class Store:
         """
         return self._chunks.put(ctx, items, notes)
 
-    def persist_sensitivity(self, tolerances: Mapping[ChunkKey, ChunkSensitivity]) -> None:
+    def persist_sensitivity(self, sensitivities: Mapping[ChunkKey, ChunkSensitivity]) -> None:
         """Keep with chunks what was measured of them after they were put; keys that are not stored are passed over."""
-        self._chunks.persist_sensitivity(tolerances)
+        self._chunks.persist_sensitivity(sensitivities)
 
     def get(self, keys: Sequence[ChunkKey]) -> list[memoryview | bytes | None]:
         """The bytes of each key, as they were put; None if it is not stored, or its bytes cannot be had.

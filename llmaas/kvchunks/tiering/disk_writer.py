@@ -56,7 +56,7 @@ class DiskWriter:
         self._hurry.set()
 
     def persist_sensitivity(self, action: PersistSensitivity) -> None:
-        self._thread.submit(self._persist_sensitivity, dict(action.tolerances))
+        self._thread.submit(self._persist_sensitivity, dict(action.sensitivities))
 
     def discard(self, keys: Sequence[ChunkKey]) -> None:
         self._thread.submit(self._discard, tuple(keys))
@@ -74,11 +74,11 @@ class DiskWriter:
             # A put passes over keys that still have a row: their old bytes would be taken for these.
             stale = set(self._undiscarded)
             items, notes = [], {}
-            for key, payload, tolerance in zip(action.keys, payloads, action.tolerances, strict=True):
+            for key, payload, sensitivity in zip(action.keys, payloads, action.sensitivities, strict=True):
                 if key not in stale:
                     head = header(payload)
                     items.append((key, head.n_tokens, payload))
-                    notes[key] = ChunkMeta(head.precision, tolerance)
+                    notes[key] = ChunkMeta(head.precision, sensitivity)
             for run in _runs(items):
                 if action.write in self._stopped:
                     break
@@ -98,11 +98,11 @@ class DiskWriter:
         if self._rate and (rest := nbytes / self._rate - seconds) > 0:
             self._hurry.wait(rest)
 
-    def _persist_sensitivity(self, tolerances: dict[ChunkKey, ChunkSensitivity]) -> None:
+    def _persist_sensitivity(self, sensitivities: dict[ChunkKey, ChunkSensitivity]) -> None:
         try:
-            self._store.persist_sensitivity(tolerances)
+            self._store.persist_sensitivity(sensitivities)
         except Exception as e:
-            log.warning("what was learnt of %d chunks is not kept: %r", len(tolerances), e)
+            log.warning("what was learnt of %d chunks is not kept: %r", len(sensitivities), e)
 
     def _discard(self, keys: tuple[ChunkKey, ...]) -> None:
         self._undiscarded += keys

@@ -32,7 +32,7 @@ Size = Callable[[Precision], int]
 
 
 class Sensitivity(Protocol):
-    """How much a chunk suffers at 3 bits; ``kvchunks.codec.sensitivity.ChunkTolerance`` is one."""
+    """How much a chunk suffers at 3 bits; ``records.ChunkSensitivity`` is one."""
 
     @property
     def k(self) -> float: ...

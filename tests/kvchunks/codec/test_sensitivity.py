@@ -1,4 +1,4 @@
-"""Tolerance: the streamed measure against whole attention matrices, in float64."""
+"""Sensitivity: the streamed measure against whole attention matrices, in float64."""
 
 from __future__ import annotations
 
