@@ -21,7 +21,7 @@ from typing import Any
 from bench.lib.arrivals import rate, steady_rate
 from bench.lib.clients import Answer, Inside, serving
 from bench.lib.common import Bar, Options, Result, engine, main, say, sig
-from llmaas.calls import ON_NO_TERMS, Terms
+from llmaas.calls import DEFAULT_TERMS, Terms
 from llmaas.kvchunks.store.store import Store
 from llmaas.records import AppId
 from llmaas.service.service import Service
@@ -35,7 +35,7 @@ _LONG = 4096
 
 
 async def hear(
-    service: Service, apps: Sequence[AppId], seconds: float, terms: Terms = ON_NO_TERMS
+    service: Service, apps: Sequence[AppId], seconds: float, terms: Terms = DEFAULT_TERMS
 ) -> tuple[list[list[float]], float, float]:
     """Answers of the apps at once: arrivals, and the begin and end of the time to look at."""
     doors = [Inside(service, app) for app in apps]

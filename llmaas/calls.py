@@ -118,7 +118,7 @@ class Terms:
             raise ValueError(f"rate must be a number of tokens per second above 0, not {self.rate}")
 
 
-ON_NO_TERMS = Terms()
+DEFAULT_TERMS = Terms()
 
 
 @dataclass(frozen=True, slots=True)
@@ -152,7 +152,7 @@ class CallSpec:
 
     turn: Turn
     generation: Generation | None = None
-    terms: Terms = ON_NO_TERMS
+    terms: Terms = DEFAULT_TERMS
 
 
 class FinishReason(enum.Enum):

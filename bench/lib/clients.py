@@ -13,7 +13,7 @@ from time import perf_counter
 from typing import Any, Protocol
 
 from llmaas.api.async_client import AsyncClient, AsyncStream
-from llmaas.calls import ON_NO_TERMS, CallSpec, Done, Generation, Piece, Terms, Turn
+from llmaas.calls import DEFAULT_TERMS, CallSpec, Done, Generation, Piece, Terms, Turn
 from llmaas.engine.thread import EngineThread
 from llmaas.errors import Cancelled
 from llmaas.kvchunks.store.store import Store
@@ -59,9 +59,9 @@ class Door(Protocol):
 
     async def create(self) -> ContextId: ...
 
-    async def append(self, context: ContextId, prompt: str, terms: Terms = ON_NO_TERMS) -> Done: ...
+    async def append(self, context: ContextId, prompt: str, terms: Terms = DEFAULT_TERMS) -> Done: ...
 
-    def answer(self, context: ContextId, prompt: str, n_new: int, terms: Terms = ON_NO_TERMS) -> Answer: ...
+    def answer(self, context: ContextId, prompt: str, n_new: int, terms: Terms = DEFAULT_TERMS) -> Answer: ...
 
     async def copy(self, context: ContextId, n_tokens: int) -> ContextId:
         """A context that begins as ``context`` does."""
@@ -85,13 +85,13 @@ class Inside:
     async def create(self) -> ContextId:
         return (await self._service.create(self._app, name=None, system=None)).id
 
-    async def append(self, context: ContextId, prompt: str, terms: Terms = ON_NO_TERMS) -> Done:
+    async def append(self, context: ContextId, prompt: str, terms: Terms = DEFAULT_TERMS) -> Done:
         _, reply = self._service.submit(
             self._app, context, CallSpec(Turn(prompt=prompt), None, terms), lambda piece: None
         )
         return await reply
 
-    def answer(self, context: ContextId, prompt: str, n_new: int, terms: Terms = ON_NO_TERMS) -> Answer:
+    def answer(self, context: ContextId, prompt: str, n_new: int, terms: Terms = DEFAULT_TERMS) -> Answer:
         answer = Answer()
         generation = Generation(max_tokens=n_new)
         request, answer.reply = self._service.submit(
@@ -131,10 +131,10 @@ class Over:
     async def create(self) -> ContextId:
         return (await self._client.create()).id
 
-    async def append(self, context: ContextId, prompt: str, terms: Terms = ON_NO_TERMS) -> Done:
+    async def append(self, context: ContextId, prompt: str, terms: Terms = DEFAULT_TERMS) -> Done:
         return await self._client.append(context, prompt=prompt, terms=terms)
 
-    def answer(self, context: ContextId, prompt: str, n_new: int, terms: Terms = ON_NO_TERMS) -> Answer:
+    def answer(self, context: ContextId, prompt: str, n_new: int, terms: Terms = DEFAULT_TERMS) -> Answer:
         answer = Answer()
         stream = self._client.generate(context, prompt=prompt, max_tokens=n_new, terms=terms)
         answer.reply = asyncio.ensure_future(_listen(stream, answer))

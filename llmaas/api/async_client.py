@@ -15,7 +15,7 @@ from typing import Any, cast
 from llmaas.api import messages as msg
 from llmaas.api import replies
 from llmaas.api.client_session import Exchange, Session
-from llmaas.calls import ON_NO_TERMS, Done, Piece, Sampling, Terms
+from llmaas.calls import DEFAULT_TERMS, Done, Piece, Sampling, Terms
 from llmaas.errors import LlmaasError, NotServing, UnknownRequest
 from llmaas.records import AdapterInfo, ContextDetail, ContextInfo, Message
 
@@ -134,7 +134,7 @@ class AsyncClient:
         return replies.result(ContextInfo, await self._ask(msg.Create(name, system, adapter)))
 
     async def append(
-        self, context: str, messages: Messages = (), prompt: str | None = None, *, terms: Terms = ON_NO_TERMS
+        self, context: str, messages: Messages = (), prompt: str | None = None, *, terms: Terms = DEFAULT_TERMS
     ) -> Done:
         """Add to a context without an answer."""
         request = msg.checked(msg.Append, context, msg.as_messages(messages), prompt, **msg.terms_map(terms))
@@ -149,7 +149,7 @@ class AsyncClient:
         max_tokens: int = 256,
         sampling: Sampling = GREEDY,
         stop: Iterable[str] = (),
-        terms: Terms = ON_NO_TERMS,
+        terms: Terms = DEFAULT_TERMS,
         logprobs: int | None = None,
         on_full: str = "error",
     ) -> AsyncStream:

@@ -20,7 +20,7 @@ from typing import Any
 from llmaas.api import messages as msg
 from llmaas.api import replies
 from llmaas.api.client_session import Exchange, Session
-from llmaas.calls import ON_NO_TERMS, Done, Piece, Sampling, Terms
+from llmaas.calls import DEFAULT_TERMS, Done, Piece, Sampling, Terms
 from llmaas.errors import NotServing
 from llmaas.records import AdapterInfo, ContextDetail, ContextInfo, Message
 
@@ -105,7 +105,7 @@ class Client:
         return replies.result(ContextInfo, self._ask(msg.Create(name, system, adapter)))
 
     def append(
-        self, context: str, messages: Messages = (), prompt: str | None = None, *, terms: Terms = ON_NO_TERMS
+        self, context: str, messages: Messages = (), prompt: str | None = None, *, terms: Terms = DEFAULT_TERMS
     ) -> Done:
         """Add to a context without an answer."""
         request = msg.checked(msg.Append, context, msg.as_messages(messages), prompt, **msg.terms_map(terms))
@@ -120,7 +120,7 @@ class Client:
         max_tokens: int = 256,
         sampling: Sampling = GREEDY,
         stop: Iterable[str] = (),
-        terms: Terms = ON_NO_TERMS,
+        terms: Terms = DEFAULT_TERMS,
         logprobs: int | None = None,
         on_full: str = "error",
     ) -> Stream:

@@ -14,7 +14,7 @@ from typing import Any, TypeVar
 
 from llmaas.api.record_maps import from_map, to_map
 from llmaas.api.wire import Frame
-from llmaas.calls import ON_NO_TERMS, Generation, Sampling, Terms, Turn
+from llmaas.calls import DEFAULT_TERMS, Generation, Sampling, Terms, Turn
 from llmaas.errors import (
     BadRequest,
     VersionMismatch,
@@ -51,7 +51,7 @@ class Append:
     context: str
     messages: tuple[Message, ...] = ()
     prompt: str | None = None
-    priority: int = ON_NO_TERMS.priority
+    priority: int = DEFAULT_TERMS.priority
     deadline_s: float | None = None
     rate: float | None = None
     adapter: str | None = None
@@ -82,7 +82,7 @@ class Generate:
     min_p: float = Sampling().min_p
     seed: int | None = None
     stop: tuple[str, ...] = ()
-    priority: int = ON_NO_TERMS.priority
+    priority: int = DEFAULT_TERMS.priority
     deadline_s: float | None = None
     rate: float | None = None
     adapter: str | None = None
@@ -344,7 +344,7 @@ def generate_request(
     max_tokens: int,
     sampling: Sampling,
     stop: Iterable[str],
-    terms: Terms = ON_NO_TERMS,
+    terms: Terms = DEFAULT_TERMS,
     logprobs: int | None = None,
     on_full: str = "error",
 ) -> Generate:

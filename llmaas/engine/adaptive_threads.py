@@ -30,7 +30,7 @@ class AdaptiveThreads:
         self._use(count)
         begin = self._now()
         drawn = self._engine.step(items, adapter)
-        count.heard(_kind(items, n_tokens), self._now() - begin)
+        count.observe(_kind(items, n_tokens), self._now() - begin)
         return drawn
 
     def steps(
@@ -43,7 +43,7 @@ class AdaptiveThreads:
         each = (self._now() - begin) / len(rows)
         kind = _kind(items, len(items))
         for _ in rows:
-            self.decode.heard(kind, each)
+            self.decode.observe(kind, each)
             if self.decode.looking:  # the next steps will
                 break
         return rows

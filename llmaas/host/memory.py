@@ -17,7 +17,7 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
-from llmaas.policies.pool_budget import STALLED, Reading
+from llmaas.policies.pool_budget import STALLED, MemoryReading
 
 log = logging.getLogger(__name__)
 
@@ -121,13 +121,13 @@ class MemoryGauge:
         self._root = root
         self._last: tuple[float, float] | None = None
 
-    def read(self, now: float) -> Reading:
+    def read(self, now: float) -> MemoryReading:
         """What the machine says at second ``now``; stalls are those since the last reading."""
         tight = min(limits(self._root), key=lambda limit: limit.free, default=None)
         stalled = self._stalled(now)
         if tight is None:
-            return Reading(stalled)
-        return Reading(stalled, tight.nbytes, tight.free, tight.whose)
+            return MemoryReading(stalled)
+        return MemoryReading(stalled, tight.nbytes, tight.free, tight.whose)
 
     def _stalled(self, now: float) -> float | None:
         total = stall_seconds(self._root)
@@ -143,7 +143,9 @@ class MemoryGauge:
 class PressureWatcher:
     """Tells ``heard`` of readings, on a thread of its own, until ``close``."""
 
-    def __init__(self, heard: Callable[[Reading], object], root: Path = ROOT, *, every_s: float = _EVERY_S) -> None:
+    def __init__(
+        self, heard: Callable[[MemoryReading], object], root: Path = ROOT, *, every_s: float = _EVERY_S
+    ) -> None:
         self._heard, self._gauge, self._every = heard, MemoryGauge(root), every_s
         self._wake_r, self._wake_w = os.pipe()
         self._trigger = _set_trigger(root / "proc/pressure/memory")

@@ -13,7 +13,7 @@ import threading
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
-from llmaas.policies.duty import Reading
+from llmaas.policies.duty import ThermalReading
 
 log = logging.getLogger(__name__)
 
@@ -25,11 +25,11 @@ _LIMITS = ("passive", "hot", "critical")
 """Types of trip points at which a machine slows down, or worse; the first of them that a zone has is its limit."""
 
 
-def read(root: Path = ROOT) -> Reading:
+def read(root: Path = ROOT) -> ThermalReading:
     """What the machine says now."""
     limit, temperature, zone = min(_zones(root), key=lambda found: found[0] - found[1], default=(None, None, ""))
     level, discharging = _battery(root)
-    return Reading(temperature, limit, zone, min(_speeds(root), default=None), level, discharging)
+    return ThermalReading(temperature, limit, zone, min(_speeds(root), default=None), level, discharging)
 
 
 def _zones(root: Path) -> Iterator[tuple[float, float, str]]:
@@ -87,10 +87,12 @@ def _number(path: Path) -> float | None:
 class ThermalWatcher:
     """Tells ``heard`` of readings, on a thread of its own, until ``close``."""
 
-    def __init__(self, heard: Callable[[Reading], object], root: Path = ROOT, *, every_s: float = _EVERY_S) -> None:
+    def __init__(
+        self, heard: Callable[[ThermalReading], object], root: Path = ROOT, *, every_s: float = _EVERY_S
+    ) -> None:
         self._heard, self._root, self._every = heard, root, every_s
         self._closing = threading.Event()
-        if (first := read(root)) == Reading():
+        if (first := read(root)) == ThermalReading():
             log.warning("the governor is on, but this machine tells neither temperatures nor frequencies nor a battery")
         heard(first)
         self._thread = threading.Thread(target=self._run, name="governor", daemon=True)

@@ -15,7 +15,7 @@ from llmaas.planner.events import Drawn, StepDone
 from llmaas.planner.jobs import Job, Stage
 from llmaas.planner.settings import PlannerSettings
 from llmaas.planner.tally import Tally
-from llmaas.policies.rate_limits import Rates
+from llmaas.policies.rate_limits import RateLimits
 from llmaas.policies.scheduling import SchedulingPolicy
 from llmaas.records import AppId, RequestId
 
@@ -33,7 +33,7 @@ class Batching:
 
     def __init__(self, policy: SchedulingPolicy, costs: SwitchCosts, settings: PlannerSettings, tally: Tally) -> None:
         self._policy, self._costs, self._settings, self._tally = policy, costs, settings, tally
-        self._rates, self._app_rates = Rates(), Rates(settings.app_rate)
+        self._rates, self._app_rates = RateLimits(), RateLimits(settings.app_rate)
         self._rates.set(None, settings.rate)
         self.duty = 1.0
         self._rested = 0.0
@@ -98,7 +98,7 @@ class Batching:
 
     def _chosen(self, able: list[Job], now: float) -> list[Job]:
         by_request = {job.request: job for job in able}
-        return [by_request[request] for request in self._policy.chosen(list(by_request), now)]
+        return [by_request[request] for request in self._policy.select(list(by_request), now)]
 
     def _items(self, group: list[Job], running: Iterable[Job]) -> tuple[StepItem, ...]:
         settings = self._settings

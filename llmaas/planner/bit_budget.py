@@ -19,7 +19,7 @@ from llmaas.kvchunks.codec.sensitivity import merged
 from llmaas.planner.actions import ChunkTarget
 from llmaas.planner.jobs import Context
 from llmaas.planner.settings import PlannerSettings
-from llmaas.policies.bit_price import ChunkDemand, Price, PriceBook, stake
+from llmaas.policies.bit_price import ChunkDemand, Price, PriceBook, demand
 from llmaas.records import CHUNK_TOKENS, LOSSLESS, ChunkKey, ChunkMeta, ChunkSensitivity, ContextId, Precision
 
 _HALF_LIFE_S = 3600.0
@@ -47,7 +47,7 @@ class _Entry:
     precision: Precision = LOSSLESS
     nbytes: int = 0
     used: float = 0.0
-    stake: ChunkDemand | None = None
+    demand: ChunkDemand | None = None
     noted: ChunkSensitivity | None = None
     """What is on DISK, or on its way there, of ``sensitivity``."""
 
@@ -156,8 +156,8 @@ class BitBooks:
         entry = self._entries.pop(key, None)
         if entry is None:
             return
-        if entry.stake is not None:
-            self._book.remove(entry.stake)
+        if entry.demand is not None:
+            self._book.remove(entry.demand)
         if entry.nbytes:
             self.stored_chunks -= 1
             self.nbytes -= entry.nbytes
@@ -191,7 +191,7 @@ class BitBooks:
         problems = []
         if (len(stored), sum(e.nbytes for e in stored)) != (self.stored_chunks, self.nbytes):
             problems.append(f"bits: {self.stored_chunks} chunks of {self.nbytes} bytes are not those in the entries")
-        if self._book.chunks != sum(e.stake is not None for e in self._entries.values()):
+        if self._book.chunks != sum(e.demand is not None for e in self._entries.values()):
             problems.append(f"bits: the price book counts {self._book.chunks} chunks")
         return problems
 
@@ -209,12 +209,12 @@ class BitBooks:
 
     def _count(self, entry: _Entry, now: float) -> ChunkDemand:
         """Count the chunk at what it is worth today."""
-        if entry.stake is not None:
-            self._book.remove(entry.stake)
+        if entry.demand is not None:
+            self._book.remove(entry.demand)
         heat = max(_COLDEST, 2.0 ** (-max(0.0, now - entry.used) / _HALF_LIFE_S))
-        entry.stake = stake(entry.sensitivity, heat)
-        self._book.add(entry.stake)
-        return entry.stake
+        entry.demand = demand(entry.sensitivity, heat)
+        self._book.add(entry.demand)
+        return entry.demand
 
 
 def _is_news(now: ChunkSensitivity, before: ChunkSensitivity | None) -> bool:

@@ -6,7 +6,7 @@ Law: it hears of durations only; the guesses that it begins with matter for the 
 from __future__ import annotations
 
 from llmaas.planner.actions import RunStep
-from llmaas.policies.linear_cost import Line
+from llmaas.policies.linear_cost import LinearCost
 
 _MB = 1e6
 _K = 1024
@@ -21,14 +21,14 @@ class SwitchCosts:
     """Seconds of computing, reading and placing. Bytes are of coded chunks."""
 
     def __init__(self) -> None:
-        self._compute = Line(3e-3, 1e-3)
+        self._compute = LinearCost(3e-3, 1e-3)
         """Per token, and per token and 1024 tokens before it."""
-        self._decode = Line(5e-3, 5e-3)
+        self._decode = LinearCost(5e-3, 5e-3)
         """Per step, and per sequence in it."""
-        self._read = Line(2e-3, 1e-2)
+        self._read = LinearCost(2e-3, 1e-2)
         """Per read, and per megabyte."""
         self.disk_known = False
-        self._place = Line(1e-3, 2e-3)
+        self._place = LinearCost(1e-3, 2e-3)
         """Per load, and per megabyte."""
 
     def compute(self, start: int, stop: int) -> float:

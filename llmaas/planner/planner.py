@@ -300,7 +300,7 @@ class Planner:
             self._let_go(self._turns.admit(now, self._out))
         for job in [job for job in self._turns.running.values() if job.stage is Stage.SWITCHING]:
             if self._switching.advance(job, now, self._out):
-                self._policy.back(job.request, now - job.admitted)
+                self._policy.switched_in(job.request, now - job.admitted)
                 if job.context.cells >= job.total:
                     self._finish(job, Outcome.APPENDED)  # there was nothing to compute
         retry = None

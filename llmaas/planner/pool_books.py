@@ -68,17 +68,17 @@ class SwapBooks:
 
     # -- room in the POOL
 
-    def make_room(self, nbytes: int, out: list[Action], visitor: ContextId | None = None) -> bool:
+    def make_room(self, nbytes: int, out: list[Action], candidate: ContextId | None = None) -> bool:
         """Evict until ``nbytes`` more fit, or change nothing and return False.
 
-        With ``visitor``, only if the room is better spent on that context.
+        With ``candidate``, only if the room is better spent on that context.
         """
         need = self.ledger.room(nbytes)
         if need <= 0:
             return True
-        plan = self._eviction.victims(need, self._gain, visitor)
+        plan = self._eviction.victims(need, self._gain, candidate)
         if plan is None:
-            if visitor is None:
+            if candidate is None:
                 self.writes.flush()
                 self.pump_writes(out)
             return False
@@ -335,8 +335,8 @@ class SwapBooks:
         ``ahead``: it is read before it can go to CELLS, so it needs the room whatever the room is worth to others.
         """
         chunk = self.ledger.chunk(key)
-        visitor = None if ahead or self._home[key][0] not in self._open else self._home[key][0]
-        if chunk.pool is not Copy.ABSENT or not self.make_room(chunk.disk_bytes, out, visitor):
+        candidate = None if ahead or self._home[key][0] not in self._open else self._home[key][0]
+        if chunk.pool is not Copy.ABSENT or not self.make_room(chunk.disk_bytes, out, candidate):
             return False
         self.ledger.begin_pool(key, chunk.disk_bytes)
         return True

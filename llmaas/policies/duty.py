@@ -25,7 +25,7 @@ _HOLD_S = 10.0
 
 
 @dataclass(frozen=True, slots=True)
-class Reading:
+class ThermalReading:
     """What the machine says; None where it does not.
 
     ``temperature`` and ``limit``: degrees Celsius of the zone that is closest to its limit, ``zone`` its name.
@@ -50,7 +50,7 @@ class DutyPolicy:
         self._stepped = -float("inf")
         self._lowered = -float("inf")
 
-    def heard(self, reading: Reading, now: float) -> float:
+    def on_reading(self, reading: ThermalReading, now: float) -> float:
         """The duty after a reading at second ``now``; it moves by one step at most every two seconds."""
         target, why = _target(reading)
         if now - self._stepped < _EVERY_S:
@@ -67,7 +67,7 @@ class DutyPolicy:
         return self.duty
 
 
-def _target(reading: Reading) -> tuple[float, str]:
+def _target(reading: ThermalReading) -> tuple[float, str]:
     """The duty that a reading asks for by itself, and why."""
     found = [(1.0, "")]
     if reading.temperature is not None and reading.limit is not None:

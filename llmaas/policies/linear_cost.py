@@ -18,8 +18,8 @@ _NOTHING = 1e-9
 """Seconds: work that is guessed to take less is none."""
 
 
-class Line:
-    """seconds = ``a`` x + ``b`` y, both at least 0. ``Line(a, b)`` begins with a guess, both above 0."""
+class LinearCost:
+    """seconds = ``a`` x + ``b`` y, both at least 0. ``LinearCost(a, b)`` begins with a guess, both above 0."""
 
     def __init__(self, a: float, b: float) -> None:
         self._guess = a, b

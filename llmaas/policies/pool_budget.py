@@ -29,7 +29,7 @@ _MARGIN = 64 << 20
 
 
 @dataclass(frozen=True, slots=True)
-class Reading:
+class MemoryReading:
     """What the machine says of its memory; None where it does not.
 
     ``stalled``: share of the time since the last reading in which some task waited for memory. ``limit`` and ``free``:
@@ -62,7 +62,7 @@ class PoolBudget:
         self._hold, self._grown = _HOLD_S, False
         return nbytes
 
-    def heard(self, reading: Reading, used: int, now: float) -> int:
+    def on_reading(self, reading: MemoryReading, used: int, now: float) -> int:
         """The budget after a reading, with ``used`` bytes in the POOL at second ``now``."""
         used = min(used, self.nbytes)
         target, why = self.nbytes, self.why
@@ -85,7 +85,7 @@ class PoolBudget:
         self.nbytes, self.why = target, why
         self._shrunk_at, self._grown = now, False
 
-    def _may_grow(self, reading: Reading, now: float) -> bool:
+    def _may_grow(self, reading: MemoryReading, now: float) -> bool:
         if reading.stalled is not None and reading.stalled >= _CALM:
             if reading.stalled >= STALLED:
                 self._shrunk_at = now  # at its floor, and still not enough
@@ -93,7 +93,7 @@ class PoolBudget:
         rested = now - self._shrunk_at >= self._hold and now - self._grown_at >= _PACE_S
         return self.nbytes < self.configured and rested
 
-    def _grow(self, reading: Reading, used: int, now: float) -> None:
+    def _grow(self, reading: MemoryReading, used: int, now: float) -> None:
         most = min(self.configured, self.nbytes + max(1, int(self.configured * _STEP)))
         if (room := _room(reading)) is not None and reading.limit is not None:
             most = min(most, used + room - _margin(reading.limit))  # when the POOL is full, twice the margin is free
@@ -107,7 +107,7 @@ def _margin(limit: int) -> int:
     return min(_MARGIN, limit // 16)
 
 
-def _room(reading: Reading) -> int | None:
+def _room(reading: MemoryReading) -> int | None:
     """Bytes free beyond the margin; negative: so many are missing."""
     if reading.limit is None or reading.free is None:
         return None

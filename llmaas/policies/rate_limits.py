@@ -14,7 +14,7 @@ _SLACK_S = 0.2
 _FEW = 256
 
 
-class Pace:
+class Gcra:
     """One limit. ``rate``: tokens per second."""
 
     def __init__(self, rate: float) -> None:
@@ -27,7 +27,7 @@ class Pace:
         self.ready = max(self.ready, earliest) + tokens / self.rate
 
 
-class Rates:
+class RateLimits:
     """Limits by name; a name without one of its own has the ``default``, None: it is free.
 
     Names come and go: of those that owe nothing no more than some are remembered.
@@ -36,7 +36,7 @@ class Rates:
     def __init__(self, default: float | None = None) -> None:
         self._default = default
         self._own: dict[Hashable, float | None] = {}
-        self._paces: dict[Hashable, Pace] = {}
+        self._paces: dict[Hashable, Gcra] = {}
         self._most = _FEW
 
     def __bool__(self) -> bool:
@@ -66,7 +66,7 @@ class Rates:
         if name not in self._paces:
             if len(self._paces) >= self._most:
                 self._forget(began)
-            self._paces[name] = Pace(rate)
+            self._paces[name] = Gcra(rate)
         self._paces[name].charge(tokens, began)
 
     def _forget(self, now: float) -> None:

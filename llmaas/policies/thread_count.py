@@ -64,7 +64,7 @@ class ThreadCount:
         """Whether the next steps try another number of threads."""
         return self._look is not None
 
-    def heard(self, kind: Hashable, seconds: float) -> int:
+    def observe(self, kind: Hashable, seconds: float) -> int:
         """The number of threads for the next step; the last one was of ``kind`` and took ``seconds`` with ``threads``.
 
         Steps of one kind take about as long on a quiet machine: as many tokens that look back about as far.

@@ -9,7 +9,7 @@ import json
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 
-from llmaas.calls import ON_NO_TERMS, Terms
+from llmaas.calls import DEFAULT_TERMS, Terms
 from llmaas.errors import BadRequest
 
 
@@ -22,7 +22,7 @@ class TraceCall:
     context: str
     prompt: int
     generate: int
-    priority: int = ON_NO_TERMS.priority
+    priority: int = DEFAULT_TERMS.priority
     deadline_s: float | None = None
     rate: float | None = None
 

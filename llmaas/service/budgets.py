@@ -13,7 +13,7 @@ from llmaas.clock import Clock
 from llmaas.metrics import Registry
 from llmaas.planner.events import BudgetChanged
 from llmaas.planner.planner import Planner
-from llmaas.policies.pool_budget import PoolBudget, Reading
+from llmaas.policies.pool_budget import MemoryReading, PoolBudget
 from llmaas.records import NO_QUOTA
 
 log = logging.getLogger(__name__)
@@ -33,13 +33,13 @@ class Budgets:
         self._planner, self._dispatch, self._give_back, self._clock = planner, dispatch, give_back, clock
         self._policy = PoolBudget(planner.pool_budget)
         self._metrics = metrics
-        self._heard: Reading | None = None
+        self._heard: MemoryReading | None = None
 
-    def heard(self, reading: Reading) -> None:
+    def heard(self, reading: MemoryReading) -> None:
         """The machine has been looked at."""
         self._heard = reading
         before = self._policy.nbytes
-        now = self._policy.heard(reading, self._planner.pool_used, self._clock.now())
+        now = self._policy.on_reading(reading, self._planner.pool_used, self._clock.now())
         if now != before:
             log.log(logging.INFO if now < before else logging.DEBUG, "POOL: %d -> %d, by %s", before, now, reading)
             self._tell(BudgetChanged(pool_bytes=now))

@@ -13,7 +13,7 @@ from llmaas.clock import Clock
 from llmaas.engine.adaptive_threads import AdaptiveThreads
 from llmaas.engine.base import Engine
 from llmaas.planner.events import DutyChanged
-from llmaas.policies.duty import DutyPolicy, Reading
+from llmaas.policies.duty import DutyPolicy, ThermalReading
 
 log = logging.getLogger(__name__)
 
@@ -27,13 +27,13 @@ class HostShare:
         self.steps = self._threads.steps if self._threads else engine.steps
         self._clock = clock
         self._governor = DutyPolicy()
-        self._heard: Reading | None = None
+        self._heard: ThermalReading | None = None
 
-    def heard(self, reading: Reading, dispatch: Callable[[DutyChanged], None]) -> None:
+    def heard(self, reading: ThermalReading, dispatch: Callable[[DutyChanged], None]) -> None:
         """The machine has been looked at."""
         self._heard = reading
         before = self._governor.duty
-        now = self._governor.heard(reading, self._clock.now())
+        now = self._governor.on_reading(reading, self._clock.now())
         if now != before:
             log.log(logging.INFO if now < before else logging.DEBUG, "duty: %.2f -> %.2f, by %s", before, now, reading)
             dispatch(DutyChanged(now))

@@ -25,7 +25,7 @@ from llmaas.kvchunks.store.store import ContextRow, Store
 from llmaas.metrics import Registry
 from llmaas.planner.events import ChunksFound, ContextClosed, ContextOpened, Flush, RateChanged
 from llmaas.policies import duty
-from llmaas.policies.pool_budget import Reading
+from llmaas.policies.pool_budget import MemoryReading
 from llmaas.records import AppId, ContextDetail, ContextInfo, Message, RequestId
 from llmaas.service.adapters import AdapterRegistry
 from llmaas.service.budgets import Budgets
@@ -271,12 +271,12 @@ class Service:
         self._budgets.set(pool_bytes, disk_bytes)
         return dict(self._budgets.snapshot())
 
-    def heard(self, reading: Reading) -> None:
+    def heard(self, reading: MemoryReading) -> None:
         """Take in what the machine says of its memory: the POOL's budget follows."""
         if not self._closing:
             self._budgets.heard(reading)
 
-    def governed(self, reading: duty.Reading) -> None:
+    def governed(self, reading: duty.ThermalReading) -> None:
         """Take in how hot, throttled or low on battery the machine is: the share of time to compute follows."""
         if not self._closing:
             self._host.heard(reading, self._dispatch)

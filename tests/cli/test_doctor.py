@@ -255,7 +255,7 @@ def test_the_doctor_says_what_threads_cpus_and_the_governor_come_to(
     config: Config, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr("llmaas.host.priority.autogroups", lambda: True)
-    monkeypatch.setattr("llmaas.host.thermal.read", lambda: duty.Reading(71.0, 95.0, "cpu", 0.8, 0.42, True))
+    monkeypatch.setattr("llmaas.host.thermal.read", lambda: duty.ThermalReading(71.0, 95.0, "cpu", 0.8, 0.42, True))
     plain = list(check_host(replace(config, threads=2, cpus=(0, 1))))
     assert [(f.level, f.text) for f in plain] == [
         ("ok", "2 threads on CPUs 0-1, fewer while others need the cores; nice 0")
@@ -264,7 +264,7 @@ def test_the_doctor_says_what_threads_cpus_and_the_governor_come_to(
     assert levels(found) == ["ok", "warn", "warn", "ok"]
     assert "3 threads share 2 CPUs" in found[1].text and "sessions" in found[2].text
     assert found[3].text == "cpu 71 C of 95 C; CPUs may run at 80% of their frequency; battery 42%, discharging"
-    monkeypatch.setattr("llmaas.host.thermal.read", duty.Reading)
+    monkeypatch.setattr("llmaas.host.thermal.read", duty.ThermalReading)
     assert [f.level for f in check_host(replace(config, governor="on"))][-1] == "warn"
 
 

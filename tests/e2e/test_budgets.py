@@ -5,7 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 
 from llmaas.api.async_client import AsyncClient
-from llmaas.policies.pool_budget import Reading
+from llmaas.policies.pool_budget import MemoryReading
 from llmaas.records import NO_QUOTA
 from tests.support.daemon import LONG, Daemon, answer_to, ask, counts, serving
 from tests.support.loop import on_a_loop
@@ -93,7 +93,7 @@ async def test_a_machine_short_of_memory_gets_some_back_and_stats_say_why(tmp_pa
         await round_of_turns(client, said)
         await daemon.until_idle()
         pool = used(daemon)[0]
-        daemon.service.heard(Reading(0.5, 512 * MIB, 400 * MIB, "cgroup"))
+        daemon.service.heard(MemoryReading(0.5, 512 * MIB, 400 * MIB, "cgroup"))
         stats = await client.stats()
         assert stats["pool_bytes"]["used"] <= 3 * pool // 4 and stats["pool_bytes"]["why"] == "pressure"
         assert stats["pool_bytes"]["configured"] == 1 << 20

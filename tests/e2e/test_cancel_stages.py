@@ -20,7 +20,7 @@ from typing import Any
 import pytest
 
 from llmaas.api.async_client import AsyncClient, AsyncStream
-from llmaas.calls import ON_NO_TERMS, Generation, Terms
+from llmaas.calls import DEFAULT_TERMS, Generation, Terms
 from llmaas.engine.base import BatchItem
 from llmaas.engine.fake import FakeEngine
 from llmaas.errors import Cancelled, Expired
@@ -143,7 +143,7 @@ class House:
         tiers = (await self.boss.show("c")).info.tiers
         assert tiers[0] == 0 and bool(tiers[1]) == pool and (disk or not tiers[2]), tiers
 
-    async def begin(self, text: str = "hello", terms: Terms = ON_NO_TERMS) -> AsyncStream:
+    async def begin(self, text: str = "hello", terms: Terms = DEFAULT_TERMS) -> AsyncStream:
         stream = self.client.generate("c", [Message("user", text)], max_tokens=ENDLESS, terms=terms)
         await self.client.ping()  # so the daemon has it
         return stream

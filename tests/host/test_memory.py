@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from llmaas.host.memory import MemoryGauge, PressureWatcher
-from llmaas.policies.pool_budget import Reading
+from llmaas.policies.pool_budget import MemoryReading
 
 MIB = 1 << 20
 
@@ -32,7 +32,7 @@ def root(tmp_path: Path) -> Path:
 def test_stalls_are_those_since_the_last_reading(root: Path) -> None:
     psi(root, 5_000_000)
     gauge = MemoryGauge(root)
-    assert gauge.read(100.0) == Reading(None, 8192 * MIB, 6144 * MIB, "machine")
+    assert gauge.read(100.0) == MemoryReading(None, 8192 * MIB, 6144 * MIB, "machine")
     psi(root, 5_500_000)
     assert gauge.read(102.0).stalled == pytest.approx(0.25)
     assert gauge.read(104.0).stalled == 0.0
@@ -47,9 +47,9 @@ def test_a_version_2_group_is_as_tight_as_its_lowest_limit_at_any_level_and_cach
     put(group / "memory.stat", f"anon {200 * MIB}\ninactive_file {60 * MIB}\nactive_file {130 * MIB}")
     put(group.parent / "memory.max", 1024 * MIB)
     put(group.parent / "memory.current", 500 * MIB)
-    assert MemoryGauge(root).read(0.0) == Reading(None, 400 * MIB, 70 * MIB, "cgroup")
+    assert MemoryGauge(root).read(0.0) == MemoryReading(None, 400 * MIB, 70 * MIB, "cgroup")
     put(group.parent / "memory.current", 1000 * MIB)
-    assert MemoryGauge(root).read(0.0) == Reading(None, 1024 * MIB, 24 * MIB, "cgroup")
+    assert MemoryGauge(root).read(0.0) == MemoryReading(None, 1024 * MIB, 24 * MIB, "cgroup")
 
 
 def test_a_version_1_group_is_read_too_and_no_limit_is_none(root: Path) -> None:
@@ -60,7 +60,7 @@ def test_a_version_1_group_is_read_too_and_no_limit_is_none(root: Path) -> None:
     assert MemoryGauge(root).read(0.0).whose == "machine"
     put(group / "memory.limit_in_bytes", 512 * MIB)
     put(group / "memory.stat", f"cache 5\ninactive_file 7\ntotal_inactive_file {10 * MIB}")
-    assert MemoryGauge(root).read(0.0) == Reading(None, 512 * MIB, 222 * MIB, "cgroup")
+    assert MemoryGauge(root).read(0.0) == MemoryReading(None, 512 * MIB, 222 * MIB, "cgroup")
 
 
 @pytest.mark.parametrize("text", ["", "some avg10=0.00\n", "nonsense"])
@@ -69,14 +69,14 @@ def test_a_machine_that_says_nothing_is_not_guessed_at(tmp_path: Path, text: str
     put(tmp_path / "proc/self/cgroup", "0::/x")
     gauge = MemoryGauge(tmp_path)
     gauge.read(0.0)
-    assert gauge.read(1.0) == Reading()
+    assert gauge.read(1.0) == MemoryReading()
 
 
 def test_the_watcher_tells_again_and_again_until_it_is_closed(root: Path) -> None:
     psi(root, 0)
-    told, twice = list[Reading](), threading.Event()
+    told, twice = list[MemoryReading](), threading.Event()
 
-    def heard(reading: Reading) -> None:
+    def heard(reading: MemoryReading) -> None:
         told.append(reading)
         if len(told) == 2:
             twice.set()
@@ -89,7 +89,7 @@ def test_the_watcher_tells_again_and_again_until_it_is_closed(root: Path) -> Non
 
 
 def test_this_machine_says() -> None:
-    told, once = list[Reading](), threading.Event()
+    told, once = list[MemoryReading](), threading.Event()
     watcher = PressureWatcher(lambda reading: (told.append(reading), once.set()))
     assert once.wait(20)
     watcher.close()

@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from llmaas.host.thermal import ThermalWatcher, read
-from llmaas.policies.duty import Reading
+from llmaas.policies.duty import ThermalReading
 
 
 def put(path: Path, text: object) -> None:
@@ -34,7 +34,7 @@ def test_the_zone_that_is_closest_to_its_limit_counts(tmp_path: Path) -> None:
     zone(tmp_path, 0, "acpitz", 60_000, critical=105_000)
     zone(tmp_path, 1, "cpu-thermal", 71_500, active=50_000, passive=80_000, critical=110_000)
     zone(tmp_path, 2, "wifi", 90_000)
-    assert read(tmp_path) == Reading(temperature=71.5, limit=80.0, zone="cpu-thermal")
+    assert read(tmp_path) == ThermalReading(temperature=71.5, limit=80.0, zone="cpu-thermal")
 
 
 def test_zones_without_a_sensor_and_trip_points_that_are_off_are_left_out(tmp_path: Path) -> None:
@@ -42,14 +42,14 @@ def test_zones_without_a_sensor_and_trip_points_that_are_off_are_left_out(tmp_pa
     zone(tmp_path, 1, "broken", 2_147_483_647, critical=100_000)
     zone(tmp_path, 2, "asleep", "", critical=100_000)
     zone(tmp_path, 3, "x86_pkg_temp", 50_000, passive=-274_000, critical=100_000)
-    assert read(tmp_path) == Reading(temperature=50.0, limit=100.0, zone="x86_pkg_temp")
+    assert read(tmp_path) == ThermalReading(temperature=50.0, limit=100.0, zone="x86_pkg_temp")
 
 
 def test_the_cpu_that_is_held_back_most_counts(tmp_path: Path) -> None:
     for policy, allowed in ((0, 1_800_000), (4, 1_200_000)):
         put(tmp_path / f"sys/devices/system/cpu/cpufreq/policy{policy}/scaling_max_freq", allowed)
         put(tmp_path / f"sys/devices/system/cpu/cpufreq/policy{policy}/cpuinfo_max_freq", 2_400_000)
-    assert read(tmp_path) == Reading(speed=0.5)
+    assert read(tmp_path) == ThermalReading(speed=0.5)
 
 
 def test_the_machines_batteries_count_and_a_mouse_does_not(tmp_path: Path) -> None:
@@ -57,22 +57,22 @@ def test_the_machines_batteries_count_and_a_mouse_does_not(tmp_path: Path) -> No
     supply(tmp_path, "BAT0", type="Battery", status="Discharging", capacity=20)
     supply(tmp_path, "BAT1", type="Battery", status="Not charging", capacity=80)
     supply(tmp_path, "hidpp_battery_0", type="Battery", scope="Device", status="Discharging", capacity=3)
-    assert read(tmp_path) == Reading(battery=0.5, discharging=True)
+    assert read(tmp_path) == ThermalReading(battery=0.5, discharging=True)
     supply(tmp_path, "BAT0", status="Charging")
     assert not read(tmp_path).discharging
 
 
 def test_a_machine_that_says_nothing_is_not_guessed_at(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
-    assert read(tmp_path) == Reading()
+    assert read(tmp_path) == ThermalReading()
     ThermalWatcher(lambda reading: None, tmp_path).close()
     assert "tells neither" in caplog.text
 
 
 def test_the_watcher_tells_again_and_again_until_it_is_closed(tmp_path: Path) -> None:
     zone(tmp_path, 0, "cpu", 50_000, passive=90_000)
-    told, twice = list[Reading](), threading.Event()
+    told, twice = list[ThermalReading](), threading.Event()
 
-    def heard(reading: Reading) -> None:
+    def heard(reading: ThermalReading) -> None:
         told.append(reading)
         zone(tmp_path, 0, "cpu", 95_000, passive=90_000)
         if len(told) == 3:

@@ -10,7 +10,7 @@ import pytest
 from llmaas.planner import actions as act
 from llmaas.policies.eviction import Arrival
 from llmaas.policies.eviction.by_context import ByContext
-from llmaas.policies.eviction.rankings import ContextHeap, Interval
+from llmaas.policies.eviction.rankings import ContextHeap, IntervalRanking
 from llmaas.records import AppId, ChunkKey, ContextId
 from tests.support.planner_world import world
 
@@ -63,7 +63,7 @@ def test_a_planner_keeps_nothing_of_the_deadlines_and_limits_of_those_who_are_go
 
 
 def test_a_ranking_forgets_a_context_when_the_last_of_its_chunks_has_followed_it() -> None:
-    ranking, gone = Interval(), ContextId("gone")
+    ranking, gone = IntervalRanking(), ContextId("gone")
     policy = ByContext(ContextHeap(ranking))
     keys = [ChunkKey(bytes([i]) * 16) for i in range(3)]
     for i, key in enumerate(keys):
@@ -77,15 +77,15 @@ def test_a_ranking_forgets_a_context_when_the_last_of_its_chunks_has_followed_it
 
 
 def test_members_that_are_looked_at_again_and_again_take_no_more_room() -> None:
-    ranking = Interval()
+    ranking = IntervalRanking()
     members = ContextHeap(ranking)
     for tick in range(100):
         ranking.returned(ContextId(str(tick % 5)), tick * 1000)
     for i in range(5):
-        members.enter(ContextId(str(i)))
+        members.add(ContextId(str(i)))
     before = size(members)
     for _ in range(10_000):
         found = members.pop(0)
         assert found is not None
-        members.enter(found)
+        members.add(found)
     assert size(members) < before + 500

@@ -10,7 +10,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from llmaas.policies.bit_price import BITS, K_ERROR, UNMEASURED, V_ERROR, ChunkDemand, PriceBook, allocate, stake
+from llmaas.policies.bit_price import BITS, K_ERROR, UNMEASURED, V_ERROR, ChunkDemand, PriceBook, allocate, demand
 from llmaas.policies.bit_price.llms import llms
 from llmaas.records import ChunkKey, Precision
 
@@ -50,17 +50,17 @@ def size(chosen: list[Precision]) -> int:
     return sum(map(nominal_size, chosen))
 
 
-def book(stakes: list[ChunkDemand]) -> PriceBook:
+def book(demands: list[ChunkDemand]) -> PriceBook:
     made = PriceBook(nominal_size, PRIOR)
-    for one in stakes:
+    for one in demands:
         made.add(one)
     return made
 
 
-def priced(stakes: list[ChunkDemand], budget: int) -> list[Precision]:
-    made = book(stakes)
+def priced(demands: list[ChunkDemand], budget: int) -> list[Precision]:
+    made = book(demands)
     price = made.price(budget)
-    return [made.choose(one, price, key(i)) for i, one in enumerate(stakes)]
+    return [made.choose(one, price, key(i)) for i, one in enumerate(demands)]
 
 
 def heavy_tailed(n: int, seed: int) -> list[Measured]:
@@ -112,18 +112,18 @@ def test_a_chunk_that_is_not_measured_yet_is_expected_to_suffer_more_than_others
 def test_the_price_spends_the_budget_nearly_as_well_as_sorting_every_step_would(bits: float) -> None:
     chunks = heavy_tailed(2000, seed=1)
     budget = nbytes(bits, len(chunks))
-    chosen = priced([stake(c) for c in chunks], budget)
+    chosen = priced([demand(c) for c in chunks], budget)
     assert size(chosen) == pytest.approx(budget, rel=0.005)
     assert error(chunks, chosen) <= 1.03 * error(chunks, allocate(chunks, nominal_size, budget))
 
 
 @given(CHUNKS, BUDGET)
 def test_the_bytes_are_off_by_no_more_than_the_chunks_at_the_price(chunks: list[Measured], bits: float) -> None:
-    stakes, budget = [stake(c) for c in chunks], nbytes(bits, len(chunks))
-    made = book(stakes)
+    demands, budget = [demand(c) for c in chunks], nbytes(bits, len(chunks))
+    made = book(demands)
     price = made.price(budget)
     none, all_of_them = (
-        size([made.choose(s, price._replace(share=share), key(0)) for s in stakes]) for share in (0.0, 1.0)
+        size([made.choose(s, price._replace(share=share), key(0)) for s in demands]) for share in (0.0, 1.0)
     )
     assert none <= max(budget, len(chunks) * nominal_size(Precision(2, 2)))
     assert none == all_of_them or all_of_them >= budget
@@ -131,14 +131,14 @@ def test_the_bytes_are_off_by_no_more_than_the_chunks_at_the_price(chunks: list[
 
 @given(CHUNKS, BUDGET, BUDGET)
 def test_a_larger_budget_takes_bits_from_nobody(chunks: list[Measured], one: float, other: float) -> None:
-    stakes = [stake(c) for c in chunks]
-    less, more = (priced(stakes, nbytes(bits, len(chunks))) for bits in sorted((one, other)))
+    demands = [demand(c) for c in chunks]
+    less, more = (priced(demands, nbytes(bits, len(chunks))) for bits in sorted((one, other)))
     assert all(a.k <= b.k and a.v <= b.v for a, b in zip(less, more, strict=True))
 
 
 @given(CHUNKS, BUDGET)
 def test_cold_contexts_pay_first(chunks: list[Measured], bits: float) -> None:
-    hot, cold = [stake(c) for c in chunks], [stake(c, heat=1 / 16) for c in chunks]
+    hot, cold = [demand(c) for c in chunks], [demand(c, heat=1 / 16) for c in chunks]
     made = book(hot + cold)
     price = made.price(nbytes(bits, 2 * len(chunks)))
     for i, (a, b) in enumerate(zip(hot, cold, strict=True)):
@@ -148,7 +148,7 @@ def test_cold_contexts_pay_first(chunks: list[Measured], bits: float) -> None:
 
 def test_heat_moves_bytes_from_cold_chunks_to_hot_ones() -> None:
     chunks = heavy_tailed(500, seed=2)
-    chosen = priced([stake(c, heat=1.0 if i % 2 else 1 / 64) for i, c in enumerate(chunks)], nbytes(3.5, 500))
+    chosen = priced([demand(c, heat=1.0 if i % 2 else 1 / 64) for i, c in enumerate(chunks)], nbytes(3.5, 500))
     assert size(chosen) == pytest.approx(nbytes(3.5, 500), rel=0.01)
     assert size(chosen[1::2]) > 1.4 * size(chosen[::2])
 
@@ -157,18 +157,18 @@ def test_heat_moves_bytes_from_cold_chunks_to_hot_ones() -> None:
 def test_the_price_knows_what_is_stored_and_not_how_it_came(
     stay: list[Measured], go: list[Measured], bits: float, draw: random.Random
 ) -> None:
-    stakes, gone = [stake(c) for c in stay], [stake(c) for c in go] + [stake(None)] * 3
-    mixed = book(draw.sample(stakes + gone, len(stakes + gone)))
+    demands, gone = [demand(c) for c in stay], [demand(c) for c in go] + [demand(None)] * 3
+    mixed = book(draw.sample(demands + gone, len(demands + gone)))
     for one in gone:
         mixed.remove(one)
     budget = nbytes(bits, len(stay))
     assert mixed.chunks == len(stay)
-    assert mixed.price(budget) == book(stakes).price(budget)
+    assert mixed.price(budget) == book(demands).price(budget)
 
 
 def test_chunks_that_are_not_measured_share_the_budget_by_their_keys() -> None:
     """So a service begins as a uniform one does, between two precisions where the budget is."""
-    chosen = priced([stake(None)] * 4000, nbytes(3.6, 4000))
+    chosen = priced([demand(None)] * 4000, nbytes(3.6, 4000))
     assert size(chosen) == pytest.approx(nbytes(3.6, 4000), rel=0.01)
     assert {max(p.k, p.v) - min(p.k, p.v) for p in chosen} <= {0, 1}
 
@@ -177,22 +177,22 @@ def test_what_is_not_measured_is_expected_to_be_like_what_was() -> None:
     made = PriceBook(nominal_size, PRIOR)
     for _ in range(999):
         made.learn(Measured(1e-2, 1e-5))
-    typical = stake(Measured(UNMEASURED * 1e-2, UNMEASURED * 1e-5))
-    stakes = [stake(c) for c in heavy_tailed(200, seed=3)]
-    for one in stakes:
+    typical = demand(Measured(UNMEASURED * 1e-2, UNMEASURED * 1e-5))
+    demands = [demand(c) for c in heavy_tailed(200, seed=3)]
+    for one in demands:
         made.add(one)
     for bits in (2.5, 3.5, 4.5, 6.0):
         price = made.price(nbytes(bits, 200))
-        new, like = (made.choose(s, price, key(0)) for s in (stake(None), typical))
+        new, like = (made.choose(s, price, key(0)) for s in (demand(None), typical))
         assert abs(BITS.index(new.k) - BITS.index(like.k)) <= 1 and abs(BITS.index(new.v) - BITS.index(like.v)) <= 1
         assert new.k > new.v or new.v == 8 or new.k == 2
 
 
 def test_without_any_chunk_and_without_any_money_there_is_a_price() -> None:
     empty = PriceBook(nominal_size, PRIOR)
-    assert empty.choose(stake(None), empty.price(0), key(0)) == Precision(8, 8)
-    assert priced([stake(Measured(1.0, 1.0))], 0) == [Precision(2, 2)]
-    assert priced([stake(Measured(0.0, 0.0))], 10**6) == [Precision(8, 8)]
+    assert empty.choose(demand(None), empty.price(0), key(0)) == Precision(8, 8)
+    assert priced([demand(Measured(1.0, 1.0))], 0) == [Precision(2, 2)]
+    assert priced([demand(Measured(0.0, 0.0))], 10**6) == [Precision(8, 8)]
 
 
 # -- baselines

@@ -9,25 +9,27 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from llmaas.policies.duty import FLOOR, DutyPolicy, Reading
+from llmaas.policies.duty import FLOOR, DutyPolicy, ThermalReading
 
 
-def live(governor: DutyPolicy, seconds: int, read: Callable[[int, float], Reading], start: int = 0) -> list[float]:
+def live(
+    governor: DutyPolicy, seconds: int, read: Callable[[int, float], ThermalReading], start: int = 0
+) -> list[float]:
     """The duty every two seconds. ``read(second, duty)``."""
-    return [governor.heard(read(t, governor.duty), float(t)) for t in range(start, start + seconds, 2)]
+    return [governor.on_reading(read(t, governor.duty), float(t)) for t in range(start, start + seconds, 2)]
 
 
-def hot(celsius: float) -> Reading:
-    return Reading(temperature=celsius, limit=95.0, zone="cpu")
+def hot(celsius: float) -> ThermalReading:
+    return ThermalReading(temperature=celsius, limit=95.0, zone="cpu")
 
 
 def test_a_cool_machine_on_the_mains_computes_all_the_time() -> None:
     readings = (
-        Reading(),
+        ThermalReading(),
         hot(60.0),
-        Reading(speed=0.95),
-        Reading(battery=0.05),
-        Reading(battery=0.8, discharging=True),
+        ThermalReading(speed=0.95),
+        ThermalReading(battery=0.05),
+        ThermalReading(battery=0.8, discharging=True),
     )
     for reading in readings:
         governor = DutyPolicy()
@@ -47,16 +49,16 @@ def test_a_machine_at_its_limit_computes_a_fifth_of_the_time_within_ten_seconds_
 
 
 def test_a_low_battery_counts_only_while_it_is_emptied() -> None:
-    low = Reading(battery=0.08, discharging=True)
+    low = ThermalReading(battery=0.08, discharging=True)
     governor = DutyPolicy()
     assert live(governor, 20, lambda t, duty: low)[-1] == pytest.approx(FLOOR)
     assert governor.why == "battery"
-    assert live(governor, 60, lambda t, duty: Reading(battery=0.08), start=20)[-1] == 1.0
+    assert live(governor, 60, lambda t, duty: ThermalReading(battery=0.08), start=20)[-1] == 1.0
 
 
 def test_a_cpu_that_is_held_back_is_not_given_more_than_it_may_do() -> None:
     governor = DutyPolicy()
-    assert live(governor, 20, lambda t, duty: Reading(speed=0.5))[-1] == pytest.approx(0.5)
+    assert live(governor, 20, lambda t, duty: ThermalReading(speed=0.5))[-1] == pytest.approx(0.5)
     assert governor.why == "throttled"
 
 
@@ -65,7 +67,7 @@ def test_a_machine_that_warms_with_the_duty_settles_instead_of_oscillating() -> 
     governor, celsius, found = DutyPolicy(), 50.0, []
     for t in range(0, 1200, 2):
         celsius += (50.0 + 55.0 * governor.duty - celsius) * 0.07
-        found.append(governor.heard(hot(celsius), float(t)))
+        found.append(governor.on_reading(hot(celsius), float(t)))
     late = found[len(found) // 2 :]
     assert celsius < 95.0
     assert max(late) - min(late) <= 0.25
@@ -74,7 +76,7 @@ def test_a_machine_that_warms_with_the_duty_settles_instead_of_oscillating() -> 
 
 
 READINGS = st.builds(
-    Reading,
+    ThermalReading,
     temperature=st.none() | st.floats(-40, 150),
     limit=st.none() | st.floats(20, 150),
     speed=st.none() | st.floats(0, 1),
@@ -84,11 +86,11 @@ READINGS = st.builds(
 
 
 @given(st.lists(st.tuples(READINGS, st.floats(0.0, 100.0)), max_size=60))
-def test_the_duty_moves_by_small_steps_between_its_floor_and_one(series: list[tuple[Reading, float]]) -> None:
+def test_the_duty_moves_by_small_steps_between_its_floor_and_one(series: list[tuple[ThermalReading, float]]) -> None:
     governor, now = DutyPolicy(), 0.0
     for reading, passed in series:
         before, now = governor.duty, now + passed
-        after = governor.heard(reading, now)
+        after = governor.on_reading(reading, now)
         assert FLOOR <= after <= 1.0
         assert -0.2 - 1e-9 <= after - before <= 0.05 + 1e-9
         assert (governor.why == "") == (after == 1.0)

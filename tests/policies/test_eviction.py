@@ -6,7 +6,7 @@ from itertools import count
 import pytest
 
 from llmaas.policies.eviction import EVICTION, Arrival, Lctru, NextUse
-from llmaas.policies.eviction.rankings import ContextHeap, Interval, rank
+from llmaas.policies.eviction.rankings import ContextHeap, IntervalRanking, rank
 from llmaas.records import ChunkKey, ContextId
 from llmaas.replay.simulator import Replay, belady, unbounded
 from llmaas.replay.trace import TraceCall
@@ -47,7 +47,7 @@ def test_a_visitor_that_is_expected_later_than_all_others_stays_outside() -> Non
     policy.returned(ContextId("seldom"), 0.0)
     for _ in range(5):
         policy.returned(ContextId("often"), 0.0)
-    assert policy.victims(10, lambda k: 10, visitor=ContextId("seldom")) is None
+    assert policy.victims(10, lambda k: 10, candidate=ContextId("seldom")) is None
     assert policy.victims(10, lambda k: 10) == [key("often", 0)]
 
 
@@ -86,20 +86,20 @@ def test_no_policy_reads_less_from_disk_than_the_one_that_knows_the_future(evict
 
 def test_members_leave_in_the_order_of_their_ranks_whatever_came_before() -> None:
     rng = random.Random(2)
-    ranking = Interval()
+    ranking = IntervalRanking()
     members = ContextHeap(ranking)
     for tick in range(600):
         context = ContextId(f"c{rng.randrange(20)}")
         match rng.randrange(4):
             case 0:
-                ranking.met(context, tick)
-                members.enter(context)
+                ranking.first_seen(context, tick)
+                members.add(context)
             case 1:
-                members.leave(context)
+                members.discard(context)
             case 2:
                 ranking.returned(context, tick)
                 if context in members:
-                    members.enter(context)
+                    members.add(context)
             case _ if len(members):
                 here = [ContextId(f"c{i}") for i in range(20) if ContextId(f"c{i}") in members]
                 worst = max(rank(ranking, c, tick) for c in here)

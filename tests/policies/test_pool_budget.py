@@ -8,10 +8,10 @@ from itertools import pairwise
 from hypothesis import given
 from hypothesis import strategies as st
 
-from llmaas.policies.pool_budget import PoolBudget, Reading
+from llmaas.policies.pool_budget import MemoryReading, PoolBudget
 
 MIB = 1 << 20
-CALM = Reading(0.0)
+CALM = MemoryReading(0.0)
 
 
 def turns(budgets: Iterable[int]) -> int:
@@ -21,35 +21,35 @@ def turns(budgets: Iterable[int]) -> int:
     return sum(a != b for a, b in pairwise(steps))
 
 
-def live(budget: PoolBudget, seconds: int, read: Callable[[int, int], Reading]) -> list[int]:
+def live(budget: PoolBudget, seconds: int, read: Callable[[int, int], MemoryReading]) -> list[int]:
     """The budget every two seconds; the POOL is always full. ``read(second, bytes in the POOL)``."""
     found = []
     for t in range(0, seconds, 2):
-        found.append(budget.heard(read(t, budget.nbytes), budget.nbytes, float(t)))
+        found.append(budget.on_reading(read(t, budget.nbytes), budget.nbytes, float(t)))
     return found
 
 
 def test_a_stall_takes_a_quarter_of_what_the_pool_holds_at_once_and_calm_gives_it_back_slowly() -> None:
     budget = PoolBudget(160 * MIB)
-    assert budget.heard(Reading(0.3), 100 * MIB, 0.0) == 75 * MIB
+    assert budget.on_reading(MemoryReading(0.3), 100 * MIB, 0.0) == 75 * MIB
     assert budget.why == "pressure"
-    assert budget.heard(CALM, 75 * MIB, 20.0) == 75 * MIB
-    assert budget.heard(Reading(0.05), 75 * MIB, 40.0) == 75 * MIB, "less stalled is not calm"
-    grown = [budget.heard(CALM, 75 * MIB, 42.0 + t) for t in range(0, 200, 2)]
+    assert budget.on_reading(CALM, 75 * MIB, 20.0) == 75 * MIB
+    assert budget.on_reading(MemoryReading(0.05), 75 * MIB, 40.0) == 75 * MIB, "less stalled is not calm"
+    grown = [budget.on_reading(CALM, 75 * MIB, 42.0 + t) for t in range(0, 200, 2)]
     assert grown[0] == 85 * MIB and grown[1] == 85 * MIB and grown[5] == 95 * MIB
     assert grown[-1] == 160 * MIB and budget.why == "configured" and turns(grown) == 0
 
 
 def test_stalls_that_go_on_take_it_down_to_a_sixteenth_and_no_further() -> None:
     budget = PoolBudget(160 * MIB)
-    found = live(budget, 60, lambda t, used: Reading(0.5))
+    found = live(budget, 60, lambda t, used: MemoryReading(0.5))
     assert found[0] == 120 * MIB and found[-1] == 10 * MIB and turns(found) == 0
 
 
 def test_a_limit_gets_what_it_misses_and_no_more() -> None:
     budget = PoolBudget(160 * MIB)
-    reading = Reading(None, 512 * MIB, 12 * MIB, "cgroup")  # 20 MiB short of a sixteenth
-    assert budget.heard(reading, 100 * MIB, 0.0) == 80 * MIB
+    reading = MemoryReading(None, 512 * MIB, 12 * MIB, "cgroup")  # 20 MiB short of a sixteenth
+    assert budget.on_reading(reading, 100 * MIB, 0.0) == 80 * MIB
     assert budget.why == "cgroup"
 
 
@@ -57,9 +57,9 @@ def test_a_pool_that_others_leave_less_room_settles_instead_of_oscillating() -> 
     """A container of 512 MiB, where another process takes 300 of them after a minute and keeps them."""
     budget = PoolBudget(160 * MIB)
 
-    def read(t: int, used: int) -> Reading:
+    def read(t: int, used: int) -> MemoryReading:
         others = 300 * MIB if t >= 60 else 100 * MIB
-        return Reading(0.0, 512 * MIB, max(0, 512 * MIB - others - used - 50 * MIB), "cgroup")
+        return MemoryReading(0.0, 512 * MIB, max(0, 512 * MIB - others - used - 50 * MIB), "cgroup")
 
     found = live(budget, 3600, read)
     assert found[30] < found[0] == 160 * MIB
@@ -70,7 +70,7 @@ def test_a_pool_that_others_leave_less_room_settles_instead_of_oscillating() -> 
 def test_a_machine_that_stalls_whenever_the_pool_is_large_is_tried_ever_more_rarely() -> None:
     """PSI does not say how much is too much: each failed growth doubles the wait, up to an hour."""
     budget = PoolBudget(160 * MIB)
-    found = live(budget, 24 * 3600, lambda t, used: Reading(0.4 if used > 100 * MIB else 0.0))
+    found = live(budget, 24 * 3600, lambda t, used: MemoryReading(0.4 if used > 100 * MIB else 0.0))
     dips = [2 * i for i, (a, b) in enumerate(pairwise(found)) if b < a]
     waits = [b - a for a, b in pairwise(dips)]
     assert waits[-1] >= 3600 and len(dips) < 40
@@ -79,7 +79,7 @@ def test_a_machine_that_stalls_whenever_the_pool_is_large_is_tried_ever_more_rar
 
 def test_an_operators_word_holds_at_once() -> None:
     budget = PoolBudget(160 * MIB)
-    budget.heard(Reading(0.9), 160 * MIB, 0.0)
+    budget.on_reading(MemoryReading(0.9), 160 * MIB, 0.0)
     assert budget.configure(300 * MIB) == 300 * MIB == budget.nbytes
     assert budget.why == "configured"
 
@@ -90,14 +90,14 @@ BURST = (0, 0, 0.01, 0.02, 0.13, 0.41, 0.22, 0.12, 0.08, 0.03, 0.04, 0.11, 0.02,
 
 def test_a_burst_of_stalls_shrinks_five_times_and_comes_back() -> None:
     budget = PoolBudget(256 * MIB)
-    found = live(budget, 600, lambda t, used: Reading(BURST[t // 2] if t // 2 < len(BURST) else 0.0))
+    found = live(budget, 600, lambda t, used: MemoryReading(BURST[t // 2] if t // 2 < len(BURST) else 0.0))
     assert found[3] == 256 * MIB and found[4] == 192 * MIB
     assert min(found) == int(256 * MIB * 0.75**5)
     assert found[-1] == 256 * MIB and turns(found) == 1
 
 
 READINGS = st.builds(
-    Reading,
+    MemoryReading,
     st.none() | st.floats(0, 1),
     st.none() | st.integers(16 * MIB, 4096 * MIB),
     st.none() | st.integers(0, 4096 * MIB),
@@ -107,11 +107,11 @@ READINGS = st.builds(
 
 @given(st.lists(st.tuples(READINGS, st.integers(0, 256 * MIB), st.floats(0.1, 1000)), max_size=60))
 def test_it_stays_between_its_floor_and_what_was_configured_and_never_leaps_up(
-    series: list[tuple[Reading, int, float]],
+    series: list[tuple[MemoryReading, int, float]],
 ) -> None:
     budget, now = PoolBudget(160 * MIB), 0.0
     for reading, used, passed in series:
         before, now = budget.nbytes, now + passed
-        after = budget.heard(reading, used, now)
+        after = budget.on_reading(reading, used, now)
         assert 10 * MIB <= after <= 160 * MIB
         assert after - before <= 10 * MIB

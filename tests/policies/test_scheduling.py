@@ -6,7 +6,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from llmaas.policies.rate_limits import Rates
+from llmaas.policies.rate_limits import RateLimits
 from llmaas.policies.scheduling import Fair
 from llmaas.records import AppId, RequestId
 
@@ -64,10 +64,10 @@ def test_a_call_that_is_not_served_becomes_more_urgent_until_it_has_had_its_turn
 def test_the_aged_share_the_steps_of_the_urgent_but_push_nobody_aside() -> None:
     policy = fair((1, A, 1), (2, B, 8), (3, B, 5))
     calls = [RequestId(i) for i in (1, 2, 3)]
-    assert policy.chosen(calls, 0.0) == [1]
+    assert policy.select(calls, 0.0) == [1]
     serve(policy, 1, 35.0, 35.0)
-    assert set(policy.chosen(calls, 35.0)) == {1, 2, 3}
-    assert 1 in policy.chosen(calls, 99.0)
+    assert set(policy.select(calls, 35.0)) == {1, 2, 3}
+    assert 1 in policy.select(calls, 99.0)
 
 
 def test_the_urgent_take_a_place_at_once_and_equals_at_the_end_of_a_turn() -> None:
@@ -83,7 +83,7 @@ def test_the_urgent_take_a_place_at_once_and_equals_at_the_end_of_a_turn() -> No
 def test_a_turn_is_worth_coming_back_for() -> None:
     policy = fair((1, A, 5), (2, B, 5))
     policy.admit(RequestId(1))
-    policy.back(RequestId(1), 3.0)
+    policy.switched_in(RequestId(1), 3.0)
     serve(policy, 1, 3.0, 4.0, steps=10)
     assert not policy.gives_way(RequestId(1), RequestId(2), 4.0)
     serve(policy, 1, 4.0, 9.0, steps=1)
@@ -118,7 +118,7 @@ def test_nobody_starves(calls: list[tuple[int, int, float]]) -> None:
 @pytest.mark.parametrize("late", [0.0, 0.003, 0.1])
 @pytest.mark.parametrize("rate", [3.0, 50.0])
 def test_a_limit_is_held_in_the_mean_even_if_every_wake_is_late(rate: float, late: float) -> None:
-    rates, now, served = Rates(), 0.0, 0
+    rates, now, served = RateLimits(), 0.0, 0
     rates.set("x", rate)
     while now < 20.0:
         now = max(now, rates.ready("x") + late, 0.0)
@@ -128,7 +128,7 @@ def test_a_limit_is_held_in_the_mean_even_if_every_wake_is_late(rate: float, lat
 
 
 def test_who_has_no_limit_of_its_own_has_everybodys() -> None:
-    rates = Rates(default=1.0)
+    rates = RateLimits(default=1.0)
     rates.set("free", None)
     rates.set("fast", 100.0)
     for name in ("x", "y", "y", "fast", "free"):
@@ -141,7 +141,7 @@ def test_who_has_no_limit_of_its_own_has_everybodys() -> None:
 
 
 def test_what_has_no_limit_is_free_and_a_lifted_limit_is_forgotten() -> None:
-    rates = Rates()
+    rates = RateLimits()
     rates.set("x", 1.0)
     rates.charge("x", 100, 0.0)
     assert rates.ready("x", "y") > 90 and rates.ready("y") == -math.inf

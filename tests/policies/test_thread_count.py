@@ -30,7 +30,7 @@ class Machine:
         if threads > max(1, self.cores - self.busy(self.now)):  # one waits for its core, and all for that one
             seconds *= self.random.choice([1.5, 1.8, 2.2, 3.0, 20.0, 40.0])
         self.now += seconds
-        self.count.heard("decode", seconds)
+        self.count.observe("decode", seconds)
         return seconds
 
     def speed(self, seconds: float) -> float:
@@ -46,7 +46,7 @@ def test_a_quiet_machine_loses_less_than_half_a_percent() -> None:
     adaptive, fixed = Machine(2, lambda t: 0), Machine(2, lambda t: 0)
     fixed.count = ThreadCount(1)  # never moves
     fixed.count.threads = 2
-    fixed.count.heard = lambda kind, seconds: 2  # type: ignore[method-assign]
+    fixed.count.observe = lambda kind, seconds: 2  # type: ignore[method-assign]
     assert adaptive.speed(120.0) > 0.995 * fixed.speed(120.0)
     assert adaptive.count.changes == 0
 
@@ -81,7 +81,7 @@ def test_however_slow_it_is_there() -> None:
     """Steady steps of a second raise no alarm, and a look that loses as much could not be paid for in minutes."""
     count, steps = ThreadCount(2, curious=True), 0
     while count.threads == 2 or steps < 10:
-        count.heard("decode", 1.0 if count.threads == 2 else 0.02)
+        count.observe("decode", 1.0 if count.threads == 2 else 0.02)
         steps += 1
     assert steps == 10 and count.changes == 1
 
@@ -90,11 +90,11 @@ def test_steps_that_are_slower_for_another_reason_keep_their_threads() -> None:
     """A context that is five times as long: fewer threads make it no better, and it is the measure from then on."""
     count = ThreadCount(2)
     for _ in range(200):
-        count.heard("decode", 0.008)
+        count.observe("decode", 0.008)
     few = 0
     for _ in range(2000):
         few += count.threads == 1
-        count.heard("decode", 0.04 if count.threads == 2 else 0.075)
+        count.observe("decode", 0.04 if count.threads == 2 else 0.075)
     assert count.threads == 2 and count.changes == 0
     assert few <= 6
 
@@ -102,7 +102,7 @@ def test_steps_that_are_slower_for_another_reason_keep_their_threads() -> None:
 def test_long_steps_are_not_tried_with_fewer_threads_before_that_is_earned() -> None:
     count = ThreadCount(2)
     for _ in range(300):
-        assert count.heard("prefill", 0.6) == 2
+        assert count.observe("prefill", 0.6) == 2
 
 
 @given(st.integers(1, 16), st.lists(st.tuples(st.sampled_from("abc"), st.floats(0.0, 100.0)), max_size=200))
@@ -111,7 +111,7 @@ def test_whatever_steps_take_there_is_a_thread_and_never_one_too_many(
 ) -> None:
     count = ThreadCount(most)
     for kind, seconds in steps:
-        assert count.heard(kind, seconds) == count.threads
+        assert count.observe(kind, seconds) == count.threads
         assert 1 <= count.threads <= most
 
 
@@ -136,6 +136,6 @@ def test_a_short_disturbance_is_forgotten_in_a_second() -> None:
         seconds = pace(count.threads) * (2.5 if count.threads == 2 and 5.0 <= now < 5.2 else 1.0)
         fewer += seconds * (count.threads == 1 and now > 5.0)
         now += seconds
-        count.heard("decode", seconds)
+        count.observe("decode", seconds)
     assert 0.1 < fewer < 1.0
     assert count.threads == 2

@@ -15,7 +15,7 @@ from llmaas.errors import BadRequest, Expired
 from llmaas.planner.actions import Action
 from llmaas.planner.events import Event
 from llmaas.planner.planner import Planner
-from llmaas.policies.duty import Reading
+from llmaas.policies.duty import ThermalReading
 from llmaas.records import AppId, Message
 from llmaas.replay.simulator import Replay
 from llmaas.replay.trace import TraceCall
@@ -87,7 +87,7 @@ async def contend(service: Service, rng: random.Random) -> None:
         if i % 5 == 0:
             service.prioritize(request, rng.randrange(10))
         if i == 12:
-            service.governed(Reading(temperature=99.0, limit=90.0))
+            service.governed(ThermalReading(temperature=99.0, limit=90.0))
         await asyncio.sleep(0.002)
     done = await asyncio.gather(*replies, return_exceptions=True)
     assert all(isinstance(one, (Done, Expired)) for one in done), done

@@ -8,7 +8,7 @@ from contextlib import asynccontextmanager
 from pathlib import Path
 from typing import Any
 
-from llmaas.calls import ON_NO_TERMS, CallSpec, Done, Generation, Terms, Turn
+from llmaas.calls import DEFAULT_TERMS, CallSpec, Done, Generation, Terms, Turn
 from llmaas.clock import Clock
 from llmaas.engine.fake import FakeEngine
 from llmaas.engine.thread import EngineThread
@@ -33,7 +33,7 @@ class House:
         text: str,
         n: int = 8,
         app: AppId = APP,
-        terms: Terms = ON_NO_TERMS,
+        terms: Terms = DEFAULT_TERMS,
         **generation: Any,
     ) -> tuple[str, Done]:
         return await self.call(context, Turn((Message("user", text),)), Generation(n, **generation), app, terms)
@@ -44,7 +44,7 @@ class House:
         turn: Turn,
         generation: Generation | None,
         app: AppId = APP,
-        terms: Terms = ON_NO_TERMS,
+        terms: Terms = DEFAULT_TERMS,
     ) -> tuple[str, Done]:
         pieces: list[str] = []
         _, future = self.service.submit(

@@ -36,10 +36,10 @@ def check_host(config: Config) -> Iterator[Finding]:
 
 def governor_finding() -> Finding:
     from llmaas.host import thermal
-    from llmaas.policies.duty import Reading
+    from llmaas.policies.duty import ThermalReading
 
     found = thermal.read()
-    if found == Reading():
+    if found == ThermalReading():
         text = "on, but this machine tells neither temperatures nor frequencies nor a battery"
         return Finding("heat", "warn", text, "It has no effect here; a limit by --nice or --threads has.")
     told = []

@@ -7,7 +7,7 @@ that was chosen. ``greedy`` and ``llms`` are for benches and tests.
 from __future__ import annotations
 
 from llmaas.policies.bit_price.greedy import allocate
-from llmaas.policies.bit_price.price_book import ChunkDemand, Price, PriceBook, stake
+from llmaas.policies.bit_price.price_book import ChunkDemand, Price, PriceBook, demand
 from llmaas.policies.bit_price.steps import BITS, K_ERROR, UNMEASURED, V_ERROR, Sensitivity, Size
 
 __all__ = [
@@ -22,7 +22,7 @@ __all__ = [
     "Sensitivity",
     "Size",
     "allocate",
-    "stake",
+    "demand",
 ]
 
 SPENDING = ("uniform", "tolerance")

@@ -26,7 +26,7 @@ class ChunkDemand(NamedTuple):
     v: int
 
 
-def stake(measured: Sensitivity | None, heat: float = 1.0) -> ChunkDemand:
+def demand(measured: Sensitivity | None, heat: float = 1.0) -> ChunkDemand:
     """``heat``: how much the chunk's error counts, relative to a chunk in use (1)."""
     if measured is None:
         return ChunkDemand(False, place_of(heat), place_of(heat))

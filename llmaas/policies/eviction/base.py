@@ -47,11 +47,11 @@ class EvictionPolicy(Protocol):
     def closed(self, context: ContextId) -> None:
         """The context is no more; unknown ones are ignored."""
 
-    def victims(self, need: int, gain: Gain, visitor: ContextId | None = None) -> list[ChunkKey] | None:
+    def victims(self, need: int, gain: Gain, candidate: ContextId | None = None) -> list[ChunkKey] | None:
         """Chunks whose bytes sum to at least ``need``, first to leave first.
 
-        With ``visitor``, the room is for a chunk of that context which has a copy on DISK: None also if it deserves the
-        room less than what would have to go.
+        ``candidate``: the room is for a chunk of this context, which has a copy on DISK. Then None also if
+        what would have to leave is expected back before it.
         """
 
 

@@ -14,14 +14,14 @@ from llmaas.policies.eviction.rankings import ContextHeap
 from llmaas.records import ContextId
 
 
-class Future:
+class ClairvoyantRanking:
     """A ranking by the time of the next return, from a list of all of them (seconds, ascending)."""
 
     def __init__(self, returns: Mapping[ContextId, Sequence[float]]) -> None:
         self._returns = returns
         self.now = 0.0
 
-    def met(self, context: ContextId, tick: int) -> None:
+    def first_seen(self, context: ContextId, tick: int) -> None:
         pass
 
     def returned(self, context: ContextId, tick: int) -> None:
@@ -48,7 +48,7 @@ class Belady(ByContext):
 
     def __init__(self, returns: Mapping[ContextId, Sequence[float]]) -> None:
         """``returns``: when each context is called and not in CELLS; eviction from the POOL does not change that."""
-        self._future = Future(returns)
+        self._future = ClairvoyantRanking(returns)
         super().__init__(ContextHeap(self._future))
 
     def returned(self, context: ContextId, now: float) -> None:

@@ -41,7 +41,7 @@ class ByContext:
         for order in self._orders:
             order.ranking.returned(context, self._tick)
             if context in order:
-                order.enter(context)
+                order.add(context)
 
     def add(self, key: ChunkKey, chunk: Arrival, now: float) -> None:
         self._home[key] = chunk.context, chunk.index
@@ -49,8 +49,8 @@ class ByContext:
         if chunks is None:
             chunks = self._chunks[chunk.context] = []
             for order in self._orders:
-                order.ranking.met(chunk.context, self._tick)
-                order.enter(chunk.context)
+                order.ranking.first_seen(chunk.context, self._tick)
+                order.add(chunk.context)
         insort(chunks, (chunk.index, key))
 
     def touch(self, key: ChunkKey, now: float) -> None:
@@ -65,7 +65,7 @@ class ByContext:
         if not chunks:
             del self._chunks[context]
             for order in self._orders:
-                order.leave(context)
+                order.discard(context)
             if context in self._gone:
                 self.closed(context)
 
@@ -77,12 +77,12 @@ class ByContext:
         for order in self._orders:
             order.ranking.closed(context)
 
-    def victims(self, need: int, gain: Gain, visitor: ContextId | None = None) -> list[ChunkKey] | None:
+    def victims(self, need: int, gain: Gain, candidate: ContextId | None = None) -> list[ChunkKey] | None:
         order = self._best()
         bar = -math.inf
-        if visitor is not None:
-            order.ranking.met(visitor, self._tick)
-            bar = rank(order.ranking, visitor, self._tick)
+        if candidate is not None:
+            order.ranking.first_seen(candidate, self._tick)
+            bar = rank(order.ranking, candidate, self._tick)
         chosen: list[ChunkKey] = []
         passed: list[ContextId] = []
         while need > 0 and (context := order.pop(self._tick)) is not None:
@@ -92,5 +92,5 @@ class ByContext:
             more, need = take((key for _, key in self._chunks[context]), need, gain)
             chosen += more
         for context in reversed(passed):
-            order.enter(context)
+            order.add(context)
         return chosen if need <= 0 else None

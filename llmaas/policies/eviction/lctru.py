@@ -41,7 +41,7 @@ class Lctru:
     def closed(self, context: ContextId) -> None:
         pass
 
-    def victims(self, need: int, gain: Gain, visitor: ContextId | None = None) -> list[ChunkKey] | None:
+    def victims(self, need: int, gain: Gain, candidate: ContextId | None = None) -> list[ChunkKey] | None:
         order = (key for level in sorted(self._queues, reverse=True) for key in self._queues[level])
         chosen, short = take(order, need, gain)
         return chosen if short <= 0 else None

@@ -34,6 +34,6 @@ class Lru:
     def closed(self, context: ContextId) -> None:
         pass
 
-    def victims(self, need: int, gain: Gain, visitor: ContextId | None = None) -> list[ChunkKey] | None:
+    def victims(self, need: int, gain: Gain, candidate: ContextId | None = None) -> list[ChunkKey] | None:
         chosen, short = take(self._order, need, gain)
         return chosen if short <= 0 else None

@@ -16,7 +16,7 @@ from llmaas.records import ContextId
 class Ranking(Protocol):
     """What is known of contexts' returns. The greater its rank, the less a context deserves room."""
 
-    def met(self, context: ContextId, tick: int) -> None:
+    def first_seen(self, context: ContextId, tick: int) -> None:
         """The context has chunks now; nothing changes if it is known."""
 
     def returned(self, context: ContextId, tick: int) -> None: ...
@@ -30,7 +30,7 @@ class Ranking(Protocol):
         """From when on, and when the context was used last: its rank is then the time since. None: never."""
 
 
-class Frequency:
+class LrfuRanking:
     """How often a context returned lately: each return counts half after ``half_life`` further ones.
 
     This is LRFU (Lee et al., IEEE Transactions on Computers 50:12, 2001). All counts fall at the same pace, so their
@@ -41,7 +41,7 @@ class Frequency:
         self._half_life = half_life
         self._score: dict[ContextId, float] = {}
 
-    def met(self, context: ContextId, tick: int) -> None:
+    def first_seen(self, context: ContextId, tick: int) -> None:
         self._score.setdefault(context, tick / self._half_life)
 
     def returned(self, context: ContextId, tick: int) -> None:
@@ -59,7 +59,7 @@ class Frequency:
         return None
 
 
-class Interval:
+class IntervalRanking:
     """How long a context stays away: a moving mean of its intervals, or the present one if that is longer already.
 
     A context that has not returned yet is overdue from the start. Where all take turns, all intervals are equal: then
@@ -73,7 +73,7 @@ class Interval:
         self._last: dict[ContextId, int] = {}
         self._mean: dict[ContextId, float] = {}
 
-    def met(self, context: ContextId, tick: int) -> None:
+    def first_seen(self, context: ContextId, tick: int) -> None:
         self._last.setdefault(context, tick)
 
     def returned(self, context: ContextId, tick: int) -> None:
@@ -102,7 +102,7 @@ def rank(ranking: Ranking, context: ContextId, tick: int) -> float:
 
 
 class ContextHeap:
-    """Some contexts, in the order of a ranking. ``enter`` renews a member's place when the ranking has news of it."""
+    """Some contexts, in the order of a ranking. ``add`` renews a member's place when the ranking has news of it."""
 
     def __init__(self, ranking: Ranking) -> None:
         self.ranking = ranking
@@ -120,7 +120,7 @@ class ContextHeap:
     def __contains__(self, context: object) -> bool:
         return context in self._entry
 
-    def enter(self, context: ContextId) -> None:
+    def add(self, context: ContextId) -> None:
         """Become a member, or be ranked anew."""
         self._serial += 1
         self._entry[context] = self._serial
@@ -130,7 +130,7 @@ class ContextHeap:
         if len(self._settled) + len(self._due) + len(self._overdue) > 4 * len(self._entry) + 64:
             self._renew()
 
-    def leave(self, context: ContextId) -> None:
+    def discard(self, context: ContextId) -> None:
         self._entry.pop(context, None)
 
     def pop(self, tick: int) -> ContextId | None:
@@ -158,4 +158,4 @@ class ContextHeap:
         members = list(self._entry)
         self._settled, self._due, self._overdue = [], [], []
         for context in members:
-            self.enter(context)
+            self.add(context)

@@ -26,7 +26,7 @@ class SchedulingPolicy(Protocol):
 
     def prioritize(self, request: RequestId, priority: int) -> None: ...
 
-    def back(self, request: RequestId, seconds: float) -> None:
+    def switched_in(self, request: RequestId, seconds: float) -> None:
         """Its context is in CELLS again, which took so long."""
 
     def served(self, request: RequestId, began: float, now: float, steps: float, prompt: int, answer: int) -> None:
@@ -41,7 +41,7 @@ class SchedulingPolicy(Protocol):
     def urgency(self, request: RequestId, now: float) -> int:
         """The call's priority, or a smaller number if it has not been served for long."""
 
-    def chosen(self, ready: list[RequestId], now: float) -> list[RequestId]:
+    def select(self, ready: list[RequestId], now: float) -> list[RequestId]:
         """Who takes part in the next step, of those that could; whoever's prompt comes first, first. Some, if any."""
 
     def gives_way(self, running: RequestId, waiting: RequestId, now: float) -> bool:

@@ -112,7 +112,7 @@ class Fair:
             call.unserved = call.made_up = 0.0
         self._share[call.app] += _PROMPT * prompt + _ANSWER * answer
 
-    def back(self, request: RequestId, seconds: float) -> None:
+    def switched_in(self, request: RequestId, seconds: float) -> None:
         self._calls[request].back_s = seconds
 
     def __len__(self) -> int:
@@ -145,7 +145,7 @@ class Fair:
         unserved = call.unserved + max(0.0, now - call.last)
         return max(0, call.priority - int(unserved / self._ageing_s))
 
-    def chosen(self, ready: list[RequestId], now: float) -> list[RequestId]:
+    def select(self, ready: list[RequestId], now: float) -> list[RequestId]:
         most_urgent = min((self._calls[request].priority for request in ready), default=0)
         found = [request for request in ready if self.urgency(request, now) <= most_urgent]
         return sorted(found, key=lambda request: self._rank(request, now))

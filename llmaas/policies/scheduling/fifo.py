@@ -21,7 +21,7 @@ class Fifo(Fair):
         call = self._calls[request]
         return call.priority, 0, call.order
 
-    def chosen(self, ready: list[RequestId], now: float) -> list[RequestId]:
+    def select(self, ready: list[RequestId], now: float) -> list[RequestId]:
         return sorted(ready, key=lambda request: self._rank(request, now))
 
     def gives_way(self, running: RequestId, waiting: RequestId, now: float) -> bool:
