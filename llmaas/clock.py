@@ -1,7 +1,11 @@
-"""The one door to the time of day.
+"""The clocks of the machine, and one for tests.
 
-Law: nothing else in llmaas reads a clock. Whoever needs the time is given a ``Clock`` or the time
-itself, so that tests and replays run in a time of their own.
+Law: no part of llmaas asks the operating system what time it is, except through ``RealClock``. A part that needs the
+time is given a ``Clock`` or the time itself, so that tests and replays run in a time of their own.
+
+Three parts use Python's ``time`` for something else than the time that passes in the service:
+``kvchunks.store.cipher`` measures which cipher is faster on this CPU, ``engine.llama.grammar`` limits the CPU time of
+its thread, and ``engine.llama.chat`` gives chat templates the date.
 """
 
 from __future__ import annotations
@@ -14,14 +18,14 @@ class Clock(Protocol):
     """Two readings, both in seconds."""
 
     def now(self) -> float:
-        """Monotonic: for durations, deadlines and ageing; its zero means nothing."""
+        """Monotonic time, for durations, deadlines and ageing. Its zero has no meaning."""
 
     def wall(self) -> float:
-        """Since the Unix epoch: for what is stored and shown; it may jump."""
+        """Time since the Unix epoch, for what is stored and shown. It may jump."""
 
 
 class RealClock:
-    """The machine's clocks."""
+    """The clocks of the operating system."""
 
     __slots__ = ()
 
@@ -33,7 +37,7 @@ class RealClock:
 
 
 class ManualClock:
-    """Stands still until ``advance``."""
+    """A clock that stands still until ``advance`` is called."""
 
     __slots__ = ("_now", "_wall")
 
@@ -48,7 +52,7 @@ class ManualClock:
         return self._wall
 
     def advance(self, seconds: float) -> None:
-        """Both readings move on by ``seconds``. Raises ValueError if that is negative."""
+        """Move both readings on by ``seconds``. Raises ValueError if that is negative."""
         if seconds < 0:
             raise ValueError(f"time does not run backwards: {seconds}")
         self._now += seconds

@@ -1,6 +1,6 @@
-"""The C parts of llmaas: small libraries that are built beside the Python files that use them, and may be missing.
+"""Loads the C libraries of llmaas: small ones, built beside the Python files that use them. They may be missing.
 
-Law: what is loaded fits the Python side, or nothing is loaded.
+Law: a library is used only if it fits the Python code that calls it.
 """
 
 from __future__ import annotations
@@ -12,10 +12,10 @@ from pathlib import Path
 
 
 def load_library(beside: str, name: str, fits: Callable[[ctypes.CDLL], bool]) -> ctypes.CDLL | None:
-    """The library ``name`` in the folder of the file ``beside``; None if it was not built, or does not fit.
+    """The library ``name`` in the folder of the file ``beside``; None if it was not built or does not fit.
 
-    A library left over from another version may lack functions, so ``fits`` may raise AttributeError. ctypes never
-    unloads one.
+    ``fits`` may raise AttributeError, since a library left over from another version may lack functions. A library
+    that does not fit stays in memory: ctypes never unloads one.
     """
     for suffix in EXTENSION_SUFFIXES:
         try:

@@ -22,7 +22,7 @@ from llmaas.config.settings import Config
 from llmaas.engine.llama.engine import LlamaEngine
 from llmaas.engine.thread import EngineThread
 from llmaas.host import priority, thermal
-from llmaas.host.memory import PressureWatcher
+from llmaas.host.pressure import PressureWatcher
 from llmaas.kvchunks.store import master_key
 from llmaas.kvchunks.store.store import Store
 from llmaas.records import ModelInfo, Precision

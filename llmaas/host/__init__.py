@@ -1,1 +1,1 @@
-"""The machine around the service: process priority, memory pressure, temperature and battery."""
+"""The machine around the service: priority of the process, memory pressure, temperature and battery."""

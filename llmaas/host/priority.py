@@ -1,7 +1,8 @@
-"""The daemon's place among other processes: niceness, and the CPUs of its engine.
+"""The daemon's priority among other processes: its niceness, and the CPUs that its engine may use.
 
-Law: threads inherit both from the thread that starts them, so they are set first: niceness before the parts of the
-daemon are made, CPUs before the model is loaded. What a system lacks is told, and is no failure.
+Law: threads inherit both from the thread that starts them, so both are set first: niceness before the parts of the
+daemon are made, CPUs before the model is loaded. A system that lacks one of them can be asked about it; that is no
+failure.
 """
 
 from __future__ import annotations
@@ -17,8 +18,9 @@ ROOT = Path("/")
 def lower_priority(niceness: int, root: Path = ROOT) -> None:
     """Raise the niceness of this process to ``niceness``, for all its threads, now and to come. Never lowers it.
 
-    Linux may schedule sessions as groups (autogroup, sched(7)), among which only a group's niceness counts: it is
-    raised too if this process leads its session. A session that somebody else began is left alone. Raises MachineError.
+    Linux may schedule sessions as groups (autogroup, sched(7)), among which only a group's niceness counts. It is
+    raised too if this process leads its session; a session that another process began is left alone. Raises
+    MachineError.
     """
     try:
         for thread in _threads():
@@ -30,7 +32,7 @@ def lower_priority(niceness: int, root: Path = ROOT) -> None:
 
 
 def _threads() -> list[int]:
-    """Threads of this process; where niceness is of the process (not Linux), 0, which means it."""
+    """The ids of this process's threads. Outside Linux, where the process has one niceness: 0, the process."""
     tasks = Path("/proc/self/task")
     return [int(task.name) for task in tasks.iterdir()] if tasks.is_dir() else [0]
 

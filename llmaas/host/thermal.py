@@ -1,9 +1,9 @@
-"""How hot, throttled and low on battery the machine is, by Linux sysfs.
+"""Temperature, CPU throttling and battery of the machine, as Linux says them in sysfs.
 
-Law: it reads /sys and decides nothing. What that does not say is None, never a guess.
+Law: it reads /sys and decides nothing. What /sys does not say is None, never a guess.
 
-Read are thermal zones with their trip points (Documentation/driver-api/thermal/sysfs-api.rst), what frequency CPUs may
-use of what they could (admin-guide/pm/cpufreq.rst), and batteries (ABI/testing/sysfs-class-power).
+It reads thermal zones with their trip points (Documentation/driver-api/thermal/sysfs-api.rst), the frequency that CPUs
+may use against the highest that they can (admin-guide/pm/cpufreq.rst), and batteries (ABI/testing/sysfs-class-power).
 """
 
 from __future__ import annotations
@@ -20,20 +20,20 @@ log = logging.getLogger(__name__)
 ROOT = Path("/")
 _EVERY_S = 2.0
 _SANE = (-40.0, 150.0)
-"""Degrees: zones without a sensor say things such as -273 or 0x7fffffff."""
+"""Degrees Celsius: zones without a sensor give values such as -273 or 0x7fffffff."""
 _LIMITS = ("passive", "hot", "critical")
-"""Types of trip points at which a machine slows down, or worse; the first of them that a zone has is its limit."""
+"""Types of trip points at which a machine slows down, or worse. The first of them that a zone has is its limit."""
 
 
 def read(root: Path = ROOT) -> ThermalReading:
-    """What the machine says now."""
+    """The state now. Of thermal zones, the one nearest to its limit counts; of CPUs, the most throttled one."""
     limit, temperature, zone = min(_zones(root), key=lambda found: found[0] - found[1], default=(None, None, ""))
     level, discharging = _battery(root)
     return ThermalReading(temperature, limit, zone, min(_speeds(root), default=None), level, discharging)
 
 
 def _zones(root: Path) -> Iterator[tuple[float, float, str]]:
-    """(limit, temperature, name) of each zone that says both."""
+    """Limit and temperature in degrees Celsius, and name, of each zone that has both."""
     for zone in sorted((root / "sys/class/thermal").glob("thermal_zone*")):
         temperature = _number(zone / "temp")
         limit = _limit(zone)
@@ -53,6 +53,7 @@ def _limit(zone: Path) -> float | None:
 
 
 def _speeds(root: Path) -> Iterator[float]:
+    """Of each frequency domain, the highest frequency allowed now as a share of the highest possible."""
     for policy in (root / "sys/devices/system/cpu/cpufreq").glob("policy*"):
         allowed, possible = _number(policy / "scaling_max_freq"), _number(policy / "cpuinfo_max_freq")
         if allowed and possible and possible > 0:
@@ -60,7 +61,7 @@ def _speeds(root: Path) -> Iterator[float]:
 
 
 def _battery(root: Path) -> tuple[float | None, bool]:
-    """Mean level of the machine's batteries (not of mice and the like), and whether one of them is being emptied."""
+    """Mean level of the machine's own batteries (not those of mice and the like), and whether one is discharging."""
     levels, discharging = [], False
     for supply in sorted((root / "sys/class/power_supply").glob("*")):
         level = _number(supply / "capacity")
@@ -85,23 +86,26 @@ def _number(path: Path) -> float | None:
 
 
 class ThermalWatcher:
-    """Tells ``heard`` of readings, on a thread of its own, until ``close``."""
+    """Calls ``on_reading`` with a first reading at once, then with one every ``every_s`` seconds, on a thread of its
+    own, until ``close``.
+    """
 
     def __init__(
-        self, heard: Callable[[ThermalReading], object], root: Path = ROOT, *, every_s: float = _EVERY_S
+        self, on_reading: Callable[[ThermalReading], object], root: Path = ROOT, *, every_s: float = _EVERY_S
     ) -> None:
-        self._heard, self._root, self._every = heard, root, every_s
+        self._on_reading, self._root, self._every = on_reading, root, every_s
         self._closing = threading.Event()
         if (first := read(root)) == ThermalReading():
             log.warning("the governor is on, but this machine tells neither temperatures nor frequencies nor a battery")
-        heard(first)
+        on_reading(first)
         self._thread = threading.Thread(target=self._run, name="governor", daemon=True)
         self._thread.start()
 
     def close(self) -> None:
+        """End the thread, and wait for it."""
         self._closing.set()
         self._thread.join()
 
     def _run(self) -> None:
         while not self._closing.wait(self._every):
-            self._heard(read(self._root))
+            self._on_reading(read(self._root))

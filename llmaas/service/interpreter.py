@@ -104,7 +104,7 @@ class Interpreter:
     ) -> None:
         self.planner = Planner(settings)
         codec = Codec(settings.geometry, thread.engine.rope)
-        self.pool = Pool(thread, codec, store, write_rate=write_rate)
+        self.pool = Pool(thread, codec, store, write_rate=write_rate, clock=clock)
         self._meter = SensitivityWorker(thread, codec)
         self._adapter_cache = adapter_cache
         self._thread, self._engine, self._host = thread, thread.engine, host

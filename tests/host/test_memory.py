@@ -1,13 +1,12 @@
-"""What the machine says of its memory, from files as kernels write them; and that the watcher tells it."""
+"""What the machine says of its memory, from files as kernels write them."""
 
 from __future__ import annotations
 
-import threading
 from pathlib import Path
 
 import pytest
 
-from llmaas.host.memory import MemoryGauge, PressureWatcher
+from llmaas.host.memory import MemoryGauge
 from llmaas.policies.pool_budget import MemoryReading
 
 MIB = 1 << 20
@@ -23,10 +22,15 @@ def psi(root: Path, total_us: int) -> None:
     put(root / "proc/pressure/memory", f"{some}\nfull avg10=0.00 avg60=0.00 avg300=0.00 total=99")
 
 
+def machine(root: Path) -> Path:
+    """8 GiB of RAM, of which 6 GiB are available."""
+    put(root / "proc/meminfo", f"MemTotal: {8192 * 1024} kB\nMemFree: 77 kB\nMemAvailable: {6144 * 1024} kB")
+    return root
+
+
 @pytest.fixture
 def root(tmp_path: Path) -> Path:
-    put(tmp_path / "proc/meminfo", f"MemTotal: {8192 * 1024} kB\nMemFree: 77 kB\nMemAvailable: {6144 * 1024} kB")
-    return tmp_path
+    return machine(tmp_path)
 
 
 def test_stalls_are_those_since_the_last_reading(root: Path) -> None:
@@ -70,27 +74,3 @@ def test_a_machine_that_says_nothing_is_not_guessed_at(tmp_path: Path, text: str
     gauge = MemoryGauge(tmp_path)
     gauge.read(0.0)
     assert gauge.read(1.0) == MemoryReading()
-
-
-def test_the_watcher_tells_again_and_again_until_it_is_closed(root: Path) -> None:
-    psi(root, 0)
-    told, twice = list[MemoryReading](), threading.Event()
-
-    def heard(reading: MemoryReading) -> None:
-        told.append(reading)
-        if len(told) == 2:
-            twice.set()
-
-    watcher = PressureWatcher(heard, root, every_s=0.05)
-    assert twice.wait(20)
-    watcher.close()
-    assert told[0].free == 6144 * MIB
-    assert "pressure" not in [thread.name for thread in threading.enumerate()]
-
-
-def test_this_machine_says() -> None:
-    told, once = list[MemoryReading](), threading.Event()
-    watcher = PressureWatcher(lambda reading: (told.append(reading), once.set()))
-    assert once.wait(20)
-    watcher.close()
-    assert told[0].limit and 0 <= (told[0].free or 0) <= told[0].limit

@@ -70,16 +70,16 @@ def test_a_machine_that_says_nothing_is_not_guessed_at(tmp_path: Path, caplog: p
 
 def test_the_watcher_tells_again_and_again_until_it_is_closed(tmp_path: Path) -> None:
     zone(tmp_path, 0, "cpu", 50_000, passive=90_000)
-    told, twice = list[ThermalReading](), threading.Event()
+    readings, twice = list[ThermalReading](), threading.Event()
 
-    def heard(reading: ThermalReading) -> None:
-        told.append(reading)
+    def on_reading(reading: ThermalReading) -> None:
+        readings.append(reading)
         zone(tmp_path, 0, "cpu", 95_000, passive=90_000)
-        if len(told) == 3:
+        if len(readings) == 3:
             twice.set()
 
-    watcher = ThermalWatcher(heard, tmp_path, every_s=0.05)
+    watcher = ThermalWatcher(on_reading, tmp_path, every_s=0.05)
     assert twice.wait(20)
     watcher.close()
-    assert (told[0].temperature, told[2].temperature) == (50.0, 95.0)
+    assert (readings[0].temperature, readings[2].temperature) == (50.0, 95.0)
     assert "governor" not in [thread.name for thread in threading.enumerate()]

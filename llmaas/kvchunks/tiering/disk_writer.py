@@ -9,10 +9,10 @@ from __future__ import annotations
 
 import logging
 import threading
-import time
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 
+from llmaas.clock import Clock, RealClock
 from llmaas.engine.thread import lower_cpu_priority, lower_io_priority
 from llmaas.errors import DiskFull, MachineError
 from llmaas.kvchunks.codec.codec import CodedChunk, header
@@ -31,8 +31,8 @@ Item = tuple[ChunkKey, int, CodedChunk]
 class DiskWriter:
     """``rate``: bytes a second, 0 for as fast as it goes. All methods return at once; the thread works later."""
 
-    def __init__(self, store: Store, rate: float = 0.0) -> None:
-        self._store, self._rate = store, rate
+    def __init__(self, store: Store, rate: float = 0.0, clock: Clock | None = None) -> None:
+        self._store, self._rate, self._clock = store, rate, clock or RealClock()
         self._thread = ThreadPoolExecutor(1, "write", _be_nice)
         self._undiscarded: list[ChunkKey] = []
         self._stopped: set[int] = set()
@@ -82,10 +82,10 @@ class DiskWriter:
             for run in _runs(items):
                 if action.write in self._stopped:
                     break
-                began = time.monotonic()
+                began = self._clock.now()
                 self._store.put(action.context, run, {key: notes[key] for key, _, _ in run})
                 written.update((key, len(payload)) for key, _, payload in run)
-                self._pace(sum(len(payload) for _, _, payload in run), time.monotonic() - began)
+                self._pace(sum(len(payload) for _, _, payload in run), self._clock.now() - began)
         except MachineError as e:
             log.warning("%d chunks stay in memory: %s", len(action.keys) - len(written), e.message)
             full = isinstance(e, DiskFull)

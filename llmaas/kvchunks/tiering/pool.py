@@ -17,6 +17,7 @@ from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import FIRST_COMPLETED, Future, ThreadPoolExecutor, wait
 from typing import Any, TypeVar
 
+from llmaas.clock import Clock
 from llmaas.engine.thread import EngineThread, lower_cpu_priority
 from llmaas.errors import ChunkDamaged
 from llmaas.kvchunks.codec.codec import Codec, CodedChunk, check, sinks_at
@@ -56,7 +57,14 @@ class Pool:
     """Coded chunks in RAM, and the threads that move them. ``load``, ``save``, ``write`` return at once."""
 
     def __init__(
-        self, engine: EngineThread, codec: Codec, store: Store, *, workers: int = 2, write_rate: float = 0.0
+        self,
+        engine: EngineThread,
+        codec: Codec,
+        store: Store,
+        *,
+        workers: int = 2,
+        write_rate: float = 0.0,
+        clock: Clock | None = None,
     ) -> None:
         self._engine = engine
         self._codec = codec
@@ -69,7 +77,7 @@ class Pool:
         self._fetcher = ThreadPoolExecutor(1, "fetch")
         self._decoders = ThreadPoolExecutor(workers, "decode")
         self._savers = ThreadPoolExecutor(workers, "save", lower_cpu_priority)
-        self._writer = DiskWriter(store, write_rate)
+        self._writer = DiskWriter(store, write_rate, clock)
         self._freer = ThreadPoolExecutor(1, "free")
 
     @property
