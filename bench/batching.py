@@ -30,8 +30,8 @@ from bench.lib.common import Bar, Bare, Options, Result, daemon, engine, main, p
 from llmaas.api.async_client import AsyncClient
 from llmaas.engine.thread import EngineThread
 from llmaas.kvchunks.store.store import Store
+from llmaas.planner.settings import PlannerChoices
 from llmaas.records import ContextId
-from llmaas.service.settings import ServiceSettings
 
 FIT, MANY = 4, 8
 _TAG = 16
@@ -168,7 +168,7 @@ def figures_of(runs: dict[str, list[Run]]) -> dict[str, Any]:
 
 def measure(options: Options) -> Result:
     lengths, rounds = ((512,), 3) if options.quick else ((512, 1024), 7)
-    n_new = max(96 if options.quick else 160, 2 * ServiceSettings().quantum)  # at least two turns each
+    n_new = max(96 if options.quick else 160, 2 * PlannerChoices().quantum)  # at least two turns each
     rows = []
     for n in lengths:
         cells = -(-FIT * (n + _TAG + n_new) // 256) * 256
@@ -177,7 +177,7 @@ def measure(options: Options) -> Result:
             runs = asyncio.run(measure_length(thread, options, n, n_new, cells, rounds))
             model = thread.engine.info.name
         rows.append({"context_tokens": n, "answer_tokens": n_new, "cells": cells, **figures_of(runs)})
-    return Result(model, {"lengths": rows, "quantum": ServiceSettings().quantum}, bars(rows))
+    return Result(model, {"lengths": rows, "quantum": PlannerChoices().quantum}, bars(rows))
 
 
 def bars(rows: list[dict[str, Any]]) -> list[Bar]:

@@ -33,6 +33,7 @@ from bench.switch import POOL_BYTES, Stage
 from llmaas.engine.thread import EngineThread
 from llmaas.kvchunks.codec.codec import Codec
 from llmaas.kvchunks.store.store import Store
+from llmaas.planner.settings import bit_settings
 from llmaas.records import CHUNK_TOKENS, Tier
 
 TIMES = (0.0, 2.0, 1.0, 0.5)
@@ -52,7 +53,7 @@ class NextUse:
 
     @asynccontextmanager
     async def _stage(self, split: str) -> AsyncIterator[tuple[Stage, Store]]:
-        settings = {"pool_bytes": POOL_BYTES, "bits": PRECISION, "split": split}
+        settings = {"pool_bytes": POOL_BYTES, "split": split, **bit_settings(PRECISION)}
         with Store(self._folder, files=self._throttle.files) as store:
             async with serving(self._thread, store, **settings) as service:
                 yield Stage(service, store), store

@@ -41,6 +41,7 @@ from llmaas.api.client import Client
 from llmaas.calls import CallSpec, Done, Generation, Piece, Turn
 from llmaas.engine.thread import EngineThread
 from llmaas.kvchunks.store.store import Store
+from llmaas.planner.settings import PlannerChoices
 from llmaas.records import AppId
 from llmaas.service.service import Service
 from llmaas.service.settings import ServiceSettings
@@ -182,7 +183,7 @@ def _figures(speeds: dict[str, list[Speed]]) -> dict[str, Any]:
                 figures[f"{what}_{way}_over_bare"] = _ratio(speeds, way, what)
                 best = {w: max(getattr(one, what) for one in speeds[w]) for w in (way, "bare")}
                 figures[f"{what}_{way}_over_bare_best"] = sig(best[way] / best["bare"])
-    figures["batch"] = {"n_batch": N_BATCH, "n_ubatch": N_UBATCH, "service_slice": ServiceSettings().prefill_slice}
+    figures["batch"] = {"n_batch": N_BATCH, "n_ubatch": N_UBATCH, "service_slice": PlannerChoices().prefill_slice}
     return figures
 
 

@@ -25,7 +25,7 @@ import numpy as np
 
 from bench.lib.common import Bar, Options, Result, main, say, sig
 from llmaas.kvchunks.codec.codec import Codec
-from llmaas.planner.settings import PlannerSettings
+from llmaas.planner.settings import PlannerSettings, bit_settings
 from llmaas.policies.eviction import DEFAULT_EVICTION, EVICTION
 from llmaas.records import CHUNK_TOKENS, Precision
 from llmaas.replay.prices import DEVICES, MODELS, Costs, costs
@@ -72,7 +72,7 @@ def prepare(case: Case, seed: int) -> tuple[list[TraceCall], PlannerSettings, Co
         pool_bytes=case.pool_bytes or int(case.part * case.contexts * MEAN_TOKENS * token),
         ctx_limit=model.ctx_limit,
         geometry=model.geometry,
-        precision=BITS,
+        **bit_settings(BITS),
         max_running=1,
     )
     return trace, settings, costs(case.device, case.machine, case.model)

@@ -24,6 +24,7 @@ from llmaas.cli.runtime import bound_malloc
 from llmaas.engine.fake import FakeEngine
 from llmaas.engine.thread import EngineThread
 from llmaas.kvchunks.store.store import Store
+from llmaas.planner.settings import PlannerChoices, bit_settings
 from llmaas.records import CHUNK_TOKENS, AppId, Geometry, Precision
 from llmaas.service.service import Service
 from llmaas.service.settings import ServiceSettings
@@ -112,7 +113,11 @@ async def serve(options: Options) -> list[Reclaim]:
     try:
         with Store(options.folder / "store") as store:
             service = Service(
-                thread, store, ServiceSettings(split="load_first", pool_bytes=_POOL, bits=Precision(4, 4))
+                thread,
+                store,
+                ServiceSettings(
+                    planner=PlannerChoices(split="load_first", pool_bytes=_POOL, **bit_settings(Precision(4, 4)))
+                ),
             )
             await service.start()
             try:

@@ -19,6 +19,7 @@ from llmaas.calls import Turn
 from llmaas.engine.thread import EngineThread
 from llmaas.kvchunks.store.cipher import fastest_cipher
 from llmaas.kvchunks.store.store import MasterKey, Store
+from llmaas.planner.settings import PlannerChoices, bit_settings
 from llmaas.records import CHUNK_TOKENS, ContextId, Precision
 from llmaas.service.service import Service
 from llmaas.service.settings import ServiceSettings
@@ -90,7 +91,7 @@ async def _in_turns(
 
 
 def _settings() -> ServiceSettings:
-    return ServiceSettings(pool_bytes=POOL_BYTES, bits=Precision(4, 4))
+    return ServiceSettings(planner=PlannerChoices(pool_bytes=POOL_BYTES, **bit_settings(Precision(4, 4))))
 
 
 def measure(options: Options) -> Result:

@@ -22,6 +22,7 @@ from bench.switch import POOL_BYTES, Stage
 from llmaas.engine.thread import EngineThread
 from llmaas.kvchunks.codec.codec import Codec
 from llmaas.kvchunks.store.store import Store
+from llmaas.planner.settings import PlannerChoices, bit_settings
 from llmaas.records import CHUNK_TOKENS, Precision
 from llmaas.service.service import Service
 from llmaas.service.settings import ServiceSettings
@@ -52,7 +53,9 @@ class Way:
 
 async def fill(thread: EngineThread, folder: Path, text: str, n: int) -> None:
     with Store(folder) as store:
-        service = Service(thread, store, ServiceSettings(pool_bytes=POOL_BYTES, bits=PRECISION))
+        service = Service(
+            thread, store, ServiceSettings(planner=PlannerChoices(pool_bytes=POOL_BYTES, **bit_settings(PRECISION)))
+        )
         await service.start()
         await Stage(service, store).set_up(text, [n])
         await service.stop()
@@ -64,7 +67,9 @@ async def measure_way(
 ) -> list[dict[str, Any]]:
     rows = []
     with Store(folder, files=throttle.files) as store:
-        settings = ServiceSettings(pool_bytes=POOL_BYTES, bits=PRECISION, split=split)
+        settings = ServiceSettings(
+            planner=PlannerChoices(pool_bytes=POOL_BYTES, split=split, **bit_settings(PRECISION))
+        )
         service = Service(thread, store, settings)
         await service.start()
         stage = Stage(service, store)

@@ -35,6 +35,7 @@ from llmaas.engine.llama.lib import C
 from llmaas.engine.thread import EngineThread
 from llmaas.kvchunks.codec.codec import Codec
 from llmaas.kvchunks.store.store import Store
+from llmaas.planner.settings import PlannerChoices, bit_settings
 from llmaas.records import CHUNK_TOKENS, AppId, ContextId, KvSlab, Precision, Tier
 from llmaas.service.service import Service
 from llmaas.service.settings import ServiceSettings
@@ -229,7 +230,9 @@ async def through_service(
 ) -> dict[str, Any]:
     rows = []
     with Store(folder) as store:
-        service = Service(thread, store, ServiceSettings(pool_bytes=POOL_BYTES, bits=precision))
+        service = Service(
+            thread, store, ServiceSettings(planner=PlannerChoices(pool_bytes=POOL_BYTES, **bit_settings(precision)))
+        )
         await service.start()
         try:
             stage = Stage(service, store)

@@ -32,7 +32,7 @@ from bench.lib.clients import Over
 from bench.lib.common import Bar, Options, Result, Texts, daemon, engine, main, say, sig, summary
 from llmaas.api.async_client import AsyncClient
 from llmaas.calls import Done, Priority, Terms
-from llmaas.service.settings import ServiceSettings
+from llmaas.planner.settings import PlannerChoices
 
 URGENT = Terms(priority=0)
 BACKGROUND = Terms(priority=Priority.BACKGROUND)
@@ -177,7 +177,7 @@ def measure(options: Options) -> Result:
         model = thread.engine.info.name
         with daemon(options, "daemon", endless=True) as (socket, _):
             found, accounts = asyncio.run(converse(options, socket, texts, n_long, sizes, rounds, most))
-    target = ServiceSettings().step_target
+    target = PlannerChoices().step_target
     figures = {"prefill_tokens": n_long, "decodes": _DECODES, "step_target_s": target, "prompts": found}
     figures["books"] = accounts
     return Result(model, figures, bars(found, accounts, target))

@@ -21,6 +21,7 @@ from llmaas.engine.thread import EngineThread
 from llmaas.kvchunks.store.cipher import MasterKey
 from llmaas.kvchunks.store.store import Store
 from llmaas.kvchunks.tiering.pool import Pool
+from llmaas.planner.settings import PlannerChoices
 from llmaas.records import AppId
 from llmaas.service.service import Service
 from llmaas.service.settings import ServiceSettings
@@ -55,7 +56,7 @@ async def converse(thread: EngineThread, store: Store, turns: int, seed: int) ->
         lower(self, action, counted)
 
     Pool.save, Pool.lower = counting, counting_again  # type: ignore[method-assign]
-    service = Service(thread, store, ServiceSettings(pool_bytes=24 << 20))
+    service = Service(thread, store, ServiceSettings(planner=PlannerChoices(pool_bytes=24 << 20)))
     await service.start()
     begun = io_written()
     rng = random.Random(seed)

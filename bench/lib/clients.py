@@ -17,6 +17,7 @@ from llmaas.calls import DEFAULT_TERMS, CallSpec, Done, Generation, Piece, Terms
 from llmaas.engine.thread import EngineThread
 from llmaas.errors import Cancelled
 from llmaas.kvchunks.store.store import Store
+from llmaas.planner.settings import PlannerChoices
 from llmaas.records import AppId, ContextId
 from llmaas.service.service import Service
 from llmaas.service.settings import ServiceSettings
@@ -174,9 +175,9 @@ def _counts(stats: dict[str, Any]) -> dict[str, int]:
 
 
 @asynccontextmanager
-async def serving(thread: EngineThread, store: Store, **settings: Any) -> AsyncIterator[Service]:
+async def serving(thread: EngineThread, store: Store, **choices: Any) -> AsyncIterator[Service]:
     """A service for the time of the block, whose books balance at its end; the engine is left empty."""
-    service = Service(thread, store, ServiceSettings(**settings))
+    service = Service(thread, store, ServiceSettings(planner=PlannerChoices(**choices)))
     await service.start()
     try:
         yield service

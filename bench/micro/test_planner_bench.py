@@ -27,7 +27,12 @@ TOKENS = CHUNKS * CHUNK_TOKENS
 PROMPT, ANSWER = 600, 40
 NBYTES = Codec(GEOMETRY).encoded_size(CHUNK_TOKENS, Precision(4, 4))
 SETTINGS = PlannerSettings(
-    n_cells=2 * TOKENS + 2048, n_seqs=8, pool_bytes=4 * CHUNKS * NBYTES, ctx_limit=TOKENS + 1024, geometry=GEOMETRY
+    n_cells=2 * TOKENS + 2048,
+    n_seqs=8,
+    pool_bytes=4 * CHUNKS * NBYTES,
+    spending="uniform",
+    ctx_limit=TOKENS + 1024,
+    geometry=GEOMETRY,
 )
 ACTIVE = 12
 """Contexts that take turns; all the others are idle."""

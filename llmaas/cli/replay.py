@@ -25,6 +25,7 @@ if TYPE_CHECKING:
 _SETTINGS = [
     "cells",
     "pool_bytes",
+    "disk_bytes",
     "sequences",
     "bits",
     "prefill_slice",
@@ -82,8 +83,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def run(args: argparse.Namespace) -> int:
-    from llmaas.planner.settings import PlannerSettings, bit_settings
-    from llmaas.records import Precision
+    from llmaas.cli.planner_choices import planner_choices
+    from llmaas.planner.settings import planner_settings
     from llmaas.replay.prices import costs
     from llmaas.replay.simulator import Replay, belady, unbounded
     from llmaas.replay.trace import read_trace
@@ -93,22 +94,13 @@ def run(args: argparse.Namespace) -> int:
         lines = sys.stdin.readlines() if str(args.trace) == "-" else args.trace.read_text().splitlines()
     except (OSError, UnicodeDecodeError) as error:
         raise BadRequest(f"cannot read the trace {args.trace}: {error}", hint="Give a file of JSON lines.") from error
-    settings = PlannerSettings(
+    settings = planner_settings(
+        dataclasses.replace(planner_choices(config), scheduling=args.scheduling),
         n_cells=config.cells,
         n_seqs=config.sequences,
-        pool_bytes=config.pool_bytes,
         ctx_limit=config.cells,
         geometry=MODELS[args.model_profile].geometry,
-        **bit_settings(Precision(*config.bits) if isinstance(config.bits, tuple) else config.bits),
-        prefill_slice=config.prefill_slice,
         max_batch=max(512, config.prefill_slice),
-        max_running=config.max_running,
-        scheduling=args.scheduling,
-        step_target=config.step_ms / 1e3,
-        quantum=config.quantum,
-        ageing_s=config.ageing,
-        rate=config.rate,
-        app_rate=config.app_rate,
     )
     trace, prices = list(read_trace(lines)), costs(args.device, args.machine, args.model_profile)
     if args.eviction in (bounds := {"belady": belady, "unbounded": unbounded}):

@@ -16,6 +16,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from llmaas.api.server import serve
+from llmaas.cli.planner_choices import planner_choices
 from llmaas.clock import RealClock
 from llmaas.config import models
 from llmaas.config.settings import Config
@@ -25,7 +26,7 @@ from llmaas.host import priority, thermal
 from llmaas.host.pressure import PressureWatcher
 from llmaas.kvchunks.store import master_key
 from llmaas.kvchunks.store.store import Store
-from llmaas.records import ModelInfo, Precision
+from llmaas.records import ModelInfo
 from llmaas.service.service import Service
 from llmaas.service.settings import ServiceSettings
 
@@ -49,22 +50,12 @@ class Runtime:
 
 def service_settings(config: Config) -> ServiceSettings:
     return ServiceSettings(
-        pool_bytes=config.pool_bytes,
-        disk_bytes=config.disk_bytes,
+        planner=planner_choices(config),
         write_rate=config.write_rate,
-        bits=Precision(*config.bits) if isinstance(config.bits, tuple) else config.bits,
-        adapters=config.adapters or (),
-        adapter_bytes=config.adapter_bytes,
-        prefill_slice=config.prefill_slice,
-        step_target=config.step_ms / 1e3,
-        max_running=config.max_running,
-        quantum=config.quantum,
-        ageing_s=config.ageing,
-        rate=config.rate,
-        app_rate=config.app_rate,
         queue_limit=config.queue_limit,
         adaptive_threads=config.threads if config.adaptive_threads else 0,
         record=config.record,
+        adapters=config.adapters or (),
     )
 
 

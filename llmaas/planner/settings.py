@@ -1,11 +1,11 @@
-"""What the planner is set up with.
+"""What the planner is set up with: what an operator chooses, and facts of the engine and the model.
 
 Law: plain values only, checked once, fixed for the planner's life; a recording begins with them.
 """
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from typing import TypedDict
 
 from llmaas.policies.bit_price import SPENDING
@@ -15,35 +15,29 @@ from llmaas.records import NO_QUOTA, Geometry, Precision
 
 
 class BitSettings(TypedDict, total=False):
-    """Some fields of PlannerSettings."""
+    """Some fields of PlannerChoices."""
 
     spending: str
     precision: Precision
     bits: float
 
 
-@dataclass(frozen=True, slots=True)
-class PlannerSettings:
-    """Fixed facts and choices: plain values, so that a recorded run can be planned again."""
+@dataclass(frozen=True, slots=True, kw_only=True)
+class PlannerChoices:
+    """What an operator chooses of the planner's settings. The defaults are the daemon's."""
 
-    n_cells: int
-    n_seqs: int
-    pool_bytes: int
-    ctx_limit: int
-    """Tokens of the longest context: the model's limit, or all the cells."""
-    geometry: Geometry
+    pool_bytes: int = 256 << 20
+    """What coded chunks in the POOL may take together."""
     disk_bytes: int = NO_QUOTA
     """What chunks on DISK may take together."""
-    swappable: bool = True
-    """False for models without per-token KV rows: their contexts are always recomputed."""
+    spending: str = "tolerance"
+    """How bits are shared out, one of ``policies.bit_price.SPENDING``."""
     precision: Precision = Precision(4, 4)
-    spending: str = "uniform"
-    """How bits are shared out, one of ``policies.bit_price.SPENDING``; ``precision`` is what "uniform" gives all."""
+    """What ``spending`` "uniform" gives every chunk."""
     bits: float = 4.0
     """Bytes that coded chunks may take together, in bits per value of K and V, scales and headers included."""
     split: str = "balanced"
     """How it is decided what is computed and what read of a context that comes back: of ``policies.split.SPLIT``."""
-    max_batch: int = 512
     prefill_slice: int = 256
     """Tokens of a prompt in one step at most; fewer, where others would wait too long for the step's end."""
     step_target: float = 0.1
@@ -59,13 +53,28 @@ class PlannerSettings:
     """Tokens per second that all calls together may generate."""
     app_rate: float | None = None
     """The same for each app that has no limit of its own."""
-    adapter_bytes: int = NO_QUOTA
+    adapter_bytes: int = 256 << 20
     """What LoRA adapters of the calls in CELLS may take of memory together."""
     burst: int = 32
     """Steps that running answers may take between two looks of the planner, if nothing else happens."""
     save_batch: int = 8
     """Chunks exported at once: bounds the f16 bytes in flight and how long a step can be held up."""
     write_batch: int = 64
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class PlannerSettings(PlannerChoices):
+    """All that a planner is made with: plain values, so that a recorded run can be planned again."""
+
+    n_cells: int
+    n_seqs: int
+    ctx_limit: int
+    """Tokens of the longest context: the model's limit, or all the cells."""
+    geometry: Geometry
+    swappable: bool = True
+    """False for models without per-token KV rows: their contexts are always recomputed."""
+    max_batch: int = 512
+    """Tokens of one step at most."""
 
     @property
     def measure(self) -> bool:
@@ -85,8 +94,30 @@ class PlannerSettings:
             raise ValueError(f"split is one of {', '.join(SPLIT)}, not {self.split}")
 
 
+def planner_settings(
+    choices: PlannerChoices,
+    *,
+    n_cells: int,
+    n_seqs: int,
+    ctx_limit: int,
+    geometry: Geometry,
+    max_batch: int,
+    swappable: bool = True,
+) -> PlannerSettings:
+    """What an operator has chosen, together with the facts of an engine and its model."""
+    return PlannerSettings(
+        **{field.name: getattr(choices, field.name) for field in fields(PlannerChoices)},
+        n_cells=n_cells,
+        n_seqs=n_seqs,
+        ctx_limit=ctx_limit,
+        geometry=geometry,
+        max_batch=max_batch,
+        swappable=swappable,
+    )
+
+
 def bit_settings(bits: float | Precision) -> BitSettings:
-    """Settings for a mean number of bits, spent where they matter most, or for the same precision everywhere."""
+    """Choices for a mean number of bits, spent where they matter most, or for the same precision everywhere."""
     if isinstance(bits, Precision):
         return {"spending": "uniform", "precision": bits}
     return {"spending": "tolerance", "bits": bits}

@@ -34,7 +34,7 @@ from llmaas.service.contexts import Directory, LiveContext, new_id, tell_changed
 from llmaas.service.host_share import HostShare
 from llmaas.service.interpreter import Interpreter
 from llmaas.service.runner import CallRunner, StoreThread, refuse_if_deleted, refuse_if_too_long
-from llmaas.service.settings import ServiceSettings, planner_settings
+from llmaas.service.settings import ServiceSettings, settings_for
 
 log = logging.getLogger(__name__)
 T = TypeVar("T")
@@ -52,15 +52,15 @@ class Service:
         self._settings = settings
         self._clock = clock or RealClock()
         self._model = self._engine.info
-        self.planner_settings = planner_settings(engine.engine, settings)
+        self.planner_settings = settings_for(engine.engine, settings.planner)
         self._host = HostShare(self._engine, settings.adaptive_threads, self._clock)
         self._metrics = Registry()
         self._rows = StoreThread()
         self._directory = Directory()
         self._calls: dict[RequestId, Call] = {}
-        self._rates: dict[AppId | None, float | None] = {None: settings.rate}
+        self._rates: dict[AppId | None, float | None] = {None: settings.planner.rate}
         self._closing = False
-        self.adapters = AdapterRegistry(engine, store, self._rows.run, settings.adapter_bytes)
+        self.adapters = AdapterRegistry(engine, store, self._rows.run, settings.planner.adapter_bytes)
 
     async def start(self) -> None:
         """Take up every stored context. Raises StoreFailed, and what is wrong with an adapter of the settings."""
@@ -255,7 +255,7 @@ class Service:
 
     def _limits(self) -> dict[str, object]:
         apps = {str(app): rate for app, rate in sorted(self._rates.items(), key=str) if app is not None}
-        return {"rate": self._rates[None], "app_rate": self._settings.app_rate, "apps": apps}
+        return {"rate": self._rates[None], "app_rate": self._settings.planner.app_rate, "apps": apps}
 
     def hint(self, app: AppId, context: str) -> None:
         """The context will be used soon: bring it back to CELLS, if nobody else waits. Nothing is promised."""

@@ -2,11 +2,16 @@ from __future__ import annotations
 
 import io
 import json
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 
 from llmaas.cli.main import main
+from llmaas.cli.planner_choices import planner_choices
+from llmaas.config.settings import load
+from llmaas.planner.settings import PlannerChoices
+from llmaas.records import NO_QUOTA
 
 EVENING = Path(__file__).parents[2] / "traces" / "evening.jsonl"
 
@@ -64,3 +69,18 @@ def test_priorities_in_a_trace_show_what_the_scheduler_does(capsys: pytest.Captu
         found[scheduling] = json.loads(capsys.readouterr().out)
     assert found["fair"]["ttft_ms_priority_1_p99"] < 0.5 * found["fifo"]["ttft_ms_priority_1_p99"]
     assert found["fair"]["pauses"] > 0 == found["fifo"]["pauses"]
+
+
+def test_a_replay_keeps_the_disk_quota(capsys: pytest.CaptureFixture[str]) -> None:
+    found = {}
+    for quota in ("none", "16M"):
+        memory = ["--cells", "4096", "--pool-bytes", "16M", "--disk-bytes", quota]
+        assert main(["replay", str(EVENING), *memory, "--json"]) == 0
+        found[quota] = json.loads(capsys.readouterr().out)
+    assert found["none"]["chunks_left_disk"] == 0 < found["16M"]["chunks_left_disk"]
+    assert found["none"]["tokens_recomputed"] < found["16M"]["tokens_recomputed"]
+
+
+def test_what_nobody_has_set_is_the_same_for_the_daemon_and_for_a_service_made_in_python() -> None:
+    config = load({}, {}).config
+    assert replace(planner_choices(config), disk_bytes=NO_QUOTA) == PlannerChoices()

@@ -32,7 +32,7 @@ from llmaas.kvchunks.codec.sensitivity import Scorer
 from llmaas.kvchunks.store.store import Files, MasterKey, Store
 from llmaas.records import Geometry, Precision, Queries
 from llmaas.service.service import Service
-from llmaas.service.settings import ServiceSettings
+from tests.support.service_house import service_settings
 
 CELLS = 1024
 MASTER = MasterKey(bytes(32))
@@ -149,7 +149,7 @@ async def run_daemon(args: argparse.Namespace) -> None:
     with Store(args.data_dir, master=MASTER, files=files, wal_limit=64 * 1024) as store:
         engine = EngineThread(lambda: Asking(CELLS, 8, geometry=GEOMETRY, end_rate=END_RATE))
         adapters = tuple((path.name, path) for path in args.adapters)
-        settings = ServiceSettings(
+        settings = service_settings(
             pool_bytes=4 << 20, bits=bits, prefill_slice=64, split="load_first", adapters=adapters
         )
         problems = await until_stopped(Service(engine, store, settings), engine, store, args.socket, stop)

@@ -27,8 +27,8 @@ from llmaas.engine.fake import FakeEngine
 from llmaas.engine.thread import EngineThread
 from llmaas.kvchunks.store.store import MasterKey, Store
 from llmaas.service.service import Service
-from llmaas.service.settings import ServiceSettings
 from tests.stress.daemon_under_test import Asking, until_stopped
+from tests.support.service_house import service_settings
 
 CELLS = 1024
 END_RATE = 0.01
@@ -119,7 +119,7 @@ async def serve(args: argparse.Namespace) -> list[str]:
     asyncio.get_running_loop().add_signal_handler(signal.SIGTERM, stop.set)
     with Store(args.data_dir, master=MasterKey(bytes(32)), wal_limit=256 * 1024) as store:
         engine = EngineThread((lambda: llama(args.model)) if args.model else Unhurried)
-        settings = ServiceSettings(
+        settings = service_settings(
             pool_bytes=POOL_BYTES if not args.model else 64 << 20,
             bits=6.0,
             prefill_slice=128,

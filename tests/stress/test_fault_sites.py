@@ -22,9 +22,8 @@ from llmaas.errors import DiskFull, MachineError, StoreFailed
 from llmaas.kvchunks.store.store import Store
 from llmaas.records import Geometry, Precision
 from llmaas.service.service import Service
-from llmaas.service.settings import ServiceSettings
 from tests.kvchunks.store.test_store_faults import Trouble, TroubledFiles
-from tests.support.service_house import APP, House
+from tests.support.service_house import APP, House, service_settings
 
 WIDE = Geometry(n_layer=4, k_dim=256, v_dim=256, head_dim_k=64, head_dim_v=64)
 """So wide that a few dead chunks make a payload file worth rewriting."""
@@ -98,7 +97,7 @@ def run(root: Path, trouble: Trouble, wanted: type[MachineError]) -> list[object
     async def whole() -> list[object]:
         thread = EngineThread(lambda: FakeEngine(700, 4, geometry=WIDE))
         store = opened(root, trouble)
-        settings = ServiceSettings(pool_bytes=2 << 20, bits=Precision(16, 16), split="load_first")
+        settings = service_settings(pool_bytes=2 << 20, bits=Precision(16, 16), split="load_first")
         service = Service(thread, store, settings)
         try:
             await service.start()

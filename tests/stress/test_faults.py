@@ -27,10 +27,10 @@ from llmaas.errors import DiskFull, EngineFailed, StoreFailed
 from llmaas.kvchunks.store.store import Store
 from llmaas.records import NO_QUOTA, ContextId, Precision
 from llmaas.service.service import Service
-from llmaas.service.settings import ServiceSettings
 from tests.stress.daemon_under_test import GEOMETRY
 from tests.stress.faults import Dice, FaultyEngine, FaultyFiles, JumpyClock, rot
 from tests.support.oracle import App, Book, Oracle, book_of
+from tests.support.service_house import service_settings
 
 APPS = 3
 CELLS = 1024
@@ -102,7 +102,7 @@ class Round:
     async def run(self) -> None:
         store, thread = self._open()
         split = self.rng.choice(("balanced", "load_first"))
-        settings = ServiceSettings(pool_bytes=1_200_000, bits=self.bits, prefill_slice=64, split=split)
+        settings = service_settings(pool_bytes=1_200_000, bits=self.bits, prefill_slice=64, split=split)
         service = Service(thread, store, settings, JumpyClock(self.dice))
         try:
             await service.start()

@@ -13,9 +13,8 @@ from llmaas.errors import MachineError
 from llmaas.kvchunks.store.store import Store
 from llmaas.records import Precision
 from llmaas.service.service import Service
-from llmaas.service.settings import ServiceSettings
 from tests.stress.faults import Dice, FaultyFiles, rot
-from tests.support.service_house import APP, House
+from tests.support.service_house import APP, House, service_settings
 
 NAMES, TURNS = "abc", 3
 TOPICS = {"a": "the sea", "b": "a mountain railway", "c": "bread"}
@@ -29,7 +28,7 @@ def talk(root: Path, model: Path, dice: Dice) -> tuple[list[str], dict[str, int]
     async def run() -> tuple[list[str], dict[str, int]]:
         thread = EngineThread(lambda: LlamaEngine(model, n_cells=512, n_seqs=4, n_threads=1))
         store = Store(root, files=FaultyFiles(dice))
-        service = Service(thread, store, ServiceSettings(pool_bytes=POOL, bits=Precision(16, 16)))
+        service = Service(thread, store, service_settings(pool_bytes=POOL, bits=Precision(16, 16)))
         said = []
         try:
             await service.start()

@@ -32,8 +32,8 @@ from llmaas.errors import LlmaasError
 from llmaas.kvchunks.store.store import Store
 from llmaas.records import Message, Precision
 from llmaas.service.service import Service
-from llmaas.service.settings import ServiceSettings
 from tests.support.oracle import App, Book, Oracle, adapter_files
+from tests.support.service_house import service_settings
 
 CELLS = 1024
 HELLO = [Message("user", "hello")]
@@ -101,7 +101,7 @@ async def serving(
     thread = EngineThread(lambda: engine(n_cells, 8, end_rate=end_rate))
     adapters = adapter_files(root / "adapters", ("red", "blue"))
     base = {**_SETTINGS, "adapters": tuple(adapters.items()), "adapter_bytes": 1500}  # room for one of them
-    service = Service(thread, own, ServiceSettings(**{**base, **settings}))
+    service = Service(thread, own, service_settings(**{**base, **settings}))
     await service.start()
     server = await serve(service, root / "d.sock", limits=limits or Limits(), uid_of=uid_of)
     daemon = Daemon(root / "d.sock", service, own, thread, end_rate, adapters)

@@ -39,6 +39,7 @@ def settings(**changes: object) -> PlannerSettings:
         "pool_bytes": 60 * Codec(GEOMETRY).encoded_size(64, PlannerSettings.__dataclass_fields__["precision"].default),
         "ctx_limit": 1024,
         "geometry": GEOMETRY,
+        "spending": "uniform",
         "max_batch": 128,
         "prefill_slice": 100,
         "max_running": 3,

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
+from dataclasses import fields
 from pathlib import Path
 from typing import Any
 
@@ -13,6 +14,7 @@ from llmaas.clock import Clock
 from llmaas.engine.fake import FakeEngine
 from llmaas.engine.thread import EngineThread
 from llmaas.kvchunks.store.store import MasterKey, Store
+from llmaas.planner.settings import PlannerChoices, bit_settings
 from llmaas.records import AppId, Message, Precision
 from llmaas.service.service import Service
 from llmaas.service.settings import ServiceSettings
@@ -57,6 +59,13 @@ class House:
         return list(self.store.tokens(self.service.show(app, context).info.id))
 
 
+def service_settings(*, bits: float | Precision | None = None, **settings: Any) -> ServiceSettings:
+    """Settings of the service and choices of its planner, all in one list of keywords."""
+    ours = {name: settings.pop(name) for name in [f.name for f in fields(ServiceSettings)] if name in settings}
+    chosen = {} if bits is None else bit_settings(bits)
+    return ServiceSettings(planner=PlannerChoices(**chosen, **settings), **ours)
+
+
 @asynccontextmanager
 async def house(
     root: Path,
@@ -71,7 +80,7 @@ async def house(
     thread = EngineThread(lambda: FakeEngine(**options))
     own = store or Store(root, master=MASTER)
     base = {"pool_bytes": 1 << 20, "bits": Precision(4, 4), "split": "load_first"}
-    service = Service(thread, own, ServiceSettings(**{**base, **settings}), clock)
+    service = Service(thread, own, service_settings(**{**base, **settings}), clock)
     try:
         await service.start()
         yield House(service, own, thread)

@@ -1,0 +1,26 @@
+"""What the configuration chooses of the planner's settings.
+
+Law: the one place where settings are handed to the planner; the daemon and ``llmaas replay`` both get them from here.
+"""
+
+from __future__ import annotations
+
+from llmaas.config.settings import Config
+from llmaas.planner.settings import PlannerChoices, bit_settings
+from llmaas.records import Precision
+
+
+def planner_choices(config: Config) -> PlannerChoices:
+    return PlannerChoices(
+        pool_bytes=config.pool_bytes,
+        disk_bytes=config.disk_bytes,
+        **bit_settings(Precision(*config.bits) if isinstance(config.bits, tuple) else config.bits),
+        prefill_slice=config.prefill_slice,
+        step_target=config.step_ms / 1e3,
+        max_running=config.max_running,
+        quantum=config.quantum,
+        ageing_s=config.ageing,
+        rate=config.rate,
+        app_rate=config.app_rate,
+        adapter_bytes=config.adapter_bytes,
+    )
