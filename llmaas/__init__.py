@@ -15,6 +15,7 @@ from __future__ import annotations
 import importlib
 from typing import TYPE_CHECKING, Any
 
+from llmaas.old_paths import keep_old_modules
 from llmaas.version import __version__
 
 if TYPE_CHECKING:  # what type checkers and editors see; _HOMES says the same to the interpreter
@@ -42,6 +43,8 @@ if TYPE_CHECKING:  # what type checkers and editors see; _HOMES says the same to
         VersionMismatch,
     )
     from llmaas.records import AdapterInfo, ContextDetail, ContextInfo, Message
+
+keep_old_modules()
 
 _HOMES = {
     "llmaas.api.async_client": "AsyncClient AsyncStream",

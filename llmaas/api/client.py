@@ -22,7 +22,10 @@ from llmaas.api import replies
 from llmaas.api.client_session import Exchange, Session
 from llmaas.calls import DEFAULT_TERMS, Done, Piece, Sampling, Terms
 from llmaas.errors import NotServing
+from llmaas.old_paths import keep_old_names
 from llmaas.records import AdapterInfo, ContextDetail, ContextInfo, Message
+
+keep_old_names(__name__)
 
 Messages = Iterable[Message | Mapping[str, str]]
 GREEDY = Sampling()
