@@ -69,9 +69,7 @@ class Watched(Service):
             problems += self._store.check().problems
         return {
             "problems": problems,
-            "samplers": len(self._engine._samplers)
-            if isinstance(self._engine, FakeEngine)
-            else 0,  # else see the census
+            "samplers": self._engine.n_samplers if isinstance(self._engine, FakeEngine) else 0,  # else see the census
             "census": _census(),
             "store": {
                 "contexts": store.contexts,

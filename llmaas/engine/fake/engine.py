@@ -1,0 +1,223 @@
+"""A deterministic engine without a model: the port's rules, cells and KV traffic, in microseconds.
+
+Law: the KV of a position is a function of all tokens up to it, and the next token is a function of all the KV before
+it. So a chunk that is missing, misplaced, damaged or of another prefix changes the answer from there on, as with a
+real model, and a test that compares with an undisturbed run finds it.
+
+How: S is a running 64-bit sum of a sequence. Token t at the next position gets the digest h = mix(S, t), which is what
+its KV row stands for (``rows.py``); then S becomes mix(S, h). An adapter is a number that is xored into S before t is
+mixed in, so KV of another adapter is other KV.
+"""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Callable, Sequence
+from pathlib import Path
+
+from llmaas.calls import Sampling
+from llmaas.engine.base import Aborted, BatchItem, plain_steps
+from llmaas.engine.fake import text as fake_text
+from llmaas.engine.fake.adapters import FakeAdapters
+from llmaas.engine.fake.mixing import mix
+from llmaas.engine.fake.rows import RowCode
+from llmaas.engine.fake.sampling import FakeSamplers
+from llmaas.engine.fake.sequences import FakeSequences
+from llmaas.engine.rules import check_load, check_seq, check_step
+from llmaas.errors import EngineFailed
+from llmaas.records import F32, Geometry, KvSlab, Message, ModelInfo, Queries, Rope
+
+SMALL = Geometry(n_layer=2, k_dim=64, v_dim=64, head_dim_k=32, head_dim_v=32)
+
+
+class FakeEngine:
+    """An engine over nothing.
+
+    ``end_rate`` is the chance that a drawn token ends the answer. ``step_time`` gives the seconds that a step of so
+    many tokens takes; a step that takes any can be aborted.
+    """
+
+    def __init__(
+        self,
+        n_cells: int = 4096,
+        n_seqs: int = 8,
+        *,
+        geometry: Geometry = SMALL,
+        name: str = "fake",
+        fingerprint: str = "fake-weights",
+        vocab: str = "fake-bytes",
+        max_batch: int = 512,
+        end_rate: float = 0.0,
+        step_time: Callable[[int], float] = lambda tokens: 0.0,
+    ) -> None:
+        self._info = ModelInfo(name, fingerprint, vocab, geometry, n_cells, fake_text.N_VOCAB, size_bytes=0)
+        self._max_batch, self._step_time = max_batch, step_time
+        self._rows = RowCode(geometry)
+        self._sequences = FakeSequences(n_cells, n_seqs)
+        self._samplers = FakeSamplers(end_rate)
+        self._adapters = FakeAdapters(fingerprint)
+        self._drawn_from: list[int | None] = []
+        """The sum that each item of the last step drew from; None: it drew nothing."""
+        self.n_threads: int | None = None
+        """The last argument of ``set_threads``."""
+        self._thread = threading.get_ident()
+        self._aborted = threading.Event()
+        self._closed = False
+
+    @property
+    def info(self) -> ModelInfo:
+        return self._info
+
+    @property
+    def n_cells(self) -> int:
+        return self._sequences.n_cells
+
+    @property
+    def n_seqs(self) -> int:
+        return len(self._sequences)
+
+    @property
+    def max_batch(self) -> int:
+        return self._max_batch
+
+    @property
+    def n_samplers(self) -> int:
+        """Samplers that were set and not freed."""
+        return len(self._samplers)
+
+    # -- text
+
+    def tokenize(self, text: str, *, special: bool, bos: bool) -> list[int]:
+        return fake_text.tokenize(text, special=special, bos=bos)
+
+    def piece(self, token: int) -> bytes:
+        return fake_text.piece(token)
+
+    def is_end(self, token: int) -> bool:
+        return fake_text.is_end(token)
+
+    def render(self, messages: Sequence[Message], *, answer: bool) -> str:
+        return fake_text.render(messages, answer=answer)
+
+    def check_sampling(self, sampling: Sampling) -> None:
+        self._samplers.check(sampling)
+
+    # -- steps
+
+    def set_sampler(self, sampler: int, sampling: Sampling | None, past: Sequence[int] = ()) -> None:
+        self._enter()
+        self._samplers.set(sampler, sampling, past)
+
+    def load_adapter(self, name: str, path: Path) -> None:
+        self._enter()
+        self._adapters.load(name, path)
+
+    def unload_adapter(self, name: str) -> None:
+        self._enter()
+        self._adapters.unload(name)
+
+    def step(self, items: Sequence[BatchItem], adapter: str = "") -> list[int | None]:
+        self._enter()
+        salt = self._adapters.salt(adapter)
+        self._aborted.clear()
+        self._drawn_from = []
+        self._check(items)
+        total = sum(len(item.tokens) for item in items)
+        self._sequences.claim(total)
+        seconds = self._step_time(total)
+        if seconds > 0 and self._aborted.wait(seconds):
+            self._sequences.unclaim(total)
+            raise Aborted("the step was aborted")
+        return [self._advance(item, salt) for item in items]
+
+    steps = plain_steps
+
+    def _check(self, items: Sequence[BatchItem]) -> None:
+        check_step(items, self._sequences.lengths, self._samplers, fake_text.N_VOCAB, self._max_batch)
+
+    def _advance(self, item: BatchItem, salt: int) -> int | None:
+        for token in item.tokens:
+            self._sequences.append(item.seq, mix(self._sequences.sum(item.seq) ^ salt, token))
+        if item.sampler is None:
+            self._drawn_from.append(None)
+            return None
+        total = self._sequences.sum(item.seq)
+        self._drawn_from.append(total)
+        return self._samplers.draw(item.sampler, total)
+
+    def logits(self, item: int = -1) -> F32:
+        self._enter()
+        if not self._drawn_from or (total := self._drawn_from[item]) is None:
+            raise ValueError("that item of the last step drew nothing")
+        return self._samplers.logits(total)
+
+    # -- sequences
+
+    def length(self, seq: int) -> int:
+        self._enter(seq)
+        return self._sequences.length(seq)
+
+    def drop(self, seq: int, start: int) -> None:
+        self._enter(seq)
+        self._sequences.drop(seq, start)
+
+    def copy(self, src: int, dst: int, stop: int) -> None:
+        self._enter(src, dst)
+        self._sequences.copy(src, dst, stop)
+
+    # -- KV in and out
+
+    def export(self, seq: int, start: int, stop: int) -> KvSlab:
+        self._enter(seq)
+        return self._rows.encode(self._sequences.digests(seq, start, stop))
+
+    def blank(self, n_tokens: int) -> KvSlab:
+        return self._rows.blank(n_tokens)
+
+    def load(self, seq: int, start: int, slab: KvSlab) -> None:
+        self._enter(seq)
+        check_load(self._sequences.lengths, seq, start)
+        self._rows.check_shape(slab)
+        self._sequences.claim(slab.n_tokens)
+        for digest in self._rows.decode(slab):
+            self._sequences.append(seq, digest)
+
+    # -- what the model looks for: nothing, as every bit of the KV matters alike
+
+    @property
+    def rope(self) -> Rope | None:
+        return None
+
+    @property
+    def windows(self) -> tuple[int, ...]:
+        return ()
+
+    def key_weights(self) -> F32 | None:
+        self._enter()
+        return None
+
+    def take_queries(self, seq: int) -> Queries | None:
+        self._enter(seq)
+        return None
+
+    # -- threads and the end
+
+    def set_threads(self, n: int) -> None:
+        self._enter()
+        if n < 1:
+            raise ValueError(f"threads must be at least 1, not {n}")
+        self.n_threads = n
+
+    def abort(self) -> None:
+        self._aborted.set()
+
+    def close(self) -> None:
+        self._closed = True
+
+    def _enter(self, *seqs: int) -> None:
+        if threading.get_ident() != self._thread:
+            raise RuntimeError("the engine was called from another thread than its own")
+        if self._closed:
+            raise EngineFailed("the engine is closed")
+        for seq in seqs:
+            check_seq(seq, len(self._sequences))
