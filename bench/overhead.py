@@ -93,7 +93,7 @@ class InProcess:
         done = await self._call(context, turn, Generation(max_tokens=n_new), emit)
         found = speed(max(1, done.n_prompt), begin, arrivals)
         await self._service.delete(APP, context)
-        await self._service.rest()
+        await self._service.wait_idle()
         return found
 
     async def _call(

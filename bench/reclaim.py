@@ -61,7 +61,7 @@ async def fill(service: Service, texts: dict[str, str]) -> None:
     for name, text in texts.items():
         _, future = service.submit(APP, name, CallSpec(Turn(prompt=text)), lambda piece: None)
         await future
-    await service.rest()
+    await service.wait_idle()
     await asyncio.sleep(0.5)  # discards of what was replaced follow at low priority
 
 

@@ -39,7 +39,7 @@ async def fill(thread: EngineThread, folder: Path, master: MasterKey | None, nam
             context = (await service.create(APP, name=name, system=None)).id
             await Stage(service, store).call(context, Turn(prompt=text), None)
             await service.truncate(APP, context, n_tokens=N, n_messages=None)
-            await service.rest()
+            await service.wait_idle()
         finally:
             await service.stop()
     for seq in range(thread.engine.n_seqs):  # the next service expects an engine without cells

@@ -128,7 +128,7 @@ class Stage:
         begin = perf_counter()
         done = await self.call(longest, Turn(prompt=text), None)
         spent = (perf_counter() - begin) * 1e3
-        await self._service.rest()
+        await self._service.wait_idle()
         for n in lengths:
             self.contexts[n] = (await self._service.fork(APP, longest, name=f"{n} tokens")).id
             await self._service.truncate(APP, self.contexts[n], n_tokens=n, n_messages=None)
@@ -156,10 +156,10 @@ class Stage:
 
     async def push_out(self) -> None:
         """Use so many others since that no sequence is left for the context that was used last."""
-        await self._service.rest()
+        await self._service.wait_idle()
         for pusher in self._pushers:
             await self.call(pusher, Turn(), None)
-        await self._service.rest()
+        await self._service.wait_idle()
 
     async def leave_pool(self) -> None:
         self._service.budget(pool_bytes=0)

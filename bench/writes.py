@@ -71,7 +71,7 @@ async def converse(thread: EngineThread, store: Store, turns: int, seed: int) ->
             APP, name, CallSpec(Turn(prompt=" ".join(words)), Generation(max_tokens=16)), lambda piece: None
         )
         await reply
-        await service.rest()
+        await service.wait_idle()
         if turn % 20 == 19:
             say(f"turn {turn + 1}: {coded / 1e6:.1f} MB coded, {store.stats().bytes_written / 1e6:.1f} MB written")
     counts: Any = service.stats()["counts"]

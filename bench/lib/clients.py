@@ -117,7 +117,7 @@ class Inside:
         await self._service.delete(self._app, context)
 
     async def rest(self) -> None:
-        await self._service.rest()
+        await self._service.wait_idle()
 
     async def counts(self) -> dict[str, int]:
         return _counts(self._service.stats())
@@ -181,7 +181,7 @@ async def serving(thread: EngineThread, store: Store, **choices: Any) -> AsyncIt
     await service.start()
     try:
         yield service
-        await service.rest()
+        await service.wait_idle()
         if problems := service.check():
             raise RuntimeError(f"the books do not balance: {problems}")
     finally:

@@ -106,11 +106,13 @@ async def running(config: Config) -> AsyncIterator[Runtime]:
         parts.push_async_callback(server.close)
         if config.pressure == "on":
             loop = asyncio.get_running_loop()
-            watcher = PressureWatcher(lambda reading: loop.call_soon_threadsafe(service.heard, reading))
+            watcher = PressureWatcher(lambda reading: loop.call_soon_threadsafe(service.on_memory_reading, reading))
             parts.callback(watcher.close)
         if config.governor == "on":
             loop = asyncio.get_running_loop()
-            ruler = thermal.ThermalWatcher(lambda reading: loop.call_soon_threadsafe(service.governed, reading))
+            ruler = thermal.ThermalWatcher(
+                lambda reading: loop.call_soon_threadsafe(service.on_thermal_reading, reading)
+            )
             parts.callback(ruler.close)
         yield Runtime(engine.engine.info, service)
 

@@ -33,11 +33,11 @@ class Budgets:
         self._planner, self._dispatch, self._give_back, self._clock = planner, dispatch, give_back, clock
         self._policy = PoolBudget(planner.pool_budget)
         self._metrics = metrics
-        self._heard: MemoryReading | None = None
+        self._last_reading: MemoryReading | None = None
 
-    def heard(self, reading: MemoryReading) -> None:
+    def on_reading(self, reading: MemoryReading) -> None:
         """The machine has been looked at."""
-        self._heard = reading
+        self._last_reading = reading
         before = self._policy.nbytes
         now = self._policy.on_reading(reading, self._planner.pool_used, self._clock.now())
         if now != before:
@@ -75,7 +75,7 @@ class Budgets:
 
     def _memory(self) -> dict[str, object]:
         """The last reading, if the machine is watched."""
-        reading = self._heard
+        reading = self._last_reading
         if reading is None:
             return {"watched": False}
         told = {"stalled": reading.stalled, "limit_bytes": reading.limit, "free_bytes": reading.free}

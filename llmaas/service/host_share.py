@@ -27,11 +27,11 @@ class HostShare:
         self.steps = self._threads.steps if self._threads else engine.steps
         self._clock = clock
         self._governor = DutyPolicy()
-        self._heard: ThermalReading | None = None
+        self._last_reading: ThermalReading | None = None
 
-    def heard(self, reading: ThermalReading, dispatch: Callable[[DutyChanged], None]) -> None:
+    def on_reading(self, reading: ThermalReading, dispatch: Callable[[DutyChanged], None]) -> None:
         """The machine has been looked at."""
-        self._heard = reading
+        self._last_reading = reading
         before = self._governor.duty
         now = self._governor.on_reading(reading, self._clock.now())
         if now != before:
@@ -40,8 +40,8 @@ class HostShare:
 
     def snapshot(self) -> dict[str, object]:
         """Threads, duty and why it is so, as plain values."""
-        told: dict[str, object] = {"watched": self._heard is not None}
-        if (reading := self._heard) is not None:
+        told: dict[str, object] = {"watched": self._last_reading is not None}
+        if (reading := self._last_reading) is not None:
             found = {
                 "zone": reading.zone or None,
                 "celsius": reading.temperature,

@@ -153,7 +153,7 @@ class Interpreter:
         else:
             self._at_rest.clear()
 
-    async def rest(self) -> None:
+    async def wait_idle(self) -> None:
         """Return when the planner has nothing running, waiting, or being swapped out."""
         while not self.planner.idle:
             await self._at_rest.wait()

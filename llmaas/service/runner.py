@@ -97,7 +97,7 @@ class CallRunner:
         for call in list(self._calls.values()):
             self.cancel(call.id)
 
-    async def rest(self) -> None:
+    async def wait_idle(self) -> None:
         """Return when no call waits or runs."""
         while self._tasks:
             await asyncio.wait(self._tasks)

@@ -120,17 +120,17 @@ class Service:
         self._rows.close()
 
     async def _drain(self) -> None:
-        await self._runner.rest()
+        await self._runner.wait_idle()
         self._dispatch(Flush())
-        await self._interpreter.rest()
+        await self._interpreter.wait_idle()
 
-    async def rest(self) -> None:
+    async def wait_idle(self) -> None:
         """Return when no call runs and everything has been swapped out.
 
         Last chunks that are not full go to DISK when their context leaves CELLS.
         """
-        await self._runner.rest()
-        await self._interpreter.rest()
+        await self._runner.wait_idle()
+        await self._interpreter.wait_idle()
 
     # -- contexts
 
@@ -271,15 +271,15 @@ class Service:
         self._budgets.set(pool_bytes, disk_bytes)
         return dict(self._budgets.snapshot())
 
-    def heard(self, reading: MemoryReading) -> None:
+    def on_memory_reading(self, reading: MemoryReading) -> None:
         """Take in what the machine says of its memory: the POOL's budget follows."""
         if not self._closing:
-            self._budgets.heard(reading)
+            self._budgets.on_reading(reading)
 
-    def governed(self, reading: duty.ThermalReading) -> None:
+    def on_thermal_reading(self, reading: duty.ThermalReading) -> None:
         """Take in how hot, throttled or low on battery the machine is: the share of time to compute follows."""
         if not self._closing:
-            self._host.heard(reading, self._dispatch)
+            self._host.on_reading(reading, self._dispatch)
 
     # -- helpers
 

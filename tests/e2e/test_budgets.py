@@ -93,7 +93,7 @@ async def test_a_machine_short_of_memory_gets_some_back_and_stats_say_why(tmp_pa
         await round_of_turns(client, said)
         await daemon.until_idle()
         pool = used(daemon)[0]
-        daemon.service.heard(MemoryReading(0.5, 512 * MIB, 400 * MIB, "cgroup"))
+        daemon.service.on_memory_reading(MemoryReading(0.5, 512 * MIB, 400 * MIB, "cgroup"))
         stats = await client.stats()
         assert stats["pool_bytes"]["used"] <= 3 * pool // 4 and stats["pool_bytes"]["why"] == "pressure"
         assert stats["pool_bytes"]["configured"] == 1 << 20

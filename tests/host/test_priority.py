@@ -109,7 +109,7 @@ def test_a_hot_machine_is_a_smaller_duty_told_once_per_change() -> None:
     clock, told = ManualClock(), list[DutyChanged]()
     shared = HostShare(FakeEngine(), 0, clock)
     for celsius in (60.0, 60.0, 97.0, 97.0):
-        shared.heard(ThermalReading(celsius, 95.0, "cpu"), told.append)
+        shared.on_reading(ThermalReading(celsius, 95.0, "cpu"), told.append)
         clock.advance(2.0)
     assert told == [DutyChanged(0.8), DutyChanged(pytest.approx(0.6))]
     snapshot = shared.snapshot()

@@ -87,7 +87,7 @@ async def contend(service: Service, rng: random.Random) -> None:
         if i % 5 == 0:
             service.prioritize(request, rng.randrange(10))
         if i == 12:
-            service.governed(ThermalReading(temperature=99.0, limit=90.0))
+            service.on_thermal_reading(ThermalReading(temperature=99.0, limit=90.0))
         await asyncio.sleep(0.002)
     done = await asyncio.gather(*replies, return_exceptions=True)
     assert all(isinstance(one, (Done, Expired)) for one in done), done
@@ -131,7 +131,7 @@ async def test_replay_and_service_count_the_same_hits_misses_and_evictions(tmp_p
                 _, done = await h.call(call.context, turn, generation, app)
                 s = done.switch
                 sources.append((s.cells, s.pool, s.disk, s.recomputed))
-                await h.service.rest()
+                await h.service.wait_idle()
             counts = h.service.stats()["counts"]
             assert isinstance(counts, dict)
             return counts, sources, h.service.planner_settings

@@ -98,7 +98,7 @@ async def test_contexts_with_different_adapters_take_turns_and_each_says_what_it
                     switches[tier] += getattr(done.switch, tier)
 
         await asyncio.gather(*map(talk, names))
-        await h.service.rest()
+        await h.service.wait_idle()
         assert h.service.check() == []
     assert min(switches.values()) > 0, "nothing was swapped"
 
@@ -151,7 +151,7 @@ async def test_equal_beginnings_are_shared_only_with_equal_adapters(tmp_path: Pa
         for name, adapter in (("a", "red"), ("b", "red"), ("c", "blue"), ("d", "")):
             await h.service.create(APP, name=name, system=None, adapter=adapter)
         await h.say("a", text)
-        await h.service.rest()
+        await h.service.wait_idle()
         found = {name: (await h.say(name, text))[1].switch.pool for name in "bcd"}
         assert found["b"] > 250
         assert found["c"] == found["d"] == 0
@@ -166,7 +166,7 @@ async def test_back_on_the_first_adapter_chunks_that_a_fork_kept_are_used(
         await h.service.create(APP, name="a", system=None)
         await h.say("a", text, terms=using("red"))
         reader.expect("a", text, 8, "red")
-        await h.service.rest()
+        await h.service.wait_idle()
         await h.service.fork(APP, "a", name="f")
         assert (await h.say("a", "one", terms=using("blue")))[0] == reader.expect("a", "one", 8, "blue")
         said, done = await h.say("a", "two", terms=using("red"))

@@ -85,14 +85,14 @@ async def test_a_fork_shares_its_parents_chunks_and_then_goes_its_own_way(tmp_pa
     async with house(tmp_path) as h:
         await h.service.create(APP, name="trunk", system=None)
         await h.say("trunk", TEXT * 3, 10)
-        await h.service.rest()
+        await h.service.wait_idle()
         on_disk = h.store.stats().chunks
         twin = await h.service.fork(APP, "trunk", name="twin")
         assert twin.n_tokens == len(h.tokens("trunk"))
         assert h.store.stats().chunks == on_disk
         assert (await h.say("twin", "same", 9))[0] == (await h.say("trunk", "same", 9))[0]
         await h.service.delete(APP, "trunk")
-        await h.service.rest()
+        await h.service.wait_idle()
         await h.say("twin", "more", 5)
 
 
@@ -268,7 +268,7 @@ async def test_deleting_a_context_ends_its_call_and_forgets_its_chunks(tmp_path:
         await h.service.delete(APP, "x")
         with pytest.raises(errors.Cancelled):
             await job
-        await h.service.rest()
+        await h.service.wait_idle()
         with pytest.raises(errors.UnknownContext):
             h.service.show(APP, "x")
     with Store(tmp_path) as store:
@@ -337,7 +337,7 @@ async def test_a_full_disk_keeps_chunks_in_memory_and_the_service_goes_on(tmp_pa
         said += [(await h.say(name, "more", 6))[0] for name in "abc"]
         files.full = False
         said += [(await h.say(name, "still", 6))[0] for name in "abc"]
-        await h.service.rest()
+        await h.service.wait_idle()
     async with house(tmp_path / "calm", engine={"n_cells": 4000}) as h:
         for name in "abc":
             await h.service.create(APP, name=name, system=None)
@@ -421,7 +421,7 @@ async def test_what_a_fork_needs_outlives_a_context_that_was_cut_before_it_was_d
     async with house(tmp_path, engine={"n_cells": 700}) as h:
         await h.service.create(APP, name="first", system=None)
         await h.say("first", "word " * 60)
-        await h.service.rest()
+        await h.service.wait_idle()
         await h.service.fork(APP, "first", name="fork")
         await h.service.truncate(APP, "first", n_tokens=0, n_messages=None)
         await h.service.delete(APP, "first")
@@ -447,7 +447,7 @@ async def test_a_context_that_begins_like_another_of_its_app_takes_over_what_was
         for app, name in (first, twin, stranger):
             await h.service.create(app, name=name, system=system)
             answers[name], done = await h.say(name, "Begin.", app=app)
-            await h.service.rest()
+            await h.service.wait_idle()
             shared = done.switch.pool + done.switch.disk
             assert (shared > 300) if name == "twin" else not shared
         assert len(set(answers.values())) == 1
@@ -461,11 +461,11 @@ async def test_a_hint_brings_a_context_back_before_it_is_called_and_no_call_wait
         for name in ("first", "second"):
             await h.service.create(APP, name=name, system=None)
             await h.say(name, f"{name} " * 60)
-            await h.service.rest()
+            await h.service.wait_idle()
         before = h.service.show(APP, "first").info
         assert before.tiers[0] == 0
         h.service.hint(APP, "first")
-        await h.service.rest()
+        await h.service.wait_idle()
         after = h.service.show(APP, "first").info
         assert after.tiers[0] == after.n_tokens == before.n_tokens
         assert after.last_used == before.last_used and h.tokens("first")
@@ -487,9 +487,9 @@ async def test_a_context_comes_back_between_the_steps_of_another_that_answers(tm
         for name in ("back", "pusher", "talker"):
             await h.service.create(APP, name=name, system=None)
         await h.say("back", "b" * 1200)
-        await h.service.rest()
+        await h.service.wait_idle()
         await h.say("pusher", "p" * 1500)
-        await h.service.rest()
+        await h.service.wait_idle()
         assert h.service.show(APP, "back").info.tiers[0] == 0
         pieces: list[str] = []
         _, talk = h.service.submit(

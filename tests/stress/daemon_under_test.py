@@ -134,7 +134,7 @@ async def until_stopped(
     async with await serve(service, socket):
         print("ready", flush=True)
         await stop.wait()
-    await service.rest()
+    await service.wait_idle()
     problems = service.check()
     await service.stop()
     engine.close()

@@ -36,7 +36,7 @@ async def life(h: House, told: Callable[[Awaitable[Any]], Awaitable[Any]]) -> li
 
     async def do(what: Callable[[], Awaitable[Any]]) -> None:
         said.append(await told(what))
-        await asyncio.wait_for(h.service.rest(), 20)
+        await asyncio.wait_for(h.service.wait_idle(), 20)
 
     for name in "ab":
         await do(lambda name=name: create(h, name))
@@ -88,7 +88,7 @@ class Once:
             return await what()
         except MachineError as error:
             assert type(error) is self.wanted, error
-            await self.h.service.rest()
+            await self.h.service.wait_idle()
             assert self.content() == before
             return await what()
 

@@ -39,7 +39,7 @@ def talk(root: Path, model: Path, dice: Dice) -> tuple[list[str], dict[str, int]
                 for name in NAMES:
                     dice.on = True
                     said.append(await insist(h, name, f"Part {turn}. Tell me of {TOPICS[name]}. " * 6))
-                    await asyncio.wait_for(service.rest(), 60)
+                    await asyncio.wait_for(service.wait_idle(), 60)
                     dice.on = False
                 if dice.injected:
                     with suppress(FileNotFoundError):

@@ -65,7 +65,7 @@ class Daemon:
 
     async def until_idle(self) -> None:
         """No request and no swap-out left, soon."""
-        await asyncio.wait_for(self.service.rest(), SOON)
+        await asyncio.wait_for(self.service.wait_idle(), SOON)
         late = time.monotonic() + SOON
         while active(self.service.stats()):  # a call leaves the table in a later turn of the loop
             assert time.monotonic() < late, self.service.stats()

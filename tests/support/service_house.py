@@ -84,7 +84,7 @@ async def house(
     try:
         await service.start()
         yield House(service, own, thread)
-        await asyncio.wait_for(service.rest(), 30)
+        await asyncio.wait_for(service.wait_idle(), 30)
         assert service.check() == []
     finally:
         await service.stop()

@@ -290,7 +290,7 @@ async def test_a_fork_goes_on_from_disk_when_the_context_it_came_from_is_deleted
     async with house(tmp_path) as h:
         await h.service.create(APP, name="x", system=None)
         await h.say("x", TEXT * 4, 4)
-        await h.service.rest()
+        await h.service.wait_idle()
         await h.service.fork(APP, "x", name="y")
         await h.service.delete(APP, "x")
         y = h.service.show(APP, "y").info.id
