@@ -75,7 +75,7 @@ class Lab:
         self.engine.drop(0, 0)
         self.engine.feed(0, tokens)
         queries = self.engine.take_queries(0)
-        self.codec.weigh(self.engine.key_weights())
+        self.codec.set_key_weights(self.engine.key_weights())
         return self.export(0), queries
 
     def export(self, start: int) -> list[KvSlab]:

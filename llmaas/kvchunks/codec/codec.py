@@ -12,13 +12,13 @@ import zlib
 import numpy as np
 
 from llmaas.errors import ChunkDamaged
-from llmaas.kvchunks.codec.header import HEADER_BYTES, ChunkHeader, CodedChunk, check, header, seal
+from llmaas.kvchunks.codec.header import HEADER_BYTES, ChunkHeader, CodedChunk, check, read_header, write_header
 from llmaas.kvchunks.codec.kernels import Kernels, best
-from llmaas.kvchunks.codec.kernels_channels import BadWords
-from llmaas.kvchunks.codec.planes import RAW, ChannelPlane, RotatedPlane, turning
+from llmaas.kvchunks.codec.kernels_channels import BadWords, RopeRotation
+from llmaas.kvchunks.codec.planes import RAW, ChannelPlane, RotatedPlane, rope_rotation
 from llmaas.records import F32, ChunkKey, Geometry, KvSlab, Precision, Rope
 
-__all__ = ["SINKS", "ChunkHeader", "Codec", "CodedChunk", "check", "header", "sinks_at"]
+__all__ = ["SINKS", "ChunkHeader", "Codec", "CodedChunk", "check", "read_header", "sinks_at"]
 
 
 SINKS = 1
@@ -43,12 +43,12 @@ class Codec:
         """
         kernels = kernels or best()
         self.geometry = geometry
-        turn = turning(rope, geometry.head_dim_k) if rope is not None else None
-        self._turn = 0 if turn is None else 1 + zlib.crc32(turn.table.tobytes() + turn.kind.tobytes()) % 255
-        self._k = ChannelPlane(geometry.n_layer, geometry.k_dim, turn, kernels)
+        rotation = rope_rotation(rope, geometry.head_dim_k) if rope is not None else None
+        self._rope_id = _rope_id(rotation)
+        self._k = ChannelPlane(geometry.n_layer, geometry.k_dim, rotation, kernels)
         self._v = RotatedPlane(geometry.n_layer, geometry.v_dim, geometry.head_dim_v, kernels)
 
-    def weigh(self, weights: F32 | None) -> None:
+    def set_key_weights(self, weights: F32 | None) -> None:
         """From now on, share the bits of a layer's keys by range times ``weights`` (n_layer, k_dim), all positive;
         None: by range alone. What was coded with other weights decodes all the same.
 
@@ -94,12 +94,12 @@ class Codec:
         body = np.frombuffer(payload, np.uint8, offset=HEADER_BYTES)
         self._k.encode(slab.k, body[:k_bytes], k, sinks)
         self._v.encode(slab.v, body[k_bytes:], v, sinks)
-        seal(
+        write_header(
             payload,
             precision=precision,
             codings=(k, v),
             sinks=sinks,
-            turn=self._turn,
+            rope_id=self._rope_id,
             key=key,
             n_tokens=n_tokens,
             geometry=self.geometry,
@@ -118,8 +118,8 @@ class Codec:
             raise ChunkDamaged(f"chunk has {found.geometry}, the model has {self.geometry}")
         if found.n_tokens != n_tokens:
             raise ChunkDamaged(f"chunk has {found.n_tokens} tokens, {n_tokens} were expected")
-        if found.turn != self._turn and found.k_coding != RAW:
-            raise ChunkDamaged("chunk's keys were turned back in another way than this model turns them")
+        if found.rope_id != self._rope_id and found.k_coding != RAW:
+            raise ChunkDamaged("chunk's keys were un-rotated with another RoPE than this model has")
         k, v, sinks = found.k_coding, found.v_coding, found.sinks
         try:
             k_bytes, v_bytes = self._k.size(k, n_tokens, sinks), self._v.size(v, n_tokens, sinks)
@@ -165,3 +165,10 @@ class Codec:
         if slab.k.dtype != np.float16 or slab.v.dtype != np.float16:
             raise ValueError(f"slab must be float16, not {slab.k.dtype}, {slab.v.dtype}")
         return n_tokens
+
+
+def _rope_id(rotation: RopeRotation | None) -> int:
+    """One byte that names a rotation in the header: 1 .. 255, or 0 for none."""
+    if rotation is None:
+        return 0
+    return 1 + zlib.crc32(rotation.table.tobytes() + rotation.kind.tobytes()) % 255

@@ -4,7 +4,7 @@ Law: pure; bytes in, a ChunkHeader or ChunkDamaged out, whatever the bytes are. 
 
      0        4      6    7    8    9    10    12              28
     +--------+------+----+----+----+----+-----+---------------+----------+
-    | "LKVC" | vers | kb | vb | kc | vc | s,t | key, 16 bytes | n_tokens |
+    | "LKVC" | vers | kb | vb | kc | vc | s,r | key, 16 bytes | n_tokens |
     +--------+------+----+----+----+----+-----+---------------+----------+
      32        36      40      44       46       48             56           64
     +---------+-------+-------+--------+--------+--------------+------------+
@@ -13,8 +13,8 @@ Law: pure; bytes in, a ChunkHeader or ChunkDamaged out, whatever the bytes are. 
 
 kb, vb: the nominal bits asked for. kc, vc: how K and V are really coded, 0 for raw f16 and otherwise the
 bits of a code (a short or unquantisable chunk is stored raw whatever was asked). s: how many tokens at the beginning
-are raw f16 in any case, one byte. t: which table the keys were turned back with, one byte, 0 for none. Version 1 had
-groups of 32, version 2 keys with the same bits in every channel.
+are raw f16 in any case, one byte. r: id of the RoPE table that the keys were un-rotated with, one byte, 0 for none.
+Version 1 had groups of 32, version 2 keys with the same bits in every channel.
 The checksum is xxh3_64 over bytes 0..55 and the body, that is, over everything but itself.
 """
 
@@ -46,7 +46,7 @@ class ChunkHeader:
     k_coding: int
     v_coding: int
     sinks: int
-    turn: int
+    rope_id: int
     key: ChunkKey
     n_tokens: int
     geometry: Geometry
@@ -54,11 +54,11 @@ class ChunkHeader:
     checksum: int
 
 
-def header(payload: CodedChunk) -> ChunkHeader:
+def read_header(payload: CodedChunk) -> ChunkHeader:
     """Read the header; the checksum is not checked (``check`` does). Raises ChunkDamaged if it makes no sense."""
     if len(payload) < HEADER_BYTES:
         raise ChunkDamaged(f"chunk has {len(payload)} bytes, its header alone needs {HEADER_BYTES}")
-    magic, version, kb, vb, kc, vc, sinks, turn, key, n_tokens, *shape, body = _FIELDS.unpack_from(payload)
+    magic, version, kb, vb, kc, vc, sinks, rope_id, key, n_tokens, *shape, body = _FIELDS.unpack_from(payload)
     if magic != MAGIC:
         raise ChunkDamaged(f"not a coded chunk: it begins with {magic!r}")
     if version != VERSION:
@@ -69,7 +69,7 @@ def header(payload: CodedChunk) -> ChunkHeader:
     except (ValueError, ZeroDivisionError) as error:
         raise ChunkDamaged(f"chunk header is impossible: {error}") from error
     (checksum,) = _CHECKSUM.unpack_from(payload, _FIELDS.size)
-    return ChunkHeader(version, precision, kc, vc, sinks, turn, ChunkKey(key), n_tokens, geometry, body, checksum)
+    return ChunkHeader(version, precision, kc, vc, sinks, rope_id, ChunkKey(key), n_tokens, geometry, body, checksum)
 
 
 def check(payload: CodedChunk, key: ChunkKey) -> ChunkHeader:
@@ -77,7 +77,7 @@ def check(payload: CodedChunk, key: ChunkKey) -> ChunkHeader:
 
     Raises ChunkDamaged. Decodes nothing, so a store's check can afford it for every chunk.
     """
-    found = header(payload)
+    found = read_header(payload)
     if found.body_bytes != len(payload) - HEADER_BYTES:
         raise ChunkDamaged(f"chunk has {len(payload) - HEADER_BYTES} body bytes, its header says {found.body_bytes}")
     if found.checksum != _checksum(payload):
@@ -87,13 +87,13 @@ def check(payload: CodedChunk, key: ChunkKey) -> ChunkHeader:
     return found
 
 
-def seal(
+def write_header(
     payload: bytearray,
     *,
     precision: Precision,
     codings: tuple[int, int],
     sinks: int,
-    turn: int,
+    rope_id: int,
     key: ChunkKey,
     n_tokens: int,
     geometry: Geometry,
@@ -104,7 +104,7 @@ def seal(
     g = geometry
     shape = (n_tokens, g.n_layer, g.k_dim, g.v_dim, g.head_dim_k, g.head_dim_v)
     body = len(payload) - HEADER_BYTES
-    _FIELDS.pack_into(payload, 0, MAGIC, VERSION, precision.k, precision.v, *codings, sinks, turn, key, *shape, body)
+    _FIELDS.pack_into(payload, 0, MAGIC, VERSION, precision.k, precision.v, *codings, sinks, rope_id, key, *shape, body)
     _CHECKSUM.pack_into(payload, _FIELDS.size, _checksum(payload))
 
 

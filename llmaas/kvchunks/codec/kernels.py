@@ -16,7 +16,7 @@ import numpy as np
 
 from llmaas.kvchunks.codec import kernels_channels as keys
 from llmaas.kvchunks.codec import kernels_numpy as oracle
-from llmaas.kvchunks.codec.kernels_channels import LARGEST_HEAD, BadWords, Turn
+from llmaas.kvchunks.codec.kernels_channels import LARGEST_HEAD, BadWords, RopeRotation
 from llmaas.kvchunks.codec.kernels_numpy import F16, F32, U8
 from llmaas.native import load_library
 
@@ -33,9 +33,9 @@ class Kernels(Protocol):
 
     def largest(self, x: F16) -> int: ...
 
-    def encode_channels(self, x: F16, bits: int, turn: Turn | None, weights: F32, out: U8) -> None: ...
+    def encode_channels(self, x: F16, bits: int, rope: RopeRotation | None, weights: F32, out: U8) -> None: ...
 
-    def decode_channels(self, data: U8, bits: int, turn: Turn | None, x: F16) -> None: ...
+    def decode_channels(self, data: U8, bits: int, rope: RopeRotation | None, x: F16) -> None: ...
 
     def encode_rotated(self, x: F16, bits: int, block: int, out: U8) -> None: ...
 
@@ -62,8 +62,8 @@ class _Shape(ctypes.Structure):
     _fields_ = [(name, ctypes.c_ssize_t) for name in ("layer_stride", "token_stride", "layers", "tokens", "dim")]
 
 
-class _Turn(ctypes.Structure):
-    """``Turn`` of _kvcodec.c."""
+class _RopeRotation(ctypes.Structure):
+    """``RopeRotation`` of _kvcodec.c."""
 
     _fields_ = (
         ("table", ctypes.c_void_p),
@@ -85,20 +85,27 @@ class NativeKernels:
     def largest(self, x: F16) -> int:
         return int(self._library.kv_largest(self._isa, x.ctypes.data, _shape(x)))
 
-    def encode_channels(self, x: F16, bits: int, turn: Turn | None, weights: F32, out: U8) -> None:
+    def encode_channels(self, x: F16, bits: int, rope: RopeRotation | None, weights: F32, out: U8) -> None:
         _check(x, bits, out, keys.channels_bytes(x.shape, bits), written=out)
         if weights.dtype != np.float32 or weights.shape != (x.shape[0], x.shape[2]) or not weights.flags.c_contiguous:
             raise ValueError(f"a plane {x.shape} needs dense float32 weights of every layer and channel")
-        memory, turned = self._memory(x, encoding=True), _turn(x, turn)
+        memory, c_rope = self._memory(x, encoding=True), _c_rotation(x, rope)
         self._library.kv_encode_channels(
-            self._isa, x.ctypes.data, _shape(x), bits, turned, weights.ctypes.data, memory.ctypes.data, out.ctypes.data
+            self._isa,
+            x.ctypes.data,
+            _shape(x),
+            bits,
+            c_rope,
+            weights.ctypes.data,
+            memory.ctypes.data,
+            out.ctypes.data,
         )
 
-    def decode_channels(self, data: U8, bits: int, turn: Turn | None, x: F16) -> None:
+    def decode_channels(self, data: U8, bits: int, rope: RopeRotation | None, x: F16) -> None:
         _check(x, bits, data, keys.channels_bytes(x.shape, bits), written=x)
-        memory, turned = self._memory(x, encoding=False), _turn(x, turn)
+        memory, c_rope = self._memory(x, encoding=False), _c_rotation(x, rope)
         if not self._library.kv_decode_channels(
-            self._isa, data.ctypes.data, _shape(x), bits, turned, memory.ctypes.data, x.ctypes.data
+            self._isa, data.ctypes.data, _shape(x), bits, c_rope, memory.ctypes.data, x.ctypes.data
         ):
             raise BadWords("a chunk's channels do not have the bits that it says")
 
@@ -107,13 +114,13 @@ class NativeKernels:
 
     def encode_rotated(self, x: F16, bits: int, block: int, out: U8) -> None:
         _check(x, bits, out, oracle.rotated_bytes(x.shape, bits), written=out)
-        turn = _rotation(x, block)
-        self._library.kv_encode_rotated(self._isa, x.ctypes.data, _shape(x), bits, *turn, out.ctypes.data)
+        checked = _block_and_norm(x, block)
+        self._library.kv_encode_rotated(self._isa, x.ctypes.data, _shape(x), bits, *checked, out.ctypes.data)
 
     def decode_rotated(self, data: U8, bits: int, block: int, x: F16) -> None:
         _check(x, bits, data, oracle.rotated_bytes(x.shape, bits), written=x)
-        turn = _rotation(x, block)
-        self._library.kv_decode_rotated(self._isa, data.ctypes.data, _shape(x), bits, *turn, x.ctypes.data)
+        checked = _block_and_norm(x, block)
+        self._library.kv_decode_rotated(self._isa, data.ctypes.data, _shape(x), bits, *checked, x.ctypes.data)
 
 
 @lru_cache(maxsize=1)
@@ -139,12 +146,12 @@ def _load() -> ctypes.CDLL | None:
 
 def _declare(library: ctypes.CDLL) -> ctypes.CDLL:
     pointer, integer, size = ctypes.c_void_p, ctypes.c_int, ctypes.c_ssize_t
-    plane, turn = (integer, pointer, ctypes.POINTER(_Shape)), ctypes.POINTER(_Turn)
+    plane, rotation = (integer, pointer, ctypes.POINTER(_Shape)), ctypes.POINTER(_RopeRotation)
     signatures: dict[str, tuple[Any, tuple[Any, ...]]] = {
         "kv_largest": (integer, plane),
         "kv_scratch": (size, (size, integer)),
-        "kv_encode_channels": (None, (*plane, integer, turn, pointer, pointer, pointer)),
-        "kv_decode_channels": (integer, (*plane, integer, turn, pointer, pointer)),
+        "kv_encode_channels": (None, (*plane, integer, rotation, pointer, pointer, pointer)),
+        "kv_decode_channels": (integer, (*plane, integer, rotation, pointer, pointer)),
         "kv_encode_rotated": (None, (*plane, integer, integer, ctypes.c_float, pointer)),
         "kv_decode_rotated": (None, (*plane, integer, integer, ctypes.c_float, pointer)),
     }
@@ -169,10 +176,10 @@ def _check(x: F16, bits: int, section: U8, size: int, *, written: Any) -> None:
         raise ValueError("the destination is read-only")
 
 
-def _turn(x: F16, turn: Turn | None) -> _Turn:
-    if turn is None:
-        return _Turn(None, None, x.shape[2], 0, 0)
-    table, kind = turn.table, turn.kind
+def _c_rotation(x: F16, rope: RopeRotation | None) -> _RopeRotation:
+    if rope is None:
+        return _RopeRotation(None, None, x.shape[2], 0, 0)
+    table, kind = rope.table, rope.kind
     if (
         table.dtype != np.float32
         or table.shape[1:3] != (oracle.GROUP, 2)
@@ -181,16 +188,16 @@ def _turn(x: F16, turn: Turn | None) -> _Turn:
         or kind.shape != (x.shape[0],)
         or not kind.flags.c_contiguous
         or int(kind.max()) >= len(table)
-        or not 0 < turn.head <= LARGEST_HEAD
-        or turn.head % 2
-        or x.shape[2] % turn.head
-        or not 0 <= 2 * turn.pairs <= turn.head
+        or not 0 < rope.head <= LARGEST_HEAD
+        or rope.head % 2
+        or x.shape[2] % rope.head
+        or not 0 <= 2 * rope.pairs <= rope.head
     ):
-        raise ValueError(f"a plane {x.shape} cannot be turned by a table {table.shape} of {turn.pairs} pairs")
-    return _Turn(table.ctypes.data, kind.ctypes.data, turn.head, turn.pairs, int(turn.halves))
+        raise ValueError(f"a plane {x.shape} cannot be rotated by a table {table.shape} of {rope.pairs} pairs")
+    return _RopeRotation(table.ctypes.data, kind.ctypes.data, rope.head, rope.pairs, int(rope.halves))
 
 
-def _rotation(x: F16, block: int) -> tuple[int, float]:
+def _block_and_norm(x: F16, block: int) -> tuple[int, float]:
     if block < 1 or block & (block - 1) or block > oracle.LARGEST_BLOCK or x.shape[2] % block:
         raise ValueError(f"a row of {x.shape[2]} values cannot be rotated in blocks of {block}")
     return block, 1 / math.sqrt(block)

@@ -43,7 +43,7 @@ _PLACE: F32 = (1 / (1 << _SHIFT)).astype(np.float32)
 
 
 @dataclass(frozen=True, slots=True, eq=False)
-class Turn:
+class RopeRotation:
     """How keys are turned. ``table`` (kinds, 64, 2, head) float32: cosines and signed sines for each place in a group;
     ``kind`` (layers) says which of them a layer has. The partner of a channel is its neighbour, or with ``halves`` the
     one ``pairs`` away.
@@ -69,13 +69,13 @@ def channels_bytes(shape: tuple[int, ...], bits: int) -> int:
     return layers * dim * (4 * -(-tokens // GROUP) + bits * -(-tokens // UNIT))
 
 
-def encode_channels(x: F16, bits: int, turn: Turn | None, weights: F32, out: U8) -> None:
+def encode_channels(x: F16, bits: int, rope: RopeRotation | None, weights: F32, out: U8) -> None:
     """``weights`` (layers, dim): how much an error in a channel matters, relative to the others of its layer."""
     words, lows, units = _views(out, x.shape, bits)
     for group, start in enumerate(range(0, x.shape[1], GROUP)):
         part = x[:, start : start + GROUP].astype(np.float32)
-        if turn is not None:
-            part = _turned(part, turn, np.float32(-1))
+        if rope is not None:
+            part = _rotate_rope(part, rope, np.float32(-1))
         low, high = part.min(axis=1), part.max(axis=1)
         spread = (high - low) + np.float32(0)  # of 0 and -0 either may be found; the sum is 0
         widths = share(((spread * weights).view(np.int32) >> 15), bits)
@@ -94,7 +94,7 @@ def encode_channels(x: F16, bits: int, turn: Turn | None, weights: F32, out: U8)
         _pack(codes << _SHIFT[widths][:, None], widths, units[:, first : first + codes.shape[1] // UNIT])
 
 
-def decode_channels(data: U8, bits: int, turn: Turn | None, x: F16) -> None:
+def decode_channels(data: U8, bits: int, rope: RopeRotation | None, x: F16) -> None:
     """Raises BadWords, with x untouched, if the section is none."""
     words, lows, units = _views(data, x.shape, bits)
     widths = (words & _BITS_MASK).astype(np.int32)
@@ -106,7 +106,7 @@ def decode_channels(data: U8, bits: int, turn: Turn | None, x: F16) -> None:
         codes = _unpack(units[:, start // UNIT : last], width)[:, : into.shape[1]]
         step = _steps(words[:, group] & np.uint16(0xFFFF - _BITS_MASK)) * _PLACE[width]
         y = codes.astype(np.float32) * step[:, None] + lows[:, group].astype(np.float32)[:, None]
-        into[...] = to_half(y if turn is None else _turned(y, turn, np.float32(1)))
+        into[...] = to_half(y if rope is None else _rotate_rope(y, rope, np.float32(1)))
 
 
 def share(score: I32, bits: int) -> I32:
@@ -138,14 +138,14 @@ def _steps(words: U16) -> F32:
     return words.view(np.float16).astype(np.float32)
 
 
-def _turned(x: F32, turn: Turn, sign: np.float32) -> F32:
-    """Turn rows (layers, tokens, dim) on, or with ``sign`` -1 back, by their place."""
-    heads = x.reshape(*x.shape[:2], -1, turn.head)
-    table = turn.table[turn.kind][:, : x.shape[1], :, None]
-    partner = np.arange(turn.head) ^ 1
-    if turn.halves:
-        partner = np.arange(turn.head)
-        partner[: 2 * turn.pairs] = (partner[: 2 * turn.pairs] + turn.pairs) % (2 * turn.pairs)
+def _rotate_rope(x: F32, rope: RopeRotation, sign: np.float32) -> F32:
+    """Rotate rows (layers, tokens, dim) on, or with ``sign`` -1 back, by their place."""
+    heads = x.reshape(*x.shape[:2], -1, rope.head)
+    table = rope.table[rope.kind][:, : x.shape[1], :, None]
+    partner = np.arange(rope.head) ^ 1
+    if rope.halves:
+        partner = np.arange(rope.head)
+        partner[: 2 * rope.pairs] = (partner[: 2 * rope.pairs] + rope.pairs) % (2 * rope.pairs)
     return (heads * table[:, :, 0] + heads[..., partner] * (table[:, :, 1] * sign)).reshape(x.shape)
 
 
@@ -193,4 +193,4 @@ def _unpack(units: U8, widths: I32) -> U8:
     return codes.reshape(units.shape[0], -1, widths.shape[1])
 
 
-__all__ = ["BITS", "BadWords", "Turn", "channels_bytes", "decode_channels", "encode_channels", "share"]
+__all__ = ["BITS", "BadWords", "RopeRotation", "channels_bytes", "decode_channels", "encode_channels", "share"]

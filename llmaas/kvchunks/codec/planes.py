@@ -20,7 +20,7 @@ from abc import ABC, abstractmethod
 import numpy as np
 
 from llmaas.kvchunks.codec.kernels import Kernels
-from llmaas.kvchunks.codec.kernels_channels import LARGEST_HEAD, Turn, channels_bytes
+from llmaas.kvchunks.codec.kernels_channels import LARGEST_HEAD, RopeRotation, channels_bytes
 from llmaas.kvchunks.codec.kernels_numpy import BITS, GROUP, LARGEST_BLOCK, U8, rotated_bytes
 from llmaas.records import F16, F32, Rope
 
@@ -96,20 +96,20 @@ class Plane(ABC):
 class ChannelPlane(Plane):
     """K: one channel's values over 64 tokens are a group."""
 
-    def __init__(self, n_layer: int, dim: int, turn: Turn | None, kernels: Kernels) -> None:
+    def __init__(self, n_layer: int, dim: int, rope: RopeRotation | None, kernels: Kernels) -> None:
         # Turning may lengthen a value by the root of two, and a range is twice a value: both stay in f16.
         super().__init__(n_layer, dim, 2.0**13, kernels)
-        self._turn = turn
+        self._rope = rope
         self.weights: F32 = np.ones((n_layer, dim), np.float32)
 
     def _coded_size(self, bits: int, n_tokens: int) -> int:
         return channels_bytes((self._n_layer, n_tokens, self._dim), bits)
 
     def _encode(self, x: F16, bits: int, out: U8) -> None:
-        self._kernels.encode_channels(x, bits, self._turn, self.weights, out)
+        self._kernels.encode_channels(x, bits, self._rope, self.weights, out)
 
     def _decode(self, data: U8, bits: int, x: F16) -> None:
-        self._kernels.decode_channels(data, bits, self._turn, x)
+        self._kernels.decode_channels(data, bits, self._rope, x)
 
 
 class RotatedPlane(Plane):
@@ -136,7 +136,7 @@ def rotation_size(head_dim: int) -> int:
     return math.gcd(head_dim, LARGEST_BLOCK)
 
 
-def turning(rope: Rope, head_dim: int) -> Turn | None:
+def rope_rotation(rope: Rope, head_dim: int) -> RopeRotation | None:
     """Cosines and sines for each place in a group; None for heads that the kernels cannot turn."""
     n_layer, pairs = rope.angles.shape
     if head_dim > LARGEST_HEAD or head_dim % 2 or 2 * pairs > head_dim:
@@ -151,4 +151,4 @@ def turning(rope: Rope, head_dim: int) -> Turn | None:
     second = first + (pairs if rope.halves else 1)
     table[:, :, 0, first] = table[:, :, 0, second] = np.cos(angle)
     table[:, :, 1, first], table[:, :, 1, second] = -np.sin(angle), np.sin(angle)
-    return Turn(table, kind.reshape(n_layer).astype(np.uint8), pairs, rope.halves)
+    return RopeRotation(table, kind.reshape(n_layer).astype(np.uint8), pairs, rope.halves)

@@ -15,7 +15,7 @@ from concurrent.futures import ThreadPoolExecutor
 from llmaas.clock import Clock, RealClock
 from llmaas.engine.thread import lower_cpu_priority, lower_io_priority
 from llmaas.errors import DiskFull, MachineError
-from llmaas.kvchunks.codec.codec import CodedChunk, header
+from llmaas.kvchunks.codec.codec import CodedChunk, read_header
 from llmaas.kvchunks.store.store import Store
 from llmaas.planner.actions import PersistSensitivity, WriteChunks
 from llmaas.planner.events import Written
@@ -76,7 +76,7 @@ class DiskWriter:
             items, notes = [], {}
             for key, payload, sensitivity in zip(action.keys, payloads, action.sensitivities, strict=True):
                 if key not in stale:
-                    head = header(payload)
+                    head = read_header(payload)
                     items.append((key, head.n_tokens, payload))
                     notes[key] = ChunkMeta(head.precision, sensitivity)
             for run in _runs(items):

@@ -237,7 +237,7 @@ class Pool:
         self._savers.submit(self._save, action, exported, done)
 
     def _export(self, seq: int, targets: Sequence[ChunkTarget]) -> list[KvSlab]:
-        self._codec.weigh(self._engine.engine.key_weights())
+        self._codec.set_key_weights(self._engine.engine.key_weights())
         return [self._engine.engine.export(seq, t.start, t.stop) for t in targets]
 
     def _save(self, action: SaveChunks, exported: Future[list[KvSlab]], done: Callable[[Saved], None]) -> None:

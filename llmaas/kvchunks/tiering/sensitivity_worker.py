@@ -91,7 +91,7 @@ class SensitivityWorker:
         return self._ask(action, lambda seq: self._engine.engine.export(seq, span.start, span.stop))
 
     def _look(self, seq: int) -> Queries | None:
-        self._codec.weigh(self._engine.engine.key_weights())
+        self._codec.set_key_weights(self._engine.engine.key_weights())
         return self._engine.engine.take_queries(seq)
 
     def _ask(self, action: MeasureChunks, what: Callable[[int], T]) -> T:

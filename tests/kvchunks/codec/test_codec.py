@@ -14,7 +14,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from llmaas.errors import ChunkDamaged
-from llmaas.kvchunks.codec.codec import Codec, check, header, sinks_at
+from llmaas.kvchunks.codec.codec import Codec, check, read_header, sinks_at
 from llmaas.kvchunks.codec.kernels import NUMPY, Kernels, available
 from llmaas.kvchunks.codec.planes import rotation_size
 from llmaas.records import F16, LOSSLESS, ChunkKey, Geometry, KvSlab, Precision, Rope
@@ -112,7 +112,7 @@ def test_errors_stay_within_the_bound_that_the_quantisation_step_sets(
     codec = Codec(g)
     payload = codec.encode(slab, precision, KEY)
     assert len(payload) == codec.encoded_size(n_tokens, precision)
-    found, back = header(payload), decoded(codec, payload, n_tokens)
+    found, back = read_header(payload), decoded(codec, payload, n_tokens)
     assert found.precision == precision
 
     k = slab.k.astype(np.float64)
@@ -228,7 +228,7 @@ def test_c_makes_the_same_bytes_and_the_same_values_as_numpy(
     slab = random_slab(g, n_tokens, seed, scale)
     weights = np.random.default_rng(seed).exponential(1, (g.n_layer, g.k_dim)).astype(np.float32) + np.float32(1e-9)
     for codec in (oracle, fast):
-        codec.weigh(weights)
+        codec.set_key_weights(weights)
     payload = oracle.encode(slab, precision, KEY, sinks=seed % 3)
     assert fast.encode(slab, precision, KEY, sinks=seed % 3) == payload
     assert same_bits(decoded(oracle, payload, n_tokens), decoded(fast, payload, n_tokens))
@@ -262,7 +262,7 @@ def test_a_chunk_too_short_to_gain_from_groups_along_tokens_keeps_k_bit_exact() 
     codec, slab = Codec(SMALL), random_slab(SMALL, 3, 3)
     payload = codec.encode(slab, Precision(4, 4), KEY)
     assert np.array_equal(decoded(codec, payload, 3).k, slab.k)
-    assert header(payload).precision == Precision(4, 4)
+    assert read_header(payload).precision == Precision(4, 4)
 
 
 @pytest.mark.parametrize("n_tokens", [1, 4096])
@@ -274,7 +274,7 @@ def test_the_shortest_and_the_longest_chunk_round_trip(n_tokens: int) -> None:
     assert np.abs(decoded(codec, payload, n_tokens).k.astype(np.float32) - slab.k).max() < 0.1
 
 
-# -- sinks, weights, turning --------------------------------------------------------------------
+# -- sinks, weights, RoPE ---------------------------------------------------------------------
 
 
 @settings(max_examples=40, deadline=None)
@@ -287,7 +287,7 @@ def test_the_first_tokens_are_kept_exactly_where_asked_and_the_rest_is_coded_as_
     assert len(payload) == codec.encoded_size(n_tokens, precision, sinks)
     back = decoded(codec, payload, n_tokens)
     assert np.array_equal(back.k[:, :sinks], slab.k[:, :sinks]) and np.array_equal(back.v[:, :sinks], slab.v[:, :sinks])
-    if header(payload).k_coding:
+    if read_header(payload).k_coding:
         rest = KvSlab(slab.k[:, sinks:], slab.v[:, sinks:])
         alone = decoded(codec, codec.encode(rest, precision, KEY), n_tokens - sinks)
         assert np.array_equal(back.k[:, sinks:], alone.k)
@@ -302,32 +302,32 @@ def test_weights_change_how_keys_are_coded_but_never_whether_they_can_be_read() 
     plain = codec.encode(slab, Precision(3, 3), KEY)
     weights = np.ones((2, 64), np.float32)
     weights[:, :4] = 100
-    codec.weigh(weights)
+    codec.set_key_weights(weights)
     weighed = codec.encode(slab, Precision(3, 3), KEY)
     assert weighed != plain and len(weighed) == len(plain)
     fine, coarse = (np.abs(decoded(Codec(SMALL), p, 64).k.astype(np.float32) - slab.k) for p in (weighed, plain))
     assert fine[:, :, :4].mean() < coarse[:, :, :4].mean() / 8
-    codec.weigh(None)
+    codec.set_key_weights(None)
     assert codec.encode(slab, Precision(3, 3), KEY) == plain
     for wrong in (np.ones((2, 63), np.float32), np.zeros((2, 64), np.float32), np.full((2, 64), np.nan, np.float32)):
         with pytest.raises(ValueError, match="weights"):
-            codec.weigh(wrong)
+            codec.set_key_weights(wrong)
 
 
-def test_keys_turned_back_in_another_way_are_refused_and_exact_ones_are_not() -> None:
+def test_keys_un_rotated_in_another_way_are_refused_and_exact_ones_are_not() -> None:
     slab = random_slab(SMALL, 64, 15)
-    turned = Codec(SMALL, Rope(np.full((2, 16), 0.5, np.float32), halves=True))
-    payload = turned.encode(slab, Precision(4, 4), KEY)
-    assert "turned back" in refused(Codec(SMALL), payload, 64)
-    assert "turned back" in refused(Codec(SMALL, Rope(np.full((2, 16), 0.25, np.float32), halves=True)), payload, 64)
-    assert same_bits(decoded(Codec(SMALL), turned.encode(slab, LOSSLESS, KEY), 64), slab)
+    rotated_back = Codec(SMALL, Rope(np.full((2, 16), 0.5, np.float32), halves=True))
+    payload = rotated_back.encode(slab, Precision(4, 4), KEY)
+    assert "un-rotated" in refused(Codec(SMALL), payload, 64)
+    assert "un-rotated" in refused(Codec(SMALL, Rope(np.full((2, 16), 0.25, np.float32), halves=True)), payload, 64)
+    assert same_bits(decoded(Codec(SMALL), rotated_back.encode(slab, LOSSLESS, KEY), 64), slab)
 
 
-def test_heads_too_large_to_turn_are_coded_as_they_are() -> None:
+def test_heads_too_large_to_rotate_are_coded_as_they_are() -> None:
     g = Geometry(1, 512, 64, 512, 64)
     slab, rope = random_slab(g, 64, 16), Rope(np.full((1, 256), 0.5, np.float32), halves=True)
     payload = Codec(g, rope).encode(slab, Precision(4, 4), KEY)
-    assert header(payload).turn == 0 and payload == Codec(g).encode(slab, Precision(4, 4), KEY)
+    assert read_header(payload).rope_id == 0 and payload == Codec(g).encode(slab, Precision(4, 4), KEY)
 
 
 def test_a_chunk_coded_again_with_fewer_bits_errs_little_more_than_if_it_had_been_at_once() -> None:
@@ -361,7 +361,7 @@ def test_a_tensor_with_non_finite_or_enormous_values_is_kept_exactly_and_the_oth
     other = "v" if plane == "k" else "k"
     assert 0 < np.abs(getattr(back, other).astype(np.float32) - getattr(slab, other)).max() < 2
     assert codec.encoded_size(64, Precision(4, 4)) < len(payload) < codec.encoded_size(64, LOSSLESS)
-    assert header(payload).precision == Precision(4, 4)
+    assert read_header(payload).precision == Precision(4, 4)
 
 
 @CODED
@@ -511,7 +511,7 @@ def test_a_header_whose_shape_does_not_fit_its_body_is_refused(chunk: bytes) -> 
 
 def test_check_accepts_a_whole_chunk_and_the_header_tells_what_it_is(chunk: bytes) -> None:
     found = check(chunk, KEY)
-    assert found == header(chunk)
+    assert found == read_header(chunk)
     assert (found.version, found.precision, found.key) == (3, Precision(8, 4), KEY)
     assert (found.n_tokens, found.geometry, found.body_bytes) == (40, SMALL, len(chunk) - 64)
 
@@ -599,9 +599,9 @@ def test_four_threads_share_a_codec_and_none_sees_anothers_values() -> None:
         (bytes(p), decoded(Codec(SMALL), p, s.n_tokens)) for s, q in jobs for p in [Codec(SMALL).encode(s, q, KEY)]
     ]
 
-    def work(turn: int) -> bool:
-        slab, precision = jobs[turn % 16]
-        payload, values = alone[turn % 16]
+    def work(round: int) -> bool:
+        slab, precision = jobs[round % 16]
+        payload, values = alone[round % 16]
         coded = codec.encode(slab, precision, KEY)
         return coded == payload and same_bits(decoded(codec, coded, slab.n_tokens), values)
 

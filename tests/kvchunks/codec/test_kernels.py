@@ -16,9 +16,9 @@ from hypothesis.extra import numpy as hnp
 
 from llmaas.kvchunks.codec import kernels as room
 from llmaas.kvchunks.codec.kernels import NUMPY, Kernels, available, best
-from llmaas.kvchunks.codec.kernels_channels import BadWords, Turn, channels_bytes, share
+from llmaas.kvchunks.codec.kernels_channels import BadWords, RopeRotation, channels_bytes, share
 from llmaas.kvchunks.codec.kernels_numpy import BITS, F16, F32, U8, rotated_bytes
-from llmaas.kvchunks.codec.planes import turning
+from llmaas.kvchunks.codec.planes import rope_rotation
 from llmaas.records import Rope
 
 SETS = pytest.mark.parametrize("kernels", available(), ids=lambda kernels: kernels.name)
@@ -83,10 +83,10 @@ def test_a_section_whose_channels_have_other_bits_than_it_says_is_refused_untouc
 
 @SETS
 @pytest.mark.parametrize("halves", [False, True])
-def test_a_key_that_only_turns_costs_no_error_at_all(kernels: Kernels, halves: bool) -> None:
-    """The same key at 64 positions is one value per channel once it is turned back."""
+def test_a_key_that_only_rotates_costs_no_error_at_all(kernels: Kernels, halves: bool) -> None:
+    """The same key at 64 positions is one value per channel once it is un-rotated."""
     angles = np.array([1.0, 0.3, 0.01])
-    turn, key = a_turn(angles, head=8, halves=halves), np.random.default_rng(2).standard_normal(8)
+    rope, key = a_rotation(angles, head=8, halves=halves), np.random.default_rng(2).standard_normal(8)
     first, second = (np.array([0, 1, 2]), np.array([3, 4, 5])) if halves else (np.array([0, 2, 4]), np.array([1, 3, 5]))
     x = np.tile(key, (64, 1))
     for place in range(64):
@@ -94,18 +94,18 @@ def test_a_key_that_only_turns_costs_no_error_at_all(kernels: Kernels, halves: b
         x[place, first], x[place, second] = a * cosine - b * sine, b * cosine + a * sine
     slab = x[None].astype(np.float16)
     section: U8 = np.zeros(channels_bytes(slab.shape, 2), np.uint8)
-    kernels.encode_channels(slab, 2, turn, np.ones((1, 8), np.float32), section)
+    kernels.encode_channels(slab, 2, rope, np.ones((1, 8), np.float32), section)
     into = np.zeros_like(slab)
-    kernels.decode_channels(section, 2, turn, into)
+    kernels.decode_channels(section, 2, rope, into)
     assert np.abs(into.astype(np.float32) - slab).max() < 0.004
     kernels.encode_channels(slab, 2, None, np.ones((1, 8), np.float32), section)
     kernels.decode_channels(section, 2, None, into)
     assert np.abs(into.astype(np.float32) - slab).max() > 0.1
 
 
-def a_turn(angles: npt.NDArray[np.float64], head: int, halves: bool) -> Turn:
+def a_rotation(angles: npt.NDArray[np.float64], head: int, halves: bool) -> RopeRotation:
     rope = Rope(angles[None].astype(np.float32), halves)
-    found = turning(rope, head)
+    found = rope_rotation(rope, head)
     assert found is not None
     return found
 
@@ -194,9 +194,9 @@ def test_what_does_not_fit_is_refused_before_c_sees_it(kernels: Kernels) -> None
         lambda: kernels.encode_rotated(x, 4, 3, v),
         lambda: kernels.decode_channels(k, 4, None, read_only),
         lambda: kernels.encode_channels(x, 4, None, ONES[:, :31], k),
-        lambda: kernels.encode_channels(x, 4, a_turn(np.ones(3), head=12, halves=True), ONES, k),
+        lambda: kernels.encode_channels(x, 4, a_rotation(np.ones(3), head=12, halves=True), ONES, k),
         lambda: kernels.decode_channels(
-            k, 4, Turn(np.zeros((1, 64, 2, 32), np.float32), np.ones(2, np.uint8), 16, True), x
+            k, 4, RopeRotation(np.zeros((1, 64, 2, 32), np.float32), np.ones(2, np.uint8), 16, True), x
         ),
         lambda: kernels.largest(x[0]),
     ):
