@@ -1,1 +1,1 @@
-"""What moves chunks between the engine's cells, RAM and disk, on threads of its own."""
+"""Moves chunks between the engine's cells, RAM and disk, on threads of its own."""

@@ -1,4 +1,4 @@
-"""The swap writer: not faster than it may, at once when it must, and true about what it wrote."""
+"""The disk writer keeps to its rate, ends at once when it must, and tells the truth about what it wrote."""
 
 from __future__ import annotations
 
@@ -7,6 +7,7 @@ import time
 from collections.abc import Iterator
 from pathlib import Path
 
+import numpy as np
 import pytest
 
 from llmaas.kvchunks.codec.codec import Codec
@@ -23,8 +24,6 @@ KEYS = tuple(ChunkKey(bytes([i]) * 16) for i in range(8))
 def payloads() -> list[bytes]:
     """Eight chunks of 2 MiB each."""
     geometry = Geometry(n_layer=16, k_dim=512, v_dim=512, head_dim_k=64, head_dim_v=64)
-    import numpy as np
-
     rng = np.random.default_rng(1)
     codec = Codec(geometry)
     values = rng.standard_normal((2, 16, 64, 512)).astype(np.float16)

@@ -1,4 +1,4 @@
-"""The meter on an engine whose queries are made up: it measures what is there and gives up what goes."""
+"""The sensitivity worker on an engine with made-up queries: it measures chunks, and gives up those that are dropped."""
 
 from __future__ import annotations
 
@@ -54,12 +54,12 @@ class Lab:
         engine = self.thread.engine
         assert isinstance(engine, Asking)
         self.engine = engine
-        self.meter = SensitivityWorker(self.thread, Codec(engine.info.geometry))
+        self.worker = SensitivityWorker(self.thread, Codec(engine.info.geometry))
         self.answers: queue.SimpleQueue[Measured] = queue.SimpleQueue()
         self.thread.submit(engine.step, [BatchItem(0, 0, [i % 250 for i in range(N_TOKENS)])]).result()
 
     def begin(self) -> None:
-        self.meter.measure(MeasureChunks(7, ContextId("c"), 0, SPANS), self.answers.put)
+        self.worker.measure(MeasureChunks(7, ContextId("c"), 0, SPANS), self.answers.put)
 
     def answer(self) -> Measured:
         found = self.answers.get(timeout=20)
@@ -72,7 +72,7 @@ def lab() -> Iterator[Lab]:
     lab = Lab()
     yield lab
     lab.engine.gate.set()
-    lab.meter.close()
+    lab.worker.close()
     lab.thread.close()
 
 
@@ -93,7 +93,7 @@ def test_without_queries_the_answer_is_empty(lab: Lab) -> None:
 def test_cells_that_are_dropped_meanwhile_are_not_looked_at(lab: Lab) -> None:
     lab.engine.gate.clear()
     lab.begin()
-    lab.meter.stop(0)
+    lab.worker.stop(0)
     dropped = lab.thread.submit(lab.engine.drop, 0, 0)
     lab.engine.gate.set()
     dropped.result()

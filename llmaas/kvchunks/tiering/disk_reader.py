@@ -1,0 +1,71 @@
+"""Reads coded chunks from the store, for loads into CELLS and for fetches into the POOL.
+
+Law: it decides nothing. A chunk that cannot be read counts as missing; no error of the store gets out.
+"""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Callable, Sequence
+from concurrent.futures import ThreadPoolExecutor
+
+from llmaas.errors import ChunkDamaged
+from llmaas.kvchunks.codec.codec import CodedChunk, check
+from llmaas.kvchunks.store.store import Store
+from llmaas.planner.actions import FetchChunks
+from llmaas.planner.events import Fetched
+from llmaas.records import ChunkKey
+
+log = logging.getLogger(__name__)
+
+
+class DiskReader:
+    """``keep`` takes the chunks that were fetched."""
+
+    def __init__(self, store: Store, keep: Callable[[ChunkKey, CodedChunk], None]) -> None:
+        self._store, self._keep = store, keep
+        self._fetcher = ThreadPoolExecutor(1, "fetch")
+
+    def close(self) -> None:
+        """End the thread. The fetch that runs is finished; those that wait are not begun."""
+        self._fetcher.shutdown(wait=True, cancel_futures=True)
+
+    def get(self, keys: Sequence[ChunkKey]) -> Sequence[CodedChunk | None]:
+        """The coded bytes of each key, unchecked; None where they are missing."""
+        if not keys:
+            return ()
+        try:
+            return self._store.get(keys)
+        except Exception as e:
+            log.warning("cannot read %d chunks: %r", len(keys), e)
+            return [None] * len(keys)
+
+    def fetch(self, action: FetchChunks, done: Callable[[Fetched], None]) -> None:
+        """Begin to read chunks into RAM and return at once. Fetches are done one at a time, in order.
+
+        ``done`` is called on the worker thread.
+        """
+        self._fetcher.submit(self._fetch, action, done)
+
+    def _fetch(self, action: FetchChunks, done: Callable[[Fetched], None]) -> None:
+        sizes = [0] * len(action.keys)
+        try:
+            for i, (key, read) in enumerate(zip(action.keys, self.get(action.keys), strict=True)):
+                if (payload := _checked(key, read)) is not None:
+                    self._keep(key, bytes(payload))
+                    sizes[i] = len(payload)
+        except Exception:
+            log.exception("fetch %d failed; its chunks will be recomputed", action.fetch)
+        done(Fetched(action.fetch, tuple(sizes)))
+
+
+def _checked(key: ChunkKey, payload: CodedChunk | None) -> CodedChunk | None:
+    """The coded bytes if they are sound; otherwise None, and a warning in the log."""
+    try:
+        if payload is None:
+            raise ChunkDamaged("its bytes are missing")
+        check(payload, key)
+    except ChunkDamaged as e:
+        log.warning("chunk %s is damaged and will be recomputed: %s", key.hex(), e.message)
+        return None
+    return payload
