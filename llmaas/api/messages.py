@@ -8,9 +8,8 @@ from __future__ import annotations
 
 import re
 import reprlib
-from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, fields
-from typing import Any, TypeVar
+from typing import TypeVar
 
 from llmaas.api.record_maps import from_map, to_map
 from llmaas.api.wire import Frame
@@ -318,42 +317,3 @@ def app_id(uid: int, name: str) -> AppId:
     if not _APP_NAME.fullmatch(name):
         raise BadRequest(f"field 'app': 1 to 64 characters of A-Z a-z 0-9 . _ - are wanted, not {reprlib.repr(name)}")
     return AppId(f"{uid}/{name}")
-
-
-def as_messages(given: Iterable[Message | Mapping[str, str]]) -> tuple[Message, ...]:
-    """Messages from what a caller may hand a client: Message objects, or maps with role and content."""
-    return tuple(
-        m if isinstance(m, Message) else from_map(Message, m, strict=True, where=f"messages[{i}]")
-        for i, m in enumerate(given)
-    )
-
-
-def checked(make: Callable[..., T], *args: Any, **named: Any) -> T:
-    """What ``make`` makes; a ValueError of it becomes BadRequest, as it would on the daemon's side."""
-    try:
-        return make(*args, **named)
-    except ValueError as e:
-        raise BadRequest(str(e)) from e
-
-
-def generate_request(
-    context: str,
-    messages: Iterable[Message | Mapping[str, str]],
-    *,
-    prompt: str | None,
-    max_tokens: int,
-    sampling: Sampling,
-    stop: Iterable[str],
-    terms: Terms = DEFAULT_TERMS,
-    logprobs: int | None = None,
-    on_full: str = "error",
-) -> Generate:
-    """A Generate from what clients take. Raises BadRequest."""
-    stops = (stop,) if isinstance(stop, str) else tuple(stop)
-    more = {"max_tokens": max_tokens, "stop": stops, "logprobs": logprobs, "on_full": on_full, **terms_map(terms)}
-    return checked(Generate, context, as_messages(messages), prompt, **more, **to_map(sampling))
-
-
-def terms_map(terms: Terms) -> dict[str, Any]:
-    """The fields of Append and Generate that terms fill."""
-    return to_map(terms)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import inspect
 import os
 import random
 import signal
@@ -17,6 +18,7 @@ from typing import Any
 
 import pytest
 
+from llmaas.api import operations
 from llmaas.api.async_client import AsyncClient
 from llmaas.api.client import Client
 from llmaas.api.server import Limits, serve
@@ -46,6 +48,22 @@ from tests.support.scripted import ScriptedBackend, serving, serving_in_a_thread
 @pytest.fixture
 def path(tmp_path: Path) -> Path:
     return tmp_path / "llmaas.sock"
+
+
+# -- both -------------------------------------------------------------------------------------
+
+
+def test_both_clients_have_every_operation_with_its_signature_and_documentation() -> None:
+    of_streams = {"cancel", "prioritize"}
+    names = {op.__name__ for op in vars(operations).values() if "Operation[" in str(getattr(op, "__annotations__", ""))}
+    for cls in (Client, AsyncClient):
+        for name in names - of_streams | {"generate"}:
+            operation, method = getattr(operations, name), getattr(cls, name)
+            assert method.__doc__ == operation.__doc__ is not None
+            parameters = list(inspect.signature(operation).parameters.values())
+            assert list(inspect.signature(method).parameters.values())[1:] == parameters
+    assert inspect.signature(Client.generate).return_annotation == "Stream"
+    assert inspect.signature(AsyncClient.contexts).return_annotation == "list[ContextInfo]"
 
 
 # -- AsyncClient ------------------------------------------------------------------------------

@@ -13,6 +13,7 @@ from hypothesis import strategies as st
 
 from llmaas.api import messages as msg
 from llmaas.api import replies
+from llmaas.api.operations import as_messages
 from llmaas.api.record_maps import from_map, to_map
 from llmaas.api.wire import Decoder, Frame, encode
 from llmaas.calls import Done, FinishReason, Logprobs, Piece, Sampling, SwitchReport, TokenLogprob, Turn
@@ -271,11 +272,11 @@ def test_an_enum_value_out_of_range_is_refused_with_the_known_ones() -> None:
 
 def test_messages_may_be_given_as_maps() -> None:
     given_ = [Message("user", "a"), {"role": "user", "content": "b"}]
-    assert msg.as_messages(given_) == (Message("user", "a"), Message("user", "b"))
+    assert as_messages(given_) == (Message("user", "a"), Message("user", "b"))
     bad_ones: list[Any] = ["hi", [{"role": "user"}], [5]]
     for bad in bad_ones:
         with pytest.raises(BadRequest, match="messages"):
-            msg.as_messages(bad)
+            as_messages(bad)
 
 
 # -- the document -----------------------------------------------------------------------------

@@ -1,0 +1,80 @@
+"""The socket of an asynchronous client: the daemon's bytes to the session.
+
+Law: a link that is lost, however it was, ends every exchange of its session.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from pathlib import Path
+from typing import cast
+
+from llmaas.api.client_session import Exchange, Session
+from llmaas.errors import NotServing
+
+
+class AsyncLink(asyncio.Protocol):
+    """``transport`` is there once the connection is made."""
+
+    transport: asyncio.Transport
+
+    def __init__(self, session: Session, path: Path) -> None:
+        self._session = session
+        self._path = path
+        self._lost = asyncio.Event()
+
+    def connection_made(self, transport: asyncio.BaseTransport) -> None:
+        self.transport = cast(asyncio.Transport, transport)
+
+    def data_received(self, data: bytes) -> None:
+        self._session.receive(data)
+        if self._session.fault is not None:
+            self.transport.close()
+
+    def connection_lost(self, exc: Exception | None) -> None:
+        self._session.lose(NotServing(f"the connection to the daemon at {self._path} was lost"))
+        self._lost.set()
+
+    async def close(self) -> None:
+        """Drop the connection; what was not sent yet is discarded."""
+        self.transport.abort()
+        await self._lost.wait()
+
+
+async def open_link(session: Session, path: Path, timeout: float) -> AsyncLink:
+    """Connect and say hello. Raises NotServing, also after ``timeout`` seconds, or what the daemon refuses with."""
+    try:
+        return await asyncio.wait_for(_open(session, path), timeout)
+    except asyncio.TimeoutError:
+        raise NotServing(f"the daemon at {path} does not answer within {timeout:g} s") from None
+
+
+async def _open(session: Session, path: Path) -> AsyncLink:
+    try:
+        loop = asyncio.get_running_loop()
+        transport, link = await loop.create_unix_connection(lambda: AsyncLink(session, path), str(path))
+    except (FileNotFoundError, ConnectionRefusedError):
+        raise NotServing(f"no daemon serves {path}") from None
+    except OSError as e:
+        raise NotServing(f"cannot connect to {path}: {e.strerror or e}") from e
+    try:
+        changed = asyncio.Event()
+        session.greeting.changed = changed.set
+        transport.write(session.hello())
+        await until_ended(session.greeting, changed)
+        session.greeting.result()
+    except BaseException:
+        transport.abort()
+        raise
+    return link
+
+
+async def more(changed: asyncio.Event) -> None:
+    """Return when more of an exchange has come, whose ``changed`` sets the event."""
+    changed.clear()
+    await changed.wait()
+
+
+async def until_ended(exchange: Exchange, changed: asyncio.Event) -> None:
+    while not exchange.ended:
+        await more(changed)

@@ -1,0 +1,114 @@
+"""The socket of a synchronous client: the daemon's bytes to the session, the session's bytes to the daemon.
+
+Law: Ctrl-C (KeyboardInterrupt) may end any wait, and never harms the connection: bytes are taken from the socket and
+put on it with SIGINT deferred.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import select
+import signal
+import socket as sockets
+import threading
+from collections.abc import Iterator
+from pathlib import Path
+
+from llmaas.api.client_session import Session
+from llmaas.errors import NotServing
+
+_READ = 65536
+"""Bytes taken from the socket at once."""
+
+
+class BlockingLink:
+    """Connects when it is made; raises NotServing. ``timeout`` (seconds) bounds connecting and sending."""
+
+    def __init__(self, session: Session, path: Path, timeout: float) -> None:
+        self._session = session
+        self._path = path
+        self._timeout = timeout
+        self._sock = _connect(path, timeout)
+        self._in, self._out = select.poll(), select.poll()
+        self._in.register(self._sock, select.POLLIN)
+        self._out.register(self._sock, select.POLLOUT)
+
+    def send(self, data: bytes) -> None:
+        """Never raises: a connection that is lost ends every exchange of the session. To be called uninterrupted."""
+        left = memoryview(data)
+        try:
+            while left:
+                if not self._out.poll(self._timeout * 1000):
+                    self._lose(f"the daemon at {self._path} has taken no bytes for {self._timeout:g} s")
+                    return
+                with contextlib.suppress(BlockingIOError):
+                    left = left[self._sock.send(left) :]
+        except OSError as e:
+            self._receive()  # the daemon may have said why it hung up
+            self._lose(f"the connection to the daemon at {self._path} was lost: {e.strerror or e}")
+
+    def read(self, timeout: float | None = None) -> None:
+        """Wait until bytes have come, and hand them to the session. Raises NotServing if none come in ``timeout``."""
+        if not self._in.poll(None if timeout is None else timeout * 1000):
+            raise NotServing(f"the daemon at {self._path} does not answer within {timeout:g} s")
+        with uninterrupted():
+            self._receive()
+
+    def close(self) -> None:
+        self._sock.close()
+
+    def _receive(self) -> None:
+        try:
+            data = self._sock.recv(_READ)
+        except BlockingIOError:
+            return
+        except OSError:
+            data = b""
+        if not data:
+            self._lose(f"the connection to the daemon at {self._path} was lost")
+            return
+        self._session.receive(data)
+        if self._session.fault is not None:
+            self._sock.close()
+
+    def _lose(self, what: str) -> None:
+        self._session.lose(NotServing(what))
+        self._sock.close()
+
+
+def _connect(path: Path, timeout: float) -> sockets.socket:
+    sock = sockets.socket(sockets.AF_UNIX)
+    try:
+        sock.settimeout(timeout)
+        sock.connect(str(path))
+        sock.setblocking(False)
+        return sock
+    except (FileNotFoundError, ConnectionRefusedError):
+        sock.close()
+        raise NotServing(f"no daemon serves {path}") from None
+    except OSError as e:
+        sock.close()
+        raise NotServing(f"cannot connect to {path}: {e.strerror or e}") from e
+    except BaseException:
+        sock.close()
+        raise
+
+
+@contextlib.contextmanager
+def uninterrupted() -> Iterator[None]:
+    """Defer Ctrl-C to the end of the block.
+
+    Does nothing off the main thread, where no KeyboardInterrupt is raised, and where the handler is not Python's.
+    """
+    caught: list[int] = []
+    before = signal.getsignal(signal.SIGINT)
+    if before is None or threading.current_thread() is not threading.main_thread():
+        yield
+        return
+    signal.signal(signal.SIGINT, lambda number, _frame: caught.append(number))
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGINT, before)
+        if caught:
+            signal.raise_signal(signal.SIGINT)

@@ -1,0 +1,223 @@
+"""The operations of a client, each once: its arguments, the request that they make, and how the result is read.
+
+Law: pure. Both clients make their methods of these functions: these signatures and docstrings are the methods' own.
+All of them raise BadRequest for arguments that are out of range, before anything is sent.
+"""
+
+from __future__ import annotations
+
+import functools
+import inspect
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Generic, TypeVar
+
+from llmaas.api import messages as msg
+from llmaas.api import replies
+from llmaas.api.record_maps import from_map, to_map
+from llmaas.calls import DEFAULT_TERMS, Done, Sampling, Terms
+from llmaas.errors import BadRequest
+from llmaas.records import AdapterInfo, ContextDetail, ContextInfo, Message
+
+Messages = Iterable[Message | Mapping[str, str]]
+"""What a caller may hand a client: Message objects, or maps with ``role`` and ``content``."""
+GREEDY = Sampling()
+T = TypeVar("T")
+Method = TypeVar("Method", bound=Callable[..., Any])
+
+
+@dataclass(frozen=True, slots=True)
+class Operation(Generic[T]):
+    """A request, and the function that reads its result."""
+
+    request: msg.Request
+    read: Callable[[object], T]
+
+
+def as_method(operation: Callable[..., Any], returns: str | None = None) -> Callable[[Method], Method]:
+    """Give a client's method the name, the documentation and the signature of ``operation``.
+
+    The method returns what the operation reads from its reply, unless ``returns`` names another class.
+    """
+
+    def dress(method: Method) -> Method:
+        functools.update_wrapper(method, operation, ("__name__", "__qualname__", "__doc__"), ())
+        vars(method).pop("__wrapped__")  # inspect.signature would follow it, and miss ``self``
+        signature = inspect.signature(operation)
+        itself = inspect.Parameter("self", inspect.Parameter.POSITIONAL_OR_KEYWORD)
+        result = returns or str(signature.return_annotation).removeprefix("Operation[").removesuffix("]")
+        parameters = [itself, *signature.parameters.values()]
+        vars(method)["__signature__"] = signature.replace(parameters=parameters, return_annotation=result)
+        return method
+
+    return dress
+
+
+# -- calls --------------------------------------------------------------------------------------
+
+
+def append(
+    context: str, messages: Messages = (), prompt: str | None = None, *, terms: Terms = DEFAULT_TERMS
+) -> Operation[Done]:
+    """Add chat messages, or raw ``prompt`` text, to a context without an answer."""
+    request = _checked(msg.Append, context, as_messages(messages), prompt, **to_map(terms))
+    return Operation(request, _record(Done))
+
+
+def generate(
+    context: str,
+    messages: Messages = (),
+    *,
+    prompt: str | None = None,
+    max_tokens: int = 256,
+    sampling: Sampling = GREEDY,
+    stop: Iterable[str] = (),
+    terms: Terms = DEFAULT_TERMS,
+    logprobs: int | None = None,
+    on_full: str = "error",
+) -> msg.Generate:
+    """Add to a context, and stream the model's answer. The request is on its way when this returns.
+
+    The answer ends after ``max_tokens`` tokens, before any of the strings ``stop``, or where the model ends it. With
+    ``logprobs`` each piece has log probabilities, and so many alternatives for each token. ``on_full`` "shift" drops
+    the oldest messages when the context is full, where "error" refuses the call.
+    """
+    stops = (stop,) if isinstance(stop, str) else tuple(stop)
+    limits = {"max_tokens": max_tokens, "stop": stops, "logprobs": logprobs, "on_full": on_full}
+    return _checked(msg.Generate, context, as_messages(messages), prompt, **limits, **to_map(terms), **to_map(sampling))
+
+
+# -- contexts -----------------------------------------------------------------------------------
+
+
+def create(*, name: str | None = None, system: str | None = None, adapter: str = "") -> Operation[ContextInfo]:
+    """Make an empty context, which may begin with a ``system`` message and use a LoRA ``adapter``.
+
+    Its id is its name if none is given. Raises ContextExists, UnknownAdapter.
+    """
+    return Operation(msg.Create(name, system, adapter), _record(ContextInfo))
+
+
+def fork(context: str, *, name: str | None = None) -> Operation[ContextInfo]:
+    """Make a new context with the same conversation; it shares the chunks of the old one."""
+    return Operation(msg.Fork(context, name), _record(ContextInfo))
+
+
+def truncate(context: str, *, n_tokens: int | None = None, n_messages: int | None = None) -> Operation[ContextInfo]:
+    """Keep the first ``n_tokens`` tokens, or the first ``n_messages`` messages, of a context."""
+    return Operation(_checked(msg.Truncate, context, n_tokens, n_messages), _record(ContextInfo))
+
+
+def contexts(everyone: bool = False) -> Operation[list[ContextInfo]]:
+    """List the app's contexts; with ``everyone`` those of every app, for the user who runs the daemon."""
+    return Operation(msg.ListContexts(everyone), _records(ContextInfo))
+
+
+def show(context: str, *, everyone: bool = False) -> Operation[ContextDetail]:
+    """Show a context with its conversation."""
+    return Operation(msg.Show(context, everyone), _record(ContextDetail))
+
+
+def hint(context: str) -> Operation[None]:
+    """Say that the context will be used soon (its app comes to the foreground), so that it is back by then.
+
+    Returns at once. The daemon takes it as a wish: calls come first.
+    """
+    return Operation(msg.Hint(context), _nothing)
+
+
+def delete(context: str, *, everyone: bool = False) -> Operation[None]:
+    """Delete a context with all its chunks, in RAM and on disk, for good."""
+    return Operation(msg.Delete(context, everyone), _nothing)
+
+
+# -- the daemon ---------------------------------------------------------------------------------
+
+
+def stats() -> Operation[dict[str, Any]]:
+    """Figures of the daemon; which ones may change with every release."""
+    return Operation(msg.Stats(), replies.result_map)
+
+
+def budget(*, pool_bytes: int | None = None, disk_bytes: int | None = None) -> Operation[dict[str, Any]]:
+    """Set the bytes that the daemon's POOL and DISK may hold, and return what holds now. None changes nothing.
+
+    For the user who runs the daemon; others get Forbidden.
+    """
+    return Operation(_checked(msg.Budget, pool_bytes, disk_bytes), replies.result_map)
+
+
+def limit(app: str | None = None, rate: float | None = None) -> Operation[dict[str, Any]]:
+    """Set how many tokens per second an app (``uid/name``), or without ``app`` all together, may generate.
+
+    ``rate`` None: no limit. For the user who runs the daemon; others get Forbidden.
+    """
+    return Operation(_checked(msg.Limit, app, rate), replies.result_map)
+
+
+def adapters() -> Operation[list[AdapterInfo]]:
+    """List the LoRA adapters that ``create`` and ``terms`` may name."""
+    return Operation(msg.ListAdapters(), _records(AdapterInfo))
+
+
+def adapter_add(name: str, path: Path | str) -> Operation[AdapterInfo]:
+    """Register an adapter's file, also for later starts of the daemon; for the user who runs the daemon."""
+    return Operation(msg.AdapterAdd(name, str(path)), _record(AdapterInfo))
+
+
+def adapter_remove(name: str) -> Operation[None]:
+    """Forget an adapter; for the user who runs the daemon.
+
+    Contexts that use it stay; their calls raise UnknownAdapter until one names another adapter.
+    """
+    return Operation(msg.AdapterRemove(name), _nothing)
+
+
+def ping() -> Operation[None]:
+    """Return when the daemon has answered: it is there, and serves this connection."""
+    return Operation(msg.Ping(), _nothing)
+
+
+# -- running calls, for the clients' streams ------------------------------------------------------
+
+
+def cancel(request: int) -> Operation[None]:
+    """End an append or generate of this connection. Raises UnknownRequest if it has ended."""
+    return Operation(msg.Cancel(request), _nothing)
+
+
+def prioritize(request: int, priority: int) -> Operation[None]:
+    """Change how urgent an append or generate is: 0 (most urgent) .. 9. Raises UnknownRequest if it has ended."""
+    return Operation(_checked(msg.Prioritize, request, priority), _nothing)
+
+
+# -- how they are made --------------------------------------------------------------------------
+
+
+def as_messages(given: Messages) -> tuple[Message, ...]:
+    """Messages from what a caller may hand a client. Raises BadRequest that names the one at fault."""
+    return tuple(
+        m if isinstance(m, Message) else from_map(Message, m, strict=True, where=f"messages[{i}]")
+        for i, m in enumerate(given)
+    )
+
+
+def _checked(make: Callable[..., T], *args: Any, **named: Any) -> T:
+    """What ``make`` makes. A ValueError of it becomes BadRequest, as it would on the daemon's side."""
+    try:
+        return make(*args, **named)
+    except ValueError as e:
+        raise BadRequest(str(e)) from e
+
+
+def _record(cls: type[T]) -> Callable[[object], T]:
+    return functools.partial(replies.result, cls)
+
+
+def _records(cls: type[T]) -> Callable[[object], list[T]]:
+    return functools.partial(replies.result_list, cls)
+
+
+def _nothing(result: object) -> None:
+    """Read no result, whatever the daemon may add in a later version."""
