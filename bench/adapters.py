@@ -14,7 +14,10 @@ from time import perf_counter
 from typing import Any
 
 from bench.lib.adapter_files import ALL_OF_SMOLLM2, write_gguf
-from bench.lib.common import Bar, Options, Result, engine, main, prose, say, sig, summary
+from bench.lib.cli import Bar, Options, Result, main, say
+from bench.lib.engine import engine
+from bench.lib.stats import sig, summary
+from bench.lib.texts import prose
 from llmaas.engine.base import BatchItem, Engine
 from llmaas.engine.thread import EngineThread
 

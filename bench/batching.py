@@ -25,8 +25,12 @@ from statistics import median
 from typing import Any
 
 from bench.lib.arrivals import gaps, gaps_and_pauses, percentiles_ms, rate, together, turns
+from bench.lib.cli import Bar, Options, Result, main, say
 from bench.lib.clients import Answer, Door, Inside, Over, serving
-from bench.lib.common import Bar, Bare, Options, Result, daemon, engine, main, prose, say, sig, summary
+from bench.lib.daemon import daemon
+from bench.lib.engine import Bare, engine
+from bench.lib.stats import sig, summary
+from bench.lib.texts import prose
 from llmaas.api.async_client import AsyncClient
 from llmaas.engine.thread import EngineThread
 from llmaas.kvchunks.store.store import Store

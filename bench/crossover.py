@@ -25,8 +25,11 @@ from statistics import median
 from typing import Any
 
 from bench.lib.arrivals import crossing
+from bench.lib.cli import Bar, Options, Result, main, say
 from bench.lib.clients import serving
-from bench.lib.common import Bar, Options, Result, engine, main, prose, say, sig
+from bench.lib.engine import engine
+from bench.lib.stats import sig
+from bench.lib.texts import prose
 from bench.lib.throttle import Throttle
 from bench.swapin import PRECISION, Way
 from bench.switch import POOL_BYTES, Stage

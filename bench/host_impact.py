@@ -21,8 +21,10 @@ from statistics import median
 from time import perf_counter
 from typing import Any
 
-from bench.lib.common import Bar, Options, Result, daemon, main, say, sig, summary
+from bench.lib.cli import Bar, Options, Result, main, say
+from bench.lib.daemon import daemon
 from bench.lib.neighbour import Neighbour
+from bench.lib.stats import sig, summary
 from llmaas.api.client import Client
 from llmaas.calls import Piece
 

@@ -19,8 +19,10 @@ from time import perf_counter
 from typing import Any
 
 from bench.lib.arrivals import rate, steady_rate
+from bench.lib.cli import Bar, Options, Result, main, say
 from bench.lib.clients import Answer, Inside, serving
-from bench.lib.common import Bar, Options, Result, engine, main, say, sig
+from bench.lib.engine import engine
+from bench.lib.stats import sig
 from llmaas.calls import DEFAULT_TERMS, Terms
 from llmaas.kvchunks.store.store import Store
 from llmaas.records import AppId

@@ -11,8 +11,12 @@ from __future__ import annotations
 import sys
 from typing import Any
 
-from bench.lib.common import CELLS, Bar, Options, Result, daemon, engine, main, prose, say, sig
+from bench.lib.cli import Bar, Options, Result, main, say
+from bench.lib.daemon import daemon
+from bench.lib.engine import CELLS, engine
 from bench.lib.probes import memory
+from bench.lib.stats import sig
+from bench.lib.texts import prose
 from llmaas.api.client import Client
 
 _ALLOWANCE = 150_000_000

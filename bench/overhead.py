@@ -22,21 +22,11 @@ from statistics import median
 from time import perf_counter
 from typing import Any
 
-from bench.lib.common import (
-    N_BATCH,
-    N_UBATCH,
-    Bar,
-    Bare,
-    Options,
-    Result,
-    daemon,
-    engine,
-    main,
-    prose,
-    say,
-    sig,
-    summary,
-)
+from bench.lib.cli import Bar, Options, Result, main, say
+from bench.lib.daemon import daemon
+from bench.lib.engine import N_BATCH, N_UBATCH, Bare, engine
+from bench.lib.stats import sig, summary
+from bench.lib.texts import prose
 from llmaas.api.client import Client
 from llmaas.calls import CallSpec, Done, Generation, Piece, Turn
 from llmaas.engine.thread import EngineThread

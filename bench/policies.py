@@ -23,7 +23,8 @@ from typing import Any
 
 import numpy as np
 
-from bench.lib.common import Bar, Options, Result, main, say, sig
+from bench.lib.cli import Bar, Options, Result, main, say
+from bench.lib.stats import sig
 from llmaas.kvchunks.codec.codec import Codec
 from llmaas.planner.settings import PlannerSettings, bit_settings
 from llmaas.policies.eviction import DEFAULT_EVICTION, EVICTION

@@ -14,7 +14,8 @@ from typing import Any
 
 import numpy as np
 
-from bench.lib.common import Bar, Options, Result, main, say, sig
+from bench.lib.cli import Bar, Options, Result, main, say
+from bench.lib.stats import sig
 from bench.policies import Case, prepare
 from llmaas.policies.eviction import DEFAULT_EVICTION
 from llmaas.replay.simulator import Replay

@@ -19,8 +19,11 @@ from time import perf_counter
 from typing import Any
 
 from bench.lib.arrivals import gaps, rate, together, turns
+from bench.lib.cli import Bar, Options, Result, main, say
 from bench.lib.clients import Inside, serving
-from bench.lib.common import Bar, Options, Result, engine, main, prose, say, sig
+from bench.lib.engine import engine
+from bench.lib.stats import sig
+from bench.lib.texts import prose
 from llmaas.engine.thread import EngineThread
 from llmaas.kvchunks.store.store import Store
 from llmaas.records import ContextId

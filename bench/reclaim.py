@@ -18,7 +18,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from bench.lib.common import Bar, Options, Result, main, say, summary
+from bench.lib.cli import Bar, Options, Result, main, say
+from bench.lib.stats import summary
 from llmaas.calls import CallSpec, Turn
 from llmaas.cli.runtime import bound_malloc
 from llmaas.engine.fake import FakeEngine

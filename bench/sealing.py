@@ -12,8 +12,11 @@ from pathlib import Path
 from statistics import median
 from typing import Any
 
-from bench.lib.common import Bar, Options, Result, engine, main, prose, say, sig, summary
+from bench.lib.cli import Bar, Options, Result, main, say
+from bench.lib.engine import engine
 from bench.lib.probes import resident_fraction
+from bench.lib.stats import sig, summary
+from bench.lib.texts import prose
 from bench.switch import APP, POOL_BYTES, Stage
 from llmaas.calls import Turn
 from llmaas.engine.thread import EngineThread

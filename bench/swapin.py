@@ -16,7 +16,10 @@ from pathlib import Path
 from statistics import median
 from typing import Any
 
-from bench.lib.common import Bar, Options, Result, engine, main, prose, say, sig
+from bench.lib.cli import Bar, Options, Result, main, say
+from bench.lib.engine import engine
+from bench.lib.stats import sig
+from bench.lib.texts import prose
 from bench.lib.throttle import Throttle
 from bench.switch import POOL_BYTES, Stage
 from llmaas.engine.thread import EngineThread

@@ -26,8 +26,11 @@ from typing import Any
 
 import numpy as np
 
-from bench.lib.common import Bar, Bare, Options, Result, engine, main, prose, say, sig, summary
+from bench.lib.cli import Bar, Options, Result, main, say
+from bench.lib.engine import Bare, engine
 from bench.lib.probes import Stopwatch, resident_fraction, storage_bytes_read
+from bench.lib.stats import sig, summary
+from bench.lib.texts import prose
 from llmaas.calls import CallSpec, Done, Generation, Turn
 from llmaas.engine.base import Engine
 from llmaas.engine.llama.engine import LlamaEngine

@@ -28,8 +28,12 @@ from typing import Any
 
 import numpy as np
 
+from bench.lib.cli import Bar, Options, Result, main, say
 from bench.lib.clients import Over
-from bench.lib.common import Bar, Options, Result, Texts, daemon, engine, main, say, sig, summary
+from bench.lib.daemon import daemon
+from bench.lib.engine import engine
+from bench.lib.stats import sig, summary
+from bench.lib.texts import Texts
 from llmaas.api.async_client import AsyncClient
 from llmaas.calls import Done, Priority, Terms
 from llmaas.planner.settings import PlannerChoices

@@ -15,7 +15,10 @@ import sys
 from pathlib import Path
 from typing import Any
 
-from bench.lib.common import Bar, Options, Result, engine, main, prose, say, sig
+from bench.lib.cli import Bar, Options, Result, main, say
+from bench.lib.engine import engine
+from bench.lib.stats import sig
+from bench.lib.texts import prose
 from llmaas.calls import CallSpec, Generation, Turn
 from llmaas.engine.thread import EngineThread
 from llmaas.kvchunks.store.cipher import MasterKey

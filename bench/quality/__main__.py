@@ -23,7 +23,8 @@ from pathlib import Path
 from statistics import fmean
 from typing import Any
 
-from bench.lib.common import Options, Result, main, say, sig
+from bench.lib.cli import Options, Result, main, say
+from bench.lib.stats import sig
 from bench.quality.contexts import Case, Sizes, cases, from_file, needles, own
 from bench.quality.drift import drift
 from bench.quality.engine import CACHES, ScoringEngine

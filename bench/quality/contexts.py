@@ -13,7 +13,7 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from bench.lib.common import prose
+from bench.lib.texts import prose
 from bench.quality.made import SYSTEM, screens, trips
 from llmaas.cli.demo.data import conversations
 from llmaas.engine.base import Engine

@@ -13,7 +13,7 @@ from unittest.mock import patch
 
 import numpy as np
 
-from bench.lib.common import N_BATCH, N_UBATCH
+from bench.lib.engine import N_BATCH, N_UBATCH
 from llmaas.engine.base import BatchItem
 from llmaas.engine.llama import engine as llama
 from llmaas.engine.llama.engine import LlamaEngine

@@ -13,7 +13,8 @@ from typing import Any
 
 import numpy as np
 
-from bench.lib.common import Bar, sig
+from bench.lib.cli import Bar
+from bench.lib.stats import sig
 from bench.quality.lab import Score
 
 Row = dict[str, Any]

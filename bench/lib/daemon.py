@@ -1,0 +1,38 @@
+"""A real daemon in a process of its own."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+from bench.lib.cli import Options
+from bench.lib.engine import CELLS
+from bench.lib.machine import ROOT
+
+
+@contextmanager
+def daemon(options: Options, name: str, *flags: str, endless: bool = False) -> Iterator[tuple[Path, int]]:
+    """A real daemon in a process of its own, with a store of its own; its socket and process id.
+
+    ``endless``: no answer ends before its ``max_tokens``.
+    """
+    socket = options.folder / f"{name}.sock"
+    log = options.folder / f"{name}.log"
+    program = [str(Path(__file__).with_name("endless.py"))] if endless else ["-m", "llmaas"]
+    command = [sys.executable, *program, "serve", "--socket", str(socket), "--model", str(options.model)]
+    command += ["--data-dir", str(options.folder / name), "--cells", str(CELLS), "--threads", str(options.threads)]
+    with log.open("wb") as file, subprocess.Popen([*command, *flags], cwd=ROOT, stderr=file) as process:
+        try:
+            deadline = time.monotonic() + 60
+            while not socket.exists():
+                if process.poll() is not None or time.monotonic() > deadline:
+                    raise RuntimeError(f"the daemon did not start:\n{log.read_text('utf-8', 'replace')}")
+                time.sleep(0.05)
+            yield socket, process.pid
+        finally:
+            process.terminate()
+            process.wait(60)

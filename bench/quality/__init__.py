@@ -1,0 +1,1 @@
+"""What compression costs in the model's answers: ``python -m bench.quality``."""
