@@ -52,6 +52,7 @@ class Admission:
 
     def end(self, job: Job) -> None:
         """The call is over: it no longer waits or runs."""
+        job.end()
         del self.jobs[job.request]
         self._policy.remove(job.request)
         job.context.wanted = False
@@ -115,15 +116,11 @@ class Admission:
 
     def _begin(self, job: Job, now: float, out: list[Action]) -> None:
         context = job.context
-        job.reserve = self._reserve(job)
-        job.admitted = now
+        job.admit(self._reserve(job), now)
         self._policy.admit(job.request)
         context.wanted = False
         self._cells.start(context, job.reserve)
         self.running[job.request] = job
-        job.stage = Stage.SWITCHING
-        job.from_cells = min(context.cells, context.n_kv)
-        job.from_pool = job.from_disk = job.recomputed = 0
         if job.from_cells < context.n_kv:
             self._swap.returned(context, now)
         assert context.seq is not None
@@ -184,9 +181,9 @@ class Admission:
 
     def pause(self, job: Job, out: list[Action]) -> None:
         """The call waits again. Its cells are like those of any idle context."""
+        job.pause()
         del self.running[job.request]
         self._cells.stop(job.context, job.reserve)
-        job.stage = Stage.QUEUED
         job.context.committing = job.context.wanted = True
         self._policy.pause(job.request)
         self._tally.pauses += 1

@@ -1,23 +1,23 @@
 """Engine steps: what one batch holds, and what its results mean for the calls in it.
 
 Law: of the calls that are in CELLS the scheduling policy chooses; those that decode are all in the step, prompts share
-what time is left, so that nobody waits for a step's end longer than ``step_target``. Only who is alone gets longer
-ones, and those are aborted when somebody comes.
+what time is left, so that nobody waits for a step's end longer than ``step_target``. Only a call that is alone gets
+longer steps, and those are aborted when another call comes.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Collection
 
-from llmaas.planner.actions import Outcome, RunStep, StepItem
+from llmaas.errors import PolicyBug
+from llmaas.planner.actions import AbortStep, Action, Outcome, RunStep, StepItem
 from llmaas.planner.cost_model import SwitchCosts
-from llmaas.planner.events import Drawn, StepDone
-from llmaas.planner.jobs import Job, Stage
+from llmaas.planner.events import Drawn, StepDone, StepFailed
+from llmaas.planner.jobs import COMPUTING, Job, Stage
+from llmaas.planner.pacing import Pacing
 from llmaas.planner.settings import PlannerSettings
 from llmaas.planner.tally import Tally
-from llmaas.policies.rate_limits import RateLimits
 from llmaas.policies.scheduling import SchedulingPolicy
-from llmaas.records import AppId, RequestId
 
 _LEAST_SLICE = 16
 """Tokens of a prompt that a step holds at least, however slow the machine: smaller ones cost hardly less."""
@@ -25,104 +25,100 @@ _SLICE_UNIT = 8
 _LONG = 1.5
 """A step that takes so many times the target is worth aborting."""
 _OTHER_ADAPTER_BURST = 4
-_COMPUTES = (Stage.DECODING, Stage.PREFILLING, Stage.RECOMPUTING)
+"""Steps in a row at most while a call with another adapter waits for the next one."""
 
 
 class Batching:
     """The step that runs, and who may be in the next one."""
 
-    def __init__(self, policy: SchedulingPolicy, costs: SwitchCosts, settings: PlannerSettings, tally: Tally) -> None:
-        self._policy, self._costs, self._settings, self._tally = policy, costs, settings, tally
-        self._rates, self._app_rates = RateLimits(), RateLimits(settings.app_rate)
-        self._rates.set(None, settings.rate)
-        self.duty = 1.0
-        self._rested = 0.0
-        """The moment from which the engine may compute again."""
+    def __init__(
+        self,
+        policy: SchedulingPolicy,
+        costs: SwitchCosts,
+        pacing: Pacing,
+        settings: PlannerSettings,
+        tally: Tally,
+        next_id: Callable[[], int],
+    ) -> None:
+        self._policy, self._costs, self._pacing = policy, costs, pacing
+        self._settings, self._tally, self._next_id = settings, tally, next_id
         self.running: RunStep | None = None
-        self.full = False
-        """Somebody may need more cells for its next token."""
+        self._jobs: list[Job] = []
+        """Those in the step that runs, parallel to its items."""
         self._began = 0.0
-
-    # -- limits
-
-    def limit(self, app: AppId | None, rate: float | None) -> None:
-        (self._rates if app is None else self._app_rates).set(app, rate)
-
-    def comes(self, job: Job, rate: float | None) -> None:
-        """A call was submitted."""
-        self._rates.set(job.request, rate)
-
-    def ends(self, job: Job) -> None:
-        self._rates.set(job.request, None)
-
-    def ready(self, job: Job) -> float:
-        """The moment from which its limits allow the call's next step."""
-        return max(self._rates.ready(None, job.request), self._app_rates.ready(job.context.app))
-
-    @property
-    def _limited(self) -> bool:
-        return bool(self._rates or self._app_rates)
-
-    def _is_limited(self, job: Job) -> bool:
-        return self._rates.limits(None, job.request) or self._app_rates.limits(job.context.app)
+        self.full = False
+        """A call may need more cells for its next token."""
 
     # -- the next step
 
-    def next(
-        self, running: Iterable[Job], number: Callable[[], int], now: float
-    ) -> tuple[RunStep | None, float | None]:
-        """The next step, its jobs marked; or None, and when to ask again if a limit is why."""
-        able = [job for job in running if job.stage in _COMPUTES and not job.ending and job.context.cells < job.reserve]
+    def begin(self, in_cells: Collection[Job], now: float, out: list[Action]) -> float | None:
+        """Begin a step, of some of the calls in CELLS. If only a limit forbids that: the moment to ask again."""
+        able = [
+            job for job in in_cells if job.stage in COMPUTING and job.ending is None and job.context.cells < job.reserve
+        ]
         if not able or self.running is not None:
-            return None, None
-        if self._rested > now:
-            return None, self._rested
-        if self._limited:
-            free = [job for job in able if self.ready(job) <= now]
+            return None
+        pacing = self._pacing
+        if pacing.rests_until > now:
+            return pacing.rests_until
+        if pacing.limited:
+            free = [job for job in able if pacing.ready(job) <= now]
             if not free:
-                return None, min(map(self.ready, able))
+                return min(map(pacing.ready, able))
             able = free
-        chosen = self._chosen(able, now) if len(able) > 1 else able
-        group = chosen
-        if any(job.adapter != chosen[0].adapter for job in chosen):
-            first = min(chosen, key=lambda job: job.last_step)
-            group = [job for job in chosen if job.adapter == first.adapter]
-        items = self._items(group, running)
-        paced = self._limited and any(map(self._is_limited, running))
-        burst = 1 if paced else self._burst(group, several=group is not chosen)
-        self.running, self._began = RunStep(number(), items, burst, group[0].adapter), now
-        for job in group:
-            if job.in_step:
-                job.last_step = self.running.step
-        return self.running, None
+        group, several = self._choose(able, now) if len(able) > 1 else (able, False)
+        paced = pacing.limited and any(map(pacing.limits, in_cells))
+        burst = 1 if paced else self._burst(group, several=several)
+        number = self._next_id()
+        items = self._items(number, group, in_cells)
+        self.running, self._began = RunStep(number, items, burst, group[0].adapter), now
+        out.append(self.running)
+        return None
 
-    def _chosen(self, able: list[Job], now: float) -> list[Job]:
+    def _choose(self, able: list[Job], now: float) -> tuple[list[Job], bool]:
+        """Whom the policy chooses, as far as they have the same adapter; and whether others it chose have another."""
         by_request = {job.request: job for job in able}
-        return [by_request[request] for request in self._policy.select(list(by_request), now)]
+        chosen = [by_request[request] for request in self._policy.select(list(by_request), now)]
+        if all(job.adapter == chosen[0].adapter for job in chosen):
+            return chosen, False
+        first = min(chosen, key=lambda job: job.last_step)
+        return [job for job in chosen if job.adapter == first.adapter], True
 
-    def _items(self, group: list[Job], running: Iterable[Job]) -> tuple[StepItem, ...]:
-        settings = self._settings
-        decoding = [job for job in group if job.stage is Stage.DECODING][: settings.max_batch]
-        items = [_item(job, job.context.cells + 1, sample=True) for job in decoding]
-        if len(decoding) == len(group):
-            return tuple(items)
-        room = settings.max_batch - len(items)
-        seconds = settings.step_target - (self._costs.decode(len(items)) if items else 0.0)
-        prompts = [job for job in group if job.stage is not Stage.DECODING]
+    def _items(self, step: int, group: list[Job], in_cells: Collection[Job]) -> tuple[StepItem, ...]:
+        """What the step holds: all that decode, and slices of prompts."""
+        decoding = [job for job in group if job.stage is Stage.DECODING][: self._settings.max_batch]
+        items = [self._item(step, job, job.context.cells + 1, sample=True) for job in decoding]
+        if len(decoding) < len(group):
+            prompts = [job for job in group if job.stage is not Stage.DECODING]
+            self._add_prompts(step, prompts, items, in_cells)
+        return tuple(items)
+
+    def _add_prompts(self, step: int, prompts: list[Job], items: list[StepItem], in_cells: Collection[Job]) -> None:
+        """Fill the step up, within the batch and the time that the ``items`` that decode leave."""
+        n_decoding = len(items)
+        room = self._settings.max_batch - n_decoding
+        seconds = self._settings.step_target - (self._costs.decode(n_decoding) if n_decoding else 0.0)
         prompts.sort(key=lambda job: job.last_step)  # or a short one would wait for a long one
         for i, job in enumerate(prompts):
-            start, end = job.context.cells, job.total if job.stage is Stage.PREFILLING else job.until
+            prefills = job.stage is Stage.PREFILLING
+            start, end = job.context.cells, job.total if prefills else job.until
             most = self._slice(start, seconds, least=0 if i else _LEAST_SLICE)
-            if not decoding and not job.cautious and _alone(job, running):
-                most = settings.prefill_slice
-            n = min(end - start, room, most)
-            if n <= 0:
+            if not n_decoding and not job.cautious and _alone(job, in_cells):
+                most = self._settings.prefill_slice
+            stop = start + min(end - start, room, most)
+            if stop <= start:
                 continue
-            sample = job.stage is Stage.PREFILLING and start + n == job.total and job.max_new > 0
-            items.append(_item(job, start + n, sample=sample))
-            room -= n
-            seconds -= self._costs.compute(start, start + n)
-        return tuple(items)
+            sample = prefills and stop == job.total and job.max_new > 0
+            items.append(self._item(step, job, stop, sample=sample))
+            room -= stop - start
+            seconds -= self._costs.compute(start, stop)
+
+    def _item(self, step: int, job: Job, stop: int, *, sample: bool) -> StepItem:
+        context = job.context
+        assert context.seq is not None
+        job.join_step(step, stop)
+        self._jobs.append(job)
+        return StepItem(job.request, context.id, context.seq, context.cells, stop, sample)
 
     def _slice(self, start: int, seconds: float, *, least: int) -> int:
         """Tokens of a prompt from ``start`` on that take no longer than ``seconds``; at least ``least``."""
@@ -130,7 +126,7 @@ class Batching:
         return min(max(n, least), self._settings.prefill_slice)
 
     def _burst(self, group: list[Job], *, several: bool) -> int:
-        """Steps that this batch may take in a row: nobody may run past its end, its cells or its turn."""
+        """Steps that this batch may take in a row: no call may pass its end, its cells or its quantum."""
         left, limit = self._settings.burst, self._settings.ctx_limit
         for job in group:
             if job.stage is not Stage.DECODING:
@@ -140,81 +136,91 @@ class Batching:
             left = min(left, *(self._policy.burst(job.request) for job in group))
         return max(1, min(left, _OTHER_ADAPTER_BURST) if several else left)
 
-    def too_long_for(self, job: Job, jobs: Mapping[RequestId, Job]) -> bool:
-        """Whether the step that runs should be aborted, since ``job`` has come: it is long, and no more urgent."""
-        step = self.running
-        if step is None or all(job.priority > jobs[item.request].priority for item in step.items):
-            return False
-        return self._seconds(step) > _LONG * self._settings.step_target
+    # -- a step that is no longer wanted
 
-    def useless(self, jobs: Mapping[RequestId, Job]) -> bool:
-        """Whether nobody wants the step that runs any more, and it is not over at once."""
+    def abort_for(self, job: Job, out: list[Action]) -> None:
+        """``job`` has come, or has become more urgent: abort the step that runs if that is long and no more urgent."""
         step = self.running
-        if step is None or not all(jobs[item.request].ending for item in step.items):
-            return False
-        return any(item.stop - item.start > 1 for item in step.items)
+        if step is None or all(job.priority > other.priority for other in self._jobs):
+            return
+        seconds = sum(self._costs.compute(i.start, i.stop) for i in step.items if i.stop - i.start > 1)
+        if seconds > _LONG * self._settings.step_target:
+            out.append(AbortStep(step.step))
 
-    def _seconds(self, step: RunStep) -> float:
-        return sum(self._costs.compute(i.start, i.stop) for i in step.items if i.stop - i.start > 1)
+    def abort_if_useless(self, out: list[Action]) -> None:
+        """Abort the step that runs if all its calls are to end, and it does not end soon by itself."""
+        step = self.running
+        if step is None or any(job.ending is None for job in self._jobs):
+            return
+        if any(item.stop - item.start > 1 for item in step.items):
+            out.append(AbortStep(step.step))
 
     # -- what comes of it
 
-    def ended(self, number: int, jobs: Mapping[RequestId, Job], steps: int, now: float) -> RunStep | None:
-        """The step is over, after so many of its burst (0: it failed). None if it is not the one that runs."""
+    def done(self, event: StepDone, now: float) -> list[tuple[Job, Outcome]]:
+        """The step (or a burst of them) was computed; the jobs that end with it."""
+        step, jobs, seconds = self._end(event.step, now)
+        self._costs.stepped(step, event.steps, seconds)
+        ended = []
+        for job, item, drawn in zip(jobs, step.items, event.drawn, strict=True):
+            self._account(job, item, event.steps, seconds, now)
+            if (outcome := self._advance(job, item, drawn, event.steps)) is not None:
+                ended.append((job, outcome))
+        return ended
+
+    def failed(self, event: StepFailed, now: float) -> list[tuple[Job, Outcome]]:
+        """The step was aborted, or the engine could not run it; the jobs that end with it."""
+        self._tally.steps_aborted += event.aborted
+        _, jobs, _ = self._end(event.step, now, aborted=event.aborted)
+        outcomes = ((job, Outcome.ENGINE_FAILED if job.ending is None else job.ending) for job in jobs)
+        return [(job, outcome) for job, outcome in outcomes if job.ending is not None or not event.aborted]
+
+    def _end(self, number: int, now: float, *, aborted: bool = False) -> tuple[RunStep, list[Job], float]:
+        """The step is over: it, its jobs, and the seconds that it took."""
         step, self.running = self.running, None
         if step is None or step.step != number:
-            return None
+            raise PolicyBug(f"step {number} ended but was not running")
         seconds = now - self._began
-        if self.duty < 1.0:
-            self._rested = now + seconds * (1.0 / self.duty - 1.0)
-        for item in step.items:
-            jobs[item.request].in_step = False
-        if steps:
-            self._costs.stepped(step, steps, seconds)
-            self._account(step, jobs, steps, seconds, now)
-        return step
+        self._pacing.rest(seconds, now)
+        jobs, self._jobs = self._jobs, []
+        for job in jobs:
+            job.leave_step(aborted=aborted)
+        return step, jobs, seconds
 
-    def _account(self, step: RunStep, jobs: Mapping[RequestId, Job], steps: int, seconds: float, now: float) -> None:
-        """Note what each call was served; a slice of a prompt counts as the decode steps that take as long."""
-        for item in step.items:
-            job, n = jobs[item.request], item.stop - item.start
-            answer = steps if item.sample else 0
-            prompt, worth = 0, float(steps)
-            if n > 1 or not item.sample:
-                prompt, worth = n, max(1.0, seconds / self._costs.decode(1))
-            if job.stage is Stage.RECOMPUTING:
-                worth = 0.0
-            self._policy.served(job.request, self._began, now, worth, prompt, answer)
-            if self._limited:
-                extra = self._costs.compute(item.start, item.stop) / self._costs.decode(1) if prompt else 0.0
-                self._rates.charge(None, answer + extra, self._began)
-                self._rates.charge(job.request, answer, self._began)
-                self._app_rates.charge(job.context.app, answer, self._began)
-
-    def stepped(self, job: Job, item: StepItem, drawn: Drawn, event: StepDone) -> Outcome | None:
-        """Take one item's result into its job; the job's outcome if it has ended."""
+    def _account(self, job: Job, item: StepItem, steps: int, seconds: float, now: float) -> None:
+        """Charge the call for what it was served; a slice of a prompt counts as the decode steps that take as long."""
         n = item.stop - item.start
-        total = job.total
-        job.context.cells = cells = item.stop + event.steps - 1
-        self.full = self.full or cells >= job.reserve
-        if event.steps > 1:
-            job.produced += event.steps - 1
-            self._tally.tokens_generated += event.steps - 1
+        answer = steps if item.sample else 0
+        prompt, worth = 0, float(steps)
+        if n > 1 or not item.sample:
+            prompt, worth = n, max(1.0, seconds / self._costs.decode(1))
         if job.stage is Stage.RECOMPUTING:
-            job.recomputed += n
+            worth = 0.0
+        self._policy.served(job.request, self._began, now, worth, prompt, answer)
+        if self._pacing.limited:
+            extra = self._costs.compute(item.start, item.stop) / self._costs.decode(1) if prompt else 0.0
+            self._pacing.charge(job, answer, extra, self._began)
+
+    def _advance(self, job: Job, item: StepItem, drawn: Drawn, steps: int) -> Outcome | None:
+        """Take one item's result into its job; the job's outcome if it has ended."""
+        job.context.cells = cells = item.stop + steps - 1
+        if cells >= job.reserve:
+            self.full = True
+        if job.stage is Stage.RECOMPUTING:
+            job.recomputed += item.stop - item.start
             if item.stop >= job.until:
-                job.stage = Stage.SWITCHING
+                job.end_recompute()
         elif job.stage is Stage.PREFILLING:
-            self._tally.tokens_prefilled += n if not job.produced else 0
-            if item.stop == total:
-                job.stage = Stage.DECODING
-        if drawn in (Drawn.TOKEN, Drawn.LAST):
-            job.produced += 1
-            self._tally.tokens_generated += 1
+            self._tally.tokens_prefilled += item.stop - item.start if not job.produced else 0
+            if item.stop == job.total:
+                job.end_prefill()
+        n_drawn = steps if drawn is Drawn.TOKEN or drawn is Drawn.LAST else steps - 1
+        job.produced += n_drawn
+        self._tally.tokens_generated += n_drawn
         return self._outcome(job, drawn)
 
     def _outcome(self, job: Job, drawn: Drawn) -> Outcome | None:
-        if drawn in (Drawn.LAST, Drawn.END):
+        if drawn is Drawn.LAST or drawn is Drawn.END:
             return Outcome.STOP
         if job.ending is not None:
             return job.ending
@@ -227,12 +233,6 @@ class Batching:
         return Outcome.CONTEXT_FULL if job.total >= self._settings.ctx_limit else None
 
 
-def _alone(job: Job, running: Iterable[Job]) -> bool:
-    """Whether nobody else in CELLS, as urgent or more, waits for the step's end."""
-    return not any(other is not job and other.priority <= job.priority for other in running)
-
-
-def _item(job: Job, stop: int, *, sample: bool) -> StepItem:
-    assert job.context.seq is not None
-    job.in_step = True
-    return StepItem(job.request, job.context.id, job.context.seq, job.context.cells, stop, sample)
+def _alone(job: Job, in_cells: Collection[Job]) -> bool:
+    """Whether no other call in CELLS, as urgent or more, waits for the step's end."""
+    return not any(other is not job and other.priority <= job.priority for other in in_cells)

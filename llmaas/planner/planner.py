@@ -9,8 +9,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Any
 
-from llmaas.errors import PolicyBug
-from llmaas.planner.actions import AbortStep, Action, DropDisk, Finish, Outcome, RunStep, WakeAt
+from llmaas.planner.actions import Action, DropDisk, Finish, Outcome, WakeAt
 from llmaas.planner.admission import Admission
 from llmaas.planner.batching import Batching
 from llmaas.planner.cell_table import CellTable
@@ -38,6 +37,7 @@ from llmaas.planner.events import (
     Written,
 )
 from llmaas.planner.jobs import Context, Job, Stage
+from llmaas.planner.pacing import Pacing
 from llmaas.planner.pool_books import SwapBooks
 from llmaas.planner.settings import PlannerSettings
 from llmaas.planner.switching import Switching
@@ -65,7 +65,9 @@ class Planner:
         self._cells = CellTable(settings.n_cells, settings.n_seqs, cuttable=settings.swappable)
         self._switching = Switching(self._swap, self._cells, SPLIT[settings.split](), settings, self.tally)
         self._turns = Admission(self._policy, self._cells, self._swap, settings, self.tally)
-        self._steps = Batching(self._policy, self._switching.costs, settings, self.tally)
+        self._pacing = Pacing(settings)
+        costs = self._switching.costs
+        self._steps = Batching(self._policy, costs, self._pacing, settings, self.tally, self._swap.next_id)
         self._contexts: dict[ContextId, Context] = {}
         self._armed: float | None = None
         """When we asked to be woken."""
@@ -174,6 +176,7 @@ class Planner:
             problems.append(f"{len(self._swap.ledger) - len(refs)} chunks belong to no context")
         if self._cells.free < 0:
             problems.append(f"cells overcommitted by {-self._cells.free}")
+        problems += [problem for job in self._turns.jobs.values() for problem in job.check()]
         if not self._turns.running and self._cells.reserved:
             problems.append(f"{self._cells.reserved} cells reserved for nobody")
         return problems
@@ -241,29 +244,24 @@ class Planner:
         context = self._contexts[event.context]
         job = self._turns.submit(event, context, now)
         self._swap.disk.use(context)
-        self._steps.comes(job, event.rate)
-        self._abort_for(job)
+        self._pacing.add(job, event.rate)
+        self._steps.abort_for(job, self._out)
 
     def _prioritized(self, event: PriorityChanged, now: float) -> None:
         job = self._turns.jobs.get(event.request)
         if job is not None:
             job.priority = event.priority
             self._policy.prioritize(event.request, event.priority)
-            self._abort_for(job)
+            self._steps.abort_for(job, self._out)
 
     def _limited(self, event: RateChanged, now: float) -> None:
-        self._steps.limit(event.app, event.rate)
+        self._pacing.limit(event.app, event.rate)
 
     def _duty(self, event: DutyChanged, now: float) -> None:
-        self._steps.duty = event.duty
+        self._pacing.duty = event.duty
 
     def _woken(self, event: Woken, now: float) -> None:
         self._armed = None
-
-    def _abort_for(self, job: Job) -> None:
-        step = self._steps.running
-        if step is not None and self._steps.too_long_for(job, self._turns.jobs):
-            self._out.append(AbortStep(step.step))
 
     def _cancel(self, event: CancelRequested, now: float) -> None:
         job = self._turns.jobs.get(event.request)
@@ -274,21 +272,19 @@ class Planner:
         """The call ends early: now, or as soon as the step or the load that runs for it is over."""
         if job.ending is not None:
             return
-        job.ending = outcome
+        job.end_early(outcome)
         self.tally.expired += outcome is Outcome.EXPIRED
         if job.stage is Stage.LOADING:
             self._switching.stop(job, self._out)
         elif not job.in_step:
             self._finish(job, outcome)
-        elif self._steps.useless(self._turns.jobs):
-            assert self._steps.running is not None
-            self._out.append(AbortStep(self._steps.running.step))
+        else:
+            self._steps.abort_if_useless(self._out)
 
     def _finish(self, job: Job, outcome: Outcome) -> None:
-        job.ended = True
-        self._switching.reads.release_all(job, self._out)
         self._turns.end(job)
-        self._steps.ends(job)
+        self._switching.reads.release_all(job, self._out)
+        self._pacing.remove(job)
         job.context.committing = True
         self._out.append(Finish(job.request, job.context.id, outcome, job.context.cells))
 
@@ -308,9 +304,7 @@ class Planner:
             if self._steps.full:
                 self._let_go(self._turns.grow(now, self._out))
                 self._steps.full = any(job.full for job in self._turns.running.values())
-            step, retry = self._steps.next(self._turns.running.values(), self._swap.next_id, now)
-            if step is not None:
-                self._out.append(step)
+            retry = self._steps.begin(self._turns.running.values(), now, self._out)
         self._wake(retry)
 
     def _let_go(self, paused: list[Job]) -> None:
@@ -327,28 +321,12 @@ class Planner:
             self._out.append(WakeAt(deadline))
 
     def _step_done(self, event: StepDone, now: float) -> None:
-        step = self._ended(event.step, event.steps, now)
-        for item, drawn in zip(step.items, event.drawn, strict=True):
-            job = self._turns.jobs[item.request]
-            if (outcome := self._steps.stepped(job, item, drawn, event)) is not None:
-                self._finish(job, outcome)
+        for job, outcome in self._steps.done(event, now):
+            self._finish(job, outcome)
 
     def _step_failed(self, event: StepFailed, now: float) -> None:
-        self.tally.steps_aborted += event.aborted
-        for item in self._ended(event.step, 0, now).items:
-            job = self._turns.jobs[item.request]
-            if job.ending is not None:
-                self._finish(job, job.ending)
-            elif event.aborted:
-                job.cautious = True
-            else:
-                self._finish(job, Outcome.ENGINE_FAILED)
-
-    def _ended(self, number: int, steps: int, now: float) -> RunStep:
-        step = self._steps.ended(number, self._turns.jobs, steps, now)
-        if step is None:
-            raise PolicyBug(f"step {number} ended but was not running")
-        return step
+        for job, outcome in self._steps.failed(event, now):
+            self._finish(job, outcome)
 
     def _loaded(self, event: Loaded, now: float) -> None:
         job, can_go_on = self._switching.loaded(event, now, self._out)

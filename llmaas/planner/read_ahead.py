@@ -15,7 +15,7 @@ from llmaas.kvchunks.ledger import Copy
 from llmaas.planner.actions import Action, FetchChunks
 from llmaas.planner.cost_model import SwitchCosts
 from llmaas.planner.events import Fetched
-from llmaas.planner.jobs import Job, Stage
+from llmaas.planner.jobs import Job
 from llmaas.planner.pool_books import SwapBooks
 from llmaas.policies.split import Hole, SplitPolicy
 from llmaas.records import CHUNK_TOKENS, ChunkKey, Tier
@@ -168,7 +168,7 @@ class ReadAhead:
         del self._pieces[event.fetch]
         self._brought = now
         for i, (key, nbytes) in enumerate(zip(piece.action.keys, event.nbytes, strict=True), start=piece.first):
-            if nbytes and not piece.job.ended and piece.job.stage is not Stage.QUEUED:
+            if nbytes and piece.job.in_cells:
                 piece.job.held.add(key)
             else:
                 self._swap.ledger.unpin(key)

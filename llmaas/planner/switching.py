@@ -76,8 +76,7 @@ class Switching:
 
     def _compute(self, job: Job, stop: int, now: float, out: list[Action]) -> None:
         """Compute the chunks before ``stop``; meanwhile some of those behind are read."""
-        job.until = min(stop * CHUNK_TOKENS, job.covered, job.goal)
-        job.stage = Stage.RECOMPUTING
+        job.begin_recompute(min(stop * CHUNK_TOKENS, job.covered, job.goal))
         self.read_on(job, now, out)
 
     def read_on(self, job: Job, now: float, out: list[Action]) -> None:
@@ -108,7 +107,7 @@ class Switching:
         assert context.seq is not None
         load = LoadChunks(self._swap.next_id(), context.id, context.seq, tuple(sources))
         self._loads[load.load] = (job, load, now)
-        job.stage = Stage.LOADING
+        job.begin_load()
         out.append(load)
 
     def stop(self, job: Job, out: list[Action]) -> None:
@@ -128,7 +127,7 @@ class Switching:
             if ok:
                 _count(job, job.context, source)
         self._swap.sweep([source.key for source in load.chunks], out)
-        job.stage = Stage.SWITCHING
+        job.end_load()
         return job, event.n_loaded == len(load.chunks) or bool(damaged)
 
     def _learn(self, load: LoadChunks, seconds: float) -> None:
@@ -144,7 +143,7 @@ class Switching:
 
     def _arrive(self, job: Job, out: list[Action]) -> None:
         self._cells.trim(job.context, job.goal, out)
-        job.stage = Stage.PREFILLING
+        job.arrive()
         self._tally.switches += 1
         self._tally.tokens_from_cells += job.from_cells
         self._tally.tokens_from_pool += job.from_pool
