@@ -31,7 +31,7 @@ F32 = npt.NDArray[np.float32]
 
 
 class Tier(enum.IntEnum):
-    """Where a chunk is, best first (DESIGN, Words)."""
+    """Where a chunk is, best first (docs/glossary.md)."""
 
     CELLS = 0
     POOL = 1

@@ -4,7 +4,7 @@ Run: ``pytest bench/micro/test_planner_bench.py``. A world without model, disk o
 in order. Contexts of 64 chunks take turns in cells that hold two of them and a POOL that holds four, so every call
 evicts, loads 64 chunks (from DISK mostly), prefills, decodes, saves and writes; none is a cheap repeat.
 
-The bar (docs/design.md): 50 000 events a second, and the cost of an event flat in the number of idle contexts.
+The bar: 50 000 events a second, and the cost of an event flat in the number of idle contexts.
 """
 
 from __future__ import annotations

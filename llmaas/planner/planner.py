@@ -49,7 +49,7 @@ from llmaas.records import CHUNK_TOKENS, ChunkKey, ContextId, Tier
 
 
 class Planner:
-    """Holds the ledger and calls the policies (DESIGN: one decision loop, two worlds)."""
+    """Holds the ledger and calls the policies."""
 
     def __init__(
         self,
