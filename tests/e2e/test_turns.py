@@ -10,9 +10,10 @@ from pathlib import Path
 import pytest
 
 from llmaas.calls import Priority, Sampling, Terms
+from llmaas.clock import RealClock
 from llmaas.engine.fake import FakeEngine
 from llmaas.errors import Expired
-from llmaas.planner.events import DutyChanged
+from llmaas.policies.duty import ThermalReading
 from tests.e2e.test_many_clients import work
 from tests.support.daemon import serving
 from tests.support.loop import on_a_loop
@@ -92,11 +93,24 @@ async def test_a_limit_set_by_the_operator_holds_for_an_app(tmp_path: Path) -> N
         assert done.decode_tps > 200
 
 
+class SkippingClock(RealClock):
+    """The machine's clock, which a test may put forward."""
+
+    def __init__(self) -> None:
+        self.skipped = 0.0
+
+    def now(self) -> float:
+        return super().now() + self.skipped
+
+
 @on_a_loop
 async def test_a_smaller_duty_makes_the_daemon_compute_less(tmp_path: Path) -> None:
-    async with serving(tmp_path, engine=SlowEngine) as daemon, daemon.connect("a") as client:
+    clock = SkippingClock()
+    async with serving(tmp_path, engine=SlowEngine, clock=clock) as daemon, daemon.connect("a") as client:
         await client.create(name="x")
         cool = await client.generate("x", prompt="x", max_tokens=200).done()
-        daemon.service._dispatch(DutyChanged(0.4))  # as the governor of a hot machine does
+        for _ in range(3):  # a step down each, from all of the time to 0.4 of it
+            daemon.service.on_thermal_reading(ThermalReading(temperature=97.5, limit=100.0))
+            clock.skipped += 2.0
         hot = await client.generate("x", prompt="x", max_tokens=200).done()
         assert 0.2 * cool.decode_tps < hot.decode_tps < 0.55 * cool.decode_tps

@@ -26,6 +26,7 @@ from llmaas.api.client import Client
 from llmaas.api.server import peer_uid, serve
 from llmaas.api.wire import Decoder, Frame
 from llmaas.calls import Generation
+from llmaas.clock import Clock
 from llmaas.engine.fake import FakeEngine
 from llmaas.engine.thread import EngineThread
 from llmaas.errors import LlmaasError
@@ -95,13 +96,14 @@ async def serving(
     uid_of: Callable[[sockets.socket], int] = peer_uid,
     end_rate: float = 0.0,
     n_cells: int = CELLS,
+    clock: Clock | None = None,
     **settings: Any,
 ) -> AsyncIterator[Daemon]:
     own = store(root / "data")
     thread = EngineThread(lambda: engine(n_cells, 8, end_rate=end_rate))
     adapters = adapter_files(root / "adapters", ("red", "blue"))
     base = {**_SETTINGS, "adapters": tuple(adapters.items()), "adapter_bytes": 1500}  # room for one of them
-    service = Service(thread, own, service_settings(**{**base, **settings}))
+    service = Service(thread, own, service_settings(**{**base, **settings}), clock)
     await service.start()
     server = await serve(service, root / "d.sock", limits=limits or Limits(), uid_of=uid_of)
     daemon = Daemon(root / "d.sock", service, own, thread, end_rate, adapters)
