@@ -10,7 +10,8 @@ import pytest
 from llmaas.planner import actions as act
 from llmaas.policies.eviction import Arrival
 from llmaas.policies.eviction.by_context import ByContext
-from llmaas.policies.eviction.rankings import ContextHeap, IntervalRanking
+from llmaas.policies.eviction.context_heap import ContextHeap
+from llmaas.policies.eviction.rankings import IntervalRanking
 from llmaas.records import AppId, ChunkKey, ContextId
 from tests.support.planner_world import world
 

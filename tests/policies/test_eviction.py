@@ -6,7 +6,8 @@ from itertools import count
 import pytest
 
 from llmaas.policies.eviction import EVICTION, Arrival, Lctru, NextUse
-from llmaas.policies.eviction.rankings import ContextHeap, IntervalRanking, rank
+from llmaas.policies.eviction.context_heap import ContextHeap
+from llmaas.policies.eviction.rankings import IntervalRanking, rank
 from llmaas.records import ChunkKey, ContextId
 from llmaas.replay.simulator import Replay, belady, unbounded
 from llmaas.replay.trace import TraceCall

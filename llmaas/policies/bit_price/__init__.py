@@ -1,7 +1,8 @@
-"""How many bits each chunk is coded with. K and V never get fewer than 2.
+"""With how many bits each chunk is coded, under one budget of bytes for all chunks. K and V get at least 2 bits each.
 
-The service prefers "tolerance", which is ``price_book``; "uniform" needs no code: every full chunk gets the precision
-that was chosen. ``greedy`` and ``llms`` are for benches and tests.
+``SPENDING`` names the rules that a service can be set to. "tolerance" is ``price_book``: bits go where they remove the
+most error per byte. "uniform" needs no code here: every full chunk gets the precision that the settings name.
+``greedy`` and ``llms`` decide for one list of chunks; benches and tests compare with them.
 """
 
 from __future__ import annotations
@@ -26,4 +27,3 @@ __all__ = [
 ]
 
 SPENDING = ("uniform", "tolerance")
-"""What a service can be set to."""

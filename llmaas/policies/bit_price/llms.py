@@ -1,6 +1,6 @@
-"""The rule of LLMS (arXiv 2403.11805) for sharing out bits, as a baseline for benches.
+"""The rule of LLMS for allocating bits (arXiv 2403.11805, section 3.2), a baseline for benches.
 
-Law: pure. K and V never get fewer than 2 bits.
+Law: pure. K and V get 8, 4 or 2 bits.
 """
 
 from __future__ import annotations
@@ -13,13 +13,14 @@ from llmaas.records import Precision
 
 
 def llms(densities: Sequence[float], size: Size, budget: int) -> list[Precision]:
-    """The rule of LLMS (arXiv 2403.11805, section 3.2), as a baseline: 8, 4 or 2 bits by rank of attention density D.
+    """The precision of each chunk: 8, 4 or 2 bits by the rank of its attention density D (eq. 1 of the paper).
 
-    Thresholds are those that maximise sum(D / ratio), ratio = bits / 8, for chunks of ``size`` in ``budget`` bytes (the
-    paper's half of INT8 is n x size(8/8) / 2). Never more than ``budget``, unless 2 bits for all are.
+    The two thresholds maximise sum(D / ratio), ratio = bits / 8, for chunks of ``size`` in ``budget`` bytes (the
+    paper's half of INT8 is n x size(8/8) / 2). The sizes never exceed ``budget``, unless 2 bits for all of them do.
 
-    That objective is degenerate: a chunk adds the more to it the fewer bits it gets, and it is convex in how many get
-    8. So the best is always at an end: as many as can be at 4 bits, or some at 8 and the rest at 2.
+    This objective is degenerate: a chunk adds more to it the fewer bits it has, and it is convex in the number of
+    chunks at 8 bits. So the optimum is always at an end: as many chunks at 4 bits as the budget allows, or some at 8
+    and the rest at 2.
     """
     n = len(densities)
     order = sorted(range(n), key=lambda i: densities[i], reverse=True)
@@ -30,7 +31,7 @@ def llms(densities: Sequence[float], size: Size, budget: int) -> list[Precision]
         left = budget - n_high * high - (n - n_high) * low
         if left < 0 and n_high:
             break
-        # As few at 2 bits as the budget allows: the constraint of the paper is an equality.
+        # As few chunks at 2 bits as the budget allows: the paper's constraint is an equality.
         n_middle = max(0, min(n - n_high, left // (middle - low)))
         top, upper = below[n_high], below[n_high + n_middle]
         best = max(best, (top + 2 * (upper - top) + 4 * (below[n] - upper), n_high, n_middle))

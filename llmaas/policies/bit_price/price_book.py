@@ -1,12 +1,13 @@
-"""What a byte of compressed KV must earn: one price for every chunk of every context.
+"""The price of a byte: one marginal gain for every chunk of every context, so that the total error is least.
 
-Law: pure. Bits go where they take most error away per byte, whoever's chunk it is; the price is what the last byte that
-the budget can pay for earns. Predicted error of a chunk at b bits: heat x sensitivity x curve(b), for K and V apart.
+Law: pure. Bits go where they remove the most error per byte, in whichever context. The price is the gain per byte of
+the last step of bits that the budget pays for (the Lagrange multiplier of the budget).
 
-The least total error under a budget is greedy, since errors fall ever more slowly with bits: take the steps "from b
-bits to the next" in order of gain per byte until the budget is spent. With all chunks of a service in one order that
-would be millions of steps to sort at each decision. So ``PriceBook`` counts bytes of steps by their gain per byte in
-quarter octaves, where a chunk is a few additions, and finding the price is going down some hundred counts.
+The least total error under a budget is found greedily, because errors fall ever more slowly with bits: take the steps
+"from b bits to the next" in descending order of gain per byte until the budget is spent. With all chunks of a service
+in one order, that would be millions of steps to sort at each decision. So ``PriceBook`` keeps a histogram: bytes of
+steps by gain per byte, four buckets an octave. Adding a chunk is then a few additions, and finding the price is a walk
+down a few hundred buckets.
 """
 
 from __future__ import annotations
@@ -14,12 +15,12 @@ from __future__ import annotations
 from collections import Counter
 from typing import NamedTuple
 
-from llmaas.policies.bit_price.steps import BITS, UNMEASURED, BitSteps, Sensitivity, Size, Step, place_of
+from llmaas.policies.bit_price.steps import BITS, UNMEASURED, BitSteps, Sensitivity, Size, Step, bucket_of
 from llmaas.records import ChunkKey, Precision
 
 
 class ChunkDemand(NamedTuple):
-    """A chunk as the book counts it: the places of heat x sensitivity; of heat alone while nothing was measured."""
+    """A chunk as the book counts it: buckets of heat x sensitivity, or of heat alone if it was not measured."""
 
     measured: bool
     k: int
@@ -27,16 +28,16 @@ class ChunkDemand(NamedTuple):
 
 
 def demand(measured: Sensitivity | None, heat: float = 1.0) -> ChunkDemand:
-    """``heat``: how much the chunk's error counts, relative to a chunk in use (1)."""
+    """The demand of a chunk. ``measured``: None if its sensitivity is not known yet. ``heat``: see ``steps``."""
     if measured is None:
-        return ChunkDemand(False, place_of(heat), place_of(heat))
-    return ChunkDemand(True, place_of(heat * measured.k), place_of(heat * measured.v))
+        return ChunkDemand(False, bucket_of(heat), bucket_of(heat))
+    return ChunkDemand(True, bucket_of(heat * measured.k), bucket_of(heat * measured.v))
 
 
 class Price(NamedTuple):
-    """Steps at places above ``place`` are worth their bytes; of those at ``place``, the share ``share`` is."""
+    """Steps in buckets above ``bucket`` are worth their bytes; of those in ``bucket``, the fraction ``share`` is."""
 
-    place: int
+    bucket: int
     share: float
 
 
@@ -45,21 +46,31 @@ FREE = Price(-(2**31), 0.0)
 
 
 class PriceBook:
-    """All stored chunks of a service, as counts."""
+    """All stored chunks of a service, as a histogram.
+
+    >>> book = PriceBook(size=lambda p: 8 * (p.k + p.v), prior=(1e-4, 1e-4))
+    >>> hot, cold = demand(None, heat=1.0), demand(None, heat=1 / 64)
+    >>> book.add(hot)
+    >>> book.add(cold)
+    >>> price = book.price(budget=2 * 8 * (4 + 4))  # 4 bits in the mean
+    >>> key = ChunkKey(bytes(16))
+    >>> book.choose(hot, price, key), book.choose(cold, price, key)
+    (Precision(k=5, v=5), Precision(k=3, v=3))
+    """
 
     def __init__(self, size: Size, prior: tuple[float, float]) -> None:
-        """``prior``: mean sensitivities of K and V to expect before any was measured."""
-        self._ladders = BitSteps.of(size)
+        """``prior``: the mean sensitivities of K and V to expect before any chunk was measured."""
+        self._steps = BitSteps.of(size)
         self._bytes: Counter[int] = Counter()
-        """Bytes of the steps of measured chunks by place."""
+        """Bytes of the steps of measured chunks, by bucket."""
         self._unmeasured: Counter[int] = Counter()
-        """Chunks by place of their heat."""
+        """Number of chunks that were not measured, by bucket of their heat."""
         self._prior = prior
         self._n_learnt = 1
         self.chunks = 0
 
     def learn(self, measured: Sensitivity) -> None:
-        """A chunk was measured: the mean of all that ever were tells what to expect of those that are not."""
+        """A chunk was measured. The mean of all measurements predicts the chunks that are not measured yet."""
         self._n_learnt += 1
         k, v = self._prior
         self._prior = (k + (measured.k - k) / self._n_learnt, v + (measured.v - v) / self._n_learnt)
@@ -68,7 +79,7 @@ class PriceBook:
         self._count(chunk, 1)
 
     def remove(self, chunk: ChunkDemand) -> None:
-        """Must be just what was added."""
+        """``chunk`` must be equal to what was added."""
         self._count(chunk, -1)
 
     def _count(self, chunk: ChunkDemand, n: int) -> None:
@@ -79,47 +90,48 @@ class PriceBook:
             self._unmeasured[chunk.k] += n
 
     def _count_steps(self, into: Counter[int], chunk: ChunkDemand, n: int) -> None:
-        for place, ladder in ((chunk.k, self._ladders.k), (chunk.v, self._ladders.v)):
-            for step in ladder:
-                into[place + step.place] += n * step.nbytes
+        for bucket, steps in ((chunk.k, self._steps.k), (chunk.v, self._steps.v)):
+            for step in steps:
+                into[bucket + step.bucket] += n * step.nbytes
 
     def _expected(self, chunk: ChunkDemand) -> ChunkDemand:
+        """The demand, with the expected sensitivity in place of one that was not measured."""
         if chunk.measured:
             return chunk
         k, v = self._prior
-        return ChunkDemand(True, chunk.k + place_of(UNMEASURED * k), chunk.v + place_of(UNMEASURED * v))
+        return ChunkDemand(True, chunk.k + bucket_of(UNMEASURED * k), chunk.v + bucket_of(UNMEASURED * v))
 
     def price(self, budget: int) -> Price:
         """The price at which all chunks together take ``budget`` bytes.
 
-        Exact but for chunks at the price's own place, of which a share takes the step, drawn by their keys: the bytes
-        are right in the mean, and never off by more than those of this one place. Below 2 bits nothing is to be had.
+        Exact except for steps in the price's own bucket: a fraction of them is taken, drawn by the keys of their
+        chunks. So the bytes are right in the mean, and never wrong by more than the bytes of this one bucket. A budget
+        below 2 bits for every chunk cannot be kept.
         """
         counts = self._bytes.copy()
         for heat, n in self._unmeasured.items():
             self._count_steps(counts, self._expected(ChunkDemand(False, heat, heat)), n)
-        left = budget - self.chunks * self._ladders.floor
-        for place, nbytes in sorted(counts.items(), reverse=True):
+        left = budget - self.chunks * self._steps.floor
+        for bucket, nbytes in sorted(counts.items(), reverse=True):
             if nbytes > max(left, 0):
-                return Price(place, max(0.0, left / nbytes))
+                return Price(bucket, max(0.0, left / nbytes))
             left -= nbytes
         return FREE
 
     def choose(self, chunk: ChunkDemand, price: Price, key: ChunkKey) -> Precision:
-        """The precision that the chunk is worth at this price."""
+        """The precision that the chunk gets at this price. The same key gets the same draw each time."""
         chunk = self._expected(chunk)
-        # Keys are hashes: their bytes are the draw, the same each time for one chunk.
-        draws = (int.from_bytes(key[:4], "little") / 2**32, int.from_bytes(key[4:8], "little") / 2**32)
-        return Precision(
-            _climb(self._ladders.k, chunk.k, price, draws[0]), _climb(self._ladders.v, chunk.v, price, draws[1])
-        )
+        # Keys are hashes, so their bytes serve as uniform draws.
+        draw_k, draw_v = (int.from_bytes(key[at : at + 4], "little") / 2**32 for at in (0, 4))
+        return Precision(_bits(self._steps.k, chunk.k, price, draw_k), _bits(self._steps.v, chunk.v, price, draw_v))
 
 
-def _climb(ladder: tuple[Step, ...], place: int, price: Price, draw: float) -> int:
+def _bits(steps: tuple[Step, ...], bucket: int, price: Price, draw: float) -> int:
+    """Bits up to the last of the steps that are worth their bytes; ``draw`` (0 .. 1) decides in the price's bucket."""
     bits = BITS[0]
-    for step in ladder:
-        at = place + step.place
-        if at < price.place or (at == price.place and draw >= price.share):
+    for step in steps:
+        at = bucket + step.bucket
+        if at < price.bucket or (at == price.bucket and draw >= price.share):
             break
         bits = step.bits
     return bits

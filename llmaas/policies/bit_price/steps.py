@@ -1,6 +1,7 @@
-"""What one more step of bits costs a chunk in bytes, and how much error it takes away.
+"""What one more step of bits costs a chunk in bytes, and how much error it removes.
 
-Law: pure. Predicted error of a chunk at b bits: heat x sensitivity x curve(b), for K and V apart.
+Law: pure. The predicted error of a chunk at b bits is heat x sensitivity x curve(b), for K and V apart. Heat says how
+much an error in the chunk counts, relative to a chunk in use (1).
 """
 
 from __future__ import annotations
@@ -13,26 +14,29 @@ from typing import Protocol
 from llmaas.records import Precision
 
 BITS = (2, 3, 4, 5, 6, 8)
+"""The precisions to choose from, for K and V apart."""
 K_ERROR = (10.0, 1.0, 0.183, 0.039, 0.0099, 0.0006)
-"""Error at each of BITS relative to that at 3 bits. Measured as changes of attention output
-(``kvchunks.codec.sensitivity``), 12 contexts of SmolLM2-135M; allocating by these curves costs no more than by
+"""Error at each of BITS relative to the error at 3 bits. Measured as the change of attention output
+(``kvchunks.codec.sensitivity``) on 12 contexts of SmolLM2-135M. Allocating by these curves costs no more error than
 measuring every precision."""
 V_ERROR = (3.97, 1.0, 0.243, 0.058, 0.0173, 0.001)
+"""As K_ERROR, for V."""
 
 UNMEASURED = 5.0
-"""How much more than the mean of the measured ones a chunk is expected to suffer that is not measured yet: it is the
-newest, which the next queries look at most (5.5 times for K, 4.9 for V in the next 192 tokens; same contexts)."""
+"""A chunk that is not measured yet is expected to be so many times as sensitive as the mean of the measured ones. It is
+the newest, and the next queries look at the newest chunk most (measured: 5.5 times for K, 4.9 for V in the next 192
+tokens; same contexts)."""
 
 PER_OCTAVE = 4
-"""Counts per factor of two of gain per byte: within one count, gains differ by at most 19 %."""
+"""Buckets per factor of two of gain per byte. Within one bucket, gains differ by at most 19 %."""
 _SMALLEST = 2.0**-60
 
 Size = Callable[[Precision], int]
-"""Bytes of a full chunk coded at a precision."""
+"""Bytes of a full chunk that is coded at a precision."""
 
 
 class Sensitivity(Protocol):
-    """How much a chunk suffers at 3 bits; ``records.ChunkSensitivity`` is one."""
+    """Error of a chunk at 3 bits, for K and V apart; ``records.ChunkSensitivity`` is one."""
 
     @property
     def k(self) -> float: ...
@@ -42,17 +46,20 @@ class Sensitivity(Protocol):
 
 @dataclass(frozen=True, slots=True)
 class Step:
-    """One more step of bits for K or for V of a chunk of sensitivity 1: what it costs, and what it earns per byte."""
+    """One more step of bits for K or for V, up to ``bits``, of a chunk whose heat and sensitivity are 1."""
 
     bits: int
     nbytes: int
-    earns: float
-    place: int
+    """Bytes that the step costs."""
+    gain: float
+    """Error that it removes per byte."""
+    bucket: int
+    """``bucket_of(gain)``"""
 
 
 @dataclass(frozen=True, slots=True)
 class BitSteps:
-    """The smallest size of a chunk, and the steps up from there."""
+    """The smallest size of a chunk in bytes, and the steps up from there for K and for V."""
 
     floor: int
     k: tuple[Step, ...]
@@ -70,11 +77,17 @@ def _steps(sizes: list[int], errors: tuple[float, ...]) -> tuple[Step, ...]:
     steps = []
     for i in range(1, len(BITS)):
         nbytes = sizes[i] - sizes[i - 1]
-        earns = (errors[i - 1] - errors[i]) / nbytes
-        steps.append(Step(BITS[i], nbytes, earns, place_of(earns)))
+        gain = (errors[i - 1] - errors[i]) / nbytes
+        steps.append(Step(BITS[i], nbytes, gain, bucket_of(gain)))
     return tuple(steps)
 
 
-def place_of(value: float) -> int:
-    """Where a gain is counted; the larger the gain, the larger the place."""
-    return math.floor(PER_OCTAVE * math.log2(max(value, _SMALLEST)))
+def bucket_of(gain: float) -> int:
+    """The bucket that counts steps of this gain: PER_OCTAVE for each factor of two, larger for larger gains.
+
+    Factors become sums, so the bucket of a chunk's step is about the chunk's bucket plus the step's.
+
+    >>> bucket_of(1.0), bucket_of(2.0), bucket_of(0.5)
+    (0, 4, -4)
+    """
+    return math.floor(PER_OCTAVE * math.log2(max(gain, _SMALLEST)))

@@ -1,4 +1,7 @@
-"""Which chunks leave the POOL when room is needed. To add a policy, write a module here and enter it in the table."""
+"""Which chunks leave the POOL when room is needed.
+
+To add a policy, write a module here and enter it in ``EVICTION``. docs/policies.md compares them.
+"""
 
 from __future__ import annotations
 
@@ -12,6 +15,7 @@ from llmaas.policies.eviction.next_use import NextUse
 __all__ = ["DEFAULT_EVICTION", "EVICTION", "Arrival", "EvictionPolicy", "Gain", "Lctru", "Lru", "NextUse"]
 
 EVICTION: dict[str, Callable[[], EvictionPolicy]] = {"lru": Lru, "lctru": Lctru, "returns": NextUse}
+"""Every policy by the name that settings give it."""
 
 DEFAULT_EVICTION = "returns"
-"""What docs/policies.md says why."""
+"""docs/policies.md says why."""

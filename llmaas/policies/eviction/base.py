@@ -1,7 +1,8 @@
-"""What an eviction policy is asked: which chunks leave the POOL when room is needed.
+"""What every eviction policy offers: it says which chunks leave the POOL when room is needed.
 
-Law: ``victims`` returns enough for all of ``need``, or None and changes nothing. Work per call does not grow with idle
-chunks: it is the victims, plus the unevictable ones before them, times at most the logarithm of the contexts.
+Law: pure. ``victims`` proposes chunks for all of ``need``, or None, and changes nothing. Its work does not grow with
+the number of idle chunks. It grows with the victims, plus the chunks before them that may not be evicted, times at most
+the logarithm of the number of contexts.
 """
 
 from __future__ import annotations
@@ -13,12 +14,16 @@ from typing import Protocol
 from llmaas.records import ChunkKey, ContextId
 
 Gain = Callable[[ChunkKey], int]
-"""Bytes that evicting a chunk frees now, 0 if it may not be evicted."""
+"""Bytes that evicting a chunk frees now; 0 if it may not be evicted."""
 
 
 @dataclass(frozen=True, slots=True)
 class Arrival:
-    """A copy that is in the POOL from now on. Chunk ``index`` of ``context``, the last one that was seen to hold it."""
+    """A chunk whose coded copy has just come into the POOL.
+
+    ``context`` is the context that held the chunk last, ``index`` the chunk's number in it. ``nbytes`` is the size of
+    the coded copy, which covers ``tokens`` tokens.
+    """
 
     context: ContextId
     index: int
@@ -27,36 +32,40 @@ class Arrival:
 
 
 class EvictionPolicy(Protocol):
-    """Keeps an order over the chunks in the POOL. ``by_use``: whether ``touch`` means anything to it."""
+    """Keeps an order over the chunks in the POOL. ``now`` is in seconds."""
 
     @property
-    def by_use(self) -> bool: ...
+    def by_use(self) -> bool:
+        """Whether the order depends on ``touch``; if not, callers may leave out the calls."""
 
     def returned(self, context: ContextId, now: float) -> None:
-        """A context is called and some of its KV is not in CELLS."""
+        """A context was called while some of its KV was not in CELLS."""
 
     def add(self, key: ChunkKey, chunk: Arrival, now: float) -> None:
-        """The chunk arrived in the POOL."""
+        """The chunk came into the POOL."""
 
     def touch(self, key: ChunkKey, now: float) -> None:
         """A chunk of the POOL was loaded, or has just left CELLS."""
 
     def forget(self, key: ChunkKey) -> None:
-        """The chunk left the POOL; unknown keys are ignored."""
+        """The chunk left the POOL. Unknown keys are ignored."""
 
     def closed(self, context: ContextId) -> None:
-        """The context is no more; unknown ones are ignored."""
+        """The context was deleted. Unknown contexts are ignored."""
 
     def victims(self, need: int, gain: Gain, candidate: ContextId | None = None) -> list[ChunkKey] | None:
-        """Chunks whose bytes sum to at least ``need``, first to leave first.
+        """Chunks that free at least ``need`` bytes together, the first to evict first; None if there are not enough.
 
-        ``candidate``: the room is for a chunk of this context, which has a copy on DISK. Then None also if
-        what would have to leave is expected back before it.
+        With ``candidate``, the room is for a chunk of that context which also has a copy on DISK. The answer is then
+        None, too, if the room is better kept for what would have to leave.
         """
 
 
 def take(order: Iterable[ChunkKey], need: int, gain: Gain) -> tuple[list[ChunkKey], int]:
-    """Chunks in order until ``need`` is met, and what of it is not."""
+    """Choose chunks in ``order`` until they free ``need`` bytes.
+
+    Returns the chunks and the bytes that are still missing (0 or less: enough).
+    """
     chosen: list[ChunkKey] = []
     for key in order:
         if need <= 0:

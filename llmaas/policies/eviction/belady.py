@@ -1,6 +1,6 @@
-"""What no eviction policy can beat: bounds for replays, which know the trace's future or have no budget.
+"""Belady's MIN: the bound for replays, which know the future of their trace.
 
-Law: only for replays. ``unbounded`` needs no policy, only a POOL that holds everything.
+Law: only for replays; no service can know the future. (The other bound, a POOL that holds everything, needs no policy.)
 """
 
 from __future__ import annotations
@@ -10,12 +10,12 @@ from bisect import bisect_right
 from collections.abc import Mapping, Sequence
 
 from llmaas.policies.eviction.by_context import ByContext
-from llmaas.policies.eviction.rankings import ContextHeap
+from llmaas.policies.eviction.context_heap import ContextHeap
 from llmaas.records import ContextId
 
 
 class ClairvoyantRanking:
-    """A ranking by the time of the next return, from a list of all of them (seconds, ascending)."""
+    """Ranks contexts by the true time of their next return. ``returns``: all of them, in seconds, ascending."""
 
     def __init__(self, returns: Mapping[ContextId, Sequence[float]]) -> None:
         self._returns = returns
@@ -40,17 +40,18 @@ class ClairvoyantRanking:
 
 
 class Belady(ByContext):
-    """The context that comes back last leaves first, and what comes back later than all that is there stays outside.
+    """Evicts the context that returns last; a candidate that returns after all of the POOL gets no room.
 
-    Belady's MIN with bypass, on chunks: least bytes from DISK, since a part of a context helps by its share. A bound on
-    bytes, not on seconds: a device's latency is paid per switch.
+    This is Belady's MIN with bypass (IBM Systems Journal 5:2, 1966), on chunks: it reads the fewest bytes from DISK,
+    since a part of a context helps in proportion to its size. It bounds bytes, not seconds: the latency of a device is
+    paid per switch.
     """
 
     def __init__(self, returns: Mapping[ContextId, Sequence[float]]) -> None:
-        """``returns``: when each context is called and not in CELLS; eviction from the POOL does not change that."""
-        self._future = ClairvoyantRanking(returns)
-        super().__init__(ContextHeap(self._future))
+        """``returns``: when each context is called while not in CELLS. Evictions from the POOL do not change that."""
+        self._clairvoyant = ClairvoyantRanking(returns)
+        super().__init__(ContextHeap(self._clairvoyant))
 
     def returned(self, context: ContextId, now: float) -> None:
-        self._future.now = now
+        self._clairvoyant.now = now
         super().returned(context, now)

@@ -1,6 +1,6 @@
-"""Eviction by context: whole contexts are ranked, not single chunks.
+"""Eviction by context: contexts are ranked, and the chunks of the worst one leave first.
 
-Law: as in ``base``; a ranking says who goes first, this says what of it.
+Law: as in ``base``. A ``Ranking`` says which context goes first; this module says which of its chunks.
 """
 
 from __future__ import annotations
@@ -9,31 +9,37 @@ import math
 from bisect import bisect_left, insort
 
 from llmaas.policies.eviction.base import Arrival, Gain, take
-from llmaas.policies.eviction.rankings import ContextHeap, rank
+from llmaas.policies.eviction.context_heap import ContextHeap
+from llmaas.policies.eviction.rankings import rank
 from llmaas.records import ChunkKey, ContextId
 
 
 class ByContext:
-    """Chunks leave by context, in the order of one of several rankings, and head first inside a context.
+    """Evicts contexts in the order of a ranking, and the head of a context before its tail.
 
-    All chunks of a context come back together, so the order is one of contexts. The head goes first, as in Pensieve
-    (arXiv 2312.05516): it is the cheapest to recompute, and what is recomputed must be a prefix.
+    All chunks of a context come back together, so the order is one of contexts and not of chunks. The head goes first,
+    as in Pensieve (arXiv 2312.05516): it is the cheapest part to recompute, and what is recomputed must be a prefix.
+
+    A subclass may keep several rankings and choose between them (``_best``).
     """
 
     by_use = False
 
     def __init__(self, *orders: ContextHeap) -> None:
         self._orders = orders
-        """The contexts with chunks in the POOL, by each ranking."""
+        """The contexts that have chunks in the POOL, once for each ranking."""
         self._chunks: dict[ContextId, list[tuple[int, ChunkKey]]] = {}
+        """The chunks of each context in the POOL, as (index, key) in ascending order."""
         self._home: dict[ChunkKey, tuple[ContextId, int]] = {}
+        """The context and the index under which each chunk is listed."""
         self._gone: set[ContextId] = set()
-        """Contexts that are no more, but still have chunks here: others share them, or they are on their way."""
+        """Deleted contexts with chunks that are still in the POOL: other contexts share them, or they are on their way
+        out. Their rankings are forgotten when the last chunk has left."""
         self._tick = 0
-        """Returns so far."""
+        """Returns so far, of all contexts: the clock of the rankings."""
 
     def _best(self) -> ContextHeap:
-        """The order that counts now."""
+        """The order that decides now."""
         return self._orders[0]
 
     def returned(self, context: ContextId, now: float) -> None:
@@ -84,13 +90,13 @@ class ByContext:
             order.ranking.first_seen(candidate, self._tick)
             bar = rank(order.ranking, candidate, self._tick)
         chosen: list[ChunkKey] = []
-        passed: list[ContextId] = []
+        popped: list[ContextId] = []
         while need > 0 and (context := order.pop(self._tick)) is not None:
-            passed.append(context)
+            popped.append(context)
             if rank(order.ranking, context, self._tick) <= bar:
                 break
             more, need = take((key for _, key in self._chunks[context]), need, gain)
             chosen += more
-        for context in reversed(passed):
+        for context in reversed(popped):
             order.add(context)
         return chosen if need <= 0 else None

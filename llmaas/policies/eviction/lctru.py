@@ -1,6 +1,6 @@
-"""The eviction order of LLMS (arXiv 2403.11805), as a baseline.
+"""LCTRU: the eviction order of LLMS (arXiv 2403.11805, section 3.4), a baseline.
 
-Law: as in ``base``; constant work per use of a chunk.
+Law: as in ``base``. Each use of a chunk is constant work.
 """
 
 from __future__ import annotations
@@ -12,15 +12,16 @@ from llmaas.records import ChunkKey, ContextId
 
 
 class Lctru:
-    """LLMS' order (arXiv 2403.11805, section 3.4): sub-queues by compression, least compressed first, LRU inside each.
+    """One queue for each level of compression: the least compressed queue is evicted first, LRU inside each queue.
 
-    A sub-queue holds one octave of bytes per token: 16, 8, 4 and 2 bits fall into different ones.
+    A queue holds one octave of bytes per token, so chunks of 16, 8, 4 and 2 bits fall into different queues.
     """
 
     by_use = True
 
     def __init__(self) -> None:
         self._queues: dict[int, OrderedDict[ChunkKey, None]] = {}
+        """By octave of bytes per token; inside a queue the least recently used chunk is first."""
         self._queue_of: dict[ChunkKey, int] = {}
 
     def returned(self, context: ContextId, now: float) -> None:

@@ -1,6 +1,6 @@
-"""Plain LRU over chunks.
+"""LRU over chunks: the least recently used chunk is evicted first.
 
-Law: as in ``base``; constant work per use of a chunk.
+Law: as in ``base``. Each use of a chunk is constant work.
 """
 
 from __future__ import annotations
@@ -12,12 +12,25 @@ from llmaas.records import ChunkKey, ContextId
 
 
 class Lru:
-    """Least recently used first."""
+    """Least recently used first.
+
+    >>> lru, gain = Lru(), lambda key: 1000
+    >>> for name in (b"old", b"new"):
+    ...     lru.add(ChunkKey(name), Arrival(ContextId("c"), index=0, tokens=64, nbytes=1000), now=0.0)
+    >>> lru.victims(800, gain)
+    [b'old']
+    >>> lru.touch(ChunkKey(b"old"), now=1.0)
+    >>> lru.victims(800, gain)
+    [b'new']
+    >>> lru.victims(2001, gain) is None  # all of it, or nothing
+    True
+    """
 
     by_use = True
 
     def __init__(self) -> None:
         self._order: OrderedDict[ChunkKey, None] = OrderedDict()
+        """All chunks in the POOL, the least recently used first."""
 
     def returned(self, context: ContextId, now: float) -> None:
         pass

@@ -1,4 +1,4 @@
-"""The default: evict the context that is expected back last.
+"""The default policy ("returns"): evict the context whose next use is expected to be farthest away.
 
 Law: as in ``base``.
 """
@@ -6,23 +6,29 @@ Law: as in ``base``.
 from __future__ import annotations
 
 from llmaas.policies.eviction.by_context import ByContext
-from llmaas.policies.eviction.rankings import ContextHeap, IntervalRanking, LrfuRanking, Ranking
+from llmaas.policies.eviction.context_heap import ContextHeap
+from llmaas.policies.eviction.rankings import IntervalRanking, LrfuRanking, Ranking
 from llmaas.records import ContextId
 
 
 class NextUse(ByContext):
-    """The context that is expected back last leaves first, and a candidate that is expected later still stays outside.
+    """An estimate of Belady's MIN: predict when each context returns, evict the one that is expected back last.
 
-    Where every chunk has a copy on DISK, bringing it back costs by its bytes, as keeping it does. So size cancels,
-    and what is left of "chance of return x cost to bring back / bytes" is the chance.
+    A candidate that is expected later than every context in the POOL gets no room there (bypass).
 
-    What tells the next return best depends on how apps are used, so two rankings compete, each on a ghost of the POOL
-    that holds names only; the one whose ghost missed less of late decides.
+    The general rule is to keep what has the greatest "chance of return x cost to bring back / bytes". Every chunk here
+    has a copy on DISK, so bringing it back costs in proportion to its bytes, as keeping it does. Size cancels, and only
+    the chance of return is left.
+
+    Which ranking predicts the next return best depends on how apps are used. So two rankings compete, as the experts of
+    adaptive caches do (ARC, LeCaR): each has a ghost cache, which is as large as the POOL in contexts but holds names
+    only. The ranking whose ghost had fewer misses lately decides.
     """
 
     _HALF_LIFE = 4.0
+    """Of a return in the LRFU ranking, in returns of any context."""
     _FORGET = 0.99
-    """Of a ghost's misses, after each further return."""
+    """A ghost's misses are multiplied by this at each return, so that old ones fade."""
 
     def __init__(self) -> None:
         rankings: tuple[Ranking, ...] = (LrfuRanking(self._HALF_LIFE), IntervalRanking())

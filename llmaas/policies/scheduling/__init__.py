@@ -1,4 +1,7 @@
-"""Which call is served next. To add a policy, write a module here and enter it in the table."""
+"""Which call is served next, and for how long.
+
+To add a policy, write a module here and enter it in ``SCHEDULING``. docs/scheduling.md says what each costs.
+"""
 
 from __future__ import annotations
 
@@ -11,5 +14,6 @@ from llmaas.policies.scheduling.fifo import Fifo
 __all__ = ["DEFAULT_SCHEDULING", "SCHEDULING", "Fair", "Fifo", "SchedulingPolicy"]
 
 SCHEDULING: dict[str, Callable[[int, float], SchedulingPolicy]] = {"fair": Fair, "fifo": Fifo}
-"""Made of the quantum in steps and the seconds of ageing."""
+"""Every policy by the name that settings give it. It is made from the quantum in steps and the ageing in seconds."""
+
 DEFAULT_SCHEDULING = "fair"

@@ -1,7 +1,11 @@
-"""What a scheduling policy is asked: whose turn it is.
+"""What every scheduling policy offers: it says which call is admitted, runs in the next step, or makes room.
 
-Law: pure; a policy sees who asks, how urgently and for how long, never a context's content. Every call is added once
-and removed once, and waits or runs between. Work per question grows with the apps that wait, not with the calls.
+Law: pure. A policy sees which app calls, how urgently and for how long, never a context's content. Every call is added
+once and removed once; in between it waits or runs. The work for a question grows with the apps that wait, not with
+their calls.
+
+A call runs while its context is in CELLS. The time from ``admit`` to ``pause`` is a running period. Steps count in
+decode steps: one step of an answer is worth 1. Priorities go from 0 (most urgent) to 9, times are in seconds.
 """
 
 from __future__ import annotations
@@ -13,42 +17,47 @@ from llmaas.records import AppId, RequestId
 
 class SchedulingPolicy(Protocol):
     def add(self, request: RequestId, app: AppId, priority: int, now: float) -> None:
-        """A call came; it waits. Priority 0 is the most urgent of 0 .. 9."""
+        """A call came; it waits."""
 
     def admit(self, request: RequestId) -> None:
-        """It waits no longer: its turn begins."""
+        """A waiting call begins a running period."""
 
     def pause(self, request: RequestId) -> None:
-        """Its turn is over; it waits again."""
+        """A running call waits again."""
 
     def remove(self, request: RequestId) -> None:
-        """It has ended."""
+        """The call has ended."""
 
-    def prioritize(self, request: RequestId, priority: int) -> None: ...
+    def prioritize(self, request: RequestId, priority: int) -> None:
+        """The call has another priority from now on."""
 
     def switched_in(self, request: RequestId, seconds: float) -> None:
-        """Its context is in CELLS again, which took so long."""
+        """Bringing the call's context back into CELLS took ``seconds`` of this running period."""
 
     def served(self, request: RequestId, began: float, now: float, steps: float, prompt: int, answer: int) -> None:
-        """It took part in a step from ``began`` to ``now``, worth so many decode steps, with so many tokens.
+        """The call took part in an engine step from ``began`` to ``now``.
 
-        Computing again what was there before is worth nothing.
+        ``steps`` is what the step was worth to it, ``prompt`` and ``answer`` the tokens that it read and generated.
+        Tokens that were only recomputed count as nothing.
         """
 
     def head(self, now: float) -> RequestId | None:
-        """Who is to be admitted next, or None if nobody waits."""
+        """The call to admit next; None if none waits."""
 
     def urgency(self, request: RequestId, now: float) -> int:
-        """The call's priority, or a smaller number if it has not been served for long."""
+        """The call's priority, made more urgent (smaller) if it was not served for long."""
 
     def select(self, ready: list[RequestId], now: float) -> list[RequestId]:
-        """Who takes part in the next step, of those that could; whoever's prompt comes first, first. Some, if any."""
+        """The calls that take part in the next step, out of those that could; not empty unless ``ready`` is.
+
+        The order is that in which their prompts are read.
+        """
 
     def gives_way(self, running: RequestId, waiting: RequestId, now: float) -> bool:
-        """Whether a running call must leave its place to a waiting one that needs it."""
+        """Whether a running call must be paused for a waiting one that needs its room."""
 
     def burst(self, running: RequestId) -> int:
-        """Steps that the call may still take until others may ask for its place."""
+        """Steps that the call may take, at least 1, before waiting calls may ask for its room."""
 
     def __len__(self) -> int:
-        """How many wait."""
+        """How many calls wait."""
