@@ -15,7 +15,7 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from multiprocessing import Pool
 from pathlib import Path
@@ -84,7 +84,7 @@ def run(case: Case, seed: int) -> dict[str, Any]:
     if case.policy in BOUNDS:
         report = BOUNDS[case.policy](trace, settings, prices)
     else:
-        report = Replay(settings, prices, eviction=case.policy).run(trace)
+        report = Replay(replace(settings, eviction=case.policy), prices).run(trace)
     assert not report.problems, report.problems
     return _figures(case, settings.pool_bytes, report)
 

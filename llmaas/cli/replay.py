@@ -94,8 +94,10 @@ def run(args: argparse.Namespace) -> int:
         lines = sys.stdin.readlines() if str(args.trace) == "-" else args.trace.read_text().splitlines()
     except (OSError, UnicodeDecodeError) as error:
         raise BadRequest(f"cannot read the trace {args.trace}: {error}", hint="Give a file of JSON lines.") from error
+    bound = {"belady": belady, "unbounded": unbounded}.get(args.eviction)
+    eviction = {} if bound else {"eviction": args.eviction}
     settings = planner_settings(
-        dataclasses.replace(planner_choices(config), scheduling=args.scheduling),
+        dataclasses.replace(planner_choices(config), scheduling=args.scheduling, **eviction),
         n_cells=config.cells,
         n_seqs=config.sequences,
         ctx_limit=config.cells,
@@ -103,10 +105,7 @@ def run(args: argparse.Namespace) -> int:
         max_batch=max(512, config.prefill_slice),
     )
     trace, prices = list(read_trace(lines)), costs(args.device, args.machine, args.model_profile)
-    if args.eviction in (bounds := {"belady": belady, "unbounded": unbounded}):
-        report = bounds[args.eviction](trace, settings, prices)
-    else:
-        report = Replay(settings, prices, eviction=args.eviction).run(trace)
+    report = bound(trace, settings, prices) if bound else Replay(settings, prices).run(trace)
     figures = _figures(report)
     if args.json:
         print_json(figures)

@@ -42,7 +42,7 @@ from llmaas.planner.pool_books import SwapBooks
 from llmaas.planner.settings import PlannerSettings
 from llmaas.planner.switching import Switching
 from llmaas.planner.tally import Tally
-from llmaas.policies.eviction import DEFAULT_EVICTION, EVICTION, EvictionPolicy
+from llmaas.policies.eviction import EVICTION, EvictionPolicy
 from llmaas.policies.scheduling import SCHEDULING
 from llmaas.policies.split import SPLIT
 from llmaas.records import CHUNK_TOKENS, ChunkKey, ContextId, Tier
@@ -51,15 +51,11 @@ from llmaas.records import CHUNK_TOKENS, ChunkKey, ContextId, Tier
 class Planner:
     """Holds the ledger and calls the policies."""
 
-    def __init__(
-        self,
-        settings: PlannerSettings,
-        *,
-        eviction: str | EvictionPolicy = DEFAULT_EVICTION,
-    ) -> None:
+    def __init__(self, settings: PlannerSettings, *, eviction: EvictionPolicy | None = None) -> None:
+        """``eviction``: a policy in place of the one that the settings name, for experiments."""
         self.settings = settings
         self.tally = Tally()
-        policy = EVICTION[eviction]() if isinstance(eviction, str) else eviction
+        policy = EVICTION[settings.eviction]() if eviction is None else eviction
         self._swap = SwapBooks(settings, policy, self.tally)
         self._policy = SCHEDULING[settings.scheduling](settings.quantum, settings.ageing_s)
         self._cells = CellTable(settings.n_cells, settings.n_seqs, cuttable=settings.swappable)

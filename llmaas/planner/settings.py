@@ -9,6 +9,7 @@ from dataclasses import dataclass, fields
 from typing import TypedDict
 
 from llmaas.policies.bit_price import SPENDING
+from llmaas.policies.eviction import DEFAULT_EVICTION, EVICTION
 from llmaas.policies.scheduling import DEFAULT_SCHEDULING, SCHEDULING
 from llmaas.policies.split import SPLIT
 from llmaas.records import NO_QUOTA, Geometry, Precision
@@ -38,6 +39,8 @@ class PlannerChoices:
     """Bytes that coded chunks may take together, in bits per value of K and V, scales and headers included."""
     split: str = "balanced"
     """How it is decided what is computed and what read of a context that comes back: of ``policies.split.SPLIT``."""
+    eviction: str = DEFAULT_EVICTION
+    """Which chunks leave the POOL when room is needed, one of ``policies.eviction.EVICTION``."""
     prefill_slice: int = 256
     """Tokens of a prompt in one step at most; fewer, where others would wait too long for the step's end."""
     step_target: float = 0.1
@@ -86,6 +89,8 @@ class PlannerSettings(PlannerChoices):
             raise ValueError(f"ctx_limit must be in 1 .. n_cells={self.n_cells}, not {self.ctx_limit}")
         if self.spending not in SPENDING:
             raise ValueError(f"spending is one of {', '.join(SPENDING)}, not {self.spending}")
+        if self.eviction not in EVICTION:
+            raise ValueError(f"eviction is one of {', '.join(EVICTION)}, not {self.eviction}")
         if self.scheduling not in SCHEDULING:
             raise ValueError(f"scheduling is one of {', '.join(SCHEDULING)}, not {self.scheduling}")
         if self.quantum < 1 or self.ageing_s <= 0 or self.step_target <= 0:

@@ -58,7 +58,7 @@ from llmaas.planner.events import (
 from llmaas.planner.planner import Planner
 from llmaas.planner.settings import PlannerSettings
 from llmaas.planner.tally import Tally
-from llmaas.policies.eviction import DEFAULT_EVICTION, EvictionPolicy
+from llmaas.policies.eviction import EvictionPolicy
 from llmaas.policies.eviction.belady import Belady
 from llmaas.policies.prefetch import Successors
 from llmaas.records import CHUNK_TOKENS, AppId, ChunkKey, ContextId, RequestId, Tier
@@ -150,16 +150,17 @@ class Replay:
         settings: PlannerSettings,
         costs: Costs | None = None,
         *,
-        eviction: str | EvictionPolicy = DEFAULT_EVICTION,
+        eviction: EvictionPolicy | None = None,
         hint_s: float = 0.0,
         guess_from: float | None = None,
-        **policies: str,
     ) -> None:
-        """``hint_s``: each call is hinted at so many seconds before it comes. ``guess_from``: between calls, whoever is
+        """``eviction``: a policy in place of the one that the settings name.
+
+        ``hint_s``: each call is hinted at so many seconds before it comes. ``guess_from``: between calls, whoever is
         expected next with at least this confidence is hinted at.
         """
         self._settings, self._costs = settings, costs or Costs()
-        self._planner = Planner(settings, eviction=eviction, **policies)
+        self._planner = Planner(settings, eviction=eviction)
         self._size = Codec(settings.geometry).encoded_size
         self._now = 0.0
         self._queue: list[tuple[float, int, Callable[[], None]]] = []

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
+import pytest
 from hypothesis import example, given
 from hypothesis import settings as hypothesis_settings
 from hypothesis import strategies as st
@@ -470,3 +471,10 @@ def test_what_lies_unused_for_long_pays_before_what_is_in_use() -> None:
     run_call(w, w.open(), 640, 0)
     of = {c.id: sum(w.pool[k] for k in c.keys(640)) for c in (cold, warm)}
     assert of[cold.id] < 0.9 * of[warm.id]
+
+
+@pytest.mark.parametrize("name", ["spending", "split", "scheduling", "eviction"])
+def test_a_policy_is_a_setting_and_an_unknown_one_is_refused(name: str) -> None:
+    assert getattr(settings(), name)
+    with pytest.raises(ValueError, match=f"{name} is one of .*, not other"):
+        settings(**{name: "other"})
