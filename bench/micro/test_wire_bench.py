@@ -13,6 +13,7 @@ from llmaas.api import messages as msg
 from llmaas.api import replies
 from llmaas.api.async_client import AsyncClient
 from llmaas.api.client_session import Session
+from llmaas.api.hello import VERSION
 from llmaas.api.server import serve
 from llmaas.api.wire import Decoder, encode
 from llmaas.calls import CallSpec, Done, FinishReason, Piece, SwitchReport
@@ -93,7 +94,7 @@ def test_read_1000_pieces_of_one_read(benchmark: BenchmarkFixture) -> None:
 
     def session() -> tuple[tuple[Session], dict[str, object]]:
         made = Session("bench")
-        made.receive(encode({"type": "hello", "version": msg.VERSION}))
+        made.receive(encode({"type": "hello", "version": VERSION}))
         made.start(msg.Generate("c"))
         return (made,), {}
 

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-from collections.abc import Callable, Coroutine, Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any, Concatenate, ParamSpec, TypeVar
 
@@ -16,7 +16,8 @@ from llmaas.api import messages as msg
 from llmaas.api import operations, replies
 from llmaas.api.async_link import AsyncLink, more, open_link, until_ended
 from llmaas.api.client_session import Exchange, Session
-from llmaas.api.operations import Operation, as_method
+from llmaas.api.operation import Operation, as_method
+from llmaas.api.operations import AsyncOperations
 from llmaas.calls import Done, Piece
 from llmaas.errors import LlmaasError, NotServing, UnknownRequest
 
@@ -90,16 +91,6 @@ class AsyncStream:
         await self.aclose()
 
 
-def _asks(operation: Callable[P, Operation[T]]) -> Callable[Concatenate[AsyncClient, P], Coroutine[Any, Any, T]]:
-    """A method that sends the request of ``operation``, waits, and returns its result or raises its error."""
-
-    @as_method(operation)
-    async def method(client: AsyncClient, /, *args: P.args, **named: P.kwargs) -> T:
-        return await client._ask(operation(*args, **named))
-
-    return method
-
-
 def _streams(operation: Callable[P, msg.Generate]) -> Callable[Concatenate[AsyncClient, P], AsyncStream]:
     """A method that sends the request of ``operation``, and returns the stream of its answer at once."""
 
@@ -110,7 +101,7 @@ def _streams(operation: Callable[P, msg.Generate]) -> Callable[Concatenate[Async
     return method
 
 
-class AsyncClient:
+class AsyncClient(AsyncOperations):
     """A connection of one app to the daemon. Make it with ``await AsyncClient.connect(...)``."""
 
     def __init__(self, session: Session, link: AsyncLink, server: Mapping[str, Any]) -> None:
@@ -126,22 +117,7 @@ class AsyncClient:
         link = await open_link(session, Path(socket), timeout)
         return cls(session, link, replies.result_map(session.greeting.result()))
 
-    create = _asks(operations.create)
-    append = _asks(operations.append)
     generate = _streams(operations.generate)
-    fork = _asks(operations.fork)
-    truncate = _asks(operations.truncate)
-    contexts = _asks(operations.contexts)
-    show = _asks(operations.show)
-    hint = _asks(operations.hint)
-    delete = _asks(operations.delete)
-    stats = _asks(operations.stats)
-    budget = _asks(operations.budget)
-    limit = _asks(operations.limit)
-    adapters = _asks(operations.adapters)
-    adapter_add = _asks(operations.adapter_add)
-    adapter_remove = _asks(operations.adapter_remove)
-    ping = _asks(operations.ping)
 
     async def close(self) -> None:
         """Close the connection; what still runs on it is cancelled."""

@@ -1,24 +1,28 @@
-"""What the server needs: the Backend that it serves, and its Limits.
+"""The Backend that the server serves, and which of its methods answers which request.
 
-Law: nothing here acts.
+Law: holds nothing. Who may ask is decided here, before the backend hears of it.
 """
 
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Callable
+import functools
+from collections.abc import Callable, Coroutine
 from dataclasses import dataclass
-from typing import Protocol
+from typing import Any, Protocol
 
-from llmaas.api.wire import MAX_FRAME
+from llmaas.api import messages as msg
+from llmaas.api.record_maps import to_map
 from llmaas.calls import CallSpec, Done, Piece
+from llmaas.errors import Forbidden, assert_never
 from llmaas.records import AdapterInfo, AppId, ContextDetail, ContextInfo, RequestId
 
 
 class AdapterBackend(Protocol):
     """The LoRA adapters of a Backend."""
 
-    def infos(self, *, paths: bool) -> list[AdapterInfo]: ...
+    def infos(self, *, paths: bool) -> list[AdapterInfo]:
+        """All adapters; without ``paths`` the field of that name is empty."""
 
     async def add(self, name: str, path: str) -> AdapterInfo: ...
 
@@ -55,11 +59,7 @@ class Backend(Protocol):
     def show(self, app: AppId | None, context: str) -> ContextDetail: ...
 
     def submit(
-        self,
-        app: AppId,
-        context: str,
-        spec: CallSpec,
-        emit: Callable[[Piece], None],
+        self, app: AppId, context: str, spec: CallSpec, emit: Callable[[Piece], None]
     ) -> tuple[RequestId, asyncio.Future[Done]]:
         """Start a call. ``emit`` is called on the loop's thread, per piece."""
 
@@ -70,35 +70,76 @@ class Backend(Protocol):
         """Change how urgent a call is; one that has ended already is left alone."""
 
     def limit(self, app: AppId | None, rate: float | None) -> dict[str, object]:
-        """Set an app's, or everyone's, tokens per second; tell what holds now."""
+        """Set the tokens per second of an app, or of all together; return what holds now."""
 
     def stats(self) -> dict[str, object]: ...
 
     def budget(self, pool_bytes: int | None, disk_bytes: int | None) -> dict[str, object]:
-        """Set the budgets that are given, and tell what holds now."""
+        """Set the budgets that are given; return what holds now."""
 
 
 @dataclass(frozen=True, slots=True)
-class Limits:
-    """Bounds of what peers may make the server hold."""
+class Caller:
+    """Who sends requests on a connection."""
 
-    max_frame: int = MAX_FRAME
-    """Bytes of one frame's body."""
-    max_connections: int = 256
-    max_in_flight: int = 64
-    """Requests of one connection that run at once."""
-    write_buffer: int = 2 * MAX_FRAME
-    """Bytes of replies that a peer may leave unread before it is dropped."""
-    hello_s: float = 10.0
-    """Seconds within which a new connection must say hello."""
+    app: AppId
+    is_operator: bool
+    """The user who runs the daemon, or root."""
 
-    def __post_init__(self) -> None:
-        if self.max_frame < 16384:
-            raise ValueError(f"max_frame must be at least 16384 bytes, not {self.max_frame}")
-        if self.write_buffer < 2 * self.max_frame:
-            raise ValueError(f"write_buffer must hold two frames of {self.max_frame} bytes, not {self.write_buffer}")
-        if self.max_connections < 1 or self.max_in_flight < 1 or not self.hello_s > 0:
-            raise ValueError("max_connections and max_in_flight must be at least 1, hello_s above 0")
+    def owner(self, everyone: bool) -> AppId | None:
+        """Whose contexts a request is about; None: every app's. Raises Forbidden."""
+        if not everyone:
+            return self.app
+        self.require_operator("the contexts of every app are")
+        return None
+
+    def require_operator(self, what: str) -> None:
+        if not self.is_operator:
+            raise Forbidden(f"{what} for the user who runs the daemon")
 
 
-DEFAULT_LIMITS = Limits()
+def task_of(backend: Backend, caller: Caller, request: msg.TaskRequest) -> Callable[[], Coroutine[Any, Any, object]]:
+    """The function that begins a request whose result takes time. Raises Forbidden."""
+    match request:
+        case msg.Create(name, system, adapter):
+            return functools.partial(backend.create, caller.app, name=name, system=system, adapter=adapter)
+        case msg.Fork(context, name):
+            return functools.partial(backend.fork, caller.app, context, name=name)
+        case msg.Truncate(context, n_tokens, n_messages):
+            return functools.partial(backend.truncate, caller.app, context, n_tokens=n_tokens, n_messages=n_messages)
+        case msg.Delete(context, everyone):
+            return functools.partial(backend.delete, caller.owner(everyone), context)
+        case msg.AdapterAdd(new, path):
+            caller.require_operator("adapters are")
+            return functools.partial(backend.adapters.add, new, path)
+        case msg.AdapterRemove(old):
+            caller.require_operator("adapters are")
+            return functools.partial(backend.adapters.remove, old)
+        case _:
+            assert_never(request)
+
+
+def answer(backend: Backend, caller: Caller, request: msg.QuickRequest) -> object:
+    """The result of a request that is answered at once, in plain msgpack values. Raises LlmaasError."""
+    match request:
+        case msg.ListContexts(everyone):
+            return [to_map(info) for info in backend.contexts(caller.owner(everyone))]
+        case msg.Show(context, everyone):
+            return to_map(backend.show(caller.owner(everyone), context))
+        case msg.Hint(context):
+            backend.hint(caller.app, context)
+            return None
+        case msg.Limit(app, rate):
+            caller.require_operator("limits are")
+            return backend.limit(AppId(app) if app is not None else None, rate)
+        case msg.Stats():
+            return backend.stats()
+        case msg.Budget(pool_bytes, disk_bytes):
+            caller.require_operator("the daemon's budgets are")
+            return backend.budget(pool_bytes, disk_bytes)
+        case msg.ListAdapters():
+            return [to_map(info) for info in backend.adapters.infos(paths=caller.is_operator)]
+        case msg.Ping():
+            return None
+        case _:
+            assert_never(request)

@@ -14,7 +14,8 @@ from llmaas.api import messages as msg
 from llmaas.api import operations, replies
 from llmaas.api.blocking_link import BlockingLink, uninterrupted
 from llmaas.api.client_session import Exchange, Session
-from llmaas.api.operations import Operation, as_method
+from llmaas.api.operation import Operation, as_method
+from llmaas.api.operations import BlockingOperations
 from llmaas.calls import Done, Piece
 from llmaas.errors import NotServing
 from llmaas.old_paths import keep_old_names
@@ -72,16 +73,6 @@ class Stream:
         self.cancel()
 
 
-def _asks(operation: Callable[P, Operation[T]]) -> Callable[Concatenate[Client, P], T]:
-    """A method that sends the request of ``operation``, waits, and returns its result or raises its error."""
-
-    @as_method(operation)
-    def method(client: Client, /, *args: P.args, **named: P.kwargs) -> T:
-        return client._ask(operation(*args, **named))
-
-    return method
-
-
 def _streams(operation: Callable[P, msg.Generate]) -> Callable[Concatenate[Client, P], Stream]:
     """A method that sends the request of ``operation``, and returns the stream of its answer at once."""
 
@@ -92,7 +83,7 @@ def _streams(operation: Callable[P, msg.Generate]) -> Callable[Concatenate[Clien
     return method
 
 
-class Client:
+class Client(BlockingOperations):
     """A connection of one app to the daemon. Not for several threads at once: give each its own Client.
 
     Raises NotServing, VersionMismatch, BadRequest (the app's name), Busy. ``timeout`` (seconds) bounds connecting and
@@ -112,22 +103,7 @@ class Client:
             self.close()
             raise
 
-    create = _asks(operations.create)
-    append = _asks(operations.append)
     generate = _streams(operations.generate)
-    fork = _asks(operations.fork)
-    truncate = _asks(operations.truncate)
-    contexts = _asks(operations.contexts)
-    show = _asks(operations.show)
-    hint = _asks(operations.hint)
-    delete = _asks(operations.delete)
-    stats = _asks(operations.stats)
-    budget = _asks(operations.budget)
-    limit = _asks(operations.limit)
-    adapters = _asks(operations.adapters)
-    adapter_add = _asks(operations.adapter_add)
-    adapter_remove = _asks(operations.adapter_remove)
-    ping = _asks(operations.ping)
 
     def close(self) -> None:
         """Close the connection; what still runs on it is cancelled."""

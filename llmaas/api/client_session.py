@@ -11,6 +11,7 @@ from collections.abc import Callable
 
 from llmaas.api import messages as msg
 from llmaas.api import replies
+from llmaas.api.hello import hello_frame, read_reply
 from llmaas.api.wire import MAX_FRAME, Decoder, Frame, encode
 from llmaas.calls import Piece
 from llmaas.errors import LlmaasError, MalformedFrame
@@ -74,7 +75,7 @@ class Session:
         """Ends with the hello reply."""
         self.fault: LlmaasError | None = None
         """Why this connection is over, once it is."""
-        self._hello = encode(msg.hello_frame(app, f"llmaas-python/{__version__}"))
+        self._hello = encode(hello_frame(app, f"llmaas-python/{__version__}"))
         self._decoder = Decoder()
         self._max_frame = MAX_FRAME
         self._live: dict[int, Exchange] = {}
@@ -117,7 +118,7 @@ class Session:
 
     def _take(self, frame: Frame) -> None:
         if not self.greeting.ended:
-            self._greeted(replies.hello_reply(frame))
+            self._greeted(read_reply(frame))
             return
         kind, request_id = frame.get("type"), frame.get("id")
         if kind not in ("piece", "done", "failed"):

@@ -6,7 +6,6 @@ unknown, missing or of a wrong type.
 
 from __future__ import annotations
 
-import re
 import reprlib
 from dataclasses import dataclass, fields
 from typing import TypeVar
@@ -14,28 +13,15 @@ from typing import TypeVar
 from llmaas.api.record_maps import from_map, to_map
 from llmaas.api.wire import Frame
 from llmaas.calls import DEFAULT_TERMS, Generation, Sampling, Terms, Turn
-from llmaas.errors import (
-    BadRequest,
-    VersionMismatch,
-)
-from llmaas.records import NO_QUOTA, AppId, Message
+from llmaas.errors import BadRequest
+from llmaas.records import NO_QUOTA, Message
 
-VERSION = 1
-"""The protocol version of this file."""
 MAX_STOPS = 16
 _U31 = 2**31
 _U32 = 2**32
-_APP_NAME = re.compile(r"[A-Za-z0-9._-]{1,64}")
 T = TypeVar("T")
 
 # -- requests ---------------------------------------------------------------------------------
-
-
-@dataclass(frozen=True, slots=True)
-class Hello:
-    version: int
-    app: str
-    client: str = ""
 
 
 @dataclass(frozen=True, slots=True)
@@ -228,26 +214,15 @@ class Ping:
     pass
 
 
-Request = (
-    Create
-    | Append
-    | Generate
-    | Fork
-    | Truncate
-    | ListContexts
-    | Show
-    | Hint
-    | Delete
-    | Cancel
-    | Prioritize
-    | Limit
-    | Stats
-    | Budget
-    | ListAdapters
-    | AdapterAdd
-    | AdapterRemove
-    | Ping
-)
+CallRequest = Append | Generate
+"""What runs on the model, and may be cancelled."""
+ControlRequest = Cancel | Prioritize
+"""About a running CallRequest of the same connection."""
+TaskRequest = Create | Fork | Truncate | Delete | AdapterAdd | AdapterRemove
+"""What takes time, and ends by itself."""
+QuickRequest = ListContexts | Show | Hint | Limit | Stats | Budget | ListAdapters | Ping
+"""What is answered at once."""
+Request = CallRequest | ControlRequest | TaskRequest | QuickRequest
 
 OPERATIONS: dict[str, type[Request]] = {
     "create": Create,
@@ -296,24 +271,3 @@ def request(frame: Frame) -> Request:
     if cls is None:
         raise BadRequest(f"field 'op': no operation {reprlib.repr(op)}; there are {', '.join(OPERATIONS)}")
     return from_map(cls, {name: value for name, value in frame.items() if name not in ("id", "op")}, strict=True)
-
-
-def hello_frame(app: str, client: str) -> Frame:
-    return {"op": "hello", **to_map(Hello(VERSION, app, client))}
-
-
-def hello(frame: Frame) -> Hello:
-    """A client's first frame. The version is looked at before all else: other versions may have other fields."""
-    if frame.get("op") != "hello":
-        raise BadRequest("field 'op': the first frame must be a hello")
-    version = frame.get("version")
-    if type(version) is int and version != VERSION:
-        raise VersionMismatch(f"the client speaks protocol version {version}, this daemon version {VERSION}")
-    return from_map(Hello, {name: value for name, value in frame.items() if name != "op"}, strict=True)
-
-
-def app_id(uid: int, name: str) -> AppId:
-    """The identity ``<uid>/<name>``. Raises BadRequest for a bad app name."""
-    if not _APP_NAME.fullmatch(name):
-        raise BadRequest(f"field 'app': 1 to 64 characters of A-Z a-z 0-9 . _ - are wanted, not {reprlib.repr(name)}")
-    return AppId(f"{uid}/{name}")

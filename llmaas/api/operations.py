@@ -6,52 +6,38 @@ All of them raise BadRequest for arguments that are out of range, before anythin
 
 from __future__ import annotations
 
-import functools
-import inspect
-from collections.abc import Callable, Iterable, Mapping
-from dataclasses import dataclass
+from collections.abc import Iterable, Mapping
 from pathlib import Path
-from typing import Any, Generic, TypeVar
+from typing import Any
 
 from llmaas.api import messages as msg
 from llmaas.api import replies
+from llmaas.api.operation import (
+    AsyncAsker,
+    BlockingAsker,
+    Operation,
+    awaitable,
+    blocking,
+    checked,
+    nothing,
+    record,
+    records,
+)
 from llmaas.api.record_maps import from_map, to_map
 from llmaas.calls import DEFAULT_TERMS, Done, Sampling, Terms
-from llmaas.errors import BadRequest
 from llmaas.records import AdapterInfo, ContextDetail, ContextInfo, Message
 
 Messages = Iterable[Message | Mapping[str, str]]
 """What a caller may hand a client: Message objects, or maps with ``role`` and ``content``."""
 GREEDY = Sampling()
-T = TypeVar("T")
-Method = TypeVar("Method", bound=Callable[..., Any])
 
 
-@dataclass(frozen=True, slots=True)
-class Operation(Generic[T]):
-    """A request, and the function that reads its result."""
-
-    request: msg.Request
-    read: Callable[[object], T]
-
-
-def as_method(operation: Callable[..., Any], returns: str | None = None) -> Callable[[Method], Method]:
-    """Give a client's method the name, the documentation and the signature of ``operation``.
-
-    The method returns what the operation reads from its reply, unless ``returns`` names another class.
-    """
-
-    def dress(method: Method) -> Method:
-        functools.update_wrapper(method, operation, ("__name__", "__qualname__", "__doc__"), ())
-        vars(method).pop("__wrapped__")  # inspect.signature would follow it, and miss ``self``
-        signature = inspect.signature(operation)
-        itself = inspect.Parameter("self", inspect.Parameter.POSITIONAL_OR_KEYWORD)
-        result = returns or str(signature.return_annotation).removeprefix("Operation[").removesuffix("]")
-        parameters = [itself, *signature.parameters.values()]
-        vars(method)["__signature__"] = signature.replace(parameters=parameters, return_annotation=result)
-        return method
-
-    return dress
+def as_messages(given: Messages) -> tuple[Message, ...]:
+    """Messages from what a caller may hand a client. Raises BadRequest that names the one at fault."""
+    return tuple(
+        m if isinstance(m, Message) else from_map(Message, m, strict=True, where=f"messages[{i}]")
+        for i, m in enumerate(given)
+    )
 
 
 # -- calls --------------------------------------------------------------------------------------
@@ -61,8 +47,8 @@ def append(
     context: str, messages: Messages = (), prompt: str | None = None, *, terms: Terms = DEFAULT_TERMS
 ) -> Operation[Done]:
     """Add chat messages, or raw ``prompt`` text, to a context without an answer."""
-    request = _checked(msg.Append, context, as_messages(messages), prompt, **to_map(terms))
-    return Operation(request, _record(Done))
+    request = checked(msg.Append, context, as_messages(messages), prompt, **to_map(terms))
+    return Operation(request, record(Done))
 
 
 def generate(
@@ -85,7 +71,7 @@ def generate(
     """
     stops = (stop,) if isinstance(stop, str) else tuple(stop)
     limits = {"max_tokens": max_tokens, "stop": stops, "logprobs": logprobs, "on_full": on_full}
-    return _checked(msg.Generate, context, as_messages(messages), prompt, **limits, **to_map(terms), **to_map(sampling))
+    return checked(msg.Generate, context, as_messages(messages), prompt, **limits, **to_map(terms), **to_map(sampling))
 
 
 # -- contexts -----------------------------------------------------------------------------------
@@ -96,27 +82,27 @@ def create(*, name: str | None = None, system: str | None = None, adapter: str =
 
     Its id is its name if none is given. Raises ContextExists, UnknownAdapter.
     """
-    return Operation(msg.Create(name, system, adapter), _record(ContextInfo))
+    return Operation(msg.Create(name, system, adapter), record(ContextInfo))
 
 
 def fork(context: str, *, name: str | None = None) -> Operation[ContextInfo]:
     """Make a new context with the same conversation; it shares the chunks of the old one."""
-    return Operation(msg.Fork(context, name), _record(ContextInfo))
+    return Operation(msg.Fork(context, name), record(ContextInfo))
 
 
 def truncate(context: str, *, n_tokens: int | None = None, n_messages: int | None = None) -> Operation[ContextInfo]:
     """Keep the first ``n_tokens`` tokens, or the first ``n_messages`` messages, of a context."""
-    return Operation(_checked(msg.Truncate, context, n_tokens, n_messages), _record(ContextInfo))
+    return Operation(checked(msg.Truncate, context, n_tokens, n_messages), record(ContextInfo))
 
 
 def contexts(everyone: bool = False) -> Operation[list[ContextInfo]]:
     """List the app's contexts; with ``everyone`` those of every app, for the user who runs the daemon."""
-    return Operation(msg.ListContexts(everyone), _records(ContextInfo))
+    return Operation(msg.ListContexts(everyone), records(ContextInfo))
 
 
 def show(context: str, *, everyone: bool = False) -> Operation[ContextDetail]:
     """Show a context with its conversation."""
-    return Operation(msg.Show(context, everyone), _record(ContextDetail))
+    return Operation(msg.Show(context, everyone), record(ContextDetail))
 
 
 def hint(context: str) -> Operation[None]:
@@ -124,12 +110,12 @@ def hint(context: str) -> Operation[None]:
 
     Returns at once. The daemon takes it as a wish: calls come first.
     """
-    return Operation(msg.Hint(context), _nothing)
+    return Operation(msg.Hint(context), nothing)
 
 
 def delete(context: str, *, everyone: bool = False) -> Operation[None]:
     """Delete a context with all its chunks, in RAM and on disk, for good."""
-    return Operation(msg.Delete(context, everyone), _nothing)
+    return Operation(msg.Delete(context, everyone), nothing)
 
 
 # -- the daemon ---------------------------------------------------------------------------------
@@ -145,7 +131,7 @@ def budget(*, pool_bytes: int | None = None, disk_bytes: int | None = None) -> O
 
     For the user who runs the daemon; others get Forbidden.
     """
-    return Operation(_checked(msg.Budget, pool_bytes, disk_bytes), replies.result_map)
+    return Operation(checked(msg.Budget, pool_bytes, disk_bytes), replies.result_map)
 
 
 def limit(app: str | None = None, rate: float | None = None) -> Operation[dict[str, Any]]:
@@ -153,17 +139,17 @@ def limit(app: str | None = None, rate: float | None = None) -> Operation[dict[s
 
     ``rate`` None: no limit. For the user who runs the daemon; others get Forbidden.
     """
-    return Operation(_checked(msg.Limit, app, rate), replies.result_map)
+    return Operation(checked(msg.Limit, app, rate), replies.result_map)
 
 
 def adapters() -> Operation[list[AdapterInfo]]:
     """List the LoRA adapters that ``create`` and ``terms`` may name."""
-    return Operation(msg.ListAdapters(), _records(AdapterInfo))
+    return Operation(msg.ListAdapters(), records(AdapterInfo))
 
 
 def adapter_add(name: str, path: Path | str) -> Operation[AdapterInfo]:
     """Register an adapter's file, also for later starts of the daemon; for the user who runs the daemon."""
-    return Operation(msg.AdapterAdd(name, str(path)), _record(AdapterInfo))
+    return Operation(msg.AdapterAdd(name, str(path)), record(AdapterInfo))
 
 
 def adapter_remove(name: str) -> Operation[None]:
@@ -171,12 +157,12 @@ def adapter_remove(name: str) -> Operation[None]:
 
     Contexts that use it stay; their calls raise UnknownAdapter until one names another adapter.
     """
-    return Operation(msg.AdapterRemove(name), _nothing)
+    return Operation(msg.AdapterRemove(name), nothing)
 
 
 def ping() -> Operation[None]:
     """Return when the daemon has answered: it is there, and serves this connection."""
-    return Operation(msg.Ping(), _nothing)
+    return Operation(msg.Ping(), nothing)
 
 
 # -- running calls, for the clients' streams ------------------------------------------------------
@@ -184,40 +170,52 @@ def ping() -> Operation[None]:
 
 def cancel(request: int) -> Operation[None]:
     """End an append or generate of this connection. Raises UnknownRequest if it has ended."""
-    return Operation(msg.Cancel(request), _nothing)
+    return Operation(msg.Cancel(request), nothing)
 
 
 def prioritize(request: int, priority: int) -> Operation[None]:
     """Change how urgent an append or generate is: 0 (most urgent) .. 9. Raises UnknownRequest if it has ended."""
-    return Operation(_checked(msg.Prioritize, request, priority), _nothing)
+    return Operation(checked(msg.Prioritize, request, priority), nothing)
 
 
-# -- how they are made --------------------------------------------------------------------------
+# -- the clients' methods -------------------------------------------------------------------------
 
 
-def as_messages(given: Messages) -> tuple[Message, ...]:
-    """Messages from what a caller may hand a client. Raises BadRequest that names the one at fault."""
-    return tuple(
-        m if isinstance(m, Message) else from_map(Message, m, strict=True, where=f"messages[{i}]")
-        for i, m in enumerate(given)
-    )
+class BlockingOperations(BlockingAsker):
+    """What Client derives from."""
+
+    create = blocking(create)
+    append = blocking(append)
+    fork = blocking(fork)
+    truncate = blocking(truncate)
+    contexts = blocking(contexts)
+    show = blocking(show)
+    hint = blocking(hint)
+    delete = blocking(delete)
+    stats = blocking(stats)
+    budget = blocking(budget)
+    limit = blocking(limit)
+    adapters = blocking(adapters)
+    adapter_add = blocking(adapter_add)
+    adapter_remove = blocking(adapter_remove)
+    ping = blocking(ping)
 
 
-def _checked(make: Callable[..., T], *args: Any, **named: Any) -> T:
-    """What ``make`` makes. A ValueError of it becomes BadRequest, as it would on the daemon's side."""
-    try:
-        return make(*args, **named)
-    except ValueError as e:
-        raise BadRequest(str(e)) from e
+class AsyncOperations(AsyncAsker):
+    """What AsyncClient derives from."""
 
-
-def _record(cls: type[T]) -> Callable[[object], T]:
-    return functools.partial(replies.result, cls)
-
-
-def _records(cls: type[T]) -> Callable[[object], list[T]]:
-    return functools.partial(replies.result_list, cls)
-
-
-def _nothing(result: object) -> None:
-    """Read no result, whatever the daemon may add in a later version."""
+    create = awaitable(create)
+    append = awaitable(append)
+    fork = awaitable(fork)
+    truncate = awaitable(truncate)
+    contexts = awaitable(contexts)
+    show = awaitable(show)
+    hint = awaitable(hint)
+    delete = awaitable(delete)
+    stats = awaitable(stats)
+    budget = awaitable(budget)
+    limit = awaitable(limit)
+    adapters = awaitable(adapters)
+    adapter_add = awaitable(adapter_add)
+    adapter_remove = awaitable(adapter_remove)
+    ping = awaitable(ping)

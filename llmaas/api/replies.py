@@ -9,7 +9,6 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any, TypeVar
 
-from llmaas.api.messages import VERSION
 from llmaas.api.record_maps import from_map, to_map
 from llmaas.api.wire import Frame
 from llmaas.calls import Logprobs, Piece
@@ -20,22 +19,12 @@ from llmaas.errors import (
     Internal,
     LlmaasError,
     MalformedFrame,
-    VersionMismatch,
     by_code,
 )
 
 MAX_MESSAGE = 2000
 """Most characters of an error message: it may quote what the caller sent."""
 T = TypeVar("T")
-
-
-def hello_reply(frame: Frame) -> Frame:
-    """The daemon's first frame, checked. Raises what the daemon refused with, or VersionMismatch."""
-    if frame.get("type") == "failed":
-        raise error_from(frame)
-    if frame.get("type") != "hello" or frame.get("version") != VERSION:
-        raise VersionMismatch(f"what answers does not speak protocol version {VERSION} of llmaas")
-    return frame
 
 
 def piece_frame(request_id: int, piece: Piece) -> Frame:

@@ -18,8 +18,9 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from llmaas.api.backend import DEFAULT_LIMITS, Backend, Limits
+from llmaas.api.backend import Backend
 from llmaas.api.connection import Connection
+from llmaas.api.limits import DEFAULT_LIMITS, Limits
 from llmaas.errors import ConfigError, SocketInUse
 
 __all__ = ["Backend", "Limits", "Server", "peer_uid", "serve"]

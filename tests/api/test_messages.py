@@ -13,6 +13,7 @@ from hypothesis import strategies as st
 
 from llmaas.api import messages as msg
 from llmaas.api import replies
+from llmaas.api.hello import Hello, app_id, hello_frame, read_hello
 from llmaas.api.operations import as_messages
 from llmaas.api.record_maps import from_map, to_map
 from llmaas.api.wire import Decoder, Frame, encode
@@ -239,21 +240,21 @@ def test_defaults_of_generate_are_those_of_the_records() -> None:
 @pytest.mark.parametrize("name", ["", "a" * 65, "a/b", "ä", "a b", "a\n", "\x00"])
 def test_an_app_name_has_1_to_64_plain_characters(name: str) -> None:
     with pytest.raises(BadRequest, match="'app'"):
-        msg.app_id(1000, name)
+        app_id(1000, name)
 
 
 def test_an_app_is_its_uid_and_its_name() -> None:
-    assert msg.app_id(1000, "org.mail_2-x") == "1000/org.mail_2-x"
-    assert msg.app_id(0, "a" * 64) == "0/" + "a" * 64
+    assert app_id(1000, "org.mail_2-x") == "1000/org.mail_2-x"
+    assert app_id(0, "a" * 64) == "0/" + "a" * 64
 
 
 def test_the_version_is_looked_at_before_all_other_fields() -> None:
     with pytest.raises(VersionMismatch, match=r"version 2.*version 1"):
-        msg.hello({"op": "hello", "version": 2, "application": 5})
+        read_hello({"op": "hello", "version": 2, "application": 5})
     for bad in ({"op": "ping", "version": 2}, {"op": "hello", "app": "mail"}, {"op": "hello", "version": "1"}):
         with pytest.raises(BadRequest):
-            msg.hello(bad)
-    assert msg.hello(msg.hello_frame("mail", "me")) == msg.Hello(1, "mail", "me")
+            read_hello(bad)
+    assert read_hello(hello_frame("mail", "me")) == Hello(1, "mail", "me")
 
 
 def test_a_reply_may_hold_more_than_this_version_knows_and_never_less() -> None:
@@ -286,7 +287,7 @@ DOC = (Path(__file__).parents[2] / "docs" / "protocol.md").read_text(encoding="u
 
 @pytest.mark.parametrize("op", ["hello", *msg.OPERATIONS])
 def test_the_document_describes_every_operation_with_its_fields(op: str) -> None:
-    cls = msg.OPERATIONS.get(op, msg.Hello)
+    cls = msg.OPERATIONS.get(op, Hello)
     section = re.search(rf"^### `{op}`$(.*?)^##", DOC, re.MULTILINE | re.DOTALL)
     assert section, f"no section for {op}"
     for name in cls.__dataclass_fields__:
@@ -305,7 +306,7 @@ def test_the_example_session_in_the_document_is_valid() -> None:
     said = [(who, json.loads(text)) for who, text in lines]
     for who, frame in said:
         if who == "C" and frame["op"] == "hello":
-            msg.hello(frame)
+            read_hello(frame)
         elif who == "C":
             msg.request_id(frame)
             msg.request(frame)

@@ -392,7 +392,7 @@ def test_a_reader_that_does_not_read_is_dropped_and_the_others_are_served(
     async def main() -> None:
         async with serving(path, limits=SMALL) as (backend, server):
             sleeper, other = await with_context(path), await peer(path)
-            sleeper.reader._transport.pause_reading()  # type: ignore[attr-defined]
+            sleeper.writer.transport.pause_reading()
             sleeper.send({"id": 1, "op": "generate", "context": "inbox", "prompt": "flood"})
             await until(lambda: backend.cancelled == [1])
             await until(lambda: len(server.connections) == 1)
@@ -410,10 +410,10 @@ async def test_a_reader_that_is_slow_to_read_gets_all_it_asked_for(path: Path) -
     async with serving(path, limits=SMALL) as (backend, _):
         backend.stats_reply = {"text": "x" * 15000}
         client = await peer(path)
-        client.reader._transport.pause_reading()  # type: ignore[attr-defined]
+        client.writer.transport.pause_reading()
         client.send(*({"id": i, "op": "stats"} for i in range(200)))  # 3 MB of replies, 64 KiB of buffer
         await asyncio.sleep(0.05)
-        client.reader._transport.resume_reading()  # type: ignore[attr-defined]
+        client.writer.transport.resume_reading()
         assert [f["id"] for f in await collect(client, 200)] == list(range(200))
         await client.close()
 
@@ -623,7 +623,7 @@ async def test_shutdown_tells_every_running_request_and_ends_every_connection(pa
 async def test_shutdown_does_not_wait_for_a_reader_that_does_not_read(path: Path) -> None:
     async with serving(path, limits=Limits(max_frame=1 << 20, write_buffer=1 << 30)) as (_, server):
         client = await with_context(path)
-        client.reader._transport.pause_reading()  # type: ignore[attr-defined]
+        client.writer.transport.pause_reading()
         client.send({"id": 1, "op": "generate", "context": "inbox", "prompt": "flood"})
         await asyncio.sleep(0.05)
         await asyncio.wait_for(server.close(), 3)

@@ -18,7 +18,7 @@ from typing import Any
 import pytest
 
 from llmaas.api.async_client import AsyncClient
-from llmaas.api.backend import Limits
+from llmaas.api.limits import Limits
 from llmaas.calls import FinishReason
 from llmaas.errors import LlmaasError
 from llmaas.records import Message

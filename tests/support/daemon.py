@@ -21,8 +21,8 @@ from typing import Any
 import msgpack
 
 from llmaas.api.async_client import AsyncClient
-from llmaas.api.backend import Limits
 from llmaas.api.client import Client
+from llmaas.api.limits import Limits
 from llmaas.api.server import peer_uid, serve
 from llmaas.api.wire import Decoder, Frame
 from llmaas.calls import Generation

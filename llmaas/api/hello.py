@@ -1,0 +1,63 @@
+"""The first frame of each side: which protocol version it speaks, which app connects, what the daemon allows.
+
+Law: pure. The version is looked at before all else: other versions may have other fields.
+"""
+
+from __future__ import annotations
+
+import re
+import reprlib
+from dataclasses import dataclass
+
+from llmaas.api.record_maps import from_map, to_map
+from llmaas.api.replies import error_from
+from llmaas.api.wire import Frame
+from llmaas.errors import BadRequest, VersionMismatch
+from llmaas.records import AppId
+
+VERSION = 1
+"""The protocol version of this package."""
+_APP_NAME = re.compile(r"[A-Za-z0-9._-]{1,64}")
+
+
+@dataclass(frozen=True, slots=True)
+class Hello:
+    version: int
+    app: str
+    client: str = ""
+
+
+def hello_frame(app: str, client: str) -> Frame:
+    """A client's first frame; ``client`` is its name and version, for the daemon's log."""
+    return {"op": "hello", **to_map(Hello(VERSION, app, client))}
+
+
+def read_hello(frame: Frame) -> Hello:
+    """What a client's first frame says. Raises BadRequest, VersionMismatch."""
+    if frame.get("op") != "hello":
+        raise BadRequest("field 'op': the first frame must be a hello")
+    version = frame.get("version")
+    if type(version) is int and version != VERSION:
+        raise VersionMismatch(f"the client speaks protocol version {version}, this daemon version {VERSION}")
+    return from_map(Hello, {name: value for name, value in frame.items() if name != "op"}, strict=True)
+
+
+def app_id(uid: int, name: str) -> AppId:
+    """The identity ``<uid>/<name>``. Raises BadRequest for a bad app name."""
+    if not _APP_NAME.fullmatch(name):
+        raise BadRequest(f"field 'app': 1 to 64 characters of A-Z a-z 0-9 . _ - are wanted, not {reprlib.repr(name)}")
+    return AppId(f"{uid}/{name}")
+
+
+def reply_frame(server: str, limits: Frame, facts: Frame) -> Frame:
+    """The daemon's first frame; ``facts`` are what it says about the model that it serves."""
+    return {**facts, "type": "hello", "version": VERSION, "server": server, "limits": limits}
+
+
+def read_reply(frame: Frame) -> Frame:
+    """The daemon's first frame, checked. Raises what the daemon refused with, or VersionMismatch."""
+    if frame.get("type") == "failed":
+        raise error_from(frame)
+    if frame.get("type") != "hello" or frame.get("version") != VERSION:
+        raise VersionMismatch(f"what answers does not speak protocol version {VERSION} of llmaas")
+    return frame

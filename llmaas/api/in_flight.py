@@ -1,0 +1,176 @@
+"""The requests of one connection that have no terminal reply yet.
+
+Law: every request gets exactly one terminal reply, after all its pieces; after ``abandon`` there are no replies, and
+what can be cancelled is.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import functools
+import logging
+from collections.abc import Callable, Coroutine
+from dataclasses import dataclass, is_dataclass
+from typing import Any
+
+from llmaas.api import messages as msg
+from llmaas.api import replies
+from llmaas.api.backend import Backend, Caller, answer, task_of
+from llmaas.api.limits import Limits
+from llmaas.api.record_maps import to_map
+from llmaas.api.wire import Frame, encode
+from llmaas.calls import CallSpec, Piece
+from llmaas.errors import BadRequest, Busy, Cancelled, Internal, LlmaasError, UnknownRequest
+from llmaas.records import RequestId
+
+log = logging.getLogger(__name__)
+
+
+@dataclass(slots=True, eq=False)
+class _RunningRequest:
+    """A request without its terminal reply. ``call`` is the backend's id of it, if it can be cancelled."""
+
+    op: str
+    call: RequestId | None = None
+    over: bool = False
+
+
+class InFlight:
+    """Starts the requests of ``caller`` and writes their replies. ``tasks`` keeps what runs, until it has ended."""
+
+    def __init__(
+        self,
+        backend: Backend,
+        caller: Caller,
+        limits: Limits,
+        write: Callable[[bytes], None],
+        tasks: set[asyncio.Task[Any]],
+    ) -> None:
+        self._backend = backend
+        self._caller = caller
+        self._limits = limits
+        self._write = write
+        self._tasks = tasks
+        self._running: dict[int, _RunningRequest] = {}
+
+    def take(self, frame: Frame) -> None:
+        """Answer a request at once, or begin it. Whatever goes wrong is its reply."""
+        try:
+            request_id = msg.request_id(frame)
+            if request_id in self._running:
+                raise BadRequest(f"field 'id': request {request_id} is still running")
+        except BadRequest as e:  # a reply with this id, or without one, would be taken for another request's
+            self._write(encode(replies.failed_frame(None, e)))
+            return
+        try:
+            self._start(request_id, msg.request(frame))
+        except Exception as e:
+            if running := self._running.pop(request_id, None):
+                running.over = True
+            self._failed(request_id, as_llmaas_error(e, str(frame.get("op"))))
+
+    def fail_all(self, error: LlmaasError) -> None:
+        """Reply to every running request that it has failed. To be followed by ``abandon``."""
+        for request_id in list(self._running):
+            self._failed(request_id, error)
+
+    def abandon(self) -> None:
+        """Write no more replies, and cancel what runs."""
+        abandoned, self._running = self._running, {}
+        for running in abandoned.values():
+            running.over = True
+            self._stop(running)
+
+    # -- starting -----------------------------------------------------------------------------
+
+    def _start(self, request_id: int, request: msg.Request) -> None:
+        match request:
+            case msg.Append() | msg.Generate():
+                self._submit(request_id, request)
+            case msg.Cancel(target):
+                self._backend.cancel(self._call(target, "cancelled"))
+                self._done(request_id, None)
+            case msg.Prioritize(target, priority):
+                self._backend.prioritize(self._call(target, "given a priority"), priority)
+                self._done(request_id, None)
+            case msg.Create() | msg.Fork() | msg.Truncate() | msg.Delete() | msg.AdapterAdd() | msg.AdapterRemove():
+                self._spawn(request_id, msg.op_of(request), task_of(self._backend, self._caller, request))
+            case _:
+                self._done(request_id, answer(self._backend, self._caller, request))
+
+    def _admit(self, request_id: int, op: str) -> _RunningRequest:
+        if len(self._running) >= self._limits.max_in_flight:
+            raise Busy(f"{len(self._running)} requests run on this connection already")
+        running = self._running[request_id] = _RunningRequest(op)
+        return running
+
+    def _spawn(self, request_id: int, op: str, begin: Callable[[], Coroutine[Any, Any, object]]) -> None:
+        running = self._admit(request_id, op)
+        task = asyncio.get_running_loop().create_task(begin())
+        self._tasks.add(task)
+        task.add_done_callback(self._tasks.discard)
+        task.add_done_callback(functools.partial(self._ended, request_id, running))
+
+    def _submit(self, request_id: int, request: msg.Append | msg.Generate) -> None:
+        running = self._admit(request_id, msg.op_of(request))
+        generation = request.generation if isinstance(request, msg.Generate) else None
+        spec = CallSpec(request.turn, generation, request.terms)
+
+        def emit(piece: Piece) -> None:
+            if not running.over:
+                self._write(encode(replies.piece_frame(request_id, piece)))
+
+        running.call, future = self._backend.submit(self._caller.app, request.context, spec, emit)
+        future.add_done_callback(functools.partial(self._ended, request_id, running))
+        if running.over:  # the first pieces, within submit, found the peer gone
+            self._stop(running)
+
+    def _call(self, target: int, what: str) -> RequestId:
+        """The backend's id of a running call. Raises UnknownRequest, BadRequest."""
+        running = self._running.get(target)
+        if running is None:
+            raise UnknownRequest(f"no request {target} runs on this connection")
+        if running.call is None:
+            raise BadRequest(f"field 'request': {target} is a {running.op}; only append and generate can be {what}")
+        return running.call
+
+    # -- ending -------------------------------------------------------------------------------
+
+    def _ended(self, request_id: int, running: _RunningRequest, future: asyncio.Future[Any]) -> None:
+        try:
+            result = future.result()
+            if not running.over:
+                self._done(request_id, to_map(result) if is_dataclass(result) else result)
+        except (Exception, asyncio.CancelledError) as e:
+            error = as_llmaas_error(e, running.op)
+            if not running.over:
+                self._failed(request_id, error)
+        running.over = True
+        if self._running.get(request_id) is running:
+            del self._running[request_id]
+
+    def _done(self, request_id: int, result: object) -> None:
+        self._write(encode(replies.done_frame(request_id, result), max_frame=self._limits.max_frame))
+
+    def _failed(self, request_id: int, error: LlmaasError) -> None:
+        self._write(encode(replies.failed_frame(request_id, error)))
+
+    def _stop(self, running: _RunningRequest) -> None:
+        if running.call is None:
+            return  # create, fork, truncate and delete are short, and end by themselves
+        try:
+            self._backend.cancel(running.call)
+        except UnknownRequest:
+            pass  # it ended in this very turn of the loop
+        except Exception:
+            log.exception("cancelling a request of %s failed", self._caller.app)
+
+
+def as_llmaas_error(error: BaseException, op: str) -> LlmaasError:
+    """The error as callers see it. What nobody foresaw is logged with its traceback."""
+    if isinstance(error, LlmaasError):
+        return error
+    if isinstance(error, asyncio.CancelledError):
+        return Cancelled(f"the {op} was cancelled by the daemon")
+    log.error("unexpected fault in %s", op, exc_info=error)
+    return Internal(f"unexpected {type(error).__name__} in {op}")
