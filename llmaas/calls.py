@@ -154,6 +154,16 @@ class CallSpec:
     generation: Generation | None = None
     terms: Terms = DEFAULT_TERMS
 
+    @property
+    def max_new(self) -> int:
+        """Tokens of the answer at most; 0: there is none."""
+        return self.generation.max_tokens if self.generation else 0
+
+    @property
+    def shifts(self) -> bool:
+        """Whether a context that is full goes on without its oldest messages."""
+        return self.generation is not None and self.generation.on_full == "shift"
+
 
 class FinishReason(enum.Enum):
     STOP = "stop"

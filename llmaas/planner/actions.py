@@ -232,11 +232,8 @@ class Finish:
     n_kv: int
 
 
-Action = (
-    RunStep
-    | AbortStep
-    | WakeAt
-    | LoadChunks
+ChunkAction = (
+    LoadChunks
     | StopLoad
     | FetchChunks
     | SaveChunks
@@ -248,8 +245,6 @@ Action = (
     | DropPool
     | DropDisk
     | DropCells
-    | Admitted
-    | Paused
-    | Switched
-    | Finish
 )
+"""What moves, changes or removes chunks."""
+Action = RunStep | AbortStep | WakeAt | Admitted | Paused | Switched | Finish | ChunkAction

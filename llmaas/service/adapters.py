@@ -10,9 +10,8 @@ import asyncio
 import logging
 import re
 import reprlib
-from collections.abc import Awaitable, Callable, Sequence
+from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
 
 from llmaas.engine.adapter_cache import AdapterCache, AdapterFile, examine
 from llmaas.engine.thread import EngineThread
@@ -20,6 +19,7 @@ from llmaas.errors import AdapterUnreadable, BadRequest, UnknownAdapter
 from llmaas.kvchunks.keys import namespace
 from llmaas.kvchunks.store.store import AdapterRow, Store
 from llmaas.records import AdapterInfo, AppId
+from llmaas.service.store_thread import StoreThread
 
 log = logging.getLogger(__name__)
 
@@ -27,11 +27,11 @@ _NAME = re.compile(r"[A-Za-z0-9._-]{1,64}")
 
 
 class AdapterRegistry:
-    """``rows`` runs a job on the store's thread, ``budget`` is in bytes. For one event loop."""
+    """The adapters by name. ``budget``: bytes of those that are loaded. For one event loop."""
 
-    def __init__(self, thread: EngineThread, store: Store, rows: Callable[..., Awaitable[Any]], budget: int) -> None:
+    def __init__(self, thread: EngineThread, store: Store, store_thread: StoreThread, budget: int) -> None:
         self.cache = AdapterCache(thread.engine, budget)
-        self._thread, self._store, self._rows = thread, store, rows
+        self._thread, self._store, self._store_thread = thread, store, store_thread
         self._model = thread.engine.info.fingerprint
         self._files: dict[str, AdapterFile] = {}
 
@@ -40,7 +40,7 @@ class AdapterRegistry:
 
         An earlier one whose file is gone stays registered: its calls fail until it is back.
         """
-        for row in await self._rows(self._store.adapters.all):
+        for row in await self._store_thread.run(self._store.adapters.all):
             file = AdapterFile(row.name, Path(row.path), row.fingerprint)
             try:
                 file = await asyncio.to_thread(examine, row.name, file.path)
@@ -92,7 +92,7 @@ class AdapterRegistry:
         if not Path(path).is_absolute():
             raise BadRequest(f"an absolute path is wanted, not {reprlib.repr(path)}")
         file = await self._tried(name, Path(path))
-        await self._rows(self._store.adapters.save, AdapterRow(name, path, file.fingerprint))
+        await self._store_thread.run(self._store.adapters.save, AdapterRow(name, path, file.fingerprint))
         before = self._files.get(name)
         self._files[name] = file
         self._put_away(before)
@@ -102,7 +102,7 @@ class AdapterRegistry:
         """Calls that run with it go on to their end. Contexts that use it are kept, and refuse calls until they are
         given another one. Raises UnknownAdapter."""
         before = self.file(name)
-        await self._rows(self._store.adapters.delete, name)
+        await self._store_thread.run(self._store.adapters.delete, name)
         self._files.pop(name, None)
         self._put_away(before)
 

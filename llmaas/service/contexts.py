@@ -1,190 +1,164 @@
-"""The service's contexts: their tokens, messages and chunk keys in memory, as they are on disk.
+"""What apps do with their contexts, apart from calls: create, fork, truncate, delete, list.
 
-Law: ``tokens`` may run ahead of the store only while a call holds the context's lock; what a reply has acknowledged
-is on disk. An app finds only its own contexts.
+Law: a change is in the store before it is in memory, and in both before the reply leaves.
 """
 
 from __future__ import annotations
 
 import asyncio
-import math
-import secrets
-from array import array
-from collections.abc import Callable, Container, Iterator, Sequence
-from collections.abc import Set as AbstractSet
-from dataclasses import dataclass, field
-from itertools import takewhile
 
-from llmaas.errors import UnknownContext
-from llmaas.kvchunks.keys import chunk_keys
-from llmaas.kvchunks.store.store import ContextRow, Span
-from llmaas.planner.events import ContextChanged, Event
-from llmaas.records import CHUNK_TOKENS, AppId, ChunkKey, ContextId, Message
-
-_CREATING_APPS = 4096
-"""More than can have creates under way at once."""
+from llmaas.calls import Turn
+from llmaas.errors import BadRequest, ContextExists, ModelMismatch
+from llmaas.kvchunks.store.store import ContextRow
+from llmaas.planner.events import ChunksFound, ContextClosed, ContextOpened
+from llmaas.records import AppId, ContextDetail, ContextInfo, Message
+from llmaas.service.directory import new_id
+from llmaas.service.interpreter import Interpreter
+from llmaas.service.live_context import LiveContext, publish_kv, total_tokens
+from llmaas.service.parts import ServiceParts
+from llmaas.service.turn_runner import refuse_if_deleted, refuse_if_too_long
+from llmaas.service.turn_spans import turn_spans
 
 
-@dataclass(frozen=True, slots=True)
-class MessageMark:
-    """A message and where its tokens end. ``open``: an answer without its closing text yet."""
+class Contexts:
+    """The contexts of all apps. ``ctx_limit``: tokens of the longest one. For one event loop."""
 
-    message: Message
-    end: int
-    open: bool
+    def __init__(self, parts: ServiceParts, interpreter: Interpreter, *, ctx_limit: int) -> None:
+        self._engine, self._store, self._store_thread = parts.engine, parts.store, parts.store_thread
+        self._clock, self._adapters, self._directory = parts.clock, parts.adapters, parts.directory
+        self._planner, self._dispatch = interpreter.planner, interpreter.dispatch
+        self._ctx_limit = ctx_limit
 
+    async def open_stored(self) -> int:
+        """Open every context of the store; how many chunks there are on DISK. Raises StoreFailed."""
+        chunks = await self._store_thread.run(lambda: {chunk.key: chunk for chunk in self._store.chunks()})
+        rows = await self._store_thread.run(self._store.contexts)
+        for row in sorted(rows, key=lambda row: row.last_used):  # the disk quota counts contexts as used in this order
+            live = self._live(row)
+            live.add_spans(await self._store_thread.run(self._store.spans, row.id))
+            live.cover_stored(chunks.keys())
+            self._open(live)
+        self._dispatch(ChunksFound(tuple((chunk.key, chunk.nbytes, chunk.meta) for chunk in chunks.values())))
+        return len(chunks)
 
-@dataclass(slots=True, eq=False)
-class LiveContext:
-    """A context in memory. ``keys`` name the chunks of its first ``n_kv`` tokens."""
+    async def create(self, app: AppId, name: str | None, system: str | None, adapter: str) -> ContextInfo:
+        """See ``Service.create``."""
+        self._adapters.file(adapter)
+        row = self._new_row(app, name, adapter)
+        live = self._live(row)
+        turn = Turn((Message("system", system),) if system else ())
+        spans = turn_spans(self._engine, live, turn, answer=False)
+        refuse_if_too_long(total_tokens(spans), self._ctx_limit)
+        await self._store_thread.run(self._store.create_context, row, spans)
+        live.add_spans(spans)
+        live.used = self._clock.now()
+        self._open(live)
+        return self.info(live)
 
-    row: ContextRow
-    root: bytes
-    usable: bool
-    adapter: str = ""
-    """Name of the LoRA adapter that its KV is computed with; what ``root`` says of it is its content."""
-    tokens: array[int] = field(default_factory=lambda: array("i"))
-    marks: list[MessageMark] = field(default_factory=list)
-    keys: list[ChunkKey] = field(default_factory=list)
-    n_kv: int = 0
-    last_used: float = 0.0
-    """What the wall clock said."""
-    used: float = -math.inf
-    """The same by the monotonic clock: the order of use since the start, whatever the wall clock did."""
-    deleted: bool = False
-    lock: asyncio.Lock = field(default_factory=asyncio.Lock)
+    async def fork(self, app: AppId, context: str, name: str | None) -> ContextInfo:
+        """See ``Service.fork``."""
+        source = self.find_usable(app, context)
+        async with source.lock:
+            refuse_if_deleted(source)
+            row = self._new_row(app, name, source.adapter)
+            await self._store_thread.run(self._store.fork, source.id, row)
+            live = self._live(row)
+            live.root = source.root
+            live.tokens, live.marks = source.tokens[:], list(source.marks)
+            live.keys, live.n_kv = list(source.keys), source.n_kv
+            live.used = self._clock.now()
+            self._open(live)
+        return self.info(live)
 
-    @property
-    def id(self) -> ContextId:
-        return self.row.id
+    async def truncate(self, app: AppId, context: str, n_tokens: int | None, n_messages: int | None) -> ContextInfo:
+        """See ``Service.truncate``."""
+        live = self.find_usable(app, context)
+        async with live.lock:
+            refuse_if_deleted(live)
+            keep = _n_kept(live, n_tokens, n_messages)
+            now = self._clock.wall()
+            live.replace_spans(await self._store_thread.run(self._store.truncate, live.id, keep, now))
+            live.last_used, live.used = now, self._clock.now()
+            publish_kv(live, min(live.n_kv, keep), self._dispatch)
+        return self.info(live)
 
-    @property
-    def messages(self) -> list[Message]:
-        return [mark.message for mark in self.marks]
+    async def delete(self, live: LiveContext) -> None:
+        """Delete the context and the chunks that no other contains."""
+        async with live.lock:
+            refuse_if_deleted(live)
+            # Not on the store's thread: what forks share is encrypted anew, and turns must not wait for that.
+            shared = await asyncio.to_thread(self._store.encrypted_for, live.id)
+            new_owners = self._directory.other_owners(live, shared)
+            deleted = await asyncio.to_thread(self._store.delete_context, live.id, new_owners)
+            live.deleted = True
+            self._directory.remove(live)
+            self._dispatch(ContextClosed(live.id, tuple(deleted)))
 
-    @property
-    def open(self) -> bool:
-        return bool(self.marks) and self.marks[-1].open
+    def infos(self, app: AppId | None) -> list[ContextInfo]:
+        """An app's contexts, or everyone's; most recently used first."""
+        found = [live for live in self._directory if app is None or live.row.app == app]
+        found.sort(key=lambda live: (live.used, live.last_used), reverse=True)
+        return [self.info(live) for live in found]
 
-    def note(self, spans: Sequence[Span], *, add_tokens: bool) -> None:
-        """Take spans in; ``add_tokens`` False if their tokens are here already."""
-        if add_tokens:
-            for span in spans:
-                self.tokens.extend(span.tokens)
-        end = len(self.tokens) - total_tokens(spans)
-        for span in spans:
-            start, end = end, end + len(span.tokens)
-            if span.role is None:
-                continue
-            message = Message(span.role, span.text or "")
-            if self.open and span.open and self.marks[-1].end == start:  # an answer that was continued
-                message = Message(span.role, self.marks.pop().message.content + message.content)
-            self.marks.append(MessageMark(message, end, span.open))
+    def show(self, app: AppId | None, context: str) -> ContextDetail:
+        live = self._directory.find(app, context)
+        return ContextDetail(self.info(live), tuple(live.messages))
 
-    def cut(self, n_tokens: int) -> None:
-        """Take back what a failed call added: tokens from ``n_tokens`` on (its messages were never noted)."""
-        del self.tokens[n_tokens:]
+    def info(self, live: LiveContext) -> ContextInfo:
+        cells, pool, disk, none = self._planner.tiers(live.id)
+        row = live.row
+        return ContextInfo(
+            id=row.id,
+            app=row.app,
+            name=row.name,
+            n_tokens=len(live.tokens),
+            n_messages=len(live.marks),
+            created=row.created,
+            last_used=live.last_used,
+            tiers=(cells, pool, disk, none + max(0, len(live.tokens) - live.n_kv)),
+            usable=live.usable,
+            adapter=live.adapter,
+        )
 
-    def reread(self, spans: Sequence[Span]) -> None:
-        """Take the conversation anew from what the store has."""
-        self.tokens, self.marks = array("i"), []
-        self.note(spans, add_tokens=True)
+    def find(self, app: AppId | None, context: str) -> LiveContext:
+        """See ``Directory.find``."""
+        return self._directory.find(app, context)
 
-    def adopt(self, stored: Container[ChunkKey]) -> None:
-        """At start: let the keys cover as many tokens as ``stored`` chunks do, the partial last one included.
-
-        That one was cut where the last call's KV ended, at any token of the last chunk: try each, longest first.
-        """
-        whole = len(self.tokens) // CHUNK_TOKENS * CHUNK_TOKENS
-        self.rekey(whole)
-        for n in range(len(self.tokens), whole, -1):
-            if chunk_keys(self.root, self.tokens[:n], known=self.keys)[-1] in stored:
-                self.rekey(n)
-                return
-
-    def shared(self, stored: Callable[[ChunkKey], bool]) -> int:
-        """How many leading tokens chunks cover, with those that other contexts of the app have stored already.
-
-        Two contexts that begin alike (a system prompt, a document) have the same keys there.
-        """
-        first, whole = self.n_kv // CHUNK_TOKENS, len(self.tokens) // CHUNK_TOKENS
-        keys = chunk_keys(self.root, self.tokens[: whole * CHUNK_TOKENS], known=self.keys[:first])
-        n = first + sum(1 for _ in takewhile(stored, keys[first:]))
-        return max(self.n_kv, n * CHUNK_TOKENS)
-
-    def rekey(self, n_kv: int) -> tuple[int, tuple[ChunkKey, ...]]:
-        """Let the keys cover the first ``n_kv`` tokens: (first index that may have changed, keys from there)."""
-        first = min(self.n_kv, n_kv) // CHUNK_TOKENS
-        self.keys = chunk_keys(self.root, self.tokens[:n_kv], known=self.keys[:first])
-        self.n_kv = n_kv
-        return first, tuple(self.keys[first:])
-
-
-class Directory:
-    """All contexts, by id and by (app, name)."""
-
-    def __init__(self) -> None:
-        self._by_id: dict[ContextId, LiveContext] = {}
-        self._by_name: dict[tuple[AppId, str], LiveContext] = {}
-        self._last_fresh: dict[AppId, int] = {}
-        """Of the apps that asked last, that one at the end."""
-
-    def __len__(self) -> int:
-        return len(self._by_id)
-
-    def __iter__(self) -> Iterator[LiveContext]:
-        return iter(self._by_id.values())
-
-    def add(self, live: LiveContext) -> None:
-        self._by_id[live.id] = live
-        self._by_name[live.row.app, live.row.name] = live
-
-    def remove(self, live: LiveContext) -> None:
-        del self._by_id[live.id]
-        del self._by_name[live.row.app, live.row.name]
-
-    def heirs(self, live: LiveContext, keys: AbstractSet[ChunkKey]) -> dict[ChunkKey, ContextId]:
-        """For each of ``keys`` that other contexts of the app have, one of those."""
-        found = dict[ChunkKey, ContextId]()
-        for other in self._by_id.values():
-            if other is not live and other.row.app == live.row.app:
-                found.update((key, other.id) for key in other.keys if key in keys)
-        return found
-
-    def by_id(self, context: ContextId) -> LiveContext:
-        return self._by_id[context]
-
-    def find(self, app: AppId | None, ref: str) -> LiveContext:
-        """By name or id. ``app`` None (the daemon's owner) finds anyone's by id. Raises UnknownContext."""
-        live = self._by_name.get((app, ref)) if app is not None else None
-        live = live or self._by_id.get(ContextId(ref))
-        if live is None or (app is not None and live.row.app != app):
-            raise UnknownContext(f"no context {ref!r}" + (f" of app {app}" if app else ""))
+    def find_usable(self, app: AppId, context: str) -> LiveContext:
+        """Raises UnknownContext, ModelMismatch."""
+        live = self._directory.find(app, context)
+        if not live.usable:
+            raise ModelMismatch(f"context {live.row.name!r} was made with model {live.row.model!r}")
         return live
 
-    def has_name(self, app: AppId, name: str) -> bool:
-        return (app, name) in self._by_name
+    def _live(self, row: ContextRow) -> LiveContext:
+        root = self._adapters.root(row.app, row.adapter)
+        usable = row.vocab == self._engine.info.vocab
+        return LiveContext(row, root, usable=usable, adapter=row.adapter, last_used=row.last_used)
 
-    def fresh_name(self, app: AppId) -> str:
-        """A name that the app has not got and that is not given out twice, however many creates are under way."""
-        n = self._last_fresh.pop(app, 0) + 1
-        while self.has_name(app, f"context-{n}"):
-            n += 1
-        self._last_fresh[app] = n
-        if len(self._last_fresh) > _CREATING_APPS:
-            del self._last_fresh[next(iter(self._last_fresh))]
-        return f"context-{n}"
+    def _open(self, live: LiveContext) -> None:
+        self._directory.add(live)
+        idle = max(0.0, self._clock.wall() - live.last_used)
+        self._dispatch(ContextOpened(live.id, live.row.app, tuple(live.keys), live.n_kv, idle))
 
-
-def new_id() -> ContextId:
-    return ContextId(secrets.token_hex(8))
-
-
-def total_tokens(spans: Sequence[Span]) -> int:
-    return sum(len(span.tokens) for span in spans)
+    def _new_row(self, app: AppId, name: str | None, adapter: str) -> ContextRow:
+        if name is None:
+            name = self._directory.fresh_name(app)
+        if self._directory.has_name(app, name):
+            raise ContextExists(f"app {app} has a context named {name!r} already")
+        now, model = self._clock.wall(), self._engine.info
+        return ContextRow(new_id(), app, name, model.name, model.vocab, now, now, 0, adapter)
 
 
-def tell_changed(live: LiveContext, n_kv: int, dispatch: Callable[[Event], None]) -> None:
-    """The context's tokens changed; the planner learns its new chunks."""
-    first, keys = live.rekey(n_kv)
-    dispatch(ContextChanged(live.id, first, keys, n_kv))
+def _n_kept(live: LiveContext, n_tokens: int | None, n_messages: int | None) -> int:
+    """How many tokens a truncation keeps. Raises BadRequest."""
+    if (n_tokens is None) == (n_messages is None):
+        raise BadRequest("give n_tokens or n_messages, one of them")
+    if n_messages is not None:
+        if not 0 <= n_messages <= len(live.marks):
+            raise BadRequest(f"the context has {len(live.marks)} messages, not {n_messages}")
+        return live.marks[n_messages - 1].end if n_messages else 0
+    assert n_tokens is not None
+    if not 0 <= n_tokens <= len(live.tokens):
+        raise BadRequest(f"the context has {len(live.tokens)} tokens, not {n_tokens}")
+    return n_tokens

@@ -8,25 +8,21 @@ from __future__ import annotations
 
 import asyncio
 import logging
-import threading
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from concurrent.futures import Future
 from pathlib import Path
-from queue import SimpleQueue
-from typing import Any
 
-from llmaas.clock import Clock
-from llmaas.engine.adapter_cache import AdapterCache, AdapterFile
-from llmaas.engine.base import Aborted, BatchItem
-from llmaas.engine.thread import EngineThread
-from llmaas.errors import LlmaasError
+from llmaas.engine.adapter_cache import AdapterFile
+from llmaas.engine.base import BatchItem
+from llmaas.errors import LlmaasError, assert_never
 from llmaas.kvchunks.codec.codec import Codec
-from llmaas.kvchunks.store.store import Store
 from llmaas.kvchunks.tiering.pool import Pool
 from llmaas.kvchunks.tiering.sensitivity_worker import SensitivityWorker
 from llmaas.planner.actions import (
     AbortStep,
+    Action,
     Admitted,
+    ChunkAction,
     DropCells,
     DropDisk,
     DropPool,
@@ -48,137 +44,126 @@ from llmaas.planner.actions import (
 from llmaas.planner.events import CancelRequested, Drawn, Event, StepDone, StepFailed, Woken
 from llmaas.planner.planner import Planner
 from llmaas.planner.settings import PlannerSettings
-from llmaas.records import RequestId
 from llmaas.service.call import Call
-from llmaas.service.contexts import Directory, tell_changed
-from llmaas.service.host_share import HostShare
+from llmaas.service.live_context import publish_kv
+from llmaas.service.loop_bridge import LoopBridge
+from llmaas.service.parts import ServiceParts
 from llmaas.service.recorder import Recorder
+from llmaas.service.step_runner import StepRunner
 
 log = logging.getLogger(__name__)
 
 
-_PARCEL_S = 0.05
-"""Tokens that come faster than this are told of together: each telling takes a core from the model for a moment."""
-
-
-class LoopBridge:
-    """A thread that brings calls from the engine's thread to the event loop, in order.
-
-    ``call_soon_threadsafe`` writes to a pipe and so gives up the GIL, which the woken loop then holds while the engine
-    waits to begin its next step: 0.1 ms per token. The bridge writes while that step runs.
-    """
-
-    def __init__(self, loop: asyncio.AbstractEventLoop) -> None:
-        self._loop = loop
-        self._sent: SimpleQueue[tuple[Callable[..., None], tuple[Any, ...]] | None] = SimpleQueue()
-        self._thread = threading.Thread(target=self._run, name="loop-bridge", daemon=True)
-        self._thread.start()
-
-    def send(self, call: Callable[..., None], *args: object) -> None:
-        self._sent.put((call, args))
-
-    def close(self) -> None:
-        self._sent.put(None)
-        self._thread.join()
-
-    def _run(self) -> None:
-        while (sent := self._sent.get()) is not None:
-            self._loop.call_soon_threadsafe(sent[0], *sent[1])
-
-
 class Interpreter:
-    """Carries out the planner's actions. ``calls`` and ``directory`` are the service's own, read here."""
+    """Carries out the planner's actions. ``record``: a file for every event; ``write_rate``: bytes a second to DISK."""
 
-    def __init__(
-        self,
-        thread: EngineThread,
-        store: Store,
-        settings: PlannerSettings,
-        clock: Clock,
-        calls: dict[RequestId, Call],
-        directory: Directory,
-        record: Path | None,
-        write_rate: float,
-        host: HostShare,
-        adapter_cache: AdapterCache,
-    ) -> None:
+    def __init__(self, parts: ServiceParts, settings: PlannerSettings, *, record: Path | None, write_rate: int) -> None:
         self.planner = Planner(settings)
-        codec = Codec(settings.geometry, thread.engine.rope)
-        self.pool = Pool(thread, codec, store, write_rate=write_rate, clock=clock)
-        self._meter = SensitivityWorker(thread, codec)
-        self._adapter_cache = adapter_cache
-        self._thread, self._engine, self._host = thread, thread.engine, host
-        self._clock, self._calls, self._directory = clock, calls, directory
+        codec = Codec(settings.geometry, parts.engine.rope)
+        self.pool = Pool(parts.engine_thread, codec, parts.store, write_rate=write_rate, clock=parts.clock)
+        self._sensitivity = SensitivityWorker(parts.engine_thread, codec)
+        self._thread, self._engine, self._clock = parts.engine_thread, parts.engine, parts.clock
+        self._calls, self._directory = parts.calls, parts.directory
+        self._adapter_cache = parts.adapters.cache
         self._recorder = Recorder(record, settings) if record else None
         self._loop = asyncio.get_running_loop()
-        self._at_rest = asyncio.Event()
-        self._told = 0.0
-        """When the loop was last told of tokens."""
-        self._aborted = -1
-        """The step that must not begin any more, or end at once."""
+        self._idle = asyncio.Event()
         self._waker = self._loop.call_later(0, lambda: None)
         self._bridge = LoopBridge(self._loop)
-        self._perform: dict[type, Callable[[Any], None]] = {
-            RunStep: self._run_step,
-            LoadChunks: lambda a: self.pool.load(a, self._tell),
-            StopLoad: self.pool.stop_load,
-            FetchChunks: lambda a: self.pool.fetch(a, self._tell),
-            SaveChunks: lambda a: self.pool.save(a, self._tell),
-            LowerChunks: lambda a: self.pool.lower(a, self._tell),
-            WriteChunks: lambda a: self.pool.write(a, self._tell),
-            StopWrite: self.pool.stop_write,
-            PersistSensitivity: self.pool.persist_sensitivity,
-            DropPool: lambda a: self.pool.drop(a.keys),
-            DropDisk: lambda a: self.pool.drop_disk(a.keys),
-            MeasureChunks: lambda a: self._meter.measure(a, self._tell),
-            DropCells: self._drop_cells,
-            AbortStep: self._abort_step,
-            WakeAt: self._wake_at,
-            Paused: self._pause,
-            Admitted: self._admitted,
-            Switched: self._switched,
-            Finish: self._finish,
-        }
+        self._steps = StepRunner(parts, self._bridge)
 
     def dispatch(self, event: Event) -> None:
-        """Tell the planner, and begin what it asks for. On the event loop's thread only."""
+        """Give the planner an event, and begin what it asks for. On the event loop's thread only."""
         now = self._clock.now()
-        self._thread.halt.set()  # a burst of steps ends early: the planner has heard something
+        self._thread.halt.set()  # a burst of steps ends early: what the planner knows has changed
         if self._recorder:
             self._recorder.write(event, now)
         for action in self.planner.handle(event, now):
-            self._perform[type(action)](action)
+            self._perform(action)
         if self.planner.idle:
-            self._at_rest.set()
+            self._idle.set()
         else:
-            self._at_rest.clear()
+            self._idle.clear()
 
     async def wait_idle(self) -> None:
         """Return when the planner has nothing running, waiting, or being swapped out."""
         while not self.planner.idle:
-            await self._at_rest.wait()
+            await self._idle.wait()
 
     def release(self, call: Call) -> None:
         """The call has ended: the engine need not keep its sampler."""
-        if call.has_sampler:
+        if call.progress.has_sampler:
             self._in_engine(self._engine.set_sampler, call.id, None)
 
     def close(self) -> None:
         """End the workers; blocks until what they do now is done."""
         self._waker.cancel()
-        self._meter.close()
+        self._sensitivity.close()
         self.pool.close()
         self._bridge.close()
         if self._recorder:
             self._recorder.close()
 
-    def _tell(self, event: Event) -> None:
-        """An answer from another thread."""
+    # -- actions
+
+    def _perform(self, action: Action) -> None:
+        match action:
+            case RunStep():  # first: by far the most frequent
+                self._run_step(action)
+            case Admitted():
+                self._admitted(action)
+            case Switched():
+                self._switched(action)
+            case Paused():
+                self._paused(action)
+            case Finish():
+                self._finish(action)
+            case AbortStep():
+                self._steps.abort(action.step)
+            case WakeAt():
+                self._wake_at(action)
+            case _:
+                self._perform_on_chunks(action)
+
+    def _perform_on_chunks(self, action: ChunkAction) -> None:
+        match action:
+            case LoadChunks():
+                self.pool.load(action, self._answer)
+            case FetchChunks():
+                self.pool.fetch(action, self._answer)
+            case SaveChunks():
+                self.pool.save(action, self._answer)
+            case WriteChunks():
+                self.pool.write(action, self._answer)
+            case LowerChunks():
+                self.pool.lower(action, self._answer)
+            case MeasureChunks():
+                self._sensitivity.measure(action, self._answer)
+            case StopLoad():
+                self.pool.stop_load(action)
+            case StopWrite():
+                self.pool.stop_write(action)
+            case PersistSensitivity():
+                self.pool.persist_sensitivity(action)
+            case DropPool():
+                self.pool.drop(action.keys)
+            case DropDisk():
+                self.pool.drop_disk(action.keys)
+            case DropCells():
+                self._sensitivity.stop(action.seq)
+                self._in_engine(self._engine.drop, action.seq, action.start)
+            case _:
+                assert_never(action)
+
+    def _answer(self, event: Event) -> None:
+        """An action has been carried out, on another thread."""
         self._loop.call_soon_threadsafe(self.dispatch, event)
 
-    def _drop_cells(self, action: DropCells) -> None:
-        self._meter.stop(action.seq)
-        self._in_engine(self._engine.drop, action.seq, action.start)
+    def _wake_at(self, action: WakeAt) -> None:
+        self._waker.cancel()
+        self._waker = self._loop.call_later(max(0.0, action.when - self._clock.now()), self.dispatch, Woken())
+
+    # -- steps
 
     def _run_step(self, action: RunStep) -> None:
         items, calls = [], []
@@ -187,137 +172,76 @@ class Interpreter:
             items.append(BatchItem(item.seq, item.start, tokens, item.request if item.sample else None))
             calls.append(self._calls[item.request])
         self._thread.halt.clear()
-        future = self._thread.submit(self._burst, items, calls, action)
+        future = self._thread.submit(self._steps.run, action, items, calls)
         future.add_done_callback(lambda f: self._bridge.send(self._stepped, action, f))
-
-    def _burst(self, items: list[BatchItem], calls: list[Call], action: RunStep) -> tuple[list[Drawn], int]:
-        """Steps on the engine's thread: what the last one drew per item, and how many there were.
-
-        Going back to the event loop after every token would cost 3 % of a small model's speed. So the loop only hears
-        the pieces, while the next step runs already, and of a fast model several at a time.
-        """
-        done = 0
-        drawn: list[Drawn] = []
-        parcel: list[tuple[Sequence[int | None], list[Drawn]]] = []
-        while True:
-            if not done and (self._aborted == action.step or any(call.fault for call in calls)):
-                self._aborted = action.step  # a call without its adapter is being cancelled
-                raise Aborted("the step was aborted before it began")
-            try:
-                rows = self._rows(items, calls, action, action.burst - done)
-            except Exception as e:
-                if not done:
-                    raise
-                log.warning("a burst ended after %d steps: %r", done, e)
-                self._bridge.send(self._say, calls, parcel)
-                return drawn, done  # what was drawn stands; if the fault stays, the next step says so
-            now = self._clock.now()
-            for row in rows:
-                drawn = [
-                    Drawn.NOTHING if token is None else call.draw(token, item, self._engine, now)
-                    for item, (call, token) in enumerate(zip(calls, row, strict=True))
-                ]
-                parcel.append((row, drawn))
-            done += len(rows)
-            ends = any(what is not Drawn.TOKEN for what in drawn)
-            over = done == action.burst or self._thread.halt.is_set or self._thread.urgent_waiting or ends
-            if over or now - self._told > _PARCEL_S or any(len(call.drawn) == len(rows) for call in calls):
-                self._bridge.send(self._say, calls, parcel)
-                self._told, parcel = now, []
-            if over:
-                return drawn, done  # a load comes between two steps
-            items = [
-                BatchItem(item.seq, item.pos + len(item.tokens) + len(rows) - 1, (token,), item.sampler)
-                for item, token in zip(items, rows[-1], strict=True)
-                if token is not None
-            ]
-
-    def _rows(
-        self, items: list[BatchItem], calls: list[Call], action: RunStep, most: int
-    ) -> Sequence[Sequence[int | None]]:
-        """What the next steps draw: one step, or some in a row where nobody has to look at each token."""
-        if most == 1 or any(len(item.tokens) > 1 or item.sampler is None for item in items):
-            return [self._host.step(items, action.adapter)]
-        if any(call.looks or not call.drawn for call in calls):
-            return [self._host.step(items, action.adapter)]
-        left = max(0.0, self._told + _PARCEL_S - self._clock.now())
-        return self._host.steps(items, most, left, self._thread.halt, action.adapter)
-
-    def _say(self, calls: list[Call], parcel: list[tuple[Sequence[int | None], list[Drawn]]]) -> None:
-        for i, call in enumerate(calls):
-            said = [(tokens[i], drawn[i]) for tokens, drawn in parcel]
-            piece = call.say([(token, what) for token, what in said if token is not None], self._engine)
-            if piece is not None:
-                call.emit(piece)
 
     def _stepped(self, action: RunStep, future: Future[tuple[list[Drawn], int]]) -> None:
         error = future.exception()
-        if isinstance(error, Aborted) and self._aborted == action.step:
+        if error is None:
+            drawn, steps = future.result()
+            self.dispatch(StepDone(action.step, tuple(drawn), steps))
+        elif self._steps.was_aborted(action.step, error):
             self.dispatch(StepFailed(action.step, aborted=True))
-            return
-        if error is not None:
+        else:
             log.error("step %d of %d items failed: %r", action.step, len(action.items), error)
             self.dispatch(StepFailed(action.step))
-            return
-        drawn, steps = future.result()
-        self.dispatch(StepDone(action.step, tuple(drawn), steps))
 
-    def _abort_step(self, action: AbortStep) -> None:
-        self._aborted = action.step
-        self._engine.abort()
-
-    def _wake_at(self, action: WakeAt) -> None:
-        self._waker.cancel()
-        self._waker = self._loop.call_later(max(0.0, action.when - self._clock.now()), self.dispatch, Woken())
-
-    def _finish(self, action: Finish) -> None:
-        call = self._calls[action.request]
-        self._leave(call)
-        call.finished.set_result(action)
-
-    def _leave(self, call: Call) -> None:
-        """The call leaves CELLS; whoever comes next may need the room of its adapter."""
-        if call.adapter is not None:
-            self._in_engine(self._release_adapter, call, call.adapter)
-
-    def _pause(self, action: Paused) -> None:
-        self._leave(self._calls[action.request])
-        self._loop.call_soon(self._paused, action)  # an action is no time to tell the planner something
-
-    def _paused(self, action: Paused) -> None:
-        live = self._directory.by_id(action.context)
-        self._calls[action.request].n_paused += 1
-        tell_changed(live, max(live.n_kv, action.n_kv), self.dispatch)
+    # -- calls
 
     def _admitted(self, action: Admitted) -> None:
         call = self._calls[action.request]
-        call.admitted = call.admitted or self._clock.now()
-        if call.adapter is not None:
-            self._in_engine(self._acquire_adapter, call, call.adapter)
-        if call.generation and not call.has_sampler:  # one that was interrupted goes on with what it had
-            call.has_sampler = True
-            sampling = call.generation.sampling
+        progress, adapter = call.progress, call.control.adapter
+        if progress.admitted is None:
+            progress.admitted = self._clock.now()
+        if adapter is not None:
+            self._in_engine(self._acquire_adapter, call, adapter)
+        if call.spec.generation and not progress.has_sampler:  # a call that was paused goes on with the sampler it had
+            progress.has_sampler = True
+            sampling = call.spec.generation.sampling
             past = call.live.tokens[-sampling.penalty_last_n :] if sampling.penalises else ()
             self._in_engine(self._engine.set_sampler, call.id, sampling, past)
 
     def _switched(self, action: Switched) -> None:
+        progress = self._calls[action.request].progress
+        if progress.switched is None:
+            progress.switched = self._clock.now()
+        progress.sources = action if progress.sources is None else _sum(progress.sources, action)
+
+    def _paused(self, action: Paused) -> None:
+        self._leave_cells(self._calls[action.request])
+        self._loop.call_soon(self._publish_paused, action)  # later: the planner may not get an event within an action
+
+    def _publish_paused(self, action: Paused) -> None:
+        live = self._directory.by_id(action.context)
+        self._calls[action.request].progress.n_paused += 1
+        publish_kv(live, max(live.n_kv, action.n_kv), self.dispatch)
+
+    def _finish(self, action: Finish) -> None:
         call = self._calls[action.request]
-        call.switched = call.switched or self._clock.now()
-        call.sources = action if call.sources is None else _sum(call.sources, action)
+        self._leave_cells(call)
+        assert call.control.finished is not None
+        call.control.finished.set_result(action)
+
+    # -- adapters, on the engine's thread
+
+    def _leave_cells(self, call: Call) -> None:
+        """The call leaves CELLS; the next calls may need the room of its adapter."""
+        if call.control.adapter is not None:
+            self._in_engine(self._release_adapter, call, call.control.adapter)
 
     def _acquire_adapter(self, call: Call, adapter: AdapterFile) -> None:
-        """Before the call's turn. If it fails, the call ends, and only those that want the same one."""
+        """Load the adapter before the call's steps. If that fails, the call ends, and only calls with this adapter."""
         try:
             self._adapter_cache.acquire(adapter)
-            call.holds_adapter = True
+            call.hold.held = True
         except LlmaasError as e:
             log.warning("request %d has no adapter: %s", call.id, e.message)
-            call.fault = e
-            self._tell(CancelRequested(call.id))
+            call.hold.error = e
+            self._answer(CancelRequested(call.id))
 
     def _release_adapter(self, call: Call, adapter: AdapterFile) -> None:
-        if call.holds_adapter:
-            call.holds_adapter = False
+        if call.hold.held:
+            call.hold.held = False
             self._adapter_cache.release(adapter.fingerprint)
 
     def _in_engine(self, do: Callable[..., None], *args: object) -> None:

@@ -14,7 +14,7 @@ from llmaas.calls import CallSpec, FinishReason, Generation, Piece, Sampling, Tu
 from llmaas.clock import RealClock
 from llmaas.kvchunks.store.store import Files, Store
 from llmaas.records import AppId, Message, Precision
-from llmaas.service.contexts import Directory
+from llmaas.service.directory import Directory
 from tests.support.loop import on_a_loop
 from tests.support.service_house import APP, House, house
 
@@ -514,4 +514,6 @@ def test_names_are_not_given_out_twice_and_apps_that_once_asked_for_one_are_forg
         directory.fresh_name(AppId(f"1000/{i}"))
         if i % 100 == 0:
             given.append(directory.fresh_name(APP))
-    assert len(set(given)) == len(given) and len(directory._last_fresh) < 5000
+    assert len(set(given)) == len(given)
+    again = [directory.fresh_name(AppId(f"1000/{i}")) for i in range(15_000)]
+    assert set(again) == {"context-1"}, "less than 5000 of them are remembered"

@@ -1,0 +1,91 @@
+"""The answer of one call: the tokens that were drawn, and the text to stream for them.
+
+Law: ``draw`` runs on the engine's thread and does no more than it must; all text that can wait is made on the event
+loop.
+"""
+
+from __future__ import annotations
+
+from collections import deque
+from collections.abc import Sequence
+
+from llmaas.calls import Generation, Logprobs, Piece
+from llmaas.engine.base import Engine
+from llmaas.planner.events import Drawn
+from llmaas.service.live_context import LiveContext
+from llmaas.service.logprobs import logprobs
+from llmaas.service.stream import TextStream
+
+
+class Answer:
+    """What a call has generated. ``generation`` None: the call draws nothing.
+
+    The engine's thread writes ``drawn``, ``first_token``, ``last_token`` and the end of the context's tokens, in
+    ``draw``. The event loop calls ``piece``. Two deques carry what ``draw`` has found to ``piece``. The text stream is
+    fed by one of the two only: by ``draw`` if the call has stop strings, else by ``piece``. When no step of the call
+    runs, the event loop may use everything.
+    """
+
+    def __init__(self, live: LiveContext, generation: Generation | None) -> None:
+        self._live = live
+        stop = generation.stop if generation else ()
+        self._stops = bool(stop)
+        self._n_logprobs = generation.logprobs if generation else None
+        self._stream = TextStream(stop)
+        self.drawn: list[int] = []
+        """The tokens of the answer; an end-of-generation token is not among them."""
+        self.first_token: float | None = None
+        """When the first token was drawn, on the service's clock; None: none yet."""
+        self.last_token: float | None = None
+        self._texts: deque[str] = deque()
+        """Text of tokens that were looked at for stop strings and are not streamed yet."""
+        self._logprobs: deque[Logprobs] = deque()
+        """Log probabilities of tokens that are not streamed yet."""
+
+    @property
+    def needs_each_token(self) -> bool:
+        """Whether each token must be looked at before the next step: for stop strings, or for its logits."""
+        return self._stops or self._n_logprobs is not None
+
+    @property
+    def text(self) -> str:
+        """All text that was streamed so far."""
+        return self._stream.text
+
+    def draw(self, token: int, item: int, engine: Engine, now: float) -> Drawn:
+        """Take the token that item ``item`` of a step drew; what it means for the answer. On the engine's thread."""
+        if not self.drawn:
+            self.first_token = now
+        self.last_token = now
+        if engine.is_end(token):
+            return Drawn.END
+        self._live.tokens.append(token)
+        self.drawn.append(token)
+        if self._n_logprobs is not None:  # now: the next step overwrites the logits
+            self._logprobs.append(logprobs(engine.logits(item), token, self._n_logprobs, engine.piece))
+        if not self._stops:
+            return Drawn.TOKEN
+        self._texts.append(self._stream.feed(engine.piece(token)))
+        return Drawn.LAST if self._stream.stopped else Drawn.TOKEN
+
+    def piece(self, drawn: Sequence[tuple[int, Drawn]], engine: Engine) -> Piece | None:
+        """The piece to stream for tokens that ``draw`` took, in the same order; None if there is none."""
+        tokens = tuple(token for token, what in drawn if what is not Drawn.END)
+        if not tokens:
+            return None  # text that is held back comes when the turn is committed
+        texts = (self._texts.popleft() if self._stops else self._stream.feed(engine.piece(token)) for token in tokens)
+        found = tuple(self._logprobs.popleft() for _ in tokens) if self._logprobs else None
+        return Piece("".join(texts), tokens, found)
+
+    def last_piece(self) -> Piece | None:
+        """The text that is still held back when the answer has ended: what might have become a stop string, or part of
+        a character. None if there is none.
+        """
+        text = self._stream.end()
+        return Piece(text, (), None if self._n_logprobs is None else ()) if text else None
+
+    def tokens_per_second(self) -> float:
+        """Of the tokens after the first; 0 if there are none."""
+        n = len(self.drawn)
+        spent = 0.0 if self.first_token is None or self.last_token is None else self.last_token - self.first_token
+        return (n - 1) / spent if n > 1 and spent > 0 else 0.0

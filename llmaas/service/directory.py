@@ -1,0 +1,77 @@
+"""All contexts in memory, by id and by name.
+
+Law: an app finds only its own contexts; the daemon's owner finds every one.
+"""
+
+from __future__ import annotations
+
+import secrets
+from collections.abc import Iterator
+from collections.abc import Set as AbstractSet
+
+from llmaas.errors import UnknownContext
+from llmaas.records import AppId, ChunkKey, ContextId
+from llmaas.service.live_context import LiveContext
+
+_CREATING_APPS = 4096
+"""More than can have creates under way at once."""
+
+
+class Directory:
+    """All contexts, by id and by (app, name). For one event loop."""
+
+    def __init__(self) -> None:
+        self._by_id: dict[ContextId, LiveContext] = {}
+        self._by_name: dict[tuple[AppId, str], LiveContext] = {}
+        self._last_number: dict[AppId, int] = {}
+        """Number of the last name that was made up for an app; the app that asked last stands at the end."""
+
+    def __len__(self) -> int:
+        return len(self._by_id)
+
+    def __iter__(self) -> Iterator[LiveContext]:
+        return iter(self._by_id.values())
+
+    def add(self, live: LiveContext) -> None:
+        self._by_id[live.id] = live
+        self._by_name[live.row.app, live.row.name] = live
+
+    def remove(self, live: LiveContext) -> None:
+        del self._by_id[live.id]
+        del self._by_name[live.row.app, live.row.name]
+
+    def other_owners(self, live: LiveContext, keys: AbstractSet[ChunkKey]) -> dict[ChunkKey, ContextId]:
+        """For each of ``keys`` that other contexts of the app have too, one of those contexts."""
+        found = dict[ChunkKey, ContextId]()
+        for other in self._by_id.values():
+            if other is not live and other.row.app == live.row.app:
+                found.update((key, other.id) for key in other.keys if key in keys)
+        return found
+
+    def by_id(self, context: ContextId) -> LiveContext:
+        return self._by_id[context]
+
+    def find(self, app: AppId | None, ref: str) -> LiveContext:
+        """By name or id. ``app`` None (the daemon's owner) finds anyone's by id. Raises UnknownContext."""
+        live = self._by_name.get((app, ref)) if app is not None else None
+        live = live or self._by_id.get(ContextId(ref))
+        if live is None or (app is not None and live.row.app != app):
+            raise UnknownContext(f"no context {ref!r}" + (f" of app {app}" if app else ""))
+        return live
+
+    def has_name(self, app: AppId, name: str) -> bool:
+        return (app, name) in self._by_name
+
+    def fresh_name(self, app: AppId) -> str:
+        """A name that the app has not got and that is not given out twice, however many creates are under way."""
+        n = self._last_number.pop(app, 0) + 1
+        while self.has_name(app, f"context-{n}"):
+            n += 1
+        self._last_number[app] = n
+        if len(self._last_number) > _CREATING_APPS:
+            del self._last_number[next(iter(self._last_number))]
+        return f"context-{n}"
+
+
+def new_id() -> ContextId:
+    return ContextId(secrets.token_hex(8))

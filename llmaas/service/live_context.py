@@ -1,0 +1,133 @@
+"""A context in memory: its tokens, messages and chunk keys, as the store has them.
+
+Law: ``tokens`` may run ahead of the store only while a call holds the context's lock; what a reply has acknowledged
+is on disk.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import math
+from array import array
+from collections.abc import Callable, Container, Sequence
+from dataclasses import dataclass, field
+from itertools import takewhile
+
+from llmaas.kvchunks.keys import chunk_keys
+from llmaas.kvchunks.store.store import ContextRow, Span
+from llmaas.planner.events import ContextChanged, Event
+from llmaas.records import CHUNK_TOKENS, ChunkKey, ContextId, Message
+
+
+@dataclass(frozen=True, slots=True)
+class MessageMark:
+    """A message and where its tokens end. ``open``: an answer without its closing text yet."""
+
+    message: Message
+    end: int
+    open: bool
+
+
+@dataclass(slots=True, eq=False)
+class LiveContext:
+    """A context in memory. ``keys`` name the chunks of its first ``n_kv`` tokens.
+
+    The event loop owns it, but for the end of ``tokens``: while a step runs, the engine's thread appends what it draws.
+    """
+
+    row: ContextRow
+    root: bytes
+    """Root of its chunk keys: app, model and the content of its adapter."""
+    usable: bool
+    """False if the context was made with another vocabulary than the model's."""
+    adapter: str = ""
+    """Name of the LoRA adapter that its KV is computed with, "" for the bare model; ``root`` holds its content."""
+    tokens: array[int] = field(default_factory=lambda: array("i"))
+    marks: list[MessageMark] = field(default_factory=list)
+    keys: list[ChunkKey] = field(default_factory=list)
+    n_kv: int = 0
+    last_used: float = 0.0
+    """By the wall clock."""
+    used: float = -math.inf
+    """The same by the monotonic clock: the order of use since the start, whatever the wall clock did."""
+    deleted: bool = False
+    lock: asyncio.Lock = field(default_factory=asyncio.Lock)
+
+    @property
+    def id(self) -> ContextId:
+        return self.row.id
+
+    @property
+    def messages(self) -> list[Message]:
+        return [mark.message for mark in self.marks]
+
+    @property
+    def open(self) -> bool:
+        """Whether the last message is an answer without its closing text."""
+        return bool(self.marks) and self.marks[-1].open
+
+    def add_spans(self, spans: Sequence[Span]) -> None:
+        """Add the spans' tokens and messages at the end."""
+        for span in spans:
+            self.tokens.extend(span.tokens)
+        self.add_marks(spans)
+
+    def add_marks(self, spans: Sequence[Span]) -> None:
+        """Add the messages of spans whose tokens stand at the end already."""
+        end = len(self.tokens) - total_tokens(spans)
+        for span in spans:
+            start, end = end, end + len(span.tokens)
+            if span.role is None:
+                continue
+            message = Message(span.role, span.text or "")
+            if self.open and span.open and self.marks[-1].end == start:  # an answer that was continued
+                message = Message(span.role, self.marks.pop().message.content + message.content)
+            self.marks.append(MessageMark(message, end, span.open))
+
+    def replace_spans(self, spans: Sequence[Span]) -> None:
+        """Make these spans all that the context holds."""
+        self.tokens, self.marks = array("i"), []
+        self.add_spans(spans)
+
+    def cut(self, n_tokens: int) -> None:
+        """Remove tokens from ``n_tokens`` on, which a failed call added; it has added no marks."""
+        del self.tokens[n_tokens:]
+
+    def cover_stored(self, stored: Container[ChunkKey]) -> None:
+        """At start: let the keys cover as many tokens as ``stored`` chunks do, the partial last one included.
+
+        The last chunk was cut where the last call's KV ended, at any of its tokens: try each, longest first.
+        """
+        whole = len(self.tokens) // CHUNK_TOKENS * CHUNK_TOKENS
+        self.rekey(whole)
+        for n in range(len(self.tokens), whole, -1):
+            if chunk_keys(self.root, self.tokens[:n], known=self.keys)[-1] in stored:
+                self.rekey(n)
+                return
+
+    def n_covered(self, is_stored: Callable[[ChunkKey], bool]) -> int:
+        """How many leading tokens chunks cover, with those that other contexts of the app have stored already.
+
+        Two contexts that begin alike (a system prompt, a document) have the same keys there.
+        """
+        first, whole = self.n_kv // CHUNK_TOKENS, len(self.tokens) // CHUNK_TOKENS
+        keys = chunk_keys(self.root, self.tokens[: whole * CHUNK_TOKENS], known=self.keys[:first])
+        n = first + sum(1 for _ in takewhile(is_stored, keys[first:]))
+        return max(self.n_kv, n * CHUNK_TOKENS)
+
+    def rekey(self, n_kv: int) -> tuple[int, tuple[ChunkKey, ...]]:
+        """Let the keys cover the first ``n_kv`` tokens: (first index that may have changed, keys from there)."""
+        first = min(self.n_kv, n_kv) // CHUNK_TOKENS
+        self.keys = chunk_keys(self.root, self.tokens[:n_kv], known=self.keys[:first])
+        self.n_kv = n_kv
+        return first, tuple(self.keys[first:])
+
+
+def total_tokens(spans: Sequence[Span]) -> int:
+    return sum(len(span.tokens) for span in spans)
+
+
+def publish_kv(live: LiveContext, n_kv: int, dispatch: Callable[[Event], None]) -> None:
+    """Tell the planner that chunks cover the context's first ``n_kv`` tokens from now on, and which chunks."""
+    first, keys = live.rekey(n_kv)
+    dispatch(ContextChanged(live.id, first, keys, n_kv))

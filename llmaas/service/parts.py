@@ -1,0 +1,42 @@
+"""What the rooms of one service share.
+
+Law: made once, by ``Service``; the engine's thread touches nothing of it but the engine, ``host`` and what a ``Call``
+says that it may.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+
+from llmaas.clock import Clock
+from llmaas.engine.base import Engine
+from llmaas.engine.thread import EngineThread
+from llmaas.kvchunks.store.store import Store
+from llmaas.metrics import Registry
+from llmaas.records import RequestId
+from llmaas.service.adapters import AdapterRegistry
+from llmaas.service.call import Call
+from llmaas.service.directory import Directory
+from llmaas.service.host_share import HostShare
+from llmaas.service.store_thread import StoreThread
+
+
+@dataclass(frozen=True, slots=True)
+class ServiceParts:
+    """The parts that are there before the service starts, and the two tables of what it serves."""
+
+    engine_thread: EngineThread
+    store: Store
+    store_thread: StoreThread
+    adapters: AdapterRegistry
+    host: HostShare
+    clock: Clock
+    metrics: Registry
+    directory: Directory = field(default_factory=Directory)
+    calls: dict[RequestId, Call] = field(default_factory=dict)
+    """Every call that waits or runs. The runner adds and removes them."""
+
+    @property
+    def engine(self) -> Engine:
+        """For what is safe on any thread; everything else is submitted to ``engine_thread``."""
+        return self.engine_thread.engine

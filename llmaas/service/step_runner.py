@@ -1,0 +1,145 @@
+"""The planner's steps on the engine's thread: what they draw is taken into the answers and streamed.
+
+Law: ``run`` is on the engine's thread, everything else on the event loop. A step that has begun ends in tokens for all
+of its items or in an exception, never in between.
+"""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+
+from llmaas.engine.base import Aborted, BatchItem
+from llmaas.planner.actions import RunStep
+from llmaas.planner.events import Drawn
+from llmaas.service.call import Call
+from llmaas.service.loop_bridge import LoopBridge
+from llmaas.service.parts import ServiceParts
+
+log = logging.getLogger(__name__)
+
+_STREAM_S = 0.05
+"""Tokens that are drawn within this time share one wake-up of the event loop, as each contends with the engine for the
+GIL."""
+
+Row = Sequence[int | None]
+"""What one step drew, parallel to its items; None: the item draws nothing."""
+
+
+class NotBegun(Aborted):
+    """The step was given up before it began."""
+
+
+@dataclass(slots=True)
+class _Burst:
+    """Steps in a row with the same calls."""
+
+    step: RunStep
+    calls: list[Call]
+    items: list[BatchItem]
+    """Of the next step."""
+    n_done: int = 0
+    drawn: list[Drawn] = field(default_factory=list)
+    """What the last step drew, parallel to ``items``."""
+    unsent: list[tuple[Row, list[Drawn]]] = field(default_factory=list)
+    """Of each step that is not streamed yet: the tokens, and what they mean."""
+
+    def advance(self, row: Row, n_steps: int) -> None:
+        """Prepare the items of the step after ``n_steps`` more, the last of which drew ``row``."""
+        self.items = [
+            BatchItem(item.seq, item.pos + len(item.tokens) + n_steps - 1, (token,), item.sampler)
+            for item, token in zip(self.items, row, strict=True)
+            if token is not None
+        ]
+
+
+class StepRunner:
+    """Runs steps, one ``run`` at a time."""
+
+    def __init__(self, parts: ServiceParts, bridge: LoopBridge) -> None:
+        self._thread, self._engine, self._host = parts.engine_thread, parts.engine, parts.host
+        self._clock = parts.clock
+        self._bridge = bridge
+        self._last_sent = 0.0
+        """When tokens were sent to the loop last. Of the engine's thread."""
+        self._aborted: int | None = None
+        """The step that must not begin any more, or end at once. Of the event loop."""
+
+    def abort(self, step: int) -> None:
+        """End that step at once, if it has not ended. On the event loop."""
+        self._aborted = step
+        self._engine.abort()
+
+    def was_aborted(self, step: int, error: BaseException) -> bool:
+        """Whether a step that ended in ``error`` did so because it was meant to."""
+        return isinstance(error, NotBegun) or (isinstance(error, Aborted) and self._aborted == step)
+
+    def run(self, step: RunStep, items: list[BatchItem], calls: list[Call]) -> tuple[list[Drawn], int]:
+        """Run the step, and more of the same calls up to ``step.burst``: what the last one drew per item, and how many
+        there were. Raises what the engine raises at the first one, and NotBegun.
+
+        Going back to the event loop after every token would cost 3 % of a small model's speed. So the loop only gets
+        the pieces, while the next step runs already, and of a fast model several steps at a time.
+        """
+        if self._aborted == step.step or any(call.hold.error for call in calls):
+            raise NotBegun("the step was given up before it began")  # a call without its adapter is being cancelled
+        burst = _Burst(step, calls, items)
+        while True:
+            try:
+                rows = self._draw(burst)
+            except Exception as e:
+                if not burst.n_done:
+                    raise
+                log.warning("a burst ended after %d steps: %r", burst.n_done, e)
+                self._send(burst)
+                return burst.drawn, burst.n_done  # what was drawn stands; if the fault stays, the next step says so
+            now = self._clock.now()
+            self._take(rows, burst, now)
+            over = self._is_over(burst)
+            first = any(len(call.answer.drawn) == len(rows) for call in calls)
+            if over or first or now - self._last_sent > _STREAM_S:
+                self._send(burst)
+                self._last_sent = now
+            if over:
+                return burst.drawn, burst.n_done  # whatever waits for the engine comes between two bursts
+            burst.advance(rows[-1], len(rows))
+
+    def _draw(self, burst: _Burst) -> Sequence[Row]:
+        """What the next steps draw: one step, or some in a row where nobody has to look at each token."""
+        most, items, adapter = burst.step.burst - burst.n_done, burst.items, burst.step.adapter
+        if most == 1 or any(len(item.tokens) > 1 or item.sampler is None for item in items):
+            return [self._host.step(items, adapter)]
+        if any(call.answer.needs_each_token or not call.answer.drawn for call in burst.calls):
+            return [self._host.step(items, adapter)]
+        left = max(0.0, self._last_sent + _STREAM_S - self._clock.now())
+        return self._host.steps(items, most, left, self._thread.halt, adapter)
+
+    def _take(self, rows: Sequence[Row], burst: _Burst, now: float) -> None:
+        """Take what steps drew into the answers."""
+        engine, answers, drawn = self._engine, [call.answer for call in burst.calls], burst.drawn
+        for row in rows:
+            drawn = [
+                Drawn.NOTHING if token is None else answer.draw(token, item, engine, now)
+                for item, (answer, token) in enumerate(zip(answers, row, strict=True))
+            ]
+            burst.unsent.append((row, drawn))
+        burst.drawn = drawn
+        burst.n_done += len(rows)
+
+    def _is_over(self, burst: _Burst) -> bool:
+        """Whether the planner must be asked before there is another step."""
+        stopped = self._thread.halt.is_set or self._thread.urgent_waiting
+        return burst.n_done == burst.step.burst or stopped or any(what is not Drawn.TOKEN for what in burst.drawn)
+
+    def _send(self, burst: _Burst) -> None:
+        self._bridge.send(self._stream, burst.calls, burst.unsent)
+        burst.unsent = []
+
+    def _stream(self, calls: list[Call], steps: list[tuple[Row, list[Drawn]]]) -> None:
+        """Emit one piece to each call for what these steps drew. On the event loop."""
+        for i, call in enumerate(calls):
+            found = [(tokens[i], drawn[i]) for tokens, drawn in steps]
+            piece = call.answer.piece([(token, what) for token, what in found if token is not None], self._engine)
+            if piece is not None:
+                call.emit(piece)

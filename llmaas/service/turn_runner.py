@@ -1,0 +1,220 @@
+"""One call's turn: prepared in memory, computed by the planner, made durable or undone.
+
+Law: a call holds its context's lock from its first look at the tokens until its turn is committed or undone. What a
+reply acknowledges is durable before the reply leaves.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+from dataclasses import replace
+
+from llmaas.calls import Done
+from llmaas.errors import (
+    BadRequest,
+    Cancelled,
+    ContextTooLong,
+    EngineFailed,
+    Expired,
+    LlmaasError,
+    UnknownContext,
+)
+from llmaas.kvchunks.store.store import Span
+from llmaas.planner.actions import Finish, Outcome
+from llmaas.planner.events import Submitted
+from llmaas.service.call import Call, answer_spans, done
+from llmaas.service.interpreter import Interpreter
+from llmaas.service.live_context import LiveContext, publish_kv
+from llmaas.service.parts import ServiceParts
+from llmaas.service.shift import is_tight, restore, shift
+from llmaas.service.turn_spans import turn_spans
+
+log = logging.getLogger(__name__)
+
+
+class TurnRunner:
+    """Runs the turns of calls; many at once, one per context. ``ctx_limit``: tokens of the longest context."""
+
+    def __init__(self, parts: ServiceParts, interpreter: Interpreter, *, ctx_limit: int) -> None:
+        self._engine, self._store, self._store_thread = parts.engine, parts.store, parts.store_thread
+        self._clock, self._adapters = parts.clock, parts.adapters
+        self._dispatch, self._is_stored = interpreter.dispatch, interpreter.planner.stored
+        self._ctx_limit = ctx_limit
+
+    async def run(self, call: Call) -> Done:
+        """The call's terminal reply. The caller holds the context's lock. Raises LlmaasError, and then the context is
+        as it was before, except after Cancelled or Expired with tokens generated."""
+        if call.spec.generation and call.spec.generation.sampling.constrained:
+            await asyncio.to_thread(self._engine.check_sampling, call.spec.generation.sampling)
+        refuse_if_deleted(call.live)
+        _refuse_if_cancelled(call)
+        adapter = self._begin(call)
+        try:
+            await self._make_room(call)
+        except BaseException:
+            self._undo(call, call.live.n_kv)
+            raise
+        if adapter != call.live.adapter:
+            call.pending.adapter_before = call.live.adapter, call.live.root
+        self._set_adapter(call.live, adapter, self._adapters.root(call.live.row.app, adapter))
+        call.control.planned = True
+        return await self._commit(call, await self._compute(call))
+
+    # -- before the planner
+
+    def _begin(self, call: Call) -> str:
+        """Add the turn's tokens to the context in memory; the name of the adapter that the call wants."""
+        live, pending, wanted = call.live, call.pending, call.spec.terms.adapter
+        if not call.hint:
+            answers = call.spec.generation is not None
+            pending.spans = turn_spans(self._engine, live, pending.turn, answer=answers)
+        pending.base = len(live.tokens)
+        if call.spec.generation and not pending.base + pending.n_prompt:
+            raise BadRequest("there is nothing to answer: the context is empty", hint="Send messages or a prompt.")
+        name = live.adapter if wanted is None else wanted
+        call.control.adapter = self._adapters.file(name, live.row.name if name == live.adapter else None)
+        for span in pending.spans:
+            live.tokens.extend(span.tokens)
+        return name
+
+    async def _make_room(self, call: Call) -> None:
+        """Drop old messages if the context is nearly full and the call allows it. Raises ContextTooLong, Cancelled."""
+        if is_tight(call, self._ctx_limit):
+            await self._shift(call, call.live.n_kv)
+        _refuse_if_cancelled(call)
+        refuse_if_too_long(len(call.live.tokens), self._ctx_limit)
+
+    async def _shift(self, call: Call, n_kv: int) -> bool:
+        """Drop old messages of a context whose first ``n_kv`` tokens are in CELLS or have keys.
+
+        False if there are none to drop, or if this failed after the answer had begun: it then ends as it would without.
+        """
+        try:
+            stored = await self._store_thread.run(self._store.spans, call.live.id)
+            unchanged = shift(call, stored, self._engine, self._ctx_limit)
+        except LlmaasError as e:
+            if not call.control.planned:
+                raise
+            log.warning("request %d cannot drop old messages: %s", call.id, e)
+            return False
+        if unchanged is not None:
+            self._publish(call.live, min(n_kv, unchanged))
+        return unchanged is not None
+
+    # -- in the planner
+
+    async def _compute(self, call: Call) -> Finish:
+        """Have the planner compute the turn and its answer, with a shift whenever the context has become full."""
+        live = call.live
+        finish = await self._submit(call)
+        while finish.outcome is Outcome.CONTEXT_FULL and call.spec.shifts:
+            if not await self._shift(call, max(live.n_kv, finish.n_kv)):
+                break
+            finish = replace(finish, n_kv=0)  # the shift has published how much of the KV holds
+            if call.control.cancelled:
+                finish = replace(finish, outcome=Outcome.CANCELLED)
+            elif len(live.tokens) >= self._ctx_limit:
+                break
+            else:
+                finish = await self._submit(call)
+        return finish
+
+    async def _submit(self, call: Call) -> Finish:
+        """Have the planner compute all tokens of the context, and what is left of the answer."""
+        live, terms, control = call.live, call.spec.terms, call.control
+        if (n := live.n_covered(self._is_stored)) > live.n_kv:
+            self._publish(live, n)
+        control.finished = asyncio.get_running_loop().create_future()
+        adapter = control.adapter
+        self._dispatch(
+            Submitted(
+                request=call.id,
+                context=live.id,
+                n_total=len(live.tokens),
+                max_new=call.spec.max_new - len(call.answer.drawn),
+                priority=control.priority,
+                deadline=None if terms.deadline_s is None else call.submitted + terms.deadline_s,
+                rate=terms.rate,
+                adapter=adapter.fingerprint if adapter else "",
+                adapter_bytes=adapter.size_bytes if adapter else 0,
+            )
+        )
+        return await control.finished
+
+    # -- after the planner
+
+    async def _commit(self, call: Call, finish: Finish) -> Done:
+        """Make the turn durable, and let its chunks be saved; or undo it."""
+        live, n_drawn = call.live, len(call.answer.drawn)
+        failed = finish.outcome in (Outcome.CANCELLED, Outcome.EXPIRED, Outcome.ENGINE_FAILED)
+        if rest := call.answer.last_piece():
+            call.emit(rest)
+        spans = [*call.pending.spans, *answer_spans(call)]
+        try:
+            if finish.outcome is Outcome.ENGINE_FAILED or (failed and (call.hold.error or not n_drawn)):
+                raise call.hold.error or failure(finish.outcome, 0)
+            now = self._clock.wall()
+            if spans or call.pending.adapter_before:
+                await self._store_thread.run(self._write, call, spans, now)
+        except BaseException:
+            self._undo(call, max(live.n_kv, finish.n_kv))
+            raise
+        live.add_marks(spans)
+        if not call.hint:
+            live.last_used, live.used = now, self._clock.now()
+        self._publish(live, max(live.n_kv, finish.n_kv))
+        if failed:
+            raise failure(finish.outcome, n_drawn)
+        return done(call, finish.outcome, self._clock.now())
+
+    def _write(self, call: Call, spans: list[Span], now: float) -> None:
+        """Write the turn to the store, and what was dropped for it, in one transaction. On the store's thread."""
+        live, pending = call.live, call.pending
+        if pending.shift is None:
+            self._store.append(live.id, spans, expect=pending.base, now=now, adapter=live.adapter)
+        else:
+            spans = [*pending.shift.kept, *spans]
+            self._store.rewrite(live.id, spans, expect=len(pending.shift.tokens), now=now, adapter=live.adapter)
+
+    def _undo(self, call: Call, n_kv: int) -> None:
+        """Leave the context as it was before the call; ``n_kv`` leading tokens are in CELLS or have keys."""
+        self._publish(call.live, min(restore(call.pending), n_kv))
+        if call.pending.adapter_before:
+            self._set_adapter(call.live, *call.pending.adapter_before)
+
+    def _set_adapter(self, live: LiveContext, name: str, root: bytes) -> None:
+        """The context uses this adapter from now on; KV of another one (or of another file of that name) is void."""
+        live.adapter = name
+        if live.root == root:
+            return
+        self._publish(live, 0)
+        live.root = root
+        self._publish(live, live.n_covered(self._is_stored))
+
+    def _publish(self, live: LiveContext, n_kv: int) -> None:
+        publish_kv(live, n_kv, self._dispatch)
+
+
+def failure(outcome: Outcome, n_generated: int) -> LlmaasError:
+    """The error of a call that ended in ``outcome``, after so many tokens that stay."""
+    if outcome is Outcome.CANCELLED:
+        return Cancelled("the request was cancelled", n_generated=n_generated)
+    if outcome is Outcome.EXPIRED:
+        return Expired("the request's deadline passed before it was done", n_generated=n_generated)
+    return EngineFailed("the engine failed on this request")
+
+
+def refuse_if_deleted(live: LiveContext) -> None:
+    if live.deleted:
+        raise UnknownContext(f"context {live.row.name!r} was deleted")
+
+
+def refuse_if_too_long(n_tokens: int, limit: int) -> None:
+    if n_tokens > limit:
+        raise ContextTooLong(f"the context would have {n_tokens} tokens; at most {limit} fit")
+
+
+def _refuse_if_cancelled(call: Call) -> None:
+    if call.control.cancelled:
+        raise Cancelled("cancelled before it began")
