@@ -39,12 +39,12 @@ class AdaptiveThreads:
         """As ``Engine.steps``; a look at another number of threads takes them one by one."""
         self._use(self.decode)
         begin = self._now()
-        rows = self._engine.steps(items, 1 if self.decode.looking else most, seconds, halt, adapter)
+        rows = self._engine.steps(items, 1 if self.decode.in_trial else most, seconds, halt, adapter)
         each = (self._now() - begin) / len(rows)
         kind = _kind(items, len(items))
         for _ in rows:
             self.decode.observe(kind, each)
-            if self.decode.looking:  # the next steps will
+            if self.decode.in_trial:  # the next steps will
                 break
         return rows
 

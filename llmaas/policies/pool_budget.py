@@ -1,9 +1,11 @@
-"""How much RAM the POOL may have now, by what the machine says.
+"""How many bytes of RAM the POOL may take now, by what the machine reports of its memory.
 
-Law: the budget shrinks at once and grows back slowly. Two signals shrink it: little room left under the tightest memory
-limit (a control group's, or the machine's), which says how much to give back; and tasks stalled on memory (Linux PSI),
-which does not, so a quarter goes at a time. It does not oscillate: it grows only as far as twice the margin that makes
-it shrink stays free, and each shrink that follows upon a growth doubles the time before the next, up to an hour.
+Law: pure. The budget shrinks at once and grows slowly. Two signals shrink it: little room under the tightest memory
+limit (of a control group or of the machine), which says how many bytes to give back; and tasks that stall on memory
+(Linux PSI), which does not, so a quarter of the POOL goes at a time.
+
+It does not oscillate. It grows only as far as leaves twice the margin free that makes it shrink. And each shrink that
+follows a growth doubles the time before the next growth, up to an hour.
 """
 
 from __future__ import annotations
@@ -11,18 +13,20 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 STALLED = 0.10
-"""Shrink when some task waited for memory so much of the time. systemd-oomd's and lmkd's defaults are of this order."""
+"""Shrink when some task waited for memory this share of the time. systemd-oomd and lmkd have defaults of this order."""
 _CALM = 0.01
-"""Grow only below this."""
+"""Grow only while tasks stall less than this share of the time."""
 _KEEP = 3 / 4
-"""Of what the POOL holds, after a reading with stalls."""
+"""Share of the POOL's bytes that is kept after a reading with stalls."""
 _FLOOR = 1 / 16
-"""Of the configured budget: below it nothing could pass through the POOL to DISK, and all would be recomputed."""
+"""Least budget, as a share of the configured one. With less, nothing could pass through the POOL to DISK, and
+everything would be recomputed."""
 _STEP = 1 / 16
-"""Of the configured budget: how much it grows at a time."""
+"""Growth at a time, as a share of the configured budget."""
 _PACE_S = 10.0
-"""Between two steps of growth."""
+"""Least time between two steps of growth."""
 _HOLD_S = 30.0
+"""Least time between a shrink and growth, at first."""
 _LONGEST_HOLD_S = 3600.0
 _MARGIN = 64 << 20
 """Bytes to leave free under a limit; a sixteenth of the limit if that is less."""
@@ -30,10 +34,10 @@ _MARGIN = 64 << 20
 
 @dataclass(frozen=True, slots=True)
 class MemoryReading:
-    """What the machine says of its memory; None where it does not.
+    """What the machine reports of its memory; None for what it does not report.
 
     ``stalled``: share of the time since the last reading in which some task waited for memory. ``limit`` and ``free``:
-    bytes, of the limit with the least room; ``whose`` it is: "cgroup" or "machine".
+    bytes, of the limit with the least room. ``whose`` limit that is: "cgroup" or "machine".
     """
 
     stalled: float | None = None
@@ -43,27 +47,37 @@ class MemoryReading:
 
 
 class PoolBudget:
-    """``nbytes`` is the POOL's budget now, ``why`` it is that: "configured", "pressure", "cgroup" or "machine"."""
+    """``nbytes`` is the POOL's budget now, ``why`` its reason: "configured", "pressure", "cgroup" or "machine".
+
+    >>> budget = PoolBudget(configured=1600)
+    >>> budget.on_reading(MemoryReading(stalled=0.3), used=1000, now=0.0)
+    750
+    >>> budget.why
+    'pressure'
+    >>> budget.on_reading(MemoryReading(stalled=0.0), used=700, now=31.0)  # calm for half a minute: one step of growth
+    850
+    """
 
     def __init__(self, configured: int) -> None:
         self.configured = configured
         self.nbytes = configured
         self.why = "configured"
         self._hold = _HOLD_S
+        """Least time between a shrink and growth."""
         self._grown = False
-        """Since the last shrink."""
+        """Whether it has grown since the last shrink."""
         self._shrunk_at = -float("inf")
         self._grown_at = -float("inf")
 
     def configure(self, nbytes: int) -> int:
-        """An operator's word: it holds now, whatever was before. The budget."""
+        """An operator sets the budget: it holds from now on, whatever happened before. Returns the budget."""
         self.configured = self.nbytes = nbytes
         self.why = "configured"
         self._hold, self._grown = _HOLD_S, False
         return nbytes
 
     def on_reading(self, reading: MemoryReading, used: int, now: float) -> int:
-        """The budget after a reading, with ``used`` bytes in the POOL at second ``now``."""
+        """The budget after a reading at second ``now``, with ``used`` bytes in the POOL."""
         used = min(used, self.nbytes)
         target, why = self.nbytes, self.why
         if reading.stalled is not None and reading.stalled >= STALLED:
@@ -88,10 +102,10 @@ class PoolBudget:
     def _may_grow(self, reading: MemoryReading, now: float) -> bool:
         if reading.stalled is not None and reading.stalled >= _CALM:
             if reading.stalled >= STALLED:
-                self._shrunk_at = now  # at its floor, and still not enough
+                self._shrunk_at = now  # at its floor, and that is still too much
             return False
-        rested = now - self._shrunk_at >= self._hold and now - self._grown_at >= _PACE_S
-        return self.nbytes < self.configured and rested
+        held = now - self._shrunk_at >= self._hold and now - self._grown_at >= _PACE_S
+        return self.nbytes < self.configured and held
 
     def _grow(self, reading: MemoryReading, used: int, now: float) -> None:
         most = min(self.configured, self.nbytes + max(1, int(self.configured * _STEP)))
@@ -104,11 +118,12 @@ class PoolBudget:
 
 
 def _margin(limit: int) -> int:
+    """Bytes to leave free under ``limit``."""
     return min(_MARGIN, limit // 16)
 
 
 def _room(reading: MemoryReading) -> int | None:
-    """Bytes free beyond the margin; negative: so many are missing."""
+    """Bytes that are free beyond the margin; if negative, bytes that are missing. None if the machine says nothing."""
     if reading.limit is None or reading.free is None:
         return None
     return reading.free - _margin(reading.limit)

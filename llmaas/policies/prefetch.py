@@ -1,6 +1,6 @@
-"""Which context will be called next, as far as the past tells.
+"""Predicts which context is called next, from the calls so far.
 
-Law: pure; constant work per call.
+Law: pure; the work for a call grows only with the contexts that ever followed one context.
 """
 
 from __future__ import annotations
@@ -11,20 +11,29 @@ from typing import NamedTuple
 from llmaas.records import ContextId
 
 _FORGET = 0.9
-"""What an earlier successor counts after one more call of the same context."""
+"""The counts of a context's successors are multiplied by this at each further call of the context."""
 
 
 class Guess(NamedTuple):
+    """A predicted context. ``confidence``: share of the times, recent ones counting more, that it came next."""
+
     context: ContextId
     confidence: float
-    """Share of the times, recent ones counting more, that this one came next."""
 
 
 class Successors:
-    """Who was called after whom: a first-order Markov chain whose counts fade (as app launchers predict)."""
+    """A first-order Markov chain over calls whose counts fade, as app launchers use to predict the next app.
+
+    >>> successors = Successors()
+    >>> for name in ("mail", "calendar", "mail"):
+    ...     successors.called(ContextId(name))
+    >>> successors.guess()
+    Guess(context='calendar', confidence=1.0)
+    """
 
     def __init__(self) -> None:
         self._after: dict[ContextId, dict[ContextId, float]] = defaultdict(dict)
+        """Faded counts of the contexts that were called after each context."""
         self._last: ContextId | None = None
 
     def called(self, context: ContextId) -> None:
@@ -36,7 +45,7 @@ class Successors:
         self._last = context
 
     def guess(self) -> Guess | None:
-        """Who comes after the context that was called last, if that is known at all."""
+        """The likeliest successor of the context that was called last; None if it never had one."""
         counts = self._after.get(self._last) if self._last is not None else None
         if not counts:
             return None

@@ -1,7 +1,7 @@
 """How a context comes back: how many chunks at its front are recomputed while the rest is read from DISK.
 
-Law: pure. A hole is a run of chunks that are on DISK only; computing goes on from its front, reading from its back (as
-in Cake, arXiv 2410.03065), and the question is asked again whenever either has got further. So a side that turns out
+Law: pure. A hole is a run of chunks that are on DISK only. Computing proceeds from its front and reading from its back
+(as in Cake, arXiv 2410.03065). The question is asked again whenever either has advanced, so a side that turns out
 slower than expected simply gets less of what is left.
 """
 
@@ -14,10 +14,10 @@ from typing import Protocol
 
 @dataclass(frozen=True, slots=True)
 class Hole:
-    """Seconds that the first or last n chunks of a hole take, at index n = 0 .. number of chunks.
+    """Expected seconds for the chunks of a hole. Each sequence has an entry for n = 0 .. number of chunks.
 
-    ``compute`` is of the first n, ``read`` of the last n (what is being read already included, also at 0), ``place`` of
-    decoding the last n and putting them into cells.
+    ``compute[n]``: recomputing the first n chunks. ``read[n]``: reading the last n chunks, including what is being read
+    already (so ``read[0]`` may be above 0). ``place[n]``: decoding the last n chunks and putting them into cells.
     """
 
     compute: Sequence[float]
@@ -25,12 +25,13 @@ class Hole:
     place: Sequence[float]
 
     def __len__(self) -> int:
+        """Number of chunks."""
         return len(self.compute) - 1
 
     def seconds(self, n_computed: int) -> float:
-        """Until all are in cells, if the first ``n_computed`` are recomputed."""
+        """Seconds until all chunks are in cells, if the first ``n_computed`` are recomputed."""
         n_read = len(self) - n_computed
-        if n_computed == 0:  # nothing to wait for: what has been read is placed while the next is read
+        if n_computed == 0:  # placing need not wait for computing: it overlaps with reading
             return max(self.read[n_read], self.place[n_read])
         return max(self.compute[n_computed], self.read[n_read]) + self.place[n_read]
 
@@ -41,7 +42,7 @@ class SplitPolicy(Protocol):
 
 
 class LoadFirst:
-    """Read whatever has a copy: right wherever the disk is fast, which is nearly everywhere without a GPU."""
+    """Read everything that has a copy. Right wherever the disk is fast, which is nearly everywhere without a GPU."""
 
     def split(self, hole: Hole) -> int:
         return 0
@@ -55,7 +56,15 @@ class RecomputeFirst:
 
 
 class Balanced:
-    """Where both sides end together, or all of one side where the other would only be in the way."""
+    """The split that ends first: both sides end together, or one side does all if the other would only delay it.
+
+    >>> even = Hole(compute=[0, 1, 2, 3, 4], read=[0, 1, 2, 3, 4], place=[0, 0, 0, 0, 0])
+    >>> Balanced().split(even)
+    2
+    >>> slow_disk = Hole(compute=[0, 1, 2, 3, 4], read=[0, 9, 18, 27, 36], place=[0, 0, 0, 0, 0])
+    >>> Balanced().split(slow_disk)
+    4
+    """
 
     def split(self, hole: Hole) -> int:
         return min(range(len(hole) + 1), key=hole.seconds)
@@ -66,3 +75,4 @@ SPLIT: dict[str, Callable[[], SplitPolicy]] = {
     "load_first": LoadFirst,
     "recompute_first": RecomputeFirst,
 }
+"""Every policy by the name that settings give it."""

@@ -1,12 +1,14 @@
-"""How many threads the next steps of the engine should use, by how long the last ones took.
+"""How many threads the next steps of the engine should use, judged by how long the last steps took.
 
-Law: it hears durations and nothing else, so what it decides does not depend on why a step was slow. Two rules. It falls
-back at once: a cumulative sum of slowness (CUSUM, Page 1954) that runs over leads to a few steps with fewer threads,
-and whichever count was faster stays. It looks around at little cost: now and then a few steps run with more or fewer
-threads, and what these lose is paid out of a budget that grows with time (by 2 % of it upward, 0.2 % downward).
+Law: pure; durations are its only input, so what it decides does not depend on why a step was slow. Two rules:
 
-Why it is needed: llama.cpp's threads meet some 900 times a token and spin while they wait, so one that shares its core
-with another process holds up all others: two threads are then many times slower than one.
+* It falls back at once. A cumulative sum of slowness (CUSUM, Page 1954) that exceeds a threshold raises an alarm. An
+  alarm leads to a trial: a few steps with fewer threads. Whichever number of threads was faster stays.
+* It explores at little cost. Now and then a few steps run with more or fewer threads. The time that such trials lose is
+  paid from a budget that grows with time (by 2 % of it for trials upward, 0.2 % downward).
+
+Why it is needed: llama.cpp's threads meet some 900 times a token and spin while they wait. A thread that shares its
+core with another process holds up all others, so two threads are then many times slower than one.
 """
 
 from __future__ import annotations
@@ -14,60 +16,63 @@ from __future__ import annotations
 from collections.abc import Hashable
 
 _SLACK = 0.3
-"""Slowness that is not counted: steps differ by so much on a quiet machine."""
+"""Slowness that is not counted: steps differ by this share of their pace on a quiet machine."""
 _ALARM = 4.0
-"""Sum of what steps took beyond that, in steps, that is an alarm; doubled by each false one."""
+"""Sum of slowness beyond that, in steps, that raises an alarm. Each false alarm doubles it."""
 _LARGEST_ALARM = 64.0
-_LOOK_STEPS = 3
+_TRIAL_STEPS = 3
 _HOPELESS = 1.5
-"""A look ends with a step that takes so many times what it should beat."""
+"""A trial ends early with a step that takes so many times what it should beat."""
 _BETTER = 0.95
-"""Share of the time that another number of threads must need to be kept."""
+"""Another number of threads is kept if its steps take at most this share of the time to beat."""
 _MAY_LOSE_UP, _MAY_LOSE_DOWN = 0.02, 0.002
-"""Share of all time that looks may lose. Down is rarely worth a look: what makes it so raises an alarm."""
+"""Share of all time that trials may lose. A trial downward is rarely worth it: what makes fewer threads better raises
+an alarm as well."""
 _SAVED_UP_S, _SAVED_DOWN_S = 0.1, 0.05
-"""What a budget holds at most, and at first."""
+"""Seconds that a budget holds at most, and at first."""
 _SOONEST_S = 0.25
-"""Seconds of computing between two looks."""
+"""Seconds of computing between two trials."""
 _FASTER, _SLOWER = 0.2, 0.02
-"""How much of a step's difference is learned. Slowly where it is slower, or a busy machine would become the measure."""
+"""How much of a step's difference to its pace is learned. It is learned slowly where the step was slower: otherwise a
+busy machine would become the norm."""
 
 
 class ThreadCount:
-    """``threads`` is how many the next step should use, 1 .. ``most``. One for decoding, one for prefill.
+    """``threads`` (1 .. ``most``) is how many the next step should use. Use one for decoding and one for prefill.
 
-    With ``curious`` the first look down may cost what it will, a step or three: a daemon that starts on a busy machine
-    has no quiet pace to be alarmed by.
+    With ``curious`` the first trial downward may cost more than the budget holds, a step to three: a daemon that starts
+    on a busy machine knows no quiet pace that could raise an alarm.
     """
 
     def __init__(self, most: int, *, curious: bool = False) -> None:
         self.most = self.threads = most
         self.changes = 0
-        """How often another number was found better."""
+        """How often another number of threads was found better."""
         self._pace: dict[Hashable, float] = {}
-        """Seconds of a step of each kind, with as many threads as are used now."""
+        """Seconds of a step of each kind, with the present number of threads."""
         self._sum = 0.0
+        """The cumulative sum of slowness."""
         self._slow, self._n_slow = 0.0, 0
-        """Steps since the sum was last zero: what they took together, in multiples of their pace, and how many."""
+        """Steps since the sum was last zero: their time in multiples of their pace, and their number."""
         self._alarm = _ALARM
-        self._look: _Look | None = None
+        self._trial: _Trial | None = None
         self._stride = 1
-        """How far the next look goes in the direction of the last one that found something; negative: down."""
+        """How far the next trial goes in the direction of the last successful one; negative: downward."""
         self._time = 0.0
-        """Seconds of computing heard of."""
+        """Seconds of computing so far."""
         self._curious = curious
-        self._next_look = _SOONEST_S
+        self._next_trial = _SOONEST_S
         self._up, self._down = _Budget(_MAY_LOSE_UP, _SAVED_UP_S), _Budget(_MAY_LOSE_DOWN, _SAVED_DOWN_S)
 
     @property
-    def looking(self) -> bool:
+    def in_trial(self) -> bool:
         """Whether the next steps try another number of threads."""
-        return self._look is not None
+        return self._trial is not None
 
     def observe(self, kind: Hashable, seconds: float) -> int:
-        """The number of threads for the next step; the last one was of ``kind`` and took ``seconds`` with ``threads``.
+        """The last step was of ``kind`` and took ``seconds`` with ``threads``. Returns the threads for the next step.
 
-        Steps of one kind take about as long on a quiet machine: as many tokens that look back about as far.
+        Steps of one kind must take about as long on a quiet machine: as many tokens, over about as long a context.
         """
         self._time += seconds
         self._up.earn(seconds)
@@ -75,34 +80,36 @@ class ThreadCount:
         pace = self._pace.get(kind)
         if self.most == 1 or seconds <= 0.0:
             return self.threads
-        if self._look is not None:
-            self._judge(self._look, kind, seconds, pace)
+        if self._trial is not None:
+            self._judge(self._trial, kind, seconds, pace)
         elif pace is None:
             self._pace[kind] = seconds
         else:
             self._weigh(kind, seconds, pace)
         return self.threads
 
-    # -- steps with the number of threads that is in use
+    # -- steps outside of trials
 
     def _weigh(self, kind: Hashable, seconds: float, pace: float) -> None:
+        """Learn the pace, and add the step's slowness to the sum."""
         slowness = seconds / pace
         self._pace[kind] = pace + (_FASTER if slowness < 1.0 else _SLOWER) * (seconds - pace)
         self._sum += slowness - 1.0 - _SLACK
         if self._sum <= 0.0:
-            self._calm()
-            self._look_around(pace)
+            self._reset_sum()
+            self._explore(pace)
             return
         self._slow += slowness
         self._n_slow += 1
         if self._sum >= self._alarm:
             self._begin(-1, to_beat=self._slow / self._n_slow, alarmed=True)
 
-    def _calm(self) -> None:
+    def _reset_sum(self) -> None:
         self._sum, self._slow, self._n_slow = 0.0, 0.0, 0
 
-    def _look_around(self, pace: float) -> None:
-        if self._time < self._next_look:
+    def _explore(self, pace: float) -> None:
+        """Begin a trial if one is due and paid for."""
+        if self._time < self._next_trial:
             return
         if self.threads < self.most and self._up.left > 0.0:
             self._begin(1, to_beat=1.0)
@@ -111,11 +118,11 @@ class ThreadCount:
             self._begin(-1, to_beat=1.0)
 
     def _price_down(self, pace: float) -> float:
-        """Seconds that a look down loses where all threads have a core. (What one up loses, nobody knows before.)"""
-        return _LOOK_STEPS * pace * (self.threads / self._goal(-1) - 1.0)
+        """Seconds that a trial downward loses if every thread has a core. (What one upward loses is unknown before.)"""
+        return _TRIAL_STEPS * pace * (self.threads / self._goal(-1) - 1.0)
 
     def _goal(self, way: int) -> int:
-        """Where the next look in a direction goes."""
+        """Threads of the next trial in a direction (1: up, -1: down)."""
         stride = self._stride if self._stride * way > 0 else way
         return min(self.most, max(1, self.threads + stride))
 
@@ -124,53 +131,52 @@ class ThreadCount:
             self._end_alarm(to_beat)
             return
         there = self._goal(way)
-        self._look = _Look(self.threads, there, to_beat, alarmed)
+        self._trial = _Trial(self.threads, there, to_beat, alarmed)
         self.threads = there
 
-    # -- steps of a look
+    # -- steps of a trial
 
-    def _judge(self, look: _Look, kind: Hashable, seconds: float, pace: float | None) -> None:
+    def _judge(self, trial: _Trial, kind: Hashable, seconds: float, pace: float | None) -> None:
         if pace is None:  # nothing to compare with
-            self._back(look)
+            self._revert(trial)
             return
-        look.took.append(seconds / pace)
-        mean = sum(look.took) / len(look.took)
-        if look.took[-1] > _HOPELESS * look.to_beat or (
-            len(look.took) == _LOOK_STEPS and mean > _BETTER * look.to_beat
-        ):
-            lost = max(0.0, sum(each - look.to_beat for each in look.took)) * pace
-            if not look.alarmed:
-                (self._up if look.there > look.here else self._down).left -= lost
-            self._back(look)
-        elif len(look.took) == _LOOK_STEPS:
-            self._stay(look, kind, pace * mean, pace)
+        trial.took.append(seconds / pace)
+        mean = sum(trial.took) / len(trial.took)
+        complete = len(trial.took) == _TRIAL_STEPS
+        if trial.took[-1] > _HOPELESS * trial.to_beat or (complete and mean > _BETTER * trial.to_beat):
+            lost = max(0.0, sum(each - trial.to_beat for each in trial.took)) * pace
+            if not trial.alarmed:
+                (self._up if trial.there > trial.here else self._down).left -= lost
+            self._revert(trial)
+        elif complete:
+            self._adopt(trial, kind, pace * mean, pace)
 
-    def _stay(self, look: _Look, kind: Hashable, seconds: float, pace: float) -> None:
-        """What was looked at is better."""
-        self._up.left -= (self._slow - self._n_slow) * pace  # by having too many, or having them too long
-        self._next_look = self._time + _SOONEST_S
-        self._stride = 2 * (look.there - look.here)
+    def _adopt(self, trial: _Trial, kind: Hashable, seconds: float, pace: float) -> None:
+        """Keep the number of threads that was tried: it is better."""
+        self._up.left -= (self._slow - self._n_slow) * pace  # lost by having too many threads, or having them too long
+        self._next_trial = self._time + _SOONEST_S
+        self._stride = 2 * (trial.there - trial.here)
         self._pace = {kind: seconds}
-        self._look, self._alarm = None, _ALARM
-        self._calm()
+        self._trial, self._alarm = None, _ALARM
+        self._reset_sum()
         self.changes += 1
 
-    def _back(self, look: _Look) -> None:
-        self.threads, self._look, self._stride = look.here, None, 1
-        self._next_look = self._time + _SOONEST_S
-        if look.alarmed:
-            self._end_alarm(look.to_beat)
+    def _revert(self, trial: _Trial) -> None:
+        self.threads, self._trial, self._stride = trial.here, None, 1
+        self._next_trial = self._time + _SOONEST_S
+        if trial.alarmed:
+            self._end_alarm(trial.to_beat)
 
     def _end_alarm(self, slowness: float) -> None:
-        """The steps are slower, and fewer threads do not help: that is the pace now."""
+        """The alarm was false: steps are slower and fewer threads do not help, so this is the pace from now on."""
         for kind in self._pace:
             self._pace[kind] *= slowness
         self._alarm = min(2 * self._alarm, _LARGEST_ALARM)
-        self._calm()
+        self._reset_sum()
 
 
 class _Budget:
-    """Seconds that may be lost: a share of all time, saved up to ``most``. Debts are paid before the next look."""
+    """Seconds that trials may lose: a ``share`` of all time, saved up to ``most``. A debt must be earned back first."""
 
     __slots__ = ("left", "most", "share")
 
@@ -181,8 +187,11 @@ class _Budget:
         self.left = min(self.most, self.left + self.share * seconds)
 
 
-class _Look:
-    """A few steps with ``there`` threads instead of ``here``; ``took``: each in multiples of its pace with ``here``."""
+class _Trial:
+    """A few steps with ``there`` threads instead of ``here``.
+
+    ``took``: the time of each, in multiples of its pace with ``here`` threads; ``to_beat``: in the same unit.
+    """
 
     __slots__ = ("alarmed", "here", "there", "to_beat", "took")
 
