@@ -38,9 +38,9 @@ cli.demo_report         cli.demo.report
 cli.demo_run            cli.demo.run
 cli.demo_summary        cli.demo.summary
 cli.demo_view           cli.demo.view
-cli.doctor_checks       cli.doctor.checks
+cli.doctor_checks       cli.doctor.checks cli.doctor.finding cli.doctor.model cli.doctor.store cli.doctor.daemon
 cli.doctor_host         cli.doctor.host
-cli.doctor_store        cli.doctor.store
+cli.doctor_store        cli.doctor.damage
 config_kinds            config.kinds
 engine.adaptive         engine.adaptive_threads
 engine.llama_adapters   engine.llama.adapters

@@ -10,8 +10,12 @@ from pathlib import Path
 
 import pytest
 
-from llmaas.cli.doctor import checks as doctor
-from llmaas.cli.doctor.host import check_host, running_finding
+from llmaas.cli.doctor.checks import check_config, check_engine, examine
+from llmaas.cli.doctor.daemon import check_socket, duty_findings
+from llmaas.cli.doctor.finding import Finding
+from llmaas.cli.doctor.host import check_host
+from llmaas.cli.doctor.model import check_model, kv_findings, memory_findings
+from llmaas.cli.doctor.store import check_disk, check_store
 from llmaas.config.settings import Config, load
 from llmaas.kvchunks.store.store import ContextRow, MasterKey, Span, Store
 from llmaas.policies import duty
@@ -26,60 +30,60 @@ def config(tmp_path: Path) -> Config:
     return load(flags, {"HOME": str(tmp_path)}).config
 
 
-def levels(findings: list[doctor.Finding]) -> list[str]:
+def levels(findings: list[Finding]) -> list[str]:
     return [finding.level for finding in findings]
 
 
-def store_lines(findings: Iterable[doctor.Finding]) -> list[doctor.Finding]:
+def store_lines(findings: Iterable[Finding]) -> list[Finding]:
     return [finding for finding in findings if finding.about == "store"]
 
 
 def test_strange_variables_are_a_warning(config: Config, tmp_path: Path) -> None:
     environ = {"HOME": str(tmp_path), "LLMAAS_CELL": "5"}
-    findings = list(doctor.check_config(load({}, environ), environ))
+    findings = list(check_config(load({}, environ), environ))
     assert levels(findings) == ["ok", "warn"]
     assert findings[1].hint == "Did you mean LLMAAS_CELLS?"
 
 
 def test_the_engine_is_found() -> None:
-    (finding,) = doctor.check_engine()
+    (finding,) = check_engine()
     assert finding.level == "ok"
     assert "0.3.36" in finding.text
 
 
 def test_the_packaged_model_is_loaded_and_measured(config: Config, model_path: Path) -> None:
-    findings = list(doctor.check_model(config))
+    findings = list(check_model(config))
     assert levels(findings) == ["ok"] * 4
     assert "30 layers, K 192 and V 192 values: 22.5 KiB a token" in findings[1].text
 
 
 def test_what_cannot_be_known_is_a_finding_and_the_rest_goes_on(config: Config, tmp_path: Path) -> None:
     loaded = load({"model": str(tmp_path / "none.gguf"), "data_dir": str(tmp_path / "data")}, {"HOME": str(tmp_path)})
-    findings = {f.about: f for f in doctor.examine(loaded, {}, deep=False, repair=False)}
+    findings = {f.about: f for f in examine(loaded, {}, deep=False, repair=False)}
     assert findings["model"].level == "fail"
     assert "there is no model file" in findings["model"].text
     assert findings["socket"].level == "ok"
 
 
 def test_a_model_that_cannot_be_chunked_is_told_why(config: Config) -> None:
-    findings = list(doctor.kv_findings(config, replace(INFO, chunkable=False, note="it is recurrent")))
+    findings = list(kv_findings(config, replace(INFO, chunkable=False, note="it is recurrent")))
     assert levels(findings) == ["ok", "warn", "ok"]
     assert "it is recurrent" in findings[1].text
 
 
 def test_budgets_beyond_the_machine_fail(config: Config) -> None:
-    (finding,) = doctor.memory_findings(replace(config, pool_bytes=1 << 50), INFO)
+    (finding,) = memory_findings(replace(config, pool_bytes=1 << 50), INFO)
     assert finding.level == "fail"
     assert "--pool-bytes" in finding.hint
-    (finding,) = doctor.memory_findings(config, INFO)
+    (finding,) = memory_findings(config, INFO)
     assert "model 92.0 MiB, cells 180.0 MiB, pool 256.0 MiB" in finding.text
 
 
 def test_a_data_directory_that_is_a_file_fails(tmp_path: Path) -> None:
     (tmp_path / "data").write_text("x")
-    (finding,) = doctor.check_disk(tmp_path / "data")
+    (finding,) = check_disk(tmp_path / "data")
     assert finding.level == "fail"
-    (finding,) = doctor.check_disk(tmp_path / "data" / "below")
+    (finding,) = check_disk(tmp_path / "data" / "below")
     assert finding.level == "fail"
 
 
@@ -87,28 +91,28 @@ def test_a_data_directory_open_to_others_is_a_warning(tmp_path: Path) -> None:
     data = tmp_path / "data"
     data.mkdir()
     data.chmod(0o755)
-    assert levels(list(doctor.check_disk(data)))[-1] == "warn"
+    assert levels(list(check_disk(data)))[-1] == "warn"
     data.chmod(0o700)
-    assert "others" not in "".join(finding.text for finding in doctor.check_disk(data))
+    assert "others" not in "".join(finding.text for finding in check_disk(data))
 
 
 def test_a_store_that_is_not_there_is_not_made(config: Config) -> None:
-    (finding,) = doctor.check_store(config, {}, deep=True, repair=True)
+    (finding,) = check_store(config, {}, deep=True, repair=True)
     assert finding.level == "ok"
     assert not config.data_dir.exists()
 
 
 def test_a_sound_store_is_ok_and_what_is_wrong_with_one_is_found_and_repaired(config: Config) -> None:
     Store(config.data_dir).close()
-    assert levels(list(doctor.check_store(config, {}, deep=True, repair=False))) == ["ok", "ok"]
+    assert levels(list(check_store(config, {}, deep=True, repair=False))) == ["ok", "ok"]
     (config.data_dir / "index.sqlite").chmod(0o644)
-    found = store_lines(doctor.check_store(config, {}, deep=True, repair=False))
+    found = store_lines(check_store(config, {}, deep=True, repair=False))
     assert levels(found) == ["fail"]
     assert "--repair" in found[0].hint
-    repaired = store_lines(doctor.check_store(config, {}, deep=True, repair=True))
+    repaired = store_lines(check_store(config, {}, deep=True, repair=True))
     assert levels(repaired) == ["warn", "ok"]
     assert repaired[0].text == f"{found[0].text}; closed to others"
-    assert levels(store_lines(doctor.check_store(config, {}, deep=True, repair=False))) == ["ok"]
+    assert levels(store_lines(check_store(config, {}, deep=True, repair=False))) == ["ok"]
 
 
 def test_the_doctor_tells_the_cipher_the_masters_place_and_whether_it_fits(config: Config) -> None:
@@ -116,8 +120,8 @@ def test_the_doctor_tells_the_cipher_the_masters_place_and_whether_it_fits(confi
     with Store(config.data_dir, master=MasterKey(bytes(32))) as store:
         store.put(ContextId("a"), [(ChunkKey(bytes(16)), 64, b"chunk")])
 
-    def ciphers(config: Config, environ: dict[str, str]) -> list[doctor.Finding]:
-        return [f for f in doctor.check_store(config, environ, deep=True, repair=True) if f.about == "cipher"]
+    def ciphers(config: Config, environ: dict[str, str]) -> list[Finding]:
+        return [f for f in check_store(config, environ, deep=True, repair=True) if f.about == "cipher"]
 
     (fits,) = ciphers(config, key)
     assert fits.level == "ok" and "variable LLMAAS_MASTER_KEY; it opens 1 of the 1 keys" in fits.text
@@ -154,7 +158,7 @@ def flip(path: Path, at: int) -> None:
     path.write_bytes(data)
 
 
-def texts(findings: Iterable[doctor.Finding]) -> str:
+def texts(findings: Iterable[Finding]) -> str:
     return "\n".join(finding.text for finding in findings)
 
 
@@ -169,12 +173,12 @@ def test_repair_says_what_was_found_what_was_done_and_what_it_means(config: Conf
     con.commit()
     con.close()
 
-    found = texts(doctor.check_store(config, {}, deep=True, repair=False))
+    found = texts(check_store(config, {}, deep=True, repair=False))
     assert "chunks whose bytes are not those written: 3 (chunk 0000" in found
     assert "3 chunks to be dropped; their contexts will recompute about 192 tokens" in found
     assert "dropped;" not in found.replace("to be dropped;", "")
 
-    done = store_lines(doctor.check_store(config, {}, deep=True, repair=True))
+    done = store_lines(check_store(config, {}, deep=True, repair=True))
     assert levels(done) == ["warn"] * 4 + ["ok"]
     told = texts(done)
     assert "not those written: 3 (chunk 0000" in told and "; dropped" in told
@@ -188,7 +192,7 @@ def test_repair_says_what_was_found_what_was_done_and_what_it_means(config: Conf
 
 def test_what_an_opening_drops_is_told(config: Config, stored: Path) -> None:
     (stored / "payload" / "00000002.kv").unlink()
-    findings = store_lines(doctor.check_store(config, {}, deep=False, repair=False))
+    findings = store_lines(check_store(config, {}, deep=False, repair=False))
     assert levels(findings) == ["warn", "ok"]
     assert "cut short: 4; dropped" in findings[0].text
     assert findings[1].text.startswith("200 contexts, 4 chunks")
@@ -198,9 +202,9 @@ def test_a_damaged_index_gives_back_its_conversations_and_names_those_with_a_hol
     with (stored / "index.sqlite").open("r+b") as file:
         file.seek(60 * 4096)
         file.write(bytes(range(256)) * 16)
-    (failed,) = store_lines(doctor.check_store(config, {}, deep=False, repair=False))
+    (failed,) = store_lines(check_store(config, {}, deep=False, repair=False))
     assert failed.level == "fail" and "--repair" in failed.hint
-    done = store_lines(doctor.check_store(config, {}, deep=False, repair=True))
+    done = store_lines(check_store(config, {}, deep=False, repair=True))
     assert done[0].text.startswith("the index was damaged: moved to")
     assert "200 conversations taken from it into a new one" in done[0].text
     holes = [finding.text for finding in done if "had a hole" in finding.text]
@@ -214,13 +218,13 @@ def test_a_store_that_another_process_has_open_fails_if_no_daemon_answers(config
         {"data_dir": str(config.data_dir), "socket": str(config.socket), "model": "none"}, {"HOME": str(tmp_path)}
     )
     with Store(config.data_dir):
-        findings = {f.about: f for f in doctor.examine(loaded, {}, deep=False, repair=True)}
+        findings = {f.about: f for f in examine(loaded, {}, deep=False, repair=True)}
         assert findings["store"].level == "fail"
         assert "in use" in findings["store"].text
         with socket.socket(socket.AF_UNIX) as listener:
             listener.bind(str(config.socket))
             listener.listen()
-            (finding,) = doctor.check_store(config, {}, deep=False, repair=False)
+            (finding,) = check_store(config, {}, deep=False, repair=False)
             assert (finding.level, finding.text.startswith("not checked")) == ("ok", True)
 
 
@@ -229,8 +233,8 @@ def test_an_index_beyond_reading_is_moved_aside_only_when_asked_for(config: Conf
     (config.data_dir / "index.sqlite").write_bytes(b"garbage" * 1000)
     loaded = load({"data_dir": str(config.data_dir), "model": "none"}, {"HOME": str(tmp_path)})
 
-    def store_findings(repair: bool) -> list[doctor.Finding]:
-        return [f for f in doctor.examine(loaded, {}, deep=False, repair=repair) if f.about == "store"]
+    def store_findings(repair: bool) -> list[Finding]:
+        return [f for f in examine(loaded, {}, deep=False, repair=repair) if f.about == "store"]
 
     assert levels(store_findings(repair=False)) == ["fail"]
     repaired = store_findings(repair=True)
@@ -243,11 +247,11 @@ def test_a_stale_socket_is_a_warning_and_a_file_in_its_place_fails(tmp_path: Pat
     path = tmp_path / "d.sock"
     with socket.socket(socket.AF_UNIX) as listener:
         listener.bind(str(path))
-    (finding,) = doctor.check_socket(path)
+    (finding,) = check_socket(path)
     assert (finding.level, "stale" in finding.text) == ("warn", True)
     path.unlink()
     path.write_text("x")
-    (finding,) = doctor.check_socket(path)
+    (finding,) = check_socket(path)
     assert finding.level == "fail"
 
 
@@ -269,6 +273,6 @@ def test_the_doctor_says_what_threads_cpus_and_the_governor_come_to(
 
 
 def test_a_daemon_that_computes_less_says_why() -> None:
-    assert running_finding({"governor": {"watched": False}}) is None
-    slowed = running_finding({"governor": {"watched": True, "duty": 0.4, "why": "heat"}})
-    assert slowed and (slowed.level, slowed.text) == ("warn", "the daemon computes 40% of the time, because of heat")
+    assert list(duty_findings({"watched": False})) == []
+    (slowed,) = duty_findings({"watched": True, "duty": 0.4, "why": "heat"})
+    assert (slowed.level, slowed.text) == ("warn", "the daemon computes 40% of the time, because of heat")

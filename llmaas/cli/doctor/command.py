@@ -10,7 +10,8 @@ import dataclasses
 import os
 import sys
 
-from llmaas.cli.doctor.checks import Finding, examine
+from llmaas.cli.doctor.checks import examine
+from llmaas.cli.doctor.finding import Finding
 from llmaas.cli.options import add_settings, loaded
 from llmaas.cli.out import coloured, print_json, printable
 from llmaas.config.settings import SETTINGS

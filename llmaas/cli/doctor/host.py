@@ -5,18 +5,17 @@ Law: says what the settings come to on this machine, and what of them has no eff
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
-from typing import Any
+from collections.abc import Iterator
 
-from llmaas.cli.doctor.checks import Finding
+from llmaas.cli.doctor.finding import Finding
 from llmaas.config.kinds import show_cpus
 from llmaas.config.settings import Config, allowed_cpus
+from llmaas.host import priority, thermal
+from llmaas.policies.duty import ThermalReading
 
 
 def check_host(config: Config) -> Iterator[Finding]:
     """Threads, CPUs and niceness, then what the governor can see."""
-    from llmaas.host import priority
-
     allowed = allowed_cpus()
     cpus = config.cpus or allowed
     where = f" on CPUs {show_cpus(cpus)}" if cpus else ""
@@ -35,29 +34,15 @@ def check_host(config: Config) -> Iterator[Finding]:
 
 
 def governor_finding() -> Finding:
-    from llmaas.host import thermal
-    from llmaas.policies.duty import ThermalReading
-
     found = thermal.read()
     if found == ThermalReading():
         text = "on, but this machine tells neither temperatures nor frequencies nor a battery"
         return Finding("heat", "warn", text, "It has no effect here; a limit by --nice or --threads has.")
-    told = []
+    parts = []
     if found.temperature is not None:
-        told.append(f"{found.zone} {found.temperature:.0f} C of {found.limit:.0f} C")
+        parts.append(f"{found.zone} {found.temperature:.0f} C of {found.limit:.0f} C")
     if found.speed is not None:
-        told.append(f"CPUs may run at {found.speed:.0%} of their frequency")
+        parts.append(f"CPUs may run at {found.speed:.0%} of their frequency")
     if found.battery is not None:
-        told.append(f"battery {found.battery:.0%}{', discharging' if found.discharging else ''}")
-    return Finding("heat", "ok", "; ".join(told))
-
-
-def running_finding(host: Mapping[str, Any]) -> Finding | None:
-    """What a running daemon's governor does now; None where there is nothing to tell."""
-    told = host["governor"]
-    if not told["watched"]:
-        return None
-    text = f"the daemon computes {told['duty']:.0%} of the time"
-    if told["duty"] == 1.0:
-        return Finding("heat", "ok", text)
-    return Finding("heat", "warn", f"{text}, because of {told['why']}")
+        parts.append(f"battery {found.battery:.0%}{', discharging' if found.discharging else ''}")
+    return Finding("heat", "ok", "; ".join(parts))

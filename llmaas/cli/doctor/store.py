@@ -1,81 +1,109 @@
-"""What is wrong with a store, in words: what was found, what was done about it, and what that means for the user.
+"""The doctor's look at the data directory: its disk, the store in it, and the store's encryption.
 
-Law: says what happened, to the number; knows no files.
+Law: nothing on disk is changed but by ``repair`` (and by what every opening of the store does).
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
-from itertools import groupby
+import os
+import shutil
+from collections.abc import Iterator, Mapping
+from pathlib import Path
 
-from llmaas.kvchunks.store.rows import Damage, Problem, Salvage
-from llmaas.kvchunks.store.store import CheckReport
+from llmaas.cli.doctor.daemon import answers
+from llmaas.cli.doctor.damage import cost, explain, explain_salvage
+from llmaas.cli.doctor.finding import Finding
+from llmaas.cli.out import human_bytes
+from llmaas.config.kinds import show_bytes
+from llmaas.config.settings import Config
+from llmaas.errors import StoreFailed
+from llmaas.kvchunks.store import master_key
+from llmaas.kvchunks.store.cipher import fastest_cipher
+from llmaas.kvchunks.store.store import INDEX, Encryption, Store
+from llmaas.records import NO_QUOTA
 
-
-@dataclass(frozen=True, slots=True)
-class Words:
-    """``found`` comes before a number."""
-
-    found: str
-    done: str
-
-
-_DROPPED = "dropped"
-EXPLAIN = {
-    Damage.INDEX: Words("problems that SQLite sees in the index", "not mended"),
-    Damage.COUNT: Words("contexts that hold another number of tokens than they say", "counted anew, no token touched"),
-    Damage.MISSING: Words("chunks whose payload file is gone", _DROPPED),
-    Damage.SHORT: Words("chunks behind the end of their payload file", _DROPPED),
-    Damage.OVERLAP: Words("chunks that share bytes with another", _DROPPED),
-    Damage.UNREADABLE: Words("chunks where the disk cannot be read", _DROPPED),
-    Damage.FLIPPED: Words("chunks whose bytes are not those written", _DROPPED),
-    Damage.STRAY: Words("payload files that belong to nothing", "deleted"),
-    Damage.EMPTY: Words("payload files without chunks", "forgotten"),
-    Damage.FOREIGN: Words("strange files in the payload folder", "left alone; move them elsewhere"),
-    Damage.MODE: Words("files or folders that others may open", "closed to others"),
-}
+_LOW_DISK = 1 << 30
 
 
-def explain(report: CheckReport) -> Iterator[tuple[bool, str]]:
-    """A line for each kind of damage, with the first example; what was done about it, if it was.
-
-    False with it: it is not the store's, and can stay.
-    """
-
-    def kind_of(problem: Problem) -> str:
-        return problem.kind.value
-
-    for _, group in groupby(sorted(report.found, key=kind_of), key=kind_of):
-        problems = list(group)
-        words = EXPLAIN[problems[0].kind]
-        what = f"{words.found}: {len(problems)} ({problems[0].text}{', ...' if problems[1:] else ''})"
-        ours = problems[0].kind is not Damage.FOREIGN
-        yield ours, f"{what}; {words.done}" if report.repaired else what
+def check_disk(data_dir: Path, quota: int = NO_QUOTA) -> Iterator[Finding]:
+    """``quota`` is in bytes."""
+    place = next(p for p in (data_dir, *data_dir.parents) if p.exists())
+    if not place.is_dir() or not os.access(place, os.W_OK | os.X_OK):
+        yield Finding("disk", "fail", f"{place} is no directory that you may write to", "Give another --data-dir.")
+        return
+    free = shutil.disk_usage(place).free
+    hint = "Free space, or give a --data-dir on another file system." if free < _LOW_DISK else ""
+    text = f"{data_dir}: {human_bytes(free)} free; quota of chunks: {show_bytes(quota)}"
+    yield Finding("disk", "warn" if hint else "ok", text, hint)
+    if place == data_dir and data_dir.stat().st_mode & 0o077:
+        yield Finding("disk", "warn", f"others may look into {data_dir}", f"chmod 700 {data_dir}")
 
 
-def cost(problems: Sequence[Problem], *, done: bool) -> str:
-    """What the loss of chunks means; "" if none is lost."""
-    lost = [problem.n_tokens for problem in problems if problem.n_tokens]
-    if not lost:
-        return ""
-    was, will = ("dropped", "was") if done else ("to be dropped", "is")
-    chunks = "1 chunk" if len(lost) == 1 else f"{len(lost)} chunks"
-    tokens = f"their contexts will recompute about {sum(lost)} tokens on next use"
-    return f"{chunks} {was}; {tokens}; no conversation {will} lost"
+def check_store(config: Config, environ: Mapping[str, str], *, deep: bool, repair: bool) -> Iterator[Finding]:
+    """The store, unless a daemon has it open."""
+    if not config.data_dir.is_dir() or not any(config.data_dir.iterdir()):
+        yield Finding("store", "ok", "none yet; the daemon makes it")
+        return
+    found = master_key.find(config.data_dir, config.key_source, environ, make=False) if config.encrypt else None
+    try:
+        if repair:
+            yield from _repair_index(config.data_dir)
+        store = Store(config.data_dir, master=found.key if found else None)
+    except StoreFailed as error:
+        if not answers(config.socket):
+            raise
+        yield Finding("store", "ok", f"not checked: {error.message}", "Stop the daemon to check the store.")
+        return
+    with store:
+        yield from _problems(store, deep=deep, repair=repair)
+        yield from encryption_findings(config, store.encryption(), found.origin if found else None)
 
 
-def explain_salvage(found: Salvage) -> Iterator[str]:
-    """What became of a damaged index, a line for each conversation that is not whole."""
-    whole = found.contexts - len(found.shortened)
-    taken = f"{found.contexts} conversations taken from it into a new one, {whole} of them whole"
-    yield f"the index was damaged: moved to {found.moved}, and {taken}"
-    for short in found.shortened:
-        yield (
-            f"the conversation {short.name!r} of {short.app} had a hole: its first {short.kept} of {short.n_tokens} "
-            f"tokens are kept, the rest may still be in {found.moved.name}"
+def _repair_index(data_dir: Path) -> Iterator[Finding]:
+    """To be done before the store is opened: a damaged index may not let it be opened."""
+    if (data_dir / INDEX).exists() and (found := Store.repair_index(data_dir)) is not None:
+        for line in explain_salvage(found):
+            yield Finding("store", "warn", line)
+
+
+def _problems(store: Store, *, deep: bool, repair: bool) -> Iterator[Finding]:
+    dropped = store.stats().damaged
+    if dropped:
+        yield Finding("store", "warn", f"chunks that a crash cut short: {dropped}; dropped, and recomputed when needed")
+    report = store.check(deep=deep, repair=repair)
+    for _, line in explain(report):
+        hint = "" if report.repaired else "Mend it with: llmaas doctor --repair"
+        yield Finding("store", "warn" if report.repaired else "fail", line, hint)
+    if price := cost(report.found, done=report.repaired):
+        yield Finding("store", "warn", price)
+    if repair:
+        report = store.check(deep=deep)
+    left = [line for ours, line in explain(report) if ours]
+    if not left:
+        yield Finding("store", "ok", f"{report.contexts} contexts, {report.chunks} chunks, no problem found")
+    elif repair:
+        for line in left:
+            yield Finding("store", "fail", f"still there: {line}", "Is the disk failing? Run it once more.")
+
+
+def encryption_findings(config: Config, found: Encryption, origin: str | None) -> Iterator[Finding]:
+    """The cipher, where the master key is (``origin``; None: nowhere), and whether it fits."""
+    if not config.encrypt:
+        yield Finding("cipher", "warn", "off: chunks are written in clear", "Set encrypt = true, unless the disk is.")
+    elif origin is None:
+        yield Finding("cipher", "ok", "there is no master key yet; the daemon makes it")
+    else:
+        ciphers = " and ".join(found.ciphers) or fastest_cipher()
+        fits = f"it opens {found.keys_that_fit} of the {found.keys} keys of contexts"
+        yield Finding("cipher", "ok", f"{ciphers}, master key from {origin}; {fits}")
+    if found.locked:
+        why = (
+            "they were encrypted under another master key"
+            if config.encrypt
+            else "encryption is off, they are encrypted"
         )
-    if found.lost:
-        yield f"{found.lost} conversations could not be read: what is left of them is in {found.moved.name} only"
-    if not found.contexts:
-        yield "nothing could be read: contexts start anew"
+        hint = "Conversations are whole. Give the old key back, or let these chunks be recomputed as they are needed."
+        yield Finding("cipher", "warn", f"{found.locked} chunks cannot be opened: {why}", hint)
+    if config.encrypt and found.plain:
+        text = f"{found.plain} chunks are on disk in clear"
+        yield Finding("cipher", "warn", text, "The daemon deletes them when it starts.")

@@ -1,0 +1,81 @@
+"""What is wrong with a store, in words: what was found, what was done about it, and what that means for the user.
+
+Law: says what happened, to the number; knows no files.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from itertools import groupby
+
+from llmaas.kvchunks.store.rows import Damage, Problem, Salvage
+from llmaas.kvchunks.store.store import CheckReport
+
+
+@dataclass(frozen=True, slots=True)
+class Words:
+    """``found`` comes before a number."""
+
+    found: str
+    done: str
+
+
+_DROPPED = "dropped"
+EXPLAIN = {
+    Damage.INDEX: Words("problems that SQLite sees in the index", "not mended"),
+    Damage.COUNT: Words("contexts that hold another number of tokens than they say", "counted anew, no token touched"),
+    Damage.MISSING: Words("chunks whose payload file is gone", _DROPPED),
+    Damage.SHORT: Words("chunks behind the end of their payload file", _DROPPED),
+    Damage.OVERLAP: Words("chunks that share bytes with another", _DROPPED),
+    Damage.UNREADABLE: Words("chunks where the disk cannot be read", _DROPPED),
+    Damage.FLIPPED: Words("chunks whose bytes are not those written", _DROPPED),
+    Damage.STRAY: Words("payload files that belong to nothing", "deleted"),
+    Damage.EMPTY: Words("payload files without chunks", "forgotten"),
+    Damage.FOREIGN: Words("strange files in the payload folder", "left alone; move them elsewhere"),
+    Damage.MODE: Words("files or folders that others may open", "closed to others"),
+}
+
+
+def explain(report: CheckReport) -> Iterator[tuple[bool, str]]:
+    """A line for each kind of damage, with the first example; what was done about it, if it was.
+
+    False with it: it is not the store's, and can stay.
+    """
+
+    def kind_of(problem: Problem) -> str:
+        return problem.kind.value
+
+    for _, group in groupby(sorted(report.found, key=kind_of), key=kind_of):
+        problems = list(group)
+        words = EXPLAIN[problems[0].kind]
+        what = f"{words.found}: {len(problems)} ({problems[0].text}{', ...' if problems[1:] else ''})"
+        ours = problems[0].kind is not Damage.FOREIGN
+        yield ours, f"{what}; {words.done}" if report.repaired else what
+
+
+def cost(problems: Sequence[Problem], *, done: bool) -> str:
+    """What the loss of chunks means; "" if none is lost."""
+    lost = [problem.n_tokens for problem in problems if problem.n_tokens]
+    if not lost:
+        return ""
+    was, will = ("dropped", "was") if done else ("to be dropped", "is")
+    chunks = "1 chunk" if len(lost) == 1 else f"{len(lost)} chunks"
+    tokens = f"their contexts will recompute about {sum(lost)} tokens on next use"
+    return f"{chunks} {was}; {tokens}; no conversation {will} lost"
+
+
+def explain_salvage(found: Salvage) -> Iterator[str]:
+    """What became of a damaged index, a line for each conversation that is not whole."""
+    whole = found.contexts - len(found.shortened)
+    taken = f"{found.contexts} conversations taken from it into a new one, {whole} of them whole"
+    yield f"the index was damaged: moved to {found.moved}, and {taken}"
+    for short in found.shortened:
+        yield (
+            f"the conversation {short.name!r} of {short.app} had a hole: its first {short.kept} of {short.n_tokens} "
+            f"tokens are kept, the rest may still be in {found.moved.name}"
+        )
+    if found.lost:
+        yield f"{found.lost} conversations could not be read: what is left of them is in {found.moved.name} only"
+    if not found.contexts:
+        yield "nothing could be read: contexts start anew"

@@ -1,0 +1,21 @@
+"""What a check of the doctor yields.
+
+Law: values only.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Literal
+
+Level = Literal["ok", "warn", "fail"]
+
+
+@dataclass(frozen=True, slots=True)
+class Finding:
+    """One line of the doctor's report: the part that it is about, and what to do where ``hint`` is not empty."""
+
+    about: str
+    level: Level
+    text: str
+    hint: str = ""
