@@ -102,7 +102,7 @@ def _load_ms(engine: Engine, slabs: list[KvSlab]) -> float:
 
 def _cold_file_ms(engine: LlamaEngine, path: Path, n: int) -> float:
     """Sequence 0, which holds ``n`` tokens, out to a file and back."""
-    context, tokens, count = engine._ctx, (ctypes.c_int32 * n)(), ctypes.c_size_t()
+    context, tokens, count = engine.decoder.context, (ctypes.c_int32 * n)(), ctypes.c_size_t()
     C.llama_state_seq_save_file(context, str(path).encode(), 0, tokens, n)
     with path.open("rb") as file:
         os.fsync(file.fileno())

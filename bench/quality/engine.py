@@ -15,7 +15,7 @@ import numpy as np
 
 from bench.lib.engine import N_BATCH, N_UBATCH
 from llmaas.engine.base import BatchItem
-from llmaas.engine.llama import engine as llama
+from llmaas.engine.llama.context import KV_TYPES
 from llmaas.engine.llama.engine import LlamaEngine
 from llmaas.engine.llama.lib import C
 from llmaas.records import F32
@@ -32,7 +32,7 @@ class ScoringEngine(LlamaEngine):
 
     def __init__(self, path: Path, *, n_cells: int, n_threads: int, cache: str = "f16") -> None:
         # The product serves f16 cells only. Here llama.cpp's quantised ones are what it is compared with.
-        with patch.dict(llama._KV_TYPES, {cache: getattr(C, f"GGML_TYPE_{cache.upper()}")}):
+        with patch.dict(KV_TYPES, {cache: getattr(C, f"GGML_TYPE_{cache.upper()}")}):
             super().__init__(
                 path,
                 n_cells=n_cells,
@@ -54,13 +54,14 @@ class ScoringEngine(LlamaEngine):
         rows = np.empty((len(tokens), self.info.n_vocab), np.float32)
         for begin in range(0, len(tokens), ROWS):
             part = tokens[begin : begin + ROWS]
-            self._batch.fill([BatchItem(seq, self._lengths[seq], part)])
+            batch, cells, start = self.decoder.batch, self.decoder.cells, self.length(seq)
+            batch.fill([BatchItem(seq, start, part)])
             for i in range(len(part)):
-                self._batch.struct.logits[i] = 1
-            if C.llama_decode(self._ctx, self._batch.struct):
+                batch.struct.logits[i] = 1
+            if C.llama_decode(self.decoder.context, batch.struct):
                 raise RuntimeError("llama_decode failed")
-            self._lengths[seq] += len(part)
-            found = np.ctypeslib.as_array(C.llama_get_logits(self._ctx), (len(part), self.info.n_vocab))
+            cells.extend(seq, start, start + len(part))
+            found = np.ctypeslib.as_array(C.llama_get_logits(self.decoder.context), (len(part), self.info.n_vocab))
             _log_softmax(found, rows[begin : begin + ROWS])
         return rows
 

@@ -7,7 +7,7 @@ a hundred times that, which a 135M model would feel.
 from __future__ import annotations
 
 import ctypes
-from collections.abc import Container, Sequence
+from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
@@ -62,30 +62,7 @@ def _pointer(array: npt.NDArray[Any], kind: Any) -> Any:
     return array.ctypes.data_as(ctypes.POINTER(kind))
 
 
-def check(
-    items: Sequence[BatchItem], lengths: Sequence[int], samplers: Container[int], n_vocab: int, most: int
-) -> None:
-    """Raise ValueError unless one step may hold ``items``: at most ``most`` tokens of sequences with these lengths."""
-    total = 0
-    for item in items:
-        if not 0 <= item.seq < len(lengths):
-            raise ValueError(f"sequence {item.seq} is not in 0 .. {len(lengths) - 1}")
-        if item.pos != lengths[item.seq]:
-            raise ValueError(f"sequence {item.seq} is {lengths[item.seq]} long: cannot step at {item.pos}")
-        if not item.tokens:
-            raise ValueError("an item holds at least one token")
-        if min(item.tokens) < 0 or max(item.tokens) >= n_vocab:
-            raise ValueError(f"a token is not in the vocabulary of {n_vocab}")
-        if item.sampler is not None and item.sampler not in samplers:
-            raise ValueError(f"there is no sampler {item.sampler}")
-        total += len(item.tokens)
-    if not 0 < total <= most:
-        raise ValueError(f"a step holds 1 .. {most} tokens, not {total}")
-    if len({item.seq for item in items}) != len(items):
-        raise ValueError("a sequence may appear once in a step")
-
-
-def failure(status: int) -> Exception:
+def decode_failure(status: int) -> Exception:
     """The exception for a return code of llama_decode (llama.h)."""
     if status == 1:
         return CellsFull("no free cells for this step")

@@ -12,10 +12,9 @@ from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
-import numpy.typing as npt
 
 from llmaas.engine.base import Halt
-from llmaas.engine.llama.batch import Batch
+from llmaas.engine.llama.batch import Batch, decode_failure
 from llmaas.engine.llama.lib import C, ggml_function
 from llmaas.native import load_library
 
@@ -47,7 +46,7 @@ class _Run(ctypes.Structure):
 
 
 class DecodeRun:
-    """Runs of one engine. ``able``: whether there is a C part."""
+    """Runs of one engine. ``built``: whether there is a C part."""
 
     def __init__(self, context: Any, vocab: Any, batch: Batch, n_seqs: int) -> None:
         self._library = load_library(__file__, "_steps", _fits)
@@ -65,13 +64,15 @@ class DecodeRun:
             sample=ggml_function("llama_sampler_sample"),
             ends=ggml_function("llama_vocab_is_eog"),
         )
-        self.able = self._library is not None and all((self._run.decode, self._run.sample, self._run.ends))
+        self.built = self._library is not None and all((self._run.decode, self._run.sample, self._run.ends))
 
     def run(
         self, samplers: Sequence[Any], most: int, seconds: float, halt: Halt, probe: int | None
-    ) -> tuple[npt.NDArray[np.int32], int]:
-        """Decode the batch, which holds one token per sampler, and go on: tokens (steps, samplers), and the status of
-        the last llama_decode. ``probe``: address of what is set before the last of ``most`` steps.
+    ) -> tuple[list[list[int]], Exception | None]:
+        """Decode the batch, which holds one token per sampler, and go on for at most ``most`` steps.
+
+        Returns the tokens of each step that was done, and what the next one failed with, if it failed. ``probe``: the
+        address of a flag that is set to 1 before the last of ``most`` steps.
         """
         assert self._library is not None
         n, run = len(samplers), self._run
@@ -79,8 +80,8 @@ class DecodeRun:
         run.batch, run.halt, run.probe = self._batch.struct, halt.address, probe
         run.most, run.seconds, run.status = min(most, MOST), seconds, 0
         steps = int(self._library.steps_run(ctypes.byref(run)))
-        rows = self._drawn.reshape(-1)[: steps * n].reshape(steps, n)
-        return rows, int(run.status)
+        rows: list[list[int]] = self._drawn.reshape(-1)[: steps * n].reshape(steps, n).tolist()
+        return rows, decode_failure(int(run.status)) if run.status else None
 
 
 def _fits(library: ctypes.CDLL) -> bool:

@@ -12,15 +12,13 @@ import os
 import weakref
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 
 from llmaas.calls import Sampling
 from llmaas.engine.llama.chat import ChatTemplate
 from llmaas.engine.llama.grammar import check_grammar
-from llmaas.engine.llama.lib import C, collect_errors, load_model, metadata
-from llmaas.errors import MachineError, ModelUnreadable
+from llmaas.engine.llama.lib import C, load_model, metadata
 from llmaas.records import Geometry, Message
 
 _HEAD_BYTES = 8 << 20
@@ -155,30 +153,3 @@ class LlamaModel:
         hasher.update(repr(kind).encode())
         hasher.update(b"\x00".join([text(vocab, token) for token in range(self.n_vocab)]))
         return hasher.hexdigest()
-
-
-def context_params(n_cells: int, n_seqs: int, n_threads: int, n_batch: int, n_ubatch: int) -> Any:
-    params = C.llama_context_default_params()
-    params.n_ctx, params.n_batch, params.n_ubatch = n_cells, n_batch, n_ubatch
-    params.n_threads = params.n_threads_batch = n_threads
-    params.n_seq_max = n_seqs
-    params.n_outputs_max = n_seqs  # as llama.cpp asserts; without it, it makes room for logits of every token
-    params.kv_unified = True  # all sequences share the cells, so a copy is metadata only
-    params.flash_attn_type = C.LLAMA_FLASH_ATTN_TYPE_ENABLED  # V is stored by rows, not transposed
-    params.swa_full = True
-    params.no_perf = True
-    return params
-
-
-def new_context(model: LlamaModel, params: Any) -> Any:
-    """A ``llama_context *`` of the model. Raises ModelUnreadable for models that do not generate, MachineError."""
-    if C.llama_model_has_encoder(model.handle) or not C.llama_model_has_decoder(model.handle):
-        raise ModelUnreadable(f"{model.path} is not a model that generates text (it has an encoder)")
-    with collect_errors() as errors:
-        context = C.llama_init_from_model(model.handle, params)
-    if not context:
-        raise MachineError(
-            f"llama.cpp cannot set up {params.n_ctx} cells: {'; '.join(errors) or 'it gives no reason'}",
-            hint="Give the daemon fewer cells or free memory.",
-        )
-    return context

@@ -105,11 +105,13 @@ class QueryProbe:
 
     # -- around a step
 
-    def ahead(self, items: Sequence[BatchItem]) -> int:
-        """Of so many decode steps in a row, one token each, the last is the first that holds a sampled position."""
+    def steps_to_sample(self, items: Sequence[BatchItem], most: int) -> int:
+        """How many of at most ``most`` decode steps in a row, one token per item each, may run before something must be
+        sampled: the last of them is the first that holds a sampled position.
+        """
         if not self._sampling:
-            return 1 << 30
-        return 1 + min(next(sampled(item.pos, item.pos + 2 * _EVERY)) - item.pos for item in items)
+            return most
+        return min(most, 1 + min(next(sampled(item.pos, item.pos + 2 * _EVERY)) - item.pos for item in items))
 
     def prepare(self, items: Sequence[BatchItem], steps: int) -> int | None:
         """Be ready for the last of so many decode steps in a row: where to set 1 before it. None: nothing to sample."""

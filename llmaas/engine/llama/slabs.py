@@ -5,9 +5,9 @@ Law: the engine's thread only, but for ``blank``. A load that fails leaves every
 
 from __future__ import annotations
 
-from llmaas.engine.base import CellsFull
+from llmaas.engine.llama.buffers import Buffers
 from llmaas.engine.llama.cells import SequenceCells
-from llmaas.engine.llama.state_layout import Blob, Buffers, Copied, StateLayout
+from llmaas.engine.llama.state_layout import Blob, Copied, StateLayout
 from llmaas.errors import EngineFailed
 from llmaas.records import CHUNK_TOKENS, KvSlab
 
@@ -15,8 +15,8 @@ from llmaas.records import CHUNK_TOKENS, KvSlab
 class Slabs:
     """Export and load by the layout of a model's states; ``Engine`` says what they promise."""
 
-    def __init__(self, cells: SequenceCells, n_cells: int, layout: StateLayout, spare_bytes: int) -> None:
-        self._cells, self._n_cells, self._layout = cells, n_cells, layout
+    def __init__(self, cells: SequenceCells, layout: StateLayout, spare_bytes: int) -> None:
+        self._cells, self._layout = cells, layout
         self._buffers = Buffers(layout.size(CHUNK_TOKENS), spare_bytes)
 
     @property
@@ -46,9 +46,7 @@ class Slabs:
         blob.place(start)
         if not self._layout.intact(blob):
             raise EngineFailed("the slab's headers were overwritten")
-        # With sound headers only one thing can fail in llama.cpp: to find free cells.
-        if n > self._n_cells or not self._cells.write(seq, start, start + n, blob.buffer):
-            raise CellsFull(f"no {n} free cells of {self._n_cells}")
+        self._cells.write(seq, start, start + n, blob.buffer)
 
     def _read(self, seq: int, start: int, stop: int) -> Blob:
         buffer = self._buffers.take(self._layout.size(stop - start))

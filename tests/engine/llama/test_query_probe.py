@@ -182,7 +182,7 @@ def test_queries_are_taken_once_and_dropped_positions_take_theirs_along(engine: 
 def test_an_aborted_step_leaves_no_queries(engine: LlamaEngine, monkeypatch: pytest.MonkeyPatch) -> None:
     tokens = words(engine, 200)
     feed(engine, 0, tokens[:100], 100)
-    monkeypatch.setattr(engine._abort, "clear", engine.abort)  # every step is aborted at its first node
+    monkeypatch.setattr(engine.decoder.abort_flag, "clear", engine.abort)  # every step is aborted at its first node
     with pytest.raises(Exception, match="aborted"):
         feed(engine, 0, tokens[100:], 100)
     monkeypatch.undo()

@@ -12,9 +12,10 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from llmaas.engine.llama.buffers import Buffers
 from llmaas.engine.llama.learn_layout import learn, order
 from llmaas.engine.llama.state_blob import Bytes, Section
-from llmaas.engine.llama.state_layout import Blob, Buffers, StateLayout, Unchunkable
+from llmaas.engine.llama.state_layout import Blob, StateLayout, Unchunkable
 from llmaas.records import KvSlab
 
 MAGIC = 0xAF143CD8

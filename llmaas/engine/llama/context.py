@@ -1,0 +1,81 @@
+"""The ``llama_context`` of an engine: its settings, and how it is made.
+
+Law: settings that llama.cpp would end the process over are refused first. "Context" is llama.cpp's word here, for cells
+and compute buffers; it has nothing to do with the contexts of apps.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+from llmaas.engine.llama.cells import extra_sequences
+from llmaas.engine.llama.lib import C, collect_errors
+from llmaas.engine.llama.model import LlamaModel
+from llmaas.engine.llama.query_probe import QueryProbe
+from llmaas.errors import MachineError, ModelUnreadable
+
+KV_TYPES = {"f16": C.GGML_TYPE_F16}
+"""What cells may hold. Quantised cells (q8_0) would need slabs of another kind."""
+_MOST_EXTRA = 2
+"""Sequences that ``SequenceCells`` adds at most."""
+
+
+@dataclass(frozen=True, slots=True)
+class ContextSettings:
+    """Sizes of a ``llama_context``. Raises ValueError for what llama.cpp cannot do.
+
+    ``n_batch``: most tokens of a step. ``n_ubatch``: most tokens that llama.cpp computes at a time. ``type_kv``: a key
+    of KV_TYPES.
+    """
+
+    n_cells: int
+    n_seqs: int
+    n_threads: int
+    n_batch: int
+    n_ubatch: int
+    type_kv: str
+
+    def __post_init__(self) -> None:
+        most = int(C.llama_max_parallel_sequences()) - _MOST_EXTRA
+        if not 1 <= self.n_seqs <= most:
+            raise ValueError(f"n_seqs must be in 1 .. {most}, not {self.n_seqs}")
+        if self.type_kv not in KV_TYPES:
+            raise ValueError(f"type_kv must be one of {', '.join(KV_TYPES)}, not {self.type_kv}")
+        if self.n_cells < 1 or self.n_threads < 1 or not 1 <= self.n_ubatch <= self.n_batch:
+            raise ValueError(
+                f"out of range: n_cells={self.n_cells} n_threads={self.n_threads} batch={self.n_batch}/{self.n_ubatch}"
+            )
+
+
+def new_context(model: LlamaModel, settings: ContextSettings, probe: QueryProbe) -> Any:
+    """A ``llama_context *`` of the model, with the probe installed.
+
+    Raises ModelUnreadable for models that do not generate, MachineError if there is no memory for the cells.
+    """
+    if C.llama_model_has_encoder(model.handle) or not C.llama_model_has_decoder(model.handle):
+        raise ModelUnreadable(f"{model.path} is not a model that generates text (it has an encoder)")
+    params = _params(settings, settings.n_seqs + extra_sequences(model.handle))
+    probe.install(params)
+    with collect_errors() as errors:
+        context = C.llama_init_from_model(model.handle, params)
+    if not context:
+        raise MachineError(
+            f"llama.cpp cannot set up {params.n_ctx} cells: {'; '.join(errors) or 'it gives no reason'}",
+            hint="Give the daemon fewer cells or free memory.",
+        )
+    return context
+
+
+def _params(settings: ContextSettings, n_seqs: int) -> Any:
+    params = C.llama_context_default_params()
+    params.n_ctx, params.n_batch, params.n_ubatch = settings.n_cells, settings.n_batch, settings.n_ubatch
+    params.n_threads = params.n_threads_batch = settings.n_threads
+    params.type_k = params.type_v = KV_TYPES[settings.type_kv]
+    params.n_seq_max = n_seqs
+    params.n_outputs_max = n_seqs  # llama.cpp asserts this; without it, it makes room for logits of every token
+    params.kv_unified = True  # all sequences share the cells, so a copy is metadata only
+    params.flash_attn_type = C.LLAMA_FLASH_ATTN_TYPE_ENABLED  # V is stored by rows, not transposed
+    params.swa_full = True  # windowed layers keep all positions, so that any of them can be exported and loaded
+    params.no_perf = True
+    return params

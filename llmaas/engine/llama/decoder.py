@@ -1,0 +1,121 @@
+"""Steps of llama.cpp: one ``llama_context`` with its cells, samplers, adapters and query probe.
+
+Law: the engine's thread only, except ``abort_flag``. A step that fails leaves every sequence as it was.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+
+from llmaas.engine.base import BatchItem, Halt
+from llmaas.engine.llama.adapters import LlamaAdapters
+from llmaas.engine.llama.batch import Batch, decode_failure
+from llmaas.engine.llama.cells import SequenceCells, window_of
+from llmaas.engine.llama.context import ContextSettings, new_context
+from llmaas.engine.llama.decode_run import DecodeRun
+from llmaas.engine.llama.lib import AbortFlag, C
+from llmaas.engine.llama.model import LlamaModel
+from llmaas.engine.llama.query_probe import QueryProbe
+from llmaas.engine.llama.sampling import Samplers
+from llmaas.engine.rules import check_step
+from llmaas.records import F32
+
+
+class LlamaDecoder:
+    """The parts of a ``llama_context`` in use. ``context`` is the ``llama_context *``; None after ``close``.
+
+    It does not keep the model alive: whoever makes it holds ``model`` for longer. Raises what ``new_context`` raises.
+    """
+
+    def __init__(self, model: LlamaModel, settings: ContextSettings) -> None:
+        n_head = int(C.llama_model_n_head(model.handle))
+        self.queries = QueryProbe(model.geometry(), n_head, n_batch=settings.n_batch, n_seqs=settings.n_seqs)
+        self.samplers = Samplers(model.vocab, model.n_vocab)
+        self.n_vocab = model.n_vocab
+        self.context: Any = new_context(model, settings, self.queries)
+        self.cells = SequenceCells(self.context, settings.n_seqs, window_of(model.handle))
+        self.adapters = LlamaAdapters(model.handle, self.context)
+        self.abort_flag = AbortFlag(self.context)
+        self.batch = Batch(settings.n_batch)
+        self._run = DecodeRun(self.context, model.vocab, self.batch, settings.n_seqs)
+        self.max_batch = int(C.llama_n_batch(self.context))  # no more than cells; it asserts on a larger batch
+        if self.cells.window:  # a longer batch could give away the cells of its own first tokens
+            self.max_batch = min(self.max_batch, self.cells.window)
+        self._logits_rows: list[int | None] = []
+        """For each item of the last step the batch index of its logits; None: it drew nothing."""
+
+    def step(self, items: Sequence[BatchItem], adapter: str) -> list[int | None]:
+        """See ``Engine.step``."""
+        check_step(items, self.cells.lengths, self.samplers, self.n_vocab, self.max_batch)
+        self.adapters.use(adapter)
+        last = self.batch.fill(items)
+        self.abort_flag.clear()
+        self.queries.watch(items)
+        self._logits_rows = []
+        status = int(C.llama_decode(self.context, self.batch.struct))
+        if status != 0:
+            for item in items:  # llama.cpp keeps the part-batches that it had finished
+                self.cells.truncate(item.seq, item.pos)
+            raise decode_failure(status)
+        self.queries.collect()
+        drawn: list[int | None] = []
+        for item, index in zip(items, last, strict=True):
+            self.cells.extend(item.seq, item.pos, item.pos + len(item.tokens))
+            if item.sampler is None:
+                drawn.append(None)
+                self._logits_rows.append(None)
+            else:
+                drawn.append(self.samplers.draw(item.sampler, self.context, index))
+                self._logits_rows.append(index)
+        return drawn
+
+    def steps(self, items: Sequence[BatchItem], most: int, seconds: float, halt: Halt, adapter: str) -> list[list[int]]:
+        """See ``Engine.steps``. One step at a time where the C part was not built, or a sampler needs Python."""
+        check_step(items, self.cells.lengths, self.samplers, self.n_vocab, self.max_batch)
+        chains = [self.samplers.chain(item.sampler) for item in items if item.sampler is not None]
+        if not self._run.built or None in chains:
+            return [[token for token in self.step(items, adapter) if token is not None]]
+        most = self.queries.steps_to_sample(items, most)
+        self.adapters.use(adapter)
+        self.batch.fill(items)
+        self.abort_flag.clear()
+        rows, failure = self._run.run(chains, most, seconds, halt, self.queries.prepare(items, most))
+        if failure is None:
+            self.queries.collect()
+        else:
+            for item in items:
+                self.cells.truncate(item.seq, item.pos + len(rows))
+            if not rows:
+                raise failure
+        for item in items:
+            self.cells.extend(item.seq, item.pos, item.pos + len(rows))
+        self._logits_rows = list(range(len(items)))
+        return rows
+
+    def logits(self, item: int) -> F32:
+        """See ``Engine.logits``."""
+        if not self._logits_rows or (index := self._logits_rows[item]) is None:
+            raise ValueError("that item of the last step drew nothing")
+        return np.ctypeslib.as_array(C.llama_get_logits_ith(self.context, index), (self.n_vocab,)).copy()
+
+    def decode_alone(self, token: int, position: int) -> None:
+        """Compute one token at ``position`` of the empty sequence 0; lengths and queries are not kept."""
+        self.batch.fill([BatchItem(0, position, [token])])
+        if status := int(C.llama_decode(self.context, self.batch.struct)):
+            raise decode_failure(status)
+
+    def drop(self, seq: int, start: int) -> None:
+        """See ``Engine.drop``."""
+        if start < self.cells.lengths[seq]:
+            self.cells.truncate(seq, start)
+            self.queries.drop(seq, start)
+
+    def close(self) -> None:
+        """Free the ``llama_context`` and the samplers. Idempotent."""
+        if self.context is not None:
+            self.samplers.close()
+            C.llama_free(self.context)
+            self.context = None

@@ -1,0 +1,131 @@
+"""What an engine finds out about its model at start-up, by decoding a few tokens.
+
+Law: everything runs in sequence 0, which is empty before and afterwards. What does not show as expected is refused with
+a reason, never guessed.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import functools
+import hashlib
+import logging
+from dataclasses import dataclass
+
+import numpy as np
+import numpy.typing as npt
+
+from llmaas.engine.base import BatchItem
+from llmaas.engine.llama.decoder import LlamaDecoder
+from llmaas.engine.llama.learn_layout import learn, order, shown
+from llmaas.engine.llama.lib import C
+from llmaas.engine.llama.model import LlamaModel
+from llmaas.engine.llama.rope import find_rope
+from llmaas.engine.llama.slabs import Slabs
+from llmaas.engine.llama.state_layout import Unchunkable
+from llmaas.errors import EngineFailed
+from llmaas.records import CHUNK_TOKENS, F16, F32, Geometry, KvSlab, ModelInfo, Rope
+
+_log = logging.getLogger(__name__)
+_KV_MEANING = "llama.cpp, K after RoPE, V, flash attention"
+"""What stored rows mean. Part of the fingerprint: chunks of another meaning are not loaded."""
+_LEARNT_FROM = 3
+"""Tokens whose state shows the layout."""
+
+
+@dataclass(frozen=True, slots=True)
+class ModelFacts:
+    """``slabs`` is None if the model's state cannot be chunked; then there is no ``rope`` either."""
+
+    info: ModelInfo
+    slabs: Slabs | None
+    rope: Rope | None
+
+
+def examine(model: LlamaModel, decoder: LlamaDecoder, type_kv: str, spare_bytes: int) -> ModelFacts:
+    """Learn the layout of states, check that a state comes back, find how keys are rotated. Raises EngineFailed."""
+    notes, geometry, slabs, rope = [model.note], model.geometry(), None, None
+    try:
+        slabs, geometry = _learn_slabs(model, decoder, spare_bytes)
+    except Unchunkable as reason:
+        notes.append(f"contexts cannot be chunked: {reason}")
+    else:
+        _check_round_trip(decoder, slabs)
+    decoder.drop(0, 0)
+    info = ModelInfo(
+        name=model.name,
+        fingerprint=_fingerprint(model, type_kv, decoder.cells.n_cells),
+        vocab=model.vocab_fingerprint(),
+        geometry=geometry,
+        n_ctx_train=int(C.llama_model_n_ctx_train(model.handle)),
+        n_vocab=model.n_vocab,
+        size_bytes=int(C.llama_model_size(model.handle)),
+        chunkable=slabs is not None,
+        note="; ".join(note for note in notes if note),
+    )
+    _log.info("%s: %d cells, chunkable: %s", info.name, decoder.cells.n_cells, info.chunkable)
+    if slabs is not None:
+        rope = find_rope(model.handle, geometry.head_dim_k, functools.partial(_keys_alone, decoder, slabs))
+    return ModelFacts(info, slabs, rope)
+
+
+def _fingerprint(model: LlamaModel, type_kv: str, n_cells: int) -> str:
+    meaning = f"{model.weights_fingerprint()} {type_kv} {_KV_MEANING} {model.long_rope(n_cells)}"
+    return hashlib.blake2b(meaning.encode(), digest_size=16).hexdigest()
+
+
+def _learn_slabs(model: LlamaModel, decoder: LlamaDecoder, spare_bytes: int) -> tuple[Slabs, Geometry]:
+    """Slabs by what the state of a few decoded tokens shows, which stay in sequence 0. Raises Unchunkable."""
+    for pos in range(_LEARNT_FROM):
+        decoder.step([BatchItem(0, pos, [pos])], "")
+    if why := model.why_not_chunkable():
+        raise Unchunkable(why)
+    layout = learn(decoder.cells.read_whole(0), _LEARNT_FROM)
+    geometry = shown(model.geometry(), layout)
+    slabs = Slabs(decoder.cells, layout, spare_bytes)
+    if layout.copied:
+        window = decoder.cells.window
+        if window < CHUNK_TOKENS:
+            raise Unchunkable(f"layers see a window of {window} tokens, less than a chunk")
+        layers = order(_reach(decoder, slabs, layout.sections[0].n_layer))
+        slabs = Slabs(decoder.cells, dataclasses.replace(layout, layers=layers), spare_bytes)
+    return slabs, geometry
+
+
+def _reach(decoder: LlamaDecoder, slabs: Slabs, n_first: int) -> npt.NDArray[np.bool_]:
+    """Which of the next token's rows of K depend on V of the first section's rows before it (see ``order``)."""
+    slab = slabs.export(0, 0, _LEARNT_FROM)
+    plain = _next_keys(decoder, slabs, slab)
+    changed = []
+    for row in range(n_first):
+        slab.v[row] *= -1
+        changed.append((_next_keys(decoder, slabs, slab) != plain).any(axis=1))
+        slab.v[row] *= -1
+    return np.stack(changed)
+
+
+def _next_keys(decoder: LlamaDecoder, slabs: Slabs, slab: KvSlab) -> F16:
+    """K (n_layer, k_dim) of one more token after those of ``slab``, in sequence 0."""
+    n = slab.n_tokens
+    decoder.drop(0, 0)
+    slabs.load(0, 0, slab)
+    decoder.step([BatchItem(0, n, [n])], "")
+    return slabs.export(0, n, n + 1).k[:, 0]
+
+
+def _check_round_trip(decoder: LlamaDecoder, slabs: Slabs) -> None:
+    """Raise EngineFailed unless sequence 0 comes back as it went out."""
+    slab = slabs.export(0, 0, _LEARNT_FROM)
+    decoder.drop(0, 0)
+    slabs.load(0, 0, slab)
+    again = slabs.export(0, 0, _LEARNT_FROM)
+    if not (np.array_equal(slab.k, again.k) and np.array_equal(slab.v, again.v)):
+        raise EngineFailed("llama.cpp gave back other KV than it was given")
+
+
+def _keys_alone(decoder: LlamaDecoder, slabs: Slabs, token: int, position: int) -> F32:
+    """The keys (n_layer, k_dim) of a token at ``position`` with nothing before it."""
+    decoder.decode_alone(token % decoder.n_vocab, position)
+    keys = slabs.export(0, position, position + 1).k[:, 0].astype(np.float32)
+    decoder.cells.truncate(0, 0)
+    return keys
