@@ -12,8 +12,9 @@ import heapq
 from llmaas.errors import PolicyBug
 from llmaas.planner.actions import Action, Admitted, Paused
 from llmaas.planner.cell_table import CellTable
+from llmaas.planner.context import Context
 from llmaas.planner.events import Submitted
-from llmaas.planner.jobs import Context, Job, Stage
+from llmaas.planner.jobs import Job, Stage
 from llmaas.planner.pool_books import SwapBooks
 from llmaas.planner.settings import PlannerSettings
 from llmaas.planner.tally import Tally

@@ -17,7 +17,7 @@ from functools import cache
 
 from llmaas.kvchunks.codec.sensitivity import merged
 from llmaas.planner.actions import ChunkTarget
-from llmaas.planner.jobs import Context
+from llmaas.planner.context import Context
 from llmaas.planner.settings import PlannerSettings
 from llmaas.policies.bit_price import ChunkDemand, Price, PriceBook, demand
 from llmaas.records import CHUNK_TOKENS, LOSSLESS, ChunkKey, ChunkMeta, ChunkSensitivity, ContextId, Precision

@@ -9,7 +9,7 @@ from collections import OrderedDict
 
 from llmaas.errors import PolicyBug
 from llmaas.planner.actions import Action, DropCells
-from llmaas.planner.jobs import Context
+from llmaas.planner.context import Context
 from llmaas.records import CHUNK_TOKENS, ContextId
 
 

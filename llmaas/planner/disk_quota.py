@@ -16,7 +16,7 @@ from collections.abc import Callable, Iterable
 
 from llmaas.kvchunks.ledger import Copy, Ledger
 from llmaas.planner.actions import Action, DropDisk
-from llmaas.planner.jobs import Context
+from llmaas.planner.context import Context
 from llmaas.planner.tally import Tally
 from llmaas.records import ChunkKey, ContextId
 

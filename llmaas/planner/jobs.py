@@ -1,4 +1,4 @@
-"""Contexts and jobs: what the planner knows of a conversation, and of one call that works on it.
+"""Jobs: what the planner knows of a call that is on its way.
 
 Law: a job changes its stage along ``TRANSITIONS`` only; any other move raises PolicyBug and changes nothing::
 
@@ -24,7 +24,8 @@ from dataclasses import dataclass, field
 
 from llmaas.errors import PolicyBug
 from llmaas.planner.actions import Outcome
-from llmaas.records import AppId, ChunkKey, ContextId, RequestId
+from llmaas.planner.context import Context
+from llmaas.records import ChunkKey, RequestId
 
 
 class Stage(enum.Enum):
@@ -81,33 +82,6 @@ TRANSITIONS: dict[tuple[Stage, Move], Stage] = {
 }
 COMPUTING = (Stage.DECODING, Stage.PREFILLING, Stage.RECOMPUTING)
 """Stages in which a job may take part in an engine step; the most frequent first."""
-
-
-@dataclass(slots=True, eq=False)
-class Context:
-    """``keys`` cover the first ``n_kv`` tokens; the first ``cells`` tokens are in sequence ``seq``."""
-
-    id: ContextId
-    app: AppId
-    keys: list[ChunkKey]
-    n_kv: int
-    idle_since: float = 0.0
-    """When it was found or made, less how long it had been idle then."""
-    seq: int | None = None
-    cells: int = 0
-    lossy: set[int] = field(default_factory=set)
-    """Indices of chunks whose cells came from a coded copy: they may not be coded again."""
-    running: bool = False
-    wanted: bool = False
-    """A call on it waits to be admitted."""
-    committing: bool = False
-    """A call has finished or paused but its ContextChanged is still to come."""
-    unsaved: int = 0
-    """Saves of its chunks that have not begun; evicting the cells now would lose those chunks."""
-    used: int = 0
-    """Number of its last use, counted over all contexts. This and ``cooled`` belong to the disk quota."""
-    cooled: int = 0
-    """So many of its last chunks it no longer keeps on DISK."""
 
 
 @dataclass(slots=True, eq=False)

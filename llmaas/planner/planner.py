@@ -13,6 +13,7 @@ from llmaas.planner.actions import Action, DropDisk, Finish, Outcome, WakeAt
 from llmaas.planner.admission import Admission
 from llmaas.planner.batching import Batching
 from llmaas.planner.cell_table import CellTable
+from llmaas.planner.context import Context
 from llmaas.planner.events import (
     BudgetChanged,
     CancelRequested,
@@ -36,7 +37,7 @@ from llmaas.planner.events import (
     Woken,
     Written,
 )
-from llmaas.planner.jobs import Context, Job, Stage
+from llmaas.planner.jobs import Job, Stage
 from llmaas.planner.pacing import Pacing
 from llmaas.planner.pool_books import SwapBooks
 from llmaas.planner.settings import PlannerSettings

@@ -24,9 +24,9 @@ from llmaas.planner.actions import (
     SaveChunks,
 )
 from llmaas.planner.bit_budget import NOBODY, BitBooks
+from llmaas.planner.context import Context
 from llmaas.planner.disk_quota import DiskQuota
 from llmaas.planner.events import Lowered, Measured, Written
-from llmaas.planner.jobs import Context
 from llmaas.planner.lowering import Lowering
 from llmaas.planner.settings import PlannerSettings
 from llmaas.planner.tally import Tally

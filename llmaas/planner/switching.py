@@ -13,9 +13,10 @@ from __future__ import annotations
 from llmaas.kvchunks.ledger import Copy
 from llmaas.planner.actions import Action, ChunkSource, LoadChunks, StopLoad, Switched
 from llmaas.planner.cell_table import CellTable
+from llmaas.planner.context import Context
 from llmaas.planner.cost_model import SwitchCosts
 from llmaas.planner.events import Loaded
-from llmaas.planner.jobs import Context, Job, Stage
+from llmaas.planner.jobs import Job, Stage
 from llmaas.planner.pool_books import SwapBooks
 from llmaas.planner.read_ahead import ReadAhead
 from llmaas.planner.settings import PlannerSettings

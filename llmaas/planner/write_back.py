@@ -17,9 +17,9 @@ from llmaas.errors import PolicyBug
 from llmaas.kvchunks.ledger import Copy, Ledger
 from llmaas.planner.actions import Action, ChunkTarget, StopWrite, WriteChunks
 from llmaas.planner.bit_budget import BitBooks
+from llmaas.planner.context import Context
 from llmaas.planner.disk_quota import DiskQuota
 from llmaas.planner.events import Written
-from llmaas.planner.jobs import Context
 from llmaas.planner.settings import PlannerSettings
 from llmaas.planner.tally import Tally
 from llmaas.records import CHUNK_TOKENS, ChunkKey, ContextId

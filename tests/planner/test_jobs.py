@@ -9,7 +9,8 @@ import pytest
 
 from llmaas.errors import PolicyBug
 from llmaas.planner.actions import Outcome
-from llmaas.planner.jobs import COMPUTING, TRANSITIONS, Context, Job, Move, Stage
+from llmaas.planner.context import Context
+from llmaas.planner.jobs import COMPUTING, TRANSITIONS, Job, Move, Stage
 from llmaas.records import AppId, ChunkKey, ContextId, RequestId
 
 LEGAL = """

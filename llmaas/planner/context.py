@@ -1,0 +1,38 @@
+"""A context as the planner sees it: its chunks, and what of it is in CELLS.
+
+Law: plain bookkeeping, no decisions. ``keys`` change in the disk quota only (``DiskQuota.set_keys``), which must know
+of every change; ``seq``, ``cells`` and ``running`` change with the cell table.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+
+from llmaas.records import AppId, ChunkKey, ContextId
+
+
+@dataclass(slots=True, eq=False)
+class Context:
+    """``keys`` cover the first ``n_kv`` tokens; the first ``cells`` tokens are in sequence ``seq``."""
+
+    id: ContextId
+    app: AppId
+    keys: list[ChunkKey]
+    n_kv: int
+    idle_since: float = 0.0
+    """When it was found or made, less how long it had been idle then."""
+    seq: int | None = None
+    cells: int = 0
+    lossy: set[int] = field(default_factory=set)
+    """Indices of chunks whose cells came from a coded copy: they may not be coded again."""
+    running: bool = False
+    wanted: bool = False
+    """A call on it waits to be admitted."""
+    committing: bool = False
+    """A call has finished or paused but its ContextChanged is still to come."""
+    unsaved: int = 0
+    """Saves of its chunks that have not begun; evicting the cells now would lose those chunks."""
+    used: int = 0
+    """Number of its last use, counted over all contexts. This and ``cooled`` belong to the disk quota."""
+    cooled: int = 0
+    """So many of its last chunks it no longer keeps on DISK."""
