@@ -86,9 +86,9 @@ class World:
             case act.LoadChunks(load=load, chunks=chunks):
                 self.tell(ev.Loaded(load, len(chunks)))
             case act.SaveChunks(save=save, chunks=chunks):
-                self.tell(ev.Saved(save, tuple(NBYTES for _ in chunks)))
+                self.tell(ev.Saved(save, tuple(ev.Stored(NBYTES) for _ in chunks)))
             case act.WriteChunks(write=write, keys=keys):
-                self.tell(ev.Written(write, tuple(NBYTES for _ in keys)))
+                self.tell(ev.Written(write, tuple(ev.Stored(NBYTES) for _ in keys)))
             case act.Finish(context=context, n_kv=n_kv):
                 fresh = self.keys(i, CHUNKS, n_kv, version=self._next)
                 self.tell(ev.ContextChanged(context, CHUNKS, fresh, n_kv))

@@ -10,6 +10,7 @@ those of contexts that nobody has used for long.
 
 from __future__ import annotations
 
+import enum
 from collections import deque
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -36,6 +37,16 @@ _NEWS = 1.5
 """Factor by which a sensitivity must have moved for the index to be written again."""
 _WORTH = 0.2
 """Of its bytes a chunk must lose to be coded again, since it is then written again, too."""
+
+
+class Readiness(enum.Enum):
+    """Whether a stored chunk can be coded again, from the form that the POOL has."""
+
+    NOW = "now"
+    LATER = "later"
+    """It is moving or pinned."""
+    NEVER = "never"
+    """It is not in the POOL, or no context contains it."""
 
 
 @dataclass(slots=True, eq=False)
@@ -162,10 +173,10 @@ class BitBooks:
             self.stored_chunks -= 1
             self.nbytes -= entry.nbytes
 
-    def to_lower(self, may: Callable[[ChunkKey], bool | None], now: float) -> list[tuple[ChunkKey, Precision]]:
+    def to_lower(self, readiness: Callable[[ChunkKey], Readiness], now: float) -> list[tuple[ChunkKey, Precision]]:
         """Chunks that should be coded again with fewer bits, of the next few under the hand; none within the budget.
 
-        ``may``: whether a chunk's stored form is at hand; None if it is, but not at rest.
+        A chunk that is not ready, but will be, does not count as looked at.
         """
         if self.nbytes <= self.budget or not self._unseen:
             return []
@@ -180,10 +191,13 @@ class BitBooks:
             lower = Precision(min(wanted.k, entry.precision.k), min(wanted.v, entry.precision.v))
             if self._size(lower) > (1 - _WORTH) * entry.nbytes:
                 continue
-            ready = may(key)
-            if ready:
-                found.append((key, lower))
-            self._unseen += ready is None
+            match readiness(key):
+                case Readiness.NOW:
+                    found.append((key, lower))
+                case Readiness.LATER:
+                    self._unseen += 1
+                case Readiness.NEVER:
+                    pass
         return found
 
     def check(self) -> list[str]:

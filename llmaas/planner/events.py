@@ -153,27 +153,45 @@ class Loaded:
 
 
 @dataclass(frozen=True, slots=True)
+class Stored:
+    """One chunk of an action: its new copy is whole and takes so many bytes."""
+
+    nbytes: int
+
+
+class Failed(enum.Enum):
+    """One chunk of an action: it has no new copy."""
+
+    FAILED = "failed"
+
+
+FAILED = Failed.FAILED
+ChunkOutcome = Stored | Failed
+"""What became of one chunk; the ``outcomes`` of an event are parallel to the chunks of the action that it answers."""
+
+
+@dataclass(frozen=True, slots=True)
 class Fetched:
-    """A fetch ended: bytes in the POOL per chunk, 0 where the copy on DISK is missing or damaged."""
+    """A fetch ended: FAILED are chunks whose copy on DISK is missing or damaged; the others are in the POOL, too."""
 
     fetch: int
-    nbytes: tuple[int, ...]
+    outcomes: tuple[ChunkOutcome, ...]
 
 
 @dataclass(frozen=True, slots=True)
 class Saved:
-    """A save ended: bytes in the POOL per chunk, 0 where coding failed."""
+    """A save ended: FAILED are chunks that could not be coded; the others are in the POOL."""
 
     save: int
-    nbytes: tuple[int, ...]
+    outcomes: tuple[ChunkOutcome, ...]
 
 
 @dataclass(frozen=True, slots=True)
 class Written:
-    """A write ended: bytes on DISK per chunk, 0 where it failed (I/O error, or ``full``: the disk has no room)."""
+    """A write ended: FAILED are chunks that are not on DISK, by an I/O error or since the disk is ``full``."""
 
     write: int
-    nbytes: tuple[int, ...]
+    outcomes: tuple[ChunkOutcome, ...]
     full: bool = False
 
 
@@ -187,10 +205,10 @@ class Measured:
 
 @dataclass(frozen=True, slots=True)
 class Lowered:
-    """Chunks were coded again: bytes in the POOL per chunk, 0 where the POOL still has the old form."""
+    """Chunks were coded again with fewer bits: of those that are FAILED, the POOL still has the old form."""
 
     lower: int
-    nbytes: tuple[int, ...]
+    outcomes: tuple[ChunkOutcome, ...]
 
 
 @dataclass(frozen=True, slots=True)

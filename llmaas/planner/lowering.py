@@ -11,8 +11,8 @@ from collections.abc import Callable
 from llmaas.errors import PolicyBug
 from llmaas.kvchunks.ledger import Copy, Ledger
 from llmaas.planner.actions import Action, DropDisk, LowerChunks
-from llmaas.planner.bit_budget import BitBooks
-from llmaas.planner.events import Lowered
+from llmaas.planner.bit_budget import BitBooks, Readiness
+from llmaas.planner.events import Lowered, Stored
 from llmaas.planner.tally import Tally
 from llmaas.planner.write_back import Writes
 from llmaas.records import ChunkKey
@@ -34,18 +34,20 @@ class Lowering:
 
     def pump(self, now: float, out: list[Action]) -> None:
         """Begin to code some chunks again if there is need and nothing under way."""
-        if self._under_way is None and (chunks := self._bits.to_lower(self._lowerable, now)):
+        if self._under_way is None and (chunks := self._bits.to_lower(self._readiness, now)):
             for key, _ in chunks:
                 self._ledger.pin(key)
             self._under_way = LowerChunks(self._next_id(), tuple(chunks))
             self._writes.hold({key for key, _ in chunks})
             out.append(self._under_way)
 
-    def _lowerable(self, key: ChunkKey) -> bool | None:
+    def _readiness(self, key: ChunkKey) -> Readiness:
         chunk = self._ledger.chunk(key)
         if chunk.pool is Copy.ABSENT:
-            return False
-        return None if chunk.moving or chunk.pins else chunk.refs > 0
+            return Readiness.NEVER
+        if chunk.moving or chunk.pins:
+            return Readiness.LATER
+        return Readiness.NOW if chunk.refs else Readiness.NEVER
 
     def lowered(self, event: Lowered, now: float, out: list[Action]) -> list[ChunkKey]:
         """A lowering ended: its chunks, which have come to rest."""
@@ -53,14 +55,14 @@ class Lowering:
         if action is None or action.lower != event.lower:
             raise PolicyBug(f"lowering {event.lower} ended but was not under way")
         self._writes.hold(set())
-        for (key, precision), size in zip(action.chunks, event.nbytes, strict=True):
+        for (key, precision), outcome in zip(action.chunks, event.outcomes, strict=True):
             self._ledger.unpin(key)
-            if size:
+            if isinstance(outcome, Stored):
                 if self._ledger.chunk(key).disk is Copy.PRESENT:
                     self._ledger.drop_disk(key)
                     out.append(DropDisk((key,)))
-                self._ledger.shrink_pool(key, size)
-                self._bits.lowered(key, precision, size, now)
+                self._ledger.shrink_pool(key, outcome.nbytes)
+                self._bits.lowered(key, precision, outcome.nbytes, now)
                 self._tally.chunks_lowered += 1
             self._writes.want([(self._bits.owner(key), key)])
         return [key for key, _ in action.chunks]

@@ -336,7 +336,7 @@ class Planner:
         self._switching.read_on(self._switching.reads.fetched(event, now, self._out), now, self._out)
 
     def _saved(self, event: Saved, now: float) -> None:
-        context = self._contexts.get(owner := self._swap.saved(event.save, event.nbytes, now, self._out))
+        context = self._contexts.get(owner := self._swap.saved(event, now, self._out))
         if context is None or context.seq is None:
             self._swap.writes.left_cells(owner)  # while its last chunk was being coded
 

@@ -26,7 +26,7 @@ from llmaas.planner.actions import (
 from llmaas.planner.bit_budget import NOBODY, BitBooks
 from llmaas.planner.context import Context
 from llmaas.planner.disk_quota import DiskQuota
-from llmaas.planner.events import Lowered, Measured, Written
+from llmaas.planner.events import Lowered, Measured, Saved, Stored, Written
 from llmaas.planner.lowering import Lowering
 from llmaas.planner.settings import PlannerSettings
 from llmaas.planner.tally import Tally
@@ -295,16 +295,17 @@ class SwapBooks:
         self.ledger.pin(key)
         return ChunkTarget(key, start, stop, precision)
 
-    def saved(self, save_id: int, nbytes: tuple[int, ...], now: float, out: list[Action]) -> ContextId:
+    def saved(self, event: Saved, now: float, out: list[Action]) -> ContextId:
         """A save ended; whose chunks they were."""
-        save = self._saving.pop(save_id)
-        for target, size in zip(save.chunks, nbytes, strict=True):
+        save = self._saving.pop(event.save)
+        for target, outcome in zip(save.chunks, event.outcomes, strict=True):
             self.ledger.unpin(target.key)
-            if size:
-                self.ledger.arrive_pool(target.key, size)
-                self._bits.stored(save.context, target, size, now)
+            if isinstance(outcome, Stored):
+                nbytes = outcome.nbytes
+                self.ledger.arrive_pool(target.key, nbytes)
+                self._bits.stored(save.context, target, nbytes, now)
                 self._home[target.key] = save.context, target.start // CHUNK_TOKENS
-                self._arrived(target.key, target.stop - target.start, size, now)
+                self._arrived(target.key, target.stop - target.start, nbytes, now)
                 self.writes.saved(save.context, target)
                 self._tally.chunks_saved += 1
             else:

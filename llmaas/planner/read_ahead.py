@@ -14,7 +14,7 @@ from typing import NamedTuple
 from llmaas.kvchunks.ledger import Copy
 from llmaas.planner.actions import Action, FetchChunks
 from llmaas.planner.cost_model import SwitchCosts
-from llmaas.planner.events import Fetched
+from llmaas.planner.events import FAILED, Fetched
 from llmaas.planner.jobs import Job
 from llmaas.planner.pool_books import SwapBooks
 from llmaas.policies.split import Hole, SplitPolicy
@@ -163,17 +163,18 @@ class ReadAhead:
     def fetched(self, event: Fetched, now: float, out: list[Action]) -> Job:
         """A piece came (in part). The job that it is for."""
         piece = self._pieces[event.fetch]
-        if all(event.nbytes):
+        if FAILED not in event.outcomes:
             self._costs.has_read(piece.nbytes, now - self._turn(piece))
         del self._pieces[event.fetch]
         self._brought = now
-        for i, (key, nbytes) in enumerate(zip(piece.action.keys, event.nbytes, strict=True), start=piece.first):
-            if nbytes and piece.job.in_cells:
+        for i, (key, outcome) in enumerate(zip(piece.action.keys, event.outcomes, strict=True), start=piece.first):
+            ok = outcome is not FAILED
+            if ok and piece.job.in_cells:
                 piece.job.held.add(key)
             else:
                 self._swap.ledger.unpin(key)
             tokens = max(1, min(CHUNK_TOKENS, piece.job.context.n_kv - i * CHUNK_TOKENS))
-            self._swap.fetched(key, tokens=tokens, ok=bool(nbytes), now=now, out=out)
+            self._swap.fetched(key, tokens=tokens, ok=ok, now=now, out=out)
         self._swap.sweep(list(piece.action.keys), out)
         return piece.job
 

@@ -19,7 +19,7 @@ from llmaas.planner.actions import Action, ChunkTarget, StopWrite, WriteChunks
 from llmaas.planner.bit_budget import BitBooks
 from llmaas.planner.context import Context
 from llmaas.planner.disk_quota import DiskQuota
-from llmaas.planner.events import Written
+from llmaas.planner.events import Stored, Written
 from llmaas.planner.settings import PlannerSettings
 from llmaas.planner.tally import Tally
 from llmaas.records import CHUNK_TOKENS, ChunkKey, ContextId
@@ -157,12 +157,12 @@ class Writes:
             raise PolicyBug(f"write {event.write} ended but was not under way")
         self._writing = None
         failed: list[ChunkKey] = []
-        for key, size in zip(write.keys, event.nbytes, strict=True):
+        for key, outcome in zip(write.keys, event.outcomes, strict=True):
             self._ledger.unpin(key)
-            if size:
-                self._ledger.arrive_disk(key, size)
+            if isinstance(outcome, Stored):
+                self._ledger.arrive_disk(key, outcome.nbytes)
                 self._tally.chunks_written += 1
-                self._tally.bytes_written += size
+                self._tally.bytes_written += outcome.nbytes
                 self._disk.found_room()
             else:
                 self._ledger.fail_disk(key)

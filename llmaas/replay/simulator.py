@@ -51,6 +51,7 @@ from llmaas.planner.events import (
     Measured,
     Saved,
     StepDone,
+    Stored,
     Submitted,
     Woken,
     Written,
@@ -346,7 +347,7 @@ class Replay:
         sizes = tuple(self._disk[key] for key in action.keys)
         done = self._work("disk", self._costs.disk_latency + sum(sizes) * self._costs.disk_read_byte)
         self._pool.update(zip(action.keys, sizes, strict=True))
-        self._answer(done, Fetched(action.fetch, sizes))
+        self._answer(done, Fetched(action.fetch, tuple(map(Stored, sizes))))
 
     def _save(self, action: SaveChunks) -> None:
         c = self._costs
@@ -355,20 +356,20 @@ class Replay:
         exported = self._work("engine", cells * c.cell_byte)
         done = self._work("coder", sum(sizes) * c.code_byte, after=exported)
         self._pool.update(zip((t.key for t in action.chunks), sizes, strict=True))
-        self._answer(done, Saved(action.save, sizes))
+        self._answer(done, Saved(action.save, tuple(map(Stored, sizes))))
 
     def _lower(self, action: LowerChunks) -> None:
         before = [self._pool[key] for key, _ in action.chunks]
         sizes = [min(old, self._size(CHUNK_TOKENS, p, 0)) for old, (_, p) in zip(before, action.chunks, strict=True)]
         done = self._work("coder", (sum(before) + sum(sizes)) * self._costs.code_byte)
         self._pool.update((key, n) for (key, _), n in zip(action.chunks, sizes, strict=True))
-        self._answer(done, Lowered(action.lower, tuple(sizes)))
+        self._answer(done, Lowered(action.lower, tuple(map(Stored, sizes))))
 
     def _write(self, action: WriteChunks) -> None:
         sizes = tuple(self._pool[key] for key in action.keys)
         done = self._work("disk", self._costs.disk_latency + sum(sizes) * self._costs.disk_write_byte)
         self._disk.update(zip(action.keys, sizes, strict=True))
-        self._answer(done, Written(action.write, sizes))
+        self._answer(done, Written(action.write, tuple(map(Stored, sizes))))
 
 
 def _forget(held: dict[ChunkKey, int], keys: Iterable[ChunkKey]) -> None:

@@ -17,12 +17,27 @@ from typing import Any, BinaryIO, get_args
 import msgpack
 
 from llmaas.errors import BadRequest
-from llmaas.planner.events import ChunksFound, Drawn, Event, Measured, StepDone
+from llmaas.planner.events import (
+    FAILED,
+    ChunksFound,
+    Drawn,
+    Event,
+    Failed,
+    Fetched,
+    Lowered,
+    Measured,
+    Saved,
+    StepDone,
+    Stored,
+    Written,
+)
 from llmaas.planner.settings import PlannerSettings
 from llmaas.records import ChunkMeta, ChunkSensitivity, Geometry, Precision
 
 log = logging.getLogger(__name__)
 
+_FAILED = 0
+"""How a recording says that a chunk has no new copy, in place of its bytes."""
 _EVENTS = {cls.__name__: cls for cls in get_args(Event)}
 
 
@@ -82,6 +97,10 @@ def read(path: Path) -> tuple[PlannerSettings, Iterator[tuple[Event, float]]]:
 
 
 def _plain(value: Any) -> Any:
+    if isinstance(value, Stored):
+        return value.nbytes
+    if isinstance(value, Failed):
+        return _FAILED
     if isinstance(value, enum.Enum):
         return value.value
     if isinstance(value, Precision):
@@ -98,6 +117,9 @@ def _event(name: str, fields: tuple[Any, ...]) -> Event:
         return Measured(fields[0], tuple((key, ChunkSensitivity(*found)) for key, found in fields[1]))
     if cls is ChunksFound:
         return ChunksFound(tuple((key, nbytes, _notes(notes)) for key, nbytes, notes in fields[0]))
+    if cls in (Fetched, Lowered, Saved, Written):
+        number, sizes, *rest = fields
+        fields = number, tuple(FAILED if nbytes == _FAILED else Stored(nbytes) for nbytes in sizes), *rest
     event: Event = cls(*fields)
     return event
 

@@ -86,7 +86,7 @@ def test_on_a_full_disk_colder_contexts_make_room_and_the_write_is_tried_again_o
             w.answer_one()
         if still_full:
             w.due.remove(writes[0])
-            w.tell(ev.Written(writes[0].write, (0,) * len(writes[0].keys), full=True))
+            w.tell(ev.Written(writes[0].write, (ev.FAILED,) * len(writes[0].keys), full=True))
             assert on_disk(w, cold) == 0, "whole contexts: their files go"
     w.settle()
     assert on_disk(w, ctx) == 2

@@ -161,7 +161,7 @@ def test_when_the_disk_is_full_the_pool_still_makes_room_and_tokens_are_recomput
         for i, a in enumerate(w.due):
             if isinstance(a, act.WriteChunks):
                 w.due.pop(i)
-                w.tell(ev.Written(a.write, (0,) * len(a.keys)))
+                w.tell(ev.Written(a.write, (ev.FAILED,) * len(a.keys)))
                 return
         original(index)
 

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import random
 import struct
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 
 from llmaas.kvchunks.codec.codec import Codec, sinks_at
@@ -226,32 +227,37 @@ class World:
             case act.RunStep():
                 self.step(action, bad)
             case act.SaveChunks(chunks=chunks):
-                sizes = tuple(
-                    0
+                outcomes = tuple(
+                    ev.FAILED
                     if bad and self.rng.random() < 0.5
-                    else self.size(c.stop - c.start, c.precision, sinks_at(c.start))
+                    else ev.Stored(self.size(c.stop - c.start, c.precision, sinks_at(c.start)))
                     for c in chunks
                 )
-                self.pool.update({c.key: n for c, n in zip(chunks, sizes, strict=True) if n})
-                self.tell(ev.Saved(action.save, sizes))
+                self.pool.update(stored([c.key for c in chunks], outcomes))
+                self.tell(ev.Saved(action.save, outcomes))
             case act.LoadChunks(chunks=chunks):
                 self.load(action, bad)
             case act.FetchChunks(keys=keys):
-                sizes = tuple(0 if bad and self.rng.random() < 0.5 else self.disk[k] for k in keys)
-                self.pool.update({k: n for k, n in zip(keys, sizes, strict=True) if n})
-                self.tell(ev.Fetched(action.fetch, sizes))
+                outcomes = tuple(
+                    ev.FAILED if bad and self.rng.random() < 0.5 else ev.Stored(self.disk[k]) for k in keys
+                )
+                self.pool.update(stored(keys, outcomes))
+                self.tell(ev.Fetched(action.fetch, outcomes))
             case act.WriteChunks(keys=keys):
-                sizes = tuple(0 if bad else self.pool[k] for k in keys)
-                self.disk.update({k: n for k, n in zip(keys, sizes, strict=True) if n})
-                self.tell(ev.Written(action.write, sizes, full=bad and self.rng.random() < 0.5))
+                outcomes = tuple(ev.FAILED if bad else ev.Stored(self.pool[k]) for k in keys)
+                self.disk.update(stored(keys, outcomes))
+                self.tell(ev.Written(action.write, outcomes, full=bad and self.rng.random() < 0.5))
             case act.MeasureChunks(chunks=spans):
                 told = () if bad else tuple(s for s in spans if self.rng.random() < self.told)
                 self.tell(ev.Measured(action.measure, tuple((s.key, self.sensitivity()) for s in told)))
             case act.LowerChunks(chunks=chunks):
-                smaller = tuple(0 if bad else self.size(CHUNK_TOKENS, p) for _, p in chunks)
-                smaller = tuple(n if n < self.pool[k] else 0 for n, (k, _) in zip(smaller, chunks, strict=True))
-                self.pool.update({k: n for n, (k, _) in zip(smaller, chunks, strict=True) if n})
-                self.tell(ev.Lowered(action.lower, smaller))
+                sizes = [self.size(CHUNK_TOKENS, precision) for _, precision in chunks]
+                outcomes = tuple(
+                    ev.FAILED if bad or n >= self.pool[k] else ev.Stored(n)
+                    for n, (k, _) in zip(sizes, chunks, strict=True)
+                )
+                self.pool.update(stored([k for k, _ in chunks], outcomes))
+                self.tell(ev.Lowered(action.lower, outcomes))
             case act.WakeAt(when=when):
                 self.now = max(self.now, when)
                 self.tell(ev.Woken())
@@ -329,6 +335,11 @@ class World:
         assert self.planner.pool_used <= self.s.pool_bytes
         assert sum(self.pool.values()) <= self.s.pool_bytes
         assert sum(self.disk.values()) <= self.planner.disk_used <= self.s.disk_bytes
+
+
+def stored(keys: Sequence[ChunkKey], outcomes: Sequence[ev.ChunkOutcome]) -> dict[ChunkKey, int]:
+    """The bytes of each chunk that has a new copy."""
+    return {k: o.nbytes for k, o in zip(keys, outcomes, strict=True) if isinstance(o, ev.Stored)}
 
 
 def world(seed: int = 0, *, faults: float = 0.0, **changes: object) -> World:

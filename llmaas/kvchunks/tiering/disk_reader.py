@@ -13,7 +13,7 @@ from llmaas.errors import ChunkDamaged
 from llmaas.kvchunks.codec.codec import CodedChunk, check
 from llmaas.kvchunks.store.store import Store
 from llmaas.planner.actions import FetchChunks
-from llmaas.planner.events import Fetched
+from llmaas.planner.events import FAILED, ChunkOutcome, Fetched, Stored
 from llmaas.records import ChunkKey
 
 log = logging.getLogger(__name__)
@@ -48,15 +48,15 @@ class DiskReader:
         self._fetcher.submit(self._fetch, action, done)
 
     def _fetch(self, action: FetchChunks, done: Callable[[Fetched], None]) -> None:
-        sizes = [0] * len(action.keys)
+        outcomes: list[ChunkOutcome] = [FAILED] * len(action.keys)
         try:
             for i, (key, read) in enumerate(zip(action.keys, self.get(action.keys), strict=True)):
                 if (payload := _checked(key, read)) is not None:
                     self._keep(key, bytes(payload))
-                    sizes[i] = len(payload)
+                    outcomes[i] = Stored(len(payload))
         except Exception:
             log.exception("fetch %d failed; its chunks will be recomputed", action.fetch)
-        done(Fetched(action.fetch, tuple(sizes)))
+        done(Fetched(action.fetch, tuple(outcomes)))
 
 
 def _checked(key: ChunkKey, payload: CodedChunk | None) -> CodedChunk | None:

@@ -19,7 +19,7 @@ from llmaas.errors import DiskFull, MachineError
 from llmaas.kvchunks.codec.codec import CodedChunk, read_header
 from llmaas.kvchunks.store.store import Store
 from llmaas.planner.actions import PersistSensitivity, WriteChunks
-from llmaas.planner.events import Written
+from llmaas.planner.events import FAILED, Stored, Written
 from llmaas.records import ChunkKey, ChunkMeta, ChunkSensitivity, ContextId
 
 log = logging.getLogger(__name__)
@@ -92,7 +92,8 @@ class DiskWriter:
         except Exception:
             log.exception("write %d failed; its chunks stay in memory", action.write)
         self._stopped.discard(action.write)
-        done(Written(action.write, tuple(written.get(key, 0) for key in action.keys), full))
+        outcomes = tuple(Stored(written[key]) if key in written else FAILED for key in action.keys)
+        done(Written(action.write, outcomes, full))
 
     def _writable(self, action: WriteChunks, payloads: Sequence[CodedChunk]) -> list[_Item]:
         """The chunks that can be written now: not those that the store still holds, since their discard failed.

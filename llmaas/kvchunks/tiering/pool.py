@@ -32,7 +32,7 @@ from llmaas.planner.actions import (
     StopWrite,
     WriteChunks,
 )
-from llmaas.planner.events import Fetched, Loaded, Lowered, Saved, Written
+from llmaas.planner.events import FAILED, ChunkOutcome, Fetched, Loaded, Lowered, Saved, Stored, Written
 from llmaas.records import ChunkKey, KvSlab, Tier
 
 log = logging.getLogger(__name__)
@@ -116,7 +116,7 @@ class Pool:
         return [self._engine.engine.export(seq, t.start, t.stop) for t in targets]
 
     def _save(self, action: SaveChunks, exported: Future[list[KvSlab]], done: Callable[[Saved], None]) -> None:
-        sizes = [0] * len(action.chunks)
+        outcomes: list[ChunkOutcome] = [FAILED] * len(action.chunks)
         try:
             slabs = exported.result()
             for i, target in enumerate(action.chunks):
@@ -126,10 +126,10 @@ class Pool:
                     log.warning("chunk %s has values that no group can hold; it is not kept", target.key.hex())
                     continue
                 self._chunks[target.key] = payload
-                sizes[i] = len(payload)
+                outcomes[i] = Stored(len(payload))
         except Exception:
             log.exception("save %d failed; its chunks will be recomputed when needed", action.save)
-        done(Saved(action.save, tuple(sizes)))
+        done(Saved(action.save, tuple(outcomes)))
 
     # -- with fewer bits
 
@@ -139,7 +139,7 @@ class Pool:
         self._savers.submit(self._lower, action, held, done)
 
     def _lower(self, action: LowerChunks, held: list[CodedChunk], done: Callable[[Lowered], None]) -> None:
-        sizes = [0] * len(held)
+        outcomes: list[ChunkOutcome] = [FAILED] * len(held)
         for i, ((key, precision), payload) in enumerate(zip(action.chunks, held, strict=True)):
             try:
                 smaller = self._codec.lower(payload, precision, key)
@@ -148,8 +148,8 @@ class Pool:
                 continue
             if len(smaller) < len(payload):
                 self._chunks[key] = smaller
-                sizes[i] = len(smaller)
-        done(Lowered(action.lower, tuple(sizes)))
+                outcomes[i] = Stored(len(smaller))
+        done(Lowered(action.lower, tuple(outcomes)))
 
     # -- to DISK
 

@@ -14,7 +14,7 @@ from llmaas.kvchunks.codec.codec import Codec
 from llmaas.kvchunks.store.store import Store
 from llmaas.kvchunks.tiering.disk_writer import DiskWriter
 from llmaas.planner.actions import StopWrite, WriteChunks
-from llmaas.planner.events import Written
+from llmaas.planner.events import FAILED, Stored, Written
 from llmaas.records import ChunkKey, ContextId, Geometry, KvSlab, Precision
 
 KEYS = tuple(ChunkKey(bytes([i]) * 16) for i in range(8))
@@ -52,9 +52,9 @@ def test_a_paced_write_takes_its_time_and_a_stopped_one_ends_soon_and_says_what_
     time.sleep(0.3)
     assert answers.empty(), "all of it takes two seconds"
     writer.stop(StopWrite(1).write)
-    nbytes = answers.get(timeout=1.0).nbytes
-    n = sum(map(bool, nbytes))
-    assert 0 < n < len(KEYS) and list(nbytes) == [len(payloads[0])] * n + [0] * (len(KEYS) - n)
+    outcomes = answers.get(timeout=1.0).outcomes
+    n = len(KEYS) - outcomes.count(FAILED)
+    assert 0 < n < len(KEYS) and list(outcomes) == [Stored(len(payloads[0]))] * n + [FAILED] * (len(KEYS) - n)
     assert {chunk.key for chunk in store.chunks()} == set(KEYS[:n])
     writer.close()
 
@@ -65,7 +65,7 @@ def test_after_a_stop_the_next_write_is_whole_and_paced_again(store: Store, payl
     writer.stop(1)
     answers.get(timeout=2.0)
     began = time.monotonic()
-    assert all(begin(writer, payloads, 2).get(timeout=5.0).nbytes)
+    assert FAILED not in begin(writer, payloads, 2).get(timeout=5.0).outcomes
     assert time.monotonic() - began > 0.2
     writer.close()
 
@@ -74,4 +74,4 @@ def test_closing_waits_for_no_pace_and_loses_nothing(store: Store, payloads: lis
     writer = DiskWriter(store, len(payloads[0]) / 100)
     answers = begin(writer, payloads)
     writer.close()
-    assert all(answers.get_nowait().nbytes)
+    assert FAILED not in answers.get_nowait().outcomes

@@ -28,6 +28,7 @@ from llmaas.planner.actions import (
     StopLoad,
     WriteChunks,
 )
+from llmaas.planner.events import FAILED, Stored
 from llmaas.records import ChunkKey, ContextId, KvSlab, Precision, Tier
 
 N = 10
@@ -68,8 +69,8 @@ class Bench:
         targets = tuple(ChunkTarget(k, 64 * i, 64 * i + 64, Precision(4, 4)) for i, k in enumerate(KEYS))
         saved = self.wait(self.pool.save, SaveChunks(1, ContextId("c"), 0, targets))
         written = self.wait(self.pool.write, WriteChunks(2, ContextId("c"), tuple(KEYS), (None,) * len(KEYS)))
-        sizes = tuple(self.codec.encoded_size(64, Precision(4, 4), sinks=int(i == 0)) for i in range(N))
-        assert saved.nbytes == written.nbytes == sizes
+        sizes = (self.codec.encoded_size(64, Precision(4, 4), sinks=int(i == 0)) for i in range(N))
+        assert saved.outcomes == written.outcomes == tuple(map(Stored, sizes))
         self.thread.submit(self.engine.drop, 0, 0).result()
 
     def load(self, tiers: list[Tier], *, keep: bool = False) -> Any:
@@ -118,8 +119,8 @@ def test_fetched_chunks_are_in_the_pool_and_damaged_ones_are_not(bench: Bench) -
         payload.seek(-100, 2)
         payload.write(b"damage")
     fetched = bench.wait(bench.pool.fetch, FetchChunks(4, ContextId("c"), tuple(KEYS)))
-    assert [i for i, n in enumerate(fetched.nbytes) if not n] == [3, N - 1]
-    assert bench.pool.nbytes == sum(fetched.nbytes)
+    assert [i for i, outcome in enumerate(fetched.outcomes) if outcome is FAILED] == [3, N - 1]
+    assert bench.pool.nbytes == sum(outcome.nbytes for outcome in fetched.outcomes if outcome is not FAILED)
     loaded = bench.load([Tier.POOL] * 3)
     assert (loaded.n_loaded, loaded.damaged) == (3, ())
 
@@ -149,7 +150,7 @@ def test_values_that_no_group_can_hold_are_not_kept(bench: Bench) -> None:
     bench.engine.export = export  # type: ignore[method-assign]
     target = ChunkTarget(ChunkKey(b"x" * 16), 0, 64, Precision(4, 4))
     saved = bench.wait(bench.pool.save, SaveChunks(9, ContextId("c"), 0, (target,)))
-    assert saved.nbytes == (0,)
+    assert saved.outcomes == (FAILED,)
 
 
 def test_chunks_coded_again_are_smaller_and_come_back_and_what_cannot_be_stays(
@@ -160,11 +161,12 @@ def test_chunks_coded_again_are_smaller_and_come_back_and_what_cannot_be_stays(
     with monkeypatch.context() as patch:
         patch.setattr(bench.engine, "export", lambda seq, start, stop: bench.engine.blank(stop - start))
         patch.setattr(bench.codec, "encode", lambda *_: b"damaged")
-        assert bench.wait(bench.pool.save, SaveChunks(8, ContextId("c"), 0, (target,))).nbytes == (7,)
+        assert bench.wait(bench.pool.save, SaveChunks(8, ContextId("c"), 0, (target,))).outcomes == (Stored(7),)
     chunks = tuple((k, Precision(3, 2)) for k in KEYS[:6])
     lowered = bench.wait(bench.pool.lower, LowerChunks(5, chunks))
-    assert [bool(n) for n in lowered.nbytes] == [True] * 4 + [False, True]
-    assert all(0 < new < old for i, (new, old) in enumerate(zip(lowered.nbytes, before, strict=False)) if i != 4)
+    assert [outcome is not FAILED for outcome in lowered.outcomes] == [True] * 4 + [False, True]
+    smaller = zip(lowered.outcomes, before, strict=False)
+    assert all(0 < new.nbytes < old for i, (new, old) in enumerate(smaller) if i != 4)
     loaded = bench.load([Tier.POOL] * 4)
     assert (loaded.n_loaded, loaded.damaged) == (4, ())
 
@@ -196,12 +198,12 @@ def test_what_could_not_be_discarded_is_not_taken_for_what_is_written_next(
     discard = bench.store.discard
     monkeypatch.setattr(bench.store, "discard", fails)
     bench.pool.drop_disk(KEYS[:1])
-    assert bench.wait(bench.pool.write, WriteChunks(6, ContextId("c"), (KEYS[0],), (None,))).nbytes == (0,)
+    assert bench.wait(bench.pool.write, WriteChunks(6, ContextId("c"), (KEYS[0],), (None,))).outcomes == (FAILED,)
     assert bench.store.get(KEYS[:1]) == [old]
     monkeypatch.setattr(bench.store, "discard", discard)
     written = bench.wait(bench.pool.write, WriteChunks(7, ContextId("c"), (KEYS[0],), (None,)))
     new = bench.store.get(KEYS[:1])[0]
-    assert new is not None and old is not None and written.nbytes == (len(new),) and len(new) < len(old)
+    assert new is not None and old is not None and written.outcomes == (Stored(len(new)),) and len(new) < len(old)
 
 
 def test_a_chunk_that_cannot_be_coded_again_for_whatever_reason_stays(
@@ -212,7 +214,7 @@ def test_a_chunk_that_cannot_be_coded_again_for_whatever_reason_stays(
 
     monkeypatch.setattr(bench.codec, "lower", fails)
     lowered = bench.wait(bench.pool.lower, LowerChunks(5, ((KEYS[0], Precision(3, 2)),)))
-    assert lowered.nbytes == (0,)
+    assert lowered.outcomes == (FAILED,)
     assert bench.load([Tier.POOL]).n_loaded == 1
 
 
