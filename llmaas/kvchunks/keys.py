@@ -1,14 +1,14 @@
-"""Token ids -> chunk keys, each chained to the keys of all chunks before it.
+"""Chunk keys: hashes of token ids, each chained to the keys of all chunks before it.
 
-Law: pure. Two chunks have the same key exactly when app, model, adapter and every token up to the
-chunk's end are the same, so a key found anywhere is a KV cache that may be used as it is.
+Law: pure. Two chunks have the same key exactly when app, model, adapter and every token up to the chunk's end are the
+same. So any stored chunk with that key holds the right KV and may be used as it is.
 
     root = H(app, model, adapter)    key[0] = H(root, tokens[0:64])    key[i] = H(key[i-1], tokens[64i:64i+64])
 
-H is BLAKE2b of 16 bytes, personalised, over the previous key (16 bytes) and the token ids as int32
-little-endian. The previous key has a fixed length, so the encoding is unambiguous, and a partial chunk
-(fewer bytes) never shares the key of the full chunk that begins with the same tokens. Keys of one app
-do not collide with another's even for equal tokens: the chain begins at the app.
+H is BLAKE2b of 16 bytes, personalised, over the previous key (16 bytes) and the token ids as little-endian int32. The
+previous key has a fixed length, so the encoding is unambiguous, and a partial chunk (fewer bytes) never has the key of
+the full chunk that begins with the same tokens. Apps never share keys, even for equal tokens: the chain begins at the
+app.
 """
 
 from __future__ import annotations
@@ -27,9 +27,9 @@ _CHUNK = b"llmaas.chunk.1"
 
 
 def namespace(app: AppId, model_fingerprint: str, adapter: str = "") -> bytes:
-    """The root (16 bytes) of all chains of one app, model and adapter (``""``: no adapter).
+    """The root (16 bytes) of all chains of one app, model and adapter ("": no adapter).
 
-    Each field goes in with its length, so ("ab", "c") and ("a", "bc") have different roots.
+    Each field is hashed with its length, so ("ab", "c") and ("a", "bc") have different roots.
     """
     hasher = blake2b(digest_size=KEY_BYTES, person=_ROOT)
     for field in (app, model_fingerprint, adapter):
@@ -46,11 +46,19 @@ def chunk_keys(
     known: Sequence[ChunkKey] = (),
     chunk: int = CHUNK_TOKENS,
 ) -> list[ChunkKey]:
-    """One key per chunk of ``tokens``; the last chunk may be partial. No tokens, no keys.
+    """One key for each chunk of ``tokens``; the last chunk may be partial.
 
-    ``known`` are the keys of leading full chunks from an earlier call: they are taken on trust, not
-    hashed again, and the chain goes on from the last. Raises ValueError if ``known`` covers more tokens
-    than there are, OverflowError if a token is no int32.
+    ``known`` are the keys of the first full chunks from an earlier call. They are trusted and not hashed again; the
+    chain continues from the last one. Raises ValueError if ``known`` covers more tokens than there are, OverflowError
+    if a token is no int32.
+
+    >>> root = namespace(AppId("1000/mail"), "model")
+    >>> keys = chunk_keys(root, range(100))  # a chunk of 64 tokens, and one of 36
+    >>> len(keys), len(keys[0])
+    (2, 16)
+    >>> longer = chunk_keys(root, range(200), known=keys[:1])
+    >>> longer[0] == keys[0], longer[1] == keys[1]  # the second chunk is full now, so it has another key
+    (True, False)
     """
     if chunk < 1:
         raise ValueError(f"a chunk needs at least one token, not {chunk}")
@@ -69,7 +77,7 @@ def chunk_keys(
 
 
 def _int32_bytes(tokens: Sequence[int] | array[int] | memoryview) -> memoryview:
-    """The tokens as little-endian int32, without a copy where they already lie so in memory."""
+    """The tokens as little-endian int32; without a copy if they are stored like that already."""
     if isinstance(tokens, array) and tokens.typecode == "i":
         ids = tokens
     elif isinstance(tokens, memoryview) and tokens.format == "i" and tokens.c_contiguous:

@@ -1,8 +1,8 @@
-"""KV slab <-> bytes at a precision.
+"""Encodes the KV slab of a chunk to bytes at a precision, and decodes it.
 
-Law: pure; knows no files. What ``encode`` makes, ``decode`` gives back (bit-exact at 16 bits) or refuses with
-ChunkDamaged before it has written a single value. A payload is a 64-byte header (``kvchunks/codec/header``), the K
-section, the V section (``kvchunks/codec/planes``). Little-endian machines only, like ggml itself.
+Law: pure; knows no files. What ``encode`` makes, ``decode`` returns (bit-exact at 16 bits) or refuses with ChunkDamaged
+before it has written a single value. A coded chunk is a 64-byte header (``header``), the K section, then the V section
+(``planes``). Little-endian machines only, like ggml itself.
 """
 
 from __future__ import annotations
@@ -22,8 +22,9 @@ __all__ = ["SINKS", "ChunkHeader", "Codec", "CodedChunk", "check", "read_header"
 
 
 SINKS = 1
-"""Tokens at the beginning of a context that are kept exactly: all attention that has nowhere to go rests there
-(StreamingLLM, arXiv 2309.17453), and their keys are so large that they would spoil the steps of a whole chunk."""
+"""Tokens at the beginning of a context that are kept exactly. They are attention sinks (StreamingLLM, arXiv
+2309.17453): attention that has no other target goes there. Their keys are so large that they would coarsen the steps of
+the whole chunk."""
 
 
 def sinks_at(start: int) -> int:
@@ -34,12 +35,25 @@ def sinks_at(start: int) -> int:
 class Codec:
     """Codes chunks of one geometry. Safe to share between threads; the heavy parts run without the GIL.
 
-    Bits that can be asked for, for K and V apart: 16 (raw f16), 8, 6, 5, 4, 3 and 2.
+    K and V each have 16 bits (raw f16), 8, 6, 5, 4, 3 or 2.
+
+    >>> codec = Codec(Geometry(n_layer=2, k_dim=64, v_dim=64, head_dim_k=32, head_dim_v=32))
+    >>> rng = np.random.default_rng(0)
+    >>> slab = KvSlab(*(rng.standard_normal((2, 64, 64)).astype(np.float16) for _ in "kv"))
+    >>> key = ChunkKey(bytes(16))
+    >>> coded = codec.encode(slab, Precision(4, 4), key)
+    >>> len(coded) == codec.encoded_size(64, Precision(4, 4)), round((slab.k.nbytes + slab.v.nbytes) / len(coded), 1)
+    (True, 3.6)
+    >>> bool(np.abs(codec.decoded(coded, key).k - slab.k).max() < 0.3)
+    True
+    >>> exact = codec.decoded(codec.encode(slab, Precision(16, 16), key), key)
+    >>> np.array_equal(exact.k, slab.k) and np.array_equal(exact.v, slab.v)
+    True
     """
 
     def __init__(self, geometry: Geometry, rope: Rope | None = None, *, kernels: Kernels | None = None) -> None:
-        """``rope``: how the model turns keys; they are coded turned back. ``kernels``: ``kernels.NUMPY`` for the
-        oracle; None for the fastest that this machine has.
+        """``rope``: how the model rotates keys; they are coded un-rotated. ``kernels``: ``kernels.NUMPY`` for the
+        oracle, None for the fastest that this machine has.
         """
         kernels = kernels or best()
         self.geometry = geometry
@@ -49,11 +63,11 @@ class Codec:
         self._v = RotatedPlane(geometry.n_layer, geometry.v_dim, geometry.head_dim_v, kernels)
 
     def set_key_weights(self, weights: F32 | None) -> None:
-        """From now on, share the bits of a layer's keys by range times ``weights`` (n_layer, k_dim), all positive;
-        None: by range alone. What was coded with other weights decodes all the same.
+        """From now on, allocate the bits of a layer's keys by range times weight; None: by range alone.
 
-        The best weight of a channel is the root mean square of queries there, since the error of a key changes q.k by
-        q times as much. Raises ValueError for another shape or anything not positive.
+        ``weights`` (n_layer, k_dim) must be positive. The best weight of a channel is the root mean square of the
+        queries there, since the error of a key changes q.k by q times as much. What was coded with other weights can
+        still be decoded. Raises ValueError for another shape or a weight that is not positive and finite.
         """
         g = self.geometry
         if weights is None:
@@ -62,26 +76,27 @@ class Codec:
             raise ValueError(f"weights have the shape {weights.shape}, not {(g.n_layer, g.k_dim)}")
         if not (weights > 0).all() or not np.isfinite(weights).all():
             raise ValueError("weights must be positive and finite")
-        # Of a sane size, so that no product with a range is infinite or zero; only ratios within a layer matter.
+        # Scaled to a mean of 1 and clipped, so that no product with a range overflows or vanishes. Only the ratios
+        # within a layer matter.
         weights = weights / weights.mean(axis=1, keepdims=True)
         self._k.weights = np.ascontiguousarray(np.clip(weights, 2.0**-20, 2.0**20), np.float32)
 
     def encoded_size(self, n_tokens: int, precision: Precision, sinks: int = 0) -> int:
-        """Bytes that ``encode`` will make of ``n_tokens`` tokens, exactly, for every slab of ordinary values.
+        """Bytes that ``encode`` makes of ``n_tokens`` tokens: exact for every slab of ordinary values.
 
-        A tensor that groups cannot hold (inf, NaN, a magnitude above 8192 in K, or in V above 16384 divided by the
-        square root of the rotation size) is stored raw instead, and the payload is larger; it never exceeds
-        ``encoded_size(n_tokens, LOSSLESS)``. So reserve this size, and settle the account with ``len(payload)``.
-        Raises ValueError for bits without a coding.
+        A tensor that groups cannot hold is stored raw instead, and the coded chunk is larger: inf, NaN, a magnitude
+        above 8192 in K, or in V above 16384 divided by the square root of the rotation size. It never exceeds
+        ``encoded_size(n_tokens, LOSSLESS)``. So reserve this size, and settle the account with the length of the coded
+        chunk. Raises ValueError for bits without a coding.
         """
         k, v = self._codings(n_tokens, precision, sinks)
         return HEADER_BYTES + self._k.size(k, n_tokens, sinks) + self._v.size(v, n_tokens, sinks)
 
     def encode(self, slab: KvSlab, precision: Precision, key: ChunkKey, sinks: int = 0) -> bytearray:
-        """Code ``slab`` (at least one token; strided views will do), its first ``sinks`` tokens exactly.
+        """Code ``slab``, which has at least one token and may be strided; its first ``sinks`` tokens are kept exactly.
 
         Equal slabs give equal bytes, as long as the weights are the same. Raises ValueError for a slab of another
-        geometry, bits without a coding, sinks that are not 0 .. 255, or a key that has not 16 bytes.
+        geometry, bits without a coding, sinks outside 0 .. 255, or a key that has not 16 bytes.
         """
         n_tokens = self._tokens(slab)
         k, v = self._codings(n_tokens, precision, sinks)
@@ -107,10 +122,10 @@ class Codec:
         return payload
 
     def decode(self, payload: CodedChunk, key: ChunkKey, into: KvSlab) -> None:
-        """Decode into ``into.k`` and ``into.v`` (strided views will do); its token count must be the chunk's.
+        """Decode into ``into``, which has the chunk's token count and may be strided.
 
-        Raises ChunkDamaged, with ``into`` untouched, if the payload is not exactly the chunk ``key`` in this
-        geometry and token count; ValueError if ``into`` itself has another geometry.
+        Raises ChunkDamaged, with ``into`` untouched, if ``payload`` is not exactly the chunk ``key`` with this geometry
+        and token count; ValueError if ``into`` itself has another geometry.
         """
         n_tokens = self._tokens(into)
         found = check(payload, key)
@@ -135,7 +150,7 @@ class Codec:
         self._v.decode(body[k_bytes:], into.v, v, sinks)
 
     def decoded(self, payload: CodedChunk, key: ChunkKey) -> KvSlab:
-        """The chunk in a slab of its own. Raises ChunkDamaged as ``decode`` does."""
+        """The chunk in a new, dense slab. Raises ChunkDamaged as ``decode`` does."""
         g, n_tokens = self.geometry, check(payload, key).n_tokens
         slab = KvSlab(
             np.empty((g.n_layer, n_tokens, g.k_dim), np.float16), np.empty((g.n_layer, n_tokens, g.v_dim), np.float16)
@@ -144,10 +159,10 @@ class Codec:
         return slab
 
     def lower(self, payload: CodedChunk, precision: Precision, key: ChunkKey) -> bytearray:
-        """A coded chunk coded again, from its own form, its sinks still exact.
+        """Code a coded chunk again at a lower precision, from its decoded values; sinks stay exact.
 
-        Errors add up, so it should lose at least a bit of K or V each time: then what was there before is a quarter
-        of what comes. Raises ChunkDamaged as ``decode`` does.
+        Errors add up. So each time K or V should lose at least one bit: then the old squared error is a quarter of the
+        new one. Raises ChunkDamaged as ``decode`` does.
         """
         return self.encode(self.decoded(payload, key), precision, key, check(payload, key).sinks)
 
@@ -159,6 +174,7 @@ class Codec:
         return self._k.coding(precision.k, n_tokens, sinks), self._v.coding(precision.v, n_tokens, sinks)
 
     def _tokens(self, slab: KvSlab) -> int:
+        """The token count of a slab of this geometry; raises ValueError for another shape or type."""
         n_tokens, g = slab.n_tokens, self.geometry
         if slab.k.shape != (g.n_layer, n_tokens, g.k_dim) or slab.v.shape != (g.n_layer, n_tokens, g.v_dim):
             raise ValueError(f"slab of shapes {slab.k.shape}, {slab.v.shape} does not fit {g}")

@@ -1,4 +1,4 @@
-"""The header of a coded chunk: what it says, how it is laid out, how damage is found.
+"""The header of a coded chunk: its layout, how it is read and written, and how damage is found.
 
 Law: pure; bytes in, a ChunkHeader or ChunkDamaged out, whatever the bytes are. Little-endian, 64 bytes:
 
@@ -11,11 +11,11 @@ Law: pure; bytes in, a ChunkHeader or ChunkDamaged out, whatever the bytes are. 
     | n_layer | k_dim | v_dim | k_head | v_head | body bytes   | checksum   |  body: K section, V section
     +---------+-------+-------+--------+--------+--------------+------------+
 
-kb, vb: the nominal bits asked for. kc, vc: how K and V are really coded, 0 for raw f16 and otherwise the
-bits of a code (a short or unquantisable chunk is stored raw whatever was asked). s: how many tokens at the beginning
-are raw f16 in any case, one byte. r: id of the RoPE table that the keys were un-rotated with, one byte, 0 for none.
-Version 1 had groups of 32, version 2 keys with the same bits in every channel.
-The checksum is xxh3_64 over bytes 0..55 and the body, that is, over everything but itself.
+kb, vb: the nominal bits that were asked for. kc, vc: how K and V are really coded: 0 for raw f16, otherwise the bits of
+a code (a chunk that is short or cannot be quantised is stored raw, whatever was asked for). s, one byte: number of
+tokens at the beginning that are raw f16 in any case. r, one byte: id of the RoPE table that the keys were un-rotated
+with; 0 for none. The checksum is xxh3_64 over bytes 0..55 and the body, that is, over everything except itself.
+Version 1 had groups of 32; version 2 had keys with the same bits in every channel.
 """
 
 from __future__ import annotations
@@ -39,7 +39,7 @@ CodedChunk = bytes | bytearray | memoryview
 
 @dataclass(frozen=True, slots=True)
 class ChunkHeader:
-    """What the first 64 bytes of a coded chunk say. ``precision`` is what was asked for; the codings tell how."""
+    """The fields of a header. ``precision`` is what was asked for, ``k_coding`` and ``v_coding`` what was done."""
 
     version: int
     precision: Precision
@@ -55,7 +55,7 @@ class ChunkHeader:
 
 
 def read_header(payload: CodedChunk) -> ChunkHeader:
-    """Read the header; the checksum is not checked (``check`` does). Raises ChunkDamaged if it makes no sense."""
+    """Read the header without verifying the checksum (``check`` does). Raises ChunkDamaged if it makes no sense."""
     if len(payload) < HEADER_BYTES:
         raise ChunkDamaged(f"chunk has {len(payload)} bytes, its header alone needs {HEADER_BYTES}")
     magic, version, kb, vb, kc, vc, sinks, rope_id, key, n_tokens, *shape, body = _FIELDS.unpack_from(payload)
@@ -73,9 +73,9 @@ def read_header(payload: CodedChunk) -> ChunkHeader:
 
 
 def check(payload: CodedChunk, key: ChunkKey) -> ChunkHeader:
-    """Read the header and verify that ``payload`` is whole and is the chunk named ``key``.
+    """Read the header, and verify that ``payload`` is complete, intact and the chunk named ``key``.
 
-    Raises ChunkDamaged. Decodes nothing, so a store's check can afford it for every chunk.
+    Raises ChunkDamaged if it is not. Decodes nothing, so the check of a store can afford it for every chunk.
     """
     found = read_header(payload)
     if found.body_bytes != len(payload) - HEADER_BYTES:
@@ -98,7 +98,10 @@ def write_header(
     n_tokens: int,
     geometry: Geometry,
 ) -> None:
-    """Write header and checksum into ``payload``, whose body (from byte 64) is complete."""
+    """Write header and checksum into ``payload``, whose body (from byte 64 on) is complete.
+
+    Raises ValueError for a key that has not 16 bytes.
+    """
     if len(key) != 16:
         raise ValueError(f"a chunk key has 16 bytes, not {len(key)}")
     g = geometry

@@ -1,23 +1,27 @@
 """The format of coded keys (K), and the numpy kernels that define it.
 
-Law: as in ``kernels_numpy``: the oracle of the C kernels, operation by operation, and the fallback without them.
+Law: as in ``kernels_numpy``. This is the oracle of the C kernels, operation by operation, and the fallback without
+them.
+
 x is a plane (layers, tokens, dim) of f16. Keys are coded in three steps:
 
-* RoPE turns the two channels of a pair by an angle that grows with the position, so they vary along a chunk even
-  where the key does not. Tokens are turned back by their place in the group of 64, which needs no position.
-* 64 tokens of a channel are a group: their smallest value and a step.
-* A channel has 0 to 8 bits, as many as its range times its weight (how large queries are there) deserves: of all
-  ways to spend the bits this one errs least in q.k (reverse water-filling, Cover & Thomas, section 10.3.3). Their mean
-  over a layer is the nominal number of bits, exactly.
+1. They are un-rotated. RoPE rotates the two channels of a pair by an angle that grows with the position, so channels
+   vary along a chunk even where the key does not. Each token is rotated back by its place in the group of 64, which
+   needs no position.
+2. 64 tokens of a channel are a group: they share a minimum and a step.
+3. Each channel gets 0 to 8 bits, by its range times its weight (how large queries are there). Of all ways to spend the
+   bits of a layer, this one errs least in q.k (reverse water-filling, Cover & Thomas, section 10.3.3). The mean over a
+   layer is exactly the nominal number of bits.
 
 A section holds layer after layer, each:
 
     | word u16[groups][dim] | low f16[groups][dim] | codes u8[units][bits * dim] |
       word = step (f16, rounded up to 6 bits of mantissa) | bits of the channel          x = code * step + low
 
-A unit is 8 tokens: the channels that have 8 bits, 8 rows of one byte each; then those with a field of 4 bits (4, 5, 6,
-7), 4 rows; with a field of 2 (2, 3, 6, 7), 2 rows; of 1 (1, 3, 5, 7), 1 row; within a row in channel order. Fields lie
-in bytes as V's do, but high bits first: 5 = 4 + 1, the 4 upper bits in the wide field.
+A unit is 8 tokens. Codes are cut into fields of 8, 4, 2 and 1 bits. A unit holds 8 rows of one byte for each channel of
+8 bits; then 4 rows for channels with a field of 4 (those of 4, 5, 6 or 7 bits); 2 rows for a field of 2 (2, 3, 6 or 7
+bits); 1 row for a field of 1 (1, 3, 5 or 7 bits). Inside a row, channels keep their order. Fields lie in bytes as those
+of V do, but high bits first: of 5 = 4 + 1 bits, the upper 4 are in the field of 4.
 """
 
 from __future__ import annotations
@@ -33,20 +37,25 @@ U16 = npt.NDArray[np.uint16]
 I32 = npt.NDArray[np.int32]
 
 MOST_BITS = 8
-"""That a channel may get."""
+"""Most bits that a channel gets."""
 LARGEST_HEAD = 256
-"""Channels of a head that can be turned."""
+"""Most channels of a head whose keys can be un-rotated."""
 _BITS_MASK = 0xF
+"""The part of a word that holds the bits of its channel; the rest is the step."""
 _SHIFT = np.array([0, 0, 1, 0, 3, 2, 1, 0, 0], np.uint8)
-"""By bits of a channel: how far its codes move up, so that fields have one place in all: 4 at 3, 2 at 1, 1 at 0."""
-_PLACE: F32 = (1 / (1 << _SHIFT)).astype(np.float32)
+"""How far the codes of a channel are shifted up, by its bits. Then each field is at the same bit in all channels: the
+field of 4 at bit 3, that of 2 at bit 1, that of 1 at bit 0 (but at bit 2 of 5-bit codes)."""
+_UNSHIFT: F32 = (1 / (1 << _SHIFT)).astype(np.float32)
+"""Factor of the step that undoes ``_SHIFT``."""
 
 
 @dataclass(frozen=True, slots=True, eq=False)
 class RopeRotation:
-    """How keys are turned. ``table`` (kinds, 64, 2, head) float32: cosines and signed sines for each place in a group;
-    ``kind`` (layers) says which of them a layer has. The partner of a channel is its neighbour, or with ``halves`` the
-    one ``pairs`` away.
+    """How RoPE rotates keys within a group of 64 tokens.
+
+    ``table`` (kinds, 64, 2, head) float32 holds cosines and signed sines for each place in a group. ``kind`` (layers)
+    uint8 says which of the tables a layer has. A channel is paired with its neighbour, or with ``halves`` with the
+    channel that is ``pairs`` away.
     """
 
     table: F32
@@ -60,7 +69,10 @@ class RopeRotation:
 
 
 class BadWords(ValueError):
-    """A section's words do not add up to its bits: it is not what an encoder wrote."""
+    """The channels of a section do not have its number of bits together, so no encoder wrote it."""
+
+    def __init__(self) -> None:
+        super().__init__("the bits of a chunk's channels do not add up to its precision")
 
 
 def channels_bytes(shape: tuple[int, ...], bits: int) -> int:
@@ -70,15 +82,18 @@ def channels_bytes(shape: tuple[int, ...], bits: int) -> int:
 
 
 def encode_channels(x: F16, bits: int, rope: RopeRotation | None, weights: F32, out: U8) -> None:
-    """``weights`` (layers, dim): how much an error in a channel matters, relative to the others of its layer."""
+    """Code ``x`` with ``bits`` per value in the mean into ``out``, which has ``channels_bytes(x.shape, bits)`` bytes.
+
+    ``weights`` (layers, dim): how much an error in a channel matters, relative to the others of its layer.
+    """
     words, lows, units = _views(out, x.shape, bits)
     for group, start in enumerate(range(0, x.shape[1], GROUP)):
         part = x[:, start : start + GROUP].astype(np.float32)
         if rope is not None:
             part = _rotate_rope(part, rope, np.float32(-1))
         low, high = part.min(axis=1), part.max(axis=1)
-        spread = (high - low) + np.float32(0)  # of 0 and -0 either may be found; the sum is 0
-        widths = share(((spread * weights).view(np.int32) >> 15), bits)
+        spread = (high - low) + np.float32(0)  # the minimum of 0 and -0 may be either; + 0 makes -0 to 0
+        widths = water_fill(((spread * weights).view(np.int32) >> 15), bits)
         top = ((1 << widths) - 1).astype(np.float32)
         word = to_half(spread * inverse(top)).view(np.uint16)
         step = np.where(widths > 0, (word + np.uint16(_BITS_MASK)) & np.uint16(0xFFFF - _BITS_MASK), 0).astype(
@@ -95,25 +110,29 @@ def encode_channels(x: F16, bits: int, rope: RopeRotation | None, weights: F32, 
 
 
 def decode_channels(data: U8, bits: int, rope: RopeRotation | None, x: F16) -> None:
-    """Raises BadWords, with x untouched, if the section is none."""
+    """Decode the section ``data`` into ``x``. Raises BadWords, with ``x`` untouched, if no encoder wrote it."""
     words, lows, units = _views(data, x.shape, bits)
     widths = (words & _BITS_MASK).astype(np.int32)
     if (widths > MOST_BITS).any() or (widths.sum(axis=2) != bits * x.shape[2]).any():
-        raise BadWords("a chunk's channels do not have the bits that it says")
+        raise BadWords()
     for group, start in enumerate(range(0, x.shape[1], GROUP)):
         into, width = x[:, start : start + GROUP], widths[:, group]
         last = start // UNIT - (-into.shape[1] // UNIT)
         codes = _unpack(units[:, start // UNIT : last], width)[:, : into.shape[1]]
-        step = _steps(words[:, group] & np.uint16(0xFFFF - _BITS_MASK)) * _PLACE[width]
+        step = _steps(words[:, group] & np.uint16(0xFFFF - _BITS_MASK)) * _UNSHIFT[width]
         y = codes.astype(np.float32) * step[:, None] + lows[:, group].astype(np.float32)[:, None]
         into[...] = to_half(y if rope is None else _rotate_rope(y, rope, np.float32(1)))
 
 
-def share(score: I32, bits: int) -> I32:
-    """Bits of each channel, (layers, dim): 0 .. 8, in all ``bits * dim`` a layer.
+def water_fill(score: I32, bits: int) -> I32:
+    """Allocate bits to channels: (layers, dim) values of 0 .. 8, whose sum is ``bits * dim`` in each layer.
 
-    ``score``: log2 of the importance of a channel, in 1/256. A channel gets round(score - threshold) bits, at the
-    lowest threshold that all can afford; what is left goes to the first channels that the next threshold would favour.
+    ``score`` (layers, dim) is log2 of the importance of a channel, in units of 1/256. A channel gets
+    round(score - threshold) bits, at the lowest threshold at which the bits suffice for all. Bits that are left go to
+    the first channels that would get one more at the next lower threshold.
+
+    >>> water_fill(np.array([[0, 0, 512, 512]], np.int32), bits=2).tolist()  # two channels have 4 times the range
+    [[1, 1, 3, 3]]
     """
     dim = score.shape[1]
     low = np.full(len(score), -(1 << 16), np.int32)  # here every channel has 8 bits, which is too many or just right
@@ -125,8 +144,8 @@ def share(score: I32, bits: int) -> I32:
     widths, favoured = _rounded(score, high), _rounded(score, high - 1)
     left = (bits * dim - widths.sum(axis=1))[:, None]
     more = favoured > widths
-    shared: I32 = widths + (more & (np.cumsum(more, axis=1) <= left))
-    return shared
+    filled: I32 = widths + (more & (np.cumsum(more, axis=1) <= left))
+    return filled
 
 
 def _rounded(score: I32, threshold: I32) -> I32:
@@ -139,7 +158,7 @@ def _steps(words: U16) -> F32:
 
 
 def _rotate_rope(x: F32, rope: RopeRotation, sign: np.float32) -> F32:
-    """Rotate rows (layers, tokens, dim) on, or with ``sign`` -1 back, by their place."""
+    """Rotate rows (layers, tokens, dim) by their place in the group: forward, or back with ``sign`` -1."""
     heads = x.reshape(*x.shape[:2], -1, rope.head)
     table = rope.table[rope.kind][:, : x.shape[1], :, None]
     partner = np.arange(rope.head) ^ 1
@@ -161,7 +180,7 @@ def _views(section: U8, shape: tuple[int, ...], bits: int) -> tuple[U16, F16, U8
 
 
 def _fields(widths: I32) -> list[tuple[int, npt.NDArray[np.intp], npt.NDArray[np.intp], npt.NDArray[np.uint8]]]:
-    """Of one layer: (width of a field, its bytes in a unit, the channels that have it, its place in their codes)."""
+    """The fields of one layer: (width, bytes of a unit, channels that have the field, its first bit in their codes)."""
     found, at = [], 0
     for width, place in ((8, 0), (4, 3), (2, 1), (1, 0)):
         channels = np.flatnonzero(widths == 8 if width == 8 else (widths & width > 0) & (widths < 8))
@@ -193,4 +212,4 @@ def _unpack(units: U8, widths: I32) -> U8:
     return codes.reshape(units.shape[0], -1, widths.shape[1])
 
 
-__all__ = ["BITS", "BadWords", "RopeRotation", "channels_bytes", "decode_channels", "encode_channels", "share"]
+__all__ = ["BITS", "BadWords", "RopeRotation", "channels_bytes", "decode_channels", "encode_channels", "water_fill"]

@@ -1,17 +1,18 @@
 """The format of coded values (V), and the numpy kernels that define it; keys have ``kernels_channels``.
 
 Law: a kernel reads one array and writes another; it keeps nothing. This is the oracle of the C kernels
-(``_kvcodec.c``), which do the same float32 operations in the same order and so give the same bytes and the
-same values, and the fallback where there are none. x is a plane (layers, tokens, dim) of f16, strided or not.
-A section holds layer after layer, each:
+(``_kvcodec.c``), which do the same float32 operations in the same order and so make the same bytes and the same values.
+It is the fallback where there are none.
+
+x is a plane (layers, tokens, dim) of f16, strided or not. A section holds layer after layer, each:
 
     | step  f16[tokens][groups] | codes u8[units][bits][dim] |
       y = level(2 code + 1 - 2^bits) * step         a group is 64 neighbours of a rotated row
       x = each block of y through a Hadamard matrix, divided by the root of its size
 
-A unit is 8 tokens: 8 codes of b bits are b bytes, channel beside channel, so that packing needs no shuffles. The
-bits of a code are cut into fields 8, 4, 2 and 1 wide (5 = 4 + 1, low bits first); token t's field of width w
-lies in byte t % w of that field's w bytes, at bit t // w * w. A ragged unit is filled up with code 0.
+A unit is 8 tokens: 8 codes of b bits are b bytes, channel beside channel, so packing needs no shuffles. The bits of a
+code are cut into fields of 8, 4, 2 and 1 bits (5 = 4 + 1, low bits first). The field of width w of token t lies in byte
+t % w of the w bytes of that field, at bit t // w * w. A unit with fewer tokens is filled up with code 0.
 """
 
 from __future__ import annotations
@@ -27,19 +28,21 @@ F16 = npt.NDArray[np.float16]
 F32 = npt.NDArray[np.float32]
 
 BITS = (8, 6, 5, 4, 3, 2)
-"""What a code may have."""
+"""Bits that a code may have."""
 GROUP = 64
 """Values that share a step."""
 UNIT = 8
 """Tokens packed together."""
 LARGEST_BLOCK = 128
-"""Most neighbours that a rotation mixes."""
+"""Largest block of neighbours that a Hadamard rotation mixes."""
 
 _CURVE = {2: 0.014, 3: 0.008, 4: 0.0018, 5: 0.0003, 6: 0.0, 8: 0.0}
-"""Rotated values are nearly Gaussian: level(s) = s + curve * s^3 is within 2 % of Lloyd and Max's best levels."""
+"""By bits: level(s) = s + curve * s^3. Rotated values are nearly Gaussian, and these levels are within 2 % of the best
+ones (of Lloyd and Max)."""
 _START = {2: 0.65, 3: 0.85}
-"""First guess of a step, relative to the one that reaches the largest value (else 1)."""
+"""By bits: first guess of a step, relative to the step that reaches the largest value (otherwise 1)."""
 _TRIES = 2
+"""Steps that are tried for each group."""
 
 
 def rotated_bytes(shape: tuple[int, ...], bits: int) -> int:
@@ -49,15 +52,16 @@ def rotated_bytes(shape: tuple[int, ...], bits: int) -> int:
 
 
 def largest(x: F16) -> int:
-    """The largest magnitude in x as an f16 pattern (patterns are ordered; NaN and infinity are on top)."""
+    """The largest magnitude in x as an f16 bit pattern. Patterns are ordered like magnitudes; NaN is above infinity."""
     patterns = x.view(np.uint16)
     return max(int(patterns.view(np.int16).max()), int(patterns.max()) & 0x7FFF)
 
 
 def encode_rotated(x: F16, bits: int, block: int, out: U8) -> None:
-    """Rotate each ``block`` of a row, then give every group the better of two steps.
+    """Rotate each ``block`` of a row, then code every group with the better of two steps.
 
-    The second one fits the codes of the first best (least squares): Lloyd's iteration, once.
+    The second step is the least-squares fit to the codes of the first: one iteration of Lloyd's algorithm. ``out`` has
+    ``rotated_bytes(x.shape, bits)`` bytes.
     """
     layers, tokens, dim = x.shape
     steps, units = _rotated_views(out, x.shape, bits)
@@ -83,6 +87,7 @@ def encode_rotated(x: F16, bits: int, block: int, out: U8) -> None:
 
 
 def decode_rotated(data: U8, bits: int, block: int, x: F16) -> None:
+    """Decode the section ``data`` into ``x``."""
     _, tokens, dim = x.shape
     steps, units = _rotated_views(data, x.shape, bits)
     s = 2 * _unpack(units, bits)[:, :tokens].astype(np.int32) - ((1 << bits) - 1)
@@ -124,7 +129,7 @@ def _unpack(units: U8, bits: int) -> U8:
     return codes.reshape(layers, count * UNIT, dim)
 
 
-# -- arithmetic, each step of which the C kernels repeat --------------------------------------------
+# -- arithmetic: the C kernels repeat each operation in this order -------------------------------------
 
 
 def to_half(x: Any) -> F16:
@@ -141,7 +146,7 @@ def _norm(block: int) -> np.float32:
 
 
 def _rotate(x: F32, block: int) -> F32:
-    """Multiply each block by the Hadamard matrix (Sylvester's), butterfly by butterfly; not normalised."""
+    """Multiply each block by Sylvester's Hadamard matrix, butterfly by butterfly; not normalised."""
     h = 1
     while h < block:
         pairs = x.reshape(*x.shape[:-1], -1, 2, h)
@@ -156,7 +161,7 @@ def _level(s: Any, bits: int) -> Any:
 
 
 def _nearest(magnitude: F32, step: F32, bits: int) -> npt.NDArray[np.int32]:
-    """Which of the positive levels 0 .. 2^(bits-1) - 1 is next to each magnitude."""
+    """The positive level, 0 .. 2^(bits-1) - 1, that is nearest to each magnitude."""
     u = magnitude * inverse(step)[..., None]
     half = 1 << (bits - 1)
     if not _CURVE[bits]:
@@ -169,7 +174,7 @@ def _nearest(magnitude: F32, step: F32, bits: int) -> npt.NDArray[np.int32]:
 
 
 def _total(x: F32) -> F32:
-    """Sum of each 64 values in the order that vectors of 8 give."""
+    """Sums of 64 values each, added in the order in which vectors of 8 add them."""
     columns = x.reshape(*x.shape[:-1], 8, 8)
     total = columns[..., 0, :].copy()
     for i in range(1, 8):

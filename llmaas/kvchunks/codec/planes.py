@@ -1,15 +1,15 @@
-"""How the K plane and the V plane of a chunk are coded: which kernel, at which bits, and when not at all.
+"""How the K plane and the V plane of a chunk are coded: by which kernel, with which bits, and when not at all.
 
-Law: pure. A plane knows one tensor's layout and its codings; it knows no header, key or file.
+Law: pure. A plane knows the layout and the codings of one tensor; it knows no header, key or file.
 
-* K is sensitive per channel (a few channels are large for every token, and queries look at few of them): 64 tokens of
-  one channel, turned back to where RoPE found them, share a step and a minimum (KIVI, arXiv 2402.02750, section 3), and
-  channels share the bits of their layer by what they matter (``kernels_channels``).
-* V is rotated per token and head by an orthonormal Hadamard matrix, which spreads outliers over the head
-  and makes values nearly Gaussian (QuaRot, arXiv 2404.00456, section 3); 64 neighbours of the rotated row share a
-  step, with levels that suit such values.
+* K is sensitive per channel: a few channels are large for every token, and queries look at few of them. So 64 tokens of
+  one channel, un-rotated from RoPE, share a step and a minimum (KIVI, arXiv 2402.02750, section 3), and the bits of a
+  layer are allocated to its channels by how much they matter (``kernels_channels``).
+* V is rotated per token and head by an orthonormal Hadamard matrix. That spreads outliers over the head and makes
+  values nearly Gaussian (QuaRot, arXiv 2404.00456, section 3). 64 neighbours of the rotated row share a step, with
+  levels that suit such values (``kernels_numpy``).
 
-What was measured to choose this, and what was rejected, is in docs/compression.md.
+docs/compression.md has the measurements behind this, and what was rejected.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ from llmaas.kvchunks.codec.kernels_numpy import BITS, GROUP, LARGEST_BLOCK, U8, 
 from llmaas.records import F16, F32, Rope
 
 RAW = 0
-"""Coding id of plain f16, bit-exact. Every other id is a number of bits."""
+"""Id of the coding as plain f16, which is bit-exact. Every other id is a number of bits."""
 
 
 class Plane(ABC):
@@ -47,9 +47,9 @@ class Plane(ABC):
     def _decode(self, data: U8, bits: int, x: F16) -> None: ...
 
     def coding(self, bits: int, n_tokens: int, sinks: int) -> int:
-        """Id of the coding for nominal ``bits``; RAW where scales and padding would make it no smaller than RAW.
+        """Id of the coding for nominal ``bits``: RAW where scales and padding would make it no smaller than RAW.
 
-        Raises ValueError if nothing is known for ``bits``.
+        Raises ValueError for bits without a coding.
         """
         if bits == 16:
             return RAW
@@ -68,7 +68,7 @@ class Plane(ABC):
         return self.size(RAW, sinks, 0) + (self._coded_size(coding, rest) if rest else 0)
 
     def codable(self, x: F16) -> bool:
-        """Whether groups can hold ``x``: no infinity, no NaN, nothing that would not decode to a finite value."""
+        """Whether groups can hold ``x``: it has no infinity, no NaN, and no value that would decode to either."""
         return self._kernels.largest(x) <= self._largest
 
     def encode(self, x: F16, out: U8, coding: int, sinks: int) -> None:
@@ -80,7 +80,7 @@ class Plane(ABC):
             self._encode(x[:, n_raw:], coding, out[n_bytes:])
 
     def decode(self, data: U8, x: F16, coding: int, sinks: int) -> None:
-        """Decode the section ``data`` into ``x``, in place. Raises BadWords, with x untouched, if it is none."""
+        """Decode the section ``data`` into ``x``. Raises BadWords, with ``x`` untouched, if no encoder wrote it."""
         n_raw, n_bytes = self._raw(x, coding, sinks)
         if n_raw < x.shape[1]:
             self._decode(data[n_bytes:], coding, x[:, n_raw:])
@@ -88,7 +88,7 @@ class Plane(ABC):
         np.copyto(raw.view(np.uint16), data[:n_bytes].view(np.uint16).reshape(raw.shape))
 
     def _raw(self, x: F16, coding: int, sinks: int) -> tuple[int, int]:
-        """How many tokens at the beginning are plain f16, and their bytes."""
+        """Number of tokens at the beginning that are plain f16, and their bytes."""
         n_raw = x.shape[1] if coding == RAW else min(sinks, x.shape[1])
         return n_raw, self.size(RAW, n_raw, 0)
 
@@ -97,7 +97,7 @@ class ChannelPlane(Plane):
     """K: one channel's values over 64 tokens are a group."""
 
     def __init__(self, n_layer: int, dim: int, rope: RopeRotation | None, kernels: Kernels) -> None:
-        # Turning may lengthen a value by the root of two, and a range is twice a value: both stay in f16.
+        # Rotating may lengthen a value by the root of two, and a range is twice a value: both stay in f16.
         super().__init__(n_layer, dim, 2.0**13, kernels)
         self._rope = rope
         self.weights: F32 = np.ones((n_layer, dim), np.float32)
@@ -117,8 +117,8 @@ class RotatedPlane(Plane):
 
     def __init__(self, n_layer: int, dim: int, head_dim: int, kernels: Kernels) -> None:
         self._block = rotation_size(head_dim)
-        # The step chosen errs by no more than the length of the block, and a block is at most sqrt(size) times
-        # its largest value long: what is decoded stays below 2^15.
+        # A block is at most sqrt(size) times as long as its largest value, and the error of the chosen step is no
+        # longer than the block. So decoded values stay below 2^15.
         super().__init__(n_layer, dim, 2.0**14 / math.sqrt(self._block), kernels)
 
     def _coded_size(self, bits: int, n_tokens: int) -> int:
@@ -132,12 +132,16 @@ class RotatedPlane(Plane):
 
 
 def rotation_size(head_dim: int) -> int:
-    """The largest power of two, at most 128, that divides ``head_dim``."""
+    """Size of the blocks that are rotated: the largest power of two, at most 128, that divides ``head_dim``.
+
+    >>> rotation_size(64), rotation_size(80), rotation_size(256)
+    (64, 16, 128)
+    """
     return math.gcd(head_dim, LARGEST_BLOCK)
 
 
 def rope_rotation(rope: Rope, head_dim: int) -> RopeRotation | None:
-    """Cosines and sines for each place in a group; None for heads that the kernels cannot turn."""
+    """The rotation for each place in a group of 64; None for heads that the kernels cannot rotate."""
     n_layer, pairs = rope.angles.shape
     if head_dim > LARGEST_HEAD or head_dim % 2 or 2 * pairs > head_dim:
         return None

@@ -1,12 +1,14 @@
-"""How much the precision of a chunk matters: what attention makes of it as it is, and as it would be coded.
+"""How sensitive a chunk is: the change of the attention output when the chunk alone is coded.
 
-Law: pure, and streaming. A context's KV is gone through twice, one chunk at a time (``add`` all, then ``measure`` any);
-what is kept in between are a few sums per sampled query. Only queries that see the whole chunk are asked: counting the
-others as undisturbed makes late chunks look tolerant (rank correlation with what later queries suffer, for K: 0.27;
-without them 0.87).
+Law: pure, and streaming. The KV of a context is read twice, one chunk at a time: ``add`` every chunk, then ``measure``
+any of them. Only a few sums per sampled query are kept in between.
 
-Per query q, layer and head, attention is o = A / S with S = sum e^(q.k) and A = sum e^(q.k) v over the keys seen. A
-chunk adds to both sums on its own, so new keys for it change o by (dA - o dS) / (S + dS), and new values by dA / S.
+For a query q of one layer and head, the attention output is o = A / S, with S = sum e^(q.k) and A = sum e^(q.k) v over
+the keys that q sees. A chunk is a summand of both. So other keys in it change o by (dA - o dS) / (S + dS), and other
+values by dA / S.
+
+Only queries that see the whole chunk count. Counting the others as unchanged makes late chunks look insensitive: the
+rank correlation with the error of later queries is then 0.27 for K, and 0.87 without them.
 """
 
 from __future__ import annotations
@@ -19,26 +21,28 @@ import numpy as np
 from llmaas.records import F16, F32, ChunkSensitivity, Geometry, KvSlab, Precision, Queries
 
 REFERENCE = Precision(3, 3)
-"""Where sensitivity is measured. Errors at other bits follow fixed curves (``policies.bit_price``)."""
+"""The precision at which sensitivity is measured. Errors at other bits follow fixed curves (``policies.bit_price``)."""
 MEMORY = 512
-"""Tokens after which a query counts 1/e: what was asked lately says most about what will be asked."""
+"""Tokens after which the weight of a query has fallen to 1/e: recent queries predict the next ones best."""
 ROOT = 4
-"""The mean over queries is a power mean, of fourth roots: changes spread over orders of magnitude, and in a plain mean
-of a hundred queries one is most of it. Bits shared out by plain means left 1.4 times the error that knowing the
-future would leave, by these 1.2 times (12 contexts of SmolLM2-135M, 96 queries; the same bits for all: 1.7 to 2.2)."""
+"""The mean over queries is a power mean with exponent 1 / ROOT. Changes spread over orders of magnitude, and in a plain
+mean of a hundred queries one of them dominates. Against an allocation that knows the future queries, allocating bits by
+plain means left 1.4 times the error, by this mean 1.2 times, and the same bits for all chunks 1.7 to 2.2 times (12
+contexts of SmolLM2-135M, 96 queries)."""
 FEWEST = 4
-"""Queries that must see a chunk for it to be measured."""
+"""Least number of queries that must see a chunk for it to be measured."""
 LAYER_STEP = 3
-"""Every third layer ranks chunks nearly as all of them do. Counted from the last, which finds the global layers of
-models that have one in six (Gemma 3)."""
+"""Only every third layer is measured: it ranks chunks nearly as all layers do. Counting from the last layer includes
+the global layers of models that have one in six (Gemma 3)."""
 
 _LARGEST_LOG = 60.0
-"""A coded key's logit above the largest true one is cut here: e^60 leaves room in float32 for sums and products."""
+"""The logit of a coded key is capped at so much above the largest true one: e^60 leaves room in float32 for sums and
+products."""
 _TINY = np.float32(1e-30)
 
 
 def merged(one: ChunkSensitivity, other: ChunkSensitivity) -> ChunkSensitivity:
-    """Two measurements of one chunk as one, as if their queries had been asked together at the later time."""
+    """Two measurements of one chunk as one, as if all their queries had been measured together at the later time."""
     at = max(one.at, other.at)
     mine = one.weight * math.exp((one.at - at) / MEMORY)
     weight = mine + other.weight * math.exp((other.at - at) / MEMORY)
@@ -53,15 +57,15 @@ def merged(one: ChunkSensitivity, other: ChunkSensitivity) -> ChunkSensitivity:
 
 
 class Scorer:
-    """Measures chunks of one sequence by queries sampled from it.
+    """Measures chunks of one sequence by queries that were sampled from it.
 
-    Memory: 8 bytes x queries x measured layers x heads x head dimension, and some chunks' worth while it works.
+    Takes 8 bytes x queries x measured layers x heads x head dimension, and a few chunks of scratch memory.
     """
 
     def __init__(
         self, geometry: Geometry, queries: Queries, *, layer_step: int = LAYER_STEP, windows: tuple[int, ...] = ()
     ) -> None:
-        """``windows``: how many tokens each layer looks back, itself included; 0 or nothing: all of them.
+        """``windows``: tokens that each layer attends to, the query's own included (sliding windows); 0 or (): all.
 
         Raises ValueError for queries of another geometry.
         """
@@ -74,8 +78,8 @@ class Scorer:
         self._layers = slice((n_layer - 1) % layer_step, None, layer_step)
         self._windows = np.array(windows or (0,) * n_layer)[self._layers]
         self._group = n_head // kv_heads
-        """Query heads of a KV head. They are columns of one matrix, query by query (column = query x group + head),
-        since numpy adds and compares rows many times faster than it does within a row."""
+        """Query heads for each KV head. They are columns of one matrix (column = query x group + head), since numpy
+        adds and compares rows many times faster than it reduces within a row."""
         grouped = queries.values[:, self._layers].reshape(n, -1, kv_heads, self._group, head_dim)
         columns = grouped.transpose(1, 2, 4, 0, 3).reshape(-1, kv_heads, head_dim, n * self._group)
         self._q: F32 = columns.astype(np.float32) / np.float32(math.sqrt(head_dim))
@@ -85,9 +89,9 @@ class Scorer:
         self._out = np.zeros((*shape[:2], geometry.head_dim_v, shape[3]), np.float32)
 
     def add(self, start: int, slab: KvSlab) -> None:
-        """First pass, each chunk once and in any order: every chunk up to the last query, which sees itself.
+        """First pass: add every chunk up to the last query, each once, in any order.
 
-        ``slab`` holds positions ``start`` .. ``start + n_tokens - 1``.
+        ``slab`` holds positions ``start`` .. ``start + n_tokens - 1``. A query sees its own position.
         """
         first = self._first(start)
         if first == self._q.shape[3]:
@@ -105,9 +109,9 @@ class Scorer:
         old[:] = new
 
     def measure(self, start: int, slab: KvSlab, coded: KvSlab) -> ChunkSensitivity | None:
-        """Second pass: how attention changes if the chunk's keys, or its values, become those of ``coded``.
+        """Second pass: the change of attention if the chunk's keys, or its values, are replaced by those of ``coded``.
 
-        None if fewer than FEWEST queries lie behind the chunk.
+        None if fewer than FEWEST queries come after the chunk.
         """
         behind = self._positions[np.searchsorted(self._positions, start + slab.n_tokens) :]
         if len(behind) < FEWEST:
@@ -126,7 +130,7 @@ class Scorer:
         return ChunkSensitivity(k_mean, v_mean, density, weight, at)
 
     def _changes(self, slab: KvSlab, coded: KvSlab, keys: F32, logits: F32, seen: F32) -> tuple[F32, F32]:
-        """Relative squared change per query, for keys and for values."""
+        """Relative squared change of the attention output per query, for other keys and for other values."""
         n = logits.shape[3]
         total = np.maximum(self._sum[..., -n:], _TINY)
         out = self._out[..., -n:] / total
@@ -136,14 +140,14 @@ class Scorer:
         least = now.sum(axis=2, keepdims=True)
         now -= seen
         moved = now.sum(axis=2, keepdims=True)
-        # Rounding must not leave less than what the chunk itself still adds.
+        # S + dS, but no less than what the coded chunk alone adds: rounding could make it so.
         by_keys = (values.swapaxes(2, 3) @ now - out * moved) / np.maximum(np.maximum(total + moved, least), _TINY)
         by_values = (self._values(coded) - values).swapaxes(2, 3) @ seen / total
         norm = np.maximum(self._squares(out), _TINY)
         return (self._squares(by_keys) / norm).mean(axis=0), (self._squares(by_values) / norm).mean(axis=0)
 
     def _density(self, start: int, seen: F32, first: int) -> float:
-        """Mean over the chunk's tokens that a query sees of the mean attention of those queries."""
+        """D_i of LLMS: the mean attention of the queries that see a token, averaged over the tokens that any sees."""
         n_layer, kv_heads, n_tokens, _ = seen.shape
         inverse = 1 / np.maximum(self._sum[..., first:], _TINY)
         share = (seen @ inverse.swapaxes(2, 3)).sum(axis=(0, 1, 3)) / (n_layer * kv_heads * self._group)
@@ -151,7 +155,7 @@ class Scorer:
         return float((share[n_seeing > 0] / n_seeing[n_seeing > 0]).mean())
 
     def _first(self, position: int) -> int:
-        """Column of the first query at ``position`` or behind it."""
+        """Column of the first query at ``position`` or after it."""
         column: int = np.searchsorted(self._positions, position) * self._group
         return column
 

@@ -16,7 +16,7 @@ from hypothesis.extra import numpy as hnp
 
 from llmaas.kvchunks.codec import kernels as room
 from llmaas.kvchunks.codec.kernels import NUMPY, Kernels, available, best
-from llmaas.kvchunks.codec.kernels_channels import BadWords, RopeRotation, channels_bytes, share
+from llmaas.kvchunks.codec.kernels_channels import BadWords, RopeRotation, channels_bytes, water_fill
 from llmaas.kvchunks.codec.kernels_numpy import BITS, F16, F32, U8, rotated_bytes
 from llmaas.kvchunks.codec.planes import rope_rotation
 from llmaas.records import Rope
@@ -114,7 +114,7 @@ def a_rotation(angles: npt.NDArray[np.float64], head: int, halves: bool) -> Rope
 def test_bits_are_shared_to_the_last_one_and_nobody_more_important_gets_fewer(
     score: npt.NDArray[np.int32], bits: int
 ) -> None:
-    widths = share(score, bits)
+    widths = water_fill(score, bits)
     assert (widths.sum(axis=1) == bits * 24).all() and widths.min() >= 0 and widths.max() <= 8
     for layer in range(2):
         order = np.argsort(score[layer], kind="stable")
@@ -216,11 +216,12 @@ def test_the_c_kernels_were_built_wherever_there_is_a_compiler() -> None:
 def test_without_the_library_or_with_a_foreign_one_numpy_does_the_work(tmp_path: Path) -> None:
     """A copy of the room with no library beside it, then with a file that is none."""
     code = (
-        "import sys, pathlib; import llmaas.kvchunks.codec.kernels as k; k.__file__ = sys.argv[1];"
+        "import sys; from llmaas.kvchunks.codec import kernels as k, kernels_native as native;"
+        "native.__file__ = sys.argv[1];"
         "k.available.cache_clear();"
         "assert k.best() is k.NUMPY; print(k.best().name)"
     )
-    here = tmp_path / "kvchunks/codec/kernels.py"
+    here = tmp_path / "kernels_native.py"
     for content in (None, b"not a library"):
         if content is not None:
             (tmp_path / "_kvcodec.so").write_bytes(content)
