@@ -78,9 +78,9 @@ kvchunks.store_chunks   kvchunks.store.chunks
 kvchunks.store_files    kvchunks.store.syscalls
 kvchunks.store_index    kvchunks.store.index
 kvchunks.store_keys     kvchunks.store.data_keys
-kvchunks.store_records  kvchunks.store.rows
+kvchunks.store_records  kvchunks.store.rows kvchunks.store.reports
 kvchunks.store_root     kvchunks.store.lock
-kvchunks.store_salvage  kvchunks.store.salvage
+kvchunks.store_salvage  kvchunks.store.repair
 kvchunks.store_schema   kvchunks.store.schema
 kvchunks.store_tokens   kvchunks.store.contexts
 kvchunks.swap_writer    kvchunks.tiering.disk_writer

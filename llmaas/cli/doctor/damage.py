@@ -9,7 +9,7 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from itertools import groupby
 
-from llmaas.kvchunks.store.rows import Damage, Problem, Salvage
+from llmaas.kvchunks.store.reports import Damage, Problem, Salvage
 from llmaas.kvchunks.store.store import CheckReport
 
 

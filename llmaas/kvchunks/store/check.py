@@ -1,6 +1,6 @@
-"""Looking the store over: the quick sweep at every opening, and the thorough ``check``.
+"""Checks the store for damage: the quick sweep at every opening, and the thorough ``check``.
 
-Law: what is dropped is only ever a chunk's row, a payload file that no row names, or a wrong count; tokens, never.
+Law: a repair drops rows of chunks and payload files that no row names, and corrects counts; it never drops tokens.
 """
 
 from __future__ import annotations
@@ -13,11 +13,12 @@ from functools import partial
 from pathlib import Path
 
 from llmaas.errors import MachineError, StoreFailed
-from llmaas.kvchunks.store.chunks import Chunks, checksum
+from llmaas.kvchunks.store.chunks import Chunks
 from llmaas.kvchunks.store.data_keys import DataKeys
 from llmaas.kvchunks.store.index import Index
-from llmaas.kvchunks.store.payload_files import PayloadFiles, is_payload_name
-from llmaas.kvchunks.store.rows import CheckReport, Damage, Place, Problem
+from llmaas.kvchunks.store.payload_files import PayloadFiles, checksum, is_payload_name
+from llmaas.kvchunks.store.reports import CheckReport, Damage, Problem
+from llmaas.kvchunks.store.rows import Place
 from llmaas.kvchunks.store.schema import soundness
 from llmaas.records import ChunkKey
 
@@ -25,10 +26,10 @@ log = logging.getLogger(__name__)
 
 
 def sweep(index: Index, payload: PayloadFiles) -> int:
-    """Set right what a kill or a power cut leaves behind; chunks lost by it.
+    """Clean up what a kill or a power cut leaves behind. Returns how many chunks were lost by it.
 
-    A kill leaves files that no row names; a power cut also rows whose file is missing or too short. Costs one
-    ``stat`` per file and a pass over the chunk table.
+    A kill leaves files that no row names; a power cut also rows whose file is missing or too short. Costs one ``stat``
+    per file and a pass over the chunk table.
     """
     sizes = payload.sizes()
     with index.read() as con:
@@ -37,10 +38,13 @@ def sweep(index: Index, payload: PayloadFiles) -> int:
         ).fetchall()
     freed = sum(payload.unlink(file) for file in sizes.keys() - {file for file, _ in ends})
     if freed:
-        log.info("swept %d bytes of payload that a crash left", freed)
+        log.info("deleted %d bytes of payload that a crash left", freed)
     short = [(file, sizes.get(file, 0)) for file, end in ends if end is None or end > sizes.get(file, 0)]
-    if not short:
-        return 0
+    return _drop_lost(index, payload, short) if short else 0
+
+
+def _drop_lost(index: Index, payload: PayloadFiles, short: list[tuple[int, int]]) -> int:
+    """Drop the chunks beyond the end of files; ``short`` has each file's number and bytes. Returns how many."""
     try:
         with index.write(durable=False) as txn:
             lost = txn.con.executemany("DELETE FROM chunks WHERE file = ? AND offset + nbytes > ?", short).rowcount
@@ -49,36 +53,37 @@ def sweep(index: Index, payload: PayloadFiles) -> int:
         log.warning("rows of lost chunks stay: %s", error)
         return 0
     for file, _ in short:
-        if file not in _numbers(index):
+        if file not in _file_numbers(index):
             payload.unlink(file)
     log.warning("%d chunks were lost in a crash; they will be recomputed", lost)
     return lost
 
 
-def _numbers(index: Index) -> set[int]:
+def _file_numbers(index: Index) -> set[int]:
     with index.read() as con:
         return {row[0] for row in con.execute("SELECT id FROM files")}
 
 
 @dataclass(slots=True)
 class _Findings:
-    """What was seen, what is wrong with it, and how to mend that."""
+    """What a check has found so far, and what mends it."""
 
     problems: list[Problem] = field(default_factory=list)
+    mends: list[Callable[[], object]] = field(default_factory=list)
+    """Actions that mend the problems, apart from those of chunks."""
     contexts: int = 0
     places: list[Place] = field(default_factory=list)
-    """Where every chunk is."""
-    bad: list[Place] = field(default_factory=list)
-    mends: list[Callable[[], object]] = field(default_factory=list)
-
+    """Every chunk in the index."""
     n_tokens: dict[ChunkKey, int] = field(default_factory=dict)
+    bad: list[Place] = field(default_factory=list)
+    """Chunks to drop."""
 
-    def note(self, kind: Damage, text: str, mend: Callable[[], object] | None = None) -> None:
+    def add(self, kind: Damage, text: str, mend: Callable[[], object] | None = None) -> None:
         self.problems.append(Problem(kind, text))
         if mend is not None:
             self.mends.append(mend)
 
-    def note_bad(self, kind: Damage, text: str, place: Place) -> None:
+    def add_bad_chunk(self, kind: Damage, text: str, place: Place) -> None:
         text = f"chunk {place.key.hex()}: {text}"
         self.problems.append(Problem(kind, text, self.n_tokens[place.key]))
         self.bad.append(place)
@@ -87,9 +92,9 @@ class _Findings:
 def check(
     root: Path, index: Index, payload: PayloadFiles, chunks: Chunks, keys: DataKeys, *, deep: bool, repair: bool
 ) -> CheckReport:
-    """See ``Store.check``. Appends of tokens go on meanwhile; puts and discards wait."""
+    """See ``Store.check``. Tokens can be appended meanwhile; puts and discards wait."""
     found = _Findings()
-    with chunks.still():
+    with chunks.frozen() as drop:
         try:
             _check_index(index, found)
             _check_tokens(index, found)
@@ -97,11 +102,11 @@ def check(
             if deep:
                 _check_bytes(index, payload, keys, found)
             _check_modes(root, found)
-        except StoreFailed as error:  # so damaged that it cannot be looked at
-            found.note(Damage.INDEX, error.message)
+        except StoreFailed as error:  # so damaged that the rest cannot be checked
+            found.add(Damage.INDEX, error.message)
             return CheckReport(tuple(found.problems), found.contexts, len(found.places))
         if repair:
-            chunks.drop(found.bad)
+            drop(found.bad)
             for mend in found.mends:
                 mend()
     return CheckReport(tuple(found.problems), found.contexts, len(found.places), repaired=repair)
@@ -110,10 +115,11 @@ def check(
 def _check_index(index: Index, found: _Findings) -> None:
     with index.read() as con:
         for problem in soundness(con):
-            found.note(Damage.INDEX, problem)
+            found.add(Damage.INDEX, problem)
 
 
 def _check_tokens(index: Index, found: _Findings) -> None:
+    """Every context has as many tokens as it says."""
     with index.read() as con:
         found.contexts = con.execute("SELECT count(*) FROM contexts").fetchone()[0]
         wrong = con.execute(
@@ -122,7 +128,7 @@ def _check_tokens(index: Index, found: _Findings) -> None:
         ).fetchall()
     for num, ctx, said, counted in wrong:
         text = f"context {ctx}: {counted} tokens, but counted as {said}"
-        found.note(Damage.COUNT, text, partial(_recount, index, num))
+        found.add(Damage.COUNT, text, partial(_recount, index, num))
 
 
 def _recount(index: Index, num: int) -> None:
@@ -135,7 +141,7 @@ def _recount(index: Index, num: int) -> None:
 
 
 def _check_places(index: Index, payload: PayloadFiles, found: _Findings) -> None:
-    """Every row inside its file, no two at one place, no file without rows, no row without a file."""
+    """Every chunk is inside its file, no two overlap, and there is no file without rows, nor a row without a file."""
     with index.read() as con:
         rows = con.execute(
             "SELECT key, file, offset, nbytes, seal, n_tokens FROM chunks LEFT JOIN files ON files.id = file"
@@ -148,17 +154,17 @@ def _check_places(index: Index, payload: PayloadFiles, found: _Findings) -> None
     before: Place | None = None
     for place in found.places:
         if place.file not in sizes:
-            found.note_bad(Damage.MISSING, f"{payload.path(place.file)} is missing", place)
+            found.add_bad_chunk(Damage.MISSING, f"{payload.path(place.file)} is missing", place)
         elif place.end > sizes[place.file]:
-            found.note_bad(Damage.SHORT, f"{payload.path(place.file)} ends before it", place)
+            found.add_bad_chunk(Damage.SHORT, f"{payload.path(place.file)} ends before it", place)
         elif before and before.file == place.file and before.end > place.offset:
-            found.note_bad(Damage.OVERLAP, f"overlaps chunk {before.key.hex()}", place)
+            found.add_bad_chunk(Damage.OVERLAP, f"overlaps chunk {before.key.hex()}", place)
         before = place
     for file in sorted(sizes.keys() - named):
-        found.note(Damage.STRAY, f"{payload.path(file)}: no row names it", partial(payload.unlink, file))
+        found.add(Damage.STRAY, f"{payload.path(file)}: no row names it", partial(payload.unlink, file))
     for file in sorted(named - {place.file for place in found.places}):
         text = f"{payload.path(file)}: has a row but no chunks"
-        found.note(Damage.EMPTY, text, partial(_forget_file, index, payload, file))
+        found.add(Damage.EMPTY, text, partial(_forget_file, index, payload, file))
 
 
 def _forget_file(index: Index, payload: PayloadFiles, file: int) -> None:
@@ -168,26 +174,26 @@ def _forget_file(index: Index, payload: PayloadFiles, file: int) -> None:
 
 
 def _check_bytes(index: Index, payload: PayloadFiles, keys: DataKeys, found: _Findings) -> None:
-    """Every chunk that has passed so far against its checksum; and those whose key can be had must open."""
+    """Every chunk that has passed so far matches its checksum, and decrypts if its key can be had."""
     bad = set(found.bad)
     with index.read() as con:
         sums = {row[0]: row[1] for row in con.execute("SELECT key, checksum FROM chunks")}
     for place, view in payload.read([place for place in found.places if place not in bad]):
         if view is None:
-            found.note_bad(Damage.UNREADABLE, f"{payload.path(place.file)} cannot be read there", place)
+            found.add_bad_chunk(Damage.UNREADABLE, f"{payload.path(place.file)} cannot be read there", place)
         elif checksum(view) != sums[place.key]:
-            found.note_bad(Damage.FLIPPED, f"its bytes in {payload.path(place.file)} are not those written", place)
-        elif keys.usable(place) and keys.open(place, view) is None:
-            found.note_bad(Damage.FLIPPED, "it does not open with its context's key", place)
+            found.add_bad_chunk(Damage.FLIPPED, f"its bytes in {payload.path(place.file)} are not those written", place)
+        elif keys.usable(place) and keys.decrypt(place, view) is None:
+            found.add_bad_chunk(Damage.FLIPPED, "it does not open with its context's key", place)
 
 
 def _check_modes(root: Path, found: _Findings) -> None:
-    """The folders and files are the owner's alone; the payload folder holds payload files only."""
+    """Only the owner may access folders and files, and the payload folder holds payload files only."""
     folder = root / "payload"
     for path in [root, folder, *sorted(root.glob("index.sqlite*")), root / "lock", *sorted(folder.iterdir())]:
         if path.parent == folder and not is_payload_name(path.name):
-            found.note(Damage.FOREIGN, f"{path}: does not belong here")
+            found.add(Damage.FOREIGN, f"{path}: does not belong here")
         mode = stat.S_IMODE(path.stat().st_mode)
         if mode & 0o077:
             mend = partial(path.chmod, 0o700 if path.is_dir() else 0o600)
-            found.note(Damage.MODE, f"{path}: mode {mode:04o} lets others in", mend)
+            found.add(Damage.MODE, f"{path}: mode {mode:04o} lets others in", mend)

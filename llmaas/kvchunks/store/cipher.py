@@ -1,15 +1,16 @@
-"""Sealing: authenticated encryption of chunks under data keys, and of data keys under the master key.
+"""Authenticated encryption of chunks with data keys, and of data keys with the master key.
 
-Law: what opens is what was sealed, under the same key and bound to the same name; anything else opens to None.
+Law: what decrypts is what was encrypted with the same key and bound to the same name; anything else gives None.
 
-    sealed = nonce (12 bytes, random) + AEAD(key, nonce, data, associated data = what it is bound to) + tag (16 bytes)
+    encrypted = nonce (12 bytes, random) + AEAD(key, nonce, data, associated data = the name it is bound to) + tag (16)
 
-A chunk is bound to its chunk key, so bytes that were moved to another chunk's place do not open. Nonces are random, not
-counted: a counter that a crash sets back would use one twice, and the same chunk may be written again with other bytes
-(fewer bits). 96 random bits allow 2^32 seals of one key (NIST SP 800-38D, 8.3): 2^38 tokens of one context.
+A chunk is bound to its chunk key, so bytes that were moved to another chunk's place do not decrypt. Nonces are random,
+not counted: a counter that a crash sets back would use one twice, and the same chunk may be written again with other
+bytes (fewer bits). 96 random bits allow 2^32 encryptions with one key (NIST SP 800-38D, 8.3), which is 2^38 tokens of
+one context.
 
 The ciphers are AES-256-GCM and ChaCha20-Poly1305 (RFC 8439), both by the package ``cryptography`` (OpenSSL). The first
-is two to three times as fast where the CPU has AES instructions, and slower where it has not (Raspberry Pi 4), so
+is two to three times as fast where the CPU has AES instructions, and slower where it has none (Raspberry Pi 4), so
 ``fastest_cipher`` measures. The package holds the GIL while it works: tens of microseconds for a chunk on a desktop
 CPU.
 """
@@ -28,14 +29,14 @@ Data = bytes | bytearray | memoryview
 KEY_BYTES = 32
 _NONCE, _TAG = 12, 16
 OVERHEAD = _NONCE + _TAG
-"""Bytes that sealing adds."""
+"""Bytes that encryption adds."""
 AES, CHACHA = "aes-256-gcm", "chacha20-poly1305"
 """Names that the index stores."""
 CIPHERS: dict[str, type[AESGCM] | type[ChaCha20Poly1305]] = {AES: AESGCM, CHACHA: ChaCha20Poly1305}
 
 
 class CipherKey:
-    """One key (32 bytes) and what it does. ``cipher`` is a name of ``CIPHERS``; KeyError if it is none."""
+    """A key of 32 bytes with its cipher, which is a name of ``CIPHERS``. Raises KeyError for any other name."""
 
     __slots__ = ("_aead", "cipher")
 
@@ -43,40 +44,44 @@ class CipherKey:
         self.cipher = cipher
         self._aead = CIPHERS[cipher](key)
 
-    def encrypt(self, data: Data, bound: bytes) -> bytes:
+    def encrypt(self, data: Data, name: bytes) -> bytes:
+        """``data`` encrypted and bound to ``name``; ``OVERHEAD`` bytes longer."""
         nonce = os.urandom(_NONCE)
-        return nonce + self._aead.encrypt(nonce, data, bound)
+        return nonce + self._aead.encrypt(nonce, data, name)
 
-    def decrypt(self, sealed: Data, bound: bytes) -> bytes | None:
-        """None if it was not sealed so: another key, another binding, or altered bytes."""
-        view = memoryview(sealed)
+    def decrypt(self, encrypted: Data, name: bytes) -> bytes | None:
+        """The data; None if it was encrypted with another key, bound to another name, or altered since."""
+        view = memoryview(encrypted)
         if len(view) < OVERHEAD:
             return None
         try:
-            return self._aead.decrypt(bytes(view[:_NONCE]), view[_NONCE:], bound)
+            return self._aead.decrypt(bytes(view[:_NONCE]), view[_NONCE:], name)
         except InvalidTag:
             return None
 
 
 class MasterKey:
-    """The key that data keys are sealed under. It seals nothing else, and is never stored with them."""
+    """The key that data keys are encrypted ("wrapped") with. It encrypts nothing else, and is never stored with them.
 
-    __slots__ = ("_sealer",)
+    Raises ValueError if ``key`` has not ``KEY_BYTES`` bytes.
+    """
+
+    __slots__ = ("_cipher_key",)
 
     def __init__(self, key: bytes) -> None:
         if len(key) != KEY_BYTES:
             raise ValueError(f"a master key has {KEY_BYTES} bytes, not {len(key)}")
-        # Always this one: it is constant-time without any CPU's help.
-        self._sealer = CipherKey(key, CHACHA)
+        # Always this cipher: it is constant-time without any CPU's help.
+        self._cipher_key = CipherKey(key, CHACHA)
 
     def make(self, owner: str) -> tuple[str, bytes, CipherKey]:
-        """A new data key for context ``owner``: (cipher, wrapped key of 60 bytes, the key itself)."""
+        """A new data key for context ``owner``: the cipher's name, the wrapped key (60 bytes), and the key itself."""
         key, cipher = os.urandom(KEY_BYTES), fastest_cipher()
-        return cipher, self._sealer.encrypt(key, _binding(owner, cipher)), CipherKey(key, cipher)
+        return cipher, self._cipher_key.encrypt(key, _binding(owner, cipher)), CipherKey(key, cipher)
 
     def unwrap(self, owner: str, cipher: str, wrapped: bytes) -> CipherKey | None:
-        """The data key; None if it was wrapped under another master key, or its row was tampered with."""
-        key = self._sealer.decrypt(wrapped, _binding(owner, cipher))
+        """The data key; None if it was wrapped with another master key, or its row was tampered with."""
+        key = self._cipher_key.decrypt(wrapped, _binding(owner, cipher))
         return CipherKey(key, cipher) if key is not None and cipher in CIPHERS else None
 
 
@@ -86,14 +91,14 @@ def _binding(owner: str, cipher: str) -> bytes:
 
 @cache
 def fastest_cipher() -> str:
-    """The cipher that seals faster here: a few milliseconds of measurement, once in a process."""
+    """The cipher that encrypts faster on this CPU. Measured once in a process, which takes a few milliseconds."""
     data = bytes(1 << 17)
 
     def seconds(cipher: str) -> float:
-        sealer, times = CipherKey(bytes(KEY_BYTES), cipher), []
+        key, times = CipherKey(bytes(KEY_BYTES), cipher), []
         for _ in range(4):  # the first warms up
             begin = perf_counter()
-            sealer.encrypt(data, b"")
+            key.encrypt(data, b"")
             times.append(perf_counter() - begin)
         return min(times)
 

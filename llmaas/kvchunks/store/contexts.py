@@ -1,7 +1,7 @@
-"""Contexts and their tokens: what may never be lost.
+"""The tables ``contexts`` and ``spans``: contexts and their tokens, which may never be lost.
 
-Law: every change is one durable transaction; ``n_tokens`` of a context is the sum of its spans' tokens.
-Tokens are stored as little-endian int32.
+Law: every change is one durable transaction, and a context's ``n_tokens`` is the sum of its spans' tokens. Tokens are
+stored as little-endian int32.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ _COLUMNS = "id, app, name, model, vocab, created, last_used, n_tokens, adapter"
 
 
 class ContextTables:
-    """The tables ``contexts`` and ``spans``."""
+    """Contexts with their spans. ``Store`` says what each method does and raises."""
 
     def __init__(self, index: Index) -> None:
         self._index = index
@@ -48,9 +48,9 @@ class ContextTables:
         expect: int,
         now: float,
         adapter: str | None = None,
-        instead: bool = False,
+        replace: bool = False,
     ) -> int:
-        """``instead``: the spans that are there go."""
+        """``replace``: the spans that are there are deleted first."""
         with self._index.write(durable=True) as txn:
             num, n_tokens = _find(txn.con, ctx)
             if n_tokens != expect:
@@ -58,7 +58,7 @@ class ContextTables:
                     f"context {ctx} holds {n_tokens} tokens where {expect} were expected; nothing was changed",
                     hint="Two writers changed one context at once, which is a fault of llmaas; try again.",
                 )
-            if instead:
+            if replace:
                 txn.con.execute("DELETE FROM spans WHERE context = ?", (num,))
                 n_tokens = 0
             n_tokens += sum(len(span.tokens) for span in spans)
@@ -81,10 +81,10 @@ class ContextTables:
             return _spans(txn.con, num)
 
     def delete(self, ctx: ContextId, also: Callable[[Txn], None]) -> None:
-        """``also``: what else goes in the same transaction."""
+        """Delete a context and its spans; ``also`` deletes what else goes with it, in the same transaction."""
         with self._index.write(durable=True) as txn:
             num, _ = _find(txn.con, ctx)
-            txn.con.execute("DELETE FROM contexts WHERE num = ?", (num,))  # its spans follow
+            txn.con.execute("DELETE FROM contexts WHERE num = ?", (num,))  # its spans go with it
             also(txn)
 
     def contexts(self) -> list[ContextRow]:
@@ -106,7 +106,7 @@ class ContextTables:
 
 
 def pack(tokens: Iterable[int]) -> bytes:
-    """Token ids as little-endian int32; OverflowError for what is none."""
+    """Token ids as little-endian int32. Raises OverflowError for a number that does not fit."""
     ids = array("i", tokens)
     if sys.byteorder == "big":
         ids.byteswap()
@@ -114,6 +114,7 @@ def pack(tokens: Iterable[int]) -> bytes:
 
 
 def unpack(blob: bytes) -> array[int]:
+    """The token ids that ``pack`` wrote, typecode 'i'."""
     ids = array("i")
     ids.frombytes(blob)
     if sys.byteorder == "big":
@@ -122,7 +123,7 @@ def unpack(blob: bytes) -> array[int]:
 
 
 def _find(con: sqlite3.Connection, ctx: ContextId) -> tuple[int, int]:
-    """(row number, tokens) of a context."""
+    """The row number of a context, and how many tokens it has. Raises UnknownContext."""
     row = con.execute("SELECT num, n_tokens FROM contexts WHERE id = ?", (ctx,)).fetchone()
     if row is None:
         raise UnknownContext(f"there is no context {ctx}")
@@ -154,7 +155,9 @@ def _insert_spans(con: sqlite3.Connection, num: int, spans: Sequence[Span]) -> N
 
 
 def _cut_spans(con: sqlite3.Connection, num: int, n_tokens: int) -> None:
-    """Drop the spans that begin at ``n_tokens`` or later; what is left of one cut in two becomes glue."""
+    """Drop the spans that begin at ``n_tokens`` or later. A span that is cut in two keeps its tokens before the cut, as
+    glue: its text would no longer say what its tokens say.
+    """
     start = 0
     for span, size in con.execute(
         "SELECT id, length(tokens) / 4 FROM spans WHERE context = ? ORDER BY id", (num,)

@@ -1,8 +1,7 @@
-"""The index database as the rest of the store sees it: short write transactions, concurrent reads.
+"""The index database: short write transactions on one connection, concurrent reads on others.
 
-Law: one connection writes, under one lock, in transactions that hold no payload I/O; readers borrow
-connections of their own from a pool and see the last commit. A commit that succeeded is never
-reported as failed.
+Law: one connection writes, under one lock, in transactions that hold no payload I/O. Readers borrow connections of
+their own from a pool and see the last commit. A commit that succeeded is never reported as failed.
 
 Rejected: one connection for all, under one lock. A read then waits behind the fsync of a running token commit
 (docs/format.md has the figures). Rejected: a connection per thread kept in thread-local storage; those of dead
@@ -15,7 +14,7 @@ import logging
 import os
 import sqlite3
 import threading
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
 
@@ -27,20 +26,26 @@ log = logging.getLogger(__name__)
 
 
 class Txn:
-    """A write transaction. ``written`` is set when it has been committed."""
+    """A write transaction."""
 
-    __slots__ = ("con", "written")
+    __slots__ = ("after_commit", "con", "written")
 
     def __init__(self, con: sqlite3.Connection) -> None:
         self.con = con
+        self.after_commit: list[Callable[[], object]] = []
+        """Called once the transaction is committed and the write lock is free; never, if it is rolled back."""
         self.written = 0
-        """Bytes this transaction costs the disk, at most: what it added to the log, counted twice, since a
-        checkpoint copies each page of the log into the database once more (or less: pages that were logged
-        repeatedly are copied once)."""
+        """Bytes that this transaction costs the disk at most, set when it is committed: what it added to the log,
+        counted twice, since a checkpoint copies each page of the log into the database once more. It may cost less:
+        pages that were logged repeatedly are copied once.
+        """
 
 
 class Index:
-    """SQLite file ``path``; created, migrated and recovered from its log on opening. Raises DiskFull, StoreFailed."""
+    """SQLite file ``path``; created, migrated and recovered from its log on opening. Raises DiskFull, StoreFailed.
+
+    ``wal_limit`` is the length in bytes at which the log is copied into the database ("checkpoint").
+    """
 
     def __init__(self, path: Path, files: Files, *, wal_limit: int) -> None:
         self.path = path
@@ -64,22 +69,24 @@ class Index:
                 raise
             self._wal_size = files.path_size(self._wal)
         self._checkpoint_at = wal_limit
-        if self._wal_size:  # a killed process left it, and with it perhaps what a deletion should have scrubbed
+        if self._wal_size:  # a killed process left it, and in it perhaps what a deletion should have overwritten
             self._checkpoint()
 
     def _create_private(self) -> None:
-        """Make the file first, with its mode: SQLite gives its log the mode of the database."""
+        """Create the file before SQLite does, with its mode: SQLite gives its log the mode of the database."""
         if self._files.path_size(self.path):
             return
         self._files.close(self._files.open(self.path, os.O_RDWR | os.O_CREAT))
         self._files.sync_folder(self.path.parent)
 
+    # -- writing
+
     @contextmanager
     def write(self, *, durable: bool) -> Iterator[Txn]:
         """One transaction: committed when the block ends, rolled back when it raises.
 
-        ``durable``: on disk when this returns (one fsync). Otherwise a power cut may undo it (a killed process
-        does not), but never out of order: the next durable commit takes it along.
+        ``durable``: on disk when this returns (one fsync). Otherwise a power cut may undo it (a killed process does
+        not), but never out of order: the next durable commit takes it along.
         """
         with self._lock, failures(self.path):
             con = self._open_writer()
@@ -96,15 +103,17 @@ class Index:
                     with suppress(sqlite3.Error):
                         con.execute("ROLLBACK")
                 raise
-            txn.written = self._account()
+            txn.written = self._measure_log()
+        for action in txn.after_commit:
+            action()
 
     def _open_writer(self) -> sqlite3.Connection:
         if self._closed:
             raise StoreFailed(f"{self.path}: the store is closed")
         return self._writer
 
-    def _account(self) -> int:
-        """Count what the log grew by; checkpoint it when it is long."""
+    def _measure_log(self) -> int:
+        """Twice the bytes that the log grew by since it was last measured. Checkpoints the log if it is long."""
         try:
             size = self._files.path_size(self._wal)
             grown = 2 * max(size - self._wal_size, 0)
@@ -118,14 +127,15 @@ class Index:
         return grown
 
     def empty_log(self) -> None:
-        """Give back the room that the log takes, as far as that is possible now."""
+        """Free the disk space that the log takes, as far as that is possible now."""
         with self._lock, failures(self.path):
             if not self._closed:
                 self._checkpoint()
 
     def scrub(self) -> None:
-        """Let nothing that was deleted stay readable: its pages in the database are overwritten by what the log has,
-        and the log is emptied. If that cannot be now, it is tried again after each commit, and at the next opening.
+        """Make what was deleted unreadable: copy the log, whose pages overwrite it, into the database, and empty it.
+
+        If that is not possible now, it is tried again after each commit, and at the next opening.
         """
         with self._lock, failures(self.path):
             if not self._closed:  # closing empties the log, too
@@ -136,11 +146,13 @@ class Index:
         try:
             self._writer.execute("PRAGMA wal_checkpoint(TRUNCATE)").fetchone()
             self._wal_size = self._files.path_size(self._wal)
-        except (sqlite3.Error, OSError) as error:  # the data is safe in the log; there may be room or leisure later
+        except (sqlite3.Error, OSError) as error:  # the data is safe in the log; a later checkpoint may succeed
             log.warning("checkpoint of %s put off: %s", self.path, error)
         # If a foreign reader kept the log from being emptied, do not wait for it on every commit.
         self._checkpoint_at = self._wal_size + self._wal_limit
         self._scrub_due = self._scrub_due and self._wal_size > 0
+
+    # -- reading
 
     @contextmanager
     def read(self) -> Iterator[sqlite3.Connection]:
@@ -152,7 +164,7 @@ class Index:
             except BaseException:
                 con.close()  # whatever state it is in, nobody else gets it
                 raise
-            self._give_back(con)
+            self._return(con)
 
     def _borrow(self) -> sqlite3.Connection:
         with self._idle_lock:
@@ -168,7 +180,7 @@ class Index:
             raise
         return con
 
-    def _give_back(self, con: sqlite3.Connection) -> None:
+    def _return(self, con: sqlite3.Connection) -> None:
         if con.in_transaction:
             con.execute("ROLLBACK")
         with self._idle_lock:
@@ -183,6 +195,7 @@ class Index:
             return self._files.path_size(self.path) + self._files.path_size(self._wal)
 
     def close(self) -> None:
+        """Empty the log and close all connections. Idempotent."""
         with self._lock, self._idle_lock:
             if self._closed:
                 return

@@ -1,7 +1,7 @@
-"""The store's folder: who may enter, and who is in it.
+"""The lock and the permissions of the store's folder.
 
-Law: one process at a time has the store open (flock on ``lock``, which the kernel releases however the process
-ends); the folder and all in it are for its owner alone.
+Law: one process at a time has the store open (by flock on ``lock``, which the kernel releases however the process
+ends), and only the owner may access the folder and its content.
 """
 
 from __future__ import annotations
@@ -42,14 +42,15 @@ class RootLock:
             ) from error
 
     def close(self) -> None:
-        """Closing releases the lock. The file stays: unlinking it would let two processes hold 'the' lock."""
+        """Release the lock. The file stays: without it, two processes could each hold a lock called ``lock``."""
         self._files.close(self._fd)
 
 
 def make_private(root: Path) -> None:
     """Make ``root`` and ``root/payload`` with mode 0700.
 
-    An existing folder is tightened if it is empty or holds a store; anything else is not ours to change.
+    An existing folder gets that mode if it is empty or holds a store. Any other folder belongs to somebody else, and
+    its mode stays as it is.
     """
     if not root.exists():
         root.mkdir(parents=True, mode=0o700)

@@ -1,13 +1,13 @@
-"""Where the master key comes from: the environment, a file beside the store, or the kernel's keyring.
+"""Finds the master key: in the environment, in a file beside the store, or in the kernel's keyring.
 
-Law: a key that is given wrongly is a ConfigError, never a reason to go on without one; the key appears in no message.
-It is written as 64 hexadecimal digits everywhere.
+Law: an unusable key is a ConfigError, never a reason to go on without one; the key appears in no message. In all three
+places it is written as 64 hexadecimal digits.
 
-    LLMAAS_MASTER_KEY      before everything else, if it is set
+    LLMAAS_MASTER_KEY      used before anything else, if it is set
     <data_dir>.key         mode 0600, made at the first start; beside the store, so that a copy of the store lacks it
-    keyring                a key of type "user" named "llmaas": the kernel keeps it in RAM, something must put it there
+    keyring                a key of type "user" named "llmaas"; kept in RAM by the kernel, put there by another program
 
-The keyring is asked by system call through ctypes (keyctl(2), three operations): the packages that do it need the
+The keyring is read by system calls through ctypes (keyctl(2), three operations), because the packages for it need the
 library or the program of keyutils, which small systems do not have.
 """
 
@@ -35,7 +35,7 @@ _MAKE_ONE = "openssl rand -hex 32"
 
 @dataclass(frozen=True, slots=True)
 class Found:
-    """A master key and, for people, where it was."""
+    """A master key and, for messages, where it was found."""
 
     key: MasterKey
     origin: str
@@ -44,7 +44,7 @@ class Found:
 def find(data_dir: Path, source: str, environ: Mapping[str, str], *, make: bool) -> Found | None:
     """The master key of the store in ``data_dir``; ``source`` is FILE or KEYRING.
 
-    None if the file is not there and ``make`` is False. Raises ConfigError.
+    A missing file is made if ``make`` is True; otherwise it gives None. Raises ConfigError.
     """
     if VARIABLE in environ:
         return Found(_parsed(environ[VARIABLE], f"the variable {VARIABLE}"), f"the variable {VARIABLE}")
@@ -63,6 +63,7 @@ def find(data_dir: Path, source: str, environ: Mapping[str, str], *, make: bool)
 
 
 def key_file(data_dir: Path) -> Path:
+    """The file beside the store that holds its master key."""
     return data_dir.with_name(data_dir.name + ".key")
 
 
@@ -76,11 +77,11 @@ def _parsed(text: str, origin: str) -> MasterKey:
 
 
 def _from_file(path: Path) -> str:
-    """What the file says; a missing or empty one (a start that was killed) is filled. OSError, ConfigError."""
+    """The file's text. A missing or empty file (a start was killed) gets a new key. Raises OSError, ConfigError."""
     path.parent.mkdir(parents=True, exist_ok=True)
     fd = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
     try:
-        fcntl.flock(fd, fcntl.LOCK_EX)  # two first starts at once must come to the same key
+        fcntl.flock(fd, fcntl.LOCK_EX)  # two first starts at the same time must get the same key
         info = os.fstat(fd)
         if stat.S_IMODE(info.st_mode) & 0o077:
             raise ConfigError(f"others may read the master key {path}", hint=f"chmod 600 {path}")
@@ -118,8 +119,8 @@ _PROCESS, _SESSION, _USER = -2, -3, -4
 
 
 def _from_keyring() -> str:
-    # A key may be read by who possesses it: whose own keyrings lead to it. Not every login links the user's to the
-    # session's. If this fails, what is in the session's can still be found.
+    # A process may read a key that its own keyrings lead to. Not every login links the user's keyring to the session's,
+    # so it is linked to the process's. If that fails, a key in the session's keyring can still be found.
     _keyctl(_LINK, _USER, _PROCESS)
     for keyring in (_SESSION, _PROCESS):
         if (key := _keyctl(_SEARCH, keyring, b"user", KEY_NAME, 0)) >= 0:
@@ -128,17 +129,17 @@ def _from_keyring() -> str:
             if 0 <= size <= len(buffer):
                 return buffer.raw[:size].decode("ascii", "replace")
     raise ConfigError(
-        "the kernel's keyring has no key 'llmaas' that may be read",
+        "the kernel's keyring has no key 'llmaas' that this process may read",
         hint=f'Put one there: keyctl add user llmaas "$({_MAKE_ONE})" @u (keep a copy: a reboot forgets it).',
     )
 
 
 def _keyctl(operation: int, *arguments: object) -> int:
-    """The system call's answer, -1 for any failure."""
+    """keyctl(2)'s own return value, -1 for any failure. Raises ConfigError where its number is not known."""
     number = _KEYCTL.get((platform.machine(), struct.calcsize("P")))
     if number is None:
         raise ConfigError(
-            f"the kernel's keyring is not known on {platform.machine()}", hint=f"Use a file, or {VARIABLE}."
+            f"llmaas cannot read the kernel's keyring on {platform.machine()}", hint=f"Use a file, or {VARIABLE}."
         )
     values = [ctypes.c_long(a) if isinstance(a, int) else a for a in (number, operation, *arguments)]
     return int(ctypes.CDLL(None).syscall(*values))

@@ -1,9 +1,9 @@
 """Payload files: the bytes of coded chunks, appended and read in large runs.
 
-Law: the bytes mean nothing here. A place (file, offset) that was ever indexed is never given other bytes, and a file
-number never comes back, so a reader with an outdated index row finds the old bytes or none, never another chunk's.
+Law: the bytes have no meaning here. A place (file, offset) that was ever indexed never gets other bytes, and a file
+number is never used again, so a reader with an outdated index row finds the old bytes or none, never another chunk's.
 
-No fsync on append: what a power cut tears, the chunk's own checksum catches, and the chunk is recomputed.
+Appends do not fsync: what a power cut tears, the chunk's own checksum detects, and the chunk is recomputed.
 Rejected: mmap, because a file that is cut short or a bad sector then kills the process (SIGBUS).
 """
 
@@ -19,6 +19,7 @@ from itertools import islice
 from pathlib import Path
 
 import numpy as np
+import xxhash
 
 from llmaas.errors import DiskFull, StoreFailed
 from llmaas.kvchunks.store.rows import Place
@@ -36,8 +37,8 @@ _IOV = 512
 class PayloadFiles:
     """The folder of payload files, named ``<8 hex digits>.kv``. Raises DiskFull, StoreFailed.
 
-    ``reserve``: bytes of the disk that appends leave free. Chunks can be recomputed, tokens cannot: the last room is
-    for tokens (and for the log rows that a discard needs, and the copy that a compaction makes).
+    ``reserve``: bytes of the disk that appends leave free. Chunks can be recomputed and tokens cannot, so the last free
+    bytes are for tokens (and for the log rows that a discard needs, and the copy that a compaction makes).
     """
 
     def __init__(self, folder: Path, files: Files, *, reserve: int) -> None:
@@ -50,35 +51,37 @@ class PayloadFiles:
         return self.folder / f"{file:08x}.kv"
 
     def sizes(self) -> dict[int, int]:
-        """File number -> bytes, of all payload files that are there."""
+        """File number and bytes of every payload file that exists."""
         with failures(self.folder):
             names = self._files.list_sizes(self.folder)
         return {int(name[:-3], 16): size for name, size in names.items() if is_payload_name(name)}
 
     def size(self, file: int) -> int:
+        """Bytes; 0 if the file does not exist."""
         with failures(self.path(file)):
             return self._files.path_size(self.path(file))
 
     # -- writing
 
     def append(self, file: int, views: Sequence[memoryview], *, start: int) -> int:
-        """Write ``views`` one after the other behind the file's end; the offset of the first.
+        """Write ``views`` one after the other behind the file's end. Returns the offset of the first.
 
-        ``start`` is where the index says that the file ends, 0 for a new file. A crash may have left the file
-        longer (the surplus is dead) or a power cut shorter (those chunks are lost): the larger of both is safe, and
-        the only choice that never covers a place that a row names. If a write fails, the file is as before.
+        ``start`` is where the index says that the file ends, 0 for a new file. The real file may be longer after a
+        crash (the surplus is dead) or shorter after a power cut (those chunks are lost). Writing begins at the larger
+        of the two ends, the only choice that never overwrites a place that a row names. If a write fails, the file is
+        as before.
         """
-        self._ask_room(sum(map(len, views)))
+        self._require_room(sum(map(len, views)))
         with self._opened(file, os.O_WRONLY | os.O_CREAT | (0 if start else os.O_EXCL)) as fd:
             offset = max(start, self._files.size(fd)) if start else 0
             try:
                 self._write_all(fd, views, offset)
             except BaseException:
-                self.cut(file, offset)
+                self.undo_append(file, offset)
                 raise
             return offset
 
-    def _ask_room(self, size: int) -> None:
+    def _require_room(self, size: int) -> None:
         with failures(self.folder):
             room = self._files.room(self.folder)
         if room < size + self._reserve:
@@ -86,8 +89,8 @@ class PayloadFiles:
                 f"{self.folder}: no room for {size} bytes of chunks ({room} free, {self._reserve} kept for tokens)"
             )
 
-    def cut(self, file: int, offset: int) -> None:
-        """Take back an append that never got its index rows. If that fails too, the bytes are just dead."""
+    def undo_append(self, file: int, offset: int) -> None:
+        """Remove what was appended at ``offset``, since it got no index rows. If that fails too, the bytes are dead."""
         if offset == 0:
             self.unlink(file)
             return
@@ -98,9 +101,9 @@ class PayloadFiles:
             log.warning("dead bytes stay behind in %s: %s", self.path(file), error)
 
     def copy(self, old: int, new: int, places: Sequence[Place]) -> list[int]:
-        """Write the chunks at ``places`` of ``old``, in order, to the new file ``new``; their new offsets.
+        """Write the chunks at ``places`` of ``old``, in order, to the new file ``new``. Returns their new offsets.
 
-        Synced to disk, unlike an append: bytes that were long safe must not be at risk because they were moved.
+        The new file is synced to disk, unlike an append: moving bytes that were long safe must not endanger them.
         """
         with self._opened(old, os.O_RDONLY) as src, self._opened(new, os.O_WRONLY | os.O_CREAT | os.O_EXCL) as dst:
             try:
@@ -132,7 +135,7 @@ class PayloadFiles:
                 todo[0] = todo[0][n:]
 
     def unlink(self, file: int) -> int:
-        """Delete the file; bytes freed. A failure leaves a file that no row names; the next opening sweeps it."""
+        """Delete the file. Returns the bytes freed. A failure leaves a file that no row names, for the next opening."""
         try:
             size = self._files.path_size(self.path(file))
             self._files.unlink(self.path(file))
@@ -148,12 +151,12 @@ class PayloadFiles:
     def read(self, places: Sequence[Place]) -> Iterator[tuple[Place, memoryview | None]]:
         """Each place with its bytes; None where the file is missing, too short or unreadable there.
 
-        Neighbours are read in one go into one buffer, which lives as long as any view of it.
+        Neighbours are read in one go into one buffer, which stays in memory as long as any view of it.
         """
         for run in runs(places, MAX_RUN):
             try:
                 with self._opened(run[0].file, os.O_RDONLY) as fd:
-                    self._files.once(fd)
+                    self._files.advise_read_once(fd)
                     found = self._read_run(fd, run)
             except _Missing:
                 found = [(place, None) for place in run]
@@ -169,13 +172,15 @@ class PayloadFiles:
             log.warning("%s: %s", self.path(run[0].file), error)
             if len(run) == 1:
                 return [(run[0], None)]
-            return [pair for place in run for pair in self._read_run(fd, [place])]  # save what a bad sector leaves
+            # One by one, so that a bad sector costs only the chunks on it.
+            return [pair for place in run for pair in self._read_run(fd, [place])]
         return [(p, view[p.offset - first : p.end - first] if p.end - first <= len(view) else None) for p in run]
 
     def _read(self, fd: int, offset: int, size: int) -> memoryview:
         """``size`` bytes from ``offset`` on, fewer at the end of the file."""
-        # numpy, because it does not clear what is overwritten at once. No fadvise(WILLNEED or SEQUENTIAL) before
-        # the read: measured, it is 20-30 % slower on a cold 32 MB run (22 against 17.5 ms) and no faster on 4 MB.
+        # A numpy array, because its memory is not cleared before the read overwrites it. No fadvise(WILLNEED or
+        # SEQUENTIAL) before the read: measured, it is 20-30 % slower on a cold 32 MB run (22 against 17.5 ms) and no
+        # faster on 4 MB.
         view = np.empty(size, np.uint8).data
         done = 0
         while done < size:
@@ -186,10 +191,11 @@ class PayloadFiles:
         return view[:done]
 
     def evict_page_cache(self) -> None:
+        """Drop all payload files from the kernel's page cache."""
         for file in self.sizes():
             with self._opened(file, os.O_RDONLY) as fd:
                 self._files.fdatasync(fd)  # dirty pages cannot be dropped
-                self._files.dont_need(fd)
+                self._files.drop_cached(fd)
 
     @contextmanager
     def _opened(self, file: int, flags: int) -> Iterator[int]:
@@ -209,13 +215,19 @@ class _Missing(StoreFailed):
     """The payload file is not there."""
 
 
+def checksum(view: memoryview) -> bytes:
+    """XXH3-64 of the bytes on disk, big endian."""
+    return xxhash.xxh3_64_digest(view)
+
+
 def is_payload_name(name: str) -> bool:
     return len(name) == 11 and name.endswith(".kv") and all(c in "0123456789abcdef" for c in name[:8])
 
 
 def runs(places: Sequence[Place], limit: int) -> Iterator[list[Place]]:
-    """``places`` sorted and cut into runs that lie side by side in one file, each at most ``limit`` bytes (or
-    one chunk).
+    """``places`` sorted and cut into runs that lie side by side in one file.
+
+    A run has at most ``limit`` bytes, or is one chunk.
     """
     run: list[Place] = []
     for place in sorted(places, key=lambda p: (p.file, p.offset)):

@@ -1,13 +1,11 @@
-"""What the store takes and gives: frozen values, no behaviour.
+"""What the store keeps, as values: contexts, spans, adapters, and where chunks are.
 
 Law: nothing here knows SQLite, files or the format of a chunk.
 """
 
 from __future__ import annotations
 
-import enum
 from dataclasses import dataclass
-from pathlib import Path
 from typing import NamedTuple
 
 from llmaas.records import AppId, ChunkKey, ChunkMeta, ContextId
@@ -28,24 +26,25 @@ class ContextRow:
     last_used: float
     n_tokens: int
     adapter: str = ""
-    """Name of the LoRA adapter that it uses; "": the bare model."""
+    """Name of the LoRA adapter that it uses; "" for none."""
 
 
 @dataclass(frozen=True, slots=True)
 class AdapterRow:
-    """A LoRA adapter that was registered while the service ran: its file, and what the file held then."""
+    """A LoRA adapter that was registered while the service ran."""
 
     name: str
     path: str
     fingerprint: str
+    """Hash of what the file held when it was registered."""
 
 
 @dataclass(frozen=True, slots=True)
 class Span:
-    """A run of tokens that belongs together: a message, or the template's glue between messages.
+    """A run of tokens that belong together: a message, or the chat template's tokens between messages ("glue").
 
-    ``role`` and ``text`` are None for glue and raw text. ``open`` marks a generated message whose closing
-    tokens are not in the context yet; it means something only while the span is the last one.
+    ``role`` and ``text`` are None for glue and raw text. ``open`` marks a generated message whose closing tokens are
+    not in the context yet; it has a meaning only while the span is the last one.
     """
 
     tokens: tuple[int, ...]
@@ -56,16 +55,14 @@ class Span:
 
 @dataclass(frozen=True, slots=True)
 class Place:
-    """Where a chunk's bytes are: ``nbytes`` from ``offset`` on in payload file ``file``.
-
-    ``seal``: the number of the data key that they are sealed under; None, they are in clear.
-    """
+    """Where a chunk's bytes are: ``nbytes`` from ``offset`` on in payload file ``file``."""
 
     key: ChunkKey
     file: int
     offset: int
     nbytes: int
-    seal: int | None = None
+    data_key: int | None = None
+    """Number of the data key that they are encrypted with; None if they are in clear."""
 
     @property
     def end(self) -> int:
@@ -73,108 +70,10 @@ class Place:
 
 
 class StoredChunk(NamedTuple):
-    """A chunk that the store holds; ``meta`` None: nothing was said of it."""
+    """A chunk that the store holds. ``meta`` is None if it was put without any."""
 
     key: ChunkKey
     n_tokens: int
     nbytes: int
+    """Bytes of the coded chunk, without what encryption adds."""
     meta: ChunkMeta | None = None
-
-
-@dataclass(frozen=True, slots=True)
-class StoreStats:
-    """Sizes in bytes. ``bytes_written`` and ``damaged`` count from the opening of the store."""
-
-    contexts: int
-    chunks: int
-    live_bytes: int
-    """Payload bytes that an index row names."""
-    dead_bytes: int
-    """The rest of the payload files: discarded, or left by a crash."""
-    file_bytes: int
-    index_bytes: int
-    """Database and write-ahead log."""
-    bytes_written: int
-    """Payload and index together; the index part is an upper bound (see ``Index``)."""
-    damaged: int
-    """Chunks whose bytes turned out missing, short or unreadable."""
-
-
-class Damage(enum.Enum):
-    """Kinds of things that ``check`` finds."""
-
-    INDEX = "index"
-    """SQLite's own verdict. Not mended by ``check``: see ``Store.repair_index``."""
-    COUNT = "count"
-    MISSING = "missing"
-    SHORT = "short"
-    OVERLAP = "overlap"
-    UNREADABLE = "unreadable"
-    FLIPPED = "flipped"
-    STRAY = "stray"
-    EMPTY = "empty"
-    FOREIGN = "foreign"
-    MODE = "mode"
-
-
-@dataclass(frozen=True, slots=True)
-class Problem:
-    """One thing that is wrong. ``n_tokens``: those of the chunk that is lost by it, 0 if none is."""
-
-    kind: Damage
-    text: str
-    n_tokens: int = 0
-
-
-@dataclass(frozen=True, slots=True)
-class Encryption:
-    """How the chunks on disk are sealed."""
-
-    ciphers: tuple[str, ...]
-    keys: int
-    """Data keys, one for each context that has sealed chunks (more if the master key was changed),"""
-    keys_that_fit: int
-    """and those of them that the master key opens."""
-    plain: int = 0
-    """Chunks in clear."""
-    locked: int = 0
-    """Chunks under a key that does not open."""
-
-
-@dataclass(frozen=True, slots=True)
-class CheckReport:
-    """What ``check`` found. ``repaired`` is True if it was asked to mend, and did."""
-
-    found: tuple[Problem, ...]
-    contexts: int
-    chunks: int
-    repaired: bool = False
-
-    @property
-    def problems(self) -> tuple[str, ...]:
-        return tuple(problem.text for problem in self.found)
-
-    @property
-    def clean(self) -> bool:
-        return not self.found
-
-
-@dataclass(frozen=True, slots=True)
-class Shortened:
-    """A conversation of which only the first ``kept`` of ``n_tokens`` tokens could be read."""
-
-    name: str
-    app: str
-    kept: int
-    n_tokens: int
-
-
-@dataclass(frozen=True, slots=True)
-class Salvage:
-    """What became of a damaged index: where it is now, and what is in the new one."""
-
-    moved: Path
-    contexts: int
-    shortened: tuple[Shortened, ...]
-    lost: int
-    """Conversations whose words were found, but not whose they are."""

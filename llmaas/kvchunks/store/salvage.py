@@ -1,8 +1,7 @@
-"""A damaged index: what can still be read of it goes into a new one, and the old one is set aside.
+"""Reads what can be read of a damaged index, and writes it into a new one.
 
-Law: the damaged file is only read, and never deleted. It is replaced when all that can be had of it is safely in the
-new one; a kill at any moment leaves the old index or the new one. Of a conversation with a hole, what comes before the
-hole is kept: what follows would be told without what it answers.
+Law: the damaged file is only read. Of a conversation with a hole, the part before the hole is kept: the rest would lack
+what it answers.
 """
 
 from __future__ import annotations
@@ -15,66 +14,33 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from llmaas.kvchunks.store.index import Index
-from llmaas.kvchunks.store.rows import Salvage, Shortened
-from llmaas.kvchunks.store.schema import move_aside
-from llmaas.kvchunks.store.syscalls import Files
+from llmaas.kvchunks.store.reports import Shortened
 
-_PARTS = ("-wal", "-shm", "")
 _LOWEST = -(1 << 62)
 _UNKNOWN = {"created": 0.0, "last_used": 0.0, "adapter": ""}
-_FAR = 62
-"""Powers of two to look ahead for the next readable row."""
+_LOOK_AHEAD = 62
+"""The next readable row is searched for up to two to the power of this ahead."""
+Row = tuple[Any, ...]
 
 
-def salvage(path: Path, files: Files) -> Salvage:
-    """Replace the damaged index at ``path``. The caller holds the store's lock. Raises OSError, sqlite3.Error."""
-    new = _new(path)
-    _remove(new)
-    found = _Found()
+def read_damaged(path: Path) -> Salvaged:
+    """What can be read of the index at ``path``; nothing, if SQLite cannot read it at all."""
+    found = Salvaged()
     with suppress(sqlite3.DatabaseError), closing(_reader(path)) as con:
         found.read(con)
-    index = Index(new, files, wal_limit=1 << 20)
-    try:
-        with index.write(durable=True) as txn:
-            kept, shortened = found.write(txn.con)
-    finally:
-        index.close()
-    moved = move_aside(path)
-    finish(path, files)
-    return Salvage(moved, kept, shortened, found.lost())
-
-
-def finish(path: Path, files: Files) -> None:
-    """End a replacement that a kill cut short, if there is one: only then is there a new index and no old one."""
-    if _new(path).exists() and not path.exists():
-        _remove(path)  # a log that was not moved any more: it would be taken for the new one's
-        _new(path).rename(path)
-        files.sync_folder(path.parent)
-
-
-def _new(path: Path) -> Path:
-    return path.with_name(path.name + ".new")
-
-
-def _remove(path: Path) -> None:
-    for suffix in _PARTS:
-        path.with_name(path.name + suffix).unlink(missing_ok=True)
+    return found
 
 
 def _reader(path: Path) -> sqlite3.Connection:
-    """Read-only, so that not even the log is copied in."""
+    """A read-only connection, so that not even the log is copied into the database."""
     con = sqlite3.connect(f"{path.absolute().as_uri()}?mode=ro", uri=True, isolation_level=None)
     con.execute("PRAGMA cell_size_check = ON")
     return con
 
 
-Row = tuple[Any, ...]
-
-
 @dataclass(slots=True)
 class _Table:
-    """Rows that could be read, by rowid, and where the first one is missing."""
+    """The rows of one table that could be read, by rowid, and the rowid where the first gap begins."""
 
     columns: tuple[str, ...] = ()
     rows: dict[int, Row] = field(default_factory=dict)
@@ -103,7 +69,7 @@ def _rows_from(con: sqlite3.Connection, table: str, rowid: int) -> sqlite3.Curso
 
 
 def _next_readable(con: sqlite3.Connection, name: str, bad: int) -> int | None:
-    """The first rowid above ``bad`` from which rows can be read again; None if there is none."""
+    """The first rowid above ``bad`` from which rows can be read again, by bisection; None if there is none."""
 
     def readable(rowid: int) -> bool:
         try:
@@ -113,7 +79,7 @@ def _next_readable(con: sqlite3.Connection, name: str, bad: int) -> int | None:
         return True
 
     base = max(bad, 0)
-    good = next((base + (1 << n) for n in range(_FAR) if readable(base + (1 << n))), None)
+    good = next((base + (1 << n) for n in range(_LOOK_AHEAD) if readable(base + (1 << n))), None)
     if good is None:
         return None
     while good - bad > 1:
@@ -123,24 +89,32 @@ def _next_readable(con: sqlite3.Connection, name: str, bad: int) -> int | None:
 
 
 @dataclass(slots=True)
-class _Found:
+class Salvaged:
+    """What could be read of a damaged index."""
+
     contexts: _Table = field(default_factory=_Table)
     spans: _Table = field(default_factory=_Table)
-    chunks: list[tuple[str, tuple[str, ...], list[Row]]] = field(default_factory=list)
-    """Tables with their columns and rows: only if all of them could be read, since they can be recomputed."""
+    tables: list[tuple[str, tuple[str, ...], list[Row]]] = field(default_factory=list)
+    """Tables with their columns and rows. Those of chunks are here only if both could be read in full: chunks can be
+    recomputed.
+    """
 
     def read(self, con: sqlite3.Connection) -> None:
+        """Raises sqlite3.DatabaseError if the file cannot be read at all."""
         self.contexts.read(con, "contexts")
         self.spans.read(con, "spans")
         with suppress(sqlite3.DatabaseError):
-            self._name_the_nameless(con)
+            self._restore_names(con)
         with suppress(sqlite3.DatabaseError):
-            self.chunks = [(name, *_all(con, name)) for name in ("files", "chunks")]
+            self.tables = [(name, *_all(con, name)) for name in ("files", "chunks")]
         with suppress(sqlite3.DatabaseError):
-            self.chunks.append(("adapters", *_all(con, "adapters")))
+            self.tables.append(("adapters", *_all(con, "adapters")))
 
-    def _name_the_nameless(self, con: sqlite3.Connection) -> None:
-        """The indexes of ``contexts`` hold id, app and name too. The tokenizer is that of most other contexts."""
+    def _restore_names(self, con: sqlite3.Connection) -> None:
+        """Rebuild rows of ``contexts`` that cannot be read from the table's indexes, which hold id, app and name too.
+
+        The tokenizer is taken to be that of most other contexts.
+        """
         known = self.contexts.rows
         if self.contexts.first_gap is None:
             return
@@ -156,22 +130,17 @@ class _Found:
                 known[rowid] = tuple((row | _UNKNOWN).get(column) for column in self.contexts.columns)
 
     def lost(self) -> int:
-        """Conversations of which there are words but no name; those without either leave no trace."""
+        """Conversations of which there are spans but no name; those without either leave no trace."""
         nums = {row["num"] for _, row in self.contexts.dicts()}
         return len({row["context"] for _, row in self.spans.dicts()} - nums)
 
     def write(self, con: sqlite3.Connection) -> tuple[int, tuple[Shortened, ...]]:
-        shortened = []
-        by_context: dict[int, list[dict[str, Any]]] = {}
-        for rowid, span in self.spans.dicts():
-            if isinstance(span["tokens"], bytes) and len(span["tokens"]) % 4 == 0:
-                by_context.setdefault(span["context"], []).append(span | {"id": rowid})
-        kept = 0
+        """Insert everything into a new index. Returns how many contexts it has, and those that lost their end."""
+        shortened, kept = [], 0
+        by_context = self._spans_by_context()
         for rowid, context in self.contexts.dicts():
-            spans = by_context.get(rowid, [])
-            said = context["n_tokens"]  # None if only the indexes knew it
-            if _total(spans) != said and self.spans.first_gap is not None:
-                spans = [span for span in spans if span["id"] < self.spans.first_gap]
+            said = context["n_tokens"]  # None if only the indexes had the context
+            spans = self._before_the_gap(by_context.get(rowid, []), said)
             n = _total(spans)
             if not _insert(con, "contexts", [context | {"num": rowid, "n_tokens": n}]):
                 continue
@@ -179,9 +148,24 @@ class _Found:
             kept += 1
             if said is not None and n != said:
                 shortened.append(Shortened(context["name"], context["app"], n, said))
-        for name, columns, rows in self.chunks:
+        for name, columns, rows in self.tables:
             _insert(con, name, [dict(zip(columns, row, strict=True)) for row in rows])
         return kept, tuple(shortened)
+
+    def _spans_by_context(self) -> dict[int, list[dict[str, Any]]]:
+        """The spans whose tokens make sense, in order, by their context's number."""
+        found: dict[int, list[dict[str, Any]]] = {}
+        for rowid, span in self.spans.dicts():
+            if isinstance(span["tokens"], bytes) and len(span["tokens"]) % 4 == 0:
+                found.setdefault(span["context"], []).append(span | {"id": rowid})
+        return found
+
+    def _before_the_gap(self, spans: list[dict[str, Any]], n_tokens: int | None) -> list[dict[str, Any]]:
+        """All of a context's spans if they have ``n_tokens``; otherwise those before the first gap in the table."""
+        gap = self.spans.first_gap
+        if _total(spans) == n_tokens or gap is None:
+            return spans
+        return [span for span in spans if span["id"] < gap]
 
 
 def _all(con: sqlite3.Connection, name: str) -> tuple[tuple[str, ...], list[Row]]:
@@ -194,7 +178,7 @@ def _total(spans: Sequence[dict[str, Any]]) -> int:
 
 
 def _insert(con: sqlite3.Connection, table: str, rows: Sequence[dict[str, Any]]) -> int:
-    """Rows that went in; those that break a rule of the schema are left out, as are columns it does not know."""
+    """Insert rows, but none that break a rule of the schema, and no columns it does not have. Returns how many."""
     known = [row[1] for row in con.execute(f"PRAGMA table_info({table})")]
     n = 0
     for row in rows:

@@ -1,7 +1,7 @@
-"""The index database: its tables, its versions, how it is opened.
+"""The schema of the index database: its tables, its versions, and how it is opened.
 
-Law: the schema version is ``PRAGMA user_version``; step i of ``MIGRATIONS`` turns version i into
-i+1, in one transaction, and is never edited once released. docs/format.md draws the tables.
+Law: the schema version is ``PRAGMA user_version``. Step i of ``MIGRATIONS`` turns version i into i+1, in one
+transaction, and is never edited once released. docs/format.md draws the tables.
 """
 
 from __future__ import annotations
@@ -10,6 +10,9 @@ import sqlite3
 from pathlib import Path
 
 from llmaas.errors import StoreFailed
+
+INDEX = "index.sqlite"
+"""Name of the database in the store's folder."""
 
 _V1 = (
     """CREATE TABLE contexts (
@@ -32,7 +35,7 @@ _V1 = (
         text TEXT,
         open INTEGER NOT NULL CHECK (open IN (0, 1)))""",
     "CREATE INDEX spans_of_context ON spans (context)",
-    # No foreign key to contexts: a fork may use chunks of a context that is gone.
+    # No foreign key to contexts: a fork may use chunks of a context that was deleted.
     "CREATE TABLE files (id INTEGER PRIMARY KEY, context TEXT NOT NULL)",
     "CREATE INDEX files_of_context ON files (context)",
     # Clustered by place, not by key: keys are random, so a table in key order would touch one page per
@@ -47,7 +50,7 @@ _V1 = (
         PRIMARY KEY (file, offset)) WITHOUT ROWID""",
 )
 
-# What the planner knows of a chunk (records.ChunkNotes), so that it need not be measured again after a restart.
+# What the planner knows of a chunk (records.ChunkMeta), so that it need not be measured again after a restart.
 _V2 = tuple(
     f"ALTER TABLE chunks ADD COLUMN {column}"
     for column in (
@@ -61,9 +64,9 @@ _V2 = tuple(
     )
 )
 
-# What chunks are sealed under: a file whose ``seal`` is NULL is in clear.
+# The data keys that chunks are encrypted with: a file whose ``seal`` is NULL is in clear.
 _V3 = (
-    # AUTOINCREMENT: a number never comes back, so what is known of a key cannot be mistaken for another's.
+    # AUTOINCREMENT: a number is never used again, so what is known of a key cannot be mistaken for another's.
     """CREATE TABLE keys (
         id INTEGER PRIMARY KEY AUTOINCREMENT,
         context TEXT NOT NULL,
@@ -88,9 +91,9 @@ VERSION = len(MIGRATIONS)
 
 
 def prepare_writer(con: sqlite3.Connection, path: Path) -> None:
-    """Set the writer's pragmas and bring the schema up to ``VERSION``. StoreFailed if it cannot be done."""
+    """Set the writer's pragmas and bring the schema up to ``VERSION``. Raises StoreFailed if that cannot be done."""
     con.execute("PRAGMA foreign_keys = ON")
-    # What is deleted is overwritten: text and tokens, and the data keys of deleted contexts.
+    # Overwrite what is deleted: text and tokens, and the data keys of deleted contexts.
     con.execute("PRAGMA secure_delete = ON")
     # The writer checkpoints by itself (see Index): its growth can then be measured, and a checkpoint
     # that finds no room cannot fail a commit.
@@ -111,11 +114,13 @@ def prepare_writer(con: sqlite3.Connection, path: Path) -> None:
 
 
 def prepare_reader(con: sqlite3.Connection) -> None:
+    """Set the pragmas of a connection that only reads."""
     con.execute("PRAGMA query_only = ON")
     con.execute("PRAGMA wal_autocheckpoint = 0")
 
 
 def user_version(con: sqlite3.Connection) -> int:
+    """The version of the schema; 0 for an empty database."""
     return int(con.execute("PRAGMA user_version").fetchone()[0])
 
 
@@ -133,24 +138,8 @@ def migrate(con: sqlite3.Connection, step: int) -> None:
         raise
 
 
-def move_aside(path: Path) -> Path:
-    """Rename a damaged index, with its log, to the first free ``<name>.corrupt-N``; returns that path.
-
-    The log keeps its suffix, so that ``sqlite3 <moved> .recover`` still finds it. The database goes first: while it is
-    there, so is its log.
-    """
-    n = 1
-    while (target := path.with_name(f"{path.name}.corrupt-{n}")).exists():
-        n += 1
-    for suffix in ("", "-wal", "-shm"):
-        part = path.with_name(path.name + suffix)
-        if part.exists():
-            part.rename(target.with_name(target.name + suffix))
-    return target
-
-
 def soundness(con: sqlite3.Connection) -> list[str]:
-    """SQLite's own verdict on the database: problems of pages, indexes, constraints and references."""
+    """What SQLite finds wrong with the database: problems of pages, indexes, constraints and references."""
     problems = [f"index: {row[0]}" for row in con.execute("PRAGMA integrity_check") if row[0] != "ok"]
     problems += [
         f"index: a row of {row[0]} refers to a missing row of {row[2]}"

@@ -1,59 +1,59 @@
 """The store: tokens and coded chunks on disk. docs/format.md draws the layout.
 
-Law: the store knows no chunk formats (a payload is bytes) and no policies (what to keep is the planner's business).
-It is synchronous; every method may be called from any thread. What a method acknowledged survives ``kill -9`` at
-any instant, and what it acknowledged about tokens survives a power cut. All failures are LlmaasErrors: DiskFull,
-when the disk has no room (nothing was changed; the same call works when there is room again); StoreFailed, for
-every other fault of the machine, with the path in the message.
+Law: the store knows no chunk formats (a coded chunk is bytes) and no policies (what to keep is the planner's business).
+It is synchronous; every method may be called from any thread. What a method acknowledged survives ``kill -9`` at any
+instant, and what it acknowledged about tokens survives a power cut. All failures are LlmaasErrors: DiskFull when the
+disk has no room (nothing was changed; the same call works when there is room again), and StoreFailed for every other
+fault of the machine, with the path in the message.
 
-The parts: ``contexts`` (contexts, spans), ``chunks`` (put, get, discard), ``data_keys`` (what chunks are
-sealed under), ``index`` (SQLite), ``payload`` (the files), ``check``, ``salvage`` (a damaged index),
-``adapters`` (LoRA adapters), ``lock`` (folder and lock), ``syscalls`` (system calls).
+The parts: ``contexts`` (contexts and spans), ``chunks`` (put, get, discard), ``data_keys`` (what chunks are encrypted
+with), ``index`` (SQLite), ``payload_files``, ``check``, ``repair`` (of a damaged index), ``adapters`` (LoRA adapters),
+``lock`` (folder and lock), ``syscalls``.
 """
 
 from __future__ import annotations
 
-import sqlite3
 from array import array
 from collections.abc import Iterator, Mapping, Sequence
+from functools import partial
 from pathlib import Path
 from types import MappingProxyType, TracebackType
 
-from llmaas.errors import DiskFull, StoreFailed
 from llmaas.kvchunks.store import check as store_check
+from llmaas.kvchunks.store import repair as store_repair
 from llmaas.kvchunks.store.adapters import AdapterTable
-from llmaas.kvchunks.store.chunks import Blob, Chunks, Deed
+from llmaas.kvchunks.store.chunks import Blob, Chunks
 from llmaas.kvchunks.store.cipher import MasterKey
 from llmaas.kvchunks.store.contexts import ContextTables
 from llmaas.kvchunks.store.data_keys import DataKeys
 from llmaas.kvchunks.store.index import Index
 from llmaas.kvchunks.store.lock import RootLock
 from llmaas.kvchunks.store.payload_files import PayloadFiles
-from llmaas.kvchunks.store.rows import (
-    AdapterRow,
-    CheckReport,
-    ContextRow,
-    Encryption,
-    Salvage,
-    Span,
-    StoredChunk,
-    StoreStats,
-)
-from llmaas.kvchunks.store.salvage import finish, salvage
-from llmaas.kvchunks.store.schema import VERSION, soundness, user_version
-from llmaas.kvchunks.store.syscalls import Files, failures, is_corrupt
+from llmaas.kvchunks.store.reports import CheckReport, Encryption, Salvage, StoreStats
+from llmaas.kvchunks.store.rows import AdapterRow, ContextRow, Span, StoredChunk
+from llmaas.kvchunks.store.schema import INDEX
+from llmaas.kvchunks.store.syscalls import Files, failures
 from llmaas.records import ChunkKey, ChunkMeta, ChunkSensitivity, ContextId
 
-__all__ = ["AdapterRow", "CheckReport", "ContextRow", "Encryption", "Files", "MasterKey", "Span", "Store", "StoreStats"]
-
-INDEX = "index.sqlite"
+__all__ = [
+    "INDEX",
+    "AdapterRow",
+    "CheckReport",
+    "ContextRow",
+    "Encryption",
+    "Files",
+    "MasterKey",
+    "Span",
+    "Store",
+    "StoreStats",
+]
 
 
 class Store:
     """The store in folder ``root``, which is created if need be.
 
-    Raises StoreFailed if another process has it open, if the index is damaged (see ``repair_index``) or of a newer
-    version. With ``master``, chunks are sealed under a data key of their context (``cipher``); without, they are
+    Raises StoreFailed if another process has it open, or if the index is damaged (see ``repair_index``) or of a newer
+    version. With ``master``, chunks are encrypted with a data key of their context (``cipher``); without, they are
     written in clear. Chunks whose key ``master`` does not open count as missing until they are written again.
     ``files`` is for fault injection; ``wal_limit`` is the length in bytes at which the index's log is copied into the
     database, ``reserve`` the free bytes of the disk that chunks leave to tokens.
@@ -73,11 +73,11 @@ class Store:
         self._lock = RootLock(root, files)
         try:
             with failures(root):
-                finish(root / INDEX, files)
+                store_repair.finish(root / INDEX, files)
             self._index = Index(root / INDEX, files, wal_limit=wal_limit)
             try:
                 self._payload = PayloadFiles(root / "payload", files, reserve=reserve)
-                self._tokens = ContextTables(self._index)
+                self._contexts = ContextTables(self._index)
                 self._adapters = AdapterTable(self._index)
                 self._keys = DataKeys(self._index, master)
                 self._chunks = Chunks(self._index, self._payload, self._keys)
@@ -108,89 +108,73 @@ class Store:
 
     @classmethod
     def repair_index(cls, root: Path) -> Salvage | None:
-        """Move a damaged index aside (``index.sqlite.corrupt-N``, log included), so that the store opens, with all
-        conversations that can still be read.
+        """Replace a damaged index, so that the store opens, with all conversations that can still be read. The damaged
+        one is moved aside (``index.sqlite.corrupt-N``, log included).
 
         None if the index is sound: a healthy one is never moved. Raises StoreFailed if the store is open, or has no
         index.
         """
-        files, path = Files(), root / INDEX
-        lock = RootLock(root, files)
-        try:
-            with failures(path):
-                return salvage(path, files) if _is_damaged(files, path) else None
-        finally:
-            lock.close()
+        return store_repair.repair(root)
 
     # -- contexts
 
     def create_context(self, row: ContextRow, spans: Sequence[Span] = ()) -> None:
-        """``row.n_tokens`` is not believed but counted. Raises ContextExists if the app has a context of that name."""
-        self._tokens.create(row, spans)
+        """``row.n_tokens`` is ignored: tokens are counted. Raises ContextExists if the app has one of that name."""
+        self._contexts.create(row, spans)
 
     def contexts(self) -> list[ContextRow]:
         """All contexts, oldest first."""
-        return self._tokens.contexts()
+        return self._contexts.contexts()
 
     def spans(self, ctx: ContextId) -> list[Span]:
-        """In order. Raises UnknownContext."""
-        return self._tokens.spans(ctx)
+        """All spans in order. Raises UnknownContext."""
+        return self._contexts.spans(ctx)
 
     def tokens(self, ctx: ContextId) -> array[int]:
         """All tokens in order, typecode 'i'. Raises UnknownContext."""
-        return self._tokens.tokens(ctx)
+        return self._contexts.tokens(ctx)
 
     def append(
         self, ctx: ContextId, spans: Sequence[Span], *, expect: int, now: float, adapter: str | None = None
     ) -> int:
-        """Add spans in one durable transaction, and let the context use ``adapter`` (None: the one that it uses) from
-        then on; the new number of tokens.
+        """Add spans and set the adapter that the context uses from now on (None: the same), in one durable transaction.
+        Returns the new number of tokens.
 
-        ``expect`` is the number of tokens before; StoreFailed if it is not (another writer came between). Raises
-        UnknownContext.
+        ``expect`` is the number of tokens before. Raises StoreFailed if there are others (another writer changed the
+        context meanwhile), and UnknownContext.
         """
-        return self._tokens.append(ctx, spans, expect=expect, now=now, adapter=adapter)
+        return self._contexts.append(ctx, spans, expect=expect, now=now, adapter=adapter)
 
     def truncate(self, ctx: ContextId, n_tokens: int, now: float) -> list[Span]:
-        """Keep the first ``n_tokens``: the spans that are left. A span that is cut in two becomes glue; cut at its end,
-        it stays as it is.
+        """Keep the first ``n_tokens``. Returns the spans that are left.
 
-        Raises UnknownContext, BadRequest if there are fewer tokens.
+        A span that is cut in two becomes glue; one that is cut at its end stays as it is. Raises UnknownContext, and
+        BadRequest if there are fewer tokens.
         """
-        return self._tokens.truncate(ctx, n_tokens, now)
+        return self._contexts.truncate(ctx, n_tokens, now)
 
     def rewrite(
         self, ctx: ContextId, spans: Sequence[Span], *, expect: int, now: float, adapter: str | None = None
     ) -> None:
-        """Put ``spans`` in the place of all that the context has, in one durable transaction. ``expect``, ``adapter``,
-        raises: as ``append``."""
-        self._tokens.append(ctx, spans, expect=expect, now=now, adapter=adapter, instead=True)
+        """Replace all spans of the context in one durable transaction. All else is as in ``append``."""
+        self._contexts.append(ctx, spans, expect=expect, now=now, adapter=adapter, replace=True)
 
     def fork(self, src: ContextId, row: ContextRow) -> None:
-        """Create ``row`` with a copy of ``src``'s spans. Raises UnknownContext, ContextExists."""
-        self._tokens.fork(src, row)
+        """Create context ``row`` with a copy of ``src``'s spans. Raises UnknownContext, ContextExists."""
+        self._contexts.fork(src, row)
 
     def encrypted_for(self, ctx: ContextId) -> set[ChunkKey]:
-        """Chunks that are sealed under the context's key, be they still its own or others'."""
+        """Chunks that are encrypted with the context's key, whether it or only others use them now."""
         return self._chunks.encrypted_for(ctx)
 
     def delete_context(self, ctx: ContextId, heirs: Mapping[ChunkKey, ContextId] | None = None) -> list[ChunkKey]:
-        """Forget the tokens, and the context's data key: what it sealed cannot be opened any more.
+        """Delete the tokens and the context's data key: what was encrypted with it can never be decrypted again.
 
-        ``heirs`` names, for each chunk that other contexts need too, one of them: such chunks are sealed anew under its
-        key. The other sealed ones go: these are returned. Chunks in clear stay: discard those that nobody needs. May
-        take as long as it takes to read and write what is shared. Raises UnknownContext.
+        ``heirs`` names, for each chunk that other contexts need too, one of them: such chunks are encrypted again with
+        its key. The other encrypted ones are lost: these are returned. Chunks in clear stay: discard those that nobody
+        needs. May take as long as it takes to read and write what is shared. Raises UnknownContext.
         """
-
-        def delete(also: Deed) -> None:
-            for of in (ctx, None):
-                try:
-                    return self._tokens.delete(ctx, also)
-                except DiskFull:  # not even the log can grow: make room with what can be recomputed, others' if need be
-                    self._chunks.give_up(of)
-            self._tokens.delete(ctx, also)
-
-        return self._chunks.destroy(ctx, heirs or {}, delete)
+        return self._chunks.delete_context(ctx, heirs or {}, partial(self._contexts.delete, ctx))
 
     # -- LoRA adapters that were registered at run time
 
@@ -204,57 +188,58 @@ class Store:
         self,
         ctx: ContextId,
         items: Sequence[tuple[ChunkKey, int, Blob]],
-        notes: Mapping[ChunkKey, ChunkMeta] = MappingProxyType({}),
+        meta: Mapping[ChunkKey, ChunkMeta] = MappingProxyType({}),
     ) -> int:
         """Store chunks (key, number of tokens, bytes) side by side in a file of ``ctx``, all or none.
 
         Keys that are stored already are skipped. Returns the bytes that this wrote, those of the index (an upper
-        bound) included. ``ctx`` need not exist: it decides on neighbourhood, not on ownership.
+        bound) included. ``ctx`` need not exist: it decides which chunks are neighbours, not who owns them.
         """
-        return self._chunks.put(ctx, items, notes)
+        return self._chunks.put(ctx, items, meta)
 
     def persist_sensitivity(self, sensitivities: Mapping[ChunkKey, ChunkSensitivity]) -> None:
-        """Keep with chunks what was measured of them after they were put; keys that are not stored are passed over."""
+        """Store what was measured of chunks after they were put. Keys that are not stored are ignored."""
         self._chunks.persist_sensitivity(sensitivities)
 
     def get(self, keys: Sequence[ChunkKey]) -> list[memoryview | bytes | None]:
         """The bytes of each key, as they were put; None if it is not stored, or its bytes cannot be had.
 
-        Chunks whose file is missing, short or unreadable, and sealed ones that were altered, are forgotten and
+        Chunks whose file is missing, short or unreadable, and encrypted ones that were altered, are forgotten and
         counted as damaged; altered ones in clear are not noticed here. Neighbours in clear share one buffer, which
-        lives as long as any of their views; sealed ones are bytes of their own.
+        stays in memory as long as any of their views; encrypted ones are bytes of their own.
         """
         return self._chunks.get(keys)
 
     def discard(self, keys: Sequence[ChunkKey]) -> int:
-        """Forget chunks; bytes that came free on disk.
+        """Forget chunks. Returns the bytes freed on disk.
 
         A file without chunks is deleted; one that is mostly dead is rewritten; in others the bytes stay until then.
         """
         return self._chunks.discard(keys)
 
     def chunks(self) -> Iterator[StoredChunk]:
-        """Every chunk that can be opened."""
+        """Every chunk that can be decrypted or is in clear."""
         return self._chunks.all()
 
     # -- privacy
 
     def drop_plain(self) -> int:
-        """Forget every chunk in clear: for a store that was used without encryption before. How many."""
+        """Forget every chunk in clear, for a store that was used without encryption before. Returns how many."""
         return self._chunks.drop_plain()
 
     def encryption(self) -> Encryption:
-        """How the chunks are sealed, and whether the master key fits."""
+        """How the chunks are encrypted, and whether the master key fits."""
         return self._keys.report()
 
-    # -- looking after it
+    # -- maintenance
 
     def evict_page_cache(self) -> None:
         """Drop the payload files from the kernel's page cache, so that the next ``get`` reads the disk."""
-        with self._chunks.still():
+        with self._chunks.frozen():
             self._payload.evict_page_cache()
 
     def stats(self) -> StoreStats:
+        """Sizes, read from the index and the file system."""
         with self._index.read() as con:
             contexts = con.execute("SELECT count(*) FROM contexts").fetchone()[0]
             chunks, live = con.execute("SELECT count(*), coalesce(sum(nbytes), 0) FROM chunks").fetchone()
@@ -271,29 +256,13 @@ class Store:
         )
 
     def check(self, *, deep: bool = True, repair: bool = False) -> CheckReport:
-        """Look the whole store over, and with ``repair`` mend what is wrong; tokens are never dropped.
+        """Check the whole store, and with ``repair`` mend what is wrong; tokens are never dropped.
 
-        SQLite's integrity, references and counts; every chunk inside its file and apart from the others; no stray
-        payload files; file modes; with ``deep`` every payload byte against its checksum, and that sealed chunks
-        whose key can be had open with it. The report says what was
-        found before the repair. Puts and discards wait meanwhile; tokens can be appended.
+        Checked are SQLite's integrity, references and counts; that every chunk is inside its file and apart from the
+        others; that no payload files are stray; file modes; and with ``deep``, every payload byte against its checksum,
+        and that encrypted chunks whose key can be had decrypt. The report says what was found before the repair. Puts
+        and discards wait meanwhile; tokens can be appended.
         """
         return store_check.check(
             self._root, self._index, self._payload, self._chunks, self._keys, deep=deep, repair=repair
         )
-
-
-def _is_damaged(files: Files, path: Path) -> bool:
-    if not path.exists():
-        raise StoreFailed(f"{path}: there is no index")
-    con = files.connect(path)
-    try:
-        if user_version(con) > VERSION:
-            return False  # whatever is wrong with it: an index of this version could not hold all of it
-        return bool(soundness(con))
-    except sqlite3.Error as error:
-        if is_corrupt(error):
-            return True
-        raise
-    finally:
-        con.close()

@@ -1,8 +1,8 @@
-"""The store's door to the operating system, and how its failures are named.
+"""The store's system calls, and how their errors become llmaas errors.
 
-Law: every system call of the store on payload files, and every SQLite connection, goes through a
-``Files``, so that a test can make any one of them fail. Nothing above lets an OSError or a
-sqlite3.Error out: ``failures`` turns them into DiskFull or StoreFailed with the path in the message.
+Law: every system call of the store on payload files, and every SQLite connection, goes through a ``Files``, so that a
+test can make any one of them fail. No OSError or sqlite3.Error leaves the store: ``failures`` turns them into DiskFull
+or StoreFailed with the path in the message.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ CORRUPT_HINT = (
 
 _NO_ROOM = (errno.ENOSPC, errno.EDQUOT)
 _LEAST_ROOM = 128 * 1024
-"""With fewer free bytes than this, SQLite's unspecific I/O errors are put down to a full disk."""
+"""Bytes. With less free than this, SQLite's unspecific I/O errors are taken for a full disk."""
 
 
 class Files:
@@ -53,40 +53,43 @@ class Files:
     def unlink(self, path: Path) -> None:
         path.unlink()
 
-    def dont_need(self, fd: int) -> None:
+    def drop_cached(self, fd: int) -> None:
+        """Drop the file from the page cache."""
         os.posix_fadvise(fd, 0, 0, os.POSIX_FADV_DONTNEED)
 
-    def once(self, fd: int) -> None:
-        """What is read by ``fd`` is kept elsewhere: it must not push out what others use of the page cache."""
-        with suppress(OSError, AttributeError):  # a wish; kernels before 6.3 know no such thing
+    def advise_read_once(self, fd: int) -> None:
+        """Tell the kernel that what is read from ``fd`` is kept elsewhere, so that it does not displace what others use
+        of the page cache.
+        """
+        with suppress(OSError, AttributeError):  # only a hint; kernels before 6.3 do not know it
             os.posix_fadvise(fd, 0, 0, os.POSIX_FADV_NOREUSE)
 
     def list_sizes(self, folder: Path) -> dict[str, int]:
-        """Name -> size of every plain file in ``folder``."""
+        """Name and size in bytes of every plain file in ``folder``."""
         found = {}
         with os.scandir(folder) as entries:
             for entry in entries:
                 try:
                     if entry.is_file(follow_symlinks=False):
                         found[entry.name] = entry.stat(follow_symlinks=False).st_size
-                except FileNotFoundError:  # unlinked by a discard while we listed
+                except FileNotFoundError:  # unlinked by a discard since the folder was listed
                     continue
         return found
 
     def path_size(self, path: Path) -> int:
-        """0 if there is no such file."""
+        """Bytes; 0 if there is no such file."""
         try:
             return path.stat().st_size
         except FileNotFoundError:
             return 0
 
     def room(self, folder: Path) -> int:
-        """Free bytes of the file system that holds ``folder``, for users without privileges."""
+        """Bytes that users without privileges may still write to the file system of ``folder``."""
         found = os.statvfs(folder)
         return found.f_bavail * found.f_frsize
 
     def sync_folder(self, path: Path) -> None:
-        """Make new names in ``path`` durable."""
+        """Make new names in the folder ``path`` durable."""
         fd = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
         try:
             os.fsync(fd)
@@ -100,18 +103,18 @@ class Files:
 
 @contextmanager
 def failures(path: Path) -> Iterator[None]:
-    """Give the operating system's and SQLite's errors their llmaas names."""
+    """Turn OSError and sqlite3.Error in the block into DiskFull or StoreFailed. ``path`` is for the message."""
     try:
         yield
     except sqlite3.Error as error:
-        raise _of_sqlite(error, path) from error
+        raise _from_sqlite(error, path) from error
     except OSError as error:
         kind = DiskFull if error.errno in _NO_ROOM else StoreFailed
         raise kind(f"{error.filename or path}: {error.strerror or error}") from error
 
 
 def is_corrupt(error: sqlite3.Error) -> bool:
-    """True if SQLite says that the file's content, not the access to it, is wrong.
+    """Whether SQLite says that the file's content, not the access to it, is wrong.
 
     By message, because ``sqlite_errorcode`` is newer than Python 3.10; the texts are those of
     ``sqlite3_errstr`` for SQLITE_CORRUPT and SQLITE_NOTADB.
@@ -119,7 +122,7 @@ def is_corrupt(error: sqlite3.Error) -> bool:
     return "malformed" in str(error) or "not a database" in str(error)
 
 
-def _of_sqlite(error: sqlite3.Error, path: Path) -> MachineError:
+def _from_sqlite(error: sqlite3.Error, path: Path) -> MachineError:
     if "disk is full" in str(error):  # SQLITE_FULL
         return DiskFull(f"{path}: {error}")
     if is_corrupt(error):

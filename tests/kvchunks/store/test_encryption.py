@@ -99,7 +99,7 @@ def test_chunks_are_not_on_disk_in_clear_and_come_back(root: Path) -> None:
         assert not any(blob[i : i + 32] in all_bytes(root) for _, _, blob in ITEMS for i in range(0, 4900, 100))
     with Store(root, master=MASTER) as store:
         assert values(store) == [blob for _, _, blob in ITEMS]
-        assert store.check().clean
+        assert store.check().problems == ()
 
 
 def test_bytes_that_were_swapped_between_two_places_are_misses(root: Path) -> None:
@@ -129,7 +129,7 @@ def test_another_master_key_makes_misses_with_one_warning_and_the_old_one_finds_
         assert (store.encryption().keys_that_fit, store.encryption().locked) == (0, 4)
         store.put(A, [(KEYS[0], 64, b"computed again")])
         assert values(store) == [b"computed again", None, None, None]
-        assert store.check().clean and store.stats().damaged == 0
+        assert store.check().problems == () and store.stats().damaged == 0
     assert [r.message for r in caplog.records] == [
         "4 chunks on disk cannot be opened: the master key is not the one they were made with; "
         "they count as missing and are recomputed"
@@ -149,7 +149,7 @@ def test_a_store_from_before_is_read_in_clear_until_it_is_told_otherwise(root: P
         assert (store.encryption().plain, store.encryption().locked) == (4, 0)
         assert store.drop_plain() == 4
         assert values(store, [KEYS[0], key("new")]) == [None, b"sealed"]
-        assert store.check().clean
+        assert store.check().problems == ()
     assert ITEMS[0][2] not in all_bytes(root)
 
 
@@ -196,7 +196,7 @@ def test_what_a_fork_shares_is_sealed_anew_for_it_and_the_rest_is_gone(root: Pat
         assert values(store) == [ITEMS[0][2], None, ITEMS[2][2], None]
         assert wrapped_keys(root).keys() == {"b"}
         assert len(list((root / "payload").iterdir())) == 1
-        assert store.check().clean
+        assert store.check().problems == ()
 
 
 class Snapshots(Files):
@@ -244,7 +244,7 @@ def test_a_kill_at_any_moment_of_a_deletion_leaves_the_context_whole_or_gone(roo
             alive = {r.id for r in store.contexts()}
             wanted = [blob if A in alive or k == KEYS[0] else None for k, _, blob in ITEMS]
             assert values(store) == wanted, f"at {i}"
-            assert store.check().clean
+            assert store.check().problems == ()
             seen.add(A in alive)
         assert (wrapped in all_bytes(copy)) == (A in alive), f"at {i}"
     assert seen == {True, False}

@@ -17,7 +17,7 @@ import pytest
 import xxhash
 
 from llmaas.errors import DiskFull, Fault, MachineError, StoreFailed
-from llmaas.kvchunks.store import salvage as store_salvage
+from llmaas.kvchunks.store import repair as store_repair
 from llmaas.kvchunks.store.store import AdapterRow, ContextRow, Files, MasterKey, Span, Store
 from llmaas.records import AppId, ChunkKey, ContextId
 
@@ -234,7 +234,7 @@ def test_a_discard_on_a_disk_with_no_room_even_for_the_log_frees_the_files_first
         trouble.at = 1 << 60
         assert store.get([k for k, _, _ in SMALL]) == [None] * 3
         assert list(store.chunks()) == []
-        assert store.check().clean
+        assert store.check().problems == ()
         assert list(store.tokens(A)) == [1, 2]
 
 
@@ -333,7 +333,7 @@ def test_a_bad_sector_costs_one_chunk_and_not_its_neighbours(tmp_path: Path) -> 
         assert [v is None for v in store.get(keys)] == [False, True, False]
         assert store.stats().damaged == 1
         assert [v is None for v in store.get(keys)] == [False, True, False]
-        assert store.check().clean
+        assert store.check().problems == ()
 
 
 class Meanwhile(Files):
@@ -424,7 +424,7 @@ def test_a_damaged_index_is_named_and_moved_aside_only_on_request(tmp_path: Path
     assert (repaired.contexts, repaired.shortened) == (0, ())
     with Store(root) as store:
         assert store.contexts() == []
-        assert store.check().clean
+        assert store.check().problems == ()
     index.write_bytes(b"again" * 1000)
     again = Store.repair_index(root)
     assert again is not None and again.moved == root / "index.sqlite.corrupt-2"
@@ -497,7 +497,7 @@ def test_a_repair_that_is_killed_between_two_renames_is_ended_by_the_next_openin
     def killed(*_: object) -> None:
         raise OSError(errno.EINTR, "as good as killed")
 
-    monkeypatch.setattr(store_salvage, "finish", killed)
+    monkeypatch.setattr(store_repair, "finish", killed)
     with pytest.raises(StoreFailed):
         Store.repair_index(root)
     monkeypatch.undo()
@@ -550,7 +550,7 @@ def test_a_reader_from_outside_does_not_stop_the_writer(tmp_path: Path) -> None:
         other.execute("ROLLBACK")
         other.close()
         assert len(store.tokens(A)) == 100_000
-        assert store.check().clean
+        assert store.check().problems == ()
 
 
 def test_a_root_that_is_a_file_is_a_clear_error(tmp_path: Path) -> None:
@@ -599,7 +599,7 @@ def test_a_disk_that_is_really_full_refuses_and_goes_on_when_there_is_room(tiny_
         with pytest.raises(DiskFull):
             store.create_context(row(B))
         assert len(store.tokens(A)) == n_tokens
-        assert store.check().clean
+        assert store.check().problems == ()
 
         assert store.discard(list(kept)) > 2_000_000  # even now
         assert store.append(A, [Span((9,))], expect=n_tokens, now=0.0) == n_tokens + 1
@@ -607,7 +607,7 @@ def test_a_disk_that_is_really_full_refuses_and_goes_on_when_there_is_room(tiny_
     with Store(root, reserve=0) as store:
         assert len(store.tokens(A)) == n_tokens + 1
         assert bytes(store.get([key("new")])[0] or b"") == NOISE[:100_000]
-        assert store.check().clean
+        assert store.check().problems == ()
 
 
 def test_opening_on_a_full_disk_says_so_and_works_when_there_is_room(tiny_disk: Path) -> None:

@@ -1,0 +1,105 @@
+"""What the store says about itself: sizes, damage, encryption, and what a repair saved.
+
+Law: values only; nothing here knows SQLite, files or the format of a chunk.
+"""
+
+from __future__ import annotations
+
+import enum
+from dataclasses import dataclass
+from pathlib import Path
+
+
+@dataclass(frozen=True, slots=True)
+class StoreStats:
+    """Sizes in bytes. ``bytes_written`` and ``damaged`` count from the opening of the store."""
+
+    contexts: int
+    chunks: int
+    live_bytes: int
+    """Payload bytes that an index row names."""
+    dead_bytes: int
+    """The rest of the payload files: discarded, or left by a crash."""
+    file_bytes: int
+    index_bytes: int
+    """Database and write-ahead log."""
+    bytes_written: int
+    """Payload and index together; the index part is an upper bound (see ``Txn.written``)."""
+    damaged: int
+    """Chunks whose bytes turned out missing, short or unreadable."""
+
+
+class Damage(enum.Enum):
+    """What kind of problem ``Store.check`` found."""
+
+    INDEX = "index"
+    """SQLite reports it. ``check`` does not mend it: see ``Store.repair_index``."""
+    COUNT = "count"
+    MISSING = "missing"
+    SHORT = "short"
+    OVERLAP = "overlap"
+    UNREADABLE = "unreadable"
+    FLIPPED = "flipped"
+    STRAY = "stray"
+    EMPTY = "empty"
+    FOREIGN = "foreign"
+    MODE = "mode"
+
+
+@dataclass(frozen=True, slots=True)
+class Problem:
+    """One problem that ``check`` found. ``n_tokens`` counts the tokens of the chunk that it costs, 0 if none."""
+
+    kind: Damage
+    text: str
+    n_tokens: int = 0
+
+
+@dataclass(frozen=True, slots=True)
+class CheckReport:
+    """What ``check`` found. ``repaired`` is True if it was asked to mend the problems, and did."""
+
+    found: tuple[Problem, ...]
+    contexts: int
+    chunks: int
+    repaired: bool = False
+
+    @property
+    def problems(self) -> tuple[str, ...]:
+        return tuple(problem.text for problem in self.found)
+
+
+@dataclass(frozen=True, slots=True)
+class Encryption:
+    """How the chunks on disk are encrypted, and whether the master key fits."""
+
+    ciphers: tuple[str, ...]
+    keys: int
+    """Data keys: one for each context with encrypted chunks, more if the master key was changed."""
+    keys_that_fit: int
+    """Data keys that the master key opens."""
+    plain: int = 0
+    """Chunks in clear."""
+    locked: int = 0
+    """Chunks under a data key that the master key does not open."""
+
+
+@dataclass(frozen=True, slots=True)
+class Shortened:
+    """A conversation of which only the first ``kept`` of ``n_tokens`` tokens could be read."""
+
+    name: str
+    app: str
+    kept: int
+    n_tokens: int
+
+
+@dataclass(frozen=True, slots=True)
+class Salvage:
+    """What became of a damaged index: where it is now, and what is in the new one."""
+
+    moved: Path
+    contexts: int
+    shortened: tuple[Shortened, ...]
+    lost: int
+    """Conversations of which spans were found, but not the name or owner."""
