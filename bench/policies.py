@@ -29,8 +29,10 @@ from llmaas.kvchunks.codec.codec import Codec
 from llmaas.planner.settings import PlannerSettings, bit_settings
 from llmaas.policies.eviction import DEFAULT_EVICTION, EVICTION
 from llmaas.records import CHUNK_TOKENS, Precision
+from llmaas.replay.bounds import belady, unbounded
 from llmaas.replay.prices import DEVICES, MODELS, Costs, costs
-from llmaas.replay.simulator import Replay, ReplayReport, belady, unbounded
+from llmaas.replay.report import ReplayReport
+from llmaas.replay.simulator import Replay
 from llmaas.replay.trace import TraceCall
 from traces import phone, switching
 

@@ -35,11 +35,10 @@ def run(case: tuple[str, tuple[str, str, str], str, int]) -> dict[str, Any]:
     pattern, (device, machine, name), way, seed = case
     place = Case(DEFAULT_EVICTION, pattern, CONTEXTS, 0.25, device, machine, name)
     trace, settings, prices = prepare(place, seed)
-    replay = Replay(settings, prices, **WAYS[way])  # type: ignore[arg-type]
-    report = replay.run(trace)
+    report = Replay(settings, prices, **WAYS[way]).run(trace)  # type: ignore[arg-type]
     assert not report.problems, report.problems
     waits = [call.switch_s * 1e3 for call in report.calls if sum(call.sources)]
-    hints = replay.hints
+    hints = report.hints
     return {
         "pattern": pattern,
         "device": device,

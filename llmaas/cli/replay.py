@@ -7,21 +7,24 @@ from __future__ import annotations
 
 import argparse
 import dataclasses
-import statistics
 import sys
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 from llmaas.cli.options import add_settings, configured
 from llmaas.cli.out import human_bytes, print_json, table
+from llmaas.cli.planner_choices import planner_choices
 from llmaas.errors import BadRequest
+from llmaas.planner.settings import PlannerSettings, planner_settings
 from llmaas.policies.eviction import DEFAULT_EVICTION, EVICTION
 from llmaas.policies.scheduling import DEFAULT_SCHEDULING, SCHEDULING
-from llmaas.replay.prices import DEVICES, MACHINES, MODELS
+from llmaas.replay.bounds import belady, unbounded
+from llmaas.replay.figures import figures
+from llmaas.replay.prices import DEVICES, MACHINES, MODELS, costs
+from llmaas.replay.report import ReplayReport
+from llmaas.replay.simulator import Replay
+from llmaas.replay.trace import TraceCall, read_trace
 
-if TYPE_CHECKING:
-    from llmaas.replay.simulator import ReplayReport
-
+_BOUNDS = {"belady": belady, "unbounded": unbounded}
 _SETTINGS = [
     "cells",
     "pool_bytes",
@@ -69,85 +72,54 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     )
     parser.add_argument(
         "--eviction",
-        choices=[*EVICTION, "belady", "unbounded"],
+        choices=[*EVICTION, *_BOUNDS],
         default=DEFAULT_EVICTION,
-        help="who leaves the POOL (default: %(default)s, the daemon's)",
+        help="which chunks leave the POOL (default: %(default)s, the daemon's)",
     )
     parser.add_argument(
         "--scheduling",
         choices=list(SCHEDULING),
         default=DEFAULT_SCHEDULING,
-        help="whose turn it is (default: %(default)s, the daemon's); fifo: by priority, then by arrival, to the end",
+        help="which call is next (default: %(default)s, the daemon's); fifo: by priority, then by arrival, to the end",
     )
     add_settings(parser, _SETTINGS)
 
 
 def run(args: argparse.Namespace) -> int:
-    from llmaas.cli.planner_choices import planner_choices
-    from llmaas.planner.settings import planner_settings
-    from llmaas.replay.prices import costs
-    from llmaas.replay.simulator import Replay, belady, unbounded
-    from llmaas.replay.trace import read_trace
+    found = figures(_replay(args, list(read_trace(_lines(args.trace)))))
+    if args.json:
+        print_json(found)
+    else:
+        rows = [[name, _shown(name, value)] for name, value in found.items()]
+        print(table(["FIGURE", "VALUE"], rows, sys.stdout))
+    return 0
 
-    config = configured(args)
+
+def _lines(trace: Path) -> list[str]:
     try:
-        lines = sys.stdin.readlines() if str(args.trace) == "-" else args.trace.read_text().splitlines()
+        return sys.stdin.readlines() if str(trace) == "-" else trace.read_text().splitlines()
     except (OSError, UnicodeDecodeError) as error:
-        raise BadRequest(f"cannot read the trace {args.trace}: {error}", hint="Give a file of JSON lines.") from error
-    bound = {"belady": belady, "unbounded": unbounded}.get(args.eviction)
-    eviction = {} if bound else {"eviction": args.eviction}
-    settings = planner_settings(
-        dataclasses.replace(planner_choices(config), scheduling=args.scheduling, **eviction),
+        raise BadRequest(f"cannot read the trace {trace}: {error}", hint="Give a file of JSON lines.") from error
+
+
+def _replay(args: argparse.Namespace, trace: list[TraceCall]) -> ReplayReport:
+    settings, prices = _planner_settings(args), costs(args.device, args.machine, args.model_profile)
+    if args.eviction in _BOUNDS:
+        return _BOUNDS[args.eviction](trace, settings, prices)
+    return Replay(dataclasses.replace(settings, eviction=args.eviction), prices).run(trace)
+
+
+def _planner_settings(args: argparse.Namespace) -> PlannerSettings:
+    """As the daemon's, for an engine with the cells of the settings and a model of the profile's size."""
+    config = configured(args)
+    return planner_settings(
+        dataclasses.replace(planner_choices(config), scheduling=args.scheduling),
         n_cells=config.cells,
         n_seqs=config.sequences,
         ctx_limit=config.cells,
         geometry=MODELS[args.model_profile].geometry,
         max_batch=max(512, config.prefill_slice),
     )
-    trace, prices = list(read_trace(lines)), costs(args.device, args.machine, args.model_profile)
-    report = bound(trace, settings, prices) if bound else Replay(settings, prices).run(trace)
-    figures = _figures(report)
-    if args.json:
-        print_json(figures)
-    else:
-        rows = [[name, _shown(name, value)] for name, value in figures.items()]
-        print(table(["FIGURE", "VALUE"], rows, sys.stdout))
-    return 0
-
-
-def _figures(report: ReplayReport) -> dict[str, object]:
-    """What a trace came to; milliseconds of virtual time, tokens, chunks and bytes as named."""
-    back = sorted(c.switch_s * 1e3 for c in report.calls if sum(c.sources))
-    first = sorted((c.first_token - c.submitted) * 1e3 for c in report.calls if c.call.generate)
-    return {
-        "calls": len(report.calls),
-        "switches": len(back),
-        "switch_ms_mean": statistics.fmean(back) if back else 0.0,
-        "switch_ms_p50": _quantile(back, 50),
-        "switch_ms_p99": _quantile(back, 99),
-        "ttft_ms_p50": _quantile(first, 50),
-        "ttft_ms_p99": _quantile(first, 99),
-        **_by_priority(report),
-        **dataclasses.asdict(report.tally),
-    }
-
-
-def _by_priority(report: ReplayReport) -> dict[str, float]:
-    """Times to the first token, where a trace has more than one priority."""
-    first: dict[int, list[float]] = {}
-    for c in report.calls:
-        if c.call.generate and c.first_token:
-            first.setdefault(c.call.priority, []).append((c.first_token - c.submitted) * 1e3)
-    if len(first) < 2:
-        return {}
-    shares = [(f"ttft_ms_priority_{p}_p{q}", _quantile(sorted(first[p]), q)) for p in sorted(first) for q in (50, 99)]
-    return dict(shares)
-
-
-def _quantile(values: list[float], percent: int) -> float:
-    if len(values) < 2:
-        return values[0] if values else 0.0
-    return statistics.quantiles(values, n=100, method="inclusive")[percent - 1]
 
 
 def _shown(name: str, value: object) -> str:

@@ -10,7 +10,8 @@ from llmaas.policies.eviction import EVICTION, Arrival, Lctru, NextUse
 from llmaas.policies.eviction.context_heap import ContextHeap
 from llmaas.policies.eviction.rankings import IntervalRanking, rank
 from llmaas.records import ChunkKey, ContextId
-from llmaas.replay.simulator import Replay, belady, unbounded
+from llmaas.replay.bounds import belady, unbounded
+from llmaas.replay.simulator import Replay
 from llmaas.replay.trace import TraceCall
 from tests.support.planner_world import settings
 
