@@ -1,9 +1,12 @@
-/* The codec's inner loops: f16 slab <-> packed codes. The formats and their oracles are kvchunks/codec/kernels_channels.py and kvchunks/codec/kernels_numpy.py; every
- * result here, coded or decoded, is bit for bit what numpy makes there (so: no -ffast-math, no contraction).
+/* The codec's inner loops: f16 slabs <-> packed codes.
  *
- * Law: no allocation, no state, no alignment beyond that of a byte. The caller (kvchunks/codec/kernels.py) has checked every
- * size. Plain C11 that gcc and clang vectorise; f16 conversion alone needs instructions, with bit tricks where
- * there are none. On x86 the loops are compiled twice and chosen at run time, so that one wheel serves every CPU.
+ * kernels_channels.py (K) and kernels_numpy.py (V) describe the formats and are the oracles. Every result here, coded
+ * or decoded, is bit for bit what numpy makes there; hence no -ffast-math and no contraction.
+ *
+ * Law: no allocation, no state, no alignment beyond that of a byte. The caller (kernels_native.py) has checked every
+ * size. This is plain C11 that gcc and clang vectorise. Only f16 conversion needs special instructions; bit tricks
+ * replace them where they are missing. On x86 the loops are compiled twice and chosen at run time, so that one wheel
+ * serves every CPU.
  */
 #include <stddef.h>
 #include <stdint.h>
@@ -12,9 +15,9 @@
 #include <arm_neon.h>
 #endif
 
-#define LANES 64 /* channels worked on at a time */
-#define GROUP 64 /* values that share a scale */
-#define UNIT 8   /* tokens packed together: b bits of 8 tokens are b bytes */
+#define LANES 64 /* channels that a loop handles at a time */
+#define GROUP 64 /* values that share a step */
+#define UNIT 8   /* tokens that are packed together: b bits of 8 tokens are b bytes */
 #define LARGEST_BLOCK 128
 #define EXPORT __attribute__((visibility("default")))
 #define INLINE static inline __attribute__((always_inline))
@@ -24,22 +27,22 @@ typedef struct {
     ptrdiff_t layers, tokens, dim;
 } Shape;
 
-/* How keys are turned (kernels_keys.Turn); table is NULL where they are not. */
+/* How RoPE rotates keys (RopeRotation in kernels_channels.py); table is NULL where keys are not rotated. */
 typedef struct {
     const float *table;  /* [kinds][GROUP][cosines, signed sines][head] */
     const uint8_t *kind; /* [layers] */
     ptrdiff_t head, pairs;
     int halves;
-} Turn;
+} Rope;
 
 INLINE ptrdiff_t least(ptrdiff_t a, ptrdiff_t b) { return a < b ? a : b; }
 INLINE ptrdiff_t parts(ptrdiff_t n, ptrdiff_t size) { return (n + size - 1) / size; }
 
-/* Levels of a rotated value, in steps: s * (1 + curve * s * s), s odd; an edge lies midway between two. */
+/* Levels of a rotated value, in steps: s * (1 + curve * s * s) for odd s. The edge i is midway between two levels. */
 #define CURVE(bits) ((bits) == 2 ? 0.014f : (bits) == 3 ? 0.008f : (bits) == 4 ? 0.0018f : (bits) == 5 ? 0.0003f : 0.0f)
 #define LEVEL(s, curve) ((s) * (1.0f + (curve) * ((s) * (s))))
 #define EDGE(i, curve) (0.5f * (LEVEL(2.0f * (i) - 1.0f, curve) + LEVEL(2.0f * (i) + 1.0f, curve)))
-/* The first step tried, relative to the one that reaches the extremes. */
+/* The first step that is tried, relative to the step that reaches the largest value. */
 #define START(bits) ((bits) == 2 ? 0.65f : (bits) == 3 ? 0.85f : 1.0f)
 
 
@@ -81,13 +84,13 @@ INLINE ptrdiff_t parts(ptrdiff_t n, ptrdiff_t size) { return (n + size - 1) / si
 #define CHOOSE(isa, name, ...) ((void)(isa), name##_plain(__VA_ARGS__))
 #endif
 
-/* Changes with every change of a signature or of the format. */
+/* To be changed with every change of a signature or of the format. */
 EXPORT int kv_version(void) { return 3; }
 
-/* The highest isa that this machine may be asked for: 0 is plain C, 1 (x86) AVX2 with F16C. */
+/* The highest isa that this machine has: 0 is plain C, 1 (x86) is AVX2 with F16C. */
 EXPORT int kv_isa(void) {
 #if HAVE_AVX2
-    /* By hand: clang's __builtin_cpu_supports is always false with some linkers. */
+    /* Not by __builtin_cpu_supports: clang's is always false with some linkers. */
     unsigned a, b, c, d, saved, unused;
     if (!__get_cpuid(1, &a, &b, &c, &d) || !(c & bit_OSXSAVE) || !(c & bit_F16C)) return 0;
     __asm__("xgetbv" : "=a"(saved), "=d"(unused) : "c"(0));
@@ -98,25 +101,27 @@ EXPORT int kv_isa(void) {
 #endif
 }
 
-/* The largest |x| as an f16 pattern; above 0x7c00 there is a NaN. */
+/* The largest |x| as an f16 bit pattern; above 0x7c00 means that there is a NaN. */
 EXPORT int kv_largest(int isa, const uint8_t *x, const Shape *shape) { return CHOOSE(isa, largest, x, shape); }
 
-/* Bytes of the memory that the two below need. */
+/* Bytes of scratch memory that the two functions below need. */
 EXPORT ptrdiff_t kv_scratch(ptrdiff_t dim, int encoding) {
     const ptrdiff_t lanes = parts(dim, LANES) * LANES;
     return lanes * (4 * ((encoding ? GROUP : UNIT) + 6) + 1 + 1 + UNIT + 9);
 }
 
 EXPORT void kv_encode_channels(
-    int isa, const uint8_t *x, const Shape *shape, int bits, const Turn *turn, const float *weights, void *memory, uint8_t *out
+    int isa, const uint8_t *x, const Shape *shape, int bits, const Rope *rope, const float *weights, void *memory,
+    uint8_t *out
 ) {
-    CHOOSE(isa, encode_keys, x, shape, bits, turn, weights, memory, out);
+    CHOOSE(isa, encode_keys, x, shape, bits, rope, weights, memory, out);
 }
 
+/* 0, with x untouched, if the bits of the channels do not add up. */
 EXPORT int kv_decode_channels(
-    int isa, const uint8_t *data, const Shape *shape, int bits, const Turn *turn, void *memory, uint8_t *x
+    int isa, const uint8_t *data, const Shape *shape, int bits, const Rope *rope, void *memory, uint8_t *x
 ) {
-    return CHOOSE(isa, decode_keys, data, shape, bits, turn, memory, x);
+    return CHOOSE(isa, decode_keys, data, shape, bits, rope, memory, x);
 }
 
 EXPORT void kv_encode_rotated(

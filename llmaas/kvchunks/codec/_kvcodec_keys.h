@@ -1,22 +1,29 @@
-/* K. Included by _kvcodec.c once for each instruction set, after _kvcodec_lanes.h; VARIANT names the copy. */
+/* Keys (K). _kvcodec.c includes this file once for each instruction set, after _kvcodec_lanes.h; VARIANT names the
+ * copy. The format and its terms are those of kernels_channels.py: a channel has 0 to 8 bits, cut into fields. */
 
-#define FIELDS 4 /* of a channel's code, in this order: 8, 4, 2 and 1 bits wide */
+#define FIELDS 4   /* of a channel's code, in this order: 8, 4, 2 and 1 bits wide */
 #define SIXTEEN 16 /* channels that one shuffle spreads or gathers */
 
-/* Where the fields of the channels lie in a unit, for all sixteens of a row of `lanes` channels. */
+/* Where the fields of the channels lie in a unit. A row of `lanes` channels is cut into groups of sixteen. */
 typedef struct {
-    ptrdiff_t count[FIELDS];  /* channels that have the field */
-    int32_t *first[FIELDS];   /* [sixteens] how many channels before this sixteen have it */
-    uint8_t *spread[FIELDS];  /* [lanes] the place of a channel's byte among the sixteen's; 0x80 for none */
-    uint8_t *gather[FIELDS];  /* [lanes] the reverse */
-    uint8_t *low;             /* [lanes] the value of the 1-bit field: 1, or 4 in codes of 5 bits */
+    ptrdiff_t count[FIELDS]; /* number of channels that have the field */
+    int32_t *first[FIELDS];  /* [sixteens] number of channels before this sixteen that have the field */
+    uint8_t *spread[FIELDS]; /* [lanes] index of the channel's byte among those of its sixteen; 0x80: it has none */
+    uint8_t *gather[FIELDS]; /* [lanes] the inverse of spread */
+    uint8_t *low;            /* [lanes] the value of the 1-bit field: 1, or 4 in codes of 5 bits */
 } VARIANT(Map);
 
-/* The caller's memory: floats first, then bytes. kvchunks/codec/kernels.py counts it in the same way. */
+/* The caller's scratch memory: floats first, then bytes. kv_scratch counts it in the same way. */
 typedef struct {
-    float *tile, *row, *step, *low, *spread, *top;
-    int32_t *score, *first;
-    uint8_t *width, *code, *bytes;
+    float *tile;               /* [rows][lanes] a group of tokens (encoding) or a unit of them (decoding) */
+    float *row;                /* [lanes] spare */
+    float *step, *low, *spread; /* [lanes] step, minimum and range of each channel */
+    float *top;                /* [lanes] the maximum, later the largest code */
+    int32_t *score;            /* [lanes] log2 of the importance, in 1/256; later the shift of the codes as a factor */
+    int32_t *first;            /* for Map */
+    uint8_t *width;            /* [lanes] bits of each channel */
+    uint8_t *code;             /* [UNIT][lanes] */
+    uint8_t *bytes;            /* for Map */
 } VARIANT(Scratch);
 
 INLINE VARIANT(Scratch) VARIANT(carve)(void *memory, ptrdiff_t lanes, ptrdiff_t rows) {
@@ -35,20 +42,24 @@ INLINE VARIANT(Scratch) VARIANT(carve)(void *memory, ptrdiff_t lanes, ptrdiff_t 
     return s;
 }
 
-/* A row of whole heads, turned on or (sign -1) back by its place in the group. */
-INLINE void VARIANT(turn_row)(float *restrict x, float *restrict spare, ptrdiff_t dim, const Turn *turn, ptrdiff_t layer, ptrdiff_t place, const float sign) {
-    const ptrdiff_t head = turn->head, pairs = turn->pairs;
-    const float *cosine = turn->table + ((ptrdiff_t)turn->kind[layer] * GROUP + place) * 2 * head, *sine = cosine + head;
+/* Rotate a row of whole heads by its place in the group: forward, or back with sign -1. */
+INLINE void VARIANT(rope_row)(
+    float *restrict x, float *restrict spare, ptrdiff_t dim, const Rope *rope, ptrdiff_t layer, ptrdiff_t place,
+    const float sign
+) {
+    const ptrdiff_t head = rope->head, pairs = rope->pairs;
+    const float *cosine = rope->table + ((ptrdiff_t)rope->kind[layer] * GROUP + place) * 2 * head;
+    const float *sine = cosine + head;
     for (ptrdiff_t at = 0; at < dim; at += head) {
         float *restrict in = x + at, *restrict out = spare + at;
-        if (turn->halves) {
+        if (rope->halves) {
             for (ptrdiff_t i = 0; i < pairs; i++) out[i] = in[i] * cosine[i] + in[i + pairs] * (sine[i] * sign);
             for (ptrdiff_t i = pairs; i < 2 * pairs; i++) out[i] = in[i] * cosine[i] + in[i - pairs] * (sine[i] * sign);
             for (ptrdiff_t i = 2 * pairs; i < head; i++) out[i] = in[i] * cosine[i] + in[i ^ 1] * (sine[i] * sign);
         } else {
             ptrdiff_t i = 0;
             for (; i + WIDE <= head; i += WIDE) {
-                /* By pointer: through memcpy gcc copies the halves apart, and the load then waits for both. */
+                /* By pointer: with memcpy gcc copies the halves separately, and the load then waits for both. */
                 const VARIANT(Wide) v = *(const VARIANT(Wide) *)(in + i), c = *(const VARIANT(Wide) *)(cosine + i);
                 const VARIANT(Wide) s = *(const VARIANT(Wide) *)(sine + i) * sign;
 #if WIDE == 8
@@ -63,14 +74,14 @@ INLINE void VARIANT(turn_row)(float *restrict x, float *restrict spare, ptrdiff_
     memcpy(x, spare, 4 * (size_t)dim);
 }
 
-/* -- how many bits a channel gets: kernels_keys.share ------------------------------------------- */
+/* -- how many bits a channel gets: water_fill of kernels_channels.py ----------------------------- */
 
 INLINE int32_t VARIANT(rounded)(int32_t score, int32_t threshold) {
     const int32_t bits = (score - threshold + 128) >> 8;
     return bits < 0 ? 0 : bits > 8 ? 8 : bits;
 }
 
-static void VARIANT(share)(const int32_t *score, ptrdiff_t dim, int bits, uint8_t *width) {
+static void VARIANT(water_fill)(const int32_t *score, ptrdiff_t dim, int bits, uint8_t *width) {
     const ptrdiff_t total = bits * dim;
     int32_t low = -(1 << 16), high = 1 << 17;
     while (high - low > 1) {
@@ -88,8 +99,11 @@ static void VARIANT(share)(const int32_t *score, ptrdiff_t dim, int bits, uint8_
 
 /* -- fields ------------------------------------------------------------------------------------- */
 
-/* True, and the map, if the channels' bits are 0 .. 8 and add up to `total`. */
-static int VARIANT(chart)(const uint8_t *width, ptrdiff_t dim, ptrdiff_t lanes, ptrdiff_t total, int32_t *first, uint8_t *bytes, VARIANT(Map) *map) {
+/* Make the map. True if the bits of the channels are 0 .. 8 and add up to `total`. */
+static int VARIANT(map_fields)(
+    const uint8_t *width, ptrdiff_t dim, ptrdiff_t lanes, ptrdiff_t total, int32_t *first, uint8_t *bytes,
+    VARIANT(Map) *map
+) {
     map->low = bytes;
     for (int f = 0; f < FIELDS; f++) {
         map->first[f] = first + f * (lanes / SIXTEEN);
@@ -127,8 +141,10 @@ INLINE void VARIANT(shuffle)(const uint8_t *src, const uint8_t *places, uint8_t 
 #endif
 }
 
-/* One row of a field from its dense bytes to every channel. */
-INLINE void VARIANT(spread_row)(const VARIANT(Map) *map, int f, const uint8_t *src, const uint8_t *end, ptrdiff_t at, uint8_t *dst) {
+/* One row of a field: from its dense bytes to one byte for every channel. */
+INLINE void VARIANT(spread_row)(
+    const VARIANT(Map) *map, int f, const uint8_t *src, const uint8_t *end, ptrdiff_t at, uint8_t *dst
+) {
     for (ptrdiff_t from = at; from < at + LANES; from += SIXTEEN, dst += SIXTEEN) {
         const uint8_t *bytes = src + map->first[f][from / SIXTEEN];
         uint8_t last[SIXTEEN] = {0};
@@ -140,8 +156,10 @@ INLINE void VARIANT(spread_row)(const VARIANT(Map) *map, int f, const uint8_t *s
     }
 }
 
-/* The codes of 64 channels and 8 tokens, all fields in their common places. */
-INLINE void VARIANT(unpack_keys)(const VARIANT(Map) *map, const uint8_t *src, const uint8_t *end, ptrdiff_t at, uint8_t code[UNIT][LANES]) {
+/* The codes of 64 channels and 8 tokens, with each field at the same bit in all channels. */
+INLINE void VARIANT(unpack_keys)(
+    const VARIANT(Map) *map, const uint8_t *src, const uint8_t *end, ptrdiff_t at, uint8_t code[UNIT][LANES]
+) {
     uint8_t row[8][LANES];
     const uint8_t *low = map->low + at;
     const uint8_t *four = src + 8 * map->count[0], *two = four + 4 * map->count[1], *one = two + 2 * map->count[2];
@@ -150,7 +168,8 @@ INLINE void VARIANT(unpack_keys)(const VARIANT(Map) *map, const uint8_t *src, co
     VARIANT(spread_row)(map, 3, one, end, at, row[6]);
 #define TAKE(t) \
     for (int c = 0; c < LANES; c++) { \
-        const uint8_t upper = (uint8_t)((row[t % 4][c] >> (t / 4 * 4)) & 15), middle = (uint8_t)((row[4 + t % 2][c] >> (t / 2 * 2)) & 3); \
+        const uint8_t upper = (uint8_t)((row[t % 4][c] >> (t / 4 * 4)) & 15); \
+        const uint8_t middle = (uint8_t)((row[4 + t % 2][c] >> (t / 2 * 2)) & 3); \
         const uint8_t lower = (uint8_t)(-((row[6][c] >> t) & 1)); \
         code[t][c] = (uint8_t)(upper << 3 | middle << 1 | (lower & low[c])); \
     }
@@ -163,8 +182,11 @@ INLINE void VARIANT(unpack_keys)(const VARIANT(Map) *map, const uint8_t *src, co
     }
 }
 
-/* One row of a field, dense. It may write up to 15 bytes too many, but not beyond `end`: rows are made in ascending order. */
-INLINE void VARIANT(gather_row)(const VARIANT(Map) *map, int f, const uint8_t *src, ptrdiff_t lanes, uint8_t *dst, const uint8_t *end) {
+/* One row of a field: from one byte for every channel to dense bytes. It may write up to 15 bytes too many, but not
+ * beyond `end`; the next row overwrites them, since rows are made in ascending order. */
+INLINE void VARIANT(gather_row)(
+    const VARIANT(Map) *map, int f, const uint8_t *src, ptrdiff_t lanes, uint8_t *dst, const uint8_t *end
+) {
     for (ptrdiff_t from = 0; from < lanes; from += SIXTEEN) {
         uint8_t *bytes = dst + map->first[f][from / SIXTEEN], last[SIXTEEN];
         if (end - bytes >= SIXTEEN) {
@@ -176,7 +198,7 @@ INLINE void VARIANT(gather_row)(const VARIANT(Map) *map, int f, const uint8_t *s
     }
 }
 
-/* One row of a field for every channel, 64 at a time so that gcc makes vectors of them. */
+/* One row of a field for every channel: 64 at a time, so that gcc vectorises it. */
 #define EACH_LANE(value) \
     for (ptrdiff_t at = 0; at < lanes; at += LANES) { \
         const uint8_t *x = code + at, *lowest = map->low + at; \
@@ -188,8 +210,10 @@ INLINE void VARIANT(gather_row)(const VARIANT(Map) *map, int f, const uint8_t *s
 #define MIDDLE(t) ((x[(t) * lanes + c] >> 1 & 3) << (t) / 2 * 2)
 #define LOWER(t) (-((x[(t) * lanes + c] & lowest[c]) != 0) & 1 << (t))
 
-/* Codes [UNIT][lanes] of a unit to its bytes. `row` is spare. */
-INLINE void VARIANT(pack_keys)(const VARIANT(Map) *map, const uint8_t *code, ptrdiff_t lanes, uint8_t *row, uint8_t *dst, const uint8_t *end) {
+/* Pack the codes [UNIT][lanes] of a unit. `row` is scratch. */
+INLINE void VARIANT(pack_keys)(
+    const VARIANT(Map) *map, const uint8_t *code, ptrdiff_t lanes, uint8_t *row, uint8_t *dst, const uint8_t *end
+) {
     for (int r = 0; map->count[0] && r < 8; r++, dst += map->count[0])
         VARIANT(gather_row)(map, 0, code + r * lanes, lanes, dst, end);
     for (int r = 0; r < 4; r++, dst += map->count[1]) {
@@ -212,8 +236,11 @@ INLINE void VARIANT(pack_keys)(const VARIANT(Map) *map, const uint8_t *code, ptr
 
 /* -- K ------------------------------------------------------------------------------------------ */
 
-/* Range, bits, step and minimum of every channel of the tile; writes the words and the minima. */
-INLINE void VARIANT(fit_keys)(const VARIANT(Scratch) *s, ptrdiff_t tokens, ptrdiff_t dim, ptrdiff_t lanes, const float *weight, int bits, uint8_t *words, uint8_t *lows) {
+/* Find range, bits, step and minimum of every channel of the tile; write the words and the minima. */
+INLINE void VARIANT(fit_keys)(
+    const VARIANT(Scratch) *s, ptrdiff_t tokens, ptrdiff_t dim, ptrdiff_t lanes, const float *weight, int bits,
+    uint8_t *words, uint8_t *lows
+) {
     float *restrict low = s->low, *restrict high = s->top, *restrict spread = s->spread, *restrict step = s->step;
     memcpy(low, s->tile, 4 * (size_t)lanes);
     memcpy(high, s->tile, 4 * (size_t)lanes);
@@ -230,7 +257,7 @@ INLINE void VARIANT(fit_keys)(const VARIANT(Scratch) *s, ptrdiff_t tokens, ptrdi
         s->score[c] = product.i >> 15;
     }
     memset(s->width, 0, (size_t)lanes);
-    VARIANT(share)(s->score, dim, bits, s->width);
+    VARIANT(water_fill)(s->score, dim, bits, s->width);
     for (ptrdiff_t at = 0; at < lanes; at += LANES) {
         const ptrdiff_t width = least(dim - at, LANES);
         uint16_t word[LANES];
@@ -252,7 +279,9 @@ INLINE void VARIANT(fit_keys)(const VARIANT(Scratch) *s, ptrdiff_t tokens, ptrdi
     }
 }
 
-static void VARIANT(encode_keys)(const uint8_t *x, const Shape *s, int bits, const Turn *turn, const float *weights, void *memory, uint8_t *out) {
+static void VARIANT(encode_keys)(
+    const uint8_t *x, const Shape *s, int bits, const Rope *rope, const float *weights, void *memory, uint8_t *out
+) {
     static const uint8_t places[9] = {1, 1, 2, 1, 8, 4, 2, 1, 1};
     const ptrdiff_t groups = parts(s->tokens, GROUP), lanes = parts(s->dim, LANES) * LANES, unit = bits * s->dim;
     const VARIANT(Scratch) own = VARIANT(carve)(memory, lanes, GROUP);
@@ -265,12 +294,16 @@ static void VARIANT(encode_keys)(const uint8_t *x, const Shape *s, int bits, con
             for (ptrdiff_t t = 0; t < tokens; t++) {
                 const uint8_t *row = x + l * s->layer_stride + (first + t) * s->token_stride;
                 float *into = own.tile + t * lanes;
-                for (ptrdiff_t at = 0; at < lanes; at += LANES) VARIANT(load)(row + 2 * at, least(s->dim - at, LANES), into + at);
-                if (turn->table) VARIANT(turn_row)(into, own.row, s->dim, turn, l, t, -1.0f);
+                for (ptrdiff_t at = 0; at < lanes; at += LANES)
+                    VARIANT(load)(row + 2 * at, least(s->dim - at, LANES), into + at);
+                if (rope->table) VARIANT(rope_row)(into, own.row, s->dim, rope, l, t, -1.0f);
             }
-            VARIANT(fit_keys)(&own, tokens, s->dim, lanes, weights + l * s->dim, bits, out + 2 * first / GROUP * s->dim, out + 2 * (groups + g) * s->dim);
+            VARIANT(fit_keys)(
+                &own, tokens, s->dim, lanes, weights + l * s->dim, bits, out + 2 * first / GROUP * s->dim,
+                out + 2 * (groups + g) * s->dim
+            );
             VARIANT(Map) map;
-            VARIANT(chart)(own.width, s->dim, lanes, unit, own.first, own.bytes, &map);
+            VARIANT(map_fields)(own.width, s->dim, lanes, unit, own.first, own.bytes, &map);
             float *restrict inverse = own.row;
             int32_t *restrict place = own.score;
             for (ptrdiff_t c = 0; c < lanes; c++) {
@@ -284,7 +317,8 @@ static void VARIANT(encode_keys)(const uint8_t *x, const Shape *s, int bits, con
                         memset(code, 0, (size_t)lanes);
                         continue;
                     }
-                    const float *restrict row = own.tile + (u * UNIT + t) * lanes, *restrict low = own.low, *restrict top = own.top;
+                    const float *restrict row = own.tile + (u * UNIT + t) * lanes;
+                    const float *restrict low = own.low, *restrict top = own.top;
                     for (ptrdiff_t c = 0; c < lanes; c++) {
                         float q = (row[c] - low[c]) * inverse[c];
                         q = q > 0 ? q : 0;
@@ -297,7 +331,7 @@ static void VARIANT(encode_keys)(const uint8_t *x, const Shape *s, int bits, con
         }
 }
 
-/* The step that suits codes whose fields are in their common places. */
+/* The bits of each channel, and the step for codes whose fields are at the same bit in all channels. */
 INLINE void VARIANT(read_words)(const uint8_t *words, ptrdiff_t dim, ptrdiff_t lanes, float *step, uint8_t *width) {
     static const float places[16] = {1, 1, 0.5f, 1, 0.125f, 0.25f, 0.5f, 1, 1};
     for (ptrdiff_t at = 0; at < lanes; at += LANES) {
@@ -312,8 +346,10 @@ INLINE void VARIANT(read_words)(const uint8_t *words, ptrdiff_t dim, ptrdiff_t l
     }
 }
 
-/* 0, with x untouched, unless every channel's bits make sense. */
-static int VARIANT(decode_keys)(const uint8_t *data, const Shape *s, int bits, const Turn *turn, void *memory, uint8_t *x) {
+/* 0, with x untouched, if the bits of the channels do not add up. */
+static int VARIANT(decode_keys)(
+    const uint8_t *data, const Shape *s, int bits, const Rope *rope, void *memory, uint8_t *x
+) {
     const ptrdiff_t groups = parts(s->tokens, GROUP), lanes = parts(s->dim, LANES) * LANES, unit = bits * s->dim;
     const VARIANT(Scratch) own = VARIANT(carve)(memory, lanes, UNIT);
     const ptrdiff_t layer_bytes = 4 * groups * s->dim + parts(s->tokens, UNIT) * unit;
@@ -332,11 +368,13 @@ static int VARIANT(decode_keys)(const uint8_t *data, const Shape *s, int bits, c
     for (ptrdiff_t l = 0; l < s->layers; l++, data += layer_bytes)
         for (ptrdiff_t g = 0; g < groups; g++) {
             const ptrdiff_t first = g * GROUP, tokens = least(s->tokens - first, GROUP);
-            const uint8_t *packed = data + 4 * groups * s->dim + first / UNIT * unit, *lows = data + 2 * (groups + g) * s->dim;
+            const uint8_t *packed = data + 4 * groups * s->dim + first / UNIT * unit;
+            const uint8_t *lows = data + 2 * (groups + g) * s->dim;
             VARIANT(Map) map;
             VARIANT(read_words)(data + 2 * g * s->dim, s->dim, lanes, own.step, own.width);
-            VARIANT(chart)(own.width, s->dim, lanes, unit, own.first, own.bytes, &map);
-            for (ptrdiff_t at = 0; at < lanes; at += LANES) VARIANT(load)(lows + 2 * at, least(s->dim - at, LANES), own.low + at);
+            VARIANT(map_fields)(own.width, s->dim, lanes, unit, own.first, own.bytes, &map);
+            for (ptrdiff_t at = 0; at < lanes; at += LANES)
+                VARIANT(load)(lows + 2 * at, least(s->dim - at, LANES), own.low + at);
             for (ptrdiff_t u = 0; u < parts(tokens, UNIT); u++, packed += unit) {
                 const ptrdiff_t count = least(tokens - u * UNIT, UNIT);
                 for (ptrdiff_t at = 0; at < lanes; at += LANES) {
@@ -351,8 +389,9 @@ static int VARIANT(decode_keys)(const uint8_t *data, const Shape *s, int bits, c
                 for (ptrdiff_t t = 0; t < count; t++) {
                     uint8_t *row = x + l * s->layer_stride + (first + u * UNIT + t) * s->token_stride;
                     float *y = own.tile + t * lanes;
-                    if (turn->table) VARIANT(turn_row)(y, own.row, s->dim, turn, l, u * UNIT + t, 1.0f);
-                    for (ptrdiff_t at = 0; at < lanes; at += LANES) VARIANT(store)(y + at, row + 2 * at, least(s->dim - at, LANES));
+                    if (rope->table) VARIANT(rope_row)(y, own.row, s->dim, rope, l, u * UNIT + t, 1.0f);
+                    for (ptrdiff_t at = 0; at < lanes; at += LANES)
+                        VARIANT(store)(y + at, row + 2 * at, least(s->dim - at, LANES));
                 }
             }
         }

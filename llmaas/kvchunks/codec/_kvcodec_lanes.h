@@ -1,4 +1,5 @@
-/* f16, rows of 64 lanes, and packing. Included by _kvcodec.c once for each instruction set; VARIANT names the copy. */
+/* f16 conversion, rows of 64 lanes, and packing. _kvcodec.c includes this file once for each instruction set; VARIANT
+ * names the copy. */
 
 /* -- f16 ------------------------------------------------------------------------------------ */
 
@@ -10,7 +11,7 @@ INLINE float VARIANT(float_of)(uint16_t half) {
     memcpy(&h, &half, sizeof h);
     return (float)h;
 #else
-    /* Finite values only: the exponent is moved by a multiplication, which subnormals survive. */
+    /* For finite values only: a multiplication moves the exponent, which also works for subnormals. */
     union { uint32_t u; float f; } x = {(uint32_t)(half & 0x7fff) << 13};
     x.f *= 0x1p112f;
     x.u |= (uint32_t)(half & 0x8000) << 16;
@@ -78,7 +79,7 @@ INLINE void VARIANT(store)(const float *restrict x, uint8_t *dst, ptrdiff_t widt
         memcpy(dst, half, 2 * (size_t)width);
 }
 
-/* What x becomes when it is stored as f16 and read again. */
+/* Round x to f16 and back. */
 INLINE void VARIANT(round_half)(float *restrict x) {
     uint16_t half[LANES];
     VARIANT(to_half)(x, half);
@@ -97,7 +98,7 @@ static int VARIANT(largest)(const uint8_t *x, const Shape *s) {
                 else
                     memcpy(half, row + 2 * at, 2 * (size_t)(s->dim - at));
                 for (int c = 0; c < LANES; c++) {
-                    /* Signed compare of 15 bits: SSE2 has no unsigned one. */
+                    /* A signed comparison of 15 bits: SSE2 has no unsigned one. */
                     const int16_t h = (int16_t)(half[c] & 0x7fff), m = (int16_t)most[c];
                     most[c] = (uint16_t)(h > m ? h : m);
                 }
@@ -123,7 +124,7 @@ typedef int32_t VARIANT(Lanes) __attribute__((vector_size(4 * WIDE)));
 #define SHUFFLE(v, ...) __builtin_shuffle(v, (VARIANT(Lanes)){__VA_ARGS__})
 #endif
 
-/* -- packing: bits = a sum of field widths 8, 4, 2, 1; token t's field lies in row t % width -------------- */
+/* -- packing: the bits are a sum of the field widths 8, 4, 2, 1; token t's field lies in row t % width ------ */
 
 #define EACH_TOKEN(do) do(0) do(1) do(2) do(3) do(4) do(5) do(6) do(7)
 
@@ -147,7 +148,9 @@ INLINE void VARIANT(pack_field)(uint8_t row[][LANES], uint8_t code[UNIT][LANES],
 #undef PUT
 }
 
-INLINE void VARIANT(unpack)(const uint8_t *src, ptrdiff_t dim, ptrdiff_t width, uint8_t code[UNIT][LANES], const int bits) {
+INLINE void VARIANT(unpack)(
+    const uint8_t *src, ptrdiff_t dim, ptrdiff_t width, uint8_t code[UNIT][LANES], const int bits
+) {
     uint8_t row[8][LANES];
     for (int r = 0; r < bits; r++) {
         if (width == LANES)

@@ -1,6 +1,7 @@
-/* V. Included by _kvcodec.c once for each instruction set, after _kvcodec_lanes.h; VARIANT names the copy. */
+/* Values (V). _kvcodec.c includes this file once for each instruction set, after _kvcodec_lanes.h; VARIANT names the
+ * copy. The format is that of kernels_numpy.py. */
 
-/* A function per number of bits, so that shifts and masks are constants. */
+/* A function for each number of bits, so that shifts and masks are constants. */
 #define FOR_BITS(call) \
     switch (bits) { \
     case 2: call(2); break; \
@@ -11,9 +12,9 @@
     default: call(8); break; \
     }
 
-/* -- V: rotated by a Hadamard matrix, one step for each token and 64 neighbours ------------------- */
+/* -- rotation by a Hadamard matrix ------------------------------------------------------------------ */
 
-/* Sums and differences of values h apart, h = 1, 2, 4 ... n / 2, in this order; n <= 64 stays in registers. */
+/* Sums and differences of values that are h = 1, 2, 4 ... n / 2 apart, in this order; n <= 64 stays in registers. */
 INLINE void VARIANT(butterflies)(float *restrict x, const int n) {
     VARIANT(Wide) v[LANES / WIDE];
     memcpy(v, x, 4 * (size_t)n);
@@ -72,7 +73,9 @@ INLINE void VARIANT(rotate)(float *restrict x, int block) {
     }
 }
 
-/* Eight at a time whatever the machine's vectors are: sums keep one order of additions everywhere. */
+/* -- one step for each token and 64 neighbours ------------------------------------------------------ */
+
+/* Eight values at a time, however wide the machine's vectors are: sums are added in the same order everywhere. */
 typedef float VARIANT(Eight) __attribute__((vector_size(32), aligned(4), may_alias));
 typedef int32_t VARIANT(EightInts) __attribute__((vector_size(32), aligned(4), may_alias));
 
@@ -82,7 +85,7 @@ INLINE float VARIANT(total)(const VARIANT(Eight) *columns) {
     return (a + c) + (b + d);
 }
 
-/* Which level of its sign a rotated value gets: level k is s * (1 + curve * s * s) steps, s = 2 k + 1. */
+/* The level nearest to the magnitude of a rotated value: level k is s * (1 + curve * s * s) steps, s = 2 k + 1. */
 INLINE VARIANT(EightInts) VARIANT(nearest)(VARIANT(Eight) magnitude, float inverse, const int bits) {
     const VARIANT(Eight) u = magnitude * inverse;
     const int half = 1 << (bits - 1);
@@ -99,7 +102,7 @@ INLINE VARIANT(EightInts) VARIANT(nearest)(VARIANT(Eight) magnitude, float inver
     return (k & ~over) | ((half - 1) & over);
 }
 
-/* Try a step: the squared error of its codes, and the step that would suit these codes best. */
+/* Try a step: returns the squared error of its codes; `fitted` is the least-squares step for these codes. */
 INLINE float VARIANT(try_row)(
     const float *restrict magnitude, const float *restrict mask, float step, float *restrict fitted, const int bits
 ) {
@@ -119,7 +122,7 @@ INLINE float VARIANT(try_row)(
     return VARIANT(total)(&error);
 }
 
-/* The best step found for 64 values (padded with zeros, mask 0), and their codes. */
+/* The better of two steps for 64 values, and their codes. Padding has the value 0 and the mask 0. */
 INLINE float VARIANT(fit_row)(
     const float *restrict x, const float *restrict mask, uint8_t *restrict code, const int bits
 ) {
@@ -130,9 +133,9 @@ INLINE float VARIANT(fit_row)(
         for (int c = 0; c < 8; c++) columns[c] = magnitude[i + c] > columns[c] ? magnitude[i + c] : columns[c];
     for (int c = 0; c < 8; c++) top = columns[c] > top ? columns[c] : top;
     float step = VARIANT(float_of)(VARIANT(half_of)(top * (START(bits) / LEVEL((float)most, CURVE(bits)))));
-    for (int turn = 0; turn < 2; turn++) {
+    for (int attempt = 0; attempt < 2; attempt++) {
         const float error = VARIANT(try_row)(magnitude, mask, step, &fitted, bits);
-        if (turn == 0 || error < best_error) {
+        if (attempt == 0 || error < best_error) {
             best_error = error;
             best_step = step;
         }
@@ -153,7 +156,9 @@ INLINE void VARIANT(levels)(const uint8_t *restrict code, float *restrict y, con
     }
 }
 
-INLINE void VARIANT(encode_rotated_at)(const uint8_t *x, const Shape *s, int block, float norm, uint8_t *out, const int bits) {
+INLINE void VARIANT(encode_rotated_at)(
+    const uint8_t *x, const Shape *s, int block, float norm, uint8_t *out, const int bits
+) {
     const ptrdiff_t groups = parts(s->dim, GROUP), units = parts(s->tokens, UNIT);
     const ptrdiff_t span = block > LANES ? block : LANES;
     for (ptrdiff_t l = 0; l < s->layers; l++) {
@@ -167,8 +172,8 @@ INLINE void VARIANT(encode_rotated_at)(const uint8_t *x, const Shape *s, int blo
                     float row[LARGEST_BLOCK], mask[LANES];
                     for (ptrdiff_t i = 0; i < tiles; i++) {
                         const ptrdiff_t at = from + i * LANES;
-                        VARIANT(load)
-                        (x + l * s->layer_stride + t * s->token_stride + 2 * at, least(s->dim - at, LANES), row + i * LANES);
+                        const uint8_t *values = x + l * s->layer_stride + t * s->token_stride + 2 * at;
+                        VARIANT(load)(values, least(s->dim - at, LANES), row + i * LANES);
                     }
                     VARIANT(rotate)(row, block);
                     for (ptrdiff_t i = 0; i < tiles; i++) {
@@ -191,7 +196,9 @@ INLINE void VARIANT(encode_rotated_at)(const uint8_t *x, const Shape *s, int blo
     }
 }
 
-INLINE void VARIANT(decode_rotated_at)(const uint8_t *data, const Shape *s, int block, float norm, uint8_t *x, const int bits) {
+INLINE void VARIANT(decode_rotated_at)(
+    const uint8_t *data, const Shape *s, int block, float norm, uint8_t *x, const int bits
+) {
     const ptrdiff_t groups = parts(s->dim, GROUP), units = parts(s->tokens, UNIT);
     const ptrdiff_t span = block > LANES ? block : LANES;
     for (ptrdiff_t l = 0; l < s->layers; l++) {
@@ -220,8 +227,8 @@ INLINE void VARIANT(decode_rotated_at)(const uint8_t *data, const Shape *s, int 
                     VARIANT(rotate)(row, block);
                     for (ptrdiff_t i = 0; i < tiles; i++) {
                         const ptrdiff_t at = from + i * LANES;
-                        VARIANT(store)
-                        (row + i * LANES, x + l * s->layer_stride + (first + t) * s->token_stride + 2 * at, least(s->dim - at, LANES));
+                        uint8_t *values = x + l * s->layer_stride + (first + t) * s->token_stride + 2 * at;
+                        VARIANT(store)(row + i * LANES, values, least(s->dim - at, LANES));
                     }
                 }
             }
