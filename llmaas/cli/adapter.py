@@ -11,7 +11,7 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from llmaas.cli.options import add_actions, configured
+from llmaas.cli.options import add_actions, connected
 from llmaas.cli.out import human_bytes, print_json, printable, table
 
 if TYPE_CHECKING:
@@ -40,9 +40,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def run(args: argparse.Namespace) -> int:
-    from llmaas.api.client import Client
-
-    with Client(configured(args).socket, app=args.app) as client:
+    with connected(args) as client:
         code: int = args.do(client, args)
     return code
 

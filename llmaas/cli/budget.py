@@ -10,7 +10,7 @@ import argparse
 from pathlib import Path
 from typing import Any
 
-from llmaas.cli.options import add_client, configured
+from llmaas.cli.options import add_client, connected
 from llmaas.cli.out import print_json
 from llmaas.cli.stats import lines
 from llmaas.config.settings import SETTINGS, flag
@@ -38,10 +38,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def run(args: argparse.Namespace) -> int:
-    from llmaas.api.client import Client
-
     wanted = {what: _bytes(what, getattr(args, what.removesuffix("_bytes"))) for what in ("pool_bytes", "disk_bytes")}
-    with Client(configured(args).socket, app=args.app) as client:
+    with connected(args) as client:
         found: dict[str, Any] = client.budget(**wanted)
     if args.json:
         print_json(found)

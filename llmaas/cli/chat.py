@@ -13,8 +13,8 @@ from typing import TYPE_CHECKING
 from llmaas.cli.chat_input import Lines, read_piped
 from llmaas.cli.contexts import matching
 from llmaas.cli.generation import add_generation, add_terms, sampling, terms
-from llmaas.cli.options import add_client, configured
-from llmaas.cli.out import complain, dim, human_age, note, printable
+from llmaas.cli.options import add_client, configured, connected
+from llmaas.cli.out import dim, human_age, print_error, print_note, printable
 from llmaas.clock import RealClock
 from llmaas.errors import BadRequest, Cancelled, LlmaasError, NotServing, ShuttingDown
 
@@ -58,11 +58,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def run(args: argparse.Namespace) -> int:
-    from llmaas.api.client import Client
-
     config = configured(args)
     text = _piped_text(args)
-    with Client(config.socket, app=args.app) as client:
+    with connected(args) as client:
         if text is not None:
             context = _open(client, args.context or _ONCE_CONTEXT, args.system)
             return 0 if _answer(client, context, text, args, config) else 130
@@ -108,7 +106,7 @@ def _open(client: Client, word: str, system: str | None) -> ContextInfo:
     if found is None:
         return client.create(name=word, system=system)
     if system is not None:
-        note(f"{printable(found.name)} exists already: --system is not used")
+        print_note(f"{printable(found.name)} exists already: --system is not used")
     return found
 
 
@@ -123,7 +121,7 @@ def _converse(client: Client, context: ContextInfo, lines: Lines, args: argparse
         except (NotServing, ShuttingDown):
             raise  # there is nobody left to talk to
         except LlmaasError as error:
-            complain(error.message, error.hint)
+            print_error(error.message, error.hint)
         except KeyboardInterrupt:  # before the answer began, or again while it was being cancelled
             print()
     return 0
@@ -150,7 +148,7 @@ def _answer(client: Client, context: ContextInfo, text: str, args: argparse.Name
             break
         except Cancelled:
             print()
-            note("cancelled; what was said so far is kept")
+            print_note("cancelled; what was said so far is kept")
             return False
         except KeyboardInterrupt:
             if cancelled:

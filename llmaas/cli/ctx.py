@@ -10,7 +10,7 @@ import sys
 from typing import TYPE_CHECKING, Any, TextIO
 
 from llmaas.cli.contexts import meant
-from llmaas.cli.options import add_actions, configured
+from llmaas.cli.options import add_actions, connected
 from llmaas.cli.out import bold, human_age, print_json, printable, table
 from llmaas.clock import RealClock
 
@@ -60,9 +60,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def run(args: argparse.Namespace) -> int:
-    from llmaas.api.client import Client
-
-    with Client(configured(args).socket, app=args.app) as client:
+    with connected(args) as client:
         code: int = args.do(client, args)
     return code
 

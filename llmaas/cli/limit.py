@@ -8,7 +8,7 @@ from __future__ import annotations
 import argparse
 from pathlib import Path
 
-from llmaas.cli.options import add_client, configured
+from llmaas.cli.options import add_client, connected
 from llmaas.cli.out import print_json
 from llmaas.config.settings import SETTINGS
 from llmaas.errors import ConfigError
@@ -33,14 +33,12 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def run(args: argparse.Namespace) -> int:
-    from llmaas.api.client import Client
-
     kind = SETTINGS["rate"].kind
     try:
         rate = kind.read(args.rate, Path())
     except ValueError:
         raise ConfigError(f"RATE is {args.rate!r}; it must be {kind.allowed}") from None
-    with Client(configured(args).socket, app=args.app) as client:
+    with connected(args) as client:
         found = client.limit(args.of, rate)
     if args.json:
         print_json(found)

@@ -13,7 +13,7 @@ import sys
 from collections.abc import Sequence
 from contextlib import suppress
 
-from llmaas.cli.out import complain
+from llmaas.cli.out import print_error
 from llmaas.errors import BadRequest, ConfigError, LlmaasError
 from llmaas.version import __version__
 
@@ -96,14 +96,14 @@ def main(argv: Sequence[str] | None = None) -> int:
     except Exception as error:
         if _debugging():
             raise
-        complain(f"{type(error).__name__}: {error}", "LLMAAS_DEBUG=1 shows where this happened.")
+        print_error(f"{type(error).__name__}: {error}", "LLMAAS_DEBUG=1 shows where this happened.")
         return FAILED
 
 
 def _fail(error: LlmaasError, code: int) -> int:
     if _debugging():
         raise error
-    complain(error.message, error.hint)
+    print_error(error.message, error.hint)
     return code
 
 

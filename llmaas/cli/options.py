@@ -10,8 +10,12 @@ import argparse
 import os
 from collections.abc import Callable, Iterable
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from llmaas.config.settings import SETTINGS, Config, LoadedConfig, flag, load, variable
+
+if TYPE_CHECKING:
+    from llmaas.api.client import Client
 
 DEFAULT_APP = "cli"
 
@@ -63,3 +67,10 @@ def loaded(args: argparse.Namespace) -> LoadedConfig:
 
 def configured(args: argparse.Namespace) -> Config:
     return loaded(args).config
+
+
+def connected(args: argparse.Namespace) -> Client:
+    """A client of the daemon, for a command that has the arguments of ``add_client``."""
+    from llmaas.api.client import Client  # --help does not wait for numpy and msgpack
+
+    return Client(configured(args).socket, app=args.app)

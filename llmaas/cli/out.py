@@ -17,7 +17,7 @@ _CONTROL = re.compile("[\x00-\x1f\x7f-\x9f\ud800-\udfff]")
 """C0, DEL, C1 and surrogates. Other unprintable characters are harmless, and joiners make emoji."""
 
 
-def complain(message: str, hint: str = "") -> None:
+def print_error(message: str, hint: str = "") -> None:
     """An error as every command reports it: what happened, then what to do."""
     sys.stdout.flush()
     print(f"llmaas: {message}", file=sys.stderr)
@@ -25,7 +25,7 @@ def complain(message: str, hint: str = "") -> None:
         print(f"  hint: {hint}", file=sys.stderr)
 
 
-def note(text: str) -> None:
+def print_note(text: str) -> None:
     """A remark beside the result."""
     print(f"llmaas: {text}", file=sys.stderr)
 

@@ -15,7 +15,7 @@ import socket
 import sys
 
 from llmaas.cli.options import add_settings, loaded
-from llmaas.cli.out import note
+from llmaas.cli.out import print_note
 from llmaas.config.kinds import show_bytes, show_cpus
 from llmaas.config.settings import SETTINGS, LoadedConfig
 
@@ -32,7 +32,6 @@ examples:
 The daemon logs to stderr and runs in the foreground; docs/operations.md has a systemd unit.
 Ctrl-C or SIGTERM ends it gracefully, exit code 0.
 """
-_LOG_FORMAT = "%(asctime)s %(levelname)-7s %(name)s: %(message)s"
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -65,7 +64,7 @@ async def _serve(found: LoadedConfig) -> None:
 
     def on_signal(signum: int) -> None:
         if stop.is_set() and signum == signal.SIGINT:
-            note("stopped at once")
+            print_note("stopped at once")
             os._exit(130)
         log.info("%s: stopping", signal.Signals(signum).name)
         stop.set()
@@ -74,9 +73,9 @@ async def _serve(found: LoadedConfig) -> None:
         loop.add_signal_handler(signum, on_signal, signum)
     async with running(found.config) as runtime:
         log.info("ready: %s on %s", runtime.model.name, found.config.socket)
-        tell_manager("READY=1")
+        notify_manager("READY=1")
         await stop.wait()
-        tell_manager("STOPPING=1")
+        notify_manager("STOPPING=1")
     log.info("stopped")
 
 
@@ -95,7 +94,7 @@ def _show_config(found: LoadedConfig) -> None:
         print(f"{name} = {shown}    # {found.origins[name]}")
 
 
-def tell_manager(state: str) -> None:
+def notify_manager(state: str) -> None:
     """Tell systemd: sd_notify's protocol is one datagram to the socket that NOTIFY_SOCKET names, if any."""
     address = os.environ.get("NOTIFY_SOCKET", "")
     if not address:

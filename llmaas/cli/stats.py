@@ -10,7 +10,7 @@ import sys
 import threading
 from collections.abc import Iterator, Mapping
 
-from llmaas.cli.options import add_client, configured
+from llmaas.cli.options import add_client, connected
 from llmaas.cli.out import bold, human_bytes, print_json, printable
 
 _EPILOG = """\
@@ -33,9 +33,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def run(args: argparse.Namespace) -> int:
-    from llmaas.api.client import Client
-
-    with Client(configured(args).socket, app=args.app) as client:
+    with connected(args) as client:
         while True:
             figures = client.stats()
             if args.json:

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from llmaas.cli.serve import tell_manager
+from llmaas.cli.serve import notify_manager
 
 
 @pytest.mark.parametrize("abstract", [False, True])
@@ -19,7 +19,7 @@ def test_the_service_manager_is_told_by_one_datagram(
         manager.bind(f"\0{name}" if abstract else name)
         manager.settimeout(5)
         monkeypatch.setenv("NOTIFY_SOCKET", f"@{name}" if abstract else name)
-        tell_manager("READY=1")
+        notify_manager("READY=1")
         assert manager.recv(100) == b"READY=1"
 
 
@@ -27,11 +27,11 @@ def test_a_manager_that_is_gone_is_logged_and_not_fatal(
     monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
     monkeypatch.setenv("NOTIFY_SOCKET", "/nowhere/notify")
-    tell_manager("READY=1")
+    notify_manager("READY=1")
     assert "/nowhere/notify" in caplog.text
 
 
 def test_without_a_manager_nothing_is_told(monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture) -> None:
     monkeypatch.delenv("NOTIFY_SOCKET", raising=False)
-    tell_manager("READY=1")
+    notify_manager("READY=1")
     assert caplog.text == ""

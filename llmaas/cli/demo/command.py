@@ -17,7 +17,7 @@ from pathlib import Path
 from types import FrameType
 from typing import TYPE_CHECKING, Any
 
-from llmaas.cli.out import complain, note
+from llmaas.cli.out import print_error, print_note
 
 if TYPE_CHECKING:
     from rich.console import Console
@@ -87,7 +87,7 @@ def run(args: argparse.Namespace) -> int:
     for line in budget_lines(plan):
         console.print(f"  {line}", soft_wrap=True)
     if os.getloadavg()[0] > _BUSY * len(os.sched_getaffinity(0)):
-        note("this machine is busy with other work: the demo will take longer, and its figures will be worse")
+        print_note("this machine is busy with other work: the demo will take longer, and its figures will be worse")
     with ExitStack() as stack:
         root = Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="llmaas-demo-", ignore_cleanup_errors=True)))
         stack.enter_context(_terminated_as_interrupted())
@@ -136,10 +136,10 @@ def _finish(demo: Demo, plan: Plan, model: Path, name: str, root: Path, out: Pat
         plot.draw(out / "demo.png", demo.findings, demo.memory.samples, bound, title)
         console.print(f"picture: {out / 'demo.png'}")
     else:
-        note(f"no picture, since matplotlib is not installed; for one: {plot.HOW}")
+        print_note(f"no picture, since matplotlib is not installed; for one: {plot.HOW}")
     failed = [check for check in demo.findings.checks if not check.ok]
     for check in failed:
-        complain(f"did not hold: {check.name} ({check.text})")
+        print_error(f"did not hold: {check.name} ({check.text})")
     return 1 if failed else 0
 
 
