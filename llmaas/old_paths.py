@@ -29,15 +29,15 @@ api.unix                api.server
 chat                    service.chat
 cli.demo_app            cli.demo.app
 cli.demo_crew           cli.demo.crew
-cli.demo_daemon         cli.demo.daemon
+cli.demo_daemon         cli.demo.daemon cli.demo.memory
 cli.demo_data           cli.demo.data
-cli.demo_plan           cli.demo.plan
+cli.demo_plan           cli.demo.plan cli.demo.pace cli.demo.schedule cli.demo.times
 cli.demo_plot           cli.demo.plot
 cli.demo_records        cli.demo.records
-cli.demo_report         cli.demo.report
+cli.demo_report         cli.demo.report cli.demo.figures cli.demo.lines
 cli.demo_run            cli.demo.run
 cli.demo_summary        cli.demo.summary
-cli.demo_view           cli.demo.view
+cli.demo_view           cli.demo.view cli.demo.plain_view cli.demo.live_view cli.demo.tier_bar
 cli.doctor_checks       cli.doctor.checks cli.doctor.finding cli.doctor.model cli.doctor.store cli.doctor.daemon
 cli.doctor_host         cli.doctor.host
 cli.doctor_store        cli.doctor.damage

@@ -21,14 +21,18 @@ from rich.console import Console
 
 from llmaas.cli.demo import plot as demo_plot
 from llmaas.cli.demo.crew import Crew, demo_environ
-from llmaas.cli.demo.daemon import Memory, memory_of
 from llmaas.cli.demo.data import conversations
-from llmaas.cli.demo.plan import AFTERWARDS, AppPlan, Plan, make_plan, schedule
+from llmaas.cli.demo.figures import figures, memory_check
+from llmaas.cli.demo.lines import summary_rows
+from llmaas.cli.demo.memory import Memory, memory_of
+from llmaas.cli.demo.plan import AFTERWARDS, AppPlan, Plan, make_plan
 from llmaas.cli.demo.records import ALONE, TOGETHER, DemoFindings, DemoTurn, Pair, Prefill, milliseconds
-from llmaas.cli.demo.report import figures, filesystem, memory_check, report, summary_rows
+from llmaas.cli.demo.report import filesystem, report
 from llmaas.cli.demo.run import Demo
+from llmaas.cli.demo.schedule import schedule
 from llmaas.cli.demo.summary import print_summary
-from llmaas.cli.demo.view import bar, view
+from llmaas.cli.demo.tier_bar import bar
+from llmaas.cli.demo.view import view
 from llmaas.engine.llama.model import LlamaModel
 from llmaas.errors import MachineError
 from tests.cli.conftest import COMMAND, Run, clean_environ
@@ -197,7 +201,7 @@ def test_what_a_model_says_cannot_drive_the_terminal() -> None:
         shown.part("a part")
         shown.busy("music", "switching")
         shown.text("music", "x")
-        shown.turned(turn(), "evil\x1b]0;title\x07 and [bold]markup[/bold]")
+        shown.turn_ended(turn(), "evil\x1b]0;title\x07 and [bold]markup[/bold]")
     assert "\x1b]0;" not in out.getvalue()
     assert "evil" in out.getvalue() and "[bold]markup" in out.getvalue()
 
@@ -205,8 +209,8 @@ def test_what_a_model_says_cannot_drive_the_terminal() -> None:
 def test_without_a_terminal_every_turn_is_a_line() -> None:
     out = io.StringIO()
     with view(Console(file=out), plan_of("music"), lambda: "gauge") as shown:
-        shown.prefilled(Prefill("music", 1.0, 500, 1500, True))
-        shown.turned(turn(places=(0, 320, 320, 0)), "an answer")
+        shown.prefill_ended(Prefill("music", 1.0, 500, 1500, True))
+        shown.turn_ended(turn(places=(0, 320, 320, 0)), "an answer")
     first, second = out.getvalue().splitlines()
     assert "computed again in 1.50 s" in first
     assert "POOL 320, DISK 320" in second and "\x1b" not in second

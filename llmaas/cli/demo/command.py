@@ -7,27 +7,11 @@ only if everything held. Nothing is left behind but the folder with the results.
 from __future__ import annotations
 
 import argparse
-import json
-import os
-import signal
-import tempfile
-from collections.abc import Iterator
-from contextlib import ExitStack, contextmanager
 from pathlib import Path
-from types import FrameType
-from typing import TYPE_CHECKING, Any
 
-from llmaas.cli.out import print_error, print_note
-
-if TYPE_CHECKING:
-    from rich.console import Console
-
-    from llmaas.cli.demo.plan import Plan
-    from llmaas.cli.demo.run import Demo
+from llmaas.cli.demo.times import FULL_SECONDS, QUICK_SECONDS
 
 DEFAULT_OUT = Path("llmaas-demo")
-_BUSY = 0.5
-"""Load average for each core from which on figures suffer."""
 _EPILOG = """\
 what happens:
   1  a daemon of its own is started on a temporary socket, with memory for about a third of what follows
@@ -67,115 +51,10 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def run(args: argparse.Namespace) -> int:
-    # All of this needs the model's library and more; --help must not wait for it.
-    from rich.console import Console
+    from llmaas.cli.demo.session import show_demo  # --help does not wait for the model's library and numpy
 
-    from llmaas.cli.demo.data import conversations
-    from llmaas.cli.demo.plan import FULL_SECONDS, QUICK_SECONDS, make_plan, measured_pace
-    from llmaas.cli.demo.report import budget_lines
-    from llmaas.config import models
-    from llmaas.engine.llama.model import LlamaModel
-
-    seconds = float(QUICK_SECONDS if args.quick else args.seconds or FULL_SECONDS)
-    model_file = models.find(args.model)
-    args.out.mkdir(parents=True, exist_ok=True)
-    model = LlamaModel(model_file)
-    name, plan = model.name, make_plan(conversations(), model, seconds, args.seed, measured_pace(model_file))
-    del model
-    console = Console(highlight=False)
-    console.print(f"llmaas demo: one model, {model_file.stem}, for {len(plan.apps)} apps", style="bold")
-    for line in budget_lines(plan):
-        console.print(f"  {line}", soft_wrap=True)
-    if os.getloadavg()[0] > _BUSY * len(os.sched_getaffinity(0)):
-        print_note("this machine is busy with other work: the demo will take longer, and its figures will be worse")
-    with ExitStack() as stack:
-        root = Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="llmaas-demo-", ignore_cleanup_errors=True)))
-        stack.enter_context(_terminated_as_interrupted())
-        demo = _play(stack, root, model_file, plan, console)
-        return _finish(demo, plan, model_file, name, root, args.out, console)
-
-
-def _play(stack: ExitStack, root: Path, model: Path, plan: Plan, console: Console) -> Demo:
-    from llmaas.cli.demo.run import Demo
-    from llmaas.cli.demo.view import view
-
-    demo: Demo | None = None
-    shown = view(console, plan, lambda: _gauge(demo, plan) if demo else "")
-    demo = Demo(root, model, plan, shown)
-    stack.callback(_undisturbed(demo.close))
-    with shown:
-        demo.play()
-    return demo
-
-
-def _finish(demo: Demo, plan: Plan, model: Path, name: str, root: Path, out: Path, console: Console) -> int:
-    """Write the results, print the summary, give the verdict."""
-    from dataclasses import asdict
-
-    from llmaas.cli.demo import plot
-    from llmaas.cli.demo.report import megabytes, memory_check, report
-    from llmaas.cli.demo.summary import print_summary
-
-    peak, fullest = demo.memory.peak, demo.memory.fullest
-    check, bound = memory_check(plan, model.stat().st_size, demo.findings.stats["cells"]["total"], peak)
-    demo.findings.checks.append(check)
-    memory: dict[str, Any] = {
-        "peak_bytes": peak.peak if peak else None,
-        "at_fullest": asdict(fullest) if fullest else None,
-        "bound_parts": bound,
-        "samples": [[round(at, 2), memory.anon, memory.file] for at, memory in demo.memory.samples],
-    }
-    found = report(demo.findings, plan, model, name, root, memory) | {"seconds_taken": demo.seconds}
-    print_summary(console, demo.findings, plan, found)
-    results = out / "demo.json"
-    results.write_text(json.dumps(found, indent=1, allow_nan=False) + "\n", "utf-8")
-    console.print(f"\nfigures: {results}")
-    if plot.available():
-        given = megabytes(plan.cells_bytes + plan.pool_bytes)
-        title = f"llmaas demo: {model.stem}, {len(plan.apps)} apps, {given} of cells and pool"
-        plot.draw(out / "demo.png", demo.findings, demo.memory.samples, bound, title)
-        console.print(f"picture: {out / 'demo.png'}")
-    else:
-        print_note(f"no picture, since matplotlib is not installed; for one: {plot.HOW}")
-    failed = [check for check in demo.findings.checks if not check.ok]
-    for check in failed:
-        print_error(f"did not hold: {check.name} ({check.text})")
-    return 1 if failed else 0
-
-
-def _gauge(demo: Demo, plan: Plan) -> str:
-    from llmaas.cli.demo.report import megabytes
-
-    memory = demo.memory.now
-    taken = f"   daemon's resident memory {megabytes(memory.rss)}" if memory else ""
-    return f"{demo.seconds:3.0f} s of about {plan.seconds:.0f}{taken}"
-
-
-@contextmanager
-def _terminated_as_interrupted() -> Iterator[None]:
-    """SIGTERM takes the way of Ctrl-C: everything is cleaned up."""
-
-    def interrupt(signum: int, frame: FrameType | None) -> None:
-        raise KeyboardInterrupt
-
-    before = signal.signal(signal.SIGTERM, interrupt)
-    try:
-        yield
-    finally:
-        signal.signal(signal.SIGTERM, before)
-
-
-def _undisturbed(close: Any) -> Any:
-    """``close``, which a second Ctrl-C shall not leave half done."""
-
-    def run() -> None:
-        before = signal.signal(signal.SIGINT, signal.SIG_IGN)
-        try:
-            close()
-        finally:
-            signal.signal(signal.SIGINT, before)
-
-    return run
+    seconds = QUICK_SECONDS if args.quick else args.seconds or FULL_SECONDS
+    return show_demo(args.model, float(seconds), args.seed, args.out)
 
 
 def _seconds(text: str) -> float:

@@ -1,4 +1,4 @@
-"""The demo's apps as its director sees them: processes that take commands and tell what happens.
+"""The demo's apps as its director sees them: processes that take commands and print what happens.
 
 Law: every process that is started here is ended here, whatever happens meanwhile.
 """
@@ -26,7 +26,7 @@ _END_S = 3.0
 
 @dataclass(frozen=True, slots=True)
 class AppLine:
-    """A line that an app said; ``what`` is text, done, failed or gone."""
+    """A line that an app printed; ``what`` is text, done, failed, or gone when its process has ended."""
 
     app: str
     what: str
@@ -34,18 +34,18 @@ class AppLine:
 
 
 class Crew:
-    """The apps that run. ``on_text(app, text)`` hears answers as they grow."""
+    """The apps that run. ``on_text(app, text)`` is called as answers grow."""
 
     def __init__(
         self, socket: Path, seed: int, environ: Mapping[str, str], on_text: Callable[[str, str], None]
     ) -> None:
         self._socket, self._seed, self._environ, self._on_text = socket, seed, environ, on_text
         self._processes: dict[str, subprocess.Popen[str]] = {}
-        self._told: queue.Queue[AppLine] = queue.Queue()
+        self._lines: queue.Queue[AppLine] = queue.Queue()
         self._errors: dict[str, list[str]] = {}
 
     def start(self, plan: AppPlan, asked: int = 0) -> None:
-        """Start the app's process; ``wait`` tells when it has connected."""
+        """Start the app's process; ``wait`` returns when it has connected."""
         flags = {"socket": self._socket, "app": plan.app, "history": plan.n_history, "asked": asked}
         flags |= {"max-tokens": ANSWER_TOKENS, "seed": self._seed}
         process = subprocess.Popen(
@@ -65,7 +65,7 @@ class Crew:
     def send(self, app: str, command: str) -> None:
         stdin = self._processes[app].stdin
         assert stdin is not None
-        with contextlib.suppress(BrokenPipeError):  # that it is gone, its listener tells
+        with contextlib.suppress(BrokenPipeError):  # it is gone: its listener puts that in the queue
             stdin.write(command + "\n")
             stdin.flush()
 
@@ -80,18 +80,18 @@ class Crew:
         """The next app that is done, and its answer. Raises MachineError."""
         while True:
             try:
-                told = self._told.get(timeout=_PATIENCE_S)
+                line = self._lines.get(timeout=_PATIENCE_S)
             except queue.Empty:
                 raise MachineError(f"no app has said anything for {_PATIENCE_S:.0f} s") from None
-            if told.what == "text":
-                self._on_text(told.app, told.fields["text"])
-            elif told.what == "done":
-                return told.app, told.fields
-            elif told.what == "failed":
-                raise MachineError(f"app {told.app}: {told.fields['message']}", hint=told.fields["hint"])
+            if line.what == "text":
+                self._on_text(line.app, line.fields["text"])
+            elif line.what == "done":
+                return line.app, line.fields
+            elif line.what == "failed":
+                raise MachineError(f"app {line.app}: {line.fields['message']}", hint=line.fields["hint"])
             else:
-                last = "".join(self._errors[told.app][-3:]).strip()
-                raise MachineError(f"the process of app {told.app} has ended{': ' if last else ''}{last}")
+                last = "".join(self._errors[line.app][-3:]).strip()
+                raise MachineError(f"the process of app {line.app} has ended{': ' if last else ''}{last}")
 
     def ask(self, app: str, command: str) -> Mapping[str, Any]:
         self.send(app, command)
@@ -121,9 +121,9 @@ class Crew:
         with process.stdout:
             for line in process.stdout:
                 fields = json.loads(line)
-                self._told.put(AppLine(app, fields["what"], fields))
+                self._lines.put(AppLine(app, fields["what"], fields))
         if self._processes.get(app) is process:
-            self._told.put(AppLine(app, "gone", {}))
+            self._lines.put(AppLine(app, "gone", {}))
 
     def _keep_errors(self, app: str, process: subprocess.Popen[str]) -> None:
         assert process.stderr is not None

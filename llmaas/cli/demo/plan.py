@@ -6,17 +6,11 @@ Only ``seconds``, ``seed`` and the rough class of the machine go in, so that a r
 
 from __future__ import annotations
 
-import math
-import os
-import random
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
-from pathlib import Path
 
 from llmaas.cli.demo.data import Conversation
-from llmaas.clock import RealClock
-from llmaas.engine.base import BatchItem
-from llmaas.engine.llama.engine import LlamaEngine
+from llmaas.cli.demo.times import FULL_SECONDS
 from llmaas.engine.llama.model import LlamaModel
 from llmaas.kvchunks.codec.codec import Codec, sinks_at
 from llmaas.kvchunks.codec.kernels import NUMPY
@@ -24,16 +18,10 @@ from llmaas.records import CHUNK_TOKENS, LOSSLESS, Message, Precision
 
 CODED = Precision(4, 4)
 ANSWER_TOKENS = 28
-FULL_SECONDS = 120
-QUICK_SECONDS = 25
 _HISTORY_TOKENS = 1000
-"""Mean length of the contexts at the beginning of a demo of FULL_SECONDS at _USUAL_SPEED."""
+"""Mean length of the contexts at the beginning of a demo of FULL_SECONDS at pace 1."""
 _TURNS = 11
 """Turns of each app in it. Both shrink and grow with the time."""
-_USUAL_SPEED = 350.0
-"""Tokens per second of prefill on two cores of a laptop."""
-_FASTEST = 4.0
-"""Times the usual speed beyond which contexts do not grow: the conversations are only so long."""
 _SPREAD = 0.35
 """Contexts are up to this much shorter or longer than the mean."""
 _LEAST_HISTORY = 260
@@ -41,11 +29,6 @@ AFTERWARDS = 3
 """Questions of each app kept for what follows the turns: all at once, the comparison, the restart."""
 _LEAST_TURNS = 2
 _CELLS_STEP = 256
-_PROBE_TOKENS = 128
-_PROBES = 4
-_RETURNS = (5, 5, 4, 2, 1, 1, 1, 1)
-"""Weights of returning to the app used last, the one before, and so on: phones are used like this (most returns
-are to one of the last three apps)."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -94,23 +77,6 @@ class Plan:
     @property
     def cells_bytes(self) -> int:
         return self.cells * self.token_bytes
-
-
-def measured_pace(model: Path) -> float:
-    """How fast this machine can read text, in times the usual speed: a power of two, so that runs stay comparable."""
-    engine = LlamaEngine(model, n_cells=512, n_seqs=2, n_threads=len(os.sched_getaffinity(0)))
-    clock, tokens, times = RealClock(), list(range(1000, 1000 + _PROBE_TOKENS)), []
-    try:
-        for _ in range(_PROBES):
-            began = clock.now()
-            engine.step([BatchItem(0, 0, tokens)])
-            times.append(clock.now() - began)
-            engine.drop(0, 0)
-    finally:
-        engine.close()
-    # The best: the first pages the weights in, and others may have been disturbed.
-    speed = _PROBE_TOKENS / min(times)
-    return float(min(_FASTEST, 2.0 ** round(math.log2(speed / _USUAL_SPEED))))
 
 
 def make_plan(
@@ -176,22 +142,3 @@ def _coded_bytes(n_tokens: int, codec: Codec) -> int:
         codec.encoded_size(n, CODED if n == CHUNK_TOKENS else LOSSLESS, sinks_at(s))
         for n, s in zip(sizes, starts, strict=True)
     )
-
-
-def schedule(plan: Plan) -> Iterator[str]:
-    """Whose turn it is: every app once, then mostly returns to apps that were used not long ago."""
-    # Not for secrets: the same seed must give the same demo.
-    dice = random.Random(plan.seed)
-    left = {app.app: app.n_questions - AFTERWARDS for app in plan.apps}
-    recent = [app.app for app in plan.apps]
-    dice.shuffle(recent)
-    for turn in range(plan.turns_each * len(recent)):
-        able = [app for app in recent if left[app] > 0]
-        if not able:
-            return
-        weights = _RETURNS[: len(able)]
-        app = recent[-1] if turn < len(recent) else dice.choices(able, weights)[0]
-        left[app] -= 1
-        recent.remove(app)
-        recent.insert(0, app)
-        yield app

@@ -10,8 +10,8 @@ from itertools import accumulate
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from llmaas.cli.demo.daemon import Memory
-from llmaas.cli.demo.records import CELLS, DISK, POOL, RECOMPUTED, TOGETHER, DemoFindings, p50
+from llmaas.cli.demo.memory import Memory
+from llmaas.cli.demo.records import CELLS, DISK, POOL, RECOMPUTED, TOGETHER, DemoFindings, DemoTurn, Prefill, p50
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -50,38 +50,32 @@ def draw(
 
 
 def _draw_switches(axes: Axes, findings: DemoFindings) -> None:
-    for prefills, face, label in (
-        ([p for p in findings.prefills if not p.again], "none", "history computed the first time"),
-        ([p for p in findings.prefills if p.again], _PREFILL, "same context computed again"),
-    ):
-        axes.scatter(
-            [p.at for p in prefills],
-            [p.ms for p in prefills],
-            marker="s",
-            s=34,
-            facecolor=face,
-            edgecolor=_PREFILL,
-            label=label,
-        )
-    again = p50([p.ms for p in findings.prefills if p.again])
-    axes.axhline(again, color=_PREFILL, linestyle="--", linewidth=1)
+    again = [p for p in findings.prefills if p.again]
+    first = [p for p in findings.prefills if not p.again]
+    _draw_prefills(axes, first, "none", "history computed the first time")
+    _draw_prefills(axes, again, _PREFILL, "same context computed again")
+    axes.axhline(p50([p.ms for p in again]), color=_PREFILL, linestyle="--", linewidth=1)
     for source, colour in _COLOURS.items():
-        turns = findings.of(source, *{turn.part for turn in findings.turns})
-        for together in (False, True):
-            some = [turn for turn in turns if (turn.part == TOGETHER) == together]
-            if some:
-                axes.scatter(
-                    [turn.at for turn in some],
-                    [max(turn.switch_ms, _LEAST_MS) for turn in some],
-                    s=28,
-                    color=colour,
-                    marker="^" if together else "o",
-                    label=f"switch from {source}" + (", all apps at once" if together else ""),
-                )
+        turns = [turn for turn in findings.turns if turn.source == source]
+        alone = [turn for turn in turns if turn.part != TOGETHER]
+        together = [turn for turn in turns if turn.part == TOGETHER]
+        _draw_turns(axes, alone, colour, "o", f"switch from {source}")
+        _draw_turns(axes, together, colour, "^", f"switch from {source}, all apps at once")
     axes.set_yscale("log")
     axes.set_ylabel("milliseconds until the context can go on (log)")
     axes.grid(True, which="major", alpha=0.3)
     axes.legend(loc="center left", bbox_to_anchor=(1.0, 0.5), frameon=False)
+
+
+def _draw_prefills(axes: Axes, prefills: Sequence[Prefill], face: str, label: str) -> None:
+    at, ms = [p.at for p in prefills], [p.ms for p in prefills]
+    axes.scatter(at, ms, marker="s", s=34, facecolor=face, edgecolor=_PREFILL, label=label)
+
+
+def _draw_turns(axes: Axes, turns: Sequence[DemoTurn], colour: str, marker: str, label: str) -> None:
+    if turns:
+        at, ms = [turn.at for turn in turns], [max(turn.switch_ms, _LEAST_MS) for turn in turns]
+        axes.scatter(at, ms, s=28, color=colour, marker=marker, label=label)
 
 
 def _draw_memory(axes: Axes, samples: Sequence[tuple[float, Memory]], bound: Mapping[str, int]) -> None:

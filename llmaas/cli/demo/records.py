@@ -52,7 +52,7 @@ class DemoTurn:
         return self.cells, self.pool, self.disk, self.recomputed
 
     @property
-    def back(self) -> int:
+    def switched_in(self) -> int:
         """Tokens that the switch had to have in CELLS."""
         return sum(self.places)
 
@@ -109,8 +109,9 @@ class DemoFindings:
     """Tokens of the eight contexts by best place, at the same moment."""
     restart: dict[str, Any] = field(default_factory=dict)
 
-    def of(self, source: str, *parts: str) -> list[DemoTurn]:
-        return [turn for turn in self.turns if turn.source == source and turn.part in (parts or (ALONE,))]
+    def of(self, source: str) -> list[DemoTurn]:
+        """The turns of apps that called one at a time, from ``source``."""
+        return [turn for turn in self.turns if turn.source == source and turn.part == ALONE]
 
     def prefill_ms(self, tokens: int) -> float:
         """What ``tokens`` cost to compute: on the straight line through all measured prefills."""
@@ -120,7 +121,7 @@ class DemoFindings:
 
     def gains(self, turns: Iterable[DemoTurn]) -> list[float]:
         """How many times faster each switch was than computing as many tokens."""
-        return [self.prefill_ms(turn.back) / max(turn.switch_ms, 1e-3) for turn in turns]
+        return [self.prefill_ms(turn.switched_in) / max(turn.switch_ms, 1e-3) for turn in turns]
 
 
 def percentile(values: Sequence[float], percent: float) -> float:
