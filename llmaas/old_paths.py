@@ -126,21 +126,24 @@ MODULES: dict[str, tuple[str, ...]] = {
 }
 """Old path of a module: the modules that have its names now."""
 
-NAMES: dict[str, tuple[str, str]] = {
-    "llmaas.api.client": ("llmaas.api.async_client", "AsyncClient AsyncStream"),
-    "llmaas.config": (
-        "llmaas.config.settings",
-        "Config Setting SETTINGS PREFIX RESERVED load flag variable allowed_cpus unknown_variables",
-    ),
-    "llmaas.engine.llama": ("llmaas.engine.llama.engine", "LlamaEngine"),
-    "llmaas.host": ("llmaas.host.priority", "lower_priority autogroups can_bind bind"),
-    "llmaas.kvchunks.codec": ("llmaas.kvchunks.codec.codec", "Codec SINKS sinks_at"),
-    "llmaas.kvchunks.store": ("llmaas.kvchunks.store.store", "Store INDEX"),
-    "llmaas.planner": ("llmaas.planner.planner", "Planner"),
-    "llmaas.replay": ("llmaas.replay.simulator", "Replay ReplayReport CallReport belady unbounded context_id"),
-    "llmaas.service": ("llmaas.service.service", "Service"),
+NAMES: dict[str, dict[str, str]] = {
+    "llmaas.api.client": {"llmaas.api.async_client": "AsyncClient AsyncStream"},
+    "llmaas.config": {
+        "llmaas.config.settings": "Config Setting SETTINGS PREFIX RESERVED load flag variable unknown_variables",
+    },
+    "llmaas.engine.llama": {"llmaas.engine.llama.engine": "LlamaEngine"},
+    "llmaas.host": {"llmaas.host.priority": "lower_priority autogroups can_bind bind"},
+    "llmaas.kvchunks.codec": {"llmaas.kvchunks.codec.codec": "Codec SINKS sinks_at"},
+    "llmaas.kvchunks.store": {"llmaas.kvchunks.store.store": "Store INDEX"},
+    "llmaas.planner": {"llmaas.planner.planner": "Planner"},
+    "llmaas.replay": {
+        "llmaas.replay.simulator": "Replay context_id",
+        "llmaas.replay.report": "ReplayReport CallReport",
+        "llmaas.replay.bounds": "belady unbounded",
+    },
+    "llmaas.service": {"llmaas.service.service": "Service"},
 }
-"""Modules whose path has another meaning now: the module that has their names, and which."""
+"""Modules whose path has another meaning now: the modules that have their names, and which names."""
 
 
 class _OldModules(Loader):
@@ -168,13 +171,13 @@ def keep_old_modules() -> None:
 
 def keep_old_names(module: str) -> None:
     """Let ``module``, while it is imported, pass on the names that it has in ``NAMES``."""
-    home, names = NAMES[module]
+    homes = {name: home for home, names in NAMES[module].items() for name in names.split()}
 
     def find(name: str) -> Any:
-        if name not in names.split():
+        if name not in homes:
             raise AttributeError(f"module {module!r} has no attribute {name!r}")
-        _warn(f"{module}.{name}", f"{home}.{name}")
-        return getattr(importlib.import_module(home), name)
+        _warn(f"{module}.{name}", f"{homes[name]}.{name}")
+        return getattr(importlib.import_module(homes[name]), name)
 
     vars(sys.modules[module])["__getattr__"] = find  # not by assignment: type checkers would let every name pass
 

@@ -26,12 +26,15 @@ def test_an_old_module_has_the_names_of_the_new_one_and_warns(old: str) -> None:
                 assert getattr(module, name) is value
 
 
-@pytest.mark.parametrize(("old", "name"), [(old, name) for old in NAMES for name in NAMES[old][1].split()])
-def test_a_module_that_means_something_else_now_has_its_old_names_and_warns(old: str, name: str) -> None:
-    module, home = importlib.import_module(old), importlib.import_module(NAMES[old][0])
-    with pytest.warns(DeprecationWarning, match=f"^{old}.{name} is now {NAMES[old][0]}.{name}"):
+@pytest.mark.parametrize(
+    ("old", "home", "name"),
+    [(old, home, name) for old, homes in NAMES.items() for home, names in homes.items() for name in names.split()],
+)
+def test_a_module_that_means_something_else_now_has_its_old_names_and_warns(old: str, home: str, name: str) -> None:
+    module = importlib.import_module(old)
+    with pytest.warns(DeprecationWarning, match=f"^{old}.{name} is now {home}.{name}"):
         found = getattr(module, name)
-    assert found is getattr(home, name)
+    assert found is getattr(importlib.import_module(home), name)
     with pytest.raises(AttributeError, match="has no attribute 'nothing'"):
         _ = module.nothing
 
