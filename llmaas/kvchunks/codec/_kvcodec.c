@@ -49,6 +49,7 @@ INLINE ptrdiff_t parts(ptrdiff_t n, ptrdiff_t size) { return (n + size - 1) / si
 #define VARIANT(name) name##_plain
 #include "_kvcodec_lanes.h"
 #include "_kvcodec_values.h"
+#include "_kvcodec_fields.h"
 #include "_kvcodec_keys.h"
 #undef VARIANT
 #undef WIDE
@@ -68,6 +69,7 @@ INLINE ptrdiff_t parts(ptrdiff_t n, ptrdiff_t size) { return (n + size - 1) / si
 #define VARIANT(name) name##_avx2
 #include "_kvcodec_lanes.h"
 #include "_kvcodec_values.h"
+#include "_kvcodec_fields.h"
 #include "_kvcodec_keys.h"
 #undef VARIANT
 #undef WIDE
