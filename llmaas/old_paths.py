@@ -111,13 +111,13 @@ recorder                service.recorder
 replay_profiles         replay.prices
 service_adapters        service.adapters
 service_budget          service.budgets
-service_calls           service.call
-service_contexts        service.contexts
+service_calls           service.call service.turn_spans
+service_contexts        service.live_context service.directory
 service_host            service.host_share
-service_loop            service.interpreter
-service_runner          service.runner
+service_loop            service.interpreter service.loop_bridge
+service_runner          service.runner service.store_thread service.turn_runner
 service_settings        service.settings
-service_shift           service.shift
+service_shift           service.shift service.pending_turn
 stream                  service.stream
 trace                   replay.trace
 """
@@ -129,7 +129,8 @@ MODULES: dict[str, tuple[str, ...]] = {
 NAMES: dict[str, dict[str, str]] = {
     "llmaas.api.client": {"llmaas.api.async_client": "AsyncClient AsyncStream"},
     "llmaas.config": {
-        "llmaas.config.settings": "Config Setting SETTINGS PREFIX RESERVED load flag variable unknown_variables",
+        "llmaas.config.settings": "Config Setting SETTINGS PREFIX flag variable",
+        "llmaas.config.sources": "RESERVED load unknown_variables",
     },
     "llmaas.engine.llama": {"llmaas.engine.llama.engine": "LlamaEngine"},
     "llmaas.host": {"llmaas.host.priority": "lower_priority autogroups can_bind bind"},

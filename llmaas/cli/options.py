@@ -12,7 +12,8 @@ from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from llmaas.config.settings import SETTINGS, Config, LoadedConfig, flag, load, variable
+from llmaas.config.settings import SETTINGS, Config, flag, variable
+from llmaas.config.sources import LoadedConfig, load
 
 if TYPE_CHECKING:
     from llmaas.api.client import Client

@@ -17,7 +17,8 @@ import sys
 from llmaas.cli.options import add_settings, loaded
 from llmaas.cli.out import print_note
 from llmaas.config.kinds import show_bytes, show_cpus
-from llmaas.config.settings import SETTINGS, LoadedConfig
+from llmaas.config.settings import SETTINGS
+from llmaas.config.sources import LoadedConfig
 
 log = logging.getLogger(__name__)
 

@@ -1,16 +1,13 @@
-"""Settings: from defaults, a TOML file, the environment and flags, in rising precedence.
+"""The table of settings: for each its type, what is allowed, its default and its help text.
 
-Law: ``Config`` is the one table of settings; the file's keys, the variables, the flags, the help text
-and the table in docs/operations.md all derive from it. A value that is wrong never reaches the
-service: it becomes a ConfigError that names the setting, its source, the value and what is allowed.
+Law: ``Config`` is the one table; the file's keys, the variables, the flags, the help text and the table in
+docs/operations.md all derive from it.
 """
 
 from __future__ import annotations
 
 import dataclasses
-import difflib
 import os
-import sys
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -31,20 +28,13 @@ from llmaas.config.kinds import (
 )
 from llmaas.errors import ConfigError
 
-if sys.version_info >= (3, 11):
-    import tomllib
-else:
-    import tomli as tomllib
-
 Environ = Mapping[str, str]
 PREFIX = "LLMAAS_"
-RESERVED = ("LLMAAS_CONFIG", "LLMAAS_DEBUG", "LLMAAS_MASTER_KEY")
-"""Variables of ours that are no settings."""
 
 # -- defaults that depend on the machine ------------------------------------------------------------
 
 
-def _xdg(environ: Environ, variable: str, fallback: str) -> Path:
+def xdg(environ: Environ, variable: str, fallback: str) -> Path:
     given = environ.get(variable, "")
     # The XDG specification says that a relative path in these variables is to be ignored.
     return Path(given) if given.startswith("/") else Path(environ.get("HOME") or Path.home()) / fallback
@@ -102,7 +92,7 @@ class Config:
     )
     data_dir: Path = _setting(
         path(),
-        lambda environ: _xdg(environ, "XDG_DATA_HOME", ".local/share") / "llmaas",
+        lambda environ: xdg(environ, "XDG_DATA_HOME", ".local/share") / "llmaas",
         "directory of the store: contexts and their chunks",
         "$XDG_DATA_HOME/llmaas, else ~/.local/share/llmaas",
     )
@@ -174,15 +164,6 @@ class Config:
 SETTINGS: dict[str, Setting] = {field.name: field.metadata["row"] for field in dataclasses.fields(Config)}
 
 
-@dataclass(frozen=True, slots=True)
-class LoadedConfig:
-    """A configuration, and where each of its values comes from."""
-
-    config: Config
-    origins: Mapping[str, str]
-    file: Path | None
-
-
 def flag(name: str) -> str:
     return "--" + name.replace("_", "-")
 
@@ -191,84 +172,11 @@ def variable(name: str) -> str:
     return PREFIX + name.upper()
 
 
-def load(flags: Mapping[str, str | None], environ: Environ, file: Path | None = None) -> LoadedConfig:
-    """All sources together. ``flags`` maps setting names to raw text (None: not given).
+def check_together(config: Config, origins: Mapping[str, str]) -> None:
+    """Raises ConfigError if settings that are right by themselves do not go together, or with this process.
 
-    ``file`` comes before LLMAAS_CONFIG, that before the default file; only the default file may be
-    absent. Raises ConfigError.
+    ``origins`` says where each setting's value comes from.
     """
-    file = _config_file(environ, file)
-    raws: dict[str, tuple[object, str, Path]] = {}
-    for name, raw in (_read_file(file) if file else {}).items():
-        raws[name] = (raw, str(file), file.parent if file else Path())
-    for name in SETTINGS:
-        if variable(name) in environ:
-            raws[name] = (environ[variable(name)], f"variable {variable(name)}", Path.cwd())
-        if flags.get(name) is not None:
-            raws[name] = (flags[name], f"flag {flag(name)}", Path.cwd())
-    values: dict[str, Any] = {name: _value(name, row, raws.get(name), environ) for name, row in SETTINGS.items()}
-    if values["cpus"] and "threads" not in raws:
-        values["threads"] = len(values["cpus"])
-    origins = {name: raws[name][1] if name in raws else "default" for name in SETTINGS}
-    config = Config(**values)
-    _check_together(config, origins)
-    return LoadedConfig(config, origins, file)
-
-
-def unknown_variables(environ: Environ) -> list[tuple[str, str | None]]:
-    """LLMAAS_ variables that are no setting, each with the likely meant one.
-
-    They are no error: container managers set variables of such names by themselves.
-    """
-    known = [variable(name) for name in SETTINGS]
-    strange = [v for v in sorted(environ) if v.startswith(PREFIX) and v not in known and v not in RESERVED]
-    return [(v, _nearest(v, known)) for v in strange]
-
-
-def _value(name: str, row: Setting, raw: tuple[object, str, Path] | None, environ: Environ) -> object:
-    if raw is None:
-        return row.default(environ)
-    value, origin, base = raw
-    try:
-        return row.kind.read(value, base)
-    except ValueError:
-        raise ConfigError(f"setting {name} ({origin}) is {value!r}; it must be {row.kind.allowed}") from None
-
-
-def _config_file(environ: Environ, given: Path | None) -> Path | None:
-    if given is None and environ.get("LLMAAS_CONFIG"):
-        given = Path(environ["LLMAAS_CONFIG"]).expanduser()
-    if given is not None:
-        return given.absolute()
-    default = _xdg(environ, "XDG_CONFIG_HOME", ".config") / "llmaas" / "config.toml"
-    return default if default.is_file() else None
-
-
-def _read_file(path: Path) -> dict[str, object]:
-    try:
-        found = tomllib.loads(path.read_text("utf-8"))
-    except OSError as error:
-        raise ConfigError(
-            f"cannot read the configuration file {path}: {error.strerror}",
-            hint="Give a readable file with --config or LLMAAS_CONFIG, or neither.",
-        ) from None
-    except ValueError as error:  # TOMLDecodeError and UnicodeDecodeError both are
-        raise ConfigError(f"{path} is not valid TOML: {error}", hint="See docs/operations.md for an example.") from None
-    for key in found:
-        if key not in SETTINGS:
-            near = _nearest(key, list(SETTINGS))
-            raise ConfigError(
-                f"{path} has an unknown setting {key!r}",
-                hint=f"Did you mean {near!r}?" if near else f"Known settings: {', '.join(SETTINGS)}.",
-            )
-    return found
-
-
-def _nearest(word: str, known: list[str]) -> str | None:
-    return next(iter(difflib.get_close_matches(word, known, n=1)), None)
-
-
-def _check_together(config: Config, origins: Mapping[str, str]) -> None:
     for small, large in (("max_running", "sequences"), ("prefill_slice", "cells")):
         if getattr(config, small) > getattr(config, large):
             raise ConfigError(

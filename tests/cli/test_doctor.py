@@ -16,7 +16,8 @@ from llmaas.cli.doctor.finding import Finding
 from llmaas.cli.doctor.host import check_host
 from llmaas.cli.doctor.model import check_model, kv_findings, memory_findings
 from llmaas.cli.doctor.store import check_disk, check_store
-from llmaas.config.settings import Config, load
+from llmaas.config.settings import Config
+from llmaas.config.sources import load
 from llmaas.kvchunks.store.store import ContextRow, MasterKey, Span, Store
 from llmaas.policies import duty
 from llmaas.records import AppId, ChunkKey, ContextId, Geometry, ModelInfo

@@ -9,7 +9,7 @@ import pytest
 
 from llmaas.cli.main import main
 from llmaas.cli.planner_choices import planner_choices
-from llmaas.config.settings import load
+from llmaas.config.sources import load
 from llmaas.planner.settings import PlannerChoices
 from llmaas.records import NO_QUOTA
 

@@ -12,7 +12,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from llmaas.config.kinds import cpu_list, show_bytes, show_cpus, size, whole
-from llmaas.config.settings import SETTINGS, Config, flag, load, unknown_variables, variable
+from llmaas.config.settings import SETTINGS, Config, flag, variable
+from llmaas.config.sources import load, unknown_variables
 from llmaas.errors import ConfigError
 from llmaas.records import NO_QUOTA
 

@@ -28,7 +28,7 @@ import os, sys, threading
 from pathlib import Path
 from llmaas.host import priority
 from llmaas.cli.runtime import load_engine
-from llmaas.config.settings import load
+from llmaas.config.sources import load
 from llmaas.engine.base import BatchItem
 from llmaas.engine.thread import EngineThread
 cpu = min(os.sched_getaffinity(0))

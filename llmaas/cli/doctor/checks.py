@@ -11,7 +11,8 @@ from importlib import metadata
 from pathlib import Path
 
 from llmaas.cli.doctor.finding import Finding
-from llmaas.config.settings import Config, LoadedConfig, unknown_variables
+from llmaas.config.settings import Config
+from llmaas.config.sources import LoadedConfig, unknown_variables
 from llmaas.errors import LlmaasError
 
 Findings = Iterator[Finding]
