@@ -6,7 +6,7 @@ rest. Work per event is that of the context in use and of the chunks that go; id
 
 Contexts stand in the order of their last use. The coldest are *cooled* from their ends; a chunk that only cooled
 contexts contain loses its DISK copy (``Chunk.cold`` counts them). Rejected: an order over chunks, which takes 100 bytes
-for each chunk on disk, and an owner for every chunk, who may be colder than others that share it.
+for each chunk on disk, and an owner for every chunk, which may be colder than others that share it.
 """
 
 from __future__ import annotations
@@ -22,11 +22,12 @@ from llmaas.records import ChunkKey, ContextId
 
 
 class DiskQuota:
-    """Admits chunks to DISK under ``quota`` bytes. ``lost`` is told of chunks that have no copy left."""
+    """Admits chunks to DISK under ``quota`` bytes."""
 
-    def __init__(self, quota: int, ledger: Ledger, tally: Tally, lost: Callable[[ChunkKey], None]) -> None:
+    def __init__(self, quota: int, ledger: Ledger, tally: Tally, on_lost: Callable[[ChunkKey], None]) -> None:
+        """``on_lost`` is called for every chunk that loses its last copy here."""
         self.quota = quota
-        self._ledger, self._tally, self._lost = ledger, tally, lost
+        self._ledger, self._tally, self._on_lost = ledger, tally, on_lost
         self._order: OrderedDict[ContextId, Context] = OrderedDict()
         """Contexts that are not wholly cooled, coldest first."""
         self._refused: set[ChunkKey] = set()
@@ -34,12 +35,14 @@ class DiskQuota:
         self._spare: dict[ChunkKey, None] = {}
         """Chunks that have become cold without need, by a context that went or a pin that ended: the first to go."""
         self._gone: list[ChunkKey] = []
-        """Dropped from the books, but the store has yet to be told."""
+        """Dropped from the ledger, but the store has yet to be told."""
         self._full = False
         self._uses = 0
 
+    # -- contexts
+
     def use(self, context: Context) -> None:
-        """The context is in use: from now on it is the warmest. To be called before its keys change."""
+        """The context is in use: from now on it is the warmest."""
         self._uses += 1
         context.used = self._uses
         for key in context.keys[len(context.keys) - context.cooled :]:
@@ -48,16 +51,43 @@ class DiskQuota:
         self._order[context.id] = context
         self._order.move_to_end(context.id)
 
-    def closed(self, context: Context) -> None:
-        self._order.pop(context.id, None)
+    def set_keys(self, context: Context, first: int, keys: tuple[ChunkKey, ...]) -> list[ChunkKey]:
+        """Use the context, and replace its chunks from index ``first`` on. The chunks that were there before."""
+        self.use(context)
+        old = context.keys[first:]
+        for key in keys:
+            self._ledger.ref(key)
+        for key in old:
+            self._ledger.unref(key)
+        context.keys[first:] = keys
+        if not context.keys:
+            del self._order[context.id]
+        return old
 
-    # -- chunks that want to DISK
+    # -- chunks that are to be written
 
-    def admit(self, key: ChunkKey, owner: ContextId) -> bool:
-        """Whether a chunk of the POOL may be written; contexts colder than ``owner`` make room.
+    def admit(
+        self, keys: Iterable[ChunkKey], owner: ContextId, most: int, out: list[Action]
+    ) -> tuple[list[ChunkKey], bool]:
+        """Reserve DISK for the first ``most`` of these chunks of the POOL that there is room for.
 
-        ``flush`` comes before the write.
+        Contexts colder than ``owner`` make room; the store is told what to drop. Returns the chunks that may be
+        written, and whether others were refused.
         """
+        admitted: list[ChunkKey] = []
+        any_refused = False
+        for key in keys:
+            if self._has_room_for(key, owner):
+                self._ledger.begin_disk(key)
+                admitted.append(key)
+                if len(admitted) == most:
+                    break
+            else:
+                any_refused = True
+        self._tell_store(out)
+        return admitted, any_refused
+
+    def _has_room_for(self, key: ChunkKey, owner: ContextId) -> bool:
         chunk = self._ledger.chunk(key)
         if chunk.cold < chunk.refs and self._make_room(chunk.pool_bytes, owner):
             self._refused.discard(key)
@@ -67,30 +97,24 @@ class DiskQuota:
             self._tally.writes_refused += 1
         return False
 
-    def missed(self, context: Context) -> list[ChunkKey]:
-        """Chunks of a context in use that were refused: their time may have come."""
+    def _make_room(self, nbytes: int, owner: ContextId) -> bool:
+        need = self._ledger.disk_used + nbytes - self.quota
+        return need <= 0 or (nbytes <= self.quota and self._cool(need, self._last_use(owner)) >= need)
+
+    def _last_use(self, owner: ContextId) -> int:
+        context = self._order.get(owner)
+        return context.used if context is not None else 0
+
+    def refused_of(self, context: Context) -> list[ChunkKey]:
+        """Chunks of a context in use that were refused: there may be room for them now."""
         return [key for key in context.keys if key in self._refused] if self._refused else []
 
     def refused(self, key: ChunkKey) -> bool:
         return key in self._refused
 
-    def forget(self, key: ChunkKey) -> None:
-        """The chunk left the POOL."""
+    def left_pool(self, key: ChunkKey) -> None:
+        """The chunk left the POOL, so it can no longer be written."""
         self._refused.discard(key)
-
-    def _make_room(self, nbytes: int, owner: ContextId) -> bool:
-        need = self._ledger.disk_used + nbytes - self.quota
-        return need <= 0 or (nbytes <= self.quota and self._cool(need, self._used(owner)) >= need)
-
-    def _used(self, owner: ContextId) -> int:
-        context = self._order.get(owner)
-        return context.used if context is not None else 0
-
-    def flush(self, out: list[Action]) -> None:
-        """Tell the store of all that was dropped, at once: each time it is a transaction."""
-        if self._gone:
-            out.append(DropDisk(tuple(self._gone)))
-            self._gone.clear()
 
     # -- making room
 
@@ -100,13 +124,13 @@ class DiskQuota:
         self.shrink(out)
         if not raised or not self._refused:
             return []
-        return [(context.id, key) for context in reversed(self._order.values()) for key in self.missed(context)]
+        return [(context.id, key) for context in reversed(self._order.values()) for key in self.refused_of(context)]
 
     def shrink(self, out: list[Action]) -> None:
         """Drop what exceeds the quota."""
         if (need := self._ledger.disk_used - self.quota) > 0:
             self._cool(need, self._uses + 1)
-            self.flush(out)
+            self._tell_store(out)
 
     def disk_is_full(self, keys: list[ChunkKey], owner: ContextId, out: list[Action]) -> bool:
         """A write found the disk full: drop whole colder contexts, whose files then go. True if that freed something.
@@ -116,16 +140,28 @@ class DiskQuota:
         if self._full:
             return False
         self._full = True
-        freed = self._cool(sum(self._ledger.chunk(key).pool_bytes for key in keys), self._used(owner), whole=True)
-        self.flush(out)
+        need = sum(self._ledger.chunk(key).pool_bytes for key in keys)
+        freed = self._cool(need, self._last_use(owner), whole=True)
+        self._tell_store(out)
         return freed > 0
 
     def found_room(self) -> None:
         """The disk has room again, or may have."""
         self._full = False
 
+    def settle(self, keys: Iterable[ChunkKey]) -> None:
+        """Chunks came to rest or lost a context: those that only cooled contexts contain need not stay."""
+        for key in keys:
+            if key in self._ledger and self._is_cold(key):
+                self._spare[key] = None
+            else:
+                self._spare.pop(key, None)
+
     def _cool(self, need: int, colder_than: int, *, whole: bool = False) -> int:
-        """Cool contexts, coldest first, until ``need`` bytes of DISK are free; bytes that came free."""
+        """Cool contexts, coldest first, until ``need`` bytes of DISK are free; bytes that came free.
+
+        ``colder_than``: only contexts whose last use was before this one. ``whole``: do not stop within a context.
+        """
         freed, done = 0, []
         while self._spare and freed < need:
             key, _ = self._spare.popitem()
@@ -144,14 +180,6 @@ class DiskQuota:
             del self._order[cold]
         return freed
 
-    def settle(self, keys: Iterable[ChunkKey]) -> None:
-        """Chunks came to rest or lost a context: those that only cooled contexts contain need not stay."""
-        for key in keys:
-            if key in self._ledger and self._is_cold(key):
-                self._spare[key] = None
-            else:
-                self._spare.pop(key, None)
-
     def _is_cold(self, key: ChunkKey) -> bool:
         chunk = self._ledger.chunk(key)
         return chunk.cold == chunk.refs and chunk.disk is Copy.PRESENT and not chunk.pins and not chunk.moving
@@ -168,8 +196,14 @@ class DiskQuota:
         if chunk.pool is Copy.PRESENT:
             self._refused.add(key)
         else:
-            self._lost(key)
+            self._on_lost(key)
         return nbytes
+
+    def _tell_store(self, out: list[Action]) -> None:
+        """Have the store drop all that left DISK, at once: each time it is a transaction."""
+        if self._gone:
+            out.append(DropDisk(tuple(self._gone)))
+            self._gone.clear()
 
     # -- books
 

@@ -224,25 +224,16 @@ class Flush:
     """The service is about to stop: what was held back from DISK, since it would soon be replaced, goes there now."""
 
 
-Event = (
-    ContextOpened
-    | ContextChanged
-    | ContextClosed
-    | ChunksFound
-    | Submitted
-    | CancelRequested
-    | PriorityChanged
-    | RateChanged
-    | DutyChanged
-    | Woken
-    | StepDone
-    | StepFailed
-    | Loaded
-    | Fetched
-    | Saved
-    | Written
-    | Measured
-    | Lowered
-    | BudgetChanged
-    | Flush
-)
+ContextEvent = ContextOpened | ContextChanged | ContextClosed | ChunksFound
+"""What happens to contexts and to the store."""
+CallEvent = Submitted | CancelRequested | PriorityChanged
+"""What callers want."""
+StepEvent = StepDone | StepFailed
+"""Answers to RunStep."""
+SwitchEvent = Loaded | Fetched
+"""Answers to actions that bring chunks to CELLS."""
+SwapOutEvent = Saved | Measured | Written | Lowered
+"""Answers to actions that bring chunks from CELLS to POOL and DISK."""
+LimitEvent = RateChanged | DutyChanged | BudgetChanged
+"""What may be used from now on."""
+Event = ContextEvent | CallEvent | StepEvent | SwitchEvent | SwapOutEvent | LimitEvent | Woken | Flush

@@ -97,7 +97,6 @@ class Job:
     max_new: int
     """Tokens to generate at most; 0 for an append."""
     priority: int
-    deadline: float | None = None
     adapter: str = ""
     adapter_bytes: int = 0
     stage: Stage = Stage.QUEUED

@@ -1,7 +1,7 @@
-"""Chunks of the POOL that are coded again with fewer bits, from the form they have there.
+"""Lowering: chunks of the POOL are coded again with fewer bits, from the form that they have there.
 
-Law: one lowering at a time; its chunks are pinned, and written to DISK only afterwards. What DISK has of them is the
-old form, so it is dropped first.
+Law: the bit budget proposes, this carries out, one lowering at a time. Its chunks are pinned, and written to DISK only
+afterwards. The copy on DISK is the old form, so it is dropped before the new one counts.
 """
 
 from __future__ import annotations
@@ -11,21 +11,28 @@ from collections.abc import Callable
 from llmaas.errors import PolicyBug
 from llmaas.kvchunks.ledger import Copy, Ledger
 from llmaas.planner.actions import Action, DropDisk, LowerChunks
-from llmaas.planner.bit_budget import BitBooks, Readiness
+from llmaas.planner.bit_budget import BitBudget, Readiness
 from llmaas.planner.events import Lowered, Stored
+from llmaas.planner.pool_books import PoolBooks
 from llmaas.planner.tally import Tally
-from llmaas.planner.write_back import Writes
+from llmaas.planner.write_back import WriteBack
 from llmaas.records import ChunkKey
 
 
 class Lowering:
-    """Begins lowerings when all chunks together have more bytes than they may (``BitBooks``)."""
+    """Begins a lowering when all chunks together have more bytes than the budget."""
 
     def __init__(
-        self, ledger: Ledger, bits: BitBooks, writes: Writes, next_id: Callable[[], int], tally: Tally
+        self,
+        ledger: Ledger,
+        books: PoolBooks,
+        bits: BitBudget,
+        writes: WriteBack,
+        tally: Tally,
+        next_id: Callable[[], int],
     ) -> None:
-        self._ledger, self._bits, self._writes = ledger, bits, writes
-        self._next_id, self._tally = next_id, tally
+        self._ledger, self._books, self._bits, self._writes = ledger, books, bits, writes
+        self._tally, self._next_id = tally, next_id
         self._under_way: LowerChunks | None = None
 
     @property
@@ -33,7 +40,7 @@ class Lowering:
         return self._under_way is None
 
     def pump(self, now: float, out: list[Action]) -> None:
-        """Begin to code some chunks again if there is need and nothing under way."""
+        """Begin to code some chunks again if the budget asks for it and nothing is under way."""
         if self._under_way is None and (chunks := self._bits.to_lower(self._readiness, now)):
             for key, _ in chunks:
                 self._ledger.pin(key)
@@ -49,8 +56,8 @@ class Lowering:
             return Readiness.LATER
         return Readiness.NOW if chunk.refs else Readiness.NEVER
 
-    def lowered(self, event: Lowered, now: float, out: list[Action]) -> list[ChunkKey]:
-        """A lowering ended: its chunks, which have come to rest."""
+    def lowered(self, event: Lowered, now: float, out: list[Action]) -> None:
+        """The lowering ended."""
         action, self._under_way = self._under_way, None
         if action is None or action.lower != event.lower:
             raise PolicyBug(f"lowering {event.lower} ended but was not under way")
@@ -64,5 +71,5 @@ class Lowering:
                 self._ledger.shrink_pool(key, outcome.nbytes)
                 self._bits.lowered(key, precision, outcome.nbytes, now)
                 self._tally.chunks_lowered += 1
-            self._writes.want([(self._bits.owner(key), key)])
-        return [key for key, _ in action.chunks]
+            self._writes.enqueue([(self._bits.owner(key), key)])
+        self._books.sweep([key for key, _ in action.chunks], out)

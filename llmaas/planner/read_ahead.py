@@ -7,16 +7,17 @@ piece is. What was read stays pinned until it is loaded or its job ends.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from itertools import accumulate
 from typing import NamedTuple
 
-from llmaas.kvchunks.ledger import Copy
+from llmaas.errors import PolicyBug
+from llmaas.kvchunks.ledger import Copy, Ledger
 from llmaas.planner.actions import Action, FetchChunks
 from llmaas.planner.cost_model import SwitchCosts
 from llmaas.planner.events import FAILED, Fetched
 from llmaas.planner.jobs import Job
-from llmaas.planner.pool_books import SwapBooks
+from llmaas.planner.pool_books import PoolBooks
 from llmaas.policies.split import Hole, SplitPolicy
 from llmaas.records import CHUNK_TOKENS, ChunkKey, Tier
 
@@ -28,7 +29,7 @@ _UNDER_WAY = 2
 """Pieces of a job asked for at once: one that the disk is busy with, and one so that it never waits."""
 
 
-class Part(NamedTuple):
+class ReadPart(NamedTuple):
     """The hole that begins at chunk ``first``: its first ``computed`` chunks are better computed than read."""
 
     first: int
@@ -47,8 +48,11 @@ class _Piece(NamedTuple):
 class ReadAhead:
     """All pieces under way, in the order in which the disk brings them."""
 
-    def __init__(self, swap: SwapBooks, split: SplitPolicy, costs: SwitchCosts) -> None:
-        self._swap, self._split, self._costs = swap, split, costs
+    def __init__(
+        self, ledger: Ledger, books: PoolBooks, split: SplitPolicy, costs: SwitchCosts, next_id: Callable[[], int]
+    ) -> None:
+        self._ledger, self._books, self._split, self._costs = ledger, books, split, costs
+        self._next_id = next_id
         self._pieces: dict[int, _Piece] = {}
         self._brought = 0.0
         """When the last piece came."""
@@ -57,7 +61,7 @@ class ReadAhead:
     def idle(self) -> bool:
         return not self._pieces
 
-    def plan(self, job: Job, first: int, stop: int, now: float, out: list[Action]) -> Part | None:
+    def plan(self, job: Job, first: int, stop: int, now: float, out: list[Action]) -> ReadPart | None:
         """Begin to read the back of the first hole among chunks first .. stop-1, if its front should be computed.
 
         None if there is no hole, or reading all of it is best done on the way into CELLS.
@@ -73,11 +77,11 @@ class ReadAhead:
         if n < len(keys) and not self._read_back(job, job.context.keys[first:stop], keys[n:], now, out):
             # The POOL has no room to read into: all of one, or all of the other.
             n = len(keys) if costs.compute[-1] < costs.seconds(0) else 0
-        return Part(begin, n) if n else None
+        return ReadPart(begin, n) if n else None
 
     def in_one_go(self, keys: Sequence[ChunkKey]) -> int:
         """How many of these chunks to load in one piece: all, unless the disk takes long for them; at least one."""
-        ledger, nbytes = self._swap.ledger, 0
+        ledger, nbytes = self._ledger, 0
         for i, key in enumerate(keys):
             chunk = ledger.chunk(key)
             if chunk.tier is not Tier.DISK:
@@ -90,7 +94,7 @@ class ReadAhead:
         return len(keys)
 
     def _hole(self, job: Job, first: int, stop: int) -> tuple[int, int] | None:
-        ledger, keys = self._swap.ledger, job.context.keys
+        ledger, keys = self._ledger, job.context.keys
         chunks = [ledger.chunk(key) for key in keys[first:stop]]
         inside = [chunk.tier is Tier.DISK and chunk.pool is Copy.ABSENT for chunk in chunks]
         if True not in inside:
@@ -102,7 +106,7 @@ class ReadAhead:
     def _price(self, begin: int, keys: Sequence[ChunkKey], now: float) -> Hole:
         pending, late = self._pending(now)
         start = begin * CHUNK_TOKENS
-        sizes = [self._swap.ledger.chunk(key).disk_bytes for key in keys]
+        sizes = [self._ledger.chunk(key).disk_bytes for key in keys]
         behind = list(accumulate(reversed(sizes), initial=0))
         costs = self._costs
         return Hole(
@@ -116,44 +120,35 @@ class ReadAhead:
         if not self._pieces:
             return 0.0, 1.0
         expected = [self._costs.read(1, piece.nbytes) for piece in self._pieces.values()]
-        elapsed = now - self._turn(next(iter(self._pieces.values())))
+        elapsed = now - self._began(next(iter(self._pieces.values())))
         late = max(1.0, elapsed / expected[0])
         return late * sum(expected) - elapsed, late
 
-    def _turn(self, piece: _Piece) -> float:
-        """When the disk turned to this piece, the first under way."""
+    def _began(self, piece: _Piece) -> float:
+        """When the disk began with this piece, the first under way."""
         return max(piece.asked, self._brought)
 
     def _read_back(
         self, job: Job, run: Sequence[ChunkKey], keys: Sequence[ChunkKey], now: float, out: list[Action]
     ) -> bool:
-        """``_read``; making room for it, in the POOL and so on DISK, must not cost the job any of ``run``."""
-        for key in run:
-            self._swap.ledger.pin(key)
-        found_room = self._read(job, keys, now, out)
-        for key in run:
-            self._swap.ledger.unpin(key)
-        self._swap.disk.settle(run)
-        return found_room
+        """Read ``keys``, which are the end of ``run``. Making room for them must not cost the job any of ``run``."""
+        with self._books.pinned(run):
+            return self._read(job, keys, now, out)
 
     def _read(self, job: Job, keys: Sequence[ChunkKey], now: float, out: list[Action]) -> bool:
         """Ask for pieces from the back; False if the POOL has no room for any."""
-        ledger = self._swap.ledger
         while keys and sum(piece.job is job for piece in self._pieces.values()) < _UNDER_WAY:
             backwards = keys[::-1]
-            n = self.in_one_go(backwards)
             taken = []
-            for key in backwards[:n]:
-                ledger.pin(key)
-                if not self._swap.reserve_copy(key, out, ahead=True):
-                    ledger.unpin(key)
+            for key in backwards[: self.in_one_go(backwards)]:
+                if not self._books.begin_fetch(key, out):
                     break
                 taken.append(key)
             if not taken:
                 return bool(job.read)
             taken.reverse()
-            action = FetchChunks(self._swap.next_id(), job.context.id, tuple(taken))
-            nbytes = sum(ledger.chunk(key).disk_bytes for key in taken)
+            action = FetchChunks(self._next_id(), job.context.id, tuple(taken))
+            nbytes = sum(self._ledger.chunk(key).disk_bytes for key in taken)
             self._pieces[action.fetch] = _Piece(action, job, job.context.keys.index(taken[0]), nbytes, now)
             job.read.update(taken)
             out.append(action)
@@ -162,30 +157,15 @@ class ReadAhead:
 
     def fetched(self, event: Fetched, now: float, out: list[Action]) -> Job:
         """A piece came (in part). The job that it is for."""
-        piece = self._pieces[event.fetch]
+        if event.fetch not in self._pieces:
+            raise PolicyBug(f"fetch {event.fetch} ended but was not under way")
+        piece = self._pieces.pop(event.fetch)
+        job = piece.job
         if FAILED not in event.outcomes:
-            self._costs.has_read(piece.nbytes, now - self._turn(piece))
-        del self._pieces[event.fetch]
+            self._costs.has_read(piece.nbytes, now - self._began(piece))
         self._brought = now
-        for i, (key, outcome) in enumerate(zip(piece.action.keys, event.outcomes, strict=True), start=piece.first):
-            ok = outcome is not FAILED
-            if ok and piece.job.in_cells:
-                piece.job.held.add(key)
-            else:
-                self._swap.ledger.unpin(key)
-            tokens = max(1, min(CHUNK_TOKENS, piece.job.context.n_kv - i * CHUNK_TOKENS))
-            self._swap.fetched(key, tokens=tokens, ok=ok, now=now, out=out)
-        self._swap.sweep(list(piece.action.keys), out)
-        return piece.job
-
-    def release(self, job: Job, key: ChunkKey) -> None:
-        """The chunk was loaded, or the job has no more use for it."""
-        if key in job.held:
-            job.held.remove(key)
-            self._swap.ledger.unpin(key)
-
-    def release_all(self, job: Job, out: list[Action]) -> None:
-        keys = list(job.held)
-        for key in keys:
-            self.release(job, key)
-        self._swap.sweep(keys, out)
+        behind = job.context.n_kv - piece.first * CHUNK_TOKENS
+        tokens = [max(1, min(CHUNK_TOKENS, behind - i * CHUNK_TOKENS)) for i in range(len(piece.action.keys))]
+        held = job.held if job.in_cells else None
+        self._books.end_fetch(piece.action, event, tokens, held, now, out)
+        return job

@@ -10,18 +10,19 @@ computed (``planner/read_ahead``); what was read stays pinned until it is loaded
 
 from __future__ import annotations
 
-from llmaas.kvchunks.ledger import Copy
-from llmaas.planner.actions import Action, ChunkSource, LoadChunks, StopLoad, Switched
+from collections.abc import Callable
+
+from llmaas.errors import PolicyBug
+from llmaas.kvchunks.ledger import Copy, Ledger
+from llmaas.planner.actions import Action, ChunkSource, LoadChunks, Outcome, StopLoad, Switched
 from llmaas.planner.cell_table import CellTable
-from llmaas.planner.context import Context
 from llmaas.planner.cost_model import SwitchCosts
-from llmaas.planner.events import Loaded
+from llmaas.planner.events import Fetched, Loaded
 from llmaas.planner.jobs import Job, Stage
-from llmaas.planner.pool_books import SwapBooks
+from llmaas.planner.pool_books import PoolBooks
 from llmaas.planner.read_ahead import ReadAhead
 from llmaas.planner.settings import PlannerSettings
 from llmaas.planner.tally import Tally
-from llmaas.policies.split import SplitPolicy
 from llmaas.records import CHUNK_TOKENS, Tier
 
 
@@ -29,17 +30,33 @@ class Switching:
     """The loads under way, and the next piece of every job that is switching."""
 
     def __init__(
-        self, swap: SwapBooks, cells: CellTable, split: SplitPolicy, settings: PlannerSettings, tally: Tally
+        self,
+        settings: PlannerSettings,
+        ledger: Ledger,
+        books: PoolBooks,
+        cells: CellTable,
+        reads: ReadAhead,
+        costs: SwitchCosts,
+        tally: Tally,
+        next_id: Callable[[], int],
     ) -> None:
-        self._swap, self._cells, self._tally = swap, cells, tally
+        self._ledger, self._books, self._cells, self._reads = ledger, books, cells, reads
+        self._costs, self._tally, self._next_id = costs, tally, next_id
         self._slice = max(1, settings.prefill_slice // CHUNK_TOKENS)
-        self.costs = SwitchCosts()
-        self.reads = ReadAhead(swap, split, self.costs)
+        """Chunks that are recomputed before the rest is planned anew."""
         self._loads: dict[int, tuple[Job, LoadChunks, float]] = {}
+        """Each load under way, its job, and when it began."""
+
+    @property
+    def idle(self) -> bool:
+        """Nothing is being read ahead."""
+        return self._reads.idle
+
+    # -- the next piece
 
     def advance(self, job: Job, now: float, out: list[Action]) -> bool:
         """Begin the next piece of the way back; True if the context is back and its prefill may begin."""
-        context, ledger = job.context, self._swap.ledger
+        context, ledger = job.context, self._ledger
         if context.cells >= min(job.covered, job.goal):
             self._arrive(job, out)
             return True
@@ -52,21 +69,21 @@ class Switching:
         if chunk.pool is Copy.ARRIVING:
             return False  # it is being coded or read right now; its arrival brings us back here
         if chunk.tier is Tier.NONE:
-            self._compute(job, self._end(job, index, lost=True), now, out)
+            self._compute(job, self._end_of_run(job, index, lost=True), now, out)
             return False
-        stop = self._end(job, index, lost=False)
-        read = self.reads.plan(job, index, stop, now, out)
+        stop = self._end_of_run(job, index, lost=False)
+        read = self._reads.plan(job, index, stop, now, out)
         if read is None:
-            self._load(job, index, self.reads.in_one_go(context.keys[index:stop]) + index, now, out)
+            self._load(job, index, self._reads.in_one_go(context.keys[index:stop]) + index, now, out)
         elif read.first > index:
             self._load(job, index, read.first, now, out)
         else:
             self._compute(job, index + min(read.computed, self._slice), now, out)
         return False
 
-    def _end(self, job: Job, index: int, *, lost: bool) -> int:
+    def _end_of_run(self, job: Job, index: int, *, lost: bool) -> int:
         """The end of the run of chunks from ``index`` on that are lost, or that have a copy at rest."""
-        context, ledger = job.context, self._swap.ledger
+        context, ledger = job.context, self._ledger
         stop, last = index, -(-job.covered // CHUNK_TOKENS)
         while stop < last:
             chunk = ledger.chunk(context.keys[stop])
@@ -78,69 +95,23 @@ class Switching:
     def _compute(self, job: Job, stop: int, now: float, out: list[Action]) -> None:
         """Compute the chunks before ``stop``; meanwhile some of those behind are read."""
         job.begin_recompute(min(stop * CHUNK_TOKENS, job.covered, job.goal))
-        self.read_on(job, now, out)
+        self._read_on(job, now, out)
 
-    def read_on(self, job: Job, now: float, out: list[Action]) -> None:
+    def _read_on(self, job: Job, now: float, out: list[Action]) -> None:
         """While the job computes: keep reading what lies behind."""
         last = -(-job.covered // CHUNK_TOKENS)
         first = -(-job.until // CHUNK_TOKENS)
         if job.stage is Stage.RECOMPUTING and first < last:
-            self.reads.plan(job, first, last, now, out)
+            self._reads.plan(job, first, last, now, out)
 
     def _load(self, job: Job, first: int, stop: int, now: float, out: list[Action]) -> None:
-        context, ledger = job.context, self._swap.ledger
-        keys = context.keys[first:stop]
-        wanted = 0
-        for key in keys:
-            ledger.pin(key)  # all of them first, so that none evicts another
-            chunk = ledger.chunk(key)
-            wanted += chunk.disk_bytes if chunk.pool is Copy.ABSENT else 0
-        if wanted:
-            self._swap.make_room(wanted, out, context.id)  # at once, if all of it can stay
-        sources = []
-        room = True
-        for i, key in enumerate(keys, start=first):
-            tier = ledger.tier(key)
-            keep = room and tier is Tier.DISK and self._swap.reserve_copy(key, out)
-            room = room and (keep or tier is not Tier.DISK)  # where one finds no room, the others need not ask
-            start = i * CHUNK_TOKENS
-            sources.append(ChunkSource(key, start, min(start + CHUNK_TOKENS, context.n_kv), tier, keep))
+        context = job.context
+        sources = self._books.begin_load(context, first, stop, out)
         assert context.seq is not None
-        load = LoadChunks(self._swap.next_id(), context.id, context.seq, tuple(sources))
+        load = LoadChunks(self._next_id(), context.id, context.seq, sources)
         self._loads[load.load] = (job, load, now)
         job.begin_load()
         out.append(load)
-
-    def stop(self, job: Job, out: list[Action]) -> None:
-        """The job has no more use for what is being loaded for it: its answer shall come soon."""
-        out += [StopLoad(number) for number, (of, _, _) in self._loads.items() if of is job]
-
-    def loaded(self, event: Loaded, now: float, out: list[Action]) -> tuple[Job, bool]:
-        """A load ended: its job, and whether that can go on (a load that stops short without damage cannot)."""
-        job, load, began = self._loads.pop(event.load)
-        damaged = frozenset(event.damaged)
-        if event.n_loaded == len(load.chunks):
-            self._learn(load, now - began)
-        for i, source in enumerate(load.chunks):
-            ok = i < event.n_loaded
-            self.reads.release(job, source.key)
-            self._swap.loaded(source, ok=ok, damaged=source.key in damaged, now=now, out=out)
-            if ok:
-                _count(job, job.context, source)
-        self._swap.sweep([source.key for source in load.chunks], out)
-        job.end_load()
-        return job, event.n_loaded == len(load.chunks) or bool(damaged)
-
-    def _learn(self, load: LoadChunks, seconds: float) -> None:
-        """What the load took tells of decoding, or of the disk if that was what it waited for."""
-        nbytes = dict.fromkeys((Tier.POOL, Tier.DISK), 0)
-        for source in load.chunks:
-            chunk = self._swap.ledger.chunk(source.key)
-            nbytes[source.tier] += chunk.pool_bytes if source.tier is Tier.POOL else chunk.disk_bytes
-        if not nbytes[Tier.DISK]:
-            self.costs.has_placed(nbytes[Tier.POOL], seconds)
-        elif seconds > 2 * self.costs.place(nbytes[Tier.DISK] + nbytes[Tier.POOL]) or not nbytes[Tier.POOL]:
-            self.costs.has_read(nbytes[Tier.DISK], seconds)
 
     def _arrive(self, job: Job, out: list[Action]) -> None:
         self._cells.trim(job.context, job.goal, out)
@@ -152,13 +123,54 @@ class Switching:
         self._tally.tokens_recomputed += job.recomputed
         out.append(Switched(job.request, job.from_cells, job.from_pool, job.from_disk, job.recomputed))
 
+    # -- what comes of it
 
-def _count(job: Job, context: Context, source: ChunkSource) -> None:
+    def loaded(self, event: Loaded, now: float, out: list[Action]) -> tuple[Job, Outcome | None]:
+        """A load ended: its job, and how that ends, if it does. One that stops short without damage cannot go on."""
+        if event.load not in self._loads:
+            raise PolicyBug(f"load {event.load} ended but was not under way")
+        job, load, began = self._loads.pop(event.load)
+        complete = event.n_loaded == len(load.chunks)
+        if complete:
+            self._learn(load, now - began)
+        self._books.end_load(load, event, job.held, now, out)
+        for source in load.chunks[: event.n_loaded]:
+            _count(job, source)
+        job.end_load()
+        if job.ending is None and not complete and not event.damaged:
+            return job, Outcome.ENGINE_FAILED
+        return job, job.ending
+
+    def fetched(self, event: Fetched, now: float, out: list[Action]) -> None:
+        """A piece was read ahead: go on reading."""
+        self._read_on(self._reads.fetched(event, now, out), now, out)
+
+    def stop(self, job: Job, out: list[Action]) -> None:
+        """The job has no more use for what is being loaded for it: have the load answered soon."""
+        out += [StopLoad(number) for number, (of, _, _) in self._loads.items() if of is job]
+
+    def release(self, job: Job, out: list[Action]) -> None:
+        """The job has no more use for what was read ahead for it."""
+        self._books.release(job.held, out)
+
+    def _learn(self, load: LoadChunks, seconds: float) -> None:
+        """What the load took tells of decoding, or of the disk if that was what it waited for."""
+        nbytes = dict.fromkeys((Tier.POOL, Tier.DISK), 0)
+        for source in load.chunks:
+            chunk = self._ledger.chunk(source.key)
+            nbytes[source.tier] += chunk.pool_bytes if source.tier is Tier.POOL else chunk.disk_bytes
+        if not nbytes[Tier.DISK]:
+            self._costs.has_placed(nbytes[Tier.POOL], seconds)
+        elif seconds > 2 * self._costs.place(nbytes[Tier.DISK] + nbytes[Tier.POOL]) or not nbytes[Tier.POOL]:
+            self._costs.has_read(nbytes[Tier.DISK], seconds)
+
+
+def _count(job: Job, source: ChunkSource) -> None:
     """The chunk is in CELLS."""
     n = source.stop - source.start
     if n == CHUNK_TOKENS:  # a partial chunk is kept lossless
-        context.lossy.add(source.start // CHUNK_TOKENS)
-    context.cells = source.stop
+        job.context.lossy.add(source.start // CHUNK_TOKENS)
+    job.context.cells = source.stop
     if source.tier is Tier.POOL and source.key not in job.read:
         job.from_pool += n
     else:

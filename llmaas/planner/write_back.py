@@ -1,4 +1,4 @@
-"""Swap-out, second half: which chunks of the POOL are written to DISK, and when.
+"""Write-back: which chunks of the POOL are written to DISK, and when.
 
 Law: a chunk is written once, soon after it was coded, in runs of neighbours; from then on its eviction is free. What
 cannot be written is tried again at a later call, and may be evicted meanwhile: its tokens remain.
@@ -11,12 +11,12 @@ what it holds, and a crash costs fewer than 64 tokens of computing.
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator
 
 from llmaas.errors import PolicyBug
 from llmaas.kvchunks.ledger import Copy, Ledger
 from llmaas.planner.actions import Action, ChunkTarget, StopWrite, WriteChunks
-from llmaas.planner.bit_budget import BitBooks
+from llmaas.planner.bit_budget import BitBudget
 from llmaas.planner.context import Context
 from llmaas.planner.disk_quota import DiskQuota
 from llmaas.planner.events import Stored, Written
@@ -24,10 +24,11 @@ from llmaas.planner.settings import PlannerSettings
 from llmaas.planner.tally import Tally
 from llmaas.records import CHUNK_TOKENS, ChunkKey, ContextId
 
-Wanted = tuple[ContextId, ChunkKey]
+OwnedChunk = tuple[ContextId, ChunkKey]
+"""A chunk, and the context in whose name it is written."""
 
 
-class Writes:
+class WriteBack:
     """What waits to be written, is being written, or could not be."""
 
     def __init__(
@@ -35,45 +36,48 @@ class Writes:
         settings: PlannerSettings,
         ledger: Ledger,
         disk: DiskQuota,
-        bits: BitBooks,
-        next_id: Callable[[], int],
+        bits: BitBudget,
         tally: Tally,
+        next_id: Callable[[], int],
     ) -> None:
-        self._settings, self._ledger, self._disk, self._bits = settings, ledger, disk, bits
-        self._next_id, self._tally = next_id, tally
-        self._waiting: deque[Wanted] = deque()
+        self._most, self._ledger, self._disk, self._bits = settings.write_batch, ledger, disk, bits
+        self._tally, self._next_id = tally, next_id
+        self._waiting: deque[OwnedChunk] = deque()
         self._last: dict[ContextId, ChunkKey] = {}
         """The partial last chunks of contexts in CELLS, which are written when those leave."""
-        self._left: list[Wanted] = []
-        """Those of contexts that have left: written when a call ends, not while somebody waits for the disk."""
-        self._writing: WriteChunks | None = None
-        self._failed: list[Wanted] = []
+        self._left: list[OwnedChunk] = []
+        """Those of contexts that have left: written when a call ends, not while a call waits for the disk."""
+        self._under_way: WriteChunks | None = None
+        self._failed: list[OwnedChunk] = []
         """While there are any, chunks without a DISK copy may be evicted too."""
-        self._forsaken: set[ChunkKey] = set()
+        self._abandoned: set[ChunkKey] = set()
+        """Partial last chunks that may leave the POOL unwritten, since CELLS have what they hold."""
         self._held: set[ChunkKey] = set()
         """Chunks that are being lowered; they are written afterwards."""
 
     @property
     def idle(self) -> bool:
-        return not self._waiting and self._writing is None
+        return not self._waiting and self._under_way is None
 
     @property
     def under_way(self) -> bool:
-        return self._writing is not None
+        return self._under_way is not None
+
+    # -- chunks that are to be written
 
     def saved(self, context: ContextId, target: ChunkTarget) -> None:
         """A chunk was coded into the POOL."""
         if target.stop - target.start == CHUNK_TOKENS:
             self._waiting.append((context, target.key))
         else:
-            self.left_cells(context)  # the one before, if forks still contain it
+            self.left_cells(context)  # the last chunk before this one, if forks still contain it
             self._last[context] = target.key
 
-    def want(self, wanted: Iterable[Wanted]) -> None:
-        self._waiting.extend(wanted)
+    def enqueue(self, chunks: Iterable[OwnedChunk]) -> None:
+        self._waiting.extend(chunks)
 
     def left_cells(self, context: ContextId) -> None:
-        """Its last chunk stays as it is for long."""
+        """The context has left CELLS: its last chunk will not be replaced soon."""
         if (key := self._last.pop(context, None)) is not None:
             self._left.append((context, key))
 
@@ -82,80 +86,80 @@ class Writes:
         return self._last.pop(context, None)
 
     def flush(self) -> None:
-        """Write everything, be it for the last time or because the POOL needs what is clean."""
+        """Write everything: the service stops, or the POOL needs clean chunks."""
         for context in list(self._last):
             self.left_cells(context)
-        self._waiting.extend(self._left)
-        self._left.clear()
+        self._enqueue_left()
 
-    def forsake(self, out: list[Action]) -> None:
-        """The POOL must shrink at once: let go of what waits to be written, and of what is being written.
+    def abandon(self, out: list[Action]) -> None:
+        """The POOL must shrink at once: do not wait for what is to be written or is being written.
 
-        Of last chunks of contexts in CELLS nothing is lost by it now.
+        It counts as failed, so that it may be evicted. Of last chunks of contexts in CELLS nothing is lost by it now.
         """
-        if self._writing is not None:
-            out.append(StopWrite(self._writing.write))
+        if self._under_way is not None:
+            out.append(StopWrite(self._under_way.write))
         self._failed.extend(self._waiting)
         self._waiting.clear()
-        self._forsaken = {key for key in (*self._forsaken, *self._last.values()) if key in self._ledger}
+        self._abandoned = {key for key in (*self._abandoned, *self._last.values()) if key in self._ledger}
         self._last.clear()
 
     def hold(self, keys: set[ChunkKey]) -> None:
+        """These chunks, and no others, are being lowered: write none of them now."""
         self._held = keys
 
-    def given_up(self, key: ChunkKey) -> bool:
+    def may_lose(self, key: ChunkKey) -> bool:
         """Whether a chunk without a copy on DISK may leave the POOL all the same."""
-        return bool(self._failed) or key in self._forsaken or self._disk.refused(key)
+        return bool(self._failed) or key in self._abandoned or self._disk.refused(key)
 
-    def failed(self, wanted: Iterable[Wanted]) -> None:
+    def put_off(self, chunks: Iterable[OwnedChunk]) -> None:
         """These could not be written, or the store has lost them: try again later."""
-        self._failed.extend(wanted)
+        self._failed.extend(chunks)
 
-    def try_again(self, context: Context) -> None:
+    def retry(self, context: Context) -> None:
         """A call of the context has returned: a good moment for what was put off, and to look for room again."""
-        self._waiting.extend(self._left)
-        self._left.clear()
-        self._waiting.extend((context.id, key) for key in self._disk.missed(context))
+        self._enqueue_left()
+        self._waiting.extend((context.id, key) for key in self._disk.refused_of(context))
         if self._failed:
             self._waiting.extend(self._failed)
             self._failed.clear()
             self._disk.found_room()
 
+    def _enqueue_left(self) -> None:
+        self._waiting.extend(self._left)
+        self._left.clear()
+
+    # -- writes
+
     def pump(self, out: list[Action]) -> bool:
         """Begin one write of chunks of one context if none is under way; True if the quota refused some."""
         self._disk.shrink(out)
-        refused = False
-        while self._waiting and self._writing is None:
+        any_refused = False
+        while self._waiting and self._under_way is None:
             context = self._waiting[0][0]
-            batch: list[ChunkKey] = []
-            while self._waiting and self._waiting[0][0] == context and len(batch) < self._settings.write_batch:
-                key = self._waiting.popleft()[1]
-                if not self._writable(key):
-                    continue
-                if not self._disk.admit(key, context):
-                    refused = True
-                else:
-                    self._ledger.begin_disk(key)
-                    self._ledger.pin(key)
-                    batch.append(key)
-            self._disk.flush(out)
+            batch, refused = self._disk.admit(self._take_writable(context), context, self._most, out)
+            any_refused = any_refused or refused
             if batch:
-                self._writing = WriteChunks(self._next_id(), context, tuple(batch), tuple(map(self._bits.note, batch)))
-                out.append(self._writing)
-        return refused
+                for key in batch:
+                    self._ledger.pin(key)
+                sensitivities = tuple(map(self._bits.persist_sensitivity, batch))
+                self._under_way = WriteChunks(self._next_id(), context, tuple(batch), sensitivities)
+                out.append(self._under_way)
+        return any_refused
 
-    def _writable(self, key: ChunkKey) -> bool:
-        if key not in self._ledger or key in self._held:
-            return False
-        chunk = self._ledger.chunk(key)
-        return chunk.refs > 0 and chunk.pool is Copy.PRESENT and chunk.disk is Copy.ABSENT
+    def _take_writable(self, context: ContextId) -> Iterator[ChunkKey]:
+        """Take the chunks of the context from the front of the queue; yields those that can be written now."""
+        while self._waiting and self._waiting[0][0] == context:
+            key = self._waiting.popleft()[1]
+            if key in self._ledger and key not in self._held:
+                chunk = self._ledger.chunk(key)
+                if chunk.refs > 0 and chunk.pool is Copy.PRESENT and chunk.disk is Copy.ABSENT:
+                    yield key
 
     def written(self, event: Written, out: list[Action]) -> list[ChunkKey]:
         """A write ended: its chunks, which have come to rest."""
-        write = self._writing
+        write, self._under_way = self._under_way, None
         if write is None or write.write != event.write:
             raise PolicyBug(f"write {event.write} ended but was not under way")
-        self._writing = None
         failed: list[ChunkKey] = []
         for key, outcome in zip(write.keys, event.outcomes, strict=True):
             self._ledger.unpin(key)

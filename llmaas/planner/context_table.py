@@ -1,0 +1,119 @@
+"""The context table: all contexts, and what happens to them between calls.
+
+Law: a context's chunks are told from outside, never guessed: by a call that returned, a truncation, a fork, a restart.
+Work per event does not grow with idle contexts, except at start and when a context closes.
+"""
+
+from __future__ import annotations
+
+from llmaas.errors import assert_never
+from llmaas.kvchunks.ledger import Ledger
+from llmaas.planner.actions import Action, DropDisk
+from llmaas.planner.cell_table import CellTable
+from llmaas.planner.context import Context
+from llmaas.planner.events import ChunksFound, ContextChanged, ContextClosed, ContextEvent, ContextOpened
+from llmaas.planner.pool_books import PoolBooks
+from llmaas.planner.swap_out import SwapOut
+from llmaas.records import CHUNK_TOKENS, ChunkKey, ContextId, Tier
+
+
+class ContextTable:
+    """Contexts by their id."""
+
+    def __init__(self, ledger: Ledger, books: PoolBooks, cells: CellTable, swap_out: SwapOut) -> None:
+        self._ledger, self._books, self._cells, self._swap_out = ledger, books, cells, swap_out
+        self._contexts: dict[ContextId, Context] = {}
+
+    def use(self, context_id: ContextId) -> Context:
+        """A call wants the context."""
+        context = self._contexts[context_id]
+        self._books.use(context)
+        return context
+
+    def handle(self, event: ContextEvent, now: float, out: list[Action]) -> None:
+        match event:
+            case ContextChanged():
+                self._changed(event, out)
+            case ContextOpened():
+                self._opened(event, now, out)
+            case ContextClosed():
+                self._closed(event, out)
+            case ChunksFound():
+                self._found(event, out)
+            case _:
+                assert_never(event)
+
+    def _opened(self, event: ContextOpened, now: float, out: list[Action]) -> None:
+        context = Context(event.context, event.app, [], event.n_kv, idle_since=now - event.idle)
+        self._contexts[event.context] = context
+        self._books.set_keys(context, 0, event.keys, out)
+
+    def _changed(self, event: ContextChanged, out: list[Action]) -> None:
+        context = self._contexts[event.context]
+        context.committing = False
+        self._cells.trim(context, _cells_to_keep(context, event.n_kv), out)
+        context.n_kv = event.n_kv
+        self._books.set_keys(context, event.first, event.keys, out)
+        self._swap_out.context_changed(context, out)
+
+    def _closed(self, event: ContextClosed, out: list[Action]) -> None:
+        context = self._contexts.pop(event.context)
+        self._cells.trim(context, 0, out)
+        context.n_kv = 0
+        self._books.set_keys(context, 0, (), out)
+        self._swap_out.closed(context, self._contexts.values())
+        self._books.closed(context.id, event.gone, out)
+
+    def _found(self, event: ChunksFound, out: list[Action]) -> None:
+        stored = {key: (nbytes, meta) for key, nbytes, meta in event.chunks}
+        for context in self._contexts.values():
+            for key in context.keys:
+                if (chunk := stored.pop(key, None)) is not None:
+                    self._books.found(context, key, *chunk)
+        if stored:  # no context contains them
+            out.append(DropDisk(tuple(stored)))
+
+    # -- what others may know
+
+    @property
+    def cells_used(self) -> int:
+        return sum(c.cells for c in self._contexts.values() if c.seq is not None)
+
+    def tiers(self, context_id: ContextId) -> tuple[int, int, int, int]:
+        """Tokens of the context whose best copy is in CELLS, POOL, DISK, NONE."""
+        context = self._contexts[context_id]
+        count = [0, 0, 0, 0]
+        for i, key in enumerate(context.keys):
+            start = i * CHUNK_TOKENS
+            n = min(start + CHUNK_TOKENS, context.n_kv) - start
+            in_cells = max(0, min(n, context.cells - start))
+            count[Tier.CELLS] += in_cells
+            count[self._ledger.tier(key)] += n - in_cells
+        return count[0], count[1], count[2], count[3]
+
+    def check(self, *, at_rest: bool) -> list[str]:
+        """Problems found; empty when the books balance. ``at_rest``: no chunk is on its way to the POOL or to DISK."""
+        problems = self._books.check(list(self._contexts.values()))
+        refs: dict[ChunkKey, int] = {}
+        for context in self._contexts.values():
+            for key in context.keys:
+                refs[key] = refs.get(key, 0) + 1
+            if len(context.keys) != -(-context.n_kv // CHUNK_TOKENS):
+                problems.append(f"context {context.id}: {len(context.keys)} chunks for {context.n_kv} tokens")
+            if context.cells and context.seq is None:
+                problems.append(f"context {context.id}: cells without a sequence")
+        for key in refs:
+            if self._ledger.chunk(key).refs != refs[key]:
+                problems.append(f"chunk {key.hex()}: wrong reference count")
+        if len(refs) != len(self._ledger) and at_rest:
+            problems.append(f"{len(self._ledger) - len(refs)} chunks belong to no context")
+        return problems
+
+
+def _cells_to_keep(context: Context, n: int) -> int:
+    """Cells to keep of ``n`` tokens. What remains of a chunk that came back coded cannot stay.
+
+    It will grow into another chunk, and coding it again would code decoded values.
+    """
+    index, rest = divmod(n, CHUNK_TOKENS)
+    return index * CHUNK_TOKENS if rest and index in context.lossy else n

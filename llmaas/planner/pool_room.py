@@ -1,0 +1,158 @@
+"""Room in the POOL: which chunks leave it, and when.
+
+Law: a chunk leaves the POOL only if nothing is lost by it: it is on DISK, or DISK has refused or failed it. A plan is
+carried out whole or not at all. The eviction policy chooses; the ledger checks what it has chosen.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+
+from llmaas.kvchunks.ledger import Copy, Ledger
+from llmaas.planner.actions import Action, DropPool
+from llmaas.planner.bit_budget import BitBudget
+from llmaas.planner.context import Context
+from llmaas.planner.disk_quota import DiskQuota
+from llmaas.planner.tally import Tally
+from llmaas.planner.write_back import WriteBack
+from llmaas.policies.eviction import Arrival, EvictionPolicy
+from llmaas.records import ChunkKey, ContextId, Tier
+
+
+class PoolRoom:
+    """Keeps the eviction policy informed, and asks it whenever the POOL must shrink."""
+
+    def __init__(
+        self,
+        ledger: Ledger,
+        eviction: EvictionPolicy,
+        writes: WriteBack,
+        disk: DiskQuota,
+        bits: BitBudget,
+        tally: Tally,
+    ) -> None:
+        self._ledger, self._eviction, self._writes = ledger, eviction, writes
+        self._disk, self._bits, self._tally = disk, bits, tally
+        self._open: set[ContextId] = set()
+        self._home: dict[ChunkKey, tuple[ContextId, int]] = {}
+        """The latest user of each chunk that was used since the start, and the chunk's index there."""
+
+    # -- what the policy must know
+
+    def opened(self, context: ContextId) -> None:
+        self._open.add(context)
+
+    def closed(self, context: ContextId) -> None:
+        self._open.discard(context)
+        self._eviction.closed(context)
+
+    def switching_in(self, context: Context, now: float) -> None:
+        """A call needs the context in CELLS, and it is not all there."""
+        for i, key in enumerate(context.keys):
+            self._home[key] = context.id, i
+        self._eviction.returned(context.id, now)
+
+    def touch(self, keys: Iterable[ChunkKey], now: float) -> None:
+        """Chunks were loaded, or have just left CELLS."""
+        if self._eviction.by_use:
+            for key in keys:
+                if key in self._ledger and self._ledger.chunk(key).pool is Copy.PRESENT:
+                    self._eviction.touch(key, now)
+
+    def add(
+        self, key: ChunkKey, tokens: int, nbytes: int, now: float, home: tuple[ContextId, int] | None = None
+    ) -> None:
+        """A copy of a chunk is in the POOL now. ``home``: whose it is and its index there, if that is news."""
+        if home is None:
+            home = self._home[key]
+        else:
+            self._home[key] = home
+        context, index = home
+        self._eviction.add(key, Arrival(context, index, tokens, nbytes), now)
+        if context not in self._open:  # it was closed while the chunk was on its way
+            self._eviction.closed(context)
+
+    def remove(self, key: ChunkKey) -> None:
+        """The copy in the POOL is gone. If there is none on DISK, how the chunk was coded is forgotten, too."""
+        self._eviction.forget(key)
+        self._disk.left_pool(key)
+        self.forget_if_lost(key)
+
+    def forget_if_lost(self, key: ChunkKey) -> None:
+        """A copy is gone: with the last one goes what is known of how the chunk is coded."""
+        if key not in self._ledger or self._ledger.tier(key) is Tier.NONE:
+            self._bits.forget(key)
+
+    def forget(self, key: ChunkKey) -> None:
+        """The chunk is in no context any more."""
+        self._bits.forget(key)
+        self._home.pop(key, None)
+
+    # -- room
+
+    def make(self, nbytes: int, out: list[Action], candidate: ContextId | None = None) -> bool:
+        """Evict until ``nbytes`` more fit, or change nothing and return False.
+
+        With ``candidate``, only if the room is better spent on that context.
+        """
+        need = self._ledger.room(nbytes)
+        if need <= 0:
+            return True
+        plan = self._eviction.victims(need, self._gain, candidate)
+        if plan is None:
+            if candidate is None:
+                self._writes.flush()
+                self.begin_write(out)
+            return False
+        self._evict(plan, out)
+        return True
+
+    def make_for(self, key: ChunkKey, nbytes: int, out: list[Action]) -> bool:
+        """The same for a chunk that is read on its way to CELLS: only if its latest user deserves the room.
+
+        A user that was closed meanwhile is not asked about.
+        """
+        context = self._home[key][0]
+        return self.make(nbytes, out, context if context in self._open else None)
+
+    def set_budget(self, nbytes: int, out: list[Action]) -> None:
+        """Shrinking drops clean chunks at once; the rest goes as it becomes clean."""
+        self._ledger.pool_budget = nbytes
+        self.shrink(out)
+        if self._ledger.room(0) > 0:
+            self._writes.abandon(out)
+            self.shrink(out)
+
+    def shrink(self, out: list[Action]) -> None:
+        """Evict what exceeds the budget, as far as it may leave: the budget may have fallen."""
+        need = self._ledger.room(0)
+        if need <= 0:
+            return
+        may: dict[ChunkKey, int] = {}
+        plan = self._eviction.victims(need, lambda key: may.setdefault(key, self._gain(key)))
+        if plan is None:
+            self._writes.flush()
+            most = sum(may.values())
+            plan = self._eviction.victims(most, self._gain) if most else None  # not enough; so all that may go
+        if plan:
+            self._evict(plan, out)
+
+    def begin_write(self, out: list[Action]) -> None:
+        """Begin a write to DISK if none is under way. What the quota refuses may be evicted at once."""
+        if self._writes.pump(out):
+            self.shrink(out)
+
+    def _evict(self, plan: list[ChunkKey], out: list[Action]) -> None:
+        self._ledger.evict(plan, self._gain)
+        for key in plan:
+            self.remove(key)
+        self._tally.chunks_evicted += len(plan)
+        out.append(DropPool(tuple(plan)))
+
+    def _gain(self, key: ChunkKey) -> int:
+        """Bytes that evicting the chunk frees; 0 if it may not be evicted now."""
+        chunk = self._ledger.chunk(key)
+        if chunk.pins or chunk.pool is not Copy.PRESENT:
+            return 0
+        safe = chunk.disk is Copy.PRESENT or (chunk.disk is Copy.ABSENT and self._writes.may_lose(key))
+        return chunk.pool_bytes if safe else 0
