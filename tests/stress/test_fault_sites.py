@@ -22,8 +22,8 @@ from llmaas.errors import DiskFull, MachineError, StoreFailed
 from llmaas.kvchunks.store.store import Store
 from llmaas.records import Geometry, Precision
 from llmaas.service.service import Service
-from tests.kvchunks.store.test_store_faults import Trouble, TroubledFiles
 from tests.support.service_house import APP, House, service_settings
+from tests.support.troubled_files import Trouble, TroubledFiles
 
 WIDE = Geometry(n_layer=4, k_dim=256, v_dim=256, head_dim_k=64, head_dim_v=64)
 """So wide that a few dead chunks make a payload file worth rewriting."""

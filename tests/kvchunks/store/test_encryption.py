@@ -15,11 +15,10 @@ from hypothesis import given
 from llmaas.kvchunks.store.cipher import CIPHERS, KEY_BYTES, OVERHEAD, CipherKey, MasterKey
 from llmaas.kvchunks.store.store import Files, Span, Store
 from llmaas.records import ChunkKey, ContextId
-from tests.kvchunks.store.test_store import data, key, row
 from tests.support.loop import on_a_loop
 from tests.support.service_house import APP, house
+from tests.support.store_data import A, B, data, key, row
 
-A, B = ContextId("a"), ContextId("b")
 MASTER, OTHER = MasterKey(bytes(KEY_BYTES)), MasterKey(b"o" * KEY_BYTES)
 ITEMS = [(key(i), 64, data(i, 5000)) for i in range(4)]
 KEYS = [k for k, _, _ in ITEMS]
@@ -44,42 +43,39 @@ def wrapped_keys(root: Path) -> dict[str, bytes]:
         con.close()
 
 
-@pytest.fixture
-def root(tmp_path: Path) -> Path:
-    return tmp_path / "store"
-
-
 # -- the cipher
 
 
 @given(keys_of_a_cipher, ciphers, st.binary(max_size=300), st.binary(max_size=40))
-def test_what_is_sealed_opens_and_never_looks_the_same_twice(raw: bytes, cipher: str, text: bytes, name: bytes) -> None:
-    sealer = CipherKey(raw, cipher)
-    one, two = sealer.encrypt(text, name), sealer.encrypt(memoryview(text), name)
+def test_what_is_encrypted_decrypts_and_never_looks_the_same_twice(
+    raw: bytes, cipher: str, text: bytes, name: bytes
+) -> None:
+    cipher_key = CipherKey(raw, cipher)
+    one, two = cipher_key.encrypt(text, name), cipher_key.encrypt(memoryview(text), name)
     assert one != two and len(one) == len(text) + OVERHEAD
-    assert CipherKey(raw, cipher).decrypt(memoryview(one), name) == sealer.decrypt(two, name) == text
+    assert CipherKey(raw, cipher).decrypt(memoryview(one), name) == cipher_key.decrypt(two, name) == text
 
 
 @given(st.data(), keys_of_a_cipher, ciphers, st.binary(max_size=100), st.binary(max_size=20))
 def test_a_flipped_bit_a_cut_another_name_or_another_key_does_not_open(
     draw: st.DataObject, raw: bytes, cipher: str, text: bytes, name: bytes
 ) -> None:
-    sealer = CipherKey(raw, cipher)
-    sealed = sealer.encrypt(text, name)
-    bit = draw.draw(st.integers(0, 8 * len(sealed) - 1))
-    flipped = bytearray(sealed)
+    cipher_key = CipherKey(raw, cipher)
+    encrypted = cipher_key.encrypt(text, name)
+    bit = draw.draw(st.integers(0, 8 * len(encrypted) - 1))
+    flipped = bytearray(encrypted)
     flipped[bit // 8] ^= 1 << bit % 8
     other = bytes([raw[0] ^ 1]) + raw[1:]
-    assert sealer.decrypt(flipped, name) is None
-    assert sealer.decrypt(sealed[: draw.draw(st.integers(0, len(sealed) - 1))], name) is None
-    assert sealer.decrypt(sealed, name + b"x") is None
-    assert CipherKey(other, cipher).decrypt(sealed, name) is None
+    assert cipher_key.decrypt(flipped, name) is None
+    assert cipher_key.decrypt(encrypted[: draw.draw(st.integers(0, len(encrypted) - 1))], name) is None
+    assert cipher_key.decrypt(encrypted, name + b"x") is None
+    assert CipherKey(other, cipher).decrypt(encrypted, name) is None
 
 
 def test_a_wrapped_key_opens_for_its_owner_and_cipher_under_its_master_only() -> None:
-    cipher, wrapped, sealer = MASTER.make("a")
+    cipher, wrapped, cipher_key = MASTER.make("a")
     again = MASTER.unwrap("a", cipher, wrapped)
-    assert again is not None and again.decrypt(sealer.encrypt(b"x", b"n"), b"n") == b"x"
+    assert again is not None and again.decrypt(cipher_key.encrypt(b"x", b"n"), b"n") == b"x"
     other_cipher = next(c for c in CIPHERS if c != cipher)
     assert MASTER.unwrap("b", cipher, wrapped) is None
     assert MASTER.unwrap("a", other_cipher, wrapped) is None
@@ -144,11 +140,11 @@ def test_a_store_from_before_is_read_in_clear_until_it_is_told_otherwise(root: P
     with Store(root) as store:
         store.put(A, ITEMS)
     with Store(root, master=MASTER) as store:
-        store.put(A, [(key("new"), 64, b"sealed")])
+        store.put(A, [(key("new"), 64, b"encrypted")])
         assert values(store) == [blob for _, _, blob in ITEMS]
         assert (store.encryption().plain, store.encryption().locked) == (4, 0)
         assert store.drop_plain() == 4
-        assert values(store, [KEYS[0], key("new")]) == [None, b"sealed"]
+        assert values(store, [KEYS[0], key("new")]) == [None, b"encrypted"]
         assert store.check().problems == ()
     assert ITEMS[0][2] not in all_bytes(root)
 
@@ -174,9 +170,9 @@ def test_after_a_deletion_no_copy_of_the_files_holds_the_key_or_the_text(root: P
         assert (f"secret number {i} of {ctx}".encode() in kept) == (ctx not in gone)
     # Even with the old payload files, and the master key, nothing of a deleted context opens.
     left = [MASTER.unwrap(ctx, cipher, wrapped) for ctx, cipher, wrapped in _key_rows(copy)]
-    sealed = next(raw for name, raw in payloads.items() if not (copy / "payload" / name).exists())
+    encrypted = next(raw for name, raw in payloads.items() if not (copy / "payload" / name).exists())
     assert len(left) == 150 and None not in left
-    assert not any(s and s.decrypt(sealed[: 500 + OVERHEAD], key((ctx, 0))) for s in left for ctx in gone)
+    assert not any(s and s.decrypt(encrypted[: 500 + OVERHEAD], key((ctx, 0))) for s in left for ctx in gone)
 
 
 def _key_rows(root: Path) -> list[tuple[str, str, bytes]]:
@@ -187,7 +183,7 @@ def _key_rows(root: Path) -> list[tuple[str, str, bytes]]:
         con.close()
 
 
-def test_what_a_fork_shares_is_sealed_anew_for_it_and_the_rest_is_gone(root: Path) -> None:
+def test_what_a_fork_shares_is_encrypted_again_for_it_and_the_rest_is_gone(root: Path) -> None:
     with Store(root, master=MASTER) as store:
         for ctx in "ab":
             store.create_context(row(ctx))
