@@ -1,7 +1,7 @@
 """The LoRA adapters that calls may name: registered at start or while the service runs.
 
-Law: a name means one file with one content; KV is named by the content (``root``), so that what was computed with other
-weights is never taken for it. An adapter was loaded once before it is registered.
+Law: a name means one file with one content; KV is named by the content (``root``), so that KV of other weights is never
+taken for it. Every adapter is loaded once before it is registered, to see that it can be.
 """
 
 from __future__ import annotations
@@ -31,14 +31,14 @@ class AdapterRegistry:
 
     def __init__(self, thread: EngineThread, store: Store, store_thread: StoreThread, budget: int) -> None:
         self.cache = AdapterCache(thread.engine, budget)
-        self._thread, self._store, self._store_thread = thread, store, store_thread
+        self._engine_thread, self._store, self._store_thread = thread, store, store_thread
         self._model = thread.engine.info.fingerprint
         self._files: dict[str, AdapterFile] = {}
 
     async def start(self, configured: Sequence[tuple[str, Path]]) -> None:
-        """Register what was registered before, and what the settings name. Raises what ``add`` does for the latter.
+        """Register the adapters of the store and those that the settings name. Raises what ``add`` does for the latter.
 
-        An earlier one whose file is gone stays registered: its calls fail until it is back.
+        An adapter of the store whose file is gone stays registered: its calls fail until the file is back.
         """
         for row in await self._store_thread.run(self._store.adapters.all):
             file = AdapterFile(row.name, Path(row.path), row.fingerprint)
@@ -55,7 +55,10 @@ class AdapterRegistry:
     # -- what calls need
 
     def file(self, name: str, user: str | None = None) -> AdapterFile | None:
-        """None for "", the bare model. ``user``: the name of the context that has it already. Raises UnknownAdapter."""
+        """The file of an adapter; None for "", the bare model. Raises UnknownAdapter.
+
+        ``user``: the name of the context that uses the adapter already, for the message.
+        """
         if name and name not in self._files:
             if user is None:
                 raise UnknownAdapter(f"there is no adapter {reprlib.repr(name)}")
@@ -66,7 +69,8 @@ class AdapterRegistry:
         return self._files.get(name)
 
     def root(self, app: AppId, name: str) -> bytes:
-        """The root of the chunk keys of an app's contexts with this adapter; one of its own for a name unknown now."""
+        """The root of the chunk keys of an app's contexts with this adapter; a name that is not registered has one of
+        its own."""
         if name and name not in self._files:
             return namespace(app, self._model, f"unknown {name}")
         return namespace(app, self._model, self._files[name].fingerprint if name else "")
@@ -74,7 +78,7 @@ class AdapterRegistry:
     # -- what operators do
 
     def infos(self, *, paths: bool) -> list[AdapterInfo]:
-        """By name; ``paths``: with the paths of their files, which are not for every app."""
+        """All adapters, by name; ``paths``: with the paths of their files, which are not for every app."""
         loaded = self.cache.loaded
         return [
             AdapterInfo(name, str(f.path) if paths else "", f.fingerprint, f.size_bytes, f.fingerprint in loaded)
@@ -82,7 +86,7 @@ class AdapterRegistry:
         ]
 
     async def add(self, name: str, path: str) -> AdapterInfo:
-        """Register a file under a name, in place of what had it. It stays registered when the service starts again.
+        """Register a file under a name, in place of the file that had the name. It stays registered after a restart.
 
         Raises BadRequest (the name, a relative path, larger than the budget), AdapterUnreadable, AdapterMismatch,
         Busy, StoreFailed, DiskFull; then everything is as it was.
@@ -95,16 +99,16 @@ class AdapterRegistry:
         await self._store_thread.run(self._store.adapters.save, AdapterRow(name, path, file.fingerprint))
         before = self._files.get(name)
         self._files[name] = file
-        self._put_away(before)
+        self._evict(before)
         return next(info for info in self.infos(paths=True) if info.name == name)
 
     async def remove(self, name: str) -> None:
-        """Calls that run with it go on to their end. Contexts that use it are kept, and refuse calls until they are
-        given another one. Raises UnknownAdapter."""
+        """Forget an adapter. Calls that run with it go on to their end. Contexts that use it are kept, and refuse calls
+        until they are given another one. Raises UnknownAdapter."""
         before = self.file(name)
         await self._store_thread.run(self._store.adapters.delete, name)
         self._files.pop(name, None)
-        self._put_away(before)
+        self._evict(before)
 
     def stats(self) -> dict[str, object]:
         loaded = self.cache.loaded
@@ -118,19 +122,21 @@ class AdapterRegistry:
     # -- inside
 
     async def _tried(self, name: str, path: Path) -> AdapterFile:
+        """Read the file, and load it once. Raises what ``add`` does."""
         file = await asyncio.to_thread(examine, name, path)
         if file.size_bytes > self.cache.budget:
             raise BadRequest(
                 f"adapter {name!r} has {file.size_bytes} bytes; all that are loaded may have {self.cache.budget}",
                 hint="Start the daemon with more adapter_bytes.",
             )
-        await asyncio.wrap_future(self._thread.submit(self._try_out, file))
+        await asyncio.wrap_future(self._engine_thread.submit(self._try_out, file))
         return file
 
     def _try_out(self, file: AdapterFile) -> None:
         self.cache.acquire(file)
         self.cache.release(file.fingerprint)
 
-    def _put_away(self, file: AdapterFile | None) -> None:
+    def _evict(self, file: AdapterFile | None) -> None:
+        """Unload a file that no name means any more, when no call uses it."""
         if file is not None and all(f.fingerprint != file.fingerprint for f in self._files.values()):
-            self._thread.submit(self.cache.evict_idle, file.fingerprint)
+            self._engine_thread.submit(self.cache.evict_idle, file.fingerprint)

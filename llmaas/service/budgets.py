@@ -1,7 +1,7 @@
 """The budgets of POOL and DISK while the service runs: what was configured, what holds now, and why.
 
-Law: it decides nothing: ``policies.pool_budget`` says what the machine's readings mean, the planner what leaves. All
-here runs on the event loop's thread.
+Law: it decides nothing: ``policies.pool_budget`` says what a reading means for the POOL's budget, the planner which
+chunks leave. Everything here runs on the event loop.
 """
 
 from __future__ import annotations
@@ -20,48 +20,48 @@ log = logging.getLogger(__name__)
 
 
 class Budgets:
-    """``give_back`` is asked to return freed memory to the system after a shrink."""
+    """``trim_memory`` is called after the POOL has shrunk: it returns freed memory to the system."""
 
     def __init__(
         self,
         planner: Planner,
         dispatch: Callable[[BudgetChanged], None],
-        give_back: Callable[[], None],
+        trim_memory: Callable[[], None],
         clock: Clock,
         metrics: Registry,
     ) -> None:
-        self._planner, self._dispatch, self._give_back, self._clock = planner, dispatch, give_back, clock
+        self._planner, self._dispatch, self._trim_memory, self._clock = planner, dispatch, trim_memory, clock
         self._policy = PoolBudget(planner.pool_budget)
         self._metrics = metrics
         self._last_reading: MemoryReading | None = None
 
     def on_reading(self, reading: MemoryReading) -> None:
-        """The machine has been looked at."""
+        """Take a reading of the machine's memory."""
         self._last_reading = reading
         before = self._policy.nbytes
         now = self._policy.on_reading(reading, self._planner.pool_used, self._clock.now())
         if now != before:
             log.log(logging.INFO if now < before else logging.DEBUG, "POOL: %d -> %d, by %s", before, now, reading)
-            self._tell(BudgetChanged(pool_bytes=now))
+            self._apply(BudgetChanged(pool_bytes=now))
 
     def set(self, pool_bytes: int | None, disk_bytes: int | None) -> None:
-        """An operator's word. None leaves a budget as it is."""
+        """Set budgets, in bytes, as an operator asks. None leaves a budget as it is."""
         if pool_bytes is not None:
             self._policy.configure(pool_bytes)
         if pool_bytes is not None or disk_bytes is not None:
             log.info("budgets set: POOL %s, DISK %s", pool_bytes, disk_bytes)
-            self._tell(BudgetChanged(pool_bytes, disk_bytes))
+            self._apply(BudgetChanged(pool_bytes, disk_bytes))
 
-    def _tell(self, event: BudgetChanged) -> None:
+    def _apply(self, event: BudgetChanged) -> None:
         budget, used, start = self._planner.pool_budget, self._planner.pool_used, self._clock.now()
         self._dispatch(event)
         if self._planner.pool_budget < budget:
             self._metrics.histogram("pool_shrink_ms").observe((self._clock.now() - start) * 1e3)
             self._metrics.counter("pool_shrunk_bytes").add(used - self._planner.pool_used)
-            self._give_back()
+            self._trim_memory()
 
     def snapshot(self) -> dict[str, dict[str, object]]:
-        """Budgets and why they are so, as plain values."""
+        """The budgets and why they are what they are, as plain values."""
         planner, policy = self._planner, self._policy
         quota = planner.disk_quota
         pool = {
@@ -78,5 +78,5 @@ class Budgets:
         reading = self._last_reading
         if reading is None:
             return {"watched": False}
-        told = {"stalled": reading.stalled, "limit_bytes": reading.limit, "free_bytes": reading.free}
-        return {"watched": True, **{name: value for name, value in told.items() if value is not None}}
+        fields = {"stalled": reading.stalled, "limit_bytes": reading.limit, "free_bytes": reading.free}
+        return {"watched": True, **{name: value for name, value in fields.items() if value is not None}}

@@ -1,7 +1,9 @@
 """Chat text: what a turn adds to a context, by the model's own template.
 
-Law: pure; the template is a function that is passed in. Templates render whole conversations, a context only ever
-grows at its end: the text of a turn is what the rendering with it has beyond the rendering without it.
+Law: pure; the template is a function that is passed in.
+
+A template renders a whole conversation, but a context only ever grows at its end. So the text of a turn is what the
+rendering with the turn has beyond the rendering without it.
 """
 
 from __future__ import annotations
@@ -13,9 +15,10 @@ from llmaas.errors import BadRequest
 from llmaas.records import Message
 
 Render = Callable[[Sequence[Message], bool], str]
-"""``render(messages, answer)``: text of a conversation; with ``answer`` ready for the model's turn."""
+"""``render(messages, answer)``: the text of a conversation; with ``answer`` ready for the model's turn."""
 
 _MARK = "\u2063mark\u2063"
+"""A message whose place in a rendering can be found."""
 _STANDIN = (Message("user", _MARK), Message("assistant", _MARK))
 
 
@@ -30,9 +33,10 @@ class TextPart:
 def turn_parts(
     render: Render, past: Sequence[Message], new: Sequence[Message], *, past_open: bool, answer: bool
 ) -> list[TextPart]:
-    """Parts that a turn adds, in order; empty glue is left out.
+    """The parts that a turn adds, in order; empty glue is left out. Raises BadRequest if the template refuses.
 
-    ``past_open``: the last past message is an answer whose closing text is not in the context yet.
+    ``past_open``: the last past message is an answer whose closing text is not in the context yet. ``answer``: the last
+    part opens the model's answer.
     """
     parts: list[TextPart] = []
     if past_open and new:
@@ -50,16 +54,16 @@ def turn_parts(
 
 
 def _closing(render: Render, past: Sequence[Message]) -> str:
-    """Text that closes the last, open message."""
+    """The text that closes the last message, which is open."""
     text = render([*past[:-1], Message(past[-1].role, _MARK)], False)
     return text[text.rindex(_MARK) + len(_MARK) :] if _MARK in text else ""
 
 
 def _growth(render: Render, past: Sequence[Message], message: Message) -> str:
-    """Text of one message that follows ``past``.
+    """The text of one message that follows ``past``.
 
-    Some templates rewrite earlier turns as a conversation grows; for those the message is rendered after a
-    stand-in turn instead.
+    Some templates rewrite earlier turns as a conversation grows. For those the message is rendered after a stand-in
+    turn instead.
     """
     for before in (list(past), list(_STANDIN) if past else []):
         base = render(before, False) if before else ""

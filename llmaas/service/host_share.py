@@ -1,7 +1,7 @@
-"""How the service shares the machine: the engine's threads, and the share of the time it may compute.
+"""How the service shares the machine: threads of the engine, and the share of the time that it may compute.
 
 Law: it decides nothing: ``policies.thread_count`` and ``policies.duty`` do. Everything here but ``step`` and ``steps``
-runs on the event loop's thread.
+runs on the event loop.
 """
 
 from __future__ import annotations
@@ -19,36 +19,37 @@ log = logging.getLogger(__name__)
 
 
 class HostShare:
-    """``step`` runs steps, on the engine's thread, with ``most`` threads at most; 0: their number is fixed."""
+    """``step`` and ``steps`` run steps as the engine's do, on its thread, with ``most_threads`` at most; None: always
+    with as many threads as the engine was made with."""
 
-    def __init__(self, engine: Engine, most: int, clock: Clock) -> None:
-        self._threads = AdaptiveThreads(engine, most, clock.now) if most else None
+    def __init__(self, engine: Engine, most_threads: int | None, clock: Clock) -> None:
+        self._threads = None if most_threads is None else AdaptiveThreads(engine, most_threads, clock.now)
         self.step = self._threads.step if self._threads else engine.step
         self.steps = self._threads.steps if self._threads else engine.steps
         self._clock = clock
-        self._governor = DutyPolicy()
+        self._duty = DutyPolicy()
         self._last_reading: ThermalReading | None = None
 
     def on_reading(self, reading: ThermalReading, dispatch: Callable[[DutyChanged], None]) -> None:
-        """The machine has been looked at."""
+        """Take a reading of temperature, throttling and battery."""
         self._last_reading = reading
-        before = self._governor.duty
-        now = self._governor.on_reading(reading, self._clock.now())
+        before = self._duty.duty
+        now = self._duty.on_reading(reading, self._clock.now())
         if now != before:
             log.log(logging.INFO if now < before else logging.DEBUG, "duty: %.2f -> %.2f, by %s", before, now, reading)
             dispatch(DutyChanged(now))
 
     def snapshot(self) -> dict[str, object]:
-        """Threads, duty and why it is so, as plain values."""
-        told: dict[str, object] = {"watched": self._last_reading is not None}
+        """Threads, and the duty and why it is what it is, as plain values."""
+        governor: dict[str, object] = {"watched": self._last_reading is not None}
         if (reading := self._last_reading) is not None:
-            found = {
+            fields = {
                 "zone": reading.zone or None,
                 "celsius": reading.temperature,
                 "limit_celsius": reading.limit,
                 "cpu_speed": reading.speed,
                 "battery": reading.battery,
             }
-            told |= {"duty": self._governor.duty, "why": self._governor.why or "nothing"}
-            told |= {name: value for name, value in found.items() if value is not None}
-        return {"threads": self._threads.snapshot() if self._threads else "fixed", "governor": told}
+            governor |= {"duty": self._duty.duty, "why": self._duty.why or "nothing"}
+            governor |= {name: value for name, value in fields.items() if value is not None}
+        return {"threads": self._threads.snapshot() if self._threads else "fixed", "governor": governor}

@@ -14,7 +14,10 @@ from llmaas.records import F32
 
 
 def logprobs(logits: F32, token: int, n: int, piece: Callable[[int], bytes]) -> Logprobs:
-    """Of ``token`` and of the ``n`` likeliest tokens (of equal ones, the lower ids) in ``logits`` (n_vocab)."""
+    """The log probability of ``token`` and of the ``n`` likeliest tokens, by ``logits`` (n_vocab).
+
+    Among tokens of equal probability, lower ids come first. ``piece`` gives the bytes of a token.
+    """
     wide = logits.astype(np.float64)
     wide -= wide.max()
     wide -= np.log(np.exp(wide).sum())

@@ -1,7 +1,10 @@
-"""The flight recorder: the events a live planner saw, so that a fresh one can see them again.
+"""The flight recorder: every event that a live planner got, so that a fresh one can be given them again.
 
-Law: what is recorded is enough to plan again: the planner's settings, then every event with its time. It holds
-token counts and chunk keys, never text or token ids. Records are msgpack values, one after another.
+Law: what is recorded is enough to plan again: the planner's settings, then every event with its time. It holds token
+counts and chunk keys, never text or token ids. Recordings of earlier versions can be read.
+
+A recording is a row of msgpack values: the settings as a map, then for each event its class's name, its time and its
+fields in order.
 """
 
 from __future__ import annotations
@@ -42,7 +45,10 @@ _EVENTS = {cls.__name__: cls for cls in get_args(Event)}
 
 
 class Recorder:
-    """Appends to a file; a crash loses at most the last moments. A disk that fails ends the recording, nothing else."""
+    """Appends events to a file, and loses at most the last moments in a crash.
+
+    A disk that fails ends the recording, nothing else.
+    """
 
     def __init__(self, path: Path, settings: PlannerSettings) -> None:
         self._path = path
@@ -51,6 +57,7 @@ class Recorder:
         self._file.write(self._pack(dataclasses.asdict(settings)))
 
     def write(self, event: Event, now: float) -> None:
+        """Record that the planner got ``event`` at ``now``."""
         if self._file is None:
             return
         fields = [getattr(event, f.name) for f in dataclasses.fields(event)]
@@ -71,7 +78,7 @@ class Recorder:
     def _give_up(self) -> None:
         file, self._file = self._file, None
         if file is not None:
-            with suppress(OSError):  # it tries to write once more
+            with suppress(OSError):  # closing tries to write once more
                 file.close()
 
 
@@ -97,18 +104,22 @@ def read(path: Path) -> tuple[PlannerSettings, Iterator[tuple[Event, float]]]:
 
 
 def _plain(value: Any) -> Any:
-    if isinstance(value, Stored):
-        return value.nbytes
-    if isinstance(value, Failed):
-        return _FAILED
-    if isinstance(value, enum.Enum):
-        return value.value
-    if isinstance(value, Precision):
-        return value.k, value.v
-    raise TypeError(f"cannot record {value!r}")
+    """What msgpack gets for a value that it does not know."""
+    match value:
+        case Stored():
+            return value.nbytes
+        case Failed():
+            return _FAILED
+        case enum.Enum():
+            return value.value
+        case Precision():
+            return value.k, value.v
+        case _:
+            raise TypeError(f"cannot record {value!r}")
 
 
 def _event(name: str, fields: tuple[Any, ...]) -> Event:
+    """An event from its recorded name and fields; those that are no plain values are made anew."""
     cls = _EVENTS[name]
     if cls is StepDone:
         step, drawn, steps = fields
@@ -116,7 +127,7 @@ def _event(name: str, fields: tuple[Any, ...]) -> Event:
     if cls is Measured:
         return Measured(fields[0], tuple((key, ChunkSensitivity(*found)) for key, found in fields[1]))
     if cls is ChunksFound:
-        return ChunksFound(tuple((key, nbytes, _notes(notes)) for key, nbytes, notes in fields[0]))
+        return ChunksFound(tuple((key, nbytes, _meta(meta)) for key, nbytes, meta in fields[0]))
     if cls in (Fetched, Lowered, Saved, Written):
         number, sizes, *rest = fields
         fields = number, tuple(FAILED if nbytes == _FAILED else Stored(nbytes) for nbytes in sizes), *rest
@@ -124,7 +135,7 @@ def _event(name: str, fields: tuple[Any, ...]) -> Event:
     return event
 
 
-def _notes(fields: tuple[Any, ...] | None) -> ChunkMeta | None:
+def _meta(fields: tuple[Any, ...] | None) -> ChunkMeta | None:
     if fields is None:
         return None
     (k, v), sensitivity = fields

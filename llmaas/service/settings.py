@@ -21,8 +21,8 @@ class ServiceSettings:
     """Bytes a second that chunks are written to DISK at most; 0 or NO_QUOTA: as fast as the disk takes them."""
     queue_limit: int = 64
     """Calls that may wait or run; more are refused as Busy."""
-    adaptive_threads: int = 0
-    """Threads of the engine, of which fewer are used while other processes need the cores; 0: their number is fixed."""
+    adaptive_threads: int | None = None
+    """Threads of the engine, of which fewer are used while other processes need the cores; None: always all."""
     record: Path | None = None
     """File in which every event is recorded, for replay."""
     adapters: tuple[tuple[str, Path], ...] = ()

@@ -107,7 +107,7 @@ def test_steps_tell_the_engine_a_new_number_of_threads_only_when_it_changes() ->
 
 def test_a_hot_machine_is_a_smaller_duty_told_once_per_change() -> None:
     clock, told = ManualClock(), list[DutyChanged]()
-    shared = HostShare(FakeEngine(), 0, clock)
+    shared = HostShare(FakeEngine(), None, clock)
     for celsius in (60.0, 60.0, 97.0, 97.0):
         shared.on_reading(ThermalReading(celsius, 95.0, "cpu"), told.append)
         clock.advance(2.0)
