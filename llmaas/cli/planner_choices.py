@@ -1,6 +1,6 @@
 """What the configuration chooses of the planner's settings.
 
-Law: the one place where settings are handed to the planner; the daemon and ``llmaas replay`` both get them from here.
+Law: the one place where the configuration becomes settings of the planner, for the daemon and for ``llmaas replay``.
 """
 
 from __future__ import annotations
@@ -8,6 +8,13 @@ from __future__ import annotations
 from llmaas.config.settings import Config
 from llmaas.planner.settings import PlannerChoices, bit_settings
 from llmaas.records import Precision
+
+_BATCH = 512
+
+
+def batch_tokens(config: Config) -> int:
+    """Tokens of one batch of the engine at most: a whole slice of a prompt fits."""
+    return max(_BATCH, config.prefill_slice)
 
 
 def planner_choices(config: Config) -> PlannerChoices:

@@ -12,7 +12,7 @@ from pathlib import Path
 
 from llmaas.cli.options import add_settings, configured
 from llmaas.cli.out import human_bytes, print_json, table
-from llmaas.cli.planner_choices import planner_choices
+from llmaas.cli.planner_choices import batch_tokens, planner_choices
 from llmaas.errors import BadRequest
 from llmaas.planner.settings import PlannerSettings, planner_settings
 from llmaas.policies.eviction import DEFAULT_EVICTION, EVICTION
@@ -118,7 +118,7 @@ def _planner_settings(args: argparse.Namespace) -> PlannerSettings:
         n_seqs=config.sequences,
         ctx_limit=config.cells,
         geometry=MODELS[args.model_profile].geometry,
-        max_batch=max(512, config.prefill_slice),
+        max_batch=batch_tokens(config),
     )
 
 

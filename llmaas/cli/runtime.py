@@ -1,7 +1,7 @@
-"""The real parts, wired together: configuration in, running daemon out.
+"""The daemon: its parts made by the configuration, wired together, and closed.
 
-Law: the one place that knows every concrete class. Parts are closed in the reverse order of their
-making, whatever fails: the socket first, so that nobody calls into what is going away; the store last.
+Law: the one place that knows every concrete class. Parts are closed in the reverse order of their making, whatever
+fails: the socket early, so that no client calls a part that is closed already; the store last.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from llmaas.api.server import serve
-from llmaas.cli.planner_choices import planner_choices
+from llmaas.cli.planner_choices import batch_tokens, planner_choices
 from llmaas.clock import RealClock
 from llmaas.config import models
 from llmaas.config.settings import Config
@@ -32,9 +32,8 @@ from llmaas.service.settings import ServiceSettings
 
 log = logging.getLogger(__name__)
 
-_BATCH = 512
-"""Tokens of one llama.cpp batch, if slices are not longer."""
 _UBATCH = 128
+"""Tokens that llama.cpp computes at once, of a batch."""
 _M_ARENA_MAX = -8
 _M_MMAP_THRESHOLD = -3
 """malloc.h"""
@@ -60,7 +59,7 @@ def service_settings(config: Config) -> ServiceSettings:
 
 
 def load_engine(config: Config, model: Path) -> LlamaEngine:
-    """On the engine's thread: llama.cpp's threads inherit its CPUs."""
+    """Load the model. On the engine's thread: the threads of llama.cpp inherit its CPUs."""
     if config.cpus and priority.can_bind():
         priority.bind(config.cpus)
     return LlamaEngine(
@@ -68,13 +67,13 @@ def load_engine(config: Config, model: Path) -> LlamaEngine:
         n_cells=config.cells,
         n_seqs=config.sequences,
         n_threads=config.threads,
-        n_batch=max(_BATCH, config.prefill_slice),
+        n_batch=batch_tokens(config),
         n_ubatch=_UBATCH,
     )
 
 
 def open_store(config: Config, environ: Mapping[str, str]) -> Store:
-    """The store as the settings want it sealed. Raises ConfigError, StoreFailed."""
+    """Open the store, encrypted or not as the settings say. Raises ConfigError, StoreFailed."""
     if not config.encrypt:
         return Store(config.data_dir)
     found = master_key.find(config.data_dir, config.key_source, environ, make=True)
@@ -87,7 +86,7 @@ def open_store(config: Config, environ: Mapping[str, str]) -> Store:
 
 @asynccontextmanager
 async def running(config: Config) -> AsyncIterator[Runtime]:
-    """A daemon for the time of the block. Raises LlmaasError if a part cannot start."""
+    """A daemon that serves during the block. Raises LlmaasError if a part cannot start."""
     bound_malloc()
     priority.lower_priority(config.nice)
     if config.cpus and not priority.can_bind():
@@ -96,7 +95,7 @@ async def running(config: Config) -> AsyncIterator[Runtime]:
     async with AsyncExitStack() as parts:
         # The store before the model: it is quick, and a second daemon on the same data must fail at once.
         store = parts.enter_context(open_store(config, os.environ))
-        # Loading takes its time; off the loop, so that signals are heard meanwhile.
+        # Loading takes seconds: off the loop, so that signals are handled meanwhile.
         engine = await asyncio.to_thread(EngineThread, lambda: load_engine(config, model))
         parts.callback(engine.close)
         service = Service(engine, store, service_settings(config), RealClock())
@@ -104,22 +103,25 @@ async def running(config: Config) -> AsyncIterator[Runtime]:
         parts.push_async_callback(service.stop)
         server = await serve(service, config.socket)
         parts.push_async_callback(server.close)
-        if config.pressure == "on":
-            loop = asyncio.get_running_loop()
-            watcher = PressureWatcher(lambda reading: loop.call_soon_threadsafe(service.on_memory_reading, reading))
-            parts.callback(watcher.close)
-        if config.governor == "on":
-            loop = asyncio.get_running_loop()
-            ruler = thermal.ThermalWatcher(
-                lambda reading: loop.call_soon_threadsafe(service.on_thermal_reading, reading)
-            )
-            parts.callback(ruler.close)
+        _watch_host(config, service, parts)
         yield Runtime(engine.engine.info, service)
 
 
+def _watch_host(config: Config, service: Service, parts: AsyncExitStack) -> None:
+    """Give the service readings of the machine, as the settings say, until ``parts`` are closed."""
+    loop = asyncio.get_running_loop()
+    if config.pressure == "on":
+        memory = PressureWatcher(lambda reading: loop.call_soon_threadsafe(service.on_memory_reading, reading))
+        parts.callback(memory.close)
+    if config.governor == "on":
+        heat = thermal.ThermalWatcher(lambda reading: loop.call_soon_threadsafe(service.on_thermal_reading, reading))
+        parts.callback(heat.close)
+
+
 def bound_malloc() -> None:
-    """Let all threads share two malloc arenas (glibc), and give large arrays back as soon as they are freed: else each
-    thread keeps freed chunks to itself, 17 MB in all, and heaps keep what measuring chunks took, 18 MB more.
+    """Let all threads share two malloc arenas, and return large arrays to the system as soon as they are freed (glibc).
+
+    Else each thread keeps freed chunks to itself, 17 MB in all, and heaps keep what measuring chunks took, 18 MB more.
     """
     mallopt = getattr(ctypes.CDLL(None), "mallopt", None)
     if mallopt is not None:

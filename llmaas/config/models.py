@@ -1,7 +1,7 @@
 """Finding the model file.
 
-Law: looks at names and the first bytes only; reading a model is the engine's affair. A package that
-carries a model is never imported for it, since its import may pull a runtime of its own.
+Law: it looks at names and the first bytes only; reading a model is for the engine. A package that carries a model is
+never imported for that, since the import may load a runtime of its own.
 """
 
 from __future__ import annotations

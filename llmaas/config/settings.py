@@ -35,6 +35,7 @@ PREFIX = "LLMAAS_"
 
 
 def xdg(environ: Environ, variable: str, fallback: str) -> Path:
+    """The directory that an XDG variable names; else ``fallback`` in the home directory."""
     given = environ.get(variable, "")
     # The XDG specification says that a relative path in these variables is to be ignored.
     return Path(given) if given.startswith("/") else Path(environ.get("HOME") or Path.home()) / fallback
@@ -52,7 +53,7 @@ def _cores(environ: Environ) -> int:
 
 
 def allowed_cpus() -> tuple[int, ...] | None:
-    """The CPUs that this process may use; None where the system does not tell (only Linux does)."""
+    """The CPUs that this process may use; None on systems that do not say (only Linux does)."""
     return tuple(sorted(os.sched_getaffinity(0))) if hasattr(os, "sched_getaffinity") else None
 
 
@@ -61,7 +62,7 @@ def allowed_cpus() -> tuple[int, ...] | None:
 
 @dataclass(frozen=True, slots=True)
 class Setting:
-    """One row: everything that is known about a setting besides its name and type."""
+    """One row of the table: what is known of a setting besides its name and type."""
 
     kind: Kind
     default: Callable[[Environ], Any]

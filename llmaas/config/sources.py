@@ -37,7 +37,7 @@ RESERVED = ("LLMAAS_CONFIG", "LLMAAS_DEBUG", "LLMAAS_MASTER_KEY")
 
 @dataclass(frozen=True, slots=True)
 class LoadedConfig:
-    """A configuration, and where each of its values comes from."""
+    """A configuration, the origin of each value in words, and the file that was read, if any."""
 
     config: Config
     origins: Mapping[str, str]
@@ -45,10 +45,10 @@ class LoadedConfig:
 
 
 def load(flags: Mapping[str, str | None], environ: Environ, file: Path | None = None) -> LoadedConfig:
-    """All sources together. ``flags`` maps setting names to raw text (None: not given).
+    """The configuration from all sources. ``flags`` maps setting names to raw text (None: not given).
 
-    ``file`` comes before LLMAAS_CONFIG, that before the default file; only the default file may be
-    absent. Raises ConfigError.
+    ``file`` is used before LLMAAS_CONFIG, and that before the default file; only the default file may be absent.
+    Raises ConfigError.
     """
     file = _config_file(environ, file)
     raws: dict[str, tuple[object, str, Path]] = {}

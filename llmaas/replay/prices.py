@@ -1,7 +1,9 @@
 """Prices for replays: storage devices, machines and models that a trace can be tried on.
 
-Law: figures only. Each row names where they come from; "assumed" is what no source was found for. Replays compare ways
-to decide on the same prices, so what matters is the proportion of storage to computing, over orders of magnitude.
+Law: figures only. Each row names where they come from; "assumed" means that no source was found.
+
+Replays compare policies at the same prices. So what matters is the proportion of storage to computing, over orders of
+magnitude.
 """
 
 from __future__ import annotations
@@ -16,6 +18,7 @@ class Costs:
     """Prices of a device and a model, in seconds; the defaults are SmolLM2-135M on two x86 cores with NVMe."""
 
     step: float = 4e-3
+    """Of a step, before its first token."""
     prefill_token: float = 2.6e-3
     decode_token: float = 4e-3
     code_byte: float = 1 / 1.0e9
@@ -29,7 +32,7 @@ class Costs:
 
 @dataclass(frozen=True, slots=True)
 class Storage:
-    """Seconds before the first byte, and bytes per second."""
+    """A storage device: seconds before the first byte, and bytes per second."""
 
     latency: float
     read: float
@@ -52,8 +55,8 @@ DEVICES: dict[str, Storage] = {
 
 @dataclass(frozen=True, slots=True)
 class Machine:
-    """What it reaches in practice: operations per second in prefill, bytes per second of weights in decode, coded bytes
-    per second in the codec, f16 bytes per second into cells."""
+    """What a machine reaches in practice: operations per second in prefill, bytes per second of weights in decode,
+    coded bytes per second in the codec, f16 bytes per second into cells."""
 
     flops: float
     weights: float
@@ -77,6 +80,8 @@ MACHINES: dict[str, Machine] = {
 
 @dataclass(frozen=True, slots=True)
 class Model:
+    """A model's size: number of parameters, and the geometry of its KV."""
+
     parameters: float
     geometry: Geometry
     ctx_limit: int = 4096
@@ -84,6 +89,7 @@ class Model:
 
 
 def _gqa(n_layer: int, kv_heads: int, head_dim: int) -> Geometry:
+    """Grouped-query attention: keys and values of the same width."""
     return Geometry(n_layer, kv_heads * head_dim, kv_heads * head_dim, head_dim, head_dim)
 
 
@@ -96,6 +102,7 @@ MODELS: dict[str, Model] = {
     "8B": Model(8.03e9, _gqa(32, 8, 128)),  # Llama-3.1-8B
 }
 _WEIGHT_BITS = 4.5
+"""Of a quantized weight, with its scales: what decode reads for every token."""
 _STEP_S = 1e-3
 """Assumed: what a step costs before its first token."""
 

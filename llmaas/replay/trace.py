@@ -15,7 +15,10 @@ from llmaas.errors import BadRequest
 
 @dataclass(frozen=True, slots=True)
 class TraceCall:
-    """One line of a trace: at second ``t`` a context gets ``prompt`` tokens and generates ``generate``."""
+    """One line of a trace: at second ``t`` a context gets ``prompt`` tokens and generates ``generate``.
+
+    ``priority``, ``deadline_s`` and ``rate`` as in ``Terms``. Raises ValueError.
+    """
 
     t: float
     app: str
@@ -29,11 +32,11 @@ class TraceCall:
     def __post_init__(self) -> None:
         if self.prompt < 0 or self.generate < 0 or self.prompt + self.generate == 0:
             raise ValueError("a call needs prompt or generate tokens")
-        _ = Terms(self.priority, self.deadline_s, self.rate)  # it checks them
+        _ = Terms(self.priority, self.deadline_s, self.rate)  # this checks them
 
 
 def read_trace(lines: Iterable[str]) -> Iterator[TraceCall]:
-    """A trace of JSON lines, see traces/README.md. Raises BadRequest with the line's number."""
+    """The calls of a trace of JSON lines (traces/README.md). Raises BadRequest with the number of a wrong line."""
     for number, line in enumerate(lines, start=1):
         if not line.strip() or line.startswith("#"):
             continue
