@@ -32,10 +32,10 @@ class LlamaDecoder:
 
     def __init__(self, model: LlamaModel, settings: ContextSettings) -> None:
         n_head = int(C.llama_model_n_head(model.handle))
-        self.queries = QueryProbe(model.geometry(), n_head, n_batch=settings.n_batch, n_seqs=settings.n_seqs)
+        self.probe = QueryProbe(model.geometry(), n_head, n_batch=settings.n_batch, n_seqs=settings.n_seqs)
         self.samplers = Samplers(model.vocab, model.n_vocab)
         self.n_vocab = model.n_vocab
-        self.context: Any = new_context(model, settings, self.queries)
+        self.context: Any = new_context(model, settings, self.probe)
         self.cells = SequenceCells(self.context, settings.n_seqs, window_of(model.handle))
         self.adapters = LlamaAdapters(model.handle, self.context)
         self.abort_flag = AbortFlag(self.context)
@@ -53,14 +53,14 @@ class LlamaDecoder:
         self.adapters.use(adapter)
         last = self.batch.fill(items)
         self.abort_flag.clear()
-        self.queries.watch(items)
+        self.probe.watch(items)
         self._logits_rows = []
         status = int(C.llama_decode(self.context, self.batch.struct))
         if status != 0:
             for item in items:  # llama.cpp keeps the part-batches that it had finished
                 self.cells.truncate(item.seq, item.pos)
             raise decode_failure(status)
-        self.queries.collect()
+        self.probe.collect()
         drawn: list[int | None] = []
         for item, index in zip(items, last, strict=True):
             self.cells.extend(item.seq, item.pos, item.pos + len(item.tokens))
@@ -78,13 +78,13 @@ class LlamaDecoder:
         chains = [self.samplers.chain(item.sampler) for item in items if item.sampler is not None]
         if not self._run.built or None in chains:
             return [[token for token in self.step(items, adapter) if token is not None]]
-        most = self.queries.steps_to_sample(items, most)
+        most = self.probe.steps_to_sample(items, most)
         self.adapters.use(adapter)
         self.batch.fill(items)
         self.abort_flag.clear()
-        rows, failure = self._run.run(chains, most, seconds, halt, self.queries.prepare(items, most))
+        rows, failure = self._run.run(chains, most, seconds, halt, self.probe.prepare(items, most))
         if failure is None:
-            self.queries.collect()
+            self.probe.collect()
         else:
             for item in items:
                 self.cells.truncate(item.seq, item.pos + len(rows))
@@ -111,7 +111,7 @@ class LlamaDecoder:
         """See ``Engine.drop``."""
         if start < self.cells.lengths[seq]:
             self.cells.truncate(seq, start)
-            self.queries.drop(seq, start)
+            self.probe.queries.drop(seq, start)
 
     def close(self) -> None:
         """Free the ``llama_context`` and the samplers. Idempotent."""

@@ -56,7 +56,7 @@ class LlamaEngine:
             self.close()
             raise
         if self._facts.info.chunkable:
-            self.decoder.queries.start()
+            self.decoder.probe.start()
 
     # -- what it is
 
@@ -165,11 +165,11 @@ class LlamaEngine:
 
     def key_weights(self) -> F32 | None:
         self._enter()
-        return self.decoder.queries.key_weights(self._facts.rope)
+        return self.decoder.probe.queries.key_weights(self._facts.rope)
 
     def take_queries(self, seq: int) -> Queries | None:
         self._enter(seq)
-        return self.decoder.queries.take(seq)
+        return self.decoder.probe.queries.take(seq)
 
     # -- threads and the end
 

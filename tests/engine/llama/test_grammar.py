@@ -12,7 +12,7 @@ import pytest
 from llmaas.calls import MAX_GRAMMAR, Sampling
 from llmaas.engine.base import BatchItem
 from llmaas.engine.llama.engine import LlamaEngine
-from llmaas.engine.llama.grammar import schema_gbnf
+from llmaas.engine.llama.json_schema import schema_gbnf
 from llmaas.errors import BadRequest
 from llmaas.records import Message
 

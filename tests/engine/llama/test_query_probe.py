@@ -13,10 +13,11 @@ import pytest
 
 from llmaas.calls import Sampling
 from llmaas.engine.base import BatchItem
-from llmaas.engine.llama import query_probe as llama_probe
+from llmaas.engine.llama import query_probe, sampled_queries
 from llmaas.engine.llama.engine import LlamaEngine
-from llmaas.engine.llama.lib import C
-from llmaas.engine.llama.query_probe import QueryProbe, sampled
+from llmaas.engine.llama.lib import C, ggml_function
+from llmaas.engine.llama.query_probe import QueryProbe
+from llmaas.engine.llama.sampled_queries import sampled
 from llmaas.records import F32, Queries
 
 N = 330
@@ -145,12 +146,10 @@ def _attend(query: npt.NDArray[np.float64], k: Any, v: Any) -> npt.NDArray[np.fl
 
 def _listener(wanted: dict[bytes, list[F32]]) -> Any:
     """A callback for llama.cpp's graph, in Python, that appends what the wanted nodes hold to their lists."""
-    ggml = C._lib
-    name = ctypes.CFUNCTYPE(ctypes.c_char_p, ctypes.c_void_p)(("ggml_get_name", ggml))
-    size = ctypes.CFUNCTYPE(ctypes.c_size_t, ctypes.c_void_p)(("ggml_nbytes", ggml))
-    get = ctypes.CFUNCTYPE(None, ctypes.c_void_p, ctypes.c_void_p, ctypes.c_size_t, ctypes.c_size_t)(
-        ("ggml_backend_tensor_get", ggml)
-    )
+    pointer, count = ctypes.c_void_p, ctypes.c_size_t
+    name = ctypes.CFUNCTYPE(ctypes.c_char_p, pointer)(ggml_function("ggml_get_name") or 0)
+    size = ctypes.CFUNCTYPE(count, pointer)(ggml_function("ggml_nbytes") or 0)
+    get = ctypes.CFUNCTYPE(None, pointer, pointer, count, count)(ggml_function("ggml_backend_tensor_get") or 0)
 
     def on_node(tensor: int, ask: bool, _: object) -> bool:
         seen = wanted.get(name(tensor) or b"")
@@ -193,7 +192,7 @@ def test_an_aborted_step_leaves_no_queries(engine: LlamaEngine, monkeypatch: pyt
 def test_of_a_long_context_the_older_queries_are_thinned_out(
     engine: LlamaEngine, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(llama_probe, "MOST", 8)
+    monkeypatch.setattr(sampled_queries, "MOST", 8)
     feed(engine, 0, words(engine), 512)
     found, every = taken(engine).positions.tolist(), list(sampled(0, N))
     assert 4 <= len(found) <= 8
@@ -204,7 +203,7 @@ def test_of_a_long_context_the_older_queries_are_thinned_out(
 def test_without_the_c_part_everything_works_and_nothing_is_sampled(
     gguf: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(llama_probe, "_load", lambda: None)
+    monkeypatch.setattr(query_probe, "load_callback", lambda: None)
     engine = make(gguf)
     feed(engine, 0, words(engine), 512)
     assert engine.take_queries(0) is None and engine.key_weights() is None
@@ -218,7 +217,7 @@ def test_without_the_c_part_everything_works_and_nothing_is_sampled(
 def test_weights_are_the_root_mean_square_of_all_queries_over_shared_heads_and_pairs(
     gguf: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(llama_probe, "_ENOUGH", 16)
+    monkeypatch.setattr(sampled_queries, "ENOUGH", 16)
     engine = make(gguf)
     tokens = words(engine, 144)
     feed(engine, 0, tokens, 512)
