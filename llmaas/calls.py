@@ -1,6 +1,6 @@
-"""What a call says and is told: its turn, its terms, how it is sampled, what streams, how it ended.
+"""The values of a call: what it adds, its terms and sampling, what streams back, and how it ended.
 
-Law: values only, as in ``records``; each checks itself when it is made.
+Law: values only, as in ``records``. Each checks itself when it is made, and raises ValueError if a field is wrong.
 """
 
 from __future__ import annotations
@@ -12,19 +12,21 @@ from llmaas.records import ContextId, Message
 
 MAX_PENALTY_TOKENS = 4096
 MAX_GRAMMAR = 1 << 16
-"""Bytes of a grammar or schema: reading one takes more than linear time."""
+"""Most bytes of a grammar or schema. Parsing one takes more than linear time."""
 ON_FULL = ("error", "shift")
+"""What happens when a context is full; see ``Generation``."""
 MAX_LOGPROBS = 20
 
 
 @dataclass(frozen=True, slots=True)
 class Sampling:
-    """How the next token is drawn. ``temperature`` 0 is greedy; ``seed`` None draws one.
+    """How the next token is drawn. ``temperature`` 0 is greedy; with ``seed`` None a seed is drawn.
 
-    Penalties as in llama.cpp: tokens among the last ``penalty_last_n`` of context and answer have their logits divided
-    (negative ones multiplied) by ``repeat_penalty``, less ``presence_penalty``, less ``frequency_penalty`` times their
-    count. ``grammar`` is GBNF with the rule ``root``, ``json_schema`` the text of a JSON schema: the answer keeps
-    to it.
+    Penalties are those of llama.cpp. They apply to tokens among the last ``penalty_last_n`` of context and answer: a
+    positive logit is divided by ``repeat_penalty``, a negative one multiplied by it; then ``presence_penalty`` is
+    subtracted, and ``frequency_penalty`` times the token's count.
+
+    The answer matches ``grammar``, which is GBNF with a rule ``root``, or ``json_schema``, the text of a JSON schema.
     """
 
     temperature: float = 0.0
@@ -64,6 +66,9 @@ class Sampling:
                 raise ValueError(f"{name}_penalty must be in [-10, 10], not {value}")
         if not 0 <= self.penalty_last_n <= MAX_PENALTY_TOKENS:
             raise ValueError(f"penalty_last_n must be in [0, {MAX_PENALTY_TOKENS}], not {self.penalty_last_n}")
+        self._check_constraint()
+
+    def _check_constraint(self) -> None:
         if self.grammar is not None and self.json_schema is not None:
             raise ValueError("give a grammar or a json_schema, not both")
         for name, text in (("grammar", self.grammar), ("json_schema", self.json_schema)):
@@ -75,8 +80,8 @@ class Sampling:
 class Turn:
     """What a call adds to a context before the model answers.
 
-    Either chat ``messages`` (put through the model's chat template) or raw ``prompt`` text, or
-    nothing at all (continue from where the context stands).
+    Either chat ``messages``, which the model's chat template formats, or raw ``prompt`` text, or nothing: then the
+    model continues the context as it is.
     """
 
     messages: tuple[Message, ...] = ()
@@ -88,7 +93,7 @@ class Turn:
 
 
 class Priority(enum.IntEnum):
-    """Names for some of the priorities 0 (most urgent) .. 9."""
+    """Names of some of the priorities, which go from 0 (most urgent) to 9."""
 
     INTERACTIVE = 1
     NORMAL = 5
@@ -99,9 +104,9 @@ class Priority(enum.IntEnum):
 class Terms:
     """On what terms a call is served.
 
-    ``priority``: 0 (most urgent) .. 9. ``deadline_s``: seconds from submission after which nobody wants it any more.
-    ``rate``: tokens per second that it may generate at most. ``adapter``: name of the LoRA adapter to use from now on
-    in this context, "" for the bare model; None leaves the context's as it is.
+    ``priority``: 0 (most urgent) to 9. ``deadline_s``: seconds from submission after which the call is cancelled.
+    ``rate``: most tokens per second that it may generate. ``adapter``: name of the LoRA adapter that the context uses
+    from now on, "" for the bare model; None keeps the context's adapter.
     """
 
     priority: int = Priority.NORMAL
@@ -123,10 +128,11 @@ DEFAULT_TERMS = Terms()
 
 @dataclass(frozen=True, slots=True)
 class Generation:
-    """Limits and sampling of one answer. ``logprobs``: how many alternatives to tell for each token; None: nothing.
+    """Limits and sampling of one answer.
 
-    ``on_full``: "error" refuses a turn that does not fit and ends an answer that fills the context; "shift" lets go of
-    the oldest messages after the system's instead.
+    ``stop``: strings that end the answer. ``logprobs``: number of alternatives to report for each token; None reports
+    no log-probabilities. ``on_full``: "error" refuses a turn that does not fit, and ends an answer that fills the
+    context; "shift" drops the oldest messages after the system message instead.
     """
 
     max_tokens: int = 256
@@ -148,7 +154,7 @@ class Generation:
 
 @dataclass(frozen=True, slots=True)
 class CallSpec:
-    """What a call asks of a context: add ``turn``, then answer it; ``generation`` None: add it and say nothing."""
+    """What a call asks of a context: add ``turn``, then answer it. With ``generation`` None, only add it."""
 
     turn: Turn
     generation: Generation | None = None
@@ -156,12 +162,12 @@ class CallSpec:
 
     @property
     def max_new(self) -> int:
-        """Tokens of the answer at most; 0: there is none."""
+        """Most tokens of the answer; 0 if there is none."""
         return self.generation.max_tokens if self.generation else 0
 
     @property
     def shifts(self) -> bool:
-        """Whether a context that is full goes on without its oldest messages."""
+        """Whether a full context drops its oldest messages."""
         return self.generation is not None and self.generation.on_full == "shift"
 
 
@@ -171,14 +177,14 @@ class FinishReason(enum.Enum):
     LENGTH = "length"
     """max_tokens were generated."""
     CONTEXT_FULL = "context_full"
-    """The context reached the longest length that the service can hold."""
+    """The context reached the greatest length that the service can hold."""
     APPENDED = "appended"
-    """Nothing was to be generated."""
+    """The call asked for no answer."""
 
 
 @dataclass(frozen=True, slots=True)
 class TokenLogprob:
-    """A token and the natural logarithm of its probability. ``text``: its bytes, where they are UTF-8, else U+FFFD."""
+    """A token and the natural logarithm of its probability. ``text``: its bytes as UTF-8; U+FFFD if they are not."""
 
     token: int
     text: str
@@ -187,17 +193,20 @@ class TokenLogprob:
 
 @dataclass(frozen=True, slots=True)
 class Logprobs(TokenLogprob):
-    """A generated token in the model's own distribution, before penalties, grammar and sampling; ``top``: the likeliest
-    tokens there, best first, whether drawn or not."""
+    """A generated token in the model's own distribution, before penalties, grammar and sampling.
+
+    ``top``: the likeliest tokens of that distribution, the best first, whether the token is among them or not.
+    """
 
     top: tuple[TokenLogprob, ...] = ()
 
 
 @dataclass(frozen=True, slots=True)
 class Piece:
-    """A piece of an answer as it streams. ``text`` is whole UTF-8; it may be empty, and may lag behind ``tokens``.
+    """A piece of a streaming answer.
 
-    ``logprobs`` is parallel to ``tokens``; None if the call did not ask for them.
+    ``text`` has complete characters only, so it may be empty and may lag behind ``tokens``. ``logprobs`` is parallel to
+    ``tokens``; None if the call did not ask for them.
     """
 
     text: str
@@ -207,7 +216,7 @@ class Piece:
 
 @dataclass(frozen=True, slots=True)
 class SwitchReport:
-    """Where the tokens of a context were when a call needed them, and what that cost."""
+    """Where the tokens of a context were when a call needed them, and how long bringing them back took."""
 
     cells: int = 0
     pool: int = 0
@@ -222,7 +231,7 @@ class SwitchReport:
 
 @dataclass(frozen=True, slots=True)
 class Done:
-    """Terminal reply of append and generate."""
+    """The last reply to append and generate."""
 
     context: ContextId
     reason: FinishReason
@@ -238,6 +247,6 @@ class Done:
     decode_tps: float
     """Tokens per second after the first."""
     n_paused: int = 0
-    """How often the call had to leave CELLS to others."""
+    """How often the call was paused because others needed its cells."""
     n_dropped: int = 0
-    """Tokens of old messages that the context let go to make room (``on_full``)."""
+    """Tokens of old messages that the context dropped to make room (``on_full``)."""

@@ -1,7 +1,7 @@
-"""The error tree: what went wrong, whose fault it is, whether to retry, what to do.
+"""The tree of errors: each says what went wrong, whose fault it is, whether to retry, and what to do next.
 
-Law: every failure that a caller can see is one of these. ``code`` is stable and part of the wire
-protocol; ``message`` says what happened; ``hint`` says what to do next.
+Law: every failure that a caller can see is one of these. ``code`` is stable and part of the wire protocol, ``message``
+says what happened, ``hint`` says what to do next.
 """
 
 from __future__ import annotations
@@ -12,15 +12,18 @@ from typing import ClassVar, NoReturn
 
 class Fault(enum.Enum):
     CALLER = "caller"
-    """The request cannot work as it stands."""
+    """The request cannot succeed as it is."""
     SERVICE = "service"
     """A fault of llmaas."""
     MACHINE = "machine"
-    """Disk, memory, files or the model: an operator can mend it."""
+    """Disk, memory, files or the model: an operator can repair it."""
 
 
 class LlmaasError(Exception):
-    """Base of all errors that cross the border of the service."""
+    """Base of all errors that leave the service.
+
+    ``retryable``: whether the same request may succeed later without any change.
+    """
 
     code: ClassVar[str] = "internal"
     fault: ClassVar[Fault] = Fault.SERVICE
@@ -35,10 +38,10 @@ class LlmaasError(Exception):
 
 
 class Internal(LlmaasError):
-    """An unexpected fault; the traceback is in the daemon's log."""
+    """An unexpected fault. The traceback is in the daemon's log."""
 
 
-# -- the caller's -----------------------------------------------------------------------------
+# -- faults of the caller ---------------------------------------------------------------------
 
 
 class CallerError(LlmaasError):
@@ -67,7 +70,7 @@ class VersionMismatch(CallerError):
 
 
 class UnknownContext(CallerError):
-    """No such context for this app. Another app's context looks just the same from outside."""
+    """The app has no such context. Another app's context gives the same error, so that it cannot be found out."""
 
     code = "unknown_context"
     hint = "An app sees only its own contexts: list them, or create one."
@@ -104,7 +107,7 @@ class ConfigError(CallerError):
 
 
 class Cancelled(LlmaasError):
-    """The caller cancelled, or went away. ``n_generated`` tokens of the answer were kept."""
+    """The caller cancelled the call, or disconnected. ``n_generated`` tokens of the answer were kept."""
 
     code = "cancelled"
     fault = Fault.CALLER
@@ -116,7 +119,7 @@ class Cancelled(LlmaasError):
 
 
 class Expired(LlmaasError):
-    """The call's deadline passed before it was done. ``n_generated`` tokens of the answer were kept."""
+    """The call's deadline passed before it was complete. ``n_generated`` tokens of the answer were kept."""
 
     code = "expired"
     fault = Fault.CALLER
@@ -127,7 +130,7 @@ class Expired(LlmaasError):
         self.n_generated = n_generated
 
 
-# -- the service's ----------------------------------------------------------------------------
+# -- faults of the service --------------------------------------------------------------------
 
 
 class Busy(LlmaasError):
@@ -143,7 +146,7 @@ class ShuttingDown(LlmaasError):
 
 
 class PolicyBug(LlmaasError):
-    """A policy proposed what the ledger cannot do, or a chunk made an illegal transition."""
+    """A policy proposed a move that the ledger refuses, or a chunk made an illegal transition."""
 
     code = "policy_bug"
 
@@ -153,7 +156,7 @@ class EngineFailed(LlmaasError):
     hint = "The model could not run this step; the daemon's log has the details."
 
 
-# -- the machine's ----------------------------------------------------------------------------
+# -- faults of the machine --------------------------------------------------------------------
 
 
 class MachineError(LlmaasError):
@@ -186,14 +189,14 @@ class ModelMismatch(MachineError):
 
 
 class AdapterUnreadable(MachineError):
-    """The file is gone, torn, or no adapter at all."""
+    """The adapter's file is missing, damaged, or not an adapter."""
 
     code = "adapter_unreadable"
     hint = "Put the adapter's file back, or register another one under its name with 'llmaas adapter add'."
 
 
 class AdapterMismatch(MachineError):
-    """The adapter was made for another model than the one that runs."""
+    """The adapter was made for another model than the one that is served."""
 
     code = "adapter_mismatch"
     hint = "Use an adapter that was trained for the model that is served, in a GGUF file (convert_lora_to_gguf.py)."
@@ -211,7 +214,7 @@ class NotServing(MachineError):
 
 
 class ChunkDamaged(LlmaasError):
-    """A coded chunk fails its checks. Inside the service this is a miss, never an error."""
+    """A coded chunk fails its checks. Inside the service this is a miss, not an error: the chunk is recomputed."""
 
     code = "chunk_damaged"
     fault = Fault.MACHINE
@@ -219,7 +222,11 @@ class ChunkDamaged(LlmaasError):
 
 
 def by_code() -> dict[str, type[LlmaasError]]:
-    """Every error class by its code; the most general class of a code wins."""
+    """Every error class by its code. Of classes with the same code, the most general one is listed.
+
+    >>> by_code()["busy"].__name__, by_code()["bad_request"].__name__
+    ('Busy', 'CallerError')
+    """
     found: dict[str, type[LlmaasError]] = {}
     todo: list[type[LlmaasError]] = [LlmaasError]
     while todo:
@@ -230,8 +237,8 @@ def by_code() -> dict[str, type[LlmaasError]]:
 
 
 def assert_never(value: NoReturn) -> NoReturn:
-    """The end of a ``match`` over a closed union: mypy refuses a case that somebody forgot.
+    """The last case of a ``match`` over a closed union: if a case is missing, mypy reports a type error here.
 
-    As ``typing.assert_never``, which Python 3.10 lacks.
+    The same as ``typing.assert_never``, which Python 3.10 lacks.
     """
     raise AssertionError(f"no case for {value!r}")

@@ -1,7 +1,7 @@
-"""Values that cross borders: frozen dataclasses and enums, and nothing that acts.
+"""Values that packages exchange: dataclasses and enums of chunks, models and contexts.
 
-Law: this module imports no other module of llmaas. What is here may be compared, hashed (where
-frozen) and logged; it never opens, locks or waits for anything.
+Law: this module imports no other module of llmaas. Its values may be compared, hashed (where frozen) and logged; they
+never open, lock or wait for anything.
 """
 
 from __future__ import annotations
@@ -14,34 +14,47 @@ import numpy as np
 import numpy.typing as npt
 
 AppId = NewType("AppId", str)
-"""Verified identity of an app, ``"<uid>/<name>"``; the uid comes from the kernel."""
+"""Verified identity of an app, "<uid>/<name>". The uid comes from the kernel."""
 ContextId = NewType("ContextId", str)
 """Opaque id of a context: 16 hex digits."""
 ChunkKey = NewType("ChunkKey", bytes)
-"""16 bytes that name a chunk by (app, model, adapter, every token up to its end)."""
+"""16 bytes that name a chunk by its app, model, adapter and every token up to its end (``kvchunks.keys``)."""
 RequestId = NewType("RequestId", int)
+"""Number of a call, unique in one run of the service."""
 
 CHUNK_TOKENS = 64
-"""Tokens in a full chunk. The last chunk of a context may be shorter."""
+"""Tokens in a full chunk. The last chunk of a context may have fewer."""
 NO_QUOTA = 1 << 62
-"""Bytes of a budget that nothing reaches."""
+"""Bytes of a budget that is no limit: nothing reaches it."""
 
 F16 = npt.NDArray[np.float16]
 F32 = npt.NDArray[np.float32]
 
 
 class Tier(enum.IntEnum):
-    """Where a chunk is, best first (docs/glossary.md)."""
+    """Where the best copy of a chunk is, fastest first (docs/glossary.md)."""
 
     CELLS = 0
+    """In the engine's own KV buffer, as f16."""
     POOL = 1
+    """In RAM, coded."""
     DISK = 2
+    """In the store, coded."""
     NONE = 3
+    """Nowhere: it must be recomputed from its tokens."""
 
 
 @dataclass(frozen=True, slots=True)
 class Precision:
-    """Nominal bits per value of a coded chunk, for K and V apart. 16 is lossless."""
+    """Nominal bits per value of a coded chunk, for K and V apart. 16 is lossless.
+
+    Raises ValueError for bits outside 2 .. 16.
+
+    >>> Precision(4, 3)
+    Precision(k=4, v=3)
+    >>> Precision() == LOSSLESS
+    True
+    """
 
     k: int = 16
     v: int = 16
@@ -50,19 +63,19 @@ class Precision:
         if not (2 <= self.k <= 16 and 2 <= self.v <= 16):
             raise ValueError(f"precision out of range: k={self.k} v={self.v}")
 
-    @property
-    def lossless(self) -> bool:
-        return self.k == 16 and self.v == 16
-
 
 LOSSLESS = Precision(16, 16)
 
 
 @dataclass(frozen=True, slots=True)
 class Geometry:
-    """Shape of the KV of one token: the same for every layer.
+    """Shape of the KV of one token, which is the same for every layer.
 
-    ``k_dim`` and ``v_dim`` are values per token and layer (KV heads x head dimension).
+    ``k_dim`` and ``v_dim`` are values per token and layer (KV heads x head dimension). Raises ValueError if a head
+    dimension does not divide them.
+
+    >>> Geometry(n_layer=30, k_dim=192, v_dim=192, head_dim_k=64, head_dim_v=64).token_bytes
+    23040
     """
 
     n_layer: int
@@ -85,8 +98,8 @@ class Geometry:
 class KvSlab:
     """The f16 KV of ``n_tokens`` consecutive tokens, all layers.
 
-    ``k`` has shape (n_layer, n_tokens, k_dim), ``v`` (n_layer, n_tokens, v_dim). Both may be strided
-    views of a larger buffer, contiguous along the last axis only; ``owner`` keeps that buffer alive.
+    ``k`` has the shape (n_layer, n_tokens, k_dim), ``v`` (n_layer, n_tokens, v_dim). Both may be strided views of a
+    larger buffer, contiguous along the last axis only; ``owner`` keeps that buffer alive.
     """
 
     k: F16
@@ -100,10 +113,10 @@ class KvSlab:
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Rope:
-    """How a model turns the keys of a token by its position (RoPE, arXiv 2104.09864, eq. 15).
+    """How a model rotates the keys of a token by its position (RoPE, arXiv 2104.09864, eq. 15).
 
-    ``angles`` (n_layer, n_pairs) float32: radians per position. Pair i of a head is its channels (2i, 2i+1), or with
-    ``halves`` (i, i + n_pairs); channels from 2 n_pairs on are not turned.
+    ``angles`` (n_layer, n_pairs) float32 is in radians per position. Pair i of a head is its channels (2i, 2i+1), or
+    with ``halves`` (i, i + n_pairs). Channels from 2 n_pairs on are not rotated.
     """
 
     angles: F32
@@ -112,9 +125,9 @@ class Rope:
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Queries:
-    """Queries of some tokens of one sequence, after RoPE.
+    """The queries of some tokens of one sequence, after RoPE.
 
-    ``positions`` (n) int32, ascending; ``values`` (n, n_layer, n_head, head_dim_k) float16.
+    ``positions`` (n) int32 is ascending; ``values`` (n, n_layer, n_head, head_dim_k) float16.
     """
 
     positions: npt.NDArray[np.int32]
@@ -122,11 +135,11 @@ class Queries:
 
 
 class ChunkSensitivity(NamedTuple):
-    """What coding a chunk does to attention: the smaller ``k`` and ``v``, the fewer bits it needs.
+    """How much coding a chunk changes attention: the smaller ``k`` and ``v`` are, the fewer bits it needs.
 
-    ``k``, ``v``: relative squared change of the attention output with K or V alone at a reference precision, mean over
-    layers and power mean over (weighted) queries. ``density``: D_i of LLMS (arXiv 2403.11805, eq. 1). ``weight``: sum
-    of the weights of the queries asked, as of token ``at``. ``kvchunks.codec.sensitivity`` measures it.
+    ``k`` and ``v``: relative squared change of the attention output with K or V alone at a reference precision; mean
+    over layers, power mean over weighted queries. ``density``: D_i of LLMS (arXiv 2403.11805, eq. 1). ``weight``: sum
+    of the weights of the queries, as of token ``at``. ``kvchunks.codec.sensitivity`` measures all of this.
     """
 
     k: float
@@ -137,7 +150,7 @@ class ChunkSensitivity(NamedTuple):
 
 
 class ChunkMeta(NamedTuple):
-    """What is known of a stored chunk besides its bytes; ``sensitivity`` None: it was not measured yet."""
+    """What the store keeps of a chunk besides its bytes. ``sensitivity`` is None if it was not measured yet."""
 
     precision: Precision
     sensitivity: ChunkSensitivity | None = None
@@ -147,8 +160,8 @@ class ChunkMeta(NamedTuple):
 class ModelInfo:
     """What the service must know about a loaded model.
 
-    ``fingerprint`` names the weights (a chunk is valid for these only); ``vocab`` names the
-    tokenizer (token ids are valid for these only).
+    ``fingerprint`` names the weights: a chunk is valid for these only. ``vocab`` names the tokenizer: token ids are
+    valid for it only. ``chunkable``: whether the state can be cut into chunks; ``note`` says why not, or warns.
     """
 
     name: str
@@ -164,7 +177,7 @@ class ModelInfo:
 
 @dataclass(frozen=True, slots=True)
 class Message:
-    """One message of a conversation, as chat templates know it."""
+    """One message of a conversation, as chat templates take it."""
 
     role: str
     content: str
@@ -182,23 +195,23 @@ class ContextInfo:
     created: float
     last_used: float
     tiers: tuple[int, int, int, int] = (0, 0, 0, 0)
-    """Tokens whose best copy is in CELLS, POOL, DISK, NONE."""
+    """Number of tokens whose best copy is in CELLS, POOL, DISK, NONE."""
     usable: bool = True
     """False while the service runs a model with another tokenizer."""
     adapter: str = ""
-    """Name of the LoRA adapter that it uses; "": the bare model."""
+    """Name of the LoRA adapter that it uses; "" for the bare model."""
 
 
 @dataclass(frozen=True, slots=True)
 class AdapterInfo:
-    """A LoRA adapter that calls may name. ``path`` is for the operator only: "" for others."""
+    """A LoRA adapter that calls may name. ``path`` is shown to the operator only; others get ""."""
 
     name: str
     path: str
     fingerprint: str
     size_bytes: int
     loaded: bool
-    """It is in memory now; others are loaded when a call needs them."""
+    """Whether it is in memory now. An adapter is loaded when a call needs it."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -13,7 +13,7 @@ from pathlib import Path
 import pytest
 
 from llmaas.api.client import Client
-from llmaas.records import Message, Precision
+from llmaas.records import LOSSLESS, Message, Precision
 from tests.support.daemon import Daemon, serving
 from tests.support.loop import on_a_loop
 from tests.support.oracle import App
@@ -49,7 +49,7 @@ def held() -> tuple[int, int]:
 @pytest.mark.parametrize("precision", [Precision(4, 4), Precision(16, 16)])
 def test_no_app_ever_sees_anothers_chunks(tmp_path: Path, precision: Precision) -> None:
     async def run(root: Path, seconds: float) -> None:
-        pool_bytes = 400_000 if precision.lossless else 200_000  # about 12 and 20 chunks
+        pool_bytes = 400_000 if precision == LOSSLESS else 200_000  # about 12 and 20 chunks
         async with serving(root, end_rate=0.02, pool_bytes=pool_bytes, bits=precision) as daemon:
             before = asyncio.all_tasks()
             apps = [daemon.app(f"app-{i}", seed=100 * precision.k + i) for i in range(APPS)]
