@@ -1,4 +1,4 @@
-"""``python -m llmaas`` is the command ``llmaas``. Law: does nothing else."""
+"""``python -m llmaas`` runs the command ``llmaas``. Law: does nothing else."""
 
 from __future__ import annotations
 

@@ -1,5 +1,5 @@
-"""The edge: the wire protocol, the Unix socket server, and the clients.
+"""What apps and the daemon say to each other: the wire protocol, the Unix socket server, and the clients.
 
-Law: this package's own module imports nothing, so that the pure rooms in it (``wire``, ``messages``) can be
-imported from any floor above theirs. The protocol is described in ``docs/protocol.md``.
+Law: this module imports nothing, so that importing one of the package's pure modules (``wire``, ``messages``) imports
+no socket code. ``docs/protocol.md`` describes the protocol.
 """

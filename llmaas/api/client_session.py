@@ -1,7 +1,7 @@
 """A client's side of a connection, without the socket: requests in, bytes out; bytes in, replies out.
 
-Law: sans-I/O. Both clients are thin shells around this, so that they cannot differ in what they understand. Every
-Exchange ends, once: by its terminal reply, or by ``lose``.
+Law: sans-I/O. Both clients are thin shells around this, so that they understand the same. Every Exchange ends exactly
+once: by its terminal reply, or by ``lose``.
 """
 
 from __future__ import annotations
@@ -18,12 +18,12 @@ from llmaas.errors import LlmaasError, MalformedFrame
 from llmaas.version import __version__
 
 
-def _nobody() -> None:
+def _ignore() -> None:
     pass
 
 
 class Exchange:
-    """One request and what came back so far. ``changed`` is called when more has come."""
+    """One request and what has come back so far. ``changed`` is called when more comes, and at the end."""
 
     def __init__(self, request_id: int, request: msg.Request | None) -> None:
         self.request_id = request_id
@@ -32,8 +32,8 @@ class Exchange:
         """Pieces that nobody has taken yet."""
         self.ended = False
         self.cancelling = False
-        """The shell's note that it has asked for a cancel."""
-        self.changed: Callable[[], None] = _nobody
+        """Set by the client that has sent a cancel for it."""
+        self.changed: Callable[[], None] = _ignore
         self._texts: list[str] = []
         self._result: object = None
         self._error: LlmaasError | None = None
@@ -74,7 +74,7 @@ class Session:
         self.greeting = Exchange(0, None)
         """Ends with the hello reply."""
         self.fault: LlmaasError | None = None
-        """Why this connection is over, once it is."""
+        """Why the connection is over; None while it is not."""
         self._hello = encode(hello_frame(app, f"llmaas-python/{__version__}"))
         self._decoder = Decoder()
         self._max_frame = MAX_FRAME
@@ -99,7 +99,7 @@ class Session:
         return exchange, data
 
     def receive(self, data: bytes) -> None:
-        """Take in what the daemon sent. Never raises: a fault ends every exchange, and is kept in ``fault``."""
+        """Read what the daemon sent. Never raises: a fault ends every exchange, and is kept in ``fault``."""
         try:
             while self.fault is None and (frames := self._decoder.feed(data)):
                 for frame in frames:
@@ -118,7 +118,7 @@ class Session:
 
     def _take(self, frame: Frame) -> None:
         if not self.greeting.ended:
-            self._greeted(read_reply(frame))
+            self._read_greeting(read_reply(frame))
             return
         kind, request_id = frame.get("type"), frame.get("id")
         if kind not in ("piece", "done", "failed"):
@@ -137,7 +137,7 @@ class Session:
         else:
             exchange.end(error=replies.error_from(frame))
 
-    def _greeted(self, reply: Frame) -> None:
+    def _read_greeting(self, reply: Frame) -> None:
         limits = reply.get("limits")
         max_frame = limits.get("max_frame") if type(limits) is dict else None
         if type(max_frame) is int:

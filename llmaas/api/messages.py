@@ -1,14 +1,13 @@
-"""What the maps on the wire mean that clients send: the hello and the operations.
+"""The requests that clients send: the fields of each, the operation's name on the wire, and how frames hold them.
 
-Law: pure, and the only place that knows operations. A request is refused (BadRequest that names the field) for anything
-unknown, missing or of a wrong type.
+Law: pure. A request with an unknown field, without a required one, or with a value of a wrong type is refused
+(BadRequest that names the field).
 """
 
 from __future__ import annotations
 
 import reprlib
 from dataclasses import dataclass, fields
-from typing import TypeVar
 
 from llmaas.api.record_maps import from_map, to_map
 from llmaas.api.wire import Frame
@@ -17,15 +16,17 @@ from llmaas.errors import BadRequest
 from llmaas.records import NO_QUOTA, Message
 
 MAX_STOPS = 16
+"""Most stop strings of one request."""
 _U31 = 2**31
 _U32 = 2**32
-T = TypeVar("T")
 
 # -- requests ---------------------------------------------------------------------------------
 
 
 @dataclass(frozen=True, slots=True)
 class Create:
+    """A new context, empty but for a system message. Without ``name`` its id is its name."""
+
     name: str | None = None
     system: str | None = None
     adapter: str = ""
@@ -33,6 +34,8 @@ class Create:
 
 @dataclass(frozen=True, slots=True)
 class Append:
+    """Add to a context without an answer; its KV is computed now. The fields from ``priority`` on are its terms."""
+
     context: str
     messages: tuple[Message, ...] = ()
     prompt: str | None = None
@@ -57,6 +60,8 @@ class Append:
 
 @dataclass(frozen=True, slots=True)
 class Generate:
+    """Add to a context, if there is something to add, and answer. Fields of Turn, Generation, Sampling and Terms."""
+
     context: str
     messages: tuple[Message, ...] = ()
     prompt: str | None = None
@@ -105,12 +110,16 @@ class Generate:
 
 @dataclass(frozen=True, slots=True)
 class Fork:
+    """A new context with the conversation of another."""
+
     context: str
     name: str | None = None
 
 
 @dataclass(frozen=True, slots=True)
 class Truncate:
+    """Keep the beginning of a context: so many tokens, or so many messages."""
+
     context: str
     n_tokens: int | None = None
     n_messages: int | None = None
@@ -124,11 +133,15 @@ class Truncate:
 
 @dataclass(frozen=True, slots=True)
 class ListContexts:
+    """The contexts of the app, or of every app."""
+
     everyone: bool = False
 
 
 @dataclass(frozen=True, slots=True)
 class Show:
+    """A context with its conversation."""
+
     context: str
     everyone: bool = False
 
@@ -142,12 +155,16 @@ class Hint:
 
 @dataclass(frozen=True, slots=True)
 class Delete:
+    """Delete a context with its chunks."""
+
     context: str
     everyone: bool = False
 
 
 @dataclass(frozen=True, slots=True)
 class Cancel:
+    """End a request of this connection; ``request`` is its id."""
+
     request: int
 
 
@@ -175,12 +192,12 @@ class Limit:
 
 @dataclass(frozen=True, slots=True)
 class Stats:
-    pass
+    """Figures of the daemon."""
 
 
 @dataclass(frozen=True, slots=True)
 class Budget:
-    """Bytes; what is None stays as it is."""
+    """Set what POOL and DISK may hold, in bytes; None leaves a budget as it is."""
 
     pool_bytes: int | None = None
     disk_bytes: int | None = None
@@ -206,12 +223,14 @@ class AdapterAdd:
 
 @dataclass(frozen=True, slots=True)
 class AdapterRemove:
+    """Forget an adapter; its file stays."""
+
     name: str
 
 
 @dataclass(frozen=True, slots=True)
 class Ping:
-    pass
+    """Answer, and do nothing else."""
 
 
 CallRequest = Append | Generate

@@ -1,7 +1,13 @@
-"""Records as maps and back, by the types of their fields.
+"""Records (dataclasses) to maps and back, by the types of their fields.
 
-Law: pure, and generic: a field that a record gains travels by itself. Fields may be str, int, float, bool, enums,
-records, tuples of these, and each of them or None.
+Law: pure, and generic: a new field of a record needs no code here. Fields may be str, int, float, bool, enums, records,
+tuples of these, and any of them or None.
+
+>>> from llmaas.records import Message
+>>> to_map(Message("user", "Hello"))
+{'role': 'user', 'content': 'Hello'}
+>>> from_map(Message, {"role": "user", "content": "Hello"})
+Message(role='user', content='Hello')
 """
 
 from __future__ import annotations
@@ -27,7 +33,7 @@ _KINDS: dict[object, tuple[tuple[type, ...], str]] = {
 
 
 def to_map(record: object) -> Frame:
-    """A frozen record as a map: enums as their values, tuples as lists, records in it as maps."""
+    """A record as a map: enums become their values, tuples lists, and records in it maps."""
     return {name: _plain(getattr(record, name)) for name in _plan(type(record))}
 
 
@@ -40,9 +46,9 @@ def _plain(value: Any) -> Any:
 
 
 def from_map(cls: type[T], value: object, *, strict: bool = False, where: str = "") -> T:
-    """The record of class ``cls`` that a map holds; ``strict`` refuses fields that it does not have.
+    """The record of class ``cls`` that a map holds; ``strict`` refuses fields that ``cls`` does not have.
 
-    ``where`` is the path of the map in its frame, for messages. Raises BadRequest.
+    ``where`` is the path of the map in its frame, for error messages. Raises BadRequest that names the field.
     """
     if type(value) is not dict:
         raise BadRequest(f"field {where!r} must be a map, not {type(value).__name__}")
@@ -64,7 +70,7 @@ def from_map(cls: type[T], value: object, *, strict: bool = False, where: str = 
 
 
 def _make_plan(cls: Any) -> dict[str, tuple[Any, bool]]:
-    """Type and "required" of each field."""
+    """For each field: its type, and whether a map must have it."""
     hints = get_type_hints(cls)
     return {f.name: (hints[f.name], f.default is MISSING and f.default_factory is MISSING) for f in fields(cls)}
 

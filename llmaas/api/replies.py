@@ -1,6 +1,6 @@
-"""What the daemon's replies and errors look like on the wire, made and read.
+"""The daemon's replies and errors on the wire: made by the daemon, read by clients.
 
-Law: pure. A reply may hold more fields than this version knows: they are passed over, so that a daemon can tell more
+Law: pure. A reply may hold more fields than this version knows: they are ignored, so that a newer daemon can add fields
 without a new protocol version.
 """
 
@@ -47,12 +47,12 @@ def piece(frame: Frame) -> Piece:
     text, tokens = frame.get("text"), frame.get("tokens")
     if type(text) is not str or type(tokens) is not list:
         raise MalformedFrame("the daemon sent a piece without text and tokens")
-    told = frame.get("logprobs")
-    return Piece(text, tuple(tokens), None if told is None else tuple(result_list(Logprobs, told)))
+    logprobs = frame.get("logprobs")
+    return Piece(text, tuple(tokens), None if logprobs is None else tuple(result_list(Logprobs, logprobs)))
 
 
 def result(cls: type[T], value: object) -> T:
-    """A record out of a reply. Raises MalformedFrame: it is the daemon that erred."""
+    """The record in a reply. Raises MalformedFrame: a bad reply is the daemon's fault."""
     try:
         return from_map(cls, value)
     except BadRequest as e:
@@ -72,7 +72,7 @@ def result_map(value: object) -> Frame:
 
 
 _LEAVES: dict[str, type[LlmaasError]] = {BadRequest.code: BadRequest, Internal.code: Internal}
-# by_code gives the most general class of a code; who catches BadRequest must catch it on the client's side too.
+# by_code returns the most general class of a code. Code that catches BadRequest must catch it on the client's side too.
 
 
 def error_map(error: LlmaasError) -> Frame:
@@ -89,7 +89,7 @@ def error_map(error: LlmaasError) -> Frame:
 
 
 def error_from(frame: Mapping[str, Any]) -> LlmaasError:
-    """The error that a failed reply tells, as the class of its code."""
+    """The error of a failed reply, as the class of its code."""
     code, message, hint = (str(frame.get(name, "")) for name in ("code", "message", "hint"))
     cls = _LEAVES.get(code) or by_code().get(code)
     if cls is None:

@@ -1,7 +1,7 @@
-"""The Unix socket server: a path claimed, connections accepted, and a clean end.
+"""The Unix socket server: it takes possession of a path, accepts connections, and ends cleanly.
 
-Law: of all daemons one holds the path, by a lock that dies with its process; no other user but root
-can connect; a socket left by a dead daemon is no obstacle, a live one is never taken away.
+Law: at most one daemon holds the path, by a lock that ends with its process; no other user but root can connect; a
+socket that a dead daemon left is replaced, a live one never.
 """
 
 from __future__ import annotations
@@ -30,7 +30,7 @@ log = logging.getLogger(__name__)
 _MAX_PATH = 107
 """Longest socket path in bytes: sun_path of unix(7), less its closing zero."""
 _SETTLE_S = 5.0
-"""How long close() waits for operations that already run."""
+"""Seconds that ``close`` waits for operations that already run."""
 
 
 def peer_uid(sock: socket.socket) -> int:
@@ -47,9 +47,9 @@ async def serve(
     limits: Limits = DEFAULT_LIMITS,
     uid_of: Callable[[socket.socket], int] = peer_uid,
 ) -> Server:
-    """Serve ``backend`` on a socket of mode 0600, whose directory is made (0700) if absent, until ``close()``.
+    """Serve ``backend`` until ``close()`` on a socket of mode 0600, whose directory is made (0700) if it is absent.
 
-    Raises SocketInUse if a live daemon has the socket (one that a dead daemon left is replaced), ConfigError if the
+    Raises SocketInUse if a live daemon has the socket (one that a dead daemon left is replaced), and ConfigError if the
     path cannot be used.
     """
     lock, sock = _claim(socket_path)
@@ -64,7 +64,7 @@ async def serve(
 
 
 class Server:
-    """A socket being served. Made by ``serve``."""
+    """Serves one socket. Made by ``serve``."""
 
     def __init__(
         self, backend: Backend, socket_path: Path, limits: Limits, uid_of: Callable[[socket.socket], int], lock: int
@@ -97,7 +97,7 @@ class Server:
         if self._lock is None:
             return
         lock, self._lock = self._lock, None
-        with contextlib.suppress(OSError):  # only our own socket: someone may have put another in its place
+        with contextlib.suppress(OSError):  # only our own socket: another may have been put in its place
             if self.socket_path.stat().st_ino == self._inode:
                 self.socket_path.unlink()
         if self._listener is not None:
@@ -132,7 +132,8 @@ def _claim(path: Path) -> tuple[int, socket.socket]:
         )
     try:
         path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
-        # The lock file stays when the daemon goes: who unlinks a lock lets a second holder in beside one who waits.
+        # The lock file stays when the daemon ends: if it were deleted, one daemon could lock the deleted file while
+        # another locks a new one.
         lock = os.open(f"{path}.lock", os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
         try:
             fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)

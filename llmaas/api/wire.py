@@ -1,15 +1,21 @@
-"""Framing: bytes to maps and back; knows no socket and no meaning of a map.
+"""Framing: bytes to maps and back. It knows neither sockets nor what a map means.
 
-Law: sans-I/O. Whatever bytes come in, out come maps with string keys, or MalformedFrame, or FrameTooLarge;
-never another exception, and never more memory than the frame limit bounds.
+Law: sans-I/O. Any input bytes give maps with string keys, or MalformedFrame, or FrameTooLarge; never another exception,
+and never more memory than the frame limit bounds.
 
     +----------------+---------------------------+
     | u32 big-endian | msgpack map, strict UTF-8 |
     | body length n  | n bytes                   |
     +----------------+---------------------------+
 
-Rejected: msgpack's own streaming Unpacker without a length word. It cannot refuse a frame before its body has
-arrived, and one bad byte would leave no place to start again from.
+Rejected: msgpack's own streaming Unpacker without a length word. It cannot refuse a frame before its body has arrived,
+and after one bad byte it cannot tell where the next frame begins.
+
+>>> data = encode({"op": "ping", "id": 3})
+>>> data[:4].hex(), len(data)
+('0000000d', 17)
+>>> Decoder().feed(data + data[:5])
+[{'op': 'ping', 'id': 3}]
 """
 
 from __future__ import annotations
@@ -26,7 +32,7 @@ Frame = dict[str, Any]
 MAX_FRAME = 4 * 1024 * 1024
 """Largest body in bytes, unless the hello reply names another limit."""
 MAX_DEPTH = 8
-"""Deepest nesting of maps and lists, the frame's own map counted."""
+"""Deepest nesting of maps and lists; the frame's own map counts."""
 MAX_ITEMS = 1 << 17
 """Most items of one list or map."""
 
@@ -45,7 +51,7 @@ def encode(frame: Frame, *, max_frame: int = MAX_FRAME) -> bytes:
 
 
 class Decoder:
-    """Cuts a stream of bytes into frames. After a fault it is of no more use: the stream has no next frame."""
+    """Cuts a stream of bytes into frames. After a fault it gives no more frames: where the next begins is unknown."""
 
     def __init__(self, max_frame: int = MAX_FRAME) -> None:
         self.max_frame = max_frame
@@ -55,8 +61,8 @@ class Decoder:
     def feed(self, data: bytes | bytearray | memoryview) -> list[Frame]:
         """The frames that ``data`` completes, in order.
 
-        Raises MalformedFrame or FrameTooLarge. Frames that came whole before the fault are given first, however
-        the stream was cut: then the next call raises (``feed(b"")`` will do), and so does every call after it.
+        Raises MalformedFrame or FrameTooLarge. Frames that were complete before the fault are returned first, however
+        the stream was cut: then the next call raises (``feed(b"")`` is enough), and so does every call after it.
         """
         frames: list[Frame] = []
         if self._fault is None:
@@ -110,7 +116,7 @@ def _no_ext(code: int, data: bytes) -> object:
 
 
 def _check(value: Any, depth: int) -> None:
-    """Refuse nesting that is too deep, and keys that are not strings (msgpack lets byte strings through)."""
+    """Refuse nesting that is too deep, and keys that are not strings (msgpack also allows byte strings)."""
     if depth > MAX_DEPTH:
         raise MalformedFrame(f"maps and lists may nest {MAX_DEPTH} deep at most")
     if type(value) is dict:
