@@ -1,6 +1,6 @@
 """``llmaas adapter``: the LoRA adapters that calls may name.
 
-Law: speaks to the daemon only; the file is read by the daemon, which must be able to.
+Law: speaks to the daemon only. The daemon reads the adapter's file, so it must have the right to.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ _EPILOG = """\
 examples:
   llmaas adapter ls                      what calls may name, and what is loaded now
   llmaas adapter add terse terse.gguf    also after a restart; another file of that name is replaced
-  llmaas adapter rm terse                contexts that use it stay, and want another one
+  llmaas adapter rm terse                contexts that use it stay, and need another one
 
 Files are what llama.cpp's convert_lora_to_gguf.py writes, for the model that is served. add and rm are for the user
 who runs the daemon. Adapters can also stand in the setting 'adapters', which wins when the daemon starts.
@@ -65,5 +65,5 @@ def _add(client: Client, args: argparse.Namespace) -> int:
 
 def _rm(client: Client, args: argparse.Namespace) -> int:
     client.adapter_remove(args.name)
-    print(f"forgot {printable(args.name)}; contexts that use it want another one")
+    print(f"forgot {printable(args.name)}; contexts that use it need another one")
     return 0

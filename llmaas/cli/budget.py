@@ -1,7 +1,7 @@
-"""``llmaas budget``: what the daemon may use of RAM and disk, seen and changed while it runs.
+"""``llmaas budget``: show and change what the daemon may use of RAM and disk, while it runs.
 
-Law: sizes are read as the settings of the same name are. A change holds until the daemon ends; the file and the flags
-say what it starts with.
+Law: sizes are read as the settings of the same name are. A change holds until the daemon ends; it starts again with
+what the file and the flags say.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ examples:
   llmaas budget --pool 1G --disk none
 
 Nothing is lost: what is dropped is read from disk or computed again when it is needed.
-For the user who runs the daemon. It holds until the daemon ends.
+Only the user who runs the daemon may change budgets. A change holds until the daemon ends.
 """
 
 

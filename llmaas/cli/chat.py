@@ -1,7 +1,7 @@
 """``llmaas chat``: a conversation in a terminal, or one question from a script.
 
-Law: the answer, and nothing but the answer, goes to stdout. Ctrl-C ends an answer, never the
-conversation: what was streamed stays part of the context.
+Law: a script finds the answer and nothing else on stdout. Ctrl-C ends an answer, never the conversation: what was
+streamed stays part of the context.
 """
 
 from __future__ import annotations
@@ -72,7 +72,7 @@ def run(args: argparse.Namespace) -> int:
 
 
 def _piped_text(args: argparse.Namespace) -> str | None:
-    """The one message of a call that is not interactive; None for an interactive one."""
+    """The message of a command that is not interactive; None for an interactive one."""
     if args.stdin and args.once is None:
         raise BadRequest("--stdin needs --once", hint="Piped input alone is read as the message anyway.")
     if args.once is not None:
@@ -81,7 +81,7 @@ def _piped_text(args: argparse.Namespace) -> str | None:
         return None
     else:
         text = read_piped()
-    text = text.rstrip("\n")  # the end of a piped file, not of a thought
+    text = text.rstrip("\n")  # files end with a newline; it is not part of the message
     if not text.strip():
         raise BadRequest("the message is empty", hint="Give text with --once, or pipe it in.")
     return text
@@ -119,7 +119,7 @@ def _converse(client: Client, context: ContextInfo, lines: Lines, args: argparse
         try:
             _answer(client, context, text, args, config)
         except (NotServing, ShuttingDown):
-            raise  # there is nobody left to talk to
+            raise  # there is no daemon left to talk to
         except LlmaasError as error:
             print_error(error.message, error.hint)
         except KeyboardInterrupt:  # before the answer began, or again while it was being cancelled
@@ -129,7 +129,6 @@ def _converse(client: Client, context: ContextInfo, lines: Lines, args: argparse
 
 def _answer(client: Client, context: ContextInfo, text: str, args: argparse.Namespace, config: Config) -> bool:
     """Stream one answer to stdout; False if the user cancelled it."""
-
     stream = client.generate(
         context.id,
         [{"role": "user", "content": text}],
@@ -163,8 +162,8 @@ def _answer(client: Client, context: ContextInfo, text: str, args: argparse.Name
 def status_line(done: Done) -> str:
     """What an answer cost: tokens, where the context was, switch, first token, speed."""
     switch = done.switch
-    places = {"cells": switch.cells, "pool": switch.pool, "disk": switch.disk, "recomputed": switch.recomputed}
-    came = ", ".join(f"{place} {n}" for place, n in places.items() if n) or "nothing"
+    tiers = {"cells": switch.cells, "pool": switch.pool, "disk": switch.disk, "recomputed": switch.recomputed}
+    came = ", ".join(f"{tier} {n}" for tier, n in tiers.items() if n) or "nothing"
     return (
         f"[{done.n_tokens} tokens ({done.n_prompt} new, {done.n_generated} answered) · "
         f"switch {switch.switch_ms:.1f} ms ({came}) · first token {done.ttft_ms:.0f} ms · {done.decode_tps:.1f} tok/s]"

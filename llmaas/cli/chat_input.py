@@ -1,6 +1,6 @@
-"""Lines that a user types, with editing and a history that lasts; and text that is piped in.
+"""Lines that a user types, with editing and a history that is kept; and text that is piped in.
 
-Law: the history is the user's alone: mode 0600, under $XDG_STATE_HOME.
+Law: nobody else can read the history: mode 0600, under $XDG_STATE_HOME.
 """
 
 from __future__ import annotations
@@ -52,7 +52,7 @@ class Lines:
             log.warning("cannot save the history in %s: %s", path, failure)
 
     def read(self, prompt: str) -> str | None:
-        """One line without its end; None at Ctrl-D. Ctrl-C drops the line that was begun."""
+        """One line without its newline; None at Ctrl-D. Ctrl-C discards the line that was begun, and asks again."""
         while True:
             try:
                 return input(prompt)

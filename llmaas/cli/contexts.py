@@ -1,6 +1,6 @@
-"""Finding the context that a user means by a word.
+"""Finds the context that a user means by a word.
 
-Law: a name wins over an id, a whole id over a part of one; what is ambiguous is refused, never guessed.
+Law: a name wins over an id, and a whole id over a part of one. An ambiguous word is refused, never guessed.
 """
 
 from __future__ import annotations
@@ -14,6 +14,7 @@ if TYPE_CHECKING:
     from llmaas.records import ContextInfo
 
 MIN_ID_PART = 4
+"""Fewest digits of an id that are taken for one."""
 
 
 def matching(word: str, contexts: Sequence[ContextInfo]) -> ContextInfo | None:

@@ -1,4 +1,4 @@
-"""``llmaas ctx``: contexts, listed and put in order.
+"""``llmaas ctx``: list, show, copy, cut and delete contexts.
 
 Law: speaks to the daemon only; it never opens the store.
 """
@@ -28,9 +28,9 @@ examples:
   llmaas ctx hint notes                 it will be used soon: bring it back to the engine now
   llmaas ctx rm notes scratch           delete two, for good
 
-A context is meant by its name, its id, or the first digits of its id.
-In the list, cells, pool, disk and none say where the tokens' best copy is: in the engine,
-coded in RAM, on disk, or nowhere (to be recomputed from the text). "with NAME": it uses that LoRA adapter.
+Name a context by its name, its id, or the first digits of its id.
+In the list, CELLS, POOL, DISK and NONE count tokens by where their best copy is: in the engine, coded in RAM,
+on disk, or nowhere (they are recomputed from the text). "with NAME": the context uses that LoRA adapter.
 """
 
 
@@ -46,7 +46,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     rm = action("rm", _rm, "delete contexts and their chunks, for good")
     rm.add_argument("context", nargs="+")
     for sub in (ls, show, rm):
-        sub.add_argument("--everyone", action="store_true", help="of all apps; only the daemon's user may")
+        sub.add_argument("--everyone", action="store_true", help="of all apps; only for the user who runs the daemon")
     fork = action("fork", _fork, "copy a context under a new name; the copy shares its chunks")
     fork.add_argument("context")
     fork.add_argument("name")
@@ -125,7 +125,7 @@ def _show(client: Client, args: argparse.Namespace) -> int:
 
 def _rm(client: Client, args: argparse.Namespace) -> int:
     contexts = client.contexts(everyone=args.everyone)
-    # All words are looked up before anything is deleted: a typo deletes nothing.
+    # All words are looked up before anything is deleted, so that a typo deletes nothing.
     doomed = {info.id: info for info in (meant(word, contexts) for word in args.context)}
     for info in doomed.values():
         client.delete(info.id, everyone=args.everyone)

@@ -1,6 +1,6 @@
-"""Flags for how an answer is drawn and served, and the sampling and terms that they make.
+"""Flags for how an answer is sampled and scheduled, and the Sampling and Terms that they make.
 
-Law: a flag that is not given leaves the default of ``calls.Sampling``; that class says what values are allowed.
+Law: a flag that is not given leaves the default of ``calls.Sampling``; that class says which values are allowed.
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ from llmaas.errors import BadRequest
 if TYPE_CHECKING:
     from llmaas.calls import Sampling, Terms
 
-_HINT = "'llmaas chat --help' tells what each option means."
+_HINT = "'llmaas chat --help' says what each option means."
 _NUMBERS: dict[str, tuple[type, str, str]] = {
     "temperature": (float, "T", "0 (the default) is greedy"),
     "top_k": (int, "K", "keep the K likeliest tokens; 0 keeps all"),
@@ -34,7 +34,7 @@ _FILES = {
 
 def add_generation(parser: argparse.ArgumentParser) -> None:
     """The flags of ``sampling``, ``--stop`` and ``--on-full``."""
-    group = parser.add_argument_group("the answer", "how it is drawn and where it ends")
+    group = parser.add_argument_group("the answer", "how it is sampled, and where it ends")
     for name, (kind, metavar, text) in _NUMBERS.items():
         group.add_argument(_flag(name), type=kind, metavar=metavar, help=text)
     for name, text in _FILES.items():
@@ -49,7 +49,7 @@ def add_generation(parser: argparse.ArgumentParser) -> None:
 
 def add_terms(parser: argparse.ArgumentParser) -> None:
     """The flags of ``terms``."""
-    group = parser.add_argument_group("its place among others")
+    group = parser.add_argument_group("scheduling", "when the request is served among others")
     group.add_argument(
         "--priority", metavar="P", default="normal", help="0 (most urgent) to 9, or interactive, normal, background"
     )
@@ -60,7 +60,7 @@ def add_terms(parser: argparse.ArgumentParser) -> None:
 
 def terms(args: argparse.Namespace) -> Terms:
     """Raises BadRequest for values that are out of range."""
-    from llmaas.calls import Priority, Terms
+    from llmaas.calls import Priority, Terms  # --help does not wait for numpy
 
     names = {priority.name.lower(): int(priority) for priority in Priority}
     try:
@@ -73,7 +73,7 @@ def terms(args: argparse.Namespace) -> Terms:
 
 def sampling(args: argparse.Namespace) -> Sampling:
     """Raises BadRequest for values that are out of range, and files that cannot be read."""
-    from llmaas.calls import Sampling
+    from llmaas.calls import Sampling  # --help does not wait for numpy
 
     given = {name: getattr(args, name) for name in _NUMBERS}
     given |= {name: _read(getattr(args, name)) for name in _FILES}

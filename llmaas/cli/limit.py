@@ -1,6 +1,6 @@
-"""``llmaas limit``: how many tokens per second an app, or all together, may generate.
+"""``llmaas limit``: set how many tokens per second an app, or all together, may generate.
 
-Law: a change holds until the daemon ends; the settings ``rate`` and ``app_rate`` say what it starts with.
+Law: a change holds until the daemon ends; it starts again with the settings ``rate`` and ``app_rate``.
 """
 
 from __future__ import annotations
@@ -19,8 +19,8 @@ examples:
   llmaas limit 5 --of 1000/summaries   the app "summaries" of user 1000 generates 5 at most
   llmaas limit none                    as fast as it goes
 
-A prompt counts against the limit of all together by the time that it takes; apps pay for what they generate only.
-For the user who runs the daemon. It holds until the daemon ends.
+A prompt counts against the limit of all together by the time that it takes; the limit of an app counts only the
+tokens that it generates. Only the user who runs the daemon may set limits. They hold until the daemon ends.
 """
 
 

@@ -1,4 +1,4 @@
-"""What this machine has to give: RAM, also inside a container.
+"""How much RAM this machine has, also inside a container.
 
 Law: where /proc and /sys do not say, the answer is None, never a guess.
 """

@@ -1,7 +1,7 @@
-"""Entry point: picks the sub-command, and turns every failure into a message and an exit code.
+"""The command ``llmaas``: runs the chosen sub-command, and turns every failure into a message and an exit code.
 
-Law: no heavy import here, and of the sub-commands only the chosen one is imported, so that
-``llmaas --help`` answers at once. A user never sees a traceback, unless LLMAAS_DEBUG=1 asks for it.
+Law: no heavy import here, and only the chosen sub-command is imported, so that ``llmaas --help`` answers at once. A
+user never sees a traceback, unless LLMAAS_DEBUG=1 asks for it.
 """
 
 from __future__ import annotations
@@ -82,7 +82,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         sys.stdout.flush()
         return code
     except BrokenPipeError:
-        # The reader ('| head') has left. What is still buffered must not fail again at exit.
+        # The reader ('| head') has closed the pipe. What is still buffered must not fail again at exit.
         with suppress(OSError):
             os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return PIPE_CLOSED

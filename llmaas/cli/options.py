@@ -1,7 +1,7 @@
-"""Arguments that several sub-commands share, and the configuration they lead to.
+"""Arguments that several sub-commands share, and the configuration and the client that they lead to.
 
-Law: flags of settings are made from the settings' table and parsed by it, never by argparse, so that a
-bad value gets the same message from every source.
+Law: flags of settings are made from the settings' table and parsed by it, never by argparse, so that a bad value gets
+the same message from every source.
 """
 
 from __future__ import annotations
@@ -40,7 +40,7 @@ def add_settings(parser: argparse.ArgumentParser, names: Iterable[str]) -> None:
 
 
 def add_client(parser: argparse.ArgumentParser, *more: str) -> None:
-    """What every command that talks to the daemon takes, and the flags of the settings ``more``."""
+    """The arguments of every command that talks to the daemon, and the flags of the settings ``more``."""
     add_settings(parser, ["socket", *more])
     parser.add_argument(
         "--app", default=DEFAULT_APP, help="act as this app: contexts belong to an app (default: %(default)s)"
@@ -48,7 +48,10 @@ def add_client(parser: argparse.ArgumentParser, *more: str) -> None:
 
 
 def add_actions(parser: argparse.ArgumentParser) -> Callable[[str, Callable[..., int], str], argparse.ArgumentParser]:
-    """Let a command have actions, each with what clients take: a function (name, what does it, help) that adds one."""
+    """Let a command have actions, such as 'ls'. Returns a function (name, function, help) that adds one.
+
+    Each action has the arguments of ``add_client``.
+    """
     actions = parser.add_subparsers(metavar="ACTION", required=True, title="actions")
 
     def action(name: str, do: Callable[..., int], help: str) -> argparse.ArgumentParser:

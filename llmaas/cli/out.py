@@ -1,7 +1,6 @@
-"""Words and figures for people: sizes, ages, tables, errors.
+"""Text for people: sizes, ages, tables, errors.
 
-Law: results go to stdout, everything else to stderr; colour only where a terminal reads it, and
-never with NO_COLOR set.
+Law: results go to stdout, everything else to stderr. Colour is used only on a terminal, and never with NO_COLOR set.
 """
 
 from __future__ import annotations
@@ -14,7 +13,7 @@ from collections.abc import Sequence
 from typing import TextIO
 
 _CONTROL = re.compile("[\x00-\x1f\x7f-\x9f\ud800-\udfff]")
-"""C0, DEL, C1 and surrogates. Other unprintable characters are harmless, and joiners make emoji."""
+"""C0, DEL, C1 and surrogates. Other unprintable characters are harmless, and emoji need joiners."""
 
 
 def print_error(message: str, hint: str = "") -> None:
@@ -53,7 +52,11 @@ def coloured(text: str, level: str, stream: TextIO) -> str:
 
 
 def human_bytes(n: float) -> str:
-    """1536 -> '1.5 KiB'."""
+    """A size in its largest unit.
+
+    >>> human_bytes(1536)
+    '1.5 KiB'
+    """
     for unit in ("B", "KiB", "MiB", "GiB"):
         if abs(n) < 1024:
             return f"{n:.0f} {unit}" if unit == "B" else f"{n:.1f} {unit}"
@@ -62,7 +65,11 @@ def human_bytes(n: float) -> str:
 
 
 def human_age(seconds: float) -> str:
-    """How long ago, in its largest unit: 'just now', '5 min', '3 h', '12 d'."""
+    """How long ago, in its largest unit.
+
+    >>> [human_age(seconds) for seconds in (1, 300, 10800, 1036800)]
+    ['just now', '5 min', '3 h', '12 d']
+    """
     for limit, size, unit in ((60, 1, "s"), (3600, 60, "min"), (86400, 3600, "h")):
         if seconds < limit:
             return f"{int(seconds / size)} {unit}" if seconds >= 2 else "just now"
@@ -70,12 +77,12 @@ def human_age(seconds: float) -> str:
 
 
 def printable(text: str, keep: str = "") -> str:
-    """``text`` without control characters but those in ``keep``: no name or answer may drive the terminal."""
+    """``text`` without control characters other than those in ``keep``: no name or answer can control the terminal."""
     return _CONTROL.sub(lambda match: match[0] if match[0] in keep else "\N{REPLACEMENT CHARACTER}", text)
 
 
 def table(head: Sequence[str], rows: Sequence[Sequence[object]], stream: TextIO) -> str:
-    """Columns as wide as they must be; figures (int, float) to the right."""
+    """Columns as wide as their longest cell; figures (int, float) to the right."""
     cells = [[printable(str(cell)) for cell in row] for row in rows]
     widths = [max(len(line[i]) for line in [list(head), *cells]) for i in range(len(head))]
     right = [bool(rows) and all(isinstance(row[i], (int, float)) for row in rows) for i in range(len(head))]

@@ -1,7 +1,7 @@
-"""``llmaas serve``: the daemon, from its arguments to its last log line.
+"""``llmaas serve``: runs the daemon until it is told to stop.
 
-Law: SIGTERM or one SIGINT ends it gracefully and with success: no new request, running ones get their
-terminal reply, chunks are written. A second SIGINT ends it at once; nothing acknowledged is lost even so.
+Law: SIGTERM or one SIGINT ends it gracefully and with success: it takes no new request, running ones get their terminal
+reply, chunks are written. A second SIGINT ends it at once; even then nothing acknowledged is lost.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ import sys
 from llmaas.cli.options import add_settings, loaded
 from llmaas.cli.out import print_note
 from llmaas.config.kinds import show_bytes, show_cpus
-from llmaas.config.settings import SETTINGS
+from llmaas.config.settings import SETTINGS, Setting
 from llmaas.config.sources import LoadedConfig
 
 log = logging.getLogger(__name__)
@@ -56,9 +56,9 @@ def run(args: argparse.Namespace) -> int:
 
 
 async def _serve(found: LoadedConfig) -> None:
-    # What chunks tolerate is measured beside the engine: threads of numpy's own would only take its cores.
+    # Chunks' sensitivity is measured with numpy beside the engine: more threads would only take its cores.
     os.environ.setdefault("OPENBLAS_NUM_THREADS", "1")
-    from llmaas.cli.runtime import running
+    from llmaas.cli.runtime import running  # after that variable is set; and --help does not wait for it
 
     stop = asyncio.Event()
     loop = asyncio.get_running_loop()
@@ -82,21 +82,30 @@ async def _serve(found: LoadedConfig) -> None:
 
 def _show_config(found: LoadedConfig) -> None:
     for name, row in SETTINGS.items():
-        value = getattr(found.config, name)
-        shown = row.default_text if value is None else show_bytes(value) if row.kind.metavar == "SIZE" else value
-        if isinstance(value, bool):
-            shown = str(value).lower()
-        if name == "cpus" and value:
-            shown = show_cpus(value)
-        if name == "adapters" and value is not None:
-            shown = ",".join(f"{adapter}={path}" for adapter, path in value) or row.default_text
-        elif isinstance(value, tuple):
-            shown = "/".join(map(str, value))
-        print(f"{name} = {shown}    # {found.origins[name]}")
+        print(f"{name} = {_shown(row, getattr(found.config, name))}    # {found.origins[name]}")
+
+
+def _shown(row: Setting, value: object) -> object:
+    """A value as the settings file and the flags take it."""
+    match row.kind.metavar, value:
+        case _, None | ():
+            return row.default_text
+        case _, bool():
+            return str(value).lower()
+        case "SIZE", int():
+            return show_bytes(value)
+        case "CPUS", tuple():
+            return show_cpus(value)
+        case "NAME=PATH,...", tuple():
+            return ",".join(f"{adapter}={path}" for adapter, path in value)
+        case _, tuple():
+            return "/".join(map(str, value))
+        case _:
+            return value
 
 
 def notify_manager(state: str) -> None:
-    """Tell systemd: sd_notify's protocol is one datagram to the socket that NOTIFY_SOCKET names, if any."""
+    """Send ``state`` to systemd (sd_notify(3)): one datagram to the socket that NOTIFY_SOCKET names, if any."""
     address = os.environ.get("NOTIFY_SOCKET", "")
     if not address:
         return

@@ -1,6 +1,6 @@
-"""``llmaas stats``: the daemon's own figures, once or again and again.
+"""``llmaas stats``: the daemon's own figures, once or repeatedly.
 
-Law: shows what the daemon tells, whatever that is: a new figure needs no change here.
+Law: shows whatever the daemon sends: a new figure needs no change here.
 """
 
 from __future__ import annotations

@@ -1,7 +1,7 @@
 """One app of the demo: a process of its own that talks to the daemon as any app would.
 
-Law: commands come as words on stdin, one a line; each is answered by JSON lines on stdout, of which the last has
-``"what"`` done or failed. The end of stdin ends the app.
+Law: each line of stdin is a command of one word; JSON lines on stdout answer it, and the last of them has ``"what"``
+done or failed. The end of stdin ends the app.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ CONTEXT = "main"
 
 
 class App:
-    """What the app knows: its conversation, and how far it has come."""
+    """The app's conversation, and which of its questions have been put."""
 
     def __init__(self, args: argparse.Namespace) -> None:
         talk = next(c for c in conversations() if c.app == args.app)
@@ -49,14 +49,14 @@ class App:
         return {"tokens": self._context.n_tokens, "messages": self._context.n_messages}
 
     def turn(self) -> dict[str, object]:
-        """Put the user's next message, and stream the answer."""
+        """Send the user's next message, and stream the answer."""
         assert self._context is not None
         question = self._questions[self._asked]
         self._asked += 1
         sampling = Sampling(temperature=0.7, seed=self._seed + self._asked)
         stream = self._client.generate(self._context.id, [question], max_tokens=self._max_tokens, sampling=sampling)
         for _ in stream:
-            say({"what": "text", "text": stream.text})
+            print_line({"what": "text", "text": stream.text})
         return {"done": _plain(stream.done), "question": question.content, "text": stream.text}
 
 
@@ -64,12 +64,12 @@ def _plain(done: Done) -> dict[str, object]:
     return asdict(done) | {"reason": done.reason.value}
 
 
-def say(line: dict[str, object]) -> None:
+def print_line(line: dict[str, object]) -> None:
     print(json.dumps(line), flush=True)
 
 
 def main() -> int:
-    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is for the demo; it ends us by closing stdin
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is for the demo, which ends its apps by closing their stdin
     parser = argparse.ArgumentParser(description="One app of 'llmaas demo'.")
     parser.add_argument("--socket", type=Path, required=True)
     parser.add_argument("--app", required=True)
@@ -80,12 +80,12 @@ def main() -> int:
     args = parser.parse_args()
     try:
         app = App(args)
-        say({"what": "done"})
+        print_line({"what": "done"})
         commands = {"begin": app.begin, "find": app.find, "turn": app.turn}
         for line in sys.stdin:
-            say(commands[line.strip()]() | {"what": "done"})
+            print_line(commands[line.strip()]() | {"what": "done"})
     except LlmaasError as error:
-        say({"what": "failed", "message": error.message, "hint": error.hint})
+        print_line({"what": "failed", "message": error.message, "hint": error.hint})
         return 1
     return 0
 

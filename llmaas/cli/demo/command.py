@@ -1,7 +1,7 @@
 """``llmaas demo``: eight apps, one model, and memory for a third of what they need, on this machine.
 
-Law: a real daemon, real client processes, real conversations, and figures measured in this very run. Exit code 0
-only if everything held. Nothing is left behind but the folder with the results.
+Law: a real daemon, real client processes, real conversations, and figures measured in this very run. The exit code is 0
+only if everything held.
 """
 
 from __future__ import annotations

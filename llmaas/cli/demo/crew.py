@@ -1,4 +1,4 @@
-"""The demo's apps as its director sees them: processes that take commands and print what happens.
+"""The demo's apps as the demo itself sees them: processes that take commands and print what happens.
 
 Law: every process that is started here is ended here, whatever happens meanwhile.
 """
@@ -98,7 +98,7 @@ class Crew:
         return self.wait([app])[app]
 
     def close(self) -> None:
-        """End every app: nicely if it can be, at once if not."""
+        """End every app: by closing its stdin, and by force if it does not end."""
         processes, self._processes = self._processes, {}
         for process in processes.values():
             if process.stdin is not None:

@@ -1,6 +1,6 @@
-"""The demo's daemon: a real ``llmaas serve`` on a temporary socket, and what it takes of the memory.
+"""The demo's daemon: a real ``llmaas serve`` on a temporary socket.
 
-Law: figures are the kernel's own, from /proc/<pid>/status; nothing is asked of the daemon about itself.
+Law: started, stopped and looked at from outside, as an operator would.
 """
 
 from __future__ import annotations
@@ -90,7 +90,7 @@ class Daemon:
             raise MachineError(f"the daemon did not stop within {_STOP_S:.0f} s:\n{self.log_end()}") from None
 
     def kill(self) -> None:
-        """For the way out: what it has is thrown away anyhow."""
+        """End it at once: its data is not needed any more."""
         if self._process is not None and self._process.poll() is None:
             self._process.kill()
             self._process.wait()

@@ -1,4 +1,4 @@
-"""The demo's conversations: what its eight apps have seen and what their users say next.
+"""The demo's conversations: what its eight apps have seen, and what their users say next.
 
 Law: real text, committed with its licence; nothing is downloaded or made up.
 """
@@ -30,7 +30,7 @@ class Conversation:
 
 
 def conversations() -> tuple[Conversation, ...]:
-    """All eight (see demo_data/ATTRIBUTION.md)."""
+    """All eight (texts/ATTRIBUTION.md says where they are from)."""
     text = resources.files("llmaas.cli.demo").joinpath("texts", "conversations.json").read_text("utf-8")
     return tuple(
         Conversation(row["app"], row["system"], tuple(Message(t["role"], t["content"]) for t in row["turns"]))

@@ -1,6 +1,6 @@
 """The demo as a live table, for a terminal.
 
-Law: shows only what it is told; never decides anything.
+Law: redrawn from its own rows only, at a fixed width, so that nothing jumps.
 """
 
 from __future__ import annotations

@@ -39,7 +39,7 @@ def memory_of(pid: int) -> Memory | None:
 
 
 class MemoryWatch:
-    """Samples a process ten times a second; ``start_time`` is of RealClock."""
+    """Samples the memory of a process ten times a second, with seconds since ``start_time`` (of RealClock)."""
 
     def __init__(self, start_time: float) -> None:
         self.samples: list[tuple[float, Memory]] = []

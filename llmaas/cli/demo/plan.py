@@ -26,7 +26,7 @@ _SPREAD = 0.35
 """Contexts are up to this much shorter or longer than the mean."""
 _LEAST_HISTORY = 260
 AFTERWARDS = 3
-"""Questions of each app kept for what follows the turns: all at once, the comparison, the restart."""
+"""Questions of each app that are kept for what follows the turns: all at once, the comparison, the restart."""
 _LEAST_TURNS = 2
 _CELLS_STEP = 256
 

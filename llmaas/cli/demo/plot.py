@@ -1,6 +1,6 @@
 """The demo's picture: switches over time against computing anew, and the daemon's memory against its bound.
 
-Law: matplotlib is optional; without it the demo says how to get it and goes on.
+Law: matplotlib is optional; without it there is no picture, and everything else goes on.
 """
 
 from __future__ import annotations

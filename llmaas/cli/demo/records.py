@@ -40,7 +40,7 @@ class DemoTurn:
 
     @staticmethod
     def of(part: str, app: str, at: float, done: Mapping[str, Any]) -> DemoTurn:
-        """Out of a Done that came as a map."""
+        """From a Done as a map."""
         switch = done["switch"]
         places = {name: switch[name] for name in ("cells", "pool", "disk", "recomputed", "switch_ms")}
         same = {name: done[name] for name in ("n_prompt", "n_generated", "queue_ms", "ttft_ms", "decode_tps")}

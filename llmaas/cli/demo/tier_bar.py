@@ -1,6 +1,6 @@
 """Where a turn's tokens were, as a coloured bar and in words.
 
-Law: what a model said is stripped of control characters before it is shown.
+Law: control characters are removed from what a model said before it is shown.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ BAR_WIDTH = 14
 
 
 def bar(turn: DemoTurn) -> Text:
-    """Where the tokens were, in ``BAR_WIDTH`` characters; what was there at all gets at least one."""
+    """Where the tokens were, in ``BAR_WIDTH`` characters; a tier that had any tokens gets at least one."""
     text = Text()
     total, used = max(1, turn.switched_in), 0
     present = [(name, n) for name, n in zip(SOURCES, turn.places, strict=True) if n]

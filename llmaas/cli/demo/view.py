@@ -1,6 +1,6 @@
 """The demo on the screen while it runs: a live table in a terminal, plain lines anywhere else.
 
-Law: shows only what it is told; never decides anything. What a model said is stripped of control characters.
+Law: a view shows what it is told, and decides nothing.
 """
 
 from __future__ import annotations

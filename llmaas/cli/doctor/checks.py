@@ -15,10 +15,8 @@ from llmaas.config.settings import Config
 from llmaas.config.sources import LoadedConfig, unknown_variables
 from llmaas.errors import LlmaasError
 
-Findings = Iterator[Finding]
 
-
-def examine(found: LoadedConfig, environ: Mapping[str, str], *, deep: bool, repair: bool) -> Findings:
+def examine(found: LoadedConfig, environ: Mapping[str, str], *, deep: bool, repair: bool) -> Iterator[Finding]:
     """Every finding, as soon as it is made. To add a check, enter it here."""
     config = found.config
     yield from _guarded("config", lambda: check_config(found, environ))
@@ -30,7 +28,7 @@ def examine(found: LoadedConfig, environ: Mapping[str, str], *, deep: bool, repa
     yield from _guarded("socket", lambda: _socket(config.socket))
 
 
-def _guarded(about: str, check: Callable[[], Findings]) -> Findings:
+def _guarded(about: str, check: Callable[[], Iterator[Finding]]) -> Iterator[Finding]:
     try:
         yield from check()
     except LlmaasError as error:
@@ -39,14 +37,14 @@ def _guarded(about: str, check: Callable[[], Findings]) -> Findings:
         yield Finding(about, "fail", f"{type(error).__name__}: {error}", "This is a fault of llmaas; please report it.")
 
 
-def check_config(found: LoadedConfig, environ: Mapping[str, str]) -> Findings:
+def check_config(found: LoadedConfig, environ: Mapping[str, str]) -> Iterator[Finding]:
     changed = [f"{name} ({origin})" for name, origin in found.origins.items() if origin != "default"]
     yield Finding("config", "ok", f"set: {', '.join(changed)}" if changed else "every setting has its default")
     for name, near in unknown_variables(environ):
         yield Finding("config", "warn", f"the variable {name} is no setting", f"Did you mean {near}?" if near else "")
 
 
-def check_engine() -> Findings:
+def check_engine() -> Iterator[Finding]:
     try:
         version = metadata.version("llama-cpp-python")
         import llmaas.engine.llama.engine  # noqa: F401  (loads the shared libraries)
@@ -60,31 +58,31 @@ def check_engine() -> Findings:
 # cannot be loaded is a finding.
 
 
-def _model(config: Config) -> Findings:
+def _model(config: Config) -> Iterator[Finding]:
     from llmaas.cli.doctor.model import check_model
 
     return check_model(config)
 
 
-def _host(config: Config) -> Findings:
+def _host(config: Config) -> Iterator[Finding]:
     from llmaas.cli.doctor.host import check_host
 
     return check_host(config)
 
 
-def _disk(config: Config) -> Findings:
+def _disk(config: Config) -> Iterator[Finding]:
     from llmaas.cli.doctor.store import check_disk
 
     return check_disk(config.data_dir, config.disk_bytes)
 
 
-def _store(config: Config, environ: Mapping[str, str], deep: bool, repair: bool) -> Findings:
+def _store(config: Config, environ: Mapping[str, str], deep: bool, repair: bool) -> Iterator[Finding]:
     from llmaas.cli.doctor.store import check_store
 
     return check_store(config, environ, deep=deep, repair=repair)
 
 
-def _socket(path: Path) -> Findings:
+def _socket(path: Path) -> Iterator[Finding]:
     from llmaas.cli.doctor.daemon import check_socket
 
     return check_socket(path)

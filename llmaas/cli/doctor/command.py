@@ -1,4 +1,4 @@
-"""``llmaas doctor``: every part looked at, each with one line: ok, warn or fail, and what to do.
+"""``llmaas doctor``: examines every part and prints a line for each finding: ok, warn or fail, and what to do.
 
 Law: changes nothing, unless ``--repair`` is given; works with and without a running daemon.
 """

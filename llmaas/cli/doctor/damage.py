@@ -1,6 +1,6 @@
 """What is wrong with a store, in words: what was found, what was done about it, and what that means for the user.
 
-Law: says what happened, to the number; knows no files.
+Law: every number that was found is in the words; opens no files.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ from llmaas.kvchunks.store.store import CheckReport
 
 @dataclass(frozen=True, slots=True)
 class Words:
-    """``found`` comes before a number."""
+    """How a kind of damage is reported: ``found`` is followed by a number, ``done`` says what a repair did."""
 
     found: str
     done: str
@@ -38,9 +38,9 @@ EXPLAIN = {
 
 
 def explain(report: CheckReport) -> Iterator[tuple[bool, str]]:
-    """A line for each kind of damage, with the first example; what was done about it, if it was.
+    """A line for each kind of damage, with the first example and what was done about it, if the store was repaired.
 
-    False with it: it is not the store's, and can stay.
+    With each line: whether the damage is the store's own. What is not can stay.
     """
 
     def kind_of(problem: Problem) -> str:

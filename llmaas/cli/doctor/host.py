@@ -1,6 +1,6 @@
 """The doctor's look at how the daemon shares the machine: threads, CPUs, niceness, heat and battery.
 
-Law: says what the settings come to on this machine, and what of them has no effect here. Changes nothing.
+Law: says what the settings mean on this machine, and which of them have no effect here. Changes nothing.
 """
 
 from __future__ import annotations
@@ -36,7 +36,7 @@ def check_host(config: Config) -> Iterator[Finding]:
 def governor_finding() -> Finding:
     found = thermal.read()
     if found == ThermalReading():
-        text = "on, but this machine tells neither temperatures nor frequencies nor a battery"
+        text = "on, but this machine reports neither temperatures nor frequencies nor a battery"
         return Finding("heat", "warn", text, "It has no effect here; a limit by --nice or --threads has.")
     parts = []
     if found.temperature is not None:
