@@ -6,11 +6,6 @@ result, exception or cancellation.
 
 from __future__ import annotations
 
-import contextlib
-import ctypes
-import os
-import platform
-import sys
 import threading
 from collections.abc import Callable
 from concurrent.futures import Future
@@ -22,10 +17,6 @@ from llmaas.errors import ShuttingDown
 
 T = TypeVar("T")
 P = ParamSpec("P")
-_IOPRIO_SET = {"x86_64": 251, "aarch64": 30, "armv7l": 314, "riscv64": 30}
-"""Number of the system call ioprio_set(2), which the C library does not wrap."""
-_WHO_THREAD, _BEST_EFFORT = 1, 2
-_NICENESS = 10
 _Job = tuple["Future[Any]", Callable[..., Any], tuple[Any, ...], dict[str, Any]]
 
 
@@ -122,17 +113,3 @@ def _carry_out(job: _Job, *, cancel: bool) -> None:
         # An exception holds this frame, which holds the future, which holds the exception: such a ring would keep
         # a failed load's chunk in memory until the garbage collector comes by.
         del future, job, fn, args, kwargs
-
-
-def lower_cpu_priority() -> None:
-    """Lower this thread's CPU priority (Linux: niceness is per thread); one that is as low already stays as it is."""
-    with contextlib.suppress(OSError, AttributeError):
-        thread = threading.get_native_id()
-        os.setpriority(os.PRIO_PROCESS, thread, max(_NICENESS, os.getpriority(os.PRIO_PROCESS, thread)))
-
-
-def lower_io_priority() -> None:
-    """Lower this thread's I/O priority to the least of its class, where the kernel knows such a thing (Linux)."""
-    number = _IOPRIO_SET.get(platform.machine())
-    if number is not None and sys.platform == "linux":
-        ctypes.CDLL(None).syscall(number, _WHO_THREAD, 0, _BEST_EFFORT << 13 | 7)

@@ -14,9 +14,10 @@ from llmaas.clock import ManualClock
 from llmaas.engine.adaptive_threads import AdaptiveThreads
 from llmaas.engine.base import BatchItem
 from llmaas.engine.fake import FakeEngine
-from llmaas.engine.thread import EngineThread, lower_cpu_priority
+from llmaas.engine.thread import EngineThread
 from llmaas.errors import MachineError
 from llmaas.host import priority as host
+from llmaas.host.thread_priority import lower_cpu_priority
 from llmaas.planner.events import DutyChanged
 from llmaas.policies.duty import ThermalReading
 from llmaas.service.host_share import HostShare
@@ -62,7 +63,7 @@ def test_the_engines_threads_are_nice_and_stay_on_their_cpus(gguf: Path) -> None
 @linux
 def test_a_thread_that_is_nicer_already_is_not_made_less_so() -> None:
     code = (
-        "import os; from llmaas.engine.thread import lower_cpu_priority; os.nice(15); lower_cpu_priority();"
+        "import os; from llmaas.host.thread_priority import lower_cpu_priority; os.nice(15); lower_cpu_priority();"
         "assert os.getpriority(os.PRIO_PROCESS, 0) == 15"
     )
     subprocess.run([sys.executable, "-c", code], check=True, timeout=60)

@@ -14,8 +14,8 @@ from concurrent.futures import ThreadPoolExecutor
 from typing import NamedTuple
 
 from llmaas.clock import Clock, RealClock
-from llmaas.engine.thread import lower_cpu_priority, lower_io_priority
 from llmaas.errors import DiskFull, MachineError
+from llmaas.host.thread_priority import lower_cpu_priority, lower_io_priority
 from llmaas.kvchunks.codec.codec import CodedChunk, read_header
 from llmaas.kvchunks.store.store import Store
 from llmaas.planner.actions import PersistSensitivity, WriteChunks

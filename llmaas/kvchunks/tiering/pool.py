@@ -14,7 +14,8 @@ from collections.abc import Callable, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 
 from llmaas.clock import Clock
-from llmaas.engine.thread import EngineThread, lower_cpu_priority
+from llmaas.engine.thread import EngineThread
+from llmaas.host.thread_priority import lower_cpu_priority
 from llmaas.kvchunks.codec.codec import Codec, CodedChunk, sinks_at
 from llmaas.kvchunks.store.store import Store
 from llmaas.kvchunks.tiering.disk_reader import DiskReader

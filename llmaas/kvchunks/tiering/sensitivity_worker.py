@@ -14,7 +14,8 @@ from typing import TypeVar
 
 import numpy as np
 
-from llmaas.engine.thread import EngineThread, lower_cpu_priority
+from llmaas.engine.thread import EngineThread
+from llmaas.host.thread_priority import lower_cpu_priority
 from llmaas.kvchunks.codec.codec import Codec, sinks_at
 from llmaas.kvchunks.codec.sensitivity import FEWEST, REFERENCE, Scorer
 from llmaas.planner.actions import ChunkSpan, MeasureChunks
