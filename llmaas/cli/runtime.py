@@ -58,11 +58,11 @@ def service_settings(config: Config) -> ServiceSettings:
     )
 
 
-def load_engine(config: Config, model: Path) -> LlamaEngine:
+def load_engine(config: Config, model: Path, kind: type[LlamaEngine] = LlamaEngine) -> LlamaEngine:
     """Load the model. On the engine's thread: the threads of llama.cpp inherit its CPUs."""
     if config.cpus and priority.can_bind():
         priority.bind(config.cpus)
-    return LlamaEngine(
+    return kind(
         model,
         n_cells=config.cells,
         n_seqs=config.sequences,
@@ -85,8 +85,11 @@ def open_store(config: Config, environ: Mapping[str, str]) -> Store:
 
 
 @asynccontextmanager
-async def running(config: Config) -> AsyncIterator[Runtime]:
-    """A daemon that serves during the block. Raises LlmaasError if a part cannot start."""
+async def running(config: Config, kind: type[LlamaEngine] = LlamaEngine) -> AsyncIterator[Runtime]:
+    """A daemon that serves during the block; benches give it an engine class of their own.
+
+    Raises LlmaasError if a part cannot start.
+    """
     bound_malloc()
     priority.lower_priority(config.nice)
     if config.cpus and not priority.can_bind():
@@ -96,7 +99,7 @@ async def running(config: Config) -> AsyncIterator[Runtime]:
         # The store before the model: it is quick, and a second daemon on the same data must fail at once.
         store = parts.enter_context(open_store(config, os.environ))
         # Loading takes seconds: off the loop, so that signals are handled meanwhile.
-        engine = await asyncio.to_thread(EngineThread, lambda: load_engine(config, model))
+        engine = await asyncio.to_thread(EngineThread, lambda: load_engine(config, model, kind))
         parts.callback(engine.close)
         service = Service(engine, store, service_settings(config), RealClock())
         await service.start()
