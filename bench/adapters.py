@@ -1,14 +1,19 @@
 """What LoRA adapters cost the engine: to load, to compute with, and to change between two steps.
 
-Two random adapters of rank 8 on every linear weight of SmolLM2-135M (9.8 MB as float32 each); what is in them does not
-matter to what is measured. Steps of one token of one sequence, one after another, in five ways that take turns: the
-bare model, one adapter throughout, two adapters in turns at every step, an adapter and the bare model in turns, and the
-bare model again, which shows what the difference of two equal things is here.
+There are two random adapters of rank 8 on every linear weight of SmolLM2-135M (9.8 MB as float32 each); what is in them
+does not change what is measured. Steps of one token of one sequence follow one another in five ways, which alternate:
+
+* bare: the bare model;
+* one: one adapter throughout;
+* two: two adapters that alternate at every step;
+* on_and_off: an adapter and the bare model, alternately;
+* bare_again: the bare model once more: its difference from ``bare`` is the noise of this measurement.
 """
 
 from __future__ import annotations
 
 import sys
+from collections.abc import Callable
 from statistics import median
 from time import perf_counter
 from typing import Any
@@ -26,19 +31,23 @@ PROMPT = 512
 
 
 def load_ms(e: Engine, options: Options, n: int) -> dict[str, list[float]]:
-    """Load, the first step with it, the second, unload. The file is in the page cache."""
+    """Milliseconds, ``n`` times, to load an adapter, of the first step with it, of the second, and to unload it.
+
+    The file is in the page cache.
+    """
     path = options.folder / "a"
-    times: dict[str, list[float]] = {"load": [], "first_step": [], "second_step": [], "unload": []}
+    work: dict[str, Callable[[], None]] = {
+        "load": lambda: e.load_adapter("x", path),
+        "first_step": lambda: step(e, "x"),
+        "second_step": lambda: step(e, "x"),
+        "unload": lambda: e.unload_adapter("x"),
+    }
+    times: dict[str, list[float]] = {name: [] for name in work}
     for _ in range(n):
         step(e, "")
-        for name, work in (
-            ("load", lambda: e.load_adapter("x", path)),
-            ("first_step", lambda: step(e, "x")),
-            ("second_step", lambda: step(e, "x")),
-            ("unload", lambda: e.unload_adapter("x")),
-        ):
+        for name, do in work.items():
             began = perf_counter()
-            work()
+            do()
             times[name].append((perf_counter() - began) * 1e3)
     return times
 
@@ -48,7 +57,7 @@ def step(e: Engine, adapter: str) -> None:
 
 
 def step_ms(e: Engine, rounds: int, steps: int) -> dict[str, list[float]]:
-    """Mean of a step per round, for each way."""
+    """Milliseconds of a step, the mean of each round, for each way."""
     times: dict[str, list[float]] = {way: [] for way in WAYS}
     for _ in range(rounds):
         for way, adapters in WAYS.items():

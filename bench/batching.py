@@ -1,17 +1,18 @@
 """Clients that decode together through the service, against a bare llama.cpp batch of as many.
 
-Four clients with a context each fit into the cells, eight do not: they need twice the cells there are, so the service
-lets them take turns. In turns in one run, each in processes of its own:
+Four clients with a context each fit into the cells. Eight do not: they need twice the cells there are, so the service
+runs some of them and pauses the others, by turns. Five ways alternate in one run, each in processes of its own:
 
-* bare: four sequences in one ``llama_decode`` a token and four samplers, all four in one buffer of cells as the service
-  has it ("unified"; bars are against this one), and each in a buffer of its own ("streams", which is faster);
+* bare_unified: four sequences in one ``llama_decode`` a token and four samplers, all in one buffer of cells, as the
+  service has it ("unified"; bars are against this one);
+* bare_streams: the same, with a buffer of cells for each sequence, which is faster;
 * service: four clients, called in this process;
 * socket: four clients of a real daemon, each on a connection of its own;
-* slicing: eight clients in this process, from their submission until the first of them has all its tokens. Their turns
-  are as long as the service makes them; switches, and coding what they leave behind, are in the time.
+* slicing: eight clients in this process, from their submission until the first of them has all its tokens. How long
+  each runs before it is paused is up to the service; switches, and coding what they leave behind, are in the time.
 
 Rates are tokens per second of all clients while all are answering. ``gap_ms``: what a client waits from one token to
-its next; with slicing, pauses for the turns of others are told apart as ``pause_ms``.
+its next; with slicing, waits in which others ran are told apart as ``pause_ms``.
 """
 
 from __future__ import annotations
@@ -26,10 +27,10 @@ from typing import Any
 
 from bench.lib.arrivals import gaps, gaps_and_pauses, percentiles_ms, rate, together, turns
 from bench.lib.cli import Bar, Options, Result, main, say
-from bench.lib.clients import Answer, Door, Inside, Over, serving
+from bench.lib.clients import Answer, BenchClient, InProcessClient, SocketClient, serving
 from bench.lib.daemon import daemon
-from bench.lib.engine import Bare, engine
-from bench.lib.stats import sig, summary
+from bench.lib.engine import Bare, EndlessEngine, engine
+from bench.lib.stats import rotated, sig, summary
 from bench.lib.texts import prose
 from llmaas.api.async_client import AsyncClient
 from llmaas.engine.thread import EngineThread
@@ -39,14 +40,14 @@ from llmaas.records import ContextId
 
 FIT, MANY = 4, 8
 _TAG = 16
-"""Room for what makes each client's context another one."""
+"""Tokens of room for the text that makes each client's context differ from the others'."""
 _OTHERS = 8 * FIT
-"""Who gets nothing while others get so many tokens has been paused for them."""
+"""A client that gets no token while the others get so many has been paused for them."""
 
 
 @dataclass(frozen=True)
 class Run:
-    """One way once: tokens per second, gaps and pauses in seconds, and how often the least paused client was."""
+    """One way, measured once: tokens per second, gaps and pauses in seconds, pauses of the client that had fewest."""
 
     rate: float
     gaps: list[float]
@@ -55,45 +56,45 @@ class Run:
 
 
 def together_run(answers: Sequence[Sequence[float]]) -> Run:
-    """Of answers that were all under way at once."""
+    """From the arrivals of answers that were all under way at once."""
     begin, end = together(answers)
     return Run(rate(answers, begin, end), gaps(answers, begin, end), [])
 
 
 def sliced_run(begin: float, answers: Sequence[Sequence[float]]) -> Run:
-    """Of answers that took turns from ``begin`` on."""
+    """From the arrivals of answers that took turns from ``begin`` on."""
     end = min(answer[-1] for answer in answers)
-    heard = [[t for t in answer if t <= end] for answer in answers]
-    pauses = min(len(some) for some in turns(heard, _OTHERS))
-    return Run(rate(answers, begin, end), *gaps_and_pauses(heard, _OTHERS), pauses)
+    arrived = [[t for t in answer if t <= end] for answer in answers]
+    pauses = min(len(some) for some in turns(arrived, _OTHERS))
+    return Run(rate(answers, begin, end), *gaps_and_pauses(arrived, _OTHERS), pauses)
 
 
-class Clients:
-    """Contexts of ``n`` tokens, one each; all begin alike, and each goes on with a tag of its own."""
+class Crowd:
+    """Clients with equal contexts of ``n`` tokens each. Each client's answer begins after a text of its own."""
 
-    def __init__(self, doors: Sequence[Door], n: int) -> None:
-        self._doors, self._n = doors, n
+    def __init__(self, clients: Sequence[BenchClient], n: int) -> None:
+        self._clients, self._n = clients, n
         self._contexts: list[ContextId] = []
 
     async def set_up(self, text: str) -> None:
-        whole = await self._doors[0].create()
-        await self._doors[0].append(whole, text)
-        await self._doors[0].rest()  # copies share what is stored
-        for door in self._doors:
-            self._contexts.append(await door.copy(whole, self._n))
-        await self._doors[0].delete(whole)
+        whole = await self._clients[0].create()
+        await self._clients[0].append(whole, text)
+        await self._clients[0].wait_idle()  # forks share what is stored
+        for client in self._clients:
+            self._contexts.append(await client.fork(whole, self._n))
+        await self._clients[0].delete(whole)
 
     async def answer(self, n_clients: int, n_new: int) -> list[Answer]:
-        """The first clients' answers; the contexts end as they began."""
-        await self._doors[0].rest()
-        pairs = list(zip(self._doors, self._contexts, strict=True))[:n_clients]
-        answers = [door.answer(context, tag(i), n_new) for i, (door, context) in enumerate(pairs)]
+        """Answers of the first ``n_clients``, all at once; afterwards the contexts are as they were."""
+        await self._clients[0].wait_idle()
+        pairs = list(zip(self._clients, self._contexts, strict=True))[:n_clients]
+        answers = [client.generate(context, tag(i), n_new) for i, (client, context) in enumerate(pairs)]
         for answer in answers:
             done = await answer.done()
             if done.n_generated != n_new:
                 raise RuntimeError(f"an answer ended early: {done}")
-        for door, context in pairs:
-            await door.cut(context, self._n)
+        for client, context in pairs:
+            await client.truncate(context, self._n)
         return answers
 
 
@@ -116,16 +117,16 @@ async def measure_length(thread: EngineThread, options: Options, n: int, n_new: 
             connections = [
                 await parts.enter_async_context(await AsyncClient.connect(socket, app="bench")) for _ in range(FIT)
             ]
-            inside = Clients([Inside(service)] * MANY, n)
-            over = Clients([Over(client) for client in connections], n)
-            for clients in (inside, over):
-                await clients.set_up(text)
+            inside = Crowd([InProcessClient(service)] * MANY, n)
+            over = Crowd([SocketClient(client) for client in connections], n)
+            for crowd in (inside, over):
+                await crowd.set_up(text)
 
             async def bare(batch: Bare, count: int) -> Run:
                 return together_run([batch.batch(contexts, count)] * FIT)
 
-            async def four(clients: Clients, count: int) -> Run:
-                return together_run([answer.arrivals for answer in await clients.answer(FIT, count)])
+            async def four(crowd: Crowd, count: int) -> Run:
+                return together_run([answer.arrivals for answer in await crowd.answer(FIT, count)])
 
             async def eight(count: int) -> Run:
                 answers = await inside.answer(MANY, count)
@@ -142,13 +143,13 @@ async def measure_length(thread: EngineThread, options: Options, n: int, n_new: 
 
 
 async def alternate(ways: dict[str, Callable[[int], Awaitable[Run]]], n_new: int, rounds: int) -> dict[str, list[Run]]:
-    """Each way once a round, in turning order; before that once with short answers, to warm up."""
+    """Each way once a round, each round begun by another way; before that once with short answers, to warm up."""
     names = list(ways)
     for name in names:
         await ways[name](n_new // 2)
     found: dict[str, list[Run]] = {name: [] for name in names}
     for i in range(rounds):
-        for name in names[i % len(names) :] + names[: i % len(names)]:
+        for name in rotated(names, i):
             run = await ways[name](n_new)
             found[name].append(run)
             say(f"round {i} {name:12} {run.rate:7.1f} tokens/s least paused {run.paused} times")
@@ -156,7 +157,7 @@ async def alternate(ways: dict[str, Callable[[int], Awaitable[Run]]], n_new: int
 
 
 def figures_of(runs: dict[str, list[Run]]) -> dict[str, Any]:
-    """The ratios are medians over rounds of (way / the bare batch of that round), by the layout of its cells."""
+    """Figures by way. Ratios are medians over rounds of (way / bare batch of the same round), for each bare layout."""
     figures: dict[str, Any] = {}
     for way, all_runs in runs.items():
         row: dict[str, Any] = {"tps": summary([run.rate for run in all_runs])}
@@ -172,12 +173,12 @@ def figures_of(runs: dict[str, list[Run]]) -> dict[str, Any]:
 
 def measure(options: Options) -> Result:
     lengths, rounds = ((512,), 3) if options.quick else ((512, 1024), 7)
-    n_new = max(96 if options.quick else 160, 2 * PlannerChoices().quantum)  # at least two turns each
+    n_new = max(96 if options.quick else 160, 2 * PlannerChoices().quantum)  # enough for two quanta each
     rows = []
     for n in lengths:
         cells = -(-FIT * (n + _TAG + n_new) // 256) * 256
         say(f"contexts of {n} tokens, {cells} cells")
-        with engine(options, cells, endless=True) as thread:
+        with engine(options, cells, kind=EndlessEngine) as thread:
             runs = asyncio.run(measure_length(thread, options, n, n_new, cells, rounds))
             model = thread.engine.info.name
         rows.append({"context_tokens": n, "answer_tokens": n_new, "cells": cells, **figures_of(runs)})

@@ -29,10 +29,10 @@ from bench.lib.cli import Bar, Options, Result, main, say
 from bench.lib.clients import serving
 from bench.lib.engine import engine
 from bench.lib.stats import sig
+from bench.lib.swapped import POOL_BYTES, SPARE, SwappedContexts
 from bench.lib.texts import prose
 from bench.lib.throttle import Throttle
-from bench.swapin import PRECISION, Way
-from bench.switch import POOL_BYTES, Stage
+from bench.swapin import PRECISION, ColdSwitch
 from llmaas.engine.thread import EngineThread
 from llmaas.kvchunks.codec.codec import Codec
 from llmaas.kvchunks.store.store import Store
@@ -42,59 +42,63 @@ from llmaas.records import CHUNK_TOKENS, Tier
 TIMES = (0.0, 2.0, 1.0, 0.5)
 """Rates of the disk as multiples of that at which reading takes as long as computing; 0: not throttled."""
 _EVEN_AT = 1024
-"""Tokens of the context for which that holds."""
+"""Tokens of the context that takes as long to read as to compute, at the rate that is 1.0."""
 _ENOUGH_S = 0.5
+"""Seconds of switches after which no more are needed, if there were the asked number."""
 LLM_OS = {"tokens": (128, 4096), "recompute_ms": (30, 1460), "load_ms": (390, 780), "crossover_tokens": 2100}
-"""An A40's, read off LLM-OS' plot: its two ends, and where the curves cross."""
+"""LLM-OS on an A40, read off its plot: both ends of its curves, and where they cross."""
 
 
-class NextUse:
-    """Contexts of all lengths in one store, brought back by services of different habits."""
+class StoredContexts:
+    """Contexts of all lengths in one store, brought back by services that split work between reading and computing.
+
+    ``split`` is one of ``policies.split``'s names.
+    """
 
     def __init__(self, thread: EngineThread, folder: Path, throttle: Throttle, lengths: Sequence[int]) -> None:
         self._thread, self._folder, self._throttle, self._lengths = thread, folder, throttle, list(lengths)
 
     @asynccontextmanager
-    async def _stage(self, split: str) -> AsyncIterator[tuple[Stage, Store]]:
-        settings = {"pool_bytes": POOL_BYTES, "split": split, **bit_settings(PRECISION)}
+    async def _opened(self, split: str) -> AsyncIterator[tuple[SwappedContexts, Store]]:
+        choices: dict[str, Any] = {"pool_bytes": POOL_BYTES, "split": split, **bit_settings(PRECISION)}
         with Store(self._folder, files=self._throttle.files) as store:
-            async with serving(self._thread, store, **settings) as service:
-                yield Stage(service, store), store
+            async with serving(self._thread, store, **choices) as service:
+                yield SwappedContexts(service, store), store
 
     async def set_up(self, text: str) -> None:
-        async with self._stage("balanced") as (stage, _):
-            await stage.set_up(text, self._lengths)
+        async with self._opened("balanced") as (contexts, _):
+            await contexts.create(text, self._lengths)
 
     async def from_disk(self, split: str, rates: Sequence[float], repeats: int) -> dict[float, dict[int, list[float]]]:
-        """Seconds, by rate and length. The first at a rate is left out: it has not been learned yet."""
+        """Seconds, by rate and length. The first switch at a rate is left out: the service has not learned it yet."""
         found: dict[float, dict[int, list[float]]] = {}
-        async with self._stage(split) as (stage, store):
-            await stage.take_up(self._lengths)
-            ways = {n: Way(stage, store, self._throttle, n) for n in self._lengths}
+        async with self._opened(split) as (contexts, store):
+            await contexts.reopen(self._lengths)
+            switches = {n: ColdSwitch(contexts, store, self._throttle, n) for n in self._lengths}
             for rate in rates:
-                await ways[_EVEN_AT].seconds(rate)
-                for n, way in ways.items():
-                    times = await several(way, rate, repeats)
+                await switches[_EVEN_AT].seconds(rate)
+                for n, switch in switches.items():
+                    times = await several(switch, rate, repeats)
                     found.setdefault(rate, {})[n] = times
                     say(f"{split:16} {rate / 1e6:7.2f} MB/s {n:5} tokens {median(times) * 1e3:9.1f} ms")
         return found
 
     async def from_pool(self, repeats: int) -> dict[int, list[float]]:
         found = {}
-        async with self._stage("balanced") as (stage, _):
-            await stage.take_up(self._lengths)
+        async with self._opened("balanced") as (contexts, _):
+            await contexts.reopen(self._lengths)
             for n in self._lengths:
-                row = await stage.measure(n, Tier.POOL, cold=False, repeats=repeats, payload=self._folder)
+                row = await contexts.measure(n, Tier.POOL, cold=False, repeats=repeats, payload=self._folder)
                 found[n] = [row["switch_ms"]["median"] / 1e3]
                 say(f"pool {n:5} tokens {row['switch_ms']['median']:9.1f} ms")
         return found
 
 
-async def several(way: Way, rate: float, repeats: int) -> list[float]:
-    """Switches that take little time vary more, so there are more of them."""
+async def several(switch: ColdSwitch, rate: float, repeats: int) -> list[float]:
+    """Seconds of at least ``repeats`` switches; of more if they are short, because short ones vary more."""
     times: list[float] = []
     while len(times) < repeats or (sum(times) < _ENOUGH_S and len(times) < 5 * repeats):
-        times.append(await way.seconds(rate))
+        times.append(await switch.seconds(rate))
     return times
 
 
@@ -131,16 +135,16 @@ def measure(options: Options) -> Result:
     factors, repeats = ((0.0, 1.0), 2) if options.quick else (TIMES, 5)
     throttle = Throttle(options.folder)
     with engine(options) as thread:
-        text = prose(thread.engine, lengths[-1] + 8, options.seed)
-        returns = NextUse(thread, options.folder / "store", throttle, lengths)
+        text = prose(thread.engine, lengths[-1] + SPARE, options.seed)
+        stored = StoredContexts(thread, options.folder / "store", throttle, lengths)
         say(f"prefill of {lengths[-1]} tokens")
-        asyncio.run(returns.set_up(text))
-        compute = medians(asyncio.run(returns.from_disk("recompute_first", [0.0], 1 if options.quick else 3))[0.0])
-        pool = medians(asyncio.run(returns.from_pool(5 if options.quick else 11)))
+        asyncio.run(stored.set_up(text))
+        compute = medians(asyncio.run(stored.from_disk("recompute_first", [0.0], 1 if options.quick else 3))[0.0])
+        pool = medians(asyncio.run(stored.from_pool(5 if options.quick else 11)))
         coded = _EVEN_AT // CHUNK_TOKENS * Codec(thread.engine.info.geometry).encoded_size(CHUNK_TOKENS, PRECISION)
         rates = [factor * coded / compute[_EVEN_AT] for factor in factors]
-        read = asyncio.run(returns.from_disk("load_first", rates, repeats))
-        chosen = asyncio.run(returns.from_disk("balanced", rates, repeats))
+        read = asyncio.run(stored.from_disk("load_first", rates, repeats))
+        chosen = asyncio.run(stored.from_disk("balanced", rates, repeats))
         model = thread.engine.info.name
     throttle.close()
     disks = []

@@ -1,19 +1,20 @@
 """What the daemon costs another process: its speed while llmaas generates, at several limits and with nice 0 and 19.
 
-The neighbour is OpenSSL's SHA-256, as in LLM-OS' measurement of host impact, on every core at once, so that whatever
-the daemon takes is taken from it. Each round measures it beside an idle daemon, then beside one that answers one client
-without a limit, with limits of so many tokens per second for the whole service, and without a limit but with nice 19;
-the cases follow one another in turning order. ``impact`` is the share of its throughput that is lost, against the idle
-daemon of the same round. Tokens per second are those that the client saw meanwhile.
+The other process, the neighbour, computes OpenSSL's SHA-256 on every core at once, as in LLM-OS' measurement of host
+impact, so that whatever the daemon takes is taken from it. Each round measures the neighbour beside an idle daemon, and
+beside one that answers one client: without a limit, with limits in tokens per second for the whole service, and without
+a limit but with nice 19. Each round begins with another of these cases.
 
-``fixed_threads`` is a second look, without a bar: a daemon that keeps its number of threads.
+``impact`` is the share of the neighbour's throughput that is lost, against the idle daemon of the same round. Tokens
+per second are those that the client saw meanwhile. ``fixed_threads`` is a second look, without a bar: a daemon that
+keeps its number of threads.
 """
 
 from __future__ import annotations
 
 import os
 import sys
-from collections.abc import Iterator
+from collections.abc import Generator
 from contextlib import ExitStack
 from dataclasses import dataclass
 from itertools import pairwise
@@ -24,19 +25,19 @@ from typing import Any
 from bench.lib.cli import Bar, Options, Result, main, say
 from bench.lib.daemon import daemon
 from bench.lib.neighbour import Neighbour
-from bench.lib.stats import sig, summary
+from bench.lib.stats import rotated, sig, summary
 from llmaas.api.client import Client
 from llmaas.calls import Piece
 
 PROMPT = "Once upon a time, in a land of mountains and rivers, there lived"
 LIMITS = (2.0, 5.0, 10.0, 20.0)
 _NOISE = 0.04
-"""Impacts that are nearer than this are the same."""
+"""Two impacts that differ by less count as equal."""
 
 
 @dataclass(frozen=True, slots=True)
 class Case:
-    """A way to run the daemon. ``rate`` None: no limit, 0: no calls at all."""
+    """A way to run the daemon. ``daemon`` is a key of DAEMONS. ``rate``: None for no limit, 0.0 for no calls at all."""
 
     name: str
     daemon: str
@@ -61,8 +62,8 @@ class Seen:
     tokens: float
 
 
-def pieces(client: Client) -> Iterator[Piece]:
-    """An answer without an end, in contexts of its own."""
+def pieces(client: Client) -> Generator[Piece, None, None]:
+    """The pieces of answers that follow one another without an end, each in a fresh context."""
     while True:
         context = client.create().id
         try:
@@ -103,7 +104,7 @@ def measure(options: Options) -> Result:
             clients[name] = stack.enter_context(Client(socket, app="bench"))
             next(pieces(clients[name]))  # warm
         for i in range(rounds):
-            for case in CASES[i % len(CASES) :] + CASES[: i % len(CASES)]:
+            for case in rotated(CASES, i):
                 found = look(case, clients[case.daemon], neighbour, seconds)
                 seen[case.name].append(found)
                 say(f"round {i} {case.name:13} {found.hashed / 1e6:8.0f} MB/s {found.tokens:7.1f} tokens/s")
@@ -122,7 +123,7 @@ def _figures(seen: dict[str, list[Seen]], case: Case) -> dict[str, Any]:
 
 
 def _bars(figures: dict[str, dict[str, Any]]) -> list[Bar]:
-    """A limit that the machine cannot reach under load is only held from above."""
+    """The machine may be too slow to reach a limit under load, so only the lowest limit has a bar from below."""
     bars = []
     for rate in LIMITS:
         share = figures[f"limit_{rate:g}"]["tokens_per_s"]["median"] / rate

@@ -1,9 +1,9 @@
-"""What a daemon's memory comes to, against model + cells + pool + 150 MB.
+"""How much memory a daemon takes at most, against model + cells + pool + 150 MB.
 
-A real daemon with a small POOL gets contexts that need several times its cells and POOL together, from one client
-process, then goes round them again, so that prefill, decode, coding, writing, reading and switching all happen. The
-bound counts the model at the size of its tensors (the file is mapped), the cells at f16, the POOL at its budget. The
-daemon's peak is the kernel's own (VmHWM), so no sample can miss it.
+A real daemon has a small POOL. One client gives it contexts that need several times its cells and POOL together, then
+uses all of them several times, so that prefill, decode, coding, writing, reading and switching all happen. The bound
+counts the model at the size of its tensors (the file is mapped), the cells at f16, the POOL at its budget. The daemon's
+peak is the kernel's own figure (VmHWM), which misses nothing, as samples would.
 """
 
 from __future__ import annotations
@@ -20,11 +20,12 @@ from bench.lib.texts import prose
 from llmaas.api.client import Client
 
 _ALLOWANCE = 150_000_000
+"""Bytes beyond model, cells and POOL that the daemon may take."""
 
 
 def measure(options: Options) -> Result:
     n_contexts, n_tokens, rounds = (6, 1024, 2) if options.quick else (12, 2048, 4)
-    with engine(options) as thread:  # only to know the model, and for its tokenizer
+    with engine(options) as thread:  # only for its tokenizer, and the model's size
         info = thread.engine.info
         texts = [prose(thread.engine, n_tokens, options.seed + i) for i in range(n_contexts)]
     cells, pool = (CELLS // 4, 16 << 20) if options.quick else (CELLS // 2, 48 << 20)

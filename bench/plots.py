@@ -1,8 +1,8 @@
 """Plots of the benches' JSON lines: ``python -m bench.plots results.jsonl --to plots/``.
 
-Of each bench the last line in the files is drawn: switch.png (time against context length), overhead.png (speed of
-each way), policies.png (what is read from DISK), quantum.png (speed against the length of turns), urgent.png (times to
-the first token), crossover.png (recomputing against reading) and host_impact.png (what another process loses). Needs
+For each bench the last line in the files is drawn: switch.png (time against context length), overhead.png (speed of
+each way), policies.png (what is read from DISK), quantum.png (speed against the quantum), urgent.png (times to the
+first token), crossover.png (recomputing against reading) and host_impact.png (what another process loses). Needs
 matplotlib (``pip install llmaas[demo]``).
 """
 
@@ -18,7 +18,7 @@ from typing import Any
 import matplotlib
 
 matplotlib.use("Agg")
-from matplotlib import pyplot as plt  # after the choice of a backend: there may be no display
+from matplotlib import pyplot  # after the choice of a backend: there may be no display
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
@@ -153,7 +153,7 @@ PLOTS: dict[str, Callable[[dict[str, Any], Axes], None]] = {
 
 
 def arguments(about: str | None) -> tuple[list[dict[str, Any]], Path]:
-    """What the command line names: the lines of all files, and the folder for plots, which is made."""
+    """From the command line: the lines of all files named, and the folder for plots, which is created."""
     parser = argparse.ArgumentParser(description=about, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("files", nargs="+", type=Path, help="files that the benches' --out made")
     parser.add_argument("--to", type=Path, default=Path(), metavar="DIR", help="where the plots go (default: here)")
@@ -163,9 +163,10 @@ def arguments(about: str | None) -> tuple[list[dict[str, Any]], Path]:
 
 
 def save(figure: Figure, foot: str, path: Path) -> None:
+    """Write ``figure`` to ``path``, with ``foot`` below it."""
     figure.supxlabel(foot, fontsize=7, color="0.4")
     figure.savefig(path, dpi=150)
-    plt.close(figure)
+    pyplot.close(figure)
     print(path)
 
 
@@ -176,7 +177,7 @@ def main() -> int:
         if bench not in latest:
             continue
         line = latest[bench]
-        figure, axes = plt.subplots(figsize=(8, 5), layout="constrained")
+        figure, axes = pyplot.subplots(figsize=(8, 5), layout="constrained")
         draw(line, axes)
         machine = line["machine"]
         foot = f"{line['model']}; {machine['cpu']}, {machine['cores']} cores; commit {line['commit']}, {line['time']}"

@@ -1,13 +1,13 @@
 """Which eviction policy is to be the default: replays of 72-hour traces, in virtual time.
 
-No model and no disk: the planner decides as it does in the daemon, prices come from ``llmaas.replay_profiles``. Three
-grids over LLMS' switching patterns and a semi-synthetic phone (``traces/``):
+There is no model and no disk: the planner decides as it does in the daemon, and times come from the prices of
+``llmaas.replay.prices``. Three grids of replays over LLMS' switching patterns and a semi-synthetic phone (``traces/``):
 
 * ``policies``: every policy and both bounds, by pattern, number of contexts and part of all chunks that the POOL holds;
 * ``devices``: the daemon's policies over storage devices and models;
 * ``held``: LLMS' figure, the most contexts for which the mean switch takes at most 10 or 25 ms, by bytes of the POOL.
 
-A switch counts if the context had KV. Its milliseconds are those from admission until all of that is in CELLS. Calls
+A switch counts if the context had KV. Its milliseconds are those from admission until all of that KV is in CELLS. Calls
 run one at a time, so that no switch waits for another call's prefill.
 """
 
@@ -39,16 +39,16 @@ from traces import phone, switching
 BITS = Precision(4, 4)
 BOUNDS = {"belady": belady, "unbounded": unbounded}
 MEAN_TOKENS = 2048
-"""Of a context over its life: it grows to 4096, then a new conversation begins."""
+"""Tokens of a context, over its life: it grows to 4096, then a new conversation begins."""
 HELD = (2, 4, 6, 8, 12, 16, 24, 32, 48, 64)
 MEANS_MS = (10.0, 25.0)
 PHONE_HOURS = 14 * 24.0
-"""A phone asks less often than once in five minutes; so that there are enough calls."""
+"""Longer than 72 hours, for enough calls: a phone asks less often than once in five minutes."""
 
 
 @dataclass(frozen=True, slots=True)
 class Case:
-    """One replay. ``part`` of the bytes of ``contexts`` mean contexts is the POOL, unless ``pool_bytes`` says."""
+    """One replay. The POOL holds ``part`` of the bytes of ``contexts`` mean contexts, or ``pool_bytes`` if not 0."""
 
     policy: str
     pattern: str
@@ -142,7 +142,7 @@ def grid_held(quick: bool) -> Iterator[Case]:
 
 
 def held(rows: list[dict[str, Any]]) -> list[dict[str, Any]]:
-    """The most contexts with a mean of at most each of MEANS_MS, all smaller numbers included."""
+    """The most contexts with a mean switch of at most each of MEANS_MS, with which all smaller numbers comply too."""
     found: dict[tuple[str, int, str], dict[str, Any]] = {}
     for row in rows:
         key = row["pattern"], row["pool_bytes"], row["policy"]
@@ -178,34 +178,43 @@ def measure(options: Options) -> Result:
     return Result("none: replay", figures, bars)
 
 
-def _summary(rows: list[dict[str, Any]]) -> dict[str, dict[str, float]]:
-    """By policy and pattern ("all": all of them), relative to lru in the same places.
+_PLACE = ("pattern", "contexts", "device", "model", "pool_bytes")
+"""What the rows of one place have in common, whatever the policy."""
+Place = tuple[Any, ...]
 
-    Only places count where no policy had to recompute anything.
+
+def _place(row: dict[str, Any]) -> Place:
+    return tuple(row[name] for name in _PLACE)
+
+
+def _summary(rows: list[dict[str, Any]]) -> dict[str, dict[str, float]]:
+    """By policy and pattern ("all": all patterns), relative to lru in the same places.
+
     ``mean``: mean switches, geometric mean over places. ``disk``: the part of tokens from DISK, summed over places.
+    A place does not count if a policy recomputed something there, because recomputing one chunk outweighs all that
+    eviction does; nor if everything was in CELLS.
     """
-    place = ("pattern", "contexts", "device", "model", "pool_bytes")
-    lru = {tuple(row[p] for p in place): row for row in rows if row["policy"] == "lru"}
-    lost = {tuple(row[p] for p in place) for row in rows if row["from"]["recomputed"]}
+    lru = {_place(row): row for row in rows if row["policy"] == "lru"}
+    recomputing = {_place(row) for row in rows if row["from"]["recomputed"]}
     found: dict[str, dict[str, list[tuple[float, float, float]]]] = {}
     for row in rows:
-        base = lru[tuple(row[p] for p in place)]
-        if not base["mean_ms"] or tuple(row[p] for p in place) in lost:
-            continue  # all was in CELLS; or recomputing one chunk outweighs all that eviction does
-        ratio = row["mean_ms"] / base["mean_ms"], row["from"]["disk"], base["from"]["disk"]
+        base = lru[_place(row)]
+        if not base["mean_ms"] or _place(row) in recomputing:
+            continue
+        relative = row["mean_ms"] / base["mean_ms"], row["from"]["disk"], base["from"]["disk"]
         for pattern in ("all", row["pattern"]):
-            found.setdefault(row["policy"], {}).setdefault(pattern, []).append(ratio)
-    return {
-        policy: {
-            f"{what}_{pattern}": sig(value)
-            for pattern, ratios in patterns.items()
-            for what, value in (
-                ("mean", float(np.exp(np.mean(np.log([r for r, _, _ in ratios]))))),
-                ("disk", sum(d for _, d, _ in ratios) / max(sum(b for _, _, b in ratios), 1e-9)),
-            )
-        }
-        for policy, patterns in found.items()
-    }
+            found.setdefault(row["policy"], {}).setdefault(pattern, []).append(relative)
+    return {policy: _relative_to_lru(patterns) for policy, patterns in found.items()}
+
+
+def _relative_to_lru(patterns: dict[str, list[tuple[float, float, float]]]) -> dict[str, float]:
+    """One policy's part of the summary, from (mean over lru's, from DISK, lru's from DISK) of each place."""
+    figures = {}
+    for pattern, places in patterns.items():
+        means, disk, lru_disk = zip(*places, strict=True)
+        figures[f"mean_{pattern}"] = sig(float(np.exp(np.mean(np.log(means)))))
+        figures[f"disk_{pattern}"] = sig(sum(disk) / max(sum(lru_disk), 1e-9))
+    return figures
 
 
 if __name__ == "__main__":

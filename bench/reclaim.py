@@ -1,10 +1,13 @@
-"""How fast RAM comes back when it is wanted: 1,000 clean chunks leave the POOL, with no I/O.
+"""How fast the service gives RAM back to the system: 1,000 clean chunks leave the POOL, with no I/O.
 
-A whole service on the engine without a model, but with SmolLM2-135M's KV geometry, so that chunks coded at 4 bits have
-the sizes that they have with it. When all of them are on DISK too, the POOL's budget falls to nothing. Measured are the
-event loop's time (planner, ledger, pool: ``reclaim_ms``; ``cpu_ms`` is the same without waits for a core, so this one
-is checked), the longest wait of anything else on that loop until the memory is back at the system (``loop_stall_ms``),
-when that is (``returned_ms``, by the resident size), and the process's I/O meanwhile.
+The service runs on the fake engine, but with SmolLM2-135M's KV geometry, so that chunks coded at 4 bits have the sizes
+that they have with that model. When all chunks are on DISK too, the POOL's budget is set to nothing. Measured are:
+
+* ``reclaim_ms``: the event loop's time (planner, ledger, pool); ``cpu_ms`` is the same without waits for a core, so
+  this is the one that is checked;
+* ``returned_ms``: the time until the memory is back at the system, by the resident size;
+* ``loop_stall_ms``: the longest that anything else on the event loop waits until then;
+* ``io``: the process's reads and writes meanwhile.
 """
 
 from __future__ import annotations
@@ -19,16 +22,16 @@ from pathlib import Path
 from typing import Any
 
 from bench.lib.cli import Bar, Options, Result, main, say
+from bench.lib.clients import serving
 from bench.lib.stats import summary
 from llmaas.calls import CallSpec, Turn
 from llmaas.cli.runtime import bound_malloc
 from llmaas.engine.fake import FakeEngine
 from llmaas.engine.thread import EngineThread
 from llmaas.kvchunks.store.store import Store
-from llmaas.planner.settings import PlannerChoices, bit_settings
+from llmaas.planner.settings import bit_settings
 from llmaas.records import CHUNK_TOKENS, AppId, Geometry, Precision
 from llmaas.service.service import Service
-from llmaas.service.settings import ServiceSettings
 
 GEOMETRY = Geometry(n_layer=30, k_dim=192, v_dim=192, head_dim_k=64, head_dim_v=64)
 APP = AppId("0/bench")
@@ -37,12 +40,15 @@ CONTEXTS = 20
 BAR_MS = 5.0
 _POOL = 2 << 30
 _PATIENCE_S = 10.0
+"""No longer is waited for the memory to return."""
 _RETURNED = 0.9
-"""Of the payload bytes: then the memory counts as returned."""
+"""The memory counts as returned when the process is smaller by this part of the chunks' bytes."""
 
 
 @dataclass(frozen=True)
 class Reclaim:
+    """What one emptying of the POOL took. ``io``: calls and bytes, by their names in /proc/self/io."""
+
     chunks: int
     nbytes: int
     reclaim_ms: float
@@ -58,20 +64,20 @@ def io_counts() -> dict[str, int]:
 
 
 async def fill(service: Service, texts: dict[str, str]) -> None:
-    """Every context is used, so that its chunks come to the POOL; then they are all on DISK, too."""
+    """Use every context, so that its chunks come to the POOL; return when they are all on DISK, too."""
     for name, text in texts.items():
         _, future = service.submit(APP, name, CallSpec(Turn(prompt=text)), lambda piece: None)
         await future
     await service.wait_idle()
-    await asyncio.sleep(0.5)  # discards of what was replaced follow at low priority
+    await asyncio.sleep(0.5)  # files of chunks that were replaced are deleted later, at low priority
 
 
 async def reclaim(service: Service) -> Reclaim:
-    """All at once out of the POOL."""
+    """Empty the POOL at once."""
     before: Any = service.stats()
     evicted, held = before["counts"]["chunks_evicted"], before["pool_bytes"]["used"]
     resident = resident_bytes()
-    io = [io_counts(), io_counts()]  # the second less the first is what looking costs
+    io = [io_counts(), io_counts()]  # the difference of the two is what io_counts itself reads
     start, cpu = time.perf_counter(), time.thread_time()
     service.budget(pool_bytes=0)
     done = last = time.perf_counter()
@@ -109,29 +115,21 @@ async def rounds(options: Options, service: Service) -> list[Reclaim]:
     return found
 
 
-async def serve(options: Options) -> list[Reclaim]:
+async def reclaims(options: Options) -> list[Reclaim]:
+    """Several reclaims of one service."""
     thread = EngineThread(lambda: FakeEngine(4 * CHUNKS_EACH * CHUNK_TOKENS, geometry=GEOMETRY))
+    choices: dict[str, Any] = {"split": "load_first", "pool_bytes": _POOL, **bit_settings(Precision(4, 4))}
     try:
         with Store(options.folder / "store") as store:
-            service = Service(
-                thread,
-                store,
-                ServiceSettings(
-                    planner=PlannerChoices(split="load_first", pool_bytes=_POOL, **bit_settings(Precision(4, 4)))
-                ),
-            )
-            await service.start()
-            try:
+            async with serving(thread, store, **choices) as service:
                 return await rounds(options, service)
-            finally:
-                await service.stop()
     finally:
         thread.close()
 
 
 def measure(options: Options) -> Result:
     bound_malloc()
-    found = asyncio.run(serve(options))
+    found = asyncio.run(reclaims(options))
     figures: dict[str, Any] = {
         "chunks": found[0].chunks,
         "pool_bytes": found[0].nbytes,

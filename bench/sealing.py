@@ -1,6 +1,6 @@
-"""What encryption costs a switch: chunks on disk sealed, against the same in clear, in one store and one run.
+"""What encryption costs a switch: encrypted chunks on disk, against chunks in clear, in one store and one run.
 
-Two contexts of 4096 tokens, one written without a master key and one with, are brought back from DISK in turns, with
+Two contexts of 4096 tokens, one written without a master key and one with, are brought back from DISK alternately, with
 the payload files in the page cache (where the cost shows most) and out of it. The order of the two changes each time.
 """
 
@@ -13,77 +13,64 @@ from statistics import median
 from typing import Any
 
 from bench.lib.cli import Bar, Options, Result, main, say
+from bench.lib.clients import serving
 from bench.lib.engine import engine
 from bench.lib.probes import resident_fraction
 from bench.lib.stats import sig, summary
+from bench.lib.swapped import APP, POOL_BYTES, SPARE, SwappedContexts
 from bench.lib.texts import prose
-from bench.switch import APP, POOL_BYTES, Stage
 from llmaas.calls import Turn
 from llmaas.engine.thread import EngineThread
 from llmaas.kvchunks.store.cipher import fastest_cipher
 from llmaas.kvchunks.store.store import MasterKey, Store
-from llmaas.planner.settings import PlannerChoices, bit_settings
+from llmaas.planner.settings import bit_settings
 from llmaas.records import CHUNK_TOKENS, ContextId, Precision
-from llmaas.service.service import Service
-from llmaas.service.settings import ServiceSettings
 
 N = 4096
 CLEAR, SEALED = "clear", "sealed"
-_SPARE = 8
-"""See switch.py."""
+CHOICES: dict[str, Any] = {"pool_bytes": POOL_BYTES, **bit_settings(Precision(4, 4))}
 
 
 async def fill(thread: EngineThread, folder: Path, master: MasterKey | None, name: str, text: str) -> None:
     """Compute a context and leave it on disk."""
     with Store(folder, master=master) as store:
-        service = Service(thread, store, _settings())
-        await service.start()
-        try:
+        async with serving(thread, store, **CHOICES) as service:
             context = (await service.create(APP, name=name, system=None)).id
-            await Stage(service, store).call(context, Turn(prompt=text), None)
+            await SwappedContexts(service, store).call(context, Turn(prompt=text), None)
             await service.truncate(APP, context, n_tokens=N, n_messages=None)
-            await service.wait_idle()
-        finally:
-            await service.stop()
-    for seq in range(thread.engine.n_seqs):  # the next service expects an engine without cells
-        thread.submit(thread.engine.drop, seq, 0).result()
 
 
 async def switches(thread: EngineThread, folder: Path, master: MasterKey, repeats: int) -> dict[str, Any]:
+    """Figures with the payload files out of the page cache ("cold") and in it ("cached")."""
     with Store(folder, master=master) as store:
         found = store.encryption()
         if (found.plain, found.locked) != (N // CHUNK_TOKENS, 0):
             raise RuntimeError(f"half of the chunks should be in clear: {found}")
-        service = Service(thread, store, _settings())
-        await service.start()
-        try:
-            stage = Stage(service, store)
-            await stage.add_pushers()
+        async with serving(thread, store, **CHOICES) as service:
+            swapped = SwappedContexts(service, store)
+            await swapped.add_pushers()
             contexts = {name: service.show(APP, name).info.id for name in (CLEAR, SEALED)}
-            return {
-                "cold" if cold else "cached": await _in_turns(stage, contexts, store, cold, repeats, folder / "payload")
-                for cold in (False, True)
-            }
-        finally:
-            await service.stop()
+            payload = folder / "payload"
+            cached = await _compare(swapped, contexts, store, False, repeats, payload)
+            return {"cached": cached, "cold": await _compare(swapped, contexts, store, True, repeats, payload)}
 
 
-async def _in_turns(
-    stage: Stage, contexts: dict[str, ContextId], store: Store, cold: bool, repeats: int, payload: Path
+async def _compare(
+    swapped: SwappedContexts, contexts: dict[str, ContextId], store: Store, cold: bool, repeats: int, payload: Path
 ) -> dict[str, Any]:
     times: dict[str, list[float]] = {CLEAR: [], SEALED: []}
     resident = []
     for i in range(repeats + 1):
         for name in (CLEAR, SEALED) if i % 2 else (SEALED, CLEAR):
-            await stage.push_out()
-            await stage.leave_pool()
+            await swapped.push_out()
+            await swapped.leave_pool()
             if cold:
                 store.evict_page_cache()
             resident.append(resident_fraction(payload))
-            done = await stage.switch_to(contexts[name], N)
+            done = await swapped.switch_to(contexts[name], N)
             if done.switch.disk != N:
                 raise RuntimeError(f"{N} tokens should have come from DISK: {done.switch}")
-            if i:  # the first faults buffers in
+            if i:  # the first switch faults buffers in
                 times[name].append(done.switch.switch_ms)
     ratio = median(times[SEALED]) / median(times[CLEAR])
     say(f"{'cold' if cold else 'cached'}: {ratio:.3f} ({ {name: sig(median(t)) for name, t in times.items()} } ms)")
@@ -93,17 +80,13 @@ async def _in_turns(
     }
 
 
-def _settings() -> ServiceSettings:
-    return ServiceSettings(planner=PlannerChoices(pool_bytes=POOL_BYTES, **bit_settings(Precision(4, 4))))
-
-
 def measure(options: Options) -> Result:
     master = MasterKey(bytes(32))
     with engine(options) as thread:
         for i, (name, key) in enumerate(((CLEAR, None), (SEALED, master))):
             how = "in clear" if key is None else f"encrypted with {fastest_cipher()}"
             say(f"prefill of {N} tokens, to be written {how}")
-            text = prose(thread.engine, N + _SPARE, options.seed + i)
+            text = prose(thread.engine, N + SPARE, options.seed + i)
             asyncio.run(fill(thread, options.folder / "store", key, name, text))
         figures = asyncio.run(switches(thread, options.folder / "store", master, 9 if options.quick else 31))
         model = thread.engine.info.name

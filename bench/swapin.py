@@ -1,9 +1,10 @@
 """Bringing a context back from a slow disk: reading, computing, and both at once.
 
-A context is brought back from DISK, its payload files out of the page cache, on a disk throttled to several rates
-around the crossover, where reading the coded chunks takes as long as computing them from tokens. Three ways, each by a
-service of its own over the same store: "load_first" (only reads), "recompute_first" (only computes) and "balanced"
-(what the service does: it learns both costs as it goes). The first switch after a change of rate is reported apart.
+A context is brought back from DISK, its payload files out of the page cache, on a disk that is throttled to several
+rates around the crossover. There, reading the coded chunks takes as long as computing them from tokens. Three services
+over the same store bring it back, each in its own way: "load_first" only reads, "recompute_first" only computes, and
+"balanced" does what the daemon does: it learns both costs as it goes. The first switch after a change of rate is
+reported apart.
 
 The kernel throttles (a cgroup) where this runs as root; "throttle" in the figures says so, or that the store slept.
 """
@@ -17,96 +18,82 @@ from statistics import median
 from typing import Any
 
 from bench.lib.cli import Bar, Options, Result, main, say
+from bench.lib.clients import serving
 from bench.lib.engine import engine
 from bench.lib.stats import sig
+from bench.lib.swapped import POOL_BYTES, SPARE, SwappedContexts
 from bench.lib.texts import prose
 from bench.lib.throttle import Throttle
-from bench.switch import POOL_BYTES, Stage
 from llmaas.engine.thread import EngineThread
 from llmaas.kvchunks.codec.codec import Codec
 from llmaas.kvchunks.store.store import Store
-from llmaas.planner.settings import PlannerChoices, bit_settings
+from llmaas.planner.settings import bit_settings
 from llmaas.records import CHUNK_TOKENS, Precision
-from llmaas.service.service import Service
-from llmaas.service.settings import ServiceSettings
 
 PRECISION = Precision(4, 4)
 TIMES_CROSSOVER = (0.25, 0.5, 1.0, 2.0, 4.0, 16.0, 0.0)
 TIMES_QUICK = (0.5, 1.0, 2.0, 8.0, 0.0)
-"""Rates as multiples of the crossover; 0 is the disk as it is."""
+"""Rates of the disk, as multiples of the rate at the crossover; 0: not throttled."""
 
 
-class Way:
-    """A service that brings contexts back one way, on a store that another one filled."""
+class ColdSwitch:
+    """Switches to the context of ``n`` tokens, all of it on DISK, on a throttled disk."""
 
-    def __init__(self, stage: Stage, store: Store, throttle: Throttle, n: int) -> None:
-        self._stage, self._store, self._throttle, self._n = stage, store, throttle, n
+    def __init__(self, contexts: SwappedContexts, store: Store, throttle: Throttle, n: int) -> None:
+        self._contexts, self._store, self._throttle, self._n = contexts, store, throttle, n
 
     async def seconds(self, rate: float) -> float:
-        """One switch of the context, all of it on DISK, at ``rate`` bytes a second."""
-        await self._stage.push_out()
-        await self._stage.leave_pool()
+        """How long one switch takes at ``rate`` bytes a second; 0: not throttled."""
+        await self._contexts.push_out()
+        await self._contexts.leave_pool()
         self._store.evict_page_cache()
         with self._throttle.at(rate):
-            done = await self._stage.switch(self._n)
+            done = await self._contexts.switch(self._n)
         if done.switch.cells or done.switch.pool or done.switch.disk + done.switch.recomputed < self._n - 1:
             raise RuntimeError(f"{self._n} tokens should have been on DISK: {done.switch}")
         return done.switch.switch_ms / 1e3
 
 
 async def fill(thread: EngineThread, folder: Path, text: str, n: int) -> None:
+    """Compute the contexts and leave them on disk."""
+    choices: dict[str, Any] = {"pool_bytes": POOL_BYTES, **bit_settings(PRECISION)}
     with Store(folder) as store:
-        service = Service(
-            thread, store, ServiceSettings(planner=PlannerChoices(pool_bytes=POOL_BYTES, **bit_settings(PRECISION)))
-        )
-        await service.start()
-        await Stage(service, store).set_up(text, [n])
-        await service.stop()
-    thread.submit(_empty, thread).result()
+        async with serving(thread, store, **choices) as service:
+            await SwappedContexts(service, store).create(text, [n])
 
 
-async def measure_way(
+async def measure_split(
     thread: EngineThread, folder: Path, throttle: Throttle, n: int, split: str, rates: list[float], repeats: int
 ) -> list[dict[str, Any]]:
+    """A row for each rate: seconds of the first switch and of the others, with a service that splits work so."""
     rows = []
+    choices: dict[str, Any] = {"pool_bytes": POOL_BYTES, "split": split, **bit_settings(PRECISION)}
     with Store(folder, files=throttle.files) as store:
-        settings = ServiceSettings(
-            planner=PlannerChoices(pool_bytes=POOL_BYTES, split=split, **bit_settings(PRECISION))
-        )
-        service = Service(thread, store, settings)
-        await service.start()
-        stage = Stage(service, store)
-        await stage.take_up([n])
-        way = Way(stage, store, throttle, n)
-        for rate in rates:
-            first = await way.seconds(rate)
-            others = [await way.seconds(rate) for _ in range(repeats if rate else 5 * repeats)]  # quick ones are noisy
-            rows.append({"first_s": sig(first), "s": sig(median(others)), "all_s": [sig(x) for x in others]})
-            say(f"{split:16} {rate / 1e6:8.2f} MB/s  first {first:6.2f} s  then {others}")
-        if problems := service.check():
-            raise RuntimeError(f"the books do not balance: {problems}")
-        await service.stop()
-    thread.submit(_empty, thread).result()
+        async with serving(thread, store, **choices) as service:
+            contexts = SwappedContexts(service, store)
+            await contexts.reopen([n])
+            cold = ColdSwitch(contexts, store, throttle, n)
+            for rate in rates:
+                first = await cold.seconds(rate)
+                times = repeats if rate else 5 * repeats  # quick ones are noisy
+                others = [await cold.seconds(rate) for _ in range(times)]
+                rows.append({"first_s": sig(first), "s": sig(median(others)), "all_s": [sig(x) for x in others]})
+                say(f"{split:16} {rate / 1e6:8.2f} MB/s  first {first:6.2f} s  then {others}")
     return rows
-
-
-def _empty(thread: EngineThread) -> None:
-    for seq in range(thread.engine.n_seqs):
-        thread.engine.drop(seq, 0)
 
 
 def measure(options: Options) -> Result:
     n, repeats, factors = (1024, 3, TIMES_QUICK) if options.quick else (4096, 3, TIMES_CROSSOVER)
     throttle = Throttle(options.folder)
     with engine(options) as thread:
-        text = prose(thread.engine, n + 8, options.seed)
+        text = prose(thread.engine, n + SPARE, options.seed)
         folder = options.folder / "store"
         say(f"prefill of {n} tokens")
         asyncio.run(fill(thread, folder, text, n))
         coded = n // CHUNK_TOKENS * Codec(thread.engine.info.geometry).encoded_size(CHUNK_TOKENS, PRECISION)
 
         def run(split: str, rates: list[float], times: int) -> list[dict[str, Any]]:
-            return asyncio.run(measure_way(thread, folder, throttle, n, split, rates, times))
+            return asyncio.run(measure_split(thread, folder, throttle, n, split, rates, times))
 
         computed = run("recompute_first", [0.0], repeats)[0]
         crossover = coded / computed["s"]

@@ -1,15 +1,16 @@
 """How soon an urgent request is answered while others keep the daemon busy.
 
-A real daemon, several clients on connections of their own. In the background one prefills a long prompt (4096 tokens)
-and four more answer without pause, each call a fresh context; meanwhile a short request (32 tokens) or a medium one
-(512) comes every so often. ``ttft_ms`` is from sending it to its first token, as its client sees it:
+A real daemon has several clients, each on a connection of its own. In the background one client prefills a long prompt
+(4096 tokens) and four more get answers one after another, each call in a fresh context. Meanwhile another client sends
+a short request (32 tokens) or a medium one (512) every so often. ``ttft_ms`` is the time from sending it to its first
+token, as its client sees it:
 
-* idle: nobody else is there;
-* urgent: it has priority 0, the background 8;
+* idle: there is no background;
+* urgent: the request has priority 0, the background 8;
 * equal: all have priority 5.
 
-An urgent request must not cost the background what was computed already: none of the background's calls may recompute,
-and the daemon's count of prefilled tokens must be what was asked of it, all requests together.
+An urgent request must not make the daemon compute anything twice: none of the background's calls may recompute, and the
+daemon must prefill exactly as many tokens as all requests together have.
 
 For comparison: llama-server with four slots makes a short request wait for 12.5 s while it prefills 3000 words for
 another (SmolLM2-135M, two x86 cores).
@@ -29,7 +30,7 @@ from typing import Any
 import numpy as np
 
 from bench.lib.cli import Bar, Options, Result, main, say
-from bench.lib.clients import Over
+from bench.lib.clients import SocketClient
 from bench.lib.daemon import daemon
 from bench.lib.engine import engine
 from bench.lib.stats import sig, summary
@@ -46,46 +47,47 @@ _PROMPT = 64
 _ANSWER = 192
 """Tokens of each of the background's prompts and answers."""
 _EVERY_S = 0.4
-"""Between the end of one request and the next, on average."""
+"""Seconds between the end of one request and the begin of the next, on average."""
 _TEXT = 80_000
+"""Tokens of text for all prompts."""
 
 
 @dataclass
 class Background:
-    """One long prefill and some answers, until told to end; what their calls replied."""
+    """One long prefill, and answers until ``stop``. ``dones`` are the replies of all its calls."""
 
-    doors: Sequence[Over]
+    clients: Sequence[SocketClient]
     texts: Texts
     terms: Terms
     dones: list[Done] = field(default_factory=list)
     _stop: bool = False
 
     async def prefill(self, n_tokens: int) -> None:
-        door = self.doors[0]
-        context = await door.create()
-        self.dones.append(await door.append(context, self.texts.take(n_tokens), self.terms))
-        await door.delete(context)
+        client = self.clients[0]
+        context = await client.create()
+        self.dones.append(await client.append(context, self.texts.take(n_tokens), self.terms))
+        await client.delete(context)
 
-    async def answer(self, door: Over) -> None:
+    async def answer(self, client: SocketClient) -> None:
         while not self._stop:
-            context = await door.create()
-            self.dones.append(await door.answer(context, self.texts.take(_PROMPT), _ANSWER, self.terms).done())
-            await door.delete(context)
+            context = await client.create()
+            self.dones.append(await client.generate(context, self.texts.take(_PROMPT), _ANSWER, self.terms).done())
+            await client.delete(context)
 
     def stop(self) -> None:
         self._stop = True
 
 
-class House:
-    """A daemon with its clients."""
+class Requests:
+    """Requests of the first client to a daemon, alone and while the other clients keep it busy."""
 
-    def __init__(self, doors: Sequence[Over], texts: Texts) -> None:
-        self._mine, self._others, self._texts = doors[0], doors[1:], texts
+    def __init__(self, clients: Sequence[SocketClient], texts: Texts) -> None:
+        self._mine, self._others, self._texts = clients[0], clients[1:], texts
 
     async def request(self, n_prompt: int, terms: Terms) -> tuple[float, Done]:
         """Seconds to the first token of a short answer in a fresh context."""
         context = await self._mine.create()
-        answer = self._mine.answer(context, self._texts.take(n_prompt), 4, terms)
+        answer = self._mine.generate(context, self._texts.take(n_prompt), 4, terms)
         done = await answer.done()
         await self._mine.delete(context)
         return answer.ttft, done
@@ -93,20 +95,20 @@ class House:
     async def idle(self, n_prompt: int, times: int) -> list[float]:
         found = []
         for _ in range(times + 1):
-            await self._mine.rest()
+            await self._mine.wait_idle()
             found.append((await self.request(n_prompt, URGENT))[0])
         return found[1:]
 
     async def busy(
         self, n_long: int, sizes: Sequence[int], terms: Terms, others: Terms, most: int
     ) -> tuple[dict[int, list[float]], dict[str, Any]]:
-        """Times to the first token of ``most`` requests, fewer if the background's long prefill is over before, by
-        prompt size; and what became of the background.
+        """Seconds to the first token, by size of the prompt, of at most ``most`` requests while the background
+        prefills ``n_long`` tokens; and the accounts of that time (see ``accounts_of``).
         """
-        await self._mine.rest()
+        await self._mine.wait_idle()
         before = await self._mine.counts()
         background = Background(self._others, self._texts, others)
-        answers = [asyncio.ensure_future(background.answer(door)) for door in self._others[1:]]
+        answers = [asyncio.ensure_future(background.answer(client)) for client in self._others[1:]]
         await asyncio.sleep(0.5)
         prefill = asyncio.ensure_future(background.prefill(n_long))
         await asyncio.sleep(0.5)
@@ -114,18 +116,22 @@ class House:
         mine: list[Done] = []
         while len(mine) < most and not prefill.done():
             n = sizes[len(mine) % len(sizes)]
-            seconds, done = await self.request(n, terms)  # it may outlast the prefill, if that was in its way
+            seconds, done = await self.request(n, terms)  # it may end after the prefill
             mine.append(done)
             found[n].append(seconds)
             say(f"priority {terms.priority} among {others.priority}: {n:4} tokens, {seconds * 1e3:6.0f} ms")
-            await asyncio.sleep(_EVERY_S * (0.5 + 0.618 * len(mine) % 1.0))  # at ever other moments of a slice
+            await asyncio.sleep(
+                _EVERY_S * (0.5 + 0.618 * len(mine) % 1.0)
+            )  # so that requests meet slices at all their moments
         background.stop()
         await asyncio.gather(prefill, *answers)
-        return found, books(background.dones, mine, before, await self._mine.counts())
+        return found, accounts_of(background.dones, mine, before, await self._mine.counts())
 
 
-def books(background: Sequence[Done], mine: Sequence[Done], before: dict[str, int], after: dict[str, int]) -> Any:
-    """What was asked of the daemon, and what it says it did."""
+def accounts_of(
+    background: Sequence[Done], mine: Sequence[Done], before: dict[str, int], after: dict[str, int]
+) -> dict[str, int]:
+    """The tokens that were asked of the daemon, and those that it says it computed, between two of its counts."""
     return {
         "background_calls": len(background),
         "background_paused": sum(done.n_paused for done in background),
@@ -136,23 +142,23 @@ def books(background: Sequence[Done], mine: Sequence[Done], before: dict[str, in
     }
 
 
-async def converse(
+async def run_all(
     options: Options, socket: Path, texts: Texts, n_long: int, sizes: Sequence[int], rounds: int, most: int
 ) -> list[Any]:
     async with AsyncExitStack() as parts:
-        doors = []
+        clients = []
         for i in range(2 + _DECODES):
             client = await AsyncClient.connect(socket, app=f"bench{i}")
-            doors.append(Over(await parts.enter_async_context(client)))
-        house = House(doors, texts)
+            clients.append(SocketClient(await parts.enter_async_context(client)))
+        requests = Requests(clients, texts)
         ways: dict[str, dict[int, list[float]]] = {way: {n: [] for n in sizes} for way in ("idle", "urgent", "equal")}
         accounts: dict[str, list[Any]] = {"urgent": [], "equal": []}
         for i in range(rounds):
             for n in sizes:
-                ways["idle"][n] += await house.idle(n, 5)
+                ways["idle"][n] += await requests.idle(n, 5)
             for way, terms, others in (("urgent", URGENT, BACKGROUND), ("equal", NORMAL, NORMAL)):
                 say(f"round {i}: {way}, while {n_long} tokens are prefilled")
-                found, account = await house.busy(n_long, sizes, terms, others, most)
+                found, account = await requests.busy(n_long, sizes, terms, others, most)
                 accounts[way].append(account)
                 for n in sizes:
                     ways[way][n] += found[n]
@@ -160,7 +166,8 @@ async def converse(
 
 
 def rows(ways: dict[str, dict[int, list[float]]], sizes: Sequence[int]) -> list[dict[str, Any]]:
-    """By size of the prompt: ``over_idle_ms`` is the median's distance from the idle daemon's."""
+    """Figures by size of the prompt. ``over_idle_ms``: how much later the first token is than with an idle daemon, by
+    medians."""
     found = []
     for n in sizes:
         row: dict[str, Any] = {"prompt_tokens": n}
@@ -176,11 +183,11 @@ def rows(ways: dict[str, dict[int, list[float]]], sizes: Sequence[int]) -> list[
 
 def measure(options: Options) -> Result:
     n_long, sizes, rounds, most = (2048, (32,), 1, 12) if options.quick else (4096, (32, 512), 3, 20)
-    with engine(options, 256) as thread:  # for its tokenizer
+    with engine(options, 256) as thread:  # only for its tokenizer
         texts = Texts(thread.engine, _TEXT, options.seed)
         model = thread.engine.info.name
         with daemon(options, "daemon", endless=True) as (socket, _):
-            found, accounts = asyncio.run(converse(options, socket, texts, n_long, sizes, rounds, most))
+            found, accounts = asyncio.run(run_all(options, socket, texts, n_long, sizes, rounds, most))
     target = PlannerChoices().step_target
     figures = {"prefill_tokens": n_long, "decodes": _DECODES, "step_target_s": target, "prompts": found}
     figures["books"] = accounts
@@ -188,7 +195,7 @@ def measure(options: Options) -> Result:
 
 
 def bars(rows: Sequence[dict[str, Any]], accounts: dict[str, list[Any]], step_target: float) -> list[Bar]:
-    """A short request may wait for two slices; whatever is computed once must not be computed again."""
+    """A short urgent request may wait for two slices of the background's prefill; nothing may be computed twice."""
     short = rows[0]
     n = short["prompt_tokens"]
     found = [

@@ -1,10 +1,15 @@
 """Bytes written to disk per byte of coded chunks, over a conversation of 200 turns.
 
-A real model, several contexts in turns, short turns as in a chat; cells hold some of the contexts, so that chunks are
-coded, written, evicted, and read again. Counted are all bytes that the store writes, payload and index (the index as
-an upper bound: twice what its log grows by), and what the kernel says this process gave to the disk; against the bytes
-of the chunks that were coded (those coded again with fewer bits included, and without), and against those that are on
-disk in the end. Tokens and text count as index.
+A real model answers short turns in eight chats, in a random order. CELLS and POOL hold only some of the chats, so that
+chunks are coded, written, evicted, and read again. Three ways to count what is written:
+
+* ``written_bytes``: all that the store writes, payload and index (of the index an upper bound: twice what its log grows
+  by). Tokens and text count as index.
+* ``given_to_disk_bytes``: what the kernel says this process gave to the disk.
+* ``live_bytes``: what is on disk in the end.
+
+They stand against the bytes of the chunks that were coded, with those that were coded again with fewer bits and
+without. The service records its events in a file, which says how large each coded chunk was.
 """
 
 from __future__ import annotations
@@ -16,77 +21,69 @@ from pathlib import Path
 from typing import Any
 
 from bench.lib.cli import Bar, Options, Result, main, say
+from bench.lib.clients import InProcessClient, serving
 from bench.lib.engine import engine
 from bench.lib.stats import sig
 from bench.lib.texts import prose
-from llmaas.calls import CallSpec, Generation, Turn
 from llmaas.engine.thread import EngineThread
 from llmaas.kvchunks.store.cipher import MasterKey
 from llmaas.kvchunks.store.store import Store
-from llmaas.kvchunks.tiering.pool import Pool
-from llmaas.planner.settings import PlannerChoices
+from llmaas.planner.events import Lowered, Saved
 from llmaas.records import AppId
+from llmaas.service.recorder import read
 from llmaas.service.service import Service
-from llmaas.service.settings import ServiceSettings
 
 APP = AppId("0/bench")
 TURNS, CONTEXTS = 200, 8
+_ANSWER = 16
 
 
 def io_written() -> int:
+    """Bytes that this process has given to the disk so far (proc(5), /proc/pid/io, write_bytes)."""
     fields = dict(line.split(": ") for line in Path("/proc/self/io").read_text("ascii").splitlines())
     return int(fields["write_bytes"])
 
 
-async def converse(thread: EngineThread, store: Store, turns: int, seed: int) -> dict[str, Any]:
-    coded = again = 0
-    save, lower = Pool.save, Pool.lower
-
-    def counting(self: Pool, action: Any, done: Any) -> None:
-        def counted(event: Any) -> None:
-            nonlocal coded
-            coded += sum(event.nbytes)
-            done(event)
-
-        save(self, action, counted)
-
-    def counting_again(self: Pool, action: Any, done: Any) -> None:
-        def counted(event: Any) -> None:
-            nonlocal again
+def coded_bytes(recording: Path) -> tuple[int, int]:
+    """Bytes of the chunks that were coded for the first time, and of those coded again, in a recorded run."""
+    first = again = 0
+    for event, _ in read(recording)[1]:
+        if isinstance(event, Saved):
+            first += sum(event.nbytes)
+        elif isinstance(event, Lowered):
             again += sum(event.nbytes)
-            done(event)
+    return first, again
 
-        lower(self, action, counted)
 
-    Pool.save, Pool.lower = counting, counting_again  # type: ignore[method-assign]
-    service = Service(thread, store, ServiceSettings(planner=PlannerChoices(pool_bytes=24 << 20)))
-    await service.start()
-    begun = io_written()
-    rng = random.Random(seed)
-    text = prose(thread.engine, 60 * turns, seed).split()
-    names = [
+async def converse(service: Service, store: Store, text: list[str], turns: int, rng: random.Random) -> None:
+    """Turns of 10 to 49 words, each in a chat chosen at random."""
+    client = InProcessClient(service, str(APP))
+    chats = [
         (await service.create(APP, name=f"chat {i}", system="You are helpful and brief.")).id for i in range(CONTEXTS)
     ]
     for turn in range(turns):
-        name = rng.choice(names)
+        chat = rng.choice(chats)
         words, text = text[: rng.randrange(10, 50)], text[50:] or text
-        _, reply = service.submit(
-            APP, name, CallSpec(Turn(prompt=" ".join(words)), Generation(max_tokens=16)), lambda piece: None
-        )
-        await reply
+        await client.generate(chat, " ".join(words), _ANSWER).done()
         await service.wait_idle()
         if turn % 20 == 19:
-            say(f"turn {turn + 1}: {coded / 1e6:.1f} MB coded, {store.stats().bytes_written / 1e6:.1f} MB written")
-    counts: Any = service.stats()["counts"]
-    await service.stop()
-    Pool.save, Pool.lower = save, lower  # type: ignore[method-assign]
+            say(f"turn {turn + 1}: {store.stats().bytes_written / 1e6:.1f} MB written")
+
+
+async def count(thread: EngineThread, store: Store, recording: Path, turns: int, seed: int) -> dict[str, Any]:
+    """All bytes of one conversation."""
+    async with serving(thread, store, record=recording, pool_bytes=24 << 20) as service:
+        begun = io_written()
+        await converse(service, store, prose(thread.engine, 60 * turns, seed).split(), turns, random.Random(seed))
+        counts: Any = service.stats()["counts"]
     stats = store.stats()
+    first, again = coded_bytes(recording)
     return {
         "turns": turns,
-        "coded_bytes": coded,
+        "coded_bytes": first,
         "coded_again_bytes": again,
         "written_bytes": stats.bytes_written,
-        "given_to_disk_bytes": io_written() - begun,
+        "given_to_disk_bytes": io_written() - begun - recording.stat().st_size,
         "live_bytes": stats.live_bytes,
         "counts": counts,
     }
@@ -96,7 +93,7 @@ def measure(options: Options) -> Result:
     turns = TURNS if not options.quick else 60
     with engine(options) as thread:
         with Store(options.folder / "store", master=MasterKey(bytes(32))) as store:
-            figures = asyncio.run(converse(thread, store, turns, options.seed))
+            figures = asyncio.run(count(thread, store, options.folder / "recording", turns, options.seed))
         model = thread.engine.info.name
     coded = figures["coded_bytes"] + figures["coded_again_bytes"]
     figures["written_over_coded"] = sig(figures["written_bytes"] / coded)

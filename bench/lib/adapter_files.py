@@ -53,7 +53,10 @@ def write_gguf(
     meta: Mapping[str, str | float | int] | None = None,
     extra: tuple[int, ...] = (),
 ) -> Path:
-    """A random adapter of ``weights``. ``meta`` replaces metadata; ``extra`` are dimensions too many."""
+    """Write a random adapter of ``weights`` to ``path`` and return it.
+
+    ``meta`` replaces values of META. ``extra``: sizes of dimensions that each tensor has too many, for a broken file.
+    """
     rng = np.random.default_rng(seed)
     tensors: dict[str, np.ndarray[tuple[int, ...], np.dtype[np.float32]]] = {}
     for name, (n_in, n_out) in weights.items():

@@ -1,6 +1,6 @@
-"""Figures from when tokens arrived: pure functions, all in seconds.
+"""Figures from the times at which tokens arrived: pure functions of times in seconds.
 
-An answer is the list of the times at which its client had each of its tokens, ascending.
+An answer is the ascending list of the times at which its client had each of its tokens.
 """
 
 from __future__ import annotations
@@ -16,7 +16,10 @@ Arrivals = Sequence[float]
 
 
 def together(answers: Sequence[Arrivals]) -> tuple[float, float]:
-    """The time in which all are answering: from the last first token to the first last token."""
+    """Begin and end of the time in which all are answering: from the last first token to the first last token.
+
+    Raises ValueError if there is no such time.
+    """
     begin, end = max(a[0] for a in answers), min(a[-1] for a in answers)
     if begin >= end:
         raise ValueError("the answers were never under way all at once")
@@ -24,12 +27,12 @@ def together(answers: Sequence[Arrivals]) -> tuple[float, float]:
 
 
 def rate(answers: Sequence[Arrivals], begin: float, end: float) -> float:
-    """Tokens per second of all of them, in (begin, end]."""
+    """Tokens per second of all answers together, in (begin, end]."""
     return sum(begin < t <= end for a in answers for t in a) / (end - begin)
 
 
 def steady_rate(arrivals: Arrivals, begin: float, end: float) -> float:
-    """Tokens per second of one answer, from its first to its last token in [begin, end]: not a fraction of one lost.
+    """Tokens per second of one answer, from its first to its last token in [begin, end], however these lie in it.
 
     Raises ValueError for fewer than two tokens.
     """
@@ -45,9 +48,10 @@ def gaps(answers: Sequence[Arrivals], begin: float = -math.inf, end: float = mat
 
 
 def turns(answers: Sequence[Arrivals], others: int) -> list[list[int]]:
-    """Each answer's turns, in tokens, as far as they are over: a turn is over when others got ``others`` tokens since.
+    """The tokens that each answer got between pauses. What follows its last pause is left out.
 
-    Not told by time: a machine that stutters would cut turns in pieces.
+    An answer is paused when the others get ``others`` tokens between two of its own. Pauses are not found by time,
+    because a machine that stutters would seem to pause answers.
     """
     found = []
     for arrivals, between in _between(answers):
@@ -57,7 +61,7 @@ def turns(answers: Sequence[Arrivals], others: int) -> list[list[int]]:
 
 
 def gaps_and_pauses(answers: Sequence[Arrivals], others: int) -> tuple[list[float], list[float]]:
-    """What clients waited from one token to the next: in their turns, and for the turns of others."""
+    """What clients waited from one token to the next: while they ran, and while they were paused (see ``turns``)."""
     waits = [
         (b - a, n >= others)
         for arrivals, between in _between(answers)
@@ -81,9 +85,9 @@ def percentiles_ms(values: Sequence[float]) -> dict[str, float]:
 
 
 def crossing(at: Sequence[float], rising: Sequence[float], other: Sequence[float]) -> float | None:
-    """Where ``rising`` begins to cost more than ``other``: interpolated between the points on log axes.
+    """Where ``rising`` begins to be more than ``other``, interpolated between the points on log axes.
 
-    None if it does nowhere; ``at[0]`` if it does everywhere. All values are above 0, ``at`` ascends.
+    Returns None if it never is, and ``at[0]`` if it always is. All values are above 0, and ``at`` ascends.
     """
     over = [math.log(a / b) for a, b in zip(rising, other, strict=True)]
     below = [i for i, x in enumerate(over) if x <= 0]

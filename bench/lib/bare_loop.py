@@ -1,13 +1,14 @@
-"""The bare llama.cpp loop that the service is held against: a program of its own, as lean as Python allows.
+"""The bare llama.cpp loop that the service is compared with: a program of its own, as lean as Python allows.
 
-``python bench/lib/bare_loop.py MODEL THREADS CELLS N_BATCH N_UBATCH N_SEQS UNIFIED``, one JSON request a line on
-stdin, one reply a line on stdout. A request {tokens, n_new, marks} prefills the tokens into an empty sequence, in full
-batches cut at ``marks``, and draws ``n_new`` tokens greedily. The reply, in seconds since the begin: ``passed``, when
-each mark was reached; ``drawn``, when each token was there.
+``python bench/lib/bare_loop.py MODEL THREADS CELLS N_BATCH N_UBATCH N_SEQS UNIFIED`` reads one JSON request a line on
+stdin and writes one reply a line on stdout. Times are in seconds since the begin of the request.
+
+A request {tokens, n_new, marks} prefills the tokens into an empty sequence, in full batches cut at ``marks``, and draws
+``n_new`` tokens greedily. The reply is {passed, drawn}: when each mark was reached, and when each token was there.
 
 A request {contexts, n_new} prefills each context into a sequence of its own, before the clock runs, and draws ``n_new``
-tokens for all of them together, one batch a token; ``drawn``: when each batch was. Contexts as in the request before it
-are there already.
+tokens for all of them together, one batch a token. The reply is {drawn}: when each batch was done. If the contexts are
+those of the request before, they are not prefilled again.
 
 Law: nothing of llmaas is imported, not even by way of another bench, because importing its engine sets the environment
 of the OpenMP runtime to what suits the service; this is what llama.cpp does by itself.
@@ -28,7 +29,7 @@ C: Any = llama_cpp
 
 
 class BareLoop:
-    """Greedy, one sequence or some that decode together."""
+    """One llama.cpp context that draws greedily, for one sequence or for several that decode together."""
 
     def __init__(
         self, model: str, threads: int, cells: int, n_batch: int, n_ubatch: int, n_seqs: int, unified: int
@@ -75,7 +76,7 @@ class BareLoop:
         return {"passed": passed, "drawn": drawn}
 
     def batch(self, contexts: list[list[int]], n_new: int) -> dict[str, list[float]]:
-        self._hold(contexts)
+        self._prefill(contexts)
         batch, ctx, decode, sample = self._batch, self._ctx, C.llama_decode, C.llama_sampler_sample
         for seq, tokens in enumerate(contexts):
             self._put(seq, seq, len(tokens) - 1, tokens[-1], logits=1)
@@ -91,8 +92,8 @@ class BareLoop:
             drawn.append(perf_counter() - begin)
         return {"drawn": drawn}
 
-    def _hold(self, contexts: list[list[int]]) -> None:
-        """All but each context's last token, which is the first batch's."""
+    def _prefill(self, contexts: list[list[int]]) -> None:
+        """Prefill all but the last token of each context; the last ones are the first batch."""
         if contexts != self._contexts:
             C.llama_memory_clear(self._memory, False)
             for seq, tokens in enumerate(contexts):

@@ -1,6 +1,6 @@
-"""The two ways in that benches of many clients go: the service called in this process, and a daemon over its socket.
+"""Clients for benches of many clients: one that calls the service in this process, and one of a daemon's socket.
 
-Law: an answer notes when each of its tokens was there, as its client sees it, and nothing else happens meanwhile.
+Law: an answer records when each of its tokens was there, as its client sees it, and nothing else happens meanwhile.
 """
 
 from __future__ import annotations
@@ -9,6 +9,7 @@ import asyncio
 from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import asynccontextmanager, suppress
 from dataclasses import dataclass, field
+from pathlib import Path
 from time import perf_counter
 from typing import Any, Protocol
 
@@ -37,7 +38,8 @@ class Answer:
         """Seconds to the first token."""
         return self.arrivals[0] - self.begin
 
-    def heard(self, piece: Piece) -> None:
+    def record(self, piece: Piece) -> None:
+        """The tokens of ``piece`` are there now."""
         self.arrivals += [perf_counter()] * len(piece.tokens)
 
     @property
@@ -45,40 +47,44 @@ class Answer:
         return self.reply is not None and self.reply.done()
 
     async def done(self) -> Done:
+        """The terminal reply."""
         assert self.reply is not None
         return await self.reply
 
     async def cancel(self) -> None:
+        """End the answer early; returns when it has ended."""
         assert self.stop is not None
         await self.stop()
         with suppress(Cancelled):
             await self.done()
 
 
-class Door(Protocol):
-    """An app's way to its contexts."""
+class BenchClient(Protocol):
+    """What a bench does with one app's contexts, over whichever interface."""
 
     async def create(self) -> ContextId: ...
 
     async def append(self, context: ContextId, prompt: str, terms: Terms = DEFAULT_TERMS) -> Done: ...
 
-    def answer(self, context: ContextId, prompt: str, n_new: int, terms: Terms = DEFAULT_TERMS) -> Answer: ...
+    def generate(self, context: ContextId, prompt: str | None, n_new: int, terms: Terms = DEFAULT_TERMS) -> Answer:
+        """Begin an answer of ``n_new`` tokens. Without a prompt it continues the context."""
 
-    async def copy(self, context: ContextId, n_tokens: int) -> ContextId:
-        """A context that begins as ``context`` does."""
+    async def fork(self, context: ContextId, n_tokens: int) -> ContextId:
+        """A context with the first ``n_tokens`` tokens of ``context``."""
 
-    async def cut(self, context: ContextId, n_tokens: int) -> None: ...
+    async def truncate(self, context: ContextId, n_tokens: int) -> None: ...
 
     async def delete(self, context: ContextId) -> None: ...
 
-    async def rest(self) -> None:
-        """Swap-out is through, or has had its time."""
+    async def wait_idle(self) -> None:
+        """Return when chunks that left CELLS are coded and written, or have had the time for it."""
 
-    async def counts(self) -> dict[str, int]: ...
+    async def counts(self) -> dict[str, int]:
+        """The planner's counters."""
 
 
-class Inside:
-    """The service, on this event loop."""
+class InProcessClient:
+    """A client of a service on this event loop."""
 
     def __init__(self, service: Service, app: str = "0/bench") -> None:
         self._service, self._app = service, AppId(app)
@@ -87,17 +93,14 @@ class Inside:
         return (await self._service.create(self._app, name=None, system=None)).id
 
     async def append(self, context: ContextId, prompt: str, terms: Terms = DEFAULT_TERMS) -> Done:
-        _, reply = self._service.submit(
-            self._app, context, CallSpec(Turn(prompt=prompt), None, terms), lambda piece: None
-        )
+        spec = CallSpec(Turn(prompt=prompt), None, terms)
+        _, reply = self._service.submit(self._app, context, spec, lambda piece: None)
         return await reply
 
-    def answer(self, context: ContextId, prompt: str, n_new: int, terms: Terms = DEFAULT_TERMS) -> Answer:
+    def generate(self, context: ContextId, prompt: str | None, n_new: int, terms: Terms = DEFAULT_TERMS) -> Answer:
         answer = Answer()
-        generation = Generation(max_tokens=n_new)
-        request, answer.reply = self._service.submit(
-            self._app, context, CallSpec(Turn(prompt=prompt), generation, terms), answer.heard
-        )
+        spec = CallSpec(Turn(prompt=prompt), Generation(max_tokens=n_new), terms)
+        request, answer.reply = self._service.submit(self._app, context, spec, answer.record)
 
         async def stop() -> None:
             self._service.cancel(request)
@@ -105,26 +108,26 @@ class Inside:
         answer.stop = stop
         return answer
 
-    async def copy(self, context: ContextId, n_tokens: int) -> ContextId:
+    async def fork(self, context: ContextId, n_tokens: int) -> ContextId:
         found = (await self._service.fork(self._app, context, name=None)).id
-        await self.cut(found, n_tokens)
+        await self.truncate(found, n_tokens)
         return found
 
-    async def cut(self, context: ContextId, n_tokens: int) -> None:
+    async def truncate(self, context: ContextId, n_tokens: int) -> None:
         await self._service.truncate(self._app, context, n_tokens=n_tokens, n_messages=None)
 
     async def delete(self, context: ContextId) -> None:
         await self._service.delete(self._app, context)
 
-    async def rest(self) -> None:
+    async def wait_idle(self) -> None:
         await self._service.wait_idle()
 
     async def counts(self) -> dict[str, int]:
         return _counts(self._service.stats())
 
 
-class Over:
-    """A daemon, over its socket."""
+class SocketClient:
+    """A client of a daemon, over its socket."""
 
     def __init__(self, client: AsyncClient) -> None:
         self._client = client
@@ -135,26 +138,30 @@ class Over:
     async def append(self, context: ContextId, prompt: str, terms: Terms = DEFAULT_TERMS) -> Done:
         return await self._client.append(context, prompt=prompt, terms=terms)
 
-    def answer(self, context: ContextId, prompt: str, n_new: int, terms: Terms = DEFAULT_TERMS) -> Answer:
+    def generate(self, context: ContextId, prompt: str | None, n_new: int, terms: Terms = DEFAULT_TERMS) -> Answer:
         answer = Answer()
         stream = self._client.generate(context, prompt=prompt, max_tokens=n_new, terms=terms)
-        answer.reply = asyncio.ensure_future(_listen(stream, answer))
+        answer.reply = asyncio.ensure_future(_read(stream, answer))
         answer.stop = stream.cancel
         return answer
 
-    async def copy(self, context: ContextId, n_tokens: int) -> ContextId:
+    async def fork(self, context: ContextId, n_tokens: int) -> ContextId:
         found = (await self._client.fork(context)).id
-        await self.cut(found, n_tokens)
+        await self.truncate(found, n_tokens)
         return found
 
-    async def cut(self, context: ContextId, n_tokens: int) -> None:
+    async def truncate(self, context: ContextId, n_tokens: int) -> None:
         await self._client.truncate(context, n_tokens=n_tokens)
 
     async def delete(self, context: ContextId) -> None:
         await self._client.delete(context)
 
-    async def rest(self) -> None:
-        """Until nothing more is saved or written; what one turn leaves is far quicker than the wait between looks."""
+    async def wait_idle(self) -> None:
+        """Wait until the daemon's counters stand still.
+
+        A daemon does not say that nothing is left to save or write, so its counters are read twice, 0.3 s apart:
+        saving what one turn leaves takes far less.
+        """
         before = None
         while (now := await self.counts()) != before:
             before = now
@@ -164,9 +171,9 @@ class Over:
         return _counts(await self._client.stats())
 
 
-async def _listen(stream: AsyncStream, answer: Answer) -> Done:
+async def _read(stream: AsyncStream, answer: Answer) -> Done:
     async for piece in stream:
-        answer.heard(piece)
+        answer.record(piece)
     return await stream.done()
 
 
@@ -175,9 +182,14 @@ def _counts(stats: dict[str, Any]) -> dict[str, int]:
 
 
 @asynccontextmanager
-async def serving(thread: EngineThread, store: Store, **choices: Any) -> AsyncIterator[Service]:
-    """A service for the time of the block, whose books balance at its end; the engine is left empty."""
-    service = Service(thread, store, ServiceSettings(planner=PlannerChoices(**choices)))
+async def serving(
+    thread: EngineThread, store: Store, *, record: Path | None = None, **choices: Any
+) -> AsyncIterator[Service]:
+    """A service for the time of the block. ``choices`` are of PlannerChoices; ``record`` is a file for its events.
+
+    At the end of the block its books must balance, and the engine is left without cells. Raises RuntimeError.
+    """
+    service = Service(thread, store, ServiceSettings(planner=PlannerChoices(**choices), record=record))
     await service.start()
     try:
         yield service
@@ -186,9 +198,9 @@ async def serving(thread: EngineThread, store: Store, **choices: Any) -> AsyncIt
             raise RuntimeError(f"the books do not balance: {problems}")
     finally:
         await service.stop()
-    await asyncio.wrap_future(thread.submit(_empty, thread))
+    await asyncio.wrap_future(thread.submit(_drop_all, thread))
 
 
-def _empty(thread: EngineThread) -> None:
+def _drop_all(thread: EngineThread) -> None:
     for seq in range(thread.engine.n_seqs):
         thread.engine.drop(seq, 0)

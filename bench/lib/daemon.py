@@ -16,14 +16,15 @@ from bench.lib.machine import ROOT
 
 @contextmanager
 def daemon(options: Options, name: str, *flags: str, endless: bool = False) -> Iterator[tuple[Path, int]]:
-    """A real daemon in a process of its own, with a store of its own; its socket and process id.
+    """A daemon for the time of the block, with a store in a folder ``name`` of its own: its socket and process id.
 
-    ``endless``: no answer ends before its ``max_tokens``.
+    ``flags`` are more options of ``llmaas serve``. ``endless``: no answer ends before its ``max_tokens``. Raises
+    RuntimeError with the daemon's log if it does not start within a minute.
     """
     socket = options.folder / f"{name}.sock"
     log = options.folder / f"{name}.log"
-    program = [str(Path(__file__).with_name("endless.py"))] if endless else ["-m", "llmaas"]
-    command = [sys.executable, *program, "serve", "--socket", str(socket), "--model", str(options.model)]
+    program = ["bench.lib.endless"] if endless else ["llmaas", "serve"]
+    command = [sys.executable, "-m", *program, "--socket", str(socket), "--model", str(options.model)]
     command += ["--data-dir", str(options.folder / name), "--cells", str(CELLS), "--threads", str(options.threads)]
     with log.open("wb") as file, subprocess.Popen([*command, *flags], cwd=ROOT, stderr=file) as process:
         try:

@@ -20,14 +20,19 @@ N_BATCH, N_UBATCH = 512, 128
 """What the daemon gives llama.cpp (llmaas/cli/runtime.py); a bare loop gets the same."""
 
 
+class EndlessEngine(LlamaEngine):
+    """No token ends an answer: each has as many tokens as it may."""
+
+    def is_end(self, token: int) -> bool:
+        return False
+
+
 @contextmanager
-def engine(options: Options, cells: int = CELLS, *, endless: bool = False) -> Iterator[EngineThread]:
-    """The real engine, as the daemon makes it; ``endless``: no answer ends before its ``max_tokens``."""
+def engine(options: Options, cells: int = CELLS, *, kind: type[LlamaEngine] = LlamaEngine) -> Iterator[EngineThread]:
+    """The real engine on a thread of its own, made as the daemon makes it, for the time of the block."""
     thread = EngineThread(
-        lambda: LlamaEngine(options.model, n_cells=cells, n_threads=options.threads, n_batch=N_BATCH, n_ubatch=N_UBATCH)
+        lambda: kind(options.model, n_cells=cells, n_threads=options.threads, n_batch=N_BATCH, n_ubatch=N_UBATCH)
     )
-    if endless:
-        thread.engine.is_end = lambda token: False  # type: ignore[method-assign]
     try:
         yield thread
     finally:
@@ -37,8 +42,9 @@ def engine(options: Options, cells: int = CELLS, *, endless: bool = False) -> It
 class Bare:
     """The bare llama.cpp loop (``bare_loop.py``) in a process of its own, with the same batch sizes, threads and cells.
 
-    Not in this process: GNU OpenMP would count the threads of two llama.cpp contexts, more than there are cores, and
-    let them sleep between the nodes of a graph instead of spinning, which halves the decode speed of both.
+    It is not in this process, because GNU OpenMP would count the threads of two llama.cpp contexts. These are more than
+    there are cores, so it would let them sleep between the nodes of a graph instead of spinning, which halves the
+    decode speed of both.
     """
 
     def __init__(self, options: Options, cells: int = CELLS, n_seqs: int = 1, *, unified: bool = False) -> None:
@@ -51,14 +57,18 @@ class Bare:
         )
 
     def run(self, tokens: Sequence[int], n_new: int = 0, marks: Sequence[int] = ()) -> tuple[list[float], list[float]]:
-        """Seconds from the begin: when each mark (tokens prefilled) was reached, when each new token was drawn."""
+        """Prefill ``tokens`` into an empty context and draw ``n_new`` more.
+
+        Returns when each of ``marks`` (numbers of tokens prefilled) was reached, and when each new token was drawn, in
+        seconds from the begin.
+        """
         found = self._ask({"tokens": list(tokens), "n_new": n_new, "marks": list(marks)})
         return found["passed"], found["drawn"]
 
     def batch(self, contexts: Sequence[Sequence[int]], n_new: int) -> list[float]:
-        """Seconds at which each context had each of ``n_new`` tokens, all decoding together.
+        """When the contexts, all decoding together, had each of ``n_new`` tokens, in seconds from the begin.
 
-        Contexts that were given in the last request, too, are not computed again.
+        Contexts that are those of the last request are not computed again.
         """
         return self._ask({"contexts": [list(tokens) for tokens in contexts], "n_new": n_new})["drawn"]
 

@@ -1,6 +1,7 @@
-"""Another process's work: OpenSSL's SHA-256 over 64 KiB blocks. Run as a program; ``Neighbour`` starts some of it.
+"""Other processes that want the machine: each computes OpenSSL's SHA-256 over blocks of 64 KiB.
 
-Each line that it reads is a number of seconds to hash; it answers with the bytes hashed and the seconds taken.
+``Neighbour`` starts this file as a program. For each line that it reads, a number of seconds, the program hashes for so
+long and prints the bytes hashed and the seconds taken.
 """
 
 from __future__ import annotations
@@ -14,7 +15,7 @@ _BLOCK = bytes(1 << 16)
 
 
 class Neighbour:
-    """So many processes that hash at the same time."""
+    """``processes`` processes that hash at the same time."""
 
     def __init__(self, processes: int) -> None:
         command = [sys.executable, __file__]
@@ -24,12 +25,13 @@ class Neighbour:
         self.result()
 
     def begin(self, seconds: float) -> None:
+        """Let all of them hash for ``seconds``, starting now."""
         for process in self._processes:
             process.stdin.write(f"{seconds}\n")
             process.stdin.flush()
 
     def result(self) -> float:
-        """Bytes per second of all together, when they are done."""
+        """Wait until they are done; bytes per second of all together."""
         found = [process.stdout.readline().split() for process in self._processes]
         return sum(int(nbytes) / float(seconds) for nbytes, seconds in found)
 

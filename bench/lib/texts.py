@@ -8,15 +8,15 @@ from llmaas.engine.base import Engine
 
 
 class Texts:
-    """Real text, a piece after the other and none twice: what begins alike would share chunks."""
+    """Real text in pieces, none of it twice, because texts that begin alike would share chunks."""
 
     def __init__(self, engine: Engine, n_tokens: int, seed: int) -> None:
-        """``n_tokens``: all that will be taken, or a little more."""
+        """``n_tokens``: at least the tokens of all pieces together."""
         self._engine = engine
         self._tokens = engine.tokenize(prose(engine, n_tokens, seed), special=False, bos=False)
 
     def take(self, n_tokens: int) -> str:
-        """About ``n_tokens`` of text."""
+        """The next piece, of about ``n_tokens``. Raises ValueError when the text is used up."""
         taken, self._tokens = self._tokens[:n_tokens], self._tokens[n_tokens:]
         if len(taken) < n_tokens:
             raise ValueError("there is no more text")
@@ -24,7 +24,10 @@ class Texts:
 
 
 def prose(engine: Engine, n_tokens: int, seed: int) -> str:
-    """About ``n_tokens`` of real text: the Python reference manual, which every Python carries, in an order by seed."""
+    """About ``n_tokens`` of real text: the manual's topics, in an order that ``seed`` chooses.
+
+    Raises ValueError if the manual has less text.
+    """
     from pydoc_data.topics import topics
 
     names = sorted(topics)

@@ -1,7 +1,7 @@
-"""A disk that reads no faster than so many bytes a second, for this process and until the block ends.
+"""Makes the disk read no faster than so many bytes a second, for this process and the time of a block.
 
-As root on Linux it is the kernel that throttles, by a cgroup of its own (v2 ``io.max``, v1 ``blkio.throttle``), below
-the page cache. Elsewhere ``Slow`` sleeps inside the store's own reads; ``how`` says which it was.
+As root on Linux the kernel throttles, by a cgroup for this process (v2 ``io.max``, v1 ``blkio.throttle``), below the
+page cache. Elsewhere ``SlowFiles`` sleeps inside the store's own reads; ``how`` says which it was.
 """
 
 from __future__ import annotations
@@ -19,8 +19,8 @@ _ROOT = Path("/sys/fs/cgroup")
 _NAME = "llmaas-bench"
 
 
-class Slow(Files):
-    """Reads at most ``bytes_per_s`` (0: as fast as it can). Of all threads together, as a disk would."""
+class SlowFiles(Files):
+    """Reads at most ``bytes_per_s`` with all threads together, as a disk would; 0: as fast as it can."""
 
     bytes_per_s = 0.0
 
@@ -37,7 +37,7 @@ class Slow(Files):
 
 
 class Throttle:
-    """``files`` is what the store must be opened with."""
+    """Throttles the disk that ``folder`` is on. The store there must be opened with ``files``. ``how``: in words."""
 
     def __init__(self, folder: Path) -> None:
         device = folder.stat().st_dev
@@ -46,7 +46,7 @@ class Throttle:
         self._group, self._file, self._line = self._find()
         self.how = f"cgroup {self._file}" if self._group else "inside the store"
         if self._group is None:
-            self.files = Slow()
+            self.files = SlowFiles()
 
     def _find(self) -> tuple[Path | None, str, str]:
         for parent, file, line in (
@@ -67,9 +67,9 @@ class Throttle:
 
     @contextmanager
     def at(self, bytes_per_s: float) -> Iterator[None]:
-        """0: not throttled."""
+        """Read at most ``bytes_per_s`` until the end of the block; 0: as fast as the disk can."""
         if self._group is None:
-            assert isinstance(self.files, Slow)
+            assert isinstance(self.files, SlowFiles)
             self.files.bytes_per_s = bytes_per_s
             yield
             self.files.bytes_per_s = 0.0

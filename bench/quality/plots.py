@@ -1,7 +1,8 @@
-"""Plots of bench.quality's JSON lines: ``python bench/quality/plots.py results.jsonl --to plots/``.
+"""Plots of bench.quality's JSON lines: ``python -m bench.quality.plots results.jsonl --to plots/``.
 
-Of each model the last line is drawn. quality.png: KLD against true bits per value, a panel for each model; the
-grey line is the KLD at 8/8 bits. quality_tasks.png: the share of tokens and next actions that are as over exact KV.
+For each model the last line is drawn. quality.png shows KLD against true bits per value, with a panel for each model;
+the grey line is the KLD at 8/8 bits. quality_tasks.png shows the share of tokens and of next actions that are the same
+as over exact KV.
 Needs matplotlib (``pip install llmaas[demo]``).
 """
 
@@ -12,9 +13,10 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
+from matplotlib import pyplot
 from matplotlib.axes import Axes
 
-from bench.plots import arguments, plt, save
+from bench.plots import arguments, save
 
 STYLES: dict[str, dict[str, Any]] = {
     "uniform": {"color": "C0", "marker": "o", "linestyle": "none"},
@@ -27,7 +29,7 @@ Row = dict[str, Any]
 
 
 def quality(figures: Row, axes: Axes) -> None:
-    """KLD against true bits, a line or a cloud for each family; both splits of a uniform setting are named."""
+    """KLD against true bits, a line or points for each family; points are named by their bits for K and V."""
     for family, style in STYLES.items():
         rows = sorted(_family(figures, family), key=lambda row: row["bits"])
         axes.plot([row["bits"] for row in rows], [row["kld"] for row in rows], label=family, **style)
@@ -41,7 +43,7 @@ def quality(figures: Row, axes: Axes) -> None:
 
 
 def tasks(figures: Row, axes: Axes) -> None:
-    """Shares of tokens and of whole actions that come out as over exact KV, against true bits."""
+    """Shares of tokens and of whole actions that are the same as over exact KV, against true bits."""
     for line, (label, name, part) in zip(("-", "--"), _TASKS, strict=True):
         for family in ("uniform", "tolerance", "llms"):
             rows = [row for row in _family(figures, family) if name in row]
@@ -62,7 +64,7 @@ def _family(figures: Row, family: str) -> list[Row]:
 
 def draw(lines: Sequence[Row], show: Callable[[Row, Axes], None], path: Path) -> None:
     """One panel for each line, side by side."""
-    figure, panels = plt.subplots(1, len(lines), figsize=(6 * len(lines), 5), layout="constrained", squeeze=False)
+    figure, panels = pyplot.subplots(1, len(lines), figsize=(6 * len(lines), 5), layout="constrained", squeeze=False)
     for line, axes in zip(lines, panels[0], strict=True):
         show(line["figures"], axes)
         axes.set_title(line["model"])

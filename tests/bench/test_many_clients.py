@@ -8,7 +8,7 @@ from bench.batching import Run, figures_of, sliced_run, together_run
 from bench.crossover import crossover, rows
 from bench.lib.arrivals import crossing, gaps_and_pauses, rate, steady_rate, together, turns
 from bench.quantum import choose, wait_for_turn
-from bench.urgent import bars, books
+from bench.urgent import accounts_of, bars
 from llmaas.calls import Done, FinishReason, SwitchReport
 from llmaas.records import ContextId
 
@@ -103,7 +103,7 @@ def done(n_prompt: int, recomputed: int = 0) -> Done:
 def test_work_that_the_background_did_twice_falls_short() -> None:
     def shorts(background: Done, prefilled: int) -> list[str]:
         before, after = {"tokens_prefilled": 10, "tokens_recomputed": 5}, {"tokens_recomputed": 5}
-        account = books([background], [done(32)], before, {**after, "tokens_prefilled": 10 + prefilled})
+        account = accounts_of([background], [done(32)], before, {**after, "tokens_prefilled": 10 + prefilled})
         row = {"prompt_tokens": 32, "urgent": {"over_idle_ms": 150.0, "ttft_ms": {"p90": 200.0}}}
         return [bar.what for bar in bars([row], {"urgent": [account]}, step_target=0.1) if not bar.holds]
 

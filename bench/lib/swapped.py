@@ -1,0 +1,147 @@
+"""Contexts that a bench pushes out of CELLS and brings back, through a service in this process."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+from statistics import median
+from time import perf_counter
+from typing import Any
+
+from bench.lib.probes import Stopwatch, resident_fraction, storage_bytes_read
+from bench.lib.stats import sig, summary
+from llmaas.calls import CallSpec, Done, Generation, Turn
+from llmaas.engine.llama.engine import LlamaEngine
+from llmaas.kvchunks.codec.codec import Codec
+from llmaas.kvchunks.store.store import Store
+from llmaas.records import AppId, ContextId, Tier
+from llmaas.service.service import Service
+
+APP = AppId("0/bench")
+POOL_BYTES = 512 << 20
+SPARE = 8
+"""Tokens to prefill beyond the context and cut off again: text put through a tokenizer twice may shrink a little."""
+
+
+class SwappedContexts:
+    """One context of each length, all of the same text, and pushers: small contexts that push these out of CELLS.
+
+    Before ``switch`` or ``measure``, ``create`` makes the contexts, or ``reopen`` finds them in the store.
+    """
+
+    def __init__(self, service: Service, store: Store) -> None:
+        self._service, self._store = service, store
+        self._contexts: dict[int, ContextId] = {}
+        self._pushers: list[ContextId] = []
+
+    async def create(self, text: str, lengths: Sequence[int]) -> tuple[int, float]:
+        """Compute the longest context and fork the shorter ones off it.
+
+        Returns the tokens and milliseconds of that prefill. ``text`` has some tokens more than the longest context.
+        """
+        longest = (await self._service.create(APP, name="longest", system=None)).id
+        begin = perf_counter()
+        done = await self.call(longest, Turn(prompt=text), None)
+        spent = (perf_counter() - begin) * 1e3
+        await self._service.wait_idle()
+        for n in lengths:
+            self._contexts[n] = (await self._service.fork(APP, longest, name=f"{n} tokens")).id
+            await self._service.truncate(APP, self._contexts[n], n_tokens=n, n_messages=None)
+        await self._service.delete(APP, longest)
+        await self.add_pushers()
+        return done.n_tokens, spent
+
+    async def reopen(self, lengths: Sequence[int]) -> None:
+        """Use the contexts that ``create`` made, with an earlier service on the same store."""
+        self._pushers = [self._service.show(APP, name).info.id for name in self._names()]
+        self._contexts = {n: self._service.show(APP, f"{n} tokens").info.id for n in lengths}
+
+    async def add_pushers(self) -> None:
+        """Create the pushers: contexts of one token, as many as can be in CELLS. ``create`` does it, too."""
+        self._pushers = [(await self._service.create(APP, name=name, system=None)).id for name in self._names()]
+        for pusher in self._pushers:
+            await self.call(pusher, Turn(prompt="The"), None)
+
+    def _names(self) -> list[str]:
+        return [f"pusher {i}" for i in range(self._service.planner_settings.n_seqs)]
+
+    async def call(self, context: ContextId, turn: Turn, generation: Generation | None) -> Done:
+        """Run one call to its end."""
+        _, reply = self._service.submit(APP, context, CallSpec(turn, generation), lambda piece: None)
+        return await reply
+
+    async def push_out(self) -> None:
+        """Use every pusher once, so that no sequence is left for the context that was used last."""
+        await self._service.wait_idle()
+        for pusher in self._pushers:
+            await self.call(pusher, Turn(), None)
+        await self._service.wait_idle()
+
+    async def leave_pool(self) -> None:
+        """Drop all chunks from the POOL; they stay on DISK."""
+        self._service.budget(pool_bytes=0)
+        self._service.budget(pool_bytes=POOL_BYTES)
+
+    async def switch(self, n: int) -> Done:
+        """``switch_to`` the context of ``n`` tokens."""
+        return await self.switch_to(self._contexts[n], n)
+
+    async def switch_to(self, context: ContextId, n: int) -> Done:
+        """One call that needs all ``n`` tokens of the context and draws one; the context is then cut back to ``n``."""
+        done = await self.call(context, Turn(), Generation(max_tokens=1))
+        await self._service.truncate(APP, context, n_tokens=n, n_messages=None)
+        return done
+
+    async def measure(self, n: int, tier: Tier, *, cold: bool, repeats: int, payload: Path) -> dict[str, Any]:
+        """Figures of ``repeats`` switches to the context of ``n`` tokens, whose chunks come from ``tier``.
+
+        ``payload`` is the store's folder of payload files; ``cold``: they are not in the page cache. Raises
+        RuntimeError if chunks came from elsewhere.
+        """
+        switches, firsts, parts, reads, resident = [], [], [], [], []
+        for i in range(repeats + 1):
+            await self.push_out()
+            if tier is Tier.DISK:
+                await self.leave_pool()
+                if cold:
+                    self._store.evict_page_cache()
+                resident.append(resident_fraction(payload))
+            before = storage_bytes_read()
+            with Stopwatch(read=(Store, "get"), decode=(Codec, "decode"), load=(LlamaEngine, "load")) as watch:
+                done = await self.switch(n)
+            read = storage_bytes_read() - before
+            if i == 0:  # the first switch faults buffers in, and fetches to the POOL what is not there
+                continue
+            _expect(done, n, tier)
+            reads.append(read)
+            switches.append(done.switch.switch_ms)
+            firsts.append(done.ttft_ms)
+            parts.append(_parts(watch, done.switch.switch_ms))
+        figures: dict[str, Any] = {"switch_ms": summary(switches), "ttft_ms": summary(firsts)}
+        figures["parts_ms"] = {name: sig(median(part[name] for part in parts)) for name in parts[0]}
+        if tier is Tier.DISK:
+            figures["cold"] = cold
+            figures["bytes_from_storage"] = int(median(reads))
+            figures["resident_before"] = sig(max(resident[1:]))
+        return figures
+
+
+def _expect(done: Done, n: int, tier: Tier) -> None:
+    moved = done.switch.pool if tier is Tier.POOL else done.switch.disk
+    if moved != n:
+        raise RuntimeError(f"{n} tokens should have come from {tier.name}: {done.switch}")
+
+
+def _parts(watch: Stopwatch, switch_ms: float) -> dict[str, float]:
+    """Milliseconds by part of one switch; they overlap. ``decode_sum`` is summed over threads."""
+    spans = [span for part in watch.spans.values() for span in part]
+    busy = (max(end for _, end in spans) - min(begin for begin, _ in spans)) * 1e3
+    load = watch.wall("load")
+    return {
+        "read": watch.total("read"),
+        "decode_sum": watch.total("decode"),
+        "decode_wall": watch.wall("decode"),
+        "load_sum": watch.total("load"),
+        "load_waits": load - watch.total("load"),
+        "hand_over": switch_ms - busy,
+    }
