@@ -28,7 +28,7 @@ from bench.lib.texts import prose
 from llmaas.engine.thread import EngineThread
 from llmaas.kvchunks.store.cipher import MasterKey
 from llmaas.kvchunks.store.store import Store
-from llmaas.planner.events import Lowered, Saved
+from llmaas.planner.events import Lowered, Saved, Stored
 from llmaas.records import AppId
 from llmaas.service.recorder import read
 from llmaas.service.service import Service
@@ -48,10 +48,10 @@ def coded_bytes(recording: Path) -> tuple[int, int]:
     """Bytes of the chunks that were coded for the first time, and of those coded again, in a recorded run."""
     first = again = 0
     for event, _ in read(recording)[1]:
-        if isinstance(event, Saved):
-            first += sum(event.nbytes)
-        elif isinstance(event, Lowered):
-            again += sum(event.nbytes)
+        if isinstance(event, Saved | Lowered):
+            nbytes = sum(outcome.nbytes for outcome in event.outcomes if isinstance(outcome, Stored))
+            first += nbytes if isinstance(event, Saved) else 0
+            again += nbytes if isinstance(event, Lowered) else 0
     return first, again
 
 
