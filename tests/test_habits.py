@@ -14,14 +14,6 @@ OTHER_ROOMS = {"bench", "contract", "e2e", "fuzz", "stress", "support"}
 """Rooms of tests that belong to no package of llmaas."""
 NOT_OURS = {"_asdict", "_exit", "_fields", "_make", "_replace"}
 """Names that Python offers to all although they begin with an underscore."""
-NOT_YET = {
-    "tests/api/test_client.py",
-    "tests/api/test_server.py",
-    "tests/planner/test_disk_quota.py",
-    "tests/service/test_service.py",
-    "tests/service/test_shift.py",
-}
-"""Files that use private names still."""
 
 
 def is_private(name: str) -> bool:
@@ -64,8 +56,7 @@ def names_defined(tree: ast.Module) -> Iterator[str]:
 
 @pytest.mark.parametrize("file", [str(path.relative_to(ROOT)) for path in FILES])
 def test_tests_and_benches_use_no_private_names(file: str) -> None:
-    uses = list(private_uses(ast.parse((ROOT / file).read_text("utf-8"))))
-    assert bool(uses) == (file in NOT_YET), uses
+    assert list(private_uses(ast.parse((ROOT / file).read_text("utf-8")))) == []
 
 
 def test_private_names_are_found() -> None:
