@@ -12,11 +12,9 @@ from hypothesis import strategies as st
 from llmaas.policies.duty import FLOOR, DutyPolicy, ThermalReading
 
 
-def live(
-    governor: DutyPolicy, seconds: int, read: Callable[[int, float], ThermalReading], start: int = 0
-) -> list[float]:
+def live(policy: DutyPolicy, seconds: int, read: Callable[[int, float], ThermalReading], start: int = 0) -> list[float]:
     """The duty every two seconds. ``read(second, duty)``."""
-    return [governor.on_reading(read(t, governor.duty), float(t)) for t in range(start, start + seconds, 2)]
+    return [policy.on_reading(read(t, policy.duty), float(t)) for t in range(start, start + seconds, 2)]
 
 
 def hot(celsius: float) -> ThermalReading:
@@ -32,42 +30,42 @@ def test_a_cool_machine_on_the_mains_computes_all_the_time() -> None:
         ThermalReading(battery=0.8, discharging=True),
     )
     for reading in readings:
-        governor = DutyPolicy()
-        assert set(live(governor, 60, lambda t, duty, reading=reading: reading)) == {1.0}  # type: ignore[misc]
-        assert governor.why == ""
+        policy = DutyPolicy()
+        assert set(live(policy, 60, lambda t, duty, reading=reading: reading)) == {1.0}  # type: ignore[misc]
+        assert policy.why == ""
 
 
 def test_a_machine_at_its_limit_computes_a_fifth_of_the_time_within_ten_seconds_and_comes_back_slowly() -> None:
-    governor = DutyPolicy()
-    down = live(governor, 10, lambda t, duty: hot(97.0))
+    policy = DutyPolicy()
+    down = live(policy, 10, lambda t, duty: hot(97.0))
     assert down == pytest.approx([0.8, 0.6, 0.4, 0.2, 0.2])
-    assert governor.why == "heat"
-    up = live(governor, 60, lambda t, duty: hot(70.0), start=10)
+    assert policy.why == "heat"
+    up = live(policy, 60, lambda t, duty: hot(70.0), start=10)
     assert up[0] == pytest.approx(0.2), "not before things have been well for ten seconds"
     assert all(0.0 <= b - a <= 0.05 + 1e-9 for a, b in pairwise(up))
-    assert up[-1] == 1.0 and governor.why == ""
+    assert up[-1] == 1.0 and policy.why == ""
 
 
 def test_a_low_battery_counts_only_while_it_is_emptied() -> None:
     low = ThermalReading(battery=0.08, discharging=True)
-    governor = DutyPolicy()
-    assert live(governor, 20, lambda t, duty: low)[-1] == pytest.approx(FLOOR)
-    assert governor.why == "battery"
-    assert live(governor, 60, lambda t, duty: ThermalReading(battery=0.08), start=20)[-1] == 1.0
+    policy = DutyPolicy()
+    assert live(policy, 20, lambda t, duty: low)[-1] == pytest.approx(FLOOR)
+    assert policy.why == "battery"
+    assert live(policy, 60, lambda t, duty: ThermalReading(battery=0.08), start=20)[-1] == 1.0
 
 
 def test_a_cpu_that_is_held_back_is_not_given_more_than_it_may_do() -> None:
-    governor = DutyPolicy()
-    assert live(governor, 20, lambda t, duty: ThermalReading(speed=0.5))[-1] == pytest.approx(0.5)
-    assert governor.why == "throttled"
+    policy = DutyPolicy()
+    assert live(policy, 20, lambda t, duty: ThermalReading(speed=0.5))[-1] == pytest.approx(0.5)
+    assert policy.why == "throttled"
 
 
 def test_a_machine_that_warms_with_the_duty_settles_instead_of_oscillating() -> None:
     """A first-order model: 50 degrees at rest, 105 at full duty, half way in twenty seconds."""
-    governor, celsius, found = DutyPolicy(), 50.0, []
+    policy, celsius, found = DutyPolicy(), 50.0, []
     for t in range(0, 1200, 2):
-        celsius += (50.0 + 55.0 * governor.duty - celsius) * 0.07
-        found.append(governor.on_reading(hot(celsius), float(t)))
+        celsius += (50.0 + 55.0 * policy.duty - celsius) * 0.07
+        found.append(policy.on_reading(hot(celsius), float(t)))
     late = found[len(found) // 2 :]
     assert celsius < 95.0
     assert max(late) - min(late) <= 0.25
@@ -87,10 +85,10 @@ READINGS = st.builds(
 
 @given(st.lists(st.tuples(READINGS, st.floats(0.0, 100.0)), max_size=60))
 def test_the_duty_moves_by_small_steps_between_its_floor_and_one(series: list[tuple[ThermalReading, float]]) -> None:
-    governor, now = DutyPolicy(), 0.0
+    policy, now = DutyPolicy(), 0.0
     for reading, passed in series:
-        before, now = governor.duty, now + passed
-        after = governor.on_reading(reading, now)
+        before, now = policy.duty, now + passed
+        after = policy.on_reading(reading, now)
         assert FLOOR <= after <= 1.0
         assert -0.2 - 1e-9 <= after - before <= 0.05 + 1e-9
-        assert (governor.why == "") == (after == 1.0)
+        assert (policy.why == "") == (after == 1.0)

@@ -1,3 +1,5 @@
+"""Eviction: each policy's order, plans that are enough or none, and Belady's bound."""
+
 from __future__ import annotations
 
 import dataclasses
@@ -5,8 +7,10 @@ import random
 from itertools import count
 
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 
-from llmaas.policies.eviction import EVICTION, Arrival, Lctru, NextUse
+from llmaas.policies.eviction import EVICTION, Arrival, Lctru, Lru, NextUse
 from llmaas.policies.eviction.context_heap import ContextHeap
 from llmaas.policies.eviction.rankings import IntervalRanking, rank
 from llmaas.records import ChunkKey, ContextId
@@ -23,6 +27,40 @@ def key(name: str, index: int) -> ChunkKey:
 def fill(policy: NextUse, name: str, chunks: int = 4) -> None:
     for i in range(chunks):
         policy.add(key(name, i), Arrival(ContextId(name), i, 64, 10), 0.0)
+
+
+def numbered(i: int) -> ChunkKey:
+    return ChunkKey(i.to_bytes(16, "big"))
+
+
+def arrival(i: int) -> Arrival:
+    return Arrival(ContextId(f"c{i % 4}"), i, 64, 1000)
+
+
+@given(st.lists(st.integers(0, 30), min_size=1, max_size=30, unique=True), st.integers(1, 500), st.data())
+def test_an_eviction_plan_is_enough_or_none(keys: list[int], need: int, data: st.DataObject) -> None:
+    gains = {numbered(i): data.draw(st.sampled_from([0, 10, 25])) for i in keys}
+    for name, make in EVICTION.items():
+        policy = make()
+        for i in keys:
+            policy.add(numbered(i), arrival(i), float(i))
+            policy.returned(arrival(i).context, float(i))
+        plan = policy.victims(need, gains.__getitem__)
+        if plan is None:
+            assert sum(gains.values()) < need, name
+        else:
+            assert sum(gains[k] for k in plan) >= need
+            assert len(set(plan)) == len(plan) and all(gains[k] for k in plan)
+
+
+def test_lru_evicts_the_least_recently_used_that_may_go() -> None:
+    lru = Lru()
+    for i in range(4):
+        lru.add(numbered(i), arrival(i), float(i))
+    lru.touch(numbered(0), 9.0)
+    assert lru.victims(20, lambda k: 0 if k == numbered(2) else 10) == [numbered(1), numbered(3)]
+    lru.forget(numbered(1))
+    assert lru.victims(10, lambda k: 10) == [numbered(2)]
 
 
 def test_lctru_evicts_the_least_compressed_first_and_the_oldest_of_them() -> None:

@@ -1,13 +1,11 @@
+"""Scheduling: who is next, who shares a step, who gives way, and nobody waits for ever."""
+
 from __future__ import annotations
 
-import math
-
-import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from llmaas.policies.rate_limits import RateLimits
-from llmaas.policies.scheduling import Fair
+from llmaas.policies.scheduling import SCHEDULING, Fair
 from llmaas.records import AppId, RequestId
 
 A, B = AppId("0/a"), AppId("0/b")
@@ -23,6 +21,19 @@ def fair(*calls: tuple[int, AppId, int], quantum: int = 10, ageing_s: float = 5.
 
 def serve(policy: Fair, request: int, began: float, now: float, steps: float = 1, prompt: int = 0) -> None:
     policy.served(RequestId(request), began, now, steps, prompt, 0 if prompt else int(steps))
+
+
+def test_the_queue_is_fair_within_a_priority_and_forgets_what_is_removed() -> None:
+    for make in SCHEDULING.values():
+        queue = make(64, 5.0)
+        for request, priority in ((1, 5), (2, 0), (3, 5), (4, 9)):
+            queue.add(RequestId(request), AppId("0/a"), priority, 0.0)
+        queue.remove(RequestId(3))
+        order = []
+        while (head := queue.head(0.0)) is not None:
+            order.append(head)
+            queue.remove(head)
+        assert order == [2, 1, 4] and len(queue) == 0
 
 
 def test_whoever_is_more_urgent_comes_first_and_then_whoever_came_first() -> None:
@@ -113,37 +124,3 @@ def test_nobody_starves(calls: list[tuple[int, int, float]]) -> None:
         now += step
         served.setdefault(int(running), now)
         assert now < bound, f"{len(served)} of {len(calls)} served"
-
-
-@pytest.mark.parametrize("late", [0.0, 0.003, 0.1])
-@pytest.mark.parametrize("rate", [3.0, 50.0])
-def test_a_limit_is_held_in_the_mean_even_if_every_wake_is_late(rate: float, late: float) -> None:
-    rates, now, served = RateLimits(), 0.0, 0
-    rates.set("x", rate)
-    while now < 20.0:
-        now = max(now, rates.ready("x") + late, 0.0)
-        rates.charge("x", 1, now)
-        served += 1
-    assert served / now == pytest.approx(rate, rel=0.05)
-
-
-def test_who_has_no_limit_of_its_own_has_everybodys() -> None:
-    rates = RateLimits(default=1.0)
-    rates.set("free", None)
-    rates.set("fast", 100.0)
-    for name in ("x", "y", "y", "fast", "free"):
-        rates.charge(name, 10, 0.0)
-    assert rates.ready("x") == 10.0 and rates.ready("x", "y") == 20.0
-    assert rates.ready("fast") == pytest.approx(0.1) and rates.ready("free") == rates.ready("new") == -math.inf
-    for i in range(1000):  # names that come once; who owes something is not forgotten
-        rates.charge(i, 1, i * 0.01)
-    assert rates.ready("y") == 20.0 and rates.ready(0) == -math.inf and rates.ready(999) == pytest.approx(10.99)
-
-
-def test_what_has_no_limit_is_free_and_a_lifted_limit_is_forgotten() -> None:
-    rates = RateLimits()
-    rates.set("x", 1.0)
-    rates.charge("x", 100, 0.0)
-    assert rates.ready("x", "y") > 90 and rates.ready("y") == -math.inf
-    rates.set("x", None)
-    assert rates.ready("x") == -math.inf and not rates

@@ -1,94 +1,36 @@
-"""The codec: exact at 16 bits, within the quantisation step below, and never fooled by damage."""
+"""The codec: exact at 16 bits, within the quantisation step below, and blind to strides and threads."""
 
 from __future__ import annotations
 
-import math
-from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 
 import numpy as np
-import numpy.typing as npt
 import pytest
-import xxhash
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from llmaas.errors import ChunkDamaged
-from llmaas.kvchunks.codec.codec import Codec, check, read_header, sinks_at
+from llmaas.kvchunks.codec.codec import Codec, read_header
 from llmaas.kvchunks.codec.kernels import NUMPY, Kernels, available
-from llmaas.kvchunks.codec.planes import rotation_size
-from llmaas.records import F16, LOSSLESS, ChunkKey, Geometry, KvSlab, Precision, Rope
+from llmaas.records import LOSSLESS, ChunkKey, Geometry, KvSlab, Precision
+from tests.support.kv_slabs import (
+    BITS,
+    CODED,
+    F64,
+    KEY,
+    OTHER_KEY,
+    PRECISIONS,
+    SMALL,
+    TOKENS,
+    blank,
+    decoded,
+    geometries,
+    random_slab,
+    ropes,
+    rotated,
+    same_bits,
+)
 
-F64 = npt.NDArray[np.float64]
-KEY = ChunkKey(bytes(range(16)))
-OTHER_KEY = ChunkKey(bytes(16))
-SMALL = Geometry(n_layer=2, k_dim=64, v_dim=64, head_dim_k=32, head_dim_v=32)
-BITS = (16, 8, 6, 5, 4, 3, 2)
-CODED = pytest.mark.parametrize("bits", BITS[1:])
-PRECISIONS = st.builds(Precision, st.sampled_from(BITS), st.sampled_from(BITS))
-
-
-@st.composite
-def geometries(draw: st.DrawFn) -> Geometry:
-    heads, k, v = draw(st.integers(1, 3)), *(draw(st.sampled_from([16, 24, 64, 80, 96, 128, 256])) for _ in "kv")
-    return Geometry(draw(st.integers(1, 3)), heads * k, heads * v, k, v)
-
-
-@st.composite
-def ropes(draw: st.DrawFn, g: Geometry) -> Rope | None:
-    pairs = draw(st.sampled_from([0, 0, g.head_dim_k // 2, g.head_dim_k // 4]))
-    base = draw(st.sampled_from([1e4, 1e6]))
-    angles = np.tile(base ** -(np.arange(pairs) / max(1, pairs)), (g.n_layer, 1)).astype(np.float32)
-    angles[1:] *= draw(st.sampled_from([1.0, 0.5]))
-    return Rope(angles, draw(st.booleans())) if pairs else None
-
-
-TOKENS = st.integers(1, 130) | st.sampled_from([1, 31, 32, 33, 64, 100, 257])
-
-
-def like_a_state_blob(n_layer: int, n_tokens: int, dim: int) -> F16:
-    """A view as llama.cpp's state blob gives it: rows dense, 12 bytes of something else between layers."""
-    stride = 2 * n_tokens * dim + 12
-    buffer = np.full(4 + n_layer * stride, 0xA5, np.uint8)
-    return np.ndarray((n_layer, n_tokens, dim), np.float16, buffer, 4, (stride, 2 * dim, 2))
-
-
-def blank(g: Geometry, n_tokens: int) -> KvSlab:
-    return KvSlab(like_a_state_blob(g.n_layer, n_tokens, g.k_dim), like_a_state_blob(g.n_layer, n_tokens, g.v_dim))
-
-
-def random_slab(g: Geometry, n_tokens: int, seed: int, scale: float = 1.0) -> KvSlab:
-    """Normal values, with large channels in K and large tokens in V, as real models have."""
-    rng = np.random.default_rng(seed)
-    slab = blank(g, n_tokens)
-    slab.k[...] = rng.standard_normal(slab.k.shape) * scale + rng.standard_normal(g.k_dim) * 4 * scale
-    slab.v[...] = rng.standard_normal(slab.v.shape) * scale * rng.exponential(1, (1, n_tokens, 1))
-    return slab
-
-
-def hadamard(size: int) -> F64:
-    """The orthonormal Hadamard matrix in closed form: signs are the parity of the bits that row and column share."""
-    parity = [[bin(row & column).count("1") % 2 for column in range(size)] for row in range(size)]
-    return (1 - 2.0 * np.array(parity)) / math.sqrt(size)
-
-
-def rotated(v: F16, head_dim: int) -> F64:
-    block = rotation_size(head_dim)
-    return (v.astype(np.float64).reshape(-1, block) @ hadamard(block)).reshape(v.shape)
-
-
-def same_bits(a: KvSlab, b: KvSlab) -> bool:
-    pairs = ((a.k, b.k), (a.v, b.v))
-    return all(np.array_equal(x.view(np.uint16), y.view(np.uint16)) for x, y in pairs)
-
-
-def decoded(codec: Codec, payload: bytes | bytearray | memoryview, n_tokens: int, key: ChunkKey = KEY) -> KvSlab:
-    into = blank(codec.geometry, n_tokens)
-    codec.decode(payload, key, into)
-    return into
-
-
-# -- round trips ------------------------------------------------------------------------------
+# -- round trips -----------------------------------------------------------------------------------
 
 
 @settings(max_examples=60, deadline=None)
@@ -242,7 +184,7 @@ def test_bytes_bytearray_and_unaligned_read_only_views_decode_alike() -> None:
     assert same_bits(first, decoded(codec, bytes(payload), 64)) and same_bits(first, decoded(codec, shifted, 64))
 
 
-# -- sizes ------------------------------------------------------------------------------------
+# -- sizes -----------------------------------------------------------------------------------------
 
 
 @CODED
@@ -274,269 +216,7 @@ def test_the_shortest_and_the_longest_chunk_round_trip(n_tokens: int) -> None:
     assert np.abs(decoded(codec, payload, n_tokens).k.astype(np.float32) - slab.k).max() < 0.1
 
 
-# -- sinks, weights, RoPE ---------------------------------------------------------------------
-
-
-@settings(max_examples=40, deadline=None)
-@given(geometries(), TOKENS, PRECISIONS, st.integers(0, 5), st.integers(0, 2**32))
-def test_the_first_tokens_are_kept_exactly_where_asked_and_the_rest_is_coded_as_without_them(
-    g: Geometry, n_tokens: int, precision: Precision, sinks: int, seed: int
-) -> None:
-    codec, slab = Codec(g), random_slab(g, n_tokens, seed)
-    payload = codec.encode(slab, precision, KEY, sinks)
-    assert len(payload) == codec.encoded_size(n_tokens, precision, sinks)
-    back = decoded(codec, payload, n_tokens)
-    assert np.array_equal(back.k[:, :sinks], slab.k[:, :sinks]) and np.array_equal(back.v[:, :sinks], slab.v[:, :sinks])
-    if read_header(payload).k_coding:
-        rest = KvSlab(slab.k[:, sinks:], slab.v[:, sinks:])
-        alone = decoded(codec, codec.encode(rest, precision, KEY), n_tokens - sinks)
-        assert np.array_equal(back.k[:, sinks:], alone.k)
-
-
-def test_only_a_context_begins_with_a_sink() -> None:
-    assert (sinks_at(0), sinks_at(64), sinks_at(4096)) == (1, 0, 0)
-
-
-def test_weights_change_how_keys_are_coded_but_never_whether_they_can_be_read() -> None:
-    codec, slab = Codec(SMALL), random_slab(SMALL, 64, 14)
-    plain = codec.encode(slab, Precision(3, 3), KEY)
-    weights = np.ones((2, 64), np.float32)
-    weights[:, :4] = 100
-    codec.set_key_weights(weights)
-    weighed = codec.encode(slab, Precision(3, 3), KEY)
-    assert weighed != plain and len(weighed) == len(plain)
-    fine, coarse = (np.abs(decoded(Codec(SMALL), p, 64).k.astype(np.float32) - slab.k) for p in (weighed, plain))
-    assert fine[:, :, :4].mean() < coarse[:, :, :4].mean() / 8
-    codec.set_key_weights(None)
-    assert codec.encode(slab, Precision(3, 3), KEY) == plain
-    for wrong in (np.ones((2, 63), np.float32), np.zeros((2, 64), np.float32), np.full((2, 64), np.nan, np.float32)):
-        with pytest.raises(ValueError, match="weights"):
-            codec.set_key_weights(wrong)
-
-
-def test_keys_un_rotated_in_another_way_are_refused_and_exact_ones_are_not() -> None:
-    slab = random_slab(SMALL, 64, 15)
-    rotated_back = Codec(SMALL, Rope(np.full((2, 16), 0.5, np.float32), halves=True))
-    payload = rotated_back.encode(slab, Precision(4, 4), KEY)
-    assert "un-rotated" in refused(Codec(SMALL), payload, 64)
-    assert "un-rotated" in refused(Codec(SMALL, Rope(np.full((2, 16), 0.25, np.float32), halves=True)), payload, 64)
-    assert same_bits(decoded(Codec(SMALL), rotated_back.encode(slab, LOSSLESS, KEY), 64), slab)
-
-
-def test_heads_too_large_to_rotate_are_coded_as_they_are() -> None:
-    g = Geometry(1, 512, 64, 512, 64)
-    slab, rope = random_slab(g, 64, 16), Rope(np.full((1, 256), 0.5, np.float32), halves=True)
-    payload = Codec(g, rope).encode(slab, Precision(4, 4), KEY)
-    assert read_header(payload).rope_id == 0 and payload == Codec(g).encode(slab, Precision(4, 4), KEY)
-
-
-def test_a_chunk_coded_again_with_fewer_bits_errs_little_more_than_if_it_had_been_at_once() -> None:
-    codec, slab = Codec(SMALL), random_slab(SMALL, 64, 17)
-    for high, low in (((8, 8), (3, 3)), ((4, 4), (3, 2)), ((16, 16), (4, 4))):
-        first = codec.encode(slab, Precision(*high), KEY, sinks=1)
-        again, at_once = codec.lower(first, Precision(*low), KEY), codec.encode(slab, Precision(*low), KEY, sinks=1)
-        assert len(again) == len(at_once)
-        for plane in ("k", "v"):
-            exact = getattr(slab, plane).astype(np.float64)
-            errors = [np.square(getattr(decoded(codec, p, 64), plane) - exact).mean() for p in (again, at_once)]
-            assert errors[0] < 1.5 * errors[1]
-            assert np.array_equal(getattr(decoded(codec, again, 64), plane)[:, :1], getattr(slab, plane)[:, :1])
-    with pytest.raises(ChunkDamaged):
-        codec.lower(first[:-1], Precision(2, 2), KEY)
-
-
-# -- what groups cannot hold --------------------------------------------------------------------
-
-
-@pytest.mark.parametrize("bad", [math.inf, -math.inf, math.nan, 65504.0, -65504.0])
-@pytest.mark.parametrize("plane", ["k", "v"])
-def test_a_tensor_with_non_finite_or_enormous_values_is_kept_exactly_and_the_other_is_coded(
-    bad: float, plane: str
-) -> None:
-    codec, slab = Codec(SMALL), random_slab(SMALL, 64, 5)
-    getattr(slab, plane)[1, 33, 7] = bad
-    payload = codec.encode(slab, Precision(4, 4), KEY)
-    back = decoded(codec, payload, 64)
-    assert np.array_equal(getattr(back, plane).view(np.uint16), getattr(slab, plane).view(np.uint16))
-    other = "v" if plane == "k" else "k"
-    assert 0 < np.abs(getattr(back, other).astype(np.float32) - getattr(slab, other)).max() < 2
-    assert codec.encoded_size(64, Precision(4, 4)) < len(payload) < codec.encoded_size(64, LOSSLESS)
-    assert read_header(payload).precision == Precision(4, 4)
-
-
-@CODED
-@pytest.mark.parametrize("head_dim", [16, 128])
-def test_the_largest_values_that_are_coded_stay_finite(bits: int, head_dim: int) -> None:
-    g = Geometry(1, head_dim, head_dim, head_dim, head_dim)
-    slab, rng = blank(g, 64), np.random.default_rng(6)
-    slab.k[...] = rng.choice([-1.0, 1.0], slab.k.shape) * 2.0**13
-    # A block of one sign rotates into a single enormous value: the worst case of the rotation.
-    slab.v[...] = rng.choice([-1.0, 1.0], (1, 64, 1)) * np.floor(2.0**14 / math.sqrt(head_dim))
-    codec = Codec(g)
-    payload = codec.encode(slab, Precision(bits, bits), KEY)
-    assert len(payload) == codec.encoded_size(64, Precision(bits, bits))
-    back = decoded(codec, payload, 64)
-    assert np.isfinite(back.k).all() and np.isfinite(back.v).all()
-
-
-def test_finite_values_whose_rotation_would_overflow_f16_are_kept_exactly() -> None:
-    g = Geometry(1, 128, 128, 128, 128)
-    codec, slab = Codec(g), random_slab(g, 64, 12)
-    slab.v[:, 3] = 20000.0
-    back = decoded(codec, codec.encode(slab, Precision(4, 4), KEY), 64)
-    assert np.array_equal(back.v, slab.v)
-
-
-def test_padding_does_not_widen_the_groups_it_joins() -> None:
-    # Values in a narrow band far from zero: a step is 0.1 / 15, but 4.1 / 15 if a zero joins the group.
-    g, rng = Geometry(1, 80, 80, 80, 80), np.random.default_rng(13)
-    codec, slab = Codec(g), blank(g, 43)
-    slab.v[...] = 0
-    slab.k[...] = 4 + 0.1 * rng.random(slab.k.shape)
-    back = decoded(codec, codec.encode(slab, Precision(4, 4), KEY), 43)
-    assert np.abs(back.k.astype(np.float32) - slab.k).max() < 0.01
-
-
-def test_padding_does_not_sway_the_step_of_the_group_it_joins() -> None:
-    # A row of 80 is a group of 64 and one of 16. The step that suits 48 zeros beside 16 equal values suits those badly.
-    g = Geometry(1, 80, 80, 80, 80)
-    codec, slab = Codec(g), blank(g, 8)
-    slab.k[...] = 0
-    slab.v[...] = (np.full((40, 16), 3.0) @ hadamard(16)).reshape(slab.v.shape)
-    back = decoded(codec, codec.encode(slab, Precision(2, 2), KEY), 8)
-    off = rotated(back.v, 80) - rotated(slab.v, 80)
-    assert np.abs(off[..., 64:]).max() < 0.02
-
-
-@CODED
-def test_a_slab_of_equal_values_comes_back_as_it_was(bits: int) -> None:
-    codec, slab = Codec(SMALL), blank(SMALL, 64)
-    for value in (0.0, 0.375):
-        slab.k[...] = value
-        slab.v[...] = 0.0
-        assert same_bits(decoded(codec, codec.encode(slab, Precision(bits, bits), KEY), 64), slab)
-
-
-# -- damage -----------------------------------------------------------------------------------
-
-
-def refused(codec: Codec, payload: bytes | bytearray, n_tokens: int = 40, key: ChunkKey = KEY) -> str:
-    """Decode what must be refused with the slab untouched; the message."""
-    into = blank(codec.geometry, n_tokens)
-    before = into.k.copy(), into.v.copy()
-    with pytest.raises(ChunkDamaged) as caught:
-        codec.decode(payload, key, into)
-    assert same_bits(into, KvSlab(*before))
-    return caught.value.message
-
-
-@pytest.fixture(scope="module")
-def chunk() -> bytes:
-    return bytes(Codec(SMALL).encode(random_slab(SMALL, 40, 7), Precision(8, 4), KEY))
-
-
-@settings(max_examples=300, deadline=None)
-@given(data=st.data())
-def test_any_flipped_bit_is_detected(chunk: bytes, data: st.DataObject) -> None:
-    bit = data.draw(st.integers(0, 8 * len(chunk) - 1))
-    damaged = bytearray(chunk)
-    damaged[bit // 8] ^= 1 << bit % 8
-    refused(Codec(SMALL), damaged)
-
-
-def test_any_flipped_bit_of_the_header_is_detected(chunk: bytes) -> None:
-    codec = Codec(SMALL)
-    for bit in range(8 * 64):
-        damaged = bytearray(chunk)
-        damaged[bit // 8] ^= 1 << bit % 8
-        refused(codec, damaged)
-
-
-@settings(deadline=None)
-@given(data=st.data())
-def test_any_truncation_or_addition_is_detected(chunk: bytes, data: st.DataObject) -> None:
-    refused(Codec(SMALL), chunk[: data.draw(st.integers(0, len(chunk) - 1))])
-    refused(Codec(SMALL), chunk + data.draw(st.binary(min_size=1, max_size=80)))
-
-
-@given(st.binary(max_size=200) | st.binary(max_size=200).map(lambda tail: b"LKVC\x03\x00" + tail))
-def test_arbitrary_bytes_are_refused_and_never_crash(raw: bytes) -> None:
-    refused(Codec(SMALL), raw)
-
-
-def test_each_kind_of_mismatch_is_named(chunk: bytes) -> None:
-    codec = Codec(SMALL)
-    assert "its header alone needs 64" in refused(codec, b"")
-    assert "not a coded chunk" in refused(codec, b"GGUF" + chunk[4:])
-    assert "format version 9" in refused(codec, chunk[:4] + b"\x09\x00" + chunk[6:])
-    assert "format version 2" in refused(codec, chunk[:4] + b"\x02\x00" + chunk[6:])
-    assert "body bytes" in refused(codec, chunk[:-1])
-    assert "checksum" in refused(codec, chunk[:-1] + bytes([chunk[-1] ^ 1]))
-    assert OTHER_KEY.hex() in refused(codec, chunk, key=OTHER_KEY)
-    assert "40 tokens, 39" in refused(codec, chunk, n_tokens=39)
-
-
-@pytest.mark.parametrize(
-    "other",
-    [
-        Geometry(1, 64, 64, 32, 32),
-        Geometry(2, 64, 64, 64, 32),
-        Geometry(2, 64, 64, 32, 64),
-        Geometry(2, 32, 96, 32, 32),
-    ],
-)
-def test_a_chunk_of_another_geometry_is_refused_even_if_the_sizes_agree(chunk: bytes, other: Geometry) -> None:
-    assert "the model has" in refused(Codec(other), chunk)
-
-
-def resealed(chunk: bytes, change: Callable[[bytearray], None]) -> bytearray:
-    """``chunk`` with a change and a valid checksum, as a later version of the codec might write it."""
-    changed = bytearray(chunk)
-    change(changed)
-    changed[56:64] = xxhash.xxh3_64_intdigest(bytes(changed[:56] + changed[64:])).to_bytes(8, "little")
-    return changed
-
-
-@pytest.mark.parametrize("offset", [8, 9])
-def test_a_coding_from_the_future_is_refused_although_the_chunk_is_whole(chunk: bytes, offset: int) -> None:
-    payload = resealed(chunk, lambda p: p.__setitem__(offset, 200))
-    assert check(payload, KEY).n_tokens == 40
-    assert "unknown way" in refused(Codec(SMALL), payload)
-
-
-def test_a_header_whose_shape_does_not_fit_its_body_is_refused(chunk: bytes) -> None:
-    payload = resealed(chunk, lambda p: p.__setitem__(8, 2))
-    assert "its shape needs" in refused(Codec(SMALL), payload)
-
-
-def test_check_accepts_a_whole_chunk_and_the_header_tells_what_it_is(chunk: bytes) -> None:
-    found = check(chunk, KEY)
-    assert found == read_header(chunk)
-    assert (found.version, found.precision, found.key) == (3, Precision(8, 4), KEY)
-    assert (found.n_tokens, found.geometry, found.body_bytes) == (40, SMALL, len(chunk) - 64)
-
-
-@pytest.mark.parametrize("kernels", available(), ids=lambda kernels: kernels.name)
-def test_the_format_on_disk_is_pinned(kernels: Kernels) -> None:
-    g = Geometry(1, 2, 2, 2, 2)
-    payload = bytes.fromhex(
-        "4c4b56430300030503000000000102030405060708090a0b0c0d0e0f0900000001000000020000000200000002000200"
-        "3800000000000000b09139b2c0aadbf21630000000c4003c8092b4d6c0f00f0000000300003800000038003000380034"
-        "0038003600380038003800390038003a0038003b0038003c"
-    )
-    slab = KvSlab(np.zeros((1, 9, 2), np.float16), np.zeros((1, 9, 2), np.float16))
-    slab.k[0, :, 0], slab.k[0, :, 1] = np.arange(9) - 4, 1
-    slab.v[0, :, 0], slab.v[0, :, 1] = 0.5, np.arange(9) / 8
-    assert Codec(g, kernels=kernels).encode(slab, Precision(3, 5), KEY) == payload
-    into = decoded(Codec(g, kernels=kernels), payload, 9)
-    assert into.k[0].T.tolist() == [
-        [-4.0, -2.984375, -1.96875, -0.953125, 0.0625, 0.951171875, 1.966796875, 2.982421875, 3.998046875],
-        [1.0, 1.0, 1.0, 1.0, 1.0, 1.0, 1.0, 1.0, 1.0],
-    ]
-    assert into.v[0, :3].T.tolist() == [[0.5, 0.5, 0.5], [0.0, 0.125, 0.25]]
-
-
-# -- misuse -----------------------------------------------------------------------------------
+# -- misuse ----------------------------------------------------------------------------------------
 
 
 def test_slabs_keys_and_precisions_that_do_not_fit_are_the_callers_error() -> None:
@@ -558,38 +238,7 @@ def test_slabs_keys_and_precisions_that_do_not_fit_are_the_callers_error() -> No
         codec.encoded_size(0, LOSSLESS)
 
 
-# -- rotation ---------------------------------------------------------------------------------
-
-
-@pytest.mark.parametrize("kernels", available(), ids=lambda kernels: kernels.name)
-@pytest.mark.parametrize("block", [1, 2, 4, 8, 16, 32, 64, 128])
-def test_what_is_coded_is_the_row_times_the_orthonormal_hadamard_matrix(kernels: Kernels, block: int) -> None:
-    g = Geometry(1, 128, 128, block, block)
-    codec, slab = Codec(g, kernels=kernels), blank(g, 8)
-    slab.k[...] = 0
-    # Rows of the matrix rotate into one value, -2 or 2, and zeros: 8 bits hold that all but exactly.
-    rows = 2 * hadamard(block)[np.arange(8 * 128 // block) % block]
-    slab.v[...] = rows.reshape(slab.v.shape)
-    back = decoded(codec, codec.encode(slab, Precision(8, 8), KEY), 8)
-    assert np.abs(rotated(back.v, block) - rotated(slab.v, block)).max() < 2 / 255 + 0.005
-    assert np.abs(back.v - slab.v.astype(np.float64)).max() < 0.12
-
-
-@pytest.mark.parametrize(("head_dim", "size"), [(64, 64), (80, 16), (96, 32), (128, 128), (256, 128), (40, 8), (7, 1)])
-def test_the_rotation_is_the_largest_power_of_two_in_the_head(head_dim: int, size: int) -> None:
-    assert rotation_size(head_dim) == size
-
-
-def test_rotation_spreads_an_outlier_so_that_its_neighbours_survive() -> None:
-    codec, slab = Codec(SMALL), random_slab(SMALL, 64, 9)
-    slab.v[...] = np.random.default_rng(9).standard_normal(slab.v.shape)
-    slab.v[:, :, 5] = 40.0
-    back = decoded(codec, codec.encode(slab, Precision(4, 4), KEY), 64)
-    unrotated_step = 40 / 15
-    assert np.abs(back.v.astype(np.float32) - slab.v)[:, :, :32].std() < 0.8 * unrotated_step / math.sqrt(12)
-
-
-# -- threads ----------------------------------------------------------------------------------
+# -- threads ---------------------------------------------------------------------------------------
 
 
 def test_four_threads_share_a_codec_and_none_sees_anothers_values() -> None:
