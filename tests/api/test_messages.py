@@ -301,9 +301,9 @@ def test_the_document_lists_every_error_code_with_its_fault(code: str) -> None:
 
 
 def test_the_example_session_in_the_document_is_valid() -> None:
-    lines = re.findall(r"^([CS]): (\{.*\})$", DOC, re.MULTILINE)
-    assert len(lines) > 8
-    said = [(who, json.loads(text)) for who, text in lines]
+    frames = re.findall(r"^([CS]): (\{.*(?:\n {4}.*)*\})$", DOC, re.MULTILINE)
+    assert len(frames) > 8
+    said = [(who, json.loads(text)) for who, text in frames]
     for who, frame in said:
         if who == "C" and frame["op"] == "hello":
             read_hello(frame)
