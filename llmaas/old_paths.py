@@ -115,7 +115,7 @@ service_calls           service.call service.turn_spans
 service_contexts        service.live_context service.directory
 service_host            service.host_share
 service_loop            service.interpreter service.loop_bridge
-service_runner          service.runner service.store_thread service.turn_runner
+service_runner          service.runner service.store_thread service.refusals
 service_settings        service.settings
 service_shift           service.shift service.pending_turn
 stream                  service.stream
@@ -138,7 +138,8 @@ NAMES: dict[str, dict[str, str]] = {
     "llmaas.kvchunks.store": {"llmaas.kvchunks.store.store": "Store INDEX"},
     "llmaas.planner": {"llmaas.planner.planner": "Planner"},
     "llmaas.replay": {
-        "llmaas.replay.simulator": "Replay context_id",
+        "llmaas.replay.simulator": "Replay",
+        "llmaas.replay.contexts": "context_id",
         "llmaas.replay.report": "ReplayReport CallReport",
         "llmaas.replay.bounds": "belady unbounded",
     },

@@ -11,9 +11,10 @@ from collections.abc import Sequence
 from llmaas.planner.settings import PlannerSettings
 from llmaas.policies.eviction.belady import Belady
 from llmaas.records import ContextId
+from llmaas.replay.contexts import context_id
 from llmaas.replay.prices import Costs
 from llmaas.replay.report import ReplayReport
-from llmaas.replay.simulator import Replay, context_id
+from llmaas.replay.simulator import Replay
 from llmaas.replay.trace import TraceCall
 
 

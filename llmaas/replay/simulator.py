@@ -7,10 +7,7 @@ Engine, loader, coder and disk are each one server that works in order, as in th
 from __future__ import annotations
 
 import itertools
-import struct
-from collections import deque
 from collections.abc import Iterable
-from dataclasses import dataclass, field
 
 from llmaas.errors import BadRequest
 from llmaas.planner.actions import (
@@ -36,8 +33,9 @@ from llmaas.planner.events import (
 from llmaas.planner.planner import Planner
 from llmaas.planner.settings import PlannerSettings
 from llmaas.policies.eviction import EvictionPolicy
-from llmaas.records import CHUNK_TOKENS, AppId, ChunkKey, ContextId, RequestId
+from llmaas.records import CHUNK_TOKENS, AppId, ContextId, RequestId
 from llmaas.replay.chunk_model import ChunkModel
+from llmaas.replay.contexts import ReplayContext, context_id
 from llmaas.replay.hinting import Hinting
 from llmaas.replay.prices import Costs
 from llmaas.replay.report import CallReport, ReplayReport
@@ -48,27 +46,6 @@ _IDLE_S = 1.0
 """Seconds after a call until it is guessed who comes next."""
 _HINT_PRIORITY = 9
 """As the service's: a hint is served when nobody else wants anything."""
-
-
-@dataclass(slots=True, eq=False)
-class _Context:
-    id: ContextId
-    number: int
-    n_tokens: int = 0
-    n_kv: int = 0
-    waiting: deque[CallReport] = field(default_factory=deque)
-    running: CallReport | None = None
-    hint: RequestId | None = None
-    """The hint that runs on it."""
-
-    def keys(self, n_kv: int, first: int) -> tuple[ChunkKey, ...]:
-        """A replay has no tokens: a chunk is named by its place and length."""
-        ends = (min(start + CHUNK_TOKENS, n_kv) for start in range(first * CHUNK_TOKENS, n_kv, CHUNK_TOKENS))
-        return tuple(ChunkKey(struct.pack("<QII", self.number, i, end)) for i, end in enumerate(ends, start=first))
-
-
-def context_id(call: TraceCall) -> ContextId:
-    return ContextId(f"0/{call.app}/{call.context}")
 
 
 class Replay:
@@ -92,8 +69,8 @@ class Replay:
         self._planner = Planner(settings, eviction=eviction)
         self._time = Timeline()
         self._chunks = ChunkModel(settings.geometry, self._costs, self._time)
-        self._contexts: dict[ContextId, _Context] = {}
-        self._running: dict[RequestId, tuple[_Context, CallReport]] = {}
+        self._contexts: dict[ContextId, ReplayContext] = {}
+        self._running: dict[RequestId, tuple[ReplayContext, CallReport]] = {}
         self._requests = itertools.count(1)
         self._hint_s, self._hinting = hint_s, Hinting(guess_from)
 
@@ -165,7 +142,7 @@ class Replay:
         name = context_id(call)
         context = self._contexts.get(name)
         if context is None:
-            context = self._contexts[name] = _Context(name, len(self._contexts))
+            context = self._contexts[name] = ReplayContext(name, len(self._contexts))
             self._dispatch(ContextOpened(name, AppId(f"0/{call.app}")))
         report.submitted = self._time.now
         self._hinting.called(name)
@@ -174,7 +151,7 @@ class Replay:
         context.waiting.append(report)
         self._next_call(context)
 
-    def _next_call(self, context: _Context) -> None:
+    def _next_call(self, context: ReplayContext) -> None:
         if context.running is not None or not context.waiting:
             return
         report = context.running = context.waiting.popleft()
@@ -201,7 +178,7 @@ class Replay:
         if not self._running and (name := self._hinting.guess()) is not None:
             self._hint(name)
 
-    def _new_request(self, context: _Context, report: CallReport) -> RequestId:
+    def _new_request(self, context: ReplayContext, report: CallReport) -> RequestId:
         request = RequestId(next(self._requests))
         self._running[request] = context, report
         return request
@@ -225,7 +202,7 @@ class Replay:
         report.paused += 1
         self._publish_kv(context, action.n_kv)
 
-    def _publish_kv(self, context: _Context, n_kv: int) -> None:
+    def _publish_kv(self, context: ReplayContext, n_kv: int) -> None:
         """What the call has computed becomes chunks."""
         first = min(context.n_kv, n_kv) // CHUNK_TOKENS
         context.n_kv = max(context.n_kv, n_kv)

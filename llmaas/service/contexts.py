@@ -16,7 +16,7 @@ from llmaas.service.directory import new_id
 from llmaas.service.interpreter import Interpreter
 from llmaas.service.live_context import LiveContext, publish_kv, total_tokens
 from llmaas.service.parts import ServiceParts
-from llmaas.service.turn_runner import refuse_if_deleted, refuse_if_too_long
+from llmaas.service.refusals import refuse_if_deleted, refuse_if_too_long
 from llmaas.service.turn_spans import turn_spans
 
 

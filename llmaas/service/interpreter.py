@@ -8,13 +8,11 @@ from __future__ import annotations
 
 import asyncio
 import logging
-from collections.abc import Callable
 from concurrent.futures import Future
 from pathlib import Path
 
-from llmaas.engine.adapter_cache import AdapterFile
 from llmaas.engine.base import BatchItem
-from llmaas.errors import LlmaasError, assert_never
+from llmaas.errors import assert_never
 from llmaas.kvchunks.codec.codec import Codec
 from llmaas.kvchunks.tiering.pool import Pool
 from llmaas.kvchunks.tiering.sensitivity_worker import SensitivityWorker
@@ -41,11 +39,11 @@ from llmaas.planner.actions import (
     WakeAt,
     WriteChunks,
 )
-from llmaas.planner.events import CancelRequested, Drawn, Event, StepDone, StepFailed, Woken
+from llmaas.planner.events import Drawn, Event, StepDone, StepFailed, Woken
 from llmaas.planner.planner import Planner
 from llmaas.planner.settings import PlannerSettings
 from llmaas.service.call import Call
-from llmaas.service.live_context import publish_kv
+from llmaas.service.call_actions import CallActions
 from llmaas.service.loop_bridge import LoopBridge
 from llmaas.service.parts import ServiceParts
 from llmaas.service.recorder import Recorder
@@ -64,13 +62,13 @@ class Interpreter:
         self._sensitivity = SensitivityWorker(parts.engine_thread, codec)
         self._thread, self._engine, self._clock = parts.engine_thread, parts.engine, parts.clock
         self._calls, self._directory = parts.calls, parts.directory
-        self._adapter_cache = parts.adapters.cache
         self._recorder = Recorder(record, settings) if record else None
         self._loop = asyncio.get_running_loop()
         self._idle = asyncio.Event()
         self._waker = self._loop.call_later(0, lambda: None)
         self._bridge = LoopBridge(self._loop)
         self._steps = StepRunner(parts, self._bridge)
+        self._on_calls = CallActions(parts, self.dispatch)
 
     def dispatch(self, event: Event) -> None:
         """Give the planner an event, and begin what it asks for. On the event loop's thread only."""
@@ -91,9 +89,8 @@ class Interpreter:
             await self._idle.wait()
 
     def release(self, call: Call) -> None:
-        """The call has ended: the engine need not keep its sampler."""
-        if call.progress.has_sampler:
-            self._in_engine(self._engine.set_sampler, call.id, None)
+        """The call has ended: forget what was kept for it."""
+        self._on_calls.release(call)
 
     def close(self) -> None:
         """End the workers; blocks until what they do now is done."""
@@ -111,13 +108,13 @@ class Interpreter:
             case RunStep():  # first: by far the most frequent
                 self._run_step(action)
             case Admitted():
-                self._admitted(action)
+                self._on_calls.admitted(action)
             case Switched():
-                self._switched(action)
+                self._on_calls.switched(action)
             case Paused():
-                self._paused(action)
+                self._on_calls.paused(action)
             case Finish():
-                self._finish(action)
+                self._on_calls.finish(action)
             case AbortStep():
                 self._steps.abort(action.step)
             case WakeAt():
@@ -151,7 +148,7 @@ class Interpreter:
                 self.pool.drop_disk(action.keys)
             case DropCells():
                 self._sensitivity.stop(action.seq)
-                self._in_engine(self._engine.drop, action.seq, action.start)
+                self._on_calls.in_engine(self._engine.drop, action.seq, action.start)
             case _:
                 assert_never(action)
 
@@ -185,74 +182,3 @@ class Interpreter:
         else:
             log.error("step %d of %d items failed: %r", action.step, len(action.items), error)
             self.dispatch(StepFailed(action.step))
-
-    # -- calls
-
-    def _admitted(self, action: Admitted) -> None:
-        call = self._calls[action.request]
-        progress, adapter = call.progress, call.control.adapter
-        if progress.admitted is None:
-            progress.admitted = self._clock.now()
-        if adapter is not None:
-            self._in_engine(self._acquire_adapter, call, adapter)
-        if call.spec.generation and not progress.has_sampler:  # a call that was paused goes on with the sampler it had
-            progress.has_sampler = True
-            sampling = call.spec.generation.sampling
-            past = call.live.tokens[-sampling.penalty_last_n :] if sampling.penalises else ()
-            self._in_engine(self._engine.set_sampler, call.id, sampling, past)
-
-    def _switched(self, action: Switched) -> None:
-        progress = self._calls[action.request].progress
-        if progress.switched is None:
-            progress.switched = self._clock.now()
-        progress.sources = action if progress.sources is None else _sum(progress.sources, action)
-
-    def _paused(self, action: Paused) -> None:
-        self._leave_cells(self._calls[action.request])
-        self._loop.call_soon(self._publish_paused, action)  # later: the planner may not get an event within an action
-
-    def _publish_paused(self, action: Paused) -> None:
-        live = self._directory.by_id(action.context)
-        self._calls[action.request].progress.n_paused += 1
-        publish_kv(live, max(live.n_kv, action.n_kv), self.dispatch)
-
-    def _finish(self, action: Finish) -> None:
-        call = self._calls[action.request]
-        self._leave_cells(call)
-        assert call.control.finished is not None
-        call.control.finished.set_result(action)
-
-    # -- adapters, on the engine's thread
-
-    def _leave_cells(self, call: Call) -> None:
-        """The call leaves CELLS; the next calls may need the room of its adapter."""
-        if call.control.adapter is not None:
-            self._in_engine(self._release_adapter, call, call.control.adapter)
-
-    def _acquire_adapter(self, call: Call, adapter: AdapterFile) -> None:
-        """Load the adapter before the call's steps. If that fails, the call ends, and only calls with this adapter."""
-        try:
-            self._adapter_cache.acquire(adapter)
-            call.hold.held = True
-        except LlmaasError as e:
-            log.warning("request %d has no adapter: %s", call.id, e.message)
-            call.hold.error = e
-            self._answer(CancelRequested(call.id))
-
-    def _release_adapter(self, call: Call, adapter: AdapterFile) -> None:
-        if call.hold.held:
-            call.hold.held = False
-            self._adapter_cache.release(adapter.fingerprint)
-
-    def _in_engine(self, do: Callable[..., None], *args: object) -> None:
-        self._thread.submit(do, *args).add_done_callback(_log_failure)
-
-
-def _sum(a: Switched, b: Switched) -> Switched:
-    """An answer that was paused comes back more than once."""
-    return Switched(a.request, a.cells + b.cells, a.pool + b.pool, a.disk + b.disk, a.recomputed + b.recomputed)
-
-
-def _log_failure(future: Future[None]) -> None:
-    if not future.cancelled() and (error := future.exception()) is not None:
-        log.error("engine: %r", error)

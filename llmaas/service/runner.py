@@ -21,7 +21,8 @@ from llmaas.service.interpreter import Interpreter
 from llmaas.service.live_context import LiveContext
 from llmaas.service.parts import ServiceParts
 from llmaas.service.pending_turn import PendingTurn
-from llmaas.service.turn_runner import TurnRunner, failure
+from llmaas.service.refusals import failure
+from llmaas.service.turn_runner import TurnRunner
 
 log = logging.getLogger(__name__)
 

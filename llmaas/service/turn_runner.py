@@ -11,15 +11,7 @@ import logging
 from dataclasses import replace
 
 from llmaas.calls import Done
-from llmaas.errors import (
-    BadRequest,
-    Cancelled,
-    ContextTooLong,
-    EngineFailed,
-    Expired,
-    LlmaasError,
-    UnknownContext,
-)
+from llmaas.errors import BadRequest, Cancelled, LlmaasError
 from llmaas.kvchunks.store.store import Span
 from llmaas.planner.actions import Finish, Outcome
 from llmaas.planner.events import Submitted
@@ -27,6 +19,7 @@ from llmaas.service.call import Call, answer_spans, done
 from llmaas.service.interpreter import Interpreter
 from llmaas.service.live_context import LiveContext, publish_kv
 from llmaas.service.parts import ServiceParts
+from llmaas.service.refusals import failure, refuse_if_deleted, refuse_if_too_long
 from llmaas.service.shift import is_tight, restore, shift
 from llmaas.service.turn_spans import turn_spans
 
@@ -194,25 +187,6 @@ class TurnRunner:
 
     def _publish(self, live: LiveContext, n_kv: int) -> None:
         publish_kv(live, n_kv, self._dispatch)
-
-
-def failure(outcome: Outcome, n_generated: int) -> LlmaasError:
-    """The error of a call that ended in ``outcome``, after so many tokens that stay."""
-    if outcome is Outcome.CANCELLED:
-        return Cancelled("the request was cancelled", n_generated=n_generated)
-    if outcome is Outcome.EXPIRED:
-        return Expired("the request's deadline passed before it was done", n_generated=n_generated)
-    return EngineFailed("the engine failed on this request")
-
-
-def refuse_if_deleted(live: LiveContext) -> None:
-    if live.deleted:
-        raise UnknownContext(f"context {live.row.name!r} was deleted")
-
-
-def refuse_if_too_long(n_tokens: int, limit: int) -> None:
-    if n_tokens > limit:
-        raise ContextTooLong(f"the context would have {n_tokens} tokens; at most {limit} fit")
 
 
 def _refuse_if_cancelled(call: Call) -> None:

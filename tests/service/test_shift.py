@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -129,11 +129,20 @@ def full_disk(h: House) -> None:
     h.store.rewrite = fail  # type: ignore[method-assign]
 
 
-def failing_steps(h: House) -> None:
-    def fail(*_: Any) -> None:
-        raise errors.EngineFailed("injected")
+class FailingEngine(FakeEngine):
+    """Its steps fail while ``fails`` is set."""
 
-    h.thread.engine.step = fail  # type: ignore[method-assign]
+    fails = False
+
+    def step(self, items: Sequence[BatchItem], adapter: str = "") -> list[int | None]:
+        if self.fails:
+            raise errors.EngineFailed("injected")
+        return super().step(items, adapter)
+
+
+def failing_steps(h: House) -> None:
+    assert isinstance(h.thread.engine, FailingEngine)
+    h.thread.engine.fails = True
 
 
 @pytest.mark.parametrize(
@@ -148,16 +157,15 @@ def failing_steps(h: House) -> None:
 async def test_after_a_failure_the_whole_conversation_is_there_again(
     tmp_path: Path, trouble: Callable[[House], None], text: str, error: type[Exception]
 ) -> None:
-    async with house(tmp_path) as h:
+    async with house(tmp_path, engine_type=FailingEngine) as h:
         await h.service.create(APP, name="x", system="You are brief.")
         await fill(h, "x", 8)
         before, messages = h.tokens("x"), h.service.show(APP, "x").messages
         trouble(h)
         with pytest.raises(error):
             await h.say("x", text, 300, on_full="shift")
-        for name in ("step", "rewrite"):
-            vars(h.thread.engine).pop(name, None)
-            vars(h.store).pop(name, None)
+        vars(h.thread.engine).pop("fails", None)
+        vars(h.store).pop("rewrite", None)
         assert h.tokens("x") == before and h.service.show(APP, "x").messages == messages
         _, done = await h.say("x", "again", 3)
         assert done.n_dropped == 0 and h.tokens("x")[: len(before)] == before

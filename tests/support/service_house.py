@@ -71,13 +71,17 @@ async def house(
     root: Path,
     *,
     engine: dict[str, Any] | None = None,
+    engine_type: type[FakeEngine] = FakeEngine,
     store: Store | None = None,
     clock: Clock | None = None,
     **settings: Any,
 ) -> AsyncIterator[House]:
-    """A service on ``root``; at the end it must come to rest with clean books."""
+    """A service on ``root``; at the end it must become idle with clean books.
+
+    ``engine``: arguments of the engine; ``settings``: of ``service_settings``.
+    """
     options = {"n_cells": 1024, "n_seqs": 8, **(engine or {})}
-    thread = EngineThread(lambda: FakeEngine(**options))
+    thread = EngineThread(lambda: engine_type(**options))
     own = store or Store(root, master=MASTER)
     base = {"pool_bytes": 1 << 20, "bits": Precision(4, 4), "split": "load_first"}
     service = Service(thread, own, service_settings(**{**base, **settings}), clock)
