@@ -1,0 +1,92 @@
+"""What a call gets back: the pieces of an answer, how it ended, and what it took.
+
+Law: values only.
+"""
+
+from __future__ import annotations
+
+import enum
+from dataclasses import dataclass
+
+from llmaas.records import ContextId
+
+
+class FinishReason(enum.Enum):
+    STOP = "stop"
+    """The model ended its turn, or a stop string appeared."""
+    LENGTH = "length"
+    """max_tokens were generated."""
+    CONTEXT_FULL = "context_full"
+    """The context reached the greatest length that the service can hold."""
+    APPENDED = "appended"
+    """The call asked for no answer."""
+
+
+@dataclass(frozen=True, slots=True)
+class TokenLogprob:
+    """A token and the natural logarithm of its probability. ``text``: its bytes as UTF-8; U+FFFD if they are not."""
+
+    token: int
+    text: str
+    logprob: float
+
+
+@dataclass(frozen=True, slots=True)
+class Logprobs(TokenLogprob):
+    """A generated token in the model's own distribution, before penalties, grammar and sampling.
+
+    ``top``: the likeliest tokens of that distribution, the best first, whether the token is among them or not.
+    """
+
+    top: tuple[TokenLogprob, ...] = ()
+
+
+@dataclass(frozen=True, slots=True)
+class Piece:
+    """A piece of a streaming answer.
+
+    ``text`` has complete characters only, so it may be empty and may lag behind ``tokens``. ``logprobs`` is parallel to
+    ``tokens``; None if the call did not ask for them.
+    """
+
+    text: str
+    tokens: tuple[int, ...]
+    logprobs: tuple[Logprobs, ...] | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class SwitchReport:
+    """Where the tokens of a context were when a call needed them, and how long bringing them back took."""
+
+    cells: int = 0
+    pool: int = 0
+    disk: int = 0
+    recomputed: int = 0
+    switch_ms: float = 0.0
+
+    @property
+    def tokens(self) -> int:
+        return self.cells + self.pool + self.disk + self.recomputed
+
+
+@dataclass(frozen=True, slots=True)
+class Done:
+    """The last reply to append and generate."""
+
+    context: ContextId
+    reason: FinishReason
+    n_tokens: int
+    """Tokens in the context now."""
+    n_prompt: int
+    """Tokens that this call added before the answer."""
+    n_generated: int
+    switch: SwitchReport
+    queue_ms: float
+    ttft_ms: float
+    """From submission to the first token (for append: to the end)."""
+    decode_tps: float
+    """Tokens per second after the first."""
+    n_paused: int = 0
+    """How often the call was paused because others needed its cells."""
+    n_dropped: int = 0
+    """Tokens of old messages that the context dropped to make room (``on_full``)."""

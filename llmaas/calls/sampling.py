@@ -1,0 +1,70 @@
+"""How an answer is drawn from the model's probabilities.
+
+Law: values only. Each checks itself when it is made, and raises ValueError if a field is wrong.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+MAX_PENALTY_TOKENS = 4096
+MAX_GRAMMAR = 1 << 16
+"""Most bytes of a grammar or schema. Parsing one takes more than linear time."""
+
+
+@dataclass(frozen=True, slots=True)
+class Sampling:
+    """How the next token is drawn. ``temperature`` 0 is greedy; with ``seed`` None a seed is drawn.
+
+    Penalties are those of llama.cpp. They apply to tokens among the last ``penalty_last_n`` of context and answer: a
+    positive logit is divided by ``repeat_penalty``, a negative one multiplied by it; then ``presence_penalty`` is
+    subtracted, and ``frequency_penalty`` times the token's count.
+
+    The answer matches ``grammar``, which is GBNF with a rule ``root``, or ``json_schema``, the text of a JSON schema.
+    """
+
+    temperature: float = 0.0
+    top_k: int = 40
+    top_p: float = 0.95
+    min_p: float = 0.05
+    seed: int | None = None
+    repeat_penalty: float = 1.0
+    presence_penalty: float = 0.0
+    frequency_penalty: float = 0.0
+    penalty_last_n: int = 64
+    grammar: str | None = None
+    json_schema: str | None = None
+
+    @property
+    def penalises(self) -> bool:
+        off = (self.repeat_penalty, self.presence_penalty, self.frequency_penalty) == (1.0, 0.0, 0.0)
+        return self.penalty_last_n > 0 and not off
+
+    @property
+    def constrained(self) -> bool:
+        return self.grammar is not None or self.json_schema is not None
+
+    def __post_init__(self) -> None:
+        if not 0.0 <= self.temperature <= 10.0:
+            raise ValueError(f"temperature must be in [0, 10], not {self.temperature}")
+        if self.top_k < 0:
+            raise ValueError(f"top_k must be 0 (off) or more, not {self.top_k}")
+        if not 0.0 < self.top_p <= 1.0:
+            raise ValueError(f"top_p must be in (0, 1], not {self.top_p}")
+        if not 0.0 <= self.min_p <= 1.0:
+            raise ValueError(f"min_p must be in [0, 1], not {self.min_p}")
+        if not 0.0 < self.repeat_penalty <= 10.0:
+            raise ValueError(f"repeat_penalty must be in (0, 10], not {self.repeat_penalty}")
+        for name, value in (("presence", self.presence_penalty), ("frequency", self.frequency_penalty)):
+            if not -10.0 <= value <= 10.0:
+                raise ValueError(f"{name}_penalty must be in [-10, 10], not {value}")
+        if not 0 <= self.penalty_last_n <= MAX_PENALTY_TOKENS:
+            raise ValueError(f"penalty_last_n must be in [0, {MAX_PENALTY_TOKENS}], not {self.penalty_last_n}")
+        self._check_constraint()
+
+    def _check_constraint(self) -> None:
+        if self.grammar is not None and self.json_schema is not None:
+            raise ValueError("give a grammar or a json_schema, not both")
+        for name, text in (("grammar", self.grammar), ("json_schema", self.json_schema)):
+            if text is not None and not 0 < len(text.encode()) <= MAX_GRAMMAR:
+                raise ValueError(f"{name} must have 1 to {MAX_GRAMMAR} bytes, not {len(text.encode())}")
