@@ -52,16 +52,16 @@ class World:
         self._now = 0.0
         self._next = 0
         for i, context in enumerate(self.contexts):
-            self.tell(ev.ContextOpened(context, AppId("0/bench"), self.keys(i), TOKENS))
+            self.send(ev.ContextOpened(context, AppId("0/bench"), self.keys(i), TOKENS))
         chunks = [(key, NBYTES, None) for i in range(n_contexts) for key in self.keys(i)]
-        self.tell(ev.ChunksFound(tuple(chunks)))
+        self.send(ev.ChunksFound(tuple(chunks)))
 
     @staticmethod
     def keys(i: int, first: int = 0, n_tokens: int = TOKENS, version: int = 0) -> tuple[ChunkKey, ...]:
         last = -(-n_tokens // CHUNK_TOKENS)
         return tuple(ChunkKey((i << 48 | version << 16 | j).to_bytes(16, "little")) for j in range(first, last))
 
-    def tell(self, event: ev.Event) -> None:
+    def send(self, event: ev.Event) -> None:
         self._now += 0.001
         self.served += 1
         self._todo.extend(self.planner.handle(event, self._now))
@@ -70,10 +70,10 @@ class World:
         """A whole call of the next active context, then back to 64 chunks; ends with the planner at rest."""
         self._next += 1
         i = self._next % ACTIVE
-        self.tell(ev.Submitted(RequestId(self._next), self.contexts[i], TOKENS + PROMPT, ANSWER))
+        self.send(ev.Submitted(RequestId(self._next), self.contexts[i], TOKENS + PROMPT, ANSWER))
         while self._todo:
             self._answer(self._todo.popleft(), i)
-        self.tell(ev.ContextChanged(self.contexts[i], CHUNKS, (), TOKENS))
+        self.send(ev.ContextChanged(self.contexts[i], CHUNKS, (), TOKENS))
         self._todo.clear()  # what is dropped needs no answer
         assert self.planner.idle
 
@@ -82,16 +82,16 @@ class World:
             case act.RunStep(step=step, items=items):
                 self._now += TOKEN_S * sum(item.stop - item.start for item in items)
                 drawn = [ev.Drawn.TOKEN if item.sample else ev.Drawn.NOTHING for item in items]
-                self.tell(ev.StepDone(step, tuple(drawn)))
+                self.send(ev.StepDone(step, tuple(drawn)))
             case act.LoadChunks(load=load, chunks=chunks):
-                self.tell(ev.Loaded(load, len(chunks)))
+                self.send(ev.Loaded(load, len(chunks)))
             case act.SaveChunks(save=save, chunks=chunks):
-                self.tell(ev.Saved(save, tuple(ev.Stored(NBYTES) for _ in chunks)))
+                self.send(ev.Saved(save, tuple(ev.Stored(NBYTES) for _ in chunks)))
             case act.WriteChunks(write=write, keys=keys):
-                self.tell(ev.Written(write, tuple(ev.Stored(NBYTES) for _ in keys)))
+                self.send(ev.Written(write, tuple(ev.Stored(NBYTES) for _ in keys)))
             case act.Finish(context=context, n_kv=n_kv):
                 fresh = self.keys(i, CHUNKS, n_kv, version=self._next)
-                self.tell(ev.ContextChanged(context, CHUNKS, fresh, n_kv))
+                self.send(ev.ContextChanged(context, CHUNKS, fresh, n_kv))
 
 
 @pytest.mark.parametrize("n_contexts", [ACTIVE, 1_000, 10_000])

@@ -1,9 +1,14 @@
 """The ledger: which copies of every chunk exist, who holds them, and how many bytes they take.
 
-Law: policies propose, the ledger disposes. A copy moves only along ``TRANSITIONS``; anything else raises
-PolicyBug and changes nothing. A move is bracketed: ``begin`` reserves the bytes, ``arrive`` or ``fail`` ends it.
+Law: policies propose, the ledger disposes. A copy, in the POOL or on DISK, moves only along ``TRANSITIONS``; anything
+else raises PolicyBug and changes nothing. BEGIN reserves the copy's bytes, ARRIVE or FAIL ends the move::
 
-CELLS are not kept here: what is in cells belongs to a sequence, so the planner's context table knows it.
+              BEGIN            ARRIVE
+    ABSENT ─────────▶ ARRIVING ─────────▶ PRESENT
+      ▲                  │                   │
+      └─────── FAIL ─────┴─────── DROP ──────┘
+
+CELLS are not kept here: what is in cells belongs to a sequence, so the planner's contexts know it.
 """
 
 from __future__ import annotations
@@ -22,10 +27,12 @@ class Copy(enum.Enum):
     ABSENT = "absent"
     ARRIVING = "arriving"
     PRESENT = "present"
-    __hash__ = object.__hash__  # members are single; enum's own is Python code, and a third of what a move costs
+    __hash__ = object.__hash__  # each member exists once; enum's own is Python code, a third of what a move costs
 
 
 class Move(enum.Enum):
+    """Ways from one state to the next."""
+
     BEGIN = "begin"
     ARRIVE = "arrive"
     FAIL = "fail"
@@ -66,18 +73,29 @@ class Chunk:
 
     @property
     def moving(self) -> bool:
+        """A copy is on its way."""
         return self.pool is Copy.ARRIVING or self.disk is Copy.ARRIVING
 
 
 class Ledger:
-    """All chunks of all contexts, and the bytes of each tier."""
+    """All chunks of all contexts, and the bytes of each tier.
+
+    >>> ledger, key = Ledger(pool_budget=100), ChunkKey(bytes(16))
+    >>> ledger.ref(key)
+    >>> ledger.begin_pool(key, 60)
+    >>> ledger.tier(key), ledger.pool_used
+    (<Tier.NONE: 3>, 60)
+    >>> ledger.arrive_pool(key, 50)
+    >>> ledger.tier(key), ledger.pool_used
+    (<Tier.POOL: 1>, 50)
+    """
 
     def __init__(self, pool_budget: int) -> None:
         self.pool_budget = pool_budget
         self.pool_used = 0
         """Bytes in the POOL, reserved ones included."""
         self.disk_used = 0
-        """Likewise on DISK."""
+        """Bytes on DISK, reserved ones included."""
         self._chunks: dict[ChunkKey, Chunk] = {}
 
     def __len__(self) -> int:
@@ -87,6 +105,7 @@ class Ledger:
         return key in self._chunks
 
     def chunk(self, key: ChunkKey) -> Chunk:
+        """The chunk's line. Raises PolicyBug if no context contains it."""
         try:
             return self._chunks[key]
         except KeyError:
@@ -105,9 +124,10 @@ class Ledger:
         chunk.refs += 1
 
     def unref(self, key: ChunkKey) -> None:
+        """One context less contains the chunk; that context must be warm."""
         chunk = self.chunk(key)
         if chunk.refs == chunk.cold:
-            raise PolicyBug(f"chunk {key.hex()} has no warm reference to give back")
+            raise PolicyBug(f"chunk {key.hex()} has no warm reference to remove")
         chunk.refs -= 1
 
     def cool(self, key: ChunkKey) -> None:
@@ -125,6 +145,7 @@ class Ledger:
         chunk.cold -= 1
 
     def pin(self, key: ChunkKey) -> None:
+        """Keep the chunk's copies until ``unpin``."""
         self.chunk(key).pins += 1
 
     def unpin(self, key: ChunkKey) -> None:
@@ -165,7 +186,7 @@ class Ledger:
         self._clear_pool(key, Move.FAIL)
 
     def drop_pool(self, key: ChunkKey) -> None:
-        """Give the POOL copy up. A pinned one raises."""
+        """Remove the POOL copy. A pinned one raises."""
         chunk = self.chunk(key)
         if chunk.pins:
             raise PolicyBug(f"chunk {key.hex()} is pinned")
@@ -207,7 +228,10 @@ class Ledger:
         return self.pool_used + nbytes - self.pool_budget
 
     def sweep(self, key: ChunkKey) -> tuple[bool, bool]:
-        """Remove the chunk if it is garbage and at rest: (had a POOL copy, had a DISK copy)."""
+        """Remove the chunk if no context contains it and nothing uses or moves it.
+
+        Returns whether it had a POOL copy, and whether it had a DISK copy; (False, False) if it stays.
+        """
         chunk = self._chunks.get(key)
         if chunk is None or chunk.refs or chunk.pins or chunk.moving:
             return False, False

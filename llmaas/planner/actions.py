@@ -1,7 +1,7 @@
-"""What the planner asks for.
+"""Actions: what the planner asks for.
 
-Law: plain values only. An action is carried out by an interpreter (``service`` in real time, ``replay`` in
-virtual time), which answers with later events. Actions of one list are begun in order.
+Law: plain values only. An action is carried out by an interpreter (``service.interpreter`` in real time,
+``replay.simulator`` in virtual time), which answers with later events. Actions of one list are begun in order.
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ from llmaas.records import ChunkKey, ChunkSensitivity, ContextId, Precision, Req
 
 @dataclass(frozen=True, slots=True)
 class StepItem:
-    """Compute tokens start .. stop-1 of a context in ``seq``; with ``sample`` draw the one after."""
+    """Compute tokens ``start`` .. ``stop - 1`` of a context in ``seq``; with ``sample``, draw the token after them."""
 
     request: RequestId
     context: ContextId
@@ -26,9 +26,9 @@ class StepItem:
 
 @dataclass(frozen=True, slots=True)
 class RunStep:
-    """One batch of the engine, or a burst of them. Answer: StepDone or StepFailed.
+    """One batch of the engine, or a burst of batches. Answer: StepDone or StepFailed.
 
-    ``adapter``: the LoRA adapter that all of its items want, "" for none.
+    ``adapter``: the LoRA adapter that all items need, "" for none.
 
     While every item draws a token and none ends, the interpreter may go on with the next tokens of the same items,
     up to ``burst`` steps in all, before it answers. It answers sooner if another event comes.
@@ -42,21 +42,21 @@ class RunStep:
 
 @dataclass(frozen=True, slots=True)
 class AbortStep:
-    """Somebody more urgent came: end this long step at once, if it has not ended. Its answer is as ever."""
+    """End this step at once if it has not ended: a more urgent call has come. The step is answered as usual."""
 
     step: int
 
 
 @dataclass(frozen=True, slots=True)
 class WakeAt:
-    """Say Woken at ``when``; it replaces what was asked for before."""
+    """Answer with Woken at ``when``. This replaces an earlier WakeAt."""
 
     when: float
 
 
 @dataclass(frozen=True, slots=True)
 class ChunkSource:
-    """A chunk to bring to CELLS. ``keep``: a copy read from DISK stays in the POOL."""
+    """A chunk to bring to CELLS, from its copy in ``tier``. ``keep``: what is read from DISK stays in the POOL, too."""
 
     key: ChunkKey
     start: int
@@ -77,14 +77,14 @@ class LoadChunks:
 
 @dataclass(frozen=True, slots=True)
 class StopLoad:
-    """Nobody wants this load any more: its answer comes as soon as the engine has put in what it was given already."""
+    """Nobody wants this load any more: answer it as soon as the engine has taken the chunks that it was given."""
 
     load: int
 
 
 @dataclass(frozen=True, slots=True)
 class FetchChunks:
-    """Read chunks from DISK into the POOL, one fetch after another in the order asked for. Answer: Fetched."""
+    """Read chunks from DISK into the POOL. Fetches are carried out one after another, in order. Answer: Fetched."""
 
     fetch: int
     context: ContextId
@@ -93,6 +93,8 @@ class FetchChunks:
 
 @dataclass(frozen=True, slots=True)
 class ChunkTarget:
+    """A chunk to code: tokens ``start`` .. ``stop - 1`` at ``precision``."""
+
     key: ChunkKey
     start: int
     stop: int
@@ -101,7 +103,7 @@ class ChunkTarget:
 
 @dataclass(frozen=True, slots=True)
 class SaveChunks:
-    """Export chunks from ``seq`` (at once, before any later step) and code them into the POOL. Answer: Saved."""
+    """Export chunks from ``seq``, before any later step, and code them into the POOL. Answer: Saved."""
 
     save: int
     context: ContextId
@@ -111,6 +113,8 @@ class SaveChunks:
 
 @dataclass(frozen=True, slots=True)
 class ChunkSpan:
+    """A chunk: tokens ``start`` .. ``stop - 1``."""
+
     key: ChunkKey
     start: int
     stop: int
@@ -118,8 +122,9 @@ class ChunkSpan:
 
 @dataclass(frozen=True, slots=True)
 class MeasureChunks:
-    """Measure, at low priority, what coding would cost each of these chunks of ``seq``, which are all that it has up to
-    the last one. Answer: Measured; soon and empty if the cells go meanwhile.
+    """Measure, at low priority, how sensitive the chunks at the beginning of ``seq`` are. Answer: Measured.
+
+    If the cells are dropped meanwhile, the answer comes soon, and without scores.
     """
 
     measure: int
@@ -138,7 +143,7 @@ class LowerChunks:
 
 @dataclass(frozen=True, slots=True)
 class WriteChunks:
-    """Write POOL chunks, with what is known of them, to the store. Answer: Written."""
+    """Write chunks of the POOL, and what was measured of them, to the store. Answer: Written."""
 
     write: int
     context: ContextId
@@ -148,31 +153,35 @@ class WriteChunks:
 
 @dataclass(frozen=True, slots=True)
 class StopWrite:
-    """Memory is short: write no more of this write; its answer comes soon, and says what was written."""
+    """Memory is short: write no more of this write. Its answer comes soon, and says what was written."""
 
     write: int
 
 
 @dataclass(frozen=True, slots=True)
 class PersistSensitivity:
-    """Keep with chunks on DISK what has been learnt of them since they were written."""
+    """Keep with chunks on DISK what was measured of them since they were written."""
 
     sensitivities: tuple[tuple[ChunkKey, ChunkSensitivity], ...]
 
 
 @dataclass(frozen=True, slots=True)
 class DropPool:
+    """Remove these chunks from the POOL."""
+
     keys: tuple[ChunkKey, ...]
 
 
 @dataclass(frozen=True, slots=True)
 class DropDisk:
+    """Remove these chunks from DISK."""
+
     keys: tuple[ChunkKey, ...]
 
 
 @dataclass(frozen=True, slots=True)
 class DropCells:
-    """Remove positions from ``start`` on."""
+    """Remove the sequence's tokens from position ``start`` on from CELLS."""
 
     seq: int
     start: int
@@ -180,7 +189,7 @@ class DropCells:
 
 @dataclass(frozen=True, slots=True)
 class Admitted:
-    """The request left the queue; its context owns ``seq``."""
+    """The request waits no longer; its context has sequence ``seq``."""
 
     request: RequestId
     seq: int
@@ -188,7 +197,7 @@ class Admitted:
 
 @dataclass(frozen=True, slots=True)
 class Paused:
-    """The request waits again: its cells are wanted by others. The first ``n_kv`` tokens of its context are in CELLS.
+    """The request waits again, as others need its cells. The first ``n_kv`` tokens of its context are in CELLS.
 
     Answer: ContextChanged, with the keys of what it has computed so far.
     """
@@ -200,7 +209,7 @@ class Paused:
 
 @dataclass(frozen=True, slots=True)
 class Switched:
-    """All KV that the context had is in CELLS again. Where its tokens came from, in tokens."""
+    """All KV that the context had is in CELLS again. How many tokens came from where."""
 
     request: RequestId
     cells: int
@@ -210,6 +219,8 @@ class Switched:
 
 
 class Outcome(enum.Enum):
+    """How a call ended. STOP: at its own end; LENGTH: at ``max_new``; APPENDED: there was nothing to generate."""
+
     STOP = "stop"
     LENGTH = "length"
     CONTEXT_FULL = "context_full"
@@ -221,7 +232,7 @@ class Outcome(enum.Enum):
 
 @dataclass(frozen=True, slots=True)
 class Finish:
-    """The request's one terminal outcome. The first ``n_kv`` tokens of its context are in CELLS.
+    """The request has ended, with its one outcome. The first ``n_kv`` tokens of its context are in CELLS.
 
     The interpreter commits the context and answers with ContextChanged.
     """

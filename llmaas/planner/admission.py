@@ -85,8 +85,8 @@ class Admission:
             job = self.jobs[request]
             if job.context.committing:
                 break  # it was paused a moment ago
-            has_seat = len(self.running) < self._settings.max_running and self._adapter_fits(job, [])
-            if has_seat and self._make_cells(job, self._reserve(job), now, out):
+            may_run = len(self.running) < self._settings.max_running and self._adapter_fits(job, [])
+            if may_run and self._make_cells(job, self._reserve(job), now, out):
                 self._begin(job, now, out)
                 continue
             leaving = self._leaving(job, now)
@@ -143,8 +143,8 @@ class Admission:
     def _leaving(self, job: Job, now: float) -> list[Job]:
         """Running calls that must leave so that the job can begin; none if it is enough to wait, or of no use."""
         short = self._cells.lacking(self._reserve(job))
-        has_seat = len(self.running) < self._settings.max_running and self._cells.has_seq_for(job.context)
-        only_adapter = short <= 0 and has_seat
+        may_run = len(self.running) < self._settings.max_running and self._cells.has_seq_for(job.context)
+        only_adapter = short <= 0 and may_run
         if only_adapter and self._adapter_fits(job, []):
             return []  # idle contexts leave as soon as what they hold is saved
         leaving = []

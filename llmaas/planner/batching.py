@@ -160,7 +160,7 @@ class Batching:
     def done(self, event: StepDone, now: float) -> list[tuple[Job, Outcome]]:
         """The step (or a burst of them) was computed; the jobs that end with it."""
         step, jobs, seconds = self._end(event.step, now)
-        self._costs.stepped(step, event.steps, seconds)
+        self._costs.observe_step(step, event.steps, seconds)
         ended = []
         for job, item, drawn in zip(jobs, step.items, event.drawn, strict=True):
             self._account(job, item, event.steps, seconds, now)

@@ -1,6 +1,7 @@
-"""What bringing chunks back costs on this machine, learned from when actions began and when they were answered.
+"""The cost model: seconds that computing, reading and placing chunks take on this machine.
 
-Law: it hears of durations only; the guesses that it begins with matter for the first few switches at most.
+Law: it learns from how long actions took, from nothing else. The guesses that it begins with matter for the first few
+switches at most.
 """
 
 from __future__ import annotations
@@ -11,10 +12,11 @@ from llmaas.policies.linear_cost import LinearCost
 _MB = 1e6
 _K = 1024
 _MOST_DECODES = 0.5
-"""Decodes per token of a prompt up to which a step tells what the prompt costs."""
+"""Decodes per token of a prompt up to which the duration of a step says what the prompt costs."""
 _LEAST_PREFILL = 16
-_NEWS = 0.1
-"""What a decode step that takes so much less or more than expected tells, is noted."""
+"""Tokens of a prompt from which on it does."""
+_DEVIATES = 0.1
+"""Only decode steps that take so much less or more than expected are learned from: there are many others."""
 
 
 class SwitchCosts:
@@ -28,15 +30,16 @@ class SwitchCosts:
         self._read = LinearCost(2e-3, 1e-2)
         """Per read, and per megabyte."""
         self.disk_known = False
+        """Whether a read was observed."""
         self._place = LinearCost(1e-3, 2e-3)
         """Per load, and per megabyte."""
 
     def compute(self, start: int, stop: int) -> float:
-        """Prefilling tokens start .. stop-1."""
+        """Seconds to prefill tokens ``start`` .. ``stop - 1``."""
         return self._compute(stop - start, _looked_back(start, stop))
 
     def decode(self, n: int) -> float:
-        """A step that generates one token for each of ``n`` sequences; above 0."""
+        """Seconds of a step that generates one token for each of ``n`` sequences; above 0."""
         return max(1e-9, self._decode(1, n))
 
     def slice(self, start: int, seconds: float) -> int:
@@ -50,14 +53,15 @@ class SwitchCosts:
         return int((root - slope) / b) if b > 1e-12 * slope else int(max(0.0, seconds) / slope)
 
     def read(self, n_reads: int, nbytes: int) -> float:
+        """Seconds to read from DISK."""
         return self._read(n_reads, nbytes / _MB)
 
     def place(self, nbytes: int) -> float:
-        """Decoding chunks and putting them into cells."""
+        """Seconds to decode chunks and put them into cells."""
         return self._place(1, nbytes / _MB)
 
-    def stepped(self, step: RunStep, steps: int, seconds: float) -> None:
-        """A burst ended; one of decodes only, or a prefill that (nearly) fills its step, tells what a token costs."""
+    def observe_step(self, step: RunStep, steps: int, seconds: float) -> None:
+        """A burst took so long. Learned from if it only decoded, or if a prefill took (nearly) all of its step."""
         n_prefill = n_decode = 0
         for item in step.items:
             n = item.stop - item.start
@@ -67,7 +71,7 @@ class SwitchCosts:
                 n_decode += 1
         if not n_prefill:
             expected = self._decode(1, n_decode) * steps
-            if abs(seconds - expected) > _NEWS * expected:  # there are many such steps
+            if abs(seconds - expected) > _DEVIATES * expected:
                 self._decode.observe(1, n_decode, seconds / steps)
             return
         seconds -= n_decode * self._decode.b  # what they add to a step that reads the weights anyway
@@ -76,11 +80,13 @@ class SwitchCosts:
         looked_back = sum(_looked_back(i.start, i.stop) for i in step.items if i.stop - i.start > 1)
         self._compute.observe(n_prefill, looked_back, seconds)
 
-    def has_read(self, nbytes: int, seconds: float) -> None:
+    def observe_read(self, nbytes: int, seconds: float) -> None:
+        """A read took so long."""
         self.disk_known = True
         self._read.observe(1, nbytes / _MB, seconds)
 
-    def has_placed(self, nbytes: int, seconds: float) -> None:
+    def observe_place(self, nbytes: int, seconds: float) -> None:
+        """Decoding chunks and putting them into cells took so long."""
         self._place.observe(1, nbytes / _MB, seconds)
 
 

@@ -1,7 +1,7 @@
-"""What the planner is told.
+"""Events: what the planner is given, one at a time.
 
-Law: plain values only. An event says what has happened in the world, or how an action (``actions``) ended. Token values
-never appear here: the planner knows positions and keys.
+Law: plain values only. An event says what has happened outside the planner, or how an action (``actions``) ended. Token
+values never appear here: the planner knows positions and chunk keys.
 """
 
 from __future__ import annotations
@@ -50,7 +50,7 @@ class ContextClosed:
 
 @dataclass(frozen=True, slots=True)
 class ChunksFound:
-    """What the store holds, told once at start after every ContextOpened: (key, bytes, what is known of it)."""
+    """What the store holds: key, bytes and meta data of each chunk. Comes once, at start, after every ContextOpened."""
 
     chunks: tuple[tuple[ChunkKey, int, ChunkMeta | None], ...]
 
@@ -68,23 +68,25 @@ class Submitted:
     max_new: int
     priority: int = 5
     deadline: float | None = None
-    """The moment from which nobody wants it any more."""
+    """The moment from which nobody wants the call's result any more."""
     rate: float | None = None
-    """Tokens per second that it may generate at most."""
+    """Tokens per second that the call may generate at most."""
     adapter: str = ""
-    """LoRA adapter that its steps need; only calls with the same one share a step."""
+    """LoRA adapter that the call needs; only calls with the same one share a step."""
     adapter_bytes: int = 0
-    """What that takes in memory."""
+    """Memory that the adapter takes."""
 
 
 @dataclass(frozen=True, slots=True)
 class CancelRequested:
+    """Nobody wants the call's result any more."""
+
     request: RequestId
 
 
 @dataclass(frozen=True, slots=True)
 class PriorityChanged:
-    """A call that waits or runs is more, or less, urgent than it was."""
+    """A call that waits or runs has another priority from now on."""
 
     request: RequestId
     priority: int
@@ -107,11 +109,11 @@ class DutyChanged:
 
 @dataclass(frozen=True, slots=True)
 class Woken:
-    """The time that WakeAt asked for has come."""
+    """The moment that WakeAt named has come."""
 
 
 class Drawn(enum.Enum):
-    """What became of one item of a step."""
+    """What one item of a step drew."""
 
     NOTHING = "nothing"
     """The item drew no token."""
@@ -125,7 +127,7 @@ class Drawn(enum.Enum):
 
 @dataclass(frozen=True, slots=True)
 class StepDone:
-    """``drawn`` is parallel to the items of the step.
+    """The step was computed. ``drawn`` is parallel to its items.
 
     A burst that ran ``steps`` steps drew TOKEN for every item in all but the last one; ``drawn`` is of the last.
     """
@@ -145,7 +147,7 @@ class StepFailed:
 
 @dataclass(frozen=True, slots=True)
 class Loaded:
-    """A load ended: its first ``n_loaded`` chunks are in CELLS; ``damaged`` ones failed their checks."""
+    """A load ended: its first ``n_loaded`` chunks are in CELLS. Copies of ``damaged`` chunks failed their checks."""
 
     load: int
     n_loaded: int
@@ -197,7 +199,7 @@ class Written:
 
 @dataclass(frozen=True, slots=True)
 class Measured:
-    """A measurement ended: what it could tell of some of its chunks."""
+    """A measurement ended: the sensitivities of its chunks, as far as they could be measured."""
 
     measure: int
     scores: tuple[tuple[ChunkKey, ChunkSensitivity], ...]
@@ -213,7 +215,7 @@ class Lowered:
 
 @dataclass(frozen=True, slots=True)
 class BudgetChanged:
-    """What POOL or DISK may hold from now on; None leaves it as it is."""
+    """Bytes that chunks in the POOL or on DISK may take from now on; None leaves a budget as it is."""
 
     pool_bytes: int | None = None
     disk_bytes: int | None = None
@@ -221,7 +223,7 @@ class BudgetChanged:
 
 @dataclass(frozen=True, slots=True)
 class Flush:
-    """The service is about to stop: what was held back from DISK, since it would soon be replaced, goes there now."""
+    """The service is about to stop: write the chunks that were not written since they would soon be replaced."""
 
 
 ContextEvent = ContextOpened | ContextChanged | ContextClosed | ChunksFound

@@ -63,7 +63,19 @@ from llmaas.records import ChunkKey, ContextId, Tier
 
 
 class Planner:
-    """Joins the parts that decide, and calls them in order (see docs: one decision loop, two worlds)."""
+    """Joins the parts that decide, and calls them in order.
+
+    >>> from llmaas.records import AppId, Geometry, RequestId
+    >>> geometry = Geometry(n_layer=2, k_dim=64, v_dim=64, head_dim_k=32, head_dim_v=32)
+    >>> planner = Planner(PlannerSettings(n_cells=256, n_seqs=2, ctx_limit=256, geometry=geometry))
+    >>> planner.handle(ContextOpened(ContextId("c"), AppId("0/mail")), now=0.0)
+    []
+    >>> for action in planner.handle(Submitted(RequestId(7), ContextId("c"), n_total=10, max_new=2), now=0.1):
+    ...     print(type(action).__name__)
+    Admitted
+    Switched
+    RunStep
+    """
 
     def __init__(self, settings: PlannerSettings, *, eviction: EvictionPolicy | None = None) -> None:
         """``eviction``: a policy in place of the one that the settings name, for experiments."""

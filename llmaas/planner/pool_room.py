@@ -62,7 +62,7 @@ class PoolRoom:
     def add(
         self, key: ChunkKey, tokens: int, nbytes: int, now: float, home: tuple[ContextId, int] | None = None
     ) -> None:
-        """A copy of a chunk is in the POOL now. ``home``: whose it is and its index there, if that is news."""
+        """A copy of a chunk is in the POOL now. ``home``: the context that has just saved it, and its index there."""
         if home is None:
             home = self._home[key]
         else:

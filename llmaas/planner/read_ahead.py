@@ -1,8 +1,8 @@
 """Reading ahead: chunks that go from DISK to the POOL while the front of their context is computed.
 
 Law: a hole is a run of chunks that are on DISK only. It is read from its back, in pieces of a fraction of a second, and
-how far the front is computed instead is asked anew for each piece, by costs learned so far and by how late the present
-piece is. What was read stays pinned until it is loaded or its job ends.
+how far the front is computed instead is decided anew for each piece, by the costs learned so far and by how late the
+present piece is. What was read stays pinned until it is loaded or its job ends.
 """
 
 from __future__ import annotations
@@ -162,7 +162,7 @@ class ReadAhead:
         piece = self._pieces.pop(event.fetch)
         job = piece.job
         if FAILED not in event.outcomes:
-            self._costs.has_read(piece.nbytes, now - self._began(piece))
+            self._costs.observe_read(piece.nbytes, now - self._began(piece))
         self._brought = now
         behind = job.context.n_kv - piece.first * CHUNK_TOKENS
         tokens = [max(1, min(CHUNK_TOKENS, behind - i * CHUNK_TOKENS)) for i in range(len(piece.action.keys))]

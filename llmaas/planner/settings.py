@@ -32,24 +32,25 @@ class PlannerChoices:
     disk_bytes: int = NO_QUOTA
     """What chunks on DISK may take together."""
     spending: str = "tolerance"
-    """How bits are shared out, one of ``policies.bit_price.SPENDING``."""
+    """How bits are allocated to chunks, one of ``policies.bit_price.SPENDING``."""
     precision: Precision = Precision(4, 4)
     """What ``spending`` "uniform" gives every chunk."""
     bits: float = 4.0
     """Bytes that coded chunks may take together, in bits per value of K and V, scales and headers included."""
     split: str = "balanced"
-    """How it is decided what is computed and what read of a context that comes back: of ``policies.split.SPLIT``."""
+    """What is computed and what is read of a context that comes back, one of ``policies.split.SPLIT``."""
     eviction: str = DEFAULT_EVICTION
     """Which chunks leave the POOL when room is needed, one of ``policies.eviction.EVICTION``."""
     prefill_slice: int = 256
     """Tokens of a prompt in one step at most; fewer, where others would wait too long for the step's end."""
     step_target: float = 0.1
-    """Seconds that a step should take at most if somebody waits for its end."""
+    """Seconds that a step should take at most if another call waits for its end."""
     max_running: int = 8
+    """Calls that may be in CELLS at once."""
     scheduling: str = DEFAULT_SCHEDULING
-    """Whose turn it is, one of ``policies.scheduling.SCHEDULING``."""
+    """Which call is served next, one of ``policies.scheduling.SCHEDULING``."""
     quantum: int = 64
-    """Steps that a call may take before others of its priority get its place in CELLS, if they need it."""
+    """Steps that a call may take before others of its priority get its cells, if they need them."""
     ageing_s: float = 5.0
     """Seconds without service that make a call more urgent by one."""
     rate: float | None = None
@@ -57,12 +58,13 @@ class PlannerChoices:
     app_rate: float | None = None
     """The same for each app that has no limit of its own."""
     adapter_bytes: int = 256 << 20
-    """What LoRA adapters of the calls in CELLS may take of memory together."""
+    """Memory that the LoRA adapters of the calls in CELLS may take together."""
     burst: int = 32
-    """Steps that running answers may take between two looks of the planner, if nothing else happens."""
+    """Steps that running answers may take before the planner decides again, if nothing else happens."""
     save_batch: int = 8
     """Chunks exported at once: bounds the f16 bytes in flight and how long a step can be held up."""
     write_batch: int = 64
+    """Chunks in one write at most."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -81,7 +83,7 @@ class PlannerSettings(PlannerChoices):
 
     @property
     def measure(self) -> bool:
-        """Whether what chunks tolerate is measured before they are coded."""
+        """Whether the sensitivity of chunks is measured before they are coded."""
         return self.spending != "uniform" and self.swappable
 
     def __post_init__(self) -> None:

@@ -160,9 +160,9 @@ class Switching:
             chunk = self._ledger.chunk(source.key)
             nbytes[source.tier] += chunk.pool_bytes if source.tier is Tier.POOL else chunk.disk_bytes
         if not nbytes[Tier.DISK]:
-            self._costs.has_placed(nbytes[Tier.POOL], seconds)
+            self._costs.observe_place(nbytes[Tier.POOL], seconds)
         elif seconds > 2 * self._costs.place(nbytes[Tier.DISK] + nbytes[Tier.POOL]) or not nbytes[Tier.POOL]:
-            self._costs.has_read(nbytes[Tier.DISK], seconds)
+            self._costs.observe_read(nbytes[Tier.DISK], seconds)
 
 
 def _count(job: Job, source: ChunkSource) -> None:

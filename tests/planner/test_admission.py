@@ -167,7 +167,7 @@ def test_a_priority_that_changes_counts_at_once() -> None:
     slow = w.call(w.open(), 10, 100, priority=5)
     until(w, act.RunStep, 3)
     other = w.call(w.open(), 10, 5, priority=7)
-    w.tell(ev.PriorityChanged(other, 2))
+    w.send(ev.PriorityChanged(other, 2))
     w.settle()
     assert admitted(w) == [slow, other, slow]
 
@@ -176,7 +176,7 @@ def test_a_priority_that_changes_counts_at_once() -> None:
 def test_a_limit_is_held_whoever_it_is_for(who: str) -> None:
     w = quiet()
     if who != "call":
-        w.tell(ev.RateChanged(APP if who == "app" else None, 20.0))
+        w.send(ev.RateChanged(APP if who == "app" else None, 20.0))
     began = w.now
     calls = [w.call(w.open(), 1, 50, priority=5, rate=20.0 if who == "call" else None) for _ in range(2)]
     w.settle()
@@ -198,7 +198,7 @@ def test_the_limited_do_not_hold_up_the_others() -> None:
 
 def test_a_duty_lets_the_engine_rest() -> None:
     w = quiet()
-    w.tell(ev.DutyChanged(0.25))
+    w.send(ev.DutyChanged(0.25))
     w.call(w.open(), 100, 100, priority=5)
     began, busy = w.now, 0.0
     while w.due:
@@ -238,7 +238,7 @@ def test_a_call_that_waits_for_room_for_its_adapter_has_a_deadline_and_can_be_ca
     late = w.call(w.open(), 5, 5, priority=5, deadline=w.now + 0.05, adapter="b")
     cancelled = w.call(w.open(), 5, 5, priority=5, adapter="b")
     until(w, act.RunStep, 5)
-    w.tell(ev.CancelRequested(cancelled))
+    w.send(ev.CancelRequested(cancelled))
     w.settle()
     assert w.finished[late].outcome is act.Outcome.EXPIRED
     assert w.finished[cancelled].outcome is act.Outcome.CANCELLED
@@ -265,7 +265,7 @@ def _runs(order: list[str]) -> list[list[str]]:
 def test_a_cancelled_prompt_ends_with_its_step_and_the_step_at_once() -> None:
     w = quiet()
     request = w.call(w.open(), 1000, 0)
-    w.tell(ev.CancelRequested(request))
+    w.send(ev.CancelRequested(request))
     assert any(isinstance(a, act.AbortStep) for a in w.log[-1][1])
     w.settle()
     assert w.finished[request].outcome is act.Outcome.CANCELLED and not w.planner.check()
@@ -277,14 +277,14 @@ def test_a_paused_call_can_be_cancelled() -> None:
     until(w, act.RunStep, 3)
     w.call(w.open(), 10, 50, priority=1)
     until(w, act.Paused)
-    w.tell(ev.CancelRequested(RequestId(slow)))
+    w.send(ev.CancelRequested(RequestId(slow)))
     w.settle()
     assert w.finished[slow].outcome is act.Outcome.CANCELLED and not w.planner.check()
 
 
 def test_a_limit_of_somebody_who_is_away_slows_nobody() -> None:
     w = quiet()
-    w.tell(ev.RateChanged(AppId("0/other"), 1.0))
+    w.send(ev.RateChanged(AppId("0/other"), 1.0))
     w.call(w.open(), 5, 100, priority=5)
     w.settle()
     assert max(s.burst for s in steps(w)) > 1

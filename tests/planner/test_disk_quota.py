@@ -69,12 +69,12 @@ def test_a_smaller_quota_drops_the_coldest_at_once_and_a_larger_one_lets_them_in
     contexts = [w.open() for _ in range(3)]
     for ctx in contexts:
         run_call(w, ctx, 640, 0)
-    w.tell(ev.BudgetChanged(disk_bytes=room(12)))
+    w.send(ev.BudgetChanged(disk_bytes=room(12)))
     assert [on_disk(w, c) for c in contexts] == [0, 2, 10]
     assert w.planner.pool_used > room(29), "what is in RAM stays there"
     run_call(w, contexts[0], 0, 0)
     assert [on_disk(w, c) for c in contexts] == [10, 0, 2]
-    w.tell(ev.BudgetChanged(disk_bytes=room(18)))
+    w.send(ev.BudgetChanged(disk_bytes=room(18)))
     w.settle()
     assert [on_disk(w, c) for c in contexts] == [10, 0, 2], "what was pushed out comes back when it is used"
     run_call(w, contexts[1], 0, 0)
@@ -91,7 +91,7 @@ def test_on_a_full_disk_colder_contexts_make_room_and_the_write_is_tried_again_o
             w.answer_one()
         if still_full:
             w.due.remove(writes[0])
-            w.tell(ev.Written(writes[0].write, (ev.FAILED,) * len(writes[0].keys), full=True))
+            w.send(ev.Written(writes[0].write, (ev.FAILED,) * len(writes[0].keys), full=True))
             assert on_disk(w, cold) == 0, "whole contexts: their files go"
     w.settle()
     assert on_disk(w, ctx) == 2

@@ -27,7 +27,7 @@ def test_a_first_call_is_prefilled_in_slices_and_saved_and_written() -> None:
     assert len(w.pool) == 5 and len(w.disk) == 4, "the last chunk will be replaced soon"
     assert w.planner.tiers(ctx.id) == (300, 0, 0, 0)
     assert w.planner.idle and not w.planner.check()
-    w.tell(ev.Flush())
+    w.send(ev.Flush())
     w.settle()
     assert len(w.disk) == 5
 
@@ -99,11 +99,11 @@ def test_a_damaged_chunk_is_recomputed_and_the_rest_is_loaded() -> None:
     assert isinstance(action, act.LoadChunks)
     bad = action.chunks[3].key
     w.cells[action.seq] = action.chunks[2].stop
-    w.tell(ev.Loaded(action.load, 3, (bad,)))  # POOL copy damaged: the DISK copy is used
+    w.send(ev.Loaded(action.load, 3, (bad,)))  # POOL copy damaged: the DISK copy is used
     load = next(i for i, a in enumerate(w.due) if isinstance(a, act.LoadChunks))
     action = w.due.pop(load)
     assert isinstance(action, act.LoadChunks)
-    w.tell(ev.Loaded(action.load, 0, (bad,)))  # and that one as well
+    w.send(ev.Loaded(action.load, 0, (bad,)))  # and that one as well
     w.settle()
     assert w.sources[request] == act.Switched(request, 0, 576, 0, 64)
     assert w.planner.tally.chunks_damaged == 2
@@ -161,7 +161,7 @@ def test_when_the_disk_is_full_the_pool_still_makes_room_and_tokens_are_recomput
         for i, a in enumerate(w.due):
             if isinstance(a, act.WriteChunks):
                 w.due.pop(i)
-                w.tell(ev.Written(a.write, (ev.FAILED,) * len(a.keys)))
+                w.send(ev.Written(a.write, (ev.FAILED,) * len(a.keys)))
                 return
         original(index)
 
@@ -177,7 +177,7 @@ def test_shrinking_the_budget_drops_clean_chunks_at_once() -> None:
     w = world()
     run_call(w, w.open(), 640, 0)
     assert w.pool
-    w.tell(ev.BudgetChanged(1))
+    w.send(ev.BudgetChanged(1))
     assert not w.pool and w.planner.pool_used == 0
     assert len(w.disk) == 10
 
@@ -186,7 +186,7 @@ def test_a_queued_request_can_be_cancelled() -> None:
     w = world(max_running=1)
     w.call(w.open(), 100, 0)
     waiting = w.call(w.open(), 100, 0)
-    w.tell(ev.CancelRequested(waiting))
+    w.send(ev.CancelRequested(waiting))
     w.settle()
     assert w.finished[waiting].outcome is act.Outcome.CANCELLED
     assert waiting not in w.sources
@@ -198,7 +198,7 @@ def test_an_urgent_request_is_admitted_before_an_earlier_one() -> None:
     for ctx, priority, request in ((first, 5, 101), (second, 9, 102), (third, 0, 103)):
         ctx.tokens += [1] * 10
         w.calls[ev.RequestId(request)] = (ctx, 0, 0)
-        w.tell(ev.Submitted(ev.RequestId(request), ctx.id, 10, 0, priority))
+        w.send(ev.Submitted(ev.RequestId(request), ctx.id, 10, 0, priority))
     w.settle()
     admitted = [a.request for _, actions in w.log for a in actions if isinstance(a, act.Admitted)]
     assert admitted == [101, 103, 102]
@@ -297,19 +297,19 @@ def random_event(w: World) -> None:
     elif pick < 0.8:
         busy = [r for r in w.calls if r not in w.finished]
         if busy and w.rng.random() < 0.7:
-            w.tell(ev.CancelRequested(w.rng.choice(busy)))
+            w.send(ev.CancelRequested(w.rng.choice(busy)))
         elif busy:
-            w.tell(ev.PriorityChanged(w.rng.choice(busy), w.rng.randrange(10)))
+            w.send(ev.PriorityChanged(w.rng.choice(busy), w.rng.randrange(10)))
     elif pick < 0.81:
-        w.tell(ev.RateChanged(w.rng.choice([None, APP]), w.rng.choice([None, 5.0, 500.0])))
+        w.send(ev.RateChanged(w.rng.choice([None, APP]), w.rng.choice([None, 5.0, 500.0])))
     elif pick < 0.82:
-        w.tell(ev.DutyChanged(w.rng.choice([0.2, 0.7, 1.0])))
+        w.send(ev.DutyChanged(w.rng.choice([0.2, 0.7, 1.0])))
     elif pick < 0.9:
         w.truncate(ctx, w.rng.randrange(len(ctx.tokens) + 1))
     elif pick < 0.93:
-        w.tell(ev.BudgetChanged(w.rng.choice([w.s.pool_bytes, w.s.pool_bytes // 2, 0])))
+        w.send(ev.BudgetChanged(w.rng.choice([w.s.pool_bytes, w.s.pool_bytes // 2, 0])))
     elif pick < 0.96:
-        w.tell(ev.BudgetChanged(disk_bytes=w.rng.choice([w.s.disk_bytes, w.s.disk_bytes // 2, 0])))
+        w.send(ev.BudgetChanged(disk_bytes=w.rng.choice([w.s.disk_bytes, w.s.disk_bytes // 2, 0])))
     elif pick < 0.98:
         w.fork(ctx)
     else:
@@ -378,7 +378,7 @@ def test_chunks_are_measured_before_they_are_coded_and_sensitive_ones_get_more_b
         (s.key, ChunkSensitivity(0.1, 0.1, 0.5, 10.0, 640) if s.key in sensitive else INSENSITIVE)
         for s in measure.chunks
     )
-    w.tell(ev.Measured(measure.measure, tuple(scores)))
+    w.send(ev.Measured(measure.measure, tuple(scores)))
     w.settle()
     bits = {c.key: c.precision.k + c.precision.v for c in saved(w)}
     assert min(bits[k] for k in sensitive) > max(n for k, n in bits.items() if k not in sensitive)
@@ -408,7 +408,7 @@ def test_a_measurement_that_comes_late_or_knows_nothing_still_ends_well() -> Non
     (late,) = asked(w, act.MeasureChunks)
     w.due = [a for a in w.due if a is not late]
     run_call(w, ctx, 200, 0)
-    w.tell(ev.Measured(late.measure, ()))
+    w.send(ev.Measured(late.measure, ()))
     w.settle()
     assert w.planner.idle and not w.planner.check()
     assert w.planner.tally.chunks_unsaved == 0
@@ -431,13 +431,13 @@ def test_when_sensitive_chunks_come_the_tolerant_ones_that_are_stored_pay_for_th
 
 def test_after_a_restart_chunks_are_known_as_they_were_and_still_pay_for_sensitive_ones() -> None:
     w = world(spending="tolerance", bits=3.0)
-    w.told = 1.0
+    w.measurable = 1.0
     w.sensitivity = lambda: INSENSITIVE  # type: ignore[method-assign]
     ctx = w.open()
     run_call(w, ctx, 640, 0)
-    notes = {k: ChunkMeta(c.precision, INSENSITIVE) for c in saved(w) if (k := c.key) in w.disk}
+    metas = {k: ChunkMeta(c.precision, INSENSITIVE) for c in saved(w) if (k := c.key) in w.disk}
     assert [t for a in asked(w, act.WriteChunks) for t in a.sensitivities].count(INSENSITIVE) == 10
-    w.restart(notes, idle=5.0)
+    w.restart(metas, idle=5.0)
     assert not asked(w, act.MeasureChunks)
     before = dict(w.disk)
     run_call(w, ctx, 1, 0)  # brings them to the POOL
@@ -448,7 +448,7 @@ def test_after_a_restart_chunks_are_known_as_they_were_and_still_pay_for_sensiti
 
 def test_what_is_learnt_of_a_stored_chunk_is_kept_with_it_once_it_differs() -> None:
     w = world(spending="tolerance", bits=3.0)
-    w.told = 1.0
+    w.measurable = 1.0
     w.sensitivity = lambda: INSENSITIVE  # type: ignore[method-assign]
     ctx = w.open()
     run_call(w, ctx, 640, 0)

@@ -90,12 +90,12 @@ class World:
         self.adapters: dict[RequestId, str] = {}
         self.running: set[RequestId] = set()
         self.serial = 0
-        self.told = 0.8
-        """Share of chunks that a measurement can tell something of."""
+        self.measurable = 0.8
+        """Share of chunks whose sensitivity a measurement finds."""
 
     # -- what happens to the planner
 
-    def tell(self, event: ev.Event) -> None:
+    def send(self, event: ev.Event) -> None:
         self.now += self.tick * self.rng.random()
         actions = self.planner.handle(event, self.now)
         self.log.append((event, list(actions)))
@@ -106,22 +106,22 @@ class World:
     def open(self, app: AppId = APP) -> Ctx:
         ctx = Ctx(ContextId(f"c{len(self.ctxs)}-{self.serial}"), len(self.ctxs) + 1)
         self.ctxs[ctx.id] = ctx
-        self.tell(ev.ContextOpened(ctx.id, app))
+        self.send(ev.ContextOpened(ctx.id, app))
         return ctx
 
-    def restart(self, notes: dict[ChunkKey, ChunkMeta], idle: float) -> None:
-        """A new planner, told at rest what the store holds."""
+    def restart(self, metas: dict[ChunkKey, ChunkMeta], idle: float) -> None:
+        """A new planner, which is given what the store holds; only at rest."""
         assert not self.due
         self.planner, self.pool, self.cells, self.log = Planner(self.s), {}, {}, []
         for ctx in self.ctxs.values():
-            self.tell(ev.ContextOpened(ctx.id, APP, ctx.keys(ctx.n_kv), ctx.n_kv, idle))
-        self.tell(ev.ChunksFound(tuple((k, n, notes.get(k)) for k, n in self.disk.items())))
+            self.send(ev.ContextOpened(ctx.id, APP, ctx.keys(ctx.n_kv), ctx.n_kv, idle))
+        self.send(ev.ChunksFound(tuple((k, n, metas.get(k)) for k, n in self.disk.items())))
 
     def fork(self, ctx: Ctx) -> Ctx:
         self.serial += 1
         twin = Ctx(ContextId(f"f{self.serial}"), ctx.number, 0, list(ctx.tokens), ctx.n_kv)
         self.ctxs[twin.id] = twin
-        self.tell(ev.ContextOpened(twin.id, APP, ctx.keys(ctx.n_kv), ctx.n_kv))
+        self.send(ev.ContextOpened(twin.id, APP, ctx.keys(ctx.n_kv), ctx.n_kv))
         return twin
 
     def call(
@@ -144,7 +144,7 @@ class World:
         terms = self.rng.randrange(10) if priority is None else priority, deadline, rate
         self.adapters[request] = adapter
         nbytes = ADAPTER_BYTES if adapter else 0
-        self.tell(ev.Submitted(request, ctx.id, len(ctx.tokens), max_new, *terms, adapter, nbytes))
+        self.send(ev.Submitted(request, ctx.id, len(ctx.tokens), max_new, *terms, adapter, nbytes))
         return request
 
     def truncate(self, ctx: Ctx, n: int) -> None:
@@ -153,12 +153,12 @@ class World:
 
     def close(self, ctx: Ctx) -> None:
         del self.ctxs[ctx.id]
-        self.tell(ev.ContextClosed(ctx.id))
+        self.send(ev.ContextClosed(ctx.id))
 
     def changed(self, ctx: Ctx, n_kv: int) -> None:
         first = min(ctx.n_kv, n_kv) // CHUNK_TOKENS
         ctx.n_kv = n_kv
-        self.tell(ev.ContextChanged(ctx.id, first, ctx.keys(n_kv, first), n_kv))
+        self.send(ev.ContextChanged(ctx.id, first, ctx.keys(n_kv, first), n_kv))
 
     # -- what the planner asks
 
@@ -193,8 +193,8 @@ class World:
                 assert all(k in self.pool for k, _ in chunks)
             case act.WriteChunks(keys=keys):
                 assert all(k in self.pool for k in keys)
-            case act.PersistSensitivity(sensitivities=notes):
-                assert all(k in self.disk for k, _ in notes)
+            case act.PersistSensitivity(sensitivities=changed):
+                assert all(k in self.disk for k, _ in changed)
                 return
             case act.DropPool(keys=keys):
                 for k in keys:
@@ -234,7 +234,7 @@ class World:
                     for c in chunks
                 )
                 self.pool.update(stored([c.key for c in chunks], outcomes))
-                self.tell(ev.Saved(action.save, outcomes))
+                self.send(ev.Saved(action.save, outcomes))
             case act.LoadChunks(chunks=chunks):
                 self.load(action, bad)
             case act.FetchChunks(keys=keys):
@@ -242,14 +242,14 @@ class World:
                     ev.FAILED if bad and self.rng.random() < 0.5 else ev.Stored(self.disk[k]) for k in keys
                 )
                 self.pool.update(stored(keys, outcomes))
-                self.tell(ev.Fetched(action.fetch, outcomes))
+                self.send(ev.Fetched(action.fetch, outcomes))
             case act.WriteChunks(keys=keys):
                 outcomes = tuple(ev.FAILED if bad else ev.Stored(self.pool[k]) for k in keys)
                 self.disk.update(stored(keys, outcomes))
-                self.tell(ev.Written(action.write, outcomes, full=bad and self.rng.random() < 0.5))
+                self.send(ev.Written(action.write, outcomes, full=bad and self.rng.random() < 0.5))
             case act.MeasureChunks(chunks=spans):
-                told = () if bad else tuple(s for s in spans if self.rng.random() < self.told)
-                self.tell(ev.Measured(action.measure, tuple((s.key, self.sensitivity()) for s in told)))
+                measured = () if bad else tuple(s for s in spans if self.rng.random() < self.measurable)
+                self.send(ev.Measured(action.measure, tuple((s.key, self.sensitivity()) for s in measured)))
             case act.LowerChunks(chunks=chunks):
                 sizes = [self.size(CHUNK_TOKENS, precision) for _, precision in chunks]
                 outcomes = tuple(
@@ -257,10 +257,10 @@ class World:
                     for n, (k, _) in zip(sizes, chunks, strict=True)
                 )
                 self.pool.update(stored([k for k, _ in chunks], outcomes))
-                self.tell(ev.Lowered(action.lower, outcomes))
+                self.send(ev.Lowered(action.lower, outcomes))
             case act.WakeAt(when=when):
                 self.now = max(self.now, when)
-                self.tell(ev.Woken())
+                self.send(ev.Woken())
             case act.Paused():
                 self.paused(action)
             case act.Finish():
@@ -276,10 +276,10 @@ class World:
 
     def step(self, action: act.RunStep, bad: bool) -> None:
         if action.step in self.aborted and self.rng.random() < 0.5:
-            self.tell(ev.StepFailed(action.step, aborted=True))
+            self.send(ev.StepFailed(action.step, aborted=True))
             return
         if bad:
-            self.tell(ev.StepFailed(action.step))
+            self.send(ev.StepFailed(action.step))
             return
         self.now += self.token_s * sum(i.stop - i.start for i in action.items if i.stop - i.start > 1)
         drawn = []
@@ -298,7 +298,7 @@ class World:
                 self.serial += 1
                 self.ctxs[item.context].tokens.append(self.serial)
             drawn.append(what)
-        self.tell(ev.StepDone(action.step, tuple(drawn), steps))
+        self.send(ev.StepDone(action.step, tuple(drawn), steps))
 
     def load(self, action: act.LoadChunks, bad: bool) -> None:
         n = self.rng.randrange(len(action.chunks)) if bad else len(action.chunks)
@@ -306,7 +306,7 @@ class World:
         if done:
             self.cells[action.seq] = done[-1].stop
         self.pool.update({c.key: self.disk[c.key] for c in done if c.keep})
-        self.tell(ev.Loaded(action.load, n, (action.chunks[n].key,) if bad else ()))
+        self.send(ev.Loaded(action.load, n, (action.chunks[n].key,) if bad else ()))
 
     def finish(self, action: act.Finish) -> None:
         assert action.request not in self.finished, "a request finished twice"
@@ -319,7 +319,7 @@ class World:
         self.changed(ctx, min(len(ctx.tokens), max(ctx.n_kv, action.n_kv)))
 
     def sensitivity(self) -> ChunkSensitivity:
-        """Of K and V over many orders of magnitude, a density, and how sure it is as of when."""
+        """One of a chunk: K and V over many orders of magnitude."""
         k, v = (10 ** self.rng.uniform(-9, -1) for _ in "kv")
         return ChunkSensitivity(k, v, self.rng.random(), self.rng.uniform(0.1, 60), self.rng.randrange(2000))
 
