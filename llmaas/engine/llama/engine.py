@@ -10,11 +10,10 @@ from __future__ import annotations
 import threading
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Literal
 
 from llmaas.calls import Sampling
 from llmaas.engine.base import BatchItem, Halt
-from llmaas.engine.llama.context import ContextSettings
+from llmaas.engine.llama.context import ContextSettings, KvType
 from llmaas.engine.llama.decoder import LlamaDecoder
 from llmaas.engine.llama.lib import C
 from llmaas.engine.llama.model import LlamaModel
@@ -42,7 +41,7 @@ class LlamaEngine:
         n_threads: int,
         n_batch: int = 512,
         n_ubatch: int = 128,
-        type_kv: Literal["f16"] = "f16",
+        type_kv: KvType = "f16",
         spare_bytes: int = 12 << 20,
     ) -> None:
         settings = ContextSettings(n_cells, n_seqs, n_threads, n_batch, n_ubatch, type_kv)
