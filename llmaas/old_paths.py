@@ -48,15 +48,15 @@ engine.llama_batch      engine.llama.batch
 engine.llama_blob       engine.llama.state_blob
 engine.llama_cells      engine.llama.cells
 engine.llama_chat       engine.llama.chat
-engine.llama_grammar    engine.llama.grammar
+engine.llama_grammar    engine.llama.grammar engine.llama.gbnf engine.llama.json_schema
 engine.llama_learn      engine.llama.learn_layout
 engine.llama_lib        engine.llama.lib
-engine.llama_model      engine.llama.model
-engine.llama_probe      engine.llama.query_probe
+engine.llama_model      engine.llama.model engine.llama.context
+engine.llama_probe      engine.llama.query_probe engine.llama.sampled_queries
 engine.llama_rope       engine.llama.rope
 engine.llama_sampling   engine.llama.sampling
 engine.llama_slabs      engine.llama.slabs
-engine.llama_state      engine.llama.state_layout
+engine.llama_state      engine.llama.state_layout engine.llama.buffers
 engine.llama_steps      engine.llama.decode_run
 engine.logprobs         service.logprobs
 engine.shelf            engine.adapter_cache

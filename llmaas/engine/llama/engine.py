@@ -18,7 +18,7 @@ from llmaas.engine.llama.decoder import LlamaDecoder
 from llmaas.engine.llama.lib import C
 from llmaas.engine.llama.model import LlamaModel
 from llmaas.engine.llama.slabs import Slabs
-from llmaas.engine.llama.startup import examine
+from llmaas.engine.llama.startup import examine_model
 from llmaas.engine.rules import check_blank, check_copy, check_drop, check_export, check_load, check_seq
 from llmaas.errors import EngineFailed
 from llmaas.records import F32, KvSlab, Message, ModelInfo, Queries, Rope
@@ -50,7 +50,7 @@ class LlamaEngine:
         self._model: LlamaModel | None = LlamaModel(path)
         self.decoder = LlamaDecoder(self._model, settings)
         try:
-            self._facts = examine(self._model, self.decoder, type_kv, spare_bytes)
+            self._facts = examine_model(self._model, self.decoder, type_kv, spare_bytes)
         except BaseException:
             self.close()
             raise
