@@ -144,9 +144,11 @@ class Ledger:
             raise PolicyBug(f"chunk {key.hex()} is cold in no context")
         chunk.cold -= 1
 
-    def pin(self, key: ChunkKey) -> None:
+    def pin(self, key: ChunkKey) -> Chunk:
         """Keep the chunk's copies until ``unpin``."""
-        self.chunk(key).pins += 1
+        chunk = self.chunk(key)
+        chunk.pins += 1
+        return chunk
 
     def unpin(self, key: ChunkKey) -> None:
         chunk = self.chunk(key)

@@ -14,7 +14,7 @@ from __future__ import annotations
 from collections import OrderedDict
 from collections.abc import Callable, Iterable
 
-from llmaas.kvchunks.ledger import Copy, Ledger
+from llmaas.kvchunks.ledger import Chunk, Copy, Ledger
 from llmaas.planner.actions import Action, DropDisk
 from llmaas.planner.context import Context
 from llmaas.planner.tally import Tally
@@ -152,9 +152,9 @@ class DiskQuota:
     def settle(self, keys: Iterable[ChunkKey]) -> None:
         """Chunks came to rest or lost a context: those that only cooled contexts contain need not stay."""
         for key in keys:
-            if key in self._ledger and self._is_cold(key):
+            if key in self._ledger and self._is_cold(self._ledger.chunk(key)):
                 self._spare[key] = None
-            else:
+            elif self._spare:
                 self._spare.pop(key, None)
 
     def _cool(self, need: int, colder_than: int, *, whole: bool = False) -> int:
@@ -180,15 +180,16 @@ class DiskQuota:
             del self._order[cold]
         return freed
 
-    def _is_cold(self, key: ChunkKey) -> bool:
-        chunk = self._ledger.chunk(key)
+    @staticmethod
+    def _is_cold(chunk: Chunk) -> bool:
+        """Whether only cooled contexts contain the chunk, and its copy on DISK is at rest."""
         return chunk.cold == chunk.refs and chunk.disk is Copy.PRESENT and not chunk.pins and not chunk.moving
 
     def _drop_if_cold(self, key: ChunkKey) -> int:
         """Bytes of DISK that this frees; 0 if the chunk stays."""
-        if not self._is_cold(key):
-            return 0
         chunk = self._ledger.chunk(key)
+        if not self._is_cold(chunk):
+            return 0
         nbytes = chunk.disk_bytes
         self._ledger.drop_disk(key)
         self._gone.append(key)

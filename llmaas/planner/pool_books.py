@@ -125,18 +125,14 @@ class PoolBooks:
 
     def begin_load(self, context: Context, first: int, stop: int, out: list[Action]) -> tuple[ChunkSource, ...]:
         """Pin chunks ``first`` .. ``stop - 1``; those that are read from DISK stay in the POOL if there is room."""
-        keys = context.keys[first:stop]
-        wanted = 0
-        for key in keys:
-            self._ledger.pin(key)  # all of them first, so that none evicts another
-            chunk = self._ledger.chunk(key)
-            wanted += chunk.disk_bytes if chunk.pool is Copy.ABSENT else 0
+        chunks = [self._ledger.pin(key) for key in context.keys[first:stop]]  # first, so that none evicts another
+        wanted = sum(chunk.disk_bytes for chunk in chunks if chunk.pool is Copy.ABSENT)
         if wanted:
             self._room.make(wanted, out, context.id)  # at once, if all of it can stay
         sources = []
         room = True
-        for i, key in enumerate(keys, start=first):
-            tier = self._ledger.tier(key)
+        for i, chunk in enumerate(chunks, start=first):
+            key, tier = chunk.key, chunk.tier
             keep = room and tier is Tier.DISK and self._reserve_copy(key, out)
             room = room and (keep or tier is not Tier.DISK)  # where one finds no room, the others need not ask
             start = i * CHUNK_TOKENS
