@@ -25,4 +25,4 @@ def test_the_examples_of_a_module_run(name: str) -> None:
 
 
 def test_there_are_examples_to_learn_from() -> None:
-    assert len(modules_with_examples()) >= 5
+    assert len(modules_with_examples()) >= 10

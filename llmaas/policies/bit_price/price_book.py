@@ -122,7 +122,7 @@ class PriceBook:
         """The precision that the chunk gets at this price. The same key gets the same draw each time."""
         chunk = self._expected(chunk)
         # Keys are hashes, so their bytes serve as uniform draws.
-        draw_k, draw_v = (int.from_bytes(key[at : at + 4], "little") / 2**32 for at in (0, 4))
+        draw_k, draw_v = int.from_bytes(key[:4], "little") / 2**32, int.from_bytes(key[4:8], "little") / 2**32
         return Precision(_bits(self._steps.k, chunk.k, price, draw_k), _bits(self._steps.v, chunk.v, price, draw_v))
 
 
