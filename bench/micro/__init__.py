@@ -1,1 +1,0 @@
-"""Benches of single operations: ``pytest bench/micro``."""
