@@ -91,6 +91,11 @@ class Service:
         self._dispatch(Flush())
         await self._interpreter.wait_idle()
 
+    @property
+    def idle(self) -> bool:
+        """Whether no call waits or runs and everything has been swapped out."""
+        return not self._parts.calls and self._planner.idle
+
     async def wait_idle(self) -> None:
         """Return when no call runs and everything has been swapped out.
 

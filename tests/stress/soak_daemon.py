@@ -1,8 +1,8 @@
 """The daemon of the soak: wired as ``llmaas serve`` wires it, and its stats say what only it can see of itself.
 
 As a program: ``python -m tests.stress.soak_daemon --socket S --data-dir D [--model M] [--adapters A ...] [--trace]``.
-It says "ready" on stdout when it serves, and exits with 0 at SIGTERM if all its books are clean then. Whenever it is at
-rest its stats have an entry ``rest``: problems found, what the store holds, how many objects of each class of the
+It says "ready" on stdout when it serves, and exits with 0 at SIGTERM if all its books are clean then. Whenever it is
+idle its stats have an entry ``rest``: problems found, what the store holds, how many objects of each class of the
 project live. It comes after a garbage collection and malloc_trim, so that the process then is as large as what it holds
 on to.
 """
@@ -27,6 +27,7 @@ from llmaas.engine.fake import FakeEngine
 from llmaas.engine.thread import EngineThread
 from llmaas.kvchunks.store.store import MasterKey, Store
 from llmaas.service.service import Service
+from llmaas.service.settings import ServiceSettings
 from tests.stress.daemon_under_test import Asking, until_stopped
 from tests.support.service_house import service_settings
 
@@ -52,30 +53,34 @@ def llama(model: Path) -> Engine:
 
 
 class Watched(Service):
-    """A service whose stats tell all."""
+    """A service whose stats say what it holds when it is idle."""
+
+    def __init__(self, thread: EngineThread, store: Store, settings: ServiceSettings) -> None:
+        super().__init__(thread, store, settings)
+        self._watched_engine, self._watched_store = thread.engine, store
 
     def stats(self) -> dict[str, object]:
-        told = {**super().stats(), "tasks": len(asyncio.all_tasks()), "threads": threading.active_count()}
-        if self._planner.idle and not self._calls:
-            told["rest"] = self._at_rest()
-        return told
+        found = {**super().stats(), "tasks": len(asyncio.all_tasks()), "threads": threading.active_count()}
+        if self.idle:
+            found["rest"] = self._when_idle()
+        return found
 
-    def _at_rest(self) -> dict[str, object]:
+    def _when_idle(self) -> dict[str, object]:
         gc.collect()
         ctypes.CDLL(None).malloc_trim(0)
-        store = self._store.stats()
+        engine, store = self._watched_engine, self._watched_store.stats()
         problems = self.check()
-        if not len(self._directory):
-            problems += self._store.check().problems
+        if not self.contexts(None):
+            problems += self._watched_store.check().problems
         return {
             "problems": problems,
-            "samplers": self._engine.n_samplers if isinstance(self._engine, FakeEngine) else 0,  # else see the census
+            "samplers": engine.n_samplers if isinstance(engine, FakeEngine) else 0,  # else see the census
             "census": _census(),
             "store": {
                 "contexts": store.contexts,
                 "chunks": store.chunks,
                 "file_bytes": store.file_bytes,
-                "keys": self._store.encryption().keys,
+                "keys": self._watched_store.encryption().keys,
             },
             "memory": _traced(),
         }
