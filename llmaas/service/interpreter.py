@@ -13,7 +13,6 @@ from pathlib import Path
 
 from llmaas.engine.base import BatchItem
 from llmaas.errors import assert_never
-from llmaas.kvchunks.codec.codec import Codec
 from llmaas.kvchunks.tiering.pool import Pool
 from llmaas.kvchunks.tiering.sensitivity_worker import SensitivityWorker
 from llmaas.planner.actions import (
@@ -57,9 +56,8 @@ class Interpreter:
 
     def __init__(self, parts: ServiceParts, settings: PlannerSettings, *, record: Path | None, write_rate: int) -> None:
         self.planner = Planner(settings)
-        codec = Codec(settings.geometry, parts.engine.rope)
-        self.pool = Pool(parts.engine_thread, codec, parts.store, write_rate=write_rate, clock=parts.clock)
-        self._sensitivity = SensitivityWorker(parts.engine_thread, codec)
+        self.pool = Pool(parts.engine_thread, parts.codec, parts.store, write_rate=write_rate, clock=parts.clock)
+        self._sensitivity = SensitivityWorker(parts.engine_thread, parts.codec)
         self._thread, self._engine, self._clock = parts.engine_thread, parts.engine, parts.clock
         self._calls, self._directory = parts.calls, parts.directory
         self._recorder = Recorder(record, settings) if record else None

@@ -11,6 +11,7 @@ from dataclasses import dataclass, field
 from llmaas.clock import Clock
 from llmaas.engine.base import Engine
 from llmaas.engine.thread import EngineThread
+from llmaas.kvchunks.codec.codec import Codec
 from llmaas.kvchunks.store.store import Store
 from llmaas.metrics import Registry
 from llmaas.records import RequestId
@@ -28,6 +29,7 @@ class ServiceParts:
     engine_thread: EngineThread
     store: Store
     store_thread: StoreThread
+    codec: Codec
     adapters: AdapterRegistry
     host: HostShare
     clock: Clock

@@ -15,6 +15,7 @@ from llmaas.calls import CallSpec, Done, Piece
 from llmaas.clock import Clock, RealClock
 from llmaas.engine.thread import EngineThread
 from llmaas.errors import ShuttingDown
+from llmaas.kvchunks.codec.codec import Codec
 from llmaas.kvchunks.store.store import Store
 from llmaas.metrics import Registry
 from llmaas.planner.events import Flush, RateChanged
@@ -40,8 +41,14 @@ class Service:
     """Contexts of many apps on one model. Make it, ``await start()``, use it on that event loop, ``await stop()``."""
 
     def __init__(
-        self, engine: EngineThread, store: Store, settings: ServiceSettings, clock: Clock | None = None
+        self,
+        engine: EngineThread,
+        store: Store,
+        settings: ServiceSettings,
+        clock: Clock | None = None,
+        codec: Codec | None = None,
     ) -> None:
+        """``codec``: one for the engine's geometry and rope, by default; a bench gives one that it times."""
         self._settings = settings
         self.planner_settings = settings_for(engine.engine, settings.planner)
         clock, store_thread = clock or RealClock(), StoreThread()
@@ -50,6 +57,7 @@ class Service:
             engine_thread=engine,
             store=store,
             store_thread=store_thread,
+            codec=codec or Codec(self.planner_settings.geometry, engine.engine.rope),
             adapters=self.adapters,
             host=HostShare(engine.engine, settings.adaptive_threads, clock),
             clock=clock,
