@@ -20,6 +20,7 @@ import ctypes
 import os
 import sys
 from dataclasses import asdict, dataclass
+from functools import partial
 from pathlib import Path
 from statistics import median
 from time import perf_counter
@@ -33,12 +34,12 @@ from bench.lib.engine import Bare, engine
 from bench.lib.stats import sig
 from bench.lib.swapped import POOL_BYTES, SPARE, SwappedContexts
 from bench.lib.texts import prose
+from bench.lib.timed import Stopwatch, TimedCodec, TimedEngine, TimedStore
 from llmaas.engine.base import Engine
 from llmaas.engine.llama.engine import LlamaEngine
 from llmaas.engine.llama.lib import C
 from llmaas.engine.thread import EngineThread
 from llmaas.kvchunks.codec.codec import Codec
-from llmaas.kvchunks.store.store import Store
 from llmaas.planner.settings import bit_settings
 from llmaas.records import CHUNK_TOKENS, KvSlab, Precision, Tier
 
@@ -130,14 +131,24 @@ def _cold_file_ms(engine: LlamaEngine, path: Path, n: int) -> float:
 
 
 async def through_service(
-    thread: EngineThread, folder: Path, text: str, lengths: list[int], bits: int, plan: dict[Tier, int]
+    thread: EngineThread,
+    watch: Stopwatch,
+    folder: Path,
+    text: str,
+    lengths: list[int],
+    bits: int,
+    plan: dict[Tier, int],
 ) -> dict[str, Any]:
-    """Figures of switches from each place, at ``bits`` for K and V; ``plan`` says how often from each tier."""
+    """Figures of switches from each place, at ``bits`` for K and V; ``plan`` says how often from each tier.
+
+    ``watch`` is that of the engine.
+    """
     rows, precision = [], Precision(bits, bits)
     choices: dict[str, Any] = {"pool_bytes": POOL_BYTES, **bit_settings(precision)}
-    with Store(folder) as store:
-        async with serving(thread, store, **choices) as service:
-            contexts = SwappedContexts(service, store)
+    codec = TimedCodec(watch, thread.engine.info.geometry, thread.engine.rope)
+    with TimedStore(watch, folder) as store:
+        async with serving(thread, store, codec=codec, **choices) as service:
+            contexts = SwappedContexts(service, store, watch)
             n_prefilled, prefill_ms = await contexts.create(text, lengths)
             await contexts.push_out()
             for n in lengths:
@@ -163,13 +174,14 @@ def _coded(thread: EngineThread, n: int, precision: Precision) -> int:
 def measure(options: Options) -> Result:
     lengths = [512, 4096] if options.quick else [512, 1024, 2048, 4096, 8128]
     plan = {Tier.POOL: 9, Tier.DISK: 5} if options.quick else {Tier.POOL: 21, Tier.DISK: 11}
-    with engine(options) as thread:
+    watch = Stopwatch()
+    with engine(options, kind=partial(TimedEngine, watch)) as thread:
         text = prose(thread.engine, lengths[-1] + SPARE, options.seed)
         found = floors(options, thread, text, lengths, plan[Tier.POOL])
         runs = []
         for bits in (4,) if options.quick else (4, 8, 16):
             say(f"prefill of {lengths[-1]} tokens through the service, coded at {bits} bits")
-            run = asyncio.run(through_service(thread, options.folder / str(bits), text, lengths, bits, plan))
+            run = asyncio.run(through_service(thread, watch, options.folder / str(bits), text, lengths, bits, plan))
             for row in run["switches"]:
                 _compare(row, found[row["tokens"]])
             runs.append(run)

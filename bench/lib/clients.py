@@ -17,6 +17,7 @@ from llmaas.api.async_client import AsyncClient, AsyncStream
 from llmaas.calls import DEFAULT_TERMS, CallSpec, Done, Generation, Piece, Terms, Turn
 from llmaas.engine.thread import EngineThread
 from llmaas.errors import Cancelled
+from llmaas.kvchunks.codec.codec import Codec
 from llmaas.kvchunks.store.store import Store
 from llmaas.planner.settings import PlannerChoices
 from llmaas.records import AppId, ContextId
@@ -183,13 +184,14 @@ def _counts(stats: dict[str, Any]) -> dict[str, int]:
 
 @asynccontextmanager
 async def serving(
-    thread: EngineThread, store: Store, *, record: Path | None = None, **choices: Any
+    thread: EngineThread, store: Store, *, record: Path | None = None, codec: Codec | None = None, **choices: Any
 ) -> AsyncIterator[Service]:
     """A service for the time of the block. ``choices`` are of PlannerChoices; ``record`` is a file for its events.
 
     At the end of the block its books must balance, and the engine is left without cells. Raises RuntimeError.
     """
-    service = Service(thread, store, ServiceSettings(planner=PlannerChoices(**choices), record=record))
+    settings = ServiceSettings(planner=PlannerChoices(**choices), record=record)
+    service = Service(thread, store, settings, codec=codec)
     await service.start()
     try:
         yield service

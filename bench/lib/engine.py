@@ -6,7 +6,7 @@ import json
 import os
 import subprocess
 import sys
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -28,7 +28,9 @@ class EndlessEngine(LlamaEngine):
 
 
 @contextmanager
-def engine(options: Options, cells: int = CELLS, *, kind: type[LlamaEngine] = LlamaEngine) -> Iterator[EngineThread]:
+def engine(
+    options: Options, cells: int = CELLS, *, kind: Callable[..., LlamaEngine] = LlamaEngine
+) -> Iterator[EngineThread]:
     """The real engine on a thread of its own, made as the daemon makes it, for the time of the block."""
     thread = EngineThread(
         lambda: kind(options.model, n_cells=cells, n_threads=options.threads, n_batch=N_BATCH, n_ubatch=N_UBATCH)

@@ -1,70 +1,18 @@
-"""Looking from outside: how long methods take, what the page cache holds, what came from storage, how big a process is.
-
-Law: a probe changes nothing that it measures but for a microsecond per call; Linux only.
-"""
+"""What the kernel knows of page cache, storage and memory; Linux only."""
 
 from __future__ import annotations
 
 import ctypes
 import mmap
-from collections.abc import Callable
-from functools import wraps
 from pathlib import Path
-from time import perf_counter
-from types import TracebackType
-from typing import Any
 
 import numpy as np
-
-
-class Stopwatch:
-    """Notes when methods run, on any thread, while the ``with`` block lasts: ``Stopwatch(read=(Store, "get"))``."""
-
-    def __init__(self, **methods: tuple[type, str]) -> None:
-        self._methods = methods
-        self.spans: dict[str, list[tuple[float, float]]] = {name: [] for name in methods}
-        self._saved: list[tuple[type, str, Any]] = []
-
-    def total(self, name: str) -> float:
-        """Milliseconds inside the method, summed over calls and threads."""
-        return sum(end - begin for begin, end in self.spans[name]) * 1e3
-
-    def wall(self, name: str) -> float:
-        """Milliseconds from the first call's begin to the last one's end."""
-        spans = self.spans[name]
-        return (max(end for _, end in spans) - min(begin for begin, _ in spans)) * 1e3 if spans else 0.0
-
-    def __enter__(self) -> Stopwatch:
-        for name, (owner, attribute) in self._methods.items():
-            plain = owner.__dict__[attribute]
-            self._saved.append((owner, attribute, plain))
-            setattr(owner, attribute, self._timed(plain, self.spans[name]))
-        return self
-
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
-        while self._saved:
-            setattr(*self._saved.pop())
-
-    @staticmethod
-    def _timed(plain: Callable[..., Any], spans: list[tuple[float, float]]) -> Callable[..., Any]:
-        @wraps(plain)
-        def timed(*args: Any, **kwargs: Any) -> Any:
-            begin = perf_counter()
-            try:
-                return plain(*args, **kwargs)
-            finally:
-                spans.append((begin, perf_counter()))
-
-        return timed
-
 
 _libc = ctypes.CDLL(None, use_errno=True)
 
 
 def resident_fraction(folder: Path) -> float:
-    """The part of the pages of all files in ``folder`` that the page cache holds (mincore(2))."""
+    """The part of the pages of all files in ``folder`` that the page cache holds (mincore(2)), 0 to 1."""
     held = pages = 0
     for path in folder.iterdir():
         size = path.stat().st_size
@@ -90,7 +38,7 @@ def storage_bytes_read() -> int:
 
 
 def memory(pid: int) -> dict[str, int]:
-    """Bytes of a process: resident now, of which anonymous and of files, and the most ever."""
+    """Bytes of a process: resident now, of which anonymous and of files, and the most that were ever resident."""
     status = Path(f"/proc/{pid}/status")
     names = {"resident": "VmRSS", "anonymous": "RssAnon", "files": "RssFile", "peak": "VmHWM"}
     return {name: _number(status, field) * 1024 for name, field in names.items()}

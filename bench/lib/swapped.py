@@ -8,11 +8,10 @@ from statistics import median
 from time import perf_counter
 from typing import Any
 
-from bench.lib.probes import Stopwatch, resident_fraction, storage_bytes_read
+from bench.lib.probes import resident_fraction, storage_bytes_read
 from bench.lib.stats import sig, summary
+from bench.lib.timed import DECODE, LOAD, READ, Stopwatch
 from llmaas.calls import CallSpec, Done, Generation, Turn
-from llmaas.engine.llama.engine import LlamaEngine
-from llmaas.kvchunks.codec.codec import Codec
 from llmaas.kvchunks.store.store import Store
 from llmaas.records import AppId, ContextId, Tier
 from llmaas.service.service import Service
@@ -29,8 +28,9 @@ class SwappedContexts:
     Before ``switch`` or ``measure``, ``create`` makes the contexts, or ``reopen`` finds them in the store.
     """
 
-    def __init__(self, service: Service, store: Store) -> None:
-        self._service, self._store = service, store
+    def __init__(self, service: Service, store: Store, watch: Stopwatch | None = None) -> None:
+        """``watch``: that of the service's timed parts, if it has such."""
+        self._service, self._store, self._watch = service, store, watch
         self._contexts: dict[int, ContextId] = {}
         self._pushers: list[ContextId] = []
 
@@ -106,9 +106,10 @@ class SwappedContexts:
                 if cold:
                     self._store.evict_page_cache()
                 resident.append(resident_fraction(payload))
+            if self._watch:
+                self._watch.clear()
             before = storage_bytes_read()
-            with Stopwatch(read=(Store, "get"), decode=(Codec, "decode"), load=(LlamaEngine, "load")) as watch:
-                done = await self.switch(n)
+            done = await self.switch(n)
             read = storage_bytes_read() - before
             if i == 0:  # the first switch faults buffers in, and fetches to the POOL what is not there
                 continue
@@ -116,9 +117,11 @@ class SwappedContexts:
             reads.append(read)
             switches.append(done.switch.switch_ms)
             firsts.append(done.ttft_ms)
-            parts.append(_parts(watch, done.switch.switch_ms))
+            if self._watch:
+                parts.append(_parts(self._watch, done.switch.switch_ms))
         figures: dict[str, Any] = {"switch_ms": summary(switches), "ttft_ms": summary(firsts)}
-        figures["parts_ms"] = {name: sig(median(part[name] for part in parts)) for name in parts[0]}
+        if parts:
+            figures["parts_ms"] = {name: sig(median(part[name] for part in parts)) for name in parts[0]}
         if tier is Tier.DISK:
             figures["cold"] = cold
             figures["bytes_from_storage"] = int(median(reads))
@@ -134,14 +137,11 @@ def _expect(done: Done, n: int, tier: Tier) -> None:
 
 def _parts(watch: Stopwatch, switch_ms: float) -> dict[str, float]:
     """Milliseconds by part of one switch; they overlap. ``decode_sum`` is summed over threads."""
-    spans = [span for part in watch.spans.values() for span in part]
-    busy = (max(end for _, end in spans) - min(begin for begin, _ in spans)) * 1e3
-    load = watch.wall("load")
     return {
-        "read": watch.total("read"),
-        "decode_sum": watch.total("decode"),
-        "decode_wall": watch.wall("decode"),
-        "load_sum": watch.total("load"),
-        "load_waits": load - watch.total("load"),
-        "hand_over": switch_ms - busy,
+        "read": watch.total_ms(READ),
+        "decode_sum": watch.total_ms(DECODE),
+        "decode_wall": watch.wall_ms(DECODE),
+        "load_sum": watch.total_ms(LOAD),
+        "load_waits": watch.wall_ms(LOAD) - watch.total_ms(LOAD),
+        "hand_over": switch_ms - watch.wall_ms(READ, DECODE, LOAD),
     }
