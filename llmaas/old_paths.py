@@ -24,7 +24,7 @@ _ROWS = """
 actions                 planner.actions
 api.maps                api.record_maps
 api.session             api.client_session
-api.sync                api.client
+api.sync                api.client api.operations
 api.unix                api.server
 chat                    service.chat
 cli.demo_app            cli.demo.app
@@ -48,15 +48,15 @@ engine.llama_batch      engine.llama.batch
 engine.llama_blob       engine.llama.state_blob
 engine.llama_cells      engine.llama.cells
 engine.llama_chat       engine.llama.chat
-engine.llama_grammar    engine.llama.grammar
+engine.llama_grammar    engine.llama.grammar engine.llama.gbnf engine.llama.json_schema
 engine.llama_learn      engine.llama.learn_layout
 engine.llama_lib        engine.llama.lib
-engine.llama_model      engine.llama.model
-engine.llama_probe      engine.llama.query_probe
+engine.llama_model      engine.llama.model engine.llama.context
+engine.llama_probe      engine.llama.query_probe engine.llama.sampled_queries
 engine.llama_rope       engine.llama.rope
 engine.llama_sampling   engine.llama.sampling
 engine.llama_slabs      engine.llama.slabs
-engine.llama_state      engine.llama.state_layout
+engine.llama_state      engine.llama.state_layout engine.llama.buffers
 engine.llama_steps      engine.llama.decode_run
 engine.logprobs         service.logprobs
 engine.shelf            engine.adapter_cache
@@ -65,7 +65,7 @@ governor                host.thermal
 kvchunks.cipher         kvchunks.store.cipher
 kvchunks.codec_header   kvchunks.codec.header
 kvchunks.codec_planes   kvchunks.codec.planes
-kvchunks.kernels        kvchunks.codec.kernels
+kvchunks.kernels        kvchunks.codec.kernels kvchunks.codec.kernels_native
 kvchunks.kernels_keys   kvchunks.codec.kernels_channels
 kvchunks.kernels_numpy  kvchunks.codec.kernels_numpy
 kvchunks.master_key     kvchunks.store.master_key
@@ -91,7 +91,7 @@ planner_costs           planner.cost_model
 planner_disk            planner.disk_quota
 planner_lower           planner.lowering
 planner_read            planner.read_ahead
-planner_state           planner.settings planner.jobs planner.cell_table
+planner_state           planner.settings planner.jobs planner.cell_table planner.tally
 planner_steps           planner.batching
 planner_swap            planner.pool_books
 planner_switch          planner.switching
@@ -103,7 +103,7 @@ policies.costs          policies.linear_cost
 policies.governor       policies.duty
 policies.members        policies.eviction.rankings
 policies.precision      policies.bit_price.llms
-policies.price          policies.bit_price
+policies.price          policies.bit_price policies.bit_price.steps policies.bit_price.price_book
 policies.rates          policies.rate_limits
 policies.threads        policies.thread_count
 pressure                host.memory host.pressure
@@ -127,9 +127,12 @@ MODULES: dict[str, tuple[str, ...]] = {
 """Old path of a module: the modules that have its names now."""
 
 NAMES: dict[str, dict[str, str]] = {
-    "llmaas.api.client": {"llmaas.api.async_client": "AsyncClient AsyncStream"},
+    "llmaas.api.client": {
+        "llmaas.api.async_client": "AsyncClient AsyncStream",
+        "llmaas.api.operations": "Messages GREEDY",
+    },
     "llmaas.config": {
-        "llmaas.config.settings": "Config Setting SETTINGS PREFIX flag variable",
+        "llmaas.config.settings": "Config Setting SETTINGS PREFIX Environ allowed_cpus flag variable",
         "llmaas.config.sources": "RESERVED load unknown_variables",
     },
     "llmaas.engine.llama": {"llmaas.engine.llama.engine": "LlamaEngine"},

@@ -1,10 +1,12 @@
-"""How much answers suffer when the KV of a context was coded.
+"""How much the model's answers change when the KV of a context is coded.
 
-A context is computed, its chunks are coded and brought back as the service does it, and the tokens that follow are fed
-to the model over exact and over coded KV. Compared are the distributions of each next token (KLD, nats; top-1
-agreement; perplexity), facts hidden in documents, next actions on screens, and a conversation swapped 20 times. Against
-each other stand every chunk at the same precision (uniform), bits by measured tolerance, bits by attention density as
-in LLMS (arXiv 2403.11805), and llama.cpp's own quantised caches. Bits are true bits per value: all stored bytes count.
+A context is computed, and its chunks are coded and brought back as the service does it. Then the tokens that follow are
+fed to the model over exact and over coded KV. Compared are the distributions of each next token (KLD, nats; top-1
+agreement; perplexity), facts hidden in documents, next actions on screens, and a conversation swapped 20 times.
+
+The settings are: every chunk at the same precision (uniform), bits by measured sensitivity ("tolerance"), bits by
+attention density as in LLMS (arXiv 2403.11805), and llama.cpp's own quantised caches. Bits are true bits per value: all
+stored bytes count.
 """
 
 from __future__ import annotations
@@ -14,7 +16,7 @@ import dataclasses
 import os
 import sys
 
-# Before numpy comes: its own threads would spin against llama.cpp's, and each would wait for the other.
+# Before numpy is imported: its own threads would spin against llama.cpp's, and each would wait for the other.
 os.environ.setdefault("OPENBLAS_NUM_THREADS", "1")
 
 from collections.abc import Sequence
@@ -31,13 +33,14 @@ from bench.quality.engine import CACHES, ScoringEngine
 from bench.quality.lab import Lab, Score
 from bench.quality.settings import Setting, settings
 from bench.quality.summary import bars, summaries, table
+from llmaas.engine.llama.context import KvType
 from llmaas.records import Precision
 
 QUICK = Sizes(coded=512, scored=96, per_kind=1, asked=2)
 FULL = Sizes(coded=1024, scored=192, per_kind=3, asked=6)
 _DRIFT_START, _DRIFT_ROUNDS = 256, 20
 _DRIFT_PRECISIONS = (Precision(4, 4), Precision(3, 3))
-_CACHES_QUICK = ("q4_0",)
+_CACHES_QUICK: tuple[KvType, ...] = ("q4_0",)
 
 
 def measure(options: Options, file: Path | None, sizes: Sizes) -> Result:
@@ -66,8 +69,8 @@ def measure(options: Options, file: Path | None, sizes: Sizes) -> Result:
     return Result(model, figures, bars(figures, per_kind=not options.quick))
 
 
-def _engine(options: Options, sizes: Sizes, cache: str) -> ScoringEngine:
-    cells = 2 * (sizes.coded + sizes.scored)  # what is fed after the coded part: a text, or a question and its answer
+def _engine(options: Options, sizes: Sizes, cache: KvType) -> ScoringEngine:
+    cells = 2 * (sizes.coded + sizes.scored)  # the scored part is a text, or a question with its answer
     return ScoringEngine(options.model, n_cells=cells, n_threads=options.threads, cache=cache)
 
 
@@ -76,7 +79,7 @@ def _families(wanted: Sequence[Setting], caches: Sequence[str]) -> dict[str, str
 
 
 def _drifts(lab: Lab, found: Sequence[Case], quick: bool) -> list[dict[str, Any]]:
-    """Over the first chat and the first task dialogue at two precisions, or, quickly, the first chat at one."""
+    """A row for each precision: the first chat and the first task dialogue at two; with ``quick`` the chat at one."""
     rows = []
     kinds = ("chat",) if quick else ("chat", "task_dialogue")
     chosen = [next(case for case in found if case.kind == kind) for kind in kinds]
@@ -124,6 +127,6 @@ def _sizes(given: argparse.Namespace, quick: bool) -> Sizes:
 
 if __name__ == "__main__":
     parser = _own_options()
-    given, sys.argv[1:] = parser.parse_known_args()  # the options of all benches are left to common.main
+    given, sys.argv[1:] = parser.parse_known_args()  # what is left are the options of all benches
     about = f"{__doc__}\nOptions of this bench:\n{parser.format_help()}"
     sys.exit(main("quality", about, lambda options: measure(options, given.contexts, _sizes(given, options.quick))))

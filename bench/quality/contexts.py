@@ -1,7 +1,7 @@
-"""The contexts whose answers are compared: real ones from a file, or what the bench finds and makes by itself.
+"""The contexts whose answers are compared: real ones from a file, or those that the bench finds and makes up itself.
 
 Law: a case is tokens and probes. A probe says how many leading tokens come back coded (whole chunks), what is then fed
-without coding, and which of that is scored; so text, needles and next actions are measured by one loop.
+without coding, and which part of that is scored. So one loop measures texts, hidden facts ("needles") and next actions.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ _FIRST = (
     *("ui-camera", "ui-clock", "ui-musicplayer", "sgd-buses_1", "sgd-hotels_1", "sgd-movies_1"),
     *("chat-1", "chat-3", "chat-4", "doc-pride-b", "doc-wiki-1", "doc-holmes-2"),
 )
-"""Ids that come before others of their kind: long, and unlike each other."""
+"""Ids that are taken before others of their kind, because they are long and differ from each other."""
 _FACTS = (
     "The code of the blue door",
     "The price of the red car",
@@ -32,12 +32,13 @@ _FACTS = (
     "The year of the great flood",
 )
 _LEAST_PREFIX = 256
+"""Tokens before an action that is asked for."""
 
 
 @dataclass(frozen=True, slots=True)
 class Sizes:
-    """Tokens of a context that are coded, tokens scored after them, contexts of each kind, and how many actions or
-    facts are asked for in a context at most.
+    """``coded`` tokens of a context are coded, and ``scored`` tokens after them compared. ``per_kind``: contexts of
+    each kind. ``asked``: the most actions or facts that are asked for in a context.
     """
 
     coded: int
@@ -48,7 +49,7 @@ class Sizes:
 
 @dataclass(frozen=True, slots=True)
 class Probe:
-    """After ``coded`` tokens, ``fed`` is fed; ``fed[first:]`` is what the model is expected to say."""
+    """After ``coded`` tokens of the context, ``fed`` is fed; ``fed[first:]`` is what the model should say."""
 
     task: str
     coded: int
@@ -58,7 +59,7 @@ class Probe:
 
 @dataclass(frozen=True, slots=True)
 class Case:
-    """``tokens`` covers the longest coded part of its probes."""
+    """A context and what is asked of it. ``tokens`` are at least as many as each probe's ``coded``."""
 
     name: str
     kind: str
@@ -74,7 +75,7 @@ class Dialogue:
 
 
 def cases(engine: Engine, dialogues: Sequence[Dialogue], sizes: Sizes) -> Iterator[Case]:
-    """Of each kind the first dialogues that are long enough, with text probes and, in UI automation, next actions."""
+    """The first dialogues of each kind that are long enough, with text probes; UI automation has next actions, too."""
     for kind in KINDS:
         found = 0
         for dialogue in (one for one in dialogues if one.kind == kind):
@@ -95,7 +96,7 @@ def _text_case(engine: Engine, dialogue: Dialogue, sizes: Sizes) -> Case | None:
 
 
 def _actions(engine: Engine, messages: Sequence[Message], tokens: Sequence[int], sizes: Sizes) -> list[Probe]:
-    """The last actions that the assistant takes within the coded part, each after its own prefix."""
+    """Probes for the last actions that the assistant takes within the coded part, each after its own prefix."""
     probes = []
     for i, message in enumerate(messages):
         if message.role != "assistant":
@@ -106,20 +107,20 @@ def _actions(engine: Engine, messages: Sequence[Message], tokens: Sequence[int],
         if coded > sizes.coded:
             break
         if coded >= _LEAST_PREFIX and before[:coded] == tokens[:coded]:
-            # "id=3, action=tap, input text=N/A": which element it is decides, the rest is nearly always the same.
+            # Of "id=3, action=tap, input text=N/A" only the element counts: the rest is nearly always the same.
             action = engine.tokenize(message.content.split(",")[0], special=False, bos=False)
             probes.append(Probe("action", coded, (*before[coded:], *action), len(before) - coded))
     return probes[-sizes.asked :] if sizes.asked else []
 
 
 def needles(engine: Engine, sizes: Sizes, seed: int) -> Iterator[Case]:
-    """Documents in which facts are hidden at several depths, with a question for each."""
+    """Documents in which facts are hidden at several depths, with a question about each fact."""
     for n in range(sizes.per_kind):
         rng = random.Random(f"needle {seed} {n}")
         codes = {fact: str(rng.randrange(10_000, 100_000)) for fact in _FACTS[: sizes.asked]}
         n_tokens = sizes.coded - 24 * len(codes)
         whole = prose(engine, n_tokens, 100 * seed + n)
-        hiding = prose(engine, n_tokens - CHUNK_TOKENS, 100 * seed + n)  # its end may miss the last whole chunk
+        hiding = prose(engine, n_tokens - CHUNK_TOKENS, 100 * seed + n)  # shorter, so that facts lie in coded chunks
         lines = hiding.splitlines()
         for i, (fact, code) in enumerate(codes.items()):
             lines.insert(round(len(lines) * (i + 0.5) / len(codes)), f"{fact} is {code}.")
@@ -164,7 +165,7 @@ def from_file(path: Path) -> list[Dialogue]:
 
 
 def own(engine: Engine, sizes: Sizes, seed: int) -> list[Dialogue]:
-    """Real chats and prose, and made-up screens and bookings, as many of each kind as are wanted."""
+    """Real chats and prose, and made-up screens and bookings: at least ``sizes.per_kind`` of each kind."""
     found = []
     for n in range(sizes.per_kind):
         text = prose(engine, sizes.coded + sizes.scored, seed + n)

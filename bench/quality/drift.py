@@ -1,7 +1,8 @@
-"""Whether a conversation that is swapped out and in again and again gets worse.
+"""Whether answers get worse when a conversation is swapped out and in many times.
 
-Law: as the service does it: a full chunk is coded once, from what the model computed on top of chunks that had been
-coded before; the last, partial chunk stays exact until it is full; after each turn all cells are dropped and come back.
+Law: chunks are treated as the service treats them. A full chunk is coded once, from what the model computed over chunks
+that were coded before; the last, partial chunk stays exact until it is full. After each turn all cells are dropped and
+loaded again.
 """
 
 from __future__ import annotations
@@ -30,8 +31,9 @@ class Drift:
 
 
 def drift(lab: Lab, tokens: Sequence[int], precision: Precision, *, start: int, rounds: int, scored: int) -> Drift:
-    """The conversation has ``start`` tokens when it is first swapped, and grows by as many in each round; then the last
-    ``scored`` of ``tokens`` are fed and compared.
+    """Swap a conversation ``rounds`` times, and compare what the model says of the last ``scored`` of ``tokens``.
+
+    The conversation has ``start`` tokens when it is first swapped, and grows to all but the scored ones by equal steps.
     """
     stop = len(tokens) - scored
     probe = Probe("drift", stop, tuple(tokens[stop:]))
@@ -52,7 +54,7 @@ def drift(lab: Lab, tokens: Sequence[int], precision: Precision, *, start: int, 
 
 
 class _Conversation:
-    """Sequence 0 of the lab's engine, and the payloads of its full chunks."""
+    """Sequence 0 of the lab's engine, and its full chunks, coded at ``precision``."""
 
     def __init__(self, lab: Lab, precision: Precision) -> None:
         self._lab = lab
@@ -61,7 +63,7 @@ class _Conversation:
         lab.engine.drop(0, 0)
 
     def go_on(self, tokens: Sequence[int]) -> None:
-        """A turn; then everything is swapped out and comes back in."""
+        """Feed a turn; then swap everything out and in."""
         self._lab.engine.feed(0, tokens)
         rest: list[bytearray] = []
         for slab in self._lab.export(len(self._payloads) * CHUNK_TOKENS):

@@ -1,56 +1,55 @@
-"""The product's engine, that also tells what the model thinks of every token it is given.
+"""The product's engine, which also gives the model's log-probabilities for every token that it is fed.
 
-Law: nothing about KV is done here that the product does otherwise: prefill, export, load and sampled queries are
-LlamaEngine's own. Only what the service has no use for is added: logits of all rows, and llama.cpp's quantised cells.
+Law: nothing about KV is done in another way than in the product: prefill, export, load and sampled queries are those of
+LlamaEngine. Only what the service does not need is added: logits of all rows, and llama.cpp's quantised cells.
 """
 
 from __future__ import annotations
 
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any, cast
-from unittest.mock import patch
 
 import numpy as np
 
 from bench.lib.engine import N_BATCH, N_UBATCH
 from llmaas.engine.base import BatchItem
-from llmaas.engine.llama.context import KV_TYPES
+from llmaas.engine.llama.context import KvType
 from llmaas.engine.llama.engine import LlamaEngine
 from llmaas.engine.llama.lib import C
 from llmaas.records import F32
 
 ROWS = 128
-"""Rows of logits per batch. llama.cpp makes room for as many as there are sequences, so the engine gets that many."""
+"""Rows of logits per batch. llama.cpp has room for one row a sequence, so the engine gets so many sequences."""
 
-CACHES = {"q8_0": 8.5, "q5_1": 6.0, "q4_0": 4.5}
+CACHES: dict[KvType, float] = {"q8_0": 8.5, "q5_1": 6.0, "q4_0": 4.5}
 """llama.cpp's own quantised KV caches and their bits per value: 34, 24 and 18 bytes for 32 values (ggml-common.h)."""
 
 
 class ScoringEngine(LlamaEngine):
-    """``cache``: what the cells hold, ``f16`` or one of CACHES; what is not f16 can be neither exported nor loaded."""
+    """``cache``: what the cells hold. Only f16 cells can be exported and loaded."""
 
-    def __init__(self, path: Path, *, n_cells: int, n_threads: int, cache: str = "f16") -> None:
-        # The product serves f16 cells only. Here llama.cpp's quantised ones are what it is compared with.
-        with patch.dict(KV_TYPES, {cache: getattr(C, f"GGML_TYPE_{cache.upper()}")}):
-            super().__init__(
-                path,
-                n_cells=n_cells,
-                n_seqs=ROWS,
-                n_threads=n_threads,
-                n_batch=N_BATCH,
-                n_ubatch=N_UBATCH,
-                type_kv=cast(Any, cache),
-            )
+    def __init__(self, path: Path, *, n_cells: int, n_threads: int, cache: KvType = "f16") -> None:
+        super().__init__(
+            path,
+            n_cells=n_cells,
+            n_seqs=ROWS,
+            n_threads=n_threads,
+            n_batch=N_BATCH,
+            n_ubatch=N_UBATCH,
+            type_kv=cache,
+        )
 
     def feed(self, seq: int, tokens: Sequence[int]) -> None:
-        """Prefill, in full batches as the service does where nobody else wants the engine."""
+        """Prefill, in full batches, as the service does when no other call wants the engine."""
         for begin in range(0, len(tokens), self.max_batch):
             part = tokens[begin : begin + self.max_batch]
             self.step([BatchItem(seq, self.length(seq), part)])
 
     def force(self, seq: int, tokens: Sequence[int]) -> F32:
-        """Append ``tokens``; (n, n_vocab) log-probabilities in nats, row i of what follows token i."""
+        """Append ``tokens`` to the sequence, and return log-probabilities in nats of shape (n, n_vocab).
+
+        Row i is about the token that follows token i. Raises RuntimeError if llama_decode fails.
+        """
         rows = np.empty((len(tokens), self.info.n_vocab), np.float32)
         for begin in range(0, len(tokens), ROWS):
             part = tokens[begin : begin + ROWS]

@@ -1,7 +1,7 @@
-"""What coding the KV of a context does to what the model says next.
+"""Compares what the model says over coded KV with what it says over the same KV uncoded.
 
-Law: every comparison is with the same KV uncoded, out of and into the same cells in the same order, and the same tokens
-fed after it in the same batches. Lossless KV that was swapped then differs by exactly nothing.
+Law: both are loaded into the same cells in the same order, and the same tokens are fed after them in the same batches.
+Lossless KV that was swapped then differs by exactly nothing.
 """
 
 from __future__ import annotations
@@ -16,6 +16,7 @@ import numpy.typing as npt
 from bench.quality.contexts import Case, Probe
 from bench.quality.engine import CACHES, ScoringEngine
 from bench.quality.settings import Prefix, Setting
+from llmaas.engine.llama.context import KvType
 from llmaas.kvchunks.codec.codec import Codec, sinks_at
 from llmaas.records import CHUNK_TOKENS, F32, LOSSLESS, ChunkKey, KvSlab, Precision, Queries
 
@@ -24,10 +25,11 @@ _KEY = ChunkKey(bytes(16))
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Score:
-    """One probe under one setting; arrays have a row for every token that is scored.
+    """One probe under one setting. Arrays have a row for every token that is scored.
 
     ``bits``: true bits per value of the coded part. ``kld``: KL(exact || coded), nats. ``same``: the likeliest token is
-    that of the exact KV. ``nll``: surprise at the token that really follows, nats. ``right``: the likeliest is that.
+    that over exact KV. ``nll``: negative log-likelihood of the token that really follows, nats. ``right``: the
+    likeliest token is that one.
     """
 
     setting: str
@@ -42,15 +44,15 @@ class Score:
 
 
 class Lab:
-    """Holds the engine, the codec, and engines with llama.cpp's quantised cells to compare with (by name)."""
+    """An engine and a codec, and by name engines with llama.cpp's quantised cells to compare with."""
 
-    def __init__(self, engine: ScoringEngine, caches: Mapping[str, ScoringEngine]) -> None:
+    def __init__(self, engine: ScoringEngine, caches: Mapping[KvType, ScoringEngine]) -> None:
         self.engine = engine
         self.codec = Codec(engine.info.geometry, engine.rope)
         self._caches = caches
 
     def study(self, case: Case, settings: Sequence[Setting]) -> Iterator[Score]:
-        """Every probe of ``case`` uncoded ("exact"), under each setting, and with each of llama.cpp's caches."""
+        """Scores of all probes of ``case``: uncoded ("exact"), under each setting, and with each llama.cpp cache."""
         slabs, queries = self.prefill(case.tokens)
         probes = sorted(case.probes, key=lambda probe: probe.coded, reverse=True)
         exact: list[F32] = []
@@ -71,7 +73,10 @@ class Lab:
             yield from _scores(name, CACHES[name], case, probes, exact, [ask(engine, probe) for probe in probes])
 
     def prefill(self, tokens: Sequence[int]) -> tuple[list[KvSlab], Queries | None]:
-        """The KV of ``tokens`` in chunks, and what queries the engine sampled; its weights go to the codec."""
+        """The KV of ``tokens`` in chunks, and the queries that the engine sampled, if it can.
+
+        The codec gets the engine's weights for keys.
+        """
         self.engine.drop(0, 0)
         self.engine.feed(0, tokens)
         queries = self.engine.take_queries(0)
@@ -79,7 +84,7 @@ class Lab:
         return self.export(0), queries
 
     def export(self, start: int) -> list[KvSlab]:
-        """Copies of the full chunks in sequence 0 from position ``start`` on, and of the rest as a shorter one."""
+        """Copies of the chunks of sequence 0 from position ``start`` on; the last may be shorter."""
         slabs = []
         length = self.engine.length(0)
         for begin in range(start, length, CHUNK_TOKENS):
@@ -106,7 +111,7 @@ class Lab:
         return 16 * nbytes / (n_tokens * self.engine.info.geometry.token_bytes)
 
     def _load(self, slabs: Sequence[KvSlab], precisions: Sequence[Precision]) -> int:
-        """Bring the chunks back at these precisions; how many bytes they were."""
+        """Code the chunks at these precisions and load them; returns their coded bytes."""
         pairs = enumerate(zip(slabs, precisions, strict=True))
         payloads = [self.encode(slab, precision, i * CHUNK_TOKENS) for i, (slab, precision) in pairs]
         self.bring_back(payloads, [slab.n_tokens for slab in slabs])
@@ -114,7 +119,7 @@ class Lab:
 
 
 def ask(engine: ScoringEngine, probe: Probe) -> F32:
-    """Log-probabilities for the scored tokens of ``probe``; the engine's sequence 0 is as before."""
+    """Log-probabilities, a row for each scored token of ``probe``. Sequence 0 is cut back to the coded tokens."""
     engine.drop(0, probe.coded)
     rows = engine.force(0, probe.fed[:-1])[probe.first - 1 :]
     engine.drop(0, probe.coded)
@@ -147,7 +152,7 @@ def _scores(
 
 
 def _until(queries: Queries | None, stop: int) -> Queries | None:
-    """The queries of tokens before position ``stop``: what was known when the context had that length."""
+    """The queries of tokens before position ``stop``: those that were known when the context had that length."""
     if queries is None:
         return None
     n = int(np.searchsorted(queries.positions, stop))

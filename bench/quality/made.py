@@ -1,7 +1,7 @@
-"""Made-up app contexts for machines without real ones: a phone's screens with the right next tap, and bookings.
+"""Made-up contexts of apps, for machines without real ones: a phone's screens with the right next tap, and bookings.
 
-Law: a function of the random source alone. They have what makes such contexts hard to compress: much that repeats, and
-a few details (ids, names, times) that everything later depends on.
+Law: they depend on the random source alone. They have what makes such contexts hard to compress: much that repeats, and
+a few details (ids, names, times) that all later answers depend on.
 """
 
 from __future__ import annotations
@@ -51,7 +51,7 @@ def screens(rng: random.Random, n: int = 24) -> list[Message]:
 
 
 def trips(rng: random.Random, n: int = 24) -> list[Message]:
-    """Bookings; each answer repeats what was asked for, and the later ones come back to earlier ones."""
+    """Bookings; each answer repeats what was asked for, and later questions are about earlier bookings."""
     turns, booked = [], []
     for _ in range(n):
         place, day, people = rng.choice(_PLACES), rng.choice(_DAYS), rng.randint(1, 6)

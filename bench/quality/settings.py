@@ -1,7 +1,7 @@
-"""Ways to choose how many bits each chunk of a context gets.
+"""Settings: ways to choose how many bits each chunk of a context gets.
 
 Law: a setting sees what the service would know at that moment: the chunks, and queries sampled while they were
-computed; never what comes after. The choices are the product's own policies; nothing is decided here.
+computed; nothing that comes later. The choices are the product's own policies; nothing is decided here.
 """
 
 from __future__ import annotations
@@ -52,7 +52,7 @@ class Prefix:
 
     @property
     def densities(self) -> list[float]:
-        """LLMS' D_i; what is too new for it counts as the densest, which is the best that LLMS could do with it."""
+        """LLMS' D_i. A chunk that is too new to have one counts as the densest, the best that LLMS could do with it."""
         known = [one.density for one in self.sensitivities if one is not None]
         return [max(known, default=1.0) if one is None else one.density for one in self.sensitivities]
 
@@ -61,7 +61,7 @@ class Prefix:
         return self.codec.encoded_size(CHUNK_TOKENS, precision)
 
     def budget(self, bits: float) -> int:
-        """Bytes for all chunks at so many true bits per value, less what the first one's sinks take in any case."""
+        """Bytes for all chunks at ``bits`` true bits per value, less those that the first chunk's sinks always take."""
         least = Precision(2, 2)
         sinks = self.codec.encoded_size(CHUNK_TOKENS, least, sinks_at(0)) - self.size(least)
         return int(bits * len(self.slabs) * CHUNK_TOKENS * self.codec.geometry.token_bytes / 16) - sinks
@@ -80,7 +80,7 @@ class Setting(Protocol):
 
 @dataclass(frozen=True, slots=True)
 class Uniform:
-    """Every chunk the same."""
+    """All chunks at the same precision."""
 
     k: int
     v: int
@@ -95,18 +95,18 @@ class Uniform:
 
 
 def by_tolerance(prefix: Prefix, nbytes: int) -> list[Precision]:
-    """Bits where they keep most of the attention output (kvchunks/codec/sensitivity.py)."""
+    """Precisions by measured sensitivity: bits where they keep most of the attention output."""
     return allocate(prefix.sensitivities, prefix.size, nbytes)
 
 
 def by_density(prefix: Prefix, nbytes: int) -> list[Precision]:
-    """Bits by mean attention, as LLMS does (arXiv 2403.11805)."""
+    """Precisions by mean attention, as LLMS chooses them (arXiv 2403.11805)."""
     return llms(prefix.densities, prefix.size, nbytes)
 
 
 @dataclass(frozen=True, slots=True)
 class Shared:
-    """So many true bits per value, shared out by ``allot``."""
+    """A budget of ``bits`` true bits per value, which ``allot`` divides among the chunks."""
 
     family: str
     bits: float
@@ -122,7 +122,7 @@ class Shared:
 
 @dataclass(frozen=True, slots=True)
 class ToleranceLike:
-    """Tolerance with no more bytes than another setting takes in the same context: llms meets no budget exactly."""
+    """By sensitivity, with the bytes that another setting takes in the same context: llms meets no budget exactly."""
 
     other: Setting
     family: str = "tolerance, matched"

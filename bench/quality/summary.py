@@ -1,7 +1,7 @@
-"""Scores -> figures, the table, and the bars.
+"""From scores to figures, the table, and the bars.
 
-Law: pure. A mean over tokens is taken within a context, and over contexts after that, so that no kind counts for more
-because its contexts are longer; p99 is over the tokens of all contexts, since one context has too few.
+Law: pure. A mean over tokens is taken within a context first, then over contexts, so that longer contexts do not count
+for more; p99 is over the tokens of all contexts, since one context has too few.
 """
 
 from __future__ import annotations
@@ -21,22 +21,27 @@ Row = dict[str, Any]
 
 
 def summaries(scores: Sequence[Score], families: Mapping[str, str]) -> list[Row]:
-    """One row a setting, in the order of ``families`` (setting -> family)."""
+    """A row for each setting, in the order of ``families`` (setting -> family)."""
     exact = {_who(score): score for score in scores if score.setting == "exact" and score.task == "text"}
-    rows = []
-    for name, family in families.items():
-        mine = [score for score in scores if score.setting == name]
-        text = [score for score in mine if score.task == "text"]
-        kinds = list(dict.fromkeys(score.kind for score in text))
-        row: Row = {"setting": name, "family": family} | _text(text, exact)
-        row["kinds"] = {kind: _text([score for score in text if score.kind == kind], exact) for kind in kinds}
-        row["contexts"] = {score.case: sig(_mean(score.kld)) for score in text}
-        for task in ("needle", "action"):
-            asked = [score for score in mine if score.task == task]
-            if asked:
-                row[task] = _answers(asked)
-        rows.append(row)
-    return rows
+    by_setting: dict[str, list[Score]] = {name: [] for name in families}
+    for score in scores:
+        by_setting.setdefault(score.setting, []).append(score)
+    return [_row(name, family, by_setting[name], exact) for name, family in families.items()]
+
+
+def _row(setting: str, family: str, scores: Sequence[Score], exact: Mapping[tuple[str, str], Score]) -> Row:
+    text = [score for score in scores if score.task == "text"]
+    kinds: dict[str, list[Score]] = {}
+    for score in text:
+        kinds.setdefault(score.kind, []).append(score)
+    row: Row = {"setting": setting, "family": family} | _text(text, exact)
+    row["kinds"] = {kind: _text(some, exact) for kind, some in kinds.items()}
+    row["contexts"] = {score.case: sig(_mean(score.kld)) for score in text}
+    for task in ("needle", "action"):
+        asked = [score for score in scores if score.task == task]
+        if asked:
+            row[task] = _answers(asked)
+    return row
 
 
 def _who(score: Score) -> tuple[str, str]:
@@ -48,7 +53,7 @@ def _mean(values: np.ndarray[Any, Any]) -> float:
 
 
 def _text(scores: Sequence[Score], exact: Mapping[tuple[str, str], Score]) -> Row:
-    """Over text: ``ppl`` is perplexity, ``ppl_pct`` how much higher than over exact KV."""
+    """Figures over text. ``ppl`` is perplexity, ``ppl_pct`` by how many percent it is above that over exact KV."""
     nll = fmean(_mean(score.nll) for score in scores)
     before = fmean(_mean(exact[_who(score)].nll) for score in scores)
     return {
@@ -62,7 +67,9 @@ def _text(scores: Sequence[Score], exact: Mapping[tuple[str, str], Score]) -> Ro
 
 
 def _answers(scores: Sequence[Score]) -> Row:
-    """``same``, ``right``: answers all of whose greedy tokens are exact KV's, or the label's; ``logprob``: label's."""
+    """Figures of answers. ``same``, ``right``: the share whose greedy tokens are all those over exact KV, or those of
+    the label. ``logprob``: mean log-probability of the label, nats.
+    """
     return {
         "n": len(scores),
         "same": sig(fmean(bool(score.same.all()) for score in scores)),
@@ -91,7 +98,7 @@ def _share(row: Row, task: str, what: str) -> str:
 
 
 def table(figures: Row) -> Iterator[str]:
-    """Lines of Markdown: a row a setting with KLD of each kind, then the drift."""
+    """Lines of Markdown: a row for each setting, with the KLD of each kind, then the drift."""
     rows = figures["settings"]
     kinds = list(rows[0]["kinds"])
     yield "| " + " | ".join([*(title for title, _ in _COLUMNS), *(f"KLD {kind}" for kind in kinds)]) + " |"
@@ -110,7 +117,7 @@ def table(figures: Row) -> Iterator[str]:
 
 
 def bars(figures: Row, *, per_kind: bool) -> list[Bar]:
-    """``per_kind``: no kind of context may pay for the others (with one context of each kind that is a toss)."""
+    """``per_kind``: no kind of context may get worse for the others (one context of each kind could not show that)."""
     rows = figures["settings"]
     named = {row["setting"]: row for row in rows}
     floor = named["uniform 8/8"]["kld"]

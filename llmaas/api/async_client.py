@@ -54,7 +54,7 @@ class AsyncStream:
         return self._exchange.pieces.popleft()
 
     async def done(self) -> Done:
-        """The terminal reply; waits for it, and discards pieces that nobody took (``text`` has them)."""
+        """The terminal reply; waits for it, and discards pieces that were not taken (``text`` has them)."""
         await until_ended(self._exchange, self._changed)
         self._exchange.pieces.clear()
         return replies.result(Done, self._exchange.result())

@@ -1,6 +1,6 @@
 """The Backend that the server serves, and which of its methods answers which request.
 
-Law: holds nothing. Who may ask is decided here, before the backend hears of it.
+Law: holds no state. Rights are checked here, before the backend is called.
 """
 
 from __future__ import annotations

@@ -43,7 +43,7 @@ class Stream:
 
     @property
     def done(self) -> Done:
-        """The terminal reply; waits for it, and discards pieces that nobody took (``text`` has them)."""
+        """The terminal reply; waits for it, and discards pieces that were not taken (``text`` has them)."""
         self._client._finish(self._exchange)
         self._exchange.pieces.clear()
         return replies.result(Done, self._exchange.result())
@@ -88,6 +88,11 @@ class Client(BlockingOperations):
 
     Raises NotServing, VersionMismatch, BadRequest (the app's name), Busy. ``timeout`` (seconds) bounds connecting and
     sending; an answer may take as long as it takes.
+
+    >>> Client("/run/none/llmaas.sock", app="mail")
+    Traceback (most recent call last):
+    ...
+    llmaas.errors.NotServing: no daemon serves /run/none/llmaas.sock
     """
 
     def __init__(self, socket: Path | str, *, app: str, timeout: float = 10) -> None:

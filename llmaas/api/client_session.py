@@ -29,7 +29,7 @@ class Exchange:
         self.request_id = request_id
         self.request = request
         self.pieces: deque[Piece] = deque()
-        """Pieces that nobody has taken yet."""
+        """Pieces that the caller has not taken yet."""
         self.ended = False
         self.cancelling = False
         """Set by the client that has sent a cancel for it."""

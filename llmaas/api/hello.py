@@ -43,7 +43,11 @@ def read_hello(frame: Frame) -> Hello:
 
 
 def app_id(uid: int, name: str) -> AppId:
-    """The identity ``<uid>/<name>``. Raises BadRequest for a bad app name."""
+    """The identity ``<uid>/<name>``. Raises BadRequest for a bad app name.
+
+    >>> app_id(1000, "mail")
+    '1000/mail'
+    """
     if not _APP_NAME.fullmatch(name):
         raise BadRequest(f"field 'app': 1 to 64 characters of A-Z a-z 0-9 . _ - are wanted, not {reprlib.repr(name)}")
     return AppId(f"{uid}/{name}")

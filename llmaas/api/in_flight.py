@@ -161,13 +161,13 @@ class InFlight:
         try:
             self._backend.cancel(running.call)
         except UnknownRequest:
-            pass  # it ended in this very turn of the loop
+            pass  # it has ended; its done callback comes later in this iteration of the event loop
         except Exception:
             log.exception("cancelling a request of %s failed", self._caller.app)
 
 
 def as_llmaas_error(error: BaseException, op: str) -> LlmaasError:
-    """The error as callers see it. What nobody foresaw is logged with its traceback."""
+    """The error as callers see it. An unexpected one is logged with its traceback."""
     if isinstance(error, LlmaasError):
         return error
     if isinstance(error, asyncio.CancelledError):

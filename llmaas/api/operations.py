@@ -2,6 +2,9 @@
 
 Law: pure. Both clients make their methods of these functions: these signatures and docstrings are the methods' own.
 All of them raise BadRequest for arguments that are out of range, before anything is sent.
+
+>>> fork("inbox", name="copy").request
+Fork(context='inbox', name='copy')
 """
 
 from __future__ import annotations

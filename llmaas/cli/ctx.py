@@ -142,7 +142,7 @@ def _fork(client: Client, args: argparse.Namespace) -> int:
 def _hint(client: Client, args: argparse.Namespace) -> int:
     info = meant(args.context, client.contexts())
     client.hint(info.id)
-    print(f"{printable(info.name)} will be brought back as soon as nobody else waits")
+    print(f"{printable(info.name)} will be brought back to the engine when no call waits")
     return 0
 
 

@@ -1,7 +1,8 @@
-"""Adapters in the engine's memory: loaded when they are needed, within a budget.
+"""The adapters in the engine's memory: an LRU cache with a budget, whose entries are pinned while they are in use.
 
-Law: on the engine's thread only, but for ``examine`` and ``loaded``. What is taken stays loaded until it is given back
-as often; of the rest, what was used last longest ago goes first. What is loaded under a fingerprint has that content.
+Law: on the engine's thread only, except ``examine`` and ``loaded``. An adapter that was acquired stays loaded until it
+was released as often; of the others the least recently used is evicted first. An adapter loaded under a fingerprint has
+the content of that fingerprint.
 """
 
 from __future__ import annotations
@@ -15,25 +16,26 @@ from llmaas.engine.base import Engine
 from llmaas.errors import AdapterUnreadable, Busy
 
 _BLOCK = 1 << 20
-_MISSING = (0, 0, 0)
+_NO_STAMP = (0, 0, 0)
+"""The stamp of no file: an adapter that has it is read again when it is loaded."""
 
 
 @dataclass(frozen=True, slots=True)
 class AdapterFile:
-    """A LoRA adapter's file, and what it held when it was looked at."""
+    """A LoRA adapter's file, and what it held when it was read."""
 
     name: str
     path: Path
     fingerprint: str
-    """Hash of all of it, 32 hex digits: KV that was computed with it is named by this."""
+    """Hash of the whole file, 32 hex digits. It is part of the keys of KV that was computed with the adapter."""
     size_bytes: int = 0
-    """About what it takes in memory, too: nearly all of it is weights."""
-    stamp: tuple[int, int, int] = _MISSING
-    """Inode, bytes and time of change: while they are the same, so is the content."""
+    """Of the file. It takes about as much in memory, since nearly all of it is weights."""
+    stamp: tuple[int, int, int] = _NO_STAMP
+    """Inode, bytes and time of change. While they are the same, so is the content."""
 
 
 def examine(name: str, path: Path) -> AdapterFile:
-    """Read all of a file. Safe on any thread. Raises AdapterUnreadable."""
+    """Read and hash a whole file. Safe on any thread. Raises AdapterUnreadable."""
     hasher = hashlib.blake2b(digest_size=16)
     try:
         stamp = _stamp(path)
@@ -51,15 +53,15 @@ def _stamp(path: Path) -> tuple[int, int, int]:
 
 
 class AdapterCache:
-    """``budget``: bytes that loaded adapters take at most. The engine knows them by their fingerprints."""
+    """``budget``: bytes that the loaded adapters may take together. The engine has them under their fingerprints."""
 
     def __init__(self, engine: Engine, budget: int) -> None:
         self._engine, self.budget = engine, budget
         self._loaded: dict[str, int] = {}
-        """Bytes, the one used longest ago first."""
+        """Bytes of each loaded adapter, the least recently used first."""
         self._users: Counter[str] = Counter()
         self.loads = 0
-        """How often one was loaded."""
+        """How often an adapter was loaded, for the metrics."""
 
     @property
     def loaded(self) -> dict[str, int]:
@@ -67,10 +69,10 @@ class AdapterCache:
         return self._loaded.copy()
 
     def acquire(self, adapter: AdapterFile) -> None:
-        """Load the adapter if need be, and keep it until it is given back.
+        """Load the adapter unless it is loaded, and pin it until ``release``.
 
-        Raises AdapterUnreadable (its file is gone, or not what it was), AdapterMismatch, and Busy if those that are
-        taken leave no room.
+        Raises AdapterUnreadable if its file is gone or has changed, AdapterMismatch if it is for another model, and
+        Busy if the pinned adapters leave no room for it.
         """
         fingerprint = adapter.fingerprint
         if fingerprint not in self._loaded:
@@ -79,10 +81,11 @@ class AdapterCache:
         self._users[fingerprint] += 1
 
     def release(self, fingerprint: str) -> None:
+        """Undo one ``acquire``. The adapter stays loaded until its room is needed."""
         self._users[fingerprint] -= 1
 
     def evict_idle(self, fingerprint: str) -> None:
-        """Nobody will take it again: unload it, if nobody uses it now."""
+        """Unload an adapter that nobody will acquire again, unless it is in use now."""
         if fingerprint in self._loaded and not self._users[fingerprint]:
             self._unload(fingerprint)
 

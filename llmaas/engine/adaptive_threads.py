@@ -1,4 +1,4 @@
-"""Steps of an engine, with as many threads as the machine has room for.
+"""Runs an engine's steps with as many threads as the machine has room for.
 
 Law: on the engine's thread only. It measures steps and sets threads; ``policies.thread_count`` decides how many.
 """
@@ -11,20 +11,22 @@ from llmaas.engine.base import BatchItem, Engine, Halt
 from llmaas.policies.thread_count import ThreadCount
 
 _REACH = 512
-"""Tokens that steps of one kind look back on differ by less than this, or less than twofold."""
+"""Steps that look back on fewer tokens than this are of one kind; above it, those within a factor of two."""
 
 
 class AdaptiveThreads:
-    """``step`` runs ``engine.step`` with 1 .. ``most`` threads; ``now`` tells seconds. Decode and prefill have numbers
-    of their own, since prefill meets at barriers less often."""
+    """``step`` and ``steps`` of ``engine``, with 1 .. ``most`` threads. ``now`` returns the time in seconds.
+
+    Decode and prefill each have their own number of threads, since in prefill threads wait for each other less often.
+    """
 
     def __init__(self, engine: Engine, most: int, now: Callable[[], float]) -> None:
         self._engine, self._now = engine, now
         self.decode, self.prefill = ThreadCount(most, curious=True), ThreadCount(most)
-        self._set = most
+        self._in_use = most
 
     def step(self, items: Sequence[BatchItem], adapter: str = "") -> list[int | None]:
-        """As ``Engine.step``; a step that fails teaches nothing."""
+        """See ``Engine.step``. A step that fails is not measured."""
         n_tokens = sum(len(item.tokens) for item in items)
         count = self.decode if n_tokens == len(items) else self.prefill
         self._use(count)
@@ -36,7 +38,7 @@ class AdaptiveThreads:
     def steps(
         self, items: Sequence[BatchItem], most: int, seconds: float, halt: Halt, adapter: str = ""
     ) -> list[list[int]]:
-        """As ``Engine.steps``; a look at another number of threads takes them one by one."""
+        """See ``Engine.steps``. While another number of threads is tried, steps run one by one."""
         self._use(self.decode)
         begin = self._now()
         rows = self._engine.steps(items, 1 if self.decode.in_trial else most, seconds, halt, adapter)
@@ -44,17 +46,17 @@ class AdaptiveThreads:
         kind = _kind(items, len(items))
         for _ in rows:
             self.decode.observe(kind, each)
-            if self.decode.in_trial:  # the next steps will
+            if self.decode.in_trial:  # a trial has begun: these steps did not have its number of threads
                 break
         return rows
 
     def _use(self, count: ThreadCount) -> None:
-        if count.threads != self._set:
+        if count.threads != self._in_use:
             self._engine.set_threads(count.threads)
-            self._set = count.threads
+            self._in_use = count.threads
 
     def snapshot(self) -> dict[str, int]:
-        """Threads in use, and how often their number changed for good."""
+        """For the metrics: threads of decode and prefill, and how often these numbers changed outside of trials."""
         return {
             "most": self.decode.most,
             "decode": self.decode.threads,
@@ -64,5 +66,6 @@ class AdaptiveThreads:
 
 
 def _kind(items: Sequence[BatchItem], n_tokens: int) -> Hashable:
+    """Steps of one kind take about the same time: as many sequences, about as many tokens, about the same reach."""
     reach = sum(item.pos * len(item.tokens) for item in items) // n_tokens
     return len(items), n_tokens.bit_length(), (reach // _REACH).bit_length()

@@ -1,8 +1,16 @@
-"""The engine port: everything the service asks of a model runtime.
+"""The engine port: everything that the service asks of a model runtime.
 
-Law: every method runs on the engine's one thread (see ``engine/thread.py``), except ``abort`` and the
-pure text methods ``tokenize``, ``piece``, ``render``, ``check_sampling``, which are safe anywhere. An
-engine keeps no idea of contexts, chunks or apps: it knows sequences (0 .. n_seqs-1), positions and cells.
+Law: an engine knows sequences, positions and cells, and has no idea of contexts, chunks or apps.
+
+**Words.** A cell holds the KV of one token. A sequence is a row of tokens at positions 0, 1, 2 ..., each in a cell; its
+number is in 0 .. n_seqs-1. A step is one batch of tokens, computed together.
+
+**Threads.** Whoever builds an engine must call it on that same thread, and an engine raises RuntimeError on any other
+(``engine/thread.py`` provides the thread). Safe on every thread are ``abort``, ``blank``, the properties, and the text
+methods: ``tokenize``, ``piece``, ``is_end``, ``render``, ``check_sampling``.
+
+**Errors.** An argument that breaks a rule given here raises ValueError (``engine/rules.py`` has the checks), a closed
+engine EngineFailed. After an exception every sequence is as it was before the call.
 """
 
 from __future__ import annotations
@@ -21,8 +29,8 @@ from llmaas.records import F32, KvSlab, Message, ModelInfo, Queries, Rope
 class BatchItem:
     """Consecutive tokens of one sequence, at positions ``pos .. pos+len(tokens)-1``.
 
-    With a ``sampler`` the engine draws the token that follows the last one, by what ``set_sampler`` made under this
-    number; None: nothing is drawn.
+    ``sampler``: the number of a sampler, made by ``set_sampler``, with which the engine draws the token that follows
+    the last one. None: nothing is drawn.
     """
 
     seq: int
@@ -32,11 +40,12 @@ class BatchItem:
 
 
 class Halt:
-    """A flag between threads, which C can read as well: begin no more steps in a row."""
+    """A flag that any thread sets to end ``Engine.steps`` after the step that runs now. C reads it at ``address``."""
 
     def __init__(self) -> None:
         self._cell = ctypes.c_int32(0)
         self.address = ctypes.addressof(self._cell)
+        """Of a 32-bit integer that is 0 while the flag is not set. Valid as long as this object."""
 
     def set(self) -> None:
         self._cell.value = 1
@@ -50,18 +59,21 @@ class Halt:
 
 
 class Aborted(Exception):
-    """``abort`` was called while a step ran. The step's cells are gone; the sequences stand as before it."""
+    """``abort`` was called while a step ran. The step's cells are free again; the sequences are as before it."""
 
 
 class CellsFull(Exception):
-    """A step or an import found no free cell; nothing was changed."""
+    """A step or a load needs more cells than are free. Nothing was changed."""
 
 
 class Engine(Protocol):
     """A model runtime that keeps sequences in cells."""
 
+    # -- what it is; constant from the constructor on
+
     @property
-    def info(self) -> ModelInfo: ...
+    def info(self) -> ModelInfo:
+        """Name, identity and sizes of the model. Equal for two engines of one model."""
 
     @property
     def n_cells(self) -> int:
@@ -75,152 +87,156 @@ class Engine(Protocol):
     def max_batch(self) -> int:
         """Most tokens that one step may hold, over all its items."""
 
-    # -- text, safe on any thread
+    # -- text
 
     def tokenize(self, text: str, *, special: bool, bos: bool) -> list[int]:
         """Token ids of ``text``.
 
-        ``special`` parses special tokens; ``bos`` adds the model's start token, if it wants one.
+        ``special``: parse names of special tokens; without it they are plain text. ``bos``: begin with the model's
+        start token, if it wants one and the text does not begin with it.
         """
 
     def piece(self, token: int) -> bytes:
-        """The bytes of a token; may be part of a UTF-8 character. Special tokens give b""."""
+        """The bytes of a token; they may be part of a UTF-8 character. b"" for special tokens."""
 
     def is_end(self, token: int) -> bool:
-        """True if the token ends a generation."""
+        """True if the token ends an answer."""
 
     def render(self, messages: Sequence[Message], *, answer: bool) -> str:
-        """Messages through the model's chat template; with ``answer`` ready for the model's turn.
+        """Messages through the model's chat template; with ``answer`` up to where the model begins to speak.
 
         Raises BadRequest if the template refuses the messages.
         """
 
     def check_sampling(self, sampling: Sampling) -> None:
-        """Raise BadRequest for a grammar or JSON schema that cannot be used, with what is wrong with it. Takes up to
-        half a second for the largest."""
+        """Raise BadRequest, with what is wrong, for a grammar or JSON schema that cannot be used.
 
-    # -- sequences
-
-    def set_sampler(self, sampler: int, sampling: Sampling | None, past: Sequence[int] = ()) -> None:
-        """Make a fresh sampler under any number from 0 on; None frees it. Raises what ``check_sampling`` raises.
-
-        ``past``: the tokens before the answer, as many of the last as penalties should look at.
-
-        A sampler belongs to an answer, not to a sequence: an answer that is interrupted may go on in another one, and
-        its sampler's state (random numbers, what was said, where its grammar stands) goes on with it.
+        Takes up to half a second for the largest.
         """
 
-    def step(self, items: Sequence[BatchItem], adapter: str = "") -> list[int | None]:
-        """Run one batch; the drawn token per item, None where there is no ``sampler``.
+    # -- steps
 
-        ``adapter``: name of a loaded adapter that the whole batch is computed with, "" for the bare model. What cells
-        hold stays as it was computed: whose KV may follow whose is for the caller to know.
+    def set_sampler(self, sampler: int, sampling: Sampling | None, past: Sequence[int] = ()) -> None:
+        """Make a fresh sampler under a number of the caller's choice, 0 or more. None frees the number if it is in use.
 
-        Each item's ``pos`` must be the sequence's present length. Raises Aborted, CellsFull,
-        EngineFailed; after any of them the sequences are as before the call.
+        ``past``: tokens before the answer, of which the last ``penalty_last_n`` count for penalties. Raises BadRequest
+        as ``check_sampling`` does.
+
+        A sampler belongs to an answer, not to a sequence: an answer that was interrupted may go on in another sequence,
+        and its sampler goes on with it: random numbers, the tokens drawn, the place in a grammar.
         """
 
     def load_adapter(self, name: str, path: Path) -> None:
-        """Bring a LoRA adapter (arXiv 2106.09685) into memory under a name that is free.
+        """Bring a LoRA adapter (arXiv 2106.09685) into memory, under a name that is not "" and not in use.
 
-        Raises AdapterUnreadable, AdapterMismatch; nothing was changed then.
+        Raises AdapterUnreadable if the file is gone, torn or no adapter, AdapterMismatch if it is one for another
+        model. The file may go afterwards.
         """
 
     def unload_adapter(self, name: str) -> None:
         """Free a loaded adapter. KV that was computed with it stays."""
 
+    def step(self, items: Sequence[BatchItem], adapter: str = "") -> list[int | None]:
+        """Run one batch. Returns the drawn token of each item, None for an item without ``sampler``.
+
+        A batch holds 1 .. max_batch tokens. A sequence appears at most once, and its item's ``pos`` is the sequence's
+        length. ``adapter``: name of the loaded adapter with which the whole batch is computed, "" for the bare model.
+        Cells keep what they were computed with: the caller knows whose KV may follow whose.
+
+        Raises Aborted, CellsFull, and EngineFailed if the runtime fails.
+        """
+
     def steps(
         self, items: Sequence[BatchItem], most: int, seconds: float, halt: Halt, adapter: str = ""
     ) -> list[list[int]]:
-        """At most ``most`` steps in a row, for items of one token each that all draw: what each step drew.
+        """Run 1 .. ``most`` decode steps in a row. Returns the tokens that each step drew, one for each item.
 
-        It ends after a step that draws an end token, that ends after ``seconds``, or during which ``halt`` was set,
-        and whenever else it likes. Raises what ``step`` raises if the first step fails; at a later one it ends.
+        Every item has one token and a sampler; from the second step on its token is the one drawn last. The row ends
+        after a step that draws an end token, that ends more than ``seconds`` after the call, or during which ``halt``
+        was set. It may also end at any other step: an engine may run one step only (``engine/plain_steps.py``).
+
+        Raises what ``step`` raises if the first step fails. If a later one fails, the row ends before it.
         """
-
-    def length(self, seq: int) -> int:
-        """Tokens of the sequence in cells (its positions are 0 .. length-1)."""
 
     def logits(self, item: int = -1) -> F32:
-        """A copy of the model's next-token logits (n_vocab), before any sampler, for that item of the last step.
+        """A copy of the model's next-token logits (n_vocab) after an item of the last step, before any sampler.
 
-        ValueError unless the item drew.
+        ``item``: index into the items of that step, or of the last of several in a row; -1 is the last one, as in a
+        list. ValueError unless it drew.
         """
 
+    # -- sequences
+
+    def length(self, seq: int) -> int:
+        """Tokens of the sequence in cells: its positions are 0 .. length-1."""
+
     def drop(self, seq: int, start: int) -> None:
-        """Remove the sequence's positions from ``start`` on."""
+        """Remove the sequence's positions from ``start`` on. ``start`` may lie beyond the end."""
 
     def copy(self, src: int, dst: int, stop: int) -> None:
-        """Let empty ``dst`` share the first ``stop`` positions of ``src``, by reference where the runtime can."""
+        """Let the empty sequence ``dst`` share the first ``stop`` positions of ``src``.
+
+        The shared cells count once. Where the runtime has no sharing, it must copy.
+        """
 
     # -- KV in and out
 
     def export(self, seq: int, start: int, stop: int) -> KvSlab:
-        """The KV of positions start .. stop-1, as views of a buffer that stays valid as long as the slab."""
+        """The KV of positions start .. stop-1 of a sequence that has them.
+
+        Its arrays may be views of a buffer, which stays valid and unchanged as long as any of them.
+        """
 
     def blank(self, n_tokens: int) -> KvSlab:
-        """A writable slab for ``load``, in the runtime's own layout so that nothing is copied twice.
+        """A writable slab for ``load``, with anything in it.
 
-        Safe on any thread.
+        It is in the runtime's own layout, so that values written to it need not be copied again.
         """
 
     def load(self, seq: int, start: int, slab: KvSlab) -> None:
-        """Put a slab from ``blank`` (or ``export``) into cells at positions start .. start+n_tokens-1.
+        """Put a slab from ``blank`` or ``export`` into cells, at positions start .. start+n_tokens-1.
 
-        ``start`` must be the sequence's present length. Raises CellsFull, EngineFailed.
+        ``start`` is the sequence's length. What was exported and loaded again must come back bit by bit. Raises
+        CellsFull, and EngineFailed if the runtime does not take the slab.
         """
 
-    # -- what the model looks for in the KV
+    # -- what the model looks for in the KV; an engine that cannot tell says None
 
     @property
     def rope(self) -> Rope | None:
-        """How this model turns keys by position, the same at every start; None: unknown, or not at all."""
+        """How this model rotates keys by position (RoPE), the same at every start.
+
+        None if it does not, or in a way that is not known.
+        """
 
     @property
     def windows(self) -> tuple[int, ...]:
-        """How many tokens each layer looks back, itself included; 0: all of them. Empty: every layer sees all."""
+        """How many tokens each layer looks back, itself included; 0: all of them. Empty if every layer sees all."""
 
     def key_weights(self) -> F32 | None:
         """Root mean square (n_layer, k_dim) of the queries that met each channel of a key, over all sampled until now.
 
-        Both channels of a rotary pair have the same, so it holds for keys turned by any angle. All are positive.
-        None until some queries were seen, or if the engine sees none.
+        Both channels of a rotary pair have the same weight, so it holds for keys rotated by any angle. All are
+        positive. None until enough queries were seen.
         """
 
     def take_queries(self, seq: int) -> Queries | None:
-        """The queries that steps of the sequence sampled since they were taken last, but for positions dropped since.
+        """The queries that steps of the sequence sampled since the last call; of dropped positions there are none.
 
-        None if there are none, or the engine sees none. Which positions are sampled depends on the position only; older
-        queries are thinned out when they become too many.
+        Which positions are sampled depends on the position only. Older queries are thinned out when they become too
+        many. None if there are none.
         """
 
+    # -- threads and the end
+
     def set_threads(self, n: int) -> None:
-        """Compute with ``n`` threads from the next step on. Never more than the engine was made with; at least 1.
+        """Compute with ``n`` threads from the next step on: 1 or more, and no more than the engine was made with.
 
         Another number rounds sums differently, as another batch does.
         """
 
     def abort(self) -> None:
-        """Make the step that runs now raise Aborted, soon. From any thread; no step running: no effect."""
+        """Make the step that runs now raise Aborted, soon. Without effect if none runs, and after ``close``."""
 
     def close(self) -> None:
-        """Free the model and the cells. The engine is of no use afterwards."""
-
-
-def plain_steps(
-    engine: Engine, items: Sequence[BatchItem], most: int, seconds: float, halt: Halt, adapter: str = ""
-) -> list[list[int]]:
-    """``Engine.steps`` by ``Engine.step``."""
-    rows: list[list[int]] = []
-    while len(rows) < most:
-        try:
-            row = [token for token in engine.step(items, adapter) if token is not None]
-        except Exception:  # what was drawn before stands; if the fault stays, the next step says so
-            if not rows:
-                raise
-            break
-        rows.append(row)
-        if halt.is_set or any(map(engine.is_end, row)):
-            break
-        items = [BatchItem(i.seq, i.pos + 1, (token,), i.sampler) for i, token in zip(items, row, strict=True)]
-    return rows
+        """Free the model and the cells. Idempotent. Slabs that were exported before stay valid."""

@@ -1,4 +1,4 @@
-"""The engine's one thread: jobs go in by a queue, futures come out.
+"""The one thread that owns the engine: jobs go in through a queue, futures come out.
 
 Law: the engine is built, used and closed on this thread only. Every submitted job ends in exactly one of
 result, exception or cancellation.
@@ -23,16 +23,16 @@ _Job = tuple["Future[Any]", Callable[..., Any], tuple[Any, ...], dict[str, Any]]
 class EngineThread:
     """A thread that owns an engine. The constructor waits for ``make`` and raises what it raises.
 
-    Not a ThreadPoolExecutor, whose thread cannot be made to build the engine first and close it last.
+    It is not a ThreadPoolExecutor, because that cannot be told to build the engine first and close it last.
     """
 
     def __init__(self, make: Callable[[], Engine], name: str = "engine") -> None:
         self._jobs: SimpleQueue[_Job | None] = SimpleQueue()
-        self._gate = threading.Lock()  # so that no job slips in behind the end mark
+        self._gate = threading.Lock()  # so that no job is put behind the None that ends the thread
         self._closed = False
         self._urgent_submitted = self._urgent_begun = 0
         self.halt = Halt()
-        """Set when somebody waits for the end of steps in a row."""
+        """Ends steps in a row (``Engine.steps``). Set by ``submit_urgent``, and by others that wait for their end."""
         made: Future[Engine] = Future()
         self._thread = threading.Thread(target=self._run, args=(make, made), name=name, daemon=True)
         self._thread.start()
@@ -40,16 +40,16 @@ class EngineThread:
 
     @property
     def engine(self) -> Engine:
-        """For what is safe on any thread: text methods, ``blank``, ``abort``, ``info``."""
+        """For the methods that are safe on any thread (``engine/base.py``)."""
         return self._engine
 
     @property
     def urgent_waiting(self) -> bool:
-        """Whether a job waits that somebody else waits for (``submit_urgent``)."""
+        """True while a job of ``submit_urgent`` has not begun."""
         return self._urgent_submitted != self._urgent_begun
 
     def submit_urgent(self, fn: Callable[P, T], *args: P.args, **kwargs: P.kwargs) -> Future[T]:
-        """``submit`` what somebody waits for: a burst of steps ends for it."""
+        """Submit a job that somebody waits for: it ends steps in a row and shows in ``urgent_waiting``."""
 
         def begin() -> T:
             self._urgent_begun += 1
@@ -61,7 +61,7 @@ class EngineThread:
         return self.submit(begin)
 
     def submit(self, fn: Callable[P, T], *args: P.args, **kwargs: P.kwargs) -> Future[T]:
-        """Run ``fn`` on the thread, after all that was submitted before. Raises ShuttingDown after ``close``."""
+        """Run ``fn`` on the thread, after all that was submitted before it. Raises ShuttingDown after ``close``."""
         future: Future[T] = Future()
         with self._gate:
             if self._closed:
@@ -70,21 +70,21 @@ class EngineThread:
         return future
 
     def close(self) -> None:
-        """Abort the running step, cancel what waits, close the engine, wait for the end of the thread. Idempotent."""
+        """Abort the running step, cancel waiting jobs, close the engine, wait for the end of the thread. Idempotent."""
         with self._gate:
             first, self._closed = not self._closed, True
         if first:
             self._jobs.put(None)
         if threading.current_thread() is self._thread:
             return
-        while self._thread.is_alive():  # again and again: an abort just before a step begins is without effect
+        while self._thread.is_alive():  # repeatedly: an abort just before a step begins has no effect
             self._engine.abort()
             self._thread.join(0.05)
 
     def _run(self, make: Callable[[], Engine], made: Future[Engine]) -> None:
         try:
             engine = make()
-        except BaseException as error:  # all of it belongs to whoever waits in the constructor
+        except BaseException as error:  # the constructor waits for it and raises it
             made.set_exception(error)
             return
         made.set_result(engine)
@@ -92,7 +92,7 @@ class EngineThread:
         try:
             while (job := self._jobs.get()) is not None:
                 _carry_out(job, cancel=self._closed)
-                del job  # or its arguments would live until the next one comes
+                del job  # otherwise its arguments would live until the next job comes
         finally:
             engine.close()
 
@@ -105,11 +105,11 @@ def _carry_out(job: _Job, *, cancel: bool) -> None:
         return
     try:
         result = fn(*args, **kwargs)
-    except BaseException as error:  # it belongs to whoever waits for the future; the thread lives on
+    except BaseException as error:  # the future raises it to whoever waits; the thread lives on
         future.set_exception(error)
     else:
         future.set_result(result)
     finally:
-        # An exception holds this frame, which holds the future, which holds the exception: such a ring would keep
-        # a failed load's chunk in memory until the garbage collector comes by.
+        # An exception refers to this frame, the frame to the future, the future to the exception: such a ring would
+        # keep a failed load's chunk in memory until the garbage collector runs.
         del future, job, fn, args, kwargs

@@ -1,4 +1,4 @@
-"""The ledger: which copies of every chunk exist, who holds them, and how many bytes they take.
+"""The ledger: which copies of every chunk exist, what needs them, and how many bytes they take.
 
 Law: policies propose, the ledger disposes. A copy, in the POOL or on DISK, moves only along ``TRANSITIONS``; anything
 else raises PolicyBug and changes nothing. BEGIN reserves the copy's bytes, ARRIVE or FAIL ends the move::
@@ -114,7 +114,7 @@ class Ledger:
     def tier(self, key: ChunkKey) -> Tier:
         return self.chunk(key).tier
 
-    # -- who needs it
+    # -- what needs it
 
     def ref(self, key: ChunkKey) -> None:
         """One more context contains the chunk."""
@@ -144,9 +144,11 @@ class Ledger:
             raise PolicyBug(f"chunk {key.hex()} is cold in no context")
         chunk.cold -= 1
 
-    def pin(self, key: ChunkKey) -> None:
+    def pin(self, key: ChunkKey) -> Chunk:
         """Keep the chunk's copies until ``unpin``."""
-        self.chunk(key).pins += 1
+        chunk = self.chunk(key)
+        chunk.pins += 1
+        return chunk
 
     def unpin(self, key: ChunkKey) -> None:
         chunk = self.chunk(key)

@@ -1,8 +1,8 @@
 """Engine steps: what one batch holds, and what its results mean for the calls in it.
 
-Law: of the calls that are in CELLS the scheduling policy chooses; those that decode are all in the step, prompts share
-what time is left, so that nobody waits for a step's end longer than ``step_target``. Only a call that is alone gets
-longer steps, and those are aborted when another call comes.
+Law: the scheduling policy chooses among the calls in CELLS. All chosen calls that decode are in the step, and prompts
+share the time that is left, so that no call waits longer than ``step_target`` for a step's end. Only a call that is
+alone gets longer steps, and those are aborted when another call comes.
 """
 
 from __future__ import annotations
@@ -29,7 +29,7 @@ _OTHER_ADAPTER_BURST = 4
 
 
 class Batching:
-    """The step that runs, and who may be in the next one."""
+    """The step that runs, and the choice of the next one."""
 
     def __init__(
         self,
@@ -76,7 +76,7 @@ class Batching:
         return None
 
     def _choose(self, able: list[Job], now: float) -> tuple[list[Job], bool]:
-        """Whom the policy chooses, as far as they have the same adapter; and whether others it chose have another."""
+        """Calls that the policy chooses and that share one adapter; and whether it chose others, with another one."""
         by_request = {job.request: job for job in able}
         chosen = [by_request[request] for request in self._policy.select(list(by_request), now)]
         if all(job.adapter == chosen[0].adapter for job in chosen):

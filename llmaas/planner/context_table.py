@@ -1,6 +1,6 @@
 """The context table: all contexts, and what happens to them between calls.
 
-Law: a context's chunks are told from outside, never guessed: by a call that returned, a truncation, a fork, a restart.
+Law: which chunks a context has is said by events (a call returned, a truncation, a fork, a restart), never guessed.
 Work per event does not grow with idle contexts, except at start and when a context closes.
 """
 

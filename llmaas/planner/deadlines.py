@@ -1,4 +1,4 @@
-"""Deadlines: the moments from which nobody wants a call any more.
+"""Deadlines: the moments from which nobody wants a call's result any more.
 
 Law: an expired call is named once. Calls that have ended stay here until their deadline, or until they are too many.
 """

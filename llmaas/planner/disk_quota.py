@@ -14,7 +14,7 @@ from __future__ import annotations
 from collections import OrderedDict
 from collections.abc import Callable, Iterable
 
-from llmaas.kvchunks.ledger import Copy, Ledger
+from llmaas.kvchunks.ledger import Chunk, Copy, Ledger
 from llmaas.planner.actions import Action, DropDisk
 from llmaas.planner.context import Context
 from llmaas.planner.tally import Tally
@@ -35,7 +35,7 @@ class DiskQuota:
         self._spare: dict[ChunkKey, None] = {}
         """Chunks that have become cold without need, by a context that went or a pin that ended: the first to go."""
         self._gone: list[ChunkKey] = []
-        """Dropped from the ledger, but the store has yet to be told."""
+        """Dropped from the ledger; DropDisk is still to be emitted."""
         self._full = False
         self._uses = 0
 
@@ -71,8 +71,8 @@ class DiskQuota:
     ) -> tuple[list[ChunkKey], bool]:
         """Reserve DISK for the first ``most`` of these chunks of the POOL that there is room for.
 
-        Contexts colder than ``owner`` make room; the store is told what to drop. Returns the chunks that may be
-        written, and whether others were refused.
+        Contexts colder than ``owner`` make room; DropDisk for their chunks is emitted here, before the write that
+        follows. Returns the chunks that may be written, and whether others were refused.
         """
         admitted: list[ChunkKey] = []
         any_refused = False
@@ -84,7 +84,7 @@ class DiskQuota:
                     break
             else:
                 any_refused = True
-        self._tell_store(out)
+        self._drop_gone(out)
         return admitted, any_refused
 
     def _has_room_for(self, key: ChunkKey, owner: ContextId) -> bool:
@@ -130,7 +130,7 @@ class DiskQuota:
         """Drop what exceeds the quota."""
         if (need := self._ledger.disk_used - self.quota) > 0:
             self._cool(need, self._uses + 1)
-            self._tell_store(out)
+            self._drop_gone(out)
 
     def disk_is_full(self, keys: list[ChunkKey], owner: ContextId, out: list[Action]) -> bool:
         """A write found the disk full: drop whole colder contexts, whose files then go. True if that freed something.
@@ -142,7 +142,7 @@ class DiskQuota:
         self._full = True
         need = sum(self._ledger.chunk(key).pool_bytes for key in keys)
         freed = self._cool(need, self._last_use(owner), whole=True)
-        self._tell_store(out)
+        self._drop_gone(out)
         return freed > 0
 
     def found_room(self) -> None:
@@ -152,9 +152,9 @@ class DiskQuota:
     def settle(self, keys: Iterable[ChunkKey]) -> None:
         """Chunks came to rest or lost a context: those that only cooled contexts contain need not stay."""
         for key in keys:
-            if key in self._ledger and self._is_cold(key):
+            if key in self._ledger and self._is_cold(self._ledger.chunk(key)):
                 self._spare[key] = None
-            else:
+            elif self._spare:
                 self._spare.pop(key, None)
 
     def _cool(self, need: int, colder_than: int, *, whole: bool = False) -> int:
@@ -180,15 +180,16 @@ class DiskQuota:
             del self._order[cold]
         return freed
 
-    def _is_cold(self, key: ChunkKey) -> bool:
-        chunk = self._ledger.chunk(key)
+    @staticmethod
+    def _is_cold(chunk: Chunk) -> bool:
+        """Whether only cooled contexts contain the chunk, and its copy on DISK is at rest."""
         return chunk.cold == chunk.refs and chunk.disk is Copy.PRESENT and not chunk.pins and not chunk.moving
 
     def _drop_if_cold(self, key: ChunkKey) -> int:
         """Bytes of DISK that this frees; 0 if the chunk stays."""
-        if not self._is_cold(key):
-            return 0
         chunk = self._ledger.chunk(key)
+        if not self._is_cold(chunk):
+            return 0
         nbytes = chunk.disk_bytes
         self._ledger.drop_disk(key)
         self._gone.append(key)
@@ -199,8 +200,8 @@ class DiskQuota:
             self._on_lost(key)
         return nbytes
 
-    def _tell_store(self, out: list[Action]) -> None:
-        """Have the store drop all that left DISK, at once: each time it is a transaction."""
+    def _drop_gone(self, out: list[Action]) -> None:
+        """Have the store drop all that left DISK, in one action: each one is a transaction."""
         if self._gone:
             out.append(DropDisk(tuple(self._gone)))
             self._gone.clear()

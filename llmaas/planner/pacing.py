@@ -1,4 +1,4 @@
-"""Pacing: when the engine may take its next step, and for whom.
+"""Pacing: when the engine may take its next step, and for which calls.
 
 Law: limits are in tokens per second, for one call, for one app, or for all calls together; the strictest counts. The
 duty is the share of the time that the engine may compute.

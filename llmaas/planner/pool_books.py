@@ -1,8 +1,8 @@
 """The POOL's books: which contexts contain a chunk, and how copies of it come and go.
 
 Law: every move of a copy has two ends. ``begin_save``, ``begin_load`` and ``begin_fetch`` reserve its bytes and pin it;
-the matching ``end_`` says what came of it, unpins it, and drops what nobody needs any more. A damaged copy is given up,
-never an error: the tokens remain.
+the matching ``end_`` says what came of it, unpins it, and drops the copies that no context needs any more. A damaged
+copy is given up, never an error: the tokens remain.
 """
 
 from __future__ import annotations
@@ -31,7 +31,7 @@ class PoolBooks:
         self._ledger, self._room, self._writes = ledger, room, writes
         self._disk, self._bits, self._tally = disk, bits, tally
 
-    # -- whose chunks they are
+    # -- which contexts contain a chunk
 
     def set_keys(self, context: Context, first: int, keys: tuple[ChunkKey, ...], out: list[Action]) -> None:
         """The context's chunks from index ``first`` on are ``keys`` from now on."""
@@ -59,7 +59,7 @@ class PoolBooks:
             self._bits.found(context, key, meta, nbytes)
 
     def sweep(self, keys: Sequence[ChunkKey], out: list[Action]) -> None:
-        """Chunks have come to rest, or lost a context: drop the copies that nobody needs any more."""
+        """Chunks have come to rest, or lost a context: drop the copies that no context needs any more."""
         pool, disk = [], []
         for key in keys:
             had_pool, had_disk = self._ledger.sweep(key)
@@ -112,8 +112,8 @@ class PoolBooks:
             if isinstance(outcome, Stored):
                 self._ledger.arrive_pool(key, outcome.nbytes)
                 self._bits.stored(save.context, target, outcome.nbytes, now)
-                home = save.context, target.start // CHUNK_TOKENS
-                self._room.add(key, target.stop - target.start, outcome.nbytes, now, home)
+                user = save.context, target.start // CHUNK_TOKENS
+                self._room.add(key, target.stop - target.start, outcome.nbytes, now, user)
                 self._writes.saved(save.context, target)
                 self._tally.chunks_saved += 1
             else:
@@ -125,18 +125,14 @@ class PoolBooks:
 
     def begin_load(self, context: Context, first: int, stop: int, out: list[Action]) -> tuple[ChunkSource, ...]:
         """Pin chunks ``first`` .. ``stop - 1``; those that are read from DISK stay in the POOL if there is room."""
-        keys = context.keys[first:stop]
-        wanted = 0
-        for key in keys:
-            self._ledger.pin(key)  # all of them first, so that none evicts another
-            chunk = self._ledger.chunk(key)
-            wanted += chunk.disk_bytes if chunk.pool is Copy.ABSENT else 0
+        chunks = [self._ledger.pin(key) for key in context.keys[first:stop]]  # first, so that none evicts another
+        wanted = sum(chunk.disk_bytes for chunk in chunks if chunk.pool is Copy.ABSENT)
         if wanted:
             self._room.make(wanted, out, context.id)  # at once, if all of it can stay
         sources = []
         room = True
-        for i, key in enumerate(keys, start=first):
-            tier = self._ledger.tier(key)
+        for i, chunk in enumerate(chunks, start=first):
+            key, tier = chunk.key, chunk.tier
             keep = room and tier is Tier.DISK and self._reserve_copy(key, out)
             room = room and (keep or tier is not Tier.DISK)  # where one finds no room, the others need not ask
             start = i * CHUNK_TOKENS
@@ -203,7 +199,7 @@ class PoolBooks:
         self.sweep(fetch.keys, out)
 
     def release(self, held: set[ChunkKey], out: list[Action]) -> None:
-        """Nobody waits any more for these chunks, which were fetched."""
+        """These chunks were fetched for a job that has no more use for them."""
         keys = list(held)
         held.clear()
         for key in keys:

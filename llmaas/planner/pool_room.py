@@ -34,7 +34,7 @@ class PoolRoom:
         self._ledger, self._eviction, self._writes = ledger, eviction, writes
         self._disk, self._bits, self._tally = disk, bits, tally
         self._open: set[ContextId] = set()
-        self._home: dict[ChunkKey, tuple[ContextId, int]] = {}
+        self._users: dict[ChunkKey, tuple[ContextId, int]] = {}
         """The latest user of each chunk that was used since the start, and the chunk's index there."""
 
     # -- what the policy must know
@@ -49,7 +49,7 @@ class PoolRoom:
     def switching_in(self, context: Context, now: float) -> None:
         """A call needs the context in CELLS, and it is not all there."""
         for i, key in enumerate(context.keys):
-            self._home[key] = context.id, i
+            self._users[key] = context.id, i
         self._eviction.returned(context.id, now)
 
     def touch(self, keys: Iterable[ChunkKey], now: float) -> None:
@@ -60,14 +60,14 @@ class PoolRoom:
                     self._eviction.touch(key, now)
 
     def add(
-        self, key: ChunkKey, tokens: int, nbytes: int, now: float, home: tuple[ContextId, int] | None = None
+        self, key: ChunkKey, tokens: int, nbytes: int, now: float, user: tuple[ContextId, int] | None = None
     ) -> None:
-        """A copy of a chunk is in the POOL now. ``home``: the context that has just saved it, and its index there."""
-        if home is None:
-            home = self._home[key]
+        """A copy of a chunk is in the POOL now. ``user``: the context that has just saved it, and its index there."""
+        if user is None:
+            user = self._users[key]
         else:
-            self._home[key] = home
-        context, index = home
+            self._users[key] = user
+        context, index = user
         self._eviction.add(key, Arrival(context, index, tokens, nbytes), now)
         if context not in self._open:  # it was closed while the chunk was on its way
             self._eviction.closed(context)
@@ -86,7 +86,7 @@ class PoolRoom:
     def forget(self, key: ChunkKey) -> None:
         """The chunk is in no context any more."""
         self._bits.forget(key)
-        self._home.pop(key, None)
+        self._users.pop(key, None)
 
     # -- room
 
@@ -112,7 +112,7 @@ class PoolRoom:
 
         A user that was closed meanwhile is not asked about.
         """
-        context = self._home[key][0]
+        context = self._users[key][0]
         return self.make(nbytes, out, context if context in self._open else None)
 
     def set_budget(self, nbytes: int, out: list[Action]) -> None:

@@ -22,11 +22,11 @@ from llmaas.policies.split import Hole, SplitPolicy
 from llmaas.records import CHUNK_TOKENS, ChunkKey, Tier
 
 _PIECE_S = 0.3
-"""Seconds that one read should take at most: until it is here, nothing can be decided anew."""
+"""Seconds that one read should take at most: until it has ended, nothing can be decided anew."""
 _FIRST = 4
-"""Chunks of the first piece ever: nothing is known of the disk then."""
+"""Chunks of the very first piece: nothing is known of the disk then."""
 _UNDER_WAY = 2
-"""Pieces of a job asked for at once: one that the disk is busy with, and one so that it never waits."""
+"""Pieces of a job under way at once: one that the disk is busy with, and one so that the disk never waits."""
 
 
 class ReadPart(NamedTuple):
@@ -46,7 +46,7 @@ class _Piece(NamedTuple):
 
 
 class ReadAhead:
-    """All pieces under way, in the order in which the disk brings them."""
+    """All pieces under way, in the order in which they are read."""
 
     def __init__(
         self, ledger: Ledger, books: PoolBooks, split: SplitPolicy, costs: SwitchCosts, next_id: Callable[[], int]
@@ -54,8 +54,8 @@ class ReadAhead:
         self._ledger, self._books, self._split, self._costs = ledger, books, split, costs
         self._next_id = next_id
         self._pieces: dict[int, _Piece] = {}
-        self._brought = 0.0
-        """When the last piece came."""
+        self._arrived = 0.0
+        """When the last piece arrived."""
 
     @property
     def idle(self) -> bool:
@@ -116,7 +116,7 @@ class ReadAhead:
         )
 
     def _pending(self, now: float) -> tuple[float, float]:
-        """Seconds until the pieces under way are here, and how much slower the disk is now than it was."""
+        """Seconds until the pieces under way have arrived, and how much slower the disk is now than it was."""
         if not self._pieces:
             return 0.0, 1.0
         expected = [self._costs.read(1, piece.nbytes) for piece in self._pieces.values()]
@@ -126,7 +126,7 @@ class ReadAhead:
 
     def _began(self, piece: _Piece) -> float:
         """When the disk began with this piece, the first under way."""
-        return max(piece.asked, self._brought)
+        return max(piece.asked, self._arrived)
 
     def _read_back(
         self, job: Job, run: Sequence[ChunkKey], keys: Sequence[ChunkKey], now: float, out: list[Action]
@@ -156,14 +156,14 @@ class ReadAhead:
         return True
 
     def fetched(self, event: Fetched, now: float, out: list[Action]) -> Job:
-        """A piece came (in part). The job that it is for."""
+        """A piece arrived, or a part of it did. The job that it is for."""
         if event.fetch not in self._pieces:
             raise PolicyBug(f"fetch {event.fetch} ended but was not under way")
         piece = self._pieces.pop(event.fetch)
         job = piece.job
         if FAILED not in event.outcomes:
             self._costs.observe_read(piece.nbytes, now - self._began(piece))
-        self._brought = now
+        self._arrived = now
         behind = job.context.n_kv - piece.first * CHUNK_TOKENS
         tokens = [max(1, min(CHUNK_TOKENS, behind - i * CHUNK_TOKENS)) for i in range(len(piece.action.keys))]
         held = job.held if job.in_cells else None

@@ -73,7 +73,7 @@ class SwapOut:
             self._writes.retry(context)
 
     def hurry(self, now: float, out: list[Action]) -> bool:
-        """Somebody waits for cells: save at once what waits for measurements; False if nothing did."""
+        """A call waits for cells: save at once what waits for measurements; False if nothing did."""
         hurried = self._saves.hurry()
         if hurried:
             self._saves.pump(now, out)

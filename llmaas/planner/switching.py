@@ -67,7 +67,7 @@ class Switching:
             job.from_cells = min(job.from_cells, context.cells)
         chunk = ledger.chunk(context.keys[index])
         if chunk.pool is Copy.ARRIVING:
-            return False  # it is being coded or read right now; its arrival brings us back here
+            return False  # it is being coded or read right now; ask again when it has arrived
         if chunk.tier is Tier.NONE:
             self._compute(job, self._end_of_run(job, index, lost=True), now, out)
             return False
@@ -154,7 +154,7 @@ class Switching:
         self._books.release(job.held, out)
 
     def _learn(self, load: LoadChunks, seconds: float) -> None:
-        """What the load took tells of decoding, or of the disk if that was what it waited for."""
+        """Learn from the load's duration: the cost of decoding, or of the disk if the load waited for that."""
         nbytes = dict.fromkeys((Tier.POOL, Tier.DISK), 0)
         for source in load.chunks:
             chunk = self._ledger.chunk(source.key)

@@ -27,7 +27,7 @@ from llmaas.planner.actions import (
 from llmaas.planner.events import Event, Fetched, Loaded, Lowered, Measured, Saved, Stored, Written
 from llmaas.records import CHUNK_TOKENS, ChunkKey, Geometry, Tier
 from llmaas.replay.prices import Costs
-from llmaas.replay.timeline import Server, Timeline
+from llmaas.replay.timeline import Resource, Timeline
 
 Answer = tuple[float, Event]
 """When an action has been carried out, and what the planner is told then."""
@@ -75,15 +75,15 @@ class ChunkModel:
         on_disk = sum(self._disk[s.key] for s in action.chunks if s.tier is Tier.DISK)
         coded = on_disk + sum(self._pool[s.key] for s in action.chunks if s.tier is Tier.POOL)
         cells = (action.chunks[-1].stop - action.chunks[0].start) * self._token_bytes
-        read = time.work(Server.DISK, c.disk_latency + on_disk * c.disk_read_byte) if on_disk else time.now
-        decoded = time.work(Server.LOADER, coded * c.code_byte, after=read)
-        done = time.work(Server.ENGINE, cells * c.cell_byte, after=decoded)
+        read = time.work(Resource.DISK, c.disk_latency + on_disk * c.disk_read_byte) if on_disk else time.now
+        decoded = time.work(Resource.LOADER, coded * c.code_byte, after=read)
+        done = time.work(Resource.ENGINE, cells * c.cell_byte, after=decoded)
         self._pool.update((s.key, self._disk[s.key]) for s in action.chunks if s.keep)
         return done, Loaded(action.load, len(action.chunks))
 
     def _fetch(self, action: FetchChunks) -> Answer:
         sizes = tuple(self._disk[key] for key in action.keys)
-        done = self._time.work(Server.DISK, self._costs.disk_latency + sum(sizes) * self._costs.disk_read_byte)
+        done = self._time.work(Resource.DISK, self._costs.disk_latency + sum(sizes) * self._costs.disk_read_byte)
         self._pool.update(zip(action.keys, sizes, strict=True))
         return done, Fetched(action.fetch, tuple(map(Stored, sizes)))
 
@@ -91,21 +91,21 @@ class ChunkModel:
         c = self._costs
         sizes = tuple(self._size(t.stop - t.start, t.precision, sinks_at(t.start)) for t in action.chunks)
         cells = sum(t.stop - t.start for t in action.chunks) * self._token_bytes
-        exported = self._time.work(Server.ENGINE, cells * c.cell_byte)
-        done = self._time.work(Server.CODER, sum(sizes) * c.code_byte, after=exported)
+        exported = self._time.work(Resource.ENGINE, cells * c.cell_byte)
+        done = self._time.work(Resource.CODER, sum(sizes) * c.code_byte, after=exported)
         self._pool.update(zip((t.key for t in action.chunks), sizes, strict=True))
         return done, Saved(action.save, tuple(map(Stored, sizes)))
 
     def _lower(self, action: LowerChunks) -> Answer:
         before = [self._pool[key] for key, _ in action.chunks]
         sizes = [min(old, self._size(CHUNK_TOKENS, p, 0)) for old, (_, p) in zip(before, action.chunks, strict=True)]
-        done = self._time.work(Server.CODER, (sum(before) + sum(sizes)) * self._costs.code_byte)
+        done = self._time.work(Resource.CODER, (sum(before) + sum(sizes)) * self._costs.code_byte)
         self._pool.update((key, n) for (key, _), n in zip(action.chunks, sizes, strict=True))
         return done, Lowered(action.lower, tuple(map(Stored, sizes)))
 
     def _write(self, action: WriteChunks) -> Answer:
         sizes = tuple(self._pool[key] for key in action.keys)
-        done = self._time.work(Server.DISK, self._costs.disk_latency + sum(sizes) * self._costs.disk_write_byte)
+        done = self._time.work(Resource.DISK, self._costs.disk_latency + sum(sizes) * self._costs.disk_write_byte)
         self._disk.update(zip(action.keys, sizes, strict=True))
         return done, Written(action.write, tuple(map(Stored, sizes)))
 

@@ -1,7 +1,7 @@
 """The planner's interpreter in virtual time: a trace, a cost model, no model and no I/O.
 
 Law: the very planner that serves decides here; only the prices are invented, and they are all in ``replay/prices``.
-Engine, loader, coder and disk are each one server that works in order, as in the live service.
+Engine, loader, coder and disk each do one job after another, as in the live service.
 """
 
 from __future__ import annotations
@@ -39,7 +39,7 @@ from llmaas.replay.contexts import ReplayContext, context_id
 from llmaas.replay.hinting import Hinting
 from llmaas.replay.prices import Costs
 from llmaas.replay.report import CallReport, ReplayReport
-from llmaas.replay.timeline import Server, Timeline
+from llmaas.replay.timeline import Resource, Timeline
 from llmaas.replay.trace import TraceCall
 
 _IDLE_S = 1.0
@@ -123,7 +123,7 @@ class Replay:
         tokens = [item.stop - item.start for item in action.items]
         prefill = sum(n for n, item in zip(tokens, action.items, strict=True) if n > 1 or not item.sample)
         seconds = c.step + c.prefill_token * prefill + c.decode_token * (sum(tokens) - prefill)
-        self._time.at(self._time.work(Server.ENGINE, seconds), lambda: self._stepped(action))
+        self._time.at(self._time.work(Resource.ENGINE, seconds), lambda: self._stepped(action))
 
     def _stepped(self, action: RunStep) -> None:
         for item in action.items:

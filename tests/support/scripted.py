@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import threading
+from collections import Counter
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -218,6 +219,29 @@ async def peer(path: Path, *, app: str | None = "mail") -> Peer:
         assert reply is not None
         assert reply["type"] == "hello"
     return made
+
+
+async def with_context(path: Path, *, app: str = "mail") -> Peer:
+    found = await peer(path, app=app)
+    reply = await found.ask(0, "create", name="inbox")
+    assert reply["type"] == "done"
+    return found
+
+
+def terminals(frames: list[Frame]) -> Counter[object]:
+    return Counter(frame["id"] for frame in frames if frame["type"] in ("done", "failed"))
+
+
+async def collect(from_: Peer, n_terminal: int) -> list[Frame]:
+    """Frames until so many requests have ended, and then proof that nothing more was said about them."""
+    found: list[Frame] = []
+    while sum(terminals(found).values()) < n_terminal:
+        frame = await from_.frame()
+        assert frame is not None
+        found.append(frame)
+    from_.send({"id": 2**40, "op": "ping"})
+    assert await from_.frame() == {"id": 2**40, "type": "done", "result": None}
+    return found
 
 
 @contextlib.asynccontextmanager

@@ -37,7 +37,7 @@ _BUSY = 0.5
 
 
 @dataclass(frozen=True, slots=True)
-class Session:
+class DemoSession:
     """What is demonstrated, and where its results go."""
 
     model: Path
@@ -53,7 +53,7 @@ def show_demo(model: Path | None, seconds: float, seed: int, out: Path) -> int:
     out.mkdir(parents=True, exist_ok=True)
     loaded = LlamaModel(model_file)
     plan = make_plan(conversations(), loaded, seconds, seed, measured_pace(model_file))
-    session = Session(model_file, loaded.name, plan, out, Console(highlight=False))
+    session = DemoSession(model_file, loaded.name, plan, out, Console(highlight=False))
     del loaded
     _introduce(session)
     with ExitStack() as stack:
@@ -62,7 +62,7 @@ def show_demo(model: Path | None, seconds: float, seed: int, out: Path) -> int:
         return _finish(session, _play(session, stack, root), root)
 
 
-def _introduce(session: Session) -> None:
+def _introduce(session: DemoSession) -> None:
     plan = session.plan
     title = f"llmaas demo: one model, {session.model.stem}, for {len(plan.apps)} apps"
     session.console.print(title, style="bold")
@@ -72,7 +72,7 @@ def _introduce(session: Session) -> None:
         print_note("this machine is busy with other work: the demo will take longer, and its figures will be worse")
 
 
-def _play(session: Session, stack: ExitStack, root: Path) -> Demo:
+def _play(session: DemoSession, stack: ExitStack, root: Path) -> Demo:
     demo: Demo | None = None
     shown = view(session.console, session.plan, lambda: _gauge(demo, session.plan) if demo else "")
     demo = Demo(root, session.model, session.plan, shown)
@@ -82,7 +82,7 @@ def _play(session: Session, stack: ExitStack, root: Path) -> Demo:
     return demo
 
 
-def _finish(session: Session, demo: Demo, root: Path) -> int:
+def _finish(session: DemoSession, demo: Demo, root: Path) -> int:
     """Write the results, print the summary, return the exit code."""
     plan, findings, out = session.plan, demo.findings, session.out
     peak, fullest = demo.memory.peak, demo.memory.fullest
@@ -107,7 +107,7 @@ def _finish(session: Session, demo: Demo, root: Path) -> int:
     return 1 if failed else 0
 
 
-def _draw(session: Session, demo: Demo, bound: dict[str, int]) -> None:
+def _draw(session: DemoSession, demo: Demo, bound: dict[str, int]) -> None:
     if not plot.available():
         print_note(f"no picture, since matplotlib is not installed; for one: {plot.HOW}")
         return

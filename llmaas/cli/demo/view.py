@@ -1,6 +1,6 @@
 """The demo on the screen while it runs: a live table in a terminal, plain lines anywhere else.
 
-Law: a view shows what it is told, and decides nothing.
+Law: a view shows what its methods are given, and decides nothing.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ Gauge = Callable[[], str]
 
 
 class View(Protocol):
-    """What the demo tells while it runs."""
+    """What the demo reports to while it runs."""
 
     def part(self, title: str) -> None:
         """A new part of the story begins."""

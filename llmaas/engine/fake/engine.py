@@ -16,13 +16,14 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 
 from llmaas.calls import Sampling
-from llmaas.engine.base import Aborted, BatchItem, plain_steps
+from llmaas.engine.base import Aborted, BatchItem
 from llmaas.engine.fake import text as fake_text
 from llmaas.engine.fake.adapters import FakeAdapters
 from llmaas.engine.fake.mixing import mix
 from llmaas.engine.fake.rows import RowCode
 from llmaas.engine.fake.sampling import FakeSamplers
 from llmaas.engine.fake.sequences import FakeSequences
+from llmaas.engine.plain_steps import plain_steps
 from llmaas.engine.rules import check_load, check_seq, check_step
 from llmaas.errors import EngineFailed
 from llmaas.records import F32, Geometry, KvSlab, Message, ModelInfo, Queries, Rope

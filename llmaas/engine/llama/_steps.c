@@ -1,9 +1,10 @@
 /* Decode steps in a row: llama_decode, a draw per sequence, and the drawn tokens into the next batch.
  *
- * Law: the same calls in the same order as one step after another from Python; no allocation, no Python, no headers of
+ * Law: the same calls in the same order as one step after another from Python. No allocation, no Python, no headers of
  * llama.cpp: engine/llama/decode_run.py gives it the functions that it needs and checks the sizes of what is shared.
  *
- * A step streams all weights through the caches, so Python between two steps runs from memory: 5 us of bytecode take 100.
+ * A step streams all weights through the caches, so Python code between two steps finds nothing in them: 5 us of
+ * bytecode take 100.
  */
 #define _POSIX_C_SOURCE 199309L
 #include <stdbool.h>
@@ -31,11 +32,11 @@ typedef struct {
     const volatile int32_t *halt;  /* not 0: begin no more steps */
     int32_t *probe;                /* set to 1 before the last of all steps, if not NULL */
     double seconds;                /* begin no step later than this */
-    int32_t most;
+    int32_t most;                  /* steps */
     int32_t status;                /* of the last llama_decode */
     int32_t (*decode)(void *context, Batch batch);
     int32_t (*sample)(void *sampler, void *context, int32_t index);
-    bool (*ends)(const void *vocab, int32_t token); /* whether it ends an answer */
+    bool (*ends)(const void *vocab, int32_t token); /* whether the token ends an answer */
 } Run;
 
 static double now(void) {
@@ -44,7 +45,7 @@ static double now(void) {
     return (double)t.tv_sec + 1e-9 * (double)t.tv_nsec;
 }
 
-/* How many steps were done. A step that fails leaves the batch as it was for it. */
+/* Returns how many steps were done. A step that fails leaves the batch as it was for it, and its code in status. */
 EXPORT int32_t steps_run(Run *run) {
     Batch *batch = &run->batch;
     const int32_t n = batch->n_tokens;

@@ -1,8 +1,8 @@
 """LoRA adapters over llama.cpp: loaded from GGUF files, one or none in use.
 
-Law: a file that llama.cpp would end the process over is refused before it is handed over. llama.cpp asserts what its
-callers must know: the types of metadata (reading a number as text aborts), and shapes and types of tensors that only a
-step would meet.
+Law: a file over which llama.cpp would end the process is refused before llama.cpp sees it. llama.cpp checks by
+assertion what it expects its callers to know: the types of metadata (reading a number as text aborts), and shapes and
+types of tensors, some of which only a step would use.
 """
 
 from __future__ import annotations
@@ -23,18 +23,22 @@ _META = {
     "adapter.type": _TEXT,
     "adapter.lora.alpha": _F32,
 }
-"""Keys that llama.cpp reads, and their types (gguf.h)."""
+"""Metadata that llama.cpp reads, and its types (gguf.h)."""
 _NO_ADAPTER = ("file bounds", "general.type", "adapter.type")
-"""In llama.cpp's complaints about files that would be wrong for any model."""
+"""Parts of llama.cpp's messages about files that are wrong for every model."""
 _ACTIVATED = "adapter.alora.invocation_tokens"
+"""Metadata of an activated LoRA, which applies only from certain tokens on."""
 _TENSOR_TYPES = {0, 1, 8, 30}
-"""f32, f16, q8_0, bf16 (ggml.h): what convert_lora_to_gguf.py writes."""
+"""f32, f16, q8_0, bf16 (ggml.h): the types that convert_lora_to_gguf.py writes."""
 _EXPERTS = b"_exps"
-"""Weights of experts have three dimensions, all others at most two."""
+"""Part of the names of experts' weights. They have three dimensions, all others at most two."""
 
 
 class LlamaAdapters:
-    """The adapters of one ``llama_model *``, used in one ``llama_context *``. They go with the model at the latest."""
+    """The adapters of one ``llama_model *``, used in one ``llama_context *``.
+
+    Those that are still loaded are freed with the model.
+    """
 
     def __init__(self, model: Any, context: Any) -> None:
         self._model, self._context = model, context
@@ -42,7 +46,7 @@ class LlamaAdapters:
         self._used = ""
 
     def load(self, name: str, path: Path) -> None:
-        """See the port. llama.cpp copies the weights: the file may go afterwards."""
+        """See ``Engine.load_adapter``. llama.cpp copies the weights, so the file may go afterwards."""
         if not name or name in self._loaded:
             raise ValueError(f"there is an adapter {name!r} already")
         _examine(path)
@@ -56,6 +60,7 @@ class LlamaAdapters:
         self._loaded[name] = adapter
 
     def unload(self, name: str) -> None:
+        """See ``Engine.unload_adapter``."""
         if name not in self._loaded:
             raise ValueError(f"there is no adapter {name!r}")
         if name == self._used:
@@ -63,7 +68,7 @@ class LlamaAdapters:
         C.llama_adapter_lora_free(self._loaded.pop(name))
 
     def use(self, name: str) -> None:
-        """Compute with this adapter from now on. After a change the next step sets up its graph (docs/engine.md)."""
+        """Compute with this adapter from now on. After a change the next step rebuilds its graph (docs/engine.md)."""
         if name == self._used:
             return
         if name and name not in self._loaded:
@@ -75,7 +80,7 @@ class LlamaAdapters:
         self._used = name
 
 
-# -- before llama.cpp sees it
+# -- looking at a file before llama.cpp loads it, through ggml's own reader
 
 
 class _Params(ctypes.Structure):
@@ -104,6 +109,7 @@ _ggml_free = _function("ggml_free", None, _pointer)
 
 
 def _examine(path: Path) -> None:
+    """Raise AdapterUnreadable or AdapterMismatch for a file that must not reach llama.cpp."""
     try:
         with path.open("rb") as file:
             magic = file.read(4)
@@ -111,7 +117,7 @@ def _examine(path: Path) -> None:
         raise AdapterUnreadable(f"cannot read the adapter {path}: {error.strerror or error}") from error
     if magic != b"GGUF":
         raise AdapterUnreadable(f"{path} is not a GGUF file: it begins with {magic!r}")
-    with _head(path) as (head, tensors):
+    with _open_head(path) as (head, tensors):
         for key, kind in _META.items():
             at = _gguf_find_key(head, key.encode())
             if at >= 0 and _gguf_kv_type(head, at) != kind:
@@ -129,8 +135,8 @@ def _examine(path: Path) -> None:
 
 
 @contextmanager
-def _head(path: Path) -> Iterator[tuple[Any, Any]]:
-    """``gguf_context *`` of the file's metadata, and a ``ggml_context *`` with its tensors' shapes."""
+def _open_head(path: Path) -> Iterator[tuple[Any, Any]]:
+    """A ``gguf_context *`` of the file's metadata, and a ``ggml_context *`` with its tensors' shapes, without data."""
     tensors = ctypes.c_void_p()
     with collect_errors() as errors:
         head = _gguf_init(bytes(path), _Params(True, ctypes.pointer(tensors)))

@@ -1,7 +1,7 @@
-"""One llama_batch, allocated once and filled through numpy.
+"""A ``llama_batch``, allocated once and filled through numpy.
 
-Law: filling costs a few microseconds for one token and tens for 512; per-element ctypes assignment costs
-a hundred times that, which a 135M model would feel.
+Law: filling takes a few microseconds for one token and tens for 512. Assigning each element through ctypes takes a
+hundred times that, which a 135M model would feel.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ from llmaas.errors import EngineFailed
 
 
 class Batch:
-    """A batch of at most ``capacity`` tokens, each of one sequence."""
+    """A batch of at most ``capacity`` tokens, each of one sequence. ``struct`` is the ``llama_batch``."""
 
     def __init__(self, capacity: int) -> None:
         self._token = np.zeros(capacity, np.int32)
@@ -28,7 +28,7 @@ class Batch:
         self._output = np.zeros(capacity, np.int8)
         self._ramp = np.arange(capacity, dtype=np.int32)
         self._n_seq = np.ones(capacity, np.int32)
-        # llama.cpp wants a pointer to each token's list of sequences; each of ours is one element of _seq.
+        # llama.cpp wants a pointer to each token's list of sequences. Each of these lists is one element of _seq.
         self._seq_ptr = self._seq.ctypes.data + 4 * np.arange(capacity, dtype=np.uintp)
         self.struct: Any = C.llama_batch(
             n_tokens=0,
@@ -41,7 +41,7 @@ class Batch:
         )
 
     def fill(self, items: Sequence[BatchItem]) -> list[int]:
-        """Fill in ``items``; the index of each one's last token."""
+        """Fill in ``items``. Returns the index of each item's last token."""
         last: list[int] = []
         begin = 0
         for item in items:

@@ -15,11 +15,11 @@ from llmaas.engine.llama.state_blob import Bytes
 
 
 class Buffers:
-    """Memory for blobs, used again and again.
+    """A free list of blocks of ``size`` bytes, which keeps at most ``spare_bytes``.
 
     Fresh memory costs a page fault every 4 KiB: the first write to a chunk in it takes many times as long as the
-    next one. So blobs of up to ``size`` bytes live in blocks that come back when the last view of them is gone; at
-    most ``spare_bytes`` wait for use. Safe on any thread.
+    next one. So a buffer of up to ``size`` bytes lives in a block, which returns to the list when the last view of the
+    buffer is gone. Larger buffers are fresh memory.
     """
 
     def __init__(self, size: int, spare_bytes: int) -> None:
@@ -28,18 +28,18 @@ class Buffers:
         self._spare: deque[mmap.mmap] = deque()
 
     def take(self, size: int) -> Bytes:
-        """A buffer of ``size`` bytes, with anything in it."""
+        """A buffer of ``size`` bytes. Its content is undefined."""
         if size > self._size:
             return np.empty(size, np.uint8)
         try:
             block = self._spare.pop()
         except IndexError:
             block = mmap.mmap(-1, self._size)
-        # The array is what every view has as its base, because numpy looks through arrays only: its end is theirs.
+        # Every view has this array as its base, because numpy looks through arrays only: when it ends, all are gone.
         buffer: Bytes = np.frombuffer(block, np.uint8, count=size)
-        weakref.finalize(buffer, self._give_back, block).atexit = False
+        weakref.finalize(buffer, self._recycle, block).atexit = False
         return buffer
 
-    def _give_back(self, block: mmap.mmap) -> None:
+    def _recycle(self, block: mmap.mmap) -> None:
         if len(self._spare) < self._most:
             self._spare.append(block)

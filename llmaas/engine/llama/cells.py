@@ -1,11 +1,12 @@
 """The cells of a llama.cpp context: which sequence has which, and their state in and out.
 
-Law: the engine's thread only. Once ``extend`` was told of a position, its cell stays until ``truncate``, whatever
-window the model has.
+Law: the engine's thread only. From ``extend`` on a position keeps its cell until ``truncate``, whatever window the
+model has.
 
-A sliding-window model keeps two caches, and llama.cpp gives away cells of the second that have left the window of the
-one sequence they belong to, even while others are free (``llama_kv_cache::find_slot``). Truncating and exporting would
-then find holes. A cell of two sequences is never given away, so for such a model every cell also belongs to a guard.
+A sliding-window model keeps two caches. In the second, llama.cpp gives a cell to another token when it belongs to one
+sequence only and has left that sequence's window, even while other cells are free (``llama_kv_cache::find_slot``).
+Truncating and exporting would then find holes. A cell of two sequences is never given away, so for such a model every
+cell also belongs to a second sequence, the guard.
 """
 
 from __future__ import annotations
@@ -26,7 +27,7 @@ _BYTE = ctypes.POINTER(ctypes.c_uint8)
 def window_of(model: Any) -> int:
     """Tokens that the sliding-window layers of a ``llama_model *`` see; 0 if it has none.
 
-    Also 0 with recurrent layers: they cannot follow a guard that is cut in the middle.
+    Also 0 for a model with recurrent layers, whose state cannot be cut in the middle as the guard's is.
     """
     if C.llama_model_is_recurrent(model) or C.llama_model_is_hybrid(model):
         return 0
@@ -34,7 +35,7 @@ def window_of(model: Any) -> int:
 
 
 def extra_sequences(model: Any) -> int:
-    """Sequences that ``SequenceCells`` needs for itself: one for states in transit, and the guard where it has one."""
+    """How many sequences ``SequenceCells`` needs for itself: the scratch one, and the guard if there is a window."""
     return 2 if window_of(model) else 1
 
 
@@ -46,9 +47,9 @@ class SequenceCells:
         self.n_cells = int(C.llama_n_ctx(context))
         self.window = window
         self.lengths = [0] * n_seqs
-        """Positions that each sequence has: 0 .. length-1. Read it; only methods here write it."""
+        """How many positions each sequence has. To be read only: the methods here keep it."""
         self._scratch = n_seqs
-        """A sequence that is empty but for the time of one call: llama.cpp reads and writes states of whole ones."""
+        """A sequence for states in transit, since llama.cpp reads and writes whole sequences. Empty between calls."""
         self._guard = n_seqs + 1 if window else None
 
     def extend(self, seq: int, start: int, stop: int) -> None:
@@ -64,13 +65,14 @@ class SequenceCells:
         self.lengths[dst] = stop
 
     def truncate(self, seq: int, start: int) -> None:
-        """Take positions from ``start`` on away from ``seq``, also such that a failed step left. A cell without a
-        sequence is free."""
+        """Remove positions from ``start`` on from ``seq``, also those that a failed step left. Cells that belong to no
+        sequence then are free.
+        """
         self._remove(seq, start)
         self.lengths[seq] = min(self.lengths[seq], start)
         if self._guard is None:
             return
-        # The guard has one mark a cell, not one a sequence: what others have there is marked again.
+        # A cell has one mark of the guard, however many sequences share it: mark again what the others have.
         self._remove(self._guard, start)
         for other, length in enumerate(self.lengths):
             if length > start:

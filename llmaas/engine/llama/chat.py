@@ -21,11 +21,11 @@ CHATML = (
     "{% for message in messages %}{{ '<|im_start|>' + message.role + '\\n' + message.content + '<|im_end|>\\n' }}"
     "{% endfor %}{% if add_generation_prompt %}{{ '<|im_start|>assistant\\n' }}{% endif %}"
 )
-"""For models that bring no template of their own, or one that Jinja cannot read."""
+"""The template for models that bring none, or one that Jinja cannot read."""
 
 
 class ChatTemplate:
-    """A compiled chat template. ``note`` says what is wrong with the model's own one, or is empty."""
+    """A compiled chat template. ``note`` says what is wrong with the model's own template; empty if nothing is."""
 
     def __init__(self, source: str | None, *, bos: str = "", eos: str = "") -> None:
         self.note = ""
@@ -40,19 +40,16 @@ class ChatTemplate:
             self._template = _environment().from_string(CHATML)
 
     def render(self, messages: Sequence[Message], *, answer: bool) -> str:
-        """``messages`` as the model was trained to read them; with ``answer`` up to where the model speaks.
-
-        The text may begin with the model's start token. Raises BadRequest if the template refuses the messages.
-        """
+        """See ``Engine.render``. The text may begin with the model's start token."""
         plain = [{"role": m.role, "content": m.content} for m in messages]
         try:
             return self._template.render(messages=plain, add_generation_prompt=answer, **self._tokens)
-        except Exception as error:  # a template can fail in any way that Python can
+        except Exception as error:  # a template can fail in every way that Python can
             raise BadRequest(f"the model's chat template refuses these messages: {error}") from error
 
 
 def _environment() -> ImmutableSandboxedEnvironment:
-    """The settings and helpers that templates on Hugging Face are written against (transformers' chat templates)."""
+    """A sandbox with the settings and helpers that transformers gives to chat templates, which authors rely on."""
     environment = ImmutableSandboxedEnvironment(
         trim_blocks=True, lstrip_blocks=True, extensions=["jinja2.ext.loopcontrols"]
     )

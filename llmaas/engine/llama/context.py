@@ -7,7 +7,7 @@ and compute buffers; it has nothing to do with the contexts of apps.
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Literal
 
 from llmaas.engine.llama.cells import extra_sequences
 from llmaas.engine.llama.lib import C, collect_errors
@@ -15,8 +15,15 @@ from llmaas.engine.llama.model import LlamaModel
 from llmaas.engine.llama.query_probe import QueryProbe
 from llmaas.errors import MachineError, ModelUnreadable
 
-KV_TYPES = {"f16": C.GGML_TYPE_F16}
-"""What cells may hold. Quantised cells (q8_0) would need slabs of another kind."""
+KvType = Literal["f16", "q8_0", "q5_1", "q4_0"]
+"""What cells may hold. The service has f16: quantised cells would need slabs of another kind, so they can be neither
+exported nor loaded. Benches compare with them."""
+KV_TYPES: dict[KvType, int] = {
+    "f16": C.GGML_TYPE_F16,
+    "q8_0": C.GGML_TYPE_Q8_0,
+    "q5_1": C.GGML_TYPE_Q5_1,
+    "q4_0": C.GGML_TYPE_Q4_0,
+}
 _MOST_EXTRA = 2
 """Sequences that ``SequenceCells`` adds at most."""
 
@@ -25,8 +32,7 @@ _MOST_EXTRA = 2
 class ContextSettings:
     """Sizes of a ``llama_context``. Raises ValueError for what llama.cpp cannot do.
 
-    ``n_batch``: most tokens of a step. ``n_ubatch``: most tokens that llama.cpp computes at a time. ``type_kv``: a key
-    of KV_TYPES.
+    ``n_batch``: most tokens of a step. ``n_ubatch``: most tokens that llama.cpp computes at a time.
     """
 
     n_cells: int
@@ -34,7 +40,7 @@ class ContextSettings:
     n_threads: int
     n_batch: int
     n_ubatch: int
-    type_kv: str
+    type_kv: KvType
 
     def __post_init__(self) -> None:
         most = int(C.llama_max_parallel_sequences()) - _MOST_EXTRA

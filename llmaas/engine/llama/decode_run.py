@@ -1,7 +1,6 @@
-"""Several decode steps of llama.cpp in a row, without Python between them.
+"""Several decode steps of llama.cpp in a row, in C, without Python between them.
 
-Law: what is drawn, and what the sequences hold afterwards, is as after so many single steps; where the C part was not
-built, or a sampler needs Python, there are single steps.
+Law: what is drawn, and what the sequences hold afterwards, is as after so many single steps.
 """
 
 from __future__ import annotations
@@ -22,7 +21,7 @@ _log = logging.getLogger(__name__)
 _VERSION = 2
 """Of ``Run`` in ``_steps.c``; a library left over from another version is not used."""
 MOST = 64
-"""Steps of one run."""
+"""Most steps of one run."""
 
 
 class _Run(ctypes.Structure):
@@ -46,7 +45,7 @@ class _Run(ctypes.Structure):
 
 
 class DecodeRun:
-    """Runs of one engine. ``built``: whether there is a C part."""
+    """Runs decode steps of one ``llama_context``. ``built``: whether the C part is there; without it ``run`` fails."""
 
     def __init__(self, context: Any, vocab: Any, batch: Batch, n_seqs: int) -> None:
         self._library = load_library(__file__, "_steps", _fits)

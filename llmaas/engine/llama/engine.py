@@ -10,16 +10,15 @@ from __future__ import annotations
 import threading
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Literal
 
 from llmaas.calls import Sampling
 from llmaas.engine.base import BatchItem, Halt
-from llmaas.engine.llama.context import ContextSettings
+from llmaas.engine.llama.context import ContextSettings, KvType
 from llmaas.engine.llama.decoder import LlamaDecoder
 from llmaas.engine.llama.lib import C
 from llmaas.engine.llama.model import LlamaModel
 from llmaas.engine.llama.slabs import Slabs
-from llmaas.engine.llama.startup import examine
+from llmaas.engine.llama.startup import examine_model
 from llmaas.engine.rules import check_blank, check_copy, check_drop, check_export, check_load, check_seq
 from llmaas.errors import EngineFailed
 from llmaas.records import F32, KvSlab, Message, ModelInfo, Queries, Rope
@@ -42,7 +41,7 @@ class LlamaEngine:
         n_threads: int,
         n_batch: int = 512,
         n_ubatch: int = 128,
-        type_kv: Literal["f16"] = "f16",
+        type_kv: KvType = "f16",
         spare_bytes: int = 12 << 20,
     ) -> None:
         settings = ContextSettings(n_cells, n_seqs, n_threads, n_batch, n_ubatch, type_kv)
@@ -51,7 +50,7 @@ class LlamaEngine:
         self._model: LlamaModel | None = LlamaModel(path)
         self.decoder = LlamaDecoder(self._model, settings)
         try:
-            self._facts = examine(self._model, self.decoder, type_kv, spare_bytes)
+            self._facts = examine_model(self._model, self.decoder, type_kv, spare_bytes)
         except BaseException:
             self.close()
             raise

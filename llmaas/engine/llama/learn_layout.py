@@ -1,6 +1,6 @@
-"""The layout of a model's states, learnt from real ones.
+"""Learns the layout of a model's states from a real one.
 
-Law: numpy only, no llama_cpp. What does not fit is refused with a reason, never guessed.
+Law: numpy only, no llama_cpp. A state that does not fit is refused with a reason; nothing is guessed.
 """
 
 from __future__ import annotations
@@ -13,13 +13,14 @@ from llmaas.engine.llama.state_layout import StateLayout, Unchunkable
 from llmaas.records import Geometry
 
 _MOST_EXTRA = 64
-"""Bytes of per-cell extras to look for: llama.cpp stores (x, y) and the token id with some models."""
+"""Most bytes of further data per cell to look for: with some models llama.cpp stores (x, y) and the token id."""
 
 
-def learn(buffer: Bytes, n_tokens: int) -> StateLayout:
-    """The layout of a model, from the blob of a sequence that holds positions 0 .. n_tokens-1. Raises Unchunkable.
+def learn_layout(buffer: Bytes, n_tokens: int) -> StateLayout:
+    """The layout of a model's states, from the state of a sequence with positions 0 .. n_tokens-1. Raises Unchunkable.
 
-    Of two sections' layers the order is not known yet: first come all of the first section, then all of the second.
+    If there are two sections, which layer a row belongs to is not known yet (see ``layer_order``): in the result the
+    layers of the first section come first.
     """
     data = buffer.tobytes()
     section, at = _section(data, 8, n_tokens)
@@ -38,11 +39,12 @@ def learn(buffer: Bytes, n_tokens: int) -> StateLayout:
     return StateLayout(_u32(data, 0), tuple(sections), layers)
 
 
-def order(changed: npt.NDArray[np.bool_]) -> tuple[int, ...]:
-    """The layer of each row of a state in two sections, lowest first within each. Raises Unchunkable.
+def layer_order(changed: npt.NDArray[np.bool_]) -> tuple[int, ...]:
+    """The layer of each row of a state in two sections, lowest first within each section. Raises Unchunkable.
 
-    ``changed`` (n_first, n_layer): which rows of the next token's K change if a row of the first section is altered.
-    What a layer reads from its cache reaches the layers after it only, so their number says which layer it is.
+    ``changed`` (n_first, n_layer): element (i, j) is true if altering V of row i of the first section changes row j of
+    the next token's K. What a layer reads from its cache reaches only the layers after it, so the number of changed
+    rows says which layer it is.
     """
     n_layer = changed.shape[1]
     first = n_layer - 1 - changed.sum(axis=1)
@@ -69,7 +71,7 @@ def _section(data: bytes, at: int, n_tokens: int) -> tuple[Section, int]:
 
 
 def _refuse_extras(data: bytes, at: int, n_tokens: int) -> None:
-    """Raise Unchunkable unless cells are plain: chunks hold rows only, so extras could not be given back."""
+    """Raise Unchunkable for cells with further data: chunks hold rows only, so it could not be given back."""
     wanted = [np.array([pos, 1], "<i4").tobytes() for pos in range(n_tokens)]
     for extra in range(0, _MOST_EXTRA, 4):
         size = CELL.itemsize + extra
@@ -81,7 +83,7 @@ def _refuse_extras(data: bytes, at: int, n_tokens: int) -> None:
 
 
 def _walk(data: bytes, at: int, n_layer: int, n_tokens: int) -> tuple[int, int]:
-    """Walk over the K (or V) rows of all layers; where they end, and the bytes of a row."""
+    """Walk over the K (or V) rows of all layers. Returns where they end, and the bytes of a row."""
     rows: list[int] = []
     while len(rows) < n_layer and at + LAYER.itemsize <= len(data):
         kind, row = _u32(data, at), _u32(data, at + 4) | _u32(data, at + 8) << 32
@@ -100,8 +102,8 @@ def _u32(data: bytes, at: int) -> int:
     return int.from_bytes(data[at : at + 4], "little")
 
 
-def shown(promised: Geometry, layout: StateLayout) -> Geometry:
-    """The geometry that the blob shows. Raises Unchunkable where it contradicts the metadata."""
+def checked_geometry(promised: Geometry, layout: StateLayout) -> Geometry:
+    """The geometry that the state shows. Raises Unchunkable if it contradicts ``promised``, that of the metadata."""
     k_dim, v_dim = layout.sections[0].k_row // 2, layout.sections[0].v_row // 2
     if (k_dim, v_dim) != (promised.k_dim, promised.v_dim):
         raise Unchunkable(f"rows of {k_dim}/{v_dim} values, the metadata says {promised.k_dim}/{promised.v_dim}")

@@ -1,7 +1,7 @@
-"""The door to llama.cpp: its C functions, its log, its model files.
+"""The border to llama.cpp: its C functions, its log, its model files.
 
 Law: llama_cpp is imported here and nowhere else. Nothing of llama.cpp reaches stderr: every line goes to
-``logging``, one level lower than llama.cpp thinks, because what matters comes to the caller as an exception.
+``logging``, one level lower than llama.cpp gives it, because what matters reaches the caller as an exception.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ import llama_cpp.llama_grammar as _llama_grammar
 
 from llmaas.errors import ModelUnreadable
 
-# The package's own hints are imprecise (array types for pointers, bare ints for handles), so they are set aside.
+# The package's own type hints are imprecise (array types for pointers, bare ints for handles), so they are not used.
 C: Any = _llama_cpp
 SchemaConverter: Any = _llama_grammar.SchemaConverter
 
@@ -27,30 +27,31 @@ _log = logging.getLogger("llmaas.llama_cpp")
 _LEVELS = {3: logging.INFO, 4: logging.WARNING}  # ggml.h: 1 debug, 2 info, 3 warn, 4 error
 _ERROR, _CONTINUED = 4, 5
 _of_thread = threading.local()
+"""``errors``: lines that ``collect_errors`` collects on this thread. ``abort``: the flag that it cleared last."""
 
 
 def _on_log(level: int, text: bytes | None, _data: object) -> None:
-    # Runs inside C frames, on any thread: it must not raise.
+    # This runs inside C frames, on any thread, so it must not raise.
     line = (text or b"").decode("utf-8", "replace").rstrip()
-    if level == _CONTINUED or not line.strip("."):  # the tail of a line, or the progress dots
+    if level == _CONTINUED or not line.strip("."):  # the rest of a line, or the dots of a progress bar
         return
     errors = getattr(_of_thread, "errors", None)
     if level == _ERROR and errors is not None:
         errors.append(line)
     abort = getattr(_of_thread, "abort", None)
     if level == _ERROR and abort is not None and abort.is_set:
-        level = 0  # it was asked to fail
+        level = 0  # llmaas asked for the failure
     _log.log(_LEVELS.get(level, logging.DEBUG), "%s", line)
 
 
-_callback = C.llama_log_callback(_on_log)  # llama.cpp keeps the bare address, so it must live
+_callback = C.llama_log_callback(_on_log)  # kept here, because llama.cpp keeps only its address
 C.llama_log_set(_callback, None)
 C.llama_backend_init()
 
 
 @contextmanager
 def collect_errors() -> Iterator[list[str]]:
-    """Collect the error lines that llama.cpp logs on this thread: it returns NULL and tells why only there."""
+    """Collect the errors that llama.cpp logs on this thread: its functions return NULL, and only the log says why."""
     errors: list[str] = []
     _of_thread.errors = errors
     try:
@@ -77,7 +78,7 @@ def load_model(path: Path) -> Any:
 
 
 def metadata(model: Any, key: str) -> str | None:
-    """A metadata value of the model as text; None where the model has no such key, or it is an array."""
+    """A metadata value of the model as text; None if there is no such key, or its value is an array."""
     size = 256
     while True:
         buffer = ctypes.create_string_buffer(size)
@@ -90,7 +91,7 @@ def metadata(model: Any, key: str) -> str | None:
 
 
 def ggml_function(name: str) -> int | None:
-    """The address of a function of ggml, which llama.cpp brings along; None if it exports none of that name."""
+    """The address of a function of llama.cpp or ggml; None if the library exports none of that name."""
     try:
         return ctypes.cast(getattr(C._lib, name), ctypes.c_void_p).value
     except AttributeError:
@@ -100,13 +101,13 @@ def ggml_function(name: str) -> int | None:
 class AbortFlag:
     """An abort callback for ggml that never enters Python.
 
-    ggml asks the callback before every node of the graph, about a thousand times a token; a ctypes callback
-    would take the GIL each time. libc's ``strlen`` has the right shape instead: one pointer in, and of a buffer
-    that holds "" or "\\x01" it answers 0 or 1, which is what a C ``bool`` is in every calling convention of our
-    platforms. Rejected: a Python callback for large batches only (it still costs, and a decode could not be stopped).
+    ggml asks the callback before every node of the graph, about a thousand times a token; a ctypes callback would take
+    the GIL each time. libc's ``strlen`` fits instead: it takes one pointer, and of a buffer that holds "" or "\\x01" it
+    returns 0 or 1, which is a C ``bool`` in every calling convention of our platforms. Rejected: a Python callback for
+    large batches only (it still costs, and a decode could not be stopped).
 
-    What llama.cpp calls an error on the thread that last cleared the flag, while it is set, is what was asked for: no
-    warning is made of it.
+    While the flag is set, errors that llama.cpp logs on the thread that cleared it last are the abort that was asked
+    for, so no warning is made of them.
     """
 
     def __init__(self, context: Any) -> None:
@@ -122,6 +123,6 @@ class AbortFlag:
         self._cell[0] = b"\x01"
 
     def clear(self) -> None:
-        """A step begins, on this thread."""
+        """To be called before each step, on the thread that runs it."""
         self._cell[0] = b"\x00"
         _of_thread.abort = self  # there may be several engines on a thread

@@ -1,7 +1,7 @@
 """A loaded GGUF model: its text side (tokenizer, chat template) and its identity.
 
-Law: everything here is safe on any thread. The C model lives exactly as long as this object, so a tokenizer
-call that is still running when the engine closes never touches freed memory.
+Law: everything here is safe on any thread. The C model lives exactly as long as this object, so a tokenizer call that
+still runs when the engine closes never touches freed memory.
 """
 
 from __future__ import annotations
@@ -24,6 +24,7 @@ from llmaas.records import Geometry, Message
 _HEAD_BYTES = 8 << 20
 _SAMPLES = 256
 _SAMPLE_BYTES = 4096
+"""Of a file: what ``weights_fingerprint`` reads."""
 
 
 class LlamaModel:
@@ -34,10 +35,10 @@ class LlamaModel:
     def __init__(self, path: Path) -> None:
         self.path = path
         self.handle = load_model(path)
-        weakref.finalize(self, C.llama_model_free, self.handle).atexit = False  # a context may still use it then
+        weakref.finalize(self, C.llama_model_free, self.handle).atexit = False  # at exit a context may still use it
         self.vocab = C.llama_model_get_vocab(self.handle)
         self.n_vocab = int(C.llama_vocab_n_tokens(self.vocab))
-        self._bos = int(C.llama_vocab_bos(self.vocab))
+        self._bos = int(C.llama_vocab_bos(self.vocab))  # -1, llama.cpp's "none", if there is none
         self._wants_bos = bool(C.llama_vocab_get_add_bos(self.vocab)) and self._bos >= 0
         self._pieces: dict[int, bytes] = {}
         template = C.llama_model_chat_template(self.handle, None)
@@ -51,7 +52,7 @@ class LlamaModel:
 
     def tokenize(self, text: str, *, special: bool, bos: bool) -> list[int]:
         data = text.encode("utf-8", "replace")
-        room = len(data) + 16  # a token covers at least a byte, but for a leading space some tokenizers add
+        room = len(data) + 16  # a token covers at least one byte, but some tokenizers add a space in front
         while True:
             found = np.empty(room, np.int32)
             pointer = found.ctypes.data_as(ctypes.POINTER(ctypes.c_int32))
@@ -60,7 +61,7 @@ class LlamaModel:
                 break
             room = -n
         tokens: list[int] = found[:n].tolist()
-        # Not left to llama.cpp: it would put a second start token before a rendered template that brings its own.
+        # llama.cpp could do this, but it would put a second start token before a rendered template that has its own.
         if bos and self._wants_bos and tokens[:1] != [self._bos]:
             tokens.insert(0, self._bos)
         return tokens
@@ -105,13 +106,13 @@ class LlamaModel:
         return self._chat.note
 
     def why_not_chunkable(self) -> str:
-        """Empty, or why the model keeps state other than KV rows per token."""
+        """Why the model's state is not rows of KV per token; empty if it may be."""
         if C.llama_model_is_recurrent(self.handle) or C.llama_model_is_hybrid(self.handle):
             return "recurrent layers keep one state for all tokens"
         return ""
 
     def geometry(self) -> Geometry:
-        """The KV geometry that the metadata promises; the engine checks it against a real exported state."""
+        """The KV geometry according to the metadata. The engine checks it against a real state."""
         arch = metadata(self.handle, "general.architecture") or ""
         heads = max(1, int(C.llama_model_n_head(self.handle)))
         kv_heads = max(1, int(C.llama_model_n_head_kv(self.handle)))
@@ -122,18 +123,18 @@ class LlamaModel:
         return Geometry(layers, kv_heads * head_k, kv_heads * head_v, head_k, head_v)
 
     def long_rope(self, n_cells: int) -> bool:
-        """True if the cells exceed the model's original context, where llama.cpp picks other RoPE factors for some."""
+        """True if the cells exceed the model's original context: llama.cpp may then use other RoPE factors."""
         arch = metadata(self.handle, "general.architecture") or ""
         original = metadata(self.handle, f"{arch}.rope.scaling.original_context_length")
         return original is not None and n_cells > int(original)
 
     def weights_fingerprint(self) -> str:
-        """A hash that names the weights: 32 hex digits.
+        """A hash that names the weights, 32 hex digits.
 
-        Of the file: its size, its first 8 MiB (all metadata and the tensor table, but for giant vocabularies, whose
-        rest the samples and ``vocab_fingerprint`` meet) and 256 evenly spaced samples of 4 KiB of tensor data, so any
-        training or re-quantisation shows. A whole hash of a model of several GB would take seconds at every start;
-        an edit of a few bytes by hand can escape this one.
+        It covers the file's size, its first 8 MiB and 256 evenly spaced samples of 4 KiB, so any training or
+        quantisation of the weights changes it. The first 8 MiB hold all metadata and the tensor table; of giant
+        vocabularies the samples and ``vocab_fingerprint`` cover the rest. Rejected: hashing all of the file, which
+        takes seconds at every start for a model of several GB. An edit of a few bytes by hand can escape this hash.
         """
         hasher = hashlib.blake2b(digest_size=16)
         with self.path.open("rb") as file:
@@ -146,7 +147,7 @@ class LlamaModel:
         return hasher.hexdigest()
 
     def vocab_fingerprint(self) -> str:
-        """A hash that names the tokenizer: its kind, its special tokens and the text of every token; 32 hex digits."""
+        """A hash of the tokenizer's kind, its special tokens and the text of every token: 32 hex digits."""
         vocab, text = self.vocab, C.llama_vocab_get_text
         hasher = hashlib.blake2b(digest_size=16)
         kind = (C.llama_vocab_type(vocab), self._bos, self._wants_bos, C.llama_vocab_eos(vocab))

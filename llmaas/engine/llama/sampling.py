@@ -1,4 +1,4 @@
-"""Sampler chains of llama.cpp, one per answer.
+"""Samplers: for each answer a sampler chain of llama.cpp and, if one is asked for, a grammar.
 
 Law: a chain belongs to exactly one sampler number and is freed exactly once.
 """
@@ -16,12 +16,12 @@ from llmaas.engine.llama.grammar import Grammar
 from llmaas.engine.llama.lib import C
 
 _RANDOM_SEED = 0xFFFFFFFF
-"""llama.cpp draws a seed of its own for this one (LLAMA_DEFAULT_SEED)."""
+"""llama.cpp's sign for a random seed (LLAMA_DEFAULT_SEED)."""
 _CANDIDATE = np.dtype([("id", np.int32), ("logit", np.float32), ("p", np.float32)])  # llama_token_data
 
 
 class Samplers:
-    """The chains in use, by the numbers that the engine's user gave them."""
+    """The samplers in use, by the numbers that the engine's caller chose."""
 
     def __init__(self, vocab: Any, n_vocab: int) -> None:
         self._vocab, self._n_vocab = vocab, n_vocab
@@ -30,7 +30,7 @@ class Samplers:
         self._candidates = np.empty(n_vocab, _CANDIDATE)
 
     def set(self, sampler: int, sampling: Sampling | None, past: Sequence[int] = ()) -> None:
-        """A fresh chain under the number ``sampler``; None frees it. ``past``: see the port. Raises BadRequest."""
+        """See ``Engine.set_sampler``."""
         if sampler < 0:
             raise ValueError(f"samplers are numbered from 0, not {sampler}")
         chain, grammar = self._chains.pop(sampler, (None, None))
@@ -50,27 +50,27 @@ class Samplers:
         return sampler in self._chains
 
     def chain(self, sampler: int) -> Any:
-        """The sampler's chain of llama.cpp; None if drawing takes more than that."""
+        """The sampler's chain, a ``llama_sampler *``; None if it has a grammar, so that the chain alone cannot draw."""
         chain, grammar = self._chains[sampler]
         return chain if grammar is None else None
 
     def draw(self, sampler: int, context: Any, index: int) -> int:
-        """The token drawn from the logits of the batch's token ``index``."""
+        """Draw a token from the logits after the batch's token ``index``."""
         chain, grammar = self._chains[sampler]
         if grammar is None:
             return int(C.llama_sampler_sample(chain, context, index))
         row = np.ctypeslib.as_array(C.llama_get_logits_ith(context, index), (self._n_vocab,))
         token = self._select(chain, row, None)
-        if not grammar.allows(token):  # seldom, so that only few draws look at the whole vocabulary
+        if not grammar.allows(token):  # this is rare, so few draws look at the whole vocabulary
             token = self._select(chain, row, grammar)
             if not grammar.allows(token):
-                return grammar.end  # nothing at all is allowed: the answer ends here
+                return grammar.end  # nothing is allowed: the answer ends
         C.llama_sampler_accept(chain, token)
         grammar.accept(token)
         return token
 
     def _select(self, chain: Any, row: Any, grammar: Grammar | None) -> int:
-        """What the chain draws from a row of logits, or from those that the grammar leaves."""
+        """The token that the chain selects from a row of logits, or from those that the grammar allows."""
         found = self._candidates
         found["id"], found["logit"], found["p"] = self._ids, row, 0.0
         array = C.llama_token_data_array(found.ctypes.data_as(C.llama_token_data_p), self._n_vocab, -1, False)
@@ -82,16 +82,18 @@ class Samplers:
         return int(array.data[array.selected].id)
 
     def close(self) -> None:
+        """Free all samplers."""
         for sampler in list(self._chains):
             self.set(sampler, None)
 
 
 def _chain(sampling: Sampling, n_vocab: int) -> Any:
+    """A new ``llama_sampler *``, in llama.cpp's default order: penalties, cutting the tail, temperature, the draw."""
     params = C.llama_sampler_chain_default_params()
     params.no_perf = True
     chain = C.llama_sampler_chain_init(params)
     links = []
-    # llama.cpp's own default order: penalties, cut the tail at temperature 1, then heat what is left.
+    # The tail is cut at temperature 1; what is left is then drawn from at the temperature asked for.
     if sampling.penalises:
         penalties = (sampling.repeat_penalty, sampling.frequency_penalty, sampling.presence_penalty)
         links.append(C.llama_sampler_init_penalties(n_vocab, sampling.penalty_last_n, *penalties))
@@ -113,4 +115,4 @@ def _chain(sampling: Sampling, n_vocab: int) -> Any:
 def _seed(seed: int | None) -> int:
     if seed is None:
         return _RANDOM_SEED
-    return seed % _RANDOM_SEED  # 32 bits, and never by accident the one that means "random"
+    return seed % _RANDOM_SEED  # 32 bits, and never the one that means "random"

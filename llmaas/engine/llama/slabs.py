@@ -1,6 +1,6 @@
-"""Slabs out of a llama.cpp context and into it.
+"""Slabs of KV: exported from a llama.cpp context and loaded into it.
 
-Law: the engine's thread only, but for ``blank``. A load that fails leaves every sequence as it was.
+Law: the engine's thread only, except ``blank``. A load that fails leaves every sequence as it was.
 """
 
 from __future__ import annotations
@@ -13,7 +13,7 @@ from llmaas.records import CHUNK_TOKENS, KvSlab
 
 
 class Slabs:
-    """Export and load by the layout of a model's states; ``Engine`` says what they promise."""
+    """``export``, ``blank`` and ``load`` of ``Engine``, for states of one layout. The caller checks arguments."""
 
     def __init__(self, cells: SequenceCells, layout: StateLayout, spare_bytes: int) -> None:
         self._cells, self._layout = cells, layout
@@ -21,13 +21,14 @@ class Slabs:
 
     @property
     def windows(self) -> tuple[int, ...]:
+        """See ``Engine.windows``."""
         return self._layout.windows(self._cells.window)
 
     def export(self, seq: int, start: int, stop: int) -> KvSlab:
         if not self._layout.copied:
             return self._read(seq, start, stop).slab()
         slab = self.blank(stop - start)
-        # By chunks: of layers with a window, llama.cpp writes only the window before the last position asked for.
+        # By chunks, because of layers with a window llama.cpp writes only the window that ends at the last position.
         at = start
         while at < stop:
             end = min(stop, at - at % CHUNK_TOKENS + CHUNK_TOKENS)
@@ -43,12 +44,13 @@ class Slabs:
     def load(self, seq: int, start: int, slab: KvSlab) -> None:
         n = slab.n_tokens
         blob = self._blob(slab)
-        blob.place(start)
+        blob.set_positions(start)
         if not self._layout.intact(blob):
             raise EngineFailed("the slab's headers were overwritten")
         self._cells.write(seq, start, start + n, blob.buffer)
 
     def _read(self, seq: int, start: int, stop: int) -> Blob:
+        """The state of these positions as llama.cpp writes it, rows sorted by position. Raises EngineFailed."""
         buffer = self._buffers.take(self._layout.size(stop - start))
         self._cells.read(seq, start, stop, buffer)
         try:
@@ -57,7 +59,7 @@ class Slabs:
             raise EngineFailed(f"llama.cpp exported positions {start} .. {stop - 1} wrongly: {error}") from error
 
     def _blob(self, slab: KvSlab) -> Blob:
-        """The blob with the slab's rows: the slab's own, or a new one."""
+        """A blob with the slab's rows: the one that the slab is a view of, or a new one that they are copied to."""
         owner, layout, n = slab.owner, self._layout, slab.n_tokens
         if isinstance(owner, Copied):
             blob = layout.blank(self._buffers.take(layout.size(n)), n)

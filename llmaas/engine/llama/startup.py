@@ -17,7 +17,7 @@ import numpy.typing as npt
 
 from llmaas.engine.base import BatchItem
 from llmaas.engine.llama.decoder import LlamaDecoder
-from llmaas.engine.llama.learn_layout import learn, order, shown
+from llmaas.engine.llama.learn_layout import checked_geometry, layer_order, learn_layout
 from llmaas.engine.llama.lib import C
 from llmaas.engine.llama.model import LlamaModel
 from llmaas.engine.llama.rope import find_rope
@@ -42,7 +42,7 @@ class ModelFacts:
     rope: Rope | None
 
 
-def examine(model: LlamaModel, decoder: LlamaDecoder, type_kv: str, spare_bytes: int) -> ModelFacts:
+def examine_model(model: LlamaModel, decoder: LlamaDecoder, type_kv: str, spare_bytes: int) -> ModelFacts:
     """Learn the layout of states, check that a state comes back, find how keys are rotated. Raises EngineFailed."""
     notes, geometry, slabs, rope = [model.note], model.geometry(), None, None
     try:
@@ -80,20 +80,20 @@ def _learn_slabs(model: LlamaModel, decoder: LlamaDecoder, spare_bytes: int) -> 
         decoder.step([BatchItem(0, pos, [pos])], "")
     if why := model.why_not_chunkable():
         raise Unchunkable(why)
-    layout = learn(decoder.cells.read_whole(0), _LEARNT_FROM)
-    geometry = shown(model.geometry(), layout)
+    layout = learn_layout(decoder.cells.read_whole(0), _LEARNT_FROM)
+    geometry = checked_geometry(model.geometry(), layout)
     slabs = Slabs(decoder.cells, layout, spare_bytes)
     if layout.copied:
         window = decoder.cells.window
         if window < CHUNK_TOKENS:
             raise Unchunkable(f"layers see a window of {window} tokens, less than a chunk")
-        layers = order(_reach(decoder, slabs, layout.sections[0].n_layer))
+        layers = layer_order(_reach(decoder, slabs, layout.sections[0].n_layer))
         slabs = Slabs(decoder.cells, dataclasses.replace(layout, layers=layers), spare_bytes)
     return slabs, geometry
 
 
 def _reach(decoder: LlamaDecoder, slabs: Slabs, n_first: int) -> npt.NDArray[np.bool_]:
-    """Which of the next token's rows of K depend on V of the first section's rows before it (see ``order``)."""
+    """Which of the next token's rows of K depend on V of the first section's rows before it (see ``layer_order``)."""
     slab = slabs.export(0, 0, _LEARNT_FROM)
     plain = _next_keys(decoder, slabs, slab)
     changed = []

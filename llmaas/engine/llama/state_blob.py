@@ -1,6 +1,6 @@
 """A section of a llama.cpp state: the KV of some layers, as numpy views.
 
-Law: bytes and numpy only, no llama_cpp.
+Law: bytes and numpy only, no llama_cpp. A section of n tokens is, in order:
 
     u32 n_stream = 1, u32 n_cells
     n_cells x (i32 pos, u32 n_seq = 1, [extra], i32 seq)
@@ -8,8 +8,8 @@ Law: bytes and numpy only, no llama_cpp.
     n_layer x (i32 type, u64 row_bytes, n_cells rows)     K
     n_layer x (i32 type, u64 row_bytes, n_cells rows)     V
 
-llama.cpp writes the rows in the order of its cells, which is not the order of positions where the free cells
-were scattered when the tokens came: ``SectionRows.sort`` puts them right.
+llama.cpp writes rows in the order of its cells. If the free cells were scattered when the tokens came, that is not the
+order of positions: ``SectionRows.sort`` restores it.
 """
 
 from __future__ import annotations
@@ -34,18 +34,18 @@ TYPE_F16 = 1
 
 @dataclass(frozen=True, slots=True, eq=False)
 class SectionRows:
-    """Views of a section: ``cells`` (n), ``k`` (n_layer, n, k_dim), ``v`` (n_layer, n, v_dim)."""
+    """Views of a section: ``cells`` (n) of dtype CELL, ``k`` (n_layer, n, k_dim), ``v`` (n_layer, n, v_dim)."""
 
     cells: npt.NDArray[np.void]
     k: F16
     v: F16
 
-    def place(self, start: int) -> None:
-        """Say that the rows belong to the positions from ``start`` on."""
+    def set_positions(self, start: int) -> None:
+        """Write into the table of cells that the rows are those of the positions from ``start`` on."""
         self.cells["pos"] = np.arange(start, start + len(self.cells), dtype=np.int32)
 
     def sort(self, start: int) -> None:
-        """Put rows of positions from ``start`` on into their order. Raises ValueError if these are not all there."""
+        """Sort the rows by position. Raises ValueError unless they are those of the n positions from ``start`` on."""
         wanted = np.arange(start, start + len(self.cells), dtype=np.int32)
         if np.array_equal(self.cells["pos"], wanted):
             return
@@ -54,12 +54,12 @@ class SectionRows:
             raise ValueError(f"the state does not hold exactly positions {start} to {start + len(wanted) - 1}")
         for rows in (self.k, self.v):
             rows[:] = rows[:, order]
-        self.place(start)
+        self.set_positions(start)
 
 
 @dataclass(frozen=True, slots=True)
 class Section:
-    """The layout of a section. ``k_row`` and ``v_row`` are bytes of a token's row in one layer."""
+    """The layout of a section. ``k_row`` and ``v_row``: bytes of a token's row in one layer."""
 
     n_layer: int
     k_row: int
@@ -80,7 +80,7 @@ class Section:
         return SectionRows(np.ndarray((n,), CELL, buffer, HEAD), found[0], found[1])
 
     def fill(self, buffer: Bytes, n: int) -> None:
-        """Write the headers; rows and positions are for the caller to write."""
+        """Write the headers of a section of ``n`` tokens. The caller writes rows and positions."""
         _WORDS.pack_into(buffer.data, 0, 1, n)
         _WORDS.pack_into(buffer.data, rows_at(n) - 8, 0, self.n_layer)
         cells, layers = self._tables(buffer, n)
@@ -89,7 +89,7 @@ class Section:
             table["type"], table["row"] = TYPE_F16, row
 
     def intact(self, buffer: Bytes, n: int) -> bool:
-        """True if the headers are those of ``n`` tokens."""
+        """True if ``buffer`` has the headers of a section of ``n`` tokens."""
         cells, (of_k, of_v) = self._tables(buffer, n)
         return (
             _WORDS.unpack_from(buffer.data) == (1, n)
@@ -103,7 +103,7 @@ class Section:
         return self.n_layer * (LAYER.itemsize + n_tokens * row)
 
     def _tables(self, buffer: Bytes, n: int) -> tuple[_Table, tuple[_Table, _Table]]:
-        """Views of the table of cells, and of the layer headers of K and V."""
+        """Views of the table of cells, and of the layer headers of K and of V."""
         k_at = rows_at(n)
         v_at = k_at + self._part(self.k_row, n)
         return (
@@ -116,5 +116,5 @@ class Section:
 
 
 def rows_at(n_tokens: int) -> int:
-    """Where in a section the first layer header is."""
+    """The offset of the first layer header in a section of ``n_tokens``."""
     return HEAD + n_tokens * CELL.itemsize + 8

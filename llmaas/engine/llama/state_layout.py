@@ -1,13 +1,13 @@
 """The blob in which llama.cpp gives and takes the KV of one sequence, and slabs over it.
 
 Law: bytes and numpy only, no llama_cpp. Rows of a ``Blob`` are always in position order, layers of a slab in the
-model's.
+model's. A blob is, in order:
 
     u32 magic, i32 seq
     a section (see state_blob.py) of all layers; or one of layers that see everything, then one of those with a window
 
-With one section a slab is a view of the blob and nothing is copied. Two cannot be one strided array, so such a slab
-has memory of its own.
+With one section a slab is a view of the blob and nothing is copied. Two sections cannot be one strided array, so there
+a slab has memory of its own.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ _START = struct.Struct("<Ii")
 
 
 class Unchunkable(Exception):
-    """The state of this model cannot be cut by tokens; the message says why."""
+    """The state of this model cannot be cut into chunks of tokens. The message says why."""
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -39,27 +39,27 @@ class Blob:
     def n_tokens(self) -> int:
         return len(self.parts[0].cells)
 
-    def place(self, start: int) -> None:
-        """Say that the rows belong to the positions from ``start`` on."""
+    def set_positions(self, start: int) -> None:
+        """Write into the blob that its rows are those of the positions from ``start`` on."""
         for part in self.parts:
-            part.place(start)
+            part.set_positions(start)
 
     def slab(self) -> KvSlab:
-        """The rows of the only section."""
+        """The rows as a slab, if there is one section."""
         (part,) = self.parts
         return KvSlab(part.k, part.v, owner=self)
 
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Copied:
-    """Owner of a slab that has memory of its own."""
+    """The owner of a slab that has memory of its own, in ``buffer``."""
 
     buffer: Bytes
 
 
 @dataclass(frozen=True, slots=True)
 class StateLayout:
-    """The layout of one model's blobs. ``layers``: the layer of each row, over all sections."""
+    """The layout of one model's blobs. ``layers``: the model's layer of each row, in the order of the blob."""
 
     magic: int
     sections: tuple[Section, ...]
@@ -71,7 +71,7 @@ class StateLayout:
         return len(self.sections) > 1
 
     def windows(self, n_tokens: int) -> tuple[int, ...]:
-        """How far each layer looks back if the second section's have a window of ``n_tokens``; 0: to the first."""
+        """Tokens that each layer looks back (0: all) if those of the second section have a window of ``n_tokens``."""
         if len(self.sections) == 1:
             return (0,) * len(self.layers)
         windowed = set(self.layers[self.sections[0].n_layer :])
@@ -82,7 +82,7 @@ class StateLayout:
         return _START.size + sum(section.size(n_tokens) for section in self.sections)
 
     def blank(self, buffer: Bytes, n_tokens: int) -> Blob:
-        """A blob in ``buffer`` with its headers filled in; rows and positions are for the caller to write."""
+        """A blob in ``buffer`` with its headers filled in. The caller writes rows and positions."""
         _START.pack_into(buffer.data, 0, self.magic, 0)
         for section, part in self._split(buffer, n_tokens):
             section.fill(part, n_tokens)
@@ -100,7 +100,7 @@ class StateLayout:
     def read(self, buffer: Bytes, n_tokens: int, start: int) -> Blob:
         """The blob that llama.cpp wrote into ``buffer`` for positions ``start .. start+n_tokens-1``.
 
-        Rows that are not in position order are sorted in place. Raises ValueError if it holds anything else.
+        Rows that are not in position order are sorted in place. Raises ValueError if the blob is not that.
         """
         if buffer.size != self.size(n_tokens):
             raise ValueError(f"a state of {n_tokens} tokens has {self.size(n_tokens)} bytes, not {buffer.size}")
@@ -114,7 +114,7 @@ class StateLayout:
     # -- slabs with memory of their own
 
     def slab(self, buffer: Bytes, n_tokens: int) -> KvSlab:
-        """A slab in ``buffer``, which need not be larger than a blob."""
+        """A slab in ``buffer``, which holds at least ``size(n_tokens)`` bytes."""
         n_layer, k_row, v_row = len(self.layers), self.sections[0].k_row, self.sections[0].v_row
         k: F16 = np.ndarray((n_layer, n_tokens, k_row // 2), np.float16, buffer)
         v: F16 = np.ndarray((n_layer, n_tokens, v_row // 2), np.float16, buffer, k.nbytes)
@@ -140,7 +140,7 @@ class StateLayout:
     # -- inside
 
     def _split(self, buffer: Bytes, n: int) -> Iterator[tuple[Section, Bytes]]:
-        """The sections with what begins with them of ``buffer``."""
+        """Each section with the part of ``buffer`` that begins with it."""
         *first, last = self.sections
         at = _START.size
         for section in first:

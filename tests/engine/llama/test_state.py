@@ -13,7 +13,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from llmaas.engine.llama.buffers import Buffers
-from llmaas.engine.llama.learn_layout import learn, order
+from llmaas.engine.llama.learn_layout import layer_order, learn_layout
 from llmaas.engine.llama.state_blob import Bytes, Section
 from llmaas.engine.llama.state_layout import Blob, StateLayout, Unchunkable
 from llmaas.records import KvSlab
@@ -58,12 +58,14 @@ def two(of_all: list[int], of_window: list[int], *, n_first: int = 2, n_second: 
 
 
 def test_the_layout_is_learnt_from_a_blob() -> None:
-    assert learn(state([0, 1, 2]), 3) == StateLayout(MAGIC, (Section(n_layer=2, k_row=8, v_row=4),), layers=(0, 1))
+    assert learn_layout(state([0, 1, 2]), 3) == StateLayout(
+        MAGIC, (Section(n_layer=2, k_row=8, v_row=4),), layers=(0, 1)
+    )
 
 
 @given(n=st.integers(1, 40), n_layer=st.integers(1, 5), k_dim=st.integers(1, 9), v_dim=st.integers(1, 9))
 def test_a_learnt_layout_reads_states_of_every_length(n: int, n_layer: int, k_dim: int, v_dim: int) -> None:
-    layout = learn(state([0, 1, 2], n_layer=n_layer, k_dim=k_dim, v_dim=v_dim), 3)
+    layout = learn_layout(state([0, 1, 2], n_layer=n_layer, k_dim=k_dim, v_dim=v_dim), 3)
     positions = list(range(5, 5 + n))
     buffer = state(positions, n_layer=n_layer, k_dim=k_dim, v_dim=v_dim)
     assert buffer.size == layout.size(n)
@@ -78,7 +80,7 @@ def test_a_learnt_layout_reads_states_of_every_length(n: int, n_layer: int, k_di
 
 @given(order=st.permutations(range(10, 18)))
 def test_rows_in_any_cell_order_are_read_in_position_order(order: list[int]) -> None:
-    layout = learn(state([0, 1, 2]), 3)
+    layout = learn_layout(state([0, 1, 2]), 3)
     sorted_blob = layout.read(state(list(order)), 8, 10)
     plain = layout.read(state(list(range(10, 18))), 8, 10)
     assert np.array_equal(sorted_blob.buffer, plain.buffer)
@@ -87,11 +89,11 @@ def test_rows_in_any_cell_order_are_read_in_position_order(order: list[int]) -> 
 @pytest.mark.parametrize("positions", [[5, 6, 8], [5, 5, 6], [6, 7, 8]])
 def test_other_positions_than_asked_for_are_refused(positions: list[int]) -> None:
     with pytest.raises(ValueError, match="exactly positions 5 to 7"):
-        learn(state([0, 1, 2]), 3).read(state(positions), 3, 5)
+        learn_layout(state([0, 1, 2]), 3).read(state(positions), 3, 5)
 
 
 def test_a_state_of_another_size_or_shape_is_refused() -> None:
-    layout = learn(state([0, 1, 2]), 3)
+    layout = learn_layout(state([0, 1, 2]), 3)
     with pytest.raises(ValueError, match="bytes"):
         layout.read(state([0, 1]), 3, 0)
     with pytest.raises(ValueError, match="headers"):
@@ -101,12 +103,12 @@ def test_a_state_of_another_size_or_shape_is_refused() -> None:
 
 
 def test_a_blank_filled_with_rows_is_the_state_itself() -> None:
-    layout = learn(state([0, 1, 2]), 3)
+    layout = learn_layout(state([0, 1, 2]), 3)
     real = layout.read(state([3, 4, 5, 6]), 4, 3)
     blank = layout.blank(np.full(layout.size(4), 0xEE, np.uint8), 4)
     assert layout.intact(blank)
     blank.slab().k[:], blank.slab().v[:] = real.slab().k, real.slab().v
-    blank.place(3)
+    blank.set_positions(3)
     forget_sequence(real)
     assert np.array_equal(blank.buffer, real.buffer)
 
@@ -120,7 +122,7 @@ def forget_sequence(blob: Blob) -> None:
 
 @given(first=st.permutations(range(7, 12)), second=st.permutations(range(7, 12)))
 def test_a_state_in_two_sections_goes_into_a_slab_by_layers_and_back(first: list[int], second: list[int]) -> None:
-    layout = dataclasses.replace(learn(two([0, 1, 2], [0, 1, 2]), 3), layers=(1, 4, 0, 2, 3))
+    layout = dataclasses.replace(learn_layout(two([0, 1, 2], [0, 1, 2]), 3), layers=(1, 4, 0, 2, 3))
     assert layout.copied
     blob = layout.read(two(first, second), 5, 7)
     slab = layout.slab(np.empty(layout.size(9), np.uint8), 9)
@@ -133,13 +135,13 @@ def test_a_state_in_two_sections_goes_into_a_slab_by_layers_and_back(first: list
     part = KvSlab(slab.k[:, 3:8], slab.v[:, 3:8])
     back = layout.blank(np.full(layout.size(5), 0xEE, np.uint8), 5)
     layout.pack(part, back)
-    back.place(7)
+    back.set_positions(7)
     forget_sequence(blob)
     assert np.array_equal(back.buffer, blob.buffer)
 
 
 def test_a_section_that_has_lost_tokens_is_noticed() -> None:
-    layout = learn(two([0, 1, 2], [0, 1, 2]), 3)
+    layout = learn_layout(two([0, 1, 2], [0, 1, 2]), 3)
     with pytest.raises(ValueError, match="bytes"):
         layout.read(two([0, 1, 2, 3], [1, 2, 3]), 4, 0)
     with pytest.raises(ValueError, match="exactly positions"):
@@ -158,7 +160,7 @@ def reach(layers: list[int], n_first: int) -> npt.NDArray[np.bool_]:
 def test_the_layer_of_each_row_is_found_by_what_it_reaches(n_layer: int, data: st.DataObject) -> None:
     first = sorted(data.draw(st.sets(st.integers(0, n_layer - 1), min_size=1, max_size=n_layer - 1)))
     layers = first + sorted(set(range(n_layer)) - set(first))
-    assert order(reach(layers, len(first))) == tuple(layers)
+    assert layer_order(reach(layers, len(first))) == tuple(layers)
 
 
 @pytest.mark.parametrize("at", [(0, 0), (0, 1), (1, 2), (0, 4)])
@@ -166,12 +168,12 @@ def test_an_order_that_does_not_show_is_refused(at: tuple[int, int]) -> None:
     changed = reach([1, 4, 0, 2, 3], 2)
     changed[at] ^= True
     with pytest.raises(Unchunkable, match="does not show"):
-        order(changed)
+        layer_order(changed)
 
 
 @pytest.mark.parametrize("at", [0, 8, 12, 16 + 4, 16 + 3 * 12, 16 + 3 * 12 + 4, 16 + 3 * 12 + 8, 16 + 3 * 12 + 12])
 def test_an_overwritten_header_is_noticed(at: int) -> None:
-    layout = learn(state([0, 1, 2]), 3)
+    layout = learn_layout(state([0, 1, 2]), 3)
     blob = layout.read(state([0, 1, 2]), 3, 0)
     blob.buffer[at] ^= 0x40
     assert not layout.intact(blob)
@@ -198,14 +200,14 @@ def test_an_overwritten_header_is_noticed(at: int) -> None:
 )
 def test_a_model_whose_state_is_not_rows_per_token_is_refused_with_the_reason(blob: Bytes, why: str) -> None:
     with pytest.raises(Unchunkable, match=why):
-        learn(blob, 3)
+        learn_layout(blob, 3)
 
 
 def test_layers_of_different_width_are_refused() -> None:
     blob = struct.pack("<IiII", MAGIC, 0, 1, 1) + struct.pack("<iIi", 0, 1, 0) + struct.pack("<II", 0, 2)
     blob += layer(4, [b"abcd"]) + layer(6, [b"abcdef"]) + 2 * layer(4, [b"abcd"])
     with pytest.raises(Unchunkable, match="different sizes"):
-        learn(np.frombuffer(blob, np.uint8), 1)
+        learn_layout(np.frombuffer(blob, np.uint8), 1)
 
 
 def test_a_buffer_comes_back_when_its_last_view_is_gone() -> None:

@@ -1,0 +1,1 @@
+"""Benches of single operations: ``pytest bench/micro``."""

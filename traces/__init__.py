@@ -1,0 +1,1 @@
+"""Traces of calls to replay, and the programs that make them (traces/README.md)."""
