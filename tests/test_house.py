@@ -1,12 +1,14 @@
-"""The house itself: floors, laws, sizes, and one version."""
+"""The house itself: laws, sizes, names that exist once, and one version."""
 
 from __future__ import annotations
 
 import ast
 import re
 import sys
+from collections import defaultdict
 from importlib import metadata
 from pathlib import Path
+from statistics import median
 
 import pytest
 
@@ -22,7 +24,10 @@ PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text("utf-8"))
 FILES = sorted((ROOT / "llmaas").rglob("*.py"))
 MODULES = {".".join(path.relative_to(ROOT).with_suffix("").parts).removesuffix(".__init__"): path for path in FILES}
 PLAIN = [name for name, path in MODULES.items() if path.name != "__init__.py"]
+BENCHES = sorted((ROOT / "bench").rglob("*.py"))
 MOST_LINES = 400
+MEDIAN_LINES = 120
+MOST_LINES_OF_A_FUNCTION = 50
 
 
 def docstring(module: str) -> str:
@@ -43,6 +48,31 @@ def test_every_module_says_its_law(module: str) -> None:
 def test_no_file_is_longer_than_anyone_reads(module: str) -> None:
     lines = MODULES[module].read_text("utf-8").count("\n")
     assert lines <= MOST_LINES, f"{module} has {lines} lines: is there a second room in it?"
+
+
+def test_most_files_can_be_seen_at_a_glance() -> None:
+    assert median(MODULES[module].read_text("utf-8").count("\n") for module in PLAIN) <= MEDIAN_LINES
+
+
+@pytest.mark.parametrize("path", [*FILES, *BENCHES], ids=lambda path: str(path.relative_to(ROOT)))
+def test_a_function_does_one_thing(path: Path) -> None:
+    """Its length; ruff checks the complexity (pyproject.toml)."""
+    functions = [
+        node
+        for node in ast.walk(ast.parse(path.read_text("utf-8")))
+        if isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef)
+    ]
+    lengths = {f"{node.name}, line {node.lineno}": (node.end_lineno or 0) - node.lineno + 1 for node in functions}
+    assert {name: lines for name, lines in lengths.items() if lines > MOST_LINES_OF_A_FUNCTION} == {}
+
+
+def test_a_class_name_stands_for_one_class() -> None:
+    homes: dict[str, list[str]] = defaultdict(list)
+    for module, path in MODULES.items():
+        for node in ast.walk(ast.parse(path.read_text("utf-8"))):
+            if isinstance(node, ast.ClassDef):
+                homes[node.name].append(module)
+    assert {name: modules for name, modules in homes.items() if len(modules) > 1} == {}
 
 
 @pytest.mark.parametrize("module", [name for name in sorted(MODULES) if not name.startswith("llmaas.cli")])
@@ -67,7 +97,9 @@ def test_the_package_says_that_it_is_typed_and_under_which_licence() -> None:
     assert "END OF TERMS AND CONDITIONS" in text
 
 
-@pytest.mark.parametrize("script", ["scripts/setup", "scripts/demo", "scripts/test", "scripts/check", ".ci/run"])
+@pytest.mark.parametrize(
+    "script", [*(f"scripts/{door.name}" for door in sorted((ROOT / "scripts").iterdir()) if door.is_file()), ".ci/run"]
+)
 def test_the_doors_are_executable_and_strict(script: str) -> None:
     path = ROOT / script
     assert path.stat().st_mode & 0o111
