@@ -47,7 +47,7 @@ class Stage(enum.Enum):
     __hash__ = object.__hash__  # members are single; enum's own is Python code, and is called for every move
 
 
-class Move(enum.Enum):
+class JobMove(enum.Enum):
     """Ways from one stage to the next."""
 
     ADMIT = "be admitted"
@@ -62,23 +62,23 @@ class Move(enum.Enum):
     __hash__ = object.__hash__
 
 
-TRANSITIONS: dict[tuple[Stage, Move], Stage] = {
-    (Stage.QUEUED, Move.ADMIT): Stage.SWITCHING,
-    (Stage.QUEUED, Move.END): Stage.ENDED,
-    (Stage.SWITCHING, Move.LOAD): Stage.LOADING,
-    (Stage.SWITCHING, Move.COMPUTE): Stage.RECOMPUTING,
-    (Stage.SWITCHING, Move.ARRIVE): Stage.PREFILLING,
-    (Stage.SWITCHING, Move.PAUSE): Stage.QUEUED,
-    (Stage.SWITCHING, Move.END): Stage.ENDED,
-    (Stage.LOADING, Move.LOADED): Stage.SWITCHING,
-    (Stage.RECOMPUTING, Move.COMPUTED): Stage.SWITCHING,
-    (Stage.RECOMPUTING, Move.PAUSE): Stage.QUEUED,
-    (Stage.RECOMPUTING, Move.END): Stage.ENDED,
-    (Stage.PREFILLING, Move.PREFILLED): Stage.DECODING,
-    (Stage.PREFILLING, Move.PAUSE): Stage.QUEUED,
-    (Stage.PREFILLING, Move.END): Stage.ENDED,
-    (Stage.DECODING, Move.PAUSE): Stage.QUEUED,
-    (Stage.DECODING, Move.END): Stage.ENDED,
+TRANSITIONS: dict[tuple[Stage, JobMove], Stage] = {
+    (Stage.QUEUED, JobMove.ADMIT): Stage.SWITCHING,
+    (Stage.QUEUED, JobMove.END): Stage.ENDED,
+    (Stage.SWITCHING, JobMove.LOAD): Stage.LOADING,
+    (Stage.SWITCHING, JobMove.COMPUTE): Stage.RECOMPUTING,
+    (Stage.SWITCHING, JobMove.ARRIVE): Stage.PREFILLING,
+    (Stage.SWITCHING, JobMove.PAUSE): Stage.QUEUED,
+    (Stage.SWITCHING, JobMove.END): Stage.ENDED,
+    (Stage.LOADING, JobMove.LOADED): Stage.SWITCHING,
+    (Stage.RECOMPUTING, JobMove.COMPUTED): Stage.SWITCHING,
+    (Stage.RECOMPUTING, JobMove.PAUSE): Stage.QUEUED,
+    (Stage.RECOMPUTING, JobMove.END): Stage.ENDED,
+    (Stage.PREFILLING, JobMove.PREFILLED): Stage.DECODING,
+    (Stage.PREFILLING, JobMove.PAUSE): Stage.QUEUED,
+    (Stage.PREFILLING, JobMove.END): Stage.ENDED,
+    (Stage.DECODING, JobMove.PAUSE): Stage.QUEUED,
+    (Stage.DECODING, JobMove.END): Stage.ENDED,
 }
 COMPUTING = (Stage.DECODING, Stage.PREFILLING, Stage.RECOMPUTING)
 """Stages in which a job may take part in an engine step; the most frequent first."""
@@ -155,41 +155,41 @@ class Job:
         """Its context gets a sequence and may fill ``reserve`` cells; what is there already counts as from CELLS."""
         context = self.context
         self._require(self.total <= reserve and context.cells <= reserve, f"cannot begin with {reserve} cells")
-        self._move(Move.ADMIT)
+        self._move(JobMove.ADMIT)
         self.reserve, self.admitted = reserve, now
         self.from_cells = min(context.cells, context.n_kv)
         self.from_pool = self.from_disk = self.recomputed = 0
 
     def begin_load(self) -> None:
-        self._move(Move.LOAD)
+        self._move(JobMove.LOAD)
 
     def end_load(self) -> None:
-        self._move(Move.LOADED)
+        self._move(JobMove.LOADED)
 
     def begin_recompute(self, until: int) -> None:
         """Tokens up to ``until`` are computed again."""
         self._require(self.context.cells < until <= self.covered, f"cannot recompute up to {until}")
-        self._move(Move.COMPUTE)
+        self._move(JobMove.COMPUTE)
         self.until = until
 
     def end_recompute(self) -> None:
-        self._move(Move.COMPUTED)
+        self._move(JobMove.COMPUTED)
 
     def arrive(self) -> None:
         """All of the context that it needs is in CELLS, and no more."""
         self._require(self.context.cells <= self.goal, f"has more than {self.goal} tokens in CELLS")
-        self._move(Move.ARRIVE)
+        self._move(JobMove.ARRIVE)
 
     def end_prefill(self) -> None:
-        self._move(Move.PREFILLED)
+        self._move(JobMove.PREFILLED)
 
     def pause(self) -> None:
         """It leaves its cells to others, and waits again."""
-        self._move(Move.PAUSE)
+        self._move(JobMove.PAUSE)
 
     def end(self) -> None:
         """It has its outcome."""
-        self._move(Move.END)
+        self._move(JobMove.END)
 
     def join_step(self, step: int, stop: int) -> None:
         """It takes part in the engine step of this number, up to token ``stop``."""
@@ -229,7 +229,7 @@ class Job:
             problems.append("holds chunks that it did not read")
         return [f"job {self.request}, {self.stage.value}: it {problem}" for problem in problems]
 
-    def _move(self, move: Move) -> None:
+    def _move(self, move: JobMove) -> None:
         stage = TRANSITIONS.get((self.stage, move))
         if stage is None or self.in_step:
             raise self._bug(move.value)

@@ -10,7 +10,7 @@ import pytest
 from llmaas.errors import PolicyBug
 from llmaas.planner.actions import Outcome
 from llmaas.planner.context import Context
-from llmaas.planner.jobs import COMPUTING, TRANSITIONS, Job, Move, Stage
+from llmaas.planner.jobs import COMPUTING, TRANSITIONS, Job, JobMove, Stage
 from llmaas.records import AppId, ChunkKey, ContextId, RequestId
 
 LEGAL = """
@@ -33,24 +33,24 @@ LEGAL = """
 """
 WAY = {
     Stage.QUEUED: [],
-    Stage.SWITCHING: [Move.ADMIT],
-    Stage.LOADING: [Move.ADMIT, Move.LOAD],
-    Stage.RECOMPUTING: [Move.ADMIT, Move.COMPUTE],
-    Stage.PREFILLING: [Move.ADMIT, Move.ARRIVE],
-    Stage.DECODING: [Move.ADMIT, Move.ARRIVE, Move.PREFILLED],
-    Stage.ENDED: [Move.END],
+    Stage.SWITCHING: [JobMove.ADMIT],
+    Stage.LOADING: [JobMove.ADMIT, JobMove.LOAD],
+    Stage.RECOMPUTING: [JobMove.ADMIT, JobMove.COMPUTE],
+    Stage.PREFILLING: [JobMove.ADMIT, JobMove.ARRIVE],
+    Stage.DECODING: [JobMove.ADMIT, JobMove.ARRIVE, JobMove.PREFILLED],
+    Stage.ENDED: [JobMove.END],
 }
 """The moves that bring a new job to each stage."""
-DO: dict[Move, Callable[[Job], None]] = {
-    Move.ADMIT: lambda job: job.admit(200, 1.0),
-    Move.LOAD: Job.begin_load,
-    Move.LOADED: Job.end_load,
-    Move.COMPUTE: lambda job: job.begin_recompute(64),
-    Move.COMPUTED: Job.end_recompute,
-    Move.ARRIVE: Job.arrive,
-    Move.PREFILLED: Job.end_prefill,
-    Move.PAUSE: Job.pause,
-    Move.END: Job.end,
+DO: dict[JobMove, Callable[[Job], None]] = {
+    JobMove.ADMIT: lambda job: job.admit(200, 1.0),
+    JobMove.LOAD: Job.begin_load,
+    JobMove.LOADED: Job.end_load,
+    JobMove.COMPUTE: lambda job: job.begin_recompute(64),
+    JobMove.COMPUTED: Job.end_recompute,
+    JobMove.ARRIVE: Job.arrive,
+    JobMove.PREFILLED: Job.end_prefill,
+    JobMove.PAUSE: Job.pause,
+    JobMove.END: Job.end,
 }
 
 
@@ -73,8 +73,8 @@ def test_the_table_is_the_one_that_is_drawn() -> None:
     assert {(stage.value, move.value): then.value for (stage, move), then in TRANSITIONS.items()} == legal()
 
 
-@pytest.mark.parametrize(("stage", "move"), list(itertools.product(Stage, Move)))
-def test_a_move_is_possible_if_it_is_in_the_table_and_else_raises(stage: Stage, move: Move) -> None:
+@pytest.mark.parametrize(("stage", "move"), list(itertools.product(Stage, JobMove)))
+def test_a_move_is_possible_if_it_is_in_the_table_and_else_raises(stage: Stage, move: JobMove) -> None:
     job = job_in(stage)
     then = legal().get((stage.value, move.value))
     if then is not None:
@@ -86,8 +86,8 @@ def test_a_move_is_possible_if_it_is_in_the_table_and_else_raises(stage: Stage, 
     assert job.stage is stage
 
 
-@pytest.mark.parametrize(("stage", "move"), list(itertools.product(COMPUTING, Move)))
-def test_a_job_in_a_step_makes_no_move_until_the_step_is_over(stage: Stage, move: Move) -> None:
+@pytest.mark.parametrize(("stage", "move"), list(itertools.product(COMPUTING, JobMove)))
+def test_a_job_in_a_step_makes_no_move_until_the_step_is_over(stage: Stage, move: JobMove) -> None:
     job = job_in(stage, in_step=True)
     with pytest.raises(PolicyBug, match="in a step"):
         DO[move](job)

@@ -102,7 +102,7 @@ def test_a_running_period_is_worth_its_switch() -> None:
 
 
 @settings(deadline=None)  # a busy machine is no failure
-@given(st.lists(st.tuples(st.integers(0, 9), st.integers(0, 3), st.floats(0.001, 3.0)), min_size=1, max_size=12))
+@given(st.lists(st.tuples(st.integers(0, 9), st.integers(0, 3), st.floats(0.05, 3.0)), min_size=1, max_size=12))
 def test_nobody_starves(calls: list[tuple[int, int, float]]) -> None:
     """One place, calls that never end: within the time that ageing and turns imply, each has been served."""
     policy, quantum, ageing = Fair(4, 1.0), 4, 1.0
@@ -110,8 +110,10 @@ def test_nobody_starves(calls: list[tuple[int, int, float]]) -> None:
         policy.add(RequestId(i), AppId(f"0/{app}"), priority, 0.0)
     served: dict[int, float] = {}
     running, now = None, 0.0
-    slowest = max(seconds for _, _, seconds in calls)
-    bound = 9 * ageing + 40 * len(calls) * quantum * slowest * 2
+    quickest, slowest = min(seconds for _, _, seconds in calls), max(seconds for _, _, seconds in calls)
+    # An app of quick steps may be alone until the others have aged; it then waits until they have as many tokens.
+    debt = 9 * ageing / quickest
+    bound = 9 * ageing + (40 * len(calls) * quantum * 2 + debt) * slowest
     while len(served) < len(calls):
         head = policy.head(now)
         if running is None or (head is not None and policy.gives_way(running, head, now)):
