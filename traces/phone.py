@@ -1,11 +1,16 @@
-"""A semi-synthetic phone: three days of one person's apps, each with a few conversations.
+"""Makes traces of a semi-synthetic phone: three days of one person's apps, each with a few conversations.
 
 python traces/phone.py 1 > trace.jsonl
 
-Real, as aggregates: the gaps between unlocks (quantiles of 919 gaps of one phone in one month, from the sample data of
-the Python package niimpy 1.3.0, MIT licence), and of a foreground-app log of 42 hours: activations per unlock, seconds
-in an app, how deep in the stack of recently used apps the next one lies (285 activations, 27 apps). Invented: that an
-activation calls the language model with the chance ``ASKS``, which conversation of the app it is, and how much it adds.
+Real, as aggregates, are
+
+* the gaps between unlocks: quantiles of 919 gaps of one phone in one month, from the sample data of the Python package
+  niimpy 1.3.0 (MIT licence);
+* of a log of foreground apps of 42 hours (285 activations, 27 apps): activations per unlock, seconds in an app, and how
+  deep in the stack of recently used apps the next one lies.
+
+Invented are that an activation calls the language model with the chance ``ASKS``, which conversation of the app it is,
+and how much it adds.
 """
 
 from __future__ import annotations
@@ -35,12 +40,12 @@ UNLOCK_GAP_S: Quantiles = (
 ACTIVATIONS: Quantiles = ((0.0, 1), (0.25, 1), (0.5, 2), (0.75, 6), (0.9, 10), (0.99, 22), (1.0, 30))
 DWELL_S: Quantiles = ((0.0, 1), (0.1, 2), (0.25, 4), (0.5, 25), (0.75, 57), (0.9, 188), (0.99, 837), (1.0, 1500))
 STACK_DISTANCE = (65, 59, 38, 17, 14, 8, 6, 11, 7, 5, 3, 4, 4, 4, 2, 2, 2, 0, 1, 2, 2, 1, 0, 1)
-"""How often the next app was the one used last, the one before, ..."""
+"""How often the next app was the one used last, the one used before that, and so on."""
 APPS = 27
 
 ASKS = 0.4
 CONVERSATIONS = 3
-"""Of an app; the newest is continued as often as all others together, and so on."""
+"""Conversations of an app. The one used last is continued four times in seven, the one before twice, the third once."""
 
 
 def make(seed: int = 1, *, limit: int = 4096, hours: float = HOURS) -> Iterator[Line]:
@@ -57,15 +62,15 @@ def make(seed: int = 1, *, limit: int = 4096, hours: float = HOURS) -> Iterator[
             app = stack.pop(rng.choices(range(len(STACK_DISTANCE)), STACK_DISTANCE)[0])
             stack.insert(0, app)
             if rng.random() < ASKS:
-                place = recent[app].pop(rng.choices(range(CONVERSATIONS), (4, 2, 1))[0])
-                recent[app].insert(0, place)
-                yield conversations.call(t, f"app{app}", f"{app}-{place}", KINDS[kinds[app % len(kinds)]])
+                number = recent[app].pop(rng.choices(range(CONVERSATIONS), (4, 2, 1))[0])
+                recent[app].insert(0, number)
+                yield conversations.call(t, f"app{app}", f"{app}-{number}", KINDS[kinds[app % len(kinds)]])
             t += _draw(DWELL_S, rng)
         now = max(now + _draw(UNLOCK_GAP_S, rng), t)
 
 
 def _draw(quantiles: Quantiles, rng: random.Random) -> float:
-    """Linear between the known quantiles."""
+    """A value drawn from the distribution, which is linear between the known quantiles."""
     u = rng.random()
     i = min(bisect_right([p for p, _ in quantiles], u), len(quantiles) - 1)
     (p0, x0), (p1, x1) = quantiles[i - 1], quantiles[i]

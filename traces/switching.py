@@ -1,19 +1,20 @@
-"""LLMS' kind of traces (arXiv 2403.11805, section 4.1): 72 hours, one call in five minutes, 2 .. 64 contexts.
+"""Makes traces as LLMS describes its own (arXiv 2403.11805, section 4.1): 72 hours, a call in five minutes, 2 .. 64
+contexts.
 
 python traces/switching.py random 16 > trace.jsonl
 
-The paper describes its traces and does not publish them; what it leaves open is filled in here and named so. Calls are
-a Poisson process. Each context belongs to one of six kinds of app, named for the paper's data sets, and grows per call
-by as much as that data set's texts are long. Whose call is next:
+The paper describes its traces and does not publish them; what it leaves open is decided here, and said below. Calls
+are a Poisson process. Each context belongs to one of six kinds of app, named after the paper's data sets, and grows
+with each call by the length of that data set's texts. The context of the next call is, by pattern:
 
-* ``random``: any context's;
+* ``random``: any context;
 * ``markov``: one used recently; rank r of the least-recently-used stack with a chance that falls as 1 / (r + 1)
   (our reading of "recent favoured");
-* ``gaussian``: popularity is a normal density of the growth per call of the context, around the mean of all of them
+* ``gaussian``: one drawn by popularity, a normal density of the context's growth per call around the mean of all
   (our reading of "Gaussian over delta length");
-* ``turns``: the next one's, round and round. Not of the paper: the worst case of least recently used.
+* ``turns``: the next one, cyclically. This is not in the paper: it is the worst case for least recently used.
 
-A context never outgrows the model: when it is full, a new conversation takes its place, and the old one is not called
+A context never outgrows the model: when it is full, a new conversation replaces it, and the old one is not called
 again.
 """
 
@@ -34,34 +35,35 @@ KINDS = {
     "wmt17": (100, 500),
     "sst2": (10, 100),
 }
-"""Kind of app -> least and most tokens that a call adds."""
+"""The least and the most tokens that a call adds, by kind of app."""
 PATTERNS = ("random", "markov", "gaussian", "turns")
 HOURS = 72.0
 GAP_S = 300.0
 ANSWER = 16
-"""Most of a call's tokens are prompt; up to so many are generated."""
+"""The most tokens that a call generates; the rest of what it adds is prompt."""
 
 Line = dict[str, float | str | int]
 
 
 class Conversations:
-    """What calls add to the contexts of ``n`` places, none beyond ``limit`` tokens."""
+    """Calls of contexts that follow one another under a name, none longer than ``limit`` tokens."""
 
     def __init__(self, limit: int, rng: random.Random) -> None:
         self._limit, self._rng = limit, rng
         self._lengths: dict[str, int] = {}
         self._numbers: dict[str, int] = {}
 
-    def call(self, t: float, app: str, place: str, growth: tuple[int, int]) -> Line:
+    def call(self, t: float, app: str, name: str, growth: tuple[int, int]) -> Line:
+        """A call at ``t`` of the context that now has ``name``; it adds at least and at most ``growth`` tokens."""
         low, high = growth
-        # No text is longer than half of the model's context: it would be cut before it was asked about.
+        # No text is longer than half of the model's context: an app would cut it before it asks about it.
         tokens = min(self._rng.randint(low, high), self._limit // 2)
-        if self._lengths.get(place, 0) + tokens > self._limit:
-            self._lengths[place] = 0
-            self._numbers[place] = self._numbers.get(place, 0) + 1
-        self._lengths[place] = self._lengths.get(place, 0) + tokens
+        if self._lengths.get(name, 0) + tokens > self._limit:
+            self._lengths[name] = 0
+            self._numbers[name] = self._numbers.get(name, 0) + 1
+        self._lengths[name] = self._lengths.get(name, 0) + tokens
         generate = min(ANSWER, tokens // 4)
-        context = f"{place}.{self._numbers.get(place, 0)}"
+        context = f"{name}.{self._numbers.get(name, 0)}"
         return {"t": round(t, 2), "app": app, "context": context, "prompt": tokens - generate, "generate": generate}
 
 
@@ -71,15 +73,16 @@ def make(pattern: str, n: int, *, limit: int = 4096, seed: int = 1, hours: float
     kinds = [list(KINDS)[i % len(KINDS)] for i in range(n)]
     rng.shuffle(kinds)
     conversations = Conversations(limit, rng)
-    whose = _whose(pattern, kinds, rng)
+    called = _called(pattern, kinds, rng)
     t = rng.expovariate(1 / GAP_S)
     while t < hours * 3600:
-        i = next(whose)
+        i = next(called)
         yield conversations.call(t, kinds[i], f"c{i}", KINDS[kinds[i]])
         t += rng.expovariate(1 / GAP_S)
 
 
-def _whose(pattern: str, kinds: list[str], rng: random.Random) -> Iterator[int]:
+def _called(pattern: str, kinds: list[str], rng: random.Random) -> Iterator[int]:
+    """The context of each call, by number. Raises ValueError for an unknown pattern."""
     n = len(kinds)
     if pattern == "turns":
         yield from itertools.cycle(range(n))
