@@ -9,6 +9,13 @@ import pytest
 
 from llmaas.config import models
 
+os.environ.setdefault("GOMP_SPINCOUNT", "1000")
+"""Threads of llama.cpp spin for each other only briefly, also in the processes that tests start.
+
+libgomp reads it when it is loaded, which is later. Without it two threads that share two cores with one busy process
+decode fewer than 2 tokens a second (docs/engine.md), and tests that take a second run into their time limits.
+"""
+
 
 @pytest.fixture(scope="session")
 def model_path() -> Path:

@@ -40,7 +40,8 @@ def test_lossless_kv_changes_nothing_and_two_bits_change_much(lab: Lab) -> None:
     exact, same, eight, two = lab.study(case, [Lossless(), Uniform(8, 8), Uniform(2, 2)])
     assert exact.kld.max() == same.kld.max() == 0 and same.same.all()
     assert len(exact.kld) == 31  # all tokens that are fed, but for the first, which exact KV predicted
-    assert 0 < eight.kld.mean() < 0.05 < two.kld.mean()
+    assert 0 < eight.kld.mean() < 0.05
+    assert two.kld.mean() > 4 * eight.kld.mean()  # measured: 12 to 15 times, with SSE, AVX2 and AVX-512
     assert 16 < same.bits < 16.01
     assert 2.3 < two.bits < 2.6
 
