@@ -18,6 +18,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+from llmaas.api.acceptor import Acceptor
 from llmaas.api.backend import Backend
 from llmaas.api.connection import Connection
 from llmaas.api.limits import DEFAULT_LIMITS, Limits
@@ -55,7 +56,7 @@ async def serve(
     lock, sock = _claim(socket_path)
     server = Server(backend, socket_path, limits, uid_of, lock)
     try:
-        await server.start(sock)
+        server.start(sock)
     except BaseException:
         sock.close()
         await server.close()
@@ -77,15 +78,16 @@ class Server:
         self.tasks: set[asyncio.Task[Any]] = set()
         self._lock: int | None = lock
         self._inode = socket_path.stat().st_ino
-        self._listener: asyncio.AbstractServer | None = None
+        self._acceptor: Acceptor | None = None
         self._empty = asyncio.Event()
 
     @property
     def closing(self) -> bool:
         return self._lock is None
 
-    async def start(self, sock: socket.socket) -> None:
-        self._listener = await asyncio.get_running_loop().create_unix_server(lambda: Connection(self), sock=sock)
+    def start(self, sock: socket.socket) -> None:
+        self._acceptor = Acceptor(sock, lambda: Connection(self))
+        self._acceptor.start()
 
     def forget(self, connection: Connection) -> None:
         self.connections.discard(connection)
@@ -100,8 +102,8 @@ class Server:
         with contextlib.suppress(OSError):  # only our own socket: another may have been put in its place
             if self.socket_path.stat().st_ino == self._inode:
                 self.socket_path.unlink()
-        if self._listener is not None:
-            self._listener.close()
+        if self._acceptor is not None:
+            self._acceptor.close()
         for connection in list(self.connections):
             connection.shut_down()
         if self.connections:

@@ -14,6 +14,7 @@ import signal
 import socket
 import sys
 
+from llmaas.cli.log_limit import RateLimitedLog
 from llmaas.cli.options import add_settings, loaded
 from llmaas.cli.out import print_note
 from llmaas.config.kinds import show_bytes, show_cpus
@@ -46,9 +47,11 @@ def run(args: argparse.Namespace) -> int:
     if args.show_config:
         _show_config(found)
         return 0
+    to_stderr = logging.StreamHandler(sys.stderr)
+    to_stderr.addFilter(RateLimitedLog())
     logging.basicConfig(
         level=found.config.log_level.upper(),
-        stream=sys.stderr,
+        handlers=[to_stderr],
         format="%(asctime)s %(levelname)-7s %(name)s: %(message)s",
     )
     asyncio.run(_serve(found))
