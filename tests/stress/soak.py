@@ -35,7 +35,7 @@ from tests.support.oracle import Oracle, adapter_files
 
 LONG_WAIT_S = 25.0
 """For a queue of calls, of which one may wait for another of its context; on a busy machine."""
-BOUNDED = {"Histogram._buckets", "Members._settled", "Members._due", "LlamaModel._pieces"}
+BOUNDED = {"Histogram._buckets", "ContextHeap._settled", "ContextHeap._due", "LlamaModel._pieces"}
 """Containers that are never larger than some number, nor always as small as they could be."""
 ADAPTERS = ("amber", "black", "coral", "dusky")
 """Three of them fit into memory together."""
