@@ -37,6 +37,7 @@ if TYPE_CHECKING:  # what type checkers and editors see; _HOMES says the same to
         LlmaasError,
         ModelMismatch,
         NotServing,
+        NotTrusted,
         ShuttingDown,
         UnknownAdapter,
         UnknownContext,
@@ -52,8 +53,8 @@ _HOMES = {
     "llmaas.calls": "Done FinishReason Logprobs Piece Priority Sampling SwitchReport Terms TokenLogprob",
     "llmaas.errors": (
         "AdapterMismatch AdapterUnreadable BadRequest Busy Cancelled ContextExists ContextTooLong DiskFull Expired "
-        "Forbidden FrameTooLarge LlmaasError ModelMismatch NotServing ShuttingDown UnknownAdapter UnknownContext "
-        "VersionMismatch"
+        "Forbidden FrameTooLarge LlmaasError ModelMismatch NotServing NotTrusted ShuttingDown UnknownAdapter "
+        "UnknownContext VersionMismatch"
     ),
     "llmaas.records": "AdapterInfo ContextDetail ContextInfo Message",
 }
@@ -84,6 +85,7 @@ __all__ = [
     "Message",
     "ModelMismatch",
     "NotServing",
+    "NotTrusted",
     "Piece",
     "Priority",
     "Sampling",

@@ -207,6 +207,13 @@ class SocketInUse(MachineError):
     hint = "Another daemon serves this socket: stop it, or give another path with --socket."
 
 
+class NotTrusted(MachineError):
+    """A folder, a file or a peer on the way to the daemon is in another user's hands."""
+
+    code = "not_trusted"
+    hint = "Use a folder that only you can write to; 'llmaas doctor' shows which socket is in use."
+
+
 class NotServing(MachineError):
     code = "not_serving"
     retryable = True

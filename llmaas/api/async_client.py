@@ -111,10 +111,13 @@ class AsyncClient(AsyncOperations):
         self._link = link
 
     @classmethod
-    async def connect(cls, socket: Path | str, *, app: str, timeout: float = 10) -> AsyncClient:
-        """Raises NotServing, VersionMismatch, BadRequest (the app's name), Busy. ``timeout`` is in seconds."""
+    async def connect(
+        cls, socket: Path | str, *, app: str, timeout: float = 10, daemon_uid: int | None = None
+    ) -> AsyncClient:
+        """Raises NotServing, VersionMismatch, BadRequest (the app's name), Busy, and NotTrusted, before anything is
+        sent, unless the daemon runs as this user, as root, or as ``daemon_uid``. ``timeout`` is in seconds."""
         session = Session(app)
-        link = await open_link(session, Path(socket), timeout)
+        link = await open_link(session, Path(socket), timeout, daemon_uid)
         return cls(session, link, replies.result_map(session.greeting.result()))
 
     generate = _streams(operations.generate)

@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import cast
 
 from llmaas.api.client_session import Exchange, Session
+from llmaas.api.peer import refuse_stranger
 from llmaas.errors import NotServing
 
 
@@ -41,15 +42,16 @@ class AsyncLink(asyncio.Protocol):
         await self._lost.wait()
 
 
-async def open_link(session: Session, path: Path, timeout: float) -> AsyncLink:
-    """Connect and say hello. Raises NotServing, also after ``timeout`` seconds, or what the daemon refuses with."""
+async def open_link(session: Session, path: Path, timeout: float, daemon_uid: int | None = None) -> AsyncLink:
+    """Connect and say hello. Raises NotServing, also after ``timeout`` seconds, or what the daemon refuses with; and
+    NotTrusted if the server is another user's than ``daemon_uid``, this user's or root's."""
     try:
-        return await asyncio.wait_for(_open(session, path), timeout)
+        return await asyncio.wait_for(_open(session, path, daemon_uid), timeout)
     except asyncio.TimeoutError:
         raise NotServing(f"the daemon at {path} does not answer within {timeout:g} s") from None
 
 
-async def _open(session: Session, path: Path) -> AsyncLink:
+async def _open(session: Session, path: Path, daemon_uid: int | None) -> AsyncLink:
     try:
         loop = asyncio.get_running_loop()
         transport, link = await loop.create_unix_connection(lambda: AsyncLink(session, path), str(path))
@@ -58,6 +60,7 @@ async def _open(session: Session, path: Path) -> AsyncLink:
     except OSError as e:
         raise NotServing(f"cannot connect to {path}: {e.strerror or e}") from e
     try:
+        refuse_stranger(transport.get_extra_info("socket"), path, daemon_uid)
         changed = asyncio.Event()
         session.greeting.changed = changed.set
         transport.write(session.hello())

@@ -15,6 +15,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from llmaas.api.client_session import Session
+from llmaas.api.peer import refuse_stranger
 from llmaas.errors import NotServing
 
 _READ = 65536
@@ -22,13 +23,14 @@ _READ = 65536
 
 
 class BlockingLink:
-    """Connects when it is made; raises NotServing. ``timeout`` (seconds) bounds connecting and sending."""
+    """Connects when it is made; raises NotServing, and NotTrusted if the server is another user's than ``daemon_uid``,
+    this user's or root's. ``timeout`` (seconds) bounds connecting and sending."""
 
-    def __init__(self, session: Session, path: Path, timeout: float) -> None:
+    def __init__(self, session: Session, path: Path, timeout: float, daemon_uid: int | None = None) -> None:
         self._session = session
         self._path = path
         self._timeout = timeout
-        self._sock = _connect(path, timeout)
+        self._sock = _connect(path, timeout, daemon_uid)
         self._in, self._out = select.poll(), select.poll()
         self._in.register(self._sock, select.POLLIN)
         self._out.register(self._sock, select.POLLOUT)
@@ -76,11 +78,12 @@ class BlockingLink:
         self._sock.close()
 
 
-def _connect(path: Path, timeout: float) -> sockets.socket:
+def _connect(path: Path, timeout: float, daemon_uid: int | None) -> sockets.socket:
     sock = sockets.socket(sockets.AF_UNIX)
     try:
         sock.settimeout(timeout)
         sock.connect(str(path))
+        refuse_stranger(sock, path, daemon_uid)
         sock.setblocking(False)
         return sock
     except (FileNotFoundError, ConnectionRefusedError):

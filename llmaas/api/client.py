@@ -86,7 +86,8 @@ def _streams(operation: Callable[P, msg.Generate]) -> Callable[Concatenate[Clien
 class Client(BlockingOperations):
     """A connection of one app to the daemon. Not for several threads at once: give each its own Client.
 
-    Raises NotServing, VersionMismatch, BadRequest (the app's name), Busy. ``timeout`` (seconds) bounds connecting and
+    Raises NotServing, VersionMismatch, BadRequest (the app's name), Busy, and NotTrusted, before anything is sent,
+    unless the daemon runs as this user, as root, or as ``daemon_uid``. ``timeout`` (seconds) bounds connecting and
     sending; an answer may take as long as it takes.
 
     >>> Client("/run/none/llmaas.sock", app="mail")
@@ -95,9 +96,9 @@ class Client(BlockingOperations):
     llmaas.errors.NotServing: no daemon serves /run/none/llmaas.sock
     """
 
-    def __init__(self, socket: Path | str, *, app: str, timeout: float = 10) -> None:
+    def __init__(self, socket: Path | str, *, app: str, timeout: float = 10, daemon_uid: int | None = None) -> None:
         self._session = Session(app)
-        self._link = BlockingLink(self._session, Path(socket), timeout)
+        self._link = BlockingLink(self._session, Path(socket), timeout, daemon_uid)
         try:
             self._link.send(self._session.hello())
             while not self._session.greeting.ended:

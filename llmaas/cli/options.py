@@ -41,7 +41,7 @@ def add_settings(parser: argparse.ArgumentParser, names: Iterable[str]) -> None:
 
 def add_client(parser: argparse.ArgumentParser, *more: str) -> None:
     """The arguments of every command that talks to the daemon, and the flags of the settings ``more``."""
-    add_settings(parser, ["socket", *more])
+    add_settings(parser, ["socket", "daemon_uid", *more])
     parser.add_argument(
         "--app", default=DEFAULT_APP, help="act as this app: contexts belong to an app (default: %(default)s)"
     )
@@ -77,4 +77,5 @@ def connected(args: argparse.Namespace) -> Client:
     """A client of the daemon, for a command that has the arguments of ``add_client``."""
     from llmaas.api.client import Client  # --help does not wait for numpy and msgpack
 
-    return Client(configured(args).socket, app=args.app)
+    config = configured(args)
+    return Client(config.socket, app=args.app, daemon_uid=config.daemon_uid)

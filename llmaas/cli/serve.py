@@ -38,7 +38,7 @@ Ctrl-C or SIGTERM ends it gracefully, exit code 0.
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.epilog = _EPILOG
-    add_settings(parser, [name for name in SETTINGS if name != "max_tokens"])
+    add_settings(parser, [name for name in SETTINGS if name not in ("max_tokens", "daemon_uid")])
     parser.add_argument("--show-config", action="store_true", help="print every setting and its source, and end")
 
 

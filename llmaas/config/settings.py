@@ -91,6 +91,9 @@ class Config:
         "Unix socket that the daemon serves",
         "$XDG_RUNTIME_DIR/llmaas/llmaas.sock, else ${TMPDIR:-/tmp}/llmaas-UID/llmaas.sock",
     )
+    daemon_uid: int | None = _setting(
+        whole(0, (1 << 32) - 2), None, "user that clients accept as the daemon's, besides their own and root", "none"
+    )
     data_dir: Path = _setting(
         path(),
         lambda environ: xdg(environ, "XDG_DATA_HOME", ".local/share") / "llmaas",

@@ -13,10 +13,12 @@ from pathlib import Path
 import pytest
 
 from llmaas.api.server import Limits, serve
-from llmaas.errors import ConfigError, SocketInUse
+from llmaas.errors import ConfigError, NotTrusted, SocketInUse
 from tests.support.loop import on_a_loop
 from tests.support.scripted import ScriptedBackend, collect, peer, serving, until, with_context
 
+STRANGER = 54321
+"""A uid that is nobody's."""
 SMALL = Limits(max_frame=16384, write_buffer=65536)
 
 
@@ -170,3 +172,67 @@ async def test_many_peers_that_come_ask_and_go_leave_nothing_behind(path: Path) 
     async with serving(path) as (backend, server):
         await asyncio.gather(*(visit(n) for n in range(60)))
         await until(lambda: not server.connections and not backend.running and not server.tasks)
+
+
+# -- the folder, the lock, and who serves: none of them may be another user's ------------------------
+
+
+@pytest.mark.parametrize("what", ["writable by all", "writable by the group", "a link", "of another user"])
+@on_a_loop
+async def test_a_folder_that_another_user_can_change_is_refused(tmp_path: Path, what: str) -> None:
+    folder = tmp_path / "run"
+    folder.mkdir(0o700)
+    if what == "writable by all":
+        folder.chmod(0o777)
+    elif what == "writable by the group":
+        folder.chmod(0o770)
+    elif what == "a link":
+        folder.rename(tmp_path / "real")
+        folder.symlink_to(tmp_path / "real")
+    elif os.geteuid() == 0:
+        os.chown(folder, STRANGER, STRANGER)
+    else:
+        pytest.skip("only root can give a folder away")
+    with pytest.raises(NotTrusted, match="folder") as caught:
+        await serve(ScriptedBackend(), folder / "llmaas.sock")
+    assert str(folder) in caught.value.message and caught.value.hint.endswith(".")
+    assert not any(folder.iterdir()), "nothing was written there"
+
+
+@on_a_loop
+async def test_a_shared_folder_with_the_sticky_bit_will_do(tmp_path: Path) -> None:
+    folder = tmp_path / "run"
+    folder.mkdir()
+    folder.chmod(0o1777)
+    async with serving(folder / "llmaas.sock"):
+        await (await peer(folder / "llmaas.sock")).close()
+
+
+@pytest.mark.parametrize("what", ["a link", "a dangling link", "a pipe", "of another user"])
+@on_a_loop
+async def test_a_lock_that_is_not_a_file_of_ours_is_refused_and_left_alone(path: Path, what: str) -> None:
+    path.parent.mkdir(0o700)
+    lock, target = path.with_name("llmaas.sock.lock"), path.with_name("precious")
+    if what == "a pipe":
+        os.mkfifo(lock)
+    elif what == "of another user":
+        if os.geteuid() != 0:
+            pytest.skip("only root can give a file away")
+        lock.touch(0o666)
+        os.chown(lock, STRANGER, STRANGER)
+    else:
+        lock.symlink_to(target)
+        if what == "a link":
+            target.write_text("precious")
+    with pytest.raises(NotTrusted, match=r"llmaas\.sock\.lock"):
+        await serve(ScriptedBackend(), path)
+    assert target.exists() == (what == "a link") and not path.exists()
+
+
+@on_a_loop
+async def test_a_link_in_the_sockets_place_is_refused_and_left_alone(path: Path) -> None:
+    path.parent.mkdir(0o700)
+    path.symlink_to(path.with_name("elsewhere"))
+    with pytest.raises(ConfigError, match="not a socket"):
+        await serve(ScriptedBackend(), path)
+    assert path.is_symlink() and not path.with_name("elsewhere").exists()

@@ -21,6 +21,7 @@ DOCS = Path(__file__).parents[2] / "docs" / "operations.md"
 BAD = {
     "model": "",
     "socket": "/" + "x" * 120,
+    "daemon_uid": "-1",
     "data_dir": "",
     "cells": "100",
     "pool_bytes": "12 parsecs",

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping
 from importlib import metadata
-from pathlib import Path
 
 from llmaas.cli.doctor.finding import Finding
 from llmaas.config.settings import Config
@@ -25,7 +24,7 @@ def examine(found: LoadedConfig, environ: Mapping[str, str], *, deep: bool, repa
     yield from _guarded("cpu", lambda: _host(config))
     yield from _guarded("disk", lambda: _disk(config))
     yield from _guarded("store", lambda: _store(config, environ, deep, repair))
-    yield from _guarded("socket", lambda: _socket(config.socket))
+    yield from _guarded("socket", lambda: _socket(config))
 
 
 def _guarded(about: str, check: Callable[[], Iterator[Finding]]) -> Iterator[Finding]:
@@ -82,7 +81,7 @@ def _store(config: Config, environ: Mapping[str, str], deep: bool, repair: bool)
     return check_store(config, environ, deep=deep, repair=repair)
 
 
-def _socket(path: Path) -> Iterator[Finding]:
+def _socket(config: Config) -> Iterator[Finding]:
     from llmaas.cli.doctor.daemon import check_socket
 
-    return check_socket(path)
+    return check_socket(config.socket, config.daemon_uid)
