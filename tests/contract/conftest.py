@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
+from dataclasses import dataclass
 
 import pytest
 
 from llmaas.engine.base import Engine
 from llmaas.engine.fake import FakeEngine
-from llmaas.records import Geometry
+from llmaas.records import Geometry, KvSlab
+from tests.contract.support import Logits, N, bounds, feed, probe, text_tokens
 
 N_CELLS, N_SEQS = 1024, 4
 SLOW_FROM = 400
@@ -20,7 +22,7 @@ def _fake() -> Engine:
     return FakeEngine(N_CELLS, N_SEQS, geometry=shape, step_time=lambda tokens: 0.2 if tokens > SLOW_FROM else 0.0)
 
 
-@pytest.fixture(scope="module", params=["fake", "llama"])
+@pytest.fixture(scope="session", params=["fake", "llama"])
 def make_engine(request: pytest.FixtureRequest) -> Callable[[], Engine]:
     """Builds a new engine of the kind under test."""
     if request.param == "fake":
@@ -31,7 +33,7 @@ def make_engine(request: pytest.FixtureRequest) -> Callable[[], Engine]:
     return lambda: LlamaEngine(path, n_cells=N_CELLS, n_seqs=N_SEQS, n_threads=2)
 
 
-@pytest.fixture(scope="module")
+@pytest.fixture(scope="session")
 def shared_engine(make_engine: Callable[[], Engine]) -> Iterator[Engine]:
     engine = make_engine()
     yield engine
@@ -40,8 +42,49 @@ def shared_engine(make_engine: Callable[[], Engine]) -> Iterator[Engine]:
 
 @pytest.fixture
 def engine(shared_engine: Engine) -> Engine:
-    """The module's engine with nothing in its cells and no samplers."""
+    """The engine that all tests share, with nothing in its cells and no samplers."""
     for seq in range(shared_engine.n_seqs):
         shared_engine.drop(seq, 0)
         shared_engine.set_sampler(seq, None)
     return shared_engine
+
+
+# -- a context to compare with
+
+
+@dataclass(frozen=True)
+class Reference:
+    """A context's chunks, the logits that it gives undisturbed and alone, and those of another context."""
+
+    slabs: list[KvSlab]
+    truth: Logits
+    other: Logits
+
+
+@pytest.fixture(scope="session")
+def reference(shared_engine: Engine) -> Reference:
+    for seq in range(shared_engine.n_seqs):
+        shared_engine.drop(seq, 0)
+    feed(shared_engine, 0, text_tokens(shared_engine, skip=200))
+    other = probe(shared_engine)
+    shared_engine.drop(0, 0)
+    feed(shared_engine, 0, text_tokens(shared_engine))
+    slabs = [shared_engine.export(0, start, stop) for start, stop in bounds(N)]
+    truth = probe(shared_engine)
+    shared_engine.drop(0, 0)
+    return Reference(slabs, truth, other)
+
+
+@pytest.fixture
+def slabs(reference: Reference) -> list[KvSlab]:
+    return reference.slabs
+
+
+@pytest.fixture
+def truth(reference: Reference) -> Logits:
+    return reference.truth
+
+
+@pytest.fixture
+def other(reference: Reference) -> Logits:
+    return reference.other

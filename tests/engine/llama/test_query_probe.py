@@ -22,8 +22,11 @@ from llmaas.records import F32, Queries
 
 N = 330
 """Tokens of a context: three ubatches of one batch."""
-NOISE = 0.05
-"""Most that queries of one token differ by, relative to the layer's largest, when slices differ. Seen: up to 0.03."""
+ROOM = 10
+"""Queries of one token, computed in different slices, must be so many times nearer to each other than two tokens' are.
+
+Relative to the layer's largest, on one x86: up to 0.03 for one token, 1.1 for two.
+"""
 
 
 def make(path: Path) -> LlamaEngine:
@@ -68,6 +71,13 @@ def apart(a: Queries, b: Queries) -> float:
     return float((np.abs(x - y).max(axis=over) / np.abs(x).max(axis=over)).max())
 
 
+def assert_same(a: Queries, b: Queries) -> None:
+    """The queries of the same tokens, but for rounding."""
+    assert np.array_equal(a.positions, b.positions)
+    neighbours = apart(Queries(a.positions[1:], a.values[:-1]), Queries(b.positions[1:], b.values[1:]))
+    assert ROOM * apart(a, b) < neighbours
+
+
 # -- which
 
 
@@ -92,10 +102,7 @@ def test_queries_are_those_of_their_tokens_however_the_prefill_was_cut(engine: L
     engine.drop(0, 0)
     feed(engine, 0, tokens, 50)
     cut = taken(engine)
-    assert np.array_equal(cut.positions, whole.positions)
-    assert apart(whole, cut) < NOISE
-    others = Queries(whole.positions[1:], whole.values[:-1])
-    assert apart(others, Queries(cut.positions[1:], cut.values[1:])) > 4 * NOISE, "any token's would have done"
+    assert_same(whole, cut)
 
 
 def test_decoded_tokens_are_sampled_like_prefilled_ones_and_sequences_are_kept_apart(engine: LlamaEngine) -> None:
@@ -109,9 +116,7 @@ def test_decoded_tokens_are_sampled_like_prefilled_ones_and_sequences_are_kept_a
             items.insert(0, BatchItem(1, 5 * position, tokens[5 * position : 5 * position + 5]))
         engine.step(items)
     for seq in (0, 1):
-        queries = taken(engine, seq)
-        assert np.array_equal(queries.positions, alone.positions)
-        assert apart(alone, queries) < NOISE
+        assert_same(alone, taken(engine, seq))
 
 
 def test_queries_and_exported_kv_make_the_attention_that_the_model_computes(
@@ -133,7 +138,9 @@ def test_queries_and_exported_kv_make_the_attention_that_the_model_computes(
         truth = np.concatenate(outputs[layer]).reshape(N, 9, 64)
         for position, query in zip(queries.positions.tolist(), queries.values[:, layer], strict=True):
             ours = _attend(query.astype(np.float64), slab.k[layer, : position + 1], slab.v[layer, : position + 1])
-            assert np.linalg.norm(ours - truth[position]) < 0.01 * np.linalg.norm(truth[position])
+            # Rounding, against the output of the token before. The latter is 600 times as far away on one x86.
+            off, wrong = np.linalg.norm(ours - truth[position]), np.linalg.norm(ours - truth[position - 1])
+            assert 100 * off < wrong
 
 
 def _attend(query: npt.NDArray[np.float64], k: Any, v: Any) -> npt.NDArray[np.float64]:

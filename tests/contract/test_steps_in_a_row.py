@@ -11,7 +11,8 @@ import pytest
 from llmaas.calls import Sampling
 from llmaas.engine.base import BatchItem, Engine, Halt
 from llmaas.engine.llama.engine import LlamaEngine
-from tests.contract.test_engine import feed, text_tokens
+from llmaas.records import Message
+from tests.contract.support import feed, text_tokens
 
 HOT = Sampling(temperature=0.9, seed=11, repeat_penalty=1.1)
 LONG = 60.0
@@ -74,14 +75,30 @@ def test_steps_in_a_row_draw_and_leave_what_single_steps_do(engine: Engine, samp
 
 def test_a_run_ends_with_the_token_that_ends_an_answer(engine: Engine) -> None:
     ends = [token for token in range(engine.info.n_vocab) if engine.is_end(token)]
-    hot = Sampling(temperature=10.0, top_k=0, top_p=1.0, min_p=0.0, seed=5)
-    items = begin(engine, 12, [hot])
-    for _ in range(40):
-        rows = engine.steps(items, 64, LONG, Halt())
+    hot = Sampling(temperature=10.0, top_k=0, top_p=1.0, min_p=0.0)
+    for _ in range(6):
+        rows = engine.steps(begin(engine, 12, [hot]), 64, LONG, Halt())
         assert not any(token in ends for row in rows[:-1] for token in row)
-        items = follow([BatchItem(0, engine.length(0) - 1, [0], 0)], rows[-1])
-        if engine.length(0) > 100:
-            items = begin(engine, 12, [Sampling(temperature=10.0, top_k=0, top_p=1.0, min_p=0.0)])
+
+
+def test_a_run_ends_where_single_steps_would_end(engine: Engine) -> None:
+    if not isinstance(engine, LlamaEngine):
+        pytest.skip("answers of the made-up engine do not end")
+    question = engine.render([Message("user", "Is the sea wet? Say yes or no.")], answer=True)
+    text = engine.tokenize(question, special=True, bos=True)
+    feed(engine, 0, text[:-1])
+    engine.set_sampler(0, Sampling())
+    first = [BatchItem(0, len(text) - 1, text[-1:], 0)]
+    wanted, items = one_by_one(engine, first, 1), first
+    while not engine.is_end(wanted[-1][0]):
+        assert len(wanted) < 200, "the model does not end its answer"
+        items = follow(items, wanted[-1])
+        wanted += one_by_one(engine, items, 1)
+    engine.drop(0, len(text) - 1)
+    rows = engine.steps(first, 64, LONG, Halt())
+    while not engine.is_end(rows[-1][0]):
+        rows += engine.steps([BatchItem(0, engine.length(0), rows[-1], 0)], 64, LONG, Halt())
+    assert rows == wanted
 
 
 def test_a_run_is_halted_from_another_thread_and_by_time(engine: Engine) -> None:

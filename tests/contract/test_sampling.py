@@ -1,0 +1,125 @@
+"""What every engine promises of sampling: seeds, penalties, log probabilities."""
+
+from __future__ import annotations
+
+import math
+
+import pytest
+
+from llmaas.calls import Sampling
+from llmaas.engine.base import BatchItem, Engine
+from llmaas.service.logprobs import logprobs
+from tests.contract.support import Logits, assert_close, feed, generate, text_tokens
+
+
+def answer(engine: Engine, sampling: Sampling, n: int = 16) -> list[int]:
+    engine.set_sampler(0, sampling)
+    feed(engine, 0, text_tokens(engine, 12))
+    tokens = generate(engine, 0, text_tokens(engine, 13)[-1], n)
+    engine.drop(0, 0)
+    return tokens
+
+
+def test_greedy_answers_repeat(engine: Engine) -> None:
+    assert answer(engine, Sampling()) == answer(engine, Sampling(seed=5))
+
+
+def test_a_seed_fixes_the_answer_and_another_changes_it(engine: Engine) -> None:
+    hot = [Sampling(temperature=1.5, top_k=0, top_p=1.0, min_p=0.0, seed=seed) for seed in (7, 7, 8)]
+    first, again, other = (answer(engine, sampling) for sampling in hot)
+    assert first == again != other
+
+
+def test_without_a_seed_answers_differ(engine: Engine) -> None:
+    hot = Sampling(temperature=1.5, top_k=0, top_p=1.0, min_p=0.0)
+    assert len({tuple(answer(engine, hot)) for _ in range(3)}) > 1
+
+
+def test_an_answer_that_goes_on_in_another_sequence_keeps_its_sampler(engine: Engine) -> None:
+    hot, text = Sampling(temperature=1.5, top_k=0, top_p=1.0, min_p=0.0, seed=7), text_tokens(engine, 13)
+    whole = answer(engine, hot)
+    engine.set_sampler(90, hot)
+    feed(engine, 0, text[:12])
+    begun = generate(engine, 0, text[-1], 8, sampler=90)
+    engine.copy(0, 2, engine.length(0))
+    engine.drop(0, 0)
+    feed(engine, 3, text[:5])  # whatever else happens meanwhile
+    engine.drop(3, 0)  # so that the answer's next cells are those that they were in the whole one
+    assert begun + generate(engine, 2, begun[-1], 8, sampler=90) == whole
+    engine.set_sampler(90, None)
+
+
+def test_neighbours_in_the_batch_do_not_change_a_seeded_answer(engine: Engine) -> None:
+    hot = Sampling(temperature=0.7, seed=7, repeat_penalty=1.2)
+    said, logits, neighbours = answer_beside(engine, hot, Sampling(temperature=1.0, seed=1), skip=40)
+    assert answer_beside(engine, hot, Sampling(temperature=1.5, seed=2), skip=90)[0] == said
+    alone = answer(engine, hot, 8)
+    if engine.info.name == "fake":
+        assert said == alone
+    else:  # two in a batch round differently from one alone, and a draw can be as near as that
+        text = text_tokens(engine, 13)
+        feed(engine, 0, text[:12])
+        engine.step([BatchItem(0, 12, text[12:], 0)])
+        assert_close(engine, engine.logits(), logits, neighbours)
+
+
+def answer_beside(engine: Engine, sampling: Sampling, other: Sampling, skip: int) -> tuple[list[int], Logits, Logits]:
+    """An answer in sequence 0 while another one is drawn in the same steps, and the logits of both after the first."""
+    for seq in (0, 1):
+        engine.drop(seq, 0)
+    text, neighbour = text_tokens(engine, 13), text_tokens(engine, 10, skip=skip)
+    feed(engine, 0, text[:-1])
+    feed(engine, 1, neighbour[:-1])
+    engine.set_sampler(0, sampling)
+    engine.set_sampler(1, other)
+    items = [BatchItem(1, 9, neighbour[-1:], 1), BatchItem(0, 12, text[-1:], 0)]
+    said, first = [], list[Logits]()
+    for _ in range(8):
+        drawn = [token for token in engine.step(items) if token is not None]
+        first = first or [engine.logits(0), engine.logits(1)]
+        items = [BatchItem(i.seq, i.pos + 1, [token], i.sampler) for i, token in zip(items, drawn, strict=True)]
+        said.append(drawn[1])
+    for seq in (0, 1):
+        engine.drop(seq, 0)
+    return said, first[1], first[0]
+
+
+@pytest.mark.parametrize("penalty", ["repeat_penalty", "presence_penalty", "frequency_penalty"])
+def test_penalties_change_a_greedy_answer_and_repeat(engine: Engine, penalty: str) -> None:
+    strong = Sampling(**{penalty: 8.0, "penalty_last_n": 200})
+    said = answer(engine, strong, 24)
+    assert answer(engine, strong, 24) == said != answer(engine, Sampling(), 24)
+    assert answer(engine, Sampling(**{penalty: 8.0, "penalty_last_n": 0}), 24) == answer(engine, Sampling(), 24)
+
+
+def test_penalties_look_at_the_tokens_before_the_answer(engine: Engine) -> None:
+    (free,) = answer(engine, Sampling(), 1)
+    strong = Sampling(presence_penalty=10.0, repeat_penalty=10.0)
+    engine.set_sampler(0, strong, [free])
+    feed(engine, 0, text_tokens(engine, 12))
+    assert generate(engine, 0, text_tokens(engine, 13)[-1], 1) != [free]
+
+
+def test_logprobs_are_of_each_item_and_sum_to_one(engine: Engine) -> None:
+    engine.set_sampler(0, Sampling())
+    engine.set_sampler(1, Sampling())
+    texts = text_tokens(engine, 9), text_tokens(engine, 7, skip=20), text_tokens(engine, 3)
+    drawn = engine.step([BatchItem(0, 0, texts[0], 0), BatchItem(2, 0, texts[2]), BatchItem(1, 0, texts[1], 1)])
+    for item in (0, 2):
+        token = drawn[item]
+        assert token is not None
+        told = logprobs(engine.logits(item), token, engine.info.n_vocab, engine.piece)
+        assert sum(math.exp(each.logprob) for each in told.top) == pytest.approx(1.0, abs=1e-6)
+        assert told.top[0].token == told.token == token and told.top[0].logprob == told.logprob < 0
+        assert logprobs(engine.logits(item), token, 3, engine.piece).top == told.top[:3]
+        assert logprobs(engine.logits(item), token, 0, engine.piece).top == ()
+    with pytest.raises(ValueError, match="drew nothing"):
+        engine.logits(1)
+
+
+def test_a_freed_sampler_draws_no_more(engine: Engine) -> None:
+    engine.set_sampler(0, Sampling())
+    engine.set_sampler(0, None)
+    engine.set_sampler(0, None)
+    with pytest.raises(ValueError, match="no sampler 0"):
+        engine.step([BatchItem(0, 0, [65], 0)])
