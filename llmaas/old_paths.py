@@ -115,7 +115,7 @@ service_calls           service.call service.turn_spans
 service_contexts        service.live_context service.directory
 service_host            service.host_share
 service_loop            service.interpreter service.loop_bridge
-service_runner          service.runner service.store_thread service.refusals
+service_runner          service.runner service.refusals
 service_settings        service.settings
 service_shift           service.shift service.pending_turn
 stream                  service.stream

@@ -16,10 +16,10 @@ from pathlib import Path
 from llmaas.engine.adapter_cache import AdapterCache, AdapterFile, examine
 from llmaas.engine.thread import EngineThread
 from llmaas.errors import AdapterUnreadable, BadRequest, UnknownAdapter
+from llmaas.fair_thread import FairThread
 from llmaas.kvchunks.keys import namespace
 from llmaas.kvchunks.store.store import AdapterRow, Store
 from llmaas.records import AdapterInfo, AppId
-from llmaas.service.store_thread import StoreThread
 
 log = logging.getLogger(__name__)
 
@@ -29,7 +29,7 @@ _NAME = re.compile(r"[A-Za-z0-9._-]{1,64}")
 class AdapterRegistry:
     """The adapters by name. ``budget``: bytes of those that are loaded. For one event loop."""
 
-    def __init__(self, thread: EngineThread, store: Store, store_thread: StoreThread, budget: int) -> None:
+    def __init__(self, thread: EngineThread, store: Store, store_thread: FairThread, budget: int) -> None:
         self.cache = AdapterCache(thread.engine, budget)
         self._engine_thread, self._store, self._store_thread = thread, store, store_thread
         self._model = thread.engine.info.fingerprint
@@ -40,7 +40,7 @@ class AdapterRegistry:
 
         An adapter of the store whose file is gone stays registered: its calls fail until the file is back.
         """
-        for row in await self._store_thread.run(self._store.adapters.all):
+        for row in await self._store_thread.run("", self._store.adapters.all):
             file = AdapterFile(row.name, Path(row.path), row.fingerprint)
             try:
                 file = await asyncio.to_thread(examine, row.name, file.path)
@@ -96,7 +96,7 @@ class AdapterRegistry:
         if not Path(path).is_absolute():
             raise BadRequest(f"an absolute path is wanted, not {reprlib.repr(path)}")
         file = await self._tried(name, Path(path))
-        await self._store_thread.run(self._store.adapters.save, AdapterRow(name, path, file.fingerprint))
+        await self._store_thread.run("", self._store.adapters.save, AdapterRow(name, path, file.fingerprint))
         before = self._files.get(name)
         self._files[name] = file
         self._evict(before)
@@ -106,7 +106,7 @@ class AdapterRegistry:
         """Forget an adapter. Calls that run with it go on to their end. Contexts that use it are kept, and refuse calls
         until they are given another one. Raises UnknownAdapter."""
         before = self.file(name)
-        await self._store_thread.run(self._store.adapters.delete, name)
+        await self._store_thread.run("", self._store.adapters.delete, name)
         self._files.pop(name, None)
         self._evict(before)
 

@@ -5,8 +5,6 @@ Law: a change is in the store before it is in memory, and in both before the rep
 
 from __future__ import annotations
 
-import asyncio
-
 from llmaas.calls import Turn
 from llmaas.errors import BadRequest, ContextExists, ModelMismatch
 from llmaas.kvchunks.store.store import ContextRow
@@ -25,17 +23,18 @@ class Contexts:
 
     def __init__(self, parts: ServiceParts, interpreter: Interpreter, *, ctx_limit: int) -> None:
         self._engine, self._store, self._store_thread = parts.engine, parts.store, parts.store_thread
+        self._slow_thread = parts.slow_thread
         self._clock, self._adapters, self._directory = parts.clock, parts.adapters, parts.directory
         self._planner, self._dispatch = interpreter.planner, interpreter.dispatch
         self._ctx_limit = ctx_limit
 
     async def open_stored(self) -> int:
         """Open every context of the store; how many chunks there are on DISK. Raises StoreFailed."""
-        chunks = await self._store_thread.run(lambda: {chunk.key: chunk for chunk in self._store.chunks()})
-        rows = await self._store_thread.run(self._store.contexts)
+        chunks = await self._store_thread.run("", lambda: {chunk.key: chunk for chunk in self._store.chunks()})
+        rows = await self._store_thread.run("", self._store.contexts)
         for row in sorted(rows, key=lambda row: row.last_used):  # the disk quota counts contexts as used in this order
             live = self._live(row)
-            live.add_spans(await self._store_thread.run(self._store.spans, row.id))
+            live.add_spans(await self._store_thread.run("", self._store.spans, row.id))
             live.cover_stored(chunks.keys())
             self._open(live)
         self._dispatch(ChunksFound(tuple((chunk.key, chunk.nbytes, chunk.meta) for chunk in chunks.values())))
@@ -49,7 +48,7 @@ class Contexts:
         turn = Turn((Message("system", system),) if system else ())
         spans = turn_spans(self._engine, live, turn, answer=False)
         refuse_if_too_long(total_tokens(spans), self._ctx_limit)
-        await self._store_thread.run(self._store.create_context, row, spans)
+        await self._store_thread.run(app, self._store.create_context, row, spans)
         live.add_spans(spans)
         live.used = self._clock.now()
         self._open(live)
@@ -61,7 +60,7 @@ class Contexts:
         async with source.lock:
             refuse_if_deleted(source)
             row = self._new_row(app, name, source.adapter)
-            await self._store_thread.run(self._store.fork, source.id, row)
+            await self._store_thread.run(app, self._store.fork, source.id, row)
             live = self._live(row)
             live.root = source.root
             live.tokens, live.marks = source.tokens[:], list(source.marks)
@@ -77,7 +76,7 @@ class Contexts:
             refuse_if_deleted(live)
             keep = _n_kept(live, n_tokens, n_messages)
             now = self._clock.wall()
-            live.replace_spans(await self._store_thread.run(self._store.truncate, live.id, keep, now))
+            live.replace_spans(await self._store_thread.run(app, self._store.truncate, live.id, keep, now))
             live.last_used, live.used = now, self._clock.now()
             publish_kv(live, min(live.n_kv, keep), self._dispatch)
         return self.info(live)
@@ -87,9 +86,10 @@ class Contexts:
         async with live.lock:
             refuse_if_deleted(live)
             # Not on the store's thread: what forks share is encrypted anew, and turns must not wait for that.
-            shared = await asyncio.to_thread(self._store.encrypted_for, live.id)
+            app = live.row.app
+            shared = await self._slow_thread.run(app, self._store.encrypted_for, live.id)
             new_owners = self._directory.other_owners(live, shared)
-            deleted = await asyncio.to_thread(self._store.delete_context, live.id, new_owners)
+            deleted = await self._slow_thread.run(app, self._store.delete_context, live.id, new_owners)
             live.deleted = True
             self._directory.remove(live)
             self._dispatch(ContextClosed(live.id, tuple(deleted)))

@@ -11,6 +11,7 @@ from dataclasses import dataclass, field
 from llmaas.clock import Clock
 from llmaas.engine.base import Engine
 from llmaas.engine.thread import EngineThread
+from llmaas.fair_thread import FairThread
 from llmaas.kvchunks.codec.codec import Codec
 from llmaas.kvchunks.store.store import Store
 from llmaas.metrics import Registry
@@ -19,7 +20,6 @@ from llmaas.service.adapters import AdapterRegistry
 from llmaas.service.call import Call
 from llmaas.service.directory import Directory
 from llmaas.service.host_share import HostShare
-from llmaas.service.store_thread import StoreThread
 
 
 @dataclass(frozen=True, slots=True)
@@ -28,7 +28,10 @@ class ServiceParts:
 
     engine_thread: EngineThread
     store: Store
-    store_thread: StoreThread
+    store_thread: FairThread
+    """Reads and writes the store's index, in turn for the apps."""
+    slow_thread: FairThread
+    """What may take long and must not wait for others, nor others for it: deleting contexts, closing the workers."""
     codec: Codec
     adapters: AdapterRegistry
     host: HostShare

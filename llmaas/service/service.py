@@ -15,6 +15,7 @@ from llmaas.calls import CallSpec, Done, Piece
 from llmaas.clock import Clock, RealClock
 from llmaas.engine.thread import EngineThread
 from llmaas.errors import ShuttingDown
+from llmaas.fair_thread import FairThread
 from llmaas.kvchunks.codec.codec import Codec
 from llmaas.kvchunks.store.store import Store
 from llmaas.metrics import Registry
@@ -30,7 +31,6 @@ from llmaas.service.interpreter import Interpreter
 from llmaas.service.parts import ServiceParts
 from llmaas.service.runner import CallRunner
 from llmaas.service.settings import ServiceSettings, settings_for
-from llmaas.service.store_thread import StoreThread
 
 log = logging.getLogger(__name__)
 
@@ -51,12 +51,13 @@ class Service:
         """``codec``: one for the engine's geometry and rope, by default; a bench gives one that it times."""
         self._settings = settings
         self.planner_settings = settings_for(engine.engine, settings.planner)
-        clock, store_thread = clock or RealClock(), StoreThread()
+        clock, store_thread = clock or RealClock(), FairThread("store")
         self.adapters = AdapterRegistry(engine, store, store_thread, settings.planner.adapter_bytes)
         self._parts = ServiceParts(
             engine_thread=engine,
             store=store,
             store_thread=store_thread,
+            slow_thread=FairThread("slow"),
             codec=codec or Codec(self.planner_settings.geometry, engine.engine.rope),
             adapters=self.adapters,
             host=HostShare(engine.engine, settings.adaptive_threads, clock),
@@ -91,7 +92,8 @@ class Service:
             await asyncio.wait_for(self._drain(), _DRAIN_SECONDS)
         except asyncio.TimeoutError:
             log.warning("swap-out did not finish in %.0f s; what is missing will be recomputed", _DRAIN_SECONDS)
-        await asyncio.get_running_loop().run_in_executor(None, self._interpreter.close)
+        await self._parts.slow_thread.run("", self._interpreter.close)
+        self._parts.slow_thread.close()
         self._parts.store_thread.close()
 
     async def _drain(self) -> None:

@@ -84,7 +84,7 @@ class TurnRunner:
         False if there are none to drop, or if this failed after the answer had begun: it then ends as it would without.
         """
         try:
-            stored = await self._store_thread.run(self._store.spans, call.live.id)
+            stored = await self._store_thread.run(call.live.row.app, self._store.spans, call.live.id)
             unchanged = shift(call, stored, self._engine, self._ctx_limit)
         except LlmaasError as e:
             if not call.control.planned:
@@ -149,7 +149,7 @@ class TurnRunner:
                 raise call.hold.error or failure(finish.outcome, 0)
             now = self._clock.wall()
             if spans or call.pending.adapter_before:
-                await self._store_thread.run(self._write, call, spans, now)
+                await self._store_thread.run(live.row.app, self._write, call, spans, now)
         except BaseException:
             self._undo(call, max(live.n_kv, finish.n_kv))
             raise

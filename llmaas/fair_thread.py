@@ -1,0 +1,92 @@
+"""One thread that does jobs of many owners in turn, so that no owner's jobs wait for all of another's.
+
+Law: jobs of one owner are done in the order given; among owners who have jobs, each gets one done before any gets a
+second. Every job ends in exactly one of result, exception or ShuttingDown.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import threading
+from collections import OrderedDict, deque
+from collections.abc import Callable
+from concurrent.futures import Future
+from typing import Any, TypeVar
+
+from llmaas.errors import ShuttingDown
+
+T = TypeVar("T")
+_Job = tuple["Future[Any]", Callable[..., Any], tuple[Any, ...]]
+
+
+class FairThread:
+    """A thread of its own, which begins with this object: a process that can start no thread fails here, not later."""
+
+    def __init__(self, name: str) -> None:
+        self._queues: OrderedDict[str, deque[_Job]] = OrderedDict()
+        """The jobs of each owner that has any; whose turn it is stands first."""
+        self._changed = threading.Condition()
+        self._closed = False
+        self._thread = threading.Thread(target=self._run, name=name, daemon=True)
+        self._thread.start()
+
+    async def run(self, owner: str, do: Callable[..., T], *args: object) -> T:
+        """``do(*args)`` on the thread; raises what it raises, or ShuttingDown after ``close``.
+
+        If the caller is cancelled before the job has begun, the job is not done.
+        """
+        return await asyncio.wrap_future(self.submit(owner, do, *args))
+
+    def submit(self, owner: str, do: Callable[..., T], *args: object) -> Future[T]:
+        """As ``run``, without waiting. From any thread."""
+        future: Future[T] = Future()
+        with self._changed:
+            if self._closed:
+                raise ShuttingDown("the daemon is stopping")
+            self._queues.setdefault(owner, deque()).append((future, do, args))
+            self._changed.notify()
+        return future
+
+    def close(self, *, finish: bool = True) -> None:
+        """Take no more jobs, and return when the thread has ended. ``finish``: whether waiting jobs are still done."""
+        with self._changed:
+            self._closed = True
+            dropped = [] if finish else [job for queue in self._queues.values() for job in queue]
+            if not finish:
+                self._queues.clear()
+            self._changed.notify()
+        for future, _, _ in dropped:
+            if future.set_running_or_notify_cancel():
+                future.set_exception(ShuttingDown("the daemon is stopping"))
+        self._thread.join()
+
+    def _run(self) -> None:
+        while (job := self._next()) is not None:
+            _carry_out(job)
+            del job  # otherwise its arguments would live until the next job comes
+
+    def _next(self) -> _Job | None:
+        with self._changed:
+            while not self._queues:
+                if self._closed:
+                    return None
+                self._changed.wait()
+            owner, queue = self._queues.popitem(last=False)
+            job = queue.popleft()
+            if queue:
+                self._queues[owner] = queue  # behind the others
+            return job
+
+
+def _carry_out(job: _Job) -> None:
+    future, do, args = job
+    if not future.set_running_or_notify_cancel():
+        return
+    try:
+        result = do(*args)
+    except BaseException as error:  # the future raises it to whoever waits; the thread lives on
+        future.set_exception(error)
+    else:
+        future.set_result(result)
+    finally:
+        del future, job, do, args  # an exception refers to this frame, and the frame would keep the arguments

@@ -1,0 +1,61 @@
+"""One thread for the jobs of many owners."""
+
+from __future__ import annotations
+
+import asyncio
+import threading
+
+import pytest
+
+from llmaas.errors import ShuttingDown
+from llmaas.fair_thread import FairThread
+from tests.support.loop import on_a_loop
+
+
+def test_owners_take_turns_and_each_owners_jobs_keep_their_order() -> None:
+    thread, gate, done = FairThread("test"), threading.Event(), list[str]()
+    thread.submit("gate", gate.wait)
+    for i in range(4):
+        thread.submit("greedy", done.append, f"greedy {i}")
+    for i in range(2):
+        thread.submit("modest", done.append, f"modest {i}")
+    gate.set()
+    thread.close()
+    assert done == ["greedy 0", "modest 0", "greedy 1", "modest 1", "greedy 2", "greedy 3"]
+
+
+@on_a_loop
+async def test_results_and_errors_come_back_and_the_thread_lives_on() -> None:
+    thread = FairThread("test")
+    assert await thread.run("a", divmod, 7, 3) == (2, 1)
+    with pytest.raises(ZeroDivisionError):
+        await thread.run("a", divmod, 7, 0)
+    assert await thread.run("a", threading.get_ident) != threading.get_ident()
+    thread.close()
+    with pytest.raises(ShuttingDown):
+        await thread.run("a", divmod, 7, 3)
+
+
+@on_a_loop
+async def test_a_job_whose_caller_has_gone_is_not_done() -> None:
+    thread, gate, done = FairThread("test"), threading.Event(), list[int]()
+    thread.submit("a", gate.wait)
+    waiting = asyncio.create_task(thread.run("a", done.append, 1))
+    await asyncio.sleep(0)
+    waiting.cancel()
+    await asyncio.wait([waiting])
+    gate.set()
+    thread.close()
+    assert done == []
+
+
+@on_a_loop
+async def test_jobs_that_wait_end_with_shutting_down_if_they_are_not_to_be_finished() -> None:
+    thread, gate = FairThread("test"), threading.Event()
+    running, waiting = thread.submit("a", gate.wait), thread.submit("a", gate.wait)
+    closing = asyncio.create_task(asyncio.to_thread(thread.close, finish=False))
+    with pytest.raises(ShuttingDown):
+        await asyncio.wait_for(asyncio.wrap_future(waiting), 5)
+    gate.set()
+    await closing
+    assert running.result() is True
