@@ -200,7 +200,7 @@ class Engine(Protocol):
         CellsFull, and EngineFailed if the runtime does not take the slab.
         """
 
-    # -- what the model looks for in the KV; an engine that cannot tell says None
+    # -- what the model looks for in the KV; an engine that does not know returns None
 
     @property
     def rope(self) -> Rope | None:

@@ -23,7 +23,7 @@ _Job = tuple["Future[Any]", Callable[..., Any], tuple[Any, ...], dict[str, Any]]
 class EngineThread:
     """A thread that owns an engine. The constructor waits for ``make`` and raises what it raises.
 
-    It is not a ThreadPoolExecutor, because that cannot be told to build the engine first and close it last.
+    It is not a ThreadPoolExecutor, which could not be made to build the engine first and close it last.
     """
 
     def __init__(self, make: Callable[[], Engine], name: str = "engine") -> None:

@@ -130,7 +130,7 @@ def test_only_an_engines_own_slabs_are_loaded(engine: Engine) -> None:
 # -- what the model looks for in the KV (an engine may know nothing of it)
 
 
-def test_how_keys_turn_fits_the_geometry_and_is_the_same_at_every_start(
+def test_how_keys_are_rotated_fits_the_geometry_and_is_the_same_at_every_start(
     engine: Engine, make_engine: Callable[[], Engine]
 ) -> None:
     other = make_engine()

@@ -108,10 +108,10 @@ def test_logprobs_are_of_each_item_and_sum_to_one(engine: Engine) -> None:
     for item in (0, 2):
         token = drawn[item]
         assert token is not None
-        told = logprobs(engine.logits(item), token, engine.info.n_vocab, engine.piece)
-        assert sum(math.exp(each.logprob) for each in told.top) == pytest.approx(1.0, abs=1e-6)
-        assert told.top[0].token == told.token == token and told.top[0].logprob == told.logprob < 0
-        assert logprobs(engine.logits(item), token, 3, engine.piece).top == told.top[:3]
+        found = logprobs(engine.logits(item), token, engine.info.n_vocab, engine.piece)
+        assert sum(math.exp(each.logprob) for each in found.top) == pytest.approx(1.0, abs=1e-6)
+        assert found.top[0].token == found.token == token and found.top[0].logprob == found.logprob < 0
+        assert logprobs(engine.logits(item), token, 3, engine.piece).top == found.top[:3]
         assert logprobs(engine.logits(item), token, 0, engine.piece).top == ()
     with pytest.raises(ValueError, match="drew nothing"):
         engine.logits(1)

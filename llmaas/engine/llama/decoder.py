@@ -27,7 +27,7 @@ from llmaas.records import F32
 class LlamaDecoder:
     """The parts of a ``llama_context`` in use. ``context`` is the ``llama_context *``; None after ``close``.
 
-    It does not keep the model alive: whoever makes it holds ``model`` for longer. Raises what ``new_context`` raises.
+    It does not keep the model alive: its maker must hold ``model`` for longer. Raises what ``new_context`` raises.
     """
 
     def __init__(self, model: LlamaModel, settings: ContextSettings) -> None:

@@ -13,7 +13,7 @@ from typing import Any
 from llmaas.calls import Sampling
 from llmaas.engine.llama.gbnf import HINT, check_gbnf
 from llmaas.engine.llama.json_schema import schema_gbnf
-from llmaas.engine.llama.lib import C, collect_errors
+from llmaas.engine.llama.lib import C, collect_errors, known_token
 from llmaas.errors import BadRequest
 
 _MAX_CPU_S = 2.0
@@ -86,5 +86,5 @@ def _parse(vocab: Any, gbnf: str) -> Any:
 
 def _end_token(vocab: Any) -> int:
     """The token that ends an answer for which a grammar allows nothing; 0 where the model has none that ends it."""
-    known = [int(token) for token in (C.llama_vocab_eos(vocab), C.llama_vocab_eot(vocab))]
-    return max([token for token in known if token >= 0], default=0)  # -1 is llama.cpp's "there is none"
+    ends = (known_token(C.llama_vocab_eos(vocab)), known_token(C.llama_vocab_eot(vocab)))
+    return max((token for token in ends if token is not None), default=0)

@@ -90,6 +90,11 @@ def metadata(model: Any, key: str) -> str | None:
         size = length + 1
 
 
+def known_token(token: int) -> int | None:
+    """A token id that llama.cpp returned; None for its -1, which says that the model has no such token."""
+    return int(token) if token >= 0 else None
+
+
 def ggml_function(name: str) -> int | None:
     """The address of a function of llama.cpp or ggml; None if the library exports none of that name."""
     try:

@@ -18,7 +18,7 @@ import numpy as np
 from llmaas.calls import Sampling
 from llmaas.engine.llama.chat import ChatTemplate
 from llmaas.engine.llama.grammar import check_grammar
-from llmaas.engine.llama.lib import C, load_model, metadata
+from llmaas.engine.llama.lib import C, known_token, load_model, metadata
 from llmaas.records import Geometry, Message
 
 _HEAD_BYTES = 8 << 20
@@ -38,14 +38,15 @@ class LlamaModel:
         weakref.finalize(self, C.llama_model_free, self.handle).atexit = False  # at exit a context may still use it
         self.vocab = C.llama_model_get_vocab(self.handle)
         self.n_vocab = int(C.llama_vocab_n_tokens(self.vocab))
-        self._bos = int(C.llama_vocab_bos(self.vocab))  # -1, llama.cpp's "none", if there is none
-        self._wants_bos = bool(C.llama_vocab_get_add_bos(self.vocab)) and self._bos >= 0
+        bos = known_token(C.llama_vocab_bos(self.vocab))
+        self._start = bos if C.llama_vocab_get_add_bos(self.vocab) else None
+        """The token that the model wants at the start of a text, if it wants one."""
         self._pieces: dict[int, bytes] = {}
         template = C.llama_model_chat_template(self.handle, None)
         self._chat = ChatTemplate(
             template.decode("utf-8", "replace") if template else None,
-            bos=self._token_text(self._bos),
-            eos=self._token_text(int(C.llama_vocab_eos(self.vocab))),
+            bos=self._token_text(bos),
+            eos=self._token_text(known_token(C.llama_vocab_eos(self.vocab))),
         )
 
     # -- text
@@ -62,8 +63,8 @@ class LlamaModel:
             room = -n
         tokens: list[int] = found[:n].tolist()
         # llama.cpp could do this, but it would put a second start token before a rendered template that has its own.
-        if bos and self._wants_bos and tokens[:1] != [self._bos]:
-            tokens.insert(0, self._bos)
+        if bos and self._start is not None and tokens[:1] != [self._start]:
+            tokens.insert(0, self._start)
         return tokens
 
     def piece(self, token: int) -> bytes:
@@ -92,8 +93,8 @@ class LlamaModel:
         if not 0 <= token < self.n_vocab:
             raise ValueError(f"token {token} is not in the vocabulary of {self.n_vocab}")
 
-    def _token_text(self, token: int) -> str:
-        return str(C.llama_vocab_get_text(self.vocab, token).decode("utf-8", "replace")) if token >= 0 else ""
+    def _token_text(self, token: int | None) -> str:
+        return "" if token is None else str(C.llama_vocab_get_text(self.vocab, token).decode("utf-8", "replace"))
 
     # -- identity
 
@@ -150,7 +151,8 @@ class LlamaModel:
         """A hash of the tokenizer's kind, its special tokens and the text of every token: 32 hex digits."""
         vocab, text = self.vocab, C.llama_vocab_get_text
         hasher = hashlib.blake2b(digest_size=16)
-        kind = (C.llama_vocab_type(vocab), self._bos, self._wants_bos, C.llama_vocab_eos(vocab))
+        starts = self._start is not None
+        kind = (C.llama_vocab_type(vocab), C.llama_vocab_bos(vocab), starts, C.llama_vocab_eos(vocab))
         hasher.update(repr(kind).encode())
         hasher.update(b"\x00".join([text(vocab, token) for token in range(self.n_vocab)]))
         return hasher.hexdigest()

@@ -1,4 +1,4 @@
-"""Queries copied out of llama.cpp's graph, and how keys turn, on the packaged model."""
+"""Queries copied out of llama.cpp's graph, and how keys are rotated, on the packaged model."""
 
 from __future__ import annotations
 
@@ -240,7 +240,7 @@ def test_weights_are_the_root_mean_square_of_all_queries_over_shared_heads_and_p
     engine.close()
 
 
-def test_the_model_turns_its_keys_as_its_metadata_says(engine: LlamaEngine) -> None:
+def test_the_model_rotates_its_keys_as_its_metadata_says(engine: LlamaEngine) -> None:
     rope = engine.rope
     assert rope is not None and not rope.halves
     assert np.array_equal(rope.angles, np.tile(100000.0 ** (-np.arange(32) / 32), (30, 1)).astype(np.float32))

@@ -1,4 +1,4 @@
-"""How keys turn, found by looking at them: keys made by hand, with f16 noise as llama.cpp stores them."""
+"""How keys are rotated, found by looking at them: keys made by hand, with f16 noise as llama.cpp stores them."""
 
 from __future__ import annotations
 
@@ -20,18 +20,18 @@ def formula(base: float, n_rot: int = HEAD_DIM) -> Angles:
 
 
 def model(layers: list[Angles], *, halves: bool, seed: int = 0, spoil: float = 0.0) -> Callable[[int, int], F32]:
-    """Keys of a model whose layers turn by these angles; ``spoil`` lets position change them in another way as well."""
+    """Keys of a model whose layers rotate by these angles. ``spoil``: how much position changes them in another way."""
     n = len(layers[0])
     first, second = (slice(n), slice(n, 2 * n)) if halves else (slice(0, 2 * n, 2), slice(1, 2 * n, 2))
 
     def keys_of(token: int, position: int) -> F32:
         keys = np.random.default_rng([seed, token]).normal(size=(len(layers), N_HEAD, HEAD_DIM))
-        turned = keys * (1 + spoil * position)
+        rotated = keys * (1 + spoil * position)
         for layer, angles in enumerate(layers):
             x, y = keys[layer][:, first], keys[layer][:, second]
             c, s = np.cos(position * angles), np.sin(position * angles)
-            turned[layer][:, first], turned[layer][:, second] = x * c - y * s, x * s + y * c
-        return turned.reshape(len(layers), -1).astype(np.float16).astype(np.float32)
+            rotated[layer][:, first], rotated[layer][:, second] = x * c - y * s, x * s + y * c
+        return rotated.reshape(len(layers), -1).astype(np.float16).astype(np.float32)
 
     return keys_of
 
@@ -67,7 +67,7 @@ def test_stretched_frequencies_are_measured_and_the_same_for_every_layer_and_sta
     assert (first.angles == first.angles[0]).all()
 
 
-def test_keys_that_turn_in_another_way_give_no_table() -> None:
+def test_keys_that_are_rotated_in_another_way_give_no_table() -> None:
     layers, hints = [formula(1e4)] * N_LAYER, RopeHints(True, HEAD_DIM, bases=(1e4,))
     assert fit(model(layers, halves=True), HEAD_DIM, hints) is not None
     assert fit(model(layers, halves=False), HEAD_DIM, hints) is None, "other channels are paired"
@@ -75,7 +75,7 @@ def test_keys_that_turn_in_another_way_give_no_table() -> None:
         fit(model([formula(1e4, 8)] * N_LAYER, halves=True, spoil=1e-3), HEAD_DIM, RopeHints(True, 8, (1e4,))) is None
     )
     assert fit(model(layers, halves=True), HEAD_DIM, RopeHints(True, 8, bases=(1e4,))) is None, (
-        "more is turned than said"
+        "more channels are rotated than the hints say"
     )
     assert fit(model(layers, halves=True), HEAD_DIM, RopeHints(True, 32, bases=(1e4,))) is None, "wider than a head"
 

@@ -9,7 +9,7 @@ import struct
 import numpy as np
 import numpy.typing as npt
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from llmaas.engine.llama.buffers import Buffers
@@ -39,7 +39,7 @@ def state(
     kind: int = F16,
     tail: bytes = b"",
 ) -> Bytes:
-    """A state as llama.cpp writes it, rows in the order of ``positions``; each value tells its layer and position."""
+    """A state as llama.cpp writes it, rows in the order of ``positions``; each value shows its layer and position."""
     blob = struct.pack("<IiII", MAGIC, 7, n_stream, len(positions))
     for pos in positions:
         blob += struct.pack("<iI", pos, 1) + extra + struct.pack("<i", 7)
@@ -63,6 +63,7 @@ def test_the_layout_is_learnt_from_a_blob() -> None:
     )
 
 
+@settings(deadline=None)
 @given(n=st.integers(1, 40), n_layer=st.integers(1, 5), k_dim=st.integers(1, 9), v_dim=st.integers(1, 9))
 def test_a_learnt_layout_reads_states_of_every_length(n: int, n_layer: int, k_dim: int, v_dim: int) -> None:
     layout = learn_layout(state([0, 1, 2], n_layer=n_layer, k_dim=k_dim, v_dim=v_dim), 3)
@@ -78,6 +79,7 @@ def test_a_learnt_layout_reads_states_of_every_length(n: int, n_layer: int, k_di
     assert np.array_equal(slab.v, (1000 + 100 * il + 10 * pos + np.arange(v_dim)).astype(np.float16))
 
 
+@settings(deadline=None)
 @given(order=st.permutations(range(10, 18)))
 def test_rows_in_any_cell_order_are_read_in_position_order(order: list[int]) -> None:
     layout = learn_layout(state([0, 1, 2]), 3)
@@ -120,6 +122,7 @@ def forget_sequence(blob: Blob) -> None:
         part.cells["seq"] = 0
 
 
+@settings(deadline=None)
 @given(first=st.permutations(range(7, 12)), second=st.permutations(range(7, 12)))
 def test_a_state_in_two_sections_goes_into_a_slab_by_layers_and_back(first: list[int], second: list[int]) -> None:
     layout = dataclasses.replace(learn_layout(two([0, 1, 2], [0, 1, 2]), 3), layers=(1, 4, 0, 2, 3))
@@ -156,6 +159,7 @@ def reach(layers: list[int], n_first: int) -> npt.NDArray[np.bool_]:
     return np.array(layers)[None, :] > np.array(layers[:n_first])[:, None]
 
 
+@settings(deadline=None)
 @given(n_layer=st.integers(2, 40), data=st.data())
 def test_the_layer_of_each_row_is_found_by_what_it_reaches(n_layer: int, data: st.DataObject) -> None:
     first = sorted(data.draw(st.sets(st.integers(0, n_layer - 1), min_size=1, max_size=n_layer - 1)))

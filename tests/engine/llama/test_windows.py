@@ -1,4 +1,4 @@
-"""Models with sliding-window layers, tried on real ones: their chunks, and llama.cpp's wish to give away their cells.
+"""Real models with sliding-window layers: their chunks, and their cells, which llama.cpp would give to other tokens.
 
 Set LLMAAS_TEST_MODELS to a folder with GGUF files of such models (Gemma 3 270M is enough).
 """
