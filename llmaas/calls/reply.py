@@ -90,3 +90,7 @@ class Done:
     """How often the call was paused because others needed its cells."""
     n_dropped: int = 0
     """Tokens of old messages that the context dropped to make room (``on_full``)."""
+    n_kept: int = 0
+    """Tokens of the answer that are in the context: fewer than ``n_generated`` after a stop string, which is not."""
+    stop: str | None = None
+    """The stop string that ended the answer; None if none did."""

@@ -33,7 +33,8 @@ class Answer:
         self._n_logprobs = generation.logprobs if generation else None
         self._stream = TextStream(stop)
         self.drawn: list[int] = []
-        """The tokens of the answer; an end-of-generation token is not among them."""
+        """The tokens that were drawn; an end-of-generation token is not among them."""
+        self._kept: list[int] | None = None
         self.first_token: float | None = None
         """When the first token was drawn, on the service's clock; None: none yet."""
         self.last_token: float | None = None
@@ -51,6 +52,34 @@ class Answer:
     def text(self) -> str:
         """All text that was streamed so far."""
         return self._stream.text
+
+    @property
+    def kept(self) -> list[int]:
+        """The tokens of the answer that the context keeps: all that were drawn, unless a stop string came."""
+        return self.drawn if self._kept is None else self._kept
+
+    @property
+    def stopped_by(self) -> str | None:
+        """The stop string that ended the answer."""
+        return self._stream.stopped_by
+
+    def cut_untold(self, engine: Engine) -> int:
+        """If a stop string came, cut it and what was drawn after it off the context: the app was not told of them, and
+        goes on from what it was told. Returns how many leading tokens of the context stay as they were.
+
+        A token that holds both goes too, and the part of its text that was told is tokenized by itself. Rejected: to
+        keep such a token, since the model would go on from its text; and to tokenize the whole answer anew, since KV
+        of its tokens would be lost.
+        """
+        tokens = self._live.tokens
+        if not self._stream.stopped:
+            return len(tokens)
+        n, rest = self._stream.told()
+        self._kept = [*self.drawn[:n], *(engine.tokenize(rest, special=False, bos=False) if rest else ())]
+        unchanged = len(tokens) - len(self.drawn) + n
+        del tokens[unchanged:]
+        tokens.extend(self._kept[n:])
+        return unchanged
 
     def draw(self, token: int, item: int, engine: Engine, now: float) -> Drawn:
         """Take the token that item ``item`` of a step drew; what it means for the answer. On the engine's thread."""

@@ -100,13 +100,13 @@ class Call:
 
 
 def answer_spans(call: Call) -> list[Span]:
-    """What was generated, as the store keeps it: an assistant's message, or raw text after raw text."""
+    """The answer as the app was told it and the store keeps it: an assistant's message, or raw text after raw text."""
     turn, answer = call.spec.turn, call.answer
     if call.spec.generation is None:
         return []
     if turn.prompt is None and (turn.messages or call.live.marks):
-        return [Span(tuple(answer.drawn), "assistant", answer.text, True)]
-    return [Span(tuple(answer.drawn))] if answer.drawn else []
+        return [Span(tuple(answer.kept), "assistant", answer.text, True)]
+    return [Span(tuple(answer.kept))] if answer.kept else []
 
 
 def done(call: Call, outcome: Outcome, now: float) -> Done:
@@ -128,4 +128,6 @@ def done(call: Call, outcome: Outcome, now: float) -> Done:
         decode_tps=answer.tokens_per_second(),
         n_paused=progress.n_paused,
         n_dropped=shift.dropped if shift else 0,
+        n_kept=len(answer.kept),
+        stop=answer.stopped_by,
     )

@@ -143,6 +143,7 @@ class TurnRunner:
         failed = finish.outcome in (Outcome.CANCELLED, Outcome.EXPIRED, Outcome.ENGINE_FAILED)
         if rest := call.answer.last_piece():
             call.emit(rest)
+        n_kv = min(max(live.n_kv, finish.n_kv), call.answer.cut_untold(self._engine))
         spans = [*call.pending.spans, *answer_spans(call)]
         try:
             if finish.outcome is Outcome.ENGINE_FAILED or (failed and (call.hold.error or not n_drawn)):
@@ -151,12 +152,12 @@ class TurnRunner:
             if spans or call.pending.adapter_before:
                 await self._store_thread.run(live.row.app, self._write, call, spans, now)
         except BaseException:
-            self._undo(call, max(live.n_kv, finish.n_kv))
+            self._undo(call, n_kv)
             raise
         live.add_marks(spans)
         if not call.hint:
             live.last_used, live.used = now, self._clock.now()
-        self._publish(live, max(live.n_kv, finish.n_kv))
+        self._publish(live, n_kv)
         if failed:
             raise failure(finish.outcome, n_drawn)
         return done(call, finish.outcome, self._clock.now())

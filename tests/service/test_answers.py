@@ -11,6 +11,7 @@ import pytest
 
 from llmaas import errors
 from llmaas.calls import CallSpec, FinishReason, Generation, Piece, Sampling, Turn
+from llmaas.engine.fake import FakeEngine
 from llmaas.records import Message
 from tests.support.loop import on_a_loop
 from tests.support.service_house import APP, house
@@ -79,8 +80,61 @@ async def test_a_stop_string_ends_the_answer_and_is_not_shown(tmp_path: Path) ->
         await h.service.truncate(APP, "x", n_tokens=0, n_messages=None)
         stop = whole[10:13]
         cut, done = await h.say("x", "tell", 30, stop=(stop,))
-        assert done.reason is FinishReason.STOP
+        assert done.reason is FinishReason.STOP and done.stop == stop
         assert cut == whole[: whole.index(stop)]
+
+
+class WideTokens(FakeEngine):
+    """Each token but a space is two characters of text: a stop string can begin within one."""
+
+    def piece(self, token: int) -> bytes:
+        return super().piece(token) + (b"" if token == ord(" ") else b"~")
+
+
+@pytest.mark.parametrize("raw", [False, True])
+@pytest.mark.parametrize("engine_type", [FakeEngine, WideTokens])
+@on_a_loop
+async def test_after_a_stop_string_the_context_holds_what_the_app_was_told(
+    tmp_path: Path, engine_type: type[FakeEngine], raw: bool
+) -> None:
+    turn = Turn(prompt="tell") if raw else Turn((Message("user", "tell"),))
+    async with house(tmp_path, engine_type=engine_type) as h:
+        engine = h.thread.engine
+        await h.service.create(APP, name="x", system=None)
+        whole, before = await h.call("x", turn, Generation(30))
+        drawn = h.tokens("x")[before.n_prompt - before.n_tokens :][-30:]
+        await h.service.truncate(APP, "x", n_tokens=0, n_messages=None)
+        stop = whole[11:15]
+        told, done = await h.call("x", turn, Generation(30, stop=(stop,)))
+        assert told == whole[: whole.index(stop)] and done.stop == stop
+        n = max(n for n in range(31) if told.startswith(b"".join(map(engine.piece, drawn[:n])).decode()))
+        rest = told[len(b"".join(map(engine.piece, drawn[:n]))) :]
+        want = drawn[:n] + engine.tokenize(rest, special=False, bos=False)
+        assert h.tokens("x")[done.n_tokens - done.n_kept :] == want
+        assert done.n_kept == len(want) < done.n_generated
+        assert done.n_tokens == len(h.tokens("x")) == h.service.show(APP, "x").info.n_tokens
+        if not raw:
+            assert h.service.show(APP, "x").messages[-1].content == told
+    async with house(tmp_path, engine_type=engine_type) as h:
+        assert h.tokens("x")[-len(want) :] == want, "also after a restart"
+
+
+@pytest.mark.parametrize("n_before", [0, 50, 60])
+@on_a_loop
+async def test_going_on_after_a_stop_string_is_going_on_from_what_was_told(tmp_path: Path, n_before: int) -> None:
+    async with house(tmp_path) as h:
+        prompt = "." * n_before + "tell"
+        for name in ("a", "b"):
+            await h.service.create(APP, name=name, system=None)
+        whole, _ = await h.call("a", Turn(prompt=prompt), Generation(30))
+        await h.service.truncate(APP, "a", n_tokens=0, n_messages=None)
+        told, _ = await h.call("a", Turn(prompt=prompt), Generation(30, stop=(whole[20:24],)))
+        await h.call("b", Turn(prompt=prompt + told), None)
+        assert h.tokens("a") == h.tokens("b")
+        more = [await h.call(name, Turn(), Generation(20)) for name in ("a", "b")]
+        assert more[0][0] == more[1][0], "the KV of what was cut off is not in use"
+        more = [await h.call(name, Turn(prompt="Observation: 4"), Generation(20)) for name in ("a", "b")]
+        assert more[0][0] == more[1][0] and h.tokens("a") == h.tokens("b")
 
 
 @on_a_loop
@@ -97,7 +151,9 @@ async def test_pieces_carry_their_tokens_log_probabilities_while_text_is_held_ba
             done = await future
             tokens = [token for piece in pieces for token in piece.tokens]
             told = [each for piece in pieces for each in piece.logprobs or ()]
-            assert [each.token for each in told] == tokens == h.tokens("x")[-done.n_generated :]
+            assert [each.token for each in told] == tokens and len(tokens) == done.n_generated
+            assert tokens[: done.n_kept] == h.tokens("x")[-done.n_kept :]
+            assert done.n_kept == done.n_generated or done.stop == stop
             assert "".join(each.text for each in told).startswith("".join(piece.text for piece in pieces))
             assert all(each.logprob < 0 and len(each.top) == generation.logprobs for each in told)
             assert all(each.top[0].token == each.token for each in told if each.top), "it was a greedy answer"

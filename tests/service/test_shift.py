@@ -83,6 +83,24 @@ async def test_an_answer_that_fills_the_context_goes_on(tmp_path: Path) -> None:
 
 
 @on_a_loop
+async def test_a_stop_string_after_a_shift_is_cut_off_what_was_told(tmp_path: Path) -> None:
+    async with house(tmp_path) as h:
+        await h.service.create(APP, name="x", system="You are brief.")
+        await fill(h, "x", 6)
+        await h.service.fork(APP, "x", name="y")
+        sampling = Sampling(temperature=0.8, seed=3)
+        whole, _ = await h.say("x", "go on", 700, sampling=sampling, on_full="shift")
+        at = next(i for i in range(600, 690) if whole.index(whole[i : i + 6]) == i)
+        stop = whole[at : at + 6]
+        told, done = await h.say("y", "go on", 700, sampling=sampling, on_full="shift", stop=(stop,))
+        assert done.stop == stop and done.n_dropped > 300 and told == whole[:at]
+        assert h.service.show(APP, "y").messages[-1].content == told
+        assert bytes(h.tokens("y")[-done.n_kept :]).decode() == told and len(h.tokens("y")) == done.n_tokens
+        await h.say("y", "and?", 5, on_full="shift")
+        assert next_token(h.tokens("y")[:-1]) == h.tokens("y")[-1], "no KV has seen the stop string"
+
+
+@on_a_loop
 async def test_an_answer_longer_than_everything_ends_where_nothing_is_left_to_drop(tmp_path: Path) -> None:
     async with house(tmp_path) as h:
         await h.service.create(APP, name="x", system="You are brief.")

@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
@@ -51,3 +52,43 @@ def test_streaming_in_any_pieces_gives_the_text_up_to_the_first_stop(
         assert out == text
     else:
         assert any(text[len(out) :].startswith(s) for s in stops)
+
+
+@given(st.text(max_size=40), st.lists(st.text(min_size=1, max_size=3), min_size=1, max_size=3), st.data())
+def test_what_was_told_is_whole_tokens_and_a_rest_shorter_than_the_next(
+    text: str, stops: list[str], data: st.DataObject
+) -> None:
+    raw = text.encode("utf-8", "replace")
+    stream, tokens = TextStream(stops), list[bytes]()
+    while raw and not stream.stopped:
+        n = data.draw(st.integers(1, 5))
+        tokens.append(raw[:n])
+        raw = raw[n:]
+        stream.feed(tokens[-1])
+    stream.end()
+    n, rest = stream.told()
+    assert b"".join(tokens[:n]).decode() + rest == stream.text
+    if not stream.stopped:
+        assert (n, rest) == (len(tokens), "")
+    else:
+        assert stream.stopped_by in stops and n < len(tokens)
+        assert len(rest.encode()) <= len(tokens[n]) + 4, "at most a token, and a character that spans two"
+
+
+@pytest.mark.parametrize(
+    ("tokens", "stop", "told"),
+    [
+        ((b" six", b",", b" seven", b",", b" eight"), "eight", (4, " ")),
+        ((b" six", b",", b" eight"), " eight", (2, "")),
+        ((b"a", b"\nObserv", b"ation:"), "\nObservation:", (1, "")),
+        ((b"a\xc3", b"\xa9X"), "\u00e9", (0, "a")),
+        ((b"a\xc3", b"\xa9X"), "X", (0, "a\u00e9")),
+        ((b"stop",), "stop", (0, "")),
+        ((b"a", b"", b"stop"), "stop", (1, "")),
+    ],
+)
+def test_the_tokens_that_were_told(tokens: tuple[bytes, ...], stop: str, told: tuple[int, str]) -> None:
+    stream = TextStream([stop])
+    for token in tokens:
+        stream.feed(token)
+    assert stream.stopped_by == stop and stream.told() == told
