@@ -40,14 +40,14 @@ def extra_sequences(model: Any) -> int:
 
 
 class SequenceCells:
-    """The cells of sequences 0 .. n_seqs-1. ``window``: what ``window_of`` says of the model."""
+    """The cells of sequences 0 .. n_seqs-1. ``window``: the result of ``window_of``."""
 
     def __init__(self, context: Any, n_seqs: int, window: int) -> None:
         self._context, self._memory = context, C.llama_get_memory(context)
         self.n_cells = int(C.llama_n_ctx(context))
         self.window = window
         self.lengths = [0] * n_seqs
-        """How many positions each sequence has. To be read only: the methods here keep it."""
+        """How many positions each sequence has. Only methods of this class write it."""
         self._scratch = n_seqs
         """A sequence for states in transit, since llama.cpp reads and writes whole sequences. Empty between calls."""
         self._guard = n_seqs + 1 if window else None

@@ -41,11 +41,13 @@ class LlamaDecoder:
         self.abort_flag = AbortFlag(self.context)
         self.batch = Batch(settings.n_batch)
         self._run = DecodeRun(self.context, model.vocab, self.batch, settings.n_seqs)
-        self.max_batch = int(C.llama_n_batch(self.context))  # no more than cells; it asserts on a larger batch
+        self.max_batch = int(
+            C.llama_n_batch(self.context)
+        )  # at most the cells asked for: llama.cpp asserts on a larger batch
         if self.cells.window:  # a longer batch could give away the cells of its own first tokens
             self.max_batch = min(self.max_batch, self.cells.window)
         self._logits_rows: list[int | None] = []
-        """For each item of the last step the batch index of its logits; None: it drew nothing."""
+        """For each item of the last step, the batch index of its logits; None if it drew nothing."""
 
     def step(self, items: Sequence[BatchItem], adapter: str) -> list[int | None]:
         """See ``Engine.step``."""

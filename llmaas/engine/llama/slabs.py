@@ -25,6 +25,7 @@ class Slabs:
         return self._layout.windows(self._cells.window)
 
     def export(self, seq: int, start: int, stop: int) -> KvSlab:
+        """See ``Engine.export``."""
         if not self._layout.copied:
             return self._read(seq, start, stop).slab()
         slab = self.blank(stop - start)
@@ -37,11 +38,13 @@ class Slabs:
         return slab
 
     def blank(self, n_tokens: int) -> KvSlab:
+        """See ``Engine.blank``."""
         layout = self._layout
         buffer = self._buffers.take(layout.size(n_tokens))
         return layout.slab(buffer, n_tokens) if layout.copied else layout.blank(buffer, n_tokens).slab()
 
     def load(self, seq: int, start: int, slab: KvSlab) -> None:
+        """See ``Engine.load``."""
         n = slab.n_tokens
         blob = self._blob(slab)
         blob.set_positions(start)
