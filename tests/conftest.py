@@ -6,6 +6,7 @@ import os
 from pathlib import Path
 
 import pytest
+from hypothesis import settings
 
 from llmaas.config import models
 
@@ -15,6 +16,10 @@ os.environ.setdefault("GOMP_SPINCOUNT", "1000")
 libgomp reads it when it is loaded, which is later. Without it two threads that share two cores with one busy process
 decode fewer than 2 tokens a second (docs/engine.md), and tests that take a second run into their time limits.
 """
+
+
+settings.register_profile("house", deadline=None)  # a busy machine is no failure
+settings.load_profile("house")
 
 
 @pytest.fixture(scope="session")
