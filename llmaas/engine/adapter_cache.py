@@ -8,12 +8,14 @@ the content of that fingerprint.
 from __future__ import annotations
 
 import hashlib
+import os
 from collections import Counter
 from dataclasses import dataclass
 from pathlib import Path
 
 from llmaas.engine.base import Engine
-from llmaas.errors import AdapterUnreadable, Busy
+from llmaas.errors import AdapterUnreadable, BadRequest, Busy
+from llmaas.regular_file import open_regular
 
 _BLOCK = 1 << 20
 _NO_STAMP = (0, 0, 0)
@@ -34,21 +36,33 @@ class AdapterFile:
     """Inode, bytes and time of change. While they are the same, so is the content."""
 
 
-def examine(name: str, path: Path) -> AdapterFile:
-    """Read and hash a whole file. Safe on any thread. Raises AdapterUnreadable."""
+def examine(name: str, path: Path, budget: int) -> AdapterFile:
+    """Read and hash a whole file. Safe on any thread.
+
+    Raises AdapterUnreadable, and BadRequest if the file has more than ``budget`` bytes, of which none is read then.
+    """
     hasher = hashlib.blake2b(digest_size=16)
     try:
-        stamp = _stamp(path)
-        with path.open("rb") as file:
-            while block := file.read(_BLOCK):
+        with open_regular(path) as file:
+            stamp = _stamp(os.fstat(file.fileno()))
+            left = stamp[1]
+            if left > budget:
+                raise BadRequest(
+                    f"adapter {name!r} has {left} bytes; all that are loaded may have {budget}",
+                    hint="Start the daemon with more adapter_bytes.",
+                )
+            while left > 0 and (block := file.read(min(left, _BLOCK))):  # no more, though the file may grow meanwhile
                 hasher.update(block)
+                left -= len(block)
+            same = _stamp(os.fstat(file.fileno())) == stamp
     except OSError as error:
         raise AdapterUnreadable(f"cannot read the adapter {path}: {error.strerror or error}") from error
+    if not same:
+        raise AdapterUnreadable(f"cannot read the adapter {path}: it is being written to")
     return AdapterFile(name, path, hasher.hexdigest(), stamp[1], stamp)
 
 
-def _stamp(path: Path) -> tuple[int, int, int]:
-    found = path.stat()
+def _stamp(found: os.stat_result) -> tuple[int, int, int]:
     return found.st_ino, found.st_size, found.st_mtime_ns
 
 
@@ -71,8 +85,8 @@ class AdapterCache:
     def acquire(self, adapter: AdapterFile) -> None:
         """Load the adapter unless it is loaded, and pin it until ``release``.
 
-        Raises AdapterUnreadable if its file is gone or has changed, AdapterMismatch if it is for another model, and
-        Busy if the pinned adapters leave no room for it.
+        Raises AdapterUnreadable if its file is gone or has changed, AdapterMismatch if it is for another model,
+        BadRequest if it is larger than the budget, and Busy if the pinned adapters leave no room for it.
         """
         fingerprint = adapter.fingerprint
         if fingerprint not in self._loaded:
@@ -92,10 +106,10 @@ class AdapterCache:
     def _load(self, adapter: AdapterFile) -> None:
         path = adapter.path
         try:
-            same = _stamp(path) == adapter.stamp
+            same = _stamp(path.stat()) == adapter.stamp
         except OSError as error:
             raise AdapterUnreadable(f"cannot read the adapter {path}: {error.strerror or error}") from error
-        now = adapter if same else examine(adapter.name, path)
+        now = adapter if same else examine(adapter.name, path, self.budget)
         if now.fingerprint != adapter.fingerprint:
             raise AdapterUnreadable(
                 f"{path} has changed since it was registered as {adapter.name!r}",

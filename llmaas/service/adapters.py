@@ -38,13 +38,14 @@ class AdapterRegistry:
     async def start(self, configured: Sequence[tuple[str, Path]]) -> None:
         """Register the adapters of the store and those that the settings name. Raises what ``add`` does for the latter.
 
-        An adapter of the store whose file is gone stays registered: its calls fail until the file is back.
+        An adapter of the store whose file is gone, or too large by now, stays registered: its calls fail until the file
+        is back.
         """
         for row in await self._store_thread.run("", self._store.adapters.all):
             file = AdapterFile(row.name, Path(row.path), row.fingerprint)
             try:
-                file = await asyncio.to_thread(examine, row.name, file.path)
-            except AdapterUnreadable as error:
+                file = await asyncio.to_thread(examine, row.name, file.path, self.cache.budget)
+            except (AdapterUnreadable, BadRequest) as error:
                 log.warning("adapter %s: %s", row.name, error.message)
             if file.fingerprint != row.fingerprint:
                 log.warning("adapter %s: its file has changed; what was computed with it is not used", row.name)
@@ -123,12 +124,7 @@ class AdapterRegistry:
 
     async def _tried(self, name: str, path: Path) -> AdapterFile:
         """Read the file, and load it once. Raises what ``add`` does."""
-        file = await asyncio.to_thread(examine, name, path)
-        if file.size_bytes > self.cache.budget:
-            raise BadRequest(
-                f"adapter {name!r} has {file.size_bytes} bytes; all that are loaded may have {self.cache.budget}",
-                hint="Start the daemon with more adapter_bytes.",
-            )
+        file = await asyncio.to_thread(examine, name, path, self.cache.budget)
         await asyncio.wrap_future(self._engine_thread.submit(self._try_out, file))
         return file
 

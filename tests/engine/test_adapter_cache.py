@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from pathlib import Path
 
 import pytest
@@ -9,7 +10,7 @@ import pytest
 from llmaas.engine.adapter_cache import AdapterCache, AdapterFile, examine
 from llmaas.engine.base import BatchItem
 from llmaas.engine.fake import FakeEngine, fake_adapter
-from llmaas.errors import AdapterUnreadable, Busy
+from llmaas.errors import AdapterUnreadable, BadRequest, Busy
 
 SIZE = len(fake_adapter(b"weights of a"))
 
@@ -17,7 +18,7 @@ SIZE = len(fake_adapter(b"weights of a"))
 def make(folder: Path, name: str) -> AdapterFile:
     path = folder / name
     path.write_bytes(fake_adapter(f"weights of {name}".encode()))
-    return examine(name, path)
+    return examine(name, path, 1 << 30)
 
 
 @pytest.fixture
@@ -76,3 +77,19 @@ def test_a_file_that_changed_is_not_loaded_and_one_that_was_only_touched_is(tmp_
     with pytest.raises(AdapterUnreadable, match="cannot read"):
         AdapterCache(engine, SIZE).acquire(b)
     assert cache.loads == 1
+
+
+def test_a_file_that_has_become_too_large_or_no_file_at_all_is_refused_at_once(
+    tmp_path: Path, engine: FakeEngine
+) -> None:
+    a, b = (make(tmp_path, name) for name in "ab")
+    cache = AdapterCache(engine, 10 * SIZE)
+    a.path.unlink()
+    os.mkfifo(a.path)
+    with b.path.open("ab") as file:
+        file.truncate(1 << 40)  # hours to read
+    with pytest.raises(AdapterUnreadable, match="not a regular file"):
+        cache.acquire(a)
+    with pytest.raises(BadRequest, match="adapter 'b' has"):
+        cache.acquire(b)
+    assert cache.loads == 0

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import os
 import random
 from collections.abc import Callable
 from dataclasses import replace
@@ -372,6 +373,10 @@ async def test_what_cannot_serve_is_refused_when_it_is_registered(tmp_path: Path
     other, text = tmp_path / "other", tmp_path / "text"
     other.write_bytes(fake_adapter(b"x", model="another"))
     text.write_text("no adapter")
+    fifo, sparse = tmp_path / "fifo", tmp_path / "sparse"
+    os.mkfifo(fifo)
+    with sparse.open("wb") as file:
+        file.truncate(1 << 40)  # hours to read
     async with house(tmp_path / "s", adapter_bytes=SIZE // 2) as h:
         for name, path, error in (
             ("red", files["red"], BadRequest),
@@ -381,7 +386,11 @@ async def test_what_cannot_serve_is_refused_when_it_is_registered(tmp_path: Path
             ("red", other, AdapterMismatch),
             ("red", text, AdapterUnreadable),
             ("red", tmp_path / "gone", AdapterUnreadable),
+            ("red", fifo, AdapterUnreadable),
+            ("red", Path("/dev/zero"), AdapterUnreadable),
+            ("red", tmp_path, AdapterUnreadable),
+            ("red", sparse, BadRequest),
         ):
             with pytest.raises(error):
-                await h.service.adapters.add(name, str(path))
+                await asyncio.wait_for(h.service.adapters.add(name, str(path)), 10)
         assert h.service.adapters.infos(paths=True) == h.store.adapters.all() == []
