@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import signal
 from pathlib import Path
 
 import pytest
@@ -16,7 +17,8 @@ os.environ.setdefault("GOMP_SPINCOUNT", "1000")
 libgomp reads it when it is loaded, which is later. Without it two threads that share two cores with one busy process
 decode fewer than 2 tokens a second (docs/engine.md), and tests that take a second run into their time limits.
 """
-
+signal.signal(signal.SIGINT, signal.default_int_handler)
+"""A shell's background jobs, and all that they start, ignore SIGINT, which tests send to what they start."""
 
 settings.register_profile("house", deadline=None)  # a busy machine is no failure
 settings.load_profile("house")
