@@ -2,7 +2,8 @@
 
 Law: the scheduling policy chooses among the calls in CELLS. All chosen calls that decode are in the step, and prompts
 share the time that is left, so that no call waits longer than ``step_target`` for a step's end. Only a call that is
-alone gets longer steps, and those are aborted when another call comes.
+alone gets longer steps, and those are aborted when another call comes. A model that keeps one state per sequence cannot
+take back part of a step, so an abort would cost the whole sequence: its steps are never aborted, and never longer.
 """
 
 from __future__ import annotations
@@ -42,6 +43,8 @@ class Batching:
     ) -> None:
         self._policy, self._costs, self._pacing = policy, costs, pacing
         self._settings, self._tally, self._next_id = settings, tally, next_id
+        self._abortable = settings.swappable
+        """Whether a sequence can be as it was before a step that was aborted."""
         self.running: RunStep | None = None
         self._jobs: list[Job] = []
         """Those in the step that runs, parallel to its items."""
@@ -103,7 +106,7 @@ class Batching:
             prefills = job.stage is Stage.PREFILLING
             start, end = job.context.cells, job.total if prefills else job.until
             most = self._slice(start, seconds, least=0 if i else _LEAST_SLICE)
-            if not n_decoding and not job.cautious and _alone(job, in_cells):
+            if self._abortable and not n_decoding and not job.cautious and _alone(job, in_cells):
                 most = self._settings.prefill_slice
             stop = start + min(end - start, room, most)
             if stop <= start:
@@ -141,7 +144,7 @@ class Batching:
     def abort_for(self, job: Job, out: list[Action]) -> None:
         """``job`` has come, or has become more urgent: abort the step that runs if that is long and no more urgent."""
         step = self.running
-        if step is None or all(job.priority > other.priority for other in self._jobs):
+        if step is None or not self._abortable or all(job.priority > other.priority for other in self._jobs):
             return
         seconds = sum(self._costs.compute(i.start, i.stop) for i in step.items if i.stop - i.start > 1)
         if seconds > _LONG * self._settings.step_target:
@@ -150,7 +153,7 @@ class Batching:
     def abort_if_useless(self, out: list[Action]) -> None:
         """Abort the step that runs if all its calls are to end, and it does not end soon by itself."""
         step = self.running
-        if step is None or any(job.ending is None for job in self._jobs):
+        if step is None or not self._abortable or any(job.ending is None for job in self._jobs):
             return
         if any(item.stop - item.start > 1 for item in step.items):
             out.append(AbortStep(step.step))

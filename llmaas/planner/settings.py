@@ -77,7 +77,7 @@ class PlannerSettings(PlannerChoices):
     """Tokens of the longest context: the model's limit, or all the cells."""
     geometry: Geometry
     swappable: bool = True
-    """False for models without per-token KV rows: their contexts are always recomputed."""
+    """False for models without per-token KV rows: their contexts are always recomputed, and steps never aborted."""
     max_batch: int = 512
     """Tokens of one step at most."""
 

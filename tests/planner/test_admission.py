@@ -288,3 +288,22 @@ def test_a_limit_of_somebody_who_is_away_slows_nobody() -> None:
     w.call(w.open(), 5, 100, priority=5)
     w.settle()
     assert max(s.burst for s in steps(w)) > 1
+
+
+def test_no_step_of_a_model_whose_state_cannot_be_cut_is_aborted_so_none_is_long() -> None:
+    w = quiet(swappable=False)
+    w.tick = 2.0  # a step of 100 tokens takes about a second
+    slow = w.call(w.open(), 1000, 0, priority=8)
+    until(w, act.RunStep, 4)
+    assert all(item.stop - item.start <= 16 for step in steps(w)[1:] for item in step.items), "it is alone"
+    urgent = w.call(w.open(), 5, 2, priority=1)
+    until(w, act.RunStep)
+    assert [item.request for item in steps(w)[-1].items] == [urgent]
+    w.settle()
+    assert w.finished[slow].outcome is act.Outcome.APPENDED and w.finished[urgent].outcome is act.Outcome.LENGTH
+    cancelled = w.call(w.open(), 1000, 0)
+    until(w, act.RunStep)
+    w.send(ev.CancelRequested(cancelled))
+    w.settle()
+    assert w.finished[cancelled].outcome is act.Outcome.CANCELLED
+    assert not any(isinstance(a, act.AbortStep) for _, actions in w.log for a in actions) and not w.planner.check()
