@@ -139,14 +139,15 @@ class TurnRunner:
 
     async def _commit(self, call: Call, finish: Finish) -> Done:
         """Make the turn durable, and let its chunks be saved; or undo it."""
-        live, n_drawn = call.live, len(call.answer.drawn)
+        live = call.live
         failed = finish.outcome in (Outcome.CANCELLED, Outcome.EXPIRED, Outcome.ENGINE_FAILED)
         if rest := call.answer.last_piece():
             call.emit(rest)
         n_kv = min(max(live.n_kv, finish.n_kv), call.answer.cut_untold(self._engine))
+        n_kept = len(call.answer.kept)
         spans = [*call.pending.spans, *answer_spans(call)]
         try:
-            if finish.outcome is Outcome.ENGINE_FAILED or (failed and (call.hold.error or not n_drawn)):
+            if finish.outcome is Outcome.ENGINE_FAILED or (failed and (call.hold.error or not n_kept)):
                 raise call.hold.error or failure(finish.outcome, 0)
             now = self._clock.wall()
             if spans or call.pending.adapter_before:
@@ -159,7 +160,7 @@ class TurnRunner:
             live.last_used, live.used = now, self._clock.now()
         self._publish(live, n_kv)
         if failed:
-            raise failure(finish.outcome, n_drawn)
+            raise failure(finish.outcome, n_kept)
         return done(call, finish.outcome, self._clock.now())
 
     def _write(self, call: Call, spans: list[Span], now: float) -> None:

@@ -97,7 +97,8 @@ def book_of(name: str, spans: Sequence[Span], adapter: str = "") -> Book:
 
 @dataclass(frozen=True)
 class Expected:
-    """What a generate must bring: prompt and drawn tokens, the text that streams, and why it ends."""
+    """What a generate must bring: prompt and drawn tokens, the text that streams, and why it ends. ``text`` ends before
+    a stop string, and so does the context."""
 
     prompted: Book
     """With the turn, without the answer."""
@@ -106,9 +107,14 @@ class Expected:
     reason: FinishReason
     is_message: bool
 
+    @property
+    def kept(self) -> tuple[int, ...]:
+        """The tokens that the context keeps: of the fake engine each is a byte of the text."""
+        return self.drawn[: len(self.text.encode())]
+
     def after(self, n: int | None = None) -> Book:
-        """The context when all of the answer, or its first ``n`` tokens, were kept."""
-        drawn = self.drawn if n is None else self.drawn[:n]
+        """The context when all of the answer that was told, or its first ``n`` tokens, were kept."""
+        drawn = self.kept if n is None else self.drawn[:n]
         text = self.text if n is None else bytes(drawn).decode()
         if self.is_message:
             return self.prompted.add(Span(drawn, "assistant", text, True))
@@ -397,4 +403,5 @@ class App:
     def _check(self, done: Done, expected: Expected, text: str) -> None:
         assert text == expected.text, f"{self.name}: the answer is not the one of these tokens ({done.switch})"
         assert (done.reason, done.n_generated) == (expected.reason, len(expected.drawn))
-        assert done.n_tokens == len(expected.prompted.tokens) + len(expected.drawn)
+        assert done.n_kept == len(expected.kept)
+        assert done.n_tokens == len(expected.prompted.tokens) + done.n_kept
