@@ -101,7 +101,7 @@ def measure(options: Options) -> Result:
         clients = {}
         for name, flags in DAEMONS.items():
             socket, _ = stack.enter_context(daemon(options, name, *flags))
-            clients[name] = stack.enter_context(Client(socket, app="bench"))
+            clients[name] = stack.enter_context(Client(socket, app="bench", admin=True))
             next(pieces(clients[name]))  # warm
         for i in range(rounds):
             for case in rotated(CASES, i):

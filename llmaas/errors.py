@@ -98,7 +98,10 @@ class UnknownAdapter(CallerError):
 
 class Forbidden(CallerError):
     code = "forbidden"
-    hint = "Only the user who runs the daemon may do this."
+    hint = (
+        "This is for the user who runs the daemon, on its admin socket: llmaas-admin.sock beside llmaas.sock. "
+        "The command 'llmaas' uses it by itself, Client(..., admin=True) does too."
+    )
 
 
 class ConfigError(CallerError):

@@ -67,7 +67,7 @@ class FastBackend:
     def cancel(self, request: RequestId) -> None:
         return None
 
-    def stats(self) -> dict[str, object]:
+    def stats(self, *, apps: bool) -> dict[str, object]:
         return {}
 
 

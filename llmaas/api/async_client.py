@@ -15,6 +15,7 @@ from typing import Any, Concatenate, ParamSpec, TypeVar
 from llmaas.api import messages as msg
 from llmaas.api import operations, replies
 from llmaas.api.async_link import AsyncLink, more, open_link, until_ended
+from llmaas.api.caller import admin_socket
 from llmaas.api.client_session import Exchange, Session
 from llmaas.api.operation import Operation, as_method
 from llmaas.api.operations import AsyncOperations
@@ -112,12 +113,23 @@ class AsyncClient(AsyncOperations):
 
     @classmethod
     async def connect(
-        cls, socket: Path | str, *, app: str, timeout: float = 10, daemon_uid: int | None = None
+        cls,
+        socket: Path | str,
+        *,
+        app: str,
+        timeout: float = 10,
+        daemon_uid: int | None = None,
+        admin: bool = False,
     ) -> AsyncClient:
         """Raises NotServing, VersionMismatch, BadRequest (the app's name), Busy, and NotTrusted, before anything is
-        sent, unless the daemon runs as this user, as root, or as ``daemon_uid``. ``timeout`` is in seconds."""
+        sent, unless the daemon runs as this user, as root, or as ``daemon_uid``. ``timeout`` is in seconds.
+
+        ``admin`` connects to the operator's socket beside ``socket``, as its user or root: ``everyone``, ``limit``,
+        ``budget``, ``adapter_add`` and ``adapter_remove`` work there only.
+        """
+        path = admin_socket(Path(socket)) if admin else Path(socket)
         session = Session(app)
-        link = await open_link(session, Path(socket), timeout, daemon_uid)
+        link = await open_link(session, path, timeout, daemon_uid)
         return cls(session, link, replies.result_map(session.greeting.result()))
 
     generate = _streams(operations.generate)

@@ -8,13 +8,13 @@ from __future__ import annotations
 import asyncio
 import functools
 from collections.abc import Callable, Coroutine
-from dataclasses import dataclass
 from typing import Any, Protocol
 
 from llmaas.api import messages as msg
+from llmaas.api.caller import Caller
 from llmaas.api.record_maps import to_map
 from llmaas.calls import CallSpec, Done, Piece
-from llmaas.errors import Forbidden, assert_never
+from llmaas.errors import assert_never
 from llmaas.records import AdapterInfo, AppId, ContextDetail, ContextInfo, RequestId
 
 
@@ -72,30 +72,11 @@ class Backend(Protocol):
     def limit(self, app: AppId | None, rate: float | None) -> dict[str, object]:
         """Set the tokens per second of an app, or of all together; return what holds now."""
 
-    def stats(self) -> dict[str, object]: ...
+    def stats(self, *, apps: bool) -> dict[str, object]:
+        """Figures of the daemon; without ``apps`` none that names an app."""
 
     def budget(self, pool_bytes: int | None, disk_bytes: int | None) -> dict[str, object]:
         """Set the budgets that are given; return what holds now."""
-
-
-@dataclass(frozen=True, slots=True)
-class Caller:
-    """Who sends requests on a connection."""
-
-    app: AppId
-    is_operator: bool
-    """The user who runs the daemon, or root."""
-
-    def owner(self, everyone: bool) -> AppId | None:
-        """Whose contexts a request is about; None: every app's. Raises Forbidden."""
-        if not everyone:
-            return self.app
-        self.require_operator("the contexts of every app are")
-        return None
-
-    def require_operator(self, what: str) -> None:
-        if not self.is_operator:
-            raise Forbidden(f"{what} for the user who runs the daemon")
 
 
 def task_of(backend: Backend, caller: Caller, request: msg.TaskRequest) -> Callable[[], Coroutine[Any, Any, object]]:
@@ -133,7 +114,7 @@ def answer(backend: Backend, caller: Caller, request: msg.QuickRequest) -> objec
             caller.require_operator("limits are")
             return backend.limit(AppId(app) if app is not None else None, rate)
         case msg.Stats():
-            return backend.stats()
+            return backend.stats(apps=caller.is_operator)
         case msg.Budget(pool_bytes, disk_bytes):
             caller.require_operator("the daemon's budgets are")
             return backend.budget(pool_bytes, disk_bytes)

@@ -13,6 +13,7 @@ from typing import Any, Concatenate, ParamSpec, TypeVar
 from llmaas.api import messages as msg
 from llmaas.api import operations, replies
 from llmaas.api.blocking_link import BlockingLink, uninterrupted
+from llmaas.api.caller import admin_socket
 from llmaas.api.client_session import Exchange, Session
 from llmaas.api.operation import Operation, as_method
 from llmaas.api.operations import BlockingOperations
@@ -90,15 +91,27 @@ class Client(BlockingOperations):
     unless the daemon runs as this user, as root, or as ``daemon_uid``. ``timeout`` (seconds) bounds connecting and
     sending; an answer may take as long as it takes.
 
+    ``admin`` connects to the operator's socket beside ``socket``, as its user or root: ``everyone``, ``limit``,
+    ``budget``, ``adapter_add`` and ``adapter_remove`` work there only.
+
     >>> Client("/run/none/llmaas.sock", app="mail")
     Traceback (most recent call last):
     ...
     llmaas.errors.NotServing: no daemon serves /run/none/llmaas.sock
     """
 
-    def __init__(self, socket: Path | str, *, app: str, timeout: float = 10, daemon_uid: int | None = None) -> None:
+    def __init__(
+        self,
+        socket: Path | str,
+        *,
+        app: str,
+        timeout: float = 10,
+        daemon_uid: int | None = None,
+        admin: bool = False,
+    ) -> None:
+        path = admin_socket(Path(socket)) if admin else Path(socket)
         self._session = Session(app)
-        self._link = BlockingLink(self._session, Path(socket), timeout, daemon_uid)
+        self._link = BlockingLink(self._session, path, timeout, daemon_uid)
         try:
             self._link.send(self._session.hello())
             while not self._session.greeting.ended:

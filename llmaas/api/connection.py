@@ -11,15 +11,15 @@ from __future__ import annotations
 
 import asyncio
 import logging
-import os
 import socket
 from collections import deque
 from collections.abc import Callable
 from typing import Any, Protocol, cast
 
 from llmaas.api import replies
-from llmaas.api.backend import Backend, Caller
-from llmaas.api.hello import app_id, read_hello, reply_frame
+from llmaas.api.backend import Backend
+from llmaas.api.caller import Door, caller_of
+from llmaas.api.hello import read_hello, reply_frame
 from llmaas.api.in_flight import InFlight, as_llmaas_error
 from llmaas.api.limits import Limits
 from llmaas.api.wire import Decoder, Frame, encode
@@ -41,8 +41,7 @@ class ConnectionHost(Protocol):
     connections: set[Connection]
     tasks: set[asyncio.Task[Any]]
 
-    @property
-    def closing(self) -> bool: ...
+    closing: bool
 
     def forget(self, connection: Connection) -> None: ...
 
@@ -50,8 +49,9 @@ class ConnectionHost(Protocol):
 class Connection(asyncio.Protocol):
     """Adds itself to the server's connections, and takes itself out when it is lost."""
 
-    def __init__(self, server: ConnectionHost) -> None:
+    def __init__(self, server: ConnectionHost, door: Door) -> None:
         self._server = server
+        self._door = door
         self._limits = server.limits
         self._loop = asyncio.get_running_loop()
         self._decoder = Decoder(server.limits.max_frame)
@@ -131,7 +131,7 @@ class Connection(asyncio.Protocol):
     def _greet(self, frame: Frame) -> InFlight:
         """Answer the hello; what follows are requests of the app that it names."""
         hello = read_hello(frame)
-        caller = Caller(app_id(self._uid, hello.app), is_operator=self._uid in (0, os.geteuid()))
+        caller = caller_of(self._uid, hello.app, self._door)
         self._timer.cancel()
         self._peer = caller.app
         log.debug("hello from %s (%r)", caller.app, hello.client)

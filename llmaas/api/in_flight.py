@@ -15,7 +15,8 @@ from typing import Any
 
 from llmaas.api import messages as msg
 from llmaas.api import replies
-from llmaas.api.backend import Backend, Caller, answer, task_of
+from llmaas.api.backend import Backend, answer, task_of
+from llmaas.api.caller import Caller
 from llmaas.api.limits import Limits
 from llmaas.api.record_maps import to_map
 from llmaas.api.wire import Frame, encode

@@ -99,7 +99,7 @@ def truncate(context: str, *, n_tokens: int | None = None, n_messages: int | Non
 
 
 def contexts(everyone: bool = False) -> Operation[list[ContextInfo]]:
-    """List the app's contexts; with ``everyone`` those of every app, for the user who runs the daemon."""
+    """List the app's contexts; with ``everyone`` those of every app, for the operator (``admin``)."""
     return Operation(msg.ListContexts(everyone), records(ContextInfo))
 
 
@@ -132,7 +132,7 @@ def stats() -> Operation[dict[str, Any]]:
 def budget(*, pool_bytes: int | None = None, disk_bytes: int | None = None) -> Operation[dict[str, Any]]:
     """Set the bytes that the daemon's POOL and DISK may hold, and return what holds now. None changes nothing.
 
-    For the user who runs the daemon; others get Forbidden.
+    For the operator, a client with ``admin``; others get Forbidden.
     """
     return Operation(checked(msg.Budget, pool_bytes, disk_bytes), replies.result_map)
 
@@ -140,7 +140,7 @@ def budget(*, pool_bytes: int | None = None, disk_bytes: int | None = None) -> O
 def limit(app: str | None = None, rate: float | None = None) -> Operation[dict[str, Any]]:
     """Set how many tokens per second an app (``uid/name``), or without ``app`` all together, may generate.
 
-    ``rate`` None: no limit. For the user who runs the daemon; others get Forbidden.
+    ``rate`` None: no limit. For the operator, a client with ``admin``; others get Forbidden.
     """
     return Operation(checked(msg.Limit, app, rate), replies.result_map)
 
@@ -151,12 +151,12 @@ def adapters() -> Operation[list[AdapterInfo]]:
 
 
 def adapter_add(name: str, path: Path | str) -> Operation[AdapterInfo]:
-    """Register an adapter's file, also for later starts of the daemon; for the user who runs the daemon."""
+    """Register an adapter's file, also for later starts of the daemon; for the operator (``admin``)."""
     return Operation(msg.AdapterAdd(name, str(path)), record(AdapterInfo))
 
 
 def adapter_remove(name: str) -> Operation[None]:
-    """Forget an adapter; for the user who runs the daemon.
+    """Forget an adapter; for the operator, a client with ``admin``.
 
     Contexts that use it stay; their calls raise UnknownAdapter until one names another adapter.
     """

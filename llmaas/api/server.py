@@ -6,6 +6,7 @@ Law: no other user but root can connect; when the server ends, every connection 
 from __future__ import annotations
 
 import asyncio
+import functools
 import socket
 from collections.abc import Callable
 from pathlib import Path
@@ -13,6 +14,7 @@ from typing import Any
 
 from llmaas.api.acceptor import Acceptor
 from llmaas.api.backend import Backend
+from llmaas.api.caller import Door, admin_socket
 from llmaas.api.connection import Connection
 from llmaas.api.limits import DEFAULT_LIMITS, Limits
 from llmaas.api.peer import peer_uid
@@ -31,45 +33,50 @@ async def serve(
     limits: Limits = DEFAULT_LIMITS,
     uid_of: Callable[[socket.socket], int] = peer_uid,
 ) -> Server:
-    """Serve ``backend`` until ``close()`` on a socket of mode 0600, whose directory is made (0700) if it is absent.
+    """Serve ``backend`` until ``close()`` on two sockets of mode 0600, in a directory that is made (0700) if absent:
+    apps connect to ``socket_path``, the operator to ``admin_socket(socket_path)``.
 
     Raises SocketInUse if a live daemon has the socket (one that a dead daemon left is replaced), NotTrusted if others
     may write to that directory, and ConfigError if the path cannot be used.
     """
-    file = SocketFile(socket_path)
-    server = Server(backend, file, limits, uid_of)
+    files = {Door.APPS: SocketFile(socket_path)}
+    server = Server(backend, files, limits, uid_of)
     try:
+        files[Door.ADMIN] = SocketFile(admin_socket(socket_path))
         server.start()
     except BaseException:
-        file.sock.close()
+        for file in files.values():
+            file.sock.close()
         await server.close()
         raise
     return server
 
 
 class Server:
-    """Serves one socket. Made by ``serve``."""
+    """Serves the sockets of one daemon. Made by ``serve``, which may add files until ``start``."""
 
     def __init__(
-        self, backend: Backend, file: SocketFile, limits: Limits, uid_of: Callable[[socket.socket], int]
+        self,
+        backend: Backend,
+        files: dict[Door, SocketFile],
+        limits: Limits,
+        uid_of: Callable[[socket.socket], int],
     ) -> None:
         self.backend = backend
         self.limits = limits
         self.uid_of = uid_of
         self.connections: set[Connection] = set()
         self.tasks: set[asyncio.Task[Any]] = set()
-        self._file: SocketFile | None = file
-        self._acceptor: Acceptor | None = None
+        self.closing = False
+        self._files = files
+        self._acceptors: list[Acceptor] = []
         self._empty = asyncio.Event()
 
-    @property
-    def closing(self) -> bool:
-        return self._file is None
-
     def start(self) -> None:
-        assert self._file is not None
-        self._acceptor = Acceptor(self._file.sock, lambda: Connection(self))
-        self._acceptor.start()
+        for door, file in self._files.items():
+            acceptor = Acceptor(file.sock, functools.partial(Connection, self, door))
+            acceptor.start()
+            self._acceptors.append(acceptor)
 
     def forget(self, connection: Connection) -> None:
         self.connections.discard(connection)
@@ -77,13 +84,14 @@ class Server:
             self._empty.set()
 
     async def close(self) -> None:
-        """Stop: every running request fails with shutting_down, the socket goes away. Safe to call twice."""
-        if self._file is None:
+        """Stop: every running request fails with shutting_down, the sockets go away. Safe to call twice."""
+        if self.closing:
             return
-        file, self._file = self._file, None
-        file.remove()
-        if self._acceptor is not None:
-            self._acceptor.close()
+        self.closing = True
+        for file in self._files.values():
+            file.remove()
+        for acceptor in self._acceptors:
+            acceptor.close()
         for connection in list(self.connections):
             connection.shut_down()
         if self.connections:
@@ -93,7 +101,8 @@ class Server:
             _, late = await asyncio.wait(self.tasks, timeout=_SETTLE_S)
             for task in late:
                 task.cancel()
-        file.release()
+        for file in self._files.values():
+            file.release()
 
     async def __aenter__(self) -> Server:
         return self

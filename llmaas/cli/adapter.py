@@ -40,7 +40,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def run(args: argparse.Namespace) -> int:
-    with connected(args) as client:
+    with connected(args, admin=True) as client:
         code: int = args.do(client, args)
     return code
 

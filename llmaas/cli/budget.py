@@ -39,7 +39,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(args: argparse.Namespace) -> int:
     wanted = {what: _bytes(what, getattr(args, what.removesuffix("_bytes"))) for what in ("pool_bytes", "disk_bytes")}
-    with connected(args) as client:
+    with connected(args, admin=True) as client:
         found: dict[str, Any] = client.budget(**wanted)
     if args.json:
         print_json(found)

@@ -21,7 +21,7 @@ if TYPE_CHECKING:
 _EPILOG = """\
 examples:
   llmaas ctx ls                         this app's contexts and where their tokens are
-  llmaas ctx ls --everyone --json       all apps' (only for the user who runs the daemon)
+  llmaas ctx ls --everyone --json       all apps'; --everyone uses the admin socket
   llmaas ctx show notes                 the conversation
   llmaas ctx fork notes notes-2         a copy that shares its chunks
   llmaas ctx truncate notes --messages 4    back to the first four messages
@@ -60,7 +60,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def run(args: argparse.Namespace) -> int:
-    with connected(args) as client:
+    with connected(args, admin=getattr(args, "everyone", False)) as client:
         code: int = args.do(client, args)
     return code
 

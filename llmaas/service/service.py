@@ -209,8 +209,8 @@ class Service:
 
     # -- reports
 
-    def stats(self) -> dict[str, object]:
-        """Counts and bytes, as plain values."""
+    def stats(self, *, apps: bool = True) -> dict[str, object]:
+        """Counts and bytes, as plain values; without ``apps`` none that names an app."""
         parts, planner, budgets = self._parts, self._planner, self._budgets.snapshot()
         budgets["disk_bytes"]["files"] = parts.store.stats().file_bytes
         return {
@@ -220,7 +220,7 @@ class Service:
             "cells": {"used": planner.cells_used, "total": self.planner_settings.n_cells},
             **budgets,
             "adapters": self.adapters.stats(),
-            "limits": self._limits(),
+            "limits": self._limits() if apps else {**self._limits(), "apps": {}},
             "host": parts.host.snapshot(),
             "counts": asdict(planner.tally),
             "calls": parts.metrics.snapshot(),

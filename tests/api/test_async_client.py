@@ -30,7 +30,7 @@ from tests.support.scripted import serving, until
 
 @on_a_loop
 async def test_async_every_operation(path: Path) -> None:
-    async with serving(path) as (backend, _), await AsyncClient.connect(path, app="mail") as client:
+    async with serving(path) as (backend, _), await AsyncClient.connect(path, app="mail", admin=True) as client:
         assert client.server["model"] == "scripted"
         info = await client.create(name="inbox", system="Be brief.")
         assert (info.name, info.app) == ("inbox", f"{os.getuid()}/mail")

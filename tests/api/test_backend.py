@@ -8,52 +8,77 @@ from pathlib import Path
 
 import pytest
 
+from llmaas.api.caller import Caller, Door, admin_socket, caller_of
 from llmaas.api.server import serve
+from llmaas.records import AppId
 from tests.support.loop import on_a_loop
 from tests.support.scripted import HELLO, ScriptedBackend, peer, serving, with_context
 
+DOORS = [
+    (Door.ADMIN, 0, True),
+    (Door.ADMIN, os.geteuid(), True),
+    (Door.ADMIN, os.geteuid() + 4242, False),
+    (Door.APPS, 0, False),
+    (Door.APPS, os.geteuid(), False),
+    (Door.APPS, 4242, False),
+]
+
+
+def at(door: Door, path: Path) -> Path:
+    return admin_socket(path) if door is Door.ADMIN else path
+
+
+@pytest.mark.parametrize(("door", "uid", "is_operator"), DOORS)
+def test_the_operator_is_root_or_the_daemons_user_on_the_admin_socket(door: Door, uid: int, is_operator: bool) -> None:
+    assert caller_of(uid, "mail", door) == Caller(AppId(f"{uid}/mail"), is_operator)
+
 
 @on_a_loop
-async def test_an_app_sees_its_own_contexts_and_the_daemons_user_may_see_all(path: Path) -> None:
+async def test_an_app_sees_its_own_contexts_and_the_operator_may_see_all(path: Path) -> None:
     async with serving(path):
         mail, notes = await with_context(path), await peer(path, app="notes")
         context = (await mail.ask(1, "list"))["result"][0]["id"]
         assert (await notes.ask(1, "list"))["result"] == []
         assert (await notes.ask(2, "show", context=context))["code"] == "unknown_context"
         assert (await notes.ask(3, "delete", context=context))["code"] == "unknown_context"
-        (seen,) = (await notes.ask(4, "list", everyone=True))["result"]
+        refused = await notes.ask(4, "list", everyone=True)
+        assert refused["code"] == "forbidden" and "llmaas-admin.sock" in refused["hint"]
+        operator = await peer(admin_socket(path), app="notes")
+        (seen,) = (await operator.ask(4, "list", everyone=True))["result"]
         assert seen["app"] == f"{os.getuid()}/mail"
-        assert (await notes.ask(5, "show", context=context, everyone=True))["type"] == "done"
-        assert (await notes.ask(6, "delete", context=context, everyone=True))["type"] == "done"
+        assert (await operator.ask(5, "show", context=context, everyone=True))["type"] == "done"
+        assert (await operator.ask(6, "delete", context=context, everyone=True))["type"] == "done"
         assert (await mail.ask(2, "list"))["result"] == []
-        await mail.close()
-        await notes.close()
+        for client in (mail, notes, operator):
+            await client.close()
 
 
-@pytest.mark.parametrize(("uid", "allowed"), [(0, True), (os.getuid(), True), (os.getuid() + 4242, False)])
+@pytest.mark.parametrize(("door", "uid", "allowed"), DOORS)
 @on_a_loop
-async def test_everyone_and_budgets_are_for_root_and_the_daemons_user(path: Path, uid: int, allowed: bool) -> None:
+async def test_everyone_limits_and_budgets_are_for_the_operator(
+    path: Path, door: Door, uid: int, allowed: bool
+) -> None:
     async with serving(path, uid=uid):
-        client = await with_context(path)
+        client = await with_context(at(door, path))
         assert (await client.ask(1, "list"))["result"][0]["app"] == f"{uid}/mail"
         for op, fields in (("list", {}), ("show", {"context": "inbox"}), ("delete", {"context": "inbox"})):
             reply = await client.ask(2, op, everyone=True, **fields)
             assert reply.get("code") == (None if allowed else "forbidden"), op
         assert len((await client.ask(3, "list"))["result"]) == (0 if allowed else 1)
-        reply = await client.ask(4, "budget", pool_bytes=7)
-        assert reply.get("code") == (None if allowed else "forbidden")
-        assert not allowed or reply["result"]["pool_bytes"]["budget"] == 7
+        for op, fields in (("budget", {"pool_bytes": 7}), ("budget", {}), ("limit", {"rate": 5.0})):
+            reply = await client.ask(4, op, **fields)
+            assert reply.get("code") == (None if allowed else "forbidden"), op
         await client.close()
 
 
-@pytest.mark.parametrize(("uid", "allowed"), [(0, True), (os.geteuid(), True), (4242, False)])
+@pytest.mark.parametrize(("door", "uid", "allowed"), DOORS)
 @on_a_loop
-async def test_adapters_are_registered_by_root_and_the_daemons_user_and_seen_by_all(
-    path: Path, uid: int, allowed: bool
+async def test_adapters_are_registered_by_the_operator_and_seen_by_all(
+    path: Path, door: Door, uid: int, allowed: bool
 ) -> None:
     async with serving(path, uid=uid) as (backend, _):
         backend.adapters.known["red"] = "/red"
-        client = await with_context(path)
+        client = await with_context(at(door, path))
         for op, fields in (
             ("adapter_add", {"name": "blue", "path": "/blue"}),
             ("adapter_remove", {"name": "blue"}),

@@ -31,7 +31,7 @@ from tests.support.scripted import ScriptedBackend, serving_in_a_thread
 
 
 def test_sync_every_operation(path: Path) -> None:
-    with serving_in_a_thread(path), Client(path, app="mail") as client:
+    with serving_in_a_thread(path), Client(path, app="mail", admin=True) as client:
         assert client.server["model"] == "scripted"
         info = client.create(name="inbox", system="Be brief.")
         assert client.contexts() == [info] == client.contexts(everyone=True)

@@ -45,10 +45,10 @@ def test_both_clients_have_every_operation_with_its_signature_and_documentation(
 
 @on_a_loop
 async def test_both_clients_know_adapters(path: Path) -> None:
-    with serving_in_a_thread(path), Client(path, app="mail") as client:
+    with serving_in_a_thread(path), Client(path, app="mail", admin=True) as client:
         assert client.adapter_add("red", Path("/red")).name == "red"
 
-        async with await AsyncClient.connect(path, app="mail") as other:
+        async with await AsyncClient.connect(path, app="mail", admin=True) as other:
             await other.adapter_add("blue", Path("/blue"))
             assert [info.path for info in await other.adapters()] == ["/red", "/blue"]
             await other.adapter_remove("red")

@@ -12,6 +12,7 @@ from pathlib import Path
 
 import pytest
 
+from llmaas.api.caller import admin_socket
 from llmaas.api.server import Limits, serve
 from llmaas.errors import ConfigError, NotTrusted, SocketInUse
 from tests.support.loop import on_a_loop
@@ -36,14 +37,24 @@ async def test_the_socket_is_for_its_user_only_and_goes_with_the_server(path: Pa
     umask = os.umask(0)
     try:
         async with serving(path):
-            assert (mode(path.parent), mode(path), mode(path.with_name("llmaas.sock.lock"))) == (
-                0o700,
-                0o600,
-                0o600,
-            )
+            names = ("llmaas.sock", "llmaas-admin.sock", "llmaas.sock.lock", "llmaas-admin.sock.lock")
+            assert mode(path.parent) == 0o700
+            assert {mode(path.with_name(name)) for name in names} == {0o600}
     finally:
         assert os.umask(umask) == 0  # serve() put back what it found
+    assert not path.exists() and not admin_socket(path).exists()
+
+
+@on_a_loop
+async def test_an_admin_socket_that_cannot_be_had_gives_the_other_back(path: Path) -> None:
+    path.parent.mkdir(0o700)
+    admin_socket(path).write_text("precious")
+    with pytest.raises(ConfigError, match=r"llmaas-admin\.sock"):
+        await serve(ScriptedBackend(), path)
     assert not path.exists()
+    admin_socket(path).unlink()
+    async with serving(path):
+        await (await peer(path)).close()
 
 
 @on_a_loop

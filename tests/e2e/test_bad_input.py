@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import os
 import random
 import select
 import struct
@@ -61,13 +62,24 @@ async def test_a_context_of_another_app_looks_just_like_none(tmp_path: Path) -> 
         assert (await other.create(name="secret")).id != info.id, "a name is one app's own"
 
 
+@pytest.mark.parametrize(("uid", "admin"), [(54321, True), (os.geteuid(), False)])
 @on_a_loop
-async def test_only_the_daemons_user_may_look_into_every_app(tmp_path: Path) -> None:
-    async with busy_daemon(tmp_path, uid_of=lambda sock: 54321) as daemon, daemon.connect("nosy") as client:
+async def test_only_the_operator_may_look_into_every_app(tmp_path: Path, uid: int, admin: bool) -> None:
+    """The daemon's user on the admin socket: not another user, and not an app of that user on the apps' socket."""
+    async with (
+        busy_daemon(tmp_path, uid_of=lambda sock: uid) as daemon,
+        daemon.connect("nosy", admin=admin) as client,
+    ):
         wishes: list[Callable[[], Any]] = [
             lambda: client.contexts(everyone=True),
             lambda: client.show("0" * 16, everyone=True),
             lambda: client.delete("0" * 16, everyone=True),
+            lambda: client.limit(None, 1.0),
+            lambda: client.limit("54321/victim", 1.0),
+            lambda: client.budget(pool_bytes=0),
+            lambda: client.budget(),
+            lambda: client.adapter_add("x", "/dev/zero"),
+            lambda: client.adapter_remove("red"),
         ]
         for do in wishes:
             with told("forbidden"):

@@ -38,7 +38,7 @@ def used(daemon: Daemon) -> tuple[int, int]:
 
 @on_a_loop
 async def test_the_pool_shrinks_by_command_and_grows_again_and_every_conversation_goes_on(tmp_path: Path) -> None:
-    async with serving(tmp_path) as daemon, daemon.connect("a") as client:
+    async with serving(tmp_path) as daemon, daemon.connect("a", admin=True) as client:
         said = await talkers(client)
         await round_of_turns(client, said)
         await round_of_turns(client, said)
@@ -63,7 +63,7 @@ async def test_the_pool_shrinks_by_command_and_grows_again_and_every_conversatio
 
 @on_a_loop
 async def test_under_a_small_quota_the_coldest_contexts_are_computed_again_and_nothing_is_lost(tmp_path: Path) -> None:
-    async with serving(tmp_path, pool_bytes=60_000) as daemon, daemon.connect("a") as client:
+    async with serving(tmp_path, pool_bytes=60_000) as daemon, daemon.connect("a", admin=True) as client:
         said = await talkers(client)
         await round_of_turns(client, said)
         await round_of_turns(client, said)
@@ -81,14 +81,17 @@ async def test_under_a_small_quota_the_coldest_contexts_are_computed_again_and_n
         await round_of_turns(client, said)
         await daemon.until_idle()
         assert used(daemon)[1] > quota
-    async with serving(tmp_path, pool_bytes=60_000, disk_bytes=quota) as daemon, daemon.connect("a") as client:
+    async with (
+        serving(tmp_path, pool_bytes=60_000, disk_bytes=quota) as daemon,
+        daemon.connect("a", admin=True) as client,
+    ):
         assert used(daemon)[1] <= quota, "a quota that was lowered while nobody served holds from the start"
         await round_of_turns(client, said)
 
 
 @on_a_loop
 async def test_a_machine_short_of_memory_gets_some_back_and_stats_say_why(tmp_path: Path) -> None:
-    async with serving(tmp_path) as daemon, daemon.connect("a") as client:
+    async with serving(tmp_path) as daemon, daemon.connect("a", admin=True) as client:
         said = await talkers(client)
         await round_of_turns(client, said)
         await daemon.until_idle()

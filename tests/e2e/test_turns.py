@@ -83,7 +83,7 @@ async def test_the_urgent_answer_first_and_a_deadline_ends_what_is_late(tmp_path
 
 @on_a_loop
 async def test_a_limit_set_by_the_operator_holds_for_an_app(tmp_path: Path) -> None:
-    async with serving(tmp_path) as daemon, daemon.connect("a") as client:
+    async with serving(tmp_path) as daemon, daemon.connect("a", admin=True) as client:
         info = await client.create(name="x")
         assert (await client.limit(info.app, 100.0))["apps"] == {info.app: 100.0}
         done = await client.generate("x", prompt="x", max_tokens=100).done()

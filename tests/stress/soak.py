@@ -171,7 +171,7 @@ class Soak:
             )
 
     async def _connect(self) -> AsyncClient:
-        return await AsyncClient.connect(self.victim.socket, app="operator", timeout=LATE)
+        return await AsyncClient.connect(self.victim.socket, app="operator", timeout=LATE, admin=True)
 
     def verdict(self) -> list[str]:
         """All that is wrong."""

@@ -59,8 +59,8 @@ class Watched(Service):
         super().__init__(thread, store, settings)
         self._watched_engine, self._watched_store = thread.engine, store
 
-    def stats(self) -> dict[str, object]:
-        found = {**super().stats(), "tasks": len(asyncio.all_tasks()), "threads": threading.active_count()}
+    def stats(self, *, apps: bool = True) -> dict[str, object]:
+        found = {**super().stats(apps=apps), "tasks": len(asyncio.all_tasks()), "threads": threading.active_count()}
         if self.idle:
             found["rest"] = self._when_idle()
         return found

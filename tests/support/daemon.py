@@ -55,9 +55,9 @@ class Daemon:
     end_rate: float
     adapters: dict[str, Path]
 
-    def connect(self, app: str) -> Any:
-        """``async with daemon.connect("mail") as client``."""
-        return _connected(self.socket, app)
+    def connect(self, app: str, *, admin: bool = False) -> Any:
+        """``async with daemon.connect("mail") as client``; ``admin``: as the operator."""
+        return _connected(self.socket, app, admin)
 
     def app(self, name: str, seed: int = 0, **options: Any) -> App:
         limit = self.service.planner_settings.ctx_limit
@@ -78,8 +78,8 @@ def active(stats: dict[str, Any]) -> int:
 
 
 @asynccontextmanager
-async def _connected(socket: Path, app: str) -> AsyncIterator[AsyncClient]:
-    client = await AsyncClient.connect(socket, app=app)
+async def _connected(socket: Path, app: str, admin: bool) -> AsyncIterator[AsyncClient]:
+    client = await AsyncClient.connect(socket, app=app, admin=admin)
     try:
         yield client
     finally:

@@ -141,7 +141,7 @@ class ScriptedBackend:
     def budget(self, pool_bytes: int | None, disk_bytes: int | None) -> dict[str, object]:
         return {"pool_bytes": {"budget": pool_bytes}, "disk_bytes": {"quota": disk_bytes}}
 
-    def stats(self) -> dict[str, object]:
+    def stats(self, *, apps: bool) -> dict[str, object]:
         return self.stats_reply
 
     def _find(self, app: AppId | None, context: str) -> ContextDetail:

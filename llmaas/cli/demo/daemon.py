@@ -78,7 +78,7 @@ class Daemon:
             pause.wait(_LOOK_S)
 
     def connect(self) -> Client:
-        return Client(self.socket, app=DIRECTOR)
+        return Client(self.socket, app=DIRECTOR, admin=True)
 
     def stop(self) -> int:
         """SIGTERM, as a system would; the exit code."""

@@ -1,0 +1,60 @@
+"""Who sends requests on a connection, and what it may do.
+
+Law: ``caller_of`` is the one place where rights are given; all else asks the Caller. Values only.
+"""
+
+from __future__ import annotations
+
+import enum
+import os
+from dataclasses import dataclass
+from pathlib import Path
+
+from llmaas.api.hello import app_id
+from llmaas.errors import Forbidden
+from llmaas.records import AppId
+
+
+class Door(enum.Enum):
+    """The sockets of a daemon. An app that is given the first only can never act as the operator."""
+
+    APPS = "apps"
+    ADMIN = "admin"
+
+
+def admin_socket(socket: Path) -> Path:
+    """The operator's socket, beside the one that apps use.
+
+    >>> admin_socket(Path("/run/user/1000/llmaas/llmaas.sock")).name
+    'llmaas-admin.sock'
+    """
+    return socket.with_name(f"{socket.stem}-admin{socket.suffix}")
+
+
+@dataclass(frozen=True, slots=True)
+class Caller:
+    """Who sends requests on a connection."""
+
+    app: AppId
+    is_operator: bool
+    """It may see and change what is not its app's: other apps' contexts, limits, budgets, adapters."""
+
+    def owner(self, everyone: bool) -> AppId | None:
+        """Whose contexts a request is about; None: every app's. Raises Forbidden."""
+        if not everyone:
+            return self.app
+        self.require_operator("the contexts of every app are")
+        return None
+
+    def require_operator(self, what: str) -> None:
+        if not self.is_operator:
+            raise Forbidden(f"{what} for the operator")
+
+
+def caller_of(uid: int, app: str, door: Door) -> Caller:
+    """The caller that says it is ``app``, of the user ``uid`` (as the kernel says), at this door.
+
+    The operator is the user who runs the daemon, or root, on the admin socket. Rejected: the user alone, as every app
+    of a device with one user would be the operator. Raises BadRequest for a bad app name.
+    """
+    return Caller(app_id(uid, app), is_operator=door is Door.ADMIN and uid in (0, os.geteuid()))
