@@ -51,8 +51,9 @@ async def test_a_job_whose_caller_has_gone_is_not_done() -> None:
 
 @on_a_loop
 async def test_jobs_that_wait_end_with_shutting_down_if_they_are_not_to_be_finished() -> None:
-    thread, gate = FairThread("test"), threading.Event()
-    running, waiting = thread.submit("a", gate.wait), thread.submit("a", gate.wait)
+    thread, gate, begun = FairThread("test"), threading.Event(), threading.Event()
+    running, waiting = thread.submit("a", lambda: (begun.set(), gate.wait())[1]), thread.submit("a", gate.wait)
+    assert await asyncio.to_thread(begun.wait, 5)
     closing = asyncio.create_task(asyncio.to_thread(thread.close, finish=False))
     with pytest.raises(ShuttingDown):
         await asyncio.wait_for(asyncio.wrap_future(waiting), 5)

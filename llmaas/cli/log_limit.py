@@ -7,9 +7,10 @@ logged says how many they were.
 from __future__ import annotations
 
 import logging
-import time
 from collections.abc import Callable
 from dataclasses import dataclass
+
+from llmaas.clock import RealClock
 
 BURST = 10
 """Messages of one kind that are logged in one window."""
@@ -29,9 +30,9 @@ class RateLimitedLog(logging.Filter):
     A message of DEBUG level is never left out: who asks for these wants all.
     """
 
-    def __init__(self, now: Callable[[], float] = time.monotonic) -> None:
+    def __init__(self, now: Callable[[], float] | None = None) -> None:
         super().__init__()
-        self._now = now
+        self._now = now or RealClock().now
         self._windows: dict[tuple[str, int, type[BaseException] | None], _Window] = {}
 
     def filter(self, record: logging.LogRecord) -> bool:

@@ -274,7 +274,7 @@ async def opened(root: Path, **settings: Any) -> AsyncIterator[House]:
     async with (
         serving(root, **{**parts, **settings}) as daemon,
         daemon.connect("a") as client,
-        daemon.connect("a") as boss,
+        daemon.connect("a", admin=True) as boss,
     ):
         for name in "cde":
             await boss.create(name=name)

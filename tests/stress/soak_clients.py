@@ -261,7 +261,8 @@ class Visitor:
         self.books[asked.id] = expected.after()
         assert text == expected.text, f"{self.name}: not the answer of these tokens ({done.switch})"
         assert (done.reason, done.n_generated) == (expected.reason, len(expected.drawn))
-        assert done.n_tokens == len(expected.prompted.tokens) + len(expected.drawn)
+        assert done.n_kept == len(expected.kept)
+        assert done.n_tokens == len(expected.prompted.tokens) + done.n_kept
 
     async def failed(self, asked: Asked, error: LlmaasError) -> None:
         if isinstance(error, Cancelled | Expired):
