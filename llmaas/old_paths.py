@@ -132,7 +132,8 @@ NAMES: dict[str, dict[str, str]] = {
         "llmaas.api.operations": "Messages GREEDY",
     },
     "llmaas.config": {
-        "llmaas.config.settings": "Config Setting SETTINGS PREFIX Environ allowed_cpus flag variable",
+        "llmaas.config.settings": "Config Setting SETTINGS PREFIX Environ flag variable",
+        "llmaas.config.cpus": "allowed_cpus",
         "llmaas.config.sources": "RESERVED load unknown_variables",
     },
     "llmaas.engine.llama": {"llmaas.engine.llama.engine": "LlamaEngine"},

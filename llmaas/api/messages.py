@@ -25,7 +25,7 @@ _U32 = 2**32
 
 @dataclass(frozen=True, slots=True)
 class Create:
-    """A new context, empty but for a system message. Without ``name`` its id is its name."""
+    """A new context, empty but for a system message. Without ``name`` it is given one."""
 
     name: str | None = None
     system: str | None = None

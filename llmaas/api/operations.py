@@ -83,7 +83,8 @@ def generate(
 def create(*, name: str | None = None, system: str | None = None, adapter: str = "") -> Operation[ContextInfo]:
     """Make an empty context, which may begin with a ``system`` message and use a LoRA ``adapter``.
 
-    Its id is its name if none is given. Raises ContextExists, UnknownAdapter.
+    A name is made up if none is given; 16 hexadecimal digits are an id, and no name. Raises ContextExists,
+    UnknownAdapter.
     """
     return Operation(msg.Create(name, system, adapter), record(ContextInfo))
 

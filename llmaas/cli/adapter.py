@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING
 
 from llmaas.cli.options import add_actions, connected
 from llmaas.cli.out import human_bytes, print_json, printable, table
+from llmaas.config.kinds import expanded
 
 if TYPE_CHECKING:
     from llmaas.api.client import Client
@@ -58,7 +59,7 @@ def _ls(client: Client, args: argparse.Namespace) -> int:
 
 
 def _add(client: Client, args: argparse.Namespace) -> int:
-    info = client.adapter_add(args.name, args.path.expanduser().absolute())
+    info = client.adapter_add(args.name, expanded(args.path).absolute())
     print(f"{printable(info.name)}: {human_bytes(info.size_bytes)}, {info.fingerprint}")
     return 0
 

@@ -1,6 +1,7 @@
 """Finds the context that a user means by a word.
 
-Law: a name wins over an id, and a whole id over a part of one. An ambiguous word is refused, never guessed.
+Law: a whole id wins over a name, as in the daemon, and a name over a part of an id. An ambiguous word is refused,
+never guessed.
 """
 
 from __future__ import annotations
@@ -18,13 +19,13 @@ MIN_ID_PART = 4
 
 
 def matching(word: str, contexts: Sequence[ContextInfo]) -> ContextInfo | None:
-    """The context named ``word``, or whose id is ``word`` or alone begins with it (4 digits or more).
+    """The context whose id is ``word``, or that is named so, or whose id alone begins with it (4 digits or more).
 
     None if there is none. Raises BadRequest if several fit.
     """
     for fits in (
-        [c for c in contexts if c.name == word],
         [c for c in contexts if c.id == word],
+        [c for c in contexts if c.name == word],
         [c for c in contexts if len(word) >= MIN_ID_PART and c.id.startswith(word)],
     ):
         if len(fits) > 1:

@@ -16,7 +16,7 @@ import sys
 
 from llmaas.cli.log_limit import RateLimitedLog
 from llmaas.cli.options import add_settings, loaded
-from llmaas.cli.out import print_note
+from llmaas.cli.out import print_note, printable
 from llmaas.config.kinds import show_bytes, show_cpus
 from llmaas.config.settings import SETTINGS, Setting
 from llmaas.config.sources import LoadedConfig
@@ -85,7 +85,7 @@ async def _serve(found: LoadedConfig) -> None:
 
 def _show_config(found: LoadedConfig) -> None:
     for name, row in SETTINGS.items():
-        print(f"{name} = {_shown(row, getattr(found.config, name))}    # {found.origins[name]}")
+        print(printable(f"{name} = {_shown(row, getattr(found.config, name))}    # {found.origins[name]}"))
 
 
 def _shown(row: Setting, value: object) -> object:

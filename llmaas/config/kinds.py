@@ -134,6 +134,14 @@ def size(low: int, *, or_none: bool = False) -> Kind:
     return Kind(f"{least}, such as 64M, 1.5G, 512MiB or plain bytes{', or none' if or_none else ''}", "SIZE", read)
 
 
+def expanded(given: Path) -> Path:
+    """``given`` with the home directory in place of "~". Without one, "~" is a name like any other."""
+    try:
+        return given.expanduser()
+    except RuntimeError:
+        return given
+
+
 def path(limit: int | None = None) -> Kind:
     """``limit`` is the greatest length in bytes, made absolute."""
 

@@ -7,6 +7,7 @@ never imported for that, since the import may load a runtime of its own.
 from __future__ import annotations
 
 import importlib.util
+import mmap
 from pathlib import Path
 
 from llmaas.errors import ModelUnreadable
@@ -45,6 +46,8 @@ def check(path: Path) -> None:
     try:
         with open_regular(path) as file:
             magic = file.read(len(_MAGIC))
+            if magic == _MAGIC:
+                _refuse_unmappable(path, file.fileno())
     except FileNotFoundError:
         raise ModelUnreadable(f"there is no model file {path}") from None
     except IsADirectoryError:
@@ -53,3 +56,14 @@ def check(path: Path) -> None:
         raise ModelUnreadable(f"cannot read the model file {path}: {error.strerror}") from None
     if magic != _MAGIC:
         raise ModelUnreadable(f"{path} is not a GGUF model file (it begins with {magic!r})")
+
+
+def _refuse_unmappable(path: Path, fd: int) -> None:
+    """Raises ModelUnreadable if files of this storage cannot be mapped into memory, as llama.cpp does with a model."""
+    try:
+        mmap.mmap(fd, len(_MAGIC), prot=mmap.PROT_READ).close()
+    except OSError as error:
+        raise ModelUnreadable(
+            f"the storage of the model file {path} cannot be mapped into memory: {error.strerror}",
+            hint="Copy the file to a local disk: some network and shared folders cannot do this.",
+        ) from None

@@ -13,6 +13,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from llmaas.config.cpus import allowed_cpus, default_threads
 from llmaas.config.kinds import (
     Kind,
     choice,
@@ -35,10 +36,23 @@ PREFIX = "LLMAAS_"
 
 
 def xdg(environ: Environ, variable: str, fallback: str) -> Path:
-    """The directory that an XDG variable names; else ``fallback`` in the home directory."""
+    """The directory that an XDG variable names; else ``fallback`` in the home directory. Raises ConfigError."""
     given = environ.get(variable, "")
-    # The XDG specification says that a relative path in these variables is to be ignored.
-    return Path(given) if given.startswith("/") else Path(environ.get("HOME") or Path.home()) / fallback
+    if given.startswith("/"):  # the XDG specification says that a relative path in these variables is to be ignored
+        return Path(given)
+    return _home(environ) / fallback
+
+
+def _home(environ: Environ) -> Path:
+    if home := environ.get("HOME"):
+        return Path(home)
+    try:
+        return Path.home()
+    except RuntimeError:
+        raise ConfigError(
+            f"user {os.getuid()} has no home directory: HOME is not set, and the system does not know the user",
+            hint="Set HOME, or XDG_DATA_HOME, or data_dir by LLMAAS_DATA_DIR.",
+        ) from None
 
 
 def _socket(environ: Environ) -> Path:
@@ -46,15 +60,6 @@ def _socket(environ: Environ) -> Path:
     if runtime.startswith("/"):
         return Path(runtime) / "llmaas" / "llmaas.sock"
     return Path(environ.get("TMPDIR") or "/tmp") / f"llmaas-{os.getuid()}" / "llmaas.sock"
-
-
-def _cores(environ: Environ) -> int:
-    return len(allowed_cpus() or ()) or os.cpu_count() or 1
-
-
-def allowed_cpus() -> tuple[int, ...] | None:
-    """The CPUs that this process may use; None on systems that do not say (only Linux does)."""
-    return tuple(sorted(os.sched_getaffinity(0))) if hasattr(os, "sched_getaffinity") else None
 
 
 # -- the table --------------------------------------------------------------------------------------
@@ -112,7 +117,10 @@ class Config:
         choice("on", "off"), "on", "give RAM of the pool back while the machine or its container is short of it"
     )
     threads: int = _setting(
-        whole(1, 1024), _cores, "threads of the engine, at most", "one for each of cpus, else for each core it may use"
+        whole(1, 1024),
+        lambda environ: default_threads(),
+        "threads of the engine, at most",
+        "one for each of cpus, else for each core it may use; no more than its CPU quota has",
     )
     adaptive_threads: bool = _setting(
         yes_no(), True, "use fewer threads while other processes need their cores", "true"

@@ -13,6 +13,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from llmaas.config.cpus import default_threads
+from llmaas.config.kinds import expanded
 from llmaas.config.settings import (
     PREFIX,
     SETTINGS,
@@ -61,7 +63,7 @@ def load(flags: Mapping[str, str | None], environ: Environ, file: Path | None = 
             raws[name] = (flags[name], f"flag {flag(name)}", Path.cwd())
     values: dict[str, Any] = {name: _value(name, row, raws.get(name), environ) for name, row in SETTINGS.items()}
     if values["cpus"] and "threads" not in raws:
-        values["threads"] = len(values["cpus"])
+        values["threads"] = default_threads(len(values["cpus"]))
     origins = {name: raws[name][1] if name in raws else "default" for name in SETTINGS}
     config = Config(**values)
     check_together(config, origins)
@@ -90,10 +92,13 @@ def _value(name: str, row: Setting, raw: tuple[object, str, Path] | None, enviro
 
 def _config_file(environ: Environ, given: Path | None) -> Path | None:
     if given is None and environ.get("LLMAAS_CONFIG"):
-        given = Path(environ["LLMAAS_CONFIG"]).expanduser()
+        given = expanded(Path(environ["LLMAAS_CONFIG"]))
     if given is not None:
         return given.absolute()
-    default = xdg(environ, "XDG_CONFIG_HOME", ".config") / "llmaas" / "config.toml"
+    try:
+        default = xdg(environ, "XDG_CONFIG_HOME", ".config") / "llmaas" / "config.toml"
+    except ConfigError:  # without a home directory there is no default file
+        return None
     return default if default.is_file() else None
 
 

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
+import os
 import re
 import reprlib
 from collections.abc import Sequence
@@ -82,7 +83,7 @@ class AdapterRegistry:
         """All adapters, by name; ``paths``: with the paths of their files, which are not for every app."""
         loaded = self.cache.loaded
         return [
-            AdapterInfo(name, str(f.path) if paths else "", f.fingerprint, f.size_bytes, f.fingerprint in loaded)
+            AdapterInfo(name, _shown(f.path) if paths else "", f.fingerprint, f.size_bytes, f.fingerprint in loaded)
             for name, f in sorted(self._files.items())
         ]
 
@@ -136,3 +137,8 @@ class AdapterRegistry:
         """Unload a file that no name means any more, when no call uses it."""
         if file is not None and all(f.fingerprint != file.fingerprint for f in self._files.values()):
             self._engine_thread.submit(self.cache.evict_idle, file.fingerprint)
+
+
+def _shown(path: Path) -> str:
+    """``path`` as replies can hold it: names of files may be other bytes than UTF-8."""
+    return os.fsencode(path).decode("utf-8", "replace")

@@ -10,7 +10,7 @@ from llmaas.errors import BadRequest, ContextExists, ModelMismatch
 from llmaas.kvchunks.store.store import ContextRow
 from llmaas.planner.events import ChunksFound, ContextClosed, ContextOpened
 from llmaas.records import AppId, ContextDetail, ContextInfo, Message
-from llmaas.service.directory import new_id
+from llmaas.service.directory import looks_like_id, new_id
 from llmaas.service.interpreter import Interpreter
 from llmaas.service.live_context import LiveContext, publish_kv, total_tokens
 from llmaas.service.parts import ServiceParts
@@ -144,6 +144,8 @@ class Contexts:
     def _new_row(self, app: AppId, name: str | None, adapter: str) -> ContextRow:
         if name is None:
             name = self._directory.fresh_name(app)
+        if looks_like_id(name):
+            raise BadRequest(f"{name!r} looks like the id of a context", hint="Choose a name of another form.")
         if self._directory.has_name(app, name):
             raise ContextExists(f"app {app} has a context named {name!r} already")
         now, model = self._clock.wall(), self._engine.info

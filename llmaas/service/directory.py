@@ -5,6 +5,7 @@ Law: an app finds only its own contexts; the daemon's owner finds every one.
 
 from __future__ import annotations
 
+import re
 import secrets
 from collections.abc import Iterator
 from collections.abc import Set as AbstractSet
@@ -13,6 +14,7 @@ from llmaas.errors import UnknownContext
 from llmaas.records import AppId, ChunkKey, ContextId
 from llmaas.service.live_context import LiveContext
 
+_ID = re.compile("[0-9a-fA-F]{16}")
 _CREATING_APPS = 4096
 """More than can have creates under way at once."""
 
@@ -52,10 +54,15 @@ class Directory:
         return self._by_id[context]
 
     def find(self, app: AppId | None, ref: str) -> LiveContext:
-        """By name or id. ``app`` None (the daemon's owner) finds anyone's by id. Raises UnknownContext."""
-        live = self._by_name.get((app, ref)) if app is not None else None
-        live = live or self._by_id.get(ContextId(ref))
-        if live is None or (app is not None and live.row.app != app):
+        """By id or name. ``app`` None (the daemon's owner) finds anyone's by id. Raises UnknownContext.
+
+        An id of the app wins: a store may hold a context that was named as another's id, before such names were
+        refused, and who holds an id must reach that context and no other.
+        """
+        live = self._by_id.get(ContextId(ref))
+        if app is not None and (live is None or live.row.app != app):
+            live = self._by_name.get((app, ref))
+        if live is None:
             raise UnknownContext(f"no context {ref!r}" + (f" of app {app}" if app else ""))
         return live
 
@@ -75,3 +82,12 @@ class Directory:
 
 def new_id() -> ContextId:
     return ContextId(secrets.token_hex(8))
+
+
+def looks_like_id(name: str) -> bool:
+    """Whether ``name`` might be the id of a context, now or later.
+
+    >>> looks_like_id("6f1c0e52a9b34d77"), looks_like_id("inbox")
+    (True, False)
+    """
+    return _ID.fullmatch(name) is not None

@@ -18,9 +18,11 @@ B = context("aaaa000000000002", "mail")
 C = context("cccc000000000003", "aaaa000000000001")
 
 
-def test_a_name_wins_over_an_id() -> None:
-    assert matching("aaaa000000000001", [A, B, C]) is C
-    assert matching("aaaa000000000001", [A, B]) is A
+def test_an_id_wins_over_a_name_and_a_name_over_a_part_of_an_id() -> None:
+    assert matching("aaaa000000000001", [A, B, C]) is A
+    assert matching("aaaa000000000001", [B, C]) is C, "the context of that id is another app's, or gone"
+    assert matching("cccc000000000003", [A, B, C]) is C
+    assert matching("aaaa", [A, context("dddd000000000004", "aaaa")]).id == "dddd000000000004"
 
 
 def test_a_part_of_an_id_is_enough_if_it_is_long_and_alone() -> None:

@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import errno
 import os
 from pathlib import Path
 
@@ -26,3 +27,14 @@ def test_a_model_is_a_regular_file_that_begins_as_gguf_does(tmp_path: Path) -> N
     ):
         with pytest.raises(ModelUnreadable, match=why):
             check(path)
+
+
+def test_a_model_on_storage_that_cannot_be_mapped_says_so(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def refuse(*_: object, **__: object) -> None:
+        raise OSError(errno.ENODEV, os.strerror(errno.ENODEV))
+
+    (tmp_path / "model").write_bytes(b"GGUF and more")
+    monkeypatch.setattr("llmaas.config.models.mmap.mmap", refuse)
+    with pytest.raises(ModelUnreadable, match="cannot be mapped") as caught:
+        check(tmp_path / "model")
+    assert "local disk" in caught.value.hint

@@ -177,6 +177,18 @@ def test_places_follow_the_xdg_variables_unless_they_are_relative(environ: dict[
     assert config.data_dir == tmp_path / ".local" / "share" / "llmaas"
 
 
+def test_without_a_home_directory_the_places_must_be_given(monkeypatch: pytest.MonkeyPatch) -> None:
+    def nobody() -> Path:
+        raise RuntimeError("Could not determine home directory.")
+
+    monkeypatch.setattr(Path, "home", nobody)
+    with pytest.raises(ConfigError, match="no home directory") as caught:
+        load({}, {})
+    assert "HOME" in caught.value.hint and "LLMAAS_DATA_DIR" in caught.value.hint
+    assert load({}, {"LLMAAS_DATA_DIR": "/d"}).config.data_dir == Path("/d")
+    assert load({}, {"XDG_DATA_HOME": "/d"}).config.data_dir == Path("/d/llmaas")
+
+
 def test_adapters_are_named_in_a_list_or_in_a_table(environ: dict[str, str], tmp_path: Path) -> None:
     here = Path.cwd()
     given = load({"adapters": "mail=m.gguf, sms=/s=1.gguf"}, environ).config.adapters

@@ -10,8 +10,8 @@ import pytest
 from llmaas import errors
 from llmaas.calls import Generation, Turn
 from llmaas.clock import RealClock
-from llmaas.kvchunks.store.store import Store
-from llmaas.records import AppId
+from llmaas.kvchunks.store.store import ContextRow, Store
+from llmaas.records import AppId, ContextId
 from llmaas.service.directory import Directory
 from tests.support.loop import on_a_loop
 from tests.support.service_house import APP, house
@@ -194,3 +194,33 @@ def test_names_are_not_given_out_twice_and_apps_that_once_asked_for_one_are_forg
     assert len(set(given)) == len(given)
     again = [directory.fresh_name(AppId(f"1000/{i}")) for i in range(15_000)]
     assert set(again) == {"context-1"}, "less than 5000 of them are remembered"
+
+
+@pytest.mark.parametrize("name", ["6f1c0e52a9b34d77", "6F1C0E52A9B34D77", "0" * 16])
+@on_a_loop
+async def test_a_name_that_looks_like_an_id_is_refused(tmp_path: Path, name: str) -> None:
+    async with house(tmp_path) as h:
+        await h.service.create(APP, name="x", system=None)
+        with pytest.raises(errors.BadRequest, match="id of a context"):
+            await h.service.create(APP, name=name, system=None)
+        with pytest.raises(errors.BadRequest, match="id of a context"):
+            await h.service.fork(APP, "x", name=name)
+        await h.service.create(APP, name=name[:15], system=None)
+
+
+@on_a_loop
+async def test_in_an_old_store_an_id_reaches_its_own_context_whatever_others_are_named(tmp_path: Path) -> None:
+    async with house(tmp_path) as h:
+        victim = await h.service.create(APP, name="victim", system=None)
+        foreign = await h.service.create(AppId("1000/other"), name="x", system=None)
+        model = h.thread.engine.info
+        for n, name in enumerate((victim.id, foreign.id)):
+            row = ContextRow(ContextId(f"{n:016x}"), APP, name, model.name, model.vocab, 1.0, 1.0, 0, "")
+            h.store.create_context(row, [])
+    async with house(tmp_path) as h:
+        assert h.service.show(APP, victim.id).info.name == "victim"
+        assert h.service.show(APP, foreign.id).info.id == f"{1:016x}", "another app's id is no id of this app"
+        await h.service.delete(APP, victim.id)
+        assert {info.id for info in h.service.contexts(APP)} == {f"{0:016x}", f"{1:016x}"}
+        await h.service.delete(APP, victim.id)  # as a name, now that no context has the id
+        assert {info.id for info in h.service.contexts(None)} == {f"{1:016x}", foreign.id}

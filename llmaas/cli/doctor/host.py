@@ -8,8 +8,9 @@ from __future__ import annotations
 from collections.abc import Iterator
 
 from llmaas.cli.doctor.finding import Finding
+from llmaas.config.cpus import allowed_cpus, cpu_quota
 from llmaas.config.kinds import show_cpus
-from llmaas.config.settings import Config, allowed_cpus
+from llmaas.config.settings import Config
 from llmaas.host import priority, thermal
 from llmaas.policies.duty import ThermalReading
 
@@ -26,6 +27,9 @@ def check_host(config: Config) -> Iterator[Finding]:
     if cpus and config.threads > len(cpus):
         text = f"{config.threads} threads share {len(cpus)} CPUs: they wait for each other"
         yield Finding("cpu", "warn", text, f"Set threads to {len(cpus)} or fewer.")
+    if (quota := cpu_quota()) is not None and config.threads > max(1.0, quota):
+        text = f"{config.threads} threads have a quota of {quota:g} CPUs: the kernel stops them in each period"
+        yield Finding("cpu", "warn", text, f"Set threads to {max(1, int(quota))}, or raise the quota (CPUQuota=).")
     if config.nice and priority.autogroups():
         text = "this kernel schedules by sessions: nice counts against other sessions only if the daemon leads its own"
         yield Finding("cpu", "warn", text, "Start it by systemd, or with setsid.")

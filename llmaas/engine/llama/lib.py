@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import ctypes
 import logging
+import os
 import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -70,7 +71,7 @@ def load_model(path: Path) -> Any:
     if magic != b"GGUF":
         raise ModelUnreadable(f"{path} is not a GGUF model: it begins with {magic!r}")
     with collect_errors() as errors:
-        model = C.llama_model_load_from_file(str(path).encode(), C.llama_model_default_params())
+        model = C.llama_model_load_from_file(os.fsencode(path), C.llama_model_default_params())
     if not model:
         reason = errors[0] if errors else "llama.cpp gives no reason"
         raise ModelUnreadable(f"llama.cpp cannot load {path}: {reason}")

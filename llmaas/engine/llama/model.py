@@ -100,7 +100,7 @@ class LlamaModel:
 
     @property
     def name(self) -> str:
-        return metadata(self.handle, "general.name") or self.path.stem
+        return metadata(self.handle, "general.name") or os.fsencode(self.path.stem).decode("utf-8", "replace")
 
     @property
     def note(self) -> str:
