@@ -3,7 +3,7 @@
 Law: a connection that ends, for whatever reason, cancels what it had running; and nothing that one peer sends or fails
 to read harms another.
 
-It is an asyncio.Protocol, and a streamed piece goes from ``emit`` to the socket in one call. Rejected: streams, whose
+It is an asyncio protocol, and a streamed piece goes from ``emit`` to the socket in one call. Rejected: streams, whose
 drain() needs a task per request; a queue per request, which only moves the reader that does not read elsewhere.
 """
 
@@ -12,17 +12,19 @@ from __future__ import annotations
 import asyncio
 import logging
 import socket
-from collections import deque
 from collections.abc import Callable
 from typing import Any, Protocol, cast
 
 from llmaas.api import replies
 from llmaas.api.backend import Backend
 from llmaas.api.caller import Door, caller_of
+from llmaas.api.frame_intake import FrameIntake
 from llmaas.api.hello import read_hello, reply_frame
 from llmaas.api.in_flight import InFlight, as_llmaas_error
-from llmaas.api.limits import Limits
-from llmaas.api.wire import Decoder, Frame, encode
+from llmaas.api.incoming import Incoming, read_incoming
+from llmaas.api.reply_writer import ReplyWriter
+from llmaas.api.shares import Shares
+from llmaas.api.wire import MAX_REQUEST_VALUES, encode, read_body
 from llmaas.errors import BadRequest, Busy, Forbidden, LlmaasError, ShuttingDown
 from llmaas.version import __version__
 
@@ -36,7 +38,7 @@ class ConnectionHost(Protocol):
     """The server, as a connection knows it."""
 
     backend: Backend
-    limits: Limits
+    shares: dict[Door, Shares]
     uid_of: Callable[[socket.socket], int]
     connections: set[Connection]
     tasks: set[asyncio.Task[Any]]
@@ -46,54 +48,51 @@ class ConnectionHost(Protocol):
     def forget(self, connection: Connection) -> None: ...
 
 
-class Connection(asyncio.Protocol):
+class Connection(asyncio.BufferedProtocol):
     """Adds itself to the server's connections, and takes itself out when it is lost."""
 
     def __init__(self, server: ConnectionHost, door: Door) -> None:
-        self._server = server
-        self._door = door
-        self._limits = server.limits
+        self._server, self._door, self.shares = server, door, server.shares[door]
+        self._limits = self.shares.limits
         self._loop = asyncio.get_running_loop()
-        self._decoder = Decoder(server.limits.max_frame)
-        self._waiting: deque[Frame] = deque()
+        self._intake = FrameIntake(self, self.shares)
         self._requests: InFlight | None = None
         """None until the peer has said hello."""
+        self.app = ""
+        """Who is at the other end; "" until the peer has said hello."""
         self._open = True
         """False once no more requests are taken and no more replies are written."""
-        self._paused = False
+        self._reading = True
+        self._last_active = self._loop.time()
+        self._writer: ReplyWriter
         self._transport: asyncio.Transport
         self._timer: asyncio.TimerHandle
         self._uid: int
-        self._peer = "a client that has not said hello"
 
     # -- called by asyncio --------------------------------------------------------------------
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
         self._transport = cast(asyncio.Transport, transport)
-        self._transport.set_write_buffer_limits(high=self._limits.write_buffer - self._limits.max_frame)
+        self._writer = ReplyWriter(self._transport, self.shares, self.drop)
         self._timer = self._loop.call_later(self._limits.hello_s, self._too_late)
-        full = len(self._server.connections) >= self._limits.max_connections
         self._server.connections.add(self)
+        self.shares.places.enter(self)
         try:
             self._uid = self._server.uid_of(self._transport.get_extra_info("socket"))
         except OSError as e:
             self._end(Forbidden(f"the kernel does not tell who connects: {e.strerror}"))
         if self._server.closing:
             self.shut_down()
-        elif full:
-            self._end(Busy(f"the daemon serves {self._limits.max_connections} connections already"))
 
-    def data_received(self, data: bytes) -> None:
+    def get_buffer(self, sizehint: int) -> memoryview:
+        return self._intake.buffer()
+
+    def buffer_updated(self, nbytes: int) -> None:
         if not self._open:
             return  # the last moments of a connection that is over
-        try:
-            while frames := self._decoder.feed(data):
-                self._waiting += frames
-                data = b""
-            self._take_waiting()
-        except LlmaasError as e:
-            self._take_waiting()
-            self._end(e)
+        self._intake.received(nbytes)
+        self.shares.frames.ready(self)
+        self._read_or_not()
 
     def eof_received(self) -> None:
         self._abandon()
@@ -102,51 +101,94 @@ class Connection(asyncio.Protocol):
     def connection_lost(self, exc: Exception | None) -> None:
         self._timer.cancel()
         self._abandon()
+        self._writer.close()
+        self.shares.places.leave(self)
         self._server.forget(self)
 
     def pause_writing(self) -> None:
-        """The peer reads too slowly: take no more of its requests. If the replies of those that run fill the write
-        buffer, the peer is dropped."""
-        self._paused = True
-        self._transport.pause_reading()
+        """The peer reads too slowly: take no more of its requests. If it goes on, or the replies of those that run
+        fill the write buffer, it is dropped."""
+        self._writer.pause()
+        self._intake.stop_clock()
 
     def resume_writing(self) -> None:
-        self._paused = False
-        self._transport.resume_reading()
-        self._take_waiting()
+        self._writer.resume()
+        self.frames_may_come()
 
     # -- frames -------------------------------------------------------------------------------
 
-    def _take_waiting(self) -> None:
-        while self._waiting and self._open and not self._paused:
-            frame = self._waiting.popleft()
-            if self._requests is not None:
-                self._requests.take(frame)
-                continue
-            try:
-                self._requests = self._greet(frame)
-            except Exception as e:
-                self._end(as_llmaas_error(e, "hello"))
+    def handle_next(self) -> bool:
+        if not self._open or self._writer.paused or self._intake.held_up:
+            return False
+        if not self.shares.buffers.in_share(self.app):
+            self._intake.wait_for_share()
+            return False
+        more = False
+        try:
+            more = self._intake.next()
+        except Exception as e:
+            self.has_failed(e)
+        self._read_or_not()
+        return more and self._open
 
-    def _greet(self, frame: Frame) -> InFlight:
+    def take_body(self, body: bytes) -> None:
+        self._last_active = self._loop.time()
+        if self._requests is None:
+            self._requests = self._greet(body)
+        else:
+            self._requests.take(read_incoming(body))
+
+    def take_large(self, incoming: Incoming, nbytes: int) -> None:
+        assert self._requests is not None
+        self._requests.take(incoming, nbytes)
+
+    def frames_may_come(self) -> None:
+        if self._open:
+            self.shares.frames.later(self)
+
+    def has_failed(self, error: Exception) -> None:
+        self._end(as_llmaas_error(error, "hello" if self._requests is None else "frame"))
+
+    def _read_or_not(self) -> None:
+        """Receive from the peer, unless much of it has not been handled yet.
+
+        Never stop because it does not read: the end of its stream would not be noticed.
+        """
+        wanted = self._intake.wants_more
+        if wanted != self._reading:
+            self._reading = wanted
+            if wanted:
+                self._transport.resume_reading()
+            else:
+                self._transport.pause_reading()
+
+    def _greet(self, body: bytes) -> InFlight:
         """Answer the hello; what follows are requests of the app that it names."""
-        hello = read_hello(frame)
+        hello = read_hello(read_body(body, MAX_REQUEST_VALUES))
         caller = caller_of(self._uid, hello.app, self._door)
+        self.shares.places.seat(self, self._uid, caller.app)
         self._timer.cancel()
-        self._peer = caller.app
+        self.app = self._writer.app = caller.app
         log.debug("hello from %s (%r)", caller.app, hello.client)
         limits = {"max_frame": self._limits.max_frame, "max_in_flight": self._limits.max_in_flight}
         backend = self._server.backend
         self._write(encode(reply_frame(f"llmaas/{__version__}", limits, backend.hello())))
-        return InFlight(backend, caller, self._limits, self._write, self._server.tasks)
+        return InFlight(backend, caller, self.shares, self._write, self._server.tasks)
 
     def _write(self, data: bytes) -> None:
-        if not self._open or self._transport.is_closing():  # the peer may go between two writes
-            return
-        self._transport.write(data)
-        if self._paused and (unread := self._transport.get_write_buffer_size()) > self._limits.write_buffer:
-            log.warning("%s is dropped: it left %d bytes unread", self._peer, unread)
-            self.drop()
+        if self._open:
+            self._last_active = self._loop.time()
+            self._writer.write(data)
+
+    # -- what others ask ----------------------------------------------------------------------
+
+    @property
+    def idle_since(self) -> float | None:
+        return None if self._requests is not None and self._requests.running else self._last_active
+
+    @property
+    def stalled_bytes(self) -> int:
+        return self._intake.stalled_bytes + self._writer.unread
 
     # -- the end ------------------------------------------------------------------------------
 
@@ -159,6 +201,11 @@ class Connection(asyncio.Protocol):
         self._abandon()
         self._transport.close()
         self._close_soon()
+
+    def give_way(self) -> None:
+        """Another connection needs the place of this one, which is idle."""
+        hint = "Connect again; close connections that are not used."
+        self._end(Busy("the daemon has too many connections, and this one was idle for longest", hint=hint))
 
     def drop(self) -> None:
         """Close at once, without a reply."""
@@ -174,7 +221,7 @@ class Connection(asyncio.Protocol):
         self._abandon()
         if not self._transport.is_closing():
             self._transport.write_eof()
-            self._transport.resume_reading()
+            self._read_or_not()
         self._close_soon()
 
     def _too_late(self) -> None:
@@ -186,6 +233,7 @@ class Connection(asyncio.Protocol):
 
     def _abandon(self) -> None:
         self._open = False
-        self._waiting.clear()
+        self._intake.close()
+        self.shares.places.unseat(self)
         if self._requests is not None:
             self._requests.abandon()

@@ -17,6 +17,8 @@ from llmaas.records import AppId
 
 VERSION = 1
 """The protocol version of this package."""
+MAX_CLIENT = 256
+"""Characters of the client's name and version."""
 _APP_NAME = re.compile(r"[A-Za-z0-9._-]{1,64}")
 
 
@@ -25,6 +27,10 @@ class Hello:
     version: int
     app: str
     client: str = ""
+
+    def __post_init__(self) -> None:
+        if len(self.client) > MAX_CLIENT:
+            raise ValueError(f"field 'client': at most {MAX_CLIENT} characters are allowed, not {len(self.client)}")
 
 
 def hello_frame(app: str, client: str) -> Frame:

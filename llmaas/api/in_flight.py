@@ -17,9 +17,10 @@ from llmaas.api import messages as msg
 from llmaas.api import replies
 from llmaas.api.backend import Backend, answer, task_of
 from llmaas.api.caller import Caller
-from llmaas.api.limits import Limits
+from llmaas.api.incoming import Incoming
 from llmaas.api.record_maps import to_map
-from llmaas.api.wire import Frame, encode
+from llmaas.api.shares import Shares
+from llmaas.api.wire import encode
 from llmaas.calls import CallSpec, Piece
 from llmaas.errors import BadRequest, Busy, Cancelled, Internal, LlmaasError, UnknownRequest
 from llmaas.records import RequestId
@@ -32,6 +33,8 @@ class _RunningRequest:
     """A request without its terminal reply. ``call`` is the backend's id of it, if it can be cancelled."""
 
     op: str
+    held: int = 0
+    """Bytes of its frame that the buffers hold for it."""
     call: RequestId | None = None
     over: bool = False
 
@@ -43,32 +46,49 @@ class InFlight:
         self,
         backend: Backend,
         caller: Caller,
-        limits: Limits,
+        shares: Shares,
         write: Callable[[bytes], None],
         tasks: set[asyncio.Task[Any]],
     ) -> None:
         self._backend = backend
         self._caller = caller
-        self._limits = limits
+        self._shares, self._limits = shares, shares.limits
         self._write = write
         self._tasks = tasks
         self._running: dict[int, _RunningRequest] = {}
 
-    def take(self, frame: Frame) -> None:
-        """Answer a request at once, or begin it. Whatever goes wrong is its reply."""
-        try:
-            request_id = msg.request_id(frame)
-            if request_id in self._running:
-                raise BadRequest(f"field 'id': request {request_id} is still running")
-        except BadRequest as e:  # a reply with this id, or without one, would be taken for another request's
-            self._write(encode(replies.failed_frame(None, e)))
+    @property
+    def running(self) -> bool:
+        """Whether any request has no terminal reply yet."""
+        return bool(self._running)
+
+    def take(self, incoming: Incoming, held: int = 0) -> None:
+        """Answer a request at once, or begin it. Whatever goes wrong is its reply.
+
+        ``held``: bytes of its frame that the buffers hold, until it has ended.
+        """
+        request_id, request = incoming.request_id, incoming.request
+        if request_id in self._running:
+            request_id, request = None, BadRequest(f"field 'id': request {request_id} is still running")
+        if request_id is None:  # a reply with an id that is in use would be taken for another request's
+            assert isinstance(request, BadRequest)
+            self._give_back(held)
+            self._write(encode(replies.failed_frame(None, request)))
             return
         try:
-            self._start(request_id, msg.request(frame))
+            if isinstance(request, BadRequest):
+                raise request
+            self._start(request_id, request)
         except Exception as e:
             if running := self._running.pop(request_id, None):
                 running.over = True
-            self._failed(request_id, as_llmaas_error(e, str(frame.get("op"))))
+            self._give_back(held)
+            self._failed(request_id, as_llmaas_error(e, incoming.op))
+            return
+        if running := self._running.get(request_id):
+            running.held = held
+        else:
+            self._give_back(held)
 
     def fail_all(self, error: LlmaasError) -> None:
         """Reply to every running request that it has failed. To be followed by ``abandon``."""
@@ -106,10 +126,14 @@ class InFlight:
         return running
 
     def _spawn(self, request_id: int, op: str, begin: Callable[[], Coroutine[Any, Any, object]]) -> None:
+        app, tasks = self._caller.app, self._shares.tasks
+        if tasks[app] >= self._limits.app_tasks:
+            raise Busy(f"{tasks[app]} requests of the app {app} run already")
         running = self._admit(request_id, op)
         task = asyncio.get_running_loop().create_task(begin())
+        tasks[app] += 1
         self._tasks.add(task)
-        task.add_done_callback(self._tasks.discard)
+        task.add_done_callback(self._forget)
         task.add_done_callback(functools.partial(self._ended, request_id, running))
 
     def _submit(self, request_id: int, request: msg.Append | msg.Generate) -> None:
@@ -147,8 +171,19 @@ class InFlight:
             if not running.over:
                 self._failed(request_id, error)
         running.over = True
+        self._give_back(running.held)
         if self._running.get(request_id) is running:
             del self._running[request_id]
+
+    def _forget(self, task: asyncio.Task[Any]) -> None:
+        self._tasks.discard(task)
+        self._shares.tasks[self._caller.app] -= 1
+        if not self._shares.tasks[self._caller.app]:
+            del self._shares.tasks[self._caller.app]
+
+    def _give_back(self, held: int) -> None:
+        if held:
+            self._shares.buffers.give_back(self._caller.app, held)
 
     def _done(self, request_id: int, result: object) -> None:
         self._write(encode(replies.done_frame(request_id, result), max_frame=self._limits.max_frame))

@@ -1,13 +1,16 @@
-"""Bounds of what peers may make the server hold.
+"""Bounds of what peers may make the server hold, and for how long.
 
 Law: values only.
 """
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
+from llmaas.api.frame_reader import SMALL_FRAME
 from llmaas.api.wire import MAX_FRAME
+
+OPERATOR_CONNECTIONS = 16
 
 
 @dataclass(frozen=True, slots=True)
@@ -17,20 +20,45 @@ class Limits:
     max_frame: int = MAX_FRAME
     """Bytes of one frame's body."""
     max_connections: int = 256
+    """Connections that have said hello, of all apps."""
+    app_connections: int = 64
+    """Connections of one app."""
+    waiting_connections: int = 64
+    """Connections that have not said hello yet, or are over and not closed; the oldest is dropped for the next."""
     max_in_flight: int = 64
     """Requests of one connection that run at once."""
+    app_tasks: int = 64
+    """Requests of one app, other than append and generate, that run at once."""
+    buffer_bytes: int = 6 * MAX_FRAME
+    """Large frames, for as long as their requests run, and replies that are not read: of all connections together."""
+    app_buffer_bytes: int = 2 * MAX_FRAME
+    """The same for one app."""
     write_buffer: int = 2 * MAX_FRAME
     """Bytes of replies that a peer may leave unread before it is dropped."""
     hello_s: float = 10.0
     """Seconds within which a new connection must say hello."""
+    frame_s: float = 10.0
+    """Seconds within which a frame that has begun must be complete."""
+    write_s: float = 30.0
+    """Seconds within which a peer that left more than ``SMALL_FRAME`` bytes of replies unread must read them."""
+
+    def for_operator(self) -> Limits:
+        """Those of the operator's own socket: room for few connections, that apps cannot take."""
+        most = min(self.max_connections, OPERATOR_CONNECTIONS)
+        buffers = {"buffer_bytes": self.app_buffer_bytes}
+        return replace(self, max_connections=most, app_connections=most, waiting_connections=most, **buffers)
 
     def __post_init__(self) -> None:
-        if self.max_frame < 16384:
-            raise ValueError(f"max_frame must be at least 16384 bytes, not {self.max_frame}")
+        if self.max_frame < SMALL_FRAME:
+            raise ValueError(f"max_frame must be at least {SMALL_FRAME} bytes, not {self.max_frame}")
         if self.write_buffer < 2 * self.max_frame:
             raise ValueError(f"write_buffer must hold two frames of {self.max_frame} bytes, not {self.write_buffer}")
-        if self.max_connections < 1 or self.max_in_flight < 1 or not self.hello_s > 0:
-            raise ValueError("max_connections and max_in_flight must be at least 1, hello_s above 0")
+        for name in ("max_connections", "app_connections", "waiting_connections", "max_in_flight", "app_tasks"):
+            if getattr(self, name) < 1:
+                raise ValueError(f"{name} must be at least 1")
+        for name in ("hello_s", "frame_s", "write_s"):
+            if not getattr(self, name) > 0:
+                raise ValueError(f"{name} must be above 0")
 
 
 DEFAULT_LIMITS = Limits()

@@ -9,14 +9,13 @@ from __future__ import annotations
 import reprlib
 from dataclasses import dataclass, fields
 
+from llmaas.api.names import check_context, check_messages, check_name, check_stops
 from llmaas.api.record_maps import from_map, to_map
 from llmaas.api.wire import Frame
 from llmaas.calls import DEFAULT_TERMS, Generation, Sampling, Terms, Turn
 from llmaas.errors import BadRequest
 from llmaas.records import NO_QUOTA, Message
 
-MAX_STOPS = 16
-"""Most stop strings of one request."""
 _U31 = 2**31
 _U32 = 2**32
 
@@ -30,6 +29,9 @@ class Create:
     name: str | None = None
     system: str | None = None
     adapter: str = ""
+
+    def __post_init__(self) -> None:
+        check_name(self.name)
 
 
 @dataclass(frozen=True, slots=True)
@@ -45,6 +47,8 @@ class Append:
     adapter: str | None = None
 
     def __post_init__(self) -> None:
+        check_context(self.context)
+        check_messages(self.messages)
         if self.turn == Turn():
             raise ValueError("give messages or a prompt: there is nothing to append")
         _ = self.terms  # this checks the rest
@@ -90,8 +94,9 @@ class Generate:
             raise ValueError("max_tokens and top_k must be below 2**31")
         if self.seed is not None and not 0 <= self.seed < _U32:
             raise ValueError(f"seed must be in [0, 2**32), not {self.seed}")
-        if len(self.stop) > MAX_STOPS:
-            raise ValueError(f"stop may hold {MAX_STOPS} strings at most, not {len(self.stop)}")
+        check_context(self.context)
+        check_messages(self.messages)
+        check_stops(self.stop)
         _ = self.turn, self.generation, self.terms  # these check the rest
 
     @property
@@ -115,6 +120,10 @@ class Fork:
     context: str
     name: str | None = None
 
+    def __post_init__(self) -> None:
+        check_context(self.context)
+        check_name(self.name)
+
 
 @dataclass(frozen=True, slots=True)
 class Truncate:
@@ -125,6 +134,7 @@ class Truncate:
     n_messages: int | None = None
 
     def __post_init__(self) -> None:
+        check_context(self.context)
         if (self.n_tokens is None) == (self.n_messages is None):
             raise ValueError("give n_tokens or n_messages, one of them")
         if (self.n_tokens or 0) < 0 or (self.n_messages or 0) < 0:
@@ -145,12 +155,18 @@ class Show:
     context: str
     everyone: bool = False
 
+    def __post_init__(self) -> None:
+        check_context(self.context)
+
 
 @dataclass(frozen=True, slots=True)
 class Hint:
     """The context will be used soon."""
 
     context: str
+
+    def __post_init__(self) -> None:
+        check_context(self.context)
 
 
 @dataclass(frozen=True, slots=True)
@@ -159,6 +175,9 @@ class Delete:
 
     context: str
     everyone: bool = False
+
+    def __post_init__(self) -> None:
+        check_context(self.context)
 
 
 @dataclass(frozen=True, slots=True)

@@ -86,12 +86,12 @@ def create(*, name: str | None = None, system: str | None = None, adapter: str =
     A name is made up if none is given; 16 hexadecimal digits are an id, and no name. Raises ContextExists,
     UnknownAdapter.
     """
-    return Operation(msg.Create(name, system, adapter), record(ContextInfo))
+    return Operation(checked(msg.Create, name, system, adapter), record(ContextInfo))
 
 
 def fork(context: str, *, name: str | None = None) -> Operation[ContextInfo]:
     """Make a new context with the same conversation; it shares the chunks of the old one."""
-    return Operation(msg.Fork(context, name), record(ContextInfo))
+    return Operation(checked(msg.Fork, context, name), record(ContextInfo))
 
 
 def truncate(context: str, *, n_tokens: int | None = None, n_messages: int | None = None) -> Operation[ContextInfo]:
@@ -106,7 +106,7 @@ def contexts(everyone: bool = False) -> Operation[list[ContextInfo]]:
 
 def show(context: str, *, everyone: bool = False) -> Operation[ContextDetail]:
     """Show a context with its conversation."""
-    return Operation(msg.Show(context, everyone), record(ContextDetail))
+    return Operation(checked(msg.Show, context, everyone), record(ContextDetail))
 
 
 def hint(context: str) -> Operation[None]:
@@ -114,12 +114,12 @@ def hint(context: str) -> Operation[None]:
 
     Returns at once. The daemon takes it as a wish: calls come first.
     """
-    return Operation(msg.Hint(context), nothing)
+    return Operation(checked(msg.Hint, context), nothing)
 
 
 def delete(context: str, *, everyone: bool = False) -> Operation[None]:
     """Delete a context with all its chunks, in RAM and on disk, for good."""
-    return Operation(msg.Delete(context, everyone), nothing)
+    return Operation(checked(msg.Delete, context, everyone), nothing)
 
 
 # -- the daemon ---------------------------------------------------------------------------------

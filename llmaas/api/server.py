@@ -18,7 +18,9 @@ from llmaas.api.caller import Door, admin_socket
 from llmaas.api.connection import Connection
 from llmaas.api.limits import DEFAULT_LIMITS, Limits
 from llmaas.api.peer import peer_uid
+from llmaas.api.shares import Shares
 from llmaas.api.socket_file import SocketFile
+from llmaas.fair_thread import FairThread
 
 __all__ = ["Backend", "Limits", "Server", "peer_uid", "serve"]
 
@@ -63,9 +65,14 @@ class Server:
         uid_of: Callable[[socket.socket], int],
     ) -> None:
         self.backend = backend
-        self.limits = limits
         self.uid_of = uid_of
         self.connections: set[Connection] = set()
+        self._decoder = FairThread("requests")
+        self.shares = {
+            door: Shares(each, self.connections, self._decoder)
+            for door, each in ((Door.APPS, limits), (Door.ADMIN, limits.for_operator()))
+        }
+        """What apps do with their door takes nothing from the operator's."""
         self.tasks: set[asyncio.Task[Any]] = set()
         self.closing = False
         self._files = files
@@ -101,6 +108,9 @@ class Server:
             _, late = await asyncio.wait(self.tasks, timeout=_SETTLE_S)
             for task in late:
                 task.cancel()
+        self._decoder.close(finish=False)
+        for shares in self.shares.values():
+            shares.close()
         for file in self._files.values():
             file.release()
 

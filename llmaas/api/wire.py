@@ -35,6 +35,8 @@ MAX_DEPTH = 8
 """Deepest nesting of maps and lists; the frame's own map counts."""
 MAX_ITEMS = 1 << 17
 """Most items of one list or map."""
+MAX_REQUEST_VALUES = 1 << 15
+"""Most values of a request's frame, at all levels together. A map or list is one, and so is each key."""
 
 _LENGTH = struct.Struct(">I")
 
@@ -86,13 +88,20 @@ class Decoder:
                 end = start + _LENGTH.size + size
                 if end > len(self._buffer):
                     return
-                frames.append(_body(self._buffer[start + _LENGTH.size : end]))
+                frames.append(read_body(self._buffer[start + _LENGTH.size : end]))
                 start = end
         finally:
             del self._buffer[:start]
 
 
-def _body(data: bytearray) -> Frame:
+def read_body(data: bytes | bytearray, max_values: int | None = None) -> Frame:
+    """The map that a body holds. Raises MalformedFrame.
+
+    With ``max_values`` a body that announces more values, at all levels together, is refused before anything is made
+    of it: a value takes one byte on the wire, up to a hundred in memory, and a list is made as long as it announces.
+    """
+    if max_values is not None:
+        _refuse_many(data, max_values)
     try:
         frame = msgpack.unpackb(
             data,
@@ -109,6 +118,38 @@ def _body(data: bytearray) -> Frame:
         raise MalformedFrame(f"the frame's body must be a map, not {type(frame).__name__}")
     _check(frame, 1)
     return frame
+
+
+def _refuse_many(data: bytes | bytearray, most: int) -> None:
+    """Raises MalformedFrame if lists and maps announce more than ``most`` values. What is wrong otherwise is left to
+    msgpack. Nesting does not matter: what is in a list or map just follows its head."""
+    position, seen, announced = 0, 0, 1
+    while seen < announced and position < len(data):
+        head, seen, position = data[position], seen + 1, position + 1
+        if head < 0x80 or head >= 0xE0:  # a small number
+            continue
+        if head < 0xA0:  # a short map or list
+            announced += (head & 0x0F) * (2 if head < 0x90 else 1)
+        elif head < 0xC0:  # a short string
+            position += head & 0x1F
+        elif (width := _WIDTHS.get(head)) is None:
+            position += _SIZES.get(head, 0)
+        else:
+            number = int.from_bytes(data[position : position + width], "big")
+            position += width
+            if head < 0xDC:  # a string, bytes, or an extension
+                position += number
+            else:
+                announced += number * (2 if head >= 0xDE else 1)
+        if announced > most:
+            raise MalformedFrame(f"the frame holds more than {most} values")
+
+
+_WIDTHS = {head: 1 << i for first in (0xC4, 0xC7, 0xD9) for i, head in enumerate(range(first, first + 3))}
+_WIDTHS |= {0xDC: 2, 0xDD: 4, 0xDE: 2, 0xDF: 4}
+"""Bytes of the length that follows these heads: of bytes, extensions and strings; of lists and maps."""
+_SIZES = {0xCA: 4, 0xCB: 8, 0xCC: 1, 0xCD: 2, 0xCE: 4, 0xCF: 8, 0xD0: 1, 0xD1: 2, 0xD2: 4, 0xD3: 8}
+"""Bytes of the numbers that follow these heads."""
 
 
 def _no_ext(code: int, data: bytes) -> object:

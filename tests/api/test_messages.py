@@ -11,6 +11,7 @@ from hypothesis import strategies as st
 from llmaas.api import messages as msg
 from llmaas.api import replies
 from llmaas.api.hello import Hello, app_id, hello_frame, read_hello
+from llmaas.api.names import MAX_CONTEXT, MAX_MESSAGES, MAX_NAME, MAX_ROLE, MAX_STOP, MAX_STOPS
 from llmaas.api.operations import as_messages
 from llmaas.api.record_maps import from_map, to_map
 from llmaas.api.wire import Decoder, Frame, encode
@@ -21,7 +22,8 @@ from llmaas.records import AppId, ContextDetail, ContextId, ContextInfo, Message
 TEXT = st.text(st.characters(exclude_categories=["Cs"]), max_size=20)
 COUNT = st.integers(0, 2**40)
 NUMBER = st.floats(0, 1e12)
-MESSAGES = st.lists(st.builds(Message, TEXT, TEXT), max_size=4).map(tuple)
+NAME = st.text("abc Ü7._-", min_size=1, max_size=20).filter(str.isprintable)
+MESSAGES = st.lists(st.builds(Message, NAME, TEXT), max_size=4).map(tuple)
 SWITCHES = st.builds(SwitchReport, COUNT, COUNT, COUNT, COUNT, NUMBER)
 DONES = st.builds(
     Done,
@@ -62,7 +64,7 @@ GENERATES = st.builds(
     top_p=st.floats(0, 1, exclude_min=True),
     min_p=st.floats(0, 1),
     seed=st.none() | st.integers(0, 2**32 - 1),
-    stop=st.lists(TEXT.filter(bool), max_size=msg.MAX_STOPS).map(tuple),
+    stop=st.lists(TEXT.filter(bool), max_size=MAX_STOPS).map(tuple),
     repeat_penalty=st.floats(0, 10, exclude_min=True),
     presence_penalty=st.floats(-10, 10),
     frequency_penalty=st.floats(-10, 10),
@@ -73,10 +75,10 @@ GENERATES = st.builds(
     **TERMS,
 )
 BY_OPERATION: dict[type[msg.Request], st.SearchStrategy[msg.Request]] = {
-    msg.Create: st.builds(msg.Create, MAYBE_TEXT, MAYBE_TEXT, TEXT),
+    msg.Create: st.builds(msg.Create, st.none() | NAME, MAYBE_TEXT, TEXT),
     msg.Append: st.builds(msg.Append, TEXT, MESSAGES.filter(bool)) | st.builds(msg.Append, TEXT, prompt=TEXT, **TERMS),
     msg.Generate: GENERATES,
-    msg.Fork: st.builds(msg.Fork, TEXT, MAYBE_TEXT),
+    msg.Fork: st.builds(msg.Fork, TEXT, st.none() | NAME),
     msg.Truncate: st.builds(msg.Truncate, TEXT, n_tokens=COUNT) | st.builds(msg.Truncate, TEXT, n_messages=COUNT),
     msg.ListContexts: st.builds(msg.ListContexts, st.booleans()),
     msg.Show: st.builds(msg.Show, TEXT, st.booleans()),
@@ -175,6 +177,28 @@ def test_a_message_that_quotes_too_much_is_cut() -> None:
         ({"op": "create", "name": 1}, "'name' must be a string, not int"),
         ({"op": "create", "name": b"x"}, "'name' must be a string, not bytes"),
         ({"op": "fork"}, "'context' is missing"),
+        ({"op": "create", "name": ""}, "'name': 1 to 128"),
+        ({"op": "create", "name": "x" * (MAX_NAME + 1)}, "'name': 1 to 128"),
+        ({"op": "create", "name": "a\nb"}, "'name': 1 to 128 printable"),
+        ({"op": "fork", "context": "c", "name": "\x1b[2J"}, "'name': 1 to 128 printable"),
+        *(
+            ({"op": op, "context": "x" * (MAX_CONTEXT + 1), **rest}, "'context': at most 256")
+            for op, rest in [
+                ("append", {"prompt": "x"}),
+                ("truncate", {"n_tokens": 1}),
+                *((op, {}) for op in ("generate", "fork", "show", "hint", "delete")),
+            ]
+        ),
+        *(
+            ({"op": op, "context": "c", "messages": messages}, says)
+            for op in ("append", "generate")
+            for messages, says in [
+                ([{"role": "user", "content": "x"}] * (MAX_MESSAGES + 1), "at most 4096 messages"),
+                ([{"role": "x" * (MAX_ROLE + 1), "content": "x"}], "a role has 1 to 64"),
+                ([{"role": "", "content": "x"}], "a role has 1 to 64"),
+            ]
+        ),
+        ({"op": "generate", "context": "c", "stop": ["x" * (MAX_STOP + 1)]}, "1024 characters at most"),
         ({"op": "append", "context": "c"}, "messages or a prompt"),
         ({"op": "append", "context": "c", "messages": [], "prompt": None}, "messages or a prompt"),
         ({"op": "append", "context": "c", "messages": [{"role": "user", "content": "x"}], "prompt": "y"}, "not both"),

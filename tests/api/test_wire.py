@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import itertools
 import struct
+import tracemalloc
 
 import msgpack
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from llmaas.api.wire import MAX_DEPTH, MAX_FRAME, MAX_ITEMS, Decoder, Frame, encode
+from llmaas.api.wire import MAX_DEPTH, MAX_FRAME, MAX_ITEMS, MAX_REQUEST_VALUES, Decoder, Frame, encode, read_body
 from llmaas.errors import BadRequest, FrameTooLarge, MalformedFrame
 
 SCALARS = (
@@ -93,6 +94,44 @@ def test_byte_after_byte_gives_the_frame_with_its_last_byte() -> None:
 def test_a_body_that_is_no_plain_map_is_malformed(body: bytes, why: str) -> None:
     with pytest.raises(MalformedFrame):
         Decoder().feed(framed(body))
+
+
+def n_values(value: object) -> int:
+    match value:
+        case dict():
+            return 1 + sum(n_values(key) + n_values(item) for key, item in value.items())
+        case list():
+            return 1 + sum(map(n_values, value))
+        case _:
+            return 1
+
+
+@given(FRAMES)
+def test_a_body_with_one_value_more_than_allowed_is_refused(frame: Frame) -> None:
+    n = n_values(frame)
+    body = msgpack.packb(frame)
+    assert read_body(body, n) == frame
+    with pytest.raises(MalformedFrame, match=f"more than {n - 1} values"):
+        read_body(body, n - 1)
+
+
+@pytest.mark.parametrize(
+    "body",
+    [
+        b"\x81\xa1a\xdd\x00\x3f\xff\xf0" + b"\x80" * (1 << 22),  # as many maps as fit
+        b"\x81\xa1a" + b"\xdd\x00\x00\x3f\xf0" * 1000,  # lists in lists, none of which is there
+        b"\x81\xa1a\xdf\xff\xff\xff\xff",
+        msgpack.packb({"a": [[{}] * 1000] * 50}),
+    ],
+)
+def test_too_many_values_are_refused_before_anything_is_made_of_them(body: bytes) -> None:
+    tracemalloc.start()
+    try:
+        with pytest.raises(MalformedFrame, match="more than 32768 values"):
+            read_body(body, MAX_REQUEST_VALUES)
+        assert tracemalloc.get_traced_memory()[1] < 100_000
+    finally:
+        tracemalloc.stop()
 
 
 def test_nesting_is_bounded() -> None:

@@ -1,0 +1,98 @@
+"""Cuts what a peer sends into the bodies of frames; memory for a large one is taken only when it is granted.
+
+Law: sans-I/O. What is held is at most one large body, and small ones for as long as they are not taken: less than twice
+``SMALL_FRAME`` bytes, if nothing is received while ``wants_more`` is false.
+"""
+
+from __future__ import annotations
+
+import struct
+from dataclasses import dataclass
+
+from llmaas.errors import FrameTooLarge
+
+SMALL_FRAME = 16384
+"""Bytes of a body for which no room need be granted: every connection may have so much read. Also the most that is read
+at once while no large frame is under way."""
+
+_LENGTH = struct.Struct(">I")
+
+
+@dataclass(frozen=True, slots=True)
+class RoomNeeded:
+    """A frame of so many bytes has begun: ``grant`` makes room for it."""
+
+    nbytes: int
+
+
+class FrameReader:
+    """``buffer`` says where to put the next bytes, ``received`` how many were put there, ``next`` gives the bodies.
+
+    >>> reader = FrameReader(memoryview(bytearray(SMALL_FRAME)), max_frame=1 << 20)
+    >>> reader.buffer()[:7] = b"\\0\\0\\0\\1\\x80\\0\\0"
+    >>> reader.received(7)
+    >>> reader.next(), reader.next(), reader.begun
+    (b'\\x80', None, True)
+    """
+
+    def __init__(self, scratch: memoryview, max_frame: int) -> None:
+        """``scratch`` may be shared with other readers: it is empty between ``received`` and ``buffer``."""
+        self.max_frame = max_frame
+        self._scratch = scratch
+        self._small = bytearray()
+        """Bytes that have not been cut yet."""
+        self._large: bytearray | None = None
+        """A large body that is being read."""
+        self._filled = 0
+
+    @property
+    def begun(self) -> bool:
+        """Whether bytes of a frame have come of which ``next`` does not have all."""
+        return bool(self._small) or self._large is not None
+
+    @property
+    def wants_more(self) -> bool:
+        """False if so much lies here that was not taken that no more should be received for now."""
+        return self._large is not None or len(self._small) < SMALL_FRAME
+
+    def buffer(self) -> memoryview:
+        return self._scratch if self._large is None else memoryview(self._large)[self._filled :]
+
+    def received(self, nbytes: int) -> None:
+        if self._large is None:
+            self._small += self._scratch[:nbytes]
+        else:
+            self._filled += nbytes
+
+    def next(self) -> bytes | bytearray | RoomNeeded | None:
+        """The next body; None if more must be received first. Raises FrameTooLarge."""
+        if (large := self._large) is not None:
+            if self._filled < len(large):
+                return None
+            self._large = None
+            return large
+        if len(self._small) < _LENGTH.size:
+            return None
+        (size,) = _LENGTH.unpack_from(self._small)
+        if size > self.max_frame:
+            raise FrameTooLarge(f"a frame of {size} bytes was announced; at most {self.max_frame} are allowed")
+        if size > SMALL_FRAME:
+            return RoomNeeded(size)
+        end = _LENGTH.size + size
+        if end > len(self._small):
+            return None
+        body = bytes(memoryview(self._small)[_LENGTH.size : end])
+        del self._small[:end]
+        return body
+
+    def grant(self) -> None:
+        """Make room for the frame for which ``next`` has said RoomNeeded."""
+        (size,) = _LENGTH.unpack_from(self._small)
+        self._large, self._filled = bytearray(size), min(size, len(self._small) - _LENGTH.size)
+        self._large[: self._filled] = self._small[_LENGTH.size : _LENGTH.size + self._filled]
+        del self._small[: _LENGTH.size + self._filled]
+
+    def clear(self) -> None:
+        """Forget what was received."""
+        self._small.clear()
+        self._large = None

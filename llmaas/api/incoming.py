@@ -1,0 +1,40 @@
+"""A frame that has become a request, or the reason why it is none.
+
+Law: pure. So a large frame can be read on another thread than the event loop's.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from llmaas.api import messages as msg
+from llmaas.api.wire import MAX_REQUEST_VALUES, read_body
+from llmaas.errors import BadRequest
+
+
+@dataclass(frozen=True, slots=True)
+class Incoming:
+    """``request_id`` is None if the frame has no usable one; then ``request`` says why."""
+
+    request_id: int | None
+    op: str
+    """What the frame calls its operation, for messages: it need not be one."""
+    request: msg.Request | BadRequest
+
+
+def read_incoming(body: bytes | bytearray) -> Incoming:
+    """What a frame's body asks for. Raises MalformedFrame if it is no map.
+
+    >>> read_incoming(b"\\x82\\xa2id\\x03\\xa2op\\xa4ping")
+    Incoming(request_id=3, op='ping', request=Ping())
+    """
+    frame = read_body(body, MAX_REQUEST_VALUES)
+    op = str(frame.get("op"))[:64]
+    try:
+        request_id = msg.request_id(frame)
+    except BadRequest as e:
+        return Incoming(None, op, e)
+    try:
+        return Incoming(request_id, op, msg.request(frame))
+    except BadRequest as e:
+        return Incoming(request_id, op, e)

@@ -1,0 +1,65 @@
+"""Bounds of the small texts in requests: names, roles, stop strings.
+
+Law: pure. What is out of bounds is a ValueError that says what is allowed.
+"""
+
+from __future__ import annotations
+
+import reprlib
+
+from llmaas.records import Message
+
+MAX_NAME = 128
+"""Characters of a context's name."""
+MAX_CONTEXT = 256
+"""Characters of what names a context in a request: an id, or a name that an earlier version allowed."""
+MAX_MESSAGES = 4096
+"""Messages of one request."""
+MAX_ROLE = 64
+"""Characters of a message's role."""
+MAX_STOPS = 16
+"""Stop strings of one request."""
+MAX_STOP = 1024
+"""Characters of a stop string."""
+
+
+def check_name(name: str | None) -> None:
+    """Raises ValueError for a new context's name that is no good; None is good."""
+    if name is None:
+        return
+    _check_text("name", name)
+    if not 0 < len(name) <= MAX_NAME or not name.isprintable():
+        raise ValueError(f"field 'name': 1 to {MAX_NAME} printable characters are wanted, not {reprlib.repr(name)}")
+
+
+def check_context(context: str) -> None:
+    """Raises ValueError for text that can be neither an id nor a name."""
+    _check_text("context", context)
+    if len(context) > MAX_CONTEXT:
+        raise ValueError(f"field 'context': at most {MAX_CONTEXT} characters are allowed, not {len(context)}")
+
+
+def check_messages(messages: tuple[Message, ...]) -> None:
+    """Raises ValueError for too many messages, or a role that is too long."""
+    if len(messages) > MAX_MESSAGES:
+        raise ValueError(
+            f"field 'messages': at most {MAX_MESSAGES} messages are allowed, not {len(messages)}; send several appends"
+        )
+    for role in {message.role for message in messages}:
+        if not 0 < len(role) <= MAX_ROLE or not role.isprintable():
+            raise ValueError(f"field 'messages': a role has 1 to {MAX_ROLE} characters, not {reprlib.repr(role)}")
+
+
+def check_stops(stops: tuple[str, ...]) -> None:
+    """Raises ValueError for too many stop strings, or one that is too long."""
+    if len(stops) > MAX_STOPS:
+        raise ValueError(f"stop may hold {MAX_STOPS} strings at most, not {len(stops)}")
+    longest = max(map(len, stops), default=0)
+    if longest > MAX_STOP:
+        raise ValueError(f"a stop string may have {MAX_STOP} characters at most, not {longest}")
+
+
+def _check_text(field: str, value: object) -> None:
+    """A client may be called with anything: what comes over the wire has been checked for its type already."""
+    if not isinstance(value, str):
+        raise ValueError(f"field {field!r} must be a string, not {type(value).__name__}")

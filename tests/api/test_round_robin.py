@@ -1,0 +1,51 @@
+"""Frames take turns, by app, in slices of the loop's time."""
+
+from __future__ import annotations
+
+import asyncio
+import time
+
+from llmaas.api.round_robin import SLICE_S, RoundRobin
+from tests.support.loop import on_a_loop
+
+
+class Source:
+    def __init__(self, app: str, n: int, log: list[str], seconds: float = 0.0) -> None:
+        self.app, self.n, self.log, self.seconds = app, n, log, seconds
+
+    def handle_next(self) -> bool:
+        if not self.n:
+            return False
+        time.sleep(self.seconds)
+        self.n -= 1
+        self.log.append(self.app)
+        return True
+
+
+@on_a_loop
+async def test_who_is_alone_is_served_at_once() -> None:
+    frames, log = RoundRobin(), list[str]()
+    frames.ready(Source("a", 1, log))
+    assert log == ["a"]
+
+
+@on_a_loop
+async def test_an_app_with_many_connections_has_one_turn_like_the_others() -> None:
+    frames, log = RoundRobin(), list[str]()
+    for app in ("greedy", "greedy", "greedy", "modest"):
+        frames.later(Source(app, 3, log))
+    await asyncio.sleep(0.01)
+    assert log[:6] == ["greedy", "modest"] * 3
+    assert len(log) == 12
+
+
+@on_a_loop
+async def test_the_loop_goes_on_after_a_slice() -> None:
+    frames, log, gaps = RoundRobin(), list[str](), list[float]()
+    frames.ready(Source("a", 50, log, SLICE_S / 4))
+    while len(log) < 50:
+        began, before = time.perf_counter(), len(log)
+        await asyncio.sleep(0)
+        gaps.append(time.perf_counter() - began)
+        assert len(log) - before <= 5
+    assert len(gaps) >= 8
