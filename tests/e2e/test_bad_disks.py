@@ -19,7 +19,7 @@ from tests.support.loop import on_a_loop
 
 
 class FullDisk(Files):
-    """No room while ``full``: for chunks, or for the tokens' commit too."""
+    """A disk without room for chunks while ``full``, nor for tokens' commits while ``full_for_tokens``."""
 
     def __init__(self) -> None:
         self.full = self.full_for_tokens = False
@@ -93,7 +93,7 @@ async def test_a_turn_that_finds_no_room_is_taken_back_and_works_later(tmp_path:
 
 @pytest.fixture
 def small_disk(tmp_path: Path) -> Iterator[Path]:
-    """A tmpfs of 4 MB; skips where mounting is not allowed."""
+    """A tmpfs of 4 MB. The test is skipped where mounting is not allowed."""
     path = tmp_path / "small"
     path.mkdir()
     done = subprocess.run(["mount", "-t", "tmpfs", "-o", "size=4m", "tmpfs", str(path)], capture_output=True, text=True)

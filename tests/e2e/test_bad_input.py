@@ -1,7 +1,7 @@
-"""Whatever comes in, its sender gets one clear error, the others get their answers, and nothing changes.
+"""Whatever a client sends, it gets one clear error, the others get their answers, and nothing changes.
 
-Every test misbehaves on a real socket while two other apps work on the same daemon; ``serving`` and ``company`` check
-at the end that those got what they must, that the books balance and that the store is clean.
+Every test sends something wrong on a real socket while two other apps use the same daemon. At the end ``serving`` and
+``company`` check that these got the right answers, that the books balance and that the store is sound.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ from llmaas.records import Message
 from tests.support.daemon import CELLS, HELLO, SOON, Daemon, Peer, answer_to, ask, busy_daemon, company, serving, told
 from tests.support.loop import on_a_loop
 
-# -- contexts that are not there, or not one's own
+# -- contexts that do not exist, or that belong to another app
 
 
 def operations(client: AsyncClient, ref: str) -> dict[str, Callable[[], Any]]:
@@ -205,7 +205,7 @@ async def test_who_does_not_say_hello_is_sent_away(tmp_path: Path) -> None:
 @on_a_loop
 async def test_who_does_not_read_its_answers_is_dropped_and_its_requests_end(tmp_path: Path) -> None:
     def misbehave(daemon: Daemon) -> int:
-        """The terminal replies that the peer got."""
+        """How many terminal replies the peer got."""
         with Peer(daemon.socket) as peer:
             peer.hello()
             for i in range(4):
@@ -277,7 +277,7 @@ async def test_text_that_might_have_become_a_stop_string_is_told_when_the_contex
         free = client.generate("free", [Message("user", "x" * 700)], max_tokens=100_000)
         await free.done()
         await client.create(name="held")
-        stop = free.text[-1] + "-never"  # begins as the last character: that is held back
+        stop = free.text[-1] + "-never"  # its first character is the last one of the answer, which is held back
         held = client.generate("held", [Message("user", "x" * 700)], max_tokens=100_000, stop=[stop])
         done = await held.done()
         assert done.reason is FinishReason.CONTEXT_FULL

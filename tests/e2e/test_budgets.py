@@ -1,4 +1,4 @@
-"""Budgets of RAM and disk that change while apps talk: every answer stays right, nothing is lost."""
+"""Budgets of RAM and disk change while apps get answers: every answer is right, and nothing is lost."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ MIB = 1 << 20
 
 
 async def round_of_turns(client: AsyncClient, said: dict[str, list[str]], names: str = NAMES) -> None:
-    """Every context hears something more, and must answer as if nothing had ever left the cells."""
+    """One more turn in every context; it must answer as if nothing had ever left the cells."""
     for name in names:
         said[name].append(f"{name}{len(said[name])} {LONG}")
         assert await ask(client, name, said[name][-1]) == answer_to(*said[name])

@@ -1,8 +1,7 @@
-"""A call that is cancelled, or whose client goes, at every stage of its way: it ends within the step that runs, and
-frees all that it had.
+"""A call is cancelled, or its client disconnects, at each stage: it ends within the running step, and frees all it had.
 
-Nothing here is left to chance: the engine, the disk and the commits stand behind gates. A call is brought to its stage,
-is ended there while a gate is shut, and may then take what ``Scene`` says at most.
+Nothing here is left to chance: engine, disk and commits wait at gates that the test opens. A call is brought to its
+stage and ended there while a gate is shut. Then no more may pass the gates than ``Scene`` says.
 """
 
 from __future__ import annotations
@@ -26,18 +25,19 @@ from llmaas.engine.fake import FakeEngine
 from llmaas.errors import Cancelled, Expired
 from llmaas.kvchunks.store.store import Store
 from llmaas.records import NO_QUOTA, KvSlab, Message
+from tests.support.books import book_of
 from tests.support.daemon import CELLS, HELLO, SOON, Daemon, active, answer_to, ask, serving
 from tests.support.loop import on_a_loop
-from tests.support.oracle import Oracle, book_of
+from tests.support.oracle import Oracle
 
 LENGTH = 600
-"""Tokens of the context's first message, about: two such contexts do not fit into CELLS together."""
+"""About the tokens of a context's first message. Two such contexts do not fit into CELLS together."""
 ENDLESS = 2000
-"""Tokens to generate, more than there are cells."""
+"""Tokens to generate: more than there are cells."""
 
 
 class Gate:
-    """Lets all through until it is shut, and then as many as it is told."""
+    """Lets all callers through until it is shut, and then as many as ``let`` says."""
 
     def __init__(self) -> None:
         self._moved = threading.Condition()
@@ -121,8 +121,8 @@ async def until(true: Callable[[], bool], otherwise: str, seconds: float = SOON)
 
 
 @dataclass
-class House:
-    """``boss`` owns the contexts c, d and e too; what ``client`` asks is what ends early."""
+class Setup:
+    """A daemon behind gates. Calls of ``client`` end early; ``boss`` is of the same app, which has contexts c, d, e."""
 
     daemon: Daemon
     gates: Gates
@@ -134,7 +134,7 @@ class House:
         await self.daemon.until_idle()
 
     async def push_out(self, *, pool: bool = True, disk: bool = True) -> None:
-        """The context c is in no cells, and not in the POOL, or on DISK, unless that is said."""
+        """Bring the context c out of the cells; without ``pool`` out of the POOL, without ``disk`` off DISK, too."""
         await self.talk("c")
         await self.talk("d")
         if not pool:
@@ -145,104 +145,104 @@ class House:
 
     async def begin(self, text: str = "hello", terms: Terms = DEFAULT_TERMS) -> AsyncStream:
         stream = self.client.generate("c", [Message("user", text)], max_tokens=ENDLESS, terms=terms)
-        await self.client.ping()  # so the daemon has it
+        await self.client.ping()  # after its reply the daemon has the call, too
         return stream
 
 
 @dataclass(frozen=True)
 class Scene:
-    """How a call comes to its stage, and what may pass the gates until it has ended."""
+    """``bring`` brings a call to its stage; so many ``steps`` and ``loads`` may pass the gates until it has ended."""
 
-    bring: Callable[[House], Awaitable[AsyncStream]]
+    bring: Callable[[Setup], Awaitable[AsyncStream]]
     steps: int = 0
     loads: int = 0
     others: int = 0
-    """Calls that run on."""
+    """Calls of the boss that are still active then."""
     settings: dict[str, Any] = field(default_factory=dict)
 
 
-async def behind_another_of_its_context(house: House) -> AsyncStream:
-    runner = house.boss.generate("c", HELLO, max_tokens=ENDLESS)
+async def behind_another_of_its_context(setup: Setup) -> AsyncStream:
+    runner = setup.boss.generate("c", HELLO, max_tokens=ENDLESS)
     await anext(runner)
-    house.gates.step.shut()
-    await house.gates.step.somebody_waits()
-    return await house.begin()
+    setup.gates.step.shut()
+    await setup.gates.step.somebody_waits()
+    return await setup.begin()
 
 
-async def queued(house: House) -> AsyncStream:
-    runner = house.boss.generate("d", HELLO, max_tokens=ENDLESS)
+async def queued(setup: Setup) -> AsyncStream:
+    runner = setup.boss.generate("d", HELLO, max_tokens=ENDLESS)
     await anext(runner)
-    house.gates.step.shut()
-    await house.gates.step.somebody_waits()
-    return await house.begin()
+    setup.gates.step.shut()
+    await setup.gates.step.somebody_waits()
+    return await setup.begin()
 
 
-async def loading_from_the_pool(house: House) -> AsyncStream:
-    await house.push_out()
-    house.gates.load.shut()
-    stream = await house.begin()
-    await house.gates.load.somebody_waits()
+async def loading_from_the_pool(setup: Setup) -> AsyncStream:
+    await setup.push_out()
+    setup.gates.load.shut()
+    stream = await setup.begin()
+    await setup.gates.load.somebody_waits()
     return stream
 
 
-async def loading_from_disk(house: House) -> AsyncStream:
-    await house.push_out(pool=False)
-    house.gates.read.shut()
-    stream = await house.begin()
-    await house.gates.read.somebody_waits()
+async def loading_from_disk(setup: Setup) -> AsyncStream:
+    await setup.push_out(pool=False)
+    setup.gates.read.shut()
+    stream = await setup.begin()
+    await setup.gates.read.somebody_waits()
     return stream
 
 
-async def computing_while_the_rest_is_read(house: House) -> AsyncStream:
-    await house.push_out(pool=False)
-    house.gates.read.shut()
-    stream = await house.begin()
-    await house.gates.read.somebody_waits()
-    house.gates.step.shut()
-    await asyncio.sleep(0.3)  # a slow disk: it is better to compute some of the chunks
-    house.gates.read.let(1)
-    await house.gates.read.somebody_waits()
-    await house.gates.step.somebody_waits()
+async def computing_while_the_rest_is_read(setup: Setup) -> AsyncStream:
+    await setup.push_out(pool=False)
+    setup.gates.read.shut()
+    stream = await setup.begin()
+    await setup.gates.read.somebody_waits()
+    setup.gates.step.shut()
+    await asyncio.sleep(0.3)  # the disk is slow, so some chunks are computed
+    setup.gates.read.let(1)
+    await setup.gates.read.somebody_waits()
+    await setup.gates.step.somebody_waits()
     return stream
 
 
-async def recomputing(house: House) -> AsyncStream:
-    await house.push_out(pool=False, disk=False)
-    house.gates.step.shut()
-    stream = await house.begin()
-    await house.gates.step.somebody_waits()
+async def recomputing(setup: Setup) -> AsyncStream:
+    await setup.push_out(pool=False, disk=False)
+    setup.gates.step.shut()
+    stream = await setup.begin()
+    await setup.gates.step.somebody_waits()
     return stream
 
 
-async def prefilling(house: House) -> AsyncStream:
-    house.gates.step.shut()
-    stream = await house.begin("x" * LENGTH)
-    await house.gates.step.somebody_waits()
+async def prefilling(setup: Setup) -> AsyncStream:
+    setup.gates.step.shut()
+    stream = await setup.begin("x" * LENGTH)
+    await setup.gates.step.somebody_waits()
     return stream
 
 
-async def decoding(house: House) -> AsyncStream:
-    stream = await house.begin()
+async def decoding(setup: Setup) -> AsyncStream:
+    stream = await setup.begin()
     await anext(stream)
-    house.gates.step.shut()
-    await house.gates.step.somebody_waits()
+    setup.gates.step.shut()
+    await setup.gates.step.somebody_waits()
     return stream
 
 
-async def paused(house: House) -> AsyncStream:
-    stream = await house.begin(terms=Terms(priority=9))
+async def paused(setup: Setup) -> AsyncStream:
+    stream = await setup.begin(terms=Terms(priority=9))
     await anext(stream)
-    urgent = house.boss.generate("d", HELLO, max_tokens=ENDLESS, terms=Terms(priority=0))
+    urgent = setup.boss.generate("d", HELLO, max_tokens=ENDLESS, terms=Terms(priority=0))
     await anext(urgent)
-    house.gates.step.shut()
-    await house.gates.step.somebody_waits()
-    counts = house.daemon.service.stats()["counts"]
+    setup.gates.step.shut()
+    await setup.gates.step.somebody_waits()
+    counts = setup.daemon.service.stats()["counts"]
     assert isinstance(counts, dict) and counts["pauses"] == 1
     return stream
 
 
-async def held_by_a_limit(house: House) -> AsyncStream:
-    stream = await house.begin(terms=Terms(rate=0.01))
+async def held_by_a_limit(setup: Setup) -> AsyncStream:
+    stream = await setup.begin(terms=Terms(rate=0.01))
     await anext(stream)
     await asyncio.sleep(0.1)
     assert len(stream.text) < 20
@@ -252,7 +252,7 @@ async def held_by_a_limit(house: House) -> AsyncStream:
 SCENES = [
     Scene(behind_another_of_its_context, others=1),
     Scene(queued, others=1, settings={"max_running": 1}),
-    Scene(loading_from_the_pool, loads=6),  # of ten: four are decoded ahead, one is being put in
+    Scene(loading_from_the_pool, loads=6),  # of ten: four are decoded ahead, one is being loaded
     Scene(loading_from_disk),
     Scene(computing_while_the_rest_is_read, steps=1, settings={"split": "balanced"}),
     Scene(recomputing, steps=1),
@@ -264,7 +264,7 @@ SCENES = [
 
 
 @asynccontextmanager
-async def opened(root: Path, **settings: Any) -> AsyncIterator[House]:
+async def opened(root: Path, **settings: Any) -> AsyncIterator[Setup]:
     gates = Gates()
     parts: dict[str, Any] = {
         "engine": partial(GatedEngine, gates=gates),
@@ -279,36 +279,36 @@ async def opened(root: Path, **settings: Any) -> AsyncIterator[House]:
         for name in "cde":
             await boss.create(name=name)
         try:
-            yield House(daemon, gates, client, boss)
+            yield Setup(daemon, gates, client, boss)
         finally:
             gates.open()
 
 
-async def cancelled(house: House, stream: AsyncStream) -> Callable[[], bool]:
+async def cancelled(setup: Setup, stream: AsyncStream) -> Callable[[], bool]:
     task = asyncio.create_task(stream.cancel())
     await asyncio.sleep(0)
-    await house.client.ping()  # so the cancel has been heard
+    await setup.client.ping()  # after its reply the daemon has the cancel, too
     return task.done
 
 
-async def gone(house: House, stream: AsyncStream) -> Callable[[], bool]:
-    others = active(house.daemon.service.stats()) - 1
-    await house.client.close()
+async def gone(setup: Setup, stream: AsyncStream) -> Callable[[], bool]:
+    others = active(setup.daemon.service.stats()) - 1
+    await setup.client.close()
     await asyncio.sleep(0.05)  # so the daemon has noticed
-    return lambda: active(house.daemon.service.stats()) == others
+    return lambda: active(setup.daemon.service.stats()) == others
 
 
 @pytest.mark.parametrize("end", [cancelled, gone])
 @pytest.mark.parametrize("scene", SCENES, ids=lambda scene: scene.bring.__name__)
 @on_a_loop
 async def test_a_call_that_ends_early_ends_within_a_step_and_frees_what_it_had(
-    tmp_path: Path, scene: Scene, end: Callable[[House, AsyncStream], Awaitable[Callable[[], bool]]]
+    tmp_path: Path, scene: Scene, end: Callable[[Setup, AsyncStream], Awaitable[Callable[[], bool]]]
 ) -> None:
-    async with opened(tmp_path, **scene.settings) as house:
-        stream = await scene.bring(house)
-        gates, stats = house.gates, house.daemon.service.stats
+    async with opened(tmp_path, **scene.settings) as setup:
+        stream = await scene.bring(setup)
+        gates, stats = setup.gates, setup.daemon.service.stats
         before = gates.step.came
-        ended = await end(house, stream)
+        ended = await end(setup, stream)
         if scene.steps:
             gates.step.let(scene.steps)
         if scene.loads:
@@ -318,26 +318,26 @@ async def test_a_call_that_ends_early_ends_within_a_step_and_frees_what_it_had(
         assert active(stats()) == scene.others
         if scene.others:
             gates.open()
-            await house.boss.close()
-        await nothing_is_held(house)
+            await setup.boss.close()
+        await nothing_is_held(setup)
 
 
-async def nothing_is_held(house: House) -> None:
-    """A call that wants every cell has them at once, though the disk may still hang; then the contexts go on as if
-    nothing had been."""
-    house.gates.step.let()
-    house.gates.load.let()
-    engine, stats = house.daemon.thread.engine, house.daemon.service.stats
+async def nothing_is_held(setup: Setup) -> None:
+    """A call that needs every cell must get them at once, even if the disk still hangs; then contexts must go on as if
+    nothing had happened."""
+    setup.gates.step.let()
+    setup.gates.load.let()
+    engine, stats = setup.daemon.thread.engine, setup.daemon.service.stats
     assert isinstance(engine, GatedEngine)
     await until(lambda: not active(stats()), f"a call is left over: {stats()}")
     await until(lambda: engine.n_samplers == 0, "a sampler is left over")
-    async with house.daemon.connect("a") as client:
+    async with setup.daemon.connect("a") as client:
         stream = client.generate("e", [Message("user", "e" * (CELLS - 100))], max_tokens=ENDLESS)
         await asyncio.wait_for(anext(stream), 5.0)
         await stream.cancel()
-        house.gates.open()
-        await house.daemon.until_idle()
-        book = book_of("c", house.daemon.store.spans((await client.show("c")).info.id))
+        setup.gates.open()
+        await setup.daemon.until_idle()
+        book = book_of("c", setup.daemon.store.spans((await client.show("c")).info.id))
         question = [Message("user", "and now?")]
         expected = Oracle(CELLS).generate(book, question, None, Generation(5))
         assert expected is not None and await ask(client, "c", "and now?", n=5) == expected.text
@@ -345,45 +345,45 @@ async def nothing_is_held(house: House) -> None:
 
 @on_a_loop
 async def test_what_is_being_committed_is_done_whoever_cancels(tmp_path: Path) -> None:
-    async with opened(tmp_path) as house:
-        house.gates.commit.shut()
-        stream = house.client.generate("c", HELLO, max_tokens=3)
-        await house.gates.commit.somebody_waits()
-        await cancelled(house, stream)
-        house.gates.commit.let()
+    async with opened(tmp_path) as setup:
+        setup.gates.commit.shut()
+        stream = setup.client.generate("c", HELLO, max_tokens=3)
+        await setup.gates.commit.somebody_waits()
+        await cancelled(setup, stream)
+        setup.gates.commit.let()
         done = await asyncio.wait_for(stream.done(), 5.0)
         assert done.n_generated == 3 and stream.text == answer_to("hello", n=3)
-        house.gates.commit.shut()
-        stream = house.client.generate("c", HELLO, max_tokens=3)
-        await house.gates.commit.somebody_waits()
-        await gone(house, stream)
-        house.gates.commit.let()
-        await nothing_is_held(house)
-        assert (await house.boss.show("c")).info.n_messages == 6
+        setup.gates.commit.shut()
+        stream = setup.client.generate("c", HELLO, max_tokens=3)
+        await setup.gates.commit.somebody_waits()
+        await gone(setup, stream)
+        setup.gates.commit.let()
+        await nothing_is_held(setup)
+        assert (await setup.boss.show("c")).info.n_messages == 6
 
 
 @on_a_loop
 async def test_calls_that_are_cancelled_behind_a_long_one_do_not_pile_up(tmp_path: Path) -> None:
-    async with opened(tmp_path) as house:
-        await behind_another_of_its_context(house)
+    async with opened(tmp_path) as setup:
+        await behind_another_of_its_context(setup)
         tasks = len(asyncio.all_tasks())
         for _ in range(100):
-            stream = await house.begin()
+            stream = await setup.begin()
             await stream.cancel()
             with pytest.raises(Cancelled):
                 await stream.done()
         assert len(asyncio.all_tasks()) <= tasks + 1
-        house.gates.open()
+        setup.gates.open()
 
 
 @on_a_loop
 async def test_a_deadline_holds_behind_a_long_call_of_the_same_context(tmp_path: Path) -> None:
-    async with opened(tmp_path) as house:
-        await behind_another_of_its_context(house)  # its step does not end
-        stream = await house.begin(terms=Terms(deadline_s=0.05))
+    async with opened(tmp_path) as setup:
+        await behind_another_of_its_context(setup)  # its step does not end
+        stream = await setup.begin(terms=Terms(deadline_s=0.05))
         with pytest.raises(Expired) as told:
             await asyncio.wait_for(stream.done(), 5.0)
         assert told.value.n_generated == 0
-        stream = await house.begin(terms=Terms(deadline_s=1000.0))
+        stream = await setup.begin(terms=Terms(deadline_s=1000.0))
         await stream.cancel()
-        house.gates.open()
+        setup.gates.open()

@@ -1,4 +1,4 @@
-"""``llmaas serve`` where it cannot start: exit code 1, one clear message, and no harm to what is there."""
+"""``llmaas serve`` where it cannot start: it exits with 1 and one clear message, and changes nothing."""
 
 from __future__ import annotations
 
@@ -21,14 +21,14 @@ SERVE = [sys.executable, "-m", "llmaas", "serve"]
 
 @pytest.fixture
 def place() -> Iterator[Path]:
-    """A folder with a path short enough for sockets, that every user may enter."""
+    """A folder that every user may enter, with a path short enough for sockets."""
     with tempfile.TemporaryDirectory(prefix="llmaas-") as folder:
         Path(folder).chmod(0o755)
         yield Path(folder)
 
 
 def refused(place: Path, *flags: str) -> str:
-    """``llmaas serve`` must fail at once: exit code 1, one message with a hint, no traceback. Gives the message."""
+    """Run ``llmaas serve``, which must fail at once: exit code 1, no traceback. Returns its one message with a hint."""
     environ = {name: value for name, value in os.environ.items() if not name.startswith(("LLMAAS_", "XDG_"))}
     given = {"--socket": place / "s", "--data-dir": place / "data"}
     for name, value in zip(flags[::2], flags[1::2], strict=True):

@@ -1,4 +1,4 @@
-"""Requests that end early, by a cancel, a client that dies or an engine that fails: one reply, and a whole context."""
+"""Requests end early, by a cancel, a killed client or a failing engine: one reply, and contexts stay intact."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ from tests.support.loop import on_a_loop
 
 
 class SlowEngine(FakeEngine):
-    """A millisecond a token, ten a chunk that is loaded."""
+    """Takes a millisecond for each token of a step, and ten for each chunk that is loaded."""
 
     def __init__(self, *args: Any, **options: Any) -> None:
         super().__init__(*args, step_time=lambda tokens: 0.001 * tokens, **options)
@@ -34,7 +34,7 @@ class SlowEngine(FakeEngine):
 
 
 async def cancelled(stream: Any) -> int:
-    """Cancel; the tokens that were kept. The terminal reply must come soon."""
+    """Cancel the call, whose reply must come soon. Returns the number of tokens that were kept."""
     await asyncio.wait_for(stream.cancel(), SOON)
     try:
         done = await stream.done()
@@ -119,7 +119,7 @@ async def test_a_cancel_that_comes_too_late_changes_nothing(tmp_path: Path) -> N
         assert await stream.done() == done and stream.text == answer_to("hello", n=3)
 
 
-# -- clients that go
+# -- clients that disconnect
 
 
 KILLED_CLIENT = """
@@ -173,7 +173,7 @@ async def test_closing_a_connection_ends_all_its_requests(tmp_path: Path) -> Non
 
 
 class FailingEngine(FakeEngine):
-    """Fails once, at the ``fail_at``-th step or load."""
+    """Fails once, in the ``fail_at``-th call of ``method``: "step" or "load"."""
 
     def __init__(self, *args: Any, method: str, fail_at: int, **options: Any) -> None:
         super().__init__(*args, **options)

@@ -1,4 +1,4 @@
-"""Many apps at once on few cells and a small pool: every answer is that of the app's own tokens, and nothing leaks."""
+"""Many apps at once, with few cells and a small pool: each answer is that of its own tokens, and nothing leaks."""
 
 from __future__ import annotations
 
@@ -14,9 +14,9 @@ import pytest
 
 from llmaas.api.client import Client
 from llmaas.records import LOSSLESS, Message, Precision
+from tests.support.checked_app import App
 from tests.support.daemon import Daemon, serving
 from tests.support.loop import on_a_loop
-from tests.support.oracle import App
 
 APPS = 9
 SECONDS = 2.0
@@ -64,7 +64,7 @@ def test_no_app_ever_sees_anothers_chunks(tmp_path: Path, precision: Precision) 
             if seconds == SECONDS:
                 was_hard(daemon, apps)
 
-    asyncio.run(run(tmp_path / "warm", 0.1))  # what the interpreter opens once for all
+    asyncio.run(run(tmp_path / "warm", 0.1))  # what the interpreter opens once and keeps
     before = held()
     asyncio.run(run(tmp_path / "work", SECONDS))
     assert held() == before

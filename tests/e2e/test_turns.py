@@ -1,4 +1,4 @@
-"""More answers at once than there are places: they take turns, and none of them says anything else for that."""
+"""More answers at once than may run: they are paused by turns, and each is the same as without pauses."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ from tests.support.loop import on_a_loop
 
 
 class SlowEngine(FakeEngine):
-    """A millisecond a step and a tenth of one per token."""
+    """Takes a millisecond for each step and a tenth of one for each token of it."""
 
     def __init__(self, n_cells: int, n_seqs: int, end_rate: float) -> None:
         super().__init__(n_cells, n_seqs, end_rate=end_rate, step_time=lambda n: 1e-3 + 1e-4 * n)

@@ -23,8 +23,9 @@ from llmaas.errors import (
     UnknownAdapter,
 )
 from llmaas.records import Message
+from tests.support.books import Book
 from tests.support.loop import on_a_loop
-from tests.support.oracle import Book, Oracle
+from tests.support.oracle import Oracle
 from tests.support.service_house import APP, House, house
 
 SIZE = 1000

@@ -1,9 +1,9 @@
-"""A daemon in a process of its own, to be killed: the parts wired as ``llmaas serve`` wires them.
+"""A daemon in a process of its own, to be killed: its parts are those of ``llmaas serve``, with the fake engine.
 
-As a program: ``python daemon_under_test.py --socket S --data-dir D [--die-at write --die-after N]``. It says "ready" on
-stdout when it serves. With ``--die-at`` it kills itself with SIGKILL inside the N-th system call of that kind that its
-store makes (a write is half done then), before or after the N-th commit, or in the middle of the N-th measurement, save
-or lowering. The real engine needs no such program: that is ``llmaas serve`` itself.
+As a program: ``python daemon_under_test.py --socket S --data-dir D [--die-at write --die-after N]``. It prints "ready"
+when it serves. With ``--die-at`` it kills itself with SIGKILL inside the N-th system call of that kind that its store
+makes (a write is half done then), before or after the N-th commit, or in the N-th measurement, save or lowering of a
+chunk. With the real engine tests use ``llmaas serve`` itself.
 """
 
 from __future__ import annotations
@@ -38,14 +38,14 @@ CELLS = 1024
 MASTER = MasterKey(bytes(32))
 END_RATE = 0.01
 GEOMETRY = Geometry(n_layer=4, k_dim=256, v_dim=256, head_dim_k=64, head_dim_v=64)
-"""Wide enough that a dozen dead chunks make a payload file worth rewriting."""
+"""So wide that a dozen dead chunks are reason enough to rewrite a payload file."""
 SITES = ("open", "write", "sync", "unlink", "commit", "committed", "measure", "save", "lower")
 STAGES = {"measure": (Scorer, "measure"), "save": (Codec, "encode"), "lower": (Codec, "lower")}
-"""Places in the work on chunks: what does it."""
+"""The method that does the work, for sites that are work on a chunk."""
 
 
 class Death:
-    """Comes at the ``after``-th call of kind ``site``."""
+    """Kills this process at the ``after``-th call of kind ``site``."""
 
     def __init__(self, site: str, after: int) -> None:
         self._site, self._left = site, after
@@ -55,6 +55,7 @@ class Death:
             setattr(owner, name, self._lurking(site, getattr(owner, name)))
 
     def at(self, site: str) -> bool:
+        """Count a call of this kind; whether the process is to die in it."""
         with self._lock:
             self._left -= site == self._site
             return site == self._site and self._left <= 0
@@ -69,7 +70,7 @@ class Death:
 
 
 class DeadlyFiles(Files):
-    """System calls and commits at which death may come; lock and SQLite's own calls are not counted."""
+    """System calls and commits in which the process may die; the lock's and SQLite's own calls do not count."""
 
     def __init__(self, death: Death) -> None:
         self._at = death.at
@@ -117,7 +118,7 @@ def die() -> None:
 
 
 class Asking(FakeEngine):
-    """Every tenth token asked something, so chunks are measured where bits are shared out."""
+    """Samples a query at every tenth token, so that chunks are measured when bits go by sensitivity."""
 
     def take_queries(self, seq: int) -> Queries | None:
         g, n = self.info.geometry, self.length(seq)
@@ -129,7 +130,7 @@ class Asking(FakeEngine):
 async def until_stopped(
     service: Service, engine: EngineThread, store: Store, socket: Path, stop: asyncio.Event
 ) -> list[str]:
-    """Serve, say "ready", and go on until ``stop``: the problems at rest."""
+    """Serve until ``stop`` is set, after printing "ready"; returns the problems found when idle."""
     await service.start()
     async with await serve(service, socket):
         print("ready", flush=True)
@@ -157,19 +158,19 @@ async def run_daemon(args: argparse.Namespace) -> None:
         sys.exit("\n".join(problems))
 
 
-# -- the other side: a test that starts it
+# -- for the test that starts it
 
 
 @dataclass
 class Victim:
-    """The daemon as a test holds it. What it writes to stderr must be nothing: it has no reason to complain."""
+    """The daemon's process, for a test. ``said`` is what it wrote to stderr, which must be nothing."""
 
     process: subprocess.Popen[str]
     socket: Path
     said: list[str] = field(default_factory=list)
 
     def __post_init__(self) -> None:
-        # All the time, or a full pipe would stop the daemon.
+        # In a thread, because a full pipe would stop the daemon.
         self._reader = threading.Thread(target=lambda: self.said.extend(self.process.stderr or []))
         self._reader.start()
 
@@ -179,7 +180,7 @@ class Victim:
         assert line == "ready\n", f"the daemon did not start: {''.join(self.said)}"
 
     def end(self, signum: int) -> int:
-        """Send the signal; the exit code, and in ``said`` all that the daemon wrote."""
+        """Send the signal and wait for the daemon's end; returns its exit code. ``said`` is complete then."""
         self.process.send_signal(signum)
         code = self.process.wait(60)
         self._reader.join()
@@ -190,7 +191,7 @@ class Victim:
 
 
 def start(data_dir: Path, socket: Path, *options: str) -> Victim:
-    """A daemon on the fake engine that serves. The caller must ``end`` it."""
+    """Start a daemon on the fake engine; it serves on return. The caller must ``end`` it."""
     env = os.environ | {"PYTHONPATH": os.pathsep.join(p for p in [str(Path(__file__).parents[2]), *sys.path] if p)}
     command = [sys.executable, __file__, "--data-dir", str(data_dir), "--socket", str(socket), *options]
     process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, env=env)

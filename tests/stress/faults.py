@@ -1,6 +1,6 @@
-"""Faults to order: a door to the operating system, a database and an engine that fail at random, and files that rot.
+"""Injected faults: system calls, a database and an engine that fail at random, and files that are damaged on disk.
 
-Everything is drawn from one ``Dice`` and counted there by kind, so that a test can say what it has survived.
+One ``Dice`` draws all of them and counts them by kind, so that a test can say what the service has survived.
 """
 
 from __future__ import annotations
@@ -32,7 +32,7 @@ SQL_FAULTS = {
 
 
 class Dice:
-    """Says when something fails; from any thread. ``rate`` is the chance at each call, 0 while it is off."""
+    """Decides when something fails; safe on any thread. ``rate`` is the chance of a call to fail, while ``on``."""
 
     def __init__(self, seed: int, rate: float) -> None:
         self._rng = random.Random(seed)
@@ -42,7 +42,7 @@ class Dice:
         self.injected: Counter[str] = Counter()
 
     def strikes(self, *kinds: str, often: float = 1.0) -> str | None:
-        """The kind of fault that is due now, if any; it is counted."""
+        """The kind of fault that this call gets, which is counted; None: none. ``often`` multiplies the rate."""
         with self._lock:
             if not self.on or self._rng.random() >= self._rate * often:
                 return None
@@ -51,10 +51,12 @@ class Dice:
             return kind
 
     def number(self, below: int) -> int:
+        """A random number of 0 .. ``below`` - 1."""
         with self._lock:
             return self._rng.randrange(below)
 
     def fail(self, what: str, *codes: int, path: object = None, often: float = 1.0) -> None:
+        """Raise OSError with one of the codes, if this call gets a fault."""
         kind = self.strikes(*(f"{what} {errno.errorcode[code]}" for code in codes), often=often)
         if kind is not None:
             code = getattr(errno, kind.split()[1])
@@ -62,7 +64,7 @@ class Dice:
 
 
 class FaultyFiles(Files):
-    """The store's system calls and statements, each of which may fail, stop short or lie."""
+    """The store's system calls and statements; each may fail, do half of its work, or claim to have done it."""
 
     def __init__(self, dice: Dice) -> None:
         self.dice = dice
@@ -94,7 +96,7 @@ class FaultyFiles(Files):
         self.dice.fail("write", errno.ENOSPC, errno.EIO)
         if self.dice.strikes("write stops short"):
             return super().pwritev(fd, [buffers[0][: 1 + len(buffers[0]) // 2]], offset)
-        if self.dice.strikes("write is torn"):  # the bytes do not arrive, and nobody says so
+        if self.dice.strikes("write is torn"):  # zeros are written, and no error is returned
             zeros = [memoryview(bytes(len(buffer))) for buffer in buffers]
             return super().pwritev(fd, zeros, offset)
         return super().pwritev(fd, buffers, offset)
@@ -159,7 +161,7 @@ class FaultyConnection(sqlite3.Connection):
 
 
 class FaultyEngine(FakeEngine):
-    """Steps, loads and exports may fail, before they changed anything; it is asked things, so chunks are measured."""
+    """Steps, loads and exports may fail before they change anything. Queries are sampled, so chunks are measured."""
 
     dice: Dice
 
@@ -189,11 +191,11 @@ class FaultyEngine(FakeEngine):
 
     def _fail(self, what: str, often: float) -> None:
         if self.dice.strikes(what, often=often):
-            raise RuntimeError(f"{what} fails, as the test wants")
+            raise RuntimeError(f"{what}: an injected fault")
 
 
 class JumpyClock:
-    """A wall clock that is set by days now and then, and a monotonic one that may stand still."""
+    """A wall clock that jumps by days now and then, and a monotonic clock that may stand still."""
 
     def __init__(self, dice: Dice) -> None:
         self._dice, self._off, self._still = dice, 0.0, 0.0
@@ -213,7 +215,7 @@ class JumpyClock:
 
 
 def rot(payload: Path, rng: random.Random, injected: Counter[str]) -> None:
-    """Damage one payload file as it lies there: a bit, a hole, its tail, its head, or all of it."""
+    """Damage one payload file on disk: flip a bit, write zeros, cut it, make it longer, or delete it."""
     files = sorted(path for path in payload.iterdir() if path.suffix == ".kv" and path.stat().st_size)
     if not files:
         return

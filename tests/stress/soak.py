@@ -1,9 +1,10 @@
-"""The soak: many clients of every kind at a daemon for a long time, in rounds; nothing may be wrong, nothing may stay.
+"""The soak: many clients of every kind use one daemon for a long time; no reply may be wrong, and nothing may leak.
 
 ``python -m tests.stress.soak --minutes 30 [--clients 32] [--seed 1] [--model M] [--trace]`` prints a summary as JSON,
-and fails if there was a fault. In each round clients come and go (``soak_clients``) while the operator moves budgets
-and limits; at its end all contexts are deleted and the daemon comes to rest. Then its books must be clean, its store
-empty, and what it holds (objects, memory, files, threads, tasks) must be what it held when the rounds began.
+and fails if it found a fault. In each round clients connect and disconnect (``soak_clients``) while an operator changes
+budgets and limits. At the end of a round all contexts are deleted and the daemon becomes idle. Then its books must
+balance, its store must be empty, and it must hold as much (objects, memory, files, threads, tasks) as after the first
+rounds.
 """
 
 from __future__ import annotations
@@ -34,22 +35,22 @@ from tests.stress.soak_peers import be_killed, talk_nonsense
 from tests.support.oracle import Oracle, adapter_files
 
 LONG_WAIT_S = 25.0
-"""For a queue of calls, of which one may wait for another of its context; on a busy machine."""
+"""The longest that the most urgent call may wait, on a busy machine: for a queue, and for a call of its own context."""
 BOUNDED = {"Histogram._buckets", "ContextHeap._settled", "ContextHeap._due", "LlamaModel._pieces"}
-"""Containers that are never larger than some number, nor always as small as they could be."""
+"""Containers with a largest size, which may hold more than they need until they reach it."""
 ADAPTERS = ("amber", "black", "coral", "dusky")
-"""Three of them fit into memory together."""
+"""Adapters, three of which fit into their memory together."""
 MOST_THREADS = 32
-"""Pools of threads start one when it is first wanted: all of them together, with some room."""
+"""All threads of all pools together, and some more: pools start their threads when they first need them."""
 FDS = 3
-"""Files of a thread's own connection to the store."""
+"""File descriptors of a thread's own connection to the store."""
 WARM = 2
-"""Rounds until what stays for good (caches, threads, connections of the store) is there."""
+"""Rounds until everything exists that stays (caches, threads, connections of the store)."""
 
 
 @dataclass
-class Rest:
-    """What the daemon holds between two rounds."""
+class IdleState:
+    """What the daemon holds when it is idle, between two rounds. ``growth``: where memory has grown, with --trace."""
 
     memory: int
     """Bytes in RAM."""
@@ -63,7 +64,7 @@ class Rest:
 
 @dataclass
 class Soak:
-    """``verdict`` says what is wrong; empty when all is well."""
+    """One soak of the daemon ``victim``. ``verdict`` lists what is wrong."""
 
     seed: int
     victim: Victim
@@ -72,49 +73,52 @@ class Soak:
     adapters: dict[str, Path]
     tally: Tally = field(default_factory=Tally)
     peaks: dict[str, int] = field(default_factory=dict)
-    rests: list[Rest] = field(default_factory=list)
+    rests: list[IdleState] = field(default_factory=list)
     faults: list[str] = field(default_factory=list)
 
     async def round(self, seconds: float) -> None:
+        """Use the daemon for ``seconds``, then delete everything and record what it holds."""
         number = len(self.rests)
         go_on, rng = soon(seconds), random.Random(f"{self.seed} {number}")
         oracle = None if self.model else Oracle(CELLS, end_rate=END_RATE, adapters=self.adapters)
         names = tuple(self.adapters)
-        guests: list[Coroutine[Any, Any, None]] = [
+        clients: list[Coroutine[Any, Any, None]] = [
             Visitor(name, rng.randrange(1 << 60), self.victim.socket, oracle, CELLS, self.tally, names).live(go_on)
             for name in (f"app-{i}" for i in range(self.n_clients))
         ]
-        guests.append(self._again(go_on, rng.randrange(1 << 60), 0.1, talk_nonsense))
-        guests.append(self._again(go_on, rng.randrange(1 << 60), 0.5, be_killed))
-        guests.append(self._operate(go_on, rng))
-        await _all(guests)
+        clients.append(self._repeat(go_on, rng.randrange(1 << 60), 0.1, talk_nonsense))
+        clients.append(self._repeat(go_on, rng.randrange(1 << 60), 0.5, be_killed))
+        clients.append(self._operate(go_on, rng))
+        await _all(clients)
         await self._clean_up()
 
-    async def _again(self, go_on: Callable[[], bool], seed: int, pause: float, come: Any) -> None:
+    async def _repeat(self, go_on: Callable[[], bool], seed: int, pause: float, connect: Any) -> None:
+        """Call ``connect`` again and again, with random pauses of up to ``pause`` seconds."""
         rng = random.Random(seed)
         while go_on():
-            await come(self.victim.socket, rng, self.tally)
+            await connect(self.victim.socket, rng, self.tally)
             await asyncio.sleep(rng.uniform(0, pause))
 
     async def _operate(self, go_on: Callable[[], bool], rng: random.Random) -> None:
-        """Budgets and limits that change all the time."""
+        """Change budgets and limits at random, and look at the stats."""
         async with await self._connect() as client:
             while go_on():
-                deed = rng.choice(["pool", "disk", "limit", "stats", "stats"])
-                if deed == "pool":
+                what = rng.choice(["pool", "disk", "limit", "stats", "stats"])
+                if what == "pool":
                     await client.budget(pool_bytes=rng.choice([0, 50_000, 200_000, POOL_BYTES]))
-                elif deed == "disk":
+                elif what == "disk":
                     await client.budget(disk_bytes=rng.choice([0, 300_000, NO_QUOTA, NO_QUOTA]))
-                elif deed == "limit":
+                elif what == "limit":
                     app = rng.choice([None, f"{os.getuid()}/app-{rng.randrange(4)}"])
                     await client.limit(app, rng.choice([None, 200.0, 5000.0]))
                     await asyncio.sleep(0.2)
                     await client.limit(app, None)
-                self.tally.note(f"operator: {deed}", None)
+                self.tally.note(f"operator: {what}", None)
                 self._look(await client.stats())
                 await asyncio.sleep(rng.uniform(0, 0.2))
 
     def _look(self, stats: dict[str, Any]) -> None:
+        """Record peaks, and a fault if a limit is exceeded."""
         now = {
             "adapter_bytes": stats["adapters"]["bytes"]["used"],
             "active": stats["requests"]["active"],
@@ -131,7 +135,7 @@ class Soak:
             self.faults.append(f"more than there may be: {now}")
 
     def _process(self) -> dict[str, int]:
-        """Of the daemon's process, as the kernel tells."""
+        """What the kernel says of the daemon's process."""
         proc = Path(f"/proc/{self.victim.process.pid}")
         pages = int((proc / "statm").read_text("ascii").split()[1])
         return {
@@ -141,7 +145,7 @@ class Soak:
         }
 
     async def _clean_up(self) -> None:
-        """Delete what nonsense and killed clients left; the daemon must come to rest, and hold nothing."""
+        """Delete all contexts that are left; the daemon must become idle, and hold nothing."""
         async with await self._connect() as client:
             await client.budget(pool_bytes=POOL_BYTES, disk_bytes=NO_QUOTA)
             late = time.monotonic() + LATE
@@ -153,7 +157,7 @@ class Soak:
                 rest = stats.get("rest")
                 if rest and not stats["contexts"] and not rest["store"]["chunks"]:
                     break
-                assert time.monotonic() < late, f"the daemon does not come to rest: {stats}"
+                assert time.monotonic() < late, f"the daemon does not become idle: {stats}"
                 await asyncio.sleep(0.05)
             self.faults += rest["problems"]
             held = {"samplers": rest["samplers"], "cells": stats["cells"]["used"], **rest["store"]}
@@ -161,7 +165,7 @@ class Soak:
             self.faults += [f"{value} {name} are left" for name, value in held.items() if value]
             census = rest["census"]
             self.rests.append(
-                Rest(
+                IdleState(
                     **self._process(),
                     tasks=stats["tasks"],
                     objects=sum(census.values()),
@@ -174,7 +178,7 @@ class Soak:
         return await AsyncClient.connect(self.victim.socket, app="operator", timeout=LATE, admin=True)
 
     def verdict(self) -> list[str]:
-        """All that is wrong."""
+        """All that is wrong; empty if nothing is."""
         wrong = [*self.faults]
         warm = self.rests[min(WARM, len(self.rests)) - 1]
         for number, rest in enumerate(self.rests[WARM:], start=WARM):
@@ -196,7 +200,10 @@ class Soak:
         return wrong
 
     def _bound(self, priority: int) -> float:
-        """Seconds until a call is as urgent as any, and then until all who are, and came before it, have had a turn."""
+        """The longest that a call of ``priority`` may wait, in seconds.
+
+        First it ages until it is as urgent as any call, then it waits for those that are and came before it.
+        """
         return AGEING_S * priority + (LONG_WAIT_S if not self.model else 10 * LONG_WAIT_S)
 
     def summary(self) -> dict[str, Any]:
@@ -214,9 +221,9 @@ class Soak:
         }
 
 
-async def _all(guests: list[Coroutine[Any, Any, None]]) -> None:
-    """All of them to their ends; the first that fails ends the others."""
-    tasks = [asyncio.create_task(guest) for guest in guests]
+async def _all(clients: list[Coroutine[Any, Any, None]]) -> None:
+    """Run all of them to their ends; when one fails, cancel the others."""
+    tasks = [asyncio.create_task(client) for client in clients]
     try:
         await asyncio.gather(*tasks)
     finally:
@@ -235,8 +242,10 @@ def soak(
     model: Path | None = None,
     trace: bool = False,
 ) -> Soak:
-    """Start a daemon in ``root``, soak it for ``seconds`` in all, and stop it. Raises AssertionError for what it says
-    or does wrong at once; see ``Soak.verdict`` for the rest."""
+    """Start a daemon in ``root``, soak it for ``seconds`` in all, and stop it.
+
+    Raises AssertionError for a wrong reply; ``Soak.verdict`` has the other faults.
+    """
     env = os.environ | {"PYTHONPATH": os.pathsep.join(p for p in [str(Path(__file__).parents[2]), *sys.path] if p)}
     command = [sys.executable, "-m", "tests.stress.soak_daemon", "--socket", root / "s", "--data-dir", root / "data"]
     command += ["--model", model] if model else []

@@ -1,7 +1,7 @@
-"""Apps that come to the soaked daemon and check every reply.
+"""Apps that use the soaked daemon and check every reply.
 
-A ``Visitor`` works on contexts of its own over one connection after another, and knows from the oracle what every reply
-must be. What it does is drawn from its seed; what comes of it depends on the daemon's timing as well.
+A ``Visitor`` uses contexts of its own over one connection after another, and knows from the oracle what every reply
+must be. What it does depends on its seed; what happens then depends on the daemon's timing as well.
 """
 
 from __future__ import annotations
@@ -21,18 +21,22 @@ from llmaas.api.async_client import AsyncClient, AsyncStream
 from llmaas.calls import Done, FinishReason, Generation, Piece, Sampling, Terms
 from llmaas.errors import Busy, Cancelled, ContextTooLong, Expired, LlmaasError, NotServing
 from llmaas.records import ContextId, Message
-from tests.support.oracle import COMMON, WORDS, Book, Expected, Mark, Oracle
+from tests.support.books import Book, Expected, Mark
+from tests.support.checked_app import COMMON, WORDS
+from tests.support.oracle import Oracle
 
 LATE = 60.0
-"""Seconds after which a reply is missing."""
+"""Seconds after which a reply counts as missing."""
 
 
 @dataclass
 class Tally:
+    """What all clients did, and with what outcome: "done" or the code of an error."""
+
     operations: Counter[str] = field(default_factory=Counter)
     outcomes: Counter[str] = field(default_factory=Counter)
     longest: dict[int, float] = field(default_factory=dict)
-    """Per priority: the longest that a call waited for its turn, in seconds."""
+    """The longest that a call waited to be admitted, in seconds, by priority."""
 
     def note(self, operation: str, outcome: object) -> None:
         self.operations[operation] += 1
@@ -52,7 +56,7 @@ class Asked:
 
 
 class Visitor:
-    """One app. ``oracle`` None: nobody knows what the model says; only the daemon's own word is compared then."""
+    """One app. Without an oracle nobody knows what the model answers; then replies are compared among themselves."""
 
     max_contexts = 5
 
@@ -73,7 +77,7 @@ class Visitor:
         self._client: AsyncClient
 
     async def live(self, go_on: Callable[[], bool]) -> None:
-        """Come and go until told to stop; then say something in every context, and delete them."""
+        """Connect and disconnect until ``go_on`` is False; then check an answer in every context, and delete them."""
         while go_on():
             async with await AsyncClient.connect(self.socket, app=self.name, timeout=LATE) as self._client:
                 for _ in range(self.rng.randint(3, 40)):
@@ -91,10 +95,10 @@ class Visitor:
             self.books.clear()
 
     async def do_something(self) -> None:
-        deeds = [self.say] * 6 + [self.two_at_once] * 2 + [self.many_at_once, self.cancel, self.cancel, self.hurry]
-        deeds += [self.append, self.look, self.hint, self.create, self.fork, self.truncate, self.delete]
-        deeds += [self.overflow, self.odds]
-        await (self.rng.choice(deeds) if len(self.books) > 1 else self.create)()
+        operations = [self.say] * 6 + [self.two_at_once] * 2 + [self.many_at_once, self.cancel, self.cancel, self.hurry]
+        operations += [self.append, self.look, self.hint, self.create, self.fork, self.truncate, self.delete]
+        operations += [self.overflow, self.logprobs]
+        await (self.rng.choice(operations) if len(self.books) > 1 else self.create)()
 
     # -- calls
 
@@ -102,7 +106,7 @@ class Visitor:
         await self.answers([self.ask(self.some())])
 
     async def two_at_once(self) -> None:
-        """The second waits for the first; one of them may be cancelled meanwhile."""
+        """Two calls of one context: the second waits for the first; one of them may be cancelled meanwhile."""
         id = self.some()
         first, second = self.ask(id), self.ask(id)
         if (victim := self.rng.choice([first, second, None])) is not None:
@@ -122,14 +126,14 @@ class Visitor:
         await self.answers([asked])
 
     async def hurry(self) -> None:
-        """Another priority, while it waits or runs."""
+        """Change the priority of a call that waits or runs."""
         asked = self.ask(self.some())
         await asyncio.sleep(self.rng.choice([0, 0.003, 0.03]))
         await self.reply(asked.stream.prioritize(self.rng.randrange(10)))
         await self.answers([asked])
 
-    async def odds(self) -> None:
-        """With log probabilities: one for each token, in its order."""
+    async def logprobs(self) -> None:
+        """An answer with log probabilities: there must be one for each token, in the tokens' order."""
         asked = self.ask(self.some(), generation=Generation(20, logprobs=self.rng.choice([0, 3])))
         pieces: list[Piece] = []
 
@@ -144,7 +148,10 @@ class Visitor:
         await self.answers([asked])
 
     async def overflow(self) -> None:
-        """A context that may let go of its oldest messages. What it holds then has tests of its own; it goes."""
+        """An answer that may drop the context's oldest messages.
+
+        Other tests are about what the context holds then, so it is deleted.
+        """
         id = max(self.books, key=lambda id: len(self.books[id].tokens))
         asked = self.ask(id, generation=Generation(400, stop=("zz",), on_full="shift"))
         expected = self.expected(asked)
@@ -164,22 +171,21 @@ class Visitor:
         del self.books[id]
 
     async def vanish(self) -> None:
-        """Hang up in the middle of some calls. What is left of each is the context before, or some of the answer."""
+        """Hang up during some calls. Each context must be as before its call, or have some of the answer."""
         asked = [self.ask(id) for id in self.rng.sample(list(self.books), min(len(self.books), 3))]
         await asyncio.sleep(self.rng.choice([0, 0.002, 0.01, 0.1]))
         await self._client.close()
         self.tally.note("vanish", None)
         async with await AsyncClient.connect(self.socket, app=self.name, timeout=LATE) as self._client:
             for one in asked:
-                twin = await self.client(self._client.fork(one.id))  # it waits for the call's end
+                twin = await self.client(self._client.fork(one.id))  # the fork waits for the call's end
                 book, expected = self.books[one.id], self.expected(one)
                 n = twin.n_tokens - len(expected.prompted.tokens) if expected is not None else 0
                 if expected is not None and twin.n_tokens != len(book.tokens):
                     assert 0 <= n <= len(expected.drawn), f"{self.name}: {twin.n_tokens} tokens are left"
-                    whole = n == len(expected.drawn)
-                    self.books[one.id] = expected.after(None if whole else n)
+                    self.books[one.id] = expected.after(n)
                 elif self.oracle is None:
-                    self.books[one.id] = await self.told(one.id)
+                    self.books[one.id] = await self.as_shown(one.id)
                 assert twin.adapter in (book.adapter, self.adapter(one)), f"{self.name}: {twin.adapter!r}"
                 self.books[one.id] = dataclasses.replace(self.books[one.id], adapter=twin.adapter)
                 await self.compare(one.id)
@@ -198,7 +204,7 @@ class Visitor:
         self.tally.note("append", None)
         self.waited(done, None)
         book = book if terms.adapter is None else dataclasses.replace(book, adapter=terms.adapter)
-        self.books[id] = self.oracle.append(book, messages) if self.oracle else await self.told(id)
+        self.books[id] = self.oracle.append(book, messages) if self.oracle else await self.as_shown(id)
         assert (done.reason, done.n_tokens) == (FinishReason.APPENDED, len(self.books[id].tokens))
 
     def ask(self, id: ContextId, terms: Terms | None = None, generation: Generation | None = None) -> Asked:
@@ -209,7 +215,7 @@ class Visitor:
         if generation is None:
             strict = Sampling(repeat_penalty=1.3, frequency_penalty=0.4)
             sampling = rng.choice([Sampling(), Sampling(temperature=0.8, seed=rng.randrange(1 << 32)), strict])
-            # A context that is full while text is held back for a stop string has a test of its own.
+            # Other tests are about a context that gets full while text is held back for a stop string.
             stop = rng.choice([(), (), ("e", "th"), ("zz",)]) if len(book.tokens) < self.limit - 600 else ()
             generation = Generation(rng.choice([1, 5, 20, 20, 60, 150]), sampling, stop)
         terms = terms or self.terms()
@@ -234,11 +240,11 @@ class Visitor:
         return Terms(rng.choice([0, 1, 5, 5, 5, 8, 9]), deadline, rate, adapter)
 
     def adapter(self, asked: Asked) -> str:
-        """What the call computes its context with."""
+        """The adapter that the call computes with."""
         return self.books[asked.id].adapter if asked.terms.adapter is None else asked.terms.adapter
 
     async def answers(self, all_asked: Iterable[Asked]) -> None:
-        """Every reply, in the order of the calls; what each context holds then."""
+        """Check every reply, in the order of the calls, and keep what each context then holds."""
         for asked in all_asked:
             try:
                 done = await self.reply(asked.stream.done())
@@ -254,7 +260,7 @@ class Visitor:
 
     async def done(self, asked: Asked, done: Done) -> None:
         if self.oracle is None:
-            self.books[asked.id] = await self.told(asked.id)
+            self.books[asked.id] = await self.as_shown(asked.id)
             return
         expected, text = self.expected(asked), asked.stream.text
         assert expected is not None, "it should have been too long"
@@ -267,7 +273,7 @@ class Visitor:
     async def failed(self, asked: Asked, error: LlmaasError) -> None:
         if isinstance(error, Cancelled | Expired):
             if error.n_generated and self.oracle is None:
-                self.books[asked.id] = await self.told(asked.id)
+                self.books[asked.id] = await self.as_shown(asked.id)
             elif error.n_generated:
                 expected = self.expected(asked)
                 assert expected is not None
@@ -296,7 +302,7 @@ class Visitor:
         self.tally.note("create", None)
         messages = [Message("system", system)] if system else []
         book = Book(info.name, adapter=adapter)
-        self.books[info.id] = self.oracle.append(book, messages) if self.oracle else await self.told(info.id)
+        self.books[info.id] = self.oracle.append(book, messages) if self.oracle else await self.as_shown(info.id)
         assert info.n_tokens == len(self.books[info.id].tokens)
         if not system and self.oracle and self.rng.random() < 0.3:  # raw text, the same in many contexts
             own_chunk = f"{self.rng.randrange(1 << 64):063}"
@@ -318,11 +324,11 @@ class Visitor:
             return
         info = await self.client(self._client.truncate(id, n_tokens=n))
         self.tally.note("truncate", None)
-        self.books[id] = book.cut(n) if self.oracle else await self.told(id)
+        self.books[id] = book.cut(n) if self.oracle else await self.as_shown(id)
         assert info.n_tokens == n
 
     async def delete(self) -> None:
-        """Sometimes under a call that runs."""
+        """Delete a context, sometimes while a call of it runs."""
         if len(self.books) > 2:
             id = self.some()
             asked = self.ask(id) if self.rng.random() < 0.3 else None
@@ -353,8 +359,8 @@ class Visitor:
 
     # -- helpers
 
-    async def told(self, id: ContextId) -> Book:
-        """What the daemon says itself, as a book: what comes later must not change it."""
+    async def as_shown(self, id: ContextId) -> Book:
+        """What the daemon says of the context, as a book: later operations on other contexts must not change it."""
         detail = await self.client(self._client.show(id))
         n = detail.info.n_tokens
         marks = tuple(Mark(m.role, m.content, n) for m in detail.messages)
@@ -382,6 +388,6 @@ class Visitor:
 
 
 def soon(seconds: float) -> Callable[[], bool]:
-    """True for so long."""
+    """A function that is True for ``seconds`` from now."""
     end = time.monotonic() + seconds
     return lambda: time.monotonic() < end

@@ -1,10 +1,9 @@
-"""The daemon of the soak: wired as ``llmaas serve`` wires it, and its stats say what only it can see of itself.
+"""The daemon of the soak: its parts are those of ``llmaas serve``, and its stats say what it holds in memory.
 
 As a program: ``python -m tests.stress.soak_daemon --socket S --data-dir D [--model M] [--adapters A ...] [--trace]``.
-It says "ready" on stdout when it serves, and exits with 0 at SIGTERM if all its books are clean then. Whenever it is
-idle its stats have an entry ``rest``: problems found, what the store holds, how many objects of each class of the
-project live. It comes after a garbage collection and malloc_trim, so that the process then is as large as what it holds
-on to.
+It prints "ready" when it serves, and exits with 0 at SIGTERM if all its books balance then. Whenever it is idle, its
+stats have an entry ``rest``: problems found, what the store holds, and how many objects of each class of llmaas exist.
+Before that it collects garbage and calls malloc_trim, so that the process is as large as what it holds.
 """
 
 from __future__ import annotations
@@ -40,7 +39,7 @@ ADAPTER_BYTES = 10_000
 
 
 class Unhurried(Asking):
-    """A step takes a moment, a long one longer."""
+    """Each step takes half a millisecond, and a hundredth of one for each token."""
 
     def __init__(self) -> None:
         super().__init__(CELLS, 8, end_rate=END_RATE, step_time=lambda tokens: 0.0005 + 0.00001 * tokens)
@@ -87,7 +86,7 @@ class Watched(Service):
 
 
 def _census() -> Counter[str]:
-    """How many objects of each class of the project live, and how much is in the containers that they hold."""
+    """How many objects of each class of llmaas exist, and how many items are in their containers."""
     found: Counter[str] = Counter()
     for o in gc.get_objects():
         if not str(type(o).__module__).startswith("llmaas") or isinstance(o, type):
@@ -106,7 +105,7 @@ _first: list[tracemalloc.Snapshot] = []
 
 
 def _traced() -> list[str]:
-    """Where memory has grown since the third look (what comes before is warming up)."""
+    """Where memory has grown since the third call (the first two are for warming up)."""
     if not tracemalloc.is_tracing():
         return []
     now = tracemalloc.take_snapshot().filter_traces([tracemalloc.Filter(False, tracemalloc.__file__)])

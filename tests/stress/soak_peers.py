@@ -1,4 +1,4 @@
-"""Who comes to the soaked daemon and is no good client: peers that talk nonsense, clients that are killed."""
+"""Bad clients of the soaked daemon: peers that send nonsense, and clients that are killed."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from tests.stress.soak_clients import LATE, Tally
 
 
 async def talk_nonsense(socket: Path, rng: random.Random, tally: Tally) -> None:
-    """One connection that says what it should not, reads for a moment, and goes. ``deaf`` ones do not read at all."""
+    """One connection that sends what no client would, reads for a moment, and closes. ``deaf`` ones do not read."""
     kind = rng.choice(["noise", "no hello", "half a frame", "too long a frame", "bad requests", "silent", "deaf"])
     reader, writer = await asyncio.open_unix_connection(str(socket))
     with contextlib.suppress(OSError):
@@ -91,7 +91,7 @@ with Client(Path(sys.argv[1]), app="victim") as client:
 
 
 async def be_killed(socket: Path, rng: random.Random, tally: Tally) -> None:
-    """A client in a process of its own, with calls under way when it is killed."""
+    """A client in a process of its own, which is killed while its calls run."""
     env = os.environ | {"PYTHONPATH": os.pathsep.join(p for p in [str(Path(__file__).parents[2]), *sys.path] if p)}
     process = await asyncio.create_subprocess_exec(
         sys.executable, "-c", VICTIM, str(socket), str(rng.random())[2:], stdout=asyncio.subprocess.PIPE, env=env
@@ -99,9 +99,9 @@ async def be_killed(socket: Path, rng: random.Random, tally: Tally) -> None:
     try:
         assert process.stdout is not None
         line = await asyncio.wait_for(process.stdout.readline(), LATE)
-        assert line == b"at work\n", f"a client in a process of its own did not come to work: {line!r}"
+        assert line == b"at work\n", f"the client did not start its calls: {line!r}"
         await asyncio.sleep(rng.uniform(0.0, 0.5))
-        assert process.returncode is None, "it has ended by itself"
+        assert process.returncode is None, "the client ended by itself"
     finally:
         with contextlib.suppress(ProcessLookupError):
             process.kill()

@@ -1,9 +1,9 @@
-"""kill -9 of a whole daemon at random moments: every acknowledged turn is there when it is back, and it goes on.
+"""kill -9 of a whole daemon at random moments: every acknowledged turn is there after a restart, and contexts go on.
 
-Four apps work on it at once, all on the fake engine, whose answers depend on every byte of KV; some kills come from
-outside at a random time, the others from inside, at every stage of the work in turn: a system call of the store (a
-swap-out's write, a compaction, a deletion), before and after a commit, while a chunk is measured, coded or coded anew.
-Four kills by default; as many as the environment variable LLMAAS_KILLS says, or 50 with the marker ``slow``.
+Four apps use the daemon at once. It has the fake engine, whose answers depend on every byte of KV. Some kills come from
+outside at a random time, the others from inside, at each stage of the work in turn: in a system call of the store (of a
+swap-out, a compaction, a deletion), before and after a commit, while a chunk is measured, coded or coded again. There
+are four kills by default, as many as the environment variable LLMAAS_KILLS says, or 50 with the marker ``slow``.
 """
 
 from __future__ import annotations
@@ -29,11 +29,13 @@ from llmaas.errors import NotServing
 from llmaas.kvchunks.store.store import Store
 from llmaas.records import ContextId
 from tests.stress.daemon_under_test import CELLS, END_RATE, SITES, STAGES, Victim, start
-from tests.support.oracle import App, Book, Oracle, adapter_files, book_of
+from tests.support.books import Book, book_of
+from tests.support.checked_app import App
+from tests.support.oracle import Oracle, adapter_files
 
 APPS = 4
 LONGEST = 20.0
-"""Seconds in which a kill from inside must have come."""
+"""Seconds within which a kill from inside must happen."""
 ORACLE = partial(Oracle, CELLS, end_rate=END_RATE)
 
 
@@ -42,9 +44,9 @@ class Tally:
     kills: int = 0
     acknowledged: int = 0
     interrupted: int = 0
-    """Operations whose reply the kill cut off,"""
+    """Operations that had no reply when the kill came."""
     done_all_the_same: int = 0
-    """and those of them that had reached the disk."""
+    """Those of them that were on disk."""
     from_disk: int = 0
     """Tokens that came back from the disk after the kills."""
     recomputed: int = 0
@@ -54,11 +56,11 @@ class Tally:
 def work(app: App, victim: Victim) -> None:
     with contextlib.suppress(NotServing), Client(victim.socket, app=app.name) as client:
         app.run(client, lambda: True)
-    victim.process.wait(LONGEST)  # it is gone because it was killed, not because it hung up
+    victim.process.wait(LONGEST)  # the connection ended because the daemon was killed
 
 
 def work_until_killed(apps: list[App], victim: Victim, delay: float | None) -> None:
-    """All apps at work; killed after ``delay`` seconds, or by itself (None)."""
+    """All apps use the daemon until it is killed after ``delay`` seconds, or, with None, kills itself."""
     with ThreadPoolExecutor(APPS) as pool:
         timer = threading.Timer(LONGEST if delay is None else delay, victim.process.kill)
         timer.start()
@@ -80,7 +82,7 @@ def stored(store: Store, app: App) -> dict[ContextId, Book]:
 
 
 def reconcile(app: App, found: dict[ContextId, Book], tally: Tally) -> None:
-    """What is stored is what was acknowledged; of the operation that was under way, all or nothing."""
+    """What is stored must be what was acknowledged; of the operation under way, all or nothing."""
     pending, app.pending = app.pending, None
     if pending is not None:
         tally.interrupted += 1
@@ -96,7 +98,7 @@ def reconcile(app: App, found: dict[ContextId, Book], tally: Tally) -> None:
 
 
 def go_on(apps: list[App], victim: Victim, tally: Tally) -> None:
-    """Every context is shown as it was left, and answers as one that was never killed."""
+    """Every context must be as it was left, and answer as if the daemon had never been killed."""
     for app in apps:
         with Client(victim.socket, app=app.name) as client:
             assert {info.id for info in client.contexts()} == app.books.keys()
@@ -128,7 +130,7 @@ def kill_again_and_again(root: Path, kills: int, seed: int) -> Tally:
         tally.kills += 1
         tally.sites.append(site)
 
-        shutil.copytree(data, copy)  # the daemon must find what the kill left, not what this store has swept
+        shutil.copytree(data, copy)  # opening a store cleans it up; the daemon must find what the kill left
         with Store(copy) as store:
             for app in apps:
                 reconcile(app, stored(store, app), tally)
@@ -141,7 +143,7 @@ def kill_again_and_again(root: Path, kills: int, seed: int) -> Tally:
             go_on(apps, survivor, tally)
         finally:
             code = survivor.end(signal.SIGTERM)
-        assert (code, survivor.said) == (0, [])  # at its end it looks into its books and its store
+        assert (code, survivor.said) == (0, [])  # the daemon checks its books and its store when it ends
     tally.acknowledged = sum(app.acknowledged for app in apps)
     return tally
 
@@ -166,7 +168,7 @@ def test_every_acknowledged_turn_survives_fifty_kills_of_the_daemon(tmp_path: Pa
     assert tally.done_all_the_same > 0, "no kill came between a commit and its reply"
 
 
-# -- the real thing
+# -- llmaas serve
 
 
 def start_real(root: Path) -> subprocess.Popen[bytes]:

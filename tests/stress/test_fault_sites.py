@@ -1,8 +1,9 @@
-"""One fault at each place where the service can meet one, one run per place: nothing is lost, and every call works when
-it is repeated.
+"""One fault at each place where the service can have one, in a run for each place.
+
+Nothing is lost, and every call works when it is repeated.
 
 The places are counted in a run without faults: every system call and every statement of the store that changes
-something. By default every twenty-third of them fails; all of them with the marker ``slow``.
+something. By default there is a run for every twenty-third place; with the marker ``slow`` for each.
 """
 
 from __future__ import annotations
@@ -26,12 +27,12 @@ from tests.support.service_house import APP, House, service_settings
 from tests.support.troubled_files import Trouble, TroubledFiles
 
 WIDE = Geometry(n_layer=4, k_dim=256, v_dim=256, head_dim_k=64, head_dim_v=64)
-"""So wide that a few dead chunks make a payload file worth rewriting."""
+"""So wide that a few dead chunks are reason enough to rewrite a payload file."""
 STRIDE = 23
 
 
 async def life(h: House, told: Callable[[Awaitable[Any]], Awaitable[Any]]) -> list[object]:
-    """All that a service does to its store, one thing after another; what is said."""
+    """Everything that a service does to its store, one thing after another; returns all replies."""
     said: list[object] = []
 
     async def do(what: Callable[[], Awaitable[Any]]) -> None:
@@ -44,7 +45,7 @@ async def life(h: House, told: Callable[[Awaitable[Any]], Awaitable[Any]]) -> li
     await do(lambda: answer(h, "a", "again"))
     await do(lambda: fork(h, "a", "c"))
     await do(lambda: answer(h, "b", "b is back"))
-    await do(lambda: cut(h, "b", 70))  # most of its file is dead: it is rewritten
+    await do(lambda: cut(h, "b", 70))  # most of its payload file is dead then: it is rewritten
     await do(lambda: answer(h, "c", "so is c"))
     await do(lambda: answer(h, "b", "and b"))
     await do(lambda: delete(h, "a"))
@@ -73,7 +74,7 @@ async def delete(h: House, name: str) -> None:
 
 
 class Once:
-    """Calls that may be refused once, by an error of this kind, and must then have changed nothing."""
+    """Runs a call. If it is refused by an error of this kind, it must have changed nothing, and is run again."""
 
     def __init__(self, h: House, wanted: type[MachineError]) -> None:
         self.h, self.wanted = h, wanted

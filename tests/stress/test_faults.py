@@ -1,11 +1,11 @@
-"""Nothing is ever lost: apps at work on a service whose disk, database, engine and clock fail at random, all the time.
+"""Apps use a service whose disk, database, engine and clock fail at random all the time, and nothing is lost.
 
-Every token is compared with an engine that never swaps and never fails; a call that is refused must have changed
-nothing; what was acknowledged is on the disk at every restart. A hundred faults by default. More, or others:
+Every token is compared with that of an engine that never swaps and never fails. A call that is refused must change
+nothing. What was acknowledged must be on disk at every restart. There are a hundred faults by default. For others,
 
     LLMAAS_FAULTS=1000 LLMAAS_FAULT_SEED=7 python -m pytest tests/stress/test_faults.py -s
 
-prints what was injected. A failure prints its seed.
+prints what was injected. A test that fails prints its seed.
 """
 
 from __future__ import annotations
@@ -29,7 +29,9 @@ from llmaas.records import NO_QUOTA, ContextId, Precision
 from llmaas.service.service import Service
 from tests.stress.daemon_under_test import GEOMETRY
 from tests.stress.faults import Dice, FaultyEngine, FaultyFiles, JumpyClock, rot
-from tests.support.oracle import App, Book, Oracle, book_of
+from tests.support.books import Book, book_of
+from tests.support.checked_app import App
+from tests.support.oracle import Oracle
 from tests.support.service_house import service_settings
 
 APPS = 3
@@ -39,7 +41,7 @@ CALLS = 25
 """Calls of each app between two restarts."""
 RATE = 0.012
 EXACT, CODED, SHARED = Precision(16, 16), Precision(4, 4), 6.0
-"""Bits: all kept, the fewest at which the made-up model still says the same, and shared out by what is measured."""
+"""Bits: exact, the fewest with which the fake engine still answers the same, and given by measured sensitivity."""
 MACHINE = (DiskFull, StoreFailed, EngineFailed)
 
 
@@ -50,7 +52,7 @@ class Tally:
     refused: Counter[str] = field(default_factory=Counter)
     rounds: int = 0
     seen: Counter[str] = field(default_factory=Counter)
-    """What the planner counted."""
+    """The planner's counters, summed over rounds."""
 
     def __str__(self) -> str:
         kinds = "\n".join(f"  {n:5d}  {kind}" for kind, n in sorted(self.injected.items()))
@@ -61,7 +63,7 @@ class Tally:
 
 
 class Stubborn(App):
-    """An app that goes on after a refusal, having seen that it changed nothing."""
+    """An app that goes on after a refused call, once it has checked that the call changed nothing."""
 
     refused: Counter[str]
 
@@ -90,7 +92,7 @@ class Stubborn(App):
 
 @dataclass
 class Round:
-    """One life of the service, from opening to closing."""
+    """One run of the service, from opening to closing its store."""
 
     root: Path
     dice: Dice
@@ -112,7 +114,7 @@ class Round:
                 self.dice.on = False
                 with ThreadPoolExecutor(1) as worker:
                     await asyncio.wrap_future(worker.submit(self._goes_on))
-            self.dice.on = self.rng.random() < 0.5  # its last writes may fail too
+            self.dice.on = self.rng.random() < 0.5  # its last writes may fail, too
             await service.stop()
             self.dice.on = False
             assert service.check() == []
@@ -148,7 +150,7 @@ class Round:
                         self.rng.choice([150_000, 1_200_000, 5_000_000]), self.rng.choice([400_000, NO_QUOTA])
                     )
                 if self.rng.random() < 0.3:
-                    with suppress(FileNotFoundError):  # a discard was quicker
+                    with suppress(FileNotFoundError):  # the store has just deleted it
                         rot(self.root / "data" / "payload", self.rng, self.dice.injected)
             for future in work:
                 future.result()
@@ -158,7 +160,7 @@ class Round:
             app.try_some(client, CALLS)
 
     def _goes_on(self) -> None:
-        """With everything in order again, every context answers, and is what its app believes."""
+        """Without faults every context answers, and is what its app expects."""
         for app in self.apps:
             with Client(self.root / "s", app=app.name) as client:
                 app.say_everywhere(client)
@@ -166,7 +168,7 @@ class Round:
                     app.compare(client, id, book)
 
     def _look_over(self, store: Store) -> None:
-        """Conversations are as acknowledged; what is wrong with chunks can be mended."""
+        """Conversations are as acknowledged; what is wrong with chunks can be repaired."""
         found = store.check(repair=True)
         assert not [p for p in found.problems if "context" in p or "index" in p], found.problems
         assert store.check().problems == ()

@@ -1,4 +1,4 @@
-"""A real model over a disk that fails at random: it says what it says over one that does not."""
+"""A real model over a disk that fails at random answers as it does over a disk that does not."""
 
 from __future__ import annotations
 
@@ -19,11 +19,11 @@ from tests.support.service_house import APP, House, service_settings
 NAMES, TURNS = "abc", 3
 TOPICS = {"a": "the sea", "b": "a mountain railway", "c": "bread"}
 POOL = 3 << 20
-"""About two exact chunks of SmolLM2-135M: the others must come from the disk."""
+"""About two exact chunks of SmolLM2-135M: the other chunks must come from the disk."""
 
 
 def talk(root: Path, model: Path, dice: Dice) -> tuple[list[str], dict[str, int]]:
-    """Three conversations in turns, none of which finds the others' cells free; what is said."""
+    """Three conversations by turns, with cells for one of them; returns the answers and the planner's counters."""
 
     async def run() -> tuple[list[str], dict[str, int]]:
         thread = EngineThread(lambda: LlamaEngine(model, n_cells=512, n_seqs=4, n_threads=1))
@@ -60,6 +60,7 @@ def talk(root: Path, model: Path, dice: Dice) -> tuple[list[str], dict[str, int]
 
 
 async def insist(h: House, name: str, text: str) -> str:
+    """The answer, after as many attempts as it takes."""
     while True:
         with suppress(MachineError):
             return (await h.say(name, text, 10))[0]

@@ -1,7 +1,7 @@
-"""kill -9 at every statement of every migration: the old store or the new one, with all its tokens, and never between.
+"""kill -9 at every statement of every migration: then the store is the old one or the new one, with all its tokens.
 
-Run as a program this file is the victim: it opens copies of a store of an older version, each in a child that is killed
-before its n-th statement, until one lives through it.
+As a program this file is the victim: it opens copies of a store of an older version, each in a child process that is
+killed before its n-th statement, until one child gets to the end.
 """
 
 from __future__ import annotations

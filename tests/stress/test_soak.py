@@ -1,4 +1,4 @@
-"""A minute of the soak (``soak.py``), on the fake engine: the long run is a command of its own, see CONTRIBUTING.md."""
+"""A minute of the soak (``soak.py``) on the fake engine; CONTRIBUTING.md has the command for longer ones."""
 
 from __future__ import annotations
 

@@ -1,8 +1,8 @@
-"""kill -9 at random moments: what the store acknowledged is there when it opens again.
+"""kill -9 at random moments: what the store acknowledged is there when it is opened again.
 
-Run as a program this file is the victim: two threads work on one store and report on stdout what they are about to
-do and what was acknowledged. The parent kills it, opens the store and compares it with the reports. Five kills by
-default; as many as the environment variable LLMAAS_KILLS says, or 50 with the marker ``slow``.
+As a program this file is the victim: two threads use one store and report on stdout what they are about to do and what
+was acknowledged. The parent kills it, opens the store and compares it with the reports. There are five kills by
+default, as many as the environment variable LLMAAS_KILLS says, or 50 with the marker ``slow``.
 """
 
 from __future__ import annotations
@@ -33,7 +33,7 @@ def key(worker: int, i: int) -> ChunkKey:
 
 
 def data(worker: int, i: int, version: int) -> bytes:
-    """5 to 300 KB that only this version of this chunk has."""
+    """5 to 300 KB that no other version of this chunk has."""
     rng = random.Random(f"{worker}.{i}.{version}")
     return rng.randbytes(rng.choice([5_000, 50_000, 300_000]))
 
@@ -57,7 +57,7 @@ class Worker:
         self.held = {i for i in range(KEYS) if key(number, i) in held}
 
     def say(self, **what: Any) -> None:
-        os.write(1, (json.dumps({"worker": self.number} | what) + "\n").encode())  # under PIPE_BUF: one piece
+        os.write(1, (json.dumps({"worker": self.number} | what) + "\n").encode())  # under PIPE_BUF: never in parts
 
     def run(self) -> None:
         calls = (
@@ -153,7 +153,7 @@ def victim(root: Path, seed: int) -> None:
 
 
 class Model:
-    """What one worker's acknowledged operations have made of its contexts and chunks."""
+    """The contexts and chunks of one worker after its acknowledged operations."""
 
     def __init__(self) -> None:
         self.contexts: dict[str, list[int]] = {}
@@ -191,7 +191,7 @@ class Model:
 
 
 def run_and_kill(root: Path, seed: int, delay: float) -> list[list[dict[str, Any]]]:
-    """Each worker's reports, up to the kill ``delay`` seconds after the first."""
+    """Each worker's reports until the kill, which comes ``delay`` seconds after the first report."""
     env = os.environ | {"PYTHONPATH": os.pathsep.join(p for p in sys.path if p)}
     command = [sys.executable, __file__, str(root), str(seed)]
     with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, env=env) as child:
@@ -219,7 +219,7 @@ def kill_again_and_again(root: Path, kills: int, seed: int) -> None:
                 for op, _ in zip(said[::2], said[1::2], strict=False):
                     models[worker] = models[worker].apply(op)
                 acknowledged += len(said) // 2
-                if len(said) % 2:  # under way when the kill came: all of it or nothing
+                if len(said) % 2:  # this operation was under way: all of it or nothing
                     interrupted += 1
                     whole = models[worker].apply(said[-1])
                     if whole.matches(worker, store):

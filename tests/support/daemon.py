@@ -1,6 +1,7 @@
-"""A whole daemon on the fake engine, on a real Unix socket, and apps at work on it while a test misbehaves.
+"""A whole daemon on the fake engine, on a real Unix socket, and apps that use it while a test does harm.
 
-At the end of ``serving`` the daemon must be at rest with clean books and a clean store, whatever was done to it.
+Whatever the test did to it, at the end of ``serving`` the daemon must be idle, its books must balance, and its store
+must be sound.
 """
 
 from __future__ import annotations
@@ -33,21 +34,26 @@ from llmaas.errors import LlmaasError
 from llmaas.kvchunks.store.store import Store
 from llmaas.records import Message, Precision
 from llmaas.service.service import Service
-from tests.support.oracle import App, Book, Oracle, adapter_files
+from tests.support.books import Book
+from tests.support.checked_app import App
+from tests.support.oracle import Oracle, adapter_files
 from tests.support.service_house import service_settings
 
 CELLS = 1024
 HELLO = [Message("user", "hello")]
 LONG = "It was the best of times, it was the worst of times, it was the age of wisdom. "
 SOON = 10.0
+"""Seconds within which everything must happen, even on a busy machine."""
 
 
-# The made-up model says the same over coded KV as over its own, down to 4 bits.
+# The fake engine answers the same over coded KV as over exact KV, down to 4 bits.
 _SETTINGS: dict[str, Any] = {"pool_bytes": 1 << 20, "prefill_slice": 64, "bits": Precision(4, 4)}
 
 
 @dataclass(frozen=True)
 class Daemon:
+    """A running daemon and its parts."""
+
     socket: Path
     service: Service
     store: Store
@@ -60,20 +66,22 @@ class Daemon:
         return _connected(self.socket, app, admin)
 
     def app(self, name: str, seed: int = 0, **options: Any) -> App:
+        """An app whose oracle is set up as this daemon is."""
         limit = self.service.planner_settings.ctx_limit
         oracle = partial(Oracle, limit, end_rate=self.end_rate, adapters=self.adapters)
         return App(name, seed, oracle, adapters=tuple(self.adapters), **options)
 
     async def until_idle(self) -> None:
-        """No request and no swap-out left, soon."""
+        """Return when no request is active and nothing is left to swap out; it must be soon."""
         await asyncio.wait_for(self.service.wait_idle(), SOON)
         late = time.monotonic() + SOON
-        while active(self.service.stats()):  # a call leaves the table in a later turn of the loop
+        while active(self.service.stats()):  # the event loop removes a call from the table later
             assert time.monotonic() < late, self.service.stats()
             await asyncio.sleep(0.005)
 
 
 def active(stats: dict[str, Any]) -> int:
+    """Requests that wait or run."""
     return int(stats["requests"]["active"])
 
 
@@ -122,7 +130,7 @@ async def serving(
 
 @asynccontextmanager
 async def company(daemon: Daemon, n: int = 2, least: int = 5) -> AsyncIterator[list[App]]:
-    """``n`` apps that work on the daemon all the while, and get what they must."""
+    """``n`` apps that use the daemon during the block; all their replies must be right, at least ``least`` each."""
     stop = threading.Event()
     apps = [daemon.app(f"bystander-{i}", seed=i) for i in range(n)]
     with ThreadPoolExecutor(n) as pool:
@@ -145,19 +153,20 @@ def _work(socket: Path, app: App, stop: threading.Event, least: int) -> None:
 
 @asynccontextmanager
 async def busy_daemon(root: Path, **options: Any) -> AsyncIterator[Daemon]:
-    """A daemon with two other apps at work on it."""
+    """A daemon that two apps use during the block."""
     async with serving(root, **options) as daemon, company(daemon):
         yield daemon
 
 
 async def ask(client: AsyncClient, context: str, text: str = "hello", n: int = 8) -> str:
+    """The answer to a user's message."""
     stream = client.generate(context, [Message("user", text)], max_tokens=n)
     await stream.done()
     return stream.text
 
 
 def answer_to(*texts: str, n: int = 8) -> str:
-    """What a context that was asked these one after the other says to the last."""
+    """The answer of a fresh context to the last of these messages, asked one after another."""
     oracle, book, answer = Oracle(CELLS), Book(""), ""
     for text in texts:
         expected = oracle.generate(book, [Message("user", text)], None, Generation(n))
@@ -167,14 +176,14 @@ def answer_to(*texts: str, n: int = 8) -> str:
 
 
 def counts(daemon: Daemon) -> dict[str, int]:
-    """The planner's tally."""
+    """The planner's counters."""
     found = daemon.service.stats()["counts"]
     assert isinstance(found, dict)
     return found
 
 
 class Peer:
-    """A raw connection, for what no client of ours would send."""
+    """A raw connection, to send what no client would send."""
 
     def __init__(self, socket: Path) -> None:
         self.sock = sockets.socket(sockets.AF_UNIX)
@@ -201,6 +210,7 @@ class Peer:
         return self._frames.pop(0)
 
     def hung_up(self) -> bool:
+        """Whether the daemon has closed the connection. It must not have sent a frame."""
         try:
             self.receive()
         except ConnectionError:
@@ -216,9 +226,9 @@ class Peer:
 
 @contextmanager
 def told(code: str, *words: str) -> Iterator[list[LlmaasError]]:
-    """The block must raise the error of this code, with these words in its message and a hint that says what to do.
+    """The block must raise the error with this code, these words in its message, and a hint that says what to do.
 
-    The error is in the list when the block has ended.
+    The error is in the list afterwards.
     """
     caught: list[LlmaasError] = []
     try:
