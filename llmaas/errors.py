@@ -188,7 +188,7 @@ class ModelMismatch(MachineError):
     """The context's token ids belong to another tokenizer than the running model's."""
 
     code = "model_mismatch"
-    hint = "Serve the model that made this context, or create a new context."
+    hint = "Take the conversation over with 'llmaas ctx migrate', or serve the model that made it."
 
 
 class AdapterUnreadable(MachineError):

@@ -173,6 +173,8 @@ class ModelInfo:
     size_bytes: int
     chunkable: bool = True
     note: str = ""
+    former_vocab: str = ""
+    """What versions before called this ``vocab``: contexts that have it are of this tokenizer. "" if the same."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -49,6 +49,8 @@ class Backend(Protocol):
         self, app: AppId, context: str, *, n_tokens: int | None, n_messages: int | None
     ) -> ContextInfo: ...
 
+    async def migrate(self, app: AppId | None, context: str) -> ContextInfo: ...
+
     def hint(self, app: AppId, context: str) -> None:
         """The context will be used soon: it may be brought back now. Returns at once."""
 
@@ -90,6 +92,8 @@ def task_of(backend: Backend, caller: Caller, request: msg.TaskRequest) -> Calla
             return functools.partial(backend.truncate, caller.app, context, n_tokens=n_tokens, n_messages=n_messages)
         case msg.Delete(context, everyone):
             return functools.partial(backend.delete, caller.owner(everyone), context)
+        case msg.Migrate(context, everyone):
+            return functools.partial(backend.migrate, caller.owner(everyone), context)
         case msg.AdapterAdd(new, path):
             caller.require_operator("adapters are")
             return functools.partial(backend.adapters.add, new, path)

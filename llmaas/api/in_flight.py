@@ -114,7 +114,15 @@ class InFlight:
             case msg.Prioritize(target, priority):
                 self._backend.prioritize(self._call(target, "given a priority"), priority)
                 self._done(request_id, None)
-            case msg.Create() | msg.Fork() | msg.Truncate() | msg.Delete() | msg.AdapterAdd() | msg.AdapterRemove():
+            case (
+                msg.Create()
+                | msg.Fork()
+                | msg.Truncate()
+                | msg.Migrate()
+                | msg.Delete()
+                | msg.AdapterAdd()
+                | msg.AdapterRemove()
+            ):
                 self._spawn(request_id, msg.op_of(request), task_of(self._backend, self._caller, request))
             case _:
                 self._done(request_id, answer(self._backend, self._caller, request))

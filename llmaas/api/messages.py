@@ -181,6 +181,14 @@ class Delete:
 
 
 @dataclass(frozen=True, slots=True)
+class Migrate:
+    """Tokenize a context of another model anew, for the one that is served."""
+
+    context: str
+    everyone: bool = False
+
+
+@dataclass(frozen=True, slots=True)
 class Cancel:
     """End a request of this connection; ``request`` is its id."""
 
@@ -256,7 +264,7 @@ CallRequest = Append | Generate
 """What runs on the model, and may be cancelled."""
 ControlRequest = Cancel | Prioritize
 """About a running CallRequest of the same connection."""
-TaskRequest = Create | Fork | Truncate | Delete | AdapterAdd | AdapterRemove
+TaskRequest = Create | Fork | Truncate | Migrate | Delete | AdapterAdd | AdapterRemove
 """What takes time, and ends by itself."""
 QuickRequest = ListContexts | Show | Hint | Limit | Stats | Budget | ListAdapters | Ping
 """What is answered at once."""
@@ -271,6 +279,7 @@ OPERATIONS: dict[str, type[Request]] = {
     "list": ListContexts,
     "show": Show,
     "hint": Hint,
+    "migrate": Migrate,
     "delete": Delete,
     "cancel": Cancel,
     "prioritize": Prioritize,

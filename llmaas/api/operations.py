@@ -99,6 +99,15 @@ def truncate(context: str, *, n_tokens: int | None = None, n_messages: int | Non
     return Operation(checked(msg.Truncate, context, n_tokens, n_messages), record(ContextInfo))
 
 
+def migrate(context: str, *, everyone: bool = False) -> Operation[ContextInfo]:
+    """Take a conversation of another model over to the one that is served: it is tokenized anew, by this model's chat
+    template. A context that is usable stays as it is.
+
+    Raises ModelMismatch if a part of it is not stored as text, and ContextTooLong; then it is as it was.
+    """
+    return Operation(msg.Migrate(context, everyone), record(ContextInfo))
+
+
 def contexts(everyone: bool = False) -> Operation[list[ContextInfo]]:
     """List the app's contexts; with ``everyone`` those of every app, for the operator (``admin``)."""
     return Operation(msg.ListContexts(everyone), records(ContextInfo))
@@ -192,6 +201,7 @@ class BlockingOperations(BlockingAsker):
     append = blocking(append)
     fork = blocking(fork)
     truncate = blocking(truncate)
+    migrate = blocking(migrate)
     contexts = blocking(contexts)
     show = blocking(show)
     hint = blocking(hint)
@@ -212,6 +222,7 @@ class AsyncOperations(AsyncAsker):
     append = awaitable(append)
     fork = awaitable(fork)
     truncate = awaitable(truncate)
+    migrate = awaitable(migrate)
     contexts = awaitable(contexts)
     show = awaitable(show)
     hint = awaitable(hint)

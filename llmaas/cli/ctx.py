@@ -1,4 +1,4 @@
-"""``llmaas ctx``: list, show, copy, cut and delete contexts.
+"""``llmaas ctx``: list, show, copy, cut, take over and delete contexts.
 
 Law: speaks to the daemon only; it never opens the store.
 """
@@ -11,8 +11,9 @@ from typing import TYPE_CHECKING, Any, TextIO
 
 from llmaas.cli.contexts import meant
 from llmaas.cli.options import add_actions, connected
-from llmaas.cli.out import bold, human_age, print_json, printable, table
+from llmaas.cli.out import bold, human_age, print_error, print_json, printable, table
 from llmaas.clock import RealClock
+from llmaas.errors import BadRequest, CallerError, MachineError
 
 if TYPE_CHECKING:
     from llmaas.api.client import Client
@@ -25,6 +26,8 @@ examples:
   llmaas ctx show notes                 the conversation
   llmaas ctx fork notes notes-2         a copy that shares its chunks
   llmaas ctx truncate notes --messages 4    back to the first four messages
+  llmaas ctx migrate notes              another model made it: take the conversation over to this one
+  llmaas ctx migrate --all --everyone   the same for all contexts of all apps, after a change of model
   llmaas ctx hint notes                 it will be used soon: bring it back to the engine now
   llmaas ctx rm notes scratch           delete two, for good
 
@@ -45,7 +48,10 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     show.add_argument("--json", action="store_true", help="print JSON")
     rm = action("rm", _rm, "delete contexts and their chunks, for good")
     rm.add_argument("context", nargs="+")
-    for sub in (ls, show, rm):
+    migrate = action("migrate", _migrate, "take conversations of another model over to the one that is served")
+    migrate.add_argument("context", nargs="*")
+    migrate.add_argument("--all", action="store_true", help="all contexts that another tokenizer made")
+    for sub in (ls, show, migrate, rm):
         sub.add_argument("--everyone", action="store_true", help="of all apps; only for the user who runs the daemon")
     fork = action("fork", _fork, "copy a context under a new name; the copy shares its chunks")
     fork.add_argument("context")
@@ -121,6 +127,29 @@ def _show(client: Client, args: argparse.Namespace) -> int:
     for message in detail.messages:
         print(f"\n{bold(printable(message.role), sys.stdout)}\n{printable(message.content, keep=chr(10))}")
     return 0
+
+
+def _migrate(client: Client, args: argparse.Namespace) -> int:
+    """One context that cannot be taken over keeps none of the others from it."""
+    if args.all == bool(args.context):
+        raise BadRequest(
+            "name the contexts to take over, or give --all", hint="'llmaas ctx migrate --help' has examples."
+        )
+    contexts = client.contexts(everyone=args.everyone)
+    wanted = [c for c in contexts if not c.usable] if args.all else [meant(word, contexts) for word in args.context]
+    code = 0
+    for info in wanted:
+        try:
+            now = client.migrate(info.id, everyone=args.everyone)
+        except (MachineError, CallerError) as error:
+            print_error(f"{printable(info.name)}: {error.message}", error.hint)
+            code = 1
+        else:
+            done = "is of this tokenizer already" if info.usable else "was taken over"
+            print(f"{printable(now.name)} {done}: {now.n_tokens} tokens")
+    if not wanted:
+        print("Every context is of the served model's tokenizer.")
+    return code
 
 
 def _rm(client: Client, args: argparse.Namespace) -> int:

@@ -5,9 +5,14 @@ Law: a change is in the store before it is in memory, and in both before the rep
 
 from __future__ import annotations
 
+import logging
+from collections.abc import Sequence
+from dataclasses import replace
+from functools import partial
+
 from llmaas.calls import Turn
-from llmaas.errors import BadRequest, ContextExists, ModelMismatch
-from llmaas.kvchunks.store.store import ContextRow
+from llmaas.errors import BadRequest, ContextExists, MachineError, ModelMismatch
+from llmaas.kvchunks.store.store import ContextRow, ModelName
 from llmaas.planner.events import ChunksFound, ContextClosed, ContextOpened
 from llmaas.records import AppId, ContextDetail, ContextInfo, Message
 from llmaas.service.directory import looks_like_id, new_id
@@ -15,7 +20,10 @@ from llmaas.service.interpreter import Interpreter
 from llmaas.service.live_context import LiveContext, publish_kv, total_tokens
 from llmaas.service.parts import ServiceParts
 from llmaas.service.refusals import refuse_if_deleted, refuse_if_too_long
+from llmaas.service.retokenize import retokenized
 from llmaas.service.turn_spans import turn_spans
+
+log = logging.getLogger(__name__)
 
 
 class Contexts:
@@ -31,7 +39,7 @@ class Contexts:
     async def open_stored(self) -> int:
         """Open every context of the store; how many chunks there are on DISK. Raises StoreFailed."""
         chunks = await self._store_thread.run("", lambda: {chunk.key: chunk for chunk in self._store.chunks()})
-        rows = await self._store_thread.run("", self._store.contexts)
+        rows = await self._renamed(await self._store_thread.run("", self._store.contexts))
         for row in sorted(rows, key=lambda row: row.last_used):  # the disk quota counts contexts as used in this order
             live = self._live(row)
             live.add_spans(await self._store_thread.run("", self._store.spans, row.id))
@@ -39,6 +47,20 @@ class Contexts:
             self._open(live)
         self._dispatch(ChunksFound(tuple((chunk.key, chunk.nbytes, chunk.meta) for chunk in chunks.values())))
         return len(chunks)
+
+    async def _renamed(self, rows: Sequence[ContextRow]) -> Sequence[ContextRow]:
+        """The rows, where those that name the model's tokenizer as former versions did name it as this one does.
+
+        The store is changed at once: the former name is that of this very file, and does not outlive its repair.
+        """
+        former, vocab = self._engine.info.former_vocab, self._engine.info.vocab
+        if not any(row.vocab == former for row in rows):
+            return rows
+        try:
+            await self._store_thread.run("", self._store.rename_vocab, former, vocab)
+        except MachineError as error:
+            log.warning("contexts keep the former name of the tokenizer for now: %s", error.message)
+        return [replace(row, vocab=vocab) if row.vocab == former else row for row in rows]
 
     async def create(self, app: AppId, name: str | None, system: str | None, adapter: str) -> ContextInfo:
         """See ``Service.create``."""
@@ -71,7 +93,7 @@ class Contexts:
 
     async def truncate(self, app: AppId, context: str, n_tokens: int | None, n_messages: int | None) -> ContextInfo:
         """See ``Service.truncate``."""
-        live = self.find_usable(app, context)
+        live = self.find(app, context)
         async with live.lock:
             refuse_if_deleted(live)
             keep = _n_kept(live, n_tokens, n_messages)
@@ -80,6 +102,28 @@ class Contexts:
             live.last_used, live.used = now, self._clock.now()
             publish_kv(live, min(live.n_kv, keep), self._dispatch)
         return self.info(live)
+
+    async def migrate(self, app: AppId | None, context: str) -> ContextInfo:
+        """See ``Service.migrate``."""
+        live = self.find(app, context)
+        async with live.lock:
+            refuse_if_deleted(live)
+            if not live.usable:
+                await self._migrate(live)
+        return self.info(live)
+
+    async def _migrate(self, live: LiveContext) -> None:
+        row, now = live.row, ModelName(self._engine.info.name, self._engine.info.vocab)
+        old = await self._store_thread.run(row.app, self._store.spans, live.id)
+        new = await self._slow_thread.run(row.app, retokenized, self._engine, row, old)
+        refuse_if_too_long(total_tokens(new), self._ctx_limit)
+        n_old, used = len(live.tokens), live.last_used
+        write = partial(self._store.rewrite, live.id, new, expect=n_old, now=used, model=now)
+        await self._store_thread.run(row.app, write)
+        publish_kv(live, 0, self._dispatch)
+        live.row = replace(row, model=now.model, vocab=now.vocab)
+        live.usable = True
+        live.replace_spans(new)
 
     async def delete(self, live: LiveContext) -> None:
         """Delete the context and the chunks that no other contains."""

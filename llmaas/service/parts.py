@@ -31,7 +31,7 @@ class ServiceParts:
     store_thread: FairThread
     """Reads and writes the store's index, in turn for the apps."""
     slow_thread: FairThread
-    """What may take long and must not wait for others, nor others for it: deleting contexts, closing the workers."""
+    """What may take long and must not wait for others, nor others for it: deleting contexts, tokenizing them anew."""
     codec: Codec
     adapters: AdapterRegistry
     host: HostShare

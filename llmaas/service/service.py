@@ -137,6 +137,12 @@ class Service:
         self._refuse_if_closing()
         return await self._contexts.truncate(app, context, n_tokens, n_messages)
 
+    async def migrate(self, app: AppId | None, context: str) -> ContextInfo:
+        """Tokenize a conversation that another model's tokenizer made anew, for this model; one of this tokenizer stays
+        as it is. Raises ModelMismatch if a part of it is not stored as text, ContextTooLong."""
+        self._refuse_if_closing()
+        return await self._contexts.migrate(app, context)
+
     async def delete(self, app: AppId | None, context: str) -> None:
         """Delete the context and its chunks. A call that runs on it is cancelled."""
         live = self._contexts.find(app, context)

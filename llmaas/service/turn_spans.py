@@ -22,7 +22,7 @@ def turn_spans(engine: Engine, live: LiveContext, turn: Turn, *, answer: bool) -
     """
     if turn.prompt is not None:
         tokens = engine.tokenize(turn.prompt, special=True, bos=not live.tokens)
-        return [Span(tuple(tokens))] if tokens else []
+        return [Span(tuple(tokens), text=turn.prompt)] if tokens else []
     if not turn.messages and not live.marks:
         return []
     opens_answer = answer and bool(turn.messages or not live.open)

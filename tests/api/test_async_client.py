@@ -43,6 +43,7 @@ async def test_async_every_operation(path: Path) -> None:
         assert backend.terms[-1] == terms
         assert (await client.limit("0/mail", 7.5))["apps"] == {"0/mail": 7.5}
         assert (await client.truncate("copy", n_tokens=0)).name == "copy"
+        assert (await client.migrate("copy")).name == "copy"
         await client.delete("copy")
         await client.delete(info.id, everyone=True)
         assert await client.contexts() == []

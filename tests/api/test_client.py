@@ -38,6 +38,7 @@ def test_sync_every_operation(path: Path) -> None:
         assert client.show("inbox").messages == (Message("system", "Be brief."),)
         assert client.fork("inbox", name="copy").name == "copy"
         assert client.truncate("copy", n_messages=0).name == "copy"
+        assert client.migrate("copy", everyone=True).name == "copy"
         client.delete("copy")
         assert client.append("inbox", [Message("user", "count 0")]).n_tokens == 9
         assert client.stats()["requests"] == 3

@@ -83,6 +83,7 @@ BY_OPERATION: dict[type[msg.Request], st.SearchStrategy[msg.Request]] = {
     msg.ListContexts: st.builds(msg.ListContexts, st.booleans()),
     msg.Show: st.builds(msg.Show, TEXT, st.booleans()),
     msg.Hint: st.builds(msg.Hint, TEXT),
+    msg.Migrate: st.builds(msg.Migrate, TEXT, st.booleans()),
     msg.Delete: st.builds(msg.Delete, TEXT, st.booleans()),
     msg.Cancel: st.builds(msg.Cancel, COUNT),
     msg.Prioritize: st.builds(msg.Prioritize, COUNT, st.integers(0, 9)),

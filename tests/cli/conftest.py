@@ -49,6 +49,8 @@ class Daemon:
 
     root: Path
     process: subprocess.Popen[str] | None = None
+    more: tuple[str, ...] = ()
+    """Flags."""
 
     @property
     def socket(self) -> Path:
@@ -66,7 +68,7 @@ class Daemon:
         flags = ["--socket", str(self.socket), "--data-dir", str(self.data_dir), "--cells", "2048"]
         with (self.root / "log").open("a") as log:
             self.process = subprocess.Popen(
-                [*COMMAND, "serve", *flags], env=clean_environ(self.root), stderr=log, text=True
+                [*COMMAND, "serve", *flags, *self.more], env=clean_environ(self.root), stderr=log, text=True
             )
         late = time.monotonic() + START_S
         while not self.socket.exists():

@@ -117,6 +117,38 @@ async def test_a_context_of_another_tokenizer_is_kept_but_not_used(tmp_path: Pat
 
 
 @on_a_loop
+async def test_contexts_with_the_tokenizers_former_name_are_used_and_renamed(tmp_path: Path) -> None:
+    async with house(tmp_path, engine={"vocab": "by version 0.1"}) as h:
+        await h.service.create(APP, name="x", system=None)
+        _, first = await h.say("x", TEXT, 3)
+    async with house(tmp_path, engine={"vocab": "texts", "former_vocab": "by version 0.1"}) as h:
+        _, done = await h.say("x", "hi", 3)
+        assert done.n_tokens > first.n_tokens and not done.switch.recomputed, "same weights: not even its KV is lost"
+    async with house(tmp_path, engine={"vocab": "texts", "former_vocab": "of a repaired file"}) as h:
+        await h.say("x", "hi", 3)
+
+
+@on_a_loop
+async def test_contexts_with_the_former_name_are_used_when_the_disk_is_too_full_to_rename_them(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    async with house(tmp_path, engine={"vocab": "before"}) as h:
+        await h.service.create(APP, name="x", system=None)
+
+    def full(*_: object) -> int:
+        raise errors.DiskFull("no room")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(Store, "rename_vocab", full)
+        async with house(tmp_path, engine={"vocab": "now", "former_vocab": "before"}) as h:
+            await h.say("x", "hi", 3)
+    async with house(tmp_path, engine={"vocab": "now", "former_vocab": "before"}) as h:
+        await h.say("x", "hi", 3)
+    async with house(tmp_path, engine={"vocab": "now"}) as h:
+        await h.say("x", "hi", 3)
+
+
+@on_a_loop
 async def test_unnamed_contexts_get_names_of_their_own_even_at_the_same_time(tmp_path: Path) -> None:
     async with house(tmp_path) as h:
         made = await asyncio.gather(*(h.service.create(APP, name=None, system=None) for _ in range(5)))

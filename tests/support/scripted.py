@@ -73,6 +73,9 @@ class ScriptedBackend:
     async def truncate(self, app: AppId, context: str, *, n_tokens: int | None, n_messages: int | None) -> ContextInfo:
         return self._find(app, context).info
 
+    async def migrate(self, app: AppId | None, context: str) -> ContextInfo:
+        return self._find(app, context).info
+
     def hint(self, app: AppId, context: str) -> None:
         self.hints.append(self._find(app, context).info.id)
 

@@ -47,11 +47,14 @@ class FakeEngine:
         name: str = "fake",
         fingerprint: str = "fake-weights",
         vocab: str = "fake-bytes",
+        former_vocab: str = "",
         max_batch: int = 512,
         end_rate: float = 0.0,
         step_time: Callable[[int], float] = lambda tokens: 0.0,
     ) -> None:
-        self._info = ModelInfo(name, fingerprint, vocab, geometry, n_cells, fake_text.N_VOCAB, size_bytes=0)
+        self._info = ModelInfo(
+            name, fingerprint, vocab, geometry, n_cells, fake_text.N_VOCAB, size_bytes=0, former_vocab=former_vocab
+        )
         self._max_batch, self._step_time = max_batch, step_time
         self._rows = RowCode(geometry)
         self._sequences = FakeSequences(n_cells, n_seqs)

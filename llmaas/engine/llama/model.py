@@ -148,11 +148,20 @@ class LlamaModel:
         return hasher.hexdigest()
 
     def vocab_fingerprint(self) -> str:
-        """A hash of the tokenizer's kind, its special tokens and the text of every token: 32 hex digits."""
-        vocab, text = self.vocab, C.llama_vocab_get_text
-        hasher = hashlib.blake2b(digest_size=16)
+        """A hash of the tokenizer's kind and the text of every token: 32 hex digits.
+
+        Token ids mean the same wherever it is the same. Start and end token are not part of it: these are what is
+        repaired when a model file is published again, and the conversations of before must go on.
+        """
+        return self._vocab_hash((C.llama_vocab_type(self.vocab),))
+
+    def former_vocab_fingerprint(self) -> str:
+        """The same as version 0.1 made it, which also held the start token, whether it is wanted, and the end token."""
+        vocab = self.vocab
         starts = self._start is not None
-        kind = (C.llama_vocab_type(vocab), C.llama_vocab_bos(vocab), starts, C.llama_vocab_eos(vocab))
-        hasher.update(repr(kind).encode())
-        hasher.update(b"\x00".join([text(vocab, token) for token in range(self.n_vocab)]))
+        return self._vocab_hash((C.llama_vocab_type(vocab), C.llama_vocab_bos(vocab), starts, C.llama_vocab_eos(vocab)))
+
+    def _vocab_hash(self, kind: tuple[int, ...]) -> str:
+        hasher = hashlib.blake2b(repr(kind).encode(), digest_size=16)
+        hasher.update(b"\x00".join([C.llama_vocab_get_text(self.vocab, token) for token in range(self.n_vocab)]))
         return hasher.hexdigest()

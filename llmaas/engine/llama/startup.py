@@ -56,6 +56,7 @@ def examine_model(model: LlamaModel, decoder: LlamaDecoder, type_kv: str, spare_
         name=model.name,
         fingerprint=_fingerprint(model, type_kv, decoder.cells.n_cells),
         vocab=model.vocab_fingerprint(),
+        former_vocab=model.former_vocab_fingerprint(),
         geometry=geometry,
         n_ctx_train=int(C.llama_model_n_ctx_train(model.handle)),
         n_vocab=model.n_vocab,

@@ -13,7 +13,7 @@ from collections.abc import Callable, Iterable, Sequence
 
 from llmaas.errors import BadRequest, ContextExists, StoreFailed, UnknownContext
 from llmaas.kvchunks.store.index import Index, Txn
-from llmaas.kvchunks.store.rows import ContextRow, Span
+from llmaas.kvchunks.store.rows import ContextRow, ModelName, Span
 from llmaas.records import AppId, ContextId
 
 _COLUMNS = "id, app, name, model, vocab, created, last_used, n_tokens, adapter"
@@ -48,6 +48,7 @@ class ContextTables:
         expect: int,
         now: float,
         adapter: str | None = None,
+        model: ModelName | None = None,
         replace: bool = False,
     ) -> int:
         """``replace``: the spans that are there are deleted first."""
@@ -64,8 +65,9 @@ class ContextTables:
             n_tokens += sum(len(span.tokens) for span in spans)
             _insert_spans(txn.con, num, spans)
             txn.con.execute(
-                "UPDATE contexts SET n_tokens = ?, last_used = ?, adapter = coalesce(?, adapter) WHERE num = ?",
-                (n_tokens, now, adapter, num),
+                "UPDATE contexts SET n_tokens = ?, last_used = ?, adapter = coalesce(?, adapter),"
+                " model = coalesce(?, model), vocab = coalesce(?, vocab) WHERE num = ?",
+                (n_tokens, now, adapter, *(model or (None, None)), num),
             )
         return n_tokens
 
@@ -86,6 +88,10 @@ class ContextTables:
             num, _ = _find(txn.con, ctx)
             txn.con.execute("DELETE FROM contexts WHERE num = ?", (num,))  # its spans go with it
             also(txn)
+
+    def rename_vocab(self, old: str, new: str) -> int:
+        with self._index.write(durable=True) as txn:
+            return txn.con.execute("UPDATE contexts SET vocab = ? WHERE vocab = ?", (new, old)).rowcount
 
     def contexts(self) -> list[ContextRow]:
         with self._index.read() as con:

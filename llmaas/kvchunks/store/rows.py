@@ -11,6 +11,13 @@ from typing import NamedTuple
 from llmaas.records import AppId, ChunkKey, ChunkMeta, ContextId
 
 
+class ModelName(NamedTuple):
+    """A model as contexts name it."""
+
+    model: str
+    vocab: str
+
+
 @dataclass(frozen=True, slots=True)
 class ContextRow:
     """A stored context. Times are seconds of the service's wall clock."""
@@ -43,8 +50,9 @@ class AdapterRow:
 class Span:
     """A run of tokens that belong together: a message, or the chat template's tokens between messages ("glue").
 
-    ``role`` and ``text`` are None for glue and raw text. ``open`` marks a generated message whose closing tokens are
-    not in the context yet; it has a meaning only while the span is the last one.
+    ``role`` is None for glue and raw text, ``text`` for glue, and for raw text of version 0.1. ``open`` marks a
+    generated message whose closing tokens are not in the context yet; it has a meaning only while the span is the last
+    one.
     """
 
     tokens: tuple[int, ...]

@@ -30,7 +30,7 @@ from llmaas.kvchunks.store.index import Index
 from llmaas.kvchunks.store.lock import RootLock
 from llmaas.kvchunks.store.payload_files import PayloadFiles
 from llmaas.kvchunks.store.reports import CheckReport, Encryption, Salvage, StoreStats
-from llmaas.kvchunks.store.rows import AdapterRow, ContextRow, Span, StoredChunk
+from llmaas.kvchunks.store.rows import AdapterRow, ContextRow, ModelName, Span, StoredChunk
 from llmaas.kvchunks.store.schema import INDEX
 from llmaas.kvchunks.store.syscalls import Files, failures
 from llmaas.records import ChunkKey, ChunkMeta, ChunkSensitivity, ContextId
@@ -43,6 +43,7 @@ __all__ = [
     "Encryption",
     "Files",
     "MasterKey",
+    "ModelName",
     "Span",
     "Store",
     "StoreStats",
@@ -154,10 +155,23 @@ class Store:
         return self._contexts.truncate(ctx, n_tokens, now)
 
     def rewrite(
-        self, ctx: ContextId, spans: Sequence[Span], *, expect: int, now: float, adapter: str | None = None
+        self,
+        ctx: ContextId,
+        spans: Sequence[Span],
+        *,
+        expect: int,
+        now: float,
+        adapter: str | None = None,
+        model: ModelName | None = None,
     ) -> None:
-        """Replace all spans of the context in one durable transaction. All else is as in ``append``."""
-        self._contexts.append(ctx, spans, expect=expect, now=now, adapter=adapter, replace=True)
+        """Replace all spans of the context in one durable transaction. ``model``: whose tokens they are from now on;
+        None: the same. All else is as in ``append``."""
+        self._contexts.append(ctx, spans, expect=expect, now=now, adapter=adapter, model=model, replace=True)
+
+    def rename_vocab(self, old: str, new: str) -> int:
+        """Let all contexts of the tokenizer ``old`` be of ``new``, which must mean the same by every token id, in one
+        durable transaction. Returns how many there were."""
+        return self._contexts.rename_vocab(old, new)
 
     def fork(self, src: ContextId, row: ContextRow) -> None:
         """Create context ``row`` with a copy of ``src``'s spans. Raises UnknownContext, ContextExists."""
