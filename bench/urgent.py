@@ -186,7 +186,7 @@ def measure(options: Options) -> Result:
     with engine(options, 256) as thread:  # only for its tokenizer
         texts = Texts(thread.engine, _TEXT, options.seed)
         model = thread.engine.info.name
-        with daemon(options, "daemon", endless=True) as (socket, _):
+        with daemon(options, "daemon", "--priority-floor", "0", endless=True) as (socket, _):
             found, accounts = asyncio.run(run_all(options, socket, texts, n_long, sizes, rounds, most))
     target = PlannerChoices().step_target
     figures = {"prefill_tokens": n_long, "decodes": _DECODES, "step_target_s": target, "prompts": found}

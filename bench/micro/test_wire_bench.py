@@ -57,6 +57,8 @@ class FastBackend:
         context: str,
         spec: CallSpec,
         emit: Callable[[Piece], None],
+        *,
+        operator: bool = False,
     ) -> tuple[RequestId, asyncio.Future[Done]]:
         for _ in range(PIECES if spec.generation else 0):
             emit(PIECE)

@@ -51,8 +51,8 @@ class Backend(Protocol):
 
     async def migrate(self, app: AppId | None, context: str) -> ContextInfo: ...
 
-    def hint(self, app: AppId, context: str) -> None:
-        """The context will be used soon: it may be brought back now. Returns at once."""
+    def hint(self, app: AppId, context: str) -> tuple[RequestId, asyncio.Future[Done]] | None:
+        """The context will be used soon: it may be brought back now. Returns at once; None if nothing is begun."""
 
     async def delete(self, app: AppId | None, context: str) -> None: ...
 
@@ -61,9 +61,9 @@ class Backend(Protocol):
     def show(self, app: AppId | None, context: str) -> ContextDetail: ...
 
     def submit(
-        self, app: AppId, context: str, spec: CallSpec, emit: Callable[[Piece], None]
+        self, app: AppId, context: str, spec: CallSpec, emit: Callable[[Piece], None], *, operator: bool = False
     ) -> tuple[RequestId, asyncio.Future[Done]]:
-        """Start a call. ``emit`` is called on the loop's thread, per piece."""
+        """Start a call. ``emit`` is called on the loop's thread, per piece. ``operator``: places are kept for it."""
 
     def cancel(self, request: RequestId) -> None:
         """End a call: its future then raises Cancelled, unless it was done before."""
@@ -111,9 +111,6 @@ def answer(backend: Backend, caller: Caller, request: msg.QuickRequest) -> objec
             return [to_map(info) for info in backend.contexts(caller.owner(everyone))]
         case msg.Show(context, everyone):
             return to_map(backend.show(caller.owner(everyone), context))
-        case msg.Hint(context):
-            backend.hint(caller.app, context)
-            return None
         case msg.Limit(app, rate):
             caller.require_operator("limits are")
             return backend.limit(AppId(app) if app is not None else None, rate)

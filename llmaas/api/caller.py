@@ -11,6 +11,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from llmaas.api.hello import app_id
+from llmaas.api.limits import DEFAULT_LIMITS, Limits
 from llmaas.errors import Forbidden
 from llmaas.records import AppId
 
@@ -38,6 +39,16 @@ class Caller:
     app: AppId
     is_operator: bool
     """It may see and change what is not its app's: other apps' contexts, limits, budgets, adapters."""
+    most_urgent: int = 0
+    """The most urgent priority that its calls may have."""
+
+    def allowed(self, priority: int) -> int:
+        """The priority that a call gets which asks for ``priority``.
+
+        >>> Caller(AppId("1000/mail"), is_operator=False, most_urgent=5).allowed(0)
+        5
+        """
+        return max(priority, self.most_urgent)
 
     def owner(self, everyone: bool) -> AppId | None:
         """Whose contexts a request is about; None: every app's. Raises Forbidden."""
@@ -51,10 +62,12 @@ class Caller:
             raise Forbidden(f"{what} for the operator")
 
 
-def caller_of(uid: int, app: str, door: Door) -> Caller:
+def caller_of(uid: int, app: str, door: Door, limits: Limits = DEFAULT_LIMITS) -> Caller:
     """The caller that says it is ``app``, of the user ``uid`` (as the kernel says), at this door.
 
     The operator is the user who runs the daemon, or root, on the admin socket. Rejected: the user alone, as every app
     of a device with one user would be the operator. Raises BadRequest for a bad app name.
     """
-    return Caller(app_id(uid, app), is_operator=door is Door.ADMIN and uid in (0, os.geteuid()))
+    name, is_operator = app_id(uid, app), door is Door.ADMIN and uid in (0, os.geteuid())
+    may_be_urgent = is_operator or not limits.urgent_apps.isdisjoint((app, name))
+    return Caller(name, is_operator, 0 if may_be_urgent else limits.priority_floor)

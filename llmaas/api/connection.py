@@ -165,12 +165,16 @@ class Connection(asyncio.BufferedProtocol):
     def _greet(self, body: bytes) -> InFlight:
         """Answer the hello; what follows are requests of the app that it names."""
         hello = read_hello(read_body(body, MAX_REQUEST_VALUES))
-        caller = caller_of(self._uid, hello.app, self._door)
+        caller = caller_of(self._uid, hello.app, self._door, self._limits)
         self.shares.places.seat(self, self._uid, caller.app)
         self._timer.cancel()
         self.app = self._writer.app = caller.app
         log.debug("hello from %s (%r)", caller.app, hello.client)
-        limits = {"max_frame": self._limits.max_frame, "max_in_flight": self._limits.max_in_flight}
+        limits = {
+            "max_frame": self._limits.max_frame,
+            "max_in_flight": self._limits.max_in_flight,
+            "most_urgent": caller.most_urgent,
+        }
         backend = self._server.backend
         self._write(encode(reply_frame(f"llmaas/{__version__}", limits, backend.hello())))
         return InFlight(backend, caller, self.shares, self._write, self._server.tasks)

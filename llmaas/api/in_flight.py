@@ -10,7 +10,7 @@ import asyncio
 import functools
 import logging
 from collections.abc import Callable, Coroutine
-from dataclasses import dataclass, is_dataclass
+from dataclasses import dataclass, is_dataclass, replace
 from typing import Any
 
 from llmaas.api import messages as msg
@@ -56,6 +56,8 @@ class InFlight:
         self._write = write
         self._tasks = tasks
         self._running: dict[int, _RunningRequest] = {}
+        self._hints: set[RequestId] = set()
+        """Those that have not ended. They end with the connection that sent them."""
 
     @property
     def running(self) -> bool:
@@ -100,7 +102,10 @@ class InFlight:
         abandoned, self._running = self._running, {}
         for running in abandoned.values():
             running.over = True
-            self._stop(running)
+            if running.call is not None:  # create, fork, truncate and delete are short, and end by themselves
+                self._cancel(running.call)
+        for hint in list(self._hints):
+            self._cancel(hint)
 
     # -- starting -----------------------------------------------------------------------------
 
@@ -112,7 +117,10 @@ class InFlight:
                 self._backend.cancel(self._call(target, "cancelled"))
                 self._done(request_id, None)
             case msg.Prioritize(target, priority):
-                self._backend.prioritize(self._call(target, "given a priority"), priority)
+                self._backend.prioritize(self._call(target, "given a priority"), self._caller.allowed(priority))
+                self._done(request_id, None)
+            case msg.Hint(context):
+                self._hint(context)
                 self._done(request_id, None)
             case (
                 msg.Create()
@@ -137,6 +145,8 @@ class InFlight:
         app, tasks = self._caller.app, self._shares.tasks
         if tasks[app] >= self._limits.app_tasks:
             raise Busy(f"{tasks[app]} requests of the app {app} run already")
+        if tasks.total() >= self._limits.tasks:
+            raise Busy(f"{tasks.total()} requests run already")
         running = self._admit(request_id, op)
         task = asyncio.get_running_loop().create_task(begin())
         tasks[app] += 1
@@ -147,16 +157,26 @@ class InFlight:
     def _submit(self, request_id: int, request: msg.Append | msg.Generate) -> None:
         running = self._admit(request_id, msg.op_of(request))
         generation = request.generation if isinstance(request, msg.Generate) else None
-        spec = CallSpec(request.turn, generation, request.terms)
+        terms = replace(request.terms, priority=self._caller.allowed(request.priority))
+        spec = CallSpec(request.turn, generation, terms)
 
         def emit(piece: Piece) -> None:
             if not running.over:
                 self._write(encode(replies.piece_frame(request_id, piece)))
 
-        running.call, future = self._backend.submit(self._caller.app, request.context, spec, emit)
+        caller = self._caller
+        running.call, future = self._backend.submit(
+            caller.app, request.context, spec, emit, operator=caller.is_operator
+        )
         future.add_done_callback(functools.partial(self._ended, request_id, running))
         if running.over:  # the first pieces, within submit, found the peer gone
-            self._stop(running)
+            self._cancel(running.call)
+
+    def _hint(self, context: str) -> None:
+        if (begun := self._backend.hint(self._caller.app, context)) is not None:
+            hint, future = begun
+            self._hints.add(hint)
+            future.add_done_callback(lambda _: self._hints.discard(hint))
 
     def _call(self, target: int, what: str) -> RequestId:
         """The backend's id of a running call. Raises UnknownRequest, BadRequest."""
@@ -199,11 +219,9 @@ class InFlight:
     def _failed(self, request_id: int, error: LlmaasError) -> None:
         self._write(encode(replies.failed_frame(request_id, error)))
 
-    def _stop(self, running: _RunningRequest) -> None:
-        if running.call is None:
-            return  # create, fork, truncate and delete are short, and end by themselves
+    def _cancel(self, call: RequestId) -> None:
         try:
-            self._backend.cancel(running.call)
+            self._backend.cancel(call)
         except UnknownRequest:
             pass  # it has ended; its done callback comes later in this iteration of the event loop
         except Exception:

@@ -27,14 +27,20 @@ class Limits:
     """Connections that have not said hello yet, or are over and not closed; the oldest is dropped for the next."""
     max_in_flight: int = 64
     """Requests of one connection that run at once."""
+    tasks: int = 256
+    """Requests other than append and generate that run at once, of all apps."""
     app_tasks: int = 64
-    """Requests of one app, other than append and generate, that run at once."""
+    """The same of one app."""
     buffer_bytes: int = 6 * MAX_FRAME
     """Large frames, for as long as their requests run, and replies that are not read: of all connections together."""
     app_buffer_bytes: int = 2 * MAX_FRAME
     """The same for one app."""
     write_buffer: int = 2 * MAX_FRAME
     """Bytes of replies that a peer may leave unread before it is dropped."""
+    priority_floor: int = 0
+    """The most urgent priority that calls may have, but for the operator's and those of ``urgent_apps``."""
+    urgent_apps: frozenset[str] = frozenset()
+    """Apps whose calls may have any priority: a name, of any user, or ``uid/name``."""
     hello_s: float = 10.0
     """Seconds within which a new connection must say hello."""
     frame_s: float = 10.0
@@ -45,15 +51,22 @@ class Limits:
     def for_operator(self) -> Limits:
         """Those of the operator's own socket: room for few connections, that apps cannot take."""
         most = min(self.max_connections, OPERATOR_CONNECTIONS)
-        buffers = {"buffer_bytes": self.app_buffer_bytes}
-        return replace(self, max_connections=most, app_connections=most, waiting_connections=most, **buffers)
+        places = replace(self, max_connections=most, app_connections=most, waiting_connections=most)
+        return replace(places, buffer_bytes=self.app_buffer_bytes)
 
     def __post_init__(self) -> None:
         if self.max_frame < SMALL_FRAME:
             raise ValueError(f"max_frame must be at least {SMALL_FRAME} bytes, not {self.max_frame}")
         if self.write_buffer < 2 * self.max_frame:
             raise ValueError(f"write_buffer must hold two frames of {self.max_frame} bytes, not {self.write_buffer}")
-        for name in ("max_connections", "app_connections", "waiting_connections", "max_in_flight", "app_tasks"):
+        for name in (
+            "max_connections",
+            "app_connections",
+            "waiting_connections",
+            "max_in_flight",
+            "tasks",
+            "app_tasks",
+        ):
             if getattr(self, name) < 1:
                 raise ValueError(f"{name} must be at least 1")
         for name in ("hello_s", "frame_s", "write_s"):

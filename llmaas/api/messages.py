@@ -266,9 +266,9 @@ ControlRequest = Cancel | Prioritize
 """About a running CallRequest of the same connection."""
 TaskRequest = Create | Fork | Truncate | Migrate | Delete | AdapterAdd | AdapterRemove
 """What takes time, and ends by itself."""
-QuickRequest = ListContexts | Show | Hint | Limit | Stats | Budget | ListAdapters | Ping
+QuickRequest = ListContexts | Show | Limit | Stats | Budget | ListAdapters | Ping
 """What is answered at once."""
-Request = CallRequest | ControlRequest | TaskRequest | QuickRequest
+Request = CallRequest | ControlRequest | TaskRequest | QuickRequest | Hint
 
 OPERATIONS: dict[str, type[Request]] = {
     "create": Create,

@@ -61,6 +61,7 @@ def run(args: argparse.Namespace) -> int:
     config = configured(args)
     text = _piped_text(args)
     with connected(args) as client:
+        _note_priority(client, terms(args).priority)
         if text is not None:
             context = _open(client, args.context or _ONCE_CONTEXT, args.system)
             return 0 if _answer(client, context, text, args, config) else 130
@@ -69,6 +70,12 @@ def run(args: argparse.Namespace) -> int:
             if word is None:
                 return 0
             return _converse(client, _open(client, word, args.system), lines, args, config)
+
+
+def _note_priority(client: Client, wanted: int) -> None:
+    most_urgent = client.server.get("limits", {}).get("most_urgent", 0)
+    if wanted < most_urgent:
+        print_note(f"--priority {wanted} counts as {most_urgent}: the daemon's urgent_apps does not name this app")
 
 
 def _piped_text(args: argparse.Namespace) -> str | None:

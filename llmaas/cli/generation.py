@@ -51,7 +51,10 @@ def add_terms(parser: argparse.ArgumentParser) -> None:
     """The flags of ``terms``."""
     group = parser.add_argument_group("scheduling", "when the request is served among others")
     group.add_argument(
-        "--priority", metavar="P", default="normal", help="0 (most urgent) to 9, or interactive, normal, background"
+        "--priority",
+        metavar="P",
+        default="normal",
+        help="0 (most urgent) to 9, or interactive, normal, background; above normal only for urgent_apps",
     )
     group.add_argument("--deadline", type=float, metavar="S", help="give up if it is not done after S seconds")
     group.add_argument("--rate", type=float, metavar="X", help="generate X tokens a second at most")

@@ -15,7 +15,7 @@ from contextlib import AsyncExitStack, asynccontextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
-from llmaas.api.server import serve
+from llmaas.api.server import Limits, serve
 from llmaas.cli.planner_choices import batch_tokens, planner_choices
 from llmaas.clock import RealClock
 from llmaas.config import models
@@ -104,7 +104,8 @@ async def running(config: Config, kind: type[LlamaEngine] = LlamaEngine) -> Asyn
         service = Service(engine, store, service_settings(config), RealClock())
         await service.start()
         parts.push_async_callback(service.stop)
-        server = await serve(service, config.socket)
+        limits = Limits(priority_floor=config.priority_floor, urgent_apps=frozenset(config.urgent_apps or ()))
+        server = await serve(service, config.socket, limits=limits)
         parts.push_async_callback(server.close)
         _watch_host(config, service, parts)
         yield Runtime(engine.engine.info, service)

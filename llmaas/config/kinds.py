@@ -180,6 +180,21 @@ def named_paths() -> Kind:
     return Kind("NAME=PATH, several with commas between them; in the file a table", "NAME=PATH,...", read)
 
 
+def app_names() -> Kind:
+    """Names of apps, from text or a TOML list."""
+
+    def read(raw: object, base: Path) -> tuple[str, ...]:
+        names = [part.strip() for part in raw.split(",") if part] if isinstance(raw, str) else raw
+        if not isinstance(names, list):
+            raise ValueError
+        for name in names:
+            if not isinstance(name, str) or not re.fullmatch(r"([0-9]{1,10}/)?[A-Za-z0-9._-]{1,64}", name):
+                raise ValueError
+        return tuple(names)
+
+    return Kind("APP of any user or UID/APP, several with commas between them; in the file a list", "APP,...", read)
+
+
 def show_bytes(n: int) -> str:
     """``n`` bytes in the form that settings take: 64M, 1.5G, 1000."""
     if n >= _NONE:

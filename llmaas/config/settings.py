@@ -16,6 +16,7 @@ from typing import Any
 from llmaas.config.cpus import allowed_cpus, default_threads
 from llmaas.config.kinds import (
     Kind,
+    app_names,
     choice,
     cpu_list,
     mean_bits,
@@ -165,7 +166,15 @@ class Config:
     app_rate: float | None = _setting(
         number(0.01, 1e6, or_none=True), None, "tokens per second that each app may generate", "none"
     )
-    queue_limit: int = _setting(whole(1, 65536), 64, "requests that may wait; more are refused as busy")
+    queue_limit: int = _setting(
+        whole(1, 65536), 64, "requests of one app that may wait or run, of all apps four times as many; more are busy"
+    )
+    priority_floor: int = _setting(
+        whole(0, 9), 5, "the most urgent priority that requests can have, but for the operator's and urgent_apps'"
+    )
+    urgent_apps: tuple[str, ...] | None = _setting(
+        app_names(), None, "apps whose requests can have any priority", "none"
+    )
     max_tokens: int = _setting(whole(1, 1 << 20), 256, "longest answer of 'llmaas chat', in tokens")
     log_level: str = _setting(choice("debug", "info", "warning", "error"), "info", "what the daemon logs")
     record: Path | None = _setting(

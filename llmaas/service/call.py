@@ -35,6 +35,8 @@ class CallControl:
     reply: asyncio.Future[Done]
     priority: int
     cancelled: bool = False
+    pushed_out: bool = False
+    """It was cancelled because another app needs its place."""
     planned: bool = False
     """The planner knows the call: from now on it decides on cancellation and deadline."""
     finished: asyncio.Future[Finish] | None = None

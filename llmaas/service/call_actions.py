@@ -57,9 +57,11 @@ class CallActions:
         self._loop.call_soon(self._publish_paused, action)
 
     def _publish_paused(self, action: Paused) -> None:
-        live = self._directory.by_id(action.context)
-        self._calls[action.request].progress.n_paused += 1
+        live, call = self._directory.by_id(action.context), self._calls[action.request]
+        call.progress.n_paused += 1
         publish_kv(live, max(live.n_kv, action.n_kv), self._dispatch)
+        if call.hint:  # others need its room, and waiting would make it more urgent than they are
+            self._dispatch(CancelRequested(call.id))
 
     def finish(self, action: Finish) -> None:
         """Let the call's turn be committed."""

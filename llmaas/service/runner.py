@@ -21,6 +21,7 @@ from llmaas.service.interpreter import Interpreter
 from llmaas.service.live_context import LiveContext
 from llmaas.service.parts import ServiceParts
 from llmaas.service.pending_turn import PendingTurn
+from llmaas.service.places import HINT_WAIT_S, OPERATOR_CALLS, CallPlaces, hints_to_push_out
 from llmaas.service.refusals import failure
 from llmaas.service.turn_runner import TurnRunner
 
@@ -32,13 +33,13 @@ _HINT = CallSpec(Turn(), terms=Terms(priority=9))
 
 
 class CallRunner:
-    """All calls that wait or run. ``queue_limit``: how many there may be. For one event loop."""
+    """All calls that wait or run. ``queue_limit``: how many one app may have. For one event loop."""
 
     def __init__(self, parts: ServiceParts, interpreter: Interpreter, *, ctx_limit: int, queue_limit: int) -> None:
         self._turns = TurnRunner(parts, interpreter, ctx_limit=ctx_limit)
         self._dispatch, self._release = interpreter.dispatch, interpreter.release
         self._calls, self._clock, self._metrics = parts.calls, parts.clock, parts.metrics
-        self._queue_limit = queue_limit
+        self._places, self._operator_places = CallPlaces(queue_limit), CallPlaces(queue_limit, OPERATOR_CALLS)
         self._tasks: set[asyncio.Task[None]] = set()
         self.total = 0
         """Calls submitted since start; also the last request's id."""
@@ -61,23 +62,37 @@ class CallRunner:
                 self.cancel(call.id)
 
     def submit(
-        self, live: LiveContext, spec: CallSpec, emit: Callable[[Piece], None]
+        self, live: LiveContext, spec: CallSpec, emit: Callable[[Piece], None], *, operator: bool
     ) -> tuple[RequestId, asyncio.Future[Done]]:
         """Begin a call; see ``Service.submit``. Raises Busy."""
-        if len(self._calls) >= self._queue_limit:
-            raise Busy(f"{len(self._calls)} requests are waiting or running")
+        places = self._operator_places if operator else self._places
+        if (pushed_out := places.to_push_out(live.row.app, self._calls.values())) is not None:
+            pushed_out.control.pushed_out = True
+            self.cancel(pushed_out.id)
         for other in list(self._calls.values()):
             if other.live is live and other.hint:  # what it has brought back stays; this call sees to the rest
                 self.cancel(other.id)
         call = self._begin(live, spec, emit)
         return call.id, call.control.reply
 
-    def hint(self, live: LiveContext) -> None:
-        """Bring the context back when there is nothing better to do, unless a call does so already."""
-        if live.lock.locked() or not live.tokens or len(self._calls) >= self._queue_limit:
-            return
+    def hint(self, live: LiveContext) -> tuple[RequestId, asyncio.Future[Done]] | None:
+        """Bring the context back when there is nothing better to do, unless a call does so already; see
+        ``Service.hint``."""
+        if live.lock.locked() or not live.tokens:
+            return None
+        pushed_out = hints_to_push_out(live.row.app, self._calls.values())
+        if pushed_out is None:
+            return None
+        for other in pushed_out:
+            self.cancel(other.id)
         call = self._begin(live, _HINT, lambda piece: None, hint=True)
         call.control.reply.add_done_callback(_retrieve_error)
+        call.control.deadline_timer = asyncio.get_running_loop().call_later(HINT_WAIT_S, self._waited_enough, call)
+        return call.id, call.control.reply
+
+    def _waited_enough(self, hint: Call) -> None:
+        if hint.progress.admitted is None:
+            self.cancel(hint.id)
 
     def _begin(self, live: LiveContext, spec: CallSpec, emit: Callable[[Piece], None], *, hint: bool = False) -> Call:
         loop = asyncio.get_running_loop()
@@ -159,6 +174,8 @@ class CallRunner:
             reply.set_result(outcome)
         elif self._closing and isinstance(outcome, Cancelled):
             reply.set_exception(ShuttingDown("the service is stopping"))
+        elif call.control.pushed_out and isinstance(outcome, Cancelled):
+            reply.set_exception(Busy("too many requests wait, and another app has fewer of them"))
         else:
             reply.set_exception(outcome)
 

@@ -160,9 +160,10 @@ class Service:
     # -- calls
 
     def submit(
-        self, app: AppId, context: str, spec: CallSpec, emit: Callable[[Piece], None]
+        self, app: AppId, context: str, spec: CallSpec, emit: Callable[[Piece], None], *, operator: bool = False
     ) -> tuple[RequestId, asyncio.Future[Done]]:
         """Add a turn and, if ``spec`` has a generation, answer it. Calls of one context run one after another.
+        ``operator``: the call comes from the operator, for whom places are kept.
 
         The future ends with Done, or with an LlmaasError: Cancelled, Expired, ContextTooLong, BadRequest, DiskFull,
         EngineFailed, UnknownContext (deleted meanwhile), UnknownAdapter, AdapterUnreadable, AdapterMismatch, Busy (its
@@ -171,16 +172,20 @@ class Service:
         """
         self._refuse_if_closing()
         self.adapters.file(spec.terms.adapter or "")
-        return self._runner.submit(self._contexts.find_usable(app, context), spec, emit)
+        return self._runner.submit(self._contexts.find_usable(app, context), spec, emit, operator=operator)
 
     def prioritize(self, request: RequestId, priority: int) -> None:
         """Change how urgent a call is (0 .. 9, 0 most), while it waits or runs. No effect if it has ended."""
         self._runner.prioritize(request, priority)
 
-    def hint(self, app: AppId, context: str) -> None:
-        """The context will be used soon: bring it back to CELLS, if nobody else waits. Nothing is promised."""
+    def hint(self, app: AppId, context: str) -> tuple[RequestId, asyncio.Future[Done]] | None:
+        """The context will be used soon: bring it back to CELLS, if nobody else waits. Nothing is promised.
+
+        Returns what ``cancel`` takes when nobody is interested any more, and a future that ends with the hint; None if
+        nothing is done.
+        """
         self._refuse_if_closing()
-        self._runner.hint(self._contexts.find_usable(app, context))
+        return self._runner.hint(self._contexts.find_usable(app, context))
 
     def cancel(self, request: RequestId) -> None:
         """The request's future ends with Cancelled, soon. One that has ended already is left alone."""

@@ -20,7 +20,7 @@ class ServiceSettings:
     write_rate: int = 0
     """Bytes a second that chunks are written to DISK at most; 0 or NO_QUOTA: as fast as the disk takes them."""
     queue_limit: int = 64
-    """Calls that may wait or run; more are refused as Busy."""
+    """Calls of one app that may wait or run; more are refused as Busy."""
     adaptive_threads: int | None = None
     """Threads of the engine, of which fewer are used while other processes need the cores; None: always all."""
     record: Path | None = None

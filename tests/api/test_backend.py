@@ -9,10 +9,10 @@ from pathlib import Path
 import pytest
 
 from llmaas.api.caller import Caller, Door, admin_socket, caller_of
-from llmaas.api.server import serve
+from llmaas.api.server import Limits, serve
 from llmaas.records import AppId
 from tests.support.loop import on_a_loop
-from tests.support.scripted import HELLO, ScriptedBackend, peer, serving, with_context
+from tests.support.scripted import HELLO, ScriptedBackend, peer, serving, until, with_context
 
 DOORS = [
     (Door.ADMIN, 0, True),
@@ -31,6 +31,39 @@ def at(door: Door, path: Path) -> Path:
 @pytest.mark.parametrize(("door", "uid", "is_operator"), DOORS)
 def test_the_operator_is_root_or_the_daemons_user_on_the_admin_socket(door: Door, uid: int, is_operator: bool) -> None:
     assert caller_of(uid, "mail", door) == Caller(AppId(f"{uid}/mail"), is_operator)
+
+
+URGENT = Limits(priority_floor=5, urgent_apps=frozenset({"phone", "7/dialer"}))
+
+
+@pytest.mark.parametrize(
+    ("door", "uid", "app", "most_urgent"),
+    [
+        (Door.APPS, os.geteuid(), "mail", 5),
+        (Door.APPS, os.geteuid(), "phone", 0),
+        (Door.APPS, 7, "phone", 0),
+        (Door.APPS, 7, "dialer", 0),
+        (Door.APPS, 8, "dialer", 5),
+        (Door.ADMIN, os.geteuid(), "mail", 0),
+        (Door.ADMIN, os.geteuid() + 4242, "mail", 5),
+    ],
+)
+@on_a_loop
+async def test_only_apps_that_were_granted_it_and_the_operator_are_more_urgent_than_the_floor(
+    path: Path, door: Door, uid: int, app: str, most_urgent: int
+) -> None:
+    assert caller_of(uid, app, door, URGENT).most_urgent == most_urgent
+    async with serving(path, limits=URGENT, uid=uid) as (backend, _):
+        client = await with_context(at(door, path), app=app)
+        for i, wanted in enumerate((0, 3, 5, 9)):
+            client.send({"id": 10 + i, "op": "generate", "context": "inbox", "prompt": "wait", "priority": wanted})
+            client.send({"id": 20 + i, "op": "prioritize", "request": 10 + i, "priority": wanted})
+        await until(lambda: len(backend.priorities) == 4)
+        allowed = [max(most_urgent, wanted) for wanted in (0, 3, 5, 9)]
+        assert [terms.priority for terms in backend.terms] == allowed
+        assert [priority for _, priority in backend.priorities] == allowed
+        assert backend.operators == [caller_of(uid, app, door).is_operator] * 4
+        await client.close()
 
 
 @on_a_loop

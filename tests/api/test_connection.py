@@ -32,7 +32,7 @@ async def test_hello_tells_the_version_the_model_and_the_limits(path: Path) -> N
             "server": "llmaas/0.1.0",
             "model": "scripted",
             "n_ctx": 4096,
-            "limits": {"max_frame": 16384, "max_in_flight": 64},
+            "limits": {"max_frame": 16384, "max_in_flight": 64, "most_urgent": 0},
         }
         await client.close()
 
@@ -239,6 +239,18 @@ async def test_a_place_for_each_of_many_names_locks_nobody_out(path: Path) -> No
         assert answer["type"] == "hello"
         assert [f["code"] for f in await idle[0].rest()] == ["busy"]
         for each in (*idle, newcomer):
+            await each.close()
+
+
+@on_a_loop
+async def test_idle_connections_of_many_apps_do_not_lock_the_operator_out(path: Path) -> None:
+    async with serving(path) as (_, server):
+        idle = [await peer(path, app=f"name-{i}") for i in range(256)]
+        assert len(server.connections) == 256
+        operators = [await peer(admin_socket(path)) for _ in range(16)]
+        for operator in operators:
+            assert (await operator.ask(1, "stats"))["type"] == "done"
+        for each in (*idle, *operators):
             await each.close()
 
 

@@ -14,9 +14,9 @@ from llmaas.api import messages as msg
 from llmaas.api import replies
 from llmaas.api.server import Limits
 from llmaas.api.wire import Frame
-from llmaas.records import ContextInfo
+from llmaas.records import ContextInfo, RequestId
 from tests.support.loop import on_a_loop
-from tests.support.scripted import collect, peer, serving, terminals, with_context
+from tests.support.scripted import collect, peer, serving, terminals, until, with_context
 
 SMALL = Limits(max_frame=16384, write_buffer=65536)
 
@@ -204,3 +204,40 @@ async def test_a_reply_beyond_the_frame_limit_fails_its_request_only(path: Path)
         assert (await client.ask(2, "stats"))["code"] == "internal"
         assert (await client.ask(3, "ping"))["type"] == "done"
         await client.close()
+
+
+@on_a_loop
+async def test_hints_end_with_the_connection_that_sent_them(path: Path) -> None:
+    async with serving(path) as (backend, _):
+        client, other = await with_context(path), await peer(path)
+        for request in (1, 2, 3):
+            assert (await client.ask(request, "hint", context="inbox"))["type"] == "done"
+        assert (await other.ask(1, "hint", context="inbox"))["type"] == "done"
+        ended, _ = backend.running[RequestId(1)]
+        ended.cancel()
+        await client.close()
+        await until(lambda: len(backend.running) == 1)
+        assert sorted(backend.cancelled) == [2, 3]
+        await other.close()
+        await until(lambda: not backend.running)
+        assert backend.cancelled[-1] == 4
+
+
+@pytest.mark.parametrize(("limits", "second"), [({"app_tasks": 2}, "mail"), ({"tasks": 2}, "notes")])
+@on_a_loop
+async def test_operations_under_way_are_limited_for_an_app_and_for_all(
+    path: Path, limits: dict[str, int], second: str
+) -> None:
+    async with serving(path, limits=Limits(**limits)) as (backend, _):
+        clients = [await peer(path), await peer(path, app=second), await peer(path, app="other")]
+        for client in clients[:2]:
+            client.send({"id": 1, "op": "create", "name": "slow"})
+            await client.ask(2, "ping")
+        assert (await clients[1].ask(3, "create", name="b"))["code"] == "busy"
+        reply = await clients[2].ask(3, "create", name="b")
+        assert reply.get("code") == (None if "app_tasks" in limits else "busy")
+        backend.gate.set()
+        for client in clients[:2]:
+            assert (await client.frame() or {})["id"] == 1
+        for client in clients:
+            await client.close()

@@ -51,6 +51,13 @@ def test_a_system_message_for_an_old_context_is_told_to_be_unused(llmaas: Run, a
         assert (expected in done.stderr) and bool(done.stderr) == bool(expected)
 
 
+def test_a_priority_that_the_daemon_does_not_grant_is_told(llmaas: Run, at: dict[str, str]) -> None:
+    for wanted, told in (("interactive", "--priority 1 counts as 5"), ("background", "")):
+        done = llmaas("chat", "haste", "--priority", wanted, "--once", "x", "--max-tokens", "2", **at)
+        assert done.returncode == 0
+        assert (told in done.stderr) and bool(done.stderr) == bool(told)
+
+
 def test_fork_truncate_and_rm_do_as_they_say(llmaas: Run, at: dict[str, str]) -> None:
     llmaas("chat", "tree", "--once", "One two three.", "--max-tokens", "6", **at)
     assert llmaas("ctx", "fork", "tree", "branch", **at).returncode == 0

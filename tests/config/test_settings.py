@@ -47,6 +47,8 @@ BAD = {
     "rate": "-5",
     "app_rate": "fast",
     "queue_limit": "0",
+    "priority_floor": "10",
+    "urgent_apps": "a b",
     "max_tokens": "1.5",
     "log_level": "loud",
     "record": "",
@@ -187,6 +189,16 @@ def test_without_a_home_directory_the_places_must_be_given(monkeypatch: pytest.M
     assert "HOME" in caught.value.hint and "LLMAAS_DATA_DIR" in caught.value.hint
     assert load({}, {"LLMAAS_DATA_DIR": "/d"}).config.data_dir == Path("/d")
     assert load({}, {"XDG_DATA_HOME": "/d"}).config.data_dir == Path("/d/llmaas")
+
+
+def test_apps_are_named_in_a_list(environ: dict[str, str], tmp_path: Path) -> None:
+    assert load({"urgent_apps": "phone, 1000/mail"}, environ).config.urgent_apps == ("phone", "1000/mail")
+    file = write(tmp_path / "c.toml", 'urgent_apps = ["phone"]\n')
+    assert load({}, environ, file).config.urgent_apps == ("phone",)
+    assert load({"urgent_apps": ""}, environ, file).config.urgent_apps == ()
+    for bad in ("a/b", "1000/", "/a", "x" * 65):
+        with pytest.raises(ConfigError, match="urgent_apps"):
+            load({"urgent_apps": bad}, environ)
 
 
 def test_adapters_are_named_in_a_list_or_in_a_table(environ: dict[str, str], tmp_path: Path) -> None:

@@ -91,6 +91,24 @@ def test_the_urgent_take_a_place_at_once_and_equals_at_the_end_of_a_turn() -> No
     assert not policy.gives_way(RequestId(3), RequestId(2), 1.0)
 
 
+def test_an_app_with_many_places_gives_one_at_once_to_an_app_with_fewer_that_is_as_urgent() -> None:
+    policy = fair((1, A, 5), (2, A, 5), (3, A, 5), (4, B, 5), (5, B, 6), (6, B, 5))
+    for request in (1, 2, 3):
+        policy.admit(RequestId(request))
+    assert policy.gives_way(RequestId(1), RequestId(4), 0.0)
+    assert not policy.gives_way(RequestId(1), RequestId(5), 0.0), "it is less urgent"
+    assert not policy.gives_way(RequestId(1), RequestId(5), 9.0), "ageing takes no places"
+    policy.pause(RequestId(1))
+    policy.admit(RequestId(4))
+    assert not policy.gives_way(RequestId(2), RequestId(6), 0.0), "one place more each would change nothing"
+    assert not policy.gives_way(RequestId(4), RequestId(1), 0.0)
+    policy.remove(RequestId(4))
+    assert policy.gives_way(RequestId(2), RequestId(6), 0.0)
+    policy.remove(RequestId(2))
+    policy.remove(RequestId(1))
+    assert not policy.gives_way(RequestId(3), RequestId(6), 0.0)
+
+
 def test_a_running_period_is_worth_its_switch() -> None:
     policy = fair((1, A, 5), (2, B, 5))
     policy.admit(RequestId(1))

@@ -44,6 +44,7 @@ class ScriptedBackend:
         self.cancelled: list[RequestId] = []
         self.generations: list[Generation | None] = []
         self.terms: list[Terms] = []
+        self.operators: list[bool] = []
         self.priorities: list[tuple[RequestId, int]] = []
         self.hints: list[ContextId] = []
         self.gate = asyncio.Event()
@@ -76,8 +77,9 @@ class ScriptedBackend:
     async def migrate(self, app: AppId | None, context: str) -> ContextInfo:
         return self._find(app, context).info
 
-    def hint(self, app: AppId, context: str) -> None:
+    def hint(self, app: AppId, context: str) -> tuple[RequestId, asyncio.Future[Done]]:
         self.hints.append(self._find(app, context).info.id)
+        return self._begin("hint")
 
     async def delete(self, app: AppId | None, context: str) -> None:
         del self.known[self._find(app, context).info.id]
@@ -100,6 +102,8 @@ class ScriptedBackend:
         context: str,
         spec: CallSpec,
         emit: Callable[[Piece], None],
+        *,
+        operator: bool = False,
     ) -> tuple[RequestId, asyncio.Future[Done]]:
         found, turn = self._find(app, context), spec.turn
         script = turn.prompt or (turn.messages[-1].content if turn.messages else "count 1")
@@ -107,12 +111,10 @@ class ScriptedBackend:
             raise RuntimeError("a fault that no one foresaw")
         if script == "too long":
             raise ContextTooLong("the prompt has 9000 tokens; the context holds 4096")
-        self._last += 1
-        request = RequestId(self._last)
-        future: asyncio.Future[Done] = asyncio.get_running_loop().create_future()
-        self.running[request] = (future, script)
+        request, future = self._begin(script)
         self.generations.append(spec.generation)
         self.terms.append(spec.terms)
+        self.operators.append(operator)
         done = Done(found.info.id, FinishReason.STOP, 9, 2, 3, SwitchReport(cells=7), 0.5, 1.5, 20.0)
         if script == "at once":
             emit(Piece("now", (1,)))
@@ -127,7 +129,6 @@ class ScriptedBackend:
             self._count(future, emit, done, 0, int(script.split()[1]))
         elif script != "stubborn":
             self._count(future, emit, done, 0, 1)
-        future.add_done_callback(lambda _: self.running.pop(request))
         return request, future
 
     def cancel(self, request: RequestId) -> None:
@@ -146,6 +147,14 @@ class ScriptedBackend:
 
     def stats(self, *, apps: bool) -> dict[str, object]:
         return self.stats_reply
+
+    def _begin(self, script: str) -> tuple[RequestId, asyncio.Future[Done]]:
+        self._last += 1
+        request = RequestId(self._last)
+        future: asyncio.Future[Done] = asyncio.get_running_loop().create_future()
+        self.running[request] = (future, script)
+        future.add_done_callback(lambda f: (self.running.pop(request), f.cancelled() or f.exception()))
+        return request, future
 
     def _find(self, app: AppId | None, context: str) -> ContextDetail:
         for detail in self.known.values():

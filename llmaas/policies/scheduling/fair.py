@@ -6,6 +6,7 @@ Law: as in ``base``.
 from __future__ import annotations
 
 import math
+from collections import Counter
 
 from llmaas.policies.scheduling.call_queues import CallQueues
 from llmaas.records import AppId, RequestId
@@ -29,7 +30,8 @@ class Fair(CallQueues):
     calls the one that waits longest. An app that comes back starts at the counter of the least served app, so no app
     saves up credit while it is idle.
 
-    Time slices: after ``quantum`` steps a running call gives way to waiting calls of the same urgency.
+    Time slices: after ``quantum`` steps a running call gives way to waiting calls of the same urgency. Places come
+    before time: a call of an app that has two more in CELLS than another app gives way to the other's at once.
 
     >>> policy = Fair(quantum=64, ageing_s=5.0)
     >>> mail, home = RequestId(1), RequestId(2)
@@ -48,6 +50,8 @@ class Fair(CallQueues):
         """The counter of each app: tokens that it was served."""
         self._active: dict[AppId, int] = {}
         """Number of calls of each app that has any."""
+        self._running = Counter[AppId]()
+        """Number of calls of each app in CELLS."""
         self._least = 0
         """Least counter of an active app, as of when there last was one."""
 
@@ -57,13 +61,24 @@ class Fair(CallQueues):
         self._active[app] = self._active.get(app, 0) + 1
         super().add(request, app, priority, now)
 
+    def admit(self, request: RequestId) -> None:
+        super().admit(request)
+        self._running[self._calls[request].app] += 1
+
+    def pause(self, request: RequestId) -> None:
+        super().pause(request)
+        self._running[self._calls[request].app] -= 1
+
     def remove(self, request: RequestId) -> None:
         app = self._calls[request].app
+        if not self._calls[request].waits:
+            self._running[app] -= 1
         super().remove(request)
         self._least = self._least_share()
         self._active[app] -= 1
         if not self._active[app]:
             del self._active[app]
+            del self._running[app]
             if len(self._share) > _MANY_APPS:  # a counter that is no higher than a newcomer's need not be kept
                 least = self._least_share()
                 self._share = {a: n for a, n in self._share.items() if n > least or a in self._active}
@@ -95,7 +110,9 @@ class Fair(CallQueues):
     def gives_way(self, running: RequestId, waiting: RequestId, now: float) -> bool:
         if self._calls[waiting].priority < self.urgency(running, now):
             return True
-        call = self._calls[running]
+        call, other = self._calls[running], self._calls[waiting]
+        if self._running[call.app] > self._running[other.app] + 1 and other.priority <= self.urgency(running, now):
+            return True
         if call.period < self._quantum or call.period_s < _WORTH_SWITCHING * call.switch_s:
             return False
         return self._rank(waiting, now)[:2] <= self._rank(running, now)[:2]
