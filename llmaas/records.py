@@ -7,7 +7,8 @@ never open, lock or wait for anything.
 from __future__ import annotations
 
 import enum
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import dataclass, field
 from typing import Any, NamedTuple, NewType
 
 import numpy as np
@@ -175,6 +176,8 @@ class ModelInfo:
     note: str = ""
     former_vocab: str = ""
     """What versions before called this ``vocab``: contexts that have it are of this tokenizer. "" if the same."""
+    sampling: Mapping[str, float] = field(default_factory=dict)
+    """Fields of ``calls.Sampling`` that the model's makers suggest."""
 
 
 @dataclass(frozen=True, slots=True)

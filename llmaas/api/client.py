@@ -117,7 +117,7 @@ class Client(BlockingOperations):
             while not self._session.greeting.ended:
                 self._link.read(timeout)
             self.server: Mapping[str, Any] = replies.result_map(self._session.greeting.result())
-            """The daemon's hello: its version, model and limits."""
+            """The daemon's hello: its version, model, limits, and how the model's makers suggest to sample."""
         except BaseException:
             self.close()
             raise

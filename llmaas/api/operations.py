@@ -68,6 +68,9 @@ def generate(
 ) -> msg.Generate:
     """Add to a context, and stream the model's answer. The request is on its way when this returns.
 
+    The answer is greedy unless ``sampling`` says otherwise: nothing is left to chance, as programs want it. For answers
+    to people, ``Sampling(**client.server["sampling"])`` is what the model's makers suggest.
+
     The answer ends after ``max_tokens`` tokens, before any of the strings ``stop``, or where the model ends it. With
     ``logprobs`` each piece has log probabilities, and so many alternatives for each token. ``on_full`` "shift" drops
     the oldest messages when the context is full, where "error" refuses the call.

@@ -14,7 +14,8 @@ MAX_GRAMMAR = 1 << 16
 
 @dataclass(frozen=True, slots=True)
 class Sampling:
-    """How the next token is drawn. ``temperature`` 0 is greedy; with ``seed`` None a seed is drawn.
+    """How the next token is drawn. ``temperature`` 0, the default, is greedy: always the likeliest token. Small models
+    then repeat themselves soon; answers for people want a temperature. With ``seed`` None a seed is drawn.
 
     Penalties are those of llama.cpp. They apply to tokens among the last ``penalty_last_n`` of context and answer: a
     positive logit is divided by ``repeat_penalty``, a negative one multiplied by it; then ``presence_penalty`` is

@@ -32,6 +32,7 @@ examples:
   llmaas chat notes --once "And then?"     one question, one answer
   git diff | llmaas chat review --once "Review this:" --stdin
   llmaas chat notes --adapter terse        with a LoRA adapter ('llmaas adapter ls'); the context keeps it
+  llmaas chat notes --temperature 0        always the likeliest token, so that the same is answered again
   llmaas chat notes < question.txt         the whole input is one message
 
 Without CONTEXT, --once and piped input use the context 'chat'.
@@ -140,7 +141,7 @@ def _answer(client: Client, context: ContextInfo, text: str, args: argparse.Name
         context.id,
         [{"role": "user", "content": text}],
         max_tokens=config.max_tokens,
-        sampling=sampling(args),
+        sampling=sampling(args, client.server.get("sampling") or {}),
         stop=args.stop,
         on_full=args.on_full,
         terms=terms(args),

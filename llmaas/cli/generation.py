@@ -1,13 +1,15 @@
 """Flags for how an answer is sampled and scheduled, and the Sampling and Terms that they make.
 
-Law: a flag that is not given leaves the default of ``calls.Sampling``; that class says which values are allowed.
+Law: a flag that is not given leaves what the model's makers suggest, then CHAT, then the default of
+``calls.Sampling``; that class says which values are allowed.
 """
 
 from __future__ import annotations
 
 import argparse
+from collections.abc import Mapping
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from llmaas.errors import BadRequest
 
@@ -15,8 +17,11 @@ if TYPE_CHECKING:
     from llmaas.calls import Sampling, Terms
 
 _HINT = "'llmaas chat --help' says what each option means."
+CHAT = {"temperature": 0.7, "top_p": 0.95, "min_p": 0.05}
+"""How a person is answered if neither they nor the model's file say how. Greedy answers of small models soon repeat one
+sentence without end; calls of programs are greedy all the same, since programs want the same answer twice."""
 _NUMBERS: dict[str, tuple[type, str, str]] = {
-    "temperature": (float, "T", "0 (the default) is greedy"),
+    "temperature": (float, "T", "0 is greedy: always the likeliest token"),
     "top_k": (int, "K", "keep the K likeliest tokens; 0 keeps all"),
     "top_p": (float, "P", "keep the likeliest tokens of total probability P"),
     "min_p": (float, "P", "keep tokens at least P times as likely as the likeliest"),
@@ -34,7 +39,11 @@ _FILES = {
 
 def add_generation(parser: argparse.ArgumentParser) -> None:
     """The flags of ``sampling``, ``--stop`` and ``--on-full``."""
-    group = parser.add_argument_group("the answer", "how it is sampled, and where it ends")
+    group = parser.add_argument_group(
+        "the answer",
+        "how it is sampled, and where it ends; default: as the model's file suggests (general.sampling.*), else "
+        + ", ".join(f"{name} {value}" for name, value in CHAT.items()),
+    )
     for name, (kind, metavar, text) in _NUMBERS.items():
         group.add_argument(_flag(name), type=kind, metavar=metavar, help=text)
     for name, text in _FILES.items():
@@ -74,14 +83,16 @@ def terms(args: argparse.Namespace) -> Terms:
         raise BadRequest(wrong if "int()" in str(error) else str(error), hint=_HINT) from None
 
 
-def sampling(args: argparse.Namespace) -> Sampling:
-    """Raises BadRequest for values that are out of range, and files that cannot be read."""
+def sampling(args: argparse.Namespace, suggested: Mapping[str, Any]) -> Sampling:
+    """``suggested`` is what the daemon's hello says of the model. Raises BadRequest for values that are out of range,
+    and files that cannot be read."""
     from llmaas.calls import Sampling  # --help does not wait for numpy
 
     given = {name: getattr(args, name) for name in _NUMBERS}
     given |= {name: _read(getattr(args, name)) for name in _FILES}
+    known = {name: value for name, value in suggested.items() if name in _NUMBERS}
     try:
-        return Sampling(**{name: value for name, value in given.items() if value is not None})
+        return Sampling(**{**CHAT, **known, **{name: value for name, value in given.items() if value is not None}})
     except ValueError as error:
         raise BadRequest(str(error), hint=_HINT) from None
 

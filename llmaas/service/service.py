@@ -119,7 +119,8 @@ class Service:
     def hello(self) -> dict[str, object]:
         """Facts that a client should know."""
         model = self._parts.engine.info
-        return {"model": model.name, "context_limit": self.planner_settings.ctx_limit, "note": model.note}
+        facts = {"model": model.name, "context_limit": self.planner_settings.ctx_limit, "note": model.note}
+        return {**facts, "sampling": dict(model.sampling)}
 
     async def create(self, app: AppId, *, name: str | None, system: str | None, adapter: str = "") -> ContextInfo:
         """A new context, empty but for its system message. Raises ContextExists, ContextTooLong, DiskFull,

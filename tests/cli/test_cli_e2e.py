@@ -44,6 +44,14 @@ def test_a_question_is_answered_and_the_context_stays(llmaas: Run, at: dict[str,
     assert "Say hello." in llmaas("ctx", "show", "notes", **at).stdout
 
 
+def test_answers_are_drawn_unless_the_user_wants_the_likeliest(llmaas: Run, at: dict[str, str]) -> None:
+    """Beginnings are compared: coded KV may change a late word of a greedy answer."""
+    ask = ("--once", "Tell me a story.", "--max-tokens", "24", "--seed")
+    for n, (flags, answers) in enumerate([((), 3), (("--temperature", "0"), 1)]):
+        said = [llmaas("chat", f"drawn-{n}-{i}", *ask, str(i), *flags, **at).stdout[:50] for i in range(3)]
+        assert all(said) and len(set(said)) == answers
+
+
 def test_a_system_message_for_an_old_context_is_told_to_be_unused(llmaas: Run, at: dict[str, str]) -> None:
     for expected in ("", "--system is not used"):
         done = llmaas("chat", "sys", "--system", "S", "--once", "x", "--max-tokens", "2", **at)
@@ -92,7 +100,8 @@ def test_an_adapter_is_registered_used_kept_by_the_context_and_forgotten(
     llmaas: Run, at: dict[str, str], tmp_path: Path
 ) -> None:
     def ask(*more: str) -> str:
-        return llmaas("chat", "lora", "--once", "Count to five.", "--max-tokens", "8", *more, **at).stdout
+        same = ("--max-tokens", "8", "--temperature", "0")
+        return llmaas("chat", "lora", "--once", "Count to five.", *same, *more, **at).stdout
 
     file = write_gguf(tmp_path / "a.gguf", 1, weights=ALL_OF_SMOLLM2)
     assert llmaas("adapter", "ls", **at).stdout.startswith("No adapters")
@@ -106,7 +115,8 @@ def test_an_adapter_is_registered_used_kept_by_the_context_and_forgotten(
     strange = ask("--adapter", "strange")
     assert ls(llmaas, at)["lora"]["adapter"] == "strange"
     assert "with strange" in llmaas("ctx", "ls", **at).stdout
-    plain = llmaas("chat", "lora-2", "--once", "Count to five.", "--max-tokens", "8", **at).stdout
+    same = ("--max-tokens", "8", "--temperature", "0")
+    plain = llmaas("chat", "lora-2", "--once", "Count to five.", *same, **at).stdout
     assert strange != plain, "the same tokens"
     refused = llmaas("chat", "lora", "--once", "x", "--adapter", "nobody's", **at)
     assert (refused.returncode, "nobody's" in refused.stderr) == (1, True)
@@ -169,7 +179,7 @@ def test_an_answer_keeps_to_a_schema_and_bad_ones_are_told(llmaas: Run, at: dict
     schema, broken = tmp_path / "schema.json", tmp_path / "broken.gbnf"
     schema.write_text('{"type": "object", "properties": {"n": {"type": "integer"}}, "required": ["n"]}')
     broken.write_text('root ::= "a" |\n  nothing')
-    done = llmaas("chat", "shape", "--once", "A number, please.", "--json-schema", str(schema), **at)
+    done = llmaas("chat", "shape", "--once", "A number, please.", "--json-schema", str(schema), "--seed", "1", **at)
     assert type(json.loads(done.stdout)["n"]) is int
     bad = llmaas("chat", "shape", "--once", "x", "--grammar", str(broken), **at)
     assert (bad.returncode, "line 2: there is no rule 'nothing'" in bad.stderr) == (2, True)
@@ -229,7 +239,7 @@ class Terminal:
 
 
 def test_a_conversation_at_a_terminal(llmaas: Run, at: dict[str, str], tmp_path: Path) -> None:
-    user = Terminal(["chat", "--max-tokens", "200", "--app", "pty"], clean_environ(tmp_path) | at)
+    user = Terminal(["chat", "--max-tokens", "200", "--app", "pty", "--seed", "1"], clean_environ(tmp_path) | at)
     try:
         user.until("name of the new context: ")
         user.type("diary\n")

@@ -57,6 +57,13 @@ async def test_a_conversation_goes_on_after_a_restart_from_disk(tmp_path: Path, 
         assert (await h.say("x", "and then?", 20))[0] == answer
 
 
+@on_a_loop
+async def test_the_hello_tells_what_the_models_makers_suggest(tmp_path: Path) -> None:
+    async with house(tmp_path, engine={"sampling": {"temperature": 1.0, "top_k": 64}}) as h:
+        hello = h.service.hello()
+        assert (hello["model"], hello["sampling"]) == ("fake", {"temperature": 1.0, "top_k": 64})
+
+
 class FullDisk(Files):
     """A disk that has no room while ``full``."""
 

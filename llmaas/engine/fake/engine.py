@@ -12,7 +12,7 @@ mixed in, so KV of another adapter is other KV.
 from __future__ import annotations
 
 import threading
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 
 from llmaas.calls import Sampling
@@ -51,9 +51,11 @@ class FakeEngine:
         max_batch: int = 512,
         end_rate: float = 0.0,
         step_time: Callable[[int], float] = lambda tokens: 0.0,
+        sampling: Mapping[str, float] | None = None,
     ) -> None:
+        size = fake_text.N_VOCAB
         self._info = ModelInfo(
-            name, fingerprint, vocab, geometry, n_cells, fake_text.N_VOCAB, size_bytes=0, former_vocab=former_vocab
+            name, fingerprint, vocab, geometry, n_cells, size, 0, former_vocab=former_vocab, sampling=sampling or {}
         )
         self._max_batch, self._step_time = max_batch, step_time
         self._rows = RowCode(geometry)

@@ -23,6 +23,7 @@ from llmaas.engine.llama.model import LlamaModel
 from llmaas.engine.llama.rope import find_rope
 from llmaas.engine.llama.slabs import Slabs
 from llmaas.engine.llama.state_layout import Unchunkable
+from llmaas.engine.llama.suggestion import suggested_sampling
 from llmaas.errors import EngineFailed
 from llmaas.records import CHUNK_TOKENS, F16, F32, Geometry, KvSlab, ModelInfo, Rope
 
@@ -63,6 +64,7 @@ def examine_model(model: LlamaModel, decoder: LlamaDecoder, type_kv: str, spare_
         size_bytes=int(C.llama_model_size(model.handle)),
         chunkable=slabs is not None,
         note="; ".join(note for note in notes if note),
+        sampling=suggested_sampling(model.handle),
     )
     _log.info("%s: %d cells, chunkable: %s", info.name, decoder.cells.n_cells, info.chunkable)
     if slabs is not None:
