@@ -3,9 +3,9 @@
 Law: no part of llmaas asks the operating system what time it is, except through ``RealClock``. A part that needs the
 time is given a ``Clock`` or the time itself, so that tests and replays run in a time of their own.
 
-Three parts use Python's ``time`` for something else than the time that passes in the service:
-``kvchunks.store.cipher`` measures which cipher is faster on this CPU, ``engine.llama.grammar`` limits the CPU time of
-its thread, and ``engine.llama.chat`` gives chat templates the date.
+Two parts use Python's ``time`` for something else than the time that passes in the service:
+``kvchunks.store.cipher`` measures which cipher is faster on this CPU, and ``engine.llama.chat`` gives chat templates
+the date.
 """
 
 from __future__ import annotations

@@ -48,7 +48,7 @@ engine.llama_batch      engine.llama.batch
 engine.llama_blob       engine.llama.state_blob
 engine.llama_cells      engine.llama.cells
 engine.llama_chat       engine.llama.chat
-engine.llama_grammar    engine.llama.grammar engine.llama.gbnf engine.llama.json_schema
+engine.llama_grammar    engine.constraint.compiler engine.constraint.gbnf engine.constraint.schema_reader
 engine.llama_learn      engine.llama.learn_layout
 engine.llama_lib        engine.llama.lib
 engine.llama_model      engine.llama.model engine.llama.context

@@ -106,6 +106,11 @@ class CallSpec:
         return self.generation.max_tokens if self.generation else 0
 
     @property
+    def is_constrained(self) -> bool:
+        """Whether the answer keeps to a grammar or a JSON schema."""
+        return self.generation is not None and self.generation.sampling.constrained
+
+    @property
     def shifts(self) -> bool:
         """Whether a full context drops its oldest messages."""
         return self.generation is not None and self.generation.on_full == "shift"

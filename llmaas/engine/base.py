@@ -22,6 +22,7 @@ from pathlib import Path
 from typing import Protocol
 
 from llmaas.calls import Sampling
+from llmaas.errors import LlmaasError
 from llmaas.records import F32, KvSlab, Message, ModelInfo, Queries, Rope
 
 
@@ -109,9 +110,10 @@ class Engine(Protocol):
         """
 
     def check_sampling(self, sampling: Sampling) -> None:
-        """Raise BadRequest, with what is wrong, for a grammar or JSON schema that cannot be used.
+        """Make a grammar or JSON schema ready for ``set_sampler``. Raises BadRequest, with what is wrong, if it cannot
+        be used, and Busy if too many others are being read.
 
-        Takes up to half a second for the largest.
+        Takes some milliseconds, and a few seconds at most.
         """
 
     # -- steps
@@ -124,6 +126,13 @@ class Engine(Protocol):
 
         A sampler belongs to an answer, not to a sequence: an answer that was interrupted may go on in another sequence,
         and its sampler goes on with it: random numbers, the tokens drawn, the place in a grammar.
+        """
+
+    def sampler_failure(self, sampler: int) -> LlmaasError | None:
+        """Why a sampler has drawn an end token though its answer is not complete; None if it has not.
+
+        A grammar can be of the kind that takes more and more work with each token. An answer that would break it, or
+        take all the engine's time, ends instead.
         """
 
     def load_adapter(self, name: str, path: Path) -> None:

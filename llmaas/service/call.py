@@ -64,11 +64,11 @@ class CallProgress:
 
 @dataclass(slots=True, eq=False)
 class AdapterHold:
-    """Whether the adapter of a call is loaded for it. Written on the engine's thread."""
+    """Whether the adapter of a call is loaded for it, and why the call fails. Written on the engine's thread."""
 
     held: bool = False
     error: LlmaasError | None = None
-    """Why the adapter could not be loaded."""
+    """Why the adapter could not be loaded, or the answer not be completed."""
 
 
 @dataclass(frozen=True, slots=True, eq=False)

@@ -124,6 +124,9 @@ class StepRunner:
                 for item, (answer, token) in enumerate(zip(answers, row, strict=True))
             ]
             burst.unsent.append((row, drawn))
+        for call, what in zip(burst.calls, drawn, strict=True):
+            if what is Drawn.END and call.spec.is_constrained:
+                call.hold.error = engine.sampler_failure(call.id)
         burst.drawn = drawn
         burst.n_done += len(rows)
 

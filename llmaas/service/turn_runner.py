@@ -38,7 +38,7 @@ class TurnRunner:
     async def run(self, call: Call) -> Done:
         """The call's terminal reply. The caller holds the context's lock. Raises LlmaasError, and then the context is
         as it was before, except after Cancelled or Expired with tokens generated."""
-        if call.spec.generation and call.spec.generation.sampling.constrained:
+        if call.spec.generation and call.spec.is_constrained:
             await asyncio.to_thread(self._engine.check_sampling, call.spec.generation.sampling)
         refuse_if_deleted(call.live)
         _refuse_if_cancelled(call)
@@ -141,6 +141,7 @@ class TurnRunner:
         """Make the turn durable, and let its chunks be saved; or undo it."""
         live = call.live
         failed = finish.outcome in (Outcome.CANCELLED, Outcome.EXPIRED, Outcome.ENGINE_FAILED)
+        failed |= call.hold.error is not None  # its grammar does not let the answer go on, though it is not complete
         if rest := call.answer.last_piece():
             call.emit(rest)
         n_kv = min(max(live.n_kv, finish.n_kv), call.answer.cut_untold(self._engine))

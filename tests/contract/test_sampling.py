@@ -8,6 +8,7 @@ import pytest
 
 from llmaas.calls import Sampling
 from llmaas.engine.base import BatchItem, Engine
+from llmaas.errors import BadRequest
 from llmaas.service.logprobs import logprobs
 from tests.contract.support import Logits, assert_close, feed, generate, text_tokens
 
@@ -115,6 +116,49 @@ def test_logprobs_are_of_each_item_and_sum_to_one(engine: Engine) -> None:
         assert logprobs(engine.logits(item), token, 0, engine.piece).top == ()
     with pytest.raises(ValueError, match="drew nothing"):
         engine.logits(1)
+
+
+CONSTRAINED = {
+    "grammar": Sampling(temperature=1.0, seed=3, grammar='root ::= "<" ("ab" | "cd") ", " root ">" | "."'),
+    "json_schema": Sampling(temperature=1.0, seed=3, json_schema='{"items": {"enum": ["ab", 7]}, "minItems": 9}'),
+}
+
+
+@pytest.mark.parametrize("sampling", CONSTRAINED.values(), ids=CONSTRAINED)
+def test_a_constrained_answer_that_goes_on_in_another_sequence_keeps_its_place(
+    engine: Engine, sampling: Sampling
+) -> None:
+    engine.check_sampling(sampling)
+    whole, text = answer(engine, sampling, 12), text_tokens(engine, 13)
+    engine.set_sampler(90, sampling)
+    feed(engine, 0, text[:12])
+    begun = generate(engine, 0, text[-1], 6, sampler=90)
+    engine.copy(0, 2, engine.length(0))
+    engine.drop(0, 0)
+    assert answer(engine, sampling, 3) == whole[:3], "another answer by the same constraint begins at its start"
+    said = begun + generate(engine, 2, begun[-1], 6, sampler=90)
+    assert said == whole and engine.sampler_failure(90) is None
+    engine.set_sampler(90, None)
+
+
+def test_a_constrained_answer_is_what_it_must_be_and_ends(engine: Engine) -> None:
+    engine.set_sampler(0, Sampling(temperature=1.5, seed=1, grammar='root ::= "yes" | "no"'))
+    feed(engine, 0, text_tokens(engine, 12))
+    said, token = b"", text_tokens(engine, 13)[-1]
+    for _ in range(5):
+        (token,) = generate(engine, 0, token, 1)
+        if engine.is_end(token):
+            break
+        said += engine.piece(token)
+    assert said in (b"yes", b"no") and engine.is_end(token)
+
+
+def test_a_constraint_that_cannot_be_kept_to_is_refused_before_the_answer(engine: Engine) -> None:
+    for bad in (Sampling(grammar="root ::= root"), Sampling(json_schema='{"not": {}}')):
+        with pytest.raises(BadRequest):
+            engine.check_sampling(bad)
+        with pytest.raises(BadRequest):
+            engine.set_sampler(91, bad)
 
 
 def test_a_freed_sampler_draws_no_more(engine: Engine) -> None:

@@ -5,12 +5,16 @@ Tokens of the fake engine depend on every byte of KV: one wrong chunk changes an
 
 from __future__ import annotations
 
+import json
+import re
 from pathlib import Path
 
+import numpy as np
 import pytest
 
 from llmaas import errors
 from llmaas.calls import CallSpec, FinishReason, Generation, Piece, Sampling, Turn
+from llmaas.engine.constraint.machine import GrammarMachine, MachineConstraint
 from llmaas.engine.fake import FakeEngine
 from llmaas.records import Message
 from tests.support.loop import on_a_loop
@@ -190,9 +194,47 @@ async def test_a_grammar_that_the_engine_refuses_is_the_callers_fault_and_leaves
         await h.service.create(APP, name="x", system=None)
         await h.say("x", "tell", 5)
         before = h.tokens("x")
-        with pytest.raises(errors.BadRequest, match="no grammars"):
-            await h.say("x", "more", 5, sampling=Sampling(grammar='root ::= "a"'))
+        with pytest.raises(errors.BadRequest, match="no rule 'root'"):
+            await h.say("x", "more", 5, sampling=Sampling(grammar='other ::= "a"'))
         assert h.tokens("x") == before
+        await h.say("x", "more", 5)
+
+
+@on_a_loop
+async def test_an_answer_keeps_to_its_grammar_or_schema(tmp_path: Path) -> None:
+    async with house(tmp_path) as h:
+        await h.service.create(APP, name="x", system=None)
+        for seed in range(5):
+            hot = Sampling(temperature=1.0, seed=seed, grammar='root ::= ("yes" | "no"){1,3}')
+            said, done = await h.say("x", "tell", 30, sampling=hot)
+            assert re.fullmatch("(yes|no){1,3}", said) and done.reason is FinishReason.STOP
+        schema = Sampling(json_schema='{"enum": ["red", {"blue": [1, null]}]}')
+        said, done = await h.say("x", "tell", 60, sampling=schema)
+        assert json.loads(said) in ("red", {"blue": [1, None]}) and done.reason is FinishReason.STOP
+
+
+@on_a_loop
+async def test_an_answer_that_is_cut_off_says_length(tmp_path: Path) -> None:
+    async with house(tmp_path) as h:
+        await h.service.create(APP, name="x", system=None)
+        said, done = await h.say("x", "tell", 3, sampling=Sampling(grammar='root ::= "abcdef"'))
+        assert said == "abc" and done.reason is FinishReason.LENGTH
+
+
+@on_a_loop
+async def test_an_answer_that_its_grammar_does_not_let_go_on_fails_and_is_undone(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    async with house(tmp_path) as h:
+        await h.service.create(APP, name="x", system=None)
+        await h.say("x", "tell", 5)
+        before, accept = h.tokens("x"), MachineConstraint.accept
+        monkeypatch.setattr(MachineConstraint, "accept", lambda self, token: token == ord("a") and accept(self, token))
+        monkeypatch.setattr(GrammarMachine, "mask", lambda self, _: np.zeros(self.vocabulary.n_vocab, bool))
+        with pytest.raises(errors.BadRequest, match="no token"):
+            await h.say("x", "more", 9, sampling=Sampling(grammar='root ::= "a" [a-z]+'))
+        assert h.tokens("x") == before
+        monkeypatch.undo()
         await h.say("x", "more", 5)
 
 

@@ -25,7 +25,7 @@ from llmaas.engine.fake.sampling import FakeSamplers
 from llmaas.engine.fake.sequences import FakeSequences
 from llmaas.engine.plain_steps import plain_steps
 from llmaas.engine.rules import check_load, check_seq, check_step
-from llmaas.errors import EngineFailed
+from llmaas.errors import EngineFailed, LlmaasError
 from llmaas.records import F32, Geometry, KvSlab, Message, ModelInfo, Queries, Rope
 
 SMALL = Geometry(n_layer=2, k_dim=64, v_dim=64, head_dim_k=32, head_dim_v=32)
@@ -113,6 +113,10 @@ class FakeEngine:
     def set_sampler(self, sampler: int, sampling: Sampling | None, past: Sequence[int] = ()) -> None:
         self._enter()
         self._samplers.set(sampler, sampling, past)
+
+    def sampler_failure(self, sampler: int) -> LlmaasError | None:
+        self._enter()
+        return self._samplers.failure(sampler)
 
     def load_adapter(self, name: str, path: Path) -> None:
         self._enter()

@@ -13,10 +13,13 @@ from collections.abc import Sequence
 import numpy as np
 
 from llmaas.calls import Sampling
+from llmaas.engine.constraint.compiler import Constraints
+from llmaas.engine.constraint.port import Constraint
+from llmaas.engine.constraint.vocabulary import Vocabulary
 from llmaas.engine.fake.mixing import mix, mix_many
-from llmaas.engine.fake.text import IM_END, N_VOCAB
+from llmaas.engine.fake.text import IM_END, N_VOCAB, is_end, piece
 from llmaas.engine.rules import check_sampler
-from llmaas.errors import BadRequest
+from llmaas.errors import LlmaasError
 from llmaas.records import F32
 
 _ANSWERS = b"etaoin shrdlu cmfwyp"
@@ -29,6 +32,9 @@ class FakeSamplers:
     def __init__(self, end_rate: float) -> None:
         self._end_rate = end_rate
         self._samplers: dict[int, tuple[Sampling, random.Random, deque[int]]] = {}
+        self._constraints = Constraints(Vocabulary(N_VOCAB, piece, is_end))
+        self._constrained: dict[int, Constraint] = {}
+        self._failures: dict[int, LlmaasError] = {}
 
     def __contains__(self, sampler: object) -> bool:
         return sampler in self._samplers
@@ -37,16 +43,21 @@ class FakeSamplers:
         return len(self._samplers)
 
     def check(self, sampling: Sampling) -> None:
-        """Raise BadRequest for a sampling that asks for a grammar."""
-        if sampling.constrained:
-            raise BadRequest("this engine has no grammars")
+        """See ``Engine.check_sampling``."""
+        self._constraints.check(sampling)
+
+    def failure(self, sampler: int) -> LlmaasError | None:
+        """See ``Engine.sampler_failure``."""
+        return self._failures.get(sampler)
 
     def set(self, sampler: int, sampling: Sampling | None, past: Sequence[int]) -> None:
         """See ``Engine.set_sampler``."""
         check_sampler(sampler)
-        self._samplers.pop(sampler, None)
+        for known in (self._samplers, self._constrained, self._failures):
+            known.pop(sampler, None)
         if sampling is not None:
-            self.check(sampling)
+            if (constraint := self._constraints.begin(sampling)) is not None:
+                self._constrained[sampler] = constraint
             seed = secrets.randbits(32) if sampling.seed is None else sampling.seed
             self._samplers[sampler] = sampling, random.Random(seed), deque(past, sampling.penalty_last_n)
 
@@ -62,7 +73,22 @@ class FakeSamplers:
                 logits[known] /= sampling.repeat_penalty  # all of them are positive
                 logits[known] -= sampling.presence_penalty + count * sampling.frequency_penalty
             token = max(_ANSWERS, key=logits.__getitem__)
+        if sampler in self._constrained:
+            token = self._allowed(sampler, token, total)
         past.append(token)
+        return token
+
+    def _allowed(self, sampler: int, token: int, total: int) -> int:
+        """The token if the sampler's constraint accepts it, or else one of those that it allows."""
+        constraint = self._constrained[sampler]
+        try:
+            if not constraint.accept(token):
+                tokens = np.flatnonzero(constraint.allowed())
+                token = int(tokens[mix(total, 3) % len(tokens)])
+                constraint.accept(token)
+        except LlmaasError as error:
+            self._failures[sampler] = error
+            return IM_END
         return token
 
     def logits(self, total: int) -> F32:

@@ -33,7 +33,7 @@ class LlamaDecoder:
     def __init__(self, model: LlamaModel, settings: ContextSettings) -> None:
         n_head = int(C.llama_model_n_head(model.handle))
         self.probe = QueryProbe(model.geometry(), n_head, n_batch=settings.n_batch, n_seqs=settings.n_seqs)
-        self.samplers = Samplers(model.vocab, model.n_vocab)
+        self.samplers = Samplers(model.constraints, model.n_vocab, model.end)
         self.n_vocab = model.n_vocab
         self.context: Any = new_context(model, settings, self.probe)
         self.cells = SequenceCells(self.context, settings.n_seqs, window_of(model.handle))

@@ -20,7 +20,7 @@ from llmaas.engine.llama.model import LlamaModel
 from llmaas.engine.llama.slabs import Slabs
 from llmaas.engine.llama.startup import examine_model
 from llmaas.engine.rules import check_blank, check_copy, check_drop, check_export, check_load, check_seq
-from llmaas.errors import EngineFailed
+from llmaas.errors import EngineFailed, LlmaasError
 from llmaas.records import F32, KvSlab, Message, ModelInfo, Queries, Rope
 
 
@@ -97,6 +97,10 @@ class LlamaEngine:
     def set_sampler(self, sampler: int, sampling: Sampling | None, past: Sequence[int] = ()) -> None:
         self._enter()
         self.decoder.samplers.set(sampler, sampling, past)
+
+    def sampler_failure(self, sampler: int) -> LlmaasError | None:
+        self._enter()
+        return self.decoder.samplers.failure(sampler)
 
     def load_adapter(self, name: str, path: Path) -> None:
         self._enter()

@@ -16,13 +16,11 @@ from pathlib import Path
 from typing import Any
 
 import llama_cpp.llama_cpp as _llama_cpp
-import llama_cpp.llama_grammar as _llama_grammar
 
 from llmaas.errors import ModelUnreadable
 
 # The package's own type hints are imprecise (array types for pointers, bare ints for handles), so they are not used.
 C: Any = _llama_cpp
-SchemaConverter: Any = _llama_grammar.SchemaConverter
 
 _log = logging.getLogger("llmaas.llama_cpp")
 _LEVELS = {3: logging.INFO, 4: logging.WARNING}  # ggml.h: 1 debug, 2 info, 3 warn, 4 error

@@ -7,17 +7,20 @@ still runs when the engine closes never touches freed memory.
 from __future__ import annotations
 
 import ctypes
+import functools
 import hashlib
 import os
 import weakref
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
 from llmaas.calls import Sampling
+from llmaas.engine.constraint.compiler import Constraints
+from llmaas.engine.constraint.vocabulary import Vocabulary
 from llmaas.engine.llama.chat import ChatTemplate
-from llmaas.engine.llama.grammar import check_grammar
 from llmaas.engine.llama.lib import C, known_token, load_model, metadata
 from llmaas.records import Geometry, Message
 
@@ -42,6 +45,10 @@ class LlamaModel:
         self._start = bos if C.llama_vocab_get_add_bos(self.vocab) else None
         """The token that the model wants at the start of a text, if it wants one."""
         self._pieces: dict[int, bytes] = {}
+        vocabulary = Vocabulary(
+            self.n_vocab, functools.partial(_piece, self.vocab), functools.partial(C.llama_vocab_is_eog, self.vocab)
+        )
+        self.constraints = Constraints(vocabulary)
         template = C.llama_model_chat_template(self.handle, None)
         self._chat = ChatTemplate(
             template.decode("utf-8", "replace") if template else None,
@@ -71,13 +78,8 @@ class LlamaModel:
         known = self._pieces.get(token)
         if known is None:
             self._check_token(token)
-            known = self._pieces[token] = self._piece(token)
+            known = self._pieces[token] = _piece(self.vocab, token)
         return known
-
-    def _piece(self, token: int, room: int = 64) -> bytes:
-        buffer = ctypes.create_string_buffer(room)
-        n = int(C.llama_token_to_piece(self.vocab, token, buffer, room, 0, False))
-        return buffer.raw[:n] if n >= 0 else self._piece(token, -n)
 
     def is_end(self, token: int) -> bool:
         self._check_token(token)
@@ -87,7 +89,7 @@ class LlamaModel:
         return self._chat.render(messages, answer=answer)
 
     def check_sampling(self, sampling: Sampling) -> None:
-        check_grammar(self.vocab, sampling)
+        self.constraints.check(sampling)
 
     def _check_token(self, token: int) -> None:
         if not 0 <= token < self.n_vocab:
@@ -95,6 +97,12 @@ class LlamaModel:
 
     def _token_text(self, token: int | None) -> str:
         return "" if token is None else str(C.llama_vocab_get_text(self.vocab, token).decode("utf-8", "replace"))
+
+    @property
+    def end(self) -> int:
+        """A token that ends an answer; 0 where the model has none."""
+        known = map(known_token, (C.llama_vocab_eos(self.vocab), C.llama_vocab_eot(self.vocab)))
+        return max([token for token in known if token is not None], default=0)
 
     # -- identity
 
@@ -165,3 +173,10 @@ class LlamaModel:
         hasher = hashlib.blake2b(repr(kind).encode(), digest_size=16)
         hasher.update(b"\x00".join([C.llama_vocab_get_text(self.vocab, token) for token in range(self.n_vocab)]))
         return hasher.hexdigest()
+
+
+def _piece(vocab: Any, token: int, room: int = 64) -> bytes:
+    """The bytes of a token; b"" for special ones."""
+    buffer = ctypes.create_string_buffer(room)
+    n = int(C.llama_token_to_piece(vocab, token, buffer, room, 0, False))
+    return buffer.raw[:n] if n >= 0 else _piece(vocab, token, -n)

@@ -1,4 +1,4 @@
-"""Samplers: for each answer a sampler chain of llama.cpp and, if one is asked for, a grammar.
+"""Samplers: for each answer a sampler chain of llama.cpp and, if one is asked for, a constraint.
 
 Law: a chain belongs to exactly one sampler number and is freed exactly once.
 """
@@ -12,72 +12,97 @@ from typing import Any
 import numpy as np
 
 from llmaas.calls import Sampling
-from llmaas.engine.llama.grammar import Grammar
+from llmaas.engine.constraint.compiler import Constraints
+from llmaas.engine.constraint.port import Constraint
 from llmaas.engine.llama.lib import C
+from llmaas.errors import EngineFailed, LlmaasError
+from llmaas.records import F32
 
 _RANDOM_SEED = 0xFFFFFFFF
 """llama.cpp's sign for a random seed (LLAMA_DEFAULT_SEED)."""
+_REDRAWS = 8
+"""Draws before all tokens are asked about, where that is slow."""
 _CANDIDATE = np.dtype([("id", np.int32), ("logit", np.float32), ("p", np.float32)])  # llama_token_data
 
 
 class Samplers:
     """The samplers in use, by the numbers that the engine's caller chose."""
 
-    def __init__(self, vocab: Any, n_vocab: int) -> None:
-        self._vocab, self._n_vocab = vocab, n_vocab
-        self._chains: dict[int, tuple[Any, Grammar | None]] = {}
-        self._ids = np.arange(n_vocab, dtype=np.int32)
+    def __init__(self, constraints: Constraints, n_vocab: int, end: int) -> None:
+        self.constraints, self._n_vocab, self._end = constraints, n_vocab, end
+        self._chains: dict[int, tuple[Any, Constraint | None]] = {}
+        self._failures: dict[int, LlmaasError] = {}
         self._candidates = np.empty(n_vocab, _CANDIDATE)
+        self._ids = np.arange(n_vocab, dtype=np.int32)
 
     def set(self, sampler: int, sampling: Sampling | None, past: Sequence[int] = ()) -> None:
         """See ``Engine.set_sampler``."""
         if sampler < 0:
             raise ValueError(f"samplers are numbered from 0, not {sampler}")
-        chain, grammar = self._chains.pop(sampler, (None, None))
+        chain, _ = self._chains.pop(sampler, (None, None))
+        self._failures.pop(sampler, None)
         if chain is not None:
             C.llama_sampler_free(chain)
-        if grammar is not None:
-            grammar.close()
         if sampling is None:
             return
-        grammar = Grammar.of(self._vocab, sampling)
+        constraint = self.constraints.begin(sampling)
         chain = _chain(sampling, self._n_vocab)
         for token in past[-sampling.penalty_last_n :] if sampling.penalises else ():
             C.llama_sampler_accept(chain, token)
-        self._chains[sampler] = chain, grammar
+        self._chains[sampler] = chain, constraint
 
     def __contains__(self, sampler: object) -> bool:
         return sampler in self._chains
 
+    def failure(self, sampler: int) -> LlmaasError | None:
+        """See ``Engine.sampler_failure``."""
+        return self._failures.get(sampler)
+
     def chain(self, sampler: int) -> Any:
-        """The sampler's chain, a ``llama_sampler *``; None if it has a grammar, so that the chain alone cannot draw."""
-        chain, grammar = self._chains[sampler]
-        return chain if grammar is None else None
+        """The sampler's chain, a ``llama_sampler *``; None if that alone cannot draw, as it is constrained."""
+        chain, constraint = self._chains[sampler]
+        return chain if constraint is None else None
 
     def draw(self, sampler: int, context: Any, index: int) -> int:
         """Draw a token from the logits after the batch's token ``index``."""
-        chain, grammar = self._chains[sampler]
-        if grammar is None:
+        chain, constraint = self._chains[sampler]
+        if constraint is None:
             return int(C.llama_sampler_sample(chain, context, index))
         row = np.ctypeslib.as_array(C.llama_get_logits_ith(context, index), (self._n_vocab,))
-        token = self._select(chain, row, None)
-        if not grammar.allows(token):  # this is rare, so few draws look at the whole vocabulary
-            token = self._select(chain, row, grammar)
-            if not grammar.allows(token):
-                return grammar.end  # nothing is allowed: the answer ends
+        try:
+            token = self._draw_allowed(chain, row, constraint)
+        except LlmaasError as error:
+            self._failures[sampler] = error
+            return self._end
         C.llama_sampler_accept(chain, token)
-        grammar.accept(token)
         return token
 
-    def _select(self, chain: Any, row: Any, grammar: Grammar | None) -> int:
-        """The token that the chain selects from a row of logits, or from those that the grammar allows."""
+    def _draw_allowed(self, chain: Any, row: F32, constraint: Constraint) -> int:
+        """A token that the constraint has accepted.
+
+        The chain draws from all tokens first, and mostly the constraint accepts that. Where it does not, tokens are
+        left out and the chain draws again: the chances of the others are as if those had been left out before.
+        """
+        token = self._select(chain, row)
+        if constraint.accept(token):
+            return token
+        row = row.copy()
+        for _ in range(0 if constraint.masks_are_cheap else _REDRAWS):
+            row[token] = -np.inf
+            token = self._select(chain, row)
+            if constraint.accept(token):
+                return token
+        row[~constraint.allowed()] = -np.inf
+        token = self._select(chain, row)
+        if not constraint.accept(token):  # an infinite logit, or a bug
+            raise EngineFailed(f"token {token} was drawn, though it is not allowed")
+        return token
+
+    def _select(self, chain: Any, row: F32) -> int:
+        """The token that the chain selects from a row of logits (n_vocab)."""
         found = self._candidates
         found["id"], found["logit"], found["p"] = self._ids, row, 0.0
         array = C.llama_token_data_array(found.ctypes.data_as(C.llama_token_data_p), self._n_vocab, -1, False)
-        if grammar is not None:
-            grammar.mask(array)
-            if not np.isfinite(found["logit"]).any():
-                return grammar.end
         C.llama_sampler_apply(chain, ctypes.byref(array))
         return int(array.data[array.selected].id)
 

@@ -1,0 +1,41 @@
+"""The port of a constraint: what an engine's sampler asks about each token.
+
+Law: a token that was not allowed leaves the constraint as it was.
+"""
+
+from __future__ import annotations
+
+from typing import Protocol
+
+import numpy as np
+import numpy.typing as npt
+
+from llmaas.errors import BadRequest
+
+Mask = npt.NDArray[np.bool_]
+
+
+class TooComplex(BadRequest):
+    """The constraint cannot be followed any further; the answer is not complete, and can only be given up."""
+
+
+class Constraint(Protocol):
+    """What an answer must keep to, and where the answer stands in it. One thread at a time.
+
+    ``masks_are_cheap``: whether ``allowed`` takes less than drawing a few tokens more.
+    """
+
+    @property
+    def masks_are_cheap(self) -> bool: ...
+
+    def accept(self, token: int) -> bool:
+        """Go on by a token if that is allowed; whether it was. An end token is if the answer is complete.
+
+        Raises TooComplex.
+        """
+
+    def allowed(self) -> Mask:
+        """The tokens (n_vocab) that the answer may go on with, end tokens if it may end here. At least one.
+
+        Raises TooComplex, also if there is none.
+        """
