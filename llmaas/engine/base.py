@@ -67,6 +67,14 @@ class CellsFull(Exception):
     """A step or a load needs more cells than are free. Nothing was changed."""
 
 
+class Prepared(Protocol):
+    """A grammar or JSON schema that is ready for ``set_sampler`` as long as this is held."""
+
+    @property
+    def n_bytes(self) -> int:
+        """About the memory that it takes."""
+
+
 class Engine(Protocol):
     """A model runtime that keeps sequences in cells."""
 
@@ -109,9 +117,9 @@ class Engine(Protocol):
         Raises BadRequest if the template refuses the messages.
         """
 
-    def check_sampling(self, sampling: Sampling) -> None:
-        """Make a grammar or JSON schema ready for ``set_sampler``. Raises BadRequest, with what is wrong, if it cannot
-        be used, and Busy if too many others are being read.
+    def check_sampling(self, sampling: Sampling) -> Prepared | None:
+        """Make a grammar or JSON schema ready for ``set_sampler``, and keep it so while the result is held. Raises
+        BadRequest, with what is wrong, if it cannot be used, and Busy if too many others are being read or held.
 
         Takes some milliseconds, and a few seconds at most.
         """

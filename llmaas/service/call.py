@@ -12,6 +12,7 @@ from dataclasses import dataclass, field
 
 from llmaas.calls import CallSpec, Done, FinishReason, Piece, SwitchReport
 from llmaas.engine.adapter_cache import AdapterFile
+from llmaas.engine.base import Prepared
 from llmaas.errors import LlmaasError
 from llmaas.kvchunks.store.store import Span
 from llmaas.planner.actions import Finish, Outcome, Switched
@@ -47,6 +48,8 @@ class CallControl:
     """It also goes off while the call waits for its context."""
     adapter: AdapterFile | None = None
     """What the call computes with; None: the bare model."""
+    constraint: Prepared | None = None
+    """The grammar or schema of the answer; held here, it stays ready."""
 
 
 @dataclass(slots=True, eq=False)

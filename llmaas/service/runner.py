@@ -17,6 +17,7 @@ from llmaas.planner.events import CancelRequested, PriorityChanged
 from llmaas.records import RequestId
 from llmaas.service.answer import Answer
 from llmaas.service.call import Call, CallControl
+from llmaas.service.constraints import ConstraintHolder
 from llmaas.service.interpreter import Interpreter
 from llmaas.service.live_context import LiveContext
 from llmaas.service.parts import ServiceParts
@@ -36,7 +37,8 @@ class CallRunner:
     """All calls that wait or run. ``queue_limit``: how many one app may have. For one event loop."""
 
     def __init__(self, parts: ServiceParts, interpreter: Interpreter, *, ctx_limit: int, queue_limit: int) -> None:
-        self._turns = TurnRunner(parts, interpreter, ctx_limit=ctx_limit)
+        self._constraints = ConstraintHolder(parts)
+        self._turns = TurnRunner(parts, interpreter, self._constraints, ctx_limit=ctx_limit)
         self._dispatch, self._release = interpreter.dispatch, interpreter.release
         self._calls, self._clock, self._metrics = parts.calls, parts.clock, parts.metrics
         self._places, self._operator_places = CallPlaces(queue_limit), CallPlaces(queue_limit, OPERATOR_CALLS)
@@ -50,6 +52,10 @@ class CallRunner:
         self._closing = True
         for call in list(self._calls.values()):
             self.cancel(call.id)
+
+    def end_threads(self) -> None:
+        """After ``close``: return when the runner's thread has ended."""
+        self._constraints.close()
 
     async def wait_idle(self) -> None:
         """Return when no call waits or runs."""

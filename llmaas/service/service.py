@@ -93,6 +93,7 @@ class Service:
         except asyncio.TimeoutError:
             log.warning("swap-out did not finish in %.0f s; what is missing will be recomputed", _DRAIN_SECONDS)
         await self._parts.slow_thread.run("", self._interpreter.close)
+        await self._parts.slow_thread.run("", self._runner.end_threads)
         self._parts.slow_thread.close()
         self._parts.store_thread.close()
 

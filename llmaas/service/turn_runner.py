@@ -16,6 +16,7 @@ from llmaas.kvchunks.store.store import Span
 from llmaas.planner.actions import Finish, Outcome
 from llmaas.planner.events import Submitted
 from llmaas.service.call import Call, answer_spans, done
+from llmaas.service.constraints import ConstraintHolder
 from llmaas.service.interpreter import Interpreter
 from llmaas.service.live_context import LiveContext, publish_kv
 from llmaas.service.parts import ServiceParts
@@ -29,17 +30,19 @@ log = logging.getLogger(__name__)
 class TurnRunner:
     """Runs the turns of calls; many at once, one per context. ``ctx_limit``: tokens of the longest context."""
 
-    def __init__(self, parts: ServiceParts, interpreter: Interpreter, *, ctx_limit: int) -> None:
+    def __init__(
+        self, parts: ServiceParts, interpreter: Interpreter, constraints: ConstraintHolder, *, ctx_limit: int
+    ) -> None:
         self._engine, self._store, self._store_thread = parts.engine, parts.store, parts.store_thread
         self._clock, self._adapters = parts.clock, parts.adapters
+        self._constraints = constraints
         self._dispatch, self._is_stored = interpreter.dispatch, interpreter.planner.stored
         self._ctx_limit = ctx_limit
 
     async def run(self, call: Call) -> Done:
         """The call's terminal reply. The caller holds the context's lock. Raises LlmaasError, and then the context is
         as it was before, except after Cancelled or Expired with tokens generated."""
-        if call.spec.generation and call.spec.is_constrained:
-            await asyncio.to_thread(self._engine.check_sampling, call.spec.generation.sampling)
+        await self._constraints.prepare(call)
         refuse_if_deleted(call.live)
         _refuse_if_cancelled(call)
         adapter = self._begin(call)

@@ -7,24 +7,29 @@ at most. None of these threads keeps the process from ending.
 from __future__ import annotations
 
 import threading
+import weakref
 from collections import OrderedDict
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import Protocol
 
 from llmaas.calls import Sampling
 from llmaas.engine.constraint.gbnf import read_gbnf
 from llmaas.engine.constraint.guidance import Guidance, is_installed
-from llmaas.engine.constraint.limits import COMPILE_S, MAX_COMPILING, MAX_KEPT_BYTES, refuse
-from llmaas.engine.constraint.machine import GrammarMachine, MachineConstraint
+from llmaas.engine.constraint.limits import COMPILE_S, MAX_COMPILING, MAX_HELD_BYTES, MAX_KEPT_BYTES, refuse
+from llmaas.engine.constraint.machine import GrammarMachine, MachineConstraint, MachineMemory
 from llmaas.engine.constraint.port import Constraint
+from llmaas.engine.constraint.rules import Rules
 from llmaas.engine.constraint.schema_reader import read_schema
 from llmaas.engine.constraint.schema_rules import schema_rules
 from llmaas.engine.constraint.vocabulary import Vocabulary
 from llmaas.errors import Busy, LlmaasError
 
 
-class _Ready(Protocol):
-    """A constraint that is made ready."""
+class ReadyConstraint(Protocol):
+    """A constraint that is made ready. ``n_bytes``: about the memory that it takes."""
+
+    @property
+    def n_bytes(self) -> int: ...
 
     def begin(self) -> Constraint:
         """The constraint of an answer that begins."""
@@ -40,25 +45,34 @@ class Constraints:
         self.vocabulary = vocabulary
         use = is_installed() if guidance is None else guidance
         self._guidance = Guidance(vocabulary) if use else None
-        self._kept: OrderedDict[tuple[str | None, str | None], _Ready] = OrderedDict()
+        self._machines = MachineMemory()
+        self._kept: OrderedDict[Sampling, ReadyConstraint] = OrderedDict()
+        """Those that were used last, MAX_KEPT_BYTES of them."""
+        self._held: weakref.WeakValueDictionary[Sampling, ReadyConstraint] = weakref.WeakValueDictionary()
+        """All that are ready: those that are kept, and those that somebody holds."""
         self._lock = threading.Lock()
         self._preparing = threading.Lock()
         self._slots = threading.Semaphore(MAX_COMPILING)
 
-    def check(self, sampling: Sampling) -> None:
-        """Make ready what ``sampling`` asks for. Raises BadRequest if it cannot be used, Busy if others wait already.
+    def check(self, sampling: Sampling) -> ReadyConstraint | None:
+        """Make ready what ``sampling`` asks for; None if that is nothing. It stays ready while the result is held.
 
         Takes COMPILE_S at most, twice that if others are before it; the first time also what it takes to read the
-        vocabulary, a second or two if that is large. To be called off the event loop.
+        vocabulary, a second or two if that is large. To be called off the event loop. Raises BadRequest if it cannot be
+        used, Busy if others wait already or hold too much memory.
         """
-        if sampling.constrained and self._find(sampling) is None:
+        if not sampling.constrained:
+            return None
+        ready = self._find(sampling)
+        if ready is None:
             self._prepare()
-            self._keep(sampling, self._within_time(lambda: _translated(lambda: self._make(sampling))))
+            ready = self._keep(sampling, self._within_time(lambda: _translated(lambda: self._make(sampling))))
+        return ready
 
     def begin(self, sampling: Sampling) -> Constraint | None:
         """The constraint of an answer that begins; None if there is none. Raises BadRequest as ``check`` does.
 
-        What ``check`` made ready is at hand, unless very many others came in between: it is then made again, here.
+        What ``check`` made ready is at hand while its result is held; else it is made again, here.
         """
         if not sampling.constrained:
             return None
@@ -68,18 +82,22 @@ class Constraints:
             ready = self._keep(sampling, _translated(lambda: self._make(sampling)))
         return ready.begin()
 
-    def _find(self, sampling: Sampling) -> _Ready | None:
+    def _find(self, sampling: Sampling) -> ReadyConstraint | None:
+        key = _key(sampling)
         with self._lock:
-            key = sampling.grammar, sampling.json_schema
             if key in self._kept:
                 self._kept.move_to_end(key)
-            return self._kept.get(key)
+            return self._held.get(key)
 
-    def _keep(self, sampling: Sampling, ready: _Ready) -> _Ready:
+    def _keep(self, sampling: Sampling, ready: ReadyConstraint) -> ReadyConstraint:
+        key = _key(sampling)
         with self._lock:
-            self._kept[sampling.grammar, sampling.json_schema] = ready
-            while len(self._kept) > 1 and sum(map(_size, self._kept)) > MAX_KEPT_BYTES:
+            ready = self._held.setdefault(key, ready)  # somebody else may have been faster
+            self._kept[key] = ready
+            while _n_bytes(self._kept) > MAX_KEPT_BYTES:
                 self._kept.popitem(last=False)
+            if _n_bytes(self._held) > MAX_HELD_BYTES:
+                raise Busy("requests that wait hold too many large grammars and schemas")
         return ready
 
     def _prepare(self) -> None:
@@ -89,20 +107,23 @@ class Constraints:
             if self._guidance is not None:
                 self._guidance.prepare()
 
-    def _make(self, sampling: Sampling) -> _Ready:
+    def _make(self, sampling: Sampling) -> ReadyConstraint:
         if sampling.json_schema is None:
             assert sampling.grammar is not None
-            return _MachineReady(GrammarMachine(*read_gbnf(sampling.grammar), self.vocabulary))
+            return self._machine(*read_gbnf(sampling.grammar))
         schema = read_schema(sampling.json_schema)
         if self._guidance is not None:
             return self._guidance.compile(schema)
-        return _MachineReady(GrammarMachine(*schema_rules(schema), self.vocabulary))
+        return self._machine(*schema_rules(schema))
 
-    def _within_time(self, make: Callable[[], _Ready]) -> _Ready:
+    def _machine(self, rules: Rules, root: int) -> ReadyConstraint:
+        return _MachineReady(GrammarMachine(rules, root, self.vocabulary, self._machines), rules.n_bytes)
+
+    def _within_time(self, make: Callable[[], ReadyConstraint]) -> ReadyConstraint:
         """What ``make`` makes, on a thread of its own, which is left behind if it takes too long."""
         if not self._slots.acquire(timeout=COMPILE_S):
             raise Busy("other grammars and schemas are being read")
-        results: list[_Ready | BaseException] = []
+        results: list[ReadyConstraint | BaseException] = []
         done = threading.Event()
 
         def run() -> None:
@@ -123,7 +144,7 @@ class Constraints:
         return result
 
 
-def _translated(make: Callable[[], _Ready]) -> _Ready:
+def _translated(make: Callable[[], ReadyConstraint]) -> ReadyConstraint:
     """What ``make`` makes; whatever goes wrong is the fault of what it was given, and raises BadRequest."""
     try:
         return make()
@@ -136,12 +157,19 @@ def _translated(make: Callable[[], _Ready]) -> _Ready:
 
 
 class _MachineReady:
-    def __init__(self, machine: GrammarMachine) -> None:
-        self._machine = machine
+    def __init__(self, machine: GrammarMachine, n_bytes: int) -> None:
+        self._machine, self.n_bytes = machine, n_bytes
 
     def begin(self) -> MachineConstraint:
         return MachineConstraint(self._machine)
 
 
-def _size(key: tuple[str | None, str | None]) -> int:
-    return 2_000 + sum(len(text) for text in key if text is not None)
+def _key(sampling: Sampling) -> Sampling:
+    """Equal for samplings with the same constraint."""
+    return Sampling(grammar=sampling.grammar, json_schema=sampling.json_schema)
+
+
+def _n_bytes(ready: Mapping[Sampling, ReadyConstraint]) -> int:
+    """Those that are ready, and the texts that they are found by."""
+    texts = sum(len(text) for key in ready for text in (key.grammar, key.json_schema) if text is not None)
+    return texts + sum(one.n_bytes for one in ready.values())

@@ -7,14 +7,23 @@ schemas in plain form (``schema_reader.py``), whose sizes are bounded.
 from __future__ import annotations
 
 import json
+import weakref
 from typing import Any
 
 import numpy as np
 
-from llmaas.engine.constraint.limits import refuse
+from llmaas.engine.constraint.limits import (
+    LEXER_STATES,
+    MAX_LEXER_STATES,
+    MOST_LEXER_STATES,
+    RENEW_TOKENS,
+    STATE_BYTES,
+    refuse,
+)
 from llmaas.engine.constraint.port import Mask, TooComplex
 from llmaas.engine.constraint.schema_reader import PlainSchema
 from llmaas.engine.constraint.vocabulary import Vocabulary
+from llmaas.errors import Busy
 
 _llguidance: Any
 try:
@@ -25,8 +34,8 @@ except ImportError:
 _SPACE = r"( |\n{1,2}[ \t]{0,20})"
 """White space between two tokens of JSON. Without a bound, models at high temperatures write it without end."""
 _ESCAPES = 'nrbtf\\"'
-_MAX_LEXER_STATES = 20_000
-"""Of 1 to 2 kB. llguidance makes them as it meets them, and then ends the answer."""
+_FULL = ("too many states", "too many expressions")
+"""What llguidance says when an automaton is full."""
 
 
 def is_installed() -> bool:
@@ -34,34 +43,29 @@ def is_installed() -> bool:
 
 
 class Guidance:
-    """llguidance for one vocabulary; safe on any thread after ``prepare``, which takes 0.5 s and 20 MB for 49,152
-    tokens.
+    """llguidance for one vocabulary; safe on any thread after ``prepare``, which takes 50 ms and 3 MB for 49,152
+    tokens, with the GIL. Without slices, which cost three times that and gain nothing in the median.
     """
 
     def __init__(self, vocabulary: Vocabulary) -> None:
         self._vocabulary = vocabulary
         self._tokenizer: Any = None
+        self._lexers: weakref.WeakSet[Lexer] = weakref.WeakSet()
 
     def prepare(self) -> None:
         """Make the token table. On one thread."""
         if self._tokenizer is None:
             wrapper = _llguidance.TokenizerWrapper(_Tokens(self._vocabulary))
             self._tokenizer = _llguidance.LLTokenizer(
-                wrapper, n_vocab=self._vocabulary.n_vocab, eos_token=self._vocabulary.ends
+                wrapper, n_vocab=self._vocabulary.n_vocab, eos_token=self._vocabulary.ends, slices=[]
             )
 
-    def compile(self, schema: PlainSchema) -> Compiled:
+    def compile(self, schema: PlainSchema) -> GuidedSchema:
         """Raises BadRequest for what llguidance does not support. Without the GIL for the most part."""
         grammar = _llguidance.LLMatcher.grammar_from_json_schema(
             json.dumps(schema.as_json()), overrides={**_OPTIONS, "json_allowed_escapes": _escapes(schema)}
         )
-        limits = _llguidance.LLParserLimits(max_lexer_states=_MAX_LEXER_STATES, verbose_errors=False)
-        matcher = _llguidance.LLMatcher(self._tokenizer, grammar, log_level=0, limits=limits)
-        if not matcher.is_error():
-            matcher.compute_bitmask()
-        if matcher.is_error():
-            raise refuse(f"the json_schema cannot be used: {matcher.get_error().splitlines()[0]:.300}")
-        return Compiled(matcher, self._vocabulary)
+        return GuidedSchema(self._tokenizer, grammar, self._vocabulary, self._lexers)
 
 
 _OPTIONS = {
@@ -105,34 +109,100 @@ class _Tokens:
         return [self._by_byte[data[i : i + 1]] for i in range(len(data)) if data[i : i + 1] in self._by_byte]
 
 
-class Compiled:
-    """A schema made ready; ``begin`` starts an answer by it, in a microsecond."""
+class Lexer:
+    """One answer's own automata, of ``n_states`` at most. llguidance makes states as it meets them."""
 
-    def __init__(self, matcher: Any, vocabulary: Vocabulary) -> None:
-        self._matcher, self._vocabulary = matcher, vocabulary
+    def __init__(self, n_states: int) -> None:
+        self.n_states = n_states
+
+
+class GuidedSchema:
+    """A schema made ready. ``begin`` starts an answer by it, in some microseconds; all of them share automata."""
+
+    def __init__(self, tokenizer: Any, grammar: str, vocabulary: Vocabulary, lexers: weakref.WeakSet[Lexer]) -> None:
+        self._tokenizer, self._grammar, self._vocabulary, self._lexers = tokenizer, grammar, vocabulary, lexers
+        self._matcher = self.make(LEXER_STATES)
+        self.n_bytes = LEXER_STATES * STATE_BYTES + 10 * len(grammar)
+
+    def make(self, n_states: int) -> Any:
+        """A matcher with automata of its own. Typically 0.3 ms."""
+        limits = _llguidance.LLParserLimits(max_lexer_states=n_states, verbose_errors=False)
+        matcher = _llguidance.LLMatcher(self._tokenizer, self._grammar, log_level=0, limits=limits)
+        if not matcher.is_error():
+            matcher.compute_bitmask()
+        if matcher.is_error():
+            raise refuse(f"the json_schema cannot be used: {_error(matcher)}")
+        return matcher
 
     def begin(self) -> GuidanceConstraint:
-        return GuidanceConstraint(self._matcher.deep_copy(), self._vocabulary)
+        return GuidanceConstraint(self, self._matcher.deep_copy(), self._vocabulary)
+
+    def renew(self, n_states: int) -> tuple[Any, Lexer]:
+        """A matcher for an answer that has used up the automata; answers that begin get new ones, too."""
+        if sum(lexer.n_states for lexer in self._lexers) + n_states > MAX_LEXER_STATES:
+            raise Busy("answers by complicated schemas take all memory that there is for them")
+        self._matcher = self.make(LEXER_STATES)
+        lexer = Lexer(n_states)
+        self._lexers.add(lexer)
+        return self.make(n_states), lexer
 
 
 class GuidanceConstraint:
-    """A ``Constraint`` by llguidance: some 10 us for a token, 20 to 300 us for a mask."""
+    """A ``Constraint`` by llguidance: some 10 us for a token, 20 to 700 us for a mask.
+
+    Its automata have as many states as everyday schemas need. If those are used up, as by a text with ``maxLength``
+    10000, the answer goes on with new ones, in which what it needed before is gone; if that does not take it far, with
+    more of them.
+    """
 
     masks_are_cheap = True
 
-    def __init__(self, matcher: Any, vocabulary: Vocabulary) -> None:
-        self._matcher, self._vocabulary = matcher, vocabulary
+    def __init__(self, schema: GuidedSchema, matcher: Any, vocabulary: Vocabulary) -> None:
+        self._schema, self._matcher, self._vocabulary = schema, matcher, vocabulary
+        self._said: list[int] = []
+        self._lexer = Lexer(LEXER_STATES)
+        self._renewed = -RENEW_TOKENS
+        """How many tokens there were when the automata were new."""
 
     def accept(self, token: int) -> bool:
         if self._vocabulary.is_end(token):
             return bool(self._matcher.is_accepting())
-        return bool(self._vocabulary.pieces[token]) and self._matcher.try_consume_tokens([token]) == 1
+        if not self._vocabulary.pieces[token]:
+            return False
+        while self._matcher.try_consume_tokens([token]) != 1:
+            if not self._matcher.is_error():
+                return False
+            self._renew()
+        self._said.append(token)
+        return True
 
     def allowed(self) -> Mask:
+        bits = self._matcher.compute_bitmask()
+        while self._matcher.is_error():
+            self._renew()
+            bits = self._matcher.compute_bitmask()
         n_vocab = self._vocabulary.n_vocab
-        bits = np.frombuffer(self._matcher.compute_bitmask(), np.uint8)
-        mask = np.unpackbits(bits, count=n_vocab, bitorder="little").view(np.bool_)
+        mask = np.unpackbits(np.frombuffer(bits, np.uint8), count=n_vocab, bitorder="little").view(np.bool_)
         mask[self._vocabulary.ends] = self._matcher.is_accepting()
-        if self._matcher.is_error() or not mask.any():
-            raise TooComplex(f"the answer cannot go on by the json_schema: {self._matcher.get_error():.300}")
+        if not mask.any():
+            raise TooComplex("the model has no token with which its answer could go on by the json_schema")
         return mask
+
+    def _renew(self) -> None:
+        """Go on with new automata. Raises TooComplex if that is not what is missing, Busy if there is no memory."""
+        while self._matcher.is_error():
+            n_states = self._lexer.n_states
+            if len(self._said) < self._renewed + RENEW_TOKENS:
+                n_states *= 2
+            is_full = any(said in self._matcher.get_error() for said in _FULL)
+            if not is_full or n_states > MOST_LEXER_STATES:
+                raise TooComplex(f"the answer cannot go on by the json_schema: {_error(self._matcher)}")
+            self._matcher, self._lexer = self._schema.renew(n_states)
+            self._renewed = len(self._said)
+            self._matcher.try_consume_tokens(self._said)
+
+
+def _error(matcher: Any) -> str:
+    """The first line of what llguidance says."""
+    first, _, _ = matcher.get_error().partition("\n")
+    return f"{first:.300}"

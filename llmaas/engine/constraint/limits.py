@@ -30,22 +30,32 @@ MAX_MULTIPLE = 1_000
 
 MAX_STACKS = 4_096
 """Ways in which the machine may read what was said so far. A grammar beyond that is ambiguous without end."""
-MAX_WORK = 30_000
-"""Steps of the machine for one token, of some microseconds each."""
-MAX_MASK_WORK = 200_000
-"""Steps of the machine for all tokens of the vocabulary at one place. What is not reached then is not allowed."""
-ANSWER_WORK, TOKEN_WORK = 1_500_000, 5_000
-"""Steps of the machine that an answer may take in all, and more for each of its tokens. Everyday grammars take some
-hundred for a token once they are known."""
-MAX_NODES = 300_000
-"""Stack entries that the machine keeps. About 100 bytes each."""
+MAX_WORK = 50_000
+"""Steps of the machine for one token, of a microsecond each."""
+MASK_WORK, MAX_MASK_WORK = 10_000, 200_000
+"""Steps of the machine for all tokens of the vocabulary at one place: as many at least, and at most."""
+ANSWER_WORK, TOKEN_WORK = 1_000_000, 10_000
+"""Steps of the machine that an answer may take in all, and more for each of its tokens. Everyday grammars take some ten
+for a token, and now and then a mask."""
+MAX_NODES = 200_000
+"""Entries of what all machines of a model have found out. About 100 bytes each."""
+
+STATE_BYTES = 700
+"""Of a state of llguidance's automata, about."""
+LEXER_STATES, MOST_LEXER_STATES, MAX_LEXER_STATES = 500, 32_000, 64_000
+"""States that an answer's automata begin with, what they may grow to, and of all that had to be made anew together."""
+RENEW_TOKENS = 64
+"""Tokens of an answer that automata must be good for; else they become larger. To make them anew costs 0.3 ms, and 0.2
+s for the largest schemas."""
 
 COMPILE_S = 2.0
 """Seconds that making a constraint ready may take."""
 MAX_COMPILING = 2
 """Constraints that are made ready at once."""
-MAX_KEPT_BYTES = 1 << 17
-"""Text of the constraints that are kept ready. They take about 200 times as much."""
+MAX_KEPT_BYTES = 16 << 20
+"""Memory of the constraints that are kept ready for requests to come."""
+MAX_HELD_BYTES = 64 << 20
+"""Memory of all constraints that are ready, those that requests wait with among them."""
 
 
 def refuse(what: str) -> BadRequest:

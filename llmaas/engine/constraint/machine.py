@@ -1,8 +1,8 @@
 """A machine that reads an answer by the rules of a grammar, byte by byte.
 
-Law: plain Python, and bounded: MAX_STACKS readings at once, MAX_WORK steps for a token, MAX_NODES entries in all. A
-token that would go beyond counts as not allowed, so an answer keeps to the grammar whatever it costs. An answer that
-costs too much in all is given up.
+Law: plain Python, and bounded: MAX_STACKS readings at once, MAX_WORK steps for a token, MAX_NODES entries for all
+machines together. An answer whose next token would go beyond is given up, and so is one that costs too much in all:
+a grammar that is too ambiguous ends with an error, never with an answer that was bent by a limit.
 
 It is a pushdown automaton that follows all readings at once, as llama.cpp's grammars do. Equal stacks are one object,
 and where a byte leads from a set of stacks is kept, so that most bytes cost one look-up. Rejected: llama.cpp's own
@@ -12,18 +12,22 @@ time and memory that one token takes.
 
 from __future__ import annotations
 
+import weakref
 from bisect import bisect_left
 
 import numpy as np
+import numpy.typing as npt
 
 from llmaas.engine.constraint.limits import (
     ANSWER_WORK,
+    MASK_WORK,
     MAX_MASK_WORK,
     MAX_NODES,
     MAX_STACKS,
     MAX_WORK,
     TOKEN_WORK,
 )
+from llmaas.engine.constraint.masks import mask_from
 from llmaas.engine.constraint.port import Mask, TooComplex
 from llmaas.engine.constraint.rules import Ranges, Rules, Symbols
 from llmaas.engine.constraint.utf8 import is_start, span
@@ -50,7 +54,8 @@ class GrammarState:
     def __init__(self, stacks: tuple[Stack, ...], complete: bool, begun: bytes = b"") -> None:
         self.stacks, self.complete, self.begun = stacks, complete, begun
         self.following: dict[int, GrammarState | None] = {}
-        self.mask: Mask | None = None
+        self.mask: npt.NDArray[np.uint8] | None = None
+        """``GrammarMachine.mask`` in bits, if it was asked for."""
         self.by_character: dict[int, list[Stack]] | None = None
         """The stacks that want exactly one character; ``others`` has the rest. None: not sorted yet."""
         self.others: list[Stack] = []
@@ -68,80 +73,116 @@ class GrammarState:
         return self.by_character.get(character, []) + self.others
 
 
+class MachineMemory:
+    """What machines have found out, all together: they forget it when it becomes much. On one thread."""
+
+    def __init__(self) -> None:
+        self._machines: weakref.WeakSet[GrammarMachine] = weakref.WeakSet()
+        self._n_nodes = 0
+
+    def add(self, machine: GrammarMachine, n_nodes: int) -> None:
+        """The machine has found out so much more."""
+        self._machines.add(machine)
+        self._n_nodes += n_nodes
+        if self._n_nodes > MAX_NODES:
+            for each in self._machines:
+                each.forget()
+            self._n_nodes = 0
+
+
 class GrammarMachine:
     """The rules and everything that was found out about them; shared by all answers that keep to them.
 
-    One thread at a time. Raises TooComplex if even the first character can be read in too many ways.
+    Made on any thread, used on one. Raises TooComplex if even the first character can be read in too many ways.
     """
 
-    def __init__(self, rules: Rules, root: int, vocabulary: Vocabulary) -> None:
-        self.vocabulary = vocabulary
+    def __init__(self, rules: Rules, root: int, vocabulary: Vocabulary, memory: MachineMemory) -> None:
+        self.vocabulary, self._memory = vocabulary, memory
         self._table = rules.table
-        self._work, self._n_nodes = MAX_WORK, 0
-        """Steps that are left for this token, and entries that there are."""
-        self.may_work = MAX_WORK
+        self._n_new = 0
+        """Entries that ``memory`` has not been told of."""
+        self._work = self._may_work = MAX_WORK
+        """Steps that are left for this token, and how many there were."""
         self._stacks: dict[tuple[int, int, int], Stack] = {}
         self._places: dict[tuple[frozenset[int], bool], GrammarState] = {}
         self.start = self._place(self._expand([(symbols, 0, None) for symbols in self._table[root]]))
 
     def next(self, place: GrammarState, piece: bytes) -> GrammarState | None:
-        """Where the bytes of a token lead; None: they are not allowed, or take too much work."""
-        self._work = self.may_work = MAX_WORK
-        if self._n_nodes > MAX_NODES:
-            self._forget()
-        return self._try(place, piece)
-
-    def mask(self, place: GrammarState) -> Mask:
-        """The tokens that are allowed at a place."""
-        self._work = self.may_work
-        if place.mask is None:
-            self._work = self.may_work = MAX_MASK_WORK
-            place.mask = self._mask(place)
-            self._n_nodes += place.mask.nbytes // 100
-        return place.mask
-
-    @property
-    def worked(self) -> int:
-        """The steps that the last ``next`` or ``mask`` took."""
-        return self.may_work - self._work
-
-    # -- bytes
-
-    def _walk(self, place: GrammarState, piece: bytes) -> GrammarState | None:
+        """Where the bytes of a token lead; None: they are not allowed. Raises TooComplex."""
+        self._begin(MAX_WORK)
         here: GrammarState | None = place
         for byte in piece:
             if here is None:
                 return None
-            if byte not in here.following:
-                here.following[byte] = self._step(here, byte)
-            here = here.following[byte]
+            here = self._follow(here, byte)
         return here
 
-    def _try(self, place: GrammarState, byte: bytes) -> GrammarState | None:
-        """As ``_walk``; what takes too much work counts as not allowed."""
-        try:
-            return self._walk(place, byte)
-        except TooComplex:
-            return None
+    def mask(self, place: GrammarState) -> Mask:
+        """The tokens (n_vocab) that are allowed at a place, and those of which it takes too much to find out."""
+        self._begin(MAX_MASK_WORK)
+        if place.mask is None:
+            self._count(MASK_WORK)
+            mask = mask_from(place, self._follow, self.vocabulary)
+            mask[self.vocabulary.ends] = place.complete and not place.begun
+            place.mask = np.packbits(mask)
+            self._n_new += place.mask.nbytes // 100
+        return np.unpackbits(place.mask, count=self.vocabulary.n_vocab).view(np.bool_)
+
+    @property
+    def worked(self) -> int:
+        """The steps that the last ``next`` or ``mask`` took."""
+        return self._may_work - max(self._work, 0)
+
+    def forget(self) -> None:
+        """Begin to find out anew. The answers that use the machine keep the places where they stand."""
+        for place in self._places.values():
+            place.following.clear()
+            place.mask = None
+        self.start.following.clear()
+        self.start.mask = None
+        self._stacks, self._places, self._n_new = {}, {}, 0
+
+    def _begin(self, may_work: int) -> None:
+        if self._n_new:
+            self._memory.add(self, self._n_new)
+            self._n_new = 0
+        self._work = self._may_work = may_work
+
+    def _count(self, n: int) -> None:
+        self._work -= n
+        if self._work < 0:
+            raise TooComplex(f"the grammar takes more than {self._may_work} steps at one place: it is too ambiguous")
+
+    # -- bytes
+
+    def _follow(self, place: GrammarState, byte: int) -> GrammarState | None:
+        self._work -= 1
+        if byte not in place.following:
+            place.following[byte] = self._step(place, byte)
+            self._n_new += 1
+        return place.following[byte]
 
     def _step(self, place: GrammarState, byte: int) -> GrammarState | None:
         begun = place.begun + bytes([byte])
         if not place.begun and byte < 0x80:
-            return self._read(place.wanting(byte), byte)
+            return self._read(place, byte)
         if not place.begun and not is_start(byte):
             return None
         low, high, complete = span(begun)
         if low > high:
             return None
         if complete:
-            return self._read(place.wanting(low), low)
+            return self._read(place, low)
         self._count(len(place.stacks))
         if any(_meets(stack.symbols[stack.at], low, high) for stack in place.stacks):
-            self._n_nodes += 1
+            self._n_new += 3
             return GrammarState(place.stacks, False, begun)
         return None
 
-    def _read(self, stacks: list[Stack], character: int) -> GrammarState | None:
+    def _read(self, place: GrammarState, character: int) -> GrammarState | None:
+        if place.by_character is None:
+            self._count(len(place.stacks))
+        stacks = place.wanting(character)
         self._count(1 + len(stacks))
         taken = [s for s in stacks if _meets(s.symbols[s.at], character, character)]
         return self._place(self._expand([(s.symbols, s.at + 1, s.below) for s in taken])) if taken else None
@@ -182,7 +223,7 @@ class GrammarMachine:
         stack = self._stacks.get(key)
         if stack is None:
             stack = self._stacks[key] = Stack(symbols, at, below)
-            self._n_nodes += 1
+            self._n_new += 3
         return stack
 
     def _place(self, expanded: tuple[dict[int, Stack], bool]) -> GrammarState:
@@ -191,51 +232,8 @@ class GrammarMachine:
         place = self._places.get(key)
         if place is None:
             place = self._places[key] = GrammarState(tuple(found.values()), complete)
-            self._n_nodes += 2 + len(found)
+            self._n_new += 6 + 3 * len(found)
         return place
-
-    def _forget(self) -> None:
-        """Begin to find out anew. The answers that use the machine keep the places where they stand."""
-        for place in self._places.values():
-            place.following.clear()
-            place.mask = None
-        self.start.following.clear()
-        self._stacks, self._places, self._n_nodes = {}, {}, 0
-
-    def _count(self, n: int) -> None:
-        self._work -= n
-        if self._work < 0:
-            raise TooComplex(f"the grammar takes more than {MAX_WORK} steps for one token")
-
-    # -- all tokens at once
-
-    def _mask(self, place: GrammarState) -> Mask:
-        """Goes through the tokens in the order of their bytes, and past all that begin with bytes not allowed."""
-        pieces, tokens = self.vocabulary.ordered
-        mask = np.zeros(self.vocabulary.n_vocab, np.bool_)
-        mask[self.vocabulary.ends] = place.complete and not place.begun
-        path, places = b"", [place]  # places[i] is where path[:i] leads
-        at = 0
-        while at < len(pieces):
-            piece = pieces[at]
-            same = _common(path, piece)
-            del places[same + 1 :]
-            here: GrammarState | None = places[-1]
-            for i in range(same, len(piece)):
-                assert here is not None
-                following = here.following
-                byte = piece[i]
-                here = following[byte] if byte in following else self._try(here, piece[i : i + 1])
-                if here is None:
-                    at = bisect_left(pieces, _after(piece[: i + 1]), at)
-                    path = piece[:i]
-                    break
-                places.append(here)
-            else:
-                mask[tokens[at]] = True
-                path = piece
-                at += 1
-        return mask
 
 
 def _meets(symbol: object, low: int, high: int) -> bool:
@@ -247,23 +245,8 @@ def _meets(symbol: object, low: int, high: int) -> bool:
     return (at > 0 and ranges[at - 1][1] >= low) or (at < len(ranges) and ranges[at][0] <= high)
 
 
-def _common(a: bytes, b: bytes) -> int:
-    n = 0
-    for x, y in zip(a, b):  # noqa: B905 - the shorter one ends it
-        if x != y:
-            break
-        n += 1
-    return n
-
-
-def _after(prefix: bytes) -> bytes:
-    """The least bytes after all that begin with ``prefix``. No piece of UTF-8 begins with 255 only."""
-    stripped = prefix.rstrip(b"\xff")
-    return stripped[:-1] + bytes([stripped[-1] + 1]) if stripped else prefix + b"\xff" * 8
-
-
 class MachineConstraint:
-    """A ``Constraint``: one answer's way through a machine. A token takes some 20 us, a mask up to 0.3 s."""
+    """A ``Constraint``: one answer's way through a machine. A token takes some 20 us, a mask 1 to 30 ms."""
 
     masks_are_cheap = False
 
@@ -280,8 +263,10 @@ class MachineConstraint:
         piece = vocabulary.pieces[token]
         if not piece:
             return False
-        following = self._machine.next(place, piece)
-        self._charge()
+        try:
+            following = self._machine.next(place, piece)
+        finally:
+            self._charge()
         if following is None:
             return False
         self._place = following
@@ -295,8 +280,10 @@ class MachineConstraint:
             raise TooComplex("the grammar can be read in so many ways that following it takes too long")
 
     def allowed(self) -> Mask:
-        mask = self._machine.mask(self._place)
-        self._charge()
+        try:
+            mask = self._machine.mask(self._place)
+        finally:
+            self._charge()
         if not mask.any():
             raise TooComplex("the model has no token with which its answer could go on by the grammar")
         return mask

@@ -16,7 +16,7 @@ from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 
 from llmaas.calls import Sampling
-from llmaas.engine.base import Aborted, BatchItem
+from llmaas.engine.base import Aborted, BatchItem, Prepared
 from llmaas.engine.fake import text as fake_text
 from llmaas.engine.fake.adapters import FakeAdapters
 from llmaas.engine.fake.mixing import mix
@@ -105,8 +105,8 @@ class FakeEngine:
     def render(self, messages: Sequence[Message], *, answer: bool) -> str:
         return fake_text.render(messages, answer=answer)
 
-    def check_sampling(self, sampling: Sampling) -> None:
-        self._samplers.check(sampling)
+    def check_sampling(self, sampling: Sampling) -> Prepared | None:
+        return self._samplers.check(sampling)
 
     # -- steps
 

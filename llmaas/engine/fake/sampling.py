@@ -13,6 +13,7 @@ from collections.abc import Sequence
 import numpy as np
 
 from llmaas.calls import Sampling
+from llmaas.engine.base import Prepared
 from llmaas.engine.constraint.compiler import Constraints
 from llmaas.engine.constraint.port import Constraint
 from llmaas.engine.constraint.vocabulary import Vocabulary
@@ -42,9 +43,9 @@ class FakeSamplers:
     def __len__(self) -> int:
         return len(self._samplers)
 
-    def check(self, sampling: Sampling) -> None:
+    def check(self, sampling: Sampling) -> Prepared | None:
         """See ``Engine.check_sampling``."""
-        self._constraints.check(sampling)
+        return self._constraints.check(sampling)
 
     def failure(self, sampler: int) -> LlmaasError | None:
         """See ``Engine.sampler_failure``."""

@@ -12,7 +12,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from llmaas.calls import Sampling
-from llmaas.engine.base import BatchItem, Halt
+from llmaas.engine.base import BatchItem, Halt, Prepared
 from llmaas.engine.llama.context import ContextSettings, KvType
 from llmaas.engine.llama.decoder import LlamaDecoder
 from llmaas.engine.llama.lib import C
@@ -89,8 +89,8 @@ class LlamaEngine:
     def render(self, messages: Sequence[Message], *, answer: bool) -> str:
         return self._text().render(messages, answer=answer)
 
-    def check_sampling(self, sampling: Sampling) -> None:
-        self._text().check_sampling(sampling)
+    def check_sampling(self, sampling: Sampling) -> Prepared | None:
+        return self._text().check_sampling(sampling)
 
     # -- steps
 

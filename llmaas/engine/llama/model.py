@@ -18,6 +18,7 @@ from typing import Any
 import numpy as np
 
 from llmaas.calls import Sampling
+from llmaas.engine.base import Prepared
 from llmaas.engine.constraint.compiler import Constraints
 from llmaas.engine.constraint.vocabulary import Vocabulary
 from llmaas.engine.llama.chat import ChatTemplate
@@ -88,8 +89,8 @@ class LlamaModel:
     def render(self, messages: Sequence[Message], *, answer: bool) -> str:
         return self._chat.render(messages, answer=answer)
 
-    def check_sampling(self, sampling: Sampling) -> None:
-        self.constraints.check(sampling)
+    def check_sampling(self, sampling: Sampling) -> Prepared | None:
+        return self.constraints.check(sampling)
 
     def _check_token(self, token: int) -> None:
         if not 0 <= token < self.n_vocab:

@@ -20,7 +20,7 @@ from llmaas.records import F32
 
 _RANDOM_SEED = 0xFFFFFFFF
 """llama.cpp's sign for a random seed (LLAMA_DEFAULT_SEED)."""
-_REDRAWS = 8
+_REDRAWS = 3
 """Draws before all tokens are asked about, where that is slow."""
 _CANDIDATE = np.dtype([("id", np.int32), ("logit", np.float32), ("p", np.float32)])  # llama_token_data
 

