@@ -45,8 +45,8 @@ class FastBackend:
     async def delete(self, app: AppId | None, context: str) -> None:
         return None
 
-    def contexts(self, app: AppId | None) -> list[ContextInfo]:
-        return [INFO] * 1000
+    def contexts_after(self, app: AppId | None, number: int) -> Iterator[tuple[int, ContextInfo]]:
+        return ((n, INFO) for n in range(number + 1, 1001))
 
     def show(self, app: AppId | None, context: str) -> ContextDetail:
         return ContextDetail(INFO, ())

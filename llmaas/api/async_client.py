@@ -153,7 +153,15 @@ class AsyncClient(AsyncOperations):
         return exchange, changed
 
     async def _ask(self, operation: Operation[T]) -> T:
-        exchange, changed = self._start(operation.request)
+        result, after = await self._result(operation.request)
+        while request := operation.next_request(after):
+            more, after = await self._result(request)
+            result = operation.joined(result, more)
+        return operation.read(result)
+
+    async def _result(self, request: msg.Request) -> tuple[object, str | None]:
+        """The result of a request, and where its next page begins."""
+        exchange, changed = self._start(request)
         try:
             await until_ended(exchange, changed)
         except asyncio.CancelledError:
@@ -161,4 +169,4 @@ class AsyncClient(AsyncOperations):
                 with contextlib.suppress(LlmaasError):
                     self._start(msg.Cancel(exchange.request_id))
             raise
-        return operation.read(exchange.result())
+        return exchange.result(), exchange.next

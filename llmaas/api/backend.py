@@ -7,11 +7,12 @@ from __future__ import annotations
 
 import asyncio
 import functools
-from collections.abc import Callable, Coroutine
+from collections.abc import Callable, Coroutine, Iterator
 from typing import Any, Protocol
 
 from llmaas.api import messages as msg
 from llmaas.api.caller import Caller
+from llmaas.api.pages import context_page, message_page, number_after
 from llmaas.api.record_maps import to_map
 from llmaas.calls import CallSpec, Done, Piece
 from llmaas.errors import assert_never
@@ -32,7 +33,7 @@ class AdapterBackend(Protocol):
 class Backend(Protocol):
     """What the server serves. Every method runs on the event loop's thread and may raise LlmaasError.
 
-    ``app`` None, in contexts, show and delete, means every app's contexts.
+    ``app`` None, in contexts_after, show and delete, means every app's contexts.
     """
 
     def hello(self) -> dict[str, object]:
@@ -56,7 +57,8 @@ class Backend(Protocol):
 
     async def delete(self, app: AppId | None, context: str) -> None: ...
 
-    def contexts(self, app: AppId | None) -> list[ContextInfo]: ...
+    def contexts_after(self, app: AppId | None, number: int) -> Iterator[tuple[int, ContextInfo]]:
+        """Contexts with numbers above ``number``, in their order, each with its number. To be used at once."""
 
     def show(self, app: AppId | None, context: str) -> ContextDetail: ...
 
@@ -104,13 +106,15 @@ def task_of(backend: Backend, caller: Caller, request: msg.TaskRequest) -> Calla
             assert_never(request)
 
 
-def answer(backend: Backend, caller: Caller, request: msg.QuickRequest) -> object:
-    """The result of a request that is answered at once, in plain msgpack values. Raises LlmaasError."""
+def answer(backend: Backend, caller: Caller, request: msg.QuickRequest, page: int) -> object:
+    """The result of a request that is answered at once, in plain msgpack values, or a Page of it, of at most ``page``
+    bytes. Raises LlmaasError."""
     match request:
-        case msg.ListContexts(everyone):
-            return [to_map(info) for info in backend.contexts(caller.owner(everyone))]
-        case msg.Show(context, everyone):
-            return to_map(backend.show(caller.owner(everyone), context))
+        case msg.ListContexts(everyone, limit, after):
+            contexts = backend.contexts_after(caller.owner(everyone), number_after(after))
+            return context_page(contexts, limit, page)
+        case msg.Show(context, everyone, limit, after):
+            return message_page(backend.show(caller.owner(everyone), context), after, limit, page)
         case msg.Limit(app, rate):
             caller.require_operator("limits are")
             return backend.limit(AppId(app) if app is not None else None, rate)

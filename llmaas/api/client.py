@@ -138,9 +138,17 @@ class Client(BlockingOperations):
     # -- the exchange of frames
 
     def _ask(self, operation: Operation[T]) -> T:
-        exchange = self._start(operation.request)
+        result, after = self._result(operation.request)
+        while request := operation.next_request(after):
+            more, after = self._result(request)
+            result = operation.joined(result, more)
+        return operation.read(result)
+
+    def _result(self, request: msg.Request) -> tuple[object, str | None]:
+        """The result of a request, and where its next page begins."""
+        exchange = self._start(request)
         self._finish(exchange)
-        return operation.read(exchange.result())
+        return exchange.result(), exchange.next
 
     def _start(self, request: msg.Request) -> Exchange:
         for left in self._session.live():

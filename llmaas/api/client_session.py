@@ -35,6 +35,8 @@ class Exchange:
         """Set by the client that has sent a cancel for it."""
         self.changed: Callable[[], None] = _ignore
         self._texts: list[str] = []
+        self.next: str | None = None
+        """Where the rest of the result begins, if it comes in pages and there is more."""
         self._result: object = None
         self._error: LlmaasError | None = None
 
@@ -133,6 +135,7 @@ class Session:
             return
         del self._live[exchange.request_id]
         if kind == "done":
+            exchange.next = frame.get("next")
             exchange.end(frame.get("result"))
         else:
             exchange.end(error=replies.error_from(frame))

@@ -18,6 +18,7 @@ from llmaas.api import replies
 from llmaas.api.backend import Backend, answer, task_of
 from llmaas.api.caller import Caller
 from llmaas.api.incoming import Incoming
+from llmaas.api.pages import Page, page_bytes
 from llmaas.api.record_maps import to_map
 from llmaas.api.shares import Shares
 from llmaas.api.wire import encode
@@ -133,7 +134,8 @@ class InFlight:
             ):
                 self._spawn(request_id, msg.op_of(request), task_of(self._backend, self._caller, request))
             case _:
-                self._done(request_id, answer(self._backend, self._caller, request))
+                page = page_bytes(self._limits.max_frame)
+                self._done(request_id, answer(self._backend, self._caller, request, page))
 
     def _admit(self, request_id: int, op: str) -> _RunningRequest:
         if len(self._running) >= self._limits.max_in_flight:
@@ -214,7 +216,8 @@ class InFlight:
             self._shares.buffers.give_back(self._caller.app, held)
 
     def _done(self, request_id: int, result: object) -> None:
-        self._write(encode(replies.done_frame(request_id, result), max_frame=self._limits.max_frame))
+        page = result if isinstance(result, Page) else Page(result, None)
+        self._write(encode(replies.page_frame(request_id, page), max_frame=self._limits.max_frame))
 
     def _failed(self, request_id: int, error: LlmaasError) -> None:
         self._write(encode(replies.failed_frame(request_id, error)))

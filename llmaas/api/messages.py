@@ -9,7 +9,7 @@ from __future__ import annotations
 import reprlib
 from dataclasses import dataclass, fields
 
-from llmaas.api.names import check_context, check_messages, check_name, check_stops
+from llmaas.api.names import check_context, check_limit, check_messages, check_name, check_stops
 from llmaas.api.record_maps import from_map, to_map
 from llmaas.api.wire import Frame
 from llmaas.calls import DEFAULT_TERMS, Generation, Sampling, Terms, Turn
@@ -143,20 +143,28 @@ class Truncate:
 
 @dataclass(frozen=True, slots=True)
 class ListContexts:
-    """The contexts of the app, or of every app."""
+    """A page of the contexts of the app, or of every app: ``limit`` at most, from the place ``after`` on."""
 
     everyone: bool = False
+    limit: int | None = None
+    after: str | None = None
+
+    def __post_init__(self) -> None:
+        check_limit(self.limit)
 
 
 @dataclass(frozen=True, slots=True)
 class Show:
-    """A context with its conversation."""
+    """A context with a page of its conversation: ``limit`` messages at most, from the place ``after`` on."""
 
     context: str
     everyone: bool = False
+    limit: int | None = None
+    after: str | None = None
 
     def __post_init__(self) -> None:
         check_context(self.context)
+        check_limit(self.limit)
 
 
 @dataclass(frozen=True, slots=True)
@@ -186,6 +194,9 @@ class Migrate:
 
     context: str
     everyone: bool = False
+
+    def __post_init__(self) -> None:
+        check_context(self.context)
 
 
 @dataclass(frozen=True, slots=True)

@@ -39,6 +39,12 @@ def check_context(context: str) -> None:
         raise ValueError(f"field 'context': at most {MAX_CONTEXT} characters are allowed, not {len(context)}")
 
 
+def check_limit(limit: int | None) -> None:
+    """Raises ValueError for a number of items of a page that is no good; None is good."""
+    if limit is not None and limit < 1:
+        raise ValueError(f"field 'limit' must be at least 1, not {limit}")
+
+
 def check_messages(messages: tuple[Message, ...]) -> None:
     """Raises ValueError for too many messages, or a role that is too long."""
     if len(messages) > MAX_MESSAGES:

@@ -8,12 +8,12 @@ from __future__ import annotations
 import functools
 import inspect
 from collections.abc import Callable, Coroutine
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, Concatenate, Generic, ParamSpec, TypeVar
 
 from llmaas.api import messages as msg
 from llmaas.api import replies
-from llmaas.errors import BadRequest
+from llmaas.errors import BadRequest, MalformedFrame
 
 P = ParamSpec("P")
 T = TypeVar("T")
@@ -26,6 +26,23 @@ class Operation(Generic[T]):
 
     request: msg.Request
     read: Callable[[object], T]
+    join: Callable[[Any, Any], object] | None = None
+    """Joins the results of two pages, for a request whose result comes in pages."""
+
+    def next_request(self, after: str | None) -> msg.Request | None:
+        """The request for the page that begins at ``after``; None if there is none to be asked for."""
+        request = self.request
+        if after is None or not isinstance(request, msg.ListContexts | msg.Show):
+            return None
+        return replace(request, after=after)
+
+    def joined(self, first: object, second: object) -> object:
+        """Two pages as one. Raises MalformedFrame."""
+        assert self.join is not None
+        try:
+            return self.join(first, second)
+        except (TypeError, KeyError, IndexError) as e:
+            raise MalformedFrame("the daemon's reply cannot be read: its pages do not fit together") from e
 
 
 def as_method(operation: Callable[..., Any], returns: str | None = None) -> Callable[[Method], Method]:

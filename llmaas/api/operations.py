@@ -112,13 +112,17 @@ def migrate(context: str, *, everyone: bool = False) -> Operation[ContextInfo]:
 
 
 def contexts(everyone: bool = False) -> Operation[list[ContextInfo]]:
-    """List the app's contexts; with ``everyone`` those of every app, for the operator (``admin``)."""
-    return Operation(msg.ListContexts(everyone), records(ContextInfo))
+    """List the app's contexts, last used first; with ``everyone`` those of every app, for the operator (``admin``)."""
+
+    def read(result: object) -> list[ContextInfo]:
+        return sorted(records(ContextInfo)(result), key=lambda info: -info.last_used)
+
+    return Operation(msg.ListContexts(everyone), read, join=lambda first, second: [*first, *second])
 
 
 def show(context: str, *, everyone: bool = False) -> Operation[ContextDetail]:
     """Show a context with its conversation."""
-    return Operation(checked(msg.Show, context, everyone), record(ContextDetail))
+    return Operation(checked(msg.Show, context, everyone), record(ContextDetail), join=_join_messages)
 
 
 def hint(context: str) -> Operation[None]:
@@ -132,6 +136,15 @@ def hint(context: str) -> Operation[None]:
 def delete(context: str, *, everyone: bool = False) -> Operation[None]:
     """Delete a context with all its chunks, in RAM and on disk, for good."""
     return Operation(checked(msg.Delete, context, everyone), nothing)
+
+
+def _join_messages(first: dict[str, Any], second: dict[str, Any]) -> dict[str, Any]:
+    """Two pages of a conversation; what the context is otherwise, the last one says."""
+    messages, more = first["messages"], second["messages"]
+    if second.get("continues"):
+        rest, *more = more
+        messages[-1]["content"] += rest["content"]
+    return {**second, "messages": messages + more}
 
 
 # -- the daemon ---------------------------------------------------------------------------------

@@ -9,6 +9,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any, TypeVar
 
+from llmaas.api.pages import Page
 from llmaas.api.record_maps import from_map, to_map
 from llmaas.api.wire import Frame
 from llmaas.calls import Logprobs, Piece
@@ -36,6 +37,11 @@ def piece_frame(request_id: int, piece: Piece) -> Frame:
 
 def done_frame(request_id: int, result: object = None) -> Frame:
     return {"id": request_id, "type": "done", "result": result}
+
+
+def page_frame(request_id: int, page: Page) -> Frame:
+    """A ``done`` with a part of the result; ``next`` says where the rest begins, if there is more."""
+    return done_frame(request_id, page.result) | ({} if page.next is None else {"next": page.next})
 
 
 def failed_frame(request_id: int | None, error: LlmaasError) -> Frame:

@@ -14,7 +14,7 @@ from llmaas.cli.chat_input import Lines, read_piped
 from llmaas.cli.contexts import matching
 from llmaas.cli.generation import add_generation, add_terms, sampling, terms
 from llmaas.cli.options import add_client, configured, connected
-from llmaas.cli.out import dim, human_age, print_error, print_note, printable
+from llmaas.cli.out import dim, human_age, print_error, print_note, printable, shortened
 from llmaas.clock import RealClock
 from llmaas.errors import BadRequest, Cancelled, LlmaasError, NotServing, ShuttingDown
 
@@ -101,7 +101,7 @@ def _choose(client: Client, lines: Lines) -> str | None:
     now = RealClock().wall()
     for number, info in enumerate(contexts, 1):
         age = human_age(max(0.0, now - info.last_used))
-        print(f"{number:4}  {printable(info.name)}  {dim(f'{info.n_tokens} tokens, {age}', sys.stdout)}")
+        print(f"{number:4}  {printable(shortened(info.name))}  {dim(f'{info.n_tokens} tokens, {age}', sys.stdout)}")
     ask = f"context (1-{len(contexts)}, or a new name): " if contexts else "name of the new context: "
     word = (lines.read(ask) or "").strip()
     if word.isdecimal() and 1 <= int(word) <= len(contexts):

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any, TextIO
 
 from llmaas.cli.contexts import meant
 from llmaas.cli.options import add_actions, connected
-from llmaas.cli.out import bold, human_age, print_error, print_json, printable, table
+from llmaas.cli.out import bold, human_age, print_error, print_json, printable, shortened, table
 from llmaas.clock import RealClock
 from llmaas.errors import BadRequest, CallerError, MachineError
 
@@ -34,6 +34,7 @@ examples:
 Name a context by its name, its id, or the first digits of its id.
 In the list, CELLS, POOL, DISK and NONE count tokens by where their best copy is: in the engine, coded in RAM,
 on disk, or nowhere (they are recomputed from the text). "with NAME": the context uses that LoRA adapter.
+Names of more than 40 characters are cut; --json has them whole.
 """
 
 
@@ -92,7 +93,7 @@ def listing(contexts: list[ContextInfo], now: float, *, with_app: bool, stream: 
     """The table of ``ctx ls``. ``now`` is wall-clock seconds."""
     head = ["NAME", *(["APP"] if with_app else []), "ID", "TOKENS", "MSGS", "CELLS", "POOL", "DISK", "NONE", "USED"]
     rows = [
-        [c.name, *([c.app] if with_app else []), c.id, c.n_tokens, c.n_messages, *c.tiers, _used(c, now)]
+        [shortened(c.name), *([c.app] if with_app else []), c.id, c.n_tokens, c.n_messages, *c.tiers, _used(c, now)]
         for c in contexts
     ]
     return table(head, rows, stream)

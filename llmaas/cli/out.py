@@ -81,6 +81,15 @@ def printable(text: str, keep: str = "") -> str:
     return _CONTROL.sub(lambda match: match[0] if match[0] in keep else "\N{REPLACEMENT CHARACTER}", text)
 
 
+def shortened(text: str, most: int = 40) -> str:
+    """``text``, cut to ``most`` characters.
+
+    >>> shortened("a rather long name", 10)
+    'a rather …'
+    """
+    return text if len(text) <= most else text[: most - 1] + "\N{HORIZONTAL ELLIPSIS}"
+
+
 def table(head: Sequence[str], rows: Sequence[Sequence[object]], stream: TextIO) -> str:
     """Columns as wide as their longest cell; figures (int, float) to the right."""
     cells = [[printable(str(cell)) for cell in row] for row in rows]

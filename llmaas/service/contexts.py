@@ -6,7 +6,7 @@ Law: a change is in the store before it is in memory, and in both before the rep
 from __future__ import annotations
 
 import logging
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import replace
 from functools import partial
 
@@ -26,6 +26,11 @@ from llmaas.service.turn_spans import turn_spans
 log = logging.getLogger(__name__)
 
 
+_LONGEST_NAME = 256
+"""Characters of a name that requests can give. A store may hold longer ones, from before names were bounded: their
+contexts are known by their ids."""
+
+
 class Contexts:
     """The contexts of all apps. ``ctx_limit``: tokens of the longest one. For one event loop."""
 
@@ -41,7 +46,7 @@ class Contexts:
         chunks = await self._store_thread.run("", lambda: {chunk.key: chunk for chunk in self._store.chunks()})
         rows = await self._renamed(await self._store_thread.run("", self._store.contexts))
         for row in sorted(rows, key=lambda row: row.last_used):  # the disk quota counts contexts as used in this order
-            live = self._live(row)
+            live = self._live(row if len(row.name) <= _LONGEST_NAME else replace(row, name=row.id))
             live.add_spans(await self._store_thread.run("", self._store.spans, row.id))
             live.cover_stored(chunks.keys())
             self._open(live)
@@ -143,6 +148,12 @@ class Contexts:
         found = [live for live in self._directory if app is None or live.row.app == app]
         found.sort(key=lambda live: (live.used, live.last_used), reverse=True)
         return [self.info(live) for live in found]
+
+    def infos_after(self, app: AppId | None, number: int) -> Iterator[tuple[int, ContextInfo]]:
+        """See ``Service.contexts_after``."""
+        for n, live in self._directory.after(number):
+            if app is None or live.row.app == app:
+                yield n, self.info(live)
 
     def show(self, app: AppId | None, context: str) -> ContextDetail:
         live = self._directory.find(app, context)

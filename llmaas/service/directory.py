@@ -5,6 +5,7 @@ Law: an app finds only its own contexts; the daemon's owner finds every one.
 
 from __future__ import annotations
 
+import itertools
 import re
 import secrets
 from collections.abc import Iterator
@@ -24,6 +25,9 @@ class Directory:
 
     def __init__(self) -> None:
         self._by_id: dict[ContextId, LiveContext] = {}
+        self._by_number: dict[int, LiveContext] = {}
+        """In the order of their numbers, which is that in which they came."""
+        self._numbers = itertools.count(1)
         self._by_name: dict[tuple[AppId, str], LiveContext] = {}
         self._last_number: dict[AppId, int] = {}
         """Number of the last name that was made up for an app; the app that asked last stands at the end."""
@@ -35,12 +39,17 @@ class Directory:
         return iter(self._by_id.values())
 
     def add(self, live: LiveContext) -> None:
-        self._by_id[live.id] = live
+        live.number = next(self._numbers)
+        self._by_id[live.id] = self._by_number[live.number] = live
         self._by_name[live.row.app, live.row.name] = live
 
     def remove(self, live: LiveContext) -> None:
-        del self._by_id[live.id]
+        del self._by_id[live.id], self._by_number[live.number]
         del self._by_name[live.row.app, live.row.name]
+
+    def after(self, number: int) -> Iterator[tuple[int, LiveContext]]:
+        """The contexts with higher numbers than ``number``, in their order."""
+        return ((n, live) for n, live in self._by_number.items() if n > number)
 
     def other_owners(self, live: LiveContext, keys: AbstractSet[ChunkKey]) -> dict[ChunkKey, ContextId]:
         """For each of ``keys`` that other contexts of the app have too, one of those contexts."""

@@ -40,6 +40,8 @@ class LiveContext:
     """Root of its chunk keys: app, model and the content of its adapter."""
     usable: bool
     """False if the context was made with another vocabulary than the model's."""
+    number: int = 0
+    """Its number in the directory, which no other context has had since the start."""
     adapter: str = ""
     """Name of the LoRA adapter that its KV is computed with, "" for the bare model; ``root`` holds its content."""
     tokens: array[int] = field(default_factory=lambda: array("i"))

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import asdict
 
 from llmaas.calls import CallSpec, Done, Piece
@@ -154,6 +154,10 @@ class Service:
     def contexts(self, app: AppId | None) -> list[ContextInfo]:
         """An app's contexts, or everyone's; most recently used first."""
         return self._contexts.infos(app)
+
+    def contexts_after(self, app: AppId | None, number: int) -> Iterator[tuple[int, ContextInfo]]:
+        """An app's contexts, or everyone's, with numbers above ``number``, each with its number."""
+        return self._contexts.infos_after(app, number)
 
     def show(self, app: AppId | None, context: str) -> ContextDetail:
         """A context with its messages. Raises UnknownContext."""

@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import io
+
 import pytest
 
 from llmaas.cli.contexts import matching, meant
+from llmaas.cli.ctx import listing
 from llmaas.errors import BadRequest, UnknownContext
 from llmaas.records import AppId, ContextId, ContextInfo
 
@@ -41,3 +44,11 @@ def test_what_fits_none_is_none_or_unknown() -> None:
     assert matching("zzz", [A, B]) is None
     with pytest.raises(UnknownContext, match="'zzz'"):
         meant("zzz", [A, B])
+
+
+def test_the_list_stays_readable_with_long_names() -> None:
+    names = ["notes", "a name of exactly forty characters here.", "x" * 128]
+    infos = [ContextInfo(ContextId(f"{n:016x}"), AppId("0/a"), name, 1, 1, 0.0, 0.0) for n, name in enumerate(names)]
+    lines = listing(infos, 0.0, with_app=True, stream=io.StringIO()).splitlines()
+    assert max(map(len, lines)) < 120
+    assert names[1] in lines[2] and "x" * 39 + "\N{HORIZONTAL ELLIPSIS} " in lines[3] and "x" * 40 not in lines[3]

@@ -256,3 +256,34 @@ async def test_in_an_old_store_an_id_reaches_its_own_context_whatever_others_are
         assert {info.id for info in h.service.contexts(APP)} == {f"{0:016x}", f"{1:016x}"}
         await h.service.delete(APP, victim.id)  # as a name, now that no context has the id
         assert {info.id for info in h.service.contexts(None)} == {f"{1:016x}", foreign.id}
+
+
+@on_a_loop
+async def test_contexts_are_numbered_in_the_order_in_which_they_came(tmp_path: Path) -> None:
+    other = AppId("1000/other")
+    async with house(tmp_path) as h:
+        for name in "abcde":
+            await h.service.create(other if name == "c" else APP, name=name, system=None)
+        await h.say("a", "used again", 1)
+        await h.service.delete(APP, "d")
+        await h.service.create(APP, name="f", system=None)
+        assert [(n, info.name) for n, info in h.service.contexts_after(APP, 0)] == [
+            (1, "a"),
+            (2, "b"),
+            (5, "e"),
+            (6, "f"),
+        ]
+        assert [info.name for _, info in h.service.contexts_after(None, 2)] == ["c", "e", "f"]
+        assert list(h.service.contexts_after(APP, 6)) == []
+
+
+@on_a_loop
+async def test_a_name_that_is_too_long_for_requests_is_replaced_by_the_id(tmp_path: Path) -> None:
+    async with house(tmp_path) as h:
+        model = h.thread.engine.info
+        for n, length in enumerate((256, 257, 1 << 20)):
+            row = ContextRow(ContextId(f"{n:016x}"), APP, "x" * length, model.name, model.vocab, 1.0, 1.0, 0, "")
+            h.store.create_context(row, [])
+    async with house(tmp_path) as h:
+        assert {info.name for info in h.service.contexts(APP)} == {"x" * 256, f"{1:016x}", f"{2:016x}"}
+        await h.service.delete(APP, f"{2:016x}")

@@ -84,8 +84,9 @@ class ScriptedBackend:
     async def delete(self, app: AppId | None, context: str) -> None:
         del self.known[self._find(app, context).info.id]
 
-    def contexts(self, app: AppId | None) -> list[ContextInfo]:
-        return [d.info for d in self.known.values() if app in (None, d.info.app)]
+    def contexts_after(self, app: AppId | None, number: int) -> Iterator[tuple[int, ContextInfo]]:
+        numbered = enumerate(list(self.known.values()), 1)
+        return ((n, d.info) for n, d in numbered if n > number and app in (None, d.info.app))
 
     def show(self, app: AppId | None, context: str) -> ContextDetail:
         return self._find(app, context)
@@ -279,13 +280,15 @@ async def until(condition: Callable[[], bool]) -> None:
 
 
 @contextlib.contextmanager
-def serving_in_a_thread(path: Path) -> Iterator[Callable[[Callable[[ScriptedBackend, Server], Awaitable[Any]]], Any]]:
+def serving_in_a_thread(
+    path: Path, *, limits: Limits | None = None
+) -> Iterator[Callable[[Callable[[ScriptedBackend, Server], Awaitable[Any]]], Any]]:
     """A scripted daemon for blocking clients; gives a function that runs a coroutine function on the daemon's loop."""
     ready: list[tuple[asyncio.AbstractEventLoop, ScriptedBackend, Server, asyncio.Event]] = []
     started = threading.Event()
 
     async def main() -> None:
-        async with serving(path) as (backend, server):
+        async with serving(path, limits=limits) as (backend, server):
             stop = asyncio.Event()
             ready.append((asyncio.get_running_loop(), backend, server, stop))
             started.set()
