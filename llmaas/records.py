@@ -178,6 +178,17 @@ class ModelInfo:
     """What versions before called this ``vocab``: contexts that have it are of this tokenizer. "" if the same."""
     sampling: Mapping[str, float] = field(default_factory=dict)
     """Fields of ``calls.Sampling`` that the model's makers suggest."""
+    file: str = ""
+    """Name of the file, without its folder; "" if there is none."""
+
+    @property
+    def title(self) -> str:
+        """The model as people know it: by its file, beside the name that its makers gave it, which may be a riddle.
+
+        >>> ModelInfo("Mix1 Ep2", "", "", Geometry(1, 1, 1, 1, 1), 1, 1, 1, file="SmolLM2.gguf").title
+        'SmolLM2.gguf (Mix1 Ep2)'
+        """
+        return f"{self.file} ({self.name})" if self.file and self.name not in self.file else self.file or self.name
 
 
 @dataclass(frozen=True, slots=True)

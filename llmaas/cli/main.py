@@ -14,6 +14,7 @@ from collections.abc import Sequence
 from contextlib import suppress
 
 from llmaas.cli.out import print_error
+from llmaas.cli.parser import Parser
 from llmaas.errors import BadRequest, ConfigError, LlmaasError
 from llmaas.version import __version__
 
@@ -50,7 +51,7 @@ LLMAAS_DEBUG=1 shows tracebacks.
 
 def build_parser(chosen: str | None) -> argparse.ArgumentParser:
     """The whole parser; only the ``chosen`` sub-command gets its arguments."""
-    parser = argparse.ArgumentParser(
+    parser = Parser(
         prog="llmaas",
         description="One language model, served to every app on this device.",
         epilog=_EPILOG,

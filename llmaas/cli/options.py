@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from llmaas.config.settings import SETTINGS, Config, flag, variable
+from llmaas.config.socket_place import socket_in_use
 from llmaas.config.sources import LoadedConfig, load
 
 if TYPE_CHECKING:
@@ -50,12 +51,21 @@ def add_client(parser: argparse.ArgumentParser, *more: str) -> None:
 def add_actions(parser: argparse.ArgumentParser) -> Callable[[str, Callable[..., int], str], argparse.ArgumentParser]:
     """Let a command have actions, such as 'ls'. Returns a function (name, function, help) that adds one.
 
-    Each action has the arguments of ``add_client``.
+    Each action has the arguments of ``add_client``, and those examples of the command's epilog that are its own.
     """
     actions = parser.add_subparsers(metavar="ACTION", required=True, title="actions")
+    examples = (parser.epilog or "").partition("\n\n")[0].splitlines()[1:]
 
     def action(name: str, do: Callable[..., int], help: str) -> argparse.ArgumentParser:
-        sub = actions.add_parser(name, help=help, description=help[0].upper() + help[1:] + ".", allow_abbrev=False)
+        own = [line for line in examples if f" {name} " in f"{line} ".partition("   ")[0] + " "]
+        sub = actions.add_parser(
+            name,
+            help=help,
+            description=help[0].upper() + help[1:] + ".",
+            epilog="\n".join(["examples:", *own]),
+            formatter_class=argparse.RawDescriptionHelpFormatter,
+            allow_abbrev=False,
+        )
         sub.set_defaults(do=do)
         add_client(sub)
         return sub
@@ -77,5 +87,10 @@ def connected(args: argparse.Namespace, *, admin: bool = False) -> Client:
     """A client of the daemon, for a command that has the arguments of ``add_client``; ``admin``: as the operator."""
     from llmaas.api.client import Client  # --help does not wait for numpy and msgpack
 
-    config = configured(args)
-    return Client(config.socket, app=args.app, daemon_uid=config.daemon_uid, admin=admin)
+    found = loaded(args)
+    return Client(socket_of(found), app=args.app, daemon_uid=found.config.daemon_uid, admin=admin)
+
+
+def socket_of(found: LoadedConfig) -> Path:
+    """Where a client finds the daemon."""
+    return socket_in_use(os.environ) if found.origins["socket"] == "default" else found.config.socket

@@ -76,7 +76,7 @@ async def _serve(found: LoadedConfig) -> None:
     for signum in (signal.SIGINT, signal.SIGTERM):
         loop.add_signal_handler(signum, on_signal, signum)
     async with running(found.config) as runtime:
-        log.info("ready: %s on %s", runtime.model.name, found.config.socket)
+        log.info("ready: %s on %s", runtime.model.title, found.config.socket)
         notify_manager("READY=1")
         await stop.wait()
         notify_manager("STOPPING=1")

@@ -28,6 +28,7 @@ from llmaas.config.kinds import (
     whole,
     yes_no,
 )
+from llmaas.config.socket_place import socket_places
 from llmaas.errors import ConfigError
 
 Environ = Mapping[str, str]
@@ -54,13 +55,6 @@ def _home(environ: Environ) -> Path:
             f"user {os.getuid()} has no home directory: HOME is not set, and the system does not know the user",
             hint="Set HOME, or XDG_DATA_HOME, or data_dir by LLMAAS_DATA_DIR.",
         ) from None
-
-
-def _socket(environ: Environ) -> Path:
-    runtime = environ.get("XDG_RUNTIME_DIR", "")
-    if runtime.startswith("/"):
-        return Path(runtime) / "llmaas" / "llmaas.sock"
-    return Path(environ.get("TMPDIR") or "/tmp") / f"llmaas-{os.getuid()}" / "llmaas.sock"
 
 
 # -- the table --------------------------------------------------------------------------------------
@@ -93,9 +87,9 @@ class Config:
     )
     socket: Path = _setting(
         path(101),  # sun_path holds 108 bytes with its NUL, and the operator's socket has "-admin" in its name
-        _socket,
+        lambda environ: socket_places(environ)[0],
         "Unix socket that the daemon serves",
-        "$XDG_RUNTIME_DIR/llmaas/llmaas.sock, else ${TMPDIR:-/tmp}/llmaas-UID/llmaas.sock",
+        "llmaas/llmaas.sock in $XDG_RUNTIME_DIR, else in /run/user/UID, else /tmp/llmaas-UID/llmaas.sock",
     )
     daemon_uid: int | None = _setting(
         whole(0, (1 << 32) - 2), None, "user that clients accept as the daemon's, besides their own and root", "none"

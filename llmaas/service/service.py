@@ -79,7 +79,7 @@ class Service:
         self._contexts = Contexts(parts, interpreter, ctx_limit=ctx_limit)
         self._runner = CallRunner(parts, interpreter, ctx_limit=ctx_limit, queue_limit=settings.queue_limit)
         n_chunks = await self._contexts.open_stored()
-        name, n_contexts = parts.engine.info.name, len(parts.directory)
+        name, n_contexts = parts.engine.info.title, len(parts.directory)
         log.info("serving %s: %d contexts, %d chunks on disk", name, n_contexts, n_chunks)
 
     async def stop(self) -> None:
@@ -121,7 +121,7 @@ class Service:
         """Facts that a client should know."""
         model = self._parts.engine.info
         facts = {"model": model.name, "context_limit": self.planner_settings.ctx_limit, "note": model.note}
-        return {**facts, "sampling": dict(model.sampling)}
+        return {**facts, "model_file": model.file, "sampling": dict(model.sampling)}
 
     async def create(self, app: AppId, *, name: str | None, system: str | None, adapter: str = "") -> ContextInfo:
         """A new context, empty but for its system message. Raises ContextExists, ContextTooLong, DiskFull,
@@ -231,7 +231,7 @@ class Service:
         parts, planner, budgets = self._parts, self._planner, self._budgets.snapshot()
         budgets["disk_bytes"]["files"] = parts.store.stats().file_bytes
         return {
-            "model": parts.engine.info.name,
+            "model": parts.engine.info.title,
             "contexts": len(parts.directory),
             "requests": {"active": len(parts.calls), "waiting": planner.waiting, "total": self._runner.total},
             "cells": {"used": planner.cells_used, "total": self.planner_settings.n_cells},

@@ -7,9 +7,11 @@ Law: what a check cannot find out is a finding too; nothing ends the examination
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping
+from dataclasses import replace
 from importlib import metadata
 
 from llmaas.cli.doctor.finding import Finding
+from llmaas.cli.options import socket_of
 from llmaas.config.settings import Config
 from llmaas.config.sources import LoadedConfig, unknown_variables
 from llmaas.errors import LlmaasError
@@ -17,7 +19,7 @@ from llmaas.errors import LlmaasError
 
 def examine(found: LoadedConfig, environ: Mapping[str, str], *, deep: bool, repair: bool) -> Iterator[Finding]:
     """Every finding, as soon as it is made. To add a check, enter it here."""
-    config = found.config
+    config = replace(found.config, socket=socket_of(found))
     yield from _guarded("config", lambda: check_config(found, environ))
     yield from _guarded("engine", check_engine)
     yield from _guarded("model", lambda: _model(config))

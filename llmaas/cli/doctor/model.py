@@ -28,7 +28,7 @@ def check_model(config: Config) -> Iterator[Finding]:
     finally:
         engine.close()
     yield Finding(
-        "model", "ok", f"{info.name}: {human_bytes(info.size_bytes)}, trained on {info.n_ctx_train} tokens of context"
+        "model", "ok", f"{info.title}: {human_bytes(info.size_bytes)}, trained on {info.n_ctx_train} tokens of context"
     )
     yield from kv_findings(config, info)
     yield from memory_findings(config, info)

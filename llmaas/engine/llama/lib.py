@@ -1,7 +1,8 @@
 """The border to llama.cpp: its C functions, its log, its model files.
 
 Law: llama_cpp is imported here and nowhere else. Nothing of llama.cpp reaches stderr: every line goes to
-``logging``, one level lower than llama.cpp gives it, because what matters reaches the caller as an exception.
+``logging``: its errors as warnings, because what matters reaches the caller as an exception; all else as debug. What
+it calls a warning, such as "the full capacity of the model will not be utilized", is nothing that an operator can mend.
 """
 
 from __future__ import annotations
@@ -23,8 +24,8 @@ from llmaas.errors import ModelUnreadable
 C: Any = _llama_cpp
 
 _log = logging.getLogger("llmaas.llama_cpp")
-_LEVELS = {3: logging.INFO, 4: logging.WARNING}  # ggml.h: 1 debug, 2 info, 3 warn, 4 error
 _ERROR, _CONTINUED = 4, 5
+"""ggml.h; 1 is debug, 2 info, 3 warning."""
 _of_thread = threading.local()
 """``errors``: lines that ``collect_errors`` collects on this thread. ``abort``: the flag that it cleared last."""
 
@@ -40,7 +41,7 @@ def _on_log(level: int, text: bytes | None, _data: object) -> None:
     abort = getattr(_of_thread, "abort", None)
     if level == _ERROR and abort is not None and abort.is_set:
         level = 0  # llmaas asked for the failure
-    _log.log(_LEVELS.get(level, logging.DEBUG), "%s", line)
+    _log.log(logging.WARNING if level == _ERROR else logging.DEBUG, "%s", line)
 
 
 _callback = C.llama_log_callback(_on_log)  # kept here, because llama.cpp keeps only its address

@@ -109,7 +109,11 @@ class LlamaModel:
 
     @property
     def name(self) -> str:
-        return metadata(self.handle, "general.name") or os.fsencode(self.path.stem).decode("utf-8", "replace")
+        return metadata(self.handle, "general.name") or Path(self.file).stem
+
+    @property
+    def file(self) -> str:
+        return os.fsencode(self.path.name).decode("utf-8", "replace")
 
     @property
     def note(self) -> str:

@@ -65,8 +65,9 @@ def examine_model(model: LlamaModel, decoder: LlamaDecoder, type_kv: str, spare_
         chunkable=slabs is not None,
         note="; ".join(note for note in notes if note),
         sampling=suggested_sampling(model.handle),
+        file=model.file,
     )
-    _log.info("%s: %d cells, chunkable: %s", info.name, decoder.cells.n_cells, info.chunkable)
+    _log.info("%s: %d cells, chunkable: %s", info.title, decoder.cells.n_cells, info.chunkable)
     if slabs is not None:
         rope = find_rope(model.handle, geometry.head_dim_k, functools.partial(_keys_alone, decoder, slabs))
     return ModelFacts(info, slabs, rope)
