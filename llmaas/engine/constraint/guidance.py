@@ -110,10 +110,10 @@ class _Tokens:
 
 
 class Lexer:
-    """One answer's own automata, of ``n_states`` at most. llguidance makes states as it meets them."""
+    """How many states the automata of an answer may have. llguidance makes states as it meets them."""
 
-    def __init__(self, n_states: int) -> None:
-        self.n_states = n_states
+    def __init__(self) -> None:
+        self.n_states = LEXER_STATES
 
 
 class GuidedSchema:
@@ -137,14 +137,14 @@ class GuidedSchema:
     def begin(self) -> GuidanceConstraint:
         return GuidanceConstraint(self, self._matcher.deep_copy(), self._vocabulary)
 
-    def renew(self, n_states: int) -> tuple[Any, Lexer]:
-        """A matcher for an answer that has used up the automata; answers that begin get new ones, too."""
-        if sum(lexer.n_states for lexer in self._lexers) + n_states > MAX_LEXER_STATES:
+    def renew(self, lexer: Lexer, n_states: int) -> Any:
+        """A matcher of so many states for an answer that has used up its own; answers that begin get new ones, too."""
+        if n_states + sum(other.n_states for other in self._lexers if other is not lexer) > MAX_LEXER_STATES:
             raise Busy("answers by complicated schemas take all memory that there is for them")
         self._matcher = self.make(LEXER_STATES)
-        lexer = Lexer(n_states)
+        lexer.n_states = n_states
         self._lexers.add(lexer)
-        return self.make(n_states), lexer
+        return self.make(n_states)
 
 
 class GuidanceConstraint:
@@ -160,7 +160,7 @@ class GuidanceConstraint:
     def __init__(self, schema: GuidedSchema, matcher: Any, vocabulary: Vocabulary) -> None:
         self._schema, self._matcher, self._vocabulary = schema, matcher, vocabulary
         self._said: list[int] = []
-        self._lexer = Lexer(LEXER_STATES)
+        self._lexer = Lexer()
         self._renewed = -RENEW_TOKENS
         """How many tokens there were when the automata were new."""
 
@@ -197,7 +197,7 @@ class GuidanceConstraint:
             is_full = any(said in self._matcher.get_error() for said in _FULL)
             if not is_full or n_states > MOST_LEXER_STATES:
                 raise TooComplex(f"the answer cannot go on by the json_schema: {_error(self._matcher)}")
-            self._matcher, self._lexer = self._schema.renew(n_states)
+            self._matcher = self._schema.renew(self._lexer, n_states)
             self._renewed = len(self._said)
             self._matcher.try_consume_tokens(self._said)
 

@@ -10,7 +10,7 @@ from functools import cached_property
 
 from llmaas.engine.constraint.character_sets import complement, difference, of_text, ranges_of, union
 from llmaas.engine.constraint.pattern import Choice, Node, Repeat
-from llmaas.engine.constraint.rules import Ranges, Rules, Symbols
+from llmaas.engine.constraint.rules import Ranges, Rules, Symbol, Symbols
 
 _SHORT = {'"': '"', "\\": "\\", "\b": "b", "\f": "f", "\n": "n", "\r": "r", "\t": "t"}
 _CONTROL = union(ranges_of([(0, 0x1F)]), of_text("\x7f"))
@@ -90,11 +90,32 @@ class JsonRules:
     def integer(self) -> int:
         return self.rules.add((self.natural,), (*self.rules.text("-"), self.natural))
 
-    def number(self, *, negative: bool = True) -> Symbols:
+    @cached_property
+    def fraction(self) -> Symbol:
+        """A point and digits, or nothing."""
+        return self.rules.optional((*self.rules.text("."), *self.rules.repeat((DIGIT,), 1, None)))
+
+    def number(self) -> Symbols:
         rules = self.rules
-        fraction = rules.optional((*rules.text("."), *rules.repeat((DIGIT,), 1, None)))
         exponent = rules.optional((_E, rules.optional((_SIGN,)), *rules.repeat((DIGIT,), 1, 2)))
-        return (self.integer if negative else self.natural, fraction, exponent)
+        return (self.integer, self.fraction, exponent)
+
+    def fraction_between(self, low: int | None, high: int | None) -> Symbols:
+        """Numbers from ``low`` to ``high``, both included, whole ones and others."""
+        ways: list[Symbols] = []
+        if high is None or high >= 0:
+            ways.append(self._fractions(max(0, low or 0), high))
+        if low is None or low < 0:
+            least = 0 if high is None or high >= 0 else -high
+            ways.append((*self.rules.text("-"), *self._fractions(least, None if low is None else -low)))
+        return (self.rules.add(*ways),)
+
+    def _fractions(self, low: int, high: int | None) -> Symbols:
+        """From ``low`` to ``high``, both 0 or more."""
+        if high is None:
+            return (self._naturals(low, None), self.fraction)
+        last = (*self.rules.text(str(high)), self.rules.optional(self.rules.text(".0")))
+        return last if low == high else (self.rules.add((self._naturals(low, high - 1), self.fraction), last),)
 
     def between(self, low: int | None, high: int | None) -> Symbols:
         """Whole numbers from ``low`` to ``high``, both included."""
@@ -151,7 +172,7 @@ class JsonRules:
         rules = self.rules
         value = rules.reserve()
         words = [rules.text(word) for word in ("null", "true", "false")]
-        ways = [*words, self.number(), self.string(), self.array((value,)), self.map((value,))]
+        ways = [*words, self.number(), self.string(), self.array((value,)), self.map(self.string(), (value,))]
         rules.define(value, ways)
         return value
 
@@ -168,13 +189,16 @@ class JsonRules:
         filled = (*begin, *one, *more, *end)
         return filled if least else (rules.add((*begin, *rules.text("]")), filled),)
 
-    def map(self, value: Symbols) -> Symbols:
-        """An object with any keys, and values that are all alike."""
+    def map(self, key: Symbols, value: Symbols, least: int = 0, most: int | None = None) -> Symbols:
+        """An object with keys that are all alike, and values that are. A key may come twice; ``least`` is 0 or 1."""
         rules, space = self.rules, self.space
         begin, end = (*rules.text("{"), space), (space, *rules.text("}"))
-        member = (rules.add((*self.string(), space, *rules.text(":"), space, *value)),)
-        more = rules.repeat((space, *rules.text(","), space, *member), 0, None)
-        return (rules.add((*begin, *rules.text("}")), (*begin, *member, *more, *end)),)
+        nothing = (*begin, *rules.text("}"))
+        if most == 0:
+            return (rules.add(*[nothing] * (1 - least)),)
+        member = (rules.add((*key, space, *rules.text(":"), space, *value)),)
+        more = rules.repeat((space, *rules.text(","), space, *member), 0, None if most is None else most - 1)
+        return (rules.add(*[nothing] * (1 - least), (*begin, *member, *more, *end)),)
 
 
 def _digits(first: str, last: str) -> Ranges:

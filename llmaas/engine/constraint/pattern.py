@@ -7,6 +7,7 @@ an answer may be narrower than its pattern but never wrong.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 from dataclasses import dataclass
 
@@ -233,6 +234,18 @@ def counted(node: Node) -> int:
     if isinstance(node, Choice):
         return max((counted(part) for option in node.options for part in option), default=1)
     return 1
+
+
+def lengths(node: Node) -> tuple[int, float]:
+    """How many characters a text has that matches, at least and at most (which may be infinite)."""
+    if isinstance(node, Repeat):
+        least, most = lengths(node.part)
+        times = math.inf if node.most is None else node.most
+        return least * node.least, most * times if most and times else 0
+    if isinstance(node, Choice):
+        options = [[lengths(part) for part in option] for option in node.options]
+        return min(sum(low for low, _ in parts) for parts in options), max(sum(high for _, high in p) for p in options)
+    return 1, 1
 
 
 class Regex(str):

@@ -52,10 +52,14 @@ def _within(plain: dict[str, Any], definitions: Mapping[str, Plain]) -> Iterator
 
 
 def _close(plain: dict[str, Any]) -> None:
-    if plain.get("properties") and "additionalProperties" not in plain and "patternProperties" not in plain:
-        for name in plain.get("required", ()):
-            plain["properties"].setdefault(name, True)
-        plain["additionalProperties"] = False
+    named, patterns = plain.get("properties", {}), plain.get("patternProperties", {})
+    if "additionalProperties" in plain or not (named or patterns):
+        return
+    if patterns and not named.keys() >= set(plain.get("required", ())):
+        return
+    for name in plain.get("required", ()):
+        named.setdefault(name, True)
+    plain["additionalProperties"] = False
 
 
 def _is_open(plain: dict[str, Any]) -> bool:

@@ -61,6 +61,39 @@ class Proofs:
         """Whether it can be shown that no value of these types is valid by both."""
         return self._disjoint(one, other, set(types), _MAX_STEPS)
 
+    def keep_apart(self, one: Plain, other: Plain, types: Sequence[str] = TYPES) -> bool:
+        """Whether no value is valid by both, or by both and the first of them with a property required of which the two
+        say different things. It then becomes required in both: generators leave a tag with a default out of
+        ``required``, and without it nobody could tell which of the two is meant.
+        """
+        return self._keep_apart(one, other, set(types), _MAX_STEPS)
+
+    def _keep_apart(self, one: Plain, other: Plain, types: set[str], steps: int) -> bool:
+        if self._disjoint(one, other, types, steps):
+            return True
+        if isinstance(one, bool) or isinstance(other, bool) or steps == 0 or self._left < 0:
+            return False
+        parts, others = list(self._parts(one, steps)), list(self._parts(other, steps))
+        for branches in map(_branches, parts):
+            if branches and all(self._keep_apart(branch, other, types, steps - 1) for branch in branches):
+                return True
+        for branches in map(_branches, others):
+            if branches and all(self._keep_apart(one, branch, types, steps - 1) for branch in branches):
+                return True
+        if types & _type_set(parts) & _type_set(others) != {"object"}:
+            return False
+        return any(self._require_tag(part, twin, steps) for part in parts for twin in others)
+
+    def _require_tag(self, one: dict[str, Any], other: dict[str, Any], steps: int) -> bool:
+        """Make a property required of which the two say different things. False: there is none."""
+        ones, others = one.get("properties", {}), other.get("properties", {})
+        for name in ones:
+            if name in others and self._disjoint(ones[name], others[name], set(TYPES), steps - 1):
+                for each in (one, other):
+                    each["required"] = list(dict.fromkeys([*each.get("required", ()), name]))
+                return True
+        return False
+
     def _disjoint(self, one: Plain, other: Plain, types: set[str], steps: int) -> bool:
         if one is False or other is False:
             return True
@@ -68,11 +101,11 @@ class Proofs:
         if isinstance(one, bool) or isinstance(other, bool) or steps == 0 or self._left < 0:
             return False
         parts, others = list(self._parts(one, steps)), list(self._parts(other, steps))
-        for part in parts:
-            if "anyOf" in part and all(self._disjoint(branch, other, types, steps - 1) for branch in part["anyOf"]):
+        for branches in map(_branches, parts):
+            if branches and all(self._disjoint(branch, other, types, steps - 1) for branch in branches):
                 return True
-        for part in others:
-            if "anyOf" in part and all(self._disjoint(one, branch, types, steps - 1) for branch in part["anyOf"]):
+        for branches in map(_branches, others):
+            if branches and all(self._disjoint(one, branch, types, steps - 1) for branch in branches):
                 return True
         common = types & _type_set(parts) & _type_set(others)
         if not common:
@@ -102,6 +135,12 @@ class Proofs:
             if any(self._disjoint(a, b, set(TYPES), steps - 1) for a in ones for b in twos):
                 return True
         return False
+
+
+def _branches(part: dict[str, Any]) -> list[Plain]:
+    """Schemas of which one at least must be valid, if there are any."""
+    found: list[Plain] = part.get("anyOf") or part.get("oneOf") or []
+    return found
 
 
 def _type_set(parts: Sequence[dict[str, Any]]) -> set[str]:

@@ -8,6 +8,7 @@ from __future__ import annotations
 import math
 from typing import Any
 
+from llmaas.engine.constraint.formats import LIMITS
 from llmaas.engine.constraint.limits import MAX_MULTIPLE, refuse
 
 _MOST = 2.0**53
@@ -34,6 +35,9 @@ class Multiples:
 def read_limits(schema: dict[str, Any], plain: dict[str, Any], multiples: Multiples) -> None:
     """Take over the limits of ``schema``. Where they may be for fractions, exclusive ones become inclusive."""
     whole = "type" in plain and "number" not in plain["type"]
+    for name, limit in zip(("minimum", "maximum"), LIMITS.get(schema.get("format", ""), ()), strict=False):
+        if limit is not None:
+            _bound(name, limit, plain, whole)
     for name in _BOUNDS:
         if name in schema:
             _bound(name, _number(schema[name], name), plain, whole)

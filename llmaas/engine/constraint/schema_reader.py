@@ -14,7 +14,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
-from llmaas.engine.constraint.formats import FORMATS, UNBOUNDED
+from llmaas.engine.constraint.formats import FORMATS, LIMITS, PATTERNS, UNBOUNDED, UNLIMITED
 from llmaas.engine.constraint.limits import MAX_COUNT, MAX_SCHEMA_DEPTH, MAX_SCHEMAS, MAX_VALUES, refuse
 from llmaas.engine.constraint.pattern import Regex, read_pattern, reads_alike
 from llmaas.engine.constraint.schema_closing import close_objects
@@ -23,11 +23,12 @@ from llmaas.engine.constraint.schema_numbers import Multiples, read_limits
 from llmaas.engine.constraint.schema_text import Document, Json
 from llmaas.errors import BadRequest
 
-_NAMES = ("not", "if", "then", "else", "contains", "minContains", "maxContains", "propertyNames", "unevaluatedItems")
+_NAMES = ("not", "if", "then", "else", "contains", "minContains", "maxContains", "unevaluatedItems")
 _MORE = ("unevaluatedProperties", "dependentRequired", "dependentSchemas", "dependencies", "$dynamicRef")
 _RARE = ("$dynamicAnchor", "$recursiveRef", "$recursiveAnchor", "extends", "disallow", "divisibleBy")
 _REFUSED = frozenset({*_NAMES, *_MORE, *_RARE})
 """Keywords that say something of validity and are not supported."""
+_ANNOTATIONS = frozenset({"title", "description", "default", "examples", "deprecated", "$comment"})
 _MAX_BRANCHES = 100
 """Of a ``oneOf``, which are compared with each other."""
 
@@ -89,9 +90,7 @@ class _SchemaReader:
         return root
 
     def _read(self, schema: Json, depth: int) -> Plain:
-        self._n_schemas += 1
-        if self._n_schemas > MAX_SCHEMAS:
-            raise refuse(f"the json_schema has more than {MAX_SCHEMAS} subschemas")
+        self._count(1)
         if depth > MAX_SCHEMA_DEPTH:
             raise refuse(f"the json_schema is nested deeper than {MAX_SCHEMA_DEPTH}")
         if isinstance(schema, bool):
@@ -113,6 +112,11 @@ class _SchemaReader:
             self._one_ofs.append(plain)
         read_limits(schema, plain, self._multiples)
         return plain["allOf"][0] if list(plain) == ["allOf"] and len(plain["allOf"]) == 1 else plain
+
+    def _count(self, n: int) -> None:
+        self._n_schemas += n
+        if self._n_schemas > MAX_SCHEMAS:
+            raise refuse(f"the json_schema has more than {MAX_SCHEMAS} subschemas")
 
     # -- keywords
 
@@ -148,12 +152,16 @@ class _SchemaReader:
         target = self._document.resolve(schema["$ref"])
         if isinstance(target, bool):
             plain["allOf"] = [target]
-            return
+        else:
+            plain["$ref"] = self._refer(target)
+
+    def _refer(self, target: dict[str, Json]) -> str:
+        """A reference to a schema of the document, which is then read later, once."""
         name = self._names.get(id(target))
         if name is None:
             name = self._names[id(target)] = str(len(self._names))
             self._unread.append((name, target))
-        plain["$ref"] = f"#/$defs/{name}"
+        return f"#/$defs/{name}"
 
     def _properties(self, schema: dict[str, Json], plain: dict[str, Any], depth: int) -> None:
         for name in ("properties", "patternProperties"):
@@ -170,8 +178,38 @@ class _SchemaReader:
             plain["required"] = list(dict.fromkeys(required))
         if "additionalProperties" in schema:
             plain["additionalProperties"] = self._read(schema["additionalProperties"], depth)
+        if "propertyNames" in schema:
+            self._property_names(schema, plain)
         self.texts.update(plain.get("properties", ()), plain.get("required", ()))
         _property_counts(schema, plain)
+
+    def _property_names(self, schema: dict[str, Json], plain: dict[str, Any]) -> None:
+        """Say of an object's keys what ``propertyNames`` does: which ones there may be, or a pattern."""
+        if "properties" in plain or "patternProperties" in plain:
+            raise refuse("the json_schema's propertyNames is not supported beside properties and patternProperties")
+        names = self._document.follow(schema["propertyNames"])
+        if names is True or names == {}:
+            return
+        others = schema.get("additionalProperties", {})
+        values: Plain = others if isinstance(others, bool) else {"$ref": self._refer(others)}
+        said = {name for name in names if name not in _ANNOTATIONS} if isinstance(names, dict) else {"false"}
+        if said <= {"type", "enum", "const"} and names.get("type", "string") == "string" and said != {"type"}:
+            keys = names["enum"] if isinstance(names.get("enum"), list) else [names.get("const")]
+            if "const" in names:
+                keys = [key for key in keys if _same(key, names["const"])]
+            self._count(len(keys))
+            plain["properties"] = {key: values for key in keys if isinstance(key, str)}
+        elif said <= {"type", "pattern", "format"} and names.get("type", "string") == "string":
+            found: dict[str, Any] = {}
+            self._texts_of(names, found, 0)
+            if "allOf" in found:
+                raise refuse("the json_schema's propertyNames has a pattern and a format; one of them is supported")
+            if "pattern" not in found:
+                return
+            plain["patternProperties"] = {found["pattern"]: values}
+        else:
+            raise refuse("the json_schema's propertyNames is supported for enum, const, pattern and format only")
+        plain["additionalProperties"] = False
 
     def _items(self, schema: dict[str, Json], plain: dict[str, Any], depth: int) -> None:
         items, first = schema.get("items"), schema.get("prefixItems")
@@ -194,17 +232,14 @@ class _SchemaReader:
 
     def _texts_of(self, schema: dict[str, Json], plain: dict[str, Any], _: int) -> None:
         _counts(schema, plain, "minLength", "maxLength")
-        patterns = []
+        patterns: list[str] = []
         for name in ("pattern", "format"):
             if name in schema and not isinstance(schema[name], str):
                 raise refuse(f"the json_schema's {name} must be a string")
         if "pattern" in schema:
-            patterns.append(schema["pattern"])
-        if "format" in schema and schema["format"] not in UNBOUNDED:
-            if schema["format"] not in FORMATS:
-                known = ", ".join(sorted(FORMATS))
-                raise refuse(f"the json_schema's format {schema['format']!r:.80} is not known; known are {known}")
-            patterns.append(FORMATS[schema["format"]])
+            patterns.append(PATTERNS.get(schema["pattern"]) or schema["pattern"])
+        if "format" in schema:
+            patterns += _patterns_of(schema["format"])
         regexes = [Regex(read_pattern(pattern)) for pattern in patterns]
         if regexes:
             plain["pattern"] = regexes[0]
@@ -212,16 +247,27 @@ class _SchemaReader:
             plain["allOf"] = [*plain.get("allOf", ()), {"pattern": regexes[1]}]
 
 
+def _patterns_of(name: str) -> list[str]:
+    """What a format says of texts."""
+    if name in FORMATS:
+        return [FORMATS[name]]
+    if name not in UNBOUNDED and name not in LIMITS and name not in UNLIMITED:
+        known = ", ".join(sorted([*FORMATS, *UNBOUNDED, *LIMITS, *UNLIMITED]))
+        raise refuse(f"the json_schema's format {name!r:.80} is not known; known are {known}")
+    return []
+
+
 def _one_of(plain: dict[str, Any], proofs: Proofs) -> None:
-    """Make ``anyOf`` of a ``oneOf`` no two of whose branches can be valid at once."""
+    """Make ``anyOf`` of a ``oneOf`` no two of whose branches can be valid at once, or need be: a property by which they
+    can be told apart becomes required, if it is not."""
     branches, types = plain.pop("oneOf"), plain.get("type", TYPES)
     if len(branches) > _MAX_BRANCHES:
         raise refuse(f"the json_schema's oneOf has more than {_MAX_BRANCHES} schemas")
     for i, one in enumerate(branches):
-        if not all(proofs.disjoint(one, other, types) for other in branches[:i]):
+        if not all(proofs.keep_apart(one, other, types) for other in branches[:i]):
             raise refuse(
-                "two schemas of a oneOf may both be valid: give them different types, or a required property with"
-                " different constants, or write anyOf"
+                "two schemas of a oneOf may both be valid: give them different types, or a property with different"
+                " constants, or write anyOf"
             )
     if "anyOf" in plain:
         plain["allOf"] = [*plain.get("allOf", ()), {"anyOf": branches}]

@@ -7,10 +7,12 @@ They are narrower in that an object has its properties in the order of the schem
 
 from __future__ import annotations
 
+import math
 from typing import Any
 
 from llmaas.engine.constraint.json_rules import JsonRules
 from llmaas.engine.constraint.limits import refuse
+from llmaas.engine.constraint.pattern import lengths
 from llmaas.engine.constraint.rules import Rules, Symbols
 from llmaas.engine.constraint.schema_graph import TYPES, Plain, is_of, target
 from llmaas.engine.constraint.schema_reader import PlainSchema
@@ -23,6 +25,7 @@ _OF_TYPE = {
 }
 _OF_TYPE["integer"] = _OF_TYPE["number"]
 _WITHOUT = "; it needs llguidance, which is not installed"
+_NEED = " need llguidance, which is not installed"
 
 
 def schema_rules(schema: PlainSchema) -> tuple[Rules, int]:
@@ -117,16 +120,20 @@ class _Compiler:
         return self._json.between(None if low is None else int(low), None if high is None else int(high))
 
     def _number(self, plain: dict[str, Any]) -> Symbols:
-        if "maximum" in plain or plain.get("minimum", 0) != 0:
-            raise refuse(
-                f"limits of numbers that need not be whole, other than a minimum of 0, cannot be used{_WITHOUT}"
-            )
-        return self._json.number(negative="minimum" not in plain)
+        if "minimum" not in plain and "maximum" not in plain:
+            return self._json.number()
+        low, high = (plain.get(name) for name in ("minimum", "maximum"))
+        if any(limit is not None and limit != int(limit) for limit in (low, high)):
+            raise refuse(f"limits that are no whole numbers, or exclusive, of numbers that need not be{_NEED}")
+        if low is not None and high is not None and low > high:
+            return ((),)
+        return self._json.fraction_between(None if low is None else int(low), None if high is None else int(high))
 
     def _string(self, plain: dict[str, Any]) -> Symbols:
         if "pattern" not in plain:
             return self._json.string(plain.get("minLength", 0), plain.get("maxLength"))
-        if "minLength" in plain or "maxLength" in plain:
+        least, most = lengths(plain["pattern"].choice)
+        if least < plain.get("minLength", 0) or most > plain.get("maxLength", math.inf):
             raise refuse(f"the json_schema's pattern beside a length cannot be used{_WITHOUT}")
         return self._json.matching(plain["pattern"].choice)
 
@@ -148,15 +155,25 @@ class _Compiler:
         return (*rules.text("["), space, *symbols, space, *rules.text("]"))
 
     def _object(self, plain: dict[str, Any]) -> Symbols:
-        for name in ("patternProperties", "minProperties", "maxProperties"):
-            if name in plain:
-                raise refuse(f"the json_schema's {name} cannot be used{_WITHOUT}")
         properties, others = plain.get("properties", {}), plain.get("additionalProperties", True)
-        required = plain.get("required", [])
+        patterns, required = plain.get("patternProperties", {}), plain.get("required", [])
         named = {**properties, **{name: others for name in required if name not in properties}}
+        if patterns and (named or others is not False or len(patterns) > 1):
+            raise refuse(f"the json_schema's patternProperties beside other keys cannot be used{_WITHOUT}")
         if not named:
-            return self.rules.text("{}") if others is False else self._json.map(self.schema(others))
+            return self._map(plain, *next(iter(patterns.items()), (None, others)))
+        for name in ("minProperties", "maxProperties"):
+            if name in plain:
+                raise refuse(f"the json_schema's {name} cannot be used beside properties{_WITHOUT}")
         return self._members({key: self.schema(value) for key, value in named.items()}, set(required))
+
+    def _map(self, plain: dict[str, Any], pattern: Any, values: Plain) -> Symbols:
+        """An object whose keys are any, or match a pattern, and whose values are all alike."""
+        least, most = plain.get("minProperties", 0), plain.get("maxProperties")
+        if values is False:
+            return self.rules.text("{}") if least == 0 else ((),)
+        key = self._json.string() if pattern is None else self._json.matching(pattern.choice)
+        return self._json.map(key, self.schema(values), least, most)
 
     def _members(self, values: dict[str, Symbols], required: set[str]) -> Symbols:
         """An object with these keys in this order; those that are not required may be missing.

@@ -59,6 +59,14 @@ class Document:
             raise refuse(f"the json_schema's $ref {reference!r:.80} names no schema")
         return found
 
+    def follow(self, schema: Json) -> Json:
+        """The schema, or what it names if it is a reference and nothing else, as far as that goes."""
+        for _ in range(MAX_SCHEMA_DEPTH):
+            if not isinstance(schema, dict) or list(schema) != ["$ref"] or not isinstance(schema["$ref"], str):
+                return schema
+            schema = self.resolve(schema["$ref"])
+        raise refuse("the json_schema has references that name one another in a ring")
+
     def _find(self, pointer: str) -> Json:
         if pointer and not pointer.startswith("/"):
             return self._anchors.get(pointer)
