@@ -179,6 +179,13 @@ class StoreFailed(MachineError):
     hint = "Run 'llmaas doctor' to check the store."
 
 
+class ContextDamaged(StoreFailed):
+    """The context was altered on disk, and cannot be put right while the service runs. Others are not affected."""
+
+    code = "context_damaged"
+    hint = "Stop the daemon and run 'llmaas doctor --repair': it keeps what can be read. Or delete the context."
+
+
 class ModelUnreadable(MachineError):
     code = "model_unreadable"
     hint = "Give the path of a readable GGUF model file with --model."

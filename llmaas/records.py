@@ -213,7 +213,7 @@ class ContextInfo:
     tiers: tuple[int, int, int, int] = (0, 0, 0, 0)
     """Number of tokens whose best copy is in CELLS, POOL, DISK, NONE."""
     usable: bool = True
-    """False while the service runs a model with another tokenizer."""
+    """False while the service runs a model with another tokenizer, or if the context is damaged on disk."""
     adapter: str = ""
     """Name of the LoRA adapter that it uses; "" for the bare model."""
 

@@ -105,7 +105,7 @@ def _used(info: ContextInfo, now: float) -> str:
     age = human_age(max(0.0, now - info.last_used))
     if info.adapter:
         age = f"{age} with {printable(info.adapter)}"
-    return age if info.usable else f"{age} (made with another tokenizer)"
+    return age if info.usable else f"{age} (made with another tokenizer, or damaged)"
 
 
 def _ls(client: Client, args: argparse.Namespace) -> int:

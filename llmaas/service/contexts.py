@@ -11,7 +11,7 @@ from dataclasses import replace
 from functools import partial
 
 from llmaas.calls import Turn
-from llmaas.errors import BadRequest, ContextExists, MachineError, ModelMismatch
+from llmaas.errors import BadRequest, ContextDamaged, ContextExists, MachineError, ModelMismatch
 from llmaas.kvchunks.store.store import ContextRow, ModelName
 from llmaas.planner.events import ChunksFound, ContextClosed, ContextOpened
 from llmaas.records import AppId, ContextDetail, ContextInfo, Message
@@ -42,12 +42,19 @@ class Contexts:
         self._ctx_limit = ctx_limit
 
     async def open_stored(self) -> int:
-        """Open every context of the store; how many chunks there are on DISK. Raises StoreFailed."""
+        """Open every context of the store; how many chunks there are on DISK. Raises StoreFailed.
+
+        A context that is damaged on disk is listed, and its calls fail.
+        """
         chunks = await self._store_thread.run("", lambda: {chunk.key: chunk for chunk in self._store.chunks()})
         rows = await self._renamed(await self._store_thread.run("", self._store.contexts))
         for row in sorted(rows, key=lambda row: row.last_used):  # the disk quota counts contexts as used in this order
             live = self._live(row if len(row.name) <= _LONGEST_NAME else replace(row, name=row.id))
-            live.add_spans(await self._store_thread.run("", self._store.spans, row.id))
+            try:
+                live.add_spans(await self._store_thread.run("", self._store.spans, row.id))
+            except ContextDamaged as error:  # the others are not affected
+                live.damage = error.message
+                log.error("%s; its calls fail until 'llmaas doctor --repair' has run", error.message)
             live.cover_stored(chunks.keys())
             self._open(live)
         self._dispatch(ChunksFound(tuple((chunk.key, chunk.nbytes, chunk.meta) for chunk in chunks.values())))
@@ -98,7 +105,7 @@ class Contexts:
 
     async def truncate(self, app: AppId, context: str, n_tokens: int | None, n_messages: int | None) -> ContextInfo:
         """See ``Service.truncate``."""
-        live = self.find(app, context)
+        live = self._find_sound(app, context)
         async with live.lock:
             refuse_if_deleted(live)
             keep = _n_kept(live, n_tokens, n_messages)
@@ -110,7 +117,7 @@ class Contexts:
 
     async def migrate(self, app: AppId | None, context: str) -> ContextInfo:
         """See ``Service.migrate``."""
-        live = self.find(app, context)
+        live = self._find_sound(app, context)
         async with live.lock:
             refuse_if_deleted(live)
             if not live.usable:
@@ -156,7 +163,7 @@ class Contexts:
                 yield n, self.info(live)
 
     def show(self, app: AppId | None, context: str) -> ContextDetail:
-        live = self._directory.find(app, context)
+        live = self._find_sound(app, context)
         return ContextDetail(self.info(live), tuple(live.messages))
 
     def info(self, live: LiveContext) -> ContextInfo:
@@ -171,7 +178,7 @@ class Contexts:
             created=row.created,
             last_used=live.last_used,
             tiers=(cells, pool, disk, none + max(0, len(live.tokens) - live.n_kv)),
-            usable=live.usable,
+            usable=live.usable and not live.damage,
             adapter=live.adapter,
         )
 
@@ -180,10 +187,17 @@ class Contexts:
         return self._directory.find(app, context)
 
     def find_usable(self, app: AppId, context: str) -> LiveContext:
-        """Raises UnknownContext, ModelMismatch."""
-        live = self._directory.find(app, context)
+        """Raises UnknownContext, ContextDamaged, ModelMismatch."""
+        live = self._find_sound(app, context)
         if not live.usable:
             raise ModelMismatch(f"context {live.row.name!r} was made with model {live.row.model!r}")
+        return live
+
+    def _find_sound(self, app: AppId | None, context: str) -> LiveContext:
+        """Raises UnknownContext, ContextDamaged."""
+        live = self._directory.find(app, context)
+        if live.damage:
+            raise ContextDamaged(live.damage)
         return live
 
     def _live(self, row: ContextRow) -> LiveContext:

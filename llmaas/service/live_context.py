@@ -42,6 +42,8 @@ class LiveContext:
     """False if the context was made with another vocabulary than the model's."""
     number: int = 0
     """Its number in the directory, which no other context has had since the start."""
+    damage: str = ""
+    """What is wrong with it on disk; then it has no tokens, and can only be deleted. "" if nothing is."""
     adapter: str = ""
     """Name of the LoRA adapter that its KV is computed with, "" for the bare model; ``root`` holds its content."""
     tokens: array[int] = field(default_factory=lambda: array("i"))

@@ -191,6 +191,30 @@ def test_repair_says_what_was_found_what_was_done_and_what_it_means(config: Conf
     assert (stored / "payload" / "notes.txt").exists()
 
 
+def test_damaged_rows_are_named_with_what_could_be_read(config: Config, stored: Path) -> None:
+    con = sqlite3.connect(stored / "index.sqlite")
+    con.execute("UPDATE spans SET text = 'other' WHERE id = 4")
+    con.execute("UPDATE contexts SET vocab = 'w' WHERE id = '5'")
+    con.execute("UPDATE contexts SET vocab = 'another' WHERE id = '6'")
+    con.execute("UPDATE chunks SET k_bits = 99 WHERE key = ?", (chunk(7)[0],))
+    con.commit()
+    con.close()
+
+    found = store_lines(check_store(config, {}, deep=True, repair=False))
+    assert levels(found) == ["fail", "fail"]
+    assert "chunks with impossible bits or measurements: 1" in found[0].text
+    assert "rows that are not what was written: 3" in found[1].text
+    done = store_lines(check_store(config, {}, deep=True, repair=True))
+    told = texts(done)
+    assert levels(done) == ["warn"] * 5 + ["ok"]
+    assert "200 conversations taken from it into a new one, 199 of them whole" in told
+    assert "context 'letter 3' of 1000/mail: 0 of 300 tokens could be read and are kept" in told
+    assert "context 'letter 5' of 1000/mail: its row had damaged bits, which were put right; it is whole" in told
+    assert "context 'letter 6' of 1000/mail: what is known of it besides its name was damaged; its 300" in told
+    assert "forgotten; they are measured again" in told
+    assert done[-1].text.startswith("200 contexts, 8 chunks, no problem")
+
+
 def test_what_an_opening_drops_is_told(config: Config, stored: Path) -> None:
     (stored / "payload" / "00000002.kv").unlink()
     findings = store_lines(check_store(config, {}, deep=False, repair=False))
@@ -208,9 +232,9 @@ def test_a_damaged_index_gives_back_its_conversations_and_names_those_with_a_hol
     done = store_lines(check_store(config, {}, deep=False, repair=True))
     assert done[0].text.startswith("the index was damaged: moved to")
     assert "200 conversations taken from it into a new one" in done[0].text
-    holes = [finding.text for finding in done if "had a hole" in finding.text]
+    holes = [finding.text for finding in done if "could be read" in finding.text]
     assert 0 < len(holes) < 5 and f"{200 - len(holes)} of them whole" in done[0].text
-    assert "of 1000/mail had a hole: its first 0 of 300 tokens are kept" in holes[0]
+    assert "of 1000/mail: 0 of 300 tokens could be read and are kept" in holes[0]
     assert done[-1].text.startswith("200 contexts, 8 chunks, no problem")
 
 

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-import sqlite3
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -13,7 +13,7 @@ from llmaas import errors
 from llmaas.calls import Generation, Turn
 from llmaas.engine.fake import FakeEngine
 from llmaas.engine.fake import text as fake_text
-from llmaas.kvchunks.store.store import INDEX, Span, Store
+from llmaas.kvchunks.store.store import Span, Store
 from llmaas.records import AppId, Message
 from tests.support.loop import on_a_loop
 from tests.support.service_house import APP, House, house
@@ -122,9 +122,10 @@ async def test_text_that_is_not_stored_is_refused_and_can_be_cut_off(tmp_path: P
         await h.say("between", "go on", 5)
         await h.service.create(APP, name="old", system=None)
         await h.call("old", Turn(prompt=TEXT), Generation(5))
-    with sqlite3.connect(tmp_path / INDEX) as con:
-        con.execute("UPDATE spans SET text = NULL WHERE role IS NULL")  # as version 0.1 stored raw text
-    con.close()
+    with Store(tmp_path) as store:
+        for row in store.contexts():
+            spans = [span if span.role else replace(span, text=None) for span in store.spans(row.id)]  # as version 0.1
+            store.rewrite(row.id, spans, expect=row.n_tokens, now=row.last_used)
     async with house(tmp_path, engine_type=OtherEngine) as h:
         for name in ("cut", "between", "old"):
             before = h.tokens(name)

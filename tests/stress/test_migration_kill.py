@@ -18,25 +18,33 @@ from typing import Any
 import pytest
 
 from llmaas.kvchunks.store import schema as store_schema
-from llmaas.kvchunks.store.store import Files, Store
+from llmaas.kvchunks.store.store import Files, Span, Store
 from llmaas.records import ContextId
 
-TOKENS = (1, 2, 3)
+TOKENS = tuple(range(40))
+"""A span each: their checksums are written in several statements."""
 
 
 class Deadly(Files):
     def __init__(self, n: int) -> None:
         self.left = n
 
+    def count(self) -> None:
+        self.left -= 1
+        if not self.left:
+            os.kill(os.getpid(), signal.SIGKILL)
+
     def connect(self, path: Path) -> sqlite3.Connection:
         files = self
 
         class Connection(sqlite3.Connection):
             def execute(self, sql: str, *args: Any) -> sqlite3.Cursor:
-                files.left -= 1
-                if not files.left:
-                    os.kill(os.getpid(), signal.SIGKILL)
+                files.count()
                 return super().execute(sql, *args)
+
+            def executemany(self, sql: str, *args: Any) -> sqlite3.Cursor:
+                files.count()
+                return super().executemany(sql, *args)
 
         return sqlite3.connect(path, isolation_level=None, check_same_thread=False, factory=Connection)
 
@@ -64,9 +72,16 @@ def store_of_version(root: Path, version: int) -> None:
     for step in range(version):
         store_schema.migrate(con, step)
     if version:
-        con.execute("INSERT INTO contexts VALUES (1, 'c', '1000/a', 'name', 'model', 'vocab', 5.0, 6.0, 3)")
-        blob = b"".join(token.to_bytes(4, "little") for token in TOKENS)
-        con.execute("INSERT INTO spans VALUES (1, 1, ?, 'user', 'hello', 0)", (blob,))
+        con.execute(
+            "INSERT INTO contexts (num, id, app, name, model, vocab, created, last_used, n_tokens)"
+            " VALUES (1, 'c', '1000/a', 'name', 'model', 'vocab', 5.0, 6.0, ?)",
+            (len(TOKENS),),
+        )
+        for i, token in enumerate(TOKENS):
+            blob = token.to_bytes(4, "little")
+            con.execute(
+                "INSERT INTO spans (context, tokens, role, text, open) VALUES (1, ?, 'user', ?, 0)", (blob, f"{i}")
+            )
     con.close()
 
 
@@ -84,6 +99,7 @@ def test_a_migration_that_is_killed_anywhere_is_done_at_the_next_opening(tmp_pat
             assert store.check().problems == ()
             if version:
                 assert tuple(store.tokens(ContextId("c"))) == TOKENS
+                assert store.spans(ContextId("c"))[1] == Span((1,), "user", "1")
         con = sqlite3.connect(root / "index.sqlite")
         assert store_schema.user_version(con) == store_schema.VERSION
         con.close()

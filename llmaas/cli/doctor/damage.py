@@ -24,6 +24,8 @@ class Words:
 _DROPPED = "dropped"
 EXPLAIN = {
     Damage.INDEX: Words("problems that SQLite sees in the index", "not mended"),
+    Damage.ROW: Words("rows that are not what was written", "not mended: run it once more"),
+    Damage.META: Words("chunks with impossible bits or measurements", "forgotten; they are measured again"),
     Damage.COUNT: Words("contexts that hold another number of tokens than they say", "counted anew, no token touched"),
     Damage.MISSING: Words("chunks whose payload file is gone", _DROPPED),
     Damage.SHORT: Words("chunks behind the end of their payload file", _DROPPED),
@@ -70,12 +72,16 @@ def explain_salvage(found: Salvage) -> Iterator[str]:
     whole = found.contexts - len(found.shortened)
     taken = f"{found.contexts} conversations taken from it into a new one, {whole} of them whole"
     yield f"the index was damaged: moved to {found.moved}, and {taken}"
+    for mended in found.mended:
+        yield f"context {mended.name!r} of {mended.app}: {mended.what}"
     for short in found.shortened:
         yield (
-            f"the conversation {short.name!r} of {short.app} had a hole: its first {short.kept} of {short.n_tokens} "
-            f"tokens are kept, the rest may still be in {found.moved.name}"
+            f"context {short.name!r} of {short.app}: {short.kept} of {short.n_tokens} tokens could be read and are "
+            f"kept, the rest may still be in {found.moved.name}"
         )
     if found.lost:
         yield f"{found.lost} conversations could not be read: what is left of them is in {found.moved.name} only"
+    if found.adapters_lost:
+        yield f"adapters that could not be read, and must be registered again: {found.adapters_lost}"
     if not found.contexts:
         yield "nothing could be read: contexts start anew"

@@ -20,6 +20,7 @@ from llmaas.errors import StoreFailed
 from llmaas.kvchunks.store import master_key
 from llmaas.kvchunks.store.cipher import fastest_cipher
 from llmaas.kvchunks.store.store import INDEX, Encryption, Store
+from llmaas.kvchunks.store.syscalls import IndexDamaged
 from llmaas.records import NO_QUOTA
 
 _LOW_DISK = 1 << 30
@@ -49,6 +50,9 @@ def check_store(config: Config, environ: Mapping[str, str], *, deep: bool, repai
         if repair:
             yield from _repair_index(config.data_dir)
         store = Store(config.data_dir, master=found.key if found else None)
+    except IndexDamaged as error:
+        yield Finding("store", "fail", error.message, error.hint)
+        return
     except StoreFailed as error:
         if not answers(config.socket):
             raise

@@ -13,13 +13,17 @@ from functools import partial
 from pathlib import Path
 
 from llmaas.errors import MachineError, StoreFailed
+from llmaas.kvchunks.store.chunk_rows import drop_impossible
+from llmaas.kvchunks.store.chunk_table import ChunkTable
 from llmaas.kvchunks.store.chunks import Chunks
+from llmaas.kvchunks.store.contexts import recount
 from llmaas.kvchunks.store.data_keys import DataKeys
 from llmaas.kvchunks.store.index import Index
 from llmaas.kvchunks.store.payload_files import PayloadFiles, checksum, is_payload_name
 from llmaas.kvchunks.store.reports import CheckReport, Damage, Problem
 from llmaas.kvchunks.store.rows import Place
-from llmaas.kvchunks.store.schema import soundness
+from llmaas.kvchunks.store.soundness import soundness
+from llmaas.kvchunks.store.verify import row_problems
 from llmaas.records import ChunkKey
 
 log = logging.getLogger(__name__)
@@ -29,8 +33,9 @@ def sweep(index: Index, payload: PayloadFiles) -> int:
     """Clean up what a kill or a power cut leaves behind. Returns how many chunks were lost by it.
 
     A kill leaves files that no row names; a power cut also rows whose file is missing or too short. Costs one ``stat``
-    per file and a pass over the chunk table.
+    per file and two passes over the chunk table. Rows with impossible values go, too.
     """
+    impossible = drop_impossible(index)
     sizes = payload.sizes()
     with index.read() as con:
         ends = con.execute(
@@ -40,7 +45,7 @@ def sweep(index: Index, payload: PayloadFiles) -> int:
     if freed:
         log.info("deleted %d bytes of payload that a crash left", freed)
     short = [(file, sizes.get(file, 0)) for file, end in ends if end is None or end > sizes.get(file, 0)]
-    return _drop_lost(index, payload, short) if short else 0
+    return impossible + (_drop_lost(index, payload, short) if short else 0)
 
 
 def _drop_lost(index: Index, payload: PayloadFiles, short: list[tuple[int, int]]) -> int:
@@ -97,8 +102,9 @@ def check(
     with chunks.frozen() as drop:
         try:
             _check_index(index, found)
-            _check_tokens(index, found)
+            _check_rows(index, found)
             _check_places(index, payload, found)
+            _check_meta(index, found)
             if deep:
                 _check_bytes(index, payload, keys, found)
             _check_modes(root, found)
@@ -118,26 +124,13 @@ def _check_index(index: Index, found: _Findings) -> None:
             found.add(Damage.INDEX, problem)
 
 
-def _check_tokens(index: Index, found: _Findings) -> None:
-    """Every context has as many tokens as it says."""
+def _check_rows(index: Index, found: _Findings) -> None:
+    """Every row of a conversation is what was written, and every context has as many tokens as it says."""
     with index.read() as con:
         found.contexts = con.execute("SELECT count(*) FROM contexts").fetchone()[0]
-        wrong = con.execute(
-            "SELECT num, contexts.id, n_tokens, coalesce(sum(length(tokens)), 0) / 4 AS n FROM contexts"
-            " LEFT JOIN spans ON context = num GROUP BY num HAVING n != n_tokens"
-        ).fetchall()
-    for num, ctx, said, counted in wrong:
-        text = f"context {ctx}: {counted} tokens, but counted as {said}"
-        found.add(Damage.COUNT, text, partial(_recount, index, num))
-
-
-def _recount(index: Index, num: int) -> None:
-    with index.write(durable=True) as txn:
-        txn.con.execute(
-            "UPDATE contexts SET n_tokens ="
-            " (SELECT coalesce(sum(length(tokens)), 0) / 4 FROM spans WHERE context = num) WHERE num = ?",
-            (num,),
-        )
+        for problem in row_problems(con):
+            mend = partial(recount, index, problem.num) if problem.kind is Damage.COUNT else None
+            found.add(problem.kind, problem.text, mend)
 
 
 def _check_places(index: Index, payload: PayloadFiles, found: _Findings) -> None:
@@ -165,6 +158,21 @@ def _check_places(index: Index, payload: PayloadFiles, found: _Findings) -> None
     for file in sorted(named - {place.file for place in found.places}):
         text = f"{payload.path(file)}: has a row but no chunks"
         found.add(Damage.EMPTY, text, partial(_forget_file, index, payload, file))
+
+
+def _check_meta(index: Index, found: _Findings) -> None:
+    """What is known of chunks besides their places is possible."""
+    table = ChunkTable(index)
+    wrong = [(row.key, row.meta) for row in table.rows() if not row.meta_is_right]
+
+    def mend() -> None:
+        with index.write(durable=False) as txn:
+            table.set_meta(txn, wrong)
+
+    for key, _ in wrong:
+        found.add(Damage.META, f"chunk {key.hex()}: its bits or sensitivity are out of range")
+    if wrong:
+        found.mends.append(mend)
 
 
 def _forget_file(index: Index, payload: PayloadFiles, file: int) -> None:

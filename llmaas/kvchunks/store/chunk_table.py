@@ -7,16 +7,16 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
 from itertools import islice
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
+from llmaas.kvchunks.store.chunk_meta import META, meta_columns, read_meta
 from llmaas.kvchunks.store.data_keys import ENCRYPTED_FOR
 from llmaas.kvchunks.store.index import Index, Txn
 from llmaas.kvchunks.store.rows import Place
-from llmaas.records import ChunkKey, ChunkMeta, ChunkSensitivity, ContextId, Precision
+from llmaas.records import ChunkKey, ChunkMeta, ChunkSensitivity, ContextId
 
 _KEYS_PER_QUERY = 256
-_META = ("k_bits", "v_bits", "k_change", "v_change", "density", "weight", "measured_at")
-_INSERTED = ("file", "offset", "nbytes", "n_tokens", "checksum", "key", *_META)
+_INSERTED = ("file", "offset", "nbytes", "n_tokens", "checksum", "key", *META)
 _PLACES = "SELECT key, file, offset, nbytes, seal FROM chunks JOIN files ON files.id = file"
 
 
@@ -28,6 +28,8 @@ class ChunkRow(NamedTuple):
     nbytes: int
     data_key: int | None
     meta: ChunkMeta | None
+    meta_is_right: bool
+    """False if some of what was known is impossible: then ``meta`` has the rest."""
 
 
 class ChunkTable:
@@ -68,9 +70,9 @@ class ChunkTable:
         # Fetched at once: an open cursor would keep the log from being emptied for as long as the caller likes.
         with self._index.read() as con:
             rows = con.execute(
-                f"SELECT key, n_tokens, nbytes, seal, {', '.join(_META)} FROM chunks JOIN files ON files.id = file"
+                f"SELECT key, n_tokens, nbytes, seal, {', '.join(META)} FROM chunks JOIN files ON files.id = file"
             ).fetchall()
-        return [ChunkRow(ChunkKey(key), n, nbytes, seal, _meta(*meta)) for key, n, nbytes, seal, *meta in rows]
+        return [ChunkRow(ChunkKey(key), n, nbytes, seal, *read_meta(meta)) for key, n, nbytes, seal, *meta in rows]
 
     def files_of(self, ctx: ContextId | None) -> list[int]:
         """The payload files of ``ctx``, or all of them."""
@@ -125,7 +127,7 @@ class ChunkTable:
         txn.con.executemany(
             f"INSERT INTO chunks ({', '.join(_INSERTED)}) VALUES ({', '.join('?' * len(_INSERTED))})",
             [
-                (p.file, p.offset, p.nbytes, n_tokens, checksum, p.key, *_columns(meta))
+                (p.file, p.offset, p.nbytes, n_tokens, checksum, p.key, *meta_columns(meta))
                 for p, checksum, (n_tokens, meta) in zip(places, checksums, chunks, strict=True)
             ],
         )
@@ -154,6 +156,13 @@ class ChunkTable:
             [(*sensitivity, key) for key, sensitivity in sensitivities],
         )
 
+    def set_meta(self, txn: Txn, metas: Iterable[tuple[ChunkKey, ChunkMeta | None]]) -> None:
+        """Replace what is known of chunks."""
+        txn.con.executemany(
+            f"UPDATE chunks SET {', '.join(f'{column} = ?' for column in META)} WHERE key = ?",
+            [(*meta_columns(meta), key) for key, meta in metas],
+        )
+
     def delete(self, txn: Txn, places: Iterable[Place]) -> int:
         """Delete the chunks that are still at these places. Returns how many were."""
         done = txn.con.executemany(
@@ -170,16 +179,3 @@ class ChunkTable:
             "DELETE FROM files WHERE id = ? AND NOT EXISTS (SELECT 1 FROM chunks WHERE file = ?)", (file,) * 2
         )
         return done.rowcount > 0
-
-
-def _columns(meta: ChunkMeta | None) -> tuple[float | None, ...]:
-    if meta is None:
-        return (None,) * len(_META)
-    unmeasured = (None,) * len(ChunkSensitivity._fields)
-    return (meta.precision.k, meta.precision.v, *(meta.sensitivity or unmeasured))
-
-
-def _meta(k_bits: int | None, v_bits: int | None, *measured: Any) -> ChunkMeta | None:
-    if k_bits is None or v_bits is None:
-        return None
-    return ChunkMeta(Precision(k_bits, v_bits), None if measured[0] is None else ChunkSensitivity(*measured))

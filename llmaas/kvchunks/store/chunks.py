@@ -85,11 +85,11 @@ class Chunks:
 
     def get(self, keys: Sequence[ChunkKey]) -> list[memoryview | bytes | None]:
         found: dict[ChunkKey, memoryview | bytes] = {}
-        locked: set[Place] = set()
+        given_up: set[Place] = set()
         missing = list(keys)
         while missing:
             damaged, again = [], []
-            places = [place for place in self._table.find(missing) if place not in locked]
+            places = [place for place in self._table.find(missing) if place not in given_up]
             for place, view in self._payload.read(places):
                 chunk = None if view is None else self._keys.decrypt(place, view)
                 if chunk is not None:
@@ -97,8 +97,9 @@ class Chunks:
                 elif self._keys.usable(place):
                     damaged.append(place)
                 else:  # its key cannot be had, or was deleted when the chunk was handed over: look where it is now
-                    locked.add(place)
+                    given_up.add(place)
                     again.append(place.key)
+            given_up.update(damaged)  # a row that is damaged itself may not be found for dropping
             # Damaged, or moved by a compaction since the look-up: rows that still name the place go, and the keys are
             # looked up again.
             missing = again + ([place.key for place in damaged] if self._drop_damaged(damaged) else [])
@@ -108,6 +109,8 @@ class Chunks:
         rows = self._table.rows()
         locked = {n for n in {row.data_key for row in rows} if n is not None and self._keys.get(n) is None}
         self._keys.warn_of_locked(sum(row.data_key in locked for row in rows))
+        if wrong := sum(not row.meta_is_right for row in rows):
+            log.warning("what was measured of %d chunks is impossible, and forgotten: it is measured again", wrong)
         return (
             StoredChunk(row.key, row.n_tokens, plain_size(row.data_key, row.nbytes), row.meta)
             for row in rows

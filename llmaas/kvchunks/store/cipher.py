@@ -86,7 +86,7 @@ class MasterKey:
 
 
 def _binding(owner: str, cipher: str) -> bytes:
-    return f"llmaas.key.1|{cipher}|{owner}".encode()
+    return f"llmaas.key.1|{cipher}|{owner}".encode("utf-8", "surrogateescape")
 
 
 @cache

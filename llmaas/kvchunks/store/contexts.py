@@ -1,22 +1,35 @@
 """The tables ``contexts`` and ``spans``: contexts and their tokens, which may never be lost.
 
-Law: every change is one durable transaction, and a context's ``n_tokens`` is the sum of its spans' tokens. Tokens are
-stored as little-endian int32.
+Law: every change is one durable transaction that writes the checksums of the rows it touches, and nothing is read
+without comparing them. What one context has lost is no other's trouble.
 """
 
 from __future__ import annotations
 
+import logging
 import sqlite3
-import sys
 from array import array
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Sequence
+from dataclasses import replace
 
-from llmaas.errors import BadRequest, ContextExists, StoreFailed, UnknownContext
+from llmaas.errors import BadRequest, ContextDamaged, ContextExists, StoreFailed, UnknownContext
+from llmaas.kvchunks.store.chain import Chain, RawSpan, start
+from llmaas.kvchunks.store.context_rows import RowState, StoredContext, follow, read_contexts
+from llmaas.kvchunks.store.context_writes import (
+    cut_spans,
+    insert_context,
+    insert_spans,
+    last_chain,
+    next_number,
+    signed,
+    update_context,
+)
 from llmaas.kvchunks.store.index import Index, Txn
 from llmaas.kvchunks.store.rows import ContextRow, ModelName, Span
-from llmaas.records import AppId, ContextId
+from llmaas.kvchunks.store.tokens import unpack
+from llmaas.records import ContextId
 
-_COLUMNS = "id, app, name, model, vocab, created, last_used, n_tokens, adapter"
+log = logging.getLogger(__name__)
 
 
 class ContextTables:
@@ -27,18 +40,12 @@ class ContextTables:
 
     def create(self, row: ContextRow, spans: Sequence[Span]) -> None:
         with self._index.write(durable=True) as txn:
-            num = _insert_context(txn.con, row, sum(len(span.tokens) for span in spans))
-            _insert_spans(txn.con, num, spans)
+            _insert_whole(txn.con, row, spans)
 
     def fork(self, src: ContextId, row: ContextRow) -> None:
         with self._index.write(durable=True) as txn:
-            old, n_tokens = _find(txn.con, src)
-            new = _insert_context(txn.con, row, n_tokens)
-            txn.con.execute(
-                "INSERT INTO spans (context, tokens, role, text, open)"
-                " SELECT ?, tokens, role, text, open FROM spans WHERE context = ? ORDER BY id",
-                (new, old),
-            )
+            old = _find_whole(txn.con, src)
+            _insert_whole(txn.con, row, [span.as_span() for span in _read_spans(txn.con, old)])
 
     def append(
         self,
@@ -53,127 +60,124 @@ class ContextTables:
     ) -> int:
         """``replace``: the spans that are there are deleted first."""
         with self._index.write(durable=True) as txn:
-            num, n_tokens = _find(txn.con, ctx)
+            old = _find_whole(txn.con, ctx)
+            n_tokens, last = old.row.n_tokens, old.chain
             if n_tokens != expect:
                 raise StoreFailed(
                     f"context {ctx} holds {n_tokens} tokens where {expect} were expected; nothing was changed",
                     hint="Two writers changed one context at once, which is a fault of llmaas; try again.",
                 )
             if replace:
-                txn.con.execute("DELETE FROM spans WHERE context = ?", (num,))
-                n_tokens = 0
+                txn.con.execute("DELETE FROM spans WHERE context = ?", (old.num,))
+                n_tokens, last = 0, start(ctx)
             n_tokens += sum(len(span.tokens) for span in spans)
-            _insert_spans(txn.con, num, spans)
-            txn.con.execute(
-                "UPDATE contexts SET n_tokens = ?, last_used = ?, adapter = coalesce(?, adapter),"
-                " model = coalesce(?, model), vocab = coalesce(?, vocab) WHERE num = ?",
-                (n_tokens, now, adapter, *(model or (None, None)), num),
-            )
+            rows = signed(last, spans)
+            insert_spans(txn.con, old.num, rows)
+            update_context(txn.con, old, n_tokens, rows[-1].chain if rows else last, now, adapter, model)
         return n_tokens
 
     def truncate(self, ctx: ContextId, n_tokens: int, now: float) -> list[Span]:
         with self._index.write(durable=True) as txn:
-            num, before = _find(txn.con, ctx)
-            if not 0 <= n_tokens <= before:
-                raise BadRequest(f"context {ctx} has {before} tokens; it cannot be cut to {n_tokens}")
-            if n_tokens < before:
-                _cut_spans(txn.con, num, n_tokens)
-            txn.con.execute("UPDATE contexts SET n_tokens = ?, last_used = ? WHERE num = ?", (n_tokens, now, num))
+            old = _find_whole(txn.con, ctx)
+            if not 0 <= n_tokens <= old.row.n_tokens:
+                raise BadRequest(f"context {ctx} has {old.row.n_tokens} tokens; it cannot be cut to {n_tokens}")
             # Read before the commit: a caller who learns of a failure must find everything as it was.
-            return _spans(txn.con, num)
+            spans = _read_spans(txn.con, old)
+            if n_tokens < old.row.n_tokens:
+                spans = cut_spans(txn.con, old, spans, n_tokens)
+            update_context(txn.con, old, n_tokens, last_chain(ctx, spans), now)
+            return [span.as_span() for span in spans]
 
     def delete(self, ctx: ContextId, also: Callable[[Txn], None]) -> None:
         """Delete a context and its spans; ``also`` deletes what else goes with it, in the same transaction."""
         with self._index.write(durable=True) as txn:
-            num, _ = _find(txn.con, ctx)
-            txn.con.execute("DELETE FROM contexts WHERE num = ?", (num,))  # its spans go with it
+            found = _find(txn.con, ctx)
+            txn.con.execute("DELETE FROM contexts WHERE num = ?", (found.rowid,))  # its spans go with it
+            if found.num != found.rowid:
+                txn.con.execute("DELETE FROM spans WHERE context = ?", (found.num,))
             also(txn)
 
     def rename_vocab(self, old: str, new: str) -> int:
         with self._index.write(durable=True) as txn:
-            return txn.con.execute("UPDATE contexts SET vocab = ? WHERE vocab = ?", (new, old)).rowcount
+            found = [c for c in read_contexts(txn.con) if c.whole and c.row.vocab == old]
+            for context in found:
+                row = context.row
+                name = ModelName(row.model, new)
+                update_context(txn.con, context, row.n_tokens, context.chain, row.last_used, model=name)
+            return len(found)
 
     def contexts(self) -> list[ContextRow]:
         with self._index.read() as con:
-            rows = con.execute(f"SELECT {_COLUMNS} FROM contexts ORDER BY created, num").fetchall()
-        return [ContextRow(ContextId(r[0]), AppId(r[1]), *r[2:]) for r in rows]
+            found = list(read_contexts(con))
+        for context in found:
+            if not context.named:
+                log.error("a context (row %d) lost its name on disk: run 'llmaas doctor --repair'", context.rowid)
+            elif context.state is not RowState.SOUND or not context.whole:
+                log.error("%s: its row is %s on disk: run 'llmaas doctor --repair'", context, context.state.value)
+        return sorted((c.row for c in found if c.named), key=lambda row: row.created)
 
     def spans(self, ctx: ContextId) -> list[Span]:
-        with self._index.read() as con:
-            con.execute("BEGIN")
-            return _spans(con, _find(con, ctx)[0])
+        return [span.as_span() for span in self._spans(ctx)]
 
     def tokens(self, ctx: ContextId) -> array[int]:
+        return unpack(b"".join(span.tokens for span in self._spans(ctx) if isinstance(span.tokens, bytes)))
+
+    def _spans(self, ctx: ContextId) -> list[RawSpan]:
         with self._index.read() as con:
             con.execute("BEGIN")
-            num, _ = _find(con, ctx)
-            rows = con.execute("SELECT tokens FROM spans WHERE context = ? ORDER BY id", (num,)).fetchall()
-        return unpack(b"".join(row[0] for row in rows))
+            return _read_spans(con, _find_whole(con, ctx))
 
 
-def pack(tokens: Iterable[int]) -> bytes:
-    """Token ids as little-endian int32. Raises OverflowError for a number that does not fit."""
-    ids = array("i", tokens)
-    if sys.byteorder == "big":
-        ids.byteswap()
-    return ids.tobytes()
+# -- reading
 
 
-def unpack(blob: bytes) -> array[int]:
-    """The token ids that ``pack`` wrote, typecode 'i'."""
-    ids = array("i")
-    ids.frombytes(blob)
-    if sys.byteorder == "big":
-        ids.byteswap()
-    return ids
+def _find(con: sqlite3.Connection, ctx: ContextId) -> StoredContext:
+    """A context, in whatever state its row is. Raises UnknownContext."""
+    # First by the index. That, or the id in the row, may be damaged: then among all.
+    for where, values in (("WHERE id = ?", (ctx,)), ("", ())):
+        for found in read_contexts(con, where, values):
+            if found.row.id == ctx:
+                return found
+    raise UnknownContext(f"there is no context {ctx}")
 
 
-def _find(con: sqlite3.Connection, ctx: ContextId) -> tuple[int, int]:
-    """The row number of a context, and how many tokens it has. Raises UnknownContext."""
-    row = con.execute("SELECT num, n_tokens FROM contexts WHERE id = ?", (ctx,)).fetchone()
-    if row is None:
-        raise UnknownContext(f"there is no context {ctx}")
-    return row[0], row[1]
+def _find_whole(con: sqlite3.Connection, ctx: ContextId) -> StoredContext:
+    """Raises UnknownContext, ContextDamaged."""
+    found = _find(con, ctx)
+    if not found.whole:
+        raise ContextDamaged(f"{found} is damaged on disk: its row in the index is not what was written")
+    return found
 
 
-def _spans(con: sqlite3.Connection, num: int) -> list[Span]:
-    rows = con.execute("SELECT tokens, role, text, open FROM spans WHERE context = ? ORDER BY id", (num,)).fetchall()
-    return [Span(tuple(unpack(tokens)), role, text, bool(open_)) for tokens, role, text, open_ in rows]
+def _read_spans(con: sqlite3.Connection, context: StoredContext) -> list[RawSpan]:
+    """All spans. Raises ContextDamaged if one is missing, or was altered and cannot be put right."""
+    chain = Chain(context.row.id)
+    spans = list(follow(con, context.num, chain, context.chain))
+    said = context.row.n_tokens
+    if chain.value != context.chain or chain.n_tokens != said:
+        raise ContextDamaged(f"{context} is damaged on disk: {chain.n_tokens} of {said} tokens could be read")
+    if chain.mended:
+        log.error("%s: bits of %d spans flipped on disk, and were put right in memory", context, chain.mended)
+    return spans
 
 
-def _insert_context(con: sqlite3.Connection, row: ContextRow, n_tokens: int) -> int:
-    values = (row.id, row.app, row.name, row.model, row.vocab, row.created, row.last_used, n_tokens, row.adapter)
+def _insert_whole(con: sqlite3.Connection, row: ContextRow, spans: Sequence[Span]) -> None:
+    """Insert a context with its spans. Raises ContextExists."""
+    rows = signed(start(row.id), spans)
+    row = replace(row, n_tokens=sum(len(span.tokens) for span in spans))
+    num = next_number(con, "contexts", "num")
     try:
-        done = con.execute(f"INSERT INTO contexts ({_COLUMNS}) VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?)", values)
+        insert_context(con, num, row, rows[-1].chain if rows else start(row.id))
     except sqlite3.IntegrityError as error:
         raise ContextExists(
             f"app {row.app} already has a context {row.name!r} (or the id {row.id} is taken)"
         ) from error
-    assert done.lastrowid is not None
-    return done.lastrowid
+    insert_spans(con, num, rows)
 
 
-def _insert_spans(con: sqlite3.Connection, num: int, spans: Sequence[Span]) -> None:
-    con.executemany(
-        "INSERT INTO spans (context, tokens, role, text, open) VALUES (?, ?, ?, ?, ?)",
-        [(num, pack(span.tokens), span.role, span.text, span.open) for span in spans],
-    )
-
-
-def _cut_spans(con: sqlite3.Connection, num: int, n_tokens: int) -> None:
-    """Drop the spans that begin at ``n_tokens`` or later. A span that is cut in two keeps its tokens before the cut, as
-    glue: its text would no longer say what its tokens say.
-    """
-    start = 0
-    for span, size in con.execute(
-        "SELECT id, length(tokens) / 4 FROM spans WHERE context = ? ORDER BY id", (num,)
-    ).fetchall():
-        if start > n_tokens or (start == n_tokens and size):
-            con.execute("DELETE FROM spans WHERE context = ? AND id >= ?", (num, span))
-            return
-        if start + size > n_tokens:
-            con.execute(
-                "UPDATE spans SET tokens = substr(tokens, 1, ?), role = NULL, text = NULL, open = 0 WHERE id = ?",
-                (4 * (n_tokens - start), span),
-            )
-        start += size
+def recount(index: Index, num: int) -> None:
+    """Correct a context's number of tokens, if nothing else is wrong with its row."""
+    with index.write(durable=True) as txn:
+        for found in read_contexts(txn.con, "WHERE num = ?", (num,)):
+            if found.state is RowState.RECOUNTED:
+                update_context(txn.con, found, found.row.n_tokens, found.chain, found.row.last_used)

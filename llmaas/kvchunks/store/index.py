@@ -19,7 +19,8 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 
 from llmaas.errors import StoreFailed
-from llmaas.kvchunks.store.schema import prepare_reader, prepare_writer
+from llmaas.kvchunks.store.opening import prepare_reader, prepare_writer
+from llmaas.kvchunks.store.soundness import check_header
 from llmaas.kvchunks.store.syscalls import Files, failures
 
 log = logging.getLogger(__name__)
@@ -61,6 +62,7 @@ class Index:
         self.written = 0
         with failures(path):
             self._create_private()
+            check_header(path)
             self._writer = files.connect(path)
             try:
                 prepare_writer(self._writer, path)

@@ -7,17 +7,21 @@ one; a kill at any moment leaves the old index or the new one.
 from __future__ import annotations
 
 import sqlite3
+from contextlib import ExitStack
 from pathlib import Path
 
 from llmaas.errors import StoreFailed
 from llmaas.kvchunks.store.index import Index
 from llmaas.kvchunks.store.lock import RootLock
-from llmaas.kvchunks.store.reports import Salvage
-from llmaas.kvchunks.store.salvage import read_damaged
-from llmaas.kvchunks.store.schema import INDEX, VERSION, soundness, user_version
-from llmaas.kvchunks.store.syscalls import Files, failures, is_corrupt
-
-_PARTS = ("-wal", "-shm", "")
+from llmaas.kvchunks.store.opening import prepare_reader
+from llmaas.kvchunks.store.page_one import PARTS, readable
+from llmaas.kvchunks.store.reports import Damage, Salvage
+from llmaas.kvchunks.store.salvage import ConversationSalvage, Rescued
+from llmaas.kvchunks.store.salvage_chunks import take_adapters, take_chunks
+from llmaas.kvchunks.store.schema import INDEX, VERSION
+from llmaas.kvchunks.store.soundness import check_header, find_version, soundness
+from llmaas.kvchunks.store.syscalls import Files, IndexDamaged, failures, is_corrupt
+from llmaas.kvchunks.store.verify import row_problems
 
 
 def repair(root: Path) -> Salvage | None:
@@ -34,32 +38,66 @@ def repair(root: Path) -> Salvage | None:
 def _is_damaged(path: Path, files: Files) -> bool:
     if not path.exists():
         raise StoreFailed(f"{path}: there is no index")
-    con = files.connect(path)
     try:
-        if user_version(con) > VERSION:
-            return False  # whatever is wrong with it: an index of this version could not hold all of it
-        return bool(soundness(con))
+        check_header(path)
+        con = files.connect(path)
+        try:
+            prepare_reader(con)
+            version = find_version(con, path)
+            if version > VERSION:
+                return False  # whatever is wrong with it: an index of this version could not hold all of it
+            if soundness(con):
+                return True
+        finally:
+            con.close()
+    except (IndexDamaged, UnicodeDecodeError):  # the second: a message of SQLite's that quotes damaged text
+        return True
+    except StoreFailed:  # of another program
+        return False
     except sqlite3.Error as error:
         if is_corrupt(error):
             return True
         raise
+    return _has_bad_rows(path, files)
+
+
+def _has_bad_rows(path: Path, files: Files) -> bool:
+    """Whether conversations are damaged in a sound index, which is brought up to this version first."""
+    index = Index(path, files, wal_limit=1 << 20)
+    try:
+        with index.read() as con:
+            return any(problem.kind is Damage.ROW for problem in row_problems(con))
     finally:
-        con.close()
+        index.close()
 
 
 def _salvage(path: Path, files: Files) -> Salvage:
     new = _new(path)
     _remove(new)
-    found = read_damaged(path)
+    Index(new, files, wal_limit=1 << 20).close()
+    with ExitStack() as stack:
+        try:
+            old = stack.enter_context(readable(path, new))
+        except sqlite3.DatabaseError:  # nothing of it can be read: contexts start anew
+            found, adapters_lost = Rescued(), 0
+        else:
+            found, adapters_lost = _copy(old, new, files)
+    moved = _move_aside(path)
+    finish(path, files)
+    return Salvage(moved, found.contexts, tuple(found.shortened), tuple(found.mended), found.lost, adapters_lost)
+
+
+def _copy(old: sqlite3.Connection, new: Path, files: Files) -> tuple[Rescued, int]:
+    """Take everything that is right into the index ``new``. Returns what became of conversations, and adapters lost."""
     index = Index(new, files, wal_limit=1 << 20)
     try:
         with index.write(durable=True) as txn:
-            kept, shortened = found.write(txn.con)
+            found = ConversationSalvage(old, txn.con).run()
+            adapters_lost = take_adapters(old, txn.con)
+            take_chunks(old, txn.con)
     finally:
         index.close()
-    moved = _move_aside(path)
-    finish(path, files)
-    return Salvage(moved, kept, shortened, found.lost())
+    return found, adapters_lost
 
 
 def finish(path: Path, files: Files) -> None:
@@ -75,7 +113,7 @@ def _new(path: Path) -> Path:
 
 
 def _remove(path: Path) -> None:
-    for suffix in _PARTS:
+    for suffix in PARTS:
         path.with_name(path.name + suffix).unlink(missing_ok=True)
 
 

@@ -34,7 +34,10 @@ class Damage(enum.Enum):
 
     INDEX = "index"
     """SQLite reports it. ``check`` does not mend it: see ``Store.repair_index``."""
+    ROW = "row"
+    """A row of a conversation, or of an adapter, does not match its checksum: see ``Store.repair_index``."""
     COUNT = "count"
+    META = "meta"
     MISSING = "missing"
     SHORT = "short"
     OVERLAP = "overlap"
@@ -95,11 +98,22 @@ class Shortened:
 
 
 @dataclass(frozen=True, slots=True)
+class Mended:
+    """A conversation of which something was damaged and no token lost. ``what``: what was, and what was done."""
+
+    name: str
+    app: str
+    what: str
+
+
+@dataclass(frozen=True, slots=True)
 class Salvage:
     """What became of a damaged index: where it is now, and what is in the new one."""
 
     moved: Path
     contexts: int
     shortened: tuple[Shortened, ...]
+    mended: tuple[Mended, ...]
     lost: int
-    """Conversations of which spans were found, but not the name or owner."""
+    """Conversations of which something was found, but not the name or owner."""
+    adapters_lost: int

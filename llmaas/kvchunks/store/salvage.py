@@ -1,190 +1,204 @@
-"""Reads what can be read of a damaged index, and writes it into a new one.
+"""Takes the conversations of a damaged index into a new one, as far as they are right or can be put right.
 
-Law: the damaged file is only read. Of a conversation with a hole, the part before the hole is kept: the rest would lack
-what it answers.
+Law: the damaged index is only read. Of a conversation with a hole, the part before the hole is kept: the rest would
+lack what it answers. Spans are taken one after the other, so memory does not grow with the conversations.
 """
 
 from __future__ import annotations
 
 import sqlite3
 from collections import Counter
-from collections.abc import Iterator, Sequence
-from contextlib import closing, suppress
-from dataclasses import dataclass, field
-from pathlib import Path
-from typing import Any
+from collections.abc import Sequence
+from dataclasses import dataclass, field, replace
 
-from llmaas.kvchunks.store.reports import Shortened
+from llmaas.kvchunks.store.chain import Chain, RawSpan, start
+from llmaas.kvchunks.store.context_rows import (
+    COLUMNS,
+    Copies,
+    RowState,
+    StoredContext,
+    as_it_is,
+    checksum_of,
+    impossible,
+    restored,
+    verified,
+)
+from llmaas.kvchunks.store.context_writes import insert_context
+from llmaas.kvchunks.store.reports import Mended, Shortened
+from llmaas.kvchunks.store.sums import Value
+from llmaas.kvchunks.store.table_reader import TableReader
 
-_LOWEST = -(1 << 62)
-_UNKNOWN = {"created": 0.0, "last_used": 0.0, "adapter": ""}
-_LOOK_AHEAD = 62
-"""The next readable row is searched for up to two to the power of this ahead."""
-Row = tuple[Any, ...]
-
-
-def read_damaged(path: Path) -> Salvaged:
-    """What can be read of the index at ``path``; nothing, if SQLite cannot read it at all."""
-    found = Salvaged()
-    with suppress(sqlite3.DatabaseError), closing(_reader(path)) as con:
-        found.read(con)
-    return found
-
-
-def _reader(path: Path) -> sqlite3.Connection:
-    """A read-only connection, so that not even the log is copied into the database."""
-    con = sqlite3.connect(f"{path.absolute().as_uri()}?mode=ro", uri=True, isolation_level=None)
-    con.execute("PRAGMA cell_size_check = ON")
-    return con
+_SPAN_COLUMNS = ("id", "context", "tokens", "role", "text", "open", "chain")
 
 
 @dataclass(slots=True)
-class _Table:
-    """The rows of one table that could be read, by rowid, and the rowid where the first gap begins."""
+class Rescued:
+    """What a new index has of a damaged one."""
 
-    columns: tuple[str, ...] = ()
-    rows: dict[int, Row] = field(default_factory=dict)
-    first_gap: int | None = None
-
-    def read(self, con: sqlite3.Connection, name: str) -> None:
-        self.columns = tuple(row[1] for row in con.execute(f"PRAGMA table_info({name})"))
-        at: int | None = _LOWEST
-        while at is not None:
-            try:
-                for row in _rows_from(con, name, at):
-                    at = row[0] + 1
-                    self.rows[row[0]] = row[1:]
-                return
-            except sqlite3.DatabaseError:
-                self.first_gap = at if self.first_gap is None else self.first_gap
-                at = _next_readable(con, name, at)
-
-    def dicts(self) -> Iterator[tuple[int, dict[str, Any]]]:
-        for rowid, row in sorted(self.rows.items()):
-            yield rowid, dict(zip(self.columns, row, strict=True))
+    contexts: int = 0
+    shortened: list[Shortened] = field(default_factory=list)
+    mended: list[Mended] = field(default_factory=list)
+    lost: int = 0
+    """Conversations of which there is something, but not the name or owner."""
 
 
-def _rows_from(con: sqlite3.Connection, table: str, rowid: int) -> sqlite3.Cursor:
-    return con.execute(f"SELECT rowid, * FROM {table} NOT INDEXED WHERE rowid >= ? ORDER BY rowid", (rowid,))
+@dataclass(slots=True, eq=False)
+class _Conversation:
+    """A context on its way into the new index."""
 
+    stored: StoredContext
+    chain: Chain | None
+    """None if the rows have no checksums, since they are of an older version."""
+    stop_at: int | None = None
+    """Without checksums: the span from which on nothing is taken."""
+    n_tokens: int = 0
+    value: bytes = field(init=False)
+    """The last checksum in the new index."""
 
-def _next_readable(con: sqlite3.Connection, name: str, bad: int) -> int | None:
-    """The first rowid above ``bad`` from which rows can be read again, by bisection; None if there is none."""
+    def __post_init__(self) -> None:
+        self.value = start(self.stored.row.id)
 
-    def readable(rowid: int) -> bool:
-        try:
-            _rows_from(con, name, rowid).fetchone()
-        except sqlite3.DatabaseError:
+    def add(self, span: RawSpan) -> list[RawSpan]:
+        """The spans to take now that ``span`` was read."""
+        if self.chain is not None:
+            return self.chain.add(span)
+        if self.stop_at is None and not span.possible:
+            self.stop_at = span.id
+        return [span] if self.stop_at is None or span.id < self.stop_at else []
+
+    def end(self) -> list[RawSpan]:
+        return self.chain.end(self.stored.chain) if self.chain is not None else []
+
+    def has_hole(self) -> bool:
+        """Whether some of it is missing, as far as its row tells."""
+        if self.stored.state is RowState.DAMAGED:
             return False
-        return True
+        in_order = self.chain is None or self.chain.value == self.stored.chain
+        return self.n_tokens != self.stored.row.n_tokens or not in_order
 
-    base = max(bad, 0)
-    good = next((base + (1 << n) for n in range(_LOOK_AHEAD) if readable(base + (1 << n))), None)
-    if good is None:
-        return None
-    while good - bad > 1:
-        middle = (good + bad) // 2
-        good, bad = (middle, bad) if readable(middle) else (good, middle)
-    return good
+    def what_was_done(self) -> str | None:
+        """In words; None if everything was as it should be."""
+        if self.stored.state is RowState.DAMAGED:
+            return f"what is known of it besides its name was damaged; its {self.n_tokens} tokens are kept"
+        done = []
+        if self.stored.state is not RowState.SOUND or self.stored.rowid != self.stored.num:
+            done.append("its row")
+        if self.chain is not None and self.chain.mended:
+            done.append(f"{self.chain.mended} of its messages")
+        if done:
+            return f"{' and '.join(done)} had damaged bits, which were put right; it is whole"
+        return "rows that are not its own were left out; it is whole" if self.chain and self.chain.foreign else None
 
 
-@dataclass(slots=True)
-class Salvaged:
-    """What could be read of a damaged index."""
+class ConversationSalvage:
+    """One rescue, from the connection ``old`` into the new and empty index ``new``."""
 
-    contexts: _Table = field(default_factory=_Table)
-    spans: _Table = field(default_factory=_Table)
-    tables: list[tuple[str, tuple[str, ...], list[Row]]] = field(default_factory=list)
-    """Tables with their columns and rows. Those of chunks are here only if both could be read in full: chunks can be
-    recomputed.
-    """
+    def __init__(self, old: sqlite3.Connection, new: sqlite3.Connection) -> None:
+        self._old, self._new = old, new
+        self._conversations: dict[int, _Conversation] = {}
+        self._seen = set[int]()
+        """Numbers of all contexts of which there is something."""
+        self._n_spans = 0
+        """Spans in the new index. They are numbered anew, since a damaged number may be in use."""
 
-    def read(self, con: sqlite3.Connection) -> None:
-        """Raises sqlite3.DatabaseError if the file cannot be read at all."""
-        self.contexts.read(con, "contexts")
-        self.spans.read(con, "spans")
-        with suppress(sqlite3.DatabaseError):
-            self._restore_names(con)
-        with suppress(sqlite3.DatabaseError):
-            self.tables = [(name, *_all(con, name)) for name in ("files", "chunks")]
-        with suppress(sqlite3.DatabaseError):
-            self.tables.append(("adapters", *_all(con, "adapters")))
-
-    def _restore_names(self, con: sqlite3.Connection) -> None:
-        """Rebuild rows of ``contexts`` that cannot be read from the table's indexes, which hold id, app and name too.
-
-        The tokenizer is taken to be that of most other contexts.
-        """
-        known = self.contexts.rows
-        if self.contexts.first_gap is None:
-            return
-        models = Counter((row["model"], row["vocab"]) for _, row in self.contexts.dicts())
-        model, vocab = models.most_common(1)[0][0] if models else ("", "")
-        ids = dict(con.execute("SELECT rowid, id FROM contexts INDEXED BY sqlite_autoindex_contexts_1 ORDER BY id"))
-        names = con.execute(
-            "SELECT rowid, app, name FROM contexts INDEXED BY sqlite_autoindex_contexts_2 ORDER BY app, name"
-        )
-        for rowid, app, name in names.fetchall():
-            if rowid not in known and rowid in ids:
-                row = {"num": rowid, "id": ids[rowid], "app": app, "name": name, "model": model, "vocab": vocab}
-                known[rowid] = tuple((row | _UNKNOWN).get(column) for column in self.contexts.columns)
-
-    def lost(self) -> int:
-        """Conversations of which there are spans but no name; those without either leave no trace."""
-        nums = {row["num"] for _, row in self.contexts.dicts()}
-        return len({row["context"] for _, row in self.spans.dicts()} - nums)
-
-    def write(self, con: sqlite3.Connection) -> tuple[int, tuple[Shortened, ...]]:
-        """Insert everything into a new index. Returns how many contexts it has, and those that lost their end."""
-        shortened, kept = [], 0
-        by_context = self._spans_by_context()
-        for rowid, context in self.contexts.dicts():
-            said = context["n_tokens"]  # None if only the indexes had the context
-            spans = self._before_the_gap(by_context.get(rowid, []), said)
-            n = _total(spans)
-            if not _insert(con, "contexts", [context | {"num": rowid, "n_tokens": n}]):
-                continue
-            _insert(con, "spans", spans)
-            kept += 1
-            if said is not None and n != said:
-                shortened.append(Shortened(context["name"], context["app"], n, said))
-        for name, columns, rows in self.tables:
-            _insert(con, name, [dict(zip(columns, row, strict=True)) for row in rows])
-        return kept, tuple(shortened)
-
-    def _spans_by_context(self) -> dict[int, list[dict[str, Any]]]:
-        """The spans whose tokens make sense, in order, by their context's number."""
-        found: dict[int, list[dict[str, Any]]] = {}
-        for rowid, span in self.spans.dicts():
-            if isinstance(span["tokens"], bytes) and len(span["tokens"]) % 4 == 0:
-                found.setdefault(span["context"], []).append(span | {"id": rowid})
+    def run(self) -> Rescued:
+        """Raises sqlite3.DatabaseError if the old index cannot be read at all."""
+        self._read_contexts()
+        self._guess_models()
+        self._insert_contexts()
+        for id_, num, *values in TableReader(self._old, "spans", _SPAN_COLUMNS):
+            self._take(num, RawSpan(id_, *values))
+        found = Rescued(len(self._conversations), lost=len(self._seen - self._conversations.keys()))
+        for conversation in self._conversations.values():
+            self._finish(conversation, found)
         return found
 
-    def _before_the_gap(self, spans: list[dict[str, Any]], n_tokens: int | None) -> list[dict[str, Any]]:
-        """All of a context's spans if they have ``n_tokens``; otherwise those before the first gap in the table."""
-        gap = self.spans.first_gap
-        if _total(spans) == n_tokens or gap is None:
-            return spans
-        return [span for span in spans if span["id"] < gap]
+    # -- contexts
 
+    def _read_contexts(self) -> None:
+        copies = Copies(self._old)
+        rows = {row[0]: row for row in TableReader(self._old, "contexts", COLUMNS)}
+        signed = any(row[-1] is not None or row[-2] is not None for row in rows.values())
+        blank = (None,) * (len(COLUMNS) - 1)
+        for num in sorted(rows.keys() | copies.ids.keys()):
+            row = rows.get(num, (num, *blank))
+            context = verified(row)
+            if context is None and not signed and not impossible(row[:-1]):
+                context = as_it_is(row)
+            context = context or restored(self._old, row, copies)
+            self._seen.add(context.num)
+            if context.named:
+                self._conversations.setdefault(
+                    context.num, _Conversation(context, Chain(context.row.id) if signed else None)
+                )
+        if not signed:
+            self._find_holes()
 
-def _all(con: sqlite3.Connection, name: str) -> tuple[tuple[str, ...], list[Row]]:
-    done = con.execute(f"SELECT * FROM {name}")
-    return tuple(column[0] for column in done.description), done.fetchall()
+    def _find_holes(self) -> None:
+        """Without checksums: a conversation with fewer tokens than it should have ends where the table's first hole is,
+        since some of its spans may be in there."""
+        reader = TableReader(self._old, "spans", ("id", "context", "tokens"))
+        totals = Counter[Value]()
+        for _, num, tokens in reader:
+            totals[num] += len(tokens) // 4 if isinstance(tokens, bytes) else 0
+        for num, conversation in self._conversations.items():
+            if totals[num] != conversation.stored.row.n_tokens:
+                conversation.stop_at = reader.first_gap
 
+    def _guess_models(self) -> None:
+        """A context whose row is damaged gets the tokenizer that it names if others have it, too, or that of most."""
+        all_of_them = [conversation.stored for conversation in self._conversations.values()]
+        sound = Counter((c.row.model, c.row.vocab) for c in all_of_them if c.state is not RowState.DAMAGED)
+        known = {vocab for _, vocab in sound}
+        for conversation in self._conversations.values():
+            row = conversation.stored.row
+            if conversation.stored.state is RowState.DAMAGED and sound and row.vocab not in known:
+                model, vocab = sound.most_common(1)[0][0]
+                conversation.stored = replace(conversation.stored, row=replace(row, model=model, vocab=vocab))
 
-def _total(spans: Sequence[dict[str, Any]]) -> int:
-    return sum(len(span["tokens"]) for span in spans) // 4
+    def _insert_contexts(self) -> None:
+        for num, conversation in list(self._conversations.items()):
+            try:
+                insert_context(self._new, num, replace(conversation.stored.row, n_tokens=0), conversation.value)
+            except sqlite3.IntegrityError:  # two rows with one name
+                del self._conversations[num]
 
+    # -- spans
 
-def _insert(con: sqlite3.Connection, table: str, rows: Sequence[dict[str, Any]]) -> int:
-    """Insert rows, but none that break a rule of the schema, and no columns it does not have. Returns how many."""
-    known = [row[1] for row in con.execute(f"PRAGMA table_info({table})")]
-    n = 0
-    for row in rows:
-        columns = [name for name in known if name in row]
-        marks = ", ".join("?" * len(columns))
-        sql = f"INSERT OR IGNORE INTO {table} ({', '.join(columns)}) VALUES ({marks})"
-        with suppress(sqlite3.IntegrityError):
-            n += con.execute(sql, [row[name] for name in columns]).rowcount
-    return n
+    def _take(self, num: Value, span: RawSpan) -> None:
+        conversation = self._conversations.get(num) if isinstance(num, int) else None
+        taken = conversation.add(span) if conversation is not None else []
+        if conversation is not None and taken:
+            self._insert(conversation, taken)
+            return
+        if isinstance(num, int):
+            self._seen.add(num)
+        # Its context may be what is damaged: then it follows the last span of the one that it belongs to.
+        for other in self._conversations.values():
+            if other.chain is not None and other.chain.is_followed_by(span):
+                self._insert(other, other.add(span))
+                return
+
+    def _insert(self, conversation: _Conversation, spans: Sequence[RawSpan]) -> None:
+        for span in spans:
+            self._n_spans += 1
+            conversation.value = span.link(conversation.value)
+            conversation.n_tokens += span.n_tokens
+            role, text = (raw.decode() if isinstance(raw, bytes) else None for raw in (span.role, span.text))
+            self._new.execute(
+                "INSERT INTO spans (id, context, tokens, role, text, open, chain) VALUES (?, ?, ?, ?, ?, ?, ?)",
+                (self._n_spans, conversation.stored.num, span.tokens, role, text, span.open, conversation.value),
+            )
+
+    def _finish(self, conversation: _Conversation, found: Rescued) -> None:
+        self._insert(conversation, conversation.end())
+        stored, kept = conversation.stored, conversation.n_tokens
+        row = replace(stored.row, n_tokens=kept)
+        self._new.execute(
+            "UPDATE contexts SET n_tokens = ?, chain = ?, checksum = ? WHERE num = ?",
+            (kept, conversation.value, checksum_of(stored.num, row, conversation.value), stored.num),
+        )
+        if conversation.has_hole():
+            found.shortened.append(Shortened(row.name, row.app, kept, stored.row.n_tokens))
+        elif (what := conversation.what_was_done()) is not None:
+            found.mended.append(Mended(row.name, row.app, what))

@@ -1,4 +1,4 @@
-"""The schema of the index database: its tables, its versions, and how it is opened.
+"""The schema of the index database: its tables and their versions.
 
 Law: the schema version is ``PRAGMA user_version``. Step i of ``MIGRATIONS`` turns version i into i+1, in one
 transaction, and is never edited once released. docs/format.md draws the tables.
@@ -7,9 +7,9 @@ transaction, and is never edited once released. docs/format.md draws the tables.
 from __future__ import annotations
 
 import sqlite3
-from pathlib import Path
+from collections.abc import Callable
 
-from llmaas.errors import StoreFailed
+from llmaas.kvchunks.store.signing import sign_all
 
 INDEX = "index.sqlite"
 """Name of the database in the store's folder."""
@@ -86,37 +86,18 @@ _V4 = (
     "ALTER TABLE contexts ADD COLUMN adapter TEXT NOT NULL DEFAULT ''",
 )
 
-MIGRATIONS: tuple[tuple[str, ...], ...] = (_V1, _V2, _V3, _V4)
+# Checksums over all rows that hold conversations (``sums``, ``chain``). Older rows are taken as they are.
+_V5 = (
+    "ALTER TABLE spans ADD COLUMN chain BLOB",
+    "ALTER TABLE contexts ADD COLUMN chain BLOB",
+    "ALTER TABLE contexts ADD COLUMN checksum BLOB",
+    "ALTER TABLE adapters ADD COLUMN checksum BLOB",
+    sign_all,
+)
+
+MIGRATIONS: tuple[tuple[str | Callable[[sqlite3.Connection], None], ...], ...] = (_V1, _V2, _V3, _V4, _V5)
+"""Each step changes the text of a table, so that the version can be told from the tables, too."""
 VERSION = len(MIGRATIONS)
-
-
-def prepare_writer(con: sqlite3.Connection, path: Path) -> None:
-    """Set the writer's pragmas and bring the schema up to ``VERSION``. Raises StoreFailed if that cannot be done."""
-    con.execute("PRAGMA foreign_keys = ON")
-    # Overwrite what is deleted: text and tokens, and the data keys of deleted contexts.
-    con.execute("PRAGMA secure_delete = ON")
-    # The writer checkpoints by itself (see Index): its growth can then be measured, and a checkpoint
-    # that finds no room cannot fail a commit.
-    con.execute("PRAGMA wal_autocheckpoint = 0")
-    version = user_version(con)
-    if version > VERSION:
-        raise StoreFailed(
-            f"{path} was written by a newer llmaas (schema {version}; this one knows {VERSION})",
-            hint="Upgrade llmaas, or use another store folder.",
-        )
-    if version == 0 and con.execute("SELECT count(*) FROM sqlite_master").fetchone()[0]:
-        raise StoreFailed(f"{path} is a database of another program", hint="Use another store folder.")
-    if con.execute("PRAGMA journal_mode = WAL").fetchone()[0] != "wal":
-        raise StoreFailed(f"{path}: this file system cannot hold a write-ahead log", hint="Use a local disk.")
-    con.execute("PRAGMA synchronous = FULL")
-    for step in range(version, VERSION):
-        migrate(con, step)
-
-
-def prepare_reader(con: sqlite3.Connection) -> None:
-    """Set the pragmas of a connection that only reads."""
-    con.execute("PRAGMA query_only = ON")
-    con.execute("PRAGMA wal_autocheckpoint = 0")
 
 
 def user_version(con: sqlite3.Connection) -> int:
@@ -128,21 +109,14 @@ def migrate(con: sqlite3.Connection, step: int) -> None:
     """Take the schema from version ``step`` to ``step + 1``, all or nothing."""
     con.execute("BEGIN IMMEDIATE")
     try:
-        for statement in MIGRATIONS[step]:
-            con.execute(statement)
+        for change in MIGRATIONS[step]:
+            if isinstance(change, str):
+                con.execute(change)
+            else:
+                change(con)
         con.execute(f"PRAGMA user_version = {step + 1}")
         con.execute("COMMIT")
     except BaseException:
         if con.in_transaction:
             con.execute("ROLLBACK")
         raise
-
-
-def soundness(con: sqlite3.Connection) -> list[str]:
-    """What SQLite finds wrong with the database: problems of pages, indexes, constraints and references."""
-    problems = [f"index: {row[0]}" for row in con.execute("PRAGMA integrity_check") if row[0] != "ok"]
-    problems += [
-        f"index: a row of {row[0]} refers to a missing row of {row[2]}"
-        for row in con.execute("PRAGMA foreign_key_check")
-    ]
-    return problems

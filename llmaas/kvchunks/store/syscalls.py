@@ -21,6 +21,13 @@ CORRUPT_HINT = (
     "still be read."
 )
 
+
+class IndexDamaged(StoreFailed):
+    """The index is damaged as a database."""
+
+    hint = CORRUPT_HINT
+
+
 _NO_ROOM = (errno.ENOSPC, errno.EDQUOT)
 _LEAST_ROOM = 128 * 1024
 """Bytes. With less free than this, SQLite's unspecific I/O errors are taken for a full disk."""
@@ -108,6 +115,8 @@ def failures(path: Path) -> Iterator[None]:
         yield
     except sqlite3.Error as error:
         raise _from_sqlite(error, path) from error
+    except UnicodeDecodeError as error:  # a message of SQLite's that quotes damaged text
+        raise IndexDamaged(f"{path} is damaged: its tables have impossible names") from error
     except OSError as error:
         kind = DiskFull if error.errno in _NO_ROOM else StoreFailed
         raise kind(f"{error.filename or path}: {error.strerror or error}") from error
@@ -126,7 +135,7 @@ def _from_sqlite(error: sqlite3.Error, path: Path) -> MachineError:
     if "disk is full" in str(error):  # SQLITE_FULL
         return DiskFull(f"{path}: {error}")
     if is_corrupt(error):
-        return StoreFailed(f"{path} is damaged: {error}", hint=CORRUPT_HINT)
+        return IndexDamaged(f"{path} is damaged: {error}")
     if isinstance(error, sqlite3.OperationalError) and _room(path.parent) < _LEAST_ROOM:
         return DiskFull(f"{path}: {error}")
     return StoreFailed(f"{path}: {error}")

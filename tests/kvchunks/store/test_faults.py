@@ -5,8 +5,7 @@ from __future__ import annotations
 import errno
 import os
 import sqlite3
-import tempfile
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +13,7 @@ import pytest
 import xxhash
 
 from llmaas.errors import DiskFull, Fault, MachineError, StoreFailed
+from llmaas.kvchunks.store.chain import RAW_SPANS
 from llmaas.kvchunks.store.store import Files, MasterKey, Span, Store
 from llmaas.records import ChunkKey
 from tests.support.store_data import BIG, SMALL, A, B, items, row
@@ -54,14 +54,6 @@ def contents(tmp_path_factory: pytest.TempPathFactory) -> list[object]:
             step(store)
             found.append(content(store))
     return found
-
-
-@pytest.fixture
-def memory() -> Iterator[Path]:
-    """A folder in memory where there is such a thing: hundreds of stores are quicker there."""
-    shm = Path("/dev/shm")
-    with tempfile.TemporaryDirectory(prefix="llmaas-", dir=shm if os.access(shm, os.W_OK) else None) as folder:
-        yield Path(folder)
 
 
 def until_it_works(call: Callable[[], Any], after_a_fault: Callable[[], None], wanted: type[MachineError]) -> Any:
@@ -164,7 +156,7 @@ def test_a_truncation_whose_rest_cannot_be_read_has_not_happened(tmp_path: Path)
 
     class Unreadable(TroubledConnection):
         def execute(self, sql: str, *args: Any) -> sqlite3.Cursor:
-            if sql.startswith("SELECT tokens") and self.trouble.due():
+            if sql.startswith(RAW_SPANS) and self.trouble.due():
                 raise sqlite3.OperationalError("disk I/O error")
             return sqlite3.Connection.execute(self, sql, *args)
 

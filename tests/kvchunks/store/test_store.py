@@ -90,7 +90,13 @@ def test_an_index_of_the_first_version_is_taken_over_with_its_chunks(root: Path)
         con.execute("ALTER TABLE files DROP COLUMN seal")
         con.execute("DROP TABLE keys")
         con.execute("DROP TABLE adapters")
-        con.execute("ALTER TABLE contexts DROP COLUMN adapter")
+        for table, column in (
+            ("contexts", "adapter"),
+            ("contexts", "chain"),
+            ("contexts", "checksum"),
+            ("spans", "chain"),
+        ):
+            con.execute(f"ALTER TABLE {table} DROP COLUMN {column}")
         con.execute("PRAGMA user_version = 1")
     with Store(root) as store:
         assert list(store.chunks()) == [(key(1), 64, 4, None)]
