@@ -83,7 +83,9 @@ class Chain:
     conversation.
     """
 
-    def __init__(self, ctx: Value) -> None:
+    def __init__(self, ctx: Value, *, mend: bool = True) -> None:
+        """``mend`` False: a flipped bit is not searched for, which takes milliseconds."""
+        self._mend = mend
         self.value = start(ctx)
         """The checksum of the last span that is right."""
         self.n_tokens = 0
@@ -102,7 +104,7 @@ class Chain:
             self._doubted = None
             return [self._accept(span, after)]
         if self._doubted is None:
-            if (right := self._without_flip(span)) is not None:
+            if self._mend and (right := self._without_flip(span)) is not None:
                 return [self._accept(right, right.link(self.value), mended=True)]
             self._doubted = span, after
         else:

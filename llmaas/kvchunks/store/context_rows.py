@@ -108,6 +108,17 @@ class Copies:
         return dict(self._rows(f"SELECT num, {_BLOB % 'id'} FROM contexts INDEXED BY {_BY_ID} ORDER BY id"))
 
     @cached_property
+    def _numbers(self) -> dict[Value, list[int]]:
+        found = dict[Value, list[int]]()
+        for num, id_ in self.ids.items():
+            found.setdefault(id_, []).append(num)
+        return found
+
+    def named_so(self, id_: Value) -> list[int]:
+        """Numbers of the contexts with that id."""
+        return self._numbers.get(id_, [])
+
+    @cached_property
     def names(self) -> dict[int, tuple[Value, Value]]:
         """App and name."""
         columns = f"num, {_BLOB % 'app'}, {_BLOB % 'name'}"
@@ -157,12 +168,11 @@ def _candidates(
     if (flipped := without_flip(signed, raw[-1])) is not None:
         yield RowState.MENDED, flipped
     with suppress(sqlite3.DatabaseError):  # its spans cannot be read
-        chain = Chain(signed[1])
+        chain = Chain(signed[1], mend=False)
         for _ in follow(con, signed[0], chain):
             pass
         yield RowState.RECOUNTED, (*signed[:8], chain.n_tokens, signed[9], chain.value)
-    named_so = (num for num, id_ in copies.ids.items() if id_ == signed[1])
-    for num in (*named_so, *copies.orphans, signed[0]):
+    for num in (*copies.named_so(signed[1]), *copies.orphans, signed[0]):
         assert isinstance(num, int)
         yield RowState.MENDED, (num, *copies.of(num, raw), *signed[4:])
 

@@ -37,6 +37,8 @@ class ContextTables:
 
     def __init__(self, index: Index) -> None:
         self._index = index
+        self._damaged: dict[ContextId, StoredContext] = {}
+        """Rows that ``contexts`` found to be damaged: finding out again takes as long as that took."""
 
     def create(self, row: ContextRow, spans: Sequence[Span]) -> None:
         with self._index.write(durable=True) as txn:
@@ -44,7 +46,7 @@ class ContextTables:
 
     def fork(self, src: ContextId, row: ContextRow) -> None:
         with self._index.write(durable=True) as txn:
-            old = _find_whole(txn.con, src)
+            old = self._find_whole(txn.con, src)
             _insert_whole(txn.con, row, [span.as_span() for span in _read_spans(txn.con, old)])
 
     def append(
@@ -60,7 +62,7 @@ class ContextTables:
     ) -> int:
         """``replace``: the spans that are there are deleted first."""
         with self._index.write(durable=True) as txn:
-            old = _find_whole(txn.con, ctx)
+            old = self._find_whole(txn.con, ctx)
             n_tokens, last = old.row.n_tokens, old.chain
             if n_tokens != expect:
                 raise StoreFailed(
@@ -78,7 +80,7 @@ class ContextTables:
 
     def truncate(self, ctx: ContextId, n_tokens: int, now: float) -> list[Span]:
         with self._index.write(durable=True) as txn:
-            old = _find_whole(txn.con, ctx)
+            old = self._find_whole(txn.con, ctx)
             if not 0 <= n_tokens <= old.row.n_tokens:
                 raise BadRequest(f"context {ctx} has {old.row.n_tokens} tokens; it cannot be cut to {n_tokens}")
             # Read before the commit: a caller who learns of a failure must find everything as it was.
@@ -96,6 +98,7 @@ class ContextTables:
             if found.num != found.rowid:
                 txn.con.execute("DELETE FROM spans WHERE context = ?", (found.num,))
             also(txn)
+        self._damaged.pop(ctx, None)
 
     def rename_vocab(self, old: str, new: str) -> int:
         with self._index.write(durable=True) as txn:
@@ -109,6 +112,7 @@ class ContextTables:
     def contexts(self) -> list[ContextRow]:
         with self._index.read() as con:
             found = list(read_contexts(con))
+        self._damaged = {context.row.id: context for context in found if context.named and not context.whole}
         for context in found:
             if not context.named:
                 log.error("a context (row %d) lost its name on disk: run 'llmaas doctor --repair'", context.rowid)
@@ -125,7 +129,14 @@ class ContextTables:
     def _spans(self, ctx: ContextId) -> list[RawSpan]:
         with self._index.read() as con:
             con.execute("BEGIN")
-            return _read_spans(con, _find_whole(con, ctx))
+            return _read_spans(con, self._find_whole(con, ctx))
+
+    def _find_whole(self, con: sqlite3.Connection, ctx: ContextId) -> StoredContext:
+        """Raises UnknownContext, ContextDamaged."""
+        found = self._damaged.get(ctx) or _find(con, ctx)
+        if not found.whole:
+            raise ContextDamaged(f"{found} is damaged on disk: its row in the index is not what was written")
+        return found
 
 
 # -- reading
@@ -139,14 +150,6 @@ def _find(con: sqlite3.Connection, ctx: ContextId) -> StoredContext:
             if found.row.id == ctx:
                 return found
     raise UnknownContext(f"there is no context {ctx}")
-
-
-def _find_whole(con: sqlite3.Connection, ctx: ContextId) -> StoredContext:
-    """Raises UnknownContext, ContextDamaged."""
-    found = _find(con, ctx)
-    if not found.whole:
-        raise ContextDamaged(f"{found} is damaged on disk: its row in the index is not what was written")
-    return found
 
 
 def _read_spans(con: sqlite3.Connection, context: StoredContext) -> list[RawSpan]:

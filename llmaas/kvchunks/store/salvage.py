@@ -10,6 +10,7 @@ import sqlite3
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
+from itertools import chain
 
 from llmaas.kvchunks.store.chain import Chain, RawSpan, start
 from llmaas.kvchunks.store.context_rows import (
@@ -28,6 +29,9 @@ from llmaas.kvchunks.store.reports import Mended, Shortened
 from llmaas.kvchunks.store.sums import Value
 from llmaas.kvchunks.store.table_reader import TableReader
 
+MOST_TRIES = 1_000_000
+"""How often a span is tried behind a conversation that is not its own, in all: a few seconds. Where thousands of rows
+are damaged at once, the search would otherwise take hours."""
 _SPAN_COLUMNS = ("id", "context", "tokens", "role", "text", "open", "chain")
 
 
@@ -54,6 +58,8 @@ class _Conversation:
     n_tokens: int = 0
     value: bytes = field(init=False)
     """The last checksum in the new index."""
+    _not_taken: Value = None
+    """The checksum of the last span that was not taken."""
 
     def __post_init__(self) -> None:
         self.value = start(self.stored.row.id)
@@ -65,6 +71,17 @@ class _Conversation:
         if self.stop_at is None and not span.possible:
             self.stop_at = span.id
         return [span] if self.stop_at is None or span.id < self.stop_at else []
+
+    def adopt(self, span: RawSpan) -> list[RawSpan]:
+        """As ``add``, for a span that was filed under another context."""
+        assert self.chain is not None
+        self.chain.mended += 1
+        return self.chain.add(span)
+
+    def is_behind_hole(self, span: RawSpan) -> bool:
+        """Whether ``span``, which was not taken, follows the one that was not taken before it."""
+        before, self._not_taken = self._not_taken, span.chain
+        return isinstance(before, bytes) and span.link(before) == span.chain
 
     def end(self) -> list[RawSpan]:
         return self.chain.end(self.stored.chain) if self.chain is not None else []
@@ -100,6 +117,9 @@ class ConversationSalvage:
         """Numbers of all contexts of which there is something."""
         self._n_spans = 0
         """Spans in the new index. They are numbered anew, since a damaged number may be in use."""
+        self._tries = 0
+        self._last_owner: tuple[_Conversation, ...] = ()
+        """The conversation that was found last: its next spans often come next."""
 
     def run(self) -> Rescued:
         """Raises sqlite3.DatabaseError if the old index cannot be read at all."""
@@ -171,13 +191,23 @@ class ConversationSalvage:
         if conversation is not None and taken:
             self._insert(conversation, taken)
             return
-        if isinstance(num, int):
+        if conversation is not None and conversation.is_behind_hole(span):
+            return
+        if (owner := self._find_owner(span)) is not None:
+            self._insert(owner, owner.adopt(span))
+        elif isinstance(num, int):
             self._seen.add(num)
-        # Its context may be what is damaged: then it follows the last span of the one that it belongs to.
-        for other in self._conversations.values():
-            if other.chain is not None and other.chain.is_followed_by(span):
-                self._insert(other, other.add(span))
-                return
+
+    def _find_owner(self, span: RawSpan) -> _Conversation | None:
+        """The number of its context may be what is damaged: then it follows the last span of the one it belongs to."""
+        for conversation in chain(self._last_owner, self._conversations.values()):
+            if self._tries == MOST_TRIES:
+                return None
+            self._tries += 1
+            if conversation.chain is not None and conversation.chain.is_followed_by(span):
+                self._last_owner = (conversation,)
+                return conversation
+        return None
 
     def _insert(self, conversation: _Conversation, spans: Sequence[RawSpan]) -> None:
         for span in spans:

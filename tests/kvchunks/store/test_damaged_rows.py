@@ -9,6 +9,7 @@ from pathlib import Path
 import pytest
 
 from llmaas.errors import ContextDamaged, StoreFailed
+from llmaas.kvchunks.store import salvage
 from llmaas.kvchunks.store.store import AdapterRow, Span, Store
 from llmaas.records import ChunkKey, ChunkMeta, ChunkSensitivity, ContextId, Precision
 from tests.support.damaged_store import MASTER, copy_store, fill, flip, listening, read, repaired
@@ -67,6 +68,29 @@ def test_a_context_whose_row_was_altered_is_not_taken_for_right(two: Path, colum
     with Store(two) as store:
         assert store.spans(A) == SPANS
         assert store.contexts()[0].vocab == "vocab-1", "that of the others"
+
+
+def test_a_span_that_is_filed_under_another_context_is_given_back_and_told(two: Path) -> None:
+    change(two, "UPDATE spans SET context = 77 WHERE id = 2")
+    with Store(two) as store, pytest.raises(ContextDamaged, match="2 of 6 tokens"):
+        store.spans(A)
+    found = Store.repair_index(two)
+    assert found is not None and (found.contexts, found.shortened, found.lost) == (2, (), 0)
+    assert [(told.name, told.what) for told in found.mended] == [
+        ("name of a", "1 of its messages had damaged bits, which were put right; it is whole")
+    ]
+    with Store(two) as store:
+        assert store.spans(A) == store.spans(B) == SPANS
+
+
+def test_the_search_for_a_spans_context_is_bounded_and_what_it_misses_is_told(
+    two: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(salvage, "MOST_TRIES", 0)
+    change(two, "UPDATE spans SET context = 77 WHERE id = 2")
+    found = Store.repair_index(two)
+    assert found is not None and [(short.name, short.kept) for short in found.shortened] == [("name of a", 2)]
+    assert found.lost == 1, "of that number there is a span, and no name"
 
 
 def test_a_message_without_tokens_that_is_missing_is_noticed(root: Path) -> None:
