@@ -47,8 +47,11 @@ class FairThread:
             self._changed.notify()
         return future
 
-    def close(self, *, finish: bool = True) -> None:
-        """Take no more jobs, and return when the thread has ended. ``finish``: whether waiting jobs are still done."""
+    def close(self, *, finish: bool = True, wait: bool = True) -> None:
+        """Take no more jobs, and return when the thread has ended. ``finish``: whether waiting jobs are still done.
+
+        Without ``wait`` it returns at once; what the thread does then ends with the process.
+        """
         with self._changed:
             self._closed = True
             dropped = [] if finish else [job for queue in self._queues.values() for job in queue]
@@ -58,7 +61,8 @@ class FairThread:
         for future, _, _ in dropped:
             if future.set_running_or_notify_cancel():
                 future.set_exception(ShuttingDown("the daemon is stopping"))
-        self._thread.join()
+        if wait:
+            self._thread.join()
 
     def _run(self) -> None:
         while (job := self._next()) is not None:

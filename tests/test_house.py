@@ -82,6 +82,13 @@ def test_only_the_command_line_prints(module: str) -> None:
     assert [call.lineno for call in calls if getattr(call.func, "id", "") in ("print", "input", "breakpoint")] == []
 
 
+@pytest.mark.parametrize("module", sorted(MODULES))
+def test_nothing_waits_for_threads_that_all_share(module: str) -> None:
+    """asyncio's default executor has a few threads for all: one app's slow work would fill them for everybody."""
+    names = {node.attr for node in ast.walk(ast.parse(MODULES[module].read_text("utf-8"))) if hasattr(node, "attr")}
+    assert not names & {"to_thread", "run_in_executor", "set_default_executor"}
+
+
 def test_the_version_is_the_same_everywhere() -> None:
     assert metadata.version("llmaas") == llmaas.__version__
     assert "version" in PROJECT["project"]["dynamic"]

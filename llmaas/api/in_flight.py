@@ -200,10 +200,11 @@ class InFlight:
             error = as_llmaas_error(e, running.op)
             if not running.over:
                 self._failed(request_id, error)
-        running.over = True
-        self._give_back(running.held)
-        if self._running.get(request_id) is running:
-            del self._running[request_id]
+        finally:
+            running.over = True
+            self._give_back(running.held)
+            if self._running.get(request_id) is running:
+                del self._running[request_id]
 
     def _forget(self, task: asyncio.Task[Any]) -> None:
         self._tasks.discard(task)

@@ -24,8 +24,8 @@ from llmaas.fair_thread import FairThread
 
 __all__ = ["Backend", "Limits", "Server", "peer_uid", "serve"]
 
-_SETTLE_S = 5.0
-"""Seconds that ``close`` waits for operations that already run."""
+_SETTLE_S = 1.0
+"""Seconds that ``close`` waits for operations that already run; their callers have been told that it ends."""
 
 
 async def serve(
@@ -101,18 +101,23 @@ class Server:
             acceptor.close()
         for connection in list(self.connections):
             connection.shut_down()
-        if self.connections:
-            self._empty.clear()
-            await self._empty.wait()
-        if self.tasks:
-            _, late = await asyncio.wait(self.tasks, timeout=_SETTLE_S)
-            for task in late:
-                task.cancel()
+        await asyncio.gather(self._all_gone(), self._settle())
         self._decoder.close(finish=False)
         for shares in self.shares.values():
             shares.close()
         for file in self._files.values():
             file.release()
+
+    async def _all_gone(self) -> None:
+        if self.connections:
+            self._empty.clear()
+            await self._empty.wait()
+
+    async def _settle(self) -> None:
+        if self.tasks:
+            _, late = await asyncio.wait(self.tasks, timeout=_SETTLE_S)
+            for task in late:
+                task.cancel()
 
     async def __aenter__(self) -> Server:
         return self

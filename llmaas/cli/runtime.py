@@ -22,6 +22,7 @@ from llmaas.config import models
 from llmaas.config.settings import Config
 from llmaas.engine.llama.engine import LlamaEngine
 from llmaas.engine.thread import EngineThread
+from llmaas.fair_thread import FairThread
 from llmaas.host import priority, thermal
 from llmaas.host.pressure import PressureWatcher
 from llmaas.kvchunks.store import master_key
@@ -99,7 +100,11 @@ async def running(config: Config, kind: type[LlamaEngine] = LlamaEngine) -> Asyn
         # The store before the model: it is quick, and a second daemon on the same data must fail at once.
         store = parts.enter_context(open_store(config, os.environ))
         # Loading takes seconds: off the loop, so that signals are handled meanwhile.
-        engine = await asyncio.to_thread(EngineThread, lambda: load_engine(config, model, kind))
+        loader = FairThread("load-model")
+        try:
+            engine = await loader.run("", EngineThread, lambda: load_engine(config, model, kind))
+        finally:
+            loader.close()
         parts.callback(engine.close)
         service = Service(engine, store, service_settings(config), RealClock())
         await service.start()

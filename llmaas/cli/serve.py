@@ -13,6 +13,7 @@ import os
 import signal
 import socket
 import sys
+from typing import TYPE_CHECKING
 
 from llmaas.cli.log_limit import RateLimitedLog
 from llmaas.cli.options import add_settings, loaded
@@ -20,6 +21,10 @@ from llmaas.cli.out import print_note, printable
 from llmaas.config.kinds import show_bytes, show_cpus
 from llmaas.config.settings import SETTINGS, Setting
 from llmaas.config.sources import LoadedConfig
+
+if TYPE_CHECKING:
+    from llmaas.errors import LlmaasError
+    from llmaas.service.service import Service
 
 log = logging.getLogger(__name__)
 
@@ -78,9 +83,20 @@ async def _serve(found: LoadedConfig) -> None:
     async with running(found.config) as runtime:
         log.info("ready: %s on %s", runtime.model.title, found.config.socket)
         notify_manager("READY=1")
-        await stop.wait()
+        fault = await _stopped_or_failed(stop, runtime.service)
         notify_manager("STOPPING=1")
+    if fault is not None:
+        raise fault
     log.info("stopped")
+
+
+async def _stopped_or_failed(stop: asyncio.Event, service: Service) -> LlmaasError | None:
+    """Return when the daemon is told to stop (None), or cannot serve any more: a service manager starts it again."""
+    stopped, failed = asyncio.ensure_future(stop.wait()), asyncio.ensure_future(service.failed())
+    await asyncio.wait((stopped, failed), return_when=asyncio.FIRST_COMPLETED)
+    stopped.cancel()
+    failed.cancel()
+    return failed.result() if failed.done() else None
 
 
 def _show_config(found: LoadedConfig) -> None:

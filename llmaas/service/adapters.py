@@ -33,6 +33,8 @@ class AdapterRegistry:
     def __init__(self, thread: EngineThread, store: Store, store_thread: FairThread, budget: int) -> None:
         self.cache = AdapterCache(thread.engine, budget)
         self._engine_thread, self._store, self._store_thread = thread, store, store_thread
+        self._files_thread = FairThread("adapter-files")
+        """Reads files that operators name, whose disk or network may not answer."""
         self._model = thread.engine.info.fingerprint
         self._files: dict[str, AdapterFile] = {}
 
@@ -45,7 +47,7 @@ class AdapterRegistry:
         for row in await self._store_thread.run("", self._store.adapters.all):
             file = AdapterFile(row.name, Path(row.path), row.fingerprint)
             try:
-                file = await asyncio.to_thread(examine, row.name, file.path, self.cache.budget)
+                file = await self._files_thread.run("", examine, row.name, file.path, self.cache.budget)
             except (AdapterUnreadable, BadRequest) as error:
                 log.warning("adapter %s: %s", row.name, error.message)
             if file.fingerprint != row.fingerprint:
@@ -53,6 +55,10 @@ class AdapterRegistry:
             self._files[row.name] = file
         for name, path in configured:
             self._files[name] = await self._tried(name, path)
+
+    def close(self) -> None:
+        """Read no more files, and do not wait for the one that is being read."""
+        self._files_thread.close(finish=False, wait=False)
 
     # -- what calls need
 
@@ -125,7 +131,7 @@ class AdapterRegistry:
 
     async def _tried(self, name: str, path: Path) -> AdapterFile:
         """Read the file, and load it once. Raises what ``add`` does."""
-        file = await asyncio.to_thread(examine, name, path, self.cache.budget)
+        file = await self._files_thread.run("", examine, name, path, self.cache.budget)
         await asyncio.wrap_future(self._engine_thread.submit(self._try_out, file))
         return file
 

@@ -67,11 +67,12 @@ class CallProgress:
 
 @dataclass(slots=True, eq=False)
 class AdapterHold:
-    """Whether the adapter of a call is loaded for it, and why the call fails. Written on the engine's thread."""
+    """Whether the adapter of a call is loaded for it, and why the call fails. Written on the engine's thread, and
+    where the answer is streamed."""
 
     held: bool = False
     error: LlmaasError | None = None
-    """Why the adapter could not be loaded, or the answer not be completed."""
+    """Why the adapter could not be loaded, or the answer not be completed or streamed."""
 
 
 @dataclass(frozen=True, slots=True, eq=False)

@@ -66,9 +66,9 @@ class CallActions:
     def finish(self, action: Finish) -> None:
         """Let the call's turn be committed."""
         call = self._calls[action.request]
-        self._leave_cells(call)
         assert call.control.finished is not None
         call.control.finished.set_result(action)
+        self._leave_cells(call)
 
     def release(self, call: Call) -> None:
         """The call has ended: the engine need not keep its sampler."""

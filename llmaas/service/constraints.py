@@ -38,5 +38,5 @@ class ConstraintHolder:
             raise Busy("the app's other requests hold too many large grammars and schemas")
 
     def close(self) -> None:
-        """End the thread when it has done what it is at; calls that wait for it get ShuttingDown."""
-        self._thread.close(finish=False)
+        """End the thread, and do not wait for what it is at; calls that wait for it get ShuttingDown."""
+        self._thread.close(finish=False, wait=False)

@@ -8,11 +8,12 @@ from __future__ import annotations
 
 import asyncio
 import logging
+from collections.abc import Callable
 from concurrent.futures import Future
 from pathlib import Path
 
 from llmaas.engine.base import BatchItem
-from llmaas.errors import assert_never
+from llmaas.errors import Internal, assert_never
 from llmaas.kvchunks.tiering.pool import Pool
 from llmaas.kvchunks.tiering.sensitivity_worker import SensitivityWorker
 from llmaas.planner.actions import (
@@ -44,6 +45,7 @@ from llmaas.planner.settings import PlannerSettings
 from llmaas.service.call import Call
 from llmaas.service.call_actions import CallActions
 from llmaas.service.loop_bridge import LoopBridge
+from llmaas.service.not_done import not_done
 from llmaas.service.parts import ServiceParts
 from llmaas.service.recorder import Recorder
 from llmaas.service.step_runner import StepRunner
@@ -65,17 +67,31 @@ class Interpreter:
         self._idle = asyncio.Event()
         self._waker = self._loop.call_later(0, lambda: None)
         self._bridge = LoopBridge(self._loop)
-        self._steps = StepRunner(parts, self._bridge)
+        self._steps = StepRunner(parts, self._bridge, self.dispatch)
         self._on_calls = CallActions(parts, self.dispatch)
+        self._closed = False
+        self.fault: Internal | None = None
+        """Why no call can be served any more; every call fails with it."""
+        self.on_fault: Callable[[], None] = lambda: None
 
     def dispatch(self, event: Event) -> None:
         """Give the planner an event, and begin what it asks for. On the event loop's thread only."""
+        if self._closed:
+            return
+        if self.fault is not None:
+            self._fail_calls(self.fault)
+            return
         now = self._clock.now()
         self._thread.halt.set()  # a burst of steps ends early: what the planner knows has changed
         if self._recorder:
             self._recorder.write(event, now)
-        for action in self.planner.handle(event, now):
-            self._perform(action)
+        try:
+            actions = self.planner.handle(event, now)
+        except Exception as error:
+            self._give_up(error)
+            return
+        for action in actions:
+            self._begin(action)
         if self.planner.idle:
             self._idle.set()
         else:
@@ -83,7 +99,7 @@ class Interpreter:
 
     async def wait_idle(self) -> None:
         """Return when the planner has nothing running, waiting, or being swapped out."""
-        while not self.planner.idle:
+        while not self.planner.idle and self.fault is None:
             await self._idle.wait()
 
     def release(self, call: Call) -> None:
@@ -91,7 +107,8 @@ class Interpreter:
         self._on_calls.release(call)
 
     def close(self) -> None:
-        """End the workers; blocks until what they do now is done."""
+        """End the workers; blocks until what they do now is done. Events that come later are of no interest."""
+        self._closed = True
         self._waker.cancel()
         self._sensitivity.close()
         self.pool.close()
@@ -99,7 +116,29 @@ class Interpreter:
         if self._recorder:
             self._recorder.close()
 
+    def _give_up(self, error: Exception) -> None:
+        """The planner failed half-way, and its books may be wrong: no call can be served any more."""
+        log.critical("the planner failed; the daemon must be started again", exc_info=error)
+        self.fault = Internal(f"the planner failed: {error}", hint="The daemon must be started again; nothing is lost.")
+        self._idle.set()
+        self._fail_calls(self.fault)
+        self.on_fault()
+
+    def _fail_calls(self, fault: Internal) -> None:
+        for call in self._calls.values():
+            if call.control.finished is not None and not call.control.finished.done():
+                call.control.finished.set_exception(fault)
+
     # -- actions
+
+    def _begin(self, action: Action) -> None:
+        """Perform an action. If it cannot be begun (no memory, a thread that has ended), it is answered as not done."""
+        try:
+            self._perform(action)
+        except Exception:
+            log.exception("cannot begin %s", type(action).__name__)
+            if (answer := not_done(action)) is not None:
+                self._loop.call_soon(self.dispatch, answer)
 
     def _perform(self, action: Action) -> None:
         match action:

@@ -63,7 +63,7 @@ class Recorder:
         fields = [getattr(event, f.name) for f in dataclasses.fields(event)]
         try:
             self._file.write(self._pack([type(event).__name__, now, fields]))
-        except OSError as error:
+        except (OSError, MemoryError) as error:
             log.error("%s: %s; the recording ends here", self._path, error)
             self._give_up()
 

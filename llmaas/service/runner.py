@@ -155,7 +155,7 @@ class CallRunner:
             self._dispatch(PriorityChanged(request, priority))
 
     async def _serve(self, call: Call) -> None:
-        outcome: Done | LlmaasError
+        outcome: Done | LlmaasError = Internal("the request was given up")
         try:
             async with call.live.lock:
                 outcome = await self._turns.run(call)
@@ -164,15 +164,19 @@ class CallRunner:
         except Exception as e:
             log.exception("request %d failed", call.id)
             outcome = Internal(f"request failed: {e}")
-        self._release(call)
-        if self._calls.pop(call.id, None) is not None:
-            self._reply(call, outcome)
+        finally:
+            if self._calls.pop(call.id, None) is not None:
+                self._reply(call, outcome)
+            self._release(call)
 
     def _reply(self, call: Call, outcome: Done | LlmaasError) -> None:
         if call.control.deadline_timer is not None:
             call.control.deadline_timer.cancel()
+        self._answer(call, outcome)
         if not call.hint:
             count(outcome, self._metrics)
+
+    def _answer(self, call: Call, outcome: Done | LlmaasError) -> None:
         reply = call.control.reply
         if reply.done():  # the caller dropped it
             return

@@ -14,7 +14,7 @@ from dataclasses import asdict
 from llmaas.calls import CallSpec, Done, Piece
 from llmaas.clock import Clock, RealClock
 from llmaas.engine.thread import EngineThread
-from llmaas.errors import ShuttingDown
+from llmaas.errors import LlmaasError, ShuttingDown
 from llmaas.fair_thread import FairThread
 from llmaas.kvchunks.codec.codec import Codec
 from llmaas.kvchunks.store.store import Store
@@ -66,6 +66,8 @@ class Service:
         )
         self._rates: dict[AppId | None, float | None] = {None: settings.planner.rate}
         self._closing = False
+        self._closer = FairThread("close")
+        self._failed = asyncio.Event()
 
     async def start(self) -> None:
         """Open every stored context. Raises StoreFailed, and what is wrong with an adapter of the settings."""
@@ -74,6 +76,7 @@ class Service:
         interpreter = self._interpreter = Interpreter(
             parts, self.planner_settings, record=settings.record, write_rate=settings.write_rate
         )
+        interpreter.on_fault = self._failed.set
         self._planner, self._dispatch = interpreter.planner, interpreter.dispatch
         self._budgets = Budgets(self._planner, self._dispatch, interpreter.pool.trim_memory, parts.clock, parts.metrics)
         self._contexts = Contexts(parts, interpreter, ctx_limit=ctx_limit)
@@ -92,15 +95,27 @@ class Service:
             await asyncio.wait_for(self._drain(), _DRAIN_SECONDS)
         except asyncio.TimeoutError:
             log.warning("swap-out did not finish in %.0f s; what is missing will be recomputed", _DRAIN_SECONDS)
-        await self._parts.slow_thread.run("", self._interpreter.close)
-        await self._parts.slow_thread.run("", self._runner.end_threads)
-        self._parts.slow_thread.close()
+        await self._closer.run("", self._close_threads)
+        self._closer.close()
+
+    def _close_threads(self) -> None:
+        """On a thread of its own: each may have something to finish."""
+        self._interpreter.close()
+        self.adapters.close()
+        self._runner.end_threads()
+        self._parts.slow_thread.close(finish=False)
         self._parts.store_thread.close()
 
     async def _drain(self) -> None:
         await self._runner.wait_idle()
         self._dispatch(Flush())
         await self._interpreter.wait_idle()
+
+    async def failed(self) -> LlmaasError:
+        """Return when no call can be served any more, for the reason that is returned; normally never."""
+        await self._failed.wait()
+        assert self._interpreter.fault is not None
+        return self._interpreter.fault
 
     @property
     def idle(self) -> bool:

@@ -7,12 +7,13 @@ of its items or in an exception, never in between.
 from __future__ import annotations
 
 import logging
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 
 from llmaas.engine.base import Aborted, BatchItem
+from llmaas.errors import Internal
 from llmaas.planner.actions import RunStep
-from llmaas.planner.events import Drawn
+from llmaas.planner.events import CancelRequested, Drawn, Event
 from llmaas.service.call import Call
 from llmaas.service.loop_bridge import LoopBridge
 from llmaas.service.parts import ServiceParts
@@ -57,10 +58,10 @@ class _Burst:
 class StepRunner:
     """Runs steps, one ``run`` at a time."""
 
-    def __init__(self, parts: ServiceParts, bridge: LoopBridge) -> None:
+    def __init__(self, parts: ServiceParts, bridge: LoopBridge, dispatch: Callable[[Event], None]) -> None:
         self._thread, self._engine, self._host = parts.engine_thread, parts.engine, parts.host
         self._clock = parts.clock
-        self._bridge = bridge
+        self._bridge, self._dispatch = bridge, dispatch
         self._last_sent = 0.0
         """When tokens were sent to the loop last. Of the engine's thread."""
         self._aborted: int | None = None
@@ -95,7 +96,12 @@ class StepRunner:
                 self._send(burst)
                 return burst.drawn, burst.n_done  # what was drawn stands; if the fault stays, the next step says so
             now = self._clock.now()
-            self._take(rows, burst, now)
+            try:
+                self._take(rows, burst, now)
+            except BaseException:  # such as no memory: the burst counts as failed, and its calls are undone
+                for item in items:
+                    self._engine.drop(item.seq, item.pos)
+                raise
             over = self._is_over(burst)
             first = any(len(call.answer.drawn) == len(rows) for call in calls)
             if over or first or now - self._last_sent > _STREAM_S:
@@ -143,6 +149,11 @@ class StepRunner:
         """Emit one piece to each call for what these steps drew. On the event loop."""
         for i, call in enumerate(calls):
             found = [(tokens[i], drawn[i]) for tokens, drawn in steps]
-            piece = call.answer.piece([(token, what) for token, what in found if token is not None], self._engine)
-            if piece is not None:
-                call.emit(piece)
+            try:
+                piece = call.answer.piece([(token, what) for token, what in found if token is not None], self._engine)
+                if piece is not None:
+                    call.emit(piece)
+            except Exception as e:  # an answer with a gap is none
+                log.exception("request %d cannot be streamed", call.id)
+                call.hold.error = Internal(f"the answer cannot be streamed: {e!r}")
+                self._dispatch(CancelRequested(call.id))

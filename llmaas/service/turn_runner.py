@@ -48,14 +48,15 @@ class TurnRunner:
         adapter = self._begin(call)
         try:
             await self._make_room(call)
-        except BaseException:
+            if adapter != call.live.adapter:
+                call.pending.adapter_before = call.live.adapter, call.live.root
+            self._set_adapter(call.live, adapter, self._adapters.root(call.live.row.app, adapter))
+            call.control.planned = True
+            finish = await self._compute(call)
+        except BaseException:  # the planner does not know the call, or no more
             self._undo(call, call.live.n_kv)
             raise
-        if adapter != call.live.adapter:
-            call.pending.adapter_before = call.live.adapter, call.live.root
-        self._set_adapter(call.live, adapter, self._adapters.root(call.live.row.app, adapter))
-        call.control.planned = True
-        return await self._commit(call, await self._compute(call))
+        return await self._commit(call, finish)
 
     # -- before the planner
 
@@ -144,14 +145,14 @@ class TurnRunner:
         """Make the turn durable, and let its chunks be saved; or undo it."""
         live = call.live
         failed = finish.outcome in (Outcome.CANCELLED, Outcome.EXPIRED, Outcome.ENGINE_FAILED)
-        failed |= call.hold.error is not None  # its grammar does not let the answer go on, though it is not complete
-        if rest := call.answer.last_piece():
-            call.emit(rest)
-        n_kv = min(max(live.n_kv, finish.n_kv), call.answer.cut_untold(self._engine))
-        n_kept = len(call.answer.kept)
-        spans = [*call.pending.spans, *answer_spans(call)]
+        n_kv = live.n_kv
         try:
-            if finish.outcome is Outcome.ENGINE_FAILED or (failed and (call.hold.error or not n_kept)):
+            if rest := call.answer.last_piece():
+                call.emit(rest)
+            n_kv = min(max(live.n_kv, finish.n_kv), call.answer.cut_untold(self._engine))
+            n_kept = len(call.answer.kept)
+            spans = [*call.pending.spans, *answer_spans(call)]
+            if finish.outcome is Outcome.ENGINE_FAILED or call.hold.error or (failed and not n_kept):
                 raise call.hold.error or failure(finish.outcome, 0)
             now = self._clock.wall()
             if spans or call.pending.adapter_before:

@@ -161,6 +161,22 @@ async def test_shutdown_does_not_wait_for_a_reader_that_does_not_read(path: Path
         client.writer.transport.abort()
 
 
+@on_a_loop
+async def test_shutdown_waits_neither_for_what_never_ends_nor_for_one_after_the_other(path: Path) -> None:
+    async with serving(path, limits=Limits(max_frame=1 << 20, write_buffer=1 << 30)) as (backend, server):
+        deaf, client = await with_context(path), await peer(path)
+        deaf.writer.transport.pause_reading()
+        deaf.send({"id": 1, "op": "generate", "context": "inbox", "prompt": "flood"})
+        client.send({"id": 1, "op": "create", "name": "slow"})
+        await until(lambda: len(server.tasks) == 1)
+        began = asyncio.get_running_loop().time()
+        await server.close()
+        assert asyncio.get_running_loop().time() - began < 1.8
+        assert not backend.gate.is_set() and not any(d.info.name == "slow" for d in backend.known.values())
+        deaf.writer.transport.abort()
+        await client.close()
+
+
 @pytest.mark.parametrize(
     "bad", [{"max_frame": 100}, {"write_buffer": 16384}, {"max_connections": 0}, {"max_in_flight": 0}, {"hello_s": 0}]
 )

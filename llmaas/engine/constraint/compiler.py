@@ -135,7 +135,11 @@ class Constraints:
                 self._slots.release()
                 done.set()
 
-        threading.Thread(target=run, name="constraint", daemon=True).start()
+        try:
+            threading.Thread(target=run, name="constraint", daemon=True).start()
+        except BaseException:  # the system has no more threads
+            self._slots.release()
+            raise
         if not done.wait(COMPILE_S):
             raise refuse(f"the grammar or json_schema takes more than {COMPILE_S:g} s to read")
         (result,) = results

@@ -7,11 +7,11 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Callable, Sequence
-from concurrent.futures import ThreadPoolExecutor
 
 from llmaas.errors import ChunkDamaged
 from llmaas.kvchunks.codec.codec import CodedChunk, check
 from llmaas.kvchunks.store.store import Store
+from llmaas.kvchunks.tiering.workers import Workers
 from llmaas.planner.actions import FetchChunks
 from llmaas.planner.events import FAILED, ChunkOutcome, Fetched, Stored
 from llmaas.records import ChunkKey
@@ -24,7 +24,7 @@ class DiskReader:
 
     def __init__(self, store: Store, keep: Callable[[ChunkKey, CodedChunk], None]) -> None:
         self._store, self._keep = store, keep
-        self._fetcher = ThreadPoolExecutor(1, "fetch")
+        self._fetcher = Workers(1, "fetch")
 
     def close(self) -> None:
         """End the thread. The fetch that runs is finished; those that wait are not begun."""

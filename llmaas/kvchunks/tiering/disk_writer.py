@@ -10,7 +10,6 @@ from __future__ import annotations
 import logging
 import threading
 from collections.abc import Callable, Iterator, Sequence
-from concurrent.futures import ThreadPoolExecutor
 from typing import NamedTuple
 
 from llmaas.clock import Clock, RealClock
@@ -18,6 +17,7 @@ from llmaas.errors import DiskFull, MachineError
 from llmaas.host.thread_priority import lower_cpu_priority, lower_io_priority
 from llmaas.kvchunks.codec.codec import CodedChunk, read_header
 from llmaas.kvchunks.store.store import Store
+from llmaas.kvchunks.tiering.workers import Workers
 from llmaas.planner.actions import PersistSensitivity, WriteChunks
 from llmaas.planner.events import FAILED, Stored, Written
 from llmaas.records import ChunkKey, ChunkMeta, ChunkSensitivity, ContextId
@@ -42,7 +42,7 @@ class DiskWriter:
 
     def __init__(self, store: Store, rate: float = 0.0, clock: Clock | None = None) -> None:
         self._store, self._rate, self._clock = store, rate, clock or RealClock()
-        self._thread = ThreadPoolExecutor(1, "write", _lower_priority)
+        self._thread = Workers(1, "write", _lower_priority)
         self._undiscarded: list[ChunkKey] = []
         """Chunks whose discard failed. It is tried again before the next write or discard."""
         self._stopped: set[int] = set()

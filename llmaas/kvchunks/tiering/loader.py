@@ -9,7 +9,7 @@ from __future__ import annotations
 import logging
 from collections import deque
 from collections.abc import Callable, Generator, Iterator, Mapping, Sequence
-from concurrent.futures import FIRST_COMPLETED, Future, ThreadPoolExecutor, wait
+from concurrent.futures import FIRST_COMPLETED, Future, wait
 from contextlib import closing
 from itertools import islice
 from typing import Any, TypeVar
@@ -18,6 +18,7 @@ from llmaas.engine.thread import EngineThread
 from llmaas.errors import ChunkDamaged
 from llmaas.kvchunks.codec.codec import Codec, CodedChunk
 from llmaas.kvchunks.tiering.disk_reader import DiskReader
+from llmaas.kvchunks.tiering.workers import Workers
 from llmaas.planner.actions import ChunkSource, LoadChunks, StopLoad
 from llmaas.planner.events import Loaded
 from llmaas.records import ChunkKey, KvSlab, Tier
@@ -48,9 +49,9 @@ class Loader:
         self._engine, self._codec, self._reader, self._keep = engine, codec, reader, keep
         self._running: dict[int, tuple[Future[None], Done]] = {}
         """For each unanswered load: its stop signal (a future that runs once the load has begun) and its ``done``."""
-        self._loaders = ThreadPoolExecutor(2, "load")
-        self._readers = ThreadPoolExecutor(2, "read")
-        self._decoders = ThreadPoolExecutor(workers, "decode")
+        self._loaders = Workers(2, "load")
+        self._readers = Workers(2, "read")
+        self._decoders = Workers(workers, "decode")
 
     def close(self) -> None:
         """End the threads. What they are doing now is finished; what waits is not begun."""

@@ -7,9 +7,9 @@ from __future__ import annotations
 
 import ctypes
 import time
-from concurrent.futures import ThreadPoolExecutor
 
 from llmaas.kvchunks.codec.codec import CodedChunk
+from llmaas.kvchunks.tiering.workers import Workers
 
 _MANY = 32
 """Chunks. So many are not freed on the event loop, which has no time for that, but on the thread; then, malloc's free
@@ -23,7 +23,7 @@ class MemoryTrimmer:
     """A thread that frees chunks. ``free`` and ``trim`` return at once."""
 
     def __init__(self) -> None:
-        self._thread = ThreadPoolExecutor(1, "free")
+        self._thread = Workers(1, "free")
 
     def close(self) -> None:
         """Return when everything is freed."""

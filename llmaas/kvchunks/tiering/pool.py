@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Callable, Sequence
-from concurrent.futures import Future, ThreadPoolExecutor
+from concurrent.futures import Future
 
 from llmaas.clock import Clock
 from llmaas.engine.thread import EngineThread
@@ -22,6 +22,7 @@ from llmaas.kvchunks.tiering.disk_reader import DiskReader
 from llmaas.kvchunks.tiering.disk_writer import DiskWriter
 from llmaas.kvchunks.tiering.loader import Loader
 from llmaas.kvchunks.tiering.memory_trimmer import MemoryTrimmer
+from llmaas.kvchunks.tiering.workers import Workers
 from llmaas.planner.actions import (
     ChunkTarget,
     FetchChunks,
@@ -62,7 +63,7 @@ class Pool:
         self._chunks: dict[ChunkKey, CodedChunk] = {}
         self._reader = DiskReader(store, self._keep)
         self._loader = Loader(engine, codec, self._reader, self._keep, workers=workers)
-        self._savers = ThreadPoolExecutor(workers, "save", lower_cpu_priority)
+        self._savers = Workers(workers, "save", lower_cpu_priority)
         self._writer = DiskWriter(store, write_rate, clock)
         self._trimmer = MemoryTrimmer()
 

@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Callable
-from concurrent.futures import ThreadPoolExecutor
 from typing import TypeVar
 
 import numpy as np
@@ -18,6 +17,7 @@ from llmaas.engine.thread import EngineThread
 from llmaas.host.thread_priority import lower_cpu_priority
 from llmaas.kvchunks.codec.codec import Codec, sinks_at
 from llmaas.kvchunks.codec.sensitivity import FEWEST, REFERENCE, Scorer
+from llmaas.kvchunks.tiering.workers import Workers
 from llmaas.planner.actions import ChunkSpan, MeasureChunks
 from llmaas.planner.events import Measured
 from llmaas.records import CHUNK_TOKENS, ChunkKey, ChunkSensitivity, KvSlab, Queries
@@ -38,7 +38,7 @@ class SensitivityWorker:
     def __init__(self, engine: EngineThread, codec: Codec) -> None:
         self._engine = engine
         self._codec = codec
-        self._worker = ThreadPoolExecutor(1, "measure", lower_cpu_priority)
+        self._worker = Workers(1, "measure", lower_cpu_priority)
         self._current: dict[int, int] = {}
         """The measurement that may still read the cells of each sequence."""
 

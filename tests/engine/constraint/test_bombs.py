@@ -139,6 +139,20 @@ def test_what_takes_too_long_is_given_up_and_keeps_nobody_waiting(monkeypatch: p
     constraints.check(Sampling(grammar='root ::= "more"'))
 
 
+def test_threads_that_could_not_be_had_take_no_place(monkeypatch: pytest.MonkeyPatch) -> None:
+    def none_left(thread: threading.Thread) -> None:
+        raise RuntimeError("can't start new thread")
+
+    constraints = over_bytes("machine")
+    monkeypatch.setattr(compiler, "COMPILE_S", 0.5)
+    with monkeypatch.context() as patch:
+        patch.setattr(threading.Thread, "start", none_left)
+        for n in range(MAX_COMPILING + 1):
+            with pytest.raises(RuntimeError, match="new thread"):
+                constraints.check(Sampling(grammar=f'root ::= "{n}"'))
+    constraints.check(Sampling(grammar='root ::= "more"'))
+
+
 def test_a_constraint_is_made_once_and_those_used_last_are_kept(monkeypatch: pytest.MonkeyPatch) -> None:
     constraints, made = over_bytes("machine"), []
     read = compiler.read_gbnf
