@@ -1,19 +1,15 @@
 """Chat templates: a GGUF's Jinja template over messages, in a sandbox.
 
-Law: no llama_cpp, no files. A template comes with a model file from anywhere, so it runs in Jinja's immutable
-sandbox; whatever it raises is a BadRequest.
+Law: no llama_cpp, no files. A template comes with a model file from anywhere: whatever it raises is a BadRequest.
 """
 
 from __future__ import annotations
 
-import json
-import time
-from collections.abc import Sequence
-from typing import Any, NoReturn
+from collections.abc import Iterable, Sequence
+from itertools import pairwise
+from typing import Any
 
-import jinja2
-from jinja2.sandbox import ImmutableSandboxedEnvironment
-
+from llmaas.engine.llama.template_dialect import environment
 from llmaas.errors import BadRequest
 from llmaas.records import Message
 
@@ -22,47 +18,95 @@ CHATML = (
     "{% endfor %}{% if add_generation_prompt %}{{ '<|im_start|>assistant\\n' }}{% endif %}"
 )
 """The template for models that bring none, or one that Jinja cannot read."""
+_SAMPLE = "Hello."
+_TURNS = "This model wants messages of the user and of the assistant in turn: join those of one side into one message."
+_SYSTEM = "This model has no system role: the system message goes into the user's message that follows it. Send one."
 
 
 class ChatTemplate:
-    """A compiled chat template. ``note`` says what is wrong with the model's own template; empty if nothing is."""
+    """A compiled chat template, and what two or three trial renderings have shown of it.
+
+    ``note`` says what is wrong with the model's own template; empty if nothing is. Some templates read a content as a
+    list of parts (``{"type": "text", "text": ...}``), and a text would be lost without a word: those get such a list.
+    Some refuse or ignore the system's messages: those get them in front of the user's message that follows, as
+    llama.cpp's server and others do it.
+    """
 
     def __init__(self, source: str | None, *, bos: str = "", eos: str = "") -> None:
         self.note = ""
-        self._tokens = {"bos_token": bos, "eos_token": eos}
+        self._variables = {"bos_token": bos, "eos_token": eos, "tools": None, "documents": None}
         if not source:
             self.note = "the model has no chat template: plain ChatML is used"
             source = CHATML
         try:
-            self._template = _environment().from_string(source)
-        except jinja2.TemplateError as error:
+            self._template = environment().from_string(source)
+        except Exception as error:  # a source that nests too deep ends in other errors than TemplateError
             self.note = f"the model's chat template cannot be read ({error}): plain ChatML is used"
-            self._template = _environment().from_string(CHATML)
+            self._template = environment().from_string(CHATML)
+        self._typed = frozenset[str]()
+        """Roles whose content is a list of parts."""
+        self._system_role = True
+        self._look()
 
     def render(self, messages: Sequence[Message], *, answer: bool) -> str:
         """See ``Engine.render``. The text may begin with the model's start token."""
-        plain = [{"role": m.role, "content": m.content} for m in messages]
+        if not self._system_role:
+            messages = _system_in_user(messages)
         try:
-            return self._template.render(messages=plain, add_generation_prompt=answer, **self._tokens)
+            return self._render(messages, self._typed, answer)
         except Exception as error:  # a template can fail in every way that Python can
-            raise BadRequest(f"the model's chat template refuses these messages: {error}") from error
+            hint = _TURNS if _not_in_turn(messages) else ""
+            raise BadRequest(f"the model's chat template refuses these messages: {error}", hint=hint) from error
+
+    def _render(self, messages: Iterable[Message], typed: frozenset[str], answer: bool) -> str:
+        plain = [{"role": m.role, "content": _content(m, m.role in typed)} for m in messages]
+        return self._template.render(messages=plain, add_generation_prompt=answer, **self._variables)
+
+    # -- trial renderings
+
+    def _look(self) -> None:
+        """Find out how the template takes contents and the system's messages."""
+        user, assistant, system = (Message(role, _SAMPLE) for role in ("user", "assistant", "system"))
+        if not self._shows([user], "user") and not self._shows([system, user], "user"):
+            return  # it fails, or wants something that is not known: calls will say what
+        self._shows([user, assistant, user], "assistant")
+        self._system_role = self._shows([system, user], "system") or not self._shows([user], "user")
+
+    def _shows(self, messages: Sequence[Message], role: str) -> bool:
+        """Whether a text of ``role`` is seen in the rendering of these messages, be it as a list of parts."""
+        probe = [Message(m.role, f"{role}: {_SAMPLE}") if m.role == role else m for m in messages]
+        for typed in (self._typed, self._typed | {role}):
+            try:
+                seen = f"{role}: {_SAMPLE}" in self._render(probe, typed, False)
+            except Exception:
+                seen = False
+            if seen:
+                self._typed = typed
+                return True
+        return False
 
 
-def _environment() -> ImmutableSandboxedEnvironment:
-    """A sandbox with the settings and helpers that transformers gives to chat templates, which authors rely on."""
-    environment = ImmutableSandboxedEnvironment(
-        trim_blocks=True, lstrip_blocks=True, extensions=["jinja2.ext.loopcontrols"]
-    )
-    environment.globals["raise_exception"] = _refuse
-    environment.globals["strftime_now"] = time.strftime
-    environment.filters["tojson"] = _tojson
-    return environment
+def _content(message: Message, typed: bool) -> Any:
+    return [{"type": "text", "text": message.content}] if typed else message.content
 
 
-def _refuse(message: str) -> NoReturn:
-    raise jinja2.TemplateError(message)
+def _system_in_user(messages: Sequence[Message]) -> list[Message]:
+    """The messages with each of the system's in front of the user's that follows it. Raises BadRequest if none does."""
+    joined, waiting = list[Message](), list[str]()
+    for message in messages:
+        if message.role == "system":
+            waiting.append(message.content)
+        elif message.role == "user" and waiting:
+            joined.append(Message("user", "\n\n".join([*waiting, message.content])))
+            waiting = []
+        else:
+            joined.append(message)
+    if waiting:
+        raise BadRequest("the model's chat template has no place for this system message", hint=_SYSTEM)
+    return joined
 
 
-def _tojson(value: Any, indent: int | None = None, **_: Any) -> str:
-    # Jinja's own filter escapes HTML, which no model was trained on.
-    return json.dumps(value, ensure_ascii=False, indent=indent)
+def _not_in_turn(messages: Sequence[Message]) -> bool:
+    """Whether the user or the assistant has two messages in a row, or the assistant the first."""
+    roles = [message.role for message in messages if message.role != "system"]
+    return roles[:1] == ["assistant"] or any(a == b for a, b in pairwise(roles))

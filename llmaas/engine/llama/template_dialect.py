@@ -1,0 +1,50 @@
+"""The dialect of Jinja that chat templates are written in: what ``transformers`` gives them, which authors rely on.
+
+Law: no llama_cpp, no files. A template comes with a model file from anywhere, so it runs in Jinja's immutable sandbox.
+"""
+
+from __future__ import annotations
+
+import json
+import time
+from typing import Any, NoReturn
+
+import jinja2
+from jinja2 import nodes
+from jinja2.ext import Extension, loopcontrols
+from jinja2.parser import Parser
+from jinja2.sandbox import ImmutableSandboxedEnvironment
+
+
+class GenerationTag(Extension):
+    """``{% generation %} ... {% endgeneration %}`` marks for training what a model says; here it is its content."""
+
+    tags = {"generation"}  # noqa: RUF012 (Jinja reads it; no type of a class variable fits its base class)
+
+    def parse(self, parser: Parser) -> nodes.Node:
+        line = next(parser.stream).lineno
+        return nodes.Scope(parser.parse_statements(("name:endgeneration",), drop_needle=True), lineno=line)
+
+
+def environment() -> ImmutableSandboxedEnvironment:
+    """A sandbox with the settings and helpers of ``transformers``."""
+    made = ImmutableSandboxedEnvironment(trim_blocks=True, lstrip_blocks=True, extensions=[loopcontrols, GenerationTag])
+    made.globals["raise_exception"] = _refuse
+    made.globals["strftime_now"] = time.strftime
+    made.filters["tojson"] = _tojson
+    return made
+
+
+def _refuse(message: str) -> NoReturn:
+    raise jinja2.TemplateError(message)
+
+
+def _tojson(
+    value: Any,
+    ensure_ascii: bool = False,
+    indent: int | None = None,
+    separators: tuple[str, str] | None = None,
+    sort_keys: bool = False,
+) -> str:
+    # Jinja's own filter escapes HTML, which no model was trained on.
+    return json.dumps(value, ensure_ascii=ensure_ascii, indent=indent, separators=separators, sort_keys=sort_keys)
