@@ -174,6 +174,8 @@ class ModelInfo:
     size_bytes: int
     chunkable: bool = True
     note: str = ""
+    chat_note: str = ""
+    """What is wrong with the model's chat template, and what is used in its place; "" if nothing is."""
     former_vocab: str = ""
     """What versions before called this ``vocab``: contexts that have it are of this tokenizer. "" if the same."""
     sampling: Mapping[str, float] = field(default_factory=dict)
@@ -216,6 +218,8 @@ class ContextInfo:
     """False while the service runs a model with another tokenizer, or if the context is damaged on disk."""
     adapter: str = ""
     """Name of the LoRA adapter that it uses; "" for the bare model."""
+    note: str = ""
+    """Of a context just made: that the model's own chat template is not in use, and why; "" if it is."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -45,13 +45,14 @@ class Append:
     deadline_s: float | None = None
     rate: float | None = None
     adapter: str | None = None
+    special: bool = True
 
     def __post_init__(self) -> None:
         check_context(self.context)
         check_messages(self.messages)
-        if self.turn == Turn():
+        if not self.messages and self.prompt is None:
             raise ValueError("give messages or a prompt: there is nothing to append")
-        _ = self.terms  # this checks the rest
+        _ = self.turn, self.terms  # these check the rest
 
     @property
     def terms(self) -> Terms:
@@ -59,7 +60,7 @@ class Append:
 
     @property
     def turn(self) -> Turn:
-        return Turn(self.messages, self.prompt)
+        return Turn(self.messages, self.prompt, self.special)
 
 
 @dataclass(frozen=True, slots=True)
@@ -88,6 +89,7 @@ class Generate:
     json_schema: str | None = None
     logprobs: int | None = None
     on_full: str = Generation().on_full
+    special: bool = True
 
     def __post_init__(self) -> None:
         if self.max_tokens >= _U31 or self.top_k >= _U31:
@@ -101,7 +103,7 @@ class Generate:
 
     @property
     def turn(self) -> Turn:
-        return Turn(self.messages, self.prompt)
+        return Turn(self.messages, self.prompt, self.special)
 
     @property
     def terms(self) -> Terms:

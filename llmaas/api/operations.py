@@ -47,10 +47,19 @@ def as_messages(given: Messages) -> tuple[Message, ...]:
 
 
 def append(
-    context: str, messages: Messages = (), prompt: str | None = None, *, terms: Terms = DEFAULT_TERMS
+    context: str,
+    messages: Messages = (),
+    prompt: str | None = None,
+    *,
+    special: bool = True,
+    terms: Terms = DEFAULT_TERMS,
 ) -> Operation[Done]:
-    """Add chat messages, or raw ``prompt`` text, to a context without an answer."""
-    request = checked(msg.Append, context, as_messages(messages), prompt, **to_map(terms))
+    """Add chat messages, or raw ``prompt`` text, to a context without an answer.
+
+    With ``special`` names of control tokens in the prompt become these tokens: set it to False if the prompt holds text
+    from elsewhere. The content of messages never becomes control tokens.
+    """
+    request = checked(msg.Append, context, as_messages(messages), prompt, special=special, **to_map(terms))
     return Operation(request, record(Done))
 
 
@@ -59,6 +68,7 @@ def generate(
     messages: Messages = (),
     *,
     prompt: str | None = None,
+    special: bool = True,
     max_tokens: int = 256,
     sampling: Sampling = GREEDY,
     stop: Iterable[str] = (),
@@ -73,10 +83,10 @@ def generate(
 
     The answer ends after ``max_tokens`` tokens, before any of the strings ``stop``, or where the model ends it. With
     ``logprobs`` each piece has log probabilities, and so many alternatives for each token. ``on_full`` "shift" drops
-    the oldest messages when the context is full, where "error" refuses the call.
+    the oldest messages when the context is full, where "error" refuses the call. ``special``: see ``append``.
     """
     stops = (stop,) if isinstance(stop, str) else tuple(stop)
-    limits = {"max_tokens": max_tokens, "stop": stops, "logprobs": logprobs, "on_full": on_full}
+    limits = {"max_tokens": max_tokens, "stop": stops, "logprobs": logprobs, "on_full": on_full, "special": special}
     return checked(msg.Generate, context, as_messages(messages), prompt, **limits, **to_map(terms), **to_map(sampling))
 
 

@@ -22,10 +22,15 @@ class Turn:
 
     Either chat ``messages``, which the model's chat template formats, or raw ``prompt`` text, or nothing: then the
     model continues the context as it is.
+
+    ``special``: names of control tokens in a prompt (``<|im_end|>``) become these tokens. Whoever puts foreign text
+    into a prompt sets it to False: with it, such text can end the user's turn and speak for the system. Messages never
+    become control tokens.
     """
 
     messages: tuple[Message, ...] = ()
     prompt: str | None = None
+    special: bool = True
 
     def __post_init__(self) -> None:
         if self.messages and self.prompt is not None:

@@ -112,7 +112,10 @@ def _choose(client: Client, lines: Lines) -> str | None:
 def _open(client: Client, word: str, system: str | None) -> ContextInfo:
     found = matching(word, client.contexts())
     if found is None:
-        return client.create(name=word, system=system)
+        made = client.create(name=word, system=system)
+        if made.note:
+            print_note(printable(made.note))
+        return made
     if system is not None:
         print_note(f"{printable(found.name)} exists already: --system is not used")
     return found

@@ -53,6 +53,7 @@ def service_settings(config: Config) -> ServiceSettings:
         planner=planner_choices(config),
         write_rate=config.write_rate,
         queue_limit=config.queue_limit,
+        keep_thoughts=config.keep_thoughts,
         adaptive_threads=config.threads if config.adaptive_threads else None,
         record=config.record,
         adapters=config.adapters or (),

@@ -169,6 +169,12 @@ class Config:
     urgent_apps: tuple[str, ...] | None = _setting(
         app_names(), None, "apps whose requests can have any priority", "none"
     )
+    keep_thoughts: bool = _setting(
+        yes_no(),
+        False,
+        "past answers stay as they are, where the model's chat template would drop their thoughts",
+        "false",
+    )
     max_tokens: int = _setting(whole(1, 1 << 20), 256, "longest answer of 'llmaas chat', in tokens")
     log_level: str = _setting(choice("debug", "info", "warning", "error"), "info", "what the daemon logs")
     record: Path | None = _setting(

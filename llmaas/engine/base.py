@@ -101,9 +101,15 @@ class Engine(Protocol):
     def tokenize(self, text: str, *, special: bool, bos: bool) -> list[int]:
         """Token ids of ``text``.
 
-        ``special``: parse names of special tokens; without it they are plain text. ``bos``: begin with the model's
+        ``special``: parse names of control tokens. Without it they are plain text, and no text becomes a control token;
+        tokens that a vocabulary calls user-defined are text, and are parsed either way. ``bos``: begin with the model's
         start token, if it wants one and the text does not begin with it.
         """
+
+    @property
+    def control_names(self) -> tuple[str, ...]:
+        """The names of control tokens: texts that ``tokenize`` makes control tokens of with ``special``, and never
+        without. The same tuple at each call."""
 
     def piece(self, token: int) -> bytes:
         """The bytes of a token; they may be part of a UTF-8 character. b"" for special tokens."""

@@ -112,7 +112,7 @@ def answer_spans(call: Call) -> list[Span]:
         return []
     if turn.prompt is None and (turn.messages or call.live.marks):
         return [Span(tuple(answer.kept), "assistant", answer.text, True)]
-    return [Span(tuple(answer.kept), text=answer.text)] if answer.kept else []
+    return [Span(tuple(answer.kept), text=answer.text, open=True)] if answer.kept else []
 
 
 def done(call: Call, outcome: Outcome, now: float) -> Done:

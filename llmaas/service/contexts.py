@@ -86,7 +86,7 @@ class Contexts:
         live.add_spans(spans)
         live.used = self._clock.now()
         self._open(live)
-        return self.info(live)
+        return replace(self.info(live), note=self._engine.info.chat_note)
 
     async def fork(self, app: AppId, context: str, name: str | None) -> ContextInfo:
         """See ``Service.fork``."""
@@ -110,7 +110,13 @@ class Contexts:
             refuse_if_deleted(live)
             keep = _n_kept(live, n_tokens, n_messages)
             now = self._clock.wall()
-            live.replace_spans(await self._store_thread.run(app, self._store.truncate, live.id, keep, now))
+            if keep or n_messages:
+                left = await self._store_thread.run(app, self._store.truncate, live.id, keep, now)
+            else:  # a message that is held back, without tokens, goes too
+                empty = partial(self._store.rewrite, live.id, (), expect=len(live.tokens), now=now)
+                await self._store_thread.run(app, empty)
+                left = []
+            live.replace_spans(left)
             live.last_used, live.used = now, self._clock.now()
             publish_kv(live, min(live.n_kv, keep), self._dispatch)
         return self.info(live)

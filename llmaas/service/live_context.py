@@ -21,9 +21,10 @@ from llmaas.records import CHUNK_TOKENS, ChunkKey, ContextId, Message
 
 @dataclass(frozen=True, slots=True)
 class MessageMark:
-    """A message and where its tokens end. ``open``: an answer without its closing text yet."""
+    """A message, and its tokens: from ``start`` to ``end``. ``open``: an answer without its closing text yet."""
 
     message: Message
+    start: int
     end: int
     open: bool
 
@@ -85,8 +86,9 @@ class LiveContext:
                 continue
             message = Message(span.role, span.text or "")
             if self.open and span.open and self.marks[-1].end == start:  # an answer that was continued
-                message = Message(span.role, self.marks.pop().message.content + message.content)
-            self.marks.append(MessageMark(message, end, span.open))
+                before = self.marks.pop()
+                message, start = Message(span.role, before.message.content + message.content), before.start
+            self.marks.append(MessageMark(message, start, end, span.open))
 
     def replace_spans(self, spans: Sequence[Span]) -> None:
         """Make these spans all that the context holds."""
@@ -125,6 +127,11 @@ class LiveContext:
         self.keys = chunk_keys(self.root, self.tokens[:n_kv], known=self.keys[:first])
         self.n_kv = n_kv
         return first, tuple(self.keys[first:])
+
+
+def n_common(a: array[int], b: array[int]) -> int:
+    """How many leading tokens two contexts share."""
+    return next((i for i, (x, y) in enumerate(zip(a, b, strict=False)) if x != y), min(len(a), len(b)))
 
 
 def total_tokens(spans: Sequence[Span]) -> int:

@@ -20,7 +20,7 @@ from llmaas.service.turn_spans import turn_spans
 
 
 class _Text(NamedTuple):
-    """A message, or raw text if ``role`` is None. ``open``: an answer without its closing text."""
+    """A message, or raw text if ``role`` is None. ``open``: see ``Span``."""
 
     role: str | None
     text: str
@@ -51,7 +51,7 @@ def _turns(texts: Sequence[_Text]) -> Iterator[tuple[Turn, _Text | None]]:
     for raw, group in groupby(texts, key=lambda text: text.role is None):
         run = list(group)
         if raw:
-            yield from ((Turn(prompt=text.text), None) for text in run)
+            yield from ((Turn(prompt=text.text, special=not text.open), None) for text in run)
             continue
         answer = run.pop() if run[-1] is texts[-1] and run[-1].open else None
         yield Turn(tuple(Message(text.role or "", text.text) for text in run)), answer
@@ -70,7 +70,7 @@ def _texts(row: ContextRow, spans: Sequence[Span]) -> list[_Text]:
                     hint="Serve that model, cut the context to what comes before ('llmaas ctx truncate'), or create a "
                     "new one.",
                 )
-        elif before is not None and before.role is not None and before.open and span.open:  # an answer that went on
+        elif span.role and span.open and before is not None and before.role and before.open:  # an answer that went on
             found[-1] = _Text(span.role, found[-1].text + (span.text or ""), True)
         else:
             found.append(_Text(span.role, span.text or "", span.open))
@@ -83,5 +83,7 @@ def _is_glue(before: Span | None, after: Span | None) -> bool:
     before the next message. What a truncation left of a message stands elsewhere, and raw text of version 0.1 too.
     """
     opens = after is not None and after.role is not None and after.open
-    closes = before is not None and before.open and after is not None and after.role is not None
+    closes = (
+        before is not None and before.role is not None and before.open and after is not None and after.role is not None
+    )
     return opens or closes

@@ -36,9 +36,19 @@ _HINT = CallSpec(Turn(), terms=Terms(priority=9))
 class CallRunner:
     """All calls that wait or run. ``queue_limit``: how many one app may have. For one event loop."""
 
-    def __init__(self, parts: ServiceParts, interpreter: Interpreter, *, ctx_limit: int, queue_limit: int) -> None:
+    def __init__(
+        self,
+        parts: ServiceParts,
+        interpreter: Interpreter,
+        *,
+        ctx_limit: int,
+        queue_limit: int,
+        keep_thoughts: bool = False,
+    ) -> None:
         self._constraints = ConstraintHolder(parts)
-        self._turns = TurnRunner(parts, interpreter, self._constraints, ctx_limit=ctx_limit)
+        self._turns = TurnRunner(
+            parts, interpreter, self._constraints, ctx_limit=ctx_limit, keep_thoughts=keep_thoughts
+        )
         self._dispatch, self._release = interpreter.dispatch, interpreter.release
         self._calls, self._clock, self._metrics = parts.calls, parts.clock, parts.metrics
         self._places, self._operator_places = CallPlaces(queue_limit), CallPlaces(queue_limit, OPERATOR_CALLS)

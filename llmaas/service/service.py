@@ -80,7 +80,13 @@ class Service:
         self._planner, self._dispatch = interpreter.planner, interpreter.dispatch
         self._budgets = Budgets(self._planner, self._dispatch, interpreter.pool.trim_memory, parts.clock, parts.metrics)
         self._contexts = Contexts(parts, interpreter, ctx_limit=ctx_limit)
-        self._runner = CallRunner(parts, interpreter, ctx_limit=ctx_limit, queue_limit=settings.queue_limit)
+        self._runner = CallRunner(
+            parts,
+            interpreter,
+            ctx_limit=ctx_limit,
+            queue_limit=settings.queue_limit,
+            keep_thoughts=settings.keep_thoughts,
+        )
         n_chunks = await self._contexts.open_stored()
         name, n_contexts = parts.engine.info.title, len(parts.directory)
         log.info("serving %s: %d contexts, %d chunks on disk", name, n_contexts, n_chunks)
@@ -135,7 +141,8 @@ class Service:
     def hello(self) -> dict[str, object]:
         """Facts that a client should know."""
         model = self._parts.engine.info
-        facts = {"model": model.name, "context_limit": self.planner_settings.ctx_limit, "note": model.note}
+        note = "; ".join(filter(None, (model.chat_note, model.note)))
+        facts = {"model": model.name, "context_limit": self.planner_settings.ctx_limit, "note": note}
         return {**facts, "model_file": model.file, "sampling": dict(model.sampling)}
 
     async def create(self, app: AppId, *, name: str | None, system: str | None, adapter: str = "") -> ContextInfo:

@@ -21,6 +21,8 @@ class ServiceSettings:
     """Bytes a second that chunks are written to DISK at most; 0 or NO_QUOTA: as fast as the disk takes them."""
     queue_limit: int = 64
     """Calls of one app that may wait or run; more are refused as Busy."""
+    keep_thoughts: bool = False
+    """Past answers stay in a context as they were given, where a chat template would drop their thoughts."""
     adaptive_threads: int | None = None
     """Threads of the engine, of which fewer are used while other processes need the cores; None: always all."""
     record: Path | None = None

@@ -7,17 +7,15 @@ leaves the old conversation, whole.
 
 from __future__ import annotations
 
-from array import array
 from collections.abc import Sequence
 
 from llmaas.engine.base import Engine
 from llmaas.kvchunks.store.store import Span
 from llmaas.records import Message
 from llmaas.service.call import Call
-from llmaas.service.chat import turn_parts
-from llmaas.service.live_context import total_tokens
+from llmaas.service.live_context import n_common, total_tokens
 from llmaas.service.pending_turn import PendingTurn, Shift
-from llmaas.service.turn_spans import turn_spans
+from llmaas.service.turn_spans import first_spans, turn_spans
 
 
 def is_tight(call: Call, limit: int) -> bool:
@@ -43,10 +41,9 @@ def shift(call: Call, stored: Sequence[Span], engine: Engine, limit: int) -> int
     dropped = total_tokens(so_far.kept) - total_tokens(kept)
     if not dropped:
         return None
-    if kept and kept[0].role is not None and kept[0] is not so_far.kept[0]:
-        kept[0] = _as_first_message(engine, kept[0])
-    live.replace_spans(kept)
     try:
+        kept = _begun_anew(engine, kept)
+        live.replace_spans(kept)
         spans = turn_spans(engine, live, pending.turn, answer=True)
     except BaseException:
         live.tokens, live.marks = old_tokens, old_marks
@@ -73,11 +70,6 @@ def restore(pending: PendingTurn) -> int:
     return n_common(now, live.tokens)
 
 
-def n_common(a: array[int], b: array[int]) -> int:
-    """How many leading tokens two contexts share."""
-    return next((i for i, (x, y) in enumerate(zip(a, b, strict=False)) if x != y), min(len(a), len(b)))
-
-
 def _shortened(spans: Sequence[Span], room: int, *, keep_last: bool) -> list[Span]:
     """The spans without their oldest turns, until they fit into ``room`` tokens; ``keep_last``: the last turn stays.
 
@@ -96,9 +88,12 @@ def _shortened(spans: Sequence[Span], room: int, *, keep_last: bool) -> list[Spa
     return kept
 
 
-def _as_first_message(engine: Engine, span: Span) -> Span:
-    """A message that has become the first of its context, as the template writes a first one: with the start token, a
-    default system message, or whatever else it puts there."""
-    message = Message(span.role or "", span.text or "")
-    parts = turn_parts(lambda m, a: engine.render(m, answer=a), [], [message], past_open=False, answer=False)
-    return Span(tuple(engine.tokenize(parts[0].text, special=True, bos=True)), message.role, message.content)
+def _begun_anew(engine: Engine, spans: list[Span]) -> list[Span]:
+    """The spans with the first message of the user, and what stands before it, as the template begins a conversation
+    with them: with the start token, a default system message, the system's message in the user's, or whatever else it
+    puts there."""
+    n = next((i + 1 for i, span in enumerate(spans) if span.role == "user"), 0)
+    if not n or any(span.role is None for span in spans[:n]):
+        return spans
+    messages = [Message(span.role or "", span.text or "") for span in spans[:n]]
+    return [*first_spans(engine, messages), *spans[n:]]

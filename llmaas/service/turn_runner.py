@@ -21,6 +21,7 @@ from llmaas.service.interpreter import Interpreter
 from llmaas.service.live_context import LiveContext, publish_kv
 from llmaas.service.parts import ServiceParts
 from llmaas.service.refusals import failure, refuse_if_deleted, refuse_if_too_long
+from llmaas.service.settle import settle, settled
 from llmaas.service.shift import is_tight, restore, shift
 from llmaas.service.turn_spans import turn_spans
 
@@ -28,16 +29,23 @@ log = logging.getLogger(__name__)
 
 
 class TurnRunner:
-    """Runs the turns of calls; many at once, one per context. ``ctx_limit``: tokens of the longest context."""
+    """Runs the turns of calls; many at once, one per context. ``ctx_limit``: tokens of the longest context;
+    ``keep_thoughts``: what an answer says stays in the context as it is."""
 
     def __init__(
-        self, parts: ServiceParts, interpreter: Interpreter, constraints: ConstraintHolder, *, ctx_limit: int
+        self,
+        parts: ServiceParts,
+        interpreter: Interpreter,
+        constraints: ConstraintHolder,
+        *,
+        ctx_limit: int,
+        keep_thoughts: bool = False,
     ) -> None:
         self._engine, self._store, self._store_thread = parts.engine, parts.store, parts.store_thread
         self._clock, self._adapters = parts.clock, parts.adapters
         self._constraints = constraints
         self._dispatch, self._is_stored = interpreter.dispatch, interpreter.planner.stored
-        self._ctx_limit = ctx_limit
+        self._ctx_limit, self._keep_thoughts = ctx_limit, keep_thoughts
 
     async def run(self, call: Call) -> Done:
         """The call's terminal reply. The caller holds the context's lock. Raises LlmaasError, and then the context is
@@ -45,8 +53,10 @@ class TurnRunner:
         await self._constraints.prepare(call)
         refuse_if_deleted(call.live)
         _refuse_if_cancelled(call)
-        adapter = self._begin(call)
+        call.pending.base = len(call.live.tokens)
         try:
+            await self._settle(call)
+            adapter = self._begin(call)
             await self._make_room(call)
             if adapter != call.live.adapter:
                 call.pending.adapter_before = call.live.adapter, call.live.root
@@ -59,6 +69,16 @@ class TurnRunner:
         return await self._commit(call, finish)
 
     # -- before the planner
+
+    async def _settle(self, call: Call) -> None:
+        """Write the context's past anew in memory, if the template has it otherwise now that a turn follows."""
+        live, pending = call.live, call.pending
+        if self._keep_thoughts or call.hint:
+            return
+        new = settled(self._engine, live, pending.turn, answer=call.spec.generation is not None)
+        if new is not None:
+            stored = await self._store_thread.run(live.row.app, self._store.spans, live.id)
+            self._publish(live, min(live.n_kv, settle(pending, stored, new)))
 
     def _begin(self, call: Call) -> str:
         """Add the turn's tokens to the context in memory; the name of the adapter that the call wants."""

@@ -11,8 +11,11 @@ from llmaas.calls import Turn
 from llmaas.engine.base import Engine
 from llmaas.kvchunks.store.store import Span
 from llmaas.records import Message
-from llmaas.service.chat import TextPart, turn_parts
+from llmaas.service.chat import first_text, next_text
+from llmaas.service.control_names import control_names
+from llmaas.service.conversation import Render
 from llmaas.service.live_context import LiveContext
+from llmaas.service.turn_tokens import spans_of
 
 
 def turn_spans(engine: Engine, live: LiveContext, turn: Turn, *, answer: bool) -> list[Span]:
@@ -21,30 +24,24 @@ def turn_spans(engine: Engine, live: LiveContext, turn: Turn, *, answer: bool) -
     Raises BadRequest if the chat template cannot add the turn.
     """
     if turn.prompt is not None:
-        tokens = engine.tokenize(turn.prompt, special=True, bos=not live.tokens)
-        return [Span(tuple(tokens), text=turn.prompt)] if tokens else []
+        tokens = engine.tokenize(turn.prompt, special=turn.special, bos=not live.tokens)
+        return [Span(tuple(tokens), text=turn.prompt, open=not turn.special)] if tokens else []
     if not turn.messages and not live.marks:
         return []
-    opens_answer = answer and bool(turn.messages or not live.open)
-    return _tokenized(engine, live, _parts(engine, live, turn.messages, opens_answer))
+    if not live.tokens:
+        return first_spans(engine, turn.messages, held=live.messages, answer=answer)
+    render, names = renderer(engine), control_names(engine.control_names)
+    text = next_text(render, live.messages, turn.messages, past_open=live.open, answer=answer, names=names)
+    return spans_of(engine, text, names, bos=False)
 
 
-def _parts(engine: Engine, live: LiveContext, messages: Sequence[Message], answer: bool) -> list[TextPart]:
-    return turn_parts(
-        lambda msgs, ans: engine.render(msgs, answer=ans),
-        live.messages,
-        messages,
-        past_open=live.open,
-        answer=answer,
-    )
+def first_spans(
+    engine: Engine, messages: Sequence[Message], *, held: Sequence[Message] = (), answer: bool = False
+) -> list[Span]:
+    """The spans of the messages in a context without tokens; ``held`` are messages that it has already."""
+    names = control_names(engine.control_names)
+    return spans_of(engine, first_text(renderer(engine), held, messages, answer=answer, names=names), names, bos=True)
 
 
-def _tokenized(engine: Engine, live: LiveContext, parts: Sequence[TextPart]) -> list[Span]:
-    spans = []
-    first = not live.tokens
-    for part in parts:
-        tokens = tuple(engine.tokenize(part.text, special=True, bos=first))
-        first = False
-        message = part.message
-        spans.append(Span(tokens, message.role, message.content) if message else Span(tokens))
-    return spans
+def renderer(engine: Engine) -> Render:
+    return lambda messages, answer: engine.render(messages, answer=answer)

@@ -49,10 +49,15 @@ INFOS = st.builds(
     st.tuples(COUNT, COUNT, COUNT, COUNT),
     st.booleans(),
     TEXT,
+    TEXT,
 )
 DETAILS = st.builds(ContextDetail, INFOS, MESSAGES)
 MAYBE_TEXT = st.none() | TEXT
-TURNS = MESSAGES.map(lambda m: {"messages": m}) | MAYBE_TEXT.map(lambda p: {"prompt": p})
+TURNS = (
+    MESSAGES.map(lambda m: {"messages": m})
+    | MAYBE_TEXT.map(lambda p: {"prompt": p})
+    | TEXT.map(lambda p: {"prompt": p, "special": False})
+)
 RATES = st.none() | st.floats(1e-3, 1e9)
 TERMS = {"priority": st.integers(0, 9), "deadline_s": RATES, "rate": RATES, "adapter": MAYBE_TEXT}
 GENERATES = st.builds(

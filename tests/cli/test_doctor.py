@@ -14,7 +14,7 @@ from llmaas.cli.doctor.checks import check_config, check_engine, examine
 from llmaas.cli.doctor.daemon import check_socket, duty_findings
 from llmaas.cli.doctor.finding import Finding
 from llmaas.cli.doctor.host import check_host
-from llmaas.cli.doctor.model import check_model, kv_findings, memory_findings
+from llmaas.cli.doctor.model import chat_finding, check_model, kv_findings, memory_findings
 from llmaas.cli.doctor.store import check_disk, check_store
 from llmaas.config.settings import Config
 from llmaas.config.sources import load
@@ -54,8 +54,14 @@ def test_the_engine_is_found() -> None:
 
 def test_the_packaged_model_is_loaded_and_measured(config: Config, model_path: Path) -> None:
     findings = list(check_model(config))
-    assert levels(findings) == ["ok"] * 4
-    assert "30 layers, K 192 and V 192 values: 22.5 KiB a token" in findings[1].text
+    assert levels(findings) == ["ok"] * 5
+    assert "the model's own chat template" in findings[1].text
+    assert "30 layers, K 192 and V 192 values: 22.5 KiB a token" in findings[2].text
+
+
+def test_a_chat_template_that_is_not_in_use_is_told_why() -> None:
+    finding = chat_finding(replace(INFO, chat_note="the model has no chat template: plain ChatML is used"))
+    assert finding.level == "warn" and "ChatML" in finding.text and "another GGUF" in finding.hint
 
 
 def test_what_cannot_be_known_is_a_finding_and_the_rest_goes_on(config: Config, tmp_path: Path) -> None:

@@ -29,6 +29,7 @@ BAD = {
     "pressure": "maybe",
     "threads": "0",
     "adaptive_threads": "often",
+    "keep_thoughts": "some",
     "cpus": "0-",
     "nice": "-5",
     "governor": "maybe",

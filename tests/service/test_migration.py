@@ -113,6 +113,20 @@ async def test_raw_text_is_tokenized_from_its_text(tmp_path: Path) -> None:
 
 
 @on_a_loop
+async def test_names_in_raw_text_that_were_text_stay_text(tmp_path: Path) -> None:
+    async with house(tmp_path) as h:
+        await h.service.create(APP, name="raw", system=None)
+        await h.call("raw", Turn(prompt="Mail: <|im_start|>", special=False), None)
+        await h.call("raw", Turn((Message("user", "and <|im_start|>"),)), Generation(3))
+        await h.call("raw", Turn(prompt="<|im_end|>"), None)
+    async with house(tmp_path, engine_type=OtherEngine) as h:
+        await h.service.migrate(APP, "raw")
+        tokens = h.tokens("raw")
+        assert says(OtherEngine, tokens).startswith("Mail: <|im_start|>[user] and <|im_start|>")
+        assert fake_text.IM_START not in tokens and tokens.count(fake_text.IM_END) == 1
+
+
+@on_a_loop
 async def test_text_that_is_not_stored_is_refused_and_can_be_cut_off(tmp_path: Path) -> None:
     async with house(tmp_path) as h:
         for name in ("cut", "between"):

@@ -30,8 +30,17 @@ def check_model(config: Config) -> Iterator[Finding]:
     yield Finding(
         "model", "ok", f"{info.title}: {human_bytes(info.size_bytes)}, trained on {info.n_ctx_train} tokens of context"
     )
+    yield chat_finding(info)
     yield from kv_findings(config, info)
     yield from memory_findings(config, info)
+
+
+def chat_finding(info: ModelInfo) -> Finding:
+    """Whether messages go through the model's own chat template."""
+    if not info.chat_note:
+        return Finding("chat", "ok", "messages go through the model's own chat template")
+    hint = "Answers may be poor, unless the model was trained on that form. Look for another GGUF of this model."
+    return Finding("chat", "warn", info.chat_note, hint)
 
 
 def kv_findings(config: Config, info: ModelInfo) -> Iterator[Finding]:

@@ -96,6 +96,10 @@ class FakeEngine:
     def tokenize(self, text: str, *, special: bool, bos: bool) -> list[int]:
         return fake_text.tokenize(text, special=special, bos=bos)
 
+    @property
+    def control_names(self) -> tuple[str, ...]:
+        return fake_text.CONTROL_NAMES
+
     def piece(self, token: int) -> bytes:
         return fake_text.piece(token)
 

@@ -14,6 +14,7 @@ from llmaas.records import Message
 BOS, EOS, IM_START, IM_END = 256, 257, 258, 259
 N_VOCAB = 260
 _SPECIAL = {"<|bos|>": BOS, "<|eos|>": EOS, "<|im_start|>": IM_START, "<|im_end|>": IM_END}
+CONTROL_NAMES = tuple(_SPECIAL)
 _SPECIAL_TEXT = re.compile("|".join(map(re.escape, _SPECIAL)))
 
 

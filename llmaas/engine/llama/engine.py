@@ -80,6 +80,10 @@ class LlamaEngine:
     def tokenize(self, text: str, *, special: bool, bos: bool) -> list[int]:
         return self._text().tokenize(text, special=special, bos=bos)
 
+    @property
+    def control_names(self) -> tuple[str, ...]:
+        return self._text().control_names
+
     def piece(self, token: int) -> bytes:
         return self._text().piece(token)
 

@@ -25,6 +25,8 @@ from llmaas.engine.llama.chat import ChatTemplate
 from llmaas.engine.llama.lib import C, known_token, load_model, metadata
 from llmaas.records import Geometry, Message
 
+_UNKNOWN, _CONTROL = 1 << 0, 1 << 3
+"""llama.h: enum llama_token_attr."""
 _HEAD_BYTES = 8 << 20
 _SAMPLES = 256
 _SAMPLE_BYTES = 4096
@@ -50,6 +52,7 @@ class LlamaModel:
             self.n_vocab, functools.partial(_piece, self.vocab), functools.partial(C.llama_vocab_is_eog, self.vocab)
         )
         self.constraints = Constraints(vocabulary)
+        self._control_names: tuple[str, ...] | None = None
         template = C.llama_model_chat_template(self.handle, None)
         self._chat = ChatTemplate(
             template.decode("utf-8", "replace") if template else None,
@@ -74,6 +77,14 @@ class LlamaModel:
         if bos and self._start is not None and tokens[:1] != [self._start]:
             tokens.insert(0, self._start)
         return tokens
+
+    @property
+    def control_names(self) -> tuple[str, ...]:
+        if self._control_names is None:
+            kinds = _CONTROL | _UNKNOWN
+            found = [t for t in range(self.n_vocab) if C.llama_vocab_get_attr(self.vocab, t) & kinds]
+            self._control_names = tuple(filter(None, map(self._token_text, found)))
+        return self._control_names
 
     def piece(self, token: int) -> bytes:
         known = self._pieces.get(token)

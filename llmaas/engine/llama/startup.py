@@ -45,11 +45,11 @@ class ModelFacts:
 
 def examine_model(model: LlamaModel, decoder: LlamaDecoder, type_kv: str, spare_bytes: int) -> ModelFacts:
     """Learn the layout of states, check that a state comes back, find how keys are rotated. Raises EngineFailed."""
-    notes, geometry, slabs, rope = [model.note], model.geometry(), None, None
+    note, geometry, slabs, rope = "", model.geometry(), None, None
     try:
         slabs, geometry = _learn_slabs(model, decoder, spare_bytes)
     except Unchunkable as reason:
-        notes.append(f"contexts cannot be chunked: {reason}")
+        note = f"contexts cannot be chunked: {reason}"
     else:
         _check_round_trip(decoder, slabs)
     decoder.drop(0, 0)
@@ -63,8 +63,9 @@ def examine_model(model: LlamaModel, decoder: LlamaDecoder, type_kv: str, spare_
         n_vocab=model.n_vocab,
         size_bytes=int(C.llama_model_size(model.handle)),
         chunkable=slabs is not None,
-        note="; ".join(note for note in notes if note),
         sampling=suggested_sampling(model.handle),
+        note=note,
+        chat_note=model.note,
         file=model.file,
     )
     _log.info("%s: %d cells, chunkable: %s", info.title, decoder.cells.n_cells, info.chunkable)

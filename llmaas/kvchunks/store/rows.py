@@ -52,7 +52,7 @@ class Span:
 
     ``role`` is None for glue and raw text, ``text`` for glue, and for raw text of version 0.1. ``open`` marks a
     generated message whose closing tokens are not in the context yet; it has a meaning only while the span is the last
-    one.
+    one. Of raw text it says that names of control tokens in it are text.
     """
 
     tokens: tuple[int, ...]
