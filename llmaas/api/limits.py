@@ -9,8 +9,13 @@ from dataclasses import dataclass, replace
 
 from llmaas.api.frame_reader import SMALL_FRAME
 from llmaas.api.wire import MAX_FRAME
+from llmaas.errors import ConfigError
 
 OPERATOR_CONNECTIONS = 16
+OWN_FILES = 80
+"""Files that the daemon has open for itself at most: about 25 at rest, and three for each thread that reads the index,
+one for each that reads or writes chunks, adapters or limits of the system."""
+FEWEST_CONNECTIONS = 16
 
 
 @dataclass(frozen=True, slots=True)
@@ -47,6 +52,27 @@ class Limits:
     """Seconds within which a frame that has begun must be complete."""
     write_s: float = 30.0
     """Seconds within which a peer that left more than ``SMALL_FRAME`` bytes of replies unread must read them."""
+
+    def within(self, n_files: int) -> Limits:
+        """With no more connections than a process with so many files open can have. Raises ConfigError if that is too
+        few to serve anybody."""
+        room = n_files - OWN_FILES - 2 * OPERATOR_CONNECTIONS
+        if room >= self.max_connections + self.waiting_connections:
+            return self
+        if room < FEWEST_CONNECTIONS:
+            least = n_files - room + FEWEST_CONNECTIONS
+            raise ConfigError(
+                f"the daemon may have {n_files} files open, and needs {least} at least",
+                hint="Raise the limit: LimitNOFILE= in a systemd unit, 'ulimit -n' in a shell.",
+            )
+        waiting = min(self.waiting_connections, room // 4)
+        most = min(self.max_connections, room - waiting)
+        return replace(
+            self,
+            max_connections=most,
+            app_connections=min(self.app_connections, max(1, most // 4)),
+            waiting_connections=waiting,
+        )
 
     def for_operator(self) -> Limits:
         """Those of the operator's own socket: room for few connections, that apps cannot take."""

@@ -24,6 +24,7 @@ from llmaas.engine.llama.engine import LlamaEngine
 from llmaas.engine.thread import EngineThread
 from llmaas.fair_thread import FairThread
 from llmaas.host import priority, thermal
+from llmaas.host.file_limit import raise_file_limit
 from llmaas.host.pressure import PressureWatcher
 from llmaas.kvchunks.store import master_key
 from llmaas.kvchunks.store.store import Store
@@ -111,10 +112,19 @@ async def running(config: Config, kind: type[LlamaEngine] = LlamaEngine) -> Asyn
         await service.start()
         parts.push_async_callback(service.stop)
         limits = Limits(priority_floor=config.priority_floor, urgent_apps=frozenset(config.urgent_apps or ()))
-        server = await serve(service, config.socket, limits=limits)
+        server = await serve(service, config.socket, limits=_fitting(limits))
         parts.push_async_callback(server.close)
         _watch_host(config, service, parts)
         yield Runtime(engine.engine.info, service)
+
+
+def _fitting(limits: Limits) -> Limits:
+    """The limits, with no more connections than the process can have files open."""
+    n_files = raise_file_limit()
+    fitting = limits.within(n_files)
+    if fitting != limits:
+        log.warning("%d files may be open: %d connections at most", n_files, fitting.max_connections)
+    return fitting
 
 
 def _watch_host(config: Config, service: Service, parts: AsyncExitStack) -> None:

@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import os
+import resource
 import signal
 import subprocess
 import sys
 import time
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 
 import pytest
@@ -51,6 +52,8 @@ class Daemon:
     process: subprocess.Popen[str] | None = None
     more: tuple[str, ...] = ()
     """Flags."""
+    limits: dict[int, tuple[int, int]] = field(default_factory=dict)
+    """Soft and hard ones, by their numbers (getrlimit(2))."""
 
     @property
     def socket(self) -> Path:
@@ -70,6 +73,8 @@ class Daemon:
             self.process = subprocess.Popen(
                 [*COMMAND, "serve", *flags, *self.more], env=clean_environ(self.root), stderr=log, text=True
             )
+            for number, limit in self.limits.items():
+                resource.prlimit(self.process.pid, number, limit)  # it reads its limits when the model is loaded
         late = time.monotonic() + START_S
         while not self.socket.exists():
             if self.process.poll() is not None or time.monotonic() > late:

@@ -69,11 +69,14 @@ async def test_stopping_ends_running_calls_as_shutting_down_and_keeps_their_toke
     kept = ""
     async with house(tmp_path, engine={"step_time": lambda n: 0.002}) as h:
         await h.service.create(APP, name="x", system=None)
-        job = asyncio.create_task(h.say("x", "go", 500))
-        await asyncio.sleep(0.05)
+        pieces: list[str] = []
+        spec = CallSpec(Turn((Message("user", "go"),)), Generation(500))
+        _, future = h.service.submit(APP, "x", spec, lambda p: pieces.append(p.text))
+        while not pieces:
+            await asyncio.sleep(0.001)
         await h.service.stop()
         with pytest.raises(errors.ShuttingDown):
-            await job
+            await future
         kept = h.service.show(APP, "x").messages[-1].content
         with pytest.raises(errors.ShuttingDown):
             await h.say("x", "more", 3)
