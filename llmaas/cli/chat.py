@@ -10,18 +10,18 @@ import argparse
 import sys
 from typing import TYPE_CHECKING
 
+from llmaas.cli.answer import Ended, Shown, show_answer
 from llmaas.cli.chat_input import Lines, read_piped
 from llmaas.cli.contexts import matching
-from llmaas.cli.generation import add_generation, add_terms, sampling, terms
+from llmaas.cli.dialogue import Dialogue
+from llmaas.cli.generation import add_generation, add_terms, terms
 from llmaas.cli.options import add_client, configured, connected
-from llmaas.cli.out import dim, human_age, print_error, print_note, printable, shortened
+from llmaas.cli.out import dim, human_age, print_note, printable, shortened
 from llmaas.clock import RealClock
-from llmaas.errors import BadRequest, Cancelled, LlmaasError, NotServing, ShuttingDown
+from llmaas.errors import BadRequest
 
 if TYPE_CHECKING:
     from llmaas.api.client import Client
-    from llmaas.calls import Done
-    from llmaas.config.settings import Config
     from llmaas.records import ContextInfo
 
 _ONCE_CONTEXT = "chat"
@@ -36,8 +36,11 @@ examples:
   llmaas chat notes < question.txt         the whole input is one message
 
 Without CONTEXT, --once and piped input use the context 'chat'.
-Ctrl-C ends an answer, Ctrl-D the conversation. The line after an answer says how many tokens the
-context has, where they were when it was asked for, and how long switching to it took.
+Ctrl-C ends an answer, Ctrl-D or /bye the conversation; /help says what else there is: /undo, and messages of
+several lines. If the daemon is restarted, the conversation waits for it and goes on.
+
+The line after an answer says how many tokens the context has, where they were when it was asked for, and how long
+switching to it took. An answer that was paused for others is switched in more than once; its tokens count each time.
 """
 
 
@@ -65,12 +68,13 @@ def run(args: argparse.Namespace) -> int:
         _note_priority(client, terms(args).priority)
         if text is not None:
             context = _open(client, args.context or _ONCE_CONTEXT, args.system)
-            return 0 if _answer(client, context, text, args, config) else 130
+            ended = show_answer(client, context.id, [text], args, config.max_tokens, Shown())
+            return 0 if ended is Ended.WHOLE else 130
         with Lines() as lines:
-            word = args.context or _choose(client, lines)
-            if word is None:
-                return 0
-            return _converse(client, _open(client, word, args.system), lines, args, config)
+            if word := args.context or _choose(client, lines):
+                context = _open(client, word, args.system)
+                _converse(client, context, lines, args, config.max_tokens)
+    return 0
 
 
 def _note_priority(client: Client, wanted: int) -> None:
@@ -121,61 +125,9 @@ def _open(client: Client, word: str, system: str | None) -> ContextInfo:
     return found
 
 
-def _converse(client: Client, context: ContextInfo, lines: Lines, args: argparse.Namespace, config: Config) -> int:
-    if context.n_messages:
-        print(dim(f"{printable(context.name)}: {context.n_messages} messages so far", sys.stdout))
-    while (text := lines.read("> ")) is not None:
-        if not text.strip():
-            continue
-        try:
-            _answer(client, context, text, args, config)
-        except (NotServing, ShuttingDown):
-            raise  # there is no daemon left to talk to
-        except LlmaasError as error:
-            print_error(error.message, error.hint)
-        except KeyboardInterrupt:  # before the answer began, or again while it was being cancelled
-            print()
-    return 0
-
-
-def _answer(client: Client, context: ContextInfo, text: str, args: argparse.Namespace, config: Config) -> bool:
-    """Stream one answer to stdout; False if the user cancelled it."""
-    stream = client.generate(
-        context.id,
-        [{"role": "user", "content": text}],
-        max_tokens=config.max_tokens,
-        sampling=sampling(args, client.server.get("sampling") or {}),
-        stop=args.stop,
-        on_full=args.on_full,
-        terms=terms(args),
-    )
-    cancelled = False
-    while True:
-        try:
-            for piece in stream:
-                print(printable(piece.text, keep="\n\t"), end="", flush=True)
-            print()
-            break
-        except Cancelled:
-            print()
-            print_note("cancelled; what was said so far is kept")
-            return False
-        except KeyboardInterrupt:
-            if cancelled:
-                raise
-            cancelled = True
-            stream.cancel()
-    if args.status or (args.status is None and sys.stderr.isatty()):
-        print(dim(status_line(stream.done), sys.stderr), file=sys.stderr)
-    return True
-
-
-def status_line(done: Done) -> str:
-    """What an answer cost: tokens, where the context was, switch, first token, speed."""
-    switch = done.switch
-    tiers = {"cells": switch.cells, "pool": switch.pool, "disk": switch.disk, "recomputed": switch.recomputed}
-    came = ", ".join(f"{tier} {n}" for tier, n in tiers.items() if n) or "nothing"
-    return (
-        f"[{done.n_tokens} tokens ({done.n_prompt} new, {done.n_generated} answered) · "
-        f"switch {switch.switch_ms:.1f} ms ({came}) · first token {done.ttft_ms:.0f} ms · {done.decode_tps:.1f} tok/s]"
-    )
+def _converse(client: Client, context: ContextInfo, lines: Lines, args: argparse.Namespace, max_tokens: int) -> None:
+    talk = Dialogue(client, lambda: connected(args), context, args, max_tokens)
+    try:
+        talk.run(lines)
+    finally:
+        talk.client.close()

@@ -21,6 +21,9 @@ except ImportError:  # a Python built without it: plain input works all the same
 
 log = logging.getLogger(__name__)
 _KEEP_LINES = 1000
+QUOTE = '"""'
+"""Begins and ends a message of several lines."""
+_MORE = "... "
 
 
 def history_path() -> Path:
@@ -52,15 +55,26 @@ class Lines:
             log.warning("cannot save the history in %s: %s", path, failure)
 
     def read(self, prompt: str) -> str | None:
-        """One line without its newline; None at Ctrl-D. Ctrl-C discards the line that was begun, and asks again."""
+        """One line without its newline, or the lines between two QUOTEs; None at Ctrl-D. Ctrl-C discards what was
+        begun, and asks again."""
         while True:
             try:
-                return input(prompt)
+                return _read_message(prompt)
             except EOFError:
                 print()
                 return None
             except KeyboardInterrupt:
                 print()
+
+
+def _read_message(prompt: str) -> str:
+    line = input(prompt)
+    if not line.lstrip().startswith(QUOTE):
+        return line
+    text = line.lstrip().removeprefix(QUOTE)
+    while not text.rstrip().endswith(QUOTE):
+        text += "\n" + input(_MORE)
+    return text.rstrip().removesuffix(QUOTE).strip("\n")
 
 
 def read_piped() -> str:
