@@ -106,7 +106,7 @@ async def running(config: Config, kind: type[LlamaEngine] = LlamaEngine) -> Asyn
         try:
             engine = await loader.run("", EngineThread, lambda: load_engine(config, model, kind))
         finally:
-            loader.close()
+            loader.close(wait=False)  # it has ended, or is not wanted any more
         parts.callback(engine.close)
         service = Service(engine, store, service_settings(config), RealClock())
         await service.start()

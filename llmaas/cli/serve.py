@@ -1,7 +1,8 @@
 """``llmaas serve``: runs the daemon until it is told to stop.
 
 Law: SIGTERM or one SIGINT ends it gracefully and with success: it takes no new request, running ones get their terminal
-reply, chunks are written. A second SIGINT ends it at once; even then nothing acknowledged is lost.
+reply, chunks are written; while it starts, it does not wait for the model. A second SIGINT ends it at once; even then
+nothing acknowledged is lost.
 """
 
 from __future__ import annotations
@@ -68,8 +69,9 @@ async def _serve(found: LoadedConfig) -> None:
     os.environ.setdefault("OPENBLAS_NUM_THREADS", "1")
     from llmaas.cli.runtime import running  # after that variable is set; and --help does not wait for it
 
-    stop = asyncio.Event()
-    loop = asyncio.get_running_loop()
+    stop, ready = asyncio.Event(), False
+    loop, start = asyncio.get_running_loop(), asyncio.current_task()
+    assert start is not None
 
     def on_signal(signum: int) -> None:
         if stop.is_set() and signum == signal.SIGINT:
@@ -77,14 +79,23 @@ async def _serve(found: LoadedConfig) -> None:
             os._exit(130)
         log.info("%s: stopping", signal.Signals(signum).name)
         stop.set()
+        if not ready:
+            start.cancel()
 
     for signum in (signal.SIGINT, signal.SIGTERM):
         loop.add_signal_handler(signum, on_signal, signum)
-    async with running(found.config) as runtime:
-        log.info("ready: %s on %s", runtime.model.title, found.config.socket)
-        notify_manager("READY=1")
-        fault = await _stopped_or_failed(stop, runtime.service)
-        notify_manager("STOPPING=1")
+    try:
+        async with running(found.config) as runtime:
+            ready = True
+            log.info("ready: %s on %s", runtime.model.title, found.config.socket)
+            notify_manager("READY=1")
+            fault = await _stopped_or_failed(stop, runtime.service)
+            notify_manager("STOPPING=1")
+    except asyncio.CancelledError:
+        if not stop.is_set():
+            raise
+        log.info("stopped before it was ready")
+        os._exit(0)  # a thread may be loading the model yet, which can take as long as the disk likes
     if fault is not None:
         raise fault
     log.info("stopped")
