@@ -30,13 +30,14 @@ MAX_MULTIPLE = 1_000
 
 MAX_STACKS = 4_096
 """Ways in which the machine may read what was said so far. A grammar beyond that is ambiguous without end."""
-MAX_WORK = 50_000
-"""Steps of the machine for one token, of a microsecond each."""
-MASK_WORK, MAX_MASK_WORK = 10_000, 200_000
-"""Steps of the machine for all tokens of the vocabulary at one place: as many at least, and at most."""
-ANSWER_WORK, TOKEN_WORK = 1_000_000, 10_000
-"""Steps of the machine that an answer may take in all, and more for each of its tokens. Everyday grammars take some ten
-for a token, and now and then a mask."""
+MAX_WORK = 20_000
+"""Steps of the machine for one token, of 0.7 us each. Everyday grammars take some ten."""
+MASK_WORK, MAX_MASK_WORK = 10_000, 120_000
+"""Steps of the machine for all tokens of the vocabulary at one place: as many at least, and at most. Everyday grammars
+take up to 50,000 for the first mask, and a choice of 4,000 words 95,000."""
+ANSWER_WORK, TOKEN_WORK = 300_000, 12_000
+"""Steps of the machine that an answer may take in all, and more for each of its tokens: no longer than a small model
+computes. Everyday grammars keep to it though each token needs a new mask."""
 MAX_NODES = 200_000
 """Entries of what all machines of a model have found out. About 100 bytes each."""
 

@@ -27,7 +27,7 @@ from llmaas.engine.constraint.limits import (
     MAX_WORK,
     TOKEN_WORK,
 )
-from llmaas.engine.constraint.masks import mask_from
+from llmaas.engine.constraint.masks import Unknown, mask_from
 from llmaas.engine.constraint.port import Mask, TooComplex
 from llmaas.engine.constraint.rules import Ranges, Rules, Symbols
 from llmaas.engine.constraint.utf8 import is_start, span
@@ -49,28 +49,33 @@ class GrammarState:
     ``following``: where each byte leads, as far as it was asked; None: nowhere.
     """
 
-    __slots__ = ("begun", "by_character", "complete", "following", "mask", "others", "stacks")
+    __slots__ = ("begun", "complete", "following", "mask", "sorted", "stacks")
 
     def __init__(self, stacks: tuple[Stack, ...], complete: bool, begun: bytes = b"") -> None:
         self.stacks, self.complete, self.begun = stacks, complete, begun
         self.following: dict[int, GrammarState | None] = {}
         self.mask: npt.NDArray[np.uint8] | None = None
         """``GrammarMachine.mask`` in bits, if it was asked for."""
-        self.by_character: dict[int, list[Stack]] | None = None
-        """The stacks that want exactly one character; ``others`` has the rest. None: not sorted yet."""
-        self.others: list[Stack] = []
+        self.sorted: SortedStacks | None = None
+        """The stacks by what they want, if that was asked."""
 
-    def wanting(self, character: int) -> list[Stack]:
-        """Among others, the stacks that may want a character."""
-        if self.by_character is None:
-            self.by_character = {}
-            for stack in self.stacks:
-                ranges: Ranges = stack.symbols[stack.at]  # type: ignore[assignment]
-                if len(ranges) == 1 and ranges[0][0] == ranges[0][1]:
-                    self.by_character.setdefault(ranges[0][0], []).append(stack)
-                else:
-                    self.others.append(stack)
-        return self.by_character.get(character, []) + self.others
+
+class SortedStacks:
+    """Stacks that want exactly one character, by that, and the others."""
+
+    __slots__ = ("by_character", "others", "wide")
+
+    def __init__(self, stacks: tuple[Stack, ...]) -> None:
+        self.by_character: dict[int, list[Stack]] = {}
+        self.others: list[Stack] = []
+        for stack in stacks:
+            ranges: Ranges = stack.symbols[stack.at]  # type: ignore[assignment]
+            if len(ranges) == 1 and ranges[0][0] == ranges[0][1]:
+                self.by_character.setdefault(ranges[0][0], []).append(stack)
+            else:
+                self.others.append(stack)
+        self.wide = [character for character in self.by_character if character >= 0x80]
+        """The characters of more than one byte that stacks want."""
 
 
 class MachineMemory:
@@ -122,7 +127,7 @@ class GrammarMachine:
         self._begin(MAX_MASK_WORK)
         if place.mask is None:
             self._count(MASK_WORK)
-            mask = mask_from(place, self._follow, self.vocabulary)
+            mask = mask_from(place, self._follow_if_possible, self.vocabulary)
             mask[self.vocabulary.ends] = place.complete and not place.begun
             place.mask = np.packbits(mask)
             self._n_new += place.mask.nbytes // 100
@@ -162,6 +167,15 @@ class GrammarMachine:
             self._n_new += 1
         return place.following[byte]
 
+    def _follow_if_possible(self, place: GrammarState, byte: int) -> GrammarState | Unknown | None:
+        """As ``_follow``. Raises TooComplex only if there is no work left for the mask as a whole."""
+        try:
+            return self._follow(place, byte)
+        except TooComplex:
+            if self._work < 0:
+                raise
+            return Unknown.TOO_AMBIGUOUS
+
     def _step(self, place: GrammarState, byte: int) -> GrammarState | None:
         begun = place.begun + bytes([byte])
         if not place.begun and byte < 0x80:
@@ -173,18 +187,28 @@ class GrammarMachine:
             return None
         if complete:
             return self._read(place, low)
-        self._count(len(place.stacks))
-        if any(_meets(stack.symbols[stack.at], low, high) for stack in place.stacks):
-            self._n_new += 3
-            return GrammarState(place.stacks, False, begun)
-        return None
+        stacks = self._sorted(place)
+        self._count(len(stacks.others) + len(stacks.wide))
+        wanted = any(low <= character <= high for character in stacks.wide)
+        if not wanted and not any(_meets(stack.symbols[stack.at], low, high) for stack in stacks.others):
+            return None
+        self._n_new += 3
+        state = GrammarState(place.stacks, False, begun)
+        state.sorted = stacks
+        return state
+
+    def _sorted(self, place: GrammarState) -> SortedStacks:
+        if place.sorted is None:
+            self._count(len(place.stacks))
+            self._n_new += len(place.stacks)
+            place.sorted = SortedStacks(place.stacks)
+        return place.sorted
 
     def _read(self, place: GrammarState, character: int) -> GrammarState | None:
-        if place.by_character is None:
-            self._count(len(place.stacks))
-        stacks = place.wanting(character)
-        self._count(1 + len(stacks))
-        taken = [s for s in stacks if _meets(s.symbols[s.at], character, character)]
+        stacks = self._sorted(place)
+        taken = stacks.by_character.get(character, [])
+        self._count(1 + len(taken) + len(stacks.others))
+        taken = taken + [s for s in stacks.others if _meets(s.symbols[s.at], character, character)]
         return self._place(self._expand([(s.symbols, s.at + 1, s.below) for s in taken])) if taken else None
 
     # -- stacks

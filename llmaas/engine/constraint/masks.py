@@ -8,22 +8,29 @@ It goes down the vocabulary's trie level by level, all nodes of a level at once 
 
 from __future__ import annotations
 
+import enum
 from collections.abc import Callable
 from typing import TypeVar
 
 import numpy as np
 
-from llmaas.engine.constraint.port import Mask, TooComplex
+from llmaas.engine.constraint.port import Mask
 from llmaas.engine.constraint.vocabulary import Vocabulary
 
 State = TypeVar("State")
 
 _NOWHERE, _UNKNOWN = -1, -2
-"""In place of a state's index: the bytes are not allowed; it took too much to find out."""
+"""In place of a state's index: the bytes are not allowed; they are, but it would take too much to go on by them."""
 
 
-def mask_from(start: State, step: Callable[[State, int], State | None], vocabulary: Vocabulary) -> Mask:
-    """The tokens (n_vocab) whose bytes lead somewhere from ``start``, and those for which ``step`` raises TooComplex.
+class Unknown(enum.Enum):
+    """Instead of the state that a byte leads to."""
+
+    TOO_AMBIGUOUS = enum.auto()
+
+
+def mask_from(start: State, step: Callable[[State, int], State | Unknown | None], vocabulary: Vocabulary) -> Mask:
+    """The tokens (n_vocab) whose bytes lead somewhere from ``start``, if only to something unknown.
 
     ``step``: where a byte leads from a state; None: nowhere. Equal states are one object.
     """
@@ -37,12 +44,13 @@ def mask_from(start: State, step: Callable[[State, int], State | None], vocabula
         indices: dict[State, int] = {}
         following = np.empty(len(keys), np.intp)
         for i, key in enumerate(keys.tolist()):
-            try:
-                state = step(states[key // 256], key % 256)
-            except TooComplex:
+            state = step(states[key // 256], key % 256)
+            if state is None:
+                following[i] = _NOWHERE
+            elif isinstance(state, Unknown):
                 following[i] = _UNKNOWN
             else:
-                following[i] = _NOWHERE if state is None else indices.setdefault(state, len(indices))
+                following[i] = indices.setdefault(state, len(indices))
         here[live] = following[which]
         mask[level.tokens] = here[level.at] != _NOWHERE
         states = list(indices)

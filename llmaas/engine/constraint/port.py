@@ -37,5 +37,5 @@ class Constraint(Protocol):
     def allowed(self) -> Mask:
         """The tokens (n_vocab) that the answer may go on with, end tokens if it may end here. At least one.
 
-        Raises TooComplex, also if there is none.
+        ``accept`` takes each of them or raises TooComplex. Raises that, too, also if there is none.
         """

@@ -172,6 +172,37 @@ def test_a_character_may_come_in_two_tokens_but_not_by_half() -> None:
     assert not followed('root ::= "a" | "你"').accept(9)
 
 
+def test_a_choice_of_thousands_of_words_is_followed() -> None:
+    rng = random.Random(2)
+    words = sorted({"".join(rng.choice("abab 1+()") for _ in range(rng.randint(3, 9))) for _ in range(5_000)})[:4_000]
+    constraint = followed("root ::= (" + " | ".join(f'"{word}"' for word in words) + ') "é"')
+    said = b""
+    while not said.endswith("é".encode()):
+        tokens = [int(token) for token in np.flatnonzero(constraint.allowed())]
+        for token in range(len(PIECES)):
+            if token not in tokens:
+                assert not constraint.accept(token)
+        token = rng.choice(tokens)
+        assert constraint.accept(token)
+        said += PIECES[token]
+    assert said.decode().removesuffix("é") in words
+
+
+def test_a_mask_that_takes_too_much_is_an_error_not_a_guess(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(machine, "MASK_WORK", 0)
+    mask = None
+    for limit in range(0, 600, 7):
+        monkeypatch.setattr(machine, "MAX_MASK_WORK", limit)
+        constraint = followed('root ::= [ab]{0,9} "(" [ab1]+ ")"')
+        try:
+            mask = constraint.allowed()
+        except TooComplex as error:
+            assert "too ambiguous" in error.message
+            continue
+        assert mask.tolist() == followed('root ::= [ab]{0,9} "(" [ab1]+ ")"').allowed().tolist()
+    assert mask is not None and mask[0] and not mask[END]
+
+
 def test_an_answer_that_no_token_continues_is_given_up() -> None:
     constraint = followed('root ::= "1x"')
     assert constraint.accept(7)
