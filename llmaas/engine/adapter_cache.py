@@ -46,6 +46,8 @@ def examine(name: str, path: Path, budget: int) -> AdapterFile:
         with open_regular(path) as file:
             stamp = _stamp(os.fstat(file.fileno()))
             left = stamp[1]
+            if left == 0:  # as files of /proc say, some of which wait for what they tell when they are read
+                raise AdapterUnreadable(f"cannot read the adapter {path}: it is empty")
             if left > budget:
                 raise BadRequest(
                     f"adapter {name!r} has {left} bytes; all that are loaded may have {budget}",

@@ -93,3 +93,11 @@ def test_a_file_that_has_become_too_large_or_no_file_at_all_is_refused_at_once(
     with pytest.raises(BadRequest, match="adapter 'b' has"):
         cache.acquire(b)
     assert cache.loads == 0
+
+
+def test_a_file_without_bytes_is_refused_before_the_engine_opens_it(tmp_path: Path, engine: FakeEngine) -> None:
+    """Files of /proc say that they are empty, and some of them block whoever reads them, such as /proc/kmsg."""
+    (tmp_path / "empty").write_bytes(b"")
+    for path in (tmp_path / "empty", Path("/proc/self/status")):
+        with pytest.raises(AdapterUnreadable, match="it is empty"):
+            examine("a", path, 10 * SIZE)
