@@ -12,6 +12,9 @@ from typing import NamedTuple, Protocol
 from llmaas.api.limits import Limits
 from llmaas.errors import Busy
 
+MODEST = 4
+"""Connections of one app that are not many."""
+
 
 class PlacedConnection(Protocol):
     """A connection, as this module knows it."""
@@ -89,13 +92,18 @@ class ConnectionPlaces:
     def _to_give_way(self, newcomer: _Seat) -> PlacedConnection | None:
         """The longest idle connection of the user and app that have most; None if they have no more than ``newcomer``.
 
-        Where each app has one connection, the longest idle one gives way: so as many names as there are places lock
-        nobody out.
+        Where each app has ``MODEST`` connections or fewer, the longest idle one gives way: so whoever takes all places
+        under as many names locks nobody out, and takes no place from an app that uses two.
         """
         idle = [(c, seat, since) for c, seat in self._seated.items() if (since := c.idle_since) is not None]
         if not idle:
             return None
-        found, seat, _ = max(idle, key=lambda each: (*self._share(each[1]), -each[2]))
+
+        def many(each: tuple[PlacedConnection, _Seat, float]) -> tuple[int, int, float]:
+            of_user, of_app = self._share(each[1])
+            return of_user, max(of_app, MODEST), -each[2]
+
+        found, seat, _ = max(idle, key=many)
         theirs, mine = self._share(seat), self._share(newcomer)
         has_more = theirs[1] > mine[1] if seat.uid == newcomer.uid else theirs[0] > mine[0]
         return found if has_more else None
