@@ -6,12 +6,16 @@ Law: a link that is lost, however it was, ends every exchange of its session.
 from __future__ import annotations
 
 import asyncio
+import socket
 from pathlib import Path
 from typing import cast
 
 from llmaas.api.client_session import Exchange, Session
 from llmaas.api.peer import refuse_stranger
 from llmaas.errors import NotServing
+
+_RETRY_S = 0.01
+"""Pause before another try to connect while as many callers wait to be accepted as the kernel keeps."""
 
 
 class AsyncLink(asyncio.Protocol):
@@ -54,7 +58,8 @@ async def open_link(session: Session, path: Path, timeout: float, daemon_uid: in
 async def _open(session: Session, path: Path, daemon_uid: int | None) -> AsyncLink:
     try:
         loop = asyncio.get_running_loop()
-        transport, link = await loop.create_unix_connection(lambda: AsyncLink(session, path), str(path))
+        sock = await _connected(path)
+        transport, link = await loop.create_unix_connection(lambda: AsyncLink(session, path), sock=sock)
     except (FileNotFoundError, ConnectionRefusedError):
         raise NotServing(f"no daemon serves {path}") from None
     except OSError as e:
@@ -70,6 +75,22 @@ async def _open(session: Session, path: Path, daemon_uid: int | None) -> AsyncLi
         transport.abort()
         raise
     return link
+
+
+async def _connected(path: Path) -> socket.socket:
+    """asyncio's own way takes a socket as connected that is not, if many callers wait to be accepted."""
+    sock = socket.socket(socket.AF_UNIX)
+    try:
+        sock.setblocking(False)
+        while True:
+            try:
+                sock.connect(str(path))
+                return sock
+            except BlockingIOError:
+                await asyncio.sleep(_RETRY_S)
+    except BaseException:
+        sock.close()
+        raise
 
 
 async def more(changed: asyncio.Event) -> None:

@@ -10,6 +10,7 @@ import contextlib
 import select
 import signal
 import socket as sockets
+import struct
 import threading
 from collections.abc import Iterator
 from pathlib import Path
@@ -81,7 +82,8 @@ class BlockingLink:
 def _connect(path: Path, timeout: float, daemon_uid: int | None) -> sockets.socket:
     sock = sockets.socket(sockets.AF_UNIX)
     try:
-        sock.settimeout(timeout)
+        # Not Python's own timeout: with that, connect fails at once if many callers wait to be accepted.
+        sock.setsockopt(sockets.SOL_SOCKET, sockets.SO_SNDTIMEO, _timeval(timeout))
         sock.connect(str(path))
         refuse_stranger(sock, path, daemon_uid)
         sock.setblocking(False)
@@ -89,12 +91,21 @@ def _connect(path: Path, timeout: float, daemon_uid: int | None) -> sockets.sock
     except (FileNotFoundError, ConnectionRefusedError):
         sock.close()
         raise NotServing(f"no daemon serves {path}") from None
+    except BlockingIOError:
+        sock.close()
+        raise NotServing(f"the daemon at {path} does not answer within {timeout:g} s") from None
     except OSError as e:
         sock.close()
         raise NotServing(f"cannot connect to {path}: {e.strerror or e}") from e
     except BaseException:
         sock.close()
         raise
+
+
+def _timeval(seconds: float) -> bytes:
+    """A struct timeval, of a microsecond at least: 0 would mean for ever."""
+    whole = int(seconds)
+    return struct.pack("@ll", whole, max(1, int((seconds - whole) * 1e6)))
 
 
 @contextlib.contextmanager
