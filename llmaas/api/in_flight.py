@@ -78,9 +78,11 @@ class InFlight:
             self._give_back(held)
             self._write(encode(replies.failed_frame(None, request)))
             return
+        if isinstance(request, BadRequest):
+            self._give_back(held)
+            self._failed(request_id, request)
+            return
         try:
-            if isinstance(request, BadRequest):
-                raise request
             self._start(request_id, request)
         except Exception as e:
             if running := self._running.pop(request_id, None):

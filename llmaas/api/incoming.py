@@ -29,12 +29,12 @@ def read_incoming(body: bytes | bytearray) -> Incoming:
     Incoming(request_id=3, op='ping', request=Ping())
     """
     frame = read_body(body, MAX_REQUEST_VALUES)
-    op = str(frame.get("op"))[:64]
+    op = frame.get("op")
+    op = op[:64] if type(op) is str else type(op).__name__
+    request_id = None
     try:
         request_id = msg.request_id(frame)
-    except BadRequest as e:
-        return Incoming(None, op, e)
-    try:
         return Incoming(request_id, op, msg.request(frame))
     except BadRequest as e:
-        return Incoming(request_id, op, e)
+        # Another one, since the traceback of this one refers to all that the frame holds.
+        return Incoming(request_id, op, BadRequest(e.message))

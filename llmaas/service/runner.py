@@ -197,7 +197,8 @@ class CallRunner:
         elif call.control.pushed_out and isinstance(outcome, Cancelled):
             reply.set_exception(Busy("too many requests wait, and another app has fewer of them"))
         else:
-            reply.set_exception(outcome)
+            # Its traceback refers to the call, with all the text of its turn, and the call to this reply.
+            reply.set_exception(outcome.with_traceback(None))
 
 
 def count(outcome: Done | LlmaasError, metrics: Registry) -> None:
