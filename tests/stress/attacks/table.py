@@ -1,0 +1,102 @@
+"""All attacks, by name, and the process in which one runs."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import os
+import resource
+from collections.abc import Awaitable, Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from tests.stress.attacks import calls, connections, contexts, frames
+from tests.stress.attacks.peer import Attacker
+
+RETRY_S = 0.01
+
+
+@dataclass(frozen=True)
+class Attack:
+    """``run`` is one go; when it ends, or the daemon hangs up, there is another one."""
+
+    run: Callable[[Attacker], Awaitable[None]]
+    most_files: int | None = None
+    """Files that the daemon may have open, if that is part of the attack: newcomers may be kept waiting then."""
+
+    @property
+    def name(self) -> str:
+        return self.run.__name__.replace("_", "-")
+
+    @property
+    def summary(self) -> str:
+        return " ".join((self.run.__doc__ or "").split())
+
+
+_RUNS = [
+    frames.empty_messages_1500,
+    frames.empty_messages_4096,
+    frames.empty_messages_100000,
+    frames.endless_prompt,
+    frames.prompts_at_the_limit,
+    frames.empty_maps,
+    frames.wide_and_legal,
+    frames.deep_nesting,
+    frames.begun_frames,
+    frames.dripped_frames,
+    frames.broken_frames,
+    frames.pipelined,
+    frames.pings,
+    frames.bad_requests,
+    frames.long_names,
+    connections.deaf,
+    connections.deaf_to_answers,
+    connections.idle,
+    connections.idle_under_many_names,
+    connections.idle_at_the_admin_socket,
+    connections.silent,
+    connections.come_and_go,
+    connections.leave_at_once,
+    calls.queued_calls,
+    calls.queued_calls_of_many,
+    calls.urgent_calls,
+    calls.long_answers,
+    calls.slow_answers,
+    calls.costly_sampling,
+    calls.hints,
+    calls.hints_of_the_gone,
+    calls.cancels,
+    calls.priorities,
+    calls.short_deadlines,
+    calls.repeating_grammars,
+    calls.bracket_patterns,
+    calls.nested_references,
+    calls.fresh_grammars,
+    contexts.thousands,
+    contexts.lists,
+    contexts.shows,
+    contexts.forks,
+    contexts.deletes,
+    contexts.truncates,
+    contexts.thrashing,
+    contexts.bad_adapters,
+]
+ATTACKS = {a.name: a for a in [*map(Attack, _RUNS), Attack(connections.accept_flood, most_files=100)]}
+
+
+def attack(name: str, socket: Path, scratch: Path, begun: Any) -> None:
+    """Attack until the process is killed. Sets ``begun``, an event, at the first go."""
+    os.nice(5)  # what it takes of the CPU is not the daemon's doing
+    _, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    resource.setrlimit(resource.RLIMIT_NOFILE, (hard, hard))
+    asyncio.run(_go_on(ATTACKS[name], Attacker(socket, scratch), begun))
+
+
+async def _go_on(attack: Attack, attacker: Attacker, begun: Any) -> None:
+    begun.set()
+    while True:
+        with contextlib.suppress(OSError, EOFError):  # the daemon hung up
+            await attack.run(attacker)
+        attacker.drop_all()
+        await asyncio.sleep(RETRY_S)
