@@ -86,6 +86,13 @@ class ContextTooLong(CallerError):
     hint = "Shorten the text, truncate the context, or start the daemon with more cells."
 
 
+class QuotaExceeded(CallerError):
+    """The app keeps as much as one app may."""
+
+    code = "quota"
+    hint = "Delete contexts that are not needed ('llmaas ctx rm')."
+
+
 class UnknownRequest(CallerError):
     code = "unknown_request"
     hint = "The request has already ended, or never began."

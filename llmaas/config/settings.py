@@ -175,6 +175,13 @@ class Config:
         "past answers stay as they are, where the model's chat template would drop their thoughts",
         "false",
     )
+    app_contexts: int = _setting(whole(1, 1 << 20), 1024, "contexts that one app may keep")
+    app_text_bytes: int | None = _setting(
+        size(1 << 16, or_none=True),
+        None,
+        "text and tokens that one app may keep, in memory and on disk",
+        "8M, or 64 bytes for each of cells if that is more",
+    )
     max_tokens: int = _setting(whole(1, 1 << 20), 256, "longest answer of 'llmaas chat', in tokens")
     log_level: str = _setting(choice("debug", "info", "warning", "error"), "info", "what the daemon logs")
     record: Path | None = _setting(

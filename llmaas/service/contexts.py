@@ -19,6 +19,7 @@ from llmaas.service.directory import looks_like_id, new_id
 from llmaas.service.interpreter import Interpreter
 from llmaas.service.live_context import LiveContext, publish_kv, total_tokens
 from llmaas.service.parts import ServiceParts
+from llmaas.service.quotas import span_bytes, text_bytes
 from llmaas.service.refusals import refuse_if_deleted, refuse_if_too_long
 from llmaas.service.retokenize import retokenized
 from llmaas.service.turn_spans import turn_spans
@@ -38,6 +39,7 @@ class Contexts:
         self._engine, self._store, self._store_thread = parts.engine, parts.store, parts.store_thread
         self._slow_thread = parts.slow_thread
         self._clock, self._adapters, self._directory = parts.clock, parts.adapters, parts.directory
+        self._quotas = parts.quotas
         self._planner, self._dispatch = interpreter.planner, interpreter.dispatch
         self._ctx_limit = ctx_limit
 
@@ -77,11 +79,16 @@ class Contexts:
     async def create(self, app: AppId, name: str | None, system: str | None, adapter: str) -> ContextInfo:
         """See ``Service.create``."""
         self._adapters.file(adapter)
+        with self._quotas.new_context(app):
+            return await self._create(app, name, system, adapter)
+
+    async def _create(self, app: AppId, name: str | None, system: str | None, adapter: str) -> ContextInfo:
         row = self._new_row(app, name, adapter)
         live = self._live(row)
         turn = Turn((Message("system", system),) if system else ())
         spans = turn_spans(self._engine, live, turn, answer=False)
         refuse_if_too_long(total_tokens(spans), self._ctx_limit)
+        self._quotas.refuse_text(app, span_bytes(spans))
         await self._store_thread.run(app, self._store.create_context, row, spans)
         live.add_spans(spans)
         live.used = self._clock.now()
@@ -91,8 +98,13 @@ class Contexts:
     async def fork(self, app: AppId, context: str, name: str | None) -> ContextInfo:
         """See ``Service.fork``."""
         source = self.find_usable(app, context)
+        with self._quotas.new_context(app):
+            return await self._fork(app, source, name)
+
+    async def _fork(self, app: AppId, source: LiveContext, name: str | None) -> ContextInfo:
         async with source.lock:
             refuse_if_deleted(source)
+            self._quotas.refuse_text(app, text_bytes(source))
             row = self._new_row(app, name, source.adapter)
             await self._store_thread.run(app, self._store.fork, source.id, row)
             live = self._live(row)
@@ -118,6 +130,7 @@ class Contexts:
                 left = []
             live.replace_spans(left)
             live.last_used, live.used = now, self._clock.now()
+            self._quotas.count(live)
             publish_kv(live, min(live.n_kv, keep), self._dispatch)
         return self.info(live)
 
@@ -142,6 +155,7 @@ class Contexts:
         live.row = replace(row, model=now.model, vocab=now.vocab)
         live.usable = True
         live.replace_spans(new)
+        self._quotas.count(live)
 
     async def delete(self, live: LiveContext) -> None:
         """Delete the context and the chunks that no other contains."""
@@ -154,6 +168,7 @@ class Contexts:
             deleted = await self._slow_thread.run(app, self._store.delete_context, live.id, new_owners)
             live.deleted = True
             self._directory.remove(live)
+            self._quotas.forget(live)
             self._dispatch(ContextClosed(live.id, tuple(deleted)))
 
     def infos(self, app: AppId | None) -> list[ContextInfo]:
@@ -213,6 +228,7 @@ class Contexts:
 
     def _open(self, live: LiveContext) -> None:
         self._directory.add(live)
+        self._quotas.count(live)
         idle = max(0.0, self._clock.wall() - live.last_used)
         self._dispatch(ContextOpened(live.id, live.row.app, tuple(live.keys), live.n_kv, idle))
 

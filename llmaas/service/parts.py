@@ -20,6 +20,7 @@ from llmaas.service.adapters import AdapterRegistry
 from llmaas.service.call import Call
 from llmaas.service.directory import Directory
 from llmaas.service.host_share import HostShare
+from llmaas.service.quotas import Quotas
 
 
 @dataclass(frozen=True, slots=True)
@@ -37,6 +38,7 @@ class ServiceParts:
     host: HostShare
     clock: Clock
     metrics: Registry
+    quotas: Quotas
     directory: Directory = field(default_factory=Directory)
     calls: dict[RequestId, Call] = field(default_factory=dict)
     """Every call that waits or runs. The runner adds and removes them."""

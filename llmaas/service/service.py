@@ -29,6 +29,7 @@ from llmaas.service.contexts import Contexts
 from llmaas.service.host_share import HostShare
 from llmaas.service.interpreter import Interpreter
 from llmaas.service.parts import ServiceParts
+from llmaas.service.quotas import Quotas
 from llmaas.service.runner import CallRunner
 from llmaas.service.settings import ServiceSettings, settings_for
 
@@ -63,6 +64,7 @@ class Service:
             host=HostShare(engine.engine, settings.adaptive_threads, clock),
             clock=clock,
             metrics=Registry(),
+            quotas=Quotas(settings.app_contexts, settings.app_text_bytes),
         )
         self._rates: dict[AppId | None, float | None] = {None: settings.planner.rate}
         self._closing = False
@@ -255,6 +257,7 @@ class Service:
         return {
             "model": parts.engine.info.title,
             "contexts": len(parts.directory),
+            "text_bytes": parts.quotas.nbytes,
             "requests": {"active": len(parts.calls), "waiting": planner.waiting, "total": self._runner.total},
             "cells": {"used": planner.cells_used, "total": self.planner_settings.n_cells},
             **budgets,

@@ -23,6 +23,10 @@ class ServiceSettings:
     """Calls of one app that may wait or run; more are refused as Busy."""
     keep_thoughts: bool = False
     """Past answers stay in a context as they were given, where a chat template would drop their thoughts."""
+    app_contexts: int = 1024
+    """Contexts that one app may keep."""
+    app_text_bytes: int = 8 << 20
+    """Bytes of text and tokens that one app may keep, in memory and on disk; NO_QUOTA: as many as it likes."""
     adaptive_threads: int | None = None
     """Threads of the engine, of which fewer are used while other processes need the cores; None: always all."""
     record: Path | None = None

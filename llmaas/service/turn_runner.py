@@ -20,6 +20,7 @@ from llmaas.service.constraints import ConstraintHolder
 from llmaas.service.interpreter import Interpreter
 from llmaas.service.live_context import LiveContext, publish_kv
 from llmaas.service.parts import ServiceParts
+from llmaas.service.quotas import span_bytes
 from llmaas.service.refusals import failure, refuse_if_deleted, refuse_if_too_long
 from llmaas.service.settle import settle, settled
 from llmaas.service.shift import is_tight, restore, shift
@@ -42,7 +43,7 @@ class TurnRunner:
         keep_thoughts: bool = False,
     ) -> None:
         self._engine, self._store, self._store_thread = parts.engine, parts.store, parts.store_thread
-        self._clock, self._adapters = parts.clock, parts.adapters
+        self._clock, self._adapters, self._quotas = parts.clock, parts.adapters, parts.quotas
         self._constraints = constraints
         self._dispatch, self._is_stored = interpreter.dispatch, interpreter.planner.stored
         self._ctx_limit, self._keep_thoughts = ctx_limit, keep_thoughts
@@ -91,8 +92,11 @@ class TurnRunner:
             raise BadRequest("there is nothing to answer: the context is empty", hint="Send messages or a prompt.")
         name = live.adapter if wanted is None else wanted
         call.control.adapter = self._adapters.file(name, live.row.name if name == live.adapter else None)
+        if not call.hint:
+            self._quotas.refuse_text(live.row.app, span_bytes(pending.spans))
         for span in pending.spans:
             live.tokens.extend(span.tokens)
+        self._quotas.count(live)
         return name
 
     async def _make_room(self, call: Call) -> None:
@@ -181,6 +185,7 @@ class TurnRunner:
             self._undo(call, n_kv)
             raise
         live.add_marks(spans)
+        self._quotas.count(live)
         if not call.hint:
             live.last_used, live.used = now, self._clock.now()
         self._publish(live, n_kv)
@@ -200,6 +205,7 @@ class TurnRunner:
     def _undo(self, call: Call, n_kv: int) -> None:
         """Leave the context as it was before the call; ``n_kv`` leading tokens are in CELLS or have keys."""
         self._publish(call.live, min(restore(call.pending), n_kv))
+        self._quotas.count(call.live)
         if call.pending.adapter_before:
             self._set_adapter(call.live, *call.pending.adapter_before)
 

@@ -49,6 +49,8 @@ BAD = {
     "queue_limit": "0",
     "priority_floor": "10",
     "urgent_apps": "a b",
+    "app_contexts": "0",
+    "app_text_bytes": "1K",
     "max_tokens": "1.5",
     "log_level": "loud",
     "record": "",
