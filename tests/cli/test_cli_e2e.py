@@ -150,6 +150,16 @@ def test_budgets_are_seen_and_changed_while_it_runs(llmaas: Run, at: dict[str, s
     assert json.loads(llmaas("budget", "--json", **at).stdout)["pool_bytes"] == before["pool_bytes"]
 
 
+def test_a_change_is_saved_for_the_next_start(llmaas: Run, at: dict[str, str], tmp_path: Path) -> None:
+    done = llmaas("budget", "--pool", "256M", "--save", **at)
+    file = tmp_path / ".config" / "llmaas" / "config.toml"
+    assert (done.returncode, done.stderr) == (0, f"llmaas: saved in {file}: pool_bytes = 256M\n")
+    assert llmaas("limit", "none", "--save", **at).returncode == 0
+    assert file.read_text("utf-8") == 'pool_bytes = "256M"\nrate = "none"\n'
+    shown = llmaas("serve", "--show-config").stdout.splitlines()
+    assert f"pool_bytes = 256M    # {file}" in shown
+
+
 def test_stats_watch_until_interrupted(at: dict[str, str], tmp_path: Path) -> None:
     process = subprocess.Popen(
         [*COMMAND, "stats", "--watch", "0.1"], env=clean_environ(tmp_path) | at, stdout=subprocess.PIPE, text=True

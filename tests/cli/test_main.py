@@ -138,3 +138,9 @@ def test_show_config_tells_every_value_and_its_source(llmaas: Run) -> None:
     assert [line.split(" = ")[0] for line in lines] == list(SETTINGS)
     assert "cells = 4096    # flag --cells" in lines
     assert "pool_bytes = 1.5G    # variable LLMAAS_POOL_BYTES" in lines
+
+
+@pytest.mark.parametrize("line", ["budget --save", "limit 5 --of 1/x --save"])
+def test_what_cannot_be_saved_is_refused_before_connecting(line: str, llmaas: Run) -> None:
+    done = llmaas(*line.split())
+    assert (done.returncode, "save" in done.stderr, "hint:" in done.stderr) == (2, True, True)
