@@ -27,8 +27,6 @@ _LINE = (
     r"(?P<key>\s*(?:{name}|\"{name}\"|'{name}')\s*=\s*)"
     r"(?P<value>\"[^\"]*\"|'[^']*'|[^\s#\"']+)(?P<rest>\s*(?:#.*)?)"
 )
-    r"(?P<key>\s*(?:{name}|\"{name}\"|'{name}')\s*=\s*)(?P<value>\"[^\"]*\"|'[^']*'|[^\s#\"']+)(?P<rest>\s*(?:#.*)?)"
-)
 
 
 def default_file(environ: Environ) -> Path:

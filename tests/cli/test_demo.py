@@ -33,6 +33,7 @@ from llmaas.cli.demo.schedule import schedule
 from llmaas.cli.demo.summary import print_summary
 from llmaas.cli.demo.tier_bar import bar
 from llmaas.cli.demo.view import view
+from llmaas.cli.demo.waits import waits_of
 from llmaas.engine.llama.model import LlamaModel
 from llmaas.errors import MachineError
 from tests.cli.conftest import COMMAND, Run, clean_environ
@@ -226,6 +227,25 @@ def test_the_picture_shows_a_run(tmp_path: Path) -> None:
     bound = {"model": 98_000_000, "cells": 47_000_000, "pool": 30_000_000, "spare": 150_000_000}
     demo_plot.draw(tmp_path / "p.png", found, samples, bound, "a title")
     assert (tmp_path / "p.png").read_bytes().startswith(b"\x89PNG")
+
+
+def test_an_apps_waits_are_those_of_its_switches_alone() -> None:
+    found = DemoFindings(
+        turns=[
+            turn(places=(0, 600, 0, 0), switch_ms=10.0),
+            turn(places=(0, 800, 0, 0), switch_ms=30.0),
+            turn(places=(900, 0, 0, 0), switch_ms=0.0),
+            turn(TOGETHER, places=(0, 0, 800, 0), switch_ms=500.0),
+        ],
+        prefills=[Prefill("music", 1, 500, 1500, False), Prefill("books", 6, 1000, 3000, True)],
+    )
+    waits = waits_of("music", found)
+    assert (waits.tokens, waits.source, waits.switch_ms) == (700, "POOL", 20.0)
+    assert round(waits.again_ms) == 2100, "on the line through all prefills"
+    again = DemoFindings(turns=found.turns, prefills=[*found.prefills, Prefill("music", 7, 700, 2000, True)])
+    assert waits_of("music", again).again_ms == 2000, "measured"
+    together = DemoFindings(turns=found.turns[2:], prefills=found.prefills)
+    assert waits_of("music", together).source == "CELLS"
 
 
 def test_matplotlib_is_optional(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -1,4 +1,4 @@
-"""The demo's picture: switches over time against computing anew, and the daemon's memory against its bound.
+"""The demo's picture: for each app what a switch takes and what computing anew does, and the daemon's memory.
 
 Law: matplotlib is optional; without it there is no picture, and everything else goes on.
 """
@@ -11,14 +11,16 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from llmaas.cli.demo.memory import Memory
-from llmaas.cli.demo.records import CELLS, DISK, POOL, RECOMPUTED, TOGETHER, DemoFindings, DemoTurn, Prefill, p50
+from llmaas.cli.demo.records import DemoFindings, milliseconds
+from llmaas.cli.demo.waits import Waits, waits_of
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
 
 HOW = "pip install 'llmaas[demo]'"
-_COLOURS = {CELLS: "#2a9d4a", POOL: "#1f7fb4", DISK: "#9b3fb5", RECOMPUTED: "#e08a1e"}
-_PREFILL = "#c03028"
+_PREFILL, _SWITCH, _FIRST = "#c03028", "#1f7fb4", "#9fb8c9"
+_WIDTH = 0.28
+"""Of a bar; the apps are 1 apart."""
 _LEAST_MS = 0.01
 _GAP_S = 0.5
 """Samples further apart than this have a restart between them."""
@@ -42,40 +44,31 @@ def draw(
 
     figure = Figure(figsize=(11, 8), layout="constrained")
     FigureCanvasAgg(figure)
-    above, below = figure.subplots(2, 1, sharex=True, height_ratios=(3, 2))
+    above, below = figure.subplots(2, 1, height_ratios=(3, 2))
     figure.suptitle(title)
-    _draw_switches(above, findings)
+    _draw_waits(above, [waits_of(app, findings) for app in dict.fromkeys(turn.app for turn in findings.turns)])
     _draw_memory(below, samples, bound)
     figure.savefig(path, dpi=110)
 
 
-def _draw_switches(axes: Axes, findings: DemoFindings) -> None:
-    again = [p for p in findings.prefills if p.again]
-    first = [p for p in findings.prefills if not p.again]
-    _draw_prefills(axes, first, "none", "history computed the first time")
-    _draw_prefills(axes, again, _PREFILL, "same context computed again")
-    axes.axhline(p50([p.ms for p in again]), color=_PREFILL, linestyle="--", linewidth=1)
-    for source, colour in _COLOURS.items():
-        turns = [turn for turn in findings.turns if turn.source == source]
-        alone = [turn for turn in turns if turn.part != TOGETHER]
-        together = [turn for turn in turns if turn.part == TOGETHER]
-        _draw_turns(axes, alone, colour, "o", f"switch from {source}")
-        _draw_turns(axes, together, colour, "^", f"switch from {source}, all apps at once")
+def _draw_waits(axes: Axes, waits: Sequence[Waits]) -> None:
+    """A group of bars for each app, each with its time above it."""
+    bars = {
+        "context computed again": (_PREFILL, [wait.again_ms for wait in waits]),
+        "context switched in": (_SWITCH, [wait.switch_ms for wait in waits]),
+        "the user's first token, switch included": (_FIRST, [wait.first_ms for wait in waits]),
+    }
+    for i, (label, (colour, times)) in enumerate(bars.items()):
+        shown = [max(ms, _LEAST_MS) for ms in times]
+        drawn = axes.bar([n + (i - 1) * _WIDTH for n in range(len(waits))], shown, _WIDTH, color=colour, label=label)
+        axes.bar_label(drawn, [milliseconds(ms) for ms in times], padding=2, fontsize=7, rotation=90)
+    axes.set_xticks(range(len(waits)), [f"{wait.app}\n{wait.tokens} tokens\nfrom {wait.source}" for wait in waits])
     axes.set_yscale("log")
-    axes.set_ylabel("milliseconds until the context can go on (log)")
-    axes.grid(True, which="major", alpha=0.3)
-    axes.legend(loc="center left", bbox_to_anchor=(1.0, 0.5), frameon=False)
-
-
-def _draw_prefills(axes: Axes, prefills: Sequence[Prefill], face: str, label: str) -> None:
-    at, ms = [p.at for p in prefills], [p.ms for p in prefills]
-    axes.scatter(at, ms, marker="s", s=34, facecolor=face, edgecolor=_PREFILL, label=label)
-
-
-def _draw_turns(axes: Axes, turns: Sequence[DemoTurn], colour: str, marker: str, label: str) -> None:
-    if turns:
-        at, ms = [turn.at for turn in turns], [max(turn.switch_ms, _LEAST_MS) for turn in turns]
-        axes.scatter(at, ms, s=28, color=colour, marker=marker, label=label)
+    axes.margins(y=0.25)
+    axes.set_ylabel("milliseconds (log); medians")
+    axes.grid(True, axis="y", which="major", alpha=0.3)
+    axes.set_axisbelow(True)
+    axes.legend(loc="upper center", bbox_to_anchor=(0.5, 1.13), ncols=3, frameon=False)
 
 
 def _draw_memory(axes: Axes, samples: Sequence[tuple[float, Memory]], bound: Mapping[str, int]) -> None:
