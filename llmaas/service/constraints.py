@@ -11,7 +11,7 @@ from llmaas.fair_thread import FairThread
 from llmaas.service.call import Call
 from llmaas.service.parts import ServiceParts
 
-MAX_APP_BYTES = 24 << 20
+MAX_APP_BYTES = 16 << 20
 """Memory of all grammars and schemas with which calls of one app wait or run."""
 
 

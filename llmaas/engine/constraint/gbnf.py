@@ -20,7 +20,7 @@ from llmaas.errors import BadRequest
 _TOKEN = re.compile(
     r"""(?P<space>[ \t\r]+|\#[^\n]*|\n)
     |(?P<define>(?P<rule>[A-Za-z0-9_-]+)[ \t\r\n]*::=)|(?P<name>[A-Za-z0-9_-]+)
-    |(?P<text>"(?:\\.|[^"\\])*")|(?P<set>\[(?:\\.|[^\]\\])*\]|\.)
+    |(?P<text>"[^"\\]*(?:\\.[^"\\]*)*")|(?P<set>\[[^\]\\]*(?:\\.[^\]\\]*)*\]|\.)
     |(?P<repeat>[*+?]|\{[ ]*(?P<least>[0-9]{1,9})[ ]*(?P<comma>,[ ]*(?P<most>[0-9]{1,9})?[ ]*)?\})
     |(?P<open>\()|(?P<close>\))|(?P<bar>\|)""",
     re.VERBOSE,

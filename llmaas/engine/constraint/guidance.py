@@ -8,6 +8,8 @@ from __future__ import annotations
 
 import json
 import weakref
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import Any
 
 import numpy as np
@@ -62,10 +64,10 @@ class Guidance:
 
     def compile(self, schema: PlainSchema) -> GuidedSchema:
         """Raises BadRequest for what llguidance does not support. Without the GIL for the most part."""
-        grammar = _llguidance.LLMatcher.grammar_from_json_schema(
-            json.dumps(schema.as_json()), overrides={**_OPTIONS, "json_allowed_escapes": _escapes(schema)}
-        )
-        return GuidedSchema(self._tokenizer, grammar, self._vocabulary, self._lexers)
+        options = {**_OPTIONS, "json_allowed_escapes": _escapes(schema)}
+        with panics_told():
+            grammar = _llguidance.LLMatcher.grammar_from_json_schema(json.dumps(schema.as_json()), overrides=options)
+            return GuidedSchema(self._tokenizer, grammar, self._vocabulary, self._lexers)
 
 
 _OPTIONS = {
@@ -169,14 +171,19 @@ class GuidanceConstraint:
             return bool(self._matcher.is_accepting())
         if not self._vocabulary.pieces[token]:
             return False
-        while self._matcher.try_consume_tokens([token]) != 1:
-            if not self._matcher.is_error():
-                return False
-            self._renew()
+        with panics_told():
+            while self._matcher.try_consume_tokens([token]) != 1:
+                if not self._matcher.is_error():
+                    return False
+                self._renew()
         self._said.append(token)
         return True
 
     def allowed(self) -> Mask:
+        with panics_told():
+            return self._allowed()
+
+    def _allowed(self) -> Mask:
         bits = self._matcher.compute_bitmask()
         while self._matcher.is_error():
             self._renew()
@@ -200,6 +207,17 @@ class GuidanceConstraint:
             self._matcher = self._schema.renew(self._lexer, n_states)
             self._renewed = len(self._said)
             self._matcher.try_consume_tokens(self._said)
+
+
+@contextmanager
+def panics_told() -> Iterator[None]:
+    """A panic of Rust in the body raises TooComplex. It is no ``Exception``, and would pass all who catch errors."""
+    try:
+        yield
+    except BaseException as error:
+        if type(error).__name__ != "PanicException":
+            raise
+        raise TooComplex(f"llguidance cannot follow the json_schema: {error!s:.200}") from None
 
 
 def _error(matcher: Any) -> str:

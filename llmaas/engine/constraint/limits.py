@@ -38,12 +38,12 @@ take up to 50,000 for the first mask, and a choice of 4,000 words 95,000."""
 ANSWER_WORK, TOKEN_WORK = 300_000, 12_000
 """Steps of the machine that an answer may take in all, and more for each of its tokens: no longer than a small model
 computes. Everyday grammars keep to it though each token needs a new mask."""
-MAX_NODES = 200_000
+MAX_NODES = 100_000
 """Entries of what all machines of a model have found out. About 100 bytes each."""
 
 STATE_BYTES = 700
 """Of a state of llguidance's automata, about."""
-LEXER_STATES, MOST_LEXER_STATES, MAX_LEXER_STATES = 500, 32_000, 64_000
+LEXER_STATES, MOST_LEXER_STATES, MAX_LEXER_STATES = 500, 16_000, 24_000
 """States that an answer's automata begin with, what they may grow to, and of all that had to be made anew together."""
 RENEW_TOKENS = 64
 """Tokens of an answer that automata must be good for; else they become larger. To make them anew costs 0.3 ms, and 0.2
@@ -53,9 +53,9 @@ COMPILE_S = 2.0
 """Seconds that making a constraint ready may take."""
 MAX_COMPILING = 2
 """Constraints that are made ready at once."""
-MAX_KEPT_BYTES = 16 << 20
+MAX_KEPT_BYTES = 8 << 20
 """Memory of the constraints that are kept ready for requests to come."""
-MAX_HELD_BYTES = 64 << 20
+MAX_HELD_BYTES = 32 << 20
 """Memory of all constraints that are ready, those that requests wait with among them."""
 
 

@@ -74,6 +74,15 @@ def test_automata_that_grow_with_each_token_end_an_answer(monkeypatch: pytest.Mo
         follow(constraint, '"' + "".join(rng.choice("ab") for _ in range(5_000)))
 
 
+def test_a_panic_of_rust_is_told_as_an_error() -> None:
+    """It derives from BaseException, so nobody else would catch it."""
+    panic = type("PanicException", (BaseException,), {})
+    with pytest.raises(TooComplex, match="at index 7"), guidance.panics_told():
+        raise panic("at index 7")
+    with pytest.raises(KeyboardInterrupt), guidance.panics_told():
+        raise KeyboardInterrupt
+
+
 def test_without_llguidance_schemas_are_followed_all_the_same() -> None:
     """In a process that cannot import it."""
     code = """
