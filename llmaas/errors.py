@@ -181,6 +181,12 @@ class DiskFull(MachineError):
     hint = "Free space, or delete contexts ('llmaas ctx rm'); nothing that was stored is lost."
 
 
+class NoMemory(MachineError):
+    code = "no_memory"
+    retryable = True
+    hint = "Try again when other requests have ended; give the machine or container more memory, or the daemon less."
+
+
 class StoreFailed(MachineError):
     code = "store_failed"
     hint = "Run 'llmaas doctor' to check the store."

@@ -23,7 +23,7 @@ from llmaas.api.record_maps import to_map
 from llmaas.api.shares import Shares
 from llmaas.api.wire import encode
 from llmaas.calls import CallSpec, Piece
-from llmaas.errors import BadRequest, Busy, Cancelled, Internal, LlmaasError, UnknownRequest
+from llmaas.errors import BadRequest, Busy, Cancelled, Internal, LlmaasError, NoMemory, UnknownRequest
 from llmaas.records import RequestId
 
 log = logging.getLogger(__name__)
@@ -240,5 +240,8 @@ def as_llmaas_error(error: BaseException, op: str) -> LlmaasError:
         return error
     if isinstance(error, asyncio.CancelledError):
         return Cancelled(f"the {op} was cancelled by the daemon")
+    if isinstance(error, MemoryError):
+        log.warning("no memory for a %s: %s", op, error)
+        return NoMemory(f"the daemon has no memory for this {op}")
     log.error("unexpected fault in %s", op, exc_info=error)
     return Internal(f"unexpected {type(error).__name__} in {op}")

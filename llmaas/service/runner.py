@@ -10,7 +10,7 @@ import logging
 from collections.abc import Callable
 
 from llmaas.calls import CallSpec, Done, Piece, Terms, Turn
-from llmaas.errors import Busy, Cancelled, Internal, LlmaasError, ShuttingDown
+from llmaas.errors import Busy, Cancelled, Internal, LlmaasError, NoMemory, ShuttingDown
 from llmaas.metrics import Registry
 from llmaas.planner.actions import Outcome
 from llmaas.planner.events import CancelRequested, PriorityChanged
@@ -171,6 +171,9 @@ class CallRunner:
                 outcome = await self._turns.run(call)
         except LlmaasError as e:
             outcome = e
+        except MemoryError as e:
+            log.warning("request %d: no memory: %s", call.id, e)
+            outcome = NoMemory("the daemon has no memory for this request")
         except Exception as e:
             log.exception("request %d failed", call.id)
             outcome = Internal(f"request failed: {e}")

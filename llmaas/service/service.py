@@ -272,6 +272,8 @@ class Service:
         """Problems in the books of planner and pool; empty when all is well. Only when idle."""
         problems = self._planner.check()
         held = self._interpreter.pool.nbytes
+        if self._interpreter.fault is not None:
+            problems.append(self._interpreter.fault.message)
         if held != self._planner.pool_used:
             problems.append(f"POOL: {held} bytes held, {self._planner.pool_used} on the books")
         return problems

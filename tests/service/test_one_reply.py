@@ -79,8 +79,13 @@ async def test_a_call_that_a_fault_ends_is_told_so_and_leaves_nothing(
         await h.service.create(APP, name="x", system="Be brief.")
         await h.say("x", TEXT, 4)
         before = h.tokens("x")
-        with failing(owner, name, error), pytest.raises((errors.Internal, errors.EngineFailed)):
+        with (
+            failing(owner, name, error),
+            pytest.raises((errors.Internal, errors.NoMemory, errors.EngineFailed)) as caught,
+        ):
             await asyncio.wait_for(h.say("x", "hi", 40, stop=stop), SOON)
+        if isinstance(error, MemoryError):
+            assert "memory" in caught.value.message.lower() or caught.type is errors.EngineFailed
         assert h.tokens("x") == before
         assert not h.service.stats()["requests"]["active"]  # type: ignore[index]
         await goes_on(h)
