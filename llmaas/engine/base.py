@@ -98,12 +98,19 @@ class Engine(Protocol):
 
     # -- text
 
-    def tokenize(self, text: str, *, special: bool, bos: bool) -> list[int]:
+    def tokenize(
+        self, text: str, *, special: bool, bos: bool, after: int | None = None, limit: int | None = None
+    ) -> list[int]:
         """Token ids of ``text``.
 
         ``special``: parse names of control tokens. Without it they are plain text, and no text becomes a control token;
         tokens that a vocabulary calls user-defined are text, and are parsed either way. ``bos``: begin with the model's
-        start token, if it wants one and the text does not begin with it.
+        start token, if it wants one and the text does not begin with it. ``after``: the token that the text follows; a
+        vocabulary that puts a space in front of a text puts none where the text goes on from other text.
+
+        Raises ContextTooLong if there are more than ``limit`` tokens, long before all of a text that is much too long
+        has been looked at; and BadRequest for a text that the tokenizer cannot read in bounded time and memory. Takes
+        up to a second for the longest texts that it reads.
         """
 
     @property

@@ -75,9 +75,11 @@ class Answer:
         if not self._stream.stopped:
             return len(tokens)
         n, rest = self._stream.told()
-        self._kept = [*self.drawn[:n], *(engine.tokenize(rest, special=False, bos=False) if rest else ())]
         unchanged = len(tokens) - len(self.drawn) + n
         del tokens[unchanged:]
+        after = tokens[-1] if tokens else None
+        more = engine.tokenize(rest, special=False, bos=False, after=after) if rest else []
+        self._kept = [*self.drawn[:n], *more]
         tokens.extend(self._kept[n:])
         return unchanged
 

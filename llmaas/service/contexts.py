@@ -86,7 +86,7 @@ class Contexts:
         row = self._new_row(app, name, adapter)
         live = self._live(row)
         turn = Turn((Message("system", system),) if system else ())
-        spans = turn_spans(self._engine, live, turn, answer=False)
+        spans = turn_spans(self._engine, live, turn, answer=False, limit=self._ctx_limit)
         refuse_if_too_long(total_tokens(spans), self._ctx_limit)
         self._quotas.refuse_text(app, span_bytes(spans))
         await self._store_thread.run(app, self._store.create_context, row, spans)
@@ -146,7 +146,7 @@ class Contexts:
     async def _migrate(self, live: LiveContext) -> None:
         row, now = live.row, ModelName(self._engine.info.name, self._engine.info.vocab)
         old = await self._store_thread.run(row.app, self._store.spans, live.id)
-        new = await self._slow_thread.run(row.app, retokenized, self._engine, row, old)
+        new = await self._slow_thread.run(row.app, retokenized, self._engine, row, old, self._ctx_limit)
         refuse_if_too_long(total_tokens(new), self._ctx_limit)
         n_old, used = len(live.tokens), live.last_used
         write = partial(self._store.rewrite, live.id, new, expect=n_old, now=used, model=now)

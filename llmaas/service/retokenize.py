@@ -27,19 +27,20 @@ class _Text(NamedTuple):
     open: bool
 
 
-def retokenized(engine: Engine, row: ContextRow, spans: Sequence[Span]) -> list[Span]:
+def retokenized(engine: Engine, row: ContextRow, spans: Sequence[Span], limit: int) -> list[Span]:
     """The conversation's spans for the engine's model, by its chat template. An open answer stays open.
 
     Takes as long as a turn of all the messages. Safe on any thread. Raises ModelMismatch if a part of the conversation
-    is not stored as text, and what ``turn_spans`` raises.
+    is not stored as text, and what ``turn_spans`` raises: ContextTooLong if one part has more than ``limit`` tokens.
     """
     context = LiveContext(row, root=b"", usable=True)
     made = list[Span]()
     for turn, answer in _turns(_texts(row, spans)):
-        new = turn_spans(engine, context, turn, answer=answer is not None)
+        new = turn_spans(engine, context, turn, answer=answer is not None, limit=limit)
         context.add_spans(new)
         if answer is not None:
-            tokens = engine.tokenize(answer.text, special=False, bos=not context.tokens)
+            after = context.tokens[-1] if context.tokens else None
+            tokens = engine.tokenize(answer.text, special=False, bos=after is None, after=after, limit=limit)
             new.append(Span(tuple(tokens), answer.role, answer.text, True))
             context.add_spans(new[-1:])
         made += new

@@ -28,7 +28,7 @@ class Settled:
     spans: list[Span]
 
 
-def settled(engine: Engine, live: LiveContext, turn: Turn, *, answer: bool) -> Settled | None:
+def settled(engine: Engine, live: LiveContext, turn: Turn, *, answer: bool, limit: int) -> Settled | None:
     """How the context's past is written anew for ``turn``; None if it stays as it is. May be called on any thread.
 
     It stays where the template keeps it, and also where the answer holds control tokens: its text does not say what
@@ -45,15 +45,21 @@ def settled(engine: Engine, live: LiveContext, turn: Turn, *, answer: bool) -> S
     if found is None or not _is_rendered(engine, live, found):
         return None
     n_tokens = live.marks[found.n_kept - 1].end if found.n_kept else 0
-    return Settled(found.n_kept, n_tokens, spans_of(engine, found.text, names, bos=not n_tokens))
+    after = live.tokens[n_tokens - 1] if n_tokens else None
+    return Settled(found.n_kept, n_tokens, spans_of(engine, found.text, names, after=after, limit=limit))
 
 
 def _is_rendered(engine: Engine, live: LiveContext, found: SettledPast) -> bool:
     """Whether what would be replaced is messages and the template's glue, no raw text; and answers that are text."""
-    glue = [(), *(tuple(engine.tokenize(text, special=True, bos=False)) for text in (found.opening, found.closing))]
+
+    def is_glue(tokens: Sequence[int], after: int | None) -> bool:
+        texts = (found.opening, found.closing) if tokens else ()
+        read = [engine.tokenize(text, special=True, bos=False, after=after) for text in texts]
+        return not tokens or list(tokens) in read
+
     marks, end = live.marks, live.marks[found.n_kept - 1].end if found.n_kept else 0
     for mark in marks[found.n_kept :]:
-        if tuple(live.tokens[end : mark.start]) not in glue:
+        if not is_glue(live.tokens[end : mark.start], live.tokens[end - 1] if end else None):
             return False
         generated = mark.open or (mark.message.role == "assistant" and mark.start > end)
         if generated and not all(map(engine.piece, live.tokens[mark.start : mark.end])):

@@ -42,9 +42,9 @@ def shift(call: Call, stored: Sequence[Span], engine: Engine, limit: int) -> int
     if not dropped:
         return None
     try:
-        kept = _begun_anew(engine, kept)
+        kept = _begun_anew(engine, kept, limit)
         live.replace_spans(kept)
-        spans = turn_spans(engine, live, pending.turn, answer=True)
+        spans = turn_spans(engine, live, pending.turn, answer=True, limit=limit)
     except BaseException:
         live.tokens, live.marks = old_tokens, old_marks
         raise
@@ -88,7 +88,7 @@ def _shortened(spans: Sequence[Span], room: int, *, keep_last: bool) -> list[Spa
     return kept
 
 
-def _begun_anew(engine: Engine, spans: list[Span]) -> list[Span]:
+def _begun_anew(engine: Engine, spans: list[Span], limit: int) -> list[Span]:
     """The spans with the first message of the user, and what stands before it, as the template begins a conversation
     with them: with the start token, a default system message, the system's message in the user's, or whatever else it
     puts there."""
@@ -96,4 +96,4 @@ def _begun_anew(engine: Engine, spans: list[Span]) -> list[Span]:
     if not n or any(span.role is None for span in spans[:n]):
         return spans
     messages = [Message(span.role or "", span.text or "") for span in spans[:n]]
-    return [*first_spans(engine, messages), *spans[n:]]
+    return [*first_spans(engine, messages, limit=limit), *spans[n:]]

@@ -76,7 +76,7 @@ class TurnRunner:
         live, pending = call.live, call.pending
         if self._keep_thoughts or call.hint:
             return
-        new = settled(self._engine, live, pending.turn, answer=call.spec.generation is not None)
+        new = settled(self._engine, live, pending.turn, answer=call.spec.generation is not None, limit=self._ctx_limit)
         if new is not None:
             stored = await self._store_thread.run(live.row.app, self._store.spans, live.id)
             self._publish(live, min(live.n_kv, settle(pending, stored, new)))
@@ -86,7 +86,7 @@ class TurnRunner:
         live, pending, wanted = call.live, call.pending, call.spec.terms.adapter
         if not call.hint:
             answers = call.spec.generation is not None
-            pending.spans = turn_spans(self._engine, live, pending.turn, answer=answers)
+            pending.spans = turn_spans(self._engine, live, pending.turn, answer=answers, limit=self._ctx_limit)
         pending.base = len(live.tokens)
         if call.spec.generation and not pending.base + pending.n_prompt:
             raise BadRequest("there is nothing to answer: the context is empty", hint="Send messages or a prompt.")

@@ -18,6 +18,7 @@ from llmaas.engine.base import Engine
 from llmaas.kvchunks.store.store import Span
 from llmaas.service.chat import TurnText
 from llmaas.service.control_names import ControlNames
+from llmaas.service.refusals import refuse_if_too_long
 
 
 @dataclass(frozen=True, slots=True)
@@ -29,14 +30,18 @@ class _TextRun:
     special: bool
 
 
-def spans_of(engine: Engine, turn: TurnText, names: ControlNames, *, bos: bool) -> list[Span]:
-    """A span for each part of the turn. ``bos``: the text begins the context."""
+def spans_of(engine: Engine, turn: TurnText, names: ControlNames, *, after: int | None, limit: int) -> list[Span]:
+    """A span for each part of the turn. ``after``: the last token of the context; None: the text begins it. Raises
+    BadRequest for text that cannot be read, ContextTooLong if there are more than ``limit`` tokens."""
     ends = [(stop, message) for stop, message in turn.stops]
     found: list[list[int]] = [[] for _ in ends]
-    part = 0
+    part = n_tokens = 0
     for run in _runs(engine, turn, names):
-        tokens = engine.tokenize(turn.text[run.start : run.stop], special=run.special, bos=bos)
-        bos = False
+        text = turn.text[run.start : run.stop]
+        tokens = engine.tokenize(text, special=run.special, bos=after is None, after=after, limit=limit)
+        after = tokens[-1] if tokens else after
+        n_tokens += len(tokens)
+        refuse_if_too_long(n_tokens, limit)
         while part < len(ends) - 1 and ends[part][0] <= run.start:
             part += 1
         inside = list(takewhile(lambda stop: stop < run.stop, (stop for stop, _ in islice(ends, part, None))))  # noqa: B023

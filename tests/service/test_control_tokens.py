@@ -80,7 +80,9 @@ def test_ordinary_text_is_tokenized_in_one_go_between_messages() -> None:
     calls: list[tuple[str, bool]] = []
 
     class Watched(TextEngine):
-        def tokenize(self, text: str, *, special: bool, bos: bool, limit: int | None = None) -> list[int]:
+        def tokenize(
+            self, text: str, *, special: bool, bos: bool, after: int | None = None, limit: int | None = None
+        ) -> list[int]:
             calls.append((text, special))
             return super().tokenize(text, special=special, bos=bos, limit=limit)
 

@@ -33,6 +33,10 @@ def _compiled(source: str | None) -> ChatTemplate:
     return ChatTemplate(source, bos=BOS, eos=EOS)
 
 
+LIMIT = 1 << 20
+"""Tokens that a context may hold."""
+
+
 class TextEngine:
     """The text side of an engine."""
 
@@ -47,7 +51,9 @@ class TextEngine:
         self.n_renderings += 1
         return self.chat.render(messages, answer=answer)
 
-    def tokenize(self, text: str, *, special: bool, bos: bool, limit: int | None = None) -> list[int]:
+    def tokenize(
+        self, text: str, *, special: bool, bos: bool, after: int | None = None, limit: int | None = None
+    ) -> list[int]:
         tokens: list[int] = []
         at = 0
         for found in self._known.finditer(text) if special else ():
@@ -77,20 +83,20 @@ class Talk:
 
     def add(self, *messages: Message, answer: bool = False) -> None:
         turn = Turn(messages)
-        found = None if self.keep_thoughts else settled(self.engine, self.live, turn, answer=answer)
+        found = None if self.keep_thoughts else settled(self.engine, self.live, turn, answer=answer, limit=LIMIT)
         if found is not None:
             pending = PendingTurn(self.live, turn)
             self.n_unchanged.append(settle(pending, self.spans, found))
             assert pending.shift is not None
             self.spans = list(pending.shift.kept)
-        self._take(turn_spans(self.engine, self.live, turn, answer=answer))
+        self._take(turn_spans(self.engine, self.live, turn, answer=answer, limit=LIMIT))
 
     def answer(self, text: str) -> None:
         tokens = self.engine.tokenize(text, special=False, bos=False)
         self._take([Span(tuple(tokens), "assistant", text, True)])
 
     def raw(self, prompt: str) -> None:
-        self._take(turn_spans(self.engine, self.live, Turn(prompt=prompt), answer=False))
+        self._take(turn_spans(self.engine, self.live, Turn(prompt=prompt), answer=False, limit=LIMIT))
 
     def _take(self, spans: Sequence[Span]) -> None:
         self.live.add_spans(spans)

@@ -93,8 +93,10 @@ class FakeEngine:
 
     # -- text
 
-    def tokenize(self, text: str, *, special: bool, bos: bool) -> list[int]:
-        return fake_text.tokenize(text, special=special, bos=bos)
+    def tokenize(
+        self, text: str, *, special: bool, bos: bool, after: int | None = None, limit: int | None = None
+    ) -> list[int]:
+        return fake_text.tokenize(text, special=special, bos=bos, limit=limit)
 
     @property
     def control_names(self) -> tuple[str, ...]:

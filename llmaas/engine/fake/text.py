@@ -9,16 +9,28 @@ import re
 from collections.abc import Sequence
 
 from llmaas.engine.rules import check_token
+from llmaas.errors import ContextTooLong
 from llmaas.records import Message
 
 BOS, EOS, IM_START, IM_END = 256, 257, 258, 259
 N_VOCAB = 260
 _SPECIAL = {"<|bos|>": BOS, "<|eos|>": EOS, "<|im_start|>": IM_START, "<|im_end|>": IM_END}
 CONTROL_NAMES = tuple(_SPECIAL)
+MOST_BYTES = max(map(len, _SPECIAL))
+"""Bytes of text that one token stands for at most."""
 _SPECIAL_TEXT = re.compile("|".join(map(re.escape, _SPECIAL)))
 
 
-def tokenize(text: str, *, special: bool, bos: bool) -> list[int]:
+def tokenize(text: str, *, special: bool, bos: bool, limit: int | None = None) -> list[int]:
+    if limit is not None and len(text) > limit * MOST_BYTES:
+        raise ContextTooLong(f"the text has more than {limit} tokens; at most {limit} fit")
+    tokens = _tokens(text, special=special, bos=bos)
+    if limit is not None and len(tokens) > limit:
+        raise ContextTooLong(f"the text has more than {limit} tokens; at most {limit} fit")
+    return tokens
+
+
+def _tokens(text: str, *, special: bool, bos: bool) -> list[int]:
     tokens = [BOS] if bos else []
     at = 0
     for found in _SPECIAL_TEXT.finditer(text) if special else ():

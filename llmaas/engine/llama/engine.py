@@ -77,8 +77,10 @@ class LlamaEngine:
 
     # -- text
 
-    def tokenize(self, text: str, *, special: bool, bos: bool) -> list[int]:
-        return self._text().tokenize(text, special=special, bos=bos)
+    def tokenize(
+        self, text: str, *, special: bool, bos: bool, after: int | None = None, limit: int | None = None
+    ) -> list[int]:
+        return self._text().tokenize(text, special=special, bos=bos, after=after, limit=limit)
 
     @property
     def control_names(self) -> tuple[str, ...]:

@@ -60,8 +60,8 @@ def collect_errors() -> Iterator[list[str]]:
         _of_thread.errors = None
 
 
-def load_model(path: Path) -> Any:
-    """A ``llama_model *``. Raises ModelUnreadable with the path and the reason."""
+def load_model(path: Path, *, vocab_only: bool = False) -> Any:
+    """A ``llama_model *``; with ``vocab_only`` without weights. Raises ModelUnreadable with the path and the reason."""
     try:
         with path.open("rb") as file:
             magic = file.read(4)
@@ -69,8 +69,10 @@ def load_model(path: Path) -> Any:
         raise ModelUnreadable(f"cannot read the model {path}: {error.strerror or error}") from error
     if magic != b"GGUF":
         raise ModelUnreadable(f"{path} is not a GGUF model: it begins with {magic!r}")
+    parameters = C.llama_model_default_params()
+    parameters.vocab_only = vocab_only
     with collect_errors() as errors:
-        model = C.llama_model_load_from_file(os.fsencode(path), C.llama_model_default_params())
+        model = C.llama_model_load_from_file(os.fsencode(path), parameters)
     if not model:
         reason = errors[0] if errors else "llama.cpp gives no reason"
         raise ModelUnreadable(f"llama.cpp cannot load {path}: {reason}")

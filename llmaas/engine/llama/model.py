@@ -6,16 +6,12 @@ still runs when the engine closes never touches freed memory.
 
 from __future__ import annotations
 
-import ctypes
 import functools
 import hashlib
 import os
 import weakref
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
-
-import numpy as np
 
 from llmaas.calls import Sampling
 from llmaas.engine.base import Prepared
@@ -23,6 +19,9 @@ from llmaas.engine.constraint.compiler import Constraints
 from llmaas.engine.constraint.vocabulary import Vocabulary
 from llmaas.engine.llama.chat import ChatTemplate
 from llmaas.engine.llama.lib import C, known_token, load_model, metadata
+from llmaas.engine.llama.tokenizer import Tokenizer
+from llmaas.engine.llama.vocab import Vocab, piece_of
+from llmaas.errors import ModelUnreadable
 from llmaas.records import Geometry, Message
 
 _UNKNOWN, _CONTROL = 1 << 0, 1 << 3
@@ -31,6 +30,7 @@ _HEAD_BYTES = 8 << 20
 _SAMPLES = 256
 _SAMPLE_BYTES = 4096
 """Of a file: what ``weights_fingerprint`` reads."""
+_HINT = "Give --model a GGUF file of a model that writes text, with its vocabulary; 'llmaas doctor' examines one."
 
 
 class LlamaModel:
@@ -42,40 +42,32 @@ class LlamaModel:
         self.path = path
         self.handle = load_model(path)
         weakref.finalize(self, C.llama_model_free, self.handle).atexit = False  # at exit a context may still use it
-        self.vocab = C.llama_model_get_vocab(self.handle)
-        self.n_vocab = int(C.llama_vocab_n_tokens(self.vocab))
-        bos = known_token(C.llama_vocab_bos(self.vocab))
-        self._start = bos if C.llama_vocab_get_add_bos(self.vocab) else None
-        """The token that the model wants at the start of a text, if it wants one."""
-        self._pieces: dict[int, bytes] = {}
-        vocabulary = Vocabulary(
-            self.n_vocab, functools.partial(_piece, self.vocab), functools.partial(C.llama_vocab_is_eog, self.vocab)
-        )
-        self.constraints = Constraints(vocabulary)
+        try:
+            self._refuse_embedders()
+            self._words = words = Vocab(self.handle, metadata(self.handle, "tokenizer.ggml.pre") or "default")
+        except ModelUnreadable as error:
+            raise ModelUnreadable(f"{path} cannot be served: {error.message}", hint=_HINT) from error
+        self.vocab, self.n_vocab = words.handle, words.n_tokens
+        self._tokenizer = Tokenizer(words)
+        piece, is_end = functools.partial(piece_of, self.vocab), functools.partial(C.llama_vocab_is_eog, self.vocab)
+        self.constraints = Constraints(Vocabulary(self.n_vocab, piece, is_end))
         self._control_names: tuple[str, ...] | None = None
         template = C.llama_model_chat_template(self.handle, None)
         self._chat = ChatTemplate(
             template.decode("utf-8", "replace") if template else None,
-            bos=self._token_text(bos),
-            eos=self._token_text(known_token(C.llama_vocab_eos(self.vocab))),
+            bos=words.text(words.bos),
+            eos=words.text(words.eos),
         )
 
     # -- text
 
-    def tokenize(self, text: str, *, special: bool, bos: bool) -> list[int]:
-        data = text.encode("utf-8", "replace")
-        room = len(data) + 16  # a token covers at least one byte, but some tokenizers add a space in front
-        while True:
-            found = np.empty(room, np.int32)
-            pointer = found.ctypes.data_as(ctypes.POINTER(ctypes.c_int32))
-            n = int(C.llama_tokenize(self.vocab, data, len(data), pointer, room, False, special))
-            if n >= 0:
-                break
-            room = -n
-        tokens: list[int] = found[:n].tolist()
+    def tokenize(
+        self, text: str, *, special: bool, bos: bool, after: int | None = None, limit: int | None = None
+    ) -> list[int]:
+        tokens = self._tokenizer.tokens(text, special=special, after=after, limit=limit)
         # llama.cpp could do this, but it would put a second start token before a rendered template that has its own.
-        if bos and self._start is not None and tokens[:1] != [self._start]:
-            tokens.insert(0, self._start)
+        if bos and self._words.start is not None and tokens[:1] != [self._words.start]:
+            tokens.insert(0, self._words.start)
         return tokens
 
     @property
@@ -83,19 +75,14 @@ class LlamaModel:
         if self._control_names is None:
             kinds = _CONTROL | _UNKNOWN
             found = [t for t in range(self.n_vocab) if C.llama_vocab_get_attr(self.vocab, t) & kinds]
-            self._control_names = tuple(filter(None, map(self._token_text, found)))
+            self._control_names = tuple(filter(None, map(self._words.text, found)))
         return self._control_names
 
     def piece(self, token: int) -> bytes:
-        known = self._pieces.get(token)
-        if known is None:
-            self._check_token(token)
-            known = self._pieces[token] = _piece(self.vocab, token)
-        return known
+        return self._words.piece(token)
 
     def is_end(self, token: int) -> bool:
-        self._check_token(token)
-        return bool(C.llama_vocab_is_eog(self.vocab, token))
+        return self._words.is_end(token)
 
     def render(self, messages: Sequence[Message], *, answer: bool) -> str:
         return self._chat.render(messages, answer=answer)
@@ -103,12 +90,13 @@ class LlamaModel:
     def check_sampling(self, sampling: Sampling) -> Prepared | None:
         return self.constraints.check(sampling)
 
-    def _check_token(self, token: int) -> None:
-        if not 0 <= token < self.n_vocab:
-            raise ValueError(f"token {token} is not in the vocabulary of {self.n_vocab}")
-
-    def _token_text(self, token: int | None) -> str:
-        return "" if token is None else str(C.llama_vocab_get_text(self.vocab, token).decode("utf-8", "replace"))
+    def _refuse_embedders(self) -> None:
+        """Raise ModelUnreadable for a model that does not write one token after another."""
+        kind = metadata(self.handle, "general.architecture") or "of no known kind"
+        if metadata(self.handle, f"{kind}.attention.causal") == "false":
+            raise ModelUnreadable(f"its tokens see what follows them ({kind}): it makes embeddings and writes no text")
+        if C.llama_model_has_encoder(self.handle):
+            raise ModelUnreadable(f"it has an encoder ({kind}): only models that are a decoder alone are served")
 
     @property
     def end(self) -> int:
@@ -182,17 +170,10 @@ class LlamaModel:
     def former_vocab_fingerprint(self) -> str:
         """The same as version 0.1 made it, which also held the start token, whether it is wanted, and the end token."""
         vocab = self.vocab
-        starts = self._start is not None
+        starts = self._words.start is not None
         return self._vocab_hash((C.llama_vocab_type(vocab), C.llama_vocab_bos(vocab), starts, C.llama_vocab_eos(vocab)))
 
     def _vocab_hash(self, kind: tuple[int, ...]) -> str:
         hasher = hashlib.blake2b(repr(kind).encode(), digest_size=16)
         hasher.update(b"\x00".join([C.llama_vocab_get_text(self.vocab, token) for token in range(self.n_vocab)]))
         return hasher.hexdigest()
-
-
-def _piece(vocab: Any, token: int, room: int = 64) -> bytes:
-    """The bytes of a token; b"" for special ones."""
-    buffer = ctypes.create_string_buffer(room)
-    n = int(C.llama_token_to_piece(vocab, token, buffer, room, 0, False))
-    return buffer.raw[:n] if n >= 0 else _piece(vocab, token, -n)

@@ -1,0 +1,146 @@
+"""Text to tokens, through ``llama_tokenize``, without what a text could do to the process or to others who wait.
+
+Law: ``llama_tokenize`` is called here and nowhere else, with a piece of text whose length, words and stack are bounded.
+
+A long text is cut into pieces, so that a text that is too long is refused soon, and so that none takes much memory: 100
+to 190 bytes for each character of a piece. Text is cut only where no token of the vocabulary reaches over the cut and
+where every pre-tokenizer ends a word anyway; so the tokens are those of the whole text:
+
+* before a space between two ASCII letters;
+* behind a newline alone between two characters that are no white space; not before a slash, which the expressions
+  ``[\\r\\n/]*`` of some pre-tokenizers take together with the newline.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import re
+import threading
+from collections.abc import Callable, Iterator
+from concurrent.futures import Future
+from typing import TypeVar
+
+import numpy as np
+
+from llmaas.engine.llama.lib import C
+from llmaas.engine.llama.text_runs import longest_run, refuse_long_runs
+from llmaas.engine.llama.vocab import Vocab, VocabType
+from llmaas.errors import BadRequest, Busy, ContextTooLong
+
+T = TypeVar("T")
+
+PIECE = 1 << 14
+"""Characters of a piece, where the text can be cut."""
+MOST_UNCUT = 1 << 17
+"""Characters that may stand together where the text cannot be cut: 25 MB of memory while they are read, and 0.7 s if
+they are names of control tokens, among which llama.cpp searches in quadratic time."""
+_SHORT_RUN = 500
+"""Characters that a regular expression may match on any thread: 160 KB of stack."""
+_STACK_PER_CHARACTER = 1024
+"""Bytes that are reserved; 320 are used (``text_runs``)."""
+_PAGE, _SPARE_STACK = 1 << 16, 1 << 20
+_WORDS = re.compile(r"(?<=[A-Za-z])(?= [A-Za-z])")
+_LINES = re.compile(r"(?<=[^\s\u180e\u200b\u2060\ufeff]\n)(?=[^\s\u180e\u200b\u2060\ufeff/])")
+
+
+class Tokenizer:
+    """Turns text into tokens of a vocabulary. Safe on any thread. ``piece``: characters after which a text is cut."""
+
+    def __init__(self, vocab: Vocab, piece: int = PIECE) -> None:
+        self._vocab, self._piece = vocab, piece
+        self._mark = (vocab.own_character or "") if vocab.type is VocabType.SPM else ""
+        """Put in front of text that goes on from other text, and its tokens taken off again: SentencePiece vocabularies
+        want a space in front of a text. "" if this is not needed, or not possible."""
+        self._n_mark = len(self._call(self._mark, special=False)) if self._mark else 0
+        can_cut = vocab.type is VocabType.BPE or bool(self._mark)
+        kinds = ([_WORDS] if vocab.parts_words else []) + ([_LINES] if vocab.parts_lines else [])
+        self._cuts = re.compile("|".join(kind.pattern for kind in kinds)) if can_cut and kinds else None
+        self._deep = threading.Lock()
+
+    def tokens(self, text: str, *, special: bool, after: int | None = None, limit: int | None = None) -> list[int]:
+        """See ``Engine.tokenize``; without the start token. Raises BadRequest, ContextTooLong."""
+        text = text.encode("utf-8", "replace").decode()
+        if limit is not None and len(text) > limit * self._vocab.most_bytes:  # a character has a byte at least
+            raise _too_long(limit)
+        joined = after is not None and not self._vocab.is_named(after)
+        tokens: list[int] = []
+        for piece in self._pieces(text):
+            mark, n_mark = (self._mark, self._n_mark) if joined else ("", 0)
+            tokens += self._safe_call(mark + piece, special=special)[n_mark:]
+            if limit is not None and len(tokens) > limit:
+                raise _too_long(limit)
+            joined = True
+        return tokens
+
+    def _pieces(self, text: str) -> Iterator[str]:
+        start = 0
+        while start < len(text):
+            end = self._end_of_piece(text, start)
+            yield text[start:end]
+            start = end
+
+    def _end_of_piece(self, text: str, start: int) -> int:
+        """Raises BadRequest. Looks at no more than what a piece may hold: searching keeps other threads from Python."""
+        if self._cuts and (cut := self._cuts.search(text, start + self._piece, start + MOST_UNCUT + 2)):
+            return cut.start()
+        if len(text) - start > MOST_UNCUT:
+            raise BadRequest(
+                f"the text has more than {MOST_UNCUT} characters in a row without a place where this model's tokenizer "
+                f"can cut it, from character {start} on",
+                hint="Put line breaks into it.",
+            )
+        return len(text)
+
+    def _safe_call(self, text: str, *, special: bool) -> list[int]:
+        """``_call`` with enough stack for what the pre-tokenizer does. Raises BadRequest."""
+        if self._vocab.type is not VocabType.BPE:
+            return self._call(text, special=special)
+        longest = longest_run(self._vocab.pre, text)
+        refuse_long_runs(self._vocab.pre, text, longest)
+        if longest <= _SHORT_RUN:
+            return self._call(text, special=special)
+        with self._deep:  # one at a time: what a stack has used stays in memory until the next is made
+            return on_deep_stack(2 * longest * _STACK_PER_CHARACTER, lambda: self._call(text, special=special))
+
+    def _call(self, text: str, *, special: bool) -> list[int]:
+        data = text.encode()
+        room = len(data) + 16  # a token covers at least one byte, but some tokenizers add a space in front
+        while True:
+            found = np.empty(room, np.int32)
+            pointer = found.ctypes.data_as(ctypes.POINTER(ctypes.c_int32))
+            n = int(C.llama_tokenize(self._vocab.handle, data, len(data), pointer, room, False, special))
+            if n >= 0:
+                tokens: list[int] = found[:n].tolist()
+                return tokens
+            room = -n
+
+
+_stack_size = threading.Lock()
+"""``threading.stack_size`` holds for the whole process: it is set, a thread started, and it is set back under this."""
+
+
+def on_deep_stack(nbytes: int, do: Callable[[], T]) -> T:
+    """``do()`` on a thread of its own with so many bytes of stack, or some more. Raises Busy if there is no memory."""
+    done: Future[T] = Future()
+
+    def run() -> None:
+        try:
+            done.set_result(do())
+        except BaseException as error:
+            done.set_exception(error)
+
+    thread = threading.Thread(target=run, name="deep-stack", daemon=True)
+    with _stack_size:
+        before = threading.stack_size(-(-nbytes // _PAGE) * _PAGE + _SPARE_STACK)
+        try:
+            thread.start()
+        except RuntimeError as error:
+            raise Busy(f"no thread could be started to read the text: {error}") from error
+        finally:
+            threading.stack_size(before)
+    thread.join()
+    return done.result()
+
+
+def _too_long(limit: int) -> ContextTooLong:
+    return ContextTooLong(f"the text has more than {limit} tokens; at most {limit} fit")
