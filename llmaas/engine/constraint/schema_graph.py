@@ -24,7 +24,7 @@ Definitions = Mapping[str, Plain]
 TYPES = ("null", "boolean", "integer", "number", "string", "array", "object")
 _MAX_STEPS = 10
 """References, alternatives and properties that a proof follows into one another."""
-_MAX_PROOF = 20_000
+_MAX_PROOF = 100_000
 """Schemas that all proofs for one document look at."""
 
 

@@ -122,6 +122,17 @@ def test_what_cannot_be_kept_to_is_refused(constraints: Constraints, schema: Any
         constraints.check(Sampling(json_schema=json.dumps(schema)))
 
 
+def test_a_union_of_a_hundred_models_is_told_apart(constraints: Constraints, takes: Takes) -> None:
+    models = {f"M{i}": model(name={"type": "string"}, n={"type": "integer"}, kind=tag(f"k{i}")) for i in range(100)}
+    sampling = Sampling(
+        json_schema=json.dumps({"oneOf": [{"$ref": f"#/$defs/{name}"} for name in models], "$defs": models})
+    )
+    with measured():
+        assert constraints.begin(sampling) is not None
+    assert takes(constraints, sampling, '{"name":"a","n":1,"kind":"k7"}')
+    assert not takes(constraints, sampling, '{"name":"a","n":1}')
+
+
 def test_many_keys_with_one_large_value_are_no_bomb(constraints: Constraints) -> None:
     value = {"type": "object", "properties": {f"p{i}": {"type": "string"} for i in range(300)}}
     keys = [f"k{i}" for i in range(3_000)]
