@@ -22,6 +22,10 @@ OK, FAILED, USAGE, INTERRUPTED, PIPE_CLOSED = 0, 1, 2, 130, 141
 
 COMMANDS: dict[str, tuple[str, str]] = {
     "serve": ("llmaas.cli.serve", "run the daemon that serves the model"),
+    "service": (
+        "llmaas.cli.user_service",
+        "run the daemon at login, by systemd: install, uninstall, status",
+    ),
     "chat": ("llmaas.cli.chat", "talk to the model in a context that lasts"),
     "ctx": ("llmaas.cli.ctx", "list, show, fork, truncate and remove contexts"),
     "stats": ("llmaas.cli.stats", "what the daemon holds and how fast it is"),
@@ -30,6 +34,8 @@ COMMANDS: dict[str, tuple[str, str]] = {
     "limit": ("llmaas.cli.limit", "how many tokens per second apps may generate; change it while the daemon runs"),
     "doctor": ("llmaas.cli.doctor.command", "check engine, model, memory, store and socket"),
     "replay": ("llmaas.cli.replay", "run a trace of calls through the planner, in virtual time"),
+    "complete": ("llmaas.cli.completion", "print a script with which a shell completes command lines"),
+    "man": ("llmaas.cli.man", "print the manual page"),
     "demo": ("llmaas.cli.demo.command", "watch eight apps share one model and little memory"),
 }
 """Sub-command -> module with ``add_arguments(parser)`` and ``run(args) -> exit code``, and its one line of help."""
@@ -49,8 +55,13 @@ LLMAAS_DEBUG=1 shows tracebacks.
 """
 
 
-def build_parser(chosen: str | None) -> argparse.ArgumentParser:
-    """The whole parser; only the ``chosen`` sub-command gets its arguments."""
+def full_parser() -> argparse.ArgumentParser:
+    """The parser with the arguments of every sub-command."""
+    return build_parser(*COMMANDS)
+
+
+def build_parser(*chosen: str) -> argparse.ArgumentParser:
+    """The whole parser; only the ``chosen`` sub-commands get their arguments."""
     parser = Parser(
         prog="llmaas",
         description="One language model, served to every app on this device.",
@@ -68,7 +79,7 @@ def build_parser(chosen: str | None) -> argparse.ArgumentParser:
             formatter_class=argparse.RawDescriptionHelpFormatter,
             allow_abbrev=False,
         )
-        if name == chosen:
+        if name in chosen:
             importlib.import_module(module).add_arguments(sub)
     return parser
 
@@ -76,9 +87,9 @@ def build_parser(chosen: str | None) -> argparse.ArgumentParser:
 def main(argv: Sequence[str] | None = None) -> int:
     """Run one command line; returns the exit code."""
     argv = sys.argv[1:] if argv is None else list(argv)
-    chosen = next((arg for arg in argv if not arg.startswith("-")), None)
+    chosen = [arg for arg in argv if not arg.startswith("-")][:1]
     try:
-        args = build_parser(chosen).parse_args(argv)
+        args = build_parser(*chosen).parse_args(argv)
         code: int = importlib.import_module(COMMANDS[args.command][0]).run(args)
         sys.stdout.flush()
         return code

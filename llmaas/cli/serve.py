@@ -37,7 +37,7 @@ examples:
   llmaas serve --no-encrypt                         chunks on disk in clear
   LLMAAS_LOG_LEVEL=debug llmaas serve --config /etc/llmaas.toml
 
-The daemon logs to stderr and runs in the foreground; docs/operations.md has a systemd unit.
+The daemon logs to stderr and runs in the foreground; "llmaas service install" runs it at login.
 Ctrl-C or SIGTERM ends it gracefully, exit code 0.
 """
 
