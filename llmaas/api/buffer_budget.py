@@ -29,20 +29,34 @@ class BufferBudget:
         self._total, self._per_app = total, per_app
         self.used = 0
         self._held: Counter[str] = Counter()
+        self._excess: Counter[str] = Counter()
+        """By how much one thing that was held alone exceeded its app's share, while the app holds more than that."""
         self._waiting: list[_Waiting] = []
 
     def held(self, app: str) -> int:
         return self._held[app]
 
     def in_share(self, app: str) -> bool:
-        """Whether the app holds no more than its share."""
-        return self._held[app] <= self._per_app
+        """Whether the app holds no more than its share, or one thing that is larger than that by itself."""
+        return self._held[app] <= self._per_app + self._excess[app]
 
     def take(self, app: str, nbytes: int) -> bool:
         """Hold ``nbytes`` more; False if there is no room for them."""
         if not self._has_room(app, nbytes):
             return False
         self.take_anyway(app, nbytes)
+        return True
+
+    def grow(self, app: str, held: int, nbytes: int) -> bool:
+        """Hold ``nbytes``, if that is more, where ``held`` are held already; False if there is no room for them."""
+        if nbytes <= held:
+            return True
+        mine, used = self._held[app] - held, self.used - held
+        if (mine and mine + nbytes > self._per_app) or (used and used + nbytes > self._total):
+            return False
+        self.take_anyway(app, nbytes - held)
+        if not mine and nbytes > self._per_app:
+            self._excess[app] = nbytes - self._per_app
         return True
 
     def take_anyway(self, app: str, nbytes: int) -> None:
@@ -54,6 +68,8 @@ class BufferBudget:
     def give_back(self, app: str, nbytes: int) -> None:
         self.used -= nbytes
         self._held[app] -= nbytes
+        if self._held[app] <= self._per_app:
+            del self._excess[app]
         if not self._held[app]:
             del self._held[app]
         self._serve()
@@ -75,9 +91,11 @@ class BufferBudget:
         self._serve()
 
     def _has_room(self, app: str, nbytes: int) -> bool:
+        if not nbytes:
+            return self.in_share(app)
         mine = self._held[app]
         fits_app = not mine or mine + nbytes <= self._per_app
-        return fits_app and (not nbytes or not self.used or self.used + nbytes <= self._total)
+        return fits_app and (not self.used or self.used + nbytes <= self._total)
 
     def _serve(self) -> None:
         """Grant what fits. Who finds its app's share taken does not hold up other apps; who finds all taken does."""

@@ -8,12 +8,13 @@ from __future__ import annotations
 
 import asyncio
 from concurrent.futures import Future
+from dataclasses import replace
 from typing import Protocol
 
 from llmaas.api.frame_reader import SMALL_FRAME, FrameReader, RoomNeeded
-from llmaas.api.incoming import Incoming, read_incoming
+from llmaas.api.incoming import Incoming, read_large
 from llmaas.api.shares import Shares
-from llmaas.errors import BadRequest, FrameTooLarge
+from llmaas.errors import BadRequest, Busy, FrameTooLarge
 
 
 class FrameTaker(Protocol):
@@ -146,10 +147,10 @@ class FrameIntake:
 
     def _decode(self, body: bytearray) -> None:
         self._decoding = True
-        future = self._shares.decoder.submit(self._taker.app, read_incoming, body)
+        future = self._shares.decoder.submit(self._taker.app, read_large, body)
         future.add_done_callback(lambda f: self._loop.call_soon_threadsafe(self._decoded, f))
 
-    def _decoded(self, future: Future[Incoming]) -> None:
+    def _decoded(self, future: Future[tuple[Incoming, int]]) -> None:
         self._decoding = False
         if self._closed or (error := future.exception()) is not None:
             self._give_back()
@@ -157,8 +158,12 @@ class FrameIntake:
                 self._taker.has_failed(error)
             return
         held, self._held = self._held, 0
+        incoming, nbytes = future.result()
+        if not self._shares.buffers.grow(self._taker.app, held, nbytes):
+            busy = Busy(f"large requests hold all the memory that there is for them; this one takes {nbytes} bytes")
+            incoming, nbytes = replace(incoming, request=busy), held
         try:
-            self._taker.take_large(future.result(), held)
+            self._taker.take_large(incoming, max(held, nbytes))
         except Exception as e:
             self._taker.has_failed(e)
         else:

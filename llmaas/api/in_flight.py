@@ -78,7 +78,7 @@ class InFlight:
             self._give_back(held)
             self._write(encode(replies.failed_frame(None, request)))
             return
-        if isinstance(request, BadRequest):
+        if isinstance(request, BadRequest | Busy):
             self._give_back(held)
             self._failed(request_id, request)
             return

@@ -36,7 +36,7 @@ class Limits:
     """Requests other than append and generate that run at once, of all apps."""
     app_tasks: int = 64
     """The same of one app."""
-    buffer_bytes: int = 6 * MAX_FRAME
+    buffer_bytes: int = 4 * MAX_FRAME
     """Large frames, for as long as their requests run, and replies that are not read: of all connections together."""
     app_buffer_bytes: int = 2 * MAX_FRAME
     """The same for one app."""

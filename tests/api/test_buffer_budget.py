@@ -54,3 +54,22 @@ def test_nothing_is_lost_and_no_more_is_held_than_there_is(asked: list[tuple[str
         budget.give_back(*held.pop(0))
         assert budget.used == sum(n for _, n in held) <= 100
     assert budget.used == 0 and not budget.crowded
+
+
+def test_what_grows_needs_room_and_alone_it_holds_up_nothing_of_its_app() -> None:
+    budget, served = BufferBudget(total=100, per_app=40), list[str]()
+    assert budget.take("a", 20) and budget.grow("a", 20, 70)
+    assert budget.held("a") == budget.used == 70 and budget.in_share("a")
+    assert budget.take("b", 20) and budget.grow("b", 20, 15)
+    assert not budget.grow("b", 20, 31), "no room in all"
+    assert budget.grow("b", 20, 30) and budget.used == 100
+    budget.take_anyway("a", 1)
+    assert not budget.in_share("a")
+    budget.wait("a", 0, lambda: served.append("a"))
+    budget.give_back("a", 1)
+    assert served == ["a"]
+    budget.give_back("a", 70)
+    budget.take_anyway("a", 41)
+    assert not budget.in_share("a"), "the next one is not the one that was alone"
+    budget.give_back("a", 41)
+    assert budget.take("b", 10) and not budget.grow("b", 10, 11), "no room in its share"

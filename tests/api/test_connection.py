@@ -384,6 +384,32 @@ async def test_large_requests_hold_their_bytes_until_they_end_and_come_in_order(
         await until(lambda: server.shares[Door.APPS].buffers.used == 0)
 
 
+WIDE = "\U0001f600"
+"""A character that makes Python keep each character of its text in four bytes."""
+
+
+@on_a_loop
+async def test_a_large_request_counts_with_what_it_takes_in_memory(path: Path) -> None:
+    limits = Limits(max_frame=100_000, write_buffer=200_000, buffer_bytes=600_000, app_buffer_bytes=200_000)
+    async with serving(path, limits=limits) as (backend, server):
+        buffers = server.shares[Door.APPS].buffers
+        wide, other = await with_context(path), await with_context(path, app="other")
+        request = {"op": "generate", "context": "inbox", "prompt": "wait", "json_schema": WIDE + "x" * 60_000}
+        wide.send({"id": 1, **request})
+        await until(lambda: len(backend.running) == 1)
+        assert 240_000 < buffers.used < 245_000
+        assert (await wide.frame() or {})["type"] == "piece"
+        assert (await wide.ask(2, "ping"))["type"] == "done", "alone it holds up nothing of its app"
+        other.send({"id": 1, **request})
+        await until(lambda: len(backend.running) == 2)
+        third = await with_context(path, app="third")
+        assert (await third.ask(1, **request))["code"] == "busy"  # type: ignore[arg-type]
+        assert (await third.ask(2, **{**request, "json_schema": "x" * 60_000}))["type"] == "piece"  # type: ignore[arg-type]
+        for each in (wide, other, third):
+            await each.close()
+        await until(lambda: buffers.used == 0)
+
+
 @on_a_loop
 async def test_a_flood_of_requests_takes_turns_with_anothers(path: Path) -> None:
     async with serving(path):
