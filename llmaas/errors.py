@@ -204,6 +204,16 @@ class ModelUnreadable(MachineError):
     hint = "Give the path of a readable GGUF model file with --model."
 
 
+class ModelChanged(MachineError):
+    """The model's file was cut or written to while it was served, so the weights are not those of the start."""
+
+    code = "model_changed"
+    hint = (
+        "Put the file in order and restart the daemon; conversations are whole. To update a model, write the new file "
+        "beside it and rename it over the old one (mv): a daemon that runs goes on with the old one."
+    )
+
+
 class ModelMismatch(MachineError):
     """The context's token ids belong to another tokenizer than the running model's."""
 

@@ -10,7 +10,8 @@ number is in 0 .. n_seqs-1. A step is one batch of tokens, computed together.
 methods: ``tokenize``, ``piece``, ``is_end``, ``render``, ``check_sampling``.
 
 **Errors.** An argument that breaks a rule given here raises ValueError (``engine/rules.py`` has the checks), a closed
-engine EngineFailed. After an exception every sequence is as it was before the call.
+engine EngineFailed. After an exception every sequence is as it was before the call; but where ``info.chunkable`` is
+False, the sequences of a step that failed may be empty.
 """
 
 from __future__ import annotations
@@ -173,7 +174,8 @@ class Engine(Protocol):
         length. ``adapter``: name of the loaded adapter with which the whole batch is computed, "" for the bare model.
         Cells keep what they were computed with: the caller knows whose KV may follow whose.
 
-        Raises Aborted, CellsFull, and EngineFailed if the runtime fails.
+        Raises Aborted, CellsFull, ModelChanged if a file of the model is not what was loaded, and EngineFailed if the
+        runtime fails.
         """
 
     def steps(

@@ -101,6 +101,9 @@ class Calls:
                 ended = self._batching.done(event, now)
             case StepFailed():
                 ended = self._batching.failed(event, now)
+                if not event.aborted:
+                    for job, _ in ended:
+                        self._contexts.step_failed(job.context, out)
             case _:
                 assert_never(event)
         for job, outcome in ended:

@@ -66,6 +66,11 @@ class CellTable:
         context.lossy = {i for i in context.lossy if i * CHUNK_TOKENS < n}
         self._release_if_empty(context)
 
+    def lose(self, context: Context, out: list[Action]) -> None:
+        """A step of the context failed. A state that cannot be cut may hold part of it: then none of it can stay."""
+        if not self._cuttable:
+            self.trim(context, 0, out)
+
     # -- room
 
     @property

@@ -73,6 +73,10 @@ class ContextTable:
         if stored:  # no context contains them
             out.append(DropDisk(tuple(stored)))
 
+    def step_failed(self, context: Context, out: list[Action]) -> None:
+        """The engine could not run a step of the context."""
+        self._cells.lose(context, out)
+
     # -- what others may know
 
     @property

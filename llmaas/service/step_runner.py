@@ -8,10 +8,11 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Callable, Sequence
+from copy import copy
 from dataclasses import dataclass, field
 
 from llmaas.engine.base import Aborted, BatchItem
-from llmaas.errors import Internal
+from llmaas.errors import Internal, LlmaasError
 from llmaas.planner.actions import RunStep
 from llmaas.planner.events import CancelRequested, Drawn, Event
 from llmaas.service.call import Call
@@ -91,6 +92,9 @@ class StepRunner:
                 rows = self._draw(burst)
             except Exception as e:
                 if not burst.n_done:
+                    if isinstance(e, LlmaasError):
+                        for call in calls:
+                            call.hold.error = copy(e)
                     raise
                 log.warning("a burst ended after %d steps: %r", burst.n_done, e)
                 self._send(burst)

@@ -478,3 +478,24 @@ def test_a_policy_is_a_setting_and_an_unknown_one_is_refused(name: str) -> None:
     assert getattr(settings(), name)
     with pytest.raises(ValueError, match=f"{name} is one of .*, not other"):
         settings(**{name: "other"})
+
+
+@pytest.mark.parametrize("swappable", [True, False])
+def test_after_a_failed_step_only_a_state_that_can_be_cut_is_gone_on_from(swappable: bool) -> None:
+    w = world(swappable=swappable)
+    ctx = w.open()
+    run_call(w, ctx, 100, 0)
+    failed = w.call(ctx, 20, 3)
+    while not isinstance(w.due[0], act.RunStep):
+        w.answer_one(0)
+    step = w.due.pop(0)
+    assert isinstance(step, act.RunStep)
+    w.send(ev.StepFailed(step.step))
+    w.settle()
+    assert w.finished[failed].outcome is act.Outcome.ENGINE_FAILED
+    drops = [a for _, actions in w.log for a in actions if isinstance(a, act.DropCells)]
+    assert [drop.start for drop in drops] == ([] if swappable else [0])
+    again = w.call(ctx, 20, 3)
+    w.settle()
+    assert w.finished[again].outcome in (act.Outcome.LENGTH, act.Outcome.STOP)
+    assert not w.planner.check()

@@ -78,6 +78,17 @@ class SequenceCells:
             if length > start:
                 C.llama_memory_seq_cp(self._memory, other, self._guard, start, length)
 
+    def take_back(self, seq: int, start: int) -> bool:
+        """A step failed that had this sequence at ``start``: as ``truncate``. Where the state cannot be cut, and the
+        step had begun to change it, the whole sequence goes. Returns whether the first ``start`` positions are left.
+        """
+        try:
+            self.truncate(seq, start)
+        except EngineFailed:
+            self.truncate(seq, 0)
+            return False
+        return True
+
     def read(self, seq: int, start: int, stop: int, buffer: Bytes) -> None:
         """Write the state of positions start .. stop-1 into ``buffer``, as far as it fits."""
         C.llama_memory_seq_cp(self._memory, seq, self._scratch, start, stop)

@@ -13,7 +13,7 @@ from typing import Any
 import numpy as np
 
 from llmaas.engine.base import Halt
-from llmaas.engine.llama.batch import Batch, decode_failure
+from llmaas.engine.llama.batch import Batch
 from llmaas.engine.llama.lib import C, ggml_function
 from llmaas.native import load_library
 
@@ -67,11 +67,11 @@ class DecodeRun:
 
     def run(
         self, samplers: Sequence[Any], most: int, seconds: float, halt: Halt, probe: int | None
-    ) -> tuple[list[list[int]], Exception | None]:
+    ) -> tuple[list[list[int]], int]:
         """Decode the batch, which holds one token per sampler, and go on for at most ``most`` steps.
 
-        Returns the tokens of each step that was done, and what the next one failed with, if it failed. ``probe``: the
-        address of a flag that is set to 1 before the last of ``most`` steps.
+        Returns the tokens of each step that was done, and the code of ``llama_decode`` with which the next one failed,
+        or 0. ``probe``: the address of a flag that is set to 1 before the last of ``most`` steps.
         """
         assert self._library is not None
         n, run = len(samplers), self._run
@@ -80,7 +80,7 @@ class DecodeRun:
         run.most, run.seconds, run.status = min(most, MOST), seconds, 0
         steps = int(self._library.steps_run(ctypes.byref(run)))
         rows: list[list[int]] = self._drawn.reshape(-1)[: steps * n].reshape(steps, n).tolist()
-        return rows, decode_failure(int(run.status)) if run.status else None
+        return rows, int(run.status)
 
 
 def _fits(library: ctypes.CDLL) -> bool:

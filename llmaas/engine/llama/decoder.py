@@ -1,6 +1,7 @@
 """Steps of llama.cpp: one ``llama_context`` with its cells, samplers, adapters and query probe.
 
-Law: the engine's thread only, except ``abort_flag``. A step that fails leaves every sequence as it was.
+Law: the engine's thread only, except ``abort_flag``. A step that fails leaves every sequence as it was, or empty if the
+model's state cannot be cut. What a step computed is used only if the model's files are still those that were loaded.
 """
 
 from __future__ import annotations
@@ -21,6 +22,7 @@ from llmaas.engine.llama.model import LlamaModel
 from llmaas.engine.llama.query_probe import QueryProbe
 from llmaas.engine.llama.sampling import Samplers
 from llmaas.engine.rules import check_step
+from llmaas.errors import ModelChanged
 from llmaas.records import F32
 
 
@@ -35,6 +37,7 @@ class LlamaDecoder:
         self.probe = QueryProbe(model.geometry(), n_head, n_batch=settings.n_batch, n_seqs=settings.n_seqs)
         self.samplers = Samplers(model.constraints, model.n_vocab, model.end)
         self.n_vocab = model.n_vocab
+        self._files = model.files
         self.context: Any = new_context(model, settings, self.probe)
         self.cells = SequenceCells(self.context, settings.n_seqs, window_of(model.handle))
         self.adapters = LlamaAdapters(model.handle, self.context)
@@ -52,16 +55,17 @@ class LlamaDecoder:
     def step(self, items: Sequence[BatchItem], adapter: str) -> list[int | None]:
         """See ``Engine.step``."""
         check_step(items, self.cells.lengths, self.samplers, self.n_vocab, self.max_batch)
+        self._files.check()
         self.adapters.use(adapter)
         last = self.batch.fill(items)
         self.abort_flag.clear()
         self.probe.watch(items)
         self._logits_rows = []
         status = int(C.llama_decode(self.context, self.batch.struct))
-        if status != 0:
+        if (failure := self._failure(status)) is not None:
             for item in items:  # llama.cpp keeps the part-batches that it had finished
-                self.cells.truncate(item.seq, item.pos)
-            raise decode_failure(status)
+                self.cells.take_back(item.seq, item.pos)
+            raise failure
         self.probe.collect()
         drawn: list[int | None] = []
         for item, index in zip(items, last, strict=True):
@@ -81,21 +85,35 @@ class LlamaDecoder:
         if not self._run.built or None in chains:
             return [[token for token in self.step(items, adapter) if token is not None]]
         most = self.probe.steps_to_sample(items, most)
+        self._files.check()
         self.adapters.use(adapter)
         self.batch.fill(items)
         self.abort_flag.clear()
-        rows, failure = self._run.run(chains, most, seconds, halt, self.probe.prepare(items, most))
-        if failure is None:
+        rows, status = self._run.run(chains, most, seconds, halt, self.probe.prepare(items, most))
+        if (failure := self._failure(status)) is None:
             self.probe.collect()
         else:
-            for item in items:
-                self.cells.truncate(item.seq, item.pos + len(rows))
-            if not rows:
+            if isinstance(failure, ModelChanged):
+                rows = []
+            kept = [self.cells.take_back(item.seq, item.pos + len(rows)) for item in items]
+            if not rows or not all(kept):
+                for item in items:
+                    self.cells.take_back(item.seq, item.pos)
                 raise failure
         for item in items:
             self.cells.extend(item.seq, item.pos, item.pos + len(rows))
         self._logits_rows = list(range(len(items)))
         return rows
+
+    def _failure(self, status: int) -> Exception | None:
+        """What is wrong with a step for which ``llama_decode`` returned ``status``."""
+        if status:
+            return decode_failure(status)
+        try:
+            self._files.check()
+        except ModelChanged as error:
+            return error
+        return None
 
     def logits(self, item: int) -> F32:
         """See ``Engine.logits``."""

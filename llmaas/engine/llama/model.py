@@ -19,6 +19,7 @@ from llmaas.engine.constraint.compiler import Constraints
 from llmaas.engine.constraint.vocabulary import Vocabulary
 from llmaas.engine.llama.chat import ChatTemplate
 from llmaas.engine.llama.lib import C, known_token, load_model, metadata
+from llmaas.engine.llama.model_file import ModelFiles
 from llmaas.engine.llama.tokenizer import Tokenizer
 from llmaas.engine.llama.vocab import Vocab, piece_of
 from llmaas.errors import ModelUnreadable
@@ -26,10 +27,6 @@ from llmaas.records import Geometry, Message
 
 _UNKNOWN, _CONTROL = 1 << 0, 1 << 3
 """llama.h: enum llama_token_attr."""
-_HEAD_BYTES = 8 << 20
-_SAMPLES = 256
-_SAMPLE_BYTES = 4096
-"""Of a file: what ``weights_fingerprint`` reads."""
 _HINT = "Give --model a GGUF file of a model that writes text, with its vocabulary; 'llmaas doctor' examines one."
 
 
@@ -40,8 +37,11 @@ class LlamaModel:
 
     def __init__(self, path: Path) -> None:
         self.path = path
+        self.files = ModelFiles(path)
+        weakref.finalize(self, self.files.close)
         self.handle = load_model(path)
         weakref.finalize(self, C.llama_model_free, self.handle).atexit = False  # at exit a context may still use it
+        self.files.check_path()
         try:
             self._refuse_embedders()
             self._words = words = Vocab(self.handle, metadata(self.handle, "tokenizer.ggml.pre") or "default")
@@ -142,22 +142,8 @@ class LlamaModel:
         return original is not None and n_cells > int(original)
 
     def weights_fingerprint(self) -> str:
-        """A hash that names the weights, 32 hex digits.
-
-        It covers the file's size, its first 8 MiB and 256 evenly spaced samples of 4 KiB, so any training or
-        quantisation of the weights changes it. The first 8 MiB hold all metadata and the tensor table; of giant
-        vocabularies the samples and ``vocab_fingerprint`` cover the rest. Rejected: hashing all of the file, which
-        takes seconds at every start for a model of several GB. An edit of a few bytes by hand can escape this hash.
-        """
-        hasher = hashlib.blake2b(digest_size=16)
-        with self.path.open("rb") as file:
-            size = os.fstat(file.fileno()).st_size
-            hasher.update(size.to_bytes(8, "little"))
-            hasher.update(file.read(_HEAD_BYTES))
-            for i in range(_SAMPLES):
-                file.seek(max(0, size - _SAMPLE_BYTES) * i // (_SAMPLES - 1))
-                hasher.update(file.read(_SAMPLE_BYTES))
-        return hasher.hexdigest()
+        """A hash that names the weights, 32 hex digits."""
+        return self.files.fingerprint
 
     def vocab_fingerprint(self) -> str:
         """A hash of the tokenizer's kind and the text of every token: 32 hex digits.

@@ -1,0 +1,178 @@
+"""A model's file that is cut, written to, renamed or replaced while it is served."""
+
+from __future__ import annotations
+
+import os
+import shutil
+import subprocess
+import sys
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from llmaas.calls import Sampling
+from llmaas.engine.base import BatchItem, Halt
+from llmaas.engine.llama.engine import LlamaEngine
+from llmaas.engine.llama.model_file import ModelFiles
+from llmaas.errors import ModelChanged, ModelUnreadable
+from tests.support.random_models import write_llama
+
+PROMPT = list(range(3, 40))
+
+
+@pytest.fixture
+def path(tmp_path: Path) -> Path:
+    return write_llama(tmp_path / "model.gguf")
+
+
+@pytest.fixture
+def engine(path: Path) -> Iterator[LlamaEngine]:
+    made = LlamaEngine(path, n_cells=512, n_seqs=2, n_threads=1)
+    made.set_sampler(0, Sampling(temperature=0.0))
+    yield made
+    made.close()
+
+
+def cut(path: Path) -> None:
+    os.truncate(path, path.stat().st_size // 2)
+
+
+def grow(path: Path) -> None:
+    with path.open("ab") as file:
+        file.write(b"more")
+
+
+def write(path: Path) -> None:
+    with path.open("r+b") as file:
+        file.seek(path.stat().st_size - 100)
+        file.write(b"\x00\x01\x02\x03")
+
+
+def overwrite(path: Path) -> None:
+    """As ``cp`` does."""
+    other = path.with_name("other")
+    write_llama(other, seed=2)
+    shutil.copyfile(other, path)
+
+
+def write_and_set_the_time_back(path: Path) -> None:
+    before = path.stat()
+    with path.open("r+b") as file:
+        file.seek(1000)
+        file.write(bytes(40_000))
+    os.utime(path, ns=(before.st_atime_ns, before.st_mtime_ns))
+
+
+@pytest.mark.parametrize("change", [cut, grow, write, overwrite, write_and_set_the_time_back])
+def test_no_step_uses_a_file_that_was_changed_in_place(
+    engine: LlamaEngine, path: Path, change: Callable[[Path], None]
+) -> None:
+    (token,) = engine.step([BatchItem(0, 0, PROMPT, 0)])
+    assert token is not None
+    change(path)
+    for _ in range(2):
+        with pytest.raises(ModelChanged, match=r"model\.gguf") as error:
+            engine.step([BatchItem(0, len(PROMPT), [token], 0)])
+        with pytest.raises(ModelChanged):
+            engine.steps([BatchItem(0, len(PROMPT), [token], 0)], 8, 1.0, Halt())
+    assert "restart" in error.value.hint
+    assert engine.length(0) == len(PROMPT)
+    assert np.isfinite(engine.export(0, 0, 20).k).all(), "what was computed before is still there"
+    engine.drop(0, 0)
+    assert engine.tokenize("the sea", special=False, bos=False)
+
+
+def delete(path: Path) -> None:
+    path.unlink()
+
+
+def replace(path: Path) -> None:
+    """As ``mv`` does, and every good updater."""
+    other = path.with_name("other")
+    write_llama(other, seed=2)
+    other.rename(path)
+
+
+def rename(path: Path) -> None:
+    path.rename(path.with_name("old"))
+
+
+def chmod(path: Path) -> None:
+    path.chmod(0o400)
+
+
+@pytest.mark.parametrize("change", [delete, replace, rename, chmod])
+def test_what_leaves_the_open_file_as_it_is_does_no_harm(
+    engine: LlamaEngine, path: Path, change: Callable[[Path], None]
+) -> None:
+    before = engine.step([BatchItem(0, 0, PROMPT, 0)])
+    change(path)
+    assert engine.step([BatchItem(1, 0, PROMPT, 0)]) == before
+
+
+def test_what_a_step_computed_while_the_file_was_written_to_is_not_used(
+    engine: LlamaEngine, path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (token,) = engine.step([BatchItem(0, 0, PROMPT, 0)])
+    assert token is not None
+    real, looks = ModelFiles.check, []
+
+    def check(files: ModelFiles) -> None:
+        looks.append(1)
+        if len(looks) == 2:  # the look after the step
+            write(path)
+        real(files)
+
+    monkeypatch.setattr(ModelFiles, "check", check)
+    with pytest.raises(ModelChanged):
+        engine.steps([BatchItem(0, len(PROMPT), [token], 0)], 8, 1.0, Halt())
+    assert (engine.length(0), len(looks)) == (len(PROMPT), 2)
+
+
+def test_every_part_of_a_split_model_is_watched(tmp_path: Path) -> None:
+    parts = [tmp_path / f"m-0000{i}-of-00002.gguf" for i in (1, 2)]
+    for part in (*parts, tmp_path / "m-00001-of-00003.gguf", tmp_path / "other.gguf"):
+        part.write_bytes(b"GGUF" * 1000)
+    files = ModelFiles(parts[0])
+    grow(tmp_path / "other.gguf")
+    grow(tmp_path / "m-00001-of-00003.gguf")
+    files.check()
+    grow(parts[1])
+    with pytest.raises(ModelChanged, match="m-00002-of-00002"):
+        files.check()
+    files.close()
+
+
+def test_a_file_that_is_replaced_while_it_is_loaded_is_not_taken_for_the_first(path: Path) -> None:
+    files = ModelFiles(path)
+    files.check_path()
+    replace(path)
+    with pytest.raises(ModelUnreadable, match="replaced"):
+        files.check_path()
+    path.unlink()
+    with pytest.raises(ModelUnreadable, match="replaced"):
+        files.check_path()
+    files.close()
+    with pytest.raises(ModelUnreadable, match="No such file"):
+        ModelFiles(path)
+
+
+def test_looking_takes_microseconds(path: Path) -> None:
+    """It is done twice for each run of steps, while the caches hold weights."""
+    script = f"""
+import time
+from pathlib import Path
+from llmaas.engine.llama.model_file import ModelFiles
+files = ModelFiles(Path({str(path)!r}))
+def look():
+    begin = time.perf_counter()
+    for _ in range(1000):
+        files.check()
+    return (time.perf_counter() - begin) / 1000
+print(min(look() for _ in range(20)))
+files.close()
+"""
+    seconds = float(subprocess.run([sys.executable, "-c", script], capture_output=True, check=True, text=True).stdout)
+    assert seconds < 50e-6
