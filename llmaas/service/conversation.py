@@ -38,7 +38,8 @@ class MarkedConversation:
         return self._guarded[number].content
 
     def read(self, marked: str) -> RenderedText:
-        return self._marks.read(marked)
+        """A rendered text; if a content in it is a mark, what follows it: the rest may be long, and is not wanted."""
+        return self._marks.read(marked[max(0, marked.find(self._marks.cut)) :])
 
     def with_ends(self, marked: str, answer: bool, numbers: Collection[int], *, cut: int | None = None) -> RenderedText:
         """``marked``, which is ``self.marked(answer, cut=cut)``, and where the messages' contents end. A template that
@@ -49,8 +50,16 @@ class MarkedConversation:
                 texts[number] = self._marks.ended(texts[number], number)
             ended = self._render(texts, answer)
             if self._marks.without_ends(ended) == marked:
-                return replace(self.read(ended), ends_known=True)
+                found = self.read(ended)
+                ends = {number: self._past_space(found.text, end, number) for number, end in found.ends.items()}
+                return replace(found, ends=ends, ends_known=True)
         return self.read(marked)
+
+    def _past_space(self, text: str, end: int, number: int) -> int:
+        """The place behind white space that the content ends with, if the template has left it there."""
+        content = self.messages[number].content
+        space = content[len(content.rstrip()) :]
+        return end + len(space) if text.startswith(space, end) else end
 
     def closed(self, stop: int) -> str | None:
         """What a context holds behind the last content before ``stop`` when no answer has been opened: all that comes

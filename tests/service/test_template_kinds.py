@@ -197,6 +197,15 @@ def test_an_answer_of_control_tokens_is_kept_since_its_text_does_not_say_it() ->
     )
 
 
+def test_an_answer_that_ends_with_white_space_is_written_anew_too() -> None:
+    t = talk("command-r7b-thinking", turns=1)
+    t.answer("Yes. \n")
+    t.add(Message("user", "Sure?\n"), Message("user", "Well? "), answer=True)
+    assert t.text == t.whole and len(t.n_unchanged) == 1
+    for mark in t.live.marks:
+        assert t.text_engine.text(t.live.tokens[: mark.end]).endswith("<|END_OF_TURN_TOKEN|>")
+
+
 def test_white_space_alone_is_no_reason_to_compute_anew() -> None:
     t = talk("llama3", turns=1)
     t.answer(" Yes. \n")

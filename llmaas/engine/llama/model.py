@@ -25,8 +25,6 @@ from llmaas.engine.llama.vocab import Vocab, piece_of
 from llmaas.errors import ModelUnreadable
 from llmaas.records import Geometry, Message
 
-_UNKNOWN, _CONTROL = 1 << 0, 1 << 3
-"""llama.h: enum llama_token_attr."""
 _HINT = "Give --model a GGUF file of a model that writes text, with its vocabulary; 'llmaas doctor' examines one."
 
 
@@ -51,7 +49,6 @@ class LlamaModel:
         self._tokenizer = Tokenizer(words)
         piece, is_end = functools.partial(piece_of, self.vocab), functools.partial(C.llama_vocab_is_eog, self.vocab)
         self.constraints = Constraints(Vocabulary(self.n_vocab, piece, is_end))
-        self._control_names: tuple[str, ...] | None = None
         template = C.llama_model_chat_template(self.handle, None)
         self._chat = ChatTemplate(
             template.decode("utf-8", "replace") if template else None,
@@ -72,11 +69,7 @@ class LlamaModel:
 
     @property
     def control_names(self) -> tuple[str, ...]:
-        if self._control_names is None:
-            kinds = _CONTROL | _UNKNOWN
-            found = [t for t in range(self.n_vocab) if C.llama_vocab_get_attr(self.vocab, t) & kinds]
-            self._control_names = tuple(filter(None, map(self._words.text, found)))
-        return self._control_names
+        return self._words.control_names
 
     def piece(self, token: int) -> bytes:
         return self._words.piece(token)

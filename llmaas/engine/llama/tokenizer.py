@@ -39,6 +39,7 @@ _SHORT_RUN = 500
 _STACK_PER_CHARACTER = 1024
 """Bytes that are reserved; 320 are used (``text_runs``)."""
 _PAGE, _SPARE_STACK = 1 << 16, 1 << 20
+_EACH, _NOTHING = re.compile(".", re.DOTALL), r"(?!)"
 _WORDS = re.compile(r"(?<=[A-Za-z])(?= [A-Za-z])")
 _LINES = re.compile(r"(?<=[^\s\u180e\u200b\u2060\ufeff]\n)(?=[^\s\u180e\u200b\u2060\ufeff/])")
 
@@ -52,6 +53,7 @@ class Tokenizer:
         """Put in front of text that goes on from other text, and its tokens taken off again: SentencePiece vocabularies
         want a space in front of a text. "" if this is not needed, or not possible."""
         self._n_mark = len(self._call(self._mark, special=False)) if self._mark else 0
+        self._names = re.compile("|".join(map(re.escape, vocab.control_names)) or _NOTHING)
         can_cut = vocab.type is VocabType.BPE or bool(self._mark)
         kinds = ([_WORDS] if vocab.parts_words else []) + ([_LINES] if vocab.parts_lines else [])
         self._cuts = re.compile("|".join(kind.pattern for kind in kinds)) if can_cut and kinds else None
@@ -65,12 +67,28 @@ class Tokenizer:
         joined = after is not None and not self._vocab.is_named(after)
         tokens: list[int] = []
         for piece in self._pieces(text):
-            mark, n_mark = (self._mark, self._n_mark) if joined else ("", 0)
-            tokens += self._safe_call(mark + piece, special=special)[n_mark:]
+            tokens += self._piece_tokens(piece, special=special, joined=joined)
             if limit is not None and len(tokens) > limit:
                 raise _too_long(limit)
             joined = True
         return tokens
+
+    def _piece_tokens(self, text: str, *, special: bool, joined: bool) -> list[int]:
+        """The tokens of a piece; ``joined``: it goes on from other text. Without ``special`` none is a control token:
+        SentencePiece's merges end in any token that has the text, also in ``</s>``. Then the names are read in two."""
+        tokens = self._read(text, special=special, joined=joined)
+        for cuts in (self._names, _EACH):
+            if special or self._vocab.controls.isdisjoint(tokens) or not self._names.search(text):
+                break
+            tokens, start = [], 0
+            for stop in (*(found.start() + 1 for found in cuts.finditer(text)), len(text)):
+                tokens += self._read(text[start:stop], special=False, joined=joined or start > 0)
+                start = stop
+        return tokens
+
+    def _read(self, text: str, *, special: bool, joined: bool) -> list[int]:
+        mark, n_mark = (self._mark, self._n_mark) if joined else ("", 0)
+        return self._safe_call(mark + text, special=special)[n_mark:]
 
     def _pieces(self, text: str) -> Iterator[str]:
         start = 0

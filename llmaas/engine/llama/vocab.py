@@ -63,6 +63,9 @@ class Vocab:
         """No token has a letter with a space behind it."""
         self.parts_lines = not _NEWLINE_TEXT.search(joined)
         """No token has anything but white space behind a newline."""
+        self.controls = frozenset(filter(self._is_control, range(self.n_tokens)))
+        """The control tokens, and the one for what is unknown."""
+        self.control_names = tuple(filter(None, (self.text(token) for token in sorted(self.controls))))
         self.own_character = next((chr(c) for c in _CONTROL_CHARACTERS if c not in joined), None)
         """A character that no token holds but its own byte token."""
 
@@ -82,6 +85,9 @@ class Vocab:
     def is_named(self, token: int) -> bool:
         """True if llama.cpp looks for the token by its name, and goes on behind it as at the start of a text."""
         return bool(C.llama_vocab_get_attr(self.handle, token) & _NAMED)
+
+    def _is_control(self, token: int) -> bool:
+        return bool(C.llama_vocab_get_attr(self.handle, token) & (_CONTROL | _UNKNOWN))
 
     def text(self, token: int | None) -> str:
         """A special token's name; "" if there is none."""

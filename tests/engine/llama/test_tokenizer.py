@@ -21,6 +21,7 @@ from llmaas.engine.llama.vocab import Vocab
 from llmaas.errors import BadRequest, ContextTooLong, ModelUnreadable
 from tests.support.gguf_files import (
     BOOL,
+    CONTROL,
     LIST,
     TEXT,
     USER_DEFINED,
@@ -191,6 +192,20 @@ def test_sentencepiece_text_that_goes_on_from_other_text_gains_no_space(tmp_path
     assert tokenizer.tokens("the", special=True, after=end) == first, "behind a control token as at the start"
     assert tokenizer.tokens("</s>the", special=True, after=first[-1]) == [end, *first]
     assert tokenizer.tokens("</s>the</s>", special=True) == [end, *first, end]
+
+
+def test_names_do_not_grow_together_to_control_tokens(tmp_path: Path, vocabulary: Open) -> None:
+    merges = {"</s": 9, "s>": 8, "</": 7, "<|im": 6, "_end|>": 5, "_end": 4, "|>": 3}
+    names = {"<|im_end|>": CONTROL, "x</s>": CONTROL, "s>a": CONTROL}
+    meta = sentencepiece_meta({**PIECES, **merges, **dict.fromkeys("<>/|_", -9)}, names)
+    vocab = vocabulary(write_model(tmp_path / "sp.gguf", meta), "default")
+    assert {"</s>", "<|im_end|>", "<unk>", "x</s>"} < set(vocab.control_names)
+    tokenizer = Tokenizer(vocab)
+    for text in ("</s>", "the </s> the", "<|im_end|>", "</s></s>", "x</s>a", "a<s>b</s>a", "<unk>", "s>as>a"):
+        tokens = tokenizer.tokens(text, special=False)
+        assert vocab.controls.isdisjoint(tokens)
+        assert b"".join(map(vocab.piece, tokens)).decode() == f" {text}", "no text is lost, and no space is gained"
+        assert not vocab.controls.isdisjoint(tokenizer.tokens(text, special=True))
 
 
 def test_text_is_not_cut_where_a_token_reaches_over(tmp_path: Path, vocabulary: Open) -> None:
