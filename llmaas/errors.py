@@ -166,6 +166,20 @@ class EngineFailed(LlmaasError):
     hint = "The model could not run this step; the daemon's log has the details."
 
 
+class NoNumbers(EngineFailed):
+    """The model computed NaN or infinity. What it computed for the context is dropped, and computed anew by the next
+    call. ``items``: which items of the step were the cause."""
+
+    hint = (
+        "Try again: all of it is computed anew. If it stays so, the model's file is damaged, or the text needs a "
+        "larger range of numbers than f16 has."
+    )
+
+    def __init__(self, message: str, *, items: tuple[int, ...] = (), hint: str | None = None) -> None:
+        super().__init__(message, hint=hint)
+        self.items = items
+
+
 # -- faults of the machine --------------------------------------------------------------------
 
 

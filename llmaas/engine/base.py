@@ -174,8 +174,8 @@ class Engine(Protocol):
         length. ``adapter``: name of the loaded adapter with which the whole batch is computed, "" for the bare model.
         Cells keep what they were computed with: the caller knows whose KV may follow whose.
 
-        Raises Aborted, CellsFull, ModelChanged if a file of the model is not what was loaded, and EngineFailed if the
-        runtime fails.
+        Raises Aborted, CellsFull, ModelChanged if a file of the model is not what was loaded, NoNumbers if the model
+        computes NaN or infinity for some of the items, and EngineFailed if the runtime fails.
         """
 
     def steps(

@@ -12,7 +12,7 @@ from copy import copy
 from dataclasses import dataclass, field
 
 from llmaas.engine.base import Aborted, BatchItem
-from llmaas.errors import Internal, LlmaasError
+from llmaas.errors import Internal, LlmaasError, NoNumbers
 from llmaas.planner.actions import RunStep
 from llmaas.planner.events import CancelRequested, Drawn, Event
 from llmaas.service.call import Call
@@ -92,9 +92,7 @@ class StepRunner:
                 rows = self._draw(burst)
             except Exception as e:
                 if not burst.n_done:
-                    if isinstance(e, LlmaasError):
-                        for call in calls:
-                            call.hold.error = copy(e)
+                    self._blame(calls, e)
                     raise
                 log.warning("a burst ended after %d steps: %r", burst.n_done, e)
                 self._send(burst)
@@ -114,6 +112,24 @@ class StepRunner:
             if over:
                 return burst.drawn, burst.n_done  # whatever waits for the engine comes between two bursts
             burst.advance(rows[-1], len(rows))
+
+    def _blame(self, calls: list[Call], error: Exception) -> None:
+        """The first step failed: its calls fail with what it failed with. If some of them caused that, only these are
+        cancelled, and NotBegun is raised, so that the others go on."""
+        some: NoNumbers | None = None
+        if isinstance(error, NoNumbers) and len(error.items) < len(calls) and self._engine.info.chunkable:
+            some, calls = error, [calls[i] for i in error.items]
+        if isinstance(error, LlmaasError):
+            for call in calls:
+                call.hold.error = copy(error)
+        if some is not None:
+            log.error("requests %s: %s", [call.id for call in calls], some.message)
+            self._bridge.send(self._cancel, calls)
+            raise NotBegun("a part of the step was no numbers") from some
+
+    def _cancel(self, calls: list[Call]) -> None:
+        for call in calls:
+            self._dispatch(CancelRequested(call.id))
 
     def _draw(self, burst: _Burst) -> Sequence[Row]:
         """What the next steps draw: one step, or some in a row where nobody has to look at each token."""

@@ -11,7 +11,7 @@ import logging
 from dataclasses import replace
 
 from llmaas.calls import Done
-from llmaas.errors import BadRequest, Cancelled, LlmaasError
+from llmaas.errors import BadRequest, Cancelled, LlmaasError, NoNumbers
 from llmaas.kvchunks.store.store import Span
 from llmaas.planner.actions import Finish, Outcome
 from llmaas.planner.events import Submitted
@@ -182,7 +182,8 @@ class TurnRunner:
             if spans or call.pending.adapter_before:
                 await self._store_thread.run(live.row.app, self._write, call, spans, now)
         except BaseException:
-            self._undo(call, n_kv)
+            # Where NaN came of it, nothing that was computed before is gone on from.
+            self._undo(call, 0 if isinstance(call.hold.error, NoNumbers) else n_kv)
             raise
         live.add_marks(spans)
         self._quotas.count(live)

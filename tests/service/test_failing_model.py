@@ -2,21 +2,24 @@
 
 from __future__ import annotations
 
+import asyncio
 import os
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 
 from llmaas.calls import Generation, Sampling, Turn
 from llmaas.engine.llama import decoder
 from llmaas.engine.llama.engine import LlamaEngine
-from llmaas.errors import EngineFailed, ModelChanged
-from llmaas.records import Message
+from llmaas.errors import EngineFailed, ModelChanged, NoNumbers
+from llmaas.records import F32, Message
 from tests.support.loop import on_a_loop
 from tests.support.random_models import write_hybrid, write_llama
 from tests.support.service_house import APP, House, house
+from tests.support.tiny_models import sentencepiece_tokens
 
 TEXT = "the sea"
 """So short that it is computed in one step, since other steps round otherwise."""
@@ -84,3 +87,31 @@ async def test_after_a_failed_step_the_context_is_computed_as_if_it_had_not_been
                 await ask(h, "x")
         assert await ask(h, "x") == right
         await h.call("y", Turn((Message("user", "and"),)), Generation(3))
+
+
+@on_a_loop
+async def test_a_text_that_makes_nan_fails_its_own_calls_only(tmp_path: Path) -> None:
+    bad = "l"
+
+    def poison(embeddings: F32) -> None:
+        embeddings[[text for text, _ in sentencepiece_tokens()].index(bad)] = np.nan
+
+    path = write_llama(tmp_path / "m.gguf", replaced={"token_embd.weight": poison})
+    async with house(tmp_path / "store", engine_type=engine_of(path)) as h:
+        for name in ("x", "y", "z"):
+            await h.service.create(APP, name=name, system=None)
+        right = await ask(h, "z")
+        await h.service.truncate(APP, "z", n_tokens=0, n_messages=None)
+        assert await ask(h, "x") == right
+        before = h.tokens("x")
+        for _ in range(4):
+            spoilt, fine = await asyncio.gather(ask(h, "x", TEXT + bad), ask(h, "y"), return_exceptions=True)
+            assert isinstance(spoilt, NoNumbers) and spoilt.code == "engine_failed" and "Try again" in spoilt.hint
+            assert fine == right
+            assert h.tokens("x") == before
+            await h.service.truncate(APP, "y", n_tokens=0, n_messages=None)
+        with pytest.raises(NoNumbers):
+            await h.call("x", Turn(prompt=TEXT + bad), None)
+        assert await ask(h, "z") == right
+        assert h.tokens("x") == before
+        await ask(h, "x")

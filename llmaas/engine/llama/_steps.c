@@ -33,16 +33,29 @@ typedef struct {
     int32_t *probe;                /* set to 1 before the last of all steps, if not NULL */
     double seconds;                /* begin no step later than this */
     int32_t most;                  /* steps */
-    int32_t status;                /* of the last llama_decode */
+    int32_t status;                /* of the last llama_decode, or NO_NUMBERS */
+    int32_t last;                  /* the highest token id */
     int32_t (*decode)(void *context, Batch batch);
     int32_t (*sample)(void *sampler, void *context, int32_t index);
     bool (*ends)(const void *vocab, int32_t token); /* whether the token ends an answer */
+    const float *(*logits)(void *context, int32_t index);
 } Run;
+
+#define NO_NUMBERS (-1000)
 
 static double now(void) {
     struct timespec t;
     clock_gettime(CLOCK_MONOTONIC, &t);
     return (double)t.tv_sec + 1e-9 * (double)t.tv_nsec;
+}
+
+/* A NaN in what the model computed makes all logits NaN; samplers are not made for that. */
+static bool numbers(const Run *run, int32_t n) {
+    for (int32_t i = 0; i < n; i++) {
+        const float *row = run->logits(run->context, i);
+        if (!row || row[0] != row[0] || row[run->last] != row[run->last]) return false;
+    }
+    return true;
 }
 
 /* Returns how many steps were done. A step that fails leaves the batch as it was for it, and its code in status. */
@@ -53,6 +66,7 @@ EXPORT int32_t steps_run(Run *run) {
     for (int32_t step = 0; step < run->most;) {
         if (run->probe && step == run->most - 1) *run->probe = 1;
         run->status = run->decode(run->context, *batch);
+        if (run->status == 0 && !numbers(run, n)) run->status = NO_NUMBERS;
         if (run->status != 0) return step;
         bool over = false;
         for (int32_t i = 0; i < n; i++) {
@@ -68,6 +82,6 @@ EXPORT int32_t steps_run(Run *run) {
 }
 
 /* Changes with every change of Run. */
-EXPORT int steps_version(void) { return 2; }
+EXPORT int steps_version(void) { return 3; }
 
 EXPORT int steps_size(void) { return (int)sizeof(Run); }

@@ -89,6 +89,11 @@ class SequenceCells:
             return False
         return True
 
+    def clear(self) -> None:
+        """Empty all sequences, and write zeros to all cells."""
+        C.llama_memory_clear(self._memory, True)
+        self.lengths[:] = [0] * len(self.lengths)
+
     def read(self, seq: int, start: int, stop: int, buffer: Bytes) -> None:
         """Write the state of positions start .. stop-1 into ``buffer``, as far as it fits."""
         C.llama_memory_seq_cp(self._memory, seq, self._scratch, start, stop)

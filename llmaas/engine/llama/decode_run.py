@@ -18,10 +18,12 @@ from llmaas.engine.llama.lib import C, ggml_function
 from llmaas.native import load_library
 
 _log = logging.getLogger(__name__)
-_VERSION = 2
+_VERSION = 3
 """Of ``Run`` in ``_steps.c``; a library left over from another version is not used."""
 MOST = 64
 """Most steps of one run."""
+NO_NUMBERS = -1000
+"""The code of a step whose logits are no numbers."""
 
 
 class _Run(ctypes.Structure):
@@ -38,9 +40,11 @@ class _Run(ctypes.Structure):
         ("seconds", ctypes.c_double),
         ("most", ctypes.c_int32),
         ("status", ctypes.c_int32),
+        ("last", ctypes.c_int32),
         ("decode", ctypes.c_void_p),
         ("sample", ctypes.c_void_p),
         ("ends", ctypes.c_void_p),
+        ("logits", ctypes.c_void_p),
     )
 
 
@@ -62,8 +66,11 @@ class DecodeRun:
             decode=ggml_function("llama_decode"),
             sample=ggml_function("llama_sampler_sample"),
             ends=ggml_function("llama_vocab_is_eog"),
+            logits=ggml_function("llama_get_logits_ith"),
+            last=int(C.llama_vocab_n_tokens(vocab)) - 1,
         )
-        self.built = self._library is not None and all((self._run.decode, self._run.sample, self._run.ends))
+        functions = self._run.decode, self._run.sample, self._run.ends, self._run.logits
+        self.built = self._library is not None and all(functions)
 
     def run(
         self, samplers: Sequence[Any], most: int, seconds: float, halt: Halt, probe: int | None
@@ -71,7 +78,7 @@ class DecodeRun:
         """Decode the batch, which holds one token per sampler, and go on for at most ``most`` steps.
 
         Returns the tokens of each step that was done, and the code of ``llama_decode`` with which the next one failed,
-        or 0. ``probe``: the address of a flag that is set to 1 before the last of ``most`` steps.
+        NO_NUMBERS, or 0. ``probe``: the address of a flag that is set to 1 before the last of ``most`` steps.
         """
         assert self._library is not None
         n, run = len(samplers), self._run

@@ -1,7 +1,8 @@
 """Steps of llama.cpp: one ``llama_context`` with its cells, samplers, adapters and query probe.
 
 Law: the engine's thread only, except ``abort_flag``. A step that fails leaves every sequence as it was, or empty if the
-model's state cannot be cut. What a step computed is used only if the model's files are still those that were loaded.
+model's state cannot be cut. What a step computed is used only if the model's files are still those that were loaded,
+and if it is numbers.
 """
 
 from __future__ import annotations
@@ -16,9 +17,10 @@ from llmaas.engine.llama.adapters import LlamaAdapters
 from llmaas.engine.llama.batch import Batch, decode_failure
 from llmaas.engine.llama.cells import SequenceCells, window_of
 from llmaas.engine.llama.context import ContextSettings, new_context
-from llmaas.engine.llama.decode_run import DecodeRun
+from llmaas.engine.llama.decode_run import NO_NUMBERS, DecodeRun
 from llmaas.engine.llama.lib import AbortFlag, C
 from llmaas.engine.llama.model import LlamaModel
+from llmaas.engine.llama.numbers import Numbers
 from llmaas.engine.llama.query_probe import QueryProbe
 from llmaas.engine.llama.sampling import Samplers
 from llmaas.engine.rules import check_step
@@ -43,6 +45,7 @@ class LlamaDecoder:
         self.adapters = LlamaAdapters(model.handle, self.context)
         self.abort_flag = AbortFlag(self.context)
         self.batch = Batch(settings.n_batch)
+        self.numbers = Numbers(self.context, self.cells, self.batch, model.n_vocab)
         self._run = DecodeRun(self.context, model.vocab, self.batch, settings.n_seqs)
         self.max_batch = int(
             C.llama_n_batch(self.context)
@@ -66,6 +69,9 @@ class LlamaDecoder:
             for item in items:  # llama.cpp keeps the part-batches that it had finished
                 self.cells.take_back(item.seq, item.pos)
             raise failure
+        if bad := self.numbers.bad_items(items, last):
+            self.probe.watch(())
+            raise self.numbers.take_back(items, bad)
         self.probe.collect()
         drawn: list[int | None] = []
         for item, index in zip(items, last, strict=True):
@@ -90,6 +96,8 @@ class LlamaDecoder:
         self.batch.fill(items)
         self.abort_flag.clear()
         rows, status = self._run.run(chains, most, seconds, halt, self.probe.prepare(items, most))
+        if status == NO_NUMBERS:
+            return self._end_at_no_numbers(items, rows)
         if (failure := self._failure(status)) is None:
             self.probe.collect()
         else:
@@ -103,6 +111,22 @@ class LlamaDecoder:
         for item in items:
             self.cells.extend(item.seq, item.pos, item.pos + len(rows))
         self._logits_rows = list(range(len(items)))
+        return rows
+
+    def _end_at_no_numbers(self, items: Sequence[BatchItem], rows: list[list[int]]) -> list[list[int]]:
+        """The step after ``rows`` computed NaN: it is taken back. If there are rows, the next call fails, not this."""
+        for item in items:
+            self.cells.extend(item.seq, item.pos, item.pos + len(rows))
+        tokens = rows[-1] if rows else [item.tokens[0] for item in items]
+        failed = [
+            BatchItem(item.seq, item.pos + len(rows), [token], item.sampler)
+            for item, token in zip(items, tokens, strict=True)
+        ]
+        self.probe.watch(())
+        error = self.numbers.take_back(failed, self.numbers.bad_items(failed, range(len(failed))))
+        if not rows or self.numbers.slabs is None:
+            raise error
+        self._logits_rows = []
         return rows
 
     def _failure(self, status: int) -> Exception | None:

@@ -54,6 +54,7 @@ class LlamaEngine:
         except BaseException:
             self.close()
             raise
+        self.decoder.numbers.slabs = self._facts.slabs
         if self._facts.info.chunkable:
             self.decoder.probe.start()
 

@@ -53,10 +53,17 @@ class SampledQueries:
         self._seen = 0
 
     def add(self, found: list[tuple[int, int]], values: F32) -> None:
-        """Keep the queries ``values`` (n, *shape) of these n sequences and positions; positions only grow."""
-        self._squares += np.square(values).sum(axis=0)
-        self._seen += len(values)
-        for (seq, position), value in zip(found, values.astype(np.float16), strict=True):
+        """Keep the queries ``values`` (n, *shape) of these n sequences and positions; positions only grow.
+
+        Those that f16 cannot hold are left out: one NaN would make the mean over all of them NaN.
+        """
+        with np.errstate(over="ignore", invalid="ignore"):
+            halves = values.astype(np.float16)
+        finite = np.flatnonzero(np.isfinite(halves).all(axis=(1, 2, 3)))
+        self._squares += np.square(values[finite]).sum(axis=0)
+        self._seen += len(finite)
+        for i in finite:
+            (seq, position), value = found[i], halves[i]
             kept = self._kept.setdefault(seq, [])
             kept.append((position, value.copy()))  # a copy, so that what is thinned out is freed
             if len(kept) > MOST:

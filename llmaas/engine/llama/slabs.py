@@ -5,11 +5,19 @@ Law: the engine's thread only, except ``blank``. A load that fails leaves every 
 
 from __future__ import annotations
 
+from contextlib import suppress
+
+import numpy as np
+
+from llmaas.engine.base import CellsFull
 from llmaas.engine.llama.buffers import Buffers
 from llmaas.engine.llama.cells import SequenceCells
 from llmaas.engine.llama.state_layout import Blob, Copied, StateLayout
 from llmaas.errors import EngineFailed
 from llmaas.records import CHUNK_TOKENS, KvSlab
+
+_INFINITY = 0x7C00
+"""As an f16 bit pattern; those of NaN are larger."""
 
 
 class Slabs:
@@ -51,6 +59,26 @@ class Slabs:
         if not self._layout.intact(blob):
             raise EngineFailed("the slab's headers were overwritten")
         self._cells.write(seq, start, start + n, blob.buffer)
+
+    def is_finite(self, seq: int, start: int, stop: int) -> bool:
+        """Whether positions start .. stop-1 hold neither NaN nor infinity. Takes 5 us a token of a small model."""
+        slab = self.export(seq, start, stop)
+        return all(int((x.view(np.uint16) & 0x7FFF).max()) < _INFINITY for x in (slab.k, slab.v))
+
+    def scrub(self, seq: int) -> None:
+        """Overwrite what free cells hold with zeros, through sequence ``seq``, which stays as it is.
+
+        Cells that are masked out are not read, but computed with: a NaN in any of them would make NaN of others.
+        """
+        begin = start = self._cells.lengths[seq]
+        for n in (CHUNK_TOKENS, 1):
+            slab = self.blank(n)
+            slab.k[:] = slab.v[:] = 0.0
+            with suppress(CellsFull):
+                while True:
+                    self.load(seq, start, slab)
+                    start += n
+        self._cells.truncate(seq, begin)
 
     def _read(self, seq: int, start: int, stop: int) -> Blob:
         """The state of these positions as llama.cpp writes it, rows sorted by position. Raises EngineFailed."""

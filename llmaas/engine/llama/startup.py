@@ -24,7 +24,7 @@ from llmaas.engine.llama.rope import find_rope
 from llmaas.engine.llama.slabs import Slabs
 from llmaas.engine.llama.state_layout import Unchunkable
 from llmaas.engine.llama.suggestion import suggested_sampling
-from llmaas.errors import EngineFailed
+from llmaas.errors import EngineFailed, ModelUnreadable
 from llmaas.records import CHUNK_TOKENS, F16, F32, Geometry, KvSlab, ModelInfo, Rope
 
 _log = logging.getLogger(__name__)
@@ -119,8 +119,13 @@ def _next_keys(decoder: LlamaDecoder, slabs: Slabs, slab: KvSlab) -> F16:
 
 
 def _check_round_trip(decoder: LlamaDecoder, slabs: Slabs) -> None:
-    """Raise EngineFailed unless sequence 0 comes back as it went out."""
+    """Raise EngineFailed unless sequence 0 comes back as it went out, ModelUnreadable if it holds no numbers."""
     slab = slabs.export(0, 0, _LEARNT_FROM)
+    if not slabs.is_finite(0, 0, _LEARNT_FROM):
+        raise ModelUnreadable(
+            "the model computes NaN or infinity",
+            hint="Its file is damaged, or it needs a larger range of numbers than f16.",
+        )
     decoder.drop(0, 0)
     slabs.load(0, 0, slab)
     again = slabs.export(0, 0, _LEARNT_FROM)

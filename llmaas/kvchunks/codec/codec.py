@@ -92,6 +92,10 @@ class Codec:
         k, v = self._codings(n_tokens, precision, sinks)
         return HEADER_BYTES + self._k.size(k, n_tokens, sinks) + self._v.size(v, n_tokens, sinks)
 
+    def is_finite(self, slab: KvSlab) -> bool:
+        """Whether all of ``slab`` is numbers: no infinity, no NaN."""
+        return self._k.finite(slab.k) and self._v.finite(slab.v)
+
     def encode(self, slab: KvSlab, precision: Precision, key: ChunkKey, sinks: int = 0) -> bytearray:
         """Code ``slab``, which has at least one token and may be strided; its first ``sinks`` tokens are kept exactly.
 

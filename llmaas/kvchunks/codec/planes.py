@@ -26,6 +26,8 @@ from llmaas.records import F16, F32, Rope
 
 RAW = 0
 """Id of the coding as plain f16, which is bit-exact. Every other id is a number of bits."""
+_INFINITY = 0x7C00
+"""As an f16 bit pattern."""
 
 
 class Plane(ABC):
@@ -70,6 +72,10 @@ class Plane(ABC):
     def codable(self, x: F16) -> bool:
         """Whether groups can hold ``x``: it has no infinity, no NaN, and no value that would decode to either."""
         return self._kernels.largest(x) <= self._largest
+
+    def finite(self, x: F16) -> bool:
+        """Whether ``x`` has no infinity and no NaN."""
+        return self._kernels.largest(x) < _INFINITY
 
     def encode(self, x: F16, out: U8, coding: int, sinks: int) -> None:
         """Code ``x`` into the section ``out`` of ``size(coding, n_tokens, sinks)`` bytes."""

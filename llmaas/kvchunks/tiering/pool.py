@@ -123,6 +123,9 @@ class Pool:
             slabs = exported.result()
             for i, target in enumerate(action.chunks):
                 sinks = sinks_at(target.start)
+                if not self._codec.is_finite(slabs[i]):  # not even as it is, which a lossless chunk would be
+                    log.warning("chunk %s holds NaN or infinity; it is not kept", target.key.hex())
+                    continue
                 payload = self._codec.encode(slabs[i], target.precision, target.key, sinks)
                 if len(payload) > self._codec.encoded_size(target.stop - target.start, target.precision, sinks):
                     log.warning("chunk %s has values that no group can hold; it is not kept", target.key.hex())

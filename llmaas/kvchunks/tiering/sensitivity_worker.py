@@ -80,7 +80,7 @@ class SensitivityWorker:
                 continue  # a chunk is kept lossless until it is full
             slab = self._export(action, span)
             found = scorer.measure(span.start, slab, self._coded(span, slab))
-            if found is not None:
+            if found is not None and np.isfinite(found).all():
                 scores.append((span.key, found))
 
     def _coded(self, span: ChunkSpan, slab: KvSlab) -> KvSlab:

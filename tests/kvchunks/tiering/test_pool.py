@@ -153,13 +153,34 @@ def test_values_that_no_group_can_hold_are_not_kept(bench: Bench) -> None:
     assert saved.outcomes == (FAILED,)
 
 
+@pytest.mark.parametrize("bits", [4, 16])
+@pytest.mark.parametrize("value", [np.nan, np.inf, -np.inf])
+def test_a_chunk_of_no_numbers_is_not_kept_at_any_precision(bench: Bench, bits: int, value: float) -> None:
+    def export(seq: int, start: int, stop: int) -> KvSlab:
+        slab = bench.engine.blank(stop - start)
+        slab.k[:] = slab.v[:] = 1.0
+        if start:
+            slab.v[-1, -1, -1] = value
+        return slab
+
+    bench.engine.export = export  # type: ignore[method-assign]
+    keys = [ChunkKey(bytes([200 + i]) * 16) for i in range(2)]
+    targets = tuple(ChunkTarget(key, 64 * i, 64 * i + 64, Precision(bits, bits)) for i, key in enumerate(keys))
+    before = bench.pool.nbytes
+    saved = bench.wait(bench.pool.save, SaveChunks(1, ContextId("c"), 0, targets))
+    assert isinstance(saved.outcomes[0], Stored) and saved.outcomes[1] is FAILED
+    assert bench.pool.nbytes == before + saved.outcomes[0].nbytes
+
+
 def test_chunks_coded_again_are_smaller_and_come_back_and_what_cannot_be_stays(
     bench: Bench, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     before = [len(payload) for payload in bench.store.get(KEYS) if payload is not None]  # as in the POOL
     target = ChunkTarget(KEYS[4], 64 * 4, 64 * 5, Precision(4, 4))
+    slab = bench.engine.blank(64)
+    slab.k[:] = slab.v[:] = 0.0
     with monkeypatch.context() as patch:
-        patch.setattr(bench.engine, "export", lambda seq, start, stop: bench.engine.blank(stop - start))
+        patch.setattr(bench.engine, "export", lambda *_: slab)
         patch.setattr(bench.codec, "encode", lambda *_: b"damaged")
         assert bench.wait(bench.pool.save, SaveChunks(8, ContextId("c"), 0, (target,))).outcomes == (Stored(7),)
     chunks = tuple((k, Precision(3, 2)) for k in KEYS[:6])
