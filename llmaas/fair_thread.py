@@ -7,6 +7,7 @@ second. Every job ends in exactly one of result, exception or ShuttingDown.
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import threading
 from collections import OrderedDict, deque
 from collections.abc import Callable
@@ -36,6 +37,19 @@ class FairThread:
         If the caller is cancelled before the job has begun, the job is not done.
         """
         return await asyncio.wrap_future(self.submit(owner, do, *args))
+
+    async def run_to_end(self, owner: str, do: Callable[..., T], *args: object) -> T:
+        """As ``run``, for a job that reads or changes what the caller's lock guards: a caller that is cancelled while
+        the job is done waits for its end, with the lock.
+        """
+        job = self.submit(owner, do, *args)
+        waiting = asyncio.wrap_future(job)
+        try:
+            return await asyncio.shield(waiting)
+        except asyncio.CancelledError:
+            if not job.cancel():
+                await _ended(waiting)
+            raise
 
     def submit(self, owner: str, do: Callable[..., T], *args: object) -> Future[T]:
         """As ``run``, without waiting. From any thread."""
@@ -80,6 +94,14 @@ class FairThread:
             if queue:
                 self._queues[owner] = queue  # behind the others
             return job
+
+
+async def _ended(waiting: asyncio.Future[Any]) -> None:
+    while not waiting.done():
+        with contextlib.suppress(asyncio.CancelledError):  # the caller knows that it is cancelled
+            await asyncio.wait([waiting])
+    if not waiting.cancelled():
+        waiting.exception()  # nobody else asks for it, and asyncio would log that
 
 
 def _carry_out(job: _Job) -> None:

@@ -50,6 +50,36 @@ async def test_a_job_whose_caller_has_gone_is_not_done() -> None:
 
 
 @on_a_loop
+async def test_a_caller_that_holds_a_lock_waits_for_the_end_of_its_job_though_it_is_cancelled() -> None:
+    thread, gate, begun, done = FairThread("test"), threading.Event(), threading.Event(), list[str]()
+
+    def job() -> None:
+        begun.set()
+        gate.wait()
+        done.append("job")
+
+    async def call() -> None:
+        try:
+            await thread.run_to_end("a", job)
+        finally:
+            done.append("lock free")
+
+    running, waiting = asyncio.create_task(call()), asyncio.create_task(thread.run_to_end("b", done.append, "never"))
+    assert await asyncio.to_thread(begun.wait, 5)
+    for task in (running, waiting, running):
+        task.cancel()
+        await asyncio.sleep(0.01)
+    assert waiting.cancelled() and not running.done() and done == []
+    gate.set()
+    await asyncio.wait([running])
+    assert running.cancelled() and done == ["job", "lock free"]
+    with pytest.raises(ZeroDivisionError):
+        await thread.run_to_end("a", divmod, 7, 0)
+    thread.close()
+    assert done == ["job", "lock free"]
+
+
+@on_a_loop
 async def test_jobs_that_wait_end_with_shutting_down_if_they_are_not_to_be_finished() -> None:
     thread, gate, begun = FairThread("test"), threading.Event(), threading.Event()
     running, waiting = thread.submit("a", lambda: (begun.set(), gate.wait())[1]), thread.submit("a", gate.wait)

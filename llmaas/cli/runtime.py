@@ -116,6 +116,7 @@ async def running(config: Config, kind: type[LlamaEngine] = LlamaEngine) -> Asyn
         limits = Limits(priority_floor=config.priority_floor, urgent_apps=frozenset(config.urgent_apps or ()))
         server = await serve(service, config.socket, limits=_fitting(limits))
         parts.push_async_callback(server.close)
+        parts.callback(service.stop_text)  # before the server waits for what runs
         _watch_host(config, service, parts)
         yield Runtime(engine.engine.info, service)
 

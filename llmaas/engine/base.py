@@ -7,7 +7,7 @@ number is in 0 .. n_seqs-1. A step is one batch of tokens, computed together.
 
 **Threads.** Whoever builds an engine must call it on that same thread, and an engine raises RuntimeError on any other
 (``engine/thread.py`` provides the thread). Safe on every thread are ``abort``, ``blank``, the properties, and the text
-methods: ``tokenize``, ``piece``, ``is_end``, ``render``, ``check_sampling``.
+methods: ``tokenize``, ``piece``, ``is_end``, ``render``, ``check_sampling``, ``stop_text``.
 
 **Errors.** An argument that breaks a rule given here raises ValueError (``engine/rules.py`` has the checks), a closed
 engine EngineFailed. After an exception every sequence is as it was before the call; but where ``info.chunkable`` is
@@ -97,6 +97,10 @@ class Engine(Protocol):
     def max_batch(self) -> int:
         """Most tokens that one step may hold, over all its items."""
 
+    @property
+    def token_bytes(self) -> int:
+        """Bytes of text that one token stands for at most."""
+
     # -- text
 
     def tokenize(
@@ -128,7 +132,8 @@ class Engine(Protocol):
     def render(self, messages: Sequence[Message], *, answer: bool) -> str:
         """Messages through the model's chat template; with ``answer`` up to where the model begins to speak.
 
-        Raises BadRequest if the template refuses the messages.
+        Takes seconds at most. Raises BadRequest if the template refuses the messages, takes longer, or makes more text
+        than any context holds.
         """
 
     def check_sampling(self, sampling: Sampling) -> Prepared | None:
@@ -137,6 +142,9 @@ class Engine(Protocol):
 
         Takes some milliseconds, and a few seconds at most.
         """
+
+    def stop_text(self) -> None:
+        """Let ``render`` and ``tokenize`` of long texts, those that run and those that come, end with ShuttingDown."""
 
     # -- steps
 

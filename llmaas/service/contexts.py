@@ -20,7 +20,7 @@ from llmaas.service.interpreter import Interpreter
 from llmaas.service.live_context import LiveContext, publish_kv, total_tokens
 from llmaas.service.parts import ServiceParts
 from llmaas.service.quotas import span_bytes, text_bytes
-from llmaas.service.refusals import refuse_if_deleted, refuse_if_too_long
+from llmaas.service.refusals import refuse_if_deleted, refuse_if_oversized, refuse_if_too_long
 from llmaas.service.retokenize import retokenized
 from llmaas.service.turn_spans import turn_spans
 
@@ -37,7 +37,7 @@ class Contexts:
 
     def __init__(self, parts: ServiceParts, interpreter: Interpreter, *, ctx_limit: int) -> None:
         self._engine, self._store, self._store_thread = parts.engine, parts.store, parts.store_thread
-        self._slow_thread = parts.slow_thread
+        self._text_threads, self._slow_thread = parts.text_threads, parts.slow_thread
         self._clock, self._adapters, self._directory = parts.clock, parts.adapters, parts.directory
         self._quotas = parts.quotas
         self._planner, self._dispatch = interpreter.planner, interpreter.dispatch
@@ -86,7 +86,9 @@ class Contexts:
         row = self._new_row(app, name, adapter)
         live = self._live(row)
         turn = Turn((Message("system", system),) if system else ())
-        spans = turn_spans(self._engine, live, turn, answer=False, limit=self._ctx_limit)
+        refuse_if_oversized(turn, self._ctx_limit, self._engine.token_bytes)
+        make = partial(turn_spans, answer=False, limit=self._ctx_limit)
+        spans = await self._text_threads.run(live, turn, make, self._engine, live, turn)
         refuse_if_too_long(total_tokens(spans), self._ctx_limit)
         self._quotas.refuse_text(app, span_bytes(spans))
         await self._store_thread.run(app, self._store.create_context, row, spans)
@@ -146,7 +148,7 @@ class Contexts:
     async def _migrate(self, live: LiveContext) -> None:
         row, now = live.row, ModelName(self._engine.info.name, self._engine.info.vocab)
         old = await self._store_thread.run(row.app, self._store.spans, live.id)
-        new = await self._slow_thread.run(row.app, retokenized, self._engine, row, old, self._ctx_limit)
+        new = await self._text_threads.run(live, None, retokenized, self._engine, row, old, self._ctx_limit)
         refuse_if_too_long(total_tokens(new), self._ctx_limit)
         n_old, used = len(live.tokens), live.last_used
         write = partial(self._store.rewrite, live.id, new, expect=n_old, now=used, model=now)

@@ -21,6 +21,7 @@ from llmaas.service.call import Call
 from llmaas.service.directory import Directory
 from llmaas.service.host_share import HostShare
 from llmaas.service.quotas import Quotas
+from llmaas.service.text_threads import TextThreads
 
 
 @dataclass(frozen=True, slots=True)
@@ -31,6 +32,7 @@ class ServiceParts:
     store: Store
     store_thread: FairThread
     """Reads and writes the store's index, in turn for the apps."""
+    text_threads: TextThreads
     slow_thread: FairThread
     """What may take long and must not wait for others, nor others for it: deleting contexts, tokenizing them anew."""
     codec: Codec

@@ -5,6 +5,7 @@ Law: each says whose fault it was; nothing is changed here.
 
 from __future__ import annotations
 
+from llmaas.calls import Turn
 from llmaas.errors import Cancelled, ContextTooLong, EngineFailed, Expired, LlmaasError, UnknownContext
 from llmaas.planner.actions import Outcome
 from llmaas.service.live_context import LiveContext
@@ -23,6 +24,16 @@ def refuse_if_deleted(live: LiveContext) -> None:
     """Raises UnknownContext: the context may have been deleted while its lock was waited for."""
     if live.deleted:
         raise UnknownContext(f"context {live.row.name!r} was deleted")
+
+
+def refuse_if_oversized(turn: Turn, limit: int, token_bytes: int) -> None:
+    """Raises ContextTooLong for a turn that no context of ``limit`` tokens holds, whatever its tokens are; before any
+    work is done that grows with it. ``token_bytes``: what a token stands for at most."""
+    if len(turn.messages) > limit:
+        raise ContextTooLong(f"{len(turn.messages)} messages have more tokens than fit; at most {limit} do")
+    n = len(turn.prompt or "") + sum(len(message.content) for message in turn.messages)
+    if n > limit * token_bytes:  # a character has a byte at least
+        raise ContextTooLong(f"the text has {n} characters, which are more tokens than fit: at most {limit}")
 
 
 def refuse_if_too_long(n_tokens: int, limit: int) -> None:

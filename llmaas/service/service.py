@@ -32,6 +32,7 @@ from llmaas.service.parts import ServiceParts
 from llmaas.service.quotas import Quotas
 from llmaas.service.runner import CallRunner
 from llmaas.service.settings import ServiceSettings, settings_for
+from llmaas.service.text_threads import TextThreads
 
 log = logging.getLogger(__name__)
 
@@ -58,6 +59,7 @@ class Service:
             engine_thread=engine,
             store=store,
             store_thread=store_thread,
+            text_threads=TextThreads(),
             slow_thread=FairThread("slow"),
             codec=codec or Codec(self.planner_settings.geometry, engine.engine.rope),
             adapters=self.adapters,
@@ -99,6 +101,7 @@ class Service:
             return
         self._closing = True
         self._runner.close()
+        self.stop_text()
         try:
             await asyncio.wait_for(self._drain(), _DRAIN_SECONDS)
         except asyncio.TimeoutError:
@@ -111,8 +114,14 @@ class Service:
         self._interpreter.close()
         self.adapters.close()
         self._runner.end_threads()
+        self._parts.text_threads.close()
         self._parts.slow_thread.close(finish=False)
         self._parts.store_thread.close()
+
+    def stop_text(self) -> None:
+        """The first step of ``stop``, which may be taken before: requests whose text has not been read yet fail."""
+        self._parts.engine.stop_text()
+        self._parts.text_threads.close(wait=False)
 
     async def _drain(self) -> None:
         await self._runner.wait_idle()

@@ -8,6 +8,7 @@ leaves the old conversation, whole.
 from __future__ import annotations
 
 from collections.abc import Sequence
+from itertools import accumulate
 
 from llmaas.engine.base import Engine
 from llmaas.kvchunks.store.store import Span
@@ -30,7 +31,7 @@ def shift(call: Call, stored: Sequence[Span], engine: Engine, limit: int) -> int
 
     ``stored``: the spans that the store has. Returns how many leading tokens stayed as they were; None if there was
     nothing to drop. Half, not just what the turn needs: all that follows the gap is computed anew, and this way that
-    happens once in many turns.
+    happens once in many turns. On any thread, while the call holds its context's lock.
     """
     pending, live, drawn = call.pending, call.live, call.answer.drawn
     old_tokens, old_marks = live.tokens, live.marks
@@ -80,12 +81,13 @@ def _shortened(spans: Sequence[Span], room: int, *, keep_last: bool) -> list[Spa
     starts = [i for i, span in enumerate(spans) if (span.role == "user" if chat else i > 0)]
     head = len([span for span in spans[: starts[0]] if not chat or span.role == "system"]) if starts else 0
     ends = starts[1:] if keep_last or not starts else [*starts[1:], len(spans)]
-    kept = list(spans)
+    n_before = [0, *accumulate(len(span.tokens) for span in spans)]
+    n_kept, first = n_before[-1], head
     for end in ends:
-        if total_tokens(kept) <= room:
+        if n_kept <= room:
             break
-        kept = [*spans[:head], *spans[end:]]
-    return kept
+        n_kept, first = n_before[head] + n_before[-1] - n_before[end], end
+    return [*spans[:head], *spans[first:]]
 
 
 def _begun_anew(engine: Engine, spans: list[Span], limit: int) -> list[Span]:

@@ -9,6 +9,7 @@ from __future__ import annotations
 import asyncio
 import logging
 from dataclasses import replace
+from functools import partial
 
 from llmaas.calls import Done
 from llmaas.errors import BadRequest, Cancelled, LlmaasError, NoNumbers
@@ -21,7 +22,7 @@ from llmaas.service.interpreter import Interpreter
 from llmaas.service.live_context import LiveContext, publish_kv
 from llmaas.service.parts import ServiceParts
 from llmaas.service.quotas import span_bytes
-from llmaas.service.refusals import failure, refuse_if_deleted, refuse_if_too_long
+from llmaas.service.refusals import failure, refuse_if_deleted, refuse_if_oversized, refuse_if_too_long
 from llmaas.service.settle import settle, settled
 from llmaas.service.shift import is_tight, restore, shift
 from llmaas.service.turn_spans import turn_spans
@@ -44,7 +45,7 @@ class TurnRunner:
     ) -> None:
         self._engine, self._store, self._store_thread = parts.engine, parts.store, parts.store_thread
         self._clock, self._adapters, self._quotas = parts.clock, parts.adapters, parts.quotas
-        self._constraints = constraints
+        self._text_threads, self._constraints = parts.text_threads, constraints
         self._dispatch, self._is_stored = interpreter.dispatch, interpreter.planner.stored
         self._ctx_limit, self._keep_thoughts = ctx_limit, keep_thoughts
 
@@ -54,10 +55,11 @@ class TurnRunner:
         await self._constraints.prepare(call)
         refuse_if_deleted(call.live)
         _refuse_if_cancelled(call)
+        refuse_if_oversized(call.pending.turn, self._ctx_limit, self._engine.token_bytes)
         call.pending.base = len(call.live.tokens)
         try:
             await self._settle(call)
-            adapter = self._begin(call)
+            adapter = await self._begin(call)
             await self._make_room(call)
             if adapter != call.live.adapter:
                 call.pending.adapter_before = call.live.adapter, call.live.root
@@ -74,19 +76,20 @@ class TurnRunner:
     async def _settle(self, call: Call) -> None:
         """Write the context's past anew in memory, if the template has it otherwise now that a turn follows."""
         live, pending = call.live, call.pending
-        if self._keep_thoughts or call.hint:
+        if self._keep_thoughts or not pending.turn.messages:
             return
-        new = settled(self._engine, live, pending.turn, answer=call.spec.generation is not None, limit=self._ctx_limit)
+        look = partial(settled, answer=call.spec.generation is not None, limit=self._ctx_limit)
+        new = await self._text_threads.run(live, pending.turn, look, self._engine, live, pending.turn)
         if new is not None:
             stored = await self._store_thread.run(live.row.app, self._store.spans, live.id)
             self._publish(live, min(live.n_kv, settle(pending, stored, new)))
 
-    def _begin(self, call: Call) -> str:
+    async def _begin(self, call: Call) -> str:
         """Add the turn's tokens to the context in memory; the name of the adapter that the call wants."""
         live, pending, wanted = call.live, call.pending, call.spec.terms.adapter
         if not call.hint:
-            answers = call.spec.generation is not None
-            pending.spans = turn_spans(self._engine, live, pending.turn, answer=answers, limit=self._ctx_limit)
+            make = partial(turn_spans, answer=call.spec.generation is not None, limit=self._ctx_limit)
+            pending.spans = await self._text_threads.run(live, pending.turn, make, self._engine, live, pending.turn)
         pending.base = len(live.tokens)
         if call.spec.generation and not pending.base + pending.n_prompt:
             raise BadRequest("there is nothing to answer: the context is empty", hint="Send messages or a prompt.")
@@ -113,7 +116,8 @@ class TurnRunner:
         """
         try:
             stored = await self._store_thread.run(call.live.row.app, self._store.spans, call.live.id)
-            unchanged = shift(call, stored, self._engine, self._ctx_limit)
+            do, engine, limit = shift, self._engine, self._ctx_limit
+            unchanged = await self._text_threads.run(call.live, call.pending.turn, do, call, stored, engine, limit)
         except LlmaasError as e:
             if not call.control.planned:
                 raise

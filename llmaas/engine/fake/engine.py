@@ -91,6 +91,10 @@ class FakeEngine:
         """Samplers that were set and not freed."""
         return len(self._samplers)
 
+    @property
+    def token_bytes(self) -> int:
+        return fake_text.MOST_BYTES
+
     # -- text
 
     def tokenize(
@@ -113,6 +117,9 @@ class FakeEngine:
 
     def check_sampling(self, sampling: Sampling) -> Prepared | None:
         return self._samplers.check(sampling)
+
+    def stop_text(self) -> None:
+        pass
 
     # -- steps
 

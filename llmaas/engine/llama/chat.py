@@ -10,7 +10,8 @@ from itertools import pairwise
 from typing import Any
 
 from llmaas.engine.llama.template_dialect import environment
-from llmaas.errors import BadRequest
+from llmaas.engine.llama.template_sandbox import MOST_CPU_S
+from llmaas.errors import BadRequest, ShuttingDown
 from llmaas.records import Message
 
 CHATML = (
@@ -19,6 +20,8 @@ CHATML = (
 )
 """The template for models that bring none, or one that Jinja cannot read."""
 _SAMPLE = "Hello."
+_TRIAL_CPU_S = 0.25
+"""CPU time of a trial rendering."""
 _TURNS = "This model wants messages of the user and of the assistant in turn: join those of one side into one message."
 _SYSTEM = "This model has no system role: the system message goes into the user's message that follows it. Send one."
 
@@ -38,11 +41,12 @@ class ChatTemplate:
         if not source:
             self.note = "the model has no chat template: plain ChatML is used"
             source = CHATML
+        self._sandbox = environment()
         try:
-            self._template = environment().from_string(source)
+            self._template = self._sandbox.from_string(source)
         except Exception as error:  # a source that nests too deep ends in other errors than TemplateError
             self.note = f"the model's chat template cannot be read ({error}): plain ChatML is used"
-            self._template = environment().from_string(CHATML)
+            self._template = self._sandbox.from_string(CHATML)
         self._typed = frozenset[str]()
         """Roles whose content is a list of parts."""
         self._system_role = True
@@ -54,13 +58,22 @@ class ChatTemplate:
             messages = _system_in_user(messages)
         try:
             return self._render(messages, self._typed, answer)
+        except ShuttingDown:
+            raise
         except Exception as error:  # a template can fail in every way that Python can
             hint = _TURNS if _not_in_turn(messages) else ""
             raise BadRequest(f"the model's chat template refuses these messages: {error}", hint=hint) from error
 
-    def _render(self, messages: Iterable[Message], typed: frozenset[str], answer: bool) -> str:
+    def stop(self) -> None:
+        """Let renderings, those that run and those that come, end with ShuttingDown. From any thread."""
+        self._sandbox.stop()
+
+    def _render(
+        self, messages: Iterable[Message], typed: frozenset[str], answer: bool, cpu_s: float = MOST_CPU_S
+    ) -> str:
         plain = [{"role": m.role, "content": _content(m, m.role in typed)} for m in messages]
-        return self._template.render(messages=plain, add_generation_prompt=answer, **self._variables)
+        with self._sandbox.metered(cpu_s):
+            return self._template.render(messages=plain, add_generation_prompt=answer, **self._variables)
 
     # -- trial renderings
 
@@ -77,7 +90,7 @@ class ChatTemplate:
         probe = [Message(m.role, f"{role}: {_SAMPLE}") if m.role == role else m for m in messages]
         for typed in (self._typed, self._typed | {role}):
             try:
-                seen = f"{role}: {_SAMPLE}" in self._render(probe, typed, False)
+                seen = f"{role}: {_SAMPLE}" in self._render(probe, typed, False, _TRIAL_CPU_S)
             except Exception:
                 seen = False
             if seen:

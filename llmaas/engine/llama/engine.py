@@ -76,6 +76,10 @@ class LlamaEngine:
     def max_batch(self) -> int:
         return self.decoder.max_batch
 
+    @property
+    def token_bytes(self) -> int:
+        return self._text().token_bytes
+
     # -- text
 
     def tokenize(
@@ -98,6 +102,10 @@ class LlamaEngine:
 
     def check_sampling(self, sampling: Sampling) -> Prepared | None:
         return self._text().check_sampling(sampling)
+
+    def stop_text(self) -> None:
+        if (model := self._model) is not None:
+            model.stop_text()
 
     # -- steps
 

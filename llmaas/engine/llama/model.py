@@ -58,6 +58,10 @@ class LlamaModel:
 
     # -- text
 
+    @property
+    def token_bytes(self) -> int:
+        return self._words.most_bytes
+
     def tokenize(
         self, text: str, *, special: bool, bos: bool, after: int | None = None, limit: int | None = None
     ) -> list[int]:
@@ -79,6 +83,10 @@ class LlamaModel:
 
     def render(self, messages: Sequence[Message], *, answer: bool) -> str:
         return self._chat.render(messages, answer=answer)
+
+    def stop_text(self) -> None:
+        self._tokenizer.stop()
+        self._chat.stop()
 
     def check_sampling(self, sampling: Sampling) -> Prepared | None:
         return self.constraints.check(sampling)

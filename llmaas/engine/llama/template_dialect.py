@@ -1,6 +1,7 @@
 """The dialect of Jinja that chat templates are written in: what ``transformers`` gives them, which authors rely on.
 
-Law: no llama_cpp, no files. A template comes with a model file from anywhere, so it runs in Jinja's immutable sandbox.
+Law: no llama_cpp, no files. A template comes with a model file from anywhere, so it runs in a sandbox that bounds what
+it takes (``template_sandbox``).
 """
 
 from __future__ import annotations
@@ -13,7 +14,8 @@ import jinja2
 from jinja2 import nodes
 from jinja2.ext import Extension, loopcontrols
 from jinja2.parser import Parser
-from jinja2.sandbox import ImmutableSandboxedEnvironment
+
+from llmaas.engine.llama.template_sandbox import TemplateSandbox
 
 
 class GenerationTag(Extension):
@@ -26,12 +28,12 @@ class GenerationTag(Extension):
         return nodes.Scope(parser.parse_statements(("name:endgeneration",), drop_needle=True), lineno=line)
 
 
-def environment() -> ImmutableSandboxedEnvironment:
+def environment() -> TemplateSandbox:
     """A sandbox with the settings and helpers of ``transformers``."""
-    made = ImmutableSandboxedEnvironment(trim_blocks=True, lstrip_blocks=True, extensions=[loopcontrols, GenerationTag])
+    made = TemplateSandbox(trim_blocks=True, lstrip_blocks=True, extensions=[loopcontrols, GenerationTag])
     made.globals["raise_exception"] = _refuse
     made.globals["strftime_now"] = time.strftime
-    made.filters["tojson"] = _tojson
+    made.add_filter("tojson", _tojson)
     return made
 
 

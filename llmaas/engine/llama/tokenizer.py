@@ -25,7 +25,7 @@ import numpy as np
 from llmaas.engine.llama.lib import C
 from llmaas.engine.llama.text_runs import longest_run, refuse_long_runs
 from llmaas.engine.llama.vocab import Vocab, VocabType
-from llmaas.errors import BadRequest, Busy, ContextTooLong
+from llmaas.errors import BadRequest, Busy, ContextTooLong, ShuttingDown
 
 T = TypeVar("T")
 
@@ -58,6 +58,7 @@ class Tokenizer:
         kinds = ([_WORDS] if vocab.parts_words else []) + ([_LINES] if vocab.parts_lines else [])
         self._cuts = re.compile("|".join(kind.pattern for kind in kinds)) if can_cut and kinds else None
         self._deep = threading.Lock()
+        self._stopped = False
 
     def tokens(self, text: str, *, special: bool, after: int | None = None, limit: int | None = None) -> list[int]:
         """See ``Engine.tokenize``; without the start token. Raises BadRequest, ContextTooLong."""
@@ -66,12 +67,18 @@ class Tokenizer:
             raise _too_long(limit)
         joined = after is not None and not self._vocab.is_named(after)
         tokens: list[int] = []
-        for piece in self._pieces(text):
+        for i, piece in enumerate(self._pieces(text)):
+            if i and self._stopped:
+                raise ShuttingDown("the daemon is stopping")
             tokens += self._piece_tokens(piece, special=special, joined=joined)
             if limit is not None and len(tokens) > limit:
                 raise _too_long(limit)
             joined = True
         return tokens
+
+    def stop(self) -> None:
+        """Let texts of several pieces end with ShuttingDown, soon. From any thread."""
+        self._stopped = True
 
     def _piece_tokens(self, text: str, *, special: bool, joined: bool) -> list[int]:
         """The tokens of a piece; ``joined``: it goes on from other text. Without ``special`` none is a control token:
