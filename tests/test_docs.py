@@ -68,7 +68,7 @@ def test_files_that_a_page_names_exist(page: Path) -> None:
     assert [file for file in sorted(named) if not any((root / file).exists() for root in roots)] == []
 
 
-@pytest.mark.parametrize("page", ["docs/tutorial.md", "README.md"])
+@pytest.mark.parametrize("page", ["docs/tutorial.md", "docs/first-hour.md", "README.md"])
 def test_the_python_of_a_page_runs(page: str, tmp_path: Path, gguf: Path) -> None:
     """All its blocks as one program, against a real daemon with the real model, twice: contexts are there already."""
     blocks = re.findall(r"^```python\n(.*?)^```", (ROOT / page).read_text("utf-8"), re.MULTILINE | re.DOTALL)
@@ -77,7 +77,7 @@ def test_the_python_of_a_page_runs(page: str, tmp_path: Path, gguf: Path) -> Non
     try:
         code = "\n".join(blocks).replace("/run/user/1000/llmaas/llmaas.sock", str(daemon.socket))
         assert str(daemon.socket) in code
-        for _ in range(2 if page == "docs/tutorial.md" else 1):
+        for _ in range(1 if page == "README.md" else 2):
             command = [sys.executable, "-W", "error", "-c", code]
             ran = subprocess.run(command, env=clean_environ(tmp_path), capture_output=True, text=True, timeout=120)
             assert ran.returncode == 0, ran.stderr

@@ -27,7 +27,7 @@ examples:
   llmaas ctx show notes --json          the same for a program
   llmaas ctx fork notes notes-2         a copy that shares its chunks
   llmaas ctx truncate notes --messages 4    back to the first four messages
-  llmaas ctx truncate notes --tokens 500    back to the first 500 tokens
+  llmaas ctx truncate notes --tokens 20     back to the first 20 tokens
   llmaas ctx migrate notes              another model made it: take the conversation over to this one
   llmaas ctx migrate --all --everyone   the same for all contexts of all apps, after a change of model
   llmaas ctx hint notes                 it will be used soon: bring it back to the engine now
