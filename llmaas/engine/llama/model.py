@@ -40,6 +40,7 @@ class LlamaModel:
         self.handle = load_model(path)
         weakref.finalize(self, C.llama_model_free, self.handle).atexit = False  # at exit a context may still use it
         self.files.check_path()
+        self.files.guard()
         try:
             self._refuse_embedders()
             self._words = words = Vocab(self.handle, metadata(self.handle, "tokenizer.ggml.pre") or "default")

@@ -19,6 +19,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import BinaryIO, NamedTuple
 
+from llmaas.engine.llama.map_guard import MapGuard
 from llmaas.errors import ModelChanged, ModelUnreadable
 from llmaas.regular_file import open_regular
 
@@ -57,6 +58,7 @@ class ModelFiles:
         self._parts: list[_Part] = []
         self._change = ""
         """What is different; once it is, the model is not used any more."""
+        self._guard: MapGuard | None = None
         try:
             for part in _paths(path):
                 file = open_regular(part)
@@ -70,6 +72,10 @@ class ModelFiles:
     def fingerprint(self) -> str:
         """A hash that names the weights, 32 hex digits: see ``_fingerprint``. Of the file at ``path`` alone."""
         return self._parts[0].fingerprint
+
+    def guard(self) -> None:
+        """llama.cpp has mapped the files: keep the process alive if a page is missing."""
+        self._guard = MapGuard([part.path for part in self._parts])
 
     def check_path(self) -> None:
         """Raises ModelUnreadable if there is another file at ``path`` by now, so that llama.cpp may have loaded it."""
@@ -86,6 +92,8 @@ class ModelFiles:
             for part in self._parts:
                 if (now := _state(part.file)) != part.state:
                     self._compare(part, now)
+            if not self._change and self._guard is not None and self._guard.hit():
+                self._change = f"a part of {self.path} could not be read"
         if self._change:
             raise ModelChanged(self._change)
 
@@ -99,6 +107,9 @@ class ModelFiles:
             part.state = now
 
     def close(self) -> None:
+        """To be called when llama.cpp has freed the model."""
+        if self._guard is not None:
+            self._guard.remove()
         for part in self._parts:
             part.file.close()
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import shutil
+import signal
 import subprocess
 import sys
 from collections.abc import Callable, Iterator
@@ -14,12 +15,19 @@ import pytest
 
 from llmaas.calls import Sampling
 from llmaas.engine.base import BatchItem, Halt
+from llmaas.engine.llama import map_guard
 from llmaas.engine.llama.engine import LlamaEngine
 from llmaas.engine.llama.model_file import ModelFiles
 from llmaas.errors import ModelChanged, ModelUnreadable
+from llmaas.native import load_library
 from tests.support.random_models import write_llama
 
 PROMPT = list(range(3, 40))
+needs_guard = pytest.mark.skipif(
+    not Path("/proc/self/maps").exists()
+    or load_library(map_guard.__file__, "_map_guard", lambda library: bool(library.guard_version())) is None,
+    reason="the C part was not built, or this is not Linux",
+)
 
 
 @pytest.fixture
@@ -157,6 +165,59 @@ def test_a_file_that_is_replaced_while_it_is_loaded_is_not_taken_for_the_first(p
     files.close()
     with pytest.raises(ModelUnreadable, match="No such file"):
         ModelFiles(path)
+
+
+@needs_guard
+def test_a_cut_in_the_middle_of_a_step_does_not_end_the_process(path: Path) -> None:
+    script = f"""
+import os
+from pathlib import Path
+from llmaas.engine.base import BatchItem
+from llmaas.engine.llama.engine import LlamaEngine
+from llmaas.engine.llama.model_file import ModelFiles
+from llmaas.errors import ModelChanged
+engine = LlamaEngine(Path({str(path)!r}), n_cells=512, n_seqs=2, n_threads=2)
+real = ModelFiles.check
+def check(files):
+    real(files)
+    if os.stat(files.path).st_size > 5000:  # the look before the step
+        os.truncate(files.path, 5000)
+ModelFiles.check = check
+try:
+    engine.step([BatchItem(0, 0, list(range(3, 40)))])
+except ModelChanged as error:
+    print("refused:", error.message)
+engine.close()
+os.truncate({str(path)!r}, 0)
+print(len(engine.__class__.__name__), "alive")
+"""
+    done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    assert "refused:" in done.stdout and "has 5000 now" in done.stdout and "alive" in done.stdout
+
+
+@needs_guard
+def test_a_fault_elsewhere_still_ends_the_process(path: Path) -> None:
+    script = f"""
+import mmap, os
+from pathlib import Path
+from llmaas.engine.llama.map_guard import MapGuard
+path = Path({str(path)!r})
+with path.open("rb") as file, path.with_name("other").open("w+b") as other:
+    guarded = mmap.mmap(file.fileno(), 0, prot=mmap.PROT_READ)
+    other.write(bytes(10000))
+    other.flush()
+    free = mmap.mmap(other.fileno(), 0, prot=mmap.PROT_READ)
+    guard = MapGuard([path])
+    assert guard.active and not guard.hit()
+    os.truncate(path, 0)
+    assert guarded[5000] == 0 and guard.hit()
+    os.truncate(path.with_name("other"), 0)
+    print("now", flush=True)
+    free[5000]
+"""
+    done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True)
+    assert (done.stdout, done.returncode) == ("now\n", -signal.SIGBUS), done.stderr
 
 
 def test_looking_takes_microseconds(path: Path) -> None:
