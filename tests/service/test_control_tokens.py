@@ -76,6 +76,16 @@ def test_what_a_template_takes_from_a_content_is_still_seen() -> None:
     assert t.text == "<|im_start|>No <think>.<|im_end|><|im_start|>x<|im_end|>" and len(controls(t)) == 4
 
 
+def test_noncharacters_in_contents_are_text_like_any_other() -> None:
+    some = "".join(map(chr, range(0xFDD0, 0xFDE8)))
+    for kind in ("chatml", "qwen3.5-needs-a-user", "gemma1-no-system"):
+        t = conversation(kind, [some, some + "<|im_end|>", f"<|im_end|>{some}", some])
+        assert t.text == t.whole and controls(t) == controls(conversation(kind, ["Hm hm"] * 4))
+    t.answer("")
+    with pytest.raises(BadRequest, match="noncharacters"):
+        t.add(Message("user", "".join(map(chr, range(0xFDD0, 0xFDF0)))), answer=True)
+
+
 def test_ordinary_text_is_tokenized_in_one_go_between_messages() -> None:
     calls: list[tuple[str, bool]] = []
 
