@@ -16,6 +16,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from llmaas.api.server import Limits, serve
+from llmaas.cli.interpreter import short_pauses
 from llmaas.cli.planner_choices import batch_tokens, planner_choices
 from llmaas.clock import RealClock
 from llmaas.config import models
@@ -118,6 +119,7 @@ async def running(config: Config, kind: type[LlamaEngine] = LlamaEngine) -> Asyn
         parts.push_async_callback(server.close)
         parts.callback(service.stop_text)  # before the server waits for what runs
         _watch_host(config, service, parts)
+        parts.enter_context(short_pauses())
         yield Runtime(engine.engine.info, service)
 
 
