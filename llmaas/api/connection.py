@@ -30,6 +30,8 @@ from llmaas.version import __version__
 
 log = logging.getLogger(__name__)
 
+_DRIP, _REST_S = 1024, 0.05
+"""After so few bytes of a frame that is not complete, nothing is received for so long (seconds)."""
 _CLOSING_S = 1.0
 """How long a connection that is over may still take to read its last reply."""
 
@@ -63,6 +65,7 @@ class Connection(asyncio.BufferedProtocol):
         self._open = True
         """False once no more requests are taken and no more replies are written."""
         self._reading = True
+        self._resting: asyncio.TimerHandle | None = None
         self._last_active = self._loop.time()
         self._writer: ReplyWriter
         self._transport: asyncio.Transport
@@ -92,6 +95,8 @@ class Connection(asyncio.BufferedProtocol):
             return  # the last moments of a connection that is over
         self._intake.received(nbytes)
         self.shares.frames.ready(self)
+        if nbytes < _DRIP and self._intake.incomplete:
+            self._rest()
         self._read_or_not()
 
     def eof_received(self) -> None:
@@ -100,6 +105,8 @@ class Connection(asyncio.BufferedProtocol):
 
     def connection_lost(self, exc: Exception | None) -> None:
         self._timer.cancel()
+        if self._resting is not None:
+            self._resting.cancel()
         self._abandon()
         self._writer.close()
         self.shares.places.leave(self)
@@ -154,13 +161,22 @@ class Connection(asyncio.BufferedProtocol):
 
         Never stop because it does not read: the end of its stream would not be noticed.
         """
-        wanted = self._intake.wants_more
+        wanted = self._intake.wants_more and self._resting is None
         if wanted != self._reading:
             self._reading = wanted
             if wanted:
                 self._transport.resume_reading()
             else:
                 self._transport.pause_reading()
+
+    def _rest(self) -> None:
+        """Receive nothing for a moment: a frame that comes byte by byte would take a turn of the loop for each."""
+        if self._resting is None:
+            self._resting = self._loop.call_later(_REST_S, self._rested)
+
+    def _rested(self) -> None:
+        self._resting = None
+        self._read_or_not()
 
     def _greet(self, body: bytes) -> InFlight:
         """Answer the hello; what follows are requests of the app that it names."""

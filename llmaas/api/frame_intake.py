@@ -63,6 +63,11 @@ class FrameIntake:
         return self._closed or self._reader.wants_more
 
     @property
+    def incomplete(self) -> bool:
+        """Whether the next frame has begun, and is not all here."""
+        return not self._closed and self._reader.incomplete
+
+    @property
     def stalled_bytes(self) -> int:
         """What is held for a frame that is not complete."""
         return 0 if self._decoding else self._held

@@ -51,6 +51,16 @@ class FrameReader:
         return bool(self._small) or self._large is not None
 
     @property
+    def incomplete(self) -> bool:
+        """Whether the next frame has begun, and is not all here."""
+        if self._large is not None:
+            return self._filled < len(self._large)
+        if len(self._small) < _LENGTH.size:
+            return bool(self._small)
+        (size,) = _LENGTH.unpack_from(self._small)
+        return _LENGTH.size + int(size) > len(self._small)
+
+    @property
     def wants_more(self) -> bool:
         """False if so much lies here that was not taken that no more should be received for now."""
         return self._large is not None or len(self._small) < SMALL_FRAME

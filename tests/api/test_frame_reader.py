@@ -66,3 +66,21 @@ def test_a_body_over_the_limit_is_refused_from_its_length_alone() -> None:
     feed(reader, struct.pack(">I", 1001))
     with pytest.raises(FrameTooLarge, match="at most 1000"):
         reader.next()
+
+
+def test_a_frame_is_incomplete_until_its_last_byte() -> None:
+    reader = FrameReader(memoryview(bytearray(SMALL_FRAME)), max_frame=1 << 20)
+    frame = b"\0\0\0\2\x81\xa0"
+    for n, byte in enumerate(frame):
+        assert reader.incomplete == (n > 0)
+        reader.buffer()[0] = byte
+        reader.received(1)
+    assert not reader.incomplete and reader.next() == frame[4:]
+    reader.buffer()[:5] = b"\0\0\x80\0x"
+    reader.received(5)
+    assert reader.incomplete and reader.next() is not None
+    reader.grant()
+    assert reader.incomplete
+    left = len(reader.buffer())
+    reader.received(left)
+    assert left == 0x8000 - 1 and not reader.incomplete
