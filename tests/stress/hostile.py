@@ -36,8 +36,8 @@ class Bars:
     grown: int = 64 * MIB
     ratio: float | None = 1.5
     """p99 of the time to another app's first token, by what it is undisturbed."""
-    first_token_s: float = 10.0
-    """The longest time to another app's first token."""
+    first_token_s: float = 1.5
+    """The longest time to another app's first token. Of a heavy attack this counts, and the ratio does not."""
     end_s: float = 2.0
     """From SIGTERM to the end, without the drain."""
     connect_s: float = 1.0
@@ -75,7 +75,7 @@ class Outcome:
             found.append(f"the loop was frozen for {self.frozen * 1e3:.0f} ms")
         if self.grown > bars.grown:
             found.append(f"it grew by {self.grown / MIB:.0f} MiB")
-        if bars.ratio is not None and self.ratio > bars.ratio:
+        if bars.ratio is not None and self.ratio > bars.ratio and not self.attack.is_heavy:
             found.append(f"the first token came {self.ratio:.2f} times as late")
         if not seen.first_token.took or seen.first_token.longest > bars.first_token_s:
             found.append(f"the first token came after {seen.first_token.longest:.1f} s, or never")
@@ -90,7 +90,8 @@ class Outcome:
             found.append(f"it ended with {self.exit_code}")
         if self.log > bars.log:
             found.append(f"it logged {self.log / MIB:.1f} MiB")
-        return found + sorted(set(seen.failed))[:3]
+        failed = sorted({what for what in seen.failed if not (self.attack.most_files and ": busy: " in what)})
+        return found + failed[:3]
 
 
 def measure(root: Path, attack_: Attack, seconds: float, quiet_seconds: float) -> Outcome:

@@ -5,7 +5,6 @@ Each is a thread of its own, does one thing at a time, and notes how long it too
 
 from __future__ import annotations
 
-import contextlib
 import threading
 import time
 from collections.abc import Callable, Iterator
@@ -18,9 +17,9 @@ from llmaas.errors import LlmaasError
 from llmaas.records import Message
 
 QUESTION = "What is the difference between a cache and a buffer, and which one of them would you rather have? "
-"""About 150 tokens of the fake engine, with the chat template."""
+"""About 130 tokens of the fake engine, with the chat template."""
 ANSWER_TOKENS = 4
-PING_EVERY_S, CONNECT_EVERY_S, ASK_EVERY_S = 0.005, 0.1, 0.002
+PING_EVERY_S, CONNECT_EVERY_S, ASK_EVERY_S = 0.005, 0.1, 0.15
 
 
 @dataclass
@@ -61,11 +60,10 @@ class Victims:
     def __init__(self, socket: Path, *, newcomers: bool = True) -> None:
         self._socket = socket
         self.now = Experience()
-        self.paused_at = 0.0
         self._stop = threading.Event()
-        works: list[Callable[[], None]] = [self._ask, self._ping]
-        works += [self._come, self._operate] if newcomers else []
-        self._threads = [threading.Thread(target=self._forgiving, args=(work,), daemon=True) for work in works]
+        works = {"first_token": self._ask, "ping": self._ping}
+        works |= {"newcomer": self._come, "operator": self._operate} if newcomers else {}
+        self._threads = [threading.Thread(target=self._go_on, args=work, daemon=True) for work in works.items()]
 
     def start(self) -> None:
         for thread in self._threads:
@@ -93,24 +91,25 @@ class Victims:
             thread.join(max(0.0, until - time.monotonic()))
         return not any(thread.is_alive() for thread in self._threads)
 
-    def _forgiving(self, work: Callable[[], None]) -> None:
-        try:
-            work()
-        except LlmaasError:
-            if not self._stop.is_set():
-                raise
+    def _go_on(self, kind: str, work: Callable[[], None]) -> None:
+        """Do the work until ``stop``, on a new connection after each failure."""
+        while not self._stop.is_set():
+            try:
+                work()
+            except LlmaasError as error:
+                if not self._stop.is_set():
+                    times: Times = getattr(self.now, kind)
+                    times.failed.append(f"{error.code}: {error.message}")
+                    time.sleep(0.05)
 
     @contextmanager
     def _timed(self, times: Times) -> Iterator[None]:
         begun = time.monotonic()
         try:
             yield
-        except LlmaasError as error:
-            if self._stop.is_set():
-                raise
-            times.failed.append(f"{error.code}: {error.message}")
-            time.sleep(0.05)
-        times.took.append(time.monotonic() - begun)
+        finally:
+            if not self._stop.is_set():
+                times.took.append(time.monotonic() - begun)
 
     def _ask(self) -> None:
         with Client(self._socket, app="victim") as client:
@@ -119,8 +118,7 @@ class Victims:
                 with self._timed(self.now.first_token):
                     stream = client.generate(made, [Message("user", QUESTION)], max_tokens=ANSWER_TOKENS)
                     next(stream)
-                with contextlib.suppress(LlmaasError):
-                    _ = stream.done
+                _ = stream.done
                 client.truncate(made, n_tokens=0)
                 self._stop.wait(ASK_EVERY_S)
 

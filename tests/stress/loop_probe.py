@@ -28,12 +28,21 @@ class Clocks:
     waited: float
     computed: float
 
-    @classmethod
-    def of_process(cls, pid: int) -> Clocks:
-        """Those of a process whose loop is on its main thread; from inside, or from another process."""
-        _, waited, _ = Path(f"/proc/{pid}/task/{pid}/schedstat").read_text().split()
-        computed = time.clock_gettime(~pid << 3 | 2)  # CLOCK_PROCESS_CPUTIME_ID of that process: clock_getcpuclockid(3)
-        return cls(time.monotonic(), int(waited) / 1e9, computed)
+
+class ProcessClocks:
+    """The clocks of a process whose loop is on its main thread; from inside, or from another process."""
+
+    def __init__(self, pid: int) -> None:
+        # Kept open: each system call gives up the interpreter lock, and may wait for it afterwards.
+        self._schedstat = os.open(f"/proc/{pid}/task/{pid}/schedstat", os.O_RDONLY)
+        self._cpu = ~pid << 3 | 2  # as clock_getcpuclockid(3) says
+
+    def read(self) -> Clocks:
+        _, waited, _ = os.pread(self._schedstat, 100, 0).split()
+        return Clocks(time.monotonic(), int(waited) / 1e9, time.clock_gettime(self._cpu))
+
+    def close(self) -> None:
+        os.close(self._schedstat)
 
 
 @dataclass(frozen=True)
@@ -68,8 +77,12 @@ class Board:
 
     def read(self, pid: int) -> LoopReading:
         """What holds now: if the loop of the process stands still, the beat that is due comes at this moment."""
-        reading, clocks = self.last()
-        return reading.with_beat(clocks, Clocks.of_process(pid))
+        clocks = ProcessClocks(pid)
+        reading, before = self.last()
+        try:
+            return reading.with_beat(before, clocks.read())
+        finally:
+            clocks.close()
 
     def reset(self) -> None:
         self.write(LoopReading(), self.last()[1])
@@ -83,15 +96,15 @@ class LoopProbe:
     """Beats on the running loop, which must be on the process's main thread, from ``start`` on."""
 
     def __init__(self, board: Board) -> None:
-        self._board, self._pid = board, os.getpid()
+        self._board, self._clocks = board, ProcessClocks(os.getpid())
         self._loop = asyncio.get_running_loop()
 
     def start(self) -> None:
-        self._board.write(LoopReading(), Clocks.of_process(self._pid))
+        self._board.write(LoopReading(), self._clocks.read())
         self._loop.call_later(BEAT_S, self._beat)
 
     def _beat(self) -> None:
         reading, before = self._board.last()
-        now = Clocks.of_process(self._pid)
+        now = self._clocks.read()
         self._board.write(reading.with_beat(before, now), now)
         self._loop.call_later(BEAT_S, self._beat)

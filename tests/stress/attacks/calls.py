@@ -64,6 +64,7 @@ async def hints(attacker: Attacker) -> None:
     """Hints for a hundred contexts, again and again."""
     peer = await attacker.connect()
     made = [await context(peer, TEXT) for _ in range(100)]
+    attacker.begin()
     while True:
         for each in made:
             await peer.ask("hint", context=each)
@@ -73,6 +74,7 @@ async def hints_of_the_gone(attacker: Attacker) -> None:
     """Hints for a hundred contexts, whose sender goes at once."""
     peer = await attacker.connect()
     made = [await context(peer, TEXT) for _ in range(100)]
+    attacker.begin()
     while True:
         other = await attacker.connect()
         for each in made:

@@ -13,6 +13,7 @@ async def deaf(attacker: Attacker) -> None:
     """240 connections that ask for whole conversations and lists, and do not read."""
     peers = await attacker.connect_many(240, apps=4)
     made = {i: await context(peers[i], WORDS) for i in range(min(4, len(peers)))}
+    attacker.begin()
 
     async def flood(i: int, peer: Peer) -> None:
         peer.deafen()
@@ -68,7 +69,7 @@ async def come_and_go(attacker: Attacker) -> None:
 
 
 async def accept_flood(attacker: Attacker) -> None:
-    """400 connections to a daemon that may open 100 files."""
+    """400 connections to a daemon that may open 128 files."""
     await attacker.connect_many(400, apps=50)
     await asyncio.sleep(0.2)
     attacker.drop_all()

@@ -40,6 +40,7 @@ async def lists(attacker: Attacker) -> None:
             await peer.ask("list")
 
     await asyncio.gather(*(make(peer, who) for who, peer in enumerate(peers)))
+    attacker.begin()
     await asyncio.gather(*map(look, peers))
 
 
@@ -49,6 +50,7 @@ async def shows(attacker: Attacker) -> None:
     made = await context(peers[0])
     messages = [{"role": "user", "content": ""}] * 250
     await peers[0].ask("append", context=made, messages=messages)
+    attacker.begin()
 
     async def look(peer: Peer) -> None:
         while True:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import itertools
 import struct
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -77,10 +78,11 @@ class Peer:
 
 @dataclass
 class Attacker:
-    """Connects to the daemon under attack. ``scratch``: a directory for its files."""
+    """Connects to the daemon under attack. ``scratch``: a directory for its files. ``begin`` says that it begins."""
 
     socket: Path
     scratch: Path
+    begin: Callable[[], None]
     peers: list[Peer] = field(default_factory=list)
 
     async def connect(self, app: str | None = "mallory", *, admin: bool = False) -> Peer:

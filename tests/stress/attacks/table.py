@@ -22,6 +22,11 @@ class Attack:
     """``run`` is one go; when it ends, or the daemon hangs up, there is another one."""
 
     run: Callable[[Attacker], Awaitable[None]]
+    prepares: bool = False
+    """Whether it calls ``Attacker.begin`` when what it needs is there."""
+    is_heavy: bool = False
+    """Whether it is nothing but a lot of what any app may ask the engine for. Its share delays others then: by a
+    running period and some steps, whatever they ask."""
     most_files: int | None = None
     """Files that the daemon may have open, if that is part of the attack: newcomers may be kept waiting then."""
 
@@ -39,7 +44,6 @@ _RUNS = [
     frames.empty_messages_4096,
     frames.empty_messages_100000,
     frames.endless_prompt,
-    frames.prompts_at_the_limit,
     frames.empty_maps,
     frames.wide_and_legal,
     frames.deep_nesting,
@@ -50,7 +54,6 @@ _RUNS = [
     frames.pings,
     frames.bad_requests,
     frames.long_names,
-    connections.deaf,
     connections.deaf_to_answers,
     connections.idle,
     connections.idle_under_many_names,
@@ -59,42 +62,56 @@ _RUNS = [
     connections.come_and_go,
     connections.leave_at_once,
     calls.queued_calls,
-    calls.queued_calls_of_many,
     calls.urgent_calls,
-    calls.long_answers,
     calls.slow_answers,
     calls.costly_sampling,
-    calls.hints,
-    calls.hints_of_the_gone,
     calls.cancels,
     calls.priorities,
     calls.short_deadlines,
     calls.repeating_grammars,
     calls.bracket_patterns,
     calls.nested_references,
-    calls.fresh_grammars,
     contexts.thousands,
-    contexts.lists,
-    contexts.shows,
-    contexts.forks,
     contexts.deletes,
-    contexts.truncates,
-    contexts.thrashing,
     contexts.bad_adapters,
 ]
-ATTACKS = {a.name: a for a in [*map(Attack, _RUNS), Attack(connections.accept_flood, most_files=100)]}
+_PREPARED = [
+    connections.deaf,
+    calls.hints,
+    calls.hints_of_the_gone,
+    contexts.lists,
+    contexts.shows,
+]
+_HEAVY = [
+    frames.prompts_at_the_limit,
+    calls.queued_calls_of_many,
+    calls.long_answers,
+    calls.fresh_grammars,
+    contexts.forks,
+    contexts.truncates,
+    contexts.thrashing,
+]
+_ALL = [
+    *map(Attack, _RUNS),
+    *(Attack(run, prepares=True) for run in _PREPARED),
+    *(Attack(run, is_heavy=True) for run in _HEAVY),
+    Attack(connections.accept_flood, most_files=128),
+]
+ATTACKS = {found.name: found for found in _ALL}
 
 
 def attack(name: str, socket: Path, scratch: Path, begun: Any) -> None:
-    """Attack until the process is killed. Sets ``begun``, an event, at the first go."""
+    """Attack until the process is killed. Sets ``begun``, an event, when it begins."""
     os.nice(5)  # what it takes of the CPU is not the daemon's doing
     _, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
     resource.setrlimit(resource.RLIMIT_NOFILE, (hard, hard))
-    asyncio.run(_go_on(ATTACKS[name], Attacker(socket, scratch), begun))
+    found, attacker = ATTACKS[name], Attacker(socket, scratch, begun.set)
+    if not found.prepares:
+        attacker.begin()
+    asyncio.run(_go_on(found, attacker))
 
 
-async def _go_on(attack: Attack, attacker: Attacker, begun: Any) -> None:
-    begun.set()
+async def _go_on(attack: Attack, attacker: Attacker) -> None:
     while True:
         with contextlib.suppress(OSError, EOFError):  # the daemon hung up
             await attack.run(attacker)
