@@ -61,9 +61,9 @@ async def costly_sampling(attacker: Attacker) -> None:
 
 
 async def hints(attacker: Attacker) -> None:
-    """Hints for a hundred contexts, again and again."""
+    """Hints for thirty contexts, again and again, hundreds a second."""
     peer = await attacker.connect()
-    made = [await context(peer, TEXT) for _ in range(100)]
+    made = [await context(peer, TEXT) for _ in range(30)]
     attacker.begin()
     while True:
         for each in made:
@@ -71,9 +71,9 @@ async def hints(attacker: Attacker) -> None:
 
 
 async def hints_of_the_gone(attacker: Attacker) -> None:
-    """Hints for a hundred contexts, whose sender goes at once."""
+    """Hints for thirty contexts, whose sender goes at once."""
     peer = await attacker.connect()
-    made = [await context(peer, TEXT) for _ in range(100)]
+    made = [await context(peer, TEXT) for _ in range(30)]
     attacker.begin()
     while True:
         other = await attacker.connect()

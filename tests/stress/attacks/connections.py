@@ -6,13 +6,14 @@ import asyncio
 
 from tests.stress.attacks.peer import Attacker, Peer, context, frame
 
-WORDS = "It was the best of times, it was the worst of times. " * 100
+WORDS = "It was the best of times, it was the worst of times. " * 50
 
 
 async def deaf(attacker: Attacker) -> None:
     """240 connections that ask for whole conversations and lists, and do not read."""
     peers = await attacker.connect_many(240, apps=4)
-    made = {i: await context(peers[i], WORDS) for i in range(min(4, len(peers)))}
+    made = {i: await context(peers[i]) for i in range(min(4, len(peers)))}
+    await asyncio.gather(*(peers[i].ask("append", context=made[i], prompt=WORDS) for i in made))
     attacker.begin()
 
     async def flood(i: int, peer: Peer) -> None:

@@ -28,11 +28,11 @@ async def thousands(attacker: Attacker) -> None:
 
 
 async def lists(attacker: Attacker) -> None:
-    """2,000 contexts, then lists of them on eight connections."""
+    """480 contexts, then lists of them on eight connections."""
     peers = await attacker.connect_many(8)
 
     async def make(peer: Peer, who: int) -> None:
-        for n in range(250):
+        for n in range(60):
             await peer.ask("create", name=f"{who}-{n}-" + "n" * 100)
 
     async def look(peer: Peer) -> None:
