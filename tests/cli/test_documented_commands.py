@@ -112,6 +112,7 @@ def test_the_commands_of_a_page_do_what_they_say(page: str, home: Path) -> None:
     assert [wrong for command in commands * 2 if (wrong := check(command, home))] == []
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", list(COMMANDS))
 def test_the_examples_of_help_do_what_they_say(name: str, home: Path, llmaas: Run) -> None:
     commands = commands_of_help(llmaas(name, "--help").stdout)
