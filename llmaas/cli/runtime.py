@@ -16,6 +16,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from llmaas.api.server import Limits, serve
+from llmaas.cli.doctor.damage import explain_salvage
 from llmaas.cli.interpreter import short_pauses
 from llmaas.cli.planner_choices import batch_tokens, planner_choices
 from llmaas.clock import RealClock
@@ -23,12 +24,14 @@ from llmaas.config import models
 from llmaas.config.settings import Config
 from llmaas.engine.llama.engine import LlamaEngine
 from llmaas.engine.thread import EngineThread
+from llmaas.errors import StoreFailed
 from llmaas.fair_thread import FairThread
 from llmaas.host import priority, thermal
 from llmaas.host.file_limit import raise_file_limit
 from llmaas.host.pressure import PressureWatcher
 from llmaas.kvchunks.store import master_key
 from llmaas.kvchunks.store.store import Store
+from llmaas.kvchunks.store.syscalls import IndexDamaged
 from llmaas.records import ModelInfo
 from llmaas.service.service import Service
 from llmaas.service.settings import ServiceSettings
@@ -79,7 +82,24 @@ def load_engine(config: Config, model: Path, kind: type[LlamaEngine] = LlamaEngi
 
 
 def open_store(config: Config, environ: Mapping[str, str]) -> Store:
-    """Open the store, encrypted or not as the settings say. Raises ConfigError, StoreFailed."""
+    """Open the store, encrypted or not as the settings say. A damaged index is repaired if nothing is lost by it; what
+    a repair would cost, a person decides (``llmaas doctor --repair``). Raises ConfigError, StoreFailed.
+    """
+    try:
+        return _open_store(config, environ)
+    except IndexDamaged as damage:
+        try:
+            found = Store.repair_index(config.data_dir, only_whole=True)
+        except StoreFailed:
+            raise damage from None
+        if found is None:
+            raise
+        for line in [damage.message, *explain_salvage(found)]:
+            log.error("%s", line)
+        return _open_store(config, environ)
+
+
+def _open_store(config: Config, environ: Mapping[str, str]) -> Store:
     if not config.encrypt:
         return Store(config.data_dir)
     found = master_key.find(config.data_dir, config.key_source, environ, make=True)

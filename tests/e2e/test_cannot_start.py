@@ -13,6 +13,9 @@ from pathlib import Path
 
 import pytest
 
+from llmaas.cli.runtime import open_store
+from llmaas.config.sources import load
+from llmaas.kvchunks.store.store import Store
 from tests.support.daemon import LONG, ask, busy_daemon, serving, told
 from tests.support.loop import on_a_loop
 
@@ -117,20 +120,22 @@ async def test_a_store_that_another_daemon_has_open_is_refused(place: Path, mode
             await client.ping()
 
 
-@pytest.mark.parametrize("damage", ["header", "page", "no database"])
-@on_a_loop
-async def test_a_corrupt_index_ends_serve_with_what_to_do_and_nothing_is_touched(
-    place: Path, model_path: Path, damage: str
-) -> None:
+async def filled_index(place: Path) -> Path:
     async with serving(place) as daemon, daemon.connect("a") as client:
         for name in "abcdefgh":
             await client.create(name=name)
             await ask(client, name, LONG * 4, 64)
-    index = place / "data" / "index.sqlite"
+    return place / "data" / "index.sqlite"
+
+
+@pytest.mark.parametrize("damage", ["page", "no database"])
+@on_a_loop
+async def test_a_corrupt_index_ends_serve_with_what_to_do_and_nothing_is_touched(
+    place: Path, model_path: Path, damage: str
+) -> None:
+    index = await filled_index(place)
     data = bytearray(index.read_bytes())
-    if damage == "header":
-        data[:64] = bytes(64)
-    elif damage == "page":
+    if damage == "page":
         for at in range(4096, len(data)):
             data[at] ^= 0x5A
     else:
@@ -139,3 +144,26 @@ async def test_a_corrupt_index_ends_serve_with_what_to_do_and_nothing_is_touched
     message = refused(place)
     assert str(index) in message and "doctor --repair" in message
     assert index.read_bytes() == bytes(data)
+    assert not list(index.parent.glob("index.sqlite.*"))
+
+
+@on_a_loop
+async def test_an_index_of_which_everything_can_be_read_is_repaired_at_the_start(
+    place: Path, model_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    def opened(root: Path) -> Store:
+        return open_store(load({"data_dir": str(root), "encrypt": "false"}, {"HOME": str(place)}).config, {})
+
+    index = await filled_index(place)
+    async with serving(place) as daemon, daemon.connect("a") as client:
+        before = {name: await client.show(name) for name in "abcdefgh"}
+    data = bytearray(index.read_bytes())
+    data[:64] = bytes(64)
+    index.write_bytes(data)
+    async with serving(place, store=opened) as daemon, daemon.connect("a") as client:
+        after = {name: await client.show(name) for name in "abcdefgh"}
+    assert {name: shown.messages for name, shown in after.items()} == {
+        name: shown.messages for name, shown in before.items()
+    }
+    assert (place / "data" / "index.sqlite.corrupt-1").read_bytes()[64:] == bytes(data[64:])
+    assert "8 of them whole" in caplog.text

@@ -24,13 +24,13 @@ from llmaas.kvchunks.store.syscalls import Files, IndexDamaged, failures, is_cor
 from llmaas.kvchunks.store.verify import row_problems
 
 
-def repair(root: Path) -> Salvage | None:
+def repair(root: Path, *, only_whole: bool = False) -> Salvage | None:
     """See ``Store.repair_index``."""
     files, path = Files(), root / INDEX
     lock = RootLock(root, files)
     try:
         with failures(path):
-            return _salvage(path, files) if _is_damaged(path, files) else None
+            return _salvage(path, files, only_whole) if _is_damaged(path, files) else None
     finally:
         lock.close()
 
@@ -71,7 +71,7 @@ def _has_bad_rows(path: Path, files: Files) -> bool:
         index.close()
 
 
-def _salvage(path: Path, files: Files) -> Salvage:
+def _salvage(path: Path, files: Files, only_whole: bool) -> Salvage:
     new = _new(path)
     _remove(new)
     Index(new, files, wal_limit=1 << 20).close()
@@ -79,9 +79,13 @@ def _salvage(path: Path, files: Files) -> Salvage:
         try:
             old = stack.enter_context(readable(path, new))
         except sqlite3.DatabaseError:  # nothing of it can be read: contexts start anew
-            found, adapters_lost = Rescued(), 0
+            found, adapters_lost, whole = Rescued(), 0, False
         else:
             found, adapters_lost = _copy(old, new, files)
+            whole = not (found.shortened or found.lost or adapters_lost)
+    if only_whole and not whole:
+        _remove(new)
+        raise IndexDamaged(f"{path} is damaged, and not all that it held can be read")
     moved = _move_aside(path)
     finish(path, files)
     return Salvage(moved, found.contexts, tuple(found.shortened), tuple(found.mended), found.lost, adapters_lost)

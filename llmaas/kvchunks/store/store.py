@@ -108,14 +108,14 @@ class Store:
         self.close()
 
     @classmethod
-    def repair_index(cls, root: Path) -> Salvage | None:
+    def repair_index(cls, root: Path, *, only_whole: bool = False) -> Salvage | None:
         """Replace a damaged index, so that the store opens, with all conversations that can still be read. The damaged
         one is moved aside (``index.sqlite.corrupt-N``, log included).
 
-        None if the index is sound: a healthy one is never moved. Raises StoreFailed if the store is open, or has no
-        index.
+        None if the index is sound: a healthy one is never moved. With ``only_whole`` it is replaced only if nothing is
+        lost by it; else StoreFailed. Raises StoreFailed if the store is open, or has no index.
         """
-        return store_repair.repair(root)
+        return store_repair.repair(root, only_whole=only_whole)
 
     # -- contexts
 

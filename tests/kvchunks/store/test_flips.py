@@ -7,10 +7,10 @@ from pathlib import Path
 
 import pytest
 
-from llmaas.errors import ChunkDamaged
+from llmaas.errors import ChunkDamaged, StoreFailed
 from llmaas.kvchunks.codec.header import check
 from llmaas.kvchunks.store.store import Store
-from tests.support.damaged_store import MASTER, copy_store, fill, flip, read, repaired
+from tests.support.damaged_store import MASTER, Reading, copy_store, fill, flip, read, repaired
 from tests.support.store_data import payload_files
 
 COUNTS = [60, pytest.param(1000, marks=[pytest.mark.slow, pytest.mark.timeout(900)])]
@@ -22,7 +22,7 @@ def test_a_flipped_bit_of_the_index_changes_no_conversation_without_a_word(memor
     whole = read(memory / "whole")
     assert (whole.opened, whole.said, len(whole.shown)) == (True, "", 25)
     rng, size = random.Random(n), 8 * (memory / "whole" / "index.sqlite").stat().st_size
-    refused = unlike = 0
+    refused = unlike = stopped = 0
     for bit in rng.sample(range(size), n):
         root = copy_store(memory / "whole", memory / "damaged")
         flip(root / "index.sqlite", bit)
@@ -30,6 +30,8 @@ def test_a_flipped_bit_of_the_index_changes_no_conversation_without_a_word(memor
         assert found.opened or "llmaas doctor --repair" in found.said, f"bit {bit}"
         assert found.content() == whole.content() or found.said, f"bit {bit}"
         assert all(whole.shown.get(name) == spans for name, spans in found.shown.items()), f"bit {bit}"
+        if not found.opened:
+            stopped += not _repaired_without_loss(root, memory / "again", whole)
         after, told = repaired(root)
         assert after.opened, f"bit {bit}: {after.said}"
         changed = [name for name in whole.rows if after.of(name) != whole.of(name)]
@@ -38,6 +40,21 @@ def test_a_flipped_bit_of_the_index_changes_no_conversation_without_a_word(memor
         unlike += bool(changed)
     assert refused <= n // 8, "a few bits are in the structures of SQLite"
     assert unlike <= n // 20
+    assert stopped <= n // 50, "the daemon repairs at its start what costs nothing"
+
+
+def _repaired_without_loss(root: Path, again: Path, whole: Reading) -> bool:
+    """What the daemon does at its start with an index that cannot be opened."""
+    copy = copy_store(root, again)
+    before = (copy / "index.sqlite").read_bytes()
+    try:
+        Store.repair_index(copy, only_whole=True)
+    except StoreFailed as error:
+        assert "llmaas doctor --repair" in error.hint
+        assert (copy / "index.sqlite").read_bytes() == before
+        return False
+    assert read(copy).content() == whole.content()
+    return True
 
 
 @pytest.mark.parametrize("n", COUNTS)
