@@ -67,6 +67,8 @@ class Connection(asyncio.BufferedProtocol):
         self._reading = True
         self._resting: asyncio.TimerHandle | None = None
         self._last_active = self._loop.time()
+        self.has_asked = False
+        """Whether there was a request after the hello."""
         self._writer: ReplyWriter
         self._transport: asyncio.Transport
         self._timer: asyncio.TimerHandle
@@ -143,10 +145,12 @@ class Connection(asyncio.BufferedProtocol):
         if self._requests is None:
             self._requests = self._greet(body)
         else:
+            self.has_asked = True
             self._requests.take(read_incoming(body))
 
     def take_large(self, incoming: Incoming, nbytes: int) -> None:
         assert self._requests is not None
+        self.has_asked = True
         self._requests.take(incoming, nbytes)
 
     def frames_may_come(self) -> None:

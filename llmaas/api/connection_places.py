@@ -19,6 +19,9 @@ MODEST = 4
 class PlacedConnection(Protocol):
     """A connection, as this module knows it."""
 
+    has_asked: bool
+    """Whether there was a request after the hello."""
+
     @property
     def idle_since(self) -> float | None:
         """When its last request ended, or it said hello; None while one runs."""
@@ -92,16 +95,18 @@ class ConnectionPlaces:
     def _to_give_way(self, newcomer: _Seat) -> PlacedConnection | None:
         """The longest idle connection of the user and app that have most; None if they have no more than ``newcomer``.
 
-        Where each app has ``MODEST`` connections or fewer, the longest idle one gives way: so whoever takes all places
-        under as many names locks nobody out, and takes no place from an app that uses two.
+        Where each app has ``MODEST`` connections or fewer, one that never asked anything gives way, else the longest
+        idle one: so whoever takes all places under as many names locks nobody out, and takes no place from an app that
+        uses two.
         """
         idle = [(c, seat, since) for c, seat in self._seated.items() if (since := c.idle_since) is not None]
         if not idle:
             return None
 
-        def many(each: tuple[PlacedConnection, _Seat, float]) -> tuple[int, int, float]:
-            of_user, of_app = self._share(each[1])
-            return of_user, max(of_app, MODEST), -each[2]
+        def many(each: tuple[PlacedConnection, _Seat, float]) -> tuple[int, int, bool, float]:
+            connection, seat, since = each
+            of_user, of_app = self._share(seat)
+            return of_user, max(of_app, MODEST), not connection.has_asked, -since
 
         found, seat, _ = max(idle, key=many)
         theirs, mine = self._share(seat), self._share(newcomer)

@@ -12,8 +12,11 @@ from llmaas.errors import Busy
 class Connection:
     """One that is idle since ``idle_since``."""
 
-    def __init__(self, places: ConnectionPlaces, app: str, idle_since: float | None, uid: int = 1000) -> None:
+    def __init__(
+        self, places: ConnectionPlaces, app: str, idle_since: float | None, uid: int = 1000, has_asked: bool = True
+    ) -> None:
         self.places, self.app, self.idle_since, self.over = places, app, idle_since, False
+        self.has_asked = has_asked
         places.enter(self)
         places.seat(self, uid, app)
 
@@ -39,6 +42,14 @@ def test_as_many_names_as_places_take_none_from_an_app_that_uses_two() -> None:
     assert [c.over for c in crowd] == [True] * 20 + [False] * 8
     Connection(table, "calendar", 200.0)
     assert crowd[20].over
+
+
+def test_a_crowd_that_never_asks_anything_gives_way_before_whoever_did() -> None:
+    table = places(10)
+    two = [Connection(table, "mail", 1.0 + i) for i in range(2)]
+    crowd = [Connection(table, f"mallory-{i}", 50.0 + i, has_asked=False) for i in range(30)]
+    assert not any(c.over for c in two)
+    assert [c.over for c in crowd] == [True] * 22 + [False] * 8
 
 
 def test_the_app_with_most_gives_way_however_busy_it_was() -> None:
