@@ -16,8 +16,9 @@ from llmaas.api.wire import Frame
 from llmaas.errors import BadRequest
 from llmaas.records import ContextDetail, ContextInfo
 
-MAX_CONTEXTS = 256
-"""Contexts of a page. Each takes the event loop about 20 us."""
+MAX_CONTEXTS = 64
+"""Contexts of a page. Each takes the event loop about 40 us, with its tiers: an app that asks for lists all the time
+makes each turn of the loop as long as a page takes."""
 MAX_MESSAGES = 1024
 """Messages of a page."""
 MAX_PAGE = 1 << 20
