@@ -6,6 +6,7 @@ at most. None of these threads keeps the process from ending.
 
 from __future__ import annotations
 
+import logging
 import threading
 import weakref
 from collections import OrderedDict
@@ -23,6 +24,8 @@ from llmaas.engine.constraint.schema_reader import read_schema
 from llmaas.engine.constraint.schema_rules import schema_rules
 from llmaas.engine.constraint.vocabulary import Vocabulary
 from llmaas.errors import Busy, LlmaasError
+
+_log = logging.getLogger(__name__)
 
 
 class ReadyConstraint(Protocol):
@@ -105,7 +108,11 @@ class Constraints:
         with self._preparing:
             self.vocabulary.prepare()
             if self._guidance is not None:
-                self._guidance.prepare()
+                try:
+                    self._guidance.prepare()
+                except ImportError as error:  # installed, but not for this system
+                    _log.warning("llguidance cannot be loaded: %s; schemas are followed without it", error)
+                    self._guidance = None
 
     def _make(self, sampling: Sampling) -> ReadyConstraint:
         if sampling.json_schema is None:

@@ -6,6 +6,8 @@ schemas in plain form (``schema_reader.py``), whose sizes are bounded.
 
 from __future__ import annotations
 
+import importlib
+import importlib.util
 import json
 import weakref
 from collections.abc import Iterator
@@ -27,11 +29,8 @@ from llmaas.engine.constraint.schema_reader import PlainSchema
 from llmaas.engine.constraint.vocabulary import Vocabulary
 from llmaas.errors import Busy
 
-_llguidance: Any
-try:
-    import llguidance as _llguidance
-except ImportError:
-    _llguidance = None
+_llguidance: Any = None
+"""Imported by the first ``prepare``: it takes 6 MB, which a daemon without schemas never needs."""
 
 _SPACE = r"( |\n{1,2}[ \t]{0,20})"
 """White space between two tokens of JSON. Without a bound, models at high temperatures write it without end."""
@@ -41,7 +40,7 @@ _FULL = ("too many states", "too many expressions")
 
 
 def is_installed() -> bool:
-    return _llguidance is not None
+    return importlib.util.find_spec("llguidance") is not None
 
 
 class Guidance:
@@ -55,8 +54,10 @@ class Guidance:
         self._lexers: weakref.WeakSet[Lexer] = weakref.WeakSet()
 
     def prepare(self) -> None:
-        """Make the token table. On one thread."""
+        """Make the token table. On one thread. Raises ImportError."""
+        global _llguidance
         if self._tokenizer is None:
+            _llguidance = importlib.import_module("llguidance")
             wrapper = _llguidance.TokenizerWrapper(_Tokens(self._vocabulary))
             self._tokenizer = _llguidance.LLTokenizer(
                 wrapper, n_vocab=self._vocabulary.n_vocab, eos_token=self._vocabulary.ends, slices=[]
