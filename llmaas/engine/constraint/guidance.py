@@ -30,7 +30,7 @@ from llmaas.engine.constraint.vocabulary import Vocabulary
 from llmaas.errors import Busy
 
 _llguidance: Any = None
-"""Imported by the first ``prepare``: it takes 6 MB, which a daemon without schemas never needs."""
+"""Imported by the first ``prepare``: it takes 4 MB, which a daemon without schemas never needs."""
 
 _SPACE = r"( |\n{1,2}[ \t]{0,20})"
 """White space between two tokens of JSON. Without a bound, models at high temperatures write it without end."""
