@@ -14,7 +14,7 @@ import sys
 from collections.abc import Mapping
 from pathlib import Path
 
-from llmaas.cli.options import add_client, loaded, socket_of
+from llmaas.cli.options import add_actions, loaded, socket_of
 from llmaas.cli.out import print_note
 from llmaas.cli.unit import MARK, unit_text
 from llmaas.config import models
@@ -39,31 +39,11 @@ _NO_SYSTEMD = "Start 'llmaas serve' at login by other means; 'llmaas service ins
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.epilog = _EPILOG
-    actions = parser.add_subparsers(metavar="ACTION", required=True, title="actions")
-    for name, do, text in (
-        ("install", _install, "write the unit, start the daemon, and start it at each login"),
-        ("uninstall", _uninstall, "stop the daemon and remove the unit; conversations and settings stay"),
-        ("status", _status, "say whether it is installed, runs, and answers; exit code 1 if it does not answer"),
-    ):
-        examples = [line for line in _EPILOG.splitlines() if line.startswith(f"  llmaas service {name} ")]
-        sub = parser_of(actions, name, text, examples)
-        sub.set_defaults(do=do)
-        if name == "install":
-            sub.add_argument("--print", action="store_true", dest="only_print", help="print the unit, change nothing")
-        add_client(sub)
-
-
-def parser_of(
-    actions: argparse._SubParsersAction[argparse.ArgumentParser], name: str, text: str, examples: list[str]
-) -> argparse.ArgumentParser:
-    return actions.add_parser(
-        name,
-        help=text,
-        description=text[0].upper() + text[1:] + ".",
-        epilog="\n".join(["examples:", *examples]),
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-        allow_abbrev=False,
-    )
+    action = add_actions(parser)
+    install = action("install", _install, "write the unit, start the daemon, and start it at each login")
+    install.add_argument("--print", action="store_true", dest="only_print", help="print the unit, change nothing")
+    action("uninstall", _uninstall, "stop the daemon and remove the unit; conversations and settings stay")
+    action("status", _status, "say whether it is installed, runs, and answers; exit code 1 if it does not answer")
 
 
 def run(args: argparse.Namespace) -> int:
