@@ -7,7 +7,6 @@ still runs when the engine closes never touches freed memory.
 from __future__ import annotations
 
 import functools
-import hashlib
 import os
 import weakref
 from collections.abc import Sequence
@@ -153,15 +152,8 @@ class LlamaModel:
         Token ids mean the same wherever it is the same. Start and end token are not part of it: these are what is
         repaired when a model file is published again, and the conversations of before must go on.
         """
-        return self._vocab_hash((C.llama_vocab_type(self.vocab),))
+        return self._words.fingerprint
 
     def former_vocab_fingerprint(self) -> str:
         """The same as version 0.1 made it, which also held the start token, whether it is wanted, and the end token."""
-        vocab = self.vocab
-        starts = self._words.start is not None
-        return self._vocab_hash((C.llama_vocab_type(vocab), C.llama_vocab_bos(vocab), starts, C.llama_vocab_eos(vocab)))
-
-    def _vocab_hash(self, kind: tuple[int, ...]) -> str:
-        hasher = hashlib.blake2b(repr(kind).encode(), digest_size=16)
-        hasher.update(b"\x00".join([C.llama_vocab_get_text(self.vocab, token) for token in range(self.n_vocab)]))
-        return hasher.hexdigest()
+        return self._words.former_fingerprint

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import ctypes
 import enum
+import hashlib
 import re
 from collections.abc import Sequence
 from typing import Any
@@ -68,6 +69,10 @@ class Vocab:
         self.control_names = tuple(filter(None, (self.text(token) for token in sorted(self.controls))))
         self.own_character = next((chr(c) for c in _CONTROL_CHARACTERS if c not in joined), None)
         """A character that no token holds but its own byte token."""
+        kind = int(self.type)
+        ends = (C.llama_vocab_bos(self.handle), self.start is not None, C.llama_vocab_eos(self.handle))
+        self.fingerprint, self.former_fingerprint = (_hash(facts, joined[:-1]) for facts in ((kind,), (kind, *ends)))
+        """See ``LlamaModel``; made here, where the texts are at hand: reading all from llama.cpp takes a while."""
 
     def piece(self, token: int) -> bytes:
         """The bytes of a token; b"" for special tokens. Raises ValueError for a number that is no token's."""
@@ -120,6 +125,12 @@ class Vocab:
                 break
             most = max(most, len(texts[token]) if self.is_named(token) else len(piece_of(self.handle, token)))
         return most
+
+
+def _hash(facts: tuple[int, ...], texts: bytes) -> str:
+    hasher = hashlib.blake2b(repr(facts).encode(), digest_size=16)
+    hasher.update(texts)
+    return hasher.hexdigest()
 
 
 def piece_of(vocab: Any, token: int, room: int = 64) -> bytes:
