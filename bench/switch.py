@@ -39,9 +39,10 @@ from llmaas.engine.base import Engine
 from llmaas.engine.llama.engine import LlamaEngine
 from llmaas.engine.llama.lib import C
 from llmaas.engine.thread import EngineThread
+from llmaas.kv_arrays import KvSlab
 from llmaas.kvchunks.codec.codec import Codec
 from llmaas.planner.settings import bit_settings
-from llmaas.records import CHUNK_TOKENS, KvSlab, Precision, Tier
+from llmaas.records import CHUNK_TOKENS, Precision, Tier
 
 
 @dataclass(frozen=True, slots=True)

@@ -1,7 +1,7 @@
 """Values that packages exchange: dataclasses and enums of chunks, models and contexts.
 
-Law: this module imports no other module of llmaas. Its values may be compared, hashed (where frozen) and logged; they
-never open, lock or wait for anything.
+Law: this module imports no other module of llmaas, and nothing outside the standard library: clients import it. Its
+values may be compared, hashed (where frozen) and logged; they never open, lock or wait for anything.
 """
 
 from __future__ import annotations
@@ -9,10 +9,7 @@ from __future__ import annotations
 import enum
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from typing import Any, NamedTuple, NewType
-
-import numpy as np
-import numpy.typing as npt
+from typing import NamedTuple, NewType
 
 AppId = NewType("AppId", str)
 """Verified identity of an app, "<uid>/<name>". The uid comes from the kernel."""
@@ -27,9 +24,6 @@ CHUNK_TOKENS = 64
 """Tokens in a full chunk. The last chunk of a context may have fewer."""
 NO_QUOTA = 1 << 62
 """Bytes of a budget that is no limit: nothing reaches it."""
-
-F16 = npt.NDArray[np.float16]
-F32 = npt.NDArray[np.float32]
 
 
 class Tier(enum.IntEnum):
@@ -93,46 +87,6 @@ class Geometry:
     def token_bytes(self) -> int:
         """Bytes of one token's KV in f16."""
         return 2 * self.n_layer * (self.k_dim + self.v_dim)
-
-
-@dataclass(slots=True, eq=False)
-class KvSlab:
-    """The f16 KV of ``n_tokens`` consecutive tokens, all layers.
-
-    ``k`` has the shape (n_layer, n_tokens, k_dim), ``v`` (n_layer, n_tokens, v_dim). Both may be strided views of a
-    larger buffer, contiguous along the last axis only; ``owner`` keeps that buffer alive.
-    """
-
-    k: F16
-    v: F16
-    owner: Any = None
-
-    @property
-    def n_tokens(self) -> int:
-        return int(self.k.shape[1])
-
-
-@dataclass(frozen=True, slots=True, eq=False)
-class Rope:
-    """How a model rotates the keys of a token by its position (RoPE, arXiv 2104.09864, eq. 15).
-
-    ``angles`` (n_layer, n_pairs) float32 is in radians per position. Pair i of a head is its channels (2i, 2i+1), or
-    with ``halves`` (i, i + n_pairs). Channels from 2 n_pairs on are not rotated.
-    """
-
-    angles: F32
-    halves: bool
-
-
-@dataclass(frozen=True, slots=True, eq=False)
-class Queries:
-    """The queries of some tokens of one sequence, after RoPE.
-
-    ``positions`` (n) int32 is ascending; ``values`` (n, n_layer, n_head, head_dim_k) float16.
-    """
-
-    positions: npt.NDArray[np.int32]
-    values: F16
 
 
 class ChunkSensitivity(NamedTuple):

@@ -50,3 +50,12 @@ def test_type_checkers_see_the_same_names_from_the_same_modules() -> None:
     assert sorted([*seen, "__version__"]) == sorted(llmaas.__all__)
     for name, module in seen.items():
         assert getattr(llmaas, name) is getattr(sys.modules[str(module)], name)
+
+
+def test_a_client_loads_msgpack_and_nothing_else() -> None:
+    code = (
+        "import sys; before = set(sys.modules); from llmaas import AsyncClient, Client; "
+        "print({name.partition('.')[0] for name in set(sys.modules) - before} - set(sys.stdlib_module_names))"
+    )
+    loaded = ast.literal_eval(in_a_new_interpreter(code))
+    assert {name for name in loaded if "cython" not in name} == {"llmaas", "msgpack"}

@@ -11,9 +11,10 @@ from time import perf_counter
 from typing import Any
 
 from llmaas.engine.llama.engine import LlamaEngine
+from llmaas.kv_arrays import KvSlab
 from llmaas.kvchunks.codec.codec import Codec, CodedChunk
 from llmaas.kvchunks.store.store import Store
-from llmaas.records import ChunkKey, KvSlab
+from llmaas.records import ChunkKey
 
 READ, DECODE, LOAD = "read", "decode", "load"
 

@@ -11,10 +11,11 @@ import numpy as np
 import pytest
 from pytest_benchmark.fixture import BenchmarkFixture
 
+from llmaas.kv_arrays import F16, KvSlab
 from llmaas.kvchunks.codec.codec import Codec
 from llmaas.kvchunks.codec.kernels import available
 from llmaas.kvchunks.keys import chunk_keys, namespace
-from llmaas.records import CHUNK_TOKENS, F16, AppId, ChunkKey, Geometry, KvSlab, Precision
+from llmaas.records import CHUNK_TOKENS, AppId, ChunkKey, Geometry, Precision
 
 SMOLLM2 = Geometry(n_layer=30, k_dim=192, v_dim=192, head_dim_k=64, head_dim_v=64)
 KEY = ChunkKey(bytes(16))

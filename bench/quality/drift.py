@@ -15,7 +15,8 @@ import numpy as np
 
 from bench.quality.contexts import Probe
 from bench.quality.lab import Lab, kld
-from llmaas.records import CHUNK_TOKENS, LOSSLESS, KvSlab, Precision
+from llmaas.kv_arrays import KvSlab
+from llmaas.records import CHUNK_TOKENS, LOSSLESS, Precision
 
 
 @dataclass(frozen=True, slots=True)

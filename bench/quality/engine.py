@@ -16,7 +16,7 @@ from llmaas.engine.base import BatchItem
 from llmaas.engine.llama.context import KvType
 from llmaas.engine.llama.engine import LlamaEngine
 from llmaas.engine.llama.lib import C
-from llmaas.records import F32
+from llmaas.kv_arrays import F32
 
 ROWS = 128
 """Rows of logits per batch. llama.cpp has room for one row a sequence, so the engine gets so many sequences."""

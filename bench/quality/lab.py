@@ -17,8 +17,9 @@ from bench.quality.contexts import Case, Probe
 from bench.quality.engine import CACHES, ScoringEngine
 from bench.quality.settings import Prefix, Setting
 from llmaas.engine.llama.context import KvType
+from llmaas.kv_arrays import F32, KvSlab, Queries
 from llmaas.kvchunks.codec.codec import Codec, sinks_at
-from llmaas.records import CHUNK_TOKENS, F32, LOSSLESS, ChunkKey, KvSlab, Precision, Queries
+from llmaas.records import CHUNK_TOKENS, LOSSLESS, ChunkKey, Precision
 
 _KEY = ChunkKey(bytes(16))
 

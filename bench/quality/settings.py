@@ -11,11 +11,12 @@ from dataclasses import dataclass
 from functools import cached_property
 from typing import Protocol
 
+from llmaas.kv_arrays import KvSlab, Queries
 from llmaas.kvchunks.codec.codec import Codec, sinks_at
 from llmaas.kvchunks.codec.sensitivity import REFERENCE, Scorer
 from llmaas.policies.bit_price import allocate
 from llmaas.policies.bit_price.llms import llms
-from llmaas.records import CHUNK_TOKENS, ChunkKey, ChunkSensitivity, KvSlab, Precision, Queries
+from llmaas.records import CHUNK_TOKENS, ChunkKey, ChunkSensitivity, Precision
 
 _KEY = ChunkKey(bytes(16))
 UNIFORM = ((8, 8), (6, 6), (5, 5), (4, 4), (4, 3), (3, 4), (3, 3), (3, 2), (2, 3), (2, 2))

@@ -24,7 +24,8 @@ from typing import Protocol
 
 from llmaas.calls import Sampling
 from llmaas.errors import LlmaasError
-from llmaas.records import F32, KvSlab, Message, ModelInfo, Queries, Rope
+from llmaas.kv_arrays import F32, KvSlab, Queries, Rope
+from llmaas.records import Message, ModelInfo
 
 
 @dataclass(frozen=True, slots=True)

@@ -10,7 +10,7 @@ from collections.abc import Callable
 import numpy as np
 
 from llmaas.calls import Logprobs, TokenLogprob
-from llmaas.records import F32
+from llmaas.kv_arrays import F32
 
 
 def logprobs(logits: F32, token: int, n: int, piece: Callable[[int], bytes]) -> Logprobs:

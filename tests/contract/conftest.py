@@ -9,7 +9,8 @@ import pytest
 
 from llmaas.engine.base import Engine
 from llmaas.engine.fake import FakeEngine
-from llmaas.records import Geometry, KvSlab
+from llmaas.kv_arrays import KvSlab
+from llmaas.records import Geometry
 from tests.contract.support import Logits, N, bounds, feed, probe, text_tokens
 
 N_CELLS, N_SEQS = 1024, 4

@@ -7,7 +7,8 @@ import numpy.typing as npt
 
 from llmaas.calls import Sampling
 from llmaas.engine.base import BatchItem, Engine
-from llmaas.records import CHUNK_TOKENS, KvSlab
+from llmaas.kv_arrays import KvSlab
+from llmaas.records import CHUNK_TOKENS
 
 Logits = npt.NDArray[np.float32]
 

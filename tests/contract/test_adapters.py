@@ -14,7 +14,7 @@ from llmaas.calls import Sampling
 from llmaas.engine.base import BatchItem, Engine
 from llmaas.engine.fake import FakeEngine, fake_adapter
 from llmaas.errors import AdapterMismatch, AdapterUnreadable
-from llmaas.records import KvSlab
+from llmaas.kv_arrays import KvSlab
 
 TEXT = "The old captain walked seven miles and saw the sea, the lighthouse and the storm."
 

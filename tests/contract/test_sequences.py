@@ -6,7 +6,8 @@ import numpy as np
 import pytest
 
 from llmaas.engine.base import Engine
-from llmaas.records import CHUNK_TOKENS, KvSlab
+from llmaas.kv_arrays import KvSlab
+from llmaas.records import CHUNK_TOKENS
 from tests.contract.support import Logits, N, assert_close, bounds, feed, load_all, probe, same_rows, text_tokens
 
 # -- drop and copy

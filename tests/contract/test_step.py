@@ -11,7 +11,8 @@ import pytest
 
 from llmaas.calls import Sampling
 from llmaas.engine.base import Aborted, BatchItem, CellsFull, Engine
-from llmaas.records import CHUNK_TOKENS, KvSlab
+from llmaas.kv_arrays import KvSlab
+from llmaas.records import CHUNK_TOKENS
 from tests.contract.support import Logits, N, assert_close, feed, load_all, probe, text_tokens
 
 # -- steps

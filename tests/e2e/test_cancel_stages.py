@@ -23,8 +23,9 @@ from llmaas.calls import DEFAULT_TERMS, Generation, Terms
 from llmaas.engine.base import BatchItem
 from llmaas.engine.fake import FakeEngine
 from llmaas.errors import Cancelled, Expired
+from llmaas.kv_arrays import KvSlab
 from llmaas.kvchunks.store.store import Store
-from llmaas.records import NO_QUOTA, KvSlab, Message
+from llmaas.records import NO_QUOTA, Message
 from tests.support.books import book_of
 from tests.support.daemon import CELLS, HELLO, SOON, Daemon, active, answer_to, ask, serving
 from tests.support.loop import on_a_loop

@@ -17,7 +17,8 @@ import pytest
 from llmaas.engine.base import BatchItem
 from llmaas.engine.fake import FakeEngine
 from llmaas.errors import Cancelled, EngineFailed
-from llmaas.records import KvSlab, Message
+from llmaas.kv_arrays import KvSlab
+from llmaas.records import Message
 from tests.support.daemon import HELLO, LONG, SOON, active, answer_to, ask, busy_daemon, serving
 from tests.support.loop import on_a_loop
 

@@ -15,7 +15,8 @@ from llmaas.calls import Generation, Sampling, Turn
 from llmaas.engine.llama import decoder
 from llmaas.engine.llama.engine import LlamaEngine
 from llmaas.errors import EngineFailed, ModelChanged, NoNumbers
-from llmaas.records import F32, Message
+from llmaas.kv_arrays import F32
+from llmaas.records import Message
 from tests.support.loop import on_a_loop
 from tests.support.random_models import write_hybrid, write_llama
 from tests.support.service_house import APP, House, house

@@ -27,10 +27,11 @@ import numpy as np
 from llmaas.api.server import serve
 from llmaas.engine.fake import FakeEngine
 from llmaas.engine.thread import EngineThread
+from llmaas.kv_arrays import Queries
 from llmaas.kvchunks.codec.codec import Codec
 from llmaas.kvchunks.codec.sensitivity import Scorer
 from llmaas.kvchunks.store.store import Files, MasterKey, Store
-from llmaas.records import Geometry, Precision, Queries
+from llmaas.records import Geometry, Precision
 from llmaas.service.service import Service
 from tests.support.service_house import service_settings
 

@@ -20,8 +20,8 @@ import numpy as np
 
 from llmaas.engine.base import BatchItem
 from llmaas.engine.fake import FakeEngine
+from llmaas.kv_arrays import KvSlab, Queries
 from llmaas.kvchunks.store.store import Files
-from llmaas.records import KvSlab, Queries
 
 STATEMENTS = ("BEGIN", "SELECT", "INSERT", "UPDATE", "DELETE", "COMMIT", "PRAGMA wal_checkpoint")
 SQL_FAULTS = {

@@ -10,9 +10,10 @@ import pytest
 from hypothesis import strategies as st
 
 from llmaas.errors import ChunkDamaged
+from llmaas.kv_arrays import F16, KvSlab, Rope
 from llmaas.kvchunks.codec.codec import Codec
 from llmaas.kvchunks.codec.planes import rotation_size
-from llmaas.records import F16, ChunkKey, Geometry, KvSlab, Precision, Rope
+from llmaas.records import ChunkKey, Geometry, Precision
 
 F64 = npt.NDArray[np.float64]
 KEY = ChunkKey(bytes(range(16)))

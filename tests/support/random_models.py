@@ -9,7 +9,7 @@ from typing import Any
 
 import numpy as np
 
-from llmaas.records import F32
+from llmaas.kv_arrays import F32
 from tests.support.tiny_models import sentencepiece_tokens
 
 WIDTH, INNER, HEADS, HEAD_DIM, KV_HEADS = 64, 96, 4, 16, 2

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import numpy as np
 
-from llmaas.records import F32
+from llmaas.kv_arrays import F32
 
 _N_EMBD, _N_FF, _N_HEAD = 64, 96, 2
 _WORDS = [

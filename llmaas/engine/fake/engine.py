@@ -26,7 +26,8 @@ from llmaas.engine.fake.sequences import FakeSequences
 from llmaas.engine.plain_steps import plain_steps
 from llmaas.engine.rules import check_load, check_seq, check_step
 from llmaas.errors import EngineFailed, LlmaasError
-from llmaas.records import F32, Geometry, KvSlab, Message, ModelInfo, Queries, Rope
+from llmaas.kv_arrays import F32, KvSlab, Queries, Rope
+from llmaas.records import Geometry, Message, ModelInfo
 
 SMALL = Geometry(n_layer=2, k_dim=64, v_dim=64, head_dim_k=32, head_dim_v=32)
 

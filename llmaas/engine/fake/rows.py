@@ -17,7 +17,8 @@ import numpy.typing as npt
 
 from llmaas.engine.fake.mixing import U64, mix_many
 from llmaas.engine.rules import check_blank
-from llmaas.records import Geometry, KvSlab
+from llmaas.kv_arrays import KvSlab
+from llmaas.records import Geometry
 
 
 class RowCode:

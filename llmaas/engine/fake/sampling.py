@@ -21,7 +21,7 @@ from llmaas.engine.fake.mixing import mix, mix_many
 from llmaas.engine.fake.text import IM_END, N_VOCAB, is_end, piece
 from llmaas.engine.rules import check_sampler
 from llmaas.errors import LlmaasError
-from llmaas.records import F32
+from llmaas.kv_arrays import F32
 
 _ANSWERS = b"etaoin shrdlu cmfwyp"
 """The bytes that answers consist of; each is a whole UTF-8 character."""

@@ -25,7 +25,7 @@ from llmaas.engine.llama.query_probe import QueryProbe
 from llmaas.engine.llama.sampling import Samplers
 from llmaas.engine.rules import check_step
 from llmaas.errors import ModelChanged
-from llmaas.records import F32
+from llmaas.kv_arrays import F32
 
 
 class LlamaDecoder:

@@ -21,7 +21,8 @@ from llmaas.engine.llama.slabs import Slabs
 from llmaas.engine.llama.startup import examine_model
 from llmaas.engine.rules import check_blank, check_copy, check_drop, check_export, check_load, check_seq
 from llmaas.errors import EngineFailed, LlmaasError
-from llmaas.records import F32, KvSlab, Message, ModelInfo, Queries, Rope
+from llmaas.kv_arrays import F32, KvSlab, Queries, Rope
+from llmaas.records import Message, ModelInfo
 
 
 class LlamaEngine:

@@ -16,8 +16,9 @@ import numpy as np
 from llmaas.engine.base import BatchItem
 from llmaas.engine.llama.lib import C, ggml_function
 from llmaas.engine.llama.sampled_queries import EVERY, SampledQueries, sampled
+from llmaas.kv_arrays import F32
 from llmaas.native import load_library
-from llmaas.records import F32, Geometry
+from llmaas.records import Geometry
 
 _log = logging.getLogger(__name__)
 _VERSION = 1

@@ -19,7 +19,7 @@ import numpy as np
 import numpy.typing as npt
 
 from llmaas.engine.llama.lib import C, metadata
-from llmaas.records import F32, Rope
+from llmaas.kv_arrays import F32, Rope
 
 _F64 = npt.NDArray[np.float64]
 _C128 = npt.NDArray[np.complex128]

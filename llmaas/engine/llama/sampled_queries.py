@@ -13,7 +13,7 @@ from collections.abc import Iterator
 import numpy as np
 import numpy.typing as npt
 
-from llmaas.records import F16, F32, Queries, Rope
+from llmaas.kv_arrays import F16, F32, Queries, Rope
 
 EVERY = 12
 """Of so many positions one is sampled: a step that is sampled takes up to 4 % longer (SmolLM2, 2 threads)."""

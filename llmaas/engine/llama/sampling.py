@@ -16,7 +16,7 @@ from llmaas.engine.constraint.compiler import Constraints
 from llmaas.engine.constraint.port import Constraint
 from llmaas.engine.llama.lib import C
 from llmaas.errors import EngineFailed, LlmaasError
-from llmaas.records import F32
+from llmaas.kv_arrays import F32
 
 _RANDOM_SEED = 0xFFFFFFFF
 """llama.cpp's sign for a random seed (LLAMA_DEFAULT_SEED)."""

@@ -14,7 +14,8 @@ from llmaas.engine.llama.buffers import Buffers
 from llmaas.engine.llama.cells import SequenceCells
 from llmaas.engine.llama.state_layout import Blob, Copied, StateLayout
 from llmaas.errors import EngineFailed
-from llmaas.records import CHUNK_TOKENS, KvSlab
+from llmaas.kv_arrays import KvSlab
+from llmaas.records import CHUNK_TOKENS
 
 _INFINITY = 0x7C00
 """As an f16 bit pattern; those of NaN are larger."""

@@ -25,7 +25,8 @@ from llmaas.engine.llama.slabs import Slabs
 from llmaas.engine.llama.state_layout import Unchunkable
 from llmaas.engine.llama.suggestion import suggested_sampling
 from llmaas.errors import EngineFailed, ModelUnreadable
-from llmaas.records import CHUNK_TOKENS, F16, F32, Geometry, KvSlab, ModelInfo, Rope
+from llmaas.kv_arrays import F16, F32, KvSlab, Rope
+from llmaas.records import CHUNK_TOKENS, Geometry, ModelInfo
 
 _log = logging.getLogger(__name__)
 _KV_MEANING = "llama.cpp, K after RoPE, V, flash attention"

@@ -20,7 +20,7 @@ from dataclasses import dataclass
 import numpy as np
 import numpy.typing as npt
 
-from llmaas.records import F16
+from llmaas.kv_arrays import F16
 
 Bytes = npt.NDArray[np.uint8]
 _Table = npt.NDArray[np.void]

@@ -19,7 +19,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from llmaas.engine.llama.state_blob import Bytes, Section, SectionRows
-from llmaas.records import F16, KvSlab
+from llmaas.kv_arrays import F16, KvSlab
 
 _START = struct.Struct("<Ii")
 

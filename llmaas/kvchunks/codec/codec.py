@@ -12,11 +12,12 @@ import zlib
 import numpy as np
 
 from llmaas.errors import ChunkDamaged
+from llmaas.kv_arrays import F32, KvSlab, Rope
 from llmaas.kvchunks.codec.header import HEADER_BYTES, ChunkHeader, CodedChunk, check, read_header, write_header
 from llmaas.kvchunks.codec.kernels import Kernels, best
 from llmaas.kvchunks.codec.kernels_channels import BadWords, RopeRotation
 from llmaas.kvchunks.codec.planes import RAW, ChannelPlane, RotatedPlane, rope_rotation
-from llmaas.records import F32, ChunkKey, Geometry, KvSlab, Precision, Rope
+from llmaas.records import ChunkKey, Geometry, Precision
 
 __all__ = ["SINKS", "ChunkHeader", "Codec", "CodedChunk", "check", "read_header", "sinks_at"]
 

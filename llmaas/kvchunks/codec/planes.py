@@ -19,10 +19,10 @@ from abc import ABC, abstractmethod
 
 import numpy as np
 
+from llmaas.kv_arrays import F16, F32, Rope
 from llmaas.kvchunks.codec.kernels import Kernels
 from llmaas.kvchunks.codec.kernels_channels import LARGEST_HEAD, RopeRotation, channels_bytes
 from llmaas.kvchunks.codec.kernels_numpy import BITS, GROUP, LARGEST_BLOCK, U8, rotated_bytes
-from llmaas.records import F16, F32, Rope
 
 RAW = 0
 """Id of the coding as plain f16, which is bit-exact. Every other id is a number of bits."""

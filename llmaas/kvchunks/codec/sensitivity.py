@@ -18,7 +18,8 @@ from typing import Any
 
 import numpy as np
 
-from llmaas.records import F16, F32, ChunkSensitivity, Geometry, KvSlab, Precision, Queries
+from llmaas.kv_arrays import F16, F32, KvSlab, Queries
+from llmaas.records import ChunkSensitivity, Geometry, Precision
 
 REFERENCE = Precision(3, 3)
 """The precision at which sensitivity is measured. Errors at other bits follow fixed curves (``policies.bit_price``)."""

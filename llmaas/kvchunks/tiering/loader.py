@@ -16,12 +16,13 @@ from typing import Any, TypeVar
 
 from llmaas.engine.thread import EngineThread
 from llmaas.errors import ChunkDamaged
+from llmaas.kv_arrays import KvSlab
 from llmaas.kvchunks.codec.codec import Codec, CodedChunk
 from llmaas.kvchunks.tiering.disk_reader import DiskReader
 from llmaas.kvchunks.tiering.workers import Workers
 from llmaas.planner.actions import ChunkSource, LoadChunks, StopLoad
 from llmaas.planner.events import Loaded
-from llmaas.records import ChunkKey, KvSlab, Tier
+from llmaas.records import ChunkKey, Tier
 
 log = logging.getLogger(__name__)
 T = TypeVar("T")

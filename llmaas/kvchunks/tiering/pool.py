@@ -16,6 +16,7 @@ from concurrent.futures import Future
 from llmaas.clock import Clock
 from llmaas.engine.thread import EngineThread
 from llmaas.host.thread_priority import lower_cpu_priority
+from llmaas.kv_arrays import KvSlab
 from llmaas.kvchunks.codec.codec import Codec, CodedChunk, sinks_at
 from llmaas.kvchunks.store.store import Store
 from llmaas.kvchunks.tiering.disk_reader import DiskReader
@@ -35,7 +36,7 @@ from llmaas.planner.actions import (
     WriteChunks,
 )
 from llmaas.planner.events import FAILED, ChunkOutcome, Fetched, Loaded, Lowered, Saved, Stored, Written
-from llmaas.records import ChunkKey, KvSlab, Tier
+from llmaas.records import ChunkKey, Tier
 
 log = logging.getLogger(__name__)
 

@@ -15,12 +15,13 @@ import numpy as np
 
 from llmaas.engine.thread import EngineThread
 from llmaas.host.thread_priority import lower_cpu_priority
+from llmaas.kv_arrays import KvSlab, Queries
 from llmaas.kvchunks.codec.codec import Codec, sinks_at
 from llmaas.kvchunks.codec.sensitivity import FEWEST, REFERENCE, Scorer
 from llmaas.kvchunks.tiering.workers import Workers
 from llmaas.planner.actions import ChunkSpan, MeasureChunks
 from llmaas.planner.events import Measured
-from llmaas.records import CHUNK_TOKENS, ChunkKey, ChunkSensitivity, KvSlab, Queries
+from llmaas.records import CHUNK_TOKENS, ChunkKey, ChunkSensitivity
 
 T = TypeVar("T")
 Score = tuple[ChunkKey, ChunkSensitivity]

@@ -13,7 +13,7 @@ from llmaas.engine.base import BatchItem, Halt
 from llmaas.engine.llama.engine import LlamaEngine
 from llmaas.engine.llama.sampled_queries import ENOUGH, SampledQueries
 from llmaas.errors import ModelUnreadable, NoNumbers
-from llmaas.records import F32
+from llmaas.kv_arrays import F32
 from tests.support.random_models import write_llama
 
 BAD = 270

@@ -18,7 +18,7 @@ from llmaas.engine.llama.engine import LlamaEngine
 from llmaas.engine.llama.lib import C, ggml_function
 from llmaas.engine.llama.query_probe import QueryProbe
 from llmaas.engine.llama.sampled_queries import sampled
-from llmaas.records import F32, Queries
+from llmaas.kv_arrays import F32, Queries
 
 N = 330
 """Tokens of a context: three ubatches of one batch."""

@@ -9,7 +9,7 @@ import numpy.typing as npt
 import pytest
 
 from llmaas.engine.llama.rope import RopeHints, fit
-from llmaas.records import F32
+from llmaas.kv_arrays import F32
 
 N_LAYER, N_HEAD, HEAD_DIM = 4, 3, 16
 Angles = npt.NDArray[np.float64]

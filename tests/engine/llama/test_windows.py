@@ -18,7 +18,8 @@ from llmaas.engine.base import BatchItem
 from llmaas.engine.llama.cells import window_of
 from llmaas.engine.llama.engine import LlamaEngine
 from llmaas.engine.llama.lib import C, load_model
-from llmaas.records import CHUNK_TOKENS, KvSlab
+from llmaas.kv_arrays import KvSlab
+from llmaas.records import CHUNK_TOKENS
 
 Logits = npt.NDArray[np.float32]
 PROSE = " ".join(f"On day {day} the keeper walked {day * 7 % 31} miles and saw the storm." for day in range(400))

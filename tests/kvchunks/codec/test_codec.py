@@ -9,9 +9,10 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from llmaas.kv_arrays import KvSlab
 from llmaas.kvchunks.codec.codec import Codec, read_header
 from llmaas.kvchunks.codec.kernels import NUMPY, Kernels, available
-from llmaas.records import LOSSLESS, ChunkKey, Geometry, KvSlab, Precision
+from llmaas.records import LOSSLESS, ChunkKey, Geometry, Precision
 from tests.support.kv_slabs import (
     BITS,
     CODED,

@@ -10,9 +10,10 @@ import xxhash
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from llmaas.kv_arrays import KvSlab
 from llmaas.kvchunks.codec.codec import Codec, check, read_header
 from llmaas.kvchunks.codec.kernels import Kernels, available
-from llmaas.records import Geometry, KvSlab, Precision
+from llmaas.records import Geometry, Precision
 from tests.support.kv_slabs import (
     KEY,
     OTHER_KEY,

@@ -14,12 +14,12 @@ from hypothesis import given
 from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
 
+from llmaas.kv_arrays import Rope
 from llmaas.kvchunks.codec import kernels as room
 from llmaas.kvchunks.codec.kernels import NUMPY, Kernels, available, best
 from llmaas.kvchunks.codec.kernels_channels import BadWords, RopeRotation, channels_bytes, water_fill
 from llmaas.kvchunks.codec.kernels_numpy import BITS, F16, F32, U8, rotated_bytes
 from llmaas.kvchunks.codec.planes import rope_rotation
-from llmaas.records import Rope
 
 SETS = pytest.mark.parametrize("kernels", available(), ids=lambda kernels: kernels.name)
 ONES: F32 = np.ones((2, 32), np.float32)

@@ -10,10 +10,11 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from llmaas.errors import ChunkDamaged
+from llmaas.kv_arrays import KvSlab, Rope
 from llmaas.kvchunks.codec.codec import Codec, read_header, sinks_at
 from llmaas.kvchunks.codec.kernels import Kernels, available
 from llmaas.kvchunks.codec.planes import rotation_size
-from llmaas.records import LOSSLESS, Geometry, KvSlab, Precision, Rope
+from llmaas.records import LOSSLESS, Geometry, Precision
 from tests.support.kv_slabs import (
     CODED,
     KEY,

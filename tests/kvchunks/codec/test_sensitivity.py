@@ -6,8 +6,9 @@ import numpy as np
 import numpy.typing as npt
 import pytest
 
+from llmaas.kv_arrays import F16, KvSlab, Queries
 from llmaas.kvchunks.codec.sensitivity import FEWEST, MEMORY, ROOT, Scorer, merged
-from llmaas.records import CHUNK_TOKENS, F16, ChunkSensitivity, Geometry, KvSlab, Queries
+from llmaas.records import CHUNK_TOKENS, ChunkSensitivity, Geometry
 
 F64 = npt.NDArray[np.float64]
 G = Geometry(n_layer=3, k_dim=32, v_dim=48, head_dim_k=16, head_dim_v=24)

@@ -10,12 +10,13 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from llmaas.kv_arrays import KvSlab
 from llmaas.kvchunks.codec.codec import Codec
 from llmaas.kvchunks.store.store import Store
 from llmaas.kvchunks.tiering.disk_writer import DiskWriter
 from llmaas.planner.actions import StopWrite, WriteChunks
 from llmaas.planner.events import FAILED, Stored, Written
-from llmaas.records import ChunkKey, ContextId, Geometry, KvSlab, Precision
+from llmaas.records import ChunkKey, ContextId, Geometry, Precision
 
 KEYS = tuple(ChunkKey(bytes([i]) * 16) for i in range(8))
 

@@ -15,6 +15,7 @@ from llmaas.engine.base import BatchItem, CellsFull
 from llmaas.engine.fake import FakeEngine
 from llmaas.engine.thread import EngineThread
 from llmaas.errors import StoreFailed
+from llmaas.kv_arrays import KvSlab
 from llmaas.kvchunks.codec.codec import Codec
 from llmaas.kvchunks.store.store import Store
 from llmaas.kvchunks.tiering.pool import Pool
@@ -29,7 +30,7 @@ from llmaas.planner.actions import (
     WriteChunks,
 )
 from llmaas.planner.events import FAILED, Stored
-from llmaas.records import ChunkKey, ContextId, KvSlab, Precision, Tier
+from llmaas.records import ChunkKey, ContextId, Precision, Tier
 
 N = 10
 KEYS = [ChunkKey(bytes([i]) * 16) for i in range(N)]

@@ -12,11 +12,12 @@ import pytest
 from llmaas.engine.base import BatchItem
 from llmaas.engine.fake import FakeEngine
 from llmaas.engine.thread import EngineThread
+from llmaas.kv_arrays import KvSlab, Queries
 from llmaas.kvchunks.codec.codec import Codec
 from llmaas.kvchunks.tiering.sensitivity_worker import SensitivityWorker
 from llmaas.planner.actions import ChunkSpan, MeasureChunks
 from llmaas.planner.events import Measured
-from llmaas.records import ChunkKey, ContextId, KvSlab, Queries
+from llmaas.records import ChunkKey, ContextId
 
 N_TOKENS = 64 * 5 + 20
 SPANS = tuple(ChunkSpan(ChunkKey(bytes([i]) * 16), 64 * i, min(64 * i + 64, N_TOKENS)) for i in range(6))
