@@ -120,15 +120,17 @@ class AsyncClient(AsyncOperations):
         timeout: float = 10,
         daemon_uid: int | None = None,
         admin: bool = False,
+        on_behalf_of: int | None = None,
     ) -> AsyncClient:
         """Raises NotServing, VersionMismatch, BadRequest (the app's name), Busy, and NotTrusted, before anything is
         sent, unless the daemon runs as this user, as root, or as ``daemon_uid``. ``timeout`` is in seconds.
 
         ``admin`` connects to the operator's socket beside ``socket``, as its user or root: ``everyone``, ``limit``,
-        ``budget``, ``adapter_add`` and ``adapter_remove`` work there only.
+        ``budget``, ``adapter_add`` and ``adapter_remove`` work there only. With ``on_behalf_of``, a uid, as well, the
+        connection is the app's of that user, with its rights and in its share, and not the operator's.
         """
         path = admin_socket(Path(socket)) if admin else Path(socket)
-        session = Session(app)
+        session = Session(app, on_behalf_of)
         link = await open_link(session, path, timeout, daemon_uid)
         return cls(session, link, replies.result_map(session.greeting.result()))
 

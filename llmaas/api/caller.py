@@ -62,12 +62,19 @@ class Caller:
             raise Forbidden(f"{what} for the operator")
 
 
-def caller_of(uid: int, app: str, door: Door, limits: Limits = DEFAULT_LIMITS) -> Caller:
+def caller_of(
+    uid: int, app: str, door: Door, limits: Limits = DEFAULT_LIMITS, *, on_behalf_of: int | None = None
+) -> Caller:
     """The caller that says it is ``app``, of the user ``uid`` (as the kernel says), at this door.
 
     The operator is the user who runs the daemon, or root, on the admin socket. Rejected: the user alone, as every app
-    of a device with one user would be the operator. Raises BadRequest for a bad app name.
+    of a device with one user would be the operator. The operator may act for an app of the user ``on_behalf_of``, as
+    what serves other protocols does: then it is that app and no more. Raises BadRequest for a bad app name, Forbidden.
     """
     name, is_operator = app_id(uid, app), door is Door.ADMIN and uid in (0, os.geteuid())
+    if on_behalf_of is not None:
+        if not is_operator:
+            raise Forbidden("field 'uid': connections on behalf of other users are for the operator")
+        return caller_of(on_behalf_of, app, Door.APPS, limits)
     may_be_urgent = is_operator or not limits.urgent_apps.isdisjoint((app, name))
     return Caller(name, is_operator, 0 if may_be_urgent else limits.priority_floor)

@@ -92,7 +92,8 @@ class Client(BlockingOperations):
     sending; an answer may take as long as it takes.
 
     ``admin`` connects to the operator's socket beside ``socket``, as its user or root: ``everyone``, ``limit``,
-    ``budget``, ``adapter_add`` and ``adapter_remove`` work there only.
+    ``budget``, ``adapter_add`` and ``adapter_remove`` work there only. With ``on_behalf_of``, a uid, as well, the
+    connection is the app's of that user, with its rights and in its share, and not the operator's.
 
     >>> Client("/run/none/llmaas.sock", app="mail")
     Traceback (most recent call last):
@@ -108,9 +109,10 @@ class Client(BlockingOperations):
         timeout: float = 10,
         daemon_uid: int | None = None,
         admin: bool = False,
+        on_behalf_of: int | None = None,
     ) -> None:
         path = admin_socket(Path(socket)) if admin else Path(socket)
-        self._session = Session(app)
+        self._session = Session(app, on_behalf_of)
         self._link = BlockingLink(self._session, path, timeout, daemon_uid)
         try:
             self._link.send(self._session.hello())

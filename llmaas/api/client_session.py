@@ -14,7 +14,7 @@ from llmaas.api import replies
 from llmaas.api.hello import hello_frame, read_reply
 from llmaas.api.wire import MAX_FRAME, Decoder, Frame, encode
 from llmaas.calls import Piece
-from llmaas.errors import LlmaasError, MalformedFrame
+from llmaas.errors import BadRequest, LlmaasError, MalformedFrame
 from llmaas.version import __version__
 
 
@@ -70,14 +70,17 @@ class Exchange:
 
 
 class Session:
-    """The protocol as a client speaks it."""
+    """The protocol as a client speaks it. ``uid``: the user on whose behalf. Raises BadRequest."""
 
-    def __init__(self, app: str) -> None:
+    def __init__(self, app: str, uid: int | None = None) -> None:
         self.greeting = Exchange(0, None)
         """Ends with the hello reply."""
         self.fault: LlmaasError | None = None
         """Why the connection is over; None while it is not."""
-        self._hello = encode(hello_frame(app, f"llmaas-python/{__version__}"))
+        try:
+            self._hello = encode(hello_frame(app, f"llmaas-python/{__version__}", uid))
+        except ValueError as e:
+            raise BadRequest(str(e)) from e
         self._decoder = Decoder()
         self._max_frame = MAX_FRAME
         self._live: dict[int, Exchange] = {}

@@ -132,12 +132,15 @@ class Connection(asyncio.BufferedProtocol):
         if not self.shares.buffers.in_share(self.app):
             self._intake.wait_for_share()
             return False
-        more = False
+        more, shares = False, self.shares
         try:
             more = self._intake.next()
         except Exception as e:
             self.has_failed(e)
         self._read_or_not()
+        if self.shares is not shares:  # it waits for its turn among others from now on
+            self.frames_may_come()
+            return False
         return more and self._open
 
     def take_body(self, body: bytes) -> None:
@@ -185,8 +188,10 @@ class Connection(asyncio.BufferedProtocol):
     def _greet(self, body: bytes) -> InFlight:
         """Answer the hello; what follows are requests of the app that it names."""
         hello = read_hello(read_body(body, MAX_REQUEST_VALUES))
-        caller = caller_of(self._uid, hello.app, self._door, self._limits)
-        self.shares.places.seat(self, self._uid, caller.app)
+        caller = caller_of(self._uid, hello.app, self._door, self._limits, on_behalf_of=hello.uid)
+        if hello.uid is not None:
+            self._move_to(self._server.shares[Door.APPS])
+        self.shares.places.seat(self, self._uid if hello.uid is None else hello.uid, caller.app)
         self._timer.cancel()
         self.app = self._writer.app = caller.app
         log.debug("hello from %s (%r)", caller.app, hello.client)
@@ -198,6 +203,14 @@ class Connection(asyncio.BufferedProtocol):
         backend = self._server.backend
         self._write(encode(reply_frame(f"llmaas/{__version__}", limits, backend.hello())))
         return InFlight(backend, caller, self.shares, self._write, self._server.tasks)
+
+    def _move_to(self, shares: Shares) -> None:
+        """A connection on behalf of an app takes nothing of the operator's share, and all of it from the apps'."""
+        self.shares.places.leave(self)
+        self.shares, self._limits = shares, shares.limits
+        self._intake.move(shares)
+        self._writer.move(shares)
+        shares.places.enter(self)
 
     def _write(self, data: bytes) -> None:
         if self._open:

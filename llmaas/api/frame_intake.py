@@ -53,6 +53,10 @@ class FrameIntake:
         self._timer: asyncio.TimerHandle | None = None
         self._closed = False
 
+    def move(self, shares: Shares) -> None:
+        """Share with others from now on. Only before the app is known: nothing is held until then."""
+        self._shares = shares
+
     @property
     def held_up(self) -> bool:
         return self._waiting is not None or self._decoding

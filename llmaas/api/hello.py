@@ -19,6 +19,7 @@ VERSION = 1
 """The protocol version of this package."""
 MAX_CLIENT = 256
 """Characters of the client's name and version."""
+MAX_UID = 2**32 - 1
 _APP_NAME = re.compile(r"[A-Za-z0-9._-]{1,64}")
 
 
@@ -27,15 +28,20 @@ class Hello:
     version: int
     app: str
     client: str = ""
+    uid: int | None = None
+    """Of the user on whose behalf the client connects, which the operator may do; None: its own."""
 
     def __post_init__(self) -> None:
+        if self.uid is not None and not 0 <= self.uid <= MAX_UID:
+            raise ValueError(f"field 'uid' must be in [0, 2**32), not {self.uid}")
         if len(self.client) > MAX_CLIENT:
             raise ValueError(f"field 'client': at most {MAX_CLIENT} characters are allowed, not {len(self.client)}")
 
 
-def hello_frame(app: str, client: str) -> Frame:
-    """A client's first frame; ``client`` is its name and version, for the daemon's log."""
-    return {"op": "hello", **to_map(Hello(VERSION, app, client))}
+def hello_frame(app: str, client: str, uid: int | None = None) -> Frame:
+    """A client's first frame; ``client`` is its name and version, for the daemon's log. Raises ValueError."""
+    hello = to_map(Hello(VERSION, app, client, uid))
+    return {"op": "hello", **{name: value for name, value in hello.items() if value is not None}}
 
 
 def read_hello(frame: Frame) -> Hello:

@@ -32,6 +32,10 @@ class ReplyWriter:
         self._timer: asyncio.TimerHandle | None = None
         transport.set_write_buffer_limits(high=SMALL_FRAME)
 
+    def move(self, shares: Shares) -> None:
+        """Share with others from now on. Only before the app is known: nothing is unread until then."""
+        self._limits, self._buffers = shares.limits, shares.buffers
+
     def write(self, data: bytes) -> None:
         if self._transport.is_closing():  # the peer may go between two writes
             return
