@@ -10,6 +10,21 @@ from collections.abc import Callable
 from importlib.machinery import EXTENSION_SUFFIXES
 from pathlib import Path
 
+LIBRARIES = {
+    "kvchunks/codec/_kvcodec": "chunks are coded by numpy, many times slower",
+    "engine/llama/_probe": "bits of chunks are spent without knowing queries",
+    "engine/llama/_steps": "small models answer some percent slower",
+    "engine/llama/_map_guard": "a model file that is cut while it is served ends the daemon",
+}
+"""All of them: path below the package without suffix, and what is so without it."""
+
+
+def missing_libraries(package: Path = Path(__file__).parent) -> list[str]:
+    """Those of ``LIBRARIES`` that were not built, or that this machine cannot load."""
+    return [
+        path for path in LIBRARIES if load_library(str(package / path), Path(path).name, lambda library: True) is None
+    ]
+
 
 def load_library(beside: str, name: str, fits: Callable[[ctypes.CDLL], bool]) -> ctypes.CDLL | None:
     """The library ``name`` in the folder of the file ``beside``; None if it was not built or does not fit.

@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 
-from llmaas.cli.doctor.checks import check_config, check_engine, examine
+from llmaas.cli.doctor.checks import check_config, check_engine, check_installation, examine
 from llmaas.cli.doctor.daemon import check_socket, duty_findings
 from llmaas.cli.doctor.finding import Finding
 from llmaas.cli.doctor.host import check_host
@@ -19,6 +19,7 @@ from llmaas.cli.doctor.store import check_disk, check_store
 from llmaas.config.settings import Config
 from llmaas.config.sources import load
 from llmaas.kvchunks.store.store import ContextRow, MasterKey, Span, Store
+from llmaas.native import missing_libraries
 from llmaas.policies import duty
 from llmaas.records import AppId, ChunkKey, ContextId, Geometry, ModelInfo
 
@@ -50,6 +51,23 @@ def test_the_engine_is_found() -> None:
     (finding,) = check_engine()
     assert finding.level == "ok"
     assert "0.3.36" in finding.text
+
+
+def test_a_whole_installation_is_not_mentioned() -> None:
+    assert list(check_installation()) == []
+
+
+def test_a_wheel_without_its_c_libraries_is_a_warning(tmp_path: Path) -> None:
+    (finding,) = check_installation(missing_libraries(tmp_path))
+    assert finding.level == "warn"
+    assert finding.text.startswith("4 of 4 C libraries are missing: chunks are coded by numpy")
+    (finding,) = check_installation(["engine/llama/_steps"])
+    assert finding.text == "1 of 4 C libraries are missing: small models answer some percent slower"
+
+
+def test_a_client_over_the_daemon_is_a_warning() -> None:
+    (finding,) = check_installation([], "0.0.9")
+    assert "llmaas-client 0.0.9 is installed, too" in finding.text
 
 
 def test_the_packaged_model_is_loaded_and_measured(config: Config, model_path: Path) -> None:

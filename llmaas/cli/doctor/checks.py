@@ -6,7 +6,7 @@ Law: what a check cannot find out is a finding too; nothing ends the examination
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import replace
 from importlib import metadata
 
@@ -15,6 +15,8 @@ from llmaas.cli.options import socket_of
 from llmaas.config.settings import Config
 from llmaas.config.sources import LoadedConfig, unknown_variables
 from llmaas.errors import LlmaasError
+from llmaas.native import LIBRARIES, missing_libraries
+from llmaas.version import __version__
 
 
 def examine(found: LoadedConfig, environ: Mapping[str, str], *, deep: bool, repair: bool) -> Iterator[Finding]:
@@ -22,6 +24,7 @@ def examine(found: LoadedConfig, environ: Mapping[str, str], *, deep: bool, repa
     config = replace(found.config, socket=socket_of(found))
     yield from _guarded("config", lambda: check_config(found, environ))
     yield from _guarded("engine", check_engine)
+    yield from _guarded("install", check_installation)
     yield from _guarded("model", lambda: _model(config))
     yield from _guarded("cpu", lambda: _host(config))
     yield from _guarded("disk", lambda: _disk(config))
@@ -53,6 +56,26 @@ def check_engine() -> Iterator[Finding]:
         yield Finding("engine", "fail", f"llama.cpp cannot be loaded: {error}", "Install llmaas anew: scripts/setup.")
         return
     yield Finding("engine", "ok", f"llama-cpp-python {version}")
+
+
+def check_installation(missing: Sequence[str] | None = None, client: str | None = None) -> Iterator[Finding]:
+    """Nothing if llmaas is whole. ``missing`` and ``client`` (version of llmaas-client) are found out if not given."""
+    missing = missing_libraries() if missing is None else missing
+    if missing:
+        lost = "; ".join(LIBRARIES[path] for path in missing)
+        text = f"{len(missing)} of {len(LIBRARIES)} C libraries are missing: {lost}"
+        yield Finding("install", "warn", text, "Install a C compiler, or a wheel for this platform, then llmaas again.")
+    client = _version("llmaas-client") if client is None else client
+    if client:
+        text = f"llmaas-client {client} is installed, too, and has replaced files of llmaas {__version__}"
+        yield Finding("install", "warn", text, "Uninstall llmaas-client, and install llmaas again: it has the client.")
+
+
+def _version(distribution: str) -> str | None:
+    try:
+        return metadata.version(distribution)
+    except metadata.PackageNotFoundError:
+        return None
 
 
 # The other checks are imported when they run: --help does not wait for the store and the model's library, and one that
