@@ -18,6 +18,7 @@ from typing import Any
 import pytest
 
 from llmaas.kvchunks.store import schema as store_schema
+from llmaas.kvchunks.store.signing import sign_all
 from llmaas.kvchunks.store.store import Files, Span, Store
 from llmaas.records import ContextId
 
@@ -82,6 +83,8 @@ def store_of_version(root: Path, version: int) -> None:
             con.execute(
                 "INSERT INTO spans (context, tokens, role, text, open) VALUES (1, ?, 'user', ?, 0)", (blob, f"{i}")
             )
+    if version >= 5:
+        sign_all(con)
     con.close()
 
 

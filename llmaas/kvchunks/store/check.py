@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import logging
 import stat
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
@@ -23,6 +23,7 @@ from llmaas.kvchunks.store.payload_files import PayloadFiles, checksum, is_paylo
 from llmaas.kvchunks.store.reports import CheckReport, Damage, Problem
 from llmaas.kvchunks.store.rows import Place
 from llmaas.kvchunks.store.soundness import soundness
+from llmaas.kvchunks.store.turn_rows import drop_turns
 from llmaas.kvchunks.store.verify import row_problems
 from llmaas.records import ChunkKey
 
@@ -129,8 +130,17 @@ def _check_rows(index: Index, found: _Findings) -> None:
     with index.read() as con:
         found.contexts = con.execute("SELECT count(*) FROM contexts").fetchone()[0]
         for problem in row_problems(con):
-            mend = partial(recount, index, problem.num) if problem.kind is Damage.COUNT else None
+            mend: Callable[[], object] | None = None
+            if problem.kind is Damage.COUNT:
+                mend = partial(recount, index, problem.num)
+            elif problem.kind is Damage.TURN:
+                mend = partial(_forget_keys, index, problem.num, problem.turns)
             found.add(problem.kind, problem.text, mend)
+
+
+def _forget_keys(index: Index, num: int, turns: Sequence[int]) -> None:
+    with index.write(durable=True) as txn:
+        drop_turns(txn.con, num, turns)
 
 
 def _check_places(index: Index, payload: PayloadFiles, found: _Findings) -> None:

@@ -25,8 +25,9 @@ from llmaas.kvchunks.store.context_writes import (
     update_context,
 )
 from llmaas.kvchunks.store.index import Index, Txn
-from llmaas.kvchunks.store.rows import ContextRow, ModelName, Span
+from llmaas.kvchunks.store.rows import ContextRow, KeyedTurn, ModelName, Span
 from llmaas.kvchunks.store.tokens import unpack
+from llmaas.kvchunks.store.turn_rows import context_grew, context_rewritten, find_turn, forget_turns, insert_turn
 from llmaas.records import ContextId
 
 log = logging.getLogger(__name__)
@@ -59,6 +60,7 @@ class ContextTables:
         adapter: str | None = None,
         model: ModelName | None = None,
         replace: bool = False,
+        turn: KeyedTurn | None = None,
     ) -> int:
         """``replace``: the spans that are there are deleted first."""
         with self._index.write(durable=True) as txn:
@@ -76,7 +78,20 @@ class ContextTables:
             rows = signed(last, spans)
             insert_spans(txn.con, old.num, rows)
             update_context(txn.con, old, n_tokens, rows[-1].chain if rows else last, now, adapter, model)
+            if model is not None:
+                forget_turns(txn.con, old.num)
+            elif replace:
+                context_rewritten(txn.con, old, n_tokens)
+            else:
+                context_grew(txn.con, old)
+            if turn is not None:
+                insert_turn(txn.con, old, turn)
         return n_tokens
+
+    def turn(self, ctx: ContextId, key: str) -> KeyedTurn | None:
+        with self._index.read() as con:
+            con.execute("BEGIN")
+            return find_turn(con, self._find_whole(con, ctx), key)
 
     def truncate(self, ctx: ContextId, n_tokens: int, now: float) -> list[Span]:
         with self._index.write(durable=True) as txn:
@@ -88,6 +103,7 @@ class ContextTables:
             if n_tokens < old.row.n_tokens:
                 spans = cut_spans(txn.con, old, spans, n_tokens)
             update_context(txn.con, old, n_tokens, last_chain(ctx, spans), now)
+            forget_turns(txn.con, old.num, n_tokens)
             return [span.as_span() for span in spans]
 
     def delete(self, ctx: ContextId, also: Callable[[Txn], None]) -> None:
@@ -97,6 +113,7 @@ class ContextTables:
             txn.con.execute("DELETE FROM contexts WHERE num = ?", (found.rowid,))  # its spans go with it
             if found.num != found.rowid:
                 txn.con.execute("DELETE FROM spans WHERE context = ?", (found.num,))
+                forget_turns(txn.con, found.num)
             also(txn)
         self._damaged.pop(ctx, None)
 

@@ -37,6 +37,8 @@ class Damage(enum.Enum):
     ROW = "row"
     """A row of a conversation, or of an adapter, does not match its checksum: see ``Store.repair_index``."""
     COUNT = "count"
+    TURN = "turn"
+    """A turn's idempotency key does not match its checksum. The conversation is not affected."""
     META = "meta"
     MISSING = "missing"
     SHORT = "short"

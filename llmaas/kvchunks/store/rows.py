@@ -62,6 +62,21 @@ class Span:
 
 
 @dataclass(frozen=True, slots=True)
+class KeyedTurn:
+    """A turn that was asked for with an idempotency key, stored beside its spans."""
+
+    key: str
+    request: bytes
+    """Digest of what was asked."""
+    n_spans: int | None
+    """How many of the context's last spans it is; None if the context went on behind it, or was written anew."""
+    n_tokens: int
+    """Tokens of the context at its end."""
+    result: bytes | None
+    """What the caller was told, which only the service reads; None: the answer was interrupted."""
+
+
+@dataclass(frozen=True, slots=True)
 class Place:
     """Where a chunk's bytes are: ``nbytes`` from ``offset`` on in payload file ``file``."""
 

@@ -95,7 +95,22 @@ _V5 = (
     sign_all,
 )
 
-MIGRATIONS: tuple[tuple[str | Callable[[sqlite3.Connection], None], ...], ...] = (_V1, _V2, _V3, _V4, _V5)
+# The last turns of each context that were asked for with an idempotency key. Clustered by context, so that a row costs
+# no page of an index.
+_V6 = (
+    """CREATE TABLE turns (
+        context INTEGER NOT NULL REFERENCES contexts (num) ON DELETE CASCADE,
+        number INTEGER NOT NULL,
+        key TEXT NOT NULL,
+        request BLOB NOT NULL,
+        n_spans INTEGER,
+        n_tokens INTEGER NOT NULL,
+        result BLOB,
+        checksum BLOB NOT NULL,
+        PRIMARY KEY (context, number)) WITHOUT ROWID""",
+)
+
+MIGRATIONS: tuple[tuple[str | Callable[[sqlite3.Connection], None], ...], ...] = (_V1, _V2, _V3, _V4, _V5, _V6)
 """Each step changes the text of a table, so that the version can be told from the tables, too."""
 VERSION = len(MIGRATIONS)
 

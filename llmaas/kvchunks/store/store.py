@@ -30,7 +30,7 @@ from llmaas.kvchunks.store.index import Index
 from llmaas.kvchunks.store.lock import RootLock
 from llmaas.kvchunks.store.payload_files import PayloadFiles
 from llmaas.kvchunks.store.reports import CheckReport, Encryption, Salvage, StoreStats
-from llmaas.kvchunks.store.rows import AdapterRow, ContextRow, ModelName, Span, StoredChunk
+from llmaas.kvchunks.store.rows import AdapterRow, ContextRow, KeyedTurn, ModelName, Span, StoredChunk
 from llmaas.kvchunks.store.schema import INDEX
 from llmaas.kvchunks.store.syscalls import Files, failures
 from llmaas.records import ChunkKey, ChunkMeta, ChunkSensitivity, ContextId
@@ -42,6 +42,7 @@ __all__ = [
     "ContextRow",
     "Encryption",
     "Files",
+    "KeyedTurn",
     "MasterKey",
     "ModelName",
     "Span",
@@ -136,15 +137,31 @@ class Store:
         return self._contexts.tokens(ctx)
 
     def append(
-        self, ctx: ContextId, spans: Sequence[Span], *, expect: int, now: float, adapter: str | None = None
+        self,
+        ctx: ContextId,
+        spans: Sequence[Span],
+        *,
+        expect: int,
+        now: float,
+        adapter: str | None = None,
+        turn: KeyedTurn | None = None,
     ) -> int:
         """Add spans and set the adapter that the context uses from now on (None: the same), in one durable transaction.
         Returns the new number of tokens.
 
-        ``expect`` is the number of tokens before. Raises StoreFailed if there are others (another writer changed the
-        context meanwhile), and UnknownContext.
+        ``expect`` is the number of tokens before. ``turn``: what the spans are, if they were asked for with an
+        idempotency key; it replaces one with the same key. Raises StoreFailed if there are other tokens (another writer
+        changed the context meanwhile), and UnknownContext.
         """
-        return self._contexts.append(ctx, spans, expect=expect, now=now, adapter=adapter)
+        return self._contexts.append(ctx, spans, expect=expect, now=now, adapter=adapter, turn=turn)
+
+    def turn(self, ctx: ContextId, key: str) -> KeyedTurn | None:
+        """The turn that was stored with this idempotency key; None if it is none of the last turns that had one.
+
+        A fork has none of its source's keys, and truncating forgets those of turns that are cut. Raises
+        UnknownContext.
+        """
+        return self._contexts.turn(ctx, key)
 
     def truncate(self, ctx: ContextId, n_tokens: int, now: float) -> list[Span]:
         """Keep the first ``n_tokens``. Returns the spans that are left.
@@ -163,10 +180,11 @@ class Store:
         now: float,
         adapter: str | None = None,
         model: ModelName | None = None,
+        turn: KeyedTurn | None = None,
     ) -> None:
-        """Replace all spans of the context in one durable transaction. ``model``: whose tokens they are from now on;
-        None: the same. All else is as in ``append``."""
-        self._contexts.append(ctx, spans, expect=expect, now=now, adapter=adapter, model=model, replace=True)
+        """Replace all spans of the context in one durable transaction. ``model``: whose tokens they are from now on
+        (then idempotency keys are forgotten); None: the same. All else is as in ``append``."""
+        self._contexts.append(ctx, spans, expect=expect, now=now, adapter=adapter, model=model, replace=True, turn=turn)
 
     def rename_vocab(self, old: str, new: str) -> int:
         """Let all contexts of the tokenizer ``old`` be of ``new``, which must mean the same by every token id, in one

@@ -13,19 +13,22 @@ from llmaas.kvchunks.store.adapters import read_adapters
 from llmaas.kvchunks.store.chain import Chain
 from llmaas.kvchunks.store.context_rows import RowState, StoredContext, follow, read_contexts
 from llmaas.kvchunks.store.reports import Damage
+from llmaas.kvchunks.store.turn_rows import damaged_turns
 
 
 class RowProblem(NamedTuple):
-    """``kind`` is COUNT if nothing but a context's count is wrong, otherwise ROW."""
+    """``kind`` is COUNT if nothing but a context's count is wrong, TURN for idempotency keys, otherwise ROW."""
 
     kind: Damage
     text: str
     num: int = 0
-    """Of the context whose count is wrong."""
+    """Of the context whose count or keys are wrong."""
+    turns: tuple[int, ...] = ()
+    """Numbers of the turns whose keys are damaged."""
 
 
 def row_problems(con: sqlite3.Connection) -> Iterator[RowProblem]:
-    """What is wrong with the rows of contexts, spans and adapters."""
+    """What is wrong with the rows of contexts, spans, turns and adapters."""
     for context in read_contexts(con):
         if context.state is RowState.RECOUNTED:
             said = con.execute("SELECT n_tokens FROM contexts WHERE num = ?", (context.rowid,)).fetchone()[0]
@@ -35,6 +38,8 @@ def row_problems(con: sqlite3.Connection) -> Iterator[RowProblem]:
             yield RowProblem(Damage.ROW, f"{context}: its row is {context.state.value}")
         if (problem := _spans_problem(con, context)) is not None:
             yield RowProblem(Damage.ROW, f"{context}: {problem}")
+        if turns := tuple(damaged_turns(con, context)):
+            yield RowProblem(Damage.TURN, f"{context}: the keys of {len(turns)} turns", context.num, turns)
     for rowid, row in read_adapters(con):
         if row is None:
             yield RowProblem(Damage.ROW, f"adapter {rowid}: its row is damaged")
