@@ -28,12 +28,14 @@ if TYPE_CHECKING:  # what type checkers and editors see; _HOMES says the same to
         BadRequest,
         Busy,
         Cancelled,
+        Conflict,
         ContextExists,
         ContextTooLong,
         DiskFull,
         Expired,
         Forbidden,
         FrameTooLarge,
+        KeyReused,
         LlmaasError,
         ModelMismatch,
         NotServing,
@@ -52,9 +54,9 @@ _HOMES = {
     "llmaas.api.client": "Client Stream",
     "llmaas.calls": "Done FinishReason Logprobs Piece Priority Sampling SwitchReport Terms TokenLogprob",
     "llmaas.errors": (
-        "AdapterMismatch AdapterUnreadable BadRequest Busy Cancelled ContextExists ContextTooLong DiskFull Expired "
-        "Forbidden FrameTooLarge LlmaasError ModelMismatch NotServing NotTrusted ShuttingDown UnknownAdapter "
-        "UnknownContext VersionMismatch"
+        "AdapterMismatch AdapterUnreadable BadRequest Busy Cancelled Conflict ContextExists ContextTooLong DiskFull "
+        "Expired Forbidden FrameTooLarge KeyReused LlmaasError ModelMismatch NotServing NotTrusted ShuttingDown "
+        "UnknownAdapter UnknownContext VersionMismatch"
     ),
     "llmaas.records": "AdapterInfo ContextDetail ContextInfo Message",
 }
@@ -70,6 +72,7 @@ __all__ = [
     "Busy",
     "Cancelled",
     "Client",
+    "Conflict",
     "ContextDetail",
     "ContextExists",
     "ContextInfo",
@@ -80,6 +83,7 @@ __all__ = [
     "FinishReason",
     "Forbidden",
     "FrameTooLarge",
+    "KeyReused",
     "LlmaasError",
     "Logprobs",
     "Message",

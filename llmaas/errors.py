@@ -22,7 +22,9 @@ class Fault(enum.Enum):
 class LlmaasError(Exception):
     """Base of all errors that leave the service.
 
-    ``retryable``: whether the same request may succeed later without any change.
+    ``retryable``: whether the same request may succeed later without any change. Of a call that failed and left
+    something in its context, ``n_generated`` tokens of the answer were kept, and the context has ``n_tokens`` now. Some
+    errors that keep nothing say ``n_tokens`` too; else it is None.
     """
 
     code: ClassVar[str] = "internal"
@@ -30,15 +32,23 @@ class LlmaasError(Exception):
     retryable: ClassVar[bool] = False
     hint: str = "This is a fault of llmaas; the daemon's log has the details."
 
-    def __init__(self, message: str, *, hint: str | None = None) -> None:
+    def __init__(
+        self, message: str, *, hint: str | None = None, n_generated: int = 0, n_tokens: int | None = None
+    ) -> None:
         super().__init__(message)
         self.message = message
+        self.n_generated, self.n_tokens = n_generated, n_tokens
         if hint is not None:
             self.hint = hint
 
 
 class Internal(LlmaasError):
     """An unexpected fault. The traceback is in the daemon's log."""
+
+
+def replaced(error: LlmaasError, by_cause: LlmaasError) -> LlmaasError:
+    """A new error like ``error``, of a call that ended in ``by_cause``: it says what that call has kept."""
+    return type(error)(error.message, hint=error.hint, n_generated=by_cause.n_generated, n_tokens=by_cause.n_tokens)
 
 
 # -- faults of the caller ---------------------------------------------------------------------
@@ -86,6 +96,20 @@ class ContextTooLong(CallerError):
     hint = "Shorten the text, truncate the context, or start the daemon with more cells."
 
 
+class Conflict(CallerError):
+    """The context is not as the request expects it: ``n_tokens`` is its length."""
+
+    code = "conflict"
+    hint = "Somebody else has changed the context: look at it ('show'), then ask as it is now."
+
+
+class KeyReused(CallerError):
+    """The idempotency key belongs to another request: its text, answer or adapter differ."""
+
+    code = "key_reused"
+    hint = "Use a new key for each request; the same key only to ask the very same again."
+
+
 class QuotaExceeded(CallerError):
     """The app keeps as much as one app may."""
 
@@ -123,10 +147,6 @@ class Cancelled(LlmaasError):
     fault = Fault.CALLER
     hint = "Tokens that were streamed are part of the context; call again to go on."
 
-    def __init__(self, message: str, *, n_generated: int = 0, hint: str | None = None) -> None:
-        super().__init__(message, hint=hint)
-        self.n_generated = n_generated
-
 
 class Expired(LlmaasError):
     """The call's deadline passed before it was complete. ``n_generated`` tokens of the answer were kept."""
@@ -134,10 +154,6 @@ class Expired(LlmaasError):
     code = "expired"
     fault = Fault.CALLER
     hint = "Give more time, or a more urgent priority; tokens that were streamed are part of the context."
-
-    def __init__(self, message: str, *, n_generated: int = 0, hint: str | None = None) -> None:
-        super().__init__(message, hint=hint)
-        self.n_generated = n_generated
 
 
 # -- faults of the service --------------------------------------------------------------------

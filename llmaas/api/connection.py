@@ -229,9 +229,13 @@ class Connection(asyncio.BufferedProtocol):
 
     # -- the end ------------------------------------------------------------------------------
 
+    def wind_down(self) -> list[asyncio.Future[Any]]:
+        """The daemon is shutting down: take no more requests, and end those that run; see ``InFlight.wind_down``."""
+        return [] if self._requests is None else self._requests.wind_down(_stopping())
+
     def shut_down(self) -> None:
         """Reply to everything that runs that the daemon is shutting down, and close."""
-        error = ShuttingDown("the daemon is shutting down")
+        error = _stopping()
         if self._requests is not None:
             self._requests.fail_all(error)
         self._write(encode(replies.failed_frame(None, error)))
@@ -274,3 +278,7 @@ class Connection(asyncio.BufferedProtocol):
         self.shares.places.unseat(self)
         if self._requests is not None:
             self._requests.abandon()
+
+
+def _stopping() -> ShuttingDown:
+    return ShuttingDown("the daemon is shutting down")

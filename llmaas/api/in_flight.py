@@ -22,8 +22,8 @@ from llmaas.api.pages import Page, page_bytes
 from llmaas.api.record_maps import to_map
 from llmaas.api.shares import Shares
 from llmaas.api.wire import encode
-from llmaas.calls import CallSpec, Piece
-from llmaas.errors import BadRequest, Busy, Cancelled, Internal, LlmaasError, NoMemory, UnknownRequest
+from llmaas.calls import Piece
+from llmaas.errors import BadRequest, Busy, Cancelled, Internal, LlmaasError, NoMemory, UnknownRequest, replaced
 from llmaas.records import RequestId
 
 log = logging.getLogger(__name__)
@@ -37,6 +37,8 @@ class _RunningRequest:
     held: int = 0
     """Bytes of its frame that the buffers hold for it."""
     call: RequestId | None = None
+    future: asyncio.Future[Any] | None = None
+    """The call's end."""
     over: bool = False
 
 
@@ -57,6 +59,8 @@ class InFlight:
         self._write = write
         self._tasks = tasks
         self._running: dict[int, _RunningRequest] = {}
+        self._ending: LlmaasError | None = None
+        """Why no more requests are taken."""
         self._hints: set[RequestId] = set()
         """Those that have not ended. They end with the connection that sent them."""
 
@@ -78,10 +82,11 @@ class InFlight:
             self._give_back(held)
             self._write(encode(replies.failed_frame(None, request)))
             return
-        if isinstance(request, BadRequest | Busy):
+        if refusal := request if isinstance(request, BadRequest | Busy) else self._ending:
             self._give_back(held)
-            self._failed(request_id, request)
+            self._failed(request_id, refusal)
             return
+        assert not isinstance(request, BadRequest | Busy)
         try:
             self._start(request_id, request)
         except Exception as e:
@@ -94,6 +99,19 @@ class InFlight:
             running.held = held
         else:
             self._give_back(held)
+
+    def wind_down(self, error: LlmaasError) -> list[asyncio.Future[Any]]:
+        """Take no more requests. Calls are cancelled, and fail with ``error`` when it is known what they have kept: the
+        futures that are returned have their ends. All other requests fail with it now."""
+        self._ending = error
+        for request_id, running in list(self._running.items()):
+            if running.call is None:
+                running.over = True
+                del self._running[request_id]
+                self._failed(request_id, error)
+            else:
+                self._cancel(running.call)
+        return [running.future for running in self._running.values() if running.future is not None]
 
     def fail_all(self, error: LlmaasError) -> None:
         """Reply to every running request that it has failed. To be followed by ``abandon``."""
@@ -160,9 +178,8 @@ class InFlight:
 
     def _submit(self, request_id: int, request: msg.Append | msg.Generate) -> None:
         running = self._admit(request_id, msg.op_of(request))
-        generation = request.generation if isinstance(request, msg.Generate) else None
         terms = replace(request.terms, priority=self._caller.allowed(request.priority))
-        spec = CallSpec(request.turn, generation, terms)
+        spec = replace(request.spec, terms=terms)
 
         def emit(piece: Piece) -> None:
             if not running.over:
@@ -172,6 +189,7 @@ class InFlight:
         running.call, future = self._backend.submit(
             caller.app, request.context, spec, emit, operator=caller.is_operator
         )
+        running.future = future
         future.add_done_callback(functools.partial(self._ended, request_id, running))
         if running.over:  # the first pieces, within submit, found the peer gone
             self._cancel(running.call)
@@ -200,6 +218,8 @@ class InFlight:
                 self._done(request_id, to_map(result) if is_dataclass(result) else result)
         except (Exception, asyncio.CancelledError) as e:
             error = as_llmaas_error(e, running.op)
+            if self._ending is not None and isinstance(error, Cancelled):
+                error = replaced(self._ending, error)
             if not running.over:
                 self._failed(request_id, error)
         finally:

@@ -12,7 +12,7 @@ from dataclasses import dataclass, fields
 from llmaas.api.names import check_context, check_limit, check_messages, check_name, check_stops
 from llmaas.api.record_maps import from_map, to_map
 from llmaas.api.wire import Frame
-from llmaas.calls import DEFAULT_TERMS, Generation, Sampling, Terms, Turn
+from llmaas.calls import DEFAULT_TERMS, CallSpec, Generation, Sampling, Terms, Turn
 from llmaas.errors import BadRequest
 from llmaas.records import NO_QUOTA, Message
 
@@ -46,13 +46,15 @@ class Append:
     rate: float | None = None
     adapter: str | None = None
     special: bool = True
+    idempotency_key: str | None = None
+    if_n_tokens: int | None = None
 
     def __post_init__(self) -> None:
         check_context(self.context)
         check_messages(self.messages)
         if not self.messages and self.prompt is None:
             raise ValueError("give messages or a prompt: there is nothing to append")
-        _ = self.turn, self.terms  # these check the rest
+        _ = self.spec  # this checks the rest
 
     @property
     def terms(self) -> Terms:
@@ -61,6 +63,10 @@ class Append:
     @property
     def turn(self) -> Turn:
         return Turn(self.messages, self.prompt, self.special)
+
+    @property
+    def spec(self) -> CallSpec:
+        return CallSpec(self.turn, None, self.terms, self.idempotency_key, self.if_n_tokens)
 
 
 @dataclass(frozen=True, slots=True)
@@ -90,6 +96,8 @@ class Generate:
     logprobs: int | None = None
     on_full: str = Generation().on_full
     special: bool = True
+    idempotency_key: str | None = None
+    if_n_tokens: int | None = None
 
     def __post_init__(self) -> None:
         if self.max_tokens >= _U31 or self.top_k >= _U31:
@@ -99,7 +107,7 @@ class Generate:
         check_context(self.context)
         check_messages(self.messages)
         check_stops(self.stop)
-        _ = self.turn, self.generation, self.terms  # these check the rest
+        _ = self.spec  # this checks the rest
 
     @property
     def turn(self) -> Turn:
@@ -113,6 +121,10 @@ class Generate:
     def generation(self) -> Generation:
         sampling = Sampling(**{f.name: getattr(self, f.name) for f in fields(Sampling)})
         return Generation(self.max_tokens, sampling, self.stop, self.logprobs, self.on_full)
+
+    @property
+    def spec(self) -> CallSpec:
+        return CallSpec(self.turn, self.generation, self.terms, self.idempotency_key, self.if_n_tokens)
 
 
 @dataclass(frozen=True, slots=True)

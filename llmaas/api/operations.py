@@ -53,13 +53,20 @@ def append(
     *,
     special: bool = True,
     terms: Terms = DEFAULT_TERMS,
+    idempotency_key: str | None = None,
+    if_n_tokens: int | None = None,
 ) -> Operation[Done]:
     """Add chat messages, or raw ``prompt`` text, to a context without an answer.
 
     With ``special`` names of control tokens in the prompt become these tokens: set it to False if the prompt holds text
     from elsewhere. The content of messages never becomes control tokens.
+
+    A request that is made again with its ``idempotency_key`` (1 to 128 characters that no other request in this context
+    had) is carried out once, and answered as the first time; with other text it raises KeyReused. With ``if_n_tokens``
+    it raises Conflict unless the context has so many tokens.
     """
-    request = checked(msg.Append, context, as_messages(messages), prompt, special=special, **to_map(terms))
+    once = {"idempotency_key": idempotency_key, "if_n_tokens": if_n_tokens}
+    request = checked(msg.Append, context, as_messages(messages), prompt, special=special, **to_map(terms), **once)
     return Operation(request, record(Done))
 
 
@@ -75,6 +82,8 @@ def generate(
     terms: Terms = DEFAULT_TERMS,
     logprobs: int | None = None,
     on_full: str = "error",
+    idempotency_key: str | None = None,
+    if_n_tokens: int | None = None,
 ) -> msg.Generate:
     """Add to a context, and stream the model's answer. The request is on its way when this returns.
 
@@ -83,11 +92,15 @@ def generate(
 
     The answer ends after ``max_tokens`` tokens, before any of the strings ``stop``, or where the model ends it. With
     ``logprobs`` each piece has log probabilities, and so many alternatives for each token. ``on_full`` "shift" drops
-    the oldest messages when the context is full, where "error" refuses the call. ``special``: see ``append``.
+    the oldest messages when the context is full, where "error" refuses the call. ``special``, ``idempotency_key`` and
+    ``if_n_tokens``: see ``append``. An answer that is asked for again with its key is told from its beginning, as it is
+    stored; one that was interrupted goes on from where it was.
     """
     stops = (stop,) if isinstance(stop, str) else tuple(stop)
     limits = {"max_tokens": max_tokens, "stop": stops, "logprobs": logprobs, "on_full": on_full, "special": special}
-    return checked(msg.Generate, context, as_messages(messages), prompt, **limits, **to_map(terms), **to_map(sampling))
+    once = {"idempotency_key": idempotency_key, "if_n_tokens": if_n_tokens}
+    asked = {**limits, **to_map(terms), **to_map(sampling), **once}
+    return checked(msg.Generate, context, as_messages(messages), prompt, **asked)
 
 
 # -- contexts -----------------------------------------------------------------------------------

@@ -89,8 +89,10 @@ def error_map(error: LlmaasError) -> Frame:
         "fault": error.fault.value,
         "retryable": error.retryable,
     }
-    if isinstance(error, (Cancelled, Expired)):
+    if isinstance(error, (Cancelled, Expired)) or error.n_generated:
         made["n_generated"] = error.n_generated
+    if error.n_tokens is not None:
+        made["n_tokens"] = error.n_tokens
     return made
 
 
@@ -100,7 +102,10 @@ def error_from(frame: Mapping[str, Any]) -> LlmaasError:
     cls = _LEAVES.get(code) or by_code().get(code)
     if cls is None:
         return LlmaasError(f"{message} (code {code!r}, which this client does not know)", hint=hint)
-    if issubclass(cls, (Cancelled, Expired)):
-        n_generated = frame.get("n_generated")
-        return cls(message, hint=hint, n_generated=n_generated if type(n_generated) is int else 0)
-    return cls(message, hint=hint)
+    n_generated, n_tokens = frame.get("n_generated"), frame.get("n_tokens")
+    return cls(
+        message,
+        hint=hint,
+        n_generated=n_generated if type(n_generated) is int else 0,
+        n_tokens=n_tokens if type(n_tokens) is int else None,
+    )

@@ -24,6 +24,8 @@ from llmaas.fair_thread import FairThread
 
 __all__ = ["Backend", "Limits", "Server", "peer_uid", "serve"]
 
+_CALLS_S = 2.0
+"""Seconds that ``close`` waits for calls that it has cancelled, so that their replies say what was kept."""
 _SETTLE_S = 1.0
 """Seconds that ``close`` waits for operations that already run; their callers have been told that it ends."""
 
@@ -99,6 +101,9 @@ class Server:
             file.remove()
         for acceptor in self._acceptors:
             acceptor.close()
+        calls = [call for connection in list(self.connections) for call in connection.wind_down()]
+        if calls:
+            await asyncio.wait(calls, timeout=_CALLS_S)
         for connection in list(self.connections):
             connection.shut_down()
         await asyncio.gather(self._all_gone(), self._settle())

@@ -3,12 +3,23 @@
 from __future__ import annotations
 
 from llmaas.calls.reply import Done, FinishReason, Logprobs, Piece, SwitchReport, TokenLogprob
-from llmaas.calls.request import DEFAULT_TERMS, MAX_LOGPROBS, ON_FULL, CallSpec, Generation, Priority, Terms, Turn
+from llmaas.calls.request import (
+    DEFAULT_TERMS,
+    MAX_KEY,
+    MAX_LOGPROBS,
+    ON_FULL,
+    CallSpec,
+    Generation,
+    Priority,
+    Terms,
+    Turn,
+)
 from llmaas.calls.sampling import MAX_GRAMMAR, MAX_PENALTY_TOKENS, Sampling
 
 __all__ = [
     "DEFAULT_TERMS",
     "MAX_GRAMMAR",
+    "MAX_KEY",
     "MAX_LOGPROBS",
     "MAX_PENALTY_TOKENS",
     "ON_FULL",

@@ -6,6 +6,7 @@ Law: values only. Each checks itself when it is made, and raises ValueError if a
 from __future__ import annotations
 
 import enum
+import reprlib
 from dataclasses import dataclass
 
 from llmaas.calls.sampling import Sampling
@@ -14,6 +15,8 @@ from llmaas.records import Message
 ON_FULL = ("error", "shift")
 """What happens when a context is full; see ``Generation``."""
 MAX_LOGPROBS = 20
+MAX_KEY = 128
+"""Characters of an idempotency key."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -99,11 +102,26 @@ class Generation:
 
 @dataclass(frozen=True, slots=True)
 class CallSpec:
-    """What a call asks of a context: add ``turn``, then answer it. With ``generation`` None, only add it."""
+    """What a call asks of a context: add ``turn``, then answer it. With ``generation`` None, only add it.
+
+    ``idempotency_key``: names this very request, so that it is carried out once however often it is made.
+    ``if_n_tokens``: only if the context has so many tokens.
+    """
 
     turn: Turn
     generation: Generation | None = None
     terms: Terms = DEFAULT_TERMS
+    idempotency_key: str | None = None
+    if_n_tokens: int | None = None
+
+    def __post_init__(self) -> None:
+        key = self.idempotency_key
+        if key is not None and not (0 < len(key) <= MAX_KEY and key.isprintable()):
+            raise ValueError(f"idempotency_key must be 1 to {MAX_KEY} printable characters, not {reprlib.repr(key)}")
+        if key is not None and self.generation is not None and self.generation.logprobs is not None:
+            raise ValueError("logprobs are not stored with a turn: give logprobs or an idempotency_key, not both")
+        if self.if_n_tokens is not None and self.if_n_tokens < 0:
+            raise ValueError(f"if_n_tokens must be 0 or more, not {self.if_n_tokens}")
 
     @property
     def max_new(self) -> int:

@@ -34,9 +34,12 @@ class Answer:
         self._stream = TextStream(stop)
         self.drawn: list[int] = []
         """The tokens that were drawn; an end-of-generation token is not among them."""
+        self._n_resumed = 0
+        """Of ``drawn``: the tokens that an earlier call had drawn."""
         self._kept: list[int] | None = None
         self.first_token: float | None = None
         """When the first token was drawn, on the service's clock; None: none yet."""
+        self._timed_from: float | None = None
         self.last_token: float | None = None
         self._texts: deque[str] = deque()
         """Text of tokens that were looked at for stop strings and are not streamed yet."""
@@ -63,6 +66,12 @@ class Answer:
         """The stop string that ended the answer."""
         return self._stream.stopped_by
 
+    def resume(self, tokens: Sequence[int], engine: Engine, now: float) -> Piece:
+        """Begin with tokens that an earlier call has drawn, and that stand at the context's end; returns the piece that
+        tells them. Before the first ``draw``, on any thread. Not with log probabilities."""
+        self.drawn, self._n_resumed, self.first_token = list(tokens), len(tokens), now
+        return Piece("".join([self._stream.feed(engine.piece(token)) for token in tokens]), tuple(tokens))
+
     def cut_untold(self, engine: Engine) -> int:
         """If a stop string came, cut it and what was drawn after it off the context: the app was not told of them, and
         goes on from what it was told. Returns how many leading tokens of the context stay as they were.
@@ -87,6 +96,8 @@ class Answer:
         """Take the token that item ``item`` of a step drew; what it means for the answer. On the engine's thread."""
         if not self.drawn:
             self.first_token = now
+        if len(self.drawn) == self._n_resumed:
+            self._timed_from = now
         self.last_token = now
         if engine.is_end(token):
             return Drawn.END
@@ -116,7 +127,7 @@ class Answer:
         return Piece(text, (), None if self._n_logprobs is None else ()) if text else None
 
     def tokens_per_second(self) -> float:
-        """Of the tokens after the first; 0 if there are none."""
-        n = len(self.drawn)
-        spent = 0.0 if self.first_token is None or self.last_token is None else self.last_token - self.first_token
+        """Of the tokens after the first that this call drew; 0 if there are none."""
+        n = len(self.drawn) - self._n_resumed
+        spent = 0.0 if self._timed_from is None or self.last_token is None else self.last_token - self._timed_from
         return (n - 1) / spent if n > 1 and spent > 0 else 0.0

@@ -36,6 +36,8 @@ class CallControl:
     reply: asyncio.Future[Done]
     priority: int
     cancelled: bool = False
+    told_again: bool = False
+    """It was answered with what was stored under its idempotency key."""
     pushed_out: bool = False
     """It was cancelled because another app needs its place."""
     planned: bool = False

@@ -11,12 +11,13 @@ from llmaas.planner.actions import Outcome
 from llmaas.service.live_context import LiveContext
 
 
-def failure(outcome: Outcome, n_generated: int) -> LlmaasError:
-    """The error of a call that ended in ``outcome``, after so many tokens that stay in its context."""
+def failure(outcome: Outcome, n_generated: int = 0, n_tokens: int | None = None) -> LlmaasError:
+    """The error of a call that ended in ``outcome``, after so many tokens that stay in its context of ``n_tokens``."""
     if outcome is Outcome.CANCELLED:
-        return Cancelled("the request was cancelled", n_generated=n_generated)
+        return Cancelled("the request was cancelled", n_generated=n_generated, n_tokens=n_tokens)
     if outcome is Outcome.EXPIRED:
-        return Expired("the request's deadline passed before it was done", n_generated=n_generated)
+        said = "the request's deadline passed before it was done"
+        return Expired(said, n_generated=n_generated, n_tokens=n_tokens)
     return EngineFailed("the engine failed on this request")
 
 

@@ -10,7 +10,7 @@ import logging
 from collections.abc import Callable
 
 from llmaas.calls import CallSpec, Done, Piece, Terms, Turn
-from llmaas.errors import Busy, Cancelled, Internal, LlmaasError, NoMemory, ShuttingDown
+from llmaas.errors import Busy, Cancelled, Internal, LlmaasError, NoMemory, ShuttingDown, replaced
 from llmaas.metrics import Registry
 from llmaas.planner.actions import Outcome
 from llmaas.planner.events import CancelRequested, PriorityChanged
@@ -19,6 +19,7 @@ from llmaas.service.answer import Answer
 from llmaas.service.call import Call, CallControl
 from llmaas.service.constraints import ConstraintHolder
 from llmaas.service.interpreter import Interpreter
+from llmaas.service.keyed_turns import seeded
 from llmaas.service.live_context import LiveContext
 from llmaas.service.parts import ServiceParts
 from llmaas.service.pending_turn import PendingTurn
@@ -113,6 +114,7 @@ class CallRunner:
     def _begin(self, live: LiveContext, spec: CallSpec, emit: Callable[[Piece], None], *, hint: bool = False) -> Call:
         loop = asyncio.get_running_loop()
         self.total += 1
+        spec = seeded(spec)
         call = Call(
             id=RequestId(self.total),
             live=live,
@@ -146,7 +148,7 @@ class CallRunner:
     def _expire(self, call: Call) -> None:
         """The deadline has passed. Once the planner knows the call, the planner sees to that."""
         if not call.control.planned and call.id in self._calls:
-            self._abandon(call, failure(Outcome.EXPIRED, 0))
+            self._abandon(call, failure(Outcome.EXPIRED))
 
     def _abandon(self, call: Call, error: LlmaasError) -> None:
         """Reply at once to a call that the planner does not know: it may be waiting behind another of its context."""
@@ -186,7 +188,9 @@ class CallRunner:
         if call.control.deadline_timer is not None:
             call.control.deadline_timer.cancel()
         self._answer(call, outcome)
-        if not call.hint:
+        if call.control.told_again:
+            self._metrics.counter("told_again").add()
+        elif not call.hint:
             count(outcome, self._metrics)
 
     def _answer(self, call: Call, outcome: Done | LlmaasError) -> None:
@@ -196,9 +200,9 @@ class CallRunner:
         if isinstance(outcome, Done):
             reply.set_result(outcome)
         elif self._closing and isinstance(outcome, Cancelled):
-            reply.set_exception(ShuttingDown("the service is stopping"))
+            reply.set_exception(replaced(ShuttingDown("the service is stopping"), outcome))
         elif call.control.pushed_out and isinstance(outcome, Cancelled):
-            reply.set_exception(Busy("too many requests wait, and another app has fewer of them"))
+            reply.set_exception(replaced(Busy("too many requests wait, and another app has fewer of them"), outcome))
         else:
             # Its traceback refers to the call, with all the text of its turn, and the call to this reply.
             reply.set_exception(outcome.with_traceback(None))

@@ -13,12 +13,13 @@ from functools import partial
 
 from llmaas.calls import Done
 from llmaas.errors import BadRequest, Cancelled, LlmaasError, NoNumbers
-from llmaas.kvchunks.store.store import Span
+from llmaas.kvchunks.store.store import KeyedTurn, Span
 from llmaas.planner.actions import Finish, Outcome
 from llmaas.planner.events import Submitted
 from llmaas.service.call import Call, answer_spans, done
 from llmaas.service.constraints import ConstraintHolder
 from llmaas.service.interpreter import Interpreter
+from llmaas.service.keyed_turns import ToldTurn, continue_turn, keyed_turn, recall, refuse_other_length, tell
 from llmaas.service.live_context import LiveContext, publish_kv
 from llmaas.service.parts import ServiceParts
 from llmaas.service.quotas import span_bytes
@@ -52,14 +53,23 @@ class TurnRunner:
     async def run(self, call: Call) -> Done:
         """The call's terminal reply. The caller holds the context's lock. Raises LlmaasError, and then the context is
         as it was before, except after Cancelled or Expired with tokens generated."""
+        before = await self._recall(call)
+        if isinstance(before, ToldTurn):
+            call.control.told_again = True
+            return tell(before, call.emit)
         await self._constraints.prepare(call)
         refuse_if_deleted(call.live)
         _refuse_if_cancelled(call)
         refuse_if_oversized(call.pending.turn, self._ctx_limit, self._engine.token_bytes)
         call.pending.base = len(call.live.tokens)
         try:
-            await self._settle(call)
-            adapter = await self._begin(call)
+            if before is None:
+                refuse_other_length(call.spec, call.pending.base)
+                await self._settle(call)
+                await self._begin(call)
+            else:
+                await self._continue(call, before)
+            adapter = self._choose_adapter(call)
             await self._make_room(call)
             if adapter != call.live.adapter:
                 call.pending.adapter_before = call.live.adapter, call.live.root
@@ -73,6 +83,24 @@ class TurnRunner:
 
     # -- before the planner
 
+    async def _recall(self, call: Call) -> ToldTurn | KeyedTurn | None:
+        """What became of a call with an idempotency key when it was made before. Raises KeyReused."""
+        refuse_if_deleted(call.live)
+        if call.spec.idempotency_key is None:
+            return None
+        return await self._store_thread.run(call.live.row.app, recall, self._store, call.live.id, call.spec)
+
+    async def _continue(self, call: Call, turn: KeyedTurn) -> None:
+        """Go on with the turn that was interrupted, and tell what had been drawn of its answer. Raises Conflict."""
+        live = call.live
+        stored = await self._store_thread.run(live.row.app, self._store.spans, live.id)
+        drawn = continue_turn(call, turn, stored)
+        refuse_other_length(call.spec, call.pending.base)
+        self._publish(live, min(live.n_kv, len(live.tokens)))
+        if drawn:
+            resume, now = call.answer.resume, self._clock.now()
+            call.emit(await self._text_threads.run(live, call.pending.turn, resume, drawn, self._engine, now))
+
     async def _settle(self, call: Call) -> None:
         """Write the context's past anew in memory, if the template has it otherwise now that a turn follows."""
         live, pending = call.live, call.pending
@@ -84,22 +112,26 @@ class TurnRunner:
             stored = await self._store_thread.run(live.row.app, self._store.spans, live.id)
             self._publish(live, min(live.n_kv, settle(pending, stored, new)))
 
-    async def _begin(self, call: Call) -> str:
-        """Add the turn's tokens to the context in memory; the name of the adapter that the call wants."""
-        live, pending, wanted = call.live, call.pending, call.spec.terms.adapter
+    async def _begin(self, call: Call) -> None:
+        """Add the turn's tokens to the context in memory."""
+        live, pending = call.live, call.pending
         if not call.hint:
             make = partial(turn_spans, answer=call.spec.generation is not None, limit=self._ctx_limit)
             pending.spans = await self._text_threads.run(live, pending.turn, make, self._engine, live, pending.turn)
         pending.base = len(live.tokens)
         if call.spec.generation and not pending.base + pending.n_prompt:
             raise BadRequest("there is nothing to answer: the context is empty", hint="Send messages or a prompt.")
-        name = live.adapter if wanted is None else wanted
-        call.control.adapter = self._adapters.file(name, live.row.name if name == live.adapter else None)
         if not call.hint:
             self._quotas.refuse_text(live.row.app, span_bytes(pending.spans))
         for span in pending.spans:
             live.tokens.extend(span.tokens)
         self._quotas.count(live)
+
+    def _choose_adapter(self, call: Call) -> str:
+        """The name of the adapter that the call wants. Raises UnknownAdapter."""
+        live, wanted = call.live, call.spec.terms.adapter
+        name = live.adapter if wanted is None else wanted
+        call.control.adapter = self._adapters.file(name, live.row.name if name == live.adapter else None)
         return name
 
     async def _make_room(self, call: Call) -> None:
@@ -181,10 +213,11 @@ class TurnRunner:
             n_kept = len(call.answer.kept)
             spans = [*call.pending.spans, *answer_spans(call)]
             if finish.outcome is Outcome.ENGINE_FAILED or call.hold.error or (failed and not n_kept):
-                raise call.hold.error or failure(finish.outcome, 0)
+                raise call.hold.error or failure(finish.outcome)
             now = self._clock.wall()
-            if spans or call.pending.adapter_before:
-                await self._store_thread.run(live.row.app, self._write, call, spans, now)
+            told = None if failed else done(call, finish.outcome, self._clock.now())
+            if spans or call.pending.adapter_before or call.spec.idempotency_key is not None:
+                await self._store_thread.run(live.row.app, self._write, call, spans, now, told)
         except BaseException:
             # Where NaN came of it, nothing that was computed before is gone on from.
             self._undo(call, 0 if isinstance(call.hold.error, NoNumbers) else n_kv)
@@ -195,17 +228,20 @@ class TurnRunner:
             live.last_used, live.used = now, self._clock.now()
         self._publish(live, n_kv)
         if failed:
-            raise failure(finish.outcome, n_kept)
-        return done(call, finish.outcome, self._clock.now())
+            raise failure(finish.outcome, n_kept, len(live.tokens))
+        if told is None or call.spec.idempotency_key is None:
+            return done(call, finish.outcome, self._clock.now())
+        return told
 
-    def _write(self, call: Call, spans: list[Span], now: float) -> None:
+    def _write(self, call: Call, spans: list[Span], now: float, told: Done | None) -> None:
         """Write the turn to the store, and what was dropped for it, in one transaction. On the store's thread."""
-        live, pending = call.live, call.pending
+        live, pending, adapter = call.live, call.pending, call.live.adapter
+        turn = keyed_turn(call, len(spans), told)
         if pending.shift is None:
-            self._store.append(live.id, spans, expect=pending.base, now=now, adapter=live.adapter)
+            self._store.append(live.id, spans, expect=pending.base, now=now, adapter=adapter, turn=turn)
         else:
-            spans = [*pending.shift.kept, *spans]
-            self._store.rewrite(live.id, spans, expect=len(pending.shift.tokens), now=now, adapter=live.adapter)
+            old, spans = len(pending.shift.tokens), [*pending.shift.kept, *spans]
+            self._store.rewrite(live.id, spans, expect=old, now=now, adapter=adapter, turn=turn)
 
     def _undo(self, call: Call, n_kv: int) -> None:
         """Leave the context as it was before the call; ``n_kv`` leading tokens are in CELLS or have keys."""

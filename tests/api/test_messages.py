@@ -158,6 +158,16 @@ def test_cancelled_says_how_many_tokens_stayed() -> None:
     assert got.n_generated == 17
 
 
+@pytest.mark.parametrize("code", sorted(by_code()))
+def test_every_error_says_what_was_kept_if_something_was(code: str) -> None:
+    sent = by_code()[code]("what happened", n_generated=17, n_tokens=40)
+    frame = over_the_wire(replies.failed_frame(3, sent))
+    got = replies.error_from(frame)
+    assert (got.n_generated, got.n_tokens) == (frame["n_generated"], frame["n_tokens"]) == (17, 40)
+    nothing = replies.error_map(by_code()[code]("what happened"))
+    assert "n_tokens" not in nothing and ("n_generated" in nothing) == (code in ("cancelled", "expired"))
+
+
 def test_an_unknown_code_is_shown() -> None:
     got = replies.error_from({"code": "moon_phase", "message": "not tonight", "hint": "wait"})
     assert type(got) is LlmaasError
