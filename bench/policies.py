@@ -77,6 +77,7 @@ def prepare(case: Case, seed: int) -> tuple[list[TraceCall], PlannerSettings, Co
         geometry=model.geometry,
         **bit_settings(BITS),
         max_running=1,
+        wear="eager",  # so that the POOL has nothing that leaves it last whatever the policy
     )
     return trace, settings, costs(case.device, case.machine, case.model)
 

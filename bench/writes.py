@@ -1,10 +1,18 @@
-"""Bytes written to disk per byte of coded chunks, over a conversation of 200 turns.
+"""Bytes written to disk per byte of coded chunks: over a day of short turns, and over a conversation of 200 turns.
 
-A real model answers short turns in eight chats, in a random order. CELLS and POOL hold only some of the chats, so that
-chunks are coded, written, evicted, and read again. Three ways to count what is written:
+**The day.** Eight apps, 400 turns of 30 tokens in a random order, in virtual time (``lib/day.py``): the service, the
+codec and the store are the product's own, the engine is the fake one with SmolLM2-135M's KV. The same day is lived
+through three times: as the daemon writes (``sparing``), as first versions did (``eager``, which wrote the last chunk of
+a context whenever it left CELLS), and with a disk quota of 2 MB. The kernel counts the bytes that go to files
+(/proc/self/io, wchar): ``chunks`` to payload files, ``index`` to the index and its log. ``first`` are the bytes of full
+chunks when they were first coded, ``kept`` those of chunks on disk at the end.
 
-* ``written_bytes``: all that the store writes, payload and index (of the index an upper bound: twice what its log grows
-  by). Tokens and text count as index.
+**The conversation** (not with ``--quick``). A real model answers short turns in eight chats, in a random order. CELLS
+and POOL hold only some of the chats, so that chunks are coded, written, evicted, and read again. Three ways to count
+what is written:
+
+* ``written_bytes``: all that the store says it writes, payload and index (of the index an upper bound). Tokens and text
+  count as index.
 * ``given_to_disk_bytes``: what the kernel says this process gave to the disk.
 * ``live_bytes``: what is on disk in the end.
 
@@ -22,6 +30,7 @@ from typing import Any
 
 from bench.lib.cli import Bar, Options, Result, main, say
 from bench.lib.clients import InProcessClient, serving
+from bench.lib.day import Day, live
 from bench.lib.engine import engine
 from bench.lib.stats import sig
 from bench.lib.texts import prose
@@ -35,6 +44,7 @@ from llmaas.service.service import Service
 
 APP = AppId("0/bench")
 TURNS, CONTEXTS = 200, 8
+QUOTA = 2 << 20
 _ANSWER = 16
 
 
@@ -89,19 +99,51 @@ async def count(thread: EngineThread, store: Store, recording: Path, turns: int,
     }
 
 
-def measure(options: Options) -> Result:
-    turns = TURNS if not options.quick else 60
+def conversation(options: Options) -> tuple[str, dict[str, Any]]:
+    """The model's name, and the figures of the conversation with it."""
     with engine(options) as thread:
         with Store(options.folder / "store", master=MasterKey(bytes(32))) as store:
-            figures = asyncio.run(count(thread, store, options.folder / "recording", turns, options.seed))
+            figures = asyncio.run(count(thread, store, options.folder / "recording", TURNS, options.seed))
         model = thread.engine.info.name
     coded = figures["coded_bytes"] + figures["coded_again_bytes"]
     figures["written_over_coded"] = sig(figures["written_bytes"] / coded)
     figures["written_over_first_codings"] = sig(figures["written_bytes"] / figures["coded_bytes"])
     figures["written_over_live"] = sig(figures["written_bytes"] / figures["live_bytes"])
-    return Result(
-        model, figures, [Bar("bytes written over bytes of coded chunks", figures["written_over_coded"], 1.1, True)]
-    )
+    return model, figures
+
+
+def days(options: Options) -> dict[str, Day]:
+    """The same day, lived through in three ways."""
+    found = {}
+    ways: dict[str, dict[str, Any]] = {"sparing": {}, "eager": {"wear": "eager"}, "quota": {"disk_bytes": QUOTA}}
+    for name, choices in ways.items():
+        folder = options.folder / name
+        folder.mkdir()
+        found[name] = live(folder, options.seed, **choices)
+        say(f"{name}: {found[name].written / 1e6:.1f} MB written")
+    return found
+
+
+def day_bars(found: dict[str, Day]) -> list[Bar]:
+    ours, before, quota = found["sparing"], found["eager"], found["quota"]
+    return [
+        Bar("a day: bytes written for each byte of new full chunks", ours.written / ours.first, 1.5, True),
+        Bar("a day: times less written than by first versions", before.written / ours.written, 5.0),
+        Bar("a day: p99 of switches, against first versions", ours.switch_ms_p99 / before.switch_ms_p99, 1.3, True),
+        Bar("a day under a quota of 2 MB: chunks written over those kept", quota.chunks / quota.kept, 3.0, True),
+    ]
+
+
+def measure(options: Options) -> Result:
+    found = days(options)
+    bars = day_bars(found)
+    figures: dict[str, Any] = {"day": {name: day.figures() for name, day in found.items()}}
+    model = "none: the fake engine with the geometry of SmolLM2-135M"
+    if not options.quick:
+        model, figures["conversation"] = conversation(options)
+        over = figures["conversation"]["written_over_coded"]
+        bars.append(Bar("bytes written over bytes of coded chunks", over, 1.1, True))
+    return Result(model, figures, bars)
 
 
 if __name__ == "__main__":

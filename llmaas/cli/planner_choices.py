@@ -21,6 +21,7 @@ def planner_choices(config: Config) -> PlannerChoices:
     return PlannerChoices(
         pool_bytes=config.pool_bytes,
         disk_bytes=config.disk_bytes,
+        wear_budget=config.wear_budget,
         **bit_settings(Precision(*config.bits) if isinstance(config.bits, tuple) else config.bits),
         prefill_slice=config.prefill_slice,
         step_target=config.step_ms / 1e3,

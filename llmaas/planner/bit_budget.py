@@ -89,6 +89,10 @@ class BitBudget:
         """Bytes for the chunks that are stored now."""
         return int(self.stored_chunks * self._chunk_budget)
 
+    def is_exceeded(self, slack: float) -> bool:
+        """Whether stored chunks take more than the budget, and this part of it."""
+        return self.nbytes > (1 + slack) * self.budget
+
     # -- chunks are measured, coded, used, and go
 
     def choose(self, key: ChunkKey, n_tokens: int, now: float) -> Precision:

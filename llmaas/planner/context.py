@@ -32,6 +32,8 @@ class Context:
     """A call has finished or paused but its ContextChanged is still to come."""
     unsaved: int = 0
     """Saves of its chunks that have not begun; evicting the cells now would lose those chunks."""
+    calls: int = 0
+    """How often it was called since the start."""
     used: int = 0
     """Number of its last use, counted over all contexts. This and ``cooled`` belong to the disk quota."""
     cooled: int = 0

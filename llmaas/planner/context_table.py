@@ -27,6 +27,7 @@ class ContextTable:
     def use(self, context_id: ContextId) -> Context:
         """A call wants the context."""
         context = self._contexts[context_id]
+        context.calls += 1
         self._books.use(context)
         return context
 

@@ -60,6 +60,10 @@ class SwitchCosts:
         """Seconds to decode chunks and put them into cells."""
         return self._place(1, nbytes / _MB)
 
+    def bring(self, nbytes: int) -> float:
+        """Seconds to read these bytes from DISK and to place them, as a part of more."""
+        return self._read(0, nbytes / _MB) + self._place(0, nbytes / _MB)
+
     def observe_step(self, step: RunStep, steps: int, seconds: float) -> None:
         """A burst took so long. Learned from if it only decoded, or if a prefill took (nearly) all of its step."""
         n_prefill = n_decode = 0

@@ -18,15 +18,19 @@ from llmaas.kvchunks.ledger import Chunk, Copy, Ledger
 from llmaas.planner.actions import Action, DropDisk
 from llmaas.planner.context import Context
 from llmaas.planner.tally import Tally
+from llmaas.policies.wear import WearPolicy
 from llmaas.records import ChunkKey, ContextId
 
 
 class DiskQuota:
     """Admits chunks to DISK under ``quota`` bytes."""
 
-    def __init__(self, quota: int, ledger: Ledger, tally: Tally, on_lost: Callable[[ChunkKey], None]) -> None:
+    def __init__(
+        self, quota: int, ledger: Ledger, wear: WearPolicy, tally: Tally, on_lost: Callable[[ChunkKey], None]
+    ) -> None:
         """``on_lost`` is called for every chunk that loses its last copy here."""
         self.quota = quota
+        self._wear = wear
         self._ledger, self._tally, self._on_lost = ledger, tally, on_lost
         self._order: OrderedDict[ContextId, Context] = OrderedDict()
         """Contexts that are not wholly cooled, coldest first."""
@@ -99,7 +103,17 @@ class DiskQuota:
 
     def _make_room(self, nbytes: int, owner: ContextId) -> bool:
         need = self._ledger.disk_used + nbytes - self.quota
-        return need <= 0 or (nbytes <= self.quota and self._cool(need, self._last_use(owner)) >= need)
+        if need <= 0:
+            return True
+        if nbytes > self.quota or not self._wear.may_replace(nbytes) or self._cool(need, self._last_use(owner)) < need:
+            return False
+        self._wear.replaced(nbytes)
+        return True
+
+    def calls(self, context: ContextId) -> int:
+        """How often a context that is not wholly cooled was called since the start."""
+        found = self._order.get(context)
+        return found.calls if found is not None else 0
 
     def _last_use(self, owner: ContextId) -> int:
         context = self._order.get(owner)
@@ -108,6 +122,12 @@ class DiskQuota:
     def refused_of(self, context: Context) -> list[ChunkKey]:
         """Chunks of a context in use that were refused: there may be room for them now."""
         return [key for key in context.keys if key in self._refused] if self._refused else []
+
+    def refuse(self, key: ChunkKey) -> None:
+        """A chunk of the POOL is not worth its bytes: it may leave the POOL all the same."""
+        if key not in self._refused:
+            self._refused.add(key)
+            self._tally.writes_spared += 1
 
     def refused(self, key: ChunkKey) -> bool:
         return key in self._refused
@@ -121,6 +141,7 @@ class DiskQuota:
     def set_quota(self, nbytes: int, out: list[Action]) -> list[tuple[ContextId, ChunkKey]]:
         """Keep to ``nbytes`` from now on. If that is more than before: refused chunks to try again, warmest first."""
         raised, self.quota = nbytes > self.quota, nbytes
+        self._wear.set_quota(nbytes)
         self.shrink(out)
         if not raised or not self._refused:
             return []

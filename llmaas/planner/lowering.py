@@ -16,6 +16,7 @@ from llmaas.planner.events import Lowered, Stored
 from llmaas.planner.pool_books import PoolBooks
 from llmaas.planner.tally import Tally
 from llmaas.planner.write_back import WriteBack
+from llmaas.policies.wear import WearPolicy
 from llmaas.records import ChunkKey
 
 
@@ -27,11 +28,12 @@ class Lowering:
         ledger: Ledger,
         books: PoolBooks,
         bits: BitBudget,
+        wear: WearPolicy,
         writes: WriteBack,
         tally: Tally,
         next_id: Callable[[], int],
     ) -> None:
-        self._ledger, self._books, self._bits, self._writes = ledger, books, bits, writes
+        self._ledger, self._books, self._bits, self._wear, self._writes = ledger, books, bits, wear, writes
         self._tally, self._next_id = tally, next_id
         self._under_way: LowerChunks | None = None
 
@@ -52,6 +54,8 @@ class Lowering:
         chunk = self._ledger.chunk(key)
         if chunk.pool is Copy.ABSENT:
             return Readiness.NEVER
+        if chunk.disk is Copy.PRESENT and not self._bits.is_exceeded(self._wear.slack):
+            return Readiness.NEVER  # it would be written again
         if chunk.moving or chunk.pins:
             return Readiness.LATER
         return Readiness.NOW if chunk.refs else Readiness.NEVER

@@ -18,6 +18,7 @@ from llmaas.planner.batching import Batching
 from llmaas.planner.bit_budget import BitBudget
 from llmaas.planner.calls import Calls
 from llmaas.planner.cell_table import CellTable
+from llmaas.planner.chunk_worth import ChunkUser, ChunkWorth
 from llmaas.planner.context_table import ContextTable
 from llmaas.planner.cost_model import SwitchCosts
 from llmaas.planner.disk_quota import DiskQuota
@@ -45,6 +46,7 @@ from llmaas.planner.events import (
     Woken,
     Written,
 )
+from llmaas.planner.last_chunks import LastChunks
 from llmaas.planner.lowering import Lowering
 from llmaas.planner.pacing import Pacing
 from llmaas.planner.pool_books import PoolBooks
@@ -59,6 +61,7 @@ from llmaas.planner.write_back import WriteBack
 from llmaas.policies.eviction import EVICTION, EvictionPolicy
 from llmaas.policies.scheduling import SCHEDULING
 from llmaas.policies.split import SPLIT
+from llmaas.policies.wear import WEAR
 from llmaas.records import ChunkKey, ContextId, Tier
 
 
@@ -87,14 +90,18 @@ class Planner:
 
         self._ledger = ledger = Ledger(settings.pool_bytes)
         bits = BitBudget(settings, encoded_size)
-        self._disk = disk = DiskQuota(settings.disk_bytes, ledger, tally, bits.forget)
-        writes = WriteBack(settings, ledger, disk, bits, tally, next_id)
+        wear = WEAR[settings.wear](settings.wear_budget, settings.disk_bytes)
+        self._disk = disk = DiskQuota(settings.disk_bytes, ledger, wear, tally, bits.forget)
+        users: dict[ChunkKey, ChunkUser] = {}
+        last, always_read = LastChunks(ledger), settings.split == "load_first"
+        worth = ChunkWorth(ledger, costs, wear, users, disk.calls, always_read=always_read)
+        writes = WriteBack(settings, ledger, disk, bits, wear, worth, last, tally, next_id)
         policy = EVICTION[settings.eviction]() if eviction is None else eviction
-        room = PoolRoom(ledger, policy, writes, disk, bits, tally)
+        room = PoolRoom(ledger, policy, writes, disk, bits, last, users, tally)
         self._books = books = PoolBooks(ledger, room, writes, disk, bits, tally)
         saves = SaveQueue(settings, ledger, books, bits, writes, encoded_size, tally, next_id)
-        lowering = Lowering(ledger, books, bits, writes, tally, next_id)
-        self._swap_out = SwapOut(settings, ledger, room, books, saves, writes, lowering)
+        lowering = Lowering(ledger, books, bits, wear, writes, tally, next_id)
+        self._swap_out = SwapOut(settings, ledger, room, books, saves, writes, lowering, wear)
 
         self._cells = cells = CellTable(settings.n_cells, settings.n_seqs, cuttable=settings.swappable)
         self._contexts = ContextTable(ledger, books, cells, self._swap_out)

@@ -11,11 +11,13 @@ from collections.abc import Iterable
 from llmaas.kvchunks.ledger import Copy, Ledger
 from llmaas.planner.actions import Action, DropPool
 from llmaas.planner.bit_budget import BitBudget
+from llmaas.planner.chunk_worth import ChunkUser
 from llmaas.planner.context import Context
 from llmaas.planner.disk_quota import DiskQuota
+from llmaas.planner.last_chunks import LastChunks
 from llmaas.planner.tally import Tally
 from llmaas.planner.write_back import WriteBack
-from llmaas.policies.eviction import Arrival, EvictionPolicy
+from llmaas.policies.eviction import Arrival, EvictionPolicy, Gain
 from llmaas.records import ChunkKey, ContextId, Tier
 
 
@@ -29,13 +31,14 @@ class PoolRoom:
         writes: WriteBack,
         disk: DiskQuota,
         bits: BitBudget,
+        last: LastChunks,
+        users: dict[ChunkKey, ChunkUser],
         tally: Tally,
     ) -> None:
+        """``users``: the latest user of each chunk that was used since the start; kept here, read by others."""
         self._ledger, self._eviction, self._writes = ledger, eviction, writes
-        self._disk, self._bits, self._tally = disk, bits, tally
+        self._disk, self._bits, self._last, self._users, self._tally = disk, bits, last, users, tally
         self._open: set[ContextId] = set()
-        self._users: dict[ChunkKey, tuple[ContextId, int]] = {}
-        """The latest user of each chunk that was used since the start, and the chunk's index there."""
 
     # -- what the policy must know
 
@@ -59,9 +62,7 @@ class PoolRoom:
                 if key in self._ledger and self._ledger.chunk(key).pool is Copy.PRESENT:
                     self._eviction.touch(key, now)
 
-    def add(
-        self, key: ChunkKey, tokens: int, nbytes: int, now: float, user: tuple[ContextId, int] | None = None
-    ) -> None:
+    def add(self, key: ChunkKey, tokens: int, nbytes: int, now: float, user: ChunkUser | None = None) -> None:
         """A copy of a chunk is in the POOL now. ``user``: the context that has just saved it, and its index there."""
         if user is None:
             user = self._users[key]
@@ -75,6 +76,7 @@ class PoolRoom:
     def remove(self, key: ChunkKey) -> None:
         """The copy in the POOL is gone. If there is none on DISK, how the chunk was coded is forgotten, too."""
         self._eviction.forget(key)
+        self._last.remove(key)
         self._disk.left_pool(key)
         self.forget_if_lost(key)
 
@@ -99,13 +101,16 @@ class PoolRoom:
         if need <= 0:
             return True
         plan = self._eviction.victims(need, self._gain, candidate)
-        if plan is None:
-            if candidate is None:
-                self._writes.flush()
-                self.begin_write(out)
+        if plan is not None:
+            self._evict(plan, out)
+            return True
+        if candidate is not None:
             return False
-        self._evict(plan, out)
-        return True
+        self._writes.flush()
+        self.begin_write(out)
+        if self._writes.under_way:
+            return False  # room comes when the write ends
+        return self._evict_with_last(need, out)
 
     def make_for(self, key: ChunkKey, nbytes: int, out: list[Action]) -> bool:
         """The same for a chunk that is read on its way to CELLS: only if its latest user deserves the room.
@@ -130,6 +135,8 @@ class PoolRoom:
             return
         may: dict[ChunkKey, int] = {}
         plan = self._eviction.victims(need, lambda key: may.setdefault(key, self._gain(key)))
+        if plan is None and self._evict_with_last(need, out):
+            return
         if plan is None:
             self._writes.flush()
             most = sum(may.values())
@@ -142,12 +149,28 @@ class PoolRoom:
         if self._writes.pump(out):
             self.shrink(out)
 
-    def _evict(self, plan: list[ChunkKey], out: list[Action]) -> None:
-        self._ledger.evict(plan, self._gain)
+    def _evict_with_last(self, need: int, out: list[Action]) -> bool:
+        """Evict last chunks, too, which must be computed again then; False, and nothing is evicted, if that is not
+        enough."""
+        plan = self._eviction.victims(need, self._gain_of_any) if self._last else None
+        if plan is None:
+            return False
+        self._evict(plan, out, self._gain_of_any)
+        return True
+
+    def _evict(self, plan: list[ChunkKey], out: list[Action], gain: Gain | None = None) -> None:
+        self._ledger.evict(plan, gain or self._gain)
         for key in plan:
             self.remove(key)
         self._tally.chunks_evicted += len(plan)
         out.append(DropPool(tuple(plan)))
+
+    def _gain_of_any(self, key: ChunkKey) -> int:
+        """The same, where last chunks may be evicted."""
+        chunk = self._ledger.chunk(key)
+        if key in self._last and chunk.pool is Copy.PRESENT and not chunk.pins:
+            return chunk.pool_bytes
+        return self._gain(key)
 
     def _gain(self, key: ChunkKey) -> int:
         """Bytes that evicting the chunk frees; 0 if it may not be evicted now."""

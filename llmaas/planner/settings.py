@@ -12,6 +12,7 @@ from llmaas.policies.bit_price import SPENDING
 from llmaas.policies.eviction import DEFAULT_EVICTION, EVICTION
 from llmaas.policies.scheduling import DEFAULT_SCHEDULING, SCHEDULING
 from llmaas.policies.split import SPLIT
+from llmaas.policies.wear import DEFAULT_WEAR, WEAR
 from llmaas.records import NO_QUOTA, Geometry, Precision
 
 
@@ -41,6 +42,10 @@ class PlannerChoices:
     """What is computed and what is read of a context that comes back, one of ``policies.split.SPLIT``."""
     eviction: str = DEFAULT_EVICTION
     """Which chunks leave the POOL when room is needed, one of ``policies.eviction.EVICTION``."""
+    wear: str = DEFAULT_WEAR
+    """What is written to DISK, one of ``policies.wear.WEAR``."""
+    wear_budget: int = NO_QUOTA
+    """Bytes of chunks that should be written to DISK in a day at most."""
     prefill_slice: int = 256
     """Tokens of a prompt in one step at most; fewer, where others would wait too long for the step's end."""
     step_target: float = 0.1
@@ -97,6 +102,8 @@ class PlannerSettings(PlannerChoices):
             raise ValueError(f"scheduling is one of {', '.join(SCHEDULING)}, not {self.scheduling}")
         if self.quantum < 1 or self.ageing_s <= 0 or self.step_target <= 0:
             raise ValueError("quantum must be at least 1, ageing_s and step_target above 0")
+        if self.wear not in WEAR:
+            raise ValueError(f"wear is one of {', '.join(WEAR)}, not {self.wear}")
         if self.split not in SPLIT:
             raise ValueError(f"split is one of {', '.join(SPLIT)}, not {self.split}")
 

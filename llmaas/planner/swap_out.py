@@ -18,6 +18,7 @@ from llmaas.planner.pool_room import PoolRoom
 from llmaas.planner.saving import SaveQueue
 from llmaas.planner.settings import PlannerSettings
 from llmaas.planner.write_back import WriteBack
+from llmaas.policies.wear import WearPolicy
 
 
 class SwapOut:
@@ -32,10 +33,11 @@ class SwapOut:
         saves: SaveQueue,
         writes: WriteBack,
         lowering: Lowering,
+        wear: WearPolicy,
     ) -> None:
         self._swappable = settings.swappable
         self._ledger, self._room, self._books = ledger, room, books
-        self._saves, self._writes, self._lowering = saves, writes, lowering
+        self._saves, self._writes, self._lowering, self._wear = saves, writes, lowering, wear
 
     @property
     def idle(self) -> bool:
@@ -43,6 +45,7 @@ class SwapOut:
 
     def pump(self, now: float, out: list[Action]) -> None:
         """Begin what can begin now of writes, saves and lowerings."""
+        self._wear.advance(now)
         self._room.begin_write(out)
         self._saves.pump(now, out)
         self._lowering.pump(now, out)

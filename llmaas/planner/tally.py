@@ -32,6 +32,8 @@ class Tally:
     """Chunks that could not be written."""
     writes_refused: int = 0
     """Chunks that the disk quota had no room for."""
+    writes_spared: int = 0
+    """Chunks that were not written, since they are not worth the wear."""
     chunks_left_disk: int = 0
     """Chunks that were dropped from DISK to make room there."""
     chunks_damaged: int = 0

@@ -17,11 +17,14 @@ from llmaas.errors import PolicyBug
 from llmaas.kvchunks.ledger import Copy, Ledger
 from llmaas.planner.actions import Action, ChunkTarget, StopWrite, WriteChunks
 from llmaas.planner.bit_budget import BitBudget
+from llmaas.planner.chunk_worth import ChunkWorth
 from llmaas.planner.context import Context
 from llmaas.planner.disk_quota import DiskQuota
 from llmaas.planner.events import Stored, Written
+from llmaas.planner.last_chunks import LastChunks
 from llmaas.planner.settings import PlannerSettings
 from llmaas.planner.tally import Tally
+from llmaas.policies.wear import WearPolicy
 from llmaas.records import CHUNK_TOKENS, ChunkKey, ContextId
 
 OwnedChunk = tuple[ContextId, ChunkKey]
@@ -37,11 +40,14 @@ class WriteBack:
         ledger: Ledger,
         disk: DiskQuota,
         bits: BitBudget,
+        wear: WearPolicy,
+        worth: ChunkWorth,
+        last: LastChunks,
         tally: Tally,
         next_id: Callable[[], int],
     ) -> None:
         self._most, self._ledger, self._disk, self._bits = settings.write_batch, ledger, disk, bits
-        self._tally, self._next_id = tally, next_id
+        self._wear, self._worth, self._kept, self._tally, self._next_id = wear, worth, last, tally, next_id
         self._waiting: deque[OwnedChunk] = deque()
         self._last: dict[ContextId, ChunkKey] = {}
         """The partial last chunks of contexts in CELLS, which are written when those leave."""
@@ -69,6 +75,8 @@ class WriteBack:
         """A chunk was coded into the POOL."""
         if target.stop - target.start == CHUNK_TOKENS:
             self._waiting.append((context, target.key))
+        elif not self._wear.writes_last:
+            self._kept.add(target.key)
         else:
             self.left_cells(context)  # the last chunk before this one, if forks still contain it
             self._last[context] = target.key
@@ -109,7 +117,9 @@ class WriteBack:
 
     def may_lose(self, key: ChunkKey) -> bool:
         """Whether a chunk without a copy on DISK may leave the POOL all the same."""
-        return bool(self._failed) or key in self._abandoned or self._disk.refused(key)
+        if bool(self._failed) or key in self._abandoned or self._disk.refused(key):
+            return True
+        return self._kept.is_beyond(key)
 
     def put_off(self, chunks: Iterable[OwnedChunk]) -> None:
         """These could not be written, or the store has lost them: try again later."""
@@ -140,7 +150,7 @@ class WriteBack:
             any_refused = any_refused or refused
             if batch:
                 for key in batch:
-                    self._ledger.pin(key)
+                    self._wear.wrote(self._ledger.pin(key).pool_bytes)
                 sensitivities = tuple(map(self._bits.persist_sensitivity, batch))
                 self._under_way = WriteChunks(self._next_id(), context, tuple(batch), sensitivities)
                 out.append(self._under_way)
@@ -152,8 +162,14 @@ class WriteBack:
             key = self._waiting.popleft()[1]
             if key in self._ledger and key not in self._held:
                 chunk = self._ledger.chunk(key)
-                if chunk.refs > 0 and chunk.pool is Copy.PRESENT and chunk.disk is Copy.ABSENT:
+                if not chunk.refs or chunk.pool is not Copy.PRESENT or chunk.disk is not Copy.ABSENT:
+                    continue
+                if key in self._kept:
+                    continue
+                if self._worth.is_worth(key):
                     yield key
+                else:
+                    self._disk.refuse(key)
 
     def written(self, event: Written, out: list[Action]) -> list[ChunkKey]:
         """A write ended: its chunks, which have come to rest."""

@@ -88,6 +88,7 @@ def read(path: Path) -> tuple[PlannerSettings, Iterator[tuple[Event, float]]]:
     unpacker = msgpack.Unpacker(file, raw=False, use_list=False)
     try:
         head = dict(next(unpacker))
+        head.setdefault("wear", "eager")  # versions that had no such choice wrote everything
         head["geometry"] = Geometry(**head["geometry"])
         head["precision"] = Precision(**head["precision"])
         settings = PlannerSettings(**head)

@@ -26,6 +26,7 @@ BAD = {
     "pool_bytes": "12 parsecs",
     "disk_bytes": "-1",
     "write_rate": "fast",
+    "wear_budget": "little",
     "pressure": "maybe",
     "threads": "0",
     "adaptive_threads": "often",

@@ -29,11 +29,24 @@ def test_a_first_call_is_prefilled_in_slices_and_saved_and_written() -> None:
     assert w.planner.idle and not w.planner.check()
     w.send(ev.Flush())
     w.settle()
-    assert len(w.disk) == 5
+    assert len(w.disk) == 4 and len(w.pool) == 5, "not even now: it is computed again"
 
 
-def test_a_last_chunk_that_is_not_full_is_written_once_its_context_has_left_the_cells() -> None:
+def test_a_last_chunk_that_is_not_full_is_in_the_pool_only() -> None:
     w = world(pool_bytes=10_000_000)
+    first = w.open()
+    for _ in range(5):
+        run_call(w, first, 10, 0)
+    run_call(w, w.open(), 1000, 0)
+    assert w.planner.tiers(first.id) == (0, 50, 0, 0)
+    assert len(w.disk) == 15, "the other's full chunks"
+    request = w.call(first, 1, 0)
+    w.settle()
+    assert w.sources[request] == act.Switched(request, 0, 50, 0, 0)
+
+
+def test_a_last_chunk_that_is_not_full_is_written_eagerly_once_its_context_has_left_the_cells() -> None:
+    w = world(pool_bytes=10_000_000, wear="eager")
     first = w.open()
     for _ in range(5):
         run_call(w, first, 10, 0)
@@ -43,11 +56,29 @@ def test_a_last_chunk_that_is_not_full_is_written_once_its_context_has_left_the_
     assert set(first.keys(50)) <= w.disk.keys()
 
 
-def test_a_pool_that_only_lacks_clean_chunks_gets_them_by_writing_last_ones() -> None:
-    w = world(pool_bytes=100_000)
-    for _ in range(5):
-        run_call(w, w.open(), 60, 0)
-    assert len(w.disk) > 0 and w.planner.tally.chunks_unsaved == 0
+def test_a_pool_that_only_lacks_clean_chunks_gets_them_by_writing_last_ones_or_drops_the_oldest_of_them() -> None:
+    for wear in ("eager", "sparing"):
+        w = world(pool_bytes=100_000, wear=wear)
+        contexts = [w.open() for _ in range(5)]
+        for ctx in contexts:
+            run_call(w, ctx, 60, 0)
+        assert w.planner.tally.chunks_unsaved == 0
+        assert len(w.disk) > 0 if wear == "eager" else not w.disk
+        assert len(w.pool) == 3 and contexts[-1].keys(60)[0] in w.pool
+        assert not w.planner.check()
+
+
+def test_last_chunks_are_the_last_to_leave_the_pool() -> None:
+    w = world(pool_bytes=200_000)
+    small = w.open()
+    run_call(w, small, 50, 0)
+    for _ in range(4):
+        run_call(w, w.open(), 1000, 0)
+    assert w.planner.tally.chunks_evicted > 20
+    assert w.planner.tiers(small.id) == (0, 50, 0, 0)
+    w.send(ev.BudgetChanged(pool_bytes=10_000))
+    assert w.planner.tiers(small.id) == (0, 0, 0, 50), "but they leave"
+    assert not w.planner.check()
 
 
 def test_the_partial_last_chunk_is_saved_lossless_and_full_ones_are_not() -> None:
@@ -110,18 +141,21 @@ def test_a_damaged_chunk_is_recomputed_and_the_rest_is_loaded() -> None:
 
 
 def test_chunks_between_two_contexts_are_shared_and_die_with_the_last() -> None:
-    w = world()
-    ctx = w.open()
-    run_call(w, ctx, 200, 0)
-    twin = w.fork(ctx)
-    held = dict(w.disk)
-    assert len(held) == 3
-    w.close(ctx)
-    w.settle()
-    assert held.items() < w.disk.items() and len(w.disk) == 4, "its last chunk is the other's now"
-    w.close(twin)
-    w.settle()
-    assert not w.disk and not w.pool and not w.planner.check()
+    for wear in ("eager", "sparing"):
+        w = world(wear=wear)
+        ctx = w.open()
+        run_call(w, ctx, 200, 0)
+        twin = w.fork(ctx)
+        held = dict(w.disk)
+        assert len(held) == 3
+        w.close(ctx)
+        w.settle()
+        if wear == "eager":
+            assert held.items() < w.disk.items() and len(w.disk) == 4, "its last chunk is the other's now"
+        assert w.planner.tiers(twin.id) == (0, 200, 0, 0) and held.items() <= w.disk.items()
+        w.close(twin)
+        w.settle()
+        assert not w.disk and not w.pool and not w.planner.check()
 
 
 def test_truncating_into_a_chunk_that_came_back_coded_gives_its_cells_up() -> None:
@@ -258,7 +292,9 @@ def test_any_history_ends_with_every_request_answered_once_and_the_books_balance
     tick: float,
 ) -> None:
     budgets = {"pool_bytes": pool, "disk_bytes": disk, "adapter_bytes": ADAPTER_BYTES * (1 + seed % 2)}
-    w = world(seed, faults=faults, swappable=swappable, spending=spending, bits=bits, quantum=quantum, **budgets)
+    wear = {"wear": "eager" if seed % 3 == 0 else "sparing", "wear_budget": 200_000 if seed % 5 == 0 else NO_QUOTA}
+    choices = {"swappable": swappable, "spending": spending, "bits": bits, "quantum": quantum}
+    w = world(seed, faults=faults, **choices, **budgets, **wear)
     w.tick = tick
     for i in range(w.rng.randrange(60, 200)):
         random_event(w)
@@ -414,8 +450,34 @@ def test_a_measurement_that_comes_late_or_knows_nothing_still_ends_well() -> Non
     assert w.planner.tally.chunks_unsaved == 0
 
 
+def test_chunks_on_disk_are_coded_again_only_if_the_budget_is_exceeded_by_an_eighth() -> None:
+    w = world(spending="tolerance", bits=3.0, pool_bytes=10_000_000)
+    values_of_a_token = w.s.geometry.n_layer * (w.s.geometry.k_dim + w.s.geometry.v_dim)
+    for sensitivity in (1e-6, 1e-1):
+        w.sensitivity = lambda s=sensitivity: ChunkSensitivity(s, s, 0.5, 10.0, 640)  # type: ignore[method-assign]
+        for _ in range(4):
+            run_call(w, w.open(), 640, 0)
+            mean = 8 * sum(w.pool.values()) / len(w.pool) / 64 / values_of_a_token
+            assert mean < 3.0 * 9 / 8 + 0.3
+            assert not asked(w, act.LowerChunks) or any(isinstance(a, act.DropDisk) for _, out in w.log for a in out)
+    assert w.planner.tally.chunks_lowered > 0
+    assert w.disk == w.pool
+
+
+def test_what_is_cheaper_to_compute_again_is_not_written_and_may_leave_the_pool() -> None:
+    w = world(pool_bytes=100_000)
+    w.tick = 1e-9  # computing takes no time
+    first = w.open()
+    for _ in range(20):
+        run_call(w, first, 40, 0)
+    for _ in range(3):
+        run_call(w, w.open(), 1000, 0)
+    assert w.planner.tally.writes_spared > 10 and w.planner.tally.chunks_unsaved == 0
+    assert not w.planner.check()
+
+
 def test_when_sensitive_chunks_come_the_tolerant_ones_that_are_stored_pay_for_them() -> None:
-    w = world(spending="tolerance", bits=3.0)
+    w = world(spending="tolerance", bits=3.0, wear="eager")
     w.sensitivity = lambda: ChunkSensitivity(1e-6, 1e-6, 0.5, 10.0, 640)  # type: ignore[method-assign]
     run_call(w, w.open(), 640, 0)
     before = dict(w.pool)

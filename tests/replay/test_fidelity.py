@@ -101,9 +101,12 @@ def test_a_file_that_is_no_recording_is_refused(tmp_path: Path) -> None:
             read(tmp_path / "x")
 
 
+@pytest.mark.parametrize("wear", ["sparing", "eager"])
 @pytest.mark.parametrize("pool_bytes", [80_000, 150_000, 1_000_000])
 @on_a_loop
-async def test_replay_and_service_count_the_same_hits_misses_and_evictions(tmp_path: Path, pool_bytes: int) -> None:
+async def test_replay_and_service_count_the_same_hits_misses_and_evictions(
+    tmp_path: Path, pool_bytes: int, wear: str
+) -> None:
     rng = random.Random(11)
     trace = [
         TraceCall(
@@ -118,7 +121,7 @@ async def test_replay_and_service_count_the_same_hits_misses_and_evictions(tmp_p
 
     async def live() -> tuple[dict[str, int], list[tuple[int, int, int, int]], Any]:
         sources = []
-        async with house(tmp_path, engine={"n_cells": 1000, "n_seqs": 4}, pool_bytes=pool_bytes) as h:
+        async with house(tmp_path, engine={"n_cells": 1000, "n_seqs": 4}, pool_bytes=pool_bytes, wear=wear) as h:
             app = AppId("0/mail")
             for call in trace:
                 if not any(info.name == call.context for info in h.service.contexts(app)):
