@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from llmaas.config.settings import Config
 from llmaas.planner.settings import PlannerChoices, bit_settings
-from llmaas.records import Precision
+from llmaas.records import NO_QUOTA, Precision
 
 _BATCH = 512
 
@@ -21,7 +21,7 @@ def planner_choices(config: Config) -> PlannerChoices:
     return PlannerChoices(
         pool_bytes=config.pool_bytes,
         disk_bytes=config.disk_bytes,
-        wear_budget=config.wear_budget,
+        wear_budget=NO_QUOTA if config.wear_budget is None else config.wear_budget,
         **bit_settings(Precision(*config.bits) if isinstance(config.bits, tuple) else config.bits),
         prefill_slice=config.prefill_slice,
         step_target=config.step_ms / 1e3,

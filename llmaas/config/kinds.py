@@ -111,7 +111,7 @@ def mean_bits(low: float, high: float, choices: tuple[int, ...]) -> Kind:
     return Kind(f"a mean from {low:g} to {high:g}, or K/V with two of {each}, such as 4/4", "BITS", read)
 
 
-NO_BOUND = 1 << 62
+_NONE = 1 << 62
 """``records.NO_QUOTA``; that module needs numpy, which ``--help`` can do without."""
 _UNITS = {"": 1, "k": 1 << 10, "m": 1 << 20, "g": 1 << 30, "t": 1 << 40}
 
@@ -121,7 +121,7 @@ def size(low: int, *, or_none: bool = False) -> Kind:
 
     def read(raw: object, base: Path) -> int:
         if or_none and str(raw).strip().lower() == "none":
-            return NO_BOUND
+            return _NONE
         match = re.fullmatch(r"([0-9]{1,16}(?:\.[0-9]{1,6})?)\s*([kmgt]?)(?:i?b)?", str(raw).strip().lower())
         if not match:
             raise ValueError
@@ -197,7 +197,7 @@ def app_names() -> Kind:
 
 def show_bytes(n: int) -> str:
     """``n`` bytes in the form that settings take: 64M, 1.5G, 1000."""
-    if n >= NO_BOUND:
+    if n >= _NONE:
         return "none"
     for unit in "tgmk":
         quarters, rest = divmod(n * 4, _UNITS[unit])

@@ -15,7 +15,6 @@ from typing import Any
 
 from llmaas.config.cpus import allowed_cpus, default_threads
 from llmaas.config.kinds import (
-    NO_BOUND,
     Kind,
     app_names,
     choice,
@@ -109,9 +108,9 @@ class Config:
     write_rate: int = _setting(
         size(0, or_none=True), 64 * _MIB, "bytes a second that swap-out writes to disk at most", "64M"
     )
-    wear_budget: int = _setting(
+    wear_budget: int | None = _setting(
         size(0, or_none=True),
-        NO_BOUND,
+        None,
         "bytes of chunks that should be written to disk in a day at most: of more, only what is worth most",
         "none",
     )

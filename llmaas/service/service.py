@@ -33,6 +33,7 @@ from llmaas.service.quotas import Quotas
 from llmaas.service.runner import CallRunner
 from llmaas.service.settings import ServiceSettings, settings_for
 from llmaas.service.text_threads import TextThreads
+from llmaas.service.written_bytes import written_bytes
 
 log = logging.getLogger(__name__)
 
@@ -70,6 +71,7 @@ class Service:
         )
         self._rates: dict[AppId | None, float | None] = {None: settings.planner.rate}
         self._closing = False
+        self._started = clock.now()
         self._closer = FairThread("close")
         self._failed = asyncio.Event()
 
@@ -262,7 +264,9 @@ class Service:
     def stats(self, *, apps: bool = True) -> dict[str, object]:
         """Counts and bytes, as plain values; without ``apps`` none that names an app."""
         parts, planner, budgets = self._parts, self._planner, self._budgets.snapshot()
-        budgets["disk_bytes"]["files"] = parts.store.stats().file_bytes
+        stored = parts.store.stats()
+        budgets["disk_bytes"]["files"] = stored.file_bytes
+        seconds, wear_budget = parts.clock.now() - self._started, self._settings.planner.wear_budget
         return {
             "model": parts.engine.info.title,
             "contexts": len(parts.directory),
@@ -270,6 +274,7 @@ class Service:
             "requests": {"active": len(parts.calls), "waiting": planner.waiting, "total": self._runner.total},
             "cells": {"used": planner.cells_used, "total": self.planner_settings.n_cells},
             **budgets,
+            "written_bytes": written_bytes(stored.bytes_written, seconds, wear_budget),
             "adapters": self.adapters.stats(),
             "limits": self._limits() if apps else {**self._limits(), "apps": {}},
             "host": parts.host.snapshot(),

@@ -7,6 +7,7 @@ import sqlite3
 from collections.abc import Iterable
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -15,13 +16,14 @@ from llmaas.cli.doctor.daemon import check_socket, duty_findings
 from llmaas.cli.doctor.finding import Finding
 from llmaas.cli.doctor.host import check_host
 from llmaas.cli.doctor.model import chat_finding, check_model, kv_findings, memory_findings
-from llmaas.cli.doctor.store import check_disk, check_store
+from llmaas.cli.doctor.store import check_disk, check_flash, check_store
 from llmaas.config.settings import Config
 from llmaas.config.sources import load
+from llmaas.host import flash
 from llmaas.kvchunks.store.store import ContextRow, MasterKey, Span, Store
 from llmaas.native import missing_libraries
 from llmaas.policies import duty
-from llmaas.records import AppId, ChunkKey, ContextId, Geometry, ModelInfo
+from llmaas.records import NO_QUOTA, AppId, ChunkKey, ContextId, Geometry, ModelInfo
 
 INFO = ModelInfo("m", "f", "v", Geometry(30, 192, 192, 64, 64), 8192, 49152, 92 << 20)
 
@@ -45,6 +47,18 @@ def test_strange_variables_are_a_warning(config: Config, tmp_path: Path) -> None
     findings = list(check_config(load({}, environ), environ))
     assert levels(findings) == ["ok", "warn"]
     assert findings[1].hint == "Did you mean LLMAAS_CELLS?"
+
+
+def test_flash_that_wears_soon_is_a_warning_unless_there_is_a_budget(tmp_path: Path, monkeypatch: Any) -> None:
+    monkeypatch.setattr(flash, "weak_flash", lambda folder, root: "an SD card" if folder == tmp_path else "")
+    data_dir = tmp_path / "not" / "yet"
+    (finding,) = check_flash(data_dir, None)
+    assert finding.level == "warn" and "is on an SD card" in finding.text and "wear_budget" in finding.hint
+    (finding,) = check_flash(data_dir, 1 << 30)
+    assert finding.level == "ok" and finding.text == "on an SD card; wear_budget: 1G a day"
+    (finding,) = check_flash(data_dir, NO_QUOTA)
+    assert finding.level == "ok" and finding.text.endswith("none a day"), "so the operator said"
+    assert not list(check_flash(tmp_path.parent, None))
 
 
 def test_the_engine_is_found() -> None:

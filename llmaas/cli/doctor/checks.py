@@ -95,9 +95,10 @@ def _host(config: Config) -> Iterator[Finding]:
 
 
 def _disk(config: Config) -> Iterator[Finding]:
-    from llmaas.cli.doctor.store import check_disk
+    from llmaas.cli.doctor.store import check_disk, check_flash
 
-    return check_disk(config.data_dir, config.disk_bytes)
+    yield from check_disk(config.data_dir, config.disk_bytes)
+    yield from check_flash(config.data_dir, config.wear_budget)
 
 
 def _store(config: Config, environ: Mapping[str, str], deep: bool, repair: bool) -> Iterator[Finding]:

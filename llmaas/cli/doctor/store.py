@@ -17,6 +17,7 @@ from llmaas.cli.out import human_bytes
 from llmaas.config.kinds import show_bytes
 from llmaas.config.settings import Config
 from llmaas.errors import StoreFailed
+from llmaas.host import flash
 from llmaas.kvchunks.store import master_key
 from llmaas.kvchunks.store.cipher import fastest_cipher
 from llmaas.kvchunks.store.store import INDEX, Encryption, Store
@@ -26,9 +27,24 @@ from llmaas.records import NO_QUOTA
 _LOW_DISK = 1 << 30
 
 
+def check_flash(data_dir: Path, wear_budget: int | None, root: Path = flash.ROOT) -> Iterator[Finding]:
+    """A warning if the disk wears soon and nothing bounds what is written to it. ``wear_budget``: bytes a day."""
+    medium = flash.weak_flash(_existing(data_dir), root)
+    if medium and wear_budget is None:
+        text = f"{data_dir} is on {medium}, which bears few writes, and wear_budget is not set"
+        yield Finding("disk", "warn", text, "Set wear_budget to the bytes that it may take in a day, such as 1G.")
+    elif medium:
+        yield Finding("disk", "ok", f"on {medium}; wear_budget: {show_bytes(wear_budget)} a day")
+
+
+def _existing(folder: Path) -> Path:
+    """The folder, or the nearest one above that exists."""
+    return next(p for p in (folder, *folder.parents) if p.exists())
+
+
 def check_disk(data_dir: Path, quota: int = NO_QUOTA) -> Iterator[Finding]:
     """``quota`` is in bytes."""
-    place = next(p for p in (data_dir, *data_dir.parents) if p.exists())
+    place = _existing(data_dir)
     if not place.is_dir() or not os.access(place, os.W_OK | os.X_OK):
         yield Finding("disk", "fail", f"{place} is no directory that you may write to", "Give another --data-dir.")
         return
