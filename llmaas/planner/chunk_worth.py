@@ -44,6 +44,6 @@ class ChunkWorth:
         context, index = self._users[key]
         start = index * CHUNK_TOKENS
         saves = self._costs.compute(start, start + CHUNK_TOKENS) - self._costs.bring(chunk.pool_bytes)
-        returns = self._calls(context)
+        returns = max(1, self._calls(context))
         # What happened n times happens again with a probability of n / (n + 1) or so (rule of succession).
         return saves * max(1, chunk.refs) * returns / (returns + 1) >= self._wear.price() * chunk.pool_bytes
