@@ -1,7 +1,8 @@
 """Room in the POOL: which chunks leave it, and when.
 
-Law: a chunk leaves the POOL only if nothing is lost by it: it is on DISK, or DISK has refused or failed it. A plan is
-carried out whole or not at all. The eviction policy chooses; the ledger checks what it has chosen.
+Law: a chunk leaves the POOL only if nothing is lost by it: it is on DISK, or DISK has refused or failed it. Last chunks
+that DISK never gets leave it when nothing else can. A plan is carried out whole or not at all. The eviction policy
+chooses; the ledger checks what it has chosen.
 """
 
 from __future__ import annotations

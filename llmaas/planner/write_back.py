@@ -1,11 +1,12 @@
 """Write-back: which chunks of the POOL are written to DISK, and when.
 
-Law: a chunk is written once, soon after it was coded, in runs of neighbours; from then on its eviction is free. What
-cannot be written is tried again at a later call, and may be evicted meanwhile: its tokens remain.
+Law: a full chunk that is worth its bytes is written once, soon after it was coded, in runs of neighbours; from then on
+its eviction is free. What cannot be written, or is not worth it, is tried again at a later call, and may be evicted
+meanwhile: its tokens remain.
 
-The last chunk of a context is mostly not full, and each call replaces it by a longer one. So it is written only when
-its context has left CELLS, when the POOL runs out of clean chunks, and when the service stops: until then CELLS have
-what it holds, and a crash costs fewer than 64 tokens of computing.
+The last chunk of a context is mostly not full, and each call replaces it by a longer one. So it is not written
+(``last_chunks``): at worst fewer than 64 tokens are computed again. A wear policy may want it all the same. Then it is
+written when its context has left CELLS, when the POOL runs out of clean chunks, and when the service stops.
 """
 
 from __future__ import annotations

@@ -144,7 +144,7 @@ class Service:
     async def wait_idle(self) -> None:
         """Return when no call runs and everything has been swapped out.
 
-        Last chunks that are not full go to DISK when their context leaves CELLS.
+        Last chunks that are not full are in CELLS and POOL only.
         """
         await self._runner.wait_idle()
         await self._interpreter.wait_idle()
