@@ -290,7 +290,8 @@ def test_a_context_is_chosen_from_the_list_by_its_number(llmaas: Run, at: dict[s
 
 def test_a_restarted_daemon_goes_on_where_it_was(llmaas: Run, at: dict[str, str], daemon: Daemon) -> None:
     """Last, since it stops the daemon that the tests above share."""
-    llmaas("chat", "keep", "--once", "Remember the word apple.", "--max-tokens", "8", **at)
+    text = "Remember the word apple. " + "It is a fruit, and grows on trees. " * 12  # more than a chunk
+    llmaas("chat", "keep", "--once", text, "--max-tokens", "8", **at)
     before = ls(llmaas, at)["keep"]
     assert daemon.stop(signal.SIGTERM) == 0
     assert not daemon.socket.exists()
