@@ -15,8 +15,9 @@ from typing import Any
 from llmaas.clock import ManualClock
 from llmaas.engine.base import BatchItem
 from llmaas.engine.fake import FakeEngine
+from llmaas.kv_arrays import KvSlab
 from llmaas.kvchunks.store.store import Files, MasterKey, Store
-from llmaas.records import ChunkKey, KvSlab
+from llmaas.records import ChunkKey
 from llmaas.replay.prices import Costs
 
 

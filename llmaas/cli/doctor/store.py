@@ -30,10 +30,12 @@ _LOW_DISK = 1 << 30
 def check_flash(data_dir: Path, wear_budget: int | None, root: Path = flash.ROOT) -> Iterator[Finding]:
     """A warning if the disk wears soon and nothing bounds what is written to it. ``wear_budget``: bytes a day."""
     medium = flash.weak_flash(_existing(data_dir), root)
-    if medium and wear_budget is None:
+    if not medium:
+        return
+    if wear_budget is None:
         text = f"{data_dir} is on {medium}, which bears few writes, and wear_budget is not set"
         yield Finding("disk", "warn", text, "Set wear_budget to the bytes that it may take in a day, such as 1G.")
-    elif medium:
+    else:
         yield Finding("disk", "ok", f"on {medium}; wear_budget: {show_bytes(wear_budget)} a day")
 
 
