@@ -35,6 +35,8 @@ PLANTED = {
     "pure, the system": ("policies/eviction", "import os", "pure"),
     "store, formats": ("kvchunks/store", "import llmaas.kvchunks.codec.header", "store"),
     "edge, chunk keys": ("api", "import llmaas.kvchunks.keys", "edge"),
+    "http, the engine": ("http", "import llmaas.engine.base", "http"),
+    "the web, by the daemon": ("api", "import msgspec", "web"),
     "llama.cpp": ("engine", "import llama_cpp", "llama"),
     "a cycle": ("replay", "def later() -> None:\n    import llmaas.replay.planted_too", "cycles"),
 }

@@ -136,6 +136,11 @@ class AsyncClient(AsyncOperations):
 
     generate = _streams(operations.generate)
 
+    @property
+    def is_open(self) -> bool:
+        """Whether the connection is there, as far as is known. One that was lost is not made anew."""
+        return self._session.fault is None
+
     async def close(self) -> None:
         """Close the connection; what still runs on it is cancelled."""
         self._session.lose(NotServing("this client was closed", hint="Connect again."))

@@ -22,6 +22,7 @@ OK, FAILED, USAGE, INTERRUPTED, PIPE_CLOSED = 0, 1, 2, 130, 141
 
 COMMANDS: dict[str, tuple[str, str]] = {
     "serve": ("llmaas.cli.serve", "run the daemon that serves the model"),
+    "http": ("llmaas.cli.http", "serve OpenAI's and Ollama's APIs over HTTP, for a daemon that runs"),
     "service": (
         "llmaas.cli.user_service",
         "run the daemon at login, by systemd: install, uninstall, status",

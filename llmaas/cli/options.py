@@ -10,7 +10,7 @@ import argparse
 import os
 from collections.abc import Callable, Iterable
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from llmaas.config.settings import SETTINGS, Config, flag, variable
 from llmaas.config.socket_place import socket_in_use
@@ -34,7 +34,8 @@ def add_settings(parser: argparse.ArgumentParser, names: Iterable[str]) -> None:
     for name in names:
         row = SETTINGS[name]
         text = f"{row.help}; {row.kind.allowed} (default: {row.default_text}) [{variable(name)}]"
-        group.add_argument(flag(name), dest=name, metavar=row.kind.metavar, help=text.replace("%", "%%"))
+        alone: dict[str, Any] = {"nargs": "?", "const": row.kind.alone} if row.kind.alone else {}
+        group.add_argument(flag(name), dest=name, metavar=row.kind.metavar, help=text.replace("%", "%%"), **alone)
         if row.kind.metavar == "BOOL":
             off = flag(f"no_{name}")
             group.add_argument(off, dest=name, action="store_const", const="false", help=f"{flag(name)} false")

@@ -16,6 +16,7 @@ import socket
 import sys
 from typing import TYPE_CHECKING
 
+from llmaas.cli.http_process import http_beside, require_packages
 from llmaas.cli.log_limit import RateLimitedLog
 from llmaas.cli.options import add_settings, loaded
 from llmaas.cli.out import print_note, printable
@@ -35,6 +36,7 @@ examples:
   llmaas serve --model m.gguf --cells 16384 --pool-bytes 1G
   llmaas serve --bits 3.2                           more contexts in the same memory; 16/16 is exact
   llmaas serve --no-encrypt                         chunks on disk in clear
+  llmaas serve --http 127.0.0.1:11434               OpenAI's and Ollama's APIs, too
   LLMAAS_LOG_LEVEL=debug llmaas serve --config /etc/llmaas.toml
 
 The daemon logs to stderr and runs in the foreground; "llmaas service install" runs it at login.
@@ -53,6 +55,8 @@ def run(args: argparse.Namespace) -> int:
     if args.show_config:
         _show_config(found)
         return 0
+    if found.config.http is not None:
+        require_packages()  # said at once, not when the model is loaded
     to_stderr = logging.StreamHandler(sys.stderr)
     to_stderr.addFilter(RateLimitedLog())
     logging.basicConfig(
@@ -85,7 +89,7 @@ async def _serve(found: LoadedConfig) -> None:
     for signum in (signal.SIGINT, signal.SIGTERM):
         loop.add_signal_handler(signum, on_signal, signum)
     try:
-        async with running(found.config) as runtime:
+        async with running(found.config) as runtime, http_beside(found):
             ready = True
             log.info("ready: %s on %s", runtime.model.title, found.config.socket)
             notify_manager("READY=1")

@@ -5,6 +5,7 @@ Law: pure functions of what they are given; they know no setting by name.
 
 from __future__ import annotations
 
+import ipaddress
 import os
 import re
 from collections.abc import Callable
@@ -20,6 +21,8 @@ class Kind:
     allowed: str
     metavar: str
     read: Callable[[object, Path], Any]
+    alone: str = ""
+    """What the flag means without a value; "" if it needs one."""
 
 
 def whole(low: int, high: int) -> Kind:
@@ -178,6 +181,24 @@ def named_paths() -> Kind:
         return tuple(found.items())
 
     return Kind("NAME=PATH, several with commas between them; in the file a table", "NAME=PATH,...", read)
+
+
+def http_address() -> Kind:
+    """Where HTTP is served: "none" is None; "unix" is the Unix socket alone, HOST:PORT that and TCP on this machine."""
+
+    def read(raw: object, base: Path) -> str | None:
+        text = str(raw).strip().lower()
+        if not isinstance(raw, str) or text in ("none", "unix"):
+            return None if text == "none" else str(choice("unix").read(raw, base))
+        match = re.fullmatch(r"(localhost|127\.[0-9.]+|\[::1\]):([0-9]{1,5})", text)
+        if not match or not 1 <= int(match[2]) <= 65535:
+            raise ValueError
+        if match[1] != "localhost":
+            ipaddress.ip_address(match[1].strip("[]"))
+        return text
+
+    allowed = "none, unix, or HOST:PORT where HOST is this machine alone (127.0.0.1, [::1], localhost)"
+    return Kind(allowed, "ADDRESS", read, alone="unix")
 
 
 def app_names() -> Kind:

@@ -19,6 +19,7 @@ from llmaas.config.kinds import (
     app_names,
     choice,
     cpu_list,
+    http_address,
     mean_bits,
     named_paths,
     number,
@@ -93,6 +94,12 @@ class Config:
     )
     daemon_uid: int | None = _setting(
         whole(0, (1 << 32) - 2), None, "user that clients accept as the daemon's, besides their own and root", "none"
+    )
+    http: str | None = _setting(
+        http_address(),
+        None,
+        "serve OpenAI's and Ollama's APIs over HTTP: on a Unix socket, and on TCP of this machine if it is an address",
+        "none",
     )
     data_dir: Path = _setting(
         path(),

@@ -39,6 +39,15 @@ def socket_in_use(environ: Mapping[str, str], root: Path = Path("/")) -> Path:
     return next((place for place in places if _is_there(place)), places[0])
 
 
+def http_socket(daemon: Path) -> Path:
+    """The Unix socket for HTTP, beside the daemon's.
+
+    >>> http_socket(Path("/run/user/1000/llmaas/llmaas.sock")).name
+    'llmaas-http.sock'
+    """
+    return daemon.with_name(f"{daemon.stem}-http{daemon.suffix}")
+
+
 def _is_of(folder: Path, uid: int) -> bool:
     try:
         return folder.stat().st_uid == uid and folder.is_dir()

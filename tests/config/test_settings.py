@@ -21,6 +21,7 @@ BAD = {
     "model": "",
     "socket": "/" + "x" * 120,
     "daemon_uid": "-1",
+    "http": "0.0.0.0:80",
     "data_dir": "",
     "cells": "100",
     "pool_bytes": "12 parsecs",

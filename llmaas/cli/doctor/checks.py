@@ -13,6 +13,7 @@ from importlib import metadata
 from llmaas.cli.doctor.finding import Finding
 from llmaas.cli.options import socket_of
 from llmaas.config.settings import Config
+from llmaas.config.socket_place import http_socket
 from llmaas.config.sources import LoadedConfig, unknown_variables
 from llmaas.errors import LlmaasError
 from llmaas.native import LIBRARIES, missing_libraries
@@ -30,6 +31,7 @@ def examine(found: LoadedConfig, environ: Mapping[str, str], *, deep: bool, repa
     yield from _guarded("disk", lambda: _disk(config))
     yield from _guarded("store", lambda: _store(config, environ, deep, repair))
     yield from _guarded("socket", lambda: _socket(config))
+    yield from _guarded("http", lambda: _http(config))
 
 
 def _guarded(about: str, check: Callable[[], Iterator[Finding]]) -> Iterator[Finding]:
@@ -105,6 +107,14 @@ def _store(config: Config, environ: Mapping[str, str], deep: bool, repair: bool)
     from llmaas.cli.doctor.store import check_store
 
     return check_store(config, environ, deep=deep, repair=repair)
+
+
+def _http(config: Config) -> Iterator[Finding]:
+    from llmaas.cli.doctor.daemon import answers
+    from llmaas.cli.doctor.http import check_http
+
+    place = http_socket(config.socket)
+    return check_http(config.http, place, answers(place))
 
 
 def _socket(config: Config) -> Iterator[Finding]:

@@ -1,0 +1,143 @@
+"""``/v1/chat/completions``: answers to a conversation, whole or as a stream of events.
+
+Law: streamed or not, the same request has the same content.
+"""
+
+from __future__ import annotations
+
+import secrets
+from collections.abc import Awaitable, Callable
+
+from msgspec import UNSET
+
+from llmaas.api.async_client import AsyncStream
+from llmaas.calls import Done, Logprobs
+from llmaas.http.answers import answers
+from llmaas.http.call import HttpCall
+from llmaas.http.chat_request import chat_ask, n_answers
+from llmaas.http.chat_types import (
+    AnswerMessage,
+    ChatChoice,
+    ChatChunk,
+    ChatCompletion,
+    ChatDelta,
+    ChatRequest,
+    ChunkChoice,
+    FunctionDelta,
+    ToolCallDelta,
+)
+from llmaas.http.deltas import CallBegin, Delta, PlainReader, Reader, TextDelta
+from llmaas.http.edge import Edge, ends_with_client
+from llmaas.http.finish import finish_of, logprobs_of
+from llmaas.http.openai_types import CalledFunction, ToolCall, served_of, usage_of
+from llmaas.http.side_by_side import side_by_side
+from llmaas.http.sse import EventStream
+
+
+async def chat_completions(edge: Edge, call: HttpCall) -> None:
+    request = await call.read(ChatRequest)
+    async with edge.daemon(call) as (client, facts), ends_with_client(call):
+        ask, n = chat_ask(request, call.headers, facts), n_answers(request.n)
+        made = _ChatAnswer(call, edge.now(), request.model or facts.id, PlainReader)
+        async with answers(client, ask, n) as streams:
+            if request.stream:
+                usage = bool(request.stream_options and request.stream_options.include_usage)
+                await made.stream(streams, ask.logprobs is not None, usage)
+            else:
+                await made.whole(streams, ask.logprobs is not None)
+
+
+class _ChatAnswer:
+    """The response to one request."""
+
+    def __init__(self, call: HttpCall, created: int, model: str, reader: Callable[[], Reader]) -> None:
+        self._call, self._created, self._model, self._reader = call, created, model, reader
+        self._id = f"chatcmpl-{secrets.token_hex(12)}"
+
+    # -- whole
+
+    async def whole(self, streams: list[AsyncStream], with_logprobs: bool) -> None:
+        found = await side_by_side([self._collect(i, s, with_logprobs) for i, s in enumerate(streams)])
+        done = [each for _, each in found]
+        choices = [choice for choice, _ in found]
+        served, usage = served_of(done[0]), usage_of(done)
+        await self._call.reply_json(ChatCompletion(self._id, self._created, self._model, choices, usage, llmaas=served))
+
+    async def _collect(self, index: int, stream: AsyncStream, with_logprobs: bool) -> tuple[ChatChoice, Done]:
+        reader = self._reader()
+        logprobs: list[Logprobs] = []
+        deltas: list[Delta] = []
+        async for piece in stream:
+            deltas += reader.feed(piece.text)
+            logprobs += piece.logprobs or ()
+        done = await stream.done()
+        message = answer_message([*deltas, *reader.end()])
+        found = logprobs_of(logprobs) if with_logprobs else None
+        return ChatChoice(index, message, found, finish_of(done.reason, reader.n_calls)), done
+
+    # -- streamed
+
+    async def stream(self, streams: list[AsyncStream], with_logprobs: bool, with_usage: bool) -> None:
+        usage = None if with_usage else UNSET
+        async with EventStream(self._call) as events:
+
+            async def send(choice: ChunkChoice) -> None:
+                await events.send(ChatChunk(self._id, self._created, self._model, [choice], usage=usage))
+
+            done = await side_by_side([self._pass_on(i, s, send, with_logprobs) for i, s in enumerate(streams)])
+            served = served_of(done[0])
+            if with_usage:
+                last = ChatChunk(self._id, self._created, self._model, [], usage=usage_of(done), llmaas=served)
+                await events.send(last)
+            await events.send_text(b"[DONE]")
+
+    async def _pass_on(
+        self, index: int, stream: AsyncStream, send: Callable[[ChunkChoice], Awaitable[None]], with_logprobs: bool
+    ) -> Done:
+        reader, first = self._reader(), True
+        async for piece in stream:
+            if first:
+                await send(ChunkChoice(index, ChatDelta(role="assistant", content="")))
+                first = False
+            found = logprobs_of(piece.logprobs) if piece.logprobs else None
+            delta = chat_delta(reader.feed(piece.text))
+            if delta is not None or found is not None:
+                await send(ChunkChoice(index, delta or ChatDelta(content=""), found))
+        done = await stream.done()
+        if first:
+            await send(ChunkChoice(index, ChatDelta(role="assistant", content="")))
+        if (rest := chat_delta(reader.end())) is not None:
+            await send(ChunkChoice(index, rest))
+        await send(ChunkChoice(index, ChatDelta(), finish_reason=finish_of(done.reason, reader.n_calls)))
+        return done
+
+
+def chat_delta(deltas: list[Delta]) -> ChatDelta | None:
+    """What a chunk holds of an answer; None if that is nothing."""
+    if not deltas:
+        return None
+    texts, calls = [], []
+    for delta in deltas:
+        if isinstance(delta, TextDelta):
+            texts.append(delta.text)
+        elif isinstance(delta, CallBegin):
+            function = FunctionDelta(name=delta.name, arguments="")
+            calls.append(ToolCallDelta(delta.index, function, id=delta.id, type="function"))
+        else:
+            calls.append(ToolCallDelta(delta.index, FunctionDelta(arguments=delta.text)))
+    return ChatDelta(content="".join(texts) if texts else UNSET, tool_calls=calls or UNSET)
+
+
+def answer_message(deltas: list[Delta]) -> AnswerMessage:
+    """The message that an answer is."""
+    texts: list[str] = []
+    calls: dict[int, ToolCall] = {}
+    for delta in deltas:
+        if isinstance(delta, TextDelta):
+            texts.append(delta.text)
+        elif isinstance(delta, CallBegin):
+            calls[delta.index] = ToolCall(delta.id, CalledFunction(delta.name, ""))
+        else:
+            calls[delta.index].function.arguments += delta.text
+    text = "".join(texts)
+    return AnswerMessage(None if calls and not text.strip() else text, tool_calls=list(calls.values()) or UNSET)

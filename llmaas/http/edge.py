@@ -1,0 +1,131 @@
+"""The server's state that endpoints share, and the frame around every endpoint: who asks, errors, disconnects.
+
+Law: every request gets exactly one response, in the shape of its API, whatever its endpoint does.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+from collections.abc import AsyncIterator, Awaitable, Callable
+from contextlib import asynccontextmanager
+
+from llmaas.api.async_client import AsyncClient
+from llmaas.clock import Clock, RealClock
+from llmaas.errors import LlmaasError
+from llmaas.http.call import BodyBytes, HttpCall, Receive, Scope, Send
+from llmaas.http.connections import Connections
+from llmaas.http.errors import HttpError, from_daemon, openai_error, shape_of
+from llmaas.http.facts import ServedModel
+from llmaas.http.identity import UNIX, identity_of
+from llmaas.http.origin import check_origin
+
+log = logging.getLogger(__name__)
+
+Handler = Callable[["Edge", HttpCall], Awaitable[None]]
+
+
+class Edge:
+    """What endpoints share."""
+
+    def __init__(self, connections: Connections, clock: Clock | None = None) -> None:
+        self.connections = connections
+        self.clock = clock or RealClock()
+        self.stopping = False
+        """Set when the server is to end: new requests are refused."""
+        self.running: set[asyncio.Task[None]] = set()
+        """What works on requests now."""
+        self.bodies = BodyBytes()
+
+    @asynccontextmanager
+    async def daemon(self, call: HttpCall) -> AsyncIterator[tuple[AsyncClient, ServedModel]]:
+        """The daemon, as the app that sent ``call``."""
+        async with self.connections.of(call.identity) as client:
+            yield client, ServedModel.of(client.server)
+
+    def now(self) -> int:
+        """Seconds since 1970."""
+        return int(self.clock.wall())
+
+
+class Endpoint:
+    """An ASGI application that answers one kind of request."""
+
+    def __init__(self, edge: Edge, handler: Handler, *, needs_daemon: bool = True) -> None:
+        self._edge, self._handler, self._needs_daemon = edge, handler, needs_daemon
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        call = HttpCall(scope, receive, send, self._edge.bodies)
+        task = asyncio.current_task()
+        assert task is not None
+        self._edge.running.add(task)
+        try:
+            await self._handled(call)
+        except asyncio.CancelledError:
+            if not call.gone:
+                raise
+        except LlmaasError as error:
+            await _fail(call, from_daemon(error))
+        except HttpError as error:
+            await _fail(call, error)
+        except Exception:
+            log.exception("%s %s failed", call.method, call.path[:200])
+            text = "an unexpected fault of llmaas; the log of 'llmaas http' has the details."
+            await _fail(call, HttpError(500, text, code="internal"))
+        finally:
+            self._edge.running.discard(task)
+
+    async def _handled(self, call: HttpCall) -> None:
+        if not (call.client and call.client[0] == UNIX):
+            origin = check_origin(call.headers)
+            if origin is not None:
+                call.more_headers += [(b"access-control-allow-origin", origin.encode("latin-1")), (b"vary", b"origin")]
+        if call.method == "OPTIONS":
+            await _allow(call)
+            return
+        call.identity = identity_of(call.client, call.headers)
+        if self._needs_daemon and self._edge.stopping:
+            raise HttpError(503, "the server is stopping. Try again when it is back.", code="shutting_down", retry=True)
+        await self._handler(self._edge, call)
+
+
+@asynccontextmanager
+async def ends_with_client(call: HttpCall) -> AsyncIterator[None]:
+    """Cancel the block when the client goes away. For requests whose body was read."""
+    task = asyncio.current_task()
+    assert task is not None
+
+    async def watch() -> None:
+        await call.until_gone()
+        if call.gone:
+            task.cancel()
+
+    watcher = asyncio.ensure_future(watch())
+    try:
+        yield
+    finally:
+        watcher.cancel()
+
+
+async def _allow(call: HttpCall) -> None:
+    """The answer to a browser that asks whether a page may send a request."""
+    await call.reply(
+        b"",
+        200,
+        (b"access-control-allow-methods", b"GET, POST, DELETE, OPTIONS"),
+        (b"access-control-allow-headers", call.headers.get("access-control-request-headers", "*").encode("latin-1")),
+        (b"access-control-max-age", b"600"),
+    )
+
+
+async def _fail(call: HttpCall, error: HttpError) -> None:
+    """The error, in the shape of the API: as the response, or as the last piece of one that has begun."""
+    body = shape_of(call.path)(error)
+    if not call.started:
+        await call.reply(body, error.status, *error.headers())
+        return
+    if shape_of(call.path) is openai_error:
+        await call.write(b"data: %s\n\n" % body)
+    else:
+        await call.write(body + b"\n")
+    await call.end()

@@ -1,0 +1,72 @@
+"""What an edge must know of the daemon's model: its name here, the names that apps may call it by, its defaults.
+
+Law: pure; made of the daemon's hello.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+from llmaas.http.errors import HttpError
+
+PEOPLE = {"temperature": 0.7, "top_p": 0.95, "min_p": 0.05}
+"""How an answer is drawn if neither the request nor the model's file says how, as ``llmaas chat`` does."""
+_ANY = ("default", "llmaas")
+"""Names for whatever model is served."""
+
+
+@dataclass(frozen=True, slots=True)
+class ServedModel:
+    """The model that the daemon serves."""
+
+    id: str
+    """Its name over HTTP: that of its file, without the ending."""
+    name: str
+    """As its makers call it."""
+    context_limit: int
+    sampling: Mapping[str, float]
+    takes_tools: bool
+    """Whether its chat template has a place for tools."""
+
+    @staticmethod
+    def of(hello: Mapping[str, Any]) -> ServedModel:
+        """From the daemon's hello.
+
+        >>> ServedModel.of({"model": "Mix1", "model_file": "Small.Q4.gguf"}).id
+        'Small.Q4'
+        """
+        name, file = str(hello.get("model") or ""), str(hello.get("model_file") or "")
+        sampling = {
+            key: value for key, value in (hello.get("sampling") or {}).items() if isinstance(value, int | float)
+        }
+        return ServedModel(
+            file.removesuffix(".gguf") or name or "model",
+            name,
+            int(hello.get("context_limit") or 8192),
+            {**PEOPLE, **sampling},
+            bool(hello.get("tools")),
+        )
+
+    def adapter_of(self, model: str | None) -> str | None:
+        """The adapter that a request's ``model`` names behind a colon; None if it names none. Raises HttpError for
+        another model.
+
+        >>> facts = ServedModel.of({"model": "m"})
+        >>> facts.adapter_of("m:terse"), facts.adapter_of("m:latest"), facts.adapter_of("default")
+        ('terse', None, None)
+        """
+        if not model:
+            raise HttpError(400, f"field 'model' is missing. This server has {self.id!r}.", param="model")
+        if model in _ANY or model.removesuffix(".gguf") in (self.id, self.name):
+            return None
+        base, _, tag = model.rpartition(":")
+        if base in (self.id, self.name, *_ANY):
+            return None if tag == "latest" else tag
+        raise HttpError(
+            404,
+            f"the model {model[:200]!r} is not served. This server has {self.id!r}; 'default' names it, too.",
+            param="model",
+            code="model_not_found",
+        )

@@ -1,0 +1,44 @@
+"""The table of endpoints: which handler answers which path and method.
+
+Law: a path that is not here is 404, a method that is not is 405, in the shape of the API that the path belongs to.
+"""
+
+from __future__ import annotations
+
+from starlette.routing import Route, Router
+
+from llmaas.http.call import HttpCall
+from llmaas.http.chat import chat_completions
+from llmaas.http.edge import Edge, Endpoint, Handler
+from llmaas.http.errors import HttpError
+from llmaas.http.models import health, list_models, show_model
+
+TABLE: dict[str, dict[str, Handler]] = {
+    "/health": {"GET": health},
+    "/v1/models": {"GET": list_models},
+    "/v1/models/{model:path}": {"GET": show_model},
+    "/v1/chat/completions": {"POST": chat_completions},
+}
+"""Path -> method -> handler."""
+
+
+def application(edge: Edge) -> Router:
+    """The whole server as an ASGI application."""
+    routes = [Route(path, Endpoint(edge, _by_method(methods))) for path, methods in TABLE.items()]
+    router = Router(routes, redirect_slashes=False)
+    router.default = Endpoint(edge, _unknown)
+    return router
+
+
+def _by_method(methods: dict[str, Handler]) -> Handler:
+    async def handle(edge: Edge, call: HttpCall) -> None:
+        handler = methods.get("GET" if call.method == "HEAD" else call.method)
+        if handler is None:
+            raise HttpError(405, f"{call.path} takes {', '.join(methods)}, not {call.method}.")
+        await handler(edge, call)
+
+    return handle
+
+
+async def _unknown(edge: Edge, call: HttpCall) -> None:
+    raise HttpError(404, f"there is nothing at {call.path[:200]!r}. docs/http.md lists what there is.")
