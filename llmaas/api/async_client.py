@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-from collections.abc import Callable, Mapping
+from collections.abc import Awaitable, Callable, Mapping
 from pathlib import Path
 from typing import Any, Concatenate, ParamSpec, TypeVar
 
@@ -19,11 +19,14 @@ from llmaas.api.caller import admin_socket
 from llmaas.api.client_session import Exchange, Session
 from llmaas.api.operation import Operation, as_method
 from llmaas.api.operations import AsyncOperations
+from llmaas.api.retrying import LOST, NOT_YET, Retries, repeatable
 from llmaas.calls import Done, Piece
 from llmaas.errors import LlmaasError, NotServing, UnknownRequest
 
 P = ParamSpec("P")
 T = TypeVar("T")
+_HANG_UP_S = 5.0
+"""Seconds within which a daemon that has said it stops should end the connection."""
 
 
 class AsyncStream:
@@ -43,20 +46,27 @@ class AsyncStream:
         """The text that has come so far."""
         return self._exchange.text
 
+    @property
+    def idempotency_key(self) -> str | None:
+        """The request's key, also one that the client has given it to make it again."""
+        request = self._exchange.request
+        return request.idempotency_key if isinstance(request, msg.Generate) else None
+
     def __aiter__(self) -> AsyncStream:
         return self
 
     async def __anext__(self) -> Piece:
         while not self._exchange.pieces:
-            if self._exchange.ended:
+            if not self._exchange.ended:
+                await more(self._changed)
+            elif not await self._client._begin_again(self._exchange):
                 self._exchange.result()
                 raise StopAsyncIteration
-            await more(self._changed)
         return self._exchange.pieces.popleft()
 
     async def done(self) -> Done:
         """The terminal reply; waits for it, and discards pieces that were not taken (``text`` has them)."""
-        await until_ended(self._exchange, self._changed)
+        await self._client._finish(self._exchange, self._changed)
         self._exchange.pieces.clear()
         return replies.result(Done, self._exchange.result())
 
@@ -74,6 +84,7 @@ class AsyncStream:
             except LlmaasError:
                 if not self._exchange.ended:
                     raise
+        self._exchange.cancelling = True  # it is not to be made again
         await until_ended(self._exchange, self._changed)
 
     async def prioritize(self, priority: int) -> None:
@@ -105,11 +116,19 @@ def _streams(operation: Callable[P, msg.Generate]) -> Callable[Concatenate[Async
 class AsyncClient(AsyncOperations):
     """A connection of one app to the daemon. Make it with ``await AsyncClient.connect(...)``."""
 
-    def __init__(self, session: Session, link: AsyncLink, server: Mapping[str, Any]) -> None:
-        self.server = server
+    def __init__(
+        self,
+        session: Session,
+        link: AsyncLink,
+        reconnect: Callable[[], Awaitable[tuple[Session, AsyncLink]]],
+        retries: Retries,
+    ) -> None:
+        self.server: Mapping[str, Any] = replies.result_map(session.greeting.result())
         """The daemon's hello: its version, model and limits."""
-        self._session = session
-        self._link = link
+        self._session, self._link = session, link
+        self._open, self._retries = reconnect, retries
+        self._connecting = asyncio.Lock()
+        self._closed = False
 
     @classmethod
     async def connect(
@@ -121,6 +140,7 @@ class AsyncClient(AsyncOperations):
         daemon_uid: int | None = None,
         admin: bool = False,
         on_behalf_of: int | None = None,
+        retry_s: float = 0,
     ) -> AsyncClient:
         """Raises NotServing, VersionMismatch, BadRequest (the app's name), Busy, and NotTrusted, before anything is
         sent, unless the daemon runs as this user, as root, or as ``daemon_uid``. ``timeout`` is in seconds.
@@ -128,21 +148,27 @@ class AsyncClient(AsyncOperations):
         ``admin`` connects to the operator's socket beside ``socket``, as its user or root: ``everyone``, ``limit``,
         ``budget``, ``adapter_add`` and ``adapter_remove`` work there only. With ``on_behalf_of``, a uid, as well, the
         connection is the app's of that user, with its rights and in its share, and not the operator's.
+
+        With ``retry_s`` the client connects again when the connection was lost or the daemon has stopped; see Client.
         """
         path = admin_socket(Path(socket)) if admin else Path(socket)
-        session = Session(app, on_behalf_of)
-        link = await open_link(session, path, timeout, daemon_uid)
-        return cls(session, link, replies.result_map(session.greeting.result()))
+
+        async def connected() -> tuple[Session, AsyncLink]:
+            session = Session(app, on_behalf_of)
+            return session, await open_link(session, path, timeout, daemon_uid)
+
+        return cls(*await connected(), connected, Retries(retry_s))
 
     generate = _streams(operations.generate)
 
     @property
     def is_open(self) -> bool:
-        """Whether the connection is there, as far as is known. One that was lost is not made anew."""
+        """Whether the connection is there, as far as is known. Without ``retry_s`` a lost one is not made anew."""
         return self._session.fault is None
 
     async def close(self) -> None:
         """Close the connection; what still runs on it is cancelled."""
+        self._closed = True
         self._session.lose(NotServing("this client was closed", hint="Connect again."))
         await self._link.close()
 
@@ -153,10 +179,16 @@ class AsyncClient(AsyncOperations):
         await self.close()
 
     def _start(self, request: msg.Request) -> tuple[Exchange, asyncio.Event]:
-        exchange, data = self._session.start(request)
-        changed = asyncio.Event()
+        request, changed = self._retries.prepared(request), asyncio.Event()
+        try:
+            exchange, data = self._session.start(request)
+        except LOST as e:
+            if not self._can_retry or not repeatable(request):
+                raise
+            exchange = self._session.lost_exchange(request, e)
+        else:
+            self._link.transport.write(data)
         exchange.changed = changed.set
-        self._link.transport.write(data)
         return exchange, changed
 
     async def _ask(self, operation: Operation[T]) -> T:
@@ -168,12 +200,55 @@ class AsyncClient(AsyncOperations):
 
     async def _result(self, request: msg.Request) -> tuple[object, str | None]:
         """The result of a request, and where its next page begins."""
+        if self._session.fault is not None and not isinstance(request, msg.ControlRequest):
+            async with self._connecting:
+                await self._reconnect()
         exchange, changed = self._start(request)
         try:
-            await until_ended(exchange, changed)
+            await self._finish(exchange, changed)
         except asyncio.CancelledError:
-            if exchange.cancellable:
+            if exchange.cancellable and not exchange.ended:
                 with contextlib.suppress(LlmaasError):
                     self._start(msg.Cancel(exchange.request_id))
             raise
         return exchange.result(), exchange.next
+
+    # -- when the connection was lost
+
+    @property
+    def _can_retry(self) -> bool:
+        return self._retries.seconds > 0 and not self._closed
+
+    async def _finish(self, exchange: Exchange, changed: asyncio.Event) -> None:
+        """Return when the exchange has ended and is not to be made again."""
+        await until_ended(exchange, changed)
+        while await self._begin_again(exchange):
+            await until_ended(exchange, changed)
+
+    async def _reconnect(self) -> bool:
+        """Connect again, unless others have, if this client does so and a daemon serves in time."""
+        if self._session.fault is None:
+            return True
+        for pause in self._retries.pauses() if self._can_retry else ():
+            await asyncio.sleep(pause)
+            with contextlib.suppress(*NOT_YET):
+                self._session, self._link = await self._open()
+                self.server = replies.result_map(self._session.greeting.result())
+                return True
+        return False
+
+    async def _begin_again(self, exchange: Exchange) -> bool:
+        """Make a request again whose connection was lost; False if it has failed for good."""
+        if not exchange.lost or not self._can_retry:
+            return not exchange.ended
+        async with self._connecting:
+            if exchange.session is self._session:
+                # The daemon has said that it stops. Others on this connection get their replies first.
+                await self._link.hung_up(_HANG_UP_S)
+                self._session.lose(NotServing("the daemon has stopped"))
+            if not exchange.lost:  # meanwhile somebody else has made it again
+                return not exchange.ended
+            if not await self._reconnect():
+                return False
+            self._link.transport.write(self._session.begin_again(exchange))
+        return True

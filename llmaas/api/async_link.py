@@ -6,6 +6,7 @@ Law: a link that is lost, however it was, ends every exchange of its session.
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import socket
 from pathlib import Path
 from typing import cast
@@ -39,6 +40,12 @@ class AsyncLink(asyncio.Protocol):
     def connection_lost(self, exc: Exception | None) -> None:
         self._session.lose(NotServing(f"the connection to the daemon at {self._path} was lost"))
         self._lost.set()
+
+    async def hung_up(self, timeout: float) -> None:
+        """Return when the connection is lost; after ``timeout`` seconds it is dropped."""
+        with contextlib.suppress(asyncio.TimeoutError):
+            await asyncio.wait_for(self._lost.wait(), timeout)
+        self.transport.abort()
 
     async def close(self) -> None:
         """Drop the connection; what was not sent yet is discarded."""

@@ -6,6 +6,8 @@ or the caller left running is cancelled before the next one.
 
 from __future__ import annotations
 
+import contextlib
+import threading
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any, Concatenate, ParamSpec, TypeVar
@@ -17,6 +19,7 @@ from llmaas.api.caller import admin_socket
 from llmaas.api.client_session import Exchange, Session
 from llmaas.api.operation import Operation, as_method
 from llmaas.api.operations import BlockingOperations
+from llmaas.api.retrying import NOT_YET, Retries
 from llmaas.calls import Done, Piece
 from llmaas.errors import NotServing
 from llmaas.old_paths import keep_old_names
@@ -43,6 +46,12 @@ class Stream:
         return self._exchange.text
 
     @property
+    def idempotency_key(self) -> str | None:
+        """The request's key, also one that the client has given it to make it again."""
+        request = self._exchange.request
+        return request.idempotency_key if isinstance(request, msg.Generate) else None
+
+    @property
     def done(self) -> Done:
         """The terminal reply; waits for it, and discards pieces that were not taken (``text`` has them)."""
         self._client._finish(self._exchange)
@@ -61,10 +70,11 @@ class Stream:
 
     def __next__(self) -> Piece:
         while not self._exchange.pieces:
-            if self._exchange.ended:
+            if not self._exchange.ended:
+                self._client._read()
+            elif not self._client._begin_again(self._exchange):
                 self._exchange.result()
                 raise StopIteration
-            self._client._read()
         return self._exchange.pieces.popleft()
 
     def __enter__(self) -> Stream:
@@ -95,6 +105,11 @@ class Client(BlockingOperations):
     ``budget``, ``adapter_add`` and ``adapter_remove`` work there only. With ``on_behalf_of``, a uid, as well, the
     connection is the app's of that user, with its rights and in its share, and not the operator's.
 
+    With ``retry_s`` the client connects again when the connection was lost or the daemon has stopped, for so many
+    seconds, and makes again what can be made again: requests that only read, and ``append`` and ``generate``, which get
+    an ``idempotency_key`` if they have none (not with ``logprobs``). An answer then goes on from what was told of it.
+    Other requests fail, and the next one connects. A request is made again 8 times at most.
+
     >>> Client("/run/none/llmaas.sock", app="mail")
     Traceback (most recent call last):
     ...
@@ -110,24 +125,33 @@ class Client(BlockingOperations):
         daemon_uid: int | None = None,
         admin: bool = False,
         on_behalf_of: int | None = None,
+        retry_s: float = 0,
     ) -> None:
-        path = admin_socket(Path(socket)) if admin else Path(socket)
-        self._session = Session(app, on_behalf_of)
-        self._link = BlockingLink(self._session, path, timeout, daemon_uid)
-        try:
-            self._link.send(self._session.hello())
-            while not self._session.greeting.ended:
-                self._link.read(timeout)
-            self.server: Mapping[str, Any] = replies.result_map(self._session.greeting.result())
-            """The daemon's hello: its version, model, limits, and how the model's makers suggest to sample."""
-        except BaseException:
-            self.close()
-            raise
+        self._path = admin_socket(Path(socket)) if admin else Path(socket)
+        self._app, self._on_behalf_of, self._timeout, self._daemon_uid = app, on_behalf_of, timeout, daemon_uid
+        self._retries = Retries(retry_s)
+        self._closed = False
+        self._connect()
 
     generate = _streams(operations.generate)
 
+    def _connect(self) -> None:
+        session = Session(self._app, self._on_behalf_of)
+        link = BlockingLink(session, self._path, self._timeout, self._daemon_uid)
+        try:
+            link.send(session.hello())
+            while not session.greeting.ended:
+                link.read(self._timeout)
+            self.server: Mapping[str, Any] = replies.result_map(session.greeting.result())
+            """The daemon's hello: its version, model, limits, and how the model's makers suggest to sample."""
+        except BaseException:
+            link.close()
+            raise
+        self._session, self._link = session, link
+
     def close(self) -> None:
         """Close the connection; what still runs on it is cancelled."""
+        self._closed = True
         self._session.lose(NotServing("this client was closed", hint="Connect again."))
         self._link.close()
 
@@ -155,7 +179,9 @@ class Client(BlockingOperations):
     def _start(self, request: msg.Request) -> Exchange:
         for left in self._session.live():
             self._cancel(left)
-        return self._begin(request)
+        if self._session.fault is not None:
+            self._reconnect()
+        return self._begin(self._retries.prepared(request))
 
     def _begin(self, request: msg.Request) -> Exchange:
         with uninterrupted():
@@ -167,8 +193,34 @@ class Client(BlockingOperations):
         self._link.read()
 
     def _finish(self, exchange: Exchange) -> None:
-        while not exchange.ended:
-            self._read()
+        """Return when the exchange has ended and is not to be made again."""
+        while not exchange.ended or self._begin_again(exchange):
+            if not exchange.ended:
+                self._read()
+
+    def _reconnect(self) -> bool:
+        """Connect again, if this client does so and a daemon serves in time."""
+        for pause in self._retries.pauses() if not self._closed else ():
+            threading.Event().wait(pause)
+            with contextlib.suppress(*NOT_YET):
+                self._connect()
+                return True
+        return False
+
+    def _begin_again(self, exchange: Exchange) -> bool:
+        """Make a request again whose connection was lost; False if it has failed for good."""
+        if not exchange.lost or not self._retries.seconds or self._closed:
+            return False
+        if (
+            exchange.session is self._session
+        ):  # the daemon may have said that it stops: then it ends the connection soon
+            self._session.lose(NotServing("the daemon has stopped"))
+            self._link.close()
+        if self._session.fault is not None and not self._reconnect():
+            return False
+        with uninterrupted():
+            self._link.send(self._session.begin_again(exchange))
+        return True
 
     def _cancel(self, exchange: Exchange) -> None:
         """Wait for the end of an exchange, after cancelling it if that is possible."""
@@ -176,4 +228,5 @@ class Client(BlockingOperations):
             with uninterrupted():
                 exchange.cancelling = True
                 self._begin(msg.Cancel(exchange.request_id))
+        exchange.cancelling |= exchange.cancellable  # it is not to be made again
         self._finish(exchange)

@@ -12,6 +12,7 @@ from collections.abc import Callable
 from llmaas.api import messages as msg
 from llmaas.api import replies
 from llmaas.api.hello import hello_frame, read_reply
+from llmaas.api.retrying import LOST, MOST_TRIES, Retelling, repeatable
 from llmaas.api.wire import MAX_FRAME, Decoder, Frame, encode
 from llmaas.calls import Piece
 from llmaas.errors import BadRequest, LlmaasError, MalformedFrame
@@ -25,7 +26,9 @@ def _ignore() -> None:
 class Exchange:
     """One request and what has come back so far. ``changed`` is called when more comes, and at the end."""
 
-    def __init__(self, request_id: int, request: msg.Request | None) -> None:
+    def __init__(self, session: Session, request_id: int, request: msg.Request | None) -> None:
+        self.session = session
+        """Where it runs, or ran last."""
         self.request_id = request_id
         self.request = request
         self.pieces: deque[Piece] = deque()
@@ -35,6 +38,11 @@ class Exchange:
         """Set by the client that has sent a cancel for it."""
         self.changed: Callable[[], None] = _ignore
         self._texts: list[str] = []
+        self._tokens: list[int] | None = [] if repeatable(request) else None
+        """All tokens so far, of a request that may be made again."""
+        self._retelling: Retelling | None = None
+        self.n_tries = 0
+        """How often it was made again."""
         self.next: str | None = None
         """Where the rest of the result begins, if it comes in pages and there is more."""
         self._result: object = None
@@ -51,6 +59,21 @@ class Exchange:
     def cancellable(self) -> bool:
         return isinstance(self.request, msg.Append | msg.Generate)
 
+    @property
+    def lost(self) -> bool:
+        """Whether it ended because the connection or the daemon did, and may be begun again."""
+        if self.cancelling or self.n_tries >= MOST_TRIES or (self._retelling is not None and self._retelling.differs):
+            return False
+        return isinstance(self._error, LOST) and repeatable(self.request)
+
+    def begin_again(self, session: Session, request_id: int) -> None:
+        """It was lost, and is made again under this id. What was told of it is not told twice."""
+        self.session = session
+        self.request_id, self.ended, self._error, self.next = request_id, False, None, None
+        self.n_tries += 1
+        if self._tokens:
+            self._retelling = Retelling(self.text, list(self._tokens))
+
     def result(self) -> object:
         """The result of an exchange that has ended. Raises the error that it ended with."""
         assert self.ended, "result() before the end"
@@ -59,13 +82,20 @@ class Exchange:
         return self._result
 
     def add(self, piece: Piece) -> None:
-        self.pieces.append(piece)
-        self._texts.append(piece.text)
+        new = piece if self._retelling is None else self._retelling.rest(piece)
+        if new is None:
+            return
+        self.pieces.append(new)
+        self._texts.append(new.text)
+        if self._tokens is not None:
+            self._tokens += new.tokens
         self.changed()
 
     def end(self, result: object = None, error: LlmaasError | None = None) -> None:
         if not self.ended:
             self.ended, self._result, self._error = True, result, error
+            if error is None and self._retelling is not None:
+                self._error = self._retelling.end()
             self.changed()
 
 
@@ -73,7 +103,7 @@ class Session:
     """The protocol as a client speaks it. ``uid``: the user on whose behalf. Raises BadRequest."""
 
     def __init__(self, app: str, uid: int | None = None) -> None:
-        self.greeting = Exchange(0, None)
+        self.greeting = Exchange(self, 0, None)
         """Ends with the hello reply."""
         self.fault: LlmaasError | None = None
         """Why the connection is over; None while it is not."""
@@ -100,8 +130,25 @@ class Session:
             raise self.fault
         data = encode(msg.request_frame(self._last_id + 1, request), max_frame=self._max_frame)
         self._last_id += 1
-        exchange = self._live[self._last_id] = Exchange(self._last_id, request)
+        exchange = self._live[self._last_id] = Exchange(self, self._last_id, request)
         return exchange, data
+
+    def lost_exchange(self, request: msg.Request, error: LlmaasError) -> Exchange:
+        """An exchange that has ended with ``error``, since this session is over; it may be begun again."""
+        exchange = Exchange(self, 0, request)
+        exchange.end(error=error)
+        return exchange
+
+    def begin_again(self, exchange: Exchange) -> bytes:
+        """The bytes to send for an exchange of another session that was lost. Raises why this one is over."""
+        assert exchange.request is not None
+        if self.fault is not None:
+            raise self.fault
+        data = encode(msg.request_frame(self._last_id + 1, exchange.request), max_frame=self._max_frame)
+        self._last_id += 1
+        exchange.begin_again(self, self._last_id)
+        self._live[self._last_id] = exchange
+        return data
 
     def receive(self, data: bytes) -> None:
         """Read what the daemon sent. Never raises: a fault ends every exchange, and is kept in ``fault``."""

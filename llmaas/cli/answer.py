@@ -39,7 +39,14 @@ class Shown:
 
 
 def show_answer(
-    client: Client, context: str, messages: Sequence[str], args: argparse.Namespace, max_tokens: int, shown: Shown
+    client: Client,
+    context: str,
+    messages: Sequence[str],
+    args: argparse.Namespace,
+    max_tokens: int,
+    shown: Shown,
+    *,
+    idempotency_key: str | None = None,
 ) -> Ended:
     """Stream the answer to the user's ``messages`` to stdout; without any, the answer in the context goes on.
 
@@ -53,6 +60,7 @@ def show_answer(
         stop=args.stop,
         on_full=args.on_full,
         terms=terms(args),
+        idempotency_key=idempotency_key,
     )
     cancelled = False
     while True:

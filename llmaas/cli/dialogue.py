@@ -7,6 +7,7 @@ sent again, not what was seen of the answer.
 from __future__ import annotations
 
 import argparse
+import os
 import sys
 import threading
 from collections.abc import Callable
@@ -89,9 +90,11 @@ class Dialogue:
     def say(self, text: str) -> None:
         """Send a message and show its answer to the end, however often the daemon is restarted."""
         before, messages, shown, stored = self._patiently(self._info), [text], Shown(), Shown()
+        key = os.urandom(16).hex()  # the message is in the context once, however often it is sent
         while (left := self._max_tokens - shown.n_tokens) > 0:
             try:
-                show_answer(self.client, self.context.id, messages, self._args, left, shown)
+                once = key if messages else None
+                show_answer(self.client, self.context.id, messages, self._args, left, shown, idempotency_key=once)
                 return
             except (NotServing, ShuttingDown) as lost:
                 if shown.text:

@@ -207,8 +207,9 @@ class TurnRunner:
         failed = finish.outcome in (Outcome.CANCELLED, Outcome.EXPIRED, Outcome.ENGINE_FAILED)
         n_kv = live.n_kv
         try:
-            if rest := call.answer.last_piece():
-                call.emit(rest)
+            rest = call.answer.last_piece()
+            if rest and not (failed and call.spec.idempotency_key is not None):
+                call.emit(rest)  # else it may be told otherwise, when the answer goes on
             n_kv = min(max(live.n_kv, finish.n_kv), call.answer.cut_untold(self._engine))
             n_kept = len(call.answer.kept)
             spans = [*call.pending.spans, *answer_spans(call)]

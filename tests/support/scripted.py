@@ -259,10 +259,10 @@ async def collect(from_: Peer, n_terminal: int) -> list[Frame]:
 
 @contextlib.asynccontextmanager
 async def serving(
-    path: Path, *, limits: Limits | None = None, uid: int | None = None
+    path: Path, *, limits: Limits | None = None, uid: int | None = None, backend: ScriptedBackend | None = None
 ) -> AsyncIterator[tuple[ScriptedBackend, Server]]:
     """A scripted daemon; with ``uid`` every peer seems to be that user."""
-    backend = ScriptedBackend()
+    backend = backend or ScriptedBackend()
     server = await serve(backend, path, limits=limits or Limits(), uid_of=peer_uid if uid is None else lambda sock: uid)
     try:
         yield backend, server
@@ -281,27 +281,27 @@ async def until(condition: Callable[[], bool]) -> None:
 
 @contextlib.contextmanager
 def serving_in_a_thread(
-    path: Path, *, limits: Limits | None = None
+    path: Path, *, limits: Limits | None = None, backend: ScriptedBackend | None = None
 ) -> Iterator[Callable[[Callable[[ScriptedBackend, Server], Awaitable[Any]]], Any]]:
     """A scripted daemon for blocking clients; gives a function that runs a coroutine function on the daemon's loop."""
     ready: list[tuple[asyncio.AbstractEventLoop, ScriptedBackend, Server, asyncio.Event]] = []
     started = threading.Event()
 
     async def main() -> None:
-        async with serving(path, limits=limits) as (backend, server):
+        async with serving(path, limits=limits, backend=backend) as (made, server):
             stop = asyncio.Event()
-            ready.append((asyncio.get_running_loop(), backend, server, stop))
+            ready.append((asyncio.get_running_loop(), made, server, stop))
             started.set()
             await stop.wait()
 
     thread = threading.Thread(target=asyncio.run, args=(main(),))
     thread.start()
     assert started.wait(5)
-    loop, backend, server, stop = ready[0]
+    loop, made, server, stop = ready[0]
 
     def there(work: Callable[[ScriptedBackend, Server], Awaitable[Any]]) -> Any:
         async def run() -> Any:
-            return await work(backend, server)
+            return await work(made, server)
 
         return asyncio.run_coroutine_threadsafe(run(), loop).result(5)
 
