@@ -211,9 +211,7 @@ class Client(BlockingOperations):
         """Make a request again whose connection was lost; False if it has failed for good."""
         if not exchange.lost or not self._retries.seconds or self._closed:
             return False
-        if (
-            exchange.session is self._session
-        ):  # the daemon may have said that it stops: then it ends the connection soon
+        if exchange.session is self._session:  # a daemon that has said that it stops ends the connection soon
             self._session.lose(NotServing("the daemon has stopped"))
             self._link.close()
         if self._session.fault is not None and not self._reconnect():

@@ -17,8 +17,9 @@ from typing import Any
 from llmaas.calls import CallSpec, Done, FinishReason, Piece, SwitchReport
 from llmaas.errors import Conflict, KeyReused
 from llmaas.kvchunks.store.store import KeyedTurn, Span, Store
+from llmaas.planner.actions import Outcome
 from llmaas.records import ContextId
-from llmaas.service.call import Call
+from llmaas.service.call import REASONS, Call
 from llmaas.service.live_context import total_tokens
 from llmaas.service.pending_turn import Shift
 
@@ -79,6 +80,17 @@ def keyed_turn(call: Call, n_spans: int, done: Done | None) -> KeyedTurn | None:
         return None
     result = None if done is None else _packed(ToldTurn(done, call.answer.text, tuple(call.answer.drawn)))
     return KeyedTurn(key, digest(call.spec), n_spans, len(call.live.tokens), result)
+
+
+def ended(call: Call, outcome: Outcome) -> Outcome | None:
+    """How the answer ended; None if it was interrupted before its end. A call that is cancelled with its last token has
+    a whole answer: drawing that token again might bring another."""
+    if outcome in REASONS:
+        return outcome
+    if call.answer.stopped_by is not None:
+        return Outcome.STOP
+    is_long = call.spec.generation is not None and len(call.answer.drawn) == call.spec.max_new
+    return Outcome.LENGTH if is_long else None
 
 
 def _packed(told: ToldTurn) -> bytes:

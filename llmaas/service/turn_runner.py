@@ -19,7 +19,7 @@ from llmaas.planner.events import Submitted
 from llmaas.service.call import Call, answer_spans, done
 from llmaas.service.constraints import ConstraintHolder
 from llmaas.service.interpreter import Interpreter
-from llmaas.service.keyed_turns import ToldTurn, continue_turn, keyed_turn, recall, refuse_other_length, tell
+from llmaas.service.keyed_turns import ToldTurn, continue_turn, ended, keyed_turn, recall, refuse_other_length, tell
 from llmaas.service.live_context import LiveContext, publish_kv
 from llmaas.service.parts import ServiceParts
 from llmaas.service.quotas import span_bytes
@@ -216,7 +216,8 @@ class TurnRunner:
             if finish.outcome is Outcome.ENGINE_FAILED or call.hold.error or (failed and not n_kept):
                 raise call.hold.error or failure(finish.outcome)
             now = self._clock.wall()
-            told = None if failed else done(call, finish.outcome, self._clock.now())
+            outcome = ended(call, finish.outcome)
+            told = done(call, outcome, self._clock.now()) if outcome else None
             if spans or call.pending.adapter_before or call.spec.idempotency_key is not None:
                 await self._store_thread.run(live.row.app, self._write, call, spans, now, told)
         except BaseException:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -41,6 +42,17 @@ async def cut_short(h: House, asked: CallSpec, after: int = 5) -> tuple[str, err
     with pytest.raises(errors.Cancelled) as caught:
         await future
     return text(told), caught.value
+
+
+async def cut_with_the_last_token(h: House, asked: CallSpec, told: list[Piece]) -> None:
+    def emit(piece: Piece) -> None:
+        told.append(piece)
+        if len(tokens(told)) == asked.max_new:
+            h.service.cancel(request)
+
+    request, future = h.service.submit(APP, "x", asked, emit)
+    with contextlib.suppress(errors.Cancelled):
+        await future
 
 
 def text(told: list[Piece]) -> str:
@@ -157,6 +169,19 @@ async def test_an_interrupted_answer_keeps_its_stop_strings_and_its_limit(tmp_pa
         _, error = await cut_short(h, spec("again", n=80, key="b"), after=1)
         told, done = await ask(h, spec("again", n=80, key="b"))
         assert error.n_generated < done.n_generated == len(tokens(told)) == 80
+
+
+@on_a_loop
+async def test_an_answer_that_is_cancelled_with_its_last_token_is_whole(tmp_path: Path) -> None:
+    async with house(tmp_path, engine=SLOW) as h:
+        await h.service.create(APP, name="x", system=None)
+        for i in range(10):
+            asked, told = spec(f"{i}", n=4, key=f"{i}", sampling=Sampling(temperature=1.0)), list[Piece]()
+
+            await cut_with_the_last_token(h, asked, told)
+            again, done = await ask(h, asked)
+            assert tokens(again) == tokens(told) and done.reason is FinishReason.LENGTH
+            assert said(h)[-1] == ("assistant", text(again)) and done.n_tokens == len(h.tokens("x"))
 
 
 @on_a_loop

@@ -29,7 +29,7 @@ from llmaas.errors import NotServing, ShuttingDown
 from llmaas.records import ContextDetail, Message
 from tests.stress.asked_again_daemon import FakeDaemon, RealDaemon
 from tests.stress.daemon_under_test import CELLS
-from tests.support.books import Book
+from tests.support.books import Book, Expected
 from tests.support.oracle import Oracle
 
 LONGEST_CONTEXT = 700
@@ -202,7 +202,7 @@ class Trials:
             again, done = "".join(piece.text for piece in stream), stream.done
             self.tally.stored[self._what_was_stored(before, again)] += 1
             if before.info.n_messages > len(self._messages) or (self._exact and not self._sampled):
-                assert again.startswith(told), (told, again)
+                assert again.startswith(told), (told, again, kept, before, self._expected(asking))
             return again, done
 
     def _what_was_stored(self, before: ContextDetail, answer: str) -> str:
@@ -220,11 +220,15 @@ class Trials:
             stream = asking.ask(client, self._context)
             assert ("".join(piece.text for piece in stream), stream.done) == (text, done)
             assert client.show(self._context).info.n_tokens == done.n_tokens
-        if self._oracle is not None and not self._sampled:
-            asked = [Message("user", asking.text)]
-            expected = self._oracle.generate(self._book, asked, None, Generation(asking.n))
-            assert expected is not None and (text, done.n_generated) == (expected.text, len(expected.drawn))
+        if (expected := self._expected(asking)) is not None:
+            assert (text, done.n_generated) == (expected.text, len(expected.drawn))
             self._book = expected.after()
+
+    def _expected(self, asking: Asking) -> Expected | None:
+        """What an undisturbed request is told; None if that is not known."""
+        if self._oracle is None or self._sampled:
+            return None
+        return self._oracle.generate(self._book, [Message("user", asking.text)], None, Generation(asking.n))
 
 
 def main(arguments: list[str] | None = None) -> int:
