@@ -174,6 +174,16 @@ class ContextInfo:
     """Name of the LoRA adapter that it uses; "" for the bare model."""
     note: str = ""
     """Of a context just made: that the model's own chat template is not in use, and why; "" if it is."""
+    anonymous: bool = False
+    """It was made by ``resolve``, has no name that an app chose, and may go when room is needed."""
+
+
+@dataclass(frozen=True, slots=True)
+class Resolved:
+    """The context that a conversation goes on in. It holds the first ``n_messages`` of the messages, and no more."""
+
+    context: ContextInfo
+    n_messages: int
 
 
 @dataclass(frozen=True, slots=True)

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import asyncio
 import functools
-from collections.abc import Callable, Coroutine, Iterator
+from collections.abc import Callable, Coroutine, Iterator, Sequence
 from typing import Any, Protocol
 
 from llmaas.api import messages as msg
@@ -16,7 +16,7 @@ from llmaas.api.pages import context_page, message_page, number_after
 from llmaas.api.record_maps import to_map
 from llmaas.calls import CallSpec, Done, Piece
 from llmaas.errors import assert_never
-from llmaas.records import AdapterInfo, AppId, ContextDetail, ContextInfo, RequestId
+from llmaas.records import AdapterInfo, AppId, ContextDetail, ContextInfo, Message, RequestId, Resolved
 
 
 class AdapterBackend(Protocol):
@@ -44,7 +44,11 @@ class Backend(Protocol):
 
     async def create(self, app: AppId, *, name: str | None, system: str | None, adapter: str = "") -> ContextInfo: ...
 
-    async def fork(self, app: AppId, context: str, *, name: str | None) -> ContextInfo: ...
+    async def fork(
+        self, app: AppId, context: str, *, name: str | None, n_messages: int | None = None
+    ) -> ContextInfo: ...
+
+    async def resolve(self, app: AppId, messages: Sequence[Message], *, adapter: str = "") -> Resolved: ...
 
     async def truncate(
         self, app: AppId, context: str, *, n_tokens: int | None, n_messages: int | None
@@ -88,8 +92,10 @@ def task_of(backend: Backend, caller: Caller, request: msg.TaskRequest) -> Calla
     match request:
         case msg.Create(name, system, adapter):
             return functools.partial(backend.create, caller.app, name=name, system=system, adapter=adapter)
-        case msg.Fork(context, name):
-            return functools.partial(backend.fork, caller.app, context, name=name)
+        case msg.Fork(context, name, n_messages):
+            return functools.partial(backend.fork, caller.app, context, name=name, n_messages=n_messages)
+        case msg.Resolve(messages, adapter):
+            return functools.partial(backend.resolve, caller.app, messages, adapter=adapter)
         case msg.Truncate(context, n_tokens, n_messages):
             return functools.partial(backend.truncate, caller.app, context, n_tokens=n_tokens, n_messages=n_messages)
         case msg.Delete(context, everyone):

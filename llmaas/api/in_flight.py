@@ -146,6 +146,7 @@ class InFlight:
             case (
                 msg.Create()
                 | msg.Fork()
+                | msg.Resolve()
                 | msg.Truncate()
                 | msg.Migrate()
                 | msg.Delete()

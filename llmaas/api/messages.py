@@ -129,14 +129,28 @@ class Generate:
 
 @dataclass(frozen=True, slots=True)
 class Fork:
-    """A new context with the conversation of another."""
+    """A new context with the conversation of another, or with its first ``n_messages`` messages."""
 
     context: str
     name: str | None = None
+    n_messages: int | None = None
 
     def __post_init__(self) -> None:
         check_context(self.context)
         check_name(self.name)
+        if (self.n_messages or 0) < 0:
+            raise ValueError("n_messages must be 0 or more")
+
+
+@dataclass(frozen=True, slots=True)
+class Resolve:
+    """Find the context in which a conversation goes on, which is sent as a whole."""
+
+    messages: tuple[Message, ...]
+    adapter: str = ""
+
+    def __post_init__(self) -> None:
+        check_messages(self.messages)
 
 
 @dataclass(frozen=True, slots=True)
@@ -289,7 +303,7 @@ CallRequest = Append | Generate
 """What runs on the model, and may be cancelled."""
 ControlRequest = Cancel | Prioritize
 """About a running CallRequest of the same connection."""
-TaskRequest = Create | Fork | Truncate | Migrate | Delete | AdapterAdd | AdapterRemove
+TaskRequest = Create | Fork | Resolve | Truncate | Migrate | Delete | AdapterAdd | AdapterRemove
 """What takes time, and ends by itself."""
 QuickRequest = ListContexts | Show | Limit | Stats | Budget | ListAdapters | Ping
 """What is answered at once."""
@@ -300,6 +314,7 @@ OPERATIONS: dict[str, type[Request]] = {
     "append": Append,
     "generate": Generate,
     "fork": Fork,
+    "resolve": Resolve,
     "truncate": Truncate,
     "list": ListContexts,
     "show": Show,

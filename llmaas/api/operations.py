@@ -4,7 +4,7 @@ Law: pure. Both clients make their methods of these functions: these signatures 
 All of them raise BadRequest for arguments that are out of range, before anything is sent.
 
 >>> fork("inbox", name="copy").request
-Fork(context='inbox', name='copy')
+Fork(context='inbox', name='copy', n_messages=None)
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ from llmaas.api.operation import (
 )
 from llmaas.api.record_maps import from_map, to_map
 from llmaas.calls import DEFAULT_TERMS, Done, Sampling, Terms
-from llmaas.records import AdapterInfo, ContextDetail, ContextInfo, Message
+from llmaas.records import AdapterInfo, ContextDetail, ContextInfo, Message, Resolved
 
 Messages = Iterable[Message | Mapping[str, str]]
 """What a caller may hand a client: Message objects, or maps with ``role`` and ``content``."""
@@ -115,9 +115,20 @@ def create(*, name: str | None = None, system: str | None = None, adapter: str =
     return Operation(checked(msg.Create, name, system, adapter), record(ContextInfo))
 
 
-def fork(context: str, *, name: str | None = None) -> Operation[ContextInfo]:
-    """Make a new context with the same conversation; it shares the chunks of the old one."""
-    return Operation(checked(msg.Fork, context, name), record(ContextInfo))
+def fork(context: str, *, name: str | None = None, n_messages: int | None = None) -> Operation[ContextInfo]:
+    """Make a new context with the same conversation, or with its first ``n_messages`` messages; it shares the chunks of
+    the old one."""
+    return Operation(checked(msg.Fork, context, name, n_messages), record(ContextInfo))
+
+
+def resolve(messages: Messages, *, adapter: str = "") -> Operation[Resolved]:
+    """Find the context in which a conversation goes on, for programs that send the whole of it each time.
+
+    The result names a context and says how many of the messages it holds: send ``generate`` the others. Until then,
+    for 30 s at most, nobody else is given it. It is an anonymous one, made if there is none: the daemon deletes old
+    ones when the app has many. Raises Busy, QuotaExceeded, UnknownAdapter.
+    """
+    return Operation(checked(msg.Resolve, as_messages(messages), adapter), record(Resolved))
 
 
 def truncate(context: str, *, n_tokens: int | None = None, n_messages: int | None = None) -> Operation[ContextInfo]:
@@ -239,6 +250,7 @@ class BlockingOperations(BlockingAsker):
     create = blocking(create)
     append = blocking(append)
     fork = blocking(fork)
+    resolve = blocking(resolve)
     truncate = blocking(truncate)
     migrate = blocking(migrate)
     contexts = blocking(contexts)
@@ -260,6 +272,7 @@ class AsyncOperations(AsyncAsker):
     create = awaitable(create)
     append = awaitable(append)
     fork = awaitable(fork)
+    resolve = awaitable(resolve)
     truncate = awaitable(truncate)
     migrate = awaitable(migrate)
     contexts = awaitable(contexts)

@@ -22,6 +22,7 @@ if TYPE_CHECKING:
 _EPILOG = """\
 examples:
   llmaas ctx ls                         this app's contexts and where their tokens are
+  llmaas ctx ls --all                   with the anonymous ones, which the daemon made for stateless requests
   llmaas ctx ls --everyone --json       all apps'; --everyone uses the admin socket
   llmaas ctx show notes                 the conversation
   llmaas ctx show notes --json          the same for a program
@@ -46,6 +47,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
     ls = action("ls", _ls, "list contexts, last used first")
     ls.add_argument("--json", action="store_true", help="print JSON")
+    ls.add_argument("--all", action="store_true", help="with the anonymous ones, whose names begin with ~")
     show = action("show", _show, "show a context and its conversation")
     show.add_argument("context")
     show.add_argument("--json", action="store_true", help="print JSON")
@@ -86,6 +88,7 @@ def as_map(info: ContextInfo) -> dict[str, Any]:
         "created": info.created,
         "last_used": info.last_used,
         "usable": info.usable,
+        "anonymous": info.anonymous,
         "adapter": info.adapter,
         "tiers": tiers,
     }
@@ -109,11 +112,14 @@ def _used(info: ContextInfo, now: float) -> str:
 
 
 def _ls(client: Client, args: argparse.Namespace) -> int:
-    contexts = sorted(client.contexts(everyone=args.everyone), key=lambda c: -c.last_used)
+    known = sorted(client.contexts(everyone=args.everyone), key=lambda c: -c.last_used)
+    contexts = [info for info in known if args.all or not info.anonymous]
     if args.json:
         print_json([as_map(c) for c in contexts])
     elif contexts:
         print(listing(contexts, RealClock().wall(), with_app=args.everyone, stream=sys.stdout))
+    elif known:
+        print(f"No contexts with a name; 'llmaas ctx ls --all' lists {len(known)} anonymous ones.")
     else:
         print(f"No contexts{'' if args.everyone else f' of app {args.app}'} yet; 'llmaas chat NAME' makes one.")
     return 0

@@ -60,6 +60,7 @@ def service_settings(config: Config) -> ServiceSettings:
         queue_limit=config.queue_limit,
         keep_thoughts=config.keep_thoughts,
         app_contexts=config.app_contexts,
+        anonymous_contexts=config.anonymous_contexts,
         app_text_bytes=config.app_text_bytes or max(8 << 20, 64 * config.cells),
         adaptive_threads=config.threads if config.adaptive_threads else None,
         record=config.record,

@@ -189,6 +189,9 @@ class Config:
         "false",
     )
     app_contexts: int = _setting(whole(1, 1 << 20), 1024, "contexts that one app may keep")
+    anonymous_contexts: int = _setting(
+        whole(1, 1 << 20), 64, "of these, contexts without a name that one app may keep; the least used ones go"
+    )
     app_text_bytes: int | None = _setting(
         size(1 << 16, or_none=True),
         None,

@@ -14,10 +14,13 @@ from llmaas.calls import Turn
 from llmaas.errors import BadRequest, ContextDamaged, ContextExists, MachineError, ModelMismatch
 from llmaas.kvchunks.store.store import ContextRow, ModelName
 from llmaas.planner.events import ChunksFound, ContextClosed, ContextOpened
-from llmaas.records import AppId, ContextDetail, ContextInfo, Message
+from llmaas.records import AppId, ContextDetail, ContextId, ContextInfo, Message
+from llmaas.service.anonymous import AnonymousContexts
+from llmaas.service.copies import HistoryChanged, copy_beginning
 from llmaas.service.directory import looks_like_id, new_id
+from llmaas.service.history_keys import HistoryKey
 from llmaas.service.interpreter import Interpreter
-from llmaas.service.live_context import LiveContext, publish_kv, total_tokens
+from llmaas.service.live_context import ANONYMOUS, LiveContext, anonymous_name, publish_kv, total_tokens
 from llmaas.service.parts import ServiceParts
 from llmaas.service.quotas import span_bytes, text_bytes
 from llmaas.service.refusals import refuse_if_deleted, refuse_if_oversized, refuse_if_too_long
@@ -35,13 +38,16 @@ contexts are known by their ids."""
 class Contexts:
     """The contexts of all apps. ``ctx_limit``: tokens of the longest one. For one event loop."""
 
-    def __init__(self, parts: ServiceParts, interpreter: Interpreter, *, ctx_limit: int) -> None:
+    def __init__(
+        self, parts: ServiceParts, interpreter: Interpreter, *, ctx_limit: int, anonymous_contexts: int
+    ) -> None:
         self._engine, self._store, self._store_thread = parts.engine, parts.store, parts.store_thread
         self._text_threads, self._slow_thread = parts.text_threads, parts.slow_thread
         self._clock, self._adapters, self._directory = parts.clock, parts.adapters, parts.directory
-        self._quotas = parts.quotas
+        self._quotas, self._histories = parts.quotas, parts.histories
         self._planner, self._dispatch = interpreter.planner, interpreter.dispatch
         self._ctx_limit = ctx_limit
+        self.anonymous = AnonymousContexts(parts, self.delete, anonymous_contexts)
 
     async def open_stored(self) -> int:
         """Open every context of the store; how many chunks there are on DISK. Raises StoreFailed.
@@ -79,62 +85,115 @@ class Contexts:
     async def create(self, app: AppId, name: str | None, system: str | None, adapter: str) -> ContextInfo:
         """See ``Service.create``."""
         self._adapters.file(adapter)
+        await self.anonymous.fit_context(app)
         with self._quotas.new_context(app):
-            return await self._create(app, name, system, adapter)
+            live = await self._create(app, self._new_row(app, name, adapter), system)
+        return replace(self.info(live), note=self._engine.info.chat_note)
 
-    async def _create(self, app: AppId, name: str | None, system: str | None, adapter: str) -> ContextInfo:
-        row = self._new_row(app, name, adapter)
+    async def create_anonymous(self, app: AppId, adapter: str) -> LiveContext:
+        """An empty context without a name that an app chose."""
+        await self.anonymous.make_room(app)
+        await self.anonymous.fit_context(app)
+        with self._quotas.new_context(app):
+            return await self._create(app, self._anonymous_row(app, adapter), None)
+
+    async def _create(self, app: AppId, row: ContextRow, system: str | None) -> LiveContext:
         live = self._live(row)
         turn = Turn((Message("system", system),) if system else ())
         refuse_if_oversized(turn, self._ctx_limit, self._engine.token_bytes)
         make = partial(turn_spans, answer=False, limit=self._ctx_limit)
         spans = await self._text_threads.run(live, turn, make, self._engine, live, turn)
         refuse_if_too_long(total_tokens(spans), self._ctx_limit)
-        self._quotas.refuse_text(app, span_bytes(spans))
+        await self._refuse_text(app, span_bytes(spans))
         await self._store_thread.run(app, self._store.create_context, row, spans)
         live.add_spans(spans)
         live.used = self._clock.now()
         self._open(live)
-        return replace(self.info(live), note=self._engine.info.chat_note)
+        return live
 
-    async def fork(self, app: AppId, context: str, name: str | None) -> ContextInfo:
+    async def fork(self, app: AppId, context: str, name: str | None, n_messages: int | None) -> ContextInfo:
         """See ``Service.fork``."""
         source = self.find_usable(app, context)
-        with self._quotas.new_context(app):
-            return await self._fork(app, source, name)
-
-    async def _fork(self, app: AppId, source: LiveContext, name: str | None) -> ContextInfo:
+        if n_messages is not None:
+            _n_kept(source, None, n_messages)
+        await self.anonymous.fit_context(app)
         async with source.lock:
             refuse_if_deleted(source)
-            self._quotas.refuse_text(app, text_bytes(source))
-            row = self._new_row(app, name, source.adapter)
-            await self._store_thread.run(app, self._store.fork, source.id, row)
-            live = self._live(row)
-            live.root = source.root
-            live.tokens, live.marks = source.tokens[:], list(source.marks)
-            live.keys, live.n_kv = list(source.keys), source.n_kv
-            live.used = self._clock.now()
-            self._open(live)
-        return self.info(live)
+            with self._quotas.new_context(app):
+                row = self._new_row(app, name, source.adapter)
+                if n_messages is None or (n_messages == len(source.marks) and not source.has_raw_end):
+                    return self.info(await self._fork(app, source, row))
+                return self.info(await self._copy(source, row, n_messages, None))
+
+    async def _fork(self, app: AppId, source: LiveContext, row: ContextRow) -> LiveContext:
+        """The caller holds the lock of ``source``."""
+        await self._refuse_text(app, text_bytes(source), source)
+        await self._store_thread.run(app, self._store.fork, source.id, row)
+        live = self._live(row)
+        live.root = source.root
+        live.tokens, live.marks = source.tokens[:], list(source.marks)
+        live.keys, live.n_kv = list(source.keys), source.n_kv
+        live.used = self._clock.now()
+        self._open(live)
+        return live
+
+    async def copy_anonymous(self, source: LiveContext, n_messages: int, wanted: HistoryKey) -> LiveContext:
+        """A new anonymous context with the first messages of ``source``, which a call may be changing: what the store
+        has of it counts. Raises HistoryChanged if those are not the messages with the key ``wanted``."""
+        app = source.row.app
+        await self.anonymous.make_room(app)
+        await self.anonymous.fit_context(app)
+        with self._quotas.new_context(app):
+            return await self._copy(source, self._anonymous_row(app, source.adapter), n_messages, wanted)
+
+    async def _copy(
+        self, source: LiveContext, row: ContextRow, n_messages: int, wanted: HistoryKey | None
+    ) -> LiveContext:
+        live, app = self._live(row), row.app
+        copy = partial(copy_beginning, self._store, source.id, live, n_messages, source.n_kv)
+        found = await self._store_thread.run(app, copy)
+        if wanted not in (None, found.key):
+            raise HistoryChanged
+        await self._refuse_text(app, text_bytes(live), source)
+        await self._store_thread.run(app, self._store.create_context, row, found.spans)
+        live.used = self._clock.now()
+        self._open(live)
+        return live
+
+    async def split(self, live: LiveContext, n_messages: int) -> None:
+        """Cut an anonymous context to its first messages, which it has in CELLS to the last token; what it held goes on
+        in a new anonymous context."""
+        async with live.lock:
+            app = live.row.app
+            await self.anonymous.make_room(app)
+            await self.anonymous.fit_context(app)
+            with self._quotas.new_context(app):
+                other = await self._fork(app, live, self._anonymous_row(app, live.adapter))
+            other.used, other.last_used = live.used, live.last_used
+            await self._truncate(live, _n_kept(live, None, n_messages), n_messages)
 
     async def truncate(self, app: AppId, context: str, n_tokens: int | None, n_messages: int | None) -> ContextInfo:
         """See ``Service.truncate``."""
         live = self._find_sound(app, context)
         async with live.lock:
             refuse_if_deleted(live)
-            keep = _n_kept(live, n_tokens, n_messages)
-            now = self._clock.wall()
-            if keep or n_messages:
-                left = await self._store_thread.run(app, self._store.truncate, live.id, keep, now)
-            else:  # a message that is held back, without tokens, goes too
-                empty = partial(self._store.rewrite, live.id, (), expect=len(live.tokens), now=now)
-                await self._store_thread.run(app, empty)
-                left = []
-            live.replace_spans(left)
-            live.last_used, live.used = now, self._clock.now()
-            self._quotas.count(live)
-            publish_kv(live, min(live.n_kv, keep), self._dispatch)
+            await self._truncate(live, _n_kept(live, n_tokens, n_messages), n_messages)
         return self.info(live)
+
+    async def _truncate(self, live: LiveContext, keep: int, n_messages: int | None) -> None:
+        """Keep so many tokens. The caller holds the lock."""
+        app, now = live.row.app, self._clock.wall()
+        if keep or n_messages:
+            left = await self._store_thread.run(app, self._store.truncate, live.id, keep, now)
+        else:  # a message that is held back, without tokens, goes too
+            empty = partial(self._store.rewrite, live.id, (), expect=len(live.tokens), now=now)
+            await self._store_thread.run(app, empty)
+            left = []
+        live.replace_spans(left)
+        live.last_used, live.used = now, self._clock.now()
+        self._quotas.count(live)
+        self._histories.changed(live)
+        publish_kv(live, min(live.n_kv, keep), self._dispatch)
 
     async def migrate(self, app: AppId | None, context: str) -> ContextInfo:
         """See ``Service.migrate``."""
@@ -158,6 +217,7 @@ class Contexts:
         live.usable = True
         live.replace_spans(new)
         self._quotas.count(live)
+        self._histories.changed(live)
 
     async def delete(self, live: LiveContext) -> None:
         """Delete the context and the chunks that no other contains."""
@@ -169,6 +229,7 @@ class Contexts:
             new_owners = self._directory.other_owners(live, shared)
             deleted = await self._slow_thread.run(app, self._store.delete_context, live.id, new_owners)
             live.deleted = True
+            self._histories.forget(live)
             self._directory.remove(live)
             self._quotas.forget(live)
             self._dispatch(ContextClosed(live.id, tuple(deleted)))
@@ -203,7 +264,12 @@ class Contexts:
             tiers=(cells, pool, disk, none + max(0, len(live.tokens) - live.n_kv)),
             usable=live.usable and not live.damage,
             adapter=live.adapter,
+            anonymous=live.anonymous,
         )
+
+    def n_in_cells(self, live: LiveContext) -> int:
+        """How many of its first tokens are in CELLS."""
+        return self._planner.tiers(live.id)[0]
 
     def find(self, app: AppId | None, context: str) -> LiveContext:
         """See ``Directory.find``."""
@@ -231,18 +297,32 @@ class Contexts:
     def _open(self, live: LiveContext) -> None:
         self._directory.add(live)
         self._quotas.count(live)
+        self._histories.changed(live)
         idle = max(0.0, self._clock.wall() - live.last_used)
         self._dispatch(ContextOpened(live.id, live.row.app, tuple(live.keys), live.n_kv, idle))
+
+    async def _refuse_text(self, app: AppId, nbytes: int, keep: LiveContext | None = None) -> None:
+        await self.anonymous.fit_text(app, nbytes, keep)
+        self._quotas.refuse_text(app, nbytes)
+
+    def _anonymous_row(self, app: AppId, adapter: str) -> ContextRow:
+        context = new_id()
+        return self._row(context, app, anonymous_name(context), adapter)
 
     def _new_row(self, app: AppId, name: str | None, adapter: str) -> ContextRow:
         if name is None:
             name = self._directory.fresh_name(app)
         if looks_like_id(name):
             raise BadRequest(f"{name!r} looks like the id of a context", hint="Choose a name of another form.")
+        if name.startswith(ANONYMOUS):
+            raise BadRequest(f"{name!r} begins with {ANONYMOUS}", hint="Such names are the daemon's; choose another.")
         if self._directory.has_name(app, name):
             raise ContextExists(f"app {app} has a context named {name!r} already")
+        return self._row(new_id(), app, name, adapter)
+
+    def _row(self, context: ContextId, app: AppId, name: str, adapter: str) -> ContextRow:
         now, model = self._clock.wall(), self._engine.info
-        return ContextRow(new_id(), app, name, model.name, model.vocab, now, now, 0, adapter)
+        return ContextRow(context, app, name, model.name, model.vocab, now, now, 0, adapter)
 
 
 def _n_kept(live: LiveContext, n_tokens: int | None, n_messages: int | None) -> int:

@@ -8,7 +8,7 @@ from __future__ import annotations
 import itertools
 import re
 import secrets
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator
 from collections.abc import Set as AbstractSet
 
 from llmaas.errors import UnknownContext
@@ -29,6 +29,7 @@ class Directory:
         """In the order of their numbers, which is that in which they came."""
         self._numbers = itertools.count(1)
         self._by_name: dict[tuple[AppId, str], LiveContext] = {}
+        self._anonymous: dict[AppId, dict[LiveContext, None]] = {}
         self._last_number: dict[AppId, int] = {}
         """Number of the last name that was made up for an app; the app that asked last stands at the end."""
 
@@ -42,10 +43,20 @@ class Directory:
         live.number = next(self._numbers)
         self._by_id[live.id] = self._by_number[live.number] = live
         self._by_name[live.row.app, live.row.name] = live
+        if live.anonymous:
+            self._anonymous.setdefault(live.row.app, {})[live] = None
 
     def remove(self, live: LiveContext) -> None:
         del self._by_id[live.id], self._by_number[live.number]
         del self._by_name[live.row.app, live.row.name]
+        if (mine := self._anonymous.get(live.row.app)) is not None:
+            mine.pop(live, None)
+            if not mine:
+                del self._anonymous[live.row.app]
+
+    def anonymous(self, app: AppId) -> Collection[LiveContext]:
+        """The app's anonymous contexts."""
+        return self._anonymous.get(app, {}).keys()
 
     def after(self, number: int) -> Iterator[tuple[int, LiveContext]]:
         """The contexts with higher numbers than ``number``, in their order."""

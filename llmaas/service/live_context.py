@@ -18,6 +18,19 @@ from llmaas.kvchunks.store.store import ContextRow, Span
 from llmaas.planner.events import ContextChanged, Event
 from llmaas.records import CHUNK_TOKENS, ChunkKey, ContextId, Message
 
+ANONYMOUS = "~"
+"""How names begin that apps cannot choose."""
+
+
+def anonymous_name(context: ContextId) -> str:
+    """The name of an anonymous context. Its id is in it, so no name that an app chose before such names were refused
+    can be one.
+
+    >>> anonymous_name(ContextId("6f1c0e52a9b34d77"))
+    '~6f1c0e52a9b34d77'
+    """
+    return ANONYMOUS + context
+
 
 @dataclass(frozen=True, slots=True)
 class MessageMark:
@@ -27,6 +40,8 @@ class MessageMark:
     start: int
     end: int
     open: bool
+    after_raw: bool = False
+    """Raw text stands before it, or what a truncation left of a message."""
 
 
 @dataclass(slots=True, eq=False)
@@ -55,12 +70,19 @@ class LiveContext:
     """By the wall clock."""
     used: float = -math.inf
     """The same by the monotonic clock: the order of use since the start, whatever the wall clock did."""
+    claimed_until: float = -math.inf
+    """Until then it is kept for a caller that was told of it and has not called yet. By the monotonic clock."""
     deleted: bool = False
     lock: asyncio.Lock = field(default_factory=asyncio.Lock)
 
     @property
     def id(self) -> ContextId:
         return self.row.id
+
+    @property
+    def anonymous(self) -> bool:
+        """Whether no app chose its name: it was made for a conversation that an app sends as a whole each time."""
+        return self.row.name == anonymous_name(self.row.id)
 
     @property
     def messages(self) -> list[Message]:
@@ -71,6 +93,11 @@ class LiveContext:
         """Whether the last message is an answer without its closing text."""
         return bool(self.marks) and self.marks[-1].open
 
+    @property
+    def has_raw_end(self) -> bool:
+        """Whether raw text, or what a truncation left of a message, stands behind the last message."""
+        return len(self.tokens) > (self.marks[-1].end if self.marks else 0)
+
     def add_spans(self, spans: Sequence[Span]) -> None:
         """Add the spans' tokens and messages at the end."""
         for span in spans:
@@ -80,15 +107,26 @@ class LiveContext:
     def add_marks(self, spans: Sequence[Span]) -> None:
         """Add the messages of spans whose tokens stand at the end already."""
         end = len(self.tokens) - total_tokens(spans)
-        for span in spans:
+        raw = end > (self.marks[-1].end if self.marks else 0)
+        for i, span in enumerate(spans):
             start, end = end, end + len(span.tokens)
             if span.role is None:
+                raw = raw or not self._is_glue(spans, i, start)
                 continue
             message = Message(span.role, span.text or "")
             if self.open and span.open and self.marks[-1].end == start:  # an answer that was continued
                 before = self.marks.pop()
                 message, start = Message(span.role, before.message.content + message.content), before.start
-            self.marks.append(MessageMark(message, start, end, span.open))
+                raw = before.after_raw
+            self.marks.append(MessageMark(message, start, end, span.open, raw))
+            raw = False
+
+    def _is_glue(self, spans: Sequence[Span], i: int, start: int) -> bool:
+        """Whether a span without a role is the chat template's: it opens an answer, or closes the one before it."""
+        after = spans[i + 1] if i + 1 < len(spans) else None
+        if spans[i].text is not None or after is None or after.role is None:
+            return not spans[i].tokens and spans[i].text is None
+        return after.open or (self.open and self.marks[-1].end == start)
 
     def replace_spans(self, spans: Sequence[Span]) -> None:
         """Make these spans all that the context holds."""

@@ -19,6 +19,7 @@ from llmaas.records import RequestId
 from llmaas.service.adapters import AdapterRegistry
 from llmaas.service.call import Call
 from llmaas.service.directory import Directory
+from llmaas.service.histories import Histories
 from llmaas.service.host_share import HostShare
 from llmaas.service.quotas import Quotas
 from llmaas.service.text_threads import TextThreads
@@ -41,6 +42,7 @@ class ServiceParts:
     clock: Clock
     metrics: Registry
     quotas: Quotas
+    histories: Histories
     directory: Directory = field(default_factory=Directory)
     calls: dict[RequestId, Call] = field(default_factory=dict)
     """Every call that waits or runs. The runner adds and removes them."""

@@ -37,6 +37,14 @@ class Quotas:
         """Bytes of text and tokens of all apps."""
         return self._bytes.total
 
+    def fits_context(self, app: AppId) -> bool:
+        """Whether the app may keep one context more."""
+        return self._contexts.kept[app] < self._contexts.allowed(app, 1)
+
+    def fits_text(self, app: AppId, nbytes: int) -> bool:
+        """Whether the app may keep ``nbytes`` bytes more."""
+        return self._bytes.kept[app] + nbytes <= self._bytes.allowed(app, nbytes)
+
     @contextmanager
     def new_context(self, app: AppId) -> Iterator[None]:
         """Around the making of a context, until ``count`` has counted it. Raises QuotaExceeded."""
@@ -61,6 +69,10 @@ class Quotas:
                 hint="Delete or truncate contexts ('llmaas ctx rm', 'llmaas ctx truncate'), or raise the setting "
                 "app_text_bytes.",
             )
+
+    def counted(self, live: LiveContext) -> int:
+        """The bytes of text of the context, as they were counted last."""
+        return self._counted.get(live.id, 0)
 
     def count(self, live: LiveContext) -> None:
         """The context is new, or has changed."""

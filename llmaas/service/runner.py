@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
+import math
 from collections.abc import Callable
 
 from llmaas.calls import CallSpec, Done, Piece, Terms, Turn
@@ -15,6 +16,7 @@ from llmaas.metrics import Registry
 from llmaas.planner.actions import Outcome
 from llmaas.planner.events import CancelRequested, PriorityChanged
 from llmaas.records import RequestId
+from llmaas.service.anonymous import AnonymousContexts
 from llmaas.service.answer import Answer
 from llmaas.service.call import Call, CallControl
 from llmaas.service.constraints import ConstraintHolder
@@ -41,6 +43,7 @@ class CallRunner:
         self,
         parts: ServiceParts,
         interpreter: Interpreter,
+        anonymous: AnonymousContexts,
         *,
         ctx_limit: int,
         queue_limit: int,
@@ -48,7 +51,7 @@ class CallRunner:
     ) -> None:
         self._constraints = ConstraintHolder(parts)
         self._turns = TurnRunner(
-            parts, interpreter, self._constraints, ctx_limit=ctx_limit, keep_thoughts=keep_thoughts
+            parts, interpreter, self._constraints, anonymous, ctx_limit=ctx_limit, keep_thoughts=keep_thoughts
         )
         self._dispatch, self._release = interpreter.dispatch, interpreter.release
         self._calls, self._clock, self._metrics = parts.calls, parts.clock, parts.metrics
@@ -90,6 +93,7 @@ class CallRunner:
             if other.live is live and other.hint:  # what it has brought back stays; this call sees to the rest
                 self.cancel(other.id)
         call = self._begin(live, spec, emit)
+        live.claimed_until = -math.inf  # the call keeps it from now on
         return call.id, call.control.reply
 
     def hint(self, live: LiveContext) -> tuple[RequestId, asyncio.Future[Done]] | None:

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import asdict
 
 from llmaas.calls import CallSpec, Done, Piece
@@ -22,14 +22,16 @@ from llmaas.metrics import Registry
 from llmaas.planner.events import Flush, RateChanged
 from llmaas.policies.duty import ThermalReading
 from llmaas.policies.pool_budget import MemoryReading
-from llmaas.records import AppId, ContextDetail, ContextInfo, RequestId
+from llmaas.records import AppId, ContextDetail, ContextInfo, Message, RequestId, Resolved
 from llmaas.service.adapters import AdapterRegistry
 from llmaas.service.budgets import Budgets
 from llmaas.service.contexts import Contexts
+from llmaas.service.histories import Histories
 from llmaas.service.host_share import HostShare
 from llmaas.service.interpreter import Interpreter
 from llmaas.service.parts import ServiceParts
 from llmaas.service.quotas import Quotas
+from llmaas.service.resolver import Resolver
 from llmaas.service.runner import CallRunner
 from llmaas.service.settings import ServiceSettings, settings_for
 from llmaas.service.text_threads import TextThreads
@@ -54,13 +56,14 @@ class Service:
         """``codec``: one for the engine's geometry and rope, by default; a bench gives one that it times."""
         self._settings = settings
         self.planner_settings = settings_for(engine.engine, settings.planner)
-        clock, store_thread = clock or RealClock(), FairThread("store")
+        clock, store_thread, text_threads = clock or RealClock(), FairThread("store"), TextThreads()
         self.adapters = AdapterRegistry(engine, store, store_thread, settings.planner.adapter_bytes)
         self._parts = ServiceParts(
             engine_thread=engine,
             store=store,
             store_thread=store_thread,
-            text_threads=TextThreads(),
+            text_threads=text_threads,
+            histories=Histories(text_threads),
             slow_thread=FairThread("slow"),
             codec=codec or Codec(self.planner_settings.geometry, engine.engine.rope),
             adapters=self.adapters,
@@ -85,10 +88,14 @@ class Service:
         interpreter.on_fault = self._failed.set
         self._planner, self._dispatch = interpreter.planner, interpreter.dispatch
         self._budgets = Budgets(self._planner, self._dispatch, interpreter.pool.trim_memory, parts.clock, parts.metrics)
-        self._contexts = Contexts(parts, interpreter, ctx_limit=ctx_limit)
+        self._contexts = Contexts(
+            parts, interpreter, ctx_limit=ctx_limit, anonymous_contexts=settings.anonymous_contexts
+        )
+        self._resolver = Resolver(parts, self._contexts)
         self._runner = CallRunner(
             parts,
             interpreter,
+            self._contexts.anonymous,
             ctx_limit=ctx_limit,
             queue_limit=settings.queue_limit,
             keep_thoughts=settings.keep_thoughts,
@@ -127,6 +134,7 @@ class Service:
 
     async def _drain(self) -> None:
         await self._runner.wait_idle()
+        await self._contexts.anonymous.wait_idle()
         self._dispatch(Flush())
         await self._interpreter.wait_idle()
 
@@ -147,6 +155,7 @@ class Service:
         Last chunks that are not full are in CELLS and POOL only.
         """
         await self._runner.wait_idle()
+        await self._contexts.anonymous.wait_idle()
         await self._interpreter.wait_idle()
 
     # -- contexts
@@ -164,10 +173,17 @@ class Service:
         self._refuse_if_closing()
         return await self._contexts.create(app, name, system, adapter)
 
-    async def fork(self, app: AppId, context: str, *, name: str | None) -> ContextInfo:
-        """A new context with the same tokens; it shares the chunks of the old one."""
+    async def fork(self, app: AppId, context: str, *, name: str | None, n_messages: int | None = None) -> ContextInfo:
+        """A new context with the same tokens, or with those of the first ``n_messages`` messages; it shares the chunks
+        of the old one."""
         self._refuse_if_closing()
-        return await self._contexts.fork(app, context, name)
+        return await self._contexts.fork(app, context, name, n_messages)
+
+    async def resolve(self, app: AppId, messages: Sequence[Message], *, adapter: str = "") -> Resolved:
+        """The context in which a conversation goes on: one that holds the first of these messages, as many as can be
+        found; kept for the caller until its next call. Raises Busy, QuotaExceeded, UnknownAdapter, DiskFull."""
+        self._refuse_if_closing()
+        return await self._resolver.resolve(app, messages, adapter)
 
     async def truncate(self, app: AppId, context: str, *, n_tokens: int | None, n_messages: int | None) -> ContextInfo:
         """Keep the first ``n_tokens`` tokens, or the first ``n_messages`` messages."""

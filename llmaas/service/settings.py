@@ -25,6 +25,8 @@ class ServiceSettings:
     """Past answers stay in a context as they were given, where a chat template would drop their thoughts."""
     app_contexts: int = 1024
     """Contexts that one app may keep."""
+    anonymous_contexts: int = 64
+    """How many of them may be anonymous; the oldest go."""
     app_text_bytes: int = 8 << 20
     """Bytes of text and tokens that one app may keep, in memory and on disk; NO_QUOTA: as many as it likes."""
     adaptive_threads: int | None = None

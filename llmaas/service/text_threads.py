@@ -10,6 +10,7 @@ from typing import TypeVar
 
 from llmaas.calls import Turn
 from llmaas.fair_thread import FairThread
+from llmaas.records import AppId
 from llmaas.service.live_context import LiveContext
 
 T = TypeVar("T")
@@ -34,6 +35,10 @@ class TextThreads:
         """
         thread = self._short if turn is not None and _is_short(live, turn) else self._long
         return await thread.run_to_end(live.row.app, do, *args)
+
+    async def run_long(self, app: AppId, do: Callable[..., T], *args: object) -> T:
+        """``do(*args)``, which takes time that grows with the app's text, and reads nothing that a lock guards."""
+        return await self._long.run(app, do, *args)
 
     def close(self, *, wait: bool = True) -> None:
         """Take no more jobs; those that wait end with ShuttingDown. ``wait``: until what runs has ended."""

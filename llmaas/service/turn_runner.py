@@ -16,6 +16,7 @@ from llmaas.errors import BadRequest, Cancelled, LlmaasError, NoNumbers
 from llmaas.kvchunks.store.store import KeyedTurn, Span
 from llmaas.planner.actions import Finish, Outcome
 from llmaas.planner.events import Submitted
+from llmaas.service.anonymous import AnonymousContexts
 from llmaas.service.call import Call, answer_spans, done
 from llmaas.service.constraints import ConstraintHolder
 from llmaas.service.interpreter import Interpreter
@@ -40,12 +41,14 @@ class TurnRunner:
         parts: ServiceParts,
         interpreter: Interpreter,
         constraints: ConstraintHolder,
+        anonymous: AnonymousContexts,
         *,
         ctx_limit: int,
         keep_thoughts: bool = False,
     ) -> None:
         self._engine, self._store, self._store_thread = parts.engine, parts.store, parts.store_thread
         self._clock, self._adapters, self._quotas = parts.clock, parts.adapters, parts.quotas
+        self._anonymous, self._histories = anonymous, parts.histories
         self._text_threads, self._constraints = parts.text_threads, constraints
         self._dispatch, self._is_stored = interpreter.dispatch, interpreter.planner.stored
         self._ctx_limit, self._keep_thoughts = ctx_limit, keep_thoughts
@@ -122,6 +125,7 @@ class TurnRunner:
         if call.spec.generation and not pending.base + pending.n_prompt:
             raise BadRequest("there is nothing to answer: the context is empty", hint="Send messages or a prompt.")
         if not call.hint:
+            await self._anonymous.fit_text(live.row.app, span_bytes(pending.spans), live)
             self._quotas.refuse_text(live.row.app, span_bytes(pending.spans))
         for span in pending.spans:
             live.tokens.extend(span.tokens)
@@ -226,6 +230,7 @@ class TurnRunner:
             raise
         live.add_marks(spans)
         self._quotas.count(live)
+        self._histories.changed(live)
         if not call.hint:
             live.last_used, live.used = now, self._clock.now()
         self._publish(live, n_kv)

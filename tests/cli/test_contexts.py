@@ -2,12 +2,18 @@
 
 from __future__ import annotations
 
+import argparse
+import contextlib
 import io
+import json
+from collections.abc import Iterator
+from dataclasses import replace
 
 import pytest
 
 from llmaas.cli.contexts import matching, meant
-from llmaas.cli.ctx import listing
+from llmaas.cli.ctx import listing, run
+from llmaas.cli.main import build_parser
 from llmaas.errors import BadRequest, UnknownContext
 from llmaas.records import AppId, ContextId, ContextInfo
 
@@ -52,3 +58,30 @@ def test_the_list_stays_readable_with_long_names() -> None:
     lines = listing(infos, 0.0, with_app=True, stream=io.StringIO()).splitlines()
     assert max(map(len, lines)) < 120
     assert names[1] in lines[2] and "x" * 39 + "\N{HORIZONTAL ELLIPSIS} " in lines[3] and "x" * 40 not in lines[3]
+
+
+def test_anonymous_contexts_are_listed_with_all_only(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    anonymous = replace(context("dddd000000000004", "~dddd000000000004"), anonymous=True)
+    known = [A, anonymous]
+
+    class Client:
+        def contexts(self, *, everyone: bool) -> list[ContextInfo]:
+            return known
+
+    @contextlib.contextmanager
+    def connected(args: argparse.Namespace, *, admin: bool) -> Iterator[Client]:
+        yield Client()
+
+    def listed(*args: str) -> str:
+        assert run(build_parser("ctx").parse_args(["ctx", "ls", *args])) == 0
+        return capsys.readouterr().out
+
+    monkeypatch.setattr("llmaas.cli.ctx.connected", connected)
+    assert "notes" in listed() and "~dddd" not in listed()
+    assert "notes" in listed("--all") and "~dddd" in listed("--all")
+    assert [c["anonymous"] for c in json.loads(listed("--json"))] == [False]
+    assert [c["anonymous"] for c in json.loads(listed("--json", "--all"))] == [False, True]
+    known.remove(A)
+    assert "'llmaas ctx ls --all' lists 1 anonymous" in listed()

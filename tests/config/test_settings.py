@@ -52,6 +52,7 @@ BAD = {
     "priority_floor": "10",
     "urgent_apps": "a b",
     "app_contexts": "0",
+    "anonymous_contexts": "0",
     "app_text_bytes": "1K",
     "max_tokens": "1.5",
     "log_level": "loud",

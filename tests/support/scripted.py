@@ -6,7 +6,8 @@ import asyncio
 import contextlib
 import threading
 from collections import Counter
-from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterator, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -14,7 +15,7 @@ from llmaas.api.server import Limits, Server, peer_uid, serve
 from llmaas.api.wire import Decoder, Frame, encode
 from llmaas.calls import CallSpec, Done, FinishReason, Generation, Piece, SwitchReport, Terms
 from llmaas.errors import Cancelled, ContextExists, ContextTooLong, UnknownAdapter, UnknownContext, UnknownRequest
-from llmaas.records import AdapterInfo, AppId, ContextDetail, ContextId, ContextInfo, Message, RequestId
+from llmaas.records import AdapterInfo, AppId, ContextDetail, ContextId, ContextInfo, Message, RequestId, Resolved
 
 
 class ScriptedAdapters:
@@ -67,9 +68,14 @@ class ScriptedBackend:
         self.known[context] = ContextDetail(info, (Message("system", system),) if system else ())
         return info
 
-    async def fork(self, app: AppId, context: str, *, name: str | None) -> ContextInfo:
-        self._find(app, context)
-        return await self.create(app, name=name, system=None)
+    async def fork(self, app: AppId, context: str, *, name: str | None, n_messages: int | None = None) -> ContextInfo:
+        info = self._find(app, context).info
+        made = await self.create(app, name=name, system=None)
+        return replace(made, n_messages=info.n_messages if n_messages is None else n_messages)
+
+    async def resolve(self, app: AppId, messages: Sequence[Message], *, adapter: str = "") -> Resolved:
+        made = await self.create(app, name=None, system=None, adapter=adapter)
+        return Resolved(replace(made, anonymous=True), len(messages) - 1)
 
     async def truncate(self, app: AppId, context: str, *, n_tokens: int | None, n_messages: int | None) -> ContextInfo:
         return self._find(app, context).info

@@ -1,0 +1,112 @@
+"""Room for contexts and text: the anonymous contexts of an app make way, the one that was used least lately first.
+
+Law: none goes that has a name, runs a call, or is kept for a caller. Everything is on the event loop.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+from collections.abc import Awaitable, Callable, Iterable
+
+from llmaas.errors import Busy, LlmaasError
+from llmaas.records import AppId
+from llmaas.service.live_context import LiveContext
+from llmaas.service.parts import ServiceParts
+
+log = logging.getLogger(__name__)
+
+CLAIM_S = 30.0
+"""Seconds that a context is kept for a caller which was told of it."""
+_GOING = 8
+"""Contexts that are being deleted while the requests that made it necessary go on; beyond that they wait."""
+
+
+class AnonymousContexts:
+    """``most``: anonymous contexts that an app may keep; ``delete`` deletes a context."""
+
+    def __init__(self, parts: ServiceParts, delete: Callable[[LiveContext], Awaitable[None]], most: int) -> None:
+        self._directory, self._calls, self._quotas = parts.directory, parts.calls, parts.quotas
+        self._clock, self._delete, self._most = parts.clock, delete, most
+        self._going: dict[LiveContext, asyncio.Task[bool]] = {}
+
+    def claim(self, live: LiveContext) -> None:
+        """Keep the context for a caller until its next call begins on it."""
+        live.used = self._clock.now()
+        live.claimed_until = live.used + CLAIM_S
+
+    def free(self, contexts: Iterable[LiveContext]) -> list[LiveContext]:
+        """Those that nobody uses, or is about to use."""
+        now, called = self._clock.now(), {call.live for call in self._calls.values()}
+        return [
+            live
+            for live in contexts
+            if not live.lock.locked() and live.claimed_until <= now and live not in called and live not in self._going
+        ]
+
+    async def make_room(self, app: AppId) -> None:
+        """The app gets another anonymous context: let the oldest go, if it has as many as it may. Raises Busy."""
+        while len(self._directory.anonymous(app)) - self._n_going(app) >= self._most:
+            if (oldest := self._oldest(app, None)) is None:
+                raise Busy(
+                    f"all {self._most} anonymous contexts of the app {app} are in use",
+                    hint="Try again when a request has ended, or raise the setting anonymous_contexts.",
+                )
+            self._let_go(oldest)
+        if self._n_going(app) > _GOING:
+            await self._wait(next(iter(self._going.values())))
+
+    async def fit_context(self, app: AppId) -> None:
+        """Make room within the app's quota for another context, if that is possible."""
+        while not self._quotas.fits_context(app) and await self._one_goes(app, None):
+            pass
+
+    async def fit_text(self, app: AppId, nbytes: int, keep: LiveContext | None = None) -> None:
+        """Make room within the app's quota for so many bytes of text, if that is possible; ``keep`` does not go."""
+        while not self._quotas.fits_text(app, nbytes):
+            spare = sum(map(self._quotas.counted, self._may_go(app, keep)))
+            spare += sum(self._quotas.counted(live) for live in self._going if live.row.app == app)
+            if not self._quotas.fits_text(app, nbytes - spare) or not await self._one_goes(app, keep):
+                return
+
+    async def wait_idle(self) -> None:
+        """Return when nothing is being deleted."""
+        while self._going:
+            await asyncio.wait(list(self._going.values()))
+
+    async def _one_goes(self, app: AppId, keep: LiveContext | None) -> bool:
+        """Return when a context of the app is gone; False if none may go."""
+        mine = (task for live, task in self._going.items() if live.row.app == app)
+        if (task := next(mine, None)) is None:
+            if (oldest := self._oldest(app, keep)) is None:
+                return False
+            task = self._let_go(oldest)
+        await self._wait(task)
+        return task.result()
+
+    def _oldest(self, app: AppId, keep: LiveContext | None) -> LiveContext | None:
+        return min(self._may_go(app, keep), key=lambda live: (live.used, live.last_used), default=None)
+
+    def _may_go(self, app: AppId, keep: LiveContext | None) -> list[LiveContext]:
+        return self.free(live for live in self._directory.anonymous(app) if live is not keep)
+
+    def _n_going(self, app: AppId) -> int:
+        return sum(live.row.app == app for live in self._going)
+
+    def _let_go(self, live: LiveContext) -> asyncio.Task[bool]:
+        task = self._going[live] = asyncio.get_running_loop().create_task(self._go(live))
+        return task
+
+    async def _go(self, live: LiveContext) -> bool:
+        """Whether it is gone."""
+        try:
+            await self._delete(live)
+        except LlmaasError as error:
+            log.warning("anonymous context %s cannot be deleted: %s", live.id, error.message)
+        finally:
+            del self._going[live]
+        return live.deleted
+
+    async def _wait(self, task: asyncio.Task[bool]) -> None:
+        """Whoever waits may be cancelled; the deletion goes on."""
+        await asyncio.wait([task])

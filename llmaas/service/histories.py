@@ -1,0 +1,116 @@
+"""Keeps the table of conversations up to date: what has changed is hashed when somebody asks.
+
+Law: on the event loop; text that is long is hashed on a thread. Apps that never ask cost nothing.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from itertools import takewhile
+
+from llmaas.records import AppId, Message
+from llmaas.service.history_keys import HistoryKey, history_keys, history_root
+from llmaas.service.history_table import NOTHING, Entry, HistoryTable
+from llmaas.service.live_context import LiveContext, MessageMark
+from llmaas.service.text_threads import SHORT_CHARACTERS, SHORT_MESSAGES, TextThreads
+
+
+@dataclass(frozen=True, slots=True)
+class _Work:
+    """A context whose messages after the first ``len(known)`` are to be hashed; ``known`` begins with the root."""
+
+    live: LiveContext
+    marks: tuple[MessageMark, ...]
+    known: tuple[HistoryKey, ...]
+    whole: bool
+
+    @property
+    def new(self) -> list[Message]:
+        return [mark.message for mark in self.marks[len(self.known) - 1 :]]
+
+
+class Histories:
+    """``changed`` and ``forget`` say what happens to contexts; ``refresh`` before ``table`` is used."""
+
+    def __init__(self, threads: TextThreads) -> None:
+        self.table = HistoryTable()
+        self._threads = threads
+        self._stale: dict[AppId, dict[LiveContext, None]] = {}
+
+    def changed(self, live: LiveContext) -> None:
+        """The context is new, or its messages or its adapter have changed."""
+        self._stale.setdefault(live.row.app, {})[live] = None
+
+    def forget(self, live: LiveContext) -> None:
+        """The context is or will be deleted."""
+        self._drop_stale(live)
+        self.table.forget(live)
+
+    def is_stale(self, live: LiveContext) -> bool:
+        return live in self._stale.get(live.row.app, {})
+
+    async def keys(self, app: AppId, adapter: str, messages: Sequence[Message]) -> list[HistoryKey]:
+        """The keys of a conversation, the root first."""
+        root = history_root(app, adapter)
+        if _is_short([messages]):
+            return [root, *history_keys(root, messages)]
+        return [root, *await self._threads.run_long(app, history_keys, root, messages)]
+
+    async def refresh(self, app: AppId) -> None:
+        """Let the table hold what the app's contexts hold, but for what changes meanwhile: that stays stale."""
+        stale = list(self._stale.get(app, ()))
+        if not stale:
+            return
+        works = [_work(live, self.table.entry(live)) for live in stale]
+        if _is_short([work.new for work in works]):
+            entries = _entries(works)
+        else:
+            entries = await self._threads.run_long(app, _entries, works)
+        for work, entry in zip(works, entries, strict=True):
+            if self.is_stale(work.live) and _is_as_it_was(work):
+                self.table.put(work.live, entry)
+                if not work.live.lock.locked():  # a call may change it for the time being
+                    self._drop_stale(work.live)
+
+    def _drop_stale(self, live: LiveContext) -> None:
+        mine = self._stale.get(live.row.app, {})
+        mine.pop(live, None)
+        if not mine:
+            self._stale.pop(live.row.app, None)
+
+
+def _work(live: LiveContext, known: Entry) -> _Work:
+    if not live.usable or live.damage:
+        return _Work(live, (), (), False)
+    marks = tuple(takewhile(lambda mark: not mark.after_raw, live.marks))
+    end = marks[-1].end if marks else 0
+    root = history_root(live.row.app, live.adapter)
+    if known.keys[:1] != (root,):
+        known = NOTHING
+    pairs = zip(marks, known.marks, strict=False)
+    n_same = sum(1 for _ in takewhile(lambda pair: pair[0] is pair[1], pairs))
+    whole = end == len(live.tokens) and len(marks) == len(live.marks)
+    return _Work(live, marks, (root, *known.keys[1 : n_same + 1]), whole)
+
+
+def _is_as_it_was(work: _Work) -> bool:
+    """Whether the context holds what it held when ``work`` was made."""
+    now = _work(work.live, NOTHING)
+    return (now.marks, now.known[:1], now.whole) == (work.marks, work.known[:1], work.whole)
+
+
+def _entries(works: Sequence[_Work]) -> list[Entry]:
+    return [
+        Entry(work.marks, (*work.known, *history_keys(work.known[-1], work.new)) if work.known else (), work.whole)
+        for work in works
+    ]
+
+
+def _is_short(conversations: Sequence[Sequence[Message]]) -> bool:
+    """Whether these are hashed in a fraction of a millisecond."""
+    n_messages = sum(map(len, conversations))
+    return (
+        n_messages <= SHORT_MESSAGES
+        and sum(len(message.content) for messages in conversations for message in messages) <= SHORT_CHARACTERS
+    )
