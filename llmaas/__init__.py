@@ -45,7 +45,7 @@ if TYPE_CHECKING:  # what type checkers and editors see; _HOMES says the same to
         UnknownContext,
         VersionMismatch,
     )
-    from llmaas.records import AdapterInfo, ContextDetail, ContextInfo, Message
+    from llmaas.records import AdapterInfo, ContextDetail, ContextInfo, Message, Resolved
 
 keep_old_modules()
 
@@ -58,7 +58,7 @@ _HOMES = {
         "Expired Forbidden FrameTooLarge KeyReused LlmaasError ModelMismatch NotServing NotTrusted ShuttingDown "
         "UnknownAdapter UnknownContext VersionMismatch"
     ),
-    "llmaas.records": "AdapterInfo ContextDetail ContextInfo Message",
+    "llmaas.records": "AdapterInfo ContextDetail ContextInfo Message Resolved",
 }
 _HOME = {name: module for module, names in _HOMES.items() for name in names.split()}
 
@@ -92,6 +92,7 @@ __all__ = [
     "NotTrusted",
     "Piece",
     "Priority",
+    "Resolved",
     "Sampling",
     "ShuttingDown",
     "Stream",

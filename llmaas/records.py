@@ -136,6 +136,8 @@ class ModelInfo:
     """Fields of ``calls.Sampling`` that the model's makers suggest."""
     file: str = ""
     """Name of the file, without its folder; "" if there is none."""
+    tools: bool = False
+    """Whether its chat template has a place for tools."""
 
     @property
     def title(self) -> str:

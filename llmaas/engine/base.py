@@ -133,8 +133,9 @@ class Engine(Protocol):
     def render(self, messages: Sequence[Message], *, answer: bool) -> str:
         """Messages through the model's chat template; with ``answer`` up to where the model begins to speak.
 
-        Takes seconds at most. Raises BadRequest if the template refuses the messages, takes longer, or makes more text
-        than any context holds.
+        A first message of the role ``tools`` lists tools (``engine/tools.py``), which the template writes where it
+        likes. Takes seconds at most. Raises BadRequest if the template refuses the messages, has no place for tools,
+        takes longer, or makes more text than any context holds.
         """
 
     def check_sampling(self, sampling: Sampling) -> Prepared | None:

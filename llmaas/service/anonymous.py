@@ -7,7 +7,9 @@ from __future__ import annotations
 
 import asyncio
 import logging
-from collections.abc import Awaitable, Callable, Iterable
+from collections import Counter
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterable
+from contextlib import asynccontextmanager
 
 from llmaas.errors import Busy, LlmaasError
 from llmaas.records import AppId
@@ -29,6 +31,8 @@ class AnonymousContexts:
         self._directory, self._calls, self._quotas = parts.directory, parts.calls, parts.quotas
         self._clock, self._delete, self._most = parts.clock, delete, most
         self._going: dict[LiveContext, asyncio.Task[bool]] = {}
+        self._coming = Counter[AppId]()
+        """How many each app is about to get."""
 
     def claim(self, live: LiveContext) -> None:
         """Keep the context for a caller until its next call begins on it."""
@@ -44,22 +48,38 @@ class AnonymousContexts:
             if not live.lock.locked() and live.claimed_until <= now and live not in called and live not in self._going
         ]
 
-    async def make_room(self, app: AppId) -> None:
-        """The app gets another anonymous context: let the oldest go, if it has as many as it may. Raises Busy."""
-        while len(self._directory.anonymous(app)) - self._n_going(app) >= self._most:
-            if (oldest := self._oldest(app, None)) is None:
+    @asynccontextmanager
+    async def room(self, app: AppId, keep: LiveContext | None = None) -> AsyncIterator[None]:
+        """Around the making of an anonymous context: let the oldest go, if the app has as many as it may. Raises Busy.
+
+        There is room within the app's quota then, too, if that is possible. ``keep`` goes only if no other may.
+        """
+        await self._make_room(app, keep)
+        self._coming[app] += 1
+        try:
+            await self.fit_context(app, keep)
+            yield
+        finally:
+            self._coming[app] -= 1
+            if not self._coming[app]:
+                del self._coming[app]
+
+    async def _make_room(self, app: AppId, keep: LiveContext | None) -> None:
+        while len(self._directory.anonymous(app)) + self._coming[app] - self._n_going(app) >= self._most:
+            if (oldest := self._oldest(app, keep) or self._oldest(app, None)) is None:
                 raise Busy(
                     f"all {self._most} anonymous contexts of the app {app} are in use",
                     hint="Try again when a request has ended, or raise the setting anonymous_contexts.",
                 )
             self._let_go(oldest)
-        if self._n_going(app) > _GOING:
-            await self._wait(next(iter(self._going.values())))
+            if self._n_going(app) > _GOING and not await self._one_goes(app, keep):
+                return  # the disk fails: it is said where something is written
 
-    async def fit_context(self, app: AppId) -> None:
+    async def fit_context(self, app: AppId, keep: LiveContext | None = None) -> None:
         """Make room within the app's quota for another context, if that is possible."""
-        while not self._quotas.fits_context(app) and await self._one_goes(app, None):
-            pass
+        while not self._quotas.fits_context(app):
+            if not await self._one_goes(app, keep) and not await self._one_goes(app, None):
+                return
 
     async def fit_text(self, app: AppId, nbytes: int, keep: LiveContext | None = None) -> None:
         """Make room within the app's quota for so many bytes of text, if that is possible; ``keep`` does not go."""

@@ -12,8 +12,9 @@ longer one: those that write an end token unless an answer follows, or that drop
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
+from llmaas.engine.tools import TOOLS
 from llmaas.errors import BadRequest
 from llmaas.records import Message
 from llmaas.service.content_marks import RenderedText
@@ -21,6 +22,8 @@ from llmaas.service.control_names import NO_NAMES, ControlNames
 from llmaas.service.conversation import Closings, MarkedConversation, Render, n_same, standin_turn
 
 _RAW = "Send a raw prompt instead."
+LEADING = ("system", TOOLS)
+"""Roles of messages that a template may write into the user's message that follows them."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -65,15 +68,38 @@ def turn_parts(
 
 def is_held_back(render: Render, messages: Sequence[Message], names: ControlNames = NO_NAMES) -> bool:
     """Whether these messages have no text of their own yet. So it is with the system's where a template wants a user's
-    message first, or writes the system's into it."""
-    if not messages or any(message.role != "system" for message in messages):
+    message first, or writes the system's into it; and with tools."""
+    if not messages or n_leading(messages) < len(messages):
         return False
     conversation = MarkedConversation(render, messages, names)
+    if messages[-1].role == TOOLS:
+        return True
     try:
         shown = conversation.with_ends(conversation.marked(False), False, range(len(messages)))
     except BadRequest:
         return True
     return bool(shown.lost(messages))
+
+
+def n_leading(messages: Sequence[Message]) -> int:
+    """How many messages, of the system and tools, stand before all others."""
+    return next((i for i, message in enumerate(messages) if message.role not in LEADING), len(messages))
+
+
+def with_lead(conversation: MarkedConversation, shown: RenderedText, n_held: int) -> tuple[int, RenderedText]:
+    """How many of the first messages have no text of their own, and ``shown`` with the end of the last that has,
+    where ``n_held`` are thought to have none.
+
+    Where there are tools, the template may write them behind the system's message. They must be part of its text, or
+    all those messages are held back: what follows does not write them again.
+    """
+    n_lead = n_leading(conversation.messages)
+    if n_held == n_lead or conversation.messages[0].role != TOOLS:
+        return n_held, shown
+    end, closed = shown.ends.get(n_lead - 1), conversation.closed(n_lead) if n_lead == 2 else None
+    if end is None or closed is None or not shown.text.startswith(closed, end):
+        return n_lead, shown
+    return 1, replace(shown, ends={**shown.ends, n_lead - 1: end + len(closed)})
 
 
 def first_text(
@@ -90,14 +116,15 @@ def first_text(
     """
     names.refuse_roles(new)
     messages = [*held, *new]
-    n_system = next((i for i, message in enumerate(new) if message.role != "system"), len(new))
-    n_held = n_system if n_system and is_held_back(render, messages[: len(held) + n_system], names) else 0
-    if n_held == len(new) and not answer:
+    n_lead = n_leading(messages)
+    n_held = n_lead if is_held_back(render, messages[:n_lead], names) else 0
+    if n_held == len(messages) and not answer:
         return TurnText(stops=tuple((0, message) for message in new))
     conversation = MarkedConversation(render, messages, names)
     shown, body = _shown(conversation, len(held), answer, cut=None)
     _refuse_if_lost(shown, messages, len(held), but_system=not answer)
-    return divided(shown, body, new, len(held), Closings(render, names), n_held=n_held)
+    n_held, shown = with_lead(conversation, shown, n_held)
+    return divided(shown, body, new, len(held), Closings(render, names), n_held=max(0, n_held - len(held)))
 
 
 def next_text(

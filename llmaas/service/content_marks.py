@@ -9,13 +9,18 @@ from __future__ import annotations
 import re
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Any
 
+from llmaas.engine.tools import TOOLS, read_tools, tools_text
 from llmaas.errors import BadRequest
 from llmaas.records import Message
 from llmaas.service.control_names import NONCHARACTERS, ControlNames
 
 _SPACE = re.compile(r"\s*")
 _NONCHARACTER = re.compile("[\ufdd0-\ufdef]")
+_WORDS = frozenset(["type", "function", "name", "description", "parameters", "properties", "required", "items", "enum"])
+_WORDS |= {"object", "string", "number", "integer", "boolean", "array", "null", "strict", "default", "format"}
+"""Words that templates look for in tools. None is a control token's name, so they need no marks."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -37,7 +42,11 @@ class RenderedText:
     def lost(self, messages: Sequence[Message], first: int = 0) -> list[Message]:
         """The messages from number ``first`` on of which nothing is in the text, as far as that is known."""
         rest = enumerate(messages[first:], first) if self.ends_known else ()
-        return [message for number, message in rest if number not in self.ends and message.content.strip()]
+        return [
+            message
+            for number, message in rest
+            if number not in self.ends and message.content.strip() and message.role != TOOLS
+        ]
 
     def since(self, start: int) -> RenderedText:
         """What comes from ``start`` on."""
@@ -65,7 +74,7 @@ class ContentMarks:
     """The marks for some messages. Raises BadRequest if their contents hold so many noncharacters that none is left."""
 
     def __init__(self, messages: Sequence[Message], names: ControlNames) -> None:
-        used = {found for message in messages for found in _NONCHARACTER.findall(message.content)}
+        used = {found for message in messages for found in _NONCHARACTER.findall(_plain(message))}
         free = [mark for mark in NONCHARACTERS if mark not in used]
         if len(free) < 7:
             raise BadRequest("the messages hold too many different noncharacters (U+FDD0 to U+FDEF)")
@@ -76,15 +85,28 @@ class ContentMarks:
 
     def guarded(self, message: Message) -> Message:
         """The message with marks around each control token's name, white space included, and where a name might form
-        across the content's edge. Every rendering has these marks."""
+        across the content's edge. Every rendering has these marks. Tools have them in each of their texts. Raises
+        BadRequest for tools that cannot be read."""
+        if message.role == TOOLS:
+            return Message(TOOLS, tools_text([self._guarded_tool(tool) for tool in read_tools(message.content)]))
         return Message(message.role, self._guarded(message.content))
 
-    def _guarded(self, content: str) -> str:
+    def _guarded_tool(self, value: Any) -> Any:
+        if isinstance(value, str):
+            return value if value in _WORDS else self._guarded(value, in_json=True)
+        if isinstance(value, list):
+            return [self._guarded_tool(each) for each in value]
+        if isinstance(value, dict):
+            return {self._guarded_tool(key): self._guarded_tool(each) for key, each in value.items()}
+        return value
+
+    def _guarded(self, content: str, *, in_json: bool = False) -> str:
+        """``in_json``: white space may become escapes, so it is left outside the marks."""
         core = content.strip()
         parts, at = list[str](), 0
         for found in self._names.find(core):
-            start = at + len(core[at : found.start()].rstrip())
-            stop = _past_space(core, found.end())
+            start = found.start() if in_json else at + len(core[at : found.start()].rstrip())
+            stop = found.end() if in_json else _past_space(core, found.end())
             parts += [core[at:start], self._open, core[start:stop], self._close]
             at = stop
         parts.append(core[at:])
@@ -94,7 +116,10 @@ class ContentMarks:
         return "".join([content[:start], *parts, content[start + len(core) :]])
 
     def ended(self, message: Message, number: int) -> Message:
-        """The message with a mark where its content ends, white space left out."""
+        """The message with a mark where its content ends, white space left out. Tools have no end: a template writes
+        them where it likes."""
+        if message.role == TOOLS:
+            return message
         core = message.content.rstrip()
         digits = f"{number:b}".translate({48: self._zero, 49: self._one})
         mark = f"{self._end}{digits}{self._end}"
@@ -141,6 +166,11 @@ class ContentMarks:
             start -= 1
         stop = _past_space(text, found.end())
         return text[start - 1 : start] == self._open and text[stop : stop + 1] == self._close
+
+
+def _plain(message: Message) -> str:
+    """The content, without escapes where it is JSON."""
+    return tools_text(read_tools(message.content)) if message.role == TOOLS else message.content
 
 
 def _past_space(text: str, start: int) -> int:

@@ -11,7 +11,15 @@ from dataclasses import replace
 from functools import partial
 
 from llmaas.calls import Turn
-from llmaas.errors import BadRequest, ContextDamaged, ContextExists, MachineError, ModelMismatch
+from llmaas.errors import (
+    BadRequest,
+    Busy,
+    ContextDamaged,
+    ContextExists,
+    MachineError,
+    ModelMismatch,
+    QuotaExceeded,
+)
 from llmaas.kvchunks.store.store import ContextRow, ModelName
 from llmaas.planner.events import ChunksFound, ContextClosed, ContextOpened
 from llmaas.records import AppId, ContextDetail, ContextId, ContextInfo, Message
@@ -92,10 +100,9 @@ class Contexts:
 
     async def create_anonymous(self, app: AppId, adapter: str) -> LiveContext:
         """An empty context without a name that an app chose."""
-        await self.anonymous.make_room(app)
-        await self.anonymous.fit_context(app)
-        with self._quotas.new_context(app):
-            return await self._create(app, self._anonymous_row(app, adapter), None)
+        async with self.anonymous.room(app):
+            with self._quotas.new_context(app):
+                return await self._create(app, self._anonymous_row(app, adapter), None)
 
     async def _create(self, app: AppId, row: ContextRow, system: str | None) -> LiveContext:
         live = self._live(row)
@@ -116,9 +123,9 @@ class Contexts:
         source = self.find_usable(app, context)
         if n_messages is not None:
             _n_kept(source, None, n_messages)
-        await self.anonymous.fit_context(app)
         async with source.lock:
             refuse_if_deleted(source)
+            await self.anonymous.fit_context(app)
             with self._quotas.new_context(app):
                 row = self._new_row(app, name, source.adapter)
                 if n_messages is None or (n_messages == len(source.marks) and not source.has_raw_end):
@@ -141,10 +148,9 @@ class Contexts:
         """A new anonymous context with the first messages of ``source``, which a call may be changing: what the store
         has of it counts. Raises HistoryChanged if those are not the messages with the key ``wanted``."""
         app = source.row.app
-        await self.anonymous.make_room(app)
-        await self.anonymous.fit_context(app)
-        with self._quotas.new_context(app):
-            return await self._copy(source, self._anonymous_row(app, source.adapter), n_messages, wanted)
+        async with self.anonymous.room(app, source):
+            with self._quotas.new_context(app):
+                return await self._copy(source, self._anonymous_row(app, source.adapter), n_messages, wanted)
 
     async def _copy(
         self, source: LiveContext, row: ContextRow, n_messages: int, wanted: HistoryKey | None
@@ -162,14 +168,16 @@ class Contexts:
 
     async def split(self, live: LiveContext, n_messages: int) -> None:
         """Cut an anonymous context to its first messages, which it has in CELLS to the last token; what it held goes on
-        in a new anonymous context."""
+        in a new anonymous context, if there is room for one."""
         async with live.lock:
             app = live.row.app
-            await self.anonymous.make_room(app)
-            await self.anonymous.fit_context(app)
-            with self._quotas.new_context(app):
-                other = await self._fork(app, live, self._anonymous_row(app, live.adapter))
-            other.used, other.last_used = live.used, live.last_used
+            try:
+                async with self.anonymous.room(app):
+                    with self._quotas.new_context(app):
+                        other = await self._fork(app, live, self._anonymous_row(app, live.adapter))
+                other.used, other.last_used = live.used, live.last_used
+            except (Busy, QuotaExceeded):
+                pass
             await self._truncate(live, _n_kept(live, None, n_messages), n_messages)
 
     async def truncate(self, app: AppId, context: str, n_tokens: int | None, n_messages: int | None) -> ContextInfo:

@@ -15,7 +15,7 @@ from llmaas.records import Message
 
 NONCHARACTERS = tuple(map(chr, range(0xFDD0, 0xFDF0)))
 _MARK = "[\ufdd0-\ufdef]"
-_ROLES = frozenset(["system", "developer", "user", "assistant", "tool", "function", "ipython", "observation"])
+_ROLES = frozenset(["system", "developer", "user", "assistant", "tool", "function", "ipython", "observation", "tools"])
 _ROLE = re.compile(r"[\w.-]+(?: [\w.-]+)*")
 
 

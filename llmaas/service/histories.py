@@ -5,6 +5,7 @@ Law: on the event loop; text that is long is hashed on a thread. Apps that never
 
 from __future__ import annotations
 
+import asyncio
 from collections.abc import Sequence
 from dataclasses import dataclass
 from itertools import takewhile
@@ -14,6 +15,9 @@ from llmaas.service.history_keys import HistoryKey, history_keys, history_root
 from llmaas.service.history_table import NOTHING, Entry, HistoryTable
 from llmaas.service.live_context import LiveContext, MessageMark
 from llmaas.service.text_threads import SHORT_CHARACTERS, SHORT_MESSAGES, TextThreads
+
+_BATCH = 32
+"""Contexts that are put into the table in one turn of the event loop: some thousand messages, a few milliseconds."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -60,8 +64,12 @@ class Histories:
     async def refresh(self, app: AppId) -> None:
         """Let the table hold what the app's contexts hold, but for what changes meanwhile: that stays stale."""
         stale = list(self._stale.get(app, ()))
-        if not stale:
-            return
+        for i in range(0, len(stale), _BATCH):
+            if i:
+                await asyncio.sleep(0)
+            await self._refresh(app, stale[i : i + _BATCH])
+
+    async def _refresh(self, app: AppId, stale: Sequence[LiveContext]) -> None:
         works = [_work(live, self.table.entry(live)) for live in stale]
         if _is_short([work.new for work in works]):
             entries = _entries(works)

@@ -20,8 +20,9 @@ from llmaas.service.live_context import LiveContext
 
 APPS_AT_ONCE = 4
 """How many apps can keep all that one app may before the apps' shares become smaller."""
-TOKEN, MESSAGE = 10, 200
-"""Bytes of a token with the books about its chunk, and of a message beside its content."""
+TOKEN, MESSAGE = 10, 320
+"""Bytes of a token with the books about its chunk, and of a message beside its content: about 200 of the message, and
+100 of its place in the table of conversations."""
 
 
 class Quotas:

@@ -165,7 +165,7 @@ class Service:
         model = self._parts.engine.info
         note = "; ".join(filter(None, (model.chat_note, model.note)))
         facts = {"model": model.name, "context_limit": self.planner_settings.ctx_limit, "note": note}
-        return {**facts, "model_file": model.file, "sampling": dict(model.sampling)}
+        return {**facts, "model_file": model.file, "sampling": dict(model.sampling), "tools": model.tools}
 
     async def create(self, app: AppId, *, name: str | None, system: str | None, adapter: str = "") -> ContextInfo:
         """A new context, empty but for its system message. Raises ContextExists, ContextTooLong, DiskFull,

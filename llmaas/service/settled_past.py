@@ -12,9 +12,10 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 
+from llmaas.engine.tools import TOOLS
 from llmaas.errors import BadRequest
 from llmaas.records import Message
-from llmaas.service.chat import TurnText, divided, is_held_back
+from llmaas.service.chat import TurnText, divided, is_held_back, n_leading, with_lead
 from llmaas.service.content_marks import RenderedText
 from llmaas.service.control_names import NO_NAMES, ControlNames
 from llmaas.service.conversation import Closings, MarkedConversation, Render, n_same
@@ -70,7 +71,9 @@ def settled_past(
     closings = Closings(render, names)
     n_kept, start = (last, body) if past_open and n_equal >= body else _unchanged(past, shown, n_equal, closings)
     text = shown.until(end + len(closed)).since(start)
-    n_held = 0 if n_kept else _n_held_back(render, past, names)
+    n_held = 0
+    if not n_kept:
+        n_held, text = with_lead(conversation, text, _n_held_back(render, past, names))
     parts = divided(text, len(text.text), past[n_kept:], n_kept, closings, n_held=n_held)
     return SettledPast(n_kept, parts, asked.text[body:] if past_open else "", closings.of("assistant"))
 
@@ -84,7 +87,8 @@ def _unchanged(past: Sequence[Message], shown: RenderedText, n_equal: int, closi
 
     The last to stay is none of the assistant's: behind an answer the context may or may not hold what closes it.
     """
-    for number in range(len(past) - 2, -1, -1):
+    n_lead = n_leading(past) if past[0].role == TOOLS else 0  # where those end is not told by their closing text
+    for number in range(len(past) - 2, n_lead - 1, -1):
         end = shown.ends.get(number)
         if end is None or past[number].role == "assistant":
             continue
@@ -96,5 +100,5 @@ def _unchanged(past: Sequence[Message], shown: RenderedText, n_equal: int, closi
 
 
 def _n_held_back(render: Render, past: Sequence[Message], names: ControlNames) -> int:
-    n_system = next((i for i, message in enumerate(past) if message.role != "system"), len(past))
-    return n_system if is_held_back(render, past[:n_system], names) else 0
+    n_lead = n_leading(past)
+    return n_lead if is_held_back(render, past[:n_lead], names) else 0

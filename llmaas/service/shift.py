@@ -14,6 +14,7 @@ from llmaas.engine.base import Engine
 from llmaas.kvchunks.store.store import Span
 from llmaas.records import Message
 from llmaas.service.call import Call
+from llmaas.service.chat import LEADING
 from llmaas.service.live_context import n_common, total_tokens
 from llmaas.service.pending_turn import PendingTurn, Shift
 from llmaas.service.turn_spans import first_spans, turn_spans
@@ -74,12 +75,12 @@ def restore(pending: PendingTurn) -> int:
 def _shortened(spans: Sequence[Span], room: int, *, keep_last: bool) -> list[Span]:
     """The spans without their oldest turns, until they fit into ``room`` tokens; ``keep_last``: the last turn stays.
 
-    A turn begins at a user's message; the system's messages stand before the first turn. In raw text each span after
-    the first is a turn.
+    A turn begins at a user's message; the system's messages and tools stand before the first turn. In raw text each
+    span after the first is a turn.
     """
     chat = any(span.role for span in spans)
     starts = [i for i, span in enumerate(spans) if (span.role == "user" if chat else i > 0)]
-    head = len([span for span in spans[: starts[0]] if not chat or span.role == "system"]) if starts else 0
+    head = len([span for span in spans[: starts[0]] if not chat or span.role in LEADING]) if starts else 0
     ends = starts[1:] if keep_last or not starts else [*starts[1:], len(spans)]
     n_before = [0, *accumulate(len(span.tokens) for span in spans)]
     n_kept, first = n_before[-1], head

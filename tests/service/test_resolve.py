@@ -4,15 +4,15 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from pathlib import Path
 
 import pytest
 
 from llmaas.calls import CallSpec, Done, Generation, Turn
-from llmaas.errors import BadRequest, Busy, Cancelled, QuotaExceeded, UnknownAdapter
-from llmaas.kvchunks.store.context_rows import checksum_of, read_contexts
-from llmaas.records import AppId, Message, Resolved
+from llmaas.errors import BadRequest, Busy, Cancelled, DiskFull, QuotaExceeded, UnknownAdapter
+from llmaas.kvchunks.store.store import ContextRow, Span
+from llmaas.records import AppId, ContextId, Message, Resolved
 from tests.support.loop import on_a_loop
 from tests.support.service_house import APP, House, house
 
@@ -388,6 +388,83 @@ async def test_claimed_and_busy_ones_stay_and_then_it_is_busy(tmp_path: Path) ->
 
 
 @on_a_loop
+async def test_one_is_enough_for_one_conversation(tmp_path: Path) -> None:
+    async with house(tmp_path, anonymous_contexts=1) as h:
+        client = Client(h, [SYSTEM])
+        await client.say("One?")
+        answer, _, _ = await client.say("Two?")
+        again, done, found = await ask(h, client.history[:-1])
+        assert again == answer and found.n_messages == 4 and not done.switch.recomputed
+        _, _, found = await ask(h, [SYSTEM, user("Another.")])
+        await h.service.wait_idle()
+        assert [c.id for c in h.service.contexts(APP)] == [found.context.id]
+
+
+@on_a_loop
+async def test_the_source_of_a_copy_is_the_last_to_go(tmp_path: Path) -> None:
+    async with house(tmp_path, anonymous_contexts=3, engine={"n_cells": 4096}) as h:
+        first = Client(h, [SYSTEM])
+        await first.say("One?")
+        await first.say("Two?")
+        for i in range(2):
+            await ask(h, [user(f"Another {i}?")])
+        _, _, found = await ask(h, [*first.history[:3], user("Three?")])
+        assert found.n_messages == 3
+        await h.service.wait_idle()
+        assert len(h.service.contexts(APP)) == 3
+
+
+@on_a_loop
+async def test_a_fork_at_the_quota_does_not_lose_what_it_is_made_of(tmp_path: Path) -> None:
+    async with house(tmp_path, app_contexts=2) as h:
+        _, _, old = await ask(h, [user("One?")])
+        await ask(h, [user("Two?")])
+        fork = await h.service.fork(APP, old.context.id, name="fork")
+        assert {c.id for c in h.service.contexts(APP)} == {old.context.id, fork.id}
+
+
+@on_a_loop
+async def test_a_disk_that_fails_leaves_them_and_fails_the_request_once(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    async with house(tmp_path, anonymous_contexts=1) as h:
+        for i in range(12):
+            await ask(h, [user(f"Question {i}?")])
+        await h.service.wait_idle()
+
+        def fails(*args: object) -> None:
+            raise DiskFull("no space left")
+
+        with monkeypatch.context() as patch:
+            patch.setattr(h.store, "delete_context", fails)
+            patch.setattr(h.store, "create_context", fails)
+            for i in range(12):
+                with pytest.raises(DiskFull):
+                    await asyncio.wait_for(h.service.resolve(APP, [user(f"More {i}?")]), 5)
+            await h.service.wait_idle()
+        assert len(h.service.contexts(APP)) == 1
+        await ask(h, [user("And now?")])
+
+
+@on_a_loop
+async def test_requests_at_once_make_no_more_of_them_than_allowed(tmp_path: Path) -> None:
+    async with house(tmp_path, anonymous_contexts=3) as h:
+        asked = [h.service.resolve(APP, [user(f"Question {i}?")]) for i in range(10)]
+        answers = await asyncio.gather(*asked, return_exceptions=True)
+        assert sum(isinstance(each, Busy) for each in answers) == 7
+        assert len(h.service.contexts(APP)) == 3
+
+
+@on_a_loop
+async def test_a_large_history_is_hashed_off_the_loop(tmp_path: Path) -> None:
+    async with house(tmp_path, engine={"n_cells": 1 << 16}) as h:
+        history = [SYSTEM, user("x" * 50_000)]
+        answer, _, _ = await ask(h, history)
+        _, _, found = await ask(h, [*history, assistant(answer.strip()), user("And now?")])
+        assert found.n_messages == 3
+
+
+@on_a_loop
 async def test_they_go_before_an_app_is_told_that_its_quota_is_used_up(tmp_path: Path) -> None:
     async with house(tmp_path, app_contexts=4) as h:
         for i in range(3):
@@ -430,18 +507,14 @@ async def test_apps_cannot_choose_such_names_and_older_contexts_that_have_them_s
         context = await h.service.create(APP, name="notes", system="Brief.")
         with pytest.raises(BadRequest, match="begins with ~"):
             await h.service.fork(APP, context.id, name="~copy")
-        with h.store._contexts._index.write(durable=True) as txn:  # an earlier version allowed any name
-            (found,) = read_contexts(txn.con)
-            row = replace(found.row, name="~notes")
-            txn.con.execute(
-                "UPDATE contexts SET name = '~notes', checksum = ?", (checksum_of(found.num, row, found.chain),)
-            )
+        old = ContextRow(ContextId("0" * 16), APP, "~notes", "fake", "fake-bytes", 0.0, 0.0, 0)
+        h.store.create_context(old, [Span((65,), "system", "Brief.")])  # an earlier version allowed any name
     async with house(tmp_path, anonymous_contexts=1) as h:
         for i in range(3):
             await ask(h, [user(f"Question {i}?")])
         await h.service.wait_idle()
-        old = h.service.show(APP, "~notes")
-        assert not old.info.anonymous and old.messages == (Message("system", "Brief."),)
+        kept = h.service.show(APP, "~notes")
+        assert not kept.info.anonymous and kept.messages == (Message("system", "Brief."),)
 
 
 # -- fork -----------------------------------------------------------------------------------------

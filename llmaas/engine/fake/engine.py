@@ -56,7 +56,16 @@ class FakeEngine:
     ) -> None:
         size = fake_text.N_VOCAB
         self._info = ModelInfo(
-            name, fingerprint, vocab, geometry, n_cells, size, 0, former_vocab=former_vocab, sampling=sampling or {}
+            name,
+            fingerprint,
+            vocab,
+            geometry,
+            n_cells,
+            size,
+            0,
+            former_vocab=former_vocab,
+            sampling=sampling or {},
+            tools=True,
         )
         self._max_batch, self._step_time = max_batch, step_time
         self._rows = RowCode(geometry)

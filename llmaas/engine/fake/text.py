@@ -9,7 +9,8 @@ import re
 from collections.abc import Sequence
 
 from llmaas.engine.rules import check_token
-from llmaas.errors import ContextTooLong
+from llmaas.engine.tools import TOOLS, read_tools, tools_text
+from llmaas.errors import BadRequest, ContextTooLong
 from llmaas.records import Message
 
 BOS, EOS, IM_START, IM_END = 256, 257, 258, 259
@@ -50,5 +51,11 @@ def is_end(token: int) -> bool:
 
 
 def render(messages: Sequence[Message], *, answer: bool) -> str:
+    tools = read_tools(messages[0].content) if messages and messages[0].role == TOOLS else None
+    if tools is not None:
+        messages = messages[1:]
+        messages = [Message("system", f"Tools: {tools_text(tools)}"), *messages]
+    if any(message.role == TOOLS for message in messages):
+        raise BadRequest("the tools come before all other messages, in one message")
     text = "".join(f"<|im_start|>{m.role}\n{m.content}<|im_end|>\n" for m in messages)
     return text + "<|im_start|>assistant\n" if answer else text

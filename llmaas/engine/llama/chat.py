@@ -11,6 +11,7 @@ from typing import Any
 
 from llmaas.engine.llama.template_dialect import environment
 from llmaas.engine.llama.template_sandbox import MOST_CPU_S
+from llmaas.engine.tools import TOOLS, read_tools
 from llmaas.errors import BadRequest, ShuttingDown
 from llmaas.records import Message
 
@@ -23,6 +24,17 @@ _SAMPLE = "Hello."
 _TRIAL_CPU_S = 0.25
 """CPU time of a trial rendering."""
 _TURNS = "This model wants messages of the user and of the assistant in turn: join those of one side into one message."
+_NO_TOOLS = "Describe them in the system message instead, and how they are to be called."
+_TOOL: list[dict[str, Any]] = [
+    {
+        "type": "function",
+        "function": {
+            "name": "trial_of_tools",
+            "description": _SAMPLE,
+            "parameters": {"type": "object", "properties": {"x": {"type": "string", "description": _SAMPLE}}},
+        },
+    }
+]
 _SYSTEM = "This model has no system role: the system message goes into the user's message that follows it. Send one."
 
 
@@ -32,12 +44,12 @@ class ChatTemplate:
     ``note`` says what is wrong with the model's own template; empty if nothing is. Some templates read a content as a
     list of parts (``{"type": "text", "text": ...}``), and a text would be lost without a word: those get such a list.
     Some refuse or ignore the system's messages: those get them in front of the user's message that follows, as
-    llama.cpp's server and others do it.
+    llama.cpp's server and others do it. ``tools``: whether it writes the tools that it is given.
     """
 
     def __init__(self, source: str | None, *, bos: str = "", eos: str = "") -> None:
         self.note = ""
-        self._variables = {"bos_token": bos, "eos_token": eos, "tools": None, "documents": None}
+        self._variables = {"bos_token": bos, "eos_token": eos, "documents": None}
         if not source:
             self.note = "the model has no chat template: plain ChatML is used"
             source = CHATML
@@ -51,13 +63,17 @@ class ChatTemplate:
         """Roles whose content is a list of parts."""
         self._system_role = True
         self._look()
+        self.tools = self._takes_tools()
 
     def render(self, messages: Sequence[Message], *, answer: bool) -> str:
         """See ``Engine.render``. The text may begin with the model's start token."""
+        messages, tools = _without_tools(messages)
+        if tools and not self.tools:
+            raise BadRequest("the model's chat template has no place for tools", hint=_NO_TOOLS)
         if not self._system_role:
             messages = _system_in_user(messages)
         try:
-            return self._render(messages, self._typed, answer)
+            return self._render(messages, self._typed, answer, tools=tools)
         except ShuttingDown:
             raise
         except Exception as error:  # a template can fail in every way that Python can
@@ -69,11 +85,16 @@ class ChatTemplate:
         self._sandbox.stop()
 
     def _render(
-        self, messages: Iterable[Message], typed: frozenset[str], answer: bool, cpu_s: float = MOST_CPU_S
+        self,
+        messages: Iterable[Message],
+        typed: frozenset[str],
+        answer: bool,
+        cpu_s: float = MOST_CPU_S,
+        tools: list[dict[str, Any]] | None = None,
     ) -> str:
         plain = [{"role": m.role, "content": _content(m, m.role in typed)} for m in messages]
         with self._sandbox.metered(cpu_s):
-            return self._template.render(messages=plain, add_generation_prompt=answer, **self._variables)
+            return self._template.render(messages=plain, add_generation_prompt=answer, tools=tools, **self._variables)
 
     # -- trial renderings
 
@@ -84,6 +105,14 @@ class ChatTemplate:
             return  # it fails, or wants something that is not known: calls will say what
         self._shows([user, assistant, user], "assistant")
         self._system_role = self._shows([system, user], "system") or not self._shows([user], "user")
+
+    def _takes_tools(self) -> bool:
+        messages = [Message("user", _SAMPLE)]
+        try:
+            with_tools = self._render(messages, self._typed, False, _TRIAL_CPU_S, tools=_TOOL)
+            return _TOOL[0]["function"]["name"] in with_tools
+        except Exception:
+            return False
 
     def _shows(self, messages: Sequence[Message], role: str) -> bool:
         """Whether a text of ``role`` is seen in the rendering of these messages, be it as a list of parts."""
@@ -97,6 +126,15 @@ class ChatTemplate:
                 self._typed = typed
                 return True
         return False
+
+
+def _without_tools(messages: Sequence[Message]) -> tuple[Sequence[Message], list[dict[str, Any]] | None]:
+    """The messages behind the tools, and the tools; None if there are none. Raises BadRequest."""
+    if any(message.role == TOOLS for message in messages[1:]):
+        raise BadRequest("the tools come before all other messages, in one message")
+    if messages and messages[0].role == TOOLS:
+        return messages[1:], read_tools(messages[0].content)
+    return messages, None
 
 
 def _content(message: Message, typed: bool) -> Any:

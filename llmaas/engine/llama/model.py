@@ -119,6 +119,10 @@ class LlamaModel:
     def note(self) -> str:
         return self._chat.note
 
+    @property
+    def takes_tools(self) -> bool:
+        return self._chat.tools
+
     def why_not_chunkable(self) -> str:
         """Why the model's state is not rows of KV per token; empty if it may be."""
         if C.llama_model_is_recurrent(self.handle) or C.llama_model_is_hybrid(self.handle):

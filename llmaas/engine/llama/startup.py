@@ -68,6 +68,7 @@ def examine_model(model: LlamaModel, decoder: LlamaDecoder, type_kv: str, spare_
         note=note,
         chat_note=model.note,
         file=model.file,
+        tools=model.takes_tools,
     )
     _log.info("%s: %d cells, chunkable: %s", info.title, decoder.cells.n_cells, info.chunkable)
     if slabs is not None:

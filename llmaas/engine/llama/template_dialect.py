@@ -7,6 +7,7 @@ it takes (``template_sandbox``).
 from __future__ import annotations
 
 import json
+import re
 import time
 from typing import Any, NoReturn
 
@@ -16,6 +17,9 @@ from jinja2.ext import Extension, loopcontrols
 from jinja2.parser import Parser
 
 from llmaas.engine.llama.template_sandbox import TemplateSandbox
+
+_ESCAPED_MARK = re.compile(r"(?<!\\)((?:\\\\)*)\\u(fd[de][0-9a-f])")
+"""Noncharacters, with which contents are marked: whoever reads the marks must find them."""
 
 
 class GenerationTag(Extension):
@@ -49,4 +53,5 @@ def _tojson(
     sort_keys: bool = False,
 ) -> str:
     # Jinja's own filter escapes HTML, which no model was trained on.
-    return json.dumps(value, ensure_ascii=ensure_ascii, indent=indent, separators=separators, sort_keys=sort_keys)
+    text = json.dumps(value, ensure_ascii=ensure_ascii, indent=indent, separators=separators, sort_keys=sort_keys)
+    return _ESCAPED_MARK.sub(lambda found: found[1] + chr(int(found[2], 16)), text) if ensure_ascii else text
