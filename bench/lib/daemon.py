@@ -15,15 +15,17 @@ from bench.lib.machine import ROOT
 
 
 @contextmanager
-def daemon(options: Options, name: str, *flags: str, endless: bool = False) -> Iterator[tuple[Path, int]]:
+def daemon(
+    options: Options, name: str, *flags: str, endless: bool = False, fake: bool = False
+) -> Iterator[tuple[Path, int]]:
     """A daemon for the time of the block, with a store in a folder ``name`` of its own: its socket and process id.
 
-    ``flags`` are more options of ``llmaas serve``. ``endless``: no answer ends before its ``max_tokens``. Raises
-    RuntimeError with the daemon's log if it does not start within a minute.
+    ``flags`` are more options of ``llmaas serve``. ``endless``: no answer ends before its ``max_tokens``;
+    ``fake``: on the fake engine. Raises RuntimeError with the daemon's log if it does not start within a minute.
     """
     socket = options.folder / f"{name}.sock"
     log = options.folder / f"{name}.log"
-    program = ["bench.lib.endless"] if endless else ["llmaas", "serve"]
+    program = ["bench.lib.endless"] if endless else ["bench.lib.fake_daemon"] if fake else ["llmaas", "serve"]
     command = [sys.executable, "-m", *program, "--socket", str(socket), "--model", str(options.model)]
     command += ["--data-dir", str(options.folder / name), "--cells", str(CELLS), "--threads", str(options.threads)]
     with log.open("wb") as file, subprocess.Popen([*command, *flags], cwd=ROOT, stderr=file) as process:

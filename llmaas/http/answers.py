@@ -1,12 +1,14 @@
 """From an Ask to the daemon's streams: in which context it is answered, and how it is cancelled.
 
-Law: an answer that nobody reads any more is cancelled, and a context made for one request alone is deleted with it.
+Law: an answer that nobody reads any more is cancelled. A conversation goes on in the context that holds most of it,
+which the daemon finds; a context made for raw text is deleted with its answer. Several answers are to the same
+messages.
 """
 
 from __future__ import annotations
 
 import re
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Sequence
 from contextlib import asynccontextmanager, suppress
 
 from llmaas.api.async_client import AsyncClient, AsyncStream
@@ -20,14 +22,16 @@ _ID = re.compile("[0-9a-f]{16}")
 
 
 @asynccontextmanager
-async def answers(client: AsyncClient, ask: Ask, n: int = 1) -> AsyncIterator[list[AsyncStream]]:
-    """``n`` answers to ``ask``, being generated. Raises LlmaasError, HttpError."""
+async def answers(client: AsyncClient, asks: Sequence[Ask]) -> AsyncIterator[tuple[list[AsyncStream], list[str]]]:
+    """An answer to each of ``asks``, being generated, and the contexts that they are in. Raises LlmaasError,
+    HttpError."""
     made: list[str] = []
     streams: list[AsyncStream] = []
     try:
-        for context, messages in await _contexts(client, ask, n, made):
+        contexts = await _contexts(client, asks, made)
+        for ask, (context, messages) in zip(asks, contexts, strict=True):
             streams.append(client.generate(context, messages, prompt=ask.prompt, special=ask.special, **ask.call()))
-        yield streams
+        yield streams, [context for context, _ in contexts]
     finally:
         for stream in streams:
             with suppress(LlmaasError):
@@ -37,18 +41,26 @@ async def answers(client: AsyncClient, ask: Ask, n: int = 1) -> AsyncIterator[li
                 await client.delete(context)
 
 
-async def _contexts(client: AsyncClient, ask: Ask, n: int, made: list[str]) -> list[tuple[str, tuple[Message, ...]]]:
-    """For each answer its context, and the messages that it lacks. ``made`` gets those that are for this request."""
+async def _contexts(client: AsyncClient, asks: Sequence[Ask], made: list[str]) -> list[tuple[str, tuple[Message, ...]]]:
+    """For each ask its context, and the messages that it lacks. ``made`` gets those that are for this request."""
+    ask, adapter = asks[0], asks[0].terms.adapter or ""
     if ask.context is not None:
-        if n > 1:
+        if len(asks) > 1:
             raise HttpError(400, "a context that lasts has one answer to each request: n must be 1", param="n")
         if not _ID.fullmatch(ask.context):
             with suppress(ContextExists):
-                await client.create(name=ask.context, adapter=ask.terms.adapter or "")
+                await client.create(name=ask.context, adapter=adapter)
         return [(ask.context, ask.messages)]
-    for _ in range(n):
-        made.append((await client.create(adapter=ask.terms.adapter or "")).id)
-    return [(context, ask.messages) for context in made]
+    if ask.prompt is not None:  # raw text has no history to find
+        for _ in asks:
+            made.append((await client.create(adapter=adapter)).id)
+        return [(context, ()) for context in made]
+    if len(asks) > 1:  # computed once, then shared
+        first = await client.resolve(ask.messages, adapter=adapter)
+        if rest := ask.messages[first.n_messages :]:
+            await client.append(first.context.id, rest, terms=ask.terms)
+    found = [await client.resolve(ask.messages, adapter=adapter) for _ in asks]
+    return [(each.context.id, ask.messages[each.n_messages :]) for each in found]
 
 
 def n_prompt(done: Done) -> int:

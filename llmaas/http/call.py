@@ -49,6 +49,8 @@ class HttpCall:
         self.client = scope.get("client")
         self.identity = Identity(0, "")
         """Who sends it; set before an endpoint sees it."""
+        self.schema_field = "response_format"
+        """The field of the request that holds the schema which its answer keeps to."""
         self.more_headers: list[tuple[bytes, bytes]] = []
         """Headers of every response to this request."""
         self.started = False

@@ -14,7 +14,7 @@ from llmaas.api.async_client import AsyncStream
 from llmaas.calls import Done, Logprobs
 from llmaas.http.answers import answers
 from llmaas.http.call import HttpCall
-from llmaas.http.chat_request import chat_ask, n_answers
+from llmaas.http.chat_request import chat_ask, n_answers, toolbox_of
 from llmaas.http.chat_types import (
     AnswerMessage,
     ChatChoice,
@@ -26,7 +26,7 @@ from llmaas.http.chat_types import (
     FunctionDelta,
     ToolCallDelta,
 )
-from llmaas.http.deltas import CallBegin, Delta, PlainReader, Reader, TextDelta
+from llmaas.http.deltas import CallBegin, Delta, Reader, TextDelta
 from llmaas.http.edge import Edge, ends_with_client
 from llmaas.http.finish import finish_of, logprobs_of
 from llmaas.http.openai_types import CalledFunction, ToolCall, served_of, usage_of
@@ -37,9 +37,11 @@ from llmaas.http.sse import EventStream
 async def chat_completions(edge: Edge, call: HttpCall) -> None:
     request = await call.read(ChatRequest)
     async with edge.daemon(call) as (client, facts), ends_with_client(call):
-        ask, n = chat_ask(request, call.headers, facts), n_answers(request.n)
-        made = _ChatAnswer(call, edge.now(), request.model or facts.id, PlainReader)
-        async with answers(client, ask, n) as streams:
+        toolbox, n = toolbox_of(request), n_answers(request.n)
+        ask = chat_ask(request, call.headers, facts, toolbox)
+        call.schema_field = "tools" if toolbox.constraint() else "response_format"
+        made = _ChatAnswer(call, edge.now(), request.model or facts.id, toolbox.reader)
+        async with answers(client, [ask] * n) as (streams, _):
             if request.stream:
                 usage = bool(request.stream_options and request.stream_options.include_usage)
                 await made.stream(streams, ask.logprobs is not None, usage)

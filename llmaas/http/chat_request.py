@@ -11,11 +11,13 @@ import msgspec
 
 from llmaas.calls import MAX_LOGPROBS
 from llmaas.http.ask import MOST_ANSWERS, Ask, on_full_of, sampling_of, stops_of, tokens_of
-from llmaas.http.chat_types import ChatMessage, ChatRequest
+from llmaas.http.chat_types import ChatMessage, ChatRequest, NamedTool
 from llmaas.http.errors import HttpError
 from llmaas.http.extensions import with_headers
 from llmaas.http.facts import ServedModel
 from llmaas.http.openai_types import ContentPart, ResponseFormat
+from llmaas.http.tool_forms import ToolForm, form_of, written
+from llmaas.http.toolbox import OfferedTool, Toolbox
 from llmaas.records import Message
 
 _ROLES = {"developer": "system", "function": "tool"}
@@ -45,10 +47,38 @@ def role_of(role: str, where: str) -> str:
 
 
 def chat_message(message: ChatMessage, where: str) -> Message:
+    """A message as chat templates take it. An assistant's calls are written as the model wrote them."""
     role = role_of(message.role, f"{where}.role")
     if (message.content is None and role in ("user", "system")) or (message.content is None and not message.tool_calls):
         raise HttpError(400, f"a message of the role {role!r} needs content", param=f"{where}.content")
-    return Message(role, text_of(message.content, f"{where}.content"))
+    text = text_of(message.content, f"{where}.content")
+    if message.tool_calls:
+        calls = [(call.function.name, call.function.arguments or "{}") for call in message.tool_calls]
+        text = with_calls(text, form_of(message.tool_calls[0].id), calls)
+    return Message(role, text)
+
+
+def with_calls(text: str, form: ToolForm, calls: Sequence[tuple[str, str]]) -> str:
+    """An assistant's text with the calls that follow it."""
+    between = "\n" if text and form is ToolForm.HERMES and not text.endswith("\n") else ""
+    return f"{text}{between}{written(form, calls)}"
+
+
+def toolbox_of(request: ChatRequest) -> Toolbox:
+    """Raises HttpError."""
+    tools = []
+    for i, tool in enumerate(request.tools or ()):
+        if tool.type != "function" or tool.function is None:
+            raise HttpError(400, f"a tool is a function, not {tool.type[:40]!r}", param=f"tools[{i}]")
+        parameters = tool.function.parameters
+        schema = "" if isinstance(parameters, msgspec.UnsetType) else bytes(parameters).decode()
+        tools.append(
+            OfferedTool(tool.function.name, tool.function.description or "", "" if schema == "null" else schema)
+        )
+    choice = request.tool_choice
+    if isinstance(choice, NamedTool):
+        return Toolbox.of(tools, choice.function.name, named=True)
+    return Toolbox.of(tools, choice)
 
 
 def schema_of(given: ResponseFormat | None, param: str = "response_format") -> str | None:
@@ -64,7 +94,7 @@ def schema_of(given: ResponseFormat | None, param: str = "response_format") -> s
     return bytes(given.json_schema.schema).decode()
 
 
-def chat_ask(request: ChatRequest, headers: Mapping[str, str], facts: ServedModel) -> Ask:
+def chat_ask(request: ChatRequest, headers: Mapping[str, str], facts: ServedModel, toolbox: Toolbox) -> Ask:
     """Raises HttpError."""
     extra = with_headers(request.llmaas, headers)
     if request.logit_bias:
@@ -72,6 +102,11 @@ def chat_ask(request: ChatRequest, headers: Mapping[str, str], facts: ServedMode
     schema = schema_of(request.response_format)
     if schema is not None and extra.grammar is not None:
         raise HttpError(400, "give response_format or a grammar, not both", param="llmaas.grammar")
+    call_schema = toolbox.constraint()
+    if call_schema is not None and (schema or extra.grammar):
+        raise HttpError(
+            400, "an answer that must call a tool keeps to the tool's schema, and to no other", param="tool_choice"
+        )
     limit = "max_tokens" if request.max_completion_tokens is None else "max_completion_tokens"
     given = {
         "temperature": request.temperature,
@@ -79,13 +114,14 @@ def chat_ask(request: ChatRequest, headers: Mapping[str, str], facts: ServedMode
         "seed": request.seed,
         "presence_penalty": request.presence_penalty,
         "frequency_penalty": request.frequency_penalty,
-        "json_schema": schema,
+        "json_schema": schema or call_schema,
     }
+    messages = [chat_message(each, f"messages[{i}]") for i, each in enumerate(request.messages)]
     return Ask(
-        messages=tuple(chat_message(each, f"messages[{i}]") for i, each in enumerate(request.messages)),
+        messages=toolbox.told(messages, facts.takes_tools),
         context=extra.context,
         max_tokens=tokens_of(getattr(request, limit), facts, limit),
-        sampling=sampling_of(facts, extra, given, names={"json_schema": "response_format"}),
+        sampling=sampling_of(facts, extra, given, names={"json_schema": "response_format" if schema else "tools"}),
         stop=stops_of(request.stop),
         terms=extra.terms(facts.adapter_of(request.model)),
         logprobs=_logprobs(request),

@@ -12,13 +12,14 @@ from contextlib import asynccontextmanager
 
 from llmaas.api.async_client import AsyncClient
 from llmaas.clock import Clock, RealClock
-from llmaas.errors import LlmaasError
+from llmaas.errors import LlmaasError, NotServing, ShuttingDown
 from llmaas.http.call import BodyBytes, HttpCall, Receive, Scope, Send
 from llmaas.http.connections import Connections
 from llmaas.http.errors import HttpError, from_daemon, openai_error, shape_of
 from llmaas.http.facts import ServedModel
 from llmaas.http.identity import UNIX, identity_of
 from llmaas.http.origin import check_origin
+from llmaas.http.responses_past import PastResponses
 
 log = logging.getLogger(__name__)
 
@@ -36,6 +37,7 @@ class Edge:
         self.running: set[asyncio.Task[None]] = set()
         """What works on requests now."""
         self.bodies = BodyBytes()
+        self.past = PastResponses()
 
     @asynccontextmanager
     async def daemon(self, call: HttpCall) -> AsyncIterator[tuple[AsyncClient, ServedModel]]:
@@ -65,7 +67,8 @@ class Endpoint:
             if not call.gone:
                 raise
         except LlmaasError as error:
-            await _fail(call, from_daemon(error))
+            lost = self._edge.stopping and isinstance(error, NotServing | ShuttingDown)
+            await _fail(call, _stopping() if lost else from_daemon(error, call.schema_field))
         except HttpError as error:
             await _fail(call, error)
         except Exception:
@@ -85,7 +88,7 @@ class Endpoint:
             return
         call.identity = identity_of(call.client, call.headers)
         if self._needs_daemon and self._edge.stopping:
-            raise HttpError(503, "the server is stopping. Try again when it is back.", code="shutting_down", retry=True)
+            raise _stopping()
         await self._handler(self._edge, call)
 
 
@@ -118,8 +121,14 @@ async def _allow(call: HttpCall) -> None:
     )
 
 
+def _stopping() -> HttpError:
+    return HttpError(503, "the server is stopping. Try again when it is back.", code="shutting_down", retry=True)
+
+
 async def _fail(call: HttpCall, error: HttpError) -> None:
     """The error, in the shape of the API: as the response, or as the last piece of one that has begun."""
+    if call.finished:
+        return
     body = shape_of(call.path)(error)
     if not call.started:
         await call.reply(body, error.status, *error.headers())

@@ -6,6 +6,7 @@ happened and what to do.
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable
 
 import msgspec
@@ -55,12 +56,10 @@ _STATUS = {
     "not_serving": 503,
 }
 _CODES = {"context_too_long": "context_length_exceeded", "quota": "insufficient_quota", "busy": "rate_limit_exceeded"}
-_FIELDS = (("json_schema", "response_format"), ("grammar", "llmaas.grammar"), ("template", "messages"))
-"""What the daemon's message speaks of, and the field that this is over HTTP."""
 
 
-def from_daemon(error: LlmaasError, param: str | None = None) -> HttpError:
-    """What an error of the daemon is over HTTP."""
+def from_daemon(error: LlmaasError, schema_field: str = "response_format") -> HttpError:
+    """What an error of the daemon is over HTTP; ``schema_field``: the request's field that holds a schema."""
     status = _STATUS.get(error.code)
     if status is None:
         status = 400 if error.fault is Fault.CALLER else 503 if error.retryable else 500
@@ -68,11 +67,18 @@ def from_daemon(error: LlmaasError, param: str | None = None) -> HttpError:
     if isinstance(error, Cancelled | Expired):
         text = f"{error.message} after {error.n_generated} tokens"
     code = _CODES.get(error.code, error.code)
-    if param is None and error.code == "context_too_long":
-        param = "messages"
-    if param is None and error.code == "bad_request":
-        param = next((field for word, field in _FIELDS if word in error.message), None)
+    param = "messages" if error.code == "context_too_long" else None
+    if error.code == "bad_request":
+        param = _field(error.message, schema_field)
     return HttpError(status, text, param=param, code=code, retry=error.retryable)
+
+
+def _field(message: str, schema_field: str) -> str | None:
+    """The field over HTTP of which the daemon's message speaks; None if that is not known."""
+    if named := re.match(r"field '([\w.\[\]]+)'", message):
+        return "llmaas.context" if named[1] in ("name", "context") else named[1]
+    fields = (("json_schema", schema_field), ("grammar", "llmaas.grammar"), ("template", "messages"))
+    return next((field for word, field in fields if word in message), None)
 
 
 def openai_error(error: HttpError) -> bytes:

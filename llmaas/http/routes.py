@@ -9,15 +9,33 @@ from starlette.routing import Route, Router
 
 from llmaas.http.call import HttpCall
 from llmaas.http.chat import chat_completions
+from llmaas.http.completions import completions
 from llmaas.http.edge import Edge, Endpoint, Handler
+from llmaas.http.embeddings import embeddings
 from llmaas.http.errors import HttpError
 from llmaas.http.models import health, list_models, show_model
+from llmaas.http.ollama_answers import ollama_chat, ollama_generate
+from llmaas.http.ollama_models import ollama_ps, ollama_show, ollama_tags, ollama_version
+from llmaas.http.openapi import openapi
+from llmaas.http.responses import responses
 
 TABLE: dict[str, dict[str, Handler]] = {
     "/health": {"GET": health},
+    "/openapi.json": {"GET": openapi},
     "/v1/models": {"GET": list_models},
     "/v1/models/{model:path}": {"GET": show_model},
     "/v1/chat/completions": {"POST": chat_completions},
+    "/v1/completions": {"POST": completions},
+    "/v1/responses": {"POST": responses},
+    "/v1/embeddings": {"POST": embeddings},
+    "/api/chat": {"POST": ollama_chat},
+    "/api/generate": {"POST": ollama_generate},
+    "/api/tags": {"GET": ollama_tags},
+    "/api/show": {"POST": ollama_show},
+    "/api/ps": {"GET": ollama_ps},
+    "/api/version": {"GET": ollama_version},
+    "/api/embed": {"POST": embeddings},
+    "/api/embeddings": {"POST": embeddings},
 }
 """Path -> method -> handler."""
 

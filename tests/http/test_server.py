@@ -129,7 +129,7 @@ async def test_who_does_not_read_is_dropped_and_its_call_ends(
             b"POST /v1/chat/completions HTTP/1.1\r\nhost: a.localhost\r\ncontent-length: %d\r\n\r\n" % len(body)
         )
         writer.write(body)
-        await until(lambda: running(edge) > 0)
+        await until(lambda: running(edge) == 8)
         await until(lambda: running(edge) == 0)
         writer.transport.resume_reading()
         with pytest.raises(ConnectionError):
@@ -176,6 +176,17 @@ async def test_apps_are_told_apart_on_the_unix_socket(tmp_path: Path) -> None:
             found = {(i.app, i.name): i.n_messages for i in await operator.contexts(True)}
             assert found == {(f"{uid}/mail", "inbox"): 4, (f"{uid}/http", "inbox"): 4}
         assert edge.unix.stat().st_mode & 0o777 == 0o600
+
+
+@on_a_loop
+async def test_another_user_is_served_as_itself(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The kernel lets root connect, too; here it says that somebody else did."""
+    monkeypatch.setattr("llmaas.http.guard.peer_uid", lambda sock: 4711)
+    async with http_edge(tmp_path) as edge, edge.http(unix=True, app="mail") as http:
+        ask = {**CHAT, "llmaas": {"context": "inbox"}}
+        assert (await http.post("/v1/chat/completions", json=ask)).status_code == 200
+        async with edge.daemon.connect("x", admin=True) as operator:
+            assert [info.app for info in await operator.contexts(True)] == ["4711/mail"]
 
 
 @on_a_loop

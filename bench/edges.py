@@ -1,0 +1,225 @@
+"""What HTTP costs beyond the daemon's own protocol, and what it gives to programs that send their whole history.
+
+* history: a conversation of about 3,000 tokens that is sent as a whole each time. Time to the first token when all of
+  it is new, of its second turn, and of its third turn after the daemon was started again.
+* single: one client, the same work over HTTP and over the Unix socket (``resolve`` and ``generate``), by turns.
+* many: 64 connections and 10,000 small requests against the fake engine, at a steady rate that leaves the machine
+  room, over HTTP and over as many Unix sockets. A request's time is counted from when it was due.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import sys
+import time
+from collections.abc import Awaitable, Callable
+from contextlib import AsyncExitStack
+from http.client import HTTPConnection
+from statistics import median
+from typing import Any
+
+import numpy as np
+import psutil
+
+from bench.lib.cli import Bar, Options, Result, main, say
+from bench.lib.daemon import daemon
+from bench.lib.engine import engine
+from bench.lib.http_clients import CHAT, RawHttp, free_port, http_server, stream_chat, wait_for
+from bench.lib.stats import sig
+from bench.lib.texts import Texts
+from llmaas.api.async_client import AsyncClient
+from llmaas.api.client import Client
+
+_HISTORY, _PROMPT = 3000, 64
+_CONNECTIONS = 64
+_MIB = 1 << 20
+
+Message = dict[str, str]
+Post = Callable[[int], Awaitable[None]]
+
+
+def user(text: str) -> Message:
+    return {"role": "user", "content": text}
+
+
+def rss(pid: int) -> float:
+    """Resident memory of a process, in MB."""
+    return float(psutil.Process(pid).memory_info().rss / 1e6)
+
+
+# -- a long history -----------------------------------------------------------------------------------
+
+
+def history(options: Options, text: str) -> dict[str, Any]:
+    """Times to the first token in ms, and cached tokens."""
+    port = free_port()
+    flags = ("--http", f"127.0.0.1:{port}")
+    messages = [user(text)]
+    with daemon(options, "history", *flags):
+        wait_for(port)
+        connection = HTTPConnection("127.0.0.1", port)
+        cold = stream_chat(connection, messages, 16)
+        messages += [{"role": "assistant", "content": cold.text}, user("Go on.")]
+        second = stream_chat(connection, messages, 16)
+        messages += [{"role": "assistant", "content": second.text}, user("And then?")]
+        connection.close()
+    with daemon(options, "history", *flags):
+        wait_for(port)
+        connection = HTTPConnection("127.0.0.1", port)
+        third = stream_chat(connection, messages, 16)
+        connection.close()
+    first = [1e3 * (each.arrivals[0] - each.begin) for each in (cold, second, third)]
+    cached = [each.usage["prompt_tokens_details"]["cached_tokens"] for each in (cold, second, third)]
+    return {
+        "prompt_tokens": [each.usage["prompt_tokens"] for each in (cold, second, third)],
+        "cached_tokens": cached,
+        "first_token_ms": [sig(each) for each in first],
+        "second_turn_sooner": sig(first[0] / first[1]),
+        "after_restart_sooner": sig(first[0] / first[2]),
+    }
+
+
+# -- one client ---------------------------------------------------------------------------------------
+
+
+def over_http(connection: HTTPConnection, text: str, n_new: int) -> tuple[float, float]:
+    """Time to the first token in ms, and tokens per second after it."""
+    found = stream_chat(connection, [user(text)], n_new)
+    n = found.usage["completion_tokens"]
+    return 1e3 * (found.arrivals[0] - found.begin), (n - 1) / (found.arrivals[-1] - found.arrivals[0])
+
+
+def over_socket(client: Client, text: str, n_new: int) -> tuple[float, float]:
+    begin = time.perf_counter()
+    found = client.resolve([user(text)])
+    stream = client.generate(found.context.id, [user(text)][found.n_messages :], max_tokens=n_new)
+    arrivals = [time.perf_counter() for piece in stream if piece.text]
+    return 1e3 * (arrivals[0] - begin), (stream.done.n_generated - 1) / (arrivals[-1] - arrivals[0])
+
+
+def single(options: Options, texts: Texts, rounds: int, n_new: int) -> dict[str, Any]:
+    found: dict[str, list[tuple[float, float]]] = {"http": [], "socket": []}
+    with (
+        daemon(options, "single", endless=True) as (socket, _),
+        http_server(socket) as (port, pid),
+        Client(socket, app="bench") as client,
+    ):
+        connection = HTTPConnection("127.0.0.1", port)
+        for i in range(rounds + 1):
+            for way in (("http", "socket"), ("socket", "http"))[i % 2]:
+                text = texts.take(_PROMPT)
+                taken = over_http(connection, text, n_new) if way == "http" else over_socket(client, text, n_new)
+                if i:  # the first round warms up
+                    found[way].append(taken)
+        memory = rss(pid)
+        connection.close()
+    first = {way: median(each for each, _ in all_taken) for way, all_taken in found.items()}
+    decode = {way: median(each for _, each in all_taken) for way, all_taken in found.items()}
+    return {
+        "first_token_ms": {way: sig(each) for way, each in first.items()},
+        "decode_tps": {way: sig(each) for way, each in decode.items()},
+        "more_ms": sig(first["http"] - first["socket"]),
+        "decode_http_over_socket": sig(decode["http"] / decode["socket"]),
+        "rss_mb": sig(memory),
+    }
+
+
+# -- many connections ---------------------------------------------------------------------------------
+
+
+async def paced(post: Post, n: int, rate: float, each: Callable[[int], None] = lambda i: None) -> list[float]:
+    """The times of ``n`` requests in ms, from when each was due; ``_CONNECTIONS`` take turns."""
+    begin, taken = time.perf_counter() + 0.1, [0.0] * n
+
+    async def worker(number: int) -> None:
+        for i in range(number, n, _CONNECTIONS):
+            due = begin + i / rate
+            await asyncio.sleep(max(0.0, due - time.perf_counter()))
+            await post(i)
+            taken[i] = 1e3 * (time.perf_counter() - due)
+            each(i)
+
+    await asyncio.gather(*(worker(number) for number in range(_CONNECTIONS)))
+    return taken
+
+
+async def many(socket: Any, port: int, pid: int, n: int, rate: float) -> dict[str, Any]:
+    memory: dict[int, float] = {}
+
+    def watch(i: int) -> None:
+        if i in (n // 5, n - 1):
+            memory[i] = rss(pid)
+
+    def text(i: int) -> Message:
+        return user(f"question {i}")
+
+    async with AsyncExitStack() as stack:
+        https = [await stack.enter_async_context(RawHttp(port)) for _ in range(_CONNECTIONS)]
+        errors = 0
+
+        async def by_http(i: int) -> None:
+            nonlocal errors
+            body = {"model": "default", "messages": [text(i)], "max_tokens": 4, "temperature": 0}
+            errors += await https[i % _CONNECTIONS].post(CHAT, json.dumps(body).encode()) != 200
+
+        http = await paced(by_http, n, rate, watch)
+    async with AsyncExitStack() as stack:
+        clients = [
+            await stack.enter_async_context(await AsyncClient.connect(socket, app="bench"))
+            for _ in range(_CONNECTIONS - 1)
+        ]
+        clients.append(clients[0])  # the HTTP server has a connection, too
+
+        async def by_socket(i: int) -> None:
+            client = clients[i % _CONNECTIONS]
+            found = await client.resolve([text(i)])
+            await client.generate(found.context.id, [text(i)][found.n_messages :], max_tokens=4).done()
+
+        plain = await paced(by_socket, n, rate)
+    p99 = {"http": float(np.percentile(http, 99)), "socket": float(np.percentile(plain, 99))}
+    first, last = memory[n // 5], memory[n - 1]
+    return {
+        "requests": n,
+        "rate": rate,
+        "errors": errors,
+        "p50_ms": {"http": sig(median(http)), "socket": sig(median(plain))},
+        "p99_ms": {way: sig(each) for way, each in p99.items()},
+        "p99_more_ms": sig(p99["http"] - p99["socket"]),
+        "rss_mb": [sig(first), sig(last)],
+        "rss_growth_mb": sig(last - first),
+    }
+
+
+# -- the whole ----------------------------------------------------------------------------------------
+
+
+def measure(options: Options) -> Result:
+    rounds, n_new = (9, 48) if options.quick else (25, 96)
+    with engine(options) as thread:
+        model = thread.engine.info.name
+        texts = Texts(thread.engine, _HISTORY + 2 * _PROMPT * (rounds + 2), options.seed)
+    figures: dict[str, Any] = {"history": history(options, texts.take(_HISTORY))}
+    say(f"history: {figures['history']}")
+    figures["single"] = single(options, texts, rounds, n_new)
+    say(f"single: {figures['single']}")
+    with daemon(options, "many", fake=True) as (socket, _), http_server(socket) as (port, pid):
+        figures["many"] = asyncio.run(many(socket, port, pid, 10_000, 150.0))
+    say(f"many: {figures['many']}")
+    long, one, crowd = figures["history"], figures["single"], figures["many"]
+    bars = [
+        Bar("a second turn's first token sooner than a cold one's", long["second_turn_sooner"], 50),
+        Bar("the same after a restart", long["after_restart_sooner"], 50),
+        Bar("cached tokens of a second turn", min(long["cached_tokens"][1:]), 2900),
+        Bar("ms more to the first token over HTTP", one["more_ms"], 3, at_most=True),
+        Bar("decode over HTTP over the Unix socket", one["decode_http_over_socket"], 0.97),
+        Bar("MB that the process takes", max(one["rss_mb"], *crowd["rss_mb"]), 50, at_most=True),
+        Bar("errors of 10,000 requests", crowd["errors"], 0, at_most=True),
+        Bar("ms more at p99 with 64 connections", crowd["p99_more_ms"], 5, at_most=True),
+        Bar("MB that the process grows by", crowd["rss_growth_mb"], 2, at_most=True),
+    ]
+    return Result(model, figures, bars)
+
+
+if __name__ == "__main__":
+    sys.exit(main("edges", __doc__ or "", measure))
