@@ -23,19 +23,31 @@ def daemon(
     ``flags`` are more options of ``llmaas serve``. ``endless``: no answer ends before its ``max_tokens``;
     ``fake``: on the fake engine. Raises RuntimeError with the daemon's log if it does not start within a minute.
     """
+    with starting(options, name, *flags, endless=endless, fake=fake) as (socket, process):
+        deadline = time.monotonic() + 60
+        while not socket.exists():
+            if process.poll() is not None or time.monotonic() > deadline:
+                log = socket.with_suffix(".log")
+                raise RuntimeError(f"the daemon did not start:\n{log.read_text('utf-8', 'replace')}")
+            time.sleep(0.05)
+        yield socket, process.pid
+
+
+@contextmanager
+def starting(
+    options: Options, name: str, *flags: str, endless: bool = False, fake: bool = False
+) -> Iterator[tuple[Path, subprocess.Popen[bytes]]]:
+    """As ``daemon``, but the block begins with the process: its socket is not there yet. The log is beside it."""
     socket = options.folder / f"{name}.sock"
-    log = options.folder / f"{name}.log"
     program = ["bench.lib.endless"] if endless else ["bench.lib.fake_daemon"] if fake else ["llmaas", "serve"]
     command = [sys.executable, "-m", *program, "--socket", str(socket), "--model", str(options.model)]
     command += ["--data-dir", str(options.folder / name), "--cells", str(CELLS), "--threads", str(options.threads)]
-    with log.open("wb") as file, subprocess.Popen([*command, *flags], cwd=ROOT, stderr=file) as process:
+    with (
+        socket.with_suffix(".log").open("wb") as file,
+        subprocess.Popen([*command, *flags], cwd=ROOT, stderr=file) as process,
+    ):
         try:
-            deadline = time.monotonic() + 60
-            while not socket.exists():
-                if process.poll() is not None or time.monotonic() > deadline:
-                    raise RuntimeError(f"the daemon did not start:\n{log.read_text('utf-8', 'replace')}")
-                time.sleep(0.05)
-            yield socket, process.pid
+            yield socket, process
         finally:
             process.terminate()
             process.wait(60)
