@@ -65,6 +65,20 @@ class Histogram:
             self._min = min(self._min, value)
             self._max = max(self._max, value)
 
+    def octaves(self) -> dict[str, int]:
+        """How many values there were below each power of two, from the first that has any to the first that has all.
+
+        The powers are written as numbers: monitors want such cumulative counts, at bounds that never change.
+        """
+        with self._lock:
+            counts = sorted(self._buckets.items())
+        found: dict[str, int] = {}
+        seen = 0
+        for bucket, n in counts:
+            seen += n
+            found[f"{2.0 ** (bucket // _PER_OCTAVE + 1):g}"] = seen
+        return found
+
     def snapshot(self) -> dict[str, float]:
         """Count, sum, min, p50, p99 and max. The quantiles are accurate to 4.4 %; without observations all are 0."""
         with self._lock:
@@ -115,6 +129,12 @@ class Registry:
         if not isinstance(found, kind):
             raise ValueError(f"{name} is a {type(found).__name__}, not a {kind.__name__}")
         return found
+
+    def octaves(self) -> dict[str, dict[str, int]]:
+        """``Histogram.octaves`` of every histogram that has values."""
+        with self._lock:
+            items = sorted(self._found.items())
+        return {name: found for name, i in items if isinstance(i, Histogram) and (found := i.octaves())}
 
     def snapshot(self) -> dict[str, int | dict[str, float]]:
         """Every instrument, sorted by name, ready for JSON: a counter as a number, a histogram as its snapshot."""

@@ -201,6 +201,44 @@ class AdapterInfo:
 
 
 @dataclass(frozen=True, slots=True)
+class RequestSpan:
+    """A part of a request's time: ``name`` is queued, pool or disk (loads), recompute, prefill, decode or commit.
+
+    ``start_ms`` and ``end_ms`` are milliseconds since the request was submitted; ``end_ms`` None: it goes on.
+    """
+
+    name: str
+    start_ms: float
+    end_ms: float | None
+    tokens: int = 0
+
+
+@dataclass(frozen=True, slots=True)
+class RequestInfo:
+    """A call that waits, runs or has ended, as ``requests`` reports it."""
+
+    call: int
+    """The daemon's number of it: they grow, and none is used twice between two starts."""
+    app: AppId
+    context: ContextId
+    name: str
+    """Of the context."""
+    op: str
+    """append or generate, or hint."""
+    priority: int
+    state: str
+    """waiting, running or ended."""
+    submitted: float
+    """By the wall clock, in seconds since 1970."""
+    spans: tuple[RequestSpan, ...] = ()
+    n_prompt: int = 0
+    n_generated: int = 0
+    n_paused: int = 0
+    outcome: str = ""
+    """Once it has ended: why an answer ended (``stop``, ``length``, ...), ``appended``, or the code of its error."""
+
+
+@dataclass(frozen=True, slots=True)
 class ContextDetail:
     """A context with its conversation."""
 

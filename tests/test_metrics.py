@@ -83,3 +83,16 @@ def test_threads_lose_no_counts() -> None:
         thread.join()
     assert registry.counter("n").value == 8000
     assert registry.histogram("h").snapshot()["count"] == 8000
+
+
+@given(st.lists(st.floats(1e-5, 1e9), min_size=1, max_size=50))
+def test_octaves_are_cumulative_counts_at_powers_of_two(values: list[float]) -> None:
+    histogram = Histogram()
+    for value in values:
+        histogram.observe(value)
+    found = histogram.octaves()
+    assert list(found.values()) == sorted(found.values()) and list(found.values())[-1] == len(values)
+    for bound, n in found.items():
+        assert n == sum(value < float(bound) * (1 + 1e-9) for value in values) or n == sum(
+            value < float(bound) for value in values
+        )

@@ -69,7 +69,7 @@ class FastBackend:
     def cancel(self, request: RequestId) -> None:
         return None
 
-    def stats(self, *, apps: bool) -> dict[str, object]:
+    def stats(self, *, apps: bool, octaves: bool = False) -> dict[str, object]:
         return {}
 
 

@@ -12,11 +12,11 @@ from typing import Any, Protocol
 
 from llmaas.api import messages as msg
 from llmaas.api.caller import Caller
-from llmaas.api.pages import context_page, message_page, number_after
+from llmaas.api.pages import context_page, message_page, number_after, request_page
 from llmaas.api.record_maps import to_map
 from llmaas.calls import CallSpec, Done, Piece
 from llmaas.errors import assert_never
-from llmaas.records import AdapterInfo, AppId, ContextDetail, ContextInfo, Message, RequestId, Resolved
+from llmaas.records import AdapterInfo, AppId, ContextDetail, ContextInfo, Message, RequestId, RequestInfo, Resolved
 
 
 class AdapterBackend(Protocol):
@@ -71,6 +71,12 @@ class Backend(Protocol):
     ) -> tuple[RequestId, asyncio.Future[Done]]:
         """Start a call. ``emit`` is called on the loop's thread, per piece. ``operator``: places are kept for it."""
 
+    def requests_after(self, app: AppId | None, number: int) -> Iterator[tuple[int, RequestInfo]]:
+        """Calls that wait, run or have ended, with numbers above ``number``, in their order. To be used at once."""
+
+    def find_call(self, app: AppId | None, call: int) -> RequestId:
+        """A call that waits or runs, by its number, of an app or of any. Raises UnknownRequest."""
+
     def cancel(self, request: RequestId) -> None:
         """End a call: its future then raises Cancelled, unless it was done before."""
 
@@ -80,8 +86,8 @@ class Backend(Protocol):
     def limit(self, app: AppId | None, rate: float | None) -> dict[str, object]:
         """Set the tokens per second of an app, or of all together; return what holds now."""
 
-    def stats(self, *, apps: bool) -> dict[str, object]:
-        """Figures of the daemon; without ``apps`` none that names an app."""
+    def stats(self, *, apps: bool, octaves: bool = False) -> dict[str, object]:
+        """Figures of the daemon; without ``apps`` none that names an app; ``octaves``: with histograms' counts."""
 
     def budget(self, pool_bytes: int | None, disk_bytes: int | None) -> dict[str, object]:
         """Set the budgets that are given; return what holds now."""
@@ -119,13 +125,15 @@ def answer(backend: Backend, caller: Caller, request: msg.QuickRequest, page: in
         case msg.ListContexts(everyone, limit, after):
             contexts = backend.contexts_after(caller.owner(everyone), number_after(after))
             return context_page(contexts, limit, page)
+        case msg.ListRequests(everyone, limit, after):
+            return request_page(backend.requests_after(caller.owner(everyone), number_after(after)), limit)
         case msg.Show(context, everyone, limit, after):
             return message_page(backend.show(caller.owner(everyone), context), after, limit, page)
         case msg.Limit(app, rate):
             caller.require_operator("limits are")
             return backend.limit(AppId(app) if app is not None else None, rate)
-        case msg.Stats():
-            return backend.stats(apps=caller.is_operator)
+        case msg.Stats(octaves):
+            return backend.stats(apps=caller.is_operator, octaves=octaves)
         case msg.Budget(pool_bytes, disk_bytes):
             caller.require_operator("the daemon's budgets are")
             return backend.budget(pool_bytes, disk_bytes)

@@ -134,11 +134,11 @@ class InFlight:
         match request:
             case msg.Append() | msg.Generate():
                 self._submit(request_id, request)
-            case msg.Cancel(target):
-                self._backend.cancel(self._call(target, "cancelled"))
+            case msg.Cancel():
+                self._backend.cancel(self._target(request, "cancelled"))
                 self._done(request_id, None)
-            case msg.Prioritize(target, priority):
-                self._backend.prioritize(self._call(target, "given a priority"), self._caller.allowed(priority))
+            case msg.Prioritize(priority):
+                self._backend.prioritize(self._target(request, "given a priority"), self._caller.allowed(priority))
                 self._done(request_id, None)
             case msg.Hint(context):
                 self._hint(context)
@@ -200,6 +200,13 @@ class InFlight:
             hint, future = begun
             self._hints.add(hint)
             future.add_done_callback(lambda _: self._hints.discard(hint))
+
+    def _target(self, request: msg.ControlRequest, what: str) -> RequestId:
+        """The backend's id of the call that ``request`` is about. Raises UnknownRequest, BadRequest, Forbidden."""
+        if request.request is not None:
+            return self._call(request.request, what)
+        assert request.call is not None
+        return self._backend.find_call(self._caller.owner(request.everyone), request.call)
 
     def _call(self, target: int, what: str) -> RequestId:
         """The backend's id of a running call. Raises UnknownRequest, BadRequest."""

@@ -9,7 +9,7 @@ from __future__ import annotations
 import reprlib
 from dataclasses import dataclass, fields
 
-from llmaas.api.names import check_context, check_limit, check_messages, check_name, check_stops
+from llmaas.api.names import check_context, check_limit, check_messages, check_name, check_one_target, check_stops
 from llmaas.api.record_maps import from_map, to_map
 from llmaas.api.wire import Frame
 from llmaas.calls import DEFAULT_TERMS, CallSpec, Generation, Sampling, Terms, Turn
@@ -196,6 +196,18 @@ class Show:
 
 
 @dataclass(frozen=True, slots=True)
+class ListRequests:
+    """A page of the calls that wait or run and the last ones that have ended, of the app or of every app."""
+
+    everyone: bool = False
+    limit: int | None = None
+    after: str | None = None
+
+    def __post_init__(self) -> None:
+        check_limit(self.limit)
+
+
+@dataclass(frozen=True, slots=True)
 class Hint:
     """The context will be used soon."""
 
@@ -229,19 +241,27 @@ class Migrate:
 
 @dataclass(frozen=True, slots=True)
 class Cancel:
-    """End a request of this connection; ``request`` is its id."""
+    """End a request of this connection, whose id is ``request``, or a ``call`` by the daemon's number of it."""
 
-    request: int
+    request: int | None = None
+    call: int | None = None
+    everyone: bool = False
+
+    def __post_init__(self) -> None:
+        check_one_target(self.request, self.call)
 
 
 @dataclass(frozen=True, slots=True)
 class Prioritize:
-    """Change how urgent a request of this connection is, while it waits or runs."""
+    """Change how urgent a request is while it waits or runs: one of this connection, or a ``call`` by its number."""
 
-    request: int
     priority: int
+    request: int | None = None
+    call: int | None = None
+    everyone: bool = False
 
     def __post_init__(self) -> None:
+        check_one_target(self.request, self.call)
         _ = Terms(self.priority)
 
 
@@ -258,7 +278,9 @@ class Limit:
 
 @dataclass(frozen=True, slots=True)
 class Stats:
-    """Figures of the daemon."""
+    """Figures of the daemon. ``octaves``: with the counts of histograms, for monitors."""
+
+    octaves: bool = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -305,7 +327,7 @@ ControlRequest = Cancel | Prioritize
 """About a running CallRequest of the same connection."""
 TaskRequest = Create | Fork | Resolve | Truncate | Migrate | Delete | AdapterAdd | AdapterRemove
 """What takes time, and ends by itself."""
-QuickRequest = ListContexts | Show | Limit | Stats | Budget | ListAdapters | Ping
+QuickRequest = ListContexts | ListRequests | Show | Limit | Stats | Budget | ListAdapters | Ping
 """What is answered at once."""
 Request = CallRequest | ControlRequest | TaskRequest | QuickRequest | Hint
 
@@ -318,6 +340,7 @@ OPERATIONS: dict[str, type[Request]] = {
     "truncate": Truncate,
     "list": ListContexts,
     "show": Show,
+    "requests": ListRequests,
     "hint": Hint,
     "migrate": Migrate,
     "delete": Delete,

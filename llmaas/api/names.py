@@ -45,6 +45,12 @@ def check_limit(limit: int | None) -> None:
         raise ValueError(f"field 'limit' must be at least 1, not {limit}")
 
 
+def check_one_target(request: int | None, call: int | None) -> None:
+    """Raises ValueError unless one of the two is given."""
+    if (request is None) == (call is None):
+        raise ValueError("give request or call, one of them")
+
+
 def check_messages(messages: tuple[Message, ...]) -> None:
     """Raises ValueError for too many messages, or a role that is too long."""
     if len(messages) > MAX_MESSAGES:

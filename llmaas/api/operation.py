@@ -32,7 +32,7 @@ class Operation(Generic[T]):
     def next_request(self, after: str | None) -> msg.Request | None:
         """The request for the page that begins at ``after``; None if there is none to be asked for."""
         request = self.request
-        if after is None or not isinstance(request, msg.ListContexts | msg.Show):
+        if after is None or not isinstance(request, msg.ListContexts | msg.ListRequests | msg.Show):
             return None
         return replace(request, after=after)
 

@@ -28,7 +28,7 @@ from llmaas.api.operation import (
 )
 from llmaas.api.record_maps import from_map, to_map
 from llmaas.calls import DEFAULT_TERMS, Done, Sampling, Terms
-from llmaas.records import AdapterInfo, ContextDetail, ContextInfo, Message, Resolved
+from llmaas.records import AdapterInfo, ContextDetail, ContextInfo, Message, RequestInfo, Resolved
 
 Messages = Iterable[Message | Mapping[str, str]]
 """What a caller may hand a client: Message objects, or maps with ``role`` and ``content``."""
@@ -184,9 +184,10 @@ def _join_messages(first: dict[str, Any], second: dict[str, Any]) -> dict[str, A
 # -- the daemon ---------------------------------------------------------------------------------
 
 
-def stats() -> Operation[dict[str, Any]]:
-    """Figures of the daemon; which ones may change with every release."""
-    return Operation(msg.Stats(), replies.result_map)
+def stats(*, octaves: bool = False) -> Operation[dict[str, Any]]:
+    """Figures of the daemon; which ones may change with every release. ``octaves``: also, for each histogram, how many
+    values were below each power of two."""
+    return Operation(msg.Stats(octaves), replies.result_map)
 
 
 def budget(*, pool_bytes: int | None = None, disk_bytes: int | None = None) -> Operation[dict[str, Any]]:
@@ -223,6 +224,28 @@ def adapter_remove(name: str) -> Operation[None]:
     return Operation(msg.AdapterRemove(name), nothing)
 
 
+def requests(everyone: bool = False, *, after: int = 0) -> Operation[list[RequestInfo]]:
+    """List the app's calls that wait or run and the last 256 of all apps that have ended, in the order in which they
+    came: who asked, how urgently, and where the time went. ``after``: only those with higher numbers.
+
+    With ``everyone`` those of every app, for the operator (``admin``).
+    """
+    request = msg.ListRequests(everyone, after=str(after) if after else None)
+    return Operation(request, records(RequestInfo), join=lambda first, second: [*first, *second])
+
+
+def cancel_call(call: int, *, everyone: bool = False) -> Operation[None]:
+    """End a call by its number, as ``requests`` gives it; with ``everyone`` any app's, for the operator (``admin``).
+    Raises UnknownRequest if it has ended."""
+    return Operation(msg.Cancel(call=call, everyone=everyone), nothing)
+
+
+def prioritize_call(call: int, priority: int, *, everyone: bool = False) -> Operation[None]:
+    """Change how urgent a call is, by its number: 0 (most urgent) .. 9; with ``everyone`` any app's, for the operator.
+    Raises UnknownRequest if it has ended."""
+    return Operation(checked(msg.Prioritize, priority, call=call, everyone=everyone), nothing)
+
+
 def ping() -> Operation[None]:
     """Return when the daemon has answered: it is there, and serves this connection."""
     return Operation(msg.Ping(), nothing)
@@ -238,7 +261,7 @@ def cancel(request: int) -> Operation[None]:
 
 def prioritize(request: int, priority: int) -> Operation[None]:
     """Change how urgent an append or generate is: 0 (most urgent) .. 9. Raises UnknownRequest if it has ended."""
-    return Operation(checked(msg.Prioritize, request, priority), nothing)
+    return Operation(checked(msg.Prioritize, priority, request), nothing)
 
 
 # -- the clients' methods -------------------------------------------------------------------------
@@ -263,6 +286,9 @@ class BlockingOperations(BlockingAsker):
     adapters = blocking(adapters)
     adapter_add = blocking(adapter_add)
     adapter_remove = blocking(adapter_remove)
+    requests = blocking(requests)
+    cancel_call = blocking(cancel_call)
+    prioritize_call = blocking(prioritize_call)
     ping = blocking(ping)
 
 
@@ -285,4 +311,7 @@ class AsyncOperations(AsyncAsker):
     adapters = awaitable(adapters)
     adapter_add = awaitable(adapter_add)
     adapter_remove = awaitable(adapter_remove)
+    requests = awaitable(requests)
+    cancel_call = awaitable(cancel_call)
+    prioritize_call = awaitable(prioritize_call)
     ping = awaitable(ping)

@@ -14,11 +14,13 @@ from itertools import islice
 from llmaas.api.record_maps import to_map
 from llmaas.api.wire import Frame
 from llmaas.errors import BadRequest
-from llmaas.records import ContextDetail, ContextInfo
+from llmaas.records import ContextDetail, ContextInfo, RequestInfo
 
 MAX_CONTEXTS = 64
 """Contexts of a page. Each takes the event loop about 40 us, with its tiers: an app that asks for lists all the time
 makes each turn of the loop as long as a page takes."""
+MAX_REQUESTS = 32
+"""Calls of a page. Each takes the event loop about 80 us, with its spans."""
 MAX_MESSAGES = 1024
 """Messages of a page."""
 MAX_PAGE = 1 << 20
@@ -47,6 +49,13 @@ def context_page(contexts: Iterator[tuple[int, ContextInfo]], limit: int | None,
     most = max(1, min(limit or MAX_CONTEXTS, MAX_CONTEXTS, nbytes // _ITEM))
     found = list(islice(contexts, most))
     more = next(contexts, None) is not None
+    return Page([to_map(info) for _, info in found], str(found[-1][0]) if more else None)
+
+
+def request_page(requests: Iterator[tuple[int, RequestInfo]], limit: int | None) -> Page:
+    """As ``context_page``, of calls."""
+    found = list(islice(requests, min(limit or MAX_REQUESTS, MAX_REQUESTS)))
+    more = next(requests, None) is not None
     return Page([to_map(info) for _, info in found], str(found[-1][0]) if more else None)
 
 

@@ -11,10 +11,9 @@ import asyncio
 import logging
 import os
 import signal
-import sys
 
 from llmaas.cli.http_process import require_packages
-from llmaas.cli.log_limit import RateLimitedLog
+from llmaas.cli.log_format import log_to_stderr
 from llmaas.cli.options import add_settings, loaded, socket_of
 from llmaas.config.sources import LoadedConfig
 from llmaas.host.priority import lower_priority
@@ -31,20 +30,14 @@ docs/http.md says which calls there are.
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.epilog = _EPILOG
-    add_settings(parser, ["socket", "daemon_uid", "http", "nice", "log_level"])
+    add_settings(parser, ["socket", "daemon_uid", "http", "nice", "log_level", "log_format"])
     parser.add_argument("--until-eof", action="store_true", help=argparse.SUPPRESS)
 
 
 def run(args: argparse.Namespace) -> int:
     found = loaded(args)
     require_packages()
-    to_stderr = logging.StreamHandler(sys.stderr)
-    to_stderr.addFilter(RateLimitedLog())
-    logging.basicConfig(
-        level=found.config.log_level.upper(),
-        handlers=[to_stderr],
-        format="%(asctime)s %(levelname)-7s %(name)s: %(message)s",
-    )
+    log_to_stderr(found.config.log_level, found.config.log_format)
     for name in ("uvicorn", "asyncio"):
         logging.getLogger(name).setLevel(logging.ERROR)  # what peers do wrong is no news
     lower_priority(found.config.nice)

@@ -29,6 +29,8 @@ COMMANDS: dict[str, tuple[str, str]] = {
     ),
     "chat": ("llmaas.cli.chat", "talk to the model in a context that lasts"),
     "ctx": ("llmaas.cli.ctx", "list, show, fork, truncate and remove contexts"),
+    "top": ("llmaas.cli.top.command", "watch calls and contexts live; cancel a call or change its priority"),
+    "timeline": ("llmaas.cli.timeline", "the last calls as a trace for Perfetto or Chrome"),
     "stats": ("llmaas.cli.stats", "what the daemon holds and how fast it is"),
     "adapter": ("llmaas.cli.adapter", "LoRA adapters that calls may name: list, register, forget"),
     "budget": ("llmaas.cli.budget", "what the daemon may use of RAM and disk; change it while it runs"),

@@ -13,11 +13,10 @@ import logging
 import os
 import signal
 import socket
-import sys
 from typing import TYPE_CHECKING
 
 from llmaas.cli.http_process import http_beside, require_packages
-from llmaas.cli.log_limit import RateLimitedLog
+from llmaas.cli.log_format import log_to_stderr
 from llmaas.cli.options import add_settings, loaded
 from llmaas.cli.out import print_note, printable
 from llmaas.config.kinds import show_bytes, show_cpus
@@ -57,13 +56,7 @@ def run(args: argparse.Namespace) -> int:
         return 0
     if found.config.http is not None:
         require_packages()  # said at once, not when the model is loaded
-    to_stderr = logging.StreamHandler(sys.stderr)
-    to_stderr.addFilter(RateLimitedLog())
-    logging.basicConfig(
-        level=found.config.log_level.upper(),
-        handlers=[to_stderr],
-        format="%(asctime)s %(levelname)-7s %(name)s: %(message)s",
-    )
+    log_to_stderr(found.config.log_level, found.config.log_format)
     asyncio.run(_serve(found))
     return 0
 

@@ -200,6 +200,7 @@ class Config:
     )
     max_tokens: int = _setting(whole(1, 1 << 20), 256, "longest answer of 'llmaas chat', in tokens")
     log_level: str = _setting(choice("debug", "info", "warning", "error"), "info", "what the daemon logs")
+    log_format: str = _setting(choice("text", "json"), "text", "how it logs: lines for people, or lines of JSON")
     record: Path | None = _setting(
         path(), None, "file in which the daemon records every decision, for replay", "no recording"
     )

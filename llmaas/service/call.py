@@ -16,7 +16,7 @@ from llmaas.engine.base import Prepared
 from llmaas.errors import LlmaasError
 from llmaas.kvchunks.store.store import Span
 from llmaas.planner.actions import Finish, Outcome, Switched
-from llmaas.records import RequestId
+from llmaas.records import RequestId, Tier
 from llmaas.service.answer import Answer
 from llmaas.service.live_context import LiveContext
 from llmaas.service.pending_turn import PendingTurn
@@ -55,6 +55,16 @@ class CallControl:
 
 
 @dataclass(slots=True, eq=False)
+class LoadSpan:
+    """Chunks that came from one tier into CELLS: from when to when."""
+
+    tier: Tier
+    tokens: int
+    began: float
+    ended: float | None = None
+
+
+@dataclass(slots=True, eq=False)
 class CallProgress:
     """What the planner has said of a call. Written by the interpreter, on the event loop. Times are of the service's
     clock, in seconds; None: not yet."""
@@ -65,6 +75,10 @@ class CallProgress:
     """Where the context's tokens came from, all switches of the call together."""
     n_paused: int = 0
     has_sampler: bool = False
+    first_step: float | None = None
+    """When the engine was first given a step of the call."""
+    loads: list[LoadSpan] = field(default_factory=list)
+    """The first loads of the call; ``ended`` of them is written on a worker's thread."""
 
 
 @dataclass(slots=True, eq=False)

@@ -8,18 +8,23 @@ from __future__ import annotations
 
 import asyncio
 import logging
+from collections import Counter
 from collections.abc import Callable
 from concurrent.futures import Future
 
 from llmaas.engine.adapter_cache import AdapterFile
 from llmaas.errors import LlmaasError
-from llmaas.planner.actions import Admitted, Finish, Paused, Switched
+from llmaas.planner.actions import Admitted, Finish, LoadChunks, Paused, Switched
 from llmaas.planner.events import CancelRequested, Event
-from llmaas.service.call import Call
+from llmaas.records import Tier
+from llmaas.service.call import Call, LoadSpan
 from llmaas.service.live_context import publish_kv
 from llmaas.service.parts import ServiceParts
 
 log = logging.getLogger(__name__)
+
+_LOADS = 64
+"""Loads of one call that are noted: a call that is paused again and again has many."""
 
 
 class CallActions:
@@ -51,6 +56,26 @@ class CallActions:
         if progress.switched is None:
             progress.switched = self._clock.now()
         progress.sources = action if progress.sources is None else _sum(progress.sources, action)
+
+    def loading(self, action: LoadChunks, answer: Callable[[Event], None]) -> Callable[[Event], None]:
+        """Note how long the load takes; what its end is to be told to, in place of ``answer``."""
+        running = (call for call in self._calls.values() if call.live.id == action.context and call.control.planned)
+        call = next(running, None)
+        if call is None or len(call.progress.loads) >= _LOADS:
+            return answer
+        n_tokens = Counter[Tier]()
+        for chunk in action.chunks:
+            n_tokens[chunk.tier] += chunk.stop - chunk.start
+        now = self._clock.now()
+        spans = [LoadSpan(tier, n, now) for tier, n in n_tokens.items()]
+        call.progress.loads += spans
+
+        def ended(event: Event) -> None:
+            for span in spans:
+                span.ended = self._clock.now()
+            answer(event)
+
+        return ended
 
     def paused(self, action: Paused) -> None:
         self._leave_cells(self._calls[action.request])

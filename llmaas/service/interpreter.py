@@ -162,7 +162,7 @@ class Interpreter:
     def _perform_on_chunks(self, action: ChunkAction) -> None:
         match action:
             case LoadChunks():
-                self.pool.load(action, self._answer)
+                self.pool.load(action, self._on_calls.loading(action, self._answer))
             case FetchChunks():
                 self.pool.fetch(action, self._answer)
             case SaveChunks():
@@ -204,7 +204,9 @@ class Interpreter:
         for item in action.items:
             tokens = self._directory.by_id(item.context).tokens[item.start : item.stop]
             items.append(BatchItem(item.seq, item.start, tokens, item.request if item.sample else None))
-            calls.append(self._calls[item.request])
+            calls.append(call := self._calls[item.request])
+            if call.progress.first_step is None:
+                call.progress.first_step = self._clock.now()
         self._thread.halt.clear()
         future = self._thread.submit(self._steps.run, action, items, calls)
         future.add_done_callback(lambda f: self._bridge.send(self._stepped, action, f))

@@ -17,6 +17,7 @@ from llmaas.kvchunks.store.store import Store
 from llmaas.metrics import Registry
 from llmaas.records import RequestId
 from llmaas.service.adapters import AdapterRegistry
+from llmaas.service.app_tallies import AppTallies
 from llmaas.service.call import Call
 from llmaas.service.directory import Directory
 from llmaas.service.histories import Histories
@@ -43,6 +44,7 @@ class ServiceParts:
     metrics: Registry
     quotas: Quotas
     histories: Histories
+    app_tallies: AppTallies = field(default_factory=AppTallies)
     directory: Directory = field(default_factory=Directory)
     calls: dict[RequestId, Call] = field(default_factory=dict)
     """Every call that waits or runs. The runner adds and removes them."""

@@ -8,10 +8,12 @@ from __future__ import annotations
 import asyncio
 import logging
 import math
+from collections import Counter
 from collections.abc import Callable
 
 from llmaas.calls import CallSpec, Done, Piece, Terms, Turn
 from llmaas.errors import Busy, Cancelled, Internal, LlmaasError, NoMemory, ShuttingDown, replaced
+from llmaas.log_context import current_call
 from llmaas.metrics import Registry
 from llmaas.planner.actions import Outcome
 from llmaas.planner.events import CancelRequested, PriorityChanged
@@ -27,6 +29,7 @@ from llmaas.service.parts import ServiceParts
 from llmaas.service.pending_turn import PendingTurn
 from llmaas.service.places import HINT_WAIT_S, OPERATOR_CALLS, CallPlaces, hints_to_push_out
 from llmaas.service.refusals import failure
+from llmaas.service.request_log import RequestLog
 from llmaas.service.turn_runner import TurnRunner
 
 log = logging.getLogger(__name__)
@@ -55,6 +58,7 @@ class CallRunner:
         )
         self._dispatch, self._release = interpreter.dispatch, interpreter.release
         self._calls, self._clock, self._metrics = parts.calls, parts.clock, parts.metrics
+        self.log, self._app_tallies = RequestLog(parts.calls, parts.clock), parts.app_tallies
         self._places, self._operator_places = CallPlaces(queue_limit), CallPlaces(queue_limit, OPERATOR_CALLS)
         self._tasks: set[asyncio.Task[None]] = set()
         self.total = 0
@@ -75,6 +79,11 @@ class CallRunner:
         """Return when no call waits or runs."""
         while self._tasks:
             await asyncio.wait(self._tasks)
+
+    def waiting_by_priority(self) -> dict[str, int]:
+        """How many calls wait to be admitted, by their priority."""
+        waiting = [call for call in self._calls.values() if call.progress.admitted is None and not call.hint]
+        return dict(sorted(Counter(str(call.control.priority) for call in waiting).items()))
 
     def cancel_calls_of(self, live: LiveContext) -> None:
         for call in list(self._calls.values()):
@@ -171,6 +180,7 @@ class CallRunner:
             self._dispatch(PriorityChanged(request, priority))
 
     async def _serve(self, call: Call) -> None:
+        current_call.set(call.id)  # of this task
         outcome: Done | LlmaasError = Internal("the request was given up")
         try:
             async with call.live.lock:
@@ -192,9 +202,11 @@ class CallRunner:
         if call.control.deadline_timer is not None:
             call.control.deadline_timer.cancel()
         self._answer(call, outcome)
+        self.log.ended(call, outcome)
         if call.control.told_again:
             self._metrics.counter("told_again").add()
         elif not call.hint:
+            self._app_tallies.count(call, outcome)
             count(outcome, self._metrics)
 
     def _answer(self, call: Call, outcome: Done | LlmaasError) -> None:

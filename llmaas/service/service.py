@@ -14,7 +14,7 @@ from dataclasses import asdict
 from llmaas.calls import CallSpec, Done, Piece
 from llmaas.clock import Clock, RealClock
 from llmaas.engine.thread import EngineThread
-from llmaas.errors import LlmaasError, ShuttingDown
+from llmaas.errors import LlmaasError, ShuttingDown, UnknownRequest
 from llmaas.fair_thread import FairThread
 from llmaas.kvchunks.codec.codec import Codec
 from llmaas.kvchunks.store.store import Store
@@ -22,7 +22,7 @@ from llmaas.metrics import Registry
 from llmaas.planner.events import Flush, RateChanged
 from llmaas.policies.duty import ThermalReading
 from llmaas.policies.pool_budget import MemoryReading
-from llmaas.records import AppId, ContextDetail, ContextInfo, Message, RequestId, Resolved
+from llmaas.records import AppId, ContextDetail, ContextInfo, Message, RequestId, RequestInfo, Resolved
 from llmaas.service.adapters import AdapterRegistry
 from llmaas.service.budgets import Budgets
 from llmaas.service.contexts import Contexts
@@ -248,6 +248,18 @@ class Service:
         """The request's future ends with Cancelled, soon. One that has ended already is left alone."""
         self._runner.cancel(request)
 
+    def requests_after(self, app: AppId | None, number: int) -> Iterator[tuple[int, RequestInfo]]:
+        """An app's calls, or everyone's, with numbers above ``number``: those that wait or run, and the last ones that
+        have ended."""
+        return self._runner.log.after(app, number)
+
+    def find_call(self, app: AppId | None, call: int) -> RequestId:
+        """A call that waits or runs, by its number; ``app`` None: anyone's. Raises UnknownRequest."""
+        found = self._parts.calls.get(RequestId(call))
+        if found is None or app not in (None, found.live.row.app):
+            raise UnknownRequest(f"no call {call} waits or runs", hint="The operation 'requests' lists those that do.")
+        return found.id
+
     # -- what the owner and the machine allow
 
     def limit(self, app: AppId | None, rate: float | None) -> dict[str, object]:
@@ -277,8 +289,9 @@ class Service:
 
     # -- reports
 
-    def stats(self, *, apps: bool = True) -> dict[str, object]:
-        """Counts and bytes, as plain values; without ``apps`` none that names an app."""
+    def stats(self, *, apps: bool = True, octaves: bool = False) -> dict[str, object]:
+        """Counts and bytes, as plain values; without ``apps`` none that names an app; ``octaves``: see
+        ``Histogram.octaves``."""
         parts, planner, budgets = self._parts, self._planner, self._budgets.snapshot()
         stored = parts.store.stats()
         budgets["disk_bytes"]["files"] = stored.file_bytes
@@ -287,7 +300,12 @@ class Service:
             "model": parts.engine.info.title,
             "contexts": len(parts.directory),
             "text_bytes": parts.quotas.nbytes,
-            "requests": {"active": len(parts.calls), "waiting": planner.waiting, "total": self._runner.total},
+            "requests": {
+                "active": len(parts.calls),
+                "waiting": planner.waiting,
+                "total": self._runner.total,
+                "waiting_by_priority": self._runner.waiting_by_priority(),
+            },
             "cells": {"used": planner.cells_used, "total": self.planner_settings.n_cells},
             **budgets,
             "written_bytes": written_bytes(stored.bytes_written, seconds, wear_budget),
@@ -296,6 +314,8 @@ class Service:
             "host": parts.host.snapshot(),
             "counts": asdict(planner.tally),
             "calls": parts.metrics.snapshot(),
+            **({"apps": parts.app_tallies.snapshot()} if apps else {}),
+            **({"octaves": parts.metrics.octaves()} if octaves else {}),
         }
 
     def check(self) -> list[str]:

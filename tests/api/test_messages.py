@@ -91,8 +91,10 @@ BY_OPERATION: dict[type[msg.Request], st.SearchStrategy[msg.Request]] = {
     msg.Hint: st.builds(msg.Hint, TEXT),
     msg.Migrate: st.builds(msg.Migrate, TEXT, st.booleans()),
     msg.Delete: st.builds(msg.Delete, TEXT, st.booleans()),
-    msg.Cancel: st.builds(msg.Cancel, COUNT),
-    msg.Prioritize: st.builds(msg.Prioritize, COUNT, st.integers(0, 9)),
+    msg.ListRequests: st.builds(msg.ListRequests, st.booleans()),
+    msg.Cancel: st.builds(msg.Cancel, COUNT) | st.builds(msg.Cancel, call=COUNT, everyone=st.booleans()),
+    msg.Prioritize: st.builds(msg.Prioritize, st.integers(0, 9), COUNT)
+    | st.builds(msg.Prioritize, st.integers(0, 9), call=COUNT, everyone=st.booleans()),
     msg.Limit: st.builds(msg.Limit, MAYBE_TEXT, RATES),
     msg.Stats: st.just(msg.Stats()),
     msg.Budget: st.builds(msg.Budget, st.none() | COUNT, st.none() | COUNT),
@@ -253,7 +255,8 @@ def test_a_message_that_quotes_too_much_is_cut() -> None:
         ({"op": "truncate", "context": "c", "n_tokens": 1, "n_messages": 1}, "n_tokens or n_messages"),
         ({"op": "truncate", "context": "c", "n_tokens": -1}, "n_tokens"),
         ({"op": "list", "everyone": 1}, "'everyone' must be true or false"),
-        ({"op": "cancel"}, "'request' is missing"),
+        ({"op": "cancel"}, "request or call"),
+        ({"op": "prioritize", "request": 1}, "'priority' is missing"),
         ({"op": "ping", "x": 1}, "'x'"),
     ],
 )

@@ -33,6 +33,7 @@ TO_AN_END = {
     r"^(LLMAAS_\w+=\S+ )?llmaas serve\b(?!.*--show-config)": " --show-config",
     r"stats --watch": " | head -20",
     r"^llmaas http\b": " & sleep 2; kill $!",
+    r"llmaas top$": " --once",
     r"man \./llmaas\.1": " | cat",
 }
 """Commands that go on until they are stopped, and what lets them end."""

@@ -56,6 +56,7 @@ BAD = {
     "app_text_bytes": "1K",
     "max_tokens": "1.5",
     "log_level": "loud",
+    "log_format": "xml",
     "record": "",
 }
 

@@ -161,6 +161,11 @@ async def test_a_hint_that_must_leave_the_cells_ends(tmp_path: Path) -> None:
         hint = h.service.hint(app("a"), "first")
         assert hint is not None
         await asyncio.sleep(0.01)
-        assert h.service.stats()["requests"] == {"active": 1, "waiting": 0, "total": 3}
+        assert h.service.stats()["requests"] == {
+            "active": 1,
+            "waiting": 0,
+            "total": 3,
+            "waiting_by_priority": {},
+        }
         call = await ask(h, app("b"))
         assert await end([hint, call]) == [Cancelled, None]

@@ -58,8 +58,12 @@ class Watched(Service):
         super().__init__(thread, store, settings)
         self._watched_engine, self._watched_store = thread.engine, store
 
-    def stats(self, *, apps: bool = True) -> dict[str, object]:
-        found = {**super().stats(apps=apps), "tasks": len(asyncio.all_tasks()), "threads": threading.active_count()}
+    def stats(self, *, apps: bool = True, octaves: bool = False) -> dict[str, object]:
+        found = {
+            **super().stats(apps=apps, octaves=octaves),
+            "tasks": len(asyncio.all_tasks()),
+            "threads": threading.active_count(),
+        }
         if self.idle:
             found["rest"] = self._when_idle()
         return found

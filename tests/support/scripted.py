@@ -15,7 +15,17 @@ from llmaas.api.server import Limits, Server, peer_uid, serve
 from llmaas.api.wire import Decoder, Frame, encode
 from llmaas.calls import CallSpec, Done, FinishReason, Generation, Piece, SwitchReport, Terms
 from llmaas.errors import Cancelled, ContextExists, ContextTooLong, UnknownAdapter, UnknownContext, UnknownRequest
-from llmaas.records import AdapterInfo, AppId, ContextDetail, ContextId, ContextInfo, Message, RequestId, Resolved
+from llmaas.records import (
+    AdapterInfo,
+    AppId,
+    ContextDetail,
+    ContextId,
+    ContextInfo,
+    Message,
+    RequestId,
+    RequestInfo,
+    Resolved,
+)
 
 
 class ScriptedAdapters:
@@ -67,6 +77,19 @@ class ScriptedBackend:
         info = ContextInfo(context, app, name or str(context), 7, 1, 1.5, 2.5, (7, 0, 0, 0), adapter=adapter)
         self.known[context] = ContextDetail(info, (Message("system", system),) if system else ())
         return info
+
+    def requests_after(self, app: AppId | None, number: int) -> Iterator[tuple[int, RequestInfo]]:
+        for call in sorted(self.running):
+            if call > number:
+                yield (
+                    call,
+                    RequestInfo(call, AppId("1/x"), ContextId("c"), "c", "generate", 5, "running", 1.0),
+                )
+
+    def find_call(self, app: AppId | None, call: int) -> RequestId:
+        if RequestId(call) not in self.running:
+            raise UnknownRequest(f"no call {call} waits or runs")
+        return RequestId(call)
 
     async def fork(self, app: AppId, context: str, *, name: str | None, n_messages: int | None = None) -> ContextInfo:
         info = self._find(app, context).info
@@ -152,7 +175,7 @@ class ScriptedBackend:
     def budget(self, pool_bytes: int | None, disk_bytes: int | None) -> dict[str, object]:
         return {"pool_bytes": {"budget": pool_bytes}, "disk_bytes": {"quota": disk_bytes}}
 
-    def stats(self, *, apps: bool) -> dict[str, object]:
+    def stats(self, *, apps: bool, octaves: bool = False) -> dict[str, object]:
         return self.stats_reply
 
     def _begin(self, script: str) -> tuple[RequestId, asyncio.Future[Done]]:

@@ -1,0 +1,1 @@
+"""``llmaas top``: what the daemon does, live."""
