@@ -10,6 +10,9 @@ from dataclasses import dataclass
 MAX_PENALTY_TOKENS = 4096
 MAX_GRAMMAR = 1 << 16
 """Most bytes of a grammar or schema. Parsing one takes more than linear time."""
+MAX_BIASES = 300
+MAX_BIAS = 100.0
+"""Beyond any logit: a token with this bias is always drawn, one with its negative never."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -20,6 +23,8 @@ class Sampling:
     Penalties are those of llama.cpp. They apply to tokens among the last ``penalty_last_n`` of context and answer: a
     positive logit is divided by ``repeat_penalty``, a negative one multiplied by it; then ``presence_penalty`` is
     subtracted, and ``frequency_penalty`` times the token's count.
+
+    ``logit_bias`` adds to the logits of tokens before all else: pairs of a token and what is added, -100 to 100.
 
     The answer matches ``grammar``, which is GBNF with a rule ``root``, or ``json_schema``, the text of a JSON schema.
     """
@@ -35,6 +40,7 @@ class Sampling:
     penalty_last_n: int = 64
     grammar: str | None = None
     json_schema: str | None = None
+    logit_bias: tuple[tuple[int, float], ...] = ()
 
     @property
     def penalises(self) -> bool:
@@ -61,7 +67,15 @@ class Sampling:
                 raise ValueError(f"{name}_penalty must be in [-10, 10], not {value}")
         if not 0 <= self.penalty_last_n <= MAX_PENALTY_TOKENS:
             raise ValueError(f"penalty_last_n must be in [0, {MAX_PENALTY_TOKENS}], not {self.penalty_last_n}")
+        self._check_biases()
         self._check_constraint()
+
+    def _check_biases(self) -> None:
+        if len(self.logit_bias) > MAX_BIASES:
+            raise ValueError(f"logit_bias may have {MAX_BIASES} tokens, not {len(self.logit_bias)}")
+        for token, bias in self.logit_bias:
+            if not 0 <= token < 1 << 31 or not -MAX_BIAS <= bias <= MAX_BIAS:
+                raise ValueError(f"logit_bias goes from -{MAX_BIAS:g} to {MAX_BIAS:g}, not ({token}, {bias})")
 
     def _check_constraint(self) -> None:
         if self.grammar is not None and self.json_schema is not None:

@@ -5,6 +5,7 @@ Law: pure. What cannot be done is refused with the field's name, never left out 
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping, Sequence
 
 import msgspec
@@ -97,8 +98,6 @@ def schema_of(given: ResponseFormat | None, param: str = "response_format") -> s
 def chat_ask(request: ChatRequest, headers: Mapping[str, str], facts: ServedModel, toolbox: Toolbox) -> Ask:
     """Raises HttpError."""
     extra = with_headers(request.llmaas, headers)
-    if request.logit_bias:
-        raise HttpError(400, "logit_bias is not supported. Leave it out.", param="logit_bias")
     schema = schema_of(request.response_format)
     if schema is not None and extra.grammar is not None:
         raise HttpError(400, "give response_format or a grammar, not both", param="llmaas.grammar")
@@ -115,6 +114,7 @@ def chat_ask(request: ChatRequest, headers: Mapping[str, str], facts: ServedMode
         "presence_penalty": request.presence_penalty,
         "frequency_penalty": request.frequency_penalty,
         "json_schema": schema or call_schema,
+        "logit_bias": biases_of(request.logit_bias),
     }
     messages = [chat_message(each, f"messages[{i}]") for i, each in enumerate(request.messages)]
     return Ask(
@@ -137,6 +137,15 @@ def _logprobs(request: ChatRequest) -> int | None:
     if not 0 <= request.top_logprobs <= MAX_LOGPROBS:
         raise HttpError(400, f"top_logprobs goes from 0 to {MAX_LOGPROBS}", param="top_logprobs")
     return request.top_logprobs
+
+
+def biases_of(given: Mapping[str, float] | None) -> tuple[tuple[int, float], ...] | None:
+    """Pairs of a token's id and what is added to its logit. Raises HttpError for a key that is no id."""
+    if not given:
+        return None
+    if wrong := next((key for key in given if not re.fullmatch("[0-9]{1,9}", key)), None):
+        raise HttpError(400, f"{wrong[:40]!r} is no id of a token", param="logit_bias")
+    return tuple((int(key), bias) for key, bias in given.items())
 
 
 def n_answers(n: int | None) -> int:

@@ -17,7 +17,7 @@ from llmaas.calls import MAX_LOGPROBS, Done, Logprobs
 from llmaas.http.answers import answers
 from llmaas.http.ask import Ask, on_full_of, sampling_of, stops_of, tokens_of
 from llmaas.http.call import HttpCall
-from llmaas.http.chat_request import n_answers
+from llmaas.http.chat_request import biases_of, n_answers
 from llmaas.http.completions_types import Completion, CompletionChoice, CompletionLogprobs, CompletionRequest
 from llmaas.http.edge import Edge, ends_with_client
 from llmaas.http.errors import HttpError
@@ -49,8 +49,6 @@ def completion_asks(request: CompletionRequest, headers: Mapping[str, str], fact
     if request.suffix:
         what = "suffix is not supported: the model goes on at the end of the prompt. Leave it out."
         raise HttpError(400, what, param="suffix")
-    if request.logit_bias:
-        raise HttpError(400, "logit_bias is not supported. Leave it out.", param="logit_bias")
     n = n_answers(request.n)
     if request.best_of is not None and request.best_of != n:
         raise HttpError(400, "best_of is not supported: all n answers are returned", param="best_of")
@@ -61,6 +59,7 @@ def completion_asks(request: CompletionRequest, headers: Mapping[str, str], fact
         name: getattr(request, name)
         for name in ("temperature", "top_p", "seed", "presence_penalty", "frequency_penalty")
     }
+    given["logit_bias"] = biases_of(request.logit_bias)
     shared: dict[str, Any] = {
         "context": extra.context,
         "special": True,

@@ -93,6 +93,15 @@ def test_penalties_change_a_greedy_answer_and_repeat(engine: Engine, penalty: st
     assert answer(engine, Sampling(**{penalty: 8.0, "penalty_last_n": 0}), 24) == answer(engine, Sampling(), 24)
 
 
+def test_a_bias_makes_a_token_certain_or_impossible(engine: Engine) -> None:
+    first = answer(engine, Sampling(), 4)
+    assert first[0] not in answer(engine, Sampling(logit_bias=((first[0], -100.0),)), 4)
+    token = text_tokens(engine, 3)[1]
+    for temperature in (0.0, 1.0):
+        biases = ((first[0], -100.0), (token, 100.0), (2**31 - 1, 5.0))
+        assert answer(engine, Sampling(temperature=temperature, logit_bias=biases), 4) == [token] * 4
+
+
 def test_penalties_look_at_the_tokens_before_the_answer(engine: Engine) -> None:
     (free,) = answer(engine, Sampling(), 1)
     strong = Sampling(presence_penalty=10.0, repeat_penalty=10.0)

@@ -79,6 +79,16 @@ async def test_the_same_seed_gives_the_same_answer(tmp_path: Path) -> None:
 
 
 @on_a_loop
+async def test_a_bias_decides_what_is_said(tmp_path: Path) -> None:
+    async with http_edge(tmp_path) as edge, edge.openai() as client:
+        assert await said(client, logit_bias={str(ord("x")): 100}) == "xxxxxxxx"
+        found = await client.completions.create(
+            model="fake", prompt="p", max_tokens=4, temperature=0, logit_bias={str(ord("y")): 100}
+        )
+        assert found.choices[0].text == "yyyy"
+
+
+@on_a_loop
 async def test_log_probabilities_are_one_for_each_token(tmp_path: Path) -> None:
     async with http_edge(tmp_path) as edge, edge.openai() as client:
         ask: Any = {**CHAT, "logprobs": True, "top_logprobs": 2}
@@ -163,7 +173,8 @@ WRONG: dict[str, tuple[dict[str, Any], str]] = {
     "an empty stop": ({"stop": ""}, "stop"),
     "top_logprobs alone": ({"top_logprobs": 2}, "top_logprobs"),
     "too many alternatives": ({"logprobs": True, "top_logprobs": 21}, "top_logprobs"),
-    "logit_bias": ({"logit_bias": {"5": 100}}, "logit_bias"),
+    "a bias that is too large": ({"logit_bias": {"5": 1000}}, "logit_bias"),
+    "a bias of no token": ({"logit_bias": {"the": 1}}, "logit_bias"),
     "a format": ({"response_format": {"type": "xml"}}, "response_format.type"),
     "no schema": ({"response_format": {"type": "json_schema"}}, "response_format.json_schema.schema"),
     "a bad schema": (

@@ -58,7 +58,7 @@ async def test_what_is_wrong_is_refused_by_the_fields_name(tmp_path: Path) -> No
     wrong: dict[str, Any] = {
         "prompt": [None, "", [], [1, 2], ["a", ""], ["a"] * 17, [[1]]],
         "suffix": ["x"],
-        "logit_bias": [{"1": 1}],
+        "logit_bias": [{"x": 1}, {"1": 101}, {str(i): 1 for i in range(301)}, {"-1": 1}],
         "best_of": [2],
         "logprobs": [-1, 21],
         "max_tokens": [0],

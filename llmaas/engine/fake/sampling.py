@@ -68,8 +68,10 @@ class FakeSamplers:
         if sampling.temperature > 0:
             total = mix(total, rng.getrandbits(64))
         token = self._greedy(total)
+        if sampling.logit_bias:
+            token = int(self._biased(sampling, total).argmax())
         if sampling.penalises and token != IM_END:
-            logits = self.logits(total)
+            logits = self._biased(sampling, total)
             for known, count in Counter(past).items():
                 logits[known] /= sampling.repeat_penalty  # all of them are positive
                 logits[known] -= sampling.presence_penalty + count * sampling.frequency_penalty
@@ -78,6 +80,13 @@ class FakeSamplers:
             token = self._allowed(sampler, token, total)
         past.append(token)
         return token
+
+    def _biased(self, sampling: Sampling, total: int) -> F32:
+        logits = self.logits(total)
+        for token, bias in sampling.logit_bias:
+            if token < N_VOCAB:
+                logits[token] += bias
+        return logits
 
     def _allowed(self, sampler: int, token: int, total: int) -> int:
         """The token if the sampler's constraint accepts it, or else one of those that it allows."""

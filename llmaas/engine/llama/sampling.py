@@ -113,11 +113,14 @@ class Samplers:
 
 
 def _chain(sampling: Sampling, n_vocab: int) -> Any:
-    """A new ``llama_sampler *``, in llama.cpp's default order: penalties, cutting the tail, temperature, the draw."""
+    """A new ``llama_sampler *``, in llama.cpp's order: biases, penalties, cutting the tail, temperature, the draw."""
     params = C.llama_sampler_chain_default_params()
     params.no_perf = True
     chain = C.llama_sampler_chain_init(params)
     links = []
+    if sampling.logit_bias:
+        biases = (C.llama_logit_bias * len(sampling.logit_bias))(*sampling.logit_bias)
+        links.append(C.llama_sampler_init_logit_bias(n_vocab, len(biases), biases))  # it copies them
     # The tail is cut at temperature 1; what is left is then drawn from at the temperature asked for.
     if sampling.penalises:
         penalties = (sampling.repeat_penalty, sampling.frequency_penalty, sampling.presence_penalty)
