@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import asyncio
 import ctypes
+import functools
 import logging
 import os
 from collections.abc import AsyncIterator, Mapping
@@ -17,12 +18,15 @@ from pathlib import Path
 
 from llmaas.api.server import Limits, serve
 from llmaas.cli.doctor.damage import explain_salvage
+from llmaas.cli.engine_choices import context_settings, measure_repack, repack_memo
 from llmaas.cli.interpreter import short_pauses
-from llmaas.cli.planner_choices import batch_tokens, planner_choices
+from llmaas.cli.planner_choices import planner_choices
 from llmaas.clock import RealClock
 from llmaas.config import models
 from llmaas.config.settings import Config
 from llmaas.engine.llama.engine import LlamaEngine
+from llmaas.engine.llama.model import LlamaModel
+from llmaas.engine.llama.repack import RepackChoice, choose
 from llmaas.engine.thread import EngineThread
 from llmaas.errors import StoreFailed
 from llmaas.fair_thread import FairThread
@@ -38,8 +42,6 @@ from llmaas.service.settings import ServiceSettings
 
 log = logging.getLogger(__name__)
 
-_UBATCH = 128
-"""Tokens that llama.cpp computes at once, of a batch."""
 _M_ARENA_MAX = -8
 _M_MMAP_THRESHOLD = -3
 """malloc.h"""
@@ -68,17 +70,23 @@ def service_settings(config: Config) -> ServiceSettings:
     )
 
 
-def load_engine(config: Config, model: Path, kind: type[LlamaEngine] = LlamaEngine) -> LlamaEngine:
-    """Load the model. On the engine's thread: the threads of llama.cpp inherit its CPUs."""
+def load_engine(
+    config: Config, model: Path, kind: type[LlamaEngine] = LlamaEngine, repack: bool = False
+) -> LlamaEngine:
+    """Load the model, with a second copy of weights or without (``engine.llama.repack``). On the engine's thread: the
+    threads of llama.cpp inherit its CPUs.
+    """
     if config.cpus and priority.can_bind():
         priority.bind(config.cpus)
+    shape = context_settings(config)
     return kind(
         model,
-        n_cells=config.cells,
-        n_seqs=config.sequences,
-        n_threads=config.threads,
-        n_batch=batch_tokens(config),
-        n_ubatch=_UBATCH,
+        n_cells=shape.n_cells,
+        n_seqs=shape.n_seqs,
+        n_threads=shape.n_threads,
+        n_batch=shape.n_batch,
+        n_ubatch=shape.n_ubatch,
+        open_model=functools.partial(LlamaModel, repack=repack),
     )
 
 
@@ -128,7 +136,9 @@ async def running(config: Config, kind: type[LlamaEngine] = LlamaEngine) -> Asyn
         # Loading takes seconds: off the loop, so that signals are handled meanwhile.
         loader = FairThread("load-model")
         try:
-            engine = await loader.run("", EngineThread, lambda: load_engine(config, model, kind))
+            choice = await loader.run("", _choose_repack, config, model)
+            load = functools.partial(load_engine, config, model, kind, choice.copied)
+            engine = await loader.run("", EngineThread, load)
         finally:
             loader.close(wait=False)  # it has ended, or is not wanted any more
         parts.callback(engine.close)
@@ -140,8 +150,16 @@ async def running(config: Config, kind: type[LlamaEngine] = LlamaEngine) -> Asyn
         parts.push_async_callback(server.close)
         parts.callback(service.stop_text)  # before the server waits for what runs
         _watch_host(config, service, parts)
+        if choice.open and (measurement := measure_repack(config, model)) is not None:
+            parts.callback(measurement.close)
         parts.enter_context(short_pauses())
         yield Runtime(engine.engine.info, service)
+
+
+def _choose_repack(config: Config, model: Path) -> RepackChoice:
+    choice = choose(model, config.repack, repack_memo(config))
+    log.info("second copy of weights: %s (%s)", "made" if choice.copied else "none", choice.reason)
+    return choice
 
 
 def _fitting(limits: Limits) -> Limits:

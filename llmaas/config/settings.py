@@ -140,6 +140,11 @@ class Config:
     governor: str = _setting(
         choice("on", "off"), "off", "compute less while the machine is hot, throttled or low on battery"
     )
+    repack: str = _setting(
+        choice("auto", "on", "off"),
+        "auto",
+        "a second copy of weights, in an order that the CPU computes faster with; auto: where it does, measured once",
+    )
     sequences: int = _setting(whole(2, 256), 32, "contexts that can be in cells at once")
     bits: float | tuple[int, int] = _setting(
         mean_bits(2.5, 8.0, (16, 8, 6, 5, 4, 3, 2)),

@@ -13,7 +13,7 @@ from llmaas.policies.eviction import DEFAULT_EVICTION, EVICTION
 from llmaas.policies.scheduling import DEFAULT_SCHEDULING, SCHEDULING
 from llmaas.policies.split import SPLIT
 from llmaas.policies.wear import DEFAULT_WEAR, WEAR
-from llmaas.records import NO_QUOTA, Geometry, Precision
+from llmaas.records import CHUNK_TOKENS, NO_QUOTA, Geometry, Precision
 
 
 class BitSettings(TypedDict, total=False):
@@ -22,6 +22,10 @@ class BitSettings(TypedDict, total=False):
     spending: str
     precision: Precision
     bits: float
+
+
+_SAVE_BYTES = 6 << 20
+"""Of the chunks that are exported at once, in f16: one chunk at least."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -67,7 +71,8 @@ class PlannerChoices:
     burst: int = 32
     """Steps that running answers may take before the planner decides again, if nothing else happens."""
     save_batch: int = 8
-    """Chunks exported at once: bounds the f16 bytes in flight and how long a step can be held up."""
+    """Chunks exported at once, at most; of a large model fewer (``planner_settings``). This bounds the f16 bytes in
+    flight and how long a step can be held up."""
     write_batch: int = 64
     """Chunks in one write at most."""
 
@@ -119,8 +124,10 @@ def planner_settings(
     swappable: bool = True,
 ) -> PlannerSettings:
     """What an operator has chosen, together with the facts of an engine and its model."""
+    chosen = {field.name: getattr(choices, field.name) for field in fields(PlannerChoices)}
+    chosen["save_batch"] = min(choices.save_batch, max(1, _SAVE_BYTES // (CHUNK_TOKENS * geometry.token_bytes)))
     return PlannerSettings(
-        **{field.name: getattr(choices, field.name) for field in fields(PlannerChoices)},
+        **chosen,
         n_cells=n_cells,
         n_seqs=n_seqs,
         ctx_limit=ctx_limit,

@@ -11,14 +11,25 @@ from typing import Any
 
 import pytest
 
+from llmaas.cli import engine_choices
 from llmaas.cli.doctor.checks import check_config, check_engine, check_installation, examine
 from llmaas.cli.doctor.daemon import check_socket, duty_findings
 from llmaas.cli.doctor.finding import Finding
 from llmaas.cli.doctor.host import check_host
-from llmaas.cli.doctor.model import chat_finding, check_model, kv_findings, memory_findings
+from llmaas.cli.doctor.model import (
+    chat_finding,
+    check_model,
+    kv_findings,
+    memory_findings,
+    memory_parts,
+    repack_finding,
+)
 from llmaas.cli.doctor.store import check_disk, check_flash, check_store
+from llmaas.cli.engine_choices import measure_repack
+from llmaas.cli.machine import Ram
 from llmaas.config.settings import Config
 from llmaas.config.sources import load
+from llmaas.engine.llama.repack import RepackChoice
 from llmaas.host import flash
 from llmaas.kvchunks.store.store import ContextRow, MasterKey, Span, Store
 from llmaas.native import missing_libraries
@@ -86,9 +97,10 @@ def test_a_client_over_the_daemon_is_a_warning() -> None:
 
 def test_the_packaged_model_is_loaded_and_measured(config: Config, model_path: Path) -> None:
     findings = list(check_model(config))
-    assert levels(findings) == ["ok"] * 5
+    assert levels(findings) == ["ok"] * 6
     assert "the model's own chat template" in findings[1].text
     assert "30 layers, K 192 and V 192 values: 22.5 KiB a token" in findings[2].text
+    assert findings[-2].text.startswith("no second copy of weights")
 
 
 def test_a_chat_template_that_is_not_in_use_is_told_why() -> None:
@@ -111,11 +123,30 @@ def test_a_model_that_cannot_be_chunked_is_told_why(config: Config) -> None:
 
 
 def test_budgets_beyond_the_machine_fail(config: Config) -> None:
-    (finding,) = memory_findings(replace(config, pool_bytes=1 << 50), INFO)
+    (finding,) = memory_findings(config, memory_parts(replace(config, pool_bytes=1 << 50), INFO, 0, 0))
     assert finding.level == "fail"
     assert "--pool-bytes" in finding.hint
-    (finding,) = memory_findings(config, INFO)
-    assert "model 92.0 MiB, cells 180.0 MiB, pool 256.0 MiB" in finding.text
+    (finding,) = memory_findings(config, memory_parts(config, INFO, 0, 13 << 20))
+    assert "model 92.0 MiB, cells 180.0 MiB, pool 256.0 MiB, computing 13.0 MiB" in finding.text
+
+
+def test_a_large_vocabulary_and_large_chunks_count(config: Config) -> None:
+    small = sum(memory_parts(config, INFO, 0, 0).values())
+    larger = sum(memory_parts(config, replace(INFO, n_vocab=INFO.n_vocab + 100_000), 0, 0).values())
+    assert larger - small == 51_200_000
+    parts = memory_parts(config, INFO, 0, 0)
+    assert parts["in flight"] > 16 * 64 * INFO.geometry.token_bytes
+
+
+def test_the_doctor_tells_whether_weights_are_copied_and_why(config: Config) -> None:
+    finding = repack_finding(RepackChoice(False, "repack = off"))
+    assert (finding.level, finding.text) == ("ok", "no second copy of weights: repack = off")
+    assert repack_finding(RepackChoice(True, "x")).text.startswith("a second copy")
+
+
+def test_a_second_copy_of_weights_counts(config: Config) -> None:
+    one, two = (sum(memory_parts(config, INFO, copied, 0).values()) for copied in (0, 600 << 20))
+    assert two - one == 600 << 20
 
 
 def test_a_data_directory_that_is_a_file_fails(tmp_path: Path) -> None:
@@ -339,3 +370,11 @@ def test_a_daemon_that_computes_less_says_why() -> None:
     assert list(duty_findings({"watched": False})) == []
     (slowed,) = duty_findings({"watched": True, "duty": 0.4, "why": "heat"})
     assert (slowed.level, slowed.text) == ("warn", "the daemon computes 40% of the time, because of heat")
+
+
+def test_a_copy_is_not_measured_without_memory_for_it(
+    config: Config, model_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    monkeypatch.setattr(engine_choices, "ram", lambda: Ram(1 << 30, 60 << 20))
+    assert measure_repack(config, model_path) is None
+    assert "60 MB are free" in caplog.text

@@ -35,6 +35,7 @@ BAD = {
     "cpus": "0-",
     "nice": "-5",
     "governor": "maybe",
+    "repack": "maybe",
     "sequences": "1",
     "bits": "7/4",
     "encrypt": "perhaps",

@@ -5,26 +5,41 @@ Law: loads the model with few cells and closes it again; everything else is arit
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Iterator
 
 from llmaas.cli.doctor.finding import Finding, Level
+from llmaas.cli.engine_choices import context_settings, repack_memo
 from llmaas.cli.machine import ram
 from llmaas.cli.out import human_bytes
 from llmaas.config import models
 from llmaas.config.settings import Config
+from llmaas.engine.llama.context import working_memory
 from llmaas.engine.llama.engine import LlamaEngine
+from llmaas.engine.llama.model import LlamaModel
+from llmaas.engine.llama.repack import RepackChoice, choose
 from llmaas.kvchunks.codec.codec import Codec
 from llmaas.kvchunks.codec.kernels import NUMPY
 from llmaas.records import CHUNK_TOKENS, ModelInfo, Precision
 
-_OVERHEAD = 150 << 20
-"""Bytes of Python, llama.cpp's compute buffers and what is in flight, besides model, cells and pool."""
+_PROGRAM = 80 << 20
+"""Bytes of Python, its packages and the shared libraries: 77 MB, measured on x86-64."""
+_TOKEN_BYTES = 512
+"""Of a token of the vocabulary: 210 to 340 in llama.cpp and the tokenizer, 170 once an answer is constrained."""
+_IN_FLIGHT, _IN_FLIGHT_CHUNKS = 24 << 20, 16
+"""Bytes, and chunks in f16, that are exported, coded, read, written or measured at a time. What is bounded in bytes
+(``_READ_BYTES``, ``_AHEAD_BYTES`` of the loader, ``_SAVE_BYTES`` of the planner) is one chunk at least."""
 
 
 def check_model(config: Config) -> Iterator[Finding]:
-    engine = LlamaEngine(models.find(config.model), n_cells=256, n_seqs=2, n_threads=config.threads)
+    path = models.find(config.model)
+    working = working_memory(path, context_settings(config))
+    choice = choose(path, config.repack, repack_memo(config))
+    # What is not known yet counts: the next start may make the copy.
+    opener = functools.partial(LlamaModel, repack=choice.copied or choice.open)
+    engine = LlamaEngine(path, n_cells=256, n_seqs=2, n_threads=config.threads, open_model=opener)
     try:
-        info = engine.info
+        info, copied = engine.info, engine.copied_bytes
     finally:
         engine.close()
     yield Finding(
@@ -32,7 +47,13 @@ def check_model(config: Config) -> Iterator[Finding]:
     )
     yield chat_finding(info)
     yield from kv_findings(config, info)
-    yield from memory_findings(config, info)
+    yield repack_finding(choice)
+    yield from memory_findings(config, memory_parts(config, info, copied, working))
+
+
+def repack_finding(choice: RepackChoice) -> Finding:
+    """Whether the daemon makes a second copy of weights, and why."""
+    return Finding("repack", "ok", f"{'a' if choice.copied else 'no'} second copy of weights: {choice.reason}")
 
 
 def chat_finding(info: ModelInfo) -> Finding:
@@ -66,16 +87,25 @@ def kv_findings(config: Config, info: ModelInfo) -> Iterator[Finding]:
     yield Finding("kv", "ok", f"{config.cells} cells; the longest context is {longest} tokens")
 
 
-def memory_findings(config: Config, info: ModelInfo) -> Iterator[Finding]:
-    """What the daemon may take at most, against what the machine has."""
-    parts = {
+def memory_parts(config: Config, info: ModelInfo, copied: int, working: int) -> dict[str, int]:
+    """Bytes that the daemon may take at most, by what takes them. ``copied``: the second copy of weights;
+    ``working``: llama.cpp's buffers for computing.
+    """
+    return {
         "model": info.size_bytes,
+        **({"a second copy of weights (repack)": copied} if copied else {}),
         "cells": config.cells * info.geometry.token_bytes,
         "pool": config.pool_bytes,
-        "overhead": _OVERHEAD,
+        "computing": working,
+        "vocabulary": info.n_vocab * _TOKEN_BYTES,
+        "in flight": _IN_FLIGHT + _IN_FLIGHT_CHUNKS * CHUNK_TOKENS * info.geometry.token_bytes,
+        "program": _PROGRAM,
+        **({"adapters": config.adapter_bytes} if config.adapters else {}),
     }
-    if config.adapters:
-        parts["adapters"] = config.adapter_bytes
+
+
+def memory_findings(config: Config, parts: dict[str, int]) -> Iterator[Finding]:
+    """What the daemon may take at most, against what the machine has."""
     need = sum(parts.values())
     text = f"{human_bytes(need)} at most: " + ", ".join(f"{name} {human_bytes(n)}" for name, n in parts.items())
     found = ram()

@@ -8,7 +8,7 @@ docs/engine.md.
 from __future__ import annotations
 
 import threading
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 from llmaas.calls import Sampling
@@ -43,12 +43,13 @@ class LlamaEngine:
         n_batch: int = 512,
         n_ubatch: int = 128,
         type_kv: KvType = "f16",
-        spare_bytes: int = 12 << 20,
+        spare_bytes: int = 9 << 20,
+        open_model: Callable[[Path], LlamaModel] = LlamaModel,
     ) -> None:
         settings = ContextSettings(n_cells, n_seqs, n_threads, n_batch, n_ubatch, type_kv)
         self._thread = threading.get_ident()
         self._n_seqs, self._n_threads = n_seqs, n_threads
-        self._model: LlamaModel | None = LlamaModel(path)
+        self._model: LlamaModel | None = open_model(path)
         self.decoder = LlamaDecoder(self._model, settings)
         try:
             self._facts = examine_model(self._model, self.decoder, type_kv, spare_bytes)
@@ -64,6 +65,11 @@ class LlamaEngine:
     @property
     def info(self) -> ModelInfo:
         return self._facts.info
+
+    @property
+    def copied_bytes(self) -> int:
+        """Memory of the second copy of weights, in an order that the CPU computes faster with (see ``repack``)."""
+        return self._text().copied_bytes
 
     @property
     def n_cells(self) -> int:

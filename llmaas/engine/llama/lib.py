@@ -27,7 +27,8 @@ _log = logging.getLogger("llmaas.llama_cpp")
 _ERROR, _CONTINUED = 4, 5
 """ggml.h; 1 is debug, 2 info, 3 warning."""
 _of_thread = threading.local()
-"""``errors``: lines that ``collect_errors`` collects on this thread. ``abort``: the flag that it cleared last."""
+"""``errors``: lines that ``collect_errors`` collects on this thread; ``lines``: those of ``collect_lines``. ``abort``:
+the flag that it cleared last."""
 
 
 def _on_log(level: int, text: bytes | None, _data: object) -> None:
@@ -35,6 +36,9 @@ def _on_log(level: int, text: bytes | None, _data: object) -> None:
     line = (text or b"").decode("utf-8", "replace").rstrip()
     if level == _CONTINUED or not line.strip("."):  # the rest of a line, or the dots of a progress bar
         return
+    lines = getattr(_of_thread, "lines", None)
+    if lines is not None:
+        lines.append(line)
     errors = getattr(_of_thread, "errors", None)
     if level == _ERROR and errors is not None:
         errors.append(line)
@@ -60,8 +64,26 @@ def collect_errors() -> Iterator[list[str]]:
         _of_thread.errors = None
 
 
-def load_model(path: Path, *, vocab_only: bool = False) -> Any:
-    """A ``llama_model *``; with ``vocab_only`` without weights. Raises ModelUnreadable with the path and the reason."""
+@contextmanager
+def collect_lines() -> Iterator[list[str]]:
+    """Collect all that llama.cpp logs on this thread: some facts, such as the sizes of its buffers, it only logs."""
+    outer: list[str] | None = getattr(_of_thread, "lines", None)
+    lines: list[str] = []
+    _of_thread.lines = lines
+    try:
+        yield lines
+    finally:
+        _of_thread.lines = outer
+        if outer is not None:
+            outer += lines
+
+
+def load_model(path: Path, *, vocab_only: bool = False, repack: bool = True, weights: bool = True) -> Any:
+    """A ``llama_model *``; with ``vocab_only`` without weights. Raises ModelUnreadable with the path and the reason.
+
+    ``repack``: llama.cpp may keep a second copy of weights, in an order that this CPU computes faster with. Without
+    ``weights`` nothing can be computed: for asking how much memory the rest would take.
+    """
     try:
         with path.open("rb") as file:
             magic = file.read(4)
@@ -70,7 +92,9 @@ def load_model(path: Path, *, vocab_only: bool = False) -> Any:
     if magic != b"GGUF":
         raise ModelUnreadable(f"{path} is not a GGUF model: it begins with {magic!r}")
     parameters = C.llama_model_default_params()
-    parameters.vocab_only = vocab_only
+    parameters.vocab_only, parameters.use_extra_bufts = vocab_only, repack
+    if not weights:
+        parameters.no_alloc, parameters.load_mode = True, C.LLAMA_LOAD_MODE_NONE
     with collect_errors() as errors:
         model = C.llama_model_load_from_file(os.fsencode(path), parameters)
     if not model:
@@ -95,6 +119,15 @@ def metadata(model: Any, key: str) -> str | None:
 def known_token(token: int) -> int | None:
     """A token id that llama.cpp returned; None for its -1, which says that the model has no such token."""
     return int(token) if token >= 0 else None
+
+
+def build() -> str:
+    """Names the library: its version, the commit of ggml, and what it can do on this CPU."""
+    texts = [C.llama_print_system_info()]
+    for name in ("ggml_version", "ggml_commit"):
+        if (address := ggml_function(name)) is not None:
+            texts.append(ctypes.CFUNCTYPE(ctypes.c_char_p)(address)())
+    return " ".join((text or b"").decode("utf-8", "replace") for text in texts)
 
 
 def ggml_function(name: str) -> int | None:

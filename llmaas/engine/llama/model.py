@@ -17,7 +17,8 @@ from llmaas.engine.base import Prepared
 from llmaas.engine.constraint.compiler import Constraints
 from llmaas.engine.constraint.vocabulary import Vocabulary
 from llmaas.engine.llama.chat import ChatTemplate
-from llmaas.engine.llama.lib import C, known_token, load_model, metadata
+from llmaas.engine.llama.lib import C, collect_lines, known_token, load_model, metadata
+from llmaas.engine.llama.memory_use import copied_bytes
 from llmaas.engine.llama.model_file import ModelFiles
 from llmaas.engine.llama.tokenizer import Tokenizer
 from llmaas.engine.llama.vocab import Vocab, piece_of
@@ -32,11 +33,14 @@ class LlamaModel:
     ModelUnreadable.
     """
 
-    def __init__(self, path: Path) -> None:
+    def __init__(self, path: Path, *, repack: bool = True, weights: bool = True) -> None:
         self.path = path
         self.files = ModelFiles(path)
         weakref.finalize(self, self.files.close)
-        self.handle = load_model(path)
+        with collect_lines() as lines:
+            self.handle = load_model(path, repack=repack, weights=weights)
+        self.copied_bytes = copied_bytes(lines)
+        """Memory of the second copy that llama.cpp keeps of some weights, beside the mapped file."""
         weakref.finalize(self, C.llama_model_free, self.handle).atexit = False  # at exit a context may still use it
         self.files.check_path()
         self.files.guard()

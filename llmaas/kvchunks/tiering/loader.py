@@ -22,7 +22,7 @@ from llmaas.kvchunks.tiering.disk_reader import DiskReader
 from llmaas.kvchunks.tiering.workers import Workers
 from llmaas.planner.actions import ChunkSource, LoadChunks, StopLoad
 from llmaas.planner.events import Loaded
-from llmaas.records import ChunkKey, Tier
+from llmaas.records import CHUNK_TOKENS, ChunkKey, Tier
 
 log = logging.getLogger(__name__)
 T = TypeVar("T")
@@ -33,10 +33,14 @@ Done = Callable[[Loaded], None]
 _Decoded = tuple[KvSlab, CodedChunk | None]
 """The chunk for the engine, and the coded bytes that the POOL is to keep."""
 
-_AHEAD = 4
-"""Chunks decoded ahead of the engine. This bounds the f16 buffers of one load to about six chunks."""
-_READ_CHUNKS = 16
-"""Chunks of one read: several megabytes, so that a device reads in large runs, and memory for two of them suffices."""
+_AHEAD_BYTES = 6 << 20
+_AHEAD_LEAST, _AHEAD_MOST = 2, 4
+"""Chunks decoded ahead of the engine: as many of them in f16. A load has one or two more in buffers."""
+_READ_BYTES = 2 << 20
+"""Of one read: a device reads in large runs. A load holds about three times as much, since one piece is being decoded
+while the next one is read and decrypted."""
+_FIRST_READ, _READ_CHUNKS = 4, 32
+"""Chunks of a load's first read, whose size is not known yet, and of each later one at most."""
 
 
 class Stopped(Exception):
@@ -48,6 +52,8 @@ class Loader:
 
     def __init__(self, engine: EngineThread, codec: Codec, reader: DiskReader, keep: Keep, *, workers: int) -> None:
         self._engine, self._codec, self._reader, self._keep = engine, codec, reader, keep
+        plain = CHUNK_TOKENS * codec.geometry.token_bytes
+        self._ahead = min(_AHEAD_MOST, max(_AHEAD_LEAST, _AHEAD_BYTES // plain))
         self._running: dict[int, tuple[Future[None], Done]] = {}
         """For each unanswered load: its stop signal (a future that runs once the load has begun) and its ``done``."""
         self._loaders = Workers(2, "load")
@@ -97,7 +103,7 @@ class Loader:
         with closing(self._payloads(action.chunks, held, stop)) as payloads:
             for i, source in enumerate(action.chunks):
                 try:
-                    self._begin_decoding(payloads, decoding, 1 if i else _AHEAD)
+                    self._begin_decoding(payloads, decoding, 1 if i else self._ahead)
                     slab, copy = _unless_stopped(stop, decoding.popleft())
                 except Stopped:
                     break
@@ -111,7 +117,7 @@ class Loader:
                 copies.append(copy)
                 loading.append(self._engine.submit_urgent(self._engine.engine.load, action.seq, source.start, slab))
                 del slab  # its buffer is used again as soon as the engine has it
-                if i >= _AHEAD and loading[i - _AHEAD].exception() is not None:
+                if i >= self._ahead and loading[i - self._ahead].exception() is not None:
                     break
         for pending in decoding:
             pending.cancel()
@@ -124,16 +130,19 @@ class Loader:
     def _payloads(
         self, sources: Sequence[ChunkSource], held: Held, stop: Future[None]
     ) -> Generator[tuple[ChunkSource, CodedChunk | None], None, None]:
-        """Each source with its coded bytes, in order. DISK is read one large piece ahead of what is being decoded."""
-        pieces = [sources[i : i + _READ_CHUNKS] for i in range(0, len(sources), _READ_CHUNKS)]
-        reading = self._readers.submit(self._read, pieces[0])
+        """Each source with its coded bytes, in order. DISK is read one piece ahead of what is being decoded."""
+        piece, at = sources[:_FIRST_READ], _FIRST_READ
+        reading = self._readers.submit(self._read, piece)
         try:
-            for i, piece in enumerate(pieces):
+            while piece:
                 read = _unless_stopped(stop, reading)
-                if i + 1 < len(pieces):
-                    reading = self._readers.submit(self._read, pieces[i + 1])
+                following = sources[at : at + _n_to_read(read)]
+                at += len(following)
+                reading = self._readers.submit(self._read, following)
                 for source in piece:
-                    yield source, read.get(source.key) if source.tier is Tier.DISK else held[source.key]
+                    # Let go of what is being decoded: the rest of the piece is as much again.
+                    yield source, read.pop(source.key, None) if source.tier is Tier.DISK else held[source.key]
+                piece = following
         finally:
             reading.cancel()  # if it has not begun: nobody will take its result
 
@@ -155,6 +164,12 @@ class Loader:
         self._codec.decode(payload, source.key, slab)
         # A view would keep the read buffer of all the chunks alive, so it is copied; bytes are kept as they are.
         return slab, bytes(payload) if source.keep else None
+
+
+def _n_to_read(read: Mapping[ChunkKey, CodedChunk | None]) -> int:
+    """How many chunks to read next, going by the size of those that were read just now."""
+    sizes = [len(payload) for payload in read.values() if payload is not None]
+    return min(_READ_CHUNKS, max(1, _READ_BYTES * len(sizes) // sum(sizes))) if sizes else _READ_CHUNKS
 
 
 def _unless_stopped(stop: Future[None], work: Future[T]) -> T:

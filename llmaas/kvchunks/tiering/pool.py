@@ -10,6 +10,7 @@ Its parts: ``loader`` (to CELLS), ``disk_reader`` (DISK to POOL), ``disk_writer`
 from __future__ import annotations
 
 import logging
+from collections import deque
 from collections.abc import Callable, Sequence
 from concurrent.futures import Future
 
@@ -121,13 +122,14 @@ class Pool:
     def _save(self, action: SaveChunks, exported: Future[list[KvSlab]], done: Callable[[Saved], None]) -> None:
         outcomes: list[ChunkOutcome] = [FAILED] * len(action.chunks)
         try:
-            slabs = exported.result()
+            slabs = deque(exported.result())
+            del exported  # it holds all of them
             for i, target in enumerate(action.chunks):
-                sinks = sinks_at(target.start)
-                if not self._codec.is_finite(slabs[i]):  # not even as it is, which a lossless chunk would be
+                slab, sinks = slabs.popleft(), sinks_at(target.start)  # its buffer is used again as soon as it is coded
+                if not self._codec.is_finite(slab):  # not even as it is, which a lossless chunk would be
                     log.warning("chunk %s holds NaN or infinity; it is not kept", target.key.hex())
                     continue
-                payload = self._codec.encode(slabs[i], target.precision, target.key, sinks)
+                payload = self._codec.encode(slab, target.precision, target.key, sinks)
                 if len(payload) > self._codec.encoded_size(target.stop - target.start, target.precision, sinks):
                     log.warning("chunk %s has values that no group can hold; it is not kept", target.key.hex())
                     continue

@@ -1,0 +1,47 @@
+"""What the configuration chooses of the engine: the sizes of its buffers, and whether weights are copied.
+
+Law: the one place where the configuration becomes settings of llama.cpp, for the daemon and for ``llmaas doctor``.
+"""
+
+from __future__ import annotations
+
+import logging
+from pathlib import Path
+
+from llmaas.cli.machine import ram
+from llmaas.cli.planner_choices import batch_tokens
+from llmaas.config.settings import Config
+from llmaas.engine.llama.context import ContextSettings
+from llmaas.engine.llama.repack import Memo
+from llmaas.engine.llama.repack_measure import RepackMeasurement
+
+log = logging.getLogger(__name__)
+
+_UBATCH = 128
+"""Tokens that llama.cpp computes at once, of a batch."""
+_SPARE_BYTES = 64 << 20
+
+
+def context_settings(config: Config) -> ContextSettings:
+    return ContextSettings(config.cells, config.sequences, config.threads, batch_tokens(config), _UBATCH, "f16")
+
+
+def repack_memo(config: Config) -> Memo:
+    """Where ``repack = auto`` keeps what it measured: beside the store, which knows no models."""
+    return Memo(config.data_dir.with_name(config.data_dir.name + ".repack.json"))
+
+
+def measure_repack(config: Config, model: Path) -> RepackMeasurement | None:
+    """Begin to measure whether a copy pays; None if there is no memory for it, which the log says.
+
+    A copy takes at most as much as the file. Where the system does not tell what is free, it is tried.
+    """
+    found, need = ram(), model.stat().st_size + _SPARE_BYTES
+    if found is not None and found.available < need:
+        log.warning(
+            "not measured if a second copy of weights pays, so none is made: it takes up to %d MB, and %d MB are free",
+            need >> 20,
+            found.available >> 20,
+        )
+        return None
+    return RepackMeasurement(model, repack_memo(config))
