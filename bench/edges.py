@@ -13,7 +13,7 @@ import asyncio
 import json
 import sys
 import time
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Sequence
 from contextlib import AsyncExitStack
 from http.client import HTTPConnection
 from statistics import median
@@ -98,8 +98,9 @@ def over_socket(client: Client, text: str, n_new: int) -> tuple[float, float]:
     return 1e3 * (arrivals[0] - begin), (stream.done.n_generated - 1) / (arrivals[-1] - arrivals[0])
 
 
-def single(options: Options, texts: Texts, rounds: int, n_new: int) -> dict[str, Any]:
+def single(options: Options, prompts: Sequence[str], rounds: int, n_new: int) -> dict[str, Any]:
     found: dict[str, list[tuple[float, float]]] = {"http": [], "socket": []}
+    texts = iter(prompts)
     with (
         daemon(options, "single", endless=True) as (socket, _),
         http_server(socket) as (port, pid),
@@ -108,7 +109,7 @@ def single(options: Options, texts: Texts, rounds: int, n_new: int) -> dict[str,
         connection = HTTPConnection("127.0.0.1", port)
         for i in range(rounds + 1):
             for way in (("http", "socket"), ("socket", "http"))[i % 2]:
-                text = texts.take(_PROMPT)
+                text = next(texts)
                 taken = over_http(connection, text, n_new) if way == "http" else over_socket(client, text, n_new)
                 if i:  # the first round warms up
                     found[way].append(taken)
@@ -199,9 +200,11 @@ def measure(options: Options) -> Result:
     with engine(options) as thread:
         model = thread.engine.info.name
         texts = Texts(thread.engine, _HISTORY + 2 * _PROMPT * (rounds + 2), options.seed)
-    figures: dict[str, Any] = {"history": history(options, texts.take(_HISTORY))}
+        long_text = texts.take(_HISTORY)
+        prompts = [texts.take(_PROMPT) for _ in range(2 * rounds + 2)]
+    figures: dict[str, Any] = {"history": history(options, long_text)}
     say(f"history: {figures['history']}")
-    figures["single"] = single(options, texts, rounds, n_new)
+    figures["single"] = single(options, prompts, rounds, n_new)
     say(f"single: {figures['single']}")
     with daemon(options, "many", fake=True) as (socket, _), http_server(socket) as (port, pid):
         figures["many"] = asyncio.run(many(socket, port, pid, 10_000, 150.0))
