@@ -12,12 +12,14 @@ from collections.abc import Iterator, Mapping
 
 from llmaas.cli.options import add_client, connected
 from llmaas.cli.out import bold, human_bytes, print_json, printable
+from llmaas.errors import ConfigError
 
 _EPILOG = """\
 examples:
   llmaas stats
   llmaas stats --watch            again every 2 seconds, until Ctrl-C
   llmaas stats --json | jq .
+  llmaas stats --prometheus       for node_exporter's textfile collector; with what each app has had
 """
 _HISTOGRAM = {"count", "p50", "p99"}
 _CLEAR = "\x1b[H\x1b[2J"
@@ -28,11 +30,16 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     add_client(parser)
     parser.add_argument("--json", action="store_true", help="print JSON; with --watch one object after the other")
     parser.add_argument(
+        "--prometheus", action="store_true", help="print Prometheus' text format, as /metrics of 'llmaas http' has it"
+    )
+    parser.add_argument(
         "--watch", metavar="SECONDS", nargs="?", type=_seconds, const=2.0, help="repeat (default: every 2 s)"
     )
 
 
 def run(args: argparse.Namespace) -> int:
+    if args.prometheus:
+        return _prometheus(args)
     with connected(args) as client:
         while True:
             figures = client.stats()
@@ -46,6 +53,20 @@ def run(args: argparse.Namespace) -> int:
                 return 0
             sys.stdout.flush()
             threading.Event().wait(args.watch)
+
+
+def _prometheus(args: argparse.Namespace) -> int:
+    with connected(args, admin=True) as client:
+        stats = client.stats(octaves=True)
+    try:
+        from llmaas.http.metrics import exposition
+
+        print(exposition(stats).decode(), end="")
+    except ImportError as error:
+        raise ConfigError(
+            f"--prometheus needs the package {error.name}", hint="Install it: pip install 'llmaas[http]'"
+        ) from None
+    return 0
 
 
 def lines(figures: Mapping[str, object], group: str = "", level: int = 0) -> Iterator[str]:

@@ -62,6 +62,7 @@ OPERATIONS = (
     Described("post", "/api/show", "What is known of the model", ollama.OllamaName, ollama.OllamaShown),
     Described("get", "/api/ps", "The model, which is loaded", response=ollama.OllamaModels),
     Described("get", "/api/version", "Versions", response=ollama.OllamaVersion),
+    Described("get", "/metrics", "Figures of the daemon in Prometheus' text format"),
     Described("post", "/api/embed", "Refused: there are no embeddings"),
 )
 

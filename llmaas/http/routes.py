@@ -13,6 +13,7 @@ from llmaas.http.completions import completions
 from llmaas.http.edge import Edge, Endpoint, Handler
 from llmaas.http.embeddings import embeddings
 from llmaas.http.errors import HttpError
+from llmaas.http.metrics import metrics
 from llmaas.http.models import health, list_models, show_model
 from llmaas.http.ollama_answers import ollama_chat, ollama_generate
 from llmaas.http.ollama_models import ollama_ps, ollama_show, ollama_tags, ollama_version
@@ -21,6 +22,7 @@ from llmaas.http.responses import responses
 
 TABLE: dict[str, dict[str, Handler]] = {
     "/health": {"GET": health},
+    "/metrics": {"GET": metrics},
     "/openapi.json": {"GET": openapi},
     "/v1/models": {"GET": list_models},
     "/v1/models/{model:path}": {"GET": show_model},
