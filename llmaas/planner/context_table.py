@@ -84,13 +84,14 @@ class ContextTable:
     def cells_used(self) -> int:
         return sum(c.cells for c in self._contexts.values() if c.seq is not None)
 
-    def tiers(self, context_id: ContextId) -> tuple[int, int, int, int]:
-        """Tokens of the context whose best copy is in CELLS, POOL, DISK, NONE."""
+    def tiers(self, context_id: ContextId, n_tokens: int | None = None) -> tuple[int, int, int, int]:
+        """Of the context's tokens, or its first ``n_tokens``: those whose best copy is in CELLS, POOL, DISK, NONE."""
         context = self._contexts[context_id]
+        end = context.n_kv if n_tokens is None else min(n_tokens, context.n_kv)
         count = [0, 0, 0, 0]
         for i, key in enumerate(context.keys):
             start = i * CHUNK_TOKENS
-            n = min(start + CHUNK_TOKENS, context.n_kv) - start
+            n = max(0, min(start + CHUNK_TOKENS, end) - start)
             in_cells = max(0, min(n, context.cells - start))
             count[Tier.CELLS] += in_cells
             count[self._ledger.tier(key)] += n - in_cells

@@ -207,9 +207,9 @@ class Planner:
         """Whether the chunk has a copy in the POOL or on DISK, whoever made it."""
         return key in self._ledger and self._ledger.tier(key) is not Tier.NONE
 
-    def tiers(self, context: ContextId) -> tuple[int, int, int, int]:
-        """Tokens of the context whose best copy is in CELLS, POOL, DISK, NONE."""
-        return self._contexts.tiers(context)
+    def tiers(self, context: ContextId, n_tokens: int | None = None) -> tuple[int, int, int, int]:
+        """Of the context's tokens, or its first ``n_tokens``: those whose best copy is in CELLS, POOL, DISK, NONE."""
+        return self._contexts.tiers(context, n_tokens)
 
     def check(self) -> list[str]:
         """Problems found; empty when the books balance."""

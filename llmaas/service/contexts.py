@@ -140,6 +140,7 @@ class Contexts:
         live.root = source.root
         live.tokens, live.marks = source.tokens[:], list(source.marks)
         live.keys, live.n_kv = list(source.keys), source.n_kv
+        live.rekey(min(source.n_kv, len(live.tokens)))  # not what was computed of an interrupted turn
         live.used = self._clock.now()
         self._open(live)
         return live
@@ -259,7 +260,7 @@ class Contexts:
         return ContextDetail(self.info(live), tuple(live.messages))
 
     def info(self, live: LiveContext) -> ContextInfo:
-        cells, pool, disk, none = self._planner.tiers(live.id)
+        cells, pool, disk, none = self._planner.tiers(live.id, len(live.tokens))
         row = live.row
         return ContextInfo(
             id=row.id,

@@ -63,6 +63,9 @@ class LiveContext:
     adapter: str = ""
     """Name of the LoRA adapter that its KV is computed with, "" for the bare model; ``root`` holds its content."""
     tokens: array[int] = field(default_factory=lambda: array("i"))
+    draft: array[int] = field(default_factory=lambda: array("i"))
+    """Tokens behind ``tokens`` that the keys cover, too: what was computed of a turn that was interrupted before its
+    answer began, in case it comes again. The next call takes it, or drops it."""
     marks: list[MessageMark] = field(default_factory=list)
     keys: list[ChunkKey] = field(default_factory=list)
     n_kv: int = 0
@@ -130,12 +133,17 @@ class LiveContext:
 
     def replace_spans(self, spans: Sequence[Span]) -> None:
         """Make these spans all that the context holds."""
-        self.tokens, self.marks = array("i"), []
+        self.tokens, self.draft, self.marks = array("i"), array("i"), []
         self.add_spans(spans)
 
     def cut(self, n_tokens: int) -> None:
         """Remove tokens from ``n_tokens`` on, which a failed call added; it has added no marks."""
         del self.tokens[n_tokens:]
+
+    def take_draft(self, base: int) -> int:
+        """The context has other tokens from ``base`` on: how many leading tokens the keys may cover now."""
+        draft, self.draft = self.draft, array("i")
+        return min(self.n_kv, base + n_common(draft, self.tokens[base:])) if draft else self.n_kv
 
     def cover_stored(self, stored: Container[ChunkKey]) -> None:
         """At start: let the keys cover as many tokens as ``stored`` chunks do, the partial last one included.
@@ -162,7 +170,8 @@ class LiveContext:
     def rekey(self, n_kv: int) -> tuple[int, tuple[ChunkKey, ...]]:
         """Let the keys cover the first ``n_kv`` tokens: (first index that may have changed, keys from there)."""
         first = min(self.n_kv, n_kv) // CHUNK_TOKENS
-        self.keys = chunk_keys(self.root, self.tokens[:n_kv], known=self.keys[:first])
+        tokens = self.tokens + self.draft if n_kv > len(self.tokens) else self.tokens
+        self.keys = chunk_keys(self.root, tokens[:n_kv], known=self.keys[:first])
         self.n_kv = n_kv
         return first, tuple(self.keys[first:])
 

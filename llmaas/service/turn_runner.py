@@ -8,11 +8,12 @@ from __future__ import annotations
 
 import asyncio
 import logging
+from array import array
 from dataclasses import replace
 from functools import partial
 
 from llmaas.calls import Done
-from llmaas.errors import BadRequest, Cancelled, LlmaasError, NoNumbers
+from llmaas.errors import BadRequest, Cancelled, Expired, LlmaasError, NoNumbers
 from llmaas.kvchunks.store.store import KeyedTurn, Span
 from llmaas.planner.actions import Finish, Outcome
 from llmaas.planner.events import Submitted
@@ -129,6 +130,8 @@ class TurnRunner:
             self._quotas.refuse_text(live.row.app, span_bytes(pending.spans))
         for span in pending.spans:
             live.tokens.extend(span.tokens)
+        if live.draft:
+            self._publish(live, live.take_draft(pending.base))
         self._quotas.count(live)
 
     def _choose_adapter(self, call: Call) -> str:
@@ -224,9 +227,10 @@ class TurnRunner:
             told = done(call, outcome, self._clock.now()) if outcome else None
             if spans or call.pending.adapter_before or call.spec.idempotency_key is not None:
                 await self._store_thread.run(live.row.app, self._write, call, spans, now, told)
-        except BaseException:
+        except BaseException as error:
             # Where NaN came of it, nothing that was computed before is gone on from.
-            self._undo(call, 0 if isinstance(call.hold.error, NoNumbers) else n_kv)
+            keep = call.hold.error is None and isinstance(error, Cancelled | Expired)
+            self._undo(call, 0 if isinstance(call.hold.error, NoNumbers) else n_kv, keep=keep)
             raise
         live.add_marks(spans)
         self._quotas.count(live)
@@ -250,9 +254,16 @@ class TurnRunner:
             old, spans = len(pending.shift.tokens), [*pending.shift.kept, *spans]
             self._store.rewrite(live.id, spans, expect=old, now=now, adapter=adapter, turn=turn)
 
-    def _undo(self, call: Call, n_kv: int) -> None:
-        """Leave the context as it was before the call; ``n_kv`` leading tokens are in CELLS or have keys."""
-        self._publish(call.live, min(restore(call.pending), n_kv))
+    def _undo(self, call: Call, n_kv: int, *, keep: bool = False) -> None:
+        """Leave the context as it was before the call; ``n_kv`` leading tokens are in CELLS or have keys. ``keep``: the
+        KV of the turn stays, since the same turn may come again."""
+        live, tokens = call.live, call.live.tokens[:]
+        same = restore(call.pending)
+        live.draft = array("i")
+        if keep and n_kv > same and call.pending.shift is None and call.pending.adapter_before is None:
+            live.draft = tokens[same:n_kv]
+            same = n_kv
+        self._publish(live, min(same, n_kv))
         self._quotas.count(call.live)
         if call.pending.adapter_before:
             self._set_adapter(call.live, *call.pending.adapter_before)
