@@ -40,12 +40,13 @@ NO_THREADS = RuntimeError("can't start new thread")
 def failing(
     owner: Any, name: str, error: Exception, when: Callable[..., bool] = lambda *_, **__: True
 ) -> Iterator[None]:
-    """Within the block, calls of the method raise ``error``."""
+    """Within the block, calls of the method raise such an error as ``error``: each its own, since an error that was
+    raised refers to all that it passed through, and ``error`` may live as long as this module."""
     real = getattr(owner, name)
 
     def fail(*args: Any, **options: Any) -> Any:
         if when(*args, **options):
-            raise error
+            raise type(error)(*error.args)
         return real(*args, **options)
 
     with pytest.MonkeyPatch.context() as patch:
