@@ -19,46 +19,68 @@ from llmaas.old_paths import keep_old_modules
 from llmaas.version import __version__
 
 if TYPE_CHECKING:  # what type checkers and editors see; _HOMES says the same to the interpreter
-    from llmaas.api.async_client import AsyncClient, AsyncStream
-    from llmaas.api.client import Client, Stream
+    from llmaas.api.async_client import AsyncClient, AsyncClientContext, AsyncStream
+    from llmaas.api.client import Client, ClientContext, Stream
     from llmaas.calls import Done, FinishReason, Logprobs, Piece, Priority, Sampling, SwitchReport, Terms, TokenLogprob
     from llmaas.errors import (
         AdapterMismatch,
         AdapterUnreadable,
+        AnswerIncomplete,
         BadRequest,
         Busy,
+        CallerError,
         Cancelled,
+        ChunkDamaged,
+        ConfigError,
         Conflict,
+        ContextDamaged,
         ContextExists,
         ContextTooLong,
         DiskFull,
+        EngineFailed,
         Expired,
+        Fault,
         Forbidden,
         FrameTooLarge,
+        Internal,
         KeyReused,
         LlmaasError,
+        MachineError,
+        MalformedFrame,
+        ModelChanged,
         ModelMismatch,
+        ModelUnreadable,
+        NoMemory,
+        NoNumbers,
         NotServing,
         NotTrusted,
+        PolicyBug,
+        QuotaExceeded,
         ShuttingDown,
+        SocketInUse,
+        StoreFailed,
         UnknownAdapter,
         UnknownContext,
+        UnknownRequest,
         VersionMismatch,
     )
-    from llmaas.records import AdapterInfo, ContextDetail, ContextInfo, Message, Resolved
+    from llmaas.records import AdapterInfo, ContextDetail, ContextInfo, Message, Resolved, Tier
 
 keep_old_modules()
 
 _HOMES = {
-    "llmaas.api.async_client": "AsyncClient AsyncStream",
-    "llmaas.api.client": "Client Stream",
+    "llmaas.api.async_client": "AsyncClient AsyncClientContext AsyncStream",
+    "llmaas.api.client": "Client ClientContext Stream",
     "llmaas.calls": "Done FinishReason Logprobs Piece Priority Sampling SwitchReport Terms TokenLogprob",
     "llmaas.errors": (
-        "AdapterMismatch AdapterUnreadable BadRequest Busy Cancelled Conflict ContextExists ContextTooLong DiskFull "
-        "Expired Forbidden FrameTooLarge KeyReused LlmaasError ModelMismatch NotServing NotTrusted ShuttingDown "
-        "UnknownAdapter UnknownContext VersionMismatch"
+        "AdapterMismatch AdapterUnreadable AnswerIncomplete BadRequest Busy CallerError Cancelled "
+        "ChunkDamaged ConfigError Conflict ContextDamaged ContextExists ContextTooLong DiskFull EngineFailed "
+        "Expired Fault Forbidden FrameTooLarge Internal KeyReused LlmaasError MachineError MalformedFrame "
+        "ModelChanged ModelMismatch ModelUnreadable NoMemory NoNumbers NotServing NotTrusted PolicyBug "
+        "QuotaExceeded ShuttingDown SocketInUse StoreFailed UnknownAdapter UnknownContext UnknownRequest "
+        "VersionMismatch"
     ),
-    "llmaas.records": "AdapterInfo ContextDetail ContextInfo Message Resolved",
+    "llmaas.records": "AdapterInfo ContextDetail ContextInfo Message Resolved Tier",
 }
 _HOME = {name: module for module, names in _HOMES.items() for name in names.split()}
 
@@ -66,41 +88,63 @@ __all__ = [
     "AdapterInfo",
     "AdapterMismatch",
     "AdapterUnreadable",
+    "AnswerIncomplete",
     "AsyncClient",
+    "AsyncClientContext",
     "AsyncStream",
     "BadRequest",
     "Busy",
+    "CallerError",
     "Cancelled",
+    "ChunkDamaged",
     "Client",
+    "ClientContext",
+    "ConfigError",
     "Conflict",
+    "ContextDamaged",
     "ContextDetail",
     "ContextExists",
     "ContextInfo",
     "ContextTooLong",
     "DiskFull",
     "Done",
+    "EngineFailed",
     "Expired",
+    "Fault",
     "FinishReason",
     "Forbidden",
     "FrameTooLarge",
+    "Internal",
     "KeyReused",
     "LlmaasError",
     "Logprobs",
+    "MachineError",
+    "MalformedFrame",
     "Message",
+    "ModelChanged",
     "ModelMismatch",
+    "ModelUnreadable",
+    "NoMemory",
+    "NoNumbers",
     "NotServing",
     "NotTrusted",
     "Piece",
+    "PolicyBug",
     "Priority",
+    "QuotaExceeded",
     "Resolved",
     "Sampling",
     "ShuttingDown",
+    "SocketInUse",
+    "StoreFailed",
     "Stream",
     "SwitchReport",
     "Terms",
+    "Tier",
     "TokenLogprob",
     "UnknownAdapter",
     "UnknownContext",
+    "UnknownRequest",
     "VersionMismatch",
     "__version__",
 ]

@@ -127,6 +127,13 @@ class UnknownAdapter(CallerError):
     hint = "Name one that 'llmaas adapter ls' lists, or \"\" for the bare model; 'llmaas adapter add' registers one."
 
 
+class AnswerIncomplete(CallerError):
+    """An answer that was to be JSON ended before the JSON did. A client raises it; the daemon does not."""
+
+    code = "answer_incomplete"
+    hint = "Give more max_tokens, or a schema that bounds its lists and strings."
+
+
 class Forbidden(CallerError):
     code = "forbidden"
     hint = (

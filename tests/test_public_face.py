@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ast
+import inspect
 import subprocess
 import sys
 from pathlib import Path
@@ -10,6 +11,7 @@ from pathlib import Path
 import pytest
 
 import llmaas
+import llmaas.errors
 
 HEAVY = ("numpy", "msgpack", "asyncio", "llmaas.api", "llmaas.records")
 
@@ -59,3 +61,9 @@ def test_a_client_loads_msgpack_and_nothing_else() -> None:
     )
     loaded = ast.literal_eval(in_a_new_interpreter(code))
     assert {name for name in loaded if "cython" not in name} == {"llmaas", "msgpack"}
+
+
+def test_every_error_is_there_to_be_caught() -> None:
+    classes = [value for value in vars(llmaas.errors).values() if inspect.isclass(value)]
+    errors = {cls.__name__ for cls in classes if cls.__module__ == llmaas.errors.__name__}
+    assert errors - set(llmaas.__all__) == set()

@@ -8,20 +8,22 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-from collections.abc import Awaitable, Callable, Mapping
+from collections.abc import AsyncIterator, Awaitable, Callable, Coroutine, Mapping
 from pathlib import Path
 from typing import Any, Concatenate, ParamSpec, TypeVar
 
 from llmaas.api import messages as msg
-from llmaas.api import operations, replies
+from llmaas.api import operations, questions, replies
 from llmaas.api.async_link import AsyncLink, more, open_link, until_ended
-from llmaas.api.caller import admin_socket
+from llmaas.api.bound_context import NO_MATTER, BoundContext, of_context
 from llmaas.api.client_session import Exchange, Session
-from llmaas.api.operation import Operation, as_method
+from llmaas.api.daemon_address import DEFAULT_APP, daemon_address
+from llmaas.api.operation import Operation, Question, as_method
 from llmaas.api.operations import AsyncOperations
 from llmaas.api.retrying import LOST, NOT_YET, Retries, repeatable
 from llmaas.calls import Done, Piece
 from llmaas.errors import LlmaasError, NotServing, UnknownRequest
+from llmaas.records import ContextInfo
 
 P = ParamSpec("P")
 T = TypeVar("T")
@@ -113,6 +115,31 @@ def _streams(operation: Callable[P, msg.Generate]) -> Callable[Concatenate[Async
     return method
 
 
+def _reads(operation: Callable[P, Question[T]]) -> Callable[Concatenate[AsyncClient, P], Coroutine[Any, Any, T]]:
+    """A method that waits for the whole answer to the request of ``operation``, and returns what is read from it."""
+
+    @as_method(operation)
+    async def method(client: AsyncClient, /, *args: P.args, **named: P.kwargs) -> T:
+        question = operation(*args, **named)
+        async with AsyncStream(client, *client._start(question.request)) as stream:  # cancelled with its caller
+            done = await stream.done()
+            return question.read(stream.text, done)
+
+    return method
+
+
+def _opens(
+    operation: Callable[P, Operation[ContextInfo]],
+) -> Callable[Concatenate[AsyncClient, P], Coroutine[Any, Any, AsyncClientContext]]:
+    """A method that returns the AsyncClientContext that the result of ``operation`` is about."""
+
+    @as_method(operation, returns="AsyncClientContext")
+    async def method(client: AsyncClient, /, *args: P.args, **named: P.kwargs) -> AsyncClientContext:
+        return AsyncClientContext(client, await client._ask(operation(*args, **named)))
+
+    return method
+
+
 class AsyncClient(AsyncOperations):
     """A connection of one app to the daemon. Make it with ``await AsyncClient.connect(...)``."""
 
@@ -133,17 +160,18 @@ class AsyncClient(AsyncOperations):
     @classmethod
     async def connect(
         cls,
-        socket: Path | str,
+        socket: Path | str | None = None,
         *,
-        app: str,
+        app: str = DEFAULT_APP,
         timeout: float = 10,
         daemon_uid: int | None = None,
         admin: bool = False,
         on_behalf_of: int | None = None,
         retry_s: float = 0,
     ) -> AsyncClient:
-        """Raises NotServing, VersionMismatch, BadRequest (the app's name), Busy, and NotTrusted, before anything is
-        sent, unless the daemon runs as this user, as root, or as ``daemon_uid``. ``timeout`` is in seconds.
+        """Raises NotServing, VersionMismatch, BadRequest (the app's name), ConfigError, Busy, and NotTrusted, before
+        anything is sent, unless the daemon runs as this user, as root, or as ``daemon_uid``. ``timeout`` is in seconds.
+        ``socket`` and ``app``: see Client.
 
         ``admin`` connects to the operator's socket beside ``socket``, as its user or root: ``everyone``, ``limit``,
         ``budget``, ``adapter_add`` and ``adapter_remove`` work there only. With ``on_behalf_of``, a uid, as well, the
@@ -151,15 +179,18 @@ class AsyncClient(AsyncOperations):
 
         With ``retry_s`` the client connects again when the connection was lost or the daemon has stopped; see Client.
         """
-        path = admin_socket(Path(socket)) if admin else Path(socket)
+        address = daemon_address(socket, daemon_uid, admin=admin)
 
         async def connected() -> tuple[Session, AsyncLink]:
             session = Session(app, on_behalf_of)
-            return session, await open_link(session, path, timeout, daemon_uid)
+            return session, await open_link(session, address.socket, timeout, address.uid)
 
         return cls(*await connected(), connected, Retries(retry_s))
 
     generate = _streams(operations.generate)
+    ask = _reads(questions.ask)
+    ask_json = _reads(questions.ask_json)
+    context = _opens(operations.context)
 
     @property
     def is_open(self) -> bool:
@@ -252,3 +283,30 @@ class AsyncClient(AsyncOperations):
                 return False
             self._link.transport.write(self._session.begin_again(exchange))
         return True
+
+
+class AsyncClientContext(BoundContext[AsyncClient]):
+    """A context of a client: its operations, without the context's name. Made by ``AsyncClient.context``."""
+
+    append = of_context(operations.append, AsyncClient.append)
+    generate = of_context(operations.generate, AsyncClient.generate)
+    ask = of_context(questions.ask, AsyncClient.ask)
+    ask_json = of_context(questions.ask_json, AsyncClient.ask_json)
+    truncate = of_context(operations.truncate, AsyncClient.truncate)
+    show = of_context(operations.show, AsyncClient.show)
+    hint = of_context(operations.hint, AsyncClient.hint)
+    delete = of_context(operations.delete, AsyncClient.delete)
+
+    async def fork(self, *, name: str | None = None, n_messages: int | None = None) -> AsyncClientContext:
+        """Make a new context with the same conversation, or with its first ``n_messages`` messages."""
+        return AsyncClientContext(self.client, await self.client.fork(self.id, name=name, n_messages=n_messages))
+
+    @contextlib.asynccontextmanager
+    async def forked(self) -> AsyncIterator[AsyncClientContext]:
+        """A fork for the time of an ``async with`` block, to try something: it is deleted at its end."""
+        fork = await self.fork()
+        try:
+            yield fork
+        finally:
+            with contextlib.suppress(*NO_MATTER):
+                await fork.delete()

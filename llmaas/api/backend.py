@@ -42,7 +42,9 @@ class Backend(Protocol):
     @property
     def adapters(self) -> AdapterBackend: ...
 
-    async def create(self, app: AppId, *, name: str | None, system: str | None, adapter: str = "") -> ContextInfo: ...
+    async def create(
+        self, app: AppId, *, name: str | None, system: str | None, adapter: str = "", exist_ok: bool = False
+    ) -> ContextInfo: ...
 
     async def fork(
         self, app: AppId, context: str, *, name: str | None, n_messages: int | None = None
@@ -96,8 +98,8 @@ class Backend(Protocol):
 def task_of(backend: Backend, caller: Caller, request: msg.TaskRequest) -> Callable[[], Coroutine[Any, Any, object]]:
     """The function that begins a request whose result takes time. Raises Forbidden."""
     match request:
-        case msg.Create(name, system, adapter):
-            return functools.partial(backend.create, caller.app, name=name, system=system, adapter=adapter)
+        case msg.Create():
+            return functools.partial(backend.create, caller.app, **to_map(request))
         case msg.Fork(context, name, n_messages):
             return functools.partial(backend.fork, caller.app, context, name=name, n_messages=n_messages)
         case msg.Resolve(messages, adapter):

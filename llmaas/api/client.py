@@ -8,21 +8,23 @@ from __future__ import annotations
 
 import contextlib
 import threading
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any, Concatenate, ParamSpec, TypeVar
 
 from llmaas.api import messages as msg
-from llmaas.api import operations, replies
+from llmaas.api import operations, questions, replies
 from llmaas.api.blocking_link import BlockingLink, uninterrupted
-from llmaas.api.caller import admin_socket
+from llmaas.api.bound_context import NO_MATTER, BoundContext, of_context
 from llmaas.api.client_session import Exchange, Session
-from llmaas.api.operation import Operation, as_method
+from llmaas.api.daemon_address import DEFAULT_APP, daemon_address
+from llmaas.api.operation import Operation, Question, as_method
 from llmaas.api.operations import BlockingOperations
 from llmaas.api.retrying import NOT_YET, Retries
 from llmaas.calls import Done, Piece
 from llmaas.errors import NotServing
 from llmaas.old_paths import keep_old_names
+from llmaas.records import ContextInfo
 
 keep_old_names(__name__)
 
@@ -94,12 +96,39 @@ def _streams(operation: Callable[P, msg.Generate]) -> Callable[Concatenate[Clien
     return method
 
 
+def _reads(operation: Callable[P, Question[T]]) -> Callable[Concatenate[Client, P], T]:
+    """A method that waits for the whole answer to the request of ``operation``, and returns what is read from it."""
+
+    @as_method(operation)
+    def method(client: Client, /, *args: P.args, **named: P.kwargs) -> T:
+        question = operation(*args, **named)
+        stream = Stream(client, client._start(question.request))
+        done = stream.done
+        return question.read(stream.text, done)
+
+    return method
+
+
+def _opens(operation: Callable[P, Operation[ContextInfo]]) -> Callable[Concatenate[Client, P], ClientContext]:
+    """A method that returns the ClientContext that the result of ``operation`` is about."""
+
+    @as_method(operation, returns="ClientContext")
+    def method(client: Client, /, *args: P.args, **named: P.kwargs) -> ClientContext:
+        return ClientContext(client, client._ask(operation(*args, **named)))
+
+    return method
+
+
 class Client(BlockingOperations):
     """A connection of one app to the daemon. Not for several threads at once: give each its own Client.
 
-    Raises NotServing, VersionMismatch, BadRequest (the app's name), Busy, and NotTrusted, before anything is sent,
-    unless the daemon runs as this user, as root, or as ``daemon_uid``. ``timeout`` (seconds) bounds connecting and
-    sending; an answer may take as long as it takes.
+    Without ``socket`` the daemon is found as the command line finds it: by LLMAAS_SOCKET, the settings file, or where
+    it serves by default. Contexts belong to ``app``, so give your program a name of its own: all that have none share
+    the contexts of "python".
+
+    Raises NotServing, VersionMismatch, BadRequest (the app's name), ConfigError, Busy, and NotTrusted, before anything
+    is sent, unless the daemon runs as this user, as root, or as ``daemon_uid``. ``timeout`` (seconds) bounds connecting
+    and sending; an answer may take as long as it takes.
 
     ``admin`` connects to the operator's socket beside ``socket``, as its user or root: ``everyone``, ``limit``,
     ``budget``, ``adapter_add`` and ``adapter_remove`` work there only. With ``on_behalf_of``, a uid, as well, the
@@ -118,26 +147,29 @@ class Client(BlockingOperations):
 
     def __init__(
         self,
-        socket: Path | str,
+        socket: Path | str | None = None,
         *,
-        app: str,
+        app: str = DEFAULT_APP,
         timeout: float = 10,
         daemon_uid: int | None = None,
         admin: bool = False,
         on_behalf_of: int | None = None,
         retry_s: float = 0,
     ) -> None:
-        self._path = admin_socket(Path(socket)) if admin else Path(socket)
-        self._app, self._on_behalf_of, self._timeout, self._daemon_uid = app, on_behalf_of, timeout, daemon_uid
+        self._address = daemon_address(socket, daemon_uid, admin=admin)
+        self._app, self._on_behalf_of, self._timeout = app, on_behalf_of, timeout
         self._retries = Retries(retry_s)
         self._closed = False
         self._connect()
 
     generate = _streams(operations.generate)
+    ask = _reads(questions.ask)
+    ask_json = _reads(questions.ask_json)
+    context = _opens(operations.context)
 
     def _connect(self) -> None:
         session = Session(self._app, self._on_behalf_of)
-        link = BlockingLink(session, self._path, self._timeout, self._daemon_uid)
+        link = BlockingLink(session, self._address.socket, self._timeout, self._address.uid)
         try:
             link.send(session.hello())
             while not session.greeting.ended:
@@ -228,3 +260,30 @@ class Client(BlockingOperations):
                 self._begin(msg.Cancel(exchange.request_id))
         exchange.cancelling |= exchange.cancellable  # it is not to be made again
         self._finish(exchange)
+
+
+class ClientContext(BoundContext[Client]):
+    """A context of a client: its operations, without the context's name. Made by ``Client.context``."""
+
+    append = of_context(operations.append, Client.append)
+    generate = of_context(operations.generate, Client.generate)
+    ask = of_context(questions.ask, Client.ask)
+    ask_json = of_context(questions.ask_json, Client.ask_json)
+    truncate = of_context(operations.truncate, Client.truncate)
+    show = of_context(operations.show, Client.show)
+    hint = of_context(operations.hint, Client.hint)
+    delete = of_context(operations.delete, Client.delete)
+
+    def fork(self, *, name: str | None = None, n_messages: int | None = None) -> ClientContext:
+        """Make a new context with the same conversation, or with its first ``n_messages`` messages."""
+        return ClientContext(self.client, self.client.fork(self.id, name=name, n_messages=n_messages))
+
+    @contextlib.contextmanager
+    def forked(self) -> Iterator[ClientContext]:
+        """A fork for the time of a ``with`` block, to try something: it is deleted at its end."""
+        fork = self.fork()
+        try:
+            yield fork
+        finally:
+            with contextlib.suppress(*NO_MATTER):
+                fork.delete()

@@ -24,14 +24,18 @@ _U32 = 2**32
 
 @dataclass(frozen=True, slots=True)
 class Create:
-    """A new context, empty but for a system message. Without ``name`` it is given one."""
+    """A new context, empty but for a system message. Without ``name`` it is given one. With ``exist_ok`` the context of
+    that name is returned if there is one."""
 
     name: str | None = None
     system: str | None = None
     adapter: str = ""
+    exist_ok: bool = False
 
     def __post_init__(self) -> None:
         check_name(self.name)
+        if self.exist_ok and self.name is None:
+            raise ValueError("with exist_ok a name must be given")
 
 
 @dataclass(frozen=True, slots=True)

@@ -7,12 +7,14 @@ from __future__ import annotations
 
 import functools
 import inspect
+import re
 from collections.abc import Callable, Coroutine
 from dataclasses import dataclass, replace
 from typing import Any, Concatenate, Generic, ParamSpec, TypeVar
 
 from llmaas.api import messages as msg
 from llmaas.api import replies
+from llmaas.calls import Done
 from llmaas.errors import BadRequest, MalformedFrame
 
 P = ParamSpec("P")
@@ -45,6 +47,14 @@ class Operation(Generic[T]):
             raise MalformedFrame("the daemon's reply cannot be read: its pages do not fit together") from e
 
 
+@dataclass(frozen=True, slots=True)
+class Question(Generic[T]):
+    """A request for an answer, and the function that reads the whole answer: its text, and how it ended."""
+
+    request: msg.Generate
+    read: Callable[[str, Done], T]
+
+
 def as_method(operation: Callable[..., Any], returns: str | None = None) -> Callable[[Method], Method]:
     """Give a client's method the name, the documentation and the signature of ``operation``.
 
@@ -56,7 +66,7 @@ def as_method(operation: Callable[..., Any], returns: str | None = None) -> Call
         vars(method).pop("__wrapped__")  # inspect.signature would follow it, and miss ``self``
         signature = inspect.signature(operation)
         itself = inspect.Parameter("self", inspect.Parameter.POSITIONAL_OR_KEYWORD)
-        result = returns or str(signature.return_annotation).removeprefix("Operation[").removesuffix("]")
+        result = returns or re.sub(r"^(?:Operation|Question)\[(.*)\]$", r"\1", str(signature.return_annotation))
         parameters = [itself, *signature.parameters.values()]
         vars(method)["__signature__"] = signature.replace(parameters=parameters, return_annotation=result)
         return method
@@ -106,6 +116,12 @@ def checked(make: Callable[..., T], *args: Any, **named: Any) -> T:
         return make(*args, **named)
     except ValueError as e:
         raise BadRequest(str(e)) from e
+
+
+def changed(record: T, **changes: Any) -> T:
+    """``record`` with those of ``changes`` that are not None. Raises BadRequest."""
+    given = {name: value for name, value in changes.items() if value is not None}
+    return checked(replace, record, **given) if given else record
 
 
 def record(cls: type[T]) -> Callable[[object], T]:

@@ -21,6 +21,7 @@ from llmaas.api.operation import (
     Operation,
     awaitable,
     blocking,
+    changed,
     checked,
     nothing,
     record,
@@ -30,13 +31,16 @@ from llmaas.api.record_maps import from_map, to_map
 from llmaas.calls import DEFAULT_TERMS, Done, Sampling, Terms
 from llmaas.records import AdapterInfo, ContextDetail, ContextInfo, Message, RequestInfo, Resolved
 
-Messages = Iterable[Message | Mapping[str, str]]
-"""What a caller may hand a client: Message objects, or maps with ``role`` and ``content``."""
+Messages = str | Iterable[Message | Mapping[str, str]]
+"""What a caller may hand a client: Message objects, or maps with ``role`` and ``content``; a string is one message of
+the user."""
 GREEDY = Sampling()
 
 
 def as_messages(given: Messages) -> tuple[Message, ...]:
     """Messages from what a caller may hand a client. Raises BadRequest that names the one at fault."""
+    if isinstance(given, str):
+        return (Message("user", given),)
     return tuple(
         m if isinstance(m, Message) else from_map(Message, m, strict=True, where=f"messages[{i}]")
         for i, m in enumerate(given)
@@ -52,11 +56,14 @@ def append(
     prompt: str | None = None,
     *,
     special: bool = True,
+    priority: int | None = None,
     terms: Terms = DEFAULT_TERMS,
     idempotency_key: str | None = None,
     if_n_tokens: int | None = None,
 ) -> Operation[Done]:
     """Add chat messages, or raw ``prompt`` text, to a context without an answer.
+
+    ``priority`` goes before that of ``terms``.
 
     With ``special`` names of control tokens in the prompt become these tokens: set it to False if the prompt holds text
     from elsewhere. The content of messages never becomes control tokens.
@@ -65,7 +72,7 @@ def append(
     had) is carried out once, and answered as the first time; with other text it raises KeyReused. With ``if_n_tokens``
     it raises Conflict unless the context has so many tokens.
     """
-    once = {"idempotency_key": idempotency_key, "if_n_tokens": if_n_tokens}
+    terms, once = changed(terms, priority=priority), {"idempotency_key": idempotency_key, "if_n_tokens": if_n_tokens}
     request = checked(msg.Append, context, as_messages(messages), prompt, special=special, **to_map(terms), **once)
     return Operation(request, record(Done))
 
@@ -77,8 +84,10 @@ def generate(
     prompt: str | None = None,
     special: bool = True,
     max_tokens: int = 256,
+    temperature: float | None = None,
     sampling: Sampling = GREEDY,
     stop: Iterable[str] = (),
+    priority: int | None = None,
     terms: Terms = DEFAULT_TERMS,
     logprobs: int | None = None,
     on_full: str = "error",
@@ -87,8 +96,9 @@ def generate(
 ) -> msg.Generate:
     """Add to a context, and stream the model's answer. The request is on its way when this returns.
 
-    The answer is greedy unless ``sampling`` says otherwise: nothing is left to chance, as programs want it. For answers
-    to people, ``Sampling(**client.server["sampling"])`` is what the model's makers suggest.
+    The answer is greedy unless ``temperature`` or ``sampling`` says otherwise: nothing is left to chance, as programs
+    want it. For answers to people, ``Sampling(**client.server["sampling"])`` is what the model's makers suggest.
+    ``temperature`` goes before that of ``sampling``, ``priority`` before that of ``terms``.
 
     The answer ends after ``max_tokens`` tokens, before any of the strings ``stop``, or where the model ends it. With
     ``logprobs`` each piece has log probabilities, and so many alternatives for each token. ``on_full`` "shift" drops
@@ -96,6 +106,7 @@ def generate(
     ``if_n_tokens``: see ``append``. An answer that is asked for again with its key is told from its beginning, as it is
     stored; one that was interrupted goes on from where it was.
     """
+    terms, sampling = changed(terms, priority=priority), changed(sampling, temperature=temperature)
     stops = (stop,) if isinstance(stop, str) else tuple(stop)
     limits = {"max_tokens": max_tokens, "stop": stops, "logprobs": logprobs, "on_full": on_full, "special": special}
     once = {"idempotency_key": idempotency_key, "if_n_tokens": if_n_tokens}
@@ -113,6 +124,15 @@ def create(*, name: str | None = None, system: str | None = None, adapter: str =
     UnknownAdapter.
     """
     return Operation(checked(msg.Create, name, system, adapter), record(ContextInfo))
+
+
+def context(name: str, *, system: str | None = None, adapter: str = "") -> Operation[ContextInfo]:
+    """The context of that name; it is made if there is none. An object whose methods are the operations on it.
+
+    ``system`` and ``adapter`` are those of ``create``, and only for a context that is made: one that is there stays as
+    it is.
+    """
+    return Operation(checked(msg.Create, name, system, adapter, exist_ok=True), record(ContextInfo))
 
 
 def fork(context: str, *, name: str | None = None, n_messages: int | None = None) -> Operation[ContextInfo]:

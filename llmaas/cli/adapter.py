@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING
 
 from llmaas.cli.options import add_actions, connected
 from llmaas.cli.out import human_bytes, print_json, printable, table
-from llmaas.config.kinds import expanded
+from llmaas.config_file import expanded
 
 if TYPE_CHECKING:
     from llmaas.api.client import Client

@@ -13,8 +13,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from llmaas.config.settings import SETTINGS, Config, flag, variable
-from llmaas.config.socket_place import socket_in_use
 from llmaas.config.sources import LoadedConfig, load
+from llmaas.socket_place import socket_in_use
 
 if TYPE_CHECKING:
     from llmaas.api.client import Client

@@ -18,7 +18,8 @@ from llmaas.cli.options import add_actions, loaded, socket_of
 from llmaas.cli.out import print_note
 from llmaas.cli.unit import MARK, unit_text
 from llmaas.config import models
-from llmaas.config.settings import PREFIX, SETTINGS, variable, xdg
+from llmaas.config.settings import SETTINGS, variable
+from llmaas.config_file import PREFIX, xdg
 from llmaas.errors import ConfigError, MachineError
 
 _EPILOG = """\

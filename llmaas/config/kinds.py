@@ -13,6 +13,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from llmaas.config_file import read_path
+
 
 @dataclass(frozen=True, slots=True)
 class Kind:
@@ -137,24 +139,11 @@ def size(low: int, *, or_none: bool = False) -> Kind:
     return Kind(f"{least}, such as 64M, 1.5G, 512MiB or plain bytes{', or none' if or_none else ''}", "SIZE", read)
 
 
-def expanded(given: Path) -> Path:
-    """``given`` with the home directory in place of "~". Without one, "~" is a name like any other."""
-    try:
-        return given.expanduser()
-    except RuntimeError:
-        return given
-
-
 def path(limit: int | None = None) -> Kind:
     """``limit`` is the greatest length in bytes, made absolute."""
 
     def read(raw: object, base: Path) -> Path:
-        if not isinstance(raw, str) or not raw or "\0" in raw:
-            raise ValueError
-        try:
-            found = base / Path(raw).expanduser()
-        except RuntimeError:  # no home directory
-            raise ValueError from None
+        found = read_path(raw, base)
         if limit is not None and len(os.fsencode(found)) > limit:
             raise ValueError
         return found

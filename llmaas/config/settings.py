@@ -7,7 +7,6 @@ docs/operations.md all derive from it.
 from __future__ import annotations
 
 import dataclasses
-import os
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -29,34 +28,9 @@ from llmaas.config.kinds import (
     whole,
     yes_no,
 )
-from llmaas.config.socket_place import socket_places
+from llmaas.config_file import PREFIX, Environ, xdg
 from llmaas.errors import ConfigError
-
-Environ = Mapping[str, str]
-PREFIX = "LLMAAS_"
-
-# -- defaults that depend on the machine ------------------------------------------------------------
-
-
-def xdg(environ: Environ, variable: str, fallback: str) -> Path:
-    """The directory that an XDG variable names; else ``fallback`` in the home directory. Raises ConfigError."""
-    given = environ.get(variable, "")
-    if given.startswith("/"):  # the XDG specification says that a relative path in these variables is to be ignored
-        return Path(given)
-    return _home(environ) / fallback
-
-
-def _home(environ: Environ) -> Path:
-    if home := environ.get("HOME"):
-        return Path(home)
-    try:
-        return Path.home()
-    except RuntimeError:
-        raise ConfigError(
-            f"user {os.getuid()} has no home directory: HOME is not set, and the system does not know the user",
-            hint="Set HOME, or XDG_DATA_HOME, or data_dir by LLMAAS_DATA_DIR.",
-        ) from None
-
+from llmaas.socket_place import socket_places
 
 # -- the table --------------------------------------------------------------------------------------
 

@@ -14,7 +14,7 @@ from collections.abc import Mapping
 from contextlib import suppress
 from pathlib import Path
 
-from llmaas.config.settings import Environ, xdg
+from llmaas.config_file import Environ, xdg
 from llmaas.errors import ConfigError
 
 if sys.version_info >= (3, 11):

@@ -7,31 +7,15 @@ value and what is allowed.
 from __future__ import annotations
 
 import difflib
-import sys
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from llmaas.config.cpus import default_threads
-from llmaas.config.kinds import expanded
-from llmaas.config.settings import (
-    PREFIX,
-    SETTINGS,
-    Config,
-    Environ,
-    Setting,
-    check_together,
-    flag,
-    variable,
-    xdg,
-)
+from llmaas.config.settings import SETTINGS, Config, Setting, check_together, flag, variable
+from llmaas.config_file import PREFIX, Environ, config_file, read_toml
 from llmaas.errors import ConfigError
-
-if sys.version_info >= (3, 11):
-    import tomllib
-else:
-    import tomli as tomllib
 
 RESERVED = ("LLMAAS_CONFIG", "LLMAAS_DEBUG", "LLMAAS_MASTER_KEY")
 """Variables of ours that are no settings."""
@@ -52,7 +36,7 @@ def load(flags: Mapping[str, str | None], environ: Environ, file: Path | None = 
     ``file`` is used before LLMAAS_CONFIG, and that before the default file; only the default file may be absent.
     Raises ConfigError.
     """
-    file = _config_file(environ, file)
+    file = config_file(environ, file)
     raws: dict[str, tuple[object, str, Path]] = {}
     for name, raw in (_read_file(file) if file else {}).items():
         raws[name] = (raw, str(file), file.parent if file else Path())
@@ -90,28 +74,8 @@ def _value(name: str, row: Setting, raw: tuple[object, str, Path] | None, enviro
         raise ConfigError(f"setting {name} ({origin}) is {value!r}; it must be {row.kind.allowed}") from None
 
 
-def _config_file(environ: Environ, given: Path | None) -> Path | None:
-    if given is None and environ.get("LLMAAS_CONFIG"):
-        given = expanded(Path(environ["LLMAAS_CONFIG"]))
-    if given is not None:
-        return given.absolute()
-    try:
-        default = xdg(environ, "XDG_CONFIG_HOME", ".config") / "llmaas" / "config.toml"
-    except ConfigError:  # without a home directory there is no default file
-        return None
-    return default if default.is_file() else None
-
-
 def _read_file(path: Path) -> dict[str, object]:
-    try:
-        found = tomllib.loads(path.read_text("utf-8"))
-    except OSError as error:
-        raise ConfigError(
-            f"cannot read the configuration file {path}: {error.strerror}",
-            hint="Give a readable file with --config or LLMAAS_CONFIG, or neither.",
-        ) from None
-    except ValueError as error:  # TOMLDecodeError and UnicodeDecodeError both are
-        raise ConfigError(f"{path} is not valid TOML: {error}", hint="See docs/operations.md for an example.") from None
+    found = read_toml(path)
     for key in found:
         if key not in SETTINGS:
             near = _nearest(key, list(SETTINGS))

@@ -14,12 +14,12 @@ from pathlib import Path
 import uvicorn
 
 from llmaas.api.socket_file import SocketFile
-from llmaas.config.socket_place import http_socket
 from llmaas.http.connections import Connections
 from llmaas.http.edge import Edge
 from llmaas.http.guard import protocol_class
 from llmaas.http.listen import BACKLOG, tcp_socket
 from llmaas.http.routes import application
+from llmaas.socket_place import http_socket
 
 log = logging.getLogger(__name__)
 

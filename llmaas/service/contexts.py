@@ -98,6 +98,16 @@ class Contexts:
             live = await self._create(app, self._new_row(app, name, adapter), system)
         return replace(self.info(live), note=self._engine.info.chat_note)
 
+    async def get_or_create(self, app: AppId, name: str, system: str | None, adapter: str) -> ContextInfo:
+        """See ``Service.create``."""
+        if not self._directory.has_name(app, name):
+            try:
+                return await self.create(app, name, system, adapter)
+            except ContextExists:  # another request has made it meanwhile
+                if not self._directory.has_name(app, name):
+                    raise
+        return self.info(self._directory.find(app, name))
+
     async def create_anonymous(self, app: AppId, adapter: str) -> LiveContext:
         """An empty context without a name that an app chose."""
         async with self.anonymous.room(app):

@@ -167,10 +167,16 @@ class Service:
         facts = {"model": model.name, "context_limit": self.planner_settings.ctx_limit, "note": note}
         return {**facts, "model_file": model.file, "sampling": dict(model.sampling), "tools": model.tools}
 
-    async def create(self, app: AppId, *, name: str | None, system: str | None, adapter: str = "") -> ContextInfo:
-        """A new context, empty but for its system message. Raises ContextExists, ContextTooLong, DiskFull,
-        UnknownAdapter."""
+    async def create(
+        self, app: AppId, *, name: str | None, system: str | None, adapter: str = "", exist_ok: bool = False
+    ) -> ContextInfo:
+        """A new context, empty but for its system message; with ``exist_ok`` the one that has the name, if any.
+
+        Raises ContextExists, ContextTooLong, DiskFull, UnknownAdapter.
+        """
         self._refuse_if_closing()
+        if exist_ok and name is not None:
+            return await self._contexts.get_or_create(app, name, system, adapter)
         return await self._contexts.create(app, name, system, adapter)
 
     async def fork(self, app: AppId, context: str, *, name: str | None, n_messages: int | None = None) -> ContextInfo:

@@ -315,7 +315,8 @@ def test_an_enum_value_out_of_range_is_refused_with_the_known_ones() -> None:
 def test_messages_may_be_given_as_maps() -> None:
     given_ = [Message("user", "a"), {"role": "user", "content": "b"}]
     assert as_messages(given_) == (Message("user", "a"), Message("user", "b"))
-    bad_ones: list[Any] = ["hi", [{"role": "user"}], [5]]
+    assert as_messages("hi") == (Message("user", "hi"),)
+    bad_ones: list[Any] = [[{"role": "user"}], [5], ["hi"]]
     for bad in bad_ones:
         with pytest.raises(BadRequest, match="messages"):
             as_messages(bad)

@@ -11,7 +11,7 @@ from pathlib import Path
 
 import pytest
 
-from llmaas.api import operations
+from llmaas.api import operations, questions
 from llmaas.api.async_client import AsyncClient
 from llmaas.api.client import Client
 from llmaas.api.wire import encode
@@ -31,11 +31,12 @@ from tests.support.scripted import serving_in_a_thread
 
 def test_both_clients_have_every_operation_with_its_signature_and_documentation() -> None:
     of_streams = {"cancel", "prioritize"}
-    functions = [f for f in vars(operations).values() if getattr(f, "__module__", "") == operations.__name__]
+    functions = [f for f in vars(operations).values() if inspect.isfunction(f)]
     names = {f.__name__ for f in functions if f.__annotations__.get("return", "").startswith("Operation[")}
     for cls in (Client, AsyncClient):
-        for name in names - of_streams | {"generate"}:
-            operation, method = getattr(operations, name), getattr(cls, name)
+        for name in names - of_streams | {"generate", "ask", "ask_json"}:
+            operation = getattr(questions if name.startswith("ask") else operations, name)
+            method = getattr(cls, name)
             assert method.__doc__ == operation.__doc__ is not None
             parameters = list(inspect.signature(operation).parameters.values())
             assert list(inspect.signature(method).parameters.values())[1:] == parameters

@@ -17,8 +17,8 @@ import pytest
 
 from llmaas.cli.doctor.http import check_http
 from llmaas.cli.http_process import require_packages
-from llmaas.config.socket_place import http_socket
 from llmaas.errors import ConfigError
+from llmaas.socket_place import http_socket
 from tests.cli.conftest import COMMAND, Daemon, Run, clean_environ
 
 SOON = 30.0

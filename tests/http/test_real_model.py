@@ -13,7 +13,7 @@ from typing import Any
 
 import pytest
 
-from llmaas.config.socket_place import http_socket
+from llmaas.socket_place import http_socket
 from tests.cli.conftest import Daemon
 from tests.cli.test_http_process import free_port, healthy, until
 

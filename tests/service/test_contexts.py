@@ -287,3 +287,14 @@ async def test_a_name_that_is_too_long_for_requests_is_replaced_by_the_id(tmp_pa
     async with house(tmp_path) as h:
         assert {info.name for info in h.service.contexts(APP)} == {"x" * 256, f"{1:016x}", f"{2:016x}"}
         await h.service.delete(APP, f"{2:016x}")
+
+
+@on_a_loop
+async def test_a_context_that_many_want_at_once_is_made_once(tmp_path: Path) -> None:
+    async with house(tmp_path) as h:
+        wants = [h.service.create(APP, name="x", system=f"You are {i}.", exist_ok=True) for i in range(8)]
+        infos = await asyncio.gather(*wants)
+        assert len({info.id for info in infos}) == 1
+        assert len(h.service.show(APP, "x").messages) == 1
+        with pytest.raises(errors.ContextExists):
+            await h.service.create(APP, name="x", system=None)

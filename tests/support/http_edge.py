@@ -13,9 +13,9 @@ from typing import Any
 import httpx
 import pytest
 
-from llmaas.config.socket_place import http_socket
 from llmaas.engine.fake import FakeEngine
 from llmaas.http.server import serve_http
+from llmaas.socket_place import http_socket
 from tests.support.daemon import SOON, Daemon, active, serving
 
 

@@ -66,12 +66,18 @@ class ScriptedBackend:
     def hello(self) -> dict[str, object]:
         return {"model": "scripted", "n_ctx": 4096}
 
-    async def create(self, app: AppId, *, name: str | None, system: str | None, adapter: str = "") -> ContextInfo:
+    async def create(
+        self, app: AppId, *, name: str | None, system: str | None, adapter: str = "", exist_ok: bool = False
+    ) -> ContextInfo:
         if name == "slow":
             await self.gate.wait()
         if name == "boom":
             raise RuntimeError("a fault that no one foresaw")
-        if any(d.info.app == app and d.info.name == name for d in self.known.values()):
+        for detail in self.known.values():
+            if (detail.info.app, detail.info.name) != (app, name):
+                continue
+            if exist_ok:
+                return detail.info
             raise ContextExists(f"there is a context {name!r} already")
         context = ContextId(f"{len(self.known):016x}")
         info = ContextInfo(context, app, name or str(context), 7, 1, 1.5, 2.5, (7, 0, 0, 0), adapter=adapter)

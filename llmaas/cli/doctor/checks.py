@@ -13,10 +13,10 @@ from importlib import metadata
 from llmaas.cli.doctor.finding import Finding
 from llmaas.cli.options import socket_of
 from llmaas.config.settings import Config
-from llmaas.config.socket_place import http_socket
 from llmaas.config.sources import LoadedConfig, unknown_variables
 from llmaas.errors import LlmaasError
 from llmaas.native import LIBRARIES, missing_libraries
+from llmaas.socket_place import http_socket
 from llmaas.version import __version__
 
 

@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from llmaas.config.socket_place import socket_in_use, socket_places
+from llmaas.socket_place import socket_in_use, socket_places
 
 UID = os.getuid()
 

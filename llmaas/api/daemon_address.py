@@ -1,0 +1,61 @@
+"""Where a client finds the daemon if it is not told: where the commands find it.
+
+Law: reads the environment and the settings file, and of them no more than what concerns a client. An app must not fail
+for a setting that is the daemon's business.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+
+from llmaas.api.caller import admin_socket
+from llmaas.config_file import PREFIX, config_file, read_path, read_toml
+from llmaas.errors import ConfigError
+from llmaas.socket_place import socket_in_use
+
+DEFAULT_APP = "python"
+"""The app of programs that give themselves no name."""
+
+
+@dataclass(frozen=True, slots=True)
+class DaemonAddress:
+    socket: Path
+    uid: int | None = None
+    """The user whom clients accept as the daemon's, besides their own and root."""
+
+
+def daemon_address(socket: Path | str | None, uid: int | None, *, admin: bool) -> DaemonAddress:
+    """The address that a client connects to. What is not given, the environment and the settings file say; they are
+    not read if ``socket`` is given. Raises ConfigError."""
+    if socket is None:
+        found = find_daemon(os.environ)
+        found = found if uid is None else DaemonAddress(found.socket, uid)
+    else:
+        found = DaemonAddress(Path(socket), uid)
+    return DaemonAddress(admin_socket(found.socket), found.uid) if admin else found
+
+
+def find_daemon(environ: Mapping[str, str]) -> DaemonAddress:
+    """By LLMAAS_SOCKET and LLMAAS_DAEMON_UID, else the settings file, else where the daemon serves by default."""
+    file = config_file(environ)
+    settings = read_toml(file) if file else {}
+    socket, origin, base = settings.get("socket"), str(file), file.parent if file else Path()
+    if (variable := f"{PREFIX}SOCKET") in environ:
+        socket, origin, base = environ[variable], f"variable {variable}", Path.cwd()
+    uid: object = environ.get(f"{PREFIX}DAEMON_UID", settings.get("daemon_uid"))
+    try:
+        place = socket_in_use(environ) if socket is None else read_path(socket, base)
+    except ValueError:
+        raise ConfigError(f"setting socket ({origin}) is {socket!r}; it must be a path") from None
+    return DaemonAddress(place, _uid(uid))
+
+
+def _uid(raw: object) -> int | None:
+    if raw is None or (isinstance(raw, int) and not isinstance(raw, bool)):
+        return raw
+    if isinstance(raw, str) and raw.isascii() and raw.isdecimal():
+        return int(raw)
+    raise ConfigError(f"setting daemon_uid is {raw!r}; it must be the number of a user")
