@@ -59,6 +59,14 @@ def commands_of_help(text: str) -> list[str]:
     return [re.split(r"\s{2,}", line.strip())[0] for line in examples.splitlines()]
 
 
+PAGES = [
+    str(page.relative_to(ROOT))
+    for folder in (".", "bench", "client", "docs", "docs/decisions", "traces")
+    for page in sorted((ROOT / folder).glob("*.md"))
+    if commands_of(page)
+]
+
+
 @pytest.fixture(scope="module")
 def home(tmp_path_factory: pytest.TempPathFactory, model_path: Path) -> Iterator[Path]:
     """A home with a daemon, the command ``llmaas`` on the PATH, and the files that the examples name."""
@@ -107,7 +115,11 @@ def check(command: str, home: Path) -> str | None:
     return None if fine and "Traceback" not in done.stderr else f"{line}: {done.returncode}: {done.stderr[-300:]}"
 
 
-@pytest.mark.parametrize("page", ["README.md", "docs/first-hour.md", "docs/tutorial.md", "docs/operations.md"])
+def test_pages_with_commands_are_found() -> None:
+    assert {"README.md", "docs/first-hour.md", "docs/tutorial.md", "docs/operations.md"} <= set(PAGES)
+
+
+@pytest.mark.parametrize("page", PAGES)
 def test_the_commands_of_a_page_do_what_they_say(page: str, home: Path) -> None:
     commands = commands_of(ROOT / page)
     assert len(commands) >= 3
@@ -119,4 +131,4 @@ def test_the_commands_of_a_page_do_what_they_say(page: str, home: Path) -> None:
 def test_the_examples_of_help_do_what_they_say(name: str, home: Path, llmaas: Run) -> None:
     commands = commands_of_help(llmaas(name, "--help").stdout)
     assert commands or name == "demo"
-    assert [wrong for command in commands if (wrong := check(command, home))] == []
+    assert [wrong for command in commands * 2 if (wrong := check(command, home))] == []
