@@ -8,7 +8,6 @@ from __future__ import annotations
 import enum
 import os
 from dataclasses import dataclass
-from pathlib import Path
 
 from llmaas.api.hello import app_id
 from llmaas.api.limits import DEFAULT_LIMITS, Limits
@@ -21,15 +20,6 @@ class Door(enum.Enum):
 
     APPS = "apps"
     ADMIN = "admin"
-
-
-def admin_socket(socket: Path) -> Path:
-    """The operator's socket, beside the one that apps use.
-
-    >>> admin_socket(Path("/run/user/1000/llmaas/llmaas.sock")).name
-    'llmaas-admin.sock'
-    """
-    return socket.with_name(f"{socket.stem}-admin{socket.suffix}")
 
 
 @dataclass(frozen=True, slots=True)

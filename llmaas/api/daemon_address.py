@@ -11,13 +11,21 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
-from llmaas.api.caller import admin_socket
 from llmaas.config_file import PREFIX, config_file, read_path, read_toml
 from llmaas.errors import ConfigError
 from llmaas.socket_place import socket_in_use
 
 DEFAULT_APP = "python"
 """The app of programs that give themselves no name."""
+
+
+def admin_socket(socket: Path) -> Path:
+    """The operator's socket, beside the one that apps use.
+
+    >>> admin_socket(Path("/run/user/1000/llmaas/llmaas.sock")).name
+    'llmaas-admin.sock'
+    """
+    return socket.with_name(f"{socket.stem}-admin{socket.suffix}")
 
 
 @dataclass(frozen=True, slots=True)

@@ -5,7 +5,6 @@ Law: pure. As in ``operations``, both clients make their methods of these functi
 
 from __future__ import annotations
 
-import json
 from collections.abc import Iterable, Mapping
 from typing import Any
 
@@ -64,6 +63,8 @@ def ask_json(
     Raises BadRequest for a schema that cannot be followed, AnswerIncomplete if ``max_tokens`` or the context's end came
     before the JSON's; what came of the answer is in the context then. The other arguments are those of ``generate``.
     """
+    import json  # here and below: most programs that import a client ask for none
+
     try:
         text = schema if isinstance(schema, str) else json.dumps(schema)
     except (TypeError, ValueError) as e:
@@ -85,6 +86,8 @@ def ask_json(
 def _read_json(text: str, done: Done) -> Any:
     if done.reason is not FinishReason.STOP:
         raise AnswerIncomplete(f"the answer ended after {done.n_generated} tokens, before its JSON was complete")
+    import json
+
     try:
         return json.loads(text)
     except ValueError as e:

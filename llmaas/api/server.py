@@ -14,8 +14,9 @@ from typing import Any
 
 from llmaas.api.acceptor import Acceptor
 from llmaas.api.backend import Backend
-from llmaas.api.caller import Door, admin_socket
+from llmaas.api.caller import Door
 from llmaas.api.connection import Connection
+from llmaas.api.daemon_address import admin_socket
 from llmaas.api.limits import DEFAULT_LIMITS, Limits
 from llmaas.api.peer import peer_uid
 from llmaas.api.shares import Shares

@@ -8,7 +8,8 @@ from pathlib import Path
 
 import pytest
 
-from llmaas.api.caller import Caller, Door, admin_socket, caller_of
+from llmaas.api.caller import Caller, Door, caller_of
+from llmaas.api.daemon_address import admin_socket
 from llmaas.api.server import Limits, serve
 from llmaas.records import AppId
 from tests.support.loop import on_a_loop

@@ -12,7 +12,8 @@ from pathlib import Path
 import msgpack
 import pytest
 
-from llmaas.api.caller import Door, admin_socket
+from llmaas.api.caller import Door
+from llmaas.api.daemon_address import admin_socket
 from llmaas.api.server import Limits
 from llmaas.api.wire import Frame, encode
 from tests.support.loop import on_a_loop

@@ -8,8 +8,9 @@ from pathlib import Path
 import pytest
 
 from llmaas.api.async_client import AsyncClient
-from llmaas.api.caller import Caller, Door, admin_socket, caller_of
+from llmaas.api.caller import Caller, Door, caller_of
 from llmaas.api.client import Client
+from llmaas.api.daemon_address import admin_socket
 from llmaas.api.server import Limits
 from llmaas.api.wire import Frame
 from llmaas.errors import BadRequest, Forbidden

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from llmaas.api.caller import admin_socket
+from llmaas.api.daemon_address import admin_socket
 from llmaas.api.messages import Cancel, Prioritize
 from llmaas.api.pages import MAX_REQUESTS
 from tests.support.loop import on_a_loop

@@ -12,7 +12,7 @@ from pathlib import Path
 
 import pytest
 
-from llmaas.api.caller import admin_socket
+from llmaas.api.daemon_address import admin_socket
 from llmaas.api.server import Limits, serve
 from llmaas.errors import ConfigError, NotTrusted, SocketInUse
 from tests.support.loop import on_a_loop

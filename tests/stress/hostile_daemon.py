@@ -19,8 +19,8 @@ from multiprocessing.process import BaseProcess
 from pathlib import Path
 from typing import Any
 
-from llmaas.api.caller import admin_socket
 from llmaas.api.client import Client
+from llmaas.api.daemon_address import admin_socket
 from llmaas.cli import main as command
 from llmaas.cli import runtime
 from llmaas.cli.runtime import Runtime, running

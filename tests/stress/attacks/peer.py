@@ -12,7 +12,7 @@ from typing import Any
 
 import msgpack
 
-from llmaas.api.caller import admin_socket
+from llmaas.api.daemon_address import admin_socket
 from llmaas.api.wire import Decoder, Frame
 
 MANY = 1 << 22
