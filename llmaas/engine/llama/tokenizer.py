@@ -34,6 +34,9 @@ PIECE = 1 << 14
 MOST_UNCUT = 1 << 17
 """Characters that may stand together where the text cannot be cut: 25 MB of memory while they are read, and 0.7 s if
 they are names of control tokens, among which llama.cpp searches in quadratic time."""
+_MEMORY_PER_BYTE = 192
+"""Bytes that must be free for each byte of a piece, of which 170 are used at most: where llama.cpp gets no memory, it
+ends the process."""
 _SHORT_RUN = 500
 """Characters that a regular expression may match on any thread: 160 KB of stack."""
 _STACK_PER_CHARACTER = 1024
@@ -61,7 +64,7 @@ class Tokenizer:
         self._stopped = False
 
     def tokens(self, text: str, *, special: bool, after: int | None = None, limit: int | None = None) -> list[int]:
-        """See ``Engine.tokenize``; without the start token. Raises BadRequest, ContextTooLong."""
+        """See ``Engine.tokenize``; without the start token. Raises BadRequest, ContextTooLong, MemoryError."""
         text = text.encode("utf-8", "replace").decode()
         if limit is not None and len(text) > limit * self._vocab.most_bytes:  # a character has a byte at least
             raise _too_long(limit)
@@ -129,6 +132,7 @@ class Tokenizer:
 
     def _call(self, text: str, *, special: bool) -> list[int]:
         data = text.encode()
+        _refuse_without_memory(_MEMORY_PER_BYTE * len(data))
         room = len(data) + 16  # a token covers at least one byte, but some tokenizers add a space in front
         while True:
             found = np.empty(room, np.int32)
@@ -165,6 +169,12 @@ def on_deep_stack(nbytes: int, do: Callable[[], T]) -> T:
             threading.stack_size(before)
     thread.join()
     return done.result()
+
+
+def _refuse_without_memory(nbytes: int) -> None:
+    """Raises MemoryError where so many bytes cannot be had. They are given back at once, unused: that takes some
+    microseconds."""
+    np.empty(nbytes, np.uint8)
 
 
 def _too_long(limit: int) -> ContextTooLong:

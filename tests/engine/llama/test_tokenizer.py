@@ -281,3 +281,34 @@ def test_the_longest_token_is_known(tmp_path: Path, of_pre: Callable[[str], Voca
     meta = sentencepiece_meta(PIECES, {name: USER_DEFINED})
     assert vocabulary(write_model(tmp_path / "sp.gguf", meta), "default").most_bytes == len(name)
     assert meta["tokenizer.ggml.tokens"][0] == LIST
+
+
+_STARVED_CHILD = """
+import os, resource, sys
+from pathlib import Path
+from llmaas.engine.llama.lib import load_model
+from llmaas.engine.llama.tokenizer import MOST_UNCUT, Tokenizer
+from llmaas.engine.llama.vocab import Vocab
+tokenizer = Tokenizer(Vocab(load_model(Path(sys.argv[1]), vocab_only=True), "smollm"))
+tokenizer.tokens("A" * 1000, special=False)
+for text in ("x" * MOST_UNCUT, "\\u6f22" * 100_000, "\\U0001f600" * 100_000, "ab 1." * 20_000, "some words " * 9_000):
+    for mib in (0, 1, 2, 4, 8, 16, 24, 40, 64, 96):
+        child = os.fork()
+        if not child:
+            held = int(Path("/proc/self/statm").read_text().split()[0]) * resource.getpagesize()
+            resource.setrlimit(resource.RLIMIT_AS, (held + (mib << 20), resource.RLIM_INFINITY))
+            try:
+                os._exit(3 if tokenizer.tokens(text, special=False) else 4)
+            except MemoryError:
+                os._exit(5)
+        print(os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]))
+"""
+
+
+def test_where_there_is_no_memory_a_text_is_refused_and_the_process_lives(gguf: Path, tmp_path: Path) -> None:
+    path = write_vocab(tmp_path / "model.gguf", gguf, pre="smollm")
+    child = subprocess.run(
+        [sys.executable, "-c", _STARVED_CHILD, str(path)], capture_output=True, text=True, timeout=170
+    )
+    found = child.stdout.split()
+    assert len(found) == 50 and set(found) == {"3", "5"}, (found, child.stderr[-300:])
