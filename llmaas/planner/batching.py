@@ -16,6 +16,7 @@ from llmaas.planner.cost_model import SwitchCosts
 from llmaas.planner.events import Drawn, StepDone, StepFailed
 from llmaas.planner.jobs import COMPUTING, Job, Stage
 from llmaas.planner.pacing import Pacing
+from llmaas.planner.precedence import SHARED, Precedence
 from llmaas.planner.settings import PlannerSettings
 from llmaas.planner.tally import Tally
 from llmaas.policies.scheduling import SchedulingPolicy
@@ -45,6 +46,7 @@ class Batching:
         self._settings, self._tally, self._next_id = settings, tally, next_id
         self._abortable = settings.swappable
         """Whether a sequence can be as it was before a step that was aborted."""
+        self._precedence = Precedence(policy, costs, settings)
         self.running: RunStep | None = None
         self._jobs: list[Job] = []
         """Those in the step that runs, parallel to its items."""
@@ -73,7 +75,7 @@ class Batching:
         paced = pacing.limited and any(map(pacing.limits, in_cells))
         burst = 1 if paced else self._burst(group, several=several)
         number = self._next_id()
-        items = self._items(number, group, in_cells)
+        items = self._items(number, group, in_cells, now)
         self.running, self._began = RunStep(number, items, burst, group[0].adapter), now
         out.append(self.running)
         return None
@@ -87,22 +89,27 @@ class Batching:
         first = min(chosen, key=lambda job: job.last_step)
         return [job for job in chosen if job.adapter == first.adapter], True
 
-    def _items(self, step: int, group: list[Job], in_cells: Collection[Job]) -> tuple[StepItem, ...]:
+    def _items(self, step: int, group: list[Job], in_cells: Collection[Job], now: float) -> tuple[StepItem, ...]:
         """What the step holds: all that decode, and slices of prompts."""
         decoding = [job for job in group if job.stage is Stage.DECODING][: self._settings.max_batch]
         items = [self._item(step, job, job.context.cells + 1, sample=True) for job in decoding]
         if len(decoding) < len(group):
             prompts = [job for job in group if job.stage is not Stage.DECODING]
-            self._add_prompts(step, prompts, items, in_cells)
+            self._add_prompts(step, prompts, items, in_cells, now)
         return tuple(items)
 
-    def _add_prompts(self, step: int, prompts: list[Job], items: list[StepItem], in_cells: Collection[Job]) -> None:
+    def _add_prompts(
+        self, step: int, prompts: list[Job], items: list[StepItem], in_cells: Collection[Job], now: float
+    ) -> None:
         """Fill the step up, within the batch and the time that the ``items`` that decode leave."""
         n_decoding = len(items)
         room = self._settings.max_batch - n_decoding
         seconds = self._settings.step_target - (self._costs.decode(n_decoding) if n_decoding else 0.0)
         prompts.sort(key=lambda job: job.last_step)  # or a short one would wait for a long one
-        for i, job in enumerate(prompts):
+        first, later = self._precedence.split(prompts, now)
+        for i, job in enumerate((*first, *later)):
+            if i == len(first):
+                seconds -= (1 - SHARED) * self._settings.step_target
             prefills = job.stage is Stage.PREFILLING
             start, end = job.context.cells, job.total if prefills else job.until
             most = self._slice(start, seconds, least=0 if i else _LEAST_SLICE)
@@ -150,6 +157,13 @@ class Batching:
         if seconds > _LONG * self._settings.step_target:
             out.append(AbortStep(step.step))
 
+    def abort_for_new(self, job: Job, in_cells: Collection[Job], now: float, out: list[Action]) -> None:
+        """``job`` has come: abort the step that runs if that has long to go, and holds prompts of apps that take much
+        more than its own."""
+        step = self.running
+        if step is not None and self._precedence.is_aborted_for(job, step, self._jobs, in_cells, self._began, now):
+            out.append(AbortStep(step.step))
+
     def abort_if_useless(self, out: list[Action]) -> None:
         """Abort the step that runs if all its calls are to end, and it does not end soon by itself."""
         step = self.running
@@ -164,6 +178,7 @@ class Batching:
         """The step (or a burst of them) was computed; the jobs that end with it."""
         step, jobs, seconds = self._end(event.step, now)
         self._costs.observe_step(step, event.steps, seconds)
+        self._precedence.ended(seconds)
         ended = []
         for job, item, drawn in zip(jobs, step.items, event.drawn, strict=True):
             self._account(job, item, event.steps, seconds, now)
@@ -174,7 +189,9 @@ class Batching:
     def failed(self, event: StepFailed, now: float) -> list[tuple[Job, Outcome]]:
         """The step was aborted, or the engine could not run it; the jobs that end with it."""
         self._tally.steps_aborted += event.aborted
-        _, jobs, _ = self._end(event.step, now, aborted=event.aborted)
+        step, jobs, seconds = self._end(event.step, now, aborted=event.aborted)
+        if event.aborted:
+            self._charge_left(step, jobs, seconds, now)
         outcomes = ((job, Outcome.ENGINE_FAILED if job.ending is None else job.ending) for job in jobs)
         return [(job, outcome) for job, outcome in outcomes if job.ending is not None or not event.aborted]
 
@@ -203,6 +220,13 @@ class Batching:
         if self._pacing.limited:
             extra = self._costs.compute(item.start, item.stop) / self._costs.decode(1) if prompt else 0.0
             self._pacing.charge(job, answer, extra, self._began)
+
+    def _charge_left(self, step: RunStep, jobs: list[Job], seconds: float, now: float) -> None:
+        """An aborted step costs the apps that have left it: whoever asks and goes is served too."""
+        for job, item in zip(jobs, step.items, strict=True):
+            if job.ending is not None and item.stop - item.start > 1:
+                n = min(item.stop - item.start, self._costs.slice(item.start, seconds))
+                self._policy.served(job.request, self._began, now, 0.0, n, 0)
 
     def _advance(self, job: Job, item: StepItem, drawn: Drawn, steps: int) -> Outcome | None:
         """Take one item's result into its job; the job's outcome if it has ended."""

@@ -90,6 +90,8 @@ class PlannerSettings(PlannerChoices):
     """False for models without per-token KV rows: their contexts are always recomputed, and steps never aborted."""
     max_batch: int = 512
     """Tokens of one step at most."""
+    precedence: bool = True
+    """Whether prompts of apps that take much wait for others'. Recordings from before this was decided have it not."""
 
     @property
     def measure(self) -> bool:

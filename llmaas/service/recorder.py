@@ -91,6 +91,7 @@ def read(path: Path) -> tuple[PlannerSettings, Iterator[tuple[Event, float]]]:
         head.setdefault("wear", "eager")  # versions that had no such choice wrote everything
         head["geometry"] = Geometry(**head["geometry"])
         head["precision"] = Precision(**head["precision"])
+        head.setdefault("precedence", False)
         settings = PlannerSettings(**head)
     except (StopIteration, TypeError, KeyError, ValueError, msgpack.UnpackException) as e:
         file.close()

@@ -6,6 +6,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from llmaas.policies.scheduling import SCHEDULING, Fair
+from llmaas.policies.scheduling.recent_use import HALF_LIFE_S, RecentUse
 from llmaas.records import AppId, RequestId
 
 A, B = AppId("0/a"), AppId("0/b")
@@ -145,3 +146,27 @@ def test_nobody_starves(calls: list[tuple[int, int, float]]) -> None:
         now += step
         served.setdefault(int(running), now)
         assert now < bound, f"{len(served)} of {len(calls)} served"
+
+
+def test_an_app_outdoes_another_by_what_it_was_served_lately_and_wants_now() -> None:
+    policy = fair((1, A, 5), (2, B, 5))
+    one, two = RequestId(1), RequestId(2)
+    assert not policy.outdoes(one, 100, two, 100, 0.0) and not policy.outdoes(two, 100, one, 100, 0.0)
+    assert policy.outdoes(one, 200, two, 100, 0.0) and not policy.outdoes(two, 100, one, 200, 0.0)
+    serve(policy, 1, 0.0, 1.0, prompt=400)
+    assert policy.outdoes(one, 100, two, 100, 1.0)
+    assert not policy.outdoes(one, 100, two, 100, 4.0), "that is long ago"
+
+
+def test_recent_use_forgets_apps_whose_use_has_faded() -> None:
+    use = RecentUse()
+    for n in range(1000):
+        use.add(AppId(f"0/{n}"), 10, now=n * HALF_LIFE_S)
+    assert len(use) < 100
+    assert use.of(AppId("0/999"), now=999 * HALF_LIFE_S) == 10
+
+
+def test_of_apps_that_were_served_alike_the_one_with_fewer_calls_in_cells_is_admitted_first() -> None:
+    policy = fair((1, A, 5), (2, A, 5), (3, B, 5))
+    policy.admit(RequestId(1))
+    assert policy.head(0.0) == 3

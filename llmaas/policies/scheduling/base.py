@@ -53,6 +53,10 @@ class SchedulingPolicy(Protocol):
         The order is that in which their prompts are read.
         """
 
+    def outdoes(self, request: RequestId, wants: int, other: RequestId, other_wants: int, now: float) -> bool:
+        """Whether the app of ``request``, which wants so many tokens more now, takes so much more than the other
+        call's that its prompts wait for the other's."""
+
     def gives_way(self, running: RequestId, waiting: RequestId, now: float) -> bool:
         """Whether a running call must be paused for a waiting one that needs its room."""
 

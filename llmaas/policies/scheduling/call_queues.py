@@ -49,6 +49,10 @@ class CallQueues(ABC):
     def _rank(self, request: RequestId, now: float) -> tuple[int, int, int]:
         """The order in which calls are served: least first. No two waiting calls have the same rank."""
 
+    def _head_rank(self, request: RequestId, now: float) -> tuple[int, ...]:
+        """The order in which calls are admitted: least first."""
+        return self._rank(request, now)
+
     def add(self, request: RequestId, app: AppId, priority: int, now: float) -> None:
         call = self._calls[request] = ScheduledCall(app, priority, next(self._order), now)
         self._enqueue(request, call)
@@ -79,7 +83,7 @@ class CallQueues(ABC):
 
     def head(self, now: float) -> RequestId | None:
         firsts = (next(iter(queue)) for queue in self._queues.values())
-        return min(firsts, key=lambda request: self._rank(request, now), default=None)
+        return min(firsts, key=lambda request: self._head_rank(request, now), default=None)
 
     def __len__(self) -> int:
         return self._waiting

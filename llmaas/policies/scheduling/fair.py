@@ -9,10 +9,13 @@ import math
 from collections import Counter
 
 from llmaas.policies.scheduling.call_queues import CallQueues
+from llmaas.policies.scheduling.recent_use import RecentUse
 from llmaas.records import AppId, RequestId
 
 _PROMPT, _ANSWER = 1, 2
 """What a token that was read or generated adds to its app's counter (VTC, arXiv 2401.00588: generating costs more)."""
+_MUCH_MORE = 1.5
+"""An app that was served so many times as much lately as another one, and wants, lets the other's prompts go first."""
 _MANY_APPS = 256
 """Counters of apps without calls are cleaned up beyond so many."""
 _WORTH_SWITCHING = 2.0
@@ -33,6 +36,9 @@ class Fair(CallQueues):
     Time slices: after ``quantum`` steps a running call gives way to waiting calls of the same urgency. Places come
     before time: a call of an app that has two more in CELLS than another app gives way to the other's at once.
 
+    Prompts: those of an app wait for another's if it was served, and wants, half as much again. What was served lately
+    counts, or an app would be held to what it took when nobody else wanted anything.
+
     >>> policy = Fair(quantum=64, ageing_s=5.0)
     >>> mail, home = RequestId(1), RequestId(2)
     >>> policy.add(mail, AppId("1000/mail"), priority=5, now=0.0)
@@ -50,6 +56,7 @@ class Fair(CallQueues):
         """The counter of each app: tokens that it was served."""
         self._active: dict[AppId, int] = {}
         """Number of calls of each app that has any."""
+        self._recent = RecentUse()
         self._running = Counter[AppId]()
         """Number of calls of each app in CELLS."""
         self._least = 0
@@ -83,6 +90,11 @@ class Fair(CallQueues):
                 least = self._least_share()
                 self._share = {a: n for a, n in self._share.items() if n > least or a in self._active}
 
+    def _head_rank(self, request: RequestId, now: float) -> tuple[int, int, int, int]:
+        """Of apps that were served alike, the one with fewer calls in CELLS."""
+        urgency, share, order = self._rank(request, now)
+        return urgency, share, self._running[self._calls[request].app], order
+
     def switched_in(self, request: RequestId, seconds: float) -> None:
         self._calls[request].switch_s = seconds
 
@@ -95,7 +107,9 @@ class Fair(CallQueues):
         call.quantum_used += steps
         if call.quantum_used >= self._quantum:
             call.starved = call.quantum_used = 0.0
-        self._share[call.app] += _PROMPT * prompt + _ANSWER * answer
+        tokens = _PROMPT * prompt + _ANSWER * answer
+        self._share[call.app] += tokens
+        self._recent.add(call.app, tokens, now)
 
     def urgency(self, request: RequestId, now: float) -> int:
         call = self._calls[request]
@@ -106,6 +120,10 @@ class Fair(CallQueues):
         most_urgent = min((self._calls[request].priority for request in ready), default=0)
         found = [request for request in ready if self.urgency(request, now) <= most_urgent]
         return sorted(found, key=lambda request: self._rank(request, now))
+
+    def outdoes(self, request: RequestId, wants: int, other: RequestId, other_wants: int, now: float) -> bool:
+        app, than = self._calls[request].app, self._calls[other].app
+        return self._recent.of(app, now) + wants > _MUCH_MORE * (self._recent.of(than, now) + other_wants)
 
     def gives_way(self, running: RequestId, waiting: RequestId, now: float) -> bool:
         if self._calls[waiting].priority < self.urgency(running, now):

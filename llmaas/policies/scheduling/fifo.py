@@ -30,6 +30,9 @@ class Fifo(CallQueues):
     def select(self, ready: list[RequestId], now: float) -> list[RequestId]:
         return sorted(ready, key=lambda request: self._rank(request, now))
 
+    def outdoes(self, request: RequestId, wants: int, other: RequestId, other_wants: int, now: float) -> bool:
+        return False
+
     def gives_way(self, running: RequestId, waiting: RequestId, now: float) -> bool:
         return False
 

@@ -1,0 +1,110 @@
+"""Precedence: whose prompt goes first into a step, and when the step that runs is aborted for it.
+
+Law: an app that takes little does not wait for prompts of an app that takes much. What an app takes is what it was
+served lately and what its prompts in CELLS still need. A step that holds a prompt of the first gives the others' what
+little time is left, and a step of theirs that has long to go is aborted when its call comes. Steps that are aborted for
+that cost a fixed part of the engine's time at most.
+"""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Collection, Sequence
+
+from llmaas.planner.actions import RunStep
+from llmaas.planner.cost_model import SwitchCosts
+from llmaas.planner.jobs import COMPUTING, Job, Stage
+from llmaas.planner.settings import PlannerSettings
+from llmaas.policies.scheduling import SchedulingPolicy
+from llmaas.records import AppId
+
+SHARED = 0.25
+"""Part of the step's target up to which others' prompts fill a step with a prompt that goes first."""
+_WANTS = 2.0
+"""Steps that an app's prompts count as at most. If long prompts counted whole, many short ones of another app could
+always go first."""
+_WORTH_WAITING = 1 / 6
+"""Part of the step's target that a step may still take without being aborted."""
+_LOST = 0.1
+"""Part of the engine's time that steps which are aborted for a call that comes may take."""
+_MOST_LOST = 2.0
+"""How many such steps of the target's length may be aborted in a row, after long without any."""
+
+
+class Precedence:
+    """Asks the policy which app takes much more than another one."""
+
+    def __init__(self, policy: SchedulingPolicy, costs: SwitchCosts, settings: PlannerSettings) -> None:
+        self._policy, self._costs, self._on = policy, costs, settings.precedence
+        self._abortable = settings.precedence and settings.swappable
+        self._target = settings.step_target
+        self._credit = self._most_credit = _MOST_LOST * self._target
+        """Seconds of steps that may be lost now."""
+        self._aborting = 0
+        """The last step that was aborted for a call."""
+
+    def split(self, prompts: list[Job], now: float) -> tuple[list[Job], list[Job]]:
+        """The jobs whose prompts go first, and those of apps that take much more; both in the order given."""
+        wants = _wants(prompts)
+        if len(wants) < 2 or not self._on:
+            return prompts, []
+        calls = {job.context.app: job for job in prompts}
+        later = {app for app, job in calls.items() if any(self._outdoes(job, o, wants, now) for o in calls.values())}
+        first = [job for job in prompts if job.context.app not in later]
+        return first, [job for job in prompts if job.context.app in later]
+
+    def is_aborted_for(
+        self, job: Job, step: RunStep, others: Sequence[Job], in_cells: Collection[Job], began: float, now: float
+    ) -> bool:
+        """Whether the step that runs since ``began``, with ``others``, is aborted for the ``job`` that has come.
+
+        Only where that brings the job's first token: one step must do for its prompt.
+        """
+        elapsed = now - began
+        if not self._abortable or step.step == self._aborting or elapsed > self._credit:
+            return False
+        left = _left(job)
+        if left <= 0 or self._costs.compute(job.total - left, job.total) > self._target:
+            return False
+        if self._seconds(step) - elapsed < _WORTH_WAITING * self._target:
+            return False
+        reading = [other for other, item in zip(others, step.items, strict=True) if item.stop - item.start > 1]
+        wants = _wants([*(other for other in in_cells if other.stage in COMPUTING), job])
+        if any(job.priority > other.priority or not self._outdoes(other, job, wants, now) for other in reading):
+            return False
+        self._credit -= elapsed
+        self._aborting = step.step
+        return True
+
+    def ended(self, seconds: float) -> None:
+        """A step was computed in so many seconds."""
+        self._credit = min(self._most_credit, self._credit + _LOST * seconds)
+
+    def _outdoes(self, job: Job, other: Job, wants: Counter[AppId], now: float) -> bool:
+        app, than = job.context.app, other.context.app
+        most = self._costs.slice(0, _WANTS * self._target)
+        return app != than and self._policy.outdoes(job.request, min(most, wants[app]), other.request, wants[than], now)
+
+    def _seconds(self, step: RunStep) -> float:
+        """How long the step takes, as far as it is known; 0.0 if it holds no prompt."""
+        prompts = [item for item in step.items if item.stop - item.start > 1]
+        n_decoding = len(step.items) - len(prompts)
+        if not prompts:
+            return 0.0
+        seconds = sum(self._costs.compute(item.start, item.stop) for item in prompts)
+        return seconds + (self._costs.decode(n_decoding) if n_decoding else 0.0)
+
+
+def _wants(jobs: Collection[Job]) -> Counter[AppId]:
+    """Tokens of prompts that are still to be computed, for each app."""
+    wants = Counter[AppId]()
+    for job in jobs:
+        if job.stage is not Stage.DECODING:
+            wants[job.context.app] += _left(job)
+    return wants
+
+
+def _left(job: Job) -> int:
+    """Tokens that are to be computed before the job's next one, as far as is known before its context is back."""
+    cells = job.context.cells
+    return job.total - (cells if job.stage in COMPUTING else max(cells, job.covered))
