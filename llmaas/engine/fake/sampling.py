@@ -25,6 +25,23 @@ from llmaas.kv_arrays import F32
 
 _ANSWERS = b"etaoin shrdlu cmfwyp"
 """The bytes that answers consist of; each is a whole UTF-8 character."""
+_DISTINCT = sorted(set(_ANSWERS))
+
+
+class _Past:
+    """The last ``n`` tokens, and how often each of them is among them; counting anew would take longer than a step."""
+
+    def __init__(self, tokens: Sequence[int], n: int) -> None:
+        self._tokens = deque(tokens, n)
+        self.counts = Counter(self._tokens)
+
+    def append(self, token: int) -> None:
+        if len(self._tokens) == self._tokens.maxlen:
+            if not self._tokens:
+                return
+            self.counts[self._tokens[0]] -= 1
+        self._tokens.append(token)
+        self.counts[token] += 1
 
 
 class FakeSamplers:
@@ -32,7 +49,7 @@ class FakeSamplers:
 
     def __init__(self, end_rate: float) -> None:
         self._end_rate = end_rate
-        self._samplers: dict[int, tuple[Sampling, random.Random, deque[int]]] = {}
+        self._samplers: dict[int, tuple[Sampling, random.Random, _Past]] = {}
         self._constraints = Constraints(Vocabulary(N_VOCAB, piece, is_end))
         self._constrained: dict[int, Constraint] = {}
         self._failures: dict[int, LlmaasError] = {}
@@ -60,7 +77,7 @@ class FakeSamplers:
             if (constraint := self._constraints.begin(sampling)) is not None:
                 self._constrained[sampler] = constraint
             seed = secrets.randbits(32) if sampling.seed is None else sampling.seed
-            self._samplers[sampler] = sampling, random.Random(seed), deque(past, sampling.penalty_last_n)
+            self._samplers[sampler] = sampling, random.Random(seed), _Past(past, sampling.penalty_last_n)
 
     def draw(self, sampler: int, total: int) -> int:
         """The next token of a sequence whose running sum is ``total``."""
@@ -72,9 +89,10 @@ class FakeSamplers:
             token = int(self._biased(sampling, total).argmax())
         if sampling.penalises and token != IM_END:
             logits = self._biased(sampling, total)
-            for known, count in Counter(past).items():
-                logits[known] /= sampling.repeat_penalty  # all of them are positive
-                logits[known] -= sampling.presence_penalty + count * sampling.frequency_penalty
+            for known in _DISTINCT:
+                if count := past.counts[known]:
+                    logits[known] /= sampling.repeat_penalty  # all of them are positive
+                    logits[known] -= sampling.presence_penalty + count * sampling.frequency_penalty
             token = max(_ANSWERS, key=logits.__getitem__)
         if sampler in self._constrained:
             token = self._allowed(sampler, token, total)
