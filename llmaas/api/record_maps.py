@@ -24,6 +24,7 @@ from llmaas.api.wire import Frame
 from llmaas.errors import BadRequest
 
 T = TypeVar("T")
+_PLAIN = frozenset((str, int, float, bool, type(None)))
 _KINDS: dict[object, tuple[tuple[type, ...], str]] = {
     str: ((str,), "a string"),
     int: ((int,), "an integer"),
@@ -38,6 +39,8 @@ def to_map(record: object) -> Frame:
 
 
 def _plain(value: Any) -> Any:
+    if type(value) in _PLAIN:  # nearly all, and a page of a list has hundreds
+        return value
     if isinstance(value, enum.Enum):
         return value.value
     if isinstance(value, tuple):

@@ -28,15 +28,20 @@ class Settled:
     spans: list[Span]
 
 
+def may_settle(live: LiveContext, turn: Turn) -> bool:
+    """Whether the context ends in an answer, so that ``settled`` may find something. Takes no time."""
+    if not turn.messages or not live.marks or live.marks[-1].end != len(live.tokens):
+        return False
+    return live.marks[-1].message.role == "assistant"
+
+
 def settled(engine: Engine, live: LiveContext, turn: Turn, *, answer: bool, limit: int) -> Settled | None:
     """How the context's past is written anew for ``turn``; None if it stays as it is. May be called on any thread.
 
     It stays where the template keeps it, and also where the answer holds control tokens: its text does not say what
     its tokens say, so it cannot be rendered.
     """
-    if not turn.messages or not live.marks or live.marks[-1].end != len(live.tokens):
-        return None
-    if live.marks[-1].message.role != "assistant":
+    if not may_settle(live, turn):
         return None
     names = control_names(engine.control_names)
     found = settled_past(

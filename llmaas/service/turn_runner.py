@@ -26,7 +26,7 @@ from llmaas.service.live_context import LiveContext, publish_kv
 from llmaas.service.parts import ServiceParts
 from llmaas.service.quotas import span_bytes
 from llmaas.service.refusals import failure, refuse_if_deleted, refuse_if_oversized, refuse_if_too_long
-from llmaas.service.settle import settle, settled
+from llmaas.service.settle import may_settle, settle, settled
 from llmaas.service.shift import is_tight, restore, shift
 from llmaas.service.turn_spans import turn_spans
 
@@ -108,8 +108,8 @@ class TurnRunner:
     async def _settle(self, call: Call) -> None:
         """Write the context's past anew in memory, if the template has it otherwise now that a turn follows."""
         live, pending = call.live, call.pending
-        if self._keep_thoughts or not pending.turn.messages:
-            return
+        if self._keep_thoughts or not may_settle(live, pending.turn):
+            return  # most first turns: the way to a thread and back takes the loop three turns more
         look = partial(settled, answer=call.spec.generation is not None, limit=self._ctx_limit)
         new = await self._text_threads.run(live, pending.turn, look, self._engine, live, pending.turn)
         if new is not None:
