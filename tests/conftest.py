@@ -7,7 +7,7 @@ import signal
 from pathlib import Path
 
 import pytest
-from hypothesis import settings
+from hypothesis import HealthCheck, settings
 
 from llmaas.config import models
 
@@ -20,7 +20,8 @@ decode fewer than 2 tokens a second (docs/engine.md), and tests that take a seco
 signal.signal(signal.SIGINT, signal.default_int_handler)
 """A shell's background jobs, and all that they start, ignore SIGINT, which tests send to what they start."""
 
-settings.register_profile("house", deadline=None)  # a busy machine is no failure
+# A busy machine is no failure.
+settings.register_profile("house", deadline=None, suppress_health_check=[HealthCheck.too_slow])
 settings.load_profile("house")
 
 

@@ -9,13 +9,17 @@ import time
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
+from typing import Any
 
 import pytest
 
 from llmaas.api.client import Client
+from llmaas.api.wire import MAX_FRAME
 from llmaas.errors import Internal, ShuttingDown
 from llmaas.records import Message
 from tests.cli.conftest import START_S, Daemon, clean_environ
+from tests.engine.constraint.test_bombs import BOMBS
+from tests.support.daemon import Peer
 
 MOST_S = 2.0
 """Seconds to the end when nothing is to be written."""
@@ -99,5 +103,40 @@ def test_a_busy_daemon_ends_soon_and_tells_everybody(tmp_path: Path) -> None:
             for stream in streams:
                 with pytest.raises(ShuttingDown):
                     _ = stream.done
+    finally:
+        daemon.stop(signal.SIGKILL)
+
+
+def _long_texts() -> list[dict[str, Any]]:
+    """What takes longest to render or to tokenize, and is within the bounds of a request."""
+    texts = [letter * (MAX_FRAME // 4 // len(letter.encode())) for letter in ("a b ", "x", "\u6f22", "\n-")]
+    wide = [{"role": f"r{i % 40}", "content": "a"} for i in range(4096)]
+    return (
+        [{"prompt": text} for text in texts]
+        + [{"messages": [{"role": "user", "content": text}]} for text in texts]
+        + [{"messages": wide}] * 4
+    )
+
+
+WORK = {"grammars": [*BOMBS.values()], "texts": _long_texts()}
+
+
+@pytest.mark.parametrize("kind", WORK)
+def test_a_daemon_ends_soon_while_it_reads_what_takes_long(tmp_path: Path, kind: str) -> None:
+    daemon = Daemon(tmp_path)
+    daemon.start()
+    try:
+        with ExitStack() as peers, Client(daemon.socket, app="raw") as client:
+            for n, fields in enumerate(WORK[kind]):
+                client.create(name=f"c{n}")
+                peer = peers.enter_context(Peer(daemon.socket))
+                peer.hello()
+                asked = fields if kind == "texts" else {"prompt": "x", **fields}
+                peer.send({"id": 1, "op": "generate", "context": f"c{n}", "max_tokens": 4, **asked})
+            time.sleep(0.3)
+            client.ping()
+            began = time.monotonic()
+            assert daemon.stop() == 0
+            assert time.monotonic() - began < 4 * MOST_S, daemon.log
     finally:
         daemon.stop(signal.SIGKILL)

@@ -18,6 +18,7 @@ import msgpack
 import pytest
 
 from llmaas.api.wire import MAX_FRAME
+from llmaas.engine.llama.engine import LlamaEngine
 from llmaas.records import Message
 from tests.support.daemon import Daemon, Peer, serving
 from tests.support.loop import on_a_loop
@@ -26,6 +27,8 @@ MOST_CPU_S = 0.05
 """CPU time of the event loop's thread in one turn of the loop."""
 MOST_WAIT_S = 5.0
 """Seconds that another app's ping may take on a machine that is very busy."""
+REPLY_S = 120.0
+"""Seconds that a large request itself may take, with a real model."""
 LARGE = MAX_FRAME - 1024
 EMPTY = {"role": "user", "content": ""}
 
@@ -116,6 +119,7 @@ def send(daemon: Daemon, frame: dict[str, Any]) -> str:
     """Send one request and wait for its end; the code of its error, or "done". On a thread."""
     body = msgpack.packb({"id": 1, **frame})
     with Peer(daemon.socket) as peer:
+        peer.sock.settimeout(REPLY_S)
         peer.hello("large")
         with contextlib.suppress(ConnectionError):
             peer.sock.sendall(struct.pack(">I", len(body)) + body)
@@ -125,8 +129,8 @@ def send(daemon: Daemon, frame: dict[str, Any]) -> str:
 
 
 @asynccontextmanager
-async def large_daemon(root: Path) -> AsyncIterator[Daemon]:
-    async with serving(root, n_cells=8192, pool_bytes=64 << 20) as daemon:
+async def large_daemon(root: Path, **options: Any) -> AsyncIterator[Daemon]:
+    async with serving(root, n_cells=8192, pool_bytes=64 << 20, **options) as daemon:
         async with daemon.connect("large") as client:
             await client.create(name="c")
             for i in range(100):
@@ -137,11 +141,11 @@ async def large_daemon(root: Path) -> AsyncIterator[Daemon]:
         yield daemon
 
 
-@on_a_loop
-async def test_no_request_holds_up_the_loop(tmp_path: Path) -> None:
-    async with large_daemon(tmp_path) as daemon, daemon.connect("other") as other:
+async def replies_meanwhile(daemon: Daemon) -> dict[str, str]:
+    """Send each of the requests, while another app pings: how each ended. None may hold up the loop."""
+    told, slow = dict[str, str](), dict[str, float]()
+    async with daemon.connect("other") as other:
         await other.ping()
-        told, slow = dict[str, str](), dict[str, float]()
         with watched() as watchdog:
             for name, frame in REQUESTS.items():
                 watchdog.reset()
@@ -152,11 +156,30 @@ async def test_no_request_holds_up_the_loop(tmp_path: Path) -> None:
                 told[name] = await sending
                 if watchdog.worst > MOST_CPU_S:
                     slow[name] = watchdog.worst
-        assert slow == {}
-        legal = ("that fit", "that fits", "long stop", "a full", "all contexts")
-        assert {told[name] for name in REQUESTS if any(word in name for word in legal)} == {"done"}, told
+    assert slow == {}
+    legal = ("that fit", "that fits", "long stop", "a full", "all contexts")
+    assert {told[name] for name in REQUESTS if any(word in name for word in legal)} == {"done"}, told
+    assert told["far more messages"] == told["empty maps"] == "malformed_frame"
+    return told
+
+
+@on_a_loop
+async def test_no_request_holds_up_the_loop(tmp_path: Path) -> None:
+    async with large_daemon(tmp_path) as daemon:
+        told = await replies_meanwhile(daemon)
         assert told["a text that does not fit"] == told["a prompt as large as a frame"] == "context_too_long"
-        assert told["far more messages"] == told["empty maps"] == "malformed_frame"
+
+
+@pytest.mark.slow  # most of it is the real model, which reads some thousand tokens
+@pytest.mark.timeout(600)
+@on_a_loop
+async def test_no_request_holds_up_the_loop_with_a_real_model(tmp_path: Path, model_path: Path) -> None:
+    def engine(n_cells: int, n_seqs: int, end_rate: float) -> LlamaEngine:
+        return LlamaEngine(model_path, n_cells=n_cells, n_seqs=n_seqs, n_threads=2)
+
+    async with large_daemon(tmp_path, engine=engine, adapters=()) as daemon:
+        told = await replies_meanwhile(daemon)
+        assert told["a prompt as large as a frame"] in ("context_too_long", "bad_request")
 
 
 @pytest.mark.parametrize(

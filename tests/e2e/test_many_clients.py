@@ -20,11 +20,17 @@ from tests.support.loop import on_a_loop
 
 APPS = 9
 SECONDS = 2.0
+ENOUGH, PATIENCE_S = 10, 120.0
+"""Each app goes on until more than so many replies have come: a busy machine takes longer for them."""
 
 
 def work(daemon: Daemon, app: App, until: float) -> None:
+    def goes_on() -> bool:
+        now = time.monotonic()
+        return now < until or (app.acknowledged <= ENOUGH and now < until + PATIENCE_S)
+
     with Client(daemon.socket, app=app.name) as client:
-        app.run(client, lambda: time.monotonic() < until)
+        app.run(client, goes_on)
         for id, book in app.books.items():
             app.compare(client, id, book)
         app.say_everywhere(client)
@@ -37,7 +43,7 @@ def was_hard(daemon: Daemon, apps: list[App]) -> None:
     assert counts["chunks_damaged"] == counts["writes_failed"] == 0
     tokens = sum(len(book.tokens) for app in apps for book in app.books.values())
     assert tokens > 3 * daemon.thread.engine.n_cells, "the cells held nearly all of it: too easy"
-    assert min(app.acknowledged for app in apps) > 10, [app.acknowledged for app in apps]
+    assert min(app.acknowledged for app in apps) > ENOUGH, [app.acknowledged for app in apps]
 
 
 def held() -> tuple[int, int]:

@@ -3,14 +3,18 @@
 from __future__ import annotations
 
 import asyncio
+import statistics
 import time
+from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
+from itertools import pairwise
 from pathlib import Path
 
 import pytest
 
 from llmaas.calls import Priority, Sampling, Terms
 from llmaas.clock import RealClock
+from llmaas.engine.base import BatchItem
 from llmaas.engine.fake import FakeEngine
 from llmaas.errors import Expired
 from llmaas.policies.duty import ThermalReading
@@ -103,14 +107,35 @@ class SkippingClock(RealClock):
         return super().now() + self.skipped
 
 
+class WatchedEngine(SlowEngine):
+    """Notes when each step began."""
+
+    def __init__(self, n_cells: int, n_seqs: int, end_rate: float) -> None:
+        super().__init__(n_cells, n_seqs, end_rate)
+        self.began: list[float] = []
+
+    def step(self, items: Sequence[BatchItem], adapter: str = "") -> list[int | None]:
+        self.began.append(time.monotonic())
+        return super().step(items, adapter)
+
+
 @on_a_loop
 async def test_a_smaller_duty_makes_the_daemon_compute_less(tmp_path: Path) -> None:
+    """By the median of the time from one step to the next: what others do on the machine delays some of them."""
     clock = SkippingClock()
-    async with serving(tmp_path, engine=SlowEngine, clock=clock) as daemon, daemon.connect("a") as client:
+    async with serving(tmp_path, engine=WatchedEngine, clock=clock) as daemon, daemon.connect("a") as client:
+        engine = daemon.thread.engine
+        assert isinstance(engine, WatchedEngine)
+
+        async def steps_per_second() -> float:
+            engine.began.clear()
+            done = await client.generate("x", prompt="x", max_tokens=200).done()
+            assert done.n_generated == 200
+            return 1 / statistics.median(b - a for a, b in pairwise(engine.began))
+
         await client.create(name="x")
-        cool = await client.generate("x", prompt="x", max_tokens=200).done()
+        cool = await steps_per_second()
         for _ in range(3):  # a step down each, from all of the time to 0.4 of it
             daemon.service.on_thermal_reading(ThermalReading(temperature=97.5, limit=100.0))
             clock.skipped += 2.0
-        hot = await client.generate("x", prompt="x", max_tokens=200).done()
-        assert 0.2 * cool.decode_tps < hot.decode_tps < 0.55 * cool.decode_tps
+        assert 0.2 * cool < await steps_per_second() < 0.55 * cool

@@ -20,7 +20,7 @@ from llmaas.api.client import Client
 from llmaas.api.server import Server
 from llmaas.api.wire import Decoder, Frame, encode
 from llmaas.errors import BadRequest, FrameTooLarge, MalformedFrame
-from tests.support.scripted import HELLO, ScriptedBackend, serving_in_a_thread, until
+from tests.support.scripted import HELLO, PATIENCE_S, ScriptedBackend, serving_in_a_thread, until
 
 VALID: list[Frame] = [
     HELLO,
@@ -127,7 +127,7 @@ def test_every_map_is_a_request_or_a_bad_one(value: Any) -> None:
 def converse(path: Path, parts: list[bytes], greet: bool) -> list[Frame]:
     """Say all that, hang up on the sending side, and read what comes until the end."""
     with socket.socket(socket.AF_UNIX) as sock:
-        sock.settimeout(5)
+        sock.settimeout(PATIENCE_S)
         sock.connect(str(path))
         replies: list[Frame] = []
         decoder = Decoder()

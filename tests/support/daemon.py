@@ -28,6 +28,7 @@ from llmaas.api.server import peer_uid, serve
 from llmaas.api.wire import Decoder, Frame
 from llmaas.calls import Generation
 from llmaas.clock import Clock
+from llmaas.engine.base import Engine
 from llmaas.engine.fake import FakeEngine
 from llmaas.engine.thread import EngineThread
 from llmaas.errors import LlmaasError
@@ -98,7 +99,7 @@ async def _connected(socket: Path, app: str, admin: bool) -> AsyncIterator[Async
 async def serving(
     root: Path,
     *,
-    engine: Callable[..., FakeEngine] = FakeEngine,
+    engine: Callable[..., Engine] = FakeEngine,
     store: Callable[[Path], Store] = Store,
     limits: Limits | None = None,
     uid_of: Callable[[sockets.socket], int] = peer_uid,
