@@ -13,6 +13,7 @@ import logging
 import os
 import signal
 import socket
+import threading
 from typing import TYPE_CHECKING
 
 from llmaas.cli.http_process import http_beside, require_packages
@@ -28,6 +29,9 @@ if TYPE_CHECKING:
     from llmaas.service.service import Service
 
 log = logging.getLogger(__name__)
+
+_READERS = ("constraint", "constraints", "text", "long-text", "deep-stack", "requests")
+"""Names of threads that are not waited for at the end."""
 
 _EPILOG = """\
 examples:
@@ -96,6 +100,15 @@ async def _serve(found: LoadedConfig) -> None:
     if fault is not None:
         raise fault
     log.info("stopped")
+    _leave_readers()
+
+
+def _leave_readers() -> None:
+    """End the process at once if a thread still reads a grammar or a text. It cannot be ended, takes seconds perhaps,
+    and calls libraries that the interpreter's own end would take away under it: that is a SIGSEGV."""
+    if any(thread.name in _READERS for thread in threading.enumerate()):
+        logging.shutdown()
+        os._exit(0)
 
 
 async def _stopped_or_failed(stop: asyncio.Event, service: Service) -> LlmaasError | None:
