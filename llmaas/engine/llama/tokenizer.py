@@ -14,6 +14,7 @@ where every pre-tokenizer ends a word anyway; so the tokens are those of the who
 from __future__ import annotations
 
 import ctypes
+import mmap
 import re
 import threading
 from collections.abc import Callable, Iterator
@@ -173,8 +174,11 @@ def on_deep_stack(nbytes: int, do: Callable[[], T]) -> T:
 
 def _refuse_without_memory(nbytes: int) -> None:
     """Raises MemoryError where so many bytes cannot be had. They are given back at once, unused: that takes some
-    microseconds."""
-    np.empty(nbytes, np.uint8)
+    microseconds. They are not malloc's: glibc keeps more for itself once it was given back a large piece."""
+    try:
+        mmap.mmap(-1, max(1, nbytes), flags=mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS).close()
+    except OSError as error:
+        raise MemoryError(f"{nbytes} bytes to read a text with") from error
 
 
 def _too_long(limit: int) -> ContextTooLong:
