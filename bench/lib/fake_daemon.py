@@ -9,6 +9,7 @@ import argparse
 import asyncio
 import signal
 import sys
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -37,7 +38,7 @@ async def _serve(args: argparse.Namespace) -> None:
 
     stop = asyncio.Event()
     asyncio.get_running_loop().add_signal_handler(signal.SIGTERM, stop.set)
-    async with running(loaded(args).config, InstantEngine):  # type: ignore[arg-type]
+    async with running(replace(loaded(args).config, repack="off"), InstantEngine):  # type: ignore[arg-type]
         await stop.wait()
 
 

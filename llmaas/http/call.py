@@ -137,6 +137,7 @@ class HttpCall:
 def decoded(body: bytes, kind: type[T]) -> T:
     """A struct from JSON. Raises HttpError that names the field at fault."""
     try:
+        body.decode()  # msgspec leaves texts that it does not read as they are, such as a tool's parameters
         return msgspec.json.decode(body, type=kind)
     except msgspec.ValidationError as error:
         text = str(error)

@@ -59,6 +59,7 @@ def commands_of_help(text: str) -> list[str]:
     return [re.split(r"\s{2,}", line.strip())[0] for line in examples.splitlines()]
 
 
+FIRST_PAGES = ("README.md", "docs/first-hour.md", "docs/tutorial.md", "docs/operations.md")
 PAGES = [
     str(page.relative_to(ROOT))
     for folder in (".", "bench", "client", "docs", "docs/decisions", "traces")
@@ -122,7 +123,7 @@ def test_pages_with_commands_are_found() -> None:
 @pytest.mark.parametrize("page", PAGES)
 def test_the_commands_of_a_page_do_what_they_say(page: str, home: Path) -> None:
     commands = commands_of(ROOT / page)
-    assert len(commands) >= 3
+    assert len(commands) >= (3 if page in FIRST_PAGES else 1)
     assert [wrong for command in commands * 2 if (wrong := check(command, home))] == []
 
 

@@ -196,3 +196,13 @@ async def test_tools_that_cannot_be_are_refused_by_name(tmp_path: Path) -> None:
         for change, param in wrong:
             reply = await http.post("/v1/chat/completions", json={**CHAT, **change})
             assert (reply.status_code, reply.json()["error"]["param"]) == (400, param), (change, reply.text)
+
+
+@on_a_loop
+async def test_a_body_that_is_not_utf8_somewhere_is_refused_in_words(tmp_path: Path) -> None:
+    tool = b'[{"type": "function", "function": {"name": "f", "parameters": {"type": "\x80object"}}}]'
+    body = json.dumps(CHAT).encode()[:-1] + b', "tools": ' + tool + b"}"
+    async with http_edge(tmp_path) as edge, edge.http() as http:
+        for path in ("/v1/chat/completions", "/v1/responses", "/api/chat"):
+            reply = await http.post(path, content=body)
+            assert reply.status_code == 400 and "not JSON" in reply.text, path

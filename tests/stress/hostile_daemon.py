@@ -14,7 +14,7 @@ import sys
 import time
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from multiprocessing.process import BaseProcess
 from pathlib import Path
 from typing import Any
@@ -42,7 +42,7 @@ _forks.set_forkserver_preload(["tests.stress.hostile_daemon", "tests.stress.atta
 class SlowFake(FakeEngine):
     """Made as ``llmaas serve`` makes its engine."""
 
-    def __init__(self, model: Path, *, n_cells: int, n_seqs: int, n_threads: int, n_batch: int, n_ubatch: int) -> None:
+    def __init__(self, model: Path, *, n_cells: int, n_seqs: int, n_batch: int, **_: Any) -> None:
         super().__init__(n_cells, n_seqs, max_batch=n_batch, step_time=lambda tokens: STEP_S + TOKEN_S * tokens)
 
 
@@ -61,7 +61,7 @@ def _serve(board_path: Path, log: Path, most_files: int | None, arguments: list[
 
     @asynccontextmanager
     async def probed(config: Config) -> AsyncIterator[Runtime]:
-        async with running(config, SlowFake) as parts:  # type: ignore[arg-type]
+        async with running(replace(config, repack="off"), SlowFake) as parts:  # type: ignore[arg-type]
             LoopProbe(board).start()
             yield parts
 
