@@ -7,25 +7,18 @@ from __future__ import annotations
 
 from rich.text import Text
 
+from llmaas.cli import tier_bar as tiers
 from llmaas.cli.demo.records import SOURCES, DemoTurn
 from llmaas.cli.out import printable
 
-STYLES = {"CELLS": "green", "POOL": "cyan", "DISK": "magenta", "NONE": "red"}
-GLYPHS = {"CELLS": "█", "POOL": "▓", "DISK": "▒", "NONE": "░"}
+STYLES = dict(zip(SOURCES, tiers.STYLES, strict=True))
+GLYPHS = dict(zip(SOURCES, tiers.GLYPHS, strict=True))
 BAR_WIDTH = 14
 
 
 def bar(turn: DemoTurn) -> Text:
-    """Where the tokens were, in ``BAR_WIDTH`` characters; a tier that had any tokens gets at least one."""
-    text = Text()
-    total, used = max(1, turn.switched_in), 0
-    present = [(name, n) for name, n in zip(SOURCES, turn.places, strict=True) if n]
-    for i, (name, n) in enumerate(present):
-        rest = len(present) - i - 1
-        width = max(1, min(round(BAR_WIDTH * n / total), BAR_WIDTH - used - rest)) if rest else BAR_WIDTH - used
-        text.append(GLYPHS[name] * width, STYLES[name])
-        used += width
-    return text
+    """Where the tokens were, in ``BAR_WIDTH`` characters."""
+    return tiers.tier_bar(turn.places, BAR_WIDTH)
 
 
 def said(text: str) -> str:

@@ -14,10 +14,11 @@ from rich.table import Table
 from rich.text import Text
 
 from llmaas.cli.out import human_age, human_bytes, printable
+from llmaas.cli.tier_bar import GLYPHS, STYLES, tier_bar
 from llmaas.cli.top.sample import Sample
 from llmaas.records import ContextInfo, RequestInfo
 
-TIERS = (("cells", "█", "green"), ("pool", "▓", "cyan"), ("disk", "▒", "magenta"), ("nowhere", "░", "red"))
+TIERS = tuple(zip(("cells", "pool", "disk", "nowhere"), GLYPHS, STYLES, strict=True))
 _BAR = 16
 SORTS: dict[str, Callable[[ContextInfo], Any]] = {
     "last used": lambda info: -info.last_used,
@@ -171,20 +172,8 @@ def _contexts(contexts: Sequence[ContextInfo], screen: Screen, now: float, n_mor
     for info in contexts:
         name = Text(printable(info.name), style="" if info.usable else "strike")
         used = human_age(max(0.0, now - info.last_used))
-        table.add_row(printable(info.app), name, f"{info.n_tokens:,}", _bar(info), used)
+        table.add_row(printable(info.app), name, f"{info.n_tokens:,}", tier_bar(info.tiers, _BAR), used)
     return table
-
-
-def _bar(info: ContextInfo) -> Text:
-    """Where the context's tokens are; a tier that has any gets at least one character."""
-    text, total, used = Text(), max(1, sum(info.tiers)), 0
-    present = [(glyph, style, n) for (_, glyph, style), n in zip(TIERS, info.tiers, strict=True) if n]
-    for i, (glyph, style, n) in enumerate(present):
-        rest = len(present) - i - 1
-        width = max(1, min(round(_BAR * n / total), _BAR - used - rest)) if rest else _BAR - used
-        text.append(glyph * width, style)
-        used += width
-    return text
 
 
 def _legend() -> Text:
