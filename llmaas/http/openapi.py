@@ -6,6 +6,7 @@ Law: made from the same types that requests are read by, so that it cannot say a
 from __future__ import annotations
 
 import functools
+import re
 from typing import Any, NamedTuple
 
 import msgspec
@@ -17,6 +18,8 @@ from llmaas.http.completions_types import Completion, CompletionRequest
 from llmaas.http.edge import Edge
 from llmaas.http.models import Health, ModelCard, ModelList
 from llmaas.http.responses_types import ResponseObject, ResponseRequest
+from llmaas.http.web import watch
+from llmaas.records import ContextDetail
 from llmaas.version import __version__
 
 
@@ -63,6 +66,10 @@ OPERATIONS = (
     Described("get", "/api/ps", "The model, which is loaded", response=ollama.OllamaModels),
     Described("get", "/api/version", "Versions", response=ollama.OllamaVersion),
     Described("get", "/metrics", "Figures of the daemon in Prometheus' text format"),
+    Described("get", "/", "A web page for people; other clients are told that this speaks Ollama's API"),
+    Described("get", "/llmaas/state", "The app's contexts and calls, and how full the tiers are", response=watch.State),
+    Described("get", "/llmaas/contexts/{name}", "A context with its conversation", response=ContextDetail),
+    Described("delete", "/llmaas/contexts/{name}", "Delete a context", response=watch.Deleted),
     Described("post", "/api/embed", "Refused: there are no embeddings"),
 )
 
@@ -96,9 +103,9 @@ def _operation(each: Described, ref_of: dict[Any, Any]) -> dict[str, Any]:
     operation: dict[str, Any] = {"summary": each.summary, "responses": responses}
     if each.request is not None:
         operation["requestBody"] = {"required": True, "content": _json(ref_of[each.request])}
-    if "{model}" in each.path:
-        model = {"name": "model", "in": "path", "required": True, "schema": {"type": "string"}}
-        operation["parameters"] = [model]
+    if named := re.findall(r"{(\w+)}", each.path):
+        schema = {"type": "string"}
+        operation["parameters"] = [{"name": n, "in": "path", "required": True, "schema": schema} for n in named]
     return operation
 
 

@@ -1,0 +1,1 @@
+"""The web page at ``/``: chat, and what the app's contexts do, live."""
