@@ -21,7 +21,18 @@ from llmaas.version import __version__
 if TYPE_CHECKING:  # what type checkers and editors see; _HOMES says the same to the interpreter
     from llmaas.api.async_client import AsyncClient, AsyncClientContext, AsyncStream
     from llmaas.api.client import Client, ClientContext, Stream
-    from llmaas.calls import Done, FinishReason, Logprobs, Piece, Priority, Sampling, SwitchReport, Terms, TokenLogprob
+    from llmaas.calls import (
+        Done,
+        FinishReason,
+        Logprobs,
+        Piece,
+        Priority,
+        Progress,
+        Sampling,
+        SwitchReport,
+        Terms,
+        TokenLogprob,
+    )
     from llmaas.errors import (
         AdapterMismatch,
         AdapterUnreadable,
@@ -71,7 +82,7 @@ keep_old_modules()
 _HOMES = {
     "llmaas.api.async_client": "AsyncClient AsyncClientContext AsyncStream",
     "llmaas.api.client": "Client ClientContext Stream",
-    "llmaas.calls": "Done FinishReason Logprobs Piece Priority Sampling SwitchReport Terms TokenLogprob",
+    "llmaas.calls": "Done FinishReason Logprobs Piece Priority Progress Sampling SwitchReport Terms TokenLogprob",
     "llmaas.errors": (
         "AdapterMismatch AdapterUnreadable AnswerIncomplete BadRequest Busy CallerError Cancelled "
         "ChunkDamaged ConfigError Conflict ContextDamaged ContextExists ContextTooLong DiskFull EngineFailed "
@@ -131,6 +142,7 @@ __all__ = [
     "Piece",
     "PolicyBug",
     "Priority",
+    "Progress",
     "QuotaExceeded",
     "Resolved",
     "Sampling",

@@ -103,6 +103,7 @@ class Generate:
     special: bool = True
     idempotency_key: str | None = None
     if_n_tokens: int | None = None
+    progress: bool = False
 
     def __post_init__(self) -> None:
         if self.max_tokens >= _U31 or self.top_k >= _U31:
@@ -129,7 +130,7 @@ class Generate:
 
     @property
     def spec(self) -> CallSpec:
-        return CallSpec(self.turn, self.generation, self.terms, self.idempotency_key, self.if_n_tokens)
+        return CallSpec(self.turn, self.generation, self.terms, self.idempotency_key, self.if_n_tokens, self.progress)
 
 
 @dataclass(frozen=True, slots=True)

@@ -93,6 +93,7 @@ def generate(
     on_full: str = "error",
     idempotency_key: str | None = None,
     if_n_tokens: int | None = None,
+    progress: bool = False,
 ) -> msg.Generate:
     """Add to a context, and stream the model's answer. The request is on its way when this returns.
 
@@ -105,11 +106,14 @@ def generate(
     the oldest messages when the context is full, where "error" refuses the call. ``special``, ``idempotency_key`` and
     ``if_n_tokens``: see ``append``. An answer that is asked for again with its key is told from its beginning, as it is
     stored; one that was interrupted goes on from where it was.
+
+    With ``progress`` pieces without text come first, each with a ``progress``: how many of the context's tokens are in
+    the engine, of how many. There are none where that takes a single step.
     """
     terms, sampling = changed(terms, priority=priority), changed(sampling, temperature=temperature)
     stops = (stop,) if isinstance(stop, str) else tuple(stop)
     limits = {"max_tokens": max_tokens, "stop": stops, "logprobs": logprobs, "on_full": on_full, "special": special}
-    once = {"idempotency_key": idempotency_key, "if_n_tokens": if_n_tokens}
+    once = {"idempotency_key": idempotency_key, "if_n_tokens": if_n_tokens, "progress": progress}
     asked = {**limits, **to_map(terms), **to_map(sampling), **once}
     return checked(msg.Generate, context, as_messages(messages), prompt, **asked)
 

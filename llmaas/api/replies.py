@@ -12,7 +12,7 @@ from typing import Any, TypeVar
 from llmaas.api.pages import Page
 from llmaas.api.record_maps import from_map, to_map
 from llmaas.api.wire import Frame
-from llmaas.calls import Logprobs, Piece
+from llmaas.calls import Logprobs, Piece, Progress
 from llmaas.errors import (
     BadRequest,
     Cancelled,
@@ -32,6 +32,8 @@ def piece_frame(request_id: int, piece: Piece) -> Frame:
     frame: Frame = {"id": request_id, "type": "piece", "text": piece.text, "tokens": piece.tokens}
     if piece.logprobs is not None:
         frame["logprobs"] = [to_map(each) for each in piece.logprobs]
+    if piece.progress is not None:
+        frame["progress"] = to_map(piece.progress)
     return frame
 
 
@@ -53,8 +55,13 @@ def piece(frame: Frame) -> Piece:
     text, tokens = frame.get("text"), frame.get("tokens")
     if type(text) is not str or type(tokens) is not list:
         raise MalformedFrame("the daemon sent a piece without text and tokens")
-    logprobs = frame.get("logprobs")
-    return Piece(text, tuple(tokens), None if logprobs is None else tuple(result_list(Logprobs, logprobs)))
+    logprobs, progress = frame.get("logprobs"), frame.get("progress")
+    return Piece(
+        text,
+        tuple(tokens),
+        None if logprobs is None else tuple(result_list(Logprobs, logprobs)),
+        None if progress is None else result(Progress, progress),
+    )
 
 
 def result(cls: type[T], value: object) -> T:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from llmaas.calls.reply import Done, FinishReason, Logprobs, Piece, SwitchReport, TokenLogprob
+from llmaas.calls.reply import Done, FinishReason, Logprobs, Piece, Progress, SwitchReport, TokenLogprob
 from llmaas.calls.request import (
     DEFAULT_TERMS,
     MAX_KEY,
@@ -30,6 +30,7 @@ __all__ = [
     "Logprobs",
     "Piece",
     "Priority",
+    "Progress",
     "Sampling",
     "SwitchReport",
     "Terms",

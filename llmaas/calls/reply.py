@@ -42,16 +42,26 @@ class Logprobs(TokenLogprob):
 
 
 @dataclass(frozen=True, slots=True)
+class Progress:
+    """How much of its context a call has in the engine before the answer begins, in tokens."""
+
+    done: int
+    total: int
+
+
+@dataclass(frozen=True, slots=True)
 class Piece:
     """A piece of a streaming answer.
 
     ``text`` has complete characters only, so it may be empty and may lag behind ``tokens``. ``logprobs`` is parallel to
-    ``tokens``; None if the call did not ask for them.
+    ``tokens``; None if the call did not ask for them. Pieces with ``progress`` come before the answer, and have nothing
+    of it.
     """
 
     text: str
     tokens: tuple[int, ...]
     logprobs: tuple[Logprobs, ...] | None = None
+    progress: Progress | None = None
 
 
 @dataclass(frozen=True, slots=True)

@@ -105,7 +105,7 @@ class CallSpec:
     """What a call asks of a context: add ``turn``, then answer it. With ``generation`` None, only add it.
 
     ``idempotency_key``: names this very request, so that it is carried out once however often it is made.
-    ``if_n_tokens``: only if the context has so many tokens.
+    ``if_n_tokens``: only if the context has so many tokens. ``progress``: tell how far reading the prompt has come.
     """
 
     turn: Turn
@@ -113,6 +113,7 @@ class CallSpec:
     terms: Terms = DEFAULT_TERMS
     idempotency_key: str | None = None
     if_n_tokens: int | None = None
+    progress: bool = False
 
     def __post_init__(self) -> None:
         key = self.idempotency_key

@@ -9,7 +9,7 @@ from __future__ import annotations
 import argparse
 import enum
 import sys
-from collections.abc import Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
@@ -19,7 +19,10 @@ from llmaas.errors import Cancelled, ShuttingDown
 
 if TYPE_CHECKING:
     from llmaas.api.client import Client
-    from llmaas.calls import Done
+    from llmaas.calls import Done, Piece
+
+_LINE_AGAIN = "\r\x1b[K"
+"""Empties a terminal's line."""
 
 
 class Ended(enum.Enum):
@@ -61,11 +64,12 @@ def show_answer(
         on_full=args.on_full,
         terms=terms(args),
         idempotency_key=idempotency_key,
+        progress=sys.stderr.isatty(),
     )
     cancelled = False
     while True:
         try:
-            for piece in stream:
+            for piece in without_progress(stream):
                 print(printable(piece.text, keep="\n\t"), end="", flush=True)
                 shown.text += piece.text
                 shown.n_tokens += len(piece.tokens)
@@ -85,6 +89,25 @@ def show_answer(
     if args.status or (args.status is None and sys.stderr.isatty()):
         print(dim(status_line(stream.done), sys.stderr), file=sys.stderr)
     return Ended.WHOLE
+
+
+def without_progress(pieces: Iterable[Piece]) -> Iterator[Piece]:
+    """The pieces of the answer. How far reading the prompt has come is a line on stderr, which goes before the answer
+    begins."""
+    reading = False
+    try:
+        for piece in pieces:
+            if (progress := piece.progress) is not None:
+                text, reading = dim(f"reading: {progress.done} of {progress.total} tokens", sys.stderr), True
+                print(f"{_LINE_AGAIN}{text}", end="", file=sys.stderr, flush=True)
+                continue
+            if reading:
+                reading = False
+                print(_LINE_AGAIN, end="", file=sys.stderr, flush=True)
+            yield piece
+    finally:
+        if reading:
+            print(_LINE_AGAIN, end="", file=sys.stderr, flush=True)
 
 
 def status_line(done: Done) -> str:

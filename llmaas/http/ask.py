@@ -36,6 +36,8 @@ class Ask:
     terms: Terms
     logprobs: int | None = None
     on_full: str = "error"
+    progress: bool = False
+    """Tell how far reading the prompt has come."""
 
     def call(self) -> dict[str, Any]:
         """The arguments of the client's ``generate`` besides what is added to the context."""
@@ -46,6 +48,7 @@ class Ask:
             "terms": self.terms,
             "logprobs": self.logprobs,
             "on_full": self.on_full,
+            "progress": self.progress,
         }
 
 

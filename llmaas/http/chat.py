@@ -29,7 +29,7 @@ from llmaas.http.chat_types import (
 from llmaas.http.deltas import CallBegin, Delta, Reader, TextDelta
 from llmaas.http.edge import Edge, ends_with_client
 from llmaas.http.finish import finish_of, logprobs_of
-from llmaas.http.openai_types import CalledFunction, ToolCall, served_of, usage_of
+from llmaas.http.openai_types import CalledFunction, Reading, ToolCall, served_of, usage_of
 from llmaas.http.side_by_side import side_by_side
 from llmaas.http.sse import EventStream
 
@@ -83,8 +83,9 @@ class _ChatAnswer:
         usage = None if with_usage else UNSET
         async with EventStream(self._call) as events:
 
-            async def send(choice: ChunkChoice) -> None:
-                await events.send(ChatChunk(self._id, self._created, self._model, [choice], usage=usage))
+            async def send(part: ChunkChoice | Reading) -> None:
+                choices, reading = ([], part) if isinstance(part, Reading) else ([part], UNSET)
+                await events.send(ChatChunk(self._id, self._created, self._model, choices, usage=usage, llmaas=reading))
 
             done = await side_by_side([self._pass_on(i, s, send, with_logprobs) for i, s in enumerate(streams)])
             served = served_of(done[0])
@@ -94,10 +95,17 @@ class _ChatAnswer:
             await events.send_text(b"[DONE]")
 
     async def _pass_on(
-        self, index: int, stream: AsyncStream, send: Callable[[ChunkChoice], Awaitable[None]], with_logprobs: bool
+        self,
+        index: int,
+        stream: AsyncStream,
+        send: Callable[[ChunkChoice | Reading], Awaitable[None]],
+        with_logprobs: bool,
     ) -> Done:
         reader, first = self._reader(), True
         async for piece in stream:
+            if piece.progress is not None:
+                await send(Reading(piece.progress))
+                continue
             if first:
                 await send(ChunkChoice(index, ChatDelta(role="assistant", content="")))
                 first = False

@@ -14,6 +14,7 @@ from llmaas.http.extensions import Extensions
 from llmaas.http.openai_types import (
     ContentPart,
     Penalty,
+    Reading,
     ResponseFormat,
     Served,
     Share,
@@ -159,4 +160,4 @@ class ChatChunk(msgspec.Struct):
     object: str = "chat.completion.chunk"
     system_fingerprint: str | None = None
     usage: Usage | UnsetType | None = UNSET
-    llmaas: Served | UnsetType = UNSET
+    llmaas: Served | Reading | UnsetType = UNSET

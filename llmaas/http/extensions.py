@@ -35,6 +35,8 @@ class Extensions(msgspec.Struct, forbid_unknown_fields=True):
     penalty_last_n: int | None = None
     grammar: str | None = None
     """GBNF that the answer keeps to."""
+    progress: bool | None = None
+    """A stream of a chat tells how far reading the prompt has come."""
     on_full: str | None = None
     """``error`` or ``shift``: what happens when the context is full."""
 

@@ -10,7 +10,7 @@ from typing import Annotated
 import msgspec
 from msgspec import UNSET, Meta, UnsetType
 
-from llmaas.calls import Done
+from llmaas.calls import Done, Progress
 from llmaas.http.answers import n_cached, n_prompt
 
 Temperature = Annotated[float, Meta(ge=0, le=2)]
@@ -78,6 +78,12 @@ class Served(msgspec.Struct):
     queue_ms: float
     ttft_ms: float
     decode_tps: float
+
+
+class Reading(msgspec.Struct):
+    """The same field of a chunk before the answer: how far reading the prompt has come."""
+
+    progress: Progress
 
 
 def served_of(done: Done) -> Served:

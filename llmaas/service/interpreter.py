@@ -12,6 +12,7 @@ from collections.abc import Callable
 from concurrent.futures import Future
 from pathlib import Path
 
+from llmaas.calls import Piece, Progress
 from llmaas.engine.base import BatchItem
 from llmaas.errors import Internal, assert_never
 from llmaas.kvchunks.tiering.pool import Pool
@@ -211,10 +212,18 @@ class Interpreter:
         future = self._thread.submit(self._steps.run, action, items, calls)
         future.add_done_callback(lambda f: self._bridge.send(self._stepped, action, f))
 
+    def _tell_progress(self, action: RunStep) -> None:
+        """A step is done: tell the calls that want to know how much of their context it has brought."""
+        for item in action.items:
+            call = None if item.sample else self._calls.get(item.request)
+            if call is not None and call.spec.progress and call.answer.first_token is None:
+                call.emit(Piece("", (), progress=Progress(item.stop, len(call.live.tokens))))
+
     def _stepped(self, action: RunStep, future: Future[tuple[list[Drawn], int]]) -> None:
         error = future.exception()
         if error is None:
             drawn, steps = future.result()
+            self._tell_progress(action)
             self.dispatch(StepDone(action.step, tuple(drawn), steps))
         elif self._steps.was_aborted(action.step, error):
             self.dispatch(StepFailed(action.step, aborted=True))
