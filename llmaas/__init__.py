@@ -37,7 +37,9 @@ if TYPE_CHECKING:  # what type checkers and editors see; _HOMES says the same to
         AdapterMismatch,
         AdapterUnreadable,
         AnswerIncomplete,
+        AppExists,
         BadRequest,
+        BadToken,
         Busy,
         CallerError,
         Cancelled,
@@ -71,11 +73,12 @@ if TYPE_CHECKING:  # what type checkers and editors see; _HOMES says the same to
         SocketInUse,
         StoreFailed,
         UnknownAdapter,
+        UnknownApp,
         UnknownContext,
         UnknownRequest,
         VersionMismatch,
     )
-    from llmaas.records import AdapterInfo, ContextDetail, ContextInfo, Message, Resolved, Tier
+    from llmaas.records import AdapterInfo, AppInfo, ContextDetail, ContextInfo, Message, NewToken, Resolved, Tier
 
 keep_old_modules()
 
@@ -84,14 +87,14 @@ _HOMES = {
     "llmaas.api.client": "Client ClientContext Stream",
     "llmaas.calls": "Done FinishReason Logprobs Piece Priority Progress Sampling SwitchReport Terms TokenLogprob",
     "llmaas.errors": (
-        "AdapterMismatch AdapterUnreadable AnswerIncomplete BadRequest Busy CallerError Cancelled "
-        "ChunkDamaged ConfigError Conflict ContextDamaged ContextExists ContextTooLong DiskFull EngineFailed "
-        "Expired Fault Forbidden FrameTooLarge Internal KeyReused LlmaasError MachineError MalformedFrame "
-        "ModelChanged ModelMismatch ModelUnreadable NoMemory NoNumbers NotServing NotTrusted PolicyBug "
-        "QuotaExceeded ShuttingDown SocketInUse StoreFailed UnknownAdapter UnknownContext UnknownRequest "
-        "VersionMismatch"
+        "AdapterMismatch AdapterUnreadable AnswerIncomplete AppExists BadRequest BadToken Busy CallerError "
+        "Cancelled  ChunkDamaged ConfigError Conflict ContextDamaged ContextExists ContextTooLong DiskFull "
+        "EngineFailed  Expired Fault Forbidden FrameTooLarge Internal KeyReused LlmaasError MachineError "
+        "MalformedFrame  ModelChanged ModelMismatch ModelUnreadable NoMemory NoNumbers NotServing NotTrusted "
+        "PolicyBug  QuotaExceeded ShuttingDown SocketInUse StoreFailed UnknownAdapter UnknownApp UnknownContext "
+        "UnknownRequest  VersionMismatch"
     ),
-    "llmaas.records": "AdapterInfo ContextDetail ContextInfo Message Resolved Tier",
+    "llmaas.records": "AdapterInfo AppInfo ContextDetail ContextInfo Message NewToken Resolved Tier",
 }
 _HOME = {name: module for module, names in _HOMES.items() for name in names.split()}
 
@@ -100,10 +103,13 @@ __all__ = [
     "AdapterMismatch",
     "AdapterUnreadable",
     "AnswerIncomplete",
+    "AppExists",
+    "AppInfo",
     "AsyncClient",
     "AsyncClientContext",
     "AsyncStream",
     "BadRequest",
+    "BadToken",
     "Busy",
     "CallerError",
     "Cancelled",
@@ -135,6 +141,7 @@ __all__ = [
     "ModelChanged",
     "ModelMismatch",
     "ModelUnreadable",
+    "NewToken",
     "NoMemory",
     "NoNumbers",
     "NotServing",
@@ -155,6 +162,7 @@ __all__ = [
     "Tier",
     "TokenLogprob",
     "UnknownAdapter",
+    "UnknownApp",
     "UnknownContext",
     "UnknownRequest",
     "VersionMismatch",

@@ -142,6 +142,26 @@ class Forbidden(CallerError):
     )
 
 
+class BadToken(CallerError):
+    """The app has a token, and the connection has not given it; or the token is no app's."""
+
+    code = "bad_token"
+    hint = (
+        "Give the app's token: the variable LLMAAS_TOKEN, Client(..., token=...), or the header 'Authorization: "
+        "Bearer TOKEN' over HTTP. 'llmaas app rotate NAME' makes a new one for the operator."
+    )
+
+
+class AppExists(CallerError):
+    code = "app_exists"
+    hint = "'llmaas app rotate NAME' makes a new token for it, 'llmaas app rm NAME' forgets it."
+
+
+class UnknownApp(CallerError):
+    code = "unknown_app"
+    hint = "'llmaas app ls' lists those that have a token, 'llmaas app add NAME' adds one."
+
+
 class ConfigError(CallerError):
     code = "bad_config"
     hint = "Correct the setting; 'llmaas serve --help' lists them all."

@@ -201,6 +201,25 @@ class AdapterInfo:
 
 
 @dataclass(frozen=True, slots=True)
+class AppInfo:
+    """An app that has a token."""
+
+    app: AppId
+    created: float
+    """When its token was made, by the wall clock, in seconds since 1970."""
+    n_contexts: int
+    """Contexts that it has, anonymous ones included."""
+
+
+@dataclass(frozen=True, slots=True)
+class NewToken:
+    """An app, and the token that it was given. Nobody is told the token again."""
+
+    app: AppId
+    token: str = field(repr=False)
+
+
+@dataclass(frozen=True, slots=True)
 class RequestSpan:
     """A part of a request's time: ``name`` is queued, pool or disk (loads), recompute, prefill, decode or commit.
 

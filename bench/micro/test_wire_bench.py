@@ -13,7 +13,7 @@ from pytest_benchmark.fixture import BenchmarkFixture
 from llmaas.api import messages as msg
 from llmaas.api import replies
 from llmaas.api.async_client import AsyncClient
-from llmaas.api.backend import Backend
+from llmaas.api.backend import Backend, Evict
 from llmaas.api.client_session import Session
 from llmaas.api.hello import VERSION
 from llmaas.api.server import serve
@@ -27,8 +27,20 @@ REQUEST = msg.Generate("6f1c0e52a9b34d77", (Message("user", "How do I get home f
 INFO = ContextInfo(ContextId("6f1c0e52a9b34d77"), AppId("1000/mail"), "inbox", 900, 7, 1.7e9, 1.7e9, (0, 900, 0, 0))
 
 
+class NoTokens:
+    """Apps without tokens."""
+
+    def on_evict(self, evict: Evict) -> None:
+        pass
+
+    def refuse_without(self, app: AppId) -> None:
+        pass
+
+
 class FastBackend:
     """A backend whose answers cost nothing: it emits all pieces at once. It has only what the benches below call."""
+
+    apps = NoTokens()
 
     def hello(self) -> dict[str, object]:
         return {"model": "none"}

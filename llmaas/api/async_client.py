@@ -17,7 +17,7 @@ from llmaas.api import operations, questions, replies
 from llmaas.api.async_link import AsyncLink, more, open_link, until_ended
 from llmaas.api.bound_context import NO_MATTER, BoundContext, of_context
 from llmaas.api.client_session import Exchange, Session
-from llmaas.api.daemon_address import DEFAULT_APP, daemon_address
+from llmaas.api.daemon_address import client_identity, daemon_address
 from llmaas.api.operation import Operation, Question, as_method
 from llmaas.api.operations import AsyncOperations
 from llmaas.api.retrying import LOST, NOT_YET, Retries, repeatable
@@ -162,16 +162,18 @@ class AsyncClient(AsyncOperations):
         cls,
         socket: Path | str | None = None,
         *,
-        app: str = DEFAULT_APP,
+        app: str | None = None,
+        token: str | None = None,
         timeout: float = 10,
         daemon_uid: int | None = None,
         admin: bool = False,
         on_behalf_of: int | None = None,
         retry_s: float = 0,
     ) -> AsyncClient:
-        """Raises NotServing, VersionMismatch, BadRequest (the app's name), ConfigError, Busy, and NotTrusted, before
-        anything is sent, unless the daemon runs as this user, as root, or as ``daemon_uid``. ``timeout`` is in seconds.
-        ``socket`` and ``app``: see Client.
+        """Raises NotServing, VersionMismatch, BadRequest (the app's name), BadToken, ConfigError, Busy, and NotTrusted,
+        before anything is sent, unless the daemon runs as this user, as root, or as ``daemon_uid``. ``timeout`` is in
+        seconds.
+        ``socket``, ``app`` and ``token``: see Client.
 
         ``admin`` connects to the operator's socket beside ``socket``, as its user or root: ``everyone``, ``limit``,
         ``budget``, ``adapter_add`` and ``adapter_remove`` work there only. With ``on_behalf_of``, a uid, as well, the
@@ -179,10 +181,10 @@ class AsyncClient(AsyncOperations):
 
         With ``retry_s`` the client connects again when the connection was lost or the daemon has stopped; see Client.
         """
-        address = daemon_address(socket, daemon_uid, admin=admin)
+        address, who = daemon_address(socket, daemon_uid, admin=admin), client_identity(app, token, operator=admin)
 
         async def connected() -> tuple[Session, AsyncLink]:
-            session = Session(app, on_behalf_of)
+            session = Session(who.app, on_behalf_of, who.token)
             return session, await open_link(session, address.socket, timeout, address.uid)
 
         return cls(*await connected(), connected, Retries(retry_s))

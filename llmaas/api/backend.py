@@ -11,12 +11,24 @@ from collections.abc import Callable, Coroutine, Iterator, Sequence
 from typing import Any, Protocol
 
 from llmaas.api import messages as msg
-from llmaas.api.caller import Caller
+from llmaas.api.app_messages import AppAdd, AppRemove, AppRotate, ListApps
+from llmaas.api.caller import Caller, Tokens, app_named
 from llmaas.api.pages import context_page, message_page, number_after, request_page
 from llmaas.api.record_maps import to_map
 from llmaas.calls import CallSpec, Done, Piece
-from llmaas.errors import assert_never
-from llmaas.records import AdapterInfo, AppId, ContextDetail, ContextInfo, Message, RequestId, RequestInfo, Resolved
+from llmaas.errors import LlmaasError, assert_never
+from llmaas.records import (
+    AdapterInfo,
+    AppId,
+    AppInfo,
+    ContextDetail,
+    ContextInfo,
+    Message,
+    NewToken,
+    RequestId,
+    RequestInfo,
+    Resolved,
+)
 
 
 class AdapterBackend(Protocol):
@@ -30,6 +42,28 @@ class AdapterBackend(Protocol):
     async def remove(self, name: str) -> None: ...
 
 
+class AppBackend(Tokens, Protocol):
+    """The apps of a Backend that have tokens."""
+
+    def infos(self) -> list[AppInfo]:
+        """All of them, by name."""
+
+    async def add(self, app: AppId, *, contexts: str) -> NewToken: ...
+
+    async def remove(self, app: AppId, *, contexts: str) -> None: ...
+
+    async def rotate(self, app: AppId) -> NewToken: ...
+
+    def on_evict(self, evict: Evict) -> None:
+        """``evict`` ends what an app has running, because what it connected with counts no more."""
+
+
+class Evict(Protocol):
+    """Ends the connections of an app, and returns when nothing of it runs any more; False if that takes too long."""
+
+    async def __call__(self, app: AppId, error: LlmaasError) -> bool: ...
+
+
 class Backend(Protocol):
     """What the server serves. Every method runs on the event loop's thread and may raise LlmaasError.
 
@@ -41,6 +75,9 @@ class Backend(Protocol):
 
     @property
     def adapters(self) -> AdapterBackend: ...
+
+    @property
+    def apps(self) -> AppBackend: ...
 
     async def create(
         self, app: AppId, *, name: str | None, system: str | None, adapter: str = "", exist_ok: bool = False
@@ -116,6 +153,15 @@ def task_of(backend: Backend, caller: Caller, request: msg.TaskRequest) -> Calla
         case msg.AdapterRemove(old):
             caller.require_operator("adapters are")
             return functools.partial(backend.adapters.remove, old)
+        case AppAdd(name, contexts):
+            caller.require_operator("tokens of apps are")
+            return functools.partial(backend.apps.add, app_named(name), contexts=contexts)
+        case AppRemove(name, contexts):
+            caller.require_operator("tokens of apps are")
+            return functools.partial(backend.apps.remove, app_named(name), contexts=contexts)
+        case AppRotate(name):
+            caller.require_operator("tokens of apps are")
+            return functools.partial(backend.apps.rotate, app_named(name))
         case _:
             assert_never(request)
 
@@ -141,6 +187,9 @@ def answer(backend: Backend, caller: Caller, request: msg.QuickRequest, page: in
             return backend.budget(pool_bytes, disk_bytes)
         case msg.ListAdapters():
             return [to_map(info) for info in backend.adapters.infos(paths=caller.is_operator)]
+        case ListApps():
+            caller.require_operator("tokens of apps are")
+            return [to_map(info) for info in backend.apps.infos()]
         case msg.Ping():
             return None
         case _:

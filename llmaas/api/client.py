@@ -17,7 +17,7 @@ from llmaas.api import operations, questions, replies
 from llmaas.api.blocking_link import BlockingLink, uninterrupted
 from llmaas.api.bound_context import NO_MATTER, BoundContext, of_context
 from llmaas.api.client_session import Exchange, Session
-from llmaas.api.daemon_address import DEFAULT_APP, daemon_address
+from llmaas.api.daemon_address import client_identity, daemon_address
 from llmaas.api.operation import Operation, Question, as_method
 from llmaas.api.operations import BlockingOperations
 from llmaas.api.retrying import NOT_YET, Retries
@@ -126,9 +126,12 @@ class Client(BlockingOperations):
     it serves by default. Contexts belong to ``app``, so give your program a name of its own: all that have none share
     the contexts of "python".
 
-    Raises NotServing, VersionMismatch, BadRequest (the app's name), ConfigError, Busy, and NotTrusted, before anything
-    is sent, unless the daemon runs as this user, as root, or as ``daemon_uid``. ``timeout`` (seconds) bounds connecting
-    and sending; an answer may take as long as it takes.
+    An app that has a token (``llmaas app add``) is nobody's without it: give it as ``token``, or in the variable
+    LLMAAS_TOKEN. ``app`` need not be given then.
+
+    Raises NotServing, VersionMismatch, BadRequest (the app's name), BadToken, ConfigError, Busy, and NotTrusted, before
+    anything is sent, unless the daemon runs as this user, as root, or as ``daemon_uid``. ``timeout`` (seconds) bounds
+    connecting and sending; an answer may take as long as it takes.
 
     ``admin`` connects to the operator's socket beside ``socket``, as its user or root: ``everyone``, ``limit``,
     ``budget``, ``adapter_add`` and ``adapter_remove`` work there only. With ``on_behalf_of``, a uid, as well, the
@@ -149,7 +152,8 @@ class Client(BlockingOperations):
         self,
         socket: Path | str | None = None,
         *,
-        app: str = DEFAULT_APP,
+        app: str | None = None,
+        token: str | None = None,
         timeout: float = 10,
         daemon_uid: int | None = None,
         admin: bool = False,
@@ -157,7 +161,8 @@ class Client(BlockingOperations):
         retry_s: float = 0,
     ) -> None:
         self._address = daemon_address(socket, daemon_uid, admin=admin)
-        self._app, self._on_behalf_of, self._timeout = app, on_behalf_of, timeout
+        self._identity = client_identity(app, token, operator=admin)
+        self._on_behalf_of, self._timeout = on_behalf_of, timeout
         self._retries = Retries(retry_s)
         self._closed = False
         self._connect()
@@ -168,7 +173,7 @@ class Client(BlockingOperations):
     context = _opens(operations.context)
 
     def _connect(self) -> None:
-        session = Session(self._app, self._on_behalf_of)
+        session = Session(self._identity.app, self._on_behalf_of, self._identity.token)
         link = BlockingLink(session, self._address.socket, self._timeout, self._address.uid)
         try:
             link.send(session.hello())

@@ -26,6 +26,7 @@ from llmaas.api.reply_writer import ReplyWriter
 from llmaas.api.shares import Shares
 from llmaas.api.wire import MAX_REQUEST_VALUES, encode, read_body
 from llmaas.errors import BadRequest, Busy, Forbidden, LlmaasError, ShuttingDown
+from llmaas.records import AppId
 from llmaas.version import __version__
 
 log = logging.getLogger(__name__)
@@ -62,6 +63,7 @@ class Connection(asyncio.BufferedProtocol):
         """None until the peer has said hello."""
         self.app = ""
         """Who is at the other end; "" until the peer has said hello."""
+        self._is_operator = False
         self._open = True
         """False once no more requests are taken and no more replies are written."""
         self._reading = True
@@ -188,24 +190,34 @@ class Connection(asyncio.BufferedProtocol):
     def _greet(self, body: bytes) -> InFlight:
         """Answer the hello; what follows are requests of the app that it names."""
         hello = read_hello(read_body(body, MAX_REQUEST_VALUES))
-        caller = caller_of(self._uid, hello.app, self._door, self._limits, on_behalf_of=hello.uid)
-        if hello.uid is not None:
+        backend = self._server.backend
+        caller = caller_of(
+            self._uid,
+            hello.app,
+            self._door,
+            self._limits,
+            tokens=backend.apps,
+            token=hello.token,
+            on_behalf_of=hello.uid,
+        )
+        if hello.uid is not None or hello.token is not None:
             self._move_to(self._server.shares[Door.APPS])
-        self.shares.places.seat(self, self._uid if hello.uid is None else hello.uid, caller.app)
+        self.shares.places.seat(self, caller.uid, caller.app)
         self._timer.cancel()
-        self.app = self._writer.app = caller.app
+        self.app, self._is_operator = caller.app, caller.is_operator
+        self._writer.app = caller.app
         log.debug("hello from %s (%r)", caller.app, hello.client)
         limits = {
             "max_frame": self._limits.max_frame,
             "max_in_flight": self._limits.max_in_flight,
             "most_urgent": caller.most_urgent,
         }
-        backend = self._server.backend
-        self._write(encode(reply_frame(f"llmaas/{__version__}", limits, backend.hello())))
+        facts = {**backend.hello(), "app": caller.app}
+        self._write(encode(reply_frame(f"llmaas/{__version__}", limits, facts)))
         return InFlight(backend, caller, self.shares, self._write, self._server.tasks)
 
     def _move_to(self, shares: Shares) -> None:
-        """A connection on behalf of an app takes nothing of the operator's share, and all of it from the apps'."""
+        """A connection that is an app's takes nothing of the operator's share, and all of it from the apps'."""
         self.shares.places.leave(self)
         self.shares, self._limits = shares, shares.limits
         self._intake.move(shares)
@@ -242,6 +254,13 @@ class Connection(asyncio.BufferedProtocol):
         self._abandon()
         self._transport.close()
         self._close_soon()
+
+    def evict(self, app: AppId, error: LlmaasError) -> None:
+        """End if it is the app's, and not the operator's: everything that runs fails with ``error``."""
+        if self.app == app and not self._is_operator:
+            if self._requests is not None:
+                self._requests.fail_all(error)
+            self._end(error)
 
     def give_way(self) -> None:
         """Another connection needs the place of this one, which is idle."""

@@ -10,6 +10,7 @@ import os
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
+from typing import NamedTuple
 
 from llmaas.config_file import PREFIX, config_file, read_path, read_toml
 from llmaas.errors import ConfigError
@@ -26,6 +27,29 @@ def admin_socket(socket: Path) -> Path:
     'llmaas-admin.sock'
     """
     return socket.with_name(f"{socket.stem}-admin{socket.suffix}")
+
+
+TOKEN_VARIABLE = "LLMAAS_TOKEN"
+"""Holds the token of the app that a program is. (Arguments of a command would be seen by every user.)"""
+
+
+class ClientIdentity(NamedTuple):
+    """Who a client says that it is: ``app`` None is the app of the token."""
+
+    app: str | None
+    token: str | None
+
+
+def client_identity(app: str | None, token: str | None, *, operator: bool) -> ClientIdentity:
+    """What is not given, the environment says; "" is no token. The environment's token is not meant for a client that
+    connects as the ``operator``.
+
+    >>> client_identity("mail", "", operator=False)
+    ClientIdentity(app='mail', token=None)
+    """
+    if token is None and not operator:
+        token = os.environ.get(TOKEN_VARIABLE)
+    return ClientIdentity(app if app is not None or token else DEFAULT_APP, token or None)
 
 
 @dataclass(frozen=True, slots=True)

@@ -7,8 +7,9 @@ from __future__ import annotations
 
 import re
 import reprlib
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
+from llmaas.api.app_token import MAX_TOKEN
 from llmaas.api.record_maps import from_map, to_map
 from llmaas.api.replies import error_from
 from llmaas.api.wire import Frame
@@ -26,21 +27,28 @@ _APP_NAME = re.compile(r"[A-Za-z0-9._-]{1,64}")
 @dataclass(frozen=True, slots=True)
 class Hello:
     version: int
-    app: str
+    app: str | None = None
+    """None: the app that the token is of."""
     client: str = ""
     uid: int | None = None
     """Of the user on whose behalf the client connects, which the operator may do; None: its own."""
+    token: str | None = field(default=None, repr=False)
+    """The app's, if it has one."""
 
     def __post_init__(self) -> None:
         if self.uid is not None and not 0 <= self.uid <= MAX_UID:
             raise ValueError(f"field 'uid' must be in [0, 2**32), not {self.uid}")
         if len(self.client) > MAX_CLIENT:
             raise ValueError(f"field 'client': at most {MAX_CLIENT} characters are allowed, not {len(self.client)}")
+        if self.token is not None and len(self.token) > MAX_TOKEN:
+            raise ValueError(f"field 'token': at most {MAX_TOKEN} characters are allowed, not {len(self.token)}")
+        if self.app is None and self.token is None:
+            raise ValueError("field 'app' is missing")
 
 
-def hello_frame(app: str, client: str, uid: int | None = None) -> Frame:
+def hello_frame(app: str | None, client: str, uid: int | None = None, token: str | None = None) -> Frame:
     """A client's first frame; ``client`` is its name and version, for the daemon's log. Raises ValueError."""
-    hello = to_map(Hello(VERSION, app, client, uid))
+    hello = to_map(Hello(VERSION, app, client, uid, token))
     return {"op": "hello", **{name: value for name, value in hello.items() if value is not None}}
 
 

@@ -15,6 +15,7 @@ from typing import Any
 
 from llmaas.api import messages as msg
 from llmaas.api import replies
+from llmaas.api.app_messages import AppAdd, AppRemove, AppRotate
 from llmaas.api.backend import Backend, answer, task_of
 from llmaas.api.caller import Caller
 from llmaas.api.incoming import Incoming
@@ -152,6 +153,9 @@ class InFlight:
                 | msg.Delete()
                 | msg.AdapterAdd()
                 | msg.AdapterRemove()
+                | AppAdd()
+                | AppRemove()
+                | AppRotate()
             ):
                 self._spawn(request_id, msg.op_of(request), task_of(self._backend, self._caller, request))
             case _:
@@ -171,7 +175,8 @@ class InFlight:
         if tasks.total() >= self._limits.tasks:
             raise Busy(f"{tasks.total()} requests run already")
         running = self._admit(request_id, op)
-        task = asyncio.get_running_loop().create_task(begin())
+        # The server looks for what an app has under way by this name; what the operator has begun is left alone.
+        task = asyncio.get_running_loop().create_task(begin(), name="" if self._caller.is_operator else app)
         tasks[app] += 1
         self._tasks.add(task)
         task.add_done_callback(self._forget)

@@ -9,7 +9,15 @@ from __future__ import annotations
 import reprlib
 from dataclasses import dataclass, fields
 
-from llmaas.api.names import check_context, check_limit, check_messages, check_name, check_one_target, check_stops
+from llmaas.api.app_messages import APP_OPERATIONS, AppRequest, ListApps
+from llmaas.api.names import (
+    check_context,
+    check_limit,
+    check_messages,
+    check_name,
+    check_one_target,
+    check_stops,
+)
 from llmaas.api.record_maps import from_map, to_map
 from llmaas.api.wire import Frame
 from llmaas.calls import DEFAULT_TERMS, CallSpec, Generation, Sampling, Terms, Turn
@@ -331,9 +339,9 @@ CallRequest = Append | Generate
 """What runs on the model, and may be cancelled."""
 ControlRequest = Cancel | Prioritize
 """About a running CallRequest of the same connection."""
-TaskRequest = Create | Fork | Resolve | Truncate | Migrate | Delete | AdapterAdd | AdapterRemove
+TaskRequest = Create | Fork | Resolve | Truncate | Migrate | Delete | AdapterAdd | AdapterRemove | AppRequest
 """What takes time, and ends by itself."""
-QuickRequest = ListContexts | ListRequests | Show | Limit | Stats | Budget | ListAdapters | Ping
+QuickRequest = ListContexts | ListRequests | Show | Limit | Stats | Budget | ListAdapters | ListApps | Ping
 """What is answered at once."""
 Request = CallRequest | ControlRequest | TaskRequest | QuickRequest | Hint
 
@@ -358,6 +366,7 @@ OPERATIONS: dict[str, type[Request]] = {
     "adapters": ListAdapters,
     "adapter_add": AdapterAdd,
     "adapter_remove": AdapterRemove,
+    **APP_OPERATIONS,
     "ping": Ping,
 }
 _NAMES = {cls: op for op, cls in OPERATIONS.items()}

@@ -17,6 +17,8 @@ MAX_MESSAGES = 4096
 """Messages of one request."""
 MAX_ROLE = 64
 """Characters of a message's role."""
+CONTEXTS_OF_APP = ("refuse", "keep", "delete")
+"""What may become of an app's contexts when it gets or loses a token."""
 MAX_STOPS = 16
 """Stop strings of one request."""
 MAX_STOP = 1024
@@ -37,6 +39,12 @@ def check_context(context: str) -> None:
     _check_text("context", context)
     if len(context) > MAX_CONTEXT:
         raise ValueError(f"field 'context': at most {MAX_CONTEXT} characters are allowed, not {len(context)}")
+
+
+def check_contexts(what: str) -> None:
+    """Raises ValueError unless it is one of ``CONTEXTS_OF_APP``."""
+    if what not in CONTEXTS_OF_APP:
+        raise ValueError(f"field 'contexts' is one of {', '.join(CONTEXTS_OF_APP)}, not {reprlib.repr(what)}")
 
 
 def check_limit(limit: int | None) -> None:

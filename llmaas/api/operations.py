@@ -15,6 +15,7 @@ from typing import Any
 
 from llmaas.api import messages as msg
 from llmaas.api import replies
+from llmaas.api.app_messages import AppAdd, AppRemove, AppRotate, ListApps
 from llmaas.api.operation import (
     AsyncAsker,
     BlockingAsker,
@@ -29,7 +30,7 @@ from llmaas.api.operation import (
 )
 from llmaas.api.record_maps import from_map, to_map
 from llmaas.calls import DEFAULT_TERMS, Done, Sampling, Terms
-from llmaas.records import AdapterInfo, ContextDetail, ContextInfo, Message, RequestInfo, Resolved
+from llmaas.records import AdapterInfo, AppInfo, ContextDetail, ContextInfo, Message, NewToken, RequestInfo, Resolved
 
 Messages = str | Iterable[Message | Mapping[str, str]]
 """What a caller may hand a client: Message objects, or maps with ``role`` and ``content``; a string is one message of
@@ -248,6 +249,36 @@ def adapter_remove(name: str) -> Operation[None]:
     return Operation(msg.AdapterRemove(name), nothing)
 
 
+def apps() -> Operation[list[AppInfo]]:
+    """List the apps that have a token; for the operator (``admin``)."""
+    return Operation(ListApps(), records(AppInfo))
+
+
+def app_add(name: str, *, contexts: str = "refuse") -> Operation[NewToken]:
+    """Give an app a token, without which nobody can be that app any more; for the operator (``admin``).
+
+    ``name`` is a name, of the user who runs the daemon, or ``uid/name``. What of the app is connected is ended. If it
+    has contexts already, which programs without the token have made, ``contexts`` says what becomes of them: with
+    "refuse" the app gets no token (BadRequest), "keep" hands them over to whoever has the token, "delete" deletes them.
+    The token is in the result and nowhere else. Raises AppExists.
+    """
+    return Operation(checked(AppAdd, name, contexts), record(NewToken))
+
+
+def app_remove(name: str, *, contexts: str = "refuse") -> Operation[None]:
+    """Forget an app's token: every program of its user can be that app again; for the operator (``admin``).
+
+    ``contexts`` says what becomes of the app's contexts, as in ``app_add``. Raises UnknownApp.
+    """
+    return Operation(checked(AppRemove, name, contexts), nothing)
+
+
+def app_rotate(name: str) -> Operation[NewToken]:
+    """Give an app another token. The one before is none any more, and connections that were made with it are ended.
+    For the operator (``admin``). Raises UnknownApp."""
+    return Operation(AppRotate(name), record(NewToken))
+
+
 def requests(everyone: bool = False, *, after: int = 0) -> Operation[list[RequestInfo]]:
     """List the app's calls that wait or run and the last 256 of all apps that have ended, in the order in which they
     came: who asked, how urgently, and where the time went. ``after``: only those with higher numbers.
@@ -310,6 +341,10 @@ class BlockingOperations(BlockingAsker):
     adapters = blocking(adapters)
     adapter_add = blocking(adapter_add)
     adapter_remove = blocking(adapter_remove)
+    apps = blocking(apps)
+    app_add = blocking(app_add)
+    app_remove = blocking(app_remove)
+    app_rotate = blocking(app_rotate)
     requests = blocking(requests)
     cancel_call = blocking(cancel_call)
     prioritize_call = blocking(prioritize_call)
@@ -335,6 +370,10 @@ class AsyncOperations(AsyncAsker):
     adapters = awaitable(adapters)
     adapter_add = awaitable(adapter_add)
     adapter_remove = awaitable(adapter_remove)
+    apps = awaitable(apps)
+    app_add = awaitable(app_add)
+    app_remove = awaitable(app_remove)
+    app_rotate = awaitable(app_rotate)
     requests = awaitable(requests)
     cancel_call = awaitable(cancel_call)
     prioritize_call = awaitable(prioritize_call)

@@ -12,6 +12,7 @@ from collections.abc import Iterator
 from dataclasses import replace
 
 from llmaas.api import messages as msg
+from llmaas.api.app_messages import ListApps
 from llmaas.calls import Piece
 from llmaas.clock import Clock, RealClock
 from llmaas.errors import Busy, LlmaasError, NotServing, ShuttingDown
@@ -53,7 +54,9 @@ def repeatable(request: msg.Request | None) -> bool:
     match request:
         case msg.Append() | msg.Generate():
             return request.idempotency_key is not None
-        case msg.ListContexts() | msg.Show() | msg.Hint() | msg.Stats() | msg.ListAdapters() | msg.Ping():
+        case msg.ListContexts() | msg.Show() | msg.Hint() | msg.Stats() | msg.Ping():
+            return True
+        case msg.ListAdapters() | ListApps():
             return True
         case msg.Resolve():  # another anonymous context at most, which goes when room is needed
             return True

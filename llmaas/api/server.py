@@ -21,12 +21,16 @@ from llmaas.api.limits import DEFAULT_LIMITS, Limits
 from llmaas.api.peer import peer_uid
 from llmaas.api.shares import Shares
 from llmaas.api.socket_file import SocketFile
+from llmaas.errors import LlmaasError
 from llmaas.fair_thread import FairThread
+from llmaas.records import AppId
 
 __all__ = ["Backend", "Limits", "Server", "peer_uid", "serve"]
 
 _CALLS_S = 2.0
 """Seconds that ``close`` waits for calls that it has cancelled, so that their replies say what was kept."""
+_EVICT_S = 20.0
+"""Seconds that an app's operations may still take when its connections have been ended."""
 _SETTLE_S = 1.0
 """Seconds that ``close`` waits for operations that already run; their callers have been told that it ends."""
 
@@ -81,6 +85,7 @@ class Server:
         self._files = files
         self._acceptors: list[Acceptor] = []
         self._empty = asyncio.Event()
+        backend.apps.on_evict(self.evict)
 
     def start(self) -> None:
         for door, file in self._files.items():
@@ -92,6 +97,15 @@ class Server:
         self.connections.discard(connection)
         if not self.connections:
             self._empty.set()
+
+    async def evict(self, app: AppId, error: LlmaasError) -> bool:
+        """End the app's connections, and wait for what it has under way: a context that is being made would be there
+        later. False if that takes too long."""
+        for connection in list(self.connections):
+            connection.evict(app, error)
+        under_way = [task for task in self.tasks if task.get_name() == app]
+        late = (await asyncio.wait(under_way, timeout=_EVICT_S))[1] if under_way else ()
+        return not late
 
     async def close(self) -> None:
         """Stop: every running request fails with shutting_down, the sockets go away. Safe to call twice."""

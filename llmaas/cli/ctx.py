@@ -121,7 +121,8 @@ def _ls(client: Client, args: argparse.Namespace) -> int:
     elif known:
         print(f"No contexts with a name; 'llmaas ctx ls --all' lists {len(known)} anonymous ones.")
     else:
-        print(f"No contexts{'' if args.everyone else f' of app {args.app}'} yet; 'llmaas chat NAME' makes one.")
+        whose = "" if args.everyone else f" of app {client.server['app']}"
+        print(f"No contexts{whose} yet; 'llmaas chat NAME' makes one.")
     return 0
 
 

@@ -30,7 +30,9 @@ docs/http.md says which calls there are.
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.epilog = _EPILOG
-    add_settings(parser, ["socket", "daemon_uid", "http", "nice", "log_level", "log_format"])
+    add_settings(
+        parser, ["socket", "daemon_uid", "http", "http_tokens", "http_hosts", "nice", "log_level", "log_format"]
+    )
     parser.add_argument("--until-eof", action="store_true", help=argparse.SUPPRESS)
 
 
@@ -46,19 +48,22 @@ def run(args: argparse.Namespace) -> int:
 
 
 async def _serve(found: LoadedConfig, *, until_eof: bool) -> None:
-    from llmaas.http.server import serve_http  # --help does not wait for it
+    from llmaas.http.access import Access  # --help does not wait for it
+    from llmaas.http.server import serve_http
 
     stop, loop = asyncio.Event(), asyncio.get_running_loop()
     for signum in (signal.SIGINT, signal.SIGTERM):
         loop.add_signal_handler(signum, stop.set)
     if until_eof:
         loop.add_reader(0, _on_input, loop, stop)
-    address = found.config.http
+    config = found.config
+    access = Access(config.http_tokens == "required", frozenset(config.http_hosts or ()))
     await serve_http(
         socket_of(found),
         stop,
-        address=None if address == "unix" else address,
-        daemon_uid=found.config.daemon_uid,
+        address=None if config.http == "unix" else config.http,
+        access=access,
+        daemon_uid=config.daemon_uid,
     )
 
 

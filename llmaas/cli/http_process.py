@@ -53,7 +53,8 @@ async def http_beside(found: LoadedConfig) -> AsyncIterator[HttpProcess | None]:
         return
     flags = ["--socket", str(config.socket), "--http", config.http, "--log-level", config.log_level]
     file = ["--config", str(found.file)] if found.file else []
-    process = HttpProcess([*flags, "--nice", str(config.nice), *file])
+    access = ["--http-tokens", config.http_tokens, "--http-hosts", ",".join(config.http_hosts or ())]
+    process = HttpProcess([*flags, *access, "--nice", str(config.nice), *file])
     process.start()
     try:
         yield process

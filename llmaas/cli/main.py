@@ -33,6 +33,7 @@ COMMANDS: dict[str, tuple[str, str]] = {
     "timeline": ("llmaas.cli.timeline", "the last calls as a trace for Perfetto or Chrome"),
     "stats": ("llmaas.cli.stats", "what the daemon holds and how fast it is"),
     "adapter": ("llmaas.cli.adapter", "LoRA adapters that calls may name: list, register, forget"),
+    "app": ("llmaas.cli.apps", "apps that have a token: list, add, give another token, forget"),
     "budget": ("llmaas.cli.budget", "what the daemon may use of RAM and disk; change it while it runs"),
     "limit": ("llmaas.cli.limit", "how many tokens per second apps may generate; change it while the daemon runs"),
     "doctor": ("llmaas.cli.doctor.command", "check engine, model, memory, store and socket"),

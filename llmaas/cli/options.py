@@ -20,6 +20,8 @@ if TYPE_CHECKING:
     from llmaas.api.client import Client
 
 DEFAULT_APP = "cli"
+TOKEN_VARIABLE = "LLMAAS_TOKEN"
+"""``api.daemon_address`` says what it holds; ``--help`` does not wait for that."""
 
 
 def add_settings(parser: argparse.ArgumentParser, names: Iterable[str]) -> None:
@@ -45,7 +47,8 @@ def add_client(parser: argparse.ArgumentParser, *more: str) -> None:
     """The arguments of every command that talks to the daemon, and the flags of the settings ``more``."""
     add_settings(parser, ["socket", "daemon_uid", *more])
     parser.add_argument(
-        "--app", default=DEFAULT_APP, help="act as this app: contexts belong to an app (default: %(default)s)"
+        "--app",
+        help=f"act as this app: contexts belong to an app (default: that of {TOKEN_VARIABLE}, else {DEFAULT_APP})",
     )
 
 
@@ -89,7 +92,9 @@ def connected(args: argparse.Namespace, *, admin: bool = False) -> Client:
     from llmaas.api.client import Client  # --help does not wait for numpy and msgpack
 
     found = loaded(args)
-    return Client(socket_of(found), app=args.app, daemon_uid=found.config.daemon_uid, admin=admin)
+    has_token = not admin and os.environ.get(TOKEN_VARIABLE)
+    app = args.app if args.app or has_token else DEFAULT_APP
+    return Client(socket_of(found), app=app, daemon_uid=found.config.daemon_uid, admin=admin)
 
 
 def socket_of(found: LoadedConfig) -> Path:

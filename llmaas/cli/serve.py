@@ -138,7 +138,7 @@ def _shown(row: Setting, value: object) -> object:
             return show_cpus(value)
         case "NAME=PATH,...", tuple():
             return ",".join(f"{adapter}={path}" for adapter, path in value)
-        case "APP,...", tuple():
+        case "APP,..." | "HOST,...", tuple():
             return ",".join(value)
         case _, tuple():
             return "/".join(map(str, value))

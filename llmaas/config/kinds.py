@@ -173,21 +173,36 @@ def named_paths() -> Kind:
 
 
 def http_address() -> Kind:
-    """Where HTTP is served: "none" is None; "unix" is the Unix socket alone, HOST:PORT that and TCP on this machine."""
+    """Where HTTP is served: "none" is None; "unix" is the Unix socket alone, HOST:PORT that and TCP."""
 
     def read(raw: object, base: Path) -> str | None:
         text = str(raw).strip().lower()
         if not isinstance(raw, str) or text in ("none", "unix"):
             return None if text == "none" else str(choice("unix").read(raw, base))
-        match = re.fullmatch(r"(localhost|127\.[0-9.]+|\[::1\]):([0-9]{1,5})", text)
+        match = re.fullmatch(r"(localhost|[0-9.]+|\[[0-9a-f:.]+\]):([0-9]{1,5})", text)
         if not match or not 1 <= int(match[2]) <= 65535:
             raise ValueError
         if match[1] != "localhost":
             ipaddress.ip_address(match[1].strip("[]"))
         return text
 
-    allowed = "none, unix, or HOST:PORT where HOST is this machine alone (127.0.0.1, [::1], localhost)"
+    allowed = "none, unix, or HOST:PORT where HOST is localhost or an address (127.0.0.1, [::1])"
     return Kind(allowed, "ADDRESS", read, alone="unix")
+
+
+def host_names() -> Kind:
+    """Names of hosts, without ports, from text or a TOML list; in small letters."""
+
+    def read(raw: object, base: Path) -> tuple[str, ...]:
+        names = [part.strip() for part in raw.split(",") if part] if isinstance(raw, str) else raw
+        if not isinstance(names, list):
+            raise ValueError
+        for name in names:
+            if not isinstance(name, str) or not re.fullmatch(r"[A-Za-z0-9]([A-Za-z0-9.-]{0,251}[A-Za-z0-9])?", name):
+                raise ValueError
+        return tuple(name.lower() for name in names)
+
+    return Kind("HOST without a port, several with commas between them; in the file a list", "HOST,...", read)
 
 
 def app_names() -> Kind:

@@ -7,6 +7,7 @@ docs/operations.md all derive from it.
 from __future__ import annotations
 
 import dataclasses
+import ipaddress
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -18,6 +19,7 @@ from llmaas.config.kinds import (
     app_names,
     choice,
     cpu_list,
+    host_names,
     http_address,
     mean_bits,
     named_paths,
@@ -72,8 +74,16 @@ class Config:
     http: str | None = _setting(
         http_address(),
         None,
-        "serve OpenAI's and Ollama's APIs over HTTP: on a Unix socket, and on TCP of this machine if it is an address",
+        "serve OpenAI's and Ollama's APIs over HTTP: on a Unix socket, and on TCP if it is an address",
         "none",
+    )
+    http_tokens: str = _setting(
+        choice("optional", "required"),
+        "optional",
+        "whether every request over HTTP must have an app's token; required where other machines reach http",
+    )
+    http_hosts: tuple[str, ...] | None = _setting(
+        host_names(), None, "names that requests over TCP may call this machine by, besides localhost", "none"
     )
     data_dir: Path = _setting(
         path(),
@@ -196,11 +206,22 @@ def variable(name: str) -> str:
     return PREFIX + name.upper()
 
 
+def _is_loopback(address: str) -> bool:
+    host = address.rpartition(":")[0].strip("[]")
+    return host == "localhost" or ipaddress.ip_address(host).is_loopback
+
+
 def check_together(config: Config, origins: Mapping[str, str]) -> None:
     """Raises ConfigError if settings that are right by themselves do not go together, or with this process.
 
     ``origins`` says where each setting's value comes from.
     """
+    if config.http not in (None, "unix") and not _is_loopback(config.http) and config.http_tokens != "required":
+        raise ConfigError(
+            f"setting http ({origins['http']}) is {config.http}, which other machines reach, and nothing would keep "
+            "them out",
+            hint="Set http_tokens = \"required\" and give programs tokens ('llmaas app add NAME'), or use 127.0.0.1.",
+        )
     for small, large in (("max_running", "sequences"), ("prefill_slice", "cells")):
         if getattr(config, small) > getattr(config, large):
             raise ConfigError(

@@ -30,6 +30,7 @@ BODY_S = 30.0
 _DISCARDED = 8
 """How many times ``MOST_BODY`` is read of a body that is too large: a client reads the answer when it has sent all."""
 JSON = b"application/json"
+_ONCE = frozenset((b"host", b"origin", b"authorization", b"x-llmaas-app"))
 
 
 class BodyBytes:
@@ -44,10 +45,14 @@ class HttpCall:
 
     def __init__(self, scope: Scope, receive: Receive, send: Send, bodies: BodyBytes) -> None:
         self.headers = {name.decode("latin-1"): value.decode("latin-1") for name, value in scope["headers"]}
+        names = [name for name, _ in scope["headers"] if name in _ONCE]
+        self.twice = next((name.decode() for name in names if names.count(name) > 1), None)
+        """A header that may be there once, and is there again: whoever reads the other one sees another request."""
+        self.query: bytes = scope.get("query_string", b"")
         self.method: str = scope["method"]
         self.path: str = scope["path"]
         self.client = scope.get("client")
-        self.identity = Identity(0, "")
+        self.identity = Identity("")
         """Who sends it; set before an endpoint sees it."""
         self.schema_field = "response_format"
         """The field of the request that holds the schema which its answer keeps to."""

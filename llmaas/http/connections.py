@@ -1,7 +1,8 @@
 """Connections to the daemon: one for each app that uses HTTP, made when it is needed.
 
 Law: there are at most ``MOST_APPS``; one that nobody uses is closed after ``IDLE_S``, and one that was lost is made
-anew. Requests of one app share its connection, as the daemon allows.
+anew. Requests of one app share its connection, as the daemon allows. A token that the daemon has not taken yet has no
+place among them: whoever sends many wrong ones keeps nobody else out.
 """
 
 from __future__ import annotations
@@ -14,12 +15,14 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from llmaas.api.async_client import AsyncClient
-from llmaas.errors import Busy, ShuttingDown
+from llmaas.errors import BadToken, Busy, LlmaasError, ShuttingDown
 from llmaas.http.identity import Identity
 
 MOST_APPS = 64
 IDLE_S = 60.0
 _CONNECT_S = 5.0
+_UNPROVEN = 8
+"""Connections at once with tokens that the daemon has not taken yet."""
 
 
 @dataclass(slots=True)
@@ -40,6 +43,27 @@ class Connections:
         self._places: dict[Identity, _Place] = {}
         self._closing: set[asyncio.Task[None]] = set()
         self._closed = False
+        self._unproven = asyncio.Semaphore(_UNPROVEN)
+
+    async def prove(self, app: Identity) -> None:
+        """Return when the daemon has taken the app's token. Raises BadToken, or LlmaasError if no daemon answers."""
+        if app in self._places:
+            async with self.of(app):
+                return
+        async with self._unproven:
+            if app in self._places:  # another request has done it meanwhile
+                return
+            client = await self._connect(app)
+            try:
+                place = self._place(app)
+            except LlmaasError:
+                await client.close()
+                raise
+            if place.client is not None:
+                await client.close()
+                return
+            place.client = client
+            self._leave_idle(app, place)
 
     @asynccontextmanager
     async def of(self, app: Identity) -> AsyncIterator[AsyncClient]:
@@ -50,11 +74,19 @@ class Connections:
             place.idle.cancel()
             place.idle = None
         try:
-            yield await self._connected(app, place)
+            try:
+                client = await self._connected(app, place)
+            except BadToken:  # it is none any more
+                self._drop(app)
+                raise
+            yield client
         finally:
             place.users -= 1
-            if not place.users:
-                place.idle = asyncio.get_running_loop().call_later(IDLE_S, self._drop, app)
+            if not place.users and self._places.get(app) is place:
+                self._leave_idle(app, place)
+
+    def _leave_idle(self, app: Identity, place: _Place) -> None:
+        place.idle = asyncio.get_running_loop().call_later(IDLE_S, self._drop, app)
 
     async def close(self) -> None:
         """Close all; what runs on them fails."""
@@ -85,16 +117,16 @@ class Connections:
             return place.client
 
     async def _connect(self, app: Identity) -> AsyncClient:
-        """As this user's own app where it is one, else on its behalf, as the operator may."""
-        if app.uid == os.geteuid():
-            return await AsyncClient.connect(self._socket, app=app.app, timeout=_CONNECT_S, daemon_uid=self._daemon_uid)
+        """As the app of its token, as this user's own app, or on its behalf, as the operator may."""
+        on_behalf_of = None if app.token or app.uid == os.geteuid() else app.uid
         return await AsyncClient.connect(
             self._socket,
             app=app.app,
+            token=app.token,
             timeout=_CONNECT_S,
             daemon_uid=self._daemon_uid,
-            admin=True,
-            on_behalf_of=app.uid,
+            admin=on_behalf_of is not None,
+            on_behalf_of=on_behalf_of,
         )
 
     def _drop(self, app: Identity) -> None:

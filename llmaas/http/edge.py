@@ -13,24 +13,26 @@ from contextlib import asynccontextmanager
 from llmaas.api.async_client import AsyncClient
 from llmaas.clock import Clock, RealClock
 from llmaas.errors import LlmaasError, NotServing, ShuttingDown
+from llmaas.http.access import Access
 from llmaas.http.call import BodyBytes, HttpCall, Receive, Scope, Send
 from llmaas.http.connections import Connections
 from llmaas.http.errors import HttpError, from_daemon, openai_error, shape_of
 from llmaas.http.facts import ServedModel
-from llmaas.http.identity import UNIX, identity_of
+from llmaas.http.identity import UNIX, identity_of, refuse_in_url
 from llmaas.http.origin import check_origin
 from llmaas.http.responses_past import PastResponses
 
 log = logging.getLogger(__name__)
 
+OPEN = Access()
 Handler = Callable[["Edge", HttpCall], Awaitable[None]]
 
 
 class Edge:
     """What endpoints share."""
 
-    def __init__(self, connections: Connections, clock: Clock | None = None) -> None:
-        self.connections = connections
+    def __init__(self, connections: Connections, access: Access = OPEN, clock: Clock | None = None) -> None:
+        self.connections, self.access = connections, access
         self.clock = clock or RealClock()
         self.stopping = False
         """Set when the server is to end: new requests are refused."""
@@ -53,8 +55,9 @@ class Edge:
 class Endpoint:
     """An ASGI application that answers one kind of request."""
 
-    def __init__(self, edge: Edge, handler: Handler, *, needs_daemon: bool = True) -> None:
-        self._edge, self._handler, self._needs_daemon = edge, handler, needs_daemon
+    def __init__(self, edge: Edge, handler: Handler, *, is_static: bool = False) -> None:
+        """``is_static``: the answer is the same whoever asks, so that no daemon and no token is needed."""
+        self._edge, self._handler, self._is_static = edge, handler, is_static
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         call = HttpCall(scope, receive, send, self._edge.bodies)
@@ -79,17 +82,27 @@ class Endpoint:
             self._edge.running.discard(task)
 
     async def _handled(self, call: HttpCall) -> None:
+        if call.twice is not None:
+            raise HttpError(400, f"the header {call.twice} is there twice. Send it once.", param=call.twice)
         if not (call.client and call.client[0] == UNIX):
-            origin = check_origin(call.headers)
+            origin = check_origin(call.headers, self._edge.access)
             if origin is not None:
                 call.more_headers += [(b"access-control-allow-origin", origin.encode("latin-1")), (b"vary", b"origin")]
         if call.method == "OPTIONS":
             await _allow(call)
             return
-        call.identity = identity_of(call.client, call.headers)
-        if self._needs_daemon and self._edge.stopping:
-            raise _stopping()
+        refuse_in_url(call.query)
+        if not self._is_static:
+            await self._identify(call)
         await self._handler(self._edge, call)
+
+    async def _identify(self, call: HttpCall) -> None:
+        """Find out who asks, before anything is said. Raises HttpError, LlmaasError."""
+        call.identity = identity_of(call.client, call.headers, tokens_required=self._edge.access.tokens_required)
+        if self._edge.stopping:
+            raise _stopping()
+        if call.identity.token:
+            await self._edge.connections.prove(call.identity)
 
 
 @asynccontextmanager

@@ -38,7 +38,8 @@ class HttpError(Exception):
         """OpenAI's clients repeat requests on some statuses by themselves, unless ``x-should-retry`` says no."""
         if self.retry:
             return [(b"retry-after", b"1"), (b"x-should-retry", b"true")]
-        return [(b"x-should-retry", b"false")]
+        known = [(b"www-authenticate", b"Bearer")] if self.status == 401 else []
+        return [*known, (b"x-should-retry", b"false")]
 
 
 _STATUS = {
@@ -48,6 +49,7 @@ _STATUS = {
     "context_exists": 409,
     "frame_too_large": 413,
     "forbidden": 403,
+    "bad_token": 401,
     "quota": 429,
     "busy": 429,
     "cancelled": 499,
@@ -55,7 +57,12 @@ _STATUS = {
     "shutting_down": 503,
     "not_serving": 503,
 }
-_CODES = {"context_too_long": "context_length_exceeded", "quota": "insufficient_quota", "busy": "rate_limit_exceeded"}
+_CODES = {
+    "context_too_long": "context_length_exceeded",
+    "quota": "insufficient_quota",
+    "busy": "rate_limit_exceeded",
+    "bad_token": "invalid_api_key",
+}
 
 
 def from_daemon(error: LlmaasError, schema_field: str = "response_format") -> HttpError:

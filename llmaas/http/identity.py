@@ -1,7 +1,8 @@
 """Who sends a request over HTTP: the app that the daemon serves it as.
 
-Law: pure. Over the Unix socket the kernel says which user it is, and a header may name the app; over TCP a request is
-an app of the user who runs this process.
+Law: pure. An app's token, which the daemon looks at, goes before all else. Without one the kernel says on the Unix
+socket which user it is, and a header may name the app; over TCP a request is an app of the user who runs this process.
+A token that cannot be one is refused, never left out of account.
 """
 
 from __future__ import annotations
@@ -9,8 +10,10 @@ from __future__ import annotations
 import os
 import re
 from collections.abc import Mapping
-from typing import Any, NamedTuple
+from dataclasses import dataclass, field
+from typing import Any
 
+from llmaas.api.app_token import holds_token, is_token
 from llmaas.http.errors import HttpError
 
 DEFAULT_APP = "http"
@@ -20,24 +23,56 @@ UNIX = "unix"
 _NAME = re.compile(r"[A-Za-z0-9._-]{1,64}")
 
 
-class Identity(NamedTuple):
-    """An app of a user."""
+@dataclass(frozen=True, slots=True)
+class Identity:
+    """An app of a user, or the app of a token."""
 
-    uid: int
-    app: str
+    app: str | None
+    """None: the app that the token is of."""
+    uid: int | None = None
+    token: str = field(default="", repr=False)
 
 
-def identity_of(client: Any, headers: Mapping[str, str]) -> Identity:
+def identity_of(client: Any, headers: Mapping[str, str], *, tokens_required: bool) -> Identity:
     """Who a request is from: ``client`` is what ASGI calls so. Raises HttpError."""
-    name = headers.get(APP_HEADER)
-    if client and client[0] == UNIX:
-        if name is not None and not _NAME.fullmatch(name):
-            raise HttpError(400, "an app's name has 1 to 64 characters of A-Z a-z 0-9 . _ -", param=APP_HEADER)
-        return Identity(client[1], name or DEFAULT_APP)
-    if name not in (None, DEFAULT_APP):
+    name, is_unix = headers.get(APP_HEADER), bool(client) and client[0] == UNIX
+    token = _token(headers.get("authorization", ""))
+    if tokens_required and not token:
+        raise _unauthorized("this server wants an app's token")
+    if not (token or is_unix) and name not in (None, DEFAULT_APP):
         raise HttpError(
             403,
-            "over TCP a request cannot choose its app. Use the Unix socket, or leave it out.",
+            "over TCP a request cannot choose its app without a token. Use the Unix socket, or leave it out.",
             param=APP_HEADER,
         )
-    return Identity(os.geteuid(), DEFAULT_APP)
+    if name is not None and not _NAME.fullmatch(name):
+        raise HttpError(400, "an app's name has 1 to 64 characters of A-Z a-z 0-9 . _ -", param=APP_HEADER)
+    if token:
+        return Identity(name, token=token)
+    return Identity(name or DEFAULT_APP, client[1] if is_unix else os.geteuid())
+
+
+def refuse_in_url(query: bytes) -> None:
+    """Raises HttpError for a token in a URL, which proxies and browsers keep."""
+    if holds_token(query.decode("latin-1")):
+        raise _unauthorized("a token does not belong into a URL, which others write down")
+
+
+def _token(authorization: str) -> str:
+    """The token of an app; "" for what clients send that must have a key and have none ("ollama", "EMPTY")."""
+    if not holds_token(authorization):
+        return ""
+    scheme, _, token = authorization.strip().partition(" ")
+    if scheme.lower() != "bearer" or not is_token(token.strip()):
+        raise _unauthorized("this is not the token of an app")
+    return token.strip()
+
+
+def _unauthorized(what: str) -> HttpError:
+    """Says what to do in the words of ``BadToken``."""
+    return HttpError(
+        401,
+        f"{what}. Send the header 'Authorization: Bearer TOKEN' (api_key in OpenAI's clients); 'llmaas app add NAME' "
+        "makes a token.",
+        code="invalid_api_key",
+    )

@@ -1,6 +1,7 @@
 """The sockets that the server listens on.
 
-Law: the Unix socket can be reached by this user and root only, the TCP socket from this machine only.
+Law: the Unix socket can be reached by this user and root only, the TCP socket from this machine only, unless every
+request must have a token.
 """
 
 from __future__ import annotations
@@ -14,8 +15,9 @@ from llmaas.errors import ConfigError
 BACKLOG = 128
 
 
-def tcp_socket(address: str) -> socket.socket:
-    """A socket that listens on ``HOST:PORT``. Raises ConfigError if that cannot be had, or is not this machine's own.
+def tcp_socket(address: str, *, tokens_required: bool = False) -> socket.socket:
+    """A socket that listens on ``HOST:PORT``. Raises ConfigError if that cannot be had, or if other machines reach it
+    and need no token.
 
     >>> with tcp_socket("127.0.0.1:0") as sock:
     ...     sock.getsockname()[0]
@@ -24,10 +26,10 @@ def tcp_socket(address: str) -> socket.socket:
     host, _, port = address.rpartition(":")
     name = "127.0.0.1" if host == "localhost" else host.strip("[]")
     found = ipaddress.ip_address(name)
-    if not found.is_loopback:
+    if not (found.is_loopback or tokens_required):
         raise ConfigError(
             f"{address} can be reached from other machines, and nothing would keep them out",
-            hint="Use 127.0.0.1, and a tunnel (ssh -L) or a proxy that knows who may come.",
+            hint="Set http_tokens = \"required\" and give programs tokens ('llmaas app add NAME'), or use 127.0.0.1.",
         )
     sock = socket.socket(socket.AF_INET if found.version == 4 else socket.AF_INET6)
     try:

@@ -6,29 +6,14 @@ user's browser: the first is known by its Host header, the second by its Origin.
 
 from __future__ import annotations
 
-import ipaddress
 from collections.abc import Mapping
 from urllib.parse import urlsplit
 
+from llmaas.http.access import Access
 from llmaas.http.errors import HttpError
 
 _APP_SCHEMES = ("app", "tauri", "vscode-webview", "file")
 """Origins of desktop programs that are made of web pages: no page of the web has them."""
-
-
-def is_local(host: str) -> bool:
-    """Whether a name or address, without a port, is this machine itself.
-
-    >>> is_local("127.0.0.1"), is_local("localhost"), is_local("evil.example")
-    (True, True, False)
-    """
-    name = host.strip("[]").rstrip(".").lower()
-    if name == "localhost" or name.endswith(".localhost"):
-        return True
-    try:
-        return ipaddress.ip_address(name).is_loopback
-    except ValueError:
-        return False
 
 
 def _host(authority: str) -> str:
@@ -38,13 +23,20 @@ def _host(authority: str) -> str:
         return ""
 
 
-def check_origin(headers: Mapping[str, str]) -> str | None:
+def _is_own_page(host: str, access: Access) -> bool:
+    """Pages of this machine, and of the names that it has; of other addresses only this server's own."""
+    return Access(hosts=access.hosts).allows(host)
+
+
+def check_origin(headers: Mapping[str, str], access: Access) -> str | None:
     """The origin that a request over TCP names, which may read the answer; None if it names none. Raises HttpError."""
     host = headers.get("host", "")
-    if host and not is_local(_host(host)):
+    if host and not access.allows(_host(host)):
+        what = "which is neither an address nor in http_hosts" if access.addresses else "which is not this machine"
         raise HttpError(
             403,
-            f"the Host header names {host[:80]!r}, which is not this machine. Use 127.0.0.1 or localhost.",
+            f"the Host header names {host[:80]!r}, {what}. Use the server's address, or a name that the setting "
+            "http_hosts has.",
             param="host",
         )
     origin = headers.get("origin")
@@ -52,7 +44,10 @@ def check_origin(headers: Mapping[str, str]) -> str | None:
         return None
     try:
         parts = urlsplit(origin)
-        allowed = parts.scheme in _APP_SCHEMES or (parts.scheme in ("http", "https") and is_local(parts.hostname or ""))
+        allowed = parts.scheme in _APP_SCHEMES or (
+            parts.scheme in ("http", "https")
+            and (parts.netloc.lower() == host.lower() or _is_own_page(parts.hostname or "", access))
+        )
     except ValueError:
         allowed = False
     if not allowed:

@@ -45,11 +45,15 @@ TABLE: dict[str, dict[str, Handler]] = {
     "/api/embeddings": {"POST": embeddings},
 }
 """Path -> method -> handler."""
+STATIC = ("/",)
+"""What everybody may see: the web page asks for a token where one is needed."""
 
 
 def application(edge: Edge) -> Router:
     """The whole server as an ASGI application."""
-    routes = [Route(path, Endpoint(edge, _by_method(methods))) for path, methods in TABLE.items()]
+    routes = [
+        Route(path, Endpoint(edge, _by_method(methods), is_static=path in STATIC)) for path, methods in TABLE.items()
+    ]
     router = Router(routes, redirect_slashes=False)
     router.default = Endpoint(edge, _unknown)
     return router

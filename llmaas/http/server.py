@@ -9,13 +9,15 @@ import asyncio
 import logging
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
+from dataclasses import replace
 from pathlib import Path
 
 import uvicorn
 
 from llmaas.api.socket_file import SocketFile
+from llmaas.http.access import Access, is_loopback
 from llmaas.http.connections import Connections
-from llmaas.http.edge import Edge
+from llmaas.http.edge import OPEN, Edge
 from llmaas.http.guard import protocol_class
 from llmaas.http.listen import BACKLOG, tcp_socket
 from llmaas.http.routes import application
@@ -70,21 +72,26 @@ async def serve_http(
     stop: asyncio.Event,
     *,
     address: str | None = None,
+    access: Access = OPEN,
     daemon_uid: int | None = None,
     grace_s: float = 5.0,
     on_ready: Callable[[str], None] = lambda address: None,
 ) -> None:
-    """Serve the daemon at ``socket`` until ``stop``, on the Unix socket beside it and on ``address`` (``HOST:PORT``).
+    """Serve the daemon at ``socket`` until ``stop``, on the Unix socket beside it and on ``address`` (``HOST:PORT``),
+    for whom ``access`` lets in.
 
     ``on_ready`` is called with the address in use (its port may have been 0), or "". Raises ConfigError, SocketInUse,
     NotTrusted.
     """
     file = SocketFile(http_socket(socket))
     try:
-        tcp = [tcp_socket(address)] if address else []
+        tcp = [tcp_socket(address, tokens_required=access.tokens_required)] if address else []
         used = "{}:{}".format(*tcp[0].getsockname()[:2]) if tcp else ""
         log.info("HTTP on %s%s", file.path, f" and http://{used}" if used else "")
-        edge = Edge(Connections(socket, daemon_uid))
+        if address and not is_loopback(address):
+            access = replace(access, addresses=True)
+            log.warning("others on the network can read what is sent to %s, tokens too: it is not encrypted", used)
+        edge = Edge(Connections(socket, daemon_uid), access)
         await EdgeServer(edge, stop, grace_s, lambda: on_ready(used)).serve([file.sock, *tcp])
     finally:
         with suppress(OSError):

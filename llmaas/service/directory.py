@@ -54,6 +54,10 @@ class Directory:
             if not mine:
                 del self._anonymous[live.row.app]
 
+    def ids(self, app: AppId) -> list[ContextId]:
+        """The ids of the app's contexts."""
+        return [live.id for live in self._by_id.values() if live.row.app == app]
+
     def anonymous(self, app: AppId) -> Collection[LiveContext]:
         """The app's anonymous contexts."""
         return self._anonymous.get(app, {}).keys()

@@ -22,8 +22,10 @@ from llmaas.metrics import Registry
 from llmaas.planner.events import Flush, RateChanged
 from llmaas.policies.duty import ThermalReading
 from llmaas.policies.pool_budget import MemoryReading
-from llmaas.records import AppId, ContextDetail, ContextInfo, Message, RequestId, RequestInfo, Resolved
+from llmaas.records import AppId, ContextDetail, ContextId, ContextInfo, Message, RequestId, RequestInfo, Resolved
 from llmaas.service.adapters import AdapterRegistry
+from llmaas.service.app_file import FILE as APPS_FILE
+from llmaas.service.apps import Apps
 from llmaas.service.budgets import Budgets
 from llmaas.service.contexts import Contexts
 from llmaas.service.histories import Histories
@@ -72,6 +74,7 @@ class Service:
             metrics=Registry(),
             quotas=Quotas(settings.app_contexts, settings.app_text_bytes),
         )
+        self.apps = Apps(store.root / APPS_FILE, store_thread, self, clock)
         self._rates: dict[AppId | None, float | None] = {None: settings.planner.rate}
         self._closing = False
         self._started = clock.now()
@@ -79,7 +82,9 @@ class Service:
         self._failed = asyncio.Event()
 
     async def start(self) -> None:
-        """Open every stored context. Raises StoreFailed, and what is wrong with an adapter of the settings."""
+        """Open every stored context. Raises StoreFailed (AppsDamaged), and what is wrong with an adapter of the
+        settings."""
+        await self.apps.start()
         await self.adapters.start(self._settings.adapters)
         parts, settings, ctx_limit = self._parts, self._settings, self.planner_settings.ctx_limit
         interpreter = self._interpreter = Interpreter(
@@ -207,6 +212,10 @@ class Service:
         live = self._contexts.find(app, context)
         self._runner.cancel_calls_of(live)
         await self._contexts.delete(live)
+
+    def ids(self, app: AppId) -> list[ContextId]:
+        """The ids of an app's contexts."""
+        return self._parts.directory.ids(app)
 
     def contexts(self, app: AppId | None) -> list[ContextInfo]:
         """An app's contexts, or everyone's; most recently used first."""

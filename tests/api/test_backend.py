@@ -13,7 +13,7 @@ from llmaas.api.daemon_address import admin_socket
 from llmaas.api.server import Limits, serve
 from llmaas.records import AppId
 from tests.support.loop import on_a_loop
-from tests.support.scripted import HELLO, ScriptedBackend, peer, serving, until, with_context
+from tests.support.scripted import HELLO, ScriptedApps, ScriptedBackend, peer, serving, until, with_context
 
 DOORS = [
     (Door.ADMIN, 0, True),
@@ -31,7 +31,7 @@ def at(door: Door, path: Path) -> Path:
 
 @pytest.mark.parametrize(("door", "uid", "is_operator"), DOORS)
 def test_the_operator_is_root_or_the_daemons_user_on_the_admin_socket(door: Door, uid: int, is_operator: bool) -> None:
-    assert caller_of(uid, "mail", door) == Caller(AppId(f"{uid}/mail"), is_operator)
+    assert caller_of(uid, "mail", door, tokens=ScriptedApps()) == Caller(AppId(f"{uid}/mail"), is_operator)
 
 
 URGENT = Limits(priority_floor=5, urgent_apps=frozenset({"phone", "7/dialer"}))
@@ -53,7 +53,7 @@ URGENT = Limits(priority_floor=5, urgent_apps=frozenset({"phone", "7/dialer"}))
 async def test_only_apps_that_were_granted_it_and_the_operator_are_more_urgent_than_the_floor(
     path: Path, door: Door, uid: int, app: str, most_urgent: int
 ) -> None:
-    assert caller_of(uid, app, door, URGENT).most_urgent == most_urgent
+    assert caller_of(uid, app, door, URGENT, tokens=ScriptedApps()).most_urgent == most_urgent
     async with serving(path, limits=URGENT, uid=uid) as (backend, _):
         client = await with_context(at(door, path), app=app)
         for i, wanted in enumerate((0, 3, 5, 9)):
@@ -63,7 +63,7 @@ async def test_only_apps_that_were_granted_it_and_the_operator_are_more_urgent_t
         allowed = [max(most_urgent, wanted) for wanted in (0, 3, 5, 9)]
         assert [terms.priority for terms in backend.terms] == allowed
         assert [priority for _, priority in backend.priorities] == allowed
-        assert backend.operators == [caller_of(uid, app, door).is_operator] * 4
+        assert backend.operators == [caller_of(uid, app, door, tokens=ScriptedApps()).is_operator] * 4
         await client.close()
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
+import os
 import socket
 import struct
 import time
@@ -33,6 +34,7 @@ async def test_hello_tells_the_version_the_model_and_the_limits(path: Path) -> N
             "server": "llmaas/0.1.0",
             "model": "scripted",
             "n_ctx": 4096,
+            "app": f"{os.geteuid()}/mail",
             "limits": {"max_frame": 16384, "max_in_flight": 64, "most_urgent": 0},
         }
         await client.close()

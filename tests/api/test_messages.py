@@ -10,8 +10,9 @@ from hypothesis import strategies as st
 
 from llmaas.api import messages as msg
 from llmaas.api import replies
+from llmaas.api.app_messages import AppAdd, AppRemove, AppRotate, ListApps
 from llmaas.api.hello import Hello, app_id, hello_frame, read_hello
-from llmaas.api.names import MAX_CONTEXT, MAX_MESSAGES, MAX_NAME, MAX_ROLE, MAX_STOP, MAX_STOPS
+from llmaas.api.names import CONTEXTS_OF_APP, MAX_CONTEXT, MAX_MESSAGES, MAX_NAME, MAX_ROLE, MAX_STOP, MAX_STOPS
 from llmaas.api.operations import as_messages
 from llmaas.api.record_maps import from_map, to_map
 from llmaas.api.wire import Decoder, Frame, encode
@@ -102,6 +103,10 @@ BY_OPERATION: dict[type[msg.Request], st.SearchStrategy[msg.Request]] = {
     msg.AdapterAdd: st.builds(msg.AdapterAdd, TEXT, TEXT),
     msg.AdapterRemove: st.builds(msg.AdapterRemove, TEXT),
     msg.Ping: st.just(msg.Ping()),
+    ListApps: st.just(ListApps()),
+    AppAdd: st.builds(AppAdd, TEXT, st.sampled_from(CONTEXTS_OF_APP)),
+    AppRemove: st.builds(AppRemove, TEXT, st.sampled_from(CONTEXTS_OF_APP)),
+    AppRotate: st.builds(AppRotate, TEXT),
 }
 
 

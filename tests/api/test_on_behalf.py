@@ -16,8 +16,9 @@ from llmaas.api.wire import Frame
 from llmaas.errors import BadRequest, Forbidden
 from llmaas.records import AppId
 from tests.support.loop import on_a_loop
-from tests.support.scripted import HELLO, Peer, peer, serving, serving_in_a_thread, until
+from tests.support.scripted import HELLO, Peer, ScriptedApps, peer, serving, serving_in_a_thread, until
 
+NONE = ScriptedApps()
 STRANGER = os.geteuid() + 4242
 
 
@@ -32,11 +33,12 @@ async def delegated(path: Path, app: str, uid: object) -> tuple[Peer, Frame]:
 
 def test_the_caller_is_that_app_and_not_the_operator() -> None:
     limits = Limits(priority_floor=5, urgent_apps=frozenset({"7/dialer"}))
-    assert caller_of(os.geteuid(), "mail", Door.ADMIN, limits, on_behalf_of=7) == Caller(AppId("7/mail"), False, 5)
-    assert caller_of(os.geteuid(), "dialer", Door.ADMIN, limits, on_behalf_of=7) == Caller(AppId("7/dialer"), False, 0)
+    mail = caller_of(os.geteuid(), "mail", Door.ADMIN, limits, tokens=NONE, on_behalf_of=7)
+    dialer = caller_of(os.geteuid(), "dialer", Door.ADMIN, limits, tokens=NONE, on_behalf_of=7)
+    assert mail == Caller(AppId("7/mail"), False, 5) and dialer == Caller(AppId("7/dialer"), False, 0)
     # Not even on its own behalf, or root's.
     for uid in (os.geteuid(), 0):
-        assert not caller_of(os.geteuid(), "mail", Door.ADMIN, limits, on_behalf_of=uid).is_operator
+        assert not caller_of(os.geteuid(), "mail", Door.ADMIN, limits, tokens=NONE, on_behalf_of=uid).is_operator
 
 
 @pytest.mark.parametrize("uid", [os.geteuid(), STRANGER])
@@ -44,7 +46,7 @@ def test_only_the_operator_may(uid: int) -> None:
     doors = [Door.APPS] if uid == os.geteuid() else [Door.APPS, Door.ADMIN]
     for door in doors:
         with pytest.raises(Forbidden, match="uid"):
-            caller_of(uid, "mail", door, on_behalf_of=7)
+            caller_of(uid, "mail", door, tokens=NONE, on_behalf_of=7)
 
 
 @on_a_loop

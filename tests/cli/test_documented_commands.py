@@ -40,6 +40,7 @@ TO_AN_END = {
 MEANWHILE = {
     r"ctx fork": "has a context",
     r"ctx (hint|rm|show|truncate|migrate)|adapter rm|chat .*--adapter": "",
+    r"app (add|rotate|rm)": "app",
 }
 """What may fail when it is done again, or after another example, and what it must then say."""
 SYSTEMCTL = "#!/bin/sh\ncase $* in *is-active*) echo active;; *is-enabled*) echo enabled;; esac\n"

@@ -129,7 +129,7 @@ def test_an_interrupt_is_exit_code_130(monkeypatch: pytest.MonkeyPatch, capsys: 
 
 def test_only_the_chosen_command_gets_its_arguments() -> None:
     args = build_parser("ctx").parse_args(["ctx", "ls", "--json"])
-    assert (args.command, args.json, args.app) == ("ctx", True, "cli")
+    assert (args.command, args.json, args.app) == ("ctx", True, None)
 
 
 def test_show_config_tells_every_value_and_its_source(llmaas: Run) -> None:

@@ -253,6 +253,8 @@ def test_an_address_that_others_can_reach_is_refused() -> None:
     for address in ("0.0.0.0:0", "192.168.1.1:80", "[::]:80"):
         with pytest.raises(ConfigError, match="other machines"):
             tcp_socket(address)
+    with tcp_socket("0.0.0.0:0", tokens_required=True) as sock:
+        assert sock.getsockname()[0] == "0.0.0.0"
     with tcp_socket("127.0.0.1:0") as sock, pytest.raises(ConfigError, match="cannot serve HTTP") as taken:
         tcp_socket(f"127.0.0.1:{sock.getsockname()[1]}")
     assert "--http" in taken.value.hint

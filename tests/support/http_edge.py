@@ -14,6 +14,8 @@ import httpx
 import pytest
 
 from llmaas.engine.fake import FakeEngine
+from llmaas.http.access import Access
+from llmaas.http.edge import OPEN
 from llmaas.http.server import serve_http
 from llmaas.socket_place import http_socket
 from tests.support.daemon import SOON, Daemon, active, serving
@@ -42,9 +44,12 @@ class HttpEdge:
             yield client
 
     @asynccontextmanager
-    async def http(self, *, unix: bool = False, app: str = "") -> AsyncIterator[httpx.AsyncClient]:
+    async def http(
+        self, *, unix: bool = False, app: str = "", token: str | None = None
+    ) -> AsyncIterator[httpx.AsyncClient]:
         transport = httpx.AsyncHTTPTransport(uds=str(self.unix)) if unix else None
         headers = {"x-llmaas-app": app} if app else {}
+        headers |= {} if token is None else {"authorization": f"Bearer {token}"}
         base = "http://localhost" if unix else f"http://{self.address}"
         async with httpx.AsyncClient(transport=transport, base_url=base, headers=headers, timeout=SOON) as client:
             yield client
@@ -56,12 +61,21 @@ class HttpEdge:
 
 
 @asynccontextmanager
-async def http_edge(root: Path, *, grace_s: float = 5.0, **options: Any) -> AsyncIterator[HttpEdge]:
+async def http_edge(
+    root: Path, *, grace_s: float = 5.0, access: Access = OPEN, host: str = "127.0.0.1", **options: Any
+) -> AsyncIterator[HttpEdge]:
     """``options`` are those of ``serving``."""
     async with serving(root, **options) as daemon:
         stop, address = asyncio.Event(), asyncio.get_running_loop().create_future()
         ended = asyncio.ensure_future(
-            serve_http(daemon.socket, stop, address="127.0.0.1:0", grace_s=grace_s, on_ready=address.set_result)
+            serve_http(
+                daemon.socket,
+                stop,
+                address=f"{host}:0",
+                access=access,
+                grace_s=grace_s,
+                on_ready=address.set_result,
+            )
         )
         await asyncio.wait((address, ended), return_when=asyncio.FIRST_COMPLETED, timeout=SOON)
         try:

@@ -12,17 +12,28 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+from llmaas.api.backend import Evict
 from llmaas.api.server import Limits, Server, peer_uid, serve
 from llmaas.api.wire import Decoder, Frame, encode
 from llmaas.calls import CallSpec, Done, FinishReason, Generation, Piece, SwitchReport, Terms
-from llmaas.errors import Cancelled, ContextExists, ContextTooLong, UnknownAdapter, UnknownContext, UnknownRequest
+from llmaas.errors import (
+    BadToken,
+    Cancelled,
+    ContextExists,
+    ContextTooLong,
+    UnknownAdapter,
+    UnknownContext,
+    UnknownRequest,
+)
 from llmaas.records import (
     AdapterInfo,
     AppId,
+    AppInfo,
     ContextDetail,
     ContextId,
     ContextInfo,
     Message,
+    NewToken,
     RequestId,
     RequestInfo,
     Resolved,
@@ -48,6 +59,37 @@ class ScriptedAdapters:
             raise UnknownAdapter(f"there is no adapter {name!r}")
 
 
+class ScriptedApps:
+    """Apps that have tokens; those that the operator adds get their own name as the token."""
+
+    def __init__(self) -> None:
+        self.tokens: dict[str, AppId] = {}
+        self.evict: Evict | None = None
+
+    def app_of(self, token: str) -> AppId | None:
+        return self.tokens.get(token)
+
+    def refuse_without(self, app: AppId) -> None:
+        if app in self.tokens.values():
+            raise BadToken(f"the app {app} has a token")
+
+    def infos(self) -> list[AppInfo]:
+        return [AppInfo(app, 1.5, 0) for app in self.tokens.values()]
+
+    async def add(self, app: AppId, *, contexts: str) -> NewToken:
+        self.tokens[app] = app
+        return NewToken(app, app)
+
+    async def remove(self, app: AppId, *, contexts: str) -> None:
+        del self.tokens[app]
+
+    async def rotate(self, app: AppId) -> NewToken:
+        return NewToken(app, app)
+
+    def on_evict(self, evict: Evict) -> None:
+        self.evict = evict
+
+
 class ScriptedBackend:
     """Prompts: ``count N``, ``wait``, ``flood``, ``at once``, ``stubborn`` (completes when cancelled), ``boom``,
     ``boom now``, ``too long``; any other counts to 1. A context named ``slow`` is created when ``gate`` is set, one
@@ -65,6 +107,7 @@ class ScriptedBackend:
         self.gate = asyncio.Event()
         self.stats_reply: dict[str, object] = {"requests": 3, "tiers": {"cells": 1}}
         self.adapters = ScriptedAdapters()
+        self.apps = ScriptedApps()
         self._last = 0
 
     def hello(self) -> dict[str, object]:

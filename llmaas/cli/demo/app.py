@@ -32,7 +32,7 @@ class App:
         self._asked = args.asked
         self._max_tokens = args.max_tokens
         self._seed = args.seed
-        self._client = Client(args.socket, app=args.app)
+        self._client = Client(args.socket, app=args.app, token="")
         self._context: ContextInfo | None = None
 
     def begin(self) -> dict[str, object]:

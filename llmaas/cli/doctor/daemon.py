@@ -42,7 +42,7 @@ def check_socket(path: Path, daemon_uid: int | None = None) -> Iterator[Finding]
     if not answers(path):
         yield Finding("socket", "warn", f"{path} is stale: nobody serves it", "'llmaas serve' replaces it.")
         return
-    with Client(path, app=DEFAULT_APP, daemon_uid=daemon_uid) as client:
+    with Client(path, app=DEFAULT_APP, token="", daemon_uid=daemon_uid) as client:
         stats = client.stats()
     yield Finding("socket", "ok", f"a daemon answers on {path}")
     yield budget_finding(stats["pool_bytes"], stats["disk_bytes"])

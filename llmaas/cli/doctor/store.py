@@ -23,6 +23,8 @@ from llmaas.kvchunks.store.cipher import fastest_cipher
 from llmaas.kvchunks.store.store import INDEX, Encryption, Store
 from llmaas.kvchunks.store.syscalls import IndexDamaged
 from llmaas.records import NO_QUOTA
+from llmaas.service.app_file import FILE as APPS_FILE
+from llmaas.service.app_file import read_apps
 
 _LOW_DISK = 1 << 30
 
@@ -63,6 +65,7 @@ def check_store(config: Config, environ: Mapping[str, str], *, deep: bool, repai
     if not config.data_dir.is_dir() or not any(config.data_dir.iterdir()):
         yield Finding("store", "ok", "none yet; the daemon makes it")
         return
+    yield from check_apps(config.data_dir / APPS_FILE)
     found = master_key.find(config.data_dir, config.key_source, environ, make=False) if config.encrypt else None
     try:
         if repair:
@@ -79,6 +82,15 @@ def check_store(config: Config, environ: Mapping[str, str], *, deep: bool, repai
     with store:
         yield from _problems(store, deep=deep, repair=repair)
         yield from encryption_findings(config, store.encryption(), found.origin if found else None)
+
+
+def check_apps(path: Path) -> Iterator[Finding]:
+    """The file of the apps that have tokens."""
+    try:
+        if rows := read_apps(path):
+            yield Finding("apps", "ok", f"{len(rows)} have a token")
+    except StoreFailed as error:
+        yield Finding("apps", "fail", error.message, error.hint)
 
 
 def _repair_index(data_dir: Path) -> Iterator[Finding]:

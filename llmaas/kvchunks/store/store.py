@@ -93,6 +93,11 @@ class Store:
             raise
         self._closed = False
 
+    @property
+    def root(self) -> Path:
+        """The store's folder, which only its owner may access."""
+        return self._root
+
     def close(self) -> None:
         """Idempotent. Calls that come later raise StoreFailed."""
         if not self._closed:

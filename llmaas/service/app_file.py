@@ -1,0 +1,104 @@
+"""The file ``apps.json`` in the store's folder: which apps have a token, and the hashes of these.
+
+Law: it is replaced as a whole, and is on disk before anybody is told so. A file that is not what was written is an
+error, never an empty one: without it, every app's name would be free to take.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import stat
+from collections.abc import Iterable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from llmaas.errors import StoreFailed
+from llmaas.records import AppId
+from llmaas.regular_file import open_regular
+
+FILE = "apps.json"
+VERSION = 1
+_MOST_BYTES = 4 << 20
+
+
+@dataclass(frozen=True, slots=True)
+class AppRow:
+    """An app that has a token."""
+
+    app: AppId
+    token_hash: bytes
+    """The token's SHA-256."""
+    created: float
+    """When it was made, in seconds since 1970."""
+
+
+class AppsDamaged(StoreFailed):
+    """The file of apps is not what was written, or others may write to it."""
+
+    hint = (
+        "Put a backup of the file in its place. Without one, move it away: then no app has a token, and every program "
+        "can be any app of its user until 'llmaas app add' gives new tokens."
+    )
+
+
+def read_apps(path: Path) -> list[AppRow]:
+    """What the file holds; nothing if there is none. Raises AppsDamaged."""
+    try:
+        with open_regular(path) as file:
+            info = os.fstat(file.fileno())
+            data = file.read(_MOST_BYTES)
+    except FileNotFoundError:
+        return []
+    except OSError as error:
+        raise AppsDamaged(f"the file of apps {path} cannot be read: {error.strerror}") from None
+    if info.st_uid not in (os.geteuid(), 0) or stat.S_IMODE(info.st_mode) & 0o022:
+        why = "other users may write to the file of apps"
+        raise AppsDamaged(f"{why} {path}", hint=f"See to it that nobody has, then: chmod 600 {path}")
+    try:
+        return _rows(json.loads(data))
+    except (ValueError, TypeError, KeyError, AttributeError, RecursionError):
+        raise AppsDamaged(f"the file of apps {path} is damaged") from None
+
+
+def write_apps(path: Path, rows: Iterable[AppRow]) -> None:
+    """Replace the file. Raises StoreFailed; then the file is as it was."""
+    body = {str(row.app): {"token_sha256": row.token_hash.hex(), "created": row.created} for row in rows}
+    data = json.dumps({"version": VERSION, "apps": body, "checksum": _checksum(body)}, indent=1).encode()
+    new = path.with_name(f"{path.name}.new")
+    try:
+        fd = os.open(new, os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_NOFOLLOW | os.O_CLOEXEC, 0o600)
+        try:
+            os.fchmod(fd, 0o600)
+            left = memoryview(data)
+            while left:
+                left = left[os.write(fd, left) :]
+            os.fsync(fd)
+        finally:
+            os.close(fd)
+        new.replace(path)
+        folder = os.open(path.parent, os.O_RDONLY | os.O_CLOEXEC)
+        try:
+            os.fsync(folder)
+        finally:
+            os.close(folder)
+    except OSError as error:
+        raise StoreFailed(
+            f"the file of apps {path} cannot be written: {error.strerror}",
+            hint="Free space, or see what 'llmaas doctor' says; then try again.",
+        ) from None
+
+
+def _rows(found: Any) -> list[AppRow]:
+    if found["version"] != VERSION or found["checksum"] != _checksum(found["apps"]):
+        raise ValueError
+    return [
+        AppRow(AppId(app), bytes.fromhex(row["token_sha256"]), float(row["created"]))
+        for app, row in found["apps"].items()
+    ]
+
+
+def _checksum(body: object) -> str:
+    return hashlib.sha256(json.dumps(body, sort_keys=True).encode()).hexdigest()
