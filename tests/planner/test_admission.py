@@ -307,3 +307,18 @@ def test_no_step_of_a_model_whose_state_cannot_be_cut_is_aborted_so_none_is_long
     w.settle()
     assert w.finished[cancelled].outcome is act.Outcome.CANCELLED
     assert not any(isinstance(a, act.AbortStep) for _, actions in w.log for a in actions) and not w.planner.check()
+
+
+def test_calls_of_equal_apps_do_not_push_each_other_out_without_end() -> None:
+    """Sixteen calls of four apps for eight places, while each step takes as long as many other answers."""
+    w = quiet(n_cells=8192, ctx_limit=4096, n_seqs=40, max_batch=512, prefill_slice=256, max_running=8)
+    w.tick, w.token_s = 1e-3, 1e-4
+    live: list[RequestId] = []
+    for i in range(600):
+        live = [request for request in live if request not in w.finished]
+        while len(live) < 16:
+            live.append(w.call(w.open(AppId(f"0/{w.serial % 4}")), w.rng.randint(20, 300), 32, priority=5))
+        others = [k for k, action in enumerate(w.due) if not isinstance(action, act.RunStep)]
+        w.answer_one(others[0] if others and i % 20 else 0)
+    assert len(w.finished) > 40
+    assert len(paused(w)) < 3 * len(w.finished)

@@ -110,6 +110,43 @@ def test_an_app_with_many_places_gives_one_at_once_to_an_app_with_fewer_that_is_
     assert not policy.gives_way(RequestId(3), RequestId(6), 0.0)
 
 
+def test_an_app_with_many_places_that_was_served_less_keeps_them_or_it_would_be_next_again() -> None:
+    policy = fair((1, A, 5), (2, A, 5), (3, A, 5), (4, B, 5))
+    policy.admit(RequestId(4))
+    serve(policy, 4, 0.0, 1.0, prompt=100)
+    policy.pause(RequestId(4))
+    for request in (1, 2, 3):
+        policy.admit(RequestId(request))
+    assert not policy.gives_way(RequestId(1), RequestId(4), 1.0)
+    serve(policy, 1, 1.0, 2.0, prompt=100)
+    assert policy.gives_way(RequestId(1), RequestId(4), 2.0)
+
+
+@settings(deadline=None)
+@given(
+    st.lists(st.tuples(st.integers(0, 3), st.integers(4, 6)), min_size=3, max_size=20),
+    st.lists(st.tuples(st.integers(0, 19), st.integers(0, 300)), max_size=20),
+    st.integers(1, 8),
+)
+def test_who_is_admitted_does_not_give_way_at_once(
+    calls: list[tuple[int, int]], served: list[tuple[int, int]], places: int
+) -> None:
+    """Otherwise it would be admitted and paused for ever, while others' steps run."""
+    policy = fair(*((i, AppId(f"0/{app}"), priority) for i, (app, priority) in enumerate(calls)))
+    running: list[RequestId] = []
+    for who, prompt in served:
+        while len(running) < places and (head := policy.head(0.0)) is not None:
+            policy.admit(head)
+            running.append(head)
+        if who < len(running):
+            serve(policy, running[who], 0.0, 0.0, prompt=prompt)
+            policy.pause(running.pop(who))
+    while (head := policy.head(0.0)) is not None:
+        policy.admit(head)
+        if (following := policy.head(0.0)) is not None:
+            assert not policy.gives_way(head, following, 0.0)
+
+
 def test_a_running_period_is_worth_its_switch() -> None:
     policy = fair((1, A, 5), (2, B, 5))
     policy.admit(RequestId(1))

@@ -34,7 +34,8 @@ class Fair(CallQueues):
     saves up credit while it is idle.
 
     Time slices: after ``quantum`` steps a running call gives way to waiting calls of the same urgency. Places come
-    before time: a call of an app that has two more in CELLS than another app gives way to the other's at once.
+    before time: a call of an app that has two more in CELLS than another app, and was served no less, gives way to the
+    other's at once.
 
     Prompts: those of an app wait for another's if it was served, and wants, half as much again. What was served lately
     counts, or an app would be held to what it took when nobody else wanted anything.
@@ -129,7 +130,11 @@ class Fair(CallQueues):
         if self._calls[waiting].priority < self.urgency(running, now):
             return True
         call, other = self._calls[running], self._calls[waiting]
-        if self._running[call.app] > self._running[other.app] + 1 and other.priority <= self.urgency(running, now):
+        if (
+            self._running[call.app] > self._running[other.app] + 1
+            and other.priority <= self.urgency(running, now)
+            and self._share[other.app] <= self._share[call.app]
+        ):  # if its app had been served less, it would be the next to be admitted again, and so on without end
             return True
         if call.period < self._quantum or call.period_s < _WORTH_SWITCHING * call.switch_s:
             return False
