@@ -49,7 +49,7 @@ async def switches(thread: EngineThread, folder: Path, master: MasterKey, repeat
         async with serving(thread, store, **CHOICES) as service:
             swapped = SwappedContexts(service, store)
             await swapped.add_pushers()
-            contexts = {name: service.show(APP, name).info.id for name in (CLEAR, SEALED)}
+            contexts = {name: service.info(APP, name).id for name in (CLEAR, SEALED)}
             payload = folder / "payload"
             cached = await _compare(swapped, contexts, store, False, repeats, payload)
             return {"cached": cached, "cold": await _compare(swapped, contexts, store, True, repeats, payload)}

@@ -53,8 +53,8 @@ class SwappedContexts:
 
     async def reopen(self, lengths: Sequence[int]) -> None:
         """Use the contexts that ``create`` made, with an earlier service on the same store."""
-        self._pushers = [self._service.show(APP, name).info.id for name in self._names()]
-        self._contexts = {n: self._service.show(APP, f"{n} tokens").info.id for n in lengths}
+        self._pushers = [self._service.info(APP, name).id for name in self._names()]
+        self._contexts = {n: self._service.info(APP, f"{n} tokens").id for n in lengths}
 
     async def add_pushers(self) -> None:
         """Create the pushers: contexts of one token, as many as can be in CELLS. ``create`` does it, too."""

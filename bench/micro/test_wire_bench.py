@@ -60,6 +60,9 @@ class FastBackend:
     def contexts_after(self, app: AppId | None, number: int) -> Iterator[tuple[int, ContextInfo]]:
         return ((n, INFO) for n in range(number + 1, 1001))
 
+    def load(self, app: AppId | None, context: str) -> None:
+        return None
+
     def show(self, app: AppId | None, context: str) -> ContextDetail:
         return ContextDetail(INFO, ())
 

@@ -103,6 +103,9 @@ class Backend(Protocol):
     def contexts_after(self, app: AppId | None, number: int) -> Iterator[tuple[int, ContextInfo]]:
         """Contexts with numbers above ``number``, in their order, each with its number. To be used at once."""
 
+    def load(self, app: AppId | None, context: str) -> Callable[[], Coroutine[Any, Any, None]] | None:
+        """What must be called and awaited before ``show``; None if nothing must."""
+
     def show(self, app: AppId | None, context: str) -> ContextDetail: ...
 
     def submit(
@@ -164,6 +167,17 @@ def task_of(backend: Backend, caller: Caller, request: msg.TaskRequest) -> Calla
             return functools.partial(backend.apps.rotate, app_named(name))
         case _:
             assert_never(request)
+
+
+def before(
+    backend: Backend, caller: Caller, request: msg.QuickRequest
+) -> Callable[[], Coroutine[Any, Any, object]] | None:
+    """What must end before ``answer`` can answer the request; None if nothing must. Raises LlmaasError."""
+    match request:
+        case msg.Show(context, everyone):
+            return backend.load(caller.owner(everyone), context)
+        case _:
+            return None
 
 
 def answer(backend: Backend, caller: Caller, request: msg.QuickRequest, page: int) -> object:

@@ -16,7 +16,7 @@ from typing import Any
 from llmaas.api import messages as msg
 from llmaas.api import replies
 from llmaas.api.app_messages import AppAdd, AppRemove, AppRotate
-from llmaas.api.backend import Backend, answer, task_of
+from llmaas.api.backend import Backend, answer, before, task_of
 from llmaas.api.caller import Caller
 from llmaas.api.incoming import Incoming
 from llmaas.api.pages import Page, page_bytes
@@ -159,8 +159,20 @@ class InFlight:
             ):
                 self._spawn(request_id, msg.op_of(request), task_of(self._backend, self._caller, request))
             case _:
-                page = page_bytes(self._limits.max_frame)
-                self._done(request_id, answer(self._backend, self._caller, request, page))
+                self._answer(request_id, request)
+
+    def _answer(self, request_id: int, request: msg.QuickRequest) -> None:
+        """At once, or when what is missing has been read."""
+        quick = functools.partial(answer, self._backend, self._caller, request, page_bytes(self._limits.max_frame))
+        if (reading := before(self._backend, self._caller, request)) is None:
+            self._done(request_id, quick())
+            return
+
+        async def read_and_answer() -> object:
+            await reading()
+            return quick()
+
+        self._spawn(request_id, msg.op_of(request), read_and_answer)
 
     def _admit(self, request_id: int, op: str) -> _RunningRequest:
         if len(self._running) >= self._limits.max_in_flight:
@@ -228,7 +240,8 @@ class InFlight:
         try:
             result = future.result()
             if not running.over:
-                self._done(request_id, to_map(result) if is_dataclass(result) else result)
+                plain = isinstance(result, Page) or not is_dataclass(result)
+                self._done(request_id, result if plain else to_map(result))
         except (Exception, asyncio.CancelledError) as e:
             error = as_llmaas_error(e, running.op)
             if self._ending is not None and isinstance(error, Cancelled):

@@ -134,16 +134,19 @@ async def running(config: Config, kind: type[LlamaEngine] = LlamaEngine) -> Asyn
         # The store before the model: it is quick, and a second daemon on the same data must fail at once.
         store = parts.enter_context(open_store(config, os.environ))
         # Loading takes seconds: off the loop, so that signals are handled meanwhile.
-        loader = FairThread("load-model")
+        loader, lister = FairThread("load-model"), FairThread("list-contexts")
         try:
+            listing = lister.submit("", store.summaries)  # meanwhile
             choice = await loader.run("", _choose_repack, config, model)
             load = functools.partial(load_engine, config, model, kind, choice.copied)
             engine = await loader.run("", EngineThread, load)
+            parts.callback(engine.close)
+            summaries = await asyncio.wrap_future(listing)
         finally:
             loader.close(wait=False)  # it has ended, or is not wanted any more
-        parts.callback(engine.close)
+            lister.close()  # before the store is closed, whatever came of the model; it takes a fraction of a second
         service = Service(engine, store, service_settings(config), RealClock())
-        await service.start()
+        await service.start(summaries)
         parts.push_async_callback(service.stop)
         limits = Limits(priority_floor=config.priority_floor, urgent_apps=frozenset(config.urgent_apps or ()))
         server = await serve(service, config.socket, limits=_fitting(limits))

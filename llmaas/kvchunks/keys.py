@@ -76,6 +76,20 @@ def chunk_keys(
     return keys
 
 
+def tail_keys(previous: bytes, tokens: array[int]) -> list[ChunkKey]:
+    """The keys of a partial chunk behind the key or root ``previous``, if it had the first 1, 2, ... of ``tokens``.
+
+    >>> root = namespace(AppId("1000/mail"), "model")
+    >>> tail_keys(root, array("i", range(3)))[1] == chunk_keys(root, range(2))[0]
+    True
+    """
+    raw, hasher, keys = _int32_bytes(tokens), blake2b(previous, digest_size=KEY_BYTES, person=_CHUNK), list[ChunkKey]()
+    for start in range(0, len(raw), 4):
+        hasher.update(raw[start : start + 4])
+        keys.append(ChunkKey(hasher.digest()))
+    return keys
+
+
 def _int32_bytes(tokens: Sequence[int] | array[int] | memoryview) -> memoryview:
     """The tokens as little-endian int32; without a copy if they are stored like that already."""
     if isinstance(tokens, array) and tokens.typecode == "i":

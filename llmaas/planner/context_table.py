@@ -48,6 +48,9 @@ class ContextTable:
         context = Context(event.context, event.app, [], event.n_kv, idle_since=now - event.idle)
         self._contexts[event.context] = context
         self._books.set_keys(context, 0, event.keys, out)
+        if event.coldest:
+            self._books.make_coldest(context)
+        self._books.found(context, event.found, out)
 
     def _changed(self, event: ContextChanged, out: list[Action]) -> None:
         context = self._contexts[event.context]
@@ -55,6 +58,7 @@ class ContextTable:
         self._cells.trim(context, _cells_to_keep(context, event.n_kv), out)
         context.n_kv = event.n_kv
         self._books.set_keys(context, event.first, event.keys, out)
+        self._books.found(context, event.found, out)
         self._swap_out.context_changed(context, out)
 
     def _closed(self, event: ContextClosed, out: list[Action]) -> None:
@@ -66,11 +70,9 @@ class ContextTable:
         self._books.closed(context.id, event.gone, out)
 
     def _found(self, event: ChunksFound, out: list[Action]) -> None:
-        stored = {key: (nbytes, meta) for key, nbytes, meta in event.chunks}
+        stored = {chunk[0]: chunk for chunk in event.chunks}
         for context in self._contexts.values():
-            for key in context.keys:
-                if (chunk := stored.pop(key, None)) is not None:
-                    self._books.found(context, key, *chunk)
+            self._books.found(context, [stored.pop(key) for key in context.keys if key in stored], out)
         if stored:  # no context contains them
             out.append(DropDisk(tuple(stored)))
 

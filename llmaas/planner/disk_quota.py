@@ -21,6 +21,9 @@ from llmaas.planner.tally import Tally
 from llmaas.policies.wear import WearPolicy
 from llmaas.records import ChunkKey, ContextId
 
+_FIRST_USE = 1 << 32
+"""Number of the first use after the start. Contexts that were used before it have lower ones."""
+
 
 class DiskQuota:
     """Admits chunks to DISK under ``quota`` bytes."""
@@ -41,7 +44,7 @@ class DiskQuota:
         self._gone: list[ChunkKey] = []
         """Dropped from the ledger; DropDisk is still to be emitted."""
         self._full = False
-        self._uses = 0
+        self._uses = self._coldest = _FIRST_USE
 
     # -- contexts
 
@@ -54,6 +57,13 @@ class DiskQuota:
         context.cooled = 0
         self._order[context.id] = context
         self._order.move_to_end(context.id)
+
+    def make_coldest(self, context: Context) -> None:
+        """The context has just been opened, and was last used before all others."""
+        self._coldest -= 1
+        context.used = self._coldest
+        if context.id in self._order:
+            self._order.move_to_end(context.id, last=False)
 
     def set_keys(self, context: Context, first: int, keys: tuple[ChunkKey, ...]) -> list[ChunkKey]:
         """Use the context, and replace its chunks from index ``first`` on. The chunks that were there before."""

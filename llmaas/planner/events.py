@@ -11,12 +11,16 @@ from dataclasses import dataclass
 
 from llmaas.records import AppId, ChunkKey, ChunkMeta, ChunkSensitivity, ContextId, RequestId
 
+FoundChunk = tuple[ChunkKey, int, ChunkMeta | None]
+"""A chunk that the store holds: key, bytes and meta data."""
+
 
 @dataclass(frozen=True, slots=True)
 class ContextOpened:
     """A context exists (created, forked, or found at start). ``keys`` cover its first ``n_kv`` tokens.
 
-    ``idle``: seconds since it was last used.
+    ``idle``: seconds since it was last used. ``found``: those of its chunks that the store has held since the start and
+    that no context has been known to contain. ``coldest``: it was last used before all contexts that are open already.
     """
 
     context: ContextId
@@ -24,6 +28,8 @@ class ContextOpened:
     keys: tuple[ChunkKey, ...] = ()
     n_kv: int = 0
     idle: float = 0.0
+    found: tuple[FoundChunk, ...] = ()
+    coldest: bool = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -31,13 +37,14 @@ class ContextChanged:
     """A context's committed tokens changed: a call returned, or it was truncated.
 
     ``keys`` name its chunks from chunk index ``first`` on; earlier ones are as they were. Together
-    they cover the first ``n_kv`` tokens. KV beyond ``n_kv`` is void.
+    they cover the first ``n_kv`` tokens. KV beyond ``n_kv`` is void. ``found``: as in ``ContextOpened``.
     """
 
     context: ContextId
     first: int
     keys: tuple[ChunkKey, ...]
     n_kv: int
+    found: tuple[FoundChunk, ...] = ()
 
 
 @dataclass(frozen=True, slots=True)
@@ -50,9 +57,10 @@ class ContextClosed:
 
 @dataclass(frozen=True, slots=True)
 class ChunksFound:
-    """What the store holds: key, bytes and meta data of each chunk. Comes once, at start, after every ContextOpened."""
+    """What the store has held since the start. Comes once, when all contexts have been looked at: a chunk that none of
+    them contains is dropped."""
 
-    chunks: tuple[tuple[ChunkKey, int, ChunkMeta | None], ...]
+    chunks: tuple[FoundChunk, ...]
 
 
 @dataclass(frozen=True, slots=True)

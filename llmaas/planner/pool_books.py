@@ -15,11 +15,11 @@ from llmaas.planner.actions import Action, ChunkSource, DropDisk, DropPool, Fetc
 from llmaas.planner.bit_budget import NOBODY, BitBudget
 from llmaas.planner.context import Context
 from llmaas.planner.disk_quota import DiskQuota
-from llmaas.planner.events import FAILED, BudgetChanged, Fetched, Loaded, Saved, Stored
+from llmaas.planner.events import FAILED, BudgetChanged, Fetched, FoundChunk, Loaded, Saved, Stored
 from llmaas.planner.pool_room import PoolRoom
 from llmaas.planner.tally import Tally
 from llmaas.planner.write_back import WriteBack
-from llmaas.records import CHUNK_TOKENS, ChunkKey, ChunkMeta, ContextId, Tier
+from llmaas.records import CHUNK_TOKENS, ChunkKey, ContextId, Tier
 
 
 class PoolBooks:
@@ -52,11 +52,18 @@ class PoolBooks:
         self.sweep(gone, out)
         self._room.closed(context)
 
-    def found(self, context: Context, key: ChunkKey, nbytes: int, meta: ChunkMeta | None) -> None:
-        """At start: the store holds the chunk."""
-        self._ledger.found_on_disk(key, nbytes)
-        if meta is not None:
-            self._bits.found(context, key, meta, nbytes)
+    def make_coldest(self, context: Context) -> None:
+        """The context was last used before all others: on DISK its chunks are the first to go."""
+        self._disk.make_coldest(context)
+
+    def found(self, context: Context, chunks: Sequence[FoundChunk], out: list[Action]) -> None:
+        """The store holds these chunks of the context since the start."""
+        for key, nbytes, meta in chunks:
+            self._ledger.found_on_disk(key, nbytes)
+            if meta is not None:
+                self._bits.found(context, key, meta, nbytes)
+        if chunks:
+            self._disk.shrink(out)
 
     def sweep(self, keys: Sequence[ChunkKey], out: list[Action]) -> None:
         """Chunks have come to rest, or lost a context: drop the copies that no context needs any more."""

@@ -5,42 +5,28 @@ Law: a change is in the store before it is in memory, and in both before the rep
 
 from __future__ import annotations
 
-import logging
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Coroutine, Iterator, Sequence
 from dataclasses import replace
 from functools import partial
+from typing import Any
 
 from llmaas.calls import Turn
-from llmaas.errors import (
-    BadRequest,
-    Busy,
-    ContextDamaged,
-    ContextExists,
-    MachineError,
-    ModelMismatch,
-    QuotaExceeded,
-)
-from llmaas.kvchunks.store.store import ContextRow, ModelName
-from llmaas.planner.events import ChunksFound, ContextClosed, ContextOpened
-from llmaas.records import AppId, ContextDetail, ContextId, ContextInfo, Message
+from llmaas.errors import BadRequest, Busy, ContextDamaged, ContextExists, ModelMismatch, QuotaExceeded
+from llmaas.kvchunks.store.store import ContextRow, ContextSummary, ModelName
+from llmaas.planner.events import ContextClosed, ContextOpened
+from llmaas.records import AppId, ContextDetail, ContextInfo, Message
 from llmaas.service.anonymous import AnonymousContexts
+from llmaas.service.context_rows import ContextRows
 from llmaas.service.copies import HistoryChanged, copy_beginning
-from llmaas.service.directory import looks_like_id, new_id
 from llmaas.service.history_keys import HistoryKey
 from llmaas.service.interpreter import Interpreter
-from llmaas.service.live_context import ANONYMOUS, LiveContext, anonymous_name, publish_kv, total_tokens
+from llmaas.service.live_context import LiveContext, publish_kv, total_tokens
 from llmaas.service.parts import ServiceParts
 from llmaas.service.quotas import span_bytes, text_bytes
 from llmaas.service.refusals import refuse_if_deleted, refuse_if_oversized, refuse_if_too_long
 from llmaas.service.retokenize import retokenized
+from llmaas.service.stored_contexts import StoredContexts
 from llmaas.service.turn_spans import turn_spans
-
-log = logging.getLogger(__name__)
-
-
-_LONGEST_NAME = 256
-"""Characters of a name that requests can give. A store may hold longer ones, from before names were bounded: their
-contexts are known by their ids."""
 
 
 class Contexts:
@@ -54,48 +40,24 @@ class Contexts:
         self._clock, self._adapters, self._directory = parts.clock, parts.adapters, parts.directory
         self._quotas, self._histories = parts.quotas, parts.histories
         self._planner, self._dispatch = interpreter.planner, interpreter.dispatch
+        self._unclaimed, self._rows = interpreter.unclaimed, ContextRows(parts)
+        self.stored = StoredContexts(parts, interpreter, partial(self._open, coldest=True))
         self._ctx_limit = ctx_limit
         self.anonymous = AnonymousContexts(parts, self.delete, anonymous_contexts)
 
-    async def open_stored(self) -> int:
-        """Open every context of the store; how many chunks there are on DISK. Raises StoreFailed.
-
-        A context that is damaged on disk is listed, and its calls fail.
-        """
-        chunks = await self._store_thread.run("", lambda: {chunk.key: chunk for chunk in self._store.chunks()})
-        rows = await self._renamed(await self._store_thread.run("", self._store.contexts))
-        for row in sorted(rows, key=lambda row: row.last_used):  # the disk quota counts contexts as used in this order
-            live = self._live(row if len(row.name) <= _LONGEST_NAME else replace(row, name=row.id))
-            try:
-                live.add_spans(await self._store_thread.run("", self._store.spans, row.id))
-            except ContextDamaged as error:  # the others are not affected
-                live.damage = error.message
-                log.error("%s; its calls fail until 'llmaas doctor --repair' has run", error.message)
-            live.cover_stored(chunks.keys())
-            self._open(live)
-        self._dispatch(ChunksFound(tuple((chunk.key, chunk.nbytes, chunk.meta) for chunk in chunks.values())))
-        return len(chunks)
-
-    async def _renamed(self, rows: Sequence[ContextRow]) -> Sequence[ContextRow]:
-        """The rows, where those that name the model's tokenizer as former versions did name it as this one does.
-
-        The store is changed at once: the former name is that of this very file, and does not outlive its repair.
-        """
-        former, vocab = self._engine.info.former_vocab, self._engine.info.vocab
-        if not any(row.vocab == former for row in rows):
-            return rows
-        try:
-            await self._store_thread.run("", self._store.rename_vocab, former, vocab)
-        except MachineError as error:
-            log.warning("contexts keep the former name of the tokenizer for now: %s", error.message)
-        return [replace(row, vocab=vocab) if row.vocab == former else row for row in rows]
+    async def open_stored(self, stored: Sequence[ContextSummary] | None) -> int:
+        """List every context of the store; how many chunks there are on DISK. ``stored``: the store's summaries, if
+        they have been read already. Raises StoreFailed."""
+        if stored is None:
+            stored = await self._store_thread.run("", self._store.summaries)
+        return await self.stored.start(stored, self._rows)
 
     async def create(self, app: AppId, name: str | None, system: str | None, adapter: str) -> ContextInfo:
         """See ``Service.create``."""
         self._adapters.file(adapter)
         await self.anonymous.fit_context(app)
         with self._quotas.new_context(app):
-            live = await self._create(app, self._new_row(app, name, adapter), system)
+            live = await self._create(app, self._rows.named(app, name, adapter), system)
         return replace(self.info(live), note=self._engine.info.chat_note)
 
     async def get_or_create(self, app: AppId, name: str, system: str | None, adapter: str) -> ContextInfo:
@@ -112,10 +74,10 @@ class Contexts:
         """An empty context without a name that an app chose."""
         async with self.anonymous.room(app):
             with self._quotas.new_context(app):
-                return await self._create(app, self._anonymous_row(app, adapter), None)
+                return await self._create(app, self._rows.anonymous(app, adapter), None)
 
     async def _create(self, app: AppId, row: ContextRow, system: str | None) -> LiveContext:
-        live = self._live(row)
+        live = self._rows.live(row)
         turn = Turn((Message("system", system),) if system else ())
         refuse_if_oversized(turn, self._ctx_limit, self._engine.token_bytes)
         make = partial(turn_spans, answer=False, limit=self._ctx_limit)
@@ -125,19 +87,20 @@ class Contexts:
         await self._store_thread.run(app, self._store.create_context, row, spans)
         live.add_spans(spans)
         live.used = self._clock.now()
-        self._open(live)
+        self._add(live)
         return live
 
     async def fork(self, app: AppId, context: str, name: str | None, n_messages: int | None) -> ContextInfo:
         """See ``Service.fork``."""
         source = self.find_usable(app, context)
+        await self.stored.read(source)
         if n_messages is not None:
             _n_kept(source, None, n_messages)
         async with source.lock:
             refuse_if_deleted(source)
             await self.anonymous.fit_context(app)
             with self._quotas.new_context(app):
-                row = self._new_row(app, name, source.adapter)
+                row = self._rows.named(app, name, source.adapter)
                 if n_messages is None or (n_messages == len(source.marks) and not source.has_raw_end):
                     return self.info(await self._fork(app, source, row))
                 return self.info(await self._copy(source, row, n_messages, None))
@@ -146,13 +109,13 @@ class Contexts:
         """The caller holds the lock of ``source``."""
         await self._refuse_text(app, text_bytes(source), source)
         await self._store_thread.run(app, self._store.fork, source.id, row)
-        live = self._live(row)
+        live = self._rows.live(row)
         live.root = source.root
         live.tokens, live.marks = source.tokens[:], list(source.marks)
         live.keys, live.n_kv = list(source.keys), source.n_kv
         live.rekey(min(source.n_kv, len(live.tokens)))  # not what was computed of an interrupted turn
         live.used = self._clock.now()
-        self._open(live)
+        self._add(live)
         return live
 
     async def copy_anonymous(self, source: LiveContext, n_messages: int, wanted: HistoryKey) -> LiveContext:
@@ -161,12 +124,12 @@ class Contexts:
         app = source.row.app
         async with self.anonymous.room(app, source):
             with self._quotas.new_context(app):
-                return await self._copy(source, self._anonymous_row(app, source.adapter), n_messages, wanted)
+                return await self._copy(source, self._rows.anonymous(app, source.adapter), n_messages, wanted)
 
     async def _copy(
         self, source: LiveContext, row: ContextRow, n_messages: int, wanted: HistoryKey | None
     ) -> LiveContext:
-        live, app = self._live(row), row.app
+        live, app = self._rows.live(row), row.app
         copy = partial(copy_beginning, self._store, source.id, live, n_messages, source.n_kv)
         found = await self._store_thread.run(app, copy)
         if wanted not in (None, found.key):
@@ -174,18 +137,19 @@ class Contexts:
         await self._refuse_text(app, text_bytes(live), source)
         await self._store_thread.run(app, self._store.create_context, row, found.spans)
         live.used = self._clock.now()
-        self._open(live)
+        self._add(live)
         return live
 
     async def split(self, live: LiveContext, n_messages: int) -> None:
         """Cut an anonymous context to its first messages, which it has in CELLS to the last token; what it held goes on
         in a new anonymous context, if there is room for one."""
         async with live.lock:
+            await self.stored.read(live)
             app = live.row.app
             try:
                 async with self.anonymous.room(app):
                     with self._quotas.new_context(app):
-                        other = await self._fork(app, live, self._anonymous_row(app, live.adapter))
+                        other = await self._fork(app, live, self._rows.anonymous(app, live.adapter))
                 other.used, other.last_used = live.used, live.last_used
             except (Busy, QuotaExceeded):
                 pass
@@ -196,6 +160,7 @@ class Contexts:
         live = self._find_sound(app, context)
         async with live.lock:
             refuse_if_deleted(live)
+            await self.stored.read(live)
             await self._truncate(live, _n_kept(live, n_tokens, n_messages), n_messages)
         return self.info(live)
 
@@ -219,6 +184,7 @@ class Contexts:
         live = self._find_sound(app, context)
         async with live.lock:
             refuse_if_deleted(live)
+            await self.stored.read(live)
             if not live.usable:
                 await self._migrate(live)
         return self.info(live)
@@ -245,13 +211,18 @@ class Contexts:
             # Not on the store's thread: what forks share is encrypted anew, and turns must not wait for that.
             app = live.row.app
             shared = await self._slow_thread.run(app, self._store.encrypted_for, live.id)
+            if shared:  # any other context of the app may contain some of these chunks
+                await self.stored.all_known_of(app)
             new_owners = self._directory.other_owners(live, shared)
             deleted = await self._slow_thread.run(app, self._store.delete_context, live.id, new_owners)
             live.deleted = True
             self._histories.forget(live)
+            self.stored.forget(live)
             self._directory.remove(live)
             self._quotas.forget(live)
-            self._dispatch(ContextClosed(live.id, tuple(deleted)))
+            self._unclaimed.discard(deleted)
+            if live.opened:
+                self._dispatch(ContextClosed(live.id, tuple(deleted)))
 
     def infos(self, app: AppId | None) -> list[ContextInfo]:
         """An app's contexts, or everyone's; most recently used first."""
@@ -267,20 +238,26 @@ class Contexts:
 
     def show(self, app: AppId | None, context: str) -> ContextDetail:
         live = self._find_sound(app, context)
+        assert live.unread is None, "``load`` comes first"
         return ContextDetail(self.info(live), tuple(live.messages))
 
+    def load(self, app: AppId | None, context: str) -> Callable[[], Coroutine[Any, Any, None]] | None:
+        """See ``Service.load``."""
+        live = self._find_sound(app, context)
+        return partial(self.stored.read, live) if live.unread is not None else None
+
     def info(self, live: LiveContext) -> ContextInfo:
-        cells, pool, disk, none = self._planner.tiers(live.id, len(live.tokens))
+        cells, pool, disk, none = self._planner.tiers(live.id, live.n_tokens) if live.opened else (0, 0, 0, 0)
         row = live.row
         return ContextInfo(
             id=row.id,
             app=row.app,
             name=row.name,
-            n_tokens=len(live.tokens),
-            n_messages=len(live.marks),
+            n_tokens=live.n_tokens,
+            n_messages=live.n_messages,
             created=row.created,
             last_used=live.last_used,
-            tiers=(cells, pool, disk, none + max(0, len(live.tokens) - live.n_kv)),
+            tiers=(cells, pool, disk, none + max(0, live.n_tokens - live.n_kv)),
             usable=live.usable and not live.damage,
             adapter=live.adapter,
             anonymous=live.anonymous,
@@ -288,7 +265,7 @@ class Contexts:
 
     def n_in_cells(self, live: LiveContext) -> int:
         """How many of its first tokens are in CELLS."""
-        return self._planner.tiers(live.id)[0]
+        return self._planner.tiers(live.id)[0] if live.opened else 0
 
     def find(self, app: AppId | None, context: str) -> LiveContext:
         """See ``Directory.find``."""
@@ -308,40 +285,22 @@ class Contexts:
             raise ContextDamaged(live.damage)
         return live
 
-    def _live(self, row: ContextRow) -> LiveContext:
-        root = self._adapters.root(row.app, row.adapter)
-        usable = row.vocab == self._engine.info.vocab
-        return LiveContext(row, root, usable=usable, adapter=row.adapter, last_used=row.last_used)
-
-    def _open(self, live: LiveContext) -> None:
+    def _add(self, live: LiveContext) -> None:
+        """A context was made."""
         self._directory.add(live)
         self._quotas.count(live)
         self._histories.changed(live)
+        self._open(live)
+
+    def _open(self, live: LiveContext, *, coldest: bool = False) -> None:
+        """Let the planner know the context."""
+        live.opened = True
         idle = max(0.0, self._clock.wall() - live.last_used)
-        self._dispatch(ContextOpened(live.id, live.row.app, tuple(live.keys), live.n_kv, idle))
+        self._dispatch(ContextOpened(live.id, live.row.app, tuple(live.keys), live.n_kv, idle, coldest=coldest))
 
     async def _refuse_text(self, app: AppId, nbytes: int, keep: LiveContext | None = None) -> None:
         await self.anonymous.fit_text(app, nbytes, keep)
         self._quotas.refuse_text(app, nbytes)
-
-    def _anonymous_row(self, app: AppId, adapter: str) -> ContextRow:
-        context = new_id()
-        return self._row(context, app, anonymous_name(context), adapter)
-
-    def _new_row(self, app: AppId, name: str | None, adapter: str) -> ContextRow:
-        if name is None:
-            name = self._directory.fresh_name(app)
-        if looks_like_id(name):
-            raise BadRequest(f"{name!r} looks like the id of a context", hint="Choose a name of another form.")
-        if name.startswith(ANONYMOUS):
-            raise BadRequest(f"{name!r} begins with {ANONYMOUS}", hint="Such names are the daemon's; choose another.")
-        if self._directory.has_name(app, name):
-            raise ContextExists(f"app {app} has a context named {name!r} already")
-        return self._row(new_id(), app, name, adapter)
-
-    def _row(self, context: ContextId, app: AppId, name: str, adapter: str) -> ContextRow:
-        now, model = self._clock.wall(), self._engine.info
-        return ContextRow(context, app, name, model.name, model.vocab, now, now, 0, adapter)
 
 
 def _n_kept(live: LiveContext, n_tokens: int | None, n_messages: int | None) -> int:

@@ -1,6 +1,7 @@
 """Keeps the table of conversations up to date: what has changed is hashed when somebody asks.
 
-Law: on the event loop; text that is long is hashed on a thread. Apps that never ask cost nothing.
+Law: on the event loop; text that is long is hashed on a thread. Apps that never ask cost nothing, but for the keys of
+what the store held at the start.
 """
 
 from __future__ import annotations
@@ -11,7 +12,7 @@ from dataclasses import dataclass
 from itertools import takewhile
 
 from llmaas.records import AppId, Message
-from llmaas.service.history_keys import HistoryKey, history_keys, history_root
+from llmaas.service.history_keys import HistoryKey, PackedHistory, history_keys, history_root
 from llmaas.service.history_table import NOTHING, Entry, HistoryTable
 from llmaas.service.live_context import LiveContext, MessageMark
 from llmaas.service.text_threads import SHORT_CHARACTERS, SHORT_MESSAGES, TextThreads
@@ -70,7 +71,10 @@ class Histories:
             await self._refresh(app, stale[i : i + _BATCH])
 
     async def _refresh(self, app: AppId, stale: Sequence[LiveContext]) -> None:
-        works = [_work(live, self.table.entry(live)) for live in stale]
+        for live in stale:
+            if live.unread is not None:
+                self._put_unread(live)
+        works = [_work(live, self.table.entry(live)) for live in stale if live.unread is None]
         if _is_short([work.new for work in works]):
             entries = _entries(works)
         else:
@@ -81,6 +85,16 @@ class Histories:
                 if not work.live.lock.locked():  # a call may change it for the time being
                     self._drop_stale(work.live)
 
+    def _put_unread(self, live: LiveContext) -> None:
+        """The context has not been used since the start: its messages are hashed already."""
+        if not live.usable or live.damage:
+            self.table.forget(live)
+        elif (history := live.unread and live.unread.history) is not None:
+            self.table.put(live, Entry((), history.unpacked(), history.whole))
+        else:
+            return
+        self._drop_stale(live)
+
     def _drop_stale(self, live: LiveContext) -> None:
         mine = self._stale.get(live.row.app, {})
         mine.pop(live, None)
@@ -88,17 +102,29 @@ class Histories:
             self._stale.pop(live.row.app, None)
 
 
+def packed_history(live: LiveContext) -> PackedHistory:
+    """The keys of a context whose messages are in memory. On any thread."""
+    marks, whole = _leading(live)
+    root = history_root(live.row.app, live.adapter)
+    return PackedHistory(b"".join([root, *history_keys(root, [mark.message for mark in marks])]), whole)
+
+
+def _leading(live: LiveContext) -> tuple[tuple[MessageMark, ...], bool]:
+    """The messages up to the first raw text, and whether these are all that the context holds."""
+    marks = tuple(takewhile(lambda mark: not mark.after_raw, live.marks))
+    end = marks[-1].end if marks else 0
+    return marks, end == len(live.tokens) and len(marks) == len(live.marks)
+
+
 def _work(live: LiveContext, known: Entry) -> _Work:
     if not live.usable or live.damage:
         return _Work(live, (), (), False)
-    marks = tuple(takewhile(lambda mark: not mark.after_raw, live.marks))
-    end = marks[-1].end if marks else 0
+    marks, whole = _leading(live)
     root = history_root(live.row.app, live.adapter)
     if known.keys[:1] != (root,):
         known = NOTHING
     pairs = zip(marks, known.marks, strict=False)
     n_same = sum(1 for _ in takewhile(lambda pair: pair[0] is pair[1], pairs))
-    whole = end == len(live.tokens) and len(marks) == len(live.marks)
     return _Work(live, marks, (root, *known.keys[1 : n_same + 1]), whole)
 
 

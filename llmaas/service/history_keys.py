@@ -13,7 +13,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from hashlib import blake2b
-from typing import NewType
+from typing import NamedTuple, NewType
 
 from llmaas.records import AppId, Message
 
@@ -23,6 +23,23 @@ _KEY_BYTES = 16
 _ROOT = b"llmaas.history.1"
 _MESSAGE = b"llmaas.message.1"
 """Personalisation strings (at most 16 bytes); the digit is the version of the key scheme."""
+
+
+class PackedHistory(NamedTuple):
+    """The keys of a conversation in a few hundred bytes. ``whole``: the context holds these messages and no more."""
+
+    keys: bytes
+    """The root first."""
+    whole: bool
+
+    def unpacked(self) -> tuple[HistoryKey, ...]:
+        """
+        >>> root = history_root(AppId("1000/mail"), "")
+        >>> PackedHistory(root * 2, True).unpacked() == (root, root)
+        True
+        """
+        starts = range(0, len(self.keys), _KEY_BYTES)
+        return tuple(HistoryKey(self.keys[start : start + _KEY_BYTES]) for start in starts)
 
 
 def history_root(app: AppId, adapter: str) -> HistoryKey:

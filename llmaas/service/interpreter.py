@@ -43,6 +43,7 @@ from llmaas.planner.actions import (
 from llmaas.planner.events import Drawn, Event, StepDone, StepFailed, Woken
 from llmaas.planner.planner import Planner
 from llmaas.planner.settings import PlannerSettings
+from llmaas.records import ChunkKey
 from llmaas.service.call import Call
 from llmaas.service.call_actions import CallActions
 from llmaas.service.loop_bridge import LoopBridge
@@ -50,6 +51,7 @@ from llmaas.service.not_done import not_done
 from llmaas.service.parts import ServiceParts
 from llmaas.service.recorder import Recorder
 from llmaas.service.step_runner import StepRunner
+from llmaas.service.unclaimed import UnclaimedChunks
 
 log = logging.getLogger(__name__)
 
@@ -71,6 +73,7 @@ class Interpreter:
         self._steps = StepRunner(parts, self._bridge, self.dispatch)
         self._on_calls = CallActions(parts, self.dispatch)
         self._closed = False
+        self.unclaimed = UnclaimedChunks()
         self.fault: Internal | None = None
         """Why no call can be served any more; every call fails with it."""
         self.on_fault: Callable[[], None] = lambda: None
@@ -82,6 +85,8 @@ class Interpreter:
         if self.fault is not None:
             self._fail_calls(self.fault)
             return
+        if self.unclaimed:
+            event = self.unclaimed.claimed(event)
         now = self._clock.now()
         self._thread.halt.set()  # a burst of steps ends early: what the planner knows has changed
         if self._recorder:
@@ -97,6 +102,10 @@ class Interpreter:
             self._idle.set()
         else:
             self._idle.clear()
+
+    def stored(self, key: ChunkKey) -> bool:
+        """Whether the chunk has a copy in the POOL or on DISK, whoever made it."""
+        return key in self.unclaimed or self.planner.stored(key)
 
     async def wait_idle(self) -> None:
         """Return when the planner has nothing running, waiting, or being swapped out."""

@@ -9,14 +9,16 @@ from __future__ import annotations
 import asyncio
 import math
 from array import array
-from collections.abc import Callable, Container, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from itertools import takewhile
+from typing import NamedTuple
 
-from llmaas.kvchunks.keys import chunk_keys
+from llmaas.kvchunks.keys import chunk_keys, tail_keys
 from llmaas.kvchunks.store.store import ContextRow, Span
 from llmaas.planner.events import ContextChanged, Event
 from llmaas.records import CHUNK_TOKENS, ChunkKey, ContextId, Message
+from llmaas.service.history_keys import PackedHistory
 
 ANONYMOUS = "~"
 """How names begin that apps cannot choose."""
@@ -44,6 +46,17 @@ class MessageMark:
     """Raw text stands before it, or what a truncation left of a message."""
 
 
+class Unread(NamedTuple):
+    """What is known of a context whose tokens and messages are in the store only."""
+
+    n_tokens: int
+    n_messages: int
+    nbytes: int
+    """What its text and tokens will take in memory: estimated, or exactly once it has been looked at."""
+    history: PackedHistory | None = None
+    """None until it has been looked at."""
+
+
 @dataclass(slots=True, eq=False)
 class LiveContext:
     """A context in memory. ``keys`` name the chunks of its first ``n_kv`` tokens.
@@ -62,6 +75,10 @@ class LiveContext:
     """What is wrong with it on disk; then it has no tokens, and can only be deleted. "" if nothing is."""
     adapter: str = ""
     """Name of the LoRA adapter that its KV is computed with, "" for the bare model; ``root`` holds its content."""
+    unread: Unread | None = None
+    """None if tokens and messages are in memory. They come there when they are first needed (``StoredContexts``)."""
+    opened: bool = False
+    """Whether the planner knows the context. One that was found at start it knows once that has KV, or is used."""
     tokens: array[int] = field(default_factory=lambda: array("i"))
     draft: array[int] = field(default_factory=lambda: array("i"))
     """Tokens behind ``tokens`` that the keys cover, too: what was computed of a turn that was interrupted before its
@@ -86,6 +103,14 @@ class LiveContext:
     def anonymous(self) -> bool:
         """Whether no app chose its name: it was made for a conversation that an app sends as a whole each time."""
         return self.row.name == anonymous_name(self.row.id)
+
+    @property
+    def n_tokens(self) -> int:
+        return self.unread.n_tokens if self.unread else len(self.tokens)
+
+    @property
+    def n_messages(self) -> int:
+        return self.unread.n_messages if self.unread else len(self.marks)
 
     @property
     def messages(self) -> list[Message]:
@@ -145,17 +170,23 @@ class LiveContext:
         draft, self.draft = self.draft, array("i")
         return min(self.n_kv, base + n_common(draft, self.tokens[base:])) if draft else self.n_kv
 
-    def cover_stored(self, stored: Container[ChunkKey]) -> None:
-        """At start: let the keys cover as many tokens as ``stored`` chunks do, the partial last one included.
+    def cover_stored(self, chain: KeyChain, is_stored: Callable[[ChunkKey], bool]) -> None:
+        """Let the keys cover as many tokens as stored chunks do. ``chain``: that of all the context's tokens."""
+        whole, tails = chain
+        if (n := next((n for n in range(len(tails), 0, -1) if is_stored(tails[n - 1])), 0)) > 0:
+            self.keys, self.n_kv = [*whole, tails[n - 1]], len(whole) * CHUNK_TOKENS + n
+            return
+        n = next((n for n in range(len(whole), 0, -1) if is_stored(whole[n - 1])), 0)
+        self.keys, self.n_kv = list(whole[:n]), n * CHUNK_TOKENS
 
-        The last chunk was cut where the last call's KV ended, at any of its tokens: try each, longest first.
-        """
-        whole = len(self.tokens) // CHUNK_TOKENS * CHUNK_TOKENS
-        self.rekey(whole)
-        for n in range(len(self.tokens), whole, -1):
-            if chunk_keys(self.root, self.tokens[:n], known=self.keys)[-1] in stored:
-                self.rekey(n)
-                return
+    def cover_whole(self, chain: KeyChain) -> tuple[int, tuple[ChunkKey, ...]] | None:
+        """At the first use: let the keys cover all full chunks, stored or not. As ``rekey``; None if they do."""
+        keys = [*chain.whole, *chain.tails[CHUNK_TOKENS - 1 :]]
+        if self.n_kv % CHUNK_TOKENS or len(keys) <= len(self.keys):
+            return None
+        first = len(self.keys)
+        self.keys, self.n_kv = keys, len(keys) * CHUNK_TOKENS
+        return first, tuple(keys[first:])
 
     def n_covered(self, is_stored: Callable[[ChunkKey], bool]) -> int:
         """How many leading tokens chunks cover, with those that other contexts of the app have stored already.
@@ -174,6 +205,20 @@ class LiveContext:
         self.keys = chunk_keys(self.root, tokens[:n_kv], known=self.keys[:first])
         self.n_kv = n_kv
         return first, tuple(self.keys[first:])
+
+
+class KeyChain(NamedTuple):
+    """The keys that the chunks of a conversation have if they are stored: of the first ones, and of the last one, which
+    was cut where the last call's KV ended, if it has 1, 2, ... up to all of its tokens."""
+
+    whole: list[ChunkKey]
+    tails: list[ChunkKey]
+
+
+def key_chain(root: bytes, tokens: array[int]) -> KeyChain:
+    n = max(0, len(tokens) - 1) // CHUNK_TOKENS * CHUNK_TOKENS
+    whole = chunk_keys(root, tokens[:n])
+    return KeyChain(whole, tail_keys(whole[-1] if whole else root, tokens[n:]))
 
 
 def n_common(a: array[int], b: array[int]) -> int:

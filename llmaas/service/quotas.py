@@ -3,7 +3,7 @@
 Law: values only. What one app keeps is bounded, and what all keep together is too: beyond four times that of one app,
 an app may keep an equal share of it, so that no app is kept from its share by others.
 
-All of it is in memory while the daemon runs, whether the contexts are used or not.
+All that is used is in memory while the daemon runs; what has not been used since the start counts as if it were.
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 
 from llmaas.errors import QuotaExceeded
-from llmaas.kvchunks.store.store import Span
+from llmaas.kvchunks.store.store import ContextSummary, Span
 from llmaas.records import NO_QUOTA, AppId, ContextId
 from llmaas.service.live_context import LiveContext
 
@@ -23,6 +23,7 @@ APPS_AT_ONCE = 4
 TOKEN, MESSAGE = 10, 320
 """Bytes of a token with the books about its chunk, and of a message beside its content: about 200 of the message, and
 100 of its place in the table of conversations."""
+_TEXT = sys.getsizeof("")
 
 
 class Quotas:
@@ -114,9 +115,16 @@ class _Shares:
 
 
 def text_bytes(live: LiveContext) -> int:
-    """What a context's text and tokens take in memory."""
+    """What a context's text and tokens take in memory, or will take once they are read."""
+    if live.unread is not None:
+        return live.unread.nbytes
     texts = sum(MESSAGE + sys.getsizeof(mark.message.content) for mark in live.marks)
     return TOKEN * len(live.tokens) + texts
+
+
+def listed_bytes(summary: ContextSummary) -> int:
+    """About what a stored context's text and tokens will take in memory once they are read."""
+    return TOKEN * summary.row.n_tokens + (MESSAGE + _TEXT) * summary.n_messages + summary.text_bytes
 
 
 def span_bytes(spans: Sequence[Span]) -> int:

@@ -23,10 +23,13 @@ from llmaas.errors import BadRequest
 from llmaas.planner.events import (
     FAILED,
     ChunksFound,
+    ContextChanged,
+    ContextOpened,
     Drawn,
     Event,
     Failed,
     Fetched,
+    FoundChunk,
     Lowered,
     Measured,
     Saved,
@@ -129,12 +132,20 @@ def _event(name: str, fields: tuple[Any, ...]) -> Event:
     if cls is Measured:
         return Measured(fields[0], tuple((key, ChunkSensitivity(*found)) for key, found in fields[1]))
     if cls is ChunksFound:
-        return ChunksFound(tuple((key, nbytes, _meta(meta)) for key, nbytes, meta in fields[0]))
+        return ChunksFound(_found(fields[0]))
+    if cls is ContextOpened and len(fields) > 5:
+        fields = *fields[:5], _found(fields[5]), *fields[6:]
+    if cls is ContextChanged and len(fields) > 4:
+        fields = *fields[:4], _found(fields[4])
     if cls in (Fetched, Lowered, Saved, Written):
         number, sizes, *rest = fields
         fields = number, tuple(FAILED if nbytes == _FAILED else Stored(nbytes) for nbytes in sizes), *rest
     event: Event = cls(*fields)
     return event
+
+
+def _found(chunks: tuple[tuple[Any, ...], ...]) -> tuple[FoundChunk, ...]:
+    return tuple((key, nbytes, _meta(meta)) for key, nbytes, meta in chunks)
 
 
 def _meta(fields: tuple[Any, ...] | None) -> ChunkMeta | None:

@@ -1,7 +1,8 @@
 """Finds the context in which a conversation goes on that an app sends as a whole each time.
 
 Law: a context with a name is never changed, and no context is given to two callers. What was found is compared with
-what the store has before it is copied.
+what the store has before it is copied. All contexts of the app are known before it is said that none holds a
+conversation, however early after a start.
 
 Of the contexts that hold the first k of the messages, for the largest k that there is: an anonymous one that holds
 nothing else goes on as it is. An anonymous one that holds one answer more, which the caller wants again or has seen
@@ -40,7 +41,7 @@ class Resolver:
     """``resolve`` is ``Service.resolve``. For one event loop."""
 
     def __init__(self, parts: ServiceParts, contexts: Contexts) -> None:
-        self._contexts, self._anonymous = contexts, contexts.anonymous
+        self._contexts, self._anonymous, self._stored = contexts, contexts.anonymous, contexts.stored
         self._histories, self._adapters = parts.histories, parts.adapters
 
     async def resolve(self, app: AppId, messages: Sequence[Message], adapter: str) -> Resolved:
@@ -53,10 +54,13 @@ class Resolver:
         """The context, claimed, and how many of the messages it holds."""
         unfit = set[LiveContext]()
         for _ in range(_TRIES):
+            await self._stored.all_known_of(history.app)
             await self._histories.refresh(history.app)
             n_held = self._histories.table.n_held(history.keys)
             if n_held and (live := self._ending(history.keys[n_held - 1])):
-                return self._claimed(live), n_held - 1
+                if await self._is_read(self._claimed(live)):
+                    return live, n_held - 1
+                continue
             if n_held < 2:  # nothing but the root
                 break
             if live := self._with_one_answer_more(history, n_held - 1):
@@ -79,6 +83,15 @@ class Resolver:
         self._anonymous.claim(live)
         return live
 
+    async def _is_read(self, live: LiveContext) -> bool:
+        """Have a context in memory that was found by its stored messages; False if it is damaged, or somebody who knew
+        its id has used it meanwhile."""
+        try:
+            await self._stored.read(live)
+        except (UnknownContext, ContextDamaged):
+            return False
+        return not (live.deleted or live.lock.locked() or self._histories.is_stale(live))
+
     def _ending(self, key: HistoryKey) -> LiveContext | None:
         """A free anonymous context that holds just this."""
         found = [live for live in self._histories.table.ending(key) if self._may_change(live)]
@@ -97,6 +110,8 @@ class Resolver:
         return max(self._anonymous.free(found), key=_last_use, default=None)
 
     def _has_one_answer_more(self, live: LiveContext, n: int) -> bool:
+        if live.unread is not None:
+            return False
         if len(live.marks) != n + 1 or live.marks[n].message.role != "assistant" or live.has_raw_end:
             return False
         whole = live.marks[n - 1].end // CHUNK_TOKENS * CHUNK_TOKENS

@@ -30,6 +30,7 @@ from llmaas.service.pending_turn import PendingTurn
 from llmaas.service.places import HINT_WAIT_S, OPERATOR_CALLS, CallPlaces, hints_to_push_out
 from llmaas.service.refusals import failure
 from llmaas.service.request_log import RequestLog
+from llmaas.service.stored_contexts import StoredContexts
 from llmaas.service.turn_runner import TurnRunner
 
 log = logging.getLogger(__name__)
@@ -47,6 +48,7 @@ class CallRunner:
         parts: ServiceParts,
         interpreter: Interpreter,
         anonymous: AnonymousContexts,
+        stored: StoredContexts,
         *,
         ctx_limit: int,
         queue_limit: int,
@@ -54,7 +56,7 @@ class CallRunner:
     ) -> None:
         self._constraints = ConstraintHolder(parts)
         self._turns = TurnRunner(
-            parts, interpreter, self._constraints, anonymous, ctx_limit=ctx_limit, keep_thoughts=keep_thoughts
+            parts, interpreter, self._constraints, anonymous, stored, ctx_limit=ctx_limit, keep_thoughts=keep_thoughts
         )
         self._dispatch, self._release = interpreter.dispatch, interpreter.release
         self._calls, self._clock, self._metrics = parts.calls, parts.clock, parts.metrics
@@ -108,7 +110,7 @@ class CallRunner:
     def hint(self, live: LiveContext) -> tuple[RequestId, asyncio.Future[Done]] | None:
         """Bring the context back when there is nothing better to do, unless a call does so already; see
         ``Service.hint``."""
-        if live.lock.locked() or not live.tokens:
+        if live.lock.locked() or not live.n_tokens:
             return None
         pushed_out = hints_to_push_out(live.row.app, self._calls.values())
         if pushed_out is None:

@@ -8,8 +8,9 @@ from __future__ import annotations
 
 import asyncio
 import logging
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Coroutine, Iterator, Sequence
 from dataclasses import asdict
+from typing import Any
 
 from llmaas.calls import CallSpec, Done, Piece
 from llmaas.clock import Clock, RealClock
@@ -17,7 +18,7 @@ from llmaas.engine.thread import EngineThread
 from llmaas.errors import LlmaasError, ShuttingDown, UnknownRequest
 from llmaas.fair_thread import FairThread
 from llmaas.kvchunks.codec.codec import Codec
-from llmaas.kvchunks.store.store import Store
+from llmaas.kvchunks.store.store import ContextSummary, Store
 from llmaas.metrics import Registry
 from llmaas.planner.events import Flush, RateChanged
 from llmaas.policies.duty import ThermalReading
@@ -81,9 +82,9 @@ class Service:
         self._closer = FairThread("close")
         self._failed = asyncio.Event()
 
-    async def start(self) -> None:
-        """Open every stored context. Raises StoreFailed (AppsDamaged), and what is wrong with an adapter of the
-        settings."""
+    async def start(self, stored: Sequence[ContextSummary] | None = None) -> None:
+        """List every stored context; most are looked at later. ``stored``: the store's summaries, if they have been
+        read already. Raises StoreFailed (AppsDamaged), and what is wrong with an adapter of the settings."""
         await self.apps.start()
         await self.adapters.start(self._settings.adapters)
         parts, settings, ctx_limit = self._parts, self._settings, self.planner_settings.ctx_limit
@@ -101,11 +102,12 @@ class Service:
             parts,
             interpreter,
             self._contexts.anonymous,
+            self._contexts.stored,
             ctx_limit=ctx_limit,
             queue_limit=settings.queue_limit,
             keep_thoughts=settings.keep_thoughts,
         )
-        n_chunks = await self._contexts.open_stored()
+        n_chunks = await self._contexts.open_stored(stored)
         name, n_contexts = parts.engine.info.title, len(parts.directory)
         log.info("serving %s: %d contexts, %d chunks on disk", name, n_contexts, n_chunks)
 
@@ -115,6 +117,7 @@ class Service:
             return
         self._closing = True
         self._runner.close()
+        self._contexts.stored.close()
         self.stop_text()
         try:
             await asyncio.wait_for(self._drain(), _DRAIN_SECONDS)
@@ -152,13 +155,14 @@ class Service:
     @property
     def idle(self) -> bool:
         """Whether no call waits or runs and everything has been swapped out."""
-        return not self._parts.calls and self._planner.idle
+        return not self._parts.calls and self._planner.idle and self._contexts.stored.idle
 
     async def wait_idle(self) -> None:
-        """Return when no call runs and everything has been swapped out.
+        """Return when no call runs, stored contexts have been looked at, and everything has been swapped out.
 
         Last chunks that are not full are in CELLS and POOL only.
         """
+        await self._contexts.stored.all_known()
         await self._runner.wait_idle()
         await self._contexts.anonymous.wait_idle()
         await self._interpreter.wait_idle()
@@ -224,6 +228,15 @@ class Service:
     def contexts_after(self, app: AppId | None, number: int) -> Iterator[tuple[int, ContextInfo]]:
         """An app's contexts, or everyone's, with numbers above ``number``, each with its number."""
         return self._contexts.infos_after(app, number)
+
+    def info(self, app: AppId | None, context: str) -> ContextInfo:
+        """A context without its messages. Raises UnknownContext."""
+        return self._contexts.info(self._contexts.find(app, context))
+
+    def load(self, app: AppId | None, context: str) -> Callable[[], Coroutine[Any, Any, None]] | None:
+        """What must be called and awaited before ``show``, to read a context that has not been used since the start;
+        None if it has been. Raises UnknownContext, ContextDamaged."""
+        return self._contexts.load(app, context)
 
     def show(self, app: AppId | None, context: str) -> ContextDetail:
         """A context with its messages. Raises UnknownContext."""

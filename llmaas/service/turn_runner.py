@@ -28,6 +28,7 @@ from llmaas.service.quotas import span_bytes
 from llmaas.service.refusals import failure, refuse_if_deleted, refuse_if_oversized, refuse_if_too_long
 from llmaas.service.settle import may_settle, settle, settled
 from llmaas.service.shift import is_tight, restore, shift
+from llmaas.service.stored_contexts import StoredContexts
 from llmaas.service.turn_spans import turn_spans
 
 log = logging.getLogger(__name__)
@@ -43,15 +44,16 @@ class TurnRunner:
         interpreter: Interpreter,
         constraints: ConstraintHolder,
         anonymous: AnonymousContexts,
+        stored: StoredContexts,
         *,
         ctx_limit: int,
         keep_thoughts: bool = False,
     ) -> None:
         self._engine, self._store, self._store_thread = parts.engine, parts.store, parts.store_thread
         self._clock, self._adapters, self._quotas = parts.clock, parts.adapters, parts.quotas
-        self._anonymous, self._histories = anonymous, parts.histories
+        self._anonymous, self._stored, self._histories = anonymous, stored, parts.histories
         self._text_threads, self._constraints = parts.text_threads, constraints
-        self._dispatch, self._is_stored = interpreter.dispatch, interpreter.planner.stored
+        self._dispatch, self._is_stored = interpreter.dispatch, interpreter.stored
         self._ctx_limit, self._keep_thoughts = ctx_limit, keep_thoughts
 
     async def run(self, call: Call) -> Done:
@@ -63,6 +65,7 @@ class TurnRunner:
             return tell(before, call.emit)
         await self._constraints.prepare(call)
         refuse_if_deleted(call.live)
+        await self._stored.read(call.live)
         _refuse_if_cancelled(call)
         refuse_if_oversized(call.pending.turn, self._ctx_limit, self._engine.token_bytes)
         call.pending.base = len(call.live.tokens)

@@ -51,7 +51,7 @@ def using(adapter: str) -> Terms:
 
 
 def adapter_of(h: House, context: str) -> str:
-    return h.service.show(APP, context).info.adapter
+    return h.service.info(APP, context).adapter
 
 
 class Reader:

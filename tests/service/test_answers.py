@@ -53,7 +53,7 @@ async def test_generating_without_a_turn_continues_an_open_answer(tmp_path: Path
         assert [m.role for m in messages] == ["user", "assistant"]
         assert messages[-1].content == first + more
     async with house(tmp_path) as h:
-        assert h.service.show(APP, "x").messages == messages
+        assert (await h.shown("x")).messages == messages
 
 
 @on_a_loop
@@ -116,7 +116,7 @@ async def test_after_a_stop_string_the_context_holds_what_the_app_was_told(
         want = drawn[:n] + engine.tokenize(rest, special=False, bos=False)
         assert h.tokens("x")[done.n_tokens - done.n_kept :] == want
         assert done.n_kept == len(want) < done.n_generated
-        assert done.n_tokens == len(h.tokens("x")) == h.service.show(APP, "x").info.n_tokens
+        assert done.n_tokens == len(h.tokens("x")) == h.service.info(APP, "x").n_tokens
         if not raw:
             assert h.service.show(APP, "x").messages[-1].content == told
     async with house(tmp_path, engine_type=engine_type) as h:

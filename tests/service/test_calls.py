@@ -81,7 +81,7 @@ async def test_stopping_ends_running_calls_as_shutting_down_and_keeps_their_toke
         with pytest.raises(errors.ShuttingDown):
             await h.say("x", "more", 3)
     async with house(tmp_path) as h:
-        assert kept and h.service.show(APP, "x").messages[-1].content == kept
+        assert kept and (await h.shown("x")).messages[-1].content == kept
 
 
 @on_a_loop
@@ -91,11 +91,11 @@ async def test_a_hint_brings_a_context_back_before_it_is_called_and_no_call_wait
             await h.service.create(APP, name=name, system=None)
             await h.say(name, f"{name} " * 60)
             await h.service.wait_idle()
-        before = h.service.show(APP, "first").info
+        before = h.service.info(APP, "first")
         assert before.tiers[0] == 0
         h.service.hint(APP, "first")
         await h.service.wait_idle()
-        after = h.service.show(APP, "first").info
+        after = h.service.info(APP, "first")
         assert after.tiers[0] == after.n_tokens == before.n_tokens
         assert after.last_used == before.last_used and h.tokens("first")
         _, done = await h.say("first", "at last")

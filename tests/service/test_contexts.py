@@ -250,8 +250,8 @@ async def test_in_an_old_store_an_id_reaches_its_own_context_whatever_others_are
             row = ContextRow(ContextId(f"{n:016x}"), APP, name, model.name, model.vocab, 1.0, 1.0, 0, "")
             h.store.create_context(row, [])
     async with house(tmp_path) as h:
-        assert h.service.show(APP, victim.id).info.name == "victim"
-        assert h.service.show(APP, foreign.id).info.id == f"{1:016x}", "another app's id is no id of this app"
+        assert h.service.info(APP, victim.id).name == "victim"
+        assert h.service.info(APP, foreign.id).id == f"{1:016x}", "another app's id is no id of this app"
         await h.service.delete(APP, victim.id)
         assert {info.id for info in h.service.contexts(APP)} == {f"{0:016x}", f"{1:016x}"}
         await h.service.delete(APP, victim.id)  # as a name, now that no context has the id

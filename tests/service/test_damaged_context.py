@@ -29,7 +29,7 @@ async def test_a_damaged_context_fails_alone_and_can_be_deleted(
         assert "'inbox' of 1000/test" in caplog.text and "llmaas doctor --repair" in caplog.text
         assert {info.name: info.usable for info in h.service.contexts(APP)} == {"inbox": False, "notes": True}
         for use in (
-            lambda: h.service.show(APP, "inbox"),
+            lambda: h.shown("inbox"),
             lambda: h.service.hint(APP, "inbox"),
             lambda: h.say("inbox", "And now?"),
             lambda: h.service.fork(APP, "inbox", name="copy"),
@@ -41,7 +41,7 @@ async def test_a_damaged_context_fails_alone_and_can_be_deleted(
             ) as told:
                 await use()
             assert "doctor --repair" in told.value.hint
-        assert h.service.show(APP, "notes").messages == whole
+        assert (await h.shown("notes")).messages == whole
         await h.say("notes", "And now?")
         await h.service.delete(APP, "inbox")
         await h.service.create(APP, name="inbox", system=None)

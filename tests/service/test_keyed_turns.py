@@ -63,8 +63,8 @@ def tokens(told: list[Piece]) -> list[int]:
     return [token for piece in told for token in piece.tokens]
 
 
-def said(h: House, context: str = "x") -> list[tuple[str, str]]:
-    return [(message.role, message.content) for message in h.service.show(APP, context).messages]
+async def said(h: House, context: str = "x") -> list[tuple[str, str]]:
+    return [(message.role, message.content) for message in (await h.shown(context)).messages]
 
 
 def told_again(h: House) -> int:
@@ -87,7 +87,12 @@ async def test_a_request_that_was_done_is_told_again_also_after_a_restart(tmp_pa
     async with house(tmp_path) as h:
         again = await ask(h, spec())
         assert (text(again[0]), tokens(again[0]), again[1]) == (text(first[0]), tokens(first[0]), first[1])
-        assert said(h) == [("system", "Be brief."), ("user", "hello"), ("assistant", text(first[0])), ("user", "more")]
+        assert await said(h) == [
+            ("system", "Be brief."),
+            ("user", "hello"),
+            ("assistant", text(first[0])),
+            ("user", "more"),
+        ]
 
 
 @on_a_loop
@@ -97,10 +102,10 @@ async def test_an_append_is_done_once(tmp_path: Path) -> None:
         append = CallSpec(Turn((Message("user", "a fact"),)), None, idempotency_key="k")
         first, again = (await ask(h, append))[1], (await ask(h, append))[1]
         assert first == again and first.reason is FinishReason.APPENDED
-        assert said(h) == [("user", "a fact")]
+        assert await said(h) == [("user", "a fact")]
         raw = CallSpec(Turn(prompt="raw text"), Generation(4), idempotency_key="raw")
         assert (await ask(h, raw))[1] == (await ask(h, raw))[1]
-        assert said(h) == [("user", "a fact")]
+        assert await said(h) == [("user", "a fact")]
 
 
 @pytest.mark.parametrize("restart", [False, True])
@@ -120,12 +125,12 @@ async def test_an_interrupted_answer_goes_on_from_where_it_was(tmp_path: Path, r
         assert error.n_tokens == len(h.tokens("x"))
         if not restart:
             told, done = await ask(h, asked)
-            assert said(h)[2:] == [("user", "hello"), ("assistant", text(told))]
+            assert (await said(h))[2:] == [("user", "hello"), ("assistant", text(told))]
     async with house(tmp_path / "cut") as h:
         if restart:
             told, done = await ask(h, asked)
         assert text(told).startswith(part) and (text(told), tokens(told)) == (text(expected), tokens(expected))
-        assert said(h)[2:] == [("user", "hello"), ("assistant", text(told))]
+        assert (await said(h))[2:] == [("user", "hello"), ("assistant", text(told))]
         assert len(h.tokens("x")) == done.n_tokens
         assert await ask(h, asked) == ([*pieces(ToldTurn(done, text(told), tuple(tokens(told))))], done)
     fields = ("reason", "n_tokens", "n_prompt", "n_generated", "n_kept", "stop", "n_dropped")
@@ -137,7 +142,7 @@ async def test_an_interrupted_answer_that_fails_again_stays_as_it_was(tmp_path: 
     async with house(tmp_path, engine=SLOW) as h:
         await h.service.create(APP, name="x", system=None)
         part, _ = await cut_short(h, spec(n=200))
-        before, shown = h.tokens("x"), said(h)
+        before, shown = h.tokens("x"), await said(h)
         with pytest.raises(errors.Conflict) as caught:
             await ask(h, spec(n=200, if_n_tokens=len(before)))
         assert caught.value.n_tokens == 0, "as the context was before the turn"
@@ -146,9 +151,10 @@ async def test_an_interrupted_answer_that_fails_again_stays_as_it_was(tmp_path: 
         h.service.cancel(request)
         with pytest.raises(errors.Cancelled):
             await future
-        assert (h.tokens("x"), said(h)) == (before, shown) and shown[-1][1].startswith(part)
+        assert (h.tokens("x"), await said(h)) == (before, shown) and shown[-1][1].startswith(part)
         told, done = await ask(h, spec(n=200, if_n_tokens=0))
-        assert text(told).startswith(part) and said(h)[-1][1] == text(told) and done.n_generated == len(tokens(told))
+        assert text(told).startswith(part) and (await said(h))[-1][1] == text(told)
+        assert done.n_generated == len(tokens(told))
 
 
 @on_a_loop
@@ -164,7 +170,7 @@ async def test_an_interrupted_answer_keeps_its_stop_strings_and_its_limit(tmp_pa
         await h.service.create(APP, name="x", system=None)
         await cut_short(h, asked)
         told, done = await ask(h, asked)
-        assert text(told) == text(whole)[:at] == said(h)[-1][1] and done.stop == stop
+        assert text(told) == text(whole)[:at] == (await said(h))[-1][1] and done.stop == stop
         assert (text((await ask(h, asked))[0]), (await ask(h, asked))[1]) == (text(told), done)
         _, error = await cut_short(h, spec("again", n=80, key="b"), after=1)
         told, done = await ask(h, spec("again", n=80, key="b"))
@@ -181,7 +187,7 @@ async def test_an_answer_that_is_cancelled_with_its_last_token_is_whole(tmp_path
             await cut_with_the_last_token(h, asked, told)
             again, done = await ask(h, asked)
             assert tokens(again) == tokens(told) and done.reason is FinishReason.LENGTH
-            assert said(h)[-1] == ("assistant", text(again)) and done.n_tokens == len(h.tokens("x"))
+            assert (await said(h))[-1] == ("assistant", text(again)) and done.n_tokens == len(h.tokens("x"))
 
 
 @on_a_loop
@@ -191,7 +197,7 @@ async def test_an_answer_by_a_grammar_begins_anew(tmp_path: Path) -> None:
         asked = spec(n=60, sampling=Sampling(grammar="root ::= [a-z]{40}"))
         await cut_short(h, asked)
         told, done = await ask(h, asked)
-        assert len(text(told)) == 40 and said(h) == [("user", "hello"), ("assistant", text(told))]
+        assert len(text(told)) == 40 and await said(h) == [("user", "hello"), ("assistant", text(told))]
         assert len(h.tokens("x")) == done.n_tokens
 
 
@@ -201,10 +207,10 @@ async def test_an_interrupted_turn_that_others_followed_is_not_made_again(tmp_pa
         await h.service.create(APP, name="x", system=None)
         await cut_short(h, spec(n=200))
         await ask(h, spec("something else", key=None))
-        before = said(h)
+        before = await said(h)
         with pytest.raises(errors.Conflict, match="gone on") as caught:
             await ask(h, spec(n=200))
-        assert caught.value.n_tokens == len(h.tokens("x")) and said(h) == before
+        assert caught.value.n_tokens == len(h.tokens("x")) and await said(h) == before
 
 
 @on_a_loop
@@ -218,9 +224,9 @@ async def test_a_key_is_for_one_request(tmp_path: Path) -> None:
                 await ask(h, other)
         with pytest.raises(errors.KeyReused):
             await ask(h, spec(terms=Terms(adapter="")))
-        assert len(said(h)) == 2
+        assert len(await said(h)) == 2
         assert text((await ask(h, spec(), "y"))[0]), "a key belongs to its context"
-        assert len(said(h, "y")) == 2
+        assert len(await said(h, "y")) == 2
 
 
 @on_a_loop
@@ -229,7 +235,7 @@ async def test_the_same_request_twice_at_once_is_done_once(tmp_path: Path) -> No
         await h.service.create(APP, name="x", system=None)
         answers = await asyncio.gather(*(ask(h, spec()) for _ in range(4)))
         assert len({text(told) for told, _ in answers}) == 1
-        assert len(said(h)) == 2 and told_again(h) == 3
+        assert len(await said(h)) == 2 and told_again(h) == 3
 
 
 @on_a_loop
@@ -255,11 +261,11 @@ async def test_keys_go_with_what_was_taken_back_and_are_not_a_forks(tmp_path: Pa
         await ask(h, spec("two", key="2"))
         await h.service.fork(APP, "x", name="y")
         await ask(h, spec("two", key="2"), "y")
-        assert [message for _, message in said(h, "y")].count("two") == 2
+        assert [message for _, message in await said(h, "y")].count("two") == 2
         await h.service.truncate(APP, "x", n_tokens=None, n_messages=2)
         assert (await ask(h, spec("one", key="1")))[1] == first
         await ask(h, spec("two", key="2"))
-        assert [role for role, _ in said(h)] == ["user", "assistant"] * 2
+        assert [role for role, _ in await said(h)] == ["user", "assistant"] * 2
 
 
 @on_a_loop
@@ -268,7 +274,7 @@ async def test_after_an_error_a_key_is_as_if_it_had_never_been_used(tmp_path: Pa
         await h.service.create(APP, name="x", system=None)
         with pytest.raises(errors.ContextTooLong):
             await ask(h, spec(TEXT * 40))
-        assert len((await ask(h, spec()))[0]) and len(said(h)) == 2
+        assert len((await ask(h, spec()))[0]) and len(await said(h)) == 2
 
 
 def test_a_key_gives_a_seed_where_there_is_none() -> None:

@@ -54,7 +54,7 @@ async def talk(h: House) -> list[Message]:
     await h.call("x", Turn(), Generation(5))  # the same answer goes on
     await h.call("x", Turn((Message("user", "and"), Message("assistant", "so"))), None)
     await h.say("x", "then?", 7)
-    return list(h.service.show(APP, "x").messages)
+    return list((await h.shown("x")).messages)
 
 
 @on_a_loop
@@ -65,20 +65,20 @@ async def test_a_conversation_goes_on_with_another_model(tmp_path: Path) -> None
         with pytest.raises(errors.ModelMismatch, match="fake") as caught:
             await h.say("x", "hi", 3)
         assert "ctx migrate" in caught.value.hint
-        last_used = h.service.show(APP, "x").info.last_used
+        last_used = h.service.info(APP, "x").last_used
         info = await h.service.migrate(APP, "x")
         assert info.usable and info.n_messages == len(messages) == 7
         assert info.last_used == last_used
-        assert list(h.service.show(APP, "x").messages) == messages
+        assert list((await h.shown("x")).messages) == messages
         closed = "".join(f"[{m.role}] {m.content}" for m in messages[:-1])
         assert says(OtherEngine, h.tokens("x")) == f"{closed}[assistant] {messages[-1].content}"
         await h.call("x", Turn(), Generation(4))  # the open answer goes on
-        assert len(h.service.show(APP, "x").messages) == 7
+        assert len((await h.shown("x")).messages) == 7
         _, done = await h.say("x", "hi", 3)
         assert done.n_tokens == len(h.tokens("x"))
         assert (await h.service.migrate(APP, "x")).n_tokens == done.n_tokens, "it is this model's already"
     async with house(tmp_path, engine_type=OtherEngine) as h:
-        assert h.service.show(APP, "x").info.usable
+        assert h.service.info(APP, "x").usable
         await h.say("x", "more", 3)
 
 
@@ -145,7 +145,7 @@ async def test_text_that_is_not_stored_is_refused_and_can_be_cut_off(tmp_path: P
             before = h.tokens(name)
             with pytest.raises(errors.ModelMismatch, match="not stored as text"):
                 await h.service.migrate(APP, name)
-            assert h.tokens(name) == before and not h.service.show(APP, name).info.usable
+            assert h.tokens(name) == before and not h.service.info(APP, name).usable
         await h.service.truncate(APP, "cut", n_tokens=None, n_messages=0)
         assert (await h.service.migrate(APP, "cut")).usable
         await h.say("cut", "hi", 3)
@@ -170,12 +170,12 @@ async def test_what_the_new_model_cannot_hold_or_store_leaves_the_context_as_it_
             patch.setattr(Store, "rewrite", full)
             with pytest.raises(errors.DiskFull):
                 await h.service.migrate(APP, "x")
-        assert not h.service.show(APP, "x").info.usable and h.tokens("x") == before
+        assert not h.service.info(APP, "x").usable and h.tokens("x") == before
         assert (await h.service.migrate(APP, "x")).usable
-        assert list(h.service.show(APP, "x").messages) == messages
+        assert list((await h.shown("x")).messages) == messages
     async with house(tmp_path) as h:
-        assert not h.service.show(APP, "x").info.usable, "it is the other model's now"
-        assert list((await h.service.migrate(APP, "x"), h.service.show(APP, "x"))[1].messages) == messages
+        assert not h.service.info(APP, "x").usable, "it is the other model's now"
+        assert list((await h.service.migrate(APP, "x"), await h.shown("x"))[1].messages) == messages
 
 
 def test_model_tokens_and_conversation_change_in_one_transaction(tmp_path: Path) -> None:
@@ -203,4 +203,4 @@ async def test_an_app_takes_over_its_own_contexts_only(tmp_path: Path) -> None:
         with pytest.raises(errors.UnknownContext):
             await h.service.migrate(APP, theirs.id)
         assert (await h.service.migrate(None, theirs.id)).usable, "the operator may"
-        assert not h.service.show(APP, "x").info.usable
+        assert not h.service.info(APP, "x").usable

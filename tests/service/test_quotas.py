@@ -89,7 +89,7 @@ async def test_what_is_over_the_quota_at_the_start_can_be_read_and_cut_but_not_g
         kept = counted(h)
     async with house(tmp_path, app_text_bytes=2 * KIB) as h:
         assert counted(h) == kept
-        assert len(h.service.show(APP, "a").messages) == 2
+        assert len((await h.shown("a")).messages) == 2
         for text, n in (("y", 0), ("y", 2)):
             with pytest.raises(QuotaExceeded):
                 await h.call("a", Turn((Message("user", text),)), Generation(n) if n else None)

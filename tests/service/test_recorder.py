@@ -17,6 +17,8 @@ SENSITIVITY = ChunkSensitivity(0.1, 0.2, 0.5, 10.0, 640)
 OUTCOMES = (ev.Stored(100), ev.FAILED, ev.Stored(7))
 EVENTS: list[ev.Event] = [
     ev.ContextOpened(ContextId("c"), AppId("0/app"), (KEY,), 64, 3.5),
+    ev.ContextOpened(ContextId("d"), AppId("0/app"), (KEY,), 64, 3.5, ((KEY, 9, None),), coldest=True),
+    ev.ContextChanged(ContextId("d"), 0, (KEY,), 64, ((KEY, 9, ChunkMeta(Precision(4, 3), SENSITIVITY)),)),
     ev.ChunksFound(((KEY, 100, ChunkMeta(Precision(4, 3), SENSITIVITY)), (KEY, 100, None))),
     ev.Submitted(RequestId(1), ContextId("c"), 100, 5, rate=2.0),
     ev.StepDone(1, (ev.Drawn.TOKEN, ev.Drawn.END), 3),
@@ -38,6 +40,18 @@ def test_events_and_settings_are_read_as_they_were(tmp_path: Path) -> None:
     read_settings, events = read(tmp_path / "log")
     assert read_settings == made_with
     assert list(events) == [(event, float(i)) for i, event in enumerate(EVENTS)]
+
+
+def test_contexts_that_earlier_versions_recorded_bring_no_chunks(tmp_path: Path) -> None:
+    recorder = Recorder(tmp_path / "log", settings())
+    recorder.close()
+    with (tmp_path / "log").open("ab") as file:
+        file.write(msgpack.packb(["ContextOpened", 1.0, ["c", "0/app", [KEY], 64, 3.5]]))
+        file.write(msgpack.packb(["ContextChanged", 2.0, ["c", 0, [KEY], 64]]))
+    assert [event for event, _ in read(tmp_path / "log")[1]] == [
+        ev.ContextOpened(ContextId("c"), AppId("0/app"), (KEY,), 64, 3.5),
+        ev.ContextChanged(ContextId("c"), 0, (KEY,), 64),
+    ]
 
 
 @pytest.mark.parametrize("event", [e for e in EVENTS if isinstance(e, ev.Saved | ev.Fetched | ev.Lowered | ev.Written)])

@@ -513,7 +513,7 @@ async def test_apps_cannot_choose_such_names_and_older_contexts_that_have_them_s
         for i in range(3):
             await ask(h, [user(f"Question {i}?")])
         await h.service.wait_idle()
-        kept = h.service.show(APP, "~notes")
+        kept = await h.shown("~notes")
         assert not kept.info.anonymous and kept.messages == (Message("system", "Brief."),)
 
 
@@ -538,4 +538,4 @@ async def test_fork_takes_the_first_messages(tmp_path: Path) -> None:
         answer, done = await h.say(cut.id, "Two?")
         assert answer == messages[-1].content and done.switch.recomputed == 0
     async with house(tmp_path) as h:
-        assert h.service.show(APP, "cut").messages == messages
+        assert (await h.shown("cut")).messages == messages

@@ -106,7 +106,7 @@ async def test_a_context_comes_back_between_the_steps_of_another_that_answers(tm
         await h.service.wait_idle()
         await h.say("pusher", "p" * 1500)
         await h.service.wait_idle()
-        assert h.service.show(APP, "back").info.tiers[0] == 0
+        assert h.service.info(APP, "back").tiers[0] == 0
         pieces: list[str] = []
         _, talk = h.service.submit(
             APP,

@@ -60,7 +60,7 @@ def whole(h: House, name: str, *, answer: bool) -> list[int]:
 async def test_each_turn_drops_the_last_thought_and_goes_on_exactly(tmp_path: Path) -> None:
     async with house(tmp_path, engine_type=Thinker) as h:
         await h.service.create(APP, name="x", system="You are brief.")
-        assert h.tokens("x") == [] and h.service.show(APP, "x").info.n_messages == 1
+        assert h.tokens("x") == [] and h.service.info(APP, "x").n_messages == 1
         for i in range(5):
             answer, done = await h.say("x", f"Question {i}?", 9)
             tokens = h.tokens("x")
@@ -140,7 +140,7 @@ class WithoutTemplate(FakeEngine):
 async def test_a_new_context_says_that_its_messages_do_not_go_through_the_models_own_template(tmp_path: Path) -> None:
     async with house(tmp_path, engine_type=WithoutTemplate) as h:
         info = await h.service.create(APP, name="x", system=None)
-        assert "plain ChatML" in info.note and not h.service.show(APP, "x").info.note
+        assert "plain ChatML" in info.note and not h.service.info(APP, "x").note
         assert "plain ChatML" in str(h.service.hello()["note"])
     async with house(tmp_path) as h:
         assert not (await h.service.create(APP, name="y", system=None)).note
@@ -161,5 +161,5 @@ async def test_a_message_that_is_held_back_can_be_kept_and_cut_off(tmp_path: Pat
             info = await h.service.truncate(APP, f"z{n_messages}", n_tokens=n_tokens, n_messages=n_messages)
             assert (info.n_messages, info.n_tokens) == (0, 0)
     async with house(tmp_path, engine_type=NoSystem) as h:
-        assert [m.role for m in h.service.show(APP, "x").messages] == ["system"]
-        assert h.service.show(APP, "z0").messages == ()
+        assert [m.role for m in (await h.shown("x")).messages] == ["system"]
+        assert (await h.shown("z0")).messages == ()

@@ -63,7 +63,7 @@ async def test_others_go_on_while_a_text_is_read(tmp_path: Path, monkeypatch: py
         _, future, engine = await begin(h)
         await h.service.create(OTHER, name="y", system="short")
         assert (await h.say("y", "hello", 5, app=OTHER))[0]
-        assert h.service.show(APP, "x").info.n_tokens and not future.done()
+        assert h.service.info(APP, "x").n_tokens and not future.done()
         engine.gate.set()
         assert (await future).n_prompt > 500
 

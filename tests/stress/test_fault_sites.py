@@ -79,18 +79,18 @@ class Once:
     def __init__(self, h: House, wanted: type[MachineError]) -> None:
         self.h, self.wanted = h, wanted
 
-    def content(self) -> list[object]:
-        shown = [self.h.service.show(APP, info.id) for info in self.h.service.contexts(APP)]
+    async def content(self) -> list[object]:
+        shown = [await self.h.shown(info.id) for info in self.h.service.contexts(APP)]
         return sorted((d.info.name, d.info.n_tokens, d.messages, self.h.tokens(d.info.id)) for d in shown)
 
     async def __call__(self, what: Callable[[], Awaitable[Any]]) -> Any:
-        before = self.content()
+        before = await self.content()
         try:
             return await what()
         except MachineError as error:
             assert type(error) is self.wanted, error
             await self.h.service.wait_idle()
-            assert self.content() == before
+            assert await self.content() == before
             return await what()
 
 
@@ -105,7 +105,7 @@ def run(root: Path, trouble: Trouble, wanted: type[MachineError]) -> list[object
             h = House(service, store, thread)
             said = await life(h, Once(h, wanted))
             assert service.check() == []
-            kept = Once(h, wanted).content()
+            kept = await Once(h, wanted).content()
             stats = service.stats()["counts"]
             assert isinstance(stats, dict)
             assert trouble.fired or (stats["chunks_evicted"] and stats["tokens_from_disk"]), "nothing was swapped"

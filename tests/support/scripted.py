@@ -170,6 +170,9 @@ class ScriptedBackend:
         numbered = enumerate(list(self.known.values()), 1)
         return ((n, d.info) for n, d in numbered if n > number and app in (None, d.info.app))
 
+    def load(self, app: AppId | None, context: str) -> None:
+        self._find(app, context)
+
     def show(self, app: AppId | None, context: str) -> ContextDetail:
         return self._find(app, context)
 

@@ -15,7 +15,7 @@ from llmaas.engine.fake import FakeEngine
 from llmaas.engine.thread import EngineThread
 from llmaas.kvchunks.store.store import MasterKey, Store
 from llmaas.planner.settings import PlannerChoices, bit_settings
-from llmaas.records import AppId, Message, Precision
+from llmaas.records import AppId, ContextDetail, Message, Precision
 from llmaas.service.service import Service
 from llmaas.service.settings import ServiceSettings
 
@@ -56,7 +56,13 @@ class House:
         return "".join(pieces), done
 
     def tokens(self, context: str, app: AppId = APP) -> list[int]:
-        return list(self.store.tokens(self.service.show(app, context).info.id))
+        return list(self.store.tokens(self.service.info(app, context).id))
+
+    async def shown(self, context: str, app: AppId = APP) -> ContextDetail:
+        """The context as a client sees it, whether it has been used since the start or not."""
+        if (load := self.service.load(app, context)) is not None:
+            await load()
+        return self.service.show(app, context)
 
 
 def service_settings(*, bits: float | Precision | None = None, **settings: Any) -> ServiceSettings:

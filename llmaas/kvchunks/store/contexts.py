@@ -25,7 +25,8 @@ from llmaas.kvchunks.store.context_writes import (
     update_context,
 )
 from llmaas.kvchunks.store.index import Index, Txn
-from llmaas.kvchunks.store.rows import ContextRow, KeyedTurn, ModelName, Span
+from llmaas.kvchunks.store.message_counts import MessageCount, count_messages
+from llmaas.kvchunks.store.rows import ContextRow, ContextSummary, KeyedTurn, ModelName, Span
 from llmaas.kvchunks.store.tokens import unpack
 from llmaas.kvchunks.store.turn_rows import context_grew, context_rewritten, find_turn, forget_turns, insert_turn
 from llmaas.records import ContextId
@@ -128,14 +129,27 @@ class ContextTables:
 
     def contexts(self) -> list[ContextRow]:
         with self._index.read() as con:
-            found = list(read_contexts(con))
+            return [context.row for context in self._listed(con)]
+
+    def summaries(self) -> list[ContextSummary]:
+        with self._index.read() as con:
+            con.execute("BEGIN")
+            found, counts = self._listed(con), count_messages(con)
+        none = MessageCount()
+        return [
+            ContextSummary(c.row, *counts.get(c.num, none), damage="" if c.whole else _row_damage(c)) for c in found
+        ]
+
+    def _listed(self, con: sqlite3.Connection) -> list[StoredContext]:
+        """All contexts that have a name, oldest first. What is wrong with rows is said."""
+        found = list(read_contexts(con))
         self._damaged = {context.row.id: context for context in found if context.named and not context.whole}
         for context in found:
             if not context.named:
                 log.error("a context (row %d) lost its name on disk: run 'llmaas doctor --repair'", context.rowid)
             elif context.state is not RowState.SOUND or not context.whole:
                 log.error("%s: its row is %s on disk: run 'llmaas doctor --repair'", context, context.state.value)
-        return sorted((c.row for c in found if c.named), key=lambda row: row.created)
+        return sorted((c for c in found if c.named), key=lambda context: context.row.created)
 
     def spans(self, ctx: ContextId) -> list[Span]:
         return [span.as_span() for span in self._spans(ctx)]
@@ -152,11 +166,15 @@ class ContextTables:
         """Raises UnknownContext, ContextDamaged."""
         found = self._damaged.get(ctx) or _find(con, ctx)
         if not found.whole:
-            raise ContextDamaged(f"{found} is damaged on disk: its row in the index is not what was written")
+            raise ContextDamaged(_row_damage(found))
         return found
 
 
 # -- reading
+
+
+def _row_damage(found: StoredContext) -> str:
+    return f"{found} is damaged on disk: its row in the index is not what was written"
 
 
 def _find(con: sqlite3.Connection, ctx: ContextId) -> StoredContext:

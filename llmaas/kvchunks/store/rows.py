@@ -36,6 +36,17 @@ class ContextRow:
     """Name of the LoRA adapter that it uses; "" for none."""
 
 
+class ContextSummary(NamedTuple):
+    """A stored context, as far as it is known without its spans having been compared with their checksums."""
+
+    row: ContextRow
+    n_messages: int
+    text_bytes: int
+    """Of its messages' contents, in UTF-8."""
+    damage: str = ""
+    """What is wrong with its row, so that it cannot be used; "" if nothing is."""
+
+
 @dataclass(frozen=True, slots=True)
 class AdapterRow:
     """A LoRA adapter that was registered while the service ran."""

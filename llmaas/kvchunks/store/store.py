@@ -30,7 +30,7 @@ from llmaas.kvchunks.store.index import Index
 from llmaas.kvchunks.store.lock import RootLock
 from llmaas.kvchunks.store.payload_files import PayloadFiles
 from llmaas.kvchunks.store.reports import CheckReport, Encryption, Salvage, StoreStats
-from llmaas.kvchunks.store.rows import AdapterRow, ContextRow, KeyedTurn, ModelName, Span, StoredChunk
+from llmaas.kvchunks.store.rows import AdapterRow, ContextRow, ContextSummary, KeyedTurn, ModelName, Span, StoredChunk
 from llmaas.kvchunks.store.schema import INDEX
 from llmaas.kvchunks.store.syscalls import Files, failures
 from llmaas.records import ChunkKey, ChunkMeta, ChunkSensitivity, ContextId
@@ -40,6 +40,7 @@ __all__ = [
     "AdapterRow",
     "CheckReport",
     "ContextRow",
+    "ContextSummary",
     "Encryption",
     "Files",
     "KeyedTurn",
@@ -132,6 +133,10 @@ class Store:
     def contexts(self) -> list[ContextRow]:
         """All contexts, oldest first."""
         return self._contexts.contexts()
+
+    def summaries(self) -> list[ContextSummary]:
+        """All contexts, oldest first, with what can be known of them without reading their spans one by one."""
+        return self._contexts.summaries()
 
     def spans(self, ctx: ContextId) -> list[Span]:
         """All spans in order. Raises UnknownContext."""

@@ -289,7 +289,7 @@ async def test_a_fork_goes_on_from_disk_when_the_context_it_came_from_is_deleted
         await h.service.wait_idle()
         await h.service.fork(APP, "x", name="y")
         await h.service.delete(APP, "x")
-        y = h.service.show(APP, "y").info.id
+        y = h.service.info(APP, "y").id
     assert wrapped_keys(tmp_path).keys() == {y}
     async with house(tmp_path) as h:
         _, done = await h.say("y", "go on", 4)
