@@ -66,6 +66,19 @@ class CellTable:
         context.lossy = {i for i in context.lossy if i * CHUNK_TOKENS < n}
         self._release_if_empty(context)
 
+    def may_hand_over(self, context: Context, heir: Context, n: int) -> bool:
+        """Whether the first ``n`` tokens that an idle context has in CELLS can become those of ``heir``."""
+        whole = self._cuttable or n == context.cells
+        return context.id in self._idle and heir.seq is None and not heir.running and whole
+
+    def hand_over(self, context: Context, heir: Context, n: int, out: list[Action]) -> None:
+        """``heir`` gets the sequence of ``context``, with the first ``n`` tokens, 1 or more; ``context`` has none."""
+        self.trim(context, n, out)
+        heir.seq, heir.cells, heir.lossy = context.seq, context.cells, context.lossy
+        context.seq, context.cells, context.lossy = None, 0, set()
+        del self._idle[context.id]
+        self._idle[heir.id] = heir
+
     def lose(self, context: Context, out: list[Action]) -> None:
         """A step of the context failed. A state that cannot be cut may hold part of it: then none of it can stay."""
         if not self._cuttable:

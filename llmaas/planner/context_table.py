@@ -6,6 +6,8 @@ Work per event does not grow with idle contexts, except at start and when a cont
 
 from __future__ import annotations
 
+from itertools import takewhile
+
 from llmaas.errors import assert_never
 from llmaas.kvchunks.ledger import Ledger
 from llmaas.planner.actions import Action, DropDisk
@@ -63,11 +65,30 @@ class ContextTable:
 
     def _closed(self, event: ContextClosed, out: list[Action]) -> None:
         context = self._contexts.pop(event.context)
+        heir = self._hand_over_cells(context, out)
         self._cells.trim(context, 0, out)
         context.n_kv = 0
         self._books.set_keys(context, 0, (), out)
         self._swap_out.closed(context, self._contexts.values())
+        if heir is not None:
+            self._swap_out.context_changed(heir, out)
         self._books.closed(context.id, event.gone, out)
+
+    def _hand_over_cells(self, context: Context, out: list[Action]) -> Context | None:
+        """Give what a context that closes has in CELLS to the one that begins with most of it and has nothing there,
+        as the origin of a fork has that computed nothing itself."""
+        heir, most = None, 0
+        if not context.cells or not context.keys:
+            return None
+        for other in self._contexts.values():
+            if other.keys[:1] != context.keys[:1]:
+                continue
+            n = min(n_shared(context, other), context.cells)
+            if n > most and self._cells.may_hand_over(context, other, n):
+                heir, most = other, n
+        if heir is not None:
+            self._cells.hand_over(context, heir, most, out)
+        return heir
 
     def _found(self, event: ChunksFound, out: list[Action]) -> None:
         stored = {chunk[0]: chunk for chunk in event.chunks}
@@ -116,6 +137,12 @@ class ContextTable:
         if len(refs) != len(self._ledger) and at_rest:
             problems.append(f"{len(self._ledger) - len(refs)} chunks belong to no context")
         return problems
+
+
+def n_shared(a: Context, b: Context) -> int:
+    """How many leading tokens two contexts have the same chunks for."""
+    n_chunks = sum(1 for _ in takewhile(lambda keys: keys[0] == keys[1], zip(a.keys, b.keys, strict=False)))
+    return min(n_chunks * CHUNK_TOKENS, a.n_kv, b.n_kv)
 
 
 def _cells_to_keep(context: Context, n: int) -> int:

@@ -20,7 +20,7 @@ from llmaas.service.context_rows import ContextRows
 from llmaas.service.copies import HistoryChanged, copy_beginning
 from llmaas.service.history_keys import HistoryKey
 from llmaas.service.interpreter import Interpreter
-from llmaas.service.live_context import LiveContext, publish_kv, total_tokens
+from llmaas.service.live_context import LiveContext, cover_all, publish_kv, total_tokens
 from llmaas.service.parts import ServiceParts
 from llmaas.service.quotas import span_bytes, text_bytes
 from llmaas.service.refusals import refuse_if_deleted, refuse_if_oversized, refuse_if_too_long
@@ -98,6 +98,7 @@ class Contexts:
             _n_kept(source, None, n_messages)
         async with source.lock:
             refuse_if_deleted(source)
+            cover_all(source, self._dispatch)
             await self.anonymous.fit_context(app)
             with self._quotas.new_context(app):
                 row = self._rows.named(app, name, source.adapter)

@@ -234,3 +234,11 @@ def publish_kv(live: LiveContext, n_kv: int, dispatch: Callable[[Event], None]) 
     """Tell the planner that chunks cover the context's first ``n_kv`` tokens from now on, and which chunks."""
     first, keys = live.rekey(n_kv)
     dispatch(ContextChanged(live.id, first, keys, n_kv))
+
+
+def cover_all(live: LiveContext, dispatch: Callable[[Event], None]) -> None:
+    """Let the keys cover all whole chunks of the context, computed or not: a context that begins with the same tokens
+    then leaves behind what it computes of them."""
+    whole = len(live.tokens) // CHUNK_TOKENS * CHUNK_TOKENS
+    if live.n_kv < whole:
+        publish_kv(live, whole, dispatch)

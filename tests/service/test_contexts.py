@@ -11,7 +11,7 @@ from llmaas import errors
 from llmaas.calls import Generation, Turn
 from llmaas.clock import RealClock
 from llmaas.kvchunks.store.store import ContextRow, Store
-from llmaas.records import AppId, ContextId
+from llmaas.records import CHUNK_TOKENS, AppId, ContextId
 from llmaas.service.directory import Directory
 from tests.support.loop import on_a_loop
 from tests.support.service_house import APP, house
@@ -33,6 +33,21 @@ async def test_a_fork_shares_its_parents_chunks_and_then_goes_its_own_way(tmp_pa
         await h.service.delete(APP, "trunk")
         await h.service.wait_idle()
         await h.say("twin", "more", 5)
+
+
+@on_a_loop
+async def test_what_forks_compute_of_a_context_that_was_never_computed_is_computed_once(tmp_path: Path) -> None:
+    async with house(tmp_path) as h:
+        document = await h.service.create(APP, name="document", system=TEXT * 6)
+        await h.service.fork(APP, "document", name="first", n_messages=None)
+        await h.say("first", "a question", 5)
+        await h.service.delete(APP, "first")
+        await h.service.wait_idle()
+        kept = h.service.show(APP, "document").info.tiers
+        assert sum(kept[:3]) == document.n_tokens // CHUNK_TOKENS * CHUNK_TOKENS > 0
+        await h.service.fork(APP, "document", name="second", n_messages=None)
+        _, done = await h.say("second", "another question", 5)
+        assert done.switch.recomputed == 0 and done.switch.tokens == sum(kept[:3])
 
 
 @on_a_loop
