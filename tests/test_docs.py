@@ -13,7 +13,9 @@ from tests.cli.conftest import Daemon, clean_environ
 
 ROOT = Path(__file__).parents[1]
 PAGES = sorted(
-    page for folder in (".", "docs", "docs/decisions", "bench", "traces") for page in (ROOT / folder).glob("*.md")
+    page
+    for folder in (".", "docs", "docs/decisions", "examples", "bench", "traces")
+    for page in (ROOT / folder).glob("*.md")
 )
 LINK = re.compile(r"(?<!\\)\[[^\]]*\]\(([^)\s]+)\)|^\[[^\]]+\]:\s*(\S+)", re.MULTILINE)
 MOST_COLUMNS = 100

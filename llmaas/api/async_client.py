@@ -271,7 +271,9 @@ class AsyncClient(AsyncOperations):
         return False
 
     async def _begin_again(self, exchange: Exchange) -> bool:
-        """Make a request again whose connection was lost; False if it has failed for good."""
+        """Make a request again that was refused, or whose connection was lost; False if it has failed for good."""
+        if exchange.refused:
+            return await self._try_later(exchange)
         if not exchange.lost or not self._can_retry:
             return not exchange.ended
         async with self._connecting:
@@ -284,6 +286,22 @@ class AsyncClient(AsyncOperations):
             if not await self._reconnect():
                 return False
             self._link.transport.write(self._session.begin_again(exchange))
+        return True
+
+    async def _try_later(self, exchange: Exchange) -> bool:
+        """Make a request again for which the daemon had no room, after a while; False if the time for that is up."""
+        exchange.waits = exchange.waits or self._retries.waits()
+        wait = None if self._closed else next(exchange.waits, None)
+        if wait is None:
+            return False
+        await asyncio.sleep(wait)
+        if exchange.cancelling:
+            return False
+        try:
+            self._link.transport.write(self._session.begin_again(exchange))
+        except LOST as e:
+            exchange.fail(e)
+            return await self._begin_again(exchange)
         return True
 
 

@@ -20,7 +20,7 @@ from llmaas.api.client_session import Exchange, Session
 from llmaas.api.daemon_address import client_identity, daemon_address
 from llmaas.api.operation import Operation, Question, as_method
 from llmaas.api.operations import BlockingOperations
-from llmaas.api.retrying import NOT_YET, Retries
+from llmaas.api.retrying import LOST, NOT_YET, Retries
 from llmaas.calls import Done, Piece
 from llmaas.errors import NotServing
 from llmaas.old_paths import keep_old_names
@@ -141,6 +141,7 @@ class Client(BlockingOperations):
     seconds, and makes again what can be made again: requests that only read, ``resolve``, and ``append`` and
     ``generate``, which get an ``idempotency_key`` if they have none (not with ``logprobs``). An answer then goes on
     from what was told of it. Other requests fail, and the next one connects. A request is made again 8 times at most.
+    What the daemon refuses as Busy is asked for again, whatever it is, less and less often for so many seconds.
 
     >>> Client("/run/none/llmaas.sock", app="mail")
     Traceback (most recent call last):
@@ -245,7 +246,9 @@ class Client(BlockingOperations):
         return False
 
     def _begin_again(self, exchange: Exchange) -> bool:
-        """Make a request again whose connection was lost; False if it has failed for good."""
+        """Make a request again that was refused, or whose connection was lost; False if it has failed for good."""
+        if exchange.refused:
+            return self._try_later(exchange)
         if not exchange.lost or not self._retries.seconds or self._closed:
             return False
         if exchange.session is self._session:  # a daemon that has said that it stops ends the connection soon
@@ -255,6 +258,21 @@ class Client(BlockingOperations):
             return False
         with uninterrupted():
             self._link.send(self._session.begin_again(exchange))
+        return True
+
+    def _try_later(self, exchange: Exchange) -> bool:
+        """Make a request again for which the daemon had no room, after a while; False if the time for that is up."""
+        exchange.waits = exchange.waits or self._retries.waits()
+        wait = None if self._closed else next(exchange.waits, None)
+        if wait is None:
+            return False
+        threading.Event().wait(wait)
+        try:
+            with uninterrupted():
+                self._link.send(self._session.begin_again(exchange))
+        except LOST as e:
+            exchange.fail(e)
+            return self._begin_again(exchange)
         return True
 
     def _cancel(self, exchange: Exchange) -> None:

@@ -7,7 +7,7 @@ once: by its terminal reply, or by ``lose``.
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 
 from llmaas.api import messages as msg
 from llmaas.api import replies
@@ -15,7 +15,7 @@ from llmaas.api.hello import hello_frame, read_reply
 from llmaas.api.retrying import LOST, MOST_TRIES, Retelling, repeatable
 from llmaas.api.wire import MAX_FRAME, Decoder, Frame, encode
 from llmaas.calls import Piece
-from llmaas.errors import BadRequest, LlmaasError, MalformedFrame
+from llmaas.errors import BadRequest, Busy, LlmaasError, MalformedFrame
 from llmaas.version import __version__
 
 
@@ -42,7 +42,9 @@ class Exchange:
         """All tokens so far, of a request that may be made again."""
         self._retelling: Retelling | None = None
         self.n_tries = 0
-        """How often it was made again."""
+        """How often it was made again because it was lost."""
+        self.waits: Iterator[float] | None = None
+        """Seconds to wait before each time that it is made again because it was refused."""
         self.next: str | None = None
         """Where the rest of the result begins, if it comes in pages and there is more."""
         self._result: object = None
@@ -66,11 +68,21 @@ class Exchange:
             return False
         return isinstance(self._error, LOST) and repeatable(self.request)
 
+    @property
+    def refused(self) -> bool:
+        """Whether the daemon had no room for it, and has done nothing of it."""
+        nothing_done = not self._texts and self._error is not None and self._error.n_tokens is None
+        return isinstance(self._error, Busy) and nothing_done and not self.cancelling
+
+    def fail(self, error: LlmaasError) -> None:
+        """It has ended, and could not be made again because of ``error``."""
+        self._error = error
+
     def begin_again(self, session: Session, request_id: int) -> None:
-        """It was lost, and is made again under this id. What was told of it is not told twice."""
+        """It was lost or refused, and is made again under this id. What was told of it is not told twice."""
+        self.n_tries += not self.refused
         self.session = session
         self.request_id, self.ended, self._error, self.next = request_id, False, None, None
-        self.n_tries += 1
         if self._tokens:
             self._retelling = Retelling(self.text, list(self._tokens))
 
@@ -140,7 +152,7 @@ class Session:
         return exchange
 
     def begin_again(self, exchange: Exchange) -> bytes:
-        """The bytes to send for an exchange of another session that was lost. Raises why this one is over."""
+        """The bytes to send for an exchange that was lost or refused. Raises why this session is over."""
         assert exchange.request is not None
         if self.fault is not None:
             raise self.fault

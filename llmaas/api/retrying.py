@@ -2,12 +2,13 @@
 answer that is told again is joined to what was told of it.
 
 Law: sans-I/O. Only requests that may be carried out twice without harm are made again: those that change nothing that
-an app has made, and calls with an idempotency key.
+an app has made, and calls with an idempotency key. What the daemon refused because it was busy was not carried out.
 """
 
 from __future__ import annotations
 
 import os
+import random
 from collections.abc import Iterator
 from dataclasses import replace
 
@@ -24,6 +25,7 @@ NOT_YET = (NotServing, ShuttingDown, Busy)
 MOST_TRIES = 8
 """How often one request is made again: it may be what ends the daemon."""
 _FIRST_PAUSE_S, _LONGEST_PAUSE_S = 0.05, 1.0
+FIRST_WAIT_S, _LONGEST_WAIT_S = 0.1, 5.0
 
 
 class Retries:
@@ -47,6 +49,14 @@ class Retries:
         while self.seconds and self._clock.now() + pause <= late:
             yield pause
             pause = min(max(2 * pause, _FIRST_PAUSE_S), _LONGEST_PAUSE_S)
+
+    def waits(self) -> Iterator[float]:
+        """Seconds to wait before each try of a request that was refused, until the time is up. They are drawn, so that
+        clients that were refused together do not come together again."""
+        late, most = self._clock.now() + self.seconds, FIRST_WAIT_S
+        while (left := late - self._clock.now()) > 0:
+            yield min(left, most * random.uniform(0.5, 1.0))
+            most = min(2 * most, _LONGEST_WAIT_S)
 
 
 def repeatable(request: msg.Request | None) -> bool:

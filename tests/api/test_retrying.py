@@ -11,13 +11,14 @@ from typing import Any
 import pytest
 
 from llmaas.api import messages as msg
+from llmaas.api import retrying
 from llmaas.api.async_client import AsyncClient, AsyncStream
 from llmaas.api.client import Client
 from llmaas.api.retrying import MOST_TRIES, Retelling, Retries, repeatable
 from llmaas.api.server import Server
 from llmaas.calls import CallSpec, Piece, Turn
 from llmaas.clock import ManualClock
-from llmaas.errors import NotServing, ShuttingDown
+from llmaas.errors import Busy, NotServing, ShuttingDown
 from llmaas.records import AppId, Message
 from tests.support.loop import on_a_loop
 from tests.support.scripted import ScriptedBackend, serving, serving_in_a_thread, until
@@ -70,6 +71,106 @@ def test_tries_come_at_once_then_less_and_less_often_until_the_time_is_up() -> N
         waited.append(pause)
     assert waited[:3] == [0, 0.05, 0.1] and max(waited) == 1.0 and 8 < sum(waited) <= 10
     assert [*Retries(0, clock).pauses()] == []
+
+
+def test_a_refused_request_waits_longer_each_time_and_never_as_others_do() -> None:
+    def waited(seconds: float) -> list[float]:
+        clock, found = ManualClock(), list[float]()
+        for wait in Retries(seconds, clock).waits():
+            clock.advance(wait)
+            found.append(wait)
+        return found
+
+    one, other = waited(60), waited(60)
+    assert one != other and sum(one) == pytest.approx(60) and waited(0) == []
+    assert all(0.05 * 2**i <= wait <= 0.1 * 2**i for i, wait in enumerate(one[:5])) and max(one) <= 5
+
+
+class Full(ScriptedBackend):
+    """Refuses the next ``n`` calls and new contexts."""
+
+    n = 0
+
+    def submit(self, *args: Any, **named: Any) -> Any:
+        self._refuse()
+        return super().submit(*args, **named)
+
+    async def create(self, *args: Any, **named: Any) -> Any:
+        self._refuse()
+        return await super().create(*args, **named)
+
+    def _refuse(self) -> None:
+        if self.n:
+            self.n -= 1
+            raise Busy("all places are taken")
+
+
+@pytest.fixture
+def no_waiting(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(retrying, "FIRST_WAIT_S", 0.002)
+
+
+@pytest.mark.usefixtures("no_waiting")
+def test_sync_what_was_refused_is_asked_again(path: Path) -> None:
+    backend = Full()
+    with serving_in_a_thread(path, backend=backend), Client(path, app="mail", retry_s=5) as client:
+        for backend.n in (0, 1, 4):
+            client.create(name=f"inbox-{backend.n}")
+            assert backend.n == 0
+        for backend.n in (1, 4):
+            assert [piece.text for piece in client.generate("inbox-0", prompt="count 20")] == COUNTED
+            backend.n = 2
+            assert client.append("inbox-0", prompt="count 0").n_tokens == 9 and backend.n == 0
+        with client.generate("inbox-0", prompt="count 20", logprobs=1) as stream:
+            assert [piece.text for piece in stream] == COUNTED
+    with serving_in_a_thread(path, backend=backend), Client(path, app="mail") as client:
+        backend.n = 1
+        with pytest.raises(Busy):
+            client.create(name="other")
+
+
+@pytest.mark.usefixtures("no_waiting")
+def test_sync_a_daemon_that_stays_busy_is_asked_for_so_long(path: Path) -> None:
+    backend = Full()
+    with serving_in_a_thread(path, backend=backend), Client(path, app="mail", retry_s=0.1) as client:
+        backend.n = 10**6
+        with pytest.raises(Busy, match="all places"):
+            client.create(name="inbox")
+        assert 2 < 10**6 - backend.n < 100
+
+
+@pytest.mark.usefixtures("no_waiting")
+@on_a_loop
+async def test_what_was_refused_is_asked_again_also_by_many_at_once(path: Path) -> None:
+    backend = Full()
+    async with (
+        serving(path, backend=backend) as (_, server),
+        await AsyncClient.connect(path, app="mail", retry_s=5) as client,
+    ):
+        await client.create(name="inbox")
+        backend.n = 40
+        streams = [client.generate("inbox", prompt="count 20") for _ in range(8)]
+
+        async def texts(stream: AsyncStream) -> list[str]:
+            return [piece.text async for piece in stream]
+
+        assert await asyncio.gather(*map(texts, streams)) == [COUNTED] * 8 and backend.n == 0
+        backend.n = 10**6
+        stream = client.generate("inbox", prompt="count 20")
+        waiting = asyncio.create_task(texts(stream))
+        await until(lambda: backend.n < 10**6 - 1)
+        for connection in list(server.connections):  # the connection goes while it waits
+            connection.drop()
+        backend.n = 3
+        assert await waiting == COUNTED
+        backend.n = 10**6
+        stream = client.generate("inbox", prompt="count 20")
+        waiting = asyncio.create_task(texts(stream))
+        await until(lambda: backend.n < 10**6 - 1)
+        await stream.cancel()
+        with pytest.raises(Busy):
+            await waiting
+        backend.n = 0
 
 
 class Flaky(ScriptedBackend):
