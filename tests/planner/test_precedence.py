@@ -160,7 +160,23 @@ def test_steps_that_are_aborted_take_a_small_part_of_the_time_however_many_apps_
             if w.due:
                 w.answer_one(0)
     assert aborts(w) > 3
-    assert lost <= 0.2 + 0.1 * (w.now - begun)
+    assert lost <= 0.2 + 0.05 * (w.now - begun)
+
+
+def test_a_prompt_that_ends_with_the_step_is_put_off_once_whoever_comes() -> None:
+    w = busy()
+    call(w, FEW, 500, 2)
+    w.settle()
+    few, before = call(w, FEW, 90, 2), aborts(w)
+    w.rng.random = lambda: 0.1  # type: ignore[method-assign]  # each abort is in time
+    for n in range(6):
+        w.now += 0.01
+        call(w, AppId(f"0/{n}"), 20, 0)
+        if steps(w)[-1].step in w.aborted:
+            end_step(w)
+        while few not in read(steps(w)[-1]):
+            end_step(w)
+    assert aborts(w) == before + 1
 
 
 def test_who_asks_in_short_does_not_keep_out_long_prompts() -> None:

@@ -195,6 +195,25 @@ def test_an_app_outdoes_another_by_what_it_was_served_lately_and_wants_now() -> 
     assert not policy.outdoes(one, 100, two, 100, 4.0), "that is long ago"
 
 
+def test_what_an_app_took_alone_counts_little() -> None:
+    policy = fair((1, A, 5))
+    serve(policy, 1, 0.0, 1.0, prompt=400)
+    policy.add(RequestId(2), B, 5, 1.0)
+    one, two = RequestId(1), RequestId(2)
+    assert not policy.outdoes(one, 100, two, 200, 1.0)
+    assert policy.outdoes(two, 400, one, 100, 1.0)
+    assert policy.outdoes(one, 100, two, 100, 1.0), "it makes room for who takes nothing yet"
+    serve(policy, 1, 1.0, 1.0, prompt=400)
+    assert policy.outdoes(one, 100, two, 200, 1.0), "the other one was there"
+
+    use = RecentUse()
+    use.add(B, 100, now=0.0)
+    use.add(A, 100, now=0.9)
+    assert use.of(A, 0.9) == 100 and use.of(B, 0.0) == 25
+    use.add(A, 100, now=9.0)
+    assert round(use.of(A, 9.0)) == 25, "the other one went long ago"
+
+
 def test_recent_use_forgets_apps_whose_use_has_faded() -> None:
     use = RecentUse()
     for n in range(1000):

@@ -38,7 +38,7 @@ class Fair(CallQueues):
     other's at once.
 
     Prompts: those of an app wait for another's if it was served, and wants, half as much again. What was served lately
-    counts, or an app would be held to what it took when nobody else wanted anything.
+    counts, and little of what was served when nobody else wanted anything.
 
     >>> policy = Fair(quantum=64, ageing_s=5.0)
     >>> mail, home = RequestId(1), RequestId(2)
@@ -110,7 +110,7 @@ class Fair(CallQueues):
             call.starved = call.quantum_used = 0.0
         tokens = _PROMPT * prompt + _ANSWER * answer
         self._share[call.app] += tokens
-        self._recent.add(call.app, tokens, now)
+        self._recent.add(call.app, tokens, now, others=len(self._active) > 1)
 
     def urgency(self, request: RequestId, now: float) -> int:
         call = self._calls[request]
