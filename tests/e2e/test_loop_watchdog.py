@@ -22,7 +22,7 @@ from llmaas.engine.llama.engine import LlamaEngine
 from llmaas.records import Message
 from tests.support.cpu_time import at_most, suite_set_aside
 from tests.support.daemon import Daemon, Peer, serving
-from tests.support.loop import on_a_loop
+from tests.support.loop import on_a_loop, on_a_loop_for
 
 MOST_CPU_S = 0.05
 """CPU time of the event loop's thread in one turn of the loop."""
@@ -173,8 +173,8 @@ async def test_no_request_holds_up_the_loop(tmp_path: Path) -> None:
 
 
 @pytest.mark.slow  # most of it is the real model, which reads some thousand tokens
-@pytest.mark.timeout(600)
-@on_a_loop
+@pytest.mark.timeout(900)
+@on_a_loop_for(800)
 async def test_no_request_holds_up_the_loop_with_a_real_model(tmp_path: Path, model_path: Path) -> None:
     def engine(n_cells: int, n_seqs: int, end_rate: float) -> LlamaEngine:
         return LlamaEngine(model_path, n_cells=n_cells, n_seqs=n_seqs, n_threads=2)

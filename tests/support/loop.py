@@ -11,24 +11,35 @@ SECONDS = 120.0
 """How long a test may run: less than pytest's own timeout, whose report does not show where a coroutine waits."""
 
 
-def on_a_loop(test: Callable[..., Coroutine[Any, Any, None]]) -> Callable[..., None]:
+_Test = Callable[..., Coroutine[Any, Any, None]]
+
+
+def on_a_loop(test: _Test) -> Callable[..., None]:
     """Makes a test function of a coroutine function. Goes nearest to ``async def``, under all other decorators.
 
     The test fails with an AssertionError when it runs for more than ``SECONDS``; the traceback shows the ``await``.
     """
-
-    @functools.wraps(test)
-    def run(*args: Any, **fixtures: Any) -> None:
-        asyncio.run(_limited(test(*args, **fixtures)))
-
-    return run
+    return on_a_loop_for(SECONDS)(test)
 
 
-async def _limited(test: Coroutine[Any, Any, None]) -> None:
+def on_a_loop_for(seconds: float) -> Callable[[_Test], Callable[..., None]]:
+    """``on_a_loop`` for a test that may take so long."""
+
+    def decorate(test: _Test) -> Callable[..., None]:
+        @functools.wraps(test)
+        def run(*args: Any, **fixtures: Any) -> None:
+            asyncio.run(_limited(test(*args, **fixtures), seconds))
+
+        return run
+
+    return decorate
+
+
+async def _limited(test: Coroutine[Any, Any, None], seconds: float) -> None:
     running = asyncio.ensure_future(test)
     try:
-        await asyncio.wait_for(running, SECONDS)
+        await asyncio.wait_for(running, seconds)
     except asyncio.TimeoutError as error:
         if not running.cancelled():
             raise  # the test's own timeout
-        raise AssertionError(f"the test still ran after {SECONDS:g} s") from error
+        raise AssertionError(f"the test still ran after {seconds:g} s") from error
