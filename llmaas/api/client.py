@@ -138,8 +138,8 @@ class Client(BlockingOperations):
     connection is the app's of that user, with its rights and in its share, and not the operator's.
 
     With ``retry_s`` the client connects again when the connection was lost or the daemon has stopped, for so many
-    seconds, and makes again what can be made again: requests that only read, ``resolve``, and ``append`` and
-    ``generate``, which get an ``idempotency_key`` if they have none (not with ``logprobs``). An answer then goes on
+    seconds, and makes again what can be made again: requests that only read, ``context``, ``resolve``, and ``append``
+    and ``generate``, which get an ``idempotency_key`` if they have none (not with ``logprobs``). An answer then goes on
     from what was told of it. Other requests fail, and the next one connects. A request is made again 8 times at most.
     What the daemon refuses as Busy is asked for again, whatever it is, less and less often for so many seconds.
 

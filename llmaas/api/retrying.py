@@ -68,6 +68,8 @@ def repeatable(request: msg.Request | None) -> bool:
             return True
         case msg.ListAdapters() | ListApps():
             return True
+        case msg.Create():  # with exist_ok the one that was made before is found
+            return request.exist_ok
         case msg.Resolve():  # another anonymous context at most, which goes when room is needed
             return True
         case _:

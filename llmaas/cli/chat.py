@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING
 from llmaas.cli.answer import Ended, Shown, show_answer
 from llmaas.cli.chat_input import Lines, read_piped
 from llmaas.cli.contexts import matching
-from llmaas.cli.dialogue import Dialogue
+from llmaas.cli.dialogue import PATIENCE_S, Dialogue
 from llmaas.cli.generation import add_generation, add_terms, terms
 from llmaas.cli.options import add_client, configured, connected
 from llmaas.cli.out import dim, human_age, print_note, printable, shortened
@@ -37,7 +37,7 @@ examples:
 
 Without CONTEXT, --once and piped input use the context 'chat'.
 Ctrl-C ends an answer, Ctrl-D or /bye the conversation; /help says what else there is: /undo, and messages of
-several lines. If the daemon is restarted, the conversation waits for it and goes on.
+several lines. If the daemon is restarted, conversations and single questions wait for it and go on.
 
 The line after an answer says how many tokens the context has, where they were when it was asked for, and how long
 switching to it took. An answer that was paused for others is switched in more than once; its tokens count each time.
@@ -64,7 +64,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 def run(args: argparse.Namespace) -> int:
     config = configured(args)
     text = _piped_text(args)
-    with connected(args) as client:
+    # A dialogue tells the user that it waits for a daemon, so it connects again by itself.
+    with connected(args, retry_s=0 if text is None else PATIENCE_S) as client:
         _note_priority(client, terms(args).priority)
         if text is not None:
             context = _open(client, args.context or _ONCE_CONTEXT, args.system)
@@ -116,7 +117,7 @@ def _choose(client: Client, lines: Lines) -> str | None:
 def _open(client: Client, word: str, system: str | None) -> ContextInfo:
     found = matching(word, client.contexts())
     if found is None:
-        made = client.create(name=word, system=system)
+        made = client.context(word, system=system).info  # unlike ``create`` it may be asked again
         if made.note:
             print_note(printable(made.note))
         return made

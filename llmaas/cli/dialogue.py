@@ -33,7 +33,7 @@ HELP = '''\
 """     begins a message of several lines, and ends it
 Ctrl-C ends an answer; what was said of it stays. A line with a space before its / is a message.'''
 _RETRY_S = 0.2
-_PATIENCE_S = 120.0
+PATIENCE_S = 120.0
 """Seconds that a user waits for the daemon: a large model takes one to load."""
 
 
@@ -143,7 +143,7 @@ class Dialogue:
 
     def _patiently(self, ask: Callable[[], T], lost: LlmaasError | None = None) -> T:
         """``ask()``, as soon as a daemon serves; ``lost`` says that it does not now. Raises what it raises else."""
-        late = RealClock().now() + _PATIENCE_S
+        late = RealClock().now() + PATIENCE_S
         waited = False
         while True:
             try:

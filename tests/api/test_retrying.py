@@ -48,7 +48,7 @@ def test_another_answer_than_had_begun_is_an_error_that_can_be_asked_again(parts
 def test_which_requests_are_made_again() -> None:
     key = {"idempotency_key": "k"}
     safe = [msg.Append("c", prompt="x", **key), msg.Generate("c", **key), msg.ListContexts(), msg.Show("c"), msg.Ping()]  # type: ignore[arg-type]
-    safe.append(msg.Resolve((Message("user", "x"),)))
+    safe += [msg.Resolve((Message("user", "x"),)), msg.Create("c", exist_ok=True)]
     unsafe = [msg.Append("c", prompt="x"), msg.Generate("c"), msg.Create(), msg.Truncate("c", 1), msg.Delete("c"), None]
     assert [*map(repeatable, safe)] == [True] * len(safe)
     assert [*map(repeatable, unsafe)] == [False] * len(unsafe)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 import itertools
 import signal
+import subprocess
 import threading
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -18,7 +19,7 @@ from llmaas.cli.answer import status_line
 from llmaas.cli.chat_input import Lines
 from llmaas.cli.dialogue import Dialogue
 from llmaas.records import ContextId, Message
-from tests.cli.conftest import Daemon
+from tests.cli.conftest import COMMAND, Daemon, clean_environ
 
 STORY = "Tell me a long story about the sea."
 numbers = itertools.count()
@@ -147,6 +148,23 @@ def _once(harm: Callable[[], None]) -> Callable[..., str]:
         return text
 
     return show
+
+
+@pytest.mark.parametrize("signum", [signal.SIGTERM, signal.SIGKILL])
+def test_a_single_question_outlives_the_daemon_too(daemon: Daemon, tmp_path: Path, signum: int) -> None:
+    """A script finds the answer once, and whole."""
+    name = f"once-{next(numbers)}"
+    command = [*COMMAND, "chat", name, "--once", STORY, "--temperature", "0", "--socket", str(daemon.socket)]
+    command += ["--max-tokens", "60", "--app", "talk"]
+    with subprocess.Popen(command, env=clean_environ(tmp_path), stdout=subprocess.PIPE) as script:
+        assert script.stdout is not None
+        begin = script.stdout.read(8)
+        restart(daemon, signum)()
+        said = (begin + script.stdout.read()).decode()
+        assert script.wait(60) == 0
+    with Client(daemon.socket, app="talk") as client:
+        shown = client.show(name).messages
+    assert [message.role for message in shown] == ["user", "assistant"] and said == shown[1].content + "\n"
 
 
 def test_a_daemon_that_is_restarted_between_messages_is_not_noticed(
