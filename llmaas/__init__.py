@@ -78,7 +78,18 @@ if TYPE_CHECKING:  # what type checkers and editors see; _HOMES says the same to
         UnknownRequest,
         VersionMismatch,
     )
-    from llmaas.records import AdapterInfo, AppInfo, ContextDetail, ContextInfo, Message, NewToken, Resolved, Tier
+    from llmaas.records import (
+        AdapterInfo,
+        AppInfo,
+        AppQuota,
+        AppUse,
+        ContextDetail,
+        ContextInfo,
+        Message,
+        NewToken,
+        Resolved,
+        Tier,
+    )
 
 keep_old_modules()
 
@@ -94,7 +105,7 @@ _HOMES = {
         "PolicyBug  QuotaExceeded ShuttingDown SocketInUse StoreFailed UnknownAdapter UnknownApp UnknownContext "
         "UnknownRequest  VersionMismatch"
     ),
-    "llmaas.records": "AdapterInfo AppInfo ContextDetail ContextInfo Message NewToken Resolved Tier",
+    "llmaas.records": "AdapterInfo AppInfo AppQuota AppUse ContextDetail ContextInfo Message NewToken Resolved Tier",
 }
 _HOME = {name: module for module, names in _HOMES.items() for name in names.split()}
 
@@ -105,6 +116,8 @@ __all__ = [
     "AnswerIncomplete",
     "AppExists",
     "AppInfo",
+    "AppQuota",
+    "AppUse",
     "AsyncClient",
     "AsyncClientContext",
     "AsyncStream",

@@ -201,14 +201,56 @@ class AdapterInfo:
 
 
 @dataclass(frozen=True, slots=True)
+class AppQuota:
+    """What one app may have; None: as the daemon's settings say for every app. Raises ValueError."""
+
+    contexts: int | None = None
+    """Contexts that it may keep."""
+    tokens: int | None = None
+    """Tokens of all its contexts together."""
+    disk_bytes: int | None = None
+    """What its chunks may take on DISK. Of more, the coldest are dropped, and computed again when they are needed."""
+    requests: int | None = None
+    """Calls of it that may wait or run."""
+    rate: float | None = None
+    """Tokens per second that it may generate."""
+    priority: int | None = None
+    """The most urgent priority that its calls can have."""
+
+    def __post_init__(self) -> None:
+        for name in ("contexts", "tokens", "disk_bytes", "requests"):
+            value = getattr(self, name)
+            if value is not None and not 0 <= value <= NO_QUOTA:
+                raise ValueError(f"field 'quota.{name}' must be in [0, 2**62], not {value}")
+        if self.rate is not None and not 0 < self.rate < float("inf"):
+            raise ValueError(f"field 'quota.rate' must be a number above 0, not {self.rate}")
+        if self.priority is not None and not 0 <= self.priority <= 9:
+            raise ValueError(f"field 'quota.priority' must be in [0, 9], not {self.priority}")
+
+
+NO_APP_QUOTA = AppQuota()
+
+
+@dataclass(frozen=True, slots=True)
+class AppUse:
+    """What an app has now, of what ``AppQuota`` bounds."""
+
+    contexts: int = 0
+    """Anonymous ones included."""
+    tokens: int = 0
+    disk_bytes: int = 0
+    requests: int = 0
+
+
+@dataclass(frozen=True, slots=True)
 class AppInfo:
-    """An app that has a token."""
+    """An app that has a token, or quotas of its own."""
 
     app: AppId
-    created: float
-    """When its token was made, by the wall clock, in seconds since 1970."""
-    n_contexts: int
-    """Contexts that it has, anonymous ones included."""
+    created: float | None
+    """When its token was made, by the wall clock, in seconds since 1970; None: it has none."""
+    quota: AppQuota
+    used: AppUse
 
 
 @dataclass(frozen=True, slots=True)

@@ -36,6 +36,9 @@ class NoTokens:
     def refuse_without(self, app: AppId) -> None:
         pass
 
+    def most_urgent(self, app: AppId) -> int | None:
+        return None
+
 
 class FastBackend:
     """A backend whose answers cost nothing: it emits all pieces at once. It has only what the benches below call."""

@@ -8,11 +8,12 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from llmaas.api.names import check_contexts
+from llmaas.records import AppQuota
 
 
 @dataclass(frozen=True, slots=True)
 class ListApps:
-    """The apps that have a token."""
+    """The apps that have a token, or quotas of their own."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -22,6 +23,8 @@ class AppAdd:
 
     name: str
     contexts: str = "refuse"
+    quota: AppQuota | None = None
+    """None: what it had before, or none."""
 
     def __post_init__(self) -> None:
         check_contexts(self.contexts)
@@ -29,7 +32,7 @@ class AppAdd:
 
 @dataclass(frozen=True, slots=True)
 class AppRemove:
-    """Forget an app's token. ``contexts`` says what becomes of its contexts, as in ``AppAdd``."""
+    """Forget an app's token and quotas. ``contexts`` says what becomes of its contexts, as in ``AppAdd``."""
 
     name: str
     contexts: str = "refuse"
@@ -45,11 +48,20 @@ class AppRotate:
     name: str
 
 
-AppRequest = AppAdd | AppRemove | AppRotate
-"""What changes an app's token."""
+@dataclass(frozen=True, slots=True)
+class SetAppQuota:
+    """Give an app quotas of its own, in place of those that it had."""
+
+    name: str
+    quota: AppQuota
+
+
+AppRequest = AppAdd | AppRemove | AppRotate | SetAppQuota
+"""What changes what is known of an app."""
 APP_OPERATIONS: dict[str, type[ListApps | AppRequest]] = {
     "apps": ListApps,
     "app_add": AppAdd,
     "app_remove": AppRemove,
     "app_rotate": AppRotate,
+    "app_quota": SetAppQuota,
 }

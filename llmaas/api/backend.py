@@ -11,7 +11,7 @@ from collections.abc import Callable, Coroutine, Iterator, Sequence
 from typing import Any, Protocol
 
 from llmaas.api import messages as msg
-from llmaas.api.app_messages import AppAdd, AppRemove, AppRotate, ListApps
+from llmaas.api.app_messages import AppAdd, AppRemove, AppRotate, ListApps, SetAppQuota
 from llmaas.api.caller import Caller, Tokens, app_named
 from llmaas.api.pages import context_page, message_page, number_after, request_page
 from llmaas.api.record_maps import to_map
@@ -21,6 +21,7 @@ from llmaas.records import (
     AdapterInfo,
     AppId,
     AppInfo,
+    AppQuota,
     ContextDetail,
     ContextInfo,
     Message,
@@ -48,11 +49,16 @@ class AppBackend(Tokens, Protocol):
     def infos(self) -> list[AppInfo]:
         """All of them, by name."""
 
-    async def add(self, app: AppId, *, contexts: str) -> NewToken: ...
+    def most_urgent(self, app: AppId) -> int | None:
+        """The most urgent priority that the app's own quota allows; None: it does not say."""
+
+    async def add(self, app: AppId, *, contexts: str, quota: AppQuota | None = None) -> NewToken: ...
 
     async def remove(self, app: AppId, *, contexts: str) -> None: ...
 
     async def rotate(self, app: AppId) -> NewToken: ...
+
+    async def set_quota(self, app: AppId, quota: AppQuota) -> AppInfo: ...
 
     def on_evict(self, evict: Evict) -> None:
         """``evict`` ends what an app has running, because what it connected with counts no more."""
@@ -156,9 +162,12 @@ def task_of(backend: Backend, caller: Caller, request: msg.TaskRequest) -> Calla
         case msg.AdapterRemove(old):
             caller.require_operator("adapters are")
             return functools.partial(backend.adapters.remove, old)
-        case AppAdd(name, contexts):
+        case AppAdd(name, contexts, quota):
             caller.require_operator("tokens of apps are")
-            return functools.partial(backend.apps.add, app_named(name), contexts=contexts)
+            return functools.partial(backend.apps.add, app_named(name), contexts=contexts, quota=quota)
+        case SetAppQuota(name, quota):
+            caller.require_operator("quotas of apps are")
+            return functools.partial(backend.apps.set_quota, app_named(name), quota)
         case AppRemove(name, contexts):
             caller.require_operator("tokens of apps are")
             return functools.partial(backend.apps.remove, app_named(name), contexts=contexts)

@@ -35,13 +35,14 @@ class Caller:
     most_urgent: int = 0
     """The most urgent priority that its calls may have."""
 
-    def allowed(self, priority: int) -> int:
-        """The priority that a call gets which asks for ``priority``.
+    def allowed(self, priority: int, own: int | None = None) -> int:
+        """The priority that a call gets which asks for ``priority``. ``own``: the app's own quota, in place of
+        ``most_urgent``.
 
         >>> Caller(AppId("1000/mail"), is_operator=False, most_urgent=5).allowed(0)
         5
         """
-        return max(priority, self.most_urgent)
+        return max(priority, self.most_urgent if own is None else own)
 
     def owner(self, everyone: bool) -> AppId | None:
         """Whose contexts a request is about; None: every app's. Raises Forbidden."""

@@ -210,7 +210,7 @@ class Connection(asyncio.BufferedProtocol):
         limits = {
             "max_frame": self._limits.max_frame,
             "max_in_flight": self._limits.max_in_flight,
-            "most_urgent": caller.most_urgent,
+            "most_urgent": caller.allowed(0, None if caller.is_operator else backend.apps.most_urgent(caller.app)),
         }
         facts = {**backend.hello(), "app": caller.app}
         self._write(encode(reply_frame(f"llmaas/{__version__}", limits, facts)))

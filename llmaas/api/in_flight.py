@@ -15,7 +15,7 @@ from typing import Any
 
 from llmaas.api import messages as msg
 from llmaas.api import replies
-from llmaas.api.app_messages import AppAdd, AppRemove, AppRotate
+from llmaas.api.app_messages import AppAdd, AppRemove, AppRotate, SetAppQuota
 from llmaas.api.backend import Backend, answer, before, task_of
 from llmaas.api.caller import Caller
 from llmaas.api.incoming import Incoming
@@ -139,7 +139,7 @@ class InFlight:
                 self._backend.cancel(self._target(request, "cancelled"))
                 self._done(request_id, None)
             case msg.Prioritize(priority):
-                self._backend.prioritize(self._target(request, "given a priority"), self._caller.allowed(priority))
+                self._backend.prioritize(self._target(request, "given a priority"), self._allowed(priority))
                 self._done(request_id, None)
             case msg.Hint(context):
                 self._hint(context)
@@ -156,6 +156,7 @@ class InFlight:
                 | AppAdd()
                 | AppRemove()
                 | AppRotate()
+                | SetAppQuota()
             ):
                 self._spawn(request_id, msg.op_of(request), task_of(self._backend, self._caller, request))
             case _:
@@ -196,7 +197,7 @@ class InFlight:
 
     def _submit(self, request_id: int, request: msg.Append | msg.Generate) -> None:
         running = self._admit(request_id, msg.op_of(request))
-        terms = replace(request.terms, priority=self._caller.allowed(request.priority))
+        terms = replace(request.terms, priority=self._allowed(request.priority))
         spec = replace(request.spec, terms=terms)
 
         def emit(piece: Piece) -> None:
@@ -217,6 +218,12 @@ class InFlight:
             hint, future = begun
             self._hints.add(hint)
             future.add_done_callback(lambda _: self._hints.discard(hint))
+
+    def _allowed(self, priority: int) -> int:
+        """The priority that a call gets which asks for this one. The app's own quota goes before the settings."""
+        if self._caller.is_operator:
+            return self._caller.allowed(priority)
+        return self._caller.allowed(priority, self._backend.apps.most_urgent(self._caller.app))
 
     def _target(self, request: msg.ControlRequest, what: str) -> RequestId:
         """The backend's id of the call that ``request`` is about. Raises UnknownRequest, BadRequest, Forbidden."""

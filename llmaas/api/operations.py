@@ -15,7 +15,7 @@ from typing import Any
 
 from llmaas.api import messages as msg
 from llmaas.api import replies
-from llmaas.api.app_messages import AppAdd, AppRemove, AppRotate, ListApps
+from llmaas.api.app_messages import AppAdd, AppRemove, AppRotate, ListApps, SetAppQuota
 from llmaas.api.operation import (
     AsyncAsker,
     BlockingAsker,
@@ -30,7 +30,17 @@ from llmaas.api.operation import (
 )
 from llmaas.api.record_maps import from_map, to_map
 from llmaas.calls import DEFAULT_TERMS, Done, Sampling, Terms
-from llmaas.records import AdapterInfo, AppInfo, ContextDetail, ContextInfo, Message, NewToken, RequestInfo, Resolved
+from llmaas.records import (
+    AdapterInfo,
+    AppInfo,
+    AppQuota,
+    ContextDetail,
+    ContextInfo,
+    Message,
+    NewToken,
+    RequestInfo,
+    Resolved,
+)
 
 Messages = str | Iterable[Message | Mapping[str, str]]
 """What a caller may hand a client: Message objects, or maps with ``role`` and ``content``; a string is one message of
@@ -250,23 +260,23 @@ def adapter_remove(name: str) -> Operation[None]:
 
 
 def apps() -> Operation[list[AppInfo]]:
-    """List the apps that have a token; for the operator (``admin``)."""
+    """List the apps that have a token or quotas of their own, and what they use; for the operator (``admin``)."""
     return Operation(ListApps(), records(AppInfo))
 
 
-def app_add(name: str, *, contexts: str = "refuse") -> Operation[NewToken]:
+def app_add(name: str, *, contexts: str = "refuse", quota: AppQuota | None = None) -> Operation[NewToken]:
     """Give an app a token, without which nobody can be that app any more; for the operator (``admin``).
 
     ``name`` is a name, of the user who runs the daemon, or ``uid/name``. What of the app is connected is ended. If it
     has contexts already, which programs without the token have made, ``contexts`` says what becomes of them: with
     "refuse" the app gets no token (BadRequest), "keep" hands them over to whoever has the token, "delete" deletes them.
-    The token is in the result and nowhere else. Raises AppExists.
+    The token is in the result and nowhere else. ``quota``: see ``app_quota``. Raises AppExists.
     """
-    return Operation(checked(AppAdd, name, contexts), record(NewToken))
+    return Operation(checked(AppAdd, name, contexts, quota), record(NewToken))
 
 
 def app_remove(name: str, *, contexts: str = "refuse") -> Operation[None]:
-    """Forget an app's token: every program of its user can be that app again; for the operator (``admin``).
+    """Forget an app's token and quotas: every program of its user can be that app again; for the operator (``admin``).
 
     ``contexts`` says what becomes of the app's contexts, as in ``app_add``. Raises UnknownApp.
     """
@@ -277,6 +287,12 @@ def app_rotate(name: str) -> Operation[NewToken]:
     """Give an app another token. The one before is none any more, and connections that were made with it are ended.
     For the operator (``admin``). Raises UnknownApp."""
     return Operation(AppRotate(name), record(NewToken))
+
+
+def app_quota(name: str, quota: AppQuota) -> Operation[AppInfo]:
+    """Give an app quotas of its own, with or without a token, in place of those that it had. They hold at once, and
+    after a restart. For the operator (``admin``)."""
+    return Operation(SetAppQuota(name, quota), record(AppInfo))
 
 
 def requests(everyone: bool = False, *, after: int = 0) -> Operation[list[RequestInfo]]:
@@ -345,6 +361,7 @@ class BlockingOperations(BlockingAsker):
     app_add = blocking(app_add)
     app_remove = blocking(app_remove)
     app_rotate = blocking(app_rotate)
+    app_quota = blocking(app_quota)
     requests = blocking(requests)
     cancel_call = blocking(cancel_call)
     prioritize_call = blocking(prioritize_call)
@@ -374,6 +391,7 @@ class AsyncOperations(AsyncAsker):
     app_add = awaitable(app_add)
     app_remove = awaitable(app_remove)
     app_rotate = awaitable(app_rotate)
+    app_quota = awaitable(app_quota)
     requests = awaitable(requests)
     cancel_call = awaitable(cancel_call)
     prioritize_call = awaitable(prioritize_call)

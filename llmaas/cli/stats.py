@@ -19,6 +19,7 @@ examples:
   llmaas stats
   llmaas stats --watch            again every 2 seconds, until Ctrl-C
   llmaas stats --json | jq .
+  llmaas stats --everyone         also what each app has had, and its quotas
   llmaas stats --prometheus       for node_exporter's textfile collector; with what each app has had
 """
 _HISTOGRAM = {"count", "p50", "p99"}
@@ -28,6 +29,8 @@ _CLEAR = "\x1b[H\x1b[2J"
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.epilog = _EPILOG
     add_client(parser)
+    help_ = "with figures of each app; only for the user who runs the daemon"
+    parser.add_argument("--everyone", action="store_true", help=help_)
     parser.add_argument("--json", action="store_true", help="print JSON; with --watch one object after the other")
     parser.add_argument(
         "--prometheus", action="store_true", help="print Prometheus' text format, as /metrics of 'llmaas http' has it"
@@ -40,7 +43,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 def run(args: argparse.Namespace) -> int:
     if args.prometheus:
         return _prometheus(args)
-    with connected(args) as client:
+    with connected(args, admin=args.everyone) as client:
         while True:
             figures = client.stats()
             if args.json:

@@ -14,11 +14,14 @@ CELLS are not kept here: what is in cells belongs to a sequence, so the planner'
 from __future__ import annotations
 
 import enum
+from collections import Counter
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 
 from llmaas.errors import PolicyBug
-from llmaas.records import ChunkKey, Tier
+from llmaas.records import AppId, ChunkKey, Tier
+
+NO_APP = AppId("")
 
 
 class Copy(enum.Enum):
@@ -53,6 +56,8 @@ class Chunk:
     """One chunk's line in the ledger. Read freely; only the ledger writes."""
 
     key: ChunkKey
+    app: AppId = NO_APP
+    """Whose contexts contain it. Apps share no chunks: their keys differ."""
     refs: int = 0
     """Contexts that contain it. At 0 it is garbage."""
     cold: int = 0
@@ -96,6 +101,7 @@ class Ledger:
         """Bytes in the POOL, reserved ones included."""
         self.disk_used = 0
         """Bytes on DISK, reserved ones included."""
+        self._disk_of = Counter[AppId]()
         self._chunks: dict[ChunkKey, Chunk] = {}
 
     def __len__(self) -> int:
@@ -114,13 +120,17 @@ class Ledger:
     def tier(self, key: ChunkKey) -> Tier:
         return self.chunk(key).tier
 
+    def disk_used_of(self, app: AppId) -> int:
+        """Bytes on DISK of an app's chunks, reserved ones included."""
+        return self._disk_of[app]
+
     # -- what needs it
 
-    def ref(self, key: ChunkKey) -> None:
-        """One more context contains the chunk."""
+    def ref(self, key: ChunkKey, app: AppId = NO_APP) -> None:
+        """One more context contains the chunk, of this app."""
         chunk = self._chunks.get(key)
         if chunk is None:
-            chunk = self._chunks[key] = Chunk(key)
+            chunk = self._chunks[key] = Chunk(key, app)
         chunk.refs += 1
 
     def unref(self, key: ChunkKey) -> None:
@@ -266,6 +276,11 @@ class Ledger:
             problems.append(f"POOL bytes: {self.pool_used} on the books, {pool} in the chunks")
         if disk != self.disk_used:
             problems.append(f"DISK bytes: {self.disk_used} on the books, {disk} in the chunks")
+        of_apps = Counter[AppId]()
+        for c in self._chunks.values():
+            of_apps[c.app] += c.disk_bytes
+        if +of_apps != self._disk_of:
+            problems.append("DISK bytes: those of some app are wrong on the books")
         for c in self._chunks.values():
             if c.pool is Copy.ABSENT and c.pool_bytes:
                 problems.append(f"chunk {c.key.hex()} has no POOL copy but {c.pool_bytes} bytes")
@@ -283,6 +298,9 @@ class Ledger:
 
     def _set_disk(self, chunk: Chunk, nbytes: int) -> None:
         self.disk_used += nbytes - chunk.disk_bytes
+        self._disk_of[chunk.app] += nbytes - chunk.disk_bytes
+        if not self._disk_of[chunk.app]:
+            del self._disk_of[chunk.app]
         chunk.disk_bytes = nbytes
 
     @staticmethod

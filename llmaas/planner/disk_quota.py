@@ -19,7 +19,7 @@ from llmaas.planner.actions import Action, DropDisk
 from llmaas.planner.context import Context
 from llmaas.planner.tally import Tally
 from llmaas.policies.wear import WearPolicy
-from llmaas.records import ChunkKey, ContextId
+from llmaas.records import AppId, ChunkKey, ContextId
 
 _FIRST_USE = 1 << 32
 """Number of the first use after the start. Contexts that were used before it have lower ones."""
@@ -43,6 +43,10 @@ class DiskQuota:
         """Chunks that have become cold without need, by a context that went or a pin that ended: the first to go."""
         self._gone: list[ChunkKey] = []
         """Dropped from the ledger; DropDisk is still to be emitted."""
+        self._app_quotas: dict[AppId, int] = {}
+        """Bytes that single apps' chunks may take."""
+        self._dry: tuple[AppId, int, int] | None = None
+        """An app that has nothing to let go: when that was seen, and how many bytes its chunks took."""
         self._full = False
         self._uses = self._coldest = _FIRST_USE
 
@@ -70,7 +74,7 @@ class DiskQuota:
         self.use(context)
         old = context.keys[first:]
         for key in keys:
-            self._ledger.ref(key)
+            self._ledger.ref(key, context.app)
         for key in old:
             self._ledger.unref(key)
         context.keys[first:] = keys
@@ -103,7 +107,7 @@ class DiskQuota:
 
     def _has_room_for(self, key: ChunkKey, owner: ContextId) -> bool:
         chunk = self._ledger.chunk(key)
-        if chunk.cold < chunk.refs and self._make_room(chunk.pool_bytes, owner):
+        if chunk.cold < chunk.refs and self._make_room(chunk, owner):
             self._refused.discard(key)
             return True
         if key not in self._refused:
@@ -111,11 +115,28 @@ class DiskQuota:
             self._tally.writes_refused += 1
         return False
 
-    def _make_room(self, nbytes: int, owner: ContextId) -> bool:
+    def _make_room(self, chunk: Chunk, owner: ContextId) -> bool:
+        nbytes = chunk.pool_bytes
+        if chunk.app in self._app_quotas and not self._make_app_room(chunk.app, nbytes, owner):
+            return False
         need = self._ledger.disk_used + nbytes - self.quota
         if need <= 0:
             return True
         if nbytes > self.quota or not self._wear.may_replace(nbytes) or self._cool(need, self._last_use(owner)) < need:
+            return False
+        self._wear.replaced(nbytes)
+        return True
+
+    def _make_app_room(self, app: AppId, nbytes: int, owner: ContextId) -> bool:
+        """Let colder contexts of the app go until its quota has room for ``nbytes`` more."""
+        quota, used = self._app_quotas[app], self._ledger.disk_used_of(app)
+        need = used + nbytes - quota
+        if need <= 0:
+            return True
+        if nbytes > quota or self._dry == (app, self._uses, used) or not self._wear.may_replace(nbytes):
+            return False
+        if self._cool(need, self._last_use(owner), app=app) < need:
+            self._dry = app, self._uses, self._ledger.disk_used_of(app)
             return False
         self._wear.replaced(nbytes)
         return True
@@ -157,11 +178,26 @@ class DiskQuota:
             return []
         return [(context.id, key) for context in reversed(self._order.values()) for key in self.refused_of(context)]
 
+    def set_app_quota(self, app: AppId, nbytes: int | None, out: list[Action]) -> list[tuple[ContextId, ChunkKey]]:
+        """Keep the app's chunks to ``nbytes`` from now on; None: to what all together may take. Refused chunks of it to
+        try again, warmest first."""
+        self._dry = None
+        if nbytes is None:
+            self._app_quotas.pop(app, None)
+        else:
+            self._app_quotas[app] = nbytes
+        self.shrink(out)
+        mine = [context for context in reversed(self._order.values()) if context.app == app] if self._refused else []
+        return [(context.id, key) for context in mine for key in self.refused_of(context)]
+
     def shrink(self, out: list[Action]) -> None:
-        """Drop what exceeds the quota."""
+        """Drop what exceeds the quota, and those of apps."""
+        for app, quota in self._app_quotas.items():
+            if (need := self._ledger.disk_used_of(app) - quota) > 0:
+                self._cool(need, self._uses + 1, app=app)
         if (need := self._ledger.disk_used - self.quota) > 0:
             self._cool(need, self._uses + 1)
-            self._drop_gone(out)
+        self._drop_gone(out)
 
     def disk_is_full(self, keys: list[ChunkKey], owner: ContextId, out: list[Action]) -> bool:
         """A write found the disk full: drop whole colder contexts, whose files then go. True if that freed something.
@@ -188,18 +224,18 @@ class DiskQuota:
             elif self._spare:
                 self._spare.pop(key, None)
 
-    def _cool(self, need: int, colder_than: int, *, whole: bool = False) -> int:
+    def _cool(self, need: int, colder_than: int, *, whole: bool = False, app: AppId | None = None) -> int:
         """Cool contexts, coldest first, until ``need`` bytes of DISK are free; bytes that came free.
 
         ``colder_than``: only contexts whose last use was before this one. ``whole``: do not stop within a context.
+        ``app``: only contexts and chunks of this app.
         """
-        freed, done = 0, []
-        while self._spare and freed < need:
-            key, _ = self._spare.popitem()
-            freed += self._drop_if_cold(key) if key in self._ledger else 0
+        freed, done = self._drop_spare(need, app), []
         for context in self._order.values():
             if freed >= need or context.used >= colder_than:
                 break
+            if app is not None and context.app != app:
+                continue
             while context.cooled < len(context.keys) and (freed < need or whole):
                 context.cooled += 1
                 key = context.keys[-context.cooled]
@@ -209,6 +245,17 @@ class DiskQuota:
                 done.append(context.id)
         for cold in done:
             del self._order[cold]
+        return freed
+
+    def _drop_spare(self, need: int, app: AppId | None) -> int:
+        """Drop chunks that have become cold without need; bytes that came free."""
+        freed, mine = 0, list[ChunkKey]()
+        if app is not None:
+            mine = [key for key in self._spare if key in self._ledger and self._ledger.chunk(key).app == app]
+        while freed < need and (self._spare if app is None else mine):
+            key = self._spare.popitem()[0] if app is None else mine.pop()
+            self._spare.pop(key, None)
+            freed += self._drop_if_cold(key) if key in self._ledger else 0
         return freed
 
     @staticmethod
@@ -256,6 +303,9 @@ class DiskQuota:
         for key in self._refused:
             if key not in self._ledger or self._ledger.chunk(key).pool is not Copy.PRESENT:
                 problems.append(f"chunk {key.hex()} is refused and not in the POOL")
+        for app, quota in self._app_quotas.items():
+            if self._ledger.disk_used_of(app) > quota:
+                problems.append(f"DISK: {self._ledger.disk_used_of(app)} bytes of {quota} of the app {app}")
         if self._ledger.disk_used > self.quota:
             problems.append(f"DISK: {self._ledger.disk_used} bytes of {self.quota}")
         return problems

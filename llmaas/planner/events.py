@@ -230,6 +230,14 @@ class BudgetChanged:
 
 
 @dataclass(frozen=True, slots=True)
+class AppDiskChanged:
+    """Bytes that an app's chunks on DISK may take; None: no fewer than those of all apps together."""
+
+    app: AppId
+    disk_bytes: int | None
+
+
+@dataclass(frozen=True, slots=True)
 class Flush:
     """The service is about to stop: write the chunks that were not written since they would soon be replaced."""
 
@@ -244,6 +252,6 @@ SwitchEvent = Loaded | Fetched
 """Answers to actions that bring chunks to CELLS."""
 SwapOutEvent = Saved | Measured | Written | Lowered
 """Answers to actions that bring chunks from CELLS to POOL and DISK."""
-LimitEvent = RateChanged | DutyChanged | BudgetChanged
+LimitEvent = RateChanged | DutyChanged | BudgetChanged | AppDiskChanged
 """What may be used from now on."""
 Event = ContextEvent | CallEvent | StepEvent | SwitchEvent | SwapOutEvent | LimitEvent | Woken | Flush

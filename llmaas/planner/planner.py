@@ -23,6 +23,7 @@ from llmaas.planner.context_table import ContextTable
 from llmaas.planner.cost_model import SwitchCosts
 from llmaas.planner.disk_quota import DiskQuota
 from llmaas.planner.events import (
+    AppDiskChanged,
     BudgetChanged,
     CancelRequested,
     ChunksFound,
@@ -62,7 +63,7 @@ from llmaas.policies.eviction import EVICTION, EvictionPolicy
 from llmaas.policies.scheduling import SCHEDULING
 from llmaas.policies.split import SPLIT
 from llmaas.policies.wear import WEAR
-from llmaas.records import ChunkKey, ContextId, Tier
+from llmaas.records import AppId, ChunkKey, ContextId, Tier
 
 
 class Planner:
@@ -144,7 +145,7 @@ class Planner:
                 self._calls.handle(event, now, out)
             case Woken():
                 self._alarm = None
-            case RateChanged() | DutyChanged() | BudgetChanged():
+            case RateChanged() | DutyChanged() | BudgetChanged() | AppDiskChanged():
                 self._limit(event, out)
             case Flush():
                 self._swap_out.flush()
@@ -159,6 +160,8 @@ class Planner:
                 self._pacing.duty = duty
             case BudgetChanged():
                 self._books.set_budgets(event, out)
+            case AppDiskChanged():
+                self._books.set_app_disk(event, out)
             case _:
                 assert_never(event)
 
@@ -194,6 +197,10 @@ class Planner:
     @property
     def disk_used(self) -> int:
         return self._ledger.disk_used
+
+    def disk_used_of(self, app: AppId) -> int:
+        """Bytes on DISK of an app's chunks."""
+        return self._ledger.disk_used_of(app)
 
     @property
     def disk_quota(self) -> int:

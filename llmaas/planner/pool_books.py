@@ -15,7 +15,16 @@ from llmaas.planner.actions import Action, ChunkSource, DropDisk, DropPool, Fetc
 from llmaas.planner.bit_budget import NOBODY, BitBudget
 from llmaas.planner.context import Context
 from llmaas.planner.disk_quota import DiskQuota
-from llmaas.planner.events import FAILED, BudgetChanged, Fetched, FoundChunk, Loaded, Saved, Stored
+from llmaas.planner.events import (
+    FAILED,
+    AppDiskChanged,
+    BudgetChanged,
+    Fetched,
+    FoundChunk,
+    Loaded,
+    Saved,
+    Stored,
+)
 from llmaas.planner.pool_room import PoolRoom
 from llmaas.planner.tally import Tally
 from llmaas.planner.write_back import WriteBack
@@ -100,6 +109,10 @@ class PoolBooks:
             self._room.set_budget(event.pool_bytes, out)
         if event.disk_bytes is not None:
             self._writes.enqueue(self._disk.set_quota(event.disk_bytes, out))
+
+    def set_app_disk(self, event: AppDiskChanged, out: list[Action]) -> None:
+        """A smaller quota of an app drops its chunks at once; a larger one lets chunks in that it had refused."""
+        self._writes.enqueue(self._disk.set_app_quota(event.app, event.disk_bytes, out))
 
     # -- CELLS -> POOL
 

@@ -10,11 +10,13 @@ import logging
 from collections import Counter
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterable
 from contextlib import asynccontextmanager
+from functools import reduce
 
 from llmaas.errors import Busy, LlmaasError
 from llmaas.records import AppId
 from llmaas.service.live_context import LiveContext
 from llmaas.service.parts import ServiceParts
+from llmaas.service.quotas import Size
 
 log = logging.getLogger(__name__)
 
@@ -81,12 +83,12 @@ class AnonymousContexts:
             if not await self._one_goes(app, keep) and not await self._one_goes(app, None):
                 return
 
-    async def fit_text(self, app: AppId, nbytes: int, keep: LiveContext | None = None) -> None:
-        """Make room within the app's quota for so many bytes of text, if that is possible; ``keep`` does not go."""
-        while not self._quotas.fits_text(app, nbytes):
-            spare = sum(map(self._quotas.counted, self._may_go(app, keep)))
-            spare += sum(self._quotas.counted(live) for live in self._going if live.row.app == app)
-            if not self._quotas.fits_text(app, nbytes - spare) or not await self._one_goes(app, keep):
+    async def fit_text(self, app: AppId, more: Size, keep: LiveContext | None = None) -> None:
+        """Make room within the app's quota for so much text, if that is possible; ``keep`` does not go."""
+        while not self._quotas.fits_text(app, more):
+            may_go = [*self._may_go(app, keep), *(live for live in self._going if live.row.app == app)]
+            left = reduce(Size.less, map(self._quotas.counted, may_go), more)
+            if not self._quotas.fits_text(app, left) or not await self._one_goes(app, keep):
                 return
 
     async def wait_idle(self) -> None:

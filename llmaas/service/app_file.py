@@ -1,4 +1,4 @@
-"""The file ``apps.json`` in the store's folder: which apps have a token, and the hashes of these.
+"""The file ``apps.json`` in the store's folder: apps that have a token, the hashes of these, and quotas of apps.
 
 Law: it is replaced as a whole, and is on disk before anybody is told so. A file that is not what was written is an
 error, never an empty one: without it, every app's name would be free to take.
@@ -11,12 +11,12 @@ import json
 import os
 import stat
 from collections.abc import Iterable
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
 from llmaas.errors import StoreFailed
-from llmaas.records import AppId
+from llmaas.records import NO_APP_QUOTA, AppId, AppQuota
 from llmaas.regular_file import open_regular
 
 FILE = "apps.json"
@@ -26,13 +26,14 @@ _MOST_BYTES = 4 << 20
 
 @dataclass(frozen=True, slots=True)
 class AppRow:
-    """An app that has a token."""
+    """An app that has a token, or quotas of its own."""
 
     app: AppId
-    token_hash: bytes
-    """The token's SHA-256."""
-    created: float
-    """When it was made, in seconds since 1970."""
+    token_hash: bytes | None = None
+    """The token's SHA-256; None: it has none."""
+    created: float | None = None
+    """When the token was made, in seconds since 1970."""
+    quota: AppQuota = NO_APP_QUOTA
 
 
 class AppsDamaged(StoreFailed):
@@ -65,7 +66,7 @@ def read_apps(path: Path) -> list[AppRow]:
 
 def write_apps(path: Path, rows: Iterable[AppRow]) -> None:
     """Replace the file. Raises StoreFailed; then the file is as it was."""
-    body = {str(row.app): {"token_sha256": row.token_hash.hex(), "created": row.created} for row in rows}
+    body = {str(row.app): _as_map(row) for row in rows}
     data = json.dumps({"version": VERSION, "apps": body, "checksum": _checksum(body)}, indent=1).encode()
     new = path.with_name(f"{path.name}.new")
     try:
@@ -95,9 +96,22 @@ def _rows(found: Any) -> list[AppRow]:
     if found["version"] != VERSION or found["checksum"] != _checksum(found["apps"]):
         raise ValueError
     return [
-        AppRow(AppId(app), bytes.fromhex(row["token_sha256"]), float(row["created"]))
+        AppRow(
+            AppId(app),
+            bytes.fromhex(row["token_sha256"]) if "token_sha256" in row else None,
+            row.get("created"),
+            AppQuota(**row.get("quota", {})),
+        )
         for app, row in found["apps"].items()
     ]
+
+
+def _as_map(row: AppRow) -> dict[str, object]:
+    quota = {name: value for name, value in asdict(row.quota).items() if value is not None}
+    found: dict[str, object] = {"quota": quota} if quota else {}
+    if row.token_hash is not None:
+        found |= {"token_sha256": row.token_hash.hex(), "created": row.created}
+    return found
 
 
 def _checksum(body: object) -> str:

@@ -22,7 +22,7 @@ from llmaas.service.history_keys import HistoryKey
 from llmaas.service.interpreter import Interpreter
 from llmaas.service.live_context import LiveContext, cover_all, publish_kv, total_tokens
 from llmaas.service.parts import ServiceParts
-from llmaas.service.quotas import span_bytes, text_bytes
+from llmaas.service.quotas import Size, span_size, text_size
 from llmaas.service.refusals import refuse_if_deleted, refuse_if_oversized, refuse_if_too_long
 from llmaas.service.retokenize import retokenized
 from llmaas.service.stored_contexts import StoredContexts
@@ -83,7 +83,7 @@ class Contexts:
         make = partial(turn_spans, answer=False, limit=self._ctx_limit)
         spans = await self._text_threads.run(live, turn, make, self._engine, live, turn)
         refuse_if_too_long(total_tokens(spans), self._ctx_limit)
-        await self._refuse_text(app, span_bytes(spans))
+        await self._refuse_text(app, span_size(spans))
         await self._store_thread.run(app, self._store.create_context, row, spans)
         live.add_spans(spans)
         live.used = self._clock.now()
@@ -108,7 +108,7 @@ class Contexts:
 
     async def _fork(self, app: AppId, source: LiveContext, row: ContextRow) -> LiveContext:
         """The caller holds the lock of ``source``."""
-        await self._refuse_text(app, text_bytes(source), source)
+        await self._refuse_text(app, text_size(source), source)
         await self._store_thread.run(app, self._store.fork, source.id, row)
         live = self._rows.live(row)
         live.root = source.root
@@ -135,7 +135,7 @@ class Contexts:
         found = await self._store_thread.run(app, copy)
         if wanted not in (None, found.key):
             raise HistoryChanged
-        await self._refuse_text(app, text_bytes(live), source)
+        await self._refuse_text(app, text_size(live), source)
         await self._store_thread.run(app, self._store.create_context, row, found.spans)
         live.used = self._clock.now()
         self._add(live)
@@ -299,9 +299,9 @@ class Contexts:
         idle = max(0.0, self._clock.wall() - live.last_used)
         self._dispatch(ContextOpened(live.id, live.row.app, tuple(live.keys), live.n_kv, idle, coldest=coldest))
 
-    async def _refuse_text(self, app: AppId, nbytes: int, keep: LiveContext | None = None) -> None:
-        await self.anonymous.fit_text(app, nbytes, keep)
-        self._quotas.refuse_text(app, nbytes)
+    async def _refuse_text(self, app: AppId, more: Size, keep: LiveContext | None = None) -> None:
+        await self.anonymous.fit_text(app, more, keep)
+        self._quotas.refuse_text(app, more)
 
 
 def _n_kept(live: LiveContext, n_tokens: int | None, n_messages: int | None) -> int:

@@ -15,7 +15,7 @@ from llmaas.fair_thread import FairThread
 from llmaas.kvchunks.codec.codec import Codec
 from llmaas.kvchunks.store.store import Store
 from llmaas.metrics import Registry
-from llmaas.records import RequestId
+from llmaas.records import AppId, RequestId
 from llmaas.service.adapters import AdapterRegistry
 from llmaas.service.app_tallies import AppTallies
 from llmaas.service.call import Call
@@ -45,6 +45,8 @@ class ServiceParts:
     quotas: Quotas
     histories: Histories
     app_tallies: AppTallies = field(default_factory=AppTallies)
+    app_places: dict[AppId, int] = field(default_factory=dict)
+    """How many calls single apps may have, that have a quota of their own."""
     directory: Directory = field(default_factory=Directory)
     calls: dict[RequestId, Call] = field(default_factory=dict)
     """Every call that waits or runs. The runner adds and removes them."""

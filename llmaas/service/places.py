@@ -7,7 +7,7 @@ places together there are ``total``, and when they are taken, an app with fewer 
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 
 from llmaas.errors import Busy
 from llmaas.records import AppId
@@ -26,11 +26,12 @@ HINT_WAIT_S = 5.0
 
 
 class CallPlaces:
-    """``per_app``: calls of one app that may wait or run. ``extra``: more than what apps may have, for somebody who
-    must not be kept out by them."""
+    """``per_app``: calls of one app that may wait or run, but for those in ``own``. ``extra``: more than what apps may
+    have, for somebody who must not be kept out by them."""
 
-    def __init__(self, per_app: int, extra: int = 0) -> None:
-        self._per_app, self._total = per_app + extra, APPS_AT_ONCE * per_app + extra
+    def __init__(self, per_app: int, own: Mapping[AppId, int], extra: int = 0) -> None:
+        self._per_app, self._own, self._extra = per_app, own, extra
+        self._total = APPS_AT_ONCE * per_app + extra
 
     def to_push_out(self, app: AppId, calls: Iterable[Call]) -> Call | None:
         """The call that must go so that ``app`` may have one more; None if there is a place. Raises Busy.
@@ -40,8 +41,13 @@ class CallPlaces:
         """
         calls = [call for call in calls if not call.hint]
         of_app = Counter(call.live.row.app for call in calls)
-        if of_app[app] >= self._per_app:
-            raise Busy(f"{of_app[app]} requests of the app {app} are waiting or running")
+        allowed = self._own.get(app, self._per_app)
+        if of_app[app] >= allowed + self._extra:
+            hint = f"The app may have {allowed} ('llmaas app quota'); try again when one has ended."
+            raise Busy(
+                f"{of_app[app]} requests of the app {app} are waiting or running",
+                hint=hint if app in self._own else None,
+            )
         if len(calls) < self._total:
             return None
         of_user = Counter(_user(call.live.row.app) for call in calls)

@@ -12,6 +12,7 @@ import sys
 from collections import Counter
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
+from typing import NamedTuple
 
 from llmaas.errors import QuotaExceeded
 from llmaas.kvchunks.store.store import ContextSummary, Span
@@ -30,9 +31,18 @@ class Quotas:
     """``contexts`` and ``nbytes``: how many contexts one app may keep, and how many bytes of text and tokens."""
 
     def __init__(self, contexts: int, nbytes: int) -> None:
-        self._contexts, self._bytes = _Shares(contexts), _Shares(nbytes)
-        self._counted: dict[ContextId, int] = {}
-        """The bytes of each context, as they were counted last."""
+        self._contexts, self._bytes, self._tokens = _Shares(contexts), _Shares(nbytes), _Shares(NO_QUOTA)
+        self._counted: dict[ContextId, Size] = {}
+        """The size of each context, as it was counted last."""
+
+    def set_own(self, app: AppId, contexts: int | None, tokens: int | None) -> None:
+        """How many contexts, and tokens in them, this app may keep; None: as every app."""
+        self._contexts.set_own(app, contexts)
+        self._tokens.set_own(app, tokens)
+
+    def kept(self, app: AppId) -> tuple[int, int]:
+        """How many contexts, and tokens in them, the app keeps."""
+        return self._contexts.kept[app], self._tokens.kept[app]
 
     @property
     def nbytes(self) -> int:
@@ -43,9 +53,9 @@ class Quotas:
         """Whether the app may keep one context more."""
         return self._contexts.kept[app] < self._contexts.allowed(app, 1)
 
-    def fits_text(self, app: AppId, nbytes: int) -> bool:
-        """Whether the app may keep ``nbytes`` bytes more."""
-        return self._bytes.kept[app] + nbytes <= self._bytes.allowed(app, nbytes)
+    def fits_text(self, app: AppId, more: Size) -> bool:
+        """Whether the app may keep so much more."""
+        return self._bytes.fits(app, more.nbytes) and self._tokens.fits(app, more.tokens)
 
     @contextmanager
     def new_context(self, app: AppId) -> Iterator[None]:
@@ -54,7 +64,8 @@ class Quotas:
         if self._contexts.kept[app] >= allowed:
             raise QuotaExceeded(
                 f"the app {app} keeps {self._contexts.kept[app]} contexts; it may keep {allowed}",
-                hint="Delete contexts that are not needed ('llmaas ctx rm'), or raise the setting app_contexts.",
+                hint="Delete contexts that are not needed ('llmaas ctx rm'), or raise "
+                + self._contexts.limit_of(app, "contexts", "the setting app_contexts"),
             )
         self._contexts.add(app, 1)
         try:
@@ -62,19 +73,23 @@ class Quotas:
         finally:
             self._contexts.add(app, -1)
 
-    def refuse_text(self, app: AppId, nbytes: int) -> None:
-        """Raises QuotaExceeded if the app may not keep ``nbytes`` bytes more."""
-        kept, allowed = self._bytes.kept[app], self._bytes.allowed(app, nbytes)
-        if kept + nbytes > allowed:
-            raise QuotaExceeded(
-                f"text and tokens of the app {app} would take {kept + nbytes} bytes; they may take {allowed}",
-                hint="Delete or truncate contexts ('llmaas ctx rm', 'llmaas ctx truncate'), or raise the setting "
-                "app_text_bytes.",
-            )
+    def refuse_text(self, app: AppId, more: Size) -> None:
+        """Raises QuotaExceeded if the app may not keep so much more."""
+        for shares, n, what, limit in (
+            (self._bytes, more.nbytes, "bytes", "the setting app_text_bytes"),
+            (self._tokens, more.tokens, "tokens", ""),
+        ):
+            if not shares.fits(app, n):
+                kept, allowed = shares.kept[app] + n, shares.allowed(app, n)
+                raise QuotaExceeded(
+                    f"text and tokens of the app {app} would take {kept} {what}; they may take {allowed}",
+                    hint="Delete or truncate contexts ('llmaas ctx rm', 'llmaas ctx truncate'), or raise "
+                    + shares.limit_of(app, what, limit),
+                )
 
-    def counted(self, live: LiveContext) -> int:
-        """The bytes of text of the context, as they were counted last."""
-        return self._counted.get(live.id, 0)
+    def counted(self, live: LiveContext) -> Size:
+        """The size of the context, as it was counted last."""
+        return self._counted.get(live.id, NOTHING)
 
     def count(self, live: LiveContext) -> None:
         """The context is new, or has changed."""
@@ -82,14 +97,17 @@ class Quotas:
             return
         if live.id not in self._counted:
             self._contexts.add(live.row.app, 1)
-        nbytes = text_bytes(live)
-        self._bytes.add(live.row.app, nbytes - self._counted.get(live.id, 0))
-        self._counted[live.id] = nbytes
+        before, now = self.counted(live), text_size(live)
+        self._bytes.add(live.row.app, now.nbytes - before.nbytes)
+        self._tokens.add(live.row.app, now.tokens - before.tokens)
+        self._counted[live.id] = now
 
     def forget(self, live: LiveContext) -> None:
         """The context was deleted."""
         self._contexts.add(live.row.app, -1)
-        self._bytes.add(live.row.app, -self._counted.pop(live.id))
+        before = self._counted.pop(live.id)
+        self._bytes.add(live.row.app, -before.nbytes)
+        self._tokens.add(live.row.app, -before.tokens)
 
 
 class _Shares:
@@ -97,6 +115,8 @@ class _Shares:
 
     def __init__(self, most: int) -> None:
         self._most = most
+        self._own: dict[AppId, int] = {}
+        """What single apps may keep."""
         self.kept = Counter[AppId]()
         self.total = 0
 
@@ -106,20 +126,46 @@ class _Shares:
         if not self.kept[app]:
             del self.kept[app]
 
+    def set_own(self, app: AppId, most: int | None) -> None:
+        self._own.pop(app, None)
+        if most is not None:
+            self._own[app] = most
+
+    def fits(self, app: AppId, more: int) -> bool:
+        return self.kept[app] + more <= self.allowed(app, more)
+
     def allowed(self, app: AppId, more: int) -> int:
         """What the app may keep, if it is to be given ``more``."""
-        together = APPS_AT_ONCE * self._most
+        together, own = APPS_AT_ONCE * self._most, self._own.get(app, self._most)
         if self.total + more <= together or self._most >= NO_QUOTA:
-            return self._most
-        return min(self._most, together // len(self.kept.keys() | {app}))
+            return own
+        return min(own, together // len(self.kept.keys() | {app}))
+
+    def limit_of(self, app: AppId, name: str, setting: str) -> str:
+        """What must be raised so that the app may keep more."""
+        return f"the app's quota ('llmaas app quota {app} {name}=N')." if app in self._own else f"{setting}."
 
 
-def text_bytes(live: LiveContext) -> int:
+class Size(NamedTuple):
+    """What of a context, or of what is to be added to one, counts."""
+
+    nbytes: int
+    """Of text and tokens in memory."""
+    tokens: int
+
+    def less(self, other: Size) -> Size:
+        return Size(self.nbytes - other.nbytes, self.tokens - other.tokens)
+
+
+NOTHING = Size(0, 0)
+
+
+def text_size(live: LiveContext) -> Size:
     """What a context's text and tokens take in memory, or will take once they are read."""
     if live.unread is not None:
-        return live.unread.nbytes
+        return Size(live.unread.nbytes, live.n_tokens)
     texts = sum(MESSAGE + sys.getsizeof(mark.message.content) for mark in live.marks)
-    return TOKEN * len(live.tokens) + texts
+    return Size(TOKEN * len(live.tokens) + texts, len(live.tokens))
 
 
 def listed_bytes(summary: ContextSummary) -> int:
@@ -127,7 +173,8 @@ def listed_bytes(summary: ContextSummary) -> int:
     return TOKEN * summary.row.n_tokens + (MESSAGE + _TEXT) * summary.n_messages + summary.text_bytes
 
 
-def span_bytes(spans: Sequence[Span]) -> int:
+def span_size(spans: Sequence[Span]) -> Size:
     """What these spans will take of a context's text and tokens."""
     texts = sum(MESSAGE + sys.getsizeof(span.text or "") for span in spans if span.role is not None)
-    return TOKEN * sum(len(span.tokens) for span in spans) + texts
+    tokens = sum(len(span.tokens) for span in spans)
+    return Size(TOKEN * tokens + texts, tokens)

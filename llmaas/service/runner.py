@@ -61,7 +61,10 @@ class CallRunner:
         self._dispatch, self._release = interpreter.dispatch, interpreter.release
         self._calls, self._clock, self._metrics = parts.calls, parts.clock, parts.metrics
         self.log, self._app_tallies = RequestLog(parts.calls, parts.clock), parts.app_tallies
-        self._places, self._operator_places = CallPlaces(queue_limit), CallPlaces(queue_limit, OPERATOR_CALLS)
+        self._places, self._operator_places = (
+            CallPlaces(queue_limit, parts.app_places),
+            CallPlaces(queue_limit, parts.app_places, OPERATOR_CALLS),
+        )
         self._tasks: set[asyncio.Task[None]] = set()
         self.total = 0
         """Calls submitted since start; also the last request's id."""

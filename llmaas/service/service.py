@@ -23,9 +23,21 @@ from llmaas.metrics import Registry
 from llmaas.planner.events import Flush, RateChanged
 from llmaas.policies.duty import ThermalReading
 from llmaas.policies.pool_budget import MemoryReading
-from llmaas.records import AppId, ContextDetail, ContextId, ContextInfo, Message, RequestId, RequestInfo, Resolved
+from llmaas.records import (
+    AppId,
+    AppQuota,
+    AppUse,
+    ContextDetail,
+    ContextId,
+    ContextInfo,
+    Message,
+    RequestId,
+    RequestInfo,
+    Resolved,
+)
 from llmaas.service.adapters import AdapterRegistry
 from llmaas.service.app_file import FILE as APPS_FILE
+from llmaas.service.app_quotas import AppQuotas, as_plain
 from llmaas.service.apps import Apps
 from llmaas.service.budgets import Budgets
 from llmaas.service.contexts import Contexts
@@ -107,6 +119,8 @@ class Service:
             queue_limit=settings.queue_limit,
             keep_thoughts=settings.keep_thoughts,
         )
+        self._app_quotas = AppQuotas(parts, self._planner, self._dispatch, settings.planner.app_rate)
+        self.apps.apply_quotas()
         n_chunks = await self._contexts.open_stored(stored)
         name, n_contexts = parts.engine.info.title, len(parts.directory)
         log.info("serving %s: %d contexts, %d chunks on disk", name, n_contexts, n_chunks)
@@ -220,6 +234,14 @@ class Service:
     def ids(self, app: AppId) -> list[ContextId]:
         """The ids of an app's contexts."""
         return self._parts.directory.ids(app)
+
+    def used(self, app: AppId) -> AppUse:
+        """What an app has, of what its quotas bound."""
+        return self._app_quotas.used(app)
+
+    def set_quota(self, app: AppId, quota: AppQuota) -> None:
+        """An app may have so much from now on."""
+        self._app_quotas.set(app, quota)
 
     def contexts(self, app: AppId | None) -> list[ContextInfo]:
         """An app's contexts, or everyone's; most recently used first."""
@@ -342,7 +364,7 @@ class Service:
             "host": parts.host.snapshot(),
             "counts": asdict(planner.tally),
             "calls": parts.metrics.snapshot(),
-            **({"apps": parts.app_tallies.snapshot()} if apps else {}),
+            **({"apps": parts.app_tallies.snapshot(), "app_quotas": as_plain(self.apps.infos())} if apps else {}),
             **({"octaves": parts.metrics.octaves()} if octaves else {}),
         }
 

@@ -15,7 +15,7 @@ from llmaas.kvchunks.store.store import Store
 from llmaas.service.histories import packed_history
 from llmaas.service.history_keys import PackedHistory
 from llmaas.service.live_context import KeyChain, LiveContext, MessageMark, key_chain
-from llmaas.service.quotas import text_bytes
+from llmaas.service.quotas import text_size
 
 
 class ReadContext(NamedTuple):
@@ -32,7 +32,7 @@ class Look(NamedTuple):
     chain: KeyChain
     history: PackedHistory
     nbytes: int
-    """As ``quotas.text_bytes``, of the whole context."""
+    """Bytes by ``quotas.text_size``, of the whole context."""
 
 
 def read(store: Store, live: LiveContext) -> ReadContext:
@@ -53,7 +53,7 @@ def look(store: Store, lives: Sequence[LiveContext]) -> list[tuple[LiveContext, 
             continue
         else:
             chain = key_chain(live.root, whole.tokens)
-            found.append((live, Look(chain, packed_history(whole), text_bytes(whole))))
+            found.append((live, Look(chain, packed_history(whole), text_size(whole).nbytes)))
     return found
 
 

@@ -24,7 +24,7 @@ from llmaas.service.interpreter import Interpreter
 from llmaas.service.keyed_turns import ToldTurn, continue_turn, ended, keyed_turn, recall, refuse_other_length, tell
 from llmaas.service.live_context import LiveContext, publish_kv
 from llmaas.service.parts import ServiceParts
-from llmaas.service.quotas import span_bytes
+from llmaas.service.quotas import span_size
 from llmaas.service.refusals import failure, refuse_if_deleted, refuse_if_oversized, refuse_if_too_long
 from llmaas.service.settle import may_settle, settle, settled
 from llmaas.service.shift import is_tight, restore, shift
@@ -129,8 +129,8 @@ class TurnRunner:
         if call.spec.generation and not pending.base + pending.n_prompt:
             raise BadRequest("there is nothing to answer: the context is empty", hint="Send messages or a prompt.")
         if not call.hint:
-            await self._anonymous.fit_text(live.row.app, span_bytes(pending.spans), live)
-            self._quotas.refuse_text(live.row.app, span_bytes(pending.spans))
+            await self._anonymous.fit_text(live.row.app, span_size(pending.spans), live)
+            self._quotas.refuse_text(live.row.app, span_size(pending.spans))
         for span in pending.spans:
             live.tokens.extend(span.tokens)
         if live.draft:

@@ -19,7 +19,7 @@ from llmaas.api.server import Limits
 from llmaas.api.wire import Frame
 from llmaas.cli import options
 from llmaas.errors import AppExists, BadRequest, BadToken, Forbidden, NotServing, UnknownApp
-from llmaas.records import AppId
+from llmaas.records import AppId, AppQuota
 from tests.support.daemon import SOON, serving
 from tests.support.loop import on_a_loop
 from tests.support.scripted import HELLO, Peer, ScriptedApps, peer, until
@@ -155,10 +155,10 @@ async def test_a_connection_with_a_token_takes_its_apps_places_on_either_socket(
 # -- the operator's operations, on a whole daemon
 
 
-@pytest.mark.parametrize("op", ["apps", "app_add", "app_remove", "app_rotate"])
+@pytest.mark.parametrize("op", ["apps", "app_add", "app_remove", "app_rotate", "app_quota"])
 @on_a_loop
 async def test_tokens_are_the_operators_business(tmp_path: Path, op: str) -> None:
-    fields = {} if op == "apps" else {"name": "x"}
+    fields = {} if op == "apps" else {"name": "x", **({"quota": {}} if op == "app_quota" else {})}
     async with serving(tmp_path) as daemon:
         made = await peer(daemon.socket)
         assert (await made.ask(1, op, **fields))["code"] == "forbidden"
@@ -186,7 +186,8 @@ async def test_programs_of_one_user_are_kept_apart_by_tokens(tmp_path: Path) -> 
         async with daemon.connect("mail", admin=True) as also_operator:
             assert len(await also_operator.contexts(everyone=True)) == 1
         (info,) = await operator.apps()
-        assert (info.app, info.n_contexts) == (made.app, 1) and abs(info.created - time.time()) < 60
+        assert (info.app, info.used.contexts) == (made.app, 1)
+        assert info.created is not None and abs(info.created - time.time()) < 60
         await operator.app_remove("mail", contexts="delete")
         async with daemon.connect("mail") as mail:
             assert await mail.contexts() == []
@@ -265,6 +266,64 @@ async def test_rotations_that_race_with_newcomers_let_none_stay_with_an_old_toke
             await client.ping()
         for client in clients:
             await client.close()
+
+
+@pytest.mark.parametrize(
+    "quota",
+    [
+        {"contexts": -1},
+        {"contexts": 2**63},
+        {"priority": 10},
+        {"rate": 0},
+        {"rate": "5"},
+        {"more": 1},
+        5,
+        "x",
+        [],
+        None,
+    ],
+)
+@on_a_loop
+async def test_a_quota_that_is_none_is_a_bad_request_that_names_the_field(path: Path, quota: object) -> None:
+    async with serving_scripted(path):
+        made = await peer(admin_socket(path))
+        answer = await made.ask(1, "app_quota", name="mail", quota=quota)
+        assert answer["code"] == "bad_request" and "quota" in answer["message"]
+        await made.close()
+
+
+@on_a_loop
+async def test_the_most_urgent_priority_of_an_app_holds_at_once_and_goes_before_the_settings(tmp_path: Path) -> None:
+    limits = Limits(priority_floor=5, urgent_apps=frozenset({"dialer"}))
+    async with (
+        serving(tmp_path, limits=limits) as daemon,
+        daemon.connect("mail", admin=True) as operator,
+        daemon.connect("mail") as mail,
+        daemon.connect("dialer") as dialer,
+    ):
+        await mail.create(name="a")
+        await dialer.create(name="a")
+
+        async def priorities(client: AsyncClient) -> list[int]:
+            """What a call gets that asks for the most urgent one, and again while it runs."""
+            before = max((info.call for info in await client.requests()), default=0)
+            stream = client.generate("a", "hello", priority=0, max_tokens=300)
+            await anext(stream)
+            (info,) = await client.requests(after=before)
+            await stream.prioritize(1)
+            (then,) = await client.requests(after=before)
+            await stream.cancel()
+            return [info.priority, then.priority]
+
+        assert (await priorities(mail), await priorities(dialer)) == ([5, 5], [0, 1])
+        for app, most, expected in (("mail", 0, [0, 1]), ("mail", 8, [8, 8]), ("dialer", 7, [7, 7])):
+            info = await operator.app_quota(app, AppQuota(priority=most))
+            assert info.quota.priority == most
+            client = mail if app == "mail" else dialer
+            assert await priorities(client) == expected
+            async with daemon.connect(app) as newcomer:
+                assert newcomer.server["limits"]["most_urgent"] == most
+        assert await priorities(operator) == [0, 1]  # its own connection, as the same app
 
 
 # -- the clients

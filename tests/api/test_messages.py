@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 
 from llmaas.api import messages as msg
 from llmaas.api import replies
-from llmaas.api.app_messages import AppAdd, AppRemove, AppRotate, ListApps
+from llmaas.api.app_messages import AppAdd, AppRemove, AppRotate, ListApps, SetAppQuota
 from llmaas.api.hello import Hello, app_id, hello_frame, read_hello
 from llmaas.api.names import CONTEXTS_OF_APP, MAX_CONTEXT, MAX_MESSAGES, MAX_NAME, MAX_ROLE, MAX_STOP, MAX_STOPS
 from llmaas.api.operations import as_messages
@@ -18,7 +18,7 @@ from llmaas.api.record_maps import from_map, to_map
 from llmaas.api.wire import Decoder, Frame, encode
 from llmaas.calls import Done, FinishReason, Logprobs, Piece, Sampling, SwitchReport, TokenLogprob, Turn
 from llmaas.errors import BadRequest, Cancelled, LlmaasError, MalformedFrame, VersionMismatch, by_code
-from llmaas.records import AppId, ContextDetail, ContextId, ContextInfo, Message
+from llmaas.records import AppId, AppQuota, ContextDetail, ContextId, ContextInfo, Message
 
 TEXT = st.text(st.characters(exclude_categories=["Cs"]), max_size=20)
 COUNT = st.integers(0, 2**40)
@@ -80,6 +80,9 @@ GENERATES = st.builds(
     on_full=st.sampled_from(["error", "shift"]),
     **TERMS,
 )
+LIMIT = st.none() | st.integers(0, 2**62)
+QUOTAS = st.builds(AppQuota, LIMIT, LIMIT, LIMIT, LIMIT, RATES, st.none() | st.integers(0, 9))
+
 BY_OPERATION: dict[type[msg.Request], st.SearchStrategy[msg.Request]] = {
     msg.Create: st.builds(msg.Create, st.none() | NAME, MAYBE_TEXT, TEXT),
     msg.Append: st.builds(msg.Append, TEXT, MESSAGES.filter(bool)) | st.builds(msg.Append, TEXT, prompt=TEXT, **TERMS),
@@ -104,7 +107,8 @@ BY_OPERATION: dict[type[msg.Request], st.SearchStrategy[msg.Request]] = {
     msg.AdapterRemove: st.builds(msg.AdapterRemove, TEXT),
     msg.Ping: st.just(msg.Ping()),
     ListApps: st.just(ListApps()),
-    AppAdd: st.builds(AppAdd, TEXT, st.sampled_from(CONTEXTS_OF_APP)),
+    AppAdd: st.builds(AppAdd, TEXT, st.sampled_from(CONTEXTS_OF_APP), st.none() | QUOTAS),
+    SetAppQuota: st.builds(SetAppQuota, TEXT, QUOTAS),
     AppRemove: st.builds(AppRemove, TEXT, st.sampled_from(CONTEXTS_OF_APP)),
     AppRotate: st.builds(AppRotate, TEXT),
 }

@@ -31,7 +31,7 @@ def test_a_token_is_given_used_rotated_and_forgotten(llmaas: Run, at: dict[str, 
     token = added.stdout.strip()
     assert added.returncode == 0 and is_token(token) and "not shown again" in added.stderr
     (shown,) = json.loads(llmaas("app", "ls", "--json", **at).stdout)
-    assert (shown["app"], shown["n_contexts"]) == (f"{ME}/mail", 0) and token not in str(shown)
+    assert (shown["app"], shown["used"]["contexts"]) == (f"{ME}/mail", 0) and token not in str(shown)
 
     ask = ("chat", "inbox", "--once", "Say hello.", "--max-tokens", "2")
     refused = llmaas(*ask, "--app", "mail", **at)
@@ -65,6 +65,26 @@ def test_an_app_with_contexts_is_asked_about(llmaas: Run, at: dict[str, str]) ->
     assert llmaas("app", "rm", "notes", "--keep-contexts", **at).returncode == 0
     for name in ("a/b", "", "x" * 65, "-x y"):
         assert llmaas("app", "add", "--", name, **at).returncode == 2
+
+
+def test_quotas_are_set_shown_and_reset(llmaas: Run, at: dict[str, str]) -> None:
+    llmaas("app", "add", "web", "--quota", "contexts=5", "--quota", "disk_bytes=64M", **at)
+    assert "0/5" in llmaas("app", "ls", **at).stdout
+    changed = llmaas("app", "quota", "web", "contexts=none", "priority=7", "rate=2.5", "--json", **at)
+    expected = {"contexts": None, "tokens": None, "disk_bytes": 64 << 20, "requests": None, "rate": 2.5, "priority": 7}
+    assert json.loads(changed.stdout)["quota"] == expected
+    assert "64M" in llmaas("app", "quota", f"{ME}/web", **at).stdout
+    stats = json.loads(llmaas("stats", "--everyone", "--json", **at).stdout)
+    assert f"{ME}/web" not in llmaas("stats", **at).stdout
+    assert stats["app_quotas"][f"{ME}/web"]["priority"]["quota"] == 7
+    for wrong in ("contexts", "contexts=x", "colour=3", "priority=10", "rate=0", "contexts=-1"):
+        refused = llmaas("app", "quota", "web", wrong, **at)
+        assert refused.returncode == 2 and "KEY" in refused.stderr
+    assert llmaas("app", "rm", "web", **at).returncode == 0
+    assert llmaas("app", "quota", "http", "requests=3", **at).returncode == 0
+    (shown,) = json.loads(llmaas("app", "ls", "--json", **at).stdout)
+    assert (shown["app"], shown["created"]) == (f"{ME}/http", None)
+    assert llmaas("app", "rm", "http", **at).returncode == 0
 
 
 def test_an_address_that_others_reach_needs_tokens() -> None:

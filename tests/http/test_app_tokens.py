@@ -17,6 +17,7 @@ from llmaas.errors import ConfigError
 from llmaas.http import connections
 from llmaas.http.access import Access
 from llmaas.http.identity import Identity
+from llmaas.records import AppQuota
 from tests.support.daemon import SOON, answer_to
 from tests.support.http_edge import CHAT, HttpEdge, events, http_edge, until
 from tests.support.loop import on_a_loop
@@ -306,3 +307,21 @@ async def test_openais_client_and_ollamas(tmp_path: Path) -> None:
             assert error.value.status_code == 401 and "token" in error.value.error
         async with ollamas(base, token) as client:
             assert (await client.list()).models
+
+
+@on_a_loop
+async def test_an_apps_quotas_are_told_as_clients_expect(tmp_path: Path) -> None:
+    async with http_edge(tmp_path) as edge, edge.daemon.connect("cli", admin=True) as operator:
+        token = (await operator.app_add("mail", quota=AppQuota(contexts=0))).token
+        async with edge.http(token=token) as http:
+            for path in ("/v1/chat/completions", "/api/chat"):
+                reply = await http.post(path, json=CHAT)
+                assert reply.status_code == 429 and reply.headers["x-should-retry"] == "false"
+                assert "llmaas app quota" in reply.text
+            assert (await http.post("/v1/chat/completions", json=CHAT)).json()["error"]["code"] == "insufficient_quota"
+            await operator.app_quota("mail", AppQuota(requests=0))
+            reply = await http.post("/v1/chat/completions", json=CHAT)
+            assert reply.status_code == 429 and reply.headers["retry-after"] == "1"
+            assert reply.json()["error"]["code"] == "rate_limit_exceeded"
+            await operator.app_quota("mail", AppQuota())
+            assert (await http.post("/v1/chat/completions", json=CHAT)).status_code == 200

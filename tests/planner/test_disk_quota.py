@@ -10,8 +10,10 @@ from llmaas.kvchunks.codec.codec import Codec
 from llmaas.kvchunks.ledger import Chunk, Ledger
 from llmaas.planner import actions as act
 from llmaas.planner import events as ev
-from llmaas.records import ChunkKey, Precision
-from tests.support.planner_world import GEOMETRY, Ctx, World, run_call, world
+from llmaas.records import AppId, ChunkKey, Precision
+from tests.support.planner_world import APP, GEOMETRY, Ctx, World, run_call, world
+
+OTHER = AppId("0/other")
 
 
 def room(n: int) -> int:
@@ -116,3 +118,60 @@ def test_ten_thousand_idle_contexts_cost_a_write_nothing(monkeypatch: pytest.Mon
             run_call(w, w.open(), 64, 0)
         looks.append(counted[0])
     assert looks[0] == looks[1] > 0
+
+
+# -- quotas of single apps
+
+
+def test_an_apps_own_quota_lets_its_coldest_contexts_go_and_no_others() -> None:
+    w = world(disk_bytes=room(100), pool_bytes=room(500))
+    other = w.open(app=OTHER)
+    run_call(w, other, 640, 0)
+    w.send(ev.AppDiskChanged(APP, room(15)))
+    contexts = [w.open() for _ in range(3)]
+    for ctx in contexts:
+        run_call(w, ctx, 640, 0)
+    assert [on_disk(w, c) for c in contexts] == [0, 5, 10]
+    assert on_disk(w, other) == 10, "it is colder than all of them"
+    run_call(w, contexts[0], 0, 0)
+    assert [on_disk(w, c) for c in contexts] == [10, 0, 5]
+    assert w.planner.disk_used_of(APP) <= room(15) and w.planner.disk_used_of(OTHER) > room(9)
+    assert not w.planner.check()
+
+
+def test_an_apps_own_quota_can_shrink_and_grow_and_go() -> None:
+    w = world(pool_bytes=room(500))
+    contexts, other = [w.open() for _ in range(2)], w.open(app=OTHER)
+    for ctx in (other, *contexts):
+        run_call(w, ctx, 640, 0)
+    for nbytes, expected in ((room(12), [2, 10]), (0, [0, 0]), (room(30), [0, 0])):
+        w.send(ev.AppDiskChanged(APP, nbytes))
+        w.settle()
+        assert [on_disk(w, c) for c in contexts] == expected
+        assert on_disk(w, other) == 10 and not w.planner.check()
+    run_call(w, contexts[0], 0, 0)
+    assert on_disk(w, contexts[0]) == 10
+    w.send(ev.AppDiskChanged(APP, None))
+    for ctx in contexts:
+        run_call(w, ctx, 0, 0)
+    assert [on_disk(w, c) for c in contexts] == [10, 10]
+    assert not w.planner.check()
+
+
+def test_an_app_without_disk_writes_nothing_and_keeps_working() -> None:
+    w = world(pool_bytes=room(6))
+    w.send(ev.AppDiskChanged(APP, 0))
+    ctx, other = w.open(), w.open(app=OTHER)
+    run_call(w, ctx, 640, 0)
+    run_call(w, other, 640, 0)
+    assert on_disk(w, ctx) == 0 and on_disk(w, other) == 10
+    run_call(w, ctx, 1, 0)
+    assert w.planner.disk_used_of(APP) == 0 and not w.planner.check()
+
+
+def test_the_quota_of_all_holds_for_an_app_with_a_larger_one() -> None:
+    w = world(disk_bytes=room(15), pool_bytes=room(500))
+    w.send(ev.AppDiskChanged(APP, room(100)))
+    for _ in range(3):
+        run_call(w, w.open(), 640, 0)
+    assert w.planner.disk_used <= room(15) and not w.planner.check()

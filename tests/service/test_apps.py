@@ -145,7 +145,7 @@ async def test_an_app_with_a_token_is_nobodys_without_also_after_a_restart(tmp_p
             apps.refuse_without(MAIL)
         apps.refuse_without(NOTES)
         apps.refuse_without(AppId("1001/mail"))
-        assert [(info.app, info.n_contexts) for info in apps.infos()] == [(MAIL, 0)]
+        assert [(info.app, info.used.contexts) for info in apps.infos()] == [(MAIL, 0)]
     assert made.token.removeprefix("llmaas_") not in "".join(
         path.read_bytes().hex() + path.read_bytes().decode("latin-1") for path in tmp_path.rglob("*") if path.is_file()
     )

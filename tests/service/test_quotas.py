@@ -16,7 +16,7 @@ from llmaas.errors import QuotaExceeded
 from llmaas.kvchunks.store.store import ContextRow
 from llmaas.records import NO_QUOTA, AppId, ContextId, Message
 from llmaas.service.live_context import LiveContext
-from llmaas.service.quotas import APPS_AT_ONCE, TOKEN, Quotas
+from llmaas.service.quotas import APPS_AT_ONCE, TOKEN, Quotas, Size
 from tests.support.loop import on_a_loop
 from tests.support.scripted import until
 from tests.support.service_house import APP, House, house
@@ -127,7 +127,7 @@ def test_all_apps_together_stay_near_four_quotas_and_none_is_kept_from_its_share
         mine = kept[name].tokens
         apps = len({other for other, live in kept.items() if live.tokens} | {name})
         try:
-            quotas.refuse_text(AppId(name), n * TOKEN)
+            quotas.refuse_text(AppId(name), Size(n * TOKEN, n))
         except QuotaExceeded:
             assert len(mine) + n > min(most, APPS_AT_ONCE * most // apps)
             continue
@@ -145,4 +145,4 @@ def row(name: str) -> ContextRow:
 def test_no_quota_is_none() -> None:
     quotas = Quotas(10, NO_QUOTA)
     for name in "abcdefgh":
-        quotas.refuse_text(AppId(f"0/{name}"), sys.maxsize // 16)
+        quotas.refuse_text(AppId(f"0/{name}"), Size(sys.maxsize // 16, 1))

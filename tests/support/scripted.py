@@ -26,9 +26,12 @@ from llmaas.errors import (
     UnknownRequest,
 )
 from llmaas.records import (
+    NO_APP_QUOTA,
     AdapterInfo,
     AppId,
     AppInfo,
+    AppQuota,
+    AppUse,
     ContextDetail,
     ContextId,
     ContextInfo,
@@ -64,6 +67,7 @@ class ScriptedApps:
 
     def __init__(self) -> None:
         self.tokens: dict[str, AppId] = {}
+        self.urgent: dict[AppId, int] = {}
         self.evict: Evict | None = None
 
     def app_of(self, token: str) -> AppId | None:
@@ -74,9 +78,17 @@ class ScriptedApps:
             raise BadToken(f"the app {app} has a token")
 
     def infos(self) -> list[AppInfo]:
-        return [AppInfo(app, 1.5, 0) for app in self.tokens.values()]
+        return [AppInfo(app, 1.5, NO_APP_QUOTA, AppUse()) for app in self.tokens.values()]
 
-    async def add(self, app: AppId, *, contexts: str) -> NewToken:
+    def most_urgent(self, app: AppId) -> int | None:
+        return self.urgent.get(app)
+
+    async def set_quota(self, app: AppId, quota: AppQuota) -> AppInfo:
+        if quota.priority is not None:
+            self.urgent[app] = quota.priority
+        return AppInfo(app, None, quota, AppUse())
+
+    async def add(self, app: AppId, *, contexts: str, quota: AppQuota | None = None) -> NewToken:
         self.tokens[app] = app
         return NewToken(app, app)
 
