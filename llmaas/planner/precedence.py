@@ -71,8 +71,12 @@ class Precedence:
         if self._seconds(step) - elapsed < _WORTH_WAITING * self._target:
             return False
         reading = [(other, item) for other, item in zip(others, step.items, strict=True) if item.stop - item.start > 1]
-        if any(other.cautious and item.stop == other.total for other, item in reading):
-            return False  # its prompt ends with this step, and was aborted before: it could go on so without end
+        ending = [other for other, item in reading if item.stop == other.total]
+        if any(other.cautious for other in ending):
+            return False  # it was aborted before, and could be so without end
+        calls = Counter(other.context.app for other in in_cells)
+        if len(ending) == len(reading) and all(calls[other.context.app] == 1 for other in ending):
+            return False  # an app whose only call waits for its first token floods nobody
         wants = _wants([*(other for other in in_cells if other.stage in COMPUTING), job])
         if any(job.priority > other.priority or not self._outdoes(other, job, wants, now) for other, _ in reading):
             return False

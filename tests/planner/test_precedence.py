@@ -167,7 +167,10 @@ def test_a_prompt_that_ends_with_the_step_is_put_off_once_whoever_comes() -> Non
     w = busy()
     call(w, FEW, 500, 2)
     w.settle()
-    few, before = call(w, FEW, 90, 2), aborts(w)
+    call(w, FEW, 1, 500)
+    few, before = call(w, FEW, 80, 2), aborts(w)
+    while few not in read(steps(w)[-1]):
+        end_step(w)
     w.rng.random = lambda: 0.1  # type: ignore[method-assign]  # each abort is in time
     for n in range(6):
         w.now += 0.01
@@ -177,6 +180,23 @@ def test_a_prompt_that_ends_with_the_step_is_put_off_once_whoever_comes() -> Non
         while few not in read(steps(w)[-1]):
             end_step(w)
     assert aborts(w) == before + 1
+
+
+def test_the_first_token_of_an_apps_only_call_is_not_put_off() -> None:
+    for others in (0, 1):
+        w = busy()
+        call(w, MANY, 500, 0)
+        call(w, AppId("0/other"), 1, 0)
+        w.settle()
+        for _ in range(others):
+            call(w, MANY, 1, 200)
+            end_step(w)
+        due, before = call(w, MANY, 60, 2), aborts(w)
+        while due not in read(steps(w)[-1]):
+            end_step(w)
+        w.now += 0.01
+        call(w, FEW, 20, 2)
+        assert aborts(w) == before + others
 
 
 def test_who_asks_in_short_does_not_keep_out_long_prompts() -> None:
