@@ -53,7 +53,7 @@ class Bare:
         """``unified``: the sequences share one buffer of cells, as those of the service do."""
         numbers = [str(int(n)) for n in (options.threads, cells, N_BATCH, N_UBATCH, n_seqs, unified)]
         command = [sys.executable, str(Path(__file__).with_name("bare_loop.py")), str(options.model), *numbers]
-        environ = {name: value for name, value in os.environ.items() if name != "GOMP_SPINCOUNT"}
+        environ = {key: value for key, value in os.environ.items() if key not in ("GOMP_SPINCOUNT", "OMP_WAIT_POLICY")}
         self._process = subprocess.Popen(
             command, env=environ, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True, encoding="ascii"
         )

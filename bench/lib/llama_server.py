@@ -49,8 +49,8 @@ class LlamaServer:
 
     def __init__(self, program: str, model: str, threads: int, cells: int) -> None:
         command = [program, __file__, model, str(threads), str(cells)]
-        environ = {name: value for name, value in os.environ.items() if name not in ("GOMP_SPINCOUNT", "PYTHONPATH")}
-        environ.pop("OMP_WAIT_POLICY", None)
+        ours = ("GOMP_SPINCOUNT", "OMP_WAIT_POLICY", "PYTHONPATH")
+        environ = {name: value for name, value in os.environ.items() if name not in ours}
         self._process = subprocess.Popen(
             command, env=environ, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True
         )

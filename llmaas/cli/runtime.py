@@ -33,6 +33,7 @@ from llmaas.fair_thread import FairThread
 from llmaas.host import priority, thermal
 from llmaas.host.file_limit import raise_file_limit
 from llmaas.host.pressure import PressureWatcher
+from llmaas.host.time_slice import shorten_slices
 from llmaas.kvchunks.store import master_key
 from llmaas.kvchunks.store.store import Store
 from llmaas.kvchunks.store.syscalls import IndexDamaged
@@ -127,6 +128,7 @@ async def running(config: Config, kind: type[LlamaEngine] = LlamaEngine) -> Asyn
     """
     bound_malloc()
     priority.lower_priority(config.nice)
+    shorten_slices()  # before other threads are started, which inherit it
     if config.cpus and not priority.can_bind():
         log.warning("cpus has no effect: this system does not bind threads to CPUs")
     model = models.find(config.model)

@@ -18,9 +18,10 @@ from llmaas.engine.llama.batch import Batch, decode_failure
 from llmaas.engine.llama.cells import SequenceCells, window_of
 from llmaas.engine.llama.context import ContextSettings, new_context
 from llmaas.engine.llama.decode_run import NO_NUMBERS, DecodeRun
-from llmaas.engine.llama.lib import AbortFlag, C
+from llmaas.engine.llama.lib import N_CPUS, AbortFlag, C, ggml_function
 from llmaas.engine.llama.model import LlamaModel
 from llmaas.engine.llama.numbers import Numbers
+from llmaas.engine.llama.openmp import SpinControl
 from llmaas.engine.llama.query_probe import QueryProbe
 from llmaas.engine.llama.sampling import Samplers
 from llmaas.engine.rules import check_step
@@ -44,6 +45,8 @@ class LlamaDecoder:
         self.cells = SequenceCells(self.context, settings.n_seqs, window_of(model.handle))
         self.adapters = LlamaAdapters(model.handle, self.context)
         self.abort_flag = AbortFlag(self.context)
+        self._spins = SpinControl(ggml_function("GOMP_parallel"), N_CPUS)
+        self._n_threads = settings.n_threads
         self.batch = Batch(settings.n_batch)
         self.numbers = Numbers(self.context, self.cells, self.batch, model.n_vocab)
         self._run = DecodeRun(self.context, model.vocab, self.batch, settings.n_seqs)
@@ -64,6 +67,7 @@ class LlamaDecoder:
         self.abort_flag.clear()
         self.probe.watch(items)
         self._logits_rows = []
+        self._spins.before_step(self.batch.struct.n_tokens, self._n_threads)
         status = int(C.llama_decode(self.context, self.batch.struct))
         if (failure := self._failure(status)) is not None:
             for item in items:  # llama.cpp keeps the part-batches that it had finished
@@ -95,6 +99,7 @@ class LlamaDecoder:
         self.adapters.use(adapter)
         self.batch.fill(items)
         self.abort_flag.clear()
+        self._spins.before_step(len(items), self._n_threads)
         rows, status = self._run.run(chains, most, seconds, halt, self.probe.prepare(items, most))
         if status == NO_NUMBERS:
             return self._end_at_no_numbers(items, rows)
@@ -157,9 +162,15 @@ class LlamaDecoder:
             self.cells.truncate(seq, start)
             self.probe.queries.drop(seq, start)
 
+    def set_threads(self, n: int) -> None:
+        """Compute with ``n`` threads from the next step on."""
+        C.llama_set_n_threads(self.context, n, n)
+        self._n_threads = n
+
     def close(self) -> None:
         """Free the ``llama_context`` and the samplers. Idempotent."""
         if self.context is not None:
+            self._spins.close()
             self.samplers.close()
             C.llama_free(self.context)
             self.context = None

@@ -15,7 +15,6 @@ from llmaas.calls import Sampling
 from llmaas.engine.base import BatchItem, Halt, Prepared
 from llmaas.engine.llama.context import ContextSettings, KvType
 from llmaas.engine.llama.decoder import LlamaDecoder
-from llmaas.engine.llama.lib import C
 from llmaas.engine.llama.model import LlamaModel
 from llmaas.engine.llama.slabs import Slabs
 from llmaas.engine.llama.startup import examine_model
@@ -202,7 +201,7 @@ class LlamaEngine:
         self._enter()
         if not 1 <= n <= self._n_threads:
             raise ValueError(f"threads must be in 1 .. {self._n_threads}, not {n}")
-        C.llama_set_n_threads(self.decoder.context, n, n)
+        self.decoder.set_threads(n)
 
     def abort(self) -> None:
         self.decoder.abort_flag.set()

@@ -16,9 +16,13 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-import llama_cpp.llama_cpp as _llama_cpp
-
+from llmaas.engine.llama import openmp
 from llmaas.errors import ModelUnreadable
+
+N_CPUS = openmp.n_cpus()
+"""The CPUs that an OpenMP runtime finds, since it is loaded now."""
+with openmp.loading(os.environ):
+    import llama_cpp.llama_cpp as _llama_cpp
 
 # The package's own type hints are imprecise (array types for pointers, bare ints for handles), so they are not used.
 C: Any = _llama_cpp
