@@ -129,7 +129,8 @@ MODULES: dict[str, tuple[str, ...]] = {
 NAMES: dict[str, dict[str, str]] = {
     "llmaas.api.client": {
         "llmaas.api.async_client": "AsyncClient AsyncStream",
-        "llmaas.api.operations": "Messages GREEDY",
+        "llmaas.api.given_messages": "Messages",
+        "llmaas.api.operations": "GREEDY",
     },
     "llmaas.config": {
         "llmaas.config.settings": "Config Setting SETTINGS PREFIX Environ flag variable",

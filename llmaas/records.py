@@ -178,6 +178,8 @@ class ContextInfo:
     """Of a context just made: that the model's own chat template is not in use, and why; "" if it is."""
     anonymous: bool = False
     """It was made by ``resolve``, has no name that an app chose, and may go when room is needed."""
+    ttl: float | None = None
+    """It is deleted when nobody has used it for so many seconds; None: it stays."""
 
 
 @dataclass(frozen=True, slots=True)

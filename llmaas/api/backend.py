@@ -86,7 +86,14 @@ class Backend(Protocol):
     def apps(self) -> AppBackend: ...
 
     async def create(
-        self, app: AppId, *, name: str | None, system: str | None, adapter: str = "", exist_ok: bool = False
+        self,
+        app: AppId,
+        *,
+        name: str | None,
+        system: str | None,
+        adapter: str = "",
+        exist_ok: bool = False,
+        ttl: float | None = None,
     ) -> ContextInfo: ...
 
     async def fork(

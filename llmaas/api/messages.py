@@ -27,21 +27,22 @@ from llmaas.records import NO_QUOTA, Message
 _U31 = 2**31
 _U32 = 2**32
 
-# -- requests ---------------------------------------------------------------------------------
-
 
 @dataclass(frozen=True, slots=True)
 class Create:
     """A new context, empty but for a system message. Without ``name`` it is given one. With ``exist_ok`` the context of
-    that name is returned if there is one."""
+    that name is returned if there is one. It is deleted when nobody has used it for ``ttl`` seconds."""
 
     name: str | None = None
     system: str | None = None
     adapter: str = ""
     exist_ok: bool = False
+    ttl: float | None = None
 
     def __post_init__(self) -> None:
         check_name(self.name)
+        if self.ttl is not None and not 0.0 < self.ttl <= 1e9:
+            raise ValueError(f"ttl must be a number of seconds above 0, not {self.ttl}")
         if self.exist_ok and self.name is None:
             raise ValueError("with exist_ok a name must be given")
 

@@ -9,13 +9,14 @@ Fork(context='inbox', name='copy', n_messages=None)
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
 from llmaas.api import messages as msg
 from llmaas.api import replies
 from llmaas.api.app_messages import AppAdd, AppRemove, AppRotate, ListApps, SetAppQuota
+from llmaas.api.given_messages import Messages, as_messages
 from llmaas.api.operation import (
     AsyncAsker,
     BlockingAsker,
@@ -28,7 +29,7 @@ from llmaas.api.operation import (
     record,
     records,
 )
-from llmaas.api.record_maps import from_map, to_map
+from llmaas.api.record_maps import to_map
 from llmaas.calls import DEFAULT_TERMS, Done, Sampling, Terms
 from llmaas.records import (
     AdapterInfo,
@@ -36,26 +37,12 @@ from llmaas.records import (
     AppQuota,
     ContextDetail,
     ContextInfo,
-    Message,
     NewToken,
     RequestInfo,
     Resolved,
 )
 
-Messages = str | Iterable[Message | Mapping[str, str]]
-"""What a caller may hand a client: Message objects, or maps with ``role`` and ``content``; a string is one message of
-the user."""
 GREEDY = Sampling()
-
-
-def as_messages(given: Messages) -> tuple[Message, ...]:
-    """Messages from what a caller may hand a client. Raises BadRequest that names the one at fault."""
-    if isinstance(given, str):
-        return (Message("user", given),)
-    return tuple(
-        m if isinstance(m, Message) else from_map(Message, m, strict=True, where=f"messages[{i}]")
-        for i, m in enumerate(given)
-    )
 
 
 # -- calls --------------------------------------------------------------------------------------
@@ -132,22 +119,26 @@ def generate(
 # -- contexts -----------------------------------------------------------------------------------
 
 
-def create(*, name: str | None = None, system: str | None = None, adapter: str = "") -> Operation[ContextInfo]:
+def create(
+    *, name: str | None = None, system: str | None = None, adapter: str = "", ttl: float | None = None
+) -> Operation[ContextInfo]:
     """Make an empty context, which may begin with a ``system`` message and use a LoRA ``adapter``.
 
-    A name is made up if none is given; 16 hexadecimal digits are an id, and no name. Raises ContextExists,
-    UnknownAdapter.
+    A name is made up if none is given; 16 hexadecimal digits are an id, and no name. With ``ttl`` the daemon deletes
+    the context when nobody has added to it or cut it for so many seconds. Raises ContextExists, UnknownAdapter.
     """
-    return Operation(checked(msg.Create, name, system, adapter), record(ContextInfo))
+    return Operation(checked(msg.Create, name, system, adapter, ttl=ttl), record(ContextInfo))
 
 
-def context(name: str, *, system: str | None = None, adapter: str = "") -> Operation[ContextInfo]:
+def context(
+    name: str, *, system: str | None = None, adapter: str = "", ttl: float | None = None
+) -> Operation[ContextInfo]:
     """The context of that name; it is made if there is none. An object whose methods are the operations on it.
 
-    ``system`` and ``adapter`` are those of ``create``, and only for a context that is made: one that is there stays as
-    it is.
+    ``system``, ``adapter`` and ``ttl`` are those of ``create``, and only for a context that is made: one that is there
+    stays as it is.
     """
-    return Operation(checked(msg.Create, name, system, adapter, exist_ok=True), record(ContextInfo))
+    return Operation(checked(msg.Create, name, system, adapter, exist_ok=True, ttl=ttl), record(ContextInfo))
 
 
 def fork(context: str, *, name: str | None = None, n_messages: int | None = None) -> Operation[ContextInfo]:

@@ -8,8 +8,9 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping
 from typing import Any
 
+from llmaas.api.given_messages import Messages
 from llmaas.api.operation import Question, changed
-from llmaas.api.operations import GREEDY, Messages, generate
+from llmaas.api.operations import GREEDY, generate
 from llmaas.calls import DEFAULT_TERMS, Done, FinishReason, Sampling, Terms
 from llmaas.errors import AnswerIncomplete, BadRequest, MalformedFrame
 

@@ -36,7 +36,8 @@ examples:
 
 Name a context by its name, its id, or the first digits of its id.
 In the list, CELLS, POOL, DISK and NONE count tokens by where their best copy is: in the engine, coded in RAM,
-on disk, or nowhere (they are recomputed from the text). "with NAME": the context uses that LoRA adapter.
+on disk, or nowhere (they are recomputed from the text). "with NAME": the context uses that LoRA adapter. "goes
+after 2 h": it is deleted when it has not been used for so long, as its app wished.
 Names of more than 40 characters are cut; --json has them whole.
 """
 
@@ -90,6 +91,7 @@ def as_map(info: ContextInfo) -> dict[str, Any]:
         "usable": info.usable,
         "anonymous": info.anonymous,
         "adapter": info.adapter,
+        "ttl": info.ttl,
         "tiers": tiers,
     }
 
@@ -108,6 +110,8 @@ def _used(info: ContextInfo, now: float) -> str:
     age = human_age(max(0.0, now - info.last_used))
     if info.adapter:
         age = f"{age} with {printable(info.adapter)}"
+    if info.ttl is not None:
+        age = f"{age}, goes after {human_age(info.ttl) if info.ttl >= 2 else f'{info.ttl:g} s'}"
     return age if info.usable else f"{age} (made with another tokenizer, or damaged)"
 
 

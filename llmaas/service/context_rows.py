@@ -26,7 +26,7 @@ class ContextRows:
         usable = row.vocab == self._engine.info.vocab
         return LiveContext(row, root, usable=usable, adapter=row.adapter, last_used=row.last_used)
 
-    def named(self, app: AppId, name: str | None, adapter: str) -> ContextRow:
+    def named(self, app: AppId, name: str | None, adapter: str, ttl: float | None = None) -> ContextRow:
         """The row of a new context; without a name it gets one. Raises BadRequest, ContextExists."""
         if name is None:
             name = self._directory.fresh_name(app)
@@ -36,13 +36,13 @@ class ContextRows:
             raise BadRequest(f"{name!r} begins with {ANONYMOUS}", hint="Such names are the daemon's; choose another.")
         if self._directory.has_name(app, name):
             raise ContextExists(f"app {app} has a context named {name!r} already")
-        return self._row(new_id(), app, name, adapter)
+        return self._row(new_id(), app, name, adapter, ttl)
 
     def anonymous(self, app: AppId, adapter: str) -> ContextRow:
         """The row of a new context without a name that an app chose."""
         context = new_id()
         return self._row(context, app, anonymous_name(context), adapter)
 
-    def _row(self, context: ContextId, app: AppId, name: str, adapter: str) -> ContextRow:
+    def _row(self, context: ContextId, app: AppId, name: str, adapter: str, ttl: float | None = None) -> ContextRow:
         now, model = self._clock.wall(), self._engine.info
-        return ContextRow(context, app, name, model.name, model.vocab, now, now, 0, adapter)
+        return ContextRow(context, app, name, model.name, model.vocab, now, now, 0, adapter, ttl)

@@ -15,9 +15,10 @@ from llmaas.errors import BadRequest, Busy, ContextDamaged, ContextExists, Model
 from llmaas.kvchunks.store.store import ContextRow, ContextSummary, ModelName
 from llmaas.planner.events import ContextClosed, ContextOpened
 from llmaas.records import AppId, ContextDetail, ContextInfo, Message
-from llmaas.service.anonymous import AnonymousContexts
+from llmaas.service.anonymous import CLAIM_S, AnonymousContexts
 from llmaas.service.context_rows import ContextRows
 from llmaas.service.copies import HistoryChanged, copy_beginning
+from llmaas.service.expiry import Expiry
 from llmaas.service.history_keys import HistoryKey
 from llmaas.service.interpreter import Interpreter
 from llmaas.service.live_context import LiveContext, cover_all, publish_kv, total_tokens
@@ -44,31 +45,43 @@ class Contexts:
         self.stored = StoredContexts(parts, interpreter, partial(self._open, coldest=True))
         self._ctx_limit = ctx_limit
         self.anonymous = AnonymousContexts(parts, self.delete, anonymous_contexts)
+        self.expiry = Expiry(parts, self.anonymous, self.delete)
 
     async def open_stored(self, stored: Sequence[ContextSummary] | None) -> int:
         """List every context of the store; how many chunks there are on DISK. ``stored``: the store's summaries, if
         they have been read already. Raises StoreFailed."""
         if stored is None:
             stored = await self._store_thread.run("", self._store.summaries)
-        return await self.stored.start(stored, self._rows)
+        n_chunks = await self.stored.start(stored, self._rows)
+        for live in self._directory:
+            self.expiry.watch(live)
+        return n_chunks
 
-    async def create(self, app: AppId, name: str | None, system: str | None, adapter: str) -> ContextInfo:
+    async def create(
+        self, app: AppId, name: str | None, system: str | None, adapter: str, ttl: float | None
+    ) -> ContextInfo:
         """See ``Service.create``."""
         self._adapters.file(adapter)
         await self.anonymous.fit_context(app)
         with self._quotas.new_context(app):
-            live = await self._create(app, self._rows.named(app, name, adapter), system)
+            live = await self._create(app, self._rows.named(app, name, adapter, ttl), system)
         return replace(self.info(live), note=self._engine.info.chat_note)
 
-    async def get_or_create(self, app: AppId, name: str, system: str | None, adapter: str) -> ContextInfo:
+    async def get_or_create(
+        self, app: AppId, name: str, system: str | None, adapter: str, ttl: float | None
+    ) -> ContextInfo:
         """See ``Service.create``."""
+        if self._directory.has_name(app, name):
+            await self.expiry.wait_if_going(self._directory.find(app, name))
         if not self._directory.has_name(app, name):
             try:
-                return await self.create(app, name, system, adapter)
+                return await self.create(app, name, system, adapter, ttl)
             except ContextExists:  # another request has made it meanwhile
                 if not self._directory.has_name(app, name):
                     raise
-        return self.info(self._directory.find(app, name))
+        found = self._directory.find(app, name)
+        found.claimed_until = max(found.claimed_until, self._clock.now() + CLAIM_S)  # it does not go meanwhile
+        return self.info(found)
 
     async def create_anonymous(self, app: AppId, adapter: str) -> LiveContext:
         """An empty context without a name that an app chose."""
@@ -219,6 +232,7 @@ class Contexts:
             live.deleted = True
             self._histories.forget(live)
             self.stored.forget(live)
+            self.expiry.forget(live)
             self._directory.remove(live)
             self._quotas.forget(live)
             self._unclaimed.discard(deleted)
@@ -262,6 +276,7 @@ class Contexts:
             usable=live.usable and not live.damage,
             adapter=live.adapter,
             anonymous=live.anonymous,
+            ttl=row.ttl,
         )
 
     def n_in_cells(self, live: LiveContext) -> int:
@@ -292,6 +307,7 @@ class Contexts:
         self._quotas.count(live)
         self._histories.changed(live)
         self._open(live)
+        self.expiry.watch(live)
 
     def _open(self, live: LiveContext, *, coldest: bool = False) -> None:
         """Let the planner know the context."""

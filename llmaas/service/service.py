@@ -156,6 +156,7 @@ class Service:
 
     async def _drain(self) -> None:
         await self._runner.wait_idle()
+        await self._contexts.expiry.close()
         await self._contexts.anonymous.wait_idle()
         self._dispatch(Flush())
         await self._interpreter.wait_idle()
@@ -191,16 +192,24 @@ class Service:
         return {**facts, "model_file": model.file, "sampling": dict(model.sampling), "tools": model.tools}
 
     async def create(
-        self, app: AppId, *, name: str | None, system: str | None, adapter: str = "", exist_ok: bool = False
+        self,
+        app: AppId,
+        *,
+        name: str | None,
+        system: str | None,
+        adapter: str = "",
+        exist_ok: bool = False,
+        ttl: float | None = None,
     ) -> ContextInfo:
-        """A new context, empty but for its system message; with ``exist_ok`` the one that has the name, if any.
+        """A new context, empty but for its system message; with ``exist_ok`` the one that has the name, if any. It is
+        deleted when nobody has used it for ``ttl`` seconds.
 
         Raises ContextExists, ContextTooLong, DiskFull, UnknownAdapter.
         """
         self._refuse_if_closing()
         if exist_ok and name is not None:
-            return await self._contexts.get_or_create(app, name, system, adapter)
-        return await self._contexts.create(app, name, system, adapter)
+            return await self._contexts.get_or_create(app, name, system, adapter, ttl)
+        return await self._contexts.create(app, name, system, adapter, ttl)
 
     async def fork(self, app: AppId, context: str, *, name: str | None, n_messages: int | None = None) -> ContextInfo:
         """A new context with the same tokens, or with those of the first ``n_messages`` messages; it shares the chunks

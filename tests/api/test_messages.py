@@ -11,9 +11,9 @@ from hypothesis import strategies as st
 from llmaas.api import messages as msg
 from llmaas.api import replies
 from llmaas.api.app_messages import AppAdd, AppRemove, AppRotate, ListApps, SetAppQuota
+from llmaas.api.given_messages import as_messages
 from llmaas.api.hello import Hello, app_id, hello_frame, read_hello
 from llmaas.api.names import CONTEXTS_OF_APP, MAX_CONTEXT, MAX_MESSAGES, MAX_NAME, MAX_ROLE, MAX_STOP, MAX_STOPS
-from llmaas.api.operations import as_messages
 from llmaas.api.record_maps import from_map, to_map
 from llmaas.api.wire import Decoder, Frame, encode
 from llmaas.calls import Done, FinishReason, Logprobs, Piece, Sampling, SwitchReport, TokenLogprob, Turn

@@ -126,7 +126,14 @@ class ScriptedBackend:
         return {"model": "scripted", "n_ctx": 4096}
 
     async def create(
-        self, app: AppId, *, name: str | None, system: str | None, adapter: str = "", exist_ok: bool = False
+        self,
+        app: AppId,
+        *,
+        name: str | None,
+        system: str | None,
+        adapter: str = "",
+        exist_ok: bool = False,
+        ttl: float | None = None,
     ) -> ContextInfo:
         if name == "slow":
             await self.gate.wait()
@@ -139,7 +146,7 @@ class ScriptedBackend:
                 return detail.info
             raise ContextExists(f"there is a context {name!r} already")
         context = ContextId(f"{len(self.known):016x}")
-        info = ContextInfo(context, app, name or str(context), 7, 1, 1.5, 2.5, (7, 0, 0, 0), adapter=adapter)
+        info = ContextInfo(context, app, name or str(context), 7, 1, 1.5, 2.5, (7, 0, 0, 0), adapter=adapter, ttl=ttl)
         self.known[context] = ContextDetail(info, (Message("system", system),) if system else ())
         return info
 

@@ -28,6 +28,7 @@ EXPLAIN = {
     Damage.META: Words("chunks with impossible bits or measurements", "forgotten; they are measured again"),
     Damage.COUNT: Words("contexts that hold another number of tokens than they say", "counted anew, no token touched"),
     Damage.TURN: Words("contexts with damaged idempotency keys", "forgotten; conversations are not affected"),
+    Damage.TTL: Words("contexts with a damaged time to live", "forgotten; the contexts stay"),
     Damage.MISSING: Words("chunks whose payload file is gone", _DROPPED),
     Damage.SHORT: Words("chunks behind the end of their payload file", _DROPPED),
     Damage.OVERLAP: Words("chunks that share bytes with another", _DROPPED),

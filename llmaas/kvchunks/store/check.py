@@ -23,6 +23,7 @@ from llmaas.kvchunks.store.payload_files import PayloadFiles, checksum, is_paylo
 from llmaas.kvchunks.store.reports import CheckReport, Damage, Problem
 from llmaas.kvchunks.store.rows import Place
 from llmaas.kvchunks.store.soundness import soundness
+from llmaas.kvchunks.store.ttl_rows import forget_ttl
 from llmaas.kvchunks.store.turn_rows import drop_turns
 from llmaas.kvchunks.store.verify import row_problems
 from llmaas.records import ChunkKey
@@ -135,12 +136,19 @@ def _check_rows(index: Index, found: _Findings) -> None:
                 mend = partial(recount, index, problem.num)
             elif problem.kind is Damage.TURN:
                 mend = partial(_forget_keys, index, problem.num, problem.turns)
+            elif problem.kind is Damage.TTL:
+                mend = partial(_forget_ttl, index, problem.num)
             found.add(problem.kind, problem.text, mend)
 
 
 def _forget_keys(index: Index, num: int, turns: Sequence[int]) -> None:
     with index.write(durable=True) as txn:
         drop_turns(txn.con, num, turns)
+
+
+def _forget_ttl(index: Index, num: int) -> None:
+    with index.write(durable=True) as txn:
+        forget_ttl(txn.con, num)
 
 
 def _check_places(index: Index, payload: PayloadFiles, found: _Findings) -> None:

@@ -28,6 +28,7 @@ from llmaas.kvchunks.store.index import Index, Txn
 from llmaas.kvchunks.store.message_counts import MessageCount, count_messages
 from llmaas.kvchunks.store.rows import ContextRow, ContextSummary, KeyedTurn, ModelName, Span
 from llmaas.kvchunks.store.tokens import unpack
+from llmaas.kvchunks.store.ttl_rows import forget_ttl, insert_ttl, with_ttls
 from llmaas.kvchunks.store.turn_rows import context_grew, context_rewritten, find_turn, forget_turns, insert_turn
 from llmaas.records import ContextId
 
@@ -115,6 +116,7 @@ class ContextTables:
             if found.num != found.rowid:
                 txn.con.execute("DELETE FROM spans WHERE context = ?", (found.num,))
                 forget_turns(txn.con, found.num)
+                forget_ttl(txn.con, found.num)
             also(txn)
         self._damaged.pop(ctx, None)
 
@@ -142,7 +144,7 @@ class ContextTables:
 
     def _listed(self, con: sqlite3.Connection) -> list[StoredContext]:
         """All contexts that have a name, oldest first. What is wrong with rows is said."""
-        found = list(read_contexts(con))
+        found = list(with_ttls(con, read_contexts(con)))
         self._damaged = {context.row.id: context for context in found if context.named and not context.whole}
         for context in found:
             if not context.named:
@@ -211,6 +213,7 @@ def _insert_whole(con: sqlite3.Connection, row: ContextRow, spans: Sequence[Span
             f"app {row.app} already has a context {row.name!r} (or the id {row.id} is taken)"
         ) from error
     insert_spans(con, num, rows)
+    insert_ttl(con, num, row.id, row.ttl)
 
 
 def recount(index: Index, num: int) -> None:

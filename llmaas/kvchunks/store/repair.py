@@ -21,6 +21,7 @@ from llmaas.kvchunks.store.salvage_chunks import take_adapters, take_chunks
 from llmaas.kvchunks.store.schema import INDEX, VERSION
 from llmaas.kvchunks.store.soundness import check_header, find_version, soundness
 from llmaas.kvchunks.store.syscalls import Files, IndexDamaged, failures, is_corrupt
+from llmaas.kvchunks.store.ttl_rows import take_ttls
 from llmaas.kvchunks.store.turn_rows import take_turns
 from llmaas.kvchunks.store.verify import row_problems
 
@@ -100,6 +101,7 @@ def _copy(old: sqlite3.Connection, new: Path, files: Files) -> tuple[Rescued, in
             found = ConversationSalvage(old, txn.con).run()
             adapters_lost = take_adapters(old, txn.con)
             take_turns(old, txn.con)
+            take_ttls(old, txn.con)
             take_chunks(old, txn.con)
     finally:
         index.close()

@@ -39,6 +39,8 @@ class Damage(enum.Enum):
     COUNT = "count"
     TURN = "turn"
     """A turn's idempotency key does not match its checksum. The conversation is not affected."""
+    TTL = "ttl"
+    """How long a context stays unused does not match its checksum. It stays."""
     META = "meta"
     MISSING = "missing"
     SHORT = "short"

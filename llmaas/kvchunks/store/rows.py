@@ -34,6 +34,8 @@ class ContextRow:
     n_tokens: int
     adapter: str = ""
     """Name of the LoRA adapter that it uses; "" for none."""
+    ttl: float | None = None
+    """Seconds after its last use after which it may be deleted; None: it stays."""
 
 
 class ContextSummary(NamedTuple):

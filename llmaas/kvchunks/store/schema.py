@@ -110,7 +110,15 @@ _V6 = (
         PRIMARY KEY (context, number)) WITHOUT ROWID""",
 )
 
-MIGRATIONS: tuple[tuple[str | Callable[[sqlite3.Connection], None], ...], ...] = (_V1, _V2, _V3, _V4, _V5, _V6)
+# How many seconds a context stays that nobody uses. A table of its own: nearly all contexts have no row.
+_V7 = (
+    """CREATE TABLE ttls (
+        context INTEGER PRIMARY KEY REFERENCES contexts (num) ON DELETE CASCADE,
+        ttl REAL NOT NULL CHECK (ttl > 0),
+        checksum BLOB NOT NULL)""",
+)
+
+MIGRATIONS: tuple[tuple[str | Callable[[sqlite3.Connection], None], ...], ...] = (_V1, _V2, _V3, _V4, _V5, _V6, _V7)
 """Each step changes the text of a table, so that the version can be told from the tables, too."""
 VERSION = len(MIGRATIONS)
 

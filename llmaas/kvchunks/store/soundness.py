@@ -67,8 +67,9 @@ def find_version(con: sqlite3.Connection, path: Path) -> int:
     what they must be, StoreFailed for a database of another program.
     """
     said, found = user_version(con), tables_of(con)
-    # More tables than ours are no harm: somebody may have made an index of his own.
-    if 0 < said <= VERSION and tables_of_version(said) <= found:
+    # More tables than ours are no harm: somebody may have made an index of his own. All those of the next version are.
+    is_later = 0 < said < VERSION and tables_of_version(said + 1) <= found
+    if 0 < said <= VERSION and tables_of_version(said) <= found and not is_later:
         return said
     version = next((v for v in range(VERSION + 1) if tables_of_version(v) == found), None)
     if version is not None and (version or not said):

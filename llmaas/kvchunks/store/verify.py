@@ -13,22 +13,23 @@ from llmaas.kvchunks.store.adapters import read_adapters
 from llmaas.kvchunks.store.chain import Chain
 from llmaas.kvchunks.store.context_rows import RowState, StoredContext, follow, read_contexts
 from llmaas.kvchunks.store.reports import Damage
+from llmaas.kvchunks.store.ttl_rows import has_damaged_ttl
 from llmaas.kvchunks.store.turn_rows import damaged_turns
 
 
 class RowProblem(NamedTuple):
-    """``kind`` is COUNT if nothing but a context's count is wrong, TURN for idempotency keys, otherwise ROW."""
+    """``kind`` is COUNT if nothing but a context's count is wrong, TURN for idempotency keys, TTL, otherwise ROW."""
 
     kind: Damage
     text: str
     num: int = 0
-    """Of the context whose count or keys are wrong."""
+    """Of the context whose count, keys or TTL are wrong."""
     turns: tuple[int, ...] = ()
     """Numbers of the turns whose keys are damaged."""
 
 
 def row_problems(con: sqlite3.Connection) -> Iterator[RowProblem]:
-    """What is wrong with the rows of contexts, spans, turns and adapters."""
+    """What is wrong with the rows of contexts, spans, turns, TTLs and adapters."""
     for context in read_contexts(con):
         if context.state is RowState.RECOUNTED:
             said = con.execute("SELECT n_tokens FROM contexts WHERE num = ?", (context.rowid,)).fetchone()[0]
@@ -40,6 +41,8 @@ def row_problems(con: sqlite3.Connection) -> Iterator[RowProblem]:
             yield RowProblem(Damage.ROW, f"{context}: {problem}")
         if turns := tuple(damaged_turns(con, context)):
             yield RowProblem(Damage.TURN, f"{context}: the keys of {len(turns)} turns", context.num, turns)
+        if has_damaged_ttl(con, context):
+            yield RowProblem(Damage.TTL, f"{context}: how long it stays unused", context.num)
     for rowid, row in read_adapters(con):
         if row is None:
             yield RowProblem(Damage.ROW, f"adapter {rowid}: its row is damaged")
