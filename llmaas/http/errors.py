@@ -7,7 +7,7 @@ happened and what to do.
 from __future__ import annotations
 
 import re
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 
 import msgspec
 
@@ -21,12 +21,20 @@ _KINDS = {401: "authentication_error", 403: "permission_error", 429: "rate_limit
 
 class HttpError(Exception):
     """A refusal or failure. ``param`` names the field at fault; ``retry`` says whether the same request may succeed
-    later, as it stands."""
+    later, as it stands; ``allow`` has the methods that the path takes, if it takes another one."""
 
     def __init__(
-        self, status: int, message: str, *, param: str | None = None, code: str | None = None, retry: bool = False
+        self,
+        status: int,
+        message: str,
+        *,
+        param: str | None = None,
+        code: str | None = None,
+        retry: bool = False,
+        allow: Iterable[str] = (),
     ) -> None:
         super().__init__(message)
+        self._allow = ", ".join(allow)
         self.status, self.message, self.param, self.code, self.retry = status, message, param, code, retry
 
     @property
@@ -39,6 +47,8 @@ class HttpError(Exception):
         if self.retry:
             return [(b"retry-after", b"1"), (b"x-should-retry", b"true")]
         known = [(b"www-authenticate", b"Bearer")] if self.status == 401 else []
+        if self._allow:
+            known.append((b"allow", self._allow.encode()))
         return [*known, (b"x-should-retry", b"false")]
 
 

@@ -48,6 +48,8 @@ class Described(NamedTuple):
     response: Any = None
     streams: str = ""
     """Media type of the response as a stream; "" if there is none."""
+    texts: tuple[str, ...] = ()
+    """Media types of the response that are no JSON."""
 
 
 _EVENTS, _LINES = "text/event-stream", "application/x-ndjson"
@@ -65,8 +67,13 @@ OPERATIONS = (
     Described("post", "/api/show", "What is known of the model", ollama.OllamaName, ollama.OllamaShown),
     Described("get", "/api/ps", "The model, which is loaded", response=ollama.OllamaModels),
     Described("get", "/api/version", "Versions", response=ollama.OllamaVersion),
-    Described("get", "/metrics", "Figures of the daemon in Prometheus' text format"),
-    Described("get", "/", "A web page for people; other clients are told that this speaks Ollama's API"),
+    Described("get", "/metrics", "Figures of the daemon in Prometheus' text format", texts=("text/plain",)),
+    Described(
+        "get",
+        "/",
+        "A web page; other clients are told that this speaks Ollama's API",
+        texts=("text/html", "text/plain"),
+    ),
     Described("get", "/llmaas/state", "The app's contexts and calls, and how full the tiers are", response=watch.State),
     Described("get", "/llmaas/contexts/{name}", "A context with its conversation", response=ContextDetail),
     Described("delete", "/llmaas/contexts/{name}", "Delete a context", response=watch.Deleted),
@@ -95,6 +102,9 @@ def _document() -> bytes:
 def _operation(each: Described, ref_of: dict[Any, Any]) -> dict[str, Any]:
     error = ref_of[OllamaError if each.path.startswith("/api/") else ErrorBody]
     responses: dict[str, Any] = {"default": {"description": "An error", "content": _json(error)}}
+    if each.texts:
+        content = {kind: {"schema": {"type": "string"}} for kind in each.texts}
+        responses["200"] = {"description": "OK", "content": content}
     if each.response is not None:
         content = _json(ref_of[each.response])
         if each.streams:

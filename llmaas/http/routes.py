@@ -63,7 +63,8 @@ def _by_method(methods: dict[str, Handler]) -> Handler:
     async def handle(edge: Edge, call: HttpCall) -> None:
         handler = methods.get("GET" if call.method == "HEAD" else call.method)
         if handler is None:
-            raise HttpError(405, f"{call.path} takes {', '.join(methods)}, not {call.method}.")
+            words = f"{call.path} takes {', '.join(methods)}, not {call.method}."
+            raise HttpError(405, words, allow=[*methods, "OPTIONS"])
         await handler(edge, call)
 
     return handle

@@ -196,7 +196,10 @@ async def test_unknown_paths_and_methods_are_told_in_the_shape_of_their_api(tmp_
             reply = await http.get(path)
             assert reply.status_code == 404 and reply.json()["error"]["message"], path
         for method, path in (("GET", "/v1/chat/completions"), ("POST", "/health"), ("DELETE", "/v1/models")):
-            assert (await http.request(method, path)).status_code == 405
+            reply = await http.request(method, path)
+            assert (
+                reply.status_code == 405 and reply.headers["allow"] == f"{'POST' if 'chat' in path else 'GET'}, OPTIONS"
+            )
 
 
 @on_a_loop
