@@ -1,7 +1,7 @@
 """The requests of one connection that have no terminal reply yet.
 
 Law: every request gets exactly one terminal reply, after all its pieces; after ``abandon`` there are no replies, and
-what can be cancelled is.
+what can be cancelled soon is.
 """
 
 from __future__ import annotations
@@ -41,6 +41,19 @@ class _RunningRequest:
     future: asyncio.Future[Any] | None = None
     """The call's end."""
     over: bool = False
+
+
+@dataclass(slots=True, eq=False)
+class _Leaving:
+    """Calls of a connection that has gone, which are cancelled one at a time."""
+
+    app: str
+    calls: list[RequestId]
+    cancel: Callable[[RequestId], None]
+
+    def handle_next(self) -> bool:
+        self.cancel(self.calls.pop(0))
+        return bool(self.calls)
 
 
 class InFlight:
@@ -120,14 +133,16 @@ class InFlight:
             self._failed(request_id, error)
 
     def abandon(self) -> None:
-        """Write no more replies, and cancel what runs."""
+        """Write no more replies, and cancel what runs, in the app's turn among the frames of others: to cancel a call
+        takes the loop longer than most frames do."""
         abandoned, self._running = self._running, {}
+        hints, self._hints = self._hints, set()
         for running in abandoned.values():
             running.over = True
-            if running.call is not None:  # create, fork, truncate and delete are short, and end by themselves
-                self._cancel(running.call)
-        for hint in list(self._hints):
-            self._cancel(hint)
+        # Create, fork, truncate and delete are short, and end by themselves.
+        calls = [running.call for running in abandoned.values() if running.call is not None]
+        if leaving := [*calls, *hints]:
+            self._shares.frames.later(_Leaving(self._caller.app, leaving, self._cancel))
 
     # -- starting -----------------------------------------------------------------------------
 

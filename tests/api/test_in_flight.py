@@ -6,6 +6,7 @@ import asyncio
 import itertools
 import logging
 import os
+import time
 from pathlib import Path
 
 import pytest
@@ -204,6 +205,27 @@ async def test_a_reply_beyond_the_frame_limit_fails_its_request_only(path: Path)
         assert (await client.ask(2, "stats"))["code"] == "internal"
         assert (await client.ask(3, "ping"))["type"] == "done"
         await client.close()
+
+
+@on_a_loop
+async def test_calls_of_a_connection_that_goes_are_cancelled_between_frames_of_others(path: Path) -> None:
+    async with serving(path) as (backend, _):
+        leaver, other = await with_context(path), await peer(path, app="other")
+        leaver.send(*({"id": i, "op": "generate", "context": "inbox", "prompt": "wait"} for i in range(1, 61)))
+        await until(lambda: len(backend.running) == 60)
+        cancel = backend.cancel
+
+        def slow(call: RequestId) -> None:
+            time.sleep(0.01)
+            cancel(call)
+
+        backend.cancel = slow  # type: ignore[method-assign]
+        leaver.writer.close()
+        await until(lambda: len(backend.cancelled) > 0)
+        assert (await other.ask(1, "ping"))["type"] == "done"
+        assert len(backend.cancelled) < 60
+        await until(lambda: len(backend.cancelled) == 60)
+        await other.close()
 
 
 @on_a_loop
