@@ -5,6 +5,8 @@ from __future__ import annotations
 import asyncio
 import json
 import os
+import socket
+import statistics
 import sys
 from pathlib import Path
 from typing import Any
@@ -250,6 +252,20 @@ async def test_a_server_that_stops_finishes_what_runs_and_ends_what_does_not_end
         assert events(stream.text)[-1]["error"]["type"] == "server_error"
         await asyncio.wait_for(asyncio.shield(edge.ended), SOON)
         assert not edge.unix.exists() and running(edge) == 0
+
+
+@on_a_loop
+async def test_small_responses_do_not_wait_for_an_acknowledgement(parser: str, tmp_path: Path) -> None:
+    """Head and body are two packets; without TCP_NODELAY the second comes 40 ms later on a connection in use."""
+    with tcp_socket("127.0.0.1:0") as sock:
+        assert sock.proto == socket.IPPROTO_TCP  # asyncio looks at that
+    async with http_edge(tmp_path) as edge, edge.http() as http:
+        times = []
+        for _ in range(40):
+            before = asyncio.get_running_loop().time()
+            assert (await http.get("/health")).status_code == 200
+            times.append(asyncio.get_running_loop().time() - before)
+    assert statistics.median(times) < 0.03, times
 
 
 def test_an_address_that_others_can_reach_is_refused() -> None:
