@@ -12,11 +12,15 @@ from typing import Any
 
 import httpx
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 
+from llmaas.api.app_token import is_token
 from llmaas.errors import ConfigError
 from llmaas.http import connections
 from llmaas.http.access import Access
-from llmaas.http.identity import Identity
+from llmaas.http.errors import HttpError
+from llmaas.http.identity import Identity, identity_of
 from llmaas.records import AppQuota
 from tests.support.daemon import SOON, answer_to
 from tests.support.http_edge import CHAT, HttpEdge, events, http_edge, until
@@ -116,6 +120,24 @@ async def test_what_looks_like_a_token_and_is_none_is_401_everywhere(tmp_path: P
         ):
             header = {"authorization": value.encode("latin-1")}
             refused(await http.request(method, path, headers=header, json=CHAT), path)
+
+
+@given(
+    st.lists(
+        st.sampled_from(["Bearer", "llmaas_", "LLMAAS_", " ", "\t", "0" * 64, "a" * 64, ",", "é", "\0"]) | st.text()
+    )
+)
+def test_what_holds_a_token_is_one_or_refused_and_nothing_else_is(parts: list[str]) -> None:
+    header = "".join(parts).encode("utf-8").decode("latin-1")
+    for client in (("unix", 7), ("127.0.0.1", 80), None):
+        try:
+            found = identity_of(client, {"authorization": header}, tokens_required=False)
+        except HttpError as error:
+            assert error.status == 401 and "llmaas_" in header.lower()
+        else:
+            assert ("llmaas_" in header.lower()) == bool(found.token)
+            assert found.token in header and (not found.token or is_token(found.token))
+            assert (found.app is None) == bool(found.token)
 
 
 @on_a_loop

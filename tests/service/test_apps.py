@@ -6,6 +6,9 @@ import asyncio
 import json
 import os
 import re
+import subprocess
+import sys
+import time
 from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
 from pathlib import Path
@@ -304,3 +307,31 @@ def test_a_token_is_256_bits_and_no_two_are_alike() -> None:
     source = Path(apps.__file__).read_text()
     assert "secrets.token_bytes(TOKEN_BYTES)" in source and "compare_digest" in source
     assert re.fullmatch("llmaas_[0-9a-f]{64}", apps.token_of(apps.secrets.token_bytes(apps.TOKEN_BYTES)))
+
+
+_WRITER = """
+import sys
+from pathlib import Path
+from llmaas.records import AppId, AppQuota
+from llmaas.service.app_file import AppRow, write_apps
+n = 0
+while True:
+    n = n % 300 + 1
+    write_apps(Path(sys.argv[1]), [AppRow(AppId(f"1/app-{i}"), bytes(32), 1.5, AppQuota(n)) for i in range(n)])
+    print(n, flush=True)
+"""
+
+
+def test_a_kill_at_any_moment_leaves_one_table_or_the_next(tmp_path: Path) -> None:
+    path = tmp_path / "apps.json"
+    for wait in range(8):
+        with subprocess.Popen([sys.executable, "-c", _WRITER, str(path)], stdout=subprocess.PIPE, text=True) as writer:
+            assert writer.stdout is not None
+            for _ in range(1 + 7 * wait):
+                told = int(writer.stdout.readline())
+            time.sleep(wait * 0.0007)
+            writer.kill()
+            told = int((writer.stdout.read().split() or [told])[-1])
+        rows = read_apps(path)
+        assert len(rows) in (told, told % 300 + 1), "what was acknowledged is there, or what came after it"
+        assert all(row.quota.contexts == len(rows) for row in rows)
