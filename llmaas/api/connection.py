@@ -17,15 +17,15 @@ from typing import Any, Protocol, cast
 
 from llmaas.api import replies
 from llmaas.api.backend import Backend
-from llmaas.api.caller import Door, caller_of
+from llmaas.api.caller import Caller, Door, caller_of
 from llmaas.api.frame_intake import FrameIntake
-from llmaas.api.hello import read_hello, reply_frame
+from llmaas.api.hello import Hello, read_hello, reply_frame
 from llmaas.api.in_flight import InFlight, as_llmaas_error
 from llmaas.api.incoming import Incoming, read_incoming
 from llmaas.api.reply_writer import ReplyWriter
 from llmaas.api.shares import Shares
 from llmaas.api.wire import MAX_REQUEST_VALUES, encode, read_body
-from llmaas.errors import BadRequest, Busy, Forbidden, LlmaasError, ShuttingDown
+from llmaas.errors import BadRequest, BadToken, Busy, Forbidden, LlmaasError, ShuttingDown
 from llmaas.records import AppId
 from llmaas.version import __version__
 
@@ -191,15 +191,7 @@ class Connection(asyncio.BufferedProtocol):
         """Answer the hello; what follows are requests of the app that it names."""
         hello = read_hello(read_body(body, MAX_REQUEST_VALUES))
         backend = self._server.backend
-        caller = caller_of(
-            self._uid,
-            hello.app,
-            self._door,
-            self._limits,
-            tokens=backend.apps,
-            token=hello.token,
-            on_behalf_of=hello.uid,
-        )
+        caller = self._caller(hello)
         if hello.uid is not None or hello.token is not None:
             self._move_to(self._server.shares[Door.APPS])
         self.shares.places.seat(self, caller.uid, caller.app)
@@ -215,6 +207,23 @@ class Connection(asyncio.BufferedProtocol):
         facts = {**backend.hello(), "app": caller.app}
         self._write(encode(reply_frame(f"llmaas/{__version__}", limits, facts)))
         return InFlight(backend, caller, self.shares, self._write, self._server.tasks)
+
+    def _caller(self, hello: Hello) -> Caller:
+        """Who says this hello. Who tries names or tokens of others is logged."""
+        tokens = self._server.backend.apps
+        try:
+            return caller_of(
+                self._uid,
+                hello.app,
+                self._door,
+                self._limits,
+                tokens=tokens,
+                token=hello.token,
+                on_behalf_of=hello.uid,
+            )
+        except BadToken as error:
+            log.warning("a hello of user %d was refused: %s", self._uid, error.message)
+            raise
 
     def _move_to(self, shares: Shares) -> None:
         """A connection that is an app's takes nothing of the operator's share, and all of it from the apps'."""

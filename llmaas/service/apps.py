@@ -110,6 +110,7 @@ class Apps:
             async with self._vacated(app, contexts, "any program of its user may have made them"):
                 made, row = self._made(app)
                 await self._write(row if quota is None else replace(row, quota=quota))
+            log.info("the app %s has a token now", app)
             return made
 
     async def remove(self, app: AppId, *, contexts: str) -> None:
@@ -122,6 +123,7 @@ class Apps:
             self._refuse_unknown(app)
             async with self._vacated(app, contexts, "any program of its user could read them then"):
                 await self._write(AppRow(app))
+            log.info("the app %s has no token any more", app)
 
     async def rotate(self, app: AppId) -> NewToken:
         """Give the app another token, and end what has connected with the one before. Raises UnknownApp,
@@ -131,6 +133,7 @@ class Apps:
             made, row = self._made(app)
             await self._write(row)
             await self._evict(app, BadToken(f"the app {app} has another token now"))
+            log.info("the app %s has another token now", app)
             return made
 
     async def set_quota(self, app: AppId, quota: AppQuota) -> AppInfo:
@@ -139,6 +142,7 @@ class Apps:
             self._refuse_many(app)
             row = replace(self._rows.get(app, AppRow(app)), quota=quota)
             await self._write(row)
+            log.info("the app %s may have: %s", app, quota)
             return self._info(row)
 
     # -- inside

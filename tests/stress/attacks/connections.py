@@ -69,6 +69,18 @@ async def come_and_go(attacker: Attacker) -> None:
     attacker.drop_all()
 
 
+async def wrong_tokens(attacker: Attacker) -> None:
+    """Connections that give one wrong token after the other, as fast as they are accepted, and stay to the end."""
+
+    async def guess(i: int) -> None:
+        peer = await attacker.connect(None)
+        await peer.send(frame({"op": "hello", "version": 1, "token": f"llmaas_{i:064x}"}))
+        await peer.receive()
+
+    await asyncio.gather(*map(guess, range(64)), return_exceptions=True)
+    attacker.drop_all()
+
+
 async def accept_flood(attacker: Attacker) -> None:
     """400 connections to a daemon that may open 128 files."""
     await attacker.connect_many(400, apps=50)

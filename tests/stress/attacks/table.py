@@ -60,6 +60,7 @@ _RUNS = [
     connections.idle_at_the_admin_socket,
     connections.silent,
     connections.come_and_go,
+    connections.wrong_tokens,
     connections.leave_at_once,
     calls.queued_calls,
     calls.urgent_calls,
