@@ -138,6 +138,8 @@ class ModelInfo:
     """Name of the file, without its folder; "" if there is none."""
     tools: bool = False
     """Whether its chat template has a place for tools."""
+    tool_mark: str = ""
+    """What it has the model write before a call of a tool; "" if that is not known."""
 
     @property
     def title(self) -> str:

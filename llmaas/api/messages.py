@@ -106,6 +106,7 @@ class Generate:
     penalty_last_n: int = Sampling().penalty_last_n
     grammar: str | None = None
     json_schema: str | None = None
+    schema_marks: tuple[str, ...] = ()
     logit_bias: tuple[tuple[int, float], ...] = ()
     logprobs: int | None = None
     on_full: str = Generation().on_full

@@ -11,6 +11,8 @@ MAX_PENALTY_TOKENS = 4096
 MAX_GRAMMAR = 1 << 16
 """Most bytes of a grammar or schema. Parsing one takes more than linear time."""
 MAX_BIASES = 300
+MAX_MARK = 64
+"""Characters of a mark around JSON."""
 MAX_BIAS = 100.0
 """Beyond any logit: a token with this bias is always drawn, one with its negative never."""
 
@@ -27,6 +29,9 @@ class Sampling:
     ``logit_bias`` adds to the logits of tokens before all else: pairs of a token and what is added, -100 to 100.
 
     The answer matches ``grammar``, which is GBNF with a rule ``root``, or ``json_schema``, the text of a JSON schema.
+    With ``schema_marks``, two texts of which the second may be empty, it is free text, and JSON by the schema between
+    these: what follows the first mark is an object by the schema, and then the second mark, as often as the model
+    writes the first.
     """
 
     temperature: float = 0.0
@@ -40,6 +45,7 @@ class Sampling:
     penalty_last_n: int = 64
     grammar: str | None = None
     json_schema: str | None = None
+    schema_marks: tuple[str, ...] = ()
     logit_bias: tuple[tuple[int, float], ...] = ()
 
     @property
@@ -80,6 +86,19 @@ class Sampling:
     def _check_constraint(self) -> None:
         if self.grammar is not None and self.json_schema is not None:
             raise ValueError("give a grammar or a json_schema, not both")
+        self._check_marks()
         for name, text in (("grammar", self.grammar), ("json_schema", self.json_schema)):
             if text is not None and not 0 < len(text.encode()) <= MAX_GRAMMAR:
                 raise ValueError(f"{name} must have 1 to {MAX_GRAMMAR} bytes, not {len(text.encode())}")
+
+    def _check_marks(self) -> None:
+        if not self.schema_marks:
+            return
+        if self.json_schema is None:
+            raise ValueError("schema_marks need a json_schema to stand between them")
+        if len(self.schema_marks) != 2 or not self.schema_marks[0].strip():
+            raise ValueError(
+                "schema_marks are two texts, the one before the JSON, which is no space, and the one after it"
+            )
+        if any(len(mark) > MAX_MARK for mark in self.schema_marks):
+            raise ValueError(f"schema_marks have at most {MAX_MARK} characters each")

@@ -14,6 +14,8 @@ TOOLS = "tools"
 """The role. Such a message stands first, and has no text of its own: the chat template writes the tools where the model
 looks for them."""
 MAX_TOOLS = 1024
+CALL_MARKS = ("<tool_call>", "[TOOL_CALLS]")
+"""What Hermes and Qwen, and Mistral models write before a call."""
 
 _FORM = 'The content is a JSON list: [{"type": "function", "function": {"name": ..., "parameters": {...}}}].'
 

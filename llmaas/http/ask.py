@@ -6,13 +6,14 @@ Law: pure. Values that the daemon would refuse are refused here, with the name t
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
-from llmaas.calls import Sampling, Terms
+from llmaas.calls import MAX_GRAMMAR, Sampling, Terms
 from llmaas.http.errors import HttpError
 from llmaas.http.extensions import Extensions
 from llmaas.http.facts import ServedModel
+from llmaas.http.toolbox import MarkedCalls
 from llmaas.records import Message
 
 MOST_ANSWERS = 16
@@ -36,14 +37,25 @@ class Ask:
     terms: Terms
     logprobs: int | None = None
     on_full: str = "error"
+    calls: MarkedCalls | None = None
+    """Keeps calls of tools to their schemas, where ``sampling`` has no schema and the daemon can follow these."""
     progress: bool = False
     """Tell how far reading the prompt has come."""
 
-    def call(self) -> dict[str, Any]:
+    @property
+    def kept(self) -> Sampling | None:
+        """How the answer is drawn if its calls are kept to their schemas; None if they are not."""
+        if self.calls is None or self.sampling.constrained:
+            return None
+        if len(self.calls.schema.encode()) > MAX_GRAMMAR:
+            return None
+        return replace(self.sampling, json_schema=self.calls.schema, schema_marks=self.calls.marks)
+
+    def call(self, sampling: Sampling) -> dict[str, Any]:
         """The arguments of the client's ``generate`` besides what is added to the context."""
         return {
             "max_tokens": self.max_tokens,
-            "sampling": self.sampling,
+            "sampling": sampling,
             "stop": self.stop,
             "terms": self.terms,
             "logprobs": self.logprobs,

@@ -10,9 +10,8 @@ from collections.abc import Awaitable, Callable
 
 from msgspec import UNSET
 
-from llmaas.api.async_client import AsyncStream
 from llmaas.calls import Done, Logprobs
-from llmaas.http.answers import answers
+from llmaas.http.answers import AnswerStream, answers
 from llmaas.http.call import HttpCall
 from llmaas.http.chat_request import chat_ask, n_answers, toolbox_of
 from llmaas.http.chat_types import (
@@ -58,14 +57,14 @@ class _ChatAnswer:
 
     # -- whole
 
-    async def whole(self, streams: list[AsyncStream], with_logprobs: bool) -> None:
+    async def whole(self, streams: list[AnswerStream], with_logprobs: bool) -> None:
         found = await side_by_side([self._collect(i, s, with_logprobs) for i, s in enumerate(streams)])
         done = [each for _, each in found]
         choices = [choice for choice, _ in found]
         served, usage = served_of(done[0]), usage_of(done)
         await self._call.reply_json(ChatCompletion(self._id, self._created, self._model, choices, usage, llmaas=served))
 
-    async def _collect(self, index: int, stream: AsyncStream, with_logprobs: bool) -> tuple[ChatChoice, Done]:
+    async def _collect(self, index: int, stream: AnswerStream, with_logprobs: bool) -> tuple[ChatChoice, Done]:
         reader = self._reader()
         logprobs: list[Logprobs] = []
         deltas: list[Delta] = []
@@ -79,7 +78,7 @@ class _ChatAnswer:
 
     # -- streamed
 
-    async def stream(self, streams: list[AsyncStream], with_logprobs: bool, with_usage: bool) -> None:
+    async def stream(self, streams: list[AnswerStream], with_logprobs: bool, with_usage: bool) -> None:
         usage = None if with_usage else UNSET
         async with EventStream(self._call) as events:
 
@@ -97,7 +96,7 @@ class _ChatAnswer:
     async def _pass_on(
         self,
         index: int,
-        stream: AsyncStream,
+        stream: AnswerStream,
         send: Callable[[ChunkChoice | Reading], Awaitable[None]],
         with_logprobs: bool,
     ) -> Done:

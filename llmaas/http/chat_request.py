@@ -126,6 +126,7 @@ def chat_ask(request: ChatRequest, headers: Mapping[str, str], facts: ServedMode
         terms=extra.terms(facts.adapter_of(request.model)),
         logprobs=_logprobs(request),
         on_full=on_full_of(extra),
+        calls=toolbox.marked(facts),
         progress=bool(request.stream and extra.progress),
     )
 

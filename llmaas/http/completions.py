@@ -12,9 +12,8 @@ from typing import Any
 
 from msgspec import UNSET
 
-from llmaas.api.async_client import AsyncStream
 from llmaas.calls import MAX_LOGPROBS, Done, Logprobs
-from llmaas.http.answers import answers
+from llmaas.http.answers import AnswerStream, answers
 from llmaas.http.ask import Ask, on_full_of, sampling_of, stops_of, tokens_of
 from llmaas.http.call import HttpCall
 from llmaas.http.chat_request import biases_of, n_answers
@@ -97,14 +96,14 @@ class _TextAnswer:
         self._call, self._created, self._model, self._asks, self._echo = call, created, model, asks, echo
         self._id = f"cmpl-{secrets.token_hex(12)}"
 
-    async def whole(self, streams: list[AsyncStream]) -> None:
+    async def whole(self, streams: list[AnswerStream]) -> None:
         found = await side_by_side([self._collect(i, s) for i, s in enumerate(streams)])
         done = [each for _, each in found]
         completion = self._chunk([choice for choice, _ in found])
         completion.usage, completion.llmaas = usage_of(done), served_of(done[0])
         await self._call.reply_json(completion)
 
-    async def _collect(self, index: int, stream: AsyncStream) -> tuple[CompletionChoice, Done]:
+    async def _collect(self, index: int, stream: AnswerStream) -> tuple[CompletionChoice, Done]:
         text = self._before(index)
         logprobs: list[Logprobs] = []
         async for piece in stream:
@@ -114,7 +113,7 @@ class _TextAnswer:
         found = None if self._asks[index].logprobs is None else _logprobs(logprobs, len(self._before(index)))
         return CompletionChoice(index, text, found, finish_of(done.reason)), done
 
-    async def stream(self, streams: list[AsyncStream], with_usage: bool) -> None:
+    async def stream(self, streams: list[AnswerStream], with_usage: bool) -> None:
         async with EventStream(self._call) as events:
             done = await side_by_side([self._pass_on(i, s, events) for i, s in enumerate(streams)])
             if with_usage:
@@ -123,7 +122,7 @@ class _TextAnswer:
                 await events.send(last)
             await events.send_text(b"[DONE]")
 
-    async def _pass_on(self, index: int, stream: AsyncStream, events: EventStream) -> Done:
+    async def _pass_on(self, index: int, stream: AnswerStream, events: EventStream) -> Done:
         text = self._before(index)
         n_sent = 0
         async for piece in stream:

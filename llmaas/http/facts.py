@@ -29,6 +29,8 @@ class ServedModel:
     sampling: Mapping[str, float]
     takes_tools: bool
     """Whether its chat template has a place for tools."""
+    tool_mark: str = ""
+    """What the model writes before a call of a tool, by that template; "" if that is not known."""
 
     @staticmethod
     def of(hello: Mapping[str, Any]) -> ServedModel:
@@ -47,6 +49,7 @@ class ServedModel:
             int(hello.get("context_limit") or 8192),
             {**PEOPLE, **sampling},
             bool(hello.get("tools")),
+            str(hello.get("tool_mark") or ""),
         )
 
     def adapter_of(self, model: str | None) -> str | None:

@@ -12,10 +12,10 @@ from datetime import datetime, timezone
 import msgspec
 from msgspec import UNSET
 
-from llmaas.api.async_client import AsyncClient, AsyncStream
+from llmaas.api.async_client import AsyncClient
 from llmaas.calls import Done
 from llmaas.errors import LlmaasError
-from llmaas.http.answers import answers, n_prompt
+from llmaas.http.answers import AnswerStream, answers, n_prompt
 from llmaas.http.ask import Ask
 from llmaas.http.call import HttpCall
 from llmaas.http.deltas import CallBegin, Delta, PlainReader, Reader, TextDelta
@@ -87,14 +87,14 @@ class _OllamaAnswer:
         line.done, line.done_reason = True, "unload" if self._request.keep_alive in _NOT_KEPT else "load"
         await self._call.reply_json(line)
 
-    async def _whole(self, stream: AsyncStream) -> None:
+    async def _whole(self, stream: AnswerStream) -> None:
         deltas: list[Delta] = []
         async for piece in stream:
             deltas += self._reader.feed(piece.text)
         done = await stream.done()
         await self._call.reply_json(self._last([*deltas, *self._reader.end()], done))
 
-    async def _lines(self, stream: AsyncStream) -> None:
+    async def _lines(self, stream: AnswerStream) -> None:
         held: list[Delta] = []  # a call is told when it is complete
         async for piece in stream:
             held += self._reader.feed(piece.text)

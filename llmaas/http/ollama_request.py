@@ -74,7 +74,8 @@ def chat_ask_of_ollama(
     request: OllamaChatRequest, headers: Mapping[str, str], facts: ServedModel, toolbox: Toolbox
 ) -> Ask:
     messages = [ollama_message(each, f"messages[{i}]") for i, each in enumerate(request.messages or ())]
-    return _ask(request, headers, facts, messages=toolbox.told(messages, facts.takes_tools))
+    told, calls = toolbox.told(messages, facts.takes_tools), toolbox.marked(facts)
+    return _ask(request, headers, facts, messages=told, calls=calls)
 
 
 def generate_ask_of_ollama(request: OllamaGenerateRequest, headers: Mapping[str, str], facts: ServedModel) -> Ask:

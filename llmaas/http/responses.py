@@ -7,10 +7,9 @@ from __future__ import annotations
 
 from typing import Any
 
-from llmaas.api.async_client import AsyncStream
 from llmaas.calls import Done, FinishReason
 from llmaas.errors import LlmaasError
-from llmaas.http.answers import answers, n_cached, n_prompt
+from llmaas.http.answers import AnswerStream, answers, n_cached, n_prompt
 from llmaas.http.call import HttpCall
 from llmaas.http.deltas import Reader
 from llmaas.http.edge import Edge, ends_with_client
@@ -71,7 +70,7 @@ class _ResponseAnswer:
         self._call, self._response, self._reader = call, response, reader
         self._items = ResponseItems()
 
-    async def whole(self, stream: AsyncStream) -> None:
+    async def whole(self, stream: AnswerStream) -> None:
         async for piece in stream:
             self._items.feed(self._reader.feed(piece.text))
         done = await stream.done()
@@ -80,7 +79,7 @@ class _ResponseAnswer:
         self._finish(done)
         await self._call.reply_json(self._response)
 
-    async def stream(self, stream: AsyncStream) -> None:
+    async def stream(self, stream: AnswerStream) -> None:
         number = 0
         async with EventStream(self._call) as events:
 

@@ -109,4 +109,5 @@ def response_ask(
         sampling=sampling_of(facts, extra, given, names={"json_schema": "text.format.schema" if schema else "tools"}),
         terms=extra.terms(facts.adapter_of(request.model)),
         on_full=on_full,
+        calls=toolbox.marked(facts),
     )

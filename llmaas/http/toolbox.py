@@ -15,6 +15,8 @@ import msgspec
 
 from llmaas.http.deltas import PlainReader, Reader
 from llmaas.http.errors import HttpError
+from llmaas.http.facts import ServedModel
+from llmaas.http.tool_forms import HERMES, HERMES_END, MISTRAL
 from llmaas.http.tool_reader import ToolReader
 from llmaas.records import Message
 
@@ -54,6 +56,14 @@ class OfferedTool:
         if self.parameters:
             function["parameters"] = msgspec.Raw(self.parameters.encode())
         return msgspec.json.encode({"type": "function", "function": function})
+
+
+@dataclass(frozen=True, slots=True)
+class MarkedCalls:
+    """JSON by ``schema`` stands between two marks; the rest of the answer is text."""
+
+    schema: str
+    marks: tuple[str, str]
 
 
 @dataclass(frozen=True, slots=True)
@@ -108,17 +118,30 @@ class Toolbox:
         return (Message("system", text), *messages)
 
     def constraint(self) -> str | None:
-        """The JSON schema that makes the answer a call; None if it may be anything.
-
-        An answer that may be text or a call would need a grammar that is in force from the mark of a call on only.
-        """
+        """The JSON schema that makes the answer a call; None if it may be text."""
         chosen = [tool for tool in self.tools if not self.named or tool.name == self.choice]
         if not self.tools or (not self.named and self.choice != "required"):
             return None
-        if len(chosen) == 1:
-            return msgspec.json.encode(_call_schema(chosen[0], "")).decode()
-        any_of = [_call_schema(tool, f"/anyOf/{i}") for i, tool in enumerate(chosen)]
-        return msgspec.json.encode({"anyOf": any_of}).decode()
+        return msgspec.json.encode(_calls_schema(chosen, "")).decode()
+
+    def marked(self, facts: ServedModel) -> MarkedCalls | None:
+        """What keeps calls to their schemas in an answer that may be text; None where nothing does."""
+        if not self.tools or self.named or self.choice != "auto":
+            return None
+        mark = facts.tool_mark if facts.takes_tools else HERMES  # as it is told
+        if mark == HERMES:
+            return MarkedCalls(msgspec.json.encode(_calls_schema(self.tools, "")).decode(), (HERMES, HERMES_END))
+        if mark == MISTRAL:
+            calls = {"type": "array", "items": _calls_schema(self.tools, "/items"), "minItems": 1}
+            return MarkedCalls(msgspec.json.encode(calls).decode(), (MISTRAL, ""))
+        return None
+
+
+def _calls_schema(tools: Sequence[OfferedTool], place: str) -> dict[str, Any]:
+    """A call of one of the tools; ``place`` is where the schema will stand."""
+    if len(tools) == 1:
+        return _call_schema(tools[0], place)
+    return {"anyOf": [_call_schema(tool, f"{place}/anyOf/{i}") for i, tool in enumerate(tools)]}
 
 
 def _call_schema(tool: OfferedTool, place: str) -> dict[str, Any]:

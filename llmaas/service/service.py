@@ -189,7 +189,8 @@ class Service:
         model = self._parts.engine.info
         note = "; ".join(filter(None, (model.chat_note, model.note)))
         facts = {"model": model.name, "context_limit": self.planner_settings.ctx_limit, "note": note}
-        return {**facts, "model_file": model.file, "sampling": dict(model.sampling), "tools": model.tools}
+        tools = {"tools": model.tools, "tool_mark": model.tool_mark}
+        return {**facts, "model_file": model.file, "sampling": dict(model.sampling), **tools}
 
     async def create(
         self,

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -10,6 +11,9 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from llmaas.calls import Sampling
+from llmaas.engine.fake import FakeEngine
+from llmaas.engine.fake.sampling import FakeSamplers
 from llmaas.http.deltas import CallBegin, Delta, TextDelta
 from llmaas.http.tool_forms import ToolForm, form_of, new_call_id, written
 from llmaas.http.tool_reader import ToolReader
@@ -206,3 +210,65 @@ async def test_a_body_that_is_not_utf8_somewhere_is_refused_in_words(tmp_path: P
         for path in ("/v1/chat/completions", "/v1/responses", "/api/chat"):
             reply = await http.post(path, content=body)
             assert reply.status_code == 400 and "not JSON" in reply.text, path
+
+
+class _Calling(FakeSamplers):
+    """Wants to begin each answer with the mark of a call."""
+
+    def __init__(self, end_rate: float) -> None:
+        super().__init__(end_rate)
+        self._n: dict[int, int] = {}
+        self._wish: int | None = None
+
+    def set(self, sampler: int, sampling: Sampling | None, past: Sequence[int]) -> None:
+        self._n[sampler] = 0
+        super().set(sampler, sampling, past)
+
+    def draw(self, sampler: int, total: int) -> int:
+        n, self._n[sampler] = self._n[sampler], self._n[sampler] + 1
+        self._wish = b"<tool_call>"[n] if n < 11 else None
+        return super().draw(sampler, total)
+
+    def _greedy(self, total: int) -> int:
+        return super()._greedy(total) if self._wish is None else self._wish
+
+
+class CallingEngine(FakeEngine):
+    def __init__(self, n_cells: int, n_seqs: int, end_rate: float) -> None:
+        super().__init__(n_cells, n_seqs, end_rate=end_rate)
+        self._samplers = _Calling(end_rate)
+
+
+@pytest.mark.parametrize("api", ["chat", "responses", "ollama"])
+@on_a_loop
+async def test_a_call_that_the_model_chooses_keeps_to_its_schema(api: str, tmp_path: Path) -> None:
+    """Such a model writes noise behind the mark unless it is kept from it."""
+    tools = [{"type": "function", "function": FUNCTION}]
+    async with http_edge(tmp_path, engine=CallingEngine, n_cells=4096) as edge, edge.http() as http:
+        if api == "chat":
+            ask: Any = {**CHAT, "tools": tools, "max_tokens": 200}
+            reply = (await http.post("/v1/chat/completions", json=ask)).json()
+            found = [call["function"] for call in reply["choices"][0]["message"]["tool_calls"]]
+        elif api == "responses":
+            ask = {"model": "default", "input": "hello", "tools": [{"type": "function", **FUNCTION}]}
+            reply = (await http.post("/v1/responses", json={**ask, "max_output_tokens": 200})).json()
+            found = [item for item in reply["output"] if item["type"] == "function_call"]
+        else:
+            ask = {"model": "fake", "messages": CHAT["messages"], "tools": tools, "stream": False}
+            reply = (await http.post("/api/chat", json={**ask, "options": {"num_predict": 200}})).json()
+            found = [call["function"] for call in reply["message"]["tool_calls"]]
+        given = found[0]["arguments"]
+        arguments = given if isinstance(given, dict) else json.loads(given)
+        assert found[0]["name"] == "add" and arguments["a"] in (1, 2) and arguments["b"] in ("x", "y")
+
+
+@on_a_loop
+async def test_a_schema_that_cannot_be_followed_is_no_reason_to_refuse_an_answer_of_ones_choice(tmp_path: Path) -> None:
+    function = {"name": "odd", "parameters": {"type": "object", "not": {"required": ["a"]}}}
+    ask: Any = {**CHAT, "tools": [{"type": "function", "function": function}], "max_tokens": 30}
+    async with http_edge(tmp_path, engine=CallingEngine, n_cells=4096) as edge, edge.http() as http:
+        for stream in (False, True):
+            reply = await http.post("/v1/chat/completions", json={**ask, "stream": stream})
+            assert reply.status_code == 200 and "tool_call" in reply.text and "error" not in reply.text
+        async with edge.daemon.connect("http") as client:
+            assert {info.n_messages for info in await client.contexts()} == {3}, "nothing is left of the first try"

@@ -11,31 +11,21 @@ import threading
 import weakref
 from collections import OrderedDict
 from collections.abc import Callable, Mapping
-from typing import Protocol
 
 from llmaas.calls import Sampling
 from llmaas.engine.constraint.gbnf import read_gbnf
 from llmaas.engine.constraint.guidance import Guidance, is_installed
 from llmaas.engine.constraint.limits import COMPILE_S, MAX_COMPILING, MAX_HELD_BYTES, MAX_KEPT_BYTES, refuse
 from llmaas.engine.constraint.machine import GrammarMachine, MachineConstraint, MachineMemory
-from llmaas.engine.constraint.port import Constraint
+from llmaas.engine.constraint.marked import MarkedSchema
+from llmaas.engine.constraint.port import Constraint, ReadyConstraint
 from llmaas.engine.constraint.rules import Rules
-from llmaas.engine.constraint.schema_reader import read_schema
+from llmaas.engine.constraint.schema_reader import PlainSchema, read_schema
 from llmaas.engine.constraint.schema_rules import schema_rules
 from llmaas.engine.constraint.vocabulary import Vocabulary
 from llmaas.errors import Busy, LlmaasError
 
 _log = logging.getLogger(__name__)
-
-
-class ReadyConstraint(Protocol):
-    """A constraint that is made ready. ``n_bytes``: about the memory that it takes."""
-
-    @property
-    def n_bytes(self) -> int: ...
-
-    def begin(self) -> Constraint:
-        """The constraint of an answer that begins."""
 
 
 class Constraints:
@@ -118,7 +108,13 @@ class Constraints:
         if sampling.json_schema is None:
             assert sampling.grammar is not None
             return self._machine(*read_gbnf(sampling.grammar))
-        schema = read_schema(sampling.json_schema)
+        schema = self._follow(read_schema(sampling.json_schema))
+        if not sampling.schema_marks:
+            return schema
+        begin, end = sampling.schema_marks
+        return MarkedSchema(schema, begin, end, self.vocabulary)
+
+    def _follow(self, schema: PlainSchema) -> ReadyConstraint:
         if self._guidance is not None:
             return self._guidance.compile(schema)
         return self._machine(*schema_rules(schema))
@@ -177,7 +173,7 @@ class _MachineReady:
 
 def _key(sampling: Sampling) -> Sampling:
     """Equal for samplings with the same constraint."""
-    return Sampling(grammar=sampling.grammar, json_schema=sampling.json_schema)
+    return Sampling(grammar=sampling.grammar, json_schema=sampling.json_schema, schema_marks=sampling.schema_marks)
 
 
 def _n_bytes(ready: Mapping[Sampling, ReadyConstraint]) -> int:

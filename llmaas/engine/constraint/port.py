@@ -39,3 +39,13 @@ class Constraint(Protocol):
 
         ``accept`` takes each of them or raises TooComplex. Raises that, too, also if there is none.
         """
+
+
+class ReadyConstraint(Protocol):
+    """A constraint that is made ready. ``n_bytes``: about the memory that it takes."""
+
+    @property
+    def n_bytes(self) -> int: ...
+
+    def begin(self) -> Constraint:
+        """The constraint of an answer that begins."""

@@ -25,6 +25,7 @@ from llmaas.engine.fake.sampling import FakeSamplers
 from llmaas.engine.fake.sequences import FakeSequences
 from llmaas.engine.plain_steps import plain_steps
 from llmaas.engine.rules import check_load, check_seq, check_step
+from llmaas.engine.tools import CALL_MARKS
 from llmaas.errors import EngineFailed, LlmaasError
 from llmaas.kv_arrays import F32, KvSlab, Queries, Rope
 from llmaas.records import Geometry, Message, ModelInfo
@@ -66,6 +67,7 @@ class FakeEngine:
             former_vocab=former_vocab,
             sampling=sampling or {},
             tools=True,
+            tool_mark=CALL_MARKS[0],
         )
         self._max_batch, self._step_time = max_batch, step_time
         self._rows = RowCode(geometry)

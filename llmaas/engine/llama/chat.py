@@ -11,7 +11,7 @@ from typing import Any
 
 from llmaas.engine.llama.template_dialect import environment
 from llmaas.engine.llama.template_sandbox import MOST_CPU_S
-from llmaas.engine.tools import TOOLS, read_tools
+from llmaas.engine.tools import CALL_MARKS, TOOLS, read_tools
 from llmaas.errors import BadRequest, ShuttingDown
 from llmaas.records import Message
 
@@ -44,7 +44,8 @@ class ChatTemplate:
     ``note`` says what is wrong with the model's own template; empty if nothing is. Some templates read a content as a
     list of parts (``{"type": "text", "text": ...}``), and a text would be lost without a word: those get such a list.
     Some refuse or ignore the system's messages: those get them in front of the user's message that follows, as
-    llama.cpp's server and others do it. ``tools``: whether it writes the tools that it is given.
+    llama.cpp's server and others do it. ``tools``: whether it writes the tools that it is given; ``tool_mark``: which
+    of CALL_MARKS it has in its source, "" for none.
     """
 
     def __init__(self, source: str | None, *, bos: str = "", eos: str = "") -> None:
@@ -64,6 +65,7 @@ class ChatTemplate:
         self._system_role = True
         self._look()
         self.tools = self._takes_tools()
+        self.tool_mark = next((mark for mark in CALL_MARKS if self.tools and mark in source), "")
 
     def render(self, messages: Sequence[Message], *, answer: bool) -> str:
         """See ``Engine.render``. The text may begin with the model's start token."""

@@ -127,6 +127,10 @@ class LlamaModel:
     def takes_tools(self) -> bool:
         return self._chat.tools
 
+    @property
+    def tool_mark(self) -> str:
+        return self._chat.tool_mark
+
     def why_not_chunkable(self) -> str:
         """Why the model's state is not rows of KV per token; empty if it may be."""
         if C.llama_model_is_recurrent(self.handle) or C.llama_model_is_hybrid(self.handle):

@@ -69,6 +69,7 @@ def examine_model(model: LlamaModel, decoder: LlamaDecoder, type_kv: str, spare_
         chat_note=model.note,
         file=model.file,
         tools=model.takes_tools,
+        tool_mark=model.tool_mark,
     )
     _log.info("%s: %d cells, chunkable: %s", info.title, decoder.cells.n_cells, info.chunkable)
     if slabs is not None:
