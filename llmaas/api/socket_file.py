@@ -14,6 +14,7 @@ import socket
 import stat
 from pathlib import Path
 
+from llmaas.api.activation import handed_over
 from llmaas.errors import ConfigError, NotTrusted, SocketInUse
 
 log = logging.getLogger(__name__)
@@ -25,7 +26,8 @@ _ELSEWHERE = "Set XDG_RUNTIME_DIR, or give a path in a folder of your own with -
 
 
 class SocketFile:
-    """The lock and the bound socket, mode 0600, of one path; its folder is made (0700) if it is absent.
+    """The lock and the bound socket, mode 0600, of one path; its folder is made (0700) if it is absent. A socket
+    that the service manager has bound there is taken as it is, and stays when the daemon ends.
 
     Raises SocketInUse if a live daemon has the socket, NotTrusted if others may write to the folder, and ConfigError if
     the path cannot be used.
@@ -44,8 +46,11 @@ class SocketFile:
                 opened.callback(os.close, self._folder)
                 self._lock = _take_lock(self._folder, path)
                 opened.callback(os.close, self._lock)
-                self._remove_stale()
-                self.sock = _bind(path)
+                given = handed_over().take(path)
+                self._is_given = given is not None
+                if given is None:
+                    self._remove_stale()
+                self.sock = given or _bind(path)
                 opened.callback(self.sock.close)
                 self._inode = self._inode_now()
                 if self._inode is None:
@@ -55,7 +60,9 @@ class SocketFile:
             opened.pop_all()
 
     def remove(self) -> None:
-        """Remove the socket; one that another has put in its place stays."""
+        """Remove the socket; one that another has put in its place stays, and one that the service manager has."""
+        if self._is_given:
+            return
         with contextlib.suppress(OSError):
             if self._inode_now() == self._inode:
                 os.unlink(self.path.name, dir_fd=self._folder)

@@ -16,6 +16,7 @@ import socket
 import threading
 from typing import TYPE_CHECKING
 
+from llmaas.api.activation import handed_over
 from llmaas.cli.http_process import http_beside, require_packages
 from llmaas.cli.log_format import log_to_stderr
 from llmaas.cli.options import add_settings, loaded
@@ -89,6 +90,8 @@ async def _serve(found: LoadedConfig) -> None:
         async with running(found.config) as runtime, http_beside(found):
             ready = True
             log.info("ready: %s on %s", runtime.model.title, found.config.socket)
+            for name in handed_over().left():
+                log.warning("the service manager's socket %s is no socket of the daemon's (setting 'socket')", name)
             notify_manager("READY=1")
             fault = await _stopped_or_failed(stop, runtime.service)
             notify_manager("STOPPING=1")

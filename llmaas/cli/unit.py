@@ -37,6 +37,27 @@ WantedBy=default.target
 """
 
 
+_SOCKET_UNIT = """\
+{mark} It is written anew by the next install.
+[Unit]
+Description=llmaas: sockets, whose first client starts the daemon
+Documentation=man:llmaas(1)
+
+[Socket]
+{listen}SocketMode=0600
+DirectoryMode=0700
+
+[Install]
+WantedBy=sockets.target
+"""
+
+
+def socket_unit_text(paths: Sequence[str]) -> str:
+    """The unit that listens on these paths for the service of the same name (systemd.socket(5))."""
+    listen = "".join(f"ListenStream={path.replace('%', '%%')}\n" for path in paths)
+    return _SOCKET_UNIT.format(mark=MARK, listen=listen)
+
+
 def unit_text(name: str, command: Sequence[str], environment: Mapping[str, str]) -> str:
     """The unit ``name`` that runs ``command`` with these variables.
 

@@ -14,9 +14,10 @@ import sys
 from collections.abc import Mapping
 from pathlib import Path
 
+from llmaas.api.daemon_address import admin_socket
 from llmaas.cli.options import add_actions, loaded, socket_of
 from llmaas.cli.out import print_note
-from llmaas.cli.unit import MARK, unit_text
+from llmaas.cli.unit import MARK, socket_unit_text, unit_text
 from llmaas.config import models
 from llmaas.config.settings import SETTINGS, variable
 from llmaas.config_file import PREFIX, xdg
@@ -26,13 +27,14 @@ _EPILOG = """\
 examples:
   llmaas service install           run the daemon now, and at each login
   llmaas service install --print   show the unit, and change nothing
+  llmaas service install --on-demand   the first client starts it; nothing runs before that
   llmaas service status            is it installed, does it run, does it answer?
   llmaas service uninstall         stop it, and do not run it at login any more
 
 It is a user's service: it needs no root, and reads your settings file. "loginctl enable-linger" lets it run from boot
 on, without a login. Its log: journalctl --user -u llmaas. Conversations and settings stay when it is uninstalled.
 """
-_NAME = "llmaas.service"
+_NAME, _SOCKETS = "llmaas.service", "llmaas.socket"
 _KEPT = ("XDG_CONFIG_HOME", "XDG_DATA_HOME")
 """Variables that say where files are: the unit is given them, for the user's systemd may not have them."""
 _NO_SYSTEMD = "Start 'llmaas serve' at login by other means; 'llmaas service install --print' shows what the unit does."
@@ -43,6 +45,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     action = add_actions(parser)
     install = action("install", _install, "write the unit, start the daemon, and start it at each login")
     install.add_argument("--print", action="store_true", dest="only_print", help="print the unit, change nothing")
+    install.add_argument(
+        "--on-demand", action="store_true", help="start the daemon when the first client connects, not at login"
+    )
     action("uninstall", _uninstall, "stop the daemon and remove the unit; conversations and settings stay")
     action("status", _status, "say whether it is installed, runs, and answers; exit code 1 if it does not answer")
 
@@ -55,8 +60,9 @@ def run(args: argparse.Namespace) -> int:
 def _install(args: argparse.Namespace) -> int:
     found = loaded(args)
     text = unit_text(_NAME, _command(found.file), {name: os.environ[name] for name in _KEPT if os.environ.get(name)})
+    listen = socket_unit_text([str(path) for path in (socket_of(found), admin_socket(socket_of(found)))])
     if args.only_print:
-        print(text, end="")
+        print(f"{text}\n{listen}" if args.on_demand else text, end="")
         return 0
     models.find(found.config.model)  # a unit that cannot start is refused here, not in a log that nobody reads
     _refuse_without_systemd()
@@ -64,10 +70,19 @@ def _install(args: argparse.Namespace) -> int:
     _refuse_foreign(unit)
     unit.parent.mkdir(parents=True, exist_ok=True)
     unit.write_text(text, "utf-8")
-    _systemctl("daemon-reload")
-    _systemctl("enable", _NAME)
-    _systemctl("restart", _NAME)
-    print(f"installed {unit}; the daemon runs now and at each login")
+    sockets = unit.with_name(_SOCKETS)
+    _refuse_foreign(sockets)
+    if args.on_demand:
+        _change_to(sockets, listen)
+        print(f"installed {unit} and {sockets}; the first client starts the daemon")
+    else:
+        if sockets.exists():
+            _systemctl("disable", "--now", _SOCKETS)
+            sockets.unlink()
+        _systemctl("daemon-reload")
+        _systemctl("enable", _NAME)
+        _systemctl("restart", _NAME)
+        print(f"installed {unit}; the daemon runs now and at each login")
     for name in sorted(set(os.environ) & {variable(setting) for setting in SETTINGS}):
         setting = name.removeprefix(PREFIX).lower()
         print_note(f"the service does not have the variable {name}: put {setting} into the settings file")
@@ -80,13 +95,26 @@ def _uninstall(args: argparse.Namespace) -> int:
         print(f"not installed: there is no {unit}")
         return 0
     _refuse_foreign(unit)
+    sockets = unit.with_name(_SOCKETS)
     if shutil.which("systemctl"):
+        if sockets.exists():
+            _systemctl("disable", "--now", _SOCKETS)
         _systemctl("disable", "--now", _NAME)
     unit.unlink()
+    sockets.unlink(missing_ok=True)
     if shutil.which("systemctl"):
         _systemctl("daemon-reload")
     print(f"removed {unit}; conversations are still in {loaded(args).config.data_dir}")
     return 0
+
+
+def _change_to(sockets: Path, text: str) -> None:
+    """Let systemd listen, with the daemon, which holds the sockets until then, stopped first."""
+    sockets.write_text(text, "utf-8")
+    _systemctl("daemon-reload")
+    _systemctl("disable", "--now", _NAME)
+    _systemctl("enable", _SOCKETS)
+    _systemctl("restart", _SOCKETS)
 
 
 def _status(args: argparse.Namespace) -> int:

@@ -62,6 +62,29 @@ def test_install_status_and_uninstall_twice_each(llmaas: Run, tmp_path: Path, bi
     assert "--user disable --now llmaas.service" in (bin_with / "calls").read_text()
 
 
+def test_on_demand_systemd_listens_and_the_first_client_starts_it(llmaas: Run, tmp_path: Path, bin_with: Path) -> None:
+    path, sockets = f"{bin_with}:/usr/bin:/bin", unit(tmp_path).with_name("llmaas.socket")
+    for _ in range(2):
+        done = llmaas("service", "install", "--on-demand", PATH=path)
+        assert (done.returncode, done.stderr) == (0, "") and str(sockets) in done.stdout
+    text = sockets.read_text("utf-8")
+    listen = [line.partition("=")[2] for line in text.splitlines() if line.startswith("ListenStream=")]
+    assert [Path(each).name for each in listen] == ["llmaas.sock", "llmaas-admin.sock"]
+    assert "SocketMode=0600\n" in text and "DirectoryMode=0700\n" in text
+    calls = (bin_with / "calls").read_text().splitlines()
+    assert calls[1:4] == [
+        "--user disable --now llmaas.service",
+        "--user enable llmaas.socket",
+        "--user restart llmaas.socket",
+    ]
+    assert llmaas("service", "install", PATH=path).returncode == 0, "at login again"
+    assert not sockets.exists() and unit(tmp_path).exists()
+    assert "--user disable --now llmaas.socket" in (bin_with / "calls").read_text()
+    llmaas("service", "install", "--on-demand", PATH=path)
+    assert llmaas("service", "uninstall", PATH=path).returncode == 0
+    assert not sockets.exists() and not unit(tmp_path).exists()
+
+
 def test_a_settings_file_is_named_and_variables_are_told_to_be_missing(
     llmaas: Run, tmp_path: Path, bin_with: Path
 ) -> None:
