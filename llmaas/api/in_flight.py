@@ -260,16 +260,19 @@ class InFlight:
 
     def _ended(self, request_id: int, running: _RunningRequest, future: asyncio.Future[Any]) -> None:
         try:
-            result = future.result()
-            if not running.over:
+            error = _error_of(future, running.op)
+            if running.over:
+                return
+            if error is None:
+                result = future.result()
                 plain = isinstance(result, Page) or not is_dataclass(result)
                 self._done(request_id, result if plain else to_map(result))
-        except (Exception, asyncio.CancelledError) as e:
-            error = as_llmaas_error(e, running.op)
+                return
             if self._ending is not None and isinstance(error, Cancelled):
                 error = replaced(self._ending, error)
-            if not running.over:
-                self._failed(request_id, error)
+            self._failed(request_id, error)
+        except Exception as e:
+            self._failed(request_id, as_llmaas_error(e, running.op))
         finally:
             running.over = True
             self._give_back(running.held)
@@ -300,6 +303,15 @@ class InFlight:
             pass  # it has ended; its done callback comes later in this iteration of the event loop
         except Exception:
             log.exception("cancelling a request of %s failed", self._caller.app)
+
+
+def _error_of(future: asyncio.Future[Any], op: str) -> LlmaasError | None:
+    """What a future ended with. It is not raised: its traceback would refer to the future, and the garbage collector
+    would have to find the two."""
+    if future.cancelled():
+        return as_llmaas_error(asyncio.CancelledError(), op)
+    error = future.exception()
+    return None if error is None else as_llmaas_error(error, op)
 
 
 def as_llmaas_error(error: BaseException, op: str) -> LlmaasError:

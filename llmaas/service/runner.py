@@ -10,6 +10,7 @@ import logging
 import math
 from collections import Counter
 from collections.abc import Callable
+from functools import partial
 
 from llmaas.calls import CallSpec, Done, Piece, Terms, Turn
 from llmaas.errors import Busy, Cancelled, Internal, LlmaasError, NoMemory, ShuttingDown, replaced
@@ -147,10 +148,16 @@ class CallRunner:
         self._calls[call.id] = call
         task = call.control.task = loop.create_task(self._serve(call))
         self._tasks.add(task)
-        task.add_done_callback(self._tasks.discard)
+        task.add_done_callback(partial(self._forget, call))
         if spec.terms.deadline_s is not None:
             call.control.deadline_timer = loop.call_later(spec.terms.deadline_s, self._expire, call)
         return call
+
+    def _forget(self, call: Call, task: asyncio.Task[None]) -> None:
+        """The task is over. A cancelled one refers to its call by the traceback: the garbage collector would have to
+        find them, and stops everything for that."""
+        self._tasks.discard(task)
+        call.control.task = None
 
     def cancel(self, request: RequestId) -> None:
         """The call's reply will be Cancelled, soon. One that has ended already is left alone."""

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import gc
 import itertools
 import logging
 import os
@@ -226,6 +227,24 @@ async def test_calls_of_a_connection_that_goes_are_cancelled_between_frames_of_o
         assert len(backend.cancelled) < 60
         await until(lambda: len(backend.cancelled) == 60)
         await other.close()
+
+
+@on_a_loop
+async def test_requests_that_fail_leave_nothing_to_the_garbage_collector(path: Path) -> None:
+    async with serving(path) as (backend, _):
+        client = await with_context(path)
+        gc.collect()
+        gc.disable()
+        try:
+            for request in range(1, 101):
+                client.send({"id": request, "op": "generate", "context": "inbox", "prompt": "wait"})
+                client.send({"id": 1000 + request, "op": "cancel", "request": request})
+                await collect(client, 2)
+            backend.running.clear()
+            assert gc.collect() < 200
+        finally:
+            gc.enable()
+        await client.close()
 
 
 @on_a_loop

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import gc
 from pathlib import Path
 
 import pytest
@@ -105,3 +106,27 @@ async def test_a_hint_brings_a_context_back_before_it_is_called_and_no_call_wait
             h.service.hint(APP, "first")
             await asyncio.sleep(0)
             await h.say(name, "and now?")
+
+
+@on_a_loop
+async def test_calls_that_are_cancelled_leave_nothing_to_the_garbage_collector(tmp_path: Path) -> None:
+    """It would have to find them, and stops everything for that: 90 ms after some thousand calls."""
+    async with house(tmp_path, engine={"step_time": lambda n: 0.001}) as h:
+        await h.service.create(APP, name="x", system=None)
+        gc.collect()
+        gc.disable()
+        try:
+            for _ in range(3):
+                spec = CallSpec(Turn(prompt=TEXT), Generation(500))
+                calls = [h.service.submit(APP, "x", spec, lambda piece: None) for _ in range(20)]
+                await asyncio.sleep(0.02)  # one runs, and the others wait for their context
+                for request, _ in calls:
+                    h.service.cancel(request)
+                ended = await asyncio.gather(*(reply for _, reply in calls), return_exceptions=True)
+                assert {type(error) for error in ended} == {errors.Cancelled}
+                await h.service.wait_idle()
+                await asyncio.sleep(0.01)
+                del calls, ended
+            assert gc.collect() < 200, "of sixty calls"
+        finally:
+            gc.enable()

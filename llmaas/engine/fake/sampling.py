@@ -44,12 +44,24 @@ class _Past:
         self.counts[token] += 1
 
 
+class _Biases:
+    """What a sampler adds to the logits of tokens that there are."""
+
+    def __init__(self, sampling: Sampling) -> None:
+        known = [(token, bias) for token, bias in sampling.logit_bias if token < N_VOCAB]
+        self._tokens = np.array([token for token, _ in known], np.int64)
+        self._added = np.array([bias for _, bias in known], np.float32)
+
+    def add_to(self, logits: F32) -> None:
+        np.add.at(logits, self._tokens, self._added)
+
+
 class FakeSamplers:
     """Samplers by their numbers. ``end_rate``: the chance that a drawn token ends the answer."""
 
     def __init__(self, end_rate: float) -> None:
         self._end_rate = end_rate
-        self._samplers: dict[int, tuple[Sampling, random.Random, _Past]] = {}
+        self._samplers: dict[int, tuple[Sampling, random.Random, _Past, _Biases]] = {}
         self._constraints = Constraints(Vocabulary(N_VOCAB, piece, is_end))
         self._constrained: dict[int, Constraint] = {}
         self._failures: dict[int, LlmaasError] = {}
@@ -77,18 +89,21 @@ class FakeSamplers:
             if (constraint := self._constraints.begin(sampling)) is not None:
                 self._constrained[sampler] = constraint
             seed = secrets.randbits(32) if sampling.seed is None else sampling.seed
-            self._samplers[sampler] = sampling, random.Random(seed), _Past(past, sampling.penalty_last_n)
+            past_tokens = _Past(past, sampling.penalty_last_n)
+            self._samplers[sampler] = sampling, random.Random(seed), past_tokens, _Biases(sampling)
 
     def draw(self, sampler: int, total: int) -> int:
         """The next token of a sequence whose running sum is ``total``."""
-        sampling, rng, past = self._samplers[sampler]
+        sampling, rng, past, biases = self._samplers[sampler]
         if sampling.temperature > 0:
             total = mix(total, rng.getrandbits(64))
         token = self._greedy(total)
+        if sampling.logit_bias or sampling.penalises:
+            logits = self.logits(total)
+            biases.add_to(logits)
         if sampling.logit_bias:
-            token = int(self._biased(sampling, total).argmax())
+            token = int(logits.argmax())
         if sampling.penalises and token != IM_END:
-            logits = self._biased(sampling, total)
             for known in _DISTINCT:
                 if count := past.counts[known]:
                     logits[known] /= sampling.repeat_penalty  # all of them are positive
@@ -98,13 +113,6 @@ class FakeSamplers:
             token = self._allowed(sampler, token, total)
         past.append(token)
         return token
-
-    def _biased(self, sampling: Sampling, total: int) -> F32:
-        logits = self.logits(total)
-        for token, bias in sampling.logit_bias:
-            if token < N_VOCAB:
-                logits[token] += bias
-        return logits
 
     def _allowed(self, sampler: int, token: int, total: int) -> int:
         """The token if the sampler's constraint accepts it, or else one of those that it allows."""

@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from tests.stress.attacks import calls, connections, contexts, frames
+from tests.stress.attacks import calls, connections, contexts, frames, histories
 from tests.stress.attacks.peer import Attacker
 
 RETRY_S = 0.01
@@ -75,6 +75,11 @@ _RUNS = [
     contexts.thousands,
     contexts.deletes,
     contexts.bad_adapters,
+    histories.resolves,
+    histories.ever_new_names,
+    histories.keyed_again,
+    histories.biases,
+    histories.wait_and_leave,
 ]
 _PREPARED = [
     connections.deaf,
@@ -82,6 +87,7 @@ _PREPARED = [
     calls.hints_of_the_gone,
     contexts.lists,
     contexts.shows,
+    histories.beginnings,
 ]
 _HEAVY = [
     frames.prompts_at_the_limit,
@@ -91,6 +97,7 @@ _HEAVY = [
     contexts.forks,
     contexts.truncates,
     contexts.thrashing,
+    histories.stateless,
 ]
 _ALL = [
     *map(Attack, _RUNS),
