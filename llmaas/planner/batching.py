@@ -106,7 +106,7 @@ class Batching:
         room = self._settings.max_batch - n_decoding
         seconds = self._settings.step_target - (self._costs.decode(n_decoding) if n_decoding else 0.0)
         prompts.sort(key=lambda job: job.last_step)  # or a short one would wait for a long one
-        first, later = self._precedence.split(prompts, now)
+        first, later = self._precedence.split(prompts, in_cells, now)
         for i, job in enumerate((*first, *later)):
             if i == len(first):
                 seconds -= (1 - SHARED) * self._settings.step_target

@@ -45,14 +45,22 @@ class Precedence:
         self._aborting = 0
         """The last step that was aborted for a call."""
 
-    def split(self, prompts: list[Job], now: float) -> tuple[list[Job], list[Job]]:
-        """The jobs whose prompts go first, and those of apps that take much more; both in the order given."""
+    def split(self, prompts: list[Job], in_cells: Collection[Job], now: float) -> tuple[list[Job], list[Job]]:
+        """The jobs whose prompts go first, and those of apps that take much more; both in the order given.
+
+        An app's only call does not wait for prompts of some tokens if one step does for its own: it would take two, for
+        what little time is left beside others.
+        """
         wants = _wants(prompts)
         if len(wants) < 2 or not self._on:
             return prompts, []
         calls = {job.context.app: job for job in prompts}
         later = {app for app, job in calls.items() if any(self._outdoes(job, o, wants, now) for o in calls.values())}
         first = [job for job in prompts if job.context.app not in later]
+        if later and sum(map(self._own, first)) <= SHARED * self._target:
+            n_calls = Counter(job.context.app for job in in_cells)
+            later = {app for app in later if n_calls[app] > 1 or self._own(calls[app]) > self._target}
+            first = [job for job in prompts if job.context.app not in later]
         return first, [job for job in prompts if job.context.app in later]
 
     def is_aborted_for(
@@ -65,8 +73,7 @@ class Precedence:
         elapsed = now - began
         if not self._abortable or step.step == self._aborting or elapsed > self._credit:
             return False
-        left = _left(job)
-        if left <= 0 or self._costs.compute(job.total - left, job.total) > self._target:
+        if _left(job) <= 0 or self._own(job) > self._target:
             return False
         if self._seconds(step) - elapsed < _WORTH_WAITING * self._target:
             return False
@@ -87,6 +94,10 @@ class Precedence:
     def ended(self, seconds: float) -> None:
         """A step was computed in so many seconds."""
         self._credit = min(self._most_credit, self._credit + _LOST * seconds)
+
+    def _own(self, job: Job) -> float:
+        """Seconds that what is left of the job's prompt takes."""
+        return self._costs.compute(job.total - _left(job), job.total)
 
     def _outdoes(self, job: Job, other: Job, wants: Counter[AppId], now: float) -> bool:
         app, than = job.context.app, other.context.app

@@ -199,6 +199,21 @@ def test_the_first_token_of_an_apps_only_call_is_not_put_off() -> None:
         assert aborts(w) == before + others
 
 
+def test_an_apps_only_call_is_in_one_step_with_prompts_of_some_tokens() -> None:
+    for others, together in ((0, True), (1, False)):
+        w = busy(swappable=False)
+        call(w, MANY, 500, 0)
+        call(w, AppId("0/other"), 1, 0)
+        w.settle()
+        call(w, AppId("0/other"), 40, 0)  # its step runs while the others come
+        for _ in range(others):
+            call(w, MANY, 300, 2)
+        many, few = call(w, MANY, 60, 2), call(w, FEW, 4, 2)
+        step = end_step(w)
+        assert step is not None and read(step)[few] == 4
+        assert (read(step).get(many) == 60) is together
+
+
 def test_who_asks_in_short_does_not_keep_out_long_prompts() -> None:
     """An app whose short prompts never end leaves the other app its part of the engine."""
     w = busy(n_cells=40_000, ctx_limit=20_000)

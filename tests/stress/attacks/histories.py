@@ -96,15 +96,13 @@ async def keyed_again(attacker: Attacker) -> None:
 
 
 async def biases(attacker: Attacker) -> None:
-    """Answers with as many biases as are allowed, between requests with far more."""
+    """Answers with as many biases as are allowed."""
     peers = await attacker.connect_many(16)
     allowed: Any = [[token, 1.0] for token in range(300)]
-    refused: Any = [[token, 1.0] for token in range(10_000)]
 
     async def ask(peer: Peer) -> None:
         made = await context(peer)
         while True:
-            await peer.ask("generate", context=made, prompt="x", max_tokens=1, logit_bias=refused)
             reply = await peer.ask("generate", context=made, prompt="x" * 50, max_tokens=16, logit_bias=allowed)
             if reply["type"] == "failed":
                 await peer.ask("truncate", context=made, n_tokens=0)
@@ -112,8 +110,21 @@ async def biases(attacker: Attacker) -> None:
     await asyncio.gather(*map(ask, peers))
 
 
+async def too_many_biases(attacker: Attacker) -> None:
+    """Requests with 10,000 biases, which are refused, on eight connections."""
+    peers = await attacker.connect_many(8)
+    made = await context(peers[0])
+    many: Any = [[token, 1.0] for token in range(10_000)]
+
+    async def ask(peer: Peer) -> None:
+        while True:
+            await peer.ask("generate", context=made, prompt="x", max_tokens=1, logit_bias=many)
+
+    await asyncio.gather(*map(ask, peers))
+
+
 async def wait_and_leave(attacker: Attacker) -> None:
-    """Connections with as many requests as they may have for a context that answers, which all go at once."""
+    """Connections under four names, with sixty requests each for a context that answers, which all go at once."""
     peers = await attacker.connect_many(32, apps=4)
 
     async def fill(peer: Peer) -> None:

@@ -79,7 +79,7 @@ _RUNS = [
     histories.ever_new_names,
     histories.keyed_again,
     histories.biases,
-    histories.wait_and_leave,
+    histories.too_many_biases,
 ]
 _PREPARED = [
     connections.deaf,
@@ -98,6 +98,7 @@ _HEAVY = [
     contexts.truncates,
     contexts.thrashing,
     histories.stateless,
+    histories.wait_and_leave,
 ]
 _ALL = [
     *map(Attack, _RUNS),
