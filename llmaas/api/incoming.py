@@ -9,6 +9,7 @@ import sys
 from dataclasses import dataclass
 
 from llmaas.api import messages as msg
+from llmaas.api.names import check_lengths
 from llmaas.api.wire import MAX_REQUEST_VALUES, Frame, read_body
 from llmaas.errors import BadRequest, Busy
 
@@ -33,12 +34,13 @@ def read_incoming(body: bytes | bytearray) -> Incoming:
 
 
 def read_large(body: bytes | bytearray) -> tuple[Incoming, int]:
-    """As ``read_incoming``; also the bytes that the request takes in memory.
+    """As ``read_incoming``; also the bytes that the request takes in memory: none if it is refused.
 
     These may be four times the body's: Python keeps a text at the width of its widest character.
     """
     frame = read_body(body, MAX_REQUEST_VALUES)
-    return _incoming(frame), _nbytes(frame)
+    incoming = _incoming(frame)
+    return incoming, 0 if isinstance(incoming.request, BadRequest) else _nbytes(frame)
 
 
 def _nbytes(value: object) -> int:
@@ -52,7 +54,10 @@ def _incoming(frame: Frame) -> Incoming:
     request_id = None
     try:
         request_id = msg.request_id(frame)
+        check_lengths(frame)
         return Incoming(request_id, op, msg.request(frame))
     except BadRequest as e:
         # Another one, since the traceback of this one refers to all that the frame holds.
         return Incoming(request_id, op, BadRequest(e.message))
+    except ValueError as e:
+        return Incoming(request_id, op, BadRequest(str(e)))

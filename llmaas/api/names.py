@@ -6,7 +6,9 @@ Law: pure. What is out of bounds is a ValueError that says what is allowed.
 from __future__ import annotations
 
 import reprlib
+from collections.abc import Mapping
 
+from llmaas.calls.sampling import MAX_BIASES
 from llmaas.records import Message
 
 MAX_NAME = 128
@@ -23,6 +25,13 @@ MAX_STOPS = 16
 """Stop strings of one request."""
 MAX_STOP = 1024
 """Characters of a stop string."""
+
+_LISTS = {
+    "messages": (MAX_MESSAGES, f"field 'messages': send several appends; at most {MAX_MESSAGES} messages are allowed"),
+    "stop": (MAX_STOPS, f"stop may hold {MAX_STOPS} strings at most"),
+    "logit_bias": (MAX_BIASES, f"logit_bias may have {MAX_BIASES} tokens"),
+}
+"""How long the lists of a request may be, and how that is said."""
 
 
 def check_name(name: str | None) -> None:
@@ -59,12 +68,18 @@ def check_one_target(request: int | None, call: int | None) -> None:
         raise ValueError("give request or call, one of them")
 
 
+def check_lengths(fields: Mapping[str, object]) -> None:
+    """Raises ValueError for a list that is too long, before anything is made of what is in it: to make records of
+    10,000 biases takes 20 ms."""
+    for name, (most, words) in _LISTS.items():
+        value = fields.get(name)
+        if type(value) is list and len(value) > most:
+            raise ValueError(f"{words}, not {len(value)}")
+
+
 def check_messages(messages: tuple[Message, ...]) -> None:
     """Raises ValueError for too many messages, or a role that is too long."""
-    if len(messages) > MAX_MESSAGES:
-        raise ValueError(
-            f"field 'messages': at most {MAX_MESSAGES} messages are allowed, not {len(messages)}; send several appends"
-        )
+    check_lengths({"messages": list(messages)})
     for role in {message.role for message in messages}:
         if not 0 < len(role) <= MAX_ROLE or not role.isprintable():
             raise ValueError(f"field 'messages': a role has 1 to {MAX_ROLE} characters, not {reprlib.repr(role)}")
@@ -72,8 +87,7 @@ def check_messages(messages: tuple[Message, ...]) -> None:
 
 def check_stops(stops: tuple[str, ...]) -> None:
     """Raises ValueError for too many stop strings, or one that is too long."""
-    if len(stops) > MAX_STOPS:
-        raise ValueError(f"stop may hold {MAX_STOPS} strings at most, not {len(stops)}")
+    check_lengths({"stop": list(stops)})
     longest = max(map(len, stops), default=0)
     if longest > MAX_STOP:
         raise ValueError(f"a stop string may have {MAX_STOP} characters at most, not {longest}")

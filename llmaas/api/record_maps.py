@@ -81,9 +81,15 @@ def _make_plan(cls: Any) -> dict[str, tuple[Any, bool]]:
 _plan: Callable[[Any], dict[str, tuple[Any, bool]]] = functools.cache(_make_plan)
 
 
-def _convert(hint: Any, value: Any, where: str, strict: bool) -> Any:
+@functools.cache
+def _shape(hint: Any) -> tuple[Any, Any, tuple[Any, ...]]:
+    """A type without the name that a NewType gives it, what it is made from, and of what. (Asked for each value.)"""
     hint = getattr(hint, "__supertype__", hint)
-    origin, args = get_origin(hint), get_args(hint)
+    return hint, get_origin(hint), get_args(hint)
+
+
+def _convert(hint: Any, value: Any, where: str, strict: bool) -> Any:
+    hint, origin, args = _shape(hint)
     if hint in _KINDS:
         kinds, words = _KINDS[hint]
         if type(value) not in kinds:

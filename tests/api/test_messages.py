@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import re
 from typing import Any
 
+import msgpack
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
@@ -13,6 +15,7 @@ from llmaas.api import replies
 from llmaas.api.app_messages import AppAdd, AppRemove, AppRotate, ListApps, SetAppQuota
 from llmaas.api.given_messages import as_messages
 from llmaas.api.hello import Hello, app_id, hello_frame, read_hello
+from llmaas.api.incoming import read_incoming
 from llmaas.api.names import CONTEXTS_OF_APP, MAX_CONTEXT, MAX_MESSAGES, MAX_NAME, MAX_ROLE, MAX_STOP, MAX_STOPS
 from llmaas.api.record_maps import from_map, to_map
 from llmaas.api.wire import Decoder, Frame, encode
@@ -329,3 +332,13 @@ def test_messages_may_be_given_as_maps() -> None:
     for bad in bad_ones:
         with pytest.raises(BadRequest, match="messages"):
             as_messages(bad)
+
+
+@pytest.mark.parametrize(
+    ("op", "field", "most"), [("append", "messages", 4096), ("generate", "stop", 16), ("generate", "logit_bias", 300)]
+)
+def test_a_list_that_is_too_long_is_refused_before_it_is_read(op: str, field: str, most: int) -> None:
+    for n, wanted in ((most + 1, f"{most} .*, not {most + 1}$"), (most, "must be")):
+        found = read_incoming(msgpack.packb({"id": 1, "op": op, "context": "c", field: [None] * n}))
+        assert found.request_id == 1
+        assert isinstance(found.request, BadRequest) and re.search(wanted, found.request.message)
