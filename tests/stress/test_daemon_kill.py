@@ -34,8 +34,10 @@ from tests.support.checked_app import App
 from tests.support.oracle import Oracle, adapter_files
 
 APPS = 4
-LONGEST = 20.0
-"""Seconds within which a kill from inside must happen."""
+LONGEST = 60.0
+"""Seconds within which a kill from inside must happen, on a busy machine."""
+RARE = ("sync", "unlink")
+"""What only a compaction does, of which there are few: the daemon dies inside the first."""
 ORACLE = partial(Oracle, CELLS, end_rate=END_RATE)
 
 
@@ -122,6 +124,7 @@ def kill_again_and_again(root: Path, kills: int, seed: int) -> Tally:
     for n in range(kills):
         site = SITES[(n // 2 + seed) % len(SITES)] if n % 2 else ""
         after, delay = rng.randint(1, 12), rng.uniform(0.2, 1.2)
+        after = 1 if site in RARE else after
         print(f"seed {seed}, kill {n}: " + (f"inside {site} {after}" if site else f"after {delay:.2f} s"))
         options = ["--die-at", site, "--die-after", str(after)] if site else []
         bits = "6.0" if site in STAGES else "16" if n % 4 == 3 else "4"
