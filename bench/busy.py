@@ -226,7 +226,7 @@ def _print(model: str, rows: Sequence[dict[str, Any]]) -> None:
         for one in rows:
             cells = [one[what].get(f"{name}_tps") for name in names]
             shown = "".join(f"{cell['median']:>14.1f}" if cell else f"{'-':>14}" for cell in cells)
-            say(f"{what} beside {one['busy']:<{len(model) + 5}}" + shown)
+            say(f"{what:7} beside {one['busy']:<{len(model) + 5}}" + shown)
 
 
 if __name__ == "__main__":
