@@ -4,9 +4,9 @@ A real daemon has a small POOL. One client gives it contexts that need several t
 uses all of them several times, so that prefill, decode, coding, writing, reading and switching all happen, and one
 answer by a JSON schema. Once at the default bits, once without loss: then the POOL holds fewer contexts, and chunks on
 disk are four times as large. The daemon makes the second copy of weights that llama.cpp can make. The bound of 150 MB
-counts the model at the size of its tensors (the file is mapped), the cells at f16, the POOL at its budget; it is that
-of models with a small vocabulary and without such a copy. The daemon's peak is the kernel's own figure (VmHWM), which
-misses nothing, as samples would.
+counts the model at the size of its tensors (the file is mapped), the cells at f16, the POOL at its budget, embeddings
+at what doctor says of them; it is that of models with a small vocabulary and without such a copy. The daemon's peak is
+the kernel's own figure (VmHWM), which misses nothing, as samples would.
 
 ``--model`` may be given several times.
 """
@@ -30,6 +30,7 @@ from llmaas.cli.doctor.model import memory_parts
 from llmaas.cli.engine_choices import context_settings
 from llmaas.config.sources import load
 from llmaas.engine.llama.context import working_memory
+from llmaas.engine.llama.embedder import embedding_memory
 from llmaas.engine.llama.model import LlamaModel
 
 _ALLOWANCE = 150_000_000
@@ -63,10 +64,12 @@ def _measure_model(options: Options) -> tuple[dict[str, Any], list[Bar]]:
     for bits in _BITS:
         flags = {"cells": str(cells), "pool_bytes": str(pool), "bits": bits, "repack": "on"}
         config = load({**flags, "model": str(options.model)}, dict(os.environ)).config
-        parts = memory_parts(config, info, copied, working_memory(options.model, context_settings(config)))
+        working = working_memory(options.model, context_settings(config))
+        embedding = embedding_memory(options.model, config.embedding_tokens)
+        parts = memory_parts(config, info, copied, working, embedding)
         found = _used(options, flags, texts, rounds)
         peak = found["bytes"]["peak"]
-        beyond = (peak - sum(parts[name] for name in ("model", "cells", "pool"))) / 1e6
+        beyond = (peak - sum(parts[name] for name in ("model", "cells", "pool", "embeddings"))) / 1e6
         figures[bits] = {**found, "parts_bytes": parts, "beyond_parts_mb": sig(beyond)}
         what = f"{options.model.stem} at {bits} bits: peak memory"
         bars.append(Bar(f"{what} over what doctor says at most", peak / sum(parts.values()), 1, at_most=True))
@@ -89,6 +92,8 @@ def _used(options: Options, flags: dict[str, str], texts: list[str], rounds: int
             for context in ids:
                 answer = client.generate(context, prompt="\n\nIn short:", max_tokens=8)
                 say(f"{answer.done.switch}, resident {memory(pid)['resident'] / 1e6:.0f} MB")
+        embedded = client.embed([text[:2000] for text in texts])
+        say(f"embedded: {sum(embedded.n_tokens)} tokens, resident {memory(pid)['resident'] / 1e6:.0f} MB")
         sampling = Sampling(json_schema=json.dumps(_SCHEMA))
         answer = client.generate(ids[-1], prompt="\n\nAs JSON:", max_tokens=16, sampling=sampling)
         say(f"constrained: {answer.done.n_generated} tokens, resident {memory(pid)['resident'] / 1e6:.0f} MB")

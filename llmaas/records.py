@@ -7,6 +7,7 @@ values may be compared, hashed (where frozen) and logged; they never open, lock 
 from __future__ import annotations
 
 import enum
+import struct
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import NamedTuple, NewType
@@ -263,6 +264,33 @@ class NewToken:
 
     app: AppId
     token: str = field(repr=False)
+
+
+@dataclass(frozen=True, slots=True)
+class Embeddings:
+    """Vectors for texts: the nearer two texts' meanings, the nearer their vectors. Each has the length 1, so the cosine
+    of the angle between two of them is their scalar product.
+
+    >>> Embeddings(2, (3,), b"\\0\\0\\0\\0\\0\\0\\x80?").vectors
+    [[0.0, 1.0]]
+    """
+
+    dimensions: int
+    """Values of each vector."""
+    n_tokens: tuple[int, ...]
+    """Of each text."""
+    packed: bytes = field(repr=False)
+    """The vectors, one after the other: little-endian floats of 32 bits."""
+
+    def __post_init__(self) -> None:
+        wanted = 4 * self.dimensions * len(self.n_tokens)
+        if self.dimensions < 1 or len(self.packed) != wanted:
+            raise ValueError(f"the vectors have {len(self.packed)} bytes, not {wanted}")
+
+    @property
+    def vectors(self) -> list[list[float]]:
+        """One for each text, in the order of the texts."""
+        return [list(each) for each in struct.iter_unpack(f"<{self.dimensions}f", self.packed)]
 
 
 @dataclass(frozen=True, slots=True)

@@ -11,8 +11,10 @@ from collections.abc import Callable, Coroutine, Iterator, Sequence
 from typing import Any, Protocol
 
 from llmaas.api import messages as msg
+from llmaas.api.adapter_messages import AdapterAdd, AdapterRemove, ListAdapters
 from llmaas.api.app_messages import AppAdd, AppRemove, AppRotate, ListApps, SetAppQuota
 from llmaas.api.caller import Caller, Tokens, app_named
+from llmaas.api.embed_message import Embed
 from llmaas.api.pages import context_page, message_page, number_after, request_page
 from llmaas.api.record_maps import to_map
 from llmaas.calls import CallSpec, Done, Piece
@@ -24,6 +26,7 @@ from llmaas.records import (
     AppQuota,
     ContextDetail,
     ContextInfo,
+    Embeddings,
     Message,
     NewToken,
     RequestId,
@@ -41,6 +44,12 @@ class AdapterBackend(Protocol):
     async def add(self, name: str, path: str) -> AdapterInfo: ...
 
     async def remove(self, name: str) -> None: ...
+
+
+class EmbeddingBackend(Protocol):
+    """The embeddings of a Backend."""
+
+    async def embed(self, app: AppId, texts: Sequence[str], *, truncate: bool = False) -> Embeddings: ...
 
 
 class AppBackend(Tokens, Protocol):
@@ -84,6 +93,9 @@ class Backend(Protocol):
 
     @property
     def apps(self) -> AppBackend: ...
+
+    @property
+    def embeddings(self) -> EmbeddingBackend: ...
 
     async def create(
         self,
@@ -163,10 +175,12 @@ def task_of(backend: Backend, caller: Caller, request: msg.TaskRequest) -> Calla
             return functools.partial(backend.delete, caller.owner(everyone), context)
         case msg.Migrate(context, everyone):
             return functools.partial(backend.migrate, caller.owner(everyone), context)
-        case msg.AdapterAdd(new, path):
+        case Embed(texts, truncate):
+            return functools.partial(backend.embeddings.embed, caller.app, texts, truncate=truncate)
+        case AdapterAdd(new, path):
             caller.require_operator("adapters are")
             return functools.partial(backend.adapters.add, new, path)
-        case msg.AdapterRemove(old):
+        case AdapterRemove(old):
             caller.require_operator("adapters are")
             return functools.partial(backend.adapters.remove, old)
         case AppAdd(name, contexts, quota):
@@ -215,7 +229,7 @@ def answer(backend: Backend, caller: Caller, request: msg.QuickRequest, page: in
         case msg.Budget(pool_bytes, disk_bytes):
             caller.require_operator("the daemon's budgets are")
             return backend.budget(pool_bytes, disk_bytes)
-        case msg.ListAdapters():
+        case ListAdapters():
             return [to_map(info) for info in backend.adapters.infos(paths=caller.is_operator)]
         case ListApps():
             caller.require_operator("tokens of apps are")

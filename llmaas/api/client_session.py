@@ -11,6 +11,7 @@ from collections.abc import Callable, Iterator
 
 from llmaas.api import messages as msg
 from llmaas.api import replies
+from llmaas.api.embed_message import Embed
 from llmaas.api.hello import hello_frame, read_reply
 from llmaas.api.retrying import LOST, MOST_TRIES, Retelling, repeatable
 from llmaas.api.wire import MAX_FRAME, Decoder, Frame, encode
@@ -59,7 +60,7 @@ class Exchange:
 
     @property
     def cancellable(self) -> bool:
-        return isinstance(self.request, msg.Append | msg.Generate)
+        return isinstance(self.request, msg.Append | msg.Generate | Embed)
 
     @property
     def lost(self) -> bool:

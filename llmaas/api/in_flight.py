@@ -15,9 +15,11 @@ from typing import Any
 
 from llmaas.api import messages as msg
 from llmaas.api import replies
+from llmaas.api.adapter_messages import AdapterAdd, AdapterRemove
 from llmaas.api.app_messages import AppAdd, AppRemove, AppRotate, SetAppQuota
 from llmaas.api.backend import Backend, answer, before, task_of
 from llmaas.api.caller import Caller
+from llmaas.api.embed_message import Embed
 from llmaas.api.incoming import Incoming
 from llmaas.api.pages import Page, page_bytes
 from llmaas.api.record_maps import to_map
@@ -32,12 +34,14 @@ log = logging.getLogger(__name__)
 
 @dataclass(slots=True, eq=False)
 class _RunningRequest:
-    """A request without its terminal reply. ``call`` is the backend's id of it, if it can be cancelled."""
+    """A request without its terminal reply. ``call`` is the backend's id of it, if it is a call that can be cancelled,
+    ``task`` what works on it, if that can."""
 
     op: str
     held: int = 0
     """Bytes of its frame that the buffers hold for it."""
     call: RequestId | None = None
+    task: asyncio.Task[Any] | None = None
     future: asyncio.Future[Any] | None = None
     """The call's end."""
     over: bool = False
@@ -123,6 +127,8 @@ class InFlight:
                 running.over = True
                 del self._running[request_id]
                 self._failed(request_id, error)
+                if running.task is not None:
+                    running.task.cancel()
             else:
                 self._cancel(running.call)
         return [running.future for running in self._running.values() if running.future is not None]
@@ -139,6 +145,8 @@ class InFlight:
         hints, self._hints = self._hints, set()
         for running in abandoned.values():
             running.over = True
+            if running.task is not None:
+                running.task.cancel()
         # Create, fork, truncate and delete are short, and end by themselves.
         calls = [running.call for running in abandoned.values() if running.call is not None]
         if leaving := [*calls, *hints]:
@@ -151,7 +159,7 @@ class InFlight:
             case msg.Append() | msg.Generate():
                 self._submit(request_id, request)
             case msg.Cancel():
-                self._backend.cancel(self._target(request, "cancelled"))
+                self._end(request)
                 self._done(request_id, None)
             case msg.Prioritize(priority):
                 self._backend.prioritize(self._target(request, "given a priority"), self._allowed(priority))
@@ -166,14 +174,17 @@ class InFlight:
                 | msg.Truncate()
                 | msg.Migrate()
                 | msg.Delete()
-                | msg.AdapterAdd()
-                | msg.AdapterRemove()
+                | AdapterAdd()
+                | AdapterRemove()
                 | AppAdd()
                 | AppRemove()
                 | AppRotate()
                 | SetAppQuota()
             ):
                 self._spawn(request_id, msg.op_of(request), task_of(self._backend, self._caller, request))
+            case Embed():
+                task = self._spawn(request_id, "embed", task_of(self._backend, self._caller, request))
+                self._running[request_id].task = task
             case _:
                 self._answer(request_id, request)
 
@@ -196,7 +207,7 @@ class InFlight:
         running = self._running[request_id] = _RunningRequest(op)
         return running
 
-    def _spawn(self, request_id: int, op: str, begin: Callable[[], Coroutine[Any, Any, object]]) -> None:
+    def _spawn(self, request_id: int, op: str, begin: Callable[[], Coroutine[Any, Any, object]]) -> asyncio.Task[Any]:
         app, tasks = self._caller.app, self._shares.tasks
         if tasks[app] >= self._limits.app_tasks:
             raise Busy(f"{tasks[app]} requests of the app {app} run already")
@@ -209,6 +220,7 @@ class InFlight:
         self._tasks.add(task)
         task.add_done_callback(self._forget)
         task.add_done_callback(functools.partial(self._ended, request_id, running))
+        return task
 
     def _submit(self, request_id: int, request: msg.Append | msg.Generate) -> None:
         running = self._admit(request_id, msg.op_of(request))
@@ -239,6 +251,13 @@ class InFlight:
         if self._caller.is_operator:
             return self._caller.allowed(priority)
         return self._caller.allowed(priority, self._backend.apps.most_urgent(self._caller.app))
+
+    def _end(self, request: msg.Cancel) -> None:
+        running = None if request.request is None else self._running.get(request.request)
+        if running is not None and running.task is not None:
+            running.task.cancel()
+        else:
+            self._backend.cancel(self._target(request, "cancelled"))
 
     def _target(self, request: msg.ControlRequest, what: str) -> RequestId:
         """The backend's id of the call that ``request`` is about. Raises UnknownRequest, BadRequest, Forbidden."""

@@ -9,7 +9,9 @@ from __future__ import annotations
 import reprlib
 from dataclasses import dataclass, fields
 
+from llmaas.api.adapter_messages import ADAPTER_OPERATIONS, AdapterRequest, ListAdapters
 from llmaas.api.app_messages import APP_OPERATIONS, AppRequest, ListApps
+from llmaas.api.embed_message import Embed
 from llmaas.api.names import (
     check_context,
     check_limit,
@@ -313,26 +315,6 @@ class Budget:
 
 
 @dataclass(frozen=True, slots=True)
-class ListAdapters:
-    """The LoRA adapters that calls may name."""
-
-
-@dataclass(frozen=True, slots=True)
-class AdapterAdd:
-    """Register a file of the daemon's machine under a name; ``path`` is absolute."""
-
-    name: str
-    path: str
-
-
-@dataclass(frozen=True, slots=True)
-class AdapterRemove:
-    """Forget an adapter; its file stays."""
-
-    name: str
-
-
-@dataclass(frozen=True, slots=True)
 class Ping:
     """Answer, and do nothing else."""
 
@@ -341,7 +323,7 @@ CallRequest = Append | Generate
 """What runs on the model, and may be cancelled."""
 ControlRequest = Cancel | Prioritize
 """About a running CallRequest of the same connection."""
-TaskRequest = Create | Fork | Resolve | Truncate | Migrate | Delete | AdapterAdd | AdapterRemove | AppRequest
+TaskRequest = Create | Fork | Resolve | Truncate | Migrate | Delete | Embed | AdapterRequest | AppRequest
 """What takes time, and ends by itself."""
 QuickRequest = ListContexts | ListRequests | Show | Limit | Stats | Budget | ListAdapters | ListApps | Ping
 """What is answered at once."""
@@ -365,9 +347,8 @@ OPERATIONS: dict[str, type[Request]] = {
     "limit": Limit,
     "stats": Stats,
     "budget": Budget,
-    "adapters": ListAdapters,
-    "adapter_add": AdapterAdd,
-    "adapter_remove": AdapterRemove,
+    "embed": Embed,
+    **ADAPTER_OPERATIONS,
     **APP_OPERATIONS,
     "ping": Ping,
 }

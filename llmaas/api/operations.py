@@ -13,9 +13,10 @@ from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
+from llmaas.api import app_operations, replies
 from llmaas.api import messages as msg
-from llmaas.api import replies
-from llmaas.api.app_messages import AppAdd, AppRemove, AppRotate, ListApps, SetAppQuota
+from llmaas.api.adapter_messages import AdapterAdd, AdapterRemove, ListAdapters
+from llmaas.api.embed_message import Embed
 from llmaas.api.given_messages import Messages, as_messages
 from llmaas.api.operation import (
     AsyncAsker,
@@ -33,11 +34,9 @@ from llmaas.api.record_maps import to_map
 from llmaas.calls import DEFAULT_TERMS, Done, Sampling, Terms
 from llmaas.records import (
     AdapterInfo,
-    AppInfo,
-    AppQuota,
     ContextDetail,
     ContextInfo,
-    NewToken,
+    Embeddings,
     RequestInfo,
     Resolved,
 )
@@ -207,6 +206,20 @@ def _join_messages(first: dict[str, Any], second: dict[str, Any]) -> dict[str, A
     return {**second, "messages": messages + more}
 
 
+# -- embeddings -----------------------------------------------------------------------------------
+
+
+def embed(texts: str | Iterable[str], *, truncate: bool = False) -> Operation[Embeddings]:
+    """Make a vector of each text, or of the one text, so that texts which mean the like have vectors near each other.
+
+    The result's ``vectors`` are in the order of the texts, of which there may be 128, each of as many tokens as the
+    ``embedding_limit`` of ``client.server`` says; with ``truncate`` the beginning of a longer one counts. Nothing is
+    kept of them. Calls come first. Raises ContextTooLong, Busy, and BadRequest if the daemon computes no embeddings.
+    """
+    given = (texts,) if isinstance(texts, str) else tuple(texts)
+    return Operation(checked(Embed, given, truncate), record(Embeddings))
+
+
 # -- the daemon ---------------------------------------------------------------------------------
 
 
@@ -234,12 +247,12 @@ def limit(app: str | None = None, rate: float | None = None) -> Operation[dict[s
 
 def adapters() -> Operation[list[AdapterInfo]]:
     """List the LoRA adapters that ``create`` and ``terms`` may name."""
-    return Operation(msg.ListAdapters(), records(AdapterInfo))
+    return Operation(ListAdapters(), records(AdapterInfo))
 
 
 def adapter_add(name: str, path: Path | str) -> Operation[AdapterInfo]:
     """Register an adapter's file, also for later starts of the daemon; for the operator (``admin``)."""
-    return Operation(msg.AdapterAdd(name, str(path)), record(AdapterInfo))
+    return Operation(AdapterAdd(name, str(path)), record(AdapterInfo))
 
 
 def adapter_remove(name: str) -> Operation[None]:
@@ -247,43 +260,7 @@ def adapter_remove(name: str) -> Operation[None]:
 
     Contexts that use it stay; their calls raise UnknownAdapter until one names another adapter.
     """
-    return Operation(msg.AdapterRemove(name), nothing)
-
-
-def apps() -> Operation[list[AppInfo]]:
-    """List the apps that have a token or quotas of their own, and what they use; for the operator (``admin``)."""
-    return Operation(ListApps(), records(AppInfo))
-
-
-def app_add(name: str, *, contexts: str = "refuse", quota: AppQuota | None = None) -> Operation[NewToken]:
-    """Give an app a token, without which nobody can be that app any more; for the operator (``admin``).
-
-    ``name`` is a name, of the user who runs the daemon, or ``uid/name``. What of the app is connected is ended. If it
-    has contexts already, which programs without the token have made, ``contexts`` says what becomes of them: with
-    "refuse" the app gets no token (BadRequest), "keep" hands them over to whoever has the token, "delete" deletes them.
-    The token is in the result and nowhere else. ``quota``: see ``app_quota``. Raises AppExists.
-    """
-    return Operation(checked(AppAdd, name, contexts, quota), record(NewToken))
-
-
-def app_remove(name: str, *, contexts: str = "refuse") -> Operation[None]:
-    """Forget an app's token and quotas: every program of its user can be that app again; for the operator (``admin``).
-
-    ``contexts`` says what becomes of the app's contexts, as in ``app_add``. Raises UnknownApp.
-    """
-    return Operation(checked(AppRemove, name, contexts), nothing)
-
-
-def app_rotate(name: str) -> Operation[NewToken]:
-    """Give an app another token. The one before is none any more, and connections that were made with it are ended.
-    For the operator (``admin``). Raises UnknownApp."""
-    return Operation(AppRotate(name), record(NewToken))
-
-
-def app_quota(name: str, quota: AppQuota) -> Operation[AppInfo]:
-    """Give an app quotas of its own, with or without a token, in place of those that it had. They hold at once, and
-    after a restart. For the operator (``admin``)."""
-    return Operation(SetAppQuota(name, quota), record(AppInfo))
+    return Operation(AdapterRemove(name), nothing)
 
 
 def requests(everyone: bool = False, *, after: int = 0) -> Operation[list[RequestInfo]]:
@@ -348,11 +325,12 @@ class BlockingOperations(BlockingAsker):
     adapters = blocking(adapters)
     adapter_add = blocking(adapter_add)
     adapter_remove = blocking(adapter_remove)
-    apps = blocking(apps)
-    app_add = blocking(app_add)
-    app_remove = blocking(app_remove)
-    app_rotate = blocking(app_rotate)
-    app_quota = blocking(app_quota)
+    embed = blocking(embed)
+    apps = blocking(app_operations.apps)
+    app_add = blocking(app_operations.app_add)
+    app_remove = blocking(app_operations.app_remove)
+    app_rotate = blocking(app_operations.app_rotate)
+    app_quota = blocking(app_operations.app_quota)
     requests = blocking(requests)
     cancel_call = blocking(cancel_call)
     prioritize_call = blocking(prioritize_call)
@@ -378,11 +356,12 @@ class AsyncOperations(AsyncAsker):
     adapters = awaitable(adapters)
     adapter_add = awaitable(adapter_add)
     adapter_remove = awaitable(adapter_remove)
-    apps = awaitable(apps)
-    app_add = awaitable(app_add)
-    app_remove = awaitable(app_remove)
-    app_rotate = awaitable(app_rotate)
-    app_quota = awaitable(app_quota)
+    embed = awaitable(embed)
+    apps = awaitable(app_operations.apps)
+    app_add = awaitable(app_operations.app_add)
+    app_remove = awaitable(app_operations.app_remove)
+    app_rotate = awaitable(app_operations.app_rotate)
+    app_quota = awaitable(app_operations.app_quota)
     requests = awaitable(requests)
     cancel_call = awaitable(cancel_call)
     prioritize_call = awaitable(prioritize_call)

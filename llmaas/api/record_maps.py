@@ -1,7 +1,7 @@
 """Records (dataclasses) to maps and back, by the types of their fields.
 
-Law: pure, and generic: a new field of a record needs no code here. Fields may be str, int, float, bool, enums, records,
-tuples of these, and any of them or None.
+Law: pure, and generic: a new field of a record needs no code here. Fields may be str, int, float, bool, bytes, enums,
+records, tuples of these, and any of them or None.
 
 >>> from llmaas.records import Message
 >>> to_map(Message("user", "Hello"))
@@ -30,6 +30,7 @@ _KINDS: dict[object, tuple[tuple[type, ...], str]] = {
     int: ((int,), "an integer"),
     float: ((float, int), "a number"),
     bool: ((bool,), "true or false"),
+    bytes: ((bytes,), "bytes"),
 }
 
 

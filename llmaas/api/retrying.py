@@ -13,7 +13,9 @@ from collections.abc import Iterator
 from dataclasses import replace
 
 from llmaas.api import messages as msg
+from llmaas.api.adapter_messages import ListAdapters
 from llmaas.api.app_messages import ListApps
+from llmaas.api.embed_message import Embed
 from llmaas.calls import Piece
 from llmaas.clock import Clock, RealClock
 from llmaas.errors import Busy, LlmaasError, NotServing, ShuttingDown
@@ -66,7 +68,7 @@ def repeatable(request: msg.Request | None) -> bool:
             return request.idempotency_key is not None
         case msg.ListContexts() | msg.Show() | msg.Hint() | msg.Stats() | msg.Ping():
             return True
-        case msg.ListAdapters() | ListApps():
+        case ListAdapters() | ListApps() | Embed():
             return True
         case msg.Create():  # with exist_ok the one that was made before is found
             return request.exist_ok

@@ -87,6 +87,7 @@ def load_engine(
         n_threads=shape.n_threads,
         n_batch=shape.n_batch,
         n_ubatch=shape.n_ubatch,
+        embedding_tokens=config.embedding_tokens,
         open_model=functools.partial(LlamaModel, repack=repack),
     )
 

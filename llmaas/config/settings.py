@@ -187,6 +187,9 @@ class Config:
         "text and tokens that one app may keep, in memory and on disk",
         "8M, or 64 bytes for each of cells if that is more",
     )
+    embedding_tokens: int = _setting(
+        whole(0, 1 << 16), 1024, "tokens of the longest text that embeddings are computed of; 0: none are"
+    )
     max_tokens: int = _setting(whole(1, 1 << 20), 256, "longest answer of 'llmaas chat', in tokens")
     log_level: str = _setting(choice("debug", "info", "warning", "error"), "info", "what the daemon logs")
     log_format: str = _setting(choice("text", "json"), "text", "how it logs: lines for people, or lines of JSON")

@@ -69,6 +69,20 @@ class CellsFull(Exception):
     """A step or a load needs more cells than are free. Nothing was changed."""
 
 
+@dataclass(frozen=True, slots=True)
+class EmbeddingFacts:
+    """What an engine's embeddings are like; constant from its constructor on."""
+
+    width: int
+    """Values of a vector."""
+    limit: int
+    """Most tokens of a text."""
+    slice_tokens: int
+    """Most tokens of one call of ``embed``."""
+    end: int | None = None
+    """The token that texts end with, where the model was trained so."""
+
+
 class Prepared(Protocol):
     """A grammar or JSON schema that is ready for ``set_sampler`` as long as this is held."""
 
@@ -268,6 +282,26 @@ class Engine(Protocol):
         Which positions are sampled depends on the position only. Older queries are thinned out when they become too
         many. None if there are none.
         """
+
+    # -- embeddings
+
+    @property
+    def embedding(self) -> EmbeddingFacts | None:
+        """What ``embed`` computes; None if this engine computes no embeddings."""
+
+    def embed(self, pos: int, tokens: Sequence[int]) -> F32:
+        """Compute the next tokens of a text, and return the embedding of the text as far as it has been given.
+
+        That is a vector of ``embedding.width`` values whose Euclidean length is 1. ``pos`` 0 begins another text; else
+        it is how many tokens the text has. At most ``embedding.slice_tokens`` come at a time, and ``embedding.limit``
+        in all. Sequences, cells and samplers are left as they are: the engine has memory of its own for this, which
+        the first call takes and ``end_embedding`` frees. After an exception the text must be begun again.
+
+        Raises MachineError if there is no memory, ModelChanged, NoNumbers, and EngineFailed if the runtime fails.
+        """
+
+    def end_embedding(self) -> None:
+        """Free the memory that ``embed`` has taken, if any. The next text begins at 0."""
 
     # -- threads and the end
 

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Container, Sequence
 
-from llmaas.engine.base import BatchItem
+from llmaas.engine.base import BatchItem, EmbeddingFacts
 
 
 def check_seq(seq: int, n_seqs: int) -> None:
@@ -44,6 +44,18 @@ def check_step(
         raise ValueError(f"a step holds 1 .. {max_batch} tokens, not {total}")
     if len({item.seq for item in items}) != len(items):
         raise ValueError("a sequence may appear once in a step")
+
+
+def check_embed(facts: EmbeddingFacts, pos: int, tokens: Sequence[int], length: int, n_vocab: int) -> None:
+    """Check the next tokens of a text that has ``length`` tokens."""
+    if pos not in (0, length):
+        raise ValueError(f"the text is {length} long: its next position is not {pos}")
+    if not 0 < len(tokens) <= facts.slice_tokens:
+        raise ValueError(f"1 .. {facts.slice_tokens} tokens are embedded at a time, not {len(tokens)}")
+    if pos + len(tokens) > facts.limit:
+        raise ValueError(f"a text has {facts.limit} tokens at most, not {pos + len(tokens)}")
+    if min(tokens) < 0 or max(tokens) >= n_vocab:
+        raise ValueError(f"a token is not in the vocabulary of {n_vocab}")
 
 
 def check_sampler(sampler: int) -> None:

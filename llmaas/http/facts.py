@@ -31,6 +31,8 @@ class ServedModel:
     """Whether its chat template has a place for tools."""
     tool_mark: str = ""
     """What the model writes before a call of a tool, by that template; "" if that is not known."""
+    embeds: bool = False
+    """Whether the daemon computes embeddings."""
 
     @staticmethod
     def of(hello: Mapping[str, Any]) -> ServedModel:
@@ -50,6 +52,7 @@ class ServedModel:
             {**PEOPLE, **sampling},
             bool(hello.get("tools")),
             str(hello.get("tool_mark") or ""),
+            bool(hello.get("embedding_limit")),
         )
 
     def adapter_of(self, model: str | None) -> str | None:

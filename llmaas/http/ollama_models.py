@@ -46,10 +46,9 @@ async def ollama_show(edge: Edge, call: HttpCall) -> None:
             "general.name": facts.name,
             "llama.context_length": facts.context_limit,
         }
+        able = ["completion", "tools", *(["embedding"] if facts.embeds else [])]
         await call.reply_json(
-            OllamaShown(
-                f"FROM {facts.id}", parameters, "", _details(facts), info, ["completion", "tools"], modified_at=_EPOCH
-            )
+            OllamaShown(f"FROM {facts.id}", parameters, "", _details(facts), info, able, modified_at=_EPOCH)
         )
 
 

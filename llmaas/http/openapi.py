@@ -11,6 +11,7 @@ from typing import Any, NamedTuple
 
 import msgspec
 
+from llmaas.http import embeddings_types as embeddings
 from llmaas.http import ollama_types as ollama
 from llmaas.http.call import HttpCall
 from llmaas.http.chat_types import ChatCompletion, ChatRequest
@@ -60,9 +61,21 @@ OPERATIONS = (
     Described("post", "/v1/chat/completions", "Answer a conversation", ChatRequest, ChatCompletion, _EVENTS),
     Described("post", "/v1/completions", "Go on with raw text", CompletionRequest, Completion, _EVENTS),
     Described("post", "/v1/responses", "Answer, with items and events", ResponseRequest, ResponseObject, _EVENTS),
-    Described("post", "/v1/embeddings", "Refused: there are no embeddings"),
+    Described(
+        "post", "/v1/embeddings", "A vector for each text", embeddings.EmbeddingRequest, embeddings.EmbeddingList
+    ),
     Described("post", "/api/chat", "Answer a conversation", ollama.OllamaChatRequest, ollama.OllamaReply, _LINES),
     Described("post", "/api/generate", "Answer a prompt", ollama.OllamaGenerateRequest, ollama.OllamaReply, _LINES),
+    Described(
+        "post", "/api/embed", "A vector for each text", embeddings.OllamaEmbedRequest, embeddings.OllamaEmbedReply
+    ),
+    Described(
+        "post",
+        "/api/embeddings",
+        "A vector for one text",
+        embeddings.OllamaEmbeddingRequest,
+        embeddings.OllamaEmbeddingReply,
+    ),
     Described("get", "/api/tags", "The model, and each adapter on it", response=ollama.OllamaModels),
     Described("post", "/api/show", "What is known of the model", ollama.OllamaName, ollama.OllamaShown),
     Described("get", "/api/ps", "The model, which is loaded", response=ollama.OllamaModels),
@@ -77,7 +90,6 @@ OPERATIONS = (
     Described("get", "/llmaas/state", "The app's contexts and calls, and how full the tiers are", response=watch.State),
     Described("get", "/llmaas/contexts/{name}", "A context with its conversation", response=ContextDetail),
     Described("delete", "/llmaas/contexts/{name}", "Delete a context", response=watch.Deleted),
-    Described("post", "/api/embed", "Refused: there are no embeddings"),
 )
 
 

@@ -11,7 +11,7 @@ from llmaas.http.call import HttpCall
 from llmaas.http.chat import chat_completions
 from llmaas.http.completions import completions
 from llmaas.http.edge import Edge, Endpoint, Handler
-from llmaas.http.embeddings import embeddings
+from llmaas.http.embeddings import ollama_embed, ollama_embeddings, openai_embeddings
 from llmaas.http.errors import HttpError
 from llmaas.http.metrics import metrics
 from llmaas.http.models import health, list_models, show_model
@@ -34,15 +34,15 @@ TABLE: dict[str, dict[str, Handler]] = {
     "/v1/chat/completions": {"POST": chat_completions},
     "/v1/completions": {"POST": completions},
     "/v1/responses": {"POST": responses},
-    "/v1/embeddings": {"POST": embeddings},
+    "/v1/embeddings": {"POST": openai_embeddings},
     "/api/chat": {"POST": ollama_chat},
     "/api/generate": {"POST": ollama_generate},
     "/api/tags": {"GET": ollama_tags},
     "/api/show": {"POST": ollama_show},
     "/api/ps": {"GET": ollama_ps},
     "/api/version": {"GET": ollama_version},
-    "/api/embed": {"POST": embeddings},
-    "/api/embeddings": {"POST": embeddings},
+    "/api/embed": {"POST": ollama_embed},
+    "/api/embeddings": {"POST": ollama_embeddings},
 }
 """Path -> method -> handler."""
 STATIC = ("/",)

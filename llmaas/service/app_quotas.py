@@ -25,6 +25,7 @@ class AppQuotas:
         app_rate: float | None,
     ) -> None:
         self._quotas, self._places, self._calls = parts.quotas, parts.app_places, parts.calls
+        self._embedding = parts.embedding
         self._planner, self._dispatch, self._app_rate = planner, dispatch, app_rate
         self._before: dict[AppId, AppQuota] = {}
         """What the app's quotas were when they were set last."""
@@ -48,6 +49,7 @@ class AppQuotas:
         """What the app has now."""
         contexts, tokens = self._quotas.kept(app)
         requests = sum(call.live.row.app == app for call in self._calls.values() if not call.hint)
+        requests += self._embedding.get(app, 0)
         return AppUse(contexts, tokens, self._planner.disk_used_of(app), requests)
 
 

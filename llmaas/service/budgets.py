@@ -52,6 +52,11 @@ class Budgets:
             log.info("budgets set: POOL %s, DISK %s", pool_bytes, disk_bytes)
             self._apply(BudgetChanged(pool_bytes, disk_bytes))
 
+    @property
+    def is_short(self) -> bool:
+        """Whether the POOL has had to give memory back."""
+        return self._policy.nbytes < self._policy.configured
+
     def _apply(self, event: BudgetChanged) -> None:
         budget, used, start = self._planner.pool_budget, self._planner.pool_used, self._clock.now()
         self._dispatch(event)

@@ -39,6 +39,11 @@ class HostShare:
             log.log(logging.INFO if now < before else logging.DEBUG, "duty: %.2f -> %.2f, by %s", before, now, reading)
             dispatch(DutyChanged(now))
 
+    @property
+    def duty(self) -> float:
+        """The share of the time that the engine may compute."""
+        return self._duty.duty
+
     def snapshot(self) -> dict[str, object]:
         """Threads, and the duty and why it is what it is, as plain values."""
         governor: dict[str, object] = {"watched": self._last_reading is not None}

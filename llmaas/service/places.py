@@ -25,12 +25,18 @@ HINT_WAIT_S = 5.0
 """Seconds that a hint waits for its turn, at most: so that it does not become more urgent than calls."""
 
 
-class CallPlaces:
-    """``per_app``: calls of one app that may wait or run, but for those in ``own``. ``extra``: more than what apps may
-    have, for somebody who must not be kept out by them."""
+NO_OTHERS: Mapping[AppId, int] = {}
 
-    def __init__(self, per_app: int, own: Mapping[AppId, int], extra: int = 0) -> None:
-        self._per_app, self._own, self._extra = per_app, own, extra
+
+class CallPlaces:
+    """``per_app``: calls of one app that may wait or run, but for those in ``own``. ``others``: requests of apps that
+    count with their calls, and never go for one. ``extra``: more than what apps may have, for somebody who must not be
+    kept out by them."""
+
+    def __init__(
+        self, per_app: int, own: Mapping[AppId, int], extra: int = 0, *, others: Mapping[AppId, int] = NO_OTHERS
+    ) -> None:
+        self._per_app, self._own, self._extra, self._others = per_app, own, extra, others
         self._total = APPS_AT_ONCE * per_app + extra
 
     def to_push_out(self, app: AppId, calls: Iterable[Call]) -> Call | None:
@@ -41,13 +47,7 @@ class CallPlaces:
         """
         calls = [call for call in calls if not call.hint]
         of_app = Counter(call.live.row.app for call in calls)
-        allowed = self._own.get(app, self._per_app)
-        if of_app[app] >= allowed + self._extra:
-            hint = f"The app may have {allowed} ('llmaas app quota'); try again when one has ended."
-            raise Busy(
-                f"{of_app[app]} requests of the app {app} are waiting or running",
-                hint=hint if app in self._own else None,
-            )
+        self.refuse_one_more(app, of_app[app])
         if len(calls) < self._total:
             return None
         of_user = Counter(_user(call.live.row.app) for call in calls)
@@ -60,6 +60,14 @@ class CallPlaces:
         if last is None or not _has_more(last.live.row.app, app, share(last.live.row.app), share(app)):
             raise Busy(f"{len(calls)} requests are waiting or running")
         return last
+
+    def refuse_one_more(self, app: AppId, n_calls: int) -> None:
+        """Raise Busy if an app with ``n_calls`` calls may have no more requests."""
+        n, allowed = n_calls + self._others.get(app, 0), self._own.get(app, self._per_app)
+        if n < allowed + self._extra:
+            return
+        hint = f"The app may have {allowed} ('llmaas app quota'); try again when one has ended."
+        raise Busy(f"{n} requests of the app {app} are waiting or running", hint=hint if app in self._own else None)
 
 
 def hints_to_push_out(app: AppId, calls: Iterable[Call]) -> list[Call] | None:

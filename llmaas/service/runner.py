@@ -63,8 +63,8 @@ class CallRunner:
         self._calls, self._clock, self._metrics = parts.calls, parts.clock, parts.metrics
         self.log, self._app_tallies = RequestLog(parts.calls, parts.clock), parts.app_tallies
         self._places, self._operator_places = (
-            CallPlaces(queue_limit, parts.app_places),
-            CallPlaces(queue_limit, parts.app_places, OPERATOR_CALLS),
+            CallPlaces(queue_limit, parts.app_places, others=parts.embedding),
+            CallPlaces(queue_limit, parts.app_places, OPERATOR_CALLS, others=parts.embedding),
         )
         self._tasks: set[asyncio.Task[None]] = set()
         self.total = 0

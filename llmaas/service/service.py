@@ -41,6 +41,7 @@ from llmaas.service.app_quotas import AppQuotas, as_plain
 from llmaas.service.apps import Apps
 from llmaas.service.budgets import Budgets
 from llmaas.service.contexts import Contexts
+from llmaas.service.embeddings import TextEmbedder
 from llmaas.service.histories import Histories
 from llmaas.service.host_share import HostShare
 from llmaas.service.interpreter import Interpreter
@@ -87,6 +88,7 @@ class Service:
             metrics=Registry(),
             quotas=Quotas(settings.app_contexts, settings.app_text_bytes),
         )
+        self.embeddings = TextEmbedder(self._parts, settings.queue_limit)
         self.apps = Apps(store.root / APPS_FILE, store_thread, self, clock)
         self._rates: dict[AppId | None, float | None] = {None: settings.planner.rate}
         self._closing = False
@@ -151,6 +153,7 @@ class Service:
 
     def stop_text(self) -> None:
         """The first step of ``stop``, which may be taken before: requests whose text has not been read yet fail."""
+        self.embeddings.close()
         self._parts.engine.stop_text()
         self._parts.text_threads.close(wait=False)
 
@@ -189,6 +192,7 @@ class Service:
         model = self._parts.engine.info
         note = "; ".join(filter(None, (model.chat_note, model.note)))
         facts = {"model": model.name, "context_limit": self.planner_settings.ctx_limit, "note": note}
+        facts["embedding_limit"] = self.embeddings.limit
         tools = {"tools": model.tools, "tool_mark": model.tool_mark}
         return {**facts, "model_file": model.file, "sampling": dict(model.sampling), **tools}
 
@@ -341,6 +345,8 @@ class Service:
         """How much memory the machine has left: the POOL's budget follows."""
         if not self._closing:
             self._budgets.on_reading(reading)
+            if self._budgets.is_short:
+                self.embeddings.free()
 
     def on_thermal_reading(self, reading: ThermalReading) -> None:
         """How hot, throttled or low on battery the machine is: the share of time to compute follows."""

@@ -12,7 +12,9 @@ from hypothesis import strategies as st
 
 from llmaas.api import messages as msg
 from llmaas.api import replies
+from llmaas.api.adapter_messages import AdapterAdd, AdapterRemove, ListAdapters
 from llmaas.api.app_messages import AppAdd, AppRemove, AppRotate, ListApps, SetAppQuota
+from llmaas.api.embed_message import Embed
 from llmaas.api.given_messages import as_messages
 from llmaas.api.hello import Hello, app_id, hello_frame, read_hello
 from llmaas.api.incoming import read_incoming
@@ -105,9 +107,10 @@ BY_OPERATION: dict[type[msg.Request], st.SearchStrategy[msg.Request]] = {
     msg.Limit: st.builds(msg.Limit, MAYBE_TEXT, RATES),
     msg.Stats: st.just(msg.Stats()),
     msg.Budget: st.builds(msg.Budget, st.none() | COUNT, st.none() | COUNT),
-    msg.ListAdapters: st.just(msg.ListAdapters()),
-    msg.AdapterAdd: st.builds(msg.AdapterAdd, TEXT, TEXT),
-    msg.AdapterRemove: st.builds(msg.AdapterRemove, TEXT),
+    Embed: st.builds(Embed, st.lists(TEXT.filter(bool), min_size=1, max_size=3).map(tuple), st.booleans()),
+    ListAdapters: st.just(ListAdapters()),
+    AdapterAdd: st.builds(AdapterAdd, TEXT, TEXT),
+    AdapterRemove: st.builds(AdapterRemove, TEXT),
     msg.Ping: st.just(msg.Ping()),
     ListApps: st.just(ListApps()),
     AppAdd: st.builds(AppAdd, TEXT, st.sampled_from(CONTEXTS_OF_APP), st.none() | QUOTAS),

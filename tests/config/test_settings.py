@@ -56,6 +56,7 @@ BAD = {
     "urgent_apps": "a b",
     "app_contexts": "0",
     "anonymous_contexts": "0",
+    "embedding_tokens": "-1",
     "app_text_bytes": "1K",
     "max_tokens": "1.5",
     "log_level": "loud",

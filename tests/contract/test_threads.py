@@ -31,6 +31,7 @@ def test_only_text_and_abort_work_on_another_thread(engine: Engine) -> None:
             "load": lambda: engine.load(0, 0, engine.blank(1)),
             "key_weights": engine.key_weights,
             "take_queries": lambda: engine.take_queries(0),
+            "embed": lambda: engine.embed(0, [65]),
             "set_threads": lambda: engine.set_threads(1),
         }
         for name, call in calls.items():
@@ -42,7 +43,17 @@ def test_only_text_and_abort_work_on_another_thread(engine: Engine) -> None:
     thread = threading.Thread(target=elsewhere)
     thread.start()
     thread.join()
-    assert refused == ["step", "drop", "length", "export", "load", "key_weights", "take_queries", "set_threads"]
+    assert refused == [
+        "step",
+        "drop",
+        "length",
+        "export",
+        "load",
+        "key_weights",
+        "take_queries",
+        "embed",
+        "set_threads",
+    ]
 
 
 def test_the_number_of_threads_changes_between_steps_and_is_at_least_one(engine: Engine) -> None:

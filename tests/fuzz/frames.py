@@ -45,6 +45,7 @@ REQUESTS: tuple[dict[str, Any], ...] = (
     {"op": "adapters"},
     {"op": "adapter_add", "name": "x", "path": "/dev/zero"},
     {"op": "adapter_remove", "name": "red"},
+    {"op": "embed", "texts": ["x", "y"], "truncate": True},
     {"op": "ping"},
 )
 CHAT = {"model": "default", "messages": MAIL, "max_tokens": 2, "temperature": 0}
@@ -60,7 +61,11 @@ BODIES: dict[str, dict[str, Any]] = {
         "model": "default", "input": [{"role": "user", "content": "x"}], "max_output_tokens": 2, "instructions": "i",
         "previous_response_id": None, "tools": [], "tool_choice": "none", "text": {"format": {"type": "text"}},
     },
-    "/v1/embeddings": {"model": "default", "input": "x"},
+    "/v1/embeddings": {
+        "model": "default", "input": ["x", "y"], "encoding_format": "base64", "dimensions": 3, "user": "u",
+    },
+    "/api/embed": {"model": "fake", "input": ["x", "y"], "truncate": True, "dimensions": 3, "keep_alive": "5m"},
+    "/api/embeddings": {"model": "fake", "prompt": "x", "keep_alive": 0},
     "/api/chat": {
         "model": "fake", "messages": MAIL, "stream": True, "options": {"num_predict": 2, "seed": 1}, "format": "",
         "keep_alive": "5m", "tools": [TOOL],

@@ -133,7 +133,10 @@ async def test_errors_have_ollamas_shape(tmp_path: Path) -> None:
         ("generate", {"model": "fake", "prompt": "x", "suffix": "y"}, 400),
         ("generate", {"model": "fake", "prompt": "x", "images": ["eA=="]}, 400),
         ("show", {"model": "nope"}, 404),
-        ("embed", {"model": "fake", "input": "x"}, 501),
+        ("embed", {"model": "fake", "input": [1, 2]}, 400),
+        ("embed", {"model": "fake", "input": ["x", ""]}, 400),
+        ("embed", {"model": "fake", "input": "x" * 600, "truncate": False}, 400),
+        ("embeddings", {"model": "nope", "prompt": "x"}, 404),
         ("pull", {"model": "fake"}, 404),
     ]
     async with http_edge(tmp_path) as edge, edge.http() as http, client_of(edge) as client:

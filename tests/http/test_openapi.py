@@ -16,7 +16,7 @@ from tests.support.loop import on_a_loop
 async def test_the_document_has_every_path_and_its_answers_are_as_it_says(tmp_path: Path) -> None:
     async with http_edge(tmp_path) as edge, edge.http() as http:
         document = (await http.get("/openapi.json")).json()
-        served = {path.replace(":path}", "}") for path in TABLE} - {"/openapi.json", "/api/embeddings"}
+        served = {path.replace(":path}", "}") for path in TABLE} - {"/openapi.json"}
         assert set(document["paths"]) == served == {each.path for each in OPERATIONS}
 
         def check(name: str, value: object) -> None:
@@ -32,5 +32,9 @@ async def test_the_document_has_every_path_and_its_answers_are_as_it_says(tmp_pa
         check("ResponseObject", (await http.post("/v1/responses", json={"model": "default", "input": "x"})).json())
         for path, name in (("/v1/models", "ModelList"), ("/health", "Health"), ("/api/tags", "OllamaModels")):
             check(name, (await http.get(path)).json())
+        embed = {"model": "fake", "input": "x"}
+        check("EmbeddingList", (await http.post("/v1/embeddings", json=embed)).json())
+        check("OllamaEmbedReply", (await http.post("/api/embed", json=embed)).json())
+        check("OllamaEmbeddingReply", (await http.post("/api/embeddings", json={**embed, "prompt": "x"})).json())
         chat = {"model": "fake", "messages": CHAT["messages"], "stream": False, "options": {"num_predict": 3}}
         check("OllamaReply", (await http.post("/api/chat", json=chat)).json())

@@ -72,11 +72,19 @@ def _attention(random: _Random, layer: str) -> Tensors:
 
 
 def write_llama(
-    path: Path, *, layers: int = 2, seed: int = 1, replaced: Mapping[str, Callable[[F32], None]] | None = None
+    path: Path,
+    *,
+    layers: int = 2,
+    seed: int = 1,
+    replaced: Mapping[str, Callable[[F32], None]] | None = None,
+    pooling: int | None = None,
 ) -> Path:
-    """A Llama. ``replaced``: functions that alter a tensor in place, by its name."""
+    """A Llama. ``replaced``: functions that alter a tensor in place, by its name; ``pooling``: how its file says that
+    embeddings are pooled."""
     random = _Random(seed)
     meta = _meta("llama", layers, attention__head_count_kv=(_U32, KV_HEADS), rope__dimension_count=(_U32, HEAD_DIM))
+    if pooling is not None:
+        meta["llama.pooling_type"] = (_U32, pooling)
     tensors = _ends(random)
     for i in range(layers):
         tensors |= _attention(random, f"blk.{i}") | _feed_forward(random, f"blk.{i}")

@@ -15,6 +15,7 @@ from llmaas.cli.out import human_bytes
 from llmaas.config import models
 from llmaas.config.settings import Config
 from llmaas.engine.llama.context import working_memory
+from llmaas.engine.llama.embedder import embedding_memory
 from llmaas.engine.llama.engine import LlamaEngine
 from llmaas.engine.llama.model import LlamaModel
 from llmaas.engine.llama.repack import RepackChoice, choose
@@ -33,7 +34,7 @@ _IN_FLIGHT, _IN_FLIGHT_CHUNKS = 24 << 20, 16
 
 def check_model(config: Config) -> Iterator[Finding]:
     path = models.find(config.model)
-    working = working_memory(path, context_settings(config))
+    working, embedding = working_memory(path, context_settings(config)), embedding_memory(path, config.embedding_tokens)
     choice = choose(path, config.repack, repack_memo(config))
     # What is not known yet counts: the next start may make the copy.
     opener = functools.partial(LlamaModel, repack=choice.copied or choice.open)
@@ -48,7 +49,7 @@ def check_model(config: Config) -> Iterator[Finding]:
     yield chat_finding(info)
     yield from kv_findings(config, info)
     yield repack_finding(choice)
-    yield from memory_findings(config, memory_parts(config, info, copied, working))
+    yield from memory_findings(config, memory_parts(config, info, copied, working, embedding))
 
 
 def repack_finding(choice: RepackChoice) -> Finding:
@@ -87,9 +88,9 @@ def kv_findings(config: Config, info: ModelInfo) -> Iterator[Finding]:
     yield Finding("kv", "ok", f"{config.cells} cells; the longest context is {longest} tokens")
 
 
-def memory_parts(config: Config, info: ModelInfo, copied: int, working: int) -> dict[str, int]:
+def memory_parts(config: Config, info: ModelInfo, copied: int, working: int, embedding: int = 0) -> dict[str, int]:
     """Bytes that the daemon may take at most, by what takes them. ``copied``: the second copy of weights;
-    ``working``: llama.cpp's buffers for computing.
+    ``working``: llama.cpp's buffers for computing; ``embedding``: those for embeddings, while these are in use.
     """
     return {
         "model": info.size_bytes,
@@ -97,6 +98,7 @@ def memory_parts(config: Config, info: ModelInfo, copied: int, working: int) -> 
         "cells": config.cells * info.geometry.token_bytes,
         "pool": config.pool_bytes,
         "computing": working,
+        **({"embeddings": embedding} if embedding else {}),
         "vocabulary": info.n_vocab * _TOKEN_BYTES,
         "in flight": _IN_FLIGHT + _IN_FLIGHT_CHUNKS * CHUNK_TOKENS * info.geometry.token_bytes,
         "program": _PROGRAM,

@@ -12,13 +12,15 @@ mixed in, so KV of another adapter is other KV.
 from __future__ import annotations
 
 import threading
+import time
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 
 from llmaas.calls import Sampling
-from llmaas.engine.base import Aborted, BatchItem, Prepared
+from llmaas.engine.base import Aborted, BatchItem, EmbeddingFacts, Prepared
 from llmaas.engine.fake import text as fake_text
 from llmaas.engine.fake.adapters import FakeAdapters
+from llmaas.engine.fake.embedding import FACTS, FakeEmbedding
 from llmaas.engine.fake.mixing import mix
 from llmaas.engine.fake.rows import RowCode
 from llmaas.engine.fake.sampling import FakeSamplers
@@ -74,6 +76,7 @@ class FakeEngine:
         self._sequences = FakeSequences(n_cells, n_seqs)
         self._samplers = FakeSamplers(end_rate)
         self._adapters = FakeAdapters(fingerprint)
+        self._embedding = FakeEmbedding(size)
         self._drawn_from: list[int | None] = []
         """The sum that each item of the last step drew from; None: it drew nothing."""
         self.n_threads: int | None = None
@@ -234,6 +237,22 @@ class FakeEngine:
     def take_queries(self, seq: int) -> Queries | None:
         self._enter(seq)
         return None
+
+    # -- embeddings
+
+    @property
+    def embedding(self) -> EmbeddingFacts | None:
+        return FACTS
+
+    def embed(self, pos: int, tokens: Sequence[int]) -> F32:
+        self._enter()
+        self._embedding.check(pos, tokens)
+        time.sleep(self._step_time(len(tokens)))
+        return self._embedding.add(pos, tokens)
+
+    def end_embedding(self) -> None:
+        self._enter()
+        self._embedding.clear()
 
     # -- threads and the end
 

@@ -57,6 +57,10 @@ class Batch:
         self.struct.n_tokens = begin
         return last
 
+    def want_all(self, n_tokens: int) -> None:
+        """Have llama.cpp give what it computes for each of the ``n_tokens`` tokens that were filled in."""
+        self._output[:n_tokens] = 1
+
 
 def _pointer(array: npt.NDArray[Any], kind: Any) -> Any:
     return array.ctypes.data_as(ctypes.POINTER(kind))

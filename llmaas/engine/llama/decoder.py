@@ -46,7 +46,8 @@ class LlamaDecoder:
         self.adapters = LlamaAdapters(model.handle, self.context)
         self.abort_flag = AbortFlag(self.context)
         self._spins = SpinControl(ggml_function("GOMP_parallel"), N_CPUS)
-        self._n_threads = settings.n_threads
+        self.n_threads = settings.n_threads
+        """Of the next step. Only ``set_threads`` writes it."""
         self.batch = Batch(settings.n_batch)
         self.numbers = Numbers(self.context, self.cells, self.batch, model.n_vocab)
         self._run = DecodeRun(self.context, model.vocab, self.batch, settings.n_seqs)
@@ -67,7 +68,7 @@ class LlamaDecoder:
         self.abort_flag.clear()
         self.probe.watch(items)
         self._logits_rows = []
-        self._spins.before_step(self.batch.struct.n_tokens, self._n_threads)
+        self._spins.before_step(self.batch.struct.n_tokens, self.n_threads)
         status = int(C.llama_decode(self.context, self.batch.struct))
         if (failure := self._failure(status)) is not None:
             for item in items:  # llama.cpp keeps the part-batches that it had finished
@@ -99,7 +100,7 @@ class LlamaDecoder:
         self.adapters.use(adapter)
         self.batch.fill(items)
         self.abort_flag.clear()
-        self._spins.before_step(len(items), self._n_threads)
+        self._spins.before_step(len(items), self.n_threads)
         rows, status = self._run.run(chains, most, seconds, halt, self.probe.prepare(items, most))
         if status == NO_NUMBERS:
             return self._end_at_no_numbers(items, rows)
@@ -165,7 +166,7 @@ class LlamaDecoder:
     def set_threads(self, n: int) -> None:
         """Compute with ``n`` threads from the next step on."""
         C.llama_set_n_threads(self.context, n, n)
-        self._n_threads = n
+        self.n_threads = n
 
     def close(self) -> None:
         """Free the ``llama_context`` and the samplers. Idempotent."""

@@ -12,9 +12,10 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 
 from llmaas.calls import Sampling
-from llmaas.engine.base import BatchItem, Halt, Prepared
+from llmaas.engine.base import BatchItem, EmbeddingFacts, Halt, Prepared
 from llmaas.engine.llama.context import ContextSettings, KvType
 from llmaas.engine.llama.decoder import LlamaDecoder
+from llmaas.engine.llama.embedder import Embedder, embedding_facts
 from llmaas.engine.llama.model import LlamaModel
 from llmaas.engine.llama.slabs import Slabs
 from llmaas.engine.llama.startup import examine_model
@@ -27,6 +28,7 @@ from llmaas.records import Message, ModelInfo
 class LlamaEngine:
     """Engine over a GGUF file. ``n_cells`` is rounded up to what llama.cpp allocates (a multiple of 256).
 
+    ``embedding_tokens``: the longest text that embeddings are computed of; 0: none are.
     ``spare_bytes`` bounds the memory that is kept for the next slabs (see ``Buffers``). ``decoder``: the parts below
     the port, for benches that measure llama.cpp itself.
     Raises ModelUnreadable if the file cannot be served, MachineError if there is no memory for the cells.
@@ -42,14 +44,17 @@ class LlamaEngine:
         n_batch: int = 512,
         n_ubatch: int = 128,
         type_kv: KvType = "f16",
+        embedding_tokens: int = 512,
         spare_bytes: int = 9 << 20,
         open_model: Callable[[Path], LlamaModel] = LlamaModel,
     ) -> None:
         settings = ContextSettings(n_cells, n_seqs, n_threads, n_batch, n_ubatch, type_kv)
         self._thread = threading.get_ident()
         self._n_seqs, self._n_threads = n_seqs, n_threads
+        self._embedder: Embedder | None = None
         self._model: LlamaModel | None = open_model(path)
         self.decoder = LlamaDecoder(self._model, settings)
+        self._embedding = embedding_facts(self._model, embedding_tokens)
         try:
             self._facts = examine_model(self._model, self.decoder, type_kv, spare_bytes)
         except BaseException:
@@ -195,6 +200,25 @@ class LlamaEngine:
         self._enter(seq)
         return self.decoder.probe.queries.take(seq)
 
+    # -- embeddings
+
+    @property
+    def embedding(self) -> EmbeddingFacts | None:
+        return self._embedding
+
+    def embed(self, pos: int, tokens: Sequence[int]) -> F32:
+        self._enter()
+        if self._embedding is None:
+            raise EngineFailed("this engine computes no embeddings")
+        if self._embedder is None:
+            self._embedder = Embedder(self._text(), self._embedding)
+        return self._embedder.embed(pos, tokens, self.decoder.n_threads)
+
+    def end_embedding(self) -> None:
+        if self._embedder is not None:
+            self._embedder.close()
+            self._embedder = None
+
     # -- threads and the end
 
     def set_threads(self, n: int) -> None:
@@ -207,6 +231,7 @@ class LlamaEngine:
         self.decoder.abort_flag.set()
 
     def close(self) -> None:
+        self.end_embedding()
         self.decoder.close()
         self._model = None  # after the context, which looks at it; freed as soon as no text method is using it
 
