@@ -49,7 +49,7 @@ def shown(info: AppInfo) -> list[str]:
 
     >>> from llmaas.records import AppId, AppUse
     >>> shown(AppInfo(AppId("1/a"), None, AppQuota(contexts=10, priority=3), AppUse(2, 900, 2048, 0)))
-    ['2/10', '900', '2.0 KB', '0', '', '3']
+    ['2/10', '900', '2.0 KiB', '0', '', '3']
     """
     used, found = asdict(info.used), []
     for name, most in asdict(info.quota).items():
