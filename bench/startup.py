@@ -134,7 +134,9 @@ def measure(options: Options) -> Result:
     shutil.copytree(options.folder / "empty", full)
     shutil.copy(key, master_key.key_file(full))
     begin = monotonic()
-    stored.fill(full, row, pattern, n_contexts, options.seed)
+    master = master_key.find(full, master_key.FILE, {}, make=False)
+    assert master is not None
+    stored.fill(full, row, pattern, n_contexts, options.seed, master.key)
     say(f"{n_contexts} contexts stored in {monotonic() - begin:.1f} s")
     starts: dict[str, list[Start]] = {"empty": [], "full": []}
     for _ in range(rounds):

@@ -16,19 +16,23 @@ from llmaas.kvchunks.store.context_writes import insert_context, insert_spans, n
 from llmaas.kvchunks.store.index import Index
 from llmaas.kvchunks.store.rows import ContextRow, Span
 from llmaas.kvchunks.store.schema import INDEX
+from llmaas.kvchunks.store.store import MasterKey
 from llmaas.kvchunks.store.syscalls import Files
+from llmaas.kvchunks.store.text_seal import Sealing
 from llmaas.records import ContextId
 
 _CONTEXTS_PER_COMMIT = 500
 
 
-def fill(root: Path, row: ContextRow, pattern: Sequence[Span], n_contexts: int, seed: int) -> None:
-    """Store ``n_contexts`` contexts like the one of ``row`` in the closed store ``root``.
+def fill(
+    root: Path, row: ContextRow, pattern: Sequence[Span], n_contexts: int, seed: int, master: MasterKey | None = None
+) -> None:
+    """Store ``n_contexts`` contexts like the one of ``row`` in the closed store ``root``, encrypted with ``master``.
 
     Each has the spans of ``pattern``, but that the messages' texts and tokens begin at another place of the whole
     conversation, so that no two contexts begin alike.
     """
-    rng = random.Random(seed)
+    rng, sealing = random.Random(seed), Sealing(master)
     index = Index(root / INDEX, Files(), wal_limit=4 << 20)
     try:
         for first in range(0, n_contexts, _CONTEXTS_PER_COMMIT):
@@ -36,8 +40,9 @@ def fill(root: Path, row: ContextRow, pattern: Sequence[Span], n_contexts: int, 
                 number = next_number(txn.con, "contexts", "num")
                 for i in range(first, min(first + _CONTEXTS_PER_COMMIT, n_contexts)):
                     named = replace(row, id=ContextId(f"{rng.getrandbits(64):016x}"), name=f"stored {i}")
-                    spans = signed(start(named.id), list(_turned(pattern, rng)))
-                    insert_context(txn.con, number, named, spans[-1].chain)
+                    seal, key = sealing.new(named.id, named.app, named.name)
+                    spans = signed(start(named.id), list(_turned(pattern, rng)), key)
+                    insert_context(txn.con, number, named, spans[-1].chain, seal)
                     insert_spans(txn.con, number, spans)
                     number += 1
     finally:

@@ -100,7 +100,8 @@ def open_store(config: Config, environ: Mapping[str, str]) -> Store:
         return _open_store(config, environ)
     except IndexDamaged as damage:
         try:
-            found = Store.repair_index(config.data_dir, only_whole=True)
+            key = master_key.find(config.data_dir, config.key_source, environ, make=False) if config.encrypt else None
+            found = Store.repair_index(config.data_dir, only_whole=True, master=key.key if key else None)
         except StoreFailed:
             raise damage from None
         if found is None:
@@ -113,7 +114,11 @@ def open_store(config: Config, environ: Mapping[str, str]) -> Store:
 def _open_store(config: Config, environ: Mapping[str, str]) -> Store:
     if not config.encrypt:
         return Store(config.data_dir)
-    found = master_key.find(config.data_dir, config.key_source, environ, make=True)
+    found = master_key.find(config.data_dir, config.key_source, environ, make=False)
+    if found is None:
+        if config.data_dir.exists():
+            Store(config.data_dir).close()  # no new key for conversations that have one: this refuses them
+        found = master_key.find(config.data_dir, config.key_source, environ, make=True)
     assert found is not None
     store = Store(config.data_dir, master=found.key)
     if dropped := store.drop_plain():

@@ -135,7 +135,9 @@ class Config:
         4.0,
         "bits per value of coded chunks, spent where they matter most; or K/V: the same for all, 16/16 is lossless",
     )
-    encrypt: bool = _setting(yes_no(), True, "encrypt chunks on disk, each context's under a key of its own", "true")
+    encrypt: bool = _setting(
+        yes_no(), True, "encrypt text and chunks on disk, each context's by keys of its own", "true"
+    )
     key_source: str = _setting(
         choice("file", "keyring"), "file", "where the master key is, if the variable LLMAAS_MASTER_KEY is not set"
     )

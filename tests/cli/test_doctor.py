@@ -202,6 +202,22 @@ def test_the_doctor_tells_the_cipher_the_masters_place_and_whether_it_fits(confi
     assert len(ciphers(config, key)) == 1, "a repair under a wrong key dropped nothing"
 
 
+def test_the_doctor_says_what_conversations_in_clear_or_without_their_key_need(config: Config) -> None:
+    with Store(config.data_dir) as store:
+        store.create_context(*conversation(1))
+    (_, clear) = [f for f in check_store(config, {}, deep=True, repair=False) if f.about == "cipher"]
+    assert clear.level == "warn" and "1 conversations are on disk in clear" in clear.text
+    key, other = {"LLMAAS_MASTER_KEY": "0" * 64}, {"LLMAAS_MASTER_KEY": "1" * 64}
+    found = list(check_store(config, key, deep=True, repair=False))
+    assert set(levels(found)) == {"ok"} and "1 of 1 conversations are encrypted" in found[-1].text
+    for wrong in (config, replace(config, encrypt=False)):
+        for repair in (False, True):
+            *_, locked = check_store(wrong, other, deep=True, repair=repair)
+            assert (locked.about, locked.level) == ("store", "fail") and "encrypted" in locked.text
+            assert "Put the key back" in locked.hint
+    assert set(levels(list(check_store(config, key, deep=True, repair=True)))) == {"ok"}
+
+
 def chunk(i: int) -> tuple[ChunkKey, int, bytes]:
     return ChunkKey(bytes([i]) * 16), 64, bytes([i]) * 5000
 

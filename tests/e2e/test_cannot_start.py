@@ -167,3 +167,26 @@ async def test_an_index_of_which_everything_can_be_read_is_repaired_at_the_start
     }
     assert (place / "data" / "index.sqlite.corrupt-1").read_bytes()[64:] == bytes(data[64:])
     assert "8 of them whole" in caplog.text
+
+
+@on_a_loop
+async def test_conversations_without_their_key_end_serve_and_no_key_is_made(place: Path, model_path: Path) -> None:
+    def opened(root: Path) -> Store:
+        return open_store(load({"data_dir": str(root)}, {"HOME": str(place)}).config, {})
+
+    async with serving(place, store=opened) as daemon, daemon.connect("a") as client:
+        await client.create(name="x")
+        await ask(client, "x", LONG, 16)
+        before = (await client.show("x")).messages
+    key, index = place / "data.key", place / "data" / "index.sqlite"
+    kept, elsewhere = index.read_bytes(), key.rename(place / "elsewhere")
+    for text in (None, "", "1" * 64):
+        if text is not None:
+            key.write_text(text)
+            key.chmod(0o600)
+        message = refused(place)
+        assert "encrypted" in message and "Put the key back" in message
+        assert (key.read_text() if key.exists() else None) == text and index.read_bytes() == kept
+    elsewhere.rename(key)
+    async with serving(place, store=opened) as daemon, daemon.connect("a") as client:
+        assert (await client.show("x")).messages == before

@@ -24,7 +24,7 @@ async def test_a_damaged_context_fails_alone_and_can_be_deleted(
             await h.say(name, "Good morning.")
         whole = h.service.show(APP, "notes").messages
     with closing(sqlite3.connect(root / "index.sqlite")) as con, con:
-        con.execute("UPDATE spans SET text = 'Good evening.' WHERE context = 1 AND text = 'Good morning.'")
+        con.execute("UPDATE spans SET text = 'Good evening.' WHERE context = 1 AND role = 'user'")
     async with house(root) as h:
         assert "'inbox' of 1000/test" in caplog.text and "llmaas doctor --repair" in caplog.text
         assert {info.name: info.usable for info in h.service.contexts(APP)} == {"inbox": False, "notes": True}

@@ -16,7 +16,7 @@ from llmaas.engine.fake import text as fake_text
 from llmaas.kvchunks.store.store import Span, Store
 from llmaas.records import AppId, Message
 from tests.support.loop import on_a_loop
-from tests.support.service_house import APP, House, house
+from tests.support.service_house import APP, MASTER, House, house
 
 TEXT = "It was the best of times, it was the worst of times, it was the age of wisdom. "
 
@@ -136,7 +136,7 @@ async def test_text_that_is_not_stored_is_refused_and_can_be_cut_off(tmp_path: P
         await h.say("between", "go on", 5)
         await h.service.create(APP, name="old", system=None)
         await h.call("old", Turn(prompt=TEXT), Generation(5))
-    with Store(tmp_path) as store:
+    with Store(tmp_path, master=MASTER) as store:
         for row in store.contexts():
             spans = [span if span.role else replace(span, text=None) for span in store.spans(row.id)]  # as version 0.1
             store.rewrite(row.id, spans, expect=row.n_tokens, now=row.last_used)

@@ -17,7 +17,7 @@ from llmaas.kvchunks.store.store import Span, Store
 from llmaas.records import AppId, ContextId, ContextInfo, Message
 from llmaas.service import stored_contexts
 from tests.support.loop import on_a_loop
-from tests.support.service_house import APP, House, house
+from tests.support.service_house import APP, MASTER, House, house
 
 TEXT = "It was the best of times, it was the worst of times. " * 4
 NAMES = ("a", "b", "c", "d")
@@ -292,17 +292,23 @@ async def test_only_the_contexts_of_the_app_that_looks_for_one_must_be_known(
 @on_a_loop
 async def test_no_conversation_goes_on_in_rows_that_were_altered(tmp_path: Path, gate: Gate) -> None:
     known = await histories(tmp_path)
-    altered = "UPDATE spans SET text = 'It was not.' WHERE role = 'user' AND context = "
+    altered = (
+        "UPDATE spans SET text = 'It was not.' WHERE role = 'user' AND context = "
+        "(SELECT num FROM contexts WHERE id = ?)"
+    )
+    with Store(tmp_path, master=MASTER) as store:
+        ids = {row.name: row.id for row in store.contexts()}
     with closing(sqlite3.connect(tmp_path / "index.sqlite")) as con, con:
-        con.execute(altered + "(SELECT num FROM contexts WHERE name = 'a')")
+        con.execute(altered, (ids["a"],))
     async with house(tmp_path) as h:
         changed = [*known["a"][:1], Message("user", "It was not."), *known["a"][2:], QUESTION]
         for history in ([*known["a"], QUESTION], changed):
             assert (await h.service.resolve(APP, history)).n_messages == 0
         # Two that have been looked at, and are altered before their first use: a copy, and one that would go on.
         with closing(sqlite3.connect(tmp_path / "index.sqlite")) as con, con:
-            con.execute(altered + "(SELECT num FROM contexts WHERE name = 'b')")
-            con.execute(altered + "(SELECT num FROM contexts WHERE name LIKE '~%' AND n_tokens > 128)")
+            con.execute(altered, (ids["b"],))
+            (long,) = [i.id for i in h.service.contexts(APP) if i.name.startswith("~") and i.n_tokens > 128]
+            con.execute(altered, (long,))
         for name in ("b", "~"):
             found = await h.service.resolve(APP, [*known[name], QUESTION])
             assert found.n_messages == 0 and found.context.n_messages == 0

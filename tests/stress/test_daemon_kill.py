@@ -26,9 +26,10 @@ import pytest
 
 from llmaas.api.client import Client
 from llmaas.errors import NotServing
+from llmaas.kvchunks.store import master_key
 from llmaas.kvchunks.store.store import Store
 from llmaas.records import ContextId
-from tests.stress.daemon_under_test import CELLS, END_RATE, SITES, STAGES, Victim, start
+from tests.stress.daemon_under_test import CELLS, END_RATE, MASTER, SITES, STAGES, Victim, start
 from tests.support.books import Book, book_of
 from tests.support.checked_app import App
 from tests.support.oracle import Oracle, adapter_files
@@ -134,7 +135,7 @@ def kill_again_and_again(root: Path, kills: int, seed: int) -> Tally:
         tally.sites.append(site)
 
         shutil.copytree(data, copy)  # opening a store cleans it up; the daemon must find what the kill left
-        with Store(copy) as store:
+        with Store(copy, master=MASTER) as store:
             for app in apps:
                 reconcile(app, stored(store, app), tally)
             assert store.check().problems == ()
@@ -221,7 +222,9 @@ def test_llmaas_serve_with_a_real_model_survives_kill_9(tmp_path: Path, model_pa
             with pytest.raises(NotServing):
                 _ = stream.done
         process.wait()
-        with Store(tmp_path / "data") as store:
+        key = master_key.find(tmp_path / "data", master_key.FILE, {}, make=False)
+        assert key is not None
+        with Store(tmp_path / "data", master=key.key) as store:
             assert store.check().problems == ()
             assert len(store.tokens(before.info.id)) == before.info.n_tokens
         process = start_real(tmp_path)

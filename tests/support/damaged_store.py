@@ -13,7 +13,7 @@ from pathlib import Path
 from llmaas.cli.doctor.damage import explain_salvage
 from llmaas.errors import LlmaasError, StoreFailed
 from llmaas.kvchunks.codec.header import HEADER_BYTES, write_header
-from llmaas.kvchunks.store.store import AdapterRow, ContextRow, MasterKey, Span, Store
+from llmaas.kvchunks.store.store import AdapterRow, ContextRow, KeyedTurn, MasterKey, Span, Store
 from llmaas.records import ChunkKey, ChunkMeta, ChunkSensitivity, ContextId, Geometry, Precision
 from tests.support.store_data import key, row
 
@@ -68,6 +68,10 @@ def fill(root: Path, *, master: MasterKey | None = MASTER, contexts: int = 24) -
                 [(name, 64, coded_chunk(name, 400 + 10 * j)) for j, name in enumerate(names)],
                 dict.fromkeys(names[:4], meta),
             )
+        for i in range(4):  # also idempotency keys
+            ctx = ContextId(f"{i:016x}")
+            turn = KeyedTurn(f"turn {i}", bytes(16), 0, len(store.tokens(ctx)), b"told " * 9)
+            store.append(ctx, [], expect=turn.n_tokens, now=10.5, turn=turn)
         store.adapters.save(AdapterRow("terse", "/adapters/terse.gguf", "0123456789abcdef"))
 
 
@@ -144,7 +148,7 @@ def read(root: Path) -> Reading:
 def repaired(root: Path) -> tuple[Reading, str]:
     """What is found after what 'llmaas doctor --repair' does, and what that says."""
     told: list[str] = []
-    if (found := Store.repair_index(root)) is not None:
+    if (found := Store.repair_index(root, master=MASTER)) is not None:
         told += explain_salvage(found)
     with listening() as heard, Store(root, master=MASTER) as store:
         told += store.check(repair=True).problems

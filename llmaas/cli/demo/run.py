@@ -20,6 +20,7 @@ from llmaas.cli.demo.records import ALONE, PAIRED, RESTART, TOGETHER, Check, Dem
 from llmaas.cli.demo.schedule import schedule
 from llmaas.cli.demo.view import View
 from llmaas.clock import RealClock
+from llmaas.kvchunks.store import master_key
 from llmaas.kvchunks.store.store import Store
 
 _RESTART_S = 6.0
@@ -31,7 +32,7 @@ class Demo:
     """One run. ``play`` it, read ``findings``, ``close`` it in any case."""
 
     def __init__(self, root: Path, model: Path, plan: Plan, view: View) -> None:
-        environ = demo_environ(root)
+        environ = self._environ = demo_environ(root)
         self.plan = plan
         self.findings = DemoFindings()
         self._clock = RealClock()
@@ -137,7 +138,9 @@ class Demo:
         self._go_on(app.app, found["tokens"], started)
         self._crew.close()
         self._stop("the restarted daemon stopped when asked")
-        with Store(self._daemon.data_dir) as store:
+        data_dir = self._daemon.data_dir
+        key = master_key.find(data_dir, master_key.FILE, self._environ, make=False)
+        with Store(data_dir, master=key.key if key else None) as store:
             problems = store.check().problems
         self._check("the store is in order", not problems, "; ".join(problems) or "no problem found")
 

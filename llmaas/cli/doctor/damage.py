@@ -29,6 +29,7 @@ EXPLAIN = {
     Damage.COUNT: Words("contexts that hold another number of tokens than they say", "counted anew, no token touched"),
     Damage.TURN: Words("contexts with damaged idempotency keys", "forgotten; conversations are not affected"),
     Damage.TTL: Words("contexts with a damaged time to live", "forgotten; the contexts stay"),
+    Damage.KEY: Words("damaged copies of keys of conversations", "copied anew; conversations are not affected"),
     Damage.MISSING: Words("chunks whose payload file is gone", _DROPPED),
     Damage.SHORT: Words("chunks behind the end of their payload file", _DROPPED),
     Damage.OVERLAP: Words("chunks that share bytes with another", _DROPPED),

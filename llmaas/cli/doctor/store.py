@@ -20,7 +20,7 @@ from llmaas.errors import StoreFailed
 from llmaas.host import flash
 from llmaas.kvchunks.store import master_key
 from llmaas.kvchunks.store.cipher import fastest_cipher
-from llmaas.kvchunks.store.store import INDEX, Encryption, Store
+from llmaas.kvchunks.store.store import INDEX, Encryption, MasterKey, MasterKeyMissing, Store
 from llmaas.kvchunks.store.syscalls import IndexDamaged
 from llmaas.records import NO_QUOTA
 from llmaas.service.app_file import FILE as APPS_FILE
@@ -69,9 +69,12 @@ def check_store(config: Config, environ: Mapping[str, str], *, deep: bool, repai
     found = master_key.find(config.data_dir, config.key_source, environ, make=False) if config.encrypt else None
     try:
         if repair:
-            yield from _repair_index(config.data_dir)
+            yield from _repair_index(config.data_dir, found.key if found else None)
         store = Store(config.data_dir, master=found.key if found else None)
     except IndexDamaged as error:
+        yield Finding("store", "fail", error.message, error.hint)
+        return
+    except MasterKeyMissing as error:
         yield Finding("store", "fail", error.message, error.hint)
         return
     except StoreFailed as error:
@@ -93,9 +96,9 @@ def check_apps(path: Path) -> Iterator[Finding]:
         yield Finding("apps", "fail", error.message, error.hint)
 
 
-def _repair_index(data_dir: Path) -> Iterator[Finding]:
+def _repair_index(data_dir: Path, master: MasterKey | None) -> Iterator[Finding]:
     """To be done before the store is opened: a damaged index may not let it be opened."""
-    if (data_dir / INDEX).exists() and (found := Store.repair_index(data_dir)) is not None:
+    if (data_dir / INDEX).exists() and (found := Store.repair_index(data_dir, master=master)) is not None:
         for line in explain_salvage(found):
             yield Finding("store", "warn", line)
 
@@ -123,12 +126,14 @@ def _problems(store: Store, *, deep: bool, repair: bool) -> Iterator[Finding]:
 def encryption_findings(config: Config, found: Encryption, origin: str | None) -> Iterator[Finding]:
     """The cipher, where the master key is (``origin``; None: nowhere), and whether it fits."""
     if not config.encrypt:
-        yield Finding("cipher", "warn", "off: chunks are written in clear", "Set encrypt = true, unless the disk is.")
+        text = "off: text and chunks are written in clear"
+        yield Finding("cipher", "warn", text, "Set encrypt = true, unless the disk is.")
     elif origin is None:
         yield Finding("cipher", "ok", "there is no master key yet; the daemon makes it")
     else:
         ciphers = " and ".join(found.ciphers) or fastest_cipher()
-        fits = f"it opens {found.keys_that_fit} of the {found.keys} keys of contexts"
+        fits = f"it opens {found.keys_that_fit} of the {found.keys} keys of chunks"
+        fits += f"; {found.sealed} of {found.sealed + found.open} conversations are encrypted"
         yield Finding("cipher", "ok", f"{ciphers}, master key from {origin}; {fits}")
     if found.locked:
         why = (
@@ -138,6 +143,9 @@ def encryption_findings(config: Config, found: Encryption, origin: str | None) -
         )
         hint = "Conversations are whole. Give the old key back, or let these chunks be recomputed as they are needed."
         yield Finding("cipher", "warn", f"{found.locked} chunks cannot be opened: {why}", hint)
+    if config.encrypt and found.open:
+        text = f"{found.open} conversations are on disk in clear"
+        yield Finding("cipher", "warn", text, "The daemon encrypts them at its start, damaged ones after a repair.")
     if config.encrypt and found.plain:
         text = f"{found.plain} chunks are on disk in clear"
         yield Finding("cipher", "warn", text, "The daemon deletes them when it starts.")

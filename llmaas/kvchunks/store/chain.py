@@ -13,7 +13,8 @@ from typing import NamedTuple
 
 from llmaas.kvchunks.store.rows import Span
 from llmaas.kvchunks.store.sums import Value, row_checksum, without_flip
-from llmaas.kvchunks.store.tokens import unpack
+from llmaas.kvchunks.store.text_seal import TextKey
+from llmaas.kvchunks.store.tokens import count, unpack
 
 
 def start(ctx: Value) -> bytes:
@@ -31,7 +32,7 @@ RAW_SPANS = (
 
 
 class RawSpan(NamedTuple):
-    """A row of ``spans`` as it is on disk: nothing is known to be right."""
+    """A row of ``spans`` as it is on disk: nothing is known to be right. Tokens and text may be encrypted."""
 
     id: int
     tokens: Value
@@ -40,9 +41,9 @@ class RawSpan(NamedTuple):
     open: Value
     chain: Value
 
-    @property
-    def n_tokens(self) -> int:
-        return len(self.tokens) // 4 if isinstance(self.tokens, bytes) else 0
+    def n_tokens(self, *, sealed: bool) -> int:
+        """``sealed``: whether its context is encrypted."""
+        return count(self.tokens, sealed=sealed) if isinstance(self.tokens, bytes) else 0
 
     def link(self, before: bytes) -> bytes:
         """What its checksum must be behind ``before``."""
@@ -50,18 +51,27 @@ class RawSpan(NamedTuple):
 
     @property
     def possible(self) -> bool:
-        """Whether its values can be those of a span."""
+        """Whether its values can be those of a span in clear."""
         try:
             self.as_span()
         except ValueError:
             return False
         return True
 
-    def as_span(self) -> Span:
-        """Raises ValueError if its values cannot be those of a span."""
-        if not isinstance(self.tokens, bytes) or len(self.tokens) % 4 or self.open not in (0, 1):
+    def as_span(self, key: TextKey | None = None) -> Span:
+        """``key``: of its context, if that is encrypted. Raises ValueError if its values cannot be those of a span."""
+        text = self.text
+        if key is not None and isinstance(text, bytes):
+            text = key.open("text", text)
+        if self.open not in (0, 1):
             raise ValueError(f"span {self.id} is impossible")
-        return Span(tuple(unpack(self.tokens)), _text(self.role), _text(self.text), bool(self.open))
+        return Span(tuple(unpack(self.packed_tokens(key))), _text(self.role), _text(text), bool(self.open))
+
+    def packed_tokens(self, key: TextKey | None = None) -> bytes:
+        """Its tokens in clear (``tokens.pack``). Raises ValueError if they cannot be those of a span."""
+        if not isinstance(self.tokens, bytes) or len(self.tokens) % 4:
+            raise ValueError(f"span {self.id} is impossible")
+        return self.tokens if key is None else key.open("tokens", self.tokens)
 
 
 def _text(raw: Value) -> str | None:
@@ -83,9 +93,10 @@ class Chain:
     conversation.
     """
 
-    def __init__(self, ctx: Value, *, mend: bool = True) -> None:
-        """``mend`` False: a flipped bit is not searched for, which takes milliseconds."""
-        self._mend = mend
+    def __init__(self, ctx: Value, *, sealed: bool = False, mend: bool = True) -> None:
+        """``sealed``: whether the context is encrypted. ``mend`` False: a flipped bit is not searched for, which takes
+        milliseconds."""
+        self._sealed, self._mend = sealed, mend
         self.value = start(ctx)
         """The checksum of the last span that is right."""
         self.n_tokens = 0
@@ -136,6 +147,6 @@ class Chain:
 
     def _accept(self, span: RawSpan, value: bytes, *, mended: bool = False) -> RawSpan:
         self.value = value
-        self.n_tokens += span.n_tokens
+        self.n_tokens += span.n_tokens(sealed=self._sealed)
         self.mended += mended
         return span if span.chain == value else span._replace(chain=value)

@@ -16,13 +16,14 @@ from llmaas.errors import MachineError, StoreFailed
 from llmaas.kvchunks.store.chunk_rows import drop_impossible
 from llmaas.kvchunks.store.chunk_table import ChunkTable
 from llmaas.kvchunks.store.chunks import Chunks
-from llmaas.kvchunks.store.contexts import recount
+from llmaas.kvchunks.store.contexts import copy_key, recount
 from llmaas.kvchunks.store.data_keys import DataKeys
 from llmaas.kvchunks.store.index import Index
 from llmaas.kvchunks.store.payload_files import PayloadFiles, checksum, is_payload_name
 from llmaas.kvchunks.store.reports import CheckReport, Damage, Problem
 from llmaas.kvchunks.store.rows import Place
 from llmaas.kvchunks.store.soundness import soundness
+from llmaas.kvchunks.store.text_seal import Sealing
 from llmaas.kvchunks.store.ttl_rows import forget_ttl
 from llmaas.kvchunks.store.turn_rows import drop_turns
 from llmaas.kvchunks.store.verify import row_problems
@@ -97,14 +98,22 @@ class _Findings:
 
 
 def check(
-    root: Path, index: Index, payload: PayloadFiles, chunks: Chunks, keys: DataKeys, *, deep: bool, repair: bool
+    root: Path,
+    index: Index,
+    payload: PayloadFiles,
+    chunks: Chunks,
+    keys: DataKeys,
+    sealing: Sealing,
+    *,
+    deep: bool,
+    repair: bool,
 ) -> CheckReport:
     """See ``Store.check``. Tokens can be appended meanwhile; puts and discards wait."""
     found = _Findings()
     with chunks.frozen() as drop:
         try:
             _check_index(index, found)
-            _check_rows(index, found)
+            _check_rows(index, sealing, found)
             _check_places(index, payload, found)
             _check_meta(index, found)
             if deep:
@@ -126,11 +135,11 @@ def _check_index(index: Index, found: _Findings) -> None:
             found.add(Damage.INDEX, problem)
 
 
-def _check_rows(index: Index, found: _Findings) -> None:
+def _check_rows(index: Index, sealing: Sealing, found: _Findings) -> None:
     """Every row of a conversation is what was written, and every context has as many tokens as it says."""
     with index.read() as con:
         found.contexts = con.execute("SELECT count(*) FROM contexts").fetchone()[0]
-        for problem in row_problems(con):
+        for problem in row_problems(con, sealing):
             mend: Callable[[], object] | None = None
             if problem.kind is Damage.COUNT:
                 mend = partial(recount, index, problem.num)
@@ -138,6 +147,8 @@ def _check_rows(index: Index, found: _Findings) -> None:
                 mend = partial(_forget_keys, index, problem.num, problem.turns)
             elif problem.kind is Damage.TTL:
                 mend = partial(_forget_ttl, index, problem.num)
+            elif problem.kind is Damage.KEY:
+                mend = partial(copy_key, index, problem.num)
             found.add(problem.kind, problem.text, mend)
 
 

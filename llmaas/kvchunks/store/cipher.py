@@ -1,4 +1,4 @@
-"""Authenticated encryption of chunks with data keys, and of data keys with the master key.
+"""Authenticated encryption of chunks with data keys, and of data keys and text keys with the master key.
 
 Law: what decrypts is what was encrypted with the same key and bound to the same name; anything else gives None.
 
@@ -17,6 +17,7 @@ CPU.
 
 from __future__ import annotations
 
+import hashlib
 import os
 from functools import cache
 from time import perf_counter
@@ -44,9 +45,9 @@ class CipherKey:
         self.cipher = cipher
         self._aead = CIPHERS[cipher](key)
 
-    def encrypt(self, data: Data, name: bytes) -> bytes:
-        """``data`` encrypted and bound to ``name``; ``OVERHEAD`` bytes longer."""
-        nonce = os.urandom(_NONCE)
+    def encrypt(self, data: Data, name: bytes, nonce: bytes | None = None) -> bytes:
+        """``data`` encrypted and bound to ``name``; ``OVERHEAD`` bytes longer. ``nonce``: see ``FixedCipher``."""
+        nonce = nonce or os.urandom(_NONCE)
         return nonce + self._aead.encrypt(nonce, data, name)
 
     def decrypt(self, encrypted: Data, name: bytes) -> bytes | None:
@@ -60,19 +61,62 @@ class CipherKey:
             return None
 
 
+class FixedCipher:
+    """Encrypts the same data with the same name to the same bytes, so that what is encrypted can be looked up.
+
+    The nonce is a keyed hash of owner, name and data, so two nonces are the same for the same data only, or by an
+    accident of 96 bits. What is the same is seen to be the same, and nothing else is.
+    """
+
+    __slots__ = ("_key", "_nonce_key")
+
+    def __init__(self, key: bytes) -> None:
+        self._key = CipherKey(derived(key, "fixed.seal"), CHACHA)
+        self._nonce_key = derived(key, "fixed.nonce")
+
+    def encrypt(self, data: bytes, name: bytes, owner: bytes = b"") -> bytes:
+        """As ``CipherKey.encrypt``. The same data of another ``owner`` gives something else; ``decrypt`` need not know
+        whose it is."""
+        hashed = hashlib.blake2b(digest_size=_NONCE, key=self._nonce_key)
+        for part in (owner, name, data):
+            hashed.update(len(part).to_bytes(8, "little") + part)
+        nonce = hashed.digest()
+        return self._key.encrypt(data, name, nonce)
+
+    def decrypt(self, encrypted: Data, name: bytes) -> bytes | None:
+        """As ``CipherKey.decrypt``."""
+        return self._key.decrypt(encrypted, name)
+
+
+def derived(key: bytes, purpose: str) -> bytes:
+    """A key of its own for ``purpose``, which tells nothing of ``key``."""
+    return hashlib.blake2b(f"llmaas.{purpose}.1".encode(), digest_size=KEY_BYTES, key=key).digest()
+
+
 class MasterKey:
-    """The key that data keys are encrypted ("wrapped") with. It encrypts nothing else, and is never stored with them.
+    """The key that data keys and text keys are encrypted ("wrapped") with, and, derived from it, that names of contexts
+    are encrypted with. It is never stored with them.
 
     Raises ValueError if ``key`` has not ``KEY_BYTES`` bytes.
     """
 
-    __slots__ = ("_cipher_key",)
+    __slots__ = ("_cipher_key", "names")
 
     def __init__(self, key: bytes) -> None:
         if len(key) != KEY_BYTES:
             raise ValueError(f"a master key has {KEY_BYTES} bytes, not {len(key)}")
         # Always this cipher: it is constant-time without any CPU's help.
         self._cipher_key = CipherKey(key, CHACHA)
+        self.names = FixedCipher(derived(key, "names"))
+        """For the names of contexts."""
+
+    def wrap_text_key(self, owner: str, key: bytes) -> bytes:
+        """The text key of context ``owner``, wrapped: 60 bytes."""
+        return self._cipher_key.encrypt(key, _text_binding(owner))
+
+    def unwrap_text_key(self, owner: str, wrapped: bytes) -> bytes | None:
+        """As ``unwrap``, for a text key."""
+        return self._cipher_key.decrypt(wrapped, _text_binding(owner))
 
     def make(self, owner: str) -> tuple[str, bytes, CipherKey]:
         """A new data key for context ``owner``: the cipher's name, the wrapped key (60 bytes), and the key itself."""
@@ -87,6 +131,10 @@ class MasterKey:
 
 def _binding(owner: str, cipher: str) -> bytes:
     return f"llmaas.key.1|{cipher}|{owner}".encode("utf-8", "surrogateescape")
+
+
+def _text_binding(owner: str) -> bytes:
+    return f"llmaas.text-key.1|{owner}".encode("utf-8", "surrogateescape")
 
 
 @cache

@@ -18,7 +18,7 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
 
-from llmaas.errors import StoreFailed
+from llmaas.errors import DiskFull, StoreFailed
 from llmaas.kvchunks.store.opening import prepare_reader, prepare_writer
 from llmaas.kvchunks.store.soundness import check_header
 from llmaas.kvchunks.store.syscalls import Files, failures
@@ -143,6 +143,21 @@ class Index:
             if not self._closed:  # closing empties the log, too
                 self._scrub_due = True
                 self._checkpoint()
+
+    def rewrite(self) -> None:
+        """Write the whole database anew, without what moved and deleted rows may have left in its pages.
+
+        Takes as much disk as the database while it lasts, there and in the folder for temporary files. Raises DiskFull.
+        """
+        with self._lock, failures(self.path):
+            con = self._open_writer()
+            size = self._files.path_size(self.path) + self._wal_size
+            if self._files.room(self.path.parent) < 2 * size + self._wal_limit:
+                raise DiskFull(f"{self.path}: no room to write the index anew ({size} bytes)")
+            con.execute("PRAGMA synchronous = FULL")
+            self._durable = True
+            con.execute("VACUUM")
+            self._measure_log()
 
     def _checkpoint(self) -> None:
         try:

@@ -44,16 +44,17 @@ class Found:
 def find(data_dir: Path, source: str, environ: Mapping[str, str], *, make: bool) -> Found | None:
     """The master key of the store in ``data_dir``; ``source`` is FILE or KEYRING.
 
-    A missing file is made if ``make`` is True; otherwise it gives None. Raises ConfigError.
+    A missing or empty file (a start was killed) is made if ``make`` is True; otherwise it gives None. Raises
+    ConfigError.
     """
     if VARIABLE in environ:
         return Found(_parsed(environ[VARIABLE], f"the variable {VARIABLE}"), f"the variable {VARIABLE}")
     if source == KEYRING:
         return Found(_parsed(_from_keyring(), "the key 'llmaas' of the kernel's keyring"), "the kernel's keyring")
     path = key_file(data_dir)
-    if not make and not path.exists():
-        return None
     try:
+        if not make and not (path.exists() and path.stat().st_size):
+            return None
         return Found(_parsed(_from_file(path), str(path)), str(path))
     except OSError as error:
         raise ConfigError(

@@ -8,6 +8,8 @@ from __future__ import annotations
 import sqlite3
 from typing import NamedTuple
 
+from llmaas.kvchunks.store.cipher import OVERHEAD
+
 _CONTINUES = (
     "SELECT before.open = 1 AND before.role IS NOT NULL FROM spans AS before"
     " WHERE before.context = spans.context AND before.id < spans.id"
@@ -17,7 +19,8 @@ _CONTINUES = (
 Rejected: a window function over all spans, which takes twice as long as all the rest of the counting."""
 _COUNTS = (
     f"SELECT context, count(*) - sum(CASE WHEN open = 1 THEN coalesce(({_CONTINUES}), 0) ELSE 0 END),"
-    " sum(coalesce(length(CAST(text AS BLOB)), 0)) FROM spans WHERE role IS NOT NULL GROUP BY context"
+    " sum(coalesce(length(CAST(text AS BLOB)), 0)), sum(coalesce(length(text) > 0, 0))"
+    " FROM spans WHERE role IS NOT NULL GROUP BY context"
 )
 
 
@@ -26,9 +29,15 @@ class MessageCount(NamedTuple):
 
     messages: int = 0
     nbytes: int = 0
-    """Of the messages' contents, in UTF-8."""
+    """Of the messages' contents, as they are stored."""
+    n_texts: int = 0
+    """Contents that are not empty."""
+
+    def text_bytes(self, *, sealed: bool) -> int:
+        """Of the messages' contents in UTF-8. ``sealed``: whether the context is encrypted."""
+        return max(self.nbytes - self.n_texts * OVERHEAD, 0) if sealed else self.nbytes
 
 
 def count_messages(con: sqlite3.Connection) -> dict[int, MessageCount]:
     """By the number of the context; those without messages are missing."""
-    return {num: MessageCount(messages, nbytes) for num, messages, nbytes in con.execute(_COUNTS)}
+    return {num: MessageCount(*counts) for num, *counts in con.execute(_COUNTS)}

@@ -3,7 +3,7 @@
 Law: the damaged file is only read. Its first page holds the header and the texts of all tables, and these are the same
 in every index of one version, so a copy of the file gets the first page of a new index. The tables of contexts and
 spans are where they are in every index, since they are made first. Others may be elsewhere if the index was migrated
-from an older version; what is read of them then makes no sense, and is dropped.
+from an older version, or written anew; what is read of them then makes no sense, and is dropped.
 """
 
 from __future__ import annotations
@@ -35,7 +35,7 @@ def readable(damaged: Path, new: Path) -> Iterator[sqlite3.Connection]:
         with closing(_reader(damaged)) as con:
             yield con
         return
-    copy = damaged.with_name(damaged.name + ".copy")
+    copy = copy_of(damaged)
     try:
         for part in PARTS:
             source = damaged.with_name(damaged.name + part)
@@ -48,6 +48,11 @@ def readable(damaged: Path, new: Path) -> Iterator[sqlite3.Connection]:
     finally:
         for part in PARTS:
             copy.with_name(copy.name + part).unlink(missing_ok=True)
+
+
+def copy_of(path: Path) -> Path:
+    """Where the copy of a damaged index is while it is read."""
+    return path.with_name(path.name + ".copy")
 
 
 def _is_intact(path: Path) -> bool:

@@ -14,25 +14,26 @@ from llmaas.errors import StoreFailed
 from llmaas.kvchunks.store.index import Index
 from llmaas.kvchunks.store.lock import RootLock
 from llmaas.kvchunks.store.opening import prepare_reader
-from llmaas.kvchunks.store.page_one import PARTS, readable
+from llmaas.kvchunks.store.page_one import PARTS, copy_of, readable
 from llmaas.kvchunks.store.reports import Damage, Salvage
 from llmaas.kvchunks.store.salvage import ConversationSalvage, Rescued
 from llmaas.kvchunks.store.salvage_chunks import take_adapters, take_chunks
 from llmaas.kvchunks.store.schema import INDEX, VERSION
 from llmaas.kvchunks.store.soundness import check_header, find_version, soundness
 from llmaas.kvchunks.store.syscalls import Files, IndexDamaged, failures, is_corrupt
+from llmaas.kvchunks.store.text_seal import IN_CLEAR, Sealing
 from llmaas.kvchunks.store.ttl_rows import take_ttls
 from llmaas.kvchunks.store.turn_rows import take_turns
 from llmaas.kvchunks.store.verify import row_problems
 
 
-def repair(root: Path, *, only_whole: bool = False) -> Salvage | None:
+def repair(root: Path, sealing: Sealing, *, only_whole: bool = False) -> Salvage | None:
     """See ``Store.repair_index``."""
     files, path = Files(), root / INDEX
     lock = RootLock(root, files)
     try:
         with failures(path):
-            return _salvage(path, files, only_whole) if _is_damaged(path, files) else None
+            return _salvage(path, files, sealing, only_whole) if _is_damaged(path, files) else None
     finally:
         lock.close()
 
@@ -68,12 +69,12 @@ def _has_bad_rows(path: Path, files: Files) -> bool:
     index = Index(path, files, wal_limit=1 << 20)
     try:
         with index.read() as con:
-            return any(problem.kind is Damage.ROW for problem in row_problems(con))
+            return any(problem.kind is Damage.ROW for problem in row_problems(con, IN_CLEAR))
     finally:
         index.close()
 
 
-def _salvage(path: Path, files: Files, only_whole: bool) -> Salvage:
+def _salvage(path: Path, files: Files, sealing: Sealing, only_whole: bool) -> Salvage:
     new = _new(path)
     _remove(new)
     Index(new, files, wal_limit=1 << 20).close()
@@ -83,8 +84,8 @@ def _salvage(path: Path, files: Files, only_whole: bool) -> Salvage:
         except sqlite3.DatabaseError:  # nothing of it can be read: contexts start anew
             found, adapters_lost, whole = Rescued(), 0, False
         else:
-            found, adapters_lost = _copy(old, new, files)
-            whole = not (found.shortened or found.lost or adapters_lost)
+            found, adapters_lost = _copy(old, new, files, sealing)
+            whole = not (found.shortened or found.lost or found.locked or adapters_lost)
     if only_whole and not whole:
         _remove(new)
         raise IndexDamaged(f"{path} is damaged, and not all that it held can be read")
@@ -93,12 +94,12 @@ def _salvage(path: Path, files: Files, only_whole: bool) -> Salvage:
     return Salvage(moved, found.contexts, tuple(found.shortened), tuple(found.mended), found.lost, adapters_lost)
 
 
-def _copy(old: sqlite3.Connection, new: Path, files: Files) -> tuple[Rescued, int]:
+def _copy(old: sqlite3.Connection, new: Path, files: Files, sealing: Sealing) -> tuple[Rescued, int]:
     """Take everything that is right into the index ``new``. Returns what became of conversations, and adapters lost."""
     index = Index(new, files, wal_limit=1 << 20)
     try:
         with index.write(durable=True) as txn:
-            found = ConversationSalvage(old, txn.con).run()
+            found = ConversationSalvage(old, txn.con, sealing).run()
             adapters_lost = take_adapters(old, txn.con)
             take_turns(old, txn.con)
             take_ttls(old, txn.con)
@@ -114,6 +115,9 @@ def finish(path: Path, files: Files) -> None:
         _remove(path)  # a log that the kill kept from being moved: SQLite would take it for the new index's
         _new(path).rename(path)
         files.sync_folder(path.parent)
+    elif path.exists():
+        _remove(_new(path))  # and what a repair that was killed has copied, which may be in clear
+        _remove(copy_of(path))
 
 
 def _new(path: Path) -> Path:

@@ -41,6 +41,8 @@ class Damage(enum.Enum):
     """A turn's idempotency key does not match its checksum. The conversation is not affected."""
     TTL = "ttl"
     """How long a context stays unused does not match its checksum. It stays."""
+    KEY = "key"
+    """The second copy of the key of a conversation's text is missing or damaged. The conversation is not affected."""
     META = "meta"
     MISSING = "missing"
     SHORT = "short"
@@ -89,6 +91,10 @@ class Encryption:
     """Chunks in clear."""
     locked: int = 0
     """Chunks under a data key that the master key does not open."""
+    sealed: int = 0
+    """Conversations whose text is encrypted."""
+    open: int = 0
+    """Conversations in clear."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -1,7 +1,8 @@
 """Takes the conversations of a damaged index into a new one, as far as they are right or can be put right.
 
 Law: the damaged index is only read. Of a conversation with a hole, the part before the hole is kept: the rest would
-lack what it answers. Spans are taken one after the other, so memory does not grow with the conversations.
+lack what it answers. Spans are taken one after the other, so memory does not grow with the conversations. What is
+encrypted is taken as it is: that needs no key, which only shows names.
 """
 
 from __future__ import annotations
@@ -28,10 +29,12 @@ from llmaas.kvchunks.store.context_writes import insert_context
 from llmaas.kvchunks.store.reports import Mended, Shortened
 from llmaas.kvchunks.store.sums import Value
 from llmaas.kvchunks.store.table_reader import TableReader
+from llmaas.kvchunks.store.text_seal import LOST_KEY, Sealing
 
 MOST_TRIES = 1_000_000
 """How often a span is tried behind a conversation that is not its own, in all: a few seconds. Where thousands of rows
 are damaged at once, the search would otherwise take hours."""
+_CHECKSUMS = COLUMNS.index("chain"), COLUMNS.index("checksum")
 _SPAN_COLUMNS = ("id", "context", "tokens", "role", "text", "open", "chain")
 
 
@@ -44,6 +47,8 @@ class Rescued:
     mended: list[Mended] = field(default_factory=list)
     lost: int = 0
     """Conversations of which there is something, but not the name or owner."""
+    locked: int = 0
+    """Those among ``mended`` whose key was lost, so that nobody can read them."""
 
 
 @dataclass(slots=True, eq=False)
@@ -95,6 +100,8 @@ class _Conversation:
 
     def what_was_done(self) -> str | None:
         """In words; None if everything was as it should be."""
+        if self.stored.seal.text_key == LOST_KEY:
+            return f"its key was lost: its {self.n_tokens} tokens can never be read any more"
         if self.stored.state is RowState.DAMAGED:
             return f"what is known of it besides its name was damaged; its {self.n_tokens} tokens are kept"
         done = []
@@ -110,8 +117,8 @@ class _Conversation:
 class ConversationSalvage:
     """One rescue, from the connection ``old`` into the new and empty index ``new``."""
 
-    def __init__(self, old: sqlite3.Connection, new: sqlite3.Connection) -> None:
-        self._old, self._new = old, new
+    def __init__(self, old: sqlite3.Connection, new: sqlite3.Connection, sealing: Sealing) -> None:
+        self._old, self._new, self._sealing = old, new, sealing
         self._conversations: dict[int, _Conversation] = {}
         self._seen = set[int]()
         """Numbers of all contexts of which there is something."""
@@ -138,19 +145,18 @@ class ConversationSalvage:
     def _read_contexts(self) -> None:
         copies = Copies(self._old)
         rows = {row[0]: row for row in TableReader(self._old, "contexts", COLUMNS)}
-        signed = any(row[-1] is not None or row[-2] is not None for row in rows.values())
+        signed = any(row[i] is not None for row in rows.values() for i in _CHECKSUMS)
         blank = (None,) * (len(COLUMNS) - 1)
         for num in sorted(rows.keys() | copies.ids.keys()):
             row = rows.get(num, (num, *blank))
-            context = verified(row)
+            context = verified(row, self._sealing)
             if context is None and not signed and not impossible(row[:-1]):
-                context = as_it_is(row)
-            context = context or restored(self._old, row, copies)
+                context = as_it_is(row, self._sealing)
+            context = context or restored(self._old, row, copies, self._sealing)
             self._seen.add(context.num)
             if context.named:
-                self._conversations.setdefault(
-                    context.num, _Conversation(context, Chain(context.row.id) if signed else None)
-                )
+                follower = context.chain_start() if signed else None
+                self._conversations.setdefault(context.num, _Conversation(context, follower))
         if not signed:
             self._find_holes()
 
@@ -178,10 +184,19 @@ class ConversationSalvage:
 
     def _insert_contexts(self) -> None:
         for num, conversation in list(self._conversations.items()):
+            stored = conversation.stored = self._with_name(conversation.stored)
             try:
-                insert_context(self._new, num, replace(conversation.stored.row, n_tokens=0), conversation.value)
+                insert_context(self._new, num, replace(stored.row, n_tokens=0), conversation.value, stored.seal)
             except sqlite3.IntegrityError:  # two rows with one name
                 del self._conversations[num]
+
+    def _with_name(self, stored: StoredContext) -> StoredContext:
+        """A context whose encrypted name is damaged gets another one. Without the master key that cannot be told."""
+        if stored.name_opens or not self._sealing.on:
+            return stored
+        row = replace(stored.row, name=f"unnamed {stored.row.id}")
+        seal = stored.seal._replace(name=self._sealing.seal_name(row.app, row.name))
+        return replace(stored, row=row, seal=seal, name_opens=True)
 
     # -- spans
 
@@ -213,8 +228,9 @@ class ConversationSalvage:
         for span in spans:
             self._n_spans += 1
             conversation.value = span.link(conversation.value)
-            conversation.n_tokens += span.n_tokens
-            role, text = (raw.decode() if isinstance(raw, bytes) else None for raw in (span.role, span.text))
+            conversation.n_tokens += span.n_tokens(sealed=conversation.stored.sealed)
+            role = span.role.decode() if isinstance(span.role, bytes) else None
+            text = span.text if conversation.stored.sealed else _as_text(span.text)
             self._new.execute(
                 "INSERT INTO spans (id, context, tokens, role, text, open, chain) VALUES (?, ?, ?, ?, ?, ?, ?)",
                 (self._n_spans, conversation.stored.num, span.tokens, role, text, span.open, conversation.value),
@@ -226,9 +242,20 @@ class ConversationSalvage:
         row = replace(stored.row, n_tokens=kept)
         self._new.execute(
             "UPDATE contexts SET n_tokens = ?, chain = ?, checksum = ? WHERE num = ?",
-            (kept, conversation.value, checksum_of(stored.num, row, conversation.value), stored.num),
+            (kept, conversation.value, checksum_of(stored.num, row, conversation.value, stored.seal), stored.num),
         )
         if conversation.has_hole():
             found.shortened.append(Shortened(row.name, row.app, kept, stored.row.n_tokens))
         elif (what := conversation.what_was_done()) is not None:
             found.mended.append(Mended(row.name, row.app, what))
+            found.locked += stored.seal.text_key == LOST_KEY
+
+
+def _as_text(raw: Value) -> Value:
+    """Text in clear; bytes that are none stay bytes: they are encrypted, and what the key was is lost."""
+    if not isinstance(raw, bytes):
+        return None
+    try:
+        return raw.decode()
+    except UnicodeDecodeError:
+        return raw

@@ -118,7 +118,27 @@ _V7 = (
         checksum BLOB NOT NULL)""",
 )
 
-MIGRATIONS: tuple[tuple[str | Callable[[sqlite3.Connection], None], ...], ...] = (_V1, _V2, _V3, _V4, _V5, _V6, _V7)
+# The key that a context's text is encrypted with, twice, since the text is lost with it. Contexts that are there are
+# encrypted afterwards (``seal_contexts``).
+_V8 = (
+    "ALTER TABLE contexts ADD COLUMN text_key BLOB",
+    """CREATE TABLE text_keys (
+        num INTEGER PRIMARY KEY REFERENCES contexts (num) ON DELETE CASCADE,
+        id TEXT NOT NULL,
+        wrapped BLOB NOT NULL,
+        checksum BLOB NOT NULL)""",
+)
+
+MIGRATIONS: tuple[tuple[str | Callable[[sqlite3.Connection], None], ...], ...] = (
+    _V1,
+    _V2,
+    _V3,
+    _V4,
+    _V5,
+    _V6,
+    _V7,
+    _V8,
+)
 """Each step changes the text of a table, so that the version can be told from the tables, too."""
 VERSION = len(MIGRATIONS)
 

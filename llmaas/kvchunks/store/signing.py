@@ -10,17 +10,19 @@ import sqlite3
 from collections.abc import Iterator
 
 from llmaas.kvchunks.store.chain import RAW_SPANS, RawSpan, start
-from llmaas.kvchunks.store.context_rows import RAW_CONTEXTS, SIGNED, impossible
+from llmaas.kvchunks.store.context_rows import SIGNED, impossible, raw_contexts
 from llmaas.kvchunks.store.sums import Value, row_checksum
 
 _AT_ONCE = 16
 """Spans that are in memory at one time."""
-_N_TOKENS = SIGNED.index("n_tokens")
+_SIGNED = SIGNED[: SIGNED.index("text_key")]
+"""What a checksum covered when the first were written; a context in clear has the same today."""
+_N_TOKENS = _SIGNED.index("n_tokens")
 
 
 def sign_all(con: sqlite3.Connection) -> None:
     """Write the checksums of all contexts, spans and adapters, in the transaction that is open."""
-    for *values, _ in con.execute(RAW_CONTEXTS).fetchall():
+    for values in con.execute(raw_contexts(_SIGNED)).fetchall():
         chain, n_tokens = _sign_spans(con, *values[:2])
         if n_tokens == values[_N_TOKENS] and not impossible(values):
             con.execute(
@@ -39,7 +41,7 @@ def _sign_spans(con: sqlite3.Connection, num: Value, ctx: Value) -> tuple[bytes,
         for span in batch:
             if not span.possible:
                 break
-            chain, n_tokens = span.link(chain), n_tokens + span.n_tokens
+            chain, n_tokens = span.link(chain), n_tokens + span.n_tokens(sealed=False)
             signed.append((chain, span.id))
         con.executemany("UPDATE spans SET chain = ? WHERE id = ?", signed)
         if len(signed) < len(batch):

@@ -6,15 +6,16 @@ instant, and what it acknowledged about tokens survives a power cut. All failure
 disk has no room (nothing was changed; the same call works when there is room again), and StoreFailed for every other
 fault of the machine, with the path in the message.
 
-The parts: ``contexts`` (contexts and spans), ``chunks`` (put, get, discard), ``data_keys`` (what chunks are encrypted
-with), ``index`` (SQLite), ``payload_files``, ``check``, ``repair`` (of a damaged index), ``adapters`` (LoRA adapters),
-``lock`` (folder and lock), ``syscalls``.
+The parts: ``contexts`` (contexts and spans), ``text_seal`` (how they are encrypted), ``chunks`` (put, get, discard),
+``data_keys`` (what chunks are encrypted with), ``index`` (SQLite), ``payload_files``, ``check``, ``repair`` (of a
+damaged index), ``adapters`` (LoRA adapters), ``lock`` (folder and lock), ``syscalls``.
 """
 
 from __future__ import annotations
 
 from array import array
 from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from types import MappingProxyType, TracebackType
@@ -28,11 +29,14 @@ from llmaas.kvchunks.store.contexts import ContextTables
 from llmaas.kvchunks.store.data_keys import DataKeys
 from llmaas.kvchunks.store.index import Index
 from llmaas.kvchunks.store.lock import RootLock
+from llmaas.kvchunks.store.master_check import MasterKeyMissing, check_master
 from llmaas.kvchunks.store.payload_files import PayloadFiles
 from llmaas.kvchunks.store.reports import CheckReport, Encryption, Salvage, StoreStats
 from llmaas.kvchunks.store.rows import AdapterRow, ContextRow, ContextSummary, KeyedTurn, ModelName, Span, StoredChunk
 from llmaas.kvchunks.store.schema import INDEX
+from llmaas.kvchunks.store.seal_contexts import seal_contexts
 from llmaas.kvchunks.store.syscalls import Files, failures
+from llmaas.kvchunks.store.text_seal import Sealing
 from llmaas.records import ChunkKey, ChunkMeta, ChunkSensitivity, ContextId
 
 __all__ = [
@@ -45,6 +49,7 @@ __all__ = [
     "Files",
     "KeyedTurn",
     "MasterKey",
+    "MasterKeyMissing",
     "ModelName",
     "Span",
     "Store",
@@ -56,8 +61,10 @@ class Store:
     """The store in folder ``root``, which is created if need be.
 
     Raises StoreFailed if another process has it open, or if the index is damaged (see ``repair_index``) or of a newer
-    version. With ``master``, chunks are encrypted with a data key of their context (``cipher``); without, they are
-    written in clear. Chunks whose key ``master`` does not open count as missing until they are written again.
+    version. With ``master``, each context's text and chunks are encrypted with keys of its own (``text_seal``,
+    ``cipher``), and contexts that are in clear are encrypted now; without, all is written in clear. Raises
+    MasterKeyMissing if contexts are encrypted and ``master`` is not their key. Chunks whose key it does not open count
+    as missing until they are written again.
     ``files`` is for fault injection; ``wal_limit`` is the length in bytes at which the index's log is copied into the
     database, ``reserve`` the free bytes of the disk that chunks leave to tokens.
     """
@@ -80,12 +87,15 @@ class Store:
             self._index = Index(root / INDEX, files, wal_limit=wal_limit)
             try:
                 self._payload = PayloadFiles(root / "payload", files, reserve=reserve)
-                self._contexts = ContextTables(self._index)
+                self._sealing = Sealing(master)
+                check_master(self._index, self._sealing)
+                self._contexts = ContextTables(self._index, self._sealing)
                 self._adapters = AdapterTable(self._index)
                 self._keys = DataKeys(self._index, master)
                 self._chunks = Chunks(self._index, self._payload, self._keys)
                 self._keys.tidy()
                 self._chunks.damaged += store_check.sweep(self._index, self._payload)
+                seal_contexts(self._index, self._sealing)
             except BaseException:
                 self._index.close()
                 raise
@@ -115,14 +125,15 @@ class Store:
         self.close()
 
     @classmethod
-    def repair_index(cls, root: Path, *, only_whole: bool = False) -> Salvage | None:
+    def repair_index(cls, root: Path, *, only_whole: bool = False, master: MasterKey | None = None) -> Salvage | None:
         """Replace a damaged index, so that the store opens, with all conversations that can still be read. The damaged
         one is moved aside (``index.sqlite.corrupt-N``, log included).
 
         None if the index is sound: a healthy one is never moved. With ``only_whole`` it is replaced only if nothing is
-        lost by it; else StoreFailed. Raises StoreFailed if the store is open, or has no index.
+        lost by it; else StoreFailed. ``master`` shows the names of encrypted conversations; without it they are
+        kept, too. Raises StoreFailed if the store is open, or has no index.
         """
-        return store_repair.repair(root, only_whole=only_whole)
+        return store_repair.repair(root, Sealing(master), only_whole=only_whole)
 
     # -- contexts
 
@@ -270,8 +281,10 @@ class Store:
         return self._chunks.drop_plain()
 
     def encryption(self) -> Encryption:
-        """How the chunks are encrypted, and whether the master key fits."""
-        return self._keys.report()
+        """What is encrypted, how, and whether the master key fits."""
+        with self._index.read() as con:
+            sealed, total = con.execute("SELECT count(text_key), count(*) FROM contexts").fetchone()
+        return replace(self._keys.report(), sealed=sealed, open=total - sealed)
 
     # -- maintenance
 
@@ -306,5 +319,12 @@ class Store:
         and discards wait meanwhile; tokens can be appended.
         """
         return store_check.check(
-            self._root, self._index, self._payload, self._chunks, self._keys, deep=deep, repair=repair
+            self._root,
+            self._index,
+            self._payload,
+            self._chunks,
+            self._keys,
+            self._sealing,
+            deep=deep,
+            repair=repair,
         )

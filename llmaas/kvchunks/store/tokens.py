@@ -1,4 +1,4 @@
-"""Token ids as the index stores them: little-endian int32, one after the other.
+"""Token ids as the index stores them: little-endian int32, one after the other, perhaps encrypted.
 
 Law: pure.
 """
@@ -8,6 +8,8 @@ from __future__ import annotations
 import sys
 from array import array
 from collections.abc import Iterable
+
+from llmaas.kvchunks.store.cipher import OVERHEAD
 
 
 def pack(tokens: Iterable[int]) -> bytes:
@@ -25,3 +27,8 @@ def unpack(blob: bytes) -> array[int]:
     if sys.byteorder == "big":
         ids.byteswap()
     return ids
+
+
+def count(stored: bytes, *, sealed: bool) -> int:
+    """How many token ids are in what is stored, which is encrypted if ``sealed``."""
+    return max(len(stored) - OVERHEAD if sealed else len(stored), 0) // 4

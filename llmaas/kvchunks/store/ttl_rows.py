@@ -14,6 +14,7 @@ from dataclasses import replace
 
 from llmaas.kvchunks.store.context_rows import StoredContext, read_contexts
 from llmaas.kvchunks.store.sums import Value, row_checksum, without_flip
+from llmaas.kvchunks.store.text_seal import IN_CLEAR
 from llmaas.records import ContextId
 
 log = logging.getLogger(__name__)
@@ -51,7 +52,7 @@ def take_ttls(old: sqlite3.Connection, new: sqlite3.Connection) -> None:
     """Take the rows of a damaged index into the new one, which has its contexts already. What cannot be read is
     forgotten."""
     with suppress(sqlite3.DatabaseError):
-        for context in with_ttls(old, list(read_contexts(new))):
+        for context in with_ttls(old, list(read_contexts(new, IN_CLEAR))):
             insert_ttl(new, context.num, context.row.id, context.row.ttl)
 
 

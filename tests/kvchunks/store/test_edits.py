@@ -14,7 +14,7 @@ from llmaas.records import ContextId
 from tests.support.damaged_store import MASTER, coded_chunk, copy_store, fill, read, repaired
 from tests.support.store_data import key, row
 
-TABLES = ("contexts", "spans", "files", "chunks", "keys", "adapters", "sqlite_sequence")
+TABLES = ("contexts", "spans", "files", "chunks", "keys", "adapters", "sqlite_sequence", "text_keys")
 NUMBERS = ("-1", "0", "2", "-9223372036854775808", "9223372036854775807", "1.5e308", "9e999")
 BYTES = ("'text'", "''", "x''", "x'00'", "x'ff80ff'", "CAST(x'ff80ff' AS TEXT)", "zeroblob(70000)")
 VALUES = ("NULL", *NUMBERS, *BYTES)
