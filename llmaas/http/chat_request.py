@@ -145,7 +145,8 @@ def biases_of(given: Mapping[str, float] | None) -> tuple[tuple[int, float], ...
     """Pairs of a token's id and what is added to its logit. Raises HttpError for a key that is no id."""
     if not given:
         return None
-    if wrong := next((key for key in given if not re.fullmatch("[0-9]{1,9}", key)), None):
+    wrong = next((key for key in given if not re.fullmatch("[0-9]{1,9}", key)), None)
+    if wrong is not None:  # "" is wrong, too
         raise HttpError(400, f"{wrong[:40]!r} is no id of a token", param="logit_bias")
     return tuple((int(key), bias) for key, bias in given.items())
 

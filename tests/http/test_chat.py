@@ -175,6 +175,7 @@ WRONG: dict[str, tuple[dict[str, Any], str]] = {
     "too many alternatives": ({"logprobs": True, "top_logprobs": 21}, "top_logprobs"),
     "a bias that is too large": ({"logit_bias": {"5": 1000}}, "logit_bias"),
     "a bias of no token": ({"logit_bias": {"the": 1}}, "logit_bias"),
+    "a bias of nothing": ({"logit_bias": {"": 1}}, "logit_bias"),
     "a format": ({"response_format": {"type": "xml"}}, "response_format.type"),
     "no schema": ({"response_format": {"type": "json_schema"}}, "response_format.json_schema.schema"),
     "a bad schema": (
