@@ -160,6 +160,7 @@ def _bind(path: Path) -> socket.socket:
     before = os.umask(0o177)  # a chmod after bind would leave a moment in which others may connect
     try:
         sock.bind(str(path))
+        sock.listen()  # at once: whoever waits for the file to appear may connect
     except BaseException:
         sock.close()
         raise
