@@ -9,12 +9,12 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import threading
-from collections import OrderedDict, deque
 from collections.abc import Callable
 from concurrent.futures import Future
 from typing import Any, TypeVar
 
 from llmaas.errors import ShuttingDown
+from llmaas.fair_queue import FairQueue
 
 T = TypeVar("T")
 _Job = tuple["Future[Any]", Callable[..., Any], tuple[Any, ...]]
@@ -24,8 +24,7 @@ class FairThread:
     """A thread of its own, which begins with this object: a process that can start no thread fails here, not later."""
 
     def __init__(self, name: str) -> None:
-        self._queues: OrderedDict[str, deque[_Job]] = OrderedDict()
-        """The jobs of each owner that has any; whose turn it is stands first."""
+        self._jobs = FairQueue[_Job]()
         self._changed = threading.Condition()
         self._closed = False
         self._thread = threading.Thread(target=self._run, name=name, daemon=True)
@@ -57,7 +56,7 @@ class FairThread:
         with self._changed:
             if self._closed:
                 raise ShuttingDown("the daemon is stopping")
-            self._queues.setdefault(owner, deque()).append((future, do, args))
+            self._jobs.add(owner, (future, do, args))
             self._changed.notify()
         return future
 
@@ -68,9 +67,7 @@ class FairThread:
         """
         with self._changed:
             self._closed = True
-            dropped = [] if finish else [job for queue in self._queues.values() for job in queue]
-            if not finish:
-                self._queues.clear()
+            dropped = [] if finish else self._jobs.take_all()
             self._changed.notify()
         for future, _, _ in dropped:
             if future.set_running_or_notify_cancel():
@@ -85,15 +82,11 @@ class FairThread:
 
     def _next(self) -> _Job | None:
         with self._changed:
-            while not self._queues:
+            while not self._jobs:
                 if self._closed:
                     return None
                 self._changed.wait()
-            owner, queue = self._queues.popitem(last=False)
-            job = queue.popleft()
-            if queue:
-                self._queues[owner] = queue  # behind the others
-            return job
+            return self._jobs.pop()
 
 
 async def _ended(waiting: asyncio.Future[Any]) -> None:

@@ -1,4 +1,4 @@
-"""Opening files whose paths come from a person or an app.
+"""Opening files whose paths come from a person or an app, and making the names of new ones durable.
 
 Law: neither the opening nor the reading ever waits for another process. A path can name a FIFO, which waits for a
 writer, or a device such as /dev/zero, which never ends; only regular files are opened.
@@ -29,3 +29,12 @@ def open_regular(path: Path) -> BinaryIO:
     except BaseException:
         os.close(fd)
         raise
+
+
+def sync_folder(path: Path) -> None:
+    """Make new names in the folder ``path`` durable. Raises OSError."""
+    fd = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
+    try:
+        os.fsync(fd)
+    finally:
+        os.close(fd)

@@ -8,8 +8,9 @@ from __future__ import annotations
 
 import asyncio
 import logging
-from collections import OrderedDict, deque
 from typing import Protocol
+
+from llmaas.fair_queue import FairQueue
 
 log = logging.getLogger(__name__)
 
@@ -34,8 +35,8 @@ class RoundRobin:
 
     def __init__(self) -> None:
         self._loop = asyncio.get_running_loop()
-        self._queues: OrderedDict[str, deque[FrameSource]] = OrderedDict()
-        """Sources that have frames, by app; the app whose turn it is stands first."""
+        self._sources = FairQueue[FrameSource]()
+        """Those that have frames, by app."""
         self._queued: set[FrameSource] = set()
         self._slice_ends: float | None = None
         """When frames must end in this turn of the loop; None: none was handled yet."""
@@ -44,7 +45,7 @@ class RoundRobin:
         """Handle the source's frames: at once if there is time in this turn and nobody waits, else in its turn."""
         if source in self._queued:
             return
-        if not self._queues and self._in_time():
+        if not self._sources and self._in_time():
             while source.handle_next():
                 if not self._in_time():
                     break
@@ -69,15 +70,12 @@ class RoundRobin:
     def _next_slice(self) -> None:
         """Called once in each turn of the loop in which there is something to do."""
         self._slice_ends = None
-        while self._queues and self._in_time():
-            app, queue = self._queues.popitem(last=False)
-            source = queue.popleft()
-            if queue:
-                self._queues[app] = queue  # behind the others
+        while self._sources and self._in_time():
+            source = self._sources.pop()
             self._queued.discard(source)
             if source.handle_next():
                 self._enqueue(source)
 
     def _enqueue(self, source: FrameSource) -> None:
         self._queued.add(source)
-        self._queues.setdefault(source.app, deque()).append(source)
+        self._sources.add(source.app, source)

@@ -16,6 +16,7 @@ from pathlib import Path
 
 from llmaas.config_file import Environ, xdg
 from llmaas.errors import ConfigError
+from llmaas.regular_file import sync_folder
 
 if sys.version_info >= (3, 11):
     import tomllib
@@ -97,8 +98,4 @@ def _replace(file: Path, text: str) -> None:
         with suppress(OSError):
             Path(name).unlink()
         raise
-    folder = os.open(file.parent, os.O_RDONLY)
-    try:
-        os.fsync(folder)
-    finally:
-        os.close(folder)
+    sync_folder(file.parent)

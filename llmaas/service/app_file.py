@@ -17,7 +17,7 @@ from typing import Any
 
 from llmaas.errors import StoreFailed
 from llmaas.records import NO_APP_QUOTA, AppId, AppQuota
-from llmaas.regular_file import open_regular
+from llmaas.regular_file import open_regular, sync_folder
 
 FILE = "apps.json"
 VERSION = 1
@@ -80,11 +80,7 @@ def write_apps(path: Path, rows: Iterable[AppRow]) -> None:
         finally:
             os.close(fd)
         new.replace(path)
-        folder = os.open(path.parent, os.O_RDONLY | os.O_CLOEXEC)
-        try:
-            os.fsync(folder)
-        finally:
-            os.close(folder)
+        sync_folder(path.parent)
     except OSError as error:
         raise StoreFailed(
             f"the file of apps {path} cannot be written: {error.strerror}",

@@ -6,10 +6,10 @@ Law: one holder at a time; among apps that wait, each gets one turn before any g
 from __future__ import annotations
 
 import asyncio
-from collections import OrderedDict, deque
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 
+from llmaas.fair_queue import FairQueue
 from llmaas.records import AppId
 
 
@@ -18,8 +18,7 @@ class FairTurns:
 
     def __init__(self) -> None:
         self._held = False
-        self._waiting: OrderedDict[AppId, deque[asyncio.Future[None]]] = OrderedDict()
-        """The app whose turn is next stands first."""
+        self._waiting = FairQueue[asyncio.Future[None]]()
 
     @asynccontextmanager
     async def turn(self, app: AppId) -> AsyncIterator[None]:
@@ -35,7 +34,7 @@ class FairTurns:
             self._held = True
             return
         place = asyncio.get_running_loop().create_future()
-        self._waiting.setdefault(app, deque()).append(place)
+        self._waiting.add(app, place)
         try:
             await place
         except asyncio.CancelledError:
@@ -45,10 +44,7 @@ class FairTurns:
 
     def _pass_on(self) -> None:
         while self._waiting:
-            app, queue = self._waiting.popitem(last=False)
-            place = queue.popleft()
-            if queue:
-                self._waiting[app] = queue  # behind the others
+            place = self._waiting.pop()
             if not place.done():
                 place.set_result(None)
                 return

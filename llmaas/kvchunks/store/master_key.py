@@ -26,6 +26,7 @@ from pathlib import Path
 
 from llmaas.errors import ConfigError
 from llmaas.kvchunks.store.cipher import KEY_BYTES, MasterKey
+from llmaas.regular_file import sync_folder
 
 VARIABLE = "LLMAAS_MASTER_KEY"
 FILE, KEYRING = "file", "keyring"
@@ -89,16 +90,8 @@ def _from_file(path: Path) -> str:
         if not info.st_size:
             os.write(fd, os.urandom(KEY_BYTES).hex().encode() + b"\n")
             os.fsync(fd)
-            _sync_folder(path.parent)
+            sync_folder(path.parent)
         return os.pread(fd, 256, 0).decode("ascii", "replace")
-    finally:
-        os.close(fd)
-
-
-def _sync_folder(path: Path) -> None:
-    fd = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
-    try:
-        os.fsync(fd)
     finally:
         os.close(fd)
 

@@ -15,6 +15,7 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 
 from llmaas.errors import DiskFull, MachineError, StoreFailed
+from llmaas.regular_file import sync_folder
 
 CORRUPT_HINT = (
     "'llmaas doctor --repair' moves the damaged index aside (nothing is deleted) and keeps every conversation that can "
@@ -97,11 +98,7 @@ class Files:
 
     def sync_folder(self, path: Path) -> None:
         """Make new names in the folder ``path`` durable."""
-        fd = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
-        try:
-            os.fsync(fd)
-        finally:
-            os.close(fd)
+        sync_folder(path)
 
     def connect(self, path: Path) -> sqlite3.Connection:
         """A connection in autocommit mode that any one thread at a time may use."""
