@@ -53,6 +53,7 @@ TOOL = {"type": "function", "function": {"name": "f", "parameters": {"type": "ob
 BODIES: dict[str, dict[str, Any]] = {
     "/v1/chat/completions": {
         **CHAT, "stream": False, "n": 1, "stop": ["a"], "seed": 1, "top_p": 0.5, "logprobs": True, "top_logprobs": 2,
+        "presence_penalty": 0,
         "response_format": {"type": "text"}, "tools": [TOOL], "tool_choice": "auto", "logit_bias": {"5": 1},
         "llmaas": {"priority": 5, "rate": 1e6, "deadline": 9, "progress": True}, "stream_options": {}, "user": "u",
     },

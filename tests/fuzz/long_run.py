@@ -26,6 +26,7 @@ from typing import Any
 
 from llmaas.api.wire import Decoder, encode
 from tests.fuzz import frames
+from tests.fuzz.responses import check_response
 from tests.support.http_edge import http_edge
 from tests.support.scripted import HELLO
 
@@ -97,7 +98,7 @@ class Attacker:
             path = self._rng.choice(sorted(frames.BODIES))
             http_connection.request("POST", path, self._body(path), {"content-type": "application/json"})
             reply = http_connection.getresponse()
-            _check_response(path, reply.status, reply.read())
+            check_response(path, reply.status, reply.headers["content-type"], reply.read())
             self.n_bodies += 1
         http_connection.close()
 
@@ -108,15 +109,6 @@ class Attacker:
             at = self._rng.randrange(len(body) + 1)
             body = body[:at] + self._rng.randbytes(self._rng.randrange(4)) + body[at + self._rng.randrange(4) :]
         return body
-
-
-def _check_response(path: str, status: int, body: bytes) -> None:
-    if not (status == 200 or 400 <= status < 500):
-        raise Flaw(f"{path}: {status}: {body[:500]!r}")
-    if status != 200:
-        error = json.loads(body)["error"]
-        if isinstance(error, str) != path.startswith("/api/"):
-            raise Flaw(f"{path}: an error of the wrong shape: {body[:500]!r}")
 
 
 def attack(unix: str, address: str, seed: int, n_frames: int, n_bodies: int, sent: Any, result: Any) -> None:

@@ -11,7 +11,9 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from tests.support.http_edge import CHAT, http_edge
+from tests.fuzz.frames import BODIES
+from tests.fuzz.responses import check_response
+from tests.support.http_edge import http_edge
 
 SCALARS: Any = (
     st.none()
@@ -28,25 +30,6 @@ VALUES: Any = st.recursive(
     lambda inner: st.lists(inner, max_size=4) | st.dictionaries(st.text(max_size=8), inner, max_size=4),
     max_leaves=12,
 )
-TOOL = {"type": "function", "function": {"name": "f", "parameters": {"type": "object"}}}
-FINE: dict[str, dict[str, Any]] = {
-    "/v1/chat/completions": {
-        **CHAT, "max_tokens": 3, "stream": False, "n": 1, "stop": ["a"], "seed": 1, "top_p": 0.5, "logprobs": True,
-        "top_logprobs": 2, "presence_penalty": 0, "response_format": {"type": "text"}, "tools": [TOOL],
-        "tool_choice": "auto", "llmaas": {"priority": 5, "rate": 1e6, "deadline": 9}, "stream_options": {}, "user": "u",
-    },
-    "/v1/completions": {"model": "default", "prompt": "x", "max_tokens": 3, "echo": True, "logprobs": 1, "stop": "b"},
-    "/v1/responses": {
-        "model": "default", "input": [{"role": "user", "content": "x"}], "max_output_tokens": 3, "instructions": "i",
-        "previous_response_id": None, "tools": [], "tool_choice": "none", "text": {"format": {"type": "text"}},
-    },
-    "/api/chat": {
-        "model": "fake", "messages": CHAT["messages"], "stream": True, "options": {"num_predict": 3, "seed": 1},
-        "format": "", "keep_alive": "5m", "tools": [TOOL],
-    },
-    "/api/generate": {"model": "fake", "prompt": "x", "system": "s", "raw": False, "options": {"num_predict": 3}},
-    "/api/show": {"model": "fake"},
-}  # fmt: skip
 
 
 def altered(fine: dict[str, Any], data: st.DataObject) -> Any:
@@ -64,23 +47,6 @@ def altered(fine: dict[str, Any], data: st.DataObject) -> Any:
     return body
 
 
-def check(path: str, status: int, kind: str, body: bytes) -> None:
-    assert status == 200 or 400 <= status < 500, (status, body)
-    if status != 200:
-        error = json.loads(body)["error"]
-        assert (
-            isinstance(error, str) if path.startswith("/api/") else set(error) == {"message", "type", "param", "code"}
-        )
-    elif kind.startswith("application/json"):
-        json.loads(body)
-    elif kind.startswith("application/x-ndjson"):
-        lines = [json.loads(line) for line in body.splitlines()]
-        assert [line.get("done", "error" in line) for line in lines] == [False] * (len(lines) - 1) + [True]
-    else:
-        last = body.decode().rstrip().split("\n\n")[-1]
-        assert "[DONE]" in last or '"error"' in last or "response." in last
-
-
 @pytest.mark.parametrize("parser", ["json", "bytes"])
 def test_every_body_gets_one_reply_in_the_right_shape(
     parser: str, tmp_path_factory: pytest.TempPathFactory, caplog: pytest.LogCaptureFixture
@@ -94,15 +60,15 @@ def test_every_body_gets_one_reply_in_the_right_shape(
     @settings(max_examples=150, suppress_health_check=list(HealthCheck))
     @given(st.data())
     def ask(data: st.DataObject) -> None:
-        path = data.draw(st.sampled_from(sorted(FINE)))
+        path = data.draw(st.sampled_from(sorted(BODIES)))
         if parser == "json":
-            content = json.dumps(altered(FINE[path], data)).encode("utf-8", "surrogatepass")
+            content = json.dumps(altered(BODIES[path], data)).encode("utf-8", "surrogatepass")
         else:
-            whole = json.dumps(FINE[path]).encode()
+            whole = json.dumps(BODIES[path]).encode()
             cut, more = data.draw(st.integers(0, len(whole))), data.draw(st.binary(max_size=20))
             content = data.draw(st.sampled_from([more, whole[:cut] + more + whole[cut:], whole[:cut], b"[" * 5000]))
         reply = loop.run_until_complete(http.post(path, content=content))
-        check(path, reply.status_code, reply.headers["content-type"], reply.content)
+        check_response(path, reply.status_code, reply.headers["content-type"], reply.content)
 
     try:
         with caplog.at_level(logging.ERROR):
