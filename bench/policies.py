@@ -1,7 +1,8 @@
 """Which eviction policy is to be the default: replays of 72-hour traces, in virtual time.
 
 There is no model and no disk: the planner decides as it does in the daemon, and times come from the prices of
-``llmaas.replay.prices``. Three grids of replays over LLMS' switching patterns and a semi-synthetic phone (``traces/``):
+``llmaas.replay.prices``. Three grids of replays over LLMS' switching patterns and a semi-synthetic phone
+(``llmaas.traces``):
 
 * ``policies``: every policy and both bounds, by pattern, number of contexts and part of all chunks that the POOL holds;
 * ``devices``: the daemon's policies over storage devices and models;
@@ -33,8 +34,8 @@ from llmaas.replay.bounds import belady, unbounded
 from llmaas.replay.prices import DEVICES, MODELS, Costs, costs
 from llmaas.replay.report import ReplayReport
 from llmaas.replay.simulator import Replay
-from llmaas.replay.trace import TraceCall
-from traces import phone, switching
+from llmaas.traces import phone, switching
+from llmaas.traces.call import TraceCall
 
 BITS = Precision(4, 4)
 BOUNDS = {"belady": belady, "unbounded": unbounded}
@@ -64,10 +65,9 @@ def prepare(case: Case, seed: int) -> tuple[list[TraceCall], PlannerSettings, Co
     """The trace of a case, the planner's settings and the prices."""
     model = MODELS[case.model]
     if case.pattern == "phone":
-        lines = phone.make(seed, limit=model.ctx_limit, hours=PHONE_HOURS)
+        calls = phone.make(seed, limit=model.ctx_limit, hours=PHONE_HOURS)
     else:
-        lines = switching.make(case.pattern, case.contexts, limit=model.ctx_limit, seed=seed)
-    trace = [TraceCall(**line) for line in lines]  # type: ignore[arg-type]
+        calls = switching.make(case.pattern, case.contexts, limit=model.ctx_limit, seed=seed)
     token = Codec(model.geometry).encoded_size(CHUNK_TOKENS, BITS) / CHUNK_TOKENS
     settings = PlannerSettings(
         n_cells=2 * model.ctx_limit,
@@ -79,7 +79,7 @@ def prepare(case: Case, seed: int) -> tuple[list[TraceCall], PlannerSettings, Co
         max_running=1,
         wear="eager",  # so that the POOL has nothing that leaves it last whatever the policy
     )
-    return trace, settings, costs(case.device, case.machine, case.model)
+    return list(calls), settings, costs(case.device, case.machine, case.model)
 
 
 def run(case: Case, seed: int) -> dict[str, Any]:

@@ -119,7 +119,7 @@ service_runner          service.runner service.refusals
 service_settings        service.settings
 service_shift           service.shift service.pending_turn
 stream                  service.stream
-trace                   replay.trace
+trace                   traces.call
 """
 MODULES: dict[str, tuple[str, ...]] = {
     _PACKAGE + old: tuple(_PACKAGE + name for name in new) for old, *new in map(str.split, _ROWS.strip().splitlines())

@@ -13,7 +13,6 @@ from pathlib import Path
 from llmaas.cli.options import add_settings, configured
 from llmaas.cli.out import human_bytes, print_json, table
 from llmaas.cli.planner_choices import batch_tokens, planner_choices
-from llmaas.errors import BadRequest
 from llmaas.planner.settings import PlannerSettings, planner_settings
 from llmaas.policies.eviction import DEFAULT_EVICTION, EVICTION
 from llmaas.policies.scheduling import DEFAULT_SCHEDULING, SCHEDULING
@@ -22,7 +21,8 @@ from llmaas.replay.figures import figures
 from llmaas.replay.prices import DEVICES, MACHINES, MODELS, costs
 from llmaas.replay.report import ReplayReport
 from llmaas.replay.simulator import Replay
-from llmaas.replay.trace import TraceCall, read_trace
+from llmaas.traces.call import TraceCall, read_trace
+from llmaas.traces.files import load
 
 _BOUNDS = {"belady": belady, "unbounded": unbounded}
 _SETTINGS = [
@@ -42,7 +42,7 @@ _SETTINGS = [
 _EPILOG = """\
 A trace has one JSON object a line: at second t a context gets prompt tokens and generates some.
   {"t": 12.5, "app": "mail", "context": "inbox", "prompt": 80, "generate": 40}
-It may also have a "priority" (0 to 9), a "deadline_s" and a "rate", as calls have.
+It may also have a "priority" (0 to 9), a "deadline_s" and a "rate", as calls have. "llmaas trace" makes traces.
 
 Prices are those of SmolLM2-135M on two x86 cores with a fast disk, unless a device, a machine or a model is named
 (their figures and sources: llmaas/replay/prices.py); the decisions are the daemon's own.
@@ -59,7 +59,7 @@ examples:
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.epilog = _EPILOG
-    parser.add_argument("trace", type=Path, help="a file of JSON lines, or - for standard input")
+    parser.add_argument("trace", type=Path, help="JSON lines, perhaps compressed (.gz, .zst), or - for standard input")
     parser.add_argument("--json", action="store_true", help="print JSON")
     parser.add_argument(
         "--device", choices=DEVICES, default="nvme", help="prices of this storage (default: %(default)s)"
@@ -86,7 +86,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def run(args: argparse.Namespace) -> int:
-    found = figures(_replay(args, list(read_trace(_lines(args.trace)))))
+    found = figures(_replay(args, _calls(args.trace)))
     if args.json:
         print_json(found)
     else:
@@ -95,11 +95,8 @@ def run(args: argparse.Namespace) -> int:
     return 0
 
 
-def _lines(trace: Path) -> list[str]:
-    try:
-        return sys.stdin.readlines() if str(trace) == "-" else trace.read_text().splitlines()
-    except (OSError, UnicodeDecodeError) as error:
-        raise BadRequest(f"cannot read the trace {trace}: {error}", hint="Give a file of JSON lines.") from error
+def _calls(trace: Path) -> list[TraceCall]:
+    return list(read_trace(sys.stdin)) if str(trace) == "-" else load(trace)
 
 
 def _replay(args: argparse.Namespace, trace: list[TraceCall]) -> ReplayReport:

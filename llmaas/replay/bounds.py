@@ -15,7 +15,7 @@ from llmaas.replay.contexts import context_id
 from llmaas.replay.prices import Costs
 from llmaas.replay.report import ReplayReport
 from llmaas.replay.simulator import Replay
-from llmaas.replay.trace import TraceCall
+from llmaas.traces.call import TraceCall
 
 
 def unbounded(trace: Sequence[TraceCall], settings: PlannerSettings, costs: Costs | None = None) -> ReplayReport:

@@ -11,7 +11,7 @@ from dataclasses import dataclass, field
 
 from llmaas.records import CHUNK_TOKENS, ChunkKey, ContextId, RequestId
 from llmaas.replay.report import CallReport
-from llmaas.replay.trace import TraceCall
+from llmaas.traces.call import TraceCall
 
 
 @dataclass(slots=True, eq=False)

@@ -9,7 +9,7 @@ from dataclasses import dataclass
 
 from llmaas.planner.actions import Outcome
 from llmaas.planner.tally import Tally
-from llmaas.replay.trace import TraceCall
+from llmaas.traces.call import TraceCall
 
 
 @dataclass(slots=True)

@@ -40,7 +40,7 @@ from llmaas.replay.hinting import Hinting
 from llmaas.replay.prices import Costs
 from llmaas.replay.report import CallReport, ReplayReport
 from llmaas.replay.timeline import Resource, Timeline
-from llmaas.replay.trace import TraceCall
+from llmaas.traces.call import TraceCall
 
 _IDLE_S = 1.0
 """Seconds after a call until it is guessed who comes next."""

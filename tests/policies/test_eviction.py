@@ -16,7 +16,7 @@ from llmaas.policies.eviction.rankings import IntervalRanking, rank
 from llmaas.records import ChunkKey, ContextId
 from llmaas.replay.bounds import belady, unbounded
 from llmaas.replay.simulator import Replay
-from llmaas.replay.trace import TraceCall
+from llmaas.traces.call import TraceCall
 from tests.support.planner_world import settings
 
 

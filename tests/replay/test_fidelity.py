@@ -18,9 +18,9 @@ from llmaas.planner.planner import Planner
 from llmaas.policies.duty import ThermalReading
 from llmaas.records import AppId, Message
 from llmaas.replay.simulator import Replay
-from llmaas.replay.trace import TraceCall
 from llmaas.service.recorder import read
 from llmaas.service.service import Service
+from llmaas.traces.call import TraceCall
 from tests.support.loop import on_a_loop
 from tests.support.service_house import APP, house
 

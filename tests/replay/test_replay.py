@@ -7,7 +7,7 @@ from llmaas.planner.actions import Outcome
 from llmaas.records import Geometry
 from llmaas.replay.prices import Costs
 from llmaas.replay.simulator import Replay
-from llmaas.replay.trace import TraceCall, read_trace
+from llmaas.traces.call import TraceCall, read_trace
 from tests.support.planner_world import settings
 
 

@@ -1,10 +1,11 @@
-"""Traces: which app calls when, for which context, with how many tokens.
+"""One call of a trace, as a line of JSON (docs/traces.md).
 
 Law: pure; a line is checked when it is read, and an error names the line.
 """
 
 from __future__ import annotations
 
+import dataclasses
 import json
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
@@ -17,7 +18,9 @@ from llmaas.errors import BadRequest
 class TraceCall:
     """One line of a trace: at second ``t`` a context gets ``prompt`` tokens and generates ``generate``.
 
-    ``priority``, ``deadline_s`` and ``rate`` as in ``Terms``. Raises ValueError.
+    ``priority``, ``deadline_s`` and ``rate`` as in ``Terms``. ``text``: what the prompt says; without it, programs that
+    need text take any of ``prompt`` tokens. ``prefix``: contexts with the same one begin with the same
+    ``prefix_tokens`` tokens, which ``prompt`` of a context's first call includes. Raises ValueError.
     """
 
     t: float
@@ -28,15 +31,28 @@ class TraceCall:
     priority: int = DEFAULT_TERMS.priority
     deadline_s: float | None = None
     rate: float | None = None
+    text: str | None = None
+    prefix: str = ""
+    prefix_tokens: int = 0
 
     def __post_init__(self) -> None:
         if self.prompt < 0 or self.generate < 0 or self.prompt + self.generate == 0:
             raise ValueError("a call needs prompt or generate tokens")
+        if not 0 <= self.prefix_tokens <= self.prompt:
+            raise ValueError("prefix_tokens is a part of prompt")
+        if bool(self.prefix) != bool(self.prefix_tokens):
+            raise ValueError("prefix and prefix_tokens go together")
         _ = Terms(self.priority, self.deadline_s, self.rate)  # this checks them
+
+    def line(self) -> str:
+        """The call as a line of a trace, without what is as it is by itself."""
+        fields = dataclasses.fields(self)
+        shown = {f.name: getattr(self, f.name) for f in fields if getattr(self, f.name) != f.default}
+        return json.dumps(shown, ensure_ascii=False)
 
 
 def read_trace(lines: Iterable[str]) -> Iterator[TraceCall]:
-    """The calls of a trace of JSON lines (traces/README.md). Raises BadRequest with the number of a wrong line."""
+    """The calls of a trace of JSON lines. Raises BadRequest with the number of a wrong line."""
     for number, line in enumerate(lines, start=1):
         if not line.strip() or line.startswith("#"):
             continue

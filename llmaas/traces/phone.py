@@ -1,8 +1,6 @@
-"""Makes traces of a semi-synthetic phone: three days of one person's apps, each with a few conversations.
+"""Makes traces of a semi-synthetic phone: some days of one person's apps, each with a few conversations.
 
-python traces/phone.py 1 > trace.jsonl
-
-Real, as aggregates, are
+Law: the seed and the unlocks decide all. Real, as aggregates, are
 
 * the gaps between unlocks: quantiles of 919 gaps of one phone in one month, from the sample data of the Python package
   niimpy 1.3.0 (MIT licence);
@@ -15,13 +13,14 @@ and how much it adds.
 
 from __future__ import annotations
 
-import json
+import math
 import random
-import sys
 from bisect import bisect_right
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 
-from traces.switching import HOURS, KINDS, Conversations, Line
+from llmaas.traces.call import TraceCall
+from llmaas.traces.growth import Conversations
+from llmaas.traces.switching import HOURS, KINDS
 
 Quantiles = Sequence[tuple[float, float]]
 
@@ -48,14 +47,17 @@ CONVERSATIONS = 3
 """Conversations of an app. The one used last is continued four times in seven, the one before twice, the third once."""
 
 
-def make(seed: int = 1, *, limit: int = 4096, hours: float = HOURS) -> Iterator[Line]:
-    """A trace for a model of ``limit`` tokens."""
+def make(
+    seed: int = 1, *, limit: int = 4096, hours: float = HOURS, unlocks: Iterable[float] | None = None
+) -> Iterator[TraceCall]:
+    """A trace for a model of ``limit`` tokens. ``unlocks``: real ones, in seconds, in place of drawn gaps."""
     rng = random.Random(f"phone {limit} {seed}")
     kinds = list(KINDS)
     stack = list(range(APPS))
     recent = [list(range(CONVERSATIONS)) for _ in stack]
     conversations = Conversations(limit, rng)
-    now = _draw(UNLOCK_GAP_S, rng)
+    real = None if unlocks is None else iter(unlocks)
+    now = _unlock(0.0, real, rng)
     while now < hours * 3600:
         t = now
         for _ in range(round(_draw(ACTIVATIONS, rng))):
@@ -66,7 +68,12 @@ def make(seed: int = 1, *, limit: int = 4096, hours: float = HOURS) -> Iterator[
                 recent[app].insert(0, number)
                 yield conversations.call(t, f"app{app}", f"{app}-{number}", KINDS[kinds[app % len(kinds)]])
             t += _draw(DWELL_S, rng)
-        now = max(now + _draw(UNLOCK_GAP_S, rng), t)
+        now = max(_unlock(now, real, rng), t)
+
+
+def _unlock(now: float, real: Iterator[float] | None, rng: random.Random) -> float:
+    """When the next unlock after the one at ``now`` is."""
+    return now + _draw(UNLOCK_GAP_S, rng) if real is None else next(real, math.inf)
 
 
 def _draw(quantiles: Quantiles, rng: random.Random) -> float:
@@ -75,12 +82,3 @@ def _draw(quantiles: Quantiles, rng: random.Random) -> float:
     i = min(bisect_right([p for p, _ in quantiles], u), len(quantiles) - 1)
     (p0, x0), (p1, x1) = quantiles[i - 1], quantiles[i]
     return x0 + (x1 - x0) * (u - p0) / (p1 - p0)
-
-
-def main() -> None:
-    for line in make(int(sys.argv[1]) if len(sys.argv) > 1 else 1):
-        print(json.dumps(line))
-
-
-if __name__ == "__main__":
-    main()

@@ -1,0 +1,1 @@
+"""``llmaas trace``: traces of calls, made, shown, and taken from recordings or from public data."""

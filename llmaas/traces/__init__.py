@@ -1,0 +1,1 @@
+"""Traces: which app called when, for which context, with how many tokens. Their format, and programs that make them."""

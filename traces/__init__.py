@@ -1,1 +1,0 @@
-"""Traces of calls to replay, and the programs that make them (traces/README.md)."""
