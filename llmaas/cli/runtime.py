@@ -13,8 +13,9 @@ import logging
 import os
 from collections.abc import AsyncIterator, Mapping
 from contextlib import AsyncExitStack, asynccontextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import Any
 
 from llmaas.api.server import Limits, serve
 from llmaas.cli.doctor.damage import explain_salvage
@@ -127,8 +128,11 @@ def _open_store(config: Config, environ: Mapping[str, str]) -> Store:
 
 
 @asynccontextmanager
-async def running(config: Config, kind: type[LlamaEngine] = LlamaEngine) -> AsyncIterator[Runtime]:
-    """A daemon that serves during the block; benches give it an engine class of their own.
+async def running(
+    config: Config, kind: type[LlamaEngine] = LlamaEngine, *, choices: Mapping[str, Any] | None = None
+) -> AsyncIterator[Runtime]:
+    """A daemon that serves during the block. Benches give it an engine class of their own, and ``choices``: fields of
+    PlannerChoices that no setting chooses.
 
     Raises LlmaasError if a part cannot start.
     """
@@ -153,7 +157,9 @@ async def running(config: Config, kind: type[LlamaEngine] = LlamaEngine) -> Asyn
         finally:
             loader.close(wait=False)  # it has ended, or is not wanted any more
             lister.close()  # before the store is closed, whatever came of the model; it takes a fraction of a second
-        service = Service(engine, store, service_settings(config), RealClock())
+        settings = service_settings(config)
+        planner = replace(settings.planner, **(choices or {}))
+        service = Service(engine, store, replace(settings, planner=planner), RealClock())
         await service.start(summaries)
         parts.push_async_callback(service.stop)
         limits = Limits(priority_floor=config.priority_floor, urgent_apps=frozenset(config.urgent_apps or ()))

@@ -12,12 +12,14 @@ from __future__ import annotations
 
 import itertools
 import json
+import math
 import random
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 from llmaas.errors import BadRequest
+from llmaas.traces import phone
 from llmaas.traces.call import TraceCall
 from llmaas.traces.growth import ANSWER
 from llmaas.traces.switching import GAP_S, called
@@ -58,7 +60,7 @@ def make(
     conversations: Sequence[ConversationText], pattern: str, calls: int, *, limit: int = 8192, seed: int = 1
 ) -> Iterator[TraceCall]:
     """All contexts begin, at second 0; then ``calls`` calls follow. Contexts that would have more than ``limit`` tokens
-    are not called any more: the pattern goes on with the others.
+    are not called any more: the pattern, one of ``switching`` or "phone", goes on with the others.
     """
     rng = random.Random(f"conversations {pattern} {len(conversations)} {seed}")
     lengths = []
@@ -70,7 +72,8 @@ def make(
         yield TraceCall(0.0, each.app, each.name, prompt, 0, text=each.begin)
     growth = [sum(map(each.tokens, each.turns)) / len(each.turns) for each in conversations]
     turns = [itertools.cycle(each.turns) for each in conversations]
-    order, t = called(pattern, len(conversations), rng, growth), 0.0
+    n, t = len(conversations), 0.0
+    order = _as_on_a_phone(n, seed) if pattern == "phone" else called(pattern, n, rng, growth)
     tried = 0
     while calls and tried < 1000 * len(conversations):
         i, tried = next(order), tried + 1
@@ -82,6 +85,13 @@ def make(
         t += rng.expovariate(1 / GAP_S)
         calls, tried = calls - 1, 0
         yield TraceCall(round(t, 2), conversations[i].app, conversations[i].name, prompt, ANSWER, text=text)
+
+
+def _as_on_a_phone(n: int, seed: int) -> Iterator[int]:
+    """Which of ``n`` contexts comes next when they are those of a phone's apps, in the order of their first calls."""
+    numbers: dict[str, int] = {}
+    for call in phone.make(seed, hours=math.inf):
+        yield numbers.setdefault(call.context.partition(".")[0], len(numbers)) % n
 
 
 def _conversation(row: dict[str, Any]) -> ConversationText:

@@ -1,0 +1,150 @@
+"""One run: all calls of the work on one program, one after the other, each by its app's process.
+
+Law: a call is made when the one before has ended and the pause is over, so every program gets the same order of calls
+whatever its speed. What a program fails at is a row, and the run goes on.
+"""
+
+from __future__ import annotations
+
+import time
+from collections import defaultdict
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from bench.lib.cli import Options
+from bench.lib.stats import sig
+from bench.replaying.apps import AppProcesses, CallFailed
+from bench.replaying.cold import ColdFiles
+from bench.replaying.journal import Journal
+from bench.replaying.meters import MemoryWatch, difference, reading
+from bench.replaying.programs import Program, forget, serving
+from bench.replaying.systems import Budget, System
+from bench.replaying.work import Work, WorkCall
+
+Key = tuple[str, str]
+MOST_FAILURES = 5
+"""In a row, after which a run goes on no longer."""
+_SETTLE_S = 1.0
+"""After the last call, for a program to write what it wants to write."""
+RESTART_ANSWER = 8
+
+
+@dataclass
+class Run:
+    name: str
+    """Which run it is: unique among those of a journal."""
+    system: System
+    work: Work
+    budget: Budget
+    options: Options
+    journal: Journal
+    progress: Callable[[int], None]
+    """Told the number of calls done."""
+    cold: bool = True
+    """Before each call, the program's files leave the page cache."""
+    restarts: int = 0
+    """Contexts that are called once more after the program was started again."""
+    histories: dict[Key, list[int]] = field(default_factory=lambda: defaultdict(list))
+    texts: dict[Key, str] = field(default_factory=lambda: defaultdict(str))
+    occupant: Key | None = None
+    """Whose state the only slot has, of a program whose slots clients save."""
+
+    def carry_out(self, head: dict[str, Any]) -> None:
+        """All of it. Raises NotInstalled, RuntimeError if the program does not start."""
+        forget(self._folder)
+        with serving(self.system, self.options, self.budget, self._folder) as program:
+            self.put("begin", **head, program=program.about)
+            used = self._replay(program)
+        if self.restarts:
+            self._restart()
+        self.put("end", **used)
+        forget(self._folder)
+
+    @property
+    def _folder(self) -> Path:
+        return self.options.folder / "state"
+
+    def put(self, row: str, **fields: Any) -> None:
+        self.journal.append({"run": self.name, "row": row, **fields})
+
+    def _replay(self, program: Program) -> dict[str, Any]:
+        watch, begun = MemoryWatch(program.pid), reading(program.pid)
+        began = time.monotonic()
+        measured, files = begun, ColdFiles(self._folder)
+        with AppProcesses(self.system.kind, program.address, [call.app for call in self.work.calls]) as apps:
+            failures = 0
+            for call in self.work.calls:
+                if call.n_new and measured is begun:
+                    measured = reading(program.pid)  # contexts are there: what follows is the replay itself
+                time.sleep(call.pause_s)
+                if self.cold and call.n_new:
+                    files.drop()
+                failures = 0 if self._call(apps, call, "call", began) else failures + 1
+                self.progress(1)
+                if failures >= MOST_FAILURES:
+                    self.put("failed", number=call.number, why="too many failures in a row: the run ends here")
+                    break
+            time.sleep(_SETTLE_S)
+        end = reading(program.pid)
+        return {
+            "seconds": sig(time.monotonic() - began),
+            "whole": difference(begun, end),
+            "calls": difference(measured, end),
+            **watch.close(),
+        }
+
+    def _restart(self) -> None:
+        """Start the program again, and call the contexts that were called last, once each."""
+        self.occupant = None
+        last: dict[Key, WorkCall] = {}
+        for call in self.work.calls:
+            last.pop((call.app, call.context), None)
+            last[call.app, call.context] = call
+        chosen: Sequence[WorkCall] = list(last.values())[-self.restarts :]
+        with (
+            serving(self.system, self.options, self.budget, self._folder) as program,
+            AppProcesses(self.system.kind, program.address, [call.app for call in chosen]) as apps,
+        ):
+            began, files = time.monotonic(), ColdFiles(self._folder)
+            for call in chosen:
+                if self.cold:
+                    files.drop()
+                self._call(apps, call, "restart", began)
+
+    def _call(self, apps: AppProcesses, call: WorkCall, row: str, began: float) -> bool:
+        key = call.app, call.context
+        again = row == "restart"
+        begins = call.begins and not again
+        n_new = RESTART_ANSWER if again else call.n_new
+        file = f"{abs(hash(key))}.slot" if self.system.slot_files and self.system.kind == "llama_server" else ""
+        request = {
+            "context": call.context,
+            "text": call.text,
+            "tokens": call.tokens,
+            "history": self.histories[key] if self.system.kind == "llama_server" else (),
+            "history_text": self.texts[key] if self.system.kind == "llama_cpp_server" else "",
+            "n_new": n_new,
+            "begins": begins,
+            "restore": file if self.histories[key] and self.occupant != key else "",
+            "save": file,
+        }
+        about = {"number": call.number, "app": call.app, "context": call.context, "begins": begins}
+        about |= {"held": len(self.histories[key]), "n_prompt": len(call.tokens), "n_new": n_new}
+        try:
+            reply = apps.call(call.app, request)
+        except CallFailed as error:
+            self.put("failed", why=str(error)[:500], **about)
+            self.occupant = None
+            return False
+        self.occupant = key if file else None
+        text = reply.pop("text")
+        self.put(row, at=sig(time.monotonic() - began), switches=call.switches or again, **about, **_shown(reply))
+        self.histories[key] += [*call.tokens, *reply["tokens"]]
+        self.texts[key] += call.text + text
+        return True
+
+
+def _shown(reply: dict[str, Any]) -> dict[str, Any]:
+    return {name: sig(value) if isinstance(value, float) else value for name, value in reply.items()}
