@@ -21,6 +21,8 @@ ChunkKey = NewType("ChunkKey", bytes)
 RequestId = NewType("RequestId", int)
 """Number of a call, unique in one run of the service."""
 
+SHORT_NAME = r"[A-Za-z0-9._-]{1,64}"
+"""What the name of an app or of an adapter is made of, as a regular expression."""
 CHUNK_TOKENS = 64
 """Tokens in a full chunk. The last chunk of a context may have fewer."""
 NO_QUOTA = 1 << 62

@@ -1,4 +1,4 @@
-"""Opening files whose paths come from a person or an app, and making the names of new ones durable.
+"""Opening files whose paths come from a person or an app, replacing files, and making the names of new ones durable.
 
 Law: neither the opening nor the reading ever waits for another process. A path can name a FIFO, which waits for a
 writer, or a device such as /dev/zero, which never ends; only regular files are opened.
@@ -9,6 +9,8 @@ from __future__ import annotations
 import errno
 import os
 import stat
+import tempfile
+from contextlib import suppress
 from pathlib import Path
 from typing import BinaryIO
 
@@ -38,3 +40,27 @@ def sync_folder(path: Path) -> None:
         os.fsync(fd)
     finally:
         os.close(fd)
+
+
+def replace_file(path: Path, data: bytes, mode: int) -> None:
+    """Write a new file with this ``mode``, and give it the name ``path`` when it is on disk: whoever reads it gets the
+    old one or the new one. Raises OSError; then the old file is as it was.
+
+    The new file has a name that no other writer uses and nobody can foresee, so that nothing stands in its way.
+    """
+    fd, name = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
+    try:
+        try:
+            os.fchmod(fd, mode)
+            left = memoryview(data)
+            while left:
+                left = left[os.write(fd, left) :]
+            os.fsync(fd)
+        finally:
+            os.close(fd)
+        Path(name).replace(path)
+    except BaseException:
+        with suppress(OSError):
+            Path(name).unlink()
+        raise
+    sync_folder(path.parent)

@@ -14,14 +14,13 @@ from llmaas.api.record_maps import from_map, to_map
 from llmaas.api.replies import error_from
 from llmaas.api.wire import Frame
 from llmaas.errors import BadRequest, VersionMismatch
-from llmaas.records import AppId
+from llmaas.records import SHORT_NAME, AppId
 
 VERSION = 1
 """The protocol version of this package."""
 MAX_CLIENT = 256
 """Characters of the client's name and version."""
 MAX_UID = 2**32 - 1
-_APP_NAME = re.compile(r"[A-Za-z0-9._-]{1,64}")
 
 
 @dataclass(frozen=True, slots=True)
@@ -68,7 +67,7 @@ def app_id(uid: int, name: str) -> AppId:
     >>> app_id(1000, "mail")
     '1000/mail'
     """
-    if not _APP_NAME.fullmatch(name):
+    if not re.fullmatch(SHORT_NAME, name):
         raise BadRequest(f"field 'app': 1 to 64 characters of A-Z a-z 0-9 . _ - are wanted, not {reprlib.repr(name)}")
     return AppId(f"{uid}/{name}")
 

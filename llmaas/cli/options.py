@@ -101,3 +101,15 @@ def connected(args: argparse.Namespace, *, admin: bool = False, retry_s: float =
 def socket_of(found: LoadedConfig) -> Path:
     """Where a client finds the daemon."""
     return socket_in_use(os.environ) if found.origins["socket"] == "default" else found.config.socket
+
+
+def seconds(low: float, high: float) -> Callable[[str], float]:
+    """A type of an argument: a number of seconds from ``low`` to ``high``."""
+
+    def seconds(text: str) -> float:
+        value = float(text)
+        if not low <= value <= high:
+            raise argparse.ArgumentTypeError(f"must be from {low:g} to {high:g}")
+        return value
+
+    return seconds

@@ -10,7 +10,7 @@ import sys
 import threading
 from collections.abc import Iterator, Mapping
 
-from llmaas.cli.options import add_client, connected
+from llmaas.cli.options import add_client, connected, seconds
 from llmaas.cli.out import bold, human_bytes, print_json, printable
 from llmaas.errors import ConfigError
 
@@ -36,7 +36,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "--prometheus", action="store_true", help="print Prometheus' text format, as /metrics of 'llmaas http' has it"
     )
     parser.add_argument(
-        "--watch", metavar="SECONDS", nargs="?", type=_seconds, const=2.0, help="repeat (default: every 2 s)"
+        "--watch", metavar="SECONDS", nargs="?", type=seconds(0.1, 86400), const=2.0, help="repeat (default: every 2 s)"
     )
 
 
@@ -98,10 +98,3 @@ def _shown(path: str, value: object) -> str:
     if "bytes" in path and not path.endswith(".count"):
         return human_bytes(value)
     return f"{value:.2f}" if isinstance(value, float) and not value.is_integer() else f"{int(value)}"
-
-
-def _seconds(text: str) -> float:
-    value = float(text)
-    if not 0.1 <= value <= 86400:
-        raise argparse.ArgumentTypeError("must be from 0.1 to 86400")
-    return value

@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from llmaas.config_file import read_path
+from llmaas.records import NO_QUOTA, SHORT_NAME
 
 
 @dataclass(frozen=True, slots=True)
@@ -116,8 +117,6 @@ def mean_bits(low: float, high: float, choices: tuple[int, ...]) -> Kind:
     return Kind(f"a mean from {low:g} to {high:g}, or K/V with two of {each}, such as 4/4", "BITS", read)
 
 
-_NONE = 1 << 62
-"""``records.NO_QUOTA``; that module needs numpy, which ``--help`` can do without."""
 _UNITS = {"": 1, "k": 1 << 10, "m": 1 << 20, "g": 1 << 30, "t": 1 << 40}
 
 
@@ -126,7 +125,7 @@ def size(low: int, *, or_none: bool = False) -> Kind:
 
     def read(raw: object, base: Path) -> int:
         if or_none and str(raw).strip().lower() == "none":
-            return _NONE
+            return NO_QUOTA
         match = re.fullmatch(r"([0-9]{1,16}(?:\.[0-9]{1,6})?)\s*([kmgt]?)(?:i?b)?", str(raw).strip().lower())
         if not match:
             raise ValueError
@@ -164,7 +163,7 @@ def named_paths() -> Kind:
             raise ValueError
         found: dict[str, Path] = {}
         for pair in pairs:
-            if len(pair) != 2 or not re.fullmatch(r"[A-Za-z0-9._-]{1,64}", str(pair[0])) or pair[0] in found:
+            if len(pair) != 2 or not re.fullmatch(SHORT_NAME, str(pair[0])) or pair[0] in found:
                 raise ValueError
             found[str(pair[0])] = one.read(pair[1], base)
         return tuple(found.items())
@@ -213,7 +212,7 @@ def app_names() -> Kind:
         if not isinstance(names, list):
             raise ValueError
         for name in names:
-            if not isinstance(name, str) or not re.fullmatch(r"([0-9]{1,10}/)?[A-Za-z0-9._-]{1,64}", name):
+            if not isinstance(name, str) or not re.fullmatch(rf"([0-9]{{1,10}}/)?{SHORT_NAME}", name):
                 raise ValueError
         return tuple(names)
 
@@ -222,7 +221,7 @@ def app_names() -> Kind:
 
 def show_bytes(n: int) -> str:
     """``n`` bytes in the form that settings take: 64M, 1.5G, 1000."""
-    if n >= _NONE:
+    if n >= NO_QUOTA:
         return "none"
     for unit in "tgmk":
         quarters, rest = divmod(n * 4, _UNITS[unit])

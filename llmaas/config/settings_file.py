@@ -6,17 +6,14 @@ not at all, and never by one that says anything else than was asked for: what ca
 
 from __future__ import annotations
 
-import os
 import re
 import sys
-import tempfile
 from collections.abc import Mapping
-from contextlib import suppress
 from pathlib import Path
 
 from llmaas.config_file import Environ, xdg
 from llmaas.errors import ConfigError
-from llmaas.regular_file import sync_folder
+from llmaas.regular_file import replace_file
 
 if sys.version_info >= (3, 11):
     import tomllib
@@ -42,7 +39,7 @@ def save(file: Path, values: Mapping[str, str | float]) -> None:
         old = file.read_text("utf-8") if file.exists() else ""
         new = edited(old, values)
         file.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
-        _replace(file, new)
+        replace_file(file, new.encode(), file.stat().st_mode & 0o777 if file.exists() else 0o600)
     except (OSError, ValueError) as error:
         raise ConfigError(
             f"cannot save the settings in {file}: {error}",
@@ -81,21 +78,3 @@ def edited(text: str, values: Mapping[str, str | float]) -> str:
 
 def _literal(value: str | float) -> str:
     return f'"{value}"' if isinstance(value, str) else f"{value:g}" if value < 1e6 else str(value)
-
-
-def _replace(file: Path, text: str) -> None:
-    """Write ``text`` to a new file of the same mode, and give it the name at once, when it is on disk."""
-    descriptor, name = tempfile.mkstemp(dir=file.parent, prefix=f".{file.name}.")
-    try:
-        with os.fdopen(descriptor, "w", encoding="utf-8") as new:
-            new.write(text)
-            new.flush()
-            os.fsync(new.fileno())
-            if file.exists():
-                os.fchmod(new.fileno(), file.stat().st_mode & 0o777)
-        Path(name).replace(file)
-    except BaseException:
-        with suppress(OSError):
-            Path(name).unlink()
-        raise
-    sync_folder(file.parent)

@@ -10,16 +10,12 @@ from typing import Annotated, Any
 import msgspec
 from msgspec import UNSET, Meta, UnsetType
 
-from llmaas.http.extensions import Extensions
 from llmaas.http.openai_types import (
     ContentPart,
-    Penalty,
     Reading,
     ResponseFormat,
     Served,
-    Share,
-    StreamOptions,
-    Temperature,
+    TextRequest,
     ToolCall,
     Usage,
 )
@@ -57,29 +53,15 @@ class NamedTool(msgspec.Struct):
     type: str = "function"
 
 
-class ChatRequest(msgspec.Struct, kw_only=True):
+class ChatRequest(TextRequest, kw_only=True):
     messages: Annotated[list[ChatMessage], Meta(min_length=1)]
-    model: str | None = None
-    stream: bool | None = None
-    stream_options: StreamOptions | None = None
-    max_tokens: int | None = None
     max_completion_tokens: int | None = None
-    temperature: Temperature | None = None
-    top_p: Share | None = None
-    presence_penalty: Penalty | None = None
-    frequency_penalty: Penalty | None = None
-    seed: int | None = None
-    stop: str | list[str] | None = None
-    n: int | None = None
     logprobs: bool | None = None
     top_logprobs: int | None = None
-    logit_bias: dict[str, float] | None = None
     response_format: ResponseFormat | None = None
     tools: list[ChatTool] | None = None
     tool_choice: str | NamedTool | None = None
     parallel_tool_calls: bool | None = None
-    llmaas: Extensions | None = None
-    user: str | None = None
     store: bool | None = None
     metadata: Any = None
 

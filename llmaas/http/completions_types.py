@@ -10,30 +10,15 @@ from typing import Any
 import msgspec
 from msgspec import UNSET, UnsetType
 
-from llmaas.http.extensions import Extensions
-from llmaas.http.openai_types import Penalty, Served, Share, StreamOptions, Temperature, Usage
+from llmaas.http.openai_types import Served, TextRequest, Usage
 
 
-class CompletionRequest(msgspec.Struct, kw_only=True):
+class CompletionRequest(TextRequest, kw_only=True):
     prompt: str | list[Any] | None = None
-    model: str | None = None
-    stream: bool | None = None
-    stream_options: StreamOptions | None = None
-    max_tokens: int | None = None
-    temperature: Temperature | None = None
-    top_p: Share | None = None
-    presence_penalty: Penalty | None = None
-    frequency_penalty: Penalty | None = None
-    seed: int | None = None
-    stop: str | list[str] | None = None
-    n: int | None = None
     best_of: int | None = None
     logprobs: int | None = None
-    logit_bias: dict[str, float] | None = None
     echo: bool | None = None
     suffix: str | None = None
-    llmaas: Extensions | None = None
-    user: str | None = None
 
 
 class CompletionLogprobs(msgspec.Struct):

@@ -15,12 +15,12 @@ from typing import Any
 
 from llmaas.api.app_token import holds_token, is_token
 from llmaas.http.errors import HttpError
+from llmaas.records import SHORT_NAME
 
 DEFAULT_APP = "http"
 APP_HEADER = "x-llmaas-app"
 UNIX = "unix"
 """What stands in place of a client's host where the client came over the Unix socket; its port is then its uid."""
-_NAME = re.compile(r"[A-Za-z0-9._-]{1,64}")
 
 
 @dataclass(frozen=True, slots=True)
@@ -45,7 +45,7 @@ def identity_of(client: Any, headers: Mapping[str, str], *, tokens_required: boo
             "over TCP a request cannot choose its app without a token. Use the Unix socket, or leave it out.",
             param=APP_HEADER,
         )
-    if name is not None and not _NAME.fullmatch(name):
+    if name is not None and not re.fullmatch(SHORT_NAME, name):
         raise HttpError(400, "an app's name has 1 to 64 characters of A-Z a-z 0-9 . _ -", param=APP_HEADER)
     if token:
         return Identity(name, token=token)

@@ -12,6 +12,7 @@ from msgspec import UNSET, Meta, UnsetType
 
 from llmaas.calls import Done, Progress
 from llmaas.http.answers import n_cached, n_prompt
+from llmaas.http.extensions import Extensions
 
 Temperature = Annotated[float, Meta(ge=0, le=2)]
 Share = Annotated[float, Meta(ge=0, le=1)]
@@ -94,6 +95,25 @@ def served_of(done: Done) -> Served:
 
 class StreamOptions(msgspec.Struct):
     include_usage: bool | None = None
+
+
+class TextRequest(msgspec.Struct, kw_only=True):
+    """What requests for a chat completion and for a completion share."""
+
+    model: str | None = None
+    stream: bool | None = None
+    stream_options: StreamOptions | None = None
+    max_tokens: int | None = None
+    temperature: Temperature | None = None
+    top_p: Share | None = None
+    presence_penalty: Penalty | None = None
+    frequency_penalty: Penalty | None = None
+    seed: int | None = None
+    stop: str | list[str] | None = None
+    n: int | None = None
+    logit_bias: dict[str, float] | None = None
+    llmaas: Extensions | None = None
+    user: str | None = None
 
 
 class SchemaFormat(msgspec.Struct):

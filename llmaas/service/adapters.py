@@ -20,11 +20,9 @@ from llmaas.errors import AdapterUnreadable, BadRequest, UnknownAdapter
 from llmaas.fair_thread import FairThread
 from llmaas.kvchunks.keys import namespace
 from llmaas.kvchunks.store.store import AdapterRow, Store
-from llmaas.records import AdapterInfo, AppId
+from llmaas.records import SHORT_NAME, AdapterInfo, AppId
 
 log = logging.getLogger(__name__)
-
-_NAME = re.compile(r"[A-Za-z0-9._-]{1,64}")
 
 
 class AdapterRegistry:
@@ -99,7 +97,7 @@ class AdapterRegistry:
         Raises BadRequest (the name, a relative path, larger than the budget), AdapterUnreadable, AdapterMismatch,
         Busy, StoreFailed, DiskFull; then everything is as it was.
         """
-        if not _NAME.fullmatch(name):
+        if not re.fullmatch(SHORT_NAME, name):
             raise BadRequest(f"an adapter's name has 1 to 64 characters of A-Z a-z 0-9 . _ -, not {reprlib.repr(name)}")
         if not Path(path).is_absolute():
             raise BadRequest(f"an absolute path is wanted, not {reprlib.repr(path)}")

@@ -17,7 +17,7 @@ from typing import Any
 
 from llmaas.errors import StoreFailed
 from llmaas.records import NO_APP_QUOTA, AppId, AppQuota
-from llmaas.regular_file import open_regular, sync_folder
+from llmaas.regular_file import open_regular, replace_file
 
 FILE = "apps.json"
 VERSION = 1
@@ -68,19 +68,8 @@ def write_apps(path: Path, rows: Iterable[AppRow]) -> None:
     """Replace the file. Raises StoreFailed; then the file is as it was."""
     body = {str(row.app): _as_map(row) for row in rows}
     data = json.dumps({"version": VERSION, "apps": body, "checksum": _checksum(body)}, indent=1).encode()
-    new = path.with_name(f"{path.name}.new")
     try:
-        fd = os.open(new, os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_NOFOLLOW | os.O_CLOEXEC, 0o600)
-        try:
-            os.fchmod(fd, 0o600)
-            left = memoryview(data)
-            while left:
-                left = left[os.write(fd, left) :]
-            os.fsync(fd)
-        finally:
-            os.close(fd)
-        new.replace(path)
-        sync_folder(path.parent)
+        replace_file(path, data, 0o600)
     except OSError as error:
         raise StoreFailed(
             f"the file of apps {path} cannot be written: {error.strerror}",

@@ -88,8 +88,6 @@ def test_a_write_that_fails_or_is_cut_short_leaves_the_file_as_it_was(
 ) -> None:
     path = tmp_path / "apps.json"
     write_apps(path, ROWS[:1])
-    (tmp_path / "apps.json.new").write_bytes(b"half of a table")  # a daemon was killed
-    assert read_apps(path) == ROWS[:1]
 
     def fails(*_: object) -> None:
         raise OSError(28, "No space left on device")
@@ -99,18 +97,17 @@ def test_a_write_that_fails_or_is_cut_short_leaves_the_file_as_it_was(
             patch.setattr(app_file.os, call, fails)
             with pytest.raises(StoreFailed, match="No space"):
                 write_apps(path, ROWS)
-        assert read_apps(path) == ROWS[:1]
+        assert read_apps(path) == ROWS[:1] and list(tmp_path.iterdir()) == [path]
     write_apps(path, ROWS)
     assert read_apps(path) == ROWS
 
 
-def test_a_link_in_the_way_is_not_followed(tmp_path: Path) -> None:
-    other = tmp_path / "other"
+def test_a_link_in_the_way_is_replaced_and_not_followed(tmp_path: Path) -> None:
+    path, other = tmp_path / "apps.json", tmp_path / "other"
     other.write_text("mine")
-    (tmp_path / "apps.json.new").symlink_to(other)
-    with pytest.raises(StoreFailed):
-        write_apps(tmp_path / "apps.json", ROWS)
-    assert other.read_text() == "mine"
+    path.symlink_to(other)
+    write_apps(path, ROWS)
+    assert other.read_text() == "mine" and not path.is_symlink() and read_apps(path) == ROWS
 
 
 # -- the table

@@ -10,6 +10,7 @@ import argparse
 from pathlib import Path
 
 from llmaas.cli.demo.times import FULL_SECONDS, QUICK_SECONDS
+from llmaas.cli.options import seconds
 
 DEFAULT_OUT = Path("llmaas-demo")
 _EPILOG = """\
@@ -39,7 +40,7 @@ exit codes: 0 all held   1 something did not   130 interrupted (nothing is left 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.epilog = _EPILOG
     time = parser.add_mutually_exclusive_group()
-    time.add_argument("--seconds", type=_seconds, help="about how long it may take (default: 120)")
+    time.add_argument("--seconds", type=seconds(20, 3600), help="about how long it may take (default: 120)")
     time.add_argument("--quick", action="store_true", help="the same in about 25 seconds")
     parser.add_argument(
         "--out", type=Path, default=DEFAULT_OUT, metavar="DIR", help="folder for the results (default: %(default)s)"
@@ -53,12 +54,5 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 def run(args: argparse.Namespace) -> int:
     from llmaas.cli.demo.session import show_demo  # --help does not wait for the model's library and numpy
 
-    seconds = QUICK_SECONDS if args.quick else args.seconds or FULL_SECONDS
-    return show_demo(args.model, float(seconds), args.seed, args.out)
-
-
-def _seconds(text: str) -> float:
-    value = float(text)
-    if not 20 <= value <= 3600:
-        raise argparse.ArgumentTypeError("must be from 20 to 3600")
-    return value
+    wanted = QUICK_SECONDS if args.quick else args.seconds or FULL_SECONDS
+    return show_demo(args.model, float(wanted), args.seed, args.out)

@@ -19,7 +19,7 @@ from typing import TYPE_CHECKING
 from rich.console import Console
 from rich.live import Live
 
-from llmaas.cli.options import add_client, connected
+from llmaas.cli.options import add_client, connected, seconds
 from llmaas.cli.top.sample import Sample
 from llmaas.cli.top.view import Screen, picture
 from llmaas.clock import RealClock
@@ -46,7 +46,11 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     add_client(parser)
     parser.add_argument("--once", action="store_true", help="print one picture and end")
     parser.add_argument(
-        "--every", metavar="SECONDS", type=_seconds, default=1.0, help="how often it is drawn (default: %(default)s)"
+        "--every",
+        metavar="SECONDS",
+        type=seconds(0.1, 3600),
+        default=1.0,
+        help="how often it is drawn (default: %(default)s)",
     )
 
 
@@ -116,10 +120,3 @@ def _keys() -> Iterator[Callable[[float], str]]:
         yield key
     finally:
         termios.tcsetattr(file, termios.TCSADRAIN, before)
-
-
-def _seconds(text: str) -> float:
-    value = float(text)
-    if not 0.1 <= value <= 3600:
-        raise argparse.ArgumentTypeError("must be from 0.1 to 3600")
-    return value
