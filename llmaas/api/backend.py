@@ -138,8 +138,11 @@ class Backend(Protocol):
     ) -> tuple[RequestId, asyncio.Future[Done]]:
         """Start a call. ``emit`` is called on the loop's thread, per piece. ``operator``: places are kept for it."""
 
-    def requests_after(self, app: AppId | None, number: int) -> Iterator[tuple[int, RequestInfo]]:
-        """Calls that wait, run or have ended, with numbers above ``number``, in their order. To be used at once."""
+    def requests_after(
+        self, app: AppId | None, number: int, last: int | None = None
+    ) -> Iterator[tuple[int, RequestInfo]]:
+        """Calls that wait, run or have ended, with numbers above ``number``, in their order; of these the ``last`` so
+        many. To be used at once."""
 
     def find_call(self, app: AppId | None, call: int) -> RequestId:
         """A call that waits or runs, by its number, of an app or of any. Raises UnknownRequest."""
@@ -217,8 +220,8 @@ def answer(backend: Backend, caller: Caller, request: msg.QuickRequest, page: in
         case msg.ListContexts(everyone, limit, after):
             contexts = backend.contexts_after(caller.owner(everyone), number_after(after))
             return context_page(contexts, limit, page)
-        case msg.ListRequests(everyone, limit, after):
-            return request_page(backend.requests_after(caller.owner(everyone), number_after(after)), limit)
+        case msg.ListRequests(everyone, limit, after, last):
+            return request_page(backend.requests_after(caller.owner(everyone), number_after(after), last), limit)
         case msg.Show(context, everyone, limit, after):
             return message_page(backend.show(caller.owner(everyone), context), after, limit, page)
         case msg.Limit(app, rate):

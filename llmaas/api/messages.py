@@ -118,8 +118,8 @@ class Generate:
     progress: bool = False
 
     def __post_init__(self) -> None:
-        if self.max_tokens >= _U31 or self.top_k >= _U31:
-            raise ValueError("max_tokens and top_k must be below 2**31")
+        if self.max_tokens >= _U31:
+            raise ValueError(f"max_tokens must be below 2**31, not {self.max_tokens}")
         if self.seed is not None and not 0 <= self.seed < _U32:
             raise ValueError(f"seed must be in [0, 2**32), not {self.seed}")
         check_context(self.context)
@@ -215,14 +215,17 @@ class Show:
 
 @dataclass(frozen=True, slots=True)
 class ListRequests:
-    """A page of the calls that wait or run and the last ones that have ended, of the app or of every app."""
+    """A page of the calls that wait or run and the last ones that have ended, of the app or of every app; of these
+    the ``last`` so many that came."""
 
     everyone: bool = False
     limit: int | None = None
     after: str | None = None
+    last: int | None = None
 
     def __post_init__(self) -> None:
         check_limit(self.limit)
+        check_limit(self.last, "last")
 
 
 @dataclass(frozen=True, slots=True)

@@ -56,10 +56,10 @@ def check_contexts(what: str) -> None:
         raise ValueError(f"field 'contexts' is one of {', '.join(CONTEXTS_OF_APP)}, not {reprlib.repr(what)}")
 
 
-def check_limit(limit: int | None) -> None:
-    """Raises ValueError for a number of items of a page that is no good; None is good."""
+def check_limit(limit: int | None, field: str = "limit") -> None:
+    """Raises ValueError for a number of items that is no good; None is good."""
     if limit is not None and limit < 1:
-        raise ValueError(f"field 'limit' must be at least 1, not {limit}")
+        raise ValueError(f"field '{field}' must be at least 1, not {limit}")
 
 
 def check_one_target(request: int | None, call: int | None) -> None:

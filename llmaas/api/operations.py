@@ -263,13 +263,14 @@ def adapter_remove(name: str) -> Operation[None]:
     return Operation(AdapterRemove(name), nothing)
 
 
-def requests(everyone: bool = False, *, after: int = 0) -> Operation[list[RequestInfo]]:
+def requests(everyone: bool = False, *, after: int = 0, last: int | None = None) -> Operation[list[RequestInfo]]:
     """List the app's calls that wait or run and the last 256 of all apps that have ended, in the order in which they
-    came: who asked, how urgently, and where the time went. ``after``: only those with higher numbers.
+    came: who asked, how urgently, and where the time went. ``after``: only those with higher numbers; ``last``: of
+    these the last so many.
 
     With ``everyone`` those of every app, for the operator (``admin``).
     """
-    request = msg.ListRequests(everyone, after=str(after) if after else None)
+    request = checked(msg.ListRequests, everyone, after=str(after) if after else None, last=last)
     return Operation(request, records(RequestInfo), join=lambda first, second: [*first, *second])
 
 

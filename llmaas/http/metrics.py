@@ -50,6 +50,7 @@ def exposition(stats: Mapping[str, Any]) -> bytes:
             yield from _counts(stats.get("counts", {}))
             yield from _histograms(stats.get("calls", {}), stats.get("octaves", {}))
             yield from _apps(stats.get("apps", {}))
+            yield from _quotas(stats.get("app_quotas", {}))
 
     return generate_latest(Figures())
 
@@ -139,3 +140,19 @@ def _apps(apps: Mapping[str, Mapping[str, Any]]) -> Iterator[Metric]:
         for code, n in tally["failed"].items():
             failed.add_metric([app, code], n)
     yield from (calls, tokens, failed)
+
+
+def _quotas(apps: Mapping[str, Mapping[str, Mapping[str, Any]]]) -> Iterator[Metric]:
+    """What apps that have quotas of their own may have, and have. Of a rate there is no use to be told at a moment."""
+    from prometheus_client.core import GaugeMetricFamily
+
+    if not apps:
+        return
+    quota = GaugeMetricFamily("llmaas_app_quota", "What an app may have.", labels=["app", "of"])
+    used = GaugeMetricFamily("llmaas_app_quota_used", "What an app has of what is bounded.", labels=["app", "of"])
+    for app, quotas in apps.items():
+        for name, each in quotas.items():
+            quota.add_metric([app, name], each["quota"])
+            if each["used"] is not None:
+                used.add_metric([app, name], each["used"])
+    yield from (quota, used)

@@ -31,12 +31,13 @@ class RequestLog:
         how = outcome.reason.value if isinstance(outcome, Done) else outcome.code
         self._ended.append(self._info(call, how))
 
-    def after(self, app: AppId | None, number: int) -> Iterator[tuple[int, RequestInfo]]:
-        """An app's calls, or everyone's, with numbers above ``number``, in their order."""
+    def after(self, app: AppId | None, number: int, last: int | None = None) -> Iterator[tuple[int, RequestInfo]]:
+        """An app's calls, or everyone's, with numbers above ``number``, in their order; of these the ``last`` so
+        many, at least one."""
         ended = [info for info in self._ended if info.call > number and app in (None, info.app)]
         now = [call for call in self._calls.values() if call.id > number and app in (None, call.live.row.app)]
         found: list[RequestInfo | Call] = sorted([*ended, *now], key=_number)
-        for each in found:
+        for each in found if last is None else found[-last:]:
             yield _number(each), each if isinstance(each, RequestInfo) else self._info(each)
 
     def _info(self, call: Call, outcome: str = "") -> RequestInfo:

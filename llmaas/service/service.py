@@ -312,10 +312,12 @@ class Service:
         """The request's future ends with Cancelled, soon. One that has ended already is left alone."""
         self._runner.cancel(request)
 
-    def requests_after(self, app: AppId | None, number: int) -> Iterator[tuple[int, RequestInfo]]:
+    def requests_after(
+        self, app: AppId | None, number: int, last: int | None = None
+    ) -> Iterator[tuple[int, RequestInfo]]:
         """An app's calls, or everyone's, with numbers above ``number``: those that wait or run, and the last ones that
-        have ended."""
-        return self._runner.log.after(app, number)
+        have ended; of these the ``last`` so many."""
+        return self._runner.log.after(app, number, last)
 
     def find_call(self, app: AppId | None, call: int) -> RequestId:
         """A call that waits or runs, by its number; ``app`` None: anyone's. Raises UnknownRequest."""

@@ -76,7 +76,7 @@ GENERATES = st.builds(
     min_p=st.floats(0, 1),
     seed=st.none() | st.integers(0, 2**32 - 1),
     stop=st.lists(TEXT.filter(bool), max_size=MAX_STOPS).map(tuple),
-    repeat_penalty=st.floats(0, 10, exclude_min=True),
+    repeat_penalty=st.floats(0.01, 10),
     presence_penalty=st.floats(-10, 10),
     frequency_penalty=st.floats(-10, 10),
     penalty_last_n=st.integers(0, 4096),
@@ -100,7 +100,7 @@ BY_OPERATION: dict[type[msg.Request], st.SearchStrategy[msg.Request]] = {
     msg.Hint: st.builds(msg.Hint, TEXT),
     msg.Migrate: st.builds(msg.Migrate, TEXT, st.booleans()),
     msg.Delete: st.builds(msg.Delete, TEXT, st.booleans()),
-    msg.ListRequests: st.builds(msg.ListRequests, st.booleans()),
+    msg.ListRequests: st.builds(msg.ListRequests, st.booleans(), last=st.none() | st.integers(1, 99)),
     msg.Cancel: st.builds(msg.Cancel, COUNT) | st.builds(msg.Cancel, call=COUNT, everyone=st.booleans()),
     msg.Prioritize: st.builds(msg.Prioritize, st.integers(0, 9), COUNT)
     | st.builds(msg.Prioritize, st.integers(0, 9), call=COUNT, everyone=st.booleans()),

@@ -18,8 +18,8 @@ from tests.support.service_house import APP, house
 OTHER = AppId("1000/other")
 
 
-def reports(service: Service, app: AppId | None = APP, after: int = 0) -> list[RequestInfo]:
-    return [info for _, info in service.requests_after(app, after)]
+def reports(service: Service, app: AppId | None = APP, after: int = 0, last: int | None = None) -> list[RequestInfo]:
+    return [info for _, info in service.requests_after(app, after, last)]
 
 
 def names(info: RequestInfo) -> list[str]:
@@ -99,3 +99,6 @@ async def test_what_is_kept_of_calls_that_have_ended_is_bounded(tmp_path: Path) 
                 await home.call("a", Turn(), Generation(1))
         found = reports(home.service)
         assert len(found) == N_ENDED and found[-1].call == N_ENDED + 10
+        assert reports(home.service, last=3) == found[-3:] and reports(home.service, last=999) == found
+        assert reports(home.service, after=N_ENDED + 9, last=3) == found[-1:]
+        assert reports(home.service, OTHER, last=3) == []

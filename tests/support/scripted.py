@@ -150,8 +150,10 @@ class ScriptedBackend:
         self.known[context] = ContextDetail(info, (Message("system", system),) if system else ())
         return info
 
-    def requests_after(self, app: AppId | None, number: int) -> Iterator[tuple[int, RequestInfo]]:
-        for call in sorted(self.running):
+    def requests_after(
+        self, app: AppId | None, number: int, last: int | None = None
+    ) -> Iterator[tuple[int, RequestInfo]]:
+        for call in sorted(self.running)[-(last or 0) :]:
             if call > number:
                 yield (
                     call,

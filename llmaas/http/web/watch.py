@@ -53,11 +53,11 @@ class Deleted(msgspec.Struct):
 
 async def state(edge: Edge, call: HttpCall) -> None:
     async with edge.daemon(call) as (client, facts):
-        stats, contexts, requests = await client.stats(), await client.contexts(), await client.requests()
+        stats, contexts = await client.stats(), await client.contexts()
+        requests = await client.requests(last=MOST_REQUESTS)
     contexts.sort(key=lambda context: -context.last_used)
     shown = contexts[:MOST_CONTEXTS]
-    latest = requests[: -MOST_REQUESTS - 1 : -1]
-    await call.reply_json(State(facts.id, _memory(stats), shown, len(contexts) - len(shown), latest))
+    await call.reply_json(State(facts.id, _memory(stats), shown, len(contexts) - len(shown), requests[::-1]))
 
 
 async def show_context(edge: Edge, call: HttpCall) -> None:
