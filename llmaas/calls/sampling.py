@@ -8,6 +8,11 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 MAX_PENALTY_TOKENS = 4096
+MIN_PENALTY = 0.01
+"""Of ``repeat_penalty``: with less, logits that are divided by it become infinite."""
+_GREEDY = 1e-6
+"""A temperature below it is 0. In 32 bits, logits that are divided by much less are infinite, several of them, and the
+likeliest of these is not known."""
 MAX_GRAMMAR = 1 << 16
 """Most bytes of a grammar or schema. Parsing one takes more than linear time."""
 MAX_BIASES = 300
@@ -54,20 +59,25 @@ class Sampling:
         return self.penalty_last_n > 0 and not off
 
     @property
+    def greedy(self) -> bool:
+        """Whether nothing is left to chance."""
+        return self.temperature < _GREEDY
+
+    @property
     def constrained(self) -> bool:
         return self.grammar is not None or self.json_schema is not None
 
     def __post_init__(self) -> None:
         if not 0.0 <= self.temperature <= 10.0:
             raise ValueError(f"temperature must be in [0, 10], not {self.temperature}")
-        if self.top_k < 0:
-            raise ValueError(f"top_k must be 0 (off) or more, not {self.top_k}")
+        if not 0 <= self.top_k < 1 << 31:
+            raise ValueError(f"top_k must be 0 (off) or more, and below 2**31, not {self.top_k}")
         if not 0.0 < self.top_p <= 1.0:
             raise ValueError(f"top_p must be in (0, 1], not {self.top_p}")
         if not 0.0 <= self.min_p <= 1.0:
             raise ValueError(f"min_p must be in [0, 1], not {self.min_p}")
-        if not 0.0 < self.repeat_penalty <= 10.0:
-            raise ValueError(f"repeat_penalty must be in (0, 10], not {self.repeat_penalty}")
+        if not MIN_PENALTY <= self.repeat_penalty <= 10.0:
+            raise ValueError(f"repeat_penalty must be in [{MIN_PENALTY:g}, 10], not {self.repeat_penalty}")
         for name, value in (("presence", self.presence_penalty), ("frequency", self.frequency_penalty)):
             if not -10.0 <= value <= 10.0:
                 raise ValueError(f"{name}_penalty must be in [-10, 10], not {value}")

@@ -14,7 +14,7 @@ from typing import NamedTuple
 
 from llmaas.api.async_client import AsyncClient, AsyncStream
 from llmaas.calls import Done, Piece, Sampling
-from llmaas.errors import BadRequest, ContextExists, LlmaasError
+from llmaas.errors import BadRequest, LlmaasError
 from llmaas.http.ask import Ask
 from llmaas.http.errors import HttpError
 from llmaas.records import Message
@@ -102,8 +102,7 @@ async def _contexts(client: AsyncClient, asks: Sequence[Ask], made: list[str]) -
         if len(asks) > 1:
             raise HttpError(400, "a context that lasts has one answer to each request: n must be 1", param="n")
         if not _ID.fullmatch(ask.context):
-            with suppress(ContextExists):
-                await client.create(name=ask.context, adapter=adapter)
+            await client.context(ask.context, adapter=adapter)  # made if there is none
         return [_AnswerPlace(ask.context, ask.messages)]
     if ask.prompt is not None:  # raw text has no history to find
         for _ in asks:

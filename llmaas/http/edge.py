@@ -74,6 +74,8 @@ class Endpoint:
             await _fail(call, _stopping() if lost else from_daemon(error, call.schema_field))
         except HttpError as error:
             await _fail(call, error)
+        except RecursionError:  # it was just shallow enough to be read, and is to be written from deeper in the stack
+            await _fail(call, HttpError(400, "the body nests too deeply."))
         except Exception:
             log.exception("%s %s failed", call.method, call.path[:200])
             text = "an unexpected fault of llmaas; the log of 'llmaas http' has the details."

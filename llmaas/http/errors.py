@@ -56,6 +56,7 @@ _STATUS = {
     "unknown_context": 404,
     "unknown_adapter": 404,
     "unknown_request": 404,
+    "conflict": 409,
     "context_exists": 409,
     "frame_too_large": 413,
     "forbidden": 403,

@@ -53,7 +53,7 @@ class Extensions(msgspec.Struct, forbid_unknown_fields=True):
         if isinstance(self.priority, int):
             return self.priority
         names = {priority.name.lower(): int(priority) for priority in Priority}
-        if self.priority.isdigit() and len(self.priority) == 1:
+        if len(self.priority) == 1 and self.priority in "0123456789":
             return int(self.priority)
         if self.priority.lower() not in names:
             raise ValueError(f"priority is {self.priority[:40]!r}; it must be 0 to 9, or one of {', '.join(names)}")

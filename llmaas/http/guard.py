@@ -10,9 +10,8 @@ import asyncio
 import socket
 from typing import Any
 
-import msgspec
-
 from llmaas.api.peer import peer_uid
+from llmaas.http.errors import HttpError, shape_of
 from llmaas.http.identity import UNIX
 
 MOST_CONNECTIONS = 256
@@ -23,11 +22,13 @@ HEAD_S = 10.0
 SLOW_S = 30.0
 """Seconds for which a peer may leave a full write buffer unread."""
 _LINGER_S = 1.0
+_READ = 256 << 10
+"""Bytes that asyncio reads at once."""
 _REASONS = {
-    400: "Bad Request",
-    408: "Request Timeout",
-    431: "Request Header Fields Too Large",
-    503: "Service Unavailable",
+    400: b"Bad Request",
+    408: b"Request Timeout",
+    431: b"Request Header Fields Too Large",
+    503: b"Service Unavailable",
 }
 
 
@@ -44,8 +45,11 @@ class Guards(asyncio.Protocol):
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
         super().connection_made(transport)
         self._head_bytes = 0
+        """Bytes that came since the last head was complete or a body grew: the beginning of a head, or of trailers."""
         self._refused = False
-        self._last_cycle: object = None
+        self._earlier: list[Any] = []
+        """Requests before the last one that still run: the client did not wait for their responses."""
+        self._last_cycle: Any = None
         self._head_timer: asyncio.TimerHandle | None = None
         self._slow_timer: asyncio.TimerHandle | None = None
         sock: socket.socket = transport.get_extra_info("socket")
@@ -65,19 +69,31 @@ class Guards(asyncio.Protocol):
             return
         if self._head_timer is None and self._between_requests():
             self._expect_head()
+        n_body = 0 if self.cycle is None else len(self.cycle.body)
         super().data_received(data)
         if self.cycle is not self._last_cycle:
             self._last_cycle, self._head_bytes = self.cycle, 0
             self._cancel_head_timer()
-        elif self._between_requests() and not (self._refused or self.transport.is_closing()):
+        elif self.cycle is not None and len(self.cycle.body) > n_body:
+            self._head_bytes = 0
+        elif not (self._refused or self.transport.is_closing()):
             self._head_bytes += len(data)
-            if self._head_bytes > MOST_HEAD:
+            # What h11 has read and not looked at, while a response is sent, may be all that a read gave.
+            if self._head_bytes > (MOST_HEAD if self._between_requests() else MOST_HEAD + _READ):
                 self.refuse(431, f"the head of a request may have {MOST_HEAD} bytes. Send fewer or shorter headers.")
+
+    def on_headers_complete(self) -> None:
+        """httptools calls it; with h11 a request waits until the one before it has its response."""
+        before = self.cycle
+        super().on_headers_complete()  # type: ignore[misc]
+        if before is not None and not before.response_complete:
+            self._earlier = [*(each for each in self._earlier if not each.response_complete), before]
 
     def connection_lost(self, exc: Exception | None) -> None:
         self._cancel_head_timer()
         self._cancel_slow_timer()
         super().connection_lost(exc)
+        self._end_requests()
 
     def pause_writing(self) -> None:
         super().pause_writing()
@@ -92,17 +108,37 @@ class Guards(asyncio.Protocol):
         self.refuse(400, "this is not a request of HTTP/1.1.")
 
     def refuse(self, status: int, message: str) -> None:
-        """Answer without a request, and close."""
-        kind = "server_error" if status >= 500 else "invalid_request_error"
-        body = msgspec.json.encode({"error": {"message": message, "type": kind, "param": None, "code": None}})
-        head = f"HTTP/1.1 {status} {_REASONS[status]}\r\ncontent-type: application/json\r\ncontent-length: {len(body)}"
-        self.transport.write(f"{head}\r\nconnection: close\r\n\r\n".encode() + body)
+        """Answer without a request, and close. Where a response has begun there is no place for another."""
+        begun = any(cycle.response_started or cycle is not self.cycle for cycle in self._end_requests())
+        if begun:
+            self.transport.abort()
+            return
+        error = HttpError(status, message, retry=status >= 500)
+        body = shape_of(self._path())(error)
+        lines = [b"HTTP/1.1 %d %b" % (status, _REASONS[status]), b"content-type: application/json"]
+        lines += [b"%b: %b" % header for header in error.headers()]
+        lines += [b"content-length: %d" % len(body), b"connection: close", b"", body]
+        self.transport.write(b"\r\n".join(lines))
         self._refused = True
         # What the peer still sends is read and discarded for a moment: a close at once would fail its writes before it
         # has read the answer.
         self.transport.write_eof()
         self._cancel_head_timer()
         self._head_timer = self.loop.call_later(_LINGER_S, self.transport.abort)
+
+    def _path(self) -> str:
+        """What the request asks for, as far as it has come; httptools tells it at once."""
+        url: bytes = getattr(self, "url", None) or b""
+        return url.decode("latin-1")
+
+    def _end_requests(self) -> list[Any]:
+        """Tell those that run that nobody waits for their responses."""
+        cycles = [*self._earlier, *([] if self.cycle is None else [self.cycle])]
+        running = [cycle for cycle in cycles if not cycle.response_complete]
+        for cycle in running:
+            cycle.disconnected = True
+            cycle.message_event.set()
+        return running
 
     def _between_requests(self) -> bool:
         return self.cycle is None or self.cycle.response_complete

@@ -27,6 +27,7 @@ from llmaas.http.responses_types import (
     ResponseUsage,
 )
 from llmaas.http.sse import EventStream
+from llmaas.http.toolbox import before_tools
 
 
 async def responses(edge: Edge, call: HttpCall) -> None:
@@ -36,7 +37,8 @@ async def responses(edge: Edge, call: HttpCall) -> None:
         call.schema_field = "tools" if toolbox.constraint() else "text.format.schema"
         past = await edge.past.of(client, request.previous_response_id)
         ask = response_ask(request, call.headers, facts, toolbox, past)
-        own_system = bool(request.instructions) or (bool(toolbox.tools) and not facts.takes_tools)
+        first = ask.messages[0]
+        own_system = bool(request.instructions) or (first.role == "system" and not before_tools(first))
         async with answers(client, [ask]) as ((stream,), (context,)):
             name = response_id(context, ask.messages, own_system=own_system)
             made = _ResponseAnswer(call, _described(request, name, edge.now(), facts), toolbox.reader())

@@ -15,7 +15,7 @@ from collections.abc import Sequence
 from llmaas.api.async_client import AsyncClient
 from llmaas.errors import UnknownContext
 from llmaas.http.errors import HttpError
-from llmaas.http.toolbox import TOOLS_ROLE
+from llmaas.http.toolbox import TOOLS_ROLE, before_tools
 from llmaas.records import Message
 
 MOST_ANSWERS_KNOWN = 4096
@@ -24,7 +24,7 @@ _ID = re.compile(r"resp_([0-9a-f]{16})([0-9a-f]{4})([01])([0-9a-f]{16})[0-9a-f]{
 
 def response_id(context: str, messages: Sequence[Message], *, own_system: bool) -> str:
     """The id of the response to ``messages`` in a context; ``own_system``: the first of them is the instructions, or
-    tells of tools, and is not carried over to the next. A context by name is not gone on with by ids."""
+    tells of tools alone, and is not carried over to the next. A context by name is not gone on with by ids."""
     if not re.fullmatch("[0-9a-f]{16}", context):
         return f"resp_{secrets.token_hex(20)}"
     return f"resp_{context}{len(messages) % (1 << 16):04x}{own_system:d}{_digest(messages)}{secrets.token_hex(4)}"
@@ -59,7 +59,9 @@ class PastResponses:
         if len(shown) <= n_asked or _digest(shown[:-1]) != found[4] or answer not in (None, _digest(shown[-1:])):
             raise _gone(previous)
         said = [message for message in shown if message.role != TOOLS_ROLE]
-        return said[1:] if found[3] == "1" and said[0].role == "system" else said
+        if said[0].role != "system":
+            return said
+        return said[1:] if found[3] == "1" else [Message("system", before_tools(said[0])), *said[1:]]
 
 
 def _digest(messages: Sequence[Message]) -> str:

@@ -137,6 +137,13 @@ class Toolbox:
         return None
 
 
+def before_tools(system: Message) -> str:
+    """What a system message says before it tells of tools."""
+    if system.content.startswith(_BEFORE):
+        return ""
+    return system.content.partition(f"\n\n{_BEFORE}")[0]
+
+
 def _calls_schema(tools: Sequence[OfferedTool], place: str) -> dict[str, Any]:
     """A call of one of the tools; ``place`` is where the schema will stand."""
     if len(tools) == 1:

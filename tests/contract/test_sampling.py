@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from dataclasses import replace
 
 import pytest
 
@@ -23,6 +24,17 @@ def answer(engine: Engine, sampling: Sampling, n: int = 16) -> list[int]:
 
 def test_greedy_answers_repeat(engine: Engine) -> None:
     assert answer(engine, Sampling()) == answer(engine, Sampling(seed=5))
+
+
+def test_a_temperature_that_is_hardly_one_is_none(engine: Engine) -> None:
+    for temperature in (1e-7, 1e-37, 1e-44, 5e-324):
+        assert answer(engine, Sampling(temperature=temperature, seed=5)) == answer(engine, Sampling())
+
+
+def test_the_least_and_the_greatest_penalties_are_numbers(engine: Engine) -> None:
+    for value in (0.01, 10.0):
+        extreme = Sampling(repeat_penalty=value, presence_penalty=-10.0, frequency_penalty=-10.0)
+        assert len(answer(engine, extreme)) == len(answer(engine, replace(extreme, temperature=1e-3, seed=5))) == 16
 
 
 def test_a_seed_fixes_the_answer_and_another_changes_it(engine: Engine) -> None:

@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import asyncio
 import json
+import os
 from pathlib import Path
 from typing import Any
 
 import pytest
 
+from llmaas.records import AppId, AppQuota
 from tests.support.daemon import answer_to
 from tests.support.http_edge import CHAT, SlowEngine, events, http_edge, running, until
 from tests.support.loop import on_a_loop
@@ -186,7 +188,11 @@ WRONG: dict[str, tuple[dict[str, Any], str]] = {
     "a priority": ({"llmaas": {"priority": "urgent"}}, "llmaas.priority"),
     "a deadline": ({"llmaas": {"deadline": -1}}, "llmaas.deadline"),
     "on_full": ({"llmaas": {"on_full": "explode"}}, "llmaas.on_full"),
+    "a priority in other digits": ({"llmaas": {"priority": "\N{SUPERSCRIPT TWO}"}}, "llmaas.priority"),
     "min_p": ({"llmaas": {"min_p": 2}}, "llmaas.min_p"),
+    "repeat_penalty": ({"llmaas": {"repeat_penalty": 1e-40}}, "llmaas.repeat_penalty"),
+    "top_k": ({"llmaas": {"top_k": 1 << 31}}, "llmaas.top_k"),
+    "top_k beyond all numbers": ({"llmaas": {"top_k": 1 << 70}}, "llmaas.top_k"),
     "a stream as a word": ({"stream": "yes"}, "stream"),
     "no model": ({"model": None}, "model"),
 }
@@ -231,6 +237,20 @@ async def test_a_context_by_name_lasts_and_terms_reach_the_daemon(tmp_path: Path
         assert red.choices[0].message.content != answer_to("hello")
         with pytest.raises(openai.NotFoundError):
             await client.chat.completions.create(model="fake:green", messages=HELLO)
+
+
+@on_a_loop
+async def test_a_context_by_name_is_used_where_no_other_can_be_made(tmp_path: Path) -> None:
+    named: Any = {"extra_body": {"llmaas": {"context": "inbox"}}}
+    async with http_edge(tmp_path) as edge, edge.openai() as client:
+        await said(client, **named)
+        await said(client)
+        apps = edge.daemon.service.apps
+        await apps.set_quota(AppId(f"{os.geteuid()}/http"), AppQuota(contexts=2))
+        await said(client, **named)
+        async with edge.daemon.connect("http") as app:
+            assert [info.name == "inbox" for info in await app.contexts()] == [True, False], "none had to go for it"
+            assert (await app.show("inbox")).info.n_messages == 4
 
 
 @pytest.mark.parametrize("stream", [False, True])

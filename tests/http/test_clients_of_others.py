@@ -35,7 +35,7 @@ async def ran(*command: str | Path, stdin: str = "", **environ: str) -> str:
     except asyncio.TimeoutError:
         process.kill()
         raise
-    assert process.returncode == 0, err.decode()
+    assert process.returncode == 0, err.decode() + out.decode()[-8000:]
     return out.decode()
 
 
@@ -81,10 +81,11 @@ async def test_the_llm_command_chats_and_goes_on(tmp_path: Path) -> None:
 
 @on_a_loop
 async def test_schemathesis_finds_no_answer_that_the_document_does_not_foresee(tmp_path: Path) -> None:
-    """Which requests are refused is not asked: no schema can say all that a request must keep to."""
+    """Which requests are refused is not asked: no schema can say all that a request must keep to. Nor how fast this
+    machine makes up requests."""
     async with http_edge(tmp_path, end_rate=0.1, n_cells=2048) as edge:
         asked = ["run", f"http://{edge.address}/openapi.json", "--seed", "1", "--max-time", "20"]
-        left_out = ["--exclude-checks", "positive_data_acceptance"]
+        left_out = ["--exclude-checks", "positive_data_acceptance", "--suppress-health-check", "all"]
         phases = ["--phases", "coverage,fuzzing,stateful"]
         said = await ran(CLIENTS / "bin" / "schemathesis", *asked, *left_out, *phases, HOME=str(tmp_path))
         assert " passed" in said

@@ -155,3 +155,20 @@ async def test_a_stream_that_fails_says_so_in_its_last_line(tmp_path: Path) -> N
         ask = {"model": "fake", "messages": HELLO, "llmaas": {"deadline": 0.4}}
         lines = (await http.post("/api/chat", json=ask)).text.splitlines()
         assert len(lines) > 1 and "deadline" in json.loads(lines[-1])["error"]
+
+
+@on_a_loop
+async def test_what_nests_as_deeply_as_can_be_read_is_no_fault(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    async with http_edge(tmp_path, n_cells=4096) as edge, edge.http() as http:
+        found = set()
+        for depth in range(400, 1000, 4):
+            nested = "[" * depth + "]" * depth
+            call = '{"role":"assistant","tool_calls":[{"function":{"name":"f","arguments":{"a":NESTED}}}]}'
+            chat = '{"model":"fake","stream":false,"options":{"num_predict":1},"messages":[' + call + "]}"
+            text = '{"model":"fake","input":"x","max_output_tokens":1,"metadata":{"a":NESTED}}'
+            for path, body in (("/api/chat", chat), ("/v1/responses", text)):
+                found.add((await http.post(path, content=body.replace("NESTED", nested))).status_code)
+        assert found <= {200, 400}, found
+    assert not [record for record in caplog.records if record.levelname == "ERROR"], caplog.text

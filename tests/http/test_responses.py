@@ -54,6 +54,24 @@ async def test_a_response_goes_on_with_an_earlier_one_and_reuses_what_it_compute
 
 
 @on_a_loop
+async def test_what_the_input_says_as_the_system_lasts_and_tools_and_instructions_do_not(tmp_path: Path) -> None:
+    said: Any = [{"role": "system", "content": "Be brief."}, {"role": "user", "content": "hello"}]
+    cases: list[tuple[Any, list[str]]] = [
+        ({"input": said, "tools": [ADD]}, ["Be brief."]),
+        ({"input": said}, ["Be brief."]),
+        ({"tools": [ADD]}, []),
+        ({"instructions": "Rhyme.", "tools": [ADD]}, []),
+        ({"instructions": "Rhyme.", "input": said[1:]}, []),
+    ]
+    async with http_edge(tmp_path) as edge, edge.openai() as client, edge.daemon.connect("http") as app:
+        for asked, kept in cases:
+            first = await client.responses.create(**{**ASK, **asked})
+            after = await client.responses.create(**{**ASK, "input": "two"}, previous_response_id=first.id)
+            shown = (await app.show(after.llmaas["context"])).messages
+            assert [m.content for m in shown if m.role == "system"] == kept, asked
+
+
+@on_a_loop
 async def test_a_response_that_is_gone_is_404(tmp_path: Path) -> None:
     async with http_edge(tmp_path) as edge, edge.openai() as client, edge.daemon.connect("http") as app:
         first = await client.responses.create(**ASK)

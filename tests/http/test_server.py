@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import json
 import os
 import socket
@@ -69,8 +70,9 @@ async def test_a_head_has_a_bound_in_bytes_and_time(
     monkeypatch.setattr("llmaas.http.guard.HEAD_S", 0.3)
     async with http_edge(tmp_path) as edge:
         many = b"".join(b"x-%d: %s\r\n" % (i, b"y" * 100) for i in range(3000))
-        status, _ = await answered(edge, b"GET /health HTTP/1.1\r\nhost: localhost\r\n" + many)
-        assert status in (400, 431)
+        for path, is_ollamas in ((b"/health", False), (b"/api/tags", parser == "httptools")):
+            status, body = await answered(edge, b"GET %b HTTP/1.1\r\nhost: localhost\r\n" % path + many)
+            assert status in (400, 431) and isinstance(body["error"], str) == is_ollamas
         for beginning in (b"", b"GET /health HTT", b"GET /health HTTP/1.1\r\nhost: loc"):
             assert (await answered(edge, beginning))[0] == 408
 
@@ -138,6 +140,76 @@ async def test_who_does_not_read_is_dropped_and_its_call_ends(
             if b"[DONE]" not in await reader.read():
                 raise ConnectionError
         writer.close()
+
+
+def streaming(**more: Any) -> bytes:
+    """A request whose response goes on and on."""
+    body = json.dumps({**CHAT, "max_tokens": 900, "stream": True, **more}).encode()
+    return b"POST /v1/chat/completions HTTP/1.1\r\nhost: localhost\r\ncontent-length: %d\r\n\r\n%b" % (len(body), body)
+
+
+@pytest.mark.parametrize("more", [b"\0\0\0\r\n\r\n", b"GET / HTTP/1.1\r\nhost: localhost\r\n\r\n\0\0\0\r\n\r\n"])
+@on_a_loop
+async def test_what_is_no_http_ends_a_response_that_has_begun(
+    more: bytes, parser: str, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    async with http_edge(tmp_path, engine=SlowEngine) as edge:
+        reader, writer = await edge.raw()
+        writer.write(streaming())
+        assert b"200 OK" in await reader.readuntil(b"\r\n\r\n")
+        writer.write(more)
+        if parser == "h11":  # it looks at what follows when the response has ended
+            writer.transport.abort()
+        with contextlib.suppress(ConnectionError):
+            assert b"HTTP/1.1 400" not in await asyncio.wait_for(reader.read(), SOON)
+        await until(lambda: running(edge) == 0)
+        writer.close()
+    assert not [record for record in caplog.records if record.levelname == "ERROR"], caplog.text
+
+
+@on_a_loop
+async def test_a_body_that_is_no_http_is_told_so_once(
+    parser: str, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    chunks = b"HTTP/1.1\r\nhost: localhost\r\ntransfer-encoding: chunked\r\n\r\n"
+    async with http_edge(tmp_path) as edge:
+        for request in (b"GET /health ", b"GET /v1/models ", b"POST /v1/chat/completions ", b"DELETE /health "):
+            status, body = await answered(edge, request + chunks + b"ZZZ\r\n{}\r\n")
+            assert status == 400 and "HTTP/1.1" in body["error"]["message"]
+        await until(lambda: running(edge) == 0)
+    assert not [record for record in caplog.records if record.levelname == "ERROR"], caplog.text
+
+
+@on_a_loop
+async def test_heads_and_trailers_have_a_bound_while_a_request_runs(tmp_path: Path) -> None:
+    pytest.importorskip("httptools")  # h11 has bounds of its own
+    lines = b"".join(b"x-%d: %s\r\n" % (i, b"y" * 1000) for i in range(2000))
+    chunked = b"POST /v1/chat/completions HTTP/1.1\r\nhost: localhost\r\ntransfer-encoding: chunked\r\n\r\n"
+    async with http_edge(tmp_path, engine=SlowEngine) as edge:
+        for begin, begun in ((streaming(), True), (chunked + b"2\r\n{}\r\n0\r\n", False)):
+            reader, writer = await edge.raw()
+            writer.write(begin)
+            if begun:
+                assert b"200 OK" in await reader.readuntil(b"\r\n\r\n")
+                writer.write(b"GET / HTTP/1.1\r\n")
+            writer.write(lines)
+            with contextlib.suppress(ConnectionError):
+                assert begun or b" 431 " in await asyncio.wait_for(reader.readline(), SOON)
+                await asyncio.wait_for(reader.read(), SOON)
+            writer.close()
+            await until(lambda: running(edge) == 0)
+
+
+@on_a_loop
+async def test_who_leaves_ends_all_that_was_asked_for_without_waiting(parser: str, tmp_path: Path) -> None:
+    async with http_edge(tmp_path, engine=SlowEngine) as edge:
+        reader, writer = await edge.raw()
+        writer.write(streaming() + streaming(n=2))
+        assert b"200 OK" in await reader.readuntil(b"\r\n\r\n")
+        begin = asyncio.get_running_loop().time()
+        writer.transport.abort()
+        await until(lambda: running(edge) == 0)
+        assert asyncio.get_running_loop().time() - begin < 1.0
 
 
 @on_a_loop

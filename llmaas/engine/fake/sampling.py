@@ -95,7 +95,7 @@ class FakeSamplers:
     def draw(self, sampler: int, total: int) -> int:
         """The next token of a sequence whose running sum is ``total``."""
         sampling, rng, past, biases = self._samplers[sampler]
-        if sampling.temperature > 0:
+        if not sampling.greedy:
             total = mix(total, rng.getrandbits(64))
         token = self._greedy(total)
         if sampling.logit_bias or sampling.penalises:

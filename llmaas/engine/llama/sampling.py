@@ -125,7 +125,7 @@ def _chain(sampling: Sampling, n_vocab: int) -> Any:
     if sampling.penalises:
         penalties = (sampling.repeat_penalty, sampling.frequency_penalty, sampling.presence_penalty)
         links.append(C.llama_sampler_init_penalties(n_vocab, sampling.penalty_last_n, *penalties))
-    if sampling.temperature == 0.0:
+    if sampling.greedy:
         links.append(C.llama_sampler_init_greedy())
     else:
         links += [

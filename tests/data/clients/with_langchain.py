@@ -1,10 +1,11 @@
-"""LangChain's ChatOpenAI: whole, streamed, a tool, and an answer by a schema. The argument is the server's address."""
+"""LangChain's ChatOpenAI: whole, streamed, a tool, and an answer by a schema; and its OpenAIEmbeddings. The argument is
+the server's address."""
 
 import sys
 from typing import Literal
 
 from langchain_core.tools import tool
-from langchain_openai import ChatOpenAI
+from langchain_openai import ChatOpenAI, OpenAIEmbeddings
 from pydantic import BaseModel
 
 model = ChatOpenAI(base_url=f"http://{sys.argv[1]}/v1", api_key="none", model="default", max_tokens=400)
@@ -37,4 +38,11 @@ assert isinstance(person, Person), person
 model.use_responses_api = True
 answer = model.invoke("hello")
 assert answer.text, answer
+
+# By default it sends the ids of tokens of OpenAI's models, which mean nothing to another model.
+texts = OpenAIEmbeddings(
+    base_url=f"http://{sys.argv[1]}/v1", api_key="none", model="default", check_embedding_ctx_length=False
+)
+(one, same, other), query = texts.embed_documents(["a text", "a text", "another"]), texts.embed_query("a text")
+assert one == same == query != other and abs(sum(x * x for x in one) - 1) < 1e-3, (len(one), len(query))
 print("fine")
