@@ -315,8 +315,7 @@ class Service:
     def requests_after(
         self, app: AppId | None, number: int, last: int | None = None
     ) -> Iterator[tuple[int, RequestInfo]]:
-        """An app's calls, or everyone's, with numbers above ``number``: those that wait or run, and the last ones that
-        have ended; of these the ``last`` so many."""
+        """See ``RequestLog.after``."""
         return self._runner.log.after(app, number, last)
 
     def find_call(self, app: AppId | None, call: int) -> RequestId:
