@@ -130,7 +130,7 @@ async def _allow(call: HttpCall) -> None:
     await call.reply(
         b"",
         200,
-        (b"access-control-allow-methods", b"GET, POST, DELETE, OPTIONS"),
+        (b"access-control-allow-methods", b"GET, POST, PUT, DELETE, OPTIONS"),
         (b"access-control-allow-headers", call.headers.get("access-control-request-headers", "*").encode("latin-1")),
         (b"access-control-max-age", b"600"),
     )

@@ -20,7 +20,7 @@ from llmaas.http.edge import Edge
 from llmaas.http.models import Health, ModelCard, ModelList
 from llmaas.http.responses_types import ResponseObject, ResponseRequest
 from llmaas.http.web import watch
-from llmaas.records import ContextDetail
+from llmaas.records import ContextDetail, ContextInfo
 from llmaas.version import __version__
 
 
@@ -89,6 +89,7 @@ OPERATIONS = (
     ),
     Described("get", "/llmaas/state", "The app's contexts and calls, and how full the tiers are", response=watch.State),
     Described("get", "/llmaas/contexts/{name}", "A context with its conversation", response=ContextDetail),
+    Described("put", "/llmaas/contexts/{name}", "Make a context, if there is none", watch.NewContext, ContextInfo),
     Described("delete", "/llmaas/contexts/{name}", "Delete a context", response=watch.Deleted),
 )
 

@@ -20,12 +20,12 @@ from llmaas.http.ollama_models import ollama_ps, ollama_show, ollama_tags, ollam
 from llmaas.http.openapi import openapi
 from llmaas.http.responses import responses
 from llmaas.http.web.page import page
-from llmaas.http.web.watch import delete_context, show_context, state
+from llmaas.http.web.watch import create_context, delete_context, show_context, state
 
 TABLE: dict[str, dict[str, Handler]] = {
     "/": {"GET": page},
     "/llmaas/state": {"GET": state},
-    "/llmaas/contexts/{name:path}": {"GET": show_context, "DELETE": delete_context},
+    "/llmaas/contexts/{name:path}": {"GET": show_context, "PUT": create_context, "DELETE": delete_context},
     "/health": {"GET": health},
     "/metrics": {"GET": metrics},
     "/openapi.json": {"GET": openapi},

@@ -90,6 +90,22 @@ async def test_the_state_is_the_apps_own(tmp_path: Path) -> None:
         assert (await other.show(secret.id)).info.name == "secret"
 
 
+@on_a_loop
+async def test_a_context_is_made_once_by_its_name(tmp_path: Path) -> None:
+    async with http_edge(tmp_path) as edge, edge.http() as http:
+        path = "/llmaas/contexts/a%2Fb"
+        first = await http.put(path, json={"system": "Be brief.", "ttl": 3600})
+        assert (first.status_code, first.json()["name"], first.json()["ttl"]) == (200, "a/b", 3600)
+        again = await http.put(path, json={"system": "Be long."})
+        assert again.json()["id"] == first.json()["id"]
+        assert (await http.get(path)).json()["messages"] == [{"role": "system", "content": "Be brief."}]
+        for body, field in (({"sytem": "x"}, "sytem"), ({"ttl": -1}, "ttl"), ({"system": 1}, "system")):
+            refused = await http.put("/llmaas/contexts/other", json=body)
+            assert refused.status_code == 400 and field in refused.text
+        assert (await http.put("/llmaas/contexts/~x", json={})).status_code == 400
+        assert (await http.put("/llmaas/contexts/", json={})).status_code == 404
+
+
 @needs_browser
 @on_a_loop
 async def test_a_person_chats_by_keyboard_and_comes_back(tmp_path: Path) -> None:

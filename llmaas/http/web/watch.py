@@ -1,4 +1,5 @@
-"""``/llmaas/state`` and ``/llmaas/contexts/NAME``: what an app may see of its contexts and calls, for the web page.
+"""``/llmaas/state`` and ``/llmaas/contexts/NAME``: what an app may see of its contexts and calls, for the web page and
+for clients that speak HTTP; they make and delete contexts there, too.
 
 Law: an app sees what is its own, and of the others no more than how full the tiers are.
 """
@@ -64,6 +65,22 @@ async def show_context(edge: Edge, call: HttpCall) -> None:
     async with edge.daemon(call) as (client, _):
         detail: ContextDetail = await client.show(_name(call))
     await call.reply_json(detail)
+
+
+class NewContext(msgspec.Struct, forbid_unknown_fields=True):
+    """What a context is made with, if there is none of the name."""
+
+    system: str | None = None
+    adapter: str = ""
+    ttl: float | None = None
+    """It goes when it has not been used for so many seconds; None: it stays."""
+
+
+async def create_context(edge: Edge, call: HttpCall) -> None:
+    name, new = _name(call), await call.read(NewContext)
+    async with edge.daemon(call) as (client, _):
+        context = await client.context(name, system=new.system, adapter=new.adapter, ttl=new.ttl)
+    await call.reply_json(context.info)
 
 
 async def delete_context(edge: Edge, call: HttpCall) -> None:
