@@ -12,11 +12,8 @@ import pytest
 from tests.cli.conftest import Daemon, clean_environ
 
 ROOT = Path(__file__).parents[1]
-PAGES = sorted(
-    page
-    for folder in (".", "docs", "docs/decisions", "examples", "bench", "traces")
-    for page in (ROOT / folder).glob("*.md")
-)
+FOLDERS = (".", "docs", "docs/decisions", "examples", "bench", "traces", "android_bridge", "android_bridge/*")
+PAGES = sorted(page for folder in FOLDERS for page in ROOT.glob(f"{folder}/*.md"))
 LINK = re.compile(r"(?<!\\)\[[^\]]*\]\(([^)\s]+)\)|^\[[^\]]+\]:\s*(\S+)", re.MULTILINE)
 MOST_COLUMNS = 100
 

@@ -10,7 +10,7 @@ import pytest
 
 ROOT = Path(__file__).parent.parent
 FILES = [path for room in ("tests", "bench", "traces") for path in sorted((ROOT / room).rglob("*.py"))]
-OTHER_ROOMS = {"bench", "contract", "data", "e2e", "fuzz", "stress", "support"}
+OTHER_ROOMS = {"android_bridge", "bench", "contract", "data", "e2e", "fuzz", "stress", "support"}
 """Rooms of tests that belong to no package of llmaas."""
 NOT_OURS = {"_asdict", "_exit", "_fields", "_make", "_replace"}
 """Names that Python offers to all although they begin with an underscore."""

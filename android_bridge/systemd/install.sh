@@ -1,0 +1,180 @@
+#!/bin/sh
+# Install llmaas as a service of the machine, for all users in the group "llmaas". Linux with systemd; run as root.
+# What is there already is left as it is: a second run changes nothing, and one after a failure goes on.
+set -eu
+
+usage() {
+    cat <<'USAGE'
+usage: install.sh [OPTION...] [install | update | uninstall]
+
+  --dry-run          say what would be done, and change nothing
+  --model FILE       the GGUF model to serve (copied to /var/lib/llmaas; needed once)
+  --prefix DIR       where the program goes (/opt/llmaas)
+  --root DIR         install below DIR: for images and packages. No user is made, nothing is started
+  --cuda, --vulkan   build llama.cpp for a GPU (by itself only where nvcc is, on a Jetson)
+  --delete-data      uninstall: conversations, key, model and settings go, too
+
+install     make the user, the environment and the units, and start the sockets
+update      install this checkout's version over the one that is there, and restart
+uninstall   remove the units, the program and the user; what was said stays in /var/lib/llmaas
+USAGE
+}
+
+here=$(cd "$(dirname "$0")" && pwd)
+source=$(cd "$here/../.." && pwd)
+dry='' root='' prefix=/opt/llmaas model='' gpu=auto delete='' action=install
+
+fail() {
+    printf 'install: %s\n' "$1" >&2
+    [ $# -lt 2 ] || printf '  hint: %s\n' "$2" >&2
+    exit 1
+}
+
+while [ $# -gt 0 ]; do
+    case $1 in
+    --dry-run) dry=yes ;;
+    --model | --prefix | --root)
+        [ $# -gt 1 ] || fail "$1 takes a value" "install.sh --help"
+        case $1 in --model) model=$2 ;; --prefix) prefix=$2 ;; --root) root=${2%/} ;; esac
+        shift
+        ;;
+    --cuda) gpu=cuda ;;
+    --vulkan) gpu=vulkan ;;
+    --delete-data) delete=yes ;;
+    -h | --help) usage && exit 0 ;;
+    install | update | uninstall) action=$1 ;;
+    *) fail "'$1' is not known" "install.sh --help" ;;
+    esac
+    shift
+done
+case $prefix in /*) ;; *) fail "--prefix takes a whole path, not '$prefix'" ;; esac
+
+# do WHAT COMMAND...: say it, and do it.
+perform() {
+    printf 'install: %s\n' "$1"
+    shift
+    [ -n "$dry" ] || "$@"
+}
+
+# Only where this is the running system.
+perform_live() {
+    [ -n "$root" ] || perform "$@"
+}
+
+# put MODE FILE: stdin becomes the file, if it is another one than before.
+put() {
+    made=$(mktemp)
+    cat >"$made"
+    if cmp -s "$made" "$root$2"; then
+        rm -f "$made"
+        return
+    fi
+    changed=yes
+    perform "write $2" install -D -m "$1" "$made" "$root$2"
+    rm -f "$made"
+}
+
+make_user() {
+    [ -z "$root" ] || return 0
+    id llmaas >/dev/null 2>&1 || perform "make the user and the group llmaas" \
+        useradd --system --user-group --home-dir /var/lib/llmaas --shell /usr/sbin/nologin llmaas
+}
+
+has_program() {
+    [ -x "$root$prefix/venv/bin/llmaas" ] && [ "$(cat "$root$prefix/version" 2>/dev/null)" = "$(version)" ]
+}
+
+# What is to be installed, in one word: the version, and how it was built.
+version() {
+    printf '%s %s\n' "$(sed -n 's/^__version__ = "\(.*\)"/\1/p' "$source/llmaas/version.py")" "$(build_flags)"
+}
+
+build_flags() {
+    case $gpu in
+    auto) if [ -e /etc/nv_tegra_release ] && command -v nvcc >/dev/null; then echo -DGGML_CUDA=ON; fi ;;
+    cuda) echo -DGGML_CUDA=ON ;;
+    vulkan) echo -DGGML_VULKAN=ON ;;
+    esac
+}
+
+build_program() {
+    [ -x "$root$prefix/venv/bin/python" ] || ${PYTHON:-python3} -m venv "$root$prefix/venv"
+    # The folder of pip's own cache keeps the engine that was built: after a failure the next run goes on from there.
+    CMAKE_ARGS="-DLLAVA_BUILD=OFF -DCMAKE_PROJECT_llama.cpp_INCLUDE=$source/scripts/llama.cmake $(build_flags)" \
+        "$root$prefix/venv/bin/python" -m pip install --upgrade "${source}[http]"
+    version >"$root$prefix/version"
+}
+
+install_program() {
+    if has_program && [ "$action" != update ]; then return 0; fi
+    command -v "${PYTHON:-python3}" >/dev/null || fail "there is no python3" "apt install python3-venv"
+    for program in cmake cc c++; do
+        command -v "$program" >/dev/null || fail "there is no $program" "apt install build-essential cmake"
+    done
+    changed=yes
+    perform "build llmaas in $prefix/venv (some minutes; llama.cpp is compiled)" build_program
+}
+
+install_model() {
+    [ -n "$model" ] || {
+        [ -e "$root/var/lib/llmaas/model.gguf" ] || [ -n "$root" ] ||
+            printf 'install: there is no model yet: run again with --model FILE.gguf, or set it in /etc/llmaas/config.toml\n'
+        return 0
+    }
+    [ -r "$model" ] || fail "the model $model cannot be read"
+    if cmp -s "$model" "$root/var/lib/llmaas/model.gguf"; then return 0; fi
+    changed=yes
+    perform "copy the model" install -D -m 0644 "$model" "$root/var/lib/llmaas/model.gguf.new"
+    # By a rename: a daemon that runs goes on with the old one.
+    perform "put it in place" mv "$root/var/lib/llmaas/model.gguf.new" "$root/var/lib/llmaas/model.gguf"
+}
+
+do_install() {
+    changed=''
+    make_user
+    install_program
+    [ -e "$root/etc/llmaas/config.toml" ] || put 0644 /etc/llmaas/config.toml <"$here/config.toml"
+    install_model
+    unit=$(sed "s,@PREFIX@,$prefix,g" "$here/llmaas.service")
+    put 0644 /etc/systemd/system/llmaas.service <<UNIT
+$unit
+UNIT
+    for unit in llmaas.socket llmaas-admin.socket; do
+        put 0644 "/etc/systemd/system/$unit" <"$here/$unit"
+    done
+    if [ -n "$changed" ]; then
+        perform_live "own /var/lib/llmaas" install -d -o llmaas -g llmaas -m 0700 /var/lib/llmaas
+        perform_live "tell systemd" systemctl daemon-reload
+        perform_live "start the sockets, now and at boot" systemctl enable --now llmaas.socket llmaas-admin.socket
+        perform_live "use the new version" systemctl try-restart llmaas.service
+        printf 'install: done. "usermod -aG llmaas NAME" lets a user connect to /run/llmaas/llmaas.sock\n'
+    else
+        printf 'install: nothing to do\n'
+    fi
+}
+
+do_uninstall() {
+    units=/etc/systemd/system
+    if [ -e "$root$units/llmaas.service" ]; then
+        perform_live "stop" systemctl disable --now llmaas.socket llmaas-admin.socket llmaas.service
+    fi
+    for path in $units/llmaas.service $units/llmaas.socket $units/llmaas-admin.socket "$prefix"; do
+        [ ! -e "$root$path" ] || perform "remove $path" rm -rf "$root$path"
+    done
+    perform_live "tell systemd" systemctl daemon-reload
+    if [ -n "$delete" ]; then
+        for path in /var/lib/llmaas /etc/llmaas $units/llmaas.service.d; do
+            [ ! -e "$root$path" ] || perform "remove $path" rm -rf "$root$path"
+        done
+        if [ -z "$root" ] && id llmaas >/dev/null 2>&1; then perform "remove the user llmaas" userdel llmaas; fi
+    else
+        printf 'install: /var/lib/llmaas (conversations, their key, the model) and /etc/llmaas stay, and so does the user:\n'
+        printf '  install.sh --delete-data uninstall removes them\n'
+    fi
+}
+
+[ -n "$root" ] || [ -n "$dry" ] || [ "$(id -u)" = 0 ] || fail "this takes root" "run it by sudo"
+case $action in
+install | update) do_install ;;
+uninstall) do_uninstall ;;
+esac

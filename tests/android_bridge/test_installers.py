@@ -1,0 +1,222 @@
+"""The installers, with commands of the system that only write down what they are asked for."""
+
+from __future__ import annotations
+
+import hashlib
+import os
+import shutil
+import subprocess
+from pathlib import Path
+
+import pytest
+
+from llmaas.config import models
+from llmaas.config.sources import load
+from tests.support.drivers import BRIDGE, needs
+
+SCRIPTS = sorted(
+    path for path in BRIDGE.rglob("*") if path.suffix == ".sh" or (path.parent.name == "sh" and path.is_file())
+)
+SHELLS = [path for path in SCRIPTS if path.read_text("utf-8").startswith("#!/bin/sh\n")]
+LOG = """#!/bin/sh
+echo "$(basename "$0") $*" >>"$CALLS"
+"""
+DPKG = LOG + 'grep -qx "$2" "$INSTALLED" 2>/dev/null\n'
+PKG = LOG + 'shift 2; printf "%s\\n" "$@" >>"$INSTALLED"\n'
+PYTHON = (
+    LOG
+    + """case "$*" in
+"-m venv"*) for last; do :; done; mkdir -p "$last/bin"; cp "$0" "$last/bin/python" ;;
+"-m pip wheel"*)
+    [ ! -e "$FAIL" ] || { rm "$FAIL"; exit 1; }
+    while [ "$1" != -w ]; do shift; done; touch "$2/llama_cpp_python-1.whl"; echo "$CMAKE_ARGS" >>"$CALLS" ;;
+"-m pip install --upgrade"*) cp "$0" "$(dirname "$0")/llmaas" ;;
+esac
+"""
+)
+STUBS = {"dpkg": DPKG, "pkg": PKG, "python": PYTHON, "python3": PYTHON, "sv": LOG, "sv-enable": LOG, "sv-disable": LOG}
+ARM = "processor : 0\nFeatures : fp asimd asimdhp asimddp i8mm\n\nprocessor : 1\nFeatures : fp asimd asimdhp asimddp\n"
+
+
+class House:
+    """A home, a Termux, and what was asked of its commands."""
+
+    def __init__(self, root: Path) -> None:
+        self.root, self.home, self.prefix = root, root / "home", root / "usr"
+        for folder in (self.home, self.prefix, root / "bin"):
+            folder.mkdir()
+        for name, text in STUBS.items():
+            (root / "bin" / name).write_text(text)
+            (root / "bin" / name).chmod(0o755)
+        (root / "cpuinfo").write_text(ARM)
+        (root / "meminfo").write_text("MemTotal:        3900000 kB\n")
+
+    def run(self, script: str, *args: str, code: int = 0) -> str:
+        environ = {"HOME": self.home, "PREFIX": self.prefix, "CALLS": self.root / "calls", "FAIL": self.root / "fail"}
+        environ |= {"INSTALLED": self.root / "installed", "LLMAAS_CPUINFO": self.root / "cpuinfo"}
+        environ |= {"LLMAAS_MEMINFO": self.root / "meminfo", "TMPDIR": self.root}
+        words = {name: str(value) for name, value in environ.items()}
+        words["PATH"] = f"{self.root / 'bin'}:{os.environ['PATH']}"
+        command = ["sh", str(BRIDGE / script), *args]
+        done = subprocess.run(command, env=words, capture_output=True, text=True, check=False, timeout=60)
+        assert done.returncode == code, done.stdout + done.stderr
+        return done.stdout + done.stderr
+
+    def calls(self) -> list[str]:
+        return (self.root / "calls").read_text().splitlines() if (self.root / "calls").exists() else []
+
+    def tree(self) -> dict[str, str]:
+        """All files below home and prefix, and the image, with their contents and modes."""
+        found = {}
+        for top in (self.home, self.prefix, self.root / "image"):
+            for path in sorted(top.rglob("*")):
+                if path.is_file():
+                    facts = path.stat()
+                    digest = hashlib.sha256(path.read_bytes()).hexdigest()
+                    found[str(path.relative_to(self.root))] = f"{facts.st_mode:o} {facts.st_mtime_ns} {digest}"
+        return found
+
+
+@pytest.fixture
+def house(tmp_path: Path) -> House:
+    return House(tmp_path)
+
+
+def test_there_are_scripts() -> None:
+    assert {path.name for path in SHELLS} >= {"llmaas-client", "install.sh"}
+
+
+@pytest.mark.parametrize("script", SHELLS, ids=lambda path: str(path.relative_to(BRIDGE)))
+def test_shellcheck_finds_nothing(script: Path) -> None:
+    done = subprocess.run(
+        [needs("shellcheck"), "-o", "all", "-e", "SC2250,SC2310,SC2312,SC2249", script],
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert done.returncode == 0, done.stdout
+    assert script.stat().st_mode & 0o111
+
+
+# -- Termux
+
+
+def test_a_dry_run_on_a_phone_changes_nothing(house: House) -> None:
+    before = house.tree()
+    said = house.run("termux/install.sh", "--dry-run", "--at-boot", "--model", "/dev/null")
+    assert "install packages: python python-numpy" in said and "write " in said
+    assert house.tree() == before and not [call for call in house.calls() if not call.startswith("dpkg")]
+
+
+def test_a_phone_is_set_up_once(house: House) -> None:
+    said = house.run("termux/install.sh", "--at-boot")
+    assert "done" in said
+    calls = house.calls()
+    assert any(call.startswith("pkg install -y python ") for call in calls)
+    assert "sv-enable llmaas" in calls and "sv restart llmaas" in calls
+    flags = next(call for call in calls if call.startswith("-DLLAVA_BUILD"))
+    # A feature counts that all cores have.
+    assert "-DGGML_CPU_ARM_ARCH=armv8.2-a+dotprod+fp16 " in flags and "i8mm" not in flags and "KLEIDIAI" not in flags
+    settings = (house.home / ".config" / "llmaas" / "config.toml").read_text()
+    assert "cells = 2048" in settings and 'http_tokens = "required"' in settings
+    run = house.prefix / "var" / "service" / "llmaas" / "run"
+    assert run.stat().st_mode & 0o111 and run.read_text().startswith(f"#!{house.prefix}/bin/sh\n")
+    assert "s1000000" in (house.prefix / "var" / "log" / "sv" / "llmaas" / "config").read_text()
+    before = house.tree()
+    assert house.run("termux/install.sh", "--at-boot") == "install: nothing to do\n"
+    assert house.tree() == before
+
+
+def test_the_settings_are_good_ones(house: House, tmp_path: Path) -> None:
+    model = tmp_path / 'a "model".gguf'
+    model.write_bytes(b"GGUF")
+    house.run("termux/install.sh", "--model", str(model))
+    file = house.home / ".config" / "llmaas" / "config.toml"
+    config = load({}, {"HOME": str(house.home)}, file).config
+    assert (config.cells, config.pool_bytes, config.http) == (2048, 64 << 20, "127.0.0.1:11434")
+    assert models.find(config.model) == model
+
+
+def test_settings_that_are_there_stay(house: House) -> None:
+    file = house.home / ".config" / "llmaas" / "config.toml"
+    file.parent.mkdir(parents=True)
+    file.write_text("cells = 777\n")
+    house.run("termux/install.sh")
+    assert file.read_text() == "cells = 777\n"
+
+
+def test_after_a_failure_the_next_run_goes_on(house: House) -> None:
+    (house.root / "fail").touch()
+    house.run("termux/install.sh", code=1)
+    assert "done" in house.run("termux/install.sh")
+    assert len([call for call in house.calls() if call.startswith("pkg install")]) == 1
+    house.run("termux/install.sh", "update")
+    assert len([call for call in house.calls() if "pip wheel" in call]) == 2, "the wheel of these flags is kept"
+    assert "-DGGML_CPU_KLEIDIAI=ON" not in "".join(house.calls())
+    house.run("termux/install.sh", "--kleidiai", "update")
+    assert "-DGGML_CPU_KLEIDIAI=ON" in "".join(house.calls())
+
+
+@pytest.mark.parametrize("data", ["keep", "delete"])
+def test_nothing_is_left_on_a_phone_but_what_is_to_be_kept(house: House, data: str) -> None:
+    house.run("termux/install.sh", "--at-boot")
+    said = house.home / ".local" / "share" / "llmaas" / "index"
+    said.parent.mkdir(parents=True)
+    said.write_text("conversations")
+    house.run("termux/install.sh", "--data", data, "uninstall")
+    left = {".local/share/llmaas/index", ".config/llmaas/config.toml"} if data == "keep" else set()
+    assert {name.removeprefix("home/") for name in house.tree()} == left
+    house.run("termux/install.sh", "--data", data, "uninstall")
+
+
+def test_what_is_no_termux_is_told_so(house: House) -> None:
+    done = subprocess.run(
+        ["sh", BRIDGE / "termux" / "install.sh"],
+        env={"HOME": "/", "PATH": os.environ["PATH"]},
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert done.returncode == 1 and "not Termux" in done.stderr
+    assert "not known" in house.run("termux/install.sh", "--wrong", code=1)
+
+
+# -- systemd
+
+
+def test_an_image_is_set_up_once_and_emptied(house: House) -> None:
+    image = house.root / "image"
+    (house.root / "m.gguf").write_bytes(b"GGUF")
+    args = ("--root", str(image), "--model", str(house.root / "m.gguf"))
+    before = house.tree()
+    assert "write /etc/systemd/system/llmaas.socket" in house.run("systemd/install.sh", "--dry-run", *args)
+    assert house.tree() == before
+    assert "done" in house.run("systemd/install.sh", *args)
+    units = image / "etc" / "systemd" / "system"
+    assert "ExecStart=/opt/llmaas/venv/bin/llmaas serve" in (units / "llmaas.service").read_text()
+    assert (image / "var" / "lib" / "llmaas" / "model.gguf").read_bytes() == b"GGUF"
+    assert not [call for call in house.calls() if "systemctl" in call]
+    before = house.tree()
+    assert house.run("systemd/install.sh", *args).endswith("install: nothing to do\n")
+    assert house.tree() == before
+    house.run("systemd/install.sh", "--root", str(image), "uninstall")
+    assert sorted(house.tree()) == ["image/etc/llmaas/config.toml", "image/var/lib/llmaas/model.gguf"]
+    house.run("systemd/install.sh", "--root", str(image), "--delete-data", "uninstall")
+    assert house.tree() == {}
+
+
+def units(folder: Path) -> list[str]:
+    """The units as installed, with a program that is there."""
+    for name in ("llmaas.service", "llmaas.socket", "llmaas-admin.socket"):
+        text = (BRIDGE / "systemd" / name).read_text().replace("@PREFIX@/venv/bin/llmaas", shutil.which("true") or "")
+        (folder / name).write_text(text)
+    return [str(folder / name) for name in ("llmaas.service", "llmaas.socket", "llmaas-admin.socket")]
+
+
+def test_systemd_takes_the_units_and_finds_them_safe(tmp_path: Path) -> None:
+    analyze = needs("systemd-analyze")
+    done = subprocess.run([analyze, "verify", *units(tmp_path)], capture_output=True, text=True, check=False)
+    assert done.returncode == 0 and "llmaas" not in done.stderr, done.stderr
+    command = [analyze, "security", "--offline=true", "--threshold=20", "--no-pager", str(tmp_path / "llmaas.service")]
+    done = subprocess.run(command, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stdout[-2000:] + done.stderr
