@@ -11,7 +11,8 @@ usage: install.sh [OPTION...] [install | update | uninstall]
   --model FILE       the GGUF model to serve (copied to /var/lib/llmaas; needed once)
   --prefix DIR       where the program goes (/opt/llmaas)
   --root DIR         install below DIR: for images and packages. No user is made, nothing is started
-  --cuda, --vulkan   build llama.cpp for a GPU (by itself only where nvcc is, on a Jetson)
+  --board KIND       jetson, raspberry or none: what suits the board; by itself what the board says that it is
+  --cuda, --vulkan   build llama.cpp for a GPU (CUDA by itself on a Jetson, where nvcc is)
   --delete-data      uninstall: conversations, key, model and settings go, too
 
 install     make the user, the environment and the units, and start the sockets
@@ -22,7 +23,7 @@ USAGE
 
 here=$(cd "$(dirname "$0")" && pwd)
 source=$(cd "$here/../.." && pwd)
-dry='' root='' prefix=/opt/llmaas model='' gpu=auto delete='' action=install
+dry='' root='' prefix=/opt/llmaas model='' gpu=auto board=auto delete='' action=install
 
 fail() {
     printf 'install: %s\n' "$1" >&2
@@ -33,9 +34,9 @@ fail() {
 while [ $# -gt 0 ]; do
     case $1 in
     --dry-run) dry=yes ;;
-    --model | --prefix | --root)
+    --model | --prefix | --root | --board)
         [ $# -gt 1 ] || fail "$1 takes a value" "install.sh --help"
-        case $1 in --model) model=$2 ;; --prefix) prefix=$2 ;; --root) root=${2%/} ;; esac
+        case $1 in --model) model=$2 ;; --prefix) prefix=$2 ;; --root) root=${2%/} ;; *) board=$2 ;; esac
         shift
         ;;
     --cuda) gpu=cuda ;;
@@ -48,6 +49,7 @@ while [ $# -gt 0 ]; do
     shift
 done
 case $prefix in /*) ;; *) fail "--prefix takes a whole path, not '$prefix'" ;; esac
+case $board in auto | none | jetson | raspberry) ;; *) fail "--board is jetson, raspberry or none, not '$board'" ;; esac
 
 # do WHAT COMMAND...: say it, and do it.
 perform() {
@@ -89,17 +91,64 @@ version() {
     printf '%s %s\n' "$(sed -n 's/^__version__ = "\(.*\)"/\1/p' "$source/llmaas/version.py")" "$(build_flags)"
 }
 
+find_board() {
+    [ "$board" = auto ] || return 0
+    case $({ tr -d '\0' <"${LLMAAS_BOARD:-/proc/device-tree/model}"; } 2>/dev/null || true) in
+    *Jetson*) board=jetson ;;
+    *"Raspberry Pi"*) board=raspberry ;;
+    *) board=none ;;
+    esac
+}
+
+# Where CUDA's compiler is: JetPack does not put it on the PATH.
+has_nvcc() {
+    command -v nvcc >/dev/null || [ -x /usr/local/cuda/bin/nvcc ]
+}
+
 build_flags() {
     case $gpu in
-    auto) if [ -e /etc/nv_tegra_release ] && command -v nvcc >/dev/null; then echo -DGGML_CUDA=ON; fi ;;
-    cuda) echo -DGGML_CUDA=ON ;;
-    vulkan) echo -DGGML_VULKAN=ON ;;
+    cuda) printf '%s' -DGGML_CUDA=ON ;;
+    vulkan) printf '%s' -DGGML_VULKAN=ON ;;
+    *) if [ "$board" = jetson ] && has_nvcc; then printf '%s' -DGGML_CUDA=ON; fi ;;
+    esac
+}
+
+# Settings by RAM. On boards the flash is spared, and the daemon computes less while the board is hot.
+settings() {
+    mb=$(awk '/^MemTotal/ { print int($2 / 1024) }' "${LLMAAS_MEMINFO:-/proc/meminfo}")
+    if [ "$mb" -lt 5000 ]; then
+        cells=2048 pool=64M
+    elif [ "$mb" -lt 10000 ]; then
+        cells=4096 pool=256M
+    else
+        cells=8192 pool=512M
+    fi
+    printf '# Settings of the daemon, made for %s MB of RAM. "llmaas serve --help" lists them.\n' "$mb"
+    cat "$here/config.toml"
+    printf 'cells = %s\npool_bytes = "%s"\n' "$cells" "$pool"
+    [ "$board" = none ] || printf 'governor = "on"\nwear_budget = "2G"\ndisk_bytes = "4G"\n'
+}
+
+# What the board needs besides: the GPU's devices, and no swap on flash.
+board_unit() {
+    echo "# Made by install.sh for this board: $board."
+    echo "[Service]"
+    echo "MemorySwapMax=0"
+    case $(build_flags) in
+    *CUDA* | *VULKAN*)
+        echo "PrivateDevices=no"
+        echo "DevicePolicy=auto"
+        echo "SupplementaryGroups=video render"
+        ;;
+    *) ;;
     esac
 }
 
 build_program() {
     [ -x "$root$prefix/venv/bin/python" ] || ${PYTHON:-python3} -m venv "$root$prefix/venv"
     # The folder of pip's own cache keeps the engine that was built: after a failure the next run goes on from there.
+    PATH=$PATH:/usr/local/cuda/bin
+    export PATH
     CMAKE_ARGS="-DLLAVA_BUILD=OFF -DCMAKE_PROJECT_llama.cpp_INCLUDE=$source/scripts/llama.cmake $(build_flags)" \
         "$root$prefix/venv/bin/python" -m pip install --upgrade "${source}[http]"
     version >"$root$prefix/version"
@@ -131,14 +180,26 @@ install_model() {
 
 do_install() {
     changed=''
+    find_board
     make_user
     install_program
-    [ -e "$root/etc/llmaas/config.toml" ] || put 0644 /etc/llmaas/config.toml <"$here/config.toml"
+    if [ ! -e "$root/etc/llmaas/config.toml" ]; then
+        text=$(settings)
+        put 0644 /etc/llmaas/config.toml <<SETTINGS
+$text
+SETTINGS
+    fi
     install_model
     unit=$(sed "s,@PREFIX@,$prefix,g" "$here/llmaas.service")
     put 0644 /etc/systemd/system/llmaas.service <<UNIT
 $unit
 UNIT
+    if [ "$board" != none ] || [ -n "$(build_flags)" ]; then
+        unit=$(board_unit)
+        put 0644 /etc/systemd/system/llmaas.service.d/board.conf <<UNIT
+$unit
+UNIT
+    fi
     for unit in llmaas.socket llmaas-admin.socket; do
         put 0644 "/etc/systemd/system/$unit" <"$here/$unit"
     done
@@ -158,9 +219,11 @@ do_uninstall() {
     if [ -e "$root$units/llmaas.service" ]; then
         perform_live "stop" systemctl disable --now llmaas.socket llmaas-admin.socket llmaas.service
     fi
-    for path in $units/llmaas.service $units/llmaas.socket $units/llmaas-admin.socket "$prefix"; do
+    for path in $units/llmaas.service $units/llmaas.socket $units/llmaas-admin.socket \
+        $units/llmaas.service.d/board.conf "$prefix"; do
         [ ! -e "$root$path" ] || perform "remove $path" rm -rf "$root$path"
     done
+    rmdir "$root$units/llmaas.service.d" 2>/dev/null || true
     perform_live "tell systemd" systemctl daemon-reload
     if [ -n "$delete" ]; then
         for path in /var/lib/llmaas /etc/llmaas $units/llmaas.service.d; do

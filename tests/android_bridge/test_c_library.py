@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import os
 import re
+import signal
 import subprocess
 from pathlib import Path
 
@@ -12,6 +13,7 @@ import pytest
 
 from tests.support.daemon import SOON, serving
 from tests.support.drivers import BRIDGE, WARNINGS, build, needs
+from tests.support.http_edge import SlowEngine
 from tests.support.loop import on_a_loop
 
 SOURCE = BRIDGE / "c"
@@ -65,6 +67,25 @@ async def test_the_example_chats_and_finds_its_conversation_again(chat: Path, tm
             assert len(out.decode().strip()) > 100
         async with daemon.connect("c-chat") as client:
             assert (await client.show("diary")).info.n_messages == 5
+
+
+@on_a_loop
+async def test_ctrl_c_ends_an_answer_and_not_the_chat(chat: Path, tmp_path: Path) -> None:
+    async with serving(tmp_path / "d", engine=SlowEngine) as daemon:
+        pipe, environ = asyncio.subprocess.PIPE, {"LLMAAS_SOCKET": str(daemon.socket)}
+        process = await asyncio.create_subprocess_exec(chat, stdin=pipe, stdout=pipe, env=environ, stderr=pipe)
+        assert process.stdin is not None and process.stdout is not None
+        process.stdin.write(b"a long story\n")
+        said = await asyncio.wait_for(process.stdout.read(1), SOON)
+        process.send_signal(signal.SIGINT)
+        said += await asyncio.wait_for(process.stdout.readline(), SOON)
+        assert said.endswith(b" [cancelled]\n") and len(said) < 200
+        process.stdin.write(b"go on\n")
+        assert await asyncio.wait_for(process.stdout.read(1), SOON)
+        process.send_signal(signal.SIGINT)
+        process.stdin.close()
+        assert await asyncio.wait_for(process.wait(), SOON) == 0
+        assert process.stderr is not None and b"error" not in await process.stderr.read()
 
 
 def test_a_path_that_does_not_fit_is_refused(chat: Path) -> None:

@@ -30,7 +30,7 @@ PYTHON = (
 "-m pip wheel"*)
     [ ! -e "$FAIL" ] || { rm "$FAIL"; exit 1; }
     while [ "$1" != -w ]; do shift; done; touch "$2/llama_cpp_python-1.whl"; echo "$CMAKE_ARGS" >>"$CALLS" ;;
-"-m pip install --upgrade"*) cp "$0" "$(dirname "$0")/llmaas" ;;
+"-m pip install --upgrade"*) echo "${CMAKE_ARGS-}" >>"$CALLS"; cp "$0" "$(dirname "$0")/llmaas" ;;
 esac
 """
 )
@@ -54,6 +54,7 @@ class House:
     def run(self, script: str, *args: str, code: int = 0) -> str:
         environ = {"HOME": self.home, "PREFIX": self.prefix, "CALLS": self.root / "calls", "FAIL": self.root / "fail"}
         environ |= {"INSTALLED": self.root / "installed", "LLMAAS_CPUINFO": self.root / "cpuinfo"}
+        environ |= {"LLMAAS_BOARD": self.root / "board"}
         environ |= {"LLMAAS_MEMINFO": self.root / "meminfo", "TMPDIR": self.root}
         words = {name: str(value) for name, value in environ.items()}
         words["PATH"] = f"{self.root / 'bin'}:{os.environ['PATH']}"
@@ -203,6 +204,39 @@ def test_an_image_is_set_up_once_and_emptied(house: House) -> None:
     assert sorted(house.tree()) == ["image/etc/llmaas/config.toml", "image/var/lib/llmaas/model.gguf"]
     house.run("systemd/install.sh", "--root", str(image), "--delete-data", "uninstall")
     assert house.tree() == {}
+
+
+@pytest.mark.parametrize("board", ["jetson", "raspberry", "none"])
+def test_a_board_gets_what_suits_it(house: House, board: str) -> None:
+    image = house.root / "image"
+    if board == "jetson":
+        (house.root / "bin" / "nvcc").write_text(LOG)
+        (house.root / "bin" / "nvcc").chmod(0o755)
+    script = "systemd/install.sh" if board == "none" else f"{board}/install.sh"
+    house.run(script, "--root", str(image))
+    before = house.tree()
+    assert house.run(script, "--root", str(image)).endswith("install: nothing to do\n") and house.tree() == before
+    settings = load({}, {"HOME": "/"}, image / "etc" / "llmaas" / "config.toml").config
+    assert (settings.cells, settings.socket) == (2048, Path("/run/llmaas/llmaas.sock"))
+    assert settings.governor == ("off" if board == "none" else "on")
+    flags = next(call for call in house.calls() if call.startswith("-DLLAVA"))
+    assert ("-DGGML_CUDA=ON" in flags) == (board == "jetson")
+    drop_in = image / "etc" / "systemd" / "system" / "llmaas.service.d" / "board.conf"
+    assert drop_in.is_file() == (board != "none")
+    if board != "none":
+        text = drop_in.read_text()
+        assert "MemorySwapMax=0" in text and ("PrivateDevices=no" in text) == (board == "jetson")
+        house.run(script, "--root", str(image), "uninstall")
+        assert not drop_in.parent.exists()
+
+
+def test_a_board_is_known_by_what_it_says(house: House) -> None:
+    for said, board in (("Raspberry Pi 5 Model B Rev 1.0\0", "raspberry"), ("NVIDIA Jetson Orin Nano\0", "jetson")):
+        (house.root / "board").write_text(said)
+        told = house.run("systemd/install.sh", "--dry-run", "--root", str(house.root / "image"))
+        assert "write /etc/systemd/system/llmaas.service.d/board.conf" in told, board
+    (house.root / "board").write_text("some laptop")
+    assert "board.conf" not in house.run("systemd/install.sh", "--dry-run", "--root", str(house.root / "image"))
 
 
 def units(folder: Path) -> list[str]:

@@ -59,6 +59,7 @@ static int chat(const char *name) {
             free(line);
             return print_error(&error);
         }
+        fflush(stdout);
     }
     free(line);
     return 0;
