@@ -83,9 +83,9 @@ class Stubborn(App):
 
     def _nothing_changed(self, client: Client) -> None:
         pending, self.pending = self.pending, None
-        assert pending is not None
-        assert {info.id for info in client.contexts()} == self.books.keys(), f"{self.name}: {pending.name}"
-        if pending.id is not None:
+        contexts = {info.id for info in client.contexts()}
+        assert contexts == self.books.keys(), f"{self.name}: {pending and pending.name}"
+        if pending is not None and pending.id is not None:  # a call that only reads changes nothing
             assert self.books[pending.id] == pending.allowed[0]
             self.compare(client, pending.id, self.books[pending.id])
 
