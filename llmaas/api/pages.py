@@ -16,9 +16,9 @@ from llmaas.api.wire import Frame
 from llmaas.errors import BadRequest
 from llmaas.records import ContextDetail, ContextInfo, RequestInfo
 
-MAX_CONTEXTS = 64
-"""Contexts of a page. Each takes the event loop about 12 us, with its tiers: an app that asks for lists all the time
-makes each turn of the loop as long as a page takes."""
+MAX_CONTEXTS = 16
+"""Contexts of a page. Each takes the event loop about 25 us, with its tiers: an app that asks for lists all the time
+makes each turn of the loop as long as a page takes. With 64 the first tokens of others came 11 ms later."""
 MAX_REQUESTS = 32
 """Calls of a page. Each takes the event loop about 80 us, with its spans."""
 MAX_MESSAGES = 1024

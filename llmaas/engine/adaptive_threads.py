@@ -1,6 +1,7 @@
 """Runs an engine's steps with as many threads as the machine has room for.
 
-Law: on the engine's thread only. It measures steps and sets threads; ``policies.thread_count`` decides how many.
+Law: on the engine's thread only. It measures steps and the room for threads, and sets threads;
+``policies.thread_count`` decides how many.
 """
 
 from __future__ import annotations
@@ -12,16 +13,26 @@ from llmaas.policies.thread_count import ThreadCount
 
 _REACH = 512
 """Steps that look back on fewer tokens than this are of one kind; above it, those within a factor of two."""
+_ROOM_EVERY_S = 0.25
+"""How often it is looked, at most, on how many CPUs there is room."""
+
+
+def _unknown() -> None:
+    return None
 
 
 class AdaptiveThreads:
-    """``step`` and ``steps`` of ``engine``, with 1 .. ``most`` threads. ``now`` returns the time in seconds.
+    """``step`` and ``steps`` of ``engine``, with 1 .. ``most`` threads. ``now`` returns the time in seconds, ``room``
+    the CPUs that this process could have had since it was last called, or None if that is not known.
 
     Decode and prefill each have their own number of threads, since in prefill threads wait for each other less often.
     """
 
-    def __init__(self, engine: Engine, most: int, now: Callable[[], float]) -> None:
-        self._engine, self._now = engine, now
+    def __init__(
+        self, engine: Engine, most: int, now: Callable[[], float], room: Callable[[], float | None] = _unknown
+    ) -> None:
+        self._engine, self._now, self._room = engine, now, room
+        self._looked = now()
         self.decode, self.prefill = ThreadCount(most, curious=True), ThreadCount(most)
         self._in_use = most
 
@@ -51,6 +62,11 @@ class AdaptiveThreads:
         return rows
 
     def _use(self, count: ThreadCount) -> None:
+        if count.most > 1 and (now := self._now()) - self._looked >= _ROOM_EVERY_S:
+            self._looked = now
+            if (cpus := self._room()) is not None:
+                self.decode.see_room(cpus)
+                self.prefill.see_room(cpus)
         if count.threads != self._in_use:
             self._engine.set_threads(count.threads)
             self._in_use = count.threads

@@ -115,10 +115,13 @@ class Planner:
         self._calls = Calls(self._contexts, self._admission, self._switching, batching, self._pacing, tally)
         self._alarm: float | None = None
         """When it asked to be woken."""
+        self._tiers: dict[tuple[ContextId, int | None], tuple[int, int, int, int]] = {}
+        """What ``tiers`` has found since the last event."""
 
     def handle(self, event: Event, now: float) -> list[Action]:
         """Take one event in; the actions it calls for, in the order they must begin."""
         out: list[Action] = []
+        self._tiers.clear()
         self._calls.expire(now, out)
         self._take(event, now, out)
         if out or type(event) is not StepDone:  # most events are steps, which change nothing for swap-out
@@ -215,8 +218,14 @@ class Planner:
         return key in self._ledger and self._ledger.tier(key) is not Tier.NONE
 
     def tiers(self, context: ContextId, n_tokens: int | None = None) -> tuple[int, int, int, int]:
-        """Of the context's tokens, or its first ``n_tokens``: those whose best copy is in CELLS, POOL, DISK, NONE."""
-        return self._contexts.tiers(context, n_tokens)
+        """Of the context's tokens, or its first ``n_tokens``: those whose best copy is in CELLS, POOL, DISK, NONE.
+
+        Looks at each chunk the first time only: clients may list contexts thousands of times between two events.
+        """
+        found = self._tiers.get((context, n_tokens))
+        if found is None:
+            found = self._tiers[context, n_tokens] = self._contexts.tiers(context, n_tokens)
+        return found
 
     def check(self) -> list[str]:
         """Problems found; empty when the books balance."""

@@ -1,11 +1,12 @@
 """How many threads the next steps of the engine should use, judged by how long the last steps took.
 
-Law: pure; durations are its only input, so what it decides does not depend on why a step was slow. Two rules:
+Law: pure; it is told how long steps took and, where the system knows it, how many CPUs there was room on. Three rules:
 
 * It falls back at once. A cumulative sum of slowness (CUSUM, Page 1954) that exceeds a threshold raises an alarm. An
   alarm leads to a trial: a few steps with fewer threads. Whichever number of threads was faster stays.
 * It explores at little cost. Now and then a few steps run with more or fewer threads. The time that such trials lose is
   paid from a budget that grows with time (by 2 % of it for trials upward, 0.2 % downward).
+* Room for another thread that was not there before is tried at once; without room trials upward are rare.
 
 Why it is needed: llama.cpp's threads meet some 900 times a token and spin while they wait. A thread that shares its
 core with another process holds up all others, so two threads are then many times slower than one.
@@ -32,6 +33,11 @@ _SAVED_UP_S, _SAVED_DOWN_S = 0.1, 0.05
 """Seconds that a budget holds at most, and at first."""
 _SOONEST_S = 0.25
 """Seconds of computing between two trials."""
+_FITS, _CROWDED = 0.75, 0.5
+"""A thread more fits where so much of a CPU is free for it; with less than _CROWDED free, trials upward are to lose a
+tenth as much time. A thread of those in use that lacks so much of a CPU holds up the others."""
+_SOONER = 0.25
+"""Part of the sum of slowness that raises an alarm while threads in use lack CPUs."""
 _FASTER, _SLOWER = 0.2, 0.02
 """How much of a step's difference to its pace is learned. It is learned slowly where the step was slower: otherwise a
 busy machine would become the norm."""
@@ -63,11 +69,23 @@ class ThreadCount:
         self._curious = curious
         self._next_trial = _SOONEST_S
         self._up, self._down = _Budget(_MAY_LOSE_UP, _SAVED_UP_S), _Budget(_MAY_LOSE_DOWN, _SAVED_DOWN_S)
+        self._room: float | None = None
+        """CPUs that there was room on when it was last looked; None: not known."""
 
     @property
     def in_trial(self) -> bool:
         """Whether the next steps try another number of threads."""
         return self._trial is not None
+
+    def see_room(self, cpus: float) -> None:
+        """The process could have had so many CPUs of late: those it used, and those that nobody used.
+
+        What was lost by threads that had no room is not a reason to wait when there is room again.
+        """
+        needed = self.threads + _FITS
+        if cpus >= needed and (self._room is None or self._room < needed):
+            self._up.left = max(self._up.left, _SAVED_UP_S)
+        self._room = cpus
 
     def observe(self, kind: Hashable, seconds: float) -> int:
         """The last step was of ``kind`` and took ``seconds`` with ``threads``. Returns the threads for the next step.
@@ -75,7 +93,7 @@ class ThreadCount:
         Steps of one kind must take about as long on a quiet machine: as many tokens, over about as long a context.
         """
         self._time += seconds
-        self._up.earn(seconds)
+        self._up.earn(seconds * (0.1 if self._room is not None and self._room < self.threads + _CROWDED else 1.0))
         self._down.earn(seconds)
         pace = self._pace.get(kind)
         if self.most == 1 or seconds <= 0.0:
@@ -101,7 +119,8 @@ class ThreadCount:
             return
         self._slow += slowness
         self._n_slow += 1
-        if self._sum >= self._alarm:
+        crowded = self._room is not None and self._room < self.threads - _CROWDED
+        if self._sum >= self._alarm * (_SOONER if crowded else 1.0):
             self._begin(-1, to_beat=self._slow / self._n_slow, alarmed=True)
 
     def _reset_sum(self) -> None:

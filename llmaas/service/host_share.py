@@ -12,6 +12,7 @@ from collections.abc import Callable
 from llmaas.clock import Clock
 from llmaas.engine.adaptive_threads import AdaptiveThreads
 from llmaas.engine.base import Engine
+from llmaas.host.cpu_room import CpuRoom
 from llmaas.planner.events import DutyChanged
 from llmaas.policies.duty import DutyPolicy, ThermalReading
 
@@ -23,7 +24,8 @@ class HostShare:
     with as many threads as the engine was made with."""
 
     def __init__(self, engine: Engine, most_threads: int | None, clock: Clock) -> None:
-        self._threads = None if most_threads is None else AdaptiveThreads(engine, most_threads, clock.now)
+        room = CpuRoom().read
+        self._threads = None if most_threads is None else AdaptiveThreads(engine, most_threads, clock.now, room)
         self.step = self._threads.step if self._threads else engine.step
         self.steps = self._threads.steps if self._threads else engine.steps
         self._clock = clock

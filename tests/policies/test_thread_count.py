@@ -139,3 +139,44 @@ def test_a_short_disturbance_is_forgotten_in_a_second() -> None:
         count.observe("decode", seconds)
     assert 0.1 < fewer < 1.0
     assert count.threads == 2
+
+
+class WatchedMachine(Machine):
+    """The count is told four times a second how many CPUs there was room on."""
+
+    def step(self) -> float:
+        before = self.now
+        seconds = super().step()
+        if int(self.now * 4) > int(before * 4):
+            self.count.see_room(float(max(1, self.cores - self.busy(self.now))))
+        return seconds
+
+
+def test_room_that_comes_back_is_used_within_a_second_whatever_was_lost_before() -> None:
+    machine = WatchedMachine(2, lambda t: int(t % 40 < 30))
+    for _ in range(4):
+        machine.speed(40.0 - machine.now % 40.0 + 31.0)
+        assert machine.count.threads == 2
+        machine.speed(1.0)
+
+
+def test_without_room_trials_upward_lose_next_to_nothing() -> None:
+    machine = WatchedMachine(2, lambda t: 1)
+    machine.speed(3.0)
+    assert machine.speed(60.0) > 0.985 / pace(1)
+
+
+def test_threads_that_lack_cpus_are_given_up_after_a_slow_step_or_two() -> None:
+    count = ThreadCount(2)
+    for _ in range(30):
+        count.observe("decode", 0.01)
+    count.see_room(1.3)
+    count.observe("decode", 0.03)
+    assert count.in_trial
+    assert count.threads == 1
+
+
+def test_a_quiet_machine_that_is_watched_keeps_its_threads() -> None:
+    machine = WatchedMachine(4, lambda t: 0)
+    machine.speed(60.0)
+    assert machine.count.changes == 0
