@@ -6,7 +6,7 @@ Law: pure; it is told how long steps took and, where the system knows it, how ma
   alarm leads to a trial: a few steps with fewer threads. Whichever number of threads was faster stays.
 * It explores at little cost. Now and then a few steps run with more or fewer threads. The time that such trials lose is
   paid from a budget that grows with time (by 2 % of it for trials upward, 0.2 % downward).
-* Room for another thread that was not there before is tried at once; without room trials upward are rare.
+* Where there is room for more threads again, they are used at once; without room trials upward are rare.
 
 Why it is needed: llama.cpp's threads meet some 900 times a token and spin while they wait. A thread that shares its
 core with another process holds up all others, so two threads are then many times slower than one.
@@ -80,12 +80,24 @@ class ThreadCount:
     def see_room(self, cpus: float) -> None:
         """The process could have had so many CPUs of late: those it used, and those that nobody used.
 
-        What was lost by threads that had no room is not a reason to wait when there is room again.
+        Threads for which there is room again are used at once: a trial would need steps of a kind that is known, and
+        what was lost while they had no room is no reason to wait. If there is none after all, their steps are slow.
         """
         needed = self.threads + _FITS
-        if cpus >= needed and (self._room is None or self._room < needed):
-            self._up.left = max(self._up.left, _SAVED_UP_S)
+        if cpus >= needed and self._room is not None and self._room < needed and self.threads < self.most:
+            self._grow(min(self.most, int(cpus + 1 - _FITS)))
         self._room = cpus
+
+    def _grow(self, threads: int) -> None:
+        """Use more threads without a trial. Until they are measured, their steps are said to take as much less."""
+        here = self._trial.here if self._trial is not None else self.threads
+        self._pace = {kind: pace * here / threads for kind, pace in self._pace.items()}
+        self.threads, self._trial, self._stride = threads, None, 1
+        self._up.left = max(self._up.left, 0.0)
+        self._next_trial = self._time + _SOONEST_S
+        self._alarm = _ALARM
+        self._reset_sum()
+        self.changes += 1
 
     def observe(self, kind: Hashable, seconds: float) -> int:
         """The last step was of ``kind`` and took ``seconds`` with ``threads``. Returns the threads for the next step.
