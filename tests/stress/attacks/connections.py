@@ -6,6 +6,8 @@ import asyncio
 
 from tests.stress.attacks.peer import Attacker, Peer, context, frame
 
+CODED_S = 1.0
+"""By then the KV of a conversation that was appended has been coded: that takes CPU, whoever asked for it."""
 WORDS = "It was the best of times, it was the worst of times. " * 50
 
 
@@ -14,6 +16,7 @@ async def deaf(attacker: Attacker) -> None:
     peers = await attacker.connect_many(240, apps=4)
     made = {i: await context(peers[i]) for i in range(min(4, len(peers)))}
     await asyncio.gather(*(peers[i].ask("append", context=made[i], prompt=WORDS) for i in made))
+    await asyncio.sleep(CODED_S)
     attacker.begin()
 
     async def flood(i: int, peer: Peer) -> None:
