@@ -6,8 +6,9 @@ Law: it never fails: where the system does not tell how busy CPUs are, as in an 
 from __future__ import annotations
 
 import os
-import time
 from pathlib import Path
+
+from llmaas.clock import Clock
 
 STAT = Path("/proc/stat")
 """For each CPU a line with its time in ticks, by what it was used for: proc_stat(5)."""
@@ -19,13 +20,13 @@ _SOONEST_S = 0.1
 class CpuRoom:
     """``read`` on one thread, whose CPUs are looked at."""
 
-    def __init__(self, stat: Path = STAT) -> None:
-        self._stat = stat
-        self._before = time.monotonic(), self._mine()
+    def __init__(self, clock: Clock, stat: Path = STAT) -> None:
+        self._clock, self._stat = clock, stat
+        self._before = clock.now(), self._mine()
 
     def read(self) -> float | None:
         """CPUs, on average since the last call that told, or since this was made; None if it is not known."""
-        now, mine = time.monotonic(), self._mine()
+        now, mine = self._clock.now(), self._mine()
         then, before = self._before
         elapsed = now - then
         if mine is None or before is None or elapsed < _SOONEST_S:
@@ -39,7 +40,8 @@ class CpuRoom:
             idle = idle_s(self._stat.read_text(), os.sched_getaffinity(0))
         except (OSError, AttributeError, ValueError, IndexError):
             return None
-        return idle + time.process_time()
+        used = os.times()
+        return idle + used.user + used.system
 
 
 def idle_s(stat: str, cpus: set[int]) -> float:

@@ -24,7 +24,7 @@ class HostShare:
     with as many threads as the engine was made with."""
 
     def __init__(self, engine: Engine, most_threads: int | None, clock: Clock) -> None:
-        room = CpuRoom().read
+        room = CpuRoom(clock).read
         self._threads = None if most_threads is None else AdaptiveThreads(engine, most_threads, clock.now, room)
         self.step = self._threads.step if self._threads else engine.step
         self.steps = self._threads.steps if self._threads else engine.steps

@@ -8,6 +8,7 @@ from pathlib import Path
 
 import pytest
 
+from llmaas.clock import ManualClock
 from llmaas.host.cpu_room import CpuRoom, idle_s
 
 TICKS = os.sysconf("SC_CLK_TCK")
@@ -27,24 +28,27 @@ def test_only_this_process_cpus_count_and_waiting_for_disks_is_idle_time() -> No
 def test_what_others_leave_idle_is_room(tmp_path: Path) -> None:
     file, cpu = tmp_path / "stat", f"cpu{min(os.sched_getaffinity(0))}"
     file.write_text(stat(**{cpu: 10.0}))
-    room = CpuRoom(file)
+    clock = ManualClock()
+    room = CpuRoom(clock, file)
     assert room.read() is None, "no time has passed"
-    time.sleep(0.15)
+    clock.advance(10.0)
     file.write_text(stat(**{cpu: 110.0}))
     cpus = room.read()
     assert cpus is not None
-    assert cpus > 5.0  # 100 s of idle time, within however long the sleep took
+    assert 10.0 <= cpus < 11.0
 
 
 def test_what_the_process_itself_uses_is_room(tmp_path: Path) -> None:
     file = tmp_path / "stat"
-    file.write_text(stat(cpu0=10.0))
-    room, begin = CpuRoom(file), time.process_time()
+    file.write_text(stat(**{f"cpu{min(os.sched_getaffinity(0))}": 10.0}))
+    clock = ManualClock()
+    room, begin = CpuRoom(clock, file), time.process_time()
     while time.process_time() - begin < 0.2:
         pass
+    clock.advance(0.1)
     cpus = room.read()
     assert cpus is not None
-    assert cpus > 0.0
+    assert cpus > 1.5
 
 
 @pytest.mark.parametrize("text", [None, "", "cpu0 x y z a b\n", "cpu0 1\n", stat(cpu999=1.0)])
@@ -52,6 +56,7 @@ def test_where_the_system_does_not_tell_nothing_is_known(text: str | None, tmp_p
     file = tmp_path / "stat"
     if text is not None:
         file.write_text(text)
-    room = CpuRoom(file)
-    time.sleep(0.11)
+    clock = ManualClock()
+    room = CpuRoom(clock, file)
+    clock.advance(1.0)
     assert room.read() is None

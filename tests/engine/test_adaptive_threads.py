@@ -1,0 +1,60 @@
+"""The engine's threads follow the room that there is on the CPUs."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any, cast
+
+import pytest
+
+from llmaas.engine.adaptive_threads import AdaptiveThreads
+from llmaas.engine.base import BatchItem, Engine
+
+
+class TimedEngine:
+    """Two CPUs, of which others take ``busy``; a step advances its clock."""
+
+    def __init__(self) -> None:
+        self.threads, self.busy, self.now = 2, 0, 100.0
+
+    def set_threads(self, n: int) -> None:
+        self.threads = n
+
+    def step(self, items: Sequence[BatchItem], adapter: str = "") -> list[int | None]:
+        waits = self.threads > 2 - self.busy
+        self.now += 0.05 * sum(len(item.tokens) for item in items) / self.threads * (5.0 if waits else 1.0)
+        return [None] * len(items)
+
+    def room(self) -> float:
+        return float(2 - self.busy)
+
+
+def run(seconds: float, engine: TimedEngine, threads: AdaptiveThreads, n_tokens: int) -> None:
+    end = engine.now + seconds
+    while engine.now < end:
+        threads.step([BatchItem(0, 100, [1] * n_tokens)])
+
+
+@pytest.mark.parametrize("n_tokens", [1, 4])
+def test_decode_and_prefill_give_a_cpu_up_and_take_it_back_when_it_is_free(n_tokens: int) -> None:
+    engine = TimedEngine()
+    threads = AdaptiveThreads(cast(Any, engine), 2, lambda: engine.now, engine.room)
+    run(2.0, engine, threads, n_tokens)
+    assert engine.threads == 2
+    engine.busy = 1
+    run(3.0, engine, threads, n_tokens)
+    assert engine.threads == 1
+    engine.busy = 0
+    run(1.0, engine, threads, n_tokens)
+    assert engine.threads == 2
+
+
+def test_an_engine_with_one_thread_does_not_ask_for_room() -> None:
+    engine, asked = TimedEngine(), list[float]()
+
+    def room() -> None:
+        asked.append(engine.now)
+
+    threads = AdaptiveThreads(cast(Engine, engine), 1, lambda: engine.now, room)
+    run(2.0, engine, threads, 1)
+    assert not asked
