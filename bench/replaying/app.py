@@ -16,6 +16,7 @@ import json
 import re
 import sys
 from collections.abc import Iterator
+from contextlib import closing
 from itertools import pairwise
 from time import perf_counter
 from typing import Any, Protocol
@@ -70,26 +71,36 @@ class LlmaasApp:
 
 
 class HttpApp:
-    """A client that keeps the connection, as programs do."""
+    """A client with a connection for each request: servers close those that are idle for seconds, and a new one over
+    the loopback costs a fraction of a millisecond."""
 
     def __init__(self, address: str, name: str) -> None:
         place = urlsplit(address)
-        self._connection = http.client.HTTPConnection(place.hostname or "", place.port, timeout=_TIMEOUT_S)
+        self._place = place.hostname or "", place.port
 
-    def post(self, path: str, body: dict[str, Any]) -> http.client.HTTPResponse:
-        self._connection.request("POST", path, json.dumps(body), {"Content-Type": "application/json"})
-        response = self._connection.getresponse()
-        if response.status != 200:
-            raise RuntimeError(f"{path}: {response.status} {response.read().decode('utf-8', 'replace')[:300]}")
-        return response
+    def post(self, path: str, body: dict[str, Any]) -> None:
+        """Raises RuntimeError if the server refuses."""
+        with closing(self._connection()) as connection:
+            self._response(connection, path, body).read()
 
     def events(self, path: str, body: dict[str, Any]) -> Iterator[dict[str, Any]]:
         """The server-sent events of a streamed answer."""
-        response = self.post(path, body)
-        for line in response:
-            if line.startswith(b"data: ") and line.strip() != b"data: [DONE]":
-                yield json.loads(line[6:])
-        response.read()
+        with closing(self._connection()) as connection:
+            for line in self._response(connection, path, body):
+                if line.startswith(b"data: ") and line.strip() != b"data: [DONE]":
+                    yield json.loads(line[6:])
+
+    def _connection(self) -> http.client.HTTPConnection:
+        return http.client.HTTPConnection(*self._place, timeout=_TIMEOUT_S)
+
+    def _response(
+        self, connection: http.client.HTTPConnection, path: str, body: dict[str, Any]
+    ) -> http.client.HTTPResponse:
+        connection.request("POST", path, json.dumps(body), {"Content-Type": "application/json"})
+        response = connection.getresponse()
+        if response.status != 200:
+            raise RuntimeError(f"{path}: {response.status} {response.read().decode('utf-8', 'replace')[:300]}")
+        return response
 
 
 class LlamaServerApp(HttpApp):
@@ -102,7 +113,7 @@ class LlamaServerApp(HttpApp):
         timings: dict[str, Any] = {}
         begin = perf_counter()
         if request["restore"]:
-            self.post("/slots/0?action=restore", {"filename": request["restore"]}).read()
+            self.post("/slots/0?action=restore", {"filename": request["restore"]})
         restored = perf_counter() - begin
         body = {
             "prompt": [*request["history"], *request["tokens"]],
@@ -121,7 +132,7 @@ class LlamaServerApp(HttpApp):
             timings = event.get("timings", timings)
         total = perf_counter() - begin
         if request["save"]:
-            self.post("/slots/0?action=save", {"filename": request["save"]}).read()
+            self.post("/slots/0?action=save", {"filename": request["save"]})
         first = arrivals[0] if arrivals else total
         if not request["n_new"]:
             tokens, text = [], ""

@@ -14,7 +14,7 @@ from typing import Any
 from bench.lib.machine import ROOT
 
 
-class CallFailed(Exception):
+class CallFailed(RuntimeError):
     """A program refused a call, or ended."""
 
 

@@ -66,6 +66,7 @@ def summary(rows: Sequence[Row]) -> dict[str, Any]:
         "seconds": end.get("seconds"),
         "took": end.get("calls"),
         "took_whole": end.get("whole"),
+        "others_cpu": end.get("others_cpu"),
         "peak_resident": end.get("peak_resident"),
         "peak_anonymous": end.get("peak_anonymous"),
     }

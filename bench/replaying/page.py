@@ -39,6 +39,7 @@ COLUMNS = (
     ("CPU s", "took.cpu_s", 1.0),
     ("J", "took.energy_j", 1.0),
     ("failed", "failed", 1.0),
+    ("others' CPU %", "others_cpu", 100.0),
 )
 
 

@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from bench.lib.cli import Options
+from bench.lib.machine import cpu_seconds, others_share
 from bench.lib.stats import sig
 from bench.replaying.apps import AppProcesses, CallFailed
 from bench.replaying.cold import ColdFiles
@@ -54,12 +55,13 @@ class Run:
     def carry_out(self, head: dict[str, Any]) -> None:
         """All of it. Raises NotInstalled, RuntimeError if the program does not start."""
         forget(self._folder)
+        busy = cpu_seconds()
         with serving(self.system, self.options, self.budget, self._folder) as program:
             self.put("begin", **head, program=program.about)
             used = self._replay(program)
         if self.restarts:
             self._restart()
-        self.put("end", **used)
+        self.put("end", **used, others_cpu=sig(others_share(busy, cpu_seconds())))
         forget(self._folder)
 
     @property
@@ -87,7 +89,11 @@ class Run:
                     self.put("failed", number=call.number, why="too many failures in a row: the run ends here")
                     break
             time.sleep(_SETTLE_S)
-        end = reading(program.pid)
+        try:
+            end = reading(program.pid)
+        except OSError as error:
+            self.put("failed", why=f"the program ended: {error}")
+            end = measured
         return {
             "seconds": sig(time.monotonic() - began),
             "whole": difference(begun, end),

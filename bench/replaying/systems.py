@@ -67,6 +67,8 @@ class System:
         """Options of ``llmaas serve``."""
         cells = budget.all_cells if self.all_cells else budget.held_cells
         least = _LEAST_POOL_F16 if self.bits == "16/16" else _LEAST_POOL
+        if not self.disk:
+            least = _MIB  # the least that there can be: no chunk of f16 fits
         pool = least if self.all_cells else max(least, budget.outside)
         if self.unbounded:
             cells, pool = -(-budget.total // 256) * 256, max(least, budget.total * budget.token_bytes)
