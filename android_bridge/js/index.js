@@ -65,7 +65,10 @@ export class Answer {
     this.#abort = abort;
     /** All text so far. */
     this.text = "";
-    /** How it ended: `reason`, `nTokens` of the context, `context`, its id. Rejects with the error that ended it. */
+    /**
+     * How it ended: `reason`, `nTokens` of the context, `context`, its id. Rejects with the error that ended it. Settles
+     * once the answer was iterated over, or `whole` was called.
+     */
     this.done = new Promise((resolve, reject) => (this.#settle = { resolve, reject }));
     this.done.catch(() => {}); // who iterates is told there
     this.#events = open;
@@ -124,7 +127,8 @@ export class Client {
    * try again while no daemon answers or it is busy; `fetch`: another one, such as `unixFetch` of "llmaas-client/node".
    */
   constructor({ url = "http://127.0.0.1:11434", token, app, retryMs = 0, fetch = globalThis.fetch } = {}) {
-    if (token !== undefined && token !== "" && !/^\w+$/.test(token)) throw new LlmaasError("bad_token", "this is no token");
+    if (token && !/^\w+$/.test(token)) throw new LlmaasError("bad_token", "this is no token");
+    if (app && !/^[A-Za-z0-9._-]{1,64}$/.test(app)) throw new LlmaasError("bad_request", "an app's name has A-Z a-z 0-9 . _ -");
     this.#url = url.replace(/\/+$/, "");
     this.#headers = { ...(token ? { authorization: `Bearer ${token}` } : {}), ...(app ? { "x-llmaas-app": app } : {}) };
     this.#fetch = fetch === globalThis.fetch ? (...args) => globalThis.fetch(...args) : fetch;

@@ -151,6 +151,12 @@ build_program() {
     export PATH
     CMAKE_ARGS="-DLLAVA_BUILD=OFF -DCMAKE_PROJECT_llama.cpp_INCLUDE=$source/scripts/llama.cmake $(build_flags)" \
         "$root$prefix/venv/bin/python" -m pip install --upgrade "${source}[http]"
+    if [ -n "$root" ]; then
+        # Programs of an environment name its python by the whole path: there the image is the root.
+        for program in "$root$prefix"/venv/bin/*; do
+            [ -L "$program" ] || sed -i "1s,^#!$root/,#!/," "$program"
+        done
+    fi
     version >"$root$prefix/version"
 }
 

@@ -196,9 +196,11 @@ install_program() {
 install_service() {
     put 0755 "$service/llmaas/run" "#!$PREFIX/bin/sh
 exec 2>&1
+export TMPDIR=$PREFIX/tmp
 exec $home/venv/bin/llmaas serve"
     put 0755 "$service/llmaas-wake-lock/run" "#!$PREFIX/bin/sh
 exec 2>&1
+export TMPDIR=$PREFIX/tmp
 exec $home/venv/bin/python $home/llmaas-wake-lock"
     put 0755 "$home/llmaas-wake-lock" "$(cat "$here/llmaas-wake-lock")"
     for name in llmaas llmaas-wake-lock; do

@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import asyncio
 import json
+import os
 import socket
 import struct
+import sys
 import threading
 import time
 from collections.abc import Callable, Iterator
@@ -73,19 +76,20 @@ def impostor(place: Path | None, *said: bytes, step: int = 1 << 20) -> Iterator[
     listener.bind(("127.0.0.1", 0) if place is None else str(place))
     listener.listen()
 
+    def talk(peer: socket.socket) -> None:
+        with peer, suppress(OSError):
+            peer.settimeout(5)
+            for part in said:
+                peer.recv(1 << 16)
+                for at in range(0, len(part), step):
+                    peer.sendall(part[at : at + step])
+                    time.sleep(0.001)
+
     def serve() -> None:
-        while True:
-            try:
+        with suppress(OSError):
+            while True:
                 peer, _ = listener.accept()
-            except OSError:
-                return
-            with peer, suppress(OSError):
-                peer.settimeout(5)
-                for part in said:
-                    peer.recv(1 << 16)
-                    for at in range(0, len(part), step):
-                        peer.sendall(part[at : at + step])
-                        time.sleep(0.001)
+                threading.Thread(target=talk, args=(peer,), daemon=True).start()
 
     thread = threading.Thread(target=serve)
     thread.start()
@@ -122,6 +126,35 @@ async def test_a_character_that_comes_byte_by_byte(
     with impostor(tmp_path / "slow.sock", framed(HELLO), last, step=1):
         async with started(drivers(way), tmp_path / "slow.sock") as driver:
             assert await driver("ask", "inbox", 8, "hello") == ["answer", "stop", "9", "2", "Grüße 世😀"]
+
+
+LISTEN_AS_NOBODY = """
+import os, socket, sys
+listener = socket.socket(socket.AF_UNIX)
+listener.bind(sys.argv[1])
+os.setuid(65534)
+listener.listen()  # from now on the kernel says that this user serves
+print("ready", flush=True)
+peer, _ = listener.accept()
+print(len(peer.recv(1000)), flush=True)
+"""
+
+
+@pytest.mark.skipif(os.geteuid() != 0, reason="only root can start a process of another user")
+@pytest.mark.parametrize("way", FRAMES, ids=lambda way: way.name)
+@on_a_loop
+async def test_another_users_daemon_is_sent_nothing(
+    way: Way, drivers: Callable[[Way], list[str]], tmp_path: Path
+) -> None:
+    place, pipe = tmp_path / "d.sock", asyncio.subprocess.PIPE
+    command = [sys.executable, "-c", LISTEN_AS_NOBODY, str(place)]
+    stranger = await asyncio.create_subprocess_exec(*command, stdout=pipe)
+    assert stranger.stdout is not None and await stranger.stdout.readline() == b"ready\n"
+    async with started(drivers(way), place, token="llmaas_" + "0" * 64) as driver:
+        answer = await driver("hello")
+        assert answer[:3] == ["failed", "not_trusted", "no"] and "runs as user" in answer[3]
+    assert await stranger.stdout.readline() == b"0\n"
+    await stranger.wait()
 
 
 def response(body: bytes, head: str = "", status: str = "200 OK") -> bytes:

@@ -30,7 +30,11 @@ PYTHON = (
 "-m pip wheel"*)
     [ ! -e "$FAIL" ] || { rm "$FAIL"; exit 1; }
     while [ "$1" != -w ]; do shift; done; touch "$2/llama_cpp_python-1.whl"; echo "$CMAKE_ARGS" >>"$CALLS" ;;
-"-m pip install --upgrade"*) echo "${CMAKE_ARGS-}" >>"$CALLS"; cp "$0" "$(dirname "$0")/llmaas" ;;
+"-m pip install --upgrade"*)
+    echo "${CMAKE_ARGS-}" >>"$CALLS"
+    program=$(dirname "$0")/llmaas
+    echo "#!$(dirname "$0")/python" >"$program"
+    chmod +x "$program" ;;
 esac
 """
 )
@@ -194,6 +198,8 @@ def test_an_image_is_set_up_once_and_emptied(house: House) -> None:
     assert house.tree() == before
     assert "done" in house.run("systemd/install.sh", *args)
     units = image / "etc" / "systemd" / "system"
+    program = image / "opt" / "llmaas" / "venv" / "bin" / "llmaas"
+    assert program.read_text() == "#!/opt/llmaas/venv/bin/python\n", "it is to run where the image is the root"
     assert "ExecStart=/opt/llmaas/venv/bin/llmaas serve" in (units / "llmaas.service").read_text()
     assert (image / "var" / "lib" / "llmaas" / "model.gguf").read_bytes() == b"GGUF"
     assert not [call for call in house.calls() if "systemctl" in call]

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import asyncio
 import os
+import re
 import shutil
 import subprocess
 import sys
@@ -103,10 +104,25 @@ def sh_driver(_: Path) -> list[str]:
 
 
 def java_driver(folder: Path) -> list[str]:
-    """Compiled as Java 11; Unix sockets take Java 16."""
+    """Compiled as Java 11, with the program of the client's page; Unix sockets take Java 16."""
     java, javac = needs("java"), needs("javac")
+    page = (BRIDGE / "java" / "README.md").read_text("utf-8")
+    imports, body = re.findall(r"^```java\n(import .*?;)\n(.*?)^```", page, re.MULTILINE | re.DOTALL)[0]
+    (folder / "Page.java").write_text(f"{imports}\nclass Page {{ void run() {{ {body} }} }}\n", "utf-8")
     sources = sorted(str(path) for part in ("src", "tests") for path in (BRIDGE / "java" / part).rglob("*.java"))
-    build(javac, "--release", "11", "-Xlint:all", "-Werror", "-encoding", "UTF-8", "-d", folder, *sources)
+    build(
+        javac,
+        "--release",
+        "11",
+        "-Xlint:all",
+        "-Werror",
+        "-encoding",
+        "UTF-8",
+        "-d",
+        folder,
+        folder / "Page.java",
+        *sources,
+    )
     return [java, "-XX:TieredStopAtLevel=1", "-XX:+UseSerialGC", "-cp", str(folder), "llmaas.client.Driver"]
 
 

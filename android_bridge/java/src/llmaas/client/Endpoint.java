@@ -15,6 +15,14 @@ public interface Endpoint {
     Channel open(int timeoutMs) throws IOException;
 
     /**
+     * The Unix socket of the daemon where the variable LLMAAS_SOCKET says, else where it serves by default. The settings
+     * file is not read.
+     */
+    static Endpoint unix() {
+        return unix(UnixEndpoint.defaultPath(System.getenv()));
+    }
+
+    /**
      * A Unix socket, by Java 16 or newer. The daemon must run as this user or as root; see {@link #unix(String, String)}.
      */
     static Endpoint unix(String path) {

@@ -15,6 +15,9 @@ import java.nio.file.Files;
 import java.nio.file.Paths;
 import java.nio.file.attribute.UserPrincipal;
 import java.nio.file.attribute.UserPrincipalNotFoundException;
+import java.util.ArrayList;
+import java.util.List;
+import java.util.Map;
 
 /**
  * A Unix socket by Java 16's UnixDomainSocketAddress, which is reached by reflection: the rest runs on Java 11.
@@ -28,6 +31,40 @@ final class UnixEndpoint implements Endpoint {
     UnixEndpoint(String path, String daemonUser) {
         this.path = path;
         this.daemonUser = daemonUser;
+    }
+
+    /** The first place that has a socket; where the daemon would make it, if none has. */
+    static String defaultPath(Map<String, String> environment) {
+        String given = environment.get("LLMAAS_SOCKET");
+        if (given != null) {
+            return given;
+        }
+        List<String> folders = new ArrayList<>();
+        String runtime = environment.getOrDefault("XDG_RUNTIME_DIR", "");
+        if (runtime.startsWith("/")) {
+            folders.add(runtime + "/llmaas");
+        }
+        String uid = uid();
+        if (Files.isDirectory(Paths.get("/run/user", uid))) {
+            folders.add("/run/user/" + uid + "/llmaas");
+        }
+        // TMPDIR counts on systems without a /tmp only, such as Termux.
+        String tmp = Files.isWritable(Paths.get("/tmp")) ? "/tmp" : environment.getOrDefault("TMPDIR", "/tmp");
+        folders.add(tmp + "/llmaas-" + uid);
+        for (String folder : folders) {
+            if (Files.exists(Paths.get(folder, "llmaas.sock"))) {
+                return folder + "/llmaas.sock";
+            }
+        }
+        return folders.get(0) + "/llmaas.sock";
+    }
+
+    private static String uid() {
+        try {
+            return String.valueOf(Files.getAttribute(Paths.get("/proc/self"), "unix:uid"));
+        } catch (IOException | UnsupportedOperationException e) {
+            return "0";
+        }
     }
 
     @Override
