@@ -32,7 +32,7 @@ from bench.lib.cli import Bar, Options, Result, main, say
 from bench.lib.engine import engine
 from bench.lib.machine import ROOT, commit, machine
 from bench.lib.throttle import Throttle
-from bench.replaying.bars import bars, missing
+from bench.replaying.bars import answers_bar, bars, missing
 from bench.replaying.figures import over_repeats, ratio, same_answers, summary
 from bench.replaying.journal import Journal, Row
 from bench.replaying.made import made
@@ -201,6 +201,8 @@ def measure(options: Options, given: argparse.Namespace) -> Result:
         if plan.disk_rate:
             throttle = Throttle(options.folder)
             stack.callback(throttle.close)
+            if not throttle.how.startswith("cgroup"):  # else it would slow down this process alone
+                raise RuntimeError("--disk-rate needs root, and control groups that can throttle the disk")
             stack.enter_context(throttle.at(plan.disk_rate))
             figures["disk"] = f"{plan.disk_rate / 1e6:g} MB/s, by {throttle.how}"
         for pattern, replay in replays.items():
@@ -210,7 +212,8 @@ def measure(options: Options, given: argparse.Namespace) -> Result:
         found = replay.found()
         figures[pattern] = figures_of(replay, found)
         summaries = {name: each["runs"] for name, each in figures[pattern]["programs"].items()}
-        checks += bars(summaries, pattern)
+        checks += bars(summaries, pattern, fits=plan.memory >= 1, disk_held=bool(plan.disk_rate))
+        checks += answers_bar(figures[pattern]["programs"].get("llmaas-f16", {}).get("same_answers"), pattern)
         if left_out := missing(summaries):
             say(f"{pattern}: no bars against {', '.join(left_out)}, which did not run")
         if given.html:

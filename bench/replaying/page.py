@@ -16,7 +16,7 @@ from bench.replaying.svg import Points, plot
 Runs = Mapping[str, Sequence[Sequence[Row]]]
 """Of each program, the rows of each repeat."""
 _STYLE = """
-body { font: 15px/1.5 system-ui, sans-serif; max-width: 60rem; margin: 2rem auto; padding: 0 1rem; color: #222 }
+body { font: 15px/1.5 system-ui, sans-serif; max-width: 80rem; margin: 2rem auto; padding: 0 1rem; color: #222 }
 table { border-collapse: collapse; width: 100%; font-size: 13px; display: block; overflow-x: auto }
 th, td { padding: .25rem .5rem; border-bottom: 1px solid #ddd; text-align: right; white-space: nowrap }
 th:first-child, td:first-child { text-align: left }
@@ -104,7 +104,8 @@ def switched(rows: Sequence[Row]) -> list[Row]:
 
 def _shares(repeats: Sequence[Sequence[Row]]) -> Points:
     found = sorted(row["ttft_ms"] for rows in repeats for row in switched(rows))
-    return [(each, (i + 1) / len(found)) for i, each in enumerate(found)]
+    steps = [(each, (i + 1) / len(found)) for i, each in enumerate(found)]
+    return [(found[0], 0.0), *steps] if found else []
 
 
 def _calls(rows: Sequence[Row]) -> Points:

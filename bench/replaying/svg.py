@@ -12,6 +12,7 @@ from html import escape
 Points = Sequence[tuple[float, float]]
 
 COLOURS = ("#1f77b4", "#d62728", "#2ca02c", "#ff7f0e", "#9467bd", "#8c564b", "#e377c2", "#7f7f7f", "#bcbd22", "#17becf")
+"""Of one series after the other; an eleventh has the first one again."""
 _WIDTH, _HEIGHT = 760, 320
 _LEFT, _RIGHT, _TOP, _BOTTOM = 60, 190, 14, 40
 
@@ -40,7 +41,9 @@ class Axis:
 
     def ticks(self) -> list[float]:
         if self._log:
-            return [10.0**n for n in range(math.ceil(self._low), math.floor(self._high) + 1)]
+            within = (1, 2, 5) if self._high - self._low < 2 else (1,)
+            found = [m * 10.0**n for n in range(math.floor(self._low), math.ceil(self._high) + 1) for m in within]
+            return [tick for tick in found if self._low <= self._place(tick) <= self._high]
         step = 10.0 ** math.floor(math.log10(self._high - self._low))
         step *= next(m for m in (1, 0.5, 0.25, 0.2, 0.1) if (self._high - self._low) / (step * m) >= 3)
         return [step * n for n in range(math.ceil(self._low / step), math.floor(self._high / step) + 1)]

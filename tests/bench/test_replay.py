@@ -8,9 +8,10 @@ from typing import Any
 
 import pytest
 
+from bench import results
 from bench.lib.cli import Options
 from bench.replay import FULL, Plan, Replay, budget_of, command_of, figures_of, own_options, plan_of, run_name, trace_of
-from bench.replaying.bars import bars, missing
+from bench.replaying.bars import answers_bar, bars, missing
 from bench.replaying.compare import differs, moved
 from bench.replaying.figures import ratio, same_answers, summary, tier, times
 from bench.replaying.journal import Journal
@@ -102,6 +103,12 @@ def test_bars_are_held_against_programs_that_ran() -> None:
     }
     assert "swap" in missing({"llmaas": ours})
     assert bars({}, "markov") == []
+    (fitting,) = bars({"llmaas": ours, "kill": theirs, "llama-server": ours}, "markov", fits=True)
+    assert fitting.holds, "no gain is wanted where all fits"
+    (first,) = bars({"llmaas": ours, "swap": [summary(run_rows(2.0))]}, "markov", disk_held=True)
+    assert (first.value, first.bar, first.holds) == (2.0, 3.0, False)
+    assert [bar.holds for bar in answers_bar(0.99, "markov")] == [False]
+    assert answers_bar(None, "markov") == []
 
 
 def test_the_report_is_one_file_that_loads_nothing() -> None:
@@ -212,6 +219,15 @@ def test_what_moved_beyond_the_spread_is_found() -> None:
     assert not any("kill" in what for what in worse)
     assert differs(old, slower) == []
     assert any(row.beyond for row in moved(result_line(1, 1), result_line(1.2, 1)))
+
+
+def test_the_page_of_results_is_what_the_files_say() -> None:
+    text = results.page([result_line(1.0, 2)])
+    assert "| llmaas | 201 | " in text
+    assert "python -m bench.replay" in text
+    assert all(len(line) <= 100 for line in text.splitlines())
+    if lines := results.read_lines():
+        assert results.PAGE.read_text("utf-8") == results.page(lines)
 
 
 def test_a_replay_on_the_real_model_ends_with_a_report(tmp_path: Path, gguf: Path) -> None:
