@@ -107,9 +107,21 @@ def _document() -> bytes:
     for each in OPERATIONS:
         paths.setdefault(each.path, {})[each.method] = _operation(each, ref_of)
     info = {"title": "llmaas", "version": __version__, "description": "One language model, served to every app."}
-    return msgspec.json.encode(
-        {"openapi": "3.1.0", "info": info, "paths": paths, "components": {"schemas": components}}
-    )
+    schemas = _plain_arrays(components)
+    return msgspec.json.encode({"openapi": "3.1.0", "info": info, "paths": paths, "components": {"schemas": schemas}})
+
+
+def _plain_arrays(schema: Any) -> Any:
+    """A tuple of one type as an array of it: programs that read such documents often know no ``prefixItems``."""
+    if isinstance(schema, list):
+        return [_plain_arrays(each) for each in schema]
+    if not isinstance(schema, dict):
+        return schema
+    plain = {key: _plain_arrays(value) for key, value in schema.items()}
+    if (types := plain.pop("prefixItems", None)) is not None:
+        assert all(each == types[0] for each in types), "a tuple of several types is no array"
+        plain["items"] = types[0]
+    return plain
 
 
 def _operation(each: Described, ref_of: dict[Any, Any]) -> dict[str, Any]:

@@ -19,6 +19,10 @@ async def test_the_document_has_every_path_and_its_answers_are_as_it_says(tmp_pa
         served = {path.replace(":path}", "}") for path in TABLE} - {"/openapi.json"}
         assert set(document["paths"]) == served == {each.path for each in OPERATIONS}
 
+        assert "prefixItems" not in str(document), "others read it, too"
+        for schema in document["components"]["schemas"].values():
+            Draft202012Validator.check_schema(schema)
+
         def check(name: str, value: object) -> None:
             schema = {"$ref": f"#/components/schemas/{name}", "components": document["components"]}
             Draft202012Validator(schema).validate(value)
@@ -30,6 +34,9 @@ async def test_the_document_has_every_path_and_its_answers_are_as_it_says(tmp_pa
         text = {"model": "default", "prompt": "x", "max_tokens": 3}
         check("Completion", (await http.post("/v1/completions", json={**text, "logprobs": 1})).json())
         check("ResponseObject", (await http.post("/v1/responses", json={"model": "default", "input": "x"})).json())
+        check("ContextInfo", (await http.put("/llmaas/contexts/a", json={})).json())
+        check("ContextDetail", (await http.get("/llmaas/contexts/a")).json())
+        check("State", (await http.get("/llmaas/state")).json())
         for path, name in (("/v1/models", "ModelList"), ("/health", "Health"), ("/api/tags", "OllamaModels")):
             check(name, (await http.get(path)).json())
         embed = {"model": "fake", "input": "x"}
