@@ -24,7 +24,7 @@ from matplotlib.figure import Figure
 
 
 def switch(line: dict[str, Any], axes: Axes) -> None:
-    figures = line["figures"]
+    figures = line["figures"].get("models", [line["figures"]])[0]
     lengths = [floor["tokens"] for floor in figures["floors"]]
     for name, label in (
         ("reprefill_ms", "re-prefill"),
@@ -38,6 +38,7 @@ def switch(line: dict[str, Any], axes: Axes) -> None:
     for run in figures["runs"]:
         for tier, cold, style in (("POOL", False, "-"), ("DISK", True, "--")):
             rows = [row for row in run["switches"] if row["tier"] == tier and row.get("cold", False) == cold]
+            rows = [row for row in rows if not row.get("bytes_per_s")]  # on the disk as it is
             label = f"{tier}{' (cold file)' if cold else ''}, {run['bits']} bits"
             times = [row["switch_ms"]["median"] for row in rows]
             axes.plot([row["tokens"] for row in rows], times, style, marker="o", label=label)

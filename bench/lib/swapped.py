@@ -2,15 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from contextlib import AbstractContextManager, nullcontext
 from pathlib import Path
 from statistics import median
-from time import perf_counter
+from time import perf_counter, process_time
 from typing import Any
 
 from bench.lib.probes import resident_fraction, storage_bytes_read
 from bench.lib.stats import sig, summary
-from bench.lib.timed import DECODE, LOAD, READ, Stopwatch
+from bench.lib.timed import DECODE, FILE, LOAD, READ, Stopwatch
 from llmaas.calls import CallSpec, Done, Generation, Turn
 from llmaas.kvchunks.store.store import Store
 from llmaas.records import AppId, ContextId, Tier
@@ -92,11 +93,20 @@ class SwappedContexts:
         await self._service.truncate(APP, context, n_tokens=n, n_messages=None)
         return done
 
-    async def measure(self, n: int, tier: Tier, *, cold: bool, repeats: int, payload: Path) -> dict[str, Any]:
+    async def measure(
+        self,
+        n: int,
+        tier: Tier,
+        *,
+        cold: bool,
+        repeats: int,
+        payload: Path,
+        slowed: Callable[[], AbstractContextManager[None]] = nullcontext,
+    ) -> dict[str, Any]:
         """Figures of ``repeats`` switches to the context of ``n`` tokens, whose chunks come from ``tier``.
 
-        ``payload`` is the store's folder of payload files; ``cold``: they are not in the page cache. Raises
-        RuntimeError if chunks came from elsewhere.
+        ``payload`` is the store's folder of payload files; ``cold``: they are not in the page cache. ``slowed``
+        throttles the disk for the time of a switch. Raises RuntimeError if chunks came from elsewhere.
         """
         switches, firsts, parts, reads, resident = [], [], [], [], []
         for i in range(repeats + 1):
@@ -108,9 +118,10 @@ class SwappedContexts:
                 resident.append(resident_fraction(payload))
             if self._watch:
                 self._watch.clear()
-            before = storage_bytes_read()
-            done = await self.switch(n)
-            read = storage_bytes_read() - before
+            before, cpu = storage_bytes_read(), process_time()
+            with slowed():
+                done = await self.switch(n)
+            read, cpu = storage_bytes_read() - before, process_time() - cpu
             if i == 0:  # the first switch faults buffers in, and fetches to the POOL what is not there
                 continue
             _expect(done, n, tier)
@@ -118,7 +129,7 @@ class SwappedContexts:
             switches.append(done.switch.switch_ms)
             firsts.append(done.ttft_ms)
             if self._watch:
-                parts.append(_parts(self._watch, done.switch.switch_ms))
+                parts.append(_parts(self._watch, done.switch.switch_ms) | {"call_cpu": cpu * 1e3})
         figures: dict[str, Any] = {"switch_ms": summary(switches), "ttft_ms": summary(firsts)}
         if parts:
             figures["parts_ms"] = {name: sig(median(part[name] for part in parts)) for name in parts[0]}
@@ -139,9 +150,13 @@ def _parts(watch: Stopwatch, switch_ms: float) -> dict[str, float]:
     """Milliseconds by part of one switch; they overlap. ``decode_sum`` is summed over threads."""
     return {
         "read": watch.total_ms(READ),
+        "read_file": watch.total_ms(FILE),
+        "read_cpu": watch.cpu_ms(READ),
         "decode_sum": watch.total_ms(DECODE),
+        "decode_cpu": watch.cpu_ms(DECODE),
         "decode_wall": watch.wall_ms(DECODE),
         "load_sum": watch.total_ms(LOAD),
+        "load_cpu": watch.cpu_ms(LOAD),
         "load_waits": watch.wall_ms(LOAD) - watch.total_ms(LOAD),
         "hand_over": switch_ms - watch.wall_ms(READ, DECODE, LOAD),
     }

@@ -65,14 +65,21 @@ class Throttle:
                 continue
         return None, "", ""
 
+    @property
+    def by_kernel(self) -> bool:
+        """Whether all reads of this process are throttled, and not only those of the store."""
+        return self._group is not None
+
     @contextmanager
     def at(self, bytes_per_s: float) -> Iterator[None]:
         """Read at most ``bytes_per_s`` until the end of the block; 0: as fast as the disk can."""
         if self._group is None:
             assert isinstance(self.files, SlowFiles)
             self.files.bytes_per_s = bytes_per_s
-            yield
-            self.files.bytes_per_s = 0.0
+            try:
+                yield
+            finally:
+                self.files.bytes_per_s = 0.0
             return
         if bytes_per_s:
             (self._group / self._file).write_text(self._line.format(device=self._device, rate=int(bytes_per_s)))

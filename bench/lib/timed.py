@@ -1,4 +1,4 @@
-"""A store, a codec and an engine that record when they bring chunks back: what a switch is made of.
+"""A store, its files, a codec and an engine that record when they bring chunks back: what a switch is made of.
 
 Law: they do what the product's do, and a microsecond per call more.
 """
@@ -7,16 +7,16 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from time import perf_counter
+from time import perf_counter, thread_time
 from typing import Any
 
 from llmaas.engine.llama.engine import LlamaEngine
 from llmaas.kv_arrays import KvSlab
 from llmaas.kvchunks.codec.codec import Codec, CodedChunk
-from llmaas.kvchunks.store.store import Store
+from llmaas.kvchunks.store.store import Files, Store
 from llmaas.records import ChunkKey
 
-READ, DECODE, LOAD = "read", "decode", "load"
+READ, FILE, DECODE, LOAD = PARTS = ("read", "file", "decode", "load")
 
 
 class Stopwatch:
@@ -24,23 +24,30 @@ class Stopwatch:
 
     def __init__(self) -> None:
         self.spans: dict[str, list[tuple[float, float]]] = {}
+        self.cpu: dict[str, list[float]] = {}
+        """Seconds of CPU that each span took on its thread."""
         self.clear()
 
     def clear(self) -> None:
-        self.spans = {name: [] for name in (READ, DECODE, LOAD)}
+        self.spans, self.cpu = {name: [] for name in PARTS}, {name: [] for name in PARTS}
 
     @contextmanager
     def running(self, name: str) -> Iterator[None]:
         """Record the time of the block for the part ``name``."""
-        begin = perf_counter()
+        begin, cpu = perf_counter(), thread_time()
         try:
             yield
         finally:
+            self.cpu[name].append(thread_time() - cpu)
             self.spans[name].append((begin, perf_counter()))
 
     def total_ms(self, name: str) -> float:
         """Milliseconds in the part, summed over calls and threads."""
         return sum(end - begin for begin, end in self.spans[name]) * 1e3
+
+    def cpu_ms(self, name: str) -> float:
+        """Milliseconds of CPU in the part: neither waiting for another thread or the disk, nor for a core."""
+        return sum(self.cpu[name]) * 1e3
 
     def wall_ms(self, *names: str) -> float:
         """Milliseconds from the first begin to the last end of the parts; 0 if none ran."""
@@ -58,6 +65,17 @@ class TimedStore(Store):
     def get(self, keys: Sequence[ChunkKey]) -> list[memoryview | bytes | None]:
         with self.watch.running(READ):
             return super().get(keys)
+
+
+class TimedFiles(Files):
+    """Records ``file``: reading payload files, which is part of ``read``."""
+
+    def __init__(self, watch: Stopwatch, files: Files) -> None:
+        self.watch, self._files = watch, files
+
+    def pread_into(self, fd: int, buffer: memoryview, offset: int) -> int:
+        with self.watch.running(FILE):
+            return self._files.pread_into(fd, buffer, offset)
 
 
 class TimedCodec(Codec):

@@ -19,7 +19,8 @@ class Buffers:
 
     Fresh memory costs a page fault every 4 KiB: the first write to a chunk in it takes many times as long as the
     next one. So a buffer of up to ``size`` bytes lives in a block, which returns to the list when the last view of the
-    buffer is gone. Larger buffers are fresh memory.
+    buffer is gone. The part of a block that no buffer has needed is never touched, and takes no memory. Larger buffers
+    are fresh memory.
     """
 
     def __init__(self, size: int, spare_bytes: int) -> None:

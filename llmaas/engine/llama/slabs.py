@@ -9,7 +9,7 @@ from contextlib import suppress
 
 import numpy as np
 
-from llmaas.engine.base import CellsFull
+from llmaas.engine.base import CellsFull, tokens_per_load
 from llmaas.engine.llama.buffers import Buffers
 from llmaas.engine.llama.cells import SequenceCells
 from llmaas.engine.llama.state_layout import Blob, Copied, StateLayout
@@ -26,7 +26,7 @@ class Slabs:
 
     def __init__(self, cells: SequenceCells, layout: StateLayout, spare_bytes: int) -> None:
         self._cells, self._layout = cells, layout
-        self._buffers = Buffers(layout.size(CHUNK_TOKENS), spare_bytes)
+        self._buffers = Buffers(layout.size(tokens_per_load(layout.token_bytes)), spare_bytes)
 
     @property
     def windows(self) -> tuple[int, ...]:

@@ -70,6 +70,11 @@ class StateLayout:
         """True if slabs are copies, not views of blobs."""
         return len(self.sections) > 1
 
+    @property
+    def token_bytes(self) -> int:
+        """Bytes of one token's rows."""
+        return sum(section.n_layer * (section.k_row + section.v_row) for section in self.sections)
+
     def windows(self, n_tokens: int) -> tuple[int, ...]:
         """Tokens that each layer looks back (0: all) if those of the second section have a window of ``n_tokens``."""
         if len(self.sections) == 1:

@@ -5,8 +5,8 @@
  *
  * Law: no allocation, no state, no alignment beyond that of a byte. The caller (kernels_native.py) has checked every
  * size. This is plain C11 that gcc and clang vectorise. Only f16 conversion needs special instructions; bit tricks
- * replace them where they are missing. On x86 the loops are compiled twice and chosen at run time, so that one wheel
- * serves every CPU.
+ * replace them where they are missing. On x86 the loops are compiled three times and chosen at run time, so that one
+ * wheel serves every CPU.
  */
 #include <stddef.h>
 #include <stdint.h>
@@ -47,13 +47,7 @@ INLINE ptrdiff_t parts(ptrdiff_t n, ptrdiff_t size) { return (n + size - 1) / si
 
 
 #define VARIANT(name) name##_plain
-#include "_kvcodec_lanes.h"
-#include "_kvcodec_values.h"
-#include "_kvcodec_fields.h"
-#include "_kvcodec_keys.h"
-#undef VARIANT
-#undef WIDE
-#undef SHUFFLE
+#include "_kvcodec_variant.h"
 
 #if defined(__x86_64__) && defined(__GNUC__)
 #include <cpuid.h>
@@ -67,20 +61,32 @@ INLINE ptrdiff_t parts(ptrdiff_t n, ptrdiff_t size) { return (n + size - 1) / si
 #pragma GCC target("avx2,f16c")
 #endif
 #define VARIANT(name) name##_avx2
-#include "_kvcodec_lanes.h"
-#include "_kvcodec_values.h"
-#include "_kvcodec_fields.h"
-#include "_kvcodec_keys.h"
-#undef VARIANT
-#undef WIDE
-#undef SHUFFLE
+#include "_kvcodec_variant.h"
 #ifdef __clang__
 #pragma clang attribute pop
 #else
 #pragma GCC pop_options
 #endif
 
-#define CHOOSE(isa, name, ...) ((isa) ? name##_avx2(__VA_ARGS__) : name##_plain(__VA_ARGS__))
+#define AVX512 1
+#ifdef __clang__
+#pragma clang attribute push( \
+    __attribute__((target("avx2,f16c,avx512f,avx512bw,avx512dq,avx512vl,avx512vbmi2"))), apply_to = function \
+)
+#else
+#pragma GCC push_options
+#pragma GCC target("avx2,f16c,avx512f,avx512bw,avx512dq,avx512vl,avx512vbmi2")
+#endif
+#define VARIANT(name) name##_avx512
+#include "_kvcodec_variant.h"
+#ifdef __clang__
+#pragma clang attribute pop
+#else
+#pragma GCC pop_options
+#endif
+
+#define CHOOSE(isa, name, ...) \
+    ((isa) == 2 ? name##_avx512(__VA_ARGS__) : (isa) == 1 ? name##_avx2(__VA_ARGS__) : name##_plain(__VA_ARGS__))
 #else
 #define HAVE_AVX2 0
 #define CHOOSE(isa, name, ...) ((void)(isa), name##_plain(__VA_ARGS__))
@@ -89,15 +95,17 @@ INLINE ptrdiff_t parts(ptrdiff_t n, ptrdiff_t size) { return (n + size - 1) / si
 /* To be changed with every change of a signature or of the format. */
 EXPORT int kv_version(void) { return 3; }
 
-/* The highest isa that this machine has: 0 is plain C, 1 (x86) is AVX2 with F16C. */
+/* The highest isa that this machine has: 0 is plain C, 1 (x86) is AVX2 with F16C, 2 is AVX-512 (F, BW, DQ, VL, VBMI2). */
 EXPORT int kv_isa(void) {
 #if HAVE_AVX2
     /* Not by __builtin_cpu_supports: clang's is always false with some linkers. */
+    const unsigned wide = bit_AVX512F | bit_AVX512BW | bit_AVX512DQ | bit_AVX512VL;
     unsigned a, b, c, d, saved, unused;
     if (!__get_cpuid(1, &a, &b, &c, &d) || !(c & bit_OSXSAVE) || !(c & bit_F16C)) return 0;
     __asm__("xgetbv" : "=a"(saved), "=d"(unused) : "c"(0));
     (void)unused;
-    return (saved & 6) == 6 && __get_cpuid_count(7, 0, &a, &b, &c, &d) && (b & bit_AVX2);
+    if ((saved & 6) != 6 || !__get_cpuid_count(7, 0, &a, &b, &c, &d) || !(b & bit_AVX2)) return 0;
+    return (saved & 0xe6) == 0xe6 && (b & wide) == wide && (c & bit_AVX512VBMI2) ? 2 : 1;
 #else
     return 0;
 #endif

@@ -59,6 +59,13 @@ INLINE void VARIANT(shuffle)(const uint8_t *src, const uint8_t *places, uint8_t 
 INLINE void VARIANT(spread_row)(
     const VARIANT(Map) *map, int f, const uint8_t *src, const uint8_t *end, ptrdiff_t at, uint8_t *dst
 ) {
+#if defined(AVX512)
+    /* All 64 channels at once: those that have the field take the next bytes in turn. */
+    const uint8_t *next = src + map->first[f][at / SIXTEEN];
+    const __mmask64 have = ~_mm512_movepi8_mask(_mm512_loadu_si512(map->spread[f] + at));
+    const __mmask64 there = end - next >= LANES ? ~0ull : (1ull << (end - next)) - 1;
+    _mm512_storeu_si512(dst, _mm512_maskz_expand_epi8(have, _mm512_maskz_loadu_epi8(there, next)));
+#else
     for (ptrdiff_t from = at; from < at + LANES; from += SIXTEEN, dst += SIXTEEN) {
         const uint8_t *bytes = src + map->first[f][from / SIXTEEN];
         uint8_t last[SIXTEEN] = {0};
@@ -68,6 +75,7 @@ INLINE void VARIANT(spread_row)(
         }
         VARIANT(shuffle)(bytes, map->spread[f] + from, dst);
     }
+#endif
 }
 
 /* The codes of 64 channels and 8 tokens, with each field at the same bit in all channels. */

@@ -50,11 +50,7 @@ INLINE void VARIANT(rope_row)(
                 /* By pointer: with memcpy gcc copies the halves separately, and the load then waits for both. */
                 const VARIANT(Wide) v = *(const VARIANT(Wide) *)(in + i), c = *(const VARIANT(Wide) *)(cosine + i);
                 const VARIANT(Wide) s = *(const VARIANT(Wide) *)(sine + i) * sign;
-#if WIDE == 8
-                *(VARIANT(Wide) *)(out + i) = v * c + SHUFFLE(v, 1, 0, 3, 2, 5, 4, 7, 6) * s;
-#else
-                *(VARIANT(Wide) *)(out + i) = v * c + SHUFFLE(v, 1, 0, 3, 2) * s;
-#endif
+                *(VARIANT(Wide) *)(out + i) = v * c + SWAP_1(v) * s;
             }
             for (; i < head; i++) out[i] = in[i] * cosine[i] + in[i ^ 1] * (sine[i] * sign);
         }
@@ -197,12 +193,51 @@ INLINE void VARIANT(read_words)(const uint8_t *words, ptrdiff_t dim, ptrdiff_t l
     }
 }
 
+/* A unit of keys is made in one go, from codes to f16, where heads are whole vectors and all of their channels rotate. */
+INLINE int VARIANT(whole_heads)(const Rope *rope) {
+    return FUSED && rope->table && rope->head == 2 * rope->pairs && (rope->halves ? rope->pairs : rope->head) % WIDE == 0;
+}
+
+INLINE VARIANT(Wide) VARIANT(key_of)(const uint8_t *code, const float *step, const float *low) {
+    return VARIANT(wide_of_bytes)(code) * VARIANT(wide_of)(step) + VARIANT(wide_of)(low);
+}
+
+/* One token's row of keys, from codes to f16 values rotated by the place in the group. */
+INLINE void VARIANT(keys_of_codes)(
+    const uint8_t *code, const float *step, const float *low, ptrdiff_t dim, const Rope *rope, ptrdiff_t layer,
+    ptrdiff_t place, uint8_t *x
+) {
+    const ptrdiff_t head = rope->head, pairs = rope->pairs;
+    const float *cosine = rope->table + ((ptrdiff_t)rope->kind[layer] * GROUP + place) * 2 * head;
+    const float *sine = cosine + head;
+    for (ptrdiff_t at = 0; at < dim; at += head) {
+        if (rope->halves) {
+            for (ptrdiff_t i = 0; i < pairs; i += WIDE) {
+                const ptrdiff_t c = at + i, d = c + pairs;
+                const VARIANT(Wide) a = VARIANT(key_of)(code + c, step + c, low + c);
+                const VARIANT(Wide) b = VARIANT(key_of)(code + d, step + d, low + d);
+                const VARIANT(Wide) cosines = VARIANT(wide_of)(cosine + i), sines = VARIANT(wide_of)(sine + pairs + i);
+                VARIANT(put)(a * cosines - b * sines, x + 2 * c); /* the first half of the sines is -sines */
+                VARIANT(put)(b * cosines + a * sines, x + 2 * d);
+            }
+        } else {
+            for (ptrdiff_t i = 0; i < head; i += WIDE) {
+                const ptrdiff_t c = at + i;
+                const VARIANT(Wide) v = VARIANT(key_of)(code + c, step + c, low + c);
+                const VARIANT(Wide) turned = SWAP_1(v) * VARIANT(wide_of)(sine + i);
+                VARIANT(put)(v * VARIANT(wide_of)(cosine + i) + turned, x + 2 * c);
+            }
+        }
+    }
+}
+
 /* 0, with x untouched, if the bits of the channels do not add up. */
 static int VARIANT(decode_keys)(
     const uint8_t *data, const Shape *s, int bits, const Rope *rope, void *memory, uint8_t *x
 ) {
     const ptrdiff_t groups = parts(s->tokens, GROUP), lanes = parts(s->dim, LANES) * LANES, unit = bits * s->dim;
     const VARIANT(Scratch) own = VARIANT(carve)(memory, lanes, UNIT);
+    const int whole = VARIANT(whole_heads)(rope);
     const ptrdiff_t layer_bytes = 4 * groups * s->dim + parts(s->tokens, UNIT) * unit;
     const uint8_t *end = data + s->layers * layer_bytes;
     for (ptrdiff_t l = 0; l < s->layers; l++)
@@ -232,6 +267,10 @@ static int VARIANT(decode_keys)(
                     uint8_t code[UNIT][LANES];
                     const float *restrict step = own.step + at, *restrict low = own.low + at;
                     VARIANT(unpack_keys)(&map, packed, end, at, code);
+                    if (whole) {
+                        for (ptrdiff_t t = 0; t < UNIT; t++) memcpy(own.code + t * lanes + at, code[t], LANES);
+                        continue;
+                    }
                     for (ptrdiff_t t = 0; t < UNIT; t++) {
                         float *restrict y = own.tile + t * lanes + at;
                         for (int c = 0; c < LANES; c++) y[c] = (float)code[t][c] * step[c] + low[c];
@@ -240,6 +279,11 @@ static int VARIANT(decode_keys)(
                 for (ptrdiff_t t = 0; t < count; t++) {
                     uint8_t *row = x + l * s->layer_stride + (first + u * UNIT + t) * s->token_stride;
                     float *y = own.tile + t * lanes;
+                    if (whole) {
+                        const ptrdiff_t place = u * UNIT + t;
+                        VARIANT(keys_of_codes)(own.code + t * lanes, own.step, own.low, s->dim, rope, l, place, row);
+                        continue;
+                    }
                     if (rope->table) VARIANT(rope_row)(y, own.row, s->dim, rope, l, u * UNIT + t, 1.0f);
                     for (ptrdiff_t at = 0; at < lanes; at += LANES)
                         VARIANT(store)(y + at, row + 2 * at, least(s->dim - at, LANES));

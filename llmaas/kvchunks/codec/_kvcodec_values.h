@@ -14,21 +14,37 @@
 
 /* -- rotation by a Hadamard matrix ------------------------------------------------------------------ */
 
-/* Sums and differences of values that are h = 1, 2, 4 ... n / 2 apart, in this order; n <= 64 stays in registers. */
-INLINE void VARIANT(butterflies)(float *restrict x, const int n) {
-    VARIANT(Wide) v[LANES / WIDE];
-    memcpy(v, x, 4 * (size_t)n);
+/* swapped + v * signs, for signs of 1 and -1. A fused operation rounds once, but the product is exact: the same result. */
+INLINE VARIANT(Wide) VARIANT(turn)(VARIANT(Wide) swapped, VARIANT(Wide) v, VARIANT(Wide) signs) {
+#if defined(AVX512)
+    return (VARIANT(Wide))_mm512_fmadd_ps((__m512)v, (__m512)signs, (__m512)swapped);
+#else
+    return swapped + v * signs;
+#endif
+}
+
+/* Sums and differences of values that are h = 1, 2, 4 ... n / 2 apart, in this order; n <= 128. */
+INLINE void VARIANT(mix)(VARIANT(Wide) *v, const int n) {
     for (int i = 0; i < n / WIDE; i++) {
-#if WIDE == 8
+#if WIDE == 16
+        const VARIANT(Wide) odd = {1, -1, 1, -1, 1, -1, 1, -1, 1, -1, 1, -1, 1, -1, 1, -1};
+        const VARIANT(Wide) pair = {1, 1, -1, -1, 1, 1, -1, -1, 1, 1, -1, -1, 1, 1, -1, -1};
+        const VARIANT(Wide) four = {1, 1, 1, 1, -1, -1, -1, -1, 1, 1, 1, 1, -1, -1, -1, -1};
+        const VARIANT(Wide) eight = {1, 1, 1, 1, 1, 1, 1, 1, -1, -1, -1, -1, -1, -1, -1, -1};
+        v[i] = VARIANT(turn)(SWAP_1(v[i]), v[i], odd);
+        v[i] = VARIANT(turn)(SWAP_2(v[i]), v[i], pair);
+        v[i] = VARIANT(turn)(SWAP_4(v[i]), v[i], four);
+        v[i] = VARIANT(turn)(SWAP_8(v[i]), v[i], eight);
+#elif WIDE == 8
         const VARIANT(Wide) odd = {1, -1, 1, -1, 1, -1, 1, -1}, pair = {1, 1, -1, -1, 1, 1, -1, -1};
-        const VARIANT(Wide) high = {1, 1, 1, 1, -1, -1, -1, -1};
-        v[i] = SHUFFLE(v[i], 1, 0, 3, 2, 5, 4, 7, 6) + v[i] * odd;
-        v[i] = SHUFFLE(v[i], 2, 3, 0, 1, 6, 7, 4, 5) + v[i] * pair;
-        v[i] = SHUFFLE(v[i], 4, 5, 6, 7, 0, 1, 2, 3) + v[i] * high;
+        const VARIANT(Wide) four = {1, 1, 1, 1, -1, -1, -1, -1};
+        v[i] = VARIANT(turn)(SWAP_1(v[i]), v[i], odd);
+        v[i] = VARIANT(turn)(SWAP_2(v[i]), v[i], pair);
+        v[i] = VARIANT(turn)(SWAP_4(v[i]), v[i], four);
 #else
         const VARIANT(Wide) odd = {1, -1, 1, -1}, pair = {1, 1, -1, -1};
-        v[i] = SHUFFLE(v[i], 1, 0, 3, 2) + v[i] * odd;
-        v[i] = SHUFFLE(v[i], 2, 3, 0, 1) + v[i] * pair;
+        v[i] = VARIANT(turn)(SWAP_1(v[i]), v[i], odd);
+        v[i] = VARIANT(turn)(SWAP_2(v[i]), v[i], pair);
 #endif
     }
 #define STAGE(h) \
@@ -42,7 +58,14 @@ INLINE void VARIANT(butterflies)(float *restrict x, const int n) {
     if (n > 2 * WIDE) { STAGE(2) }
     if (n > 4 * WIDE) { STAGE(4) }
     if (n > 8 * WIDE) { STAGE(8) }
+    if (n > 16 * WIDE) { STAGE(16) }
 #undef STAGE
+}
+
+INLINE void VARIANT(butterflies)(float *restrict x, const int n) {
+    VARIANT(Wide) v[LANES / WIDE];
+    memcpy(v, x, 4 * (size_t)n);
+    VARIANT(mix)(v, n);
     memcpy(x, v, 4 * (size_t)n);
 }
 
@@ -196,6 +219,39 @@ INLINE void VARIANT(encode_rotated_at)(
     }
 }
 
+/* The levels of WIDE codes, in steps. */
+INLINE VARIANT(Wide) VARIANT(level_of)(const uint8_t *code, const int bits) {
+#if defined(AVX512)
+    if (bits <= 4) { /* all levels are in one register */
+#define AT(c) LEVEL((float)(2 * (c) - ((1 << bits) - 1)), CURVE(bits))
+        const __m512 level = _mm512_setr_ps(
+            AT(0), AT(1), AT(2), AT(3), AT(4), AT(5), AT(6), AT(7), AT(8), AT(9), AT(10), AT(11), AT(12), AT(13),
+            AT(14), AT(15)
+        );
+#undef AT
+        const __m512i which = _mm512_cvtepu8_epi32(_mm_loadu_si128((const __m128i *)code));
+        return (VARIANT(Wide))_mm512_permutexvar_ps(which, level);
+    }
+#endif
+    /* Whole numbers of at most 9 bits: exact in whatever order they are computed. */
+    const VARIANT(Wide) s = VARIANT(wide_of_bytes)(code) * 2.0f - (float)((1 << bits) - 1);
+    return LEVEL(s, CURVE(bits));
+}
+
+/* One token's values in a block of n = 64 or 128, from codes to f16. */
+INLINE void VARIANT(values_of_codes)(
+    uint8_t code[][UNIT][LANES], float step[][LANES], ptrdiff_t t, float norm, uint8_t *x, const int bits, const int n
+) {
+    VARIANT(Wide) v[LARGEST_BLOCK / WIDE];
+    for (int i = 0; i < n / LANES; i++) {
+        const float scale = step[i][t] * norm;
+        for (int c = 0; c < LANES; c += WIDE)
+            v[(i * LANES + c) / WIDE] = VARIANT(level_of)(code[i][t] + c, bits) * scale;
+    }
+    VARIANT(mix)(v, n);
+    for (int i = 0; i < n / WIDE; i++) VARIANT(put)(v[i], x + 2 * i * WIDE);
+}
+
 INLINE void VARIANT(decode_rotated_at)(
     const uint8_t *data, const Shape *s, int block, float norm, uint8_t *x, const int bits
 ) {
@@ -219,6 +275,12 @@ INLINE void VARIANT(decode_rotated_at)(
                 }
                 for (ptrdiff_t t = 0; t < tokens; t++) {
                     float row[LARGEST_BLOCK];
+                    uint8_t *whole = x + l * s->layer_stride + (first + t) * s->token_stride + 2 * from;
+                    if (FUSED && block >= LANES && s->dim - from >= block) {
+                        if (block == LANES) VARIANT(values_of_codes)(code, step, t, norm, whole, bits, LANES);
+                        else VARIANT(values_of_codes)(code, step, t, norm, whole, bits, LARGEST_BLOCK);
+                        continue;
+                    }
                     for (ptrdiff_t i = 0; i < tiles; i++) {
                         const float scale = step[i][t] * norm;
                         VARIANT(levels)(code[i][t], row + i * LANES, bits);

@@ -18,7 +18,7 @@ from llmaas.native import load_library
 
 _VERSION = 3
 """Version of the functions in ``_kvcodec.c``. A library that is left over from another version is not used."""
-_ISA_NAMES = ("c", "c-avx2")
+_ISA_NAMES = ("c", "c-avx2", "c-avx512")
 
 
 class _Shape(ctypes.Structure):

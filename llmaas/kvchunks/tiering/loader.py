@@ -2,68 +2,55 @@
 
 Law: it decides nothing, and puts chunks into cells in ascending position order. A chunk that cannot be read or decoded
 is reported, never raised. Loads run at normal priority, since a request waits for them.
+
+Its parts: ``payload_reader`` (coded bytes), ``decoding`` (from them to f16).
 """
 
 from __future__ import annotations
 
 import logging
 from collections import deque
-from collections.abc import Callable, Generator, Iterator, Mapping, Sequence
-from concurrent.futures import FIRST_COMPLETED, Future, wait
+from collections.abc import Callable, Iterator
+from concurrent.futures import Future
 from contextlib import closing
 from itertools import islice
-from typing import Any, TypeVar
 
 from llmaas.engine.thread import EngineThread
 from llmaas.errors import ChunkDamaged
-from llmaas.kv_arrays import KvSlab
 from llmaas.kvchunks.codec.codec import Codec, CodedChunk
+from llmaas.kvchunks.tiering.decoding import Decoders, LoadPiece
 from llmaas.kvchunks.tiering.disk_reader import DiskReader
+from llmaas.kvchunks.tiering.payload_reader import Held, Payload, PayloadReader, Stopped
 from llmaas.kvchunks.tiering.workers import Workers
-from llmaas.planner.actions import ChunkSource, LoadChunks, StopLoad
+from llmaas.planner.actions import LoadChunks, StopLoad
 from llmaas.planner.events import Loaded
-from llmaas.records import CHUNK_TOKENS, ChunkKey, Tier
+from llmaas.records import ChunkKey
 
 log = logging.getLogger(__name__)
-T = TypeVar("T")
 
 Keep = Callable[[ChunkKey, CodedChunk], None]
-Held = Mapping[ChunkKey, CodedChunk | None]
 Done = Callable[[Loaded], None]
-_Decoded = tuple[KvSlab, CodedChunk | None]
-"""The chunk for the engine, and the coded bytes that the POOL is to keep."""
 
-_AHEAD_BYTES = 6 << 20
-_AHEAD_LEAST, _AHEAD_MOST = 2, 4
-"""Chunks decoded ahead of the engine: as many of them in f16. A load has one or two more in buffers."""
-_READ_BYTES = 2 << 20
-"""Of one read: a device reads in large runs. A load holds about three times as much, since one piece is being decoded
-while the next one is read and decrypted."""
-_FIRST_READ, _READ_CHUNKS = 4, 32
-"""Chunks of a load's first read, whose size is not known yet, and of each later one at most."""
-
-
-class Stopped(Exception):
-    """The load has been stopped: nobody wants it any more."""
+_AHEAD = 2
+"""Pieces decoded ahead of the engine. A load has one or two more in buffers."""
 
 
 class Loader:
     """Carries out ``LoadChunks``, two loads at a time. ``keep`` takes chunks from DISK that the POOL is to hold."""
 
     def __init__(self, engine: EngineThread, codec: Codec, reader: DiskReader, keep: Keep, *, workers: int) -> None:
-        self._engine, self._codec, self._reader, self._keep = engine, codec, reader, keep
-        plain = CHUNK_TOKENS * codec.geometry.token_bytes
-        self._ahead = min(_AHEAD_MOST, max(_AHEAD_LEAST, _AHEAD_BYTES // plain))
+        self._engine, self._keep = engine, keep
         self._running: dict[int, tuple[Future[None], Done]] = {}
         """For each unanswered load: its stop signal (a future that runs once the load has begun) and its ``done``."""
         self._loaders = Workers(2, "load")
-        self._readers = Workers(2, "read")
-        self._decoders = Workers(workers, "decode")
+        self._reading = PayloadReader(reader)
+        self._decoders = Decoders(engine, codec, workers)
 
     def close(self) -> None:
         """End the threads. What they are doing now is finished; what waits is not begun."""
-        for executor in (self._loaders, self._readers, self._decoders):
-            executor.shutdown(wait=True, cancel_futures=True)
+        self._loaders.shutdown(wait=True, cancel_futures=True)
+        self._reading.close()
+        self._decoders.close()
 
     def load(self, action: LoadChunks, held: Held, done: Done) -> None:
         """Begin a load and return at once. ``held`` has the coded bytes of the chunks in the POOL.
@@ -96,96 +83,99 @@ class Loader:
         done(event)
 
     def _load_in_order(self, action: LoadChunks, held: Held, stop: Future[None]) -> Loaded:
-        decoding: deque[Future[_Decoded]] = deque()
-        loading: list[Future[None]] = []
-        copies: list[CodedChunk | None] = []
+        ahead: deque[LoadPiece] = deque()
+        loading = _PiecesGiven(self._engine, action.seq, self._keep)
         damaged: tuple[ChunkKey, ...] = ()
-        with closing(self._payloads(action.chunks, held, stop)) as payloads:
-            for i, source in enumerate(action.chunks):
-                try:
-                    self._begin_decoding(payloads, decoding, 1 if i else self._ahead)
-                    slab, copy = _unless_stopped(stop, decoding.popleft())
-                except Stopped:
+        with closing(self._reading.payloads(action.chunks, held, stop)) as payloads:
+            try:
+                while loading.goes_on() and (piece := self._next(payloads, ahead)) is not None:
+                    n_decoded, error = piece.wait(stop)
+                    if error is None:
+                        loading.submit(piece)
+                        continue
+                    damaged = _report(piece.chunks[n_decoded], error)
+                    if n_decoded:  # those before it were decoded into the same slab, which cannot be loaded in parts
+                        whole = self._decoders.begin(piece.chunks[:n_decoded])
+                        if whole.wait(stop)[1] is None:
+                            loading.submit(whole)
                     break
-                except ChunkDamaged as e:
-                    log.warning("chunk %s is damaged and will be recomputed: %s", source.key.hex(), e.message)
-                    damaged = (source.key,)
-                    break
-                except Exception:  # such as no memory: what is loaded so far counts
-                    log.exception("chunk %s cannot be loaded now", source.key.hex())
-                    break
-                copies.append(copy)
-                loading.append(self._engine.submit_urgent(self._engine.engine.load, action.seq, source.start, slab))
-                del slab  # its buffer is used again as soon as the engine has it
-                if i >= self._ahead and loading[i - self._ahead].exception() is not None:
-                    break
-        for pending in decoding:
-            pending.cancel()
-        n_loaded = _leading_successes(loading)
-        for source, copy in zip(action.chunks[:n_loaded], copies, strict=False):
-            if copy is not None:
+            except Stopped:
+                pass
+        for piece in ahead:
+            piece.cancel()
+        n_loaded, complete = loading.finish(self._decoders)
+        return Loaded(action.load, n_loaded, damaged if complete else ())
+
+    def _next(self, payloads: Iterator[Payload], ahead: deque[LoadPiece]) -> LoadPiece | None:
+        """The next piece, with others being decoded behind it; None if there is none."""
+        while len(ahead) <= _AHEAD and (chunks := list(islice(payloads, self._decoders.chunks_per_piece))):
+            ahead.append(self._decoders.begin(chunks))
+        return ahead.popleft() if ahead else None
+
+
+class _PiecesGiven:
+    """The pieces of one load that were given to the engine, in order."""
+
+    def __init__(self, engine: EngineThread, seq: int, keep: Keep) -> None:
+        self._engine, self._seq, self._keep = engine, seq, keep
+        self._under_way: deque[tuple[LoadPiece, Future[None]]] = deque()
+        self._n_loaded = 0
+        self._failed: LoadPiece | None = None
+
+    def submit(self, piece: LoadPiece) -> None:
+        """Give the engine a piece that is decoded."""
+        slab, piece.slab = piece.slab, None  # its buffer is used again as soon as the engine has it
+        assert slab is not None
+        loaded = self._engine.submit_urgent(self._engine.engine.load, self._seq, piece.start, slab)
+        self._under_way.append((piece, loaded))
+
+    def goes_on(self) -> bool:
+        """Wait until few pieces are under way. False if the engine refused one: it refuses all behind it, too."""
+        while len(self._under_way) >= _AHEAD and self._failed is None:
+            self._settle()
+        return self._failed is None
+
+    def finish(self, decoders: Decoders) -> tuple[int, bool]:
+        """Wait for all. Returns how many chunks are in cells, and whether that is all that the engine was given.
+
+        Chunks of a piece that the engine refused are given to it one by one.
+        """
+        while self._under_way:
+            self._settle()
+        if self._failed is None:
+            return self._n_loaded, True
+        chunks = self._failed.chunks if len(self._failed.chunks) > 1 else []
+        self._failed = None
+        for chunk in chunks:
+            piece = decoders.begin([chunk])
+            if piece.wait(Future())[1] is not None:
+                break
+            self.submit(piece)
+            self._settle()
+            if self._failed is not None:
+                break
+        return self._n_loaded, False
+
+    def _settle(self) -> None:
+        piece, loaded = self._under_way.popleft()
+        if (error := loaded.exception()) is not None:
+            if self._failed is None:
+                log.error("the engine could not load %d chunks: %r", len(piece.chunks), error)
+                self._failed = piece
+            return
+        self._n_loaded += len(piece.chunks)
+        for (source, _), decoded in zip(piece.chunks, piece.decoding, strict=True):
+            if (copy := decoded.result()) is not None:
                 self._keep(source.key, copy)
-        return Loaded(action.load, n_loaded, damaged if n_loaded == len(loading) else ())
-
-    def _payloads(
-        self, sources: Sequence[ChunkSource], held: Held, stop: Future[None]
-    ) -> Generator[tuple[ChunkSource, CodedChunk | None], None, None]:
-        """Each source with its coded bytes, in order. DISK is read one piece ahead of what is being decoded."""
-        piece, at = sources[:_FIRST_READ], _FIRST_READ
-        reading = self._readers.submit(self._read, piece)
-        try:
-            while piece:
-                read = _unless_stopped(stop, reading)
-                following = sources[at : at + _n_to_read(read)]
-                at += len(following)
-                reading = self._readers.submit(self._read, following)
-                for source in piece:
-                    # Let go of what is being decoded: the rest of the piece is as much again.
-                    yield source, read.pop(source.key, None) if source.tier is Tier.DISK else held[source.key]
-                piece = following
-        finally:
-            reading.cancel()  # if it has not begun: nobody will take its result
-
-    def _read(self, sources: Sequence[ChunkSource]) -> dict[ChunkKey, CodedChunk | None]:
-        keys = [s.key for s in sources if s.tier is Tier.DISK]
-        return dict(zip(keys, self._reader.get(keys), strict=True))
-
-    def _begin_decoding(
-        self, payloads: Iterator[tuple[ChunkSource, CodedChunk | None]], decoding: deque[Future[_Decoded]], n: int
-    ) -> None:
-        for source, payload in islice(payloads, n):
-            decoding.append(self._decoders.submit(self._decode, source, payload))
-
-    def _decode(self, source: ChunkSource, payload: CodedChunk | None) -> _Decoded:
-        """Raises ChunkDamaged."""
-        if payload is None:
-            raise ChunkDamaged("its bytes are missing")
-        slab = self._engine.engine.blank(source.stop - source.start)
-        self._codec.decode(payload, source.key, slab)
-        # A view would keep the read buffer of all the chunks alive, so it is copied; bytes are kept as they are.
-        return slab, bytes(payload) if source.keep else None
+        piece.chunks.clear()
+        piece.decoding.clear()
 
 
-def _n_to_read(read: Mapping[ChunkKey, CodedChunk | None]) -> int:
-    """How many chunks to read next, going by the size of those that were read just now."""
-    sizes = [len(payload) for payload in read.values() if payload is not None]
-    return min(_READ_CHUNKS, max(1, _READ_BYTES * len(sizes) // sum(sizes))) if sizes else _READ_CHUNKS
-
-
-def _unless_stopped(stop: Future[None], work: Future[T]) -> T:
-    """The result of ``work``. Raises Stopped as soon as ``stop`` is done."""
-    if not work.done():
-        either: list[Future[Any]] = [stop, work]
-        wait(either, return_when=FIRST_COMPLETED)
-    if stop.done():
-        raise Stopped
-    return work.result()
-
-
-def _leading_successes(loading: Sequence[Future[None]]) -> int:
-    """How many loads succeeded before the first that failed; those behind it must have failed too."""
-    for i, future in enumerate(loading):
-        if (error := future.exception()) is not None:
-            log.error("the engine could not load a chunk: %r", error)
-            return i
-    return len(loading)
+def _report(chunk: Payload, error: Exception) -> tuple[ChunkKey, ...]:
+    """Log why a chunk cannot be loaded. Returns its key if it is damaged."""
+    key = chunk[0].key
+    if isinstance(error, ChunkDamaged):
+        log.warning("chunk %s is damaged and will be recomputed: %s", key.hex(), error.message)
+        return (key,)
+    log.error("chunk %s cannot be loaded now: %r", key.hex(), error)  # such as no memory: what is loaded so far counts
+    return ()

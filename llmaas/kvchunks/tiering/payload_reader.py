@@ -1,0 +1,92 @@
+"""Gives the coded bytes of a load's chunks in order, from the POOL or from DISK, which is read ahead.
+
+Law: it decides nothing. What cannot be read is None. Whoever stops the load need not wait for the disk.
+"""
+
+from __future__ import annotations
+
+from collections import deque
+from collections.abc import Generator, Mapping, Sequence
+from concurrent.futures import FIRST_COMPLETED, Future, wait
+from typing import Any, TypeVar
+
+from llmaas.kvchunks.codec.codec import CodedChunk
+from llmaas.kvchunks.tiering.disk_reader import DiskReader
+from llmaas.kvchunks.tiering.workers import Workers
+from llmaas.planner.actions import ChunkSource
+from llmaas.records import ChunkKey, Tier
+
+T = TypeVar("T")
+
+Held = Mapping[ChunkKey, CodedChunk | None]
+Payload = tuple[ChunkSource, CodedChunk | None]
+_Read = dict[ChunkKey, CodedChunk | None]
+
+_READ_BYTES = 2 << 20
+"""Of one read: a device reads in large runs. A load holds about five times as much, since one piece is being decoded
+while the next ones are read and decrypted."""
+_READS_AHEAD = 2
+_FIRST_READ, _READ_CHUNKS = 4, 32
+"""Chunks of a load's first read, whose size is not known yet, and of each later one at most."""
+
+
+class Stopped(Exception):
+    """The load has been stopped: nobody wants it any more."""
+
+
+class PayloadReader:
+    """The threads that read. ``payloads`` may be called by two loads at once."""
+
+    def __init__(self, reader: DiskReader) -> None:
+        self._reader = reader
+        self._threads = Workers(2 * _READS_AHEAD, "read")
+
+    def close(self) -> None:
+        """End the threads. What they read now is finished; what waits is not begun."""
+        self._threads.shutdown(wait=True, cancel_futures=True)
+
+    def payloads(
+        self, sources: Sequence[ChunkSource], held: Held, stop: Future[None]
+    ) -> Generator[Payload, None, None]:
+        """Each source with its coded bytes, in order. DISK is read two pieces ahead of what is being decoded: while one
+        is decrypted, the disk reads the next.
+
+        ``held`` has the bytes of those in the POOL. Raises Stopped as soon as ``stop`` is done.
+        """
+        at = min(_FIRST_READ, len(sources))
+        reading = deque([(sources[:at], self._threads.submit(self._read, sources[:at]))])
+        try:
+            while reading:
+                piece, under_way = reading.popleft()
+                read = unless_stopped(stop, under_way)
+                n = _n_to_read(read)
+                while at < len(sources) and len(reading) < _READS_AHEAD:
+                    following = sources[at : at + n]
+                    reading.append((following, self._threads.submit(self._read, following)))
+                    at += len(following)
+                for source in piece:
+                    # Let go of what is being decoded: the rest of the piece is as much again.
+                    yield source, read.pop(source.key, None) if source.tier is Tier.DISK else held[source.key]
+        finally:
+            for _, under_way in reading:
+                under_way.cancel()  # if it has not begun: nobody will take its result
+
+    def _read(self, sources: Sequence[ChunkSource]) -> _Read:
+        keys = [s.key for s in sources if s.tier is Tier.DISK]
+        return dict(zip(keys, self._reader.get(keys), strict=True))
+
+
+def _n_to_read(read: Mapping[ChunkKey, CodedChunk | None]) -> int:
+    """How many chunks to read next, going by the size of those that were read just now."""
+    sizes = [len(payload) for payload in read.values() if payload is not None]
+    return min(_READ_CHUNKS, max(1, _READ_BYTES * len(sizes) // sum(sizes))) if sizes else _READ_CHUNKS
+
+
+def unless_stopped(stop: Future[None], work: Future[T]) -> T:
+    """The result of ``work``. Raises Stopped as soon as ``stop`` is done."""
+    if not work.done():
+        either: list[Future[Any]] = [stop, work]
+        wait(either, return_when=FIRST_COMPLETED)
+    if stop.done():
+        raise Stopped
+    return work.result()
