@@ -39,7 +39,7 @@ def read_azure(
             raise BadRequest(f"line {number} is not of the Azure LLM inference trace 2023: {error}") from error
         begin = begin or when
         i = next(order)
-        prompt, generate = min(max(prompt, 1), limit // 2), min(generate, limit // 4)
+        prompt, generate = max(1, min(prompt, limit // 2)), min(generate, limit // 4)
         yield conversations.add((when - begin).total_seconds(), f"app{i}", f"c{i}", prompt, generate)
 
 

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import math
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 
@@ -36,6 +37,12 @@ class TraceCall:
     prefix_tokens: int = 0
 
     def __post_init__(self) -> None:
+        if not isinstance(self.t, (int, float)) or not 0 <= self.t < math.inf:
+            raise ValueError(f"t must be seconds, 0 or more, not {self.t!r}")
+        if not all(isinstance(name, str) for name in (self.app, self.context, self.prefix, self.text or "")):
+            raise ValueError("app, context, prefix and text are texts")
+        if not all(isinstance(n, int) for n in (self.prompt, self.generate, self.prefix_tokens)):
+            raise ValueError("prompt, generate and prefix_tokens are whole numbers")
         if self.prompt < 0 or self.generate < 0 or self.prompt + self.generate == 0:
             raise ValueError("a call needs prompt or generate tokens")
         if not 0 <= self.prefix_tokens <= self.prompt:

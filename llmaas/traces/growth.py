@@ -25,7 +25,7 @@ class Conversations:
         """A call at ``t`` of the context that now has ``name``; it adds at least and at most ``growth`` tokens."""
         low, high = growth
         # No text is longer than half of the model's context: an app would cut it before it asks about it.
-        tokens = min(self._rng.randint(low, high), self._limit // 2)
+        tokens = max(1, min(self._rng.randint(low, high), self._limit // 2))
         generate = min(ANSWER, tokens // 4)
         return self.add(t, app, name, tokens - generate, generate)
 

@@ -30,7 +30,7 @@ def draw(path: Path, calls: Sequence[TraceCall], title: str) -> None:
         raise BadRequest("pictures need matplotlib", hint="pip install 'llmaas[demo]'") from None
     figure = Figure(figsize=(9, 6), layout="constrained")
     FigureCanvasAgg(figure)
-    figure.suptitle(title, fontsize=10)
+    figure.suptitle(_plain(title), fontsize=10)
     grid = figure.add_gridspec(2, 2, height_ratios=(3, 2))
     _timeline(figure.add_subplot(grid[0, :]), calls)
     _gaps(figure.add_subplot(grid[1, 0]), calls)
@@ -49,9 +49,14 @@ def _timeline(axes: Axes, calls: Sequence[TraceCall]) -> None:
     sizes = [4 + call.prompt / 20 for call in calls]
     axes.scatter(hours, rows, s=sizes, alpha=0.5, linewidths=0)
     if len(apps) <= _MOST_NAMES:
-        axes.set_yticks(range(len(apps)), list(apps), fontsize=7)
+        axes.set_yticks(range(len(apps)), list(map(_plain, apps)), fontsize=7)
     axes.set(xlabel="hours", ylabel="" if len(apps) <= _MOST_NAMES else "app")
     axes.set_title("calls, as large as their prompts", fontsize=8)
+
+
+def _plain(text: str) -> str:
+    """Without a meaning as a formula."""
+    return text.replace("$", r"\$")
 
 
 def _gaps(axes: Axes, calls: Sequence[TraceCall]) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gzip
 import json
 from importlib.util import find_spec
 from pathlib import Path
@@ -9,8 +10,10 @@ from pathlib import Path
 import pytest
 
 from llmaas.cli.main import main
-from llmaas.traces.files import load
+from llmaas.traces.call import TraceCall
+from llmaas.traces.files import load, save
 
+RECORDED = Path(__file__).parents[1] / "data" / "version-0.1.0"
 EVENING = Path(__file__).parents[2] / "traces" / "evening.jsonl"
 
 
@@ -26,6 +29,8 @@ def test_a_made_trace_is_shown_counted_and_replayed(tmp_path: Path, capsys: pyte
     assert "gap_s_p50" in capsys.readouterr().out
     assert main(["replay", str(path), "--json"]) == 0
     assert json.loads(capsys.readouterr().out)["calls"] == n
+    for pattern in ("random", "phone"):
+        assert main(["trace", "gen", pattern, "--limit", "1", "--contexts", "1", "-o", str(path)]) == 0
 
 
 def test_without_a_file_a_trace_goes_to_standard_output(capsys: pytest.CaptureFixture[str]) -> None:
@@ -67,6 +72,7 @@ def test_public_data_is_imported(tmp_path: Path, capsys: pytest.CaptureFixture[s
         ("plot empty -o x.png", "has no calls to draw"),
         ("record empty -o x", "is not a recording"),
         ("record none", "cannot read none"),
+        ("record damaged", "damaged"),
         ("import azure empty", "no call that fits"),
         ("import mooncake wrong", "line 1"),
         ("gen markov -o no/such/folder.jsonl", "cannot be written"),
@@ -82,6 +88,8 @@ def test_what_cannot_be_done_is_said(
     monkeypatch.chdir(tmp_path)
     Path("empty").touch()
     Path("wrong").write_text("nonsense\n")
+    whole = gzip.decompress((RECORDED / "faults-0.recording.gz").read_bytes())
+    Path("damaged").write_bytes(whole[:2000] + bytes(200) + whole[2200:])
     assert main(["trace", *arguments.split()]) == (0 if message is None else 2)
     assert message is None or message in capsys.readouterr().err
 
@@ -97,5 +105,7 @@ def test_wrong_usage_is_refused(arguments: str) -> None:
 def test_a_picture_is_drawn(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["trace", "plot", str(EVENING), "-o", str(tmp_path / "p.png")]) == 0
     assert (tmp_path / "p.png").read_bytes().startswith(b"\x89PNG")
+    save(tmp_path / "$t", [TraceCall(0, "a$b$_", "c", 1, 1), TraceCall(1, "$", "c", 1, 1)])
+    assert main(["trace", "plot", str(tmp_path / "$t"), "-o", str(tmp_path / "p.svg")]) == 0
     assert main(["trace", "plot", str(EVENING), "-o", str(tmp_path / "p.nonsense")]) == 2
     assert "Name it .png" in capsys.readouterr().err

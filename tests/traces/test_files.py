@@ -70,6 +70,12 @@ def test_calls_that_go_back_in_time_are_refused(tmp_path: Path) -> None:
         {"prefix": "p", "prefix_tokens": 11},
         {"prefix_tokens": 3},
         {"priority": 10},
+        {"t": None},
+        {"t": -1},
+        {"t": float("nan")},
+        {"prompt": 1.5},
+        {"app": 5},
+        {"text": ["a"]},
         {"colour": "red"},
     ],
 )

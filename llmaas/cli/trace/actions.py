@@ -38,7 +38,14 @@ def gen(args: argparse.Namespace) -> int:
 def show(args: argparse.Namespace) -> int:
     calls = load(args.trace)[: args.first]
     rows = [
-        [f"{call.t:.1f}", call.app, call.context, call.prompt, call.generate, shortened(call.text or "", 60)]
+        [
+            f"{call.t:.1f}",
+            call.app,
+            call.context,
+            call.prompt,
+            call.generate,
+            shortened(" ".join((call.text or "").split()), 60),
+        ]
         for call in calls
     ]
     print(table(["SECOND", "APP", "CONTEXT", "PROMPT", "GENERATE", "TEXT"], rows, sys.stdout))
@@ -77,7 +84,10 @@ def record(args: argparse.Namespace) -> int:
         _, events = recorder.read(args.recording)
     except OSError as error:
         raise BadRequest(f"cannot read {args.recording}: {error.strerror}") from error
-    calls = from_recording(events, key)
+    try:
+        calls = from_recording(events, key)
+    except (IndexError, KeyError, TypeError, ValueError) as error:  # what damaged bytes may look like
+        raise BadRequest(f"{args.recording} is damaged: {type(error).__name__}: {error}") from error
     return _put(args.output, calls, ["llmaas trace record: times and lengths of a recording; names are hashes"])
 
 
