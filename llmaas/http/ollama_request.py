@@ -13,7 +13,6 @@ import msgspec
 
 from llmaas.calls import MAX_PENALTY_TOKENS
 from llmaas.http.ask import Ask, on_full_of, sampling_of, stops_of, tokens_of
-from llmaas.http.call import decoded
 from llmaas.http.chat_request import role_of, with_calls
 from llmaas.http.chat_types import ChatTool
 from llmaas.http.errors import HttpError
@@ -58,11 +57,11 @@ def format_of(given: msgspec.Raw | msgspec.UnsetType) -> str | None:
     return text
 
 
-def ollama_toolbox(tools: Sequence[msgspec.Raw] | None) -> Toolbox:
+def ollama_toolbox(tools: Sequence[ChatTool] | None) -> Toolbox:
     """Raises HttpError."""
     offered = []
-    for i, raw in enumerate(tools or ()):
-        function = decoded(bytes(raw), ChatTool).function
+    for i, tool in enumerate(tools or ()):
+        function = tool.function
         if function is None:
             raise HttpError(400, "a tool is a function", param=f"tools[{i}]")
         schema = "" if isinstance(function.parameters, msgspec.UnsetType) else bytes(function.parameters).decode()

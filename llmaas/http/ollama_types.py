@@ -10,6 +10,7 @@ from typing import Any
 import msgspec
 from msgspec import UNSET, UnsetType
 
+from llmaas.http.chat_types import ChatTool
 from llmaas.http.extensions import Extensions
 from llmaas.http.openai_types import Served
 
@@ -60,7 +61,7 @@ class OllamaRequest(msgspec.Struct, kw_only=True):
 
 class OllamaChatRequest(OllamaRequest, kw_only=True):
     messages: list[OllamaMessage] | None = None
-    tools: list[msgspec.Raw] | None = None
+    tools: list[ChatTool] | None = None
 
 
 class OllamaGenerateRequest(OllamaRequest, kw_only=True):

@@ -144,6 +144,9 @@ async def test_errors_have_ollamas_shape(tmp_path: Path) -> None:
             reply = await http.post(f"/api/{path}", json=body)
             assert (reply.status_code, list(reply.json())) == (status, ["error"]), (path, body)
             assert isinstance(reply.json()["error"], str) and len(reply.json()["error"]) > 8
+        for tool, where in (([], "tools[1]"), ({"function": {}}, "tools[1].function")):
+            reply = await http.post("/api/chat", json={"model": "fake", "messages": HELLO, "tools": [TOOL, tool]})
+            assert reply.status_code == 400 and f"field '{where}'" in reply.json()["error"], reply.text
         with pytest.raises(ollama.ResponseError) as missing:
             await client.chat(model="nope", messages=HELLO)
         assert missing.value.status_code == 404

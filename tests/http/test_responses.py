@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import pytest
 
+from llmaas.engine.fake import FakeEngine
+from llmaas.records import ModelInfo
 from tests.support.daemon import LONG, answer_to
 from tests.support.http_edge import SlowEngine, events, http_edge
 from tests.support.loop import on_a_loop
@@ -53,8 +56,22 @@ async def test_a_response_goes_on_with_an_earlier_one_and_reuses_what_it_compute
             assert [m.role for m in shown.messages] == ["user", "assistant", "user", "assistant"]
 
 
+class ToollessEngine(FakeEngine):
+    """Its model has no place for tools: they are told of in the system message."""
+
+    def __init__(self, n_cells: int, n_seqs: int, end_rate: float) -> None:
+        super().__init__(n_cells, n_seqs, end_rate=end_rate)
+
+    @property
+    def info(self) -> ModelInfo:
+        return replace(super().info, tools=False, tool_mark="")
+
+
+@pytest.mark.parametrize("engine", [ToollessEngine, None])
 @on_a_loop
-async def test_what_the_input_says_as_the_system_lasts_and_tools_and_instructions_do_not(tmp_path: Path) -> None:
+async def test_what_the_input_says_as_the_system_lasts_and_tools_and_instructions_do_not(
+    engine: type[FakeEngine] | None, tmp_path: Path
+) -> None:
     said: Any = [{"role": "system", "content": "Be brief."}, {"role": "user", "content": "hello"}]
     cases: list[tuple[Any, list[str]]] = [
         ({"input": said, "tools": [ADD]}, ["Be brief."]),
@@ -63,7 +80,12 @@ async def test_what_the_input_says_as_the_system_lasts_and_tools_and_instruction
         ({"instructions": "Rhyme.", "tools": [ADD]}, []),
         ({"instructions": "Rhyme.", "input": said[1:]}, []),
     ]
-    async with http_edge(tmp_path) as edge, edge.openai() as client, edge.daemon.connect("http") as app:
+    options: dict[str, Any] = {"engine": engine} if engine else {}
+    async with (
+        http_edge(tmp_path, n_cells=4096, **options) as edge,
+        edge.openai() as client,
+        edge.daemon.connect("http") as app,
+    ):
         for asked, kept in cases:
             first = await client.responses.create(**{**ASK, **asked})
             after = await client.responses.create(**{**ASK, "input": "two"}, previous_response_id=first.id)
