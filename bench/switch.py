@@ -8,10 +8,10 @@ against
 * copy: numpy copies of the same f16 bytes, chunk by chunk, between warm buffers, by as many threads as the engine has;
 * load: the engine's own import of ready f16 slabs, which no coding can undercut;
 * file: llama.cpp's own restore of the whole f16 state (llama_state_seq_load_file), its file out of the page cache,
-  with the disk as it is and throttled to 300 MB/s. Where the kernel cannot throttle, the latter is the file's bytes by
-  that rate, the least that it can take.
+  with the disk as it is; at 300 MB/s it takes at least its bytes by that rate.
 
-The store encrypts. With several models there is a row of bars for each.
+The store encrypts. For 300 MB/s it sleeps within its own reads: what the kernel throttles may read the first tens of
+megabytes at once. With several models there is a row of bars for each.
 
 Before each switch as many other contexts are used as can be in CELLS. The breakdown says where the time goes: read
 (store), decode (codec, summed over its threads), load (engine), and hand-over (the rest of the switch).
@@ -39,7 +39,7 @@ from bench.lib.engine import Bare, engine
 from bench.lib.stats import sig
 from bench.lib.swapped import POOL_BYTES, SPARE, SwappedContexts
 from bench.lib.texts import prose
-from bench.lib.throttle import Throttle
+from bench.lib.throttle import SlowFiles
 from bench.lib.timed import Stopwatch, TimedCodec, TimedEngine, TimedFiles, TimedStore
 from llmaas.engine.base import Engine
 from llmaas.engine.llama.engine import LlamaEngine
@@ -73,22 +73,20 @@ class Floor:
 # -- without the service --------------------------------------------------------------------------
 
 
-def floors(
-    options: Options, thread: EngineThread, throttle: Throttle, text: str, lengths: list[int], repeats: int
-) -> dict[int, Floor]:
+def floors(options: Options, thread: EngineThread, text: str, lengths: list[int], repeats: int) -> dict[int, Floor]:
     """The floor of each length. Copies and loads are measured ``repeats`` times, with empty cells."""
     tokens = thread.engine.tokenize(text, special=False, bos=False)
     say(f"bare prefill of {lengths[-1]} tokens")
     with Bare(options) as bare:
         reached, _ = bare.run(tokens[: lengths[-1]], marks=lengths)
     assert isinstance(thread.engine, LlamaEngine)
-    ready = thread.submit(_ready_ms, thread.engine, options, throttle, lengths, repeats).result()
+    ready = thread.submit(_ready_ms, thread.engine, options, lengths, repeats).result()
     token_bytes = thread.engine.info.geometry.token_bytes
     return {n: Floor(t * 1e3, *ready[n], n * token_bytes) for n, t in zip(lengths, reached, strict=True)}
 
 
 def _ready_ms(
-    engine: LlamaEngine, options: Options, throttle: Throttle, lengths: list[int], repeats: int
+    engine: LlamaEngine, options: Options, lengths: list[int], repeats: int
 ) -> dict[int, tuple[float, float, float, float]]:
     """Milliseconds to copy, to load, and to restore from a cold file, on the disk as it is and throttled, f16 KV of
     each length. On the engine's thread.
@@ -105,10 +103,7 @@ def _ready_ms(
             copies = [_copy_ms(pool, options.threads, mine, into) for _ in range(repeats)]
             loads = [_load_ms(engine, mine) for _ in range(repeats)]
             files = [_cold_file_ms(engine, options.folder / "state", n) for _ in range(max(3, repeats // 3))]
-            slow = n * engine.info.geometry.token_bytes / SLOW_DISK * 1e3
-            if throttle.by_kernel:
-                with throttle.at(SLOW_DISK):
-                    slow = median(_cold_file_ms(engine, options.folder / "state", n) for _ in range(3))
+            slow = max(median(files), n * engine.info.geometry.token_bytes / SLOW_DISK * 1e3)
             found[n] = median(copies), median(loads), median(files), slow
     engine.drop(0, 0)
     return found
@@ -157,7 +152,6 @@ def _cold_file_ms(engine: LlamaEngine, path: Path, n: int) -> float:
 async def through_service(
     thread: EngineThread,
     watch: Stopwatch,
-    throttle: Throttle,
     folder: Path,
     text: str,
     lengths: list[int],
@@ -171,8 +165,8 @@ async def through_service(
     rows, precision = [], Precision(bits, bits)
     choices: dict[str, Any] = {"pool_bytes": POOL_BYTES, **bit_settings(precision)}
     codec = TimedCodec(watch, thread.engine.info.geometry, thread.engine.rope)
-    master, files = MasterKey(os.urandom(KEY_BYTES)), TimedFiles(watch, throttle.files)
-    with TimedStore(watch, folder, master=master, files=files) as store:
+    master, disk = MasterKey(os.urandom(KEY_BYTES)), SlowFiles()
+    with TimedStore(watch, folder, master=master, files=TimedFiles(watch, disk)) as store:
         async with serving(thread, store, codec=codec, **choices) as service:
             contexts = SwappedContexts(service, store, watch)
             n_prefilled, prefill_ms = await contexts.create(text, lengths)
@@ -190,7 +184,7 @@ async def through_service(
                         cold=cold,
                         repeats=repeats,
                         payload=folder / "payload",
-                        slowed=partial(throttle.at, rate),
+                        slowed=partial(disk.at, rate),
                     )
                     known = {"tokens": n, "tier": tier.name, "bytes_per_s": int(rate)}
                     rows.append({**known, "coded_bytes": _coded(thread, n, precision), **row})
@@ -209,9 +203,7 @@ def _coded(thread: EngineThread, n: int, precision: Precision) -> int:
 
 def measure(options: Options) -> Result:
     """The figures of each model, and their bars."""
-    throttle = Throttle(options.folder)
-    results = [_of_model(one, throttle) for one in options.each()]
-    throttle.close()
+    results = [_of_model(one) for one in options.each()]
     if len(results) == 1:
         return results[0]
     figures = {"models": [{"model": one.model, **one.figures} for one in results]}
@@ -219,24 +211,23 @@ def measure(options: Options) -> Result:
     return Result(" and ".join(one.model for one in results), figures, bars)
 
 
-def _of_model(options: Options, throttle: Throttle) -> Result:
+def _of_model(options: Options) -> Result:
     lengths = [512, 4096] if options.quick else [512, 1024, 2048, 4096, 8128]
     plan = {Tier.POOL: 9, Tier.DISK: 5} if options.quick else {Tier.POOL: 21, Tier.DISK: 11}
     watch = Stopwatch()
     with engine(options, kind=partial(TimedEngine, watch)) as thread:
         text = prose(thread.engine, lengths[-1] + SPARE, options.seed)
-        found = floors(options, thread, throttle, text, lengths, plan[Tier.POOL])
+        found = floors(options, thread, text, lengths, plan[Tier.POOL])
         runs = []
         for bits in (4,) if options.quick else (4, 8, 16):
             say(f"prefill of {lengths[-1]} tokens through the service, coded at {bits} bits")
             folder = options.folder / str(bits)
-            run = asyncio.run(through_service(thread, watch, throttle, folder, text, lengths, bits, plan))
+            run = asyncio.run(through_service(thread, watch, folder, text, lengths, bits, plan))
             for row in run["switches"]:
                 _compare(row, found[row["tokens"]])
             runs.append(run)
         model = thread.engine.info.name
     figures = {
-        "throttle": throttle.how,
         "floors": [{"tokens": n, **floor.figures()} for n, floor in found.items()],
         "runs": runs,
     }

@@ -27,12 +27,22 @@ class SlowFiles(Files):
     def __init__(self) -> None:
         self._lock = threading.Lock()
 
+    @contextmanager
+    def at(self, bytes_per_s: float) -> Iterator[None]:
+        """Read at most ``bytes_per_s`` until the end of the block."""
+        self.bytes_per_s = bytes_per_s
+        try:
+            yield
+        finally:
+            self.bytes_per_s = 0.0
+
     def pread_into(self, fd: int, buffer: memoryview, offset: int) -> int:
         if not self.bytes_per_s:
             return super().pread_into(fd, buffer, offset)
         with self._lock:
+            begin = time.perf_counter()
             n = super().pread_into(fd, buffer, offset)
-            time.sleep(n / self.bytes_per_s)
+            time.sleep(max(0.0, n / self.bytes_per_s - (time.perf_counter() - begin)))
             return n
 
 
@@ -65,21 +75,13 @@ class Throttle:
                 continue
         return None, "", ""
 
-    @property
-    def by_kernel(self) -> bool:
-        """Whether all reads of this process are throttled, and not only those of the store."""
-        return self._group is not None
-
     @contextmanager
     def at(self, bytes_per_s: float) -> Iterator[None]:
         """Read at most ``bytes_per_s`` until the end of the block; 0: as fast as the disk can."""
         if self._group is None:
             assert isinstance(self.files, SlowFiles)
-            self.files.bytes_per_s = bytes_per_s
-            try:
+            with self.files.at(bytes_per_s):
                 yield
-            finally:
-                self.files.bytes_per_s = 0.0
             return
         if bytes_per_s:
             (self._group / self._file).write_text(self._line.format(device=self._device, rate=int(bytes_per_s)))

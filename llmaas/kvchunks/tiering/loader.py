@@ -101,6 +101,8 @@ class Loader:
                     break
             except Stopped:
                 pass
+            except Exception:  # what is in cells so far counts
+                log.exception("load %d cannot go on", action.load)
         for piece in ahead:
             piece.cancel()
         n_loaded, complete = loading.finish(self._decoders)

@@ -208,6 +208,32 @@ def test_a_load_that_finds_no_memory_leaves_a_true_count(bench: Bench) -> None:
     assert bench.length() == 64 * loaded.n_loaded < 64 * N
 
 
+@pytest.mark.parametrize("chunk", [0, 1, 4, 5, N - 1])
+def test_a_load_counts_what_is_in_cells_whatever_fails_behind_it(
+    bench: Bench, monkeypatch: pytest.MonkeyPatch, chunk: int
+) -> None:
+    decode, get = bench.codec.decode, bench.store.get
+
+    def no_decoding(payload: Any, key: ChunkKey, into: KvSlab) -> None:
+        if key == KEYS[chunk]:
+            raise RuntimeError("as the test wants")
+        decode(payload, key, into)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(bench.codec, "decode", no_decoding)
+        loaded = bench.load([Tier.POOL] * N)
+    assert (loaded.n_loaded, loaded.damaged, bench.length()) == (chunk, (), 64 * chunk)
+    bench.thread.submit(bench.engine.drop, 0, 0).result()
+
+    def wrong_number(keys: Any) -> Any:
+        return get(keys) if KEYS[chunk] not in keys else []
+
+    with monkeypatch.context() as patch:
+        patch.setattr(bench.store, "get", wrong_number)
+        loaded = bench.load([Tier.DISK] * N)
+    assert bench.length() == 64 * loaded.n_loaded <= 64 * chunk and loaded.damaged == ()
+
+
 def test_what_could_not_be_discarded_is_not_taken_for_what_is_written_next(
     bench: Bench, monkeypatch: pytest.MonkeyPatch
 ) -> None:
