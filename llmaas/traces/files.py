@@ -72,6 +72,7 @@ def _zstd(path: Path, mode: str) -> io.TextIOWrapper:
         import zstandard
     except ImportError:
         raise BadRequest(f"{path} is compressed by zstd", hint="pip install 'llmaas[traces]', or use .gz.") from None
+    stream: Any
     if mode == "w":
         stream = zstandard.ZstdCompressor(level=_LEVEL).stream_writer(path.open("wb"))
     else:
