@@ -18,7 +18,7 @@ from llmaas.engine.base import BatchItem
 from llmaas.engine.fake import FakeEngine
 from llmaas.errors import Cancelled, EngineFailed
 from llmaas.kv_arrays import KvSlab
-from llmaas.records import Message
+from llmaas.records import CHUNK_TOKENS, Message
 from tests.support.daemon import HELLO, LONG, SOON, active, answer_to, ask, busy_daemon, serving
 from tests.support.loop import on_a_loop
 
@@ -174,11 +174,14 @@ async def test_closing_a_connection_ends_all_its_requests(tmp_path: Path) -> Non
 
 
 class FailingEngine(FakeEngine):
-    """Fails once, in the ``fail_at``-th call of ``method``: "step" or "load"."""
+    """Fails once, in the ``fail_at``-th call of ``method``: "step" or "load".
 
-    def __init__(self, *args: Any, method: str, fail_at: int, **options: Any) -> None:
+    ``refused`` gets the tokens of each load that failed, with those behind it.
+    """
+
+    def __init__(self, *args: Any, method: str, fail_at: int, refused: list[int], **options: Any) -> None:
         super().__init__(*args, **options)
-        self.method, self.left = method, fail_at
+        self.method, self.left, self.refused = method, fail_at, refused
 
     def _maybe_fail(self, method: str) -> None:
         if method == self.method:
@@ -191,8 +194,12 @@ class FailingEngine(FakeEngine):
         return super().step(items, adapter)
 
     def load(self, seq: int, start: int, slab: KvSlab) -> None:
-        self._maybe_fail("load")
-        super().load(seq, start, slab)
+        try:
+            self._maybe_fail("load")
+            super().load(seq, start, slab)
+        except Exception:
+            self.refused.append(slab.n_tokens)
+            raise
 
 
 @pytest.mark.parametrize(("method", "at"), [("step", 1), ("step", 9), ("load", 1), ("load", 2), ("load", 5)])
@@ -200,7 +207,9 @@ class FailingEngine(FakeEngine):
 async def test_an_engine_that_fails_once_fails_one_call_and_leaves_every_context_whole(
     tmp_path: Path, method: str, at: int
 ) -> None:
-    engine = partial(FailingEngine, method=method, fail_at=at)
+    """The last chunks of a switch, if they were refused together, are given to the engine one by one: no call fails."""
+    refused: list[int] = []
+    engine = partial(FailingEngine, method=method, fail_at=at, refused=refused)
     async with serving(tmp_path, engine=engine) as daemon, daemon.connect("a") as client:
         failures = 0
         said: dict[str, list[str]] = {}
@@ -220,4 +229,6 @@ async def test_an_engine_that_fails_once_fails_one_call_and_leaves_every_context
                     answer = await ask(client, name, text)
                 said[name].append(text)
                 assert answer == answer_to(*said[name]), f"context {name} is not whole"
-        assert failures == 1
+        told = method == "step" or refused == [CHUNK_TOKENS] or len(refused) > 1
+        assert failures == told
+        assert bool(refused) == (method == "load")
