@@ -10,9 +10,12 @@ import socket
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from typing import cast
 
 import pytest
 
+from llmaas.api.acceptor import SEND_BUFFER, Acceptor
+from tests.support.loop import on_a_loop
 from tests.support.scripted import peer, serving, until
 
 
@@ -60,3 +63,25 @@ def test_without_descriptors_accepting_pauses_and_goes_on_when_there_are_some(
     asyncio.run(main())
     said = [r.getMessage() for r in caplog.records if r.levelno >= logging.WARNING]
     assert 1 <= len(said) <= 4 and all("cannot accept" in text for text in said)
+
+
+@on_a_loop
+async def test_the_kernel_keeps_little_of_what_a_peer_does_not_read(tmp_path: Path) -> None:
+    made: list[asyncio.Transport] = []
+
+    class Kept(asyncio.Protocol):
+        def connection_made(self, transport: asyncio.BaseTransport) -> None:
+            made.append(cast(asyncio.Transport, transport))
+
+    listening = socket.socket(socket.AF_UNIX)
+    listening.bind(str(tmp_path / "s"))
+    acceptor = Acceptor(listening, Kept)
+    acceptor.start()
+    with socket.socket(socket.AF_UNIX) as peer:
+        peer.connect(str(tmp_path / "s"))
+        while not made:
+            await asyncio.sleep(0.001)
+        kept = made[0].get_extra_info("socket").getsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF)
+        assert kept <= 2 * SEND_BUFFER
+        made[0].abort()
+    acceptor.close()
