@@ -52,10 +52,13 @@ def add_client(parser: argparse.ArgumentParser, *more: str) -> None:
     )
 
 
-def add_actions(parser: argparse.ArgumentParser) -> Callable[[str, Callable[..., int], str], argparse.ArgumentParser]:
+def add_actions(
+    parser: argparse.ArgumentParser, *, of_client: bool = True
+) -> Callable[[str, Callable[..., int], str], argparse.ArgumentParser]:
     """Let a command have actions, such as 'ls'. Returns a function (name, function, help) that adds one.
 
-    Each action has the arguments of ``add_client``, and those examples of the command's epilog that are its own.
+    Each action has those examples of the command's epilog that are its own, and the arguments of ``add_client`` if it
+    is ``of_client``: if it talks to the daemon.
     """
     actions = parser.add_subparsers(metavar="ACTION", required=True, title="actions")
     examples = (parser.epilog or "").partition("\n\n")[0].splitlines()[1:]
@@ -71,7 +74,8 @@ def add_actions(parser: argparse.ArgumentParser) -> Callable[[str, Callable[...,
             allow_abbrev=False,
         )
         sub.set_defaults(do=do)
-        add_client(sub)
+        if of_client:
+            add_client(sub)
         return sub
 
     return action

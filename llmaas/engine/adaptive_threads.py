@@ -17,10 +17,6 @@ _ROOM_EVERY_S = 0.25
 """How often it is looked, at most, on how many CPUs there is room."""
 
 
-def _unknown() -> None:
-    return None
-
-
 class AdaptiveThreads:
     """``step`` and ``steps`` of ``engine``, with 1 .. ``most`` threads. ``now`` returns the time in seconds, ``room``
     the CPUs that this process could have had since it was last called, or None if that is not known.
@@ -28,9 +24,7 @@ class AdaptiveThreads:
     Decode and prefill each have their own number of threads, since in prefill threads wait for each other less often.
     """
 
-    def __init__(
-        self, engine: Engine, most: int, now: Callable[[], float], room: Callable[[], float | None] = _unknown
-    ) -> None:
+    def __init__(self, engine: Engine, most: int, now: Callable[[], float], room: Callable[[], float | None]) -> None:
         self._engine, self._now, self._room = engine, now, room
         self._looked = now()
         self.decode, self.prefill = ThreadCount(most, curious=True), ThreadCount(most)

@@ -84,9 +84,13 @@ class ThreadCount:
         what was lost while they had no room is no reason to wait. If there is none after all, their steps are slow.
         """
         needed = self.threads + _FITS
-        if cpus >= needed and self._room is not None and self._room < needed and self.threads < self.most:
+        if cpus >= needed and self._lacks(needed) and self.threads < self.most:
             self._grow(min(self.most, int(cpus + 1 - _FITS)))
         self._room = cpus
+
+    def _lacks(self, cpus: float) -> bool:
+        """Whether there was room on fewer CPUs than that when it was last looked."""
+        return self._room is not None and self._room < cpus
 
     def _grow(self, threads: int) -> None:
         """Use more threads without a trial. Until they are measured, their steps are said to take as much less."""
@@ -105,7 +109,7 @@ class ThreadCount:
         Steps of one kind must take about as long on a quiet machine: as many tokens, over about as long a context.
         """
         self._time += seconds
-        self._up.earn(seconds * (0.1 if self._room is not None and self._room < self.threads + _CROWDED else 1.0))
+        self._up.earn(seconds * (0.1 if self._lacks(self.threads + _CROWDED) else 1.0))
         self._down.earn(seconds)
         pace = self._pace.get(kind)
         if self.most == 1 or seconds <= 0.0:
@@ -131,8 +135,7 @@ class ThreadCount:
             return
         self._slow += slowness
         self._n_slow += 1
-        crowded = self._room is not None and self._room < self.threads - _CROWDED
-        if self._sum >= self._alarm * (_SOONER if crowded else 1.0):
+        if self._sum >= self._alarm * (_SOONER if self._lacks(self.threads - _CROWDED) else 1.0):
             self._begin(-1, to_beat=self._slow / self._n_slow, alarmed=True)
 
     def _reset_sum(self) -> None:

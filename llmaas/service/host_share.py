@@ -24,8 +24,9 @@ class HostShare:
     with as many threads as the engine was made with."""
 
     def __init__(self, engine: Engine, most_threads: int | None, clock: Clock) -> None:
-        room = CpuRoom(clock).read
-        self._threads = None if most_threads is None else AdaptiveThreads(engine, most_threads, clock.now, room)
+        self._threads: AdaptiveThreads | None = None
+        if most_threads is not None:
+            self._threads = AdaptiveThreads(engine, most_threads, clock.now, CpuRoom(clock).read)
         self.step = self._threads.step if self._threads else engine.step
         self.steps = self._threads.steps if self._threads else engine.steps
         self._clock = clock

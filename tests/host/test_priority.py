@@ -100,7 +100,7 @@ def test_steps_tell_the_engine_a_new_number_of_threads_only_when_it_changes() ->
         return now[0]
 
     engine.set_sampler(0, Sampling())
-    adaptive = AdaptiveThreads(engine, 2, clock)
+    adaptive = AdaptiveThreads(engine, 2, clock, lambda: None)
     for position in range(60):
         adaptive.step([BatchItem(0, position, [7], 0)])
     assert told == [1, 2, 1], "one look on the quiet machine, then the neighbour came"

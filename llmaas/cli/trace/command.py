@@ -9,6 +9,8 @@ import argparse
 from collections.abc import Callable
 from pathlib import Path
 
+from llmaas.cli.options import add_actions
+
 _EPILOG = """\
 examples:
   llmaas trace gen phone --hours 24 -o day.jsonl         a day of one phone
@@ -38,7 +40,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     from llmaas.traces.switching import HOURS, PATTERNS
 
     parser.epilog = _EPILOG
-    action = _adder(parser)
+    action = add_actions(parser, of_client=False)
 
     gen = action("gen", actions.gen, "make a trace")
     patterns = "; ".join(f"{name}: {about}" for name, about in ABOUT.items())
@@ -87,27 +89,6 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 def run(args: argparse.Namespace) -> int:
     code: int = args.do(args)
     return code
-
-
-def _adder(parser: argparse.ArgumentParser) -> Callable[..., argparse.ArgumentParser]:
-    """A function (name, function, help) that adds an action with its own examples."""
-    subparsers = parser.add_subparsers(metavar="ACTION", required=True, title="actions")
-    examples = (parser.epilog or "").partition("\n\n")[0].splitlines()[1:]
-
-    def action(name: str, do: Callable[..., int], help: str) -> argparse.ArgumentParser:
-        own = [line for line in examples if line.startswith(f"  llmaas trace {name} ")]
-        sub = subparsers.add_parser(
-            name,
-            help=help,
-            description=help[0].upper() + help[1:] + ".",
-            epilog="\n".join(["examples:", *own]),
-            formatter_class=argparse.RawDescriptionHelpFormatter,
-            allow_abbrev=False,
-        )
-        sub.set_defaults(do=do)
-        return sub
-
-    return action
 
 
 def _add_sizes(parser: argparse.ArgumentParser) -> None:
