@@ -28,6 +28,10 @@ class FairQueue(Generic[T]):
     def __bool__(self) -> bool:
         return bool(self._items)
 
+    def __contains__(self, owner: str) -> bool:
+        """Whether the owner has any items."""
+        return owner in self._items
+
     def add(self, owner: str, item: T) -> None:
         self._items.setdefault(owner, deque()).append(item)
 

@@ -143,7 +143,7 @@ class Connection(asyncio.BufferedProtocol):
         if self.shares is not shares:  # it waits for its turn among others from now on
             self.frames_may_come()
             return False
-        return more and self._open
+        return more and self._open and self._intake.begun
 
     def take_body(self, body: bytes) -> None:
         self._last_active = self._loop.time()

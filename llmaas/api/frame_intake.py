@@ -67,6 +67,11 @@ class FrameIntake:
         return self._closed or self._reader.wants_more
 
     @property
+    def begun(self) -> bool:
+        """Whether bytes of a frame have come that was not handed on."""
+        return not self._closed and self._reader.begun
+
+    @property
     def incomplete(self) -> bool:
         """Whether the next frame has begun, and is not all here."""
         return not self._closed and self._reader.incomplete

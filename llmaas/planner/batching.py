@@ -157,11 +157,11 @@ class Batching:
         if seconds > _LONG * self._settings.step_target:
             out.append(AbortStep(step.step))
 
-    def abort_for_new(self, job: Job, in_cells: Collection[Job], now: float, out: list[Action]) -> None:
-        """``job`` has come: abort the step that runs if that has long to go, and holds prompts of apps that take much
-        more than its own."""
+    def abort_for_new(self, job: Job, calls: Collection[Job], now: float, out: list[Action]) -> None:
+        """``job`` has come, beside all other ``calls``: abort the step that runs if that has long to go, and holds
+        prompts of apps that take much more than its own."""
         step = self.running
-        if step is not None and self._precedence.is_aborted_for(job, step, self._jobs, in_cells, self._began, now):
+        if step is not None and self._precedence.is_aborted_for(job, step, self._jobs, calls, self._began, now):
             out.append(AbortStep(step.step))
 
     def abort_if_useless(self, out: list[Action]) -> None:

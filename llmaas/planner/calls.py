@@ -127,7 +127,7 @@ class Calls:
             self._deadlines.add(event.request, event.deadline)
         self._pacing.add(job, event.rate)
         self._batching.abort_for(job, out)
-        self._batching.abort_for_new(job, self._admission.running.values(), now, out)
+        self._batching.abort_for_new(job, self._admission.jobs.values(), now, out)
 
     # -- the end of a call
 

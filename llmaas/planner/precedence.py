@@ -64,9 +64,11 @@ class Precedence:
         return first, [job for job in prompts if job.context.app in later]
 
     def is_aborted_for(
-        self, job: Job, step: RunStep, others: Sequence[Job], in_cells: Collection[Job], began: float, now: float
+        self, job: Job, step: RunStep, others: Sequence[Job], calls: Collection[Job], began: float, now: float
     ) -> bool:
         """Whether the step that runs since ``began``, with ``others``, is aborted for the ``job`` that has come.
+
+        ``calls``: all that wait or are in CELLS.
 
         Only where that brings the job's first token: one step must do for its prompt.
         """
@@ -81,10 +83,10 @@ class Precedence:
         ending = [other for other, item in reading if item.stop == other.total]
         if any(other.cautious for other in ending):
             return False  # it was aborted before, and could be so without end
-        calls = Counter(other.context.app for other in in_cells)
-        if len(ending) == len(reading) and all(calls[other.context.app] == 1 for other in ending):
+        n_calls = Counter(other.context.app for other in calls)
+        if len(ending) == len(reading) and all(n_calls[other.context.app] == 1 for other in ending):
             return False  # an app whose only call waits for its first token floods nobody
-        wants = _wants([*(other for other in in_cells if other.stage in COMPUTING), job])
+        wants = _wants([*(other for other in calls if other.stage in COMPUTING), job])
         if any(job.priority > other.priority or not self._outdoes(other, job, wants, now) for other, _ in reading):
             return False
         self._credit -= elapsed

@@ -49,3 +49,42 @@ async def test_the_loop_goes_on_after_a_slice() -> None:
         gaps.append(time.perf_counter() - began)
         assert len(log) - before <= 5
     assert len(gaps) >= 8
+
+
+@on_a_loop
+async def test_while_frames_wait_the_loop_rests() -> None:
+    frames, log = RoundRobin(), list[str]()
+    worked = time.thread_time()
+    began = time.perf_counter()
+    spin(frames, "greedy", log, 20)
+    await until(lambda: len(log) >= 20)
+    assert time.thread_time() - worked < (time.perf_counter() - began) / 2
+
+
+@on_a_loop
+async def test_a_frame_of_an_app_that_has_none_waiting_does_not_wait_for_the_end_of_a_rest() -> None:
+    frames, log = RoundRobin(), list[str]()
+    spin(frames, "greedy", log, 1000)
+    for _ in range(5):
+        await asyncio.sleep(0.005)
+        before = log.count("modest")
+        frames.ready(Source("modest", 1, log))
+        for _ in range(2):
+            await asyncio.sleep(0)
+        assert log.count("modest") == before + 1
+    assert log.count("greedy") < 500
+
+
+def spin(frames: RoundRobin, app: str, log: list[str], n: int) -> None:
+    """Frames that take the interpreter for a slice each."""
+    frames.later(Spinning(app, n, log, SLICE_S))
+
+
+class Spinning(Source):
+    def handle_next(self) -> bool:
+        until = time.thread_time() + self.seconds
+        while self.n and time.thread_time() < until:
+            pass
+        self.n -= self.n > 0
+        self.log.append(self.app)
+        return self.n > 0

@@ -199,6 +199,24 @@ def test_the_first_token_of_an_apps_only_call_is_not_put_off() -> None:
         assert aborts(w) == before + others
 
 
+def test_an_app_whose_calls_wait_to_be_admitted_has_more_than_one() -> None:
+    w = busy(n_seqs=3)
+    call(w, MANY, 500, 0)
+    call(w, AppId("0/other"), 1, 0)
+    w.settle()
+    held = [call(w, AppId(f"0/{n}"), 1, 300, priority=0) for n in range(2)]
+    end_step(w)
+    due = call(w, MANY, 60, 2)
+    call(w, MANY, 60, 2)
+    assert held and w.planner.waiting
+    while due not in read(steps(w)[-1]):
+        end_step(w)
+    w.now += 0.01
+    before = aborts(w)
+    call(w, FEW, 20, 2)
+    assert aborts(w) == before + 1
+
+
 def test_an_apps_only_call_is_in_one_step_with_prompts_of_some_tokens() -> None:
     for others, together in ((0, True), (1, False)):
         w = busy(swappable=False)
