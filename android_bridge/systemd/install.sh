@@ -113,20 +113,28 @@ build_flags() {
     esac
 }
 
-# Settings by RAM. On boards the flash is spared, and the daemon computes less while the board is hot.
+# Settings: the profile of the board, which spares its flash and computes less while it is hot; the daemon asks for less
+# on a board with less RAM. Of any other machine the daemon may take a small part, so cells and pool go by the RAM.
 settings() {
     mb=$(awk '/^MemTotal/ { print int($2 / 1024) }' "${LLMAAS_MEMINFO:-/proc/meminfo}")
-    if [ "$mb" -lt 5000 ]; then
-        cells=2048 pool=64M
-    elif [ "$mb" -lt 10000 ]; then
-        cells=4096 pool=256M
-    else
-        cells=8192 pool=512M
-    fi
     printf '# Settings of the daemon, made for %s MB of RAM. "llmaas serve --help" lists them.\n' "$mb"
     cat "$here/config.toml"
-    printf 'cells = %s\npool_bytes = "%s"\n' "$cells" "$pool"
-    [ "$board" = none ] || printf 'governor = "on"\nwear_budget = "2G"\ndisk_bytes = "4G"\n'
+    case $board in
+    jetson)
+        if [ "$mb" -lt 12288 ]; then echo 'profile = "jetson-8g"'; else echo 'profile = "jetson-16g"'; fi
+        ;;
+    raspberry) echo 'profile = "pi-8g"' ;;
+    *)
+        if [ "$mb" -lt 5000 ]; then
+            cells=2048 pool=64M
+        elif [ "$mb" -lt 10000 ]; then
+            cells=4096 pool=256M
+        else
+            cells=8192 pool=512M
+        fi
+        printf 'cells = %s\npool_bytes = "%s"\n' "$cells" "$pool"
+        ;;
+    esac
 }
 
 # What the board needs besides: the GPU's devices, and no swap on flash.

@@ -116,24 +116,16 @@ free_storage_mb() {
 # Settings by RAM and storage: Android ends what takes too much, and a full flash ends more than this.
 settings() {
     mb=$(memory_mb) left=$(free_storage_mb)
-    if [ "$mb" -lt 5000 ]; then
-        cells=2048 pool=64M
-    elif [ "$mb" -lt 9000 ]; then
-        cells=4096 pool=128M
-    else
-        cells=8192 pool=256M
-    fi
+    if [ "$mb" -lt 6656 ]; then profile=phone-4g; else profile=phone-8g; fi
     disk=$((left / 10))
     if [ "$disk" -gt 4096 ]; then disk=4096; fi
     if [ "$disk" -lt 64 ]; then disk=64; fi
     cat <<SETTINGS
-# Settings of the daemon, made for $mb MB of RAM and $left MB of free storage. "llmaas serve --help" lists them.
+# Settings of the daemon, made for $mb MB of RAM and $left MB of free storage. "llmaas serve --help" lists them;
+# "llmaas serve --show-config" shows what the profile sets.
+profile = "$profile"
 $(model_setting)
-cells = $cells
-pool_bytes = "$pool"
 disk_bytes = "${disk}M"
-wear_budget = "2G"
-governor = "on"
 nice = 5
 # Other apps of the phone reach this port only, each by its token: llmaas app add NAME
 http = "127.0.0.1:11434"

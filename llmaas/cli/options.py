@@ -84,7 +84,11 @@ def add_actions(
 def loaded(args: argparse.Namespace) -> LoadedConfig:
     """The configuration of this command line. Raises ConfigError."""
     flags = {name: getattr(args, name, None) for name in SETTINGS}
-    return load(flags, os.environ, args.config)
+    if not hasattr(args, "profile"):  # a client: it has no use for one
+        return load(flags, os.environ, args.config)
+    from llmaas.cli.machine import this_machine  # clients need not wait for it
+
+    return load(flags, os.environ, args.config, this_machine(os.environ))
 
 
 def configured(args: argparse.Namespace) -> Config:

@@ -19,6 +19,7 @@ from llmaas.cli.options import add_actions, loaded, socket_of
 from llmaas.cli.out import print_note
 from llmaas.cli.unit import MARK, socket_unit_text, unit_text
 from llmaas.config import models
+from llmaas.config.boards import is_termux
 from llmaas.config.settings import SETTINGS, variable
 from llmaas.config_file import PREFIX, xdg
 from llmaas.errors import ConfigError, MachineError
@@ -37,6 +38,7 @@ on, without a login. Its log: journalctl --user -u llmaas. Conversations and set
 _NAME, _SOCKETS = "llmaas.service", "llmaas.socket"
 _KEPT = ("XDG_CONFIG_HOME", "XDG_DATA_HOME")
 """Variables that say where files are: the unit is given them, for the user's systemd may not have them."""
+_IN_TERMUX = "In Termux, android_bridge/termux/install.sh makes it a service of termux-services."
 _NO_SYSTEMD = "Start 'llmaas serve' at login by other means; 'llmaas service install --print' shows what the unit does."
 
 
@@ -149,7 +151,10 @@ def _refuse_foreign(unit: Path) -> None:
 
 def _refuse_without_systemd() -> None:
     if not shutil.which("systemctl"):
-        raise MachineError("this system has no systemctl: 'llmaas service' is for systemd only", hint=_NO_SYSTEMD)
+        raise MachineError(
+            "this system has no systemctl: 'llmaas service' is for systemd only",
+            hint=_IN_TERMUX if is_termux(os.environ) else _NO_SYSTEMD,
+        )
 
 
 def _systemctl(*words: str) -> None:

@@ -30,6 +30,7 @@ from llmaas.config.kinds import (
     whole,
     yes_no,
 )
+from llmaas.config.profiles import DESKTOP, PROFILE_SETTINGS, PROFILES
 from llmaas.config_file import PREFIX, Environ, xdg
 from llmaas.errors import ConfigError
 from llmaas.socket_place import socket_places
@@ -90,6 +91,12 @@ class Config:
         lambda environ: xdg(environ, "XDG_DATA_HOME", ".local/share") / "llmaas",
         "directory of the store: contexts and their chunks",
         "$XDG_DATA_HOME/llmaas, else ~/.local/share/llmaas",
+    )
+    profile: str = _setting(
+        choice(*PROFILES),
+        DESKTOP,
+        f"defaults of {', '.join(PROFILE_SETTINGS)} for a kind of machine",
+        "the one that suits this machine",
     )
     cells: int = _setting(whole(256, 1 << 24), 8192, "tokens whose KV the engine can hold at once, as f16")
     pool_bytes: int = _setting(size(_MIB), 256 * _MIB, "RAM for coded chunks outside the engine", "256M")

@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from llmaas.config.cpus import default_threads
+from llmaas.config.profiles import UNKNOWN, Hardware, defaults, suitable_profile
 from llmaas.config.settings import SETTINGS, Config, Setting, check_together, flag, variable
 from llmaas.config_file import PREFIX, Environ, config_file, read_toml
 from llmaas.errors import ConfigError
@@ -23,18 +24,22 @@ RESERVED = ("LLMAAS_CONFIG", "LLMAAS_DEBUG", "LLMAAS_MASTER_KEY", "LLMAAS_TOKEN"
 
 @dataclass(frozen=True, slots=True)
 class LoadedConfig:
-    """A configuration, the origin of each value in words, and the file that was read, if any."""
+    """A configuration, the origin of each value in words, the file that was read, if any, and the machine for which
+    defaults were chosen."""
 
     config: Config
     origins: Mapping[str, str]
     file: Path | None
+    machine: Hardware = UNKNOWN
 
 
-def load(flags: Mapping[str, str | None], environ: Environ, file: Path | None = None) -> LoadedConfig:
+def load(
+    flags: Mapping[str, str | None], environ: Environ, file: Path | None = None, machine: Hardware = UNKNOWN
+) -> LoadedConfig:
     """The configuration from all sources. ``flags`` maps setting names to raw text (None: not given).
 
     ``file`` is used before LLMAAS_CONFIG, and that before the default file; only the default file may be absent.
-    Raises ConfigError.
+    Defaults are those of the profile, which suits ``machine`` if none is set. Raises ConfigError.
     """
     file = config_file(environ, file)
     raws: dict[str, tuple[object, str, Path]] = {}
@@ -46,12 +51,25 @@ def load(flags: Mapping[str, str | None], environ: Environ, file: Path | None = 
         if flags.get(name) is not None:
             raws[name] = (flags[name], f"flag {flag(name)}", Path.cwd())
     values: dict[str, Any] = {name: _value(name, row, raws.get(name), environ) for name, row in SETTINGS.items()}
-    if values["cpus"] and "threads" not in raws:
-        values["threads"] = default_threads(len(values["cpus"]))
     origins = {name: raws[name][1] if name in raws else "default" for name in SETTINGS}
+    if "profile" not in raws:
+        values["profile"] = suitable_profile(machine)
+    _fill_in(values, origins, machine)
     config = Config(**values)
     check_together(config, origins)
-    return LoadedConfig(config, origins, file)
+    return LoadedConfig(config, origins, file, machine)
+
+
+def _fill_in(values: dict[str, Any], origins: dict[str, str], machine: Hardware) -> None:
+    """Settings that nothing sets get the profile's values. What differs from the usual default has its origin there."""
+    usual = dict(values)
+    if values["cpus"] and origins["threads"] == "default":
+        usual["threads"] = default_threads(len(values["cpus"]))
+    for name, value in defaults(values["profile"], machine, values["data_dir"], usual["threads"]).items():
+        if origins[name] == "default":
+            values[name] = value
+            if value != usual[name]:
+                origins[name] = f"profile {values['profile']}"
 
 
 def unknown_variables(environ: Environ) -> list[tuple[str, str | None]]:

@@ -32,9 +32,13 @@ def lower_priority(niceness: int, root: Path = ROOT) -> None:
 
 
 def _threads() -> list[int]:
-    """The ids of this process's threads. Outside Linux, where the process has one niceness: 0, the process."""
-    tasks = Path("/proc/self/task")
-    return [int(task.name) for task in tasks.iterdir()] if tasks.is_dir() else [0]
+    """The ids of this process's threads. 0, the process, where they are not told: outside Linux, where it has one
+    niceness, and where /proc is hidden, where 0 is the thread that asks.
+    """
+    try:
+        return [int(task.name) for task in Path("/proc/self/task").iterdir()]
+    except OSError:
+        return [0]
 
 
 def autogroups(root: Path = ROOT) -> bool:

@@ -8,9 +8,9 @@ from __future__ import annotations
 import contextlib
 import ctypes
 import os
-import platform
-import sys
 import threading
+
+from llmaas.host.raw_calls import call_number
 
 _IOPRIO_SET = {"x86_64": 251, "aarch64": 30, "armv7l": 314, "riscv64": 30}
 """Number of the system call ioprio_set(2), which the C library does not wrap."""
@@ -27,6 +27,6 @@ def lower_cpu_priority() -> None:
 
 def lower_io_priority() -> None:
     """Lower this thread's I/O priority to the least of its class, where the kernel knows such a thing (Linux)."""
-    number = _IOPRIO_SET.get(platform.machine())
-    if number is not None and sys.platform == "linux":
+    number = call_number(_IOPRIO_SET)
+    if number is not None:
         ctypes.CDLL(None).syscall(number, _WHO_THREAD, 0, _BEST_EFFORT << 13 | 7)

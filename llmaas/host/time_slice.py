@@ -11,11 +11,11 @@ in a step, and the daemon's other threads work for microseconds at a time.
 from __future__ import annotations
 
 import ctypes
-import platform
-import sys
 
-_GET, _SET = 0, 1
-_CALLS = {"x86_64": (315, 314), "aarch64": (275, 274), "armv7l": (381, 380), "riscv64": (275, 274)}
+from llmaas.host.raw_calls import call_number
+
+_GET = {"x86_64": 315, "aarch64": 275, "armv7l": 381, "riscv64": 275}
+_SET = {"x86_64": 314, "aarch64": 274, "armv7l": 380, "riscv64": 274}
 """Numbers of the system calls sched_getattr(2) and sched_setattr(2), which not every C library wraps."""
 _OTHER, _BATCH = 0, 3
 """The policies of the fair class."""
@@ -47,20 +47,21 @@ def slice_ns() -> int | None:
 def shorten_slices(nanoseconds: int = SLICE_NS) -> None:
     """Ask for shorter slices for this thread, and for those that it will start."""
     found = _attributes()
-    if found is None or found.policy not in (_OTHER, _BATCH):
+    number = call_number(_SET)
+    if number is None or found is None or found.policy not in (_OTHER, _BATCH):
         return
     found.runtime = nanoseconds
-    ctypes.CDLL(None).syscall(_CALLS[platform.machine()][_SET], 0, ctypes.byref(found), 0)
+    ctypes.CDLL(None).syscall(number, 0, ctypes.byref(found), 0)
 
 
 def _attributes() -> _Attributes | None:
     """What the kernel knows of this thread."""
-    calls = _CALLS.get(platform.machine())
-    if calls is None or sys.platform != "linux":
+    number = call_number(_GET)
+    if number is None:
         return None
     found = _Attributes()
     size = ctypes.sizeof(found)
-    if ctypes.CDLL(None).syscall(calls[_GET], 0, ctypes.byref(found), size, 0):
+    if ctypes.CDLL(None).syscall(number, 0, ctypes.byref(found), size, 0):
         return None
     found.size = size
     return found

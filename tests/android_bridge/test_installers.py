@@ -11,13 +11,16 @@ from pathlib import Path
 import pytest
 
 from llmaas.config import models
+from llmaas.config.boards import Board, BoardKind
+from llmaas.config.profiles import Hardware, suitable_profile
 from llmaas.config.sources import load
-from tests.support.drivers import BRIDGE, needs
+from tests.support.drivers import BRIDGE, ROOT, needs
 
 SCRIPTS = sorted(
     path for path in BRIDGE.rglob("*") if path.suffix == ".sh" or (path.parent.name == "sh" and path.is_file())
 )
 SHELLS = [path for path in SCRIPTS if path.read_text("utf-8").startswith("#!/bin/sh\n")]
+DOORS = [ROOT / ".ci" / "run", *(path for path in sorted((ROOT / "scripts").iterdir()) if not path.suffix)]
 LOG = """#!/bin/sh
 echo "$(basename "$0") $*" >>"$CALLS"
 """
@@ -103,6 +106,25 @@ def test_shellcheck_finds_nothing(script: Path) -> None:
     assert script.stat().st_mode & 0o111
 
 
+@pytest.mark.parametrize("script", DOORS, ids=lambda path: path.name)
+def test_shellcheck_finds_nothing_in_scripts_of_bash(script: Path) -> None:
+    """SC2292 would have [[ ]] in place of [ ], which both kinds of scripts use."""
+    done = subprocess.run(
+        [needs("shellcheck"), "-o", "all", "-e", "SC2250,SC2310,SC2312,SC2249,SC2292", script],
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert done.returncode == 0, done.stdout
+
+
+def test_bats_finds_that_the_scripts_do_what_they_say() -> None:
+    suite = Path(__file__).with_name("scripts.bats")
+    done = subprocess.run([needs("bats"), "--tap", suite], capture_output=True, text=True, check=False, timeout=120)
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert done.stdout.count("\nok ") == suite.read_text("utf-8").count("\n@test ")
+
+
 # -- Termux
 
 
@@ -123,7 +145,7 @@ def test_a_phone_is_set_up_once(house: House) -> None:
     # A feature counts that all cores have.
     assert "-DGGML_CPU_ARM_ARCH=armv8.2-a+dotprod+fp16 " in flags and "i8mm" not in flags and "KLEIDIAI" not in flags
     settings = (house.home / ".config" / "llmaas" / "config.toml").read_text()
-    assert "cells = 2048" in settings and 'http_tokens = "required"' in settings
+    assert 'profile = "phone-4g"' in settings and 'http_tokens = "required"' in settings
     run = house.prefix / "var" / "service" / "llmaas" / "run"
     assert run.stat().st_mode & 0o111 and run.read_text().startswith(f"#!{house.prefix}/bin/sh\n")
     assert "s1000000" in (house.prefix / "var" / "log" / "sv" / "llmaas" / "config").read_text()
@@ -138,8 +160,20 @@ def test_the_settings_are_good_ones(house: House, tmp_path: Path) -> None:
     house.run("termux/install.sh", "--model", str(model))
     file = house.home / ".config" / "llmaas" / "config.toml"
     config = load({}, {"HOME": str(house.home)}, file).config
+    assert (config.profile, config.governor, config.wear_budget) == ("phone-4g", "on", 2 << 30)
     assert (config.cells, config.pool_bytes, config.http) == (2048, 64 << 20, "127.0.0.1:11434")
     assert models.find(config.model) == model
+
+
+@pytest.mark.parametrize("mb", [2000, 3700, 5600, 6655, 6656, 7400, 11_300, 15_000])
+def test_the_installers_choose_the_profile_that_the_daemon_would(house: House, mb: int) -> None:
+    (house.root / "meminfo").write_text(f"MemTotal: {mb * 1024} kB\n")
+    house.run("termux/install.sh")
+    config = load({}, {"HOME": str(house.home)}, house.home / ".config" / "llmaas" / "config.toml").config
+    assert config.profile == suitable_profile(Hardware(Board(BoardKind.PHONE), mb << 20))
+    house.run("jetson/install.sh", "--root", str(house.root / "image"))
+    config = load({}, {"HOME": "/"}, house.root / "image" / "etc" / "llmaas" / "config.toml").config
+    assert config.profile == suitable_profile(Hardware(Board(BoardKind.JETSON), mb << 20))
 
 
 def test_settings_that_are_there_stay(house: House) -> None:
@@ -222,8 +256,10 @@ def test_a_board_gets_what_suits_it(house: House, board: str) -> None:
     house.run(script, "--root", str(image))
     before = house.tree()
     assert house.run(script, "--root", str(image)).endswith("install: nothing to do\n") and house.tree() == before
-    settings = load({}, {"HOME": "/"}, image / "etc" / "llmaas" / "config.toml").config
+    machine = Hardware(ram=3_900_000 << 10)
+    settings = load({}, {"HOME": "/"}, image / "etc" / "llmaas" / "config.toml", machine).config
     assert (settings.cells, settings.socket) == (2048, Path("/run/llmaas/llmaas.sock"))
+    assert settings.profile == {"jetson": "jetson-8g", "raspberry": "pi-8g", "none": "desktop"}[board]
     assert settings.governor == ("off" if board == "none" else "on")
     flags = next(call for call in house.calls() if call.startswith("-DLLAVA"))
     assert ("-DGGML_CUDA=ON" in flags) == (board == "jetson")

@@ -24,9 +24,12 @@ from llmaas.cli.doctor.model import (
     memory_parts,
     repack_finding,
 )
+from llmaas.cli.doctor.profile import profile_finding
 from llmaas.cli.doctor.store import check_disk, check_flash, check_store
 from llmaas.cli.engine_choices import measure_repack
 from llmaas.cli.machine import Ram
+from llmaas.config.boards import Board, BoardKind
+from llmaas.config.profiles import Hardware
 from llmaas.config.settings import Config
 from llmaas.config.sources import load
 from llmaas.engine.llama.repack import RepackChoice
@@ -58,6 +61,23 @@ def test_strange_variables_are_a_warning(config: Config, tmp_path: Path) -> None
     findings = list(check_config(load({}, environ), environ))
     assert levels(findings) == ["ok", "warn"]
     assert findings[1].hint == "Did you mean LLMAAS_CELLS?"
+
+
+def test_the_profile_is_named_with_why_and_with_what_holds_of_it(tmp_path: Path) -> None:
+    def told(machine: Hardware, **flags: str) -> str:
+        finding = profile_finding(load(flags, {"HOME": str(tmp_path)}, machine=machine))
+        assert (finding.about, finding.level) == ("profile", "ok")
+        return finding.text
+
+    assert told(Hardware(Board(), 16 << 30)) == (
+        "desktop (chosen by itself: no phone or board that is known, 16.0 GiB of RAM)"
+    )
+    pi = Hardware(Board(BoardKind.PI, "Raspberry Pi 4 Model B"), 2 << 30)
+    assert told(pi, cells="300") == (
+        "pi-8g (chosen by itself: a Raspberry Pi (Raspberry Pi 4 Model B), 2.0 GiB of RAM); "
+        "it is for 8.0 GiB of RAM: 1/4 of its cells and pool_bytes; set otherwise: cells"
+    )
+    assert told(Hardware(), profile="phone-4g") == "phone-4g (flag --profile)"
 
 
 def test_flash_that_wears_soon_is_a_warning_unless_there_is_a_budget(tmp_path: Path, monkeypatch: Any) -> None:

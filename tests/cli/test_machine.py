@@ -6,7 +6,8 @@ from pathlib import Path
 
 import pytest
 
-from llmaas.cli.machine import Ram, ram
+from llmaas.cli.machine import Ram, disk_size, ram, this_machine
+from llmaas.config.boards import BoardKind
 
 GIB = 1 << 30
 
@@ -52,6 +53,23 @@ def test_a_limit_above_the_machine_means_none(root: Path) -> None:
 def test_a_machine_that_does_not_say_is_not_guessed_at(root: Path, text: str) -> None:
     put(root / "proc/meminfo", text)
     assert ram(root) is None
+
+
+def test_a_machine_is_described_for_the_choice_of_a_profile(root: Path) -> None:
+    put(root / "proc/device-tree/model", "Raspberry Pi 5\0")
+    put(root / "proc/self/cgroup", "0::/")
+    put(root / "sys/fs/cgroup/memory.max", GIB)
+    put(root / "sys/fs/cgroup/memory.current", 1)
+    found = this_machine({}, root)
+    assert (found.board.kind, found.ram) == (BoardKind.PI, GIB)
+    assert this_machine({}, root / "nothing").ram is None
+
+
+def test_a_disk_has_a_size_also_for_a_folder_that_is_not_there_yet(tmp_path: Path) -> None:
+    size = disk_size(tmp_path)
+    assert size and size == disk_size(tmp_path / "not" / "yet")
+    (tmp_path / "file").write_text("x")
+    assert disk_size(tmp_path / "file" / "below") == size
 
 
 def test_this_machine_says() -> None:

@@ -25,6 +25,7 @@ BAD = {
     "http_tokens": "some",
     "http_hosts": "a b",
     "data_dir": "",
+    "profile": "toaster",
     "cells": "100",
     "pool_bytes": "12 parsecs",
     "disk_bytes": "-1",

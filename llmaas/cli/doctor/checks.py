@@ -11,6 +11,7 @@ from dataclasses import replace
 from importlib import metadata
 
 from llmaas.cli.doctor.finding import Finding
+from llmaas.cli.doctor.profile import profile_finding
 from llmaas.cli.options import socket_of
 from llmaas.config.settings import Config
 from llmaas.config.sources import LoadedConfig, unknown_variables
@@ -24,10 +25,12 @@ def examine(found: LoadedConfig, environ: Mapping[str, str], *, deep: bool, repa
     """Every finding, as soon as it is made. To add a check, enter it here."""
     config = replace(found.config, socket=socket_of(found))
     yield from _guarded("config", lambda: check_config(found, environ))
+    yield from _guarded("profile", lambda: iter([profile_finding(found)]))
     yield from _guarded("engine", check_engine)
     yield from _guarded("install", check_installation)
     yield from _guarded("model", lambda: _model(config))
     yield from _guarded("cpu", lambda: _host(config))
+    yield from _guarded("termux", lambda: _termux(config, environ))
     yield from _guarded("disk", lambda: _disk(config))
     yield from _guarded("store", lambda: _store(config, environ, deep, repair))
     yield from _guarded("socket", lambda: _socket(config))
@@ -94,6 +97,12 @@ def _host(config: Config) -> Iterator[Finding]:
     from llmaas.cli.doctor.host import check_host
 
     return check_host(config)
+
+
+def _termux(config: Config, environ: Mapping[str, str]) -> Iterator[Finding]:
+    from llmaas.cli.doctor.termux import check_termux
+
+    return check_termux(config, environ)
 
 
 def _disk(config: Config) -> Iterator[Finding]:

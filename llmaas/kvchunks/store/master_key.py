@@ -14,12 +14,14 @@ library or the program of keyutils, which small systems do not have.
 from __future__ import annotations
 
 import ctypes
+import errno
 import fcntl
 import os
 import platform
 import re
 import stat
 import struct
+import sys
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -58,10 +60,10 @@ def find(data_dir: Path, source: str, environ: Mapping[str, str], *, make: bool)
             return None
         return Found(_parsed(_from_file(path), str(path)), str(path))
     except OSError as error:
-        raise ConfigError(
-            f"cannot read or make the master key {path}: {error.strerror}",
-            hint=f"Set {VARIABLE}, or 'encrypt = false'.",
-        ) from error
+        hint = f"Set {VARIABLE}, or 'encrypt = false'."
+        if error.errno == errno.EROFS:
+            hint = "Mount the disk for writing, or give another --data-dir."
+        raise ConfigError(f"cannot read or make the master key {path}: {error.strerror}", hint=hint) from error
 
 
 def key_file(data_dir: Path) -> Path:
@@ -131,7 +133,7 @@ def _from_keyring() -> str:
 def _keyctl(operation: int, *arguments: object) -> int:
     """keyctl(2)'s own return value, -1 for any failure. Raises ConfigError where its number is not known."""
     number = _KEYCTL.get((platform.machine(), struct.calcsize("P")))
-    if number is None:
+    if number is None or hasattr(sys, "getandroidapilevel"):  # Android ends apps that make this call
         raise ConfigError(
             f"llmaas cannot read the kernel's keyring on {platform.machine()}", hint=f"Use a file, or {VARIABLE}."
         )
