@@ -83,7 +83,7 @@ def _connect(path: Path, timeout: float, daemon_uid: int | None) -> sockets.sock
     sock = sockets.socket(sockets.AF_UNIX)
     try:
         # Not Python's own timeout: with that, connect fails at once if many callers wait to be accepted.
-        sock.setsockopt(sockets.SOL_SOCKET, sockets.SO_SNDTIMEO, _timeval(timeout))
+        sock.setsockopt(sockets.SOL_SOCKET, sockets.SO_SNDTIMEO, _timeval(sock, timeout))
         sock.connect(str(path))
         refuse_stranger(sock, path, daemon_uid)
         sock.setblocking(False)
@@ -102,10 +102,14 @@ def _connect(path: Path, timeout: float, daemon_uid: int | None) -> sockets.sock
         raise
 
 
-def _timeval(seconds: float) -> bytes:
-    """A struct timeval, of a microsecond at least: 0 would mean for ever."""
+def _timeval(sock: sockets.socket, seconds: float) -> bytes:
+    """A struct timeval as this system has it, of a microsecond at least: 0 would mean for ever.
+
+    On a system of 32 bits its numbers may have 4 bytes or 8, whichever the C library counts time with.
+    """
+    size = len(sock.getsockopt(sockets.SOL_SOCKET, sockets.SO_SNDTIMEO, 16))
     whole = int(seconds)
-    return struct.pack("@ll", whole, max(1, int((seconds - whole) * 1e6)))
+    return struct.pack("=qq" if size == 16 else "=ll", whole, max(1, int((seconds - whole) * 1e6)))
 
 
 @contextlib.contextmanager

@@ -13,7 +13,9 @@
 #define EXPORT __attribute__((visibility("default")))
 #define MOST 64
 
-static volatile uintptr_t begins[MOST], ends[MOST];
+/* An end is written last and read first: CPUs such as ARM's may show two stores to another core in either order, and a
+ * new end with an old beginning would guard what is not ours. 0: nothing is guarded by this entry. */
+static uintptr_t begins[MOST], ends[MOST];
 static int64_t faults;
 static uintptr_t page;
 static struct sigaction before;
@@ -22,7 +24,8 @@ static void on_fault(int number, siginfo_t *info, void *context) {
     const uintptr_t at = (uintptr_t)info->si_addr;
     const int saved = errno;
     for (int i = 0; i < MOST; i++) {
-        if (at < begins[i] || at >= ends[i]) continue;
+        const uintptr_t end = __atomic_load_n(&ends[i], __ATOMIC_ACQUIRE);
+        if (at >= end || at < __atomic_load_n(&begins[i], __ATOMIC_RELAXED)) continue;
         void *start = (void *)(at & ~(page - 1));
         if (mmap(start, page, PROT_READ, MAP_PRIVATE | MAP_ANONYMOUS | MAP_FIXED, -1, 0) != start) break;
         __atomic_add_fetch(&faults, 1, __ATOMIC_SEQ_CST);
@@ -43,15 +46,15 @@ EXPORT int guard_add(uintptr_t begin, uintptr_t end) {
         if (sigaction(SIGBUS, &action, &before)) return -1;
     }
     for (int i = 0; i < MOST; i++) {
-        if (ends[i]) continue;
-        begins[i] = begin;
-        ends[i] = end;
+        if (__atomic_load_n(&ends[i], __ATOMIC_RELAXED)) continue;
+        __atomic_store_n(&begins[i], begin, __ATOMIC_RELAXED);
+        __atomic_store_n(&ends[i], end, __ATOMIC_RELEASE);
         return i;
     }
     return -1;
 }
 
-EXPORT void guard_remove(int i) { ends[i] = 0; }
+EXPORT void guard_remove(int i) { __atomic_store_n(&ends[i], 0, __ATOMIC_RELEASE); }
 
 /* How many pages were replaced by zeros until now. */
 EXPORT int64_t guard_faults(void) { return __atomic_load_n(&faults, __ATOMIC_SEQ_CST); }

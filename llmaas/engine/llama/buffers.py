@@ -17,7 +17,7 @@ from llmaas.engine.llama.state_blob import Bytes
 class Buffers:
     """A free list of blocks of ``size`` bytes, which keeps at most ``spare_bytes``.
 
-    Fresh memory costs a page fault every 4 KiB: the first write to a chunk in it takes many times as long as the
+    Fresh memory costs a page fault for each page: the first write to a chunk in it takes many times as long as the
     next one. So a buffer of up to ``size`` bytes lives in a block, which returns to the list when the last view of the
     buffer is gone. The part of a block that no buffer has needed is never touched, and takes no memory. Larger buffers
     are fresh memory.

@@ -6,13 +6,17 @@
  * Law: no allocation, no state, no alignment beyond that of a byte. The caller (kernels_native.py) has checked every
  * size. This is plain C11 that gcc and clang vectorise. Only f16 conversion needs special instructions; bit tricks
  * replace them where they are missing. On x86 the loops are compiled three times and chosen at run time, so that one
- * wheel serves every CPU.
+ * wheel serves every CPU. On 64-bit ARM they are compiled once, since every such CPU has NEON.
  */
+#if defined(__BYTE_ORDER__) && __BYTE_ORDER__ != __ORDER_LITTLE_ENDIAN__
+#error "numbers in chunks begin with their lowest byte: this machine is served by the numpy kernels"
+#endif
 #include <stddef.h>
 #include <stdint.h>
 #include <string.h>
 #if defined(__aarch64__)
 #include <arm_neon.h>
+#define NEON 1
 #endif
 
 #define LANES 64 /* channels that a loop handles at a time */
@@ -21,6 +25,12 @@
 #define LARGEST_BLOCK 128
 #define EXPORT __attribute__((visibility("default")))
 #define INLINE static inline __attribute__((always_inline))
+/* Before a loop whose vectors are to stay in registers: with 4 values each there are more than gcc unrolls unasked. */
+#if defined(NEON) && !defined(__clang__)
+#define UNROLL _Pragma("GCC unroll 32")
+#else
+#define UNROLL
+#endif
 
 typedef struct {
     ptrdiff_t layer_stride, token_stride; /* bytes */

@@ -48,7 +48,7 @@ INLINE void VARIANT(shuffle)(const uint8_t *src, const uint8_t *places, uint8_t 
 #if defined(F16C)
     const __m128i bytes = _mm_loadu_si128((const __m128i *)src), mask = _mm_loadu_si128((const __m128i *)places);
     _mm_storeu_si128((__m128i *)dst, _mm_shuffle_epi8(bytes, mask));
-#elif defined(__aarch64__)
+#elif defined(NEON)
     vst1q_u8(dst, vqtbl1q_u8(vld1q_u8(src), vld1q_u8(places)));
 #else
     for (int c = 0; c < SIXTEEN; c++) dst[c] = places[c] & 0x80 ? 0 : src[places[c]];

@@ -94,8 +94,8 @@ INLINE void VARIANT(fit_keys)(
     for (ptrdiff_t t = 1; t < tokens; t++) {
         const float *restrict x = s->tile + t * lanes;
         for (ptrdiff_t c = 0; c < lanes; c++) {
-            low[c] = x[c] < low[c] ? x[c] : low[c];
-            high[c] = x[c] > high[c] ? x[c] : high[c];
+            low[c] = LESSER(x[c], low[c]);
+            high[c] = GREATER(x[c], high[c]);
         }
     }
     for (ptrdiff_t c = 0; c < lanes; c++) spread[c] = (high[c] - low[c]) + 0.0f;
@@ -167,10 +167,8 @@ static void VARIANT(encode_keys)(
                     const float *restrict row = own.tile + (u * UNIT + t) * lanes;
                     const float *restrict low = own.low, *restrict top = own.top;
                     for (ptrdiff_t c = 0; c < lanes; c++) {
-                        float q = (row[c] - low[c]) * inverse[c];
-                        q = q > 0 ? q : 0;
-                        q = q < top[c] ? q : top[c];
-                        code[c] = (uint8_t)((int32_t)(q + 0.5f) * place[c]);
+                        const float q = GREATER((row[c] - low[c]) * inverse[c], 0.0f), most = LESSER(q, top[c]);
+                        code[c] = (uint8_t)((int32_t)(most + 0.5f) * place[c]);
                     }
                 }
                 VARIANT(pack_keys)(&map, own.code, lanes, own.width, packed, end);
@@ -195,37 +193,50 @@ INLINE void VARIANT(read_words)(const uint8_t *words, ptrdiff_t dim, ptrdiff_t l
 
 /* A unit of keys is made in one go, from codes to f16, where heads are whole vectors and all of their channels rotate. */
 INLINE int VARIANT(whole_heads)(const Rope *rope) {
-    return FUSED && rope->table && rope->head == 2 * rope->pairs && (rope->halves ? rope->pairs : rope->head) % WIDE == 0;
+    const ptrdiff_t together = rope->halves ? rope->pairs : rope->head;
+    return FUSED && rope->table && rope->head == 2 * rope->pairs && together % AT_ONCE == 0;
 }
 
-INLINE VARIANT(Wide) VARIANT(key_of)(const uint8_t *code, const float *step, const float *low) {
-    return VARIANT(wide_of_bytes)(code) * VARIANT(wide_of)(step) + VARIANT(wide_of)(low);
+/* AT_ONCE keys, not rotated yet. */
+INLINE void VARIANT(keys_at)(const VARIANT(Scratch) *s, const uint8_t *code, ptrdiff_t channel, VARIANT(Wide) *x) {
+    const float *step = s->step + channel, *low = s->low + channel;
+    VARIANT(take)(code + channel, x);
+    for (int i = 0; i < VECTORS; i++)
+        x[i] = x[i] * VARIANT(wide_of)(step + i * WIDE) + VARIANT(wide_of)(low + i * WIDE);
 }
 
 /* One token's row of keys, from codes to f16 values rotated by the place in the group. */
 INLINE void VARIANT(keys_of_codes)(
-    const uint8_t *code, const float *step, const float *low, ptrdiff_t dim, const Rope *rope, ptrdiff_t layer,
-    ptrdiff_t place, uint8_t *x
+    const VARIANT(Scratch) *s, const uint8_t *code, ptrdiff_t dim, const Rope *rope, ptrdiff_t layer, ptrdiff_t place,
+    uint8_t *x
 ) {
     const ptrdiff_t head = rope->head, pairs = rope->pairs;
     const float *cosine = rope->table + ((ptrdiff_t)rope->kind[layer] * GROUP + place) * 2 * head;
     const float *sine = cosine + head;
     for (ptrdiff_t at = 0; at < dim; at += head) {
         if (rope->halves) {
-            for (ptrdiff_t i = 0; i < pairs; i += WIDE) {
-                const ptrdiff_t c = at + i, d = c + pairs;
-                const VARIANT(Wide) a = VARIANT(key_of)(code + c, step + c, low + c);
-                const VARIANT(Wide) b = VARIANT(key_of)(code + d, step + d, low + d);
-                const VARIANT(Wide) cosines = VARIANT(wide_of)(cosine + i), sines = VARIANT(wide_of)(sine + pairs + i);
-                VARIANT(put)(a * cosines - b * sines, x + 2 * c); /* the first half of the sines is -sines */
-                VARIANT(put)(b * cosines + a * sines, x + 2 * d);
+            for (ptrdiff_t i = 0; i < pairs; i += AT_ONCE) {
+                VARIANT(Wide) a[VECTORS], b[VECTORS];
+                VARIANT(keys_at)(s, code, at + i, a);
+                VARIANT(keys_at)(s, code, at + i + pairs, b);
+                for (int j = 0; j < VECTORS; j++) {
+                    const VARIANT(Wide) cosines = VARIANT(wide_of)(cosine + i + j * WIDE), first = a[j];
+                    const VARIANT(Wide) sines = VARIANT(wide_of)(sine + pairs + i + j * WIDE);
+                    a[j] = first * cosines - b[j] * sines; /* the first half of the sines is -sines */
+                    b[j] = b[j] * cosines + first * sines;
+                }
+                VARIANT(put)(a, x + 2 * (at + i));
+                VARIANT(put)(b, x + 2 * (at + i + pairs));
             }
         } else {
-            for (ptrdiff_t i = 0; i < head; i += WIDE) {
-                const ptrdiff_t c = at + i;
-                const VARIANT(Wide) v = VARIANT(key_of)(code + c, step + c, low + c);
-                const VARIANT(Wide) turned = SWAP_1(v) * VARIANT(wide_of)(sine + i);
-                VARIANT(put)(v * VARIANT(wide_of)(cosine + i) + turned, x + 2 * c);
+            for (ptrdiff_t i = 0; i < head; i += AT_ONCE) {
+                VARIANT(Wide) v[VECTORS];
+                VARIANT(keys_at)(s, code, at + i, v);
+                for (int j = 0; j < VECTORS; j++) {
+                    const VARIANT(Wide) turned = SWAP_1(v[j]) * VARIANT(wide_of)(sine + i + j * WIDE);
+                    v[j] = v[j] * VARIANT(wide_of)(cosine + i + j * WIDE) + turned;
+                }
+                VARIANT(put)(v, x + 2 * (at + i));
             }
         }
     }
@@ -281,7 +292,7 @@ static int VARIANT(decode_keys)(
                     float *y = own.tile + t * lanes;
                     if (whole) {
                         const ptrdiff_t place = u * UNIT + t;
-                        VARIANT(keys_of_codes)(own.code + t * lanes, own.step, own.low, s->dim, rope, l, place, row);
+                        VARIANT(keys_of_codes)(&own, own.code + t * lanes, s->dim, rope, l, place, row);
                         continue;
                     }
                     if (rope->table) VARIANT(rope_row)(y, own.row, s->dim, rope, l, u * UNIT + t, 1.0f);

@@ -6,7 +6,7 @@
 INLINE float VARIANT(float_of)(uint16_t half) {
 #if defined(F16C)
     return _cvtsh_ss(half);
-#elif defined(__aarch64__)
+#elif defined(NEON)
     __fp16 h;
     memcpy(&h, &half, sizeof h);
     return (float)h;
@@ -22,7 +22,7 @@ INLINE float VARIANT(float_of)(uint16_t half) {
 INLINE uint16_t VARIANT(half_of)(float value) {
 #if defined(F16C)
     return _cvtss_sh(value, _MM_FROUND_TO_NEAREST_INT);
-#elif defined(__aarch64__)
+#elif defined(NEON)
     const __fp16 h = (__fp16)value;
     uint16_t half;
     memcpy(&half, &h, sizeof half);
@@ -41,6 +41,12 @@ INLINE uint16_t VARIANT(half_of)(float value) {
 #endif
 }
 
+#if defined(NEON)
+INLINE uint16x8_t halves_of(float32x4_t a, float32x4_t b) {
+    return vreinterpretq_u16_f16(vcvt_high_f16_f32(vcvt_f16_f32(a), b));
+}
+#endif
+
 INLINE void VARIANT(to_float)(const uint16_t *restrict half, float *restrict x) {
 #if defined(AVX512)
     for (int c = 0; c < LANES; c += 16)
@@ -48,6 +54,12 @@ INLINE void VARIANT(to_float)(const uint16_t *restrict half, float *restrict x) 
 #elif defined(F16C)
     for (int c = 0; c < LANES; c += 8)
         _mm256_storeu_ps(x + c, _mm256_cvtph_ps(_mm_loadu_si128((const __m128i *)(half + c))));
+#elif defined(NEON)
+    for (int c = 0; c < LANES; c += 8) {
+        const float16x8_t h = vreinterpretq_f16_u16(vld1q_u16(half + c));
+        vst1q_f32(x + c, vcvt_f32_f16(vget_low_f16(h)));
+        vst1q_f32(x + c + 4, vcvt_high_f32_f16(h));
+    }
 #else
     for (int c = 0; c < LANES; c++) x[c] = VARIANT(float_of)(half[c]);
 #endif
@@ -62,6 +74,9 @@ INLINE void VARIANT(to_half)(const float *restrict x, uint16_t *restrict half) {
 #elif defined(F16C)
     for (int c = 0; c < LANES; c += 8)
         _mm_storeu_si128((__m128i *)(half + c), _mm256_cvtps_ph(_mm256_loadu_ps(x + c), _MM_FROUND_TO_NEAREST_INT));
+#elif defined(NEON)
+    for (int c = 0; c < LANES; c += 8)
+        vst1q_u16(half + c, halves_of(vld1q_f32(x + c), vld1q_f32(x + c + 4)));
 #else
     for (int c = 0; c < LANES; c++) half[c] = VARIANT(half_of)(x[c]);
 #endif
@@ -126,6 +141,9 @@ static int VARIANT(largest)(const uint8_t *x, const Shape *s) {
 #else
 #define WIDE 4
 #endif
+/* Values that are converted in one go: a vector of them, or two where it has only 4. */
+#define AT_ONCE (WIDE < 8 ? 8 : WIDE)
+#define VECTORS (AT_ONCE / WIDE)
 typedef float VARIANT(Wide) __attribute__((vector_size(4 * WIDE), aligned(4), may_alias));
 typedef int32_t VARIANT(Lanes) __attribute__((vector_size(4 * WIDE)));
 #ifdef __clang__
@@ -150,36 +168,55 @@ typedef int32_t VARIANT(Lanes) __attribute__((vector_size(4 * WIDE)));
 
 INLINE VARIANT(Wide) VARIANT(wide_of)(const float *x) { return *(const VARIANT(Wide) *)x; }
 
-/* From codes to f16 in registers. Without F16C that is twice as slow as by rows in memory, which gcc vectorises. */
-#if defined(F16C)
+/* From codes to f16 in registers. Without instructions for f16 that is twice as slow as by rows in memory, which gcc
+ * vectorises. */
+#if defined(F16C) || defined(NEON)
 #define FUSED 1
 #else
 #define FUSED 0
 #endif
 
-INLINE VARIANT(Wide) VARIANT(wide_of_bytes)(const uint8_t *code) {
+/* The values of AT_ONCE bytes. */
+INLINE void VARIANT(take)(const uint8_t *code, VARIANT(Wide) *x) {
 #if defined(AVX512)
-    return (VARIANT(Wide))_mm512_cvtepi32_ps(_mm512_cvtepu8_epi32(_mm_loadu_si128((const __m128i *)code)));
+    *x = (VARIANT(Wide))_mm512_cvtepi32_ps(_mm512_cvtepu8_epi32(_mm_loadu_si128((const __m128i *)code)));
 #elif defined(F16C)
-    return (VARIANT(Wide))_mm256_cvtepi32_ps(_mm256_cvtepu8_epi32(_mm_loadl_epi64((const __m128i *)code)));
+    *x = (VARIANT(Wide))_mm256_cvtepi32_ps(_mm256_cvtepu8_epi32(_mm_loadl_epi64((const __m128i *)code)));
+#elif defined(NEON)
+    /* One table look-up makes four numbers of 32 bits: an index of 255 gives a zero byte. */
+    const uint8x16_t low = {0, 255, 255, 255, 1, 255, 255, 255, 2, 255, 255, 255, 3, 255, 255, 255};
+    const uint8x16_t high = {4, 255, 255, 255, 5, 255, 255, 255, 6, 255, 255, 255, 7, 255, 255, 255};
+    const uint8x16_t bytes = vcombine_u8(vld1_u8(code), vdup_n_u8(0));
+    x[0] = (VARIANT(Wide))vcvtq_f32_u32(vreinterpretq_u32_u8(vqtbl1q_u8(bytes, low)));
+    x[1] = (VARIANT(Wide))vcvtq_f32_u32(vreinterpretq_u32_u8(vqtbl1q_u8(bytes, high)));
 #else
-    VARIANT(Wide) x;
-    for (int c = 0; c < WIDE; c++) x[c] = (float)code[c];
-    return x;
+    for (int c = 0; c < AT_ONCE; c++) x[c / WIDE][c % WIDE] = (float)code[c];
 #endif
 }
 
-INLINE void VARIANT(put)(VARIANT(Wide) x, uint8_t *dst) {
+/* Write AT_ONCE values as f16. */
+INLINE void VARIANT(put)(const VARIANT(Wide) *x, uint8_t *dst) {
 #if defined(AVX512)
-    _mm256_storeu_si256((__m256i *)dst, _mm512_cvtps_ph((__m512)x, _MM_FROUND_TO_NEAREST_INT));
+    _mm256_storeu_si256((__m256i *)dst, _mm512_cvtps_ph((__m512)*x, _MM_FROUND_TO_NEAREST_INT));
 #elif defined(F16C)
-    _mm_storeu_si128((__m128i *)dst, _mm256_cvtps_ph((__m256)x, _MM_FROUND_TO_NEAREST_INT));
+    _mm_storeu_si128((__m128i *)dst, _mm256_cvtps_ph((__m256)*x, _MM_FROUND_TO_NEAREST_INT));
+#elif defined(NEON)
+    vst1q_u8(dst, vreinterpretq_u8_u16(halves_of((float32x4_t)x[0], (float32x4_t)x[1])));
 #else
-    uint16_t half[WIDE];
-    for (int c = 0; c < WIDE; c++) half[c] = VARIANT(half_of)(x[c]);
+    uint16_t half[AT_ONCE];
+    for (int c = 0; c < AT_ONCE; c++) half[c] = VARIANT(half_of)(x[c / WIDE][c % WIDE]);
     memcpy(dst, half, sizeof half);
 #endif
 }
+
+/* The lesser and the greater of two numbers. Which of 0 and -0 it is may differ, and makes no difference to callers. */
+#if defined(NEON)
+#define LESSER(a, b) __builtin_fminf(a, b)
+#define GREATER(a, b) __builtin_fmaxf(a, b)
+#else
+#define LESSER(a, b) ((a) < (b) ? (a) : (b))
+#define GREATER(a, b) ((a) > (b) ? (a) : (b))
+#endif
 
 /* -- packing: the bits are a sum of the field widths 8, 4, 2, 1; token t's field lies in row t % width ------ */
 

@@ -18,6 +18,8 @@
 INLINE VARIANT(Wide) VARIANT(turn)(VARIANT(Wide) swapped, VARIANT(Wide) v, VARIANT(Wide) signs) {
 #if defined(AVX512)
     return (VARIANT(Wide))_mm512_fmadd_ps((__m512)v, (__m512)signs, (__m512)swapped);
+#elif defined(NEON)
+    return (VARIANT(Wide))vfmaq_f32((float32x4_t)swapped, (float32x4_t)v, (float32x4_t)signs);
 #else
     return swapped + v * signs;
 #endif
@@ -98,30 +100,32 @@ INLINE void VARIANT(rotate)(float *restrict x, int block) {
 
 /* -- one step for each token and 64 neighbours ------------------------------------------------------ */
 
-/* Eight values at a time, however wide the machine's vectors are: sums are added in the same order everywhere. */
-typedef float VARIANT(Eight) __attribute__((vector_size(32), aligned(4), may_alias));
-typedef int32_t VARIANT(EightInts) __attribute__((vector_size(32), aligned(4), may_alias));
+/* Sums have eight columns, however wide the machine's vectors are: they are added in the same order everywhere. Eight
+ * values are a vector, or two where it has only 4. */
+#define COLUMNS (WIDE < 8 ? WIDE : 8)
+typedef float VARIANT(Part) __attribute__((vector_size(4 * COLUMNS), aligned(4), may_alias));
+typedef int32_t VARIANT(PartInts) __attribute__((vector_size(4 * COLUMNS), aligned(4), may_alias));
 
-INLINE float VARIANT(total)(const VARIANT(Eight) *columns) {
+INLINE float VARIANT(total)(const VARIANT(Part) *columns) {
     const float *x = (const float *)columns;
     const float a = x[0] + x[4], b = x[1] + x[5], c = x[2] + x[6], d = x[3] + x[7];
     return (a + c) + (b + d);
 }
 
 /* The level nearest to the magnitude of a rotated value: level k is s * (1 + curve * s * s) steps, s = 2 k + 1. */
-INLINE VARIANT(EightInts) VARIANT(nearest)(VARIANT(Eight) magnitude, float inverse, const int bits) {
-    const VARIANT(Eight) u = magnitude * inverse;
+INLINE VARIANT(PartInts) VARIANT(nearest)(VARIANT(Part) magnitude, float inverse, const int bits) {
+    const VARIANT(Part) u = magnitude * inverse;
     const int half = 1 << (bits - 1);
     if (CURVE(bits) > 0) {
-        VARIANT(EightInts) k = {0};
+        VARIANT(PartInts) k = {0};
 #define COUNT(i) if (i < half) k -= u > EDGE(i, CURVE(bits));
         COUNT(1) COUNT(2) COUNT(3) COUNT(4) COUNT(5) COUNT(6) COUNT(7) COUNT(8)
         COUNT(9) COUNT(10) COUNT(11) COUNT(12) COUNT(13) COUNT(14) COUNT(15)
 #undef COUNT
         return k;
     }
-    VARIANT(EightInts) k = __builtin_convertvector(u * 0.5f, VARIANT(EightInts));
-    const VARIANT(EightInts) over = k > half - 1;
+    VARIANT(PartInts) k = __builtin_convertvector(u * 0.5f, VARIANT(PartInts));
+    const VARIANT(PartInts) over = k > half - 1;
     return (k & ~over) | ((half - 1) & over);
 }
 
@@ -130,19 +134,21 @@ INLINE float VARIANT(try_row)(
     const float *restrict magnitude, const float *restrict mask, float step, float *restrict fitted, const int bits
 ) {
     const float inverse = step > 0 ? 1.0f / step : 0.0f;
-    VARIANT(Eight) error = {0}, products = {0}, squares = {0};
-    for (int c = 0; c < LANES; c += 8) {
-        const VARIANT(Eight) x = *(const VARIANT(Eight) *)(magnitude + c);
-        const VARIANT(EightInts) k = VARIANT(nearest)(x, inverse, bits);
-        const VARIANT(Eight) s = __builtin_convertvector(2 * k + 1, VARIANT(Eight));
-        const VARIANT(Eight) level = LEVEL(s, CURVE(bits)) * *(const VARIANT(Eight) *)(mask + c);
-        const VARIANT(Eight) off = x - level * step;
-        error += off * off;
-        products += x * level;
-        squares += level * level;
-    }
-    *fitted = VARIANT(total)(&products) / VARIANT(total)(&squares);
-    return VARIANT(total)(&error);
+    VARIANT(Part) error[8 / COLUMNS] = {{0}}, products[8 / COLUMNS] = {{0}}, squares[8 / COLUMNS] = {{0}};
+    for (int i = 0; i < LANES; i += 8)
+        for (int j = 0; j < 8 / COLUMNS; j++) {
+            const int c = i + j * COLUMNS;
+            const VARIANT(Part) x = *(const VARIANT(Part) *)(magnitude + c);
+            const VARIANT(PartInts) k = VARIANT(nearest)(x, inverse, bits);
+            const VARIANT(Part) s = __builtin_convertvector(2 * k + 1, VARIANT(Part));
+            const VARIANT(Part) level = LEVEL(s, CURVE(bits)) * *(const VARIANT(Part) *)(mask + c);
+            const VARIANT(Part) off = x - level * step;
+            error[j] += off * off;
+            products[j] += x * level;
+            squares[j] += level * level;
+        }
+    *fitted = VARIANT(total)(products) / VARIANT(total)(squares);
+    return VARIANT(total)(error);
 }
 
 /* The better of two steps for 64 values, and their codes. Padding has the value 0 and the mask 0. */
@@ -153,7 +159,7 @@ INLINE float VARIANT(fit_row)(
     float magnitude[LANES], columns[8] = {0}, fitted, best_error = 0, best_step = 0, top = 0;
     for (int c = 0; c < LANES; c++) magnitude[c] = x[c] < 0 ? -x[c] : x[c];
     for (int i = 0; i < LANES; i += 8)
-        for (int c = 0; c < 8; c++) columns[c] = magnitude[i + c] > columns[c] ? magnitude[i + c] : columns[c];
+        for (int c = 0; c < 8; c++) columns[c] = GREATER(magnitude[i + c], columns[c]);
     for (int c = 0; c < 8; c++) top = columns[c] > top ? columns[c] : top;
     float step = VARIANT(float_of)(VARIANT(half_of)(top * (START(bits) / LEVEL((float)most, CURVE(bits)))));
     for (int attempt = 0; attempt < 2; attempt++) {
@@ -166,8 +172,8 @@ INLINE float VARIANT(fit_row)(
     }
     const float inverse = best_step > 0 ? 1.0f / best_step : 0.0f;
     int32_t k[LANES];
-    for (int c = 0; c < LANES; c += 8)
-        *(VARIANT(EightInts) *)(k + c) = VARIANT(nearest)(*(VARIANT(Eight) *)(magnitude + c), inverse, bits);
+    for (int c = 0; c < LANES; c += COLUMNS)
+        *(VARIANT(PartInts) *)(k + c) = VARIANT(nearest)(*(VARIANT(Part) *)(magnitude + c), inverse, bits);
     for (int c = 0; c < LANES; c++) code[c] = (uint8_t)(x[c] < 0 ? half - 1 - k[c] : half + k[c]);
     return best_step;
 }
@@ -219,8 +225,8 @@ INLINE void VARIANT(encode_rotated_at)(
     }
 }
 
-/* The levels of WIDE codes, in steps. */
-INLINE VARIANT(Wide) VARIANT(level_of)(const uint8_t *code, const int bits) {
+/* The levels of AT_ONCE codes, in steps. */
+INLINE void VARIANT(levels_at)(const uint8_t *code, VARIANT(Wide) *x, const int bits) {
 #if defined(AVX512)
     if (bits <= 4) { /* all levels are in one register */
 #define AT(c) LEVEL((float)(2 * (c) - ((1 << bits) - 1)), CURVE(bits))
@@ -230,12 +236,16 @@ INLINE VARIANT(Wide) VARIANT(level_of)(const uint8_t *code, const int bits) {
         );
 #undef AT
         const __m512i which = _mm512_cvtepu8_epi32(_mm_loadu_si128((const __m128i *)code));
-        return (VARIANT(Wide))_mm512_permutexvar_ps(which, level);
+        *x = (VARIANT(Wide))_mm512_permutexvar_ps(which, level);
+        return;
     }
 #endif
-    /* Whole numbers of at most 9 bits: exact in whatever order they are computed. */
-    const VARIANT(Wide) s = VARIANT(wide_of_bytes)(code) * 2.0f - (float)((1 << bits) - 1);
-    return LEVEL(s, CURVE(bits));
+    VARIANT(take)(code, x);
+    for (int i = 0; i < VECTORS; i++) {
+        /* Whole numbers of at most 9 bits: exact in whatever order they are computed. */
+        const VARIANT(Wide) s = x[i] * 2.0f - (float)((1 << bits) - 1);
+        x[i] = LEVEL(s, CURVE(bits));
+    }
 }
 
 /* One token's values in a block of n = 64 or 128, from codes to f16. */
@@ -245,11 +255,27 @@ INLINE void VARIANT(values_of_codes)(
     VARIANT(Wide) v[LARGEST_BLOCK / WIDE];
     for (int i = 0; i < n / LANES; i++) {
         const float scale = step[i][t] * norm;
-        for (int c = 0; c < LANES; c += WIDE)
-            v[(i * LANES + c) / WIDE] = VARIANT(level_of)(code[i][t] + c, bits) * scale;
+        UNROLL
+        for (int c = 0; c < LANES; c += AT_ONCE) {
+            VARIANT(Wide) *levels = v + (i * LANES + c) / WIDE;
+            VARIANT(levels_at)(code[i][t] + c, levels, bits);
+            for (int j = 0; j < VECTORS; j++) levels[j] *= scale;
+        }
     }
-    VARIANT(mix)(v, n);
-    for (int i = 0; i < n / WIDE; i++) VARIANT(put)(v[i], x + 2 * i * WIDE);
+#if defined(NEON)
+    if (n == LARGEST_BLOCK) { /* twice the registers: half of it at a time stays in them */
+        VARIANT(mix)(v, n / 2);
+        VARIANT(mix)(v + n / 2 / WIDE, n / 2);
+        for (int i = 0; i < n / 2 / WIDE; i++) {
+            const VARIANT(Wide) a = v[i], b = v[i + n / 2 / WIDE];
+            v[i] = a + b;
+            v[i + n / 2 / WIDE] = a - b;
+        }
+    } else
+#endif
+        VARIANT(mix)(v, n);
+    UNROLL
+    for (int i = 0; i < n; i += AT_ONCE) VARIANT(put)(v + i / WIDE, x + 2 * i);
 }
 
 INLINE void VARIANT(decode_rotated_at)(

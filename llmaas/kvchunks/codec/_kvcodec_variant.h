@@ -5,6 +5,11 @@
 #include "_kvcodec_keys.h"
 #undef VARIANT
 #undef WIDE
+#undef AT_ONCE
+#undef VECTORS
+#undef COLUMNS
+#undef LESSER
+#undef GREATER
 #undef FUSED
 #undef SHUFFLE
 #undef SWAP_1

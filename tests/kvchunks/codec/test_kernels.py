@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import mmap
 import subprocess
 import sys
 import sysconfig
@@ -171,6 +172,31 @@ def test_the_largest_magnitude_is_found_wherever_it_is_and_nan_is_above_all(kern
             x = np.random.default_rng(0).uniform(-1, 1, (2, 5, 80)).astype(np.float16)
             x[at] = value
             assert kernels.largest(x) == int(np.float16(value).view(np.uint16)) & 0x7FFF
+
+
+@NATIVE
+def test_layers_may_lie_more_bytes_apart_than_32_bits_count(kernels: Kernels) -> None:
+    """Memory that nobody touches takes none."""
+    apart = (1 << 32) + 4096
+    flags = mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS | getattr(mmap, "MAP_NORESERVE", 0x4000)  # Python 3.10 lacks the name
+    memory = np.frombuffer(mmap.mmap(-1, apart + 4096, flags=flags), np.uint8)
+    far: F16 = np.ndarray((2, 9, 32), np.float16, memory, 0, (apart, 64, 2))
+    far[...] = near = np.random.default_rng(4).standard_normal(far.shape).astype(np.float16)
+    k: U8 = np.zeros(channels_bytes(far.shape, 4), np.uint8)
+    v: U8 = np.zeros(rotated_bytes(far.shape, 4), np.uint8)
+    NUMPY.encode_channels(near, 4, None, ONES, k)
+    NUMPY.encode_rotated(near, 4, 32, v)
+    found_k, found_v = np.zeros_like(k), np.zeros_like(v)
+    kernels.encode_channels(far, 4, None, ONES, found_k)
+    kernels.encode_rotated(far, 4, 32, found_v)
+    assert kernels.largest(far) == NUMPY.largest(near)
+    assert np.array_equal(found_k, k) and np.array_equal(found_v, v)
+    kernels.decode_channels(k, 4, None, far)
+    NUMPY.decode_channels(k, 4, None, near)
+    assert np.array_equal(far, near)
+    kernels.decode_rotated(v, 4, 32, far)
+    NUMPY.decode_rotated(v, 4, 32, near)
+    assert np.array_equal(far, near)
 
 
 @NATIVE
