@@ -38,6 +38,7 @@ COMMANDS: dict[str, tuple[str, str]] = {
     "limit": ("llmaas.cli.limit", "how many tokens per second apps may generate; change it while the daemon runs"),
     "doctor": ("llmaas.cli.doctor.command", "check engine, model, memory, store and socket"),
     "replay": ("llmaas.cli.replay", "run a trace of calls through the planner, in virtual time"),
+    "plan": ("llmaas.cli.plan", "what a device would hold, and how fast it would switch, by a replay"),
     "trace": ("llmaas.cli.trace.command", "make, show, draw and import traces of calls, or take one from a recording"),
     "complete": ("llmaas.cli.completion", "print a script with which a shell completes command lines"),
     "man": ("llmaas.cli.man", "print the manual page"),

@@ -5,6 +5,8 @@ Law: the one place where the configuration becomes settings of the planner, for 
 
 from __future__ import annotations
 
+from pathlib import Path
+
 from llmaas.config.settings import Config
 from llmaas.planner.settings import PlannerChoices, bit_settings
 from llmaas.records import NO_QUOTA, Precision
@@ -15,6 +17,11 @@ _BATCH = 512
 def batch_tokens(config: Config) -> int:
     """Tokens of one batch of the engine at most: a whole slice of a prompt fits."""
     return max(_BATCH, config.prefill_slice)
+
+
+def costs_path(config: Config) -> Path:
+    """Where the daemon leaves what it has learned of the machine: beside the store, which knows no models."""
+    return config.data_dir.with_name(config.data_dir.name + ".costs.json")
 
 
 def planner_choices(config: Config) -> PlannerChoices:

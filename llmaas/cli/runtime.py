@@ -21,7 +21,7 @@ from llmaas.api.server import Limits, serve
 from llmaas.cli.doctor.damage import explain_salvage
 from llmaas.cli.engine_choices import context_settings, measure_repack, repack_memo
 from llmaas.cli.interpreter import short_pauses
-from llmaas.cli.planner_choices import planner_choices
+from llmaas.cli.planner_choices import costs_path, planner_choices
 from llmaas.clock import RealClock
 from llmaas.config import models
 from llmaas.config.settings import Config
@@ -68,6 +68,7 @@ def service_settings(config: Config) -> ServiceSettings:
         app_text_bytes=config.app_text_bytes or max(8 << 20, 64 * config.cells),
         adaptive_threads=config.threads if config.adaptive_threads else None,
         record=config.record,
+        costs=costs_path(config),
         adapters=config.adapters or (),
     )
 

@@ -20,7 +20,7 @@ from llmaas.kvchunks.codec.sensitivity import merged
 from llmaas.planner.actions import ChunkTarget
 from llmaas.planner.context import Context
 from llmaas.planner.settings import PlannerSettings
-from llmaas.policies.bit_price import ChunkDemand, Price, PriceBook, demand
+from llmaas.policies.bit_price import ChunkDemand, DensityLevels, Price, PriceBook, demand
 from llmaas.records import CHUNK_TOKENS, LOSSLESS, ChunkKey, ChunkMeta, ChunkSensitivity, ContextId, Precision
 
 _HALF_LIFE_S = 3600.0
@@ -66,13 +66,16 @@ class _Entry:
 
 
 class BitBudget:
-    """Precisions under one budget. ``spending`` "uniform" makes it answer ``settings.precision`` and keep nothing."""
+    """Precisions under one budget. ``spending`` "uniform" makes it answer ``settings.precision`` and keep nothing; with
+    "llms" chunks stay as they were coded.
+    """
 
     def __init__(self, settings: PlannerSettings, encoded_size: Callable[[int, Precision], int]) -> None:
         """``encoded_size``: bytes of so many tokens at a precision."""
         self._settings = settings
         self._size = cache(lambda precision: encoded_size(CHUNK_TOKENS, precision))
         self._book = PriceBook(self._size, _PRIOR)
+        self._levels = DensityLevels() if settings.spending == "llms" else None
         g = settings.geometry
         self._chunk_budget = settings.bits * CHUNK_TOKENS * g.n_layer * (g.k_dim + g.v_dim) / 8
         self._entries: dict[ChunkKey, _Entry] = {}
@@ -105,11 +108,16 @@ class BitBudget:
             self._advance_clock_hand(now)
         entry = self._entries.setdefault(key, _Entry())
         entry.used = now
-        return self._book.choose(self._recount(entry, now), self._price(), key)
+        counted = self._recount(entry, now)
+        if self._levels is not None:
+            return self._levels.choose(None if entry.sensitivity is None else entry.sensitivity.density)
+        return self._book.choose(counted, self._price(), key)
 
     def learn(self, key: ChunkKey, found: ChunkSensitivity, now: float) -> None:
         """A chunk was measured (again)."""
         self._book.learn(found)
+        if self._levels is not None:
+            self._levels.learn(found.density)
         entry = self._entries.setdefault(key, _Entry(used=now))
         entry.sensitivity = found if entry.sensitivity is None else merged(entry.sensitivity, found)
         self._recount(entry, now)  # also chunks that are still to be coded: they will want their share
@@ -195,7 +203,7 @@ class BitBudget:
 
         A chunk that is not ready, but will be, does not count as visited.
         """
-        if self.nbytes <= self.budget or not self._unvisited:
+        if self.nbytes <= self.budget or not self._unvisited or self._levels is not None:
             return []
         price, found = self._price(), []
         visits = min(_VISITS, self._unvisited, len(self._hand))

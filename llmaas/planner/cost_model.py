@@ -6,6 +6,8 @@ switches at most.
 
 from __future__ import annotations
 
+from dataclasses import dataclass
+
 from llmaas.planner.actions import RunStep
 from llmaas.policies.linear_cost import LinearCost
 
@@ -17,6 +19,20 @@ _LEAST_PREFILL = 16
 """Tokens of a prompt from which on it does."""
 _DEVIATES = 0.1
 """Only decode steps that take so much less or more than expected are learned from: there are many others."""
+
+
+@dataclass(frozen=True, slots=True)
+class LearnedCosts:
+    """What was learned, as plain numbers. Each pair is (a, b) of a cost a x + b y; None: it was not observed."""
+
+    compute: tuple[float, float] | None
+    """Seconds per token of a prompt, and per token and 1024 tokens before it."""
+    decode: tuple[float, float] | None
+    """Seconds per step, and per sequence in it."""
+    read: tuple[float, float] | None
+    """Seconds per load from DISK, and per megabyte of coded chunks, decoding and placing included."""
+    place: tuple[float, float] | None
+    """Seconds per load from the POOL, and per megabyte of coded chunks."""
 
 
 class SwitchCosts:
@@ -33,6 +49,13 @@ class SwitchCosts:
         """Whether a read was observed."""
         self._place = LinearCost(1e-3, 2e-3)
         """Per load, and per megabyte."""
+
+    @property
+    def learned(self) -> LearnedCosts:
+        def pair(cost: LinearCost) -> tuple[float, float] | None:
+            return (cost.a, cost.b) if cost.observed else None
+
+        return LearnedCosts(pair(self._compute), pair(self._decode), pair(self._read), pair(self._place))
 
     def compute(self, start: int, stop: int) -> float:
         """Seconds to prefill tokens ``start`` .. ``stop - 1``."""

@@ -20,7 +20,7 @@ from llmaas.planner.calls import Calls
 from llmaas.planner.cell_table import CellTable
 from llmaas.planner.chunk_worth import ChunkUser, ChunkWorth
 from llmaas.planner.context_table import ContextTable
-from llmaas.planner.cost_model import SwitchCosts
+from llmaas.planner.cost_model import LearnedCosts, SwitchCosts
 from llmaas.planner.disk_quota import DiskQuota
 from llmaas.planner.events import (
     AppDiskChanged,
@@ -87,7 +87,7 @@ class Planner:
         self.tally = tally = Tally()
         next_id = itertools.count(1).__next__
         encoded_size = Codec(settings.geometry, kernels=NUMPY).encoded_size
-        costs = SwitchCosts()
+        self._costs = costs = SwitchCosts()
 
         self._ledger = ledger = Ledger(settings.pool_bytes)
         bits = BitBudget(settings, encoded_size)
@@ -183,6 +183,11 @@ class Planner:
     def idle(self) -> bool:
         """Nothing runs, waits, or is being swapped out."""
         return not self._admission.jobs and self._swap_out.idle and self._switching.idle
+
+    @property
+    def learned_costs(self) -> LearnedCosts:
+        """Seconds that computing, reading and placing take here, by what was observed so far."""
+        return self._costs.learned
 
     @property
     def waiting(self) -> int:

@@ -65,7 +65,7 @@ class SwapOut:
 
     def flush(self) -> None:
         """The service is about to stop: write what was held back from DISK."""
-        self._writes.flush()
+        self._writes.finish()
 
     # -- what happens to contexts
 

@@ -61,10 +61,17 @@ class WriteBack:
         """Partial last chunks that may leave the POOL unwritten, since CELLS have what they hold."""
         self._held: set[ChunkKey] = set()
         """Chunks that are being lowered; they are written afterwards."""
+        self._wanted = False
+        """The POOL needs room: for a policy that does not write ahead of that."""
+        self._ending = False
 
     @property
     def idle(self) -> bool:
-        return not self._waiting and self._under_way is None
+        return self._under_way is None and not (self._waiting and self._may_write)
+
+    @property
+    def _may_write(self) -> bool:
+        return self._wear.ahead or self._wanted or self._ending
 
     @property
     def under_way(self) -> bool:
@@ -95,10 +102,16 @@ class WriteBack:
         return self._last.pop(context, None)
 
     def flush(self) -> None:
-        """Write everything: the service stops, or the POOL needs clean chunks."""
+        """Write what was held back: the POOL needs clean chunks."""
+        self._wanted = True
         for context in list(self._last):
             self.left_cells(context)
         self._enqueue_left()
+
+    def finish(self) -> None:
+        """Write everything: the service stops."""
+        self._ending = True
+        self.flush()
 
     def abandon(self, out: list[Action]) -> None:
         """The POOL must shrink at once: do not wait for what is to be written or is being written.
@@ -145,7 +158,7 @@ class WriteBack:
         """Begin one write of chunks of one context if none is under way; True if the quota refused some."""
         self._disk.shrink(out)
         any_refused = False
-        while self._waiting and self._under_way is None:
+        while self._waiting and self._under_way is None and self._may_write:
             context = self._waiting[0][0]
             batch, refused = self._disk.admit(self._take_writable(context), context, self._most, out)
             any_refused = any_refused or refused
@@ -175,6 +188,7 @@ class WriteBack:
     def written(self, event: Written, out: list[Action]) -> list[ChunkKey]:
         """A write ended: its chunks, which have come to rest."""
         write, self._under_way = self._under_way, None
+        self._wanted = False  # whoever still lacks room asks again
         if write is None or write.write != event.write:
             raise PolicyBug(f"write {event.write} ended but was not under way")
         failed: list[ChunkKey] = []

@@ -38,6 +38,11 @@ class LinearCost:
         """Weighted sums of xx, xy, yy, xs, ys, ss and gg; s: seconds observed, g: seconds by the prior."""
         self.a, self.b = a, b
 
+    @property
+    def observed(self) -> bool:
+        """Whether it rests on an observation, and not on the prior alone."""
+        return self._sums[6] > 0
+
     def __call__(self, x: float, y: float) -> float:
         """Seconds that the work is expected to take."""
         return self.a * x + self.b * y

@@ -61,6 +61,10 @@ class WearPolicy(Protocol):
         """Whether last chunks that are not full go to DISK."""
 
     @property
+    def ahead(self) -> bool:
+        """Whether chunks are written as soon as they were coded; else once the POOL needs their room."""
+
+    @property
     def slack(self) -> float:
         """The part of the bit budget by which chunks may exceed it before those on DISK are coded again."""
 
@@ -91,6 +95,7 @@ class Eager:
     """Everything is written, as often as it changes: what the first versions did, to compare with."""
 
     writes_last = True
+    ahead = True
     slack = 0.0
     ample = True
 
@@ -120,6 +125,7 @@ class Sparing:
     """The default: what is cheaper to compute again is not written, nor what would be dropped soon."""
 
     writes_last = False
+    ahead = True
     slack = 1 / 8
 
     def __init__(self, budget: int, quota: int) -> None:
@@ -161,10 +167,16 @@ class Sparing:
         self._turnover = _turnover(quota)
 
 
+class Late(Sparing):
+    """As the default, but nothing is written ahead of need: what LLMS' ahead-of-time writing is compared with."""
+
+    ahead = False
+
+
 def _turnover(quota: int) -> DailyBytes:
     return DailyBytes(quota, _TURNOVERS * quota)
 
 
-WEAR: dict[str, Callable[[int, int], WearPolicy]] = {"sparing": Sparing, "eager": Eager}
+WEAR: dict[str, Callable[[int, int], WearPolicy]] = {"sparing": Sparing, "eager": Eager, "late": Late}
 """Every policy by the name that settings give it."""
 DEFAULT_WEAR = "sparing"

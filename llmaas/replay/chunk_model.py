@@ -76,7 +76,7 @@ class ChunkModel:
         coded = on_disk + sum(self._pool[s.key] for s in action.chunks if s.tier is Tier.POOL)
         cells = (action.chunks[-1].stop - action.chunks[0].start) * self._token_bytes
         read = time.work(Resource.DISK, c.disk_latency + on_disk * c.disk_read_byte) if on_disk else time.now
-        decoded = time.work(Resource.LOADER, coded * c.code_byte, after=read)
+        decoded = time.work(Resource.LOADER, c.load + coded * c.code_byte, after=read)
         done = time.work(Resource.ENGINE, cells * c.cell_byte, after=decoded)
         self._pool.update((s.key, self._disk[s.key]) for s in action.chunks if s.keep)
         return done, Loaded(action.load, len(action.chunks))

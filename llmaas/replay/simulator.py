@@ -120,9 +120,10 @@ class Replay:
 
     def _run_step(self, action: RunStep) -> None:
         c = self._costs
-        tokens = [item.stop - item.start for item in action.items]
-        prefill = sum(n for n, item in zip(tokens, action.items, strict=True) if n > 1 or not item.sample)
-        seconds = c.step + c.prefill_token * prefill + c.decode_token * (sum(tokens) - prefill)
+        seconds = c.step
+        for item in action.items:
+            decodes = item.stop - item.start == 1 and item.sample
+            seconds += c.decode_token if decodes else c.prefill(item.start, item.stop)
         self._time.at(self._time.work(Resource.ENGINE, seconds), lambda: self._stepped(action))
 
     def _stepped(self, action: RunStep) -> None:

@@ -44,6 +44,7 @@ from llmaas.planner.events import Drawn, Event, StepDone, StepFailed, Woken
 from llmaas.planner.planner import Planner
 from llmaas.planner.settings import PlannerSettings
 from llmaas.records import ChunkKey
+from llmaas.service import costs_file
 from llmaas.service.call import Call
 from llmaas.service.call_actions import CallActions
 from llmaas.service.loop_bridge import LoopBridge
@@ -57,15 +58,26 @@ log = logging.getLogger(__name__)
 
 
 class Interpreter:
-    """Carries out the planner's actions. ``record``: a file for every event; ``write_rate``: bytes a second to DISK."""
+    """Carries out the planner's actions. ``record``: a file for every event; ``costs``: a file for what was learned;
+    ``write_rate``: bytes a second to DISK.
+    """
 
-    def __init__(self, parts: ServiceParts, settings: PlannerSettings, *, record: Path | None, write_rate: int) -> None:
+    def __init__(
+        self,
+        parts: ServiceParts,
+        settings: PlannerSettings,
+        *,
+        record: Path | None,
+        costs: Path | None = None,
+        write_rate: int,
+    ) -> None:
         self.planner = Planner(settings)
         self.pool = Pool(parts.engine_thread, parts.codec, parts.store, write_rate=write_rate, clock=parts.clock)
         self._sensitivity = SensitivityWorker(parts.engine_thread, parts.codec)
         self._thread, self._engine, self._clock = parts.engine_thread, parts.engine, parts.clock
         self._calls, self._directory = parts.calls, parts.directory
         self._recorder = Recorder(record, settings) if record else None
+        self._costs = costs
         self._loop = asyncio.get_running_loop()
         self._idle = asyncio.Event()
         self._waker = self._loop.call_later(0, lambda: None)
@@ -125,6 +137,8 @@ class Interpreter:
         self._bridge.close()
         if self._recorder:
             self._recorder.close()
+        if self._costs:
+            costs_file.keep(self._costs, self._engine.info, self.planner.learned_costs)
 
     def _give_up(self, error: Exception) -> None:
         """The planner failed half-way, and its books may be wrong: no call can be served any more."""

@@ -103,7 +103,7 @@ class Service:
         await self.adapters.start(self._settings.adapters)
         parts, settings, ctx_limit = self._parts, self._settings, self.planner_settings.ctx_limit
         interpreter = self._interpreter = Interpreter(
-            parts, self.planner_settings, record=settings.record, write_rate=settings.write_rate
+            parts, self.planner_settings, record=settings.record, costs=settings.costs, write_rate=settings.write_rate
         )
         interpreter.on_fault = self._failed.set
         self._planner, self._dispatch = interpreter.planner, interpreter.dispatch

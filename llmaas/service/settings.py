@@ -33,6 +33,8 @@ class ServiceSettings:
     """Threads of the engine, of which fewer are used while other processes need the cores; None: always all."""
     record: Path | None = None
     """File in which every event is recorded, for replay."""
+    costs: Path | None = None
+    """File that is given what was learned of this machine, at the end (``service.costs_file``)."""
     adapters: tuple[tuple[str, Path], ...] = ()
     """LoRA adapters to register at start, by name."""
 

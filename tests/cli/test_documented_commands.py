@@ -6,6 +6,7 @@ A daemon serves there, and the files that the examples name are there. What is n
 from __future__ import annotations
 
 import gzip
+import json
 import os
 import re
 import subprocess
@@ -94,6 +95,9 @@ def home(tmp_path_factory: pytest.TempPathFactory, model_path: Path) -> Iterator
     (home / "llmaas.toml").write_text("cells = 4096\n")
     (home / "traces").symlink_to(ROOT / "traces")
     (home / "calls.recording").write_bytes(gzip.decompress(RECORDING.read_bytes()))
+    costs = {"compute": [3e-3, 1e-4], "decode": [4e-3, 4e-3], "read": [1e-3, 2e-3], "place": [1e-3, 1e-3]}
+    learned = {"model": "m.gguf", "weights_bytes": 98_000_000, **costs}
+    (home / ".local/share/llmaas.costs.json").write_text(json.dumps(learned))
     daemon = Daemon(home)
     daemon.start()
     for _ in range(2):  # examples show and cut a conversation of four messages

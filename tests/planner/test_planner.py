@@ -263,7 +263,7 @@ def test_stored_chunks_nobody_needs_are_dropped_at_start() -> None:
     faults=st.sampled_from([0.0, 0.1, 0.3]),
     pool=st.sampled_from([20_000, 80_000, 500_000]),
     swappable=st.booleans(),
-    spending=st.sampled_from(["uniform", "tolerance"]),
+    spending=st.sampled_from(["uniform", "tolerance", "llms"]),
     bits=st.sampled_from([2.6, 4.0]),
     disk=st.sampled_from([0, 30_000, 200_000, NO_QUOTA]),
     quantum=st.sampled_from([1, 8, 64]),
@@ -293,7 +293,7 @@ def test_any_history_ends_with_every_request_answered_once_and_the_books_balance
     tick: float,
 ) -> None:
     budgets = {"pool_bytes": pool, "disk_bytes": disk, "adapter_bytes": ADAPTER_BYTES * (1 + seed % 2)}
-    wear = {"wear": "eager" if seed % 3 == 0 else "sparing", "wear_budget": 200_000 if seed % 5 == 0 else NO_QUOTA}
+    wear = {"wear": ("eager", "sparing", "late")[seed % 3], "wear_budget": 200_000 if seed % 5 == 0 else NO_QUOTA}
     choices = {"swappable": swappable, "spending": spending, "bits": bits, "quantum": quantum}
     w = world(seed, faults=faults, **choices, **budgets, **wear)
     w.tick = tick
@@ -477,6 +477,36 @@ def test_what_is_cheaper_to_compute_again_is_not_written_and_may_leave_the_pool(
         run_call(w, w.open(), 1000, 0)
     assert w.planner.tally.writes_spared > 10 and w.planner.tally.chunks_unsaved == 0
     assert not w.planner.check()
+
+
+def test_without_writing_ahead_nothing_is_written_until_the_pool_is_full_or_the_service_stops() -> None:
+    w = world(wear="late", pool_bytes=200_000)
+    first = w.open()
+    run_call(w, first, 640, 0)
+    assert not w.disk and w.planner.idle, "the POOL has room for it"
+    others = [w.open() for _ in range(3)]
+    for ctx in others:
+        run_call(w, ctx, 1000, 0)
+    assert w.disk and w.planner.tally.chunks_evicted > 0
+    assert w.planner.tally.chunks_unsaved == 0 and not w.planner.check()
+    assert any(key not in w.disk for key in w.pool), "what need not leave is not written"
+    w.send(ev.Flush())
+    w.settle()
+    full = {key for ctx in (first, *others) for key in ctx.keys(len(ctx.tokens) // 64 * 64)}
+    assert full & w.pool.keys() <= w.disk.keys()
+
+
+def test_llms_levels_give_the_densest_chunks_8_bits_and_most_2() -> None:
+    w = world(spending="llms", pool_bytes=10_000_000)
+    w.measurable = 1.0
+    w.sensitivity = lambda: ChunkSensitivity(1e-3, 1e-3, w.rng.random(), 10.0, 640)  # type: ignore[method-assign]
+    for _ in range(4):
+        run_call(w, w.open(), 900, 0)
+    chosen = [t.precision for a in asked(w, act.SaveChunks) for t in a.chunks if t.stop - t.start == 64]
+    assert {(p.k, p.v) for p in chosen} <= {(8, 8), (4, 4), (2, 2)}
+    late = [p.k for p in chosen[14:]]
+    assert late.count(2) > late.count(8) > 0
+    assert not asked(w, act.LowerChunks)
 
 
 def test_when_sensitive_chunks_come_the_tolerant_ones_that_are_stored_pay_for_them() -> None:

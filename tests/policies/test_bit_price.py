@@ -10,7 +10,17 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from llmaas.policies.bit_price import BITS, K_ERROR, UNMEASURED, V_ERROR, ChunkDemand, PriceBook, allocate, demand
+from llmaas.policies.bit_price import (
+    BITS,
+    K_ERROR,
+    UNMEASURED,
+    V_ERROR,
+    ChunkDemand,
+    DensityLevels,
+    PriceBook,
+    allocate,
+    demand,
+)
 from llmaas.policies.bit_price.llms import llms
 from llmaas.records import ChunkKey, Precision
 
@@ -216,3 +226,26 @@ def test_llms_gives_all_chunks_4_bits_or_a_third_of_them_8_and_the_others_2() ->
     flat, steep = [1.0] * 30, [1.0] + [0.0] * 29
     assert sorted(p.k for p in llms(flat, plain, half)) == [2] * 20 + [8] * 10
     assert llms(steep, plain, half) == [Precision(4, 4)] * 30
+
+
+def test_llms_levels_are_those_of_its_rule_for_one_list() -> None:
+    """Of densities that are spread out: a third at 8 bits, the rest at 2, or all at 4 where few have nearly all."""
+    rng = random.Random(3)
+    for densities in ([rng.random() for _ in range(300)], [rng.random() ** 12 for _ in range(300)]):
+        levels = DensityLevels()
+        for density in densities:
+            levels.learn(density)
+        chosen = [levels.choose(density) for density in densities]
+        rule = llms(densities, lambda p: 4 * (p.k + p.v), 300 * 32)
+        assert [(p.k, p.v) for p in chosen] == [(p.k, p.v) for p in rule]
+    assert levels.choose(None) == Precision(4, 4)
+
+
+def test_llms_levels_forget_the_oldest_densities() -> None:
+    levels = DensityLevels()
+    for _ in range(900):
+        levels.learn(1.0)
+    assert levels.choose(0.5).k == 2
+    for i in range(2000):
+        levels.learn(0.1 + i / 100_000)
+    assert levels.choose(0.5).k == 8

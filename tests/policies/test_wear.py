@@ -57,7 +57,8 @@ def test_the_eager_one_writes_everything() -> None:
     wear.advance(0.0)
     wear.wrote(1 << 50)
     assert wear.price() < 0 and wear.may_replace(1 << 50) and wear.writes_last
-    assert set(WEAR) == {"eager", "sparing"}
+    assert set(WEAR) == {"eager", "sparing", "late"}
+    assert [name for name in WEAR if not WEAR[name](0, 0).ahead] == ["late"]
 
 
 def test_time_that_stands_still_or_is_not_known_yet_gives_nothing() -> None:

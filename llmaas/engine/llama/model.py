@@ -148,6 +148,21 @@ class LlamaModel:
         layers = int(C.llama_model_n_layer(self.handle))
         return Geometry(layers, kv_heads * head_k, kv_heads * head_v, head_k, head_v)
 
+    @property
+    def parameters(self) -> int:
+        """How many weights the model has."""
+        return int(C.llama_model_n_params(self.handle))
+
+    @property
+    def size_bytes(self) -> int:
+        """Of all weights."""
+        return int(C.llama_model_size(self.handle))
+
+    @property
+    def n_ctx_train(self) -> int:
+        """Tokens of the longest context that it was trained on."""
+        return int(C.llama_model_n_ctx_train(self.handle))
+
     def long_rope(self, n_cells: int) -> bool:
         """True if the cells exceed the model's original context: llama.cpp may then use other RoPE factors."""
         arch = metadata(self.handle, "general.architecture") or ""

@@ -18,7 +18,6 @@ import numpy.typing as npt
 from llmaas.engine.base import BatchItem
 from llmaas.engine.llama.decoder import LlamaDecoder
 from llmaas.engine.llama.learn_layout import checked_geometry, layer_order, learn_layout
-from llmaas.engine.llama.lib import C
 from llmaas.engine.llama.model import LlamaModel
 from llmaas.engine.llama.rope import find_rope
 from llmaas.engine.llama.slabs import Slabs
@@ -60,9 +59,9 @@ def examine_model(model: LlamaModel, decoder: LlamaDecoder, type_kv: str, spare_
         vocab=model.vocab_fingerprint(),
         former_vocab=model.former_vocab_fingerprint(),
         geometry=geometry,
-        n_ctx_train=int(C.llama_model_n_ctx_train(model.handle)),
+        n_ctx_train=model.n_ctx_train,
         n_vocab=model.n_vocab,
-        size_bytes=int(C.llama_model_size(model.handle)),
+        size_bytes=model.size_bytes,
         chunkable=slabs is not None,
         sampling=suggested_sampling(model.handle),
         note=note,
