@@ -22,6 +22,7 @@ import sys
 from collections.abc import Awaitable, Callable, Sequence
 from contextlib import AsyncExitStack, ExitStack
 from dataclasses import dataclass
+from functools import partial
 from statistics import median
 from typing import Any
 
@@ -175,14 +176,20 @@ def measure(options: Options) -> Result:
     lengths, rounds = ((512,), 3) if options.quick else ((512, 1024), 7)
     n_new = max(96 if options.quick else 160, 2 * PlannerChoices().quantum)  # enough for two quanta each
     rows = []
+    options.kept.expect(len(lengths))
+    with engine(options, 256) as thread:
+        model = thread.engine.info.name
     for n in lengths:
         cells = -(-FIT * (n + _TAG + n_new) // 256) * 256
         say(f"contexts of {n} tokens, {cells} cells")
-        with engine(options, cells, kind=EndlessEngine) as thread:
-            runs = asyncio.run(measure_length(thread, options, n, n_new, cells, rounds))
-            model = thread.engine.info.name
-        rows.append({"context_tokens": n, "answer_tokens": n_new, "cells": cells, **figures_of(runs)})
+        found = options.step(f"{n} tokens", partial(_figures_at, options, n, n_new, cells, rounds))
+        rows.append({"context_tokens": n, "answer_tokens": n_new, "cells": cells, **found})
     return Result(model, {"lengths": rows, "quantum": PlannerChoices().quantum}, bars(rows))
+
+
+def _figures_at(options: Options, n: int, n_new: int, cells: int, rounds: int) -> dict[str, Any]:
+    with engine(options, cells, kind=EndlessEngine) as thread:
+        return figures_of(asyncio.run(measure_length(thread, options, n, n_new, cells, rounds)))
 
 
 def bars(rows: list[dict[str, Any]]) -> list[Bar]:

@@ -16,6 +16,8 @@ from __future__ import annotations
 import json
 import os
 import sys
+from dataclasses import asdict
+from functools import partial
 from typing import Any
 
 from bench.lib.cli import Bar, Options, Result, main, say
@@ -45,9 +47,14 @@ def measure(options: Options) -> Result:
     figures: dict[str, Any] = {}
     bars: list[Bar] = []
     for each in options.each():
-        figures[each.model.stem], found = _measure_model(each)
-        bars += found
+        figures[each.model.stem], found = each.step("all", partial(_measured, each))
+        bars += (Bar(**row) for row in found)
     return Result(", ".join(figures), figures, bars)
+
+
+def _measured(options: Options) -> tuple[dict[str, Any], list[dict[str, Any]]]:
+    figures, bars = _measure_model(options)
+    return figures, [asdict(bar) for bar in bars]
 
 
 def _measure_model(options: Options) -> tuple[dict[str, Any], list[Bar]]:

@@ -1,11 +1,13 @@
 """Which eviction policy is to be the default: replays of 72-hour traces, in virtual time.
 
 There is no model and no disk: the planner decides as it does in the daemon, and times come from the prices of
-``llmaas.replay.prices``. Three grids of replays over LLMS' switching patterns and a semi-synthetic phone
+``llmaas.replay.prices``. Four grids of replays over LLMS' switching patterns and a semi-synthetic phone
 (``llmaas.traces``):
 
 * ``policies``: every policy and both bounds, by pattern, number of contexts and part of all chunks that the POOL holds;
 * ``devices``: the daemon's policies over storage devices and models;
+* ``slow``: where a context takes more than twice as long to come from DISK as from the POOL, the daemon's policies and
+  the bound that knows the future;
 * ``held``: LLMS' figure, the most contexts for which the mean switch takes at most 10 or 25 ms, by bytes of the POOL.
 
 A switch counts if the context had KV. Its milliseconds are those from admission until all of that KV is in CELLS. Calls
@@ -14,8 +16,11 @@ run one at a time, so that no switch waits for another call's prefill.
 
 from __future__ import annotations
 
+import argparse
+import multiprocessing.pool
 import sys
-from collections.abc import Iterator
+import time
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
 from multiprocessing import Pool
@@ -106,6 +111,7 @@ def _figures(case: Case, pool_bytes: int, report: ReplayReport) -> dict[str, Any
         "model": case.model,
         "pool_bytes": pool_bytes,
         "part": case.part,
+        "disk_over_pool": sig(disk_over_pool(case)),
         "switches": len(ms),
         "mean_ms": sig(float(np.mean(ms))),
         "p50_ms": sig(float(np.percentile(ms, 50))),
@@ -113,6 +119,14 @@ def _figures(case: Case, pool_bytes: int, report: ReplayReport) -> dict[str, Any
         "from": {"cells": cells, "pool": pool, "disk": disk, "recomputed": none},
         "bytes_written": report.tally.bytes_written,
     }
+
+
+def disk_over_pool(case: Case) -> float:
+    """How many times as long a mean context takes to come from DISK as from the POOL."""
+    geometry, prices = MODELS[case.model].geometry, costs(case.device, case.machine, case.model)
+    coded = MEAN_TOKENS // CHUNK_TOKENS * Codec(geometry).encoded_size(CHUNK_TOKENS, BITS)
+    place = prices.place(coded, MEAN_TOKENS * geometry.token_bytes)
+    return (prices.read(coded) + place) / place
 
 
 def grid_policies(quick: bool) -> Iterator[Case]:
@@ -132,6 +146,15 @@ def grid_devices(quick: bool) -> Iterator[Case]:
                     yield Case(
                         policy, pattern, n, 0.25, device, "board" if device in ("sd", "emmc") else "phone", model
                     )
+
+
+def grid_slow(quick: bool) -> Iterator[Case]:
+    places = [(pattern, n) for pattern in switching.PATTERNS for n in ((16,) if quick else (8, 16, 32))]
+    for device in ("sd",) if quick else ("emmc", "sd", "hdd"):
+        for pattern, n in [*places, ("phone", phone.APPS)]:
+            for part in (0.25,) if quick else (0.25, 0.5):
+                for policy in (*EVICTION, "belady"):
+                    yield Case(policy, pattern, n, part, device)
 
 
 def grid_held(quick: bool) -> Iterator[Case]:
@@ -160,23 +183,53 @@ def held(rows: list[dict[str, Any]]) -> list[dict[str, Any]]:
     return list(found.values())
 
 
-def measure(options: Options) -> Result:
-    grids = {"policies": grid_policies, "devices": grid_devices, "held": grid_held}
+GRIDS = {"policies": grid_policies, "devices": grid_devices, "slow": grid_slow, "held": grid_held}
+_SLOW, _GAIN = 2.0, 0.97
+"""Where DISK costs so many times the POOL, the mean switch is to be so much of LRU's at most."""
+
+
+def measure(options: Options, grids: Sequence[str]) -> Result:
     figures: dict[str, Any] = {}
     with Pool(min(2, options.threads)) as workers:
-        for name, grid in grids.items():
-            cases = list(grid(options.quick))
+        for name in grids:
+            cases = list(GRIDS[name](options.quick))
             say(f"{name}: {len(cases)} replays")
-            figures[name] = list(workers.imap(partial(run, seed=options.seed), cases, chunksize=2))
-    figures["held"] = held(figures["held"])
-    figures["summary"] = summary = _summary(figures["policies"] + figures["devices"])
-    ours = summary[DEFAULT_EVICTION]
-    bars = [
-        Bar(f"mean switch, {name} / {DEFAULT_EVICTION}", summary[name]["mean_all"] / ours["mean_all"], 1.0)
-        for name in EVICTION
-        if name != DEFAULT_EVICTION
-    ]
+            figures[name] = replays(workers, cases, options)
+    bars: list[Bar] = []
+    if "held" in figures:
+        figures["held"] = held(figures["held"])
+    if rows := figures.get("policies", []) + figures.get("devices", []):
+        figures["summary"] = summary = _summary(rows)
+        ours = summary[DEFAULT_EVICTION]["mean_all"]
+        for name in (name for name in EVICTION if name != DEFAULT_EVICTION):
+            bars.append(Bar(f"mean switch, {name} / {DEFAULT_EVICTION}", summary[name]["mean_all"] / ours, 1.0))
+    if "slow" in figures:
+        figures["slow_summary"] = _summary([row for row in figures["slow"] if row["disk_over_pool"] > _SLOW])
+        ours = figures["slow_summary"][DEFAULT_EVICTION]["mean_all"]
+        bars.append(Bar(f"mean switch where DISK costs {_SLOW:g} times POOL, over lru's", ours, _GAIN, at_most=True))
     return Result("none: replay", figures, bars)
+
+
+def _grids(text: str) -> list[str]:
+    names = text.split(",")
+    if unknown := [name for name in names if name not in GRIDS]:
+        raise argparse.ArgumentTypeError(f"{', '.join(unknown)}: not one of {', '.join(GRIDS)}")
+    return names
+
+
+def replays(workers: multiprocessing.pool.Pool, cases: list[Case], options: Options) -> list[dict[str, Any]]:
+    """The rows of the cases, kept one by one as they come."""
+    names = [f"seed {options.seed}: {case}" for case in cases]
+    todo = [(name, case) for name, case in zip(names, cases, strict=True) if options.kept.find(name) is None]
+    options.kept.expect(len(todo))
+    begin = time.monotonic()
+    rows = workers.imap(partial(run, seed=options.seed), [case for _, case in todo], chunksize=1)
+    for (name, _), row in zip(todo, rows, strict=True):
+        now = time.monotonic()
+        options.kept.put(name, row, now - begin)
+        begin = now
+    found = [options.kept.find(name) for name in names]
+    return [row[0] for row in found if row is not None]  # type: ignore[misc]
 
 
 _PLACE = ("pattern", "contexts", "device", "model", "pool_bytes")
@@ -219,4 +272,8 @@ def _relative_to_lru(patterns: dict[str, list[tuple[float, float, float]]]) -> d
 
 
 if __name__ == "__main__":
-    sys.exit(main(Path(__file__).stem, (__doc__ or "").strip(), measure))
+    parser = argparse.ArgumentParser(add_help=False, usage=argparse.SUPPRESS)
+    parser.add_argument("--grid", type=_grids, default=list(GRIDS), metavar="G,...", help=f"of {', '.join(GRIDS)}")
+    given, sys.argv[1:] = parser.parse_known_args()  # what is left are the options of all benches
+    about = f"{__doc__}\nOptions of this bench:\n{parser.format_help()}"
+    sys.exit(main(Path(__file__).stem, about.strip(), partial(measure, grids=given.grid)))

@@ -61,7 +61,9 @@ def measure(options: Options) -> Result:
     places = PLACES[:1] if options.quick else PLACES
     cases = [(p, place, way, options.seed) for place in places for p in PATTERNS for way in WAYS]
     with Pool(min(2, options.threads)) as workers:
-        rows = workers.map(run, cases, chunksize=1)
+        options.kept.expect(len(cases))
+        waiting = {str(case): workers.apply_async(run, (case,)) for case in cases if not options.has(str(case))}
+        rows = [options.step(str(case), lambda case=case: waiting[str(case)].get()) for case in cases]  # type: ignore[misc]
     base = {(r["pattern"], r["device"]): r["mean_ms"] for r in rows if r["way"] == "none"}
     for row in rows:
         row["over_none"] = sig(row["mean_ms"] / base[row["pattern"], row["device"]])

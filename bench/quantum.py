@@ -15,6 +15,7 @@ from __future__ import annotations
 import asyncio
 import sys
 from collections.abc import Sequence
+from functools import partial
 from statistics import median
 from time import perf_counter
 from typing import Any
@@ -144,20 +145,26 @@ async def sweep(crowd: Crowd, text: str, quanta: Sequence[int], seconds: float, 
 def measure(options: Options) -> Result:
     n, seconds, quanta = (512, 4.0, (10, 30, 50)) if options.quick else (1024, 20.0, QUANTA)
     n_new = 64 if options.quick else 128
-    runs = {}
+    rows: list[dict[str, Any]] = []
+    options.kept.expect(2)
+    with engine(options, 256) as thread:
+        model = thread.engine.info.name
     for fitting in (1, 4):
         cells = -(-fitting * (n + n // 5) // 256) * 256  # room to grow, but not for one more
         say(f"{CLIENTS} contexts of {n} tokens, {fitting} of which fit into {cells} cells")
-        with engine(options, cells, kind=EndlessEngine) as thread:
-            text = prose(thread.engine, n + 8, options.seed)
-            with Store(options.folder / f"fits{fitting}") as store:
-                crowd = Crowd(thread, store, n, fitting)
-                runs[fitting] = asyncio.run(sweep(crowd, text, quanta, seconds, n_new))
-            model = thread.engine.info.name
-    rows = [{"fitting": fitting, **row} for fitting, run in runs.items() for row in run]
+        make = partial(_swept, options, fitting, cells, n, quanta, seconds, n_new)
+        rows += [{"fitting": fitting, **row} for row in options.step(f"{fitting} fit", make)]
     figures = {"context_tokens": n, "clients": CLIENTS, "seconds": seconds, "rows": rows, "llm_os": LLM_OS}
     figures["choice"] = choose(rows)
     return Result(model, figures, bars(rows))
+
+
+def _swept(
+    options: Options, fitting: int, cells: int, n: int, quanta: Sequence[int], seconds: float, n_new: int
+) -> list[dict[str, Any]]:
+    with engine(options, cells, kind=EndlessEngine) as thread, Store(options.folder / f"fits{fitting}") as store:
+        text = prose(thread.engine, n + 8, options.seed)
+        return asyncio.run(sweep(Crowd(thread, store, n, fitting), text, quanta, seconds, n_new))
 
 
 def bars(rows: Sequence[dict[str, Any]]) -> list[Bar]:

@@ -28,7 +28,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from bench.lib.cli import Bar, Options, Result, main, say
+from bench.lib.cli import Bar, Options, Result, command_of, main, say
 from bench.lib.engine import engine
 from bench.lib.machine import ROOT, commit, machine
 from bench.lib.throttle import Throttle
@@ -39,9 +39,9 @@ from bench.replaying.made import made
 from bench.replaying.page import page
 from bench.replaying.programs import NotInstalled
 from bench.replaying.progress import Progress
-from bench.replaying.run import RESTART_ANSWER, Run
+from bench.replaying.run import ROOM_FOR_MORE, Run
 from bench.replaying.systems import DEFAULT, SYSTEMS, Budget
-from bench.replaying.work import Work, shortened, work_of
+from bench.replaying.work import Work, shortened, with_shared_beginning, work_of
 from llmaas.traces import conversations
 from llmaas.traces.call import TraceCall
 from llmaas.traces.conversations import ConversationText
@@ -57,7 +57,9 @@ _KEY_FIGURES = ("ttft_ms.p50", "ttft_ms.p99", "switch_ms.p50", "switch_ms.p99", 
 
 @dataclass(frozen=True, slots=True)
 class Plan:
-    """What is replayed, and on what. ``limit``: tokens of a context at most."""
+    """What is replayed, and on what. ``limit``: tokens of a context at most. ``shared``: tokens of a text with which
+    all contexts begin. ``one_app``: all contexts are of one app, so that the service may share their chunks.
+    """
 
     contexts: int
     calls: int
@@ -69,9 +71,12 @@ class Plan:
     memory: float = 0.25
     cold: bool = True
     disk_rate: int = 0
+    beside: int = 6
+    shared: int = 0
+    one_app: bool = False
 
 
-QUICK = Plan(6, 10, 640, ("llmaas", "kill", "llama-server"), restarts=2)
+QUICK = Plan(6, 10, 640, ("llmaas", "kill", "llama-server"), restarts=2, beside=3)
 FULL = Plan(30, 100, 4096, DEFAULT)
 
 
@@ -80,7 +85,8 @@ def trace_of(plan: Plan, given: argparse.Namespace, pattern: str, seed: int) -> 
     if given.trace:
         return list(shortened(load(given.trace), plan.contexts, plan.calls))
     texts = _read(given.contexts, plan) if given.contexts else made(plan.contexts, plan.limit, seed)
-    return list(conversations.make(texts, pattern, plan.calls, limit=plan.limit, seed=seed))
+    calls = conversations.make(texts, pattern, plan.calls, limit=plan.limit, seed=seed)
+    return list(with_shared_beginning(calls, plan.shared, one_app=plan.one_app))
 
 
 def _read(path: Path, plan: Plan) -> list[ConversationText]:
@@ -94,7 +100,8 @@ def _read(path: Path, plan: Plan) -> list[ConversationText]:
 
 def budget_of(work: Work, token_bytes: int, part: float) -> Budget:
     """``part`` of what all contexts take as f16 at the end; at least what the longest one takes."""
-    room = ROOM + RESTART_ANSWER + max((len(call.tokens) for call in work.calls if not call.begins), default=0)
+    # Of calls after the trace, two of each context at most, with their text: beside a stream, and after a restart.
+    room = ROOM + ROOM_FOR_MORE + 2 * max((len(call.tokens) for call in work.calls if not call.begins), default=0)
     longest = work.longest + room
     nbytes = max(int(part * work.total * token_bytes), longest * token_bytes)
     return Budget(nbytes, token_bytes, longest, work.total + room * len(work.contexts))
@@ -103,7 +110,8 @@ def budget_of(work: Work, token_bytes: int, part: float) -> Budget:
 def run_name(work: Work, plan: Plan, options: Options, system: str, repeat: int) -> str:
     """Of a run, by all that decides what it measures but the machine and the code."""
     parts = [(call.app, call.context, call.text, call.n_new) for call in work.calls]
-    what = repr((parts, plan.memory, plan.cold, plan.disk_rate, plan.restarts, options.model.name, options.threads))
+    conditions = plan.memory, plan.cold, plan.disk_rate, plan.restarts, plan.beside
+    what = repr((parts, conditions, options.model.name, options.threads))
     return f"{hashlib.blake2b(what.encode(), digest_size=6).hexdigest()}/{system}/{repeat}"
 
 
@@ -112,17 +120,19 @@ class Replay:
 
     def __init__(self, work: Work, budget: Budget, plan: Plan, options: Options, journal: Journal) -> None:
         self.work, self.budget, self.plan, self.options, self.journal = work, budget, plan, options, journal
+        self.absent: dict[str, str] = {}
+        """Programs that could not be run, and why."""
 
     def names(self, system: str) -> list[str]:
         return [run_name(self.work, self.plan, self.options, system, i) for i in range(self.plan.repeats)]
 
     def carry_out(self, progress: Progress, pattern: str) -> None:
         """What the journal lacks. Programs take turns, so that a machine that changes changes for all."""
-        done, absent = self.journal.runs(), set[str]()
+        done = self.journal.runs()
         for repeat in range(self.plan.repeats):
             for system in self.plan.systems:
                 name = run_name(self.work, self.plan, self.options, system, repeat)
-                if name in done or system in absent:
+                if name in done or system in self.absent:
                     progress.skip(len(self.work.calls))
                     continue
                 progress.what = f"{pattern}, {system}, run {repeat + 1} of {self.plan.repeats}"
@@ -130,14 +140,14 @@ class Replay:
                     self._run(name, system, progress).carry_out(self._head(pattern, system, repeat))
                 except NotInstalled as error:
                     say(str(error))
-                    absent.add(system)
+                    self.absent[system] = "not installed"
                 except RuntimeError as error:
                     say(f"{system} failed: {error}")
-                    absent.add(system)
+                    self.absent[system] = str(error)[-300:]
 
     def _run(self, name: str, system: str, progress: Progress) -> Run:
         run = Run(name, SYSTEMS[system], self.work, self.budget, self.options, self.journal, progress.advance)
-        run.cold, run.restarts = self.plan.cold, self.plan.restarts
+        run.cold, run.restarts, run.beside = self.plan.cold, self.plan.restarts, self.plan.beside
         return run
 
     def _head(self, pattern: str, system: str, repeat: int) -> dict[str, Any]:
@@ -181,12 +191,13 @@ def figures_of(replay: Replay, found: dict[str, list[list[Row]]]) -> dict[str, A
         "budget_bytes": budget.nbytes,
         "f16_bytes": work.total * budget.token_bytes,
         "programs": programs,
+        "absent": {name: why for name, why in replay.absent.items() if name not in programs},
     }
 
 
 def measure(options: Options, given: argparse.Namespace) -> Result:
     plan = plan_of(given, options.quick)
-    journal = Journal(given.rows)
+    journal = Journal(given.rows or rows_of(options.out))
     replays: dict[str, Replay] = {}
     with engine(options, 256) as thread:  # for its tokenizer, and the model's geometry
         token_bytes = thread.engine.info.geometry.token_bytes
@@ -197,6 +208,7 @@ def measure(options: Options, given: argparse.Namespace) -> Result:
             replays[pattern] = Replay(work, budget, plan, options, journal)
     progress = Progress(sum(len(each.work.calls) for each in replays.values()) * len(plan.systems) * plan.repeats)
     figures: dict[str, Any] = {"command": given.command, "disk": "as it is", "memory": plan.memory, "cold": plan.cold}
+    figures |= {"shared": plan.shared, "one_app": plan.one_app}
     with ExitStack() as stack:
         if plan.disk_rate:
             throttle = Throttle(options.folder)
@@ -212,7 +224,8 @@ def measure(options: Options, given: argparse.Namespace) -> Result:
         found = replay.found()
         figures[pattern] = figures_of(replay, found)
         summaries = {name: each["runs"] for name, each in figures[pattern]["programs"].items()}
-        checks += bars(summaries, pattern, fits=plan.memory >= 1, disk_held=bool(plan.disk_rate))
+        conditions = {"fits": plan.memory >= 1, "disk_held": bool(plan.disk_rate), "shared": bool(plan.shared)}
+        checks += bars(summaries, pattern, **conditions)
         checks += answers_bar(figures[pattern]["programs"].get("llmaas-f16", {}).get("same_answers"), pattern)
         if left_out := missing(summaries):
             say(f"{pattern}: no bars against {', '.join(left_out)}, which did not run")
@@ -224,9 +237,14 @@ def measure(options: Options, given: argparse.Namespace) -> Result:
     return Result(title, figures, checks)
 
 
+def rows_of(out: Path | None) -> Path:
+    """The journal beside the result: an interrupted run that is given the same ``--out`` goes on."""
+    return ROOT / "bench/out/replay.jsonl" if out is None else out.with_suffix(".rows.jsonl")
+
+
 def plan_of(given: argparse.Namespace, quick: bool) -> Plan:
     base = QUICK if quick else FULL
-    fields = ("calls", "limit", "restarts", "repeats", "memory", "disk_rate")
+    fields = ("calls", "limit", "restarts", "repeats", "memory", "disk_rate", "beside", "shared")
     chosen: dict[str, Any] = {name: getattr(given, name) for name in fields if getattr(given, name) is not None}
     if given.n_contexts:
         chosen["contexts"] = given.n_contexts
@@ -234,12 +252,12 @@ def plan_of(given: argparse.Namespace, quick: bool) -> Plan:
         chosen["systems"] = given.systems
     if given.pattern:
         chosen["patterns"] = given.pattern
-    return replace(base, cold=not given.warm, **chosen)
+    return replace(base, cold=not given.warm, one_app=given.one_app, **chosen)
 
 
 def _several(known: Sequence[str]) -> Any:
     def names(text: str) -> list[str]:
-        found = text.split(",")
+        found = list(known) if text == "all" else text.split(",")
         if unknown := [name for name in found if name not in known]:
             raise argparse.ArgumentTypeError(f"{', '.join(unknown)}: not one of {', '.join(known)}")
         return found
@@ -256,25 +274,21 @@ def own_options() -> argparse.ArgumentParser:
     parser.add_argument("--calls", type=int, metavar="N", help=f"calls after all contexts began ({FULL.calls})")
     parser.add_argument("--limit", type=int, metavar="TOKENS", help=f"of a context at most ({FULL.limit})")
     parser.add_argument("--memory", type=float, metavar="PART", help=f"RAM for contexts, of their f16 ({FULL.memory})")
-    parser.add_argument("--systems", type=_several(list(SYSTEMS)), metavar="S,...", help=f"of {', '.join(SYSTEMS)}")
+    parser.add_argument(
+        "--systems", type=_several(list(SYSTEMS)), metavar="S,...", help=f"all, or of {', '.join(SYSTEMS)}"
+    )
     parser.add_argument("--repeats", type=int, metavar="N", help="runs of each program (1); 3 give a spread")
     parser.add_argument("--restarts", type=int, metavar="N", help="contexts called after a restart")
     parser.add_argument("--warm", action="store_true", help="leave files in the page cache")
     parser.add_argument("--disk-rate", type=int, metavar="BYTES", help="read no faster in a second (as root)")
-    parser.add_argument("--rows", type=Path, default=ROOT / "bench/out/replay.jsonl", help="journal (%(default)s)")
+    parser.add_argument("--beside", type=int, metavar="N", help="contexts called while another answer is streamed")
+    parser.add_argument("--shared", type=int, metavar="TOKENS", help="of a text with which all contexts begin")
+    parser.add_argument("--one-app", action="store_true", help="all contexts are of one app, which may share chunks")
+    parser.add_argument(
+        "--rows", type=Path, metavar="FILE", help="journal (default: beside --out, else bench/out/replay.jsonl)"
+    )
     parser.add_argument("--html", type=Path, metavar="FILE", help="write the report")
     return parser
-
-
-def command_of(arguments: Sequence[str]) -> str:
-    """The command line, without where results go, and files by their names alone."""
-    left_out = ("--rows", "--html", "--out", "--dir")
-    shown = [
-        Path(argument).name if "/" in argument else argument
-        for before, argument in zip(["", *arguments], arguments, strict=False)
-        if argument not in left_out and before not in left_out
-    ]
-    return " ".join(["python -m bench.replay", *shown])
 
 
 def _lines(parser: argparse.ArgumentParser) -> Iterator[str]:
@@ -284,7 +298,7 @@ def _lines(parser: argparse.ArgumentParser) -> Iterator[str]:
 
 
 if __name__ == "__main__":
-    own, command = own_options(), command_of(sys.argv[1:])
+    own, command = own_options(), command_of("replay", sys.argv[1:])
     given, sys.argv[1:] = own.parse_known_args()  # what is left are the options of all benches
     given.command = command
     sys.exit(main("replay", "\n\n".join(_lines(own)), lambda options: measure(options, given)))

@@ -217,12 +217,16 @@ def _of_model(options: Options) -> Result:
     watch = Stopwatch()
     with engine(options, kind=partial(TimedEngine, watch)) as thread:
         text = prose(thread.engine, lengths[-1] + SPARE, options.seed)
-        found = floors(options, thread, text, lengths, plan[Tier.POOL])
+        bits_tried = (4,) if options.quick else (4, 8, 16)
+        options.kept.expect(1 + len(bits_tried))
+        measured = options.step("floors", partial(_floor_rows, options, thread, text, lengths, plan[Tier.POOL]))
+        found = {row.pop("tokens"): Floor(**row) for row in measured}
         runs = []
-        for bits in (4,) if options.quick else (4, 8, 16):
+        for bits in bits_tried:
             say(f"prefill of {lengths[-1]} tokens through the service, coded at {bits} bits")
             folder = options.folder / str(bits)
-            run = asyncio.run(through_service(thread, watch, folder, text, lengths, bits, plan))
+            make = partial(through_service, thread, watch, folder, text, lengths, bits, plan)
+            run = options.step(f"{bits} bits", lambda make=make: asyncio.run(make()))  # type: ignore[misc]
             for row in run["switches"]:
                 _compare(row, found[row["tokens"]])
             runs.append(run)
@@ -232,6 +236,12 @@ def _of_model(options: Options) -> Result:
         "runs": runs,
     }
     return Result(model, figures, _bars(figures))
+
+
+def _floor_rows(
+    options: Options, thread: EngineThread, text: str, lengths: list[int], repeats: int
+) -> list[dict[str, Any]]:
+    return [{"tokens": n, **asdict(floor)} for n, floor in floors(options, thread, text, lengths, repeats).items()]
 
 
 def _compare(row: dict[str, Any], floor: Floor) -> None:

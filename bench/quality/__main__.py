@@ -21,16 +21,17 @@ os.environ.setdefault("OPENBLAS_NUM_THREADS", "1")
 
 from collections.abc import Sequence
 from contextlib import ExitStack, closing
+from functools import partial
 from pathlib import Path
 from statistics import fmean
 from typing import Any
 
 from bench.lib.cli import Options, Result, main, say
 from bench.lib.stats import sig
-from bench.quality.contexts import Case, Sizes, cases, from_file, needles, own
-from bench.quality.drift import drift
+from bench.quality.contexts import KINDS, Case, Sizes, cases, from_file, needles, own
+from bench.quality.drift import Drift, drift
 from bench.quality.engine import CACHES, ScoringEngine
-from bench.quality.lab import Lab, Score
+from bench.quality.lab import Lab, Score, as_row, from_row
 from bench.quality.settings import Setting, settings
 from bench.quality.summary import bars, summaries, table
 from llmaas.engine.llama.context import KvType
@@ -52,10 +53,15 @@ def measure(options: Options, file: Path | None, sizes: Sizes) -> Result:
         lab = Lab(engines[0], dict(zip(caches, engines[1:], strict=True)))
         dialogues = from_file(file) if file else own(lab.engine, sizes, options.seed)
         found = [*cases(lab.engine, dialogues, sizes), *needles(lab.engine, sizes, options.seed)]
+        if not any(probe.task == "text" for case in found for probe in case.probes):
+            raise SystemExit(f"no context has {sizes.coded + sizes.scored} tokens: give --tokens, or other contexts")
+        drifting = drifting_cases(found, options.quick)
+        options.kept.expect(len(found) + len(drifting) * len(_precisions(options.quick)))
         for case in found:
             say(f"{case.kind}: {case.name}, {len(case.probes)} probes")
-            scores += lab.study(case, wanted)
-        drifts = _drifts(lab, found, options.quick)
+            rows = options.step(case.name, lambda case=case: [as_row(score) for score in lab.study(case, wanted)])  # type: ignore[misc]
+            scores += map(from_row, rows)
+        drifts = _drifts(lab, drifting, options)
         model = lab.engine.info.name
     figures: dict[str, Any] = {
         "source": file.name if file else "own",
@@ -78,19 +84,28 @@ def _families(wanted: Sequence[Setting], caches: Sequence[str]) -> dict[str, str
     return {"exact": "exact"} | {one.name: one.family for one in wanted} | dict.fromkeys(caches, "llama.cpp")
 
 
-def _drifts(lab: Lab, found: Sequence[Case], quick: bool) -> list[dict[str, Any]]:
-    """A row for each precision: the first chat and the first task dialogue at two; with ``quick`` the chat at one."""
+def drifting_cases(found: Sequence[Case], quick: bool) -> list[Case]:
+    """Those that are swapped many times: the first chat and the first task dialogue; with ``quick`` the chat alone.
+    Where the contexts are of other kinds, the first of one or two of theirs; needles, which are not talks, last."""
+    wanted = ("chat", "task_dialogue", *(kind for kind in KINDS if kind not in ("chat", "task_dialogue")), "needle")
+    firsts = [next((case for case in found if case.kind == kind), None) for kind in wanted]
+    return [case for case in firsts if case is not None][: 1 if quick else 2]
+
+
+def _precisions(quick: bool) -> Sequence[Precision]:
+    return _DRIFT_PRECISIONS[: 1 if quick else None]
+
+
+def _drifts(lab: Lab, chosen: Sequence[Case], options: Options) -> list[dict[str, Any]]:
+    """A row for each precision; none if there is no context."""
     rows = []
-    kinds = ("chat",) if quick else ("chat", "task_dialogue")
-    chosen = [next(case for case in found if case.kind == kind) for kind in kinds]
-    for precision in _DRIFT_PRECISIONS[: 1 if quick else None]:
-        runs = []
-        for case in chosen:
-            probe = case.probes[0]
-            say(f"drift: {case.name}, {_DRIFT_ROUNDS} rounds at {precision.k}/{precision.v} bits")
-            tokens = (*case.tokens, *probe.fed)
-            start, scored = _DRIFT_START, len(probe.fed)
-            runs.append(drift(lab, tokens, precision, start=start, rounds=_DRIFT_ROUNDS, scored=scored))
+    for precision in _precisions(options.quick) if chosen else ():
+        runs = [
+            Drift(
+                **options.step(f"drift {case.name} {precision.k}/{precision.v}", partial(_drift, lab, case, precision))
+            )
+            for case in chosen
+        ]
         once, many = fmean(run.once for run in runs), fmean(run.many for run in runs)
         rows.append(
             {
@@ -104,6 +119,14 @@ def _drifts(lab: Lab, found: Sequence[Case], quick: bool) -> list[dict[str, Any]
             }
         )
     return rows
+
+
+def _drift(lab: Lab, case: Case, precision: Precision) -> dict[str, Any]:
+    say(f"drift: {case.name}, {_DRIFT_ROUNDS} rounds at {precision.k}/{precision.v} bits")
+    probe = case.probes[0]
+    tokens = (*case.tokens[: probe.coded], *probe.fed)
+    found = drift(lab, tokens, precision, start=_DRIFT_START, rounds=_DRIFT_ROUNDS, scored=len(probe.fed))
+    return dataclasses.asdict(found)
 
 
 def _own_options() -> argparse.ArgumentParser:

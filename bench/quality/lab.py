@@ -7,8 +7,9 @@ Lossless KV that was swapped then differs by exactly nothing.
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import asdict, dataclass, replace
 from itertools import groupby
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
@@ -42,6 +43,26 @@ class Score:
     same: npt.NDArray[np.bool_]
     nll: F32
     right: npt.NDArray[np.bool_]
+
+
+_EXACT = 9
+"""Digits of a float32."""
+
+
+def as_row(score: Score) -> dict[str, Any]:
+    """The score as JSON can hold it, nothing lost."""
+    row = asdict(score)
+    return (
+        row
+        | {name: [float(f"{value:.{_EXACT}g}") for value in row[name].tolist()] for name in ("kld", "nll")}
+        | {name: row[name].astype(int).tolist() for name in ("same", "right")}
+    )
+
+
+def from_row(row: Mapping[str, Any]) -> Score:
+    """What ``as_row`` was given."""
+    floats = {name: np.array(row[name], np.float32) for name in ("kld", "nll")}
+    return Score(**{**row, **floats, **{name: np.array(row[name], np.bool_) for name in ("same", "right")}})
 
 
 class Lab:

@@ -1,9 +1,11 @@
 """One app, in a process of its own: it makes calls through a program's own interface and says when tokens came.
 
-``python -m bench.replaying.app KIND ADDRESS NAME``: KIND is ``llmaas`` (ADDRESS is a Unix socket), ``llama_server`` or
-``llama_cpp_server`` (ADDRESS is a URL). It reads one JSON request a line on stdin, {context, text, tokens, history,
-history_text, n_new, begins, restore, save}, and writes one reply a line on stdout: {ttft_ms, total_ms, tokens, text}
-and, where the program tells them, ``switch_ms``, ``queue_ms``, ``prefill_ms``, ``sources`` and ``n_computed``.
+``python -m bench.replaying.app KIND ADDRESS NAME``: KIND is ``llmaas`` (ADDRESS is a Unix socket), ``llama_server``,
+``llama_cpp_server`` or ``hearth`` (ADDRESS is a URL). It reads one JSON request a line on stdin, {context, text,
+tokens, history, history_text, messages, n_new, begins, restore, save, stream}, and writes one reply a line on stdout:
+{began_us, ttft_ms, total_ms, between_ms, tokens, text} and, where the program tells them, ``switch_ms``, ``queue_ms``,
+``prefill_ms``, ``sources`` and ``n_computed``; with ``stream`` when each token came, ``arrivals_us``. Microseconds are
+of the machine's monotonic clock, which all processes share.
 
 Law: what is timed is what a user of this app would wait for; nothing else happens in that time. The time to the first
 token includes what the app itself must do before, such as to have a slot restored.
@@ -61,7 +63,7 @@ class LlmaasApp:
         first = arrivals[0] if arrivals else total
         switch = done.switch
         sources = {"cells": switch.cells, "pool": switch.pool, "disk": switch.disk, "recomputed": switch.recomputed}
-        return _reply(first, total, arrivals, tokens) | {
+        return _reply(begin, first, total, arrivals, tokens) | {
             "switch_ms": switch.switch_ms,
             "queue_ms": done.queue_ms,
             "prefill_ms": max(0.0, done.ttft_ms - switch.switch_ms - done.queue_ms),
@@ -136,7 +138,7 @@ class LlamaServerApp(HttpApp):
         first = arrivals[0] if arrivals else total
         if not request["n_new"]:
             tokens, text = [], ""
-        return _reply(first, total, arrivals, tokens) | {
+        return _reply(begin, first, total, arrivals, tokens) | {
             "text": text,
             "switch_ms": restored * 1e3 if request["restore"] else None,
             "prefill_ms": timings.get("prompt_ms"),
@@ -164,19 +166,41 @@ class LlamaCppServerApp(HttpApp):
             text += piece
         total = perf_counter() - begin
         first = arrivals[0] if arrivals else total
-        return _reply(first, total, arrivals, []) | {"text": text if request["n_new"] else ""}
+        return _reply(begin, first, total, arrivals, []) | {"text": text if request["n_new"] else ""}
+
+
+class HearthApp(HttpApp):
+    """hearth in front of llama-server: OpenAI's chat completions. Not streamed, since it holds 8 KiB of a stream back;
+    so the first token comes with the last."""
+
+    def call(self, request: Request) -> Reply:
+        messages = [*request["messages"], {"role": "user", "content": request["text"]}]
+        body = {"messages": messages, "max_tokens": max(1, request["n_new"]), "temperature": 0, "ignore_eos": True}
+        begin = perf_counter()
+        with closing(self._connection()) as connection:
+            found = json.loads(self._response(connection, "/v1/chat/completions", body).read())
+        total = perf_counter() - begin
+        timings = found.get("timings", {})
+        return _reply(begin, total, total, [], []) | {
+            "text": found["choices"][0]["message"]["content"] or "",
+            "prefill_ms": timings.get("prompt_ms"),
+            "n_computed": timings.get("prompt_n"),
+        }
 
 
 KINDS: dict[str, type[LlmaasApp] | type[HttpApp]] = {
     "llmaas": LlmaasApp,
     "llama_server": LlamaServerApp,
     "llama_cpp_server": LlamaCppServerApp,
+    "hearth": HearthApp,
 }
 
 
-def _reply(first: float, total: float, arrivals: list[float], tokens: list[int]) -> Reply:
+def _reply(begin: float, first: float, total: float, arrivals: list[float], tokens: list[int]) -> Reply:
     gaps = [b - a for a, b in pairwise(arrivals)]
     return {
+        "began_us": int(begin * 1e6),
+        "arrivals_us": [int((begin + at) * 1e6) for at in arrivals],
         "ttft_ms": first * 1e3,
         "total_ms": total * 1e3,
         "between_ms": 1e3 * sum(gaps) / len(gaps) if gaps else None,
@@ -191,7 +215,10 @@ def main() -> None:
     print(json.dumps({"ready": True}), flush=True)
     for line in sys.stdin:
         try:
-            reply = client.call(json.loads(line))
+            request = json.loads(line)
+            reply = client.call(request)
+            if not request["stream"]:
+                del reply["arrivals_us"]
         except Exception as error:  # whatever it is, the bench records that this program failed here
             reply = {"failed": f"{type(error).__name__}: {error}"}
         print(json.dumps(reply), flush=True)

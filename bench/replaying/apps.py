@@ -6,6 +6,7 @@ Law: a process is started before it is needed, never inside what is timed.
 from __future__ import annotations
 
 import json
+import select
 import subprocess
 import sys
 from collections.abc import Iterable
@@ -34,11 +35,25 @@ class AppProcesses:
 
     def call(self, app: str, request: dict[str, Any]) -> dict[str, Any]:
         """What the app's process replies. Raises CallFailed."""
+        self.begin(app, request)
+        return self.end(app)
+
+    def begin(self, app: str, request: dict[str, Any]) -> None:
+        """Have the app make a call, and do not wait for it: ``end`` does."""
         process = self._processes[app]
         assert process.stdin is not None
         process.stdin.write(json.dumps(request) + "\n")
         process.stdin.flush()
-        reply = _read(process)
+
+    def has_ended(self, app: str) -> bool:
+        """Whether ``end`` would not wait."""
+        stdout = self._processes[app].stdout
+        assert stdout is not None
+        return bool(select.select([stdout], [], [], 0)[0])
+
+    def end(self, app: str) -> dict[str, Any]:
+        """The reply to the call that was begun. Raises CallFailed."""
+        reply = _read(self._processes[app])
         if "failed" in reply:
             raise CallFailed(reply["failed"])
         return reply

@@ -25,14 +25,21 @@ _ROWS = (
     ("llama-server-files", "took.written_bytes", 4.0),
 )
 _SWAP_ON_A_SLOW_DISK = 3.0
+_WHERE_TEXT_IS_SHARED = 5.0
 _BEST = (("ttft_ms.p50", 20.0), ("ttft_ms.p99", 10.0), ("ttft_restart_ms.p50", 20.0))
 
 
-def bars(summaries: Summaries, place: str, *, fits: bool = False, disk_held: bool = False) -> list[Bar]:
+def bars(
+    summaries: Summaries, place: str, *, fits: bool = False, disk_held: bool = False, shared: bool = False
+) -> list[Bar]:
     """The bars whose programs ran. ``place``: which trace, for people. ``fits``: memory holds all contexts, so there is
-    nothing to gain, and the bar is to lose nothing. ``disk_held``: the disk was held to a rate.
+    nothing to gain, and the bar is to lose nothing. ``disk_held``: the disk was held to a rate. ``shared``: contexts
+    begin with the same text, and with memory for all of them that is all that is asked about.
     """
-    found = _bars_that_fit(summaries, place) if fits else _bars(summaries, place, disk_held)
+    if shared and fits:
+        found = _bars_of_best(summaries, place, (("ttft_ms.p50", _WHERE_TEXT_IS_SHARED),))
+    else:
+        found = _bars_that_fit(summaries, place) if fits else _bars(summaries, place, disk_held)
     return [bar for bar in found if bar is not None]
 
 
@@ -54,7 +61,13 @@ def _bars(summaries: Summaries, place: str, disk_held: bool) -> Iterator[Bar | N
         if name == "swap" and disk_held:
             bar = _SWAP_ON_A_SLOW_DISK
         yield _bar(f"{place}: {path}, {name} / {OURS}", ratio(summaries.get(name, ()), ours, path), bar)
-    for path, bar in _BEST:
+    yield from _bars_of_best(summaries, place, _BEST)
+
+
+def _bars_of_best(summaries: Summaries, place: str, rows: Sequence[tuple[str, float]]) -> Iterator[Bar | None]:
+    """Against the better llama-server."""
+    ours = summaries.get(OURS, ())
+    for path, bar in rows:
         found = [ratio(summaries[name], ours, path) for name in _PEERS if name in summaries]
         known = [each for each in found if each is not None]
         yield _bar(f"{place}: {path}, the better llama-server / {OURS}", min(known, default=None), bar)

@@ -56,6 +56,11 @@ def moved(old: dict[str, Any], new: dict[str, Any]) -> Iterator[Moved]:
                 yield Moved(f"{pattern}, {name}, {path}", then[0], now[0], spread)
 
 
+def is_worse(row: Moved) -> bool:
+    """Whether a figure of the service got worse."""
+    return row.beyond and row.new > row.old and f", {OURS}," in row.what
+
+
 def differs(old: dict[str, Any], new: dict[str, Any]) -> list[str]:
     """What makes the two hard to compare."""
     told = [(old["machine"]["cpu"], new["machine"]["cpu"]), (old["model"], new["model"])]
@@ -80,7 +85,7 @@ def main() -> int:
     rows = list(moved(old, new))
     for row in rows:
         print(row)
-    return int(any(row.beyond and row.new > row.old and f", {OURS}," in row.what for row in rows))
+    return int(any(map(is_worse, rows)))
 
 
 if __name__ == "__main__":

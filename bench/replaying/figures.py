@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import statistics
 from collections.abc import Iterable, Mapping, Sequence
+from itertools import pairwise
 from typing import Any
 
 import numpy as np
@@ -48,12 +49,14 @@ def summary(rows: Sequence[Row]) -> dict[str, Any]:
     return {
         "calls": len(calls),
         "failed": sum(row["row"] == "failed" for row in rows),
+        "why": next((row.get("why") for row in rows if row["row"] == "failed"), None),
         "ttft_ms": times(row["ttft_ms"] for row in switched),
         "ttft_same_ms": times(row["ttft_ms"] for row in calls if not row["switches"]),
         "ttft_restart_ms": times(row["ttft_ms"] for row in restarted),
         "switch_ms": times(row.get("switch_ms") for row in switched),
         "prefill_ms": times(row.get("prefill_ms") for row in switched),
         "between_ms": times(row.get("between_ms") for row in calls),
+        **stream_figures(rows),
         "tiers": {
             place: {
                 "switch_ms": times(row["switch_ms"] for row in tiers[place]),
@@ -69,6 +72,25 @@ def summary(rows: Sequence[Row]) -> dict[str, Any]:
         "others_cpu": end.get("others_cpu"),
         "peak_resident": end.get("peak_resident"),
         "peak_anonymous": end.get("peak_anonymous"),
+    }
+
+
+def stream_figures(rows: Sequence[Row]) -> dict[str, Any]:
+    """Of an answer that was streamed while other contexts were called: milliseconds between its tokens, while one of
+    these was brought back and prefilled (``during``), and else (``alone``); and how long those waited."""
+    beside = [row for row in rows if row["row"] == "beside"]
+    stream = next((row for row in rows if row["row"] == "stream"), None)
+    if stream is None:
+        return {"stream_ms": None, "ttft_beside_ms": None}
+    waits = [(row["began_us"], row["began_us"] + 1e3 * row["ttft_ms"]) for row in beside]
+    during: list[float] = []
+    alone: list[float] = []
+    for a, b in pairwise(stream["arrivals_us"]):
+        others = any(begin < b and a < end for begin, end in waits)
+        (during if others else alone).append((b - a) / 1e3)
+    return {
+        "stream_ms": {"during": times(during), "alone": times(alone), "tokens": len(stream["arrivals_us"])},
+        "ttft_beside_ms": times(row["ttft_ms"] for row in beside),
     }
 
 

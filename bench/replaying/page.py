@@ -31,6 +31,10 @@ COLUMNS = (
     ("switch p50", "switch_ms.p50", 1.0),
     ("p99", "switch_ms.p99", 1.0),
     ("prefill p50", "prefill_ms.p50", 1.0),
+    ("token gap", "stream_ms.alone.p50", 1.0),
+    ("max", "stream_ms.alone.max", 1.0),
+    ("while others come back", "stream_ms.during.p50", 1.0),
+    ("max", "stream_ms.during.max", 1.0),
     ("same context", "ttft_same_ms.p50", 1.0),
     ("after restart", "ttft_restart_ms.p50", 1.0),
     ("peak MB", "peak_anonymous", 1e-6),
@@ -50,7 +54,8 @@ def page(runs: Runs, title: str, about: Mapping[str, Any]) -> str:
         f"<p><small>{escape(', '.join(f'{name}: {value}' for name, value in about.items()))}</small></p>",
         "<h2>Calls of another context than the one before</h2>",
         "<p>Milliseconds, medians over repeats. <b>TTFT</b>: from the app's call to its first token. <b>switch</b>: of "
-        "it, until all KV was there, where a program tells it. <b>prefill</b>: what then computing took.</p>",
+        "it, until all KV was there, where a program tells it. <b>prefill</b>: what then computing took. <b>token "
+        "gap</b>: between the tokens of one answer that is streamed, alone and while other contexts are called.</p>",
         _table(runs),
         "<h2>Time to the first token: part of calls that took at most so long</h2>",
         plot({name: _shares(repeats) for name, repeats in runs.items()}, "milliseconds", "part of calls", log_x=True),

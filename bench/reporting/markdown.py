@@ -1,0 +1,60 @@
+"""Parts of a page in Markdown.
+
+Law: no line is longer than ``WIDTH`` but in a table whose row cannot be shorter.
+"""
+
+from __future__ import annotations
+
+import textwrap
+from collections.abc import Iterable, Iterator, Mapping
+from typing import Any
+
+WIDTH = 100
+Line = Mapping[str, Any]
+"""What a bench has printed."""
+
+
+def row(cells: Iterable[object]) -> str:
+    return "| " + " | ".join(map(shown, cells)) + " |"
+
+
+def table(head: Iterable[str], rows: Iterable[Iterable[object]]) -> str:
+    """The first column to the left, the others to the right."""
+    names = list(head)
+    return "\n".join([row(names), row(["---", *["--:"] * (len(names) - 1)]), *map(row, rows)])
+
+
+def shown(cell: object) -> str:
+    """
+    >>> [shown(cell) for cell in (1234.5678, 12.0, 0.01234, 7, None, "a")]
+    ['1235', '12', '0.01234', '7', '', 'a']
+    """
+    if cell is None:
+        return ""
+    return f"{cell:.4g}" if isinstance(cell, float) else str(cell)
+
+
+def prose(text: str) -> str:
+    return textwrap.fill(text, WIDTH, break_long_words=False, break_on_hyphens=False)
+
+
+def item(text: str) -> str:
+    return textwrap.fill(f"* {text}", WIDTH, subsequent_indent="  ", break_long_words=False, break_on_hyphens=False)
+
+
+def command(text: str) -> str:
+    """A block with a command, wrapped as a shell takes it."""
+    parts = textwrap.wrap(text, WIDTH - 4, subsequent_indent="  ", break_long_words=False, break_on_hyphens=False)
+    return "```\n" + " \\\n".join(parts) + "\n```"
+
+
+def about(line: Line) -> str:
+    """Where and when a line was measured."""
+    machine = line["machine"]
+    busy = machine.get("others_cpu")
+    others = f"; other processes took {busy:.0%} of it meanwhile" if busy else ""
+    return f"{machine['cpu']}, {machine['cores']} cores{others}; commit {line['commit']}, {line['time'][:10]}."
+
+
+def of_bench(lines: Iterable[Line], *names: str) -> Iterator[Line]:
+    return (line for line in lines if line["bench"] in names)
