@@ -75,6 +75,7 @@ if TYPE_CHECKING:  # what type checkers and editors see; _HOMES says the same to
         UnknownAdapter,
         UnknownApp,
         UnknownContext,
+        UnknownModel,
         UnknownRequest,
         VersionMismatch,
     )
@@ -103,7 +104,7 @@ _HOMES = {
         "EngineFailed  Expired Fault Forbidden FrameTooLarge Internal KeyReused LlmaasError MachineError "
         "MalformedFrame  ModelChanged ModelMismatch ModelUnreadable NoMemory NoNumbers NotServing NotTrusted "
         "PolicyBug  QuotaExceeded ShuttingDown SocketInUse StoreFailed UnknownAdapter UnknownApp UnknownContext "
-        "UnknownRequest  VersionMismatch"
+        "UnknownModel UnknownRequest  VersionMismatch"
     ),
     "llmaas.records": "AdapterInfo AppInfo AppQuota AppUse ContextDetail ContextInfo Message NewToken Resolved Tier",
 }
@@ -177,6 +178,7 @@ __all__ = [
     "UnknownAdapter",
     "UnknownApp",
     "UnknownContext",
+    "UnknownModel",
     "UnknownRequest",
     "VersionMismatch",
     "__version__",

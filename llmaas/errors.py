@@ -127,6 +127,11 @@ class UnknownAdapter(CallerError):
     hint = "Name one that 'llmaas adapter ls' lists, or \"\" for the bare model; 'llmaas adapter add' registers one."
 
 
+class UnknownModel(CallerError):
+    code = "unknown_model"
+    hint = "Name one that 'llmaas model ls' lists; 'llmaas model add' registers one."
+
+
 class AnswerIncomplete(CallerError):
     """An answer that was to be JSON ended before the JSON did. A client raises it; the daemon does not."""
 

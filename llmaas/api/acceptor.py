@@ -27,13 +27,12 @@ FIRST_PAUSE_S, LONGEST_PAUSE_S = 0.05, 1.0
 """Pause after a failure; each further one doubles it."""
 
 
-class Acceptor:
-    """Listens on ``sock`` from ``start`` to ``close``; ``make`` makes the protocol of each connection."""
+class ConnectedAcceptor:
+    """Listens on ``sock`` from ``start`` to ``close``; ``on_socket`` gets the socket of each connection."""
 
-    def __init__(self, sock: socket.socket, make: Callable[[], asyncio.BaseProtocol]) -> None:
-        self._sock, self._make = sock, make
+    def __init__(self, sock: socket.socket, on_socket: Callable[[socket.socket], None]) -> None:
+        self._sock, self._on_socket = sock, on_socket
         self._loop = asyncio.get_running_loop()
-        self._connecting: set[asyncio.Task[None]] = set()
         self._pause_s = FIRST_PAUSE_S
         self._resume: asyncio.TimerHandle | None = None
 
@@ -60,9 +59,8 @@ class Acceptor:
                 self._pause(e)
                 return
             self._pause_s = FIRST_PAUSE_S
-            task = self._loop.create_task(self._connect(accepted))
-            self._connecting.add(task)
-            task.add_done_callback(self._connecting.discard)
+            accepted.setblocking(False)
+            self._on_socket(accepted)
 
     def _pause(self, error: Exception) -> None:
         """The kernel says that the socket can be read for as long as somebody waits: look again later, not at once."""
@@ -70,6 +68,20 @@ class Acceptor:
         self._loop.remove_reader(self._sock)
         self._resume = self._loop.call_later(self._pause_s, self._loop.add_reader, self._sock, self._accept)
         self._pause_s = min(2 * self._pause_s, LONGEST_PAUSE_S)
+
+
+class Acceptor(ConnectedAcceptor):
+    """As that; ``make`` makes the protocol of each connection."""
+
+    def __init__(self, sock: socket.socket, make: Callable[[], asyncio.BaseProtocol]) -> None:
+        super().__init__(sock, self._begin)
+        self._make = make
+        self._connecting: set[asyncio.Task[None]] = set()
+
+    def _begin(self, accepted: socket.socket) -> None:
+        task = self._loop.create_task(self._connect(accepted))
+        self._connecting.add(task)
+        task.add_done_callback(self._connecting.discard)
 
     async def _connect(self, accepted: socket.socket) -> None:
         try:

@@ -17,7 +17,7 @@ from llmaas.api import operations, questions, replies
 from llmaas.api.async_link import AsyncLink, more, open_link, until_ended
 from llmaas.api.bound_context import NO_MATTER, BoundContext, of_context
 from llmaas.api.client_session import Exchange, Session
-from llmaas.api.daemon_address import client_identity, daemon_address
+from llmaas.api.daemon_address import client_identity, daemon_address, hello_timeout
 from llmaas.api.operation import Operation, Question, as_method
 from llmaas.api.operations import AsyncOperations
 from llmaas.api.retrying import LOST, NOT_YET, Retries, repeatable
@@ -169,11 +169,12 @@ class AsyncClient(AsyncOperations):
         admin: bool = False,
         on_behalf_of: int | None = None,
         retry_s: float = 0,
+        model: str | None = None,
     ) -> AsyncClient:
         """Raises NotServing, VersionMismatch, BadRequest (the app's name), BadToken, ConfigError, Busy, and NotTrusted,
         before anything is sent, unless the daemon runs as this user, as root, or as ``daemon_uid``. ``timeout`` is in
         seconds.
-        ``socket``, ``app`` and ``token``: see Client.
+        ``socket``, ``app``, ``token`` and ``model``: see Client.
 
         ``admin`` connects to the operator's socket beside ``socket``, as its user or root: ``everyone``, ``limit``,
         ``budget``, ``adapter_add`` and ``adapter_remove`` work there only. With ``on_behalf_of``, a uid, as well, the
@@ -184,8 +185,8 @@ class AsyncClient(AsyncOperations):
         address, who = daemon_address(socket, daemon_uid, admin=admin), client_identity(app, token, operator=admin)
 
         async def connected() -> tuple[Session, AsyncLink]:
-            session = Session(who.app, on_behalf_of, who.token)
-            return session, await open_link(session, address.socket, timeout, address.uid)
+            session = Session(who.app, on_behalf_of, who.token, model)
+            return session, await open_link(session, address.socket, hello_timeout(timeout, model), address.uid)
 
         return cls(*await connected(), connected, Retries(retry_s))
 

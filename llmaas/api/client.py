@@ -17,7 +17,7 @@ from llmaas.api import operations, questions, replies
 from llmaas.api.blocking_link import BlockingLink, uninterrupted
 from llmaas.api.bound_context import NO_MATTER, BoundContext, of_context
 from llmaas.api.client_session import Exchange, Session
-from llmaas.api.daemon_address import client_identity, daemon_address
+from llmaas.api.daemon_address import client_identity, daemon_address, hello_timeout
 from llmaas.api.operation import Operation, Question, as_method
 from llmaas.api.operations import BlockingOperations
 from llmaas.api.retrying import LOST, NOT_YET, Retries
@@ -143,6 +143,9 @@ class Client(BlockingOperations):
     from what was told of it. Other requests fail, and the next one connects. A request is made again 8 times at most.
     What the daemon refuses as Busy is asked for again, whatever it is, less and less often for so many seconds.
 
+    ``model`` names one of several that the daemon serves (``llmaas model ls``); else it is the default one. One that is
+    not in memory is loaded: the client waits two minutes for that, or ``timeout`` if that is more. Raises UnknownModel.
+
     >>> Client("/run/none/llmaas.sock", app="mail")
     Traceback (most recent call last):
     ...
@@ -160,10 +163,11 @@ class Client(BlockingOperations):
         admin: bool = False,
         on_behalf_of: int | None = None,
         retry_s: float = 0,
+        model: str | None = None,
     ) -> None:
         self._address = daemon_address(socket, daemon_uid, admin=admin)
         self._identity = client_identity(app, token, operator=admin)
-        self._on_behalf_of, self._timeout = on_behalf_of, timeout
+        self._on_behalf_of, self._timeout, self._model = on_behalf_of, timeout, model
         self._retries = Retries(retry_s)
         self._closed = False
         self._connect()
@@ -174,12 +178,12 @@ class Client(BlockingOperations):
     context = _opens(operations.context)
 
     def _connect(self) -> None:
-        session = Session(self._identity.app, self._on_behalf_of, self._identity.token)
+        session = Session(self._identity.app, self._on_behalf_of, self._identity.token, self._model)
         link = BlockingLink(session, self._address.socket, self._timeout, self._address.uid)
         try:
             link.send(session.hello())
             while not session.greeting.ended:
-                link.read(self._timeout)
+                link.read(hello_timeout(self._timeout, self._model))
             self.server: Mapping[str, Any] = replies.result_map(session.greeting.result())
             """The daemon's hello: its version, model, limits, and how the model's makers suggest to sample."""
         except BaseException:

@@ -115,13 +115,15 @@ class Exchange:
 class Session:
     """The protocol as a client speaks it. ``uid``: the user on whose behalf. Raises BadRequest."""
 
-    def __init__(self, app: str | None, uid: int | None = None, token: str | None = None) -> None:
+    def __init__(
+        self, app: str | None, uid: int | None = None, token: str | None = None, model: str | None = None
+    ) -> None:
         self.greeting = Exchange(self, 0, None)
         """Ends with the hello reply."""
         self.fault: LlmaasError | None = None
         """Why the connection is over; None while it is not."""
         try:
-            self._hello = encode(hello_frame(app, f"llmaas-python/{__version__}", uid, token))
+            self._hello = encode(hello_frame(app, f"llmaas-python/{__version__}", uid, token, model))
         except ValueError as e:
             raise BadRequest(str(e)) from e
         self._decoder = Decoder()

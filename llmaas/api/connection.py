@@ -11,15 +11,17 @@ from __future__ import annotations
 
 import asyncio
 import logging
+import os
 import socket
 from collections.abc import Callable
+from dataclasses import dataclass
 from typing import Any, Protocol, cast
 
 from llmaas.api import replies
 from llmaas.api.backend import Backend
 from llmaas.api.caller import Caller, Door, caller_of
 from llmaas.api.frame_intake import FrameIntake
-from llmaas.api.hello import Hello, read_hello, reply_frame
+from llmaas.api.hello import Hello, read_hello, refuse_other_model, reply_frame
 from llmaas.api.in_flight import InFlight, as_llmaas_error
 from llmaas.api.incoming import Incoming, read_incoming
 from llmaas.api.reply_writer import ReplyWriter
@@ -35,6 +37,16 @@ _DRIP, _REST_S = 1024, 0.05
 """After so few bytes of a frame that is not complete, nothing is received for so long (seconds)."""
 _CLOSING_S = 1.0
 """How long a connection that is over may still take to read its last reply."""
+
+
+@dataclass(frozen=True, slots=True)
+class HandedConnection:
+    """A connection that another process has accepted: the body of its hello, and whether that is to be answered."""
+
+    door: Door
+    sock: socket.socket
+    hello: bytes
+    greet: bool
 
 
 class ConnectionHost(Protocol):
@@ -54,7 +66,10 @@ class ConnectionHost(Protocol):
 class Connection(asyncio.BufferedProtocol):
     """Adds itself to the server's connections, and takes itself out when it is lost."""
 
-    def __init__(self, server: ConnectionHost, door: Door) -> None:
+    def __init__(self, server: ConnectionHost, door: Door, handed: HandedConnection | None = None) -> None:
+        self._handed = handed
+        self._hello = b""
+        """The body of the peer's hello."""
         self._server, self._door, self.shares = server, door, server.shares[door]
         self._limits = self.shares.limits
         self._loop = asyncio.get_running_loop()
@@ -90,6 +105,11 @@ class Connection(asyncio.BufferedProtocol):
             self._end(Forbidden(f"the kernel does not tell who connects: {e.strerror}"))
         if self._server.closing:
             self.shut_down()
+        elif self._handed is not None and self._open:
+            try:
+                self._requests = self._greet(self._handed.hello)
+            except Exception as e:
+                self.has_failed(e)
 
     def get_buffer(self, sizehint: int) -> memoryview:
         return self._intake.buffer()
@@ -204,8 +224,11 @@ class Connection(asyncio.BufferedProtocol):
             "max_in_flight": self._limits.max_in_flight,
             "most_urgent": caller.allowed(0, None if caller.is_operator else backend.apps.most_urgent(caller.app)),
         }
-        facts = {**backend.hello(), "app": caller.app}
-        self._write(encode(reply_frame(f"llmaas/{__version__}", limits, facts)))
+        facts, self._hello = {**backend.hello(), "app": caller.app}, body
+        if self._handed is None:
+            refuse_other_model(hello.model, facts)
+        if self._handed is None or self._handed.greet:
+            self._write(encode(reply_frame(f"llmaas/{__version__}", limits, facts)))
         return InFlight(backend, caller, self.shares, self._write, self._server.tasks)
 
     def _caller(self, hello: Hello) -> Caller:
@@ -247,6 +270,27 @@ class Connection(asyncio.BufferedProtocol):
     @property
     def stalled_bytes(self) -> int:
         return self._intake.stalled_bytes + self._writer.unread
+
+    # -- another process goes on with it -----------------------------------------------------
+
+    @property
+    def is_open(self) -> bool:
+        """Whether requests are taken."""
+        return self._open
+
+    @property
+    def detachable(self) -> bool:
+        """Whether another process could go on with the connection, and the peer would not notice."""
+        settled = self._requests is not None and not self._requests.running and self._intake.holds_nothing
+        return self._open and settled and not self._transport.get_write_buffer_size()
+
+    def detach(self) -> HandedConnection:
+        """Let go of the socket, which stays open, if the connection is ``detachable``."""
+        found: Any = self._transport.get_extra_info("socket")
+        copy = socket.socket(fileno=os.dup(found.fileno()))
+        self._abandon()
+        self._transport.abort()  # this ends asyncio's part in it, and closes the other descriptor
+        return HandedConnection(self._door, copy, self._hello, greet=False)
 
     # -- the end ------------------------------------------------------------------------------
 

@@ -33,6 +33,15 @@ TOKEN_VARIABLE = "LLMAAS_TOKEN"
 """Holds the token of the app that a program is. (Arguments of a command would be seen by every user.)"""
 
 
+LOADING_S = 120.0
+"""Seconds that a client which names a model waits for the daemon's hello at least: it may have to be loaded."""
+
+
+def hello_timeout(timeout: float, model: str | None) -> float:
+    """How long a client waits for the connection and the daemon's hello, in seconds."""
+    return timeout if model is None else max(timeout, LOADING_S)
+
+
 class ClientIdentity(NamedTuple):
     """Who a client says that it is: ``app`` None is the app of the token."""
 

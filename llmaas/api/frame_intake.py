@@ -62,6 +62,11 @@ class FrameIntake:
         return self._waiting is not None or self._decoding
 
     @property
+    def holds_nothing(self) -> bool:
+        """Whether all that was received has been handed on."""
+        return not (self.held_up or self._reader.begun)
+
+    @property
     def wants_more(self) -> bool:
         """Whether bytes should be received now."""
         return self._closed or self._reader.wants_more

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import asyncio
 import functools
+import logging
 import socket
 from collections.abc import Callable
 from pathlib import Path
@@ -15,7 +16,7 @@ from typing import Any
 from llmaas.api.acceptor import Acceptor
 from llmaas.api.backend import Backend
 from llmaas.api.caller import Door
-from llmaas.api.connection import Connection
+from llmaas.api.connection import Connection, HandedConnection
 from llmaas.api.daemon_address import admin_socket
 from llmaas.api.limits import DEFAULT_LIMITS, Limits
 from llmaas.api.peer import peer_uid
@@ -25,7 +26,9 @@ from llmaas.errors import LlmaasError
 from llmaas.fair_thread import FairThread
 from llmaas.records import AppId
 
-__all__ = ["Backend", "Limits", "Server", "peer_uid", "serve"]
+__all__ = ["Backend", "Limits", "Server", "peer_uid", "serve", "serve_handed"]
+
+log = logging.getLogger(__name__)
 
 _CALLS_S = 2.0
 """Seconds that ``close`` waits for calls that it has cancelled, so that their replies say what was kept."""
@@ -61,6 +64,11 @@ async def serve(
     return server
 
 
+def serve_handed(backend: Backend, *, limits: Limits = DEFAULT_LIMITS) -> Server:
+    """Serve ``backend`` until ``close()`` on connections that ``adopt`` is given, and on no socket."""
+    return Server(backend, {}, limits, peer_uid)
+
+
 class Server:
     """Serves the sockets of one daemon. Made by ``serve``, which may add files until ``start``."""
 
@@ -92,6 +100,22 @@ class Server:
             acceptor = Acceptor(file.sock, functools.partial(Connection, self, door))
             acceptor.start()
             self._acceptors.append(acceptor)
+
+    async def adopt(self, handed: HandedConnection) -> None:
+        """Serve a connection that another process has accepted."""
+        loop, make = asyncio.get_running_loop(), functools.partial(Connection, self, handed.door, handed)
+        try:
+            await loop.connect_accepted_socket(make, handed.sock)
+        except (OSError, MemoryError) as error:
+            log.warning("a connection was lost as it was handed over: %s", error)
+            handed.sock.close()
+
+    def detach_all(self) -> list[HandedConnection] | None:
+        """Let go of all connections, for another process to go on with; None, and nothing is changed, while any of them
+        is in use."""
+        if self.tasks or not all(each.detachable for each in self.connections if each.is_open):
+            return None
+        return [each.detach() for each in list(self.connections) if each.is_open]
 
     def forget(self, connection: Connection) -> None:
         self.connections.discard(connection)

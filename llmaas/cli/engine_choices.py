@@ -11,6 +11,7 @@ from pathlib import Path
 from llmaas.cli.machine import ram
 from llmaas.cli.planner_choices import batch_tokens
 from llmaas.config.settings import Config
+from llmaas.data_folder import beside
 from llmaas.engine.llama.context import ContextSettings
 from llmaas.engine.llama.repack import Memo
 from llmaas.engine.llama.repack_measure import RepackMeasurement
@@ -28,7 +29,7 @@ def context_settings(config: Config) -> ContextSettings:
 
 def repack_memo(config: Config) -> Memo:
     """Where ``repack = auto`` keeps what it measured: beside the store, which knows no models."""
-    return Memo(config.data_dir.with_name(config.data_dir.name + ".repack.json"))
+    return Memo(beside(config.data_dir, ".repack.json"))
 
 
 def measure_repack(config: Config, model: Path) -> RepackMeasurement | None:

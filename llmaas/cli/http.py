@@ -31,7 +31,8 @@ docs/http.md says which calls there are.
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.epilog = _EPILOG
     add_settings(
-        parser, ["socket", "daemon_uid", "http", "http_tokens", "http_hosts", "nice", "log_level", "log_format"]
+        parser,
+        ["socket", "daemon_uid", "http", "http_tokens", "http_hosts", "nice", "log_level", "log_format"],
     )
     parser.add_argument("--until-eof", action="store_true", help=argparse.SUPPRESS)
 

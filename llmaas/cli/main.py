@@ -32,6 +32,7 @@ COMMANDS: dict[str, tuple[str, str]] = {
     "top": ("llmaas.cli.top.command", "watch calls and contexts live; cancel a call or change its priority"),
     "timeline": ("llmaas.cli.timeline", "the last calls as a trace for Perfetto or Chrome"),
     "stats": ("llmaas.cli.stats", "what the daemon holds and how fast it is"),
+    "model": ("llmaas.cli.model", "models that can be served: list, register, load from the web, forget"),
     "adapter": ("llmaas.cli.adapter", "LoRA adapters that calls may name: list, register, forget"),
     "app": ("llmaas.cli.apps", "apps that have a token: list, add, give another token, forget"),
     "budget": ("llmaas.cli.budget", "what the daemon may use of RAM and disk; change it while it runs"),

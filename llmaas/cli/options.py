@@ -46,6 +46,7 @@ def add_settings(parser: argparse.ArgumentParser, names: Iterable[str]) -> None:
 def add_client(parser: argparse.ArgumentParser, *more: str) -> None:
     """The arguments of every command that talks to the daemon, and the flags of the settings ``more``."""
     add_settings(parser, ["socket", "daemon_uid", *more])
+    parser.add_argument("--model", dest="of_model", metavar="NAME", help="of several models that are served, this one")
     parser.add_argument(
         "--app",
         help=f"act as this app: contexts belong to an app (default: that of {TOKEN_VARIABLE}, else {DEFAULT_APP})",
@@ -103,7 +104,9 @@ def connected(args: argparse.Namespace, *, admin: bool = False, retry_s: float =
     found = loaded(args)
     has_token = not admin and os.environ.get(TOKEN_VARIABLE)
     app = args.app if args.app or has_token else DEFAULT_APP
-    return Client(socket_of(found), app=app, daemon_uid=found.config.daemon_uid, admin=admin, retry_s=retry_s)
+    return Client(
+        socket_of(found), app=app, daemon_uid=found.config.daemon_uid, admin=admin, retry_s=retry_s, model=args.of_model
+    )
 
 
 def socket_of(found: LoadedConfig) -> Path:

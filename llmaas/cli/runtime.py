@@ -17,10 +17,11 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from llmaas.api.server import Limits, serve
+from llmaas.api.server import Limits, Server, serve, serve_handed
 from llmaas.cli.doctor.damage import explain_salvage
 from llmaas.cli.engine_choices import context_settings, measure_repack, repack_memo
 from llmaas.cli.interpreter import short_pauses
+from llmaas.cli.load_ahead import WeightReads
 from llmaas.cli.planner_choices import costs_path, planner_choices
 from llmaas.clock import RealClock
 from llmaas.config import models
@@ -55,6 +56,7 @@ class Runtime:
 
     model: ModelInfo
     service: Service
+    server: Server
 
 
 def service_settings(config: Config) -> ServiceSettings:
@@ -70,6 +72,7 @@ def service_settings(config: Config) -> ServiceSettings:
         record=config.record,
         costs=costs_path(config),
         adapters=config.adapters or (),
+        keep_alive=config.keep_alive,
     )
 
 
@@ -90,7 +93,7 @@ def load_engine(
         n_batch=shape.n_batch,
         n_ubatch=shape.n_ubatch,
         embedding_tokens=config.embedding_tokens,
-        open_model=functools.partial(LlamaModel, repack=repack),
+        open_model=functools.partial(LlamaModel, repack=repack, gpu_layers=config.gpu_layers, held=config.held),
     )
 
 
@@ -130,10 +133,17 @@ def _open_store(config: Config, environ: Mapping[str, str]) -> Store:
 
 @asynccontextmanager
 async def running(
-    config: Config, kind: type[LlamaEngine] = LlamaEngine, *, choices: Mapping[str, Any] | None = None
+    config: Config,
+    kind: type[LlamaEngine] = LlamaEngine,
+    *,
+    choices: Mapping[str, Any] | None = None,
+    reads: WeightReads | None = None,
+    sockets: bool = True,
+    served_as: str = "",
 ) -> AsyncIterator[Runtime]:
     """A daemon that serves during the block. Benches give it an engine class of their own, and ``choices``: fields of
-    PlannerChoices that no setting chooses.
+    PlannerChoices that no setting chooses. ``reads``: those of the model's file, which have begun perhaps. Without
+    ``sockets`` it serves the connections that another process gives it. ``served_as``: the model's registered name.
 
     Raises LlmaasError if a part cannot start.
     """
@@ -142,7 +152,7 @@ async def running(
     shorten_slices()  # before other threads are started, which inherit it
     if config.cpus and not priority.can_bind():
         log.warning("cpus has no effect: this system does not bind threads to CPUs")
-    model = models.find(config.model)
+    model, reads = models.find(config.model), reads or WeightReads(config)
     async with AsyncExitStack() as parts:
         # The store before the model: it is quick, and a second daemon on the same data must fail at once.
         store = parts.enter_context(open_store(config, os.environ))
@@ -154,30 +164,35 @@ async def running(
             load = functools.partial(load_engine, config, model, kind, choice.copied)
             engine = await loader.run("", EngineThread, load)
             parts.callback(engine.close)
+            await loader.run("", reads.loaded, model)
             summaries = await asyncio.wrap_future(listing)
         finally:
             loader.close(wait=False)  # it has ended, or is not wanted any more
             lister.close()  # before the store is closed, whatever came of the model; it takes a fraction of a second
         settings = service_settings(config)
-        planner = replace(settings.planner, **(choices or {}))
-        service = Service(engine, store, replace(settings, planner=planner), RealClock())
+        settings = replace(settings, planner=replace(settings.planner, **(choices or {})), served_as=served_as)
+        service = Service(engine, store, settings, RealClock(), bring_back=reads.start)
         await service.start(summaries)
         parts.push_async_callback(service.stop)
-        limits = Limits(priority_floor=config.priority_floor, urgent_apps=frozenset(config.urgent_apps or ()))
-        server = await serve(service, config.socket, limits=_fitting(limits))
+        server = await _server(config, service, sockets)
         parts.push_async_callback(server.close)
         parts.callback(service.stop_text)  # before the server waits for what runs
         _watch_host(config, service, parts)
         if choice.open and (measurement := measure_repack(config, model)) is not None:
             parts.callback(measurement.close)
         parts.enter_context(short_pauses())
-        yield Runtime(engine.engine.info, service)
+        yield Runtime(engine.engine.info, service, server)
 
 
 def _choose_repack(config: Config, model: Path) -> RepackChoice:
     choice = choose(model, config.repack, repack_memo(config))
     log.info("second copy of weights: %s (%s)", "made" if choice.copied else "none", choice.reason)
     return choice
+
+
+async def _server(config: Config, service: Service, sockets: bool) -> Server:
+    limits = _fitting(Limits(priority_floor=config.priority_floor, urgent_apps=frozenset(config.urgent_apps or ())))
+    return await serve(service, config.socket, limits=limits) if sockets else serve_handed(service, limits=limits)
 
 
 def _fitting(limits: Limits) -> Limits:

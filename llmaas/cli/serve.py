@@ -9,24 +9,29 @@ from __future__ import annotations
 
 import argparse
 import asyncio
+import dataclasses
 import logging
 import os
 import signal
-import socket
 import threading
+from contextlib import AsyncExitStack
 from typing import TYPE_CHECKING
 
 from llmaas.api.activation import handed_over
 from llmaas.cli.http_process import http_beside, require_packages
 from llmaas.cli.log_format import log_to_stderr
+from llmaas.cli.manager import notify_manager
 from llmaas.cli.options import add_settings, loaded
 from llmaas.cli.out import print_note, printable
-from llmaas.config.kinds import show_bytes, show_cpus
-from llmaas.config.settings import SETTINGS, Setting
+from llmaas.cli.served_model import one_model, several
+from llmaas.config.settings import SETTINGS
+from llmaas.config.show import show_setting
 from llmaas.config.sources import LoadedConfig
+from llmaas.errors import LlmaasError
 
 if TYPE_CHECKING:
-    from llmaas.errors import LlmaasError
+    from llmaas.cli.load_ahead import WeightReads
+    from llmaas.cli.runtime import Runtime
     from llmaas.service.service import Service
 
 log = logging.getLogger(__name__)
@@ -52,10 +57,19 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.epilog = _EPILOG
     add_settings(parser, [name for name in SETTINGS if name not in ("max_tokens", "daemon_uid")])
     parser.add_argument("--show-config", action="store_true", help="print every setting and its source, and end")
+    parser.add_argument("--served-as", default="", help=argparse.SUPPRESS)
+    parser.add_argument("--from-front", type=int, help=argparse.SUPPRESS)  # a descriptor: see cli/model_process
 
 
 def run(args: argparse.Namespace) -> int:
     found = loaded(args)
+    if args.from_front is not None:
+        return _serve_for_front(dataclasses.replace(found, served_as=args.served_as), args.from_front)
+    if entries := several(found):
+        from llmaas.cli.serve_several import serve_several  # one model needs none of it
+
+        return serve_several(found, entries, show=args.show_config)
+    found = one_model(found)
     if args.show_config:
         _show_config(found)
         return 0
@@ -66,10 +80,24 @@ def run(args: argparse.Namespace) -> int:
     return 0
 
 
-async def _serve(found: LoadedConfig) -> None:
+def _serve_for_front(found: LoadedConfig, fd: int) -> int:
+    """Serve one of several models, for the front process at the other end of the channel ``fd``."""
+    from llmaas.cli.model_process import tell_failure
+
+    log_to_stderr(found.config.log_level, found.config.log_format)
+    try:
+        asyncio.run(_serve(found, fd))
+    except LlmaasError as error:
+        tell_failure(fd, error)
+        raise
+    return 0
+
+
+async def _serve(found: LoadedConfig, front_fd: int | None = None) -> None:
     # Chunks' sensitivity is measured with numpy beside the engine: more threads would only take its cores.
     os.environ.setdefault("OPENBLAS_NUM_THREADS", "1")
-    from llmaas.cli.runtime import running  # after that variable is set; and --help does not wait for it
+    reads = _begin_reads(found)  # meanwhile Python loads its packages
+    from llmaas.cli.runtime import running  # after that variable is set
 
     stop, ready = asyncio.Event(), False
     loop, start = asyncio.get_running_loop(), asyncio.current_task()
@@ -87,14 +115,23 @@ async def _serve(found: LoadedConfig) -> None:
     for signum in (signal.SIGINT, signal.SIGTERM):
         loop.add_signal_handler(signum, on_signal, signum)
     try:
-        async with running(found.config) as runtime, http_beside(found):
+        alone = front_fd is None
+        async with (
+            running(found.config, reads=reads, sockets=alone, served_as=found.served_as) as runtime,
+            http_beside(found),
+            AsyncExitStack() as last,
+        ):
             ready = True
+            if front_fd is not None:
+                _link(front_fd, runtime, stop, last)
             log.info("ready: %s on %s", runtime.model.title, found.config.socket)
-            for name in handed_over().left():
+            for name in handed_over().left() if alone else ():
                 log.warning("the service manager's socket %s is no socket of the daemon's (setting 'socket')", name)
-            notify_manager("READY=1")
+            if alone:
+                notify_manager("READY=1")
             fault = await _stopped_or_failed(stop, runtime.service)
-            notify_manager("STOPPING=1")
+            if alone:
+                notify_manager("STOPPING=1")
     except asyncio.CancelledError:
         if not stop.is_set():
             raise
@@ -104,6 +141,22 @@ async def _serve(found: LoadedConfig) -> None:
         raise fault
     log.info("stopped")
     _leave_readers()
+
+
+def _begin_reads(found: LoadedConfig) -> WeightReads:
+    from llmaas.cli.load_ahead import WeightReads  # --help does not wait for it
+
+    reads = WeightReads(found.config)
+    reads.start()
+    return reads
+
+
+def _link(fd: int, runtime: Runtime, stop: asyncio.Event, last: AsyncExitStack) -> None:
+    """Serve the front process, until ``last`` is closed."""
+    from llmaas.cli.model_process import FrontLink  # one model needs none of it
+
+    link = FrontLink(fd, runtime.server, runtime.service, stop.set)
+    last.push_async_callback(link.close)
 
 
 def _leave_readers() -> None:
@@ -125,40 +178,4 @@ async def _stopped_or_failed(stop: asyncio.Event, service: Service) -> LlmaasErr
 
 def _show_config(found: LoadedConfig) -> None:
     for name, row in SETTINGS.items():
-        print(printable(f"{name} = {_shown(row, getattr(found.config, name))}    # {found.origins[name]}"))
-
-
-def _shown(row: Setting, value: object) -> object:
-    """A value as the settings file and the flags take it."""
-    match row.kind.metavar, value:
-        case _, None | ():
-            return row.default_text
-        case _, bool():
-            return str(value).lower()
-        case "SIZE", int():
-            return show_bytes(value)
-        case "CPUS", tuple():
-            return show_cpus(value)
-        case "NAME=PATH,...", tuple():
-            return ",".join(f"{adapter}={path}" for adapter, path in value)
-        case "APP,..." | "HOST,...", tuple():
-            return ",".join(value)
-        case _, tuple():
-            return "/".join(map(str, value))
-        case _:
-            return value
-
-
-def notify_manager(state: str) -> None:
-    """Send ``state`` to systemd (sd_notify(3)): one datagram to the socket that NOTIFY_SOCKET names, if any."""
-    address = os.environ.get("NOTIFY_SOCKET", "")
-    if not address:
-        return
-    if address.startswith("@"):
-        address = "\0" + address[1:]
-    try:
-        with socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM) as sock:
-            sock.connect(address)
-            sock.send(state.encode())
-    except OSError as error:
-        log.warning("cannot notify the service manager at %r: %s", address, error)
+        print(printable(f"{name} = {show_setting(row, getattr(found.config, name))}    # {found.origins[name]}"))

@@ -17,6 +17,7 @@ from pathlib import Path
 from llmaas.api.daemon_address import admin_socket
 from llmaas.cli.options import add_actions, loaded, socket_of
 from llmaas.cli.out import print_note
+from llmaas.cli.served_model import one_model, several
 from llmaas.cli.unit import MARK, socket_unit_text, unit_text
 from llmaas.config import models
 from llmaas.config.boards import is_termux
@@ -66,7 +67,8 @@ def _install(args: argparse.Namespace) -> int:
     if args.only_print:
         print(f"{text}\n{listen}" if args.on_demand else text, end="")
         return 0
-    models.find(found.config.model)  # a unit that cannot start is refused here, not in a log that nobody reads
+    if not several(found):  # a unit that cannot start is refused here, not in a log that nobody reads
+        models.find(one_model(found).config.model)
     _refuse_without_systemd()
     unit = unit_file(os.environ)
     _refuse_foreign(unit)

@@ -219,6 +219,20 @@ def app_names() -> Kind:
     return Kind("APP of any user or UID/APP, several with commas between them; in the file a list", "APP,...", read)
 
 
+def model_names() -> Kind:
+    """Names of registered models, from text or a TOML list, each once; "none" is None, "all" is that one word."""
+
+    def read(raw: object, base: Path) -> tuple[str, ...] | None:
+        names = [part.strip() for part in raw.split(",") if part] if isinstance(raw, str) else raw
+        if not isinstance(names, list) or not names or len(set(map(str, names))) != len(names):
+            raise ValueError
+        if not all(isinstance(name, str) and re.fullmatch(SHORT_NAME, name) for name in names):
+            raise ValueError
+        return None if names == ["none"] else tuple(names)
+
+    return Kind("all, or MODEL, several with commas between them; in the file a list", "MODEL,...", read)
+
+
 def show_bytes(n: int) -> str:
     """``n`` bytes in the form that settings take: 64M, 1.5G, 1000."""
     if n >= NO_QUOTA:

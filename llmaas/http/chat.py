@@ -35,7 +35,7 @@ from llmaas.http.sse import EventStream
 
 async def chat_completions(edge: Edge, call: HttpCall) -> None:
     request = await call.read(ChatRequest)
-    async with edge.daemon(call) as (client, facts), ends_with_client(call):
+    async with edge.daemon(call, request.model) as (client, facts), ends_with_client(call):
         toolbox, n = toolbox_of(request), n_answers(request.n)
         ask = chat_ask(request, call.headers, facts, toolbox)
         call.schema_field = "tools" if toolbox.constraint() else "response_format"

@@ -33,7 +33,7 @@ _MOST_PROMPTS = 16
 
 async def completions(edge: Edge, call: HttpCall) -> None:
     request = await call.read(CompletionRequest)
-    async with edge.daemon(call) as (client, facts), ends_with_client(call):
+    async with edge.daemon(call, request.model) as (client, facts), ends_with_client(call):
         asks = completion_asks(request, call.headers, facts)
         made = _TextAnswer(call, edge.now(), request.model or facts.id, asks, bool(request.echo))
         async with answers(client, asks) as (streams, _):

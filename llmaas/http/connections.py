@@ -36,10 +36,12 @@ class _Place:
 
 
 class Connections:
-    """Gives each request the connection of its app."""
+    """Gives each request the connection of its app, to ``model``, or the one that the daemon has by default."""
 
-    def __init__(self, socket: Path, daemon_uid: int | None = None) -> None:
-        self._socket, self._daemon_uid = socket, daemon_uid
+    def __init__(
+        self, socket: Path, daemon_uid: int | None = None, *, model: str | None = None, connect_s: float = _CONNECT_S
+    ) -> None:
+        self._socket, self._daemon_uid, self._model, self._connect_s = socket, daemon_uid, model, connect_s
         self._places: dict[Identity, _Place] = {}
         self._closing: set[asyncio.Task[None]] = set()
         self._closed = False
@@ -123,10 +125,11 @@ class Connections:
             self._socket,
             app=app.app,
             token=app.token,
-            timeout=_CONNECT_S,
+            timeout=self._connect_s,
             daemon_uid=self._daemon_uid,
             admin=on_behalf_of is not None,
             on_behalf_of=on_behalf_of,
+            model=self._model,
         )
 
     def _drop(self, app: Identity) -> None:

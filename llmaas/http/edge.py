@@ -11,16 +11,17 @@ from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import asynccontextmanager
 
 from llmaas.api.async_client import AsyncClient
+from llmaas.api.model_list import ListedModel
 from llmaas.clock import Clock, RealClock
 from llmaas.errors import LlmaasError, NotServing, ShuttingDown
 from llmaas.http.access import Access
 from llmaas.http.call import BodyBytes, HttpCall, Receive, Scope, Send
-from llmaas.http.connections import Connections
 from llmaas.http.errors import HttpError, from_daemon, openai_error, shape_of
 from llmaas.http.facts import ServedModel
 from llmaas.http.identity import UNIX, identity_of, refuse_in_url
 from llmaas.http.origin import check_origin
 from llmaas.http.responses_past import PastResponses
+from llmaas.http.served_models import ServedModels
 
 log = logging.getLogger(__name__)
 
@@ -31,8 +32,8 @@ Handler = Callable[["Edge", HttpCall], Awaitable[None]]
 class Edge:
     """What endpoints share."""
 
-    def __init__(self, connections: Connections, access: Access = OPEN, clock: Clock | None = None) -> None:
-        self.connections, self.access = connections, access
+    def __init__(self, models: ServedModels, access: Access = OPEN, clock: Clock | None = None) -> None:
+        self.models, self.access = models, access
         self.clock = clock or RealClock()
         self.stopping = False
         """Set when the server is to end: new requests are refused."""
@@ -42,10 +43,24 @@ class Edge:
         self.past = PastResponses()
 
     @asynccontextmanager
-    async def daemon(self, call: HttpCall) -> AsyncIterator[tuple[AsyncClient, ServedModel]]:
-        """The daemon, as the app that sent ``call``."""
-        async with self.connections.of(call.identity) as client:
+    async def daemon(self, call: HttpCall, model: str | None = None) -> AsyncIterator[tuple[AsyncClient, ServedModel]]:
+        """The daemon, as the app that sent ``call``; of several models the one that the request calls ``model``."""
+        connections = await self.models.of(model)
+        if call.identity.token and connections is not self.models.default:
+            await connections.prove(call.identity)
+        async with connections.of(call.identity) as client:
             yield client, ServedModel.of(client.server)
+
+    async def listed(self, call: HttpCall) -> list[ListedModel] | None:
+        """All models, the default one first, for a caller whose token is one; None if the daemon serves one model. A
+        token is shown to a model that is in memory, if there is one. Raises LlmaasError."""
+        if not await self.models.several():
+            return None
+        found = await self.models.listed()
+        if call.identity.token:
+            nearest = next((each for each in found if each.state == "ready"), found[0])
+            await (await self.models.of(nearest.name)).prove(call.identity)
+        return found
 
     def now(self) -> int:
         """Seconds since 1970."""
@@ -103,8 +118,8 @@ class Endpoint:
         call.identity = identity_of(call.client, call.headers, tokens_required=self._edge.access.tokens_required)
         if self._edge.stopping:
             raise _stopping()
-        if call.identity.token:
-            await self._edge.connections.prove(call.identity)
+        if call.identity.token and not await self._edge.models.several():  # else when the model is known
+            await self._edge.models.default.prove(call.identity)
 
 
 @asynccontextmanager

@@ -57,7 +57,7 @@ async def openai_embeddings(edge: Edge, call: HttpCall) -> None:
     texts = _texts(request.input)
     if not texts or not all(texts):
         raise HttpError(400, "input is a text, or a list of texts; each has one character at least", param="input")
-    async with edge.daemon(call) as (client, facts), ends_with_client(call):
+    async with edge.daemon(call, request.model) as (client, facts), ends_with_client(call):
         _check_model(facts, request.model)
         found = await _embedded(client, texts, request.dimensions, truncate=False)
     vectors = found.as_base64() if request.encoding_format == "base64" else found.as_lists()
@@ -73,7 +73,7 @@ async def ollama_embed(edge: Edge, call: HttpCall) -> None:
     texts = _texts(request.input)
     if len(texts) > 1 and not all(texts):
         raise HttpError(400, "each text has one character at least", param="input")
-    async with edge.daemon(call) as (client, facts), ends_with_client(call):
+    async with edge.daemon(call, request.model) as (client, facts), ends_with_client(call):
         _check_model(facts, request.model)
         given, cut = [text for text in texts if text], request.truncate is not False
         found = await _embedded(client, given, request.dimensions, truncate=cut)
@@ -89,7 +89,7 @@ async def ollama_embed(edge: Edge, call: HttpCall) -> None:
 async def ollama_embeddings(edge: Edge, call: HttpCall) -> None:
     """The older endpoint, for one text."""
     request = await call.read(OllamaEmbeddingRequest)
-    async with edge.daemon(call) as (client, facts), ends_with_client(call):
+    async with edge.daemon(call, request.model) as (client, facts), ends_with_client(call):
         _check_model(facts, request.model)
         found = await _embedded(client, [request.prompt] if request.prompt else [], None, truncate=True)
     await call.reply(b'{"embedding":%s}' % next(found.as_lists(), b"[]"))

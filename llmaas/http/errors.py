@@ -55,6 +55,7 @@ class HttpError(Exception):
 _STATUS = {
     "unknown_context": 404,
     "unknown_adapter": 404,
+    "unknown_model": 404,
     "unknown_request": 404,
     "conflict": 409,
     "context_exists": 409,
@@ -70,6 +71,7 @@ _STATUS = {
 }
 _CODES = {
     "context_too_long": "context_length_exceeded",
+    "unknown_model": "model_not_found",
     "quota": "insufficient_quota",
     "busy": "rate_limit_exceeded",
     "bad_token": "invalid_api_key",

@@ -13,7 +13,7 @@ from llmaas.http.errors import HttpError
 
 PEOPLE = {"temperature": 0.7, "top_p": 0.95, "min_p": 0.05}
 """How an answer is drawn if neither the request nor the model's file says how, as ``llmaas chat`` does."""
-_ANY = ("default", "llmaas")
+ANY = ("default", "llmaas")
 """Names for whatever model is served."""
 
 
@@ -22,7 +22,7 @@ class ServedModel:
     """The model that the daemon serves."""
 
     id: str
-    """Its name over HTTP: that of its file, without the ending."""
+    """Its name over HTTP: the one that it is registered under, else that of its file, without the ending."""
     name: str
     """As its makers call it."""
     context_limit: int
@@ -33,6 +33,8 @@ class ServedModel:
     """What the model writes before a call of a tool, by that template; "" if that is not known."""
     embeds: bool = False
     """Whether the daemon computes embeddings."""
+    file: str = ""
+    """The name of its file, without the ending."""
 
     @staticmethod
     def of(hello: Mapping[str, Any]) -> ServedModel:
@@ -46,14 +48,19 @@ class ServedModel:
             key: value for key, value in (hello.get("sampling") or {}).items() if isinstance(value, int | float)
         }
         return ServedModel(
-            file.removesuffix(".gguf") or name or "model",
+            str(hello.get("served_as") or "") or file.removesuffix(".gguf") or name or "model",
             name,
             int(hello.get("context_limit") or 8192),
             {**PEOPLE, **sampling},
             bool(hello.get("tools")),
             str(hello.get("tool_mark") or ""),
             bool(hello.get("embedding_limit")),
+            file.removesuffix(".gguf"),
         )
+
+    @property
+    def _names(self) -> tuple[str, ...]:
+        return tuple(filter(None, (self.id, self.name, self.file)))
 
     def adapter_of(self, model: str | None) -> str | None:
         """The adapter that a request's ``model`` names behind a colon; None if it names none. Raises HttpError for
@@ -65,10 +72,10 @@ class ServedModel:
         """
         if not model:
             raise HttpError(400, f"field 'model' is missing. This server has {self.id!r}.", param="model")
-        if model in _ANY or model.removesuffix(".gguf") in (self.id, self.name):
+        if model in ANY or model.removesuffix(".gguf") in self._names:
             return None
         base, _, tag = model.rpartition(":")
-        if base in (self.id, self.name, *_ANY):
+        if base in (*self._names, *ANY):
             return None if tag == "latest" else tag
         raise HttpError(
             404,

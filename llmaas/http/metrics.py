@@ -28,7 +28,10 @@ _MORE = {f"tokens_from_{name}" for name in ("cells", "pool", "disk")} | {"tokens
 
 
 async def metrics(edge: Edge, call: HttpCall) -> None:
-    """The figures of this moment, without those that name an app."""
+    """The figures of this moment, without those that name an app; of several models, of the default one, which is not
+    loaded for that."""
+    if (listed := await edge.listed(call)) and listed[0].state != "ready":
+        raise HttpError(503, "the default model is not in memory", code="not_in_memory", retry=True)
     async with edge.daemon(call) as (client, _):
         stats = await client.stats(octaves=True)
     try:

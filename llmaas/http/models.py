@@ -33,6 +33,9 @@ class Health(msgspec.Struct):
 
 
 async def list_models(edge: Edge, call: HttpCall) -> None:
+    if (listed := await edge.listed(call)) is not None:
+        await call.reply_json(ModelList([ModelCard(each.name) for each in listed]))
+        return
     async with edge.daemon(call) as (client, facts):
         await call.reply_json(ModelList(await _cards(client, facts)))
 
@@ -41,7 +44,10 @@ async def show_model(edge: Edge, call: HttpCall) -> None:
     name = call.path.removeprefix("/v1/models/")
     if not name:
         raise HttpError(404, "there is no model without a name. /v1/models lists what there is.")
-    async with edge.daemon(call) as (client, facts):
+    if ":" not in name and await edge.listed(call) is not None:
+        await call.reply_json(ModelCard((await edge.models.find(name)).name))
+        return
+    async with edge.daemon(call, name) as (client, facts):
         adapter = facts.adapter_of(name)
         card = next((card for card in await _cards(client, facts) if card.id == f"{facts.id}:{adapter}"), None)
         if adapter and card is None:
@@ -53,6 +59,9 @@ async def health(edge: Edge, call: HttpCall) -> None:
     """200 if the daemon answers; else 503."""
     if edge.stopping:
         raise HttpError(503, "the server is stopping", code="shutting_down", retry=True)
+    if (listed := await edge.listed(call)) is not None:
+        await call.reply_json(Health("ok", listed[0].name))
+        return
     async with edge.daemon(call) as (client, facts):
         await client.ping()
         await call.reply_json(Health("ok", facts.id))

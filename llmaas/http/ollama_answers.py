@@ -42,7 +42,7 @@ LINES = b"application/x-ndjson"
 async def ollama_chat(edge: Edge, call: HttpCall) -> None:
     request = await call.read(OllamaChatRequest)
     call.schema_field = "format"
-    async with edge.daemon(call) as (client, facts), ends_with_client(call):
+    async with edge.daemon(call, request.model) as (client, facts), ends_with_client(call):
         toolbox = ollama_toolbox(request.tools)
         ask = chat_ask_of_ollama(request, call.headers, facts, toolbox)
         made = _OllamaAnswer(edge, call, request, toolbox.reader(), is_chat=True)
@@ -52,7 +52,7 @@ async def ollama_chat(edge: Edge, call: HttpCall) -> None:
 async def ollama_generate(edge: Edge, call: HttpCall) -> None:
     request = await call.read(OllamaGenerateRequest)
     call.schema_field = "format"
-    async with edge.daemon(call) as (client, facts), ends_with_client(call):
+    async with edge.daemon(call, request.model) as (client, facts), ends_with_client(call):
         ask = generate_ask_of_ollama(request, call.headers, facts)
         made = _OllamaAnswer(edge, call, request, PlainReader(), is_chat=False)
         await made.answer(client, ask if request.prompt else None)

@@ -32,7 +32,7 @@ from llmaas.http.toolbox import before_tools
 
 async def responses(edge: Edge, call: HttpCall) -> None:
     request = await call.read(ResponseRequest)
-    async with edge.daemon(call) as (client, facts), ends_with_client(call):
+    async with edge.daemon(call, request.model) as (client, facts), ends_with_client(call):
         toolbox = response_toolbox(request)
         call.schema_field = "tools" if toolbox.constraint() else "text.format.schema"
         past = await edge.past.of(client, request.previous_response_id)

@@ -16,11 +16,11 @@ import uvicorn
 
 from llmaas.api.socket_file import SocketFile
 from llmaas.http.access import Access, is_loopback
-from llmaas.http.connections import Connections
 from llmaas.http.edge import OPEN, Edge
 from llmaas.http.guard import protocol_class
 from llmaas.http.listen import BACKLOG, tcp_socket
 from llmaas.http.routes import application
+from llmaas.http.served_models import ServedModels
 from llmaas.socket_place import http_socket
 
 log = logging.getLogger(__name__)
@@ -60,7 +60,7 @@ class EdgeServer(uvicorn.Server):
         self._edge.stopping = True
         if self._edge.running:
             await asyncio.wait(self._edge.running, timeout=self._grace_s)
-        await self._edge.connections.close()
+        await self._edge.models.close()
 
     @contextmanager
     def capture_signals(self) -> Iterator[None]:
@@ -91,7 +91,7 @@ async def serve_http(
         if address and not is_loopback(address):
             access = replace(access, addresses=True)
             log.warning("others on the network can read what is sent to %s, tokens too: it is not encrypted", used)
-        edge = Edge(Connections(socket, daemon_uid), access)
+        edge = Edge(ServedModels(socket, daemon_uid), access)
         await EdgeServer(edge, stop, grace_s, lambda: on_ready(used)).serve([file.sock, *tcp])
     finally:
         with suppress(OSError):

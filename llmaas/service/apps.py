@@ -51,6 +51,8 @@ class Apps:
         self._changing: AppId | None = None
         """Nobody becomes this app for now."""
         self._lock = asyncio.Lock()
+        self.on_changed: Callable[[], Awaitable[None]] = _nothing
+        """Awaited after each change of the file, before anybody is told of it."""
         self._evict: Callable[[AppId, LlmaasError], Awaitable[bool]] = _nobody
 
     async def start(self) -> None:
@@ -174,6 +176,7 @@ class Apps:
         await self._thread.run("", write_apps, self._path, list(rows.values()))
         self._rows = rows
         self._service.set_quota(row.app, row.quota)
+        await self.on_changed()
 
     @asynccontextmanager
     async def _vacated(self, app: AppId, contexts: str, why: str) -> AsyncIterator[None]:
@@ -198,6 +201,10 @@ class Apps:
                 f"the app {app} has {n} contexts: {why}",
                 hint="Say what becomes of them: --keep-contexts or --delete-contexts.",
             )
+
+
+async def _nothing() -> None:
+    """Nobody else has the file."""
 
 
 async def _nobody(app: AppId, error: LlmaasError) -> bool:

@@ -81,12 +81,14 @@ class TextEmbedder:
         self._places.refuse_one_more(app, sum(call.live.row.app == app and not call.hint for call in calls))
         held = self._parts.embedding
         held[app] = held.get(app, 0) + 1
+        self._parts.weights.used()
         try:
             return await self._embed(app, facts, texts, truncate)
         finally:
             held[app] -= 1
             if not held[app]:
                 del held[app]
+            self._parts.weights.used()
             self._wait_for_more()
 
     async def _embed(self, app: AppId, facts: EmbeddingFacts, texts: Sequence[str], truncate: bool) -> Embeddings:

@@ -22,6 +22,7 @@ from llmaas.service.call import Call
 from llmaas.service.directory import Directory
 from llmaas.service.histories import Histories
 from llmaas.service.host_share import HostShare
+from llmaas.service.idle_weights import IdleWeights
 from llmaas.service.quotas import Quotas
 from llmaas.service.text_threads import TextThreads
 
@@ -40,6 +41,7 @@ class ServiceParts:
     codec: Codec
     adapters: AdapterRegistry
     host: HostShare
+    weights: IdleWeights
     clock: Clock
     metrics: Registry
     quotas: Quotas

@@ -56,6 +56,7 @@ class CallRunner:
         keep_thoughts: bool = False,
     ) -> None:
         self._constraints = ConstraintHolder(parts)
+        self._weights = parts.weights
         self._turns = TurnRunner(
             parts, interpreter, self._constraints, anonymous, stored, ctx_limit=ctx_limit, keep_thoughts=keep_thoughts
         )
@@ -114,6 +115,7 @@ class CallRunner:
     def hint(self, live: LiveContext) -> tuple[RequestId, asyncio.Future[Done]] | None:
         """Bring the context back when there is nothing better to do, unless a call does so already; see
         ``Service.hint``."""
+        self._weights.used()
         if live.lock.locked() or not live.n_tokens:
             return None
         pushed_out = hints_to_push_out(live.row.app, self._calls.values())
@@ -146,6 +148,7 @@ class CallRunner:
             answer=Answer(live, spec.generation),
         )
         self._calls[call.id] = call
+        self._weights.used()
         task = call.control.task = loop.create_task(self._serve(call))
         self._tasks.add(task)
         task.add_done_callback(partial(self._forget, call))
@@ -213,6 +216,7 @@ class CallRunner:
     def _reply(self, call: Call, outcome: Done | LlmaasError) -> None:
         if call.control.deadline_timer is not None:
             call.control.deadline_timer.cancel()
+        self._weights.used()
         self._answer(call, outcome)
         self.log.ended(call, outcome)
         if call.control.told_again:

@@ -9,11 +9,11 @@ from __future__ import annotations
 import asyncio
 import logging
 from collections.abc import Callable, Coroutine, Iterator, Sequence
-from dataclasses import asdict
 from typing import Any
 
 from llmaas.calls import CallSpec, Done, Piece
 from llmaas.clock import Clock, RealClock
+from llmaas.data_folder import main_folder
 from llmaas.engine.thread import EngineThread
 from llmaas.errors import LlmaasError, ShuttingDown, UnknownRequest
 from llmaas.fair_thread import FairThread
@@ -42,8 +42,10 @@ from llmaas.service.apps import Apps
 from llmaas.service.budgets import Budgets
 from llmaas.service.contexts import Contexts
 from llmaas.service.embeddings import TextEmbedder
+from llmaas.service.figures import figures
 from llmaas.service.histories import Histories
 from llmaas.service.host_share import HostShare
+from llmaas.service.idle_weights import IdleWeights
 from llmaas.service.interpreter import Interpreter
 from llmaas.service.parts import ServiceParts
 from llmaas.service.quotas import Quotas
@@ -51,7 +53,6 @@ from llmaas.service.resolver import Resolver
 from llmaas.service.runner import CallRunner
 from llmaas.service.settings import ServiceSettings, settings_for
 from llmaas.service.text_threads import TextThreads
-from llmaas.service.written_bytes import written_bytes
 
 log = logging.getLogger(__name__)
 
@@ -68,8 +69,10 @@ class Service:
         settings: ServiceSettings,
         clock: Clock | None = None,
         codec: Codec | None = None,
+        bring_back: Callable[[], None] = lambda: None,
     ) -> None:
-        """``codec``: one for the engine's geometry and rope, by default; a bench gives one that it times."""
+        """``codec``: one for the engine's geometry and rope, by default; a bench gives one that it times.
+        ``bring_back``: see ``IdleWeights``."""
         self._settings = settings
         self.planner_settings = settings_for(engine.engine, settings.planner)
         clock, store_thread, text_threads = clock or RealClock(), FairThread("store"), TextThreads()
@@ -84,12 +87,13 @@ class Service:
             codec=codec or Codec(self.planner_settings.geometry, engine.engine.rope),
             adapters=self.adapters,
             host=HostShare(engine.engine, settings.adaptive_threads, clock),
+            weights=IdleWeights(engine, settings.keep_alive, self._in_use, bring_back),
             clock=clock,
             metrics=Registry(),
             quotas=Quotas(settings.app_contexts, settings.app_text_bytes),
         )
         self.embeddings = TextEmbedder(self._parts, settings.queue_limit)
-        self.apps = Apps(store.root / APPS_FILE, store_thread, self, clock)
+        self.apps = Apps(main_folder(store.root) / APPS_FILE, store_thread, self, clock)
         self._rates: dict[AppId | None, float | None] = {None: settings.planner.rate}
         self._closing = False
         self._started = clock.now()
@@ -132,6 +136,7 @@ class Service:
         if self._closing:
             return
         self._closing = True
+        self._parts.weights.close()
         self._runner.close()
         self._contexts.stored.close()
         self.stop_text()
@@ -171,6 +176,14 @@ class Service:
         return self._interpreter.fault
 
     @property
+    def usage(self) -> tuple[int, int]:
+        """How many requests of the model wait or run, and how many there were since the start."""
+        return len(self._parts.calls) + sum(self._parts.embedding.values()), self._runner.total
+
+    def _in_use(self) -> bool:
+        return bool(self._parts.calls or self._parts.embedding)
+
+    @property
     def idle(self) -> bool:
         """Whether no call waits or runs and everything has been swapped out."""
         return not self._parts.calls and self._planner.idle and self._contexts.stored.idle
@@ -192,6 +205,8 @@ class Service:
         model = self._parts.engine.info
         note = "; ".join(filter(None, (model.chat_note, model.note)))
         facts = {"model": model.name, "context_limit": self.planner_settings.ctx_limit, "note": note}
+        if self._settings.served_as:
+            facts["served_as"] = self._settings.served_as
         facts["embedding_limit"] = self.embeddings.limit
         tools = {"tools": model.tools, "tool_mark": model.tool_mark}
         return {**facts, "model_file": model.file, "sampling": dict(model.sampling), **tools}
@@ -346,6 +361,7 @@ class Service:
         """How much memory the machine has left: the POOL's budget follows."""
         if not self._closing:
             self._budgets.on_reading(reading)
+            self._parts.weights.on_memory(self._budgets.is_short)
             if self._budgets.is_short:
                 self.embeddings.free()
 
@@ -359,28 +375,11 @@ class Service:
     def stats(self, *, apps: bool = True, octaves: bool = False) -> dict[str, object]:
         """Counts and bytes, as plain values; without ``apps`` none that names an app; ``octaves``: see
         ``Histogram.octaves``."""
-        parts, planner, budgets = self._parts, self._planner, self._budgets.snapshot()
-        stored = parts.store.stats()
-        budgets["disk_bytes"]["files"] = stored.file_bytes
+        parts = self._parts
         seconds, wear_budget = parts.clock.now() - self._started, self._settings.planner.wear_budget
         return {
-            "model": parts.engine.info.title,
-            "contexts": len(parts.directory),
-            "text_bytes": parts.quotas.nbytes,
-            "requests": {
-                "active": len(parts.calls),
-                "waiting": planner.waiting,
-                "total": self._runner.total,
-                "waiting_by_priority": self._runner.waiting_by_priority(),
-            },
-            "cells": {"used": planner.cells_used, "total": self.planner_settings.n_cells},
-            **budgets,
-            "written_bytes": written_bytes(stored.bytes_written, seconds, wear_budget),
-            "adapters": self.adapters.stats(),
+            **figures(parts, self._planner, self._budgets, self._runner, seconds=seconds, wear_budget=wear_budget),
             "limits": self._limits() if apps else {**self._limits(), "apps": {}},
-            "host": parts.host.snapshot(),
-            "counts": asdict(planner.tally),
-            "calls": parts.metrics.snapshot(),
             **({"apps": parts.app_tallies.snapshot(), "app_quotas": as_plain(self.apps.infos())} if apps else {}),
             **({"octaves": parts.metrics.octaves()} if octaves else {}),
         }

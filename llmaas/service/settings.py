@@ -35,6 +35,10 @@ class ServiceSettings:
     """File in which every event is recorded, for replay."""
     costs: Path | None = None
     """File that is given what was learned of this machine, at the end (``service.costs_file``)."""
+    served_as: str = ""
+    """The name that the model is registered under; "" if it is not."""
+    keep_alive: float | None = None
+    """Seconds without use after which the memory of the weights is given back; None: only while memory is short."""
     adapters: tuple[tuple[str, Path], ...] = ()
     """LoRA adapters to register at start, by name."""
 

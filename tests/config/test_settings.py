@@ -19,6 +19,11 @@ from llmaas.records import NO_QUOTA
 DOCS = Path(__file__).parents[2] / "docs" / "operations.md"
 BAD = {
     "model": "",
+    "models": "a b",
+    "models_bytes": "most",
+    "keep_alive": "-1",
+    "held": "maybe",
+    "gpu_layers": "-1",
     "socket": "/" + "x" * 120,
     "daemon_uid": "-1",
     "http": "box.example:80",

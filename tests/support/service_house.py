@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
 from dataclasses import fields
 from pathlib import Path
@@ -80,6 +80,7 @@ async def house(
     engine_type: type[FakeEngine] = FakeEngine,
     store: Store | None = None,
     clock: Clock | None = None,
+    bring_back: Callable[[], None] = lambda: None,
     **settings: Any,
 ) -> AsyncIterator[House]:
     """A service on ``root``; at the end it must become idle with clean books.
@@ -90,7 +91,7 @@ async def house(
     thread = EngineThread(lambda: engine_type(**options))
     own = store or Store(root, master=MASTER)
     base = {"pool_bytes": 1 << 20, "bits": Precision(4, 4), "split": "load_first"}
-    service = Service(thread, own, service_settings(**{**base, **settings}), clock)
+    service = Service(thread, own, service_settings(**{**base, **settings}), clock, bring_back=bring_back)
     try:
         await service.start()
         yield House(service, own, thread)

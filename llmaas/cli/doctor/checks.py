@@ -13,6 +13,7 @@ from importlib import metadata
 from llmaas.cli.doctor.finding import Finding
 from llmaas.cli.doctor.profile import profile_finding
 from llmaas.cli.options import socket_of
+from llmaas.cli.served_model import one_model
 from llmaas.config.settings import Config
 from llmaas.config.sources import LoadedConfig, unknown_variables
 from llmaas.errors import LlmaasError
@@ -23,11 +24,20 @@ from llmaas.version import __version__
 
 def examine(found: LoadedConfig, environ: Mapping[str, str], *, deep: bool, repair: bool) -> Iterator[Finding]:
     """Every finding, as soon as it is made. To add a check, enter it here."""
+    unserved = None
+    try:
+        found = one_model(found)
+    except LlmaasError as error:
+        unserved = error
     config = replace(found.config, socket=socket_of(found))
     yield from _guarded("config", lambda: check_config(found, environ))
     yield from _guarded("profile", lambda: iter([profile_finding(found)]))
     yield from _guarded("engine", check_engine)
     yield from _guarded("install", check_installation)
+    if unserved is not None:
+        yield Finding("models", "fail", unserved.message, unserved.hint)
+    else:
+        yield from _guarded("models", lambda: _models(config))
     yield from _guarded("model", lambda: _model(config))
     yield from _guarded("cpu", lambda: _host(config))
     yield from _guarded("termux", lambda: _termux(config, environ))
@@ -85,6 +95,12 @@ def _version(distribution: str) -> str | None:
 
 # The other checks are imported when they run: --help does not wait for the store and the model's library, and one that
 # cannot be loaded is a finding.
+
+
+def _models(config: Config) -> Iterator[Finding]:
+    from llmaas.cli.doctor.models import check_models
+
+    return check_models(config)
 
 
 def _model(config: Config) -> Iterator[Finding]:

@@ -78,6 +78,8 @@ class FakeEngine:
         self._adapters = FakeAdapters(fingerprint)
         self._embedding = FakeEmbedding(size)
         self._drawn_from: list[int | None] = []
+        self.n_parked = 0
+        """How often it was parked."""
         """The sum that each item of the last step drew from; None: it drew nothing."""
         self.n_threads: int | None = None
         """The last argument of ``set_threads``."""
@@ -261,6 +263,11 @@ class FakeEngine:
         if n < 1:
             raise ValueError(f"threads must be at least 1, not {n}")
         self.n_threads = n
+
+    def park(self) -> int:
+        self._enter()
+        self.n_parked += 1
+        return 0
 
     def abort(self) -> None:
         self._aborted.set()

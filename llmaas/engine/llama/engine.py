@@ -227,6 +227,10 @@ class LlamaEngine:
             raise ValueError(f"threads must be in 1 .. {self._n_threads}, not {n}")
         self.decoder.set_threads(n)
 
+    def park(self) -> int:
+        self._enter()
+        return self._text().park()
+
     def abort(self) -> None:
         self.decoder.abort_flag.set()
 

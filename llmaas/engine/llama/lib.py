@@ -82,11 +82,19 @@ def collect_lines() -> Iterator[list[str]]:
             outer += lines
 
 
-def load_model(path: Path, *, vocab_only: bool = False, repack: bool = True, weights: bool = True) -> Any:
+def load_model(
+    path: Path,
+    *,
+    vocab_only: bool = False,
+    repack: bool = True,
+    weights: bool = True,
+    gpu_layers: int | None = None,
+) -> Any:
     """A ``llama_model *``; with ``vocab_only`` without weights. Raises ModelUnreadable with the path and the reason.
 
     ``repack``: llama.cpp may keep a second copy of weights, in an order that this CPU computes faster with. Without
-    ``weights`` nothing can be computed: for asking how much memory the rest would take.
+    ``weights`` nothing can be computed: for asking how much memory the rest would take. ``gpu_layers``: how many layers
+    a GPU computes, where the library can use one; None: all of them.
     """
     try:
         with path.open("rb") as file:
@@ -97,6 +105,8 @@ def load_model(path: Path, *, vocab_only: bool = False, repack: bool = True, wei
         raise ModelUnreadable(f"{path} is not a GGUF model: it begins with {magic!r}")
     parameters = C.llama_model_default_params()
     parameters.vocab_only, parameters.use_extra_bufts = vocab_only, repack
+    if gpu_layers is not None:
+        parameters.n_gpu_layers = gpu_layers
     if not weights:
         parameters.no_alloc, parameters.load_mode = True, C.LLAMA_LOAD_MODE_NONE
     with collect_errors() as errors:

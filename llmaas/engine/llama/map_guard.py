@@ -33,7 +33,7 @@ class MapGuard:
         if self._library is None:
             _log.info("the guard of mapped files was not built: a model file that is cut can end the process")
             return
-        for begin, end in _mapped(paths):
+        for begin, end in mapped(paths):
             number = int(self._library.guard_add(begin, end))
             if number >= 0:
                 self._numbers.append(number)
@@ -54,7 +54,7 @@ class MapGuard:
             self._library.guard_remove(self._numbers.pop())
 
 
-def _mapped(paths: Sequence[Path]) -> Iterator[tuple[int, int]]:
+def mapped(paths: Sequence[Path]) -> Iterator[tuple[int, int]]:
     """Addresses, from the first to behind the last, where these files are mapped."""
     names = {os.path.realpath(path) for path in paths}
     try:

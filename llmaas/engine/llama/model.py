@@ -22,6 +22,7 @@ from llmaas.engine.llama.memory_use import copied_bytes
 from llmaas.engine.llama.model_file import ModelFiles
 from llmaas.engine.llama.tokenizer import Tokenizer
 from llmaas.engine.llama.vocab import Vocab, piece_of
+from llmaas.engine.llama.weights_memory import hold_pages
 from llmaas.errors import ModelUnreadable
 from llmaas.records import Geometry, Message
 
@@ -33,17 +34,28 @@ class LlamaModel:
     ModelUnreadable.
     """
 
-    def __init__(self, path: Path, *, repack: bool = True, weights: bool = True) -> None:
+    def __init__(
+        self,
+        path: Path,
+        *,
+        repack: bool = True,
+        weights: bool = True,
+        gpu_layers: int | None = None,
+        held: bool = False,
+    ) -> None:
+        """``held``: lock its pages in RAM, if the process may."""
         self.path = path
         self.files = ModelFiles(path)
         weakref.finalize(self, self.files.close)
         with collect_lines() as lines:
-            self.handle = load_model(path, repack=repack, weights=weights)
+            self.handle = load_model(path, repack=repack, weights=weights, gpu_layers=gpu_layers)
         self.copied_bytes = copied_bytes(lines)
         """Memory of the second copy that llama.cpp keeps of some weights, beside the mapped file."""
         weakref.finalize(self, C.llama_model_free, self.handle).atexit = False  # at exit a context may still use it
         self.files.check_path()
         self.files.guard()
+        self.held = held and weights and hold_pages(self.files.paths)
+        """Whether its pages are locked in RAM."""
         try:
             self._refuse_embedders()
             self._words = words = Vocab(self.handle, metadata(self.handle, "tokenizer.ggml.pre") or "default")
@@ -108,6 +120,10 @@ class LlamaModel:
         """A token that ends an answer; 0 where the model has none."""
         known = map(known_token, (C.llama_vocab_eos(self.vocab), C.llama_vocab_eot(self.vocab)))
         return max([token for token in known if token is not None], default=0)
+
+    def park(self) -> int:
+        """Let the system have the memory of the weights' pages back, unless they are held. Returns the bytes."""
+        return 0 if self.held else self.files.drop_pages()
 
     # -- identity
 

@@ -20,6 +20,7 @@ from pathlib import Path
 from typing import BinaryIO, NamedTuple
 
 from llmaas.engine.llama.map_guard import MapGuard
+from llmaas.engine.llama.weights_memory import drop_pages
 from llmaas.errors import ModelChanged, ModelUnreadable
 from llmaas.regular_file import open_regular
 
@@ -76,6 +77,15 @@ class ModelFiles:
     def guard(self) -> None:
         """llama.cpp has mapped the files: keep the process alive if a page is missing."""
         self._guard = MapGuard([part.path for part in self._parts])
+
+    def drop_pages(self) -> int:
+        """Let the system have the memory of all pages; see ``weights_memory``."""
+        return drop_pages(self.paths, [part.file for part in self._parts])
+
+    @property
+    def paths(self) -> list[Path]:
+        """Of all files."""
+        return [part.path for part in self._parts]
 
     def check_path(self) -> None:
         """Raises ModelUnreadable if there is another file at ``path`` by now, so that llama.cpp may have loaded it."""

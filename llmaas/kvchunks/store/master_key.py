@@ -26,6 +26,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
+from llmaas.data_folder import beside
 from llmaas.errors import ConfigError
 from llmaas.kvchunks.store.cipher import KEY_BYTES, MasterKey
 from llmaas.regular_file import sync_folder
@@ -67,8 +68,8 @@ def find(data_dir: Path, source: str, environ: Mapping[str, str], *, make: bool)
 
 
 def key_file(data_dir: Path) -> Path:
-    """The file beside the store that holds its master key."""
-    return data_dir.with_name(data_dir.name + ".key")
+    """The file beside the data folder that holds the master key of its stores."""
+    return beside(data_dir, ".key")
 
 
 def _parsed(text: str, origin: str) -> MasterKey:

@@ -1,0 +1,133 @@
+"""Three models of which two fit, each with four contexts: how soon one that is not in memory answers in a context.
+
+A real daemon serves them, each by a process of its own. Its contexts are filled once; then the models are asked in
+turn, so that each time the one that is asked has been put away. Its file is in the page cache. Measured is the time
+from sending the request, on a connection that has been open all the time, to the first token, and how many tokens were
+computed again. Beside it: a program that loads the model anew and prefills the same tokens (llama.cpp as it comes).
+"""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import subprocess
+import sys
+from pathlib import Path
+from statistics import median
+from time import monotonic, sleep
+from typing import Any
+
+from bench.lib.bare_loop import BareLoop
+from bench.lib.cli import Bar, Options, Result, main, say
+from bench.lib.machine import ROOT
+from bench.lib.stats import sig
+from llmaas.api.client import Client, ClientContext
+from llmaas.api.model_list import list_models
+from llmaas.model_files.gguf import examine_files
+
+MOST_S, GAIN = 1.0, 10.0
+"""To the first token of a model that was away; against loading and prefilling anew."""
+MODELS, CONTEXTS, TOKENS = 3, 4, 1024
+_TEXT = "The quick brown fox jumps over the lazy dog, and the dog does not mind at all. "
+_START_S = 60.0
+
+
+def serve(options: Options, budget: int) -> tuple[subprocess.Popen[bytes], Path, list[str]]:
+    """A daemon for the models; its socket and their names."""
+    environ = os.environ | {"LLMAAS_DATA_DIR": str(options.folder / "data"), "LLMAAS_SOCKET": str(options.folder / "s")}
+    names = [f"m{i}" for i in range(MODELS)]
+    files = (options.models * MODELS)[:MODELS]
+    for name, file in zip(names, files, strict=True):
+        add = ["model", "add", name, str(file), "--cells", str(CONTEXTS * 2 * TOKENS), "--repack", "off"]
+        subprocess.run([sys.executable, "-m", "llmaas", *add], env=environ, cwd=ROOT, check=True, stdout=sys.stderr)
+    flags = ["--models", "all", "--models-bytes", str(budget), "--threads", str(options.threads)]
+    with (options.folder / "log").open("wb") as log:
+        process = subprocess.Popen([sys.executable, "-m", "llmaas", "serve", *flags], env=environ, cwd=ROOT, stderr=log)
+    socket = options.folder / "s"
+    late = monotonic() + _START_S
+    while not socket.exists():
+        if process.poll() is not None or monotonic() > late:
+            raise RuntimeError((options.folder / "log").read_text("utf-8", "replace"))
+        sleep(0.02)
+    return process, socket, names
+
+
+def state_of(socket: Path, name: str) -> str:
+    """Where a model is."""
+    return next(model.state for model in asyncio.run(list_models(socket)) if model.name == name)
+
+
+def first_token(client: Client, context: ClientContext) -> tuple[float, int]:
+    """Seconds to the first token of an answer, and how many tokens were computed again for it."""
+    began = monotonic()
+    with client.generate(context.id, prompt=" So", max_tokens=1) as answer:
+        next(answer)
+        seconds = monotonic() - began
+        return seconds, answer.done.switch.recomputed
+
+
+def anew(file: Path, threads: int) -> float:
+    """Seconds that a program takes to its first token that loads the model and prefills the context's tokens."""
+    began = monotonic()
+    BareLoop(str(file), threads, 2 * TOKENS, 512, 128, 1, 1).run(list(range(100, 100 + TOKENS)), 1, [])
+    return monotonic() - began
+
+
+def measure(options: Options) -> Result:
+    rounds = 1 if options.quick else 3
+    sizes = [examine_files(file)[1] for file in options.models]
+    # The program's own guess is about 400 MB a model beside its file; two of the largest fit, and no third.
+    budget = 2 * (max(sizes) + (700 << 20)) + (50 << 20)
+    process, socket, names = serve(options, budget)
+    times: dict[str, list[float]] = {name: [] for name in names}
+    near: dict[str, list[float]] = {name: [] for name in names}
+    """Of models that were in memory yet."""
+    again: list[int] = []
+    try:
+        clients = {name: Client(socket, app="bench", model=name) for name in names}
+        contexts = {name: [client.context(f"c{i}") for i in range(CONTEXTS)] for name, client in clients.items()}
+        for name, client in clients.items():
+            for context in contexts[name]:
+                client.append(context.id, prompt=_TEXT * (TOKENS // 18))
+            say(f"{name}: {CONTEXTS} contexts of {contexts[name][0].show().info.n_tokens} tokens")
+        for i in range(rounds * CONTEXTS):
+            for name in names:
+                away = state_of(socket, name) != "ready"
+                seconds, recomputed = first_token(clients[name], contexts[name][i % CONTEXTS])
+                (times if away else near)[name].append(seconds)
+                again.append(recomputed)
+            say(", ".join(f"{name} {found[-1]:.2f} s" for name, found in times.items() if found))
+    finally:
+        process.terminate()
+        process.wait(120)
+    files = (options.models * MODELS)[:MODELS]
+    other = [anew(file, options.threads) for file in files]
+    return _result(options, times, near, again, other)
+
+
+def _result(
+    options: Options,
+    times: dict[str, list[float]],
+    near: dict[str, list[float]],
+    again: list[int],
+    other: list[float],
+) -> Result:
+    middle = {name: median(found) for name, found in times.items() if found}
+    gain = median(bare / middle[name] for bare, name in zip(other, times, strict=True) if name in middle)
+    figures: dict[str, Any] = {
+        "first_token_s": {name: sig(value) for name, value in middle.items()},
+        "in_memory_s": {name: sig(median(found)) for name, found in near.items() if found},
+        "anew_s": [sig(value) for value in other],
+        "most_computed_again": max(again),
+        "gain": sig(gain),
+    }
+    bars = [
+        Bar("first token of a model that was away (s)", max(middle.values()), MOST_S, at_most=True),
+        Bar("against loading and prefilling anew", gain, GAIN),
+        Bar("tokens of a context that were computed again", max(again), 64, at_most=True),
+    ]
+    return Result(" ".join(file.stem for file in options.models), figures, bars)
+
+
+if __name__ == "__main__":
+    sys.exit(main("switching", __doc__ or "", measure))

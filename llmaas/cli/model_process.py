@@ -1,0 +1,111 @@
+"""The process of one of several models, at its end of the channel to the front process.
+
+Law: it serves the connections that it is given, and hands those back that nobody uses when it is to leave memory. When
+the front process is gone, it ends as by SIGTERM.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import logging
+import socket
+from collections.abc import Callable
+from typing import TYPE_CHECKING
+
+from llmaas.api.caller import Door
+from llmaas.api.connection import HandedConnection
+from llmaas.errors import LlmaasError
+from llmaas.front.channel import Channel, Message
+
+if TYPE_CHECKING:
+    from llmaas.api.server import Server
+    from llmaas.service.service import Service
+
+log = logging.getLogger(__name__)
+
+_REPORT_S = 0.1
+"""How often the front process is told what runs, if that has changed."""
+_DRAIN_S, _SETTLE_S = 5.0, 60.0
+
+
+class FrontLink:
+    """Serves the front process at the other end of ``fd``, from now to ``close``; ``stop`` ends the daemon."""
+
+    def __init__(self, fd: int, server: Server, service: Service, stop: Callable[[], None]) -> None:
+        self._server, self._service, self._stop = server, service, stop
+        self._channel = Channel(socket.socket(fileno=fd), self._on_message, self._front_is_gone)
+        self._tasks: set[asyncio.Task[None]] = set()
+        self._settled: asyncio.Event = asyncio.Event()
+        service.apps.on_changed = self._tell_apps_changed
+        self._reporter = asyncio.ensure_future(self._report())
+        self._channel.send({"t": "ready"})
+
+    async def close(self) -> None:
+        self._reporter.cancel()
+        with contextlib.suppress(asyncio.CancelledError):
+            await self._reporter
+        await self._channel.drained(_DRAIN_S)
+        self._channel.close()
+
+    def _on_message(self, message: Message, fd: int | None) -> None:
+        match message["t"]:
+            case "connection" if fd is not None:
+                door, sock = Door[message["door"]], socket.socket(fileno=fd)
+                sock.setblocking(False)
+                handed = HandedConnection(door, sock, message["hello"], message["greet"])
+                task = asyncio.ensure_future(self._server.adopt(handed))
+                self._tasks.add(task)
+                task.add_done_callback(self._tasks.discard)
+            case "retire":
+                self._retire(force=message["force"])
+            case "apps_settled":
+                self._settled.set()
+
+    def _retire(self, *, force: bool) -> None:
+        """Leave memory, unless somebody uses the model; then say so."""
+        if force:
+            self._stop()
+            return
+        in_use = self._service.usage[0] or self._tasks
+        connections = None if in_use else self._server.detach_all()
+        if connections is None:
+            self._channel.send({"t": "busy"})
+            return
+        for each in connections:
+            self._channel.send({"t": "idle", "door": each.door.name, "hello": each.hello}, each.sock.detach())
+        self._stop()
+
+    async def _report(self) -> None:
+        before: tuple[int, int] | None = None
+        while True:
+            running, total = self._service.usage
+            found = (running + len(self._server.tasks), total)
+            if found != before:
+                before = found
+                self._channel.send({"t": "state", "active": found[0]})
+            await asyncio.sleep(_REPORT_S)
+
+    async def _tell_apps_changed(self) -> None:
+        """Return when no other process goes on with what it knew of apps."""
+        self._settled.clear()
+        self._channel.send({"t": "apps"})
+        try:
+            await asyncio.wait_for(self._settled.wait(), _SETTLE_S)
+        except asyncio.TimeoutError:
+            log.error("the processes of other models still go by what was said of apps before")
+
+    def _front_is_gone(self) -> None:
+        log.error("the front process is gone; this one ends")
+        self._stop()
+
+
+def tell_failure(fd: int, error: LlmaasError) -> None:
+    """Tell the front process why this one cannot serve."""
+    import msgpack  # type: ignore[import-untyped,unused-ignore]
+
+    with contextlib.suppress(OSError, ValueError):
+        sock = socket.socket(fileno=fd)
+        sock.setblocking(False)
+        sock.send(msgpack.packb({"t": "failed", "code": error.code, "message": error.message, "hint": error.hint}))
+        sock.close()

@@ -1,0 +1,272 @@
+"""The process of one model, as the front process knows it: away, starting, ready, leaving, and away again.
+
+Law: connections that come while it is not ready wait here, and lose nothing; each is handed on once, or answered with
+why it cannot be. A process that ends by itself is started again when somebody wants it, after a pause that grows while
+it ends again soon.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import enum
+import logging
+import socket
+import sys
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+
+from llmaas.api import replies
+from llmaas.api.caller import Door
+from llmaas.api.connection import HandedConnection
+from llmaas.api.wire import encode
+from llmaas.clock import Clock
+from llmaas.errors import EngineFailed, LlmaasError, by_code
+from llmaas.front.channel import Channel, Message, pair
+
+log = logging.getLogger(__name__)
+
+FIRST_PAUSE_S, LONGEST_PAUSE_S = 0.5, 30.0
+_STEADY_S = 60.0
+"""Seconds after which a process counts as one that works: the next pause is short again."""
+_KILL_S = 45.0
+"""Seconds that a process gets to end by itself: it writes what is in POOL to disk."""
+_LOOK_S = 0.1
+_USES = 0.3
+"""Weight of the newest time between uses in their running mean."""
+
+
+class ProcessState(enum.Enum):
+    AWAY = "away"
+    STARTING = "starting"
+    READY = "ready"
+    LEAVING = "leaving"
+
+
+@dataclass(slots=True)
+class Uses:
+    """When the model was used."""
+
+    last: float
+    between_s: float = 600.0
+    """Mean seconds between uses, as far as is known."""
+
+    def add(self, now: float) -> None:
+        since, self.last = now - self.last, now
+        if since > 1.0:
+            self.between_s += _USES * (since - self.between_s)
+
+
+class ModelProcess:
+    """``command``: what starts it, with the number of a descriptor behind it. ``changed`` is called after each change
+    of ``state`` or ``active``; ``let_go`` gets each connection that the process hands back."""
+
+    def __init__(
+        self,
+        name: str,
+        command: Sequence[str],
+        clock: Clock,
+        changed: Callable[[], None],
+        let_go: Callable[[HandedConnection], None],
+    ) -> None:
+        self.name = name
+        self._command, self._clock, self._changed, self._let_go = list(command), clock, changed, let_go
+        self.state = ProcessState.AWAY
+        self.active = 0
+        """Requests that wait or run in it."""
+        self.uses = Uses(clock.now())
+        self.load_s: float | None = None
+        """Seconds that its last start took."""
+        self.waiting: list[HandedConnection] = []
+        self.apps_changed: Callable[[], None] = lambda: None
+        self._process: asyncio.subprocess.Process | None = None
+        self._channel: Channel | None = None
+        self._keeper: asyncio.Task[None] | None = None
+        self._failure: LlmaasError | None = None
+        """Why it could not start; until ``_not_before``."""
+        self._not_before, self._pause = 0.0, FIRST_PAUSE_S
+        self._began = self._left = 0.0
+        self._leaves_for_good = False
+
+    @property
+    def pid(self) -> int | None:
+        return None if self._process is None or self.state is ProcessState.AWAY else self._process.pid
+
+    @property
+    def in_memory(self) -> bool:
+        return self.state is not ProcessState.AWAY
+
+    @property
+    def wanted(self) -> bool:
+        """Whether connections wait for it, and it is not there or coming."""
+        return bool(self.waiting) and self.state is ProcessState.AWAY
+
+    def take(self, handed: HandedConnection) -> None:
+        """Hand a connection to the process, as soon as it is ready. Raises why it cannot be started for now."""
+        now = self._clock.now()
+        if self.state is ProcessState.AWAY and self._failure is not None and now < self._not_before:
+            raise type(self._failure)(self._failure.message, hint=self._failure.hint)
+        self.uses.add(now)
+        if self.state is ProcessState.READY:
+            self._hand_on(handed)
+        else:
+            self.waiting.append(handed)
+
+    def start(self) -> None:
+        """Begin to start it, if it is away."""
+        if self.state is ProcessState.AWAY:
+            self.state, self._began, self._leaves_for_good = ProcessState.STARTING, self._clock.now(), False
+            self._keeper = asyncio.ensure_future(self._run())
+
+    def retire(self, *, force: bool = False) -> None:
+        """Ask it to leave memory: it does unless a request runs in it. ``force``: whatever runs."""
+        if self.state is ProcessState.READY or (force and self.state is ProcessState.LEAVING):
+            self.state, self._left = ProcessState.LEAVING, self._clock.now()
+            self._send({"t": "retire", "force": force})
+            self._changed()
+
+    async def end(self) -> None:
+        """End it, and return when it has; connections that wait are closed."""
+        self._leaves_for_good = True
+        for handed in self.waiting:
+            handed.sock.close()
+        self.waiting.clear()
+        if self._process is not None and self._process.returncode is None:
+            self._process.terminate()
+        if self._keeper is not None:
+            await asyncio.wait([self._keeper], timeout=_KILL_S)
+            self.kill()
+            await self._keeper
+
+    def kill(self) -> None:
+        """End the process at once, if there is one. What it has acknowledged is on disk."""
+        if self._process is not None and self._process.returncode is None:
+            self._process.kill()
+
+    def kill_late(self) -> None:
+        """End a process that was to leave long ago."""
+        if self.state is ProcessState.LEAVING and self._clock.now() - self._left > _KILL_S:
+            log.error("the process of the model %s does not end; it is killed", self.name)
+            self.kill()
+
+    async def gone(self) -> None:
+        """Return when it is away, or has been."""
+        if self._keeper is not None:
+            await asyncio.wait([self._keeper])
+
+    def refuse_waiting(self, error: LlmaasError) -> None:
+        """Answer the connections that wait with why they are not served."""
+        waiting, self.waiting = self.waiting, []
+        for handed in waiting:
+            refuse(handed.sock, error)
+
+    def apps_settled(self) -> None:
+        """All others have left: what it has written about apps holds for all."""
+        self._send({"t": "apps_settled"})
+
+    # -- inside
+
+    def _send(self, message: Message, fd: int | None = None) -> None:
+        if self._channel is not None:
+            self._channel.send(message, fd)
+
+    def _hand_on(self, handed: HandedConnection) -> None:
+        message = {"t": "connection", "door": handed.door.name, "hello": handed.hello, "greet": handed.greet}
+        self._send(message, handed.sock.detach())
+
+    async def _run(self) -> None:
+        while (pause := self._not_before - self._clock.now()) > 0 and not self._leaves_for_good:
+            await asyncio.sleep(min(pause, _LOOK_S))
+        if self._leaves_for_good:
+            self.state = ProcessState.AWAY
+            return
+        ours, theirs = pair()
+        self._channel = Channel(ours, self._on_message, on_unsent=self._on_unsent)
+        try:
+            self._process = await asyncio.create_subprocess_exec(
+                *self._command, str(theirs.fileno()), pass_fds=[theirs.fileno()], stdin=asyncio.subprocess.DEVNULL
+            )
+        except OSError as error:
+            self._failure = EngineFailed(f"the process of the model {self.name} cannot be started: {error}")
+            code = -1
+        else:
+            theirs.close()
+            if self._leaves_for_good:
+                self._process.terminate()
+            code = await self._process.wait()
+        finally:
+            theirs.close()
+        self._ended(code)
+
+    def _ended(self, code: int) -> None:
+        assert self._channel is not None
+        was, self.state, self.active = self.state, ProcessState.AWAY, 0
+        self._channel.close()
+        now = self._clock.now()
+        if was is not ProcessState.LEAVING and not self._leaves_for_good:
+            how = f"signal {-code}" if code < 0 else f"status {code}"
+            log.error("the process of the model %s ended (%s); its conversations are on disk", self.name, how)
+            if was is ProcessState.READY and now - self._began > _STEADY_S:
+                self._pause = FIRST_PAUSE_S
+            if was is ProcessState.READY:  # it could be started: whoever comes now waits no longer than for that
+                self._failure, self._not_before = None, now + (0 if self._pause == FIRST_PAUSE_S else self._pause)
+            else:
+                self._failure = self._failure or EngineFailed(f"the process of the model {self.name} ended ({how})")
+                self._not_before = now + self._pause
+                self.refuse_waiting(self._failure)
+            self._pause = min(2 * self._pause, LONGEST_PAUSE_S)
+        self._changed()
+
+    def _on_message(self, message: Message, fd: int | None) -> None:
+        match message.get("t"):
+            case "ready":
+                self.state, self._failure = ProcessState.READY, None
+                self.load_s = self._clock.now() - self._began
+                log.info("the model %s is there, after %.1f s", self.name, self.load_s)
+                self._flush()
+            case "state":
+                self.active = int(message["active"])
+                self.uses.last = self._clock.now()
+            case "busy" if self.state is ProcessState.LEAVING:
+                self.state = ProcessState.READY
+                self._flush()
+            case "idle" if fd is not None:
+                door = Door[str(message["door"])]
+                self._let_go(HandedConnection(door, socket.socket(fileno=fd), bytes(message["hello"]), greet=False))
+                return
+            case "failed":
+                kind = by_code().get(str(message["code"]), LlmaasError)
+                self._failure = kind(str(message["message"]), hint=str(message["hint"]))
+            case "apps":
+                self.apps_changed()
+        self._changed()
+
+    def _on_unsent(self, message: Message, fd: int | None) -> None:
+        """The process is gone, which will be noticed soon: the next one gets the connection."""
+        if fd is None:
+            return
+        sock, door = socket.socket(fileno=fd), Door[message["door"]]
+        if self._leaves_for_good:
+            sock.close()
+        else:
+            self.waiting.append(HandedConnection(door, sock, message["hello"], message["greet"]))
+
+    def _flush(self) -> None:
+        waiting, self.waiting = self.waiting, []
+        for handed in waiting:
+            self._hand_on(handed)
+
+
+def refuse(sock: socket.socket, error: LlmaasError) -> None:
+    """Tell the peer why it is not served, and close."""
+    try:
+        sock.send(encode(replies.failed_frame(None, error)))
+        sock.shutdown(socket.SHUT_WR)
+    except OSError:
+        pass
+    finally:
+        sock.close()
+
+
+def python_command(*arguments: str) -> list[str]:
+    """A command that runs llmaas with these arguments."""
+    return [sys.executable, "-m", "llmaas", *arguments]

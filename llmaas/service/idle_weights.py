@@ -1,0 +1,110 @@
+"""The memory of the model's weights while nobody uses the model: given back, and brought back ahead of the next call.
+
+Law: parking changes no answer and loses nothing: contexts stay where they are, and a call that comes too early reads
+what it needs from the file itself. It never happens while a call waits or runs.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+from collections.abc import Callable
+from concurrent.futures import Future
+
+from llmaas.engine.thread import EngineThread
+
+log = logging.getLogger(__name__)
+
+SHORT_IDLE_S = 10.0
+"""While memory is short the model is parked after so many seconds without use, if that is less than ``keep_alive``."""
+
+
+class IdleWeights:
+    """``keep_alive``: seconds without use after which the weights are parked; None: only while memory is short.
+    ``bring_back`` begins to read them into memory, and returns at once. Of one event loop."""
+
+    def __init__(
+        self,
+        thread: EngineThread,
+        keep_alive: float | None,
+        in_use: Callable[[], bool],
+        bring_back: Callable[[], None] = lambda: None,
+    ) -> None:
+        self._thread, self._keep_alive, self._in_use, self._bring_back = thread, keep_alive, in_use, bring_back
+        self._timer: asyncio.TimerHandle | None = None
+        self._last_used = 0.0
+        self._is_short = self._closed = False
+        self.parked = False
+        self.n_parked = 0
+
+    def used(self) -> None:
+        """A use begins, is announced, or has ended."""
+        if self._closed:
+            return
+        if self.parked:
+            self.parked = False
+            self._bring_back()
+        self._last_used = asyncio.get_running_loop().time()
+        if self._timer is None:
+            self._arm()
+
+    def on_memory(self, is_short: bool) -> None:
+        """Whether the machine is short of memory."""
+        if is_short and not self._is_short and not self._closed:
+            self._is_short = True
+            self._arm()
+        self._is_short = is_short
+
+    def close(self) -> None:
+        """Park no more."""
+        self._closed = True
+        if self._timer is not None:
+            self._timer.cancel()
+
+    def stats(self) -> dict[str, object]:
+        return {"parked": self.parked, "times_parked": self.n_parked}
+
+    # -- inside
+
+    def _idle_s(self) -> float | None:
+        keep = self._keep_alive
+        if self._is_short:
+            return SHORT_IDLE_S if keep is None else min(SHORT_IDLE_S, keep)
+        return keep
+
+    def _arm(self) -> None:
+        """Look again when the weights may be parked. One timer is enough for many uses: it looks how long ago the last
+        one was."""
+        if self._timer is not None:
+            self._timer.cancel()
+            self._timer = None
+        idle_s = self._idle_s()
+        if idle_s is not None and not self.parked and not self._closed:
+            loop = asyncio.get_running_loop()
+            self._timer = loop.call_at(max(loop.time(), self._last_used + idle_s), self._look)
+
+    def _look(self) -> None:
+        self._timer = None
+        idle_s, now = self._idle_s(), asyncio.get_running_loop().time()
+        if idle_s is None or self.parked:
+            return
+        if self._in_use():
+            self._last_used = now
+        if now - self._last_used >= idle_s and not self._in_use():
+            self._park()
+        else:
+            self._timer = asyncio.get_running_loop().call_at(self._last_used + max(idle_s, 0.05), self._look)
+
+    def _park(self) -> None:
+        self.parked = True
+        self.n_parked += 1
+        self._thread.submit(self._thread.engine.park).add_done_callback(_parked)
+
+
+def _parked(job: Future[int]) -> None:
+    if job.cancelled():
+        return
+    if (error := job.exception()) is not None:
+        log.warning("the model's memory cannot be given back: %s", error)
+    else:
+        log.info("nobody uses the model: %d MB of its weights are given back", job.result() >> 20)

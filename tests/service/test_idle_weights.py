@@ -1,0 +1,115 @@
+"""The weights of a model that nobody uses: given back after a while, brought back before they are needed."""
+
+from __future__ import annotations
+
+import asyncio
+from pathlib import Path
+
+from llmaas.engine.fake import FakeEngine
+from llmaas.engine.thread import EngineThread
+from llmaas.service.idle_weights import SHORT_IDLE_S, IdleWeights
+from tests.support.loop import on_a_loop
+from tests.support.service_house import APP, house
+
+
+class Loop:
+    """Weights on the running loop, and what happened to them."""
+
+    def __init__(self, keep_alive: float | None) -> None:
+        self.thread = EngineThread(FakeEngine)
+        self.brought, self.busy = 0, False
+        self.weights = IdleWeights(self.thread, keep_alive, lambda: self.busy, self._bring)
+
+    def _bring(self) -> None:
+        self.brought += 1
+
+    @property
+    def n_parked(self) -> int:
+        engine = self.thread.engine
+        assert isinstance(engine, FakeEngine)
+        return self.thread.submit(lambda: engine.n_parked).result()
+
+    def close(self) -> None:
+        self.weights.close()
+        self.thread.close()
+
+
+@on_a_loop
+async def test_weights_are_parked_when_unused_and_back_at_the_next_use() -> None:
+    loop = Loop(0.05)
+    loop.weights.used()
+    await asyncio.sleep(0.2)
+    assert loop.weights.parked and loop.n_parked == 1 and loop.brought == 0
+    loop.weights.used()
+    assert not loop.weights.parked and loop.brought == 1
+    await asyncio.sleep(0.2)
+    assert loop.n_parked == 2
+    assert loop.weights.stats() == {"parked": True, "times_parked": 2}
+    loop.close()
+
+
+@on_a_loop
+async def test_uses_put_it_off_and_a_long_one_prevents_it() -> None:
+    loop = Loop(0.15)
+    for _ in range(6):
+        loop.weights.used()
+        await asyncio.sleep(0.05)
+    assert loop.n_parked == 0
+    loop.busy = True
+    await asyncio.sleep(0.4)
+    assert loop.n_parked == 0
+    loop.busy = False
+    await asyncio.sleep(0.5)
+    assert loop.n_parked == 1
+    loop.close()
+
+
+@on_a_loop
+async def test_without_a_time_they_stay() -> None:
+    loop = Loop(None)
+    loop.weights.used()
+    await asyncio.sleep(0.1)
+    assert not loop.weights.parked
+    loop.close()
+
+
+@on_a_loop
+async def test_when_memory_is_short_they_go_sooner() -> None:
+    running = asyncio.get_running_loop()
+    before, ahead = running.time, 0.0
+    running.time = lambda: before() + ahead  # type: ignore[method-assign]
+    try:
+        loop = Loop(None)
+        loop.weights.used()
+        loop.weights.on_memory(True)
+        await asyncio.sleep(0.02)
+        assert loop.n_parked == 0
+        ahead = SHORT_IDLE_S + 1
+        await asyncio.sleep(0.05)
+        assert loop.n_parked == 1
+        loop.weights.on_memory(False)
+        loop.weights.used()
+        ahead += 10 * SHORT_IDLE_S
+        await asyncio.sleep(0.05)
+        assert loop.n_parked == 1
+        loop.close()
+    finally:
+        running.time = before  # type: ignore[method-assign]
+
+
+@on_a_loop
+async def test_a_service_parks_after_calls_and_answers_the_same(tmp_path: Path) -> None:
+    brought: list[int] = []
+    async with house(tmp_path, keep_alive=0.05, bring_back=lambda: brought.append(1)) as home:
+        engine = home.thread.engine
+        assert isinstance(engine, FakeEngine)
+        await home.service.create(APP, name="c", system=None)
+        first, _ = await home.say("c", "hello")
+        await home.service.wait_idle()
+        await asyncio.sleep(0.3)
+        assert home.service.stats()["weights"] == {"parked": True, "times_parked": 1}
+        assert not brought
+        home.service.hint(APP, "c")
+        assert brought == [1]
+        second, _ = await home.say("c", "again")
+        assert first and second and brought == [1]

@@ -1,0 +1,50 @@
+"""The process of one of several models, on the fake engine: what ``llmaas serve`` is for the front process.
+
+python -m tests.support.fake_model_process ROOT NAME BEHAVIOUR DESCRIPTOR
+"""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import signal
+import sys
+from pathlib import Path
+
+from llmaas.api.server import serve_handed
+from llmaas.cli.model_process import FrontLink, tell_failure
+from llmaas.engine.fake import FakeEngine
+from llmaas.engine.thread import EngineThread
+from llmaas.errors import ModelUnreadable
+from llmaas.kvchunks.store.store import Store
+from llmaas.service.service import Service
+from tests.support.service_house import service_settings
+
+
+async def main(root: Path, name: str, behaviour: str, fd: int) -> None:
+    if behaviour == "unreadable":
+        tell_failure(fd, ModelUnreadable(f"the file of {name} is cut"))
+        sys.exit(1)
+    if behaviour == "dies" or (behaviour == "dies-once" and not (root / "died").exists()):
+        (root / "died").touch()
+        os.kill(os.getpid(), signal.SIGKILL)
+    store = Store(root)
+    slow = 0.02 if behaviour == "slow" else 0.0
+    thread = EngineThread(lambda: FakeEngine(1024, 8, name=name, fingerprint=name, step_time=lambda n: slow))
+    settings = service_settings(served_as=name, pool_bytes=1 << 20, prefill_slice=64)
+    service = Service(thread, store, settings)
+    await service.start()
+    server, stop = serve_handed(service), asyncio.Event()
+    loop = asyncio.get_running_loop()
+    loop.add_signal_handler(signal.SIGTERM, stop.set)
+    link = FrontLink(fd, server, service, stop.set)
+    await stop.wait()
+    await link.close()
+    await server.close()
+    await service.stop()
+    thread.close()
+    store.close()
+
+
+if __name__ == "__main__":
+    asyncio.run(main(Path(sys.argv[1]), sys.argv[2], sys.argv[3], int(sys.argv[4])))
