@@ -24,6 +24,7 @@ from llmaas.api.frame_intake import FrameIntake
 from llmaas.api.hello import Hello, read_hello, refuse_other_model, reply_frame
 from llmaas.api.in_flight import InFlight, as_llmaas_error
 from llmaas.api.incoming import Incoming, read_incoming
+from llmaas.api.peer_timer import PeerTimer
 from llmaas.api.reply_writer import ReplyWriter
 from llmaas.api.shares import Shares
 from llmaas.api.wire import MAX_REQUEST_VALUES, encode, read_body
@@ -88,7 +89,7 @@ class Connection(asyncio.BufferedProtocol):
         """Whether there was a request after the hello."""
         self._writer: ReplyWriter
         self._transport: asyncio.Transport
-        self._timer: asyncio.TimerHandle
+        self._timer: PeerTimer | asyncio.TimerHandle
         self._uid: int
 
     # -- called by asyncio --------------------------------------------------------------------
@@ -96,7 +97,7 @@ class Connection(asyncio.BufferedProtocol):
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
         self._transport = cast(asyncio.Transport, transport)
         self._writer = ReplyWriter(self._transport, self.shares, self.drop)
-        self._timer = self._loop.call_later(self._limits.hello_s, self._too_late)
+        self._timer = PeerTimer(self._limits.hello_s, self._too_late)
         self._server.connections.add(self)
         self.shares.places.enter(self)
         try:

@@ -13,6 +13,7 @@ from typing import Protocol
 
 from llmaas.api.frame_reader import SMALL_FRAME, FrameReader, RoomNeeded
 from llmaas.api.incoming import Incoming, read_large
+from llmaas.api.peer_timer import PeerTimer
 from llmaas.api.shares import Shares
 from llmaas.errors import BadRequest, Busy, FrameTooLarge
 
@@ -50,7 +51,7 @@ class FrameIntake:
         self._decoding = False
         self._held = 0
         """Bytes that the buffers hold for the large frame that is being received or read."""
-        self._timer: asyncio.TimerHandle | None = None
+        self._timer: PeerTimer | None = None
         self._closed = False
 
     def move(self, shares: Shares) -> None:
@@ -192,7 +193,7 @@ class FrameIntake:
 
     def _watch_begun_frame(self) -> None:
         if self._timer is None and self._reader.begun and self._taker.app:
-            self._timer = self._loop.call_later(self._shares.limits.frame_s, self._too_late)
+            self._timer = PeerTimer(self._shares.limits.frame_s, self._too_late)
 
     def _too_late(self) -> None:
         self._timer = None

@@ -11,6 +11,7 @@ import logging
 from collections.abc import Callable
 
 from llmaas.api.frame_reader import SMALL_FRAME
+from llmaas.api.peer_timer import PeerTimer
 from llmaas.api.shares import Shares
 
 log = logging.getLogger(__name__)
@@ -29,7 +30,7 @@ class ReplyWriter:
         """The bytes that wait, while paused."""
         self._written = 0
         """Bytes that were written while paused."""
-        self._timer: asyncio.TimerHandle | None = None
+        self._timer: PeerTimer | None = None
         transport.set_write_buffer_limits(high=SMALL_FRAME)
 
     def move(self, shares: Shares) -> None:
@@ -63,7 +64,7 @@ class ReplyWriter:
 
     def _watch(self) -> None:
         before = self._written - self.unread
-        self._timer = asyncio.get_running_loop().call_later(self._limits.write_s, self._look, before)
+        self._timer = PeerTimer(self._limits.write_s, lambda: self._look(before))
 
     def _look(self, before: int) -> None:
         """Whether the peer has read enough since ``_watch``."""

@@ -11,6 +11,7 @@ import socket
 from typing import Any
 
 from llmaas.api.peer import peer_uid
+from llmaas.api.peer_timer import PeerTimer
 from llmaas.http.errors import HttpError, shape_of
 from llmaas.http.identity import UNIX
 
@@ -50,8 +51,8 @@ class Guards(asyncio.Protocol):
         self._earlier: list[Any] = []
         """Requests before the last one that still run: the client did not wait for their responses."""
         self._last_cycle: Any = None
-        self._head_timer: asyncio.TimerHandle | None = None
-        self._slow_timer: asyncio.TimerHandle | None = None
+        self._head_timer: PeerTimer | asyncio.TimerHandle | None = None
+        self._slow_timer: PeerTimer | None = None
         sock: socket.socket = transport.get_extra_info("socket")
         if sock.family == socket.AF_UNIX:
             try:
@@ -97,7 +98,7 @@ class Guards(asyncio.Protocol):
 
     def pause_writing(self) -> None:
         super().pause_writing()
-        self._slow_timer = self.loop.call_later(SLOW_S, self.transport.abort)
+        self._slow_timer = PeerTimer(SLOW_S, self.transport.abort)
 
     def resume_writing(self) -> None:
         self._cancel_slow_timer()
@@ -144,7 +145,7 @@ class Guards(asyncio.Protocol):
         return self.cycle is None or self.cycle.response_complete
 
     def _expect_head(self) -> None:
-        self._head_timer = self.loop.call_later(HEAD_S, self._head_too_late)
+        self._head_timer = PeerTimer(HEAD_S, self._head_too_late)
 
     def _head_too_late(self) -> None:
         self._head_timer = None

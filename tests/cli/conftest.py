@@ -50,6 +50,8 @@ class Daemon:
 
     root: Path
     process: subprocess.Popen[str] | None = None
+    prefix: tuple[str, ...] = ()
+    """What comes before the command; the process id must stay."""
     more: tuple[str, ...] = ()
     """Flags."""
     limits: dict[int, tuple[int, int]] = field(default_factory=dict)
@@ -70,9 +72,8 @@ class Daemon:
     def start(self) -> None:
         flags = ["--socket", str(self.socket), "--data-dir", str(self.data_dir), "--cells", "2048"]
         with (self.root / "log").open("a") as log:
-            self.process = subprocess.Popen(
-                [*COMMAND, "serve", *flags, *self.more], env=clean_environ(self.root), stderr=log, text=True
-            )
+            command = [*self.prefix, *COMMAND, "serve", *flags, *self.more]
+            self.process = subprocess.Popen(command, env=clean_environ(self.root), stderr=log, text=True)
             for number, limit in self.limits.items():
                 resource.prlimit(self.process.pid, number, limit)  # it reads its limits when the model is loaded
         late = time.monotonic() + START_S

@@ -49,6 +49,10 @@ def _existing(folder: Path) -> Path:
 def check_disk(data_dir: Path, quota: int = NO_QUOTA) -> Iterator[Finding]:
     """``quota`` is in bytes."""
     place = _existing(data_dir)
+    if os.statvfs(place).f_flag & os.ST_RDONLY:
+        text = f"{place} is on a read-only file system: nothing can be written there"
+        yield Finding("disk", "fail", text, "Mount it for writing, or give another --data-dir.")
+        return
     if not place.is_dir() or not os.access(place, os.W_OK | os.X_OK):
         yield Finding("disk", "fail", f"{place} is no directory that you may write to", "Give another --data-dir.")
         return

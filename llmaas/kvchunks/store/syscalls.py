@@ -23,6 +23,15 @@ CORRUPT_HINT = (
 )
 
 
+DISK_HINT = (
+    "The disk has failed, or is read-only: see the kernel's log (dmesg), check the disk (fsck), mount it for writing "
+    "and start the daemon again, or give another --data-dir."
+)
+_DISK_TROUBLE = (errno.EROFS, errno.EIO)
+_SQLITE_DISK_TROUBLE = ("readonly database", "disk I/O error")
+"""In the texts of SQLITE_READONLY and SQLITE_IOERR."""
+
+
 class IndexDamaged(StoreFailed):
     """The index is damaged as a database."""
 
@@ -115,8 +124,10 @@ def failures(path: Path) -> Iterator[None]:
     except UnicodeDecodeError as error:  # a message of SQLite's that quotes damaged text
         raise IndexDamaged(f"{path} is damaged: its tables have impossible names") from error
     except OSError as error:
-        kind = DiskFull if error.errno in _NO_ROOM else StoreFailed
-        raise kind(f"{error.filename or path}: {error.strerror or error}") from error
+        text = f"{error.filename or path}: {error.strerror or error}"
+        if error.errno in _NO_ROOM:
+            raise DiskFull(text) from error
+        raise StoreFailed(text, hint=DISK_HINT if error.errno in _DISK_TROUBLE else None) from error
 
 
 def is_corrupt(error: sqlite3.Error) -> bool:
@@ -135,7 +146,8 @@ def _from_sqlite(error: sqlite3.Error, path: Path) -> MachineError:
         return IndexDamaged(f"{path} is damaged: {error}")
     if isinstance(error, sqlite3.OperationalError) and _room(path.parent) < _LEAST_ROOM:
         return DiskFull(f"{path}: {error}")
-    return StoreFailed(f"{path}: {error}")
+    in_trouble = any(text in str(error) for text in _SQLITE_DISK_TROUBLE)
+    return StoreFailed(f"{path}: {error}", hint=DISK_HINT if in_trouble else None)
 
 
 def _room(folder: Path) -> int:
