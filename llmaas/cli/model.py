@@ -11,12 +11,12 @@ import sys
 from pathlib import Path
 
 from llmaas.cli.model_pull import file_from
-from llmaas.cli.options import add_actions, add_settings, configured
+from llmaas.cli.options import add_actions, add_settings, configured, loaded, socket_of
 from llmaas.cli.out import human_bytes, print_json, printable, table
 from llmaas.config.settings import SETTINGS, flag
 from llmaas.config.show import show_setting
 from llmaas.config_file import expanded
-from llmaas.errors import ConfigError
+from llmaas.errors import ConfigError, LlmaasError
 from llmaas.model_files.entry import SETTINGS as OWN_SETTINGS
 from llmaas.model_files.entry import ModelEntry, check_name
 from llmaas.model_files.gguf import examine_files
@@ -58,8 +58,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     show.add_argument("--json", action="store_true", help="print JSON")
     for sub in (add, pull):
         add_settings(sub, ["data_dir", *OWN_SETTINGS])
-    for sub in (ls, show, default, rm):
+    for sub in (show, default, rm):
         add_settings(sub, ["data_dir"])
+    add_settings(ls, ["data_dir", "socket", "daemon_uid"])
 
 
 def run(args: argparse.Namespace) -> int:
@@ -72,24 +73,40 @@ def _registry(args: argparse.Namespace) -> ModelRegistry:
 
 
 def _ls(args: argparse.Namespace) -> int:
-    models = _registry(args).read()
+    models, states = _registry(args).read(), _states(args)
     if args.json:
-        print_json([{**entry.as_map(), "default": entry.name == models.default} for entry in models.entries])
+        more = [{"default": each.name == models.default, "state": states.get(each.name)} for each in models.entries]
+        print_json([{**entry.as_map(), **facts} for entry, facts in zip(models.entries, more, strict=True)])
     elif models.entries:
         rows = [
             [
                 f"{entry.name}{' *' if entry.name == models.default else ''}",
                 human_bytes(entry.size_bytes),
                 "yes" if entry.pinned else "no",
+                states.get(entry.name, "-"),
                 " ".join(f"{name}={value}" for name, value in entry.settings.items()),
                 str(entry.file),
             ]
             for entry in models.entries
         ]
-        print(table(["NAME", "SIZE", "PINNED", "SETTINGS", "FILE"], rows, sys.stdout))
+        print(table(["NAME", "SIZE", "PINNED", "STATE", "SETTINGS", "FILE"], rows, sys.stdout))
     else:
         print("No models yet; 'llmaas model add NAME FILE' registers one. The packaged one is served meanwhile.")
     return 0
+
+
+def _states(args: argparse.Namespace) -> dict[str, str]:
+    """Where the models are that a daemon serves which serves several; empty if none does."""
+    import asyncio  # --help does not wait for it
+
+    from llmaas.api.model_list import list_models
+
+    found = loaded(args)
+    try:
+        there = asyncio.run(list_models(socket_of(found), found.config.daemon_uid))
+    except LlmaasError:
+        return {}
+    return {model.name: model.state for model in there}
 
 
 def _add(args: argparse.Namespace) -> int:

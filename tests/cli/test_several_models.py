@@ -80,6 +80,8 @@ def test_two_models_serve_side_by_side_and_one_is_killed(several: Daemon, port: 
         shown = [message.content for message in first.show().messages if message.role != "system"]
         assert shown == ["Say hello.", kept, "And again.", again]
     at = {"LLMAAS_SOCKET": str(several.socket)}
+    table = llmaas("model", "ls", LLMAAS_DATA_DIR=str(several.data_dir), **at).stdout
+    assert table.count(" ready ") == 2, table
     told = llmaas("ctx", "ls", "--app", "t", "--model", "two", **at)
     assert told.returncode == 0 and "c" in told.stdout
     assert llmaas("ctx", "ls", "--model", "three", **at).returncode == 1
