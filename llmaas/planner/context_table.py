@@ -103,6 +103,10 @@ class ContextTable:
 
     # -- what others may know
 
+    def last_chunks(self) -> dict[ChunkKey, ContextId]:
+        """The last chunk of each context; of one that several end with, any of them."""
+        return {context.keys[-1]: context.id for context in self._contexts.values() if context.keys}
+
     @property
     def cells_used(self) -> int:
         return sum(c.cells for c in self._contexts.values() if c.seq is not None)

@@ -1,4 +1,4 @@
-"""Last chunks that are in the POOL and go nowhere else: each is soon replaced by a longer one.
+"""Last chunks that are in the POOL and go nowhere else until the service stops: each is soon replaced by a longer one.
 
 Law: they are the last to leave the POOL, since what they hold must be computed again. They may fill a part of it; of
 more than that, those of the contexts that were used longest ago leave like any chunk that is safe on DISK.
@@ -41,6 +41,13 @@ class LastChunks:
         """A chunk has left the POOL."""
         self._kept_bytes -= self._kept.pop(key, 0)
         self._beyond.discard(key)
+
+    def take_latest(self, most: int) -> list[ChunkKey]:
+        """Of the contexts that were used last, so many at most: these chunks go to DISK after all."""
+        found = list(reversed(self._kept))[:most]
+        for key in found:
+            self.remove(key)
+        return found
 
     def is_beyond(self, key: ChunkKey) -> bool:
         return key in self._beyond

@@ -151,7 +151,7 @@ class Planner:
             case RateChanged() | DutyChanged() | BudgetChanged() | AppDiskChanged():
                 self._limit(event, out)
             case Flush():
-                self._swap_out.flush()
+                self._swap_out.flush(self._contexts.last_chunks())
             case _:
                 assert_never(event)
 

@@ -5,7 +5,7 @@ Law: nothing here is waited for, except by a context that must leave CELLS befor
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 
 from llmaas.errors import assert_never
 from llmaas.kvchunks.ledger import Ledger
@@ -19,6 +19,7 @@ from llmaas.planner.saving import SaveQueue
 from llmaas.planner.settings import PlannerSettings
 from llmaas.planner.write_back import WriteBack
 from llmaas.policies.wear import WearPolicy
+from llmaas.records import ChunkKey, ContextId
 
 
 class SwapOut:
@@ -63,9 +64,10 @@ class SwapOut:
             case _:
                 assert_never(event)
 
-    def flush(self) -> None:
-        """The service is about to stop: write what was held back from DISK."""
-        self._writes.finish()
+    def flush(self, last: Mapping[ChunkKey, ContextId]) -> None:
+        """The service is about to stop: write what was held back from DISK. ``last``: the last chunk of each
+        context."""
+        self._writes.finish(last)
 
     # -- what happens to contexts
 

@@ -5,14 +5,15 @@ its eviction is free. What cannot be written, or is not worth it, is tried again
 meanwhile: its tokens remain.
 
 The last chunk of a context is mostly not full, and each call replaces it by a longer one. So it is not written
-(``last_chunks``): at worst fewer than 64 tokens are computed again. A wear policy may want it all the same. Then it is
-written when its context has left CELLS, when the POOL runs out of clean chunks, and when the service stops.
+(``last_chunks``) before the service stops, and then only those of the contexts that were used last: otherwise up to 63
+tokens of each would be computed again after the start. A wear policy may want more of them. Then each is written when
+its context has left CELLS, when the POOL runs out of clean chunks, and when the service stops.
 """
 
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Mapping
 
 from llmaas.errors import PolicyBug
 from llmaas.kvchunks.ledger import Copy, Ledger
@@ -27,6 +28,9 @@ from llmaas.planner.settings import PlannerSettings
 from llmaas.planner.tally import Tally
 from llmaas.policies.wear import WearPolicy
 from llmaas.records import CHUNK_TOKENS, ChunkKey, ContextId
+
+_LATEST = 16
+"""Last chunks that are written when the service stops: a few megabytes of flash for each restart at most."""
 
 OwnedChunk = tuple[ContextId, ChunkKey]
 """A chunk, and the context in whose name it is written."""
@@ -108,10 +112,11 @@ class WriteBack:
             self.left_cells(context)
         self._enqueue_left()
 
-    def finish(self) -> None:
-        """Write everything: the service stops."""
+    def finish(self, last: Mapping[ChunkKey, ContextId]) -> None:
+        """Write everything that is to be on DISK: the service stops. ``last``: the last chunk of each context."""
         self._ending = True
         self.flush()
+        self.enqueue((last[key], key) for key in self._kept.take_latest(_LATEST) if key in last)
 
     def abandon(self, out: list[Action]) -> None:
         """The POOL must shrink at once: do not wait for what is to be written or is being written.

@@ -29,7 +29,35 @@ def test_a_first_call_is_prefilled_in_slices_and_saved_and_written() -> None:
     assert w.planner.idle and not w.planner.check()
     w.send(ev.Flush())
     w.settle()
-    assert len(w.disk) == 4 and len(w.pool) == 5, "not even now: it is computed again"
+    assert len(w.disk) == 5 and len(w.pool) == 5, "nothing is to be computed again after a restart"
+    assert w.planner.idle and not w.planner.check()
+
+
+def test_of_last_chunks_only_those_of_the_contexts_used_last_are_written_when_the_service_stops() -> None:
+    w = world(pool_bytes=10_000_000)
+    contexts = [w.open() for _ in range(20)]
+    for ctx in contexts:
+        run_call(w, ctx, 50, 0)
+    assert not w.disk
+    w.send(ev.Flush())
+    w.settle()
+    assert set(w.disk) == {key for ctx in contexts[4:] for key in ctx.keys(50)}
+    w.send(ev.Flush())
+    w.settle()
+    assert len(w.disk) == 20 and w.planner.idle and not w.planner.check()
+
+
+def test_a_last_chunk_that_was_written_is_replaced_like_any_other() -> None:
+    w = world(pool_bytes=10_000_000)
+    ctx = w.open()
+    run_call(w, ctx, 50, 0)
+    w.send(ev.Flush())
+    w.settle()
+    old = ctx.keys(50)[-1]
+    assert old in w.disk
+    run_call(w, ctx, 100, 0)
+    assert old not in w.disk and set(w.disk) == set(ctx.keys(150)[:2])
+    assert w.planner.idle and not w.planner.check()
 
 
 def test_a_last_chunk_that_is_not_full_is_in_the_pool_only() -> None:
