@@ -13,8 +13,9 @@ memory over time, bytes read and written, CPU seconds, and energy where RAPL can
 Rows are appended to ``--rows`` as they come. A run that is whole there is not made again: an interrupted bench goes on
 where it was, and runs of several days can be compared. ``--html`` writes the report of all runs of this work.
 
-llama-server comes from the package xllamacpp (BENCH_XLLAMACPP names a Python that has it), llama_cpp.server from
-'llama-cpp-python[server]' (BENCH_LLAMA_CPP_SERVER); programs that are not there are left out.
+llama-server comes from the package xllamacpp (BENCH_XLLAMACPP names a Python that has it), or was built here
+(BENCH_LLAMA_SERVER names the program), llama_cpp.server from 'llama-cpp-python[server]' (BENCH_LLAMA_CPP_SERVER),
+hearth from hearth-llm (BENCH_HEARTH). Programs that are not there are left out, and named in the result.
 """
 
 from __future__ import annotations

@@ -46,7 +46,8 @@ def pages(lines: Sequence[Line]) -> dict[Path, str]:
 
 
 def read_lines() -> list[dict[str, Any]]:
-    return latest(line for path in sorted(FOLDER.glob("*.jsonl")) for line in compared.lines_of(path))
+    files = [path for path in sorted(FOLDER.glob("*.jsonl")) if "." not in path.stem]  # not .steps.jsonl, .rows.jsonl
+    return latest(line for path in files for line in compared.lines_of(path))
 
 
 def latest(lines: Iterable[dict[str, Any]]) -> list[dict[str, Any]]:

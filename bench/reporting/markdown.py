@@ -48,10 +48,10 @@ def command(text: str) -> str:
     return "```\n" + " \\\n".join(parts) + "\n```"
 
 
-def about(line: Line) -> str:
-    """Where and when a line was measured."""
+def about(line: Line, *, timed: bool = True) -> str:
+    """Where and when a line was measured; ``timed``: how busy the machine was changes its figures."""
     machine = line["machine"]
-    busy = machine.get("others_cpu")
+    busy = machine.get("others_cpu") if timed else None
     others = f"; other processes took {busy:.0%} of it meanwhile" if busy else ""
     return f"{machine['cpu']}, {machine['cores']} cores{others}; commit {line['commit']}, {line['time'][:10]}."
 

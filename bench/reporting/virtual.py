@@ -27,7 +27,7 @@ def _eviction(line: Line, figures: dict[str, Any]) -> Iterator[str]:
     yield prose(
         f"Mean switch over that of `lru`, geometric mean over {n} places (patterns, numbers of contexts, sizes of the "
         f"POOL, and devices on which DISK costs {ratios[0]:.3g} to {ratios[-1]:.3g} times POOL). `belady` knows the "
-        "future: no policy has fewer tokens from DISK. " + about(line)
+        "future: no policy has fewer tokens from DISK. " + about(line, timed=False)
     )
     yield command(line["command"])
     for what, key in (("mean switch", "mean"), ("tokens from DISK", "disk")):

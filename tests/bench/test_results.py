@@ -87,6 +87,13 @@ def test_eviction_and_predictions_are_sections_of_the_results() -> None:
     assert "| markov, MB written | 2 | 1 | 0.5 |" in text
 
 
+def test_steps_and_rows_of_runs_are_no_results(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(results, "FOLDER", tmp_path)
+    for name in ("plan.jsonl", "plan.steps.jsonl", "replay.rows.jsonl"):
+        (tmp_path / name).write_text(json.dumps(line("plan", {"of": name})) + "\n")
+    assert [found["figures"]["of"] for found in results.read_lines()] == ["plan.jsonl"]
+
+
 def test_of_a_bench_that_was_run_again_the_last_line_counts() -> None:
     old, new, other = line("plan", {"a": 1}), line("plan", {"a": 2}), line("switch", {})
     assert results.latest([old, other, new]) == [new, other]
