@@ -66,15 +66,15 @@ def first_token(client: Client, context: ClientContext) -> tuple[float, int]:
         return seconds, answer.done.switch.recomputed
 
 
-def anew(file: Path, threads: int) -> float:
+def anew(file: Path, threads: int, n_tokens: int) -> float:
     """Seconds that a program takes to its first token that loads the model and prefills the context's tokens."""
     began = monotonic()
-    BareLoop(str(file), threads, 2 * TOKENS, 512, 128, 1, 1).run(list(range(100, 100 + TOKENS)), 1, [])
+    BareLoop(str(file), threads, 2 * TOKENS, 512, 128, 1, 1).run(list(range(100, 100 + n_tokens)), 1, [])
     return monotonic() - began
 
 
 def measure(options: Options) -> Result:
-    rounds = 1 if options.quick else 3
+    rounds, n_tokens = (1, TOKENS // 4) if options.quick else (3, TOKENS)
     sizes = [examine_files(file)[1] for file in options.models]
     # The program's own guess is about 400 MB a model beside its file; two of the largest fit, and no third.
     budget = 2 * (max(sizes) + (700 << 20)) + (50 << 20)
@@ -88,7 +88,7 @@ def measure(options: Options) -> Result:
         contexts = {name: [client.context(f"c{i}") for i in range(CONTEXTS)] for name, client in clients.items()}
         for name, client in clients.items():
             for context in contexts[name]:
-                client.append(context.id, prompt=_TEXT * (TOKENS // 18))
+                client.append(context.id, prompt=_TEXT * (n_tokens // 18))
             say(f"{name}: {CONTEXTS} contexts of {contexts[name][0].show().info.n_tokens} tokens")
         for i in range(rounds * CONTEXTS):
             for name in names:
@@ -101,7 +101,7 @@ def measure(options: Options) -> Result:
         process.terminate()
         process.wait(120)
     files = (options.models * MODELS)[:MODELS]
-    other = [anew(file, options.threads) for file in files]
+    other = [anew(file, options.threads, n_tokens) for file in files]
     return _result(options, times, near, again, other)
 
 
