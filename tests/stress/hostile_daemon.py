@@ -60,8 +60,8 @@ def _serve(board_path: Path, log: Path, most_files: int | None, arguments: list[
             board.has_drained(time.monotonic() - begun)
 
     @asynccontextmanager
-    async def probed(config: Config) -> AsyncIterator[Runtime]:
-        async with running(replace(config, repack="off"), SlowFake) as parts:  # type: ignore[arg-type]
+    async def probed(config: Config, **choices: Any) -> AsyncIterator[Runtime]:
+        async with running(replace(config, repack="off"), SlowFake, **choices) as parts:  # type: ignore[arg-type]
             LoopProbe(board).start()
             yield parts
 
