@@ -109,7 +109,7 @@ async def test_a_context_is_made_once_by_its_name(tmp_path: Path) -> None:
 @needs_browser
 @on_a_loop
 async def test_a_person_chats_by_keyboard_and_comes_back(tmp_path: Path) -> None:
-    async with http_edge(tmp_path, end_rate=0.05) as edge, opened(edge) as view:
+    async with http_edge(tmp_path, end_rate=0.003) as edge, opened(edge) as view:
         await view.get_by_label("Name of a new context").fill("notes")
         await view.keyboard.press("Enter")
         await ask(view, "hello")
