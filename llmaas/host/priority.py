@@ -7,6 +7,7 @@ failure.
 
 from __future__ import annotations
 
+import contextlib
 import os
 from pathlib import Path
 
@@ -24,7 +25,8 @@ def lower_priority(niceness: int, root: Path = ROOT) -> None:
     """
     try:
         for thread in _threads():
-            os.setpriority(os.PRIO_PROCESS, thread, max(niceness, os.getpriority(os.PRIO_PROCESS, thread)))
+            with contextlib.suppress(ProcessLookupError):  # it has ended meanwhile
+                os.setpriority(os.PRIO_PROCESS, thread, max(niceness, os.getpriority(os.PRIO_PROCESS, thread)))
         if niceness and autogroups(root) and os.getsid(0) == os.getpid():
             (root / "proc/self/autogroup").write_text(str(niceness), "ascii")
     except OSError as error:

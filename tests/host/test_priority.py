@@ -75,6 +75,25 @@ def test_a_thread_that_is_nicer_already_is_not_made_less_so() -> None:
 
 
 @linux
+def test_threads_that_end_meanwhile_are_no_failure() -> None:
+    program = """
+import threading
+from llmaas.host import priority
+
+def begin_threads():
+    while True:
+        threading.Thread(target=int).start()
+
+threading.Thread(target=begin_threads, daemon=True).start()
+for _ in range(2000):
+    priority.lower_priority(0)
+print("all well", flush=True)
+"""
+    done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, timeout=60)
+    assert done.stdout == "all well\n", done.stderr[-500:]
+
+
+@linux
 def test_a_cpu_that_is_not_there_is_told() -> None:
     with pytest.raises(MachineError, match="cannot compute on CPUs 9999"):
         host.bind((9999,))
