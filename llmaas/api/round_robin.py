@@ -23,9 +23,9 @@ came three times as late with slices of 5 ms while 240 connections asked, and ha
 REST, MOST_REST_S = 4.0, 0.02
 """How long frames that wait rest after a slice: so many times the CPU time that the loop's thread has used since the
 last rest, and this many seconds at most. Without rests that thread had the interpreter nearly always while 240
-connections asked, and an answer's first token came three to six times as late as undisturbed, with them 1.0 to 1.2
-times. While connections came, asked for answers and went it came twice as late without, 1.7 times with a rest of twice
-the time, and 1.45 times with four times."""
+connections asked, and an answer's first token came up to six times as late as undisturbed, with them 1.0 to 1.2 times.
+While connections came, asked for answers and went it came 1.5 to 3 times as late without, and 1.25 to 1.9 times
+with."""
 
 
 class FrameSource(Protocol):
