@@ -53,6 +53,19 @@ def add_client(parser: argparse.ArgumentParser, *more: str) -> None:
     )
 
 
+def positive(kind: type[int] | type[float]) -> Callable[[str], float]:
+    """For argparse: a number above 0."""
+
+    def number(text: str) -> float:
+        value = kind(text)
+        if not 0 < value < float("inf"):
+            raise argparse.ArgumentTypeError("must be more than 0")
+        return value
+
+    number.__name__ = "number"  # argparse names it in its message
+    return number
+
+
 def add_actions(
     parser: argparse.ArgumentParser, *, of_client: bool = True
 ) -> Callable[[str, Callable[..., int], str], argparse.ArgumentParser]:

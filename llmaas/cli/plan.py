@@ -9,12 +9,11 @@ from __future__ import annotations
 import argparse
 import dataclasses
 import sys
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 from llmaas.cli.machine import ram
-from llmaas.cli.options import add_settings, configured
+from llmaas.cli.options import add_settings, configured, positive
 from llmaas.cli.out import human_bytes, print_json, table
 from llmaas.cli.planner_choices import batch_tokens, costs_path, planner_choices
 from llmaas.config import models
@@ -63,16 +62,16 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         metavar="DATA_DIR",
         help="speeds that a daemon with this data directory has learned (default: the configured one)",
     )
-    parser.add_argument("--apps", type=_positive(int), default=8, metavar="N", help="contexts (default: %(default)s)")
+    parser.add_argument("--apps", type=positive(int), default=8, metavar="N", help="contexts (default: %(default)s)")
     parser.add_argument(
-        "--length", type=_positive(int), metavar="TOKENS", help=f"of a context at most (default: {_LENGTH})"
+        "--length", type=positive(int), metavar="TOKENS", help=f"of a context at most (default: {_LENGTH})"
     )
     traces = parser.add_mutually_exclusive_group()
     traces.add_argument(
         "--pattern", choices=[name for name in ABOUT if name != "evening"], default="markov", help="who is called next"
     )
     traces.add_argument("--trace", type=Path, metavar="FILE", help="calls of your own, in place of a pattern")
-    parser.add_argument("--hours", type=_positive(float), default=24.0, help="of the pattern (default: %(default)g)")
+    parser.add_argument("--hours", type=positive(float), default=24.0, help="of the pattern (default: %(default)g)")
     parser.add_argument("--seed", type=int, default=1, help="another trace of the pattern (default: %(default)s)")
     parser.add_argument("--json", action="store_true", help="print JSON")
     add_settings(parser, _SETTINGS)
@@ -233,14 +232,3 @@ def _size(text: str) -> int:
     except ValueError:
         raise argparse.ArgumentTypeError(f"must be {kind.allowed}") from None
     return found
-
-
-def _positive(kind: type[int] | type[float]) -> Callable[[str], float]:
-    def number(text: str) -> float:
-        value = kind(text)
-        if not 0 < value < float("inf"):
-            raise argparse.ArgumentTypeError("must be more than 0")
-        return value
-
-    number.__name__ = "number"  # argparse names it in its message
-    return number

@@ -8,7 +8,10 @@ from __future__ import annotations
 
 import importlib.util
 import mmap
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
+from typing import BinaryIO
 
 from llmaas.errors import ModelUnreadable
 from llmaas.regular_file import open_regular
@@ -43,19 +46,26 @@ def find(path: Path | None) -> Path:
 
 def check(path: Path) -> None:
     """Raises ModelUnreadable unless ``path`` is a readable regular file that begins as GGUF does."""
+    with opened(path) as file:
+        magic = file.read(len(_MAGIC))
+        if magic == _MAGIC:
+            _refuse_unmappable(path, file.fileno())
+    if magic != _MAGIC:
+        raise ModelUnreadable(f"{path} is not a GGUF model file (it begins with {magic!r})")
+
+
+@contextmanager
+def opened(path: Path) -> Iterator[BinaryIO]:
+    """The model's file, for reading. Whatever goes wrong while it is open is told as ModelUnreadable."""
     try:
         with open_regular(path) as file:
-            magic = file.read(len(_MAGIC))
-            if magic == _MAGIC:
-                _refuse_unmappable(path, file.fileno())
+            yield file
     except FileNotFoundError:
         raise ModelUnreadable(f"there is no model file {path}") from None
     except IsADirectoryError:
         raise ModelUnreadable(f"{path} is a directory; the model is one GGUF file inside it") from None
     except OSError as error:
-        raise ModelUnreadable(f"cannot read the model file {path}: {error.strerror}") from None
-    if magic != _MAGIC:
-        raise ModelUnreadable(f"{path} is not a GGUF model file (it begins with {magic!r})")
+        raise ModelUnreadable(f"cannot read the model file {path}: {error.strerror or error}") from None
 
 
 def _refuse_unmappable(path: Path, fd: int) -> None:

@@ -20,6 +20,7 @@ from pathlib import Path
 from typing import Any, BinaryIO
 
 from llmaas.errors import DiskFull, MachineError
+from llmaas.memo_file import read_entries
 from llmaas.model_files.source import may_be_asked
 from llmaas.regular_file import sync_folder
 from llmaas.version import __version__
@@ -104,9 +105,9 @@ def _opened(path: Path, note: Path, url: str) -> Iterator[_Partial]:
     with os.fdopen(os.open(path, flags, 0o600), "r+b") as file:
         part = _Partial(file, hashlib.sha256(), 0)
         try:
-            found = json.loads(note.read_bytes())
+            found = read_entries(note)
             part.tag = str(found["tag"]) if found["url"] == url else ""
-        except (OSError, ValueError, KeyError, TypeError):
+        except KeyError:
             part.tag = ""
         if part.tag:
             while block := file.read(_BLOCK):

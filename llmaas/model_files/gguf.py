@@ -13,8 +13,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, BinaryIO
 
+from llmaas.config.models import opened
 from llmaas.errors import ModelUnreadable
-from llmaas.regular_file import open_regular
 
 MAGIC = b"GGUF"
 _MOST_HEAD = 256 << 20
@@ -93,16 +93,10 @@ def examine_files(path: Path) -> tuple[GgufFacts, int]:
 def examine_file(path: Path) -> tuple[GgufFacts, int]:
     """What one file says, and its size in bytes. Raises ModelUnreadable."""
     try:
-        with open_regular(path) as file:
+        with opened(path) as file:
             size = file.seek(0, 2)
             file.seek(0)
             return _Head(file, min(size, _MOST_HEAD)).facts(), size
-    except FileNotFoundError:
-        raise ModelUnreadable(f"there is no model file {path}") from None
-    except IsADirectoryError:
-        raise ModelUnreadable(f"{path} is a directory; the model is one GGUF file inside it") from None
-    except OSError as error:
-        raise ModelUnreadable(f"cannot read the model file {path}: {error.strerror or error}") from None
     except (ValueError, struct.error, UnicodeDecodeError) as error:
         raise ModelUnreadable(f"{path} is no GGUF model file, or damaged: {error}") from None
 

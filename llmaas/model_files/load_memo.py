@@ -14,8 +14,8 @@ import logging
 import math
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
+from llmaas.memo_file import read_entries, with_newest
 from llmaas.regular_file import replace_file
 
 _log = logging.getLogger(__name__)
@@ -50,7 +50,7 @@ class LoadMemo:
     def disk(self, device: int) -> DiskFigures | None:
         """What is known of the disk with this number (``st_dev``)."""
         try:
-            row = self._read()["disks"][str(device)]
+            row = read_entries(self._path)["disks"][str(device)]
             plan, rate = ReadPlan(int(row["threads"]), int(row["chunk"])), float(row["rate"])
         except (KeyError, TypeError, ValueError):
             return None
@@ -66,7 +66,7 @@ class LoadMemo:
     def fixed_s(self, model: str) -> float | None:
         """Seconds that a load of the model takes beside the reads. ``model``: the path of its file."""
         try:
-            found = float(self._read()["models"][model])
+            found = float(read_entries(self._path)["models"][model])
         except (KeyError, TypeError, ValueError):
             return None
         return found if 0 < found < math.inf else None
@@ -83,23 +83,13 @@ class LoadMemo:
         return fixed + (missing / disk.rate if disk is not None else 0.0)
 
     def _keep(self, table: str, key: str, value: object) -> None:
-        rows = self._read()
+        rows = read_entries(self._path)
         entries = rows.get(table)
-        entries = dict(entries) if isinstance(entries, dict) else {}
-        entries.pop(key, None)
-        entries[key] = value
-        rows[table] = dict(list(entries.items())[-_MOST:])
+        rows[table] = with_newest(entries if isinstance(entries, dict) else {}, key, value, _MOST)
         try:
             replace_file(self._path, (json.dumps(rows, indent=1) + "\n").encode(), 0o600)
         except OSError as error:
             _log.debug("cannot keep what was learned of loading in %s: %s", self._path, error.strerror)
-
-    def _read(self) -> dict[str, Any]:
-        try:
-            found = json.loads(self._path.read_bytes())
-        except (OSError, ValueError, RecursionError):
-            return {}
-        return found if isinstance(found, dict) else {}
 
 
 def _mean(before: float, new: float) -> float:

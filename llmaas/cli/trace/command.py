@@ -6,10 +6,9 @@ Law: no daemon is asked; files are read and written, and that is all.
 from __future__ import annotations
 
 import argparse
-from collections.abc import Callable
 from pathlib import Path
 
-from llmaas.cli.options import add_actions
+from llmaas.cli.options import add_actions, positive
 
 _EPILOG = """\
 examples:
@@ -47,7 +46,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     gen.add_argument(
         "pattern", choices=list(ABOUT), metavar="PATTERN", help=f"which context is called next. {patterns}"
     )
-    gen.add_argument("--hours", type=_positive(float), default=HOURS, help="how long it is (default: %(default)g)")
+    gen.add_argument("--hours", type=positive(float), default=HOURS, help="how long it is (default: %(default)g)")
     _add_sizes(gen)
     _add_output(gen)
 
@@ -60,7 +59,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         sub.add_argument("trace", type=Path, help="a trace, perhaps compressed")
         match name:
             case "show":
-                sub.add_argument("--first", type=_positive(int), metavar="N", help="only the first N calls")
+                sub.add_argument("--first", type=positive(int), metavar="N", help="only the first N calls")
             case "stats":
                 sub.add_argument("--json", action="store_true", help="print JSON")
             case _:
@@ -78,9 +77,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     take.add_argument(
         "--pattern", choices=PATTERNS, default="markov", help="who is called, where the file does not say it"
     )
-    take.add_argument("--calls", type=_positive(int), default=200, help="of conversations (default: %(default)s)")
+    take.add_argument("--calls", type=positive(int), default=200, help="of conversations (default: %(default)s)")
     take.add_argument(
-        "--scale", type=_positive(float), default=1.0, help="multiply mooncake's lengths (default: %(default)g)"
+        "--scale", type=positive(float), default=1.0, help="multiply mooncake's lengths (default: %(default)g)"
     )
     _add_sizes(take)
     _add_output(take)
@@ -92,9 +91,9 @@ def run(args: argparse.Namespace) -> int:
 
 
 def _add_sizes(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("--contexts", type=_positive(int), default=16, metavar="N", help="default: %(default)s")
+    parser.add_argument("--contexts", type=positive(int), default=16, metavar="N", help="default: %(default)s")
     parser.add_argument(
-        "--limit", type=_positive(int), default=_LIMIT, metavar="TOKENS", help="of a context (default: %(default)s)"
+        "--limit", type=positive(int), default=_LIMIT, metavar="TOKENS", help="of a context (default: %(default)s)"
     )
     parser.add_argument("--seed", type=int, default=1, help="another trace of the same kind (default: %(default)s)")
 
@@ -102,14 +101,3 @@ def _add_sizes(parser: argparse.ArgumentParser) -> None:
 def _add_output(parser: argparse.ArgumentParser, what: str = "default: standard output") -> None:
     required = not what.startswith("default")
     parser.add_argument("-o", "--output", metavar="FILE", type=Path, required=required, help=what)
-
-
-def _positive(kind: type[int] | type[float]) -> Callable[[str], float]:
-    def number(text: str) -> float:
-        value = kind(text)
-        if not 0 < value < float("inf"):
-            raise argparse.ArgumentTypeError("must be more than 0")
-        return value
-
-    number.__name__ = "number"  # argparse names it in its message
-    return number

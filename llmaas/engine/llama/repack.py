@@ -23,6 +23,7 @@ from typing import Any, NamedTuple
 from llmaas.engine.llama.lib import C, build, collect_lines, load_model
 from llmaas.engine.llama.memory_use import can_copy
 from llmaas.engine.llama.model_file import ModelFiles
+from llmaas.memo_file import read_entries, with_newest
 
 _log = logging.getLogger(__name__)
 _GAIN = 1.25
@@ -80,29 +81,20 @@ class Memo:
 
     def find(self, key: str) -> BothPaces | None:
         try:
-            entry = self._read()[key]
+            entry = read_entries(self._path)[key]
             return measured(entry["copied"], entry["plain"])
         except (KeyError, TypeError, ValueError):
             return None
 
     def keep(self, key: str, model: str, found: BothPaces) -> None:
-        entries = self._read()
-        entries.pop(key, None)
-        entries[key] = {"model": model, "copied": list(found.copied), "plain": list(found.plain)}
-        kept = dict(list(entries.items())[-_MOST_KEPT:])
+        entry = {"model": model, "copied": list(found.copied), "plain": list(found.plain)}
+        kept = with_newest(read_entries(self._path), key, entry, _MOST_KEPT)
         fresh = self._path.with_name(self._path.name + ".new")
         try:
             fresh.write_text(json.dumps(kept, indent=1) + "\n", "utf-8")
             fresh.replace(self._path)
         except OSError as error:
             _log.warning("cannot keep what was measured in %s: %s; it is measured again", self._path, error.strerror)
-
-    def _read(self) -> dict[str, Any]:
-        try:
-            found = json.loads(self._path.read_bytes())
-        except (OSError, ValueError, RecursionError):
-            return {}
-        return found if isinstance(found, dict) else {}
 
 
 def choose(path: Path, wanted: str, memo: Memo) -> RepackChoice:
