@@ -14,6 +14,7 @@ LIBRARIES = {
     "kvchunks/codec/_kvcodec": "chunks are coded by numpy, many times slower",
     "engine/llama/_probe": "bits of chunks are spent without knowing queries",
     "engine/llama/_steps": "small models answer some percent slower",
+    "engine/llama/_cell_rows": "contexts come back at half the speed",
     "engine/llama/_map_guard": "a model file that is cut while it is served ends the daemon",
 }
 """All of them: path below the package without suffix, and what is so without it."""
@@ -26,15 +27,20 @@ def missing_libraries(package: Path = Path(__file__).parent) -> list[str]:
     ]
 
 
-def load_library(beside: str, name: str, fits: Callable[[ctypes.CDLL], bool]) -> ctypes.CDLL | None:
+def load_library(
+    beside: str, name: str, fits: Callable[[ctypes.CDLL], bool], *, for_all: bool = False
+) -> ctypes.CDLL | None:
     """The library ``name`` in the folder of the file ``beside``; None if it was not built or does not fit.
+
+    ``for_all``: libraries that are loaded later may call its functions by name (RTLD_GLOBAL).
 
     ``fits`` may raise AttributeError, since a library left over from another version may lack functions. A library
     that does not fit stays in memory: ctypes never unloads one.
     """
+    mode = ctypes.RTLD_GLOBAL if for_all else ctypes.DEFAULT_MODE
     for suffix in EXTENSION_SUFFIXES:
         try:
-            library = ctypes.CDLL(str(Path(beside).with_name(name + suffix)))
+            library = ctypes.CDLL(str(Path(beside).with_name(name + suffix)), mode=mode)
             if fits(library):
                 return library
         except (OSError, AttributeError):

@@ -100,3 +100,7 @@ class TimedEngine(LlamaEngine):
     def load(self, seq: int, start: int, slab: KvSlab) -> None:
         with self.watch.running(LOAD):
             super().load(seq, start, slab)
+
+    def begin_load(self, seq: int, start: int, n_tokens: int) -> list[KvSlab] | None:
+        with self.watch.running(LOAD):
+            return super().begin_load(seq, start, n_tokens)

@@ -269,6 +269,16 @@ class Engine(Protocol):
         CellsFull, and EngineFailed if the runtime does not take the slab.
         """
 
+    def begin_load(self, seq: int, start: int, n_tokens: int) -> list[KvSlab] | None:
+        """Give positions start .. start+n_tokens-1 cells whose rows are still to be written. Returns those rows, in
+        the cells themselves, as slabs of consecutive tokens.
+
+        Any thread may write them, while steps of other sequences run. Until all are written, and nobody writes any
+        more, nothing may be done with the sequence; ``drop`` then takes back those that were not written. What is
+        written must be numbers. ``start`` is the sequence's length. None if the cells cannot be written so, now or
+        ever: then nothing was changed, and there are ``blank`` and ``load``. Raises CellsFull.
+        """
+
     # -- what the model looks for in the KV; an engine that does not know returns None
 
     @property

@@ -20,7 +20,11 @@ SLOW_FROM = 400
 
 def _fake() -> Engine:
     shape = Geometry(n_layer=3, k_dim=64, v_dim=32, head_dim_k=32, head_dim_v=32)
-    return FakeEngine(N_CELLS, N_SEQS, geometry=shape, step_time=lambda tokens: 0.2 if tokens > SLOW_FROM else 0.0)
+
+    def step_time(tokens: int) -> float:
+        return 0.2 if tokens > SLOW_FROM else 0.0
+
+    return FakeEngine(N_CELLS, N_SEQS, geometry=shape, in_place=True, step_time=step_time)
 
 
 @pytest.fixture(scope="session", params=["fake", "llama"])

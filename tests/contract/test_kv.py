@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import random
+import threading
 from collections.abc import Callable
 
 import numpy as np
 import pytest
 
-from llmaas.engine.base import Engine
+from llmaas.engine.base import CellsFull, Engine
 from llmaas.kv_arrays import KvSlab
 from llmaas.records import CHUNK_TOKENS
 from tests.contract.support import Logits, N, bounds, feed, load_all, probe, same_rows, text_tokens
@@ -126,6 +127,98 @@ def test_only_an_engines_own_slabs_are_loaded(engine: Engine) -> None:
     with pytest.raises(ValueError, match="slab"):
         engine.blank(0)
     assert engine.length(0) == 0
+
+
+# -- rows that are written into cells
+
+
+def write_rows(rows: list[KvSlab], slabs: list[KvSlab]) -> None:
+    """Write the rows of ``slabs``, in order, to those in cells, on another thread."""
+    wanted = KvSlab(*(np.concatenate([getattr(slab, name) for slab in slabs], axis=1) for name in ("k", "v")))
+
+    def write() -> None:
+        at = 0
+        for part in rows:
+            tokens = slice(at, at + part.n_tokens)
+            part.k[:], part.v[:] = wanted.k[:, tokens], wanted.v[:, tokens]
+            at += part.n_tokens
+
+    thread = threading.Thread(target=write)
+    thread.start()
+    thread.join()
+
+
+def begin_load(engine: Engine, seq: int, start: int, n: int) -> list[KvSlab]:
+    rows = engine.begin_load(seq, start, n)
+    assert rows is not None and sum(part.n_tokens for part in rows) == n
+    return rows
+
+
+def test_rows_written_into_cells_are_a_load(engine: Engine, slabs: list[KvSlab], truth: Logits) -> None:
+    write_rows(begin_load(engine, 0, 0, N), slabs)
+    assert engine.length(0) == N
+    assert np.array_equal(probe(engine), truth)
+    assert all(same_rows(engine.export(0, *at), slab) for at, slab in zip(bounds(N), slabs, strict=True))
+
+
+def test_a_load_into_cells_goes_on_behind_another(engine: Engine, slabs: list[KvSlab], truth: Logits) -> None:
+    load_all(engine, 0, slabs[:2])
+    write_rows(begin_load(engine, 0, 2 * CHUNK_TOKENS, N - 2 * CHUNK_TOKENS), slabs[2:])
+    assert np.array_equal(probe(engine), truth)
+
+
+def test_what_was_not_written_is_taken_back(engine: Engine, slabs: list[KvSlab], truth: Logits) -> None:
+    rows = begin_load(engine, 0, 0, N)
+    written = KvSlab(*(np.concatenate([getattr(s, name) for s in slabs[:3]], axis=1) for name in ("k", "v")))
+    n = written.n_tokens
+    kept, at = [], 0
+    for part in rows:
+        size = min(part.n_tokens, n - at)
+        kept.append(KvSlab(part.k[:, :size], part.v[:, :size]))
+        at += size
+    write_rows(kept, [written])
+    engine.drop(0, n)
+    assert engine.length(0) == n
+    load_all(engine, 0, slabs[3:])
+    assert np.array_equal(probe(engine), truth)
+
+
+def test_other_sequences_compute_while_rows_are_written(engine: Engine, slabs: list[KvSlab], truth: Logits) -> None:
+    load_all(engine, 0, slabs)
+    rows = begin_load(engine, 1, 0, N)
+    write_rows(rows, [KvSlab(*(np.full_like(x, 0.5) for x in (slab.k, slab.v))) for slab in slabs])
+    before = probe(engine)
+    write_rows(rows, slabs)
+    assert np.array_equal(probe(engine), before), "the mask leaves the others' cells out, whatever numbers they hold"
+    assert all(same_rows(engine.export(1, *at), slab) for at, slab in zip(bounds(N), slabs, strict=True))
+
+
+def test_rows_lie_between_what_is_in_cells_already(engine: Engine, slabs: list[KvSlab]) -> None:
+    load_all(engine, 0, slabs)
+    load_all(engine, 1, slabs[:1])
+    load_all(engine, 2, slabs)
+    engine.drop(0, 0)
+    engine.drop(2, 0)
+    write_rows(begin_load(engine, 3, 0, N), slabs)
+    rest = begin_load(engine, 0, 0, N)
+    write_rows(rest, slabs)
+    for seq in (0, 3):
+        assert all(same_rows(engine.export(seq, *at), slab) for at, slab in zip(bounds(N), slabs, strict=True))
+    assert same_rows(engine.export(1, 0, CHUNK_TOKENS), slabs[0])
+
+
+def test_a_load_into_cells_needs_its_place_and_room(engine: Engine, slabs: list[KvSlab]) -> None:
+    load_all(engine, 0, slabs[:1])
+    with pytest.raises(ValueError, match="cannot load"):
+        engine.begin_load(0, 0, CHUNK_TOKENS)
+    with pytest.raises(ValueError, match="slab"):
+        engine.begin_load(0, CHUNK_TOKENS, 0)
+    for n in (engine.n_cells - CHUNK_TOKENS + 1, engine.n_cells + 1):
+        with pytest.raises(CellsFull):
+            engine.begin_load(0, CHUNK_TOKENS, n)
+    assert engine.length(0) == CHUNK_TOKENS
+    begin_load(engine, 0, CHUNK_TOKENS, engine.n_cells - CHUNK_TOKENS)
+    engine.drop(0, 0)
 
 
 # -- what the model looks for in the KV (an engine may know nothing of it)

@@ -173,6 +173,10 @@ class FaultyEngine(FakeEngine):
         self._fail("engine load", 0.5)
         super().load(seq, start, slab)
 
+    def begin_load(self, seq: int, start: int, n_tokens: int) -> list[KvSlab] | None:
+        self._fail("engine begins a load", 0.5)
+        return super().begin_load(seq, start, n_tokens) if not self.dice.strikes("not in place", often=0.5) else None
+
     def export(self, seq: int, start: int, stop: int) -> KvSlab:
         self._fail("engine export", 1.0)
         return super().export(seq, start, stop)

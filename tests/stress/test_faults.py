@@ -138,7 +138,7 @@ class Round:
                 self.tally.refused["opening"] += 1
         self.dice.on = False
         engine = type("Engine", (FaultyEngine,), {"dice": self.dice})
-        return store, EngineThread(lambda: engine(CELLS, 8, end_rate=END_RATE, geometry=GEOMETRY))
+        return store, EngineThread(lambda: engine(CELLS, 8, end_rate=END_RATE, geometry=GEOMETRY, in_place=True))
 
     async def _work(self, service: Service) -> None:
         with ThreadPoolExecutor(APPS) as threads:

@@ -39,7 +39,7 @@ class FakeEngine:
     """An engine over nothing.
 
     ``end_rate`` is the chance that a drawn token ends the answer. ``step_time`` gives the seconds that a step of so
-    many tokens takes; a step that takes any can be aborted.
+    takes; a step that takes any can be aborted. ``in_place``: whether ``begin_load`` gives rows that are in cells.
     """
 
     def __init__(
@@ -56,6 +56,7 @@ class FakeEngine:
         end_rate: float = 0.0,
         step_time: Callable[[int], float] = lambda tokens: 0.0,
         sampling: Mapping[str, float] | None = None,
+        in_place: bool = False,
     ) -> None:
         size = fake_text.N_VOCAB
         self._info = ModelInfo(
@@ -74,6 +75,9 @@ class FakeEngine:
         self._max_batch, self._step_time = max_batch, step_time
         self._rows = RowCode(geometry)
         self._sequences = FakeSequences(n_cells, n_seqs)
+        self._in_place = in_place
+        self._unread: dict[int, KvSlab] = {}
+        """For a sequence, rows that somebody may still write. They are read when the sequence is used next."""
         self._samplers = FakeSamplers(end_rate)
         self._adapters = FakeAdapters(fingerprint)
         self._embedding = FakeEmbedding(size)
@@ -157,7 +161,7 @@ class FakeEngine:
         self._adapters.unload(name)
 
     def step(self, items: Sequence[BatchItem], adapter: str = "") -> list[int | None]:
-        self._enter()
+        self._enter(*(item.seq for item in items))
         salt = self._adapters.salt(adapter)
         self._aborted.clear()
         self._drawn_from = []
@@ -219,8 +223,24 @@ class FakeEngine:
         check_load(self._sequences.lengths, seq, start)
         self._rows.check_shape(slab)
         self._sequences.claim(slab.n_tokens)
+        self._fill(seq, slab)
+
+    def _fill(self, seq: int, slab: KvSlab) -> None:
         for digest in self._rows.decode(slab):
             self._sequences.append(seq, digest)
+
+    def begin_load(self, seq: int, start: int, n_tokens: int) -> list[KvSlab] | None:
+        self._enter(seq)
+        check_load(self._sequences.lengths, seq, start)
+        slab = self.blank(n_tokens)
+        if not self._in_place:
+            return None
+        self._sequences.claim(n_tokens)
+        self._unread[seq] = slab
+        cut = n_tokens // 3  # as if free cells were in two places
+        return [
+            KvSlab(slab.k[:, part], slab.v[:, part]) for part in (slice(cut), slice(cut, None)) if slab.k[:, part].size
+        ]
 
     # -- what the model looks for: nothing, as every bit of the KV matters alike
 
@@ -282,3 +302,5 @@ class FakeEngine:
             raise EngineFailed("the engine is closed")
         for seq in seqs:
             check_seq(seq, len(self._sequences))
+            if (slab := self._unread.pop(seq, None)) is not None:
+                self._fill(seq, slab)

@@ -12,16 +12,22 @@ cell also belongs to a second sequence, the guard.
 from __future__ import annotations
 
 import ctypes
-from typing import Any
+from collections.abc import Callable
+from typing import Any, TypeVar
 
 import numpy as np
 
 from llmaas.engine.base import CellsFull
+from llmaas.engine.llama.cell_rows import Copies, find_cells
 from llmaas.engine.llama.lib import C
 from llmaas.engine.llama.state_blob import Bytes
 from llmaas.errors import EngineFailed
 
+T = TypeVar("T")
+
 _BYTE = ctypes.POINTER(ctypes.c_uint8)
+MOST_COPIES = 4096
+"""More than twice the layers of any model: one copy for K and for V of each is what is hoped for."""
 
 
 def window_of(model: Any) -> int:
@@ -119,6 +125,25 @@ class SequenceCells:
         if not fits:
             raise CellsFull(f"no {stop - start} free cells of {self.n_cells}")
         self.extend(seq, start, stop)
+
+    def begin_write(
+        self, seq: int, start: int, stop: int, buffer: Bytes, accept: Callable[[Copies], T | None]
+    ) -> T | None:
+        """As ``write``, but no row is copied: ``accept`` is told which copies would have been made. If it returns None,
+        nothing is changed. Raises CellsFull.
+        """
+        if stop - start > self.n_cells:
+            raise CellsFull(f"no {stop - start} free cells of {self.n_cells}")
+        copies = find_cells(self._context, self._scratch, buffer, MOST_COPIES)
+        if copies is None:
+            raise CellsFull(f"no {stop - start} free cells of {self.n_cells}")
+        accepted = accept(copies)
+        if accepted is not None:
+            C.llama_memory_seq_cp(self._memory, self._scratch, seq, start, stop)
+        self._remove(self._scratch, 0)
+        if accepted is not None:
+            self.extend(seq, start, stop)
+        return accepted
 
     def _remove(self, seq: int, start: int) -> None:
         if not C.llama_memory_seq_rm(self._memory, seq, start, -1):

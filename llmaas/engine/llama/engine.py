@@ -182,6 +182,12 @@ class LlamaEngine:
         check_load(self.decoder.cells.lengths, seq, start)
         self._slabs().load(seq, start, slab)
 
+    def begin_load(self, seq: int, start: int, n_tokens: int) -> list[KvSlab] | None:
+        self._enter(seq)
+        check_load(self.decoder.cells.lengths, seq, start)
+        check_blank(n_tokens)
+        return self._slabs().begin_load(seq, start, n_tokens)
+
     # -- what the model looks for in the KV
 
     @property

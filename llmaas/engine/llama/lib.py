@@ -18,9 +18,12 @@ from typing import Any
 
 from llmaas.engine.llama import openmp
 from llmaas.errors import ModelUnreadable
+from llmaas.native import load_library
 
 N_CPUS = openmp.n_cpus()
 """The CPUs that an OpenMP runtime finds, since it is loaded now."""
+cell_rows_library = load_library(__file__, "_cell_rows", lambda lib: bool(lib.cells_version() == 1), for_all=True)
+"""See ``cell_rows``. Loaded before llama.cpp, whose calls of one of ggml's functions go through it; None without it."""
 with openmp.loading(os.environ):
     import llama_cpp.llama_cpp as _llama_cpp
 
@@ -52,6 +55,26 @@ def _on_log(level: int, text: bytes | None, _data: object) -> None:
     _log.log(logging.WARNING if level == _ERROR else logging.DEBUG, "%s", line)
 
 
+def ggml_function(name: str) -> int | None:
+    """The address of a function of llama.cpp or ggml; None if the library exports none of that name."""
+    try:
+        return ctypes.cast(getattr(C._lib, name), ctypes.c_void_p).value
+    except AttributeError:
+        return None
+
+
+def _give_functions(library: ctypes.CDLL) -> None:
+    """Tell ``_cell_rows.c`` what it calls. llama.cpp must not be used before."""
+    pointer, size = ctypes.c_void_p, ctypes.c_size_t
+    library.cells_functions.argtypes = (pointer, pointer)
+    library.cells_functions.restype = None
+    library.cells_rows.argtypes = (pointer, pointer, pointer, size, ctypes.c_int32, pointer, ctypes.c_int32, pointer)
+    library.cells_rows.restype = size
+    library.cells_functions(ggml_function("ggml_backend_tensor_set"), ggml_function("ggml_get_data"))
+
+
+if cell_rows_library is not None:
+    _give_functions(cell_rows_library)
 _callback = C.llama_log_callback(_on_log)  # kept here, because llama.cpp keeps only its address
 C.llama_log_set(_callback, None)
 C.llama_backend_init()
@@ -142,14 +165,6 @@ def build() -> str:
         if (address := ggml_function(name)) is not None:
             texts.append(ctypes.CFUNCTYPE(ctypes.c_char_p)(address)())
     return " ".join((text or b"").decode("utf-8", "replace") for text in texts)
-
-
-def ggml_function(name: str) -> int | None:
-    """The address of a function of llama.cpp or ggml; None if the library exports none of that name."""
-    try:
-        return ctypes.cast(getattr(C._lib, name), ctypes.c_void_p).value
-    except AttributeError:
-        return None
 
 
 class AbortFlag:

@@ -6,11 +6,13 @@ Law: the engine's thread only, except ``blank``. A load that fails leaves every 
 from __future__ import annotations
 
 from contextlib import suppress
+from functools import partial
 
 import numpy as np
 
 from llmaas.engine.base import CellsFull, tokens_per_load
 from llmaas.engine.llama.buffers import Buffers
+from llmaas.engine.llama.cell_rows import available, slabs_in_cells, untouched
 from llmaas.engine.llama.cells import SequenceCells
 from llmaas.engine.llama.state_layout import Blob, Copied, StateLayout
 from llmaas.errors import EngineFailed
@@ -26,6 +28,8 @@ class Slabs:
 
     def __init__(self, cells: SequenceCells, layout: StateLayout, spare_bytes: int) -> None:
         self._cells, self._layout = cells, layout
+        self.in_place = available() and not layout.copied
+        """Whether ``begin_load`` may find cells."""
         self._buffers = Buffers(layout.size(tokens_per_load(layout.token_bytes)), spare_bytes)
 
     @property
@@ -60,6 +64,14 @@ class Slabs:
         if not self._layout.intact(blob):
             raise EngineFailed("the slab's headers were overwritten")
         self._cells.write(seq, start, start + n, blob.buffer)
+
+    def begin_load(self, seq: int, start: int, n_tokens: int) -> list[KvSlab] | None:
+        """See ``Engine.begin_load``. None where layers lie in two sections, or free cells in too many places."""
+        if not self.in_place:
+            return None
+        blob = self._layout.blank(untouched(self._layout.size(n_tokens)), n_tokens)
+        blob.set_positions(start)
+        return self._cells.begin_write(seq, start, start + n_tokens, blob.buffer, partial(slabs_in_cells, blob))
 
     def is_finite(self, seq: int, start: int, stop: int) -> bool:
         """Whether positions start .. stop-1 hold neither NaN nor infinity. Takes 5 us a token of a small model."""

@@ -133,6 +133,14 @@ def _check_round_trip(decoder: LlamaDecoder, slabs: Slabs) -> None:
     again = slabs.export(0, 0, _LEARNT_FROM)
     if not (np.array_equal(slab.k, again.k) and np.array_equal(slab.v, again.v)):
         raise EngineFailed("llama.cpp gave back other KV than it was given")
+    decoder.drop(0, 0)
+    if (found := slabs.begin_load(0, 0, _LEARNT_FROM)) is not None and len(found) == 1:
+        found[0].k[:], found[0].v[:] = -slab.k, -slab.v  # negatives, as these cells may hold the rows themselves
+        again = slabs.export(0, 0, _LEARNT_FROM)
+        slabs.in_place = np.array_equal(again.k, -slab.k) and np.array_equal(again.v, -slab.v)
+    else:
+        slabs.in_place = False
+    _log.info("chunks are decoded into cells: %s", slabs.in_place)
 
 
 def _keys_alone(decoder: LlamaDecoder, slabs: Slabs, token: int, position: int) -> F32:

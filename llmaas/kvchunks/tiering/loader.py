@@ -15,12 +15,15 @@ from concurrent.futures import Future
 from contextlib import closing
 from itertools import islice
 
+from llmaas.engine.base import CellsFull
 from llmaas.engine.thread import EngineThread
 from llmaas.errors import ChunkDamaged
+from llmaas.kv_arrays import KvSlab
 from llmaas.kvchunks.codec.codec import Codec, CodedChunk
 from llmaas.kvchunks.tiering.decoding import Decoders, LoadPiece
 from llmaas.kvchunks.tiering.disk_reader import DiskReader
-from llmaas.kvchunks.tiering.payload_reader import Held, Payload, PayloadReader, Stopped
+from llmaas.kvchunks.tiering.filling import Filling
+from llmaas.kvchunks.tiering.payload_reader import Held, Payload, PayloadReader, Stopped, unless_stopped
 from llmaas.kvchunks.tiering.workers import Workers
 from llmaas.planner.actions import LoadChunks, StopLoad
 from llmaas.planner.events import Loaded
@@ -45,12 +48,16 @@ class Loader:
         self._loaders = Workers(2, "load")
         self._reading = PayloadReader(reader)
         self._decoders = Decoders(engine, codec, workers)
+        self._n_helpers = workers - 1
+        self._helpers = Workers(max(1, 2 * self._n_helpers), "fill")
+        """Threads that decode into cells beside the load's own."""
 
     def close(self) -> None:
         """End the threads. What they are doing now is finished; what waits is not begun."""
         self._loaders.shutdown(wait=True, cancel_futures=True)
         self._reading.close()
         self._decoders.close()
+        self._helpers.shutdown(wait=True, cancel_futures=True)
 
     def load(self, action: LoadChunks, held: Held, done: Done) -> None:
         """Begin a load and return at once. ``held`` has the coded bytes of the chunks in the POOL.
@@ -83,26 +90,72 @@ class Loader:
         done(event)
 
     def _load_in_order(self, action: LoadChunks, held: Held, stop: Future[None]) -> Loaded:
+        with closing(self._reading.payloads(action.chunks, held, stop)) as payloads:
+            try:
+                rows = self._begin_in_cells(action, stop)
+            except Stopped:
+                return Loaded(action.load, 0)
+            if rows is None:
+                return self._load_in_pieces(action, payloads, stop)
+            return self._load_into(rows, action, payloads, stop)
+
+    def _begin_in_cells(self, action: LoadChunks, stop: Future[None]) -> list[KvSlab] | None:
+        """Cells for the whole load, to decode into; None if the engine cannot give them. Raises Stopped."""
+        start, end = action.chunks[0].start, action.chunks[-1].stop
+        begun = self._engine.submit_urgent(self._engine.engine.begin_load, action.seq, start, end - start)
+        try:
+            return unless_stopped(stop, begun)
+        except CellsFull:  # for all: piece by piece some may find room
+            return None
+        except Stopped:
+            if not begun.cancel() and begun.exception() is None and begun.result() is not None:
+                self._drop(action.seq, start)
+            raise
+
+    def _load_into(
+        self, rows: list[KvSlab], action: LoadChunks, payloads: Iterator[Payload], stop: Future[None]
+    ) -> Loaded:
+        chunks = action.chunks
+        damaged: tuple[ChunkKey, ...] = ()
+        filled = Filling(self._decoders.decode, rows, chunks[0].start, payloads, stop).run(
+            self._helpers, self._n_helpers
+        )
+        del rows
+        if filled.failed is not None and filled.error is not None:
+            damaged = _report(filled.failed, filled.error)
+        elif filled.error is not None:
+            log.error("load %d cannot go on", action.load, exc_info=filled.error)
+        if filled.n < len(chunks):
+            self._drop(action.seq, chunks[filled.n].start)
+        for number in range(filled.n):
+            if (copy := filled.copies.get(number)) is not None:
+                self._keep(chunks[number].key, copy)
+        return Loaded(action.load, filled.n, damaged)
+
+    def _drop(self, seq: int, start: int) -> None:
+        """Take back the cells of chunks that are not decoded. Waits for the engine."""
+        self._engine.submit_urgent(self._engine.engine.drop, seq, start).result()
+
+    def _load_in_pieces(self, action: LoadChunks, payloads: Iterator[Payload], stop: Future[None]) -> Loaded:
         ahead: deque[LoadPiece] = deque()
         loading = _PiecesGiven(self._engine, action.seq, self._keep)
         damaged: tuple[ChunkKey, ...] = ()
-        with closing(self._reading.payloads(action.chunks, held, stop)) as payloads:
-            try:
-                while loading.goes_on() and (piece := self._next(payloads, ahead)) is not None:
-                    n_decoded, error = piece.wait(stop)
-                    if error is None:
-                        loading.submit(piece)
-                        continue
-                    damaged = _report(piece.chunks[n_decoded], error)
-                    if n_decoded:  # those before it were decoded into the same slab, which cannot be loaded in parts
-                        whole = self._decoders.begin(piece.chunks[:n_decoded])
-                        if whole.wait(stop)[1] is None:
-                            loading.submit(whole)
-                    break
-            except Stopped:
-                pass
-            except Exception:  # what is in cells so far counts
-                log.exception("load %d cannot go on", action.load)
+        try:
+            while loading.goes_on() and (piece := self._next(payloads, ahead)) is not None:
+                n_decoded, error = piece.wait(stop)
+                if error is None:
+                    loading.submit(piece)
+                    continue
+                damaged = _report(piece.chunks[n_decoded], error)
+                if n_decoded:  # those before it were decoded into the same slab, which cannot be loaded in parts
+                    whole = self._decoders.begin(piece.chunks[:n_decoded])
+                    if whole.wait(stop)[1] is None:
+                        loading.submit(whole)
+                break
+        except Stopped:
+            pass
+        except Exception:  # what is in cells so far counts
+            log.exception("load %d cannot go on", action.load)
         for piece in ahead:
             piece.cancel()
         n_loaded, complete = loading.finish(self._decoders)

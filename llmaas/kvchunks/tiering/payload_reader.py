@@ -49,12 +49,20 @@ class PayloadReader:
         self, sources: Sequence[ChunkSource], held: Held, stop: Future[None]
     ) -> Generator[Payload, None, None]:
         """Each source with its coded bytes, in order. DISK is read two pieces ahead of what is being decoded: while one
-        is decrypted, the disk reads the next.
+        is decrypted, the disk reads the next. The first read begins with this call.
 
         ``held`` has the bytes of those in the POOL. Raises Stopped as soon as ``stop`` is done.
         """
+        if all(source.tier is Tier.POOL for source in sources):
+            return ((source, held[source.key]) for source in sources)
+        first = sources[:_FIRST_READ]
+        return self._in_order(sources, held, stop, self._threads.submit(self._read, first))
+
+    def _in_order(
+        self, sources: Sequence[ChunkSource], held: Held, stop: Future[None], first: Future[_Read]
+    ) -> Generator[Payload, None, None]:
         at = min(_FIRST_READ, len(sources))
-        reading = deque([(sources[:at], self._threads.submit(self._read, sources[:at]))])
+        reading = deque([(sources[:at], first)])
         try:
             while reading:
                 piece, under_way = reading.popleft()

@@ -46,16 +46,21 @@ class Refusing(FakeEngine):
             raise CellsFull("as the test wants")
         super().load(seq, start, slab)
 
+    def begin_load(self, seq: int, start: int, n_tokens: int) -> list[KvSlab] | None:
+        if self.refuse_at is not None and start <= self.refuse_at < start + n_tokens:
+            raise CellsFull("as the test wants")
+        return super().begin_load(seq, start, n_tokens)
+
 
 class Bench:
-    def __init__(self, root: Path) -> None:
-        self.thread = EngineThread(Refusing)
+    def __init__(self, root: Path, *, in_place: bool, workers: int = 2) -> None:
+        self.thread = EngineThread(lambda: Refusing(in_place=in_place))
         self.engine = self.thread.engine
         assert isinstance(self.engine, Refusing)
         self.root = root
         self.store = Store(root)
         self.codec = Codec(self.engine.info.geometry)
-        self.pool = Pool(self.thread, self.codec, self.store)
+        self.pool = Pool(self.thread, self.codec, self.store, workers=workers)
 
     def wait(self, begin: Callable[..., None], action: Any) -> Any:
         answers: queue.SimpleQueue[Any] = queue.SimpleQueue()
@@ -85,9 +90,11 @@ class Bench:
         return self.thread.submit(self.engine.length, 0).result()
 
 
-@pytest.fixture
-def bench(tmp_path: Path) -> Iterator[Bench]:
-    bench = Bench(tmp_path)
+@pytest.fixture(params=["pieces", "in place", "in place, one worker"])
+def bench(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[Bench]:
+    """With an engine whose cells are written by others, and with one that copies into its cells."""
+    kind: str = request.param
+    bench = Bench(tmp_path, in_place=kind != "pieces", workers=1 if "one" in kind else 2)
     bench.fill()
     yield bench
     bench.pool.close()
@@ -203,6 +210,7 @@ def test_a_load_that_finds_no_memory_leaves_a_true_count(bench: Bench) -> None:
         return blank(n_tokens)
 
     bench.engine.blank = short_of_memory  # type: ignore[method-assign]
+    bench.engine.begin_load = lambda *_: None  # type: ignore[method-assign]
     loaded = bench.load([Tier.POOL] * N)
     assert loaded.damaged == ()  # the chunk is sound: it may be asked for again
     assert bench.length() == 64 * loaded.n_loaded < 64 * N
