@@ -8,53 +8,23 @@ computed again. Beside it: a program that loads the model anew and prefills the 
 
 from __future__ import annotations
 
-import asyncio
-import os
-import subprocess
 import sys
 from pathlib import Path
 from statistics import median
-from time import monotonic, sleep
+from time import monotonic
 from typing import Any
 
 from bench.lib.bare_loop import BareLoop
 from bench.lib.cli import Bar, Options, Result, main, say
-from bench.lib.machine import ROOT
+from bench.lib.several_models import SeveralModels
 from bench.lib.stats import sig
 from llmaas.api.client import Client, ClientContext
-from llmaas.api.model_list import list_models
 from llmaas.model_files.gguf import examine_files
 
 MOST_S, GAIN = 1.0, 10.0
 """To the first token of a model that was away; against loading and prefilling anew."""
 MODELS, CONTEXTS, TOKENS = 3, 4, 1024
 _TEXT = "The quick brown fox jumps over the lazy dog, and the dog does not mind at all. "
-_START_S = 60.0
-
-
-def serve(options: Options, budget: int) -> tuple[subprocess.Popen[bytes], Path, list[str]]:
-    """A daemon for the models; its socket and their names."""
-    environ = os.environ | {"LLMAAS_DATA_DIR": str(options.folder / "data"), "LLMAAS_SOCKET": str(options.folder / "s")}
-    names = [f"m{i}" for i in range(MODELS)]
-    files = (options.models * MODELS)[:MODELS]
-    for name, file in zip(names, files, strict=True):
-        add = ["model", "add", name, str(file), "--cells", str(CONTEXTS * 2 * TOKENS), "--repack", "off"]
-        subprocess.run([sys.executable, "-m", "llmaas", *add], env=environ, cwd=ROOT, check=True, stdout=sys.stderr)
-    flags = ["--models", "all", "--models-bytes", str(budget), "--threads", str(options.threads)]
-    with (options.folder / "log").open("wb") as log:
-        process = subprocess.Popen([sys.executable, "-m", "llmaas", "serve", *flags], env=environ, cwd=ROOT, stderr=log)
-    socket = options.folder / "s"
-    late = monotonic() + _START_S
-    while not socket.exists():
-        if process.poll() is not None or monotonic() > late:
-            raise RuntimeError((options.folder / "log").read_text("utf-8", "replace"))
-        sleep(0.02)
-    return process, socket, names
-
-
-def state_of(socket: Path, name: str) -> str:
-    """Where a model is."""
-    return next(model.state for model in asyncio.run(list_models(socket)) if model.name == name)
 
 
 def first_token(client: Client, context: ClientContext) -> tuple[float, int]:
@@ -74,33 +44,35 @@ def anew(file: Path, threads: int, n_tokens: int) -> float:
 
 
 def measure(options: Options) -> Result:
-    rounds, n_tokens = (1, TOKENS // 4) if options.quick else (3, TOKENS)
+    asked, n_tokens = (2, TOKENS // 4) if options.quick else (3 * CONTEXTS, TOKENS)
     sizes = [examine_files(file)[1] for file in options.models]
     # The program's own guess is about 400 MB a model beside its file; two of the largest fit, and no third.
     budget = 2 * (max(sizes) + (700 << 20)) + (50 << 20)
-    process, socket, names = serve(options, budget)
+    files = (options.models * MODELS)[:MODELS]
+    house = SeveralModels(options, files, CONTEXTS * 2 * TOKENS, "--models-bytes", str(budget))
+    names = house.names
     times: dict[str, list[float]] = {name: [] for name in names}
     near: dict[str, list[float]] = {name: [] for name in names}
     """Of models that were in memory yet."""
     again: list[int] = []
     try:
-        clients = {name: Client(socket, app="bench", model=name) for name in names}
-        contexts = {name: [client.context(f"c{i}") for i in range(CONTEXTS)] for name, client in clients.items()}
-        for name, client in clients.items():
-            for context in contexts[name]:
-                client.append(context.id, prompt=_TEXT * (n_tokens // 18))
+        clients: dict[str, Client] = {}
+        contexts: dict[str, list[ClientContext]] = {}
+        for name in names:  # one after another: else each would be loaded once more for its first context
+            client = clients[name] = Client(house.socket, app="bench", model=name)
+            contexts[name] = [client.context(f"c{i}") for i in range(CONTEXTS)]
+            for i, context in enumerate(contexts[name]):  # texts that differ from the start: no chunk is shared
+                client.append(context.id, prompt=f"Story {i}. " + _TEXT * (n_tokens // 18))
             say(f"{name}: {CONTEXTS} contexts of {contexts[name][0].show().info.n_tokens} tokens")
-        for i in range(rounds * CONTEXTS):
+        for i in range(asked):
             for name in names:
-                away = state_of(socket, name) != "ready"
+                away = house.state_of(name) != "ready"
                 seconds, recomputed = first_token(clients[name], contexts[name][i % CONTEXTS])
                 (times if away else near)[name].append(seconds)
                 again.append(recomputed)
             say(", ".join(f"{name} {found[-1]:.2f} s" for name, found in times.items() if found))
     finally:
-        process.terminate()
-        process.wait(120)
-    files = (options.models * MODELS)[:MODELS]
+        house.close()
     other = [anew(file, options.threads, n_tokens) for file in files]
     return _result(options, times, near, again, other)
 

@@ -228,6 +228,12 @@ class NoNumbers(EngineFailed):
         self.items = items
 
 
+class ModelEnded(EngineFailed):
+    """The model's process has ended, and with it all calls of the connection. It is started again."""
+
+    retryable = True
+
+
 # -- faults of the machine --------------------------------------------------------------------
 
 

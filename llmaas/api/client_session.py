@@ -16,7 +16,7 @@ from llmaas.api.hello import hello_frame, read_reply
 from llmaas.api.retrying import LOST, MOST_TRIES, Retelling, repeatable
 from llmaas.api.wire import MAX_FRAME, Decoder, Frame, encode
 from llmaas.calls import Piece
-from llmaas.errors import BadRequest, Busy, LlmaasError, MalformedFrame
+from llmaas.errors import BadRequest, Busy, EngineFailed, LlmaasError, MalformedFrame, ModelEnded
 from llmaas.version import __version__
 
 
@@ -191,7 +191,8 @@ class Session:
         if kind not in ("piece", "done", "failed"):
             raise MalformedFrame(f"the daemon sent a reply of type {str(kind)[:80]!r}")
         if request_id is None and kind == "failed":
-            raise replies.error_from(frame)
+            error = replies.error_from(frame)
+            raise ModelEnded(error.message, hint=error.hint) if isinstance(error, EngineFailed) else error
         exchange = self._live.get(request_id) if type(request_id) is int else None
         if exchange is None:
             raise MalformedFrame("the daemon sent a reply to no request of this client")

@@ -14,13 +14,13 @@ import logging
 import os
 import socket
 from collections.abc import Callable
-from dataclasses import dataclass
 from typing import Any, Protocol, cast
 
 from llmaas.api import replies
 from llmaas.api.backend import Backend
 from llmaas.api.caller import Caller, Door, caller_of
 from llmaas.api.frame_intake import FrameIntake
+from llmaas.api.handed import HandedConnection
 from llmaas.api.hello import Hello, read_hello, refuse_other_model, reply_frame
 from llmaas.api.in_flight import InFlight, as_llmaas_error
 from llmaas.api.incoming import Incoming, read_incoming
@@ -38,16 +38,6 @@ _DRIP, _REST_S = 1024, 0.05
 """After so few bytes of a frame that is not complete, nothing is received for so long (seconds)."""
 _CLOSING_S = 1.0
 """How long a connection that is over may still take to read its last reply."""
-
-
-@dataclass(frozen=True, slots=True)
-class HandedConnection:
-    """A connection that another process has accepted: the body of its hello, and whether that is to be answered."""
-
-    door: Door
-    sock: socket.socket
-    hello: bytes
-    greet: bool
 
 
 class ConnectionHost(Protocol):
@@ -69,6 +59,7 @@ class Connection(asyncio.BufferedProtocol):
 
     def __init__(self, server: ConnectionHost, door: Door, handed: HandedConnection | None = None) -> None:
         self._handed = handed
+        self._mark = None if handed is None else handed.mark
         self._hello = b""
         """The body of the peer's hello."""
         self._server, self._door, self.shares = server, door, server.shares[door]
@@ -113,6 +104,8 @@ class Connection(asyncio.BufferedProtocol):
                 self.has_failed(e)
 
     def get_buffer(self, sizehint: int) -> memoryview:
+        if self._mark is not None:
+            self._mark.receiving()
         return self._intake.buffer()
 
     def buffer_updated(self, nbytes: int) -> None:
@@ -136,6 +129,8 @@ class Connection(asyncio.BufferedProtocol):
         self._writer.close()
         self.shares.places.leave(self)
         self._server.forget(self)
+        if self._mark is not None:
+            self._mark.over(self._transport.get_extra_info("socket"))
 
     def pause_writing(self) -> None:
         """The peer reads too slowly: take no more of its requests. If it goes on, or the replies of those that run
@@ -258,9 +253,15 @@ class Connection(asyncio.BufferedProtocol):
         shares.places.enter(self)
 
     def _write(self, data: bytes) -> None:
-        if self._open:
-            self._last_active = self._loop.time()
+        if not self._open:
+            return
+        self._last_active = self._loop.time()
+        if self._mark is None:
             self._writer.write(data)
+            return
+        self._mark.sending()
+        self._writer.write(data)
+        self._mark.settle(all_sent=not self._transport.get_write_buffer_size(), at_rest=False)
 
     # -- what others ask ----------------------------------------------------------------------
 
@@ -285,13 +286,19 @@ class Connection(asyncio.BufferedProtocol):
         settled = self._requests is not None and not self._requests.running and self._intake.holds_nothing
         return self._open and settled and not self._transport.get_write_buffer_size()
 
+    def settle_mark(self) -> None:
+        """Let the process that keeps a copy of the socket know that all is sent, or that nothing runs; see ``Mark``."""
+        if self._mark is not None and not self._mark.settled and self._open:
+            self._mark.settle(all_sent=not self._transport.get_write_buffer_size(), at_rest=self.detachable)
+
     def detach(self) -> HandedConnection:
         """Let go of the socket, which stays open, if the connection is ``detachable``."""
+        mark, self._mark = self._mark, None
         found: Any = self._transport.get_extra_info("socket")
         copy = socket.socket(fileno=os.dup(found.fileno()))
         self._abandon()
         self._transport.abort()  # this ends asyncio's part in it, and closes the other descriptor
-        return HandedConnection(self._door, copy, self._hello, greet=False)
+        return HandedConnection(self._door, copy, self._hello, greet=False, mark=mark)
 
     # -- the end ------------------------------------------------------------------------------
 

@@ -18,10 +18,10 @@ from llmaas.api.app_messages import ListApps
 from llmaas.api.embed_message import Embed
 from llmaas.calls import Piece
 from llmaas.clock import Clock, RealClock
-from llmaas.errors import Busy, LlmaasError, NotServing, ShuttingDown
+from llmaas.errors import Busy, LlmaasError, ModelEnded, NotServing, ShuttingDown
 
-LOST = (NotServing, ShuttingDown)
-"""What a request fails with if its connection or its daemon is gone."""
+LOST = (NotServing, ShuttingDown, ModelEnded)
+"""What a request fails with if its connection, its daemon or the process of its model is gone."""
 NOT_YET = (NotServing, ShuttingDown, Busy)
 """What connecting fails with while there is no daemon, or no place."""
 MOST_TRIES = 8

@@ -16,8 +16,9 @@ from typing import Any
 from llmaas.api.acceptor import Acceptor
 from llmaas.api.backend import Backend
 from llmaas.api.caller import Door
-from llmaas.api.connection import Connection, HandedConnection
+from llmaas.api.connection import Connection
 from llmaas.api.daemon_address import admin_socket
+from llmaas.api.handed import HandedConnection
 from llmaas.api.limits import DEFAULT_LIMITS, Limits
 from llmaas.api.peer import peer_uid
 from llmaas.api.shares import Shares
@@ -108,6 +109,8 @@ class Server:
             await loop.connect_accepted_socket(make, handed.sock)
         except (OSError, MemoryError) as error:
             log.warning("a connection was lost as it was handed over: %s", error)
+            if handed.mark is not None:
+                handed.mark.over(handed.sock)
             handed.sock.close()
 
     def detach_all(self) -> list[HandedConnection] | None:

@@ -9,12 +9,13 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import logging
+import os
 import socket
 from collections.abc import Callable
 from typing import TYPE_CHECKING
 
 from llmaas.api.caller import Door
-from llmaas.api.connection import HandedConnection
+from llmaas.api.handed import ConnectionMark, ConnectionMarks, HandedConnection
 from llmaas.errors import LlmaasError
 from llmaas.front.channel import Channel, Message
 
@@ -37,6 +38,8 @@ class FrontLink:
         self._channel = Channel(socket.socket(fileno=fd), self._on_message, self._front_is_gone)
         self._tasks: set[asyncio.Task[None]] = set()
         self._settled: asyncio.Event = asyncio.Event()
+        self._marks: ConnectionMarks | None = None
+        """What the front process knows of connections if this one is killed."""
         service.apps.on_changed = self._tell_apps_changed
         self._reporter = asyncio.ensure_future(self._report())
         self._channel.send({"t": "ready"})
@@ -53,14 +56,22 @@ class FrontLink:
             case "connection" if fd is not None:
                 door, sock = Door[message["door"]], socket.socket(fileno=fd)
                 sock.setblocking(False)
-                handed = HandedConnection(door, sock, message["hello"], message["greet"])
+                handed = HandedConnection(door, sock, message["hello"], message["greet"], self._mark(message["number"]))
                 task = asyncio.ensure_future(self._server.adopt(handed))
                 self._tasks.add(task)
                 task.add_done_callback(self._tasks.discard)
+            case "marks" if fd is not None:
+                self._marks = ConnectionMarks(fd)
+                os.close(fd)
             case "retire":
                 self._retire(force=message["force"])
             case "apps_settled":
                 self._settled.set()
+
+    def _mark(self, number: int | None) -> ConnectionMark | None:
+        if self._marks is None or number is None:
+            return None
+        return ConnectionMark(self._marks, number, lambda: self._channel.send({"t": "gone", "number": number}))
 
     def _retire(self, *, force: bool) -> None:
         """Leave memory, unless somebody uses the model; then say so."""
@@ -73,7 +84,9 @@ class FrontLink:
             self._channel.send({"t": "busy"})
             return
         for each in connections:
-            self._channel.send({"t": "idle", "door": each.door.name, "hello": each.hello}, each.sock.detach())
+            number = None if each.mark is None else each.mark.number
+            message = {"t": "idle", "door": each.door.name, "hello": each.hello, "number": number}
+            self._channel.send(message, each.sock.detach())
         self._stop()
 
     async def _report(self) -> None:
@@ -84,6 +97,8 @@ class FrontLink:
             if found != before:
                 before = found
                 self._channel.send({"t": "state", "active": found[0]})
+            for connection in self._server.connections:
+                connection.settle_mark()
             await asyncio.sleep(_REPORT_S)
 
     async def _tell_apps_changed(self) -> None:

@@ -96,21 +96,30 @@ class Channel:
             _close(fd)
         self._loop.remove_writer(self._sock)
 
+    def read_rest(self) -> None:
+        """Read all that has come: the other end sends nothing more."""
+        while self._open and self._read_one():
+            pass
+
     def _read(self) -> None:
         for _ in range(_AT_ONCE):
-            try:
-                data, fds, _, _ = socket.recv_fds(self._sock, MOST_BYTES, 2, socket.MSG_CMSG_CLOEXEC)
-            except (BlockingIOError, InterruptedError):
+            if not self._open or not self._read_one():
                 return
-            except OSError:
-                data, fds = b"", []
-            if not data:
-                self.close()
-                self._on_end()
-                return
-            self._take(data, fds)
-            if not self._open:
-                return
+
+    def _read_one(self) -> bool:
+        """False if there is no message."""
+        try:
+            data, fds, _, _ = socket.recv_fds(self._sock, MOST_BYTES, 2, socket.MSG_CMSG_CLOEXEC)
+        except (BlockingIOError, InterruptedError):
+            return False
+        except OSError:
+            data, fds = b"", []
+        if not data:
+            self.close()
+            self._on_end()
+            return False
+        self._take(data, fds)
+        return True
 
     def _take(self, data: bytes, fds: list[int]) -> None:
         for more in fds[1:]:

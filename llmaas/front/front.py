@@ -17,8 +17,8 @@ from typing import Any
 
 from llmaas.api.acceptor import SEND_BUFFER, ConnectedAcceptor
 from llmaas.api.caller import Door
-from llmaas.api.connection import HandedConnection
 from llmaas.api.daemon_address import admin_socket
+from llmaas.api.handed import HandedConnection
 from llmaas.api.hello import read_hello
 from llmaas.api.limits import Limits
 from llmaas.api.model_list import OP, ListedModel, list_frame

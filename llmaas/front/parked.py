@@ -9,7 +9,7 @@ import asyncio
 import socket
 from collections.abc import Callable
 
-from llmaas.api.connection import HandedConnection
+from llmaas.api.handed import HandedConnection
 
 
 class ParkedConnections:

@@ -10,18 +10,20 @@ from __future__ import annotations
 import asyncio
 import enum
 import logging
+import os
 import socket
 import sys
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from llmaas.api import replies
 from llmaas.api.caller import Door
-from llmaas.api.connection import HandedConnection
+from llmaas.api.handed import HandedConnection
 from llmaas.api.wire import encode
 from llmaas.clock import Clock
-from llmaas.errors import EngineFailed, LlmaasError, by_code
+from llmaas.errors import EngineFailed, LlmaasError, ModelEnded, by_code
 from llmaas.front.channel import Channel, Message, pair
+from llmaas.front.kept import KeptConnections
 
 log = logging.getLogger(__name__)
 
@@ -31,6 +33,7 @@ _STEADY_S = 60.0
 _KILL_S = 45.0
 """Seconds that a process gets to end by itself: it writes what is in POOL to disk."""
 _LOOK_S = 0.1
+_ENDED_HINT = "Ask again: it is started anew, and what was acknowledged is on disk."
 _USES = 0.3
 """Weight of the newest time between uses in their running mean."""
 
@@ -80,6 +83,7 @@ class ModelProcess:
         self.apps_changed: Callable[[], None] = lambda: None
         self._process: asyncio.subprocess.Process | None = None
         self._channel: Channel | None = None
+        self._kept: KeptConnections | None = None
         self._keeper: asyncio.Task[None] | None = None
         self._failure: LlmaasError | None = None
         """Why it could not start; until ``_not_before``."""
@@ -170,8 +174,10 @@ class ModelProcess:
             self._channel.send(message, fd)
 
     def _hand_on(self, handed: HandedConnection) -> None:
+        assert self._kept is not None
+        number, fd = self._kept.keep(handed)
         message = {"t": "connection", "door": handed.door.name, "hello": handed.hello, "greet": handed.greet}
-        self._send(message, handed.sock.detach())
+        self._send({**message, "number": number}, fd)
 
     async def _run(self) -> None:
         while (pause := self._not_before - self._clock.now()) > 0 and not self._leaves_for_good:
@@ -182,6 +188,8 @@ class ModelProcess:
         ours, theirs = pair()
         self._channel = Channel(ours, self._on_message, on_unsent=self._on_unsent)
         try:
+            self._kept = KeptConnections()
+            self._channel.send({"t": "marks"}, self._kept.fd)
             self._process = await asyncio.create_subprocess_exec(
                 *self._command, str(theirs.fileno()), pass_fds=[theirs.fileno()], stdin=asyncio.subprocess.DEVNULL
             )
@@ -199,11 +207,13 @@ class ModelProcess:
 
     def _ended(self, code: int) -> None:
         assert self._channel is not None
+        self._channel.read_rest()
         was, self.state, self.active = self.state, ProcessState.AWAY, 0
         self._channel.close()
+        how = f"signal {-code}" if code < 0 else f"status {code}"
+        self._go_on_without(ModelEnded(f"the process of the model {self.name} ended ({how})", hint=_ENDED_HINT))
         now = self._clock.now()
         if was is not ProcessState.LEAVING and not self._leaves_for_good:
-            how = f"signal {-code}" if code < 0 else f"status {code}"
             log.error("the process of the model %s ended (%s); its conversations are on disk", self.name, how)
             if was is ProcessState.READY and now - self._began > _STEADY_S:
                 self._pause = FIRST_PAUSE_S
@@ -215,6 +225,21 @@ class ModelProcess:
                 self.refuse_waiting(self._failure)
             self._pause = min(2 * self._pause, LONGEST_PAUSE_S)
         self._changed()
+
+    def _go_on_without(self, reason: ModelEnded) -> None:
+        """The process has ended. Its connections that were at rest do not notice; others end with the reason."""
+        if self._kept is None:
+            return
+        left, self._kept = self._kept.end(), None
+        if self._leaves_for_good:
+            for handed in (*left.unseen, *left.at_rest, *left.in_use):
+                handed.sock.close()
+            return
+        for handed in left.in_use:
+            refuse(handed.sock, reason)
+        for handed in left.at_rest:
+            self._let_go(replace(handed, greet=False))
+        self.waiting += left.unseen
 
     def _on_message(self, message: Message, fd: int | None) -> None:
         match message.get("t"):
@@ -231,7 +256,11 @@ class ModelProcess:
                 self._flush()
             case "idle" if fd is not None:
                 door = Door[str(message["door"])]
+                self._forget(message["number"])
                 self._let_go(HandedConnection(door, socket.socket(fileno=fd), bytes(message["hello"]), greet=False))
+                return
+            case "gone":
+                self._forget(message["number"])
                 return
             case "failed":
                 kind = by_code().get(str(message["code"]), LlmaasError)
@@ -240,9 +269,16 @@ class ModelProcess:
                 self.apps_changed()
         self._changed()
 
+    def _forget(self, number: int | None) -> None:
+        if self._kept is not None:
+            self._kept.forget(number)
+
     def _on_unsent(self, message: Message, fd: int | None) -> None:
         """The process is gone, which will be noticed soon: the next one gets the connection."""
         if fd is None:
+            return
+        if message["t"] != "connection" or message["number"] is not None:  # there is a copy of it
+            os.close(fd)
             return
         sock, door = socket.socket(fileno=fd), Door[message["door"]]
         if self._leaves_for_good:

@@ -6,6 +6,7 @@ import asyncio
 import contextlib
 import os
 import signal
+from collections.abc import AsyncIterator
 from pathlib import Path
 
 import pytest
@@ -14,11 +15,13 @@ from llmaas.api.client import Client
 from llmaas.api.limits import Limits
 from llmaas.api.model_list import list_models
 from llmaas.api.wire import encode
-from llmaas.errors import BadToken, LlmaasError, ModelUnreadable, NotServing, UnknownModel
+from llmaas.errors import BadToken, EngineFailed, LlmaasError, ModelUnreadable, UnknownModel
 from tests.support.daemon import HELLO, ask
-from tests.support.front_house import NBYTES, front_house, timeout
+from tests.support.front_house import NBYTES, SOON, front_house, timeout
 from tests.support.loop import on_a_loop
 
+MARKED_S = 0.3
+"""Seconds until it is known that a connection is at rest."""
 LONG = "It was the best of times, it was the worst of times. " * 5
 
 
@@ -128,15 +131,80 @@ async def test_when_a_process_is_killed_the_other_goes_on_and_it_serves_again(tm
 
 
 @on_a_loop
-async def test_without_retries_a_call_on_a_killed_process_fails_and_the_next_connection_works(tmp_path: Path) -> None:
+async def test_without_retries_a_call_on_a_killed_process_says_so_and_connections_at_rest_stay(tmp_path: Path) -> None:
     async with front_house(tmp_path, behaviour={"a": "slow"}) as house:
-        client = await house.connect("a")
-        stream = client.generate((await client.context("c")).id, HELLO, max_tokens=400)
+        client, resting = await house.connect("a"), await house.connect("a")
+        context = await client.context("c")
+        kept = await ask(client, context.id, "one")
+        stream = client.generate(context.id, HELLO, max_tokens=400)
         await stream.__anext__()
+        await asyncio.sleep(MARKED_S)
         os.kill(house.front.processes["a"].pid or 0, signal.SIGKILL)
-        with pytest.raises(NotServing):
+        with pytest.raises(EngineFailed, match=r"process of the model a ended \(signal 9\)"):
             await stream.done()
-        assert (await house.connect("a")).server["model"] == "a"
+        found = await resting.contexts()  # on the same connection, of a process that is started for it
+        assert resting.is_open and [info.name for info in found] == ["c"]
+        shown = [message.content for message in (await resting.show(context.id)).messages]
+        assert shown[:2] == ["one", kept], "what was acknowledged is there"
+
+
+@on_a_loop
+async def test_a_connection_that_a_killed_process_has_not_looked_at_is_served_by_the_next(tmp_path: Path) -> None:
+    async with front_house(tmp_path) as house:
+        first = await house.connect("a")
+        await first.ping()
+        await asyncio.sleep(MARKED_S)
+        pid = house.front.processes["a"].pid or 0
+        os.kill(pid, signal.SIGSTOP)
+        second = asyncio.ensure_future(house.connect("a"))
+        asked = asyncio.ensure_future(first.context("c"))  # is not read either
+        await asyncio.sleep(MARKED_S)
+        os.kill(pid, signal.SIGKILL)
+        async with timeout(SOON):
+            assert (await second).server["model"] == "a"
+            assert (await asked).id
+        assert first.is_open
+
+
+@on_a_loop
+async def test_what_is_sent_after_part_of_a_frame_is_nothing(tmp_path: Path) -> None:
+    """The peer does not read: the process is killed while part of a reply waits to be sent."""
+    async with front_house(tmp_path) as house:
+        await house.connect("a")
+        reader, writer = await asyncio.open_unix_connection(str(house.socket), limit=1024)
+        writer.write(encode({"op": "hello", "version": 1, "app": "test", "model": "a"}))
+        for number in range(1, 61):
+            writer.write(encode({"op": "stats", "id": number}))
+        await asyncio.sleep(1.0)
+        os.kill(house.front.processes["a"].pid or 0, signal.SIGKILL)
+        with contextlib.suppress(ConnectionResetError):
+            async with timeout(SOON):
+                found = b"".join([data async for data in chunks(reader)])
+        assert found.count(b"pool") and b"engine_failed" not in found
+        writer.close()
+
+
+async def chunks(reader: asyncio.StreamReader) -> AsyncIterator[bytes]:
+    while data := await reader.read(4096):
+        yield data
+
+
+@on_a_loop
+async def test_copies_of_connections_are_closed_with_them(tmp_path: Path) -> None:
+    async with front_house(tmp_path) as house:
+        await (await house.connect("a")).close()
+        before = n_descriptors()
+        for _ in range(20):
+            client = await house.connect("a")
+            await client.ping()
+            await client.close()
+        async with timeout(SOON):
+            while n_descriptors() > before:
+                await asyncio.sleep(0.01)
+
+
+def n_descriptors() -> int:
+    return len(list(Path("/proc/self/fd").iterdir()))
 
 
 @on_a_loop

@@ -1,0 +1,102 @@
+"""Connections that another process has accepted, and what that process can know of them if this one is killed.
+
+Law: a mark never says that a connection is at rest, or at the border of a frame, when it is not: it is set before bytes
+are received or sent, and taken back afterwards. So whoever keeps a copy of the socket can end the connection with a
+reason, or go on with it, whenever the process that serves it ends.
+
+The marks are bytes of memory that both processes share, one for each connection: a process that is killed cannot say
+anything, but its memory stays. Setting one costs 0.1 us for each reply.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import enum
+import mmap
+import os
+import socket
+from collections.abc import Callable
+from dataclasses import dataclass
+
+from llmaas.api.caller import Door
+
+N_MARKS = 4096
+"""Of one process. Connections beyond that many are not kept: they end with the process, without a reason."""
+
+
+class Mark(enum.IntEnum):
+    NEW = 0
+    """The process has not looked at it yet."""
+    AT_REST = 1
+    """No request runs, and nothing is held of one."""
+    IN_USE = 2
+    """All that was sent are whole frames."""
+    MID_FRAME = 3
+    """Part of a frame may have been sent, and the rest not."""
+
+
+class ConnectionMarks:
+    """The marks of a process's connections: by index, as in a bytearray."""
+
+    def __init__(self, fd: int) -> None:
+        """In the shared memory ``fd``, which stays the caller's. Raises OSError."""
+        self.memory = mmap.mmap(fd, N_MARKS)
+
+    def __getitem__(self, number: int) -> Mark:
+        return Mark(self.memory[number])
+
+    def close(self) -> None:
+        self.memory.close()
+
+
+def marks_memory() -> int:
+    """A descriptor of memory for ``ConnectionMarks``, all NEW. Raises OSError."""
+    fd = os.memfd_create("llmaas-connections")
+    try:
+        os.truncate(fd, N_MARKS)
+    except BaseException:
+        os.close(fd)
+        raise
+    return fd
+
+
+class ConnectionMark:
+    """The mark of one connection, in the process that serves it. ``gone`` is called when the connection is over."""
+
+    def __init__(self, marks: ConnectionMarks, number: int, gone: Callable[[], None]) -> None:
+        self._memory, self.number, self._gone = marks.memory, number, gone
+
+    @property
+    def settled(self) -> bool:
+        return self._memory[self.number] == Mark.AT_REST
+
+    def receiving(self) -> None:
+        """Bytes may be received from now on. An answer that is being sent stays what it is."""
+        if self._memory[self.number] != Mark.MID_FRAME:
+            self._memory[self.number] = Mark.IN_USE
+
+    def sending(self) -> None:
+        self._memory[self.number] = Mark.MID_FRAME
+
+    def settle(self, *, all_sent: bool, at_rest: bool) -> None:
+        """Nothing is being received or sent now."""
+        if all_sent:
+            self._memory[self.number] = Mark.AT_REST if at_rest else Mark.IN_USE
+
+    def over(self, sock: socket.socket) -> None:
+        """The connection is over: tell the peer, since another process keeps a copy of the socket."""
+        with contextlib.suppress(OSError):
+            sock.shutdown(socket.SHUT_RDWR)
+        self._gone()
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class HandedConnection:
+    """A connection that another process has accepted: the body of its hello, and whether that is to be answered."""
+
+    door: Door
+    sock: socket.socket
+    hello: bytes
+    greet: bool
+    mark: ConnectionMark | None = None
+    """If the other process keeps a copy of the socket."""
