@@ -15,6 +15,7 @@ LIBRARIES = {
     "engine/llama/_probe": "bits of chunks are spent without knowing queries",
     "engine/llama/_steps": "small models answer some percent slower",
     "engine/llama/_cell_rows": "contexts come back at half the speed",
+    "engine/llama/_vocab": "a model with many tokens is loaded 0.3 s later",
     "engine/llama/_map_guard": "a model file that is cut while it is served ends the daemon",
 }
 """All of them: path below the package without suffix, and what is so without it."""

@@ -243,7 +243,8 @@ do_uninstall() {
     done
     if [ "$data" = delete ]; then
         for path in "$HOME/.local/share/llmaas" "$HOME/.local/share/llmaas.key" "$HOME/.local/share/llmaas.repack.json" \
-            "$HOME/.local/share/llmaas.costs.json" "$HOME/.local/state/llmaas" "$HOME/.config/llmaas"; do
+            "$HOME/.local/share/llmaas.costs.json" "$HOME/.local/share/llmaas.loads.json" \
+            "$HOME/.local/share/llmaas.rope.json" "$HOME/.local/state/llmaas" "$HOME/.config/llmaas"; do
             remove "$path"
         done
     else

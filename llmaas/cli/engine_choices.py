@@ -15,6 +15,7 @@ from llmaas.data_folder import beside
 from llmaas.engine.llama.context import ContextSettings
 from llmaas.engine.llama.repack import Memo
 from llmaas.engine.llama.repack_measure import RepackMeasurement
+from llmaas.engine.llama.rope_memo import RopeMemo
 
 log = logging.getLogger(__name__)
 
@@ -30,6 +31,11 @@ def context_settings(config: Config) -> ContextSettings:
 def repack_memo(config: Config) -> Memo:
     """Where ``repack = auto`` keeps what it measured: beside the store, which knows no models."""
     return Memo(beside(config.data_dir, ".repack.json"))
+
+
+def rope_memo(config: Config) -> RopeMemo:
+    """Where it is kept how models rotate their keys."""
+    return RopeMemo(beside(config.data_dir, ".rope.json"))
 
 
 def measure_repack(config: Config, model: Path) -> RepackMeasurement | None:

@@ -19,7 +19,7 @@ from typing import Any
 
 from llmaas.api.server import Limits, Server, serve, serve_handed
 from llmaas.cli.doctor.damage import explain_salvage
-from llmaas.cli.engine_choices import context_settings, measure_repack, repack_memo
+from llmaas.cli.engine_choices import context_settings, measure_repack, repack_memo, rope_memo
 from llmaas.cli.interpreter import short_pauses
 from llmaas.cli.load_ahead import WeightReads
 from llmaas.cli.planner_choices import costs_path, planner_choices
@@ -93,6 +93,7 @@ def load_engine(
         n_batch=shape.n_batch,
         n_ubatch=shape.n_ubatch,
         embedding_tokens=config.embedding_tokens,
+        rope_memo=rope_memo(config),
         open_model=functools.partial(LlamaModel, repack=repack, gpu_layers=config.gpu_layers, held=config.held),
     )
 

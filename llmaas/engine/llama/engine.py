@@ -17,6 +17,7 @@ from llmaas.engine.llama.context import ContextSettings, KvType
 from llmaas.engine.llama.decoder import LlamaDecoder
 from llmaas.engine.llama.embedder import Embedder, embedding_facts
 from llmaas.engine.llama.model import LlamaModel
+from llmaas.engine.llama.rope_memo import RopeMemo
 from llmaas.engine.llama.slabs import Slabs
 from llmaas.engine.llama.startup import examine_model
 from llmaas.engine.rules import check_blank, check_copy, check_drop, check_export, check_load, check_seq
@@ -29,8 +30,8 @@ class LlamaEngine:
     """Engine over a GGUF file. ``n_cells`` is rounded up to what llama.cpp allocates (a multiple of 256).
 
     ``embedding_tokens``: the longest text that embeddings are computed of; 0: none are.
-    ``spare_bytes`` bounds the memory that is kept for the next slabs (see ``Buffers``). ``decoder``: the parts below
-    the port, for benches that measure llama.cpp itself.
+    ``spare_bytes`` bounds the memory that is kept for the next slabs (see ``Buffers``). ``rope_memo`` makes the next
+    start of the same model quicker. ``decoder``: the parts below the port, for benches that measure llama.cpp itself.
     Raises ModelUnreadable if the file cannot be served, MachineError if there is no memory for the cells.
     """
 
@@ -46,6 +47,7 @@ class LlamaEngine:
         type_kv: KvType = "f16",
         embedding_tokens: int = 512,
         spare_bytes: int = 9 << 20,
+        rope_memo: RopeMemo | None = None,
         open_model: Callable[[Path], LlamaModel] = LlamaModel,
     ) -> None:
         settings = ContextSettings(n_cells, n_seqs, n_threads, n_batch, n_ubatch, type_kv)
@@ -56,7 +58,7 @@ class LlamaEngine:
         self.decoder = LlamaDecoder(self._model, settings)
         self._embedding = embedding_facts(self._model, embedding_tokens)
         try:
-            self._facts = examine_model(self._model, self.decoder, type_kv, spare_bytes)
+            self._facts = examine_model(self._model, self.decoder, type_kv, spare_bytes, rope_memo)
         except BaseException:
             self.close()
             raise

@@ -19,6 +19,7 @@ import numpy as np
 import numpy.typing as npt
 
 from llmaas.engine.llama.lib import C, metadata
+from llmaas.engine.llama.rope_memo import RopeMemo
 from llmaas.kv_arrays import F32, Rope
 
 _F64 = npt.NDArray[np.float64]
@@ -62,14 +63,35 @@ class RopeHints:
         return [*found, np.zeros(self.n_rot // 2)]
 
 
-def find_rope(model: object, head_dim: int, keys_of: Callable[[int, int], F32]) -> Rope | None:
+def find_rope(
+    model: object, head_dim: int, keys_of: Callable[[int, int], F32], memo: RopeMemo | None = None, name: str = ""
+) -> Rope | None:
     """The table of a ``llama_model *``, or None if its keys are not rotated as its metadata says.
 
     ``keys_of(token, position)`` returns the keys (n_layer, k_dim) of a token alone in a sequence. It must accept any
-    token id, also one beyond the vocabulary.
+    token id, also one beyond the vocabulary. ``memo`` keeps what is found, under the ``name`` of model and llama.cpp.
     """
     hints = read_hints(model, head_dim)
-    return fit(keys_of, head_dim, hints) if hints is not None else None
+    if hints is None:
+        return None
+    known = memo.find(name) if memo is not None else None
+    if known is not None and (rope := checked(keys_of, head_dim, hints, known)) is not None:
+        return rope
+    found = fit(keys_of, head_dim, hints)
+    if memo is not None and found is not None:
+        memo.keep(name, found.angles)
+    return found
+
+
+def checked(keys_of: Callable[[int, int], F32], head_dim: int, hints: RopeHints, angles: F32) -> Rope | None:
+    """The table ``angles``, which was found before, if it explains keys at the fresh position; two tokens are enough to
+    see that. None if it does not, or cannot be of this model."""
+    keys = np.array([[keys_of(_TOKENS[0], position) for position in (0, _FRESH)]], np.float64)
+    if hints.n_rot % 2 or not 0 < hints.n_rot <= head_dim or angles.shape != (keys.shape[2], hints.n_rot // 2):
+        return None
+    keys = keys.reshape(*keys.shape[:3], -1, head_dim)
+    explains = _explains(angles.astype(np.float64), keys, _pairs(keys, hints), hints)
+    return Rope(angles, hints.halves) if explains else None
 
 
 def read_hints(model: object, head_dim: int) -> RopeHints | None:

@@ -18,8 +18,10 @@ import numpy.typing as npt
 from llmaas.engine.base import BatchItem
 from llmaas.engine.llama.decoder import LlamaDecoder
 from llmaas.engine.llama.learn_layout import checked_geometry, layer_order, learn_layout
+from llmaas.engine.llama.lib import build
 from llmaas.engine.llama.model import LlamaModel
 from llmaas.engine.llama.rope import find_rope
+from llmaas.engine.llama.rope_memo import RopeMemo
 from llmaas.engine.llama.slabs import Slabs
 from llmaas.engine.llama.state_layout import Unchunkable
 from llmaas.engine.llama.suggestion import suggested_sampling
@@ -43,7 +45,9 @@ class ModelFacts:
     rope: Rope | None
 
 
-def examine_model(model: LlamaModel, decoder: LlamaDecoder, type_kv: str, spare_bytes: int) -> ModelFacts:
+def examine_model(
+    model: LlamaModel, decoder: LlamaDecoder, type_kv: str, spare_bytes: int, rope_memo: RopeMemo | None = None
+) -> ModelFacts:
     """Learn the layout of states, check that a state comes back, find how keys are rotated. Raises EngineFailed."""
     note, geometry, slabs, rope = "", model.geometry(), None, None
     try:
@@ -72,7 +76,8 @@ def examine_model(model: LlamaModel, decoder: LlamaDecoder, type_kv: str, spare_
     )
     _log.info("%s: %d cells, chunkable: %s", info.title, decoder.cells.n_cells, info.chunkable)
     if slabs is not None:
-        rope = find_rope(model.handle, geometry.head_dim_k, functools.partial(_keys_alone, decoder, slabs))
+        keys_of, name = functools.partial(_keys_alone, decoder, slabs), f"{info.fingerprint} {build()}"
+        rope = find_rope(model.handle, geometry.head_dim_k, keys_of, rope_memo, name)
     return ModelFacts(info, slabs, rope)
 
 
@@ -83,8 +88,7 @@ def _fingerprint(model: LlamaModel, type_kv: str, n_cells: int) -> str:
 
 def _learn_slabs(model: LlamaModel, decoder: LlamaDecoder, spare_bytes: int) -> tuple[Slabs, Geometry]:
     """Slabs by what the state of a few decoded tokens shows, which stay in sequence 0. Raises Unchunkable."""
-    for pos in range(_LEARNT_FROM):
-        decoder.step([BatchItem(0, pos, [pos])], "")
+    decoder.step([BatchItem(0, 0, list(range(_LEARNT_FROM)))], "")
     if why := model.why_not_chunkable():
         raise Unchunkable(why)
     layout = learn_layout(decoder.cells.read_whole(0), _LEARNT_FROM)

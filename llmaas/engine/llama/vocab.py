@@ -9,10 +9,13 @@ import ctypes
 import enum
 import hashlib
 import re
-from collections.abc import Sequence
 from typing import Any
 
+import numpy as np
+import numpy.typing as npt
+
 from llmaas.engine.llama.lib import C, known_token
+from llmaas.engine.llama.vocab_table import VocabTable, read_table
 from llmaas.errors import ModelUnreadable
 
 _CONTROL, _UNKNOWN, _USER_DEFINED = 1 << 3, 1 << 0, 1 << 4
@@ -55,16 +58,16 @@ class Vocab:
         self.start = self.bos if C.llama_vocab_get_add_bos(self.handle) else None
         """The token that the model wants at the start of a text, if it wants one."""
         self._pieces: dict[int, bytes] = {}
-        texts: list[bytes] = [C.llama_vocab_get_text(self.handle, token) for token in range(self.n_tokens)]
-        self._refuse_deadly(texts)
-        self.most_bytes = self._most_bytes(texts)
+        table = read_table(self.handle, self.n_tokens)
+        self._refuse_deadly(table)
+        self.most_bytes = self._most_bytes(table.lengths())
         """Bytes of text that one token stands for at most."""
-        joined = b"\x00".join(texts) + b"\x00"
+        joined = table.texts
         self.parts_words = not _LETTER_SPACE.search(joined)
         """No token has a letter with a space behind it."""
         self.parts_lines = not _NEWLINE_TEXT.search(joined)
         """No token has anything but white space behind a newline."""
-        self.controls = frozenset(filter(self._is_control, range(self.n_tokens)))
+        self.controls = frozenset(np.flatnonzero(table.attributes & (_CONTROL | _UNKNOWN)).tolist())
         """The control tokens, and the one for what is unknown."""
         self.control_names = tuple(filter(None, (self.text(token) for token in sorted(self.controls))))
         self.own_character = next((chr(c) for c in _CONTROL_CHARACTERS if c not in joined), None)
@@ -91,9 +94,6 @@ class Vocab:
         """True if llama.cpp looks for the token by its name, and goes on behind it as at the start of a text."""
         return bool(C.llama_vocab_get_attr(self.handle, token) & _NAMED)
 
-    def _is_control(self, token: int) -> bool:
-        return bool(C.llama_vocab_get_attr(self.handle, token) & (_CONTROL | _UNKNOWN))
-
     def text(self, token: int | None) -> str:
         """A special token's name; "" if there is none."""
         return "" if token is None else str(C.llama_vocab_get_text(self.handle, token).decode("utf-8", "replace"))
@@ -104,10 +104,10 @@ class Vocab:
 
     # -- facts, found once
 
-    def _refuse_deadly(self, texts: Sequence[bytes]) -> None:
+    def _refuse_deadly(self, table: VocabTable) -> None:
         """Raise ModelUnreadable for a vocabulary with which some texts end the process, whoever sends them."""
         if self.type is VocabType.SPM:  # llama_vocab::byte_to_token throws where nothing catches
-            known = set(texts)
+            known = set(table.split())
             missing = [b for b in range(256) if b"<0x%02X>" % b not in known and bytes([b]) not in known]
             if missing:
                 raise ModelUnreadable(
@@ -117,13 +117,14 @@ class Vocab:
         if self.type is VocabType.BPE and self.pre == "whitespace":  # find_bpe_rank asserts that words have no space
             raise ModelUnreadable("its pre-tokenizer 'whitespace' is for embeddings: two spaces would end llama.cpp")
 
-    def _most_bytes(self, texts: Sequence[bytes]) -> int:
+    def _most_bytes(self, lengths: npt.NDArray[np.int64]) -> int:
         """A stored text has at least as many bytes as what it stands for: so only the longest need be looked at."""
         most = 1
-        for token in sorted(range(self.n_tokens), key=lambda token: -len(texts[token])):
-            if len(texts[token]) <= most:
+        for token in np.argsort(-lengths, kind="stable").tolist():
+            length = int(lengths[token])
+            if length <= most:
                 break
-            most = max(most, len(texts[token]) if self.is_named(token) else len(piece_of(self.handle, token)))
+            most = max(most, length if self.is_named(token) else len(piece_of(self.handle, token)))
         return most
 
 
