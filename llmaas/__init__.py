@@ -61,6 +61,7 @@ if TYPE_CHECKING:  # what type checkers and editors see; _HOMES says the same to
         MachineError,
         MalformedFrame,
         ModelChanged,
+        ModelEnded,
         ModelMismatch,
         ModelUnreadable,
         NoMemory,
@@ -86,6 +87,8 @@ if TYPE_CHECKING:  # what type checkers and editors see; _HOMES says the same to
         AppUse,
         ContextDetail,
         ContextInfo,
+        ContextSpan,
+        ExportedContext,
         Message,
         NewToken,
         Resolved,
@@ -102,11 +105,14 @@ _HOMES = {
         "AdapterMismatch AdapterUnreadable AnswerIncomplete AppExists BadRequest BadToken Busy CallerError "
         "Cancelled  ChunkDamaged ConfigError Conflict ContextDamaged ContextExists ContextTooLong DiskFull "
         "EngineFailed  Expired Fault Forbidden FrameTooLarge Internal KeyReused LlmaasError MachineError "
-        "MalformedFrame  ModelChanged ModelMismatch ModelUnreadable NoMemory NoNumbers NotServing NotTrusted "
-        "PolicyBug  QuotaExceeded ShuttingDown SocketInUse StoreFailed UnknownAdapter UnknownApp UnknownContext "
-        "UnknownModel UnknownRequest  VersionMismatch"
+        "MalformedFrame  ModelChanged ModelEnded ModelMismatch ModelUnreadable NoMemory NoNumbers NotServing "
+        "NotTrusted PolicyBug  QuotaExceeded ShuttingDown SocketInUse StoreFailed UnknownAdapter UnknownApp "
+        "UnknownContext UnknownModel UnknownRequest  VersionMismatch"
     ),
-    "llmaas.records": "AdapterInfo AppInfo AppQuota AppUse ContextDetail ContextInfo Message NewToken Resolved Tier",
+    "llmaas.records": (
+        "AdapterInfo AppInfo AppQuota AppUse ContextDetail ContextInfo ContextSpan ExportedContext Message NewToken "
+        "Resolved Tier"
+    ),
 }
 _HOME = {name: module for module, names in _HOMES.items() for name in names.split()}
 
@@ -136,11 +142,13 @@ __all__ = [
     "ContextDetail",
     "ContextExists",
     "ContextInfo",
+    "ContextSpan",
     "ContextTooLong",
     "DiskFull",
     "Done",
     "EngineFailed",
     "Expired",
+    "ExportedContext",
     "Fault",
     "FinishReason",
     "Forbidden",
@@ -153,6 +161,7 @@ __all__ = [
     "MalformedFrame",
     "Message",
     "ModelChanged",
+    "ModelEnded",
     "ModelMismatch",
     "ModelUnreadable",
     "NewToken",

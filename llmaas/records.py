@@ -187,6 +187,33 @@ class ContextInfo:
     """It is deleted when nobody has used it for so many seconds; None: it stays."""
 
 
+TOKEN_BYTES = 4
+
+
+@dataclass(frozen=True, slots=True)
+class ContextSpan:
+    """A run of tokens of a context: a message, raw text, or the chat template's tokens between messages."""
+
+    tokens: bytes
+    """Token ids of ``TOKEN_BYTES`` bytes each, the lowest byte first."""
+    role: str | None = None
+    """Of a message; else None."""
+    text: str | None = None
+    open: bool = False
+    """Of an answer: it has not been closed, and can go on. Of raw text: names of control tokens in it are text."""
+
+
+@dataclass(frozen=True, slots=True)
+class ExportedContext:
+    """All that a context consists of, apart from its KV. ``vocab`` names the tokenizer that its tokens belong to."""
+
+    name: str
+    model: str
+    """That made it."""
+    vocab: str
+    spans: tuple[ContextSpan, ...]
+
+
 @dataclass(frozen=True, slots=True)
 class Resolved:
     """The context that a conversation goes on in. It holds the first ``n_messages`` of the messages, and no more."""

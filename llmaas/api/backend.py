@@ -17,6 +17,7 @@ from llmaas.api.caller import Caller, Tokens, app_named
 from llmaas.api.embed_message import Embed
 from llmaas.api.pages import context_page, message_page, number_after, request_page
 from llmaas.api.record_maps import to_map
+from llmaas.api.transfer_messages import Export, Import, TransferRequest
 from llmaas.calls import CallSpec, Done, Piece
 from llmaas.errors import LlmaasError, assert_never
 from llmaas.records import (
@@ -27,6 +28,7 @@ from llmaas.records import (
     ContextDetail,
     ContextInfo,
     Embeddings,
+    ExportedContext,
     Message,
     NewToken,
     RequestId,
@@ -50,6 +52,16 @@ class EmbeddingBackend(Protocol):
     """The embeddings of a Backend."""
 
     async def embed(self, app: AppId, texts: Sequence[str], *, truncate: bool = False) -> Embeddings: ...
+
+
+class TransferBackend(Protocol):
+    """Contexts of a Backend that go to another model, or come from one."""
+
+    async def export_context(self, app: AppId, context: str) -> ExportedContext: ...
+
+    async def import_context(
+        self, app: AppId, exported: ExportedContext, *, name: str | None = None, adapter: str = ""
+    ) -> ContextInfo: ...
 
 
 class AppBackend(Tokens, Protocol):
@@ -93,6 +105,9 @@ class Backend(Protocol):
 
     @property
     def apps(self) -> AppBackend: ...
+
+    @property
+    def transfers(self) -> TransferBackend: ...
 
     @property
     def embeddings(self) -> EmbeddingBackend: ...
@@ -178,6 +193,8 @@ def task_of(backend: Backend, caller: Caller, request: msg.TaskRequest) -> Calla
             return functools.partial(backend.delete, caller.owner(everyone), context)
         case msg.Migrate(context, everyone):
             return functools.partial(backend.migrate, caller.owner(everyone), context)
+        case Export() | Import():
+            return _transfer(backend.transfers, caller.app, request)
         case Embed(texts, truncate):
             return functools.partial(backend.embeddings.embed, caller.app, texts, truncate=truncate)
         case AdapterAdd(new, path):
@@ -198,6 +215,18 @@ def task_of(backend: Backend, caller: Caller, request: msg.TaskRequest) -> Calla
         case AppRotate(name):
             caller.require_operator("tokens of apps are")
             return functools.partial(backend.apps.rotate, app_named(name))
+        case _:
+            assert_never(request)
+
+
+def _transfer(
+    transfers: TransferBackend, app: AppId, request: TransferRequest
+) -> Callable[[], Coroutine[Any, Any, object]]:
+    match request:
+        case Export(context):
+            return functools.partial(transfers.export_context, app, context)
+        case Import(exported, name, adapter):
+            return functools.partial(transfers.import_context, app, exported, name=name, adapter=adapter)
         case _:
             assert_never(request)
 

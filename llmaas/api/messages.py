@@ -21,6 +21,7 @@ from llmaas.api.names import (
     check_stops,
 )
 from llmaas.api.record_maps import from_map, to_map
+from llmaas.api.transfer_messages import TRANSFER_OPERATIONS, TransferRequest
 from llmaas.api.wire import Frame
 from llmaas.calls import DEFAULT_TERMS, CallSpec, Generation, Sampling, Terms, Turn
 from llmaas.errors import BadRequest
@@ -326,7 +327,8 @@ CallRequest = Append | Generate
 """What runs on the model, and may be cancelled."""
 ControlRequest = Cancel | Prioritize
 """About a running CallRequest of the same connection."""
-TaskRequest = Create | Fork | Resolve | Truncate | Migrate | Delete | Embed | AdapterRequest | AppRequest
+ContextRequest = Create | Fork | Resolve | Truncate | Migrate | Delete | TransferRequest
+TaskRequest = ContextRequest | Embed | AdapterRequest | AppRequest
 """What takes time, and ends by itself."""
 QuickRequest = ListContexts | ListRequests | Show | Limit | Stats | Budget | ListAdapters | ListApps | Ping
 """What is answered at once."""
@@ -351,6 +353,7 @@ OPERATIONS: dict[str, type[Request]] = {
     "stats": Stats,
     "budget": Budget,
     "embed": Embed,
+    **TRANSFER_OPERATIONS,
     **ADAPTER_OPERATIONS,
     **APP_OPERATIONS,
     "ping": Ping,

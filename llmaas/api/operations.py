@@ -13,7 +13,7 @@ from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
-from llmaas.api import app_operations, replies
+from llmaas.api import app_operations, replies, transfer_operations
 from llmaas.api import messages as msg
 from llmaas.api.adapter_messages import AdapterAdd, AdapterRemove, ListAdapters
 from llmaas.api.embed_message import Embed
@@ -316,6 +316,8 @@ class BlockingOperations(BlockingAsker):
     resolve = blocking(resolve)
     truncate = blocking(truncate)
     migrate = blocking(migrate)
+    export_context = blocking(transfer_operations.export_context)
+    import_context = blocking(transfer_operations.import_context)
     contexts = blocking(contexts)
     show = blocking(show)
     hint = blocking(hint)
@@ -347,6 +349,8 @@ class AsyncOperations(AsyncAsker):
     resolve = awaitable(resolve)
     truncate = awaitable(truncate)
     migrate = awaitable(migrate)
+    export_context = awaitable(transfer_operations.export_context)
+    import_context = awaitable(transfer_operations.import_context)
     contexts = awaitable(contexts)
     show = awaitable(show)
     hint = awaitable(hint)

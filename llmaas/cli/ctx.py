@@ -31,6 +31,7 @@ examples:
   llmaas ctx truncate notes --tokens 20     back to the first 20 tokens
   llmaas ctx migrate notes              another model made it: take the conversation over to this one
   llmaas ctx migrate --all --everyone   the same for all contexts of all apps, after a change of model
+  llmaas ctx move notes --to coder      take it to another of several models: the same tokens if those are alike
   llmaas ctx hint notes                 it will be used soon: bring it back to the engine now
   llmaas ctx rm notes scratch           delete two, for good
 
@@ -59,6 +60,10 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     migrate.add_argument("--all", action="store_true", help="all contexts that another tokenizer made")
     for sub in (ls, show, migrate, rm):
         sub.add_argument("--everyone", action="store_true", help="of all apps; only for the user who runs the daemon")
+    move = action("move", _move, "take contexts to another of the models that are served")
+    move.add_argument("context", nargs="+")
+    move.add_argument("--to", required=True, metavar="MODEL", help="its name; --model says where they are now")
+    move.add_argument("--keep", action="store_true", help="leave the originals where they are")
     fork = action("fork", _fork, "copy a context under a new name; the copy shares its chunks")
     fork.add_argument("context")
     fork.add_argument("name")
@@ -164,6 +169,27 @@ def _migrate(client: Client, args: argparse.Namespace) -> int:
     if not wanted:
         print("Every context is of the served model's tokenizer.")
     return code
+
+
+def _move(client: Client, args: argparse.Namespace) -> int:
+    """One context that cannot be moved keeps none of the others where they are. Exported first: there may be room for
+    one of the models only."""
+    contexts = client.contexts()
+    wanted = {info.id: info for info in (meant(word, contexts) for word in args.context)}
+    exported = {context: client.export_context(context) for context in wanted}
+    moved = []
+    with connected(args, model=args.to) as other:
+        for context, info in wanted.items():
+            try:
+                made = other.import_context(exported[context])
+            except (MachineError, CallerError) as error:
+                print_error(f"{printable(info.name)}: {error.message}", error.hint)
+            else:
+                moved.append(context)
+                print(f"{printable(made.name)} is at {printable(args.to)}: {made.n_tokens} tokens")
+    for context in () if args.keep else moved:
+        client.delete(context)
+    return int(len(moved) < len(wanted))
 
 
 def _rm(client: Client, args: argparse.Namespace) -> int:

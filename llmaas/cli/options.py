@@ -109,17 +109,16 @@ def configured(args: argparse.Namespace) -> Config:
     return loaded(args).config
 
 
-def connected(args: argparse.Namespace, *, admin: bool = False, retry_s: float = 0) -> Client:
+def connected(args: argparse.Namespace, *, admin: bool = False, retry_s: float = 0, model: str | None = None) -> Client:
     """A client of the daemon, for a command that has the arguments of ``add_client``; ``admin``: as the operator;
-    ``retry_s``: see Client."""
+    ``retry_s``: see Client. ``model``: another than the arguments name."""
     from llmaas.api.client import Client  # --help does not wait for numpy and msgpack
 
     found = loaded(args)
     has_token = not admin and os.environ.get(TOKEN_VARIABLE)
     app = args.app if args.app or has_token else DEFAULT_APP
-    return Client(
-        socket_of(found), app=app, daemon_uid=found.config.daemon_uid, admin=admin, retry_s=retry_s, model=args.of_model
-    )
+    uid, model = found.config.daemon_uid, model or args.of_model
+    return Client(socket_of(found), app=app, daemon_uid=uid, admin=admin, retry_s=retry_s, model=model)
 
 
 def socket_of(found: LoadedConfig) -> Path:

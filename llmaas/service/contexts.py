@@ -12,7 +12,7 @@ from typing import Any
 
 from llmaas.calls import Turn
 from llmaas.errors import BadRequest, Busy, ContextDamaged, ContextExists, ModelMismatch, QuotaExceeded
-from llmaas.kvchunks.store.store import ContextRow, ContextSummary, ModelName
+from llmaas.kvchunks.store.store import ContextRow, ContextSummary, ModelName, Span
 from llmaas.planner.events import ContextClosed, ContextOpened
 from llmaas.records import AppId, ContextDetail, ContextInfo, Message
 from llmaas.service.anonymous import CLAIM_S, AnonymousContexts
@@ -96,12 +96,29 @@ class Contexts:
         make = partial(turn_spans, answer=False, limit=self._ctx_limit)
         spans = await self._text_threads.run(live, turn, make, self._engine, live, turn)
         refuse_if_too_long(total_tokens(spans), self._ctx_limit)
+        await self._store_new(live, spans)
+        return live
+
+    async def _store_new(self, live: LiveContext, spans: Sequence[Span]) -> None:
+        app = live.row.app
         await self._refuse_text(app, span_size(spans))
-        await self._store_thread.run(app, self._store.create_context, row, spans)
+        await self._store_thread.run(app, self._store.create_context, live.row, spans)
         live.add_spans(spans)
         live.used = self._clock.now()
         self._add(live)
-        return live
+
+    def new(self, app: AppId, name: str, adapter: str) -> LiveContext:
+        """A context for ``create_with``. Raises ContextExists, BadRequest, UnknownAdapter."""
+        self._adapters.file(adapter)
+        return self._rows.live(self._rows.named(app, name, adapter))
+
+    async def create_with(self, live: LiveContext, spans: Sequence[Span]) -> ContextInfo:
+        """Store a ``new`` context that begins with these spans. Raises ContextExists, QuotaExceeded, DiskFull."""
+        app = live.row.app
+        await self.anonymous.fit_context(app)
+        with self._quotas.new_context(app):
+            await self._store_new(live, spans)
+        return replace(self.info(live), note=self._engine.info.chat_note)
 
     async def fork(self, app: AppId, context: str, name: str | None, n_messages: int | None) -> ContextInfo:
         """See ``Service.fork``."""
@@ -171,7 +188,7 @@ class Contexts:
 
     async def truncate(self, app: AppId, context: str, n_tokens: int | None, n_messages: int | None) -> ContextInfo:
         """See ``Service.truncate``."""
-        live = self._find_sound(app, context)
+        live = self.find_sound(app, context)
         async with live.lock:
             refuse_if_deleted(live)
             await self.stored.read(live)
@@ -195,7 +212,7 @@ class Contexts:
 
     async def migrate(self, app: AppId | None, context: str) -> ContextInfo:
         """See ``Service.migrate``."""
-        live = self._find_sound(app, context)
+        live = self.find_sound(app, context)
         async with live.lock:
             refuse_if_deleted(live)
             await self.stored.read(live)
@@ -252,13 +269,13 @@ class Contexts:
                 yield n, self.info(live)
 
     def show(self, app: AppId | None, context: str) -> ContextDetail:
-        live = self._find_sound(app, context)
+        live = self.find_sound(app, context)
         assert live.unread is None, "``load`` comes first"
         return ContextDetail(self.info(live), tuple(live.messages))
 
     def load(self, app: AppId | None, context: str) -> Callable[[], Coroutine[Any, Any, None]] | None:
         """See ``Service.load``."""
-        live = self._find_sound(app, context)
+        live = self.find_sound(app, context)
         return partial(self.stored.read, live) if live.unread is not None else None
 
     def info(self, live: LiveContext) -> ContextInfo:
@@ -289,12 +306,12 @@ class Contexts:
 
     def find_usable(self, app: AppId, context: str) -> LiveContext:
         """Raises UnknownContext, ContextDamaged, ModelMismatch."""
-        live = self._find_sound(app, context)
+        live = self.find_sound(app, context)
         if not live.usable:
             raise ModelMismatch(f"context {live.row.name!r} was made with model {live.row.model!r}")
         return live
 
-    def _find_sound(self, app: AppId | None, context: str) -> LiveContext:
+    def find_sound(self, app: AppId | None, context: str) -> LiveContext:
         """Raises UnknownContext, ContextDamaged."""
         live = self._directory.find(app, context)
         if live.damage:

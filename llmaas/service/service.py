@@ -53,6 +53,7 @@ from llmaas.service.resolver import Resolver
 from llmaas.service.runner import CallRunner
 from llmaas.service.settings import ServiceSettings, settings_for
 from llmaas.service.text_threads import TextThreads
+from llmaas.service.transfers import Transfers
 
 log = logging.getLogger(__name__)
 
@@ -97,8 +98,7 @@ class Service:
         self._rates: dict[AppId | None, float | None] = {None: settings.planner.rate}
         self._closing = False
         self._started = clock.now()
-        self._closer = FairThread("close")
-        self._failed = asyncio.Event()
+        self._closer, self._failed = FairThread("close"), asyncio.Event()
 
     async def start(self, stored: Sequence[ContextSummary] | None = None) -> None:
         """List every stored context; most are looked at later. ``stored``: the store's summaries, if they have been
@@ -116,6 +116,7 @@ class Service:
             parts, interpreter, ctx_limit=ctx_limit, anonymous_contexts=settings.anonymous_contexts
         )
         self._resolver = Resolver(parts, self._contexts)
+        self.transfers = Transfers(parts, self._contexts, ctx_limit)
         self._runner = CallRunner(
             parts,
             interpreter,

@@ -25,7 +25,7 @@ from llmaas.errors import (
     NotServing,
     ShuttingDown,
 )
-from llmaas.records import Message
+from llmaas.records import ContextSpan, Message
 from tests.support.loop import on_a_loop
 from tests.support.scripted import ScriptedBackend, serving_in_a_thread
 
@@ -39,6 +39,10 @@ def test_sync_every_operation(path: Path) -> None:
         assert client.fork("inbox", name="copy").name == "copy"
         assert client.truncate("copy", n_messages=0).name == "copy"
         assert client.migrate("copy", everyone=True).name == "copy"
+        exported = client.export_context("inbox")
+        assert exported.spans[0] == ContextSpan(b"\1\0\0\0", "system", "Be brief.")
+        assert client.import_context(exported, name="taken").name == "taken"
+        client.delete("taken")
         client.delete("copy")
         assert client.append("inbox", [Message("user", "count 0")]).n_tokens == 9
         assert client.stats()["requests"] == 3

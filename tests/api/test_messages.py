@@ -20,10 +20,20 @@ from llmaas.api.hello import Hello, app_id, hello_frame, read_hello
 from llmaas.api.incoming import read_incoming
 from llmaas.api.names import CONTEXTS_OF_APP, MAX_CONTEXT, MAX_MESSAGES, MAX_NAME, MAX_ROLE, MAX_STOP, MAX_STOPS
 from llmaas.api.record_maps import from_map, to_map
+from llmaas.api.transfer_messages import Export, Import
 from llmaas.api.wire import Decoder, Frame, encode
 from llmaas.calls import Done, FinishReason, Logprobs, Piece, Sampling, SwitchReport, TokenLogprob, Turn
 from llmaas.errors import BadRequest, Cancelled, LlmaasError, MalformedFrame, VersionMismatch, by_code
-from llmaas.records import AppId, AppQuota, ContextDetail, ContextId, ContextInfo, Message
+from llmaas.records import (
+    AppId,
+    AppQuota,
+    ContextDetail,
+    ContextId,
+    ContextInfo,
+    ContextSpan,
+    ExportedContext,
+    Message,
+)
 
 TEXT = st.text(st.characters(exclude_categories=["Cs"]), max_size=20)
 COUNT = st.integers(0, 2**40)
@@ -88,6 +98,10 @@ GENERATES = st.builds(
 LIMIT = st.none() | st.integers(0, 2**62)
 QUOTAS = st.builds(AppQuota, LIMIT, LIMIT, LIMIT, LIMIT, RATES, st.none() | st.integers(0, 9))
 
+SPAN = st.builds(ContextSpan, COUNT.map(lambda n: bytes(4 * (n % 9))), st.none(), MAYBE_TEXT, st.booleans())
+MESSAGE_SPAN = st.builds(ContextSpan, st.just(bytes(8)), st.sampled_from(["user", "x"]), TEXT, st.booleans())
+EXPORTED = st.builds(ExportedContext, NAME, TEXT, TEXT, st.lists(SPAN | MESSAGE_SPAN, max_size=4).map(tuple))
+
 BY_OPERATION: dict[type[msg.Request], st.SearchStrategy[msg.Request]] = {
     msg.Create: st.builds(msg.Create, st.none() | NAME, MAYBE_TEXT, TEXT),
     msg.Append: st.builds(msg.Append, TEXT, MESSAGES.filter(bool)) | st.builds(msg.Append, TEXT, prompt=TEXT, **TERMS),
@@ -99,6 +113,8 @@ BY_OPERATION: dict[type[msg.Request], st.SearchStrategy[msg.Request]] = {
     msg.Show: st.builds(msg.Show, TEXT, st.booleans()),
     msg.Hint: st.builds(msg.Hint, TEXT),
     msg.Migrate: st.builds(msg.Migrate, TEXT, st.booleans()),
+    Export: st.builds(Export, TEXT),
+    Import: st.builds(Import, EXPORTED, st.none() | NAME, TEXT),
     msg.Delete: st.builds(msg.Delete, TEXT, st.booleans()),
     msg.ListRequests: st.builds(msg.ListRequests, st.booleans(), last=st.none() | st.integers(1, 99)),
     msg.Cancel: st.builds(msg.Cancel, COUNT) | st.builds(msg.Cancel, call=COUNT, everyone=st.booleans()),

@@ -26,7 +26,7 @@ RECORDING = ROOT / "tests" / "data" / "version-0.1.0" / "scheduling.recording.gz
 NOT_RUN = {
     r"scripts/|git pull": "sets the checkout up, or changes it",
     r"llmaas model pull": "the network",
-    r"llmaas chat .*--model": "the daemon that runs serves one model",
+    r"llmaas (chat .*--model|ctx move)": "the daemon that runs serves one model",
     r"curl|rm -rf": "the network; the home of the daemon that runs",
     r"systemctl|journalctl|loginctl": "this machine's systemd",
     r"llmaas demo": "has tests of its own",

@@ -101,6 +101,28 @@ def test_stores_are_apart_and_share_the_key(several: Daemon) -> None:
     assert several.data_dir.with_name("data.key").exists()
 
 
+def test_a_context_is_taken_to_the_other_model(several: Daemon, llmaas: Run) -> None:
+    with Client(several.socket, app="m", model="one") as one:
+        answer = one.context("notes").ask("Say hello.", max_tokens=4)
+        n_tokens = one.show("notes").info.n_tokens
+    at = {"LLMAAS_SOCKET": str(several.socket)}
+    moved = llmaas("ctx", "move", "notes", "--app", "m", "--model", "one", "--to", "two", **at)
+    assert (moved.returncode, moved.stdout) == (0, f"notes is at two: {n_tokens} tokens\n"), moved.stderr
+    with Client(several.socket, app="m", model="one") as one, Client(several.socket, app="m", model="two") as two:
+        assert one.contexts() == []
+        shown = [message.content for message in two.show("notes").messages if message.role != "system"]
+        assert shown == ["Say hello.", answer]
+        assert two.show("notes").info.tiers == (0, 0, 0, n_tokens)
+        assert two.generate("notes", [Message("user", "And?")], max_tokens=2).done.n_generated
+        two.create(name="other")
+    for words, said in ((("notes", "other"), "other is at one"), (("notes",), "has a context named 'notes'")):
+        with Client(several.socket, app="m", model="one", retry_s=30) as one:
+            if not one.contexts():
+                one.create(name="notes")
+        failed = llmaas("ctx", "move", *words, "--keep", "--app", "m", "--model", "two", "--to", "one", **at)
+        assert failed.returncode == 1 and said in failed.stdout + failed.stderr, failed.stderr
+
+
 def test_an_app_with_a_token_needs_it_for_every_model(several: Daemon, llmaas: Run) -> None:
     at = {"LLMAAS_SOCKET": str(several.socket)}
     with Client(several.socket, app="secret", model="two") as before:

@@ -35,6 +35,7 @@ MORE: dict[str, list[dict[str, Any]]] = {
     "hint": [{}],
     "delete": [{}],
     "migrate": [{}],
+    "export": [{}],
 }
 CASES = [(op, more) for op in ABOUT_A_CONTEXT for more in MORE[op]]
 

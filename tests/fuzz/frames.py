@@ -31,6 +31,18 @@ REQUESTS: tuple[dict[str, Any], ...] = (
     {"op": "truncate", "context": "a", "n_tokens": 1},
     {"op": "truncate", "context": "b", "n_messages": 1},
     {"op": "migrate", "context": "a"},
+    {"op": "export", "context": "a"},
+    {
+        "op": "import",
+        "name": "d",
+        "adapter": "",
+        "exported": {
+            "name": "a",
+            "model": "m",
+            "vocab": "v",
+            "spans": [{"tokens": b"\1\0\0\0", "role": "user", "text": "x", "open": False}, {"tokens": b""}],
+        },
+    },
     {"op": "list", "limit": 3, "after": "1"},
     {"op": "show", "context": "a", "limit": 2, "after": "1"},
     {"op": "hint", "context": "b"},

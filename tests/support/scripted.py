@@ -35,6 +35,8 @@ from llmaas.records import (
     ContextDetail,
     ContextId,
     ContextInfo,
+    ContextSpan,
+    ExportedContext,
     Message,
     NewToken,
     RequestId,
@@ -179,6 +181,20 @@ class ScriptedBackend:
 
     async def migrate(self, app: AppId | None, context: str) -> ContextInfo:
         return self._find(app, context).info
+
+    @property
+    def transfers(self) -> ScriptedBackend:
+        return self
+
+    async def export_context(self, app: AppId, context: str) -> ExportedContext:
+        found = self._find(app, context)
+        spans = (ContextSpan(b"\1\0\0\0", message.role, message.content) for message in found.messages)
+        return ExportedContext(found.info.name, "scripted", "", tuple(spans))
+
+    async def import_context(
+        self, app: AppId, exported: ExportedContext, *, name: str | None = None, adapter: str = ""
+    ) -> ContextInfo:
+        return await self.create(app, name=name or exported.name, system=exported.spans[0].text, adapter=adapter)
 
     def hint(self, app: AppId, context: str) -> tuple[RequestId, asyncio.Future[Done]]:
         self.hints.append(self._find(app, context).info.id)

@@ -1,0 +1,67 @@
+"""Contexts that go from one model to another: what is handed out, and what is taken in.
+
+Law: nothing is taken in that this model could not have made: token ids are in its vocabulary, or are made anew from the
+text. A context that is handed out stays as it is.
+"""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+import numpy as np
+
+from llmaas.errors import BadRequest
+from llmaas.kvchunks.store.store import Span
+from llmaas.records import AppId, ContextInfo, ContextSpan, ExportedContext
+from llmaas.service.contexts import Contexts
+from llmaas.service.parts import ServiceParts
+from llmaas.service.refusals import refuse_if_deleted, refuse_if_too_long
+from llmaas.service.retokenize import retokenized
+
+_TOKEN = np.dtype("<u4")
+
+
+class Transfers:
+    """For one event loop. ``ctx_limit``: tokens of the longest context."""
+
+    def __init__(self, parts: ServiceParts, contexts: Contexts, ctx_limit: int) -> None:
+        self._parts, self._contexts, self._ctx_limit = parts, contexts, ctx_limit
+
+    async def export_context(self, app: AppId, context: str) -> ExportedContext:
+        """Raises UnknownContext, ContextDamaged."""
+        live = self._contexts.find_sound(app, context)
+        async with live.lock:
+            refuse_if_deleted(live)
+            spans = await self._parts.store_thread.run(app, self._parts.store.spans, live.id)
+            row = live.row
+        return ExportedContext(row.name, row.model, row.vocab, tuple(map(_exported, spans)))
+
+    async def import_context(
+        self, app: AppId, exported: ExportedContext, *, name: str | None = None, adapter: str = ""
+    ) -> ContextInfo:
+        """See ``api.transfer_operations.import_context``."""
+        contexts, info = self._contexts, self._parts.engine.info
+        live = contexts.new(app, exported.name if name is None else name, adapter)
+        spans = list(map(_imported, exported.spans))
+        if exported.vocab == info.vocab:
+            _refuse_unknown(spans, info.n_vocab)
+        else:
+            before = replace(live.row, model=exported.model, vocab=exported.vocab)
+            limit, engine = self._ctx_limit, self._parts.engine
+            spans = await self._parts.text_threads.run(live, None, retokenized, engine, before, spans, limit)
+        refuse_if_too_long(sum(len(span.tokens) for span in spans), self._ctx_limit)
+        return await contexts.create_with(live, spans)
+
+
+def _exported(span: Span) -> ContextSpan:
+    return ContextSpan(np.array(span.tokens, _TOKEN).tobytes(), span.role, span.text, span.open)
+
+
+def _imported(span: ContextSpan) -> Span:
+    return Span(tuple(np.frombuffer(span.tokens, _TOKEN).tolist()), span.role, span.text, span.open)
+
+
+def _refuse_unknown(spans: list[Span], n_vocab: int) -> None:
+    highest = max((max(span.tokens) for span in spans if span.tokens), default=0)
+    if highest >= n_vocab:
+        raise BadRequest(f"token {highest} is not in the vocabulary of {n_vocab}")
