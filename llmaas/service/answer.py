@@ -20,10 +20,10 @@ from llmaas.service.stream import TextStream
 class Answer:
     """What a call has generated. ``generation`` None: the call draws nothing.
 
-    The engine's thread writes ``drawn``, ``first_token``, ``last_token`` and the end of the context's tokens, in
-    ``draw``. The event loop calls ``piece``. Two deques carry what ``draw`` has found to ``piece``. The text stream is
-    fed by one of the two only: by ``draw`` if the call has stop strings, else by ``piece``. When no step of the call
-    runs, the event loop may use everything.
+    The engine's thread writes ``drawn``, the times and the end of the context's tokens, in ``draw``. The event loop
+    calls ``piece``. Two deques carry what ``draw`` has found to ``piece``. The text stream is fed by one of the two
+    only: by ``draw`` if the call has stop strings, else by ``piece``. When no step of the call runs, the event loop
+    may use everything.
     """
 
     def __init__(self, live: LiveContext, generation: Generation | None) -> None:
@@ -38,8 +38,10 @@ class Answer:
         """Of ``drawn``: the tokens that an earlier call had drawn."""
         self._kept: list[int] | None = None
         self.first_token: float | None = None
-        """When the first token was drawn, on the service's clock; None: none yet."""
-        self._timed_from: float | None = None
+        """When the answer had its first token, on the service's clock; None: it has none yet. Of an answer that goes
+        on from an earlier call this is when that was read, before the call was admitted."""
+        self.first_drawn: float | None = None
+        """When this call drew its first token."""
         self.last_token: float | None = None
         self._texts: deque[str] = deque()
         """Text of tokens that were looked at for stop strings and are not streamed yet."""
@@ -50,6 +52,11 @@ class Answer:
     def needs_each_token(self) -> bool:
         """Whether each token must be looked at before the next step: for stop strings, or for its logits."""
         return self._stops or self._n_logprobs is not None
+
+    @property
+    def n_drawn(self) -> int:
+        """How many tokens this call drew itself."""
+        return len(self.drawn) - self._n_resumed
 
     @property
     def text(self) -> str:
@@ -96,8 +103,8 @@ class Answer:
         """Take the token that item ``item`` of a step drew; what it means for the answer. On the engine's thread."""
         if not self.drawn:
             self.first_token = now
-        if len(self.drawn) == self._n_resumed:
-            self._timed_from = now
+        if not self.n_drawn:
+            self.first_drawn = now
         self.last_token = now
         if engine.is_end(token):
             return Drawn.END
@@ -128,6 +135,6 @@ class Answer:
 
     def tokens_per_second(self) -> float:
         """Of the tokens after the first that this call drew; 0 if there are none."""
-        n = len(self.drawn) - self._n_resumed
-        spent = 0.0 if self._timed_from is None or self.last_token is None else self.last_token - self._timed_from
+        n = self.n_drawn
+        spent = 0.0 if self.first_drawn is None or self.last_token is None else self.last_token - self.first_drawn
         return (n - 1) / spent if n > 1 and spent > 0 else 0.0

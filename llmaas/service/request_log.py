@@ -67,11 +67,13 @@ def _number(each: RequestInfo | Call) -> int:
 
 def _spans(call: Call, ended: float | None) -> Iterable[RequestSpan]:
     """Where the call's time went so far; ``ended``: when it got its reply. Spans of a call may overlap: chunks are
-    loaded while others are computed."""
+    loaded while others are computed. None ends before it begins, or after the reply: a call that is given up may have
+    a step or a load that other threads end later."""
     progress, answer, began = call.progress, call.answer, call.submitted
 
     def span(name: str, start: float, end: float | None, tokens: int = 0) -> RequestSpan:
-        end = ended if end is None else end
+        if ended is not None:
+            start, end = min(start, ended), ended if end is None else min(end, ended)
         return RequestSpan(name, (start - began) * 1e3, None if end is None else (end - began) * 1e3, tokens)
 
     yield span("queued", began, progress.admitted)
@@ -79,11 +81,13 @@ def _spans(call: Call, ended: float | None) -> Iterable[RequestSpan]:
         yield span(_FROM.get(load.tier, load.tier.name.lower()), load.began, load.ended, load.tokens)
     switched, first = progress.switched, progress.first_step
     recomputed = progress.sources.recomputed if progress.sources else 0
-    if first is not None and (switched is None or recomputed):
+    # A call that was paused and came back may have recomputed after its prefill had begun: that has no span of its own.
+    if first is not None and (switched is None or (recomputed and first <= switched)):
         yield span("recompute", first, switched, recomputed)
     if switched is not None and not call.hint:
-        yield span("prefill", switched, answer.first_token, call.pending.n_prompt)
-    if answer.first_token is not None and answer.last_token is not None:
-        yield span("decode", answer.first_token, answer.last_token if ended is not None else None, len(answer.drawn))
+        yield span("prefill", switched, answer.first_drawn, call.pending.n_prompt)
+    drawn, last = answer.first_drawn, answer.last_token
+    if drawn is not None and last is not None:
+        yield span("decode", drawn, last if ended is not None else None, answer.n_drawn)
         if ended is not None:
-            yield span("commit", answer.last_token, ended)
+            yield span("commit", last, ended)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -35,7 +36,7 @@ async def test_a_call_that_has_ended_tells_where_its_time_went(tmp_path: Path) -
         assert (info.name, info.op, info.state, info.outcome) == ("a", "generate", "ended", done.reason.value)
         assert (info.n_prompt, info.n_generated, info.priority) == (done.n_prompt, done.n_generated, 5)
         assert names(info) == ["queued", "prefill", "decode", "commit"]
-        assert all(span.end_ms is not None and 0 <= span.start_ms <= span.end_ms for span in info.spans)
+        assert are_in_order(info)
         by_name = {span.name: span for span in info.spans}
         assert by_name["queued"].end_ms == pytest.approx(done.queue_ms, abs=1e-6)
         assert by_name["prefill"].end_ms == pytest.approx(done.ttft_ms, abs=1e-6)
@@ -61,6 +62,43 @@ async def test_a_call_that_fails_says_with_which_code(tmp_path: Path) -> None:
         with pytest.raises(BadRequest):
             await home.call("a", Turn(), Generation(4))
         assert [info.outcome for info in reports(home.service)] == ["bad_request"]
+
+
+def are_in_order(info: RequestInfo) -> bool:
+    return all(span.end_ms is not None and 0 <= span.start_ms <= span.end_ms for span in info.spans)
+
+
+@on_a_loop
+async def test_spans_of_an_answer_that_goes_on_are_of_the_call_that_goes_on(tmp_path: Path) -> None:
+    """It has its first tokens before it is admitted."""
+    spec = CallSpec(Turn((Message("user", "Hello?"),)), Generation(300), idempotency_key="k")
+    async with house(tmp_path, engine={"step_time": lambda n: 0.002}) as home:
+        await home.service.create(APP, name="a", system=None)
+        told: list[int] = []
+        call, future = home.service.submit(APP, "a", spec, lambda piece: told.extend(piece.tokens))
+        while len(told) < 5 and not future.done():
+            await asyncio.sleep(0.001)
+        home.service.cancel(call)
+        await asyncio.gather(future, return_exceptions=True)
+        _, future = home.service.submit(APP, "a", spec, lambda piece: None)
+        await future
+        first, second = reports(home.service)
+        assert (first.outcome, second.n_generated) == ("cancelled", 300)
+        assert names(first) == names(second) == ["queued", "prefill", "decode", "commit"]
+        assert are_in_order(first) and are_in_order(second)
+        assert second.spans[2].tokens == 300 - first.n_generated
+
+
+@on_a_loop
+async def test_a_call_that_computes_again_after_a_pause_has_its_spans_in_order(tmp_path: Path) -> None:
+    options: dict[str, Any] = {"engine": {"n_cells": 512}, "quantum": 10, "pool_bytes": 0}
+    async with house(tmp_path, **options) as home:
+        for name in "abcd":
+            await home.service.create(APP, name=name, system=None)
+        said = await asyncio.gather(*(home.say(name, f"{name} " * 60, 60) for name in "abcd"))
+        paused = [done for _, done in said if done.n_paused and done.switch.recomputed]
+        assert paused, "each is to have computed again what had no room"
+        assert all(map(are_in_order, reports(home.service)))
 
 
 @on_a_loop
