@@ -109,7 +109,10 @@ def java_driver(folder: Path) -> list[str]:
     page = (BRIDGE / "java" / "README.md").read_text("utf-8")
     imports, body = re.findall(r"^```java\n(import .*?;)\n(.*?)^```", page, re.MULTILINE | re.DOTALL)[0]
     (folder / "Page.java").write_text(f"{imports}\nclass Page {{ void run() {{ {body} }} }}\n", "utf-8")
-    sources = sorted(str(path) for part in ("src", "tests") for path in (BRIDGE / "java" / part).rglob("*.java"))
+    sources = [
+        *sorted((BRIDGE / "java" / "src").rglob("*.java")),
+        BRIDGE / "java" / "tests" / "llmaas/client/Driver.java",
+    ]
     build(
         javac,
         "--release",

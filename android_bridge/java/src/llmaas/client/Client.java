@@ -20,7 +20,10 @@ public interface Client extends AutoCloseable {
     /** Add to a context what the generation says, and answer. */
     Answer generate(String context, Generation generation);
 
-    /** The same by callbacks, on a thread of {@code executor}. The answer that is returned is for {@link Answer#cancel}. */
+    /**
+     * The same by callbacks, on a thread of {@code executor}. The answer that is returned is for {@link Answer#cancel}. What
+     * {@code onText} throws cancels the answer, and goes on to the executor.
+     */
     default Answer generate(String context, Generation generation, AnswerListener listener, Executor executor) {
         Answer answer = generate(context, generation);
         executor.execute(
@@ -34,6 +37,9 @@ public interface Client extends AutoCloseable {
                     } catch (LlmaasException e) {
                         listener.onError(e);
                         return;
+                    } catch (RuntimeException | Error e) {
+                        answer.close();
+                        throw e;
                     }
                     listener.onDone(done);
                 });

@@ -6,6 +6,7 @@ package llmaas.client;
  */
 public class LlmaasException extends RuntimeException {
     private static final long serialVersionUID = 1L;
+    private static final String SAME_PROTOCOL = "Use a client and a daemon that speak the same protocol.";
 
     /** Whose fault it is. */
     public enum Fault {
@@ -133,12 +134,12 @@ public class LlmaasException extends RuntimeException {
         }
     }
 
-    /** What came cannot be read, or is larger than what is read. */
+    /** What came, to this client or to the daemon, cannot be read, or is larger than what is read. */
     public static class Malformed extends LlmaasException {
         private static final long serialVersionUID = 1L;
 
-        Malformed(String code, String message) {
-            super(code, message, "Use a client and a daemon that speak the same protocol.", Fault.CALLER, false);
+        Malformed(String code, String message, String hint) {
+            super(code, message, hint, Fault.CALLER, false);
         }
     }
 
@@ -149,11 +150,12 @@ public class LlmaasException extends RuntimeException {
     }
 
     static Malformed malformed(String why) {
-        return new Malformed("malformed_frame", "the daemon sent what cannot be read: " + why);
+        return new Malformed("malformed_frame", "the daemon sent what cannot be read: " + why, SAME_PROTOCOL);
     }
 
     static Malformed tooLarge(String what, long size, long most) {
-        return new Malformed("frame_too_large", what + " has " + size + " bytes; at most " + most + " are allowed");
+        String message = what + " has " + size + " bytes; at most " + most + " are allowed";
+        return new Malformed("frame_too_large", message, SAME_PROTOCOL);
     }
 
     static Cancelled cancelled() {
@@ -179,6 +181,9 @@ public class LlmaasException extends RuntimeException {
                 return new ContextTooLong(code, message, hint);
             case "cancelled":
                 return new Cancelled(message, hint);
+            case "malformed_frame":
+            case "frame_too_large":
+                return new Malformed(code, message, hint);
             default:
                 return new LlmaasException(code, message, hint, fault, retryable);
         }
