@@ -86,9 +86,11 @@ has_program() {
     [ -x "$root$prefix/venv/bin/llmaas" ] && [ "$(cat "$root$prefix/version" 2>/dev/null)" = "$(version)" ]
 }
 
-# What is to be installed, in one word: the version, and how it was built.
+# What is to be installed, in one line: the version, how it was built, and for which Python: a new release of the system
+# has another one, for which the environment is empty.
 version() {
-    printf '%s %s\n' "$(sed -n 's/^__version__ = "\(.*\)"/\1/p' "$source/llmaas/version.py")" "$(build_flags)"
+    python=$(${PYTHON:-python3} -c 'import sys; print("%d.%d" % sys.version_info[:2])' 2>/dev/null || true)
+    printf '%s %s %s\n' "$(sed -n 's/^__version__ = "\(.*\)"/\1/p' "$source/llmaas/version.py")" "$(build_flags)" "$python"
 }
 
 find_board() {
@@ -153,7 +155,8 @@ board_unit() {
 }
 
 build_program() {
-    [ -x "$root$prefix/venv/bin/python" ] || ${PYTHON:-python3} -m venv "$root$prefix/venv"
+    "$root$prefix/venv/bin/python" -m pip --version >/dev/null 2>&1 ||
+        ${PYTHON:-python3} -m venv --clear "$root$prefix/venv"
     # The folder of pip's own cache keeps the engine that was built: after a failure the next run goes on from there.
     PATH=$PATH:/usr/local/cuda/bin
     export PATH
@@ -239,11 +242,17 @@ do_uninstall() {
     done
     rmdir "$root$units/llmaas.service.d" 2>/dev/null || true
     perform_live "tell systemd" systemctl daemon-reload
+    # The sockets' folder; the sockets have gone with their units.
+    if [ -z "$root" ] && [ -d /run/llmaas ]; then perform "remove /run/llmaas" rm -rf /run/llmaas; fi
     if [ -n "$delete" ]; then
         for path in /var/lib/llmaas /etc/llmaas $units/llmaas.service.d; do
             [ ! -e "$root$path" ] || perform "remove $path" rm -rf "$root$path"
         done
         if [ -z "$root" ] && id llmaas >/dev/null 2>&1; then perform "remove the user llmaas" userdel llmaas; fi
+        # It stays behind its user where others are members.
+        if [ -z "$root" ] && getent group llmaas >/dev/null; then
+            perform "remove the group llmaas" groupdel llmaas
+        fi
     else
         printf 'install: /var/lib/llmaas (conversations, their key, the model) and /etc/llmaas stay, and so does the user:\n'
         printf '  install.sh --delete-data uninstall removes them\n'

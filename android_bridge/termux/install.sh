@@ -10,7 +10,8 @@ usage: install.sh [OPTION...] [install | update | uninstall]
   --dry-run          say what would be done, and change nothing
   --model FILE       the GGUF model to serve
   --at-boot          start at boot, by the app Termux:Boot
-  --kleidiai         build with Arm's KleidiAI kernels, which help prefill on some phones (fetched while building)
+  --kleidiai         build with Arm's KleidiAI kernels, which help prefill on some phones (fetched while building);
+                     later runs keep them, and --no-kleidiai builds without them again
   --data keep        uninstall: conversations, key and settings stay (the default)
   --data delete      uninstall: they go
 
@@ -26,6 +27,7 @@ dry='' model='' boot='' kleidiai='' data=keep action=install changed=''
 home=$HOME/.local/share/llmaas-termux
 wheels=$HOME/.cache/llmaas/wheels
 config=$HOME/.config/llmaas/config.toml
+no_model='# model = "/path/of/a/model.gguf"'
 packages="python python-numpy python-cryptography clang cmake ninja make termux-services"
 
 fail() {
@@ -39,6 +41,7 @@ while [ $# -gt 0 ]; do
     --dry-run) dry=yes ;;
     --at-boot) boot=yes ;;
     --kleidiai) kleidiai=yes ;;
+    --no-kleidiai) kleidiai=no ;;
     --model | --data)
         [ $# -gt 1 ] || fail "$1 takes a value" "install.sh --help"
         if [ "$1" = --model ]; then model=$2; else data=$2; fi
@@ -102,7 +105,18 @@ build_flags() {
     fi
     printf '%s' "-DLLAVA_BUILD=OFF -DGGML_NATIVE=OFF -DGGML_OPENMP=OFF"
     [ -z "$arch" ] || printf ' -DGGML_CPU_ARM_ARCH=%s' "$arch"
-    [ -z "$kleidiai" ] || printf ' -DGGML_CPU_KLEIDIAI=ON'
+    [ "$kleidiai" != yes ] || printf ' -DGGML_CPU_KLEIDIAI=ON'
+}
+
+# What was built with KleidiAI's kernels keeps them. Where the CPU has what they use, and nothing was said, they are offered.
+choose_kleidiai() {
+    case $(cat "$home/version" 2>/dev/null || true) in
+    *KLEIDIAI*) kleidiai=${kleidiai:-yes} ;;
+    '') if [ -z "$kleidiai" ] && has_feature asimddp; then
+        echo "install: Arm's KleidiAI kernels may help prefill on this CPU: --kleidiai builds them in"
+    fi ;;
+    *) ;;
+    esac
 }
 
 memory_mb() {
@@ -137,7 +151,7 @@ model_setting() {
     if [ -n "$model" ]; then
         printf 'model = "%s"' "$(printf '%s' "$model" | sed 's/[\\"]/\\&/g')"
     else
-        echo '# model = "/path/of/a/model.gguf"'
+        echo "$no_model"
     fi
 }
 
@@ -152,18 +166,20 @@ install_packages() {
     [ -z "$missing" ] || perform "install packages:$missing" pkg install -y $missing
 }
 
-# What is to be installed, in one line: the version, and how it was built.
+# What is to be installed, in one line: the version, how it was built, and for which Python: Termux replaces it, and an
+# environment of the last one is empty for the next.
 version() {
-    printf '%s %s' "$(sed -n 's/^__version__ = "\(.*\)"/\1/p' "$checkout/llmaas/version.py")" "$(build_flags)"
+    python=$(dpkg -s python 2>/dev/null | sed -n 's/^Version: \([0-9]*\.[0-9]*\).*/\1/p')
+    printf '%s %s %s' "$(sed -n 's/^__version__ = "\(.*\)"/\1/p' "$checkout/llmaas/version.py")" "$(build_flags)" "$python"
 }
 
 engine() {
     grep -oE 'llama-cpp-python==[0-9.]+' "$checkout/pyproject.toml" | head -n 1
 }
 
-# The engine's wheel is kept for these flags: building it takes a phone half an hour.
+# The wheel of this engine is kept for these flags: building it takes a phone half an hour.
 build_engine() {
-    place=$wheels/$(version | cksum | tr ' ' '-')
+    place=$wheels/$(printf '%s %s' "$(engine)" "$(build_flags)" | cksum | tr ' ' '-')
     mkdir -p "$place"
     if ! ls "$place"/llama_cpp_python-*.whl >/dev/null 2>&1; then
         CMAKE_ARGS="$(build_flags) -DCMAKE_PROJECT_llama.cpp_INCLUDE=$checkout/scripts/llama.cmake" \
@@ -173,8 +189,10 @@ build_engine() {
 }
 
 build_program() {
-    # numpy and cryptography are Termux' own: they would need a Fortran and a Rust compiler.
-    [ -x "$home/venv/bin/python" ] || python -m venv --system-site-packages "$home/venv"
+    # numpy and cryptography are Termux' own: they would need a Fortran and a Rust compiler. The environment is made anew
+    # where its Python has gone.
+    "$home/venv/bin/python" -m pip --version >/dev/null 2>&1 ||
+        python -m venv --clear --system-site-packages "$home/venv"
     build_engine
     "$home/venv/bin/python" -m pip install --upgrade "${checkout}[http]"
     version >"$home/version"
@@ -207,11 +225,25 @@ n4"
 . $PREFIX/etc/profile.d/start-services.sh"
 }
 
+# Settings that are there stay, but for a model where none was named before.
+install_settings() {
+    if [ ! -f "$config" ]; then
+        put 0600 "$config" "$(settings)"
+    elif [ -z "$model" ] || grep -qxF "$(model_setting)" "$config"; then
+        return 0
+    elif grep -qxF "$no_model" "$config"; then
+        put 0600 "$config" "$(NEW=$(model_setting) awk -v old="$no_model" '$0 == old { $0 = ENVIRON["NEW"] } { print }' "$config")"
+    else
+        printf 'install: %s stays as it is; to serve this model, set there\n  %s\n' "$config" "$(model_setting)"
+    fi
+}
+
 do_install() {
-    install_packages
-    install_program
     [ -z "$model" ] || [ -r "$model" ] || fail "the model $model cannot be read"
-    if [ ! -f "$config" ]; then put 0600 "$config" "$(settings)"; fi
+    install_packages
+    choose_kleidiai
+    install_program
+    install_settings
     install_service
     if [ -z "$changed" ]; then
         echo "install: nothing to do"
@@ -242,11 +274,11 @@ do_uninstall() {
         remove "$path"
     done
     if [ "$data" = delete ]; then
-        for path in "$HOME/.local/share/llmaas" "$HOME/.local/share/llmaas.key" "$HOME/.local/share/llmaas.repack.json" \
-            "$HOME/.local/share/llmaas.costs.json" "$HOME/.local/share/llmaas.loads.json" \
-            "$HOME/.local/share/llmaas.rope.json" "$HOME/.local/state/llmaas" "$HOME/.config/llmaas"; do
-            remove "$path"
+        for ending in '' .key .repack.json .loads.json .rope.json .costs.json; do
+            remove "$HOME/.local/share/llmaas$ending"
         done
+        remove "$HOME/.local/state/llmaas"
+        remove "$HOME/.config/llmaas"
     else
         echo "install: conversations, their key and settings stay; --data delete removes them"
     fi

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import os
+import re
 import shutil
 import subprocess
 from pathlib import Path
@@ -29,7 +30,7 @@ PKG = LOG + 'shift 2; printf "%s\\n" "$@" >>"$INSTALLED"\n'
 PYTHON = (
     LOG
     + """case "$*" in
-"-m venv"*) for last; do :; done; mkdir -p "$last/bin"; cp "$0" "$last/bin/python" ;;
+"-m venv"*) for last; do :; done; rm -rf "$last"; mkdir -p "$last/bin"; cp "$0" "$last/bin/python" ;;
 "-m pip wheel"*)
     [ ! -e "$FAIL" ] || { rm "$FAIL"; exit 1; }
     while [ "$1" != -w ]; do shift; done; touch "$2/llama_cpp_python-1.whl"; echo "$CMAKE_ARGS" >>"$CALLS" ;;
@@ -61,7 +62,7 @@ class House:
     def run(self, script: str, *args: str, code: int = 0) -> str:
         environ = {"HOME": self.home, "PREFIX": self.prefix, "CALLS": self.root / "calls", "FAIL": self.root / "fail"}
         environ |= {"INSTALLED": self.root / "installed", "LLMAAS_CPUINFO": self.root / "cpuinfo"}
-        environ |= {"LLMAAS_BOARD": self.root / "board"}
+        environ |= {"LLMAAS_BOARD": self.root / "board", "VERSION": self.root / "python-version"}
         environ |= {"LLMAAS_MEMINFO": self.root / "meminfo", "TMPDIR": self.root}
         words = {name: str(value) for name, value in environ.items()}
         words["PATH"] = f"{self.root / 'bin'}:{os.environ['PATH']}"
@@ -187,18 +188,69 @@ def test_after_a_failure_the_next_run_goes_on(house: House) -> None:
     house.run("termux/install.sh", "update")
     assert len([call for call in house.calls() if "pip wheel" in call]) == 2, "the wheel of these flags is kept"
     assert "-DGGML_CPU_KLEIDIAI=ON" not in "".join(house.calls())
-    house.run("termux/install.sh", "--kleidiai", "update")
-    assert "-DGGML_CPU_KLEIDIAI=ON" in "".join(house.calls())
+
+
+def test_kernels_of_kleidiai_are_offered_and_kept(house: House) -> None:
+    assert "--kleidiai builds them in" in house.run("termux/install.sh")
+    assert "--kleidiai" not in house.run("termux/install.sh", "update")
+    built = "pip wheel --no-deps --no-binary llama-cpp-python"
+    flags = [("--kleidiai",), (), ("--no-kleidiai",), ("--kleidiai",)]
+    for i, words in enumerate(flags):
+        house.run("termux/install.sh", *words, "update")
+        told = (house.home / ".local" / "share" / "llmaas-termux" / "version").read_text()
+        assert ("-DGGML_CPU_KLEIDIAI=ON" in told) == (i != 2)
+    assert len([call for call in house.calls() if built in call]) == 2, "both wheels are kept"
+    (house.root / "cpuinfo").write_text("Features : fp asimd\n")
+    house.run("termux/install.sh", "uninstall")
+    assert "--kleidiai" not in house.run("termux/install.sh"), "this CPU has nothing that they use"
+
+
+def test_another_python_of_termux_gets_the_program_again(house: House) -> None:
+    """Its environment was empty for it; the engine's wheel is for any Python."""
+    (house.root / "bin" / "dpkg").write_text(DPKG + 'code=$?; cat "$VERSION" 2>/dev/null; exit $code\n')
+    for python in ("3.12.11-1", "3.13.0-2"):
+        (house.root / "python-version").write_text(f"Package: python\nVersion: {python}\n")
+        assert "build llmaas" in house.run("termux/install.sh")
+        assert house.run("termux/install.sh") == "install: nothing to do\n"
+    assert len([call for call in house.calls() if "pip wheel" in call]) == 1
+    python = house.home / ".local" / "share" / "llmaas-termux" / "venv" / "bin" / "python"
+    python.unlink()
+    python.symlink_to("/nowhere/python3.12")
+    (house.root / "python-version").write_text("Version: 3.14.0-1\n")
+    house.run("termux/install.sh")
+    assert python.is_file()
+    assert len([call for call in house.calls() if "-m venv" in call]) == 2
+
+
+def test_a_model_is_named_where_none_was(house: House, tmp_path: Path) -> None:
+    file = house.home / ".config" / "llmaas" / "config.toml"
+    house.run("termux/install.sh")
+    assert load({}, {"HOME": str(house.home)}, file).config.model is None
+    models = [tmp_path / 'a "new" \\ & model.gguf', tmp_path / "another.gguf"]
+    for model in models:
+        model.write_bytes(b"GGUF")
+    assert f"write {file}" in house.run("termux/install.sh", "--model", str(models[0]))
+    assert house.run("termux/install.sh", "--model", str(models[0])) == "install: nothing to do\n"
+    before = house.tree()
+    assert f'model = "{models[1]}"' in house.run("termux/install.sh", "--model", str(models[1]))
+    assert house.tree() == before and str(load({}, {"HOME": str(house.home)}, file).config.model) == str(models[0])
+    assert "cannot be read" in house.run("termux/install.sh", "--model", str(tmp_path / "none"), code=1)
 
 
 @pytest.mark.parametrize("data", ["keep", "delete"])
 def test_nothing_is_left_on_a_phone_but_what_is_to_be_kept(house: House, data: str) -> None:
     house.run("termux/install.sh", "--at-boot")
-    said = house.home / ".local" / "share" / "llmaas" / "index"
-    said.parent.mkdir(parents=True)
-    said.write_text("conversations")
+    # Beside its folder the daemon writes files whose names are in its code.
+    code = "".join(path.read_text("utf-8") for path in (ROOT / "llmaas").rglob("*.py"))
+    endings = set(re.findall(r'"(\.key|\.\w+\.json)"\)', code))
+    assert endings >= {".key", ".loads.json", ".costs.json"}
+    written = [f".local/share/llmaas{name}" for name in ("/index", *endings)]
+    written.append(".local/state/llmaas/chat_history")
+    for name in written:
+        (house.home / name).parent.mkdir(parents=True, exist_ok=True)
+        (house.home / name).write_text("the daemon's")
     house.run("termux/install.sh", "--data", data, "uninstall")
-    left = {".local/share/llmaas/index", ".config/llmaas/config.toml"} if data == "keep" else set()
+    left = {*written, ".config/llmaas/config.toml"} if data == "keep" else set()
     assert {name.removeprefix("home/") for name in house.tree()} == left
     house.run("termux/install.sh", "--data", data, "uninstall")
 
@@ -284,9 +336,25 @@ def units(folder: Path) -> list[str]:
     return [str(folder / name) for name in ("llmaas.service", "llmaas.socket", "llmaas-admin.socket")]
 
 
-def test_systemd_takes_the_units_and_finds_them_safe(tmp_path: Path) -> None:
-    analyze = needs("systemd-analyze")
-    done = subprocess.run([analyze, "verify", *units(tmp_path)], capture_output=True, text=True, check=False)
+def drop_ins(house: House) -> dict[str, str]:
+    """What is added to the unit: on a Jetson for its GPU, and as README.md says for HTTP."""
+    nvcc = house.root / "bin" / "nvcc"
+    nvcc.write_text(LOG)
+    nvcc.chmod(0o755)
+    house.run("jetson/install.sh", "--root", str(house.root / "image"))
+    gpu = (house.root / "image/etc/systemd/system/llmaas.service.d/board.conf").read_text("utf-8")
+    assert "PrivateDevices=no" in gpu
+    page = (BRIDGE / "systemd" / "README.md").read_text("utf-8")
+    (http,) = re.findall(r"^```\n(\[Service\]\n.*?)^```", page, re.MULTILINE | re.DOTALL)
+    return {"plain": "", "gpu": gpu, "http": http, "gpu and http": gpu + http}
+
+
+@pytest.mark.parametrize("kind", ["plain", "gpu", "http", "gpu and http"])
+def test_systemd_takes_the_units_and_finds_them_safe(tmp_path: Path, house: House, kind: str) -> None:
+    analyze, files = needs("systemd-analyze"), units(tmp_path)
+    with (tmp_path / "llmaas.service").open("a") as unit:
+        unit.write(f"\n{drop_ins(house)[kind]}")
+    done = subprocess.run([analyze, "verify", *files], capture_output=True, text=True, check=False)
     assert done.returncode == 0 and "llmaas" not in done.stderr, done.stderr
     command = [analyze, "security", "--offline=true", "--threshold=20", "--no-pager", str(tmp_path / "llmaas.service")]
     done = subprocess.run(command, capture_output=True, text=True, check=False)
