@@ -73,6 +73,7 @@ def service_settings(config: Config) -> ServiceSettings:
         costs=costs_path(config),
         adapters=config.adapters or (),
         keep_alive=config.keep_alive,
+        warm_start=config.warm_start,
     )
 
 

@@ -138,6 +138,9 @@ class Config:
     pressure: str = _setting(
         choice("on", "off"), "on", "give RAM of the pool back while the machine or its container is short of it"
     )
+    warm_start: bool = _setting(
+        yes_no(), True, "after a start, bring the contexts used last back to cells before anybody asks", "true"
+    )
     threads: int = _setting(
         whole(1, 1024),
         lambda environ: default_threads(),

@@ -5,6 +5,7 @@ Law: a change is in the store before it is in memory, and in both before the rep
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Callable, Coroutine, Iterator, Sequence
 from dataclasses import replace
 from functools import partial
@@ -29,6 +30,8 @@ from llmaas.service.retokenize import retokenized
 from llmaas.service.stored_contexts import StoredContexts
 from llmaas.service.turn_spans import turn_spans
 
+log = logging.getLogger(__name__)
+
 
 class Contexts:
     """The contexts of all apps. ``ctx_limit``: tokens of the longest one. For one event loop."""
@@ -47,15 +50,16 @@ class Contexts:
         self.anonymous = AnonymousContexts(parts, self.delete, anonymous_contexts)
         self.expiry = Expiry(parts, self.anonymous, self.delete)
 
-    async def open_stored(self, stored: Sequence[ContextSummary] | None) -> int:
-        """List every context of the store; how many chunks there are on DISK. ``stored``: the store's summaries, if
-        they have been read already. Raises StoreFailed."""
+    async def open_stored(self, stored: Sequence[ContextSummary] | None) -> None:
+        """List every context of the store. ``stored``: the store's summaries, if they have been read already. Raises
+        StoreFailed."""
         if stored is None:
             stored = await self._store_thread.run("", self._store.summaries)
         n_chunks = await self.stored.start(stored, self._rows)
         for live in self._directory:
             self.expiry.watch(live)
-        return n_chunks
+        name, n_contexts = self._engine.info.title, len(self._directory)
+        log.info("serving %s: %d contexts, %d chunks on disk", name, n_contexts, n_chunks)
 
     async def create(
         self, app: AppId, name: str | None, system: str | None, adapter: str, ttl: float | None

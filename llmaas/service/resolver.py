@@ -12,8 +12,9 @@ of them does. If none holds any of them, a new one is empty.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Coroutine, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 from llmaas.errors import ContextDamaged, UnknownContext
 from llmaas.records import CHUNK_TOKENS, AppId, Message, Resolved
@@ -38,14 +39,19 @@ class _History:
 
 
 class Resolver:
-    """``resolve`` is ``Service.resolve``. For one event loop."""
+    """``resolve`` is ``Service.resolve``. ``end_hints`` ends what holds an app's anonymous contexts without a caller.
+    For one event loop."""
 
-    def __init__(self, parts: ServiceParts, contexts: Contexts) -> None:
+    def __init__(
+        self, parts: ServiceParts, contexts: Contexts, end_hints: Callable[[AppId], Coroutine[Any, Any, None]]
+    ) -> None:
         self._contexts, self._anonymous, self._stored = contexts, contexts.anonymous, contexts.stored
         self._histories, self._adapters = parts.histories, parts.adapters
+        self._end_hints = end_hints
 
     async def resolve(self, app: AppId, messages: Sequence[Message], adapter: str) -> Resolved:
         self._adapters.file(adapter)
+        await self._end_hints(app)
         history = _History(app, adapter, messages, await self._histories.keys(app, adapter, messages))
         live, n_messages = await self._found(history)
         return Resolved(self._contexts.info(live), n_messages)

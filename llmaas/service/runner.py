@@ -18,7 +18,7 @@ from llmaas.log_context import current_call
 from llmaas.metrics import Registry
 from llmaas.planner.actions import Outcome
 from llmaas.planner.events import CancelRequested, PriorityChanged
-from llmaas.records import RequestId
+from llmaas.records import AppId, RequestId
 from llmaas.service.anonymous import AnonymousContexts
 from llmaas.service.answer import Answer
 from llmaas.service.call import Call, CallControl
@@ -127,6 +127,17 @@ class CallRunner:
         call.control.reply.add_done_callback(_retrieve_error)
         call.control.deadline_timer = asyncio.get_running_loop().call_later(HINT_WAIT_S, self._waited_enough, call)
         return call.id, call.control.reply
+
+    async def end_hints(self, app: AppId) -> None:
+        """Return when no hint works on an anonymous context of the app: ``resolve`` copies those that are in use. What
+        a hint has brought back stays."""
+        hints = [call for call in self._calls.values() if call.hint and call.live.anonymous]
+        mine = [call for call in hints if call.live.row.app == app]
+        tasks = [call.control.task for call in mine if call.control.task is not None]
+        for call in mine:
+            self.cancel(call.id)
+        if tasks:
+            await asyncio.wait(tasks)
 
     def _waited_enough(self, hint: Call) -> None:
         if hint.progress.admitted is None:

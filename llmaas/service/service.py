@@ -54,6 +54,7 @@ from llmaas.service.runner import CallRunner
 from llmaas.service.settings import ServiceSettings, settings_for
 from llmaas.service.text_threads import TextThreads
 from llmaas.service.transfers import Transfers
+from llmaas.service.warm_start import WarmStart
 
 log = logging.getLogger(__name__)
 
@@ -96,8 +97,7 @@ class Service:
         self.embeddings = TextEmbedder(self._parts, settings.queue_limit)
         self.apps = Apps(main_folder(store.root) / APPS_FILE, store_thread, self, clock)
         self._rates: dict[AppId | None, float | None] = {None: settings.planner.rate}
-        self._closing = False
-        self._started = clock.now()
+        self._closing, self._started = False, clock.now()
         self._closer, self._failed = FairThread("close"), asyncio.Event()
 
     async def start(self, stored: Sequence[ContextSummary] | None = None) -> None:
@@ -115,7 +115,6 @@ class Service:
         self._contexts = Contexts(
             parts, interpreter, ctx_limit=ctx_limit, anonymous_contexts=settings.anonymous_contexts
         )
-        self._resolver = Resolver(parts, self._contexts)
         self.transfers = Transfers(parts, self._contexts, ctx_limit)
         self._runner = CallRunner(
             parts,
@@ -126,11 +125,11 @@ class Service:
             queue_limit=settings.queue_limit,
             keep_thoughts=settings.keep_thoughts,
         )
+        self._resolver = Resolver(parts, self._contexts, self._runner.end_hints)
         self._app_quotas = AppQuotas(parts, self._planner, self._dispatch, settings.planner.app_rate)
         self.apps.apply_quotas()
-        n_chunks = await self._contexts.open_stored(stored)
-        name, n_contexts = parts.engine.info.title, len(parts.directory)
-        log.info("serving %s: %d contexts, %d chunks on disk", name, n_contexts, n_chunks)
+        await self._contexts.open_stored(stored)
+        self._warm_start = WarmStart(parts, self._runner, self._planner, wanted=settings.warm_start)
 
     async def stop(self) -> None:
         """Refuse new work, end what runs, finish the swap-out, end the workers (not the engine, not the store)."""
@@ -138,6 +137,7 @@ class Service:
             return
         self._closing = True
         self._parts.weights.close()
+        self._warm_start.close()
         self._runner.close()
         self._contexts.stored.close()
         self.stop_text()
@@ -195,6 +195,7 @@ class Service:
         Last chunks that are not full are in CELLS and POOL only.
         """
         await self._contexts.stored.all_known()
+        await self._warm_start.done()
         await self._runner.wait_idle()
         await self._contexts.anonymous.wait_idle()
         await self._interpreter.wait_idle()
@@ -208,8 +209,7 @@ class Service:
         facts = {"model": model.name, "context_limit": self.planner_settings.ctx_limit, "note": note}
         if self._settings.served_as:
             facts["served_as"] = self._settings.served_as
-        facts["embedding_limit"] = self.embeddings.limit
-        tools = {"tools": model.tools, "tool_mark": model.tool_mark}
+        tools = {"tools": model.tools, "tool_mark": model.tool_mark, "embedding_limit": self.embeddings.limit}
         return {**facts, "model_file": model.file, "sampling": dict(model.sampling), **tools}
 
     async def create(

@@ -39,6 +39,8 @@ class ServiceSettings:
     """The name that the model is registered under; "" if it is not."""
     keep_alive: float | None = None
     """Seconds without use after which the memory of the weights is given back; None: only while memory is short."""
+    warm_start: bool = False
+    """Bring the contexts that were used last back to CELLS after a start (``warm_start``)."""
     adapters: tuple[tuple[str, Path], ...] = ()
     """LoRA adapters to register at start, by name."""
 

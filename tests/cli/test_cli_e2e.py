@@ -298,6 +298,7 @@ def test_a_restarted_daemon_goes_on_where_it_was(llmaas: Run, at: dict[str, str]
     checked = llmaas("doctor", "--deep", "--data-dir", str(daemon.data_dir), "--socket", str(daemon.socket))
     assert checked.returncode == 0, checked.stdout
     assert "no problem found" in checked.stdout
+    daemon.more = ("--warm-start=false",)
     daemon.start()
     after = ls(llmaas, at)["keep"]
     assert (after["id"], after["tokens"], after["messages"]) == (before["id"], before["tokens"], before["messages"])
@@ -305,4 +306,10 @@ def test_a_restarted_daemon_goes_on_where_it_was(llmaas: Run, at: dict[str, str]
     assert (done.returncode, "disk" in done.stderr) == (0, True)
     assert daemon.stop(signal.SIGINT) == 0
     assert "Traceback" not in daemon.log
+    daemon.more = ()
     daemon.start()
+    until = time.monotonic() + 60
+    while "back in cells" not in daemon.log and time.monotonic() < until:
+        time.sleep(0.05)
+    done = llmaas("chat", "keep", "--once", "And now?", "--max-tokens", "8", "--status", **at)
+    assert (done.returncode, "cells" in done.stderr, "disk" in done.stderr) == (0, True, False)

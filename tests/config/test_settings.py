@@ -37,6 +37,7 @@ BAD = {
     "write_rate": "fast",
     "wear_budget": "little",
     "pressure": "maybe",
+    "warm_start": "lukewarm",
     "threads": "0",
     "adaptive_threads": "often",
     "keep_thoughts": "some",
