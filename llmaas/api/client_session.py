@@ -38,6 +38,8 @@ class Exchange:
         self.cancelling = False
         """Set by the client that has sent a cancel for it."""
         self.changed: Callable[[], None] = _ignore
+        self.take: Callable[[Piece], None] | None = None
+        """Who takes pieces at once; None: they are kept in ``pieces``."""
         self._texts: list[str] = []
         self._tokens: list[int] | None = [] if repeatable(request) else None
         """All tokens so far, of a request that may be made again."""
@@ -98,11 +100,14 @@ class Exchange:
         new = piece if self._retelling is None else self._retelling.rest(piece)
         if new is None:
             return
-        self.pieces.append(new)
         self._texts.append(new.text)
         if self._tokens is not None:
             self._tokens += new.tokens
-        self.changed()
+        if self.take is not None:
+            self.take(new)
+        else:
+            self.pieces.append(new)
+            self.changed()
 
     def end(self, result: object = None, error: LlmaasError | None = None) -> None:
         if not self.ended:

@@ -13,6 +13,7 @@ import os
 import signal
 
 from llmaas.cli.http_process import require_packages
+from llmaas.cli.interpreter import short_pauses
 from llmaas.cli.log_format import log_to_stderr
 from llmaas.cli.options import add_settings, loaded, socket_of
 from llmaas.config.sources import LoadedConfig
@@ -59,13 +60,14 @@ async def _serve(found: LoadedConfig, *, until_eof: bool) -> None:
         loop.add_reader(0, _on_input, loop, stop)
     config = found.config
     access = Access(config.http_tokens == "required", frozenset(config.http_hosts or ()))
-    await serve_http(
-        socket_of(found),
-        stop,
-        address=None if config.http == "unix" else config.http,
-        access=access,
-        daemon_uid=config.daemon_uid,
-    )
+    with short_pauses():
+        await serve_http(
+            socket_of(found),
+            stop,
+            address=None if config.http == "unix" else config.http,
+            access=access,
+            daemon_uid=config.daemon_uid,
+        )
 
 
 def _on_input(loop: asyncio.AbstractEventLoop, stop: asyncio.Event) -> None:

@@ -1,4 +1,4 @@
-"""Python's own pauses, kept short while the daemon serves: the interpreter lock and the garbage collector.
+"""Python's own pauses, kept short while a process serves: the interpreter lock and the garbage collector.
 
 Law: it changes how long threads wait for each other, and nothing else; afterwards all is as it was.
 """

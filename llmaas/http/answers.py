@@ -8,7 +8,7 @@ messages.
 from __future__ import annotations
 
 import re
-from collections.abc import AsyncIterator, Sequence
+from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
 from contextlib import asynccontextmanager, suppress
 from typing import NamedTuple
 
@@ -83,6 +83,14 @@ class AnswerStream:
         if piece.progress is None:
             self._kept = None
         return piece
+
+    async def pass_to(self, take: Callable[[Piece], Awaitable[None] | None]) -> None:
+        """See ``AsyncStream.pass_to``."""
+        async for piece in self:
+            if (rest := take(piece)) is not None:
+                await rest
+            if self._kept is None:  # it cannot begin anew any more
+                await self._stream.pass_to(take)
 
     @property
     def text(self) -> str:

@@ -8,9 +8,9 @@ from __future__ import annotations
 import secrets
 from collections.abc import Awaitable, Callable
 
-from msgspec import UNSET
+from msgspec import UNSET, UnsetType
 
-from llmaas.calls import Done, Logprobs
+from llmaas.calls import Done, Logprobs, Piece
 from llmaas.http.answers import AnswerStream, answers
 from llmaas.http.call import HttpCall
 from llmaas.http.chat_request import chat_ask, n_answers, toolbox_of
@@ -32,6 +32,9 @@ from llmaas.http.openai_types import CalledFunction, Reading, ToolCall, served_o
 from llmaas.http.side_by_side import side_by_side
 from llmaas.http.sse import EventStream
 
+_Send = Callable[..., Awaitable[None] | None]
+"""Sends parts of an answer, each as an event."""
+
 
 async def chat_completions(edge: Edge, call: HttpCall) -> None:
     request = await call.read(ChatRequest)
@@ -43,7 +46,7 @@ async def chat_completions(edge: Edge, call: HttpCall) -> None:
         async with answers(client, [ask] * n) as (streams, _):
             if request.stream:
                 usage = bool(request.stream_options and request.stream_options.include_usage)
-                await made.stream(streams, ask.logprobs is not None, usage)
+                await made.stream(streams, usage)
             else:
                 await made.whole(streams, ask.logprobs is not None)
 
@@ -78,46 +81,45 @@ class _ChatAnswer:
 
     # -- streamed
 
-    async def stream(self, streams: list[AnswerStream], with_logprobs: bool, with_usage: bool) -> None:
+    async def stream(self, streams: list[AnswerStream], with_usage: bool) -> None:
         usage = None if with_usage else UNSET
         async with EventStream(self._call) as events:
 
-            async def send(part: ChunkChoice | Reading) -> None:
-                choices, reading = ([], part) if isinstance(part, Reading) else ([part], UNSET)
-                await events.send(ChatChunk(self._id, self._created, self._model, choices, usage=usage, llmaas=reading))
+            def send(*parts: ChunkChoice | Reading) -> Awaitable[None] | None:
+                return events.send_now([self._chunk(part, usage) for part in parts])
 
-            done = await side_by_side([self._pass_on(i, s, send, with_logprobs) for i, s in enumerate(streams)])
+            done = await side_by_side([self._pass_on(i, s, send) for i, s in enumerate(streams)])
             served = served_of(done[0])
             if with_usage:
                 last = ChatChunk(self._id, self._created, self._model, [], usage=usage_of(done), llmaas=served)
                 await events.send(last)
             await events.send_text(b"[DONE]")
 
-    async def _pass_on(
-        self,
-        index: int,
-        stream: AnswerStream,
-        send: Callable[[ChunkChoice | Reading], Awaitable[None]],
-        with_logprobs: bool,
-    ) -> Done:
-        reader, first = self._reader(), True
-        async for piece in stream:
+    def _chunk(self, part: ChunkChoice | Reading, usage: UnsetType | None) -> ChatChunk:
+        choices, reading = ([], part) if isinstance(part, Reading) else ([part], UNSET)
+        return ChatChunk(self._id, self._created, self._model, choices, usage=usage, llmaas=reading)
+
+    async def _pass_on(self, index: int, stream: AnswerStream, send: _Send) -> Done:
+        reader = self._reader()
+        begin = [ChunkChoice(index, ChatDelta(role="assistant", content=""))]
+
+        def take(piece: Piece) -> Awaitable[None] | None:
             if piece.progress is not None:
-                await send(Reading(piece.progress))
-                continue
-            if first:
-                await send(ChunkChoice(index, ChatDelta(role="assistant", content="")))
-                first = False
+                return send(Reading(piece.progress))
             found = logprobs_of(piece.logprobs) if piece.logprobs else None
             delta = chat_delta(reader.feed(piece.text))
-            if delta is not None or found is not None:
-                await send(ChunkChoice(index, delta or ChatDelta(content=""), found))
+            new = [] if delta is None and found is None else [ChunkChoice(index, delta or ChatDelta(content=""), found)]
+            parts = [*begin, *new]
+            begin.clear()
+            return send(*parts) if parts else None
+
+        await stream.pass_to(take)
         done = await stream.done()
-        if first:
-            await send(ChunkChoice(index, ChatDelta(role="assistant", content="")))
-        if (rest := chat_delta(reader.end())) is not None:
-            await send(ChunkChoice(index, rest))
-        await send(ChunkChoice(index, ChatDelta(), finish_reason=finish_of(done.reason, reader.n_calls)))
+        rest = chat_delta(reader.end())
+        parts = [*begin, *([] if rest is None else [ChunkChoice(index, rest)])]
+        last = ChunkChoice(index, ChatDelta(), finish_reason=finish_of(done.reason, reader.n_calls))
+        if (waits := send(*parts, last)) is not None:
+            await waits
         return done
 
 

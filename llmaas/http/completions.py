@@ -7,12 +7,12 @@ so text from elsewhere does not belong there.
 from __future__ import annotations
 
 import secrets
-from collections.abc import Mapping, Sequence
+from collections.abc import Awaitable, Mapping, Sequence
 from typing import Any
 
 from msgspec import UNSET
 
-from llmaas.calls import MAX_LOGPROBS, Done, Logprobs
+from llmaas.calls import MAX_LOGPROBS, Done, Logprobs, Piece
 from llmaas.http.answers import AnswerStream, answers
 from llmaas.http.ask import Ask, on_full_of, sampling_of, stops_of, tokens_of
 from llmaas.http.call import HttpCall
@@ -125,12 +125,15 @@ class _TextAnswer:
     async def _pass_on(self, index: int, stream: AnswerStream, events: EventStream) -> Done:
         text = self._before(index)
         n_sent = 0
-        async for piece in stream:
+
+        def take(piece: Piece) -> Awaitable[None] | None:
+            nonlocal text, n_sent
             found = _logprobs(piece.logprobs, n_sent + len(text)) if piece.logprobs else None
-            text += piece.text
-            if text or found:
-                await events.send(self._chunk([CompletionChoice(index, text, found)]))
-            n_sent, text = n_sent + len(text), ""
+            new = text + piece.text
+            n_sent, text = n_sent + len(new), ""
+            return events.send_now([self._chunk([CompletionChoice(index, new, found)])]) if new or found else None
+
+        await stream.pass_to(take)
         done = await stream.done()
         await events.send(self._chunk([CompletionChoice(index, text, finish_reason=finish_of(done.reason))]))
         return done

@@ -5,7 +5,7 @@ Law: streamed or not, the same request has the same content. A stream's last lin
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Awaitable, Sequence
 from contextlib import suppress
 from datetime import datetime, timezone
 
@@ -13,10 +13,11 @@ import msgspec
 from msgspec import UNSET
 
 from llmaas.api.async_client import AsyncClient
-from llmaas.calls import Done
+from llmaas.calls import Done, Piece
 from llmaas.errors import LlmaasError
 from llmaas.http.answers import AnswerStream, answers, n_prompt
 from llmaas.http.ask import Ask
+from llmaas.http.begun import begun
 from llmaas.http.call import HttpCall
 from llmaas.http.deltas import CallBegin, Delta, PlainReader, Reader, TextDelta
 from llmaas.http.edge import Edge, ends_with_client
@@ -96,11 +97,16 @@ class _OllamaAnswer:
 
     async def _lines(self, stream: AnswerStream) -> None:
         held: list[Delta] = []  # a call is told when it is complete
-        async for piece in stream:
-            held += self._reader.feed(piece.text)
-            if held and all(isinstance(delta, TextDelta) for delta in held):
-                await self._send(self._line(held))
-                held = []
+
+        def take(piece: Piece) -> Awaitable[None] | None:
+            held.extend(self._reader.feed(piece.text))
+            if not held or not all(isinstance(delta, TextDelta) for delta in held):
+                return None
+            line = self._line(held)
+            held.clear()
+            return begun(self._send(line))
+
+        await stream.pass_to(take)
         done = await stream.done()
         rest = [*held, *self._reader.end()]
         if rest:

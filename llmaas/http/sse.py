@@ -7,11 +7,13 @@ event, and ends the stream.
 from __future__ import annotations
 
 import asyncio
+from collections.abc import Awaitable, Sequence
 from contextlib import suppress
 from types import TracebackType
 
 import msgspec
 
+from llmaas.http.begun import begun
 from llmaas.http.call import HttpCall
 
 KEEP_ALIVE_S = 2.0
@@ -32,6 +34,11 @@ class EventStream:
         """An event with ``value`` as JSON; ``event`` names its type, where the API has types."""
         named = b"event: %s\n" % event.encode() if event else b""
         await self._write(b"%sdata: %s\n\n" % (named, msgspec.json.encode(value)))
+
+    def send_now(self, values: Sequence[object]) -> Awaitable[None] | None:
+        """Events with ``values`` as JSON, by one write. None if that is done; else the client reads too slowly, and
+        what is returned must be awaited."""
+        return begun(self._write(b"".join([b"data: %s\n\n" % msgspec.json.encode(value) for value in values])))
 
     async def send_text(self, text: bytes) -> None:
         """An event whose data is no JSON."""

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import os
+from collections.abc import Awaitable
 from pathlib import Path
 
 import pytest
@@ -66,6 +67,66 @@ async def test_async_streams_run_side_by_side(path: Path) -> None:
         assert backend.generations[0] is not None
         assert (backend.generations[0].sampling, backend.generations[0].stop) == (sampling, ("END",))
         assert backend.generations[-1] is None
+
+
+@on_a_loop
+async def test_async_pieces_are_passed_on_in_order_and_one_after_another(path: Path) -> None:
+    async with serving(path) as (_, __), await AsyncClient.connect(path, app="mail") as client:
+        await client.create(name="inbox")
+        stream, at_once = client.generate("inbox", prompt="count 30"), client.generate("inbox", prompt="count 30")
+        told, busy = list[str](), False
+
+        async def wait(piece: Piece) -> None:
+            nonlocal busy
+            await asyncio.sleep(0.001)
+            told.append(piece.text)
+            busy = False
+
+        def take(piece: Piece) -> Awaitable[None] | None:
+            nonlocal busy
+            assert not busy
+            if piece.tokens[0] % 3:
+                told.append(piece.text)
+                return None
+            busy = True
+            return wait(piece)
+
+        assert (await stream.__anext__()).text == "0 "
+        await stream.pass_to(take)
+        assert told == [f"{i} " for i in range(1, 30)]
+        assert (await stream.done()).n_generated == 3 and stream.text.startswith("0 1 2 ")
+        passed = list[Piece]()
+        await at_once.pass_to(passed.append)
+        assert passed == [Piece(f"{i} ", (i,)) for i in range(30)]
+        await at_once.pass_to(passed.append)
+        assert len(passed) == 30, "there is no more"
+
+
+@on_a_loop
+async def test_async_what_fails_while_pieces_are_passed_on_ends_that_answer_only(path: Path) -> None:
+    async with serving(path) as (_, __), await AsyncClient.connect(path, app="mail") as client:
+        await client.create(name="inbox")
+
+        def fail(piece: Piece) -> None:
+            if piece.tokens[0] == 5:
+                raise ValueError("five")
+
+        stream = client.generate("inbox", prompt="count 30")
+        with pytest.raises(ValueError, match="five"):
+            await stream.pass_to(fail)
+        assert (await stream.done()).reason is FinishReason.STOP
+        with pytest.raises(ContextTooLong):
+            await client.generate("inbox", prompt="too long").pass_to(fail)
+        waiting = client.generate("inbox", prompt="wait")
+        passing = asyncio.create_task(waiting.pass_to(lambda piece: None))
+        await until(lambda: waiting.text == "so ")
+        passing.cancel()
+        with pytest.raises(asyncio.CancelledError):
+            await passing
+        await waiting.cancel()
+        with pytest.raises(Cancelled):
+            await waiting.pass_to(fail)
+        await client.ping()
 
 
 @on_a_loop
