@@ -12,7 +12,8 @@ usage: install.sh [OPTION...] [install | update | uninstall]
   --prefix DIR       where the program goes (/opt/llmaas)
   --root DIR         install below DIR: for images and packages. No user is made, nothing is started
   --board KIND       jetson, raspberry or none: what suits the board; by itself what the board says that it is
-  --cuda, --vulkan   build llama.cpp for a GPU (CUDA by itself on a Jetson, where nvcc is)
+  --cuda, --vulkan   build llama.cpp for a GPU (CUDA by itself on a Jetson, where nvcc is); later runs keep that,
+                     and --cpu builds without it again
   --delete-data      uninstall: conversations, key, model and settings go, too
 
 install     make the user, the environment and the units, and start the sockets
@@ -41,6 +42,7 @@ while [ $# -gt 0 ]; do
         ;;
     --cuda) gpu=cuda ;;
     --vulkan) gpu=vulkan ;;
+    --cpu) gpu=none ;;
     --delete-data) delete=yes ;;
     -h | --help) usage && exit 0 ;;
     install | update | uninstall) action=$1 ;;
@@ -48,6 +50,9 @@ while [ $# -gt 0 ]; do
     esac
     shift
 done
+# Engines that were built: of the machine, or of whoever makes an image.
+wheels=${XDG_CACHE_HOME:-${HOME:-/root}/.cache}/llmaas/wheels
+[ -n "$root" ] || wheels=/var/cache/llmaas/wheels
 case $prefix in /*) ;; *) fail "--prefix takes a whole path, not '$prefix'" ;; esac
 case $board in auto | none | jetson | raspberry) ;; *) fail "--board is jetson, raspberry or none, not '$board'" ;; esac
 
@@ -90,7 +95,7 @@ has_program() {
 # has another one, for which the environment is empty.
 version() {
     python=$(${PYTHON:-python3} -c 'import sys; print("%d.%d" % sys.version_info[:2])' 2>/dev/null || true)
-    printf '%s %s %s\n' "$(sed -n 's/^__version__ = "\(.*\)"/\1/p' "$source/llmaas/version.py")" "$(build_flags)" "$python"
+    printf '%s %s %s\n' "$(sed -n 's/^__version__ = "\(.*\)"/\1/p' "$source/llmaas/version.py")" "$(build_options)" "$python"
 }
 
 find_board() {
@@ -107,10 +112,25 @@ has_nvcc() {
     command -v nvcc >/dev/null || [ -x /usr/local/cuda/bin/nvcc ]
 }
 
+# What was built for a GPU stays so, unless something else is said.
+find_gpu() {
+    [ "$gpu" = auto ] || return 0
+    case $(cat "$root$prefix/version" 2>/dev/null || true) in
+    *GGML_CUDA=ON*) gpu=cuda ;;
+    *GGML_VULKAN=ON*) gpu=vulkan ;;
+    *) ;;
+    esac
+}
+
+build_options() {
+    printf '%s' "-DLLAVA_BUILD=OFF $(build_flags) ${CMAKE_ARGS:-}"
+}
+
 build_flags() {
     case $gpu in
     cuda) printf '%s' -DGGML_CUDA=ON ;;
     vulkan) printf '%s' -DGGML_VULKAN=ON ;;
+    none) ;;
     *) if [ "$board" = jetson ] && has_nvcc; then printf '%s' -DGGML_CUDA=ON; fi ;;
     esac
 }
@@ -154,14 +174,28 @@ board_unit() {
     esac
 }
 
+# The engine, built with these options. Its wheel is kept: after a failure, and for another version of llmaas, the next
+# run goes on from there. pip's own cache and its look at what is installed know the engine's version alone, not how it
+# was built.
+build_engine() {
+    engine=$(grep -oE 'llama-cpp-python==[0-9.]+' "$source/pyproject.toml" | head -n 1)
+    place=$wheels/$(printf '%s %s' "$engine" "$(build_options)" | cksum | tr ' ' '-')
+    if ! ls "$place"/llama_cpp_python-*.whl >/dev/null 2>&1; then
+        mkdir -p "$place"
+        CMAKE_ARGS="-DCMAKE_PROJECT_llama.cpp_INCLUDE=$source/scripts/llama.cmake $(build_options)" \
+            "$root$prefix/venv/bin/python" -m pip wheel --no-cache-dir --no-deps --no-binary llama-cpp-python \
+            -w "$place" "$engine"
+    fi
+    "$root$prefix/venv/bin/python" -m pip install --no-deps --force-reinstall "$place"/llama_cpp_python-*.whl
+}
+
 build_program() {
     "$root$prefix/venv/bin/python" -m pip --version >/dev/null 2>&1 ||
         ${PYTHON:-python3} -m venv --clear "$root$prefix/venv"
-    # The folder of pip's own cache keeps the engine that was built: after a failure the next run goes on from there.
     PATH=$PATH:/usr/local/cuda/bin
     export PATH
-    CMAKE_ARGS="-DLLAVA_BUILD=OFF -DCMAKE_PROJECT_llama.cpp_INCLUDE=$source/scripts/llama.cmake $(build_flags)" \
-        "$root$prefix/venv/bin/python" -m pip install --upgrade "${source}[http]"
+    build_engine
+    "$root$prefix/venv/bin/python" -m pip install --upgrade "${source}[http]"
     if [ -n "$root" ]; then
         # Programs of an environment name its python by the whole path: there the image is the root.
         for program in "$root$prefix"/venv/bin/*; do
@@ -198,6 +232,7 @@ install_model() {
 do_install() {
     changed=''
     find_board
+    find_gpu
     make_user
     install_program
     if [ ! -e "$root/etc/llmaas/config.toml" ]; then
@@ -216,6 +251,9 @@ UNIT
         put 0644 /etc/systemd/system/llmaas.service.d/board.conf <<UNIT
 $unit
 UNIT
+    elif [ -e "$root/etc/systemd/system/llmaas.service.d/board.conf" ]; then
+        changed=yes
+        perform "remove board.conf" rm "$root/etc/systemd/system/llmaas.service.d/board.conf"
     fi
     for unit in llmaas.socket llmaas-admin.socket; do
         put 0644 "/etc/systemd/system/$unit" <"$here/$unit"
@@ -236,6 +274,8 @@ do_uninstall() {
     if [ -e "$root$units/llmaas.service" ]; then
         perform_live "stop" systemctl disable --now llmaas.socket llmaas-admin.socket llmaas.service
     fi
+    [ ! -e "$wheels" ] || perform "remove $wheels" rm -rf "$wheels"
+    rmdir "$(dirname "$wheels")" 2>/dev/null || true
     for path in $units/llmaas.service $units/llmaas.socket $units/llmaas-admin.socket \
         $units/llmaas.service.d/board.conf "$prefix"; do
         [ ! -e "$root$path" ] || perform "remove $path" rm -rf "$root$path"

@@ -177,15 +177,17 @@ engine() {
     grep -oE 'llama-cpp-python==[0-9.]+' "$checkout/pyproject.toml" | head -n 1
 }
 
-# The wheel of this engine is kept for these flags: building it takes a phone half an hour.
+# The wheel of this engine is kept for these flags: building it takes a phone half an hour. pip's own cache and its look
+# at what is installed know the engine's version alone, not how it was built.
 build_engine() {
     place=$wheels/$(printf '%s %s' "$(engine)" "$(build_flags)" | cksum | tr ' ' '-')
     mkdir -p "$place"
     if ! ls "$place"/llama_cpp_python-*.whl >/dev/null 2>&1; then
         CMAKE_ARGS="$(build_flags) -DCMAKE_PROJECT_llama.cpp_INCLUDE=$checkout/scripts/llama.cmake" \
-            "$home/venv/bin/python" -m pip wheel --no-deps --no-binary llama-cpp-python -w "$place" "$(engine)"
+            "$home/venv/bin/python" -m pip wheel --no-cache-dir --no-deps --no-binary llama-cpp-python \
+            -w "$place" "$(engine)"
     fi
-    "$home/venv/bin/python" -m pip install --no-deps "$place"/llama_cpp_python-*.whl
+    "$home/venv/bin/python" -m pip install --no-deps --force-reinstall "$place"/llama_cpp_python-*.whl
 }
 
 build_program() {

@@ -59,12 +59,13 @@ class House:
         (root / "cpuinfo").write_text(ARM)
         (root / "meminfo").write_text("MemTotal:        3900000 kB\n")
 
-    def run(self, script: str, *args: str, code: int = 0) -> str:
+    def run(self, script: str, *args: str, code: int = 0, **more: str) -> str:
         environ = {"HOME": self.home, "PREFIX": self.prefix, "CALLS": self.root / "calls", "FAIL": self.root / "fail"}
         environ |= {"INSTALLED": self.root / "installed", "LLMAAS_CPUINFO": self.root / "cpuinfo"}
         environ |= {"LLMAAS_BOARD": self.root / "board", "VERSION": self.root / "python-version"}
         environ |= {"LLMAAS_MEMINFO": self.root / "meminfo", "TMPDIR": self.root}
         words = {name: str(value) for name, value in environ.items()}
+        words |= more
         words["PATH"] = f"{self.root / 'bin'}:{os.environ['PATH']}"
         command = ["sh", str(BRIDGE / script), *args]
         done = subprocess.run(command, env=words, capture_output=True, text=True, check=False, timeout=60)
@@ -193,7 +194,7 @@ def test_after_a_failure_the_next_run_goes_on(house: House) -> None:
 def test_kernels_of_kleidiai_are_offered_and_kept(house: House) -> None:
     assert "--kleidiai builds them in" in house.run("termux/install.sh")
     assert "--kleidiai" not in house.run("termux/install.sh", "update")
-    built = "pip wheel --no-deps --no-binary llama-cpp-python"
+    built = "pip wheel --no-cache-dir --no-deps --no-binary llama-cpp-python"
     flags = [("--kleidiai",), (), ("--no-kleidiai",), ("--kleidiai",)]
     for i, words in enumerate(flags):
         house.run("termux/install.sh", *words, "update")
@@ -287,10 +288,34 @@ def test_an_image_is_set_up_once_and_emptied(house: House) -> None:
     before = house.tree()
     assert house.run("systemd/install.sh", *args).endswith("install: nothing to do\n")
     assert house.tree() == before
+    assert [name for name in house.tree() if name.endswith(".whl")], "a run after a failure has the engine"
     house.run("systemd/install.sh", "--root", str(image), "uninstall")
     assert sorted(house.tree()) == ["image/etc/llmaas/config.toml", "image/var/lib/llmaas/model.gguf"]
     house.run("systemd/install.sh", "--root", str(image), "--delete-data", "uninstall")
     assert house.tree() == {}
+
+
+def test_what_an_engine_was_built_with_counts_and_is_kept(house: House) -> None:
+    """pip takes an engine of the same version for the same one, whatever it was built with."""
+    image = house.root / "image"
+    board = image / "etc" / "systemd" / "system" / "llmaas.service.d" / "board.conf"
+    built = "pip wheel --no-cache-dir --no-deps --no-binary llama-cpp-python"
+    gpus = [((), ""), (("--vulkan",), "VULKAN"), (("update",), "VULKAN"), (("--cuda",), "CUDA"), (("--cpu",), "")]
+    for words, gpu in gpus:
+        house.run("systemd/install.sh", "--board", "none", "--root", str(image), *words)
+        told = (image / "opt" / "llmaas" / "version").read_text()
+        assert ("GGML" in told) == bool(gpu) and f"{gpu and '=ON'}" in told and gpu in told
+        assert board.is_file() == bool(gpu)
+    calls = house.calls()
+    assert len([call for call in calls if built in call]) == 3, "each was built once"
+    put = [call for call in calls if "pip install --no-deps --force-reinstall" in call]
+    assert len(put) == len(gpus) and put[0] == put[-1] and put[1] == put[2] and len(set(put)) == 3
+
+
+def test_options_of_ones_own_are_built_in(house: House) -> None:
+    house.run("systemd/install.sh", "--root", str(house.root / "image"), CMAKE_ARGS="-DGGML_NATIVE=OFF")
+    flags = next(call for call in house.calls() if call.startswith("-DCMAKE"))
+    assert flags.endswith(" -DGGML_NATIVE=OFF") and "-DLLAVA_BUILD=OFF" in flags
 
 
 @pytest.mark.parametrize("board", ["jetson", "raspberry", "none"])
@@ -308,7 +333,7 @@ def test_a_board_gets_what_suits_it(house: House, board: str) -> None:
     assert (settings.cells, settings.socket) == (2048, Path("/run/llmaas/llmaas.sock"))
     assert settings.profile == {"jetson": "jetson-8g", "raspberry": "pi-8g", "none": "desktop"}[board]
     assert settings.governor == ("off" if board == "none" else "on")
-    flags = next(call for call in house.calls() if call.startswith("-DLLAVA"))
+    flags = next(call for call in house.calls() if call.startswith("-DCMAKE"))
     assert ("-DGGML_CUDA=ON" in flags) == (board == "jetson")
     drop_in = image / "etc" / "systemd" / "system" / "llmaas.service.d" / "board.conf"
     assert drop_in.is_file() == (board != "none")
