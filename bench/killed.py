@@ -21,11 +21,15 @@ from bench.lib.several_models import SeveralModels
 from bench.lib.stats import sig
 from llmaas.api.client import Client
 from llmaas.errors import LlmaasError
+from llmaas.records import Message
 
 MOST_PAUSE_S, MORE_S = 0.1, 1.0
 """Between two tokens of the other model; beyond the time that loading took, until the killed one serves again."""
 CELLS, CALM_S, LONG = 4096, 3.0, 1500
-_PROMPT = "Tell a long story about the sea."
+_BEGIN_S = 60.0
+_ASK = [Message("user", "Write a very long story about the sea, with many chapters.")]
+_SHORT = 16
+"""Tokens: with shorter answers there is nothing to see between them."""
 
 
 class Streaming:
@@ -44,11 +48,15 @@ class Streaming:
             number += 1
             context = self._client.context(f"{self._name}-{number}-{monotonic()}")
             try:
-                with self._client.generate(context.id, prompt=_PROMPT, max_tokens=LONG) as answer:
+                with self._client.generate(context.id, _ASK, max_tokens=LONG) as answer:
+                    n_before = len(self.times)
                     for _ in answer:
                         self.times.append(monotonic())
                         if self._stop.is_set():
                             return
+                if len(self.times) - n_before < _SHORT:
+                    raise RuntimeError("the model's answers are too short for this bench")
+                self._client.delete(context.id)
             except LlmaasError as error:
                 self.ended_with = error
                 return
@@ -70,7 +78,10 @@ def one_round(house: SeveralModels, number: int) -> dict[str, Any]:
         other = Streaming(b, f"other-{number}")
         with Client(house.socket, app="bench", model="m0") as a:
             killed = Streaming(a, f"killed-{number}")
+            late = monotonic() + _BEGIN_S
             while not (other.times and killed.times):
+                if monotonic() > late:
+                    raise RuntimeError("no answer has begun")
                 sleep(0.01)
             calm = monotonic()
             sleep(CALM_S)
@@ -78,7 +89,7 @@ def one_round(house: SeveralModels, number: int) -> dict[str, Any]:
             house.process_of("m0").kill()
             with Client(house.socket, app="bench", model="m0") as again:
                 context = again.context(f"again-{number}")
-                with again.generate(context.id, prompt=_PROMPT, max_tokens=1) as first:
+                with again.generate(context.id, _ASK, max_tokens=1) as first:
                     next(first)
                 back = monotonic()
                 shown = [message.content for message in again.show(kept.id).messages if message.role != "system"]
