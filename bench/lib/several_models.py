@@ -50,7 +50,7 @@ class SeveralModels:
     def process_of(self, name: str) -> psutil.Process:
         """The process of a model that is in memory."""
         children = psutil.Process(self._process.pid).children()
-        return next(child for child in children if f"--served-as={name}" in child.cmdline())
+        return next(child for child in children if child.name() == f"llmaas {name}")
 
     def front(self) -> psutil.Process:
         return psutil.Process(self._process.pid)

@@ -28,6 +28,7 @@ from llmaas.config.settings import SETTINGS
 from llmaas.config.show import show_setting
 from llmaas.config.sources import LoadedConfig
 from llmaas.errors import LlmaasError
+from llmaas.host.process_name import set_process_name
 
 if TYPE_CHECKING:
     from llmaas.cli.load_ahead import WeightReads
@@ -59,9 +60,12 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--show-config", action="store_true", help="print every setting and its source, and end")
     parser.add_argument("--served-as", default="", help=argparse.SUPPRESS)
     parser.add_argument("--from-front", type=int, help=argparse.SUPPRESS)  # a descriptor: see cli/model_process
+    parser.add_argument("--spare", type=int, help=argparse.SUPPRESS)  # the same, of a process that waits for its model
 
 
 def run(args: argparse.Namespace) -> int:
+    if args.spare is not None:
+        return _wait_for_model(args.spare)
     found = loaded(args)
     if args.from_front is not None:
         return _serve_for_front(dataclasses.replace(found, served_as=args.served_as), args.from_front)
@@ -80,10 +84,26 @@ def run(args: argparse.Namespace) -> int:
     return 0
 
 
+def _wait_for_model(fd: int) -> int:
+    """Load packages, and serve what the front process says, if it ever does."""
+    os.environ.setdefault("OPENBLAS_NUM_THREADS", "1")  # see _serve
+    import llmaas.cli.runtime  # noqa: F401
+    from llmaas.cli.model_process import wait_for_arguments
+
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # the front process says what Ctrl-C means
+    arguments = wait_for_arguments(fd)
+    if arguments is None:
+        return 0
+    parser = argparse.ArgumentParser(allow_abbrev=False)
+    add_arguments(parser)
+    return run(parser.parse_args([*arguments, f"--from-front={fd}"]))
+
+
 def _serve_for_front(found: LoadedConfig, fd: int) -> int:
     """Serve one of several models, for the front process at the other end of the channel ``fd``."""
     from llmaas.cli.model_process import tell_failure
 
+    set_process_name(f"llmaas {found.served_as}")
     log_to_stderr(found.config.log_level, found.config.log_format)
     try:
         asyncio.run(_serve(found, fd))

@@ -38,6 +38,8 @@ log = logging.getLogger(__name__)
 
 _OF_FRONT = ("model", "models", "models_bytes", "keep_alive", "socket", "data_dir", "record", "cells")
 """Settings that the front process sees to, or that each model's process is given by itself; those of HTTP, too."""
+_LEAST_RAM = 2 << 30
+"""Of the machine, for a process that waits for a model: it takes 40 MB."""
 _PROGRAM = 150 << 20
 """Bytes that a process takes beside weights, cells and POOL, before it was seen."""
 
@@ -67,7 +69,13 @@ async def _serve(found: LoadedConfig, models: Sequence[FrontModel], default: str
     for signum in (signal.SIGINT, signal.SIGTERM):
         loop.add_signal_handler(signum, _stop, stop, signum)
     front = Front(
-        config.socket, models, default, budget=_budget(config), keep_alive=config.keep_alive, memory_of=memory_of
+        config.socket,
+        models,
+        default,
+        budget=_budget(config),
+        keep_alive=config.keep_alive,
+        memory_of=memory_of,
+        spare=_spare(),
     )
     try:
         front.start()
@@ -89,6 +97,12 @@ def _stop(stop: asyncio.Event, signum: int) -> None:
         print_note("stopped at once")
         os._exit(130)  # the processes of models end when this one is gone
     stop.set()
+
+
+def _spare() -> list[str] | None:
+    """A small machine keeps its memory for models."""
+    found = ram()
+    return python_command("serve", "--spare") if found is None or found.total >= _LEAST_RAM else None
 
 
 def _budget(config: Config) -> int | None:

@@ -28,7 +28,8 @@ from llmaas.clock import Clock, RealClock
 from llmaas.errors import Busy, LlmaasError, ShuttingDown, UnknownModel
 from llmaas.front.first_frame import first_frame
 from llmaas.front.parked import ParkedConnections
-from llmaas.front.process import ModelProcess, ProcessState, refuse
+from llmaas.front.process import ModelProcess, ProcessState, python_command, refuse
+from llmaas.front.spare import SpareProcess, StartedProcess, start_process
 from llmaas.policies.model_room import ModelInMemory, models_to_leave
 
 log = logging.getLogger(__name__)
@@ -70,7 +71,10 @@ class Front:
         limits: Limits | None = None,
         memory_of: Callable[[FrontModel, int], int] = lambda model, pid: model.nbytes,
         clock: Clock | None = None,
+        spare: Sequence[str] | None = None,
     ) -> None:
+        """``spare``: what starts a process that waits for the model it is to serve; None: none waits."""
+        self._spare = SpareProcess(spare)
         self._models = {model.name: model for model in models}
         self._default, self._budget, self._keep_alive = default, budget, keep_alive
         self._limits, self._memory_of, self._clock = limits or Limits(), memory_of, clock or RealClock()
@@ -96,9 +100,14 @@ class Front:
         self._files = files
 
     def _process_of(self, model: FrontModel) -> ModelProcess:
-        made = ModelProcess(model.name, model.command, self._clock, self._serve_waiting, self._parked.add)
+        made = ModelProcess(model.name, model.command, self._clock, self._serve_waiting, self._parked.add, self._begin)
         made.apps_changed = lambda: self._spawn(self._settle_apps(made))
         return made
+
+    async def _begin(self, command: Sequence[str]) -> StartedProcess:
+        """Start a model's process, or let the one serve it that waits. Raises OSError."""
+        arguments = command[len(python_command("serve")) : -1]
+        return self._spare.take(arguments) or await start_process(command)
 
     def start(self) -> None:
         """Accept connections. Pinned models are loaded at once."""
@@ -126,7 +135,7 @@ class Front:
             task.cancel()
         await asyncio.gather(*self._tasks, return_exceptions=True)
         self._parked.close()
-        await asyncio.gather(*(process.end() for process in self.processes.values()))
+        await asyncio.gather(self._spare.close(), *(process.end() for process in self.processes.values()))
         for file in self._files:
             file.release()
 
@@ -274,6 +283,15 @@ class Front:
                 if model.pinned and process.state is ProcessState.AWAY:
                     process.start()
             self._serve_waiting()
+            await self._see_to_spare()
+
+    async def _see_to_spare(self) -> None:
+        """One waits while any model could be wanted; it is not started beside a model, whose start it would slow."""
+        states = {process.state for process in self.processes.values()}
+        if ProcessState.AWAY not in states:
+            await self._spare.close()
+        elif ProcessState.STARTING not in states:
+            await self._spare.prepare()
 
     # -- apps
 

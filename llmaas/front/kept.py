@@ -24,7 +24,7 @@ class Left:
 
 
 class KeptConnections:
-    """Of one process, which gets ``fd``, the memory of the marks. ``most``: how many. Raises OSError."""
+    """Of one process, which gets a copy of ``fd``, the memory of the marks. ``most``: how many. Raises OSError."""
 
     def __init__(self, most: int = N_MARKS) -> None:
         self.fd = marks_memory()
@@ -34,6 +34,7 @@ class KeptConnections:
             os.close(self.fd)
             raise
         self._free = list(range(most))
+        self._ended = False
         self._kept: dict[int, HandedConnection] = {}
 
     def __len__(self) -> int:
@@ -61,8 +62,11 @@ class KeptConnections:
             self._free.append(number)
 
     def end(self) -> Left:
-        """The process has ended: what it has left. No use of this object after it."""
+        """The process has ended: what it has left. Of no use after it; a second time nothing is left."""
         left = Left()
+        if self._ended:
+            return left
+        self._ended = True
         for number, handed in self._kept.items():
             match self._marks[number]:
                 case Mark.NEW:
@@ -75,4 +79,5 @@ class KeptConnections:
                     handed.sock.close()
         self._kept.clear()
         self._marks.close()
+        os.close(self.fd)
         return left

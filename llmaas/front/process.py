@@ -13,7 +13,7 @@ import logging
 import os
 import socket
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Awaitable, Callable, Sequence
 from dataclasses import dataclass, replace
 
 from llmaas.api import replies
@@ -22,8 +22,9 @@ from llmaas.api.handed import HandedConnection
 from llmaas.api.wire import encode
 from llmaas.clock import Clock
 from llmaas.errors import EngineFailed, LlmaasError, ModelEnded, by_code
-from llmaas.front.channel import Channel, Message, pair
+from llmaas.front.channel import Channel, Message
 from llmaas.front.kept import KeptConnections
+from llmaas.front.spare import StartedProcess, start_process
 
 log = logging.getLogger(__name__)
 
@@ -61,7 +62,7 @@ class Uses:
 
 class ModelProcess:
     """``command``: what starts it, with the number of a descriptor behind it. ``changed`` is called after each change
-    of ``state`` or ``active``; ``let_go`` gets each connection that the process hands back."""
+    of ``state`` or ``active``; ``let_go`` gets each connection that the process hands back; ``begin`` starts it."""
 
     def __init__(
         self,
@@ -70,8 +71,10 @@ class ModelProcess:
         clock: Clock,
         changed: Callable[[], None],
         let_go: Callable[[HandedConnection], None],
+        begin: Callable[[Sequence[str]], Awaitable[StartedProcess]] = start_process,
     ) -> None:
         self.name = name
+        self._begin = begin
         self._command, self._clock, self._changed, self._let_go = list(command), clock, changed, let_go
         self.state = ProcessState.AWAY
         self.active = 0
@@ -185,31 +188,28 @@ class ModelProcess:
         if self._leaves_for_good:
             self.state = ProcessState.AWAY
             return
-        ours, theirs = pair()
-        self._channel = Channel(ours, self._on_message, on_unsent=self._on_unsent)
+        code = -1
         try:
             self._kept = KeptConnections()
-            self._channel.send({"t": "marks"}, self._kept.fd)
-            self._process = await asyncio.create_subprocess_exec(
-                *self._command, str(theirs.fileno()), pass_fds=[theirs.fileno()], stdin=asyncio.subprocess.DEVNULL
-            )
+            begun = await self._begin(self._command)
         except OSError as error:
             self._failure = EngineFailed(f"the process of the model {self.name} cannot be started: {error}")
-            code = -1
         else:
-            theirs.close()
+            self._process = begun.process
+            self._channel = Channel(begun.sock, self._on_message, on_unsent=self._on_unsent)
+            self._channel.send({"t": "marks"}, os.dup(self._kept.fd))
             if self._leaves_for_good:
                 self._process.terminate()
             code = await self._process.wait()
-        finally:
-            theirs.close()
         self._ended(code)
 
     def _ended(self, code: int) -> None:
-        assert self._channel is not None
-        self._channel.read_rest()
+        if self._channel is not None:
+            self._channel.read_rest()
         was, self.state, self.active = self.state, ProcessState.AWAY, 0
-        self._channel.close()
+        if self._channel is not None:
+            self._channel.close()
+            self._channel = None
         how = f"signal {-code}" if code < 0 else f"status {code}"
         self._go_on_without(ModelEnded(f"the process of the model {self.name} ended ({how})", hint=_ENDED_HINT))
         now = self._clock.now()

@@ -7,6 +7,7 @@ import os
 import signal
 import subprocess
 import sys
+import time
 import urllib.request
 from collections.abc import Iterator
 from pathlib import Path
@@ -46,8 +47,20 @@ def children(daemon: Daemon) -> list[psutil.Process]:
     return [
         each
         for each in psutil.Process(daemon.process.pid).children()
-        if "--from-front" in each.cmdline() and each.status() != psutil.STATUS_ZOMBIE
+        if each.name().startswith("llmaas ") and each.status() != psutil.STATUS_ZOMBIE
     ]
+
+
+def spare_of(daemon: Daemon) -> int:
+    """The process that waits for a model; one comes when another has been taken."""
+    assert daemon.process is not None
+    late = time.monotonic() + 20
+    while time.monotonic() < late:
+        for each in psutil.Process(daemon.process.pid).children():
+            if "--spare" in each.cmdline() and not each.name().startswith("llmaas "):
+                return each.pid
+        time.sleep(0.05)
+    raise AssertionError("no process waits")
 
 
 def ask(port: int, model: str) -> dict[str, object]:
@@ -63,15 +76,17 @@ def ask(port: int, model: str) -> dict[str, object]:
 
 def test_two_models_serve_side_by_side_and_one_is_killed(several: Daemon, port: int, llmaas: Run) -> None:
     assert children(several) == [], "nothing is loaded before anybody asks"
+    spare = spare_of(several)
     with (
         Client(several.socket, app="t", model="one", retry_s=60) as one,
         Client(several.socket, app="t", model="two") as two,
     ):
         assert (one.server["served_as"], two.server["served_as"]) == ("one", "two")
-        assert len(children(several)) == 2
+        assert {each.name() for each in children(several)} == {"llmaas one", "llmaas two"}
+        assert next(each.pid for each in children(several) if each.name() == "llmaas one") == spare
         first, second = one.context("c"), two.context("c")
         kept = first.ask("Say hello.", max_tokens=4)
-        victim = next(each for each in children(several) if "--served-as=one" in each.cmdline())
+        victim = next(each for each in children(several) if each.name() == "llmaas one")
         stream = two.generate(second.id, [Message("user", "Count.")], max_tokens=30)
         next(stream)
         victim.send_signal(signal.SIGKILL)

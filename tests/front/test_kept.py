@@ -18,7 +18,7 @@ from llmaas.front.kept import KeptConnections
 def kept() -> Iterator[KeptConnections]:
     found = KeptConnections()
     yield found
-    os.close(found.fd)
+    found.end()
 
 
 Make = Callable[[], tuple[HandedConnection, socket.socket]]
@@ -77,7 +77,6 @@ def test_a_number_is_used_again_as_new_and_there_are_only_so_many(kept: KeptConn
 
 def test_beyond_the_marks_a_connection_is_handed_on_without_a_copy(handed: Make) -> None:
     kept = KeptConnections(most=0)
-    os.close(kept.fd)
     first, peer = handed()
     number, fd = kept.keep(first)
     assert number is None and len(kept) == 0 and first.sock.fileno() == -1
