@@ -9,9 +9,10 @@ computed again. Beside it: a program that loads the model anew and prefills the 
 from __future__ import annotations
 
 import sys
+from dataclasses import replace
 from pathlib import Path
 from statistics import median
-from time import monotonic
+from time import monotonic, sleep
 from typing import Any
 
 from bench.lib.bare_loop import BareLoop
@@ -21,9 +22,11 @@ from bench.lib.stats import sig
 from llmaas.api.client import Client, ClientContext
 from llmaas.model_files.gguf import examine_files
 
-MOST_S, GAIN = 1.0, 10.0
-"""To the first token of a model that was away; against loading and prefilling anew."""
+MOST_S, GAIN, LEFT_MB = 1.0, 10.0, 20.0
+"""To the first token of a model that was away; against loading and prefilling anew; what may stay in memory."""
 MODELS, CONTEXTS, TOKENS = 3, 4, 1024
+_SETTLE_S, _AWAY_S = 4.0, 60.0
+"""Seconds until another process waits for a model; for a model to leave."""
 _TEXT = "The quick brown fox jumps over the lazy dog, and the dog does not mind at all. "
 
 
@@ -34,6 +37,29 @@ def first_token(client: Client, context: ClientContext) -> tuple[float, int]:
         next(answer)
         seconds = monotonic() - began
         return seconds, answer.done.switch.recomputed
+
+
+def unloaded(options: Options) -> dict[str, float]:
+    """MB of all processes: before a model is loaded, while it is there, and after it has left."""
+    folder = options.folder / "unloaded"
+    folder.mkdir()
+    house = SeveralModels(replace(options, folder=folder), options.models[:1] * 2, 2 * TOKENS, "--keep-alive", "2")
+    try:
+        sleep(_SETTLE_S)
+        before = house.memory()
+        with Client(house.socket, app="bench", model="m0") as client:
+            client.append(client.context("c").id, prompt=_TEXT * (TOKENS // 18))
+            there = house.memory()
+        late = monotonic() + _AWAY_S
+        while house.state_of("m0") != "away":
+            if monotonic() > late:
+                raise RuntimeError("the model does not leave")
+            sleep(0.1)
+        sleep(_SETTLE_S)
+        after = house.memory()
+    finally:
+        house.close()
+    return {"before_mb": sig(before / 1e6), "loaded_mb": sig(there / 1e6), "after_mb": sig(after / 1e6)}
 
 
 def anew(file: Path, threads: int, n_tokens: int) -> float:
@@ -74,7 +100,7 @@ def measure(options: Options) -> Result:
     finally:
         house.close()
     other = [anew(file, options.threads, n_tokens) for file in files]
-    return _result(options, times, near, again, other)
+    return _result(options, times, near, again, other, unloaded(options))
 
 
 def _result(
@@ -83,8 +109,10 @@ def _result(
     near: dict[str, list[float]],
     again: list[int],
     other: list[float],
+    memory: dict[str, float],
 ) -> Result:
     middle = {name: median(found) for name, found in times.items() if found}
+    more_mb = memory["after_mb"] - memory["before_mb"]
     gain = median(bare / middle[name] for bare, name in zip(other, times, strict=True) if name in middle)
     figures: dict[str, Any] = {
         "first_token_s": {name: sig(value) for name, value in middle.items()},
@@ -92,11 +120,13 @@ def _result(
         "anew_s": [sig(value) for value in other],
         "most_computed_again": max(again),
         "gain": sig(gain),
+        "memory": memory,
     }
     bars = [
         Bar("first token of a model that was away (s)", max(middle.values()), MOST_S, at_most=True),
         Bar("against loading and prefilling anew", gain, GAIN),
         Bar("tokens of a context that were computed again", max(again), 64, at_most=True),
+        Bar("memory when a model has left, beyond before (MB)", more_mb, LEFT_MB, at_most=True),
     ]
     return Result(" ".join(file.stem for file in options.models), figures, bars)
 

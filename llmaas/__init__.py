@@ -24,6 +24,7 @@ if TYPE_CHECKING:  # what type checkers and editors see; _HOMES says the same to
     from llmaas.calls import (
         Done,
         FinishReason,
+        Loading,
         Logprobs,
         Piece,
         Priority,
@@ -100,7 +101,9 @@ keep_old_modules()
 _HOMES = {
     "llmaas.api.async_client": "AsyncClient AsyncClientContext AsyncStream",
     "llmaas.api.client": "Client ClientContext Stream",
-    "llmaas.calls": "Done FinishReason Logprobs Piece Priority Progress Sampling SwitchReport Terms TokenLogprob",
+    "llmaas.calls": (
+        "Done FinishReason Loading Logprobs Piece Priority Progress Sampling SwitchReport Terms TokenLogprob"
+    ),
     "llmaas.errors": (
         "AdapterMismatch AdapterUnreadable AnswerIncomplete AppExists BadRequest BadToken Busy CallerError "
         "Cancelled  ChunkDamaged ConfigError Conflict ContextDamaged ContextExists ContextTooLong DiskFull "
@@ -156,6 +159,7 @@ __all__ = [
     "Internal",
     "KeyReused",
     "LlmaasError",
+    "Loading",
     "Logprobs",
     "MachineError",
     "MalformedFrame",

@@ -52,8 +52,10 @@ class SeveralModels:
         children = psutil.Process(self._process.pid).children()
         return next(child for child in children if child.name() == f"llmaas {name}")
 
-    def front(self) -> psutil.Process:
-        return psutil.Process(self._process.pid)
+    def memory(self) -> int:
+        """Bytes of RAM that all its processes take together; what they share counts once."""
+        front = psutil.Process(self._process.pid)
+        return sum(int(each.memory_full_info().pss) for each in [front, *front.children(recursive=True)])
 
     def close(self) -> None:
         self._process.terminate()

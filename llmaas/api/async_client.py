@@ -22,7 +22,7 @@ from llmaas.api.direct_taker import DirectTaker
 from llmaas.api.operation import Operation, Question, as_method
 from llmaas.api.operations import AsyncOperations
 from llmaas.api.retrying import LOST, NOT_YET, Retries, repeatable
-from llmaas.calls import Done, Piece
+from llmaas.calls import Done, Loading, Piece
 from llmaas.errors import LlmaasError, NotServing, UnknownRequest
 from llmaas.records import ContextInfo
 
@@ -192,11 +192,12 @@ class AsyncClient(AsyncOperations):
         on_behalf_of: int | None = None,
         retry_s: float = 0,
         model: str | None = None,
+        on_loading: Callable[[Loading], None] | None = None,
     ) -> AsyncClient:
         """Raises NotServing, VersionMismatch, BadRequest (the app's name), BadToken, ConfigError, Busy, and NotTrusted,
         before anything is sent, unless the daemon runs as this user, as root, or as ``daemon_uid``. ``timeout`` is in
         seconds.
-        ``socket``, ``app``, ``token`` and ``model``: see Client.
+        ``socket``, ``app``, ``token``, ``model`` and ``on_loading``: see Client.
 
         ``admin`` connects to the operator's socket beside ``socket``, as its user or root: ``everyone``, ``limit``,
         ``budget``, ``adapter_add`` and ``adapter_remove`` work there only. With ``on_behalf_of``, a uid, as well, the
@@ -207,7 +208,7 @@ class AsyncClient(AsyncOperations):
         address, who = daemon_address(socket, daemon_uid, admin=admin), client_identity(app, token, operator=admin)
 
         async def connected() -> tuple[Session, AsyncLink]:
-            session = Session(who.app, on_behalf_of, who.token, model)
+            session = Session(who.app, on_behalf_of, who.token, model, on_loading)
             return session, await open_link(session, address.socket, hello_timeout(timeout, model), address.uid)
 
         return cls(*await connected(), connected, Retries(retry_s))

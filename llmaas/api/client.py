@@ -21,7 +21,7 @@ from llmaas.api.daemon_address import client_identity, daemon_address, hello_tim
 from llmaas.api.operation import Operation, Question, as_method
 from llmaas.api.operations import BlockingOperations
 from llmaas.api.retrying import LOST, NOT_YET, Retries
-from llmaas.calls import Done, Piece
+from llmaas.calls import Done, Loading, Piece
 from llmaas.errors import NotServing
 from llmaas.old_paths import keep_old_names
 from llmaas.records import ContextInfo
@@ -144,7 +144,8 @@ class Client(BlockingOperations):
     What the daemon refuses as Busy is asked for again, whatever it is, less and less often for so many seconds.
 
     ``model`` names one of several that the daemon serves (``llmaas model ls``); else it is the default one. One that is
-    not in memory is loaded: the client waits two minutes for that, or ``timeout`` if that is more. Raises UnknownModel.
+    not in memory is loaded: the client waits two minutes for that, or ``timeout`` if that is more; ``on_loading`` is
+    told about once a second how long it will take. Raises UnknownModel.
 
     >>> Client("/run/none/llmaas.sock", app="mail")
     Traceback (most recent call last):
@@ -164,7 +165,9 @@ class Client(BlockingOperations):
         on_behalf_of: int | None = None,
         retry_s: float = 0,
         model: str | None = None,
+        on_loading: Callable[[Loading], None] | None = None,
     ) -> None:
+        self._on_loading = on_loading
         self._address = daemon_address(socket, daemon_uid, admin=admin)
         self._identity = client_identity(app, token, operator=admin)
         self._on_behalf_of, self._timeout, self._model = on_behalf_of, timeout, model
@@ -178,7 +181,8 @@ class Client(BlockingOperations):
     context = _opens(operations.context)
 
     def _connect(self) -> None:
-        session = Session(self._identity.app, self._on_behalf_of, self._identity.token, self._model)
+        who = self._identity
+        session = Session(who.app, self._on_behalf_of, who.token, self._model, self._on_loading)
         link = BlockingLink(session, self._address.socket, self._timeout, self._address.uid)
         try:
             link.send(session.hello())

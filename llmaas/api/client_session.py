@@ -15,7 +15,7 @@ from llmaas.api.embed_message import Embed
 from llmaas.api.hello import hello_frame, read_reply
 from llmaas.api.retrying import LOST, MOST_TRIES, Retelling, repeatable
 from llmaas.api.wire import MAX_FRAME, Decoder, Frame, encode
-from llmaas.calls import Piece
+from llmaas.calls import Loading, Piece
 from llmaas.errors import BadRequest, Busy, EngineFailed, LlmaasError, MalformedFrame, ModelEnded
 from llmaas.version import __version__
 
@@ -121,14 +121,22 @@ class Session:
     """The protocol as a client speaks it. ``uid``: the user on whose behalf. Raises BadRequest."""
 
     def __init__(
-        self, app: str | None, uid: int | None = None, token: str | None = None, model: str | None = None
+        self,
+        app: str | None,
+        uid: int | None = None,
+        token: str | None = None,
+        model: str | None = None,
+        on_loading: Callable[[Loading], None] | None = None,
     ) -> None:
+        self._on_loading = on_loading
+        told = True if model is not None or on_loading is not None else None  # older daemons know no such field
         self.greeting = Exchange(self, 0, None)
         """Ends with the hello reply."""
         self.fault: LlmaasError | None = None
         """Why the connection is over; None while it is not."""
         try:
-            self._hello = encode(hello_frame(app, f"llmaas-python/{__version__}", uid, token, model))
+            hello = hello_frame(app, f"llmaas-python/{__version__}", uid, token, model, told_of_loading=told)
+            self._hello = encode(hello)
         except ValueError as e:
             raise BadRequest(str(e)) from e
         self._decoder = Decoder()
@@ -189,6 +197,9 @@ class Session:
             exchange.end(error=error)
 
     def _take(self, frame: Frame) -> None:
+        if frame.get("type") == "loading":
+            self._tell_loading(replies.result(Loading, frame))
+            return
         if not self.greeting.ended:
             self._read_greeting(read_reply(frame))
             return
@@ -210,6 +221,13 @@ class Session:
             exchange.end(frame.get("result"))
         else:
             exchange.end(error=replies.error_from(frame))
+
+    def _tell_loading(self, loading: Loading) -> None:
+        if self._on_loading is not None:
+            self._on_loading(loading)
+        for exchange in self._live.values():
+            if isinstance(exchange.request, msg.Generate) and exchange.request.progress:
+                exchange.add(Piece("", (), loading=loading))
 
     def _read_greeting(self, reply: Frame) -> None:
         limits = reply.get("limits")

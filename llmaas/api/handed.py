@@ -100,3 +100,5 @@ class HandedConnection:
     greet: bool
     mark: ConnectionMark | None = None
     """If the other process keeps a copy of the socket."""
+    told_of_loading: bool = False
+    """Whether the peer wants to know how long its model takes to load."""

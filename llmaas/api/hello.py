@@ -37,6 +37,8 @@ class Hello:
     """The app's, if it has one."""
     model: str | None = None
     """The model that the client wants; None: the one that the daemon has by default."""
+    told_of_loading: bool | None = None
+    """Whether the client wants to be told, while it waits for the model to be loaded, how long that takes."""
 
     def __post_init__(self) -> None:
         if self.uid is not None and not 0 <= self.uid <= MAX_UID:
@@ -52,10 +54,16 @@ class Hello:
 
 
 def hello_frame(
-    app: str | None, client: str, uid: int | None = None, token: str | None = None, model: str | None = None
+    app: str | None,
+    client: str,
+    uid: int | None = None,
+    token: str | None = None,
+    model: str | None = None,
+    *,
+    told_of_loading: bool | None = None,
 ) -> Frame:
     """A client's first frame; ``client`` is its name and version, for the daemon's log. Raises ValueError."""
-    hello = to_map(Hello(VERSION, app, client, uid, token, model))
+    hello = to_map(Hello(VERSION, app, client, uid, token, model, told_of_loading))
     return {"op": "hello", **{name: value for name, value in hello.items() if value is not None}}
 
 

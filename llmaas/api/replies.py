@@ -12,7 +12,7 @@ from typing import Any, TypeVar
 from llmaas.api.pages import Page
 from llmaas.api.record_maps import from_map, to_map
 from llmaas.api.wire import Frame
-from llmaas.calls import Logprobs, Piece, Progress
+from llmaas.calls import Loading, Logprobs, Piece, Progress
 from llmaas.errors import (
     BadRequest,
     Cancelled,
@@ -35,6 +35,11 @@ def piece_frame(request_id: int, piece: Piece) -> Frame:
     if piece.progress is not None:
         frame["progress"] = to_map(piece.progress)
     return frame
+
+
+def loading_frame(loading: Loading) -> Frame:
+    """Of no request, but of a connection whose model is being waited for; it may come before the hello reply."""
+    return {"type": "loading", **to_map(loading)}
 
 
 def done_frame(request_id: int, result: object = None) -> Frame:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from llmaas.calls.reply import Done, FinishReason, Logprobs, Piece, Progress, SwitchReport, TokenLogprob
+from llmaas.calls.reply import Done, FinishReason, Loading, Logprobs, Piece, Progress, SwitchReport, TokenLogprob
 from llmaas.calls.request import (
     DEFAULT_TERMS,
     MAX_KEY,
@@ -27,6 +27,7 @@ __all__ = [
     "Done",
     "FinishReason",
     "Generation",
+    "Loading",
     "Logprobs",
     "Piece",
     "Priority",

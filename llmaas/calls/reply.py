@@ -50,18 +50,28 @@ class Progress:
 
 
 @dataclass(frozen=True, slots=True)
+class Loading:
+    """A model that is not in memory, and is waited for."""
+
+    model: str
+    expected_s: float | None
+    """Seconds until it is there, as far as is known; None while it waits for room, or nothing is known."""
+
+
+@dataclass(frozen=True, slots=True)
 class Piece:
     """A piece of a streaming answer.
 
     ``text`` has complete characters only, so it may be empty and may lag behind ``tokens``. ``logprobs`` is parallel to
     ``tokens``; None if the call did not ask for them. Pieces with ``progress`` come before the answer, and have nothing
-    of it.
+    of it; so do those with ``loading``, which the client makes for calls that ask for progress.
     """
 
     text: str
     tokens: tuple[int, ...]
     logprobs: tuple[Logprobs, ...] | None = None
     progress: Progress | None = None
+    loading: Loading | None = None
 
 
 @dataclass(frozen=True, slots=True)

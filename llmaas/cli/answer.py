@@ -14,6 +14,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from llmaas.cli.generation import sampling, terms
+from llmaas.cli.loading_line import LINE_AGAIN
 from llmaas.cli.out import dim, print_note, printable
 from llmaas.errors import Cancelled, ShuttingDown
 
@@ -21,7 +22,6 @@ if TYPE_CHECKING:
     from llmaas.api.client import Client
     from llmaas.calls import Done, Piece
 
-_LINE_AGAIN = "\r\x1b[K"
 """Empties a terminal's line."""
 
 
@@ -99,15 +99,18 @@ def without_progress(pieces: Iterable[Piece]) -> Iterator[Piece]:
         for piece in pieces:
             if (progress := piece.progress) is not None:
                 text, reading = dim(f"reading: {progress.done} of {progress.total} tokens", sys.stderr), True
-                print(f"{_LINE_AGAIN}{text}", end="", file=sys.stderr, flush=True)
+                print(f"{LINE_AGAIN}{text}", end="", file=sys.stderr, flush=True)
+                continue
+            if piece.loading is not None:  # the client's LoadingLine shows it
+                reading = True
                 continue
             if reading:
                 reading = False
-                print(_LINE_AGAIN, end="", file=sys.stderr, flush=True)
+                print(LINE_AGAIN, end="", file=sys.stderr, flush=True)
             yield piece
     finally:
         if reading:
-            print(_LINE_AGAIN, end="", file=sys.stderr, flush=True)
+            print(LINE_AGAIN, end="", file=sys.stderr, flush=True)
 
 
 def status_line(done: Done) -> str:

@@ -8,10 +8,12 @@ from __future__ import annotations
 
 import argparse
 import os
+import sys
 from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from llmaas.cli.loading_line import LoadingLine
 from llmaas.config.settings import SETTINGS, Config, flag, variable
 from llmaas.config.sources import LoadedConfig, load
 from llmaas.socket_place import socket_in_use
@@ -118,7 +120,12 @@ def connected(args: argparse.Namespace, *, admin: bool = False, retry_s: float =
     has_token = not admin and os.environ.get(TOKEN_VARIABLE)
     app = args.app if args.app or has_token else DEFAULT_APP
     uid, model = found.config.daemon_uid, model or args.of_model
-    return Client(socket_of(found), app=app, daemon_uid=uid, admin=admin, retry_s=retry_s, model=model)
+    line = LoadingLine() if model is not None and sys.stderr.isatty() else None
+    where = socket_of(found)
+    client = Client(where, app=app, daemon_uid=uid, admin=admin, retry_s=retry_s, model=model, on_loading=line)
+    if line is not None:
+        line.clear()
+    return client
 
 
 def socket_of(found: LoadedConfig) -> Path:

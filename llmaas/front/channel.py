@@ -112,6 +112,8 @@ class Channel:
             data, fds, _, _ = socket.recv_fds(self._sock, MOST_BYTES, 2, socket.MSG_CMSG_CLOEXEC)
         except (BlockingIOError, InterruptedError):
             return False
+        except ConnectionResetError:
+            return True  # the other end has closed, and had not read all: told once, before what it has sent
         except OSError:
             data, fds = b"", []
         if not data:

@@ -11,7 +11,7 @@ import asyncio
 import logging
 import socket
 from collections.abc import Callable, Coroutine, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -19,7 +19,7 @@ from llmaas.api.acceptor import SEND_BUFFER, ConnectedAcceptor
 from llmaas.api.caller import Door
 from llmaas.api.daemon_address import admin_socket
 from llmaas.api.handed import HandedConnection
-from llmaas.api.hello import read_hello
+from llmaas.api.hello import Hello, read_hello
 from llmaas.api.limits import Limits
 from llmaas.api.model_list import OP, ListedModel, list_frame
 from llmaas.api.socket_file import SocketFile
@@ -170,7 +170,7 @@ class Front:
                 sock.close()
                 return
             hello = read_hello(frame)
-            self._route(hello.model or "", HandedConnection(door, sock, body, greet=True))
+            self._route(hello, HandedConnection(door, sock, body, greet=True))
         except LlmaasError as error:
             refuse(sock, error)
         except (OSError, asyncio.CancelledError):
@@ -178,22 +178,28 @@ class Front:
         finally:
             self._greeting.discard(sock)
 
-    def _route(self, name: str, handed: HandedConnection) -> None:
-        model = self._find(name)
+    def _route(self, hello: Hello, handed: HandedConnection) -> None:
+        model = self._find(hello.model or "")
         process = self.processes[model.name]
         if self._closing:
             raise ShuttingDown("the daemon is shutting down")
         if len(process.waiting) >= self._limits.max_connections:
             raise Busy(f"too many connections wait for the model {model.name}")
-        process.take(handed)
+        process.take(replace(handed, told_of_loading=bool(hello.told_of_loading)))
         self._serve_waiting()
+        self._tell_waiting(model)
 
     def _resume(self, handed: HandedConnection) -> None:
         """The client of a connection that was handed back has sent something."""
         try:
-            self._route(read_hello(read_body(handed.hello)).model or "", handed)
+            self._route(read_hello(read_body(handed.hello)), handed)
         except LlmaasError as error:
             refuse(handed.sock, error)
+
+    def _tell_waiting(self, model: FrontModel) -> None:
+        process = self.processes[model.name]
+        if process.waiting:
+            process.tell_waiting(process.expected_s(self._load_s(model)))
 
     def _find(self, name: str) -> FrontModel:
         wanted = name or self._default
@@ -280,6 +286,7 @@ class Front:
                     process.retire()
                 if now - self._since.get(model.name, now) > _WAIT_S:
                     process.refuse_waiting(Busy(f"there is no room for the model {model.name}: others are in use"))
+                self._tell_waiting(model)
                 if model.pinned and process.state is ProcessState.AWAY:
                     process.start()
             self._serve_waiting()

@@ -8,6 +8,7 @@ it ends again soon.
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import enum
 import logging
 import os
@@ -20,6 +21,7 @@ from llmaas.api import replies
 from llmaas.api.caller import Door
 from llmaas.api.handed import HandedConnection
 from llmaas.api.wire import encode
+from llmaas.calls import Loading
 from llmaas.clock import Clock
 from llmaas.errors import EngineFailed, LlmaasError, ModelEnded, by_code
 from llmaas.front.channel import Channel, Message
@@ -165,6 +167,21 @@ class ModelProcess:
         waiting, self.waiting = self.waiting, []
         for handed in waiting:
             refuse(handed.sock, error)
+
+    def expected_s(self, load_s: float | None) -> float | None:
+        """Seconds until it is ready, if loading takes ``load_s``; None if it does not load yet, or is late."""
+        if self.state is not ProcessState.STARTING or load_s is None:
+            return None
+        left = load_s - (self._clock.now() - self._began)
+        return left if left > 0 else None
+
+    def tell_waiting(self, expected_s: float | None) -> None:
+        """Tell those who wait how long that will take. A peer that does not read is not told."""
+        data = encode(replies.loading_frame(Loading(self.name, expected_s)))
+        for handed in self.waiting:
+            if handed.told_of_loading:
+                with contextlib.suppress(OSError):
+                    handed.sock.send(data)
 
     def apps_settled(self) -> None:
         """All others have left: what it has written about apps holds for all."""

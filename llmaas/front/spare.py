@@ -52,15 +52,15 @@ class SpareProcess:
     @property
     def pid(self) -> int | None:
         """While there is one."""
-        return self._spare.process.pid if self._is_there else None
+        there = self._there()
+        return None if there is None else there.process.pid
 
-    @property
-    def _is_there(self) -> bool:
-        return self._spare is not None and self._spare.process.returncode is None
+    def _there(self) -> StartedProcess | None:
+        return None if self._spare is None or self._spare.process.returncode is not None else self._spare
 
     async def prepare(self) -> None:
         """Start one, unless there is one."""
-        if self._command is None or self._is_there:
+        if self._command is None or self._there() is not None:
             return
         self._forget()
         with contextlib.suppress(OSError):  # whoever wants a process then starts one, and says why it cannot
@@ -68,15 +68,15 @@ class SpareProcess:
 
     def take(self, arguments: Sequence[str]) -> StartedProcess | None:
         """The process, which serves by these arguments from now on; None if there is none."""
-        if self._spare is None or not self._is_there:
+        if (there := self._there()) is None:
             return None
         try:
-            self._spare.sock.setblocking(False)
-            self._spare.sock.send(msgpack.packb({"t": "serve", "arguments": list(arguments)}))
+            there.sock.setblocking(False)
+            there.sock.send(msgpack.packb({"t": "serve", "arguments": list(arguments)}))
         except OSError:
             return None
-        found, self._spare = self._spare, None
-        return found
+        self._spare = None
+        return there
 
     async def close(self) -> None:
         """End it, if there is one."""

@@ -18,6 +18,7 @@ from llmaas.http.openai_types import (
     TextRequest,
     ToolCall,
     Usage,
+    Waiting,
 )
 
 
@@ -142,4 +143,4 @@ class ChatChunk(msgspec.Struct):
     object: str = "chat.completion.chunk"
     system_fingerprint: str | None = None
     usage: Usage | UnsetType | None = UNSET
-    llmaas: Served | Reading | UnsetType = UNSET
+    llmaas: Served | Reading | Waiting | UnsetType = UNSET

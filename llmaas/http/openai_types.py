@@ -10,7 +10,7 @@ from typing import Annotated
 import msgspec
 from msgspec import UNSET, Meta, UnsetType
 
-from llmaas.calls import Done, Progress
+from llmaas.calls import Done, Loading, Progress
 from llmaas.http.answers import n_cached, n_prompt
 from llmaas.http.extensions import Extensions
 
@@ -79,6 +79,12 @@ class Served(msgspec.Struct):
     queue_ms: float
     ttft_ms: float
     decode_tps: float
+
+
+class Waiting(msgspec.Struct):
+    """The same field of a chunk before the answer: how long the model will take to be in memory."""
+
+    loading: Loading
 
 
 class Reading(msgspec.Struct):

@@ -88,3 +88,15 @@ async def test_a_message_that_is_none_is_passed_over() -> None:
     assert end.found == [({"t": "x"}, None)]
     ours.close()
     end.channel.close()
+
+
+@on_a_loop
+async def test_what_was_sent_before_the_end_is_read_though_the_other_end_has_not_read_all() -> None:
+    ours, theirs = pair()
+    one = End(ours)
+    one.channel.send({"i": 0})  # is never read
+    theirs.send(b"\x81\xa1i\x01")
+    theirs.send(b"\x81\xa1i\x02")
+    theirs.close()
+    one.channel.read_rest()
+    assert [message["i"] for message, _ in one.found] == [1, 2] and one.ended == 1

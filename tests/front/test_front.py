@@ -15,6 +15,7 @@ from llmaas.api.client import Client
 from llmaas.api.limits import Limits
 from llmaas.api.model_list import list_models
 from llmaas.api.wire import encode
+from llmaas.calls import Loading
 from llmaas.errors import BadToken, EngineFailed, LlmaasError, ModelUnreadable, UnknownModel
 from tests.support.daemon import HELLO, ask
 from tests.support.front_house import NBYTES, SOON, front_house, timeout
@@ -128,6 +129,25 @@ async def test_when_a_process_is_killed_the_other_goes_on_and_it_serves_again(tm
         assert (await stream.done()).n_generated == 40
         assert await ask(first, context.id, "two")
         assert [m.content for m in (await first.show(context.id)).messages][:3] == ["one", kept, "two"]
+
+
+@on_a_loop
+async def test_who_waits_is_told_how_long_that_will_take(tmp_path: Path) -> None:
+    async with front_house(tmp_path, budget=NBYTES, behaviour={"a": "late"}) as house:
+        first: list[Loading] = []
+        client = await house.connect("a", on_loading=first.append)
+        assert first[0] == Loading("a", None) and len(first) >= 2, "nothing is known of the first load"
+        context = await client.context("c")
+        await (await house.connect("b")).close()
+        await house.until_there("b")
+        pieces = [piece async for piece in client.generate(context.id, HELLO, max_tokens=3, progress=True)]
+        told = [piece.loading.expected_s for piece in pieces if piece.loading is not None]
+        known = [seconds for seconds in told if seconds is not None]
+        assert told[0] is None, "the other has to leave first"
+        assert known and all(0 < seconds < SOON for seconds in known) and known == sorted(known, reverse=True)
+        assert any(piece.text for piece in pieces)
+        silent = await house.connect(app="other")  # a client that does not ask to be told, of the default model
+        assert silent.server["model"] == "a"
 
 
 @on_a_loop

@@ -28,6 +28,8 @@ async def main(root: Path, name: str, behaviour: str, fd: int) -> None:
     if behaviour == "dies" or (behaviour == "dies-once" and not (root / "died").exists()):
         (root / "died").touch()
         os.kill(os.getpid(), signal.SIGKILL)
+    if behaviour == "late":
+        await asyncio.sleep(1.5)
     store = Store(root)
     slow = 0.02 if behaviour == "slow" else 0.0
     thread = EngineThread(lambda: FakeEngine(1024, 8, name=name, fingerprint=name, step_time=lambda n: slow))
