@@ -90,6 +90,8 @@ class LiveContext:
     """By the wall clock."""
     used: float = -math.inf
     """The same by the monotonic clock: the order of use since the start, whatever the wall clock did."""
+    hinted: float = -math.inf
+    """When the last hint of it began. By the monotonic clock."""
     claimed_until: float = -math.inf
     """Until then it is kept for a caller that was told of it and has not called yet. By the monotonic clock."""
     deleted: bool = False

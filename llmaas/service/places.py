@@ -23,6 +23,9 @@ OPERATOR_CALLS = 8
 """Places beyond those of all apps, for calls of the operator."""
 HINT_WAIT_S = 5.0
 """Seconds that a hint waits for its turn, at most: so that it does not become more urgent than calls."""
+HINT_AGAIN_S = 1.0
+"""Seconds after a hint in which another one does nothing if all of the context is in CELLS still. After that it makes
+the context one that leaves CELLS later."""
 
 
 NO_OTHERS: Mapping[AppId, int] = {}

@@ -28,7 +28,7 @@ from llmaas.service.keyed_turns import seeded
 from llmaas.service.live_context import LiveContext
 from llmaas.service.parts import ServiceParts
 from llmaas.service.pending_turn import PendingTurn
-from llmaas.service.places import HINT_WAIT_S, OPERATOR_CALLS, CallPlaces, hints_to_push_out
+from llmaas.service.places import HINT_AGAIN_S, HINT_WAIT_S, OPERATOR_CALLS, CallPlaces, hints_to_push_out
 from llmaas.service.refusals import failure
 from llmaas.service.request_log import RequestLog
 from llmaas.service.stored_contexts import StoredContexts
@@ -61,6 +61,7 @@ class CallRunner:
             parts, interpreter, self._constraints, anonymous, stored, ctx_limit=ctx_limit, keep_thoughts=keep_thoughts
         )
         self._dispatch, self._release = interpreter.dispatch, interpreter.release
+        self._tiers = interpreter.planner.tiers
         self._calls, self._clock, self._metrics = parts.calls, parts.clock, parts.metrics
         self.log, self._app_tallies = RequestLog(parts.calls, parts.clock), parts.app_tallies
         self._places, self._operator_places = (
@@ -116,17 +117,23 @@ class CallRunner:
         """Bring the context back when there is nothing better to do, unless a call does so already; see
         ``Service.hint``."""
         self._weights.used()
-        if live.lock.locked() or not live.n_tokens:
+        if live.lock.locked() or not live.n_tokens or self._is_hinted(live):
             return None
         pushed_out = hints_to_push_out(live.row.app, self._calls.values())
         if pushed_out is None:
             return None
         for other in pushed_out:
             self.cancel(other.id)
+        live.hinted = self._clock.now()
         call = self._begin(live, _HINT, lambda piece: None, hint=True)
         call.control.reply.add_done_callback(_retrieve_error)
         call.control.deadline_timer = asyncio.get_running_loop().call_later(HINT_WAIT_S, self._waited_enough, call)
         return call.id, call.control.reply
+
+    def _is_hinted(self, live: LiveContext) -> bool:
+        """Whether a hint has just done all that another one could do: each takes the loop as long as a short call."""
+        lately = live.opened and self._clock.now() - live.hinted < HINT_AGAIN_S
+        return lately and self._tiers(live.id)[0] >= live.n_tokens
 
     async def end_hints(self, app: AppId) -> None:
         """Return when no hint works on an anonymous context of the app: ``resolve`` copies those that are in use. What

@@ -109,6 +109,29 @@ async def test_a_hint_brings_a_context_back_before_it_is_called_and_no_call_wait
 
 
 @on_a_loop
+async def test_hints_again_and_again_do_nothing_while_the_context_is_all_in_cells(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    async with house(tmp_path, engine={"n_cells": 700}) as h:
+        for name in ("first", "second"):
+            await h.service.create(APP, name=name, system=None)
+        await h.say("first", "first " * 60)
+        assert h.service.hint(APP, "first") is not None, "the last token of the answer is not in CELLS"
+        await h.service.wait_idle()
+        assert [h.service.hint(APP, "first") for _ in range(3)] == [None] * 3
+        monkeypatch.setattr("llmaas.service.runner.HINT_AGAIN_S", 0)
+        assert h.service.hint(APP, "first") is not None, "it leaves CELLS later for that"
+        await h.service.wait_idle()
+        monkeypatch.undo()
+        await h.say("second", "second " * 60)
+        await h.service.wait_idle()
+        assert h.service.info(APP, "first").tiers[0] == 0
+        assert h.service.hint(APP, "first") is not None, "it has left CELLS"
+        await h.service.wait_idle()
+        assert h.service.info(APP, "first").tiers[0] > 0
+
+
+@on_a_loop
 async def test_calls_that_are_cancelled_leave_nothing_to_the_garbage_collector(tmp_path: Path) -> None:
     """It would have to find them, and stops everything for that: 90 ms after some thousand calls."""
     async with house(tmp_path, engine={"step_time": lambda n: 0.001}) as h:

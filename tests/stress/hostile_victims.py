@@ -5,6 +5,7 @@ Each is a thread of its own, does one thing at a time, and notes how long it too
 
 from __future__ import annotations
 
+import math
 import threading
 import time
 from collections.abc import Callable, Iterator
@@ -31,9 +32,9 @@ class Times:
     failed: list[str] = field(default_factory=list)
 
     def quantile(self, q: float) -> float:
-        """0.0 if there are none."""
+        """The time that a part ``q`` of all do not exceed (nearest rank); 0.0 if there are none."""
         found = sorted(self.took)
-        return found[min(len(found) - 1, int(q * len(found)))] if found else 0.0
+        return found[math.ceil(q * len(found)) - 1] if found else 0.0
 
     @property
     def longest(self) -> float:
