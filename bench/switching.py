@@ -48,7 +48,7 @@ def unloaded(options: Options) -> dict[str, float]:
         sleep(_SETTLE_S)
         before = house.memory()
         with Client(house.socket, app="bench", model="m0") as client:
-            client.append(client.context("c").id, prompt=_TEXT * (TOKENS // 18))
+            client.append(client.context("c").id, prompt=_TEXT * (TOKENS // 4 // 18))
             there = house.memory()
         late = monotonic() + _AWAY_S
         while house.state_of("m0") != "away":

@@ -110,7 +110,8 @@ def _serve_for_front(found: LoadedConfig, fd: int) -> int:
     except LlmaasError as error:
         tell_failure(fd, error)
         raise
-    return 0
+    logging.shutdown()
+    os._exit(0)  # all is closed; another model may wait for the memory while Python takes itself apart
 
 
 async def _serve(found: LoadedConfig, front_fd: int | None = None) -> None:

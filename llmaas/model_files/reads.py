@@ -50,12 +50,20 @@ class Extent:
 class FileReads:
     """Reads files in the background, from ``start`` until all is read or ``close``.
 
-    ``limit``: bytes that are read at most. ``memo``: where the best way for a disk is, and is kept.
+    ``limit``: bytes that are read at most. ``memo``: where the best way for a disk is, and is kept. ``prepare`` is
+    called on the first of its threads: what it sets holds for all.
     """
 
     def __init__(
-        self, paths: Sequence[Path], memo: LoadMemo, *, limit: int | None = None, clock: Clock | None = None
+        self,
+        paths: Sequence[Path],
+        memo: LoadMemo,
+        *,
+        limit: int | None = None,
+        clock: Clock | None = None,
+        prepare: Callable[[], None] = lambda: None,
     ) -> None:
+        self._prepare = prepare
         self._paths, self._memo, self._limit, self._clock = paths, memo, limit, clock or RealClock()
         self._stop = threading.Event()
         self.n_read = 0
@@ -93,6 +101,7 @@ class FileReads:
             yield Extent(file, first * PAGE, min(last * PAGE, size))
 
     def _run(self) -> None:
+        self._prepare()
         extents: list[Extent] = []
         with ExitStack() as opened:
             try:

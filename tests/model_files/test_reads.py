@@ -60,6 +60,14 @@ def test_a_cold_file_is_warm_afterwards(cold: Path, memo: LoadMemo) -> None:
     assert reads.missing == SIZE and reads.n_read == SIZE and not reads.running
 
 
+def test_what_its_first_thread_is_prepared_with_comes_before_any_read(cold: Path, memo: LoadMemo) -> None:
+    seen: list[tuple[str, float | None]] = []
+    reads = FileReads([cold], memo, prepare=lambda: seen.append((threading.current_thread().name, share(cold))))
+    reads.start()
+    reads.wait()
+    assert seen == [("reads", 0.0)] and share(cold) == 1.0
+
+
 def test_a_warm_file_is_not_read_again(cold: Path, memo: LoadMemo) -> None:
     cold.read_bytes()
     reads = read(memo, cold)
