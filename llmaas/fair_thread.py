@@ -13,19 +13,31 @@ from collections.abc import Callable
 from concurrent.futures import Future
 from typing import Any, TypeVar
 
+from llmaas.clock import thread_cpu
 from llmaas.errors import ShuttingDown
 from llmaas.fair_queue import FairQueue
 
 T = TypeVar("T")
-_Job = tuple["Future[Any]", Callable[..., Any], tuple[Any, ...]]
+_Job = tuple[str, "Future[Any]", Callable[..., Any], tuple[Any, ...]]
+
+MOST_REST_S = 0.1
+"""Seconds that one rest takes at most."""
 
 
 class FairThread:
-    """A thread of its own, which begins with this object: a process that can start no thread fails here, not later."""
+    """A thread of its own, which begins with this object: a process that can start no thread fails here, not later.
 
-    def __init__(self, name: str) -> None:
+    ``rest``: while jobs wait, the thread rests after each for so many times the CPU time that it took. For jobs that
+    hold the interpreter lock: without rests other threads, such as the event loop's, had to wait for it each time. No
+    owner's first job waits for a rest.
+    """
+
+    def __init__(self, name: str, rest: float = 0.0) -> None:
+        self._rest = rest
         self._jobs = FairQueue[_Job]()
         self._changed = threading.Condition()
+        self._newcomers = set[str]()
+        """Owners who had no job when theirs came, which has not begun yet."""
         self._closed = False
         self._thread = threading.Thread(target=self._run, name=name, daemon=True)
         self._thread.start()
@@ -56,7 +68,9 @@ class FairThread:
         with self._changed:
             if self._closed:
                 raise ShuttingDown("the daemon is stopping")
-            self._jobs.add(owner, (future, do, args))
+            if owner not in self._jobs:
+                self._newcomers.add(owner)
+            self._jobs.add(owner, (owner, future, do, args))
             self._changed.notify()
         return future
 
@@ -69,7 +83,7 @@ class FairThread:
             self._closed = True
             dropped = [] if finish else self._jobs.take_all()
             self._changed.notify()
-        for future, _, _ in dropped:
+        for _, future, _, _ in dropped:
             if future.set_running_or_notify_cancel():
                 future.set_exception(ShuttingDown("the daemon is stopping"))
         if wait:
@@ -77,8 +91,16 @@ class FairThread:
 
     def _run(self) -> None:
         while (job := self._next()) is not None:
+            begun = thread_cpu()
             _carry_out(job)
             del job  # otherwise its arguments would live until the next job comes
+            if self._rest:
+                self._rest_for(min(MOST_REST_S, self._rest * (thread_cpu() - begun)))
+
+    def _rest_for(self, seconds: float) -> None:
+        with self._changed:
+            if self._jobs:
+                self._changed.wait_for(lambda: self._closed or self._newcomers, seconds)
 
     def _next(self) -> _Job | None:
         with self._changed:
@@ -86,7 +108,9 @@ class FairThread:
                 if self._closed:
                     return None
                 self._changed.wait()
-            return self._jobs.pop()
+            job = self._jobs.pop()
+            self._newcomers.discard(job[0])
+            return job
 
 
 async def _ended(waiting: asyncio.Future[Any]) -> None:
@@ -98,7 +122,7 @@ async def _ended(waiting: asyncio.Future[Any]) -> None:
 
 
 def _carry_out(job: _Job) -> None:
-    future, do, args = job
+    _, future, do, args = job
     if not future.set_running_or_notify_cancel():
         return
     try:

@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import asyncio
 import threading
+from concurrent import futures
 
 import pytest
 
+from llmaas import fair_thread
 from llmaas.errors import ShuttingDown
 from llmaas.fair_thread import FairThread
 from tests.support.loop import on_a_loop
@@ -90,3 +92,40 @@ async def test_jobs_that_wait_end_with_shutting_down_if_they_are_not_to_be_finis
     gate.set()
     await closing
     assert running.result() is True
+
+
+class Resting:
+    """A thread that would rest for an hour, with a job of ``greedy`` done and more of its jobs waiting."""
+
+    def __init__(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        monkeypatch.setattr(fair_thread, "MOST_REST_S", 3600)
+        self.thread, gate, self.done = FairThread("test", rest=1e9), threading.Event(), list[str]()
+        self.thread.submit("greedy", gate.wait)
+        first = self.thread.submit("greedy", self.work, "greedy 0")
+        for i in range(1, 10):
+            self.thread.submit("greedy", self.done.append, f"greedy {i}")
+        gate.set()
+        with pytest.raises(futures.TimeoutError):
+            first.result(0.2)  # after the gate's job it rests already
+        self.thread.submit("first", int).result(60)
+        assert self.done == ["greedy 0"]
+
+    def work(self, name: str) -> None:
+        self.done.append(name)
+
+
+def test_a_thread_rests_while_jobs_wait_but_no_owners_first_job_waits_for_that(monkeypatch: pytest.MonkeyPatch) -> None:
+    resting = Resting(monkeypatch)
+    for name in ("one", "two"):
+        resting.thread.submit(name, resting.work, name).result(60)
+    assert resting.done[-1] == "two" and resting.done.count("one") == 1
+    with pytest.raises(futures.TimeoutError):
+        resting.thread.submit("greedy", resting.work, "last").result(0.2)
+    resting.thread.close()
+    assert resting.done[-1] == "last"
+
+
+def test_a_thread_that_rests_ends_at_once_when_it_is_closed(monkeypatch: pytest.MonkeyPatch) -> None:
+    resting = Resting(monkeypatch)
+    resting.thread.close()
+    assert resting.done == [f"greedy {i}" for i in range(10)]
