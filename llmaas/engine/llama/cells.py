@@ -134,13 +134,15 @@ class SequenceCells:
         """
         if stop - start > self.n_cells:
             raise CellsFull(f"no {stop - start} free cells of {self.n_cells}")
-        copies = find_cells(self._context, self._scratch, buffer, MOST_COPIES)
+        target = self._scratch if start else seq  # which llama.cpp empties first
+        copies = find_cells(self._context, target, buffer, MOST_COPIES)
         if copies is None:
             raise CellsFull(f"no {stop - start} free cells of {self.n_cells}")
         accepted = accept(copies)
-        if accepted is not None:
+        if start and accepted is not None:
             C.llama_memory_seq_cp(self._memory, self._scratch, seq, start, stop)
-        self._remove(self._scratch, 0)
+        if start or accepted is None:
+            self._remove(target, 0)
         if accepted is not None:
             self.extend(seq, start, stop)
         return accepted

@@ -55,16 +55,25 @@ INLINE void VARIANT(shuffle)(const uint8_t *src, const uint8_t *places, uint8_t 
 #endif
 }
 
-/* One row of a field: from its dense bytes to one byte for every channel. */
+#if defined(AVX512)
+/* One row of a field: from its dense bytes to one byte for every channel. All 64 channels at once: those that have the
+ * field take the next bytes in turn. */
+INLINE __m512i VARIANT(spread)(
+    const VARIANT(Map) *map, int f, const uint8_t *src, const uint8_t *end, ptrdiff_t at
+) {
+    const uint8_t *next = src + map->first[f][at / SIXTEEN];
+    const __mmask64 have = ~_mm512_movepi8_mask(_mm512_loadu_si512(map->spread[f] + at));
+    const __mmask64 there = end - next >= LANES ? ~0ull : (1ull << (end - next)) - 1;
+    return _mm512_maskz_expand_epi8(have, _mm512_maskz_loadu_epi8(there, next));
+}
+#endif
+
+/* The same into memory. */
 INLINE void VARIANT(spread_row)(
     const VARIANT(Map) *map, int f, const uint8_t *src, const uint8_t *end, ptrdiff_t at, uint8_t *dst
 ) {
 #if defined(AVX512)
-    /* All 64 channels at once: those that have the field take the next bytes in turn. */
-    const uint8_t *next = src + map->first[f][at / SIXTEEN];
-    const __mmask64 have = ~_mm512_movepi8_mask(_mm512_loadu_si512(map->spread[f] + at));
-    const __mmask64 there = end - next >= LANES ? ~0ull : (1ull << (end - next)) - 1;
-    _mm512_storeu_si512(dst, _mm512_maskz_expand_epi8(have, _mm512_maskz_loadu_epi8(there, next)));
+    _mm512_storeu_si512(dst, VARIANT(spread)(map, f, src, end, at));
 #else
     for (ptrdiff_t from = at; from < at + LANES; from += SIXTEEN, dst += SIXTEEN) {
         const uint8_t *bytes = src + map->first[f][from / SIXTEEN];
@@ -78,13 +87,30 @@ INLINE void VARIANT(spread_row)(
 #endif
 }
 
-/* The codes of 64 channels and 8 tokens, with each field at the same bit in all channels. */
+/* The codes of 64 channels and 8 tokens, with each field at the same bit in all channels: token t's at t * stride. */
 INLINE void VARIANT(unpack_keys)(
-    const VARIANT(Map) *map, const uint8_t *src, const uint8_t *end, ptrdiff_t at, uint8_t code[UNIT][LANES]
+    const VARIANT(Map) *map, const uint8_t *src, const uint8_t *end, ptrdiff_t at, uint8_t *restrict code, ptrdiff_t stride
 ) {
     uint8_t row[8][LANES];
     const uint8_t *low = map->low + at;
     const uint8_t *four = src + 8 * map->count[0], *two = four + 4 * map->count[1], *one = two + 2 * map->count[2];
+#if defined(AVX512)
+    __m512i upper[4], middle[2];
+    for (int r = 0; r < 4; r++) upper[r] = VARIANT(spread)(map, 1, four + r * map->count[1], end, at);
+    for (int r = 0; r < 2; r++) middle[r] = VARIANT(spread)(map, 2, two + r * map->count[2], end, at);
+    const __m512i lower = VARIANT(spread)(map, 3, one, end, at), lowest = _mm512_loadu_si512(low);
+    /* Shifts of 16 bits: what comes from the neighbouring byte is masked. */
+#define SHIFTED(x, left) \
+    ((left) > 0 ? _mm512_slli_epi16(x, (left) > 0 ? (left) : 0) : _mm512_srli_epi16(x, (left) > 0 ? 0 : -(left)))
+#define TAKE(t) { \
+        const __m512i high = _mm512_and_si512(SHIFTED(upper[t % 4], 3 - t / 4 * 4), _mm512_set1_epi8(0x78)); \
+        const __m512i with = _mm512_ternarylogic_epi64( \
+            high, SHIFTED(middle[t % 2], 1 - t / 2 * 2), _mm512_set1_epi8(6), 0xf8 /* a | (b & c) */ \
+        ); \
+        const __mmask64 odd = _mm512_test_epi8_mask(lower, _mm512_set1_epi8((char)(1 << t))); \
+        _mm512_storeu_si512(code + t * stride, _mm512_or_si512(with, _mm512_maskz_mov_epi8(odd, lowest))); \
+    }
+#else
     for (int r = 0; r < 4; r++) VARIANT(spread_row)(map, 1, four + r * map->count[1], end, at, row[r]);
     for (int r = 0; r < 2; r++) VARIANT(spread_row)(map, 2, two + r * map->count[2], end, at, row[4 + r]);
     VARIANT(spread_row)(map, 3, one, end, at, row[6]);
@@ -93,14 +119,16 @@ INLINE void VARIANT(unpack_keys)(
         const uint8_t upper = (uint8_t)((row[t % 4][c] >> (t / 4 * 4)) & 15); \
         const uint8_t middle = (uint8_t)((row[4 + t % 2][c] >> (t / 2 * 2)) & 3); \
         const uint8_t lower = (uint8_t)(-((row[6][c] >> t) & 1)); \
-        code[t][c] = (uint8_t)(upper << 3 | middle << 1 | (lower & low[c])); \
+        code[t * stride + c] = (uint8_t)(upper << 3 | middle << 1 | (lower & low[c])); \
     }
+#endif
     TAKE(0) TAKE(1) TAKE(2) TAKE(3) TAKE(4) TAKE(5) TAKE(6) TAKE(7)
 #undef TAKE
+#undef SHIFTED
     if (!map->count[0]) return;
     for (int r = 0; r < 8; r++) {
         VARIANT(spread_row)(map, 0, src + r * map->count[0], end, at, row[r]);
-        for (int c = 0; c < LANES; c++) code[r][c] |= row[r][c];
+        for (int c = 0; c < LANES; c++) code[r * stride + c] |= row[r][c];
     }
 }
 

@@ -277,11 +277,11 @@ static int VARIANT(decode_keys)(
                 for (ptrdiff_t at = 0; at < lanes; at += LANES) {
                     uint8_t code[UNIT][LANES];
                     const float *restrict step = own.step + at, *restrict low = own.low + at;
-                    VARIANT(unpack_keys)(&map, packed, end, at, code);
                     if (whole) {
-                        for (ptrdiff_t t = 0; t < UNIT; t++) memcpy(own.code + t * lanes + at, code[t], LANES);
+                        VARIANT(unpack_keys)(&map, packed, end, at, own.code + at, lanes);
                         continue;
                     }
+                    VARIANT(unpack_keys)(&map, packed, end, at, code[0], LANES);
                     for (ptrdiff_t t = 0; t < UNIT; t++) {
                         float *restrict y = own.tile + t * lanes + at;
                         for (int c = 0; c < LANES; c++) y[c] = (float)code[t][c] * step[c] + low[c];

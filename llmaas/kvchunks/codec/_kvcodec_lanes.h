@@ -65,6 +65,15 @@ INLINE void VARIANT(to_float)(const uint16_t *restrict half, float *restrict x) 
 #endif
 }
 
+/* As to_float, for the 8 tokens of a unit. */
+INLINE void VARIANT(unit_to_float)(const uint16_t *restrict half, float *restrict x) {
+#if defined(F16C)
+    _mm256_storeu_ps(x, _mm256_cvtph_ps(_mm_loadu_si128((const __m128i *)half)));
+#else
+    for (int t = 0; t < UNIT; t++) x[t] = VARIANT(float_of)(half[t]);
+#endif
+}
+
 INLINE void VARIANT(to_half)(const float *restrict x, uint16_t *restrict half) {
 #if defined(AVX512)
     for (int c = 0; c < LANES; c += 16)

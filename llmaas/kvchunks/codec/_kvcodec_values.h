@@ -225,18 +225,24 @@ INLINE void VARIANT(encode_rotated_at)(
     }
 }
 
+#if defined(AVX512)
+/* All levels of 4 bits or fewer, in steps: they fill one register. */
+INLINE __m512 VARIANT(all_levels)(const int bits) {
+#define AT(c) LEVEL((float)(2 * (c) - ((1 << bits) - 1)), CURVE(bits))
+    return _mm512_setr_ps(
+        AT(0), AT(1), AT(2), AT(3), AT(4), AT(5), AT(6), AT(7), AT(8), AT(9), AT(10), AT(11), AT(12), AT(13), AT(14),
+        AT(15)
+    );
+#undef AT
+}
+#endif
+
 /* The levels of AT_ONCE codes, in steps. */
 INLINE void VARIANT(levels_at)(const uint8_t *code, VARIANT(Wide) *x, const int bits) {
 #if defined(AVX512)
-    if (bits <= 4) { /* all levels are in one register */
-#define AT(c) LEVEL((float)(2 * (c) - ((1 << bits) - 1)), CURVE(bits))
-        const __m512 level = _mm512_setr_ps(
-            AT(0), AT(1), AT(2), AT(3), AT(4), AT(5), AT(6), AT(7), AT(8), AT(9), AT(10), AT(11), AT(12), AT(13),
-            AT(14), AT(15)
-        );
-#undef AT
+    if (bits <= 4) {
         const __m512i which = _mm512_cvtepu8_epi32(_mm_loadu_si128((const __m128i *)code));
-        *x = (VARIANT(Wide))_mm512_permutexvar_ps(which, level);
+        *x = (VARIANT(Wide))_mm512_permutexvar_ps(which, VARIANT(all_levels)(bits));
         return;
     }
 #endif
@@ -248,13 +254,36 @@ INLINE void VARIANT(levels_at)(const uint8_t *code, VARIANT(Wide) *x, const int 
     }
 }
 
-/* One token's values in a block of n = 64 or 128, from codes to f16. */
+#if defined(AVX512)
+/* A unit packs codes of 4 bits in rows: a byte has the codes of two tokens, four apart. */
+#define NIBBLES(bits) ((bits) == 4)
+#else
+#define NIBBLES(bits) 0
+#endif
+
+/* One token's values in a block of n = 64 or 128, from codes to f16. `packed`: the unit's rows of `dim` bytes, which
+ * are read in place of `code` if they are NIBBLES. */
 INLINE void VARIANT(values_of_codes)(
-    uint8_t code[][UNIT][LANES], float step[][LANES], ptrdiff_t t, float norm, uint8_t *x, const int bits, const int n
+    const uint8_t *packed, ptrdiff_t dim, uint8_t code[][UNIT][LANES], float step[][UNIT], ptrdiff_t t, float norm,
+    uint8_t *x, const int bits, const int n
 ) {
     VARIANT(Wide) v[LARGEST_BLOCK / WIDE];
+    (void)packed, (void)dim;
     for (int i = 0; i < n / LANES; i++) {
         const float scale = step[i][t] * norm;
+#if defined(AVX512)
+        if (NIBBLES(bits)) {
+            /* Of an index only the lower four bits count. The products are those of levels and scale. */
+            const __m512 scaled = _mm512_mul_ps(VARIANT(all_levels)(bits), _mm512_set1_ps(scale));
+            const uint8_t *row = packed + t % 4 * dim + i * LANES;
+            for (int c = 0; c < LANES; c += AT_ONCE) {
+                const __m512i two = _mm512_cvtepu8_epi32(_mm_loadu_si128((const __m128i *)(row + c)));
+                const __m512i which = _mm512_srl_epi32(two, _mm_cvtsi32_si128((int)(t / 4 * 4)));
+                v[(i * LANES + c) / WIDE] = (VARIANT(Wide))_mm512_permutexvar_ps(which, scaled);
+            }
+            continue;
+        }
+#endif
         UNROLL
         for (int c = 0; c < LANES; c += AT_ONCE) {
             VARIANT(Wide) *levels = v + (i * LANES + c) / WIDE;
@@ -288,23 +317,27 @@ INLINE void VARIANT(decode_rotated_at)(
         for (ptrdiff_t u = 0; u < units; u++)
             for (ptrdiff_t from = 0; from < s->dim; from += span) {
                 uint8_t code[LARGEST_BLOCK / LANES][UNIT][LANES];
-                float step[LARGEST_BLOCK / LANES][LANES];
+                float step[LARGEST_BLOCK / LANES][UNIT];
+                const uint8_t *unit = packed + u * bits * s->dim + from;
+                const int whole = FUSED && block >= LANES && s->dim - from >= block;
                 const ptrdiff_t tiles = parts(least(s->dim - from, span), LANES);
                 const ptrdiff_t first = u * UNIT, tokens = least(s->tokens - first, UNIT);
                 for (ptrdiff_t i = 0; i < tiles; i++) {
                     const ptrdiff_t at = from + i * LANES;
-                    uint16_t half[LANES] = {0};
-                    VARIANT(unpack)(packed + u * bits * s->dim + at, s->dim, least(s->dim - at, LANES), code[i], bits);
+                    uint16_t half[UNIT] = {0};
+                    if (!NIBBLES(bits) || !whole)
+                        VARIANT(unpack)(unit + i * LANES, s->dim, least(s->dim - at, LANES), code[i], bits);
                     for (ptrdiff_t t = 0; t < tokens; t++)
                         memcpy(half + t, steps + 2 * ((first + t) * groups + at / GROUP), 2);
-                    VARIANT(to_float)(half, step[i]);
+                    VARIANT(unit_to_float)(half, step[i]);
                 }
                 for (ptrdiff_t t = 0; t < tokens; t++) {
                     float row[LARGEST_BLOCK];
-                    uint8_t *whole = x + l * s->layer_stride + (first + t) * s->token_stride + 2 * from;
-                    if (FUSED && block >= LANES && s->dim - from >= block) {
-                        if (block == LANES) VARIANT(values_of_codes)(code, step, t, norm, whole, bits, LANES);
-                        else VARIANT(values_of_codes)(code, step, t, norm, whole, bits, LARGEST_BLOCK);
+                    uint8_t *values = x + l * s->layer_stride + (first + t) * s->token_stride + 2 * from;
+                    if (whole) {
+                        if (block == LANES)
+                            VARIANT(values_of_codes)(unit, s->dim, code, step, t, norm, values, bits, LANES);
+                        else VARIANT(values_of_codes)(unit, s->dim, code, step, t, norm, values, bits, LARGEST_BLOCK);
                         continue;
                     }
                     for (ptrdiff_t i = 0; i < tiles; i++) {
@@ -315,8 +348,7 @@ INLINE void VARIANT(decode_rotated_at)(
                     VARIANT(rotate)(row, block);
                     for (ptrdiff_t i = 0; i < tiles; i++) {
                         const ptrdiff_t at = from + i * LANES;
-                        uint8_t *values = x + l * s->layer_stride + (first + t) * s->token_stride + 2 * at;
-                        VARIANT(store)(row + i * LANES, values, least(s->dim - at, LANES));
+                        VARIANT(store)(row + i * LANES, values + 2 * i * LANES, least(s->dim - at, LANES));
                     }
                 }
             }

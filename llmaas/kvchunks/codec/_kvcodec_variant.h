@@ -11,6 +11,7 @@
 #undef LESSER
 #undef GREATER
 #undef FUSED
+#undef NIBBLES
 #undef SHUFFLE
 #undef SWAP_1
 #undef SWAP_2

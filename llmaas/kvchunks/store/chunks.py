@@ -105,6 +105,11 @@ class Chunks:
             missing = again + ([place.key for place in damaged] if self._drop_damaged(damaged) else [])
         return [found.get(key) for key in keys]
 
+    def by_place(self, keys: Sequence[ChunkKey]) -> list[ChunkKey]:
+        places = {place.key: (place.file, place.offset) for place in self._table.find(keys)}
+        nowhere = (1 << 63, 0)
+        return sorted(keys, key=lambda key: places.get(key, nowhere))
+
     def all(self) -> Iterator[StoredChunk]:
         rows = self._table.rows()
         locked = {n for n in {row.data_key for row in rows} if n is not None and self._keys.get(n) is None}

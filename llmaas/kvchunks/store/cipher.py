@@ -22,6 +22,7 @@ import os
 from functools import cache
 from time import perf_counter
 
+import numpy as np
 from cryptography.exceptions import InvalidTag
 from cryptography.hazmat.primitives.ciphers.aead import AESGCM, ChaCha20Poly1305
 
@@ -59,6 +60,18 @@ class CipherKey:
             return self._aead.decrypt(bytes(view[:_NONCE]), view[_NONCE:], name)
         except InvalidTag:
             return None
+
+    def decrypt_chunk(self, encrypted: memoryview, name: bytes) -> memoryview | bytes | None:
+        """As ``decrypt``, for much data. The view is of memory of its own."""
+        into = getattr(self._aead, "decrypt_into", None)
+        if into is None or len(encrypted) <= OVERHEAD:  # cryptography before 47
+            return self.decrypt(encrypted, name)
+        chunk = np.empty(len(encrypted) - OVERHEAD, np.uint8).data  # ``decrypt`` writes zeros to its memory first
+        try:
+            into(bytes(encrypted[:_NONCE]), encrypted[_NONCE:], name, chunk)
+        except InvalidTag:
+            return None
+        return chunk.toreadonly()
 
 
 class FixedCipher:

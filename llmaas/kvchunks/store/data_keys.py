@@ -95,7 +95,7 @@ class DataKeys:
         if place.data_key is None:
             return view
         key = self.get(place.data_key)
-        return key.decrypt(view, place.key) if key else None
+        return key.decrypt_chunk(view, place.key) if key else None
 
     def of(self, ctx: ContextId) -> set[int]:
         """Numbers of the context's data keys."""

@@ -263,6 +263,10 @@ class Store:
         """
         return self._chunks.get(keys)
 
+    def by_place(self, keys: Sequence[ChunkKey]) -> list[ChunkKey]:
+        """The keys in the order in which their bytes lie on disk, with those that are not stored at the end."""
+        return self._chunks.by_place(keys)
+
     def discard(self, keys: Sequence[ChunkKey]) -> int:
         """Forget chunks. Returns the bytes freed on disk.
 

@@ -15,6 +15,7 @@ from llmaas.engine.thread import EngineThread
 from llmaas.errors import ChunkDamaged
 from llmaas.kv_arrays import KvSlab
 from llmaas.kvchunks.codec.codec import Codec, CodedChunk
+from llmaas.kvchunks.tiering.disk_reader import to_be_kept
 from llmaas.kvchunks.tiering.payload_reader import Payload, Stopped, unless_stopped
 from llmaas.kvchunks.tiering.workers import Workers
 from llmaas.planner.actions import ChunkSource
@@ -88,5 +89,4 @@ class Decoders:
         if payload is None:
             raise ChunkDamaged("its bytes are missing")
         self._codec.decode(payload, source.key, into)
-        # A view would keep the read buffer of all the chunks alive, so it is copied; bytes are kept as they are.
-        return bytes(payload) if source.keep else None
+        return to_be_kept(payload) if source.keep else None

@@ -8,11 +8,13 @@ from __future__ import annotations
 import logging
 from collections.abc import Callable, Sequence
 
+import numpy as np
+
 from llmaas.errors import ChunkDamaged
 from llmaas.kvchunks.codec.codec import CodedChunk, check
 from llmaas.kvchunks.store.store import Store
 from llmaas.kvchunks.tiering.workers import Workers
-from llmaas.planner.actions import FetchChunks
+from llmaas.planner.actions import ChunkSource, FetchChunks
 from llmaas.planner.events import FAILED, ChunkOutcome, Fetched, Stored
 from llmaas.records import ChunkKey
 
@@ -40,6 +42,15 @@ class DiskReader:
             log.warning("cannot read %d chunks: %r", len(keys), e)
             return [None] * len(keys)
 
+    def by_place(self, sources: Sequence[ChunkSource]) -> list[ChunkSource]:
+        """The sources in the order in which they lie on disk, as far as that is known now."""
+        of_key = {source.key: source for source in sources}
+        try:
+            return [of_key[key] for key in self._store.by_place(list(of_key))]
+        except Exception as e:
+            log.warning("where %d chunks are is not known: %r", len(sources), e)
+            return list(sources)
+
     def fetch(self, action: FetchChunks, done: Callable[[Fetched], None]) -> None:
         """Begin to read chunks into RAM and return at once. Fetches are done one at a time, in order.
 
@@ -52,11 +63,20 @@ class DiskReader:
         try:
             for i, (key, read) in enumerate(zip(action.keys, self.get(action.keys), strict=True)):
                 if (payload := _checked(key, read)) is not None:
-                    self._keep(key, bytes(payload))
+                    self._keep(key, to_be_kept(payload))
                     outcomes[i] = Stored(len(payload))
         except Exception:
             log.exception("fetch %d failed; its chunks will be recomputed", action.fetch)
         done(Fetched(action.fetch, tuple(outcomes)))
+
+
+def to_be_kept(payload: CodedChunk) -> CodedChunk:
+    """The coded bytes in memory of their own. A part of a read buffer, which keeps all of that alive, is copied."""
+    if isinstance(payload, memoryview):
+        owner = payload.obj
+        if not (isinstance(owner, np.ndarray) and owner.base is None and owner.nbytes == payload.nbytes):
+            return bytes(payload)
+    return payload
 
 
 def _checked(key: ChunkKey, payload: CodedChunk | None) -> CodedChunk | None:

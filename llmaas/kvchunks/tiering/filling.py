@@ -9,7 +9,7 @@ import threading
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import Executor, Future, wait
 from dataclasses import dataclass, field
-from itertools import accumulate
+from itertools import accumulate, count
 
 import numpy as np
 
@@ -29,39 +29,51 @@ class Filled:
     copies: dict[int, CodedChunk] = field(default_factory=dict)
     """By the number of the chunk, the coded bytes that the POOL is to keep."""
     failed: Payload | None = None
-    """The chunk behind those, if it could not be decoded."""
+    """The chunk behind those, if it cannot be decoded."""
     error: Exception | None = None
     """Why there are no more."""
 
 
 class Filling:
-    """One load. ``rows``: those of its chunks in cells, as slabs of consecutive tokens, from position ``start`` on.
+    """One load. ``rows``: those of its ``chunks`` in cells, as slabs of consecutive tokens.
 
-    Each thread takes the next chunk, decodes it, and takes another: no thread waits for what another is to give it,
-    unless it comes from DISK.
+    Each thread takes the next payload, decodes it, and takes another: no thread waits for what another is to give it,
+    unless it comes from DISK. Payloads come in any order.
     """
 
     def __init__(
-        self, decode: Decode, rows: Sequence[KvSlab], start: int, payloads: Iterator[Payload], stop: Future[None]
+        self,
+        decode: Decode,
+        chunks: Sequence[ChunkSource],
+        rows: Sequence[KvSlab],
+        payloads: Iterator[Payload],
+        stop: Future[None],
     ) -> None:
-        self._decode, self._start = decode, start
-        self._parts = list(zip(accumulate((slab.n_tokens for slab in rows), initial=start), rows, strict=False))
+        self._decode, self._payloads, self._stop = decode, payloads, stop
+        self._numbers = {chunk.start: number for number, chunk in enumerate(chunks)}
+        firsts = accumulate((slab.n_tokens for slab in rows), initial=chunks[0].start)
+        self._parts = list(zip(firsts, rows, strict=False))
         """Slabs with their first positions."""
-        self._payloads, self._stop = payloads, stop
         self._lock = threading.Lock()
-        self._taken = 0
+        self._decoded: set[int] = set()
+        self._end = len(chunks)
+        """Number of the first chunk that cannot be decoded, and the number of chunks if all can."""
         self._over = False
-        self._end: int | None = None
-        """Number of the first chunk that is not decoded, because it cannot be."""
         self._filled = Filled()
 
     def run(self, helpers: Executor, n_helpers: int) -> Filled:
-        """Decode all chunks, on this thread and ``n_helpers`` others. When it returns, none of them writes any more."""
+        """Decode all chunks, on this thread and ``n_helpers`` others. When it returns, none of them writes any more.
+
+        Behind a chunk that cannot be decoded nothing is decoded.
+        """
         others = [helpers.submit(self._work) for _ in range(n_helpers)]
         self._work()
         wait(others)
-        self._filled.n = self._taken if self._end is None else self._end
-        return self._filled
+        filled = self._filled
+        filled.n = next(number for number in count() if number not in self._decoded)
+        if filled.n < self._end:  # it was stopped, or nothing more could be read
+            filled.failed = None
+        return filled
 
     def _work(self) -> None:
         while (taken := self._take()) is not None:
@@ -70,10 +82,12 @@ class Filling:
                 copy = self._decode_into_cells(source, payload)
             except Exception as error:
                 with self._lock:
-                    self._end_at(number, error, (source, payload))
-                return
+                    if number < self._end:
+                        self._end, self._filled.error, self._filled.failed = number, error, (source, payload)
+                continue
             if copy is not None:
                 self._filled.copies[number] = copy
+            self._decoded.add(number)
 
     def _decode_into_cells(self, source: ChunkSource, payload: CodedChunk | None) -> CodedChunk | None:
         parts = [
@@ -93,27 +107,20 @@ class Filling:
         return copy
 
     def _take(self) -> tuple[int, Payload] | None:
-        """The next chunk and its number; None if there is nothing more to do."""
+        """The next payload and the number of its chunk; None if there is nothing more to do."""
         with self._lock:
-            if self._over or self._stop.done():
-                return None
-            try:
-                payload = next(self._payloads, None)
-            except Stopped:
-                payload = None
-            except Exception as error:
-                self._end_at(self._taken, error, None)
-                return None
-            if payload is None:
-                self._over = True
-                return None
-            self._taken += 1
-            return self._taken - 1, payload
-
-    def _end_at(self, number: int, error: Exception, failed: Payload | None) -> None:
-        self._over = True
-        if self._end is None or number < self._end:
-            self._end, self._filled.error, self._filled.failed = number, error, failed
+            while not self._over and not self._stop.done():
+                try:
+                    payload = next(self._payloads, None)
+                except Stopped:
+                    payload = None
+                except Exception as error:
+                    payload, self._filled.error = None, self._filled.error or error
+                if payload is None:
+                    self._over = True
+                elif (number := self._numbers[payload[0].start]) < self._end:
+                    return number, payload
+        return None
 
 
 def _tokens(slab: KvSlab, start: int, stop: int) -> KvSlab:

@@ -48,6 +48,8 @@ class Loader:
         self._loaders = Workers(2, "load")
         self._reading = PayloadReader(reader)
         self._decoders = Decoders(engine, codec, workers)
+        self._in_cells = True
+        """Whether the last load was given cells to decode into: reading begins before the engine has answered."""
         self._n_helpers = workers - 1
         self._helpers = Workers(max(1, 2 * self._n_helpers), "fill")
         """Threads that decode into cells beside the load's own."""
@@ -83,6 +85,8 @@ class Loader:
             return
         try:
             event = self._load_in_order(action, held, stop)
+        except Stopped:  # before anything was in cells
+            event = Loaded(action.load, 0)
         except Exception:
             log.exception("load %d failed", action.load)
             event = Loaded(action.load, 0, ())
@@ -90,37 +94,35 @@ class Loader:
         done(event)
 
     def _load_in_order(self, action: LoadChunks, held: Held, stop: Future[None]) -> Loaded:
-        with closing(self._reading.payloads(action.chunks, held, stop)) as payloads:
-            try:
-                rows = self._begin_in_cells(action, stop)
-            except Stopped:
-                return Loaded(action.load, 0)
-            if rows is None:
-                return self._load_in_pieces(action, payloads, stop)
-            return self._load_into(rows, action, payloads, stop)
-
-    def _begin_in_cells(self, action: LoadChunks, stop: Future[None]) -> list[KvSlab] | None:
-        """Cells for the whole load, to decode into; None if the engine cannot give them. Raises Stopped."""
         start, end = action.chunks[0].start, action.chunks[-1].stop
         begun = self._engine.submit_urgent(self._engine.engine.begin_load, action.seq, start, end - start)
+        if self._in_cells:
+            with closing(self._reading.in_any_order(action.chunks, held, stop)) as payloads:
+                rows = self._begun(begun, action, stop)
+                if rows is not None:
+                    return self._fill(rows, action, payloads, stop)
+        else:
+            rows = self._begun(begun, action, stop)
+        self._in_cells = rows is not None
+        with closing(self._reading.payloads(action.chunks, held, stop)) as payloads:
+            return self._fill(rows, action, payloads, stop) if rows else self._load_in_pieces(action, payloads, stop)
+
+    def _begun(self, begun: Future[list[KvSlab] | None], action: LoadChunks, stop: Future[None]) -> list[KvSlab] | None:
+        """Cells for the whole load, to decode into; None if the engine cannot give them. Raises Stopped."""
         try:
             return unless_stopped(stop, begun)
         except CellsFull:  # for all: piece by piece some may find room
             return None
         except Stopped:
             if not begun.cancel() and begun.exception() is None and begun.result() is not None:
-                self._drop(action.seq, start)
+                self._drop(action.seq, action.chunks[0].start)
             raise
 
-    def _load_into(
-        self, rows: list[KvSlab], action: LoadChunks, payloads: Iterator[Payload], stop: Future[None]
-    ) -> Loaded:
+    def _fill(self, rows: list[KvSlab], action: LoadChunks, payloads: Iterator[Payload], stop: Future[None]) -> Loaded:
         chunks = action.chunks
         damaged: tuple[ChunkKey, ...] = ()
-        filled = Filling(self._decoders.decode, rows, chunks[0].start, payloads, stop).run(
-            self._helpers, self._n_helpers
-        )
-        del rows
+        filling = Filling(self._decoders.decode, chunks, rows, payloads, stop)
+        filled = filling.run(self._helpers, self._n_helpers)
         if filled.failed is not None and filled.error is not None:
             damaged = _report(filled.failed, filled.error)
         elif filled.error is not None:

@@ -53,17 +53,37 @@ class PayloadReader:
 
         ``held`` has the bytes of those in the POOL. Raises Stopped as soon as ``stop`` is done.
         """
-        if all(source.tier is Tier.POOL for source in sources):
-            return ((source, held[source.key]) for source in sources)
-        first = sources[:_FIRST_READ]
-        return self._in_order(sources, held, stop, self._threads.submit(self._read, first))
+        return self._in_order(sources, held, stop, self._first_read(sources))
+
+    def in_any_order(
+        self, sources: Sequence[ChunkSource], held: Held, stop: Future[None]
+    ) -> Generator[Payload, None, None]:
+        """As ``payloads``, but first those in the POOL, then those on DISK as they lie there.
+
+        Chunks are written when they have been measured, which is not the order of their positions. In that order a read
+        has neighbours, and the kernel reads ahead of it.
+        """
+        in_pool = [source for source in sources if source.tier is Tier.POOL]
+        on_disk = self._reader.by_place([source for source in sources if source.tier is Tier.DISK])
+        return self._in_order(in_pool + on_disk, held, stop, self._first_read(on_disk), len(in_pool))
+
+    def _first_read(self, sources: Sequence[ChunkSource]) -> Future[_Read] | None:
+        return self._threads.submit(self._read, sources[:_FIRST_READ]) if sources else None
 
     def _in_order(
-        self, sources: Sequence[ChunkSource], held: Held, stop: Future[None], first: Future[_Read]
+        self,
+        sources: Sequence[ChunkSource],
+        held: Held,
+        stop: Future[None],
+        first: Future[_Read] | None,
+        n_held: int = 0,
     ) -> Generator[Payload, None, None]:
-        at = min(_FIRST_READ, len(sources))
-        reading = deque([(sources[:at], first)])
+        """``first``: the read that has begun, of sources behind the first ``n_held``, which are in the POOL."""
+        at = min(n_held + _FIRST_READ, len(sources))
+        reading = deque([(sources[n_held:at], first)] if first else [])
         try:
+            for source in sources[:n_held]:
+                yield source, held[source.key]
             while reading:
                 piece, under_way = reading.popleft()
                 read = unless_stopped(stop, under_way)

@@ -9,11 +9,13 @@ from collections.abc import Sequence
 from pathlib import Path
 
 import hypothesis.strategies as st
+import numpy as np
 import pytest
 from hypothesis import given
 
-from llmaas.kvchunks.store.cipher import CIPHERS, KEY_BYTES, OVERHEAD, CipherKey, MasterKey
+from llmaas.kvchunks.store.cipher import AES, CIPHERS, KEY_BYTES, OVERHEAD, CipherKey, MasterKey
 from llmaas.kvchunks.store.store import Files, Span, Store
+from llmaas.kvchunks.tiering.disk_reader import to_be_kept
 from llmaas.records import ChunkKey, ContextId
 from tests.support.loop import on_a_loop
 from tests.support.service_house import APP, house
@@ -62,6 +64,7 @@ def test_what_is_encrypted_decrypts_and_never_looks_the_same_twice(
     one, two = cipher_key.encrypt(text, name), cipher_key.encrypt(memoryview(text), name)
     assert one != two and len(one) == len(text) + OVERHEAD
     assert CipherKey(raw, cipher).decrypt(memoryview(one), name) == cipher_key.decrypt(two, name) == text
+    assert cipher_key.decrypt_chunk(memoryview(one), name) == text
 
 
 @given(st.data(), keys_of_a_cipher, ciphers, st.binary(max_size=100), st.binary(max_size=20))
@@ -74,10 +77,23 @@ def test_a_flipped_bit_a_cut_another_name_or_another_key_does_not_open(
     flipped = bytearray(encrypted)
     flipped[bit // 8] ^= 1 << bit % 8
     other = bytes([raw[0] ^ 1]) + raw[1:]
-    assert cipher_key.decrypt(flipped, name) is None
-    assert cipher_key.decrypt(encrypted[: draw.draw(st.integers(0, len(encrypted) - 1))], name) is None
-    assert cipher_key.decrypt(encrypted, name + b"x") is None
+    cut = encrypted[: draw.draw(st.integers(0, len(encrypted) - 1))]
+    for decrypt in (cipher_key.decrypt, lambda data, name: cipher_key.decrypt_chunk(memoryview(data), name)):
+        assert decrypt(flipped, name) is None
+        assert decrypt(cut, name) is None
+        assert decrypt(encrypted, name + b"x") is None
     assert CipherKey(other, cipher).decrypt(encrypted, name) is None
+    assert CipherKey(other, cipher).decrypt_chunk(memoryview(encrypted), name) is None
+
+
+def test_a_decrypted_chunk_is_kept_as_it_is_and_a_part_of_a_buffer_is_copied() -> None:
+    cipher_key = CipherKey(bytes(32), AES)
+    encrypted = cipher_key.encrypt(bytes(1000), b"name")
+    chunk = cipher_key.decrypt_chunk(memoryview(encrypted), b"name")
+    assert chunk is not None and to_be_kept(chunk) is chunk
+    of_many = np.zeros(3000, np.uint8).data[1000:2000]
+    assert isinstance(to_be_kept(of_many), bytes) and to_be_kept(of_many) == chunk
+    assert to_be_kept(encrypted) is encrypted
 
 
 def test_a_wrapped_key_opens_for_its_owner_and_cipher_under_its_master_only() -> None:

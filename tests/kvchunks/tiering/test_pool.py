@@ -54,6 +54,7 @@ class Refusing(FakeEngine):
 
 class Bench:
     def __init__(self, root: Path, *, in_place: bool, workers: int = 2) -> None:
+        self.in_place = in_place
         self.thread = EngineThread(lambda: Refusing(in_place=in_place))
         self.engine = self.thread.engine
         assert isinstance(self.engine, Refusing)
@@ -138,6 +139,34 @@ def test_the_first_damaged_chunk_ends_the_load_and_is_named(bench: Bench) -> Non
     loaded = bench.load([Tier.DISK] * N)
     assert (loaded.n_loaded, loaded.damaged) == (6, (KEYS[6],))
     assert bench.length() == 64 * 6
+
+
+def test_chunks_may_lie_on_disk_in_any_order(bench: Bench, monkeypatch: pytest.MonkeyPatch) -> None:
+    order = [KEYS[i] for i in (7, 2, 9, 0, 5, 1, 8, 3, 6, 4)]
+    bench.store.discard(KEYS)
+    bench.wait(bench.pool.write, WriteChunks(5, ContextId("c"), tuple(order), (None,) * N))
+    assert bench.store.by_place([ChunkKey(b"?" * 16), *KEYS]) == [*order, ChunkKey(b"?" * 16)]
+    asked: list[ChunkKey] = []
+    get = bench.store.get
+    monkeypatch.setattr(bench.store, "get", lambda keys: asked.extend(keys) or get(keys))
+    assert bench.load([Tier.DISK] * N).n_loaded == N == bench.length() // 64
+    if bench.in_place:
+        assert set(asked[:4]) == set(order[:4]) and asked != KEYS and sorted(asked) == KEYS
+    bench.thread.submit(bench.engine.drop, 0, 0).result()
+    bench.store.discard([KEYS[3], KEYS[7]])
+    loaded = bench.load([Tier.DISK] * N)
+    assert (loaded.n_loaded, loaded.damaged, bench.length()) == (3, (KEYS[3],), 64 * 3)
+    bench.thread.submit(bench.engine.drop, 0, 0).result()
+    loaded = bench.load([Tier.DISK, Tier.POOL, Tier.DISK, Tier.POOL, *[Tier.DISK] * 6], keep=True)
+    assert (loaded.n_loaded, loaded.damaged, bench.length()) == (7, (KEYS[7],), 64 * 7)
+
+
+def test_where_chunks_are_may_be_unknown(bench: Bench, monkeypatch: pytest.MonkeyPatch) -> None:
+    def fails(keys: Any) -> Any:
+        raise StoreFailed("as the test wants")
+
+    monkeypatch.setattr(bench.store, "by_place", fails)
+    assert bench.load([Tier.DISK] * N).n_loaded == N == bench.length() // 64
 
 
 @pytest.mark.parametrize("chunk", [0, 3, N - 1])
