@@ -19,6 +19,7 @@ from typing import Any
 from llmaas.errors import BadRequest
 from llmaas.planner.cost_model import LearnedCosts
 from llmaas.records import ModelInfo
+from llmaas.regular_file import replace_file
 
 log = logging.getLogger(__name__)
 _FIELDS = tuple(field.name for field in dataclasses.fields(LearnedCosts))
@@ -44,10 +45,9 @@ def keep(path: Path, model: ModelInfo, learned: LearnedCosts) -> None:
         before = None
     if before is not None and (before.model, before.weights_bytes) == (model.title, model.size_bytes):
         known = {name: value or getattr(before.costs, name) for name, value in known.items()}
-    fresh = path.with_name(path.name + ".new")
+    entry = {"model": model.title, "weights_bytes": model.size_bytes, **known}
     try:
-        fresh.write_text(json.dumps({"model": model.title, "weights_bytes": model.size_bytes, **known}) + "\n", "utf-8")
-        fresh.replace(path)
+        replace_file(path, json.dumps(entry).encode() + b"\n", 0o600)
     except OSError as error:
         log.warning("cannot keep what was learned of this machine in %s: %s", path, error.strerror)
 

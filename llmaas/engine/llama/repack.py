@@ -24,6 +24,7 @@ from llmaas.engine.llama.lib import C, build, collect_lines, load_model
 from llmaas.engine.llama.memory_use import can_copy
 from llmaas.engine.llama.model_file import ModelFiles
 from llmaas.memo_file import read_entries, with_newest
+from llmaas.regular_file import replace_file
 
 _log = logging.getLogger(__name__)
 _GAIN = 1.25
@@ -89,10 +90,8 @@ class Memo:
     def keep(self, key: str, model: str, found: BothPaces) -> None:
         entry = {"model": model, "copied": list(found.copied), "plain": list(found.plain)}
         kept = with_newest(read_entries(self._path), key, entry, _MOST_KEPT)
-        fresh = self._path.with_name(self._path.name + ".new")
         try:
-            fresh.write_text(json.dumps(kept, indent=1) + "\n", "utf-8")
-            fresh.replace(self._path)
+            replace_file(self._path, json.dumps(kept, indent=1).encode() + b"\n", 0o600)
         except OSError as error:
             _log.warning("cannot keep what was measured in %s: %s; it is measured again", self._path, error.strerror)
 
