@@ -179,7 +179,10 @@ class Config:
     )
     adapter_bytes: int = _setting(size(0), 256 * _MIB, "RAM for LoRA adapters that are loaded", "256M")
     prefill_slice: int = _setting(
-        whole(16, 8192), 256, "tokens of a prompt in one step at most; fewer while somebody waits for its end"
+        whole(16, 8192),
+        512,
+        "tokens of a prompt in one step at most; fewer while somebody waits for its end",
+        "512, or cells if those are fewer",
     )
     step_ms: float = _setting(
         number(5, 60_000), 100.0, "milliseconds that a step should take at most while somebody waits for its end", "100"

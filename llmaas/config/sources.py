@@ -72,6 +72,8 @@ def _fill_in(values: dict[str, Any], origins: dict[str, str], machine: Hardware)
             values[name] = value
             if value != usual[name]:
                 origins[name] = f"profile {values['profile']}"
+    if origins["prefill_slice"] == "default":
+        values["prefill_slice"] = min(values["prefill_slice"], values["cells"])
 
 
 def unknown_variables(environ: Environ) -> list[tuple[str, str | None]]:

@@ -15,6 +15,10 @@ _REACH = 512
 """Steps that look back on fewer tokens than this are of one kind; above it, those within a factor of two."""
 _ROOM_EVERY_S = 0.25
 """How often it is looked, at most, on how many CPUs there is room."""
+_OTHERS = 0.2
+"""CPUs that others may take of those that threads need, while the threads spin in prefill."""
+_CROWDED = 0.5
+"""CPUs that others take at least of those that threads could use, where there is a crowd."""
 
 
 class AdaptiveThreads:
@@ -22,13 +26,16 @@ class AdaptiveThreads:
     the CPUs that this process could have had since it was last called, or None if that is not known.
 
     Decode and prefill each have their own number of threads, since in prefill threads wait for each other less often.
+    In prefill they spin while they wait if each had a CPU to itself of late.
     """
 
     def __init__(self, engine: Engine, most: int, now: Callable[[], float], room: Callable[[], float | None]) -> None:
         self._engine, self._now, self._room = engine, now, room
         self._looked = now()
         self.decode, self.prefill = ThreadCount(most, curious=True), ThreadCount(most)
-        self._in_use = most
+        self._in_use = most, False
+        self._seen: float | None = None
+        """CPUs that there was room on when it was last looked; None: not known."""
 
     def step(self, items: Sequence[BatchItem], adapter: str = "") -> list[int | None]:
         """See ``Engine.step``. A step that fails is not measured."""
@@ -56,14 +63,21 @@ class AdaptiveThreads:
         return rows
 
     def _use(self, count: ThreadCount) -> None:
-        if count.most > 1 and (now := self._now()) - self._looked >= _ROOM_EVERY_S:
-            self._looked = now
+        if count.most > 1 and (elapsed := self._now() - self._looked) >= _ROOM_EVERY_S:
+            self._looked += elapsed
             if (cpus := self._room()) is not None:
+                self._seen = cpus
                 self.decode.see_room(cpus)
                 self.prefill.see_room(cpus)
-        if count.threads != self._in_use:
-            self._engine.set_threads(count.threads)
-            self._in_use = count.threads
+        spin = count is self.prefill and self._seen is not None and self._seen >= count.threads - _OTHERS
+        if (wanted := (count.threads, spin)) != self._in_use:
+            self._engine.set_threads(count.threads, spin=spin)
+            self._in_use = wanted
+
+    @property
+    def crowded(self) -> bool:
+        """Whether other programs took CPUs of late that this one could have used."""
+        return self._seen is not None and self._seen <= self.decode.most - _CROWDED
 
     def snapshot(self) -> dict[str, int]:
         """For the metrics: threads of decode and prefill, and how often these numbers changed outside of trials."""

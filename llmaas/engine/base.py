@@ -328,10 +328,11 @@ class Engine(Protocol):
 
     # -- threads and the end
 
-    def set_threads(self, n: int) -> None:
+    def set_threads(self, n: int, *, spin: bool = False) -> None:
         """Compute with ``n`` threads from the next step on: 1 or more, and no more than the engine was made with.
 
-        Another number rounds sums differently, as another batch does.
+        ``spin``: in steps of many tokens, too, threads may spin while they wait for each other, since each has a CPU
+        to itself; else they fall asleep soon. Another number of threads rounds sums differently, as another batch does.
         """
 
     def park(self) -> int:

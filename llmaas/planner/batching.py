@@ -24,6 +24,9 @@ from llmaas.policies.scheduling import SchedulingPolicy
 _LEAST_SLICE = 16
 """Tokens of a prompt that a step holds at least, however slow the machine: smaller ones cost hardly less."""
 _SLICE_UNIT = 8
+_LONE_S, _LEAST_LONE_SLICE = 4.0, 128
+"""How long a step may take in which one call alone reads its prompt: a call that comes undoes that much. But short
+steps of few tokens would cost a slow machine a fifth of its speed."""
 _LONG = 1.5
 """A step that takes so many times the target is worth aborting."""
 _OTHER_ADAPTER_BURST = 4
@@ -114,7 +117,7 @@ class Batching:
             start, end = job.context.cells, job.total if prefills else job.until
             most = self._slice(start, seconds, least=0 if i else _LEAST_SLICE)
             if self._abortable and not n_decoding and not job.cautious and _alone(job, in_cells):
-                most = self._settings.prefill_slice
+                most = max(most, self._slice(start, _LONE_S, least=_LEAST_LONE_SLICE))
             stop = start + min(end - start, room, most)
             if stop <= start:
                 continue

@@ -50,7 +50,7 @@ class PlannerChoices:
     """What is written to DISK, one of ``policies.wear.WEAR``."""
     wear_budget: int = NO_QUOTA
     """Bytes of chunks that should be written to DISK in a day at most."""
-    prefill_slice: int = 256
+    prefill_slice: int = 512
     """Tokens of a prompt in one step at most; fewer, where others would wait too long for the step's end."""
     step_target: float = 0.1
     """Seconds that a step should take at most if another call waits for its end."""

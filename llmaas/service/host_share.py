@@ -1,7 +1,7 @@
 """How the service shares the machine: threads of the engine, and the share of the time that it may compute.
 
 Law: it decides nothing: ``policies.thread_count`` and ``policies.duty`` do. Everything here but ``step`` and ``steps``
-runs on the event loop.
+runs on the event loop, and ``crowded`` on either.
 """
 
 from __future__ import annotations
@@ -41,6 +41,11 @@ class HostShare:
         if now != before:
             log.log(logging.INFO if now < before else logging.DEBUG, "duty: %.2f -> %.2f, by %s", before, now, reading)
             dispatch(DutyChanged(now))
+
+    @property
+    def crowded(self) -> bool:
+        """Whether other programs took CPUs of late that this one could have used, as far as it is known."""
+        return self._threads is not None and self._threads.crowded
 
     @property
     def duty(self) -> float:

@@ -21,9 +21,10 @@ from llmaas.service.parts import ServiceParts
 
 log = logging.getLogger(__name__)
 
-_STREAM_S = 0.05
+_STREAM_S, _CROWDED_STREAM_S = 0.05, 0.1
 """Tokens that are drawn within this time share one wake-up of the event loop, as each contends with the engine for the
-GIL."""
+GIL. Where other programs have CPUs that the engine could use, what passes a piece on, here and in the client, takes its
+time from the engine: there pieces are larger."""
 
 Row = Sequence[int | None]
 """What one step drew, parallel to its items; None: the item draws nothing."""
@@ -106,12 +107,16 @@ class StepRunner:
                 raise
             over = self._is_over(burst)
             first = any(len(call.answer.drawn) == len(rows) for call in calls)
-            if over or first or now - self._last_sent > _STREAM_S:
+            if over or first or now - self._last_sent > self._stream_s:
                 self._send(burst)
                 self._last_sent = now
             if over:
                 return burst.drawn, burst.n_done  # whatever waits for the engine comes between two bursts
             burst.advance(rows[-1], len(rows))
+
+    @property
+    def _stream_s(self) -> float:
+        return _CROWDED_STREAM_S if self._host.crowded else _STREAM_S
 
     def _blame(self, calls: list[Call], error: Exception) -> None:
         """The first step failed: its calls fail with what it failed with. If some of them caused that, only these are
@@ -138,7 +143,7 @@ class StepRunner:
             return [self._host.step(items, adapter)]
         if any(call.answer.needs_each_token or not call.answer.drawn for call in burst.calls):
             return [self._host.step(items, adapter)]
-        left = max(0.0, self._last_sent + _STREAM_S - self._clock.now())
+        left = max(0.0, self._last_sent + self._stream_s - self._clock.now())
         return self._host.steps(items, most, left, self._thread.halt, adapter)
 
     def _take(self, rows: Sequence[Row], burst: _Burst, now: float) -> None:

@@ -15,10 +15,10 @@ class TimedEngine:
     """Two CPUs, of which others take ``busy``; a step advances its clock."""
 
     def __init__(self) -> None:
-        self.threads, self.busy, self.now = 2, 0, 100.0
+        self.threads, self.spin, self.busy, self.now = 2, False, 0.0, 100.0
 
-    def set_threads(self, n: int) -> None:
-        self.threads = n
+    def set_threads(self, n: int, *, spin: bool) -> None:
+        self.threads, self.spin = n, spin
 
     def step(self, items: Sequence[BatchItem], adapter: str = "") -> list[int | None]:
         waits = self.threads > 2 - self.busy
@@ -58,3 +58,25 @@ def test_an_engine_with_one_thread_does_not_ask_for_room() -> None:
     threads = AdaptiveThreads(cast(Engine, engine), 1, lambda: engine.now, room)
     run(2.0, engine, threads, 1)
     assert not asked
+
+
+def test_threads_spin_in_prefill_while_each_has_a_cpu() -> None:
+    engine = TimedEngine()
+    threads = AdaptiveThreads(cast(Any, engine), 2, lambda: engine.now, engine.room)
+    threads.step([BatchItem(0, 100, [1] * 8)])
+    assert not engine.spin, "nothing is known yet"
+    run(1.0, engine, threads, 8)
+    assert engine.spin
+    threads.step([BatchItem(0, 100, [1])])
+    assert not engine.spin, "decode steps spin by themselves"
+    for busy, spins, crowded in ((0.1, True, False), (0.6, False, True), (0.0, True, False)):
+        engine.busy = busy
+        run(1.0, engine, threads, 8)
+        assert (engine.spin, threads.crowded) == (spins, crowded)
+
+
+def test_threads_do_not_spin_in_prefill_where_the_room_is_not_known() -> None:
+    engine = TimedEngine()
+    threads = AdaptiveThreads(cast(Any, engine), 2, lambda: engine.now, lambda: None)
+    run(2.0, engine, threads, 8)
+    assert not engine.spin and not threads.crowded

@@ -58,7 +58,7 @@ async def test_calls_that_come_with_the_start_are_not_held_up_and_nothing_leaves
         assert [info.op for info in calls[:2]] == ["generate", "generate"]
         first = h.service.info(APP, "first")
         assert first.tiers[0] >= first.n_tokens - 1
-        assert in_cells(h) == ["second"], "there is room for one of the two"
+        assert in_cells(h) in (["second"], ["third"]), "there is room for one of the two"
 
 
 @on_a_loop

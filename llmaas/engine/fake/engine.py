@@ -278,7 +278,7 @@ class FakeEngine:
 
     # -- threads and the end
 
-    def set_threads(self, n: int) -> None:
+    def set_threads(self, n: int, *, spin: bool = False) -> None:
         self._enter()
         if n < 1:
             raise ValueError(f"threads must be at least 1, not {n}")

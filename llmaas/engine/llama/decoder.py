@@ -163,10 +163,11 @@ class LlamaDecoder:
             self.cells.truncate(seq, start)
             self.probe.queries.drop(seq, start)
 
-    def set_threads(self, n: int) -> None:
-        """Compute with ``n`` threads from the next step on."""
-        C.llama_set_n_threads(self.context, n, n)
-        self.n_threads = n
+    def set_threads(self, n: int, *, spin: bool) -> None:
+        """See ``Engine.set_threads``."""
+        if n != self.n_threads:
+            C.llama_set_n_threads(self.context, n, n)
+        self.n_threads, self._spins.always_long = n, spin
 
     def close(self) -> None:
         """Free the ``llama_context`` and the samplers. Idempotent."""

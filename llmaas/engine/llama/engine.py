@@ -229,11 +229,11 @@ class LlamaEngine:
 
     # -- threads and the end
 
-    def set_threads(self, n: int) -> None:
+    def set_threads(self, n: int, *, spin: bool = False) -> None:
         self._enter()
         if not 1 <= n <= self._n_threads:
             raise ValueError(f"threads must be in 1 .. {self._n_threads}, not {n}")
-        self.decoder.set_threads(n)
+        self.decoder.set_threads(n, spin=spin)
 
     def park(self) -> int:
         self._enter()

@@ -7,7 +7,8 @@ it has more threads than CPUs (libgomp's manual, GOMP_SPINCOUNT). Both are read 
 step needs the large one: its threads meet every few microseconds, and to fall asleep and wake up takes longer than
 that. A step of many tokens computes for hundreds of microseconds between two meetings: sleeping costs nearly nothing
 there, while spinning for a thread that waits for its core takes milliseconds each time. So during such steps, and only
-then, there are more threads than CPUs: a team that does nothing.
+then, there are more threads than CPUs: a team that does nothing. Not where each thread is known to have a CPU to
+itself: even there, falling asleep and waking up takes a twentieth of a prefill.
 """
 
 from __future__ import annotations
@@ -51,6 +52,8 @@ class SpinControl:
         self._n_threads = 0
         """Threads of the steps for which the team is there; 0: there is none."""
         self._ended = threading.Event()
+        self.always_long = False
+        """Whether threads spin for long in steps of many tokens, too. It may be written between steps."""
 
     @property
     def short(self) -> bool:
@@ -59,7 +62,7 @@ class SpinControl:
 
     def before_step(self, n_tokens: int, n_threads: int) -> None:
         """A step of so many tokens begins, on so many threads. One thread waits for no other."""
-        wanted = n_threads if n_tokens >= MANY_TOKENS else 0
+        wanted = n_threads if n_tokens >= MANY_TOKENS and not self.always_long else 0
         if n_threads == 1 or wanted == self._n_threads or self._parallel is None:
             return
         self.close()

@@ -66,6 +66,16 @@ def test_there_is_a_thread_more_than_cpus_while_many_tokens_are_computed(library
     spins.close()
 
 
+def test_steps_of_many_tokens_spin_for_long_if_it_is_said(library: Library) -> None:
+    spins = library.control(n_cpus=2)
+    for always_long in (False, True, False):
+        spins.always_long = always_long
+        spins.before_step(100, 2)
+        assert spins.short != always_long
+    assert library.teams == [2, 2]
+    spins.close()
+
+
 def test_fewer_threads_need_a_larger_team(library: Library) -> None:
     spins = library.control(n_cpus=4)
     for n_threads in (4, 2, 1, 2):
