@@ -6,7 +6,7 @@ against
 
 * re-prefill: the bare llama.cpp loop over the same tokens in full batches, with nothing else running;
 * copy: numpy copies of the same f16 bytes, chunk by chunk, between warm buffers, by as many threads as the engine has;
-* load: the engine's own import of ready f16 slabs, which no coding can undercut;
+* load: the engine's own import of ready f16 slabs, which copies them on one thread;
 * file: llama.cpp's own restore of the whole f16 state (llama_state_seq_load_file), its file out of the page cache,
   with the disk as it is; at 300 MB/s it takes at least its bytes by that rate.
 
