@@ -20,6 +20,7 @@ from llmaas.api import replies
 from llmaas.api.backend import Backend
 from llmaas.api.caller import Caller, Door, caller_of
 from llmaas.api.frame_intake import FrameIntake
+from llmaas.api.frame_reader import SMALL_FRAME
 from llmaas.api.handed import HandedConnection
 from llmaas.api.hello import Hello, read_hello, refuse_other_model, reply_frame
 from llmaas.api.in_flight import InFlight, as_llmaas_error
@@ -259,7 +260,8 @@ class Connection(asyncio.BufferedProtocol):
         if self._mark is None:
             self._writer.write(data)
             return
-        self._mark.sending()
+        if len(data) > SMALL_FRAME or self._transport.get_write_buffer_size():
+            self._mark.sending()
         self._writer.write(data)
         self._mark.settle(all_sent=not self._transport.get_write_buffer_size(), at_rest=False)
 

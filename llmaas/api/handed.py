@@ -1,8 +1,8 @@
 """Connections that another process has accepted, and what that process can know of them if this one is killed.
 
 Law: a mark never says that a connection is at rest, or at the border of a frame, when it is not: it is set before bytes
-are received or sent, and taken back afterwards. So whoever keeps a copy of the socket can end the connection with a
-reason, or go on with it, whenever the process that serves it ends.
+are received, or sent of which the kernel may take a part, and taken back afterwards. So whoever keeps a copy of the
+socket can end the connection with a reason, or go on with it, whenever the process that serves it ends.
 
 The marks are bytes of memory that both processes share, one for each connection: a process that is killed cannot say
 anything, but its memory stays. Setting one costs 0.1 us for each reply.
@@ -76,12 +76,15 @@ class ConnectionMark:
             self._memory[self.number] = Mark.IN_USE
 
     def sending(self) -> None:
+        """Bytes are sent of which the kernel may take a part. What fits into one of its buffers (half of SO_SNDBUF, for
+        Unix sockets) and waits behind nothing it takes whole or not at all: then this need not be called. A peer that
+        reacts at once would else find the process between sending and ``settle``."""
         self._memory[self.number] = Mark.MID_FRAME
 
     def settle(self, *, all_sent: bool, at_rest: bool) -> None:
-        """Nothing is being received or sent now."""
-        if all_sent:
-            self._memory[self.number] = Mark.AT_REST if at_rest else Mark.IN_USE
+        """Nothing is being received or sent now, apart from what waits to be sent."""
+        mark = Mark.MID_FRAME if not all_sent else Mark.AT_REST if at_rest else Mark.IN_USE
+        self._memory[self.number] = mark
 
     def over(self, sock: socket.socket) -> None:
         """The connection is over: tell the peer, since another process keeps a copy of the socket."""

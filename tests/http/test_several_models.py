@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import asyncio
+import json
+import os
+import signal
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from pathlib import Path
@@ -13,7 +16,7 @@ import httpx
 from llmaas.http.access import Access
 from llmaas.http.edge import OPEN
 from llmaas.http.server import serve_http
-from tests.support.front_house import SOON, FrontHouse, front_house
+from tests.support.front_house import SOON, FrontHouse, front_house, timeout
 from tests.support.loop import on_a_loop
 
 ASK: dict[str, Any] = {"messages": [{"role": "user", "content": "hello"}], "max_tokens": 4, "temperature": 0}
@@ -106,3 +109,46 @@ async def test_a_wrong_token_is_shown_to_a_model_and_refused(tmp_path: Path) -> 
             assert (await http.get(path, headers=wrong)).status_code == 401, path
         asked = await http.post("/v1/chat/completions", json={**ASK, "model": "b"}, headers=wrong)
         assert asked.status_code == 401
+
+
+@on_a_loop
+async def test_a_request_whose_process_is_killed_says_so_and_the_next_is_answered(tmp_path: Path) -> None:
+    async with edge(tmp_path, behaviour={"a": "slow"}) as (house, http):
+        long = {**ASK, "model": "a", "max_tokens": 400}
+        async with http.stream("POST", "/v1/chat/completions", json={**long, "stream": True}) as reply:
+            lines = [line async for line in killed_after(house, "a", reply.aiter_lines()) if line.startswith("data: {")]
+        assert reply.status_code == 200
+        last = json.loads(lines[-1].removeprefix("data: "))
+        assert last["error"]["code"] == "engine_failed" and "signal 9" in last["error"]["message"]
+        whole = asyncio.ensure_future(http.post("/v1/chat/completions", json=long))
+        async with timeout(SOON):
+            while not house.front.processes["a"].active:
+                await asyncio.sleep(0.01)
+        os.kill(house.front.processes["a"].pid or 0, signal.SIGKILL)
+        failed = await whole
+        assert failed.status_code == 503 and failed.json()["error"]["code"] == "engine_failed"
+        assert (await http.post("/v1/chat/completions", json={**ASK, "model": "a"})).status_code == 200
+
+
+async def killed_after(house: FrontHouse, model: str, lines: AsyncIterator[str]) -> AsyncIterator[str]:
+    """The lines; a model's process is killed when the fifth has come."""
+    n = 0
+    async for line in lines:
+        n += 1
+        if n == 5:
+            os.kill(house.front.processes[model].pid or 0, signal.SIGKILL)
+        yield line
+
+
+@on_a_loop
+async def test_a_stream_tells_how_long_its_model_takes_to_load(tmp_path: Path) -> None:
+    asked = {**ASK, "stream": True, "llmaas": {"progress": True}}
+    async with edge(tmp_path, budget=100, behaviour={"a": "late"}) as (house, http):
+        for name in "ab":
+            assert (await http.post("/v1/chat/completions", json={**ASK, "model": name})).status_code == 200
+        await house.until_there("b")
+        async with http.stream("POST", "/v1/chat/completions", json={**asked, "model": "a"}) as reply:
+            lines = [line.removeprefix("data: ") async for line in reply.aiter_lines() if line.startswith("data: {")]
+        told = [chunk["llmaas"]["loading"] for chunk in map(json.loads, lines) if "loading" in chunk.get("llmaas", {})]
+        assert told and all(each["model"] == "a" for each in told)
+        assert any(each["expected_s"] is not None for each in told)
