@@ -21,7 +21,7 @@ from tests.support.daemon import HELLO, ask
 from tests.support.front_house import NBYTES, SOON, front_house, timeout
 from tests.support.loop import on_a_loop
 
-MARKED_S = 0.3
+MARKED_S = 0.6
 """Seconds until it is known that a connection is at rest."""
 LONG = "It was the best of times, it was the worst of times. " * 5
 
