@@ -18,7 +18,7 @@ from pathlib import Path
 from typing import Any
 
 from bench.lib.machine import ROOT
-from bench.reporting import compared, papers, replays, virtual
+from bench.reporting import compared, papers, plain, replays, virtual
 from bench.reporting.markdown import Line
 
 FOLDER = ROOT / "docs/results"
@@ -27,17 +27,19 @@ _HEAD = """\
 # Results
 
 How long a user waits when apps take turns on one model: the service, under several policies, and
-other programs, on the same machine, with the same bytes of RAM for contexts; and what virtual time
-says of other devices. This page is made by `python -m bench.results` of the files in
-`docs/results/`; [bench/README.md](../bench/README.md) says what each figure is, and each section
-which command measures it again. [papers.md](papers.md) has the figures of papers beside ours."""
+other programs, on the same machine, with the same bytes of RAM for contexts; what virtual time says
+of other devices; and what other benches printed, figure by figure. This page is made by
+`python -m bench.results` of the files in `docs/results/`; [bench/README.md](../bench/README.md)
+says what each figure is, and each section which command measures it again.
+[papers.md](papers.md) has the figures of papers beside ours."""
 
 
 def page(lines: Sequence[Line]) -> str:
     parts = [_HEAD]
     if found := list(replays.sections(lines)):
         parts += ["## Conversations on the real model", replays.HEAD, *found]
-    return "\n\n".join([*parts, *virtual.predictions(lines), *virtual.eviction(lines)]) + "\n"
+    parts += [*virtual.predictions(lines), *virtual.eviction(lines), *plain.sections(lines)]
+    return "\n\n".join(parts) + "\n"
 
 
 def pages(lines: Sequence[Line]) -> dict[Path, str]:

@@ -13,7 +13,7 @@ from bench.lib.cli import Options
 from bench.lib.kept import Kept
 from bench.papers import ABLATION, BOUNDS_MS, DEVICES, HELD, WAYS, Case, before, held, mean_ms, settings_for
 from bench.replay import own_options, plan_of
-from bench.reporting import compared, papers, virtual
+from bench.reporting import compared, papers, plain, virtual
 from bench.reporting.markdown import command, table
 
 MACHINE = {"cpu": "a CPU", "cores": 2, "others_cpu": 0.01}
@@ -85,6 +85,15 @@ def test_eviction_and_predictions_are_sections_of_the_results() -> None:
     text = "\n".join(virtual.predictions([line("plan", {"traces": traces})]))
     assert "| markov, switch, p50 | 10 | 11 | 1.1 |" in text
     assert "| markov, MB written | 2 | 1 | 0.5 |" in text
+
+
+def test_other_benches_have_a_table_of_all_their_figures() -> None:
+    figures = {"valid": 7, "ms": {"median": 1.25}, "rows": [{"busy": 0}, {"busy": 4}], "many": list(range(9))}
+    text = results.page([line("schemas", figures)])
+    assert "## Answers by JSON schemas: " in text
+    for row in ("valid | 7", "ms.median | 1.25", "rows.1.busy | 4", "many | 9 numbers"):
+        assert f"| {row} |" in text
+    assert all((results.ROOT / f"bench/{bench}.py").exists() for bench in plain.BENCHES)
 
 
 def test_steps_and_rows_of_runs_are_no_results(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
