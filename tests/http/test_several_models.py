@@ -141,14 +141,17 @@ async def killed_after(house: FrontHouse, model: str, lines: AsyncIterator[str])
 
 
 @on_a_loop
-async def test_a_stream_tells_how_long_its_model_takes_to_load(tmp_path: Path) -> None:
-    asked = {**ASK, "stream": True, "llmaas": {"progress": True}}
+async def test_a_stream_of_a_known_context_tells_how_long_its_model_takes_to_load(tmp_path: Path) -> None:
     async with edge(tmp_path, budget=100, behaviour={"a": "late"}) as (house, http):
         for name in "ab":
-            assert (await http.post("/v1/chat/completions", json={**ASK, "model": name})).status_code == 200
+            reply = await http.post("/v1/chat/completions", json={**ASK, "model": name})
+            assert reply.status_code == 200
+            if name == "a":
+                context = reply.json()["llmaas"]["context"]
         await house.until_there("b")
-        async with http.stream("POST", "/v1/chat/completions", json={**asked, "model": "a"}) as reply:
-            lines = [line.removeprefix("data: ") async for line in reply.aiter_lines() if line.startswith("data: {")]
+        asked = {**ASK, "model": "a", "stream": True, "llmaas": {"progress": True, "context": context}}
+        async with http.stream("POST", "/v1/chat/completions", json=asked) as streamed:
+            lines = [line.removeprefix("data: ") async for line in streamed.aiter_lines() if line.startswith("data: {")]
         told = [chunk["llmaas"]["loading"] for chunk in map(json.loads, lines) if "loading" in chunk.get("llmaas", {})]
-        assert told and all(each["model"] == "a" for each in told)
+        assert told and all(each["model"] == "a" for each in told), lines
         assert any(each["expected_s"] is not None for each in told)
