@@ -64,7 +64,7 @@ async def test_packages_for_javascript_work_unchanged(name: str, tmp_path: Path)
 
 @on_a_loop
 async def test_the_llm_command_chats_and_goes_on(tmp_path: Path) -> None:
-    async with http_edge(tmp_path / "d", end_rate=0.02, n_cells=8192) as edge:
+    async with http_edge(tmp_path / "d", end_rate=0.003, n_cells=8192) as edge:
         home = tmp_path / "llm"
         home.mkdir()
         text = f"- model_id: here\n  model_name: default\n  api_base: http://{edge.address}/v1\n  can_stream: true\n"
