@@ -1,8 +1,8 @@
 """Gives the peers' frames the event loop's time in small slices: an app at a time, and a frame at a time.
 
 Law: in one turn of the loop frames take one slice of time at most, and one frame more. So a peer that sends a thousand
-requests at once delays another one's by a frame of each app that has any. While an app's frames wait, the loop's
-thread works a fifth of the time: what runs in other threads needs the interpreter, too.
+requests at once delays another one's by a frame of each app that has any. While an app's frames wait and another app
+asks, too, the loop's thread works a fifth of the time: what runs in other threads needs the interpreter, too.
 """
 
 from __future__ import annotations
@@ -26,6 +26,9 @@ last rest, and this many seconds at most. Without rests that thread had the inte
 connections asked, and an answer's first token came up to six times as late as undisturbed, with them 1.0 to 1.2 times.
 While connections came, asked for answers and went it came 1.5 to 3 times as late without, and 1.25 to 1.9 times
 with."""
+
+SHARED_S = 5.0
+"""An app that has been alone for so many seconds has nobody to leave time to: its frames do not rest."""
 
 
 class FrameSource(Protocol):
@@ -51,6 +54,10 @@ class RoundRobin:
         self._queued: set[FrameSource] = set()
         self._slice_ends: float | None = None
         """When frames must end in this turn of the loop; None: none was handled yet."""
+        self._app = ""
+        """Whose frame was handled last."""
+        self._shared = -SHARED_S
+        """When a frame of another app than the one before was handled last."""
         self._rests = False
         self._used = thread_cpu()
         """What the loop's thread had used when the last rest began."""
@@ -61,7 +68,7 @@ class RoundRobin:
         if source in self._queued:
             return
         if not self._new and source.app not in self._sources and self._in_time():
-            while source.handle_next():
+            while self._handle(source):
                 if not self._in_time():
                     break
             else:
@@ -91,10 +98,17 @@ class RoundRobin:
         while (queue := self._due()) and self._in_time():
             source = queue.pop()
             self._queued.discard(source)
-            if source.handle_next():
+            if self._handle(source):
                 self._wait(source, self._sources)
-        if self._sources and not self._rests:
+        if self._sources and not self._rests and self._loop.time() - self._shared < SHARED_S:
             self._rest()
+
+    def _handle(self, source: FrameSource) -> bool:
+        if source.app != self._app:
+            if self._app:
+                self._shared = self._loop.time()
+            self._app = source.app
+        return source.handle_next()
 
     def _due(self) -> FairQueue[FrameSource] | None:
         """The queue whose turn it is, unless nobody's is."""

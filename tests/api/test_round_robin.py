@@ -54,16 +54,22 @@ async def test_the_loop_goes_on_after_a_slice() -> None:
 @on_a_loop
 async def test_while_frames_wait_the_loop_rests() -> None:
     frames, log = RoundRobin(), list[str]()
-    worked = time.thread_time()
-    began = time.perf_counter()
-    spin(frames, "greedy", log, 20)
-    await until(lambda: len(log) >= 20)
-    assert time.thread_time() - worked < (time.perf_counter() - began) / 2
+    frames.ready(Source("modest", 1, log))
+    assert await worked(frames, log, 20) < 0.5
+
+
+@on_a_loop
+async def test_frames_of_an_app_that_is_alone_do_not_rest() -> None:
+    frames, log = RoundRobin(), list[str]()
+    assert max([await worked(frames, log, 50) for _ in range(3)]) > 0.5
+    frames.ready(Source("modest", 1, log))
+    assert await worked(frames, log, 20) < 0.5, "not alone any more"
 
 
 @on_a_loop
 async def test_a_frame_of_an_app_that_has_none_waiting_does_not_wait_for_the_end_of_a_rest() -> None:
     frames, log = RoundRobin(), list[str]()
+    frames.ready(Source("modest", 1, log))
     spin(frames, "greedy", log, 1000)
     for _ in range(5):
         await asyncio.sleep(0.005)
@@ -73,6 +79,14 @@ async def test_a_frame_of_an_app_that_has_none_waiting_does_not_wait_for_the_end
             await asyncio.sleep(0)
         assert log.count("modest") == before + 1
     assert log.count("greedy") < 500
+
+
+async def worked(frames: RoundRobin, log: list[str], n: int) -> float:
+    """The part of the time that the loop's thread works while an app's frames wait."""
+    cpu, began, end = time.thread_time(), time.perf_counter(), len(log) + n
+    spin(frames, "greedy", log, n)
+    await until(lambda: len(log) >= end)
+    return (time.thread_time() - cpu) / (time.perf_counter() - began)
 
 
 def spin(frames: RoundRobin, app: str, log: list[str], n: int) -> None:
