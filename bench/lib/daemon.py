@@ -24,13 +24,17 @@ def daemon(
     ``fake``: on the fake engine. Raises RuntimeError with the daemon's log if it does not start within a minute.
     """
     with starting(options, name, *flags, endless=endless, fake=fake) as (socket, process):
-        deadline = time.monotonic() + 60
-        while not socket.exists():
-            if process.poll() is not None or time.monotonic() > deadline:
-                log = socket.with_suffix(".log")
-                raise RuntimeError(f"the daemon did not start:\n{log.read_text('utf-8', 'replace')}")
-            time.sleep(0.05)
+        wait_for_socket(socket, process, socket.with_suffix(".log"))
         yield socket, process.pid
+
+
+def wait_for_socket(socket: Path, process: subprocess.Popen[bytes], log: Path) -> None:
+    """Return when the daemon listens. Raises RuntimeError with its log if it ends before, or takes a minute."""
+    deadline = time.monotonic() + 60
+    while not socket.exists():
+        if process.poll() is not None or time.monotonic() > deadline:
+            raise RuntimeError(f"the daemon did not start:\n{log.read_text('utf-8', 'replace')}")
+        time.sleep(0.02)
 
 
 @contextmanager

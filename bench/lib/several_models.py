@@ -8,40 +8,31 @@ import subprocess
 import sys
 from collections.abc import Sequence
 from pathlib import Path
-from time import monotonic, sleep
 
 import psutil
 
 from bench.lib.cli import Options
+from bench.lib.daemon import wait_for_socket
 from bench.lib.machine import ROOT
 from llmaas.api.model_list import list_models
-
-_START_S = 60.0
 
 
 class SeveralModels:
     """Serves ``files`` as m0, m1 and so on, each with so many cells. ``more``: further flags of ``llmaas serve``."""
 
     def __init__(self, options: Options, files: Sequence[Path], cells: int, *more: str) -> None:
-        self._folder, self.socket = options.folder, options.folder / "s"
+        self.socket = options.folder / "s"
         environ = os.environ | {"LLMAAS_DATA_DIR": str(options.folder / "data"), "LLMAAS_SOCKET": str(self.socket)}
         self.names = [f"m{i}" for i in range(len(files))]
         for name, file in zip(self.names, files, strict=True):
             add = ["model", "add", name, str(file), "--cells", str(cells), "--repack", "off"]
             subprocess.run([sys.executable, "-m", "llmaas", *add], env=environ, cwd=ROOT, check=True, stdout=sys.stderr)
         flags = ["--models", "all", "--threads", str(options.threads), *more]
-        with (options.folder / "log").open("wb") as log:
+        log = options.folder / "log"
+        with log.open("wb") as stderr:
             command = [sys.executable, "-m", "llmaas", "serve", *flags]
-            self._process = subprocess.Popen(command, env=environ, cwd=ROOT, stderr=log)
-        late = monotonic() + _START_S
-        while not self.socket.exists():
-            if self._process.poll() is not None or monotonic() > late:
-                raise RuntimeError(self.log)
-            sleep(0.02)
-
-    @property
-    def log(self) -> str:
-        return (self._folder / "log").read_text("utf-8", "replace")
+            self._process = subprocess.Popen(command, env=environ, cwd=ROOT, stderr=stderr)
+        wait_for_socket(self.socket, self._process, log)
 
     def state_of(self, name: str) -> str:
         """Where a model is."""

@@ -22,8 +22,6 @@ if TYPE_CHECKING:
     from llmaas.api.client import Client
     from llmaas.calls import Done, Piece
 
-"""Empties a terminal's line."""
-
 
 class Ended(enum.Enum):
     """How an answer ended that did not fail."""

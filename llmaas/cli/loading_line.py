@@ -15,6 +15,7 @@ if TYPE_CHECKING:
     from llmaas.calls import Loading
 
 LINE_AGAIN = "\r\x1b[K"
+"""Empties a terminal's line."""
 
 
 class LoadingLine:

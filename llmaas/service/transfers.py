@@ -8,17 +8,14 @@ from __future__ import annotations
 
 from dataclasses import replace
 
-import numpy as np
-
 from llmaas.errors import BadRequest
 from llmaas.kvchunks.store.store import Span
+from llmaas.kvchunks.store.tokens import pack, unpack
 from llmaas.records import AppId, ContextInfo, ContextSpan, ExportedContext
 from llmaas.service.contexts import Contexts
 from llmaas.service.parts import ServiceParts
 from llmaas.service.refusals import refuse_if_deleted, refuse_if_too_long
 from llmaas.service.retokenize import retokenized
-
-_TOKEN = np.dtype("<u4")
 
 
 class Transfers:
@@ -54,14 +51,14 @@ class Transfers:
 
 
 def _exported(span: Span) -> ContextSpan:
-    return ContextSpan(np.array(span.tokens, _TOKEN).tobytes(), span.role, span.text, span.open)
+    return ContextSpan(pack(span.tokens), span.role, span.text, span.open)
 
 
 def _imported(span: ContextSpan) -> Span:
-    return Span(tuple(np.frombuffer(span.tokens, _TOKEN).tolist()), span.role, span.text, span.open)
+    return Span(tuple(unpack(span.tokens)), span.role, span.text, span.open)
 
 
 def _refuse_unknown(spans: list[Span], n_vocab: int) -> None:
-    highest = max((max(span.tokens) for span in spans if span.tokens), default=0)
-    if highest >= n_vocab:
-        raise BadRequest(f"token {highest} is not in the vocabulary of {n_vocab}")
+    unknown = next((token for span in spans for token in span.tokens if not 0 <= token < n_vocab), None)
+    if unknown is not None:
+        raise BadRequest(f"token {unknown} is not in the vocabulary of {n_vocab}")
