@@ -1,0 +1,1 @@
+"""Contexts beyond one daemon: archives, and what goes from one to another."""

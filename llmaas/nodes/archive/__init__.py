@@ -1,0 +1,1 @@
+"""Archives: contexts in a file. docs/archives.md describes the format."""
