@@ -17,7 +17,8 @@ from llmaas.api.caller import Caller, Tokens, app_named
 from llmaas.api.embed_message import Embed
 from llmaas.api.pages import context_page, message_page, number_after, request_page
 from llmaas.api.record_maps import to_map
-from llmaas.api.transfer_messages import Export, Import, TransferRequest
+from llmaas.api.transfer_messages import Export, ExportChunks, Import, ImportChunks, TransferRequest
+from llmaas.api.transfer_records import ExportedChunks, ImportedChunks
 from llmaas.calls import CallSpec, Done, Piece
 from llmaas.errors import LlmaasError, assert_never
 from llmaas.records import (
@@ -55,13 +56,23 @@ class EmbeddingBackend(Protocol):
 
 
 class TransferBackend(Protocol):
-    """Contexts of a Backend that go to another model, or come from one."""
+    """Contexts of a Backend that go to another model or daemon, or come from one."""
 
     async def export_context(self, app: AppId, context: str) -> ExportedContext: ...
 
     async def import_context(
-        self, app: AppId, exported: ExportedContext, *, name: str | None = None, adapter: str = ""
+        self,
+        app: AppId,
+        exported: ExportedContext,
+        *,
+        name: str | None = None,
+        adapter: str = "",
+        ttl: float | None = None,
     ) -> ContextInfo: ...
+
+    async def export_chunks(self, app: AppId, request: ExportChunks) -> ExportedChunks: ...
+
+    async def import_chunks(self, app: AppId, request: ImportChunks) -> ImportedChunks: ...
 
 
 class AppBackend(Tokens, Protocol):
@@ -193,7 +204,7 @@ def task_of(backend: Backend, caller: Caller, request: msg.TaskRequest) -> Calla
             return functools.partial(backend.delete, caller.owner(everyone), context)
         case msg.Migrate(context, everyone):
             return functools.partial(backend.migrate, caller.owner(everyone), context)
-        case Export() | Import():
+        case Export() | Import() | ExportChunks() | ImportChunks():
             return _transfer(backend.transfers, caller.app, request)
         case Embed(texts, truncate):
             return functools.partial(backend.embeddings.embed, caller.app, texts, truncate=truncate)
@@ -225,8 +236,12 @@ def _transfer(
     match request:
         case Export(context):
             return functools.partial(transfers.export_context, app, context)
-        case Import(exported, name, adapter):
-            return functools.partial(transfers.import_context, app, exported, name=name, adapter=adapter)
+        case Import(exported, name, adapter, ttl):
+            return functools.partial(transfers.import_context, app, exported, name=name, adapter=adapter, ttl=ttl)
+        case ExportChunks():
+            return functools.partial(transfers.export_chunks, app, request)
+        case ImportChunks():
+            return functools.partial(transfers.import_chunks, app, request)
         case _:
             assert_never(request)
 

@@ -24,7 +24,7 @@ from llmaas.api.incoming import Incoming
 from llmaas.api.pages import Page, page_bytes
 from llmaas.api.record_maps import to_map
 from llmaas.api.shares import Shares
-from llmaas.api.transfer_messages import Export, Import
+from llmaas.api.transfer_messages import Export, ExportChunks, Import, ImportChunks
 from llmaas.api.wire import encode
 from llmaas.calls import Piece
 from llmaas.errors import BadRequest, Busy, Cancelled, Internal, LlmaasError, NoMemory, UnknownRequest, replaced
@@ -177,6 +177,8 @@ class InFlight:
                 | msg.Delete()
                 | Export()
                 | Import()
+                | ExportChunks()
+                | ImportChunks()
                 | AdapterAdd()
                 | AdapterRemove()
                 | AppAdd()

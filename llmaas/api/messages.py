@@ -19,6 +19,7 @@ from llmaas.api.names import (
     check_name,
     check_one_target,
     check_stops,
+    check_ttl,
 )
 from llmaas.api.record_maps import from_map, to_map
 from llmaas.api.transfer_messages import TRANSFER_OPERATIONS, TransferRequest
@@ -44,8 +45,7 @@ class Create:
 
     def __post_init__(self) -> None:
         check_name(self.name)
-        if self.ttl is not None and not 0.0 < self.ttl <= 1e9:
-            raise ValueError(f"ttl must be a number of seconds above 0, not {self.ttl}")
+        check_ttl(self.ttl)
         if self.exist_ok and self.name is None:
             raise ValueError("with exist_ok a name must be given")
 

@@ -97,3 +97,9 @@ def _check_text(field: str, value: object) -> None:
     """A client may be called with anything: what comes over the wire has been checked for its type already."""
     if not isinstance(value, str):
         raise ValueError(f"field {field!r} must be a string, not {type(value).__name__}")
+
+
+def check_ttl(ttl: float | None) -> None:
+    """Raises ValueError for a time to live that no context can have."""
+    if ttl is not None and not 0.0 < ttl <= 1e9:
+        raise ValueError(f"ttl must be a number of seconds above 0, not {ttl}")

@@ -1,4 +1,4 @@
-"""The requests that take a context from one model to another: out of the one, into the other.
+"""The requests that take a context from one model or daemon to another: out of the one, into the other.
 
 Law: pure.
 """
@@ -8,11 +8,20 @@ from __future__ import annotations
 import reprlib
 from dataclasses import dataclass
 
-from llmaas.api.names import MAX_MESSAGES, MAX_ROLE, check_context, check_name
+from llmaas.api.names import MAX_MESSAGES, MAX_ROLE, check_context, check_name, check_ttl
+from llmaas.api.transfer_records import ChunkPiece
+from llmaas.api.wire import MAX_FRAME
 from llmaas.records import TOKEN_BYTES, ExportedContext
 
 MAX_SPANS = 3 * MAX_MESSAGES
 """Each message may have the chat template's tokens before and behind it."""
+
+MOST_CHUNK_BYTES = MAX_FRAME // 2
+"""Of coded chunks in one frame."""
+MAX_CHUNKS = 1 << 14
+"""Chunks that one request names."""
+DIGEST_BYTES = 16
+"""Of a root of chunk keys, and of a fingerprint of model and adapter."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -32,8 +41,10 @@ class Import:
     exported: ExportedContext
     name: str | None = None
     adapter: str = ""
+    ttl: float | None = None
 
     def __post_init__(self) -> None:
+        check_ttl(self.ttl)
         check_name(self.name if self.name is not None else self.exported.name)
         spans = self.exported.spans
         if len(spans) > MAX_SPANS:
@@ -50,5 +61,57 @@ class Import:
                 raise ValueError(f"{where}: a message has a text")
 
 
-TransferRequest = Export | Import
-TRANSFER_OPERATIONS: dict[str, type[TransferRequest]] = {"export": Export, "import": Import}
+@dataclass(frozen=True, slots=True)
+class ExportChunks:
+    """Coded chunks of a context, in the order of ``indices``, the first one from ``offset`` on; ``n_bytes`` at most."""
+
+    context: str
+    indices: tuple[int, ...] = ()
+    offset: int = 0
+    n_bytes: int = MOST_CHUNK_BYTES // 2
+
+    def __post_init__(self) -> None:
+        check_context(self.context)
+        _check_indices(self.indices, "indices")
+        if not 0 <= self.offset < 1 << 48:
+            raise ValueError("field 'offset': must be 0 or more")
+        if not 1 <= self.n_bytes <= MOST_CHUNK_BYTES:
+            raise ValueError(f"field 'n_bytes': must be in [1, {MOST_CHUNK_BYTES}]")
+
+
+@dataclass(frozen=True, slots=True)
+class ImportChunks:
+    """Coded chunks for a context that was imported. ``root`` and ``kv``: as they were exported. ``trusted``: the app
+    vouches for the chunks; without it only those are taken that this daemon has coded itself."""
+
+    context: str
+    root: bytes
+    kv: bytes
+    pieces: tuple[ChunkPiece, ...] = ()
+    trusted: bool = False
+
+    def __post_init__(self) -> None:
+        check_context(self.context)
+        for name in ("root", "kv"):
+            if len(getattr(self, name)) != DIGEST_BYTES:
+                raise ValueError(f"field {name!r}: must have {DIGEST_BYTES} bytes")
+        _check_indices(tuple(piece.index for piece in self.pieces), "pieces")
+        for i, piece in enumerate(self.pieces):
+            if not piece.data or not 0 <= piece.offset <= piece.n_bytes - len(piece.data):
+                raise ValueError(f"field 'pieces[{i}]': data must be a part of the chunk")
+
+
+def _check_indices(indices: tuple[int, ...], name: str) -> None:
+    if len(indices) > MAX_CHUNKS:
+        raise ValueError(f"field {name!r}: at most {MAX_CHUNKS} are allowed, not {len(indices)}")
+    if any(not 0 <= index < 1 << 48 for index in indices):
+        raise ValueError(f"field {name!r}: a chunk's index must be 0 or more")
+
+
+TransferRequest = Export | Import | ExportChunks | ImportChunks
+TRANSFER_OPERATIONS: dict[str, type[TransferRequest]] = {
+    "export": Export,
+    "import": Import,
+    "export_chunks": ExportChunks,
+    "import_chunks": ImportChunks,
+}

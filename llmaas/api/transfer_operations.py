@@ -1,12 +1,15 @@
-"""The operations that take a context from one model to another.
+"""The operations that take a context from one model or daemon to another.
 
 Law: pure; as ``operations``.
 """
 
 from __future__ import annotations
 
+from collections.abc import Iterable
+
 from llmaas.api.operation import Operation, checked, record
-from llmaas.api.transfer_messages import Export, Import
+from llmaas.api.transfer_messages import MOST_CHUNK_BYTES, Export, ExportChunks, Import, ImportChunks
+from llmaas.api.transfer_records import ChunkPiece, ExportedChunks, ImportedChunks
 from llmaas.records import ContextInfo, ExportedContext
 
 
@@ -15,11 +18,36 @@ def export_context(context: str) -> Operation[ExportedContext]:
     return Operation(checked(Export, context), record(ExportedContext))
 
 
-def import_context(exported: ExportedContext, *, name: str | None = None, adapter: str = "") -> Operation[ContextInfo]:
+def import_context(
+    exported: ExportedContext, *, name: str | None = None, adapter: str = "", ttl: float | None = None
+) -> Operation[ContextInfo]:
     """Make a context that begins as one that was exported, perhaps by another model, under its name or another.
 
     For a model of the same vocabulary it has the same tokens; for another one its messages are tokenized anew, by this
     model's chat template. Its KV is computed when it is needed. Raises ContextExists, ContextTooLong, QuotaExceeded,
     and ModelMismatch if the vocabulary is another and a part of it is not stored as text.
     """
-    return Operation(checked(Import, exported, name, adapter), record(ContextInfo))
+    return Operation(checked(Import, exported, name, adapter, ttl), record(ContextInfo))
+
+
+def export_chunks(
+    context: str, indices: Iterable[int] = (), *, offset: int = 0, n_bytes: int = MOST_CHUNK_BYTES // 2
+) -> Operation[ExportedChunks]:
+    """Coded chunks of a context, as they are stored: those of ``indices`` that are, ``n_bytes`` of them at most. Ask
+    again for the others, from ``n_done`` of the result on; a chunk that is larger comes in parts. Without ``indices``:
+    what is to be known before."""
+    return Operation(checked(ExportChunks, context, tuple(indices), offset, n_bytes), record(ExportedChunks))
+
+
+def import_chunks(
+    context: str, root: bytes, kv: bytes, pieces: Iterable[ChunkPiece] = (), *, trusted: bool = False
+) -> Operation[ImportedChunks]:
+    """Give chunks to a context that was imported, so that its KV need not be computed. Without any: which are missing.
+
+    A chunk is taken if this daemon has coded it for this app and these tokens; with ``trusted`` also any other that the
+    model can use. Then it is for the caller to know where it comes from: the KV of a chunk decides what the model reads
+    at its place, in all contexts of the app that begin with the same tokens. What is refused is computed when it is
+    needed.
+    """
+    request = checked(ImportChunks, context, root, kv, tuple(pieces), trusted)
+    return Operation(request, record(ImportedChunks))

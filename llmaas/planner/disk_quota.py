@@ -169,6 +169,13 @@ class DiskQuota:
 
     # -- making room
 
+    def room(self, app: AppId) -> int:
+        """Bytes that are free for chunks of the app."""
+        free = self.quota - self._ledger.disk_used
+        if app in self._app_quotas:
+            free = min(free, self._app_quotas[app] - self._ledger.disk_used_of(app))
+        return max(0, free)
+
     def set_quota(self, nbytes: int, out: list[Action]) -> list[tuple[ContextId, ChunkKey]]:
         """Keep to ``nbytes`` from now on. If that is more than before: refused chunks to try again, warmest first."""
         raised, self.quota = nbytes > self.quota, nbytes

@@ -210,6 +210,10 @@ class Planner:
         """Bytes on DISK of an app's chunks."""
         return self._ledger.disk_used_of(app)
 
+    def disk_room(self, app: AppId) -> int:
+        """Bytes that chunks of the app can take on DISK without any other chunk having to go."""
+        return self._disk.room(app)
+
     @property
     def disk_quota(self) -> int:
         return self._disk.quota

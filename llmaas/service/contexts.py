@@ -111,10 +111,10 @@ class Contexts:
         live.used = self._clock.now()
         self._add(live)
 
-    def new(self, app: AppId, name: str, adapter: str) -> LiveContext:
+    def new(self, app: AppId, name: str, adapter: str, ttl: float | None = None) -> LiveContext:
         """A context for ``create_with``. Raises ContextExists, BadRequest, UnknownAdapter."""
         self._adapters.file(adapter)
-        return self._rows.live(self._rows.named(app, name, adapter))
+        return self._rows.live(self._rows.named(app, name, adapter, ttl))
 
     async def create_with(self, live: LiveContext, spans: Sequence[Span]) -> ContextInfo:
         """Store a ``new`` context that begins with these spans. Raises ContextExists, QuotaExceeded, DiskFull."""

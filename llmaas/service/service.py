@@ -115,7 +115,7 @@ class Service:
         self._contexts = Contexts(
             parts, interpreter, ctx_limit=ctx_limit, anonymous_contexts=settings.anonymous_contexts
         )
-        self.transfers = Transfers(parts, self._contexts, ctx_limit)
+        self.transfers = Transfers(parts, interpreter, self._contexts, ctx_limit)
         self._runner = CallRunner(
             parts,
             interpreter,

@@ -1,4 +1,4 @@
-"""Contexts that go from one model to another: what is handed out, and what is taken in.
+"""Contexts that go from one model or daemon to another: what is handed out, and what is taken in.
 
 Law: nothing is taken in that this model could not have made: token ids are in its vocabulary, or are made anew from the
 text. A context that is handed out stays as it is.
@@ -12,7 +12,9 @@ from llmaas.errors import BadRequest
 from llmaas.kvchunks.store.store import Span
 from llmaas.kvchunks.store.tokens import pack, unpack
 from llmaas.records import AppId, ContextInfo, ContextSpan, ExportedContext
+from llmaas.service.chunk_transfers import ChunkTransfers
 from llmaas.service.contexts import Contexts
+from llmaas.service.interpreter import Interpreter
 from llmaas.service.parts import ServiceParts
 from llmaas.service.refusals import refuse_if_deleted, refuse_if_too_long
 from llmaas.service.retokenize import retokenized
@@ -21,8 +23,10 @@ from llmaas.service.retokenize import retokenized
 class Transfers:
     """For one event loop. ``ctx_limit``: tokens of the longest context."""
 
-    def __init__(self, parts: ServiceParts, contexts: Contexts, ctx_limit: int) -> None:
+    def __init__(self, parts: ServiceParts, interpreter: Interpreter, contexts: Contexts, ctx_limit: int) -> None:
         self._parts, self._contexts, self._ctx_limit = parts, contexts, ctx_limit
+        chunks = ChunkTransfers(parts, interpreter, contexts)
+        self.export_chunks, self.import_chunks = chunks.export, chunks.import_
 
     async def export_context(self, app: AppId, context: str) -> ExportedContext:
         """Raises UnknownContext, ContextDamaged."""
@@ -34,11 +38,17 @@ class Transfers:
         return ExportedContext(row.name, row.model, row.vocab, tuple(map(_exported, spans)))
 
     async def import_context(
-        self, app: AppId, exported: ExportedContext, *, name: str | None = None, adapter: str = ""
+        self,
+        app: AppId,
+        exported: ExportedContext,
+        *,
+        name: str | None = None,
+        adapter: str = "",
+        ttl: float | None = None,
     ) -> ContextInfo:
         """See ``api.transfer_operations.import_context``."""
         contexts, info = self._contexts, self._parts.engine.info
-        live = contexts.new(app, exported.name if name is None else name, adapter)
+        live = contexts.new(app, exported.name if name is None else name, adapter, ttl)
         spans = list(map(_imported, exported.spans))
         if exported.vocab == info.vocab:
             _refuse_unknown(spans, info.n_vocab)

@@ -20,7 +20,8 @@ from llmaas.api.hello import Hello, app_id, hello_frame, read_hello
 from llmaas.api.incoming import read_incoming
 from llmaas.api.names import CONTEXTS_OF_APP, MAX_CONTEXT, MAX_MESSAGES, MAX_NAME, MAX_ROLE, MAX_STOP, MAX_STOPS
 from llmaas.api.record_maps import from_map, to_map
-from llmaas.api.transfer_messages import Export, Import
+from llmaas.api.transfer_messages import Export, ExportChunks, Import, ImportChunks
+from llmaas.api.transfer_records import ChunkPiece
 from llmaas.api.wire import Decoder, Frame, encode
 from llmaas.calls import Done, FinishReason, Logprobs, Piece, Sampling, SwitchReport, TokenLogprob, Turn
 from llmaas.errors import BadRequest, Cancelled, LlmaasError, MalformedFrame, VersionMismatch, by_code
@@ -102,6 +103,15 @@ SPAN = st.builds(ContextSpan, COUNT.map(lambda n: bytes(4 * (n % 9))), st.none()
 MESSAGE_SPAN = st.builds(ContextSpan, st.just(bytes(8)), st.sampled_from(["user", "x"]), TEXT, st.booleans())
 EXPORTED = st.builds(ExportedContext, NAME, TEXT, TEXT, st.lists(SPAN | MESSAGE_SPAN, max_size=4).map(tuple))
 
+DIGEST = st.binary(min_size=16, max_size=16)
+PIECE = st.builds(
+    lambda index, offset, data, rest, proof: ChunkPiece(index, offset + len(data) + rest, data, offset, proof),
+    COUNT,
+    COUNT,
+    st.binary(min_size=1, max_size=9),
+    COUNT,
+    st.binary(max_size=28),
+)
 BY_OPERATION: dict[type[msg.Request], st.SearchStrategy[msg.Request]] = {
     msg.Create: st.builds(msg.Create, st.none() | NAME, MAYBE_TEXT, TEXT),
     msg.Append: st.builds(msg.Append, TEXT, MESSAGES.filter(bool)) | st.builds(msg.Append, TEXT, prompt=TEXT, **TERMS),
@@ -114,7 +124,9 @@ BY_OPERATION: dict[type[msg.Request], st.SearchStrategy[msg.Request]] = {
     msg.Hint: st.builds(msg.Hint, TEXT),
     msg.Migrate: st.builds(msg.Migrate, TEXT, st.booleans()),
     Export: st.builds(Export, TEXT),
-    Import: st.builds(Import, EXPORTED, st.none() | NAME, TEXT),
+    ExportChunks: st.builds(ExportChunks, TEXT, st.lists(COUNT, max_size=4).map(tuple), COUNT, st.integers(1, 1 << 20)),
+    ImportChunks: st.builds(ImportChunks, TEXT, DIGEST, DIGEST, st.lists(PIECE, max_size=3).map(tuple), st.booleans()),
+    Import: st.builds(Import, EXPORTED, st.none() | NAME, TEXT, st.none() | st.floats(1.0, 1e9)),
     msg.Delete: st.builds(msg.Delete, TEXT, st.booleans()),
     msg.ListRequests: st.builds(msg.ListRequests, st.booleans(), last=st.none() | st.integers(1, 99)),
     msg.Cancel: st.builds(msg.Cancel, COUNT) | st.builds(msg.Cancel, call=COUNT, everyone=st.booleans()),

@@ -46,12 +46,12 @@ class CipherKey:
         self.cipher = cipher
         self._aead = CIPHERS[cipher](key)
 
-    def encrypt(self, data: Data, name: bytes, nonce: bytes | None = None) -> bytes:
+    def encrypt(self, data: Data, name: Data, nonce: bytes | None = None) -> bytes:
         """``data`` encrypted and bound to ``name``; ``OVERHEAD`` bytes longer. ``nonce``: see ``FixedCipher``."""
         nonce = nonce or os.urandom(_NONCE)
         return nonce + self._aead.encrypt(nonce, data, name)
 
-    def decrypt(self, encrypted: Data, name: bytes) -> bytes | None:
+    def decrypt(self, encrypted: Data, name: Data) -> bytes | None:
         """The data; None if it was encrypted with another key, bound to another name, or altered since."""
         view = memoryview(encrypted)
         if len(view) < OVERHEAD:
@@ -96,7 +96,7 @@ class FixedCipher:
         nonce = hashed.digest()
         return self._key.encrypt(data, name, nonce)
 
-    def decrypt(self, encrypted: Data, name: bytes) -> bytes | None:
+    def decrypt(self, encrypted: Data, name: Data) -> bytes | None:
         """As ``CipherKey.decrypt``."""
         return self._key.decrypt(encrypted, name)
 
@@ -107,13 +107,13 @@ def derived(key: bytes, purpose: str) -> bytes:
 
 
 class MasterKey:
-    """The key that data keys and text keys are encrypted ("wrapped") with, and, derived from it, that names of contexts
-    are encrypted with. It is never stored with them.
+    """The key that data keys and text keys are encrypted ("wrapped") with, and, derived from it, those that names of
+    contexts are encrypted and chunks are proved with. It is never stored with them.
 
     Raises ValueError if ``key`` has not ``KEY_BYTES`` bytes.
     """
 
-    __slots__ = ("_cipher_key", "names")
+    __slots__ = ("_cipher_key", "_proofs", "names")
 
     def __init__(self, key: bytes) -> None:
         if len(key) != KEY_BYTES:
@@ -122,6 +122,15 @@ class MasterKey:
         self._cipher_key = CipherKey(key, CHACHA)
         self.names = FixedCipher(derived(key, "names"))
         """For the names of contexts."""
+        self._proofs = CipherKey(derived(key, "proofs"), CHACHA)
+
+    def prove(self, data: Data) -> bytes:
+        """28 bytes by which ``data`` is known again: the tag of an encryption of nothing that it is bound to."""
+        return self._proofs.encrypt(b"", data)
+
+    def is_proved(self, data: Data, proof: bytes) -> bool:
+        """Whether ``prove`` made the proof, with the same key and of the same data."""
+        return self._proofs.decrypt(proof, data) == b""
 
     def wrap_text_key(self, owner: str, key: bytes) -> bytes:
         """The text key of context ``owner``, wrapped: 60 bytes."""

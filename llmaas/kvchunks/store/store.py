@@ -79,7 +79,7 @@ class Store:
         reserve: int = 16 << 20,
     ) -> None:
         files = files or Files()
-        self._root = root
+        self._root, self._master = root, master
         self._lock = RootLock(root, files)
         try:
             with failures(root):
@@ -273,6 +273,14 @@ class Store:
         A file without chunks is deleted; one that is mostly dead is rewritten; in others the bytes stay until then.
         """
         return self._chunks.discard(keys)
+
+    def prove(self, data: Blob) -> bytes:
+        """By which the store knows a chunk again that leaves it: nothing without a master key."""
+        return self._master.prove(data) if self._master is not None else b""
+
+    def is_proved(self, data: Blob, proof: bytes) -> bool:
+        """Whether a chunk left this store, or one with the same master key, with this proof."""
+        return self._master is not None and self._master.is_proved(data, proof)
 
     def chunks(self) -> Iterator[StoredChunk]:
         """Every chunk that can be decrypted or is in clear."""

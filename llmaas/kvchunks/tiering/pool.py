@@ -85,6 +85,10 @@ class Pool:
     def _keep(self, key: ChunkKey, payload: CodedChunk) -> None:
         self._chunks[key] = payload
 
+    def held(self, key: ChunkKey) -> CodedChunk | None:
+        """The coded bytes of a chunk, if it is in RAM. From any thread."""
+        return self._chunks.get(key)
+
     def drop(self, keys: Sequence[ChunkKey]) -> None:
         """Forget chunks."""
         self._trimmer.free([self._chunks.pop(key, None) for key in keys])

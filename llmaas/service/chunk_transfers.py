@@ -1,0 +1,206 @@
+"""Coded chunks that leave the daemon with their context, or come with one.
+
+Law: a chunk that comes is stored under the key that its app, this model and the context's own tokens give it, and only
+if it is proved to be what this store once held under that key, or if the app vouches for it and it decodes to numbers.
+So what an app sends is found by that app alone. What comes takes room on DISK that is free: nobody's chunks go for it.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from itertools import takewhile
+
+from llmaas.api.transfer_messages import ExportChunks, ImportChunks
+from llmaas.api.transfer_records import ChunkPiece, ExportedChunks, ImportedChunks
+from llmaas.errors import ChunkDamaged, DiskFull
+from llmaas.kvchunks.codec.codec import CodedChunk, check
+from llmaas.kvchunks.codec.header import stamped
+from llmaas.kvchunks.store.store import Store
+from llmaas.planner.events import ContextChanged
+from llmaas.records import CHUNK_TOKENS, AppId, ChunkKey
+from llmaas.service.chunk_pieces import ChunkParts, WholeChunk
+from llmaas.service.contexts import Contexts
+from llmaas.service.interpreter import Interpreter
+from llmaas.service.live_context import KeyChain, LiveContext, key_chain
+from llmaas.service.parts import ServiceParts
+from llmaas.service.refusals import refuse_if_deleted
+
+
+@dataclass(frozen=True, slots=True)
+class Believed:
+    """A chunk that may be stored."""
+
+    index: int
+    key: ChunkKey
+    n_tokens: int
+    payload: CodedChunk
+
+
+class ChunkTransfers:
+    """For one event loop."""
+
+    def __init__(self, parts: ServiceParts, interpreter: Interpreter, contexts: Contexts) -> None:
+        self._parts, self._interpreter, self._contexts = parts, interpreter, contexts
+        self._pieces = ChunkParts(parts.codec)
+
+    # -- out
+
+    async def export(self, app: AppId, request: ExportChunks) -> ExportedChunks:
+        """See ``api.transfer_operations.export_chunks``. Raises UnknownContext, ContextDamaged, ModelMismatch."""
+        live = self._contexts.find_usable(app, request.context)
+        await self._contexts.stored.read(live)
+        keys, n_kv = list(live.keys), live.n_kv
+        if n_kv > len(live.tokens):  # they cover a turn that was interrupted
+            n_kv = len(live.tokens) // CHUNK_TOKENS * CHUNK_TOKENS
+            del keys[n_kv // CHUNK_TOKENS :]
+        kv = self._parts.adapters.root(AppId(""), live.adapter)
+        page = await self._parts.slow_thread.run(app, self._page, keys, request)
+        return ExportedChunks(live.root, kv, n_kv, *page)
+
+    def _page(self, keys: Sequence[ChunkKey], request: ExportChunks) -> tuple[tuple[ChunkPiece, ...], int, int]:
+        """On a thread: what fits, how many chunks are done with it, and where in the next one to go on."""
+        pieces, room, offset = list[ChunkPiece](), request.n_bytes, request.offset
+        for n_done, index in enumerate(request.indices):
+            payload = self._sound(keys[index]) if index < len(keys) else None
+            if payload is not None and offset < len(payload):
+                rest = len(payload) - offset
+                if pieces and rest > room:
+                    return tuple(pieces), n_done, 0  # it begins a page of its own: most come in one part then
+                data = bytes(payload[offset : offset + room])
+                proof = b"" if offset else self._parts.store.prove(payload)
+                pieces.append(ChunkPiece(index, len(payload), data, offset, proof))
+                if rest > room:
+                    return tuple(pieces), n_done, offset + room
+                room -= rest
+            offset = 0
+        return tuple(pieces), len(request.indices), 0
+
+    def _sound(self, key: ChunkKey) -> CodedChunk | None:
+        """The chunk; None if it is not stored, or damaged."""
+        payload = self._interpreter.pool.held(key)
+        if payload is None:
+            (payload,) = self._parts.store.get([key])
+        try:
+            if payload is not None:
+                check(payload, key)
+        except ChunkDamaged:
+            return None
+        return payload
+
+    # -- in
+
+    async def import_(self, app: AppId, request: ImportChunks) -> ImportedChunks:
+        """See ``api.transfer_operations.import_chunks``. Raises UnknownContext, ContextDamaged, ModelMismatch."""
+        live = self._contexts.find_usable(app, request.context)
+        async with live.lock:
+            refuse_if_deleted(live)
+            await self._contexts.stored.read(live)
+            usable = request.kv == self._parts.adapters.root(AppId(""), live.adapter)
+            if not usable:
+                return ImportedChunks(0, 0, len(request.pieces), "of another model or adapter", usable=False)
+            on_thread, tokens = self._parts.slow_thread.run_to_end, live.tokens
+            mine = await on_thread(app, key_chain, live.root, tokens)
+            if not request.pieces:
+                return ImportedChunks(0, 0, 0, missing=self._missing(mine))
+            theirs = mine if request.root == live.root else await on_thread(app, key_chain, request.root, tokens)
+            whole = self._pieces.whole(app, live.id, request.pieces)
+            unknown = [chunk for chunk in whole if not self._is_known(mine, chunk)]
+            judge = Judge(self._parts, mine, theirs, trusted=request.trusted)
+            believed = await on_thread(app, judge.believed, unknown)
+            taken = await self._take(live, mine, believed, judge)
+        return ImportedChunks(taken, len(whole) - len(unknown), judge.refused, judge.why)
+
+    def _missing(self, chain: KeyChain) -> tuple[int, ...]:
+        keys = [*chain.whole, *chain.tails[CHUNK_TOKENS - 1 :]]
+        return tuple(i for i, key in enumerate(keys) if not self._interpreter.stored(key))
+
+    def _is_known(self, chain: KeyChain, chunk: WholeChunk) -> bool:
+        key = _key(chain, chunk.index, chunk.n_tokens)
+        return key is not None and self._interpreter.stored(key)
+
+    async def _take(self, live: LiveContext, chain: KeyChain, chunks: Sequence[Believed], judge: Judge) -> int:
+        """Store the chunks that there is room for, and let the planner know them. How many these are."""
+        app, fit = live.row.app, self._that_fit(live.row.app, chunks)
+        judge.refuse(len(chunks) - len(fit), "there is no room for it on DISK")
+        items = [(chunk.key, chunk.n_tokens, chunk.payload) for chunk in fit]
+        try:
+            await self._parts.slow_thread.run_to_end(app, self._parts.store.put, live.id, items)
+        except DiskFull as error:
+            judge.refuse(len(fit), error.message)
+            return 0
+        # Another context that begins alike may have computed some meanwhile.
+        new = [chunk for chunk in fit if not self._interpreter.stored(chunk.key)]
+        if new and (useless := self._publish(live, chain, new)):
+            await self._parts.slow_thread.run_to_end(app, self._parts.store.discard, useless)
+        return len(fit)
+
+    def _publish(self, live: LiveContext, chain: KeyChain, chunks: Sequence[Believed]) -> list[ChunkKey]:
+        """The context contains these chunks, which are stored now. Returns those that it does not contain any more."""
+        unclaimed, before, n_kv = self._interpreter.unclaimed, live.keys, live.n_kv
+        unclaimed.add((chunk.key, len(chunk.payload), None) for chunk in chunks)
+        live.cover_stored(chain, self._interpreter.stored)
+        if live.n_kv < n_kv:  # it covered more, of which nothing is stored
+            live.rekey(n_kv)
+        same = sum(1 for _ in takewhile(lambda pair: pair[0] == pair[1], zip(before, live.keys, strict=False)))
+        first = min(same, *(chunk.index for chunk in chunks))
+        self._interpreter.dispatch(ContextChanged(live.id, first, tuple(live.keys[first:]), live.n_kv))
+        useless = [chunk.key for chunk in chunks if chunk.key in unclaimed]
+        unclaimed.discard(useless)
+        return useless
+
+    def _that_fit(self, app: AppId, chunks: Sequence[Believed]) -> list[Believed]:
+        planner, fit = self._interpreter.planner, list[Believed]()
+        room = planner.disk_room(app)
+        for chunk in chunks:
+            if len(chunk.payload) <= room:
+                room -= len(chunk.payload)
+                fit.append(chunk)
+        return fit
+
+
+class Judge:
+    """Which chunks are believed. On a thread."""
+
+    def __init__(self, parts: ServiceParts, mine: KeyChain, theirs: KeyChain, *, trusted: bool) -> None:
+        self._store: Store = parts.store
+        self._codec, self._mine, self._theirs, self._trusted = parts.codec, mine, theirs, trusted
+        self.refused, self.why = 0, ""
+
+    def refuse(self, n: int, why: str) -> None:
+        if n:
+            self.refused, self.why = self.refused + n, why
+
+    def believed(self, chunks: Sequence[WholeChunk]) -> list[Believed]:
+        found = []
+        for chunk in chunks:
+            try:
+                found.append(self._believed(chunk))
+            except ChunkDamaged as error:
+                self.refuse(1, error.message)
+        return found
+
+    def _believed(self, chunk: WholeChunk) -> Believed:
+        """Raises ChunkDamaged."""
+        mine = _key(self._mine, chunk.index, chunk.n_tokens)
+        theirs = _key(self._theirs, chunk.index, chunk.n_tokens)
+        if mine is None or theirs is None:
+            raise ChunkDamaged("the context has no such tokens")
+        check(chunk.data, theirs)
+        if mine == theirs and self._store.is_proved(chunk.data, chunk.proof):
+            return Believed(chunk.index, mine, chunk.n_tokens, chunk.data)
+        if not self._trusted:
+            raise ChunkDamaged("this daemon has not coded it, and nobody vouches for it")
+        if not self._codec.is_finite(self._codec.decoded(chunk.data, theirs)):
+            raise ChunkDamaged("it holds NaN or infinity")
+        payload = chunk.data if mine == theirs else stamped(chunk.data, mine)
+        return Believed(chunk.index, mine, chunk.n_tokens, payload)
+
+
+def _key(chain: KeyChain, index: int, n_tokens: int) -> ChunkKey | None:
+    """The key of the chunk that holds ``n_tokens`` from its beginning on; None if the context has no such tokens."""
+    if index < len(chain.whole):
+        return chain.whole[index] if n_tokens == CHUNK_TOKENS else None
+    if index == len(chain.whole) and 1 <= n_tokens <= len(chain.tails):
+        return chain.tails[n_tokens - 1]
+    return None
