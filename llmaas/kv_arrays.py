@@ -13,6 +13,7 @@ import numpy.typing as npt
 
 F16 = npt.NDArray[np.float16]
 F32 = npt.NDArray[np.float32]
+Bytes = npt.NDArray[np.uint8]
 
 
 @dataclass(slots=True, eq=False)

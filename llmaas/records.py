@@ -115,11 +115,28 @@ class ChunkMeta(NamedTuple):
 
 
 @dataclass(frozen=True, slots=True)
+class StateSize:
+    """Bytes of the whole state of a sequence, where that is not rows of KV alone: ``fixed``, and ``token`` for each of
+    its tokens.
+
+    >>> StateSize(fixed=1000, token=24).of(100)
+    3400
+    """
+
+    fixed: int
+    token: int
+
+    def of(self, n_tokens: int) -> int:
+        return self.fixed + n_tokens * self.token
+
+
+@dataclass(frozen=True, slots=True)
 class ModelInfo:
     """What the service must know about a loaded model.
 
     ``fingerprint`` names the weights: a chunk is valid for these only. ``vocab`` names the tokenizer: token ids are
     valid for it only. ``chunkable``: whether the state can be cut into chunks; ``note`` says why not, or warns.
+    ``state``: where it cannot, the size of the state that goes out and in as a whole; None if it does not do that.
     """
 
     name: str
@@ -130,6 +147,7 @@ class ModelInfo:
     n_vocab: int
     size_bytes: int
     chunkable: bool = True
+    state: StateSize | None = None
     note: str = ""
     chat_note: str = ""
     """What is wrong with the model's chat template, and what is used in its place; "" if nothing is."""

@@ -133,7 +133,7 @@ def _model(name: str | None) -> tuple[PlannedModel, float]:
 
     found = LlamaModel(models.find(Path(name) if name else None), weights=False)
     if reason := found.why_not_chunkable():
-        raise BadRequest(f"contexts of {found.name} are always recomputed: {reason}")
+        raise BadRequest(f"this counts chunks, and contexts of {found.name} have none: {reason}")
     return PlannedModel(found.name, found.geometry(), found.size_bytes, found.n_ctx_train), float(found.parameters)
 
 

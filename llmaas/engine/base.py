@@ -11,7 +11,8 @@ methods: ``tokenize``, ``piece``, ``is_end``, ``render``, ``check_sampling``, ``
 
 **Errors.** An argument that breaks a rule given here raises ValueError (``engine/rules.py`` has the checks), a closed
 engine EngineFailed. After an exception every sequence is as it was before the call; but where ``info.chunkable`` is
-False, the sequences of a step that failed may be empty.
+False, the sequences of a step that failed may be empty, and ``drop`` raises EngineFailed for a sequence that has the
+position ``start``, unless that is 0.
 """
 
 from __future__ import annotations
@@ -24,7 +25,7 @@ from typing import Protocol
 
 from llmaas.calls import Sampling
 from llmaas.errors import LlmaasError
-from llmaas.kv_arrays import F32, KvSlab, Queries, Rope
+from llmaas.kv_arrays import F32, Bytes, KvSlab, Queries, Rope
 from llmaas.records import CHUNK_TOKENS, Message, ModelInfo
 
 _LOAD_BYTES = 3 << 20
@@ -277,6 +278,18 @@ class Engine(Protocol):
         more, nothing may be done with the sequence; ``drop`` then takes back those that were not written. What is
         written must be numbers. ``start`` is the sequence's length. None if the cells cannot be written so, now or
         ever: then nothing was changed, and there are ``blank`` and ``load``. Raises CellsFull.
+        """
+
+    # -- the state of models that are not chunkable; only where ``info.state`` is not None
+
+    def export_state(self, seq: int) -> Bytes:
+        """All that a sequence, which is not empty, consists of. Valid and unchanged as long as it is held."""
+
+    def load_state(self, seq: int, n_tokens: int, state: Bytes) -> None:
+        """Make the empty ``seq`` what a sequence of ``n_tokens`` was when its state was exported, bit by bit, by an
+        engine whose ``info.fingerprint`` is the same.
+
+        Raises CellsFull, and EngineFailed if the runtime does not take the state; the sequence is empty then.
         """
 
     # -- what the model looks for in the KV; an engine that does not know returns None

@@ -85,6 +85,18 @@ def check_load(lengths: Sequence[int], seq: int, start: int) -> None:
         raise ValueError(f"sequence {seq} has {lengths[seq]} positions: cannot load at {start}")
 
 
+def check_export_state(lengths: Sequence[int], seq: int) -> None:
+    if not lengths[seq]:
+        raise ValueError(f"sequence {seq} is empty: it has no state")
+
+
+def check_load_state(lengths: Sequence[int], seq: int, n_tokens: int) -> None:
+    if lengths[seq]:
+        raise ValueError(f"sequence {seq} is not empty: no state can be loaded")
+    if n_tokens < 1:
+        raise ValueError(f"a state is of one token at least, not {n_tokens}")
+
+
 def check_blank(n_tokens: int) -> None:
     if n_tokens < 1:
         raise ValueError(f"a slab holds at least one token, not {n_tokens}")

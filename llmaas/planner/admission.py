@@ -53,6 +53,7 @@ class Admission:
             raise PolicyBug(f"{event.n_total} tokens can never be in {self._settings.ctx_limit} cells")
         job = Job(event.request, context, event.n_total, event.max_new, event.priority)
         job.adapter, job.adapter_bytes = event.adapter, event.adapter_bytes
+        job.spare_last = self._settings.state is not None
         self.jobs[event.request] = job
         context.wanted = True
         self._policy.add(event.request, context.app, event.priority, now)

@@ -114,7 +114,7 @@ class Batching:
             if i == len(first):
                 seconds -= (1 - SHARED) * self._settings.step_target
             prefills = job.stage is Stage.PREFILLING
-            start, end = job.context.cells, job.total if prefills else job.until
+            start, end = job.context.cells, job.prefill_end if prefills else job.until
             most = self._slice(start, seconds, least=0 if i else _LEAST_SLICE)
             if self._abortable and not n_decoding and not job.cautious and _alone(job, in_cells):
                 most = max(most, self._slice(start, _LONE_S, least=_LEAST_LONE_SLICE))
@@ -242,7 +242,7 @@ class Batching:
                 job.end_recompute()
         elif job.stage is Stage.PREFILLING:
             self._tally.tokens_prefilled += item.stop - item.start if not job.produced else 0
-            if item.stop == job.total:
+            if item.stop == job.prefill_end:
                 job.end_prefill()
         n_drawn = steps if drawn is Drawn.TOKEN or drawn is Drawn.LAST else steps - 1
         job.produced += n_drawn

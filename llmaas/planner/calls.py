@@ -64,7 +64,7 @@ class Calls:
         for job in [job for job in self._admission.running.values() if job.stage is Stage.SWITCHING]:
             if self._switching.advance(job, now, out):
                 self._admission.switched_in(job, now)
-                if job.context.cells >= job.total:
+                if job.context.cells >= job.prefill_end:
                     self._finish(job, Outcome.APPENDED, out)  # there was nothing to compute
 
     def compute(self, now: float, out: list[Action]) -> float | None:

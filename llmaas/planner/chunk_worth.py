@@ -21,7 +21,8 @@ ChunkUser = tuple[ContextId, int]
 
 class ChunkWorth:
     """``users``: of all chunks in the POOL. ``calls``: how often a context was called. ``always_read``: whatever has a
-    copy on DISK is read, so each is worth its bytes while the wear policy has no shortage of them."""
+    copy on DISK is read, so each is worth its bytes while the wear policy has no shortage of them. ``states``: a chunk
+    is the state of all tokens up to its end."""
 
     def __init__(
         self,
@@ -32,9 +33,10 @@ class ChunkWorth:
         calls: Callable[[ContextId], int],
         *,
         always_read: bool,
+        states: bool = False,
     ) -> None:
         self._ledger, self._costs, self._wear, self._users, self._calls = ledger, costs, wear, users, calls
-        self._always_read = always_read
+        self._always_read, self._states = always_read, states
 
     def is_worth(self, key: ChunkKey) -> bool:
         """Whether the chunk, which is in the POOL, should be written."""
@@ -42,8 +44,8 @@ class ChunkWorth:
             return True
         chunk = self._ledger.chunk(key)
         context, index = self._users[key]
-        start = index * CHUNK_TOKENS
-        saves = self._costs.compute(start, start + CHUNK_TOKENS) - self._costs.bring(chunk.pool_bytes)
+        start = 0 if self._states else index * CHUNK_TOKENS
+        saves = self._costs.compute(start, (index + 1) * CHUNK_TOKENS) - self._costs.bring(chunk.pool_bytes)
         returns = max(1, self._calls(context))
         # What happened n times happens again with a probability of n / (n + 1) or so (rule of succession).
         return saves * max(1, chunk.refs) * returns / (returns + 1) >= self._wear.price() * chunk.pool_bytes

@@ -7,8 +7,16 @@ of every change; ``seq``, ``cells`` and ``running`` change with the cell table.
 from __future__ import annotations
 
 from dataclasses import dataclass, field
+from typing import NamedTuple
 
 from llmaas.records import AppId, ChunkKey, ContextId
+
+
+class StateAt(NamedTuple):
+    """The state of a context's sequence after its first ``n_tokens``."""
+
+    n_tokens: int
+    key: ChunkKey
 
 
 @dataclass(slots=True, eq=False)
@@ -30,6 +38,11 @@ class Context:
     """A call on it waits to be admitted."""
     committing: bool = False
     """A call has finished or paused but its ContextChanged is still to come."""
+    earlier: list[StateAt] = field(default_factory=list)
+    """Where states of the whole sequence are kept: those at the ends of earlier calls that may have a copy, beside the
+    one at the end of ``keys``. In ascending order. Only ``EarlierStates`` writes it."""
+    rests: bool = False
+    """Its present end is that of a call or of a change, and not a pause."""
     unsaved: int = 0
     """Saves of its chunks that have not begun; evicting the cells now would lose those chunks."""
     calls: int = 0

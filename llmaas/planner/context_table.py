@@ -15,6 +15,7 @@ from llmaas.planner.cell_table import CellTable
 from llmaas.planner.context import Context
 from llmaas.planner.events import ChunksFound, ContextChanged, ContextClosed, ContextEvent, ContextOpened
 from llmaas.planner.pool_books import PoolBooks
+from llmaas.planner.states import EarlierStates, best_state
 from llmaas.planner.swap_out import SwapOut
 from llmaas.records import CHUNK_TOKENS, ChunkKey, ContextId, Tier
 
@@ -22,8 +23,12 @@ from llmaas.records import CHUNK_TOKENS, ChunkKey, ContextId, Tier
 class ContextTable:
     """Contexts by their id."""
 
-    def __init__(self, ledger: Ledger, books: PoolBooks, cells: CellTable, swap_out: SwapOut) -> None:
+    def __init__(
+        self, ledger: Ledger, books: PoolBooks, cells: CellTable, swap_out: SwapOut, *, states: bool = False
+    ) -> None:
+        """``states``: whole states are kept, no chunks of rows."""
         self._ledger, self._books, self._cells, self._swap_out = ledger, books, cells, swap_out
+        self._states = EarlierStates(ledger) if states else None
         self._contexts: dict[ContextId, Context] = {}
 
     def use(self, context_id: ContextId) -> Context:
@@ -49,6 +54,7 @@ class ContextTable:
     def _opened(self, event: ContextOpened, now: float, out: list[Action]) -> None:
         context = Context(event.context, event.app, [], event.n_kv, idle_since=now - event.idle)
         self._contexts[event.context] = context
+        context.rests = True
         self._books.set_keys(context, 0, event.keys, out)
         if event.coldest:
             self._books.make_coldest(context)
@@ -58,8 +64,12 @@ class ContextTable:
         context = self._contexts[event.context]
         context.committing = False
         self._cells.trim(context, _cells_to_keep(context, event.n_kv), out)
+        if self._states is not None:
+            self._states.before_change(context, event.first, event.keys, event.n_kv)
         context.n_kv = event.n_kv
         self._books.set_keys(context, event.first, event.keys, out)
+        if self._states is not None:
+            self._books.sweep(self._states.after_change(context), out)
         self._books.found(context, event.found, out)
         self._swap_out.context_changed(context, out)
 
@@ -69,6 +79,8 @@ class ContextTable:
         self._cells.trim(context, 0, out)
         context.n_kv = 0
         self._books.set_keys(context, 0, (), out)
+        if self._states is not None:
+            self._books.sweep(self._states.closed(context), out)
         self._swap_out.closed(context, self._contexts.values())
         if heir is not None:
             self._swap_out.context_changed(heir, out)
@@ -116,6 +128,12 @@ class ContextTable:
         context = self._contexts[context_id]
         end = context.n_kv if n_tokens is None else min(n_tokens, context.n_kv)
         count = [0, 0, 0, 0]
+        if self._states is not None:
+            count[Tier.CELLS] = in_cells = min(end, context.cells)
+            if (best := best_state(self._ledger, context, end)) is not None:
+                count[self._ledger.tier(best.key)] += best.n_tokens - in_cells
+            count[Tier.NONE] += end - sum(count)
+            return count[0], count[1], count[2], count[3]
         for i, key in enumerate(context.keys):
             start = i * CHUNK_TOKENS
             n = max(0, min(start + CHUNK_TOKENS, end) - start)
@@ -129,7 +147,7 @@ class ContextTable:
         problems = self._books.check(list(self._contexts.values()))
         refs: dict[ChunkKey, int] = {}
         for context in self._contexts.values():
-            for key in context.keys:
+            for key in (*context.keys, *(state.key for state in context.earlier)):
                 refs[key] = refs.get(key, 0) + 1
             if len(context.keys) != -(-context.n_kv // CHUNK_TOKENS):
                 problems.append(f"context {context.id}: {len(context.keys)} chunks for {context.n_kv} tokens")

@@ -223,6 +223,13 @@ class DiskQuota:
         """The disk has room again, or may have."""
         self._full = False
 
+    def drop_earlier(self, owner: ContextId, out: list[Action]) -> None:
+        """A state of the context came to DISK: its earlier ones need not be there any more."""
+        context = self._order.get(owner)
+        for state in context.earlier if context is not None else ():
+            self._drop_if_cold(state.key)
+        self._drop_gone(out)
+
     def settle(self, keys: Iterable[ChunkKey]) -> None:
         """Chunks came to rest or lost a context: those that only cooled contexts contain need not stay."""
         for key in keys:
@@ -299,6 +306,8 @@ class DiskQuota:
         problems = []
         for context in contexts:
             for key in context.keys[len(context.keys) - context.cooled :]:
+                cold[key] = cold.get(key, 0) + 1
+            for _, key in context.earlier:
                 cold[key] = cold.get(key, 0) + 1
             if (context.id in self._order) < (context.cooled < len(context.keys)):
                 problems.append(f"context {context.id} is out of the quota's order")

@@ -99,6 +99,8 @@ class Job:
     priority: int
     adapter: str = ""
     adapter_bytes: int = 0
+    spare_last: bool = False
+    """Its sequence cannot be cut."""
     stage: Stage = Stage.QUEUED
     admitted: float = 0.0
     """When it was last admitted."""
@@ -142,7 +144,13 @@ class Job:
     @property
     def goal(self) -> int:
         """Tokens that may be in CELLS before the prefill: generation needs the last one's logits."""
-        return self.total - 1 if self.max_new else self.total
+        return self.total - 1 if self.max_new else self.prefill_end
+
+    @property
+    def prefill_end(self) -> int:
+        """Where the prefill ends, in tokens. A sequence that cannot be cut must not be longer than what an answer would
+        begin with: so an append leaves the last token to the call that follows."""
+        return self.total - 1 if self.spare_last and not self.max_new else self.total
 
     @property
     def in_cells(self) -> bool:
@@ -221,7 +229,7 @@ class Job:
             problems.append(f"has {self.covered} tokens covered of {self.total}, {self.produced} generated")
         if self.stage is Stage.RECOMPUTING and not context.cells < self.until <= min(self.covered, self.goal):
             problems.append(f"recomputes from {context.cells} to {self.until}")
-        if self.stage is Stage.PREFILLING and not context.cells < self.total:
+        if self.stage is Stage.PREFILLING and not context.cells < self.prefill_end:
             problems.append(f"prefills from {context.cells} to {self.total}")
         if self.stage is Stage.DECODING and context.cells != self.total - 1:
             problems.append(f"decodes with {context.cells} cells of {self.total} tokens")

@@ -11,7 +11,16 @@ from collections.abc import Collection, Iterator, Sequence
 from contextlib import contextmanager
 
 from llmaas.kvchunks.ledger import Copy, Ledger
-from llmaas.planner.actions import Action, ChunkSource, DropDisk, DropPool, FetchChunks, LoadChunks, SaveChunks
+from llmaas.planner.actions import (
+    Action,
+    ChunkSource,
+    ChunkSpan,
+    DropDisk,
+    DropPool,
+    FetchChunks,
+    LoadChunks,
+    SaveChunks,
+)
 from llmaas.planner.bit_budget import NOBODY, BitBudget
 from llmaas.planner.context import Context
 from llmaas.planner.disk_quota import DiskQuota
@@ -132,7 +141,7 @@ class PoolBooks:
             if isinstance(outcome, Stored):
                 self._ledger.arrive_pool(key, outcome.nbytes)
                 self._bits.stored(save.context, target, outcome.nbytes, now)
-                user = save.context, target.start // CHUNK_TOKENS
+                user = save.context, (target.stop - 1) // CHUNK_TOKENS
                 self._room.add(key, target.stop - target.start, outcome.nbytes, now, user)
                 self._writes.saved(save.context, target)
                 self._tally.chunks_saved += 1
@@ -145,18 +154,25 @@ class PoolBooks:
 
     def begin_load(self, context: Context, first: int, stop: int, out: list[Action]) -> tuple[ChunkSource, ...]:
         """Pin chunks ``first`` .. ``stop - 1``; those that are read from DISK stay in the POOL if there is room."""
-        chunks = [self._ledger.pin(key) for key in context.keys[first:stop]]  # first, so that none evicts another
+        spans = [
+            ChunkSpan(context.keys[i], i * CHUNK_TOKENS, min((i + 1) * CHUNK_TOKENS, context.n_kv))
+            for i in range(first, stop)
+        ]
+        return self.begin_load_of(context, spans, out)
+
+    def begin_load_of(self, context: Context, spans: Sequence[ChunkSpan], out: list[Action]) -> tuple[ChunkSource, ...]:
+        """The same for these chunks, or for a state of the whole sequence."""
+        chunks = [self._ledger.pin(span.key) for span in spans]  # first, so that none evicts another
         wanted = sum(chunk.disk_bytes for chunk in chunks if chunk.pool is Copy.ABSENT)
         if wanted:
             self._room.make(wanted, out, context.id)  # at once, if all of it can stay
         sources = []
         room = True
-        for i, chunk in enumerate(chunks, start=first):
-            key, tier = chunk.key, chunk.tier
+        for chunk, span in zip(chunks, spans, strict=True):
+            key, tier = span.key, chunk.tier
             keep = room and tier is Tier.DISK and self._reserve_copy(key, out)
             room = room and (keep or tier is not Tier.DISK)  # where one finds no room, the others need not ask
-            start = i * CHUNK_TOKENS
-            sources.append(ChunkSource(key, start, min(start + CHUNK_TOKENS, context.n_kv), tier, keep))
+            sources.append(ChunkSource(key, span.start, span.stop, tier, keep))
         return tuple(sources)
 
     def end_load(self, load: LoadChunks, event: Loaded, held: set[ChunkKey], now: float, out: list[Action]) -> None:

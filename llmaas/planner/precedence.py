@@ -80,7 +80,7 @@ class Precedence:
         if self._seconds(step) - elapsed < _WORTH_WAITING * self._target:
             return False
         reading = [(other, item) for other, item in zip(others, step.items, strict=True) if item.stop - item.start > 1]
-        ending = [other for other, item in reading if item.stop == other.total]
+        ending = [other for other, item in reading if item.stop == other.prefill_end]
         if any(other.cautious for other in ending):
             return False  # it was aborted before, and could be so without end
         n_calls = Counter(other.context.app for other in calls)

@@ -2,7 +2,8 @@
 
 Law: a chunk is saved to the POOL after the call that made it. It waits for a measurement of its sensitivity if there is
 time for one. One batch of one context is saved at a time; a chunk for which there is no room stays unsaved: its tokens
-remain.
+remain. Of a model whose sequences cannot be cut the state of the whole sequence is saved, under the key of its last
+chunk.
 """
 
 from __future__ import annotations
@@ -13,6 +14,7 @@ from typing import NamedTuple
 
 from llmaas.errors import PolicyBug
 from llmaas.kvchunks.codec.codec import sinks_at
+from llmaas.kvchunks.codec.states import coded_state_size
 from llmaas.kvchunks.ledger import Copy, Ledger
 from llmaas.planner.actions import Action, ChunkSpan, ChunkTarget, MeasureChunks, PersistSensitivity, SaveChunks
 from llmaas.planner.bit_budget import BitBudget
@@ -22,7 +24,7 @@ from llmaas.planner.pool_books import PoolBooks
 from llmaas.planner.settings import PlannerSettings
 from llmaas.planner.tally import Tally
 from llmaas.planner.write_back import WriteBack
-from llmaas.records import CHUNK_TOKENS, ChunkKey, Precision, Tier
+from llmaas.records import CHUNK_TOKENS, LOSSLESS, ChunkKey, Precision, Tier
 
 
 class _Wanted(NamedTuple):
@@ -65,8 +67,11 @@ class SaveQueue:
         self.hurry(context)
         n_tokens = min(context.cells, context.n_kv)
         n_chunks = -(-n_tokens // CHUNK_TOKENS)
+        first = max(0, n_chunks - 1) if self._settings.state is not None else 0
         wanted = [
-            _Wanted(context, i, key) for i, key in enumerate(context.keys[:n_chunks]) if self._savable(context, i, key)
+            _Wanted(context, i, context.keys[i])
+            for i in range(first, n_chunks)
+            if self._savable(context, i, context.keys[i])
         ]
         context.unsaved += len(wanted)
         if self._settings.measure and any(chunk.nth < n_tokens // CHUNK_TOKENS for chunk in wanted):
@@ -112,8 +117,8 @@ class SaveQueue:
         """Whether the chunk still is where it was, all in CELLS as computed, without a copy anywhere."""
         if index >= len(context.keys) or context.keys[index] != key or index in context.lossy:
             return False
-        chunk = self._ledger.chunk(key)
-        whole = min((index + 1) * CHUNK_TOKENS, context.n_kv) <= context.cells
+        chunk, end = self._ledger.chunk(key), min((index + 1) * CHUNK_TOKENS, context.n_kv)
+        whole = end <= context.cells if self._settings.state is None else end == context.cells
         return whole and chunk.tier is Tier.NONE and not chunk.moving
 
     # -- saves
@@ -147,8 +152,11 @@ class SaveQueue:
         """The chunk's precision, and its room in the POOL; None if there is none."""
         start = wanted.nth * CHUNK_TOKENS
         stop = min(start + CHUNK_TOKENS, wanted.context.n_kv)
-        precision = self._bits.choose(wanted.key, stop - start, now)
-        nbytes = self._encoded_size(stop - start, precision, sinks_at(start))
+        if (state := self._settings.state) is not None:
+            start, precision, nbytes = 0, LOSSLESS, coded_state_size(state.of(stop))
+        else:
+            precision = self._bits.choose(wanted.key, stop - start, now)
+            nbytes = self._encoded_size(stop - start, precision, sinks_at(start))
         if not self._books.begin_save(wanted.key, nbytes, out):
             return None
         return ChunkTarget(wanted.key, start, stop, precision)

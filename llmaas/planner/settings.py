@@ -13,7 +13,7 @@ from llmaas.policies.eviction import DEFAULT_EVICTION, EVICTION
 from llmaas.policies.scheduling import DEFAULT_SCHEDULING, SCHEDULING
 from llmaas.policies.split import SPLIT
 from llmaas.policies.wear import DEFAULT_WEAR, WEAR
-from llmaas.records import CHUNK_TOKENS, NO_QUOTA, Geometry, Precision
+from llmaas.records import CHUNK_TOKENS, NO_QUOTA, Geometry, Precision, StateSize
 
 
 class BitSettings(TypedDict, total=False):
@@ -87,7 +87,9 @@ class PlannerSettings(PlannerChoices):
     """Tokens of the longest context: the model's limit, or all the cells."""
     geometry: Geometry
     swappable: bool = True
-    """False for models without per-token KV rows: their contexts are always recomputed, and steps never aborted."""
+    """False for models whose sequences cannot be cut: they leave CELLS as a whole, and steps are never aborted."""
+    state: StateSize | None = None
+    """Of such a model, the size of what is kept of a whole sequence; None: nothing is, contexts are recomputed."""
     max_batch: int = 512
     """Tokens of one step at most."""
     precedence: bool = True
@@ -99,6 +101,8 @@ class PlannerSettings(PlannerChoices):
         return self.spending != "uniform" and self.swappable
 
     def __post_init__(self) -> None:
+        if self.swappable and self.state is not None:
+            raise ValueError("chunks or whole states are kept, not both")
         if not 0 < self.ctx_limit <= self.n_cells:
             raise ValueError(f"ctx_limit must be in 1 .. n_cells={self.n_cells}, not {self.ctx_limit}")
         if self.spending not in SPENDING:
@@ -124,6 +128,7 @@ def planner_settings(
     geometry: Geometry,
     max_batch: int,
     swappable: bool = True,
+    state: StateSize | None = None,
 ) -> PlannerSettings:
     """What an operator has chosen, together with the facts of an engine and its model."""
     chosen = {field.name: getattr(choices, field.name) for field in fields(PlannerChoices)}
@@ -136,6 +141,7 @@ def planner_settings(
         geometry=geometry,
         max_batch=max_batch,
         swappable=swappable,
+        state=state,
     )
 
 

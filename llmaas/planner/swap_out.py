@@ -36,7 +36,7 @@ class SwapOut:
         lowering: Lowering,
         wear: WearPolicy,
     ) -> None:
-        self._swappable = settings.swappable
+        self._swappable = settings.swappable or settings.state is not None
         self._ledger, self._room, self._books = ledger, room, books
         self._saves, self._writes, self._lowering, self._wear = saves, writes, lowering, wear
 

@@ -6,6 +6,8 @@ expected need no case of their own.
 
 Where reading is slow, chunks are read from DISK into the POOL from the back of what is missing, while the front is
 computed (``planner/read_ahead``); what was read stays pinned until it is loaded.
+
+A sequence that cannot be cut comes back by one load of a whole state (``planner/states``).
 """
 
 from __future__ import annotations
@@ -14,7 +16,7 @@ from collections.abc import Callable
 
 from llmaas.errors import PolicyBug
 from llmaas.kvchunks.ledger import Copy, Ledger
-from llmaas.planner.actions import Action, ChunkSource, LoadChunks, Outcome, StopLoad, Switched
+from llmaas.planner.actions import Action, ChunkSource, ChunkSpan, LoadChunks, Outcome, StopLoad, Switched
 from llmaas.planner.cell_table import CellTable
 from llmaas.planner.cost_model import SwitchCosts
 from llmaas.planner.events import Fetched, Loaded
@@ -22,6 +24,7 @@ from llmaas.planner.jobs import Job, Stage
 from llmaas.planner.pool_books import PoolBooks
 from llmaas.planner.read_ahead import ReadAhead
 from llmaas.planner.settings import PlannerSettings
+from llmaas.planner.states import best_state
 from llmaas.planner.tally import Tally
 from llmaas.records import CHUNK_TOKENS, Tier
 
@@ -42,6 +45,7 @@ class Switching:
     ) -> None:
         self._ledger, self._books, self._cells, self._reads = ledger, books, cells, reads
         self._costs, self._tally, self._next_id = costs, tally, next_id
+        self._states = settings.state is not None
         self._slice = max(1, settings.prefill_slice // CHUNK_TOKENS)
         """Chunks that are recomputed before the rest is planned anew."""
         self._loads: dict[int, tuple[Job, LoadChunks, float]] = {}
@@ -57,9 +61,14 @@ class Switching:
     def advance(self, job: Job, now: float, out: list[Action]) -> bool:
         """Begin the next piece of the way back; True if the context is back and its prefill may begin."""
         context, ledger = job.context, self._ledger
+        if self._states:
+            self._drop_beyond(job, job.goal, out)
         if context.cells >= min(job.covered, job.goal):
             self._arrive(job, out)
             return True
+        if self._states:
+            self._advance_by_state(job, now, out)
+            return False
         index, rest = divmod(context.cells, CHUNK_TOKENS)
         if rest and ledger.tier(context.keys[index]) is not Tier.NONE:
             # Part of a chunk is in CELLS and a copy of all of it exists: take the copy.
@@ -80,6 +89,23 @@ class Switching:
         else:
             self._compute(job, index + min(read.computed, self._slice), now, out)
         return False
+
+    def _advance_by_state(self, job: Job, now: float, out: list[Action]) -> None:
+        """A sequence that cannot be cut goes on from the latest state that has a copy; what is behind is computed."""
+        context, goal = job.context, min(job.covered, job.goal)
+        best = best_state(self._ledger, context, goal)
+        if best is None:
+            job.begin_recompute(goal)
+        elif self._ledger.chunk(best.key).pool is not Copy.ARRIVING:
+            self._drop_beyond(job, 0, out)  # a state comes into an empty sequence
+            sources = self._books.begin_load_of(context, [ChunkSpan(best.key, 0, best.n_tokens)], out)
+            self._begin_load(job, sources, now, out)
+
+    def _drop_beyond(self, job: Job, n_tokens: int, out: list[Action]) -> None:
+        """Of a sequence with more tokens than that nothing stays in CELLS."""
+        if job.context.cells > n_tokens:
+            self._cells.trim(job.context, n_tokens, out)
+            job.from_cells = min(job.from_cells, job.context.cells)
 
     def _end_of_run(self, job: Job, index: int, *, lost: bool) -> int:
         """The end of the run of chunks from ``index`` on that are lost, or that have a copy at rest."""
@@ -105,8 +131,10 @@ class Switching:
             self._reads.plan(job, first, last, now, out)
 
     def _load(self, job: Job, first: int, stop: int, now: float, out: list[Action]) -> None:
+        self._begin_load(job, self._books.begin_load(job.context, first, stop, out), now, out)
+
+    def _begin_load(self, job: Job, sources: tuple[ChunkSource, ...], now: float, out: list[Action]) -> None:
         context = job.context
-        sources = self._books.begin_load(context, first, stop, out)
         assert context.seq is not None
         load = LoadChunks(self._next_id(), context.id, context.seq, sources)
         self._loads[load.load] = (job, load, now)
@@ -135,7 +163,7 @@ class Switching:
             self._learn(load, now - began)
         self._books.end_load(load, event, job.held, now, out)
         for source in load.chunks[: event.n_loaded]:
-            _count(job, source)
+            _count(job, source, coded=not self._states)
         job.end_load()
         if job.ending is None and not complete and not event.damaged:
             return job, Outcome.ENGINE_FAILED
@@ -165,10 +193,10 @@ class Switching:
             self._costs.observe_read(nbytes[Tier.DISK], seconds)
 
 
-def _count(job: Job, source: ChunkSource) -> None:
-    """The chunk is in CELLS."""
+def _count(job: Job, source: ChunkSource, *, coded: bool) -> None:
+    """The chunk is in CELLS. ``coded``: chunks are coded, unless they are partial."""
     n = source.stop - source.start
-    if n == CHUNK_TOKENS:  # a partial chunk is kept lossless
+    if n == CHUNK_TOKENS and coded:  # a partial chunk is kept lossless
         job.context.lossy.add(source.start // CHUNK_TOKENS)
     job.context.cells = source.stop
     if source.tier is Tier.POOL and source.key not in job.read:

@@ -4,6 +4,8 @@ Law: a full chunk that is worth its bytes is written once, soon after it was cod
 its eviction is free. What cannot be written, or is not worth it, is tried again at a later call, and may be evicted
 meanwhile: its tokens remain.
 
+States of whole sequences are written at the end of each call, in place of the one before.
+
 The last chunk of a context is mostly not full, and each call replaces it by a longer one. So it is not written
 (``last_chunks``) before the service stops, and then only those of the contexts that were used last: otherwise up to 63
 tokens of each would be computed again after the start. A wear policy may want more of them. Then each is written when
@@ -51,6 +53,7 @@ class WriteBack:
         tally: Tally,
         next_id: Callable[[], int],
     ) -> None:
+        self._states = settings.state is not None
         self._most, self._ledger, self._disk, self._bits = settings.write_batch, ledger, disk, bits
         self._wear, self._worth, self._kept, self._tally, self._next_id = wear, worth, last, tally, next_id
         self._waiting: deque[OwnedChunk] = deque()
@@ -85,7 +88,7 @@ class WriteBack:
 
     def saved(self, context: ContextId, target: ChunkTarget) -> None:
         """A chunk was coded into the POOL."""
-        if target.stop - target.start == CHUNK_TOKENS:
+        if self._states or target.stop - target.start == CHUNK_TOKENS:
             self._waiting.append((context, target.key))
         elif not self._wear.writes_last:
             self._kept.add(target.key)
@@ -204,6 +207,7 @@ class WriteBack:
                 self._tally.chunks_written += 1
                 self._tally.bytes_written += outcome.nbytes
                 self._disk.found_room()
+                self._disk.drop_earlier(write.context, out)
             else:
                 self._ledger.fail_disk(key)
                 failed.append(key)

@@ -5,12 +5,15 @@ Law: sizes are the codec's own; only the prices are invented. Nothing fails.
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 
 from llmaas.errors import assert_never
 from llmaas.kvchunks.codec.codec import Codec, sinks_at
+from llmaas.kvchunks.codec.states import coded_state_size
 from llmaas.planner.actions import (
     ChunkAction,
+    ChunkSource,
+    ChunkTarget,
     DropCells,
     DropDisk,
     DropPool,
@@ -25,7 +28,7 @@ from llmaas.planner.actions import (
     WriteChunks,
 )
 from llmaas.planner.events import Event, Fetched, Loaded, Lowered, Measured, Saved, Stored, Written
-from llmaas.records import CHUNK_TOKENS, ChunkKey, Geometry, Tier
+from llmaas.records import CHUNK_TOKENS, ChunkKey, Geometry, StateSize, Tier
 from llmaas.replay.prices import Costs
 from llmaas.replay.timeline import Resource, Timeline
 
@@ -36,9 +39,11 @@ Answer = tuple[float, Event]
 class ChunkModel:
     """Carries out what the planner does with chunks, in virtual time."""
 
-    def __init__(self, geometry: Geometry, costs: Costs, time: Timeline) -> None:
+    def __init__(self, geometry: Geometry, costs: Costs, time: Timeline, state: StateSize | None = None) -> None:
+        """``state``: the size of whole states, if these are kept in place of chunks."""
         self._size = Codec(geometry).encoded_size
         self._token_bytes = geometry.token_bytes
+        self._state = state
         self._costs, self._time = costs, time
         self._pool: dict[ChunkKey, int] = {}
         self._disk: dict[ChunkKey, int] = {}
@@ -74,7 +79,7 @@ class ChunkModel:
         c, time = self._costs, self._time
         on_disk = sum(self._disk[s.key] for s in action.chunks if s.tier is Tier.DISK)
         coded = on_disk + sum(self._pool[s.key] for s in action.chunks if s.tier is Tier.POOL)
-        cells = (action.chunks[-1].stop - action.chunks[0].start) * self._token_bytes
+        cells = self._f16_bytes(action.chunks)
         read = time.work(Resource.DISK, c.disk_latency + on_disk * c.disk_read_byte) if on_disk else time.now
         decoded = time.work(Resource.LOADER, c.load + coded * c.code_byte, after=read)
         done = time.work(Resource.ENGINE, cells * c.cell_byte, after=decoded)
@@ -89,12 +94,23 @@ class ChunkModel:
 
     def _save(self, action: SaveChunks) -> Answer:
         c = self._costs
-        sizes = tuple(self._size(t.stop - t.start, t.precision, sinks_at(t.start)) for t in action.chunks)
-        cells = sum(t.stop - t.start for t in action.chunks) * self._token_bytes
+        sizes = tuple(map(self._coded_size, action.chunks))
+        cells = self._f16_bytes(action.chunks)
         exported = self._time.work(Resource.ENGINE, cells * c.cell_byte)
         done = self._time.work(Resource.CODER, sum(sizes) * c.code_byte, after=exported)
         self._pool.update(zip((t.key for t in action.chunks), sizes, strict=True))
         return done, Saved(action.save, tuple(map(Stored, sizes)))
+
+    def _coded_size(self, target: ChunkTarget) -> int:
+        if self._state is not None:
+            return coded_state_size(self._state.of(target.stop))
+        return self._size(target.stop - target.start, target.precision, sinks_at(target.start))
+
+    def _f16_bytes(self, chunks: Sequence[ChunkSource | ChunkTarget]) -> int:
+        """What the engine moves."""
+        if self._state is not None:
+            return sum(self._state.of(chunk.stop) for chunk in chunks)
+        return sum(chunk.stop - chunk.start for chunk in chunks) * self._token_bytes
 
     def _lower(self, action: LowerChunks) -> Answer:
         before = [self._pool[key] for key, _ in action.chunks]

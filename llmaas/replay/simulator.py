@@ -68,7 +68,7 @@ class Replay:
         self._settings, self._costs = settings, costs or Costs()
         self._planner = Planner(settings, eviction=eviction)
         self._time = Timeline()
-        self._chunks = ChunkModel(settings.geometry, self._costs, self._time)
+        self._chunks = ChunkModel(settings.geometry, self._costs, self._time, settings.state)
         self._contexts: dict[ContextId, ReplayContext] = {}
         self._running: dict[RequestId, tuple[ReplayContext, CallReport]] = {}
         self._requests = itertools.count(1)

@@ -22,7 +22,7 @@ from llmaas.service.copies import HistoryChanged, copy_beginning
 from llmaas.service.expiry import Expiry
 from llmaas.service.history_keys import HistoryKey
 from llmaas.service.interpreter import Interpreter
-from llmaas.service.live_context import LiveContext, cover_all, publish_kv, total_tokens
+from llmaas.service.live_context import LiveContext, cover_all, key_chain, publish_kv, total_tokens
 from llmaas.service.parts import ServiceParts
 from llmaas.service.quotas import Size, span_size, text_size
 from llmaas.service.refusals import refuse_if_deleted, refuse_if_oversized, refuse_if_too_long
@@ -44,6 +44,7 @@ class Contexts:
         self._clock, self._adapters, self._directory = parts.clock, parts.adapters, parts.directory
         self._quotas, self._histories = parts.quotas, parts.histories
         self._planner, self._dispatch = interpreter.planner, interpreter.dispatch
+        self._is_stored = interpreter.stored
         self._unclaimed, self._rows = interpreter.unclaimed, ContextRows(parts)
         self.stored = StoredContexts(parts, interpreter, partial(self._open, coldest=True))
         self._ctx_limit = ctx_limit
@@ -132,7 +133,8 @@ class Contexts:
             _n_kept(source, None, n_messages)
         async with source.lock:
             refuse_if_deleted(source)
-            cover_all(source, self._dispatch)
+            if self._engine.info.chunkable:
+                cover_all(source, self._dispatch)
             await self.anonymous.fit_context(app)
             with self._quotas.new_context(app):
                 row = self._rows.named(app, name, source.adapter)
@@ -171,6 +173,8 @@ class Contexts:
             raise HistoryChanged
         await self._refuse_text(app, text_size(live), source)
         await self._store_thread.run(app, self._store.create_context, row, found.spans)
+        if self._engine.info.state is not None:
+            live.cover_stored(key_chain(live.root, live.tokens, states=True), self._is_stored)
         live.used = self._clock.now()
         self._add(live)
         return live

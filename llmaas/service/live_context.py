@@ -174,12 +174,25 @@ class LiveContext:
 
     def cover_stored(self, chain: KeyChain, is_stored: Callable[[ChunkKey], bool]) -> None:
         """Let the keys cover as many tokens as stored chunks do. ``chain``: that of all the context's tokens."""
-        whole, tails = chain
+        whole, tails = chain.whole, chain.tails
         if (n := next((n for n in range(len(tails), 0, -1) if is_stored(tails[n - 1])), 0)) > 0:
             self.keys, self.n_kv = [*whole, tails[n - 1]], len(whole) * CHUNK_TOKENS + n
             return
+        if chain.earlier is not None:
+            self._cover_state(chain, is_stored)
+            return
         n = next((n for n in range(len(whole), 0, -1) if is_stored(whole[n - 1])), 0)
         self.keys, self.n_kv = list(whole[:n]), n * CHUNK_TOKENS
+
+    def _cover_state(self, chain: KeyChain, is_stored: Callable[[ChunkKey], bool]) -> None:
+        """Of sequences that cannot be cut, calls ended anywhere, and what was stored then has the key of a chunk that
+        ended there."""
+        for i, tails in reversed(list(enumerate(chain.earlier or ()))):
+            n = next((n for n in range(len(tails), 0, -1) if is_stored(tails[n - 1])), 0)
+            if n:
+                self.keys, self.n_kv = [*chain.whole[:i], tails[n - 1]], i * CHUNK_TOKENS + n
+                return
+        self.keys, self.n_kv = [], 0
 
     def cover_whole(self, chain: KeyChain) -> tuple[int, tuple[ChunkKey, ...]] | None:
         """At the first use: let the keys cover all full chunks, stored or not. As ``rekey``; None if they do."""
@@ -215,12 +228,19 @@ class KeyChain(NamedTuple):
 
     whole: list[ChunkKey]
     tails: list[ChunkKey]
+    earlier: list[list[ChunkKey]] | None = None
+    """Of a model whose sequences cannot be cut, the same for each of the first chunks."""
 
 
-def key_chain(root: bytes, tokens: array[int]) -> KeyChain:
+def key_chain(root: bytes, tokens: array[int], *, states: bool = False) -> KeyChain:
+    """``states``: the model's sequences cannot be cut."""
     n = max(0, len(tokens) - 1) // CHUNK_TOKENS * CHUNK_TOKENS
     whole = chunk_keys(root, tokens[:n])
-    return KeyChain(whole, tail_keys(whole[-1] if whole else root, tokens[n:]))
+    earlier = None
+    if states:
+        before, starts = [root, *whole], enumerate(range(0, n, CHUNK_TOKENS))
+        earlier = [tail_keys(before[i], tokens[start : start + CHUNK_TOKENS]) for i, start in starts]
+    return KeyChain(whole, tail_keys(whole[-1] if whole else root, tokens[n:]), earlier)
 
 
 def n_common(a: array[int], b: array[int]) -> int:

@@ -38,7 +38,7 @@ from llmaas.planner.events import (
     Written,
 )
 from llmaas.planner.settings import PlannerSettings
-from llmaas.records import ChunkMeta, ChunkSensitivity, Geometry, Precision
+from llmaas.records import ChunkMeta, ChunkSensitivity, Geometry, Precision, StateSize
 
 log = logging.getLogger(__name__)
 
@@ -94,6 +94,7 @@ def read(path: Path) -> tuple[PlannerSettings, Iterator[tuple[Event, float]]]:
         head.setdefault("wear", "eager")  # versions that had no such choice wrote everything
         head["geometry"] = Geometry(**head["geometry"])
         head["precision"] = Precision(**head["precision"])
+        head["state"] = StateSize(**head["state"]) if head.get("state") else None
         head.setdefault("precedence", False)
         settings = PlannerSettings(**head)
     except (StopIteration, TypeError, KeyError, ValueError, msgpack.UnpackException) as e:

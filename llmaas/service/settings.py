@@ -56,4 +56,5 @@ def settings_for(engine: Engine, choices: PlannerChoices) -> PlannerSettings:
         geometry=info.geometry,
         max_batch=engine.max_batch,
         swappable=info.chunkable,
+        state=info.state,
     )

@@ -16,6 +16,7 @@ import asyncio
 import logging
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import replace
+from functools import partial
 
 from llmaas.errors import ContextDamaged, MachineError, ShuttingDown
 from llmaas.kvchunks.store.store import ContextSummary
@@ -46,6 +47,7 @@ class StoredContexts:
     """Reads contexts of the store. ``open``: the planner is to know a context from now on. For one event loop."""
 
     def __init__(self, parts: ServiceParts, interpreter: Interpreter, open_: Callable[[LiveContext], None]) -> None:
+        self._states = parts.engine.info.state is not None
         self._engine, self._store, self._clock = parts.engine, parts.store, parts.clock
         self._store_thread, self._slow_thread = parts.store_thread, parts.slow_thread
         self._directory, self._quotas, self._histories = parts.directory, parts.quotas, parts.histories
@@ -157,7 +159,8 @@ class StoredContexts:
             lives = [live for live in batch if self._is_new(live)]
             if not lives:
                 return
-            for live, found in await self._slow_thread.run("", stored_reads.look, self._store, lives):
+            look = partial(stored_reads.look, self._store, lives, states=self._states)
+            for live, found in await self._slow_thread.run("", look):
                 if self._is_new(live):  # it was not deleted or used meanwhile
                     self._has_looked(live, found)
 
@@ -186,7 +189,8 @@ class StoredContexts:
         if live.unread is None:
             return
         try:
-            found = await self._store_thread.run(live.row.app, stored_reads.read, self._store, live)
+            reading = partial(stored_reads.read, self._store, live, states=self._states)
+            found = await self._store_thread.run(live.row.app, reading)
         except ContextDamaged as error:
             if live.unread is not None:
                 self._is_damaged(live, error.message)

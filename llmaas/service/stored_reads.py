@@ -35,14 +35,14 @@ class Look(NamedTuple):
     """Bytes by ``quotas.text_size``, of the whole context."""
 
 
-def read(store: Store, live: LiveContext) -> ReadContext:
-    """All of a context. Raises UnknownContext, ContextDamaged, StoreFailed."""
+def read(store: Store, live: LiveContext, *, states: bool) -> ReadContext:
+    """All of a context. ``states``: see ``key_chain``. Raises UnknownContext, ContextDamaged, StoreFailed."""
     whole = _whole(store, live)
-    return ReadContext(whole.tokens, whole.marks, key_chain(live.root, whole.tokens))
+    return ReadContext(whole.tokens, whole.marks, key_chain(live.root, whole.tokens, states=states))
 
 
-def look(store: Store, lives: Sequence[LiveContext]) -> list[tuple[LiveContext, Look | str]]:
-    """What there is in each context, or what is wrong with it. Raises StoreFailed."""
+def look(store: Store, lives: Sequence[LiveContext], *, states: bool) -> list[tuple[LiveContext, Look | str]]:
+    """What there is in each context, or what is wrong with it. ``states``: see ``key_chain``. Raises StoreFailed."""
     found = list[tuple[LiveContext, Look | str]]()
     for live in lives:
         try:
@@ -52,7 +52,7 @@ def look(store: Store, lives: Sequence[LiveContext]) -> list[tuple[LiveContext, 
         except UnknownContext:  # deleted meanwhile
             continue
         else:
-            chain = key_chain(live.root, whole.tokens)
+            chain = key_chain(live.root, whole.tokens, states=states)
             found.append((live, Look(chain, packed_history(whole), text_size(whole).nbytes)))
     return found
 

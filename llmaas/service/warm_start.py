@@ -32,7 +32,8 @@ class WarmStart:
     def __init__(self, parts: ServiceParts, runner: CallRunner, planner: Planner, *, wanted: bool) -> None:
         self._runner, self._planner, self._n_cells = runner, planner, parts.engine.n_cells
         self._task: asyncio.Task[None] | None = None
-        chosen = last_used(parts.directory, self._n_cells // 2) if wanted and parts.engine.info.chunkable else []
+        comes_back = parts.engine.info.chunkable or parts.engine.info.state is not None
+        chosen = last_used(parts.directory, self._n_cells // 2) if wanted and comes_back else []
         if chosen:
             self._task = asyncio.get_running_loop().create_task(self._bring_back(chosen))
 

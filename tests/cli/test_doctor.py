@@ -37,7 +37,7 @@ from llmaas.host import flash
 from llmaas.kvchunks.store.store import ContextRow, MasterKey, Span, Store
 from llmaas.native import missing_libraries
 from llmaas.policies import duty
-from llmaas.records import NO_QUOTA, AppId, ChunkKey, ContextId, Geometry, ModelInfo
+from llmaas.records import NO_QUOTA, AppId, ChunkKey, ContextId, Geometry, ModelInfo, StateSize
 
 INFO = ModelInfo("m", "f", "v", Geometry(30, 192, 192, 64, 64), 8192, 49152, 92 << 20)
 
@@ -138,8 +138,23 @@ def test_what_cannot_be_known_is_a_finding_and_the_rest_goes_on(config: Config, 
 
 def test_a_model_that_cannot_be_chunked_is_told_why(config: Config) -> None:
     findings = list(kv_findings(config, replace(INFO, chunkable=False, note="it is recurrent")))
-    assert levels(findings) == ["ok", "warn", "ok"]
-    assert "it is recurrent" in findings[1].text
+    assert levels(findings) == ["warn", "ok"]
+    assert "it is recurrent" in findings[0].text
+
+
+def test_how_contexts_are_kept_is_told(config: Config) -> None:
+    assert "contexts are chunked" in next(kv_findings(config, INFO)).text
+    state = StateSize(fixed=3 << 20, token=4096)
+    info = replace(INFO, chunkable=False, note="it is recurrent", state=state)
+    first, second = kv_findings(config, info)
+    assert first.level == second.level == "ok"
+    for part in ("checkpointed", "3.0 MiB and 4.0 KiB for each token", "it is recurrent"):
+        assert part in first.text
+    parts = memory_parts(config, info, 0, 0)
+    assert parts["in flight"] > 4 * state.of(config.cells)
+    assert parts["cells"] == config.cells * 4096
+    too_small = list(kv_findings(replace(config, pool_bytes=state.of(config.cells) - 1), info))
+    assert levels(too_small) == ["ok", "warn", "ok"] and "--pool-bytes" in too_small[1].hint
 
 
 def test_budgets_beyond_the_machine_fail(config: Config) -> None:

@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 from llmaas.planner import actions as act
 from llmaas.planner import events as ev
 from llmaas.planner.planner import Planner
-from llmaas.records import NO_QUOTA, ChunkMeta, ChunkSensitivity, Precision
+from llmaas.records import NO_QUOTA, ChunkMeta, ChunkSensitivity, Precision, StateSize
 from tests.support.planner_world import ADAPTER_BYTES, APP, World, run_call, settings, world
 
 
@@ -290,7 +290,7 @@ def test_stored_chunks_nobody_needs_are_dropped_at_start() -> None:
     seed=st.integers(0, 2**32),
     faults=st.sampled_from([0.0, 0.1, 0.3]),
     pool=st.sampled_from([20_000, 80_000, 500_000]),
-    swappable=st.booleans(),
+    kept=st.sampled_from(["chunks", "states", "nothing"]),
     spending=st.sampled_from(["uniform", "tolerance", "llms"]),
     bits=st.sampled_from([2.6, 4.0]),
     disk=st.sampled_from([0, 30_000, 200_000, NO_QUOTA]),
@@ -301,7 +301,7 @@ def test_stored_chunks_nobody_needs_are_dropped_at_start() -> None:
     seed=2**32,
     faults=0.0,
     pool=20_000,
-    swappable=True,
+    kept="chunks",
     spending="uniform",
     bits=2.6,
     disk=200_000,
@@ -313,7 +313,7 @@ def test_any_history_ends_with_every_request_answered_once_and_the_books_balance
     seed: int,
     faults: float,
     pool: int,
-    swappable: bool,
+    kept: str,
     spending: str,
     bits: float,
     disk: int,
@@ -322,7 +322,8 @@ def test_any_history_ends_with_every_request_answered_once_and_the_books_balance
 ) -> None:
     budgets = {"pool_bytes": pool, "disk_bytes": disk, "adapter_bytes": ADAPTER_BYTES * (1 + seed % 2)}
     wear = {"wear": ("eager", "sparing", "late")[seed % 3], "wear_budget": 200_000 if seed % 5 == 0 else NO_QUOTA}
-    choices = {"swappable": swappable, "spending": spending, "bits": bits, "quantum": quantum}
+    choices = {"swappable": kept == "chunks", "spending": spending, "bits": bits, "quantum": quantum}
+    choices["state"] = StateSize(fixed=5000, token=20) if kept == "states" else None
     w = world(seed, faults=faults, **choices, **budgets, **wear)
     w.tick = tick
     for i in range(w.rng.randrange(60, 200)):

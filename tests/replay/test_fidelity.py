@@ -25,9 +25,10 @@ from tests.support.loop import on_a_loop
 from tests.support.service_house import APP, house
 
 
+@pytest.mark.parametrize("recurrent", [False, True])
 @on_a_loop
 async def test_a_recorded_run_fed_to_a_fresh_planner_gives_the_same_actions(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, recurrent: bool
 ) -> None:
     live: list[tuple[Event, list[Action]]] = []
     handle = Planner.handle
@@ -41,7 +42,7 @@ async def test_a_recorded_run_fed_to_a_fresh_planner_gives_the_same_actions(
         rng = random.Random(5)
         async with house(
             tmp_path / "s",
-            engine={"n_cells": 700, "end_rate": 0.02},
+            engine={"n_cells": 700, "end_rate": 0.02, "recurrent": recurrent},
             pool_bytes=90_000,
             record=tmp_path / "log",
             max_running=2,

@@ -4,7 +4,7 @@ import pytest
 
 from llmaas.errors import BadRequest
 from llmaas.planner.actions import Outcome
-from llmaas.records import Geometry
+from llmaas.records import Geometry, StateSize
 from llmaas.replay.prices import Costs
 from llmaas.replay.simulator import Replay
 from llmaas.traces.call import TraceCall, read_trace
@@ -25,6 +25,14 @@ def test_a_switch_from_the_pool_costs_its_bytes_and_nothing_else() -> None:
     coded = report.tally.bytes_written  # all of a and b; a is the part that came back
     assert 0 < back.switch_s < coded * costs.code_byte
     assert back.switch_s == pytest.approx((10 * 9_024 + 508) * 1e-6)  # the sink, the first token, is kept exactly
+
+
+def test_a_whole_state_costs_its_bytes() -> None:
+    costs, state = Costs(code_byte=1e-6, cell_byte=0.0), StateSize(fixed=5000, token=20)
+    own = settings(pool_bytes=10_000_000, swappable=False, state=state)
+    back = Replay(own, costs).run(calls((0, "a", 641, 0), (100, "b", 1000, 0), (200, "a", 1, 0))).calls[2]
+    assert back.sources == (0, 640, 0, 0)
+    assert back.switch_s == pytest.approx((64 + state.of(640)) * 1e-6)
 
 
 def test_a_call_that_finds_the_engine_busy_waits() -> None:

@@ -11,6 +11,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 
 from llmaas.kvchunks.codec.codec import Codec, sinks_at
+from llmaas.kvchunks.codec.states import coded_state_size
 from llmaas.planner import actions as act
 from llmaas.planner import events as ev
 from llmaas.planner.planner import Planner
@@ -59,11 +60,12 @@ class Ctx:
     busy: bool = False
 
     def keys(self, n_kv: int, first: int = 0) -> tuple[ChunkKey, ...]:
-        out = []
-        for i in range(first, -(-n_kv // CHUNK_TOKENS)):
-            end = min((i + 1) * CHUNK_TOKENS, n_kv)
-            out.append(ChunkKey(struct.pack("<Qq", self.number << 32 | end, hash(tuple(self.tokens[:end])))))
-        return tuple(out)
+        ends = range(first * CHUNK_TOKENS, n_kv, CHUNK_TOKENS)
+        return tuple(self.key(min(start + CHUNK_TOKENS, n_kv)) for start in ends)
+
+    def key(self, end: int) -> ChunkKey:
+        """Of the chunk that ends with token ``end``."""
+        return ChunkKey(struct.pack("<Qq", self.number << 32 | end, hash(tuple(self.tokens[:end]))))
 
 
 class World:
@@ -180,10 +182,12 @@ class World:
                     assert item.stop <= len(self.ctxs[item.context].tokens)
             case act.SaveChunks(seq=seq, chunks=chunks):
                 assert all(c.stop <= self.cells[seq] for c in chunks)
+                assert self.s.state is None or [(0, self.cells[seq])] == [(c.start, c.stop) for c in chunks]
             case act.LoadChunks(seq=seq, chunks=chunks):
                 assert self.cells.get(seq, 0) == chunks[0].start
                 for c in chunks:
                     assert c.key in (self.pool if c.tier is Tier.POOL else self.disk)
+                    assert c.key == self.ctxs[action.context].key(c.stop)
             case act.FetchChunks(keys=keys):
                 assert all(k in self.disk and k not in self.pool for k in keys)
             case act.MeasureChunks(seq=seq, chunks=spans):
@@ -228,10 +232,7 @@ class World:
                 self.step(action, bad)
             case act.SaveChunks(chunks=chunks):
                 outcomes = tuple(
-                    ev.FAILED
-                    if bad and self.rng.random() < 0.5
-                    else ev.Stored(self.size(c.stop - c.start, c.precision, sinks_at(c.start)))
-                    for c in chunks
+                    ev.FAILED if bad and self.rng.random() < 0.5 else ev.Stored(self.saved_bytes(c)) for c in chunks
                 )
                 self.pool.update(stored([c.key for c in chunks], outcomes))
                 self.send(ev.Saved(action.save, outcomes))
@@ -269,6 +270,11 @@ class World:
                     self.paused(other)
                 self.finish(action)
         self.assert_within_budgets()
+
+    def saved_bytes(self, target: act.ChunkTarget) -> int:
+        if self.s.state is not None:
+            return coded_state_size(self.s.state.of(target.stop))
+        return self.size(target.stop - target.start, target.precision, sinks_at(target.start))
 
     def paused(self, action: act.Paused) -> None:
         ctx = self.ctxs[action.context]

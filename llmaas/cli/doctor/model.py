@@ -31,6 +31,9 @@ _IN_FLIGHT, _IN_FLIGHT_CHUNKS = 24 << 20, 16
 """Bytes, and chunks in f16, that are exported, coded, read, written or measured at a time. What is bounded in bytes
 (``_READ_BYTES``, ``_AHEAD_BYTES`` of the loader, ``_SAVE_BYTES`` of the planner) is one chunk at least."""
 
+_IN_FLIGHT_STATES = 4
+"""Whole states of the longest context: one that is saved, as it was exported and as a chunk, and one that is read."""
+
 
 def check_model(config: Config) -> Iterator[Finding]:
     path = models.find(config.model)
@@ -66,7 +69,28 @@ def chat_finding(info: ModelInfo) -> Finding:
 
 
 def kv_findings(config: Config, info: ModelInfo) -> Iterator[Finding]:
-    """What a token takes in cells and coded, and whether the model's contexts can be cut into chunks."""
+    """How the model's contexts are kept, and what they take."""
+    longest = min(config.cells, info.n_ctx_train)
+    if info.state is not None:
+        whole, token = info.state.fixed, info.state.token
+        each = f" and {human_bytes(token)} for each token" if token else ""
+        yield Finding(
+            "kv",
+            "ok",
+            f"contexts are checkpointed: {human_bytes(whole)}{each} at the end of a call, kept as it is ({info.note})",
+        )
+        if (need := info.state.of(longest)) > config.pool_bytes:
+            text = f"the pool has no room for the state of {longest} tokens, {human_bytes(need)}"
+            yield Finding("kv", "warn", text, "Raise --pool-bytes, or lower --cells: such contexts are recomputed.")
+    elif not info.chunkable:
+        yield Finding("kv", "warn", f"contexts of this model cannot be chunked: {info.note}", "They are recomputed.")
+    else:
+        yield from _chunk_findings(config, info)
+    yield Finding("kv", "ok", f"{config.cells} cells; the longest context is {longest} tokens")
+
+
+def _chunk_findings(config: Config, info: ModelInfo) -> Iterator[Finding]:
+    """What a token takes in cells and coded."""
     shape = info.geometry
     if isinstance(bits := config.bits, tuple):
         coded = Codec(shape, kernels=NUMPY).encoded_size(CHUNK_TOKENS, Precision(*bits)) // CHUNK_TOKENS
@@ -78,14 +102,10 @@ def kv_findings(config: Config, info: ModelInfo) -> Iterator[Finding]:
         "kv",
         "ok",
         f"{shape.n_layer} layers, K {shape.k_dim} and V {shape.v_dim} values: {human_bytes(shape.token_bytes)} a token "
-        f"in cells, {human_bytes(coded)} coded at {how}",
+        f"in cells, {human_bytes(coded)} coded at {how}; contexts are chunked",
     )
-    if not info.chunkable:
-        yield Finding("kv", "warn", f"contexts of this model cannot be chunked: {info.note}", "They are recomputed.")
-    elif info.note:
+    if info.note:
         yield Finding("kv", "warn", info.note)
-    longest = min(config.cells, info.n_ctx_train)
-    yield Finding("kv", "ok", f"{config.cells} cells; the longest context is {longest} tokens")
 
 
 def memory_parts(config: Config, info: ModelInfo, copied: int, working: int, embedding: int = 0) -> dict[str, int]:
@@ -95,15 +115,22 @@ def memory_parts(config: Config, info: ModelInfo, copied: int, working: int, emb
     return {
         "model": info.size_bytes,
         **({"a second copy of weights (repack)": copied} if copied else {}),
-        "cells": config.cells * info.geometry.token_bytes,
+        "cells": config.cells * (info.state.token if info.state is not None else info.geometry.token_bytes),
         "pool": config.pool_bytes,
         "computing": working,
         **({"embeddings": embedding} if embedding else {}),
         "vocabulary": info.n_vocab * _TOKEN_BYTES,
-        "in flight": _IN_FLIGHT + _IN_FLIGHT_CHUNKS * CHUNK_TOKENS * info.geometry.token_bytes,
+        "in flight": _IN_FLIGHT + _in_flight(config, info),
         "program": _PROGRAM,
         **({"adapters": config.adapter_bytes} if config.adapters else {}),
     }
+
+
+def _in_flight(config: Config, info: ModelInfo) -> int:
+    """Bytes that are being exported, coded, read, written or measured, beside ``_IN_FLIGHT``."""
+    if info.state is None:
+        return _IN_FLIGHT_CHUNKS * CHUNK_TOKENS * info.geometry.token_bytes
+    return _IN_FLIGHT_STATES * info.state.of(min(config.cells, info.n_ctx_train))
 
 
 def memory_findings(config: Config, parts: dict[str, int]) -> Iterator[Finding]:

@@ -25,11 +25,12 @@ from llmaas.engine.fake.mixing import mix
 from llmaas.engine.fake.rows import RowCode
 from llmaas.engine.fake.sampling import FakeSamplers
 from llmaas.engine.fake.sequences import FakeSequences
+from llmaas.engine.fake.states import as_recurrent, digests_of, state_of
 from llmaas.engine.plain_steps import plain_steps
-from llmaas.engine.rules import check_load, check_seq, check_step
+from llmaas.engine.rules import check_export_state, check_load, check_load_state, check_seq, check_step
 from llmaas.engine.tools import CALL_MARKS
 from llmaas.errors import EngineFailed, LlmaasError
-from llmaas.kv_arrays import F32, KvSlab, Queries, Rope
+from llmaas.kv_arrays import F32, Bytes, KvSlab, Queries, Rope
 from llmaas.records import Geometry, Message, ModelInfo
 
 SMALL = Geometry(n_layer=2, k_dim=64, v_dim=64, head_dim_k=32, head_dim_v=32)
@@ -40,6 +41,7 @@ class FakeEngine:
 
     ``end_rate`` is the chance that a drawn token ends the answer. ``step_time`` gives the seconds that a step of so
     takes; a step that takes any can be aborted. ``in_place``: whether ``begin_load`` gives rows that are in cells.
+    ``recurrent``: its sequences cannot be cut, and go out and in as a whole.
     """
 
     def __init__(
@@ -57,9 +59,10 @@ class FakeEngine:
         step_time: Callable[[int], float] = lambda tokens: 0.0,
         sampling: Mapping[str, float] | None = None,
         in_place: bool = False,
+        recurrent: bool = False,
     ) -> None:
         size = fake_text.N_VOCAB
-        self._info = ModelInfo(
+        info = ModelInfo(
             name,
             fingerprint,
             vocab,
@@ -72,6 +75,7 @@ class FakeEngine:
             tools=True,
             tool_mark=CALL_MARKS[0],
         )
+        self._info = as_recurrent(info) if recurrent else info
         self._max_batch, self._step_time = max_batch, step_time
         self._rows = RowCode(geometry)
         self._sequences = FakeSequences(n_cells, n_seqs)
@@ -81,14 +85,13 @@ class FakeEngine:
         self._samplers = FakeSamplers(end_rate)
         self._adapters = FakeAdapters(fingerprint)
         self._embedding = FakeEmbedding(size)
-        self._drawn_from: list[int | None] = []
         self.n_parked = 0
         """How often it was parked."""
+        self._drawn_from: list[int | None] = []
         """The sum that each item of the last step drew from; None: it drew nothing."""
         self.n_threads: int | None = None
         """The last argument of ``set_threads``."""
-        self._thread = threading.get_ident()
-        self._aborted = threading.Event()
+        self._thread, self._aborted = threading.get_ident(), threading.Event()
         self._closed = False
 
     @property
@@ -203,6 +206,8 @@ class FakeEngine:
 
     def drop(self, seq: int, start: int) -> None:
         self._enter(seq)
+        if not self._info.chunkable and 0 < start < self._sequences.length(seq):
+            raise EngineFailed("the fake state cannot be cut in the middle")
         self._sequences.drop(seq, start)
 
     def copy(self, src: int, dst: int, stop: int) -> None:
@@ -213,6 +218,7 @@ class FakeEngine:
 
     def export(self, seq: int, start: int, stop: int) -> KvSlab:
         self._enter(seq)
+        self._refuse_unless(chunks=True)
         return self._rows.encode(self._sequences.digests(seq, start, stop))
 
     def blank(self, n_tokens: int) -> KvSlab:
@@ -220,6 +226,7 @@ class FakeEngine:
 
     def load(self, seq: int, start: int, slab: KvSlab) -> None:
         self._enter(seq)
+        self._refuse_unless(chunks=True)
         check_load(self._sequences.lengths, seq, start)
         self._rows.check_shape(slab)
         self._sequences.claim(slab.n_tokens)
@@ -241,6 +248,27 @@ class FakeEngine:
         return [
             KvSlab(slab.k[:, part], slab.v[:, part]) for part in (slice(cut), slice(cut, None)) if slab.k[:, part].size
         ]
+
+    # -- whole states
+
+    def export_state(self, seq: int) -> Bytes:
+        self._enter(seq)
+        self._refuse_unless(chunks=False)
+        check_export_state(self._sequences.lengths, seq)
+        return state_of(self._sequences.digests(seq, 0, self._sequences.length(seq)))
+
+    def load_state(self, seq: int, n_tokens: int, state: Bytes) -> None:
+        self._enter(seq)
+        self._refuse_unless(chunks=False)
+        check_load_state(self._sequences.lengths, seq, n_tokens)
+        digests = digests_of(state, n_tokens)
+        self._sequences.claim(n_tokens)
+        for digest in digests:
+            self._sequences.append(seq, digest)
+
+    def _refuse_unless(self, *, chunks: bool) -> None:
+        if self._info.chunkable is not chunks:
+            raise EngineFailed("the fake state goes out and in " + ("as a whole" if chunks else "in chunks"))
 
     # -- what the model looks for: nothing, as every bit of the KV matters alike
 

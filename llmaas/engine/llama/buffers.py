@@ -11,7 +11,7 @@ from collections import deque
 
 import numpy as np
 
-from llmaas.engine.llama.state_blob import Bytes
+from llmaas.kv_arrays import Bytes
 
 
 class Buffers:

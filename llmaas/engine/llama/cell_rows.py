@@ -14,9 +14,8 @@ import numpy as np
 import numpy.typing as npt
 
 from llmaas.engine.llama.lib import C, cell_rows_library, ggml_function
-from llmaas.engine.llama.state_blob import Bytes
 from llmaas.engine.llama.state_layout import Blob
-from llmaas.kv_arrays import F16, KvSlab
+from llmaas.kv_arrays import F16, Bytes, KvSlab
 
 _COPY = np.dtype([("to", np.uintp), ("at", np.uintp), ("size", np.uintp)])
 """``Rows`` of _cell_rows.c: a copy of ``size`` bytes that llama.cpp would have made."""

@@ -20,8 +20,8 @@ import numpy as np
 from llmaas.engine.base import CellsFull
 from llmaas.engine.llama.cell_rows import Copies, find_cells
 from llmaas.engine.llama.lib import C
-from llmaas.engine.llama.state_blob import Bytes
 from llmaas.errors import EngineFailed
+from llmaas.kv_arrays import Bytes
 
 T = TypeVar("T")
 
@@ -111,6 +111,18 @@ class SequenceCells:
         buffer = np.empty(int(C.llama_state_seq_get_size(self._context, seq)), np.uint8)
         C.llama_state_seq_get_data(self._context, buffer.ctypes.data_as(_BYTE), buffer.size, seq)
         return buffer
+
+    def write_whole(self, seq: int, n_tokens: int, buffer: Bytes) -> None:
+        """Make the empty ``seq`` what another was that ``read_whole`` has read. Raises CellsFull, EngineFailed."""
+        data = buffer.ctypes.data_as(_BYTE)
+        n_read = C.llama_state_seq_set_data(self._context, data, buffer.size, seq)
+        last = C.llama_memory_seq_pos_max(self._memory, seq)
+        if n_read != buffer.size or last != n_tokens - 1:
+            self._remove(seq, 0)
+            if not n_read and sum(self.lengths) + n_tokens > self.n_cells:
+                raise CellsFull(f"no {n_tokens} free cells of {self.n_cells}")
+            raise EngineFailed(f"llama.cpp took {n_read} of {buffer.size} bytes of a state, up to position {last}")
+        self.lengths[seq] = n_tokens
 
     def write(self, seq: int, start: int, stop: int, buffer: Bytes) -> None:
         """Put a state of positions start .. stop-1, with sound headers, into free cells. Raises CellsFull."""

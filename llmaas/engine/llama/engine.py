@@ -20,9 +20,18 @@ from llmaas.engine.llama.model import LlamaModel
 from llmaas.engine.llama.rope_memo import RopeMemo
 from llmaas.engine.llama.slabs import Slabs
 from llmaas.engine.llama.startup import examine_model
-from llmaas.engine.rules import check_blank, check_copy, check_drop, check_export, check_load, check_seq
+from llmaas.engine.rules import (
+    check_blank,
+    check_copy,
+    check_drop,
+    check_export,
+    check_export_state,
+    check_load,
+    check_load_state,
+    check_seq,
+)
 from llmaas.errors import EngineFailed, LlmaasError
-from llmaas.kv_arrays import F32, KvSlab, Queries, Rope
+from llmaas.kv_arrays import F32, Bytes, KvSlab, Queries, Rope
 from llmaas.records import Message, ModelInfo
 
 
@@ -190,6 +199,20 @@ class LlamaEngine:
         check_blank(n_tokens)
         return self._slabs().begin_load(seq, start, n_tokens)
 
+    # -- whole states
+
+    def export_state(self, seq: int) -> Bytes:
+        self._enter(seq)
+        self._refuse_without_states()
+        check_export_state(self.decoder.cells.lengths, seq)
+        return self.decoder.cells.read_whole(seq)
+
+    def load_state(self, seq: int, n_tokens: int, state: Bytes) -> None:
+        self._enter(seq)
+        self._refuse_without_states()
+        check_load_state(self.decoder.cells.lengths, seq, n_tokens)
+        self.decoder.cells.write_whole(seq, n_tokens, state)
+
     # -- what the model looks for in the KV
 
     @property
@@ -259,6 +282,10 @@ class LlamaEngine:
         if self._facts.slabs is None:
             raise EngineFailed(f"the state of this model cannot be chunked: {self._facts.info.note}")
         return self._facts.slabs
+
+    def _refuse_without_states(self) -> None:
+        if self._facts.info.state is None:
+            raise EngineFailed("states of this model do not go out and in as a whole")
 
     def _enter(self, *seqs: int) -> None:
         if threading.get_ident() != self._thread:

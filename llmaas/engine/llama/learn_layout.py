@@ -8,8 +8,9 @@ from __future__ import annotations
 import numpy as np
 import numpy.typing as npt
 
-from llmaas.engine.llama.state_blob import CELL, HEAD, LAYER, TYPE_F16, Bytes, Section, rows_at
+from llmaas.engine.llama.state_blob import CELL, HEAD, LAYER, TYPE_F16, Section, rows_at
 from llmaas.engine.llama.state_layout import StateLayout, Unchunkable
+from llmaas.kv_arrays import Bytes
 from llmaas.records import Geometry
 
 _MOST_EXTRA = 64

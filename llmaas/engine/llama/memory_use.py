@@ -8,7 +8,7 @@ from __future__ import annotations
 import re
 from collections.abc import Iterable
 
-_LINE = re.compile(r"(\S+) +(model|compute|output) buffer size *= *([0-9.]+) MiB")
+_LINE = re.compile(r"(\S+) +(model|compute|output|RS) buffer size *= *([0-9.]+) MiB")
 _REPACKED = "REPACK"
 """Is part of the name of a buffer for weights in another order (ggml, ``ggml_backend_cpu_repack_buffer_type``)."""
 _MAPPED = "_Mapped"
@@ -26,7 +26,8 @@ def can_copy(lines: Iterable[str]) -> bool:
 
 
 def working_bytes(lines: Iterable[str]) -> int:
-    """Bytes that computing takes at most: the graph's intermediate results, and logits."""
+    """Bytes that computing takes at most: the graph's intermediate results, logits, and the states of recurrent layers,
+    of as many sequences as there may be."""
     return sum(n for _, kind, n in _sizes(lines) if kind != "model")
 
 

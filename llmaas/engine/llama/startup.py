@@ -25,6 +25,7 @@ from llmaas.engine.llama.rope_memo import RopeMemo
 from llmaas.engine.llama.slabs import Slabs
 from llmaas.engine.llama.state_layout import Unchunkable
 from llmaas.engine.llama.suggestion import suggested_sampling
+from llmaas.engine.llama.whole_states import learn_state_size
 from llmaas.errors import EngineFailed, ModelUnreadable
 from llmaas.kv_arrays import F16, F32, KvSlab, Rope
 from llmaas.records import CHUNK_TOKENS, Geometry, ModelInfo
@@ -49,17 +50,18 @@ def examine_model(
     model: LlamaModel, decoder: LlamaDecoder, type_kv: str, spare_bytes: int, rope_memo: RopeMemo | None = None
 ) -> ModelFacts:
     """Learn the layout of states, check that a state comes back, find how keys are rotated. Raises EngineFailed."""
-    note, geometry, slabs, rope = "", model.geometry(), None, None
+    note, geometry, slabs, state, rope = "", model.geometry(), None, None, None
     try:
         slabs, geometry = _learn_slabs(model, decoder, spare_bytes)
     except Unchunkable as reason:
         note = f"contexts cannot be chunked: {reason}"
+        state = learn_state_size(decoder, _LEARNT_FROM)
     else:
         _check_round_trip(decoder, slabs)
     decoder.drop(0, 0)
     info = ModelInfo(
         name=model.name,
-        fingerprint=_fingerprint(model, type_kv, decoder.cells.n_cells),
+        fingerprint=_fingerprint(model, type_kv, decoder.cells.n_cells, whole=slabs is None),
         vocab=model.vocab_fingerprint(),
         former_vocab=model.former_vocab_fingerprint(),
         geometry=geometry,
@@ -67,6 +69,7 @@ def examine_model(
         n_vocab=model.n_vocab,
         size_bytes=model.size_bytes,
         chunkable=slabs is not None,
+        state=state,
         sampling=suggested_sampling(model.handle),
         note=note,
         chat_note=model.note,
@@ -75,14 +78,18 @@ def examine_model(
         tool_mark=model.tool_mark,
     )
     _log.info("%s: %d cells, chunkable: %s", info.title, decoder.cells.n_cells, info.chunkable)
+    if not info.chunkable:
+        _log.info("states of whole sequences: %s", info.state or "they do not come back")
     if slabs is not None:
         keys_of, name = functools.partial(_keys_alone, decoder, slabs), f"{info.fingerprint} {build()}"
         rope = find_rope(model.handle, geometry.head_dim_k, keys_of, rope_memo, name)
     return ModelFacts(info, slabs, rope)
 
 
-def _fingerprint(model: LlamaModel, type_kv: str, n_cells: int) -> str:
+def _fingerprint(model: LlamaModel, type_kv: str, n_cells: int, *, whole: bool) -> str:
     meaning = f"{model.weights_fingerprint()} {type_kv} {_KV_MEANING} {model.long_rope(n_cells)}"
+    if whole:  # what the bytes of a whole state mean is for llama.cpp to say, and to change
+        meaning += f" {build()}"
     return hashlib.blake2b(meaning.encode(), digest_size=16).hexdigest()
 
 

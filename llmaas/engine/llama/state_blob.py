@@ -20,9 +20,8 @@ from dataclasses import dataclass
 import numpy as np
 import numpy.typing as npt
 
-from llmaas.kv_arrays import F16
+from llmaas.kv_arrays import F16, Bytes
 
-Bytes = npt.NDArray[np.uint8]
 _Table = npt.NDArray[np.void]
 
 CELL = np.dtype([("pos", "<i4"), ("n_seq", "<u4"), ("seq", "<i4")])

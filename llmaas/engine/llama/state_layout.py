@@ -18,8 +18,8 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from llmaas.engine.llama.state_blob import Bytes, Section, SectionRows
-from llmaas.kv_arrays import F16, KvSlab
+from llmaas.engine.llama.state_blob import Section, SectionRows
+from llmaas.kv_arrays import F16, Bytes, KvSlab
 
 _START = struct.Struct("<Ii")
 

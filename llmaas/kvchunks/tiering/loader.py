@@ -24,6 +24,7 @@ from llmaas.kvchunks.tiering.decoding import Decoders, LoadPiece
 from llmaas.kvchunks.tiering.disk_reader import DiskReader
 from llmaas.kvchunks.tiering.filling import Filling
 from llmaas.kvchunks.tiering.payload_reader import Held, Payload, PayloadReader, Stopped, unless_stopped
+from llmaas.kvchunks.tiering.state_loader import load_state
 from llmaas.kvchunks.tiering.workers import Workers
 from llmaas.planner.actions import LoadChunks, StopLoad
 from llmaas.planner.events import Loaded
@@ -43,6 +44,7 @@ class Loader:
 
     def __init__(self, engine: EngineThread, codec: Codec, reader: DiskReader, keep: Keep, *, workers: int) -> None:
         self._engine, self._keep = engine, keep
+        self._whole_states = engine.engine.info.state is not None
         self._running: dict[int, tuple[Future[None], Done]] = {}
         """For each unanswered load: its stop signal (a future that runs once the load has begun) and its ``done``."""
         self._loaders = Workers(2, "load")
@@ -83,8 +85,9 @@ class Loader:
     def _load(self, action: LoadChunks, held: Held, stop: Future[None], done: Done) -> None:
         if not stop.set_running_or_notify_cancel():
             return
+        load = self._load_state if self._whole_states else self._load_in_order
         try:
-            event = self._load_in_order(action, held, stop)
+            event = load(action, held, stop)
         except Stopped:  # before anything was in cells
             event = Loaded(action.load, 0)
         except Exception:
@@ -92,6 +95,16 @@ class Loader:
             event = Loaded(action.load, 0, ())
         self._running.pop(action.load, None)
         done(event)
+
+    def _load_state(self, action: LoadChunks, held: Held, stop: Future[None]) -> Loaded:
+        source = action.chunks[0]
+        try:
+            copy = load_state(self._engine, self._reading, action, held, stop)
+        except ChunkDamaged as error:
+            return Loaded(action.load, 0, _report((source, None), error))
+        if copy is not None:
+            self._keep(source.key, copy)
+        return Loaded(action.load, 1)
 
     def _load_in_order(self, action: LoadChunks, held: Held, stop: Future[None]) -> Loaded:
         start, end = action.chunks[0].start, action.chunks[-1].stop

@@ -17,8 +17,9 @@ from concurrent.futures import Future
 from llmaas.clock import Clock
 from llmaas.engine.thread import EngineThread
 from llmaas.host.thread_priority import lower_cpu_priority
-from llmaas.kv_arrays import KvSlab
+from llmaas.kv_arrays import Bytes, KvSlab
 from llmaas.kvchunks.codec.codec import Codec, CodedChunk, sinks_at
+from llmaas.kvchunks.codec.states import encode_state
 from llmaas.kvchunks.store.store import Store
 from llmaas.kvchunks.tiering.disk_reader import DiskReader
 from llmaas.kvchunks.tiering.disk_writer import DiskWriter
@@ -116,8 +117,29 @@ class Pool:
 
     def save(self, action: SaveChunks, done: Callable[[Saved], None]) -> None:
         """Export at once in the engine's order; then code in the background."""
+        if self._engine.engine.info.state is not None:
+            state = self._engine.submit(self._engine.engine.export_state, action.seq)
+            self._savers.submit(self._save_state, action, state, done)
+            return
         exported = self._engine.submit(self._export, action.seq, action.chunks)
         self._savers.submit(self._save, action, exported, done)
+
+    def _save_state(self, action: SaveChunks, exported: Future[Bytes], done: Callable[[Saved], None]) -> None:
+        (target,) = action.chunks
+        outcome: ChunkOutcome = FAILED
+        try:
+            state = exported.result()
+            del exported  # it holds the state, too
+            size = self._engine.engine.info.state
+            if size is None or state.size > size.of(target.stop):
+                log.warning("a state of %d tokens has %d bytes, more than expected", target.stop, state.size)
+            else:
+                payload = encode_state(state, target.key, target.stop, self._codec.geometry)
+                self._chunks[target.key] = payload
+                outcome = Stored(len(payload))
+        except Exception:
+            log.exception("save %d failed; what it would have kept is computed again", action.save)
+        done(Saved(action.save, (outcome,)))
 
     def _export(self, seq: int, targets: Sequence[ChunkTarget]) -> list[KvSlab]:
         self._codec.set_key_weights(self._engine.engine.key_weights())

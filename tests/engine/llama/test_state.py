@@ -14,9 +14,9 @@ from hypothesis import strategies as st
 
 from llmaas.engine.llama.buffers import Buffers
 from llmaas.engine.llama.learn_layout import layer_order, learn_layout
-from llmaas.engine.llama.state_blob import Bytes, Section
+from llmaas.engine.llama.state_blob import Section
 from llmaas.engine.llama.state_layout import Blob, StateLayout, Unchunkable
-from llmaas.kv_arrays import KvSlab
+from llmaas.kv_arrays import Bytes, KvSlab
 
 MAGIC = 0xAF143CD8
 F16, Q8_0 = 1, 8

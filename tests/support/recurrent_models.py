@@ -1,0 +1,143 @@
+"""Small models with random weights whose layers keep a state instead of rows: Mamba, Granite 4's hybrid, RWKV 7."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+
+from tests.support.random_models import (
+    F32_,
+    HEAD_DIM,
+    I32,
+    INNER,
+    KV_HEADS,
+    LIST,
+    U32,
+    WIDTH,
+    RandomWeights,
+    Tensors,
+    attention,
+    end_tensors,
+    feed_forward,
+    model_meta,
+    write_hybrid,
+    write_model,
+)
+
+_STATE, _CONV, _RANK, _GROUPS = 8, 4, 4, 1
+_INSIDE = 2 * WIDTH
+
+
+def write_mamba(path: Path, *, layers: int = 2, seed: int = 4) -> Path:
+    """A Mamba (arXiv 2312.00752): no attention at all."""
+    random = RandomWeights(seed)
+    meta = model_meta(
+        "mamba",
+        layers,
+        ssm__conv_kernel=(U32, _CONV),
+        ssm__inner_size=(U32, _INSIDE),
+        ssm__state_size=(U32, _STATE),
+        ssm__time_step_rank=(U32, _RANK),
+    )
+    tensors = end_tensors(random)
+    for i in range(layers):
+        layer = f"blk.{i}"
+        tensors |= {
+            f"{layer}.attn_norm.weight": np.ones(WIDTH, np.float32),
+            f"{layer}.ssm_in.weight": random(2 * _INSIDE, WIDTH),
+            f"{layer}.ssm_conv1d.weight": random(_INSIDE, _CONV),
+            f"{layer}.ssm_conv1d.bias": random(_INSIDE),
+            f"{layer}.ssm_x.weight": random(_RANK + 2 * _STATE, _INSIDE),
+            f"{layer}.ssm_dt.weight": random(_INSIDE, _RANK),
+            f"{layer}.ssm_dt.bias": random(_INSIDE),
+            f"{layer}.ssm_a": -np.abs(random(_INSIDE, _STATE)) - np.float32(0.01),
+            f"{layer}.ssm_d": random(_INSIDE),
+            f"{layer}.ssm_out.weight": random(WIDTH, _INSIDE),
+        }
+    return write_model(path, meta, tensors)
+
+
+def write_granite(path: Path, *, seed: int = 5) -> Path:
+    """Granite 4's kind: Mamba 2 (arXiv 2405.21060) in most layers, attention in some."""
+    random, kv, heads = RandomWeights(seed), (0, KV_HEADS, 0, 0), 8
+    meta = model_meta(
+        "granitehybrid",
+        len(kv),
+        attention__head_count_kv=(LIST, (I32, list(kv))),
+        rope__dimension_count=(U32, HEAD_DIM),
+        ssm__conv_kernel=(U32, _CONV),
+        ssm__inner_size=(U32, _INSIDE),
+        ssm__state_size=(U32, 16),
+        ssm__time_step_rank=(U32, heads),
+        ssm__group_count=(U32, _GROUPS),
+    )
+    tensors = end_tensors(random)
+    width = _INSIDE + 2 * _GROUPS * 16
+    for i, attends in enumerate(kv):
+        layer = f"blk.{i}"
+        tensors |= feed_forward(random, layer)
+        if attends:
+            tensors |= attention(random, layer)
+            continue
+        tensors |= {
+            f"{layer}.ssm_in.weight": random(_INSIDE + width + heads, WIDTH),
+            f"{layer}.ssm_conv1d.weight": random(width, _CONV),
+            f"{layer}.ssm_conv1d.bias": random(width),
+            f"{layer}.ssm_dt.bias": random(heads),
+            f"{layer}.ssm_a": -np.abs(random(heads, 1)) - np.float32(0.01),
+            f"{layer}.ssm_d": random(heads, 1),
+            f"{layer}.ssm_norm.weight": np.ones((_GROUPS, _INSIDE // _GROUPS), np.float32),
+            f"{layer}.ssm_out.weight": random(WIDTH, _INSIDE),
+        }
+    return write_model(path, meta, tensors)
+
+
+def write_rwkv(path: Path, *, layers: int = 2, seed: int = 6) -> Path:
+    """An RWKV 7 (arXiv 2503.14456)."""
+    random, rank = RandomWeights(seed), 8
+    meta = model_meta(
+        "rwkv7",
+        layers,
+        attention__layer_norm_epsilon=(F32_, 1e-5),
+        attention__decay_lora_rank=(U32, rank),
+        attention__iclr_lora_rank=(U32, rank),
+        attention__value_residual_mix_lora_rank=(U32, rank),
+        attention__gate_lora_rank=(U32, rank),
+        wkv__head_size=(U32, WIDTH),  # ggml computes 64 at a time, and no fewer
+        token_shift_count=(U32, 2),
+    )
+    tensors = end_tensors(random) | {"output_norm.bias": random(WIDTH) / 8}
+    tensors |= {f"token_embd_norm.{name}": value for name, value in _norm(random).items()}
+    for i in range(layers):
+        layer = f"blk.{i}"
+        for norm in ("attn_norm", "attn_norm_2", "time_mix_ln"):
+            tensors |= {f"{layer}.{norm}.{name}": value for name, value in _norm(random).items()}
+        for part in "wav":
+            tensors[f"{layer}.time_mix_{part}0.weight"] = random(WIDTH)
+        for part in "wavg":
+            tensors[f"{layer}.time_mix_{part}1.weight"] = random(rank, WIDTH)
+            tensors[f"{layer}.time_mix_{part}2.weight"] = random(WIDTH, rank)
+        tensors[f"{layer}.time_mix_lerp_fused.weight"] = np.abs(random(6, 1, 1, WIDTH))
+        for part in ("k_k", "k_a", "r_k"):
+            tensors[f"{layer}.time_mix_{part}.weight"] = random(WIDTH)
+        for part in ("key", "value", "receptance", "output"):
+            tensors[f"{layer}.time_mix_{part}.weight"] = random(WIDTH, WIDTH)
+        tensors[f"{layer}.channel_mix_lerp_k.weight"] = np.abs(random(1, 1, WIDTH))
+        tensors[f"{layer}.channel_mix_key.weight"] = random(INNER, WIDTH)
+        tensors[f"{layer}.channel_mix_value.weight"] = random(WIDTH, INNER)
+    return write_model(path, meta, tensors)
+
+
+def _norm(random: RandomWeights) -> Tensors:
+    return {"weight": np.ones(WIDTH, np.float32), "bias": random(WIDTH) / 8}
+
+
+RECURRENT: dict[str, Callable[[Path], Path]] = {
+    "lfm2": write_hybrid,
+    "mamba": write_mamba,
+    "granite": write_granite,
+    "rwkv": write_rwkv,
+}
+"""Every kind of such models, by a short name."""
