@@ -17,6 +17,7 @@ LIBRARIES = {
     "engine/llama/_cell_rows": "contexts come back at half the speed",
     "engine/llama/_vocab": "a model with many tokens is loaded 0.3 s later",
     "engine/llama/_map_guard": "a model file that is cut while it is served ends the daemon",
+    "slots/_slots": "clients have the socket only, and no slots",
 }
 """All of them: path below the package without suffix, and what is so without it."""
 

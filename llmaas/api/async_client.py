@@ -22,6 +22,7 @@ from llmaas.api.direct_taker import DirectTaker
 from llmaas.api.operation import Operation, Question, as_method
 from llmaas.api.operations import AsyncOperations
 from llmaas.api.retrying import LOST, NOT_YET, Retries, repeatable
+from llmaas.api.transport_choice import by_slots
 from llmaas.calls import Done, Loading, Piece
 from llmaas.errors import LlmaasError, NotServing, UnknownRequest
 from llmaas.records import ContextInfo
@@ -162,6 +163,18 @@ def _opens(
     return method
 
 
+async def _move_to_slot(session: Session, link: AsyncLink, timeout: float) -> None:
+    from llmaas.api.async_slot import move_to_slot
+
+    try:
+        await asyncio.wait_for(move_to_slot(session, link), timeout)
+    except BaseException as error:
+        link.transport.abort()
+        if isinstance(error, asyncio.TimeoutError):
+            raise NotServing(f"the daemon gives no slot within {timeout:g} s") from None
+        raise
+
+
 class AsyncClient(AsyncOperations):
     """A connection of one app to the daemon. Make it with ``await AsyncClient.connect(...)``."""
 
@@ -193,11 +206,12 @@ class AsyncClient(AsyncOperations):
         retry_s: float = 0,
         model: str | None = None,
         on_loading: Callable[[Loading], None] | None = None,
+        transport: str = "socket",
     ) -> AsyncClient:
         """Raises NotServing, VersionMismatch, BadRequest (the app's name), BadToken, ConfigError, Busy, and NotTrusted,
         before anything is sent, unless the daemon runs as this user, as root, or as ``daemon_uid``. ``timeout`` is in
         seconds.
-        ``socket``, ``app``, ``token``, ``model`` and ``on_loading``: see Client.
+        ``socket``, ``app``, ``token``, ``model``, ``on_loading`` and ``transport``: see Client.
 
         ``admin`` connects to the operator's socket beside ``socket``, as its user or root: ``everyone``, ``limit``,
         ``budget``, ``adapter_add`` and ``adapter_remove`` work there only. With ``on_behalf_of``, a uid, as well, the
@@ -205,11 +219,15 @@ class AsyncClient(AsyncOperations):
 
         With ``retry_s`` the client connects again when the connection was lost or the daemon has stopped; see Client.
         """
+        slots = by_slots(transport)
         address, who = daemon_address(socket, daemon_uid, admin=admin), client_identity(app, token, operator=admin)
 
         async def connected() -> tuple[Session, AsyncLink]:
             session = Session(who.app, on_behalf_of, who.token, model, on_loading)
-            return session, await open_link(session, address.socket, hello_timeout(timeout, model), address.uid)
+            link = await open_link(session, address.socket, hello_timeout(timeout, model), address.uid)
+            if slots:
+                await _move_to_slot(session, link, timeout)
+            return session, link
 
         return cls(*await connected(), connected, Retries(retry_s))
 

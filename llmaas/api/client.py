@@ -14,13 +14,14 @@ from typing import Any, Concatenate, ParamSpec, TypeVar
 
 from llmaas.api import messages as msg
 from llmaas.api import operations, questions, replies
-from llmaas.api.blocking_link import BlockingLink, uninterrupted
+from llmaas.api.blocking_link import BlockingLink, Link, uninterrupted
 from llmaas.api.bound_context import NO_MATTER, BoundContext, of_context
 from llmaas.api.client_session import Exchange, Session
 from llmaas.api.daemon_address import client_identity, daemon_address, hello_timeout
 from llmaas.api.operation import Operation, Question, as_method
 from llmaas.api.operations import BlockingOperations
 from llmaas.api.retrying import LOST, NOT_YET, Retries
+from llmaas.api.transport_choice import by_slots
 from llmaas.calls import Done, Loading, Piece
 from llmaas.errors import NotServing
 from llmaas.old_paths import keep_old_names
@@ -147,6 +148,10 @@ class Client(BlockingOperations):
     not in memory is loaded: the client waits two minutes for that, or ``timeout`` if that is more; ``on_loading`` is
     told about once a second how long it will take. Raises UnknownModel.
 
+    With ``transport="slots"`` requests and answers go through shared memory (docs/slots.md), if the daemon has slots:
+    else BadRequest is raised, or Busy if all are in use. Everything works as by the socket, and short requests take
+    less time.
+
     >>> Client("/run/none/llmaas.sock", app="mail")
     Traceback (most recent call last):
     ...
@@ -166,7 +171,9 @@ class Client(BlockingOperations):
         retry_s: float = 0,
         model: str | None = None,
         on_loading: Callable[[Loading], None] | None = None,
+        transport: str = "socket",
     ) -> None:
+        self._slots = by_slots(transport)
         self._on_loading = on_loading
         self._address = daemon_address(socket, daemon_uid, admin=admin)
         self._identity = client_identity(app, token, operator=admin)
@@ -183,17 +190,25 @@ class Client(BlockingOperations):
     def _connect(self) -> None:
         who = self._identity
         session = Session(who.app, self._on_behalf_of, who.token, self._model, self._on_loading)
-        link = BlockingLink(session, self._address.socket, self._timeout, self._address.uid)
+        link: Link
+        link = sock = BlockingLink(session, self._address.socket, self._timeout, self._address.uid)
         try:
-            link.send(session.hello())
+            sock.send(session.hello())
             while not session.greeting.ended:
-                link.read(hello_timeout(self._timeout, self._model))
+                sock.read(hello_timeout(self._timeout, self._model))
             self.server: Mapping[str, Any] = replies.result_map(session.greeting.result())
             """The daemon's hello: its version, model, limits, and how the model's makers suggest to sample."""
+            if self._slots:
+                link = self._slot(session, sock)
         except BaseException:
             link.close()
             raise
         self._session, self._link = session, link
+
+    def _slot(self, session: Session, link: BlockingLink) -> Link:
+        from llmaas.api.slot_link import SlotLink
+
+        return SlotLink(session, link, self._address.socket, self._timeout)
 
     def close(self) -> None:
         """Close the connection; what still runs on it is cancelled."""

@@ -28,9 +28,12 @@ from llmaas.api.incoming import Incoming, read_incoming
 from llmaas.api.peer_timer import PeerTimer
 from llmaas.api.reply_writer import ReplyWriter
 from llmaas.api.shares import Shares
+from llmaas.api.slot_message import OpenSlot
+from llmaas.api.slot_opening import ServiceSlots
 from llmaas.api.wire import MAX_REQUEST_VALUES, encode, read_body
 from llmaas.errors import BadRequest, BadToken, Busy, Forbidden, LlmaasError, ShuttingDown
 from llmaas.records import AppId
+from llmaas.slots.transport import SlotTransport
 from llmaas.version import __version__
 
 log = logging.getLogger(__name__)
@@ -49,6 +52,7 @@ class ConnectionHost(Protocol):
     uid_of: Callable[[socket.socket], int]
     connections: set[Connection]
     tasks: set[asyncio.Task[Any]]
+    slots: ServiceSlots
 
     closing: bool
 
@@ -226,7 +230,23 @@ class Connection(asyncio.BufferedProtocol):
             refuse_other_model(hello.model, facts)
         if self._handed is None or self._handed.greet:
             self._write(encode(reply_frame(f"llmaas/{__version__}", limits, facts)))
-        return InFlight(backend, caller, self.shares, self._write, self._server.tasks)
+        return InFlight(backend, caller, self.shares, self._write, self._server.tasks, self._open_slot)
+
+    def _open_slot(self, request_id: int, request: OpenSlot) -> None:
+        """Go on by shared memory, if the connection is at rest. Raises LlmaasError."""
+        if not self.detachable:
+            raise BadRequest("a slot is given to a connection at rest", hint="Ask for it before anything else.")
+        transport = self._transport
+        self._transport = self._server.slots.open(request_id, request, self, transport, self.app, self._uid)
+        self._writer.use(self._transport)
+        if self._resting is not None:
+            self._resting.cancel()
+            self._resting = None
+        if not self._reading:
+            self._reading = True
+            transport.resume_reading()
+        if self._mark is not None:
+            self._mark.leave()
 
     def _caller(self, hello: Hello) -> Caller:
         """Who says this hello. Who tries names or tokens of others is logged."""
@@ -293,8 +313,11 @@ class Connection(asyncio.BufferedProtocol):
         if self._mark is not None and not self._mark.settled and self._open:
             self._mark.settle(all_sent=not self._transport.get_write_buffer_size(), at_rest=self.detachable)
 
-    def detach(self) -> HandedConnection:
-        """Let go of the socket, which stays open, if the connection is ``detachable``."""
+    def detach(self) -> HandedConnection | None:
+        """Let go of the socket, which stays open, if the connection is ``detachable``. One with a slot ends instead."""
+        if isinstance(self._transport, SlotTransport):
+            self._end(ShuttingDown("the model leaves memory, and the slot with it", hint="Connect again."))
+            return None
         mark, self._mark = self._mark, None
         found: Any = self._transport.get_extra_info("socket")
         copy = socket.socket(fileno=os.dup(found.fileno()))

@@ -65,6 +65,7 @@ class ConnectionMark:
 
     def __init__(self, marks: ConnectionMarks, number: int, gone: Callable[[], None]) -> None:
         self._memory, self.number, self._gone = marks.memory, number, gone
+        self._left = False
 
     @property
     def settled(self) -> bool:
@@ -81,8 +82,15 @@ class ConnectionMark:
         reacts at once would else find the process between sending and ``settle``."""
         self._memory[self.number] = Mark.MID_FRAME
 
+    def leave(self) -> None:
+        """From now on nobody else can go on with the connection: it is in a slot of this process's memory."""
+        self._left = True
+        self.sending()
+
     def settle(self, *, all_sent: bool, at_rest: bool) -> None:
         """Nothing is being received or sent now, apart from what waits to be sent."""
+        if self._left:
+            return
         mark = Mark.MID_FRAME if not all_sent else Mark.AT_REST if at_rest else Mark.IN_USE
         self._memory[self.number] = mark
 

@@ -24,6 +24,7 @@ from llmaas.api.incoming import Incoming
 from llmaas.api.pages import Page, page_bytes
 from llmaas.api.record_maps import to_map
 from llmaas.api.shares import Shares
+from llmaas.api.slot_message import OpenSlot
 from llmaas.api.transfer_messages import Export, ExportChunks, Import, ImportChunks
 from llmaas.api.wire import encode
 from llmaas.calls import Piece
@@ -71,12 +72,14 @@ class InFlight:
         shares: Shares,
         write: Callable[[bytes], None],
         tasks: set[asyncio.Task[Any]],
+        open_slot: Callable[[int, OpenSlot], None],
     ) -> None:
+        """``open_slot`` answers a request for one, or raises why not."""
         self._backend = backend
         self._caller = caller
         self._shares, self._limits = shares, shares.limits
         self._write = write
-        self._tasks = tasks
+        self._tasks, self._open_slot = tasks, open_slot
         self._running: dict[int, _RunningRequest] = {}
         self._ending: LlmaasError | None = None
         """Why no more requests are taken."""
@@ -187,6 +190,8 @@ class InFlight:
                 | SetAppQuota()
             ):
                 self._spawn(request_id, msg.op_of(request), task_of(self._backend, self._caller, request))
+            case OpenSlot():
+                self._open_slot(request_id, request)
             case Embed():
                 task = self._spawn(request_id, "embed", task_of(self._backend, self._caller, request))
                 self._running[request_id].task = task

@@ -22,6 +22,7 @@ from llmaas.api.names import (
     check_ttl,
 )
 from llmaas.api.record_maps import from_map, to_map
+from llmaas.api.slot_message import OpenSlot
 from llmaas.api.transfer_messages import TRANSFER_OPERATIONS, TransferRequest
 from llmaas.api.wire import Frame
 from llmaas.calls import DEFAULT_TERMS, CallSpec, Generation, Sampling, Terms, Turn
@@ -332,7 +333,7 @@ TaskRequest = ContextRequest | Embed | AdapterRequest | AppRequest
 """What takes time, and ends by itself."""
 QuickRequest = ListContexts | ListRequests | Show | Limit | Stats | Budget | ListAdapters | ListApps | Ping
 """What is answered at once."""
-Request = CallRequest | ControlRequest | TaskRequest | QuickRequest | Hint
+Request = CallRequest | ControlRequest | TaskRequest | QuickRequest | Hint | OpenSlot
 
 OPERATIONS: dict[str, type[Request]] = {
     "create": Create,
@@ -357,6 +358,7 @@ OPERATIONS: dict[str, type[Request]] = {
     **ADAPTER_OPERATIONS,
     **APP_OPERATIONS,
     "ping": Ping,
+    "slot": OpenSlot,
 }
 _NAMES = {cls: op for op, cls in OPERATIONS.items()}
 

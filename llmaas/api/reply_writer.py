@@ -37,6 +37,11 @@ class ReplyWriter:
         """Share with others from now on. Only before the app is known: nothing is unread until then."""
         self._limits, self._buffers = shares.limits, shares.buffers
 
+    def use(self, transport: asyncio.Transport) -> None:
+        """Write to this one from now on. Only while nothing is unread."""
+        self._transport = transport
+        transport.set_write_buffer_limits(high=SMALL_FRAME)
+
     def write(self, data: bytes) -> None:
         if self._transport.is_closing():  # the peer may go between two writes
             return

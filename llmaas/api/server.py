@@ -22,10 +22,12 @@ from llmaas.api.handed import HandedConnection
 from llmaas.api.limits import DEFAULT_LIMITS, Limits
 from llmaas.api.peer import peer_uid
 from llmaas.api.shares import Shares
+from llmaas.api.slot_opening import ServiceSlots
 from llmaas.api.socket_file import SocketFile
 from llmaas.errors import LlmaasError
 from llmaas.fair_thread import FairThread
 from llmaas.records import AppId
+from llmaas.slots.grants import NO_SLOTS, SlotSettings
 
 __all__ = ["Backend", "Limits", "Server", "peer_uid", "serve", "serve_handed"]
 
@@ -45,6 +47,7 @@ async def serve(
     *,
     limits: Limits = DEFAULT_LIMITS,
     uid_of: Callable[[socket.socket], int] = peer_uid,
+    slots: SlotSettings = NO_SLOTS,
 ) -> Server:
     """Serve ``backend`` until ``close()`` on two sockets of mode 0600, in a directory that is made (0700) if absent:
     apps connect to ``socket_path``, the operator to ``admin_socket(socket_path)``.
@@ -53,7 +56,7 @@ async def serve(
     may write to that directory, and ConfigError if the path cannot be used.
     """
     files = {Door.APPS: SocketFile(socket_path)}
-    server = Server(backend, files, limits, uid_of)
+    server = Server(backend, files, limits, uid_of, slots)
     try:
         files[Door.ADMIN] = SocketFile(admin_socket(socket_path))
         server.start()
@@ -65,9 +68,9 @@ async def serve(
     return server
 
 
-def serve_handed(backend: Backend, *, limits: Limits = DEFAULT_LIMITS) -> Server:
+def serve_handed(backend: Backend, *, limits: Limits = DEFAULT_LIMITS, slots: SlotSettings = NO_SLOTS) -> Server:
     """Serve ``backend`` until ``close()`` on connections that ``adopt`` is given, and on no socket."""
-    return Server(backend, {}, limits, peer_uid)
+    return Server(backend, {}, limits, peer_uid, slots)
 
 
 class Server:
@@ -79,6 +82,7 @@ class Server:
         files: dict[Door, SocketFile],
         limits: Limits,
         uid_of: Callable[[socket.socket], int],
+        slots: SlotSettings = NO_SLOTS,
     ) -> None:
         self.backend = backend
         self.uid_of = uid_of
@@ -90,6 +94,7 @@ class Server:
         }
         """What apps do with their door takes nothing from the operator's."""
         self.tasks: set[asyncio.Task[Any]] = set()
+        self.slots = ServiceSlots(slots)
         self.closing = False
         self._files = files
         self._acceptors: list[Acceptor] = []
@@ -118,7 +123,8 @@ class Server:
         is in use."""
         if self.tasks or not all(each.detachable for each in self.connections if each.is_open):
             return None
-        return [each.detach() for each in list(self.connections) if each.is_open]
+        detached = [each.detach() for each in list(self.connections) if each.is_open]
+        return [each for each in detached if each is not None]
 
     def forget(self, connection: Connection) -> None:
         self.connections.discard(connection)

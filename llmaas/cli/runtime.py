@@ -42,6 +42,7 @@ from llmaas.kvchunks.store.syscalls import IndexDamaged
 from llmaas.records import ModelInfo
 from llmaas.service.service import Service
 from llmaas.service.settings import ServiceSettings
+from llmaas.slots.grants import SlotSettings
 
 log = logging.getLogger(__name__)
 
@@ -194,7 +195,10 @@ def _choose_repack(config: Config, model: Path) -> RepackChoice:
 
 async def _server(config: Config, service: Service, sockets: bool) -> Server:
     limits = _fitting(Limits(priority_floor=config.priority_floor, urgent_apps=frozenset(config.urgent_apps or ())))
-    return await serve(service, config.socket, limits=limits) if sockets else serve_handed(service, limits=limits)
+    slots = SlotSettings(config.slots, config.slot_bytes)
+    if not sockets:
+        return serve_handed(service, limits=limits, slots=slots)
+    return await serve(service, config.socket, limits=limits, slots=slots)
 
 
 def _fitting(limits: Limits) -> Limits:

@@ -138,6 +138,19 @@ def size(low: int, *, or_none: bool = False) -> Kind:
     return Kind(f"{least}, such as 64M, 1.5G, 512MiB or plain bytes{', or none' if or_none else ''}", "SIZE", read)
 
 
+def doubled_size(low: int, high: int) -> Kind:
+    """Bytes: ``low``, or so many times doubled."""
+
+    def read(raw: object, base: Path) -> int:
+        value: int = size(low).read(raw, base)
+        if value > high or value & (value - 1):
+            raise ValueError
+        return value
+
+    allowed = f"a power of two from {show_bytes(low)} to {show_bytes(high)}, such as 1M or plain bytes"
+    return Kind(allowed, "SIZE", read)
+
+
 def path(limit: int | None = None) -> Kind:
     """``limit`` is the greatest length in bytes, made absolute."""
 

@@ -19,6 +19,7 @@ from llmaas.config.kinds import (
     app_names,
     choice,
     cpu_list,
+    doubled_size,
     host_names,
     http_address,
     mean_bits,
@@ -34,6 +35,7 @@ from llmaas.config.kinds import (
 from llmaas.config.profiles import DESKTOP, PROFILE_SETTINGS, PROFILES
 from llmaas.config_file import PREFIX, Environ, xdg
 from llmaas.errors import ConfigError
+from llmaas.slots.layout import LEAST_RING, MOST_RING, MOST_SLOTS
 from llmaas.socket_place import socket_places
 
 # -- the table --------------------------------------------------------------------------------------
@@ -227,6 +229,12 @@ class Config:
     )
     embedding_tokens: int = _setting(
         whole(0, 1 << 16), 1024, "tokens of the longest text that embeddings are computed of; 0: none are"
+    )
+    slots: int = _setting(
+        whole(0, MOST_SLOTS), 0, "clients that may use shared memory at once, half of them of one app; 0: none"
+    )
+    slot_bytes: int = _setting(
+        doubled_size(2 * LEAST_RING, 2 * MOST_RING), _MIB, "shared memory of each of these, once it is used", "1M"
     )
     max_tokens: int = _setting(whole(1, 1 << 20), 256, "longest answer of 'llmaas chat', in tokens")
     log_level: str = _setting(choice("debug", "info", "warning", "error"), "info", "what the daemon logs")

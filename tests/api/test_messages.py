@@ -20,6 +20,7 @@ from llmaas.api.hello import Hello, app_id, hello_frame, read_hello
 from llmaas.api.incoming import read_incoming
 from llmaas.api.names import CONTEXTS_OF_APP, MAX_CONTEXT, MAX_MESSAGES, MAX_NAME, MAX_ROLE, MAX_STOP, MAX_STOPS
 from llmaas.api.record_maps import from_map, to_map
+from llmaas.api.slot_message import OpenSlot
 from llmaas.api.transfer_messages import Export, ExportChunks, Import, ImportChunks
 from llmaas.api.transfer_records import ChunkPiece
 from llmaas.api.wire import Decoder, Frame, encode
@@ -140,6 +141,7 @@ BY_OPERATION: dict[type[msg.Request], st.SearchStrategy[msg.Request]] = {
     AdapterAdd: st.builds(AdapterAdd, TEXT, TEXT),
     AdapterRemove: st.builds(AdapterRemove, TEXT),
     msg.Ping: st.just(msg.Ping()),
+    OpenSlot: st.builds(OpenSlot, version=st.integers(0, 9)),
     ListApps: st.just(ListApps()),
     AppAdd: st.builds(AppAdd, TEXT, st.sampled_from(CONTEXTS_OF_APP), st.none() | QUOTAS),
     SetAppQuota: st.builds(SetAppQuota, TEXT, QUOTAS),

@@ -64,6 +64,8 @@ BAD = {
     "app_contexts": "0",
     "anonymous_contexts": "0",
     "embedding_tokens": "-1",
+    "slots": "1025",
+    "slot_bytes": "3M",
     "app_text_bytes": "1K",
     "max_tokens": "1.5",
     "log_level": "loud",

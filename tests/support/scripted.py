@@ -43,6 +43,7 @@ from llmaas.records import (
     RequestInfo,
     Resolved,
 )
+from llmaas.slots.grants import NO_SLOTS, SlotSettings
 
 PATIENCE_S = 30.0
 """How long a test waits for what must happen soon: on a busy machine that takes a while."""
@@ -192,9 +193,16 @@ class ScriptedBackend:
         return ExportedContext(found.info.name, "scripted", "", tuple(spans))
 
     async def import_context(
-        self, app: AppId, exported: ExportedContext, *, name: str | None = None, adapter: str = ""
+        self,
+        app: AppId,
+        exported: ExportedContext,
+        *,
+        name: str | None = None,
+        adapter: str = "",
+        ttl: float | None = None,
     ) -> ContextInfo:
-        return await self.create(app, name=name or exported.name, system=exported.spans[0].text, adapter=adapter)
+        system = exported.spans[0].text
+        return await self.create(app, name=name or exported.name, system=system, adapter=adapter, ttl=ttl)
 
     def hint(self, app: AppId, context: str) -> tuple[RequestId, asyncio.Future[Done]]:
         self.hints.append(self._find(app, context).info.id)
@@ -381,11 +389,17 @@ async def collect(from_: Peer, n_terminal: int) -> list[Frame]:
 
 @contextlib.asynccontextmanager
 async def serving(
-    path: Path, *, limits: Limits | None = None, uid: int | None = None, backend: ScriptedBackend | None = None
+    path: Path,
+    *,
+    limits: Limits | None = None,
+    uid: int | None = None,
+    backend: ScriptedBackend | None = None,
+    slots: SlotSettings = NO_SLOTS,
 ) -> AsyncIterator[tuple[ScriptedBackend, Server]]:
     """A scripted daemon; with ``uid`` every peer seems to be that user."""
     backend = backend or ScriptedBackend()
-    server = await serve(backend, path, limits=limits or Limits(), uid_of=peer_uid if uid is None else lambda sock: uid)
+    uid_of = peer_uid if uid is None else lambda sock: uid
+    server = await serve(backend, path, limits=limits or Limits(), uid_of=uid_of, slots=slots)
     try:
         yield backend, server
     finally:
@@ -402,14 +416,18 @@ async def until(condition: Callable[[], bool]) -> None:
 
 @contextlib.contextmanager
 def serving_in_a_thread(
-    path: Path, *, limits: Limits | None = None, backend: ScriptedBackend | None = None
+    path: Path,
+    *,
+    limits: Limits | None = None,
+    backend: ScriptedBackend | None = None,
+    slots: SlotSettings = NO_SLOTS,
 ) -> Iterator[Callable[[Callable[[ScriptedBackend, Server], Awaitable[Any]]], Any]]:
     """A scripted daemon for blocking clients; gives a function that runs a coroutine function on the daemon's loop."""
     ready: list[tuple[asyncio.AbstractEventLoop, ScriptedBackend, Server, asyncio.Event]] = []
     started = threading.Event()
 
     async def main() -> None:
-        async with serving(path, limits=limits, backend=backend) as (made, server):
+        async with serving(path, limits=limits, backend=backend, slots=slots) as (made, server):
             stop = asyncio.Event()
             ready.append((asyncio.get_running_loop(), made, server, stop))
             started.set()

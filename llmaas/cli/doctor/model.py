@@ -22,6 +22,7 @@ from llmaas.engine.llama.repack import RepackChoice, choose
 from llmaas.kvchunks.codec.codec import Codec
 from llmaas.kvchunks.codec.kernels import NUMPY
 from llmaas.records import CHUNK_TOKENS, ModelInfo, Precision
+from llmaas.slots.layout import SlotLayout
 
 _PROGRAM = 80 << 20
 """Bytes of Python, its packages and the shared libraries: 77 MB, measured on x86-64."""
@@ -123,6 +124,7 @@ def memory_parts(config: Config, info: ModelInfo, copied: int, working: int, emb
         "in flight": _IN_FLIGHT + _in_flight(config, info),
         "program": _PROGRAM,
         **({"adapters": config.adapter_bytes} if config.adapters else {}),
+        **({"slots": config.slots * SlotLayout(config.slot_bytes // 2).nbytes} if config.slots else {}),
     }
 
 

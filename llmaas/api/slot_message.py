@@ -1,0 +1,24 @@
+"""The request for a slot: the connection goes on by shared memory (docs/slots.md).
+
+Law: pure.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+
+@dataclass(frozen=True, slots=True)
+class OpenSlot:
+    """``version``: of the slot's layout, that the client knows."""
+
+    version: int = 1
+
+
+@dataclass(frozen=True, slots=True)
+class OpenedSlot:
+    """The reply, which the slot's descriptor comes with (SCM_RIGHTS, unix(7))."""
+
+    version: int
+    nbytes: int
+    generation: int

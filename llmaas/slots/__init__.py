@@ -1,0 +1,1 @@
+"""Shared memory for a client and the daemon: docs/slots.md."""

@@ -1,0 +1,95 @@
+"""The memory of a slot: made by the service, mapped by both sides.
+
+Law: the client cannot make it smaller, which would end the service at its next access (SIGBUS): its size is sealed.
+When the service lets go of a slot, its pages go back to the system, whoever keeps it mapped: not before the client has
+had time to read what the service said last.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import fcntl
+import os
+import sys
+import weakref
+
+from llmaas.errors import MachineError, NoMemory
+from llmaas.slots.layout import OPEN, STATE, SlotHeader, SlotLayout, header, read_header
+from llmaas.slots.library import slots_library
+
+_SEALS = fcntl.F_SEAL_SHRINK | fcntl.F_SEAL_GROW | fcntl.F_SEAL_SEAL
+_MOST_HEADER = 64
+
+
+class SlotMemory:
+    """A slot in this process's memory, until ``close`` or the end of this object."""
+
+    def __init__(self, fd: int, nbytes: int) -> None:
+        """``fd`` stays the caller's. Raises NoMemory."""
+        library = slots_library()
+        base = library.slots_map(fd, nbytes)
+        if not base:
+            raise NoMemory(f"a slot of {nbytes} bytes cannot be mapped")
+        self.base: int = base
+        self.nbytes = nbytes
+        self._library = library
+        self._unmap = weakref.finalize(self, library.slots_unmap, base, nbytes)
+
+    def close(self, *, discard: bool = False) -> None:
+        """Nothing may use it any more. Idempotent.
+
+        ``discard``: its pages go back to the system, also if another process keeps it mapped: that then reads zeros.
+        """
+        if discard and not self.closed:
+            self._library.slots_discard(self.base, self.nbytes)
+        self._unmap()
+
+    @property
+    def closed(self) -> bool:
+        return not self._unmap.alive
+
+    def load(self, offset: int, nbytes: int) -> bytes:
+        self._check(offset, nbytes)
+        return ctypes.string_at(self.base + offset, nbytes)
+
+    def store(self, offset: int, data: bytes) -> None:
+        self._check(offset, len(data))
+        ctypes.memmove(self.base + offset, data, len(data))
+
+    def _check(self, offset: int, nbytes: int) -> None:
+        if self.closed or not 0 <= offset <= offset + nbytes <= self.nbytes:
+            raise ValueError(f"bytes {offset} to {offset + nbytes} are not in the slot")
+
+
+def make_slot(layout: SlotLayout, generation: int, owner: int) -> tuple[int, SlotMemory]:
+    """A new slot for a client: the descriptor to pass to it, and the service's own mapping. Raises MachineError."""
+    slots_library()
+    try:
+        fd = os.memfd_create("llmaas-slot", os.MFD_CLOEXEC | os.MFD_ALLOW_SEALING)
+    except (OSError, AttributeError) as e:
+        raise MachineError(f"this system gives no shared memory: {e}", hint="Use the socket.") from e
+    try:
+        os.truncate(fd, layout.nbytes)
+        fcntl.fcntl(fd, fcntl.F_ADD_SEALS, _SEALS)
+        memory = SlotMemory(fd, layout.nbytes)
+    except OSError as e:
+        os.close(fd)
+        raise NoMemory(f"there is no memory for a slot of {layout.nbytes} bytes: {e.strerror}") from e
+    except BaseException:
+        os.close(fd)
+        raise
+    memory.store(0, header(layout, generation, owner))
+    memory.store(STATE, OPEN.to_bytes(4, sys.byteorder))
+    return fd, memory
+
+
+def open_slot(fd: int) -> tuple[SlotHeader, SlotMemory]:
+    """The slot that the service has passed; ``fd`` stays the caller's. Raises MachineError, VersionMismatch."""
+    try:
+        nbytes, seals = os.fstat(fd).st_size, fcntl.fcntl(fd, fcntl.F_GET_SEALS)
+    except OSError as e:
+        raise MachineError(f"what the daemon passed is no slot: {e.strerror}") from e
+    if not seals & fcntl.F_SEAL_SHRINK:
+        raise MachineError("what the daemon passed is no slot: it may be cut while it is in use")
+    memory = SlotMemory(fd, nbytes)
+    return read_header(memory.load(0, min(_MOST_HEADER, nbytes)), nbytes), memory
