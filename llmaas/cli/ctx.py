@@ -9,6 +9,7 @@ import argparse
 import sys
 from typing import TYPE_CHECKING, Any, TextIO
 
+from llmaas.cli import ctx_archive
 from llmaas.cli.contexts import meant
 from llmaas.cli.options import add_actions, connected
 from llmaas.cli.out import bold, human_age, print_error, print_json, printable, shortened, table
@@ -32,6 +33,9 @@ examples:
   llmaas ctx migrate notes              another model made it: take the conversation over to this one
   llmaas ctx migrate --all --everyone   the same for all contexts of all apps, after a change of model
   llmaas ctx move notes --to coder      take it to another of several models: the same tokens if those are alike
+  llmaas ctx export notes notes.archive --no-chunks   its messages and tokens, in a file
+  llmaas ctx import notes.archive --as notes-3        and back, here or at another daemon
+  llmaas ctx keygen my.key              a pair of keys, for archives that only one machine can open
   llmaas ctx hint notes                 it will be used soon: bring it back to the engine now
   llmaas ctx rm notes scratch           delete two, for good
 
@@ -60,6 +64,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     migrate.add_argument("--all", action="store_true", help="all contexts that another tokenizer made")
     for sub in (ls, show, migrate, rm):
         sub.add_argument("--everyone", action="store_true", help="of all apps; only for the user who runs the daemon")
+    ctx_archive.add_actions(action)
     move = action("move", _move, "take contexts to another of the models that are served")
     move.add_argument("context", nargs="+")
     move.add_argument("--to", required=True, metavar="MODEL", help="its name; --model says where they are now")
@@ -77,8 +82,12 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def run(args: argparse.Namespace) -> int:
-    with connected(args, admin=getattr(args, "everyone", False)) as client:
-        code: int = args.do(client, args)
+    code: int
+    if getattr(args, "alone", False):
+        code = args.do(args)
+    else:
+        with connected(args, admin=getattr(args, "everyone", False)) as client:
+            code = args.do(client, args)
     return code
 
 

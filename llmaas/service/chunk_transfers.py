@@ -43,6 +43,8 @@ class ChunkTransfers:
     def __init__(self, parts: ServiceParts, interpreter: Interpreter, contexts: Contexts) -> None:
         self._parts, self._interpreter, self._contexts = parts, interpreter, contexts
         self._pieces = ChunkParts(parts.codec)
+        self._whole_states = parts.engine.info.state is not None
+        """The model's contexts have no chunks, but whole states, which go nowhere: decision 045."""
 
     # -- out
 
@@ -54,6 +56,8 @@ class ChunkTransfers:
         if n_kv > len(live.tokens):  # they cover a turn that was interrupted
             n_kv = len(live.tokens) // CHUNK_TOKENS * CHUNK_TOKENS
             del keys[n_kv // CHUNK_TOKENS :]
+        if self._whole_states:
+            keys, n_kv = [], 0
         kv = self._parts.adapters.root(AppId(""), live.adapter)
         page = await self._parts.slow_thread.run(app, self._page, keys, request)
         return ExportedChunks(live.root, kv, n_kv, *page)
@@ -96,7 +100,7 @@ class ChunkTransfers:
         async with live.lock:
             refuse_if_deleted(live)
             await self._contexts.stored.read(live)
-            usable = request.kv == self._parts.adapters.root(AppId(""), live.adapter)
+            usable = request.kv == self._parts.adapters.root(AppId(""), live.adapter) and not self._whole_states
             if not usable:
                 return ImportedChunks(0, 0, len(request.pieces), "of another model or adapter", usable=False)
             on_thread, tokens = self._parts.slow_thread.run_to_end, live.tokens

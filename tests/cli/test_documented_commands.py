@@ -44,8 +44,8 @@ TO_AN_END = {
 }
 """Commands that go on until they are stopped, and what lets them end."""
 MEANWHILE = {
-    r"ctx fork": "context",
-    r"ctx (hint|rm|show|truncate|migrate)|adapter rm|chat .*--adapter": "",
+    r"ctx (fork|import)": "context",
+    r"ctx (hint|rm|show|truncate|migrate|export)|adapter rm|chat .*--adapter": "",
     r"app (add|rotate|rm)": "app",
 }
 """What may fail when it is done again, or after another example, and what it must then say."""
