@@ -21,6 +21,7 @@ BENCHES = {
     "startup": "Start with many contexts",
     "schemas": "Answers by JSON schemas",
     "models": "Loading models",
+    "hybrid": "Contexts of hybrid and recurrent models",
     "switching": "Switching between models",
     "killed": "A model's process is killed",
 }

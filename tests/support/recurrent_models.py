@@ -14,6 +14,7 @@ from tests.support.random_models import (
     INNER,
     KV_HEADS,
     LIST,
+    SMALL,
     U32,
     WIDTH,
     RandomWeights,
@@ -26,35 +27,36 @@ from tests.support.random_models import (
     write_model,
 )
 
-_STATE, _CONV, _RANK, _GROUPS = 8, 4, 4, 1
+_STATE, _CONV, _GROUPS = 8, 4, 1
 _INSIDE = 2 * WIDTH
 
 
-def write_mamba(path: Path, *, layers: int = 2, seed: int = 4) -> Path:
-    """A Mamba (arXiv 2312.00752): no attention at all."""
-    random = RandomWeights(seed)
+def write_mamba(path: Path, *, layers: int = 2, seed: int = 4, width: int = WIDTH, state: int = _STATE) -> Path:
+    """A Mamba (arXiv 2312.00752): no attention at all. ``state``: values that each channel keeps."""
+    random, inside, rank = RandomWeights(seed), 2 * width, width // 16
     meta = model_meta(
         "mamba",
         layers,
+        SMALL._replace(width=width),
         ssm__conv_kernel=(U32, _CONV),
-        ssm__inner_size=(U32, _INSIDE),
-        ssm__state_size=(U32, _STATE),
-        ssm__time_step_rank=(U32, _RANK),
+        ssm__inner_size=(U32, inside),
+        ssm__state_size=(U32, state),
+        ssm__time_step_rank=(U32, rank),
     )
-    tensors = end_tensors(random)
+    tensors = end_tensors(random, width)
     for i in range(layers):
         layer = f"blk.{i}"
         tensors |= {
-            f"{layer}.attn_norm.weight": np.ones(WIDTH, np.float32),
-            f"{layer}.ssm_in.weight": random(2 * _INSIDE, WIDTH),
-            f"{layer}.ssm_conv1d.weight": random(_INSIDE, _CONV),
-            f"{layer}.ssm_conv1d.bias": random(_INSIDE),
-            f"{layer}.ssm_x.weight": random(_RANK + 2 * _STATE, _INSIDE),
-            f"{layer}.ssm_dt.weight": random(_INSIDE, _RANK),
-            f"{layer}.ssm_dt.bias": random(_INSIDE),
-            f"{layer}.ssm_a": -np.abs(random(_INSIDE, _STATE)) - np.float32(0.01),
-            f"{layer}.ssm_d": random(_INSIDE),
-            f"{layer}.ssm_out.weight": random(WIDTH, _INSIDE),
+            f"{layer}.attn_norm.weight": np.ones(width, np.float32),
+            f"{layer}.ssm_in.weight": random(2 * inside, width),
+            f"{layer}.ssm_conv1d.weight": random(inside, _CONV),
+            f"{layer}.ssm_conv1d.bias": random(inside),
+            f"{layer}.ssm_x.weight": random(rank + 2 * state, inside),
+            f"{layer}.ssm_dt.weight": random(inside, rank),
+            f"{layer}.ssm_dt.bias": random(inside),
+            f"{layer}.ssm_a": -np.abs(random(inside, state)) - np.float32(0.01),
+            f"{layer}.ssm_d": random(inside),
+            f"{layer}.ssm_out.weight": random(width, inside),
         }
     return write_model(path, meta, tensors)
 
