@@ -11,7 +11,7 @@ methods: ``tokenize``, ``piece``, ``is_end``, ``render``, ``check_sampling``, ``
 
 **Errors.** An argument that breaks a rule given here raises ValueError (``engine/rules.py`` has the checks), a closed
 engine EngineFailed. After an exception every sequence is as it was before the call; but where ``info.chunkable`` is
-False, the sequences of a step that failed may be empty, and ``drop`` raises EngineFailed for a sequence that has the
+False, the sequences of a step that failed may be empty, and ``drop`` may raise EngineFailed for a sequence that has the
 position ``start``, unless that is 0.
 """
 

@@ -94,18 +94,27 @@ def write_llama(
     *,
     layers: int = 2,
     seed: int = 1,
+    shape: Shape = SMALL,
     replaced: Mapping[str, Callable[[F32], None]] | None = None,
     pooling: int | None = None,
 ) -> Path:
     """A Llama. ``replaced``: functions that alter a tensor in place, by its name; ``pooling``: how its file says that
     embeddings are pooled."""
     random = RandomWeights(seed)
-    meta = model_meta("llama", layers, attention__head_count_kv=(U32, KV_HEADS), rope__dimension_count=(U32, HEAD_DIM))
+    meta = model_meta(
+        "llama",
+        layers,
+        shape,
+        attention__head_count_kv=(U32, shape.kv_heads),
+        attention__key_length=(U32, shape.head_dim),
+        attention__value_length=(U32, shape.head_dim),
+        rope__dimension_count=(U32, shape.head_dim),
+    )
     if pooling is not None:
         meta["llama.pooling_type"] = (U32, pooling)
-    tensors = end_tensors(random)
+    tensors = end_tensors(random, shape.width)
     for i in range(layers):
-        tensors |= attention(random, f"blk.{i}") | feed_forward(random, f"blk.{i}")
+        tensors |= attention(random, f"blk.{i}", shape) | feed_forward(random, f"blk.{i}", shape)
     for name, alter in (replaced or {}).items():
         alter(tensors[name])
     return write_model(path, meta, tensors)

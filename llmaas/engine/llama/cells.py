@@ -122,7 +122,7 @@ class SequenceCells:
             if not n_read and sum(self.lengths) + n_tokens > self.n_cells:
                 raise CellsFull(f"no {n_tokens} free cells of {self.n_cells}")
             raise EngineFailed(f"llama.cpp took {n_read} of {buffer.size} bytes of a state, up to position {last}")
-        self.lengths[seq] = n_tokens
+        self.extend(seq, 0, n_tokens)
 
     def write(self, seq: int, start: int, stop: int, buffer: Bytes) -> None:
         """Put a state of positions start .. stop-1, with sound headers, into free cells. Raises CellsFull."""
