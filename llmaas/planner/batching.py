@@ -27,6 +27,8 @@ _SLICE_UNIT = 8
 _LONE_S, _LEAST_LONE_SLICE = 4.0, 128
 """How long a step may take in which one call alone reads its prompt: a call that comes undoes that much. But short
 steps of few tokens would cost a slow machine a fifth of its speed."""
+_ENDING = 1.5
+"""A prompt that is first in a step may make it so many times as long, if it ends then: it saves a step."""
 _LONG = 1.5
 """A step that takes so many times the target is worth aborting."""
 _OTHER_ADAPTER_BURST = 4
@@ -95,27 +97,37 @@ class Batching:
     def _items(self, step: int, group: list[Job], in_cells: Collection[Job], now: float) -> tuple[StepItem, ...]:
         """What the step holds: all that decode, and slices of prompts."""
         decoding = [job for job in group if job.stage is Stage.DECODING][: self._settings.max_batch]
+        prompts = [job for job in group if job.stage is not Stage.DECODING]
+        prompts.sort(key=lambda job: job.last_step)  # or a short one would wait for a long one
+        first, later = self._precedence.split(prompts, in_cells, now)
         items = [self._item(step, job, job.context.cells + 1, sample=True) for job in decoding]
-        if len(decoding) < len(group):
-            prompts = [job for job in group if job.stage is not Stage.DECODING]
-            self._add_prompts(step, prompts, items, in_cells, now)
+        if prompts:
+            target = self._precedence.target(first, later, in_cells, now)
+            self._add_prompts(step, first, later, items, target, in_cells)
         return tuple(items)
 
     def _add_prompts(
-        self, step: int, prompts: list[Job], items: list[StepItem], in_cells: Collection[Job], now: float
+        self,
+        step: int,
+        first: list[Job],
+        later: list[Job],
+        items: list[StepItem],
+        target: float,
+        in_cells: Collection[Job],
     ) -> None:
-        """Fill the step up, within the batch and the time that the ``items`` that decode leave."""
+        """Fill the step up, within the batch and the ``target`` seconds; those ``items`` decode already."""
         n_decoding = len(items)
         room = self._settings.max_batch - n_decoding
-        seconds = self._settings.step_target - (self._costs.decode(n_decoding) if n_decoding else 0.0)
-        prompts.sort(key=lambda job: job.last_step)  # or a short one would wait for a long one
-        first, later = self._precedence.split(prompts, in_cells, now)
+        seconds = target - (self._costs.decode(n_decoding) if n_decoding else 0.0)
+        least = _LEAST_SLICE if target == self._settings.step_target else _SLICE_UNIT
         for i, job in enumerate((*first, *later)):
             if i == len(first):
-                seconds -= (1 - SHARED) * self._settings.step_target
+                seconds -= (1 - SHARED) * target
             prefills = job.stage is Stage.PREFILLING
             start, end = job.context.cells, job.prefill_end if prefills else job.until
-            most = self._slice(start, seconds, least=0 if i else _LEAST_SLICE)
+            most = self._slice(start, seconds, least=0 if i else least)
+            if not i and end - start <= min(_ENDING * most, self._settings.prefill_slice):
+                most = end - start
             if self._abortable and not n_decoding and not job.cautious and _alone(job, in_cells):
                 most = max(most, self._slice(start, _LONE_S, least=_LEAST_LONE_SLICE))
             stop = start + min(end - start, room, most)

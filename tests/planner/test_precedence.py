@@ -188,6 +188,7 @@ def test_the_first_token_of_an_apps_only_call_is_not_put_off() -> None:
         call(w, MANY, 500, 0)
         call(w, AppId("0/other"), 1, 0)
         w.settle()
+        w.now += 10.0  # that is too long ago for short steps
         for _ in range(others):
             call(w, MANY, 1, 200)
             end_step(w)
@@ -250,3 +251,32 @@ def test_who_asks_in_short_does_not_keep_out_long_prompts() -> None:
         for request, n in read(step).items():
             found[request in long] += n
     assert found[True] > 0.3 * sum(found.values()), found
+
+
+def beside_a_flood(since: float, n_calls: int = 3, **changes: object) -> act.RunStep:
+    """The last step of an app with several long prompts, ``since`` seconds after another app was served."""
+    w = busy(**changes)
+    call(w, FEW, 60, 8)
+    w.settle()
+    w.now += since
+    for _ in range(n_calls):
+        call(w, MANY, 1200 // n_calls, 2)
+    for _ in range(2):
+        end_step(w)
+    return steps(w)[-1]
+
+
+def test_steps_are_short_beside_a_flood_while_another_app_may_come_back() -> None:
+    assert sum(read(beside_a_flood(since=0.2)).values()) <= 16
+    assert sum(read(beside_a_flood(since=20.0)).values()) > 80, "that was long ago"
+    assert sum(read(beside_a_flood(since=0.2, n_calls=1)).values()) > 80, "one call is no flood"
+    assert sum(read(beside_a_flood(since=0.2, precedence=False)).values()) > 80
+
+
+def test_a_step_is_half_as_long_again_if_a_prompt_ends_then() -> None:
+    for tokens, at_once in ((140, True), (170, False)):
+        w = busy(swappable=False)
+        call(w, MANY, 1, 50)
+        one = call(w, FEW, tokens, 2)
+        step = end_step(w)
+        assert step is not None and (read(step)[one] == tokens) is at_once

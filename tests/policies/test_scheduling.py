@@ -195,6 +195,31 @@ def test_an_app_outdoes_another_by_what_it_was_served_lately_and_wants_now() -> 
     assert not policy.outdoes(one, 100, two, 100, 4.0), "that is long ago"
 
 
+def test_an_app_floods_if_it_takes_far_more_than_one_that_may_come_back() -> None:
+    policy = fair((1, A, 5), (2, B, 5))
+    one, two = RequestId(1), RequestId(2)
+    serve(policy, 1, 0.0, 0.1, prompt=100)
+    serve(policy, 2, 0.0, 0.1, prompt=400)
+    assert not policy.floods(two, 0.1), "the other one is there"
+    policy.remove(one)
+    assert policy.floods(two, 0.1)
+    assert not policy.floods(two, 20.0), "that is long ago"
+    policy.add(one, A, 5, 0.2)
+    assert not policy.floods(two, 0.2) and not policy.floods(one, 0.2)
+    policy.remove(two)
+    assert not policy.floods(one, 0.2), "who asks little floods nobody"
+
+
+def test_of_apps_that_left_only_the_last_few_are_kept() -> None:
+    policy = fair((0, A, 5))
+    for i in range(1, 1000):
+        policy.add(RequestId(i), AppId(f"0/{i}"), 5, 0.0)
+        policy.remove(RequestId(i))
+    policy.add(RequestId(1000), B, 5, 0.0)
+    serve(policy, 1000, 0.0, 0.1, prompt=400)
+    assert policy.floods(RequestId(1000), 0.1)
+
+
 def test_what_an_app_took_alone_counts_little() -> None:
     policy = fair((1, A, 5))
     serve(policy, 1, 0.0, 1.0, prompt=400)

@@ -18,9 +18,9 @@ from llmaas.errors import LlmaasError
 from llmaas.records import Message
 
 QUESTION = "What is the difference between a cache and a buffer, and which one of them would you rather have? "
-"""About 130 tokens of the fake engine, with the chat template."""
+"""118 tokens of the fake engine, with the chat template."""
 ANSWER_TOKENS = 4
-PING_EVERY_S, CONNECT_EVERY_S, ASK_EVERY_S = 0.005, 0.1, 0.15
+PING_EVERY_S, CONNECT_EVERY_S, ASK_EVERY_S = 0.005, 0.1, 0.25
 """Seconds between two. The app that asks uses a third of the engine: with more than half, its share, it is to wait."""
 
 

@@ -57,6 +57,10 @@ class SchedulingPolicy(Protocol):
         """Whether the app of ``request``, which wants so many tokens more now, takes so much more than the other
         call's that its prompts wait for the other's."""
 
+    def floods(self, request: RequestId, now: float) -> bool:
+        """Whether the app of ``request`` was served far more lately than one that has no calls now, but was served not
+        long ago, so that it may soon have one."""
+
     def gives_way(self, running: RequestId, waiting: RequestId, now: float) -> bool:
         """Whether a running call must be paused for a waiting one that needs its room."""
 

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import math
 from collections import Counter
+from itertools import islice
 
 from llmaas.policies.scheduling.call_queues import CallQueues
 from llmaas.policies.scheduling.recent_use import RecentUse
@@ -16,8 +17,14 @@ _PROMPT, _ANSWER = 1, 2
 """What a token that was read or generated adds to its app's counter (VTC, arXiv 2401.00588: generating costs more)."""
 _MUCH_MORE = 1.5
 """An app that was served so many times as much lately as another one, and wants, lets the other's prompts go first."""
+_FAR_MORE = 3.0
+"""An app that was served so many times as much lately as another one floods. Apps that ask alike hardly ever do."""
 _MANY_APPS = 256
 """Counters of apps without calls are cleaned up beyond so many."""
+_RETURNS_S = 5.0
+"""An app may come back so long after it was served last."""
+_ABSENT = 16
+"""Apps without calls that are looked at, at most: those that left last."""
 _WORTH_SWITCHING = 2.0
 """A running period lasts at least so many times as long as its switch took, whatever the quantum is. Otherwise slow
 switches would leave no time for anything else."""
@@ -57,6 +64,8 @@ class Fair(CallQueues):
         """The counter of each app: tokens that it was served."""
         self._active: dict[AppId, int] = {}
         """Number of calls of each app that has any."""
+        self._absent: dict[AppId, float] = {}
+        """When each app without calls was served last, those that left last at the end."""
         self._recent = RecentUse()
         self._running = Counter[AppId]()
         """Number of calls of each app in CELLS."""
@@ -66,6 +75,7 @@ class Fair(CallQueues):
     def add(self, request: RequestId, app: AppId, priority: int, now: float) -> None:
         if app not in self._active:
             self._share[app] = max(self._share.get(app, 0), self._least_share())
+            self._absent.pop(app, None)
         self._active[app] = self._active.get(app, 0) + 1
         super().add(request, app, priority, now)
 
@@ -78,8 +88,9 @@ class Fair(CallQueues):
         self._running[self._calls[request].app] -= 1
 
     def remove(self, request: RequestId) -> None:
-        app = self._calls[request].app
-        if not self._calls[request].waits:
+        call = self._calls[request]
+        app = call.app
+        if not call.waits:
             self._running[app] -= 1
         super().remove(request)
         self._least = self._least_share()
@@ -87,6 +98,9 @@ class Fair(CallQueues):
         if not self._active[app]:
             del self._active[app]
             del self._running[app]
+            self._absent[app] = call.last_served
+            if len(self._absent) > _MANY_APPS:
+                del self._absent[next(iter(self._absent))]
             if len(self._share) > _MANY_APPS:  # a counter that is no higher than a newcomer's need not be kept
                 least = self._least_share()
                 self._share = {a: n for a, n in self._share.items() if n > least or a in self._active}
@@ -125,6 +139,13 @@ class Fair(CallQueues):
     def outdoes(self, request: RequestId, wants: int, other: RequestId, other_wants: int, now: float) -> bool:
         app, than = self._calls[request].app, self._calls[other].app
         return self._recent.of(app, now) + wants > _MUCH_MORE * (self._recent.of(than, now) + other_wants)
+
+    def floods(self, request: RequestId, now: float) -> bool:
+        served = self._recent.of(self._calls[request].app, now)
+        for app, when in islice(reversed(self._absent.items()), _ABSENT):
+            if now - when < _RETURNS_S and served > _FAR_MORE * self._recent.of(app, now):
+                return True
+        return False
 
     def gives_way(self, running: RequestId, waiting: RequestId, now: float) -> bool:
         if self._calls[waiting].priority < self.urgency(running, now):

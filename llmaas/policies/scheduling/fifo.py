@@ -33,6 +33,9 @@ class Fifo(CallQueues):
     def outdoes(self, request: RequestId, wants: int, other: RequestId, other_wants: int, now: float) -> bool:
         return False
 
+    def floods(self, request: RequestId, now: float) -> bool:
+        return False
+
     def gives_way(self, running: RequestId, waiting: RequestId, now: float) -> bool:
         return False
 

@@ -76,7 +76,6 @@ _RUNS = [
     contexts.deletes,
     contexts.bad_adapters,
     histories.resolves,
-    histories.ever_new_names,
     histories.keyed_again,
     histories.biases,
     histories.too_many_biases,
@@ -98,6 +97,7 @@ _HEAVY = [
     contexts.truncates,
     contexts.thrashing,
     histories.stateless,
+    histories.ever_new_names,
     histories.wait_and_leave,
 ]
 _ALL = [
