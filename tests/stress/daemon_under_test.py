@@ -19,6 +19,7 @@ import sys
 import threading
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -149,7 +150,8 @@ async def run_daemon(args: argparse.Namespace) -> None:
     files = DeadlyFiles(Death(args.die_at, args.die_after)) if args.die_at else Files()
     bits = float(args.bits) if "." in args.bits else Precision(int(args.bits), int(args.bits))
     with Store(args.data_dir, master=MASTER, files=files, wal_limit=64 * 1024) as store:
-        engine = EngineThread(lambda: Asking(CELLS, 8, geometry=GEOMETRY, end_rate=END_RATE))
+        made = partial(Asking, CELLS, 8, geometry=GEOMETRY, end_rate=END_RATE, recurrent=args.recurrent)
+        engine = EngineThread(made)
         adapters = tuple((path.name, path) for path in args.adapters)
         settings = service_settings(
             pool_bytes=4 << 20, bits=bits, prefill_slice=64, split="load_first", adapters=adapters
@@ -211,6 +213,7 @@ def main() -> int:
     parser.add_argument("--socket", type=Path, required=True)
     parser.add_argument("--bits", default="4", help="the same for all, or with a point, shared out")
     parser.add_argument("--adapters", type=Path, nargs="*", default=[])
+    parser.add_argument("--recurrent", action="store_true", help="the engine's sequences cannot be cut")
     parser.add_argument("--die-at", choices=SITES)
     parser.add_argument("--die-after", type=int, default=1)
     args = parser.parse_args()

@@ -33,6 +33,7 @@ from tests.stress.daemon_under_test import CELLS, END_RATE, MASTER, SITES, STAGE
 from tests.support.books import Book, book_of
 from tests.support.checked_app import App
 from tests.support.oracle import Oracle, adapter_files
+from tests.support.random_models import write_hybrid
 
 APPS = 4
 LONGEST = 60.0
@@ -114,16 +115,18 @@ def go_on(apps: list[App], victim: Victim, tally: Tally) -> None:
     assert counts["chunks_damaged"] == 0
 
 
-def kill_again_and_again(root: Path, kills: int, seed: int) -> Tally:
+def kill_again_and_again(root: Path, kills: int, seed: int, *, recurrent: bool = False) -> Tally:
+    """``recurrent``: the engine's sequences cannot be cut, so whole states are kept, and nothing is coded."""
     rng = random.Random(seed)
     data, copy = root / "data", root / "copy"
     files = adapter_files(root / "adapters", ("red", "blue"))
     oracle = partial(ORACLE, adapters=files)
     apps = [App(f"app{i}", seed * 1000 + i, oracle, adapters=tuple(files)) for i in range(APPS)]
-    known = ["--adapters", *map(str, files.values())]
+    known = ["--adapters", *map(str, files.values()), *(["--recurrent"] if recurrent else [])]
+    sites = [site for site in SITES if not recurrent or site not in (*STAGES, *RARE)]
     tally = Tally()
     for n in range(kills):
-        site = SITES[(n // 2 + seed) % len(SITES)] if n % 2 else ""
+        site = sites[(n // 2 + seed) % len(sites)] if n % 2 else ""
         after, delay = rng.randint(1, 12), rng.uniform(0.2, 1.2)
         after = 1 if site in RARE else after
         print(f"seed {seed}, kill {n}: " + (f"inside {site} {after}" if site else f"after {delay:.2f} s"))
@@ -163,6 +166,10 @@ def test_every_acknowledged_turn_survives_kill_9_of_the_daemon(tmp_path: Path) -
     verdict(kill_again_and_again(tmp_path, int(os.environ.get("LLMAAS_KILLS", "4")), seed=1))
 
 
+def test_every_acknowledged_turn_survives_where_whole_states_are_kept(tmp_path: Path) -> None:
+    verdict(kill_again_and_again(tmp_path, 2, seed=3, recurrent=True))
+
+
 @pytest.mark.slow
 @pytest.mark.timeout(900)
 def test_every_acknowledged_turn_survives_fifty_kills_of_the_daemon(tmp_path: Path) -> None:
@@ -175,10 +182,12 @@ def test_every_acknowledged_turn_survives_fifty_kills_of_the_daemon(tmp_path: Pa
 # -- llmaas serve
 
 
-def start_real(root: Path) -> subprocess.Popen[bytes]:
-    """``llmaas serve`` on the packaged model; returns when it answers."""
+def start_real(root: Path, model: Path) -> subprocess.Popen[bytes]:
+    """``llmaas serve`` on a model; returns when it answers."""
     environ = {name: value for name, value in os.environ.items() if not name.startswith(("LLMAAS_", "XDG_"))}
     flags = [
+        "--model",
+        model,
         "--socket",
         root / "s",
         "--data-dir",
@@ -203,19 +212,31 @@ def start_real(root: Path) -> subprocess.Popen[bytes]:
             time.sleep(0.05)
 
 
+def until_on_disk(client: Client) -> None:
+    """Return when all that is kept of contexts is on DISK."""
+    late = time.monotonic() + 60
+    while not client.stats()["counts"]["chunks_written"]:
+        assert time.monotonic() < late, client.stats()
+        time.sleep(0.05)
+
+
 def ask(client: Client, name: str, text: str) -> str:
     stream = client.generate(name, [{"role": "user", "content": text}], max_tokens=12)
     assert stream.done.n_generated
     return stream.text
 
 
-def test_llmaas_serve_with_a_real_model_survives_kill_9(tmp_path: Path, model_path: Path) -> None:
-    process = start_real(tmp_path)
+@pytest.mark.parametrize("kind", ["rows", "states"])
+def test_llmaas_serve_with_a_real_model_survives_kill_9(tmp_path: Path, model_path: Path, kind: str) -> None:
+    """``states``: of a hybrid model, whose sequences cannot be cut."""
+    model = model_path if kind == "rows" else write_hybrid(tmp_path / "m.gguf")
+    process = start_real(tmp_path, model)
     try:
         with Client(tmp_path / "s", app="a") as client:
             client.create(name="c", system="You are a poet.")
             ask(client, "c", "Tell me of the sea. " * 12)
             before = client.show("c")
+            until_on_disk(client)
             stream = client.generate("c", [{"role": "user", "content": "Go on."}], max_tokens=400)
             next(stream)
             process.kill()
@@ -227,11 +248,12 @@ def test_llmaas_serve_with_a_real_model_survives_kill_9(tmp_path: Path, model_pa
         with Store(tmp_path / "data", master=key.key) as store:
             assert store.check().problems == ()
             assert len(store.tokens(before.info.id)) == before.info.n_tokens
-        process = start_real(tmp_path)
+        process = start_real(tmp_path, model)
         with Client(tmp_path / "s", app="a") as client:
             after = client.show("c")
             assert (after.info.n_tokens, after.messages) == (before.info.n_tokens, before.messages)
             answer = ask(client, "c", "And of the wind?")
+            assert client.stats()["counts"]["tokens_from_disk"] > 0.8 * before.info.n_tokens
             assert client.show("c").messages[-1].content == answer
         process.terminate()
         assert process.wait(60) == 0
