@@ -26,7 +26,9 @@ _SPARE_BYTES = 64 << 20
 
 def context_settings(config: Config) -> ContextSettings:
     n_ubatch = min(_UBATCH, config.prefill_slice)
-    return ContextSettings(config.cells, config.sequences, config.threads, batch_tokens(config), n_ubatch, "f16")
+    return ContextSettings(
+        config.cells, config.sequences, config.threads, batch_tokens(config), n_ubatch, "f16", config.full_windows
+    )
 
 
 def repack_memo(config: Config) -> Memo:

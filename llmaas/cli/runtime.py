@@ -94,6 +94,7 @@ def load_engine(
         n_threads=shape.n_threads,
         n_batch=shape.n_batch,
         n_ubatch=shape.n_ubatch,
+        full_windows=shape.full_windows,
         embedding_tokens=config.embedding_tokens,
         rope_memo=rope_memo(config),
         open_model=functools.partial(LlamaModel, repack=repack, gpu_layers=config.gpu_layers, held=config.held),

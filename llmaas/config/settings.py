@@ -164,6 +164,13 @@ class Config:
         "auto",
         "a second copy of weights, in an order that the CPU computes faster with; auto: where it does, measured once",
     )
+    full_windows: bool = _setting(
+        yes_no(),
+        True,
+        "keep all tokens of layers that see the last ones only; without, cells take less memory, and contexts come "
+        "back as a whole",
+        "true",
+    )
     sequences: int = _setting(whole(2, 256), 32, "contexts that can be in cells at once")
     bits: float | tuple[int, int] = _setting(
         mean_bits(2.5, 8.0, (16, 8, 6, 5, 4, 3, 2)),

@@ -24,6 +24,7 @@ SETTINGS = (
     "threads",
     "max_running",
     "repack",
+    "full_windows",
     "gpu_layers",
     "held",
     "adapters",

@@ -45,6 +45,7 @@ BAD = {
     "nice": "-5",
     "governor": "maybe",
     "repack": "maybe",
+    "full_windows": "half",
     "sequences": "1",
     "bits": "7/4",
     "encrypt": "perhaps",

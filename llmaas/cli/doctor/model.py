@@ -42,7 +42,8 @@ def check_model(config: Config) -> Iterator[Finding]:
     choice = choose(path, config.repack, repack_memo(config))
     # What is not known yet counts: the next start may make the copy.
     opener = functools.partial(LlamaModel, repack=choice.copied or choice.open)
-    engine = LlamaEngine(path, n_cells=256, n_seqs=2, n_threads=config.threads, open_model=opener)
+    made = functools.partial(LlamaEngine, path, open_model=opener, full_windows=config.full_windows)
+    engine = made(n_cells=256, n_seqs=2, n_threads=config.threads)
     try:
         info, copied = engine.info, engine.copied_bytes
     finally:

@@ -40,15 +40,18 @@ def window_of(model: Any) -> int:
     return int(C.llama_model_n_swa(model))
 
 
-def extra_sequences(model: Any) -> int:
-    """How many sequences ``SequenceCells`` needs for itself: the scratch one, and the guard if there is a window."""
-    return 2 if window_of(model) else 1
+def extra_sequences(model: Any, *, full_windows: bool = True) -> int:
+    """How many sequences ``SequenceCells`` needs for itself: the scratch one, and the guard if all that has left a
+    window is kept."""
+    return 2 if full_windows and window_of(model) else 1
 
 
 class SequenceCells:
-    """The cells of sequences 0 .. n_seqs-1. ``window``: the result of ``window_of``."""
+    """The cells of sequences 0 .. n_seqs-1. ``window``: the result of ``window_of``; ``full``: whether what has left it
+    is kept.
+    """
 
-    def __init__(self, context: Any, n_seqs: int, window: int) -> None:
+    def __init__(self, context: Any, n_seqs: int, window: int, *, full: bool = True) -> None:
         self._context, self._memory = context, C.llama_get_memory(context)
         self.n_cells = int(C.llama_n_ctx(context))
         self.window = window
@@ -56,7 +59,9 @@ class SequenceCells:
         """How many positions each sequence has. Only methods of this class write it."""
         self._scratch = n_seqs
         """A sequence for states in transit, since llama.cpp reads and writes whole sequences. Empty between calls."""
-        self._guard = n_seqs + 1 if window else None
+        self._guard = n_seqs + 1 if window and full else None
+        self.only_window = bool(window) and not full
+        """Whether some layers have lost what is before the window: then no sequence can be cut."""
 
     def extend(self, seq: int, start: int, stop: int) -> None:
         """Record that positions start .. stop-1 of ``seq`` have just come into cells."""
@@ -72,8 +77,10 @@ class SequenceCells:
 
     def truncate(self, seq: int, start: int) -> None:
         """Remove positions from ``start`` on from ``seq``, also those that a failed step left. Cells that belong to no
-        sequence then are free.
+        sequence then are free. Raises EngineFailed, and changes nothing, if the state cannot be cut there.
         """
+        if self.only_window and start:
+            raise EngineFailed("a sequence that has lost what is before its window cannot be cut in the middle")
         self._remove(seq, start)
         self.lengths[seq] = min(self.lengths[seq], start)
         if self._guard is None:

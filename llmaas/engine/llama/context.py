@@ -46,6 +46,8 @@ class ContextSettings:
     n_batch: int
     n_ubatch: int
     type_kv: KvType
+    full_windows: bool = True
+    """Whether layers with a sliding window keep all positions. If not, no sequence of such a model can be cut."""
 
     def __post_init__(self) -> None:
         most = int(C.llama_max_parallel_sequences()) - _MOST_EXTRA
@@ -66,7 +68,7 @@ def new_context(model: LlamaModel, settings: ContextSettings, probe: QueryProbe)
     """
     if C.llama_model_has_encoder(model.handle) or not C.llama_model_has_decoder(model.handle):
         raise ModelUnreadable(f"{model.path} is not a model that generates text (it has an encoder)")
-    params = _params(settings, settings.n_seqs + extra_sequences(model.handle))
+    params = _params(settings, settings.n_seqs + extra_sequences(model.handle, full_windows=settings.full_windows))
     probe.install(params)
     with collect_errors() as errors, collect_lines() as lines:
         context = C.llama_init_from_model(model.handle, params)
@@ -118,6 +120,6 @@ def _params(settings: ContextSettings, n_seqs: int) -> Any:
     params.n_outputs_max = n_seqs  # llama.cpp asserts this; without it, it makes room for logits of every token
     params.kv_unified = True  # all sequences share the cells, so a copy is metadata only
     params.flash_attn_type = C.LLAMA_FLASH_ATTN_TYPE_ENABLED  # V is stored by rows, not transposed
-    params.swa_full = True  # windowed layers keep all positions, so that any of them can be exported and loaded
+    params.swa_full = settings.full_windows  # windowed layers keep all positions: any of them can go out and in
     params.no_perf = True
     return params

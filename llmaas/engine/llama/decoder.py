@@ -42,7 +42,8 @@ class LlamaDecoder:
         self.n_vocab = model.n_vocab
         self._files = model.files
         self.context: Any = new_context(model, settings, self.probe)
-        self.cells = SequenceCells(self.context, settings.n_seqs, window_of(model.handle))
+        window = window_of(model.handle)
+        self.cells = SequenceCells(self.context, settings.n_seqs, window, full=settings.full_windows)
         self.adapters = LlamaAdapters(model.handle, self.context)
         self.abort_flag = AbortFlag(self.context)
         self._spins = SpinControl(ggml_function("GOMP_parallel"), N_CPUS)
@@ -54,7 +55,7 @@ class LlamaDecoder:
         self.max_batch = int(
             C.llama_n_batch(self.context)
         )  # at most the cells asked for: llama.cpp asserts on a larger batch
-        if self.cells.window:  # a longer batch could give away the cells of its own first tokens
+        if window and settings.full_windows:  # a longer batch could give away the cells of its own first tokens
             self.max_batch = min(self.max_batch, self.cells.window)
         self._logits_rows: list[int | None] = []
         """For each item of the last step, the batch index of its logits; None if it drew nothing."""

@@ -38,6 +38,7 @@ from llmaas.records import Message, ModelInfo
 class LlamaEngine:
     """Engine over a GGUF file. ``n_cells`` is rounded up to what llama.cpp allocates (a multiple of 256).
 
+    ``full_windows``: see ``ContextSettings``.
     ``embedding_tokens``: the longest text that embeddings are computed of; 0: none are.
     ``spare_bytes`` bounds the memory that is kept for the next slabs (see ``Buffers``). ``rope_memo`` makes the next
     start of the same model quicker. ``decoder``: the parts below the port, for benches that measure llama.cpp itself.
@@ -54,12 +55,13 @@ class LlamaEngine:
         n_batch: int = 512,
         n_ubatch: int = 128,
         type_kv: KvType = "f16",
+        full_windows: bool = True,
         embedding_tokens: int = 512,
         spare_bytes: int = 9 << 20,
         rope_memo: RopeMemo | None = None,
         open_model: Callable[[Path], LlamaModel] = LlamaModel,
     ) -> None:
-        settings = ContextSettings(n_cells, n_seqs, n_threads, n_batch, n_ubatch, type_kv)
+        settings = ContextSettings(n_cells, n_seqs, n_threads, n_batch, n_ubatch, type_kv, full_windows)
         self._thread = threading.get_ident()
         self._n_seqs, self._n_threads = n_seqs, n_threads
         self._embedder: Embedder | None = None

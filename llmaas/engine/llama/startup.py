@@ -98,6 +98,8 @@ def _learn_slabs(model: LlamaModel, decoder: LlamaDecoder, spare_bytes: int) -> 
     decoder.step([BatchItem(0, 0, list(range(_LEARNT_FROM)))], "")
     if why := model.why_not_chunkable():
         raise Unchunkable(why)
+    if decoder.cells.only_window:
+        raise Unchunkable(f"of layers with a window only the last {decoder.cells.window} tokens are kept")
     layout = learn_layout(decoder.cells.read_whole(0), _LEARNT_FROM)
     geometry = checked_geometry(model.geometry(), layout)
     slabs = Slabs(decoder.cells, layout, spare_bytes)

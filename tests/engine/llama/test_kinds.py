@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
@@ -11,6 +12,8 @@ import pytest
 from llmaas.calls import Sampling
 from llmaas.engine.base import BatchItem
 from llmaas.engine.llama.engine import LlamaEngine
+from llmaas.engine.llama.lib import collect_lines
+from llmaas.errors import EngineFailed
 from llmaas.kv_arrays import F32
 from llmaas.kvchunks.codec.codec import Codec
 from llmaas.records import CHUNK_TOKENS, LOSSLESS, ChunkKey, Precision
@@ -19,6 +22,7 @@ from tests.support.random_models import Shape, write_llama
 
 KEY = ChunkKey(bytes(16))
 N_TOKENS = 150
+ONLY_WINDOW = "of a window of 64 nothing else is kept"
 CHUNKED: dict[str, Callable[[Path], Path]] = {
     **{
         f"heads of {dim}": lambda path, dim=dim: write_llama(path, shape=Shape(head_dim=dim))  # type: ignore[misc]
@@ -30,23 +34,27 @@ CHUNKED: dict[str, Callable[[Path], Path]] = {
 WHOLE: dict[str, Callable[[Path], Path]] = {
     "multi-head latent attention": lambda path: write_deepseek(path, latent=True),
     "a window of 32": lambda path: write_windowed(path, window=32),
+    ONLY_WINDOW: lambda path: write_windowed(path, window=64),
 }
 
 
 @pytest.fixture(params=[*CHUNKED, *WHOLE])
 def engine(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[LlamaEngine]:
     path = (CHUNKED | WHOLE)[request.param](tmp_path / "m.gguf")
-    made = LlamaEngine(path, n_cells=512, n_seqs=2, n_threads=1)
+    made = LlamaEngine(path, n_cells=512, n_seqs=2, n_threads=1, full_windows=request.param != ONLY_WINDOW)
     assert made.info.chunkable is (request.param in CHUNKED), made.info.note
     yield made
     made.close()
 
 
 def fill(engine: LlamaEngine) -> None:
+    feed(engine, [259 + i * i % 61 for i in range(N_TOKENS)])
+
+
+def feed(engine: LlamaEngine, tokens: list[int]) -> None:
     """In pieces: where there are windows, a step is no longer than they are."""
-    tokens = [259 + i * i % 61 for i in range(N_TOKENS)]
-    for at in range(0, N_TOKENS, 30):
-        engine.step([BatchItem(0, at, tokens[at : at + 30])])
+    for at in range(0, len(tokens), 30):
+        engine.step([BatchItem(0, engine.length(0), tokens[at : at + 30])])
 
 
 def answer(engine: LlamaEngine, seq: int) -> list[F32]:
@@ -99,3 +107,24 @@ def test_chunks_of_every_size_of_heads_are_coded(engine: LlamaEngine) -> None:
     for a, b in ((found.k, slab.k), (found.v, slab.v)):
         error = np.linalg.norm(a.astype(np.float32) - b.astype(np.float32)) / np.linalg.norm(b.astype(np.float32))
         assert error < 0.15
+
+
+def test_without_full_windows_cells_and_states_take_less_and_answers_are_the_same(tmp_path: Path) -> None:
+    path, answers, sizes, cells = write_windowed(tmp_path / "m.gguf", window=64), [], [], []
+    for full in (True, False):
+        with collect_lines() as lines:
+            engine = LlamaEngine(path, n_cells=2048, n_seqs=2, n_threads=1, n_ubatch=64, full_windows=full)
+        cells.append(sum(float(n) for n in re.findall(r"KV buffer size *= *([0-9.]+) MiB", "\n".join(lines))))
+        for _ in range(4):
+            feed(engine, [259 + i * i % 61 for i in range(N_TOKENS)])
+        answers.append([int(np.argmax(logits)) for logits in answer(engine, 0)])
+        sizes.append(engine.decoder.cells.read_whole(0).size)
+        if not full:
+            with pytest.raises(EngineFailed, match="window"):
+                engine.drop(0, 500)
+            assert engine.length(0) == 4 * N_TOKENS + 4
+            engine.drop(0, 0)
+        engine.close()
+    assert answers[0] == answers[1]
+    assert sizes[1] <= sizes[0]
+    assert 0 < cells[1] < 0.5 * cells[0]
