@@ -22,6 +22,13 @@
 #include <time.h>
 #include <unistd.h>
 
+#ifdef LLMAAS_SLOTS
+#include "_slots.c" /* -I llmaas/slots of the checkout */
+
+#define SLOT_HEADER 4096
+#define SLOT_SPIN_NS 100000
+#endif
+
 #define PROTOCOL 1
 #define FIRST_FRAME (4u << 20)  /* largest body until the hello names another limit */
 #define MOST_FRAME (64u << 20)  /* largest body whatever the hello says */
@@ -396,6 +403,12 @@ struct llmaas {
     bytes in;    /* what came and was not read yet */
     size_t done; /* bytes at the beginning of `in` that were read */
     llmaas_server server;
+    bool wants_slot;
+#ifdef LLMAAS_SLOTS
+    slot_end slot; /* its base is NULL if there is none */
+    uint64_t slot_size;
+    bool hung_up; /* the daemon has closed the socket: what it wrote before is in the slot */
+#endif
 };
 
 static int64_t now_ms(void) {
@@ -405,6 +418,11 @@ static int64_t now_ms(void) {
 }
 
 static void hang_up(llmaas *c) {
+#ifdef LLMAAS_SLOTS
+    if (c->slot.base != NULL)
+        slots_unmap(c->slot.base, c->slot_size);
+    c->slot.base = NULL;
+#endif
     if (c->fd >= 0)
         close(c->fd);
     c->fd = -1;
@@ -419,14 +437,65 @@ static int lost(llmaas *c, llmaas_error *error, const char *why) {
                 why);
 }
 
-/* Wait until the socket can be used. 1: it can. 0: the time is up. 2: the call was interrupted. -1: failed. */
+#ifdef LLMAAS_SLOTS
+/* What the socket's calls would return: nothing was done is EAGAIN. */
+static ssize_t slot_result(llmaas *c, int64_t n) {
+    if (c->slot.bell) { /* a full socket has bells that were not heard yet */
+        c->slot.bell = 0;
+        ssize_t rung = send(c->fd, "", 1, MSG_NOSIGNAL | MSG_DONTWAIT);
+        (void)rung;
+    }
+    if (n > 0)
+        return (ssize_t)n;
+    errno = n == 0 ? EAGAIN : EPROTO;
+    return -1;
+}
+
+/* Look for a moment, then say that this side sleeps until a bell comes by the socket: whether it may. */
+static bool may_sleep(llmaas *c, int wants) {
+    if (may_spin(&c->slot)) {
+        if (slots_spin(&c->slot, wants, SLOT_SPIN_NS)) {
+            c->slot.in_vain = 0;
+            return false;
+        }
+        c->slot.in_vain += c->slot.in_vain < 6;
+        c->slot.sleep_next = (1u << c->slot.in_vain) - 1;
+    }
+    return slots_sleep(&c->slot, wants) == 0;
+}
+
+/* A bell has come, or the end. */
+static void hear_bells(llmaas *c) {
+    char bells[256];
+    ssize_t n;
+    while ((n = recv(c->fd, bells, sizeof bells, MSG_DONTWAIT)) > 0)
+        ;
+    c->hung_up |= n == 0 || (errno != EAGAIN && errno != EINTR);
+}
+#endif
+
+/* Wait until the connection can be used. 1: it can. 0: the time is up. 2: the call was interrupted. -1: failed. */
 static int wait_for(llmaas *c, short events, int64_t late, bool interruptible) {
     for (;;) {
+#ifdef LLMAAS_SLOTS
+        bool by_slot = c->slot.base != NULL;
+        if (by_slot && (c->hung_up || !may_sleep(c, events == POLLIN ? READABLE : ROOM)))
+            return 1;
+        short socket_events = by_slot ? POLLIN : events; /* a bell */
+#else
+        short socket_events = events;
+#endif
         int64_t left = late < 0 ? -1 : late - now_ms();
-        struct pollfd on[2] = {{c->fd, events, 0}, {c->wake[0], POLLIN, 0}};
+        struct pollfd on[2] = {{c->fd, socket_events, 0}, {c->wake[0], POLLIN, 0}};
         int n = poll(on, interruptible ? 2 : 1, late < 0 ? -1 : left > 0 ? (int)left : 0);
         if (n < 0 && errno != EINTR)
             return -1;
+#ifdef LLMAAS_SLOTS
+        if (by_slot)
+            slots_awake(&c->slot);
+        if (by_slot && n > 0 && on[0].revents)
+            hear_bells(c);
+#endif
         if (n > 0 && interruptible && on[1].revents) {
             char byte[64];
             while (read(c->wake[0], byte, sizeof byte) > 0)
@@ -440,10 +509,29 @@ static int wait_for(llmaas *c, short events, int64_t late, bool interruptible) {
     }
 }
 
+/* Send and receive as send(2) and recv(2) that do not wait. */
+static ssize_t put_bytes(llmaas *c, const uint8_t *data, size_t size) {
+#ifdef LLMAAS_SLOTS
+    if (c->slot.base != NULL)
+        return c->hung_up ? (errno = EPIPE, -1) : slot_result(c, slots_write(&c->slot, data, size));
+#endif
+    return send(c->fd, data, size, MSG_NOSIGNAL | MSG_DONTWAIT);
+}
+
+static ssize_t get_bytes(llmaas *c, uint8_t *data, size_t size) {
+#ifdef LLMAAS_SLOTS
+    if (c->slot.base != NULL) {
+        int64_t n = slots_read(&c->slot, data, size);
+        return n == 0 && (c->hung_up || slots_ready(&c->slot, READABLE) == ENDED) ? 0 : slot_result(c, n);
+    }
+#endif
+    return recv(c->fd, data, size, MSG_DONTWAIT);
+}
+
 static int send_all(llmaas *c, const bytes *data, llmaas_error *error) {
     int64_t late = now_ms() + c->timeout_ms;
     for (size_t at = 0; at < data->size;) {
-        ssize_t n = send(c->fd, data->data + at, data->size - at, MSG_NOSIGNAL | MSG_DONTWAIT);
+        ssize_t n = put_bytes(c, data->data + at, data->size - at);
         if (n >= 0)
             at += (size_t)n;
         else if (errno == EAGAIN || errno == EINTR) {
@@ -491,7 +579,7 @@ static int receive(llmaas *c, int64_t late, value *map, llmaas_error *error) {
             in->failed = false;
             return out_of_memory(error);
         }
-        ssize_t n = recv(c->fd, in->data + in->size, 65536, MSG_DONTWAIT);
+        ssize_t n = get_bytes(c, in->data + in->size, 65536);
         if (n < 0 && (errno == EAGAIN || errno == EINTR))
             continue;
         if (n <= 0)
@@ -552,6 +640,96 @@ static int open_socket(llmaas *c, llmaas_error *error) {
     return refuse_stranger(c, error);
 }
 
+#ifdef LLMAAS_SLOTS
+static int no_slot(llmaas_error *error, const char *what) {
+    return fail(error, LLMAAS_MACHINE, "machine", "Use the socket.", "what the daemon passed is no slot: %s", what);
+}
+
+/* Map the slot that came as `fd`, if it is one. */
+static int map_slot(llmaas *c, int fd, uint64_t generation, llmaas_error *error) {
+    struct stat facts;
+    int seals = fcntl(fd, F_GET_SEALS);
+    if (fstat(fd, &facts) != 0 || seals < 0 || !(seals & F_SEAL_SHRINK) || facts.st_size <= SLOT_HEADER)
+        return no_slot(error, "it may be cut while it is in use");
+    uint32_t ring = (uint32_t)((facts.st_size - SLOT_HEADER) / 2), header[4];
+    unsigned char *base = slots_map(fd, (uint64_t)facts.st_size);
+    if (base == NULL)
+        return out_of_memory(error);
+    memcpy(header, base + 8, sizeof header); /* version, bytes of a ring, generation, owner */
+    if (memcmp(base, "llmaasSL", 8) != 0 || header[0] != 1 || header[1] != ring || (ring & (ring - 1)) != 0 ||
+        header[2] != (uint32_t)generation) {
+        slots_unmap(base, (uint64_t)facts.st_size);
+        return no_slot(error, "its header is another's");
+    }
+    slot_end client = {.base = base, .size = ring, .state = 64, .in_ring = SLOT_HEADER + ring, .in_written = 256,
+                       .in_taken = 320, .out_ring = SLOT_HEADER, .out_written = 128, .out_taken = 192,
+                       .my_sleep = 384, .its_sleep = 448};
+    c->slot = client;
+    c->slot_size = (uint64_t)facts.st_size;
+    c->hung_up = false;
+    return 0;
+}
+
+/* Receive the beginning of the reply, and the descriptor with it; -1 if there is none. */
+static int receive_descriptor(llmaas *c) {
+    union {
+        struct cmsghdr head;
+        char room[CMSG_SPACE(sizeof(int))];
+    } control;
+    bytes *in = &c->in;
+    if (wait_for(c, POLLIN, now_ms() + c->timeout_ms, false) != 1 || !grow(in, 4096))
+        return -1;
+    struct iovec part = {in->data + in->size, 4096};
+    struct msghdr message = {.msg_iov = &part, .msg_iovlen = 1, .msg_control = &control,
+                             .msg_controllen = sizeof control};
+    ssize_t n = recvmsg(c->fd, &message, MSG_DONTWAIT | MSG_CMSG_CLOEXEC);
+    if (n > 0)
+        in->size += (size_t)n;
+    struct cmsghdr *found = n > 0 ? CMSG_FIRSTHDR(&message) : NULL;
+    int fd = -1;
+    if (found != NULL && found->cmsg_type == SCM_RIGHTS && found->cmsg_len == CMSG_LEN(sizeof fd))
+        memcpy(&fd, CMSG_DATA(found), sizeof fd);
+    return fd;
+}
+
+/* Go on by shared memory. Nothing but the hello was sent before. */
+static int open_slot(llmaas *c, llmaas_error *error) {
+    static const uint8_t request[] = "\0\0\0\x0d\x82\xa2id\0\xa2op\xa4slot";
+    bytes frame = {0};
+    put(&frame, request, sizeof request - 1);
+    int done = frame.failed ? out_of_memory(error) : send_all(c, &frame, error);
+    free(frame.data);
+    if (done != 0)
+        return -1;
+    if (c->done > 0) { /* the hello was read */
+        memmove(c->in.data, c->in.data + c->done, c->in.size - c->done);
+        c->in.size -= c->done;
+        c->done = 0;
+    }
+    int fd = receive_descriptor(c);
+    value map;
+    done = receive(c, now_ms() + c->timeout_ms, &map, error);
+    if (done == 0) {
+        value type = get(&map, "type"), result = get(&map, "result");
+        if (says(&type, "failed"))
+            done = error_from(&map, error);
+        else if (fd < 0)
+            done = no_slot(error, "there is none");
+        else
+            done = map_slot(c, fd, (uint64_t)number_or(get(&result, "generation"), -1), error);
+    }
+    if (fd >= 0)
+        close(fd);
+    return done;
+}
+#else
+static int open_slot(llmaas *c, llmaas_error *error) {
+    (void)c;
+    return fail(error, LLMAAS_CALLER, "bad_request", "Compile llmaas.c with LLMAAS_SLOTS, or use the socket.",
+                "this library was compiled without slots");
+}
+#endif
+
 /* Open the connection, and say hello. */
 static int connect_now(llmaas *c, llmaas_error *error) {
     if (open_socket(c, error) != 0)
@@ -588,6 +766,8 @@ static int connect_now(llmaas *c, llmaas_error *error) {
         copy_text(c->server.model, sizeof c->server.model, get(&map, "model"));
         copy_text(c->server.app, sizeof c->server.app, get(&map, "app"));
     }
+    if (done == 0 && c->wants_slot)
+        done = open_slot(c, error);
     if (done != 0)
         hang_up(c);
     return done;
@@ -868,6 +1048,10 @@ static int set_up(llmaas *c, const llmaas_options *o, llmaas_error *error) {
     c->daemon_uid = o->daemon_uid != 0 || uid == NULL ? o->daemon_uid : (uint32_t)strtoul(uid, NULL, 10);
     c->timeout_ms = o->timeout_ms > 0 ? o->timeout_ms : TIMEOUT_MS;
     c->retry_ms = o->retry_ms > 0 ? o->retry_ms : 0;
+    c->wants_slot = o->transport != NULL && strcmp(o->transport, "slots") == 0;
+    if (!c->wants_slot && o->transport != NULL && strcmp(o->transport, "socket") != 0)
+        return fail(error, LLMAAS_CALLER, "bad_request", "Give NULL, \"socket\" or \"slots\".", "there is no transport %s",
+                    o->transport);
     bool has_token = token != NULL && token[0] != 0;
     const char *app = o->app != NULL ? o->app : has_token ? NULL : "c";
     c->token = has_token ? strdup(token) : NULL;

@@ -42,6 +42,7 @@ typedef struct {
     uint32_t daemon_uid; /* user whose daemon is accepted, besides this user's and root's */
     int timeout_ms;      /* of connecting and sending; 0: 10000. An answer may take as long as it takes */
     int retry_ms;        /* how long to try again after a loss or a refusal as busy; 0: not at all */
+    const char *transport; /* NULL or "socket"; "slots": shared memory, if llmaas.c was compiled with LLMAAS_SLOTS */
 } llmaas_options;
 
 /* What the daemon said of itself. Texts that are longer are cut. */
