@@ -49,18 +49,20 @@ def measure(options: Options) -> Result:
 
 def _row(options: Options, n: int, prompts: list[list[str]], n_new: int) -> dict[str, Any]:
     with daemon(options, f"n{n}", "--cells", str(_CELLS), "--max-running", "16", endless=True) as (socket, _):
-        answers = asyncio.run(_answers(socket, prompts, n_new))
+        answers = asyncio.run(answers_of(socket, prompts, n_new))
     row = figures(answers, n, n_new)
     say(f"{n:2} clients: {row['tokens_per_s']} tokens/s, first token after {row['ttft_ms_p50']} ms")
     return row
 
 
-async def _answers(socket: Path, prompts: list[list[str]], n_new: int) -> list[list[Answer]]:
-    """The answers of each round."""
+async def answers_of(
+    socket: Path, prompts: list[list[str]], n_new: int, transport: str = "socket"
+) -> list[list[Answer]]:
+    """The answers of each round. ``prompts``: of each client, the text of its context, and one for each round."""
     async with AsyncExitStack() as stack:
         clients = []
         for i in range(len(prompts)):
-            link = await AsyncClient.connect(socket, app=f"client{i}")
+            link = await AsyncClient.connect(socket, app=f"client{i}", transport=transport)
             client = SocketClient(await stack.enter_async_context(link))
             clients.append((client, await client.create()))
         for (client, context), texts in zip(clients, prompts, strict=True):
