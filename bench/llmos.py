@@ -151,7 +151,7 @@ def _one_client(options: Options, text: str, tokens: list[int], n_new: int, roun
 
 def _ratio(ones: list[Speed], others: list[Speed], what: str) -> float:
     """Median over the rounds. Prefill speed is prompt tokens over the time to the first token."""
-    return median(getattr(one, what) / getattr(other, what) for one, other in zip(ones, others, strict=True))
+    return float(median(getattr(one, what) / getattr(other, what) for one, other in zip(ones, others, strict=True)))
 
 
 # -- many clients -----------------------------------------------------------------------------------

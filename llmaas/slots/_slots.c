@@ -18,11 +18,12 @@
 #include <stdint.h>
 #include <string.h>
 #include <sys/mman.h>
+#include <sys/resource.h>
 #include <sys/syscall.h>
 #include <time.h>
 #include <unistd.h>
 
-#define SLOTS_ABI 1 /* as in library.py: raised with every change of a function or of slot_end */
+#define SLOTS_ABI 2 /* as in library.py: raised with every change of a function or of slot_end */
 
 /* What calls return: bits, or BROKEN. */
 enum { READABLE = 1, ROOM = 2, ENDED = 4, INTERRUPTED = 8, BROKEN = -1 };
@@ -43,6 +44,9 @@ typedef struct {
     uint32_t bell; /* set: the other side sleeps, and is to be woken by its socket. Whoever does so clears it. */
     uint32_t in_vain;    /* how often in a row slots_wait has spun in vain */
     uint32_t sleep_next; /* so many of the next waits sleep at once */
+    uint32_t looks;      /* how often slots_wait has spun */
+    uint32_t crowded;    /* how often in a row it was found that others want this CPU */
+    int64_t preempted;   /* slots_preempted() when it was last asked */
 } slot_end;
 
 typedef _Atomic uint32_t word;
@@ -200,6 +204,32 @@ int slots_spin(const slot_end *e, int wants, int64_t spin_ns) {
     return found;
 }
 
+/* How often this thread had to leave its CPU to others that wanted it. */
+int64_t slots_preempted(void) {
+    struct rusage used;
+    return getrusage(RUSAGE_THREAD, &used) == 0 ? used.ru_nivcsw : 0;
+}
+
+/* Whether to look before sleeping. Every 16th time it asks whether others want this CPU: whoever spins then takes it
+ * from them, perhaps from the other side, and is made to wait for it by the scheduler afterwards. */
+static int may_spin(slot_end *e) {
+    if (e->sleep_next > 0) {
+        e->sleep_next--;
+        return 0;
+    }
+    if (e->looks++ % 16 == 0) {
+        int64_t now = slots_preempted(), before = e->preempted;
+        e->preempted = now;
+        if (e->looks > 1 && now != before) {
+            e->crowded += e->crowded < 4;
+            e->sleep_next = 128u << e->crowded;
+            return 0;
+        }
+        e->crowded = 0;
+    }
+    return 1;
+}
+
 static int wait_asleep(slot_end *e, int wants, int64_t timeout_ns) {
     int found;
     wants &= READABLE | ROOM;
@@ -216,19 +246,16 @@ static int wait_asleep(slot_end *e, int wants, int64_t timeout_ns) {
 
 /* Look for `spin_ns`, then sleep for `timeout_ns` at most. What there is then (0: nothing yet, or the time is up);
  * INTERRUPTED: a signal came. After it has looked in vain it sleeps at once the next time, after twice in a row
- * the next three times, and so on, up to 63: where no CPU is idle, or nothing comes soon, it takes none from others. */
+ * the next three times, and so on, up to 63; and more often where others want its CPU. */
 int slots_wait(slot_end *e, int wants, int64_t spin_ns, int64_t timeout_ns) {
     if (e == NULL)
         return BROKEN;
-    if (e->sleep_next > 0) {
-        e->sleep_next--;
-        spin_ns = 0;
-    }
+    if (spin_ns <= 0 || !may_spin(e))
+        return wait_asleep(e, wants, timeout_ns);
     int found = slots_spin(e, wants, spin_ns);
-    if (found || spin_ns <= 0) {
-        if (spin_ns > 0)
-            e->in_vain = 0;
-        return found ? found : wait_asleep(e, wants, timeout_ns);
+    if (found) {
+        e->in_vain = 0;
+        return found;
     }
     e->in_vain += e->in_vain < 6;
     e->sleep_next = (1u << e->in_vain) - 1;

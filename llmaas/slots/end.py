@@ -91,6 +91,10 @@ class SlotEnd:
         for offset in (at.REQUESTS_WRITTEN, at.REQUESTS_TAKEN, at.REPLIES_WRITTEN, at.REPLIES_TAKEN):
             self._memory.store(offset, (position % 2**32).to_bytes(4, sys.byteorder))
 
+    def preempted(self) -> int:
+        """How often this thread had to leave its CPU to others that wanted it."""
+        return int(self._library.slots_preempted())
+
     def take_bell(self) -> bool:
         """Whether the other side is to be woken by its socket now."""
         rung = bool(self._end.bell)

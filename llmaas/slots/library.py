@@ -11,7 +11,7 @@ import functools
 from llmaas.errors import MachineError
 from llmaas.native import load_library
 
-_ABI = 1
+_ABI = 2
 """As in ``_slots.c``."""
 
 
@@ -35,6 +35,9 @@ class EndStruct(ctypes.Structure):
         ("bell", ctypes.c_uint32),
         ("in_vain", ctypes.c_uint32),
         ("sleep_next", ctypes.c_uint32),
+        ("looks", ctypes.c_uint32),
+        ("crowded", ctypes.c_uint32),
+        ("preempted", ctypes.c_int64),
     )
 
 
@@ -58,6 +61,7 @@ def _load() -> ctypes.CDLL | None:
     library.slots_map.restype, library.slots_map.argtypes = ctypes.c_void_p, (ctypes.c_int, number)
     library.slots_unmap.restype = library.slots_discard.restype = None
     library.slots_unmap.argtypes = library.slots_discard.argtypes = (ctypes.c_void_p, number)
+    library.slots_preempted.restype = ctypes.c_int64
     library.slots_write.restype = library.slots_read.restype = ctypes.c_int64
     library.slots_write.argtypes = (end, ctypes.c_char_p, number)
     library.slots_read.argtypes = (end, ctypes.c_void_p, number)

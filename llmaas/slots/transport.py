@@ -48,7 +48,7 @@ class SlotTransport(asyncio.Transport):
         """Nothing is written after what is pending."""
         self._last = 0.0
         """When bytes came or went last."""
-        self._patience = Patience()
+        self._patience = Patience(end.preempted)
         self._hung_up = False
         """Whether the other side has closed its socket, or broken the slot: it will read nothing more."""
         self._idle_bells = 0
@@ -126,6 +126,8 @@ class SlotTransport(asyncio.Transport):
         if self._gone:
             return False
         try:
+            if not (spin_s or self._pending or self._reading_paused) and self._read():  # most frequent
+                return not self.is_closing()
             found = self._end.ready(self._wants, spin_s=spin_s)
             if found & Ready.ROOM:
                 self._flush()
@@ -148,20 +150,27 @@ class SlotTransport(asyncio.Transport):
             self._break(e)
             return True
 
-    def _read(self) -> None:
+    def _read(self) -> bool:
+        """Hand on what has come; False if nothing has."""
+        if self._buffered is not None:
+            buffer = memoryview(self._buffered.get_buffer(-1))
+            data = self._end.read(len(buffer))
+            buffer[: len(data)] = data
+        else:
+            data = self._end.read()
+        if not data:
+            return False
         now = self._loop.time()
         gap, self._last = now - self._last, now
         if self._patience.came(gap):
             self._awake.add(self, STAY_S)
-        if self._buffered is None:
-            assert isinstance(self._protocol, asyncio.Protocol)
-            self._protocol.data_received(bytes(self._end.read()))
-        else:
-            buffer = memoryview(self._buffered.get_buffer(-1))
-            data = self._end.read(len(buffer))
-            buffer[: len(data)] = data
+        self._ring()  # there is room, and the other side may wait for it
+        if self._buffered is not None:
             self._buffered.buffer_updated(len(data))
-        self._ring()
+        else:
+            assert isinstance(self._protocol, asyncio.Protocol)
+            self._protocol.data_received(bytes(data))
+        return True
 
     def _flush(self) -> None:
         written = self._end.write(bytes(self._pending))
