@@ -22,7 +22,8 @@ if TYPE_CHECKING:
     from llmaas.nodes.archive.locks import Lock, Opener, SecretKey
     from llmaas.nodes.importing import Imported, Outcome
 
-_BUFFER = 1 << 20
+_BUFFER = 1 << 16
+"""What is larger goes to the file as it is, without a copy: nearly all chunks do."""
 _MOST_SECRET = 4096
 
 
