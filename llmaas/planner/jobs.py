@@ -144,7 +144,7 @@ class Job:
     @property
     def goal(self) -> int:
         """Tokens that may be in CELLS before the prefill: generation needs the last one's logits."""
-        return self.total - 1 if self.max_new else self.prefill_end
+        return self.total - 1 if self.max_new else self.total
 
     @property
     def prefill_end(self) -> int:

@@ -63,7 +63,7 @@ class Switching:
         context, ledger = job.context, self._ledger
         if self._states:
             self._drop_beyond(job, job.goal, out)
-        if context.cells >= min(job.covered, job.goal):
+        if context.cells >= min(job.covered, job.goal, job.prefill_end):
             self._arrive(job, out)
             return True
         if self._states:
@@ -92,10 +92,10 @@ class Switching:
 
     def _advance_by_state(self, job: Job, now: float, out: list[Action]) -> None:
         """A sequence that cannot be cut goes on from the latest state that has a copy; what is behind is computed."""
-        context, goal = job.context, min(job.covered, job.goal)
-        best = best_state(self._ledger, context, goal)
+        context = job.context
+        best = best_state(self._ledger, context, min(job.covered, job.goal))
         if best is None:
-            job.begin_recompute(goal)
+            job.begin_recompute(min(job.covered, job.goal, job.prefill_end))
         elif self._ledger.chunk(best.key).pool is not Copy.ARRIVING:
             self._drop_beyond(job, 0, out)  # a state comes into an empty sequence
             sources = self._books.begin_load_of(context, [ChunkSpan(best.key, 0, best.n_tokens)], out)

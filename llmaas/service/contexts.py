@@ -174,7 +174,8 @@ class Contexts:
         await self._refuse_text(app, text_size(live), source)
         await self._store_thread.run(app, self._store.create_context, row, found.spans)
         if self._engine.info.state is not None:
-            live.cover_stored(key_chain(live.root, live.tokens, states=True), self._is_stored)
+            chain = await self._store_thread.run(app, partial(key_chain, live.root, live.tokens, states=True))
+            live.cover_stored(chain, self._is_stored)
         live.used = self._clock.now()
         self._add(live)
         return live

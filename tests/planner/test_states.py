@@ -120,6 +120,22 @@ def test_an_answer_after_an_append_computes_nothing_again() -> None:
     assert sources(w, w.open(), 1, 0) == (0, 0, 0, 0)
 
 
+def test_a_hint_brings_the_state_of_a_whole_answer_back_to_its_last_token() -> None:
+    worlds = (states_world(seed=seed) for seed in range(100))
+    w, ctx = next((w, ctx) for w in worlds if (ctx := ended(w)) is not None)
+    push_out(w)
+    assert sources(w, ctx, 0, 0) == (0, ctx.n_kv, 0, 0)
+    assert sources(w, ctx, 0, 0) == (ctx.n_kv, 0, 0, 0)
+    assert sources(w, ctx, 9, 0) == (ctx.n_kv - 8, 0, 0, 0)  # of these nine it leaves the last to what comes
+
+
+def ended(w: World) -> Ctx | None:
+    """A context whose answer has come to its end, so that its last token is in CELLS."""
+    ctx = w.open()
+    run_call(w, ctx, 100, 30)
+    return ctx if ctx.n_kv == len(ctx.tokens) else None
+
+
 def test_a_damaged_state_is_computed_again_and_kept_anew() -> None:
     w = states_world()
     ctx = w.open()

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -173,3 +174,36 @@ async def test_a_state_that_is_gone_is_a_miss(tmp_path: Path, at_home: Callable[
         _, done = await say(h, "x", "two")
         assert done.switch.disk == done.switch.pool == 0
         assert done.n_generated == 12
+
+
+@on_a_loop
+async def test_after_a_start_it_is_back_in_cells_before_anybody_asks(
+    tmp_path: Path, at_home: Callable[..., Any]
+) -> None:
+    async with at_home(tmp_path / "a") as h:
+        await h.service.create(APP, name="x", system=None)
+        await say(h, "x", "one")
+    async with at_home(tmp_path / "a", warm_start=True) as h:
+        await h.service.wait_idle()
+        info = h.service.info(APP, "x")
+        assert info.tiers[0] >= info.n_tokens - 1
+        _, done = await say(h, "x", "two")
+        assert done.switch.cells > 0 and done.switch.disk == done.switch.pool == done.switch.recomputed == 0
+
+
+@on_a_loop
+async def test_contexts_that_answer_together_and_take_turns_in_the_cells_say_what_they_say_alone(
+    tmp_path: Path, at_home: Callable[..., Any]
+) -> None:
+    names = [f"x{i}" for i in range(4)]
+    async with at_home(tmp_path / "a", max_running=2, quantum=4) as h:
+        for name in names:
+            await h.service.create(APP, name=name, system=None)
+        for text in ("one", "two"):
+            await asyncio.gather(*(say(h, name, f"{text} {name} " * 8, 30) for name in names))
+        assert {len(h.tokens(name)) for name in names} != {0}
+        for name in names:
+            assert (await h.shown(name)).info.n_messages == 4
+            await push_out(h)
+            _, done = await say(h, name, "three", 4)
+            assert done.switch.pool + done.switch.disk > 0 and done.switch.recomputed == 0

@@ -12,7 +12,8 @@ Law: pure; bytes in, a ChunkHeader or ChunkDamaged out, whatever the bytes are. 
     +---------+-------+-------+--------+--------+--------------+------------+
 
 kb, vb: the nominal bits that were asked for. kc, vc: how K and V are really coded: 0 for raw f16, otherwise the bits of
-a code (a chunk that is short or cannot be quantised is stored raw, whatever was asked for). s, one byte: number of
+a code (a chunk that is short or cannot be quantised is stored raw, whatever was asked for); kc 255, vc 0: the body is
+the state of a whole sequence of n_tokens (``states``). s, one byte: number of
 tokens at the beginning that are raw f16 in any case. r, one byte: id of the RoPE table that the keys were un-rotated
 with; 0 for none. The checksum is xxh3_64 over bytes 0..55 and the body, that is, over everything except itself.
 Version 1 had groups of 32; version 2 had keys with the same bits in every channel.
