@@ -1,14 +1,20 @@
 """Small JSON files in which the daemon keeps what it has learned, and may lose it.
 
-Law: such a file that cannot be read is an empty one. What is kept in it is bounded by the number of entries.
+Law: such a file that cannot be read is an empty one, and one that cannot be written stays as it is. What is kept in it
+is bounded by the number of entries.
 """
 
 from __future__ import annotations
 
 import json
+import logging
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
+
+from llmaas.regular_file import replace_file
+
+_log = logging.getLogger(__name__)
 
 
 def read_entries(path: Path) -> dict[str, Any]:
@@ -18,6 +24,14 @@ def read_entries(path: Path) -> dict[str, Any]:
     except (OSError, ValueError, RecursionError):
         return {}
     return found if isinstance(found, dict) else {}
+
+
+def write_entries(path: Path, entries: Mapping[str, Any], what: str) -> None:
+    """Replace the file; ``what`` names its contents for the log, if that fails."""
+    try:
+        replace_file(path, (json.dumps(entries, indent=1) + "\n").encode(), 0o600)
+    except OSError as error:
+        _log.warning("cannot keep %s in %s: %s", what, path, error.strerror)
 
 
 def with_newest(entries: Mapping[str, Any], key: str, value: object, most: int) -> dict[str, Any]:

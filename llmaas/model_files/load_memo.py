@@ -9,16 +9,12 @@ together, and a fixed part for the vocabulary, the context and what is tried out
 
 from __future__ import annotations
 
-import json
-import logging
 import math
 from dataclasses import dataclass
 from pathlib import Path
 
-from llmaas.memo_file import read_entries, with_newest
-from llmaas.regular_file import replace_file
+from llmaas.memo_file import read_entries, with_newest, write_entries
 
-_log = logging.getLogger(__name__)
 _WEIGHT = 0.3
 """Of the newest figure in a running mean."""
 _MOST = 64
@@ -86,10 +82,7 @@ class LoadMemo:
         rows = read_entries(self._path)
         entries = rows.get(table)
         rows[table] = with_newest(entries if isinstance(entries, dict) else {}, key, value, _MOST)
-        try:
-            replace_file(self._path, (json.dumps(rows, indent=1) + "\n").encode(), 0o600)
-        except OSError as error:
-            _log.debug("cannot keep what was learned of loading in %s: %s", self._path, error.strerror)
+        write_entries(self._path, rows, "what was learned of loading")
 
 
 def _mean(before: float, new: float) -> float:

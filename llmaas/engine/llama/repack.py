@@ -13,8 +13,6 @@ before the first start, which it would make several seconds longer; guessing by 
 from __future__ import annotations
 
 import hashlib
-import json
-import logging
 import math
 from dataclasses import dataclass
 from pathlib import Path
@@ -23,10 +21,8 @@ from typing import Any, NamedTuple
 from llmaas.engine.llama.lib import C, build, collect_lines, load_model
 from llmaas.engine.llama.memory_use import can_copy
 from llmaas.engine.llama.model_file import ModelFiles
-from llmaas.memo_file import read_entries, with_newest
-from llmaas.regular_file import replace_file
+from llmaas.memo_file import read_entries, with_newest, write_entries
 
-_log = logging.getLogger(__name__)
 _GAIN = 1.25
 """The copy is worth its memory if the geometric mean of its gains in prompts and in single tokens is as large. With
 Qwen2.5-1.5B on x86 one gains 1.3 of what the other loses, and a busy machine moves each by 0.1."""
@@ -90,10 +86,7 @@ class Memo:
     def keep(self, key: str, model: str, found: BothPaces) -> None:
         entry = {"model": model, "copied": list(found.copied), "plain": list(found.plain)}
         kept = with_newest(read_entries(self._path), key, entry, _MOST_KEPT)
-        try:
-            replace_file(self._path, json.dumps(kept, indent=1).encode() + b"\n", 0o600)
-        except OSError as error:
-            _log.warning("cannot keep what was measured in %s: %s; it is measured again", self._path, error.strerror)
+        write_entries(self._path, kept, "what was measured of copies of weights, which is measured again,")
 
 
 def choose(path: Path, wanted: str, memo: Memo) -> RepackChoice:

@@ -9,17 +9,13 @@ model of 1.5 billion weights.
 
 from __future__ import annotations
 
-import json
-import logging
 from pathlib import Path
 
 import numpy as np
 
 from llmaas.kv_arrays import F32
-from llmaas.memo_file import read_entries, with_newest
-from llmaas.regular_file import replace_file
+from llmaas.memo_file import read_entries, with_newest, write_entries
 
-_log = logging.getLogger(__name__)
 _MOST = 32
 """Models that are kept: the newest."""
 
@@ -44,7 +40,4 @@ class RopeMemo:
         tables, layers = np.unique(angles, axis=0, return_inverse=True)
         entry = {"tables": tables.tolist(), "layers": layers.reshape(-1).tolist()}
         kept = with_newest(read_entries(self._path), name, entry, _MOST)
-        try:
-            replace_file(self._path, (json.dumps(kept) + "\n").encode(), 0o600)
-        except OSError as error:
-            _log.debug("cannot keep angles in %s: %s", self._path, error.strerror)
+        write_entries(self._path, kept, "how models rotate their keys")
