@@ -116,18 +116,20 @@ class ChunkMeta(NamedTuple):
 
 @dataclass(frozen=True, slots=True)
 class StateSize:
-    """Bytes of the whole state of a sequence, where that is not rows of KV alone: ``fixed``, and ``token`` for each of
-    its tokens.
+    """Bytes of the whole state of a sequence, where that is not rows of KV alone: ``fixed``, ``token`` for each of its
+    tokens, and ``window_token`` more for each of the last ``window``.
 
-    >>> StateSize(fixed=1000, token=24).of(100)
-    3400
+    >>> StateSize(fixed=1000, token=24).of(100), StateSize(fixed=1000, token=24, window=10, window_token=5).of(100)
+    (3400, 3450)
     """
 
     fixed: int
     token: int
+    window: int = 0
+    window_token: int = 0
 
     def of(self, n_tokens: int) -> int:
-        return self.fixed + n_tokens * self.token
+        return self.fixed + n_tokens * self.token + min(n_tokens, self.window) * self.window_token
 
 
 @dataclass(frozen=True, slots=True)

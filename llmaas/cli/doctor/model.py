@@ -21,7 +21,7 @@ from llmaas.engine.llama.model import LlamaModel
 from llmaas.engine.llama.repack import RepackChoice, choose
 from llmaas.kvchunks.codec.codec import Codec
 from llmaas.kvchunks.codec.kernels import NUMPY
-from llmaas.records import CHUNK_TOKENS, ModelInfo, Precision
+from llmaas.records import CHUNK_TOKENS, ModelInfo, Precision, StateSize
 from llmaas.slots.layout import SlotLayout
 
 _PROGRAM = 80 << 20
@@ -32,6 +32,8 @@ _IN_FLIGHT, _IN_FLIGHT_CHUNKS = 24 << 20, 16
 """Bytes, and chunks in f16, that are exported, coded, read, written or measured at a time. What is bounded in bytes
 (``_READ_BYTES``, ``_AHEAD_BYTES`` of the loader, ``_SAVE_BYTES`` of the planner) is one chunk at least."""
 
+_PAD = 256
+"""llama.cpp makes numbers of cells multiples of it."""
 _IN_FLIGHT_STATES = 4
 """Whole states of the longest context: one that is saved, as it was exported and as a chunk, and one that is read."""
 
@@ -74,12 +76,8 @@ def kv_findings(config: Config, info: ModelInfo) -> Iterator[Finding]:
     """How the model's contexts are kept, and what they take."""
     longest = min(config.cells, info.n_ctx_train)
     if info.state is not None:
-        whole, token = info.state.fixed, info.state.token
-        each = f" and {human_bytes(token)} for each token" if token else ""
         yield Finding(
-            "kv",
-            "ok",
-            f"contexts are checkpointed: {human_bytes(whole)}{each} at the end of a call, kept as it is ({info.note})",
+            "kv", "ok", f"contexts are checkpointed: {_parts_of(info.state)} at the end of a call ({info.note})"
         )
         if (need := info.state.of(longest)) > config.pool_bytes:
             text = f"the pool has no room for the state of {longest} tokens, {human_bytes(need)}"
@@ -117,7 +115,7 @@ def memory_parts(config: Config, info: ModelInfo, copied: int, working: int, emb
     return {
         "model": info.size_bytes,
         **({"a second copy of weights (repack)": copied} if copied else {}),
-        "cells": config.cells * (info.state.token if info.state is not None else info.geometry.token_bytes),
+        "cells": _cell_bytes(config, info),
         "pool": config.pool_bytes,
         "computing": working,
         **({"embeddings": embedding} if embedding else {}),
@@ -127,6 +125,27 @@ def memory_parts(config: Config, info: ModelInfo, copied: int, working: int, emb
         **({"adapters": config.adapter_bytes} if config.adapters else {}),
         **({"slots": config.slots * SlotLayout(config.slot_bytes // 2).nbytes} if config.slots else {}),
     }
+
+
+def _parts_of(state: StateSize) -> str:
+    """What a state takes, in words."""
+    parts = [human_bytes(state.fixed)]
+    if state.token:
+        parts.append(f"{human_bytes(state.token)} for each token")
+    if state.window_token:
+        parts.append(f"{human_bytes(state.window_token)} for each of the last {state.window}")
+    return " and ".join(parts)
+
+
+def _cell_bytes(config: Config, info: ModelInfo) -> int:
+    """Of all cells. Where only windows are kept, there is one for each sequence, and room for a step."""
+    state, n_window = info.state, config.cells
+    if state is None:
+        return config.cells * info.geometry.token_bytes
+    if not config.full_windows:
+        n_ubatch = context_settings(config).n_ubatch
+        n_window = min(n_window, -(-(state.window * (config.sequences + 1) + n_ubatch) // _PAD) * _PAD)
+    return config.cells * state.token + n_window * state.window_token
 
 
 def _in_flight(config: Config, info: ModelInfo) -> int:

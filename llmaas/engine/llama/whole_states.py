@@ -11,7 +11,11 @@ import numpy as np
 
 from llmaas.engine.base import BatchItem
 from llmaas.engine.llama.decoder import LlamaDecoder
+from llmaas.engine.llama.learn_layout import learn_layout
+from llmaas.engine.llama.state_blob import CELL
+from llmaas.engine.llama.state_layout import Unchunkable
 from llmaas.errors import EngineFailed
+from llmaas.kv_arrays import Bytes
 from llmaas.records import StateSize
 
 _log = logging.getLogger(__name__)
@@ -41,4 +45,18 @@ def learn_state_size(decoder: LlamaDecoder, n_tokens: int) -> StateSize | None:
     if not np.array_equal(cells.read_whole(0), state):
         _log.warning("llama.cpp gave back another state than it was given: states are not kept")
         return None
-    return StateSize(fixed=sizes[0] - n_tokens * token, token=token)
+    fixed, in_window = sizes[0] - n_tokens * token, _window_row(decoder, state, n_tokens + 2)
+    return StateSize(fixed, token - in_window, window=decoder.cells.window if in_window else 0, window_token=in_window)
+
+
+def _window_row(decoder: LlamaDecoder, state: Bytes, n_tokens: int) -> int:
+    """Bytes of a token in layers with a window, which a state holds of the last tokens only; 0 if it has none."""
+    if not decoder.cells.window:
+        return 0
+    try:
+        sections = learn_layout(state, n_tokens).sections
+    except Unchunkable:
+        return 0
+    if len(sections) < 2:
+        return 0
+    return int(CELL.itemsize) + sections[1].n_layer * (sections[1].k_row + sections[1].v_row)

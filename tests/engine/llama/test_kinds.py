@@ -80,7 +80,7 @@ def export(engine: LlamaEngine) -> Callable[[int], None]:
     """What brings sequence 0, as it is now, back into an empty one."""
     if engine.info.state is not None:
         state = engine.export_state(0)
-        assert state.nbytes <= engine.info.state.of(N_TOKENS)
+        assert state.nbytes == engine.info.state.of(N_TOKENS)
         return lambda seq: engine.load_state(seq, N_TOKENS, state)
     codec = Codec(engine.info.geometry, engine.rope)
     starts = range(0, N_TOKENS, CHUNK_TOKENS)
