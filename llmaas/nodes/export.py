@@ -21,8 +21,9 @@ from llmaas.nodes.archive.records import ContextHead
 from llmaas.nodes.archive.writer import ArchiveWriter
 from llmaas.records import ChunkKey, ContextInfo, ExportedContext
 
-_INDICES = 256
-"""Chunks that one request names."""
+_PAGE = 1 << 20
+"""Bytes of chunks that are asked for at once. Of a reply that the socket takes in parts, the daemon moves what is left
+in memory with each part: 2 MiB at once came at 0.7 times the speed of 0.8 MB, 0.4 MB at 0.8 times."""
 
 
 class ExportingClient(Protocol):
@@ -114,11 +115,12 @@ def _is_of(data: bytes, key: ChunkKey) -> bool:
 
 def _chunks(client: ExportingClient, context: str, indices: Sequence[int]) -> Iterator[tuple[ChunkPiece, bytes]]:
     """The chunks that are stored, whole, each with its first part."""
-    n_bytes, offset, at = frame_bytes(client.server), 0, 0
+    n_bytes, offset, at, n_asked = frame_bytes(client.server), 0, 0, 1
     begun: list[ChunkPiece] = []
     while at < len(indices):
-        page = client.export_chunks(context, indices[at : at + _INDICES], offset=offset, n_bytes=n_bytes)
+        page = client.export_chunks(context, indices[at : at + n_asked], offset=offset, n_bytes=n_bytes)
         for piece in page.pieces:
+            n_asked = max(1, _PAGE // piece.n_bytes)
             if piece.offset == 0:
                 begun.clear()
             begun.append(piece)
