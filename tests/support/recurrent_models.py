@@ -1,4 +1,5 @@
-"""Small models with random weights whose layers keep a state instead of rows: Mamba, Granite 4's hybrid, RWKV 7."""
+"""Small models with random weights whose layers keep a state instead of rows: Mamba, Granite 4's hybrid, RWKV 7,
+Qwen3-Next's kind."""
 
 from __future__ import annotations
 
@@ -10,6 +11,7 @@ import numpy as np
 from tests.support.random_models import (
     F32_,
     HEAD_DIM,
+    HEADS,
     I32,
     INNER,
     KV_HEADS,
@@ -132,6 +134,63 @@ def write_rwkv(path: Path, *, layers: int = 2, seed: int = 6) -> Path:
     return write_model(path, meta, tensors)
 
 
+def write_qwen(path: Path, *, layers: int = 4, seed: int = 9) -> Path:
+    """Qwen3-Next's kind: gated delta nets (arXiv 2412.06464), attention in every fourth layer, and experts."""
+    random, head, values, experts = RandomWeights(seed), 64, 2, 2
+    keyed, valued = head, head * values
+    meta = model_meta(
+        "qwen3next",
+        layers,
+        attention__head_count_kv=(U32, KV_HEADS),
+        attention__key_length=(U32, HEAD_DIM),
+        attention__value_length=(U32, HEAD_DIM),
+        rope__dimension_count=(U32, HEAD_DIM),
+        ssm__conv_kernel=(U32, _CONV),
+        ssm__inner_size=(U32, valued),
+        ssm__state_size=(U32, head),
+        ssm__time_step_rank=(U32, values),
+        ssm__group_count=(U32, 1),
+        expert_count=(U32, experts),
+        expert_used_count=(U32, 1),
+        expert_feed_forward_length=(U32, INNER),
+        expert_shared_feed_forward_length=(U32, INNER),
+    )
+    tensors = end_tensors(random)
+    for i in range(layers):
+        layer = f"blk.{i}"
+        tensors |= {f"{layer}.{x}_norm.weight": np.ones(WIDTH, np.float32) for x in ("attn", "post_attention")}
+        tensors |= _experts(random, layer, experts)
+        if i % 4 == 3:
+            tensors |= attention(random, layer)
+            tensors[f"{layer}.attn_q.weight"] = random(2 * HEADS * HEAD_DIM, WIDTH)  # and a gate
+            tensors |= {f"{layer}.attn_{x}_norm.weight": np.ones(HEAD_DIM, np.float32) for x in "qk"}
+            continue
+        tensors |= {
+            f"{layer}.attn_qkv.weight": random(2 * keyed + valued, WIDTH),
+            f"{layer}.attn_gate.weight": random(valued, WIDTH),
+            f"{layer}.ssm_conv1d.weight": random(2 * keyed + valued, _CONV),
+            f"{layer}.ssm_dt.bias": random(values),
+            f"{layer}.ssm_a": -np.abs(random(values)) - np.float32(0.01),
+            f"{layer}.ssm_ba.weight": random(2 * values, WIDTH),
+            f"{layer}.ssm_norm.weight": np.ones(head, np.float32),
+            f"{layer}.ssm_out.weight": random(WIDTH, valued),
+        }
+    return write_model(path, meta, tensors)
+
+
+def _experts(random: RandomWeights, layer: str, n: int) -> Tensors:
+    return {
+        f"{layer}.ffn_gate_inp.weight": random(n, WIDTH),
+        f"{layer}.ffn_gate_exps.weight": random(n, INNER, WIDTH),
+        f"{layer}.ffn_up_exps.weight": random(n, INNER, WIDTH),
+        f"{layer}.ffn_down_exps.weight": random(n, WIDTH, INNER),
+        f"{layer}.ffn_gate_inp_shexp.weight": random(WIDTH),
+        f"{layer}.ffn_gate_shexp.weight": random(INNER, WIDTH),
+        f"{layer}.ffn_up_shexp.weight": random(INNER, WIDTH),
+        f"{layer}.ffn_down_shexp.weight": random(WIDTH, INNER),
+    }
+
+
 def _norm(random: RandomWeights) -> Tensors:
     return {"weight": np.ones(WIDTH, np.float32), "bias": random(WIDTH) / 8}
 
@@ -141,5 +200,6 @@ RECURRENT: dict[str, Callable[[Path], Path]] = {
     "mamba": write_mamba,
     "granite": write_granite,
     "rwkv": write_rwkv,
+    "qwen": write_qwen,
 }
 """Every kind of such models, by a short name."""
