@@ -67,6 +67,8 @@ class SlotEnd:
 
     def ready(self, wants: int, *, spin_s: float = 0.0) -> int:
         """What there is of the bits of ``Ready`` that are wanted; looks for ``spin_s`` seconds. Raises Broken."""
+        if not spin_s:
+            return _checked(self._library.slots_ready(self._address, wants))
         return _checked(self._library.slots_spin(self._address, wants, int(spin_s * 1e9)))
 
     def sleep(self, wants: int) -> int:

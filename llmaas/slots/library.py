@@ -62,10 +62,17 @@ def _load() -> ctypes.CDLL | None:
     library.slots_unmap.restype = library.slots_discard.restype = None
     library.slots_unmap.argtypes = library.slots_discard.argtypes = (ctypes.c_void_p, number)
     library.slots_preempted.restype = ctypes.c_int64
-    library.slots_write.restype = library.slots_read.restype = ctypes.c_int64
-    library.slots_write.argtypes = (end, ctypes.c_char_p, number)
-    library.slots_read.argtypes = (end, ctypes.c_void_p, number)
-    library.slots_ready.argtypes = library.slots_sleep.argtypes = (end, ctypes.c_int)
+    # These take less than a few microseconds, and keep the interpreter: another thread that got it would have it for
+    # longer.
+    count, bits = ctypes.c_int64, ctypes.c_int
+    quick = {
+        "slots_write": ctypes.PYFUNCTYPE(count, end, ctypes.c_char_p, number),
+        "slots_read": ctypes.PYFUNCTYPE(count, end, ctypes.c_void_p, number),
+        "slots_ready": ctypes.PYFUNCTYPE(bits, end, bits),
+        "slots_sleep": ctypes.PYFUNCTYPE(bits, end, bits),
+    }
+    for name, prototype in quick.items():
+        setattr(library, name, prototype((name, library)))
     library.slots_spin.argtypes = (end, ctypes.c_int, ctypes.c_int64)
     library.slots_wait.argtypes = (end, ctypes.c_int, ctypes.c_int64, ctypes.c_int64)
     library.slots_awake.restype = library.slots_finish.restype = None

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import errno
 import os
 import random
@@ -202,9 +203,10 @@ def test_a_client_that_does_not_read_is_dropped(path: Path) -> None:
         bad = RawSlot(path)
         bad.send({"id": 1, "op": "create", "name": "inbox", "system": "x" * 4000})
         assert bad.frame()["type"] == "done"
-        for i in range(2, 60):
-            bad.send({"id": i, "op": "show", "context": "inbox"})
-            time.sleep(0.005)
+        with contextlib.suppress(BrokenPipeError):  # on a busy machine it is dropped before all was sent
+            for i in range(2, 60):
+                bad.send({"id": i, "op": "show", "context": "inbox"})
+                time.sleep(0.005)
         assert bad.is_dropped()
         bad.close()
         there(until_free)
