@@ -5,10 +5,14 @@ from __future__ import annotations
 import json
 import signal
 import time
+from collections.abc import Iterator
 from pathlib import Path
+
+import pytest
 
 from llmaas.api.client import Client
 from llmaas.calls import Done, Sampling
+from llmaas.records import Message
 from tests.cli.conftest import Daemon, Run
 
 TEXT = "The harbour was quiet. " * 40
@@ -24,47 +28,78 @@ def ask(daemon: Daemon, context: str, text: str, n: int) -> tuple[str, Done]:
         return said, stream.done
 
 
-def test_it_goes_on_at_another_daemon_bit_by_bit_and_nothing_is_computed(
-    llmaas: Run, gguf: Path, tmp_path: Path
-) -> None:
+@pytest.fixture
+def phone_and_desk(gguf: Path, tmp_path: Path) -> Iterator[tuple[Daemon, Daemon]]:
     phone, desk = Daemon(tmp_path / "phone"), Daemon(tmp_path / "desk")
-    for daemon in (phone, desk):
-        daemon.root.mkdir()
-        daemon.more = EXACT
-        daemon.start()
-    there, here = ({"LLMAAS_SOCKET": str(daemon.socket)} for daemon in (phone, desk))
-    file, word = tmp_path / "notes.archive", tmp_path / "word"
-    word.write_text("open sesame\n")
     try:
+        for daemon in (phone, desk):
+            daemon.root.mkdir()
+            daemon.more = EXACT
+            daemon.start()
         ask(phone, "notes", TEXT, 24)
-        time.sleep(0.5)
-        out = llmaas("ctx", "export", "notes", str(file), "--passphrase-file", str(word), **there)
-        assert (out.returncode, out.stderr) == (0, ""), out
-        assert file.stat().st_mode & 0o777 == 0o600 and b"harbour" not in file.read_bytes()
-        refused = llmaas("ctx", "import", str(file), **here)
-        assert refused.returncode == 2 and "encrypted" in refused.stderr
-        back = llmaas("ctx", "import", str(file), "--passphrase-file", str(word), **here)
-        assert (back.returncode, back.stderr) == (0, ""), back
-        shown = [json.loads(llmaas("ctx", "show", "notes", "--json", **at).stdout) for at in (there, here)]
-        assert shown[0]["conversation"] == shown[1]["conversation"] and shown[0]["tokens"] == shown[1]["tokens"]
-        said, done = ask(desk, "notes", "And then?", 24)
-        assert (done.switch.recomputed, done.switch.cells) == (0, 0) and done.switch.disk >= shown[0]["tokens"] - 1
-        assert said == ask(phone, "notes", "And then?", 24)[0]
-        again = llmaas("ctx", "import", str(file), "--passphrase-file", str(word), **here)
-        assert again.returncode == 1 and "notes" in again.stderr, "there is one of that name"
-        other = llmaas("ctx", "import", str(file), "--passphrase-file", str(word), "--as", "more", **here)
-        assert (other.returncode, other.stderr) == (0, ""), other
-        killed_while_it_arrives(phone, desk)
-        conversation = json.loads(llmaas("ctx", "show", "arriving", "--json", **here).stdout)
-        assert (
-            conversation["conversation"]
-            == json.loads(llmaas("ctx", "show", "notes", "--json", **there).stdout)["conversation"]
-        )
-        assert ask(desk, "arriving", "And now?", 4)[1].n_generated == 4
-        backup_and_restore(llmaas, tmp_path, there, here)
+        until_stored(phone, "notes")
+        yield phone, desk
     finally:
-        phone.stop()
-        desk.stop()
+        for daemon in (phone, desk):
+            if daemon.process is not None:
+                daemon.stop()
+
+
+def until_stored(daemon: Daemon, context: str) -> None:
+    """Chunks are coded after the answer."""
+    with Client(daemon.socket, app="cli") as client:
+        late = time.monotonic() + 60
+        for index in range(-(-client.export_chunks(context).n_kv // 64)):
+            while not client.export_chunks(context, [index]).pieces:
+                assert time.monotonic() < late
+                time.sleep(0.1)
+
+
+def shown(daemon: Daemon, context: str) -> tuple[int, tuple[Message, ...]]:
+    with Client(daemon.socket, app="cli") as client:
+        detail = client.show(context)
+        return detail.info.n_tokens, tuple(detail.messages)
+
+
+def test_it_goes_on_at_another_daemon_bit_by_bit_and_nothing_is_computed(
+    llmaas: Run, phone_and_desk: tuple[Daemon, Daemon], tmp_path: Path
+) -> None:
+    phone, desk = phone_and_desk
+    there, here = ({"LLMAAS_SOCKET": str(daemon.socket)} for daemon in phone_and_desk)
+    file, word = str(tmp_path / "notes.archive"), tmp_path / "word"
+    word.write_text("open sesame\n")
+    out = llmaas("ctx", "export", "notes", file, "--passphrase-file", str(word), **there)
+    assert (out.returncode, out.stderr) == (0, ""), out
+    assert Path(file).stat().st_mode & 0o777 == 0o600 and b"harbour" not in Path(file).read_bytes()
+    refused = llmaas("ctx", "import", file, **here)
+    assert refused.returncode == 2 and "encrypted" in refused.stderr
+    back = llmaas("ctx", "import", file, "--passphrase-file", str(word), **here)
+    assert (back.returncode, back.stderr) == (0, ""), back
+    assert shown(phone, "notes") == shown(desk, "notes")
+    n_tokens = shown(phone, "notes")[0]
+    said, done = ask(desk, "notes", "And then?", 24)
+    assert (done.switch.recomputed, done.switch.cells) == (0, 0) and done.switch.disk >= n_tokens - 1
+    assert said == ask(phone, "notes", "And then?", 24)[0]
+    again = llmaas("ctx", "import", file, "--passphrase-file", str(word), **here)
+    assert again.returncode == 1 and "notes" in again.stderr, "there is one of that name"
+
+
+@pytest.mark.slow
+def test_a_daemon_that_is_killed_while_chunks_arrive_has_the_whole_context(
+    phone_and_desk: tuple[Daemon, Daemon],
+) -> None:
+    phone, desk = phone_and_desk
+    killed_while_it_arrives(phone, desk)
+    assert shown(desk, "arriving") == shown(phone, "notes")
+    assert ask(desk, "arriving", "And now?", 4)[1].n_generated == 4
+
+
+@pytest.mark.slow
+def test_a_backup_comes_back_at_another_daemon(
+    llmaas: Run, phone_and_desk: tuple[Daemon, Daemon], tmp_path: Path
+) -> None:
+    there, here = ({"LLMAAS_SOCKET": str(daemon.socket)} for daemon in phone_and_desk)
+    backup_and_restore(llmaas, tmp_path, there, here)
 
 
 def killed_while_it_arrives(phone: Daemon, desk: Daemon) -> None:
@@ -87,8 +122,6 @@ def backup_and_restore(llmaas: Run, tmp_path: Path, there: dict[str, str], here:
     for says in ("1 contexts, 1 of them written", "nothing has changed"):
         made = llmaas("backup", str(folder), "--recipient", public, **there)
         assert (made.returncode, made.stderr) == (0, "") and says in made.stdout, made
-    for name in ("notes", "more", "arriving"):
-        assert llmaas("ctx", "rm", name, **here).returncode == 0
     assert llmaas("restore", str(folder), **here).returncode == 2, "it is encrypted"
     back = llmaas("restore", str(folder), "--key-file", str(key), **here)
     assert back.returncode == 0 and "notes is here" in back.stdout and "vouches" in back.stderr, back

@@ -20,6 +20,7 @@ SECRET = SecretKey(bytes(range(32)))
 @pytest.fixture(autouse=True)
 def little_work(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(Passphrase.wrap, "__defaults__", (4,))
+    monkeypatch.setattr(locks, "MOST_LOG_N", 8)  # a flipped bit asks for 2^20 rounds, which take 1 GiB
 
 
 def written(lock: Lock | None, plain: bytes = PLAIN) -> bytes:
