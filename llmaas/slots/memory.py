@@ -17,7 +17,9 @@ from llmaas.errors import MachineError, NoMemory
 from llmaas.slots.layout import OPEN, STATE, SlotHeader, SlotLayout, header, read_header
 from llmaas.slots.library import slots_library
 
-_SEALS = fcntl.F_SEAL_SHRINK | fcntl.F_SEAL_GROW | fcntl.F_SEAL_SEAL
+_F_ADD_SEALS, _F_GET_SEALS = 1033, 1034
+_SEAL_SEAL, _SEAL_SHRINK, _SEAL_GROW = 1, 2, 4
+"""fcntl(2). Python names them only where the C library's headers did; the daemon must start anywhere."""
 _MOST_HEADER = 64
 
 
@@ -70,7 +72,7 @@ def make_slot(layout: SlotLayout, generation: int, owner: int) -> tuple[int, Slo
         raise MachineError(f"this system gives no shared memory: {e}", hint="Use the socket.") from e
     try:
         os.truncate(fd, layout.nbytes)
-        fcntl.fcntl(fd, fcntl.F_ADD_SEALS, _SEALS)
+        fcntl.fcntl(fd, _F_ADD_SEALS, _SEAL_SEAL | _SEAL_SHRINK | _SEAL_GROW)
         memory = SlotMemory(fd, layout.nbytes)
     except OSError as e:
         os.close(fd)
@@ -86,10 +88,10 @@ def make_slot(layout: SlotLayout, generation: int, owner: int) -> tuple[int, Slo
 def open_slot(fd: int) -> tuple[SlotHeader, SlotMemory]:
     """The slot that the service has passed; ``fd`` stays the caller's. Raises MachineError, VersionMismatch."""
     try:
-        nbytes, seals = os.fstat(fd).st_size, fcntl.fcntl(fd, fcntl.F_GET_SEALS)
+        nbytes, seals = os.fstat(fd).st_size, fcntl.fcntl(fd, _F_GET_SEALS)
     except OSError as e:
         raise MachineError(f"what the daemon passed is no slot: {e.strerror}") from e
-    if not seals & fcntl.F_SEAL_SHRINK:
+    if not seals & _SEAL_SHRINK:
         raise MachineError("what the daemon passed is no slot: it may be cut while it is in use")
     memory = SlotMemory(fd, nbytes)
     return read_header(memory.load(0, min(_MOST_HEADER, nbytes)), nbytes), memory
