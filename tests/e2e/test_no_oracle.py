@@ -17,6 +17,7 @@ import pytest
 
 from llmaas.api import messages as msg
 from llmaas.api.async_client import AsyncClient
+from llmaas.api.transfer_messages import DIGEST_BYTES
 from llmaas.kvchunks.store.store import Store
 from tests.support.daemon import HELLO, LONG, Daemon, active, ask, serving
 from tests.support.http_edge import CHAT, http_edge
@@ -36,6 +37,11 @@ MORE: dict[str, list[dict[str, Any]]] = {
     "delete": [{}],
     "migrate": [{}],
     "export": [{}],
+    "export_chunks": [{}, {"indices": [0]}, {"indices": [0], "offset": 1}],
+    "import_chunks": [
+        {"root": bytes(DIGEST_BYTES), "kv": bytes(DIGEST_BYTES)},
+        {"root": bytes(DIGEST_BYTES), "kv": bytes(DIGEST_BYTES), "trusted": True},
+    ],
 }
 CASES = [(op, more) for op in ABOUT_A_CONTEXT for more in MORE[op]]
 
