@@ -10,13 +10,10 @@ from __future__ import annotations
 import ctypes
 import logging
 import os
-import sys
 import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
-from importlib.util import find_spec
 from pathlib import Path
-from types import ModuleType
 from typing import Any
 
 from llmaas.engine.llama import openmp
@@ -27,26 +24,7 @@ N_CPUS = openmp.n_cpus()
 """The CPUs that an OpenMP runtime finds, since it is loaded now."""
 cell_rows_library = load_library(__file__, "_cell_rows", lambda lib: bool(lib.cells_version() == 1), for_all=True)
 """See ``cell_rows``. Loaded before llama.cpp, whose calls of one of ggml's functions go through it; None without it."""
-
-
-@contextmanager
-def _bindings_alone() -> Iterator[None]:
-    """In the block, ``llama_cpp`` is a package without contents: its own imports a server's worth of modules, for 2 MB
-    and 40 ms. Who imports it afterwards gets the real one."""
-    spec = find_spec("llama_cpp")
-    if spec is None or spec.name in sys.modules:
-        yield
-        return
-    package = sys.modules[spec.name] = ModuleType(spec.name)
-    package.__path__ = list(spec.submodule_search_locations or ())
-    package.__spec__ = spec
-    try:
-        yield
-    finally:
-        del sys.modules[spec.name]
-
-
-with openmp.loading(os.environ), _bindings_alone():
+with openmp.loading(os.environ):
     import llama_cpp.llama_cpp as _llama_cpp
 
 # The package's own type hints are imprecise (array types for pointers, bare ints for handles), so they are not used.
