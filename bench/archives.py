@@ -24,6 +24,8 @@ from pathlib import Path
 from typing import Any
 
 from bench.lib.cli import Bar, Options, Result, main, say
+from bench.lib.daemon import wait_for_socket
+from bench.lib.probes import memory
 from llmaas.api.client import Client
 from llmaas.cli.archives import read, written
 from llmaas.nodes.archive.locks import Lock, Opener, Passphrase
@@ -54,11 +56,10 @@ class DaemonProcess:
         folder.mkdir()
         self.socket = folder / "d.sock"
         command = [sys.executable, "-m", "bench.lib.geometry_daemon", str(self.socket), str(folder / "store")]
-        self._process = subprocess.Popen([*command, str(n_cells)])
-        while not self.socket.exists():
-            if self._process.poll() is not None:
-                raise RuntimeError("the daemon did not start")
-            time.sleep(0.05)
+        log = folder / "log"
+        with log.open("wb") as file:
+            self._process = subprocess.Popen([*command, str(n_cells)], stderr=file)
+        wait_for_socket(self.socket, self._process, log)
 
     @property
     def pid(self) -> int:
@@ -69,20 +70,15 @@ class DaemonProcess:
         self._process.wait(60)
 
 
-def peak_bytes(pid: int) -> int:
-    lines = Path(f"/proc/{pid}/status").read_text("ascii").splitlines()
-    return 1024 * int(next(line for line in lines if line.startswith("VmHWM")).split()[1])
-
-
 @contextmanager
 def timed(daemon: DaemonProcess) -> Iterator[list[Timed]]:
     pids, found = (os.getpid(), daemon.pid), list[Timed]()
     for pid in pids:
         Path(f"/proc/{pid}/clear_refs").write_text("5")  # the peak begins at what is resident now
-    before, start = [peak_bytes(pid) for pid in pids], time.perf_counter()
+    before, start = [memory(pid)["peak"] for pid in pids], time.perf_counter()
     yield found
     seconds = time.perf_counter() - start
-    grown = [(peak_bytes(pid) - low) / 1e6 for pid, low in zip(pids, before, strict=True)]
+    grown = [(memory(pid)["peak"] - low) / 1e6 for pid, low in zip(pids, before, strict=True)]
     found.append(Timed(seconds, *grown))
 
 

@@ -15,10 +15,9 @@ from __future__ import annotations
 
 import asyncio
 import json
-import subprocess
 import sys
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import closing
 from functools import partial
 from pathlib import Path
 from statistics import median
@@ -31,6 +30,7 @@ from bench.lib.cli import Bar, Options, Result, main, say
 from bench.lib.daemon import daemon
 from bench.lib.engine import Bare, engine
 from bench.lib.machine import ROOT
+from bench.lib.neighbour import Busy
 from bench.lib.stats import sig
 from bench.lib.texts import Texts, prose
 from bench.overhead import Speed, Way, alternate, bare_loop, over_socket
@@ -44,7 +44,6 @@ _BLOCK = 200
 """Requests of a block."""
 _QUESTION = 24
 _CELLS = 20 * 1024
-_BUSY = "while True: pass"
 
 
 def measure(options: Options) -> Result:
@@ -88,7 +87,8 @@ def _null(options: Options, blocks: int, neighbours: int) -> dict[str, Any]:
         daemon(options, f"null{neighbours}", *_SLOTS) as (socket, _),
         Client(socket, app="socket") as by_socket,
         Client(socket, app="slots", transport="slots") as by_slot,
-        _busy(neighbours),
+        closing(Busy(neighbours)) as busy,
+        busy.hashing(neighbours),
     ):
         found: dict[str, list[float]] = {way: [] for way in WAYS}
         medians: dict[str, list[float]] = {way: [] for way in WAYS}
@@ -113,17 +113,6 @@ def _pings(client: Client) -> list[float]:
         client.ping()
         times.append(perf_counter() - begin)
     return times
-
-
-@contextmanager
-def _busy(n: int) -> Iterator[None]:
-    processes = [subprocess.Popen([sys.executable, "-c", _BUSY]) for _ in range(n)]
-    try:
-        yield
-    finally:
-        for process in processes:
-            process.kill()
-            process.wait()
 
 
 # -- one client -------------------------------------------------------------------------------------

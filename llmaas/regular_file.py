@@ -10,7 +10,8 @@ import errno
 import os
 import stat
 import tempfile
-from contextlib import suppress
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import BinaryIO
 
@@ -42,9 +43,11 @@ def sync_folder(path: Path) -> None:
         os.close(fd)
 
 
-def replace_file(path: Path, data: bytes, mode: int) -> None:
-    """Write a new file with this ``mode``, and give it the name ``path`` when it is on disk: whoever reads it gets the
-    old one or the new one. Raises OSError; then the old file is as it was.
+@contextmanager
+def replacing(path: Path, mode: int) -> Iterator[int]:
+    """The descriptor of a new file with this ``mode``, which gets the name ``path`` when the block has ended and it is
+    on disk: whoever reads it gets the old one or the new one. Raises OSError; then, or if the block raises, the old
+    file is as it was.
 
     The new file has a name that no other writer uses and nobody can foresee, so that nothing stands in its way.
     """
@@ -52,9 +55,7 @@ def replace_file(path: Path, data: bytes, mode: int) -> None:
     try:
         try:
             os.fchmod(fd, mode)
-            left = memoryview(data)
-            while left:
-                left = left[os.write(fd, left) :]
+            yield fd
             os.fsync(fd)
         finally:
             os.close(fd)
@@ -64,3 +65,11 @@ def replace_file(path: Path, data: bytes, mode: int) -> None:
             Path(name).unlink()
         raise
     sync_folder(path.parent)
+
+
+def replace_file(path: Path, data: bytes, mode: int) -> None:
+    """Have ``data`` stand in a file of this name, as ``replacing`` does."""
+    with replacing(path, mode) as fd:
+        left = memoryview(data)
+        while left:
+            left = left[os.write(fd, left) :]

@@ -7,15 +7,14 @@ from __future__ import annotations
 
 import argparse
 import os
-import tempfile
 from collections.abc import Iterator
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager
 from pathlib import Path
-from typing import TYPE_CHECKING, BinaryIO
+from typing import TYPE_CHECKING
 
 from llmaas.cli.out import print_error, print_note, printable
 from llmaas.errors import BadRequest, assert_never
-from llmaas.regular_file import open_regular, sync_folder
+from llmaas.regular_file import open_regular, replacing
 
 if TYPE_CHECKING:
     from llmaas.nodes.archive.blocks import Sink, Source
@@ -104,19 +103,12 @@ def written(path: Path, lock: Lock | None) -> Iterator[Sink]:
     from llmaas.nodes.archive.envelope import sealed
 
     try:
-        fd, name = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")  # mode 0600
-        try:
-            with os.fdopen(fd, "wb", _BUFFER) as file:
-                with sealed(file, lock) as sink:
-                    yield sink
-                file.flush()
-                os.fsync(file.fileno())
-            Path(name).replace(path)
-        except BaseException:
-            with suppress(OSError):
-                Path(name).unlink()
-            raise
-        sync_folder(path.parent)
+        with (
+            replacing(path, 0o600) as fd,
+            os.fdopen(fd, "wb", _BUFFER, closefd=False) as file,
+            sealed(file, lock) as sink,
+        ):
+            yield sink
     except OSError as error:
         raise BadRequest(f"cannot write {path}: {error.strerror or error}") from error
 
@@ -128,13 +120,9 @@ def read(path: Path, opener: Opener | None) -> Iterator[Source]:
 
     try:
         with open_regular(path) as file:
-            yield opened(_buffered(file), opener)
+            yield opened(file, opener)
     except OSError as error:
         raise BadRequest(f"cannot read {path}: {error.strerror or error}") from error
-
-
-def _buffered(file: BinaryIO) -> Source:
-    return file
 
 
 def vouched(source: Source, args: argparse.Namespace) -> bool:

@@ -7,7 +7,7 @@ tokens that the archive holds, whatever is done to the context meanwhile.
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, Protocol
 
 from llmaas.api.transfer_messages import MOST_CHUNK_BYTES
@@ -69,8 +69,7 @@ def export_context(
     context: ExportedContext | None = None,
 ) -> Exported:
     """Write a context, with those of its chunks that are stored and ``wanted``. ``context``: what was exported of it,
-    if that has been done. Raises UnknownContext, ContextDamaged,
-    and what the archive's sink raises."""
+    if that has been done. Raises UnknownContext, ContextDamaged, and what the archive's sink raises."""
     about = _about(client, info.id) if chunks else None
     context = context or client.export_context(info.id)
     head = ContextHead(0, context.name, context.model, context.vocab, 0, info.adapter, info.ttl)
@@ -79,7 +78,7 @@ def export_context(
         writer.begin(head, context.spans)
         writer.end()
         return Exported(context.name, len(tokens))
-    writer.begin(ContextHead(**{**_fields(head), "root": about.root, "kv": about.kv}), context.spans)
+    writer.begin(replace(head, root=about.root, kv=about.kv), context.spans)
     keys = chunk_keys(about.root, tokens[: about.n_kv])
     indices = [i for i, key in enumerate(keys) if wanted(key)]
     written = list[ChunkKey]()
@@ -92,10 +91,6 @@ def export_context(
     return Exported(
         context.name, len(tokens), len(written), len(indices) - len(written), len(keys) - len(indices), tuple(written)
     )
-
-
-def _fields(head: ContextHead) -> dict[str, Any]:
-    return {name: getattr(head, name) for name in head.__dataclass_fields__}
 
 
 def _about(client: ExportingClient, context: str) -> ExportedChunks | None:

@@ -9,7 +9,7 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from typing import NamedTuple
 
-from llmaas.records import AppId, ChunkKey, ContextId
+from llmaas.records import CHUNK_TOKENS, AppId, ChunkKey, ContextId
 
 
 class StateAt(NamedTuple):
@@ -51,3 +51,7 @@ class Context:
     """Number of its last use, counted over all contexts. This and ``cooled`` belong to the disk quota."""
     cooled: int = 0
     """So many of its last chunks it no longer keeps on DISK."""
+
+    def end_of(self, index: int) -> int:
+        """How many tokens there are up to the end of a chunk; the last one may not be full."""
+        return min((index + 1) * CHUNK_TOKENS, self.n_kv)

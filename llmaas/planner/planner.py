@@ -95,9 +95,8 @@ class Planner:
         self._disk = disk = DiskQuota(settings.disk_bytes, ledger, wear, tally, bits.forget)
         users: dict[ChunkKey, ChunkUser] = {}
         last, always_read = LastChunks(ledger), settings.split == "load_first"
-        worth = ChunkWorth(
-            ledger, costs, wear, users, disk.calls, always_read=always_read, states=settings.state is not None
-        )
+        states = settings.state is not None
+        worth = ChunkWorth(ledger, costs, wear, users, disk.calls, always_read=always_read, states=states)
         writes = WriteBack(settings, ledger, disk, bits, wear, worth, last, tally, next_id)
         policy = EVICTION[settings.eviction]() if eviction is None else eviction
         room = PoolRoom(ledger, policy, writes, disk, bits, last, users, tally)
@@ -107,7 +106,6 @@ class Planner:
         self._swap_out = SwapOut(settings, ledger, room, books, saves, writes, lowering, wear)
 
         self._cells = cells = CellTable(settings.n_cells, settings.n_seqs, cuttable=settings.swappable)
-        states = settings.state is not None
         self._contexts = ContextTable(ledger, books, cells, self._swap_out, states=states)
         reads = ReadAhead(ledger, books, SPLIT[settings.split](), costs, next_id)
         self._switching = Switching(settings, ledger, books, cells, reads, costs, tally, next_id)

@@ -154,10 +154,7 @@ class PoolBooks:
 
     def begin_load(self, context: Context, first: int, stop: int, out: list[Action]) -> tuple[ChunkSource, ...]:
         """Pin chunks ``first`` .. ``stop - 1``; those that are read from DISK stay in the POOL if there is room."""
-        spans = [
-            ChunkSpan(context.keys[i], i * CHUNK_TOKENS, min((i + 1) * CHUNK_TOKENS, context.n_kv))
-            for i in range(first, stop)
-        ]
+        spans = [ChunkSpan(context.keys[i], i * CHUNK_TOKENS, context.end_of(i)) for i in range(first, stop)]
         return self.begin_load_of(context, spans, out)
 
     def begin_load_of(self, context: Context, spans: Sequence[ChunkSpan], out: list[Action]) -> tuple[ChunkSource, ...]:

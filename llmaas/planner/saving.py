@@ -117,7 +117,7 @@ class SaveQueue:
         """Whether the chunk still is where it was, all in CELLS as computed, without a copy anywhere."""
         if index >= len(context.keys) or context.keys[index] != key or index in context.lossy:
             return False
-        chunk, end = self._ledger.chunk(key), min((index + 1) * CHUNK_TOKENS, context.n_kv)
+        chunk, end = self._ledger.chunk(key), context.end_of(index)
         whole = end <= context.cells if self._settings.state is None else end == context.cells
         return whole and chunk.tier is Tier.NONE and not chunk.moving
 
@@ -151,7 +151,7 @@ class SaveQueue:
     def _reserve(self, wanted: _Wanted, now: float, out: list[Action]) -> ChunkTarget | None:
         """The chunk's precision, and its room in the POOL; None if there is none."""
         start = wanted.nth * CHUNK_TOKENS
-        stop = min(start + CHUNK_TOKENS, wanted.context.n_kv)
+        stop = wanted.context.end_of(wanted.nth)
         if (state := self._settings.state) is not None:
             start, precision, nbytes = 0, LOSSLESS, coded_state_size(state.of(stop))
         else:

@@ -16,15 +16,10 @@ from collections.abc import Iterator, Sequence
 
 from llmaas.kvchunks.ledger import Ledger
 from llmaas.planner.context import Context, StateAt
-from llmaas.records import CHUNK_TOKENS, ChunkKey, Tier
+from llmaas.records import ChunkKey, Tier
 
 EARLIER = 4
 """Earlier states of each context at most. Each may take as much memory as the last one."""
-
-
-def end_of(context: Context, index: int) -> int:
-    """How many tokens the context has up to the end of a chunk."""
-    return min((index + 1) * CHUNK_TOKENS, context.n_kv)
 
 
 def best_state(ledger: Ledger, context: Context, most: int) -> StateAt | None:
@@ -41,7 +36,7 @@ def best_state(ledger: Ledger, context: Context, most: int) -> StateAt | None:
 def _longest_first(context: Context) -> Iterator[StateAt]:
     earlier = list(context.earlier)
     for index in range(len(context.keys) - 1, -1, -1):
-        state = StateAt(end_of(context, index), context.keys[index])
+        state = StateAt(context.end_of(index), context.keys[index])
         while earlier and earlier[-1].n_tokens > state.n_tokens:
             yield earlier.pop()
         yield state

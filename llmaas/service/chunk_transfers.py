@@ -116,8 +116,7 @@ class ChunkTransfers:
         return ImportedChunks(taken, len(whole) - len(unknown), judge.refused, judge.why)
 
     def _missing(self, chain: KeyChain) -> tuple[int, ...]:
-        keys = [*chain.whole, *chain.tails[CHUNK_TOKENS - 1 :]]
-        return tuple(i for i, key in enumerate(keys) if not self._interpreter.stored(key))
+        return tuple(i for i, key in enumerate(chain.full) if not self._interpreter.stored(key))
 
     def _is_known(self, chain: KeyChain, chunk: WholeChunk) -> bool:
         key = _key(chain, chunk.index, chunk.n_tokens)

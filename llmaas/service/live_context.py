@@ -175,28 +175,27 @@ class LiveContext:
     def cover_stored(self, chain: KeyChain, is_stored: Callable[[ChunkKey], bool]) -> None:
         """Let the keys cover as many tokens as stored chunks do. ``chain``: that of all the context's tokens."""
         whole, tails = chain.whole, chain.tails
-        if (n := next((n for n in range(len(tails), 0, -1) if is_stored(tails[n - 1])), 0)) > 0:
+        if n := _up_to_stored(tails, is_stored):
             self.keys, self.n_kv = [*whole, tails[n - 1]], len(whole) * CHUNK_TOKENS + n
             return
         if chain.earlier is not None:
             self._cover_state(chain, is_stored)
             return
-        n = next((n for n in range(len(whole), 0, -1) if is_stored(whole[n - 1])), 0)
+        n = _up_to_stored(whole, is_stored)
         self.keys, self.n_kv = list(whole[:n]), n * CHUNK_TOKENS
 
     def _cover_state(self, chain: KeyChain, is_stored: Callable[[ChunkKey], bool]) -> None:
         """Of sequences that cannot be cut, calls ended anywhere, and what was stored then has the key of a chunk that
         ended there."""
         for i, tails in reversed(list(enumerate(chain.earlier or ()))):
-            n = next((n for n in range(len(tails), 0, -1) if is_stored(tails[n - 1])), 0)
-            if n:
+            if n := _up_to_stored(tails, is_stored):
                 self.keys, self.n_kv = [*chain.whole[:i], tails[n - 1]], i * CHUNK_TOKENS + n
                 return
         self.keys, self.n_kv = [], 0
 
     def cover_whole(self, chain: KeyChain) -> tuple[int, tuple[ChunkKey, ...]] | None:
         """At the first use: let the keys cover all full chunks, stored or not. As ``rekey``; None if they do."""
-        keys = [*chain.whole, *chain.tails[CHUNK_TOKENS - 1 :]]
+        keys = chain.full
         if self.n_kv % CHUNK_TOKENS or len(keys) <= len(self.keys):
             return None
         first = len(self.keys)
@@ -231,6 +230,11 @@ class KeyChain(NamedTuple):
     earlier: list[list[ChunkKey]] | None = None
     """Of a model whose sequences cannot be cut, the same for each of the first chunks."""
 
+    @property
+    def full(self) -> list[ChunkKey]:
+        """Of all full chunks: the last one is, if its tail has as many tokens."""
+        return [*self.whole, *self.tails[CHUNK_TOKENS - 1 :]]
+
 
 def key_chain(root: bytes, tokens: array[int], *, states: bool = False) -> KeyChain:
     """``states``: the model's sequences cannot be cut."""
@@ -241,6 +245,11 @@ def key_chain(root: bytes, tokens: array[int], *, states: bool = False) -> KeyCh
         before, starts = [root, *whole], enumerate(range(0, n, CHUNK_TOKENS))
         earlier = [tail_keys(before[i], tokens[start : start + CHUNK_TOKENS]) for i, start in starts]
     return KeyChain(whole, tail_keys(whole[-1] if whole else root, tokens[n:]), earlier)
+
+
+def _up_to_stored(keys: Sequence[ChunkKey], is_stored: Callable[[ChunkKey], bool]) -> int:
+    """How many of the first keys there are up to the last one whose chunk is stored."""
+    return next((n for n in range(len(keys), 0, -1) if is_stored(keys[n - 1])), 0)
 
 
 def n_common(a: array[int], b: array[int]) -> int:

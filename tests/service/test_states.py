@@ -51,10 +51,15 @@ async def push_out(h: House) -> None:
     await h.service.delete(APP, "wide")
 
 
+async def begun(h: House) -> str:
+    """Make the context "x": the answer to its first message."""
+    await h.service.create(APP, name="x", system=None)
+    return (await say(h, "x", "one"))[0]
+
+
 async def undisturbed(at_home: Callable[..., Any], root: Path) -> list[str]:
     async with at_home(root) as h:
-        await h.service.create(APP, name="x", system=None)
-        return [(await say(h, "x", text))[0] for text in ("one", "two", "three")]
+        return [await begun(h), *[(await say(h, "x", text))[0] for text in ("two", "three")]]
 
 
 @on_a_loop
@@ -63,8 +68,7 @@ async def test_it_comes_back_from_the_pool_and_answers_as_if_nothing_had_been(
 ) -> None:
     right = await undisturbed(at_home, tmp_path / "a")
     async with at_home(tmp_path / "b") as h:
-        await h.service.create(APP, name="x", system=None)
-        found = [(await say(h, "x", "one"))[0]]
+        found = [await begun(h)]
         for text in ("two", "three"):
             await push_out(h)
             answer, done = await say(h, "x", text)
@@ -78,8 +82,7 @@ async def test_it_comes_back_from_disk_after_a_kill(tmp_path: Path, at_home: Cal
     right = await undisturbed(at_home, tmp_path / "a")
     root = tmp_path / "b"
     async with at_home(root) as h:
-        await h.service.create(APP, name="x", system=None)
-        found = [(await say(h, "x", "one"))[0]]
+        found = [await begun(h)]
         await h.service.wait_idle()
         killed = copy_store(root, tmp_path / "killed")  # what a process that is killed now leaves behind
         for i, text in enumerate(("two", "three")):
@@ -97,8 +100,7 @@ async def test_a_fork_and_an_undo_go_on_from_the_ends_of_earlier_turns(
     tmp_path: Path, at_home: Callable[..., Any]
 ) -> None:
     async with at_home(tmp_path / "a") as h:
-        await h.service.create(APP, name="x", system=None)
-        await say(h, "x", "one")
+        await begun(h)
         second, _ = await say(h, "x", "two")
         await h.service.wait_idle()
         await h.service.fork(APP, "x", name="whole")
@@ -122,8 +124,7 @@ async def test_a_fork_and_an_undo_go_on_from_the_ends_of_earlier_turns(
 @on_a_loop
 async def test_a_cancelled_call_costs_the_context_nothing(tmp_path: Path, at_home: Callable[..., Any]) -> None:
     async with at_home(tmp_path / "a") as h:
-        await h.service.create(APP, name="x", system=None)
-        await say(h, "x", "one")
+        await begun(h)
         await h.service.fork(APP, "x", name="y")
         right, _ = await say(h, "y", "two")
         await h.service.wait_idle()
@@ -150,8 +151,7 @@ async def test_a_damaged_state_is_a_miss_that_heals(tmp_path: Path, at_home: Cal
     right = await undisturbed(at_home, tmp_path / "a")
     root = tmp_path / "b"
     async with at_home(root) as h:
-        await h.service.create(APP, name="x", system=None)
-        await say(h, "x", "one")
+        await begun(h)
     (file,) = [path for path in root.rglob("*") if path.is_file() and path.suffix == PAYLOADS]
     flip(file, 8 * (file.stat().st_size // 2))
     async with at_home(root) as h:
@@ -168,8 +168,7 @@ async def test_a_damaged_state_is_a_miss_that_heals(tmp_path: Path, at_home: Cal
 async def test_a_state_that_is_gone_is_a_miss(tmp_path: Path, at_home: Callable[..., Any]) -> None:
     root = tmp_path / "b"
     async with at_home(root, disk_bytes=0) as h:
-        await h.service.create(APP, name="x", system=None)
-        await say(h, "x", "one")
+        await begun(h)
     async with at_home(root) as h:
         _, done = await say(h, "x", "two")
         assert done.switch.disk == done.switch.pool == 0
@@ -181,8 +180,7 @@ async def test_after_a_start_it_is_back_in_cells_before_anybody_asks(
     tmp_path: Path, at_home: Callable[..., Any]
 ) -> None:
     async with at_home(tmp_path / "a") as h:
-        await h.service.create(APP, name="x", system=None)
-        await say(h, "x", "one")
+        await begun(h)
     async with at_home(tmp_path / "a", warm_start=True) as h:
         await h.service.wait_idle()
         info = h.service.info(APP, "x")
