@@ -50,8 +50,8 @@ def model_meta(arch: str, layers: int, shape: Shape = SMALL, **more: tuple[int, 
         "scores": (LIST, (F32_, [-float(i) for i in range(len(texts))])),
         "token_type": (LIST, (I32, list(kinds))),
     }
-    words |= {f"{name}_token_id": (U32, i) for i, name in enumerate(("unknown", "bos", "eos"))}
-    return meta | {f"tokenizer.ggml.{name}": value for name, value in words.items()}
+    meta |= {f"tokenizer.ggml.{name}": value for name, value in words.items()}
+    return meta | {f"tokenizer.ggml.{name}_token_id": (U32, i) for i, name in enumerate(("unknown", "bos", "eos"))}
 
 
 class RandomWeights:
@@ -59,7 +59,8 @@ class RandomWeights:
         self._rng = np.random.default_rng(seed)
 
     def __call__(self, *shape: int) -> F32:
-        return (self._rng.standard_normal(shape) * 1.5 / np.sqrt(shape[-1])).astype(np.float32)
+        weights: F32 = (self._rng.standard_normal(shape) * 1.5 / np.sqrt(shape[-1])).astype(np.float32)
+        return weights
 
 
 def end_tensors(random: RandomWeights, width: int = WIDTH) -> Tensors:

@@ -112,7 +112,7 @@ def write_rwkv(path: Path, *, layers: int = 2, seed: int = 6) -> Path:
         wkv__head_size=(U32, WIDTH),  # ggml computes 64 at a time, and no fewer
         token_shift_count=(U32, 2),
     )
-    tensors = end_tensors(random) | {"output_norm.bias": random(WIDTH) / 8}
+    tensors = end_tensors(random) | {"output_norm.bias": random(WIDTH) * np.float32(0.125)}
     tensors |= {f"token_embd_norm.{name}": value for name, value in _norm(random).items()}
     for i in range(layers):
         layer = f"blk.{i}"
@@ -192,7 +192,7 @@ def _experts(random: RandomWeights, layer: str, n: int) -> Tensors:
 
 
 def _norm(random: RandomWeights) -> Tensors:
-    return {"weight": np.ones(WIDTH, np.float32), "bias": random(WIDTH) / 8}
+    return {"weight": np.ones(WIDTH, np.float32), "bias": random(WIDTH) * np.float32(0.125)}
 
 
 RECURRENT: dict[str, Callable[[Path], Path]] = {
