@@ -132,6 +132,11 @@ class UnknownModel(CallerError):
     hint = "Name one that 'llmaas model ls' lists; 'llmaas model add' registers one."
 
 
+class UnknownNode(CallerError):
+    code = "unknown_node"
+    hint = "'llmaas node ls' lists the nodes that this one is paired with; 'llmaas node pair' adds one."
+
+
 class AnswerIncomplete(CallerError):
     """An answer that was to be JSON ended before the JSON did. A client raises it; the daemon does not."""
 
@@ -319,6 +324,16 @@ class NotServing(MachineError):
     code = "not_serving"
     retryable = True
     hint = "Start the daemon with 'llmaas serve', or give its socket with --socket."
+
+
+class NodeUnreachable(MachineError):
+    """The other node does not answer, or the connection to it was lost."""
+
+    code = "node_unreachable"
+    retryable = True
+    hint = (
+        "See that its daemon runs with the setting 'nodes', and that its address is right ('llmaas node ls --check')."
+    )
 
 
 class ChunkDamaged(LlmaasError):

@@ -22,6 +22,7 @@ from llmaas.cli.doctor.damage import explain_salvage
 from llmaas.cli.engine_choices import context_settings, measure_repack, repack_memo, rope_memo
 from llmaas.cli.interpreter import short_pauses
 from llmaas.cli.load_ahead import WeightReads
+from llmaas.cli.node_listener import listen_for_nodes
 from llmaas.cli.planner_choices import costs_path, planner_choices
 from llmaas.clock import RealClock
 from llmaas.config import models
@@ -178,8 +179,7 @@ async def running(
         service = Service(engine, store, settings, RealClock(), bring_back=reads.start)
         await service.start(summaries)
         parts.push_async_callback(service.stop)
-        server = await _server(config, service, sockets)
-        parts.push_async_callback(server.close)
+        server = await _server(config, service, sockets, parts)
         parts.callback(service.stop_text)  # before the server waits for what runs
         _watch_host(config, service, parts)
         if choice.open and (measurement := measure_repack(config, model)) is not None:
@@ -194,7 +194,18 @@ def _choose_repack(config: Config, model: Path) -> RepackChoice:
     return choice
 
 
-async def _server(config: Config, service: Service, sockets: bool) -> Server:
+async def _server(config: Config, service: Service, sockets: bool, parts: AsyncExitStack) -> Server:
+    """Serve apps, and nodes if the settings say so, until ``parts`` are closed."""
+    server = await _server_of_apps(config, service, sockets)
+    parts.push_async_callback(server.close)
+    if config.nodes is not None and sockets:
+        listener = listen_for_nodes(config, service)
+        parts.push_async_callback(listener.close)
+        log.info("nodes are heard on %s", listener.address)
+    return server
+
+
+async def _server_of_apps(config: Config, service: Service, sockets: bool) -> Server:
     limits = _fitting(Limits(priority_floor=config.priority_floor, urgent_apps=frozenset(config.urgent_apps or ())))
     slots = SlotSettings(config.slots, config.slot_bytes)
     if not sockets:

@@ -21,6 +21,7 @@ from llmaas.api.activation import handed_over
 from llmaas.cli.http_process import http_beside, require_packages
 from llmaas.cli.log_format import log_to_stderr
 from llmaas.cli.manager import notify_manager
+from llmaas.cli.node_listener import refuse_nodes
 from llmaas.cli.options import add_settings, loaded
 from llmaas.cli.out import print_note, printable
 from llmaas.cli.served_model import one_model, several
@@ -72,6 +73,7 @@ def run(args: argparse.Namespace) -> int:
     if entries := several(found):
         from llmaas.cli.serve_several import serve_several  # one model needs none of it
 
+        refuse_nodes(found.config)
         return serve_several(found, entries, show=args.show_config)
     found = one_model(found)
     if args.show_config:

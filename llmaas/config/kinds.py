@@ -202,6 +202,24 @@ def http_address() -> Kind:
     return Kind(allowed, "ADDRESS", read, alone="unix")
 
 
+def node_address() -> Kind:
+    """Where other nodes are listened for; "none" is None."""
+
+    def read(raw: object, base: Path) -> str | None:
+        text = str(raw).strip().lower()
+        if not isinstance(raw, str) or text == "none":
+            if text != "none":
+                raise ValueError
+            return None
+        match = re.fullmatch(r"([0-9.]+|\[[0-9a-f:.]+\]):([0-9]{1,5})", text)
+        if not match or not 1 <= int(match[2]) <= 65535:
+            raise ValueError
+        ipaddress.ip_address(match[1].strip("[]"))
+        return text
+
+    return Kind("none, or HOST:PORT where HOST is an address of this machine (0.0.0.0 or [::]: all)", "ADDRESS", read)
+
+
 def host_names() -> Kind:
     """Names of hosts, without ports, from text or a TOML list; in small letters."""
 

@@ -25,6 +25,7 @@ from llmaas.config.kinds import (
     mean_bits,
     model_names,
     named_paths,
+    node_address,
     number,
     path,
     show_cpus,
@@ -110,6 +111,9 @@ class Config:
     )
     http_hosts: tuple[str, ...] | None = _setting(
         host_names(), None, "names that requests over TCP may call this machine by, besides localhost", "none"
+    )
+    nodes: str | None = _setting(
+        node_address(), None, "listen here for nodes that this one is paired with ('llmaas node pair')", "none"
     )
     data_dir: Path = _setting(
         path(),

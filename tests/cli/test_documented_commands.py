@@ -27,6 +27,7 @@ NOT_RUN = {
     r"scripts/|git pull": "sets the checkout up, or changes it",
     r"llmaas model pull": "the network",
     r"llmaas (chat .*--model|ctx move)": "the daemon that runs serves one model",
+    r"llmaas node (pair|rm)": "there is no other machine",
     r"curl|rm -rf": "the network; the home of the daemon that runs",
     r"systemctl|journalctl|loginctl": "this machine's systemd",
     r"llmaas demo": "has tests of its own",

@@ -29,6 +29,7 @@ BAD = {
     "http": "box.example:80",
     "http_tokens": "some",
     "http_hosts": "a b",
+    "nodes": "box.example:7411",
     "data_dir": "",
     "profile": "toaster",
     "cells": "100",

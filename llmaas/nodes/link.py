@@ -1,0 +1,141 @@
+"""A connection between two nodes: frames over TLS, a request and its reply at a time.
+
+Law: a frame is bounded before it is read, and everything that is waited for has an end. Either side may be hostile:
+what a frame holds is for whoever asked, or answers, to judge.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import ssl
+import struct
+from typing import Any
+
+from llmaas.api.wire import MAX_FRAME, Frame, encode, read_body
+from llmaas.errors import BadRequest, FrameTooLarge, LlmaasError, MachineError, NodeUnreachable, NotTrusted, by_code
+from llmaas.nodes.card import host_and_port
+from llmaas.nodes.identity import NodeIdentity
+from llmaas.nodes.pinned import PinnedNode
+from llmaas.nodes.tls import ANY_NAME, HANDSHAKE_S, client_side
+
+VERSION = 1
+"""Of what nodes say to each other."""
+MOST_VALUES = 1 << 15
+"""Of a frame, at all levels together."""
+REPLY_S = 120.0
+"""The peer stores what it was sent meanwhile, on a slow disk perhaps."""
+_CONNECT_S = 10.0
+_LENGTH = struct.Struct(">I")
+
+
+class NodeLink:
+    """One end of a connection."""
+
+    def __init__(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        self._reader, self._writer = reader, writer
+
+    @property
+    def peer_certificate(self) -> bytes | None:
+        """What the peer has shown."""
+        tls: ssl.SSLObject | None = self._writer.get_extra_info("ssl_object")
+        return tls.getpeercert(binary_form=True) if tls is not None else None
+
+    async def send(self, frame: Frame, seconds: float = REPLY_S) -> None:
+        """Raises OSError, asyncio.TimeoutError."""
+        self._writer.write(encode(frame))
+        await asyncio.wait_for(self._writer.drain(), seconds)
+
+    async def receive(self, seconds: float = REPLY_S) -> Frame:
+        """The next frame. Raises MalformedFrame, FrameTooLarge, OSError, EOFError, asyncio.TimeoutError."""
+        return await asyncio.wait_for(self._receive(), seconds)
+
+    async def _receive(self) -> Frame:
+        (size,) = _LENGTH.unpack(await self._reader.readexactly(_LENGTH.size))
+        if size > MAX_FRAME:
+            raise FrameTooLarge(f"a frame of {size} bytes was announced; at most {MAX_FRAME} are allowed")
+        return read_body(await self._reader.readexactly(size), MOST_VALUES)
+
+    async def close(self) -> None:
+        self._writer.close()
+        try:
+            await asyncio.wait_for(self._writer.wait_closed(), _CONNECT_S)
+        except (OSError, asyncio.TimeoutError):
+            self._writer.transport.abort()
+
+
+class NodeClient:
+    """The end that asks. ``name``: of the peer."""
+
+    def __init__(self, name: str, link: NodeLink, facts: Frame) -> None:
+        self.name, self._link, self.facts = name, link, facts
+
+    async def ask(self, op: str, **fields: Any) -> Frame:
+        """Send a request, and return what is replied. Raises what the peer says is wrong, and NodeUnreachable."""
+        return await _asked(self.name, self._link, {"op": op, **fields})
+
+    async def close(self) -> None:
+        await self._link.close()
+
+
+async def connect_node(own: NodeIdentity, node: PinnedNode) -> NodeClient:
+    """Raises NodeUnreachable, NotTrusted, MachineError, BadRequest for a node without an address."""
+    if not node.address:
+        raise BadRequest(
+            f"the node {node.name} has no address",
+            hint=f"Give it one: 'llmaas node pair {node.name} CARD --address HOST:PORT'.",
+        )
+    host, port = host_and_port(node.address)
+    context = client_side(own, node.certificate)
+    try:
+        opening = asyncio.open_connection(
+            host, port, ssl=context, server_hostname=ANY_NAME, ssl_handshake_timeout=HANDSHAKE_S
+        )
+        link = NodeLink(*await asyncio.wait_for(opening, _CONNECT_S + HANDSHAKE_S))
+    except ssl.SSLCertVerificationError:
+        raise NotTrusted(
+            f"what answers at {node.address} is not the node {node.name}",
+            hint="If that node has a new key, pair with it again; else somebody is in its place.",
+        ) from None
+    except (OSError, asyncio.TimeoutError) as error:
+        raise NodeUnreachable(f"the node {node.name} does not answer at {node.address}: {_why(error)}") from error
+    try:
+        if link.peer_certificate != node.certificate:
+            raise NotTrusted(f"what answers at {node.address} is not the node {node.name}")
+        facts = await _greeted(node, link)
+    except BaseException:
+        await link.close()
+        raise
+    return NodeClient(node.name, link, facts)
+
+
+async def _greeted(node: PinnedNode, link: NodeLink) -> Frame:
+    """In TLS 1.3 a client that is refused has ended its handshake before, and asyncio does not show it the alert."""
+    try:
+        return await _asked(node.name, link, {"op": "hello", "version": VERSION})
+    except NodeUnreachable as error:
+        if isinstance(error.__cause__, asyncio.TimeoutError):
+            raise
+        raise NotTrusted(
+            f"the node {node.name} has ended the connection: it does not know this one",
+            hint="It must be paired with this node, too: there, 'llmaas node pair' with what 'llmaas node show' says.",
+        ) from error
+
+
+async def _asked(name: str, link: NodeLink, request: Frame) -> Frame:
+    try:
+        await link.send(request)
+        reply = await link.receive()
+    except (OSError, EOFError, asyncio.TimeoutError) as error:
+        raise NodeUnreachable(f"the connection to the node {name} has ended: {_why(error)}") from error
+    except LlmaasError as error:
+        raise MachineError(f"the node {name} speaks another language: {error.message}") from error
+    if (code := reply.get("error")) is not None:
+        kind = by_code().get(str(code)[:64], MachineError)
+        raise kind(f"node {name}: {str(reply.get('message'))[:500]}", hint=str(reply.get("hint"))[:500])
+    return reply
+
+
+def _why(error: BaseException) -> str:
+    if isinstance(error, asyncio.TimeoutError):
+        return "no answer in time"
+    return getattr(error, "strerror", None) or str(error) or type(error).__name__
