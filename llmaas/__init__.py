@@ -80,6 +80,7 @@ if TYPE_CHECKING:  # what type checkers and editors see; _HOMES says the same to
         UnknownModel,
         UnknownRequest,
         VersionMismatch,
+        WritesNoText,
     )
     from llmaas.records import (
         AdapterInfo,
@@ -110,7 +111,7 @@ _HOMES = {
         "EngineFailed  Expired Fault Forbidden FrameTooLarge Internal KeyReused LlmaasError MachineError "
         "MalformedFrame  ModelChanged ModelEnded ModelMismatch ModelUnreadable NoMemory NoNumbers NotServing "
         "NotTrusted PolicyBug  QuotaExceeded ShuttingDown SocketInUse StoreFailed UnknownAdapter UnknownApp "
-        "UnknownContext UnknownModel UnknownRequest  VersionMismatch"
+        "UnknownContext UnknownModel UnknownRequest  VersionMismatch WritesNoText"
     ),
     "llmaas.records": (
         "AdapterInfo AppInfo AppQuota AppUse ContextDetail ContextInfo ContextSpan ExportedContext Message NewToken "
@@ -194,6 +195,7 @@ __all__ = [
     "UnknownModel",
     "UnknownRequest",
     "VersionMismatch",
+    "WritesNoText",
     "__version__",
 ]
 

@@ -137,6 +137,16 @@ class UnknownNode(CallerError):
     hint = "'llmaas node ls' lists the nodes that this one is paired with; 'llmaas node pair' adds one."
 
 
+class WritesNoText(CallerError):
+    """The model that is served makes embeddings only: it has no contexts and gives no answers."""
+
+    code = "writes_no_text"
+    hint = (
+        "Ask it for embeddings ('embed', /v1/embeddings, /api/embed), or serve a model that writes text: "
+        "'llmaas serve --model FILE', or one of several by its name."
+    )
+
+
 class AnswerIncomplete(CallerError):
     """An answer that was to be JSON ended before the JSON did. A client raises it; the daemon does not."""
 

@@ -150,6 +150,8 @@ class ModelInfo:
     size_bytes: int
     chunkable: bool = True
     state: StateSize | None = None
+    writes: bool = True
+    """Whether it writes text. One that does not makes embeddings only, and has no contexts."""
     note: str = ""
     chat_note: str = ""
     """What is wrong with the model's chat template, and what is used in its place; "" if nothing is."""

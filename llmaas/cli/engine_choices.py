@@ -42,7 +42,8 @@ def rope_memo(config: Config) -> RopeMemo:
 
 
 def measure_repack(config: Config, model: Path) -> RepackMeasurement | None:
-    """Begin to measure whether a copy pays; None if there is no memory for it, which the log says.
+    """Begin to measure whether a copy pays; None if there is no memory for it, which the log says. What is measured
+    are answers: not for a model that gives none.
 
     A copy takes at most as much as the file. Where the system does not tell what is free, it is tried.
     """

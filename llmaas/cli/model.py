@@ -13,13 +13,14 @@ from pathlib import Path
 from llmaas.cli.model_pull import file_from
 from llmaas.cli.options import add_actions, add_settings, configured, loaded, socket_of
 from llmaas.cli.out import human_bytes, print_json, printable, table
+from llmaas.config.model_kinds import ModelKind
 from llmaas.config.settings import SETTINGS, flag
 from llmaas.config.show import show_setting
 from llmaas.config_file import expanded
 from llmaas.errors import ConfigError, LlmaasError
 from llmaas.model_files.entry import SETTINGS as OWN_SETTINGS
 from llmaas.model_files.entry import ModelEntry, check_name
-from llmaas.model_files.gguf import examine_files
+from llmaas.model_files.gguf import GgufFacts, examine_files
 from llmaas.model_files.registry import ModelRegistry
 from llmaas.model_files.source import source_of
 
@@ -126,7 +127,15 @@ def _add(args: argparse.Namespace) -> int:
     print(
         f"{printable(entry.name)}: {printable(facts.title or file.stem)}, {human_bytes(size)}, {printable(str(file))}"
     )
+    if facts.kind[0] is not ModelKind.WRITER:
+        print(f"it {_kind(facts)}")
     return 0
+
+
+def _kind(facts: GgufFacts) -> str:
+    """What the model does, for people."""
+    kind, why = facts.kind
+    return f"{kind.value} ({printable(facts.architecture)}{f': {why}' if why else ''})"
 
 
 def _own_settings(args: argparse.Namespace) -> dict[str, str]:
@@ -155,6 +164,7 @@ def _show(args: argparse.Namespace) -> int:
         "store": str(registry.store_of(entry)),
         "title": facts.title,
         "architecture": facts.architecture,
+        "kind": _kind(facts),
         "trained_context": facts.context_length,
     }
     if args.json:

@@ -132,6 +132,7 @@ def _model(name: str | None) -> tuple[PlannedModel, float]:
     from llmaas.engine.llama.model import LlamaModel  # loads llama.cpp
 
     found = LlamaModel(models.find(Path(name) if name else None), weights=False)
+    found.refuse_without_text()
     if reason := found.why_not_chunkable():
         raise BadRequest(f"this counts chunks, and contexts of {found.name} have none: {reason}")
     return PlannedModel(found.name, found.geometry(), found.size_bytes, found.n_ctx_train), float(found.parameters)

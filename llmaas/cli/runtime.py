@@ -26,7 +26,9 @@ from llmaas.cli.node_listener import listen_for_nodes
 from llmaas.cli.planner_choices import costs_path, planner_choices
 from llmaas.clock import RealClock
 from llmaas.config import models
+from llmaas.config.model_kinds import ModelKind
 from llmaas.config.settings import Config
+from llmaas.engine.llama.embedding_engine import LlamaEmbeddingEngine
 from llmaas.engine.llama.engine import LlamaEngine
 from llmaas.engine.llama.model import LlamaModel
 from llmaas.engine.llama.repack import RepackChoice, choose
@@ -81,12 +83,15 @@ def service_settings(config: Config) -> ServiceSettings:
 
 def load_engine(
     config: Config, model: Path, kind: type[LlamaEngine] = LlamaEngine, repack: bool = False
-) -> LlamaEngine:
+) -> LlamaEngine | LlamaEmbeddingEngine:
     """Load the model, with a second copy of weights or without (``engine.llama.repack``). On the engine's thread: the
-    threads of llama.cpp inherit its CPUs.
+    threads of llama.cpp inherit its CPUs. ``kind``: of the engine, if the model writes text.
     """
     if config.cpus and priority.can_bind():
         priority.bind(config.cpus)
+    loaded = LlamaModel(model, repack=repack, gpu_layers=config.gpu_layers, held=config.held)
+    if loaded.kind is ModelKind.EMBEDDER:
+        return LlamaEmbeddingEngine(loaded, n_threads=config.threads, embedding_tokens=config.embedding_tokens)
     shape = context_settings(config)
     return kind(
         model,
@@ -98,7 +103,7 @@ def load_engine(
         full_windows=shape.full_windows,
         embedding_tokens=config.embedding_tokens,
         rope_memo=rope_memo(config),
-        open_model=functools.partial(LlamaModel, repack=repack, gpu_layers=config.gpu_layers, held=config.held),
+        open_model=lambda _: loaded,
     )
 
 
@@ -182,7 +187,7 @@ async def running(
         server = await _server(config, service, sockets, parts)
         parts.callback(service.stop_text)  # before the server waits for what runs
         _watch_host(config, service, parts)
-        if choice.open and (measurement := measure_repack(config, model)) is not None:
+        if choice.open and engine.engine.info.writes and (measurement := measure_repack(config, model)) is not None:
             parts.callback(measurement.close)
         parts.enter_context(short_pauses())
         yield Runtime(engine.engine.info, service, server)

@@ -20,6 +20,7 @@ from llmaas.cli.machine import ram
 from llmaas.cli.manager import notify_manager
 from llmaas.cli.out import print_note, printable
 from llmaas.cli.served_model import with_entry
+from llmaas.config.model_kinds import ModelKind
 from llmaas.config.settings import SETTINGS, Config, flag
 from llmaas.config.show import show_setting
 from llmaas.config.sources import LoadedConfig
@@ -117,6 +118,7 @@ def _model(found: LoadedConfig, registry: ModelRegistry, entry: ModelEntry) -> F
     own = with_entry(found, registry, entry)
     facts, size = examine_files(entry.file)
     memo, device = load_memo(found.config), entry.file.stat().st_dev
+    writes = facts.kind[0] is ModelKind.WRITER
 
     def expected_s() -> float | None:
         return memo.expected_s(str(entry.file), device, missing_bytes(entry.file))
@@ -127,7 +129,7 @@ def _model(found: LoadedConfig, registry: ModelRegistry, entry: ModelEntry) -> F
         entry.file.name,
         size,
         tuple(python_command("serve", *_flags(found, own, entry), "--from-front")),
-        size + _PROGRAM + own.config.pool_bytes + own.config.cells * cell_bytes(facts),
+        size + _PROGRAM + (own.config.pool_bytes + own.config.cells * cell_bytes(facts) if writes else 0),
         entry.pinned,
         expected_s,
     )

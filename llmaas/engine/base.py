@@ -95,6 +95,8 @@ class EmbeddingFacts:
     """Most tokens of one call of ``embed``."""
     end: int | None = None
     """The token that texts end with, where the model was trained so."""
+    whole: bool = False
+    """Whether all of a text must come in one call: its tokens see what follows them."""
 
 
 class Prepared(Protocol):
@@ -330,10 +332,12 @@ class Engine(Protocol):
 
         That is a vector of ``embedding.width`` values whose Euclidean length is 1. ``pos`` 0 begins another text; else
         it is how many tokens the text has. At most ``embedding.slice_tokens`` come at a time, and ``embedding.limit``
-        in all. Sequences, cells and samplers are left as they are: the engine has memory of its own for this, which
-        the first call takes and ``end_embedding`` frees. After an exception the text must be begun again.
+        in all; all of them at once, if texts must be ``whole``. Sequences, cells and samplers are left as they are: the
+        engine has memory of its own for this, which the first call takes and ``end_embedding`` frees. After an
+        exception the text must be begun again.
 
-        Raises MachineError if there is no memory, ModelChanged, NoNumbers, and EngineFailed if the runtime fails.
+        Raises MachineError if there is no memory, ModelChanged, NoNumbers, EngineFailed if the runtime fails, and, of
+        whole texts, Aborted.
         """
 
     def end_embedding(self) -> None:

@@ -48,6 +48,8 @@ def check_step(
 
 def check_embed(facts: EmbeddingFacts, pos: int, tokens: Sequence[int], length: int, n_vocab: int) -> None:
     """Check the next tokens of a text that has ``length`` tokens."""
+    if pos and facts.whole:
+        raise ValueError(f"all of a text is embedded by one call: its next position is not {pos}")
     if pos not in (0, length):
         raise ValueError(f"the text is {length} long: its next position is not {pos}")
     if not 0 < len(tokens) <= facts.slice_tokens:

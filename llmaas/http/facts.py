@@ -33,6 +33,8 @@ class ServedModel:
     """What the model writes before a call of a tool, by that template; "" if that is not known."""
     embeds: bool = False
     """Whether the daemon computes embeddings."""
+    writes: bool = True
+    """Whether it writes text; else it makes embeddings only."""
     file: str = ""
     """The name of its file, without the ending."""
 
@@ -55,6 +57,7 @@ class ServedModel:
             bool(hello.get("tools")),
             str(hello.get("tool_mark") or ""),
             bool(hello.get("embedding_limit")),
+            hello.get("writes") is not False,
             file.removesuffix(".gguf"),
         )
 

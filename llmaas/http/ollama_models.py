@@ -55,7 +55,7 @@ async def ollama_show(edge: Edge, call: HttpCall) -> None:
             "general.name": facts.name,
             "llama.context_length": facts.context_limit,
         }
-        able = ["completion", "tools", *(["embedding"] if facts.embeds else [])]
+        able = [*(["completion", "tools"] if facts.writes else []), *(["embedding"] if facts.embeds else [])]
         await call.reply_json(
             OllamaShown(
                 f"FROM {facts.id}", parameters, "", _details(facts.file or facts.id), info, able, modified_at=_EPOCH

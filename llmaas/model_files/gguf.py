@@ -13,6 +13,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, BinaryIO
 
+from llmaas.config.model_kinds import ModelKind, kind_of
 from llmaas.config.models import opened
 from llmaas.errors import ModelUnreadable
 
@@ -48,6 +49,17 @@ class GgufFacts:
     @property
     def title(self) -> str:
         return str(self.meta.get("general.name", ""))
+
+    @property
+    def kind(self) -> tuple[ModelKind, str]:
+        """What the model does, and of one that is not served why."""
+        causal = self.meta.get(f"{self.architecture}.attention.causal")
+        pooling = self.meta.get(f"{self.architecture}.pooling_type")
+        return kind_of(
+            self.architecture,
+            causal if isinstance(causal, bool) else None,
+            pooling if isinstance(pooling, int) else None,
+        )
 
     @property
     def context_length(self) -> int | None:

@@ -1,7 +1,7 @@
 """Embeddings of texts, computed on the engine's thread between the steps of calls.
 
 Law: a call waits for one slice of a text at most, whoever's text that is; and while calls run, embeddings get no more
-than a part of the engine's time. Apps' texts are computed in turn.
+than a part of the engine's time. Apps' texts are computed in turn. A model whose texts must be whole has no calls.
 """
 
 from __future__ import annotations
@@ -10,7 +10,7 @@ import asyncio
 from array import array
 from collections.abc import Sequence
 
-from llmaas.engine.base import EmbeddingFacts
+from llmaas.engine.base import Aborted, EmbeddingFacts
 from llmaas.errors import BadRequest, ContextTooLong, ShuttingDown
 from llmaas.kv_arrays import F32
 from llmaas.records import AppId, Embeddings
@@ -126,8 +126,14 @@ class TextEmbedder:
         while vector is None or pos < len(tokens):
             self._refuse_if_closing()
             n = max(1, min(int(self._slice), facts.slice_tokens, len(tokens) - pos))
+            n = len(tokens) if facts.whole else n
             self._holds_memory = True
-            vector, seconds = await asyncio.wrap_future(self._thread.submit(self._timed, pos, tokens[pos : pos + n]))
+            try:
+                vector, seconds = await asyncio.wrap_future(
+                    self._thread.submit(self._timed, pos, tokens[pos : pos + n])
+                )
+            except Aborted:
+                raise ShuttingDown("the service is stopping") from None
             pos += n
             if seconds > 0:
                 self._slice = max(_SHORTEST_SLICE, min(facts.slice_tokens, 2 * self._slice, n * _SLICE_S / seconds))

@@ -6,8 +6,9 @@ Law: each says whose fault it was; nothing is changed here.
 from __future__ import annotations
 
 from llmaas.calls import Turn
-from llmaas.errors import Cancelled, ContextTooLong, EngineFailed, Expired, LlmaasError, UnknownContext
+from llmaas.errors import Cancelled, ContextTooLong, EngineFailed, Expired, LlmaasError, UnknownContext, WritesNoText
 from llmaas.planner.actions import Outcome
+from llmaas.records import ModelInfo
 from llmaas.service.live_context import LiveContext
 
 
@@ -19,6 +20,12 @@ def failure(outcome: Outcome, n_generated: int = 0, n_tokens: int | None = None)
         said = "the request's deadline passed before it was done"
         return Expired(said, n_generated=n_generated, n_tokens=n_tokens)
     return EngineFailed("the engine failed on this request")
+
+
+def refuse_without_text(model: ModelInfo) -> None:
+    """Raises WritesNoText for a model that has no contexts."""
+    if not model.writes:
+        raise WritesNoText(f"the model {model.title} makes embeddings only: it has no contexts and gives no answers")
 
 
 def refuse_if_deleted(live: LiveContext) -> None:

@@ -43,12 +43,14 @@ from llmaas.service.budgets import Budgets
 from llmaas.service.contexts import Contexts
 from llmaas.service.embeddings import TextEmbedder
 from llmaas.service.figures import figures
+from llmaas.service.hello import hello_facts
 from llmaas.service.histories import Histories
 from llmaas.service.host_share import HostShare
 from llmaas.service.idle_weights import IdleWeights
 from llmaas.service.interpreter import Interpreter
 from llmaas.service.parts import ServiceParts
 from llmaas.service.quotas import Quotas
+from llmaas.service.refusals import refuse_without_text
 from llmaas.service.resolver import Resolver
 from llmaas.service.runner import CallRunner
 from llmaas.service.settings import ServiceSettings, settings_for
@@ -204,13 +206,7 @@ class Service:
 
     def hello(self) -> dict[str, object]:
         """Facts that a client should know."""
-        model = self._parts.engine.info
-        note = "; ".join(filter(None, (model.chat_note, model.note)))
-        facts = {"model": model.name, "context_limit": self.planner_settings.ctx_limit, "note": note}
-        if self._settings.served_as:
-            facts["served_as"] = self._settings.served_as
-        tools = {"tools": model.tools, "tool_mark": model.tool_mark, "embedding_limit": self.embeddings.limit}
-        return {**facts, "model_file": model.file, "sampling": dict(model.sampling), **tools}
+        return hello_facts(self._parts.engine.info, self._settings, self.planner_settings, self.embeddings.limit)
 
     async def create(
         self,
@@ -227,7 +223,7 @@ class Service:
 
         Raises ContextExists, ContextTooLong, DiskFull, UnknownAdapter.
         """
-        self._refuse_if_closing()
+        self._refuse_to_write()
         if exist_ok and name is not None:
             return await self._contexts.get_or_create(app, name, system, adapter, ttl)
         return await self._contexts.create(app, name, system, adapter, ttl)
@@ -235,13 +231,13 @@ class Service:
     async def fork(self, app: AppId, context: str, *, name: str | None, n_messages: int | None = None) -> ContextInfo:
         """A new context with the same tokens, or with those of the first ``n_messages`` messages; it shares the chunks
         of the old one."""
-        self._refuse_if_closing()
+        self._refuse_to_write()
         return await self._contexts.fork(app, context, name, n_messages)
 
     async def resolve(self, app: AppId, messages: Sequence[Message], *, adapter: str = "") -> Resolved:
         """The context in which a conversation goes on: one that holds the first of these messages, as many as can be
         found; kept for the caller until its next call. Raises Busy, QuotaExceeded, UnknownAdapter, DiskFull."""
-        self._refuse_if_closing()
+        self._refuse_to_write()
         return await self._resolver.resolve(app, messages, adapter)
 
     async def truncate(self, app: AppId, context: str, *, n_tokens: int | None, n_messages: int | None) -> ContextInfo:
@@ -252,7 +248,7 @@ class Service:
     async def migrate(self, app: AppId | None, context: str) -> ContextInfo:
         """Tokenize a conversation that another model's tokenizer made anew, for this model; one of this tokenizer stays
         as it is. Raises ModelMismatch if a part of it is not stored as text, ContextTooLong."""
-        self._refuse_if_closing()
+        self._refuse_to_write()
         return await self._contexts.migrate(app, context)
 
     async def delete(self, app: AppId | None, context: str) -> None:
@@ -307,7 +303,7 @@ class Service:
         adapter is larger than all the room). After an error the context is as it was before the call,
         except after Cancelled or Expired with tokens generated: those were streamed and stay.
         """
-        self._refuse_if_closing()
+        self._refuse_to_write()
         self.adapters.file(spec.terms.adapter or "")
         return self._runner.submit(self._contexts.find_usable(app, context), spec, emit, operator=operator)
 
@@ -321,7 +317,7 @@ class Service:
         Returns what ``cancel`` takes when nobody is interested any more, and a future that ends with the hint; None if
         nothing is done.
         """
-        self._refuse_if_closing()
+        self._refuse_to_write()
         return self._runner.hint(self._contexts.find_usable(app, context))
 
     def cancel(self, request: RequestId) -> None:
@@ -398,3 +394,7 @@ class Service:
     def _refuse_if_closing(self) -> None:
         if self._closing:
             raise ShuttingDown("the service is stopping")
+
+    def _refuse_to_write(self) -> None:
+        self._refuse_if_closing()
+        refuse_without_text(self._parts.engine.info)

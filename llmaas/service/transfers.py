@@ -16,7 +16,7 @@ from llmaas.service.chunk_transfers import ChunkTransfers
 from llmaas.service.contexts import Contexts
 from llmaas.service.interpreter import Interpreter
 from llmaas.service.parts import ServiceParts
-from llmaas.service.refusals import refuse_if_deleted, refuse_if_too_long
+from llmaas.service.refusals import refuse_if_deleted, refuse_if_too_long, refuse_without_text
 from llmaas.service.retokenize import retokenized
 
 
@@ -48,6 +48,7 @@ class Transfers:
     ) -> ContextInfo:
         """See ``api.transfer_operations.import_context``."""
         contexts, info = self._contexts, self._parts.engine.info
+        refuse_without_text(info)
         live = contexts.new(app, exported.name if name is None else name, adapter, ttl)
         spans = list(map(_imported, exported.spans))
         if exported.vocab == info.vocab:

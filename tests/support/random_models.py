@@ -13,9 +13,9 @@ from llmaas.kv_arrays import F32
 from tests.support.tiny_models import sentencepiece_tokens
 
 WIDTH, INNER, HEADS, HEAD_DIM, KV_HEADS = 64, 96, 4, 16, 2
-U32, I32, F32_, TEXT, LIST = 4, 5, 6, 8, 9
+U32, I32, F32_, BOOL, TEXT, LIST = 4, 5, 6, 7, 8, 9
 """ggml's numbers of the types of metadata."""
-_FORMATS = {U32: "<I", I32: "<i", F32_: "<f"}
+_FORMATS = {U32: "<I", I32: "<i", F32_: "<f", BOOL: "<?"}
 
 Meta = dict[str, tuple[int, Any]]
 """Metadata: type and value of each key. A list's value is (type of its items, items)."""
@@ -98,9 +98,10 @@ def write_llama(
     shape: Shape = SMALL,
     replaced: Mapping[str, Callable[[F32], None]] | None = None,
     pooling: int | None = None,
+    more: Meta | None = None,
 ) -> Path:
     """A Llama. ``replaced``: functions that alter a tensor in place, by its name; ``pooling``: how its file says that
-    embeddings are pooled."""
+    embeddings are pooled; ``more``: further metadata."""
     random = RandomWeights(seed)
     meta = model_meta(
         "llama",
@@ -113,6 +114,7 @@ def write_llama(
     )
     if pooling is not None:
         meta["llama.pooling_type"] = (U32, pooling)
+    meta |= more or {}
     tensors = end_tensors(random, shape.width)
     for i in range(layers):
         tensors |= attention(random, f"blk.{i}", shape) | feed_forward(random, f"blk.{i}", shape)

@@ -7,15 +7,19 @@ from __future__ import annotations
 
 import functools
 from collections.abc import Iterator
+from pathlib import Path
 
 from llmaas.cli.doctor.finding import Finding, Level
 from llmaas.cli.engine_choices import context_settings, repack_memo
 from llmaas.cli.machine import ram
 from llmaas.cli.out import human_bytes
 from llmaas.config import models
+from llmaas.config.model_kinds import ModelKind
 from llmaas.config.settings import Config
 from llmaas.engine.llama.context import working_memory
 from llmaas.engine.llama.embedder import embedding_memory
+from llmaas.engine.llama.embedding_engine import LlamaEmbeddingEngine
+from llmaas.engine.llama.encoder import encoder_memory
 from llmaas.engine.llama.engine import LlamaEngine
 from llmaas.engine.llama.model import LlamaModel
 from llmaas.engine.llama.repack import RepackChoice, choose
@@ -40,6 +44,9 @@ _IN_FLIGHT_STATES = 4
 
 def check_model(config: Config) -> Iterator[Finding]:
     path = models.find(config.model)
+    if LlamaModel(path, weights=False).kind is ModelKind.EMBEDDER:
+        yield from _check_embedder(config, path)
+        return
     working, embedding = working_memory(path, context_settings(config)), embedding_memory(path, config.embedding_tokens)
     choice = choose(path, config.repack, repack_memo(config))
     # What is not known yet counts: the next start may make the copy.
@@ -57,6 +64,36 @@ def check_model(config: Config) -> Iterator[Finding]:
     yield from kv_findings(config, info)
     yield repack_finding(choice)
     yield from memory_findings(config, memory_parts(config, info, copied, working, embedding))
+
+
+def _check_embedder(config: Config, path: Path) -> Iterator[Finding]:
+    """A model that makes embeddings only: it has no contexts, so no cells and no POOL."""
+    choice = choose(path, config.repack, repack_memo(config))
+    engine = LlamaEmbeddingEngine(
+        LlamaModel(path, repack=choice.copied), n_threads=config.threads, embedding_tokens=config.embedding_tokens
+    )
+    try:
+        info, copied, facts = engine.info, engine.copied_bytes, engine.embedding
+    finally:
+        engine.close()
+    text = f"{info.title}: {human_bytes(info.size_bytes)}, {info.note}; it is refused for chat"
+    yield Finding("model", "ok", text)
+    if facts is None:
+        yield Finding(
+            "embed", "warn", "and embedding_tokens is 0: this daemon does nothing", "Raise --embedding-tokens."
+        )
+    else:
+        yield Finding("embed", "ok", f"texts of up to {facts.limit} tokens, {facts.width} values a vector")
+    yield from memory_findings(
+        config,
+        {
+            "model": info.size_bytes,
+            **({"a second copy of weights (repack)": copied} if copied else {}),
+            "embeddings": encoder_memory(path, config.embedding_tokens),
+            "vocabulary": info.n_vocab * _TOKEN_BYTES,
+            "program": _PROGRAM,
+        },
+    )
 
 
 def repack_finding(choice: RepackChoice) -> Finding:

@@ -77,11 +77,11 @@ def new_context(model: LlamaModel, settings: ContextSettings, probe: QueryProbe)
             f"llama.cpp cannot set up {params.n_ctx} cells: {'; '.join(errors) or 'it gives no reason'}",
             hint="Give the daemon fewer cells or free memory.",
         )
-    _release_logits(context, min(params.n_outputs_max * model.n_vocab * 4, output_bytes(lines)))
+    release_logits(context, min(params.n_outputs_max * model.n_vocab * 4, output_bytes(lines)))
     return context
 
 
-def _release_logits(context: Any, nbytes: int) -> None:
+def release_logits(context: Any, nbytes: int) -> None:
     """Give the memory of the logits back to the system until they are written (Linux).
 
     llama.cpp fills them with zeros at the start, for as many sequences as there may be: 6 MB with SmolLM2, 36 MB with

@@ -21,7 +21,7 @@ import numpy as np
 
 from llmaas.engine.base import BatchItem, EmbeddingFacts
 from llmaas.engine.llama.batch import Batch, decode_failure
-from llmaas.engine.llama.lib import C, collect_errors, collect_lines, known_token, metadata
+from llmaas.engine.llama.lib import C, collect_errors, collect_lines, known_token
 from llmaas.engine.llama.memory_use import working_bytes
 from llmaas.engine.llama.model import LlamaModel
 from llmaas.engine.rules import check_embed
@@ -131,9 +131,8 @@ def embedding_memory(path: Path, limit: int) -> int:
 
 
 def _pooling_of(model: LlamaModel) -> Pooling:
-    kind = metadata(model.handle, "general.architecture") or ""
     try:
-        return Pooling(metadata(model.handle, f"{kind}.pooling_type"))
+        return Pooling(model.pooling)
     except ValueError:
         return Pooling.MEAN
 

@@ -7,12 +7,11 @@ docs/engine.md.
 
 from __future__ import annotations
 
-import threading
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
 from llmaas.calls import Sampling
-from llmaas.engine.base import BatchItem, EmbeddingFacts, Halt, Prepared
+from llmaas.engine.base import BatchItem, EmbeddingFacts, Halt
 from llmaas.engine.llama.context import ContextSettings, KvType
 from llmaas.engine.llama.decoder import LlamaDecoder
 from llmaas.engine.llama.embedder import Embedder, embedding_facts
@@ -20,6 +19,7 @@ from llmaas.engine.llama.model import LlamaModel
 from llmaas.engine.llama.rope_memo import RopeMemo
 from llmaas.engine.llama.slabs import Slabs
 from llmaas.engine.llama.startup import examine_model
+from llmaas.engine.llama.text_side import TextSide
 from llmaas.engine.rules import (
     check_blank,
     check_copy,
@@ -32,10 +32,10 @@ from llmaas.engine.rules import (
 )
 from llmaas.errors import EngineFailed, LlmaasError
 from llmaas.kv_arrays import F32, Bytes, KvSlab, Queries, Rope
-from llmaas.records import Message, ModelInfo
+from llmaas.records import ModelInfo
 
 
-class LlamaEngine:
+class LlamaEngine(TextSide):
     """Engine over a GGUF file. ``n_cells`` is rounded up to what llama.cpp allocates (a multiple of 256).
 
     ``full_windows``: see ``ContextSettings``.
@@ -62,14 +62,15 @@ class LlamaEngine:
         open_model: Callable[[Path], LlamaModel] = LlamaModel,
     ) -> None:
         settings = ContextSettings(n_cells, n_seqs, n_threads, n_batch, n_ubatch, type_kv, full_windows)
-        self._thread = threading.get_ident()
         self._n_seqs, self._n_threads = n_seqs, n_threads
         self._embedder: Embedder | None = None
-        self._model: LlamaModel | None = open_model(path)
-        self.decoder = LlamaDecoder(self._model, settings)
-        self._embedding = embedding_facts(self._model, embedding_tokens)
+        model = open_model(path)
+        model.refuse_without_text()
+        super().__init__(model)
+        self.decoder = LlamaDecoder(model, settings)
+        self._embedding = embedding_facts(model, embedding_tokens)
         try:
-            self._facts = examine_model(self._model, self.decoder, type_kv, spare_bytes, rope_memo)
+            self._facts = examine_model(model, self.decoder, type_kv, spare_bytes, rope_memo)
         except BaseException:
             self.close()
             raise
@@ -84,11 +85,6 @@ class LlamaEngine:
         return self._facts.info
 
     @property
-    def copied_bytes(self) -> int:
-        """Memory of the second copy of weights, in an order that the CPU computes faster with (see ``repack``)."""
-        return self._text().copied_bytes
-
-    @property
     def n_cells(self) -> int:
         return self.decoder.cells.n_cells
 
@@ -99,37 +95,6 @@ class LlamaEngine:
     @property
     def max_batch(self) -> int:
         return self.decoder.max_batch
-
-    @property
-    def token_bytes(self) -> int:
-        return self._text().token_bytes
-
-    # -- text
-
-    def tokenize(
-        self, text: str, *, special: bool, bos: bool, after: int | None = None, limit: int | None = None
-    ) -> list[int]:
-        return self._text().tokenize(text, special=special, bos=bos, after=after, limit=limit)
-
-    @property
-    def control_names(self) -> tuple[str, ...]:
-        return self._text().control_names
-
-    def piece(self, token: int) -> bytes:
-        return self._text().piece(token)
-
-    def is_end(self, token: int) -> bool:
-        return self._text().is_end(token)
-
-    def render(self, messages: Sequence[Message], *, answer: bool) -> str:
-        return self._text().render(messages, answer=answer)
-
-    def check_sampling(self, sampling: Sampling) -> Prepared | None:
-        return self._text().check_sampling(sampling)
-
-    def stop_text(self) -> None:
-        if (model := self._model) is not None:
-            model.stop_text()
 
     # -- steps
 
@@ -260,25 +225,15 @@ class LlamaEngine:
             raise ValueError(f"threads must be in 1 .. {self._n_threads}, not {n}")
         self.decoder.set_threads(n, spin=spin)
 
-    def park(self) -> int:
-        self._enter()
-        return self._text().park()
-
     def abort(self) -> None:
         self.decoder.abort_flag.set()
 
     def close(self) -> None:
         self.end_embedding()
         self.decoder.close()
-        self._model = None  # after the context, which looks at it; freed as soon as no text method is using it
+        self._let_go()  # after the context, which looks at it
 
     # -- inside
-
-    def _text(self) -> LlamaModel:
-        model = self._model
-        if model is None:
-            raise EngineFailed("the engine is closed")
-        return model
 
     def _slabs(self) -> Slabs:
         if self._facts.slabs is None:
@@ -290,9 +245,6 @@ class LlamaEngine:
             raise EngineFailed("states of this model do not go out and in as a whole")
 
     def _enter(self, *seqs: int) -> None:
-        if threading.get_ident() != self._thread:
-            raise RuntimeError("the engine was called from another thread than its own")
-        if self.decoder.context is None:
-            raise EngineFailed("the engine is closed")
+        super()._enter()
         for seq in seqs:
             check_seq(seq, self._n_seqs)

@@ -13,6 +13,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from llmaas.calls import Sampling
+from llmaas.config.model_kinds import ModelKind, kind_of
 from llmaas.engine.base import Prepared
 from llmaas.engine.constraint.compiler import Constraints
 from llmaas.engine.constraint.vocabulary import Vocabulary
@@ -26,7 +27,10 @@ from llmaas.engine.llama.weights_memory import hold_pages
 from llmaas.errors import ModelUnreadable
 from llmaas.records import Geometry, Message
 
-_HINT = "Give --model a GGUF file of a model that writes text, with its vocabulary; 'llmaas doctor' examines one."
+_HINT = (
+    "Give --model a GGUF file of a model that writes text or makes embeddings, with its vocabulary; 'llmaas doctor' "
+    "examines one."
+)
 
 
 class LlamaModel:
@@ -57,7 +61,7 @@ class LlamaModel:
         self.held = held and weights and hold_pages(self.files.paths)
         """Whether its pages are locked in RAM."""
         try:
-            self._refuse_embedders()
+            self.kind = self._served_kind()
             self._words = words = Vocab(self.handle, metadata(self.handle, "tokenizer.ggml.pre") or "default")
         except ModelUnreadable as error:
             raise ModelUnreadable(f"{path} cannot be served: {error.message}", hint=_HINT) from error
@@ -107,13 +111,21 @@ class LlamaModel:
     def check_sampling(self, sampling: Sampling) -> Prepared | None:
         return self.constraints.check(sampling)
 
-    def _refuse_embedders(self) -> None:
-        """Raise ModelUnreadable for a model that does not write one token after another."""
-        kind = metadata(self.handle, "general.architecture") or "of no known kind"
-        if metadata(self.handle, f"{kind}.attention.causal") == "false":
-            raise ModelUnreadable(f"its tokens see what follows them ({kind}): it makes embeddings and writes no text")
-        if C.llama_model_has_encoder(self.handle):
-            raise ModelUnreadable(f"it has an encoder ({kind}): only models that are a decoder alone are served")
+    def _served_kind(self) -> ModelKind:
+        """Raises ModelUnreadable for a model that neither writes one token after another nor makes embeddings."""
+        name = self.architecture or "of no known kind"
+        causal = {"false": False, "true": True}.get(metadata(self.handle, f"{name}.attention.causal") or "")
+        kind, why = kind_of(name, causal, int(self.pooling) if self.pooling.isdecimal() else None)
+        if kind is ModelKind.WRITER and C.llama_model_has_encoder(self.handle):
+            kind, why = ModelKind.OTHER, "it has an encoder"
+        if kind is ModelKind.OTHER:
+            raise ModelUnreadable(f"{why} ({name}): such models are not served")
+        return kind
+
+    def refuse_without_text(self) -> None:
+        """Raises ModelUnreadable for a model that makes embeddings only."""
+        if self.kind is not ModelKind.WRITER:
+            raise ModelUnreadable(f"{self.path} {self.kind.value} ({self.architecture}): it writes no text", hint=_HINT)
 
     @property
     def end(self) -> int:
@@ -126,6 +138,15 @@ class LlamaModel:
         return 0 if self.held else self.files.drop_pages()
 
     # -- identity
+
+    @property
+    def architecture(self) -> str:
+        return metadata(self.handle, "general.architecture") or ""
+
+    @property
+    def pooling(self) -> str:
+        """How its file says that embeddings are pooled (``pooling_type``); "" if it does not."""
+        return metadata(self.handle, f"{self.architecture}.pooling_type") or ""
 
     @property
     def name(self) -> str:
@@ -155,7 +176,7 @@ class LlamaModel:
 
     def geometry(self) -> Geometry:
         """The KV geometry according to the metadata. The engine checks it against a real state."""
-        arch = metadata(self.handle, "general.architecture") or ""
+        arch = self.architecture
         heads = max(1, int(C.llama_model_n_head(self.handle)))
         kv_heads = max(1, int(C.llama_model_n_head_kv(self.handle)))
         per_head = max(1, int(C.llama_model_n_embd(self.handle)) // heads)
@@ -181,7 +202,7 @@ class LlamaModel:
 
     def long_rope(self, n_cells: int) -> bool:
         """True if the cells exceed the model's original context: llama.cpp may then use other RoPE factors."""
-        arch = metadata(self.handle, "general.architecture") or ""
+        arch = self.architecture
         original = metadata(self.handle, f"{arch}.rope.scaling.original_context_length")
         return original is not None and n_cells > int(original)
 

@@ -45,6 +45,7 @@ _STACK_PER_CHARACTER = 1024
 _PAGE, _SPARE_STACK = 1 << 16, 1 << 20
 _EACH, _NOTHING = re.compile(".", re.DOTALL), r"(?!)"
 _WORDS = re.compile(r"(?<=[A-Za-z])(?= [A-Za-z])")
+_SPACES = re.compile(r"[ \t\r\n]{2,}")
 _LINES = re.compile(r"(?<=[^\s\u180e\u200b\u2060\ufeff]\n)(?=[^\s\u180e\u200b\u2060\ufeff/])")
 
 
@@ -58,7 +59,9 @@ class Tokenizer:
         want a space in front of a text. "" if this is not needed, or not possible."""
         self._n_mark = len(self._call(self._mark, special=False)) if self._mark else 0
         self._names = re.compile("|".join(map(re.escape, vocab.control_names)) or _NOTHING)
-        can_cut = vocab.type is VocabType.BPE or bool(self._mark)
+        self._by_words = vocab.type is VocabType.WPM  # then white space is no part of a token, however long it is
+        can_cut = vocab.type is VocabType.BPE or self._by_words or bool(self._mark)
+        self._makes_controls = vocab.type not in (VocabType.WPM, VocabType.UGM)
         kinds = ([_WORDS] if vocab.parts_words else []) + ([_LINES] if vocab.parts_lines else [])
         self._cuts = re.compile("|".join(kind.pattern for kind in kinds)) if can_cut and kinds else None
         self._deep = threading.Lock()
@@ -67,6 +70,8 @@ class Tokenizer:
     def tokens(self, text: str, *, special: bool, after: int | None = None, limit: int | None = None) -> list[int]:
         """See ``Engine.tokenize``; without the start token. Raises BadRequest, ContextTooLong, MemoryError."""
         text = text.encode("utf-8", "replace").decode()
+        if self._by_words:
+            text = _SPACES.sub(" ", text)
         if limit is not None and len(text) > limit * self._vocab.most_bytes:  # a character has a byte at least
             raise _too_long(limit)
         joined = after is not None and not self._vocab.is_named(after)
@@ -86,10 +91,12 @@ class Tokenizer:
 
     def _piece_tokens(self, text: str, *, special: bool, joined: bool) -> list[int]:
         """The tokens of a piece; ``joined``: it goes on from other text. Without ``special`` none is a control token:
-        SentencePiece's merges end in any token that has the text, also in ``</s>``. Then the names are read in two."""
+        SentencePiece's merges end in any token that has the text, also in ``</s>``. Then the names are read in two.
+        Words of a BERT or T5 do not, but may be unknown, which is no reason to cut a text."""
         tokens = self._read(text, special=special, joined=joined)
         for cuts in (self._names, _EACH):
-            if special or self._vocab.controls.isdisjoint(tokens) or not self._names.search(text):
+            may = self._makes_controls and not special
+            if not may or self._vocab.controls.isdisjoint(tokens) or not self._names.search(text):
                 break
             tokens, start = [], 0
             for stop in (*(found.start() + 1 for found in cuts.finditer(text)), len(text)):

@@ -24,6 +24,7 @@ from tests.support.gguf_files import (
     CONTROL,
     LIST,
     TEXT,
+    U32,
     USER_DEFINED,
     Meta,
     read_meta,
@@ -259,7 +260,7 @@ def test_a_model_without_a_vocabulary_is_refused(tmp_path: Path, vocabulary: Ope
 @pytest.mark.parametrize(
     ("change", "why"),
     [
-        ({"llama.attention.causal": (BOOL, False)}, "makes embeddings"),
+        ({"llama.attention.causal": (BOOL, False), "llama.pooling_type": (U32, 4)}, "ranks texts"),
         ({"tokenizer.ggml.model": (TEXT, "no_vocab")}, "has no vocabulary"),
     ],
 )
