@@ -65,6 +65,7 @@ if TYPE_CHECKING:  # what type checkers and editors see; _HOMES says the same to
         ModelEnded,
         ModelMismatch,
         ModelUnreadable,
+        NodeUnreachable,
         NoMemory,
         NoNumbers,
         NotServing,
@@ -78,6 +79,7 @@ if TYPE_CHECKING:  # what type checkers and editors see; _HOMES says the same to
         UnknownApp,
         UnknownContext,
         UnknownModel,
+        UnknownNode,
         UnknownRequest,
         VersionMismatch,
         WritesNoText,
@@ -110,8 +112,8 @@ _HOMES = {
         "Cancelled  ChunkDamaged ConfigError Conflict ContextDamaged ContextExists ContextTooLong DiskFull "
         "EngineFailed  Expired Fault Forbidden FrameTooLarge Internal KeyReused LlmaasError MachineError "
         "MalformedFrame  ModelChanged ModelEnded ModelMismatch ModelUnreadable NoMemory NoNumbers NotServing "
-        "NotTrusted PolicyBug  QuotaExceeded ShuttingDown SocketInUse StoreFailed UnknownAdapter UnknownApp "
-        "UnknownContext UnknownModel UnknownRequest  VersionMismatch WritesNoText"
+        "NodeUnreachable NotTrusted PolicyBug  QuotaExceeded ShuttingDown SocketInUse StoreFailed UnknownAdapter "
+        "UnknownApp UnknownContext UnknownModel UnknownNode UnknownRequest VersionMismatch WritesNoText"
     ),
     "llmaas.records": (
         "AdapterInfo AppInfo AppQuota AppUse ContextDetail ContextInfo ContextSpan ExportedContext Message NewToken "
@@ -172,6 +174,7 @@ __all__ = [
     "NewToken",
     "NoMemory",
     "NoNumbers",
+    "NodeUnreachable",
     "NotServing",
     "NotTrusted",
     "Piece",
@@ -193,6 +196,7 @@ __all__ = [
     "UnknownApp",
     "UnknownContext",
     "UnknownModel",
+    "UnknownNode",
     "UnknownRequest",
     "VersionMismatch",
     "WritesNoText",
