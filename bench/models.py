@@ -20,7 +20,8 @@ from bench.lib.cli import Bar, Options, Result, main, say
 from bench.lib.load_once import share_of
 from bench.lib.machine import ROOT
 from bench.lib.stats import sig
-from llmaas.model_files.gguf import examine_files, parts_of
+from llmaas.config.models import parts_of
+from llmaas.model_files.gguf import examine_files
 from llmaas.model_files.load_memo import LoadMemo
 from llmaas.model_files.reads import FileReads
 

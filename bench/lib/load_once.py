@@ -14,7 +14,7 @@ from pathlib import Path
 from time import monotonic
 from typing import Any
 
-from llmaas.model_files.gguf import parts_of
+from llmaas.config.models import parts_of
 from llmaas.model_files.load_memo import LoadMemo
 from llmaas.model_files.page_cache import resident_share
 from llmaas.model_files.reads import FileReads

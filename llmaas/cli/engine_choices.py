@@ -10,6 +10,7 @@ from pathlib import Path
 
 from llmaas.cli.machine import ram
 from llmaas.cli.planner_choices import batch_tokens
+from llmaas.config import models
 from llmaas.config.settings import Config
 from llmaas.data_folder import beside
 from llmaas.engine.llama.context import ContextSettings
@@ -47,7 +48,7 @@ def measure_repack(config: Config, model: Path) -> RepackMeasurement | None:
 
     A copy takes at most as much as the file. Where the system does not tell what is free, it is tried.
     """
-    found, need = ram(), model.stat().st_size + _SPARE_BYTES
+    found, need = ram(), models.size_bytes(model) + _SPARE_BYTES
     if found is not None and found.available < need:
         log.warning(
             "not measured if a second copy of weights pays, so none is made: it takes up to %d MB, and %d MB are free",

@@ -15,7 +15,6 @@ from llmaas.config.settings import Config
 from llmaas.data_folder import beside
 from llmaas.errors import LlmaasError
 from llmaas.host.io_priority import lower_io_priority
-from llmaas.model_files.gguf import parts_of
 from llmaas.model_files.load_memo import LoadMemo
 from llmaas.model_files.reads import FileReads
 
@@ -50,7 +49,7 @@ class WeightReads:
             return  # whoever loads it says why
         found = ram()
         limit = None if found is None else int(found.available * (1 - _LEFT))
-        self._reads = FileReads(parts_of(path), self._memo, limit=limit, prepare=lower_io_priority)
+        self._reads = FileReads(models.parts_of(path), self._memo, limit=limit, prepare=lower_io_priority)
         self._reads.start()
 
     def close(self) -> None:

@@ -21,6 +21,7 @@ from llmaas.cli.manager import notify_manager
 from llmaas.cli.out import print_note, printable
 from llmaas.cli.served_model import with_entry
 from llmaas.config.model_kinds import ModelKind
+from llmaas.config.models import parts_of
 from llmaas.config.settings import SETTINGS, Config, flag
 from llmaas.config.show import show_setting
 from llmaas.config.sources import LoadedConfig
@@ -30,7 +31,7 @@ from llmaas.front.process import python_command
 from llmaas.host.file_limit import raise_file_limit
 from llmaas.host.priority import lower_priority
 from llmaas.model_files.entry import ModelEntry
-from llmaas.model_files.gguf import GgufFacts, examine_files, parts_of
+from llmaas.model_files.gguf import GgufFacts, examine_files
 from llmaas.model_files.page_cache import resident_share
 from llmaas.model_files.registry import ModelRegistry
 from llmaas.regular_file import open_regular

@@ -6,7 +6,6 @@ is used. Whether llmaas can serve the model is for the engine to say.
 
 from __future__ import annotations
 
-import re
 import struct
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -14,7 +13,7 @@ from pathlib import Path
 from typing import Any, BinaryIO
 
 from llmaas.config.model_kinds import ModelKind, kind_of
-from llmaas.config.models import opened
+from llmaas.config.models import opened, whole
 from llmaas.errors import ModelUnreadable
 
 MAGIC = b"GGUF"
@@ -23,7 +22,6 @@ _MOST_COUNT = 1 << 20
 """Tensors, and values of metadata; a file has some hundreds."""
 _TEXT, _LIST = 8, 9
 _NUMBERS = {0: "B", 1: "b", 2: "H", 3: "h", 4: "I", 5: "i", 6: "f", 7: "?", 10: "Q", 11: "q", 12: "d"}
-_PART = re.compile(r"(?P<head>.*-)(?P<number>\d{5})-of-(?P<count>\d{5})\.gguf")
 _KEPT = 4096
 """Longest text of the metadata that is kept."""
 _BLOCKS = {
@@ -68,38 +66,38 @@ class GgufFacts:
         return found if isinstance(found, int) else None
 
 
-def parts_of(path: Path) -> list[Path]:
-    """All files of the model: ``path`` itself, or each of those that it was split into, the first one first.
-
-    >>> [part.name for part in parts_of(Path("m-00001-of-00002.gguf"))]
-    ['m-00001-of-00002.gguf', 'm-00002-of-00002.gguf']
-    """
-    found = _PART.fullmatch(path.name)
-    if found is None:
-        return [path]
-    names = (f"{found['head']}{number + 1:05}-of-{found['count']}.gguf" for number in range(int(found["count"])))
-    return [path.with_name(name) for name in names]
-
-
 def examine_files(path: Path) -> tuple[GgufFacts, int]:
     """What the first file says, and the bytes of all files together. Raises ModelUnreadable if one is missing, no GGUF
     file, or cut."""
-    parts = parts_of(path)
-    if parts[:1] != [path]:
-        raise ModelUnreadable(
-            f"{path.name} is not the first of its files", hint=f"Give {parts[0].name if parts else ''}."
-        )
-    total, first = 0, None
-    for part in parts:
+    parts = whole(path)
+    total, n_tensors, first = 0, 0, None
+    for number, part in enumerate(parts):
         facts, size = examine_file(part)
         if size < facts.needed_bytes:
             raise ModelUnreadable(
                 f"{part} has {size} bytes, and its head says that there are {facts.needed_bytes} at least",
                 hint="It was not loaded or copied to its end: get it again.",
             )
-        total, first = total + size, first or facts
+        _refuse_stray(part, facts, number, len(parts))
+        total, n_tensors, first = total + size, n_tensors + facts.n_tensors, first or facts
     assert first is not None
+    wanted = first.meta.get("split.tensors.count", n_tensors)
+    if len(parts) > 1 and wanted != n_tensors:
+        raise ModelUnreadable(
+            f"the files of {path.name} have {n_tensors} tensors together, and the model has {wanted}",
+            hint="They are not of one model: get all of them again.",
+        )
     return first, total
+
+
+def _refuse_stray(part: Path, facts: GgufFacts, number: int, count: int) -> None:
+    """Raises ModelUnreadable for a file that says that it is another part than its name does."""
+    said = (facts.meta.get("split.no", number), facts.meta.get("split.count", count))
+    if said not in ((number, count), (0, 1), (0, 0)):
+        raise ModelUnreadable(
+            f"{part} is one of {said[1]} files of a model, and its name says something else",
+            hint="Give all files of the model the names that they were published with (NAME-00001-of-00003.gguf).",
+        )
 
 
 def examine_file(path: Path) -> tuple[GgufFacts, int]:

@@ -10,8 +10,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from urllib.parse import unquote, urlsplit
 
+from llmaas.config.models import parts_of
 from llmaas.errors import BadRequest
-from llmaas.model_files.gguf import parts_of
 
 _PIECE = r"[A-Za-z0-9][A-Za-z0-9._-]*"
 _HF = re.compile(rf"hf:({_PIECE})/({_PIECE})/((?:{_PIECE}/)*{_PIECE}\.gguf)(?:@({_PIECE}))?")

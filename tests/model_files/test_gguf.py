@@ -11,9 +11,12 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from llmaas.config.models import parts_of
 from llmaas.errors import ModelUnreadable
-from llmaas.model_files.gguf import examine_file, examine_files, parts_of
+from llmaas.model_files.gguf import examine_file, examine_files
 from tests.support.gguf_files import I32, LIST, TEXT, U32, Meta, write_model
+from tests.support.random_models import write_llama
+from tests.support.split_models import split_model
 
 META: Meta = {
     "general.architecture": (TEXT, "llama"),
@@ -100,5 +103,22 @@ def test_a_model_in_several_files_is_all_of_them(tmp_path: Path) -> None:
     with pytest.raises(ModelUnreadable, match="not the first"):
         examine_files(parts[1])
     parts[2].unlink()
-    with pytest.raises(ModelUnreadable, match="there is no model file"):
+    with pytest.raises(ModelUnreadable, match="part 3 of 3"):
         examine_files(first)
+
+
+def test_files_that_are_not_of_one_model_are_refused(tmp_path: Path) -> None:
+    small, large = (write_llama(tmp_path / f"{name}.gguf", layers=n) for name, n in (("small", 2), ("large", 3)))
+    parts, others = split_model(small, 3), split_model(large, 3)
+    facts, size = examine_files(parts[0])
+    assert facts.title == "random llama" and size == sum(part.stat().st_size for part in parts)
+    others[1].replace(parts[1])
+    with pytest.raises(ModelUnreadable, match="tensors together, and the model has"):
+        examine_files(parts[0])
+    others[2].replace(parts[1])
+    with pytest.raises(ModelUnreadable, match="its name says something else") as refused:
+        examine_files(parts[0])
+    assert "NAME-00001-of-00003.gguf" in refused.value.hint
+    alone = parts[0].rename(tmp_path / "alone.gguf")
+    with pytest.raises(ModelUnreadable, match="one of 3 files"):
+        examine_files(alone)

@@ -26,10 +26,10 @@ def read_meta(path: Path) -> Meta:
     with path.open("rb") as file:
         assert file.read(4) == b"GGUF"
         _, _, n = struct.unpack("<IQQ", file.read(20))
-        return dict(_read_pair(file) for _ in range(n))
+        return dict(read_pair(file) for _ in range(n))
 
 
-def _read_pair(file: BinaryIO) -> tuple[str, tuple[int, Any]]:
+def read_pair(file: BinaryIO) -> tuple[str, tuple[int, Any]]:
     name = _read(file, TEXT)
     kind = _read(file, U32)
     return name, (kind, _read(file, kind))

@@ -13,9 +13,9 @@ from llmaas.kv_arrays import F32
 from tests.support.tiny_models import sentencepiece_tokens
 
 WIDTH, INNER, HEADS, HEAD_DIM, KV_HEADS = 64, 96, 4, 16, 2
-U32, I32, F32_, BOOL, TEXT, LIST = 4, 5, 6, 7, 8, 9
+U16, U32, I32, F32_, BOOL, TEXT, LIST = 2, 4, 5, 6, 7, 8, 9
 """ggml's numbers of the types of metadata."""
-_FORMATS = {U32: "<I", I32: "<i", F32_: "<f", BOOL: "<?"}
+_FORMATS = {U16: "<H", U32: "<I", I32: "<i", F32_: "<f", BOOL: "<?"}
 
 Meta = dict[str, tuple[int, Any]]
 """Metadata: type and value of each key. A list's value is (type of its items, items)."""

@@ -16,6 +16,7 @@ from llmaas.cli.demo.figures import figures
 from llmaas.cli.demo.plan import ANSWER_TOKENS, CODED, Plan
 from llmaas.cli.demo.records import DemoFindings
 from llmaas.cli.machine import ram
+from llmaas.config.models import size_bytes
 from llmaas.version import __version__
 
 
@@ -27,7 +28,7 @@ def report(
         "bench": "demo",
         "machine": machine(data_dir),
         "versions": versions(),
-        "model": {"name": model_name, "file": model.name, "bytes": model.stat().st_size},
+        "model": {"name": model_name, "file": model.name, "bytes": size_bytes(model)},
         "seed": plan.seed,
         "seconds_asked": plan.seconds,
         "pace": plan.pace,

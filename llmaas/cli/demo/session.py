@@ -87,7 +87,7 @@ def _finish(session: DemoSession, demo: Demo, root: Path) -> int:
     plan, findings, out = session.plan, demo.findings, session.out
     peak, fullest = demo.memory.peak, demo.memory.fullest
     cells = findings.stats["cells"]["total"]
-    check, bound = memory_check(plan, session.model.stat().st_size, cells, peak)
+    check, bound = memory_check(plan, models.size_bytes(session.model), cells, peak)
     findings.checks.append(check)
     memory: dict[str, Any] = {
         "peak_bytes": peak.peak if peak else None,

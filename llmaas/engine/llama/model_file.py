@@ -14,11 +14,11 @@ from __future__ import annotations
 
 import hashlib
 import os
-import re
 from dataclasses import dataclass
 from pathlib import Path
 from typing import BinaryIO, NamedTuple
 
+from llmaas.config.models import parts_of
 from llmaas.engine.llama.map_guard import MapGuard
 from llmaas.engine.llama.weights_memory import drop_pages
 from llmaas.errors import ModelChanged, ModelUnreadable
@@ -27,8 +27,6 @@ from llmaas.regular_file import open_regular
 _HEAD_BYTES = 8 << 20
 _SAMPLES = 256
 _SAMPLE_BYTES = 4096
-_PART = re.compile(r"(.*-)\d{5}(-of-\d{5}\.gguf)")
-"""Name of one of the files of a model that was split (llama.cpp, ``llama_split_path``)."""
 
 
 class _State(NamedTuple):
@@ -61,18 +59,22 @@ class ModelFiles:
         """What is different; once it is, the model is not used any more."""
         self._guard: MapGuard | None = None
         try:
-            for part in _paths(path):
+            for part in parts_of(path):
                 file = open_regular(part)
                 self._parts.append(_Part(part, file, _state(file), ""))
                 self._parts[-1].fingerprint = _fingerprint(file)
         except OSError as error:
             self.close()
-            raise ModelUnreadable(f"cannot read the model {path}: {error.strerror or error}") from error
+            at = error.filename or path
+            raise ModelUnreadable(f"cannot read the model file {at}: {error.strerror or error}") from error
 
     @property
     def fingerprint(self) -> str:
-        """A hash that names the weights, 32 hex digits: see ``_fingerprint``. Of the file at ``path`` alone."""
-        return self._parts[0].fingerprint
+        """A hash that names the weights in all files, 32 hex digits: see ``_fingerprint``. The first of several may
+        have nothing but metadata."""
+        if len(self._parts) == 1:
+            return self._parts[0].fingerprint
+        return hashlib.blake2b("".join(part.fingerprint for part in self._parts).encode(), digest_size=16).hexdigest()
 
     def guard(self) -> None:
         """llama.cpp has mapped the files: keep the process alive if a page is missing."""
@@ -88,13 +90,14 @@ class ModelFiles:
         return [part.path for part in self._parts]
 
     def check_path(self) -> None:
-        """Raises ModelUnreadable if there is another file at ``path`` by now, so that llama.cpp may have loaded it."""
-        try:
-            same = os.path.samestat(self.path.stat(), os.fstat(self._parts[0].file.fileno()))
-        except OSError:
-            same = False
-        if not same:
-            raise ModelUnreadable(f"{self.path} was replaced while it was loaded", hint="Start the daemon again.")
+        """Raises ModelUnreadable if another file is in the place of one by now: llama.cpp may have loaded that."""
+        for part in self._parts:
+            try:
+                same = os.path.samestat(part.path.stat(), os.fstat(part.file.fileno()))
+            except OSError:
+                same = False
+            if not same:
+                raise ModelUnreadable(f"{part.path} was replaced while it was loaded", hint="Start the daemon again.")
 
     def check(self) -> None:
         """Raises ModelChanged if a file is not what was loaded. Takes a few microseconds."""
@@ -122,15 +125,6 @@ class ModelFiles:
             self._guard.remove()
         for part in self._parts:
             part.file.close()
-
-
-def _paths(path: Path) -> list[Path]:
-    """``path`` and the other files of its model, if it is one of several."""
-    if (found := _PART.fullmatch(path.name)) is None:
-        return [path]
-    head, tail = found.groups()
-    others = sorted(p for p in path.parent.iterdir() if p.name.startswith(head) and p.name.endswith(tail) and p != path)
-    return [path, *others]
 
 
 def _state(file: BinaryIO) -> _State:

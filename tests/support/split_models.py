@@ -1,0 +1,57 @@
+"""A model file that is split into several, as llama.cpp's ``llama-gguf-split`` does."""
+
+from __future__ import annotations
+
+import struct
+from pathlib import Path
+from typing import BinaryIO
+
+import numpy as np
+
+from tests.support.gguf_files import I32, Meta, read_meta, read_pair
+from tests.support.random_models import U16, Tensors, write_model
+
+
+def split_model(path: Path, n: int, *, bare_first: bool = False) -> list[Path]:
+    """Write the float32 model at ``path`` as ``n`` files beside it. ``bare_first``: the first has no tensors."""
+    meta, tensors = read_meta(path), read_tensors(path)
+    names, n_with = list(tensors), n - bare_first
+    parts = []
+    for number in range(n):
+        turn = number - bare_first
+        held = {} if turn < 0 else {name: tensors[name] for name in names[turn::n_with]}
+        own: Meta = {
+            **(meta if number == 0 else {}),
+            "split.no": (U16, number),
+            "split.count": (U16, n),
+            "split.tensors.count": (I32, len(tensors)),
+        }
+        part = path.with_name(f"{path.stem}-{number + 1:05}-of-{n:05}.gguf")
+        parts.append(write_model(part, own, held))
+    return parts
+
+
+def read_tensors(path: Path) -> Tensors:
+    """All tensors of a file with nothing but float32 ones."""
+    with path.open("rb") as file:
+        _, _, n_tensors, n_values = struct.unpack("<4sIQQ", file.read(24))
+        for _ in range(n_values):
+            read_pair(file)
+        heads = [_read_head(file) for _ in range(n_tensors)]
+        begin = -(-file.tell() // 32) * 32
+        found: Tensors = {}
+        for name, shape, offset in heads:
+            file.seek(begin + offset)
+            count = int(np.prod(shape))
+            found[name] = np.frombuffer(file.read(4 * count), np.float32).reshape(shape)
+    return found
+
+
+def _read_head(file: BinaryIO) -> tuple[str, tuple[int, ...], int]:
+    (length,) = struct.unpack("<Q", file.read(8))
+    name = file.read(length).decode()
+    (n_dims,) = struct.unpack("<I", file.read(4))
+    shape = struct.unpack(f"<{n_dims}Q", file.read(8 * n_dims))[::-1]
+    kind, offset = struct.unpack("<IQ", file.read(12))
+    assert kind == 0, (name, kind)
+    return name, shape, offset
