@@ -27,6 +27,7 @@ COMMANDS: dict[str, tuple[str, str]] = {
         "llmaas.cli.user_service",
         "run the daemon at login, by systemd: install, uninstall, status",
     ),
+    "vm": ("llmaas.cli.vm", "run the daemon in a virtual machine of its own: import, run, stop, status"),
     "chat": ("llmaas.cli.chat", "talk to the model in a context that lasts"),
     "ctx": ("llmaas.cli.ctx", "list, show, fork, truncate, export, import and remove contexts"),
     "backup": ("llmaas.cli.backup", "all contexts of an app into a folder or a file; again: what is new"),

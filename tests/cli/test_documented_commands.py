@@ -31,6 +31,7 @@ NOT_RUN = {
     r"curl|rm -rf": "the network; the home of the daemon that runs",
     r"systemctl|journalctl|loginctl": "this machine's systemd",
     r"llmaas demo": "has tests of its own",
+    r"llmaas vm |apt install|android_bridge/|modprobe|/sys/": "a guest, or root; test_vm.py runs these commands",
     r"llmaas doctor --repair": "no daemon may run",
     r"llmaas trace import": "files of others; tests/traces imports some",
 }
