@@ -24,6 +24,7 @@ from bench.lib.stats import sig
 from llmaas.calls import Sampling
 from llmaas.engine.base import BatchItem, Engine
 from llmaas.engine.constraint.guidance import is_installed
+from llmaas.engine.constraint.port import whole
 from llmaas.engine.llama.engine import LlamaEngine
 from llmaas.records import Message
 
@@ -61,7 +62,7 @@ def answers(e: Engine, jobs: list[tuple[str, int]]) -> list[tuple[str, str | Non
         if not items:
             break
         for item, token in zip(items, e.step(items), strict=True):
-            assert token is not None
+            assert isinstance(token, int)
             if e.is_end(token):
                 ended[item.seq], tokens[item.seq] = True, None
             else:
@@ -83,7 +84,7 @@ def follow_ms(e: LlamaEngine, said: dict[str, str]) -> tuple[list[float], list[f
             assert constraint is not None
             for token in e.tokenize(text, special=False, bos=False):
                 begun = thread_time()
-                logits[~constraint.allowed()] = -np.inf
+                logits[~whole(constraint.allowed())] = -np.inf
                 masked = thread_time()
                 accepted = constraint.accept(token)
                 accept.append((thread_time() - masked) * 1e3)

@@ -29,11 +29,11 @@ class FairThread:
 
     ``rest``: while jobs wait, the thread rests after each for so many times the CPU time that it took. For jobs that
     hold the interpreter lock: without rests other threads, such as the event loop's, had to wait for it each time. No
-    owner's first job waits for a rest.
+    owner's first job waits for a rest. ``time``: in place of the thread's CPU time, for jobs that other threads do.
     """
 
-    def __init__(self, name: str, rest: float = 0.0) -> None:
-        self._rest = rest
+    def __init__(self, name: str, rest: float = 0.0, time: Callable[[], float] = thread_cpu) -> None:
+        self._rest, self._time = rest, time
         self._jobs = FairQueue[_Job]()
         self._changed = threading.Condition()
         self._newcomers = set[str]()
@@ -91,11 +91,11 @@ class FairThread:
 
     def _run(self) -> None:
         while (job := self._next()) is not None:
-            begun = thread_cpu()
+            begun = self._time()
             _carry_out(job)
             del job  # otherwise its arguments would live until the next job comes
             if self._rest:
-                self._rest_for(min(MOST_REST_S, self._rest * (thread_cpu() - begun)))
+                self._rest_for(min(MOST_REST_S, self._rest * (self._time() - begun)))
 
     def _rest_for(self, seconds: float) -> None:
         with self._changed:

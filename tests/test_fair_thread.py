@@ -129,3 +129,14 @@ def test_a_thread_that_rests_ends_at_once_when_it_is_closed(monkeypatch: pytest.
     resting = Resting(monkeypatch)
     resting.thread.close()
     assert resting.done == [f"greedy {i}" for i in range(10)]
+
+
+def test_a_thread_whose_jobs_are_done_by_others_rests_by_the_clock_it_is_given() -> None:
+    times = iter(range(100))
+    thread, gate, done = FairThread("test", 1e9, lambda: float(next(times))), threading.Event(), list[str]()
+    thread.submit("greedy", gate.wait)
+    thread.submit("greedy", done.append, "greedy")
+    gate.set()
+    thread.submit("first", int).result(60)
+    thread.close()
+    assert done == ["greedy"]

@@ -7,13 +7,14 @@ pauses of who uses the service. So a day takes a minute, and its times are the s
 
 from __future__ import annotations
 
+import math
 import threading
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 from llmaas.clock import ManualClock
-from llmaas.engine.base import BatchItem
+from llmaas.engine.base import BatchItem, Row
 from llmaas.engine.fake import FakeEngine
 from llmaas.kv_arrays import KvSlab
 from llmaas.kvchunks.store.store import Files, MasterKey, Store
@@ -40,8 +41,8 @@ class PricedEngine(FakeEngine):
         super().__init__(*args, **options)
         self._clock, self._costs = clock, costs
 
-    def step(self, items: Sequence[BatchItem], adapter: str = "") -> list[int | None]:
-        drawn = super().step(items, adapter)
+    def step(self, items: Sequence[BatchItem], adapter: str = "", *, draw_s: float = math.inf) -> Row:
+        drawn = super().step(items, adapter, draw_s=draw_s)
         costs, seconds = self._costs, self._costs.step
         for item in items:
             n = len(item.tokens)

@@ -6,9 +6,10 @@ Law: on the engine's thread only. It measures steps and the room for threads, an
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Hashable, Sequence
 
-from llmaas.engine.base import BatchItem, Engine, Halt
+from llmaas.engine.base import BatchItem, Engine, Halt, Row
 from llmaas.policies.thread_count import ThreadCount
 
 _REACH = 512
@@ -37,19 +38,19 @@ class AdaptiveThreads:
         self._seen: float | None = None
         """CPUs that there was room on when it was last looked; None: not known."""
 
-    def step(self, items: Sequence[BatchItem], adapter: str = "") -> list[int | None]:
+    def step(self, items: Sequence[BatchItem], adapter: str = "", *, draw_s: float = math.inf) -> Row:
         """See ``Engine.step``. A step that fails is not measured."""
         n_tokens = sum(len(item.tokens) for item in items)
         count = self.decode if n_tokens == len(items) else self.prefill
         self._use(count)
         begin = self._now()
-        drawn = self._engine.step(items, adapter)
+        drawn = self._engine.step(items, adapter, draw_s=draw_s)
         count.observe(_kind(items, n_tokens), self._now() - begin)
         return drawn
 
     def steps(
         self, items: Sequence[BatchItem], most: int, seconds: float, halt: Halt, adapter: str = ""
-    ) -> list[list[int]]:
+    ) -> Sequence[Row]:
         """See ``Engine.steps``. While another number of threads is tried, steps run one by one."""
         self._use(self.decode)
         begin = self._now()

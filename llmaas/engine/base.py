@@ -18,6 +18,8 @@ position ``start``, unless that is 0.
 from __future__ import annotations
 
 import ctypes
+import enum
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -54,6 +56,18 @@ class BatchItem:
     pos: int
     tokens: Sequence[int]
     sampler: int | None = None
+
+
+class Undrawn(enum.Enum):
+    """What an item has instead of a token."""
+
+    LATER = "later"
+    """To draw it takes longer than the step may. The sequence is without the item's last token again; an item that
+    computes that token anew goes on with the draw."""
+
+
+Row = Sequence[int | Undrawn | None]
+"""What one step drew, parallel to its items; None: the item draws nothing."""
 
 
 class Halt:
@@ -207,12 +221,15 @@ class Engine(Protocol):
     def unload_adapter(self, name: str) -> None:
         """Free a loaded adapter. KV that was computed with it stays."""
 
-    def step(self, items: Sequence[BatchItem], adapter: str = "") -> list[int | None]:
+    def step(self, items: Sequence[BatchItem], adapter: str = "", *, draw_s: float = math.inf) -> Row:
         """Run one batch. Returns the drawn token of each item, None for an item without ``sampler``.
 
         A batch holds 1 .. max_batch tokens. A sequence appears at most once, and its item's ``pos`` is the sequence's
         length. ``adapter``: name of the loaded adapter with which the whole batch is computed, "" for the bare model.
         Cells keep what they were computed with: the caller knows whose KV may follow whose.
+
+        ``draw_s``: seconds that draws by grammars may take together, about; those that take longer are LATER. No bound
+        where ``info.chunkable`` is False: a token cannot be taken back there.
 
         Raises Aborted, CellsFull, ModelChanged if a file of the model is not what was loaded, NoNumbers if the model
         computes NaN or infinity for some of the items, and EngineFailed if the runtime fails.
@@ -220,7 +237,7 @@ class Engine(Protocol):
 
     def steps(
         self, items: Sequence[BatchItem], most: int, seconds: float, halt: Halt, adapter: str = ""
-    ) -> list[list[int]]:
+    ) -> Sequence[Row]:
         """Run 1 .. ``most`` decode steps in a row. Returns the tokens that each step drew, one for each item.
 
         Every item has one token and a sampler; from the second step on its token is the one drawn last. The row ends

@@ -7,25 +7,26 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from llmaas.engine.base import BatchItem, Engine, Halt
+from llmaas.engine.base import BatchItem, Engine, Halt, Row
 
 
 def plain_steps(
     engine: Engine, items: Sequence[BatchItem], most: int, seconds: float, halt: Halt, adapter: str = ""
-) -> list[list[int]]:
+) -> list[Row]:
     """See ``Engine.steps``. No clock is read here, so ``seconds`` is ignored: an engine whose steps are long enough to
     matter should pass 1 as ``most``.
     """
-    rows: list[list[int]] = []
+    rows: list[Row] = []
     while len(rows) < most:
         try:
-            row = [token for token in engine.step(items, adapter) if token is not None]
+            row = engine.step(items, adapter)
         except Exception:  # what was drawn before stands; if the fault stays, the next step says so
             if not rows:
                 raise
             break
         rows.append(row)
-        if halt.is_set or any(map(engine.is_end, row)):
+        tokens = [token for token in row if isinstance(token, int)]
+        if halt.is_set or any(map(engine.is_end, tokens)):
             break
-        items = [BatchItem(i.seq, i.pos + 1, (token,), i.sampler) for i, token in zip(items, row, strict=True)]
+        items = [BatchItem(i.seq, i.pos + 1, (token,), i.sampler) for i, token in zip(items, tokens, strict=True)]
     return rows

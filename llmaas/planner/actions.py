@@ -7,6 +7,7 @@ Law: plain values only. An action is carried out by an interpreter (``service.in
 from __future__ import annotations
 
 import enum
+import math
 from dataclasses import dataclass
 
 from llmaas.records import ChunkKey, ChunkSensitivity, ContextId, Precision, RequestId, Tier
@@ -32,12 +33,16 @@ class RunStep:
 
     While every item draws a token and none ends, the interpreter may go on with the next tokens of the same items,
     up to ``burst`` steps in all, before it answers. It answers sooner if another event comes.
+
+    ``draw_s``: seconds that draws by grammars may take together: where other apps may wait for the step's end, tokens
+    that take longer are drawn in later steps.
     """
 
     step: int
     items: tuple[StepItem, ...]
     burst: int = 1
     adapter: str = ""
+    draw_s: float = math.inf
 
 
 @dataclass(frozen=True, slots=True)

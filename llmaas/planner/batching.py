@@ -8,6 +8,7 @@ take back part of a step, so an abort would cost the whole sequence: its steps a
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Collection
 
 from llmaas.errors import PolicyBug
@@ -31,6 +32,9 @@ _ENDING = 1.5
 """A prompt that is first in a step may make it so many times as long, if it ends then: it saves a step."""
 _LONG = 1.5
 """A step that takes so many times the target is worth aborting."""
+_LEAST_DRAW_S, _DRAWS = 0.004, 0.5
+"""Seconds, and decode steps, that draws by grammars take in a step beside other apps. Less would bring others' tokens
+sooner, and these later: a draw that is put off costs one more decode step."""
 _OTHER_ADAPTER_BURST = 4
 """Steps in a row at most while a call with another adapter waits for the next one."""
 
@@ -81,7 +85,8 @@ class Batching:
         burst = 1 if paced else self._burst(group, several=several)
         number = self._next_id()
         items = self._items(number, group, in_cells, now)
-        self.running, self._began = RunStep(number, items, burst, group[0].adapter), now
+        draw_s = self._draw_s(group, now)
+        self.running, self._began = RunStep(number, items, burst, group[0].adapter, draw_s), now
         out.append(self.running)
         return None
 
@@ -100,6 +105,7 @@ class Batching:
         prompts = [job for job in group if job.stage is not Stage.DECODING]
         prompts.sort(key=lambda job: job.last_step)  # or a short one would wait for a long one
         first, later = self._precedence.split(prompts, in_cells, now)
+        decoding = self._precedence.decoding(decoding, first, now)
         items = [self._item(step, job, job.context.cells + 1, sample=True) for job in decoding]
         if prompts:
             target = self._precedence.target(first, later, in_cells, now)
@@ -149,6 +155,12 @@ class Batching:
         """Tokens of a prompt from ``start`` on that take no longer than ``seconds``; at least ``least``."""
         n = self._costs.slice(start, seconds) // _SLICE_UNIT * _SLICE_UNIT
         return min(max(n, least), self._settings.prefill_slice)
+
+    def _draw_s(self, group: list[Job], now: float) -> float:
+        """Seconds that draws by grammars may take in the step; what takes longer costs one more decode step."""
+        if not self._policy.has_others(group[0].request, now):
+            return math.inf
+        return max(_LEAST_DRAW_S, _DRAWS * self._costs.decode(1))
 
     def _burst(self, group: list[Job], *, several: bool) -> int:
         """Steps that this batch may take in a row: no call may pass its end, its cells or its quantum."""
@@ -245,7 +257,7 @@ class Batching:
 
     def _advance(self, job: Job, item: StepItem, drawn: Drawn, steps: int) -> Outcome | None:
         """Take one item's result into its job; the job's outcome if it has ended."""
-        job.context.cells = cells = item.stop + steps - 1
+        job.context.cells = cells = item.stop + steps - 1 - (drawn is Drawn.LATER)
         if cells >= job.reserve:
             self.full = True
         if job.stage is Stage.RECOMPUTING:
@@ -266,7 +278,7 @@ class Batching:
             return Outcome.STOP
         if job.ending is not None:
             return job.ending
-        if job.stage is not Stage.DECODING:
+        if job.stage is not Stage.DECODING or drawn is Drawn.LATER:
             return None
         if job.max_new == 0:
             return Outcome.APPENDED

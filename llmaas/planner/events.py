@@ -129,6 +129,9 @@ class Drawn(enum.Enum):
     """A token was drawn and joined the context."""
     LAST = "last"
     """A token was drawn, joined the context, and ends the answer (a stop string)."""
+    LATER = "later"
+    """The token is drawn in a later step: the engine has taken back the item's last token, which must be computed
+    again."""
     END = "end"
     """An end-of-generation token was drawn; it does not join the context."""
 

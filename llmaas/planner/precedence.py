@@ -24,6 +24,8 @@ _SHORT = 3.0
 """Decode steps that a step with prompts takes at most while an app may come back beside a flood: what it asks waits for
 the step's end. With 4 its first token came 1.25 times as late as without the flood, with 3 1.15 times; the flood reads
 its prompts slower by an eighth, and by a sixth, since a step takes about one decode step whatever it holds."""
+_ROWS = 4
+"""Calls of one app that decode in a step with a prompt of an app that takes little, at most."""
 _WANTS = 2.0
 """Steps that an app's prompts count as at most. If long prompts counted whole, many short ones of another app could
 always go first."""
@@ -68,15 +70,36 @@ class Precedence:
         return first, [job for job in prompts if job.context.app in later]
 
     def target(self, first: list[Job], later: list[Job], in_cells: Collection[Job], now: float) -> float:
-        """Seconds that the step may take: less if one of its prompts is of an app that floods, with several calls,
-        while another one may come back. Prompts that wait wait for one that has come."""
+        """Seconds that the step may take: less if one of its prompts is of an app that floods, with several calls or
+        with more than a step's prompt, while another one may come back: its prompts then stand last in ``first``.
+        Prompts that wait wait for one that has come."""
         if later or not self._on:
             return self._target
         n_calls = Counter(job.context.app for job in in_cells)
-        for app, job in {job.context.app: job for job in first}.items():
-            if n_calls[app] > 1 and self._policy.floods(job.request, now):
-                return min(self._target, _SHORT * self._costs.decode(1))
-        return self._target
+        apps = {job.context.app: job for job in first}
+        much = {app for app, job in apps.items() if n_calls[app] > 1 or self._own(job) > self._target}
+        floods = {app: app in much and self._policy.floods(job.request, now) for app, job in apps.items()}
+        if not any(floods.values()):
+            return self._target
+        first.sort(key=lambda job: floods[job.context.app])  # there is little room, and others' prompts need little
+        return min(self._target, _SHORT * self._costs.decode(1))
+
+    def decoding(self, decoding: list[Job], first: list[Job], now: float) -> list[Job]:
+        """Those of the calls that decode that share a step with the prompts that go ``first``: of an app that takes
+        much more than these only some, in turn, since each makes the step longer."""
+        n_calls = Counter(job.context.app for job in decoding)
+        if not first or not self._on or max(n_calls.values(), default=0) <= _ROWS:
+            return decoding
+        wants = _wants(first)
+        prompts = {job.context.app: job for job in first}
+        apps = {job.context.app: job for job in decoding if n_calls[job.context.app] > _ROWS}
+        cut = {a for a, job in apps.items() if all(self._outdoes(job, other, wants, now) for other in prompts.values())}
+        chosen, n_chosen = set[Job](), Counter[AppId]()
+        for job in sorted(decoding, key=lambda job: job.last_step):
+            if job.context.app not in cut or n_chosen[job.context.app] < _ROWS:
+                chosen.add(job)
+                n_chosen[job.context.app] += 1
+        return [job for job in decoding if job in chosen]
 
     def is_aborted_for(
         self, job: Job, step: RunStep, others: Sequence[Job], calls: Collection[Job], began: float, now: float

@@ -26,7 +26,7 @@ class ConstraintHolder:
 
     def __init__(self, parts: ServiceParts) -> None:
         self._engine, self._calls = parts.engine, parts.calls
-        self._thread = FairThread("constraints", rest=_REST)
+        self._thread = FairThread("constraints", _REST, parts.clock.now)  # other threads read them, within a time
 
     async def prepare(self, call: Call) -> None:
         """Make ready what the call's answer must keep to. Raises BadRequest, Busy, ShuttingDown.

@@ -7,11 +7,12 @@ of its items or in an exception, never in between.
 from __future__ import annotations
 
 import logging
+import math
 from collections.abc import Callable, Sequence
 from copy import copy
 from dataclasses import dataclass, field
 
-from llmaas.engine.base import Aborted, BatchItem
+from llmaas.engine.base import Aborted, BatchItem, Row, Undrawn
 from llmaas.errors import Internal, LlmaasError, NoNumbers
 from llmaas.planner.actions import RunStep
 from llmaas.planner.events import CancelRequested, Drawn, Event
@@ -26,8 +27,8 @@ _STREAM_S, _CROWDED_STREAM_S = 0.05, 0.1
 GIL. Where other programs have CPUs that the engine could use, what passes a piece on, here and in the client, takes its
 time from the engine: there pieces are larger."""
 
-Row = Sequence[int | None]
-"""What one step drew, parallel to its items; None: the item draws nothing."""
+
+_UNDRAWN = {None: Drawn.NOTHING, Undrawn.LATER: Drawn.LATER}
 
 
 class NotBegun(Aborted):
@@ -53,7 +54,7 @@ class _Burst:
         self.items = [
             BatchItem(item.seq, item.pos + len(item.tokens) + n_steps - 1, (token,), item.sampler)
             for item, token in zip(self.items, row, strict=True)
-            if token is not None
+            if isinstance(token, int)
         ]
 
 
@@ -139,10 +140,10 @@ class StepRunner:
     def _draw(self, burst: _Burst) -> Sequence[Row]:
         """What the next steps draw: one step, or some in a row where nobody has to look at each token."""
         most, items, adapter = burst.step.burst - burst.n_done, burst.items, burst.step.adapter
-        if most == 1 or any(len(item.tokens) > 1 or item.sampler is None for item in items):
-            return [self._host.step(items, adapter)]
-        if any(call.answer.needs_each_token or not call.answer.drawn for call in burst.calls):
-            return [self._host.step(items, adapter)]
+        alone = most == 1 or any(len(item.tokens) > 1 or item.sampler is None for item in items)
+        alone |= any(call.answer.needs_each_token or not call.answer.drawn for call in burst.calls)
+        if alone or (burst.step.draw_s < math.inf and any(call.spec.is_constrained for call in burst.calls)):
+            return [self._host.step(items, adapter, draw_s=burst.step.draw_s)]
         left = max(0.0, self._last_sent + self._stream_s - self._clock.now())
         return self._host.steps(items, most, left, self._thread.halt, adapter)
 
@@ -151,7 +152,7 @@ class StepRunner:
         engine, answers, drawn = self._engine, [call.answer for call in burst.calls], burst.drawn
         for row in rows:
             drawn = [
-                Drawn.NOTHING if token is None else answer.draw(token, item, engine, now)
+                answer.draw(token, item, engine, now) if isinstance(token, int) else _UNDRAWN[token]
                 for item, (answer, token) in enumerate(zip(answers, row, strict=True))
             ]
             burst.unsent.append((row, drawn))
@@ -175,7 +176,8 @@ class StepRunner:
         for i, call in enumerate(calls):
             found = [(tokens[i], drawn[i]) for tokens, drawn in steps]
             try:
-                piece = call.answer.piece([(token, what) for token, what in found if token is not None], self._engine)
+                told = [(token, what) for token, what in found if isinstance(token, int)]
+                piece = call.answer.piece(told, self._engine)
                 if piece is not None:
                     call.emit(piece)
             except Exception as e:  # an answer with a gap is none

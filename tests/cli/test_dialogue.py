@@ -152,19 +152,29 @@ def _once(harm: Callable[[], None]) -> Callable[..., str]:
 
 @pytest.mark.parametrize("signum", [signal.SIGTERM, signal.SIGKILL])
 def test_a_single_question_outlives_the_daemon_too(daemon: Daemon, tmp_path: Path, signum: int) -> None:
-    """A script finds the answer once, and whole."""
+    """A script finds the answer once, and whole.
+
+    After SIGKILL it is computed again. Sums are rounded differently with another number of threads or other slices of
+    the prompt, so once in a long while another token is the likeliest: then the script is told so.
+    """
     name = f"once-{next(numbers)}"
     command = [*COMMAND, "chat", name, "--once", STORY, "--temperature", "0", "--socket", str(daemon.socket)]
     command += ["--max-tokens", "60", "--app", "talk"]
-    with subprocess.Popen(command, env=clean_environ(tmp_path), stdout=subprocess.PIPE) as script:
-        assert script.stdout is not None
+    pipe = subprocess.PIPE
+    with subprocess.Popen(command, env=clean_environ(tmp_path), stdout=pipe, stderr=pipe) as script:
+        assert script.stdout is not None and script.stderr is not None
         begin = script.stdout.read(8)
         restart(daemon, signum)()
-        said = (begin + script.stdout.read()).decode()
-        assert script.wait(60) == 0
+        said, told = (begin + script.stdout.read()).decode(), script.stderr.read().decode()
+        code = script.wait(60)
     with Client(daemon.socket, app="talk") as client:
-        shown = client.show(name).messages
-    assert [message.role for message in shown] == ["user", "assistant"] and said == shown[1].content + "\n"
+        asked, answered = client.show(name).messages
+    assert (asked.role, answered.role) == ("user", "assistant")
+    if code and signum == signal.SIGKILL:
+        assert "the answer that was made anew is not the one that had begun" in told
+        assert not answered.content.startswith(said)
+    else:
+        assert (code, said) == (0, answered.content + "\n"), told
 
 
 def test_a_daemon_that_is_restarted_between_messages_is_not_noticed(

@@ -8,7 +8,7 @@ from dataclasses import replace
 import pytest
 
 from llmaas.calls import Sampling
-from llmaas.engine.base import BatchItem, Engine
+from llmaas.engine.base import BatchItem, Engine, Undrawn
 from llmaas.errors import BadRequest
 from llmaas.service.logprobs import logprobs
 from tests.contract.support import Logits, assert_close, feed, generate, text_tokens
@@ -172,6 +172,38 @@ def test_a_constrained_answer_is_what_it_must_be_and_ends(engine: Engine) -> Non
             break
         said += engine.piece(token)
     assert said in (b"yes", b"no") and engine.is_end(token)
+
+
+def test_what_takes_long_to_draw_is_drawn_over_several_brief_steps(engine: Engine) -> None:
+    """It is what one step would have drawn, and until then the item's last token is computed again and again."""
+    words = " | ".join(f'"{word}{n}"' for n in range(300) for word in ("sea", "storm", "snow"))
+    sampling = Sampling(temperature=1.0, seed=4, grammar=f'root ::= ({words}) (", " root)?')
+    whole, text = answer(engine, sampling, 8), text_tokens(engine, 13)
+    engine.set_sampler(0, replace(sampling, grammar=f"{sampling.grammar} "))  # nothing is known of this grammar yet
+    feed(engine, 0, text[:12])
+    said, n_later, given = [text[-1]], 0, text[12:13]
+    while len(said) <= 8:
+        length = engine.length(0)
+        (drawn,) = engine.step([BatchItem(0, length, given[-1:], 0)], draw_s=0.004)
+        if drawn is Undrawn.LATER:
+            n_later += 1
+            assert engine.length(0) == length + len(given[-1:]) - 1
+        else:
+            assert isinstance(drawn, int)
+            said.append(drawn)
+            given = [drawn]
+    assert said[1:] == whole and n_later > 3
+    engine.drop(0, 0)
+
+
+def test_a_draw_that_was_put_off_goes_with_its_sampler(engine: Engine) -> None:
+    words = " | ".join(f'"x{n}"' for n in range(2000))
+    text = text_tokens(engine, 2)
+    engine.set_sampler(0, Sampling(grammar=f"root ::= {words}"))
+    assert engine.step([BatchItem(0, 0, text[:1], 0)], draw_s=0.004) == [Undrawn.LATER]
+    engine.set_sampler(0, Sampling(grammar='root ::= "yes"'))
+    (token,) = generate(engine, 0, text[0], 1)
+    assert engine.piece(token)[:1] == b"y"
 
 
 def test_a_constraint_that_cannot_be_kept_to_is_refused_before_the_answer(engine: Engine) -> None:

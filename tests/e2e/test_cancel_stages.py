@@ -20,7 +20,7 @@ import pytest
 
 from llmaas.api.async_client import AsyncClient, AsyncStream
 from llmaas.calls import DEFAULT_TERMS, Generation, Terms
-from llmaas.engine.base import BatchItem
+from llmaas.engine.base import BatchItem, Row
 from llmaas.engine.fake import FakeEngine
 from llmaas.errors import Cancelled, Expired
 from llmaas.kv_arrays import KvSlab
@@ -86,9 +86,9 @@ class GatedEngine(FakeEngine):
     def n_samplers(self) -> int:
         return len(self._samplers)
 
-    def step(self, items: Sequence[BatchItem], adapter: str = "") -> list[int | None]:
+    def step(self, items: Sequence[BatchItem], adapter: str = "", *, draw_s: float = math.inf) -> Row:
         self.gates.step.pass_through()
-        return super().step(items, adapter)
+        return super().step(items, adapter, draw_s=draw_s)
 
     def load(self, seq: int, start: int, slab: KvSlab) -> None:
         self.gates.load.pass_through()

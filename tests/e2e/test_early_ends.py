@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import math
 import os
 import subprocess
 import sys
@@ -14,7 +15,7 @@ from typing import Any
 
 import pytest
 
-from llmaas.engine.base import BatchItem
+from llmaas.engine.base import BatchItem, Row
 from llmaas.engine.fake import FakeEngine
 from llmaas.errors import Cancelled, EngineFailed
 from llmaas.kv_arrays import KvSlab
@@ -189,9 +190,9 @@ class FailingEngine(FakeEngine):
             if self.left == 0:
                 raise EngineFailed("injected")
 
-    def step(self, items: Sequence[BatchItem], adapter: str = "") -> list[int | None]:
+    def step(self, items: Sequence[BatchItem], adapter: str = "", *, draw_s: float = math.inf) -> Row:
         self._maybe_fail("step")
-        return super().step(items, adapter)
+        return super().step(items, adapter, draw_s=draw_s)
 
     def load(self, seq: int, start: int, slab: KvSlab) -> None:
         try:

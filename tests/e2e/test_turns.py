@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import math
 import statistics
 import time
 from collections.abc import Sequence
@@ -13,7 +14,7 @@ import pytest
 
 from llmaas.calls import Priority, Sampling, Terms
 from llmaas.clock import RealClock
-from llmaas.engine.base import BatchItem
+from llmaas.engine.base import BatchItem, Row
 from llmaas.engine.fake import FakeEngine
 from llmaas.errors import Expired
 from llmaas.policies.duty import ThermalReading
@@ -117,9 +118,9 @@ class WatchedEngine(SlowEngine):
         super().__init__(n_cells, n_seqs, end_rate)
         self.began: list[float] = []
 
-    def step(self, items: Sequence[BatchItem], adapter: str = "") -> list[int | None]:
+    def step(self, items: Sequence[BatchItem], adapter: str = "", *, draw_s: float = math.inf) -> Row:
         self.began.append(time.monotonic())
-        return super().step(items, adapter)
+        return super().step(items, adapter, draw_s=draw_s)
 
 
 @on_a_loop

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from typing import Any, cast
 
 import pytest
 
 from llmaas.engine.adaptive_threads import AdaptiveThreads
-from llmaas.engine.base import BatchItem, Engine
+from llmaas.engine.base import BatchItem, Engine, Row
 
 
 class TimedEngine:
@@ -20,7 +21,7 @@ class TimedEngine:
     def set_threads(self, n: int, *, spin: bool) -> None:
         self.threads, self.spin = n, spin
 
-    def step(self, items: Sequence[BatchItem], adapter: str = "") -> list[int | None]:
+    def step(self, items: Sequence[BatchItem], adapter: str = "", *, draw_s: float = math.inf) -> Row:
         waits = self.threads > 2 - self.busy
         self.now += 0.05 * sum(len(item.tokens) for item in items) / self.threads * (5.0 if waits else 1.0)
         return [None] * len(items)

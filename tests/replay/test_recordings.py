@@ -17,6 +17,8 @@ from llmaas.service.recorder import read
 RECORDED = Path(__file__).parents[1] / "data" / "version-0.1.0"
 RENAMED = {"PersistSensitivity": "NoteTolerances"}
 """Actions that were called otherwise then."""
+ADDED = {"draw_s"}
+"""Fields of actions that there were not then."""
 
 
 def plain(value: Any) -> Any:
@@ -24,7 +26,7 @@ def plain(value: Any) -> Any:
     if isinstance(value, enum.Enum):
         return value.value
     if dataclasses.is_dataclass(value):
-        return [plain(getattr(value, field.name)) for field in dataclasses.fields(value)]
+        return [plain(getattr(value, field.name)) for field in dataclasses.fields(value) if field.name not in ADDED]
     if isinstance(value, tuple):
         return [plain(item) for item in value]
     return value

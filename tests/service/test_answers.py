@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import json
 import re
+from collections.abc import Generator
 from pathlib import Path
 
 import numpy as np
@@ -15,6 +16,7 @@ import pytest
 from llmaas import errors
 from llmaas.calls import CallSpec, FinishReason, Generation, Piece, Sampling, Turn
 from llmaas.engine.constraint.machine import GrammarMachine, MachineConstraint
+from llmaas.engine.constraint.port import Mask
 from llmaas.engine.fake import FakeEngine
 from llmaas.records import Message
 from tests.support.loop import on_a_loop
@@ -221,6 +223,11 @@ async def test_an_answer_that_is_cut_off_says_length(tmp_path: Path) -> None:
         assert said == "abc" and done.reason is FinishReason.LENGTH
 
 
+def _no_mask(self: GrammarMachine, _: object) -> Generator[None, None, Mask]:
+    yield from ()
+    return np.zeros(self.vocabulary.n_vocab, bool)
+
+
 @on_a_loop
 async def test_an_answer_that_its_grammar_does_not_let_go_on_fails_and_is_undone(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
@@ -230,7 +237,7 @@ async def test_an_answer_that_its_grammar_does_not_let_go_on_fails_and_is_undone
         await h.say("x", "tell", 5)
         before, accept = h.tokens("x"), MachineConstraint.accept
         monkeypatch.setattr(MachineConstraint, "accept", lambda self, token: token == ord("a") and accept(self, token))
-        monkeypatch.setattr(GrammarMachine, "mask", lambda self, _: np.zeros(self.vocabulary.n_vocab, bool))
+        monkeypatch.setattr(GrammarMachine, "mask", _no_mask)
         with pytest.raises(errors.BadRequest, match="no token"):
             await h.say("x", "more", 9, sampling=Sampling(grammar='root ::= "a" [a-z]+'))
         assert h.tokens("x") == before

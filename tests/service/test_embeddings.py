@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import math
 from collections.abc import Sequence
 from itertools import pairwise
 from pathlib import Path
@@ -11,7 +12,7 @@ from typing import Any
 import pytest
 
 from llmaas.calls import DEFAULT_TERMS, CallSpec, Generation, Turn
-from llmaas.engine.base import BatchItem, EmbeddingFacts
+from llmaas.engine.base import BatchItem, EmbeddingFacts, Row
 from llmaas.engine.fake import FakeEngine
 from llmaas.engine.fake.embedding import FACTS
 from llmaas.errors import BadRequest, Busy, ContextTooLong, ShuttingDown
@@ -31,9 +32,9 @@ class LoggedEngine(FakeEngine):
         super().__init__(step_time=lambda n: 0.002, **options)
         self.done: list[str] = []
 
-    def step(self, items: Sequence[BatchItem], adapter: str = "") -> list[int | None]:
+    def step(self, items: Sequence[BatchItem], adapter: str = "", *, draw_s: float = math.inf) -> Row:
         self.done.append("step")
-        return super().step(items, adapter)
+        return super().step(items, adapter, draw_s=draw_s)
 
     def embed(self, pos: int, tokens: Sequence[int]) -> F32:
         self.done.append(f"text {tokens[0] if pos else 'begin'}")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -11,7 +12,7 @@ import pytest
 
 from llmaas import errors
 from llmaas.calls import Generation, Sampling, Turn
-from llmaas.engine.base import BatchItem
+from llmaas.engine.base import BatchItem, Row
 from llmaas.engine.fake import BOS, FakeEngine
 from llmaas.engine.llama.chat import ChatTemplate
 from llmaas.records import Message, ModelInfo
@@ -31,10 +32,10 @@ class Thinker(FakeEngine):
     def render(self, messages: Sequence[Message], *, answer: bool) -> str:
         return QWEN.render(messages, answer=answer)
 
-    def step(self, items: Sequence[BatchItem], adapter: str = "") -> list[int | None]:
+    def step(self, items: Sequence[BatchItem], adapter: str = "", *, draw_s: float = math.inf) -> Row:
         if self.fails:
             raise errors.EngineFailed("injected")
-        return super().step(items, adapter)
+        return super().step(items, adapter, draw_s=draw_s)
 
 
 class NoSystem(FakeEngine):

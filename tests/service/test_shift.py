@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import math
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
@@ -11,7 +12,7 @@ import pytest
 
 from llmaas import errors
 from llmaas.calls import CallSpec, FinishReason, Generation, Piece, Sampling, Turn
-from llmaas.engine.base import BatchItem
+from llmaas.engine.base import BatchItem, Row
 from llmaas.engine.fake import BOS, FakeEngine
 from llmaas.records import Message
 from tests.support.loop import on_a_loop
@@ -152,10 +153,10 @@ class FailingEngine(FakeEngine):
 
     fails = False
 
-    def step(self, items: Sequence[BatchItem], adapter: str = "") -> list[int | None]:
+    def step(self, items: Sequence[BatchItem], adapter: str = "", *, draw_s: float = math.inf) -> Row:
         if self.fails:
             raise errors.EngineFailed("injected")
-        return super().step(items, adapter)
+        return super().step(items, adapter, draw_s=draw_s)
 
 
 def failing_steps(h: House) -> None:

@@ -6,6 +6,7 @@ One ``Dice`` draws all of them and counts them by kind, so that a test can say w
 from __future__ import annotations
 
 import errno
+import math
 import os
 import random
 import sqlite3
@@ -18,7 +19,7 @@ from typing import Any
 
 import numpy as np
 
-from llmaas.engine.base import BatchItem
+from llmaas.engine.base import BatchItem, Row
 from llmaas.engine.fake import FakeEngine
 from llmaas.kv_arrays import KvSlab, Queries
 from llmaas.kvchunks.store.store import Files
@@ -165,9 +166,9 @@ class FaultyEngine(FakeEngine):
 
     dice: Dice
 
-    def step(self, items: Sequence[BatchItem], adapter: str = "") -> list[int | None]:
+    def step(self, items: Sequence[BatchItem], adapter: str = "", *, draw_s: float = math.inf) -> Row:
         self._fail("engine step", 0.2)
-        return super().step(items, adapter)
+        return super().step(items, adapter, draw_s=draw_s)
 
     def load(self, seq: int, start: int, slab: KvSlab) -> None:
         self._fail("engine load", 0.5)

@@ -299,8 +299,11 @@ class World:
             if not item.sample:
                 drawn.append(ev.Drawn.NOTHING)
                 continue
-            what = self.rng.choices([ev.Drawn.TOKEN, ev.Drawn.END, ev.Drawn.LAST], [20, 1, 1])[0]
-            if what is not ev.Drawn.END:
+            weights = {ev.Drawn.TOKEN: 20, ev.Drawn.END: 1, ev.Drawn.LAST: 1, ev.Drawn.LATER: 3 * (action.draw_s < 1)}
+            what = self.rng.choices(list(weights), list(weights.values()))[0]
+            if what is ev.Drawn.LATER:
+                self.cells[item.seq] -= 1
+            elif what is not ev.Drawn.END:
                 self.serial += 1
                 self.ctxs[item.context].tokens.append(self.serial)
             drawn.append(what)

@@ -10,7 +10,7 @@ import importlib
 import importlib.util
 import json
 import weakref
-from collections.abc import Iterator
+from collections.abc import Generator, Iterator
 from contextlib import contextmanager
 from typing import Any
 
@@ -159,6 +159,7 @@ class GuidanceConstraint:
     """
 
     masks_are_cheap = True
+    worked = 0
 
     def __init__(self, schema: GuidedSchema, matcher: Any, vocabulary: Vocabulary) -> None:
         self._schema, self._matcher, self._vocabulary = schema, matcher, vocabulary
@@ -180,9 +181,11 @@ class GuidanceConstraint:
         self._said.append(token)
         return True
 
-    def allowed(self) -> Mask:
+    def allowed(self) -> Generator[None, None, Mask]:
         with panics_told():
-            return self._allowed()
+            mask = self._allowed()
+        yield from ()
+        return mask
 
     def _allowed(self) -> Mask:
         bits = self._matcher.compute_bitmask()

@@ -38,6 +38,10 @@ take up to 50,000 for the first mask, and a choice of 4,000 words 95,000."""
 ANSWER_WORK, TOKEN_WORK = 300_000, 12_000
 """Steps of the machine that an answer may take in all, and more for each of its tokens: no longer than a small model
 computes. Everyday grammars keep to it though each token needs a new mask."""
+MASK_PART = 1_000
+"""Steps of the machine after which a mask can be left and taken up again."""
+STEP_S = 0.7e-6
+"""Seconds that a step of the machine takes, about."""
 MAX_NODES = 100_000
 """Entries of what all machines of a model have found out. About 100 bytes each."""
 

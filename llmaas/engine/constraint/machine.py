@@ -14,12 +14,14 @@ from __future__ import annotations
 
 import weakref
 from bisect import bisect_left
+from collections.abc import Generator
 
 import numpy as np
 import numpy.typing as npt
 
 from llmaas.engine.constraint.limits import (
     ANSWER_WORK,
+    MASK_PART,
     MASK_WORK,
     MAX_MASK_WORK,
     MAX_NODES,
@@ -106,8 +108,8 @@ class GrammarMachine:
         self._table = rules.table
         self._n_new = 0
         """Entries that ``memory`` has not been told of."""
-        self._work = self._may_work = MAX_WORK
-        """Steps that are left for this token, and how many there were."""
+        self._work = self._may_work = self._had_work = MAX_WORK
+        """Steps that are left for this token or mask, how many it may take, and how many were left before this part."""
         self._stacks: dict[tuple[int, int, int], Stack] = {}
         self._places: dict[tuple[frozenset[int], bool], GrammarState] = {}
         self.start = self._place(self._expand([(symbols, 0, None) for symbols in self._table[root]]))
@@ -122,12 +124,23 @@ class GrammarMachine:
             here = self._follow(here, byte)
         return here
 
-    def mask(self, place: GrammarState) -> Mask:
-        """The tokens (n_vocab) that are allowed at a place, and those of which it takes too much to find out."""
+    def mask(self, place: GrammarState) -> Generator[None, None, Mask]:
+        """Returns the tokens (n_vocab) that are allowed at a place, and those of which it takes too much to find out.
+        Yields after each MASK_PART steps; other answers may use the machine meanwhile."""
         self._begin(MAX_MASK_WORK)
         if place.mask is None:
             self._count(MASK_WORK)
-            mask = mask_from(place, self._follow_if_possible, self.vocabulary)
+            parts = mask_from(place, self._follow_if_possible, self.vocabulary)
+            while True:
+                try:
+                    next(parts)
+                except StopIteration as end:
+                    mask = end.value
+                    break
+                if self._had_work - self._work >= MASK_PART:
+                    left = self._work
+                    yield
+                    self._begin(MAX_MASK_WORK, left)
             mask[self.vocabulary.ends] = place.complete and not place.begun
             place.mask = np.packbits(mask)
             self._n_new += place.mask.nbytes // 100
@@ -135,8 +148,8 @@ class GrammarMachine:
 
     @property
     def worked(self) -> int:
-        """The steps that the last ``next`` or ``mask`` took."""
-        return self._may_work - max(self._work, 0)
+        """The steps that the last ``next`` took, or ``mask`` since it yielded last."""
+        return self._had_work - max(self._work, 0)
 
     def forget(self) -> None:
         """Begin to find out anew. The answers that use the machine keep the places where they stand."""
@@ -147,11 +160,12 @@ class GrammarMachine:
         self.start.mask = None
         self._stacks, self._places, self._n_new = {}, {}, 0
 
-    def _begin(self, may_work: int) -> None:
+    def _begin(self, may_work: int, left: int | None = None) -> None:
         if self._n_new:
             self._memory.add(self, self._n_new)
             self._n_new = 0
-        self._work = self._may_work = may_work
+        self._may_work = may_work
+        self._work = self._had_work = may_work if left is None else left
 
     def _count(self, n: int) -> None:
         self._work -= n
@@ -279,9 +293,11 @@ class MachineConstraint:
         self._place = machine.start
         self._allowance = ANSWER_WORK
         """Steps that the answer may still take."""
+        self.worked = 0
 
     def accept(self, token: int) -> bool:
         place, vocabulary = self._place, self._machine.vocabulary
+        self.worked = 0
         if vocabulary.is_end(token):
             return place.complete and not place.begun
         piece = vocabulary.pieces[token]
@@ -299,15 +315,22 @@ class MachineConstraint:
 
     def _charge(self) -> None:
         """The engine has other answers to go on with."""
-        self._allowance -= self._machine.worked
+        self.worked = self._machine.worked
+        self._allowance -= self.worked
         if self._allowance < 0:
             raise TooComplex("the grammar can be read in so many ways that following it takes too long")
 
-    def allowed(self) -> Mask:
-        try:
-            mask = self._machine.mask(self._place)
-        finally:
-            self._charge()
+    def allowed(self) -> Generator[None, None, Mask]:
+        parts = self._machine.mask(self._place)
+        while True:
+            try:
+                next(parts)
+            except StopIteration as end:
+                mask: Mask = end.value
+                break
+            finally:
+                self._charge()
+            yield
         if not mask.any():
             raise TooComplex("the model has no token with which its answer could go on by the grammar")
         return mask

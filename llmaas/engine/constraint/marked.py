@@ -8,6 +8,7 @@ of them only.
 from __future__ import annotations
 
 import enum
+from collections.abc import Generator
 
 import numpy as np
 
@@ -152,21 +153,25 @@ class MarkedConstraint:
         self._n_space += len(piece)
         return True
 
-    def allowed(self) -> Mask:
+    @property
+    def worked(self) -> int:
+        return self._inner.worked if self._inner is not None else 0
+
+    def allowed(self) -> Generator[None, None, Mask]:
         match self._where:
             case _Where.FREE:
                 return self._marks.free(self._text)
             case _Where.JSON:
-                return self._allowed_json()
+                return (yield from self._allowed_json())
             case _Where.CLOSING:
                 mask = self._marks.closing(self._text, self._n_space)
                 if not mask.any():
                     raise TooComplex("the model has no token with which the mark behind the JSON could go on")
                 return mask
 
-    def _allowed_json(self) -> Mask:
+    def _allowed_json(self) -> Generator[None, None, Mask]:
         assert self._inner is not None
-        mask = self._inner.allowed().copy()
+        mask = (yield from self._inner.allowed()).copy()
         mask[self._marks.vocabulary.ends] = False
         if not self._begun:
             pieces = self._marks.vocabulary.pieces

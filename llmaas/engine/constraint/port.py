@@ -5,7 +5,8 @@ Law: a token that was not allowed leaves the constraint as it was.
 
 from __future__ import annotations
 
-from typing import Protocol
+from collections.abc import Generator
+from typing import Protocol, TypeVar
 
 import numpy as np
 import numpy.typing as npt
@@ -13,6 +14,7 @@ import numpy.typing as npt
 from llmaas.errors import BadRequest
 
 Mask = npt.NDArray[np.bool_]
+Found = TypeVar("Found")
 
 
 class TooComplex(BadRequest):
@@ -34,11 +36,16 @@ class Constraint(Protocol):
         Raises TooComplex.
         """
 
-    def allowed(self) -> Mask:
-        """The tokens (n_vocab) that the answer may go on with, end tokens if it may end here. At least one.
+    def allowed(self) -> Generator[None, None, Mask]:
+        """Returns the tokens (n_vocab) that the answer may go on with, end tokens if it may end here. At least one.
 
-        ``accept`` takes each of them or raises TooComplex. Raises that, too, also if there is none.
+        ``accept`` takes each of them or raises TooComplex. Raises that, too, also if there is none. Yields where it can
+        be left, and taken up again before the next ``accept``; of a mask that is cheap, nowhere.
         """
+
+    @property
+    def worked(self) -> int:
+        """Steps, of about 0.7 us each, that the last ``accept`` took, or ``allowed`` since it yielded last."""
 
 
 class ReadyConstraint(Protocol):
@@ -49,3 +56,13 @@ class ReadyConstraint(Protocol):
 
     def begin(self) -> Constraint:
         """The constraint of an answer that begins."""
+
+
+def whole(parts: Generator[None, None, Found]) -> Found:
+    """What a generator returns."""
+    while True:
+        try:
+            next(parts)
+        except StopIteration as end:
+            found: Found = end.value
+            return found

@@ -11,13 +11,14 @@ mixed in, so KV of another adapter is other KV.
 
 from __future__ import annotations
 
+import math
 import threading
 import time
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 
 from llmaas.calls import Sampling
-from llmaas.engine.base import Aborted, BatchItem, EmbeddingFacts, Prepared
+from llmaas.engine.base import Aborted, BatchItem, EmbeddingFacts, Prepared, Row, Undrawn
 from llmaas.engine.fake import text as fake_text
 from llmaas.engine.fake.adapters import FakeAdapters
 from llmaas.engine.fake.embedding import FACTS, FakeEmbedding
@@ -163,7 +164,7 @@ class FakeEngine:
         self._enter()
         self._adapters.unload(name)
 
-    def step(self, items: Sequence[BatchItem], adapter: str = "") -> list[int | None]:
+    def step(self, items: Sequence[BatchItem], adapter: str = "", *, draw_s: float = math.inf) -> Row:
         self._enter(*(item.seq for item in items))
         salt = self._adapters.salt(adapter)
         self._aborted.clear()
@@ -175,22 +176,31 @@ class FakeEngine:
         if seconds > 0 and self._aborted.wait(seconds):
             self._sequences.unclaim(total)
             raise Aborted("the step was aborted")
-        return [self._advance(item, salt) for item in items]
+        for item in items:
+            self._advance(item, salt)
+        return self._draw(items, draw_s=draw_s if self._info.chunkable else math.inf)
 
     steps = plain_steps
 
     def _check(self, items: Sequence[BatchItem]) -> None:
         check_step(items, self._sequences.lengths, self._samplers, fake_text.N_VOCAB, self._max_batch)
 
-    def _advance(self, item: BatchItem, salt: int) -> int | None:
+    def _advance(self, item: BatchItem, salt: int) -> None:
         for token in item.tokens:
             self._sequences.append(item.seq, mix(self._sequences.sum(item.seq) ^ salt, token))
-        if item.sampler is None:
-            self._drawn_from.append(None)
-            return None
-        total = self._sequences.sum(item.seq)
-        self._drawn_from.append(total)
-        return self._samplers.draw(item.sampler, total)
+        self._drawn_from.append(None if item.sampler is None else self._sequences.sum(item.seq))
+
+    def _draw(self, items: Sequence[BatchItem], *, draw_s: float) -> Row:
+        row: list[int | Undrawn | None] = [None] * len(items)
+        self._samplers.begin_step(draw_s=draw_s)
+        totals = {i: total for i, total in enumerate(self._drawn_from) if total is not None}
+        for i in sorted(totals, key=lambda i: self._samplers.rank(items[i].sampler)):
+            sampler = items[i].sampler
+            assert sampler is not None
+            row[i] = self._samplers.draw(sampler, totals[i])
+            if row[i] is Undrawn.LATER:
+                self._sequences.drop(items[i].seq, items[i].pos + len(items[i].tokens) - 1)
+        return row
 
     def logits(self, item: int = -1) -> F32:
         self._enter()

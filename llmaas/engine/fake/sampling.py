@@ -13,8 +13,9 @@ from collections.abc import Sequence
 import numpy as np
 
 from llmaas.calls import Sampling
-from llmaas.engine.base import Prepared
+from llmaas.engine.base import Prepared, Undrawn
 from llmaas.engine.constraint.compiler import Constraints
+from llmaas.engine.constraint.draws import Draw, Draws
 from llmaas.engine.constraint.port import Constraint
 from llmaas.engine.constraint.vocabulary import Vocabulary
 from llmaas.engine.fake.mixing import mix, mix_many
@@ -65,6 +66,7 @@ class FakeSamplers:
         self._constraints = Constraints(Vocabulary(N_VOCAB, piece, is_end))
         self._constrained: dict[int, Constraint] = {}
         self._failures: dict[int, LlmaasError] = {}
+        self._draws = Draws()
 
     def __contains__(self, sampler: object) -> bool:
         return sampler in self._samplers
@@ -85,6 +87,7 @@ class FakeSamplers:
         check_sampler(sampler)
         for known in (self._samplers, self._constrained, self._failures):
             known.pop(sampler, None)
+        self._draws.forget(sampler)
         if sampling is not None:
             if (constraint := self._constraints.begin(sampling)) is not None:
                 self._constrained[sampler] = constraint
@@ -92,8 +95,33 @@ class FakeSamplers:
             past_tokens = _Past(past, sampling.penalty_last_n)
             self._samplers[sampler] = sampling, random.Random(seed), past_tokens, _Biases(sampling)
 
-    def draw(self, sampler: int, total: int) -> int:
+    def begin_step(self, *, draw_s: float) -> None:
+        """See ``Draws.begin_step``."""
+        self._draws.begin_step(draw_s=draw_s)
+
+    def rank(self, sampler: int | None) -> int:
+        """Whose draw goes first: the sampler with the least rank."""
+        return 0 if sampler is None else self._draws.rank(sampler)
+
+    def draw(self, sampler: int, total: int) -> int | Undrawn:
         """The next token of a sequence whose running sum is ``total``."""
+        if sampler not in self._constrained:
+            token = self._free(sampler, total)
+        else:
+            constraint = self._constrained[sampler]
+            try:
+                found = self._draws.draw(sampler, constraint, lambda: self._allowed(sampler, constraint, total))
+            except LlmaasError as error:
+                self._failures[sampler] = error
+                found = IM_END
+            if found is None:
+                return Undrawn.LATER
+            token = found
+        self._samplers[sampler][2].append(token)
+        return token
+
+    def _free(self, sampler: int, total: int) -> int:
+        """The token that the sampler would draw without a constraint."""
         sampling, rng, past, biases = self._samplers[sampler]
         if not sampling.greedy:
             total = mix(total, rng.getrandbits(64))
@@ -109,22 +137,17 @@ class FakeSamplers:
                     logits[known] /= sampling.repeat_penalty  # all of them are positive
                     logits[known] -= sampling.presence_penalty + count * sampling.frequency_penalty
             token = max(_ANSWERS, key=logits.__getitem__)
-        if sampler in self._constrained:
-            token = self._allowed(sampler, token, total)
-        past.append(token)
         return token
 
-    def _allowed(self, sampler: int, token: int, total: int) -> int:
-        """The token if the sampler's constraint accepts it, or else one of those that it allows."""
-        constraint = self._constrained[sampler]
-        try:
-            if not constraint.accept(token):
-                tokens = np.flatnonzero(constraint.allowed())
-                token = int(tokens[mix(total, 3) % len(tokens)])
-                constraint.accept(token)
-        except LlmaasError as error:
-            self._failures[sampler] = error
-            return IM_END
+    def _allowed(self, sampler: int, constraint: Constraint, total: int) -> Draw:
+        """The token that the sampler draws if the constraint accepts it, or else one of those that it allows."""
+        token = self._free(sampler, total)
+        yield
+        if not constraint.accept(token):
+            yield
+            tokens = np.flatnonzero((yield from constraint.allowed()))
+            token = int(tokens[mix(total, 3) % len(tokens)])
+            constraint.accept(token)
         return token
 
     def logits(self, total: int) -> F32:

@@ -7,12 +7,13 @@ and if it is numbers.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
 
-from llmaas.engine.base import BatchItem, Halt
+from llmaas.engine.base import BatchItem, Halt, Row, Undrawn
 from llmaas.engine.llama.adapters import LlamaAdapters
 from llmaas.engine.llama.batch import Batch, decode_failure
 from llmaas.engine.llama.cells import SequenceCells, window_of
@@ -60,7 +61,7 @@ class LlamaDecoder:
         self._logits_rows: list[int | None] = []
         """For each item of the last step, the batch index of its logits; None if it drew nothing."""
 
-    def step(self, items: Sequence[BatchItem], adapter: str) -> list[int | None]:
+    def step(self, items: Sequence[BatchItem], adapter: str, *, draw_s: float = math.inf) -> Row:
         """See ``Engine.step``."""
         check_step(items, self.cells.lengths, self.samplers, self.n_vocab, self.max_batch)
         self._files.check()
@@ -79,23 +80,30 @@ class LlamaDecoder:
             self.probe.watch(())
             raise self.numbers.take_back(items, bad)
         self.probe.collect()
-        drawn: list[int | None] = []
-        for item, index in zip(items, last, strict=True):
+        for item in items:
             self.cells.extend(item.seq, item.pos, item.pos + len(item.tokens))
-            if item.sampler is None:
-                drawn.append(None)
-                self._logits_rows.append(None)
-            else:
-                drawn.append(self.samplers.draw(item.sampler, self.context, index))
-                self._logits_rows.append(index)
-        return drawn
+        self._logits_rows = [None if item.sampler is None else i for item, i in zip(items, last, strict=True)]
+        return self._drawn(items, draw_s=draw_s)
 
-    def steps(self, items: Sequence[BatchItem], most: int, seconds: float, halt: Halt, adapter: str) -> list[list[int]]:
+    def _drawn(self, items: Sequence[BatchItem], *, draw_s: float) -> Row:
+        """Draw for each item that has a sampler; of those whose draw is put off the last token is taken back."""
+        row: list[int | Undrawn | None] = [None] * len(items)
+        indices = {i: index for i, index in enumerate(self._logits_rows) if index is not None}
+        self.samplers.begin_step(draw_s=draw_s)
+        for i in sorted(indices, key=lambda i: self.samplers.rank(items[i].sampler)):
+            sampler = items[i].sampler
+            assert sampler is not None
+            row[i] = self.samplers.draw(sampler, self.context, indices[i])
+            if row[i] is Undrawn.LATER:
+                self.drop(items[i].seq, items[i].pos + len(items[i].tokens) - 1)
+        return row
+
+    def steps(self, items: Sequence[BatchItem], most: int, seconds: float, halt: Halt, adapter: str) -> Sequence[Row]:
         """See ``Engine.steps``. One step at a time where the C part was not built, or a sampler needs Python."""
         check_step(items, self.cells.lengths, self.samplers, self.n_vocab, self.max_batch)
         chains = [self.samplers.chain(item.sampler) for item in items if item.sampler is not None]
         if not self._run.built or None in chains:
-            return [[token for token in self.step(items, adapter) if token is not None]]
+            return [self.step(items, adapter)]
         most = self.probe.steps_to_sample(items, most)
         self._files.check()
         self.adapters.use(adapter)

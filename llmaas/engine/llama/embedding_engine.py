@@ -7,12 +7,13 @@ Law: it has no cells that anything comes into. What needs sequences fails; the s
 from __future__ import annotations
 
 import hashlib
+import math
 from collections.abc import Sequence
 from pathlib import Path
 from typing import NoReturn
 
 from llmaas.calls import Sampling
-from llmaas.engine.base import BatchItem, EmbeddingFacts, Halt
+from llmaas.engine.base import BatchItem, EmbeddingFacts, Halt, Row
 from llmaas.engine.llama.encoder import Encoder, encoder_facts
 from llmaas.engine.llama.lib import build
 from llmaas.engine.llama.model import LlamaModel
@@ -94,12 +95,12 @@ class LlamaEmbeddingEngine(TextSide):
     def unload_adapter(self, name: str) -> None:
         self._refuse()
 
-    def step(self, items: Sequence[BatchItem], adapter: str = "") -> list[int | None]:
+    def step(self, items: Sequence[BatchItem], adapter: str = "", *, draw_s: float = math.inf) -> Row:
         self._refuse()
 
     def steps(
         self, items: Sequence[BatchItem], most: int, seconds: float, halt: Halt, adapter: str = ""
-    ) -> list[list[int]]:
+    ) -> Sequence[Row]:
         self._refuse()
 
     def logits(self, item: int = -1) -> F32:

@@ -7,11 +7,12 @@ docs/engine.md.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
 from llmaas.calls import Sampling
-from llmaas.engine.base import BatchItem, EmbeddingFacts, Halt
+from llmaas.engine.base import BatchItem, EmbeddingFacts, Halt, Row
 from llmaas.engine.llama.context import ContextSettings, KvType
 from llmaas.engine.llama.decoder import LlamaDecoder
 from llmaas.engine.llama.embedder import Embedder, embedding_facts
@@ -114,13 +115,13 @@ class LlamaEngine(TextSide):
         self._enter()
         self.decoder.adapters.unload(name)
 
-    def step(self, items: Sequence[BatchItem], adapter: str = "") -> list[int | None]:
+    def step(self, items: Sequence[BatchItem], adapter: str = "", *, draw_s: float = math.inf) -> Row:
         self._enter()
-        return self.decoder.step(items, adapter)
+        return self.decoder.step(items, adapter, draw_s=draw_s if self.info.chunkable else math.inf)
 
     def steps(
         self, items: Sequence[BatchItem], most: int, seconds: float, halt: Halt, adapter: str = ""
-    ) -> list[list[int]]:
+    ) -> Sequence[Row]:
         self._enter()
         return self.decoder.steps(items, most, seconds, halt, adapter)
 

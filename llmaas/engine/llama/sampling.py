@@ -12,7 +12,9 @@ from typing import Any
 import numpy as np
 
 from llmaas.calls import Sampling
+from llmaas.engine.base import Undrawn
 from llmaas.engine.constraint.compiler import Constraints
+from llmaas.engine.constraint.draws import Draw, Draws
 from llmaas.engine.constraint.port import Constraint
 from llmaas.engine.llama.lib import C
 from llmaas.errors import EngineFailed, LlmaasError
@@ -32,6 +34,7 @@ class Samplers:
         self.constraints, self._n_vocab, self._end = constraints, n_vocab, end
         self._chains: dict[int, tuple[Any, Constraint | None]] = {}
         self._failures: dict[int, LlmaasError] = {}
+        self._draws = Draws()
         self._candidates = np.empty(n_vocab, _CANDIDATE)
         self._ids = np.arange(n_vocab, dtype=np.int32)
 
@@ -41,6 +44,7 @@ class Samplers:
             raise ValueError(f"samplers are numbered from 0, not {sampler}")
         chain, _ = self._chains.pop(sampler, (None, None))
         self._failures.pop(sampler, None)
+        self._draws.forget(sampler)
         if chain is not None:
             C.llama_sampler_free(chain)
         if sampling is None:
@@ -58,41 +62,54 @@ class Samplers:
         """See ``Engine.sampler_failure``."""
         return self._failures.get(sampler)
 
+    def begin_step(self, *, draw_s: float) -> None:
+        """See ``Draws.begin_step``."""
+        self._draws.begin_step(draw_s=draw_s)
+
+    def rank(self, sampler: int | None) -> int:
+        """Whose draw goes first: the sampler with the least rank."""
+        return 0 if sampler is None else self._draws.rank(sampler)
+
     def chain(self, sampler: int) -> Any:
         """The sampler's chain, a ``llama_sampler *``; None if that alone cannot draw, as it is constrained."""
         chain, constraint = self._chains[sampler]
         return chain if constraint is None else None
 
-    def draw(self, sampler: int, context: Any, index: int) -> int:
-        """Draw a token from the logits after the batch's token ``index``."""
+    def draw(self, sampler: int, context: Any, index: int) -> int | Undrawn:
+        """Draw a token from the logits after the batch's token ``index``, or go on with a draw that was put off."""
         chain, constraint = self._chains[sampler]
         if constraint is None:
             return int(C.llama_sampler_sample(chain, context, index))
         row = np.ctypeslib.as_array(C.llama_get_logits_ith(context, index), (self._n_vocab,))
         try:
-            token = self._draw_allowed(chain, row, constraint)
+            token = self._draws.draw(sampler, constraint, lambda: self._draw_allowed(chain, row, constraint))
         except LlmaasError as error:
             self._failures[sampler] = error
             return self._end
+        if token is None:
+            return Undrawn.LATER
         C.llama_sampler_accept(chain, token)
         return token
 
-    def _draw_allowed(self, chain: Any, row: F32, constraint: Constraint) -> int:
+    def _draw_allowed(self, chain: Any, row: F32, constraint: Constraint) -> Draw:
         """A token that the constraint has accepted.
 
         The chain draws from all tokens first, and mostly the constraint accepts that. Where it does not, tokens are
         left out and the chain draws again: the chances of the others are as if those had been left out before.
         """
+        row = row.copy()  # the next step overwrites it
         token = self._select(chain, row)
+        yield
         if constraint.accept(token):
             return token
-        row = row.copy()
         for _ in range(0 if constraint.masks_are_cheap else _REDRAWS):
             row[token] = -np.inf
             token = self._select(chain, row)
+            yield
             if constraint.accept(token):
                 return token
-        row[~constraint.allowed()] = -np.inf
+        yield
+        row[~(yield from constraint.allowed())] = -np.inf
         token = self._select(chain, row)
         if not constraint.accept(token):  # an infinite logit, or a bug
             raise EngineFailed(f"token {token} was drawn, though it is not allowed")

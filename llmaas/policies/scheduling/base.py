@@ -61,6 +61,9 @@ class SchedulingPolicy(Protocol):
         """Whether the app of ``request`` was served far more lately than one that has no calls now, but was served not
         long ago, so that it may soon have one."""
 
+    def has_others(self, request: RequestId, now: float) -> bool:
+        """Whether another app has calls, or may soon have one."""
+
     def gives_way(self, running: RequestId, waiting: RequestId, now: float) -> bool:
         """Whether a running call must be paused for a waiting one that needs its room."""
 

@@ -147,6 +147,11 @@ class Fair(CallQueues):
                 return True
         return False
 
+    def has_others(self, request: RequestId, now: float) -> bool:
+        if len(self._active) > 1:
+            return True
+        return any(now - when < _RETURNS_S for when in islice(reversed(self._absent.values()), _ABSENT))
+
     def gives_way(self, running: RequestId, waiting: RequestId, now: float) -> bool:
         if self._calls[waiting].priority < self.urgency(running, now):
             return True

@@ -36,6 +36,10 @@ class Fifo(CallQueues):
     def floods(self, request: RequestId, now: float) -> bool:
         return False
 
+    def has_others(self, request: RequestId, now: float) -> bool:
+        app = self._calls[request].app
+        return any(call.app != app for call in self._calls.values())
+
     def gives_way(self, running: RequestId, waiting: RequestId, now: float) -> bool:
         return False
 

@@ -11,7 +11,7 @@ import pytest
 from llmaas.calls import Sampling
 from llmaas.engine.constraint.compiler import Constraints
 from llmaas.engine.constraint.guidance import is_installed
-from llmaas.engine.constraint.port import Constraint
+from llmaas.engine.constraint.port import Constraint, whole
 from llmaas.engine.constraint.vocabulary import Vocabulary
 from llmaas.engine.fake import text
 
@@ -53,7 +53,7 @@ def wander() -> Callable[[Constraint, int], str | None]:
     def wander(constraint: Constraint, seed: int) -> str | None:
         rng, said, closing = random.Random(seed), bytearray(), b'"}],'
         for n in range(250):
-            tokens = [int(token) for token in np.flatnonzero(constraint.allowed())]
+            tokens = [int(token) for token in np.flatnonzero(whole(constraint.allowed()))]
             going_on = [token for token in tokens if not text.is_end(token)]
             if not going_on or (len(going_on) < len(tokens) and rng.random() < 0.5):
                 return said.decode()

@@ -13,7 +13,7 @@ import pytest
 from llmaas.calls import Sampling
 from llmaas.engine.constraint import guidance
 from llmaas.engine.constraint.guidance import is_installed
-from llmaas.engine.constraint.port import Constraint, TooComplex
+from llmaas.engine.constraint.port import Constraint, TooComplex, whole
 from llmaas.engine.fake import text
 from llmaas.errors import Busy
 from tests.engine.constraint.conftest import over_bytes
@@ -25,7 +25,7 @@ def follow(constraint: Constraint | None, answer: str) -> None:
     """The answer is allowed, and each of its tokens is in the mask."""
     assert constraint is not None
     for byte in answer.encode():
-        assert constraint.allowed()[byte]
+        assert whole(constraint.allowed())[byte]
         assert constraint.accept(byte)
 
 

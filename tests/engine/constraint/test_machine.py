@@ -14,7 +14,7 @@ from llmaas.engine.constraint import limits, machine
 from llmaas.engine.constraint.compiler import Constraints
 from llmaas.engine.constraint.gbnf import read_gbnf
 from llmaas.engine.constraint.machine import GrammarMachine, MachineConstraint, MachineMemory
-from llmaas.engine.constraint.port import TooComplex
+from llmaas.engine.constraint.port import TooComplex, whole
 from llmaas.engine.constraint.utf8 import is_start, span
 from llmaas.engine.constraint.vocabulary import Vocabulary
 from llmaas.errors import BadRequest
@@ -146,7 +146,7 @@ def test_a_mask_has_the_tokens_that_are_accepted_and_no_others(grammar: str) -> 
     for _ in range(30):
         constraint, before = followed(grammar), []
         for _ in range(6):
-            mask = constraint.allowed()
+            mask = whole(constraint.allowed())
             for token in range(len(PIECES)):
                 other = followed(grammar)
                 assert all(other.accept(known) for known in before)
@@ -178,7 +178,7 @@ def test_a_choice_of_thousands_of_words_is_followed() -> None:
     constraint = followed("root ::= (" + " | ".join(f'"{word}"' for word in words) + ') "é"')
     said = b""
     while not said.endswith("é".encode()):
-        tokens = [int(token) for token in np.flatnonzero(constraint.allowed())]
+        tokens = [int(token) for token in np.flatnonzero(whole(constraint.allowed()))]
         for token in range(len(PIECES)):
             if token not in tokens:
                 assert not constraint.accept(token)
@@ -195,11 +195,11 @@ def test_a_mask_that_takes_too_much_is_an_error_not_a_guess(monkeypatch: pytest.
         monkeypatch.setattr(machine, "MAX_MASK_WORK", limit)
         constraint = followed('root ::= [ab]{0,9} "(" [ab1]+ ")"')
         try:
-            mask = constraint.allowed()
+            mask = whole(constraint.allowed())
         except TooComplex as error:
             assert "too ambiguous" in error.message
             continue
-        assert mask.tolist() == followed('root ::= [ab]{0,9} "(" [ab1]+ ")"').allowed().tolist()
+        assert mask.tolist() == whole(followed('root ::= [ab]{0,9} "(" [ab1]+ ")"').allowed()).tolist()
     assert mask is not None and mask[0] and not mask[END]
 
 
@@ -207,7 +207,7 @@ def test_an_answer_that_no_token_continues_is_given_up() -> None:
     constraint = followed('root ::= "1x"')
     assert constraint.accept(7)
     with pytest.raises(TooComplex, match="no token"):
-        constraint.allowed()
+        whole(constraint.allowed())
 
 
 def test_a_grammar_that_can_be_read_in_ever_more_ways_ends_with_an_error_that_says_so() -> None:
@@ -220,7 +220,7 @@ def test_a_grammar_that_can_be_read_in_ever_more_ways_ends_with_an_error_that_sa
             assert constraint.accept(0)
             taken += 1
     assert 8 < taken < 20
-    mask = constraint.allowed()
+    mask = whole(constraint.allowed())
     assert mask[0] and mask[3] and mask[7] and not mask[1]
     assert constraint.accept(7) and constraint.accept(1)
 

@@ -11,7 +11,7 @@ import pytest
 
 from llmaas.calls import Sampling
 from llmaas.engine.constraint.compiler import Constraints
-from llmaas.engine.constraint.port import Constraint
+from llmaas.engine.constraint.port import Constraint, whole
 from llmaas.engine.constraint.vocabulary import Vocabulary
 from llmaas.engine.fake import text
 
@@ -34,7 +34,7 @@ def begun(constraints: Constraints, marks: tuple[str, str] = MARKS) -> Constrain
 def taken(constraint: Constraint, answer: str) -> int:
     """How many bytes of the answer are accepted. A mask and ``accept`` must say the same of each."""
     for i, byte in enumerate(answer.encode()):
-        allowed = bool(constraint.allowed()[byte])
+        allowed = bool(whole(constraint.allowed())[byte])
         assert constraint.accept(byte) is allowed, answer[:i]
         if not allowed:
             return i
@@ -54,7 +54,7 @@ def taken(constraint: Constraint, answer: str) -> int:
 def test_text_and_calls_by_the_schema_pass_and_may_end(constraints: Constraints, answer: str) -> None:
     constraint = begun(constraints)
     assert taken(constraint, answer) == len(answer.encode())
-    assert constraint.accept(text.IM_END) and constraint.allowed()[text.IM_END]
+    assert constraint.accept(text.IM_END) and whole(constraint.allowed())[text.IM_END]
 
 
 @pytest.mark.parametrize(
@@ -72,7 +72,9 @@ def test_text_and_calls_by_the_schema_pass_and_may_end(constraints: Constraints,
 def test_what_is_not_by_the_schema_is_refused_where_it_begins(constraints: Constraints, answer: str, n: int) -> None:
     constraint = begun(constraints)
     assert taken(constraint, answer) == n
-    assert not constraint.accept(text.IM_END) and not constraint.allowed()[text.IM_END], "it cannot end within a call"
+    assert not constraint.accept(text.IM_END) and not whole(constraint.allowed())[text.IM_END], (
+        "it cannot end within a call"
+    )
 
 
 def test_without_a_second_mark_text_goes_on_behind_the_json(constraints: Constraints) -> None:
@@ -86,7 +88,7 @@ def test_wherever_chance_leads_an_answer_has_whole_calls(constraints: Constraint
     for _ in range(30):
         constraint, said = begun(constraints), bytearray()
         while len(said) < 400:
-            allowed = constraint.allowed()
+            allowed = whole(constraint.allowed())
             mark = MARKS[0].encode()
             wish = mark[len(said) % 40] if len(said) % 40 < len(mark) else rng.choice(b'{}"a12:, \n<>/')
             byte = wish if allowed[wish] else int(rng.choice(np.flatnonzero(allowed)))
@@ -125,9 +127,9 @@ def test_tokens_of_many_bytes_stop_at_the_mark(guidance: bool) -> None:
     constraint = begun(Constraints(vocabulary, guidance=guidance))
     for word in ("x>", "<", "tool", "_call"):
         assert constraint.accept(WORDS.index(word))
-    assert not constraint.accept(WORDS.index(">{")) and not constraint.allowed()[WORDS.index(">{")]
+    assert not constraint.accept(WORDS.index(">{")) and not whole(constraint.allowed())[WORDS.index(">{")]
     for word in (">\n", '{"name": "add", "arguments": {"a": 1}}', "\n", "</", "tool_call", ">", "a"):
-        assert constraint.allowed()[WORDS.index(word)], word
+        assert whole(constraint.allowed())[WORDS.index(word)], word
         assert constraint.accept(WORDS.index(word)), word
     assert constraint.accept(len(WORDS) - 1)
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import statistics
 import time
-from collections.abc import Iterator
+from collections.abc import Generator, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
@@ -19,6 +19,7 @@ from llmaas.engine.base import BatchItem
 from llmaas.engine.constraint.compiler import Constraints
 from llmaas.engine.constraint.guidance import is_installed
 from llmaas.engine.constraint.machine import GrammarMachine, MachineConstraint
+from llmaas.engine.constraint.port import Mask
 from llmaas.engine.llama.engine import LlamaEngine
 from llmaas.errors import BadRequest
 from llmaas.records import Message
@@ -36,11 +37,16 @@ def constraints_of(engine: LlamaEngine, *, guidance: bool) -> Iterator[Constrain
     samplers.constraints = before
 
 
+def _no_mask(self: GrammarMachine, _: object) -> Generator[None, None, Mask]:
+    yield from ()
+    return np.zeros(self.vocabulary.n_vocab, bool)
+
+
 @contextmanager
 def no_tokens_allowed() -> Iterator[None]:
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(MachineConstraint, "accept", lambda *_: False)
-        patch.setattr(GrammarMachine, "mask", lambda self, _: np.zeros(self.vocabulary.n_vocab, bool))
+        patch.setattr(GrammarMachine, "mask", _no_mask)
         yield
 
 

@@ -24,9 +24,9 @@ class Attack:
     run: Callable[[Attacker], Awaitable[None]]
     prepares: bool = False
     """Whether it calls ``Attacker.begin`` when what it needs is there."""
-    is_heavy: bool = False
-    """Whether it is nothing but a lot of what any app may ask the engine for. Its share delays others then: by a
-    running period and some steps, whatever they ask."""
+    many_names: bool = False
+    """Whether calls come under several names. Each name is an app with a share of its own, so another app gets one of
+    many shares, and waits for a running period and some steps."""
     most_files: int | None = None
     """Files that the daemon may have open, if that is part of the attack: newcomers may be kept waiting then."""
 
@@ -79,6 +79,13 @@ _RUNS = [
     histories.keyed_again,
     histories.biases,
     histories.too_many_biases,
+    frames.prompts_at_the_limit,
+    calls.long_answers,
+    calls.fresh_grammars,
+    contexts.forks,
+    contexts.truncates,
+    contexts.thrashing,
+    histories.stateless,
 ]
 _PREPARED = [
     connections.deaf,
@@ -88,22 +95,15 @@ _PREPARED = [
     contexts.shows,
     histories.beginnings,
 ]
-_HEAVY = [
-    frames.prompts_at_the_limit,
+_UNDER_MANY_NAMES = [
     calls.queued_calls_of_many,
-    calls.long_answers,
-    calls.fresh_grammars,
-    contexts.forks,
-    contexts.truncates,
-    contexts.thrashing,
-    histories.stateless,
     histories.ever_new_names,
     histories.wait_and_leave,
 ]
 _ALL = [
     *map(Attack, _RUNS),
     *(Attack(run, prepares=True) for run in _PREPARED),
-    *(Attack(run, is_heavy=True) for run in _HEAVY),
+    *(Attack(run, many_names=True) for run in _UNDER_MANY_NAMES),
     Attack(connections.accept_flood, most_files=128),
 ]
 ATTACKS = {found.name: found for found in _ALL}
