@@ -336,6 +336,17 @@ class NotServing(MachineError):
     hint = "Start the daemon with 'llmaas serve', or give its socket with --socket."
 
 
+class Moving(MachineError):
+    """Another node may have the context by now, and cannot be asked."""
+
+    code = "moving"
+    retryable = True
+    hint = (
+        "It is asked again and again. If it is gone for good, forget it ('llmaas node rm'): then the context stays "
+        "here."
+    )
+
+
 class NodeUnreachable(MachineError):
     """The other node does not answer, or the connection to it was lost."""
 

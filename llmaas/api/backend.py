@@ -17,8 +17,8 @@ from llmaas.api.caller import Caller, Tokens, app_named
 from llmaas.api.embed_message import Embed
 from llmaas.api.pages import context_page, message_page, number_after, request_page
 from llmaas.api.record_maps import to_map
-from llmaas.api.transfer_messages import Export, ExportChunks, Import, ImportChunks, TransferRequest
-from llmaas.api.transfer_records import ExportedChunks, ImportedChunks
+from llmaas.api.transfer_messages import Export, ExportChunks, Import, ImportChunks, Move, TransferRequest
+from llmaas.api.transfer_records import ExportedChunks, ImportedChunks, MovedContext
 from llmaas.calls import CallSpec, Done, Piece
 from llmaas.errors import LlmaasError, assert_never
 from llmaas.records import (
@@ -73,6 +73,10 @@ class TransferBackend(Protocol):
     async def export_chunks(self, app: AppId, request: ExportChunks) -> ExportedChunks: ...
 
     async def import_chunks(self, app: AppId, request: ImportChunks) -> ImportedChunks: ...
+
+    async def move(
+        self, app: AppId, context: str, node: str, name: str | None = None, *, chunks: bool = True
+    ) -> MovedContext: ...
 
 
 class AppBackend(Tokens, Protocol):
@@ -204,7 +208,7 @@ def task_of(backend: Backend, caller: Caller, request: msg.TaskRequest) -> Calla
             return functools.partial(backend.delete, caller.owner(everyone), context)
         case msg.Migrate(context, everyone):
             return functools.partial(backend.migrate, caller.owner(everyone), context)
-        case Export() | Import() | ExportChunks() | ImportChunks():
+        case Export() | Import() | ExportChunks() | ImportChunks() | Move():
             return _transfer(backend.transfers, caller.app, request)
         case Embed(texts, truncate):
             return functools.partial(backend.embeddings.embed, caller.app, texts, truncate=truncate)
@@ -242,6 +246,8 @@ def _transfer(
             return functools.partial(transfers.export_chunks, app, request)
         case ImportChunks():
             return functools.partial(transfers.import_chunks, app, request)
+        case Move(context, node, name, chunks):
+            return functools.partial(transfers.move, app, context, node, name, chunks=chunks)
         case _:
             assert_never(request)
 

@@ -5,13 +5,14 @@ Law: pure.
 
 from __future__ import annotations
 
+import re
 import reprlib
 from dataclasses import dataclass
 
 from llmaas.api.names import MAX_MESSAGES, MAX_ROLE, check_context, check_name, check_ttl
 from llmaas.api.transfer_records import ChunkPiece
 from llmaas.api.wire import MAX_FRAME
-from llmaas.records import TOKEN_BYTES, ExportedContext
+from llmaas.records import SHORT_NAME, TOKEN_BYTES, ExportedContext
 
 MAX_SPANS = 3 * MAX_MESSAGES
 """Each message may have the chat template's tokens before and behind it."""
@@ -101,6 +102,23 @@ class ImportChunks:
                 raise ValueError(f"field 'pieces[{i}]': data must be a part of the chunk")
 
 
+@dataclass(frozen=True, slots=True)
+class Move:
+    """Take a context to a paired node; ``name``: what it is called there, if not the same. Without ``chunks`` all of it
+    is computed there."""
+
+    context: str
+    node: str
+    name: str | None = None
+    chunks: bool = True
+
+    def __post_init__(self) -> None:
+        check_context(self.context)
+        check_name(self.name)
+        if not re.fullmatch(SHORT_NAME, self.node):
+            raise ValueError(f"field 'node': {reprlib.repr(self.node)} is no name of a node")
+
+
 def _check_indices(indices: tuple[int, ...], name: str) -> None:
     if len(indices) > MAX_CHUNKS:
         raise ValueError(f"field {name!r}: at most {MAX_CHUNKS} are allowed, not {len(indices)}")
@@ -108,10 +126,11 @@ def _check_indices(indices: tuple[int, ...], name: str) -> None:
         raise ValueError(f"field {name!r}: a chunk's index must be 0 or more")
 
 
-TransferRequest = Export | Import | ExportChunks | ImportChunks
+TransferRequest = Export | Import | ExportChunks | ImportChunks | Move
 TRANSFER_OPERATIONS: dict[str, type[TransferRequest]] = {
     "export": Export,
     "import": Import,
     "export_chunks": ExportChunks,
     "import_chunks": ImportChunks,
+    "move": Move,
 }

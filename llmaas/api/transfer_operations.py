@@ -8,8 +8,8 @@ from __future__ import annotations
 from collections.abc import Iterable
 
 from llmaas.api.operation import Operation, checked, record
-from llmaas.api.transfer_messages import MOST_CHUNK_BYTES, Export, ExportChunks, Import, ImportChunks
-from llmaas.api.transfer_records import ChunkPiece, ExportedChunks, ImportedChunks
+from llmaas.api.transfer_messages import MOST_CHUNK_BYTES, Export, ExportChunks, Import, ImportChunks, Move
+from llmaas.api.transfer_records import ChunkPiece, ExportedChunks, ImportedChunks, MovedContext
 from llmaas.records import ContextInfo, ExportedContext
 
 
@@ -51,3 +51,15 @@ def import_chunks(
     """
     request = checked(ImportChunks, context, root, kv, tuple(pieces), trusted)
     return Operation(request, record(ImportedChunks))
+
+
+def move(context: str, node: str, *, name: str | None = None, chunks: bool = True) -> Operation[MovedContext]:
+    """Take a context to another node, which the operator has paired this one with (``llmaas node pair``), with its
+    chunks; here it is no more then. Calls that run end before; who calls later gets UnknownContext. Without ``chunks``
+    only its tokens go, and are computed there.
+
+    Raises UnknownNode, NodeUnreachable and NotTrusted, and what the other node says: ContextExists, QuotaExceeded,
+    ModelMismatch. Then the context is here as before. Only after Moving it is not known which of the two has it: nobody
+    can use it until the other node can be asked.
+    """
+    return Operation(checked(Move, context, node, name, chunks), record(MovedContext))

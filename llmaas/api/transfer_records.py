@@ -39,6 +39,19 @@ class ExportedChunks:
 
 
 @dataclass(frozen=True, slots=True)
+class MovedContext:
+    """A context that another node has now."""
+
+    node: str
+    name: str
+    """What it is called there."""
+    n_tokens: int
+    n_chunks: int
+    """So many chunks went with it, of so many bytes; the others are computed there."""
+    n_bytes: int
+
+
+@dataclass(frozen=True, slots=True)
 class ImportedChunks:
     """What became of chunks that were sent, and, if none were, which of the context's chunks are not stored."""
 

@@ -9,7 +9,7 @@ import argparse
 import sys
 from typing import TYPE_CHECKING, Any, TextIO
 
-from llmaas.cli import ctx_archive
+from llmaas.cli import ctx_archive, ctx_move
 from llmaas.cli.contexts import meant
 from llmaas.cli.options import add_actions, connected
 from llmaas.cli.out import bold, human_age, print_error, print_json, printable, shortened, table
@@ -33,6 +33,7 @@ examples:
   llmaas ctx migrate notes              another model made it: take the conversation over to this one
   llmaas ctx migrate --all --everyone   the same for all contexts of all apps, after a change of model
   llmaas ctx move notes --to coder      take it to another of several models: the same tokens if those are alike
+  llmaas ctx move notes --to-node desk  take it to another machine, which is paired with this one ('llmaas node')
   llmaas ctx export notes notes.archive --no-chunks   its messages and tokens, in a file
   llmaas ctx import notes.archive --as notes-3        and back, here or at another daemon
   llmaas ctx keygen my.key              a pair of keys, for archives that only one machine can open
@@ -65,10 +66,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     for sub in (ls, show, migrate, rm):
         sub.add_argument("--everyone", action="store_true", help="of all apps; only for the user who runs the daemon")
     ctx_archive.add_actions(action)
-    move = action("move", _move, "take contexts to another of the models that are served")
-    move.add_argument("context", nargs="+")
-    move.add_argument("--to", required=True, metavar="MODEL", help="its name; --model says where they are now")
-    move.add_argument("--keep", action="store_true", help="leave the originals where they are")
+    ctx_move.add_action(action)
     fork = action("fork", _fork, "copy a context under a new name; the copy shares its chunks")
     fork.add_argument("context")
     fork.add_argument("name")
@@ -178,27 +176,6 @@ def _migrate(client: Client, args: argparse.Namespace) -> int:
     if not wanted:
         print("Every context is of the served model's tokenizer.")
     return code
-
-
-def _move(client: Client, args: argparse.Namespace) -> int:
-    """One context that cannot be moved keeps none of the others where they are. Exported first: there may be room for
-    one of the models only."""
-    contexts = client.contexts()
-    wanted = {info.id: info for info in (meant(word, contexts) for word in args.context)}
-    exported = {context: client.export_context(context) for context in wanted}
-    moved = []
-    with connected(args, model=args.to) as other:
-        for context, info in wanted.items():
-            try:
-                made = other.import_context(exported[context])
-            except (MachineError, CallerError) as error:
-                print_error(f"{printable(info.name)}: {error.message}", error.hint)
-            else:
-                moved.append(context)
-                print(f"{printable(made.name)} is at {printable(args.to)}: {made.n_tokens} tokens")
-    for context in () if args.keep else moved:
-        client.delete(context)
-    return int(len(moved) < len(wanted))
 
 
 def _rm(client: Client, args: argparse.Namespace) -> int:

@@ -78,9 +78,8 @@ def _show(args: argparse.Namespace) -> int:
 
 
 def _pair(args: argparse.Namespace) -> int:
-    from llmaas.nodes.identity import own_identity
+    from llmaas.nodes.identity import check_certificate, own_identity
     from llmaas.nodes.pinned import PinnedNode, PinnedNodes
-    from llmaas.nodes.tls import check_certificate
 
     data_dir = _data_dir(args)
     own = own_identity(data_dir)

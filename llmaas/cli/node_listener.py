@@ -5,6 +5,7 @@ Law: wires only; without the setting ``nodes`` nothing listens.
 
 from __future__ import annotations
 
+from functools import partial
 from typing import TYPE_CHECKING
 
 from llmaas.config.settings import Config
@@ -14,6 +15,7 @@ from llmaas.version import __version__
 
 if TYPE_CHECKING:
     from llmaas.nodes.listener import NodeListener
+    from llmaas.nodes.mover import NodeMover
     from llmaas.service.service import Service
 
 
@@ -31,11 +33,25 @@ def listen_for_nodes(config: Config, service: Service) -> NodeListener:
     from llmaas.nodes.identity import own_identity  # who has no other nodes needs none of it
     from llmaas.nodes.listener import NodeListener, node_socket
     from llmaas.nodes.pinned import PinnedNodes
-    from llmaas.nodes.session import NoSession
+    from llmaas.nodes.session import ArrivalHall
 
     assert config.nodes is not None
     data_dir = main_folder(config.data_dir)
     facts = {"llmaas": __version__, "model": service.hello()["model"]}
     own, nodes = own_identity(data_dir), PinnedNodes(data_dir)
     nodes.read()  # a file that is damaged is said now
-    return NodeListener(node_socket(config.nodes), own, nodes, NoSession, lambda: dict(facts))
+    hall = ArrivalHall(service.transfers.moves)
+    return NodeListener(node_socket(config.nodes), own, nodes, hall.session, lambda: dict(facts))
+
+
+async def begin_moves(config: Config, service: Service) -> NodeMover:
+    """Let contexts go to other nodes. Raises StoreFailed."""
+    from llmaas.nodes.identity import own_identity
+    from llmaas.nodes.mover import NodeMover
+    from llmaas.nodes.pinned import PinnedNodes
+
+    data_dir = main_folder(config.data_dir)
+    mover = NodeMover(service.transfers.moves, partial(own_identity, data_dir), PinnedNodes(data_dir))
+    await mover.start()
+    service.transfers.moves.mover = mover.move
+    return mover

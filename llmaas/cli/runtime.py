@@ -22,7 +22,7 @@ from llmaas.cli.doctor.damage import explain_salvage
 from llmaas.cli.engine_choices import context_settings, measure_repack, repack_memo, rope_memo
 from llmaas.cli.interpreter import short_pauses
 from llmaas.cli.load_ahead import WeightReads
-from llmaas.cli.node_listener import listen_for_nodes
+from llmaas.cli.node_listener import begin_moves, listen_for_nodes
 from llmaas.cli.planner_choices import costs_path, planner_choices
 from llmaas.clock import RealClock
 from llmaas.config import models
@@ -203,6 +203,9 @@ async def _server(config: Config, service: Service, sockets: bool, parts: AsyncE
     """Serve apps, and nodes if the settings say so, until ``parts`` are closed."""
     server = await _server_of_apps(config, service, sockets)
     parts.push_async_callback(server.close)
+    if sockets:
+        mover = await begin_moves(config, service)
+        parts.push_async_callback(mover.close)
     if config.nodes is not None and sockets:
         listener = listen_for_nodes(config, service)
         parts.push_async_callback(listener.close)

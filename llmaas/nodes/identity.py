@@ -1,22 +1,25 @@
 """What a node shows to others: a private key and a certificate that it has signed itself.
 
 Law: they are made once, together, in one file that only its owner can read. The certificate says nothing of who or
-where the node is, and never expires: others know it by having pinned it, and small boards have no clock.
+where the node is, and never expires: others know it by having pinned it, and small boards have no clock. Its name is
+the hash of its key: OpenSSL looks pinned certificates up by name, and would take one for another of the same name.
 """
 
 from __future__ import annotations
 
 import datetime
+import hashlib
 import ssl
 from dataclasses import dataclass
 from pathlib import Path
 
 from cryptography import x509
+from cryptography.exceptions import UnsupportedAlgorithm
 from cryptography.hazmat.primitives import serialization
-from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
+from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey, Ed25519PublicKey
 from cryptography.x509.oid import NameOID
 
-from llmaas.errors import MachineError
+from llmaas.errors import BadRequest, MachineError
 from llmaas.regular_file import open_regular, replace_file
 
 FOLDER = "node"
@@ -33,17 +36,21 @@ class NodeIdentity:
     certificate: bytes
 
 
-def node_folder(data_dir: Path) -> Path:
-    return data_dir / FOLDER
+def node_folder(data_dir: Path, *, make: bool = False) -> Path:
+    """Raises OSError if it is to be made and cannot be."""
+    folder = data_dir / FOLDER
+    if make:
+        data_dir.mkdir(mode=0o700, parents=True, exist_ok=True)  # what is in it later is private, too
+        folder.mkdir(mode=0o700, exist_ok=True)
+    return folder
 
 
 def own_identity(data_dir: Path) -> NodeIdentity:
     """This node's; it is made if there is none. Raises MachineError."""
-    folder = node_folder(data_dir)
-    path = folder / _FILE
+    path = node_folder(data_dir) / _FILE
     try:
         if not path.exists():
-            folder.mkdir(mode=0o700, parents=True, exist_ok=True)
+            node_folder(data_dir, make=True)
             replace_file(path, _made(), 0o600)
         with open_regular(path) as file:
             text = file.read(_MOST_BYTES).decode("ascii")
@@ -56,9 +63,27 @@ def own_identity(data_dir: Path) -> NodeIdentity:
         raise MachineError(f"the node's key {path} is damaged", hint=hint) from None
 
 
+def check_certificate(certificate: bytes) -> None:
+    """Raises BadRequest for what is no certificate of a node."""
+    hint = "'llmaas node show' of the other machine prints its card; it may have been cut off."
+    try:
+        found = x509.load_der_x509_certificate(certificate)
+        key = found.public_key()
+        is_right = isinstance(key, Ed25519PublicKey) and found.subject == found.issuer == _name(key)
+    except (ValueError, UnsupportedAlgorithm):
+        raise BadRequest("the card holds no certificate", hint=hint) from None
+    if not is_right:
+        raise BadRequest("the card holds no certificate of a node", hint=hint)
+
+
+def _name(key: Ed25519PublicKey) -> x509.Name:
+    digest = hashlib.sha256(key.public_bytes_raw()).hexdigest()
+    return x509.Name([x509.NameAttribute(NameOID.COMMON_NAME, f"llmaas {digest[:32]}")])
+
+
 def _made() -> bytes:
     key = Ed25519PrivateKey.generate()
-    name = x509.Name([x509.NameAttribute(NameOID.COMMON_NAME, "llmaas node")])
+    name = _name(key.public_key())
     certificate = (
         x509.CertificateBuilder(name, name, key.public_key(), x509.random_serial_number())
         .not_valid_before(datetime.datetime(1970, 1, 1))

@@ -9,9 +9,10 @@ from __future__ import annotations
 import asyncio
 import ssl
 import struct
+from collections.abc import Iterable
 from typing import Any
 
-from llmaas.api.wire import MAX_FRAME, Frame, encode, read_body
+from llmaas.api.wire import Frame, encode, read_body
 from llmaas.errors import BadRequest, FrameTooLarge, LlmaasError, MachineError, NodeUnreachable, NotTrusted, by_code
 from llmaas.nodes.card import host_and_port
 from llmaas.nodes.identity import NodeIdentity
@@ -20,9 +21,11 @@ from llmaas.nodes.tls import ANY_NAME, HANDSHAKE_S, client_side
 
 VERSION = 1
 """Of what nodes say to each other."""
+MAX_FRAME = 16 << 20
+"""Bytes: a message's text and its tokens are in one frame."""
 MOST_VALUES = 1 << 15
 """Of a frame, at all levels together."""
-REPLY_S = 120.0
+REPLY_S = 60.0
 """The peer stores what it was sent meanwhile, on a slow disk perhaps."""
 _CONNECT_S = 10.0
 _LENGTH = struct.Struct(">I")
@@ -42,7 +45,7 @@ class NodeLink:
 
     async def send(self, frame: Frame, seconds: float = REPLY_S) -> None:
         """Raises OSError, asyncio.TimeoutError."""
-        self._writer.write(encode(frame))
+        self._writer.write(encode(frame, max_frame=MAX_FRAME))
         await asyncio.wait_for(self._writer.drain(), seconds)
 
     async def receive(self, seconds: float = REPLY_S) -> Frame:
@@ -133,6 +136,16 @@ async def _asked(name: str, link: NodeLink, request: Frame) -> Frame:
         kind = by_code().get(str(code)[:64], MachineError)
         raise kind(f"node {name}: {str(reply.get('message'))[:500]}", hint=str(reply.get("hint"))[:500])
     return reply
+
+
+async def end_tasks(tasks: Iterable[asyncio.Task[Any]]) -> None:
+    """Return when they have ended. ``asyncio.wait_for`` of Python 3.11 and older may swallow a cancellation that comes
+    as what it waits for is done: they are cancelled until they end."""
+    left = set(tasks)
+    while left:
+        for task in left:
+            task.cancel()
+        _, left = await asyncio.wait(left, timeout=0.5)
 
 
 def _why(error: BaseException) -> str:

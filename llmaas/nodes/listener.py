@@ -18,7 +18,7 @@ from llmaas.api.wire import Frame
 from llmaas.errors import Busy, ConfigError, Internal, LlmaasError, VersionMismatch
 from llmaas.nodes.card import host_and_port
 from llmaas.nodes.identity import NodeIdentity
-from llmaas.nodes.link import VERSION, NodeLink
+from llmaas.nodes.link import VERSION, NodeLink, end_tasks
 from llmaas.nodes.pinned import PinnedNode, PinnedNodes
 from llmaas.nodes.tls import HANDSHAKE_S, server_side
 
@@ -35,7 +35,7 @@ class NodeSession(Protocol):
     """What answers a connection's requests, one after the other."""
 
     async def answer(self, request: Frame) -> Frame:
-        """Raises LlmaasError, which is the reply then."""
+        """Raises LlmaasError, which is the reply then, and ConnectionError to end the connection without one."""
 
     async def close(self) -> None:
         """The connection has ended."""
@@ -64,10 +64,7 @@ class NodeListener:
         return f"[{host}]:{port}" if ":" in host else f"{host}:{port}"
 
     async def close(self) -> None:
-        tasks = [self._accepting, *self._tasks]
-        for task in tasks:
-            task.cancel()
-        await asyncio.gather(*tasks, return_exceptions=True)
+        await end_tasks([self._accepting, *self._tasks])
         self._sock.close()
 
     async def _accept(self) -> None:
@@ -145,6 +142,8 @@ class NodeListener:
             return await session.answer(request)
         except LlmaasError as error:
             failed = error
+        except ConnectionError:  # the session ends the connection
+            raise
         except Exception:
             log.exception("a node's request failed")
             failed = Internal("the request failed")

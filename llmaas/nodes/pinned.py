@@ -49,7 +49,7 @@ class PinnedNodes:
     """The file in the node's folder of ``data_dir``."""
 
     def __init__(self, data_dir: Path) -> None:
-        self._path = node_folder(data_dir) / _FILE
+        self._data_dir, self._path = data_dir, node_folder(data_dir) / _FILE
 
     def read(self) -> dict[str, PinnedNode]:
         """By name. Raises MachineError."""
@@ -104,7 +104,7 @@ class PinnedNodes:
             for name, node in nodes.items()
         }
         try:
-            self._path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
+            node_folder(self._data_dir, make=True)
             replace_file(self._path, (json.dumps(entries, indent=1) + "\n").encode(), 0o600)
         except OSError as error:
             raise MachineError(f"{self._path} cannot be written: {error.strerror}") from error

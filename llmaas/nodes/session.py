@@ -1,25 +1,159 @@
-"""What a connection of a paired node is answered.
+"""What a connection of a paired node is answered: contexts that come are taken, whole or not at all.
 
-Law: a node can ask for what is here, and no more.
+Law: a node can add contexts, and chunks to those that it has added; it learns and changes nothing else. A move that it
+was said of that it is not here will never be here. What is held of moves that were not taken is bounded: one of each
+connection.
 """
 
 from __future__ import annotations
 
-import reprlib
+import asyncio
+import logging
+from dataclasses import dataclass, field
 
+from llmaas.api.caller import app_named
+from llmaas.api.record_maps import to_map
+from llmaas.api.transfer_messages import Import
 from llmaas.api.wire import Frame
-from llmaas.errors import BadRequest
+from llmaas.errors import BadRequest, ContextTooLong, UnknownContext, assert_never
+from llmaas.kvchunks.store.move_rows import MoveRow, MoveState
+from llmaas.nodes.node_messages import Asked, Chunks, Offer, Settled, Spans, Take, node_request
 from llmaas.nodes.pinned import PinnedNode
+from llmaas.nodes.ports import Arrivals
+from llmaas.records import TOKEN_BYTES, AppId, ContextSpan, ExportedContext
+
+log = logging.getLogger(__name__)
 
 
-class NoSession:
-    """Answers nothing but the greeting, which the listener answers itself."""
+@dataclass(slots=True, eq=False)
+class Arrival:
+    """A context that comes, and was not taken yet."""
 
-    def __init__(self, node: PinnedNode) -> None:
-        self._node = node
+    node: str
+    app: AppId
+    offer: Offer
+    spans: list[ContextSpan] = field(default_factory=list)
+    n_tokens: int = 0
+    n_text: int = 0
+    lock: asyncio.Lock = field(default_factory=asyncio.Lock)
+    """Held while it is taken, and while somebody asks whether it was."""
+
+
+class ArrivalHall:
+    """What comes by all connections, by the names of moves. For one event loop."""
+
+    def __init__(self, arrivals: Arrivals) -> None:
+        self._arrivals = arrivals
+        self._coming: dict[str, Arrival] = {}
+
+    def session(self, node: PinnedNode) -> ArrivalSession:
+        return ArrivalSession(node, self._arrivals, self._coming)
+
+
+class ArrivalSession:
+    """Answers one connection."""
+
+    def __init__(self, node: PinnedNode, arrivals: Arrivals, coming: dict[str, Arrival]) -> None:
+        self._node, self._arrivals, self._coming = node, arrivals, coming
+        self._mine: Arrival | None = None
+        self._row: MoveRow | None = None
+        """The move that was asked for last, as the store has it."""
 
     async def answer(self, request: Frame) -> Frame:
-        raise BadRequest(f"this node knows no operation {reprlib.repr(request.get('op'))}")
+        """Raises LlmaasError."""
+        asked = node_request(request)
+        match asked:
+            case Offer():
+                return {"usable": await self._offered(asked)}
+            case Spans():
+                self._more(asked)
+                return {}
+            case Take(move):
+                return await self._take(move)
+            case Chunks(move, root, kv, pieces):
+                row = await self._found(move)
+                if row is None or row.state is not MoveState.ARRIVED:
+                    raise UnknownContext("no context of this move is here")
+                return to_map(await self._arrivals.take_chunks(row, root, kv, pieces))
+            case Asked(move):
+                return {"taken": await self._is_taken(move)}
+            case Settled(move):
+                if (row := await self._found(move)) is not None:
+                    await self._arrivals.settle(row)
+                return {}
+            case _:
+                assert_never(asked)
 
     async def close(self) -> None:
-        return None
+        self._drop()
+
+    def _drop(self) -> None:
+        if self._mine is not None:
+            self._coming.pop(self._mine.offer.move, None)
+            self._mine = None
+
+    async def _offered(self, offer: Offer) -> bool:
+        """Whether its chunks can be used."""
+        self._drop()
+        app, is_known = app_named(offer.app), await self._arrivals.find(offer.move) is not None
+        if is_known or offer.move in self._coming:
+            raise BadRequest("this move is not a new one")
+        usable = self._arrivals.refuse(app, _import(offer, ()), offer.kv)
+        self._mine = self._coming[offer.move] = Arrival(self._node.fingerprint, app, offer)
+        return usable
+
+    def _more(self, more: Spans) -> None:
+        mine = self._offer_of(more.move)
+        mine.n_tokens += sum(len(span.tokens) // TOKEN_BYTES for span in more.spans)
+        mine.n_text += sum(len(span.text or "") + len(span.role or "") for span in more.spans)
+        if mine.n_tokens > self._arrivals.most_tokens or mine.n_text > self._arrivals.most_text:
+            self._drop()
+            raise ContextTooLong(f"a context has at most {self._arrivals.most_tokens} tokens here")
+        mine.spans.extend(more.spans)
+        if len(mine.spans) > mine.offer.n_spans:
+            self._drop()
+            raise BadRequest(f"more than the {mine.offer.n_spans} spans came that were announced")
+
+    async def _take(self, move: str) -> Frame:
+        mine = self._offer_of(move)
+        async with mine.lock:
+            mine = self._offer_of(move)  # somebody may have asked meanwhile: then it is not to be taken
+            if len(mine.spans) != mine.offer.n_spans:
+                raise BadRequest(f"{len(mine.spans)} of {mine.offer.n_spans} spans have come")
+            info = await self._arrivals.arrive(move, mine.node, mine.app, _import(mine.offer, tuple(mine.spans)))
+            self._drop()
+        log.info("context %s of %s, %d tokens, is here from %s", info.id, info.app, info.n_tokens, self._node.name)
+        return {"name": info.name, "n_tokens": info.n_tokens}
+
+    def _offer_of(self, move: str) -> Arrival:
+        if self._mine is None or self._mine.offer.move != move or self._coming.get(move) is not self._mine:
+            raise BadRequest("this move was not offered on this connection, or was given up")
+        return self._mine
+
+    async def _is_taken(self, move: str) -> bool:
+        coming = self._coming.get(move)
+        if coming is None or coming.node != self._node.fingerprint:
+            return await self._found(move) is not None
+        async with coming.lock:
+            if await self._found(move) is not None:
+                return True
+            if self._coming.get(move) is coming:
+                del self._coming[move]  # whoever offered it must not have it taken now
+            return False
+
+    async def _found(self, move: str) -> MoveRow | None:
+        """The move of this node that the store knows."""
+        if self._row is None or self._row.move != move:
+            self._row = await self._arrivals.find(move)
+        row = self._row
+        has_come = row is not None and row.node == self._node.fingerprint and row.state is not MoveState.LEAVING
+        return row if has_come else None
+
+
+def _import(offer: Offer, spans: tuple[ContextSpan, ...]) -> Import:
+    """Raises BadRequest."""
+    exported = ExportedContext(offer.name, offer.model, offer.vocab, spans)
+    try:
+        return Import(exported, None, offer.adapter, offer.ttl)
+    except ValueError as error:
+        raise BadRequest(str(error)) from error

@@ -9,7 +9,7 @@ from __future__ import annotations
 import ssl
 from collections.abc import Iterable
 
-from llmaas.errors import BadRequest, MachineError
+from llmaas.errors import MachineError
 from llmaas.nodes.identity import NodeIdentity
 
 HANDSHAKE_S = 10.0
@@ -26,14 +26,6 @@ def server_side(own: NodeIdentity, pinned: Iterable[bytes]) -> ssl.SSLContext:
 def client_side(own: NodeIdentity, pinned: bytes) -> ssl.SSLContext:
     """Raises MachineError."""
     return _context(ssl.PROTOCOL_TLS_CLIENT, own, (pinned,))
-
-
-def check_certificate(certificate: bytes) -> None:
-    """Raises BadRequest for what is no certificate."""
-    try:
-        _anchors(_bare(ssl.PROTOCOL_TLS_CLIENT), (certificate,))
-    except (ssl.SSLError, ValueError):
-        raise BadRequest("the card holds no certificate: it was cut off, or altered") from None
 
 
 def _context(side: int, own: NodeIdentity, pinned: Iterable[bytes]) -> ssl.SSLContext:

@@ -50,7 +50,9 @@ class ChunkTransfers:
 
     async def export(self, app: AppId, request: ExportChunks) -> ExportedChunks:
         """See ``api.transfer_operations.export_chunks``. Raises UnknownContext, ContextDamaged, ModelMismatch."""
-        live = self._contexts.find_usable(app, request.context)
+        return await self.export_of(self._contexts.find_usable(app, request.context), request)
+
+    async def export_of(self, live: LiveContext, request: ExportChunks) -> ExportedChunks:
         await self._contexts.stored.read(live)
         keys, n_kv = list(live.keys), live.n_kv
         if n_kv > len(live.tokens):  # they cover a turn that was interrupted
@@ -59,7 +61,7 @@ class ChunkTransfers:
         if self._whole_states:
             keys, n_kv = [], 0
         kv = self._parts.adapters.root(AppId(""), live.adapter)
-        page = await self._parts.slow_thread.run(app, self._page, keys, request)
+        page = await self._parts.slow_thread.run(live.row.app, self._page, keys, request)
         return ExportedChunks(live.root, kv, n_kv, *page)
 
     def _page(self, keys: Sequence[ChunkKey], request: ExportChunks) -> tuple[tuple[ChunkPiece, ...], int, int]:

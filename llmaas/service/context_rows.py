@@ -9,7 +9,7 @@ from llmaas.errors import BadRequest, ContextExists
 from llmaas.kvchunks.store.store import ContextRow
 from llmaas.records import AppId, ContextId
 from llmaas.service.directory import looks_like_id, new_id
-from llmaas.service.live_context import ANONYMOUS, LiveContext, anonymous_name
+from llmaas.service.live_context import ANONYMOUS, LiveContext, anonymous_name, root_app
 from llmaas.service.parts import ServiceParts
 
 
@@ -22,7 +22,7 @@ class ContextRows:
 
     def live(self, row: ContextRow) -> LiveContext:
         """A context of this row, which has no tokens yet."""
-        root = self._adapters.root(row.app, row.adapter)
+        root = self._adapters.root(root_app(row), row.adapter)
         usable = row.vocab == self._engine.info.vocab
         return LiveContext(row, root, usable=usable, adapter=row.adapter, last_used=row.last_used)
 

@@ -13,6 +13,7 @@ from typing import Any
 
 from llmaas.calls import Turn
 from llmaas.errors import BadRequest, Busy, ContextDamaged, ContextExists, ModelMismatch, QuotaExceeded
+from llmaas.kvchunks.store.move_rows import MoveRow, MoveState
 from llmaas.kvchunks.store.store import ContextRow, ContextSummary, ModelName, Span
 from llmaas.planner.events import ContextClosed, ContextOpened
 from llmaas.records import AppId, ContextDetail, ContextInfo, Message
@@ -25,7 +26,7 @@ from llmaas.service.interpreter import Interpreter
 from llmaas.service.live_context import LiveContext, cover_all, key_chain, publish_kv, total_tokens
 from llmaas.service.parts import ServiceParts
 from llmaas.service.quotas import Size, span_size, text_size
-from llmaas.service.refusals import refuse_if_deleted, refuse_if_oversized, refuse_if_too_long
+from llmaas.service.refusals import refuse_if_deleted, refuse_if_leaving, refuse_if_oversized, refuse_if_too_long
 from llmaas.service.retokenize import retokenized
 from llmaas.service.stored_contexts import StoredContexts
 from llmaas.service.turn_spans import turn_spans
@@ -57,6 +58,9 @@ class Contexts:
         if stored is None:
             stored = await self._store_thread.run("", self._store.summaries)
         n_chunks = await self.stored.start(stored, self._rows)
+        for move in await self._store_thread.run("", self._store.moves.all):
+            if move.state is MoveState.LEAVING and self._directory.has_id(move.context):
+                self._directory.by_id(move.context).leaving = move.node
         for live in self._directory:
             self.expiry.watch(live)
         name, n_contexts = self._engine.info.title, len(self._directory)
@@ -104,25 +108,26 @@ class Contexts:
         await self._store_new(live, spans)
         return live
 
-    async def _store_new(self, live: LiveContext, spans: Sequence[Span]) -> None:
+    async def _store_new(self, live: LiveContext, spans: Sequence[Span], move: MoveRow | None = None) -> None:
         app = live.row.app
         await self._refuse_text(app, span_size(spans))
-        await self._store_thread.run(app, self._store.create_context, live.row, spans)
+        await self._store_thread.run(app, self._store.create_context, live.row, spans, move)
         live.add_spans(spans)
         live.used = self._clock.now()
         self._add(live)
 
-    def new(self, app: AppId, name: str, adapter: str, ttl: float | None = None) -> LiveContext:
+    def new(self, app: AppId, name: str, adapter: str, ttl: float | None = None, origin: str = "") -> LiveContext:
         """A context for ``create_with``. Raises ContextExists, BadRequest, UnknownAdapter."""
         self._adapters.file(adapter)
-        return self._rows.live(self._rows.named(app, name, adapter, ttl))
+        return self._rows.live(replace(self._rows.named(app, name, adapter, ttl), origin=origin))
 
-    async def create_with(self, live: LiveContext, spans: Sequence[Span]) -> ContextInfo:
-        """Store a ``new`` context that begins with these spans. Raises ContextExists, QuotaExceeded, DiskFull."""
+    async def create_with(self, live: LiveContext, spans: Sequence[Span], move: MoveRow | None = None) -> ContextInfo:
+        """Store a ``new`` context with these spans, and the move that it came by. Raises ContextExists, QuotaExceeded,
+        DiskFull."""
         app = live.row.app
         await self.anonymous.fit_context(app)
         with self._quotas.new_context(app):
-            await self._store_new(live, spans)
+            await self._store_new(live, spans, move)
         return replace(self.info(live), note=self._engine.info.chat_note)
 
     async def fork(self, app: AppId, context: str, name: str | None, n_messages: int | None) -> ContextInfo:
@@ -147,10 +152,10 @@ class Contexts:
         await self._refuse_text(app, text_size(source), source)
         await self._store_thread.run(app, self._store.fork, source.id, row)
         live = self._rows.live(row)
-        live.root = source.root
         live.tokens, live.marks = source.tokens[:], list(source.marks)
-        live.keys, live.n_kv = list(source.keys), source.n_kv
-        live.rekey(min(source.n_kv, len(live.tokens)))  # not what was computed of an interrupted turn
+        if not source.row.origin:  # what another node has coded is found by contexts that came from there only
+            live.root, live.keys, live.n_kv = source.root, list(source.keys), source.n_kv
+            live.rekey(min(source.n_kv, len(live.tokens)))  # not what was computed of an interrupted turn
         live.used = self._clock.now()
         self._add(live)
         return live
@@ -245,25 +250,29 @@ class Contexts:
         self._histories.changed(live)
 
     async def delete(self, live: LiveContext) -> None:
-        """Delete the context and the chunks that no other contains."""
+        """Delete the context and the chunks that no other contains. Raises UnknownContext, Moving."""
         async with live.lock:
             refuse_if_deleted(live)
-            # Not on the store's thread: what forks share is encrypted anew, and turns must not wait for that.
-            app = live.row.app
-            shared = await self._slow_thread.run(app, self._store.encrypted_for, live.id)
-            if shared:  # any other context of the app may contain some of these chunks
-                await self.stored.all_known_of(app)
-            new_owners = self._directory.other_owners(live, shared)
-            deleted = await self._slow_thread.run(app, self._store.delete_context, live.id, new_owners)
-            live.deleted = True
-            self._histories.forget(live)
-            self.stored.forget(live)
-            self.expiry.forget(live)
-            self._directory.remove(live)
-            self._quotas.forget(live)
-            self._unclaimed.discard(deleted)
-            if live.opened:
-                self._dispatch(ContextClosed(live.id, tuple(deleted)))
+            await self.delete_held(live)
+
+    async def delete_held(self, live: LiveContext) -> None:
+        """As ``delete``; the caller holds the lock."""
+        # Not on the store's thread: what forks share is encrypted anew, and turns must not wait for that.
+        app = live.row.app
+        shared = await self._slow_thread.run(app, self._store.encrypted_for, live.id)
+        if shared:  # any other context of the app may contain some of these chunks
+            await self.stored.all_known_of(app)
+        new_owners = self._directory.other_owners(live, shared)
+        deleted = await self._slow_thread.run(app, self._store.delete_context, live.id, new_owners)
+        live.deleted = True
+        self._histories.forget(live)
+        self.stored.forget(live)
+        self.expiry.forget(live)
+        self._directory.remove(live)
+        self._quotas.forget(live)
+        self._unclaimed.discard(deleted)
+        if live.opened:
+            self._dispatch(ContextClosed(live.id, tuple(deleted)))
 
     def infos(self, app: AppId | None) -> list[ContextInfo]:
         """An app's contexts, or everyone's; most recently used first."""
@@ -321,10 +330,11 @@ class Contexts:
         return live
 
     def find_sound(self, app: AppId | None, context: str) -> LiveContext:
-        """Raises UnknownContext, ContextDamaged."""
+        """Raises UnknownContext, ContextDamaged, Moving."""
         live = self._directory.find(app, context)
         if live.damage:
             raise ContextDamaged(live.damage)
+        refuse_if_leaving(live)
         return live
 
     def _add(self, live: LiveContext) -> None:

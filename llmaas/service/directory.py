@@ -77,6 +77,9 @@ class Directory:
     def by_id(self, context: ContextId) -> LiveContext:
         return self._by_id[context]
 
+    def has_id(self, context: ContextId) -> bool:
+        return context in self._by_id
+
     def find(self, app: AppId | None, ref: str) -> LiveContext:
         """By id or name. ``app`` None (the daemon's owner) finds anyone's by id. Raises UnknownContext.
 

@@ -87,7 +87,7 @@ class Expiry:
         return left + live.row.ttl
 
     def _is_due(self, live: LiveContext) -> bool:
-        return not (live.damage or live.deleted) and self._left(live) <= 0
+        return not (live.damage or live.deleted or live.leaving) and self._left(live) <= 0
 
     async def _delete_due(self) -> bool:
         """Whether a context could not be deleted."""

@@ -17,11 +17,17 @@ from typing import NamedTuple
 from llmaas.kvchunks.keys import chunk_keys, tail_keys
 from llmaas.kvchunks.store.store import ContextRow, Span
 from llmaas.planner.events import ContextChanged, Event
-from llmaas.records import CHUNK_TOKENS, ChunkKey, ContextId, Message
+from llmaas.records import CHUNK_TOKENS, AppId, ChunkKey, ContextId, Message
 from llmaas.service.history_keys import PackedHistory
 
 ANONYMOUS = "~"
 """How names begin that apps cannot choose."""
+
+
+def root_app(row: ContextRow) -> AppId:
+    """The app that the root of a context's chunk keys is made of. What came from another node has a root of its own, so
+    that no chunk of that node is found by any context but those that came from there."""
+    return AppId(f"{row.app}\nfrom {row.origin}") if row.origin else row.app
 
 
 def anonymous_name(context: ContextId) -> str:
@@ -95,6 +101,10 @@ class LiveContext:
     claimed_until: float = -math.inf
     """Until then it is kept for a caller that was told of it and has not called yet. By the monotonic clock."""
     deleted: bool = False
+    leaving: str = ""
+    """Fingerprint of the node that may have the context by now: until it has said, nobody may use it here."""
+    moved_to: str = ""
+    """Name of the node that has it now, if it was ``deleted`` for that."""
     lock: asyncio.Lock = field(default_factory=asyncio.Lock)
 
     @property

@@ -6,7 +6,16 @@ Law: each says whose fault it was; nothing is changed here.
 from __future__ import annotations
 
 from llmaas.calls import Turn
-from llmaas.errors import Cancelled, ContextTooLong, EngineFailed, Expired, LlmaasError, UnknownContext, WritesNoText
+from llmaas.errors import (
+    Cancelled,
+    ContextTooLong,
+    EngineFailed,
+    Expired,
+    LlmaasError,
+    Moving,
+    UnknownContext,
+    WritesNoText,
+)
 from llmaas.planner.actions import Outcome
 from llmaas.records import ModelInfo
 from llmaas.service.live_context import LiveContext
@@ -29,9 +38,17 @@ def refuse_without_text(model: ModelInfo) -> None:
 
 
 def refuse_if_deleted(live: LiveContext) -> None:
-    """Raises UnknownContext: the context may have been deleted while its lock was waited for."""
+    """Raises UnknownContext, Moving: the context may have gone while its lock was waited for."""
     if live.deleted:
-        raise UnknownContext(f"context {live.row.name!r} was deleted")
+        where = f"has moved to the node {live.moved_to}" if live.moved_to else "was deleted"
+        raise UnknownContext(f"context {live.row.name!r} {where}")
+    refuse_if_leaving(live)
+
+
+def refuse_if_leaving(live: LiveContext) -> None:
+    """Raises Moving."""
+    if live.leaving:
+        raise Moving(f"context {live.row.name!r} is on its way to the node {live.leaving}, which may have it by now")
 
 
 def refuse_if_oversized(turn: Turn, limit: int, token_bytes: int) -> None:

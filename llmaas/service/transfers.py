@@ -9,12 +9,15 @@ from __future__ import annotations
 from dataclasses import replace
 
 from llmaas.errors import BadRequest
+from llmaas.kvchunks.store.move_rows import MoveRow, MoveState
 from llmaas.kvchunks.store.store import Span
 from llmaas.kvchunks.store.tokens import pack, unpack
 from llmaas.records import AppId, ContextInfo, ContextSpan, ExportedContext
 from llmaas.service.chunk_transfers import ChunkTransfers
 from llmaas.service.contexts import Contexts
+from llmaas.service.departures import Moves
 from llmaas.service.interpreter import Interpreter
+from llmaas.service.live_context import LiveContext
 from llmaas.service.parts import ServiceParts
 from llmaas.service.refusals import refuse_if_deleted, refuse_if_too_long, refuse_without_text
 from llmaas.service.retokenize import retokenized
@@ -27,14 +30,20 @@ class Transfers:
         self._parts, self._contexts, self._ctx_limit = parts, contexts, ctx_limit
         chunks = ChunkTransfers(parts, interpreter, contexts)
         self.export_chunks, self.import_chunks = chunks.export, chunks.import_
+        self.moves = Moves(parts, contexts, chunks, self._exported, self.import_context, ctx_limit)
+        self.move = self.moves.move
 
     async def export_context(self, app: AppId, context: str) -> ExportedContext:
         """Raises UnknownContext, ContextDamaged."""
         live = self._contexts.find_sound(app, context)
         async with live.lock:
             refuse_if_deleted(live)
-            spans = await self._parts.store_thread.run(app, self._parts.store.spans, live.id)
-            row = live.row
+            return await self._exported(live)
+
+    async def _exported(self, live: LiveContext) -> ExportedContext:
+        """The caller holds the lock."""
+        row = live.row
+        spans = await self._parts.store_thread.run(row.app, self._parts.store.spans, live.id)
         return ExportedContext(row.name, row.model, row.vocab, tuple(map(_exported, spans)))
 
     async def import_context(
@@ -45,11 +54,13 @@ class Transfers:
         name: str | None = None,
         adapter: str = "",
         ttl: float | None = None,
+        came_by: tuple[str, str] | None = None,
     ) -> ContextInfo:
-        """See ``api.transfer_operations.import_context``."""
+        """See ``api.transfer_operations.import_context``. ``came_by``: the move, and the node that it comes from."""
         contexts, info = self._contexts, self._parts.engine.info
         refuse_without_text(info)
-        live = contexts.new(app, exported.name if name is None else name, adapter, ttl)
+        origin = came_by[1] if came_by is not None else ""
+        live = contexts.new(app, exported.name if name is None else name, adapter, ttl, origin)
         spans = list(map(_imported, exported.spans))
         if exported.vocab == info.vocab:
             _refuse_unknown(spans, info.n_vocab)
@@ -58,7 +69,8 @@ class Transfers:
             limit, engine = self._ctx_limit, self._parts.engine
             spans = await self._parts.text_threads.run(live, None, retokenized, engine, before, spans, limit)
         refuse_if_too_long(sum(len(span.tokens) for span in spans), self._ctx_limit)
-        return await contexts.create_with(live, spans)
+        move = MoveRow(*came_by, live.id, MoveState.ARRIVED) if came_by is not None else None
+        return await contexts.create_with(live, spans, move)
 
 
 def _exported(span: Span) -> ContextSpan:

@@ -22,7 +22,7 @@ from llmaas.service.call import Call, answer_spans, done
 from llmaas.service.constraints import ConstraintHolder
 from llmaas.service.interpreter import Interpreter
 from llmaas.service.keyed_turns import ToldTurn, continue_turn, ended, keyed_turn, recall, refuse_other_length, tell
-from llmaas.service.live_context import LiveContext, publish_kv
+from llmaas.service.live_context import LiveContext, publish_kv, root_app
 from llmaas.service.parts import ServiceParts
 from llmaas.service.quotas import span_size
 from llmaas.service.refusals import failure, refuse_if_deleted, refuse_if_oversized, refuse_if_too_long
@@ -80,7 +80,7 @@ class TurnRunner:
             await self._make_room(call)
             if adapter != call.live.adapter:
                 call.pending.adapter_before = call.live.adapter, call.live.root
-            self._set_adapter(call.live, adapter, self._adapters.root(call.live.row.app, adapter))
+            self._set_adapter(call.live, adapter, self._adapters.root(root_app(call.live.row), adapter))
             call.control.planned = True
             finish = await self._compute(call)
         except BaseException:  # the planner does not know the call, or no more

@@ -42,6 +42,7 @@ MORE: dict[str, list[dict[str, Any]]] = {
         {"root": bytes(DIGEST_BYTES), "kv": bytes(DIGEST_BYTES)},
         {"root": bytes(DIGEST_BYTES), "kv": bytes(DIGEST_BYTES), "trusted": True},
     ],
+    "move": [{"node": "desk"}, {"node": "desk", "name": "copy"}],
 }
 CASES = [(op, more) for op in ABOUT_A_CONTEXT for more in MORE[op]]
 

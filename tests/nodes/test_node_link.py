@@ -15,8 +15,8 @@ from cryptography import x509
 from cryptography.hazmat.primitives import serialization
 
 from llmaas.errors import BadRequest, Busy, CallerError, MachineError, NodeUnreachable, NotTrusted
-from llmaas.nodes.identity import NodeIdentity, own_identity
-from llmaas.nodes.link import NodeClient, connect_node
+from llmaas.nodes.identity import NodeIdentity, check_certificate, own_identity
+from llmaas.nodes.link import NodeClient, connect_node, end_tasks
 from llmaas.nodes.listener import NodeListener
 from llmaas.nodes.pinned import PinnedNode, PinnedNodes
 from llmaas.nodes.tls import client_side
@@ -55,6 +55,34 @@ async def test_who_is_not_paired_is_refused_and_told_what_to_do(tmp_path: Path) 
         with pytest.raises(NotTrusted, match="does not know") as raised:
             await connected(own_identity(tmp_path / "stranger"), desk)
         assert "node pair" in raised.value.hint
+
+
+@on_a_loop
+async def test_of_many_pinned_nodes_each_is_known(tmp_path: Path) -> None:
+    many = {f"n{i}": own_identity(tmp_path / f"n{i}") for i in range(5)}
+    for name, own in many.items():
+        pin(tmp_path / "desk", name, own)
+    async with listening(tmp_path / "desk") as listener:
+        desk = PinnedNode("desk", own_identity(tmp_path / "desk").certificate, listener.address)
+        for name, own in many.items():
+            client = await connected(own, desk)
+            assert (await client.ask("x"))["from"] == name
+            await client.close()
+
+
+def test_a_certificate_with_anothers_name_is_refused_when_it_is_to_be_pinned(tmp_path: Path) -> None:
+    own = own_identity(tmp_path)
+    key = serialization.load_pem_private_key(own_identity(tmp_path / "other").path.read_bytes(), None)
+    name = x509.load_der_x509_certificate(own.certificate).subject
+    made = (
+        x509.CertificateBuilder(name, name, key.public_key(), 1)  # type: ignore[arg-type]
+        .not_valid_before(datetime.datetime(1970, 1, 1))
+        .not_valid_after(datetime.datetime(9999, 1, 1))
+        .sign(key, None)  # type: ignore[arg-type]
+    )
+    check_certificate(own.certificate)
+    with pytest.raises(BadRequest, match="no certificate of a node"):
+        check_certificate(made.public_bytes(serialization.Encoding.DER))
 
 
 @on_a_loop
@@ -203,3 +231,23 @@ def test_keys_that_cannot_be_used_are_said(tmp_path: Path) -> None:
     own = own_identity(tmp_path)
     with pytest.raises(MachineError, match="cannot be used"):
         client_side(own, b"no certificate")
+
+
+@on_a_loop
+async def test_what_swallows_a_cancellation_ends_all_the_same() -> None:
+    n_swallowed = 0
+
+    async def stubborn() -> None:
+        nonlocal n_swallowed
+        while True:
+            try:
+                await asyncio.Event().wait()
+            except asyncio.CancelledError:
+                n_swallowed += 1
+                if n_swallowed > 2:
+                    raise
+
+    task = asyncio.create_task(stubborn())
+    await asyncio.sleep(0)
+    await asyncio.wait_for(end_tasks([task]), SOON)
+    assert task.cancelled() and n_swallowed == 3

@@ -7,9 +7,8 @@ from pathlib import Path
 import pytest
 
 from llmaas.errors import BadRequest, MachineError, UnknownNode
-from llmaas.nodes.identity import node_folder, own_identity
+from llmaas.nodes.identity import check_certificate, node_folder, own_identity
 from llmaas.nodes.pinned import MOST_NODES, PinnedNode, PinnedNodes
-from llmaas.nodes.tls import check_certificate
 
 
 def test_a_node_has_one_key_which_is_private_and_another_node_another(tmp_path: Path) -> None:
@@ -18,6 +17,7 @@ def test_a_node_has_one_key_which_is_private_and_another_node_another(tmp_path: 
     assert own_identity(tmp_path / "b").certificate != first.certificate
     assert first.path.stat().st_mode & 0o777 == 0o600
     assert node_folder(tmp_path / "a").stat().st_mode & 0o777 == 0o700
+    assert (tmp_path / "a").stat().st_mode & 0o777 == 0o700, "conversations will be there"
     assert len(first.certificate) < 400, "its card is pasted by people"
     check_certificate(first.certificate)
 

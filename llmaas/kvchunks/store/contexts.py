@@ -28,6 +28,7 @@ from llmaas.kvchunks.store.context_writes import (
 from llmaas.kvchunks.store.index import Index, Txn
 from llmaas.kvchunks.store.key_copies import delete_key_copy, insert_key_copy
 from llmaas.kvchunks.store.message_counts import MessageCount, count_messages
+from llmaas.kvchunks.store.move_rows import MoveRow, context_is_gone, insert_move, with_origins
 from llmaas.kvchunks.store.rows import ContextRow, ContextSummary, KeyedTurn, ModelName, Span
 from llmaas.kvchunks.store.text_seal import IN_CLEAR, Sealing, TextKey
 from llmaas.kvchunks.store.tokens import unpack
@@ -46,9 +47,11 @@ class ContextTables:
         self._damaged: dict[ContextId, StoredContext] = {}
         """Rows that ``contexts`` found to be damaged: finding out again takes as long as that took."""
 
-    def create(self, row: ContextRow, spans: Sequence[Span]) -> None:
+    def create(self, row: ContextRow, spans: Sequence[Span], move: MoveRow | None = None) -> None:
         with self._index.write(durable=True) as txn:
             self._insert_whole(txn.con, row, spans)
+            if move is not None:
+                insert_move(txn.con, move)
 
     def fork(self, src: ContextId, row: ContextRow) -> None:
         with self._index.write(durable=True) as txn:
@@ -124,6 +127,7 @@ class ContextTables:
                 forget_turns(txn.con, found.num)
                 forget_ttl(txn.con, found.num)
                 delete_key_copy(txn.con, found.num)
+            context_is_gone(txn.con, ctx)
             also(txn)
         self._damaged.pop(ctx, None)
 
@@ -148,7 +152,7 @@ class ContextTables:
 
     def _listed(self, con: sqlite3.Connection) -> list[StoredContext]:
         """All contexts whose name is known, oldest first. What is wrong with rows is said."""
-        found = list(with_ttls(con, read_contexts(con, self._sealing)))
+        found = list(with_origins(con, with_ttls(con, read_contexts(con, self._sealing))))
         self._damaged = {context.row.id: context for context in found if context.named and not context.whole}
         for context in found:
             if not (context.named and context.name_opens):

@@ -13,6 +13,7 @@ from pathlib import Path
 from llmaas.errors import StoreFailed
 from llmaas.kvchunks.store.index import Index
 from llmaas.kvchunks.store.lock import RootLock
+from llmaas.kvchunks.store.move_rows import take_moves
 from llmaas.kvchunks.store.opening import prepare_reader
 from llmaas.kvchunks.store.page_one import PARTS, copy_of, readable
 from llmaas.kvchunks.store.reports import Damage, Salvage
@@ -103,6 +104,7 @@ def _copy(old: sqlite3.Connection, new: Path, files: Files, sealing: Sealing) ->
             adapters_lost = take_adapters(old, txn.con)
             take_turns(old, txn.con)
             take_ttls(old, txn.con)
+            take_moves(old, txn.con)
             take_chunks(old, txn.con)
     finally:
         index.close()

@@ -36,6 +36,8 @@ class ContextRow:
     """Name of the LoRA adapter that it uses; "" for none."""
     ttl: float | None = None
     """Seconds after its last use after which it may be deleted; None: it stays."""
+    origin: str = ""
+    """Fingerprint of the node that it came from; "" if it was made here."""
 
 
 class ContextSummary(NamedTuple):

@@ -129,6 +129,17 @@ _V8 = (
         checksum BLOB NOT NULL)""",
 )
 
+# Contexts that go to other nodes, or came from one. No foreign key: what another node may ask for outlives the context.
+_V9 = (
+    """CREATE TABLE moves (
+        move TEXT PRIMARY KEY,
+        node TEXT NOT NULL,
+        context TEXT NOT NULL,
+        state INTEGER NOT NULL CHECK (state IN (1, 2, 3)),
+        checksum BLOB NOT NULL) WITHOUT ROWID""",
+    "CREATE INDEX moves_of_context ON moves (context)",
+)
+
 MIGRATIONS: tuple[tuple[str | Callable[[sqlite3.Connection], None], ...], ...] = (
     _V1,
     _V2,
@@ -138,6 +149,7 @@ MIGRATIONS: tuple[tuple[str | Callable[[sqlite3.Connection], None], ...], ...] =
     _V6,
     _V7,
     _V8,
+    _V9,
 )
 """Each step changes the text of a table, so that the version can be told from the tables, too."""
 VERSION = len(MIGRATIONS)

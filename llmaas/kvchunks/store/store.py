@@ -30,6 +30,8 @@ from llmaas.kvchunks.store.data_keys import DataKeys
 from llmaas.kvchunks.store.index import Index
 from llmaas.kvchunks.store.lock import RootLock
 from llmaas.kvchunks.store.master_check import MasterKeyMissing, check_master
+from llmaas.kvchunks.store.move_rows import MoveRow
+from llmaas.kvchunks.store.move_table import MoveTable
 from llmaas.kvchunks.store.payload_files import PayloadFiles
 from llmaas.kvchunks.store.reports import CheckReport, Encryption, Salvage, StoreStats
 from llmaas.kvchunks.store.rows import AdapterRow, ContextRow, ContextSummary, KeyedTurn, ModelName, Span, StoredChunk
@@ -102,6 +104,7 @@ class Store:
         except BaseException:
             self._lock.close()
             raise
+        self.moves = MoveTable(self._index)
         self._closed = False
 
     @property
@@ -137,9 +140,10 @@ class Store:
 
     # -- contexts
 
-    def create_context(self, row: ContextRow, spans: Sequence[Span] = ()) -> None:
-        """``row.n_tokens`` is ignored: tokens are counted. Raises ContextExists if the app has one of that name."""
-        self._contexts.create(row, spans)
+    def create_context(self, row: ContextRow, spans: Sequence[Span] = (), move: MoveRow | None = None) -> None:
+        """``row.n_tokens`` is ignored: tokens are counted. ``move``: by which it came, in the same transaction. Raises
+        ContextExists if the app has one of that name."""
+        self._contexts.create(row, spans, move)
 
     def contexts(self) -> list[ContextRow]:
         """All contexts, oldest first."""

@@ -91,6 +91,7 @@ def test_an_index_of_the_first_version_is_taken_over_with_its_chunks(root: Path)
         con.execute("DROP TABLE keys")
         con.execute("DROP TABLE adapters")
         con.execute("DROP TABLE turns")
+        con.execute("DROP TABLE moves")
         con.execute("DROP TABLE ttls")
         con.execute("DROP TABLE text_keys")
         for table, column in (

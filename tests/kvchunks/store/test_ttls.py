@@ -76,6 +76,7 @@ def test_they_come_through_a_repair_of_the_index(root: Path) -> None:
 
 def test_a_store_of_the_version_before_has_none_and_takes_some(root: Path) -> None:
     fill(root)
+    index(root, "DROP TABLE moves")
     index(root, "DROP TABLE ttls")
     index(root, "DROP TABLE text_keys")
     index(root, "ALTER TABLE contexts DROP COLUMN text_key")

@@ -143,6 +143,7 @@ def test_a_store_of_the_version_before_keys_remembers_them_from_now_on(root: Pat
         store.create_context(row("a"), [Span((1, 2), "user", "hello")])
         store.put(A, [(b"x" * 16, 64, NOISE[:500])])  # type: ignore[list-item]
     index(root, "DROP TABLE turns")
+    index(root, "DROP TABLE moves")
     index(root, "DROP TABLE ttls")
     index(root, "DROP TABLE text_keys")
     index(root, "ALTER TABLE contexts DROP COLUMN text_key")

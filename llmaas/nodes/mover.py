@@ -1,0 +1,266 @@
+"""Takes contexts to other nodes, and finds out what became of those of which that is not known.
+
+Law: tokens go first. The other node owns the context from the moment at which its store has it; then its chunks are
+sent as they are coded, once; then it is forgotten here. Where the other node's word is missing, it is asked until it
+says one, and nobody uses the context meanwhile.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import os
+import secrets
+from collections.abc import Callable, Coroutine, Iterator
+from contextlib import suppress
+from typing import Any
+
+from llmaas.api.record_maps import from_map
+from llmaas.api.transfer_records import ExportedChunks, ImportedChunks, MovedContext
+from llmaas.errors import Forbidden, LlmaasError, Moving, ShuttingDown
+from llmaas.kvchunks.store.move_rows import MoveRow, MoveState
+from llmaas.nodes.identity import NodeIdentity
+from llmaas.nodes.link import NodeClient, connect_node, end_tasks
+from llmaas.nodes.node_messages import Asked, Chunks, Offer, Settled, Spans, Take, node_frame
+from llmaas.nodes.pinned import PinnedNode, PinnedNodes
+from llmaas.nodes.ports import Departures, LeavingContext
+from llmaas.records import CHUNK_TOKENS, AppId, ContextSpan
+
+log = logging.getLogger(__name__)
+
+_SPAN_BYTES = 1 << 20
+_SPANS = 1000
+"""Of one frame."""
+_CHUNK_BYTES = 1 << 20
+_FIRST_WAIT_S, _LONGEST_WAIT_S = 1.0, 60.0
+
+
+class NodeMover:
+    """``own``: who this node is, found when it is first needed. For one event loop."""
+
+    def __init__(self, departures: Departures, own: Callable[[], NodeIdentity], nodes: PinnedNodes) -> None:
+        self._departures, self._own, self._nodes = departures, own, nodes
+        self._doubts: dict[str, MoveRow] = {}
+        self._tasks = set[asyncio.Task[Any]]()
+        self._doubted, self._closing = asyncio.Event(), False
+
+    async def start(self) -> None:
+        """Go after moves of which the store does not know the end. Raises StoreFailed."""
+        for row in await self._departures.known():
+            if row.state is MoveState.LEAVING:
+                self._doubt(row)
+        self._spawn(self._clear_doubts())
+
+    async def close(self) -> None:
+        """End moves that are under way: what became of them is found out after the next start."""
+        self._closing = True
+        await end_tasks(self._tasks)
+
+    def _spawn(self, do: Coroutine[Any, Any, Any]) -> asyncio.Task[Any]:
+        task = asyncio.get_running_loop().create_task(do)
+        self._tasks.add(task)
+        task.add_done_callback(self._tasks.discard)
+        return task
+
+    # -- a move
+
+    async def move(
+        self, app: AppId, context: str, node: str, name: str | None = None, chunks: bool = True
+    ) -> MovedContext:
+        """See ``api.transfer_operations.move``."""
+        user, _, label = app.partition("/")
+        if int(user) != os.geteuid():
+            raise Forbidden(
+                f"contexts of the user {user} stay here: a node takes those of the user who runs the daemon",
+                hint="Use 'llmaas ctx export' and 'llmaas ctx import'.",
+            )
+        pinned = self._nodes.find(node)
+        task = self._spawn(self._move(app, label, context, pinned, name, chunks))
+        try:
+            moved: MovedContext = await asyncio.shield(task)
+            return moved
+        except asyncio.CancelledError:
+            if self._closing:
+                raise ShuttingDown("the daemon is stopping") from None
+            raise
+
+    async def _move(
+        self, app: AppId, label: str, context: str, pinned: PinnedNode, name: str | None, chunks: bool
+    ) -> MovedContext:
+        client = await connect_node(self._own(), pinned)
+        try:
+            async with self._departures.departure(app, context) as leaving:
+                return await self._hand_over(client, pinned, leaving, label, name, chunks)
+        finally:
+            await client.close()
+
+    async def _hand_over(
+        self,
+        client: NodeClient,
+        pinned: PinnedNode,
+        leaving: LeavingContext,
+        label: str,
+        name: str | None,
+        chunks: bool,
+    ) -> MovedContext:
+        exported, about = leaving.exported, await leaving.chunks((), 0, _CHUNK_BYTES)
+        move, there = secrets.token_hex(16), name or exported.name
+        await _ask(
+            client,
+            Offer(
+                move,
+                label,
+                there,
+                exported.model,
+                exported.vocab,
+                len(exported.spans),
+                about.root,
+                about.kv,
+                leaving.adapter,
+                leaving.ttl,
+            ),
+        )
+        for batch in _batches(exported.spans):
+            await _ask(client, Spans(move, batch))
+        await leaving.begin(move, pinned.fingerprint)
+        try:
+            said = await self._taken(client, pinned, leaving, move)
+            n_chunks, n_bytes = await self._finish(client, leaving, chunks=chunks)
+        except BaseException:
+            if leaving.row is not None:
+                self._doubt(leaving.row)
+            raise
+        return MovedContext(pinned.name, there, said, n_chunks, n_bytes)
+
+    async def _taken(self, client: NodeClient, pinned: PinnedNode, leaving: LeavingContext, move: str) -> int:
+        """Have it taken; how many tokens. Raises Moving if that is not known, what the other node says if it is not."""
+        try:
+            said = await _ask(client, Take(move))
+            return int(said.get("n_tokens") or 0)
+        except LlmaasError as error:
+            failed = error
+        try:  # whatever went wrong there, it may have been after the context was stored
+            taken = bool((await _ask(client, Asked(move))).get("taken"))
+        except LlmaasError:
+            raise Moving(f"the node {pinned.name} does not say whether it has the context") from failed
+        if not taken:
+            await leaving.stays()
+            leaving.row = None
+            raise failed
+        return sum(len(span.tokens) for span in leaving.exported.spans) // 4
+
+    async def _finish(self, client: NodeClient, leaving: LeavingContext, *, chunks: bool = True) -> tuple[int, int]:
+        """The other node owns it: send it the chunks that it lacks, and forget it here. How many chunks went, and their
+        bytes. Raises what the store raises."""
+        assert leaving.row is not None
+        sent = (0, 0)
+        try:
+            if chunks:
+                sent = await _send_chunks(client, leaving, leaving.row.move)
+        except LlmaasError as error:
+            log.warning("not all chunks of a context went to the node %s: %s", client.name, error.message)
+        await leaving.is_gone(client.name)
+        with suppress(LlmaasError):
+            await _ask(client, Settled(leaving.row.move))
+            await leaving.settled()
+            return sent
+        self._doubt(leaving.row)
+        return sent
+
+    # -- moves of which the end is not known
+
+    def _doubt(self, row: MoveRow) -> None:
+        self._doubts[row.move] = row
+        self._doubted.set()
+
+    async def _clear_doubts(self) -> None:
+        wait = _FIRST_WAIT_S
+        while not self._closing:
+            self._doubted.clear()
+            for row in list(self._doubts.values()):
+                try:
+                    await self._clear(row)
+                except LlmaasError as error:
+                    log.warning(
+                        "what became of the move of context %s is not known yet: %s", row.context, error.message
+                    )
+                except Exception:
+                    log.exception("what became of the move of context %s is not known", row.context)
+                else:
+                    del self._doubts[row.move]
+                    wait = _FIRST_WAIT_S
+            if not self._doubts:
+                await self._doubted.wait()
+                wait = _FIRST_WAIT_S
+                continue
+            with suppress(asyncio.TimeoutError):
+                await asyncio.wait_for(self._doubted.wait(), wait)
+            wait = min(2 * wait, _LONGEST_WAIT_S)
+
+    async def _clear(self, row: MoveRow) -> None:
+        """Raises LlmaasError if the other node cannot be asked."""
+        pinned = next((node for node in self._nodes.read().values() if node.fingerprint == row.node), None)
+        if pinned is None:
+            log.warning("context %s stays here: the node that it was to go to is forgotten", row.context)
+            await self._stays(row)
+            return
+        client = await connect_node(self._own(), pinned)
+        try:
+            taken = bool((await _ask(client, Asked(row.move))).get("taken"))
+            async with self._departures.departure_in_doubt(row) as leaving:
+                if leaving is None:
+                    await _ask(client, Settled(row.move))
+                    await self._departures.forget(row)
+                elif taken:
+                    log.info("context %s is at the node %s", row.context, pinned.name)
+                    await self._finish(client, leaving)
+                else:
+                    log.info("context %s stays here: the node %s has not taken it", row.context, pinned.name)
+                    await leaving.stays()
+        finally:
+            await client.close()
+
+    async def _stays(self, row: MoveRow) -> None:
+        async with self._departures.departure_in_doubt(row) as leaving:
+            if leaving is None:
+                await self._departures.forget(row)
+            else:
+                await leaving.stays()
+
+
+async def _ask(client: NodeClient, request: Offer | Spans | Take | Chunks | Asked | Settled) -> dict[str, Any]:
+    frame = node_frame(request)
+    return await client.ask(frame.pop("op"), **frame)
+
+
+async def _send_chunks(client: NodeClient, leaving: LeavingContext, move: str) -> tuple[int, int]:
+    """Those that are stored here and missing there, and the last one, which may be cut. How many, and their bytes."""
+    about = await leaving.chunks((), 0, _CHUNK_BYTES)
+    asked = from_map(ImportedChunks, await _ask(client, Chunks(move, about.root, about.kv)))
+    if not asked.usable:
+        return 0, 0
+    missing, n_full = set(asked.missing), about.n_kv // CHUNK_TOKENS
+    indices = tuple(i for i in range(-(-about.n_kv // CHUNK_TOKENS)) if i in missing or i >= n_full)
+    at, offset, n_chunks, n_bytes = 0, 0, 0, 0
+    while at < len(indices):
+        page: ExportedChunks = await leaving.chunks(indices[at : at + 64], offset, _CHUNK_BYTES)
+        if not (page.n_done or page.pieces):
+            break
+        if page.pieces:
+            said = await _ask(client, Chunks(move, about.root, about.kv, page.pieces))
+            n_chunks += from_map(ImportedChunks, said).taken
+            n_bytes += sum(len(piece.data) for piece in page.pieces)
+        at, offset = at + page.n_done, page.offset
+    return n_chunks, n_bytes
+
+
+def _batches(spans: tuple[ContextSpan, ...]) -> Iterator[tuple[ContextSpan, ...]]:
+    batch, n_bytes = list[ContextSpan](), 0
+    for span in spans:
+        batch.append(span)
+        n_bytes += len(span.tokens) + 4 * len(span.text or "")
+        if n_bytes >= _SPAN_BYTES or len(batch) >= _SPANS:
+            yield tuple(batch)
+            batch, n_bytes = [], 0
+    if batch:
+        yield tuple(batch)

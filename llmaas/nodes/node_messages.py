@@ -1,0 +1,138 @@
+"""What a node asks another one for, when a context goes there.
+
+Law: pure. A message with an unknown field, without a required one, or with a value of a wrong type or out of bounds is
+refused (BadRequest that names the field).
+"""
+
+from __future__ import annotations
+
+import re
+import reprlib
+from dataclasses import dataclass
+
+from llmaas.api.names import check_name, check_ttl
+from llmaas.api.record_maps import from_map, to_map
+from llmaas.api.transfer_messages import DIGEST_BYTES, MAX_SPANS
+from llmaas.api.transfer_records import ChunkPiece
+from llmaas.api.wire import Frame
+from llmaas.errors import BadRequest
+from llmaas.records import SHORT_NAME, ContextSpan
+
+_MOVE = re.compile("[0-9a-f]{32}")
+
+
+def _check_move(move: str) -> None:
+    if not _MOVE.fullmatch(move):
+        raise ValueError(f"field 'move': {reprlib.repr(move)} is no name of a move")
+
+
+@dataclass(frozen=True, slots=True)
+class Offer:
+    """A context is to come: what is known of it before its tokens."""
+
+    move: str
+    app: str
+    """Its app's name, without the user: the context will be of the user who runs the other daemon."""
+    name: str
+    model: str
+    vocab: str
+    n_spans: int
+    root: bytes
+    kv: bytes
+    adapter: str = ""
+    ttl: float | None = None
+
+    def __post_init__(self) -> None:
+        _check_move(self.move)
+        check_name(self.name)
+        check_ttl(self.ttl)
+        if not re.fullmatch(SHORT_NAME, self.app):
+            raise ValueError(f"field 'app': {reprlib.repr(self.app)} is no name of an app")
+        if not 0 <= self.n_spans <= MAX_SPANS:
+            raise ValueError(f"field 'n_spans': at most {MAX_SPANS} are allowed, not {self.n_spans}")
+        _check_digests(self.root, self.kv)
+        if len(self.model) + len(self.vocab) + len(self.adapter) > 1024:
+            raise ValueError("fields 'model', 'vocab', 'adapter': at most 1024 characters are allowed in all")
+
+
+@dataclass(frozen=True, slots=True)
+class Spans:
+    """The next of its tokens and messages."""
+
+    move: str
+    spans: tuple[ContextSpan, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class Take:
+    """That was all: take it. From the reply on the other node owns it."""
+
+    move: str
+
+
+@dataclass(frozen=True, slots=True)
+class Chunks:
+    """Coded chunks of a context that was taken. Without any: which are missing."""
+
+    move: str
+    root: bytes
+    kv: bytes
+    pieces: tuple[ChunkPiece, ...] = ()
+
+    def __post_init__(self) -> None:
+        _check_move(self.move)
+        _check_digests(self.root, self.kv)
+
+
+@dataclass(frozen=True, slots=True)
+class Asked:
+    """What has become of a move? If it has not been taken, it never will."""
+
+    move: str
+
+    def __post_init__(self) -> None:
+        _check_move(self.move)
+
+
+@dataclass(frozen=True, slots=True)
+class Settled:
+    """Nobody will ask for this move any more."""
+
+    move: str
+
+    def __post_init__(self) -> None:
+        _check_move(self.move)
+
+
+NodeRequest = Offer | Spans | Take | Chunks | Asked | Settled
+_KINDS: dict[str, type[NodeRequest]] = {
+    "offer": Offer,
+    "spans": Spans,
+    "take": Take,
+    "chunks": Chunks,
+    "asked": Asked,
+    "settled": Settled,
+}
+_NAMES = {kind: name for name, kind in _KINDS.items()}
+
+
+def node_request(frame: Frame) -> NodeRequest:
+    """Raises BadRequest."""
+    op = frame.get("op")
+    kind = _KINDS.get(op) if isinstance(op, str) else None
+    if kind is None:
+        raise BadRequest(f"this node knows no operation {reprlib.repr(op)}")
+    return from_map(kind, {name: value for name, value in frame.items() if name != "op"}, strict=True)
+
+
+def node_frame(request: NodeRequest) -> Frame:
+    """
+    >>> node_frame(Take("a" * 32))
+    {'op': 'take', 'move': 'aaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaa'}
+    """
+    return {"op": _NAMES[type(request)], **to_map(request)}
+
+
+def _check_digests(*digests: bytes) -> None:
+    if any(len(digest) != DIGEST_BYTES for digest in digests):
+        raise ValueError(f"fields 'root', 'kv': must have {DIGEST_BYTES} bytes")

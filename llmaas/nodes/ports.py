@@ -1,0 +1,62 @@
+"""What this package wants of a service: contexts that leave, and contexts that arrive.
+
+Law: types only. ``service.departures`` says what each does and raises.
+"""
+
+from __future__ import annotations
+
+from contextlib import AbstractAsyncContextManager
+from typing import Protocol
+
+from llmaas.api.transfer_messages import Import
+from llmaas.api.transfer_records import ChunkPiece, ExportedChunks, ImportedChunks
+from llmaas.kvchunks.store.move_rows import MoveRow
+from llmaas.records import AppId, ContextInfo, ExportedContext
+
+
+class LeavingContext(Protocol):
+    exported: ExportedContext
+    row: MoveRow | None
+
+    @property
+    def adapter(self) -> str: ...
+
+    @property
+    def ttl(self) -> float | None: ...
+
+    async def begin(self, move: str, node: str) -> None: ...
+
+    async def chunks(self, indices: tuple[int, ...], offset: int, n_bytes: int) -> ExportedChunks: ...
+
+    async def stays(self) -> None: ...
+
+    async def is_gone(self, node: str) -> None: ...
+
+    async def settled(self) -> None: ...
+
+
+class Departures(Protocol):
+    def departure(self, app: AppId, context: str) -> AbstractAsyncContextManager[LeavingContext]: ...
+
+    def departure_in_doubt(self, row: MoveRow) -> AbstractAsyncContextManager[LeavingContext | None]: ...
+
+    async def known(self) -> list[MoveRow]: ...
+
+    async def forget(self, row: MoveRow) -> None: ...
+
+
+class Arrivals(Protocol):
+    most_tokens: int
+    most_text: int
+
+    def refuse(self, app: AppId, asked: Import, kv: bytes) -> bool: ...
+
+    async def arrive(self, move: str, node: str, app: AppId, asked: Import) -> ContextInfo: ...
+
+    async def take_chunks(
+        self, row: MoveRow, root: bytes, kv: bytes, pieces: tuple[ChunkPiece, ...]
+    ) -> ImportedChunks: ...
+
+    async def find(self, move: str) -> MoveRow | None: ...
+
+    async def settle(self, row: MoveRow) -> None: ...

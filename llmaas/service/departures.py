@@ -1,0 +1,169 @@
+"""Contexts that leave for another node, and those that have come from one.
+
+Law: at each instant one node owns a context, also after a crash. Before another node is told to take it, the store here
+knows that it may have it: from then on nobody uses the context here, until that node has said what became of it. What
+has arrived is in the store together with the name of its move, so that there is an answer.
+"""
+
+from __future__ import annotations
+
+from collections.abc import AsyncIterator, Awaitable, Callable
+from contextlib import asynccontextmanager
+
+from llmaas.api.transfer_messages import ExportChunks, Import, ImportChunks
+from llmaas.api.transfer_records import ChunkPiece, ExportedChunks, ImportedChunks, MovedContext
+from llmaas.errors import AdapterMismatch, BadRequest, ModelMismatch, UnknownContext, UnknownNode
+from llmaas.kvchunks.store.move_rows import MoveRow, MoveState
+from llmaas.records import AppId, ContextInfo, ExportedContext
+from llmaas.service.chunk_transfers import ChunkTransfers
+from llmaas.service.contexts import Contexts
+from llmaas.service.live_context import LiveContext
+from llmaas.service.parts import ServiceParts
+from llmaas.service.refusals import refuse_if_deleted
+
+Mover = Callable[[AppId, str, str, str | None, bool], Awaitable[MovedContext]]
+"""(app, context, node, the name there, with chunks): takes the context to the node."""
+
+
+class Departure:
+    """A context that is to leave; nothing else uses it meanwhile. ``known``: the move, if the store knows it; then
+    nothing is exported any more."""
+
+    def __init__(
+        self, moves: Moves, live: LiveContext, exported: ExportedContext, known: MoveRow | None = None
+    ) -> None:
+        self._moves, self._live, self.exported, self.row = moves, live, exported, known
+        self.adapter, self.ttl, self.name = live.adapter, live.row.ttl, live.row.name
+
+    async def begin(self, move: str, node: str) -> None:
+        """From now on the node with this fingerprint may have it."""
+        row = MoveRow(move, node, self._live.id, MoveState.LEAVING)
+        await self._moves.put(row)
+        self.row, self._live.leaving = row, node
+
+    async def chunks(self, indices: tuple[int, ...], offset: int, n_bytes: int) -> ExportedChunks:
+        """See ``api.transfer_operations.export_chunks``."""
+        return await self._moves.export_chunks(self._live, ExportChunks(self._live.id, indices, offset, n_bytes))
+
+    async def stays(self) -> None:
+        """The other node has not taken it, and never will."""
+        assert self.row is not None
+        await self._moves.forget(self.row)
+        self._live.leaving = ""
+
+    async def is_gone(self, node: str) -> None:
+        """The other node has it. The store still knows the move, until ``settled``."""
+        self._live.moved_to = node
+        await self._moves.delete(self._live)
+
+    async def settled(self) -> None:
+        """The other node knows that nobody will ask it any more."""
+        assert self.row is not None
+        await self._moves.forget(self.row)
+
+
+class Moves:
+    """For one event loop. ``mover``: who takes contexts to other nodes; None: nobody does."""
+
+    def __init__(
+        self,
+        parts: ServiceParts,
+        contexts: Contexts,
+        chunks: ChunkTransfers,
+        export: Callable[[LiveContext], Awaitable[ExportedContext]],
+        import_: Callable[..., Awaitable[ContextInfo]],
+        most_tokens: int,
+    ) -> None:
+        self._parts, self._contexts, self._export, self._import = parts, contexts, export, import_
+        self.export_chunks, self.import_chunks = chunks.export_of, chunks.import_
+        self.delete = contexts.delete_held
+        self.most_tokens, self.most_text = most_tokens, most_tokens * parts.engine.token_bytes
+        """Of one context."""
+        self.mover: Mover | None = None
+
+    @property
+    def vocab(self) -> str:
+        return self._parts.engine.info.vocab
+
+    # -- from here
+
+    async def move(
+        self, app: AppId, context: str, node: str, name: str | None = None, *, chunks: bool = True
+    ) -> MovedContext:
+        """See ``api.transfer_operations.move``."""
+        self._contexts.find_usable(app, context)
+        if self.mover is None:
+            raise UnknownNode("this daemon goes to no other nodes: it serves several models")
+        return await self.mover(app, context, node, name, chunks)
+
+    @asynccontextmanager
+    async def departure(self, app: AppId, context: str) -> AsyncIterator[Departure]:
+        """The context, once nobody uses it. Raises UnknownContext, ContextDamaged, ModelMismatch, BadRequest."""
+        live = self._contexts.find_usable(app, context)
+        if live.anonymous:
+            raise BadRequest("a context without a name of its own stays where it is", hint="Fork it under a name.")
+        async with live.lock:
+            refuse_if_deleted(live)
+            yield Departure(self, live, await self._exported(live))
+
+    @asynccontextmanager
+    async def departure_in_doubt(self, row: MoveRow) -> AsyncIterator[Departure | None]:
+        """The context of a move that the store knows; None if it is not here any more."""
+        try:
+            live = self._contexts.find(None, row.context)
+        except UnknownContext:
+            yield None
+            return
+        async with live.lock:
+            if live.deleted:
+                yield None
+            else:
+                yield Departure(self, live, ExportedContext(live.row.name, live.row.model, live.row.vocab, ()), row)
+
+    async def _exported(self, live: LiveContext) -> ExportedContext:
+        await self._contexts.stored.read(live)
+        return await self._export(live)
+
+    # -- to here
+
+    async def arrive(self, move: str, node: str, app: AppId, asked: Import) -> ContextInfo:
+        """Make the context that comes by this move from the node with that fingerprint: whole, or not at all. Raises
+        what ``import_context`` does, and ModelMismatch."""
+        if asked.exported.vocab != self.vocab:
+            raise ModelMismatch(
+                "the model here has another tokenizer than the context's",
+                hint="Take it over by its text: 'llmaas ctx export' and 'llmaas ctx import'.",
+            )
+        more = {"name": asked.name, "adapter": asked.adapter, "ttl": asked.ttl, "came_by": (move, node)}
+        return await self._import(app, asked.exported, **more)
+
+    def refuse(self, app: AppId, asked: Import, kv: bytes) -> bool:
+        """Raises what would keep such a context from being made, as far as that is known before its tokens are. Whether
+        chunks of the model and adapter ``kv`` can be used."""
+        self._contexts.new(app, asked.exported.name, asked.adapter, asked.ttl)
+        usable = kv == self._parts.adapters.root(AppId(""), asked.adapter)
+        if asked.adapter and not usable:
+            raise AdapterMismatch(f"the adapter {asked.adapter!r} is another one here, or the model is")
+        return usable
+
+    async def take_chunks(self, row: MoveRow, root: bytes, kv: bytes, pieces: tuple[ChunkPiece, ...]) -> ImportedChunks:
+        """Chunks of a context that came by this move, for it and others that came from there. Raises UnknownContext."""
+        live = self._contexts.find(None, row.context)
+        return await self.import_chunks(live.row.app, ImportChunks(live.id, root, kv, pieces, trusted=True))
+
+    # -- what the store knows
+
+    async def known(self) -> list[MoveRow]:
+        return await self._parts.store_thread.run("", self._parts.store.moves.all)
+
+    async def find(self, move: str) -> MoveRow | None:
+        return await self._parts.store_thread.run("", self._parts.store.moves.find, move)
+
+    async def settle(self, row: MoveRow) -> None:
+        await self._parts.store_thread.run("", self._parts.store.moves.settle, row)
+
+    async def put(self, row: MoveRow) -> None:
+        await self._parts.store_thread.run("", self._parts.store.moves.put, row)
+
+    async def forget(self, row: MoveRow) -> None:
+        await self._parts.store_thread.run("", self._parts.store.moves.forget, row.move)

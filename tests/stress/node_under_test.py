@@ -1,0 +1,62 @@
+"""A node in a process of its own, to be killed: a whole daemon on the fake engine, which listens for other nodes.
+
+As a program: ``python node_under_test.py ROOT PORT [asks|answers OP before|after]``. It prints "ready" when it serves,
+on ROOT/d.sock. It kills itself with SIGKILL when it asks another node for OP, or answers it, before or after that.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import signal
+import sys
+from pathlib import Path
+from typing import Any
+
+from llmaas.api.wire import Frame
+from llmaas.nodes.link import NodeClient
+from llmaas.nodes.session import ArrivalSession
+from tests.support.node_house import node_daemon
+
+
+def die_at(who: str, op: str, when: str) -> None:
+    """Let this process die there."""
+    if who == "asks":
+        ask = NodeClient.ask
+
+        async def deadly_ask(self: NodeClient, asked: str, **fields: Any) -> Frame:
+            _die(asked == op and when == "before")
+            reply = await ask(self, asked, **fields)
+            _die(asked == op and when == "after")
+            return reply
+
+        NodeClient.ask = deadly_ask  # type: ignore[method-assign]
+    else:
+        answer = ArrivalSession.answer
+
+        async def deadly_answer(self: ArrivalSession, request: Frame) -> Frame:
+            _die(request["op"] == op and when == "before")
+            reply = await answer(self, request)
+            _die(request["op"] == op and when == "after")
+            return reply
+
+        ArrivalSession.answer = deadly_answer  # type: ignore[method-assign]
+
+
+def _die(now: bool) -> None:
+    if now:
+        os.kill(os.getpid(), signal.SIGKILL)
+
+
+async def serve_until_told(root: Path, port: int) -> None:
+    stop = asyncio.Event()
+    asyncio.get_running_loop().add_signal_handler(signal.SIGTERM, stop.set)
+    async with node_daemon(root, port):
+        print("ready", flush=True)
+        await stop.wait()
+
+
+if __name__ == "__main__":
+    if len(sys.argv) > 3:
+        die_at(*sys.argv[3:])
+    asyncio.run(serve_until_told(Path(sys.argv[1]), int(sys.argv[2])))
