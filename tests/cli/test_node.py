@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import socket
 from pathlib import Path
 
 import pytest
@@ -12,12 +11,7 @@ from llmaas.cli.node_listener import refuse_nodes
 from llmaas.config.sources import load
 from llmaas.errors import ConfigError
 from tests.cli.conftest import Daemon, Run
-
-
-def free_port() -> int:
-    with socket.socket() as sock:
-        sock.bind(("127.0.0.1", 0))
-        return int(sock.getsockname()[1])
+from tests.support.node_house import free_port
 
 
 def shown(llmaas: Run, *more: str, **environ: str) -> tuple[str, str]:

@@ -5,7 +5,6 @@ from __future__ import annotations
 import contextlib
 import os
 import signal
-import socket
 import subprocess
 import sys
 import time
@@ -17,7 +16,7 @@ import pytest
 from llmaas.api.client import Client
 from llmaas.errors import LlmaasError, Moving, NotServing
 from llmaas.nodes.identity import own_identity
-from tests.support.node_house import pin
+from tests.support.node_house import free_port, pin
 
 PROGRAM = Path(__file__).with_name("node_under_test.py")
 WORDS = "the tide comes in and the tide goes out " * 4
@@ -63,12 +62,6 @@ class Node:
     def has_it(self) -> bool:
         with self.client() as client:
             return any(info.name == "x" for info in client.contexts())
-
-
-def free_port() -> int:
-    with socket.socket() as sock:
-        sock.bind(("127.0.0.1", 0))
-        return int(sock.getsockname()[1])
 
 
 def paired(root: Path) -> tuple[Node, Node]:

@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import asyncio
+import random
 import socket
 from collections.abc import AsyncIterator, Callable
-from contextlib import asynccontextmanager
+from contextlib import asynccontextmanager, suppress
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -55,6 +56,15 @@ def free_socket(port: int = 0) -> socket.socket:
     sock.listen(16)
     sock.setblocking(False)
     return sock
+
+
+def free_port() -> int:
+    """Not one that the kernel may give to a connection while the node is away."""
+    while True:
+        port = random.randrange(20_000, 32_000)
+        with socket.socket() as sock, suppress(OSError):
+            sock.bind(("127.0.0.1", port))
+            return port
 
 
 def pin(data_dir: Path, name: str, other: NodeIdentity, address: str = "") -> PinnedNode:
