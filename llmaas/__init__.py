@@ -65,6 +65,7 @@ if TYPE_CHECKING:  # what type checkers and editors see; _HOMES says the same to
         ModelEnded,
         ModelMismatch,
         ModelUnreadable,
+        Moving,
         NodeUnreachable,
         NoMemory,
         NoNumbers,
@@ -111,7 +112,7 @@ _HOMES = {
         "AdapterMismatch AdapterUnreadable AnswerIncomplete AppExists BadRequest BadToken Busy CallerError "
         "Cancelled  ChunkDamaged ConfigError Conflict ContextDamaged ContextExists ContextTooLong DiskFull "
         "EngineFailed  Expired Fault Forbidden FrameTooLarge Internal KeyReused LlmaasError MachineError "
-        "MalformedFrame  ModelChanged ModelEnded ModelMismatch ModelUnreadable NoMemory NoNumbers NotServing "
+        "MalformedFrame  ModelChanged ModelEnded ModelMismatch ModelUnreadable Moving NoMemory NoNumbers NotServing "
         "NodeUnreachable NotTrusted PolicyBug  QuotaExceeded ShuttingDown SocketInUse StoreFailed UnknownAdapter "
         "UnknownApp UnknownContext UnknownModel UnknownNode UnknownRequest VersionMismatch WritesNoText"
     ),
@@ -171,6 +172,7 @@ __all__ = [
     "ModelEnded",
     "ModelMismatch",
     "ModelUnreadable",
+    "Moving",
     "NewToken",
     "NoMemory",
     "NoNumbers",

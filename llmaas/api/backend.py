@@ -17,7 +17,7 @@ from llmaas.api.caller import Caller, Tokens, app_named
 from llmaas.api.embed_message import Embed
 from llmaas.api.pages import context_page, message_page, number_after, request_page
 from llmaas.api.record_maps import to_map
-from llmaas.api.transfer_messages import Export, ExportChunks, Import, ImportChunks, Move, TransferRequest
+from llmaas.api.transfer_messages import Export, ExportChunks, Import, ImportChunks, MoveToNode, TransferRequest
 from llmaas.api.transfer_records import ExportedChunks, ImportedChunks, MovedContext
 from llmaas.calls import CallSpec, Done, Piece
 from llmaas.errors import LlmaasError, assert_never
@@ -208,7 +208,7 @@ def task_of(backend: Backend, caller: Caller, request: msg.TaskRequest) -> Calla
             return functools.partial(backend.delete, caller.owner(everyone), context)
         case msg.Migrate(context, everyone):
             return functools.partial(backend.migrate, caller.owner(everyone), context)
-        case Export() | Import() | ExportChunks() | ImportChunks() | Move():
+        case Export() | Import() | ExportChunks() | ImportChunks() | MoveToNode():
             return _transfer(backend.transfers, caller.app, request)
         case Embed(texts, truncate):
             return functools.partial(backend.embeddings.embed, caller.app, texts, truncate=truncate)
@@ -246,7 +246,7 @@ def _transfer(
             return functools.partial(transfers.export_chunks, app, request)
         case ImportChunks():
             return functools.partial(transfers.import_chunks, app, request)
-        case Move(context, node, name, chunks):
+        case MoveToNode(context, node, name, chunks):
             return functools.partial(transfers.move, app, context, node, name, chunks=chunks)
         case _:
             assert_never(request)

@@ -25,7 +25,7 @@ from llmaas.api.pages import Page, page_bytes
 from llmaas.api.record_maps import to_map
 from llmaas.api.shares import Shares
 from llmaas.api.slot_message import OpenSlot
-from llmaas.api.transfer_messages import Export, ExportChunks, Import, ImportChunks, Move
+from llmaas.api.transfer_messages import Export, ExportChunks, Import, ImportChunks, MoveToNode
 from llmaas.api.wire import encode
 from llmaas.calls import Piece
 from llmaas.errors import BadRequest, Busy, Cancelled, Internal, LlmaasError, NoMemory, UnknownRequest, replaced
@@ -182,7 +182,7 @@ class InFlight:
                 | Import()
                 | ExportChunks()
                 | ImportChunks()
-                | Move()
+                | MoveToNode()
                 | AdapterAdd()
                 | AdapterRemove()
                 | AppAdd()

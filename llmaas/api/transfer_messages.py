@@ -103,7 +103,7 @@ class ImportChunks:
 
 
 @dataclass(frozen=True, slots=True)
-class Move:
+class MoveToNode:
     """Take a context to a paired node; ``name``: what it is called there, if not the same. Without ``chunks`` all of it
     is computed there."""
 
@@ -126,11 +126,11 @@ def _check_indices(indices: tuple[int, ...], name: str) -> None:
         raise ValueError(f"field {name!r}: a chunk's index must be 0 or more")
 
 
-TransferRequest = Export | Import | ExportChunks | ImportChunks | Move
+TransferRequest = Export | Import | ExportChunks | ImportChunks | MoveToNode
 TRANSFER_OPERATIONS: dict[str, type[TransferRequest]] = {
     "export": Export,
     "import": Import,
     "export_chunks": ExportChunks,
     "import_chunks": ImportChunks,
-    "move": Move,
+    "move": MoveToNode,
 }

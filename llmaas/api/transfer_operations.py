@@ -8,7 +8,7 @@ from __future__ import annotations
 from collections.abc import Iterable
 
 from llmaas.api.operation import Operation, checked, record
-from llmaas.api.transfer_messages import MOST_CHUNK_BYTES, Export, ExportChunks, Import, ImportChunks, Move
+from llmaas.api.transfer_messages import MOST_CHUNK_BYTES, Export, ExportChunks, Import, ImportChunks, MoveToNode
 from llmaas.api.transfer_records import ChunkPiece, ExportedChunks, ImportedChunks, MovedContext
 from llmaas.records import ContextInfo, ExportedContext
 
@@ -62,4 +62,4 @@ def move(context: str, node: str, *, name: str | None = None, chunks: bool = Tru
     ModelMismatch. Then the context is here as before. Only after Moving it is not known which of the two has it: nobody
     can use it until the other node can be asked.
     """
-    return Operation(checked(Move, context, node, name, chunks), record(MovedContext))
+    return Operation(checked(MoveToNode, context, node, name, chunks), record(MovedContext))

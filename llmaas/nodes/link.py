@@ -74,7 +74,15 @@ class NodeClient:
 
     async def ask(self, op: str, **fields: Any) -> Frame:
         """Send a request, and return what is replied. Raises what the peer says is wrong, and NodeUnreachable."""
-        return await _asked(self.name, self._link, {"op": op, **fields})
+        await self.post(op, **fields)
+        return await self.reply()
+
+    async def post(self, op: str, **fields: Any) -> None:
+        """Send a request; ``reply`` gives the replies, in the same order. Raises NodeUnreachable."""
+        await _post(self.name, self._link, {"op": op, **fields})
+
+    async def reply(self) -> Frame:
+        return await _reply(self.name, self._link)
 
     async def close(self) -> None:
         await self._link.close()
@@ -114,7 +122,8 @@ async def connect_node(own: NodeIdentity, node: PinnedNode) -> NodeClient:
 async def _greeted(node: PinnedNode, link: NodeLink) -> Frame:
     """In TLS 1.3 a client that is refused has ended its handshake before, and asyncio does not show it the alert."""
     try:
-        return await _asked(node.name, link, {"op": "hello", "version": VERSION})
+        await _post(node.name, link, {"op": "hello", "version": VERSION})
+        return await _reply(node.name, link)
     except NodeUnreachable as error:
         if isinstance(error.__cause__, asyncio.TimeoutError):
             raise
@@ -124,9 +133,15 @@ async def _greeted(node: PinnedNode, link: NodeLink) -> Frame:
         ) from error
 
 
-async def _asked(name: str, link: NodeLink, request: Frame) -> Frame:
+async def _post(name: str, link: NodeLink, request: Frame) -> None:
     try:
         await link.send(request)
+    except (OSError, asyncio.TimeoutError) as error:
+        raise NodeUnreachable(f"the connection to the node {name} has ended: {_why(error)}") from error
+
+
+async def _reply(name: str, link: NodeLink) -> Frame:
+    try:
         reply = await link.receive()
     except (OSError, EOFError, asyncio.TimeoutError) as error:
         raise NodeUnreachable(f"the connection to the node {name} has ended: {_why(error)}") from error

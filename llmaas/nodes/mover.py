@@ -15,23 +15,22 @@ from collections.abc import Callable, Coroutine, Iterator
 from contextlib import suppress
 from typing import Any
 
-from llmaas.api.record_maps import from_map
-from llmaas.api.transfer_records import ExportedChunks, ImportedChunks, MovedContext
+from llmaas.api.transfer_records import MovedContext
 from llmaas.errors import Forbidden, LlmaasError, Moving, ShuttingDown
 from llmaas.kvchunks.store.move_rows import MoveRow, MoveState
+from llmaas.nodes.chunk_sender import CHUNK_BYTES, ChunkSender, ask_node
 from llmaas.nodes.identity import NodeIdentity
 from llmaas.nodes.link import NodeClient, connect_node, end_tasks
-from llmaas.nodes.node_messages import Asked, Chunks, Offer, Settled, Spans, Take, node_frame
+from llmaas.nodes.node_messages import MoveAsked, MoveSettled, Offer, Spans, Take
 from llmaas.nodes.pinned import PinnedNode, PinnedNodes
 from llmaas.nodes.ports import Departures, LeavingContext
-from llmaas.records import CHUNK_TOKENS, AppId, ContextSpan
+from llmaas.records import AppId, ContextSpan
 
 log = logging.getLogger(__name__)
 
 _SPAN_BYTES = 1 << 20
 _SPANS = 1000
 """Of one frame."""
-_CHUNK_BYTES = 1 << 20
 _FIRST_WAIT_S, _LONGEST_WAIT_S = 1.0, 60.0
 
 
@@ -103,9 +102,9 @@ class NodeMover:
         name: str | None,
         chunks: bool,
     ) -> MovedContext:
-        exported, about = leaving.exported, await leaving.chunks((), 0, _CHUNK_BYTES)
+        exported, about = leaving.exported, await leaving.chunks((), 0, CHUNK_BYTES)
         move, there = secrets.token_hex(16), name or exported.name
-        await _ask(
+        await ask_node(
             client,
             Offer(
                 move,
@@ -121,7 +120,7 @@ class NodeMover:
             ),
         )
         for batch in _batches(exported.spans):
-            await _ask(client, Spans(move, batch))
+            await ask_node(client, Spans(move, batch))
         await leaving.begin(move, pinned.fingerprint)
         try:
             said = await self._taken(client, pinned, leaving, move)
@@ -135,12 +134,12 @@ class NodeMover:
     async def _taken(self, client: NodeClient, pinned: PinnedNode, leaving: LeavingContext, move: str) -> int:
         """Have it taken; how many tokens. Raises Moving if that is not known, what the other node says if it is not."""
         try:
-            said = await _ask(client, Take(move))
+            said = await ask_node(client, Take(move))
             return int(said.get("n_tokens") or 0)
         except LlmaasError as error:
             failed = error
         try:  # whatever went wrong there, it may have been after the context was stored
-            taken = bool((await _ask(client, Asked(move))).get("taken"))
+            taken = bool((await ask_node(client, MoveAsked(move))).get("taken"))
         except LlmaasError:
             raise Moving(f"the node {pinned.name} does not say whether it has the context") from failed
         if not taken:
@@ -153,19 +152,19 @@ class NodeMover:
         """The other node owns it: send it the chunks that it lacks, and forget it here. How many chunks went, and their
         bytes. Raises what the store raises."""
         assert leaving.row is not None
-        sent = (0, 0)
+        sender = ChunkSender(client, leaving, leaving.row.move)
         try:
             if chunks:
-                sent = await _send_chunks(client, leaving, leaving.row.move)
+                await sender.send()
         except LlmaasError as error:
             log.warning("not all chunks of a context went to the node %s: %s", client.name, error.message)
         await leaving.is_gone(client.name)
         with suppress(LlmaasError):
-            await _ask(client, Settled(leaving.row.move))
+            await ask_node(client, MoveSettled(leaving.row.move))
             await leaving.settled()
-            return sent
+            return sender.n_chunks, sender.n_bytes
         self._doubt(leaving.row)
-        return sent
+        return sender.n_chunks, sender.n_bytes
 
     # -- moves of which the end is not known
 
@@ -206,10 +205,10 @@ class NodeMover:
             return
         client = await connect_node(self._own(), pinned)
         try:
-            taken = bool((await _ask(client, Asked(row.move))).get("taken"))
+            taken = bool((await ask_node(client, MoveAsked(row.move))).get("taken"))
             async with self._departures.departure_in_doubt(row) as leaving:
                 if leaving is None:
-                    await _ask(client, Settled(row.move))
+                    await ask_node(client, MoveSettled(row.move))
                     await self._departures.forget(row)
                 elif taken:
                     log.info("context %s is at the node %s", row.context, pinned.name)
@@ -226,32 +225,6 @@ class NodeMover:
                 await self._departures.forget(row)
             else:
                 await leaving.stays()
-
-
-async def _ask(client: NodeClient, request: Offer | Spans | Take | Chunks | Asked | Settled) -> dict[str, Any]:
-    frame = node_frame(request)
-    return await client.ask(frame.pop("op"), **frame)
-
-
-async def _send_chunks(client: NodeClient, leaving: LeavingContext, move: str) -> tuple[int, int]:
-    """Those that are stored here and missing there, and the last one, which may be cut. How many, and their bytes."""
-    about = await leaving.chunks((), 0, _CHUNK_BYTES)
-    asked = from_map(ImportedChunks, await _ask(client, Chunks(move, about.root, about.kv)))
-    if not asked.usable:
-        return 0, 0
-    missing, n_full = set(asked.missing), about.n_kv // CHUNK_TOKENS
-    indices = tuple(i for i in range(-(-about.n_kv // CHUNK_TOKENS)) if i in missing or i >= n_full)
-    at, offset, n_chunks, n_bytes = 0, 0, 0, 0
-    while at < len(indices):
-        page: ExportedChunks = await leaving.chunks(indices[at : at + 64], offset, _CHUNK_BYTES)
-        if not (page.n_done or page.pieces):
-            break
-        if page.pieces:
-            said = await _ask(client, Chunks(move, about.root, about.kv, page.pieces))
-            n_chunks += from_map(ImportedChunks, said).taken
-            n_bytes += sum(len(piece.data) for piece in page.pieces)
-        at, offset = at + page.n_done, page.offset
-    return n_chunks, n_bytes
 
 
 def _batches(spans: tuple[ContextSpan, ...]) -> Iterator[tuple[ContextSpan, ...]]:

@@ -71,7 +71,7 @@ class Take:
 
 
 @dataclass(frozen=True, slots=True)
-class Chunks:
+class MovedChunks:
     """Coded chunks of a context that was taken. Without any: which are missing."""
 
     move: str
@@ -85,7 +85,7 @@ class Chunks:
 
 
 @dataclass(frozen=True, slots=True)
-class Asked:
+class MoveAsked:
     """What has become of a move? If it has not been taken, it never will."""
 
     move: str
@@ -95,7 +95,7 @@ class Asked:
 
 
 @dataclass(frozen=True, slots=True)
-class Settled:
+class MoveSettled:
     """Nobody will ask for this move any more."""
 
     move: str
@@ -104,14 +104,14 @@ class Settled:
         _check_move(self.move)
 
 
-NodeRequest = Offer | Spans | Take | Chunks | Asked | Settled
+NodeRequest = Offer | Spans | Take | MovedChunks | MoveAsked | MoveSettled
 _KINDS: dict[str, type[NodeRequest]] = {
     "offer": Offer,
     "spans": Spans,
     "take": Take,
-    "chunks": Chunks,
-    "asked": Asked,
-    "settled": Settled,
+    "chunks": MovedChunks,
+    "asked": MoveAsked,
+    "settled": MoveSettled,
 }
 _NAMES = {kind: name for name, kind in _KINDS.items()}
 

@@ -17,7 +17,7 @@ from llmaas.api.transfer_messages import Import
 from llmaas.api.wire import Frame
 from llmaas.errors import BadRequest, ContextTooLong, UnknownContext, assert_never
 from llmaas.kvchunks.store.move_rows import MoveRow, MoveState
-from llmaas.nodes.node_messages import Asked, Chunks, Offer, Settled, Spans, Take, node_request
+from llmaas.nodes.node_messages import MoveAsked, MovedChunks, MoveSettled, Offer, Spans, Take, node_request
 from llmaas.nodes.pinned import PinnedNode
 from llmaas.nodes.ports import Arrivals
 from llmaas.records import TOKEN_BYTES, AppId, ContextSpan, ExportedContext
@@ -26,7 +26,7 @@ log = logging.getLogger(__name__)
 
 
 @dataclass(slots=True, eq=False)
-class Arrival:
+class ArrivingContext:
     """A context that comes, and was not taken yet."""
 
     node: str
@@ -44,7 +44,7 @@ class ArrivalHall:
 
     def __init__(self, arrivals: Arrivals) -> None:
         self._arrivals = arrivals
-        self._coming: dict[str, Arrival] = {}
+        self._coming: dict[str, ArrivingContext] = {}
 
     def session(self, node: PinnedNode) -> ArrivalSession:
         return ArrivalSession(node, self._arrivals, self._coming)
@@ -53,9 +53,9 @@ class ArrivalHall:
 class ArrivalSession:
     """Answers one connection."""
 
-    def __init__(self, node: PinnedNode, arrivals: Arrivals, coming: dict[str, Arrival]) -> None:
+    def __init__(self, node: PinnedNode, arrivals: Arrivals, coming: dict[str, ArrivingContext]) -> None:
         self._node, self._arrivals, self._coming = node, arrivals, coming
-        self._mine: Arrival | None = None
+        self._mine: ArrivingContext | None = None
         self._row: MoveRow | None = None
         """The move that was asked for last, as the store has it."""
 
@@ -70,14 +70,14 @@ class ArrivalSession:
                 return {}
             case Take(move):
                 return await self._take(move)
-            case Chunks(move, root, kv, pieces):
+            case MovedChunks(move, root, kv, pieces):
                 row = await self._found(move)
                 if row is None or row.state is not MoveState.ARRIVED:
                     raise UnknownContext("no context of this move is here")
                 return to_map(await self._arrivals.take_chunks(row, root, kv, pieces))
-            case Asked(move):
+            case MoveAsked(move):
                 return {"taken": await self._is_taken(move)}
-            case Settled(move):
+            case MoveSettled(move):
                 if (row := await self._found(move)) is not None:
                     await self._arrivals.settle(row)
                 return {}
@@ -99,7 +99,7 @@ class ArrivalSession:
         if is_known or offer.move in self._coming:
             raise BadRequest("this move is not a new one")
         usable = self._arrivals.refuse(app, _import(offer, ()), offer.kv)
-        self._mine = self._coming[offer.move] = Arrival(self._node.fingerprint, app, offer)
+        self._mine = self._coming[offer.move] = ArrivingContext(self._node.fingerprint, app, offer)
         return usable
 
     def _more(self, more: Spans) -> None:
@@ -125,7 +125,7 @@ class ArrivalSession:
         log.info("context %s of %s, %d tokens, is here from %s", info.id, info.app, info.n_tokens, self._node.name)
         return {"name": info.name, "n_tokens": info.n_tokens}
 
-    def _offer_of(self, move: str) -> Arrival:
+    def _offer_of(self, move: str) -> ArrivingContext:
         if self._mine is None or self._mine.offer.move != move or self._coming.get(move) is not self._mine:
             raise BadRequest("this move was not offered on this connection, or was given up")
         return self._mine

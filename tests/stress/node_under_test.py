@@ -22,15 +22,19 @@ from tests.support.node_house import node_daemon
 def die_at(who: str, op: str, when: str) -> None:
     """Let this process die there."""
     if who == "asks":
-        ask = NodeClient.ask
+        post, reply, posted = NodeClient.post, NodeClient.reply, list[str]()
 
-        async def deadly_ask(self: NodeClient, asked: str, **fields: Any) -> Frame:
+        async def deadly_post(self: NodeClient, asked: str, **fields: Any) -> None:
             _die(asked == op and when == "before")
-            reply = await ask(self, asked, **fields)
-            _die(asked == op and when == "after")
-            return reply
+            posted.append(asked)
+            await post(self, asked, **fields)
 
-        NodeClient.ask = deadly_ask  # type: ignore[method-assign]
+        async def deadly_reply(self: NodeClient) -> Frame:
+            found = await reply(self)
+            _die(posted.pop(0) == op and when == "after")
+            return found
+
+        NodeClient.post, NodeClient.reply = deadly_post, deadly_reply  # type: ignore[method-assign]
     else:
         answer = ArrivalSession.answer
 
