@@ -176,9 +176,14 @@ board_unit() {
 
 # The engine, built with these options. Its wheel is kept: after a failure, and for another version of llmaas, the next
 # run goes on from there. pip's own cache and its look at what is installed know the engine's version alone, not how it
-# was built.
+# was built. A wheel in the folder LLMAAS_WHEELS (scripts/build-wheel) is taken as it is.
 build_engine() {
     engine=$(grep -oE 'llama-cpp-python==[0-9.]+' "$source/pyproject.toml" | head -n 1)
+    if [ -n "${LLMAAS_WHEELS:-}" ]; then
+        "$root$prefix/venv/bin/python" -m pip install --no-deps --force-reinstall --no-index \
+            --find-links "$LLMAAS_WHEELS" "$engine"
+        return
+    fi
     place=$wheels/$(printf '%s %s' "$engine" "$(build_options)" | cksum | tr ' ' '-')
     if ! ls "$place"/llama_cpp_python-*.whl >/dev/null 2>&1; then
         mkdir -p "$place"
@@ -208,7 +213,10 @@ build_program() {
 install_program() {
     if has_program && [ "$action" != update ]; then return 0; fi
     command -v "${PYTHON:-python3}" >/dev/null || fail "there is no python3" "apt install python3-venv"
-    for program in cmake cc c++; do
+    # A wheel of the engine needs no cmake; llmaas has C libraries of its own.
+    programs="cmake cc c++"
+    [ -z "${LLMAAS_WHEELS:-}" ] || programs=cc
+    for program in $programs; do
         command -v "$program" >/dev/null || fail "there is no $program" "apt install build-essential cmake"
     done
     changed=yes

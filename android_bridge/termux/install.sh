@@ -178,8 +178,14 @@ engine() {
 }
 
 # The wheel of this engine is kept for these flags: building it takes a phone half an hour. pip's own cache and its look
-# at what is installed know the engine's version alone, not how it was built.
+# at what is installed know the engine's version alone, not how it was built. A wheel in the folder LLMAAS_WHEELS, made by
+# this on another phone, is taken as it is.
 build_engine() {
+    if [ -n "${LLMAAS_WHEELS:-}" ]; then
+        "$home/venv/bin/python" -m pip install --no-deps --force-reinstall --no-index --find-links "$LLMAAS_WHEELS" \
+            "$(engine)"
+        return
+    fi
     place=$wheels/$(printf '%s %s' "$(engine)" "$(build_flags)" | cksum | tr ' ' '-')
     mkdir -p "$place"
     if ! ls "$place"/llama_cpp_python-*.whl >/dev/null 2>&1; then

@@ -99,6 +99,17 @@ tree() {
     ! grep -q '^systemctl ' "$CALLS"
 }
 
+@test "termux and systemd: a wheel of the engine is taken from a folder" {
+    mkdir -p "$BATS_TEST_TMPDIR/wheels"
+    export LLMAAS_WHEELS=$BATS_TEST_TMPDIR/wheels
+    run "$BRIDGE/termux/install.sh"
+    [ "$status" -eq 0 ]
+    run "$BRIDGE/systemd/install.sh" --root "$IMAGE" --board none
+    [ "$status" -eq 0 ]
+    [ "$(grep -c -- "--no-index --find-links $LLMAAS_WHEELS llama-cpp-python==" "$CALLS")" -eq 2 ]
+    ! grep -q 'pip wheel' "$CALLS"
+}
+
 @test "boards: each gets its profile and its unit, once" {
     for board in jetson raspberry; do
         run "$BRIDGE/$board/install.sh" --root "$IMAGE/$board"

@@ -115,8 +115,9 @@ def shellcheck_finds_nothing(script: Path, but: str) -> None:
     assert done.returncode == 0, done.stdout
 
 
-def test_bats_finds_that_the_scripts_do_what_they_say() -> None:
-    suite = Path(__file__).with_name("scripts.bats")
+@pytest.mark.parametrize("name", ["scripts.bats", "wheels.bats"])
+def test_bats_finds_that_the_scripts_do_what_they_say(name: str) -> None:
+    suite = Path(__file__).with_name(name)
     done = subprocess.run([needs("bats"), "--tap", suite], capture_output=True, text=True, check=False, timeout=120)
     assert done.returncode == 0, done.stdout + done.stderr
     assert done.stdout.count("\nok ") == suite.read_text("utf-8").count("\n@test ")
