@@ -11,7 +11,7 @@ import ctypes
 import functools
 import logging
 import os
-from collections.abc import AsyncIterator, Mapping
+from collections.abc import AsyncIterator, Callable, Mapping
 from contextlib import AsyncExitStack, asynccontextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -85,13 +85,23 @@ def load_engine(
     config: Config, model: Path, kind: type[LlamaEngine] = LlamaEngine, repack: bool = False
 ) -> LlamaEngine | LlamaEmbeddingEngine:
     """Load the model, with a second copy of weights or without (``engine.llama.repack``). On the engine's thread: the
-    threads of llama.cpp inherit its CPUs. ``kind``: of the engine, if the model writes text.
+    threads of llama.cpp inherit its CPUs. ``kind``: of the engine. One that is not llama.cpp's need not read the model;
+    else that says whether it writes text.
     """
     if config.cpus and priority.can_bind():
         priority.bind(config.cpus)
-    loaded = LlamaModel(model, repack=repack, gpu_layers=config.gpu_layers, held=config.held)
+    read = functools.partial(LlamaModel, repack=repack, gpu_layers=config.gpu_layers, held=config.held)
+    if kind is not LlamaEngine:
+        return _writing_engine(config, model, kind, read)
+    loaded = read(model)
     if loaded.kind is ModelKind.EMBEDDER:
         return LlamaEmbeddingEngine(loaded, n_threads=config.threads, embedding_tokens=config.embedding_tokens)
+    return _writing_engine(config, model, kind, lambda _: loaded)
+
+
+def _writing_engine(
+    config: Config, model: Path, kind: type[LlamaEngine], open_model: Callable[[Path], LlamaModel]
+) -> LlamaEngine:
     shape = context_settings(config)
     return kind(
         model,
@@ -103,7 +113,7 @@ def load_engine(
         full_windows=shape.full_windows,
         embedding_tokens=config.embedding_tokens,
         rope_memo=rope_memo(config),
-        open_model=lambda _: loaded,
+        open_model=open_model,
     )
 
 
