@@ -54,7 +54,10 @@ class GuestSide:
 async def _greeted(channel: LineChannel, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> bytes:
     """The daemon's answer to the hello."""
     try:
-        writer.write(await channel.receive())
+        hello = await channel.receive()
+        if not hello:
+            raise ConnectionResetError("the client has gone")
+        writer.write(hello)
         return await reader.read(MOST_BYTES)
     except BaseException:
         writer.close()

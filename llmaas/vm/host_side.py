@@ -12,7 +12,6 @@ import logging
 import os
 import socket
 from collections.abc import Callable
-from contextlib import suppress
 from pathlib import Path
 from struct import Struct
 
@@ -27,7 +26,7 @@ from llmaas.api.socket_file import SocketFile
 from llmaas.api.wire import encode
 from llmaas.errors import BadRequest, Busy, FrameTooLarge, LlmaasError, ShuttingDown
 from llmaas.vm.line import Line
-from llmaas.vm.relay import relay
+from llmaas.vm.relay import UNREAD_S, close_soon, relay
 from llmaas.vm.vouching import vouched
 
 log = logging.getLogger(__name__)
@@ -52,8 +51,9 @@ class HostSide:
         *,
         uid_of: Callable[[socket.socket], int] = peer_uid,
         hello_s: float = HELLO_S,
+        unread_s: float = UNREAD_S,
     ) -> None:
-        self._line, self._uid_of, self._hello_s = line, uid_of, hello_s
+        self._line, self._uid_of, self._hello_s, self._unread_s = line, uid_of, hello_s, unread_s
         self._waiting: dict[asyncio.Task[None], None] = {}
         """Those that have not said hello, the oldest first."""
         self._tasks: set[asyncio.Task[None]] = set()
@@ -90,19 +90,20 @@ class HostSide:
         self._waiting.pop(task, None)
 
     async def _serve(self, door: Door, sock: socket.socket) -> None:
-        with sock:
+        try:
             sock.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, SEND_BUFFER)
             reader, writer = await asyncio.open_unix_connection(sock=sock)
-            try:
-                await self._greet(door, sock, reader, writer)
-            except OSError as error:
-                log.debug("a client has gone: %s", error)
-            except Exception as error:
-                writer.write(encode(replies.failed_frame(None, as_llmaas_error(error, "hello"))))
-                with suppress(OSError, asyncio.TimeoutError):
-                    await asyncio.wait_for(writer.drain(), self._hello_s)
-            finally:
-                writer.close()
+        except BaseException:
+            sock.close()
+            raise
+        try:
+            await self._greet(door, sock, reader, writer)
+        except OSError as error:
+            log.debug("a client has gone: %s", error)
+        except Exception as error:
+            writer.write(encode(replies.failed_frame(None, as_llmaas_error(error, "hello"))))
+        finally:
+            close_soon(writer)
 
     async def _greet(
         self, door: Door, sock: socket.socket, reader: asyncio.StreamReader, writer: asyncio.StreamWriter
@@ -128,7 +129,7 @@ class HostSide:
         except BaseException:
             channel.close()
             raise
-        await relay(channel, reader, writer)
+        await relay(channel, reader, writer, unread_s=self._unread_s)
 
 
 def require_sockets(socket_path: Path) -> None:

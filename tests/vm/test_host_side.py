@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import os
 import socket as sockets
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
 from pathlib import Path
 from typing import Any
@@ -143,6 +143,42 @@ async def test_who_says_nothing_is_sent_away_and_takes_nobodys_place(tmp_path: P
                     pass  # those that gave way are told nothing, the others that they were too late
                 each.close()
             assert guest.n_open == 1
+
+
+@pytest.mark.parametrize("nbytes", [100_000, 600_000], ids=["a-little", "much"])
+@on_a_loop
+async def test_who_does_not_read_the_end_holds_no_socket(tmp_path: Path, nbytes: int) -> None:
+    """The daemon has ended the connection, and more was written than the kernel takes, or than the line does."""
+
+    async def daemon(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        await reader.read(1000)
+        writer.write(bytes(nbytes))
+        writer.close()
+
+    server = await asyncio.start_unix_server(daemon, tmp_path / "guest-admin.sock")
+    async with served_through(tmp_path / "guest.sock", tmp_path / "h.sock", unread_s=0.5) as guest:
+        before = n_files()
+        peers = [Peer(tmp_path / "h.sock") for _ in range(5)]
+        for peer in peers:
+            peer.send({"op": "hello", "version": 1, "app": "deaf"})
+        for peer in peers:
+            await asyncio.to_thread(peer.sock.recv, 1)
+        await until(lambda: guest.n_open == 0 and n_files() <= before + len(peers))
+        for peer in peers:
+            peer.sock.close()
+    server.close()
+    await server.wait_closed()
+
+
+def n_files() -> int:
+    return len(list(Path("/proc/self/fd").iterdir()))
+
+
+async def until(condition: Callable[[], bool]) -> None:
+    late = asyncio.get_running_loop().time() + SOON
+    while not condition():
+        assert asyncio.get_running_loop().time() < late
+        await asyncio.sleep(0.02)
 
 
 @on_a_loop

@@ -6,6 +6,7 @@ import asyncio
 import random
 import socket as sockets
 import struct
+import tracemalloc
 from collections.abc import Mapping
 from typing import Any
 
@@ -90,6 +91,29 @@ async def test_a_channel_that_nobody_reads_holds_up_no_other_and_a_bounded_numbe
         while taken < 10 * WINDOW:
             taken += len(await asyncio.wait_for(opened[0].receive(), SOON))
         await asyncio.wait_for(stuck, SOON)
+
+
+@on_a_loop
+async def test_small_pieces_that_nobody_takes_need_no_more_memory_than_their_bytes() -> None:
+    ends, all_there = sockets.socketpair(), asyncio.Event()
+    host = Line(*await asyncio.open_unix_connection(sock=ends[0]), on_note=lambda note: all_there.set())
+    running, channel = asyncio.ensure_future(host.run()), host.open("apps")
+    assert channel is not None
+    _, writer = await asyncio.open_unix_connection(sock=ends[1])
+    frames = encode_line_frame(LineKind.DATA, 1, b"xy") * 1024
+    tracemalloc.start()
+    for _ in range(WINDOW // 2048):
+        writer.write(frames)
+        await writer.drain()
+    writer.write(encode_line_frame(LineKind.NOTE, 0, b"\x80"))
+    await asyncio.wait_for(all_there.wait(), SOON)
+    held = tracemalloc.get_traced_memory()[0]
+    tracemalloc.stop()
+    assert held < 5 * WINDOW
+    assert len(await channel.receive()) == MOST_BYTES
+    writer.close()
+    with pytest.raises(LineBroken):
+        await asyncio.wait_for(running, SOON)
 
 
 @on_a_loop
