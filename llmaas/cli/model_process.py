@@ -27,6 +27,8 @@ log = logging.getLogger(__name__)
 
 _REPORT_S = 0.1
 """How often the front process is told what runs, if that has changed."""
+_POOL_STEP = 1 << 20
+"""Bytes of the POOL that are worth a report."""
 _DRAIN_S, _SETTLE_S = 5.0, 60.0
 
 
@@ -65,6 +67,8 @@ class FrontLink:
                 os.close(fd)
             case "retire":
                 self._retire(force=message["force"])
+            case "pool":
+                self._service.budgets.entitle(int(message["nbytes"]))
             case "apps_settled":
                 self._settled.set()
 
@@ -90,13 +94,15 @@ class FrontLink:
         self._stop()
 
     async def _report(self) -> None:
-        before: tuple[int, int] | None = None
+        before: tuple[int, int, int] | None = None
         while True:
             running, total = self._service.usage
-            found = (running + len(self._server.tasks), total)
+            pool = self._service.budgets.pool_used
+            found = (running + len(self._server.tasks), total, pool // _POOL_STEP)
             if found != before:
+                used = before is None or found[:2] != before[:2]
                 before = found
-                self._channel.send({"t": "state", "active": found[0]})
+                self._channel.send({"t": "state", "active": found[0], "pool": pool, "used": used})
             for connection in self._server.connections:
                 connection.settle_mark()
             await asyncio.sleep(_REPORT_S)

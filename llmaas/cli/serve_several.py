@@ -25,7 +25,7 @@ from llmaas.config.models import parts_of
 from llmaas.config.settings import SETTINGS, Config, flag
 from llmaas.config.show import show_setting
 from llmaas.config.sources import LoadedConfig
-from llmaas.errors import LlmaasError
+from llmaas.errors import ConfigError, LlmaasError
 from llmaas.front.front import Front, FrontModel
 from llmaas.front.process import python_command
 from llmaas.host.file_limit import raise_file_limit
@@ -38,7 +38,17 @@ from llmaas.regular_file import open_regular
 
 log = logging.getLogger(__name__)
 
-_OF_FRONT = ("model", "models", "models_bytes", "keep_alive", "socket", "data_dir", "record", "cells")
+_OF_FRONT = [
+    "model",
+    "models",
+    "models_bytes",
+    "models_pool_bytes",
+    "keep_alive",
+    "socket",
+    "data_dir",
+    "record",
+    "cells",
+]
 """Settings that the front process sees to, or that each model's process is given by itself; those of HTTP, too."""
 _LEAST_RAM = 2 << 30
 """Of the machine, for a process that waits for a model: it takes 40 MB."""
@@ -53,6 +63,7 @@ def serve_several(found: LoadedConfig, entries: Sequence[ModelEntry], *, show: b
     names = [entry.name for entry in entries]
     default = registry.read().default
     default = default if default in names else names[0]
+    _check_pool(found.config)
     if show:
         for model in models:
             print(printable(f"{model.name}: {' '.join(model.command)}"))
@@ -75,6 +86,7 @@ async def _serve(found: LoadedConfig, models: Sequence[FrontModel], default: str
         models,
         default,
         budget=_budget(config),
+        pool_bytes=config.models_pool_bytes,
         keep_alive=config.keep_alive,
         memory_of=memory_of,
         spare=_spare(),
@@ -114,6 +126,16 @@ def _budget(config: Config) -> int | None:
     return None if found is None else found.total * 3 // 4
 
 
+def _check_pool(config: Config) -> None:
+    """Raises ConfigError if the POOLs would leave no room for models."""
+    budget, pool = _budget(config), config.models_pool_bytes
+    if pool is not None and budget is not None and pool >= budget:
+        raise ConfigError(
+            f"models_pool_bytes ({pool}) is no part of what models may take together ({budget})",
+            hint="Lower models_pool_bytes, or raise models_bytes.",
+        )
+
+
 def _model(found: LoadedConfig, registry: ModelRegistry, entry: ModelEntry) -> FrontModel:
     """Raises ConfigError for a setting of the model that is wrong, ModelUnreadable for a file that is."""
     own = with_entry(found, registry, entry)
@@ -132,6 +154,7 @@ def _model(found: LoadedConfig, registry: ModelRegistry, entry: ModelEntry) -> F
         tuple(python_command("serve", *_flags(found, own, entry), "--from-front")),
         size + _PROGRAM + (own.config.pool_bytes + own.config.cells * cell_bytes(facts) if writes else 0),
         entry.pinned,
+        own.config.pool_bytes if writes else 0,
         expected_s,
     )
 

@@ -79,6 +79,12 @@ class Config:
         "RAM that several models may take together; for one more, others that are idle are put away",
         "three quarters of the RAM",
     )
+    models_pool_bytes: int | None = _setting(
+        size(0, or_none=True),
+        None,
+        "RAM that the POOLs of several models may take together, shared out by use; each has its pool_bytes at most",
+        "none: each has its pool_bytes",
+    )
     keep_alive: float | None = _setting(
         number(0, 1e9, or_none=True),
         None,

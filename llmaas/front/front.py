@@ -28,6 +28,7 @@ from llmaas.clock import Clock, RealClock
 from llmaas.errors import Busy, LlmaasError, ShuttingDown, UnknownModel
 from llmaas.front.first_frame import first_frame
 from llmaas.front.parked import ParkedConnections
+from llmaas.front.pool_sharing import PoolSharing
 from llmaas.front.process import ModelProcess, ProcessState, python_command, refuse
 from llmaas.front.spare import SpareProcess, StartedProcess, start_process
 from llmaas.policies.model_room import ModelInMemory, models_to_leave
@@ -44,7 +45,7 @@ _WAIT_S = 110.0
 @dataclass(frozen=True, slots=True)
 class FrontModel:
     """A model that is served. ``command`` starts its process; ``nbytes`` is the memory that it takes, as far as is
-    known; ``expected_s`` tells how long loading it takes."""
+    known, and ``pool_bytes`` what of that its POOL may have; ``expected_s`` tells how long loading it takes."""
 
     name: str
     aliases: tuple[str, ...]
@@ -53,12 +54,14 @@ class FrontModel:
     command: tuple[str, ...]
     nbytes: int
     pinned: bool = False
+    pool_bytes: int = 0
     expected_s: Callable[[], float | None] = lambda: None
 
 
 class Front:
     """Serves ``models``, of which the first one that ``default`` names is for those who name none. ``budget``: bytes
-    that they may take together; None: no bound. ``keep_alive``: seconds without use after which one leaves."""
+    that they may take together; None: no bound. ``pool_bytes``: what their POOLs may take of it; None: as much as each
+    of them may. ``keep_alive``: seconds without use after which one leaves."""
 
     def __init__(
         self,
@@ -67,6 +70,7 @@ class Front:
         default: str,
         *,
         budget: int | None,
+        pool_bytes: int | None = None,
         keep_alive: float | None = None,
         limits: Limits | None = None,
         memory_of: Callable[[FrontModel, int], int] = lambda model, pid: model.nbytes,
@@ -78,7 +82,13 @@ class Front:
         self._models = {model.name: model for model in models}
         self._default, self._budget, self._keep_alive = default, budget, keep_alive
         self._limits, self._memory_of, self._clock = limits or Limits(), memory_of, clock or RealClock()
-        self._nbytes = {model.name: model.nbytes for model in models}
+        self._pool = None
+        if pool_bytes is not None:  # what all POOLs may take is set aside, and counted with no model
+            self._pool = PoolSharing(pool_bytes, {model.name: model.pool_bytes for model in models})
+            self._budget = None if budget is None else max(0, budget - pool_bytes)
+            bare = [replace(model, nbytes=max(0, model.nbytes - model.pool_bytes)) for model in models]
+            self._models = {model.name: model for model in bare}
+        self._nbytes = {model.name: model.nbytes for model in self._models.values()}
         """What each takes, as was last seen."""
         self._parked = ParkedConnections(self._resume)
         self._closing = False
@@ -215,6 +225,8 @@ class Front:
         if self._closing:
             return
         now = self._clock.now()
+        if self._pool is not None:
+            self._pool.settle(self.processes, now)
         wanted = [name for name, process in self.processes.items() if process.wanted]
         for name in list(self._since):
             if name not in wanted:
@@ -254,7 +266,8 @@ class Front:
         """Bytes of a model that is in memory; one that has just been started may not have taken all of them yet."""
         process = self.processes[model.name]
         if process.state is ProcessState.READY and process.pid is not None:
-            self._nbytes[model.name] = self._memory_of(model, process.pid)
+            pool = process.pool_used if self._pool is not None else 0
+            self._nbytes[model.name] = max(model.nbytes, self._memory_of(model, process.pid) - pool)
         return self._nbytes[model.name]
 
     def _candidate(self, model: FrontModel) -> ModelInMemory:

@@ -81,6 +81,10 @@ class ModelProcess:
         self.state = ProcessState.AWAY
         self.active = 0
         """Requests that wait or run in it."""
+        self.pool_used = 0
+        """Bytes in its POOL, as it last said."""
+        self.pool_share: int | None = None
+        """Bytes that it was told its POOL may hold; None: as many as its own settings say."""
         self.uses = Uses(clock.now())
         self.load_s: float | None = None
         """Seconds that its last start took."""
@@ -183,6 +187,11 @@ class ModelProcess:
                 with contextlib.suppress(OSError):
                     handed.sock.send(data)
 
+    def give_pool(self, nbytes: int) -> None:
+        """Its POOL may hold so many bytes from now on."""
+        self.pool_share = nbytes
+        self._send({"t": "pool", "nbytes": nbytes})
+
     def apps_settled(self) -> None:
         """All others have left: what it has written about apps holds for all."""
         self._send({"t": "apps_settled"})
@@ -262,12 +271,14 @@ class ModelProcess:
         match message.get("t"):
             case "ready":
                 self.state, self._failure = ProcessState.READY, None
+                self.pool_used, self.pool_share = 0, None
                 self.load_s = self._clock.now() - self._began
                 log.info("the model %s is there, after %.1f s", self.name, self.load_s)
                 self._flush()
             case "state":
-                self.active = int(message["active"])
-                self.uses.last = self._clock.now()
+                self.active, self.pool_used = int(message["active"]), int(message["pool"])
+                if message["used"]:
+                    self.uses.last = self._clock.now()
             case "busy" if self.state is ProcessState.LEAVING:
                 self.state = ProcessState.READY
                 self._flush()

@@ -76,6 +76,21 @@ class PoolBudget:
         self._hold, self._grown = _HOLD_S, False
         return nbytes
 
+    def entitle(self, nbytes: int) -> int:
+        """Another share of what several models have together. What the machine has said of its memory holds on.
+        Returns the budget.
+
+        >>> budget = PoolBudget(configured=1600)
+        >>> budget.entitle(800), budget.entitle(1200)
+        (800, 1200)
+        """
+        whole = self.nbytes == self.configured
+        self.configured = nbytes
+        self.nbytes = nbytes if whole else min(self.nbytes, nbytes)
+        if self.nbytes == nbytes:
+            self.why = "configured"
+        return self.nbytes
+
     def on_reading(self, reading: MemoryReading, used: int, now: float) -> int:
         """The budget after a reading at second ``now``, with ``used`` bytes in the POOL."""
         used = min(used, self.nbytes)

@@ -52,6 +52,18 @@ class Budgets:
             log.info("budgets set: POOL %s, DISK %s", pool_bytes, disk_bytes)
             self._apply(BudgetChanged(pool_bytes, disk_bytes))
 
+    def entitle(self, pool_bytes: int) -> None:
+        """The POOL's share of what several models have together is another from now on."""
+        before, now = self._policy.nbytes, self._policy.entitle(pool_bytes)
+        if now != before:
+            log.debug("POOL: %d -> %d, its share of several models'", before, now)
+            self._apply(BudgetChanged(pool_bytes=now))
+
+    @property
+    def pool_used(self) -> int:
+        """Bytes in the POOL."""
+        return self._planner.pool_used
+
     @property
     def is_short(self) -> bool:
         """Whether the POOL has had to give memory back."""

@@ -113,7 +113,7 @@ class Service:
         )
         interpreter.on_fault = self._failed.set
         self._planner, self._dispatch = interpreter.planner, interpreter.dispatch
-        self._budgets = Budgets(self._planner, self._dispatch, interpreter.pool.trim_memory, parts.clock, parts.metrics)
+        self.budgets = Budgets(self._planner, self._dispatch, interpreter.pool.trim_memory, parts.clock, parts.metrics)
         self._contexts = Contexts(
             parts, interpreter, ctx_limit=ctx_limit, anonymous_contexts=settings.anonymous_contexts
         )
@@ -351,15 +351,15 @@ class Service:
 
     def budget(self, pool_bytes: int | None = None, disk_bytes: int | None = None) -> dict[str, object]:
         """Set what POOL or DISK may hold (bytes); return the budgets that hold now. Shrinking drops chunks at once."""
-        self._budgets.set(pool_bytes, disk_bytes)
-        return dict(self._budgets.snapshot())
+        self.budgets.set(pool_bytes, disk_bytes)
+        return dict(self.budgets.snapshot())
 
     def on_memory_reading(self, reading: MemoryReading) -> None:
         """How much memory the machine has left: the POOL's budget follows."""
         if not self._closing:
-            self._budgets.on_reading(reading)
-            self._parts.weights.on_memory(self._budgets.is_short)
-            if self._budgets.is_short:
+            self.budgets.on_reading(reading)
+            self._parts.weights.on_memory(self.budgets.is_short)
+            if self.budgets.is_short:
                 self.embeddings.free()
 
     def on_thermal_reading(self, reading: ThermalReading) -> None:
@@ -375,7 +375,7 @@ class Service:
         parts = self._parts
         seconds, wear_budget = parts.clock.now() - self._started, self._settings.planner.wear_budget
         return {
-            **figures(parts, self._planner, self._budgets, self._runner, seconds=seconds, wear_budget=wear_budget),
+            **figures(parts, self._planner, self.budgets, self._runner, seconds=seconds, wear_budget=wear_budget),
             "limits": self._limits() if apps else {**self._limits(), "apps": {}},
             **({"apps": parts.app_tallies.snapshot(), "app_quotas": as_plain(self.apps.infos())} if apps else {}),
             **({"octaves": parts.metrics.octaves()} if octaves else {}),

@@ -152,6 +152,11 @@ def test_what_each_process_would_be_started_with_is_shown(
     assert f"--model={file}" in small and "--cells=512" in small and "--bits=16/16" in small
     assert "--record=/tmp/r.other" in other and f"--data-dir={data}/model-stores/other" in other
     assert "--http=none" in other and "--models=none" in other
+    pools = ("--models-bytes", "1G", "--models-pool-bytes")
+    assert main(["serve", "--models", "all", *pools, "100M", "--show-config"]) == OK
+    assert "models-pool-bytes" not in capsys.readouterr().out, "the front process sees to it"
+    assert main(["serve", "--models", "all", *pools, "1G", "--show-config"]) == USAGE
+    assert "Lower models_pool_bytes" in capsys.readouterr().err
 
 
 def test_the_doctor_looks_at_registered_files_and_goes_on_without_a_registry(data: Path, file: Path) -> None:

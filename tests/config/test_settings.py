@@ -21,6 +21,7 @@ BAD = {
     "model": "",
     "models": "a b",
     "models_bytes": "most",
+    "models_pool_bytes": "all",
     "keep_alive": "-1",
     "held": "maybe",
     "gpu_layers": "-1",

@@ -115,3 +115,13 @@ def test_it_stays_between_its_floor_and_what_was_configured_and_never_leaps_up(
         after = budget.on_reading(reading, used, now)
         assert 10 * MIB <= after <= 160 * MIB
         assert after - before <= 10 * MIB
+
+
+def test_another_share_holds_at_once_but_not_against_the_machine() -> None:
+    budget = PoolBudget(1000 * MIB)
+    assert budget.entitle(400 * MIB) == budget.configured == 400 * MIB
+    assert budget.entitle(800 * MIB) == 800 * MIB
+    budget.on_reading(MemoryReading(stalled=0.3), used=800 * MIB, now=0.0)
+    assert budget.nbytes == 600 * MIB and budget.why == "pressure"
+    assert budget.entitle(900 * MIB) == 600 * MIB, "the machine has none to give"
+    assert budget.entitle(500 * MIB) == 500 * MIB and budget.why == "configured"

@@ -59,6 +59,7 @@ async def front_house(
     behaviour: Mapping[str, str] | None = None,
     nbytes: Mapping[str, int] | None = None,
     pinned: str = "",
+    pool_most: int = 0,
     **options: Any,
 ) -> AsyncIterator[FrontHouse]:
     """``behaviour``: see ``fake_model_process``; ``options`` are those of Front."""
@@ -72,6 +73,7 @@ async def front_house(
             (*command, str(root / name), name, (behaviour or {}).get(name, "")),
             (nbytes or {}).get(name, NBYTES),
             name in pinned,
+            pool_most,
         )
         for name in names
     ]
