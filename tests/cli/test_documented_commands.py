@@ -20,6 +20,7 @@ import pytest
 from bench.lib.adapter_files import write_gguf
 from llmaas.cli.main import COMMANDS
 from tests.cli.conftest import Daemon, Run, clean_environ
+from tests.support.encoder_models import write_bert
 
 ROOT = Path(__file__).parents[2]
 RECORDING = ROOT / "tests" / "data" / "version-0.1.0" / "scheduling.recording.gz"
@@ -94,6 +95,7 @@ def home(tmp_path_factory: pytest.TempPathFactory, model_path: Path) -> Iterator
         (home / name).symlink_to(model_path)
     for name in ("terse.gguf", "mail.gguf"):
         write_gguf(home / name, 1)
+    write_bert(home / "nomic-embed-text.gguf")
     (home / "people.json").write_text('{"type": "array", "items": {"enum": ["Ada", "Bob"]}, "maxItems": 2}')
     (home / "question.txt").write_text("Who are you?\n")
     (home / "llmaas.toml").write_text("cells = 4096\n")
