@@ -93,6 +93,7 @@ def home(tmp_path_factory: pytest.TempPathFactory, model_path: Path) -> Iterator
         (home / folder).mkdir(parents=True)
     for name in ("m.gguf", "models/MODEL.gguf"):
         (home / name).symlink_to(model_path)
+    write_bert(home / "nomic-embed-text.gguf")
     for name in ("terse.gguf", "mail.gguf"):
         write_gguf(home / name, 1)
     write_bert(home / "nomic-embed-text.gguf")
