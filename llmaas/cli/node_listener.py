@@ -53,5 +53,5 @@ async def begin_moves(config: Config, service: Service) -> NodeMover:
     data_dir = main_folder(config.data_dir)
     mover = NodeMover(service.transfers.moves, partial(own_identity, data_dir), PinnedNodes(data_dir))
     await mover.start()
-    service.transfers.moves.mover = mover.move
+    service.transfers.moves.mover, service.transfers.moves.calls = mover.move, service
     return mover

@@ -81,8 +81,8 @@ class NodeClient:
         """Send a request; ``reply`` gives the replies, in the same order. Raises NodeUnreachable."""
         await _post(self.name, self._link, {"op": op, **fields})
 
-    async def reply(self) -> Frame:
-        return await _reply(self.name, self._link)
+    async def reply(self, seconds: float = REPLY_S) -> Frame:
+        return await _reply(self.name, self._link, seconds)
 
     async def close(self) -> None:
         await self._link.close()
@@ -140,9 +140,9 @@ async def _post(name: str, link: NodeLink, request: Frame) -> None:
         raise NodeUnreachable(f"the connection to the node {name} has ended: {_why(error)}") from error
 
 
-async def _reply(name: str, link: NodeLink) -> Frame:
+async def _reply(name: str, link: NodeLink, seconds: float = REPLY_S) -> Frame:
     try:
-        reply = await link.receive()
+        reply = await link.receive(seconds)
     except (OSError, EOFError, asyncio.TimeoutError) as error:
         raise NodeUnreachable(f"the connection to the node {name} has ended: {_why(error)}") from error
     except LlmaasError as error:

@@ -11,7 +11,7 @@ import logging
 import socket
 import ssl
 from collections import Counter
-from collections.abc import Callable
+from collections.abc import Awaitable, Callable
 from typing import Protocol
 
 from llmaas.api.wire import Frame
@@ -34,8 +34,9 @@ _IDLE_S = 300.0
 class NodeSession(Protocol):
     """What answers a connection's requests, one after the other."""
 
-    async def answer(self, request: Frame) -> Frame:
-        """Raises LlmaasError, which is the reply then, and ConnectionError to end the connection without one."""
+    async def answer(self, request: Frame, send: Callable[[Frame], Awaitable[None]]) -> Frame:
+        """Raises LlmaasError, which is the reply then, and OSError to end the connection without one.
+        ``send``: frames that go before the reply."""
 
     async def close(self) -> None:
         """The connection has ended."""
@@ -126,23 +127,23 @@ class NodeListener:
                 request = await link.receive(_IDLE_S)
                 if self._nodes.of_certificate(node.certificate) is None:
                     return  # forgotten meanwhile
-                await link.send(await self._reply(session, request))
+                await link.send(await self._reply(session, request, link))
         except (OSError, EOFError, asyncio.TimeoutError, LlmaasError) as error:
             log.debug("the connection of node %s has ended: %s", node.name, error)
         finally:
             await session.close()
             self._connections[node.name] -= 1
 
-    async def _reply(self, session: NodeSession, request: Frame) -> Frame:
+    async def _reply(self, session: NodeSession, request: Frame, link: NodeLink) -> Frame:
         try:
             if request.get("op") == "hello":
                 if request.get("version") != VERSION:
                     raise VersionMismatch(f"this node speaks version {VERSION} of what nodes say to each other")
                 return self._facts()
-            return await session.answer(request)
+            return await session.answer(request, link.send)
         except LlmaasError as error:
             failed = error
-        except ConnectionError:  # the session ends the connection
+        except (OSError, asyncio.TimeoutError):  # of ``link.send``; or the session ends the connection
             raise
         except Exception:
             log.exception("a node's request failed")

@@ -11,17 +11,21 @@ import asyncio
 import logging
 import os
 import secrets
-from collections.abc import Callable, Coroutine, Iterator
+from collections.abc import Callable, Coroutine, Iterator, Sequence
 from contextlib import suppress
+from functools import partial
 from typing import Any
 
+from llmaas.api.messages import Generate
+from llmaas.api.record_maps import from_map, to_map
 from llmaas.api.transfer_records import MovedContext
+from llmaas.calls import CallSpec, Done
 from llmaas.errors import Forbidden, LlmaasError, Moving, ShuttingDown
 from llmaas.kvchunks.store.move_rows import MoveRow, MoveState
-from llmaas.nodes.chunk_sender import CHUNK_BYTES, ChunkSender, ask_node
+from llmaas.nodes.chunk_sender import CHUNK_BYTES, ChunkSender, ask_node, post_to
 from llmaas.nodes.identity import NodeIdentity
 from llmaas.nodes.link import NodeClient, connect_node, end_tasks
-from llmaas.nodes.node_messages import MoveAsked, MoveSettled, Offer, Spans, Take
+from llmaas.nodes.node_messages import GoOn, MoveAsked, MoveSettled, Offer, Spans, Take
 from llmaas.nodes.pinned import PinnedNode, PinnedNodes
 from llmaas.nodes.ports import Departures, LeavingContext
 from llmaas.records import AppId, ContextSpan
@@ -31,6 +35,8 @@ log = logging.getLogger(__name__)
 _SPAN_BYTES = 1 << 20
 _SPANS = 1000
 """Of one frame."""
+_ANSWER_S = 600.0
+"""Between two tokens of an answer that goes on: the context may have to be computed there."""
 _FIRST_WAIT_S, _LONGEST_WAIT_S = 1.0, 60.0
 
 
@@ -89,7 +95,18 @@ class NodeMover:
         client = await connect_node(self._own(), pinned)
         try:
             async with self._departures.departure(app, context) as leaving:
-                return await self._hand_over(client, pinned, leaving, label, name, chunks)
+                try:
+                    moved, move = await self._hand_over(client, pinned, leaving, label, name, chunks)
+                except LlmaasError as error:
+                    if leaving.row is None:
+                        leaving.goes_on_here()
+                    leaving.answer_fails(error)  # unless it goes on
+                    raise
+                except BaseException:
+                    leaving.answer_fails(ShuttingDown("the daemon is stopping"))
+                    raise
+                leaving.goes_on_there(partial(self._go_on, pinned, move))
+                return moved
         finally:
             await client.close()
 
@@ -101,7 +118,7 @@ class NodeMover:
         label: str,
         name: str | None,
         chunks: bool,
-    ) -> MovedContext:
+    ) -> tuple[MovedContext, str]:
         exported, about = leaving.exported, await leaving.chunks((), 0, CHUNK_BYTES)
         move, there = secrets.token_hex(16), name or exported.name
         await ask_node(
@@ -129,7 +146,24 @@ class NodeMover:
             if leaving.row is not None:
                 self._doubt(leaving.row)
             raise
-        return MovedContext(pinned.name, there, said, n_chunks, n_bytes)
+        return MovedContext(pinned.name, there, said, n_chunks, n_bytes), move
+
+    async def _go_on(
+        self, pinned: PinnedNode, move: str, rest: CallSpec, tell: Callable[[Sequence[int]], None]
+    ) -> Done:
+        """Have the other node go on with an answer."""
+        assert rest.generation is not None
+        generation, terms = rest.generation, rest.terms
+        asked = {"max_tokens": generation.max_tokens, "priority": terms.priority, "rate": terms.rate}
+        answer = from_map(Generate, {"context": move, **asked, **to_map(generation.sampling)})
+        client = await connect_node(self._own(), pinned)
+        try:
+            await post_to(client, GoOn(move, answer))
+            while "tokens" in (frame := await client.reply(_ANSWER_S)):
+                tell([int(token) for token in frame["tokens"]])
+            return from_map(Done, frame.get("done"))
+        finally:
+            await client.close()
 
     async def _taken(self, client: NodeClient, pinned: PinnedNode, leaving: LeavingContext, move: str) -> int:
         """Have it taken; how many tokens. Raises Moving if that is not known, what the other node says if it is not."""

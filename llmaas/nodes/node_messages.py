@@ -10,6 +10,7 @@ import re
 import reprlib
 from dataclasses import dataclass
 
+from llmaas.api.messages import Generate
 from llmaas.api.names import check_name, check_ttl
 from llmaas.api.record_maps import from_map, to_map
 from llmaas.api.transfer_messages import DIGEST_BYTES, MAX_SPANS
@@ -104,7 +105,21 @@ class MoveSettled:
         _check_move(self.move)
 
 
-NodeRequest = Offer | Spans | Take | MovedChunks | MoveAsked | MoveSettled
+@dataclass(frozen=True, slots=True)
+class GoOn:
+    """Go on with the answer at the end of a context that was taken; its tokens come in frames ahead of the reply.
+    ``answer``: what is left of it, about no context that it names."""
+
+    move: str
+    answer: Generate
+
+    def __post_init__(self) -> None:
+        _check_move(self.move)
+        if self.answer.messages or self.answer.prompt is not None or self.answer.idempotency_key is not None:
+            raise ValueError("field 'answer': nothing is to be added before it")
+
+
+NodeRequest = GoOn | Offer | Spans | Take | MovedChunks | MoveAsked | MoveSettled
 _KINDS: dict[str, type[NodeRequest]] = {
     "offer": Offer,
     "spans": Spans,
@@ -112,6 +127,7 @@ _KINDS: dict[str, type[NodeRequest]] = {
     "chunks": MovedChunks,
     "asked": MoveAsked,
     "settled": MoveSettled,
+    "go_on": GoOn,
 }
 _NAMES = {kind: name for name, kind in _KINDS.items()}
 

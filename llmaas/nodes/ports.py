@@ -5,13 +5,17 @@ Law: types only. ``service.departures`` says what each does and raises.
 
 from __future__ import annotations
 
+import asyncio
+from collections.abc import Awaitable, Callable, Sequence
 from contextlib import AbstractAsyncContextManager
 from typing import Protocol
 
 from llmaas.api.transfer_messages import Import
 from llmaas.api.transfer_records import ChunkPiece, ExportedChunks, ImportedChunks
+from llmaas.calls import CallSpec, Done, Piece
+from llmaas.errors import LlmaasError
 from llmaas.kvchunks.store.move_rows import MoveRow
-from llmaas.records import AppId, ContextInfo, ExportedContext
+from llmaas.records import AppId, ContextInfo, ExportedContext, RequestId
 
 
 class LeavingContext(Protocol):
@@ -23,6 +27,12 @@ class LeavingContext(Protocol):
 
     @property
     def ttl(self) -> float | None: ...
+
+    def goes_on_there(self, ask: Callable[[CallSpec, Callable[[Sequence[int]], None]], Awaitable[Done]]) -> None: ...
+
+    def goes_on_here(self) -> None: ...
+
+    def answer_fails(self, error: LlmaasError) -> None: ...
 
     async def begin(self, move: str, node: str) -> None: ...
 
@@ -56,6 +66,12 @@ class Arrivals(Protocol):
     async def take_chunks(
         self, row: MoveRow, root: bytes, kv: bytes, pieces: tuple[ChunkPiece, ...]
     ) -> ImportedChunks: ...
+
+    def answer(
+        self, row: MoveRow, spec: CallSpec, emit: Callable[[Piece], None]
+    ) -> tuple[RequestId, asyncio.Future[Done]]: ...
+
+    def cancel(self, request: RequestId) -> None: ...
 
     async def find(self, move: str) -> MoveRow | None: ...
 

@@ -9,15 +9,18 @@ from __future__ import annotations
 
 import asyncio
 import logging
-from dataclasses import dataclass, field
+from collections.abc import Awaitable, Callable
+from dataclasses import dataclass, field, replace
 
 from llmaas.api.caller import app_named
+from llmaas.api.messages import Generate
 from llmaas.api.record_maps import to_map
 from llmaas.api.transfer_messages import Import
 from llmaas.api.wire import Frame
+from llmaas.calls import Piece, Priority
 from llmaas.errors import BadRequest, ContextTooLong, UnknownContext, assert_never
 from llmaas.kvchunks.store.move_rows import MoveRow, MoveState
-from llmaas.nodes.node_messages import MoveAsked, MovedChunks, MoveSettled, Offer, Spans, Take, node_request
+from llmaas.nodes.node_messages import GoOn, MoveAsked, MovedChunks, MoveSettled, Offer, Spans, Take, node_request
 from llmaas.nodes.pinned import PinnedNode
 from llmaas.nodes.ports import Arrivals
 from llmaas.records import TOKEN_BYTES, AppId, ContextSpan, ExportedContext
@@ -59,7 +62,7 @@ class ArrivalSession:
         self._row: MoveRow | None = None
         """The move that was asked for last, as the store has it."""
 
-    async def answer(self, request: Frame) -> Frame:
+    async def answer(self, request: Frame, send: Callable[[Frame], Awaitable[None]]) -> Frame:
         """Raises LlmaasError."""
         asked = node_request(request)
         match asked:
@@ -81,8 +84,29 @@ class ArrivalSession:
                 if (row := await self._found(move)) is not None:
                     await self._arrivals.settle(row)
                 return {}
+            case GoOn(move, answer):
+                row = await self._found(move)
+                if row is None:
+                    raise UnknownContext("no context of this move is here")
+                return await self._go_on(row, answer, send)
             case _:
                 assert_never(asked)
+
+    async def _go_on(self, row: MoveRow, answer: Generate, send: Callable[[Frame], Awaitable[None]]) -> Frame:
+        """Send tokens as they are drawn. If they cannot be sent, nobody wants them any more: the answer ends."""
+        pieces: asyncio.Queue[Piece | None] = asyncio.Queue()
+        terms = replace(answer.terms, priority=max(answer.terms.priority, Priority.NORMAL))
+        request, reply = self._arrivals.answer(row, replace(answer.spec, terms=terms), pieces.put_nowait)
+        reply.add_done_callback(lambda _: pieces.put_nowait(None))
+        try:
+            while (piece := await pieces.get()) is not None:
+                await send({"tokens": list(piece.tokens)})
+        except BaseException:
+            self._arrivals.cancel(request)
+            await asyncio.wait([reply])
+            reply.cancelled() or reply.exception()
+            raise
+        return {"done": to_map(await reply)}
 
     async def close(self) -> None:
         self._drop()

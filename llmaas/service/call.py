@@ -9,6 +9,7 @@ from __future__ import annotations
 import asyncio
 from collections.abc import Callable
 from dataclasses import dataclass, field
+from typing import Protocol
 
 from llmaas.calls import CallSpec, Done, FinishReason, Piece, SwitchReport
 from llmaas.engine.adapter_cache import AdapterFile
@@ -29,6 +30,14 @@ REASONS = {
 }
 
 
+class Successor(Protocol):
+    """See ``succession.Succession``."""
+
+    def cancel(self) -> None: ...
+
+    async def run(self, call: Call) -> Done: ...
+
+
 @dataclass(slots=True, eq=False)
 class CallControl:
     """How far the runner has come with a call. Written by the runner, on the event loop."""
@@ -38,6 +47,8 @@ class CallControl:
     cancelled: bool = False
     told_again: bool = False
     """It was answered with what was stored under its idempotency key."""
+    successor: Successor | None = None
+    """Who goes on with the answer, if it is interrupted because its context moves."""
     pushed_out: bool = False
     """It was cancelled because another app needs its place."""
     planned: bool = False

@@ -7,22 +7,43 @@ has arrived is in the store together with the name of its move, so that there is
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator, Awaitable, Callable
+import asyncio
+from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
 from contextlib import asynccontextmanager
+from functools import partial
+from typing import Protocol
 
 from llmaas.api.transfer_messages import ExportChunks, Import, ImportChunks
 from llmaas.api.transfer_records import ChunkPiece, ExportedChunks, ImportedChunks, MovedContext
-from llmaas.errors import AdapterMismatch, BadRequest, ModelMismatch, UnknownContext, UnknownNode
+from llmaas.calls import CallSpec, Done, Piece
+from llmaas.errors import AdapterMismatch, BadRequest, LlmaasError, ModelMismatch, UnknownContext, UnknownNode
 from llmaas.kvchunks.store.move_rows import MoveRow, MoveState
-from llmaas.records import AppId, ContextInfo, ExportedContext
+from llmaas.planner.events import CancelRequested, Event
+from llmaas.records import AppId, ContextInfo, ExportedContext, RequestId
+from llmaas.service.call import Call
 from llmaas.service.chunk_transfers import ChunkTransfers
 from llmaas.service.contexts import Contexts
 from llmaas.service.live_context import LiveContext
 from llmaas.service.parts import ServiceParts
 from llmaas.service.refusals import refuse_if_deleted
+from llmaas.service.succession import Succession, ended_there, may_succeed, rest_of, tell_more
 
 Mover = Callable[[AppId, str, str, str | None, bool], Awaitable[MovedContext]]
 """(app, context, node, the name there, with chunks): takes the context to the node."""
+
+
+AskThere = Callable[[CallSpec, Callable[[Sequence[int]], None]], Awaitable[Done]]
+"""Asks for the rest of an answer where its context is now; tokens are told as they come."""
+
+
+class CallTaker(Protocol):
+    """A service."""
+
+    def submit(
+        self, app: AppId, context: str, spec: CallSpec, emit: Callable[[Piece], None]
+    ) -> tuple[RequestId, asyncio.Future[Done]]: ...
+
+    def cancel(self, request: RequestId) -> None: ...
 
 
 class Departure:
@@ -34,6 +55,8 @@ class Departure:
     ) -> None:
         self._moves, self._live, self.exported, self.row = moves, live, exported, known
         self.adapter, self.ttl, self.name = live.adapter, live.row.ttl, live.row.name
+        self.successor: Succession | None = None
+        """Of the call that was interrupted for this."""
 
     async def begin(self, move: str, node: str) -> None:
         """From now on the node with this fingerprint may have it."""
@@ -44,6 +67,19 @@ class Departure:
     async def chunks(self, indices: tuple[int, ...], offset: int, n_bytes: int) -> ExportedChunks:
         """See ``api.transfer_operations.export_chunks``."""
         return await self._moves.export_chunks(self._live, ExportChunks(self._live.id, indices, offset, n_bytes))
+
+    def goes_on_there(self, ask: AskThere) -> None:
+        """The answer that was interrupted, if one was, goes on by ``ask``."""
+        if self.successor is not None:
+            self.successor.goes_on(partial(self._moves.go_on_there, ask))
+
+    def goes_on_here(self) -> None:
+        if self.successor is not None:
+            self.successor.goes_on(self._moves.go_on_here)
+
+    def answer_fails(self, error: LlmaasError) -> None:
+        if self.successor is not None:
+            self.successor.fails(error)
 
     async def stays(self) -> None:
         """The other node has not taken it, and never will."""
@@ -73,13 +109,17 @@ class Moves:
         export: Callable[[LiveContext], Awaitable[ExportedContext]],
         import_: Callable[..., Awaitable[ContextInfo]],
         most_tokens: int,
+        dispatch: Callable[[Event], None],
     ) -> None:
+        self._dispatch = dispatch
         self._parts, self._contexts, self._export, self._import = parts, contexts, export, import_
         self.export_chunks, self.import_chunks = chunks.export_of, chunks.import_
         self.delete = contexts.delete_held
         self.most_tokens, self.most_text = most_tokens, most_tokens * parts.engine.token_bytes
         """Of one context."""
         self.mover: Mover | None = None
+        self.calls: CallTaker | None = None
+        """Who takes the rest of answers whose contexts move; None: a move waits until the answer has ended."""
 
     @property
     def vocab(self) -> str:
@@ -102,9 +142,52 @@ class Moves:
         live = self._contexts.find_usable(app, context)
         if live.anonymous:
             raise BadRequest("a context without a name of its own stays where it is", hint="Fork it under a name.")
-        async with live.lock:
+        successor: Succession | None = None
+        waiting = asyncio.ensure_future(live.lock.acquire())
+        try:
+            await asyncio.sleep(0)  # it stands in the queue now, before calls that come after the interruption
+            successor = self._interrupt(live)
+            await waiting
             refuse_if_deleted(live)
-            yield Departure(self, live, await self._exported(live))
+            leaving = Departure(self, live, await self._exported(live))
+            leaving.successor = successor
+            yield leaving
+        finally:
+            if successor is not None:  # whoever took the departure has said more, unless it failed before
+                successor.goes_on(self.go_on_here)
+            if not waiting.cancel() and not waiting.cancelled():
+                live.lock.release()
+
+    def _interrupt(self, live: LiveContext) -> Succession | None:
+        """Interrupt the answer that the context gives, if it can go on elsewhere; else it is waited for."""
+        calls = [call for call in self._parts.calls.values() if call.live is live]
+        if self.calls is None or len(calls) != 1 or not may_succeed(calls[0]):
+            return None
+        control = calls[0].control
+        successor = control.successor = Succession()
+        control.cancelled = True
+        self._dispatch(CancelRequested(calls[0].id))
+        return successor
+
+    async def go_on_there(self, ask: AskThere, call: Call) -> Done:
+        """The end of an answer whose context has moved. Raises what the other node says, and NodeUnreachable."""
+        rest, engine = rest_of(call), self._parts.engine
+        there = None if rest is None else await ask(rest, lambda tokens: tell_more(call, tokens, engine))
+        return ended_there(call, there, self._parts.clock.now())
+
+    async def go_on_here(self, call: Call) -> Done:
+        """The end of an answer whose context was to move, and has not."""
+        assert self.calls is not None
+        rest, engine = rest_of(call), self._parts.engine
+        if rest is None:
+            return ended_there(call, None, self._parts.clock.now())
+        emit = lambda piece: tell_more(call, piece.tokens, engine)  # noqa: E731
+        request, reply = self.calls.submit(call.live.row.app, call.live.id, rest, emit)
+        try:
+            return ended_there(call, await reply, self._parts.clock.now())
+        except asyncio.CancelledError:
+            self.calls.cancel(request)
+            raise
 
     @asynccontextmanager
     async def departure_in_doubt(self, row: MoveRow) -> AsyncIterator[Departure | None]:
@@ -150,6 +233,19 @@ class Moves:
         """Chunks of a context that came by this move, for it and others that came from there. Raises UnknownContext."""
         live = self._contexts.find(None, row.context)
         return await self.import_chunks(live.row.app, ImportChunks(live.id, root, kv, pieces, trusted=True))
+
+    def answer(
+        self, row: MoveRow, spec: CallSpec, emit: Callable[[Piece], None]
+    ) -> tuple[RequestId, asyncio.Future[Done]]:
+        """Go on with the answer of a context that came by this move. Raises LlmaasError."""
+        live = self._contexts.find(None, row.context)
+        if self.calls is None:
+            raise BadRequest("answers do not go on here")
+        return self.calls.submit(live.row.app, live.id, spec, emit)
+
+    def cancel(self, request: RequestId) -> None:
+        if self.calls is not None:
+            self.calls.cancel(request)
 
     # -- what the store knows
 

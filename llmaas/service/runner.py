@@ -183,7 +183,11 @@ class CallRunner:
     def cancel(self, request: RequestId) -> None:
         """The call's reply will be Cancelled, soon. One that has ended already is left alone."""
         call = self._calls.get(request)
-        if call is None or call.control.cancelled:
+        if call is None:
+            return
+        if call.control.cancelled:
+            if call.control.successor is not None:
+                call.control.successor.cancel()
             return
         call.control.cancelled = True
         if call.control.planned:
@@ -219,7 +223,7 @@ class CallRunner:
             async with call.live.lock:
                 outcome = await self._turns.run(call)
         except LlmaasError as e:
-            outcome = e
+            outcome = await self._succeeded(call, e)
         except MemoryError as e:
             log.warning("request %d: no memory: %s", call.id, e)
             outcome = NoMemory("the daemon has no memory for this request")
@@ -230,6 +234,19 @@ class CallRunner:
             if self._calls.pop(call.id, None) is not None:
                 self._reply(call, outcome)
             self._release(call)
+
+    async def _succeeded(self, call: Call, error: LlmaasError) -> Done | LlmaasError:
+        """How the call ends; it may have been interrupted so that its answer goes on elsewhere."""
+        successor = call.control.successor
+        if successor is None or not isinstance(error, Cancelled) or not error.n_generated:
+            return error
+        try:
+            return await successor.run(call)
+        except LlmaasError as e:
+            return e
+        except Exception as e:
+            log.exception("request %d failed when it was to go on elsewhere", call.id)
+            return Internal(f"request failed: {e}")
 
     def _reply(self, call: Call, outcome: Done | LlmaasError) -> None:
         if call.control.deadline_timer is not None:

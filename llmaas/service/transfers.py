@@ -30,7 +30,9 @@ class Transfers:
         self._parts, self._contexts, self._ctx_limit = parts, contexts, ctx_limit
         chunks = ChunkTransfers(parts, interpreter, contexts)
         self.export_chunks, self.import_chunks = chunks.export, chunks.import_
-        self.moves = Moves(parts, contexts, chunks, self._exported, self.import_context, ctx_limit)
+        self.moves = Moves(
+            parts, contexts, chunks, self._exported, self.import_context, ctx_limit, interpreter.dispatch
+        )
         self.move = self.moves.move
 
     async def export_context(self, app: AppId, context: str) -> ExportedContext:

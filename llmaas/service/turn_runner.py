@@ -217,7 +217,8 @@ class TurnRunner:
         failed = finish.outcome in (Outcome.CANCELLED, Outcome.EXPIRED, Outcome.ENGINE_FAILED)
         n_kv = live.n_kv
         try:
-            rest = call.answer.last_piece()
+            goes_on = failed and call.control.successor is not None
+            rest = None if goes_on else call.answer.last_piece()
             if rest and not (failed and call.spec.idempotency_key is not None):
                 call.emit(rest)  # else it may be told otherwise, when the answer goes on
             n_kv = min(max(live.n_kv, finish.n_kv), call.answer.cut_untold(self._engine))

@@ -163,3 +163,32 @@ async def test_a_move_that_was_said_not_to_be_here_will_never_be(tmp_path: Path)
             await ask(evil, {"op": "take", "move": MOVE})
         await other.close()
         assert await names(desk) == []
+
+
+@on_a_loop
+async def test_answers_go_on_in_its_own_contexts_only(tmp_path: Path) -> None:
+    async with phone_and_desk(tmp_path) as (phone, desk):
+        await talk(phone)
+        await move(phone)
+        (row,) = desk.daemon.store.moves.all()
+        before = await said(desk)
+        answer = {"context": "x", "max_tokens": 5, "priority": 0}
+        async with harmful(tmp_path, desk) as evil:
+            with pytest.raises(UnknownContext):
+                await ask(evil, {"op": "go_on", "move": row.move, "answer": answer})
+            with pytest.raises(UnknownContext):
+                await ask(evil, {"op": "go_on", "move": MOVE, "answer": answer})
+            for more in ({"prompt": "x"}, {"messages": [{"role": "user", "content": "x"}]}, {"idempotency_key": "k"}):
+                with pytest.raises(CallerError, match="nothing is to be added"):
+                    await ask(evil, {"op": "go_on", "move": row.move, "answer": {**answer, **more}})
+            assert await said(desk) == before
+            await ask(evil, offer(desk))
+            await ask(evil, spans())
+            await ask(evil, {"op": "take", "move": MOVE})
+            await evil.post("go_on", move=MOVE, answer=answer)
+            frames = [await evil.reply()]
+            while "tokens" in frames[-1]:
+                frames.append(await evil.reply())
+            assert frames[-1]["done"]["n_generated"] == 5
+            async with desk.daemon.connect("mail", admin=True) as operator:
+                assert [info.priority for info in await operator.requests(everyone=True)][-1] == 5

@@ -203,7 +203,7 @@ async def test_nobody_there_and_no_address(tmp_path: Path) -> None:
 
 
 class Failing(Echo):
-    async def answer(self, request: object) -> dict[str, object]:
+    async def answer(self, request: object, send: object) -> dict[str, object]:
         match request:
             case {"op": "mine"}:
                 raise BadRequest("so not", hint="but so")

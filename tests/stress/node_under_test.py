@@ -16,7 +16,7 @@ from typing import Any
 from llmaas.api.wire import Frame
 from llmaas.nodes.link import NodeClient
 from llmaas.nodes.session import ArrivalSession
-from tests.support.node_house import node_daemon
+from tests.support.node_house import Send, node_daemon
 
 
 def die_at(who: str, op: str, when: str) -> None:
@@ -38,9 +38,9 @@ def die_at(who: str, op: str, when: str) -> None:
     else:
         answer = ArrivalSession.answer
 
-        async def deadly_answer(self: ArrivalSession, request: Frame) -> Frame:
+        async def deadly_answer(self: ArrivalSession, request: Frame, send: Send) -> Frame:
             _die(request["op"] == op and when == "before")
-            reply = await answer(self, request)
+            reply = await answer(self, request, send)
             _die(request["op"] == op and when == "after")
             return reply
 

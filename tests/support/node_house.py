@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import random
 import socket
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import asynccontextmanager, suppress
 from dataclasses import dataclass
 from functools import partial
@@ -22,6 +22,7 @@ from llmaas.nodes.session import ArrivalHall
 from tests.support.daemon import Daemon, serving
 
 SOON = 20.0
+Send = Callable[[Frame], Awaitable[None]]
 
 
 class Echo:
@@ -30,7 +31,7 @@ class Echo:
     def __init__(self, node: PinnedNode) -> None:
         self.node = node
 
-    async def answer(self, request: Frame) -> Frame:
+    async def answer(self, request: Frame, send: Send) -> Frame:
         return {"from": self.node.name, "asked": request}
 
     async def close(self) -> None:
@@ -91,14 +92,14 @@ class _CutSession:
     def __init__(self, cut: Cut, inner: NodeSession) -> None:
         self._cut, self._inner = cut, inner
 
-    async def answer(self, request: Frame) -> Frame:
+    async def answer(self, request: Frame, send: Send) -> Frame:
         cut, op = self._cut, request["op"]
         cut.seen.append(op)
         hit = cut.n_left > 0 and op == cut.op
         cut.n_left -= hit
         if hit and not cut.after:
             raise ConnectionResetError
-        reply = await self._inner.answer(request)
+        reply = await self._inner.answer(request, send)
         if hit:
             raise ConnectionResetError
         return reply
@@ -134,7 +135,7 @@ async def node_daemon(root: Path, port: int = 0, **options: Any) -> AsyncIterato
         async with listening(data_dir, session, port) as listener:
             mover = NodeMover(moves, partial(own_identity, data_dir), PinnedNodes(data_dir))
             await mover.start()
-            moves.mover = mover.move
+            moves.mover, moves.calls = mover.move, daemon.service
             try:
                 yield House(daemon, data_dir, listener, mover, cut)
             finally:

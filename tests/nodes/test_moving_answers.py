@@ -1,0 +1,162 @@
+"""A context moves while it is answered: whoever asked sees one answer, without a token too many or too few."""
+
+from __future__ import annotations
+
+import asyncio
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from llmaas.calls import Done, Terms
+from llmaas.errors import Cancelled, ContextExists, NodeUnreachable
+from tests.nodes.test_moving import move, names, said, talk
+from tests.support.loop import on_a_loop
+from tests.support.node_house import SOON, House, phone_and_desk
+
+N = 90
+RATE = 120.0
+"""Tokens a second, so that the move comes in the middle."""
+
+
+class Asked:
+    """An answer that is under way."""
+
+    def __init__(self, house: House, context: str = "x", rate: float | None = RATE) -> None:
+        self.tokens: list[int] = []
+        self.text = ""
+        self.begun = asyncio.Event()
+        self._stop = asyncio.Event()
+        self.task = asyncio.create_task(self._ask(house, context, rate))
+
+    async def _ask(self, house: House, context: str, rate: float | None) -> Done:
+        async with house.daemon.connect("mail") as client:
+            stream = client.generate(context, "tell me all of it", max_tokens=N, terms=Terms(rate=rate))
+            async for piece in stream:
+                self.text += piece.text
+                self.tokens += piece.tokens
+                if len(self.tokens) >= 20:
+                    self.begun.set()
+                if self._stop.is_set():
+                    await stream.cancel()
+            return await stream.done()
+
+    def stop(self) -> None:
+        self._stop.set()
+
+    async def end(self) -> Done:
+        return await asyncio.wait_for(self.task, SOON)
+
+
+async def unmoved(house: House) -> Asked:
+    """The same answer, of a conversation that is alike."""
+    await talk(house, "twin")
+    asked = Asked(house, "twin", None)
+    await asked.end()
+    return asked
+
+
+async def begun(house: House) -> Asked:
+    asked = Asked(house)
+    await asyncio.wait_for(asked.begun.wait(), SOON)
+    return asked
+
+
+@on_a_loop
+async def test_the_answer_goes_on_there_and_is_told_here_as_if_nothing_had_moved(tmp_path: Path) -> None:
+    async with phone_and_desk(tmp_path) as (phone, desk):
+        await talk(phone)
+        other = await unmoved(phone)
+        asked = await begun(phone)
+        moved = await move(phone)
+        assert len(asked.tokens) < N, "it had not ended before"
+        assert moved.n_tokens > 0 and await names(desk) == ["x"]
+        done = await asked.end()
+        assert (asked.text, asked.tokens) == (other.text, other.tokens)
+        assert (done.n_generated, done.n_kept, len(asked.tokens)) == (N, N, N)
+        assert "go_on" in desk.cut.seen
+        assert (await said(desk))[-1].content == asked.text
+        async with desk.daemon.connect("mail") as client:
+            assert (await client.contexts())[0].n_tokens == done.n_tokens
+        assert await names(phone) == ["twin"]
+
+
+@on_a_loop
+async def test_there_and_back_and_there_again_in_one_answer(tmp_path: Path) -> None:
+    """The desk's part of the answer is a call of its own, which moves as any other does."""
+    async with phone_and_desk(tmp_path) as (phone, desk):
+        await talk(phone)
+        other = await unmoved(phone)
+        asked = await begun(phone)
+        await move(phone)
+        while len(asked.tokens) < 50:
+            await asyncio.sleep(0.01)
+        await move(desk, node="phone")
+        await asked.end()
+        assert (asked.text, asked.tokens) == (other.text, other.tokens)
+        assert (await said(phone))[-1].content == asked.text and await names(desk) == []
+
+
+@pytest.mark.parametrize("why", ["taken", "cut before", "cut in the middle"])
+@on_a_loop
+async def test_where_it_does_not_move_the_answer_goes_on_here(tmp_path: Path, why: str) -> None:
+    async with phone_and_desk(tmp_path) as (phone, desk):
+        await talk(phone)
+        other = await unmoved(phone)
+        if why == "taken":
+            await talk(desk, n_turns=1)
+        else:
+            desk.cut.arm("offer" if why == "cut before" else "spans", after=False)
+        asked = await begun(phone)
+        with pytest.raises((ContextExists, NodeUnreachable)):
+            await move(phone)
+        done = await asked.end()
+        assert (asked.text, asked.tokens, done.n_generated) == (other.text, other.tokens, N)
+        assert (await said(phone))[-1].content == asked.text
+
+
+@on_a_loop
+async def test_if_the_other_node_is_lost_in_the_middle_what_was_told_is_kept_there(tmp_path: Path) -> None:
+    async with phone_and_desk(tmp_path) as (phone, desk):
+        await talk(phone)
+        asked = await begun(phone)
+        desk.cut.arm("go_on", after=False)
+        await move(phone)
+        with pytest.raises(NodeUnreachable):
+            await asked.end()
+        kept = (await said(desk))[-1]
+        assert kept.role == "assistant" and kept.content and kept.content.startswith(asked.text)
+        assert await names(phone) == []
+
+
+@on_a_loop
+async def test_whoever_asked_can_still_cancel(tmp_path: Path) -> None:
+    async with phone_and_desk(tmp_path) as (phone, desk):
+        await talk(phone)
+        asked = await begun(phone)
+        await move(phone)
+        while len(asked.tokens) < 40:
+            await asyncio.sleep(0.01)
+        asked.stop()
+        with pytest.raises(Cancelled):
+            await asked.end()
+        for _ in range(400):
+            if not desk.daemon.service.stats(apps=False)["requests"]["active"]:  # type: ignore[index]
+                break
+            await asyncio.sleep(0.02)
+        told: Any = (await said(desk))[-1]
+        assert told.content.startswith(asked.text[:40]) and len(asked.tokens) < N
+
+
+@on_a_loop
+async def test_an_answer_with_stop_strings_ends_before_its_context_moves(tmp_path: Path) -> None:
+    async with phone_and_desk(tmp_path) as (phone, desk), phone.daemon.connect("mail") as client:
+        await talk(phone)
+        stream = client.generate("x", "more", max_tokens=40, stop=["\0never"], terms=Terms(rate=RATE))
+        pieces = [await stream.__anext__()]
+        moving = asyncio.create_task(move(phone))
+        pieces += [piece async for piece in stream]
+        assert (await stream.done()).n_generated == 40
+        await moving
+        assert "go_on" not in desk.cut.seen
+        assert (await said(desk))[-1].content == "".join(piece.text for piece in pieces)
