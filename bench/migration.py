@@ -3,8 +3,9 @@
 Two daemons with stores of their own are paired over a proxy on loopback that passes so many bits a second. The pause is
 what a person waits who moves an idle conversation (3,000 tokens of SmolLM2; ``--quick``: 800) and asks at once at the
 other node: from the request to move to the first token of the answer there. ``chunks``: coded chunks go with it, as by
-default; ``tokens``: nothing but tokens, and all is computed there (``--no-chunks``). ``link_s`` is what the bytes that
-went take on such a link by themselves.
+default; ``tokens``: nothing but tokens, and all is computed there (``--no-chunks``). ``answered``: the conversation
+moves while it is answered, and the pause is the longest time between two tokens that whoever asked sees. ``link_s`` is
+what the bytes that went take on such a link by themselves.
 
 Then contexts of the fake engine are moved at random, each after a turn that was acknowledged, while other contexts of
 both nodes are in use. Half of the moves are hit, within the first 50 ms: one node is killed by SIGKILL, or the link is
@@ -19,7 +20,9 @@ import sys
 import threading
 import time
 from collections import Counter
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
+from itertools import pairwise
 from pathlib import Path
 from statistics import median
 from typing import Any
@@ -34,6 +37,7 @@ from llmaas.records import CHUNK_TOKENS
 LATE_S = 60.0
 _LETTERS = "the tide comes in and goes out, and nobody is at the harbour but a boat that waits for morning "
 _HIT_S = 0.05
+_ANSWER = 64
 _CONTEXTS = 6
 
 
@@ -67,6 +71,30 @@ def moved_once(a: NodeProcess, b: NodeProcess, n: int, *, chunks: bool) -> dict[
     return {"pause_s": pause, "move_s": at - start, "bytes": moved.n_bytes, "recomputed": recomputed}
 
 
+def moved_while_answered(a: NodeProcess, b: NodeProcess, n: int) -> dict[str, float]:
+    times, begun = list[float](), threading.Event()
+    with a.client() as here, b.client() as there:
+        name = here.fork("base", name=f"answer-{n}").name
+
+        def ask() -> None:
+            with a.client() as asking:
+                for piece in asking.generate(name, prompt=" And then", max_tokens=_ANSWER):
+                    times.extend([time.perf_counter()] * len(piece.tokens))
+                    if len(times) >= 8:
+                        begun.set()
+
+        asker = threading.Thread(target=ask)
+        asker.start()
+        begun.wait(LATE_S)
+        start = time.perf_counter()
+        moved = here.move(name, "b")
+        move_s = time.perf_counter() - start
+        asker.join()
+        there.delete(name)
+    gaps = [later - earlier for earlier, later in pairwise(times)]
+    return {"pause_s": max(gaps), "token_s": median(gaps), "move_s": move_s, "bytes": moved.n_bytes, "told": len(times)}
+
+
 def pauses(options: Options) -> tuple[dict[str, Any], list[Bar]]:
     n_tokens = 800 if options.quick else 3000
     rates = (100, 1000) if options.quick else (10, 100, 1000)
@@ -81,11 +109,13 @@ def pauses(options: Options) -> tuple[dict[str, Any], list[Bar]]:
             for _ in range(1 if not chunks else 3 if options.quick or mbit < 100 else 7):
                 n += 1
                 runs.append(moved_once(a, b, n, chunks=chunks))
-            found = {key: median([run[key] for run in runs]) for key in runs[0]}
-            found["link_s"] = 8 * found["bytes"] / (mbit * 1e6)
-            name = f"{'chunks' if chunks else 'tokens'}_{mbit}_mbit"
-            figures[name] = found
-            say(f"{name}: {found}")
+            figures[f"{'chunks' if chunks else 'tokens'}_{mbit}_mbit"] = _middle(runs, mbit)
+        for mbit in rates[-2:]:
+            b.link.bits_per_s = mbit * 1e6
+            runs = [moved_while_answered(a, b, i) for i in range(mbit, mbit + 3)]
+            figures[f"answered_{mbit}_mbit"] = _middle(runs, mbit)
+            told = min(run["told"] for run in runs)
+            bars.append(Bar(f"tokens told of an answer that moved, {mbit} Mbit/s", told, _ANSWER))
     for mbit in rates:
         with_chunks = figures[f"chunks_{mbit}_mbit"]
         if f"tokens_{mbit}_mbit" in figures:
@@ -94,6 +124,13 @@ def pauses(options: Options) -> tuple[dict[str, Any], list[Bar]]:
     at_100 = figures["chunks_100_mbit"]
     bars.append(Bar("a move at 100 Mbit/s, against its bytes alone", at_100["move_s"] / at_100["link_s"], 2.0, True))
     return figures, bars
+
+
+def _middle(runs: Sequence[Mapping[str, float]], mbit: int) -> dict[str, float]:
+    found = {key: median([run[key] for run in runs]) for key in runs[0]}
+    found["link_s"] = 8 * found["bytes"] / (mbit * 1e6)
+    say(f"{mbit} Mbit/s: {found}")
+    return found
 
 
 # -- moves that fail
