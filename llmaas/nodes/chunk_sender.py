@@ -14,7 +14,7 @@ from llmaas.api.transfer_records import ExportedChunks, ImportedChunks
 from llmaas.errors import LlmaasError
 from llmaas.nodes.link import NodeClient
 from llmaas.nodes.node_messages import MovedChunks, NodeRequest, node_frame
-from llmaas.nodes.ports import LeavingContext
+from llmaas.nodes.ports import SentContext
 from llmaas.records import CHUNK_TOKENS
 
 CHUNK_BYTES = 1 << 19
@@ -38,7 +38,7 @@ async def post_to(client: NodeClient, request: NodeRequest) -> None:
 class ChunkSender:
     """``n_chunks`` were taken there; ``n_bytes`` were sent."""
 
-    def __init__(self, client: NodeClient, leaving: LeavingContext, move: str) -> None:
+    def __init__(self, client: NodeClient, leaving: SentContext, move: str) -> None:
         self._client, self._leaving, self._move = client, leaving, move
         self._n_asked = self.n_chunks = self.n_bytes = 0
 

@@ -20,14 +20,14 @@ from llmaas.api.messages import Generate
 from llmaas.api.record_maps import from_map, to_map
 from llmaas.api.transfer_records import MovedContext
 from llmaas.calls import CallSpec, Done
-from llmaas.errors import Forbidden, LlmaasError, Moving, ShuttingDown
+from llmaas.errors import Forbidden, LlmaasError, Moving, NodeUnreachable, ShuttingDown
 from llmaas.kvchunks.store.move_rows import MoveRow, MoveState
 from llmaas.nodes.chunk_sender import CHUNK_BYTES, ChunkSender, ask_node, post_to
 from llmaas.nodes.identity import NodeIdentity
 from llmaas.nodes.link import NodeClient, connect_node, end_tasks
-from llmaas.nodes.node_messages import GoOn, MoveAsked, MoveSettled, Offer, Spans, Take
+from llmaas.nodes.node_messages import GoOn, MoveAsked, MoveSettled, Offer, Spans, StageContext, Take
 from llmaas.nodes.pinned import PinnedNode, PinnedNodes
-from llmaas.nodes.ports import Departures, LeavingContext
+from llmaas.nodes.ports import Departures, LeavingContext, SentContext
 from llmaas.records import AppId, ContextSpan
 
 log = logging.getLogger(__name__)
@@ -94,6 +94,8 @@ class NodeMover:
     ) -> MovedContext:
         client = await connect_node(self._own(), pinned)
         try:
+            if chunks and (ahead := await self._departures.waits_at(app, context)) is not None:
+                await _send_ahead(client, ahead, label, name)
             async with self._departures.departure(app, context) as leaving:
                 try:
                     moved, move = await self._hand_over(client, pinned, leaving, label, name, chunks)
@@ -119,25 +121,8 @@ class NodeMover:
         name: str | None,
         chunks: bool,
     ) -> tuple[MovedContext, str]:
-        exported, about = leaving.exported, await leaving.chunks((), 0, CHUNK_BYTES)
-        move, there = secrets.token_hex(16), name or exported.name
-        await ask_node(
-            client,
-            Offer(
-                move,
-                label,
-                there,
-                exported.model,
-                exported.vocab,
-                len(exported.spans),
-                about.root,
-                about.kv,
-                leaving.adapter,
-                leaving.ttl,
-            ),
-        )
-        for batch in _batches(exported.spans):
-            await ask_node(client, Spans(move, batch))
+        there = name or leaving.exported.name
+        move = await _announce(client, leaving, label, there)
         await leaving.begin(move, pinned.fingerprint)
         try:
             said = await self._taken(client, pinned, leaving, move)
@@ -259,6 +244,29 @@ class NodeMover:
                 await self._departures.forget(row)
             else:
                 await leaving.stays()
+
+
+async def _announce(client: NodeClient, context: SentContext, label: str, name: str) -> str:
+    """Say what is to come, with all its tokens. Returns the name of the move."""
+    exported, about, move = context.exported, await context.chunks((), 0, CHUNK_BYTES), secrets.token_hex(16)
+    kinds = exported.model, exported.vocab, len(exported.spans), about.root, about.kv
+    await ask_node(client, Offer(move, label, name, *kinds, context.adapter, context.ttl))
+    for batch in _batches(exported.spans):
+        await ask_node(client, Spans(move, batch))
+    return move
+
+
+async def _send_ahead(client: NodeClient, context: SentContext, label: str, name: str | None) -> None:
+    """Send the chunks that are coded, while the context is answered: they do not change any more. Whatever fails, they
+    are sent later, or computed there."""
+    try:
+        move = await _announce(client, context, label, name or context.exported.name)
+        await ask_node(client, StageContext(move))
+        await ChunkSender(client, context, move).send()
+    except NodeUnreachable:
+        raise
+    except LlmaasError as error:
+        log.info("chunks do not go to the node %s ahead: %s", client.name, error.message)
 
 
 def _batches(spans: tuple[ContextSpan, ...]) -> Iterator[tuple[ContextSpan, ...]]:

@@ -65,6 +65,13 @@ class Spans:
 
 
 @dataclass(frozen=True, slots=True)
+class StageContext:
+    """That is what there is of it by now, and it will come later: take its chunks ahead. It stays the sender's."""
+
+    move: str
+
+
+@dataclass(frozen=True, slots=True)
 class Take:
     """That was all: take it. From the reply on the other node owns it."""
 
@@ -119,7 +126,7 @@ class GoOn:
             raise ValueError("field 'answer': nothing is to be added before it")
 
 
-NodeRequest = GoOn | Offer | Spans | Take | MovedChunks | MoveAsked | MoveSettled
+NodeRequest = GoOn | StageContext | Offer | Spans | Take | MovedChunks | MoveAsked | MoveSettled
 _KINDS: dict[str, type[NodeRequest]] = {
     "offer": Offer,
     "spans": Spans,
@@ -128,6 +135,7 @@ _KINDS: dict[str, type[NodeRequest]] = {
     "asked": MoveAsked,
     "settled": MoveSettled,
     "go_on": GoOn,
+    "stage": StageContext,
 }
 _NAMES = {kind: name for name, kind in _KINDS.items()}
 

@@ -15,18 +15,23 @@ from llmaas.api.transfer_records import ChunkPiece, ExportedChunks, ImportedChun
 from llmaas.calls import CallSpec, Done, Piece
 from llmaas.errors import LlmaasError
 from llmaas.kvchunks.store.move_rows import MoveRow
-from llmaas.records import AppId, ContextInfo, ExportedContext, RequestId
+from llmaas.records import AppId, ContextId, ContextInfo, ExportedContext, RequestId
 
 
-class LeavingContext(Protocol):
+class SentContext(Protocol):
     exported: ExportedContext
-    row: MoveRow | None
 
     @property
     def adapter(self) -> str: ...
 
     @property
     def ttl(self) -> float | None: ...
+
+    async def chunks(self, indices: tuple[int, ...], offset: int, n_bytes: int) -> ExportedChunks: ...
+
+
+class LeavingContext(SentContext, Protocol):
+    row: MoveRow | None
 
     def goes_on_there(self, ask: Callable[[CallSpec, Callable[[Sequence[int]], None]], Awaitable[Done]]) -> None: ...
 
@@ -36,8 +41,6 @@ class LeavingContext(Protocol):
 
     async def begin(self, move: str, node: str) -> None: ...
 
-    async def chunks(self, indices: tuple[int, ...], offset: int, n_bytes: int) -> ExportedChunks: ...
-
     async def stays(self) -> None: ...
 
     async def is_gone(self, node: str) -> None: ...
@@ -46,6 +49,8 @@ class LeavingContext(Protocol):
 
 
 class Departures(Protocol):
+    async def waits_at(self, app: AppId, context: str) -> SentContext | None: ...
+
     def departure(self, app: AppId, context: str) -> AbstractAsyncContextManager[LeavingContext]: ...
 
     def departure_in_doubt(self, row: MoveRow) -> AbstractAsyncContextManager[LeavingContext | None]: ...
@@ -72,6 +77,14 @@ class Arrivals(Protocol):
     ) -> tuple[RequestId, asyncio.Future[Done]]: ...
 
     def cancel(self, request: RequestId) -> None: ...
+
+    async def stage(self, move: str, node: str, app: AppId, asked: Import) -> ContextInfo: ...
+
+    async def take_staged(
+        self, context: ContextId, root: bytes, kv: bytes, pieces: tuple[ChunkPiece, ...]
+    ) -> ImportedChunks: ...
+
+    async def unstage(self, context: ContextId) -> None: ...
 
     async def find(self, move: str) -> MoveRow | None: ...
 

@@ -10,6 +10,7 @@ from __future__ import annotations
 import asyncio
 import logging
 from collections.abc import Awaitable, Callable
+from contextlib import suppress
 from dataclasses import dataclass, field, replace
 
 from llmaas.api.caller import app_named
@@ -18,12 +19,22 @@ from llmaas.api.record_maps import to_map
 from llmaas.api.transfer_messages import Import
 from llmaas.api.wire import Frame
 from llmaas.calls import Piece, Priority
-from llmaas.errors import BadRequest, ContextTooLong, UnknownContext, assert_never
+from llmaas.errors import BadRequest, ContextTooLong, LlmaasError, UnknownContext, assert_never
 from llmaas.kvchunks.store.move_rows import MoveRow, MoveState
-from llmaas.nodes.node_messages import GoOn, MoveAsked, MovedChunks, MoveSettled, Offer, Spans, Take, node_request
+from llmaas.nodes.node_messages import (
+    GoOn,
+    MoveAsked,
+    MovedChunks,
+    MoveSettled,
+    Offer,
+    Spans,
+    StageContext,
+    Take,
+    node_request,
+)
 from llmaas.nodes.pinned import PinnedNode
 from llmaas.nodes.ports import Arrivals
-from llmaas.records import TOKEN_BYTES, AppId, ContextSpan, ExportedContext
+from llmaas.records import TOKEN_BYTES, AppId, ContextId, ContextSpan, ExportedContext
 
 log = logging.getLogger(__name__)
 
@@ -59,6 +70,8 @@ class ArrivalSession:
     def __init__(self, node: PinnedNode, arrivals: Arrivals, coming: dict[str, ArrivingContext]) -> None:
         self._node, self._arrivals, self._coming = node, arrivals, coming
         self._mine: ArrivingContext | None = None
+        self._staged: tuple[str, ContextId] | None = None
+        """The move that was announced by this connection, and what waits for it."""
         self._row: MoveRow | None = None
         """The move that was asked for last, as the store has it."""
 
@@ -73,6 +86,10 @@ class ArrivalSession:
                 return {}
             case Take(move):
                 return await self._take(move)
+            case StageContext(move):
+                return await self._stage(move)
+            case MovedChunks(move, root, kv, pieces) if self._staged is not None and self._staged[0] == move:
+                return to_map(await self._arrivals.take_staged(self._staged[1], root, kv, pieces))
             case MovedChunks(move, root, kv, pieces):
                 row = await self._found(move)
                 if row is None or row.state is not MoveState.ARRIVED:
@@ -108,8 +125,25 @@ class ArrivalSession:
             raise
         return {"done": to_map(await reply)}
 
+    async def _stage(self, move: str) -> Frame:
+        mine = self._offer_of(move)
+        if len(mine.spans) != mine.offer.n_spans:
+            raise BadRequest(f"{len(mine.spans)} of {mine.offer.n_spans} spans have come")
+        await self._unstage()
+        self._drop()
+        info = await self._arrivals.stage(move, mine.node, mine.app, _import(mine.offer, tuple(mine.spans)))
+        self._staged = move, info.id
+        return {}
+
+    async def _unstage(self) -> None:
+        if self._staged is not None:
+            (_, context), self._staged = self._staged, None
+            await self._arrivals.unstage(context)
+
     async def close(self) -> None:
         self._drop()
+        with suppress(LlmaasError):
+            await self._unstage()
 
     def _drop(self) -> None:
         if self._mine is not None:

@@ -117,6 +117,14 @@ class ChunkTransfers:
             taken = await self._take(live, mine, believed, judge)
         return ImportedChunks(taken, len(whole) - len(unknown), judge.refused, judge.why)
 
+    async def cover(self, live: LiveContext) -> None:
+        """Let a new context contain the chunks of its tokens that are stored already: they were sent ahead of it."""
+        async with live.lock:
+            chain = await self._parts.slow_thread.run_to_end(live.row.app, key_chain, live.root, live.tokens)
+            if live.n_kv == 0 and not live.deleted and not self._whole_states:
+                live.cover_stored(chain, self._interpreter.stored)
+                self._interpreter.dispatch(ContextChanged(live.id, 0, tuple(live.keys), live.n_kv))
+
     def _missing(self, chain: KeyChain) -> tuple[int, ...]:
         return tuple(i for i, key in enumerate(chain.full) if not self._interpreter.stored(key))
 

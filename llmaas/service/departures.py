@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
-from contextlib import asynccontextmanager
+from contextlib import asynccontextmanager, suppress
 from functools import partial
 from typing import Protocol
 
@@ -19,15 +19,19 @@ from llmaas.calls import CallSpec, Done, Piece
 from llmaas.errors import AdapterMismatch, BadRequest, LlmaasError, ModelMismatch, UnknownContext, UnknownNode
 from llmaas.kvchunks.store.move_rows import MoveRow, MoveState
 from llmaas.planner.events import CancelRequested, Event
-from llmaas.records import AppId, ContextInfo, ExportedContext, RequestId
+from llmaas.records import CHUNK_TOKENS, AppId, ContextId, ContextInfo, ExportedContext, RequestId
 from llmaas.service.call import Call
 from llmaas.service.chunk_transfers import ChunkTransfers
 from llmaas.service.contexts import Contexts
-from llmaas.service.live_context import LiveContext
+from llmaas.service.live_context import LiveContext, app_from
 from llmaas.service.parts import ServiceParts
 from llmaas.service.refusals import refuse_if_deleted
 from llmaas.service.succession import Succession, ended_there, may_succeed, rest_of, tell_more
 
+_STAGED_S = 600.0
+"""Seconds after which what came ahead of a context goes, if the context does not come."""
+_MOST_STAGED = 4
+"""Of one app and node."""
 Mover = Callable[[AppId, str, str, str | None, bool], Awaitable[MovedContext]]
 """(app, context, node, the name there, with chunks): takes the context to the node."""
 
@@ -98,6 +102,18 @@ class Departure:
         await self._moves.forget(self.row)
 
 
+class AheadContext:
+    """A context that is being answered. What its store and its coded chunks hold of it does not change any more."""
+
+    def __init__(self, moves: Moves, live: LiveContext, exported: ExportedContext) -> None:
+        self._moves, self._live, self.exported = moves, live, exported
+        self.adapter, self.ttl, self.name = live.adapter, live.row.ttl, live.row.name
+
+    async def chunks(self, indices: tuple[int, ...], offset: int, n_bytes: int) -> ExportedChunks:
+        """See ``Departure.chunks``."""
+        return await self._moves.export_chunks(self._live, ExportChunks(self._live.id, indices, offset, n_bytes))
+
+
 class Moves:
     """For one event loop. ``mover``: who takes contexts to other nodes; None: nobody does."""
 
@@ -113,7 +129,7 @@ class Moves:
     ) -> None:
         self._dispatch = dispatch
         self._parts, self._contexts, self._export, self._import = parts, contexts, export, import_
-        self.export_chunks, self.import_chunks = chunks.export_of, chunks.import_
+        self.export_chunks, self.import_chunks, self._cover = chunks.export_of, chunks.import_, chunks.cover
         self.delete = contexts.delete_held
         self.most_tokens, self.most_text = most_tokens, most_tokens * parts.engine.token_bytes
         """Of one context."""
@@ -207,7 +223,36 @@ class Moves:
         await self._contexts.stored.read(live)
         return await self._export(live)
 
+    async def waits_at(self, app: AppId, context: str) -> AheadContext | None:
+        """A context whose answer would be interrupted now: what of it can go ahead. None if there is nothing."""
+        live = self._contexts.find_usable(app, context)
+        calls = [call for call in self._parts.calls.values() if call.live is live]
+        if self.calls is None or len(calls) != 1 or not may_succeed(calls[0]) or live.n_kv < CHUNK_TOKENS:
+            return None
+        return AheadContext(self, live, await self._export(live))
+
     # -- to here
+
+    async def stage(self, move: str, node: str, app: AppId, asked: Import) -> ContextInfo:
+        """Make what a context consists of that is to come from the node, so that its chunks can come ahead of it. It is
+        no app's, and goes by itself. Raises as ``arrive``."""
+        if asked.exported.vocab != self.vocab:
+            raise ModelMismatch("the model here has another tokenizer than the context's")
+        waits = app_from(app, node)
+        for info in self._contexts.infos(waits)[_MOST_STAGED - 1 :]:
+            await self._contexts.delete(self._contexts.find(waits, info.id))
+        return await self._import(waits, asked.exported, name=f"move-{move}", adapter=asked.adapter, ttl=_STAGED_S)
+
+    async def take_staged(
+        self, context: ContextId, root: bytes, kv: bytes, pieces: tuple[ChunkPiece, ...]
+    ) -> ImportedChunks:
+        live = self._contexts.find(None, context)
+        return await self.import_chunks(live.row.app, ImportChunks(live.id, root, kv, pieces, trusted=True))
+
+    async def unstage(self, context: ContextId) -> None:
+        """The context has come, or does not: what waited for it is not needed any more."""
+        with suppress(UnknownContext):
+            await self._contexts.delete(self._contexts.find(None, context))
 
     async def arrive(self, move: str, node: str, app: AppId, asked: Import) -> ContextInfo:
         """Make the context that comes by this move from the node with that fingerprint: whole, or not at all. Raises
@@ -218,7 +263,9 @@ class Moves:
                 hint="Take it over by its text: 'llmaas ctx export' and 'llmaas ctx import'.",
             )
         more = {"name": asked.name, "adapter": asked.adapter, "ttl": asked.ttl, "came_by": (move, node)}
-        return await self._import(app, asked.exported, **more)
+        info = await self._import(app, asked.exported, **more)
+        await self._cover(self._contexts.find(None, info.id))
+        return info
 
     def refuse(self, app: AppId, asked: Import, kv: bytes) -> bool:
         """Raises what would keep such a context from being made, as far as that is known before its tokens are. Whether

@@ -13,7 +13,7 @@ from collections.abc import Set as AbstractSet
 
 from llmaas.errors import UnknownContext
 from llmaas.records import AppId, ChunkKey, ContextId
-from llmaas.service.live_context import LiveContext
+from llmaas.service.live_context import LiveContext, root_app
 
 _ID = re.compile("[0-9a-fA-F]{16}")
 _CREATING_APPS = 4096
@@ -67,10 +67,10 @@ class Directory:
         return ((n, live) for n, live in self._by_number.items() if n > number)
 
     def other_owners(self, live: LiveContext, keys: AbstractSet[ChunkKey]) -> dict[ChunkKey, ContextId]:
-        """For each of ``keys`` that other contexts of the app have too, one of those contexts."""
-        found = dict[ChunkKey, ContextId]()
+        """For each of ``keys`` that other contexts have too, one of those contexts."""
+        found, app = dict[ChunkKey, ContextId](), root_app(live.row)
         for other in self._by_id.values():
-            if other is not live and other.row.app == live.row.app:
+            if other is not live and root_app(other.row) == app:
                 found.update((key, other.id) for key in other.keys if key in keys)
         return found
 

@@ -27,7 +27,12 @@ ANONYMOUS = "~"
 def root_app(row: ContextRow) -> AppId:
     """The app that the root of a context's chunk keys is made of. What came from another node has a root of its own, so
     that no chunk of that node is found by any context but those that came from there."""
-    return AppId(f"{row.app}\nfrom {row.origin}") if row.origin else row.app
+    return app_from(row.app, row.origin) if row.origin else row.app
+
+
+def app_from(app: AppId, origin: str) -> AppId:
+    """No app can have this name. What is to arrive waits under it, with the chunk keys that it will have then."""
+    return AppId(f"{app}\nfrom {origin}")
 
 
 def anonymous_name(context: ContextId) -> str:

@@ -192,3 +192,32 @@ async def test_answers_go_on_in_its_own_contexts_only(tmp_path: Path) -> None:
             assert frames[-1]["done"]["n_generated"] == 5
             async with desk.daemon.connect("mail", admin=True) as operator:
                 assert [info.priority for info in await operator.requests(everyone=True)][-1] == 5
+
+
+@on_a_loop
+async def test_what_is_sent_ahead_goes_with_its_connection(tmp_path: Path) -> None:
+    async with node_daemon(tmp_path / "desk") as desk:
+
+        def waiting() -> list[str]:
+            return [info.name for info in desk.daemon.service.contexts(None)]
+
+        async with harmful(tmp_path, desk) as evil:
+            with pytest.raises(CallerError, match="not offered"):
+                await ask(evil, {"op": "stage", "move": MOVE})
+            await ask(evil, offer(desk))
+            with pytest.raises(CallerError, match="0 of 1 spans"):
+                await ask(evil, {"op": "stage", "move": MOVE})
+            for move in ("ab" * 16, "cd" * 16, "ef" * 16):
+                await ask(evil, offer(desk, move=move))
+                await ask(evil, spans(move=move))
+                await ask(evil, {"op": "stage", "move": move})
+                assert waiting() == [f"move-{move}"], "the one before is gone"
+            assert await names(desk) == []
+            assert (await ask(evil, {"op": "asked", "move": "ef" * 16})) == {"taken": False}
+            with pytest.raises(CallerError):
+                await ask(evil, {"op": "take", "move": "ef" * 16})
+        for _ in range(400):
+            if not waiting():
+                break
+            await asyncio.sleep(0.02)
+        assert waiting() == []

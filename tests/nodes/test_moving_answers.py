@@ -3,13 +3,16 @@
 from __future__ import annotations
 
 import asyncio
+import os
 from pathlib import Path
 from typing import Any
 
 import pytest
 
+from llmaas.api.transfer_messages import Import
 from llmaas.calls import Done, Terms
 from llmaas.errors import Cancelled, ContextExists, NodeUnreachable
+from llmaas.records import AppId
 from tests.nodes.test_moving import move, names, said, talk
 from tests.support.loop import on_a_loop
 from tests.support.node_house import SOON, House, phone_and_desk
@@ -17,6 +20,10 @@ from tests.support.node_house import SOON, House, phone_and_desk
 N = 90
 RATE = 120.0
 """Tokens a second, so that the move comes in the middle."""
+
+
+def app_of(house: House) -> AppId:
+    return AppId(f"{os.geteuid()}/mail")
 
 
 class Asked:
@@ -56,6 +63,40 @@ async def unmoved(house: House) -> Asked:
     return asked
 
 
+@on_a_loop
+async def test_chunks_that_came_ahead_stay_when_nothing_more_comes_with_the_context(tmp_path: Path) -> None:
+    async with phone_and_desk(tmp_path) as (phone, desk):
+        await talk(phone)
+        async with phone.daemon.service.transfers.moves.departure(app_of(phone), "x") as ahead:
+            about = await ahead.chunks((), 0, 1 << 20)
+            page = await ahead.chunks(tuple(range(about.n_kv // 64)), 0, 1 << 20)
+        moves = desk.daemon.service.transfers.moves
+        asked = Import(ahead.exported)
+        staged = await moves.stage("ab" * 16, "node", app_of(desk), asked)
+        took = await moves.take_staged(staged.id, about.root, about.kv, page.pieces)
+        assert took.taken == len(page.pieces) > 3
+        info = await moves.arrive("ab" * 16, "node", app_of(desk), asked)
+        await moves.unstage(staged.id)
+        async with desk.daemon.connect("mail") as client:
+            stream = client.generate(info.id, "and?", max_tokens=5)
+            switch = (await stream.done()).switch
+        assert switch.disk + switch.pool + switch.cells >= 64 * took.taken
+
+
+async def again(house: House) -> Any:
+    async with house.daemon.connect("mail") as client:
+        return await client.ask("twin", "and?", max_tokens=5)
+
+
+async def until_nothing_waits(house: House) -> None:
+    """What came ahead of a context is gone."""
+    for _ in range(400):
+        if all("move-" not in info.name for info in house.daemon.service.contexts(None)):
+            return
+        await asyncio.sleep(0.02)
+    raise AssertionError("it waits yet")
+
+
 async def begun(house: House) -> Asked:
     asked = Asked(house)
     await asyncio.wait_for(asked.begun.wait(), SOON)
@@ -71,6 +112,8 @@ async def test_the_answer_goes_on_there_and_is_told_here_as_if_nothing_had_moved
         moved = await move(phone)
         assert len(asked.tokens) < N, "it had not ended before"
         assert moved.n_tokens > 0 and await names(desk) == ["x"]
+        assert desk.cut.seen.count("offer") == 2 and "stage" in desk.cut.seen, "chunks went ahead"
+        assert moved.n_chunks <= 2, "and not again"
         done = await asked.end()
         assert (asked.text, asked.tokens) == (other.text, other.tokens)
         assert (done.n_generated, done.n_kept, len(asked.tokens)) == (N, N, N)
@@ -79,6 +122,9 @@ async def test_the_answer_goes_on_there_and_is_told_here_as_if_nothing_had_moved
         async with desk.daemon.connect("mail") as client:
             assert (await client.contexts())[0].n_tokens == done.n_tokens
         assert await names(phone) == ["twin"]
+        await until_nothing_waits(desk)
+        async with desk.daemon.connect("mail") as client:
+            assert (await client.ask("x", "and?", max_tokens=5)) == (await again(phone))
 
 
 @on_a_loop
@@ -110,6 +156,7 @@ async def test_where_it_does_not_move_the_answer_goes_on_here(tmp_path: Path, wh
         asked = await begun(phone)
         with pytest.raises((ContextExists, NodeUnreachable)):
             await move(phone)
+        await until_nothing_waits(desk)
         done = await asked.end()
         assert (asked.text, asked.tokens, done.n_generated) == (other.text, other.tokens, N)
         assert (await said(phone))[-1].content == asked.text
