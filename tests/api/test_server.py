@@ -132,7 +132,7 @@ async def test_shutdown_tells_every_running_request_and_ends_every_connection(pa
         client.send({"id": 1, "op": "generate", "context": "inbox", "prompt": "wait"})
         client.send({"id": 2, "op": "append", "context": "inbox", "prompt": "wait"})
         client.send({"id": 3, "op": "create", "name": "slow"})
-        await until(lambda: len(backend.running) == 2)
+        await until(lambda: len(backend.running) == 2 and backend.n_slow == 1)
         closing = asyncio.create_task(server.close())
         await asyncio.sleep(0)
         backend.gate.set()

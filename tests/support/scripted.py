@@ -120,6 +120,8 @@ class ScriptedBackend:
         self.priorities: list[tuple[RequestId, int]] = []
         self.hints: list[ContextId] = []
         self.gate = asyncio.Event()
+        self.n_slow = 0
+        """How many contexts named ``slow`` wait, or have waited, for the gate."""
         self.stats_reply: dict[str, object] = {"requests": 3, "tiers": {"cells": 1}}
         self.adapters = ScriptedAdapters()
         self.apps = ScriptedApps()
@@ -139,6 +141,7 @@ class ScriptedBackend:
         ttl: float | None = None,
     ) -> ContextInfo:
         if name == "slow":
+            self.n_slow += 1
             await self.gate.wait()
         if name == "boom":
             raise RuntimeError("a fault that no one foresaw")
