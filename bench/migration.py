@@ -37,7 +37,8 @@ from llmaas.records import CHUNK_TOKENS
 LATE_S = 60.0
 _LETTERS = "the tide comes in and goes out, and nobody is at the harbour but a boat that waits for morning "
 _HIT_S = 0.05
-_ANSWER = 64
+_ANSWER = 500
+"""Tokens, so that the answer goes on for longer than chunks take that go ahead of the context."""
 _CONTEXTS = 6
 
 
@@ -88,11 +89,18 @@ def moved_while_answered(a: NodeProcess, b: NodeProcess, n: int) -> dict[str, fl
         begun.wait(LATE_S)
         start = time.perf_counter()
         moved = here.move(name, "b")
-        move_s = time.perf_counter() - start
+        move_s, left = time.perf_counter() - start, _ANSWER - len(times)
         asker.join()
         there.delete(name)
     gaps = [later - earlier for earlier, later in pairwise(times)]
-    return {"pause_s": max(gaps), "token_s": median(gaps), "move_s": move_s, "bytes": moved.n_bytes, "told": len(times)}
+    return {
+        "pause_s": max(gaps),
+        "token_s": median(gaps),
+        "move_s": move_s,
+        "bytes": moved.n_bytes,
+        "told": len(times),
+        "left": left,
+    }
 
 
 def pauses(options: Options) -> tuple[dict[str, Any], list[Bar]]:
@@ -114,7 +122,8 @@ def pauses(options: Options) -> tuple[dict[str, Any], list[Bar]]:
             b.link.bits_per_s = mbit * 1e6
             runs = [moved_while_answered(a, b, i) for i in range(mbit, mbit + 3)]
             figures[f"answered_{mbit}_mbit"] = _middle(runs, mbit)
-            told = min(run["told"] for run in runs)
+            told, left = (min(run[key] for run in runs) for key in ("told", "left"))
+            bars.append(Bar(f"tokens of the answer that were left when it had moved, {mbit} Mbit/s", left, 1))
             bars.append(Bar(f"tokens told of an answer that moved, {mbit} Mbit/s", told, _ANSWER))
     for mbit in rates:
         with_chunks = figures[f"chunks_{mbit}_mbit"]
