@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import json
 import logging
+import time
 
 import pytest
 
@@ -53,6 +54,9 @@ def test_messages_of_a_calls_task_say_which_call(log_format: str) -> None:
 def test_the_daemon_logs_json_where_that_is_asked_for(tmp_path_factory: pytest.TempPathFactory) -> None:
     daemon = Daemon(tmp_path_factory.mktemp("j"), more=("--log-format", "json"))
     daemon.start()
+    late = time.monotonic() + 30
+    while "ready:" not in daemon.log and time.monotonic() < late:  # the socket is there a moment before
+        time.sleep(0.01)
     assert daemon.stop() == 0
     ours, _, _ = daemon.log.partition("Exception ignored")  # Python's own, at its end, as these tests warn of all
     lines = [json.loads(line) for line in ours.splitlines()]
