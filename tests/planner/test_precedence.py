@@ -287,11 +287,17 @@ def rows(step: act.RunStep) -> set[RequestId]:
     return {item.request for item in step.items if item.sample and item.stop - item.start == 1}
 
 
-def test_of_an_app_with_many_answers_some_decode_beside_anothers_prompt() -> None:
+def answering(app: AppId, n: int, tokens: int) -> tuple[World, list[RequestId]]:
+    """``n`` calls of an app decode, after prompts of so many tokens each."""
     w = busy(max_running=10, n_seqs=12, swappable=False)
-    many = [call(w, MANY, 100, 200) for _ in range(8)]
-    while len(rows(steps(w)[-1])) < len(many):
+    calls = [call(w, app, tokens, 200) for _ in range(n)]
+    while len(rows(steps(w)[-1])) < n:
         end_step(w)
+    return w, calls
+
+
+def test_of_an_app_with_many_answers_some_decode_beside_anothers_prompt() -> None:
+    w, many = answering(MANY, 8, 100)
     few = call(w, FEW, 100, 2)
     step = end_step(w)
     assert step is not None and few in read(step) and len(rows(step)) == 4
@@ -300,10 +306,7 @@ def test_of_an_app_with_many_answers_some_decode_beside_anothers_prompt() -> Non
 
 
 def test_the_answers_of_who_takes_little_all_decode_beside_anothers_prompts() -> None:
-    w = busy(max_running=10, n_seqs=12, swappable=False)
-    few = [call(w, FEW, 4, 200) for _ in range(6)]
-    while len(rows(steps(w)[-1])) < len(few):
-        end_step(w)
+    w, few = answering(FEW, 6, 4)
     long = call(w, MANY, 900, 2)
     step = end_step(w)
     while step is not None and long not in read(step):

@@ -1,4 +1,4 @@
-"""Constrained draws that take longer than one step of the engine may: begun in one step, and ended in a later one.
+"""The draws of one step, and constrained ones that take longer than it may: these end in a later step.
 
 Law: a draw that was put off goes on where it stopped, from the logits that it began with, so what is drawn does not
 depend on how often it was. The draw that has taken the least so far goes first, since most grammars take little.
@@ -7,8 +7,9 @@ depend on how often it was. The draw that has taken the least so far goes first,
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Generator
+from collections.abc import Callable, Generator, Sequence
 
+from llmaas.engine.base import BatchItem, Row, Undrawn
 from llmaas.engine.constraint.limits import STEP_S
 from llmaas.engine.constraint.port import Constraint
 
@@ -26,13 +27,32 @@ class Draws:
         self._left = math.inf
         """Steps of constraints that the engine's step may still take; below 0 if the last piece took more."""
 
-    def begin_step(self, *, draw_s: float) -> None:
-        """The draws of one step of the engine follow. Together they may take so many seconds, about."""
-        self._left = draw_s / STEP_S
+    def row(
+        self,
+        items: Sequence[BatchItem],
+        sources: Sequence[int | None],
+        draw: Callable[[int, int], int | Undrawn],
+        take_back: Callable[[int, int], None],
+        draw_s: float,
+    ) -> Row:
+        """What the items of a step draw, by constraints in ``draw_s`` seconds together, about.
 
-    def rank(self, sampler: int) -> int:
-        """Whose draw goes first: the sampler with the least rank."""
-        return self._taken.get(sampler, 0)
+        ``sources``: what ``draw``, which is given it after the sampler, draws an item's token from; None for an item
+        without a sampler. ``take_back`` removes the positions of a sequence from one on: the last of an item whose draw
+        is put off.
+        """
+        self._left = draw_s / STEP_S
+        row: list[int | Undrawn | None] = [None] * len(items)
+        wanted = [
+            (self._taken.get(item.sampler, 0), i, item.sampler, source)
+            for i, (item, source) in enumerate(zip(items, sources, strict=True))
+            if item.sampler is not None and source is not None
+        ]
+        for _, i, sampler, source in sorted(wanted):
+            row[i] = draw(sampler, source)
+            if row[i] is Undrawn.LATER:
+                take_back(items[i].seq, items[i].pos + len(items[i].tokens) - 1)
+        return row
 
     def draw(self, sampler: int, constraint: Constraint, begin: Callable[[], Draw]) -> int | None:
         """Go on with the sampler's draw, or ``begin`` it. The token; None if the rest is put off. Raises what the draw

@@ -18,7 +18,7 @@ from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 
 from llmaas.calls import Sampling
-from llmaas.engine.base import Aborted, BatchItem, EmbeddingFacts, Prepared, Row, Undrawn
+from llmaas.engine.base import Aborted, BatchItem, EmbeddingFacts, Prepared, Row
 from llmaas.engine.fake import text as fake_text
 from llmaas.engine.fake.adapters import FakeAdapters
 from llmaas.engine.fake.embedding import FACTS, FakeEmbedding
@@ -178,7 +178,8 @@ class FakeEngine:
             raise Aborted("the step was aborted")
         for item in items:
             self._advance(item, salt)
-        return self._draw(items, draw_s=draw_s if self._info.chunkable else math.inf)
+        most_s = draw_s if self._info.chunkable else math.inf
+        return self._samplers.draws.row(items, self._drawn_from, self._samplers.draw, self._sequences.drop, most_s)
 
     steps = plain_steps
 
@@ -189,18 +190,6 @@ class FakeEngine:
         for token in item.tokens:
             self._sequences.append(item.seq, mix(self._sequences.sum(item.seq) ^ salt, token))
         self._drawn_from.append(None if item.sampler is None else self._sequences.sum(item.seq))
-
-    def _draw(self, items: Sequence[BatchItem], *, draw_s: float) -> Row:
-        row: list[int | Undrawn | None] = [None] * len(items)
-        self._samplers.begin_step(draw_s=draw_s)
-        totals = {i: total for i, total in enumerate(self._drawn_from) if total is not None}
-        for i in sorted(totals, key=lambda i: self._samplers.rank(items[i].sampler)):
-            sampler = items[i].sampler
-            assert sampler is not None
-            row[i] = self._samplers.draw(sampler, totals[i])
-            if row[i] is Undrawn.LATER:
-                self._sequences.drop(items[i].seq, items[i].pos + len(items[i].tokens) - 1)
-        return row
 
     def logits(self, item: int = -1) -> F32:
         self._enter()

@@ -66,7 +66,7 @@ class FakeSamplers:
         self._constraints = Constraints(Vocabulary(N_VOCAB, piece, is_end))
         self._constrained: dict[int, Constraint] = {}
         self._failures: dict[int, LlmaasError] = {}
-        self._draws = Draws()
+        self.draws = Draws()
 
     def __contains__(self, sampler: object) -> bool:
         return sampler in self._samplers
@@ -87,21 +87,13 @@ class FakeSamplers:
         check_sampler(sampler)
         for known in (self._samplers, self._constrained, self._failures):
             known.pop(sampler, None)
-        self._draws.forget(sampler)
+        self.draws.forget(sampler)
         if sampling is not None:
             if (constraint := self._constraints.begin(sampling)) is not None:
                 self._constrained[sampler] = constraint
             seed = secrets.randbits(32) if sampling.seed is None else sampling.seed
             past_tokens = _Past(past, sampling.penalty_last_n)
             self._samplers[sampler] = sampling, random.Random(seed), past_tokens, _Biases(sampling)
-
-    def begin_step(self, *, draw_s: float) -> None:
-        """See ``Draws.begin_step``."""
-        self._draws.begin_step(draw_s=draw_s)
-
-    def rank(self, sampler: int | None) -> int:
-        """Whose draw goes first: the sampler with the least rank."""
-        return 0 if sampler is None else self._draws.rank(sampler)
 
     def draw(self, sampler: int, total: int) -> int | Undrawn:
         """The next token of a sequence whose running sum is ``total``."""
@@ -110,7 +102,7 @@ class FakeSamplers:
         else:
             constraint = self._constrained[sampler]
             try:
-                found = self._draws.draw(sampler, constraint, lambda: self._allowed(sampler, constraint, total))
+                found = self.draws.draw(sampler, constraint, lambda: self._allowed(sampler, constraint, total))
             except LlmaasError as error:
                 self._failures[sampler] = error
                 found = IM_END

@@ -83,20 +83,10 @@ class LlamaDecoder:
         for item in items:
             self.cells.extend(item.seq, item.pos, item.pos + len(item.tokens))
         self._logits_rows = [None if item.sampler is None else i for item, i in zip(items, last, strict=True)]
-        return self._drawn(items, draw_s=draw_s)
+        return self.samplers.draws.row(items, self._logits_rows, self._draw, self.drop, draw_s)
 
-    def _drawn(self, items: Sequence[BatchItem], *, draw_s: float) -> Row:
-        """Draw for each item that has a sampler; of those whose draw is put off the last token is taken back."""
-        row: list[int | Undrawn | None] = [None] * len(items)
-        indices = {i: index for i, index in enumerate(self._logits_rows) if index is not None}
-        self.samplers.begin_step(draw_s=draw_s)
-        for i in sorted(indices, key=lambda i: self.samplers.rank(items[i].sampler)):
-            sampler = items[i].sampler
-            assert sampler is not None
-            row[i] = self.samplers.draw(sampler, self.context, indices[i])
-            if row[i] is Undrawn.LATER:
-                self.drop(items[i].seq, items[i].pos + len(items[i].tokens) - 1)
-        return row
+    def _draw(self, sampler: int, index: int) -> int | Undrawn:
+        return self.samplers.draw(sampler, self.context, index)
 
     def steps(self, items: Sequence[BatchItem], most: int, seconds: float, halt: Halt, adapter: str) -> Sequence[Row]:
         """See ``Engine.steps``. One step at a time where the C part was not built, or a sampler needs Python."""

@@ -60,7 +60,7 @@ class Embedder:
     def __init__(self, model: LlamaModel, facts: EmbeddingFacts) -> None:
         self._facts, self._files, self._n_vocab = facts, model.files, model.n_vocab
         self._pooling = _pooling_of(model)
-        self._context: Any = _new_context(model, facts)
+        self._context: Any = embedding_context(model, facts, C.LLAMA_POOLING_TYPE_NONE)
         self._memory = C.llama_get_memory(self._context)
         self._batch = Batch(facts.slice_tokens)
         self._length = 0
@@ -125,7 +125,7 @@ def embedding_memory(path: Path, limit: int) -> int:
     if facts is None:
         return 0
     with collect_lines() as lines:
-        C.llama_free(_new_context(model, facts))
+        C.llama_free(embedding_context(model, facts, C.LLAMA_POOLING_TYPE_NONE))
     cells = -(-facts.limit // _PAD) * _PAD * model.geometry().token_bytes
     return cells + working_bytes(lines) + 4 * facts.slice_tokens * (model.n_vocab + facts.width)
 
@@ -137,15 +137,16 @@ def _pooling_of(model: LlamaModel) -> Pooling:
         return Pooling.MEAN
 
 
-def _new_context(model: LlamaModel, facts: EmbeddingFacts) -> Any:
+def embedding_context(model: LlamaModel, facts: EmbeddingFacts, pooling: int) -> Any:
+    """A ``llama_context *`` for one text at a time. ``pooling``: llama.cpp's number. Raises MachineError."""
     params = C.llama_context_default_params()
     params.n_ctx = facts.limit
     params.n_batch = params.n_ubatch = params.n_outputs_max = facts.slice_tokens
     params.n_threads = params.n_threads_batch = 1  # each call says how many
     params.type_k = params.type_v = C.GGML_TYPE_F16
     params.n_seq_max, params.kv_unified = 1, True
-    params.embeddings, params.pooling_type = True, C.LLAMA_POOLING_TYPE_NONE
-    params.flash_attn_type = C.LLAMA_FLASH_ATTN_TYPE_ENABLED
+    params.embeddings, params.pooling_type = True, pooling
+    params.flash_attn_type = C.LLAMA_FLASH_ATTN_TYPE_ENABLED  # without it scores take the square of a text's length
     params.swa_full, params.no_perf = True, True
     with collect_errors() as errors:
         context = C.llama_init_from_model(model.handle, params)

@@ -19,11 +19,12 @@ import numpy as np
 from llmaas.engine.base import BatchItem, EmbeddingFacts
 from llmaas.engine.llama.batch import Batch, decode_failure
 from llmaas.engine.llama.context import release_logits
-from llmaas.engine.llama.lib import AbortFlag, C, collect_errors, collect_lines, known_token
+from llmaas.engine.llama.embedder import embedding_context
+from llmaas.engine.llama.lib import AbortFlag, C, collect_lines, known_token
 from llmaas.engine.llama.memory_use import working_bytes
 from llmaas.engine.llama.model import LlamaModel
 from llmaas.engine.rules import check_embed
-from llmaas.errors import EngineFailed, MachineError, NoNumbers
+from llmaas.errors import EngineFailed, NoNumbers
 from llmaas.kv_arrays import F32
 
 
@@ -46,7 +47,7 @@ class Encoder:
 
     def __init__(self, model: LlamaModel, facts: EmbeddingFacts) -> None:
         self._facts, self._files, self._n_vocab = facts, model.files, model.n_vocab
-        self._context: Any = _new_context(model, facts)
+        self._context: Any = embedding_context(model, facts, _pooling(model))
         self._compute = C.llama_encode if C.llama_model_has_encoder(model.handle) else C.llama_decode
         self._memory = C.llama_get_memory(self._context)
         self._batch = Batch(facts.limit)
@@ -88,26 +89,8 @@ def encoder_memory(path: Path, limit: int) -> int:
     if facts is None:
         return 0
     with collect_lines() as lines:
-        C.llama_free(_new_context(model, facts))
+        C.llama_free(embedding_context(model, facts, _pooling(model)))
     return working_bytes(lines) + 4 * facts.limit * (model.n_vocab + facts.width)
-
-
-def _new_context(model: LlamaModel, facts: EmbeddingFacts) -> Any:
-    params = C.llama_context_default_params()
-    params.n_ctx = params.n_batch = params.n_ubatch = params.n_outputs_max = facts.limit
-    params.n_threads = params.n_threads_batch = 1  # each call says how many
-    params.n_seq_max, params.kv_unified = 1, True
-    params.embeddings, params.pooling_type = True, _pooling(model)
-    params.flash_attn_type = C.LLAMA_FLASH_ATTN_TYPE_ENABLED  # without it scores take the square of a text's length
-    params.swa_full, params.no_perf = True, True
-    with collect_errors() as errors:
-        context = C.llama_init_from_model(model.handle, params)
-    if not context:
-        raise MachineError(
-            f"llama.cpp cannot set up embeddings: {'; '.join(errors) or 'it gives no reason'}",
-            hint="Lower --embedding-tokens or free memory.",
-        )
-    return context
 
 
 def _pooling(model: LlamaModel) -> int:

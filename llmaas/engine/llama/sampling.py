@@ -34,7 +34,7 @@ class Samplers:
         self.constraints, self._n_vocab, self._end = constraints, n_vocab, end
         self._chains: dict[int, tuple[Any, Constraint | None]] = {}
         self._failures: dict[int, LlmaasError] = {}
-        self._draws = Draws()
+        self.draws = Draws()
         self._candidates = np.empty(n_vocab, _CANDIDATE)
         self._ids = np.arange(n_vocab, dtype=np.int32)
 
@@ -44,7 +44,7 @@ class Samplers:
             raise ValueError(f"samplers are numbered from 0, not {sampler}")
         chain, _ = self._chains.pop(sampler, (None, None))
         self._failures.pop(sampler, None)
-        self._draws.forget(sampler)
+        self.draws.forget(sampler)
         if chain is not None:
             C.llama_sampler_free(chain)
         if sampling is None:
@@ -62,14 +62,6 @@ class Samplers:
         """See ``Engine.sampler_failure``."""
         return self._failures.get(sampler)
 
-    def begin_step(self, *, draw_s: float) -> None:
-        """See ``Draws.begin_step``."""
-        self._draws.begin_step(draw_s=draw_s)
-
-    def rank(self, sampler: int | None) -> int:
-        """Whose draw goes first: the sampler with the least rank."""
-        return 0 if sampler is None else self._draws.rank(sampler)
-
     def chain(self, sampler: int) -> Any:
         """The sampler's chain, a ``llama_sampler *``; None if that alone cannot draw, as it is constrained."""
         chain, constraint = self._chains[sampler]
@@ -82,7 +74,7 @@ class Samplers:
             return int(C.llama_sampler_sample(chain, context, index))
         row = np.ctypeslib.as_array(C.llama_get_logits_ith(context, index), (self._n_vocab,))
         try:
-            token = self._draws.draw(sampler, constraint, lambda: self._draw_allowed(chain, row, constraint))
+            token = self.draws.draw(sampler, constraint, lambda: self._draw_allowed(chain, row, constraint))
         except LlmaasError as error:
             self._failures[sampler] = error
             return self._end
