@@ -78,7 +78,8 @@ def _show(args: argparse.Namespace) -> int:
 
 
 def _pair(args: argparse.Namespace) -> int:
-    from llmaas.nodes.identity import check_certificate, own_identity
+    from llmaas.nodes.certificate import check_certificate
+    from llmaas.nodes.identity import own_identity
     from llmaas.nodes.pinned import PinnedNode, PinnedNodes
 
     data_dir = _data_dir(args)

@@ -15,7 +15,8 @@ from cryptography import x509
 from cryptography.hazmat.primitives import serialization
 
 from llmaas.errors import BadRequest, Busy, CallerError, MachineError, NodeUnreachable, NotTrusted
-from llmaas.nodes.identity import NodeIdentity, check_certificate, own_identity
+from llmaas.nodes.certificate import check_certificate
+from llmaas.nodes.identity import NodeIdentity, own_identity
 from llmaas.nodes.link import NodeClient, connect_node, end_tasks
 from llmaas.nodes.listener import NodeListener
 from llmaas.nodes.pinned import PinnedNode, PinnedNodes

@@ -7,7 +7,8 @@ from pathlib import Path
 import pytest
 
 from llmaas.errors import BadRequest, MachineError, UnknownNode
-from llmaas.nodes.identity import check_certificate, node_folder, own_identity
+from llmaas.nodes.certificate import check_certificate
+from llmaas.nodes.identity import node_folder, own_identity
 from llmaas.nodes.pinned import MOST_NODES, PinnedNode, PinnedNodes
 
 
