@@ -16,11 +16,12 @@ from llmaas.engine.llama.cell_rows import available, slabs_in_cells, untouched
 from llmaas.engine.llama.cells import SequenceCells
 from llmaas.engine.llama.state_layout import Blob, Copied, StateLayout
 from llmaas.errors import EngineFailed
-from llmaas.kv_arrays import KvSlab
+from llmaas.kv_arrays import F16, KvSlab
 from llmaas.records import CHUNK_TOKENS
 
 _INFINITY = 0x7C00
 """As an f16 bit pattern; those of NaN are larger."""
+_SIGN = 0x8000
 
 
 class Slabs:
@@ -75,8 +76,12 @@ class Slabs:
 
     def is_finite(self, seq: int, start: int, stop: int) -> bool:
         """Whether positions start .. stop-1 hold neither NaN nor infinity. Takes 5 us a token of a small model."""
-        slab = self.export(seq, start, stop)
-        return all(int((x.view(np.uint16) & 0x7FFF).max()) < _INFINITY for x in (slab.k, slab.v))
+        # By chunks: a prefill's step is hundreds of tokens, and a copy of all their rows tens of megabytes.
+        for at in range(start, stop, CHUNK_TOKENS):
+            slab = self.export(seq, at, min(stop, at + CHUNK_TOKENS))
+            if not (_is_finite(slab.k) and _is_finite(slab.v)):
+                return False
+        return True
 
     def scrub(self, seq: int) -> None:
         """Overwrite what free cells hold with zeros, through sequence ``seq``, which stays as it is.
@@ -112,3 +117,8 @@ class Slabs:
         if not isinstance(owner, Blob) or owner.n_tokens != n:
             raise ValueError("only a slab from blank or export can be loaded")
         return owner
+
+
+def _is_finite(x: F16) -> bool:
+    """Whether no element is NaN or infinity. Makes no array: of negative ones the bits as an unsigned number tell."""
+    return int(x.view(np.int16).max()) < _INFINITY and int(x.view(np.uint16).max()) < _SIGN + _INFINITY

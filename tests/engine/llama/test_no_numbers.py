@@ -121,3 +121,22 @@ def test_a_model_that_computes_nan_for_everything_is_refused(tmp_path: Path) -> 
     path = write_llama(tmp_path / "m.gguf", replaced={"blk.0.attn_norm.weight": spoil})
     with pytest.raises(ModelUnreadable, match="NaN"):
         LlamaEngine(path, n_cells=512, n_seqs=1, n_threads=1)
+
+
+@pytest.mark.parametrize("value", [np.inf, -np.inf, np.nan, -np.nan])
+@pytest.mark.parametrize("part", ["k", "v"])
+@pytest.mark.parametrize("at", [0, 63, 64, 99])
+def test_whichever_value_of_a_long_step_is_no_number_it_is_seen(
+    engine: LlamaEngine, value: float, part: str, at: int
+) -> None:
+    slabs = engine.decoder.numbers.slabs
+    assert slabs is not None
+    slab = engine.blank(100)
+    slab.k[:], slab.v[:] = np.finfo(np.float16).max, np.finfo(np.float16).min
+    engine.load(0, 0, slab)
+    assert slabs.is_finite(0, 0, 100)
+    engine.drop(0, 0)
+    getattr(slab, part)[-1, at, -1] = value
+    engine.load(0, 0, slab)
+    assert not slabs.is_finite(0, 0, 100)
+    engine.drop(0, 0)
