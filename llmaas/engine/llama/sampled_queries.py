@@ -57,15 +57,15 @@ class SampledQueries:
 
         Those that f16 cannot hold are left out: one NaN would make the mean over all of them NaN.
         """
-        with np.errstate(over="ignore", invalid="ignore"):
-            halves = values.astype(np.float16)
-        finite = np.flatnonzero(np.isfinite(halves).all(axis=(1, 2, 3)))
-        self._squares += np.square(values[finite]).sum(axis=0)
-        self._seen += len(finite)
-        for i in finite:
-            (seq, position), value = found[i], halves[i]
+        for (seq, position), value in zip(found, values, strict=True):  # one by one: all at once takes megabytes
+            with np.errstate(over="ignore", invalid="ignore"):
+                half = value.astype(np.float16)
+            if not np.isfinite(half).all():
+                continue
+            self._squares += np.square(value)
+            self._seen += 1
             kept = self._kept.setdefault(seq, [])
-            kept.append((position, value.copy()))  # a copy, so that what is thinned out is freed
+            kept.append((position, half))
             if len(kept) > MOST:
                 del kept[-2::-2]
 
