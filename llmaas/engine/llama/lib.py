@@ -17,6 +17,7 @@ from pathlib import Path
 from typing import Any
 
 from llmaas.engine.llama import openmp
+from llmaas.engine.llama.bare_package import without_init
 from llmaas.errors import ModelUnreadable
 from llmaas.native import load_library
 
@@ -24,7 +25,7 @@ N_CPUS = openmp.n_cpus()
 """The CPUs that an OpenMP runtime finds, since it is loaded now."""
 cell_rows_library = load_library(__file__, "_cell_rows", lambda lib: bool(lib.cells_version() == 1), for_all=True)
 """See ``cell_rows``. Loaded before llama.cpp, whose calls of one of ggml's functions go through it; None without it."""
-with openmp.loading(os.environ):
+with openmp.loading(os.environ), without_init("llama_cpp"):
     import llama_cpp.llama_cpp as _llama_cpp
 
 # The package's own type hints are imprecise (array types for pointers, bare ints for handles), so they are not used.
