@@ -11,13 +11,13 @@ import sys
 from pathlib import Path
 
 from llmaas.cli.model_pull import file_from
-from llmaas.cli.options import add_actions, add_settings, configured, loaded, socket_of
+from llmaas.cli.options import add_actions, add_settings, configured, loaded
 from llmaas.cli.out import human_bytes, print_json, printable, table
 from llmaas.config.model_kinds import ModelKind
 from llmaas.config.settings import SETTINGS, flag
 from llmaas.config.show import show_setting
 from llmaas.config_file import expanded
-from llmaas.errors import ConfigError, LlmaasError
+from llmaas.errors import ConfigError
 from llmaas.model_files.entry import SETTINGS as OWN_SETTINGS
 from llmaas.model_files.entry import ModelEntry, check_name
 from llmaas.model_files.gguf import GgufFacts, examine_files
@@ -74,17 +74,24 @@ def _registry(args: argparse.Namespace) -> ModelRegistry:
 
 
 def _ls(args: argparse.Namespace) -> int:
-    models, states = _registry(args).read(), _states(args)
+    from llmaas.cli.served_states import served_models, state_text  # --help does not wait for it
+
+    models, served = _registry(args).read(), {model.name: model for model in served_models(loaded(args))}
     if args.json:
-        more = [{"default": each.name == models.default, "state": states.get(each.name)} for each in models.entries]
-        print_json([{**entry.as_map(), **facts} for entry, facts in zip(models.entries, more, strict=True)])
+        rows_of = []
+        for entry in models.entries:
+            there = served.get(entry.name)
+            state, expected_s = (None, None) if there is None else (there.state, there.expected_s)
+            facts = {"default": entry.name == models.default, "state": state, "expected_s": expected_s}
+            rows_of.append({**entry.as_map(), **facts})
+        print_json(rows_of)
     elif models.entries:
         rows = [
             [
                 f"{entry.name}{' *' if entry.name == models.default else ''}",
                 human_bytes(entry.size_bytes),
                 "yes" if entry.pinned else "no",
-                states.get(entry.name, "-"),
+                state_text(served[entry.name]) if entry.name in served else "-",
                 " ".join(f"{name}={value}" for name, value in entry.settings.items()),
                 str(entry.file),
             ]
@@ -94,20 +101,6 @@ def _ls(args: argparse.Namespace) -> int:
     else:
         print("No models yet; 'llmaas model add NAME FILE' registers one. The packaged one is served meanwhile.")
     return 0
-
-
-def _states(args: argparse.Namespace) -> dict[str, str]:
-    """Where the models are that a daemon serves which serves several; empty if none does."""
-    import asyncio  # --help does not wait for it
-
-    from llmaas.api.model_list import list_models
-
-    found = loaded(args)
-    try:
-        there = asyncio.run(list_models(socket_of(found), found.config.daemon_uid))
-    except LlmaasError:
-        return {}
-    return {model.name: model.state for model in there}
 
 
 def _add(args: argparse.Namespace) -> int:

@@ -19,6 +19,7 @@ import pytest
 from rich.console import Console
 
 from llmaas.api.client import Client
+from llmaas.api.model_list import ListedModel
 from llmaas.cli.timeline import trace
 from llmaas.cli.top.sample import Sample
 from llmaas.cli.top.view import SORTS, Screen, picture
@@ -104,6 +105,21 @@ def test_the_picture_shows_calls_contexts_and_how_full_the_tiers_are() -> None:
         assert words in text, words
     assert text.index("long") < text.index("short"), "last used first"
     assert sum(map(len, text.splitlines())) and max(map(len, text.splitlines())) <= 120
+
+
+def test_of_several_models_it_shows_where_they_are_and_how_long_loading_takes() -> None:
+    clock = ManualClock()
+    daemon, sample = ScriptedDaemon(clock), Sample(served_as="small")
+    sample.read(daemon, clock.now)
+    assert "models" not in drawn(sample, Screen())
+    sample.models = [
+        ListedModel("small", "s.gguf", 1, "ready"),
+        ListedModel("co\x1b[2Jder", "c.gguf", 1, "away", expected_s=2.2),
+        ListedModel("new", "n.gguf", 1, "starting"),
+    ]
+    text = drawn(sample, Screen())
+    assert re.search(r"models +small ready +co.*der away, 3 s to load +new starting", text) and "\x1b[2J" not in text
+    assert len(drawn(sample, Screen(), 24).splitlines()) <= 24
 
 
 @pytest.mark.parametrize("height", [1, 12, 24])

@@ -19,7 +19,8 @@ from typing import TYPE_CHECKING
 from rich.console import Console
 from rich.live import Live
 
-from llmaas.cli.options import add_client, connected, seconds
+from llmaas.cli.options import add_client, connected, loaded, seconds
+from llmaas.cli.served_states import served_models
 from llmaas.cli.top.sample import Sample
 from llmaas.cli.top.view import Screen, picture
 from llmaas.clock import RealClock
@@ -55,10 +56,13 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def run(args: argparse.Namespace) -> int:
-    console, clock = Console(), RealClock()
+    console, clock, found = Console(), RealClock(), loaded(args)
     with connected(args, admin=True) as client:
         sample, screen = Sample(), Screen()
         sample.read(client, clock.now)
+        sample.served_as = str(client.server.get("served_as", ""))
+        sample.models = served_models(found) if sample.served_as else []
+        several = bool(sample.models)
         if args.once or not (sys.stdin.isatty() and console.is_terminal):
             console.print(picture(sample, screen, clock.wall(), console.height if console.is_terminal else 50, False))
             return 0
@@ -72,6 +76,7 @@ def run(args: argparse.Namespace) -> int:
                 _obey(pressed, client, sample, screen)
                 if not screen.still:
                     sample.read(client, clock.now)
+                    sample.models = served_models(found) if several else []
 
 
 def _obey(key: str, client: Client, sample: Sample, screen: Screen) -> None:

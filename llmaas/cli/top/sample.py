@@ -9,6 +9,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from typing import Any, Protocol
 
+from llmaas.api.model_list import ListedModel
 from llmaas.records import ContextInfo, RequestInfo
 
 _SHARE = 20.0
@@ -37,6 +38,10 @@ class Sample:
     """Calls that wait or run, in the order in which they came."""
     ended: list[RequestInfo] = field(default_factory=list)
     """The last ones that have ended, latest first."""
+    models: list[ListedModel] = field(default_factory=list)
+    """Of a daemon that serves several."""
+    served_as: str = ""
+    """That of these which the rest is about."""
     tokens_per_s: float = 0.0
     """Tokens that all apps were given since the sample before."""
     _at: float | None = None

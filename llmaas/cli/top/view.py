@@ -14,6 +14,7 @@ from rich.table import Table
 from rich.text import Text
 
 from llmaas.cli.out import human_age, human_bytes, printable
+from llmaas.cli.served_states import state_text
 from llmaas.cli.tier_bar import GLYPHS, STYLES, tier_bar
 from llmaas.cli.top.sample import Sample
 from llmaas.records import ContextInfo, RequestInfo
@@ -60,13 +61,14 @@ class Screen:
 
 def picture(sample: Sample, screen: Screen, now: float, height: int, keys: bool = True) -> Group:
     """All of it in ``height`` lines; ``now`` is of the wall clock."""
-    room = max(3, height - _FIXED)
+    room = max(3, height - _FIXED - (1 if sample.models else 0))
     running = sample.running[: max(1, room // 3)]
     ended = sample.ended[: max(1, room // 4)]
     contexts = sorted(sample.contexts, key=SORTS[screen.sort])[: max(1, room - len(running) - len(ended))]
     n_more = len(sample.contexts) - len(contexts)
     parts: list[RenderableType] = [
         _title(sample),
+        *([_models(sample)] if sample.models else []),
         _gauges(sample),
         _calls("calls", running, screen, now),
         _calls("have ended", ended, screen, now),
@@ -88,6 +90,15 @@ def _title(sample: Sample) -> Text:
         f"   {sample.tokens_per_s:.0f} tokens/s   {stats.get('contexts', 0)} contexts",
         "not bold",
     )
+    return text
+
+
+def _models(sample: Sample) -> Text:
+    """Where the models are; the one that the rest of the picture is about stands out."""
+    text = Text("models ", no_wrap=True, overflow="ellipsis")
+    for model in sample.models:
+        text.append(printable(model.name), "bold" if model.name == sample.served_as else "")
+        text.append(f" {state_text(model)}   ", "dim")
     return text
 
 
