@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import itertools
 import logging
 import os
 import socket
@@ -21,30 +22,37 @@ from llmaas.front.channel import MOST_BYTES, Channel, Message
 
 if TYPE_CHECKING:
     from llmaas.api.server import Server
+    from llmaas.policies.bit_price import BitCurve
     from llmaas.service.service import Service
 
 log = logging.getLogger(__name__)
 
 _REPORT_S = 0.1
 """How often the front process is told what runs, if that has changed."""
-_POOL_STEP = 1 << 20
-"""Bytes of the POOL that are worth a report."""
+_STEP = 1 << 20
+"""Bytes in the POOL or on disk that are worth a report."""
+_CURVE_TURNS = 10
+"""After so many reports it is told what the model would do with more bits, if that has changed."""
 _DRAIN_S, _SETTLE_S = 5.0, 60.0
 
 
 class FrontLink:
     """Serves the front process at the other end of ``fd``, from now to ``close``; ``stop`` ends the daemon."""
 
-    def __init__(self, fd: int, server: Server, service: Service, stop: Callable[[], None]) -> None:
+    def __init__(self, fd: int, server: Server, service: Service, stop: Callable[[], None], cells: int = 0) -> None:
+        """``cells``: that there are."""
         self._server, self._service, self._stop = server, service, stop
         self._channel = Channel(socket.socket(fileno=fd), self._on_message, self._front_is_gone)
         self._tasks: set[asyncio.Task[None]] = set()
         self._settled: asyncio.Event = asyncio.Event()
+        self._tells_curve = False
+        """Whether bits are shared out among models, by what each would do with more."""
+        self._told_curve: BitCurve | None = None
         self._marks: ConnectionMarks | None = None
         """What the front process knows of connections if this one is killed."""
         service.apps.on_changed = self._tell_apps_changed
         self._reporter = asyncio.ensure_future(self._report())
-        self._channel.send({"t": "ready"})
+        self._channel.send({"t": "ready", "cells": cells})
 
     async def close(self) -> None:
         self._reporter.cancel()
@@ -69,6 +77,11 @@ class FrontLink:
                 self._retire(force=message["force"])
             case "pool":
                 self._service.budgets.entitle(int(message["nbytes"]))
+            case "bits":
+                self._service.budgets.entitle_bits(float(message["bits"]))
+                self._tells_curve = True
+            case "disk":
+                self._service.budgets.entitle_disk(int(message["nbytes"]))
             case "apps_settled":
                 self._settled.set()
 
@@ -94,18 +107,27 @@ class FrontLink:
         self._stop()
 
     async def _report(self) -> None:
-        before: tuple[int, int, int] | None = None
-        while True:
+        before: tuple[int, int, int, int] | None = None
+        for turn in itertools.count():
             running, total = self._service.usage
-            pool = self._service.budgets.pool_used
-            found = (running + len(self._server.tasks), total, pool // _POOL_STEP)
+            pool, disk = self._service.budgets.pool_used, self._service.budgets.disk_used
+            found = (running + len(self._server.tasks), total, pool // _STEP, disk // _STEP)
             if found != before:
                 used = before is None or found[:2] != before[:2]
                 before = found
-                self._channel.send({"t": "state", "active": found[0], "pool": pool, "used": used})
+                self._channel.send({"t": "state", "active": found[0], "pool": pool, "disk": disk, "used": used})
+            if self._tells_curve and turn % _CURVE_TURNS == 0:
+                self._tell_curve()
             for connection in self._server.connections:
                 connection.settle_mark()
             await asyncio.sleep(_REPORT_S)
+
+    def _tell_curve(self) -> None:
+        curve = self._service.budgets.bit_curve
+        if curve is not None and curve != self._told_curve:
+            self._told_curve = curve
+            steps = [[bucket, nbytes] for bucket, nbytes in curve.steps.items()]
+            self._channel.send({"t": "curve", "values": curve.values, "floor": curve.floor, "steps": steps})
 
     async def _tell_apps_changed(self) -> None:
         """Return when no other process goes on with what it knew of apps."""

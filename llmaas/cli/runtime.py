@@ -15,6 +15,7 @@ from collections.abc import AsyncIterator, Callable, Mapping
 from contextlib import AsyncExitStack, asynccontextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any
 
 from llmaas.api.server import Limits, Server, serve, serve_handed
@@ -40,8 +41,9 @@ from llmaas.host.file_limit import raise_file_limit
 from llmaas.host.pressure import PressureWatcher
 from llmaas.host.time_slice import shorten_slices
 from llmaas.kvchunks.store import master_key
-from llmaas.kvchunks.store.store import Store
+from llmaas.kvchunks.store.store import ContextSummary, Store
 from llmaas.kvchunks.store.syscalls import IndexDamaged
+from llmaas.policies.model_cells import cells_needed
 from llmaas.records import ModelInfo
 from llmaas.service.service import Service
 from llmaas.service.settings import ServiceSettings
@@ -61,11 +63,15 @@ class Runtime:
     model: ModelInfo
     service: Service
     server: Server
+    cells: int
 
 
-def service_settings(config: Config) -> ServiceSettings:
+def service_settings(
+    config: Config, *, served_as: str = "", choices: Mapping[str, Any] = MappingProxyType({})
+) -> ServiceSettings:
     return ServiceSettings(
-        planner=planner_choices(config),
+        planner=replace(planner_choices(config), **choices),
+        served_as=served_as,
         write_rate=config.write_rate,
         queue_limit=config.queue_limit,
         keep_thoughts=config.keep_thoughts,
@@ -79,6 +85,16 @@ def service_settings(config: Config) -> ServiceSettings:
         keep_alive=config.keep_alive,
         warm_start=config.warm_start,
     )
+
+
+def with_fewer_cells(config: Config, cells: int, summaries: list[ContextSummary]) -> Config:
+    """The configuration with ``cells``, or as many as its longest context needs; no more than it names. What apps may
+    keep is as before."""
+    needed = cells_needed(max((summary.row.n_tokens for summary in summaries), default=0), config.cells)
+    given = min(config.cells, max(cells, needed))
+    log.info("cells: %d of %d, as other models take the rest of the memory", given, config.cells)
+    text = service_settings(config).app_text_bytes
+    return replace(config, cells=given, prefill_slice=min(config.prefill_slice, given), app_text_bytes=text)
 
 
 def load_engine(
@@ -160,12 +176,12 @@ async def running(
     reads: WeightReads | None = None,
     sockets: bool = True,
     served_as: str = "",
+    cells: int | None = None,
 ) -> AsyncIterator[Runtime]:
     """A daemon that serves during the block. Benches give it an engine class of their own, and ``choices``: fields of
     PlannerChoices that no setting chooses. ``reads``: those of the model's file, which have begun perhaps. Without
     ``sockets`` it serves the connections that another process gives it. ``served_as``: the model's registered name.
-
-    Raises LlmaasError if a part cannot start.
+    ``cells``: see ``with_fewer_cells``. Raises LlmaasError if a part cannot start.
     """
     bound_malloc()
     priority.lower_priority(config.nice)
@@ -180,6 +196,8 @@ async def running(
         loader, lister = FairThread("load-model"), FairThread("list-contexts")
         try:
             listing = lister.submit("", store.summaries)  # meanwhile
+            if cells is not None:  # how many the longest context needs is known when all are listed
+                config = with_fewer_cells(config, cells, await asyncio.wrap_future(listing))
             choice = await loader.run("", _choose_repack, config, model)
             load = functools.partial(load_engine, config, model, kind, choice.copied)
             engine = await loader.run("", EngineThread, load)
@@ -189,8 +207,7 @@ async def running(
         finally:
             loader.close(wait=False)  # it has ended, or is not wanted any more
             lister.close()  # before the store is closed, whatever came of the model; it takes a fraction of a second
-        settings = service_settings(config)
-        settings = replace(settings, planner=replace(settings.planner, **(choices or {})), served_as=served_as)
+        settings = service_settings(config, served_as=served_as, choices=choices or {})
         service = Service(engine, store, settings, RealClock(), bring_back=reads.start)
         await service.start(summaries)
         parts.push_async_callback(service.stop)
@@ -200,7 +217,7 @@ async def running(
         if choice.open and engine.engine.info.writes and (measurement := measure_repack(config, model)) is not None:
             parts.callback(measurement.close)
         parts.enter_context(short_pauses())
-        yield Runtime(engine.engine.info, service, server)
+        yield Runtime(engine.engine.info, service, server, config.cells)
 
 
 def _choose_repack(config: Config, model: Path) -> RepackChoice:

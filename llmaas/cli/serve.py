@@ -61,6 +61,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--show-config", action="store_true", help="print every setting and its source, and end")
     parser.add_argument("--served-as", default="", help=argparse.SUPPRESS)
     parser.add_argument("--from-front", type=int, help=argparse.SUPPRESS)  # a descriptor: see cli/model_process
+    parser.add_argument("--cells-now", type=int, help=argparse.SUPPRESS)  # fewer than cells: see policies/model_cells
     parser.add_argument("--spare", type=int, help=argparse.SUPPRESS)  # the same, of a process that waits for its model
 
 
@@ -69,7 +70,7 @@ def run(args: argparse.Namespace) -> int:
         return _wait_for_model(args.spare)
     found = loaded(args)
     if args.from_front is not None:
-        return _serve_for_front(dataclasses.replace(found, served_as=args.served_as), args.from_front)
+        return _serve_for_front(dataclasses.replace(found, served_as=args.served_as), args.from_front, args.cells_now)
     if entries := several(found):
         from llmaas.cli.serve_several import serve_several  # one model needs none of it
 
@@ -101,14 +102,14 @@ def _wait_for_model(fd: int) -> int:
     return run(parser.parse_args([*arguments, f"--from-front={fd}"]))
 
 
-def _serve_for_front(found: LoadedConfig, fd: int) -> int:
+def _serve_for_front(found: LoadedConfig, fd: int, cells: int | None) -> int:
     """Serve one of several models, for the front process at the other end of the channel ``fd``."""
     from llmaas.cli.model_process import tell_failure
 
     set_process_name(f"llmaas {found.served_as}")
     log_to_stderr(found.config.log_level, found.config.log_format)
     try:
-        asyncio.run(_serve(found, fd))
+        asyncio.run(_serve(found, fd, cells))
     except LlmaasError as error:
         tell_failure(fd, error)
         raise
@@ -116,7 +117,7 @@ def _serve_for_front(found: LoadedConfig, fd: int) -> int:
     os._exit(0)  # all is closed; another model may wait for the memory while Python takes itself apart
 
 
-async def _serve(found: LoadedConfig, front_fd: int | None = None) -> None:
+async def _serve(found: LoadedConfig, front_fd: int | None = None, cells: int | None = None) -> None:
     # Chunks' sensitivity is measured with numpy beside the engine: more threads would only take its cores.
     os.environ.setdefault("OPENBLAS_NUM_THREADS", "1")
     reads = _begin_reads(found)  # meanwhile Python loads its packages
@@ -140,7 +141,7 @@ async def _serve(found: LoadedConfig, front_fd: int | None = None) -> None:
     try:
         alone = front_fd is None
         async with (
-            running(found.config, reads=reads, sockets=alone, served_as=found.served_as) as runtime,
+            running(found.config, reads=reads, sockets=alone, served_as=found.served_as, cells=cells) as runtime,
             http_beside(found),
             AsyncExitStack() as last,
         ):
@@ -178,7 +179,7 @@ def _link(fd: int, runtime: Runtime, stop: asyncio.Event, last: AsyncExitStack) 
     """Serve the front process, until ``last`` is closed."""
     from llmaas.cli.model_process import FrontLink  # one model needs none of it
 
-    link = FrontLink(fd, runtime.server, runtime.service, stop.set)
+    link = FrontLink(fd, runtime.server, runtime.service, stop.set, runtime.cells)
     last.push_async_callback(link.close)
 
 

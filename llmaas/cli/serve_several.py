@@ -6,10 +6,12 @@ Law: it imports no engine and opens no store: it stays small, and nothing of a m
 from __future__ import annotations
 
 import asyncio
+import functools
 import logging
 import os
 import signal
 from collections.abc import Iterator, Sequence
+from dataclasses import replace
 from pathlib import Path
 
 from llmaas.api.activation import handed_over
@@ -26,7 +28,8 @@ from llmaas.config.settings import SETTINGS, Config, flag
 from llmaas.config.show import show_setting
 from llmaas.config.sources import LoadedConfig
 from llmaas.errors import ConfigError, LlmaasError
-from llmaas.front.front import Front, FrontModel
+from llmaas.front.front import Front
+from llmaas.front.model import FrontModel
 from llmaas.front.process import python_command
 from llmaas.host.file_limit import raise_file_limit
 from llmaas.host.priority import lower_priority
@@ -34,6 +37,7 @@ from llmaas.model_files.entry import ModelEntry
 from llmaas.model_files.gguf import GgufFacts, examine_files
 from llmaas.model_files.page_cache import resident_share
 from llmaas.model_files.registry import ModelRegistry
+from llmaas.records import NO_QUOTA
 from llmaas.regular_file import open_regular
 
 log = logging.getLogger(__name__)
@@ -43,11 +47,14 @@ _OF_FRONT = [
     "models",
     "models_bytes",
     "models_pool_bytes",
+    "models_disk_bytes",
+    "models_bits",
     "keep_alive",
     "socket",
     "data_dir",
     "record",
     "cells",
+    "least_cells",
 ]
 """Settings that the front process sees to, or that each model's process is given by itself; those of HTTP, too."""
 _LEAST_RAM = 2 << 30
@@ -86,7 +93,9 @@ async def _serve(found: LoadedConfig, models: Sequence[FrontModel], default: str
         models,
         default,
         budget=_budget(config),
-        pool_bytes=config.models_pool_bytes,
+        pool_bytes=_common(config.models_pool_bytes),
+        disk_bytes=_common(config.models_disk_bytes),
+        bits=config.models_bits,
         keep_alive=config.keep_alive,
         memory_of=memory_of,
         spare=_spare(),
@@ -126,9 +135,14 @@ def _budget(config: Config) -> int | None:
     return None if found is None else found.total * 3 // 4
 
 
+def _common(nbytes: int | None) -> int | None:
+    """What models have together; None: each has its own."""
+    return None if nbytes is None or nbytes >= NO_QUOTA else nbytes
+
+
 def _check_pool(config: Config) -> None:
     """Raises ConfigError if the POOLs would leave no room for models."""
-    budget, pool = _budget(config), config.models_pool_bytes
+    budget, pool = _budget(config), _common(config.models_pool_bytes)
     if pool is not None and budget is not None and pool >= budget:
         raise ConfigError(
             f"models_pool_bytes ({pool}) is no part of what models may take together ({budget})",
@@ -146,16 +160,31 @@ def _model(found: LoadedConfig, registry: ModelRegistry, entry: ModelEntry) -> F
     def expected_s() -> float | None:
         return memo.expected_s(str(entry.file), device, missing_bytes(entry.file))
 
-    return FrontModel(
-        entry.name,
-        (entry.file.name, entry.file.stem, facts.title),
-        entry.file.name,
-        size,
-        tuple(python_command("serve", *_flags(found, own, entry), "--from-front")),
-        size + _PROGRAM + (own.config.pool_bytes + own.config.cells * cell_bytes(facts) if writes else 0),
-        entry.pinned,
-        own.config.pool_bytes if writes else 0,
-        expected_s,
+    made = FrontModel(
+        name=entry.name,
+        aliases=(entry.file.name, entry.file.stem, facts.title),
+        file=entry.file.name,
+        size_bytes=size,
+        command=tuple(python_command("serve", *_flags(found, own, entry), "--from-front")),
+        nbytes=size + _PROGRAM,
+        pinned=entry.pinned,
+        expected_s=expected_s,
+    )
+    return _that_writes(made, own.config, cell_bytes(facts)) if writes else made
+
+
+def _that_writes(model: FrontModel, config: Config, cell_bytes: int) -> FrontModel:
+    """The model with what one that has contexts takes beside its weights."""
+    return replace(
+        model,
+        nbytes=model.nbytes + config.pool_bytes + config.cells * cell_bytes,
+        pool_bytes=config.pool_bytes,
+        disk_bytes=config.disk_bytes,
+        stored=functools.partial(stored_bytes, config.data_dir),
+        cells=config.cells,
+        least_cells=config.least_cells or config.cells,
+        cell_bytes=cell_bytes,
+        shares_bits=not isinstance(config.bits, tuple),
     )
 
 
@@ -187,6 +216,15 @@ def cell_bytes(facts: GgufFacts) -> int:
     kv_heads = number("attention.head_count_kv") or heads
     values = kv_heads * ((number("attention.key_length") or per_head) + (number("attention.value_length") or per_head))
     return 2 * layers * values
+
+
+def stored_bytes(store: Path) -> int:
+    """Bytes of a store's payload files, which hold its chunks: an index is opened by the model's process only."""
+    try:
+        with os.scandir(store / "payload") as files:
+            return sum(file.stat(follow_symlinks=False).st_size for file in files)
+    except OSError:
+        return 0  # there is none yet
 
 
 def missing_bytes(file: Path) -> int:

@@ -85,6 +85,18 @@ class Config:
         "RAM that the POOLs of several models may take together, shared out by use; each has its pool_bytes at most",
         "none: each has its pool_bytes",
     )
+    models_disk_bytes: int | None = _setting(
+        size(0, or_none=True),
+        None,
+        "disk that the chunks of several models may take together; each has its disk_bytes at most",
+        "none: each has its disk_bytes",
+    )
+    models_bits: float | None = _setting(
+        number(2.5, 8.0, or_none=True),
+        None,
+        "bits per value of coded chunks of several models together, spent where they matter most in any of them",
+        "none: each has its bits",
+    )
     keep_alive: float | None = _setting(
         number(0, 1e9, or_none=True),
         None,
@@ -134,6 +146,12 @@ class Config:
         "the one that suits this machine",
     )
     cells: int = _setting(whole(256, 1 << 24), 8192, "tokens whose KV the engine can hold at once, as f16")
+    least_cells: int | None = _setting(
+        whole(256, 1 << 24),
+        None,
+        "of several models: cells that one may begin with if others take the memory for more",
+        "as many as cells",
+    )
     pool_bytes: int = _setting(size(_MIB), 256 * _MIB, "RAM for coded chunks outside the engine", "256M")
     disk_bytes: int = _setting(
         size(0, or_none=True), 20 << 30, "disk for coded chunks; the coldest contexts' go first", "20G"
@@ -288,8 +306,8 @@ def check_together(config: Config, origins: Mapping[str, str]) -> None:
             "them out",
             hint="Set http_tokens = \"required\" and give programs tokens ('llmaas app add NAME'), or use 127.0.0.1.",
         )
-    for small, large in (("max_running", "sequences"), ("prefill_slice", "cells")):
-        if getattr(config, small) > getattr(config, large):
+    for small, large in (("max_running", "sequences"), ("prefill_slice", "cells"), ("least_cells", "cells")):
+        if (getattr(config, small) or 0) > getattr(config, large):
             raise ConfigError(
                 f"setting {small} ({origins[small]}) is {getattr(config, small)}; it must be at most "
                 f"{large} ({origins[large]}), which is {getattr(config, large)}"

@@ -11,7 +11,7 @@ import asyncio
 import logging
 import socket
 from collections.abc import Callable, Coroutine, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -26,11 +26,15 @@ from llmaas.api.socket_file import SocketFile
 from llmaas.api.wire import MAX_REQUEST_VALUES, encode, read_body
 from llmaas.clock import Clock, RealClock
 from llmaas.errors import Busy, LlmaasError, ShuttingDown, UnknownModel
+from llmaas.front.bit_sharing import BitSharing
+from llmaas.front.disk_sharing import DiskSharing
 from llmaas.front.first_frame import first_frame
+from llmaas.front.model import FrontModel
 from llmaas.front.parked import ParkedConnections
 from llmaas.front.pool_sharing import PoolSharing
 from llmaas.front.process import ModelProcess, ProcessState, python_command, refuse
 from llmaas.front.spare import SpareProcess, StartedProcess, start_process
+from llmaas.policies.model_cells import cells_that_fit
 from llmaas.policies.model_room import ModelInMemory, models_to_leave
 
 log = logging.getLogger(__name__)
@@ -42,26 +46,11 @@ _WAIT_S = 110.0
 """Seconds that a connection waits for room at most; clients wait 120."""
 
 
-@dataclass(frozen=True, slots=True)
-class FrontModel:
-    """A model that is served. ``command`` starts its process; ``nbytes`` is the memory that it takes, as far as is
-    known, and ``pool_bytes`` what of that its POOL may have; ``expected_s`` tells how long loading it takes."""
-
-    name: str
-    aliases: tuple[str, ...]
-    file: str
-    size_bytes: int
-    command: tuple[str, ...]
-    nbytes: int
-    pinned: bool = False
-    pool_bytes: int = 0
-    expected_s: Callable[[], float | None] = lambda: None
-
-
 class Front:
     """Serves ``models``, of which the first one that ``default`` names is for those who name none. ``budget``: bytes
     that they may take together; None: no bound. ``pool_bytes``: what their POOLs may take of it; None: as much as each
-    of them may. ``keep_alive``: seconds without use after which one leaves."""
+    of them may. ``disk_bytes``: what their chunks may take on disk together. ``bits``: per value of their chunks, in
+    the mean of all. ``keep_alive``: seconds without use after which one leaves."""
 
     def __init__(
         self,
@@ -71,6 +60,8 @@ class Front:
         *,
         budget: int | None,
         pool_bytes: int | None = None,
+        disk_bytes: int | None = None,
+        bits: float | None = None,
         keep_alive: float | None = None,
         limits: Limits | None = None,
         memory_of: Callable[[FrontModel, int], int] = lambda model, pid: model.nbytes,
@@ -82,14 +73,18 @@ class Front:
         self._models = {model.name: model for model in models}
         self._default, self._budget, self._keep_alive = default, budget, keep_alive
         self._limits, self._memory_of, self._clock = limits or Limits(), memory_of, clock or RealClock()
-        self._pool = None
+        self._pool, self._disk, self._bits = None, None, None
+        if bits is not None:
+            self._bits = BitSharing(bits, [model.name for model in models if model.shares_bits])
+        if disk_bytes is not None:
+            self._disk = DiskSharing(disk_bytes, {model.name: model.disk_bytes for model in models})
         if pool_bytes is not None:  # what all POOLs may take is set aside, and counted with no model
             self._pool = PoolSharing(pool_bytes, {model.name: model.pool_bytes for model in models})
             self._budget = None if budget is None else max(0, budget - pool_bytes)
             bare = [replace(model, nbytes=max(0, model.nbytes - model.pool_bytes)) for model in models]
             self._models = {model.name: model for model in bare}
         self._nbytes = {model.name: model.nbytes for model in self._models.values()}
-        """What each takes, as was last seen."""
+        """What each takes with all of its cells, as was last seen."""
         self._parked = ParkedConnections(self._resume)
         self._closing = False
         self._tasks: set[asyncio.Task[Any]] = set()
@@ -97,21 +92,14 @@ class Front:
         self._since: dict[str, float] = {}
         """Since when connections wait for room for a model."""
         self.processes: Mapping[str, ModelProcess] = {model.name: self._process_of(model) for model in models}
-        files: list[SocketFile] = []
-        try:
-            files.append(SocketFile(socket_path))
-            files.append(SocketFile(admin_socket(socket_path)))
-        except BaseException:
-            for file in files:
-                file.sock.close()
-                file.remove()
-                file.release()
-            raise
-        self._files = files
+        self._files = _sockets(socket_path)
 
     def _process_of(self, model: FrontModel) -> ModelProcess:
         made = ModelProcess(model.name, model.command, self._clock, self._serve_waiting, self._parked.add, self._begin)
         made.apps_changed = lambda: self._spawn(self._settle_apps(made))
+        if self._disk is not None:
+            made.stored = model.stored
+            made.disk_used = model.stored()
         return made
 
     async def _begin(self, command: Sequence[str]) -> StartedProcess:
@@ -129,7 +117,7 @@ class Front:
             acceptor.start()
         for model in self._models.values():
             if model.pinned:
-                self.processes[model.name].start()
+                self._start(model)
         self._spawn(self._look_around())
 
     async def close(self) -> None:
@@ -225,8 +213,9 @@ class Front:
         if self._closing:
             return
         now = self._clock.now()
-        if self._pool is not None:
-            self._pool.settle(self.processes, now)
+        for sharing in (self._pool, self._disk, self._bits):
+            if sharing is not None:
+                sharing.settle(self.processes, now)
         wanted = [name for name, process in self.processes.items() if process.wanted]
         for name in list(self._since):
             if name not in wanted:
@@ -240,22 +229,51 @@ class Front:
     def _make_room(self, model: FrontModel) -> bool:
         """Start the model if there is room; else ask others to leave. False if it must wait."""
         there = [each for each in self._models.values() if self.processes[each.name].in_memory]
-        if self._budget is not None and there:
-            used = sum(self._measured(each) for each in there)
+        if self._budget is not None and there and self._cells_for(model) is None:
+            missing = sum(self._measured(each) for each in there) + self._need(model, self._least(model)) - self._budget
             leaving = sum(
-                self._nbytes[each.name] for each in there if self.processes[each.name].state is ProcessState.LEAVING
+                self._taken(each) for each in there if self.processes[each.name].state is ProcessState.LEAVING
             )
-            missing = used + self._nbytes[model.name] - self._budget
-            if missing > 0:
-                names = models_to_leave(missing - leaving, [self._candidate(each) for each in there])
-                if names is None and not leaving:
-                    names = self._all_idle(there)
-                for name in names or ():
-                    log.info("the model %s leaves memory for %s", name, model.name)
-                    self.processes[name].retire()
-                return False
-        self.processes[model.name].start()
+            names = models_to_leave(missing - leaving, [self._candidate(each) for each in there])
+            if names is None and not leaving:
+                names = self._all_idle(there)
+            for name in names or ():
+                log.info("the model %s leaves memory for %s", name, model.name)
+                self.processes[name].retire()
+            return False
+        self._start(model)
         return True
+
+    def _start(self, model: FrontModel) -> None:
+        """Start it with as many cells as there is room for."""
+        cells = self._cells_for(model) or self._least(model)
+        self.processes[model.name].start(None if cells == model.cells else cells)
+
+    def _cells_for(self, model: FrontModel) -> int | None:
+        """The cells that it would be started with now; None if there is no room."""
+        if self._budget is None:
+            return model.cells
+        there = [each for each in self._models.values() if self.processes[each.name].in_memory]
+        return cells_that_fit(
+            self._budget - sum(self._measured(each) for each in there),
+            bare=self._need(model, 0),
+            cell_bytes=model.cell_bytes,
+            least=self._least(model),
+            most=model.cells,
+        )
+
+    def _least(self, model: FrontModel) -> int:
+        """Cells that it needs: by its settings, or as its contexts needed more when it was loaded last."""
+        return max(model.least_cells, self.processes[model.name].needed_cells)
+
+    def _need(self, model: FrontModel, cells: int) -> int:
+        """Bytes that it takes with so many cells."""
+        return self._nbytes[model.name] - (model.cells - cells) * model.cell_bytes
+
+    def _taken(self, model: FrontModel) -> int:
+        """Bytes that it takes with the cells that it has."""
+        cells = self.processes[model.name].cells
+        return self._need(model, model.cells if cells is None else cells)
 
     def _all_idle(self, there: Sequence[FrontModel]) -> list[str] | None:
         """A model that is too large for the room of all others: they leave, and it is tried."""
@@ -267,15 +285,18 @@ class Front:
         process = self.processes[model.name]
         if process.state is ProcessState.READY and process.pid is not None:
             pool = process.pool_used if self._pool is not None else 0
-            self._nbytes[model.name] = max(model.nbytes, self._memory_of(model, process.pid) - pool)
-        return self._nbytes[model.name]
+            fewer = 0 if process.cells is None else (model.cells - process.cells) * model.cell_bytes
+            least = replace(model, nbytes=model.nbytes - fewer)
+            found = max(least.nbytes, self._memory_of(least, process.pid) - pool)
+            self._nbytes[model.name] = found + fewer
+        return self._taken(model)
 
     def _candidate(self, model: FrontModel) -> ModelInMemory:
         process = self.processes[model.name]
         stays = model.pinned or process.active > 0 or process.state is not ProcessState.READY or bool(process.waiting)
         return ModelInMemory(
             model.name,
-            self._nbytes[model.name],
+            self._taken(model),
             self._load_s(model) or _GUESSED_LOAD_S,
             self._clock.now() - process.uses.last,
             process.uses.between_s,
@@ -301,7 +322,7 @@ class Front:
                     process.refuse_waiting(Busy(f"there is no room for the model {model.name}: others are in use"))
                 self._tell_waiting(model)
                 if model.pinned and process.state is ProcessState.AWAY:
-                    process.start()
+                    self._start(model)
             self._serve_waiting()
             await self._see_to_spare()
 
@@ -331,3 +352,18 @@ class Front:
         task = asyncio.ensure_future(work)
         self._tasks.add(task)
         task.add_done_callback(self._tasks.discard)
+
+
+def _sockets(path: Path) -> list[SocketFile]:
+    """That of apps, and the operator's. Raises SocketInUse, NotTrusted, ConfigError."""
+    files: list[SocketFile] = []
+    try:
+        files.append(SocketFile(path))
+        files.append(SocketFile(admin_socket(path)))
+    except BaseException:
+        for file in files:
+            file.sock.close()
+            file.remove()
+            file.release()
+        raise
+    return files

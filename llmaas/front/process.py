@@ -27,6 +27,7 @@ from llmaas.errors import EngineFailed, LlmaasError, ModelEnded, by_code
 from llmaas.front.channel import Channel, Message
 from llmaas.front.kept import KeptConnections
 from llmaas.front.spare import StartedProcess, start_process
+from llmaas.policies.bit_price.several import BitCurve
 
 log = logging.getLogger(__name__)
 
@@ -81,10 +82,24 @@ class ModelProcess:
         self.state = ProcessState.AWAY
         self.active = 0
         """Requests that wait or run in it."""
+        self.cells: int | None = None
+        """That it was started with, or has made itself; None: as many as its own settings say."""
+        self.needed_cells = 0
+        """That its contexts needed when it was given fewer."""
         self.pool_used = 0
         """Bytes in its POOL, as it last said."""
         self.pool_share: int | None = None
         """Bytes that it was told its POOL may hold; None: as many as its own settings say."""
+        self.disk_used = 0
+        """Bytes of chunks in its store, as it last said; while it is away, as was found when it had ended."""
+        self.stored: Callable[[], int] = lambda: 0
+        """Looks how many bytes of chunks its store holds: some are written when nothing is told any more."""
+        self.disk_share: int | None = None
+        """Bytes that it was told its chunks may take on disk; None: as many as its own settings say."""
+        self.curve: BitCurve | None = None
+        """What its chunks would do with more bits, as it last said; None while it is away."""
+        self.bit_share: float | None = None
+        """Bits per value that it was told to code with; None: as its own settings say."""
         self.uses = Uses(clock.now())
         self.load_s: float | None = None
         """Seconds that its last start took."""
@@ -124,9 +139,11 @@ class ModelProcess:
         else:
             self.waiting.append(handed)
 
-    def start(self) -> None:
-        """Begin to start it, if it is away."""
+    def start(self, cells: int | None = None) -> None:
+        """Begin to start it, if it is away; with so many cells, or more if its contexts need them. None: with all that
+        its own settings say."""
         if self.state is ProcessState.AWAY:
+            self.cells = cells
             self.state, self._began, self._leaves_for_good = ProcessState.STARTING, self._clock.now(), False
             self._keeper = asyncio.ensure_future(self._run())
 
@@ -192,6 +209,16 @@ class ModelProcess:
         self.pool_share = nbytes
         self._send({"t": "pool", "nbytes": nbytes})
 
+    def give_disk(self, nbytes: int) -> None:
+        """Its chunks may take so many bytes on disk from now on."""
+        self.disk_share = nbytes
+        self._send({"t": "disk", "nbytes": nbytes})
+
+    def give_bits(self, bits: float) -> None:
+        """Its chunks are coded with so many bits per value from now on, in the mean."""
+        self.bit_share = bits
+        self._send({"t": "bits", "bits": bits})
+
     def apps_settled(self) -> None:
         """All others have left: what it has written about apps holds for all."""
         self._send({"t": "apps_settled"})
@@ -217,7 +244,7 @@ class ModelProcess:
         code = -1
         try:
             self._kept = KeptConnections()
-            begun = await self._begin(self._command)
+            begun = await self._begin(self._command_now())
         except OSError as error:
             self._failure = EngineFailed(f"the process of the model {self.name} cannot be started: {error}")
         else:
@@ -229,10 +256,15 @@ class ModelProcess:
             code = await self._process.wait()
         self._ended(code)
 
+    def _command_now(self) -> list[str]:
+        cells = [] if self.cells is None else [f"--cells-now={self.cells}"]
+        return [*self._command[:-1], *cells, self._command[-1]]
+
     def _ended(self, code: int) -> None:
         if self._channel is not None:
             self._channel.read_rest()
         was, self.state, self.active = self.state, ProcessState.AWAY, 0
+        self.disk_used, self.curve = self.stored(), None
         if self._channel is not None:
             self._channel.close()
             self._channel = None
@@ -271,14 +303,20 @@ class ModelProcess:
         match message.get("t"):
             case "ready":
                 self.state, self._failure = ProcessState.READY, None
-                self.pool_used, self.pool_share = 0, None
+                self.pool_used, self.pool_share, self.disk_share = 0, None, None
+                if self.cells is not None and int(message["cells"]) > self.cells:
+                    self.cells = self.needed_cells = int(message["cells"])
                 self.load_s = self._clock.now() - self._began
                 log.info("the model %s is there, after %.1f s", self.name, self.load_s)
                 self._flush()
             case "state":
-                self.active, self.pool_used = int(message["active"]), int(message["pool"])
+                self.active = int(message["active"])
+                self.pool_used, self.disk_used = int(message["pool"]), int(message["disk"])
                 if message["used"]:
                     self.uses.last = self._clock.now()
+            case "curve":
+                steps = {int(bucket): int(nbytes) for bucket, nbytes in message["steps"]}
+                self.curve = BitCurve(int(message["values"]), int(message["floor"]), steps)
             case "busy" if self.state is ProcessState.LEAVING:
                 self.state = ProcessState.READY
                 self._flush()

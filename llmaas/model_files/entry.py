@@ -17,6 +17,7 @@ from llmaas.records import SHORT_NAME
 
 SETTINGS = (
     "cells",
+    "least_cells",
     "pool_bytes",
     "disk_bytes",
     "bits",

@@ -20,7 +20,7 @@ from llmaas.kvchunks.codec.sensitivity import merged
 from llmaas.planner.actions import ChunkTarget
 from llmaas.planner.context import Context
 from llmaas.planner.settings import PlannerSettings
-from llmaas.policies.bit_price import ChunkDemand, DensityLevels, Price, PriceBook, demand
+from llmaas.policies.bit_price import BitCurve, ChunkDemand, DensityLevels, Price, PriceBook, demand
 from llmaas.records import CHUNK_TOKENS, LOSSLESS, ChunkKey, ChunkMeta, ChunkSensitivity, ContextId, Precision
 
 _HALF_LIFE_S = 3600.0
@@ -77,7 +77,8 @@ class BitBudget:
         self._book = PriceBook(self._size, _PRIOR)
         self._levels = DensityLevels() if settings.spending == "llms" else None
         g = settings.geometry
-        self._chunk_budget = settings.bits * CHUNK_TOKENS * g.n_layer * (g.k_dim + g.v_dim) / 8
+        self._chunk_values = CHUNK_TOKENS * g.n_layer * (g.k_dim + g.v_dim)
+        self._chunk_budget = settings.bits * self._chunk_values / 8
         self._entries: dict[ChunkKey, _Entry] = {}
         self._hand: deque[ChunkKey] = deque()
         """The ring of stored chunks; the CLOCK hand is at its front."""
@@ -91,6 +92,17 @@ class BitBudget:
     def budget(self) -> int:
         """Bytes for the chunks that are stored now."""
         return int(self.stored_chunks * self._chunk_budget)
+
+    def set_bits(self, bits: float) -> None:
+        """The budget is so many bits per value from now on. With fewer, all stored chunks are looked at anew."""
+        before, self._chunk_budget = self._chunk_budget, bits * self._chunk_values / 8
+        if self._chunk_budget < before:
+            self._unvisited = len(self._hand)
+
+    @property
+    def curve(self) -> BitCurve | None:
+        """What the chunks would do with bytes; None if bits are not spent by what they do."""
+        return None if not self._settings.measure or self._levels is not None else self._book.curve(self._chunk_values)
 
     def is_exceeded(self, slack: float) -> bool:
         """Whether stored chunks take more than the budget, and this part of it."""

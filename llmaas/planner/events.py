@@ -226,10 +226,12 @@ class Lowered:
 
 @dataclass(frozen=True, slots=True)
 class BudgetChanged:
-    """Bytes that chunks in the POOL or on DISK may take from now on; None leaves a budget as it is."""
+    """Bytes that chunks in the POOL or on DISK may take from now on, and the mean of bits per value that they are coded
+    with; None leaves a budget as it is."""
 
     pool_bytes: int | None = None
     disk_bytes: int | None = None
+    bits: float | None = None
 
 
 @dataclass(frozen=True, slots=True)

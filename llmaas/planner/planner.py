@@ -59,6 +59,7 @@ from llmaas.planner.swap_out import SwapOut
 from llmaas.planner.switching import Switching
 from llmaas.planner.tally import Tally
 from llmaas.planner.write_back import WriteBack
+from llmaas.policies.bit_price import BitCurve
 from llmaas.policies.eviction import EVICTION, EvictionPolicy
 from llmaas.policies.scheduling import SCHEDULING
 from llmaas.policies.split import SPLIT
@@ -90,7 +91,7 @@ class Planner:
         self._costs = costs = SwitchCosts()
 
         self._ledger = ledger = Ledger(settings.pool_bytes)
-        bits = BitBudget(settings, encoded_size)
+        self._bits = bits = BitBudget(settings, encoded_size)
         wear = WEAR[settings.wear](settings.wear_budget, settings.disk_bytes)
         self._disk = disk = DiskQuota(settings.disk_bytes, ledger, wear, tally, bits.forget)
         users: dict[ChunkKey, ChunkUser] = {}
@@ -218,6 +219,11 @@ class Planner:
     @property
     def disk_quota(self) -> int:
         return self._disk.quota
+
+    @property
+    def bit_curve(self) -> BitCurve | None:
+        """What more bytes would do for the chunks; None if they are not coded by that."""
+        return self._bits.curve
 
     @property
     def cells_used(self) -> int:

@@ -116,6 +116,8 @@ class PoolBooks:
         """A smaller budget drops chunks at once; a larger quota lets chunks in that it had refused."""
         if event.pool_bytes is not None:
             self._room.set_budget(event.pool_bytes, out)
+        if event.bits is not None:
+            self._bits.set_bits(event.bits)
         if event.disk_bytes is not None:
             self._writes.enqueue(self._disk.set_quota(event.disk_bytes, out))
 

@@ -13,6 +13,7 @@ from llmaas.clock import Clock
 from llmaas.metrics import Registry
 from llmaas.planner.events import BudgetChanged
 from llmaas.planner.planner import Planner
+from llmaas.policies.bit_price import BitCurve
 from llmaas.policies.pool_budget import MemoryReading, PoolBudget
 from llmaas.records import NO_QUOTA
 
@@ -58,6 +59,26 @@ class Budgets:
         if now != before:
             log.debug("POOL: %d -> %d, its share of several models'", before, now)
             self._apply(BudgetChanged(pool_bytes=now))
+
+    def entitle_disk(self, disk_bytes: int) -> None:
+        """The quota is another share of what the stores of several models have together from now on."""
+        if disk_bytes != self._planner.disk_quota:
+            log.debug("DISK: %d -> %d, its share of several models'", self._planner.disk_quota, disk_bytes)
+            self._apply(BudgetChanged(disk_bytes=disk_bytes))
+
+    def entitle_bits(self, bits: float) -> None:
+        """Chunks are coded with so many bits per value in the mean from now on, the model's part of a common budget."""
+        self._dispatch(BudgetChanged(bits=bits))
+
+    @property
+    def bit_curve(self) -> BitCurve | None:
+        """What more bytes would do for the chunks; None if they are not coded by that."""
+        return self._planner.bit_curve
+
+    @property
+    def disk_used(self) -> int:
+        """Bytes of chunks on DISK."""
+        return self._planner.disk_used
 
     @property
     def pool_used(self) -> int:

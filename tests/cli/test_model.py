@@ -170,3 +170,18 @@ def test_the_doctor_looks_at_registered_files_and_goes_on_without_a_registry(dat
     (data / "models.json").write_text("{")
     found = list(examine(config(), {}, deep=False, repair=False))
     assert [each.level for each in found if each.about == "models"] == ["fail"] and len(found) > 4
+
+
+def test_what_models_share_is_seen_to_by_the_front_process(
+    data: Path, file: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    main(["model", "add", "small", str(file), "--cells", "2048", "--least-cells", "512"])
+    main(["model", "add", "other", str(file)])
+    capsys.readouterr()
+    shared = ("--models-disk-bytes", "1G", "--models-bits", "4", "--models-pool-bytes", "none", "--least-cells", "256")
+    assert main(["serve", "--models", "all", *shared, "--show-config"]) == OK
+    shown = capsys.readouterr().out
+    assert "--cells=2048" in shown and "models-" not in shown.replace("model-stores", "")
+    assert "least-cells" not in shown, "the front says how many there are when it starts the process"
+    assert main(["model", "add", "small", str(file), "--cells", "512", "--least-cells", "1024"]) == USAGE
+    assert "least_cells" in capsys.readouterr().err

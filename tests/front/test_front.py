@@ -17,6 +17,7 @@ from llmaas.api.model_list import list_models
 from llmaas.api.wire import encode
 from llmaas.calls import Loading
 from llmaas.errors import BadToken, EngineFailed, LlmaasError, ModelUnreadable, UnknownModel
+from llmaas.front.process import ProcessState
 from tests.support.daemon import HELLO, ask
 from tests.support.front_house import NBYTES, SOON, front_house, timeout
 from tests.support.loop import on_a_loop
@@ -148,6 +149,25 @@ async def test_who_waits_is_told_how_long_that_will_take(tmp_path: Path) -> None
         assert any(piece.text for piece in pieces)
         silent = await house.connect(app="other")  # a client that does not ask to be told, of the default model
         assert silent.server["model"] == "a"
+
+
+@on_a_loop
+async def test_a_hint_brings_a_model_that_is_away_while_the_prompt_is_not_complete(tmp_path: Path) -> None:
+    async with front_house(tmp_path, budget=NBYTES, behaviour={"a": "late"}) as house:
+        client = await house.connect("a")
+        context = await client.context("c")
+        kept = await ask(client, context.id, "one")
+        await (await house.connect("b")).close()
+        await house.until_there("b")
+        hint = asyncio.ensure_future(client.hint(context.id))
+        async with timeout(SOON):
+            while house.front.processes["a"].state is not ProcessState.STARTING:  # as soon as the other has left
+                await asyncio.sleep(0.01)
+        assert not hint.done()
+        await hint
+        assert house.there == {"a"}, "it is there when the prompt comes"
+        assert await ask(client, context.id, "two")
+        assert [message.content for message in (await client.show(context.id)).messages][:2] == ["one", kept]
 
 
 @on_a_loop

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import functools
 import sys
 from collections.abc import AsyncIterator, Mapping
 from contextlib import asynccontextmanager
@@ -10,7 +11,9 @@ from pathlib import Path
 from typing import Any
 
 from llmaas.api.async_client import AsyncClient
-from llmaas.front.front import Front, FrontModel
+from llmaas.cli.serve_several import stored_bytes
+from llmaas.front.front import Front
+from llmaas.front.model import FrontModel
 from llmaas.front.process import ProcessState
 
 SOON = 20.0
@@ -60,6 +63,10 @@ async def front_house(
     nbytes: Mapping[str, int] | None = None,
     pinned: str = "",
     pool_most: int = 0,
+    disk_most: int = 0,
+    cells: int = 0,
+    least_cells: int = 0,
+    cell_bytes: int = 0,
     **options: Any,
 ) -> AsyncIterator[FrontHouse]:
     """``behaviour``: see ``fake_model_process``; ``options`` are those of Front."""
@@ -70,10 +77,16 @@ async def front_house(
             (f"{name}-file",),
             f"{name}.gguf",
             NBYTES,
-            (*command, str(root / name), name, (behaviour or {}).get(name, "")),
+            (*command, str(root / name), name, (behaviour or {}).get(name, ""), "--from-front"),
             (nbytes or {}).get(name, NBYTES),
             name in pinned,
             pool_most,
+            disk_bytes=disk_most,
+            shares_bits=True,
+            cells=cells,
+            least_cells=least_cells or cells,
+            cell_bytes=cell_bytes,
+            stored=functools.partial(stored_bytes, root / name),
         )
         for name in names
     ]

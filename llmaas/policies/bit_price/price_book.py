@@ -15,6 +15,7 @@ from __future__ import annotations
 from collections import Counter
 from typing import NamedTuple
 
+from llmaas.policies.bit_price.several import BitCurve
 from llmaas.policies.bit_price.steps import BITS, UNMEASURED, BitSteps, Sensitivity, Size, Step, bucket_of
 from llmaas.records import ChunkKey, Precision
 
@@ -108,15 +109,25 @@ class PriceBook:
         chunks. So the bytes are right in the mean, and never wrong by more than the bytes of this one bucket. A budget
         below 2 bits for every chunk cannot be kept.
         """
-        counts = self._bytes.copy()
-        for heat, n in self._unmeasured.items():
-            self._count_steps(counts, self._expected(ChunkDemand(False, heat, heat)), n)
+        counts = self._all_bytes()
         left = budget - self.chunks * self._steps.floor
         for bucket, nbytes in sorted(counts.items(), reverse=True):
             if nbytes > max(left, 0):
                 return Price(bucket, max(0.0, left / nbytes))
             left -= nbytes
         return FREE
+
+    def curve(self, chunk_values: int) -> BitCurve:
+        """What all chunks would do with bytes; ``chunk_values``: how many values one has."""
+        steps = {bucket: nbytes for bucket, nbytes in self._all_bytes().items() if nbytes > 0}
+        return BitCurve(self.chunks * chunk_values, self.chunks * self._steps.floor, steps)
+
+    def _all_bytes(self) -> Counter[int]:
+        """Bytes of the steps of all chunks, by bucket."""
+        counts = self._bytes.copy()
+        for heat, n in self._unmeasured.items():
+            self._count_steps(counts, self._expected(ChunkDemand(False, heat, heat)), n)
+        return counts
 
     def choose(self, chunk: ChunkDemand, price: Price, key: ChunkKey) -> Precision:
         """The precision that the chunk gets at this price. The same key gets the same draw each time."""

@@ -1,0 +1,57 @@
+"""One budget of bits over the chunks of several models, whose processes are real."""
+
+from __future__ import annotations
+
+import asyncio
+from pathlib import Path
+
+import pytest
+
+from llmaas.cli.serve_several import stored_bytes
+from tests.support.daemon import ask
+from tests.support.front_house import SOON, front_house, timeout
+from tests.support.loop import on_a_loop
+
+
+@on_a_loop
+async def test_models_say_what_they_would_do_with_bits_and_are_told_how_many_they_have(tmp_path: Path) -> None:
+    async with front_house(tmp_path, bits=4.5) as house:
+        first, second = await house.connect("a"), await house.connect("b")
+        a, b = (house.front.processes[name] for name in "ab")
+        for client in (first, second):
+            await ask(client, (await client.context("c")).id, "word " * 60)
+        async with timeout(SOON):
+            while not (a.curve and a.curve.values and b.curve and b.curve.values):
+                await asyncio.sleep(0.02)
+        assert a.bit_share is not None and b.bit_share is not None
+        total = a.curve.values + b.curve.values
+        mean = (a.bit_share * a.curve.values + b.bit_share * b.curve.values) / total
+        assert mean == pytest.approx(4.5, abs=0.3), "chunks that are alike"
+        async with timeout(SOON):
+            while "a" in house.there:
+                a.retire()
+                await asyncio.sleep(0.2)
+        assert a.curve is None, "one that is away shares nothing"
+        assert await first.contexts(), "it comes back"
+
+
+@on_a_loop
+async def test_a_model_codes_with_the_bits_that_it_was_told(tmp_path: Path) -> None:
+    stored = []
+    for bits in (2.5, 8.0):
+        root = tmp_path / f"{bits:g}"
+        root.mkdir()
+        async with front_house(root, "a", bits=bits) as house:
+            client = await house.connect("a")
+            for i in range(3):
+                await ask(client, (await client.context(f"c{i}")).id, f"{i} " + "word " * 60)
+        stored.append(stored_bytes(root / "a"))
+    assert stored[1] > 1.5 * stored[0] > 0
+
+
+@on_a_loop
+async def test_without_a_common_budget_nothing_is_told(tmp_path: Path) -> None:
+    async with front_house(tmp_path) as house:
+        client = await house.connect("a")
+        await ask(client, (await client.context("c")).id)
+        assert house.front.processes["a"].bit_share is None and house.front.processes["a"].curve is None
