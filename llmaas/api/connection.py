@@ -25,12 +25,14 @@ from llmaas.api.handed import HandedConnection
 from llmaas.api.hello import Hello, read_hello, refuse_other_model, reply_frame
 from llmaas.api.in_flight import InFlight, as_llmaas_error
 from llmaas.api.incoming import Incoming, read_incoming
+from llmaas.api.loading_teller import LoadingTeller
 from llmaas.api.peer_timer import PeerTimer
 from llmaas.api.reply_writer import ReplyWriter
 from llmaas.api.shares import Shares
 from llmaas.api.slot_message import OpenSlot
 from llmaas.api.slot_opening import ServiceSlots
 from llmaas.api.wire import MAX_REQUEST_VALUES, encode, read_body
+from llmaas.calls import Loading
 from llmaas.errors import BadRequest, BadToken, Busy, Forbidden, LlmaasError, ShuttingDown
 from llmaas.records import AppId
 from llmaas.slots.transport import SlotTransport
@@ -53,7 +55,7 @@ class ConnectionHost(Protocol):
     connections: set[Connection]
     tasks: set[asyncio.Task[Any]]
     slots: ServiceSlots
-
+    loading: Callable[[], Loading | None]
     closing: bool
 
     def forget(self, connection: Connection) -> None: ...
@@ -73,6 +75,8 @@ class Connection(asyncio.BufferedProtocol):
         self._intake = FrameIntake(self, self.shares)
         self._requests: InFlight | None = None
         """None until the peer has said hello."""
+        self._teller: LoadingTeller | None = None
+        """If the peer wants to be told of loading."""
         self.app = ""
         """Who is at the other end; "" until the peer has said hello."""
         self._is_operator = False
@@ -173,6 +177,8 @@ class Connection(asyncio.BufferedProtocol):
         else:
             self.has_asked = True
             self._requests.take(read_incoming(body))
+            if self._teller is not None:
+                self._teller.asked()
 
     def take_large(self, incoming: Incoming, nbytes: int) -> None:
         assert self._requests is not None
@@ -230,7 +236,10 @@ class Connection(asyncio.BufferedProtocol):
             refuse_other_model(hello.model, facts)
         if self._handed is None or self._handed.greet:
             self._write(encode(reply_frame(f"llmaas/{__version__}", limits, facts)))
-        return InFlight(backend, caller, self.shares, self._write, self._server.tasks, self._open_slot)
+        made = InFlight(backend, caller, self.shares, self._write, self._server.tasks, self._open_slot)
+        if hello.told_of_loading:
+            self._teller = LoadingTeller(self._server.loading, lambda: made.running, self._write)
+        return made
 
     def _open_slot(self, request_id: int, request: OpenSlot) -> None:
         """Go on by shared memory, if the connection is at rest. Raises LlmaasError."""
@@ -379,6 +388,8 @@ class Connection(asyncio.BufferedProtocol):
 
     def _abandon(self) -> None:
         self._open = False
+        if self._teller is not None:
+            self._teller.close()
         self._intake.close()
         self.shares.places.unseat(self)
         if self._requests is not None:

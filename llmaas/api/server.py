@@ -24,6 +24,7 @@ from llmaas.api.peer import peer_uid
 from llmaas.api.shares import Shares
 from llmaas.api.slot_opening import ServiceSlots
 from llmaas.api.socket_file import SocketFile
+from llmaas.calls import Loading
 from llmaas.errors import LlmaasError
 from llmaas.fair_thread import FairThread
 from llmaas.records import AppId
@@ -48,15 +49,17 @@ async def serve(
     limits: Limits = DEFAULT_LIMITS,
     uid_of: Callable[[socket.socket], int] = peer_uid,
     slots: SlotSettings = NO_SLOTS,
+    loading: Callable[[], Loading | None] = lambda: None,
 ) -> Server:
     """Serve ``backend`` until ``close()`` on two sockets of mode 0600, in a directory that is made (0700) if absent:
-    apps connect to ``socket_path``, the operator to ``admin_socket(socket_path)``.
+    apps connect to ``socket_path``, the operator to ``admin_socket(socket_path)``. ``loading``: what is told to those
+    whose requests run while the model's weights are on their way back to memory; None: they are there.
 
     Raises SocketInUse if a live daemon has the socket (one that a dead daemon left is replaced), NotTrusted if others
     may write to that directory, and ConfigError if the path cannot be used.
     """
     files = {Door.APPS: SocketFile(socket_path)}
-    server = Server(backend, files, limits, uid_of, slots)
+    server = Server(backend, files, limits, uid_of, slots, loading)
     try:
         files[Door.ADMIN] = SocketFile(admin_socket(socket_path))
         server.start()
@@ -68,9 +71,15 @@ async def serve(
     return server
 
 
-def serve_handed(backend: Backend, *, limits: Limits = DEFAULT_LIMITS, slots: SlotSettings = NO_SLOTS) -> Server:
+def serve_handed(
+    backend: Backend,
+    *,
+    limits: Limits = DEFAULT_LIMITS,
+    slots: SlotSettings = NO_SLOTS,
+    loading: Callable[[], Loading | None] = lambda: None,
+) -> Server:
     """Serve ``backend`` until ``close()`` on connections that ``adopt`` is given, and on no socket."""
-    return Server(backend, {}, limits, peer_uid, slots)
+    return Server(backend, {}, limits, peer_uid, slots, loading)
 
 
 class Server:
@@ -83,8 +92,9 @@ class Server:
         limits: Limits,
         uid_of: Callable[[socket.socket], int],
         slots: SlotSettings = NO_SLOTS,
+        loading: Callable[[], Loading | None] = lambda: None,
     ) -> None:
-        self.backend = backend
+        self.backend, self.loading = backend, loading
         self.uid_of = uid_of
         self.connections: set[Connection] = set()
         self._decoder = FairThread("requests")

@@ -8,6 +8,7 @@ from __future__ import annotations
 import logging
 from pathlib import Path
 
+from llmaas.calls import Loading
 from llmaas.cli.machine import ram
 from llmaas.clock import Clock, RealClock
 from llmaas.config import models
@@ -51,6 +52,12 @@ class WeightReads:
         limit = None if found is None else int(found.available * (1 - _LEFT))
         self._reads = FileReads(models.parts_of(path), self._memo, limit=limit, prepare=lower_io_priority)
         self._reads.start()
+
+    def loading(self, name: str) -> Loading | None:
+        """How long it takes until the model of this name is in memory; None if nothing is being read."""
+        if self._reads is None or not self._reads.running:
+            return None
+        return Loading(name, self._reads.left_s)
 
     def close(self) -> None:
         if self._reads is not None:

@@ -19,6 +19,7 @@ from types import MappingProxyType
 from typing import Any
 
 from llmaas.api.server import Limits, Server, serve, serve_handed
+from llmaas.calls import Loading
 from llmaas.cli.doctor.damage import explain_salvage
 from llmaas.cli.engine_choices import context_settings, measure_repack, repack_memo, rope_memo
 from llmaas.cli.interpreter import short_pauses
@@ -181,8 +182,7 @@ async def running(
     """A daemon that serves during the block. Benches give it an engine class of their own, and ``choices``: fields of
     PlannerChoices that no setting chooses. ``reads``: those of the model's file, which have begun perhaps. Without
     ``sockets`` it serves the connections that another process gives it. ``served_as``: the model's registered name.
-    ``cells``: see ``with_fewer_cells``. Raises LlmaasError if a part cannot start.
-    """
+    ``cells``: see ``with_fewer_cells``. Raises LlmaasError if a part cannot start."""
     bound_malloc()
     priority.lower_priority(config.nice)
     shorten_slices()  # before other threads are started, which inherit it
@@ -211,7 +211,8 @@ async def running(
         service = Service(engine, store, settings, RealClock(), bring_back=reads.start)
         await service.start(summaries)
         parts.push_async_callback(service.stop)
-        server = await _server(config, service, sockets, parts)
+        loading = functools.partial(reads.loading, served_as or engine.engine.info.title)
+        server = await _server(config, service, sockets, loading, parts)
         parts.callback(service.stop_text)  # before the server waits for what runs
         _watch_host(config, service, parts)
         if choice.open and engine.engine.info.writes and (measurement := measure_repack(config, model)) is not None:
@@ -226,9 +227,11 @@ def _choose_repack(config: Config, model: Path) -> RepackChoice:
     return choice
 
 
-async def _server(config: Config, service: Service, sockets: bool, parts: AsyncExitStack) -> Server:
+async def _server(
+    config: Config, service: Service, sockets: bool, loading: Callable[[], Loading | None], parts: AsyncExitStack
+) -> Server:
     """Serve apps, and nodes if the settings say so, until ``parts`` are closed."""
-    server = await _server_of_apps(config, service, sockets)
+    server = await _server_of_apps(config, service, sockets, loading)
     parts.push_async_callback(server.close)
     if sockets:
         mover = await begin_moves(config, service)
@@ -240,12 +243,14 @@ async def _server(config: Config, service: Service, sockets: bool, parts: AsyncE
     return server
 
 
-async def _server_of_apps(config: Config, service: Service, sockets: bool) -> Server:
+async def _server_of_apps(
+    config: Config, service: Service, sockets: bool, loading: Callable[[], Loading | None]
+) -> Server:
     limits = _fitting(Limits(priority_floor=config.priority_floor, urgent_apps=frozenset(config.urgent_apps or ())))
     slots = SlotSettings(config.slots, config.slot_bytes)
     if not sockets:
-        return serve_handed(service, limits=limits, slots=slots)
-    return await serve(service, config.socket, limits=limits, slots=slots)
+        return serve_handed(service, limits=limits, slots=slots, loading=loading)
+    return await serve(service, config.socket, limits=limits, slots=slots, loading=loading)
 
 
 def _fitting(limits: Limits) -> Limits:

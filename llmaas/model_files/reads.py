@@ -71,9 +71,11 @@ class FileReads:
         self.missing: int | None = None
         """Bytes that were not in the page cache at the beginning; None until that is known."""
         self._thread: threading.Thread | None = None
+        self._began = self._clock.now()
 
     def start(self) -> None:
         """Begin to look what is missing, and to read it. A file that cannot be read is left to whoever needs it."""
+        self._began = self._clock.now()
         self._thread = threading.Thread(target=self._run, name="reads", daemon=True)
         self._thread.start()
 
@@ -90,6 +92,15 @@ class FileReads:
     @property
     def running(self) -> bool:
         return self._thread is not None and self._thread.is_alive()
+
+    @property
+    def left_s(self) -> float | None:
+        """Seconds that the rest will take, if it is read as fast as what has been read; None if nothing has been."""
+        missing, n_read = self.missing, self.n_read
+        if missing is None or not n_read:
+            return None
+        left = (missing if self._limit is None else min(missing, self._limit)) - n_read
+        return max(0, left) * (self._clock.now() - self._began) / n_read
 
     # -- inside
 

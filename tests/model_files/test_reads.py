@@ -12,6 +12,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from llmaas.clock import ManualClock
 from llmaas.model_files.load_memo import DiskFigures, LoadMemo, ReadPlan
 from llmaas.model_files.page_cache import PAGE, resident_pages, resident_share
 from llmaas.model_files.reads import TRIED, Extent, FileReads, ReadQueue, missing_runs
@@ -203,3 +204,20 @@ def test_the_best_way_is_tried_out_once_and_kept(tmp_path: Path, memo: LoadMemo)
     assert read(memo, path).n_read == path.stat().st_size
     found = memo.disk(path.stat().st_dev)
     assert found is not None and found.plan in TRIED and found.rate > 1 << 20
+
+
+def test_how_long_the_rest_takes_is_told_by_what_has_been_read(tmp_path: Path) -> None:
+    clock = ManualClock()
+    reads = FileReads([], LoadMemo(tmp_path / "memo.json"), clock=clock)
+    assert reads.left_s is None
+    reads.missing = 100
+    assert reads.left_s is None, "nothing has been read"
+    clock.advance(2.0)
+    reads.n_read = 25
+    assert reads.left_s == 6.0
+    reads.n_read = 120
+    assert reads.left_s == 0.0
+    limited = FileReads([], LoadMemo(tmp_path / "memo.json"), limit=50, clock=clock)
+    limited.missing, limited.n_read = 100, 25
+    clock.advance(1.0)
+    assert limited.left_s == 1.0
