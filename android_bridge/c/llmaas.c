@@ -26,7 +26,7 @@
 #include "_slots.c" /* -I llmaas/slots of the checkout */
 
 #define SLOT_HEADER 4096
-#define SLOT_SPIN_NS 100000
+#define SLOT_SPIN_NS 200000
 #endif
 
 #define PROTOCOL 1
@@ -453,13 +453,11 @@ static ssize_t slot_result(llmaas *c, int64_t n) {
 
 /* Look for a moment, then say that this side sleeps until a bell comes by the socket: whether it may. */
 static bool may_sleep(llmaas *c, int wants) {
-    if (may_spin(&c->slot)) {
-        if (slots_spin(&c->slot, wants, SLOT_SPIN_NS)) {
-            c->slot.in_vain = 0;
+    if (slots_may_look(&c->slot)) {
+        int found = slots_spin(&c->slot, wants, SLOT_SPIN_NS);
+        slots_looked(&c->slot, found);
+        if (found)
             return false;
-        }
-        c->slot.in_vain += c->slot.in_vain < 6;
-        c->slot.sleep_next = (1u << c->slot.in_vain) - 1;
     }
     return slots_sleep(&c->slot, wants) == 0;
 }
@@ -509,11 +507,23 @@ static int wait_for(llmaas *c, short events, int64_t late, bool interruptible) {
     }
 }
 
+#ifdef LLMAAS_SLOTS
+/* As slot_result, if nothing could be done: whether anything ever can. Who only tried again would do so for ever. */
+static ssize_t slot_idle(llmaas *c, int wants) {
+    int found = slots_ready(&c->slot, wants);
+    if (found == BROKEN)
+        return slot_result(c, BROKEN);
+    return c->hung_up || found == ENDED ? (errno = EPIPE, -1) : slot_result(c, 0);
+}
+#endif
+
 /* Send and receive as send(2) and recv(2) that do not wait. */
 static ssize_t put_bytes(llmaas *c, const uint8_t *data, size_t size) {
 #ifdef LLMAAS_SLOTS
-    if (c->slot.base != NULL)
-        return c->hung_up ? (errno = EPIPE, -1) : slot_result(c, slots_write(&c->slot, data, size));
+    if (c->slot.base != NULL) {
+        int64_t n = c->hung_up ? 0 : slots_write(&c->slot, data, size);
+        return n == 0 ? slot_idle(c, ROOM) : slot_result(c, n);
+    }
 #endif
     return send(c->fd, data, size, MSG_NOSIGNAL | MSG_DONTWAIT);
 }
@@ -522,7 +532,8 @@ static ssize_t get_bytes(llmaas *c, uint8_t *data, size_t size) {
 #ifdef LLMAAS_SLOTS
     if (c->slot.base != NULL) {
         int64_t n = slots_read(&c->slot, data, size);
-        return n == 0 && (c->hung_up || slots_ready(&c->slot, READABLE) == ENDED) ? 0 : slot_result(c, n);
+        ssize_t found = n == 0 ? slot_idle(c, READABLE) : slot_result(c, n);
+        return found < 0 && errno == EPIPE ? 0 : found;
     }
 #endif
     return recv(c->fd, data, size, MSG_DONTWAIT);

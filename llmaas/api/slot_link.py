@@ -23,8 +23,8 @@ from llmaas.slots.memory import open_slot
 
 _LOOK_S = 0.1
 """How long the client sleeps at most before it looks whether the daemon is still there."""
-_SPIN_S = 100e-6
-"""How long it looks for a reply before it sleeps, if the last one came in that time."""
+_SPIN_S = 200e-6
+"""How long it looks for a reply before it sleeps. A service that sleeps takes up to 150 us to wake up."""
 _BELL = b"\0"
 _READ = 4096
 

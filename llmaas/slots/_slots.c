@@ -18,18 +18,18 @@
 #include <stdint.h>
 #include <string.h>
 #include <sys/mman.h>
-#include <sys/resource.h>
 #include <sys/syscall.h>
 #include <time.h>
 #include <unistd.h>
 
-#define SLOTS_ABI 2 /* as in library.py: raised with every change of a function or of slot_end */
+#define SLOTS_ABI 3 /* as in library.py: raised with every change of a function or of slot_end */
 
 /* What calls return: bits, or BROKEN. */
 enum { READABLE = 1, ROOM = 2, ENDED = 4, INTERRUPTED = 8, BROKEN = -1 };
 /* A side's sleep word: 0 while it is awake, else what it waits for (READABLE, ROOM), and how it is to be woken. */
 enum { ON_FUTEX = 4, ASLEEP = 8 };
 enum { OPEN_STATE = 1, ENDED_STATE = 2 };
+enum { ROBBED_NS = 300000 };
 
 typedef struct {
     unsigned char *base; /* the slot */
@@ -42,11 +42,13 @@ typedef struct {
     /* Private: how many bytes this side has taken and written, modulo 2^32. */
     uint32_t taken, written;
     uint32_t bell; /* set: the other side sleeps, and is to be woken by its socket. Whoever does so clears it. */
-    uint32_t in_vain;    /* how often in a row slots_wait has spun in vain */
-    uint32_t sleep_next; /* so many of the next waits sleep at once */
-    uint32_t looks;      /* how often slots_wait has spun */
-    uint32_t crowded;    /* how often in a row it was found that others want this CPU */
-    int64_t preempted;   /* slots_preempted() when it was last asked */
+    /* Whether this side looks for the other's next bytes before it sleeps; see slots_may_look. */
+    uint32_t stays;   /* it looks now, in turns of an event loop */
+    uint32_t in_vain; /* how often it has looked in vain, less a quarter of how often not; 0 to 6 */
+    uint32_t skip;    /* so many of the next times it does not look */
+    uint32_t robbed;  /* it was off its CPU while it looked last */
+    uint32_t crowded; /* how often that has been so, lately */
+    uint32_t calm;    /* how often it has not, since */
 } slot_end;
 
 typedef _Atomic uint32_t word;
@@ -102,13 +104,27 @@ static void wake_if(slot_end *e, uint32_t bits) {
 
 int slots_abi(void) { return SLOTS_ABI; }
 
-/* Map a slot; NULL and errno if that fails. */
+static uint64_t page(void) { return (uint64_t)sysconf(_SC_PAGESIZE); }
+
+static uint64_t whole_pages(uint64_t size) { return (size + page() - 1) / page() * page(); }
+
+/* Map a slot; NULL and errno if that fails. A page on either side of it belongs to nothing, so that a read or a write
+ * that left the slot would end this process, and touch no other memory. */
 unsigned char *slots_map(int fd, uint64_t size) {
-    void *base = mmap(NULL, size, PROT_READ | PROT_WRITE, MAP_SHARED, fd, 0);
-    return base == MAP_FAILED ? NULL : base;
+    uint64_t room = whole_pages(size) + 2 * page();
+    unsigned char *guard = mmap(NULL, room, PROT_NONE, MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE, -1, 0);
+    if (guard == MAP_FAILED)
+        return NULL;
+    unsigned char *base = mmap(guard + page(), size, PROT_READ | PROT_WRITE, MAP_SHARED | MAP_FIXED, fd, 0);
+    if (base != MAP_FAILED)
+        return base;
+    int why = errno;
+    munmap(guard, room);
+    errno = why;
+    return NULL;
 }
 
-void slots_unmap(unsigned char *base, uint64_t size) { munmap(base, size); }
+void slots_unmap(unsigned char *base, uint64_t size) { munmap(base - page(), whole_pages(size) + 2 * page()); }
 
 /* Give the slot's pages back to the system, also if the other side keeps it mapped: it reads zeros from then on. */
 void slots_discard(unsigned char *base, uint64_t size) { madvise(base, size, MADV_REMOVE); }
@@ -189,45 +205,77 @@ void slots_awake(slot_end *e) {
         atomic_store_explicit(at(e, e->my_sleep), 0, memory_order_relaxed);
 }
 
-/* Look at a slot for `spin_ns`; as slots_ready. */
-int slots_spin(const slot_end *e, int wants, int64_t spin_ns) {
+/* Look at a slot for `spin_ns`; as slots_ready. A look at the clock that is so late after the one before shows that
+ * this thread had to leave its CPU meanwhile, to others that computed for long: what the kernel does in between takes
+ * 10 to 50 us.
+ *
+ * Rejected: the kernel's count of such switches (ru_nivcsw). It counts the short ones, too, and those at times when
+ * nobody looked, so that sides slept most of the time on idle machines.
+ */
+int slots_spin(slot_end *e, int wants, int64_t spin_ns) {
     int found = slots_ready(e, wants);
     if (found || spin_ns <= 0)
         return found;
-    int64_t late = now_ns() + spin_ns;
+    int64_t begin = now_ns(), before = begin, now = begin;
     do {
         for (int i = 0; i < 32 && !found; i++) {
             relax();
             found = slots_ready(e, wants);
         }
-    } while (!found && now_ns() < late);
+        now = now_ns();
+        e->robbed |= now - before > ROBBED_NS;
+        before = now;
+    } while (!found && now - begin < spin_ns);
     return found;
 }
 
-/* How often this thread had to leave its CPU to others that wanted it. */
-int64_t slots_preempted(void) {
-    struct rusage used;
-    return getrusage(RUSAGE_THREAD, &used) == 0 ? used.ru_nivcsw : 0;
+/* Whether to look for the other side's next bytes before sleeping. Who does must say by slots_looked what came of it.
+ * After a look in vain there is none the next time, after two none the next three times, and so on, up to 63; four that
+ * were of use make up for one in vain.
+ * Where others want the CPU, there is none for the next 256 to 2048 times: who looks takes it from them, perhaps from
+ * the other side, and is made to wait for it by the scheduler afterwards. */
+int slots_may_look(slot_end *e) {
+    if (e == NULL || e->skip == 0)
+        return e != NULL;
+    e->skip--;
+    return 0;
 }
 
-/* Whether to look before sleeping. Every 16th time it asks whether others want this CPU: whoever spins then takes it
- * from them, perhaps from the other side, and is made to wait for it by the scheduler afterwards. */
-static int may_spin(slot_end *e) {
-    if (e->sleep_next > 0) {
-        e->sleep_next--;
+void slots_looked(slot_end *e, int found) {
+    if (e == NULL)
+        return;
+    if (e->robbed) {
+        e->robbed = e->calm = 0;
+        e->crowded += e->crowded < 4;
+        e->skip = 128u << e->crowded;
+    } else if (found) {
+        if (++e->calm % 4 == 0 && e->in_vain > 0)
+            e->in_vain--;
+        if (e->calm == 1024)
+            e->crowded = 0;
+    } else {
+        e->in_vain += e->in_vain < 6;
+        e->skip = (1u << e->in_vain) - 1;
+    }
+}
+
+/* For a side with an event loop, which looks once in each turn: bytes have come, `soon` after this side's last ones.
+ * Whether to stay awake for the next ones. */
+int slots_came(slot_end *e, int soon) {
+    if (e == NULL)
         return 0;
-    }
-    if (e->looks++ % 16 == 0) {
-        int64_t now = slots_preempted(), before = e->preempted;
-        e->preempted = now;
-        if (e->looks > 1 && now != before) {
-            e->crowded += e->crowded < 4;
-            e->sleep_next = 128u << e->crowded;
-            return 0;
-        }
-        e->crowded = 0;
-    }
-    return 1;
+    if (e->stays)
+        slots_looked(e, 1);
+    e->stays = soon && slots_may_look(e);
+    return (int)e->stays;
+}
+
+/* None have come for so long that this side sleeps. */
+void slots_stayed_in_vain(slot_end *e) {
+    if (e == NULL || !e->stays)
+        return;
+    e->stays = 0;
+    slots_looked(e, 0);
 }
 
 static int wait_asleep(slot_end *e, int wants, int64_t timeout_ns) {
@@ -244,21 +292,17 @@ static int wait_asleep(slot_end *e, int wants, int64_t timeout_ns) {
     return found ? found : interrupted ? INTERRUPTED : 0;
 }
 
-/* Look for `spin_ns`, then sleep for `timeout_ns` at most. What there is then (0: nothing yet, or the time is up);
- * INTERRUPTED: a signal came. After it has looked in vain it sleeps at once the next time, after twice in a row
- * the next three times, and so on, up to 63; and more often where others want its CPU. */
+/* Look for `spin_ns`, if slots_may_look, then sleep for `timeout_ns` at most. What there is then (0: nothing yet, or
+ * the time is up); INTERRUPTED: a signal came. */
 int slots_wait(slot_end *e, int wants, int64_t spin_ns, int64_t timeout_ns) {
     if (e == NULL)
         return BROKEN;
-    if (spin_ns <= 0 || !may_spin(e))
-        return wait_asleep(e, wants, timeout_ns);
-    int found = slots_spin(e, wants, spin_ns);
-    if (found) {
-        e->in_vain = 0;
-        return found;
+    if (spin_ns > 0 && slots_may_look(e)) {
+        int found = slots_spin(e, wants, spin_ns);
+        slots_looked(e, found);
+        if (found)
+            return found;
     }
-    e->in_vain += e->in_vain < 6;
-    e->sleep_next = (1u << e->in_vain) - 1;
     return wait_asleep(e, wants, timeout_ns);
 }
 

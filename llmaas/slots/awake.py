@@ -13,60 +13,14 @@ from __future__ import annotations
 
 import asyncio
 import os
-from collections.abc import Callable
 from typing import Protocol
 
 SPIN_S = 20e-6
 """How long the loop's thread spins in one turn, without the interpreter."""
 STAY_S = 100e-6
-"""How long the other side's next bytes are waited for, if it answered within twice that time: which is so much longer
-when both sleep and wake up in between."""
-_MOST_IN_VAIN, _MOST_CROWDED = 6, 4
-_ASKED_EACH = 16
-
-
-class Patience:
-    """Whether to stay awake for the other side's next bytes.
-
-    After it was waited for in vain, it is not the next time; after twice in a row not the next three times, and so on,
-    up to 63. Where others want this thread's CPU, it is not for the next 256 to 2048 times: whoever looks then takes it
-    from them, and is made to wait for it by the scheduler afterwards. ``preempted``: how often that has happened.
-    """
-
-    def __init__(self, preempted: Callable[[], int]) -> None:
-        self._preempted, self._before = preempted, preempted()
-        self._in_vain = self._crowded = self._skip = self._n = 0
-        self._stays = False
-
-    def came(self, gap_s: float) -> bool:
-        """Bytes have come ``gap_s`` after this side was last active; whether to stay awake now."""
-        if self._stays:
-            self._in_vain = 0
-        self._stays = False
-        if gap_s < 2 * STAY_S:
-            if self._skip:
-                self._skip -= 1
-            else:
-                self._stays = not self._is_crowded()
-        return self._stays
-
-    def fell_asleep(self) -> None:
-        if self._stays:
-            self._stays = False
-            self._in_vain = min(self._in_vain + 1, _MOST_IN_VAIN)
-            self._skip = (1 << self._in_vain) - 1
-
-    def _is_crowded(self) -> bool:
-        self._n += 1
-        if self._n % _ASKED_EACH:
-            return False
-        before, self._before = self._before, self._preempted()
-        if self._before == before:
-            self._crowded = 0
-            return False
-        self._crowded = min(self._crowded + 1, _MOST_CROWDED)
-        self._skip = 128 << self._crowded
-        return True
+"""How long the other side's next bytes are waited for, if it answered within ``SOON_S``."""
+SOON_S = 600e-6
+"""Longer than that by what it takes both sides to wake up, which is up to 150 us each where CPUs sleep deeply."""
 
 
 class AwakeSlot(Protocol):

@@ -93,9 +93,15 @@ class SlotEnd:
         for offset in (at.REQUESTS_WRITTEN, at.REQUESTS_TAKEN, at.REPLIES_WRITTEN, at.REPLIES_TAKEN):
             self._memory.store(offset, (position % 2**32).to_bytes(4, sys.byteorder))
 
-    def preempted(self) -> int:
-        """How often this thread had to leave its CPU to others that wanted it."""
-        return int(self._library.slots_preempted())
+    def came(self, *, soon: bool) -> bool:
+        """For a side that looks in turns of an event loop: bytes have come, ``soon`` after this side's last ones.
+        Whether to stay awake for the next ones: not always after that was in vain, and seldom where others want this
+        thread's CPU (``slots_may_look`` in ``_slots.c``)."""
+        return bool(self._library.slots_came(self._address, soon))
+
+    def stayed_in_vain(self) -> None:
+        """None have come for so long that this side sleeps."""
+        self._library.slots_stayed_in_vain(self._address)
 
     def take_bell(self) -> bool:
         """Whether the other side is to be woken by its socket now."""

@@ -11,7 +11,7 @@ import functools
 from llmaas.errors import MachineError
 from llmaas.native import load_library
 
-_ABI = 2
+_ABI = 3
 """As in ``_slots.c``."""
 
 
@@ -33,11 +33,12 @@ class EndStruct(ctypes.Structure):
         ("taken", ctypes.c_uint32),
         ("written", ctypes.c_uint32),
         ("bell", ctypes.c_uint32),
+        ("stays", ctypes.c_uint32),
         ("in_vain", ctypes.c_uint32),
-        ("sleep_next", ctypes.c_uint32),
-        ("looks", ctypes.c_uint32),
+        ("skip", ctypes.c_uint32),
+        ("robbed", ctypes.c_uint32),
         ("crowded", ctypes.c_uint32),
-        ("preempted", ctypes.c_int64),
+        ("calm", ctypes.c_uint32),
     )
 
 
@@ -61,7 +62,6 @@ def _load() -> ctypes.CDLL | None:
     library.slots_map.restype, library.slots_map.argtypes = ctypes.c_void_p, (ctypes.c_int, number)
     library.slots_unmap.restype = library.slots_discard.restype = None
     library.slots_unmap.argtypes = library.slots_discard.argtypes = (ctypes.c_void_p, number)
-    library.slots_preempted.restype = ctypes.c_int64
     # These take less than a few microseconds, and keep the interpreter: another thread that got it would have it for
     # longer.
     count, bits = ctypes.c_int64, ctypes.c_int
@@ -70,12 +70,13 @@ def _load() -> ctypes.CDLL | None:
         "slots_read": ctypes.PYFUNCTYPE(count, end, ctypes.c_void_p, number),
         "slots_ready": ctypes.PYFUNCTYPE(bits, end, bits),
         "slots_sleep": ctypes.PYFUNCTYPE(bits, end, bits),
+        "slots_came": ctypes.PYFUNCTYPE(bits, end, bits),
     }
     for name, prototype in quick.items():
         setattr(library, name, prototype((name, library)))
     library.slots_spin.argtypes = (end, ctypes.c_int, ctypes.c_int64)
     library.slots_wait.argtypes = (end, ctypes.c_int, ctypes.c_int64, ctypes.c_int64)
-    library.slots_awake.restype = library.slots_finish.restype = None
-    library.slots_awake.argtypes = library.slots_finish.argtypes = (end,)
+    for nothing in (library.slots_awake, library.slots_finish, library.slots_stayed_in_vain):
+        nothing.restype, nothing.argtypes = None, (end,)
     assert library.slots_end_size() == ctypes.sizeof(EndStruct)
     return library

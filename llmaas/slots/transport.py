@@ -11,7 +11,7 @@ import logging
 from collections.abc import Callable
 from typing import Any
 
-from llmaas.slots.awake import STAY_S, AwakeSlots, Patience
+from llmaas.slots.awake import SOON_S, STAY_S, AwakeSlots
 from llmaas.slots.end import STAGE, Broken, Ready, SlotEnd
 
 log = logging.getLogger(__name__)
@@ -48,7 +48,6 @@ class SlotTransport(asyncio.Transport):
         """Nothing is written after what is pending."""
         self._last = 0.0
         """When bytes came or went last."""
-        self._patience = Patience(end.preempted)
         self._hung_up = False
         """Whether the other side has closed its socket, or broken the slot: it will read nothing more."""
         self._idle_bells = 0
@@ -143,7 +142,7 @@ class SlotTransport(asyncio.Transport):
     def fall_asleep(self) -> bool:
         if self._gone or self.is_closing():
             return True
-        self._patience.fell_asleep()
+        self._end.stayed_in_vain()
         try:
             return not self._end.sleep(self._wants)
         except Broken as e:
@@ -162,7 +161,7 @@ class SlotTransport(asyncio.Transport):
             return False
         now = self._loop.time()
         gap, self._last = now - self._last, now
-        if self._patience.came(gap):
+        if self._end.came(soon=gap < SOON_S):
             self._awake.add(self, STAY_S)
         self._ring()  # there is room, and the other side may wait for it
         if self._buffered is not None:

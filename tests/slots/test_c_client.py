@@ -2,12 +2,23 @@
 
 from __future__ import annotations
 
+import os
+import socket
 import subprocess
+import sys
+import threading
+import time
 from pathlib import Path
 
 import pytest
 
+from llmaas.api.hello import reply_frame
+from llmaas.api.replies import done_frame
+from llmaas.api.wire import encode
 from llmaas.slots.grants import SlotSettings
+from llmaas.slots.layout import REPLIES_WRITTEN, REQUESTS_TAKEN, SlotLayout
+from llmaas.slots.memory import make_slot
+from tests.slots.support import SOON_S
 from tests.slots.test_service import until_free
 from tests.support.drivers import BRIDGE, WARNINGS, build, needs
 from tests.support.scripted import serving_in_a_thread
@@ -47,3 +58,35 @@ def test_a_library_without_them_says_so(tmp_path: Path, path: Path) -> None:
     with serving_in_a_thread(path, slots=SlotSettings(2)):
         code, said = run(tmp_path / "client", path, "slots")
         assert code == 1 and "compiled without slots" in said
+
+
+def break_the_slot(path: Path, word: int) -> None:
+    """As a daemon, greet a client, pass it a slot with a word that cannot be, and close the socket."""
+    with socket.socket(socket.AF_UNIX) as listener:
+        listener.bind(str(path))
+        listener.listen()
+        with listener.accept()[0] as sock:
+            sock.settimeout(SOON_S)
+            sock.recv(4096)
+            sock.sendall(encode(reply_frame("x", {}, {})))
+            sock.recv(4096)
+            layout = SlotLayout(4096)
+            fd, memory = make_slot(layout, 1, os.getuid())
+            memory.store(word, (5000).to_bytes(4, sys.byteorder))
+            result = {"version": 1, "nbytes": layout.nbytes, "generation": 1}
+            socket.send_fds(sock, [encode(done_frame(0, result))], [fd])
+            os.close(fd)
+    memory.close()
+
+
+@pytest.mark.parametrize("word", [REQUESTS_TAKEN, REPLIES_WRITTEN])
+def test_a_slot_that_is_broken_ends_the_connection_and_is_not_tried_for_ever(
+    program: Path, path: Path, word: int
+) -> None:
+    daemon = threading.Thread(target=break_the_slot, args=(path, word))
+    daemon.start()
+    while not path.exists():
+        time.sleep(0.001)
+    code, said = run(program, path, "slots")
+    daemon.join()
+    assert code == 1 and said.startswith("create: not_serving: the connection to the daemon"), said
