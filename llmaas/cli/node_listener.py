@@ -40,7 +40,7 @@ def listen_for_nodes(config: Config, service: Service) -> NodeListener:
     facts = {"llmaas": __version__, "model": service.hello()["model"]}
     own, nodes = own_identity(data_dir), PinnedNodes(data_dir)
     nodes.read()  # a file that is damaged is said now
-    hall = ArrivalHall(service.transfers.moves)
+    hall = ArrivalHall(service.transfers.arrivals)
     return NodeListener(node_socket(config.nodes), own, nodes, hall.session, lambda: dict(facts))
 
 
@@ -51,7 +51,7 @@ async def begin_moves(config: Config, service: Service) -> NodeMover:
     from llmaas.nodes.pinned import PinnedNodes
 
     data_dir = main_folder(config.data_dir)
-    mover = NodeMover(service.transfers.moves, partial(own_identity, data_dir), PinnedNodes(data_dir))
+    mover = NodeMover(service.transfers.departures, partial(own_identity, data_dir), PinnedNodes(data_dir))
     await mover.start()
-    service.transfers.moves.mover, service.transfers.moves.calls = mover.move, service
+    service.transfers.begin_moves(mover.move, service)
     return mover

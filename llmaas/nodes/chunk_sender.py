@@ -42,15 +42,16 @@ class ChunkSender:
         self._client, self._leaving, self._move = client, leaving, move
         self._n_asked = self.n_chunks = self.n_bytes = 0
 
-    async def send(self) -> None:
-        """Those that are stored here and missing there, and the last one, which may be cut. Whatever is raised, no
-        reply is left on the way."""
+    async def send(self, *, full_only: bool = False) -> None:
+        """Those that are stored here and missing there, and the last one, which may be cut, unless ``full_only``.
+        Whatever is raised, no reply is left on the way."""
         about = await self._leaving.chunks((), 0, CHUNK_BYTES)
         asked = from_map(ImportedChunks, await ask_node(self._client, MovedChunks(self._move, about.root, about.kv)))
         if not asked.usable:
             return
         missing, n_full = set(asked.missing), about.n_kv // CHUNK_TOKENS
-        indices = tuple(i for i in range(-(-about.n_kv // CHUNK_TOKENS)) if i in missing or i >= n_full)
+        n_chunks = n_full if full_only else -(-about.n_kv // CHUNK_TOKENS)
+        indices = tuple(i for i in range(n_chunks) if i in missing or i >= n_full)
         try:
             await self._pages(about, indices)
             await self._replies(0)

@@ -1,8 +1,9 @@
-"""Takes contexts to other nodes, and finds out what became of those of which that is not known.
+"""Takes contexts to other nodes.
 
 Law: tokens go first. The other node owns the context from the moment at which its store has it; then its chunks are
-sent as they are coded, once; then it is forgotten here. Where the other node's word is missing, it is asked until it
-says one, and nobody uses the context meanwhile.
+sent as they are coded, once; then it is forgotten here. Of one that is answered all but the newest tokens goes ahead,
+and its answer goes on there before anything else is done. Where the other node's word is missing, nobody uses the
+context until it has been asked (``doubts``).
 """
 
 from __future__ import annotations
@@ -10,51 +11,59 @@ from __future__ import annotations
 import asyncio
 import logging
 import os
-import secrets
-from collections.abc import Callable, Coroutine, Iterator, Sequence
+from collections.abc import Callable, Coroutine
 from contextlib import suppress
 from functools import partial
 from typing import Any
 
-from llmaas.api.messages import Generate
-from llmaas.api.record_maps import from_map, to_map
 from llmaas.api.transfer_records import MovedContext
-from llmaas.calls import CallSpec, Done
-from llmaas.errors import Forbidden, LlmaasError, Moving, NodeUnreachable, ShuttingDown
-from llmaas.kvchunks.store.move_rows import MoveRow, MoveState
-from llmaas.nodes.chunk_sender import CHUNK_BYTES, ChunkSender, ask_node, post_to
+from llmaas.clock import Clock, RealClock
+from llmaas.errors import Forbidden, LlmaasError, Moving, ShuttingDown
+from llmaas.kvchunks.store.move_rows import MoveState
+from llmaas.nodes.announcing import announce
+from llmaas.nodes.chunk_sender import ChunkSender, ask_node
+from llmaas.nodes.doubts import MoveDoubts
 from llmaas.nodes.identity import NodeIdentity
 from llmaas.nodes.link import NodeClient, connect_node, end_tasks
-from llmaas.nodes.node_messages import GoOn, MoveAsked, MoveSettled, Offer, Spans, StageContext, Take
+from llmaas.nodes.node_messages import MoveAsked, MoveSettled, Take
+from llmaas.nodes.pause import Pause
 from llmaas.nodes.pinned import PinnedNode, PinnedNodes
-from llmaas.nodes.ports import Departures, LeavingContext, SentContext
-from llmaas.records import AppId, ContextSpan
+from llmaas.nodes.ports import Departures, LeavingContext
+from llmaas.nodes.remote_answer import RemoteAnswer
+from llmaas.nodes.staged_move import StagedMove, guessed_costs
+from llmaas.policies.migration import LinkCosts
+from llmaas.records import TOKEN_BYTES, AppId
 
 log = logging.getLogger(__name__)
 
-_SPAN_BYTES = 1 << 20
-_SPANS = 1000
-"""Of one frame."""
-_ANSWER_S = 600.0
-"""Between two tokens of an answer that goes on: the context may have to be computed there."""
-_FIRST_WAIT_S, _LONGEST_WAIT_S = 1.0, 60.0
+_FIRST_TOKEN_S = 2.0
+"""The answer that goes on there has so long until what is left of the move takes time from it."""
 
 
 class NodeMover:
     """``own``: who this node is, found when it is first needed. For one event loop."""
 
-    def __init__(self, departures: Departures, own: Callable[[], NodeIdentity], nodes: PinnedNodes) -> None:
+    def __init__(
+        self,
+        departures: Departures,
+        own: Callable[[], NodeIdentity],
+        nodes: PinnedNodes,
+        clock: Clock | None = None,
+    ) -> None:
         self._departures, self._own, self._nodes = departures, own, nodes
-        self._doubts: dict[str, MoveRow] = {}
+        self._clock = clock or RealClock()
+        self._costs: dict[str, LinkCosts] = {}
+        """What was seen of each node, by its fingerprint."""
+        self._doubts = MoveDoubts(departures, nodes, self._connect, self._finish)
         self._tasks = set[asyncio.Task[Any]]()
-        self._doubted, self._closing = asyncio.Event(), False
+        self._closing = False
 
     async def start(self) -> None:
         """Go after moves of which the store does not know the end. Raises StoreFailed."""
         for row in await self._departures.known():
             if row.state is MoveState.LEAVING:
-                self._doubt(row)
-        self._spawn(self._clear_doubts())
+                self._doubts.add(row)
+        self._spawn(self._doubts.run())
 
     async def close(self) -> None:
         """End moves that are under way: what became of them is found out after the next start."""
@@ -67,7 +76,8 @@ class NodeMover:
         task.add_done_callback(self._tasks.discard)
         return task
 
-    # -- a move
+    async def _connect(self, pinned: PinnedNode) -> NodeClient:
+        return await connect_node(self._own(), pinned)
 
     async def move(
         self, app: AppId, context: str, node: str, name: str | None = None, chunks: bool = True
@@ -92,13 +102,17 @@ class NodeMover:
     async def _move(
         self, app: AppId, label: str, context: str, pinned: PinnedNode, name: str | None, chunks: bool
     ) -> MovedContext:
-        client = await connect_node(self._own(), pinned)
+        client = await self._connect(pinned)
+        answer = RemoteAnswer(client, partial(self._connect, pinned))
         try:
-            if chunks and (ahead := await self._departures.waits_at(app, context)) is not None:
-                await _send_ahead(client, ahead, label, name)
+            staged = await self._staged(app, label, context, pinned, client, name, chunks)
+            pause = Pause(self._clock)
             async with self._departures.departure(app, context) as leaving:
+                pause.mark("stopped")
                 try:
-                    moved, move = await self._hand_over(client, pinned, leaving, label, name, chunks)
+                    if staged is not None and (take := staged.take(leaving.exported)) is not None:
+                        return await self._hand_over(client, pinned, leaving, staged, take, answer, name, pause)
+                    return await self._take_over(client, pinned, leaving, label, name, chunks, answer)
                 except LlmaasError as error:
                     if leaving.row is None:
                         leaving.goes_on_here()
@@ -107,12 +121,79 @@ class NodeMover:
                 except BaseException:
                     leaving.answer_fails(ShuttingDown("the daemon is stopping"))
                     raise
-                leaving.goes_on_there(partial(self._go_on, pinned, move))
-                return moved
         finally:
-            await client.close()
+            await answer.close()
+
+    # -- one that is answered
+
+    async def _staged(
+        self,
+        app: AppId,
+        label: str,
+        context: str,
+        pinned: PinnedNode,
+        client: NodeClient,
+        name: str | None,
+        chunks: bool,
+    ) -> StagedMove | None:
+        """What waits there of a context that is answered; None if nothing does."""
+        growing = await self._departures.answered(app, context)
+        if growing is None:
+            return None
+        costs = self._costs.setdefault(pinned.fingerprint, guessed_costs())
+        staged = StagedMove(client, growing, costs, self._clock)
+        waits = await staged.bring(label, name or growing.exported.name, chunks=chunks)
+        return staged if waits else None
 
     async def _hand_over(
+        self,
+        client: NodeClient,
+        pinned: PinnedNode,
+        leaving: LeavingContext,
+        staged: StagedMove,
+        take: Take,
+        answer: RemoteAnswer,
+        name: str | None,
+        pause: Pause,
+    ) -> MovedContext:
+        """The answer has stopped, and all but its last tokens is there."""
+        await leaving.begin(take.move, pinned.fingerprint)
+        pause.mark("written here")
+        try:
+            said = await self._taken(client, pinned, leaving, take)
+            pause.mark("taken there")
+            leaving.goes_on_there(partial(answer.go_on, take.move))
+            if leaving.is_answered:
+                await answer.first(_FIRST_TOKEN_S)
+                pause.mark("first token there")
+                n_new = sum(len(span.tokens) for span in take.spans) // TOKEN_BYTES
+                log.info(
+                    "an answer has moved after %d rounds, %d tokens in the last: %s", staged.n_rounds, n_new, pause
+                )
+            await leaving.is_gone(pinned.name)
+            await self._settle(answer, leaving)
+        except BaseException:
+            if leaving.row is not None:
+                self._doubts.add(leaving.row)
+            raise
+        return MovedContext(pinned.name, name or leaving.exported.name, said, staged.n_chunks, staged.n_bytes)
+
+    async def _settle(self, answer: RemoteAnswer, leaving: LeavingContext) -> None:
+        assert leaving.row is not None
+        with suppress(LlmaasError):
+            client, mine = await answer.client()
+            try:
+                await ask_node(client, MoveSettled(leaving.row.move))
+            finally:
+                if mine:
+                    await client.close()
+            await leaving.settled()
+            return
+        self._doubts.add(leaving.row)
+
+    # -- one that is at rest
+
+    async def _take_over(
         self,
         client: NodeClient,
         pinned: PinnedNode,
@@ -120,52 +201,37 @@ class NodeMover:
         label: str,
         name: str | None,
         chunks: bool,
-    ) -> tuple[MovedContext, str]:
+        answer: RemoteAnswer,
+    ) -> MovedContext:
         there = name or leaving.exported.name
-        move = await _announce(client, leaving, label, there)
+        move = await announce(client, leaving, label, there)
         await leaving.begin(move, pinned.fingerprint)
         try:
-            said = await self._taken(client, pinned, leaving, move)
+            said = await self._taken(client, pinned, leaving, Take(move))
             n_chunks, n_bytes = await self._finish(client, leaving, chunks=chunks)
         except BaseException:
             if leaving.row is not None:
-                self._doubt(leaving.row)
+                self._doubts.add(leaving.row)
             raise
-        return MovedContext(pinned.name, there, said, n_chunks, n_bytes), move
+        leaving.goes_on_there(partial(answer.go_on, move))
+        return MovedContext(pinned.name, there, said, n_chunks, n_bytes)
 
-    async def _go_on(
-        self, pinned: PinnedNode, move: str, rest: CallSpec, tell: Callable[[Sequence[int]], None]
-    ) -> Done:
-        """Have the other node go on with an answer."""
-        assert rest.generation is not None
-        generation, terms = rest.generation, rest.terms
-        asked = {"max_tokens": generation.max_tokens, "priority": terms.priority, "rate": terms.rate}
-        answer = from_map(Generate, {"context": move, **asked, **to_map(generation.sampling)})
-        client = await connect_node(self._own(), pinned)
-        try:
-            await post_to(client, GoOn(move, answer))
-            while "tokens" in (frame := await client.reply(_ANSWER_S)):
-                tell([int(token) for token in frame["tokens"]])
-            return from_map(Done, frame.get("done"))
-        finally:
-            await client.close()
-
-    async def _taken(self, client: NodeClient, pinned: PinnedNode, leaving: LeavingContext, move: str) -> int:
+    async def _taken(self, client: NodeClient, pinned: PinnedNode, leaving: LeavingContext, take: Take) -> int:
         """Have it taken; how many tokens. Raises Moving if that is not known, what the other node says if it is not."""
         try:
-            said = await ask_node(client, Take(move))
+            said = await ask_node(client, take)
             return int(said.get("n_tokens") or 0)
         except LlmaasError as error:
             failed = error
         try:  # whatever went wrong there, it may have been after the context was stored
-            taken = bool((await ask_node(client, MoveAsked(move))).get("taken"))
+            taken = bool((await ask_node(client, MoveAsked(take.move))).get("taken"))
         except LlmaasError:
             raise Moving(f"the node {pinned.name} does not say whether it has the context") from failed
         if not taken:
             await leaving.stays()
             leaving.row = None
             raise failed
-        return sum(len(span.tokens) for span in leaving.exported.spans) // 4
+        return sum(len(span.tokens) for span in leaving.exported.spans) // TOKEN_BYTES
 
     async def _finish(self, client: NodeClient, leaving: LeavingContext, *, chunks: bool = True) -> tuple[int, int]:
         """The other node owns it: send it the chunks that it lacks, and forget it here. How many chunks went, and their
@@ -182,100 +248,5 @@ class NodeMover:
             await ask_node(client, MoveSettled(leaving.row.move))
             await leaving.settled()
             return sender.n_chunks, sender.n_bytes
-        self._doubt(leaving.row)
+        self._doubts.add(leaving.row)
         return sender.n_chunks, sender.n_bytes
-
-    # -- moves of which the end is not known
-
-    def _doubt(self, row: MoveRow) -> None:
-        self._doubts[row.move] = row
-        self._doubted.set()
-
-    async def _clear_doubts(self) -> None:
-        wait = _FIRST_WAIT_S
-        while not self._closing:
-            self._doubted.clear()
-            for row in list(self._doubts.values()):
-                try:
-                    await self._clear(row)
-                except LlmaasError as error:
-                    log.warning(
-                        "what became of the move of context %s is not known yet: %s", row.context, error.message
-                    )
-                except Exception:
-                    log.exception("what became of the move of context %s is not known", row.context)
-                else:
-                    del self._doubts[row.move]
-                    wait = _FIRST_WAIT_S
-            if not self._doubts:
-                await self._doubted.wait()
-                wait = _FIRST_WAIT_S
-                continue
-            with suppress(asyncio.TimeoutError):
-                await asyncio.wait_for(self._doubted.wait(), wait)
-            wait = min(2 * wait, _LONGEST_WAIT_S)
-
-    async def _clear(self, row: MoveRow) -> None:
-        """Raises LlmaasError if the other node cannot be asked."""
-        pinned = next((node for node in self._nodes.read().values() if node.fingerprint == row.node), None)
-        if pinned is None:
-            log.warning("context %s stays here: the node that it was to go to is forgotten", row.context)
-            await self._stays(row)
-            return
-        client = await connect_node(self._own(), pinned)
-        try:
-            taken = bool((await ask_node(client, MoveAsked(row.move))).get("taken"))
-            async with self._departures.departure_in_doubt(row) as leaving:
-                if leaving is None:
-                    await ask_node(client, MoveSettled(row.move))
-                    await self._departures.forget(row)
-                elif taken:
-                    log.info("context %s is at the node %s", row.context, pinned.name)
-                    await self._finish(client, leaving)
-                else:
-                    log.info("context %s stays here: the node %s has not taken it", row.context, pinned.name)
-                    await leaving.stays()
-        finally:
-            await client.close()
-
-    async def _stays(self, row: MoveRow) -> None:
-        async with self._departures.departure_in_doubt(row) as leaving:
-            if leaving is None:
-                await self._departures.forget(row)
-            else:
-                await leaving.stays()
-
-
-async def _announce(client: NodeClient, context: SentContext, label: str, name: str) -> str:
-    """Say what is to come, with all its tokens. Returns the name of the move."""
-    exported, about, move = context.exported, await context.chunks((), 0, CHUNK_BYTES), secrets.token_hex(16)
-    kinds = exported.model, exported.vocab, len(exported.spans), about.root, about.kv
-    await ask_node(client, Offer(move, label, name, *kinds, context.adapter, context.ttl))
-    for batch in _batches(exported.spans):
-        await ask_node(client, Spans(move, batch))
-    return move
-
-
-async def _send_ahead(client: NodeClient, context: SentContext, label: str, name: str | None) -> None:
-    """Send the chunks that are coded, while the context is answered: they do not change any more. Whatever fails, they
-    are sent later, or computed there."""
-    try:
-        move = await _announce(client, context, label, name or context.exported.name)
-        await ask_node(client, StageContext(move))
-        await ChunkSender(client, context, move).send()
-    except NodeUnreachable:
-        raise
-    except LlmaasError as error:
-        log.info("chunks do not go to the node %s ahead: %s", client.name, error.message)
-
-
-def _batches(spans: tuple[ContextSpan, ...]) -> Iterator[tuple[ContextSpan, ...]]:
-    batch, n_bytes = list[ContextSpan](), 0
-    for span in spans:
-        batch.append(span)
-        n_bytes += len(span.tokens) + 4 * len(span.text or "")
-        if n_bytes >= _SPAN_BYTES or len(batch) >= _SPANS:
-            yield tuple(batch)
-            batch, n_bytes = [], 0
-    if batch:
-        yield tuple(batch)

@@ -17,7 +17,7 @@ from llmaas.api.transfer_messages import DIGEST_BYTES, MAX_SPANS
 from llmaas.api.transfer_records import ChunkPiece
 from llmaas.api.wire import Frame
 from llmaas.errors import BadRequest
-from llmaas.records import SHORT_NAME, ContextSpan
+from llmaas.records import SHORT_NAME, TOKEN_BYTES, ContextSpan
 
 _MOVE = re.compile("[0-9a-f]{32}")
 
@@ -72,10 +72,33 @@ class StageContext:
 
 
 @dataclass(frozen=True, slots=True)
-class Take:
-    """That was all: take it. From the reply on the other node owns it."""
+class Grow:
+    """What waits of it goes on with these tokens: bring it into CELLS. The reply comes when that is done, or given
+    up."""
 
     move: str
+    tokens: bytes = b""
+
+    def __post_init__(self) -> None:
+        _check_move(self.move)
+        if len(self.tokens) % TOKEN_BYTES:
+            raise ValueError(f"field 'tokens': they take {TOKEN_BYTES} bytes each, not {len(self.tokens)} in all")
+
+
+@dataclass(frozen=True, slots=True)
+class Take:
+    """That was all: take it. From the reply on the other node owns it. ``spans``: those behind the ones that were
+    announced, of a context that waits there; the first of them begins with ``n_known`` of the tokens by which that has
+    grown."""
+
+    move: str
+    spans: tuple[ContextSpan, ...] = ()
+    n_known: int = 0
+
+    def __post_init__(self) -> None:
+        _check_move(self.move)
+        if self.n_known < 0 or (self.n_known and not self.spans):
+            raise ValueError("field 'n_known': must be 0 or more, and 0 without spans")
 
 
 @dataclass(frozen=True, slots=True)
@@ -126,7 +149,7 @@ class GoOn:
             raise ValueError("field 'answer': nothing is to be added before it")
 
 
-NodeRequest = GoOn | StageContext | Offer | Spans | Take | MovedChunks | MoveAsked | MoveSettled
+NodeRequest = GoOn | Grow | StageContext | Offer | Spans | Take | MovedChunks | MoveAsked | MoveSettled
 _KINDS: dict[str, type[NodeRequest]] = {
     "offer": Offer,
     "spans": Spans,
@@ -136,6 +159,7 @@ _KINDS: dict[str, type[NodeRequest]] = {
     "settled": MoveSettled,
     "go_on": GoOn,
     "stage": StageContext,
+    "grow": Grow,
 }
 _NAMES = {kind: name for name, kind in _KINDS.items()}
 
@@ -152,7 +176,7 @@ def node_request(frame: Frame) -> NodeRequest:
 def node_frame(request: NodeRequest) -> Frame:
     """
     >>> node_frame(Take("a" * 32))
-    {'op': 'take', 'move': 'aaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaa'}
+    {'op': 'take', 'move': 'aaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaa', 'spans': [], 'n_known': 0}
     """
     return {"op": _NAMES[type(request)], **to_map(request)}
 

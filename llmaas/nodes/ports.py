@@ -1,6 +1,6 @@
 """What this package wants of a service: contexts that leave, and contexts that arrive.
 
-Law: types only. ``service.departures`` says what each does and raises.
+Law: types only. ``service.departures`` and ``service.arrivals`` say what each does and raises.
 """
 
 from __future__ import annotations
@@ -30,8 +30,15 @@ class SentContext(Protocol):
     async def chunks(self, indices: tuple[int, ...], offset: int, n_bytes: int) -> ExportedChunks: ...
 
 
+class GrowingContext(SentContext, Protocol):
+    def tokens_from(self, n_tokens: int) -> bytes: ...
+
+
 class LeavingContext(SentContext, Protocol):
     row: MoveRow | None
+
+    @property
+    def is_answered(self) -> bool: ...
 
     def goes_on_there(self, ask: Callable[[CallSpec, Callable[[Sequence[int]], None]], Awaitable[Done]]) -> None: ...
 
@@ -49,7 +56,7 @@ class LeavingContext(SentContext, Protocol):
 
 
 class Departures(Protocol):
-    async def waits_at(self, app: AppId, context: str) -> SentContext | None: ...
+    async def answered(self, app: AppId, context: str) -> GrowingContext | None: ...
 
     def departure(self, app: AppId, context: str) -> AbstractAsyncContextManager[LeavingContext]: ...
 
@@ -84,7 +91,13 @@ class Arrivals(Protocol):
         self, context: ContextId, root: bytes, kv: bytes, pieces: tuple[ChunkPiece, ...]
     ) -> ImportedChunks: ...
 
+    async def bring(self, context: ContextId, tokens: bytes) -> int: ...
+
     async def unstage(self, context: ContextId) -> None: ...
+
+    async def arrive_staged(
+        self, move: str, node: str, app: AppId, asked: Import, context: ContextId
+    ) -> ContextInfo: ...
 
     async def find(self, move: str) -> MoveRow | None: ...
 

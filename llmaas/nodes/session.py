@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field, replace
 
@@ -23,6 +23,7 @@ from llmaas.errors import BadRequest, ContextTooLong, LlmaasError, UnknownContex
 from llmaas.kvchunks.store.move_rows import MoveRow, MoveState
 from llmaas.nodes.node_messages import (
     GoOn,
+    Grow,
     MoveAsked,
     MovedChunks,
     MoveSettled,
@@ -34,7 +35,7 @@ from llmaas.nodes.node_messages import (
 )
 from llmaas.nodes.pinned import PinnedNode
 from llmaas.nodes.ports import Arrivals
-from llmaas.records import TOKEN_BYTES, AppId, ContextId, ContextSpan, ExportedContext
+from llmaas.records import TOKEN_BYTES, AppId, ContextId, ContextInfo, ContextSpan, ExportedContext
 
 log = logging.getLogger(__name__)
 
@@ -49,6 +50,8 @@ class ArrivingContext:
     spans: list[ContextSpan] = field(default_factory=list)
     n_tokens: int = 0
     n_text: int = 0
+    grown: bytearray = field(default_factory=bytearray)
+    """Tokens behind those of the spans, by which what waits of it has grown."""
     lock: asyncio.Lock = field(default_factory=asyncio.Lock)
     """Held while it is taken, and while somebody asks whether it was."""
 
@@ -84,10 +87,12 @@ class ArrivalSession:
             case Spans():
                 self._more(asked)
                 return {}
-            case Take(move):
-                return await self._take(move)
+            case Take():
+                return await self._take(asked)
             case StageContext(move):
                 return await self._stage(move)
+            case Grow(move, tokens):
+                return await self._grow(move, tokens)
             case MovedChunks(move, root, kv, pieces) if self._staged is not None and self._staged[0] == move:
                 return to_map(await self._arrivals.take_staged(self._staged[1], root, kv, pieces))
             case MovedChunks(move, root, kv, pieces):
@@ -127,13 +132,20 @@ class ArrivalSession:
 
     async def _stage(self, move: str) -> Frame:
         mine = self._offer_of(move)
-        if len(mine.spans) != mine.offer.n_spans:
-            raise BadRequest(f"{len(mine.spans)} of {mine.offer.n_spans} spans have come")
+        _refuse_incomplete(mine)
         await self._unstage()
-        self._drop()
         info = await self._arrivals.stage(move, mine.node, mine.app, _import(mine.offer, tuple(mine.spans)))
         self._staged = move, info.id
         return {}
+
+    async def _grow(self, move: str, tokens: bytes) -> Frame:
+        mine = self._offer_of(move)
+        if self._staged is None or self._staged[0] != move:
+            raise BadRequest("nothing waits of this move")
+        self._count(mine, len(tokens) // TOKEN_BYTES, 0)
+        n_cells = await self._arrivals.bring(self._staged[1], tokens)
+        mine.grown += tokens
+        return {"n_cells": n_cells}
 
     async def _unstage(self) -> None:
         if self._staged is not None:
@@ -162,26 +174,49 @@ class ArrivalSession:
 
     def _more(self, more: Spans) -> None:
         mine = self._offer_of(more.move)
-        mine.n_tokens += sum(len(span.tokens) // TOKEN_BYTES for span in more.spans)
-        mine.n_text += sum(len(span.text or "") + len(span.role or "") for span in more.spans)
-        if mine.n_tokens > self._arrivals.most_tokens or mine.n_text > self._arrivals.most_text:
-            self._drop()
-            raise ContextTooLong(f"a context has at most {self._arrivals.most_tokens} tokens here")
+        self._count(mine, *_size(more.spans))
         mine.spans.extend(more.spans)
         if len(mine.spans) > mine.offer.n_spans:
             self._drop()
             raise BadRequest(f"more than the {mine.offer.n_spans} spans came that were announced")
 
-    async def _take(self, move: str) -> Frame:
-        mine = self._offer_of(move)
+    def _count(self, mine: ArrivingContext, n_tokens: int, n_text: int) -> None:
+        """Raises ContextTooLong."""
+        mine.n_tokens += n_tokens
+        mine.n_text += n_text
+        if mine.n_tokens > self._arrivals.most_tokens or mine.n_text > self._arrivals.most_text:
+            self._drop()
+            raise ContextTooLong(f"a context has at most {self._arrivals.most_tokens} tokens here")
+
+    async def _take(self, take: Take) -> Frame:
+        mine = self._offer_of(take.move)
         async with mine.lock:
-            mine = self._offer_of(move)  # somebody may have asked meanwhile: then it is not to be taken
-            if len(mine.spans) != mine.offer.n_spans:
-                raise BadRequest(f"{len(mine.spans)} of {mine.offer.n_spans} spans have come")
-            info = await self._arrivals.arrive(move, mine.node, mine.app, _import(mine.offer, tuple(mine.spans)))
+            mine = self._offer_of(take.move)  # somebody may have asked meanwhile: then it is not to be taken
+            _refuse_incomplete(mine)
+            if self._staged is not None and self._staged[0] == take.move:
+                info = await self._take_staged(mine, take, self._staged[1])
+            elif take.spans:
+                raise BadRequest("nothing waits of this move")
+            else:
+                asked = _import(mine.offer, tuple(mine.spans))
+                info = await self._arrivals.arrive(take.move, mine.node, mine.app, asked)
             self._drop()
         log.info("context %s of %s, %d tokens, is here from %s", info.id, info.app, info.n_tokens, self._node.name)
         return {"name": info.name, "n_tokens": info.n_tokens}
+
+    async def _take_staged(self, mine: ArrivingContext, take: Take, context: ContextId) -> ContextInfo:
+        known = bytes(mine.grown[: TOKEN_BYTES * take.n_known])
+        if len(known) != TOKEN_BYTES * take.n_known:
+            raise BadRequest(f"field 'n_known': only {len(mine.grown) // TOKEN_BYTES} tokens have come")
+        n_tokens, n_text = _size(take.spans)
+        self._count(mine, max(0, n_tokens + take.n_known - len(mine.grown) // TOKEN_BYTES), n_text)
+        spans = [*mine.spans, *take.spans]
+        if take.spans:
+            spans[len(mine.spans)] = replace(take.spans[0], tokens=known + take.spans[0].tokens)
+        asked = _import(mine.offer, tuple(spans))
+        info = await self._arrivals.arrive_staged(take.move, mine.node, mine.app, asked, context)
+        self._staged = None
+        return info
 
     def _offer_of(self, move: str) -> ArrivingContext:
         if self._mine is None or self._mine.offer.move != move or self._coming.get(move) is not self._mine:
@@ -206,6 +241,18 @@ class ArrivalSession:
         row = self._row
         has_come = row is not None and row.node == self._node.fingerprint and row.state is not MoveState.LEAVING
         return row if has_come else None
+
+
+def _size(spans: Sequence[ContextSpan]) -> tuple[int, int]:
+    """Their tokens, and the characters of their text."""
+    n_tokens = sum(len(span.tokens) // TOKEN_BYTES for span in spans)
+    return n_tokens, sum(len(span.text or "") + len(span.role or "") for span in spans)
+
+
+def _refuse_incomplete(mine: ArrivingContext) -> None:
+    """Raises BadRequest."""
+    if len(mine.spans) != mine.offer.n_spans:
+        raise BadRequest(f"{len(mine.spans)} of {mine.offer.n_spans} spans have come")
 
 
 def _import(offer: Offer, spans: tuple[ContextSpan, ...]) -> Import:

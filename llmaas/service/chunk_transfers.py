@@ -22,7 +22,7 @@ from llmaas.records import CHUNK_TOKENS, AppId, ChunkKey
 from llmaas.service.chunk_pieces import ChunkParts, WholeChunk
 from llmaas.service.contexts import Contexts
 from llmaas.service.interpreter import Interpreter
-from llmaas.service.live_context import KeyChain, LiveContext, key_chain
+from llmaas.service.live_context import KeyChain, LiveContext, app_to_be, key_chain
 from llmaas.service.parts import ServiceParts
 from llmaas.service.refusals import refuse_if_deleted
 
@@ -134,7 +134,7 @@ class ChunkTransfers:
 
     async def _take(self, live: LiveContext, chain: KeyChain, chunks: Sequence[Believed], judge: Judge) -> int:
         """Store the chunks that there is room for, and let the planner know them. How many these are."""
-        app, fit = live.row.app, self._that_fit(live.row.app, chunks)
+        app, fit = live.row.app, self._that_fit(app_to_be(live.row.app), chunks)
         judge.refuse(len(chunks) - len(fit), "there is no room for it on DISK")
         items = [(chunk.key, chunk.n_tokens, chunk.payload) for chunk in fit]
         try:

@@ -23,7 +23,7 @@ from llmaas.service.copies import HistoryChanged, copy_beginning
 from llmaas.service.expiry import Expiry
 from llmaas.service.history_keys import HistoryKey
 from llmaas.service.interpreter import Interpreter
-from llmaas.service.live_context import LiveContext, cover_all, key_chain, publish_kv, total_tokens
+from llmaas.service.live_context import LiveContext, app_to_be, cover_all, key_chain, publish_kv, total_tokens
 from llmaas.service.parts import ServiceParts
 from llmaas.service.quotas import Size, span_size, text_size
 from llmaas.service.refusals import refuse_if_deleted, refuse_if_leaving, refuse_if_oversized, refuse_if_too_long
@@ -349,7 +349,8 @@ class Contexts:
         """Let the planner know the context."""
         live.opened = True
         idle = max(0.0, self._clock.wall() - live.last_used)
-        self._dispatch(ContextOpened(live.id, live.row.app, tuple(live.keys), live.n_kv, idle, coldest=coldest))
+        app = app_to_be(live.row.app)
+        self._dispatch(ContextOpened(live.id, app, tuple(live.keys), live.n_kv, idle, coldest=coldest))
 
     async def _refuse_text(self, app: AppId, more: Size, keep: LiveContext | None = None) -> None:
         await self.anonymous.fit_text(app, more, keep)

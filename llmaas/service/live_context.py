@@ -35,6 +35,15 @@ def app_from(app: AppId, origin: str) -> AppId:
     return AppId(f"{app}\nfrom {origin}")
 
 
+def app_to_be(app: AppId) -> AppId:
+    """Whose chunks those of a context are: of one that waits under ``app_from``, the app's that it will be of.
+
+    >>> app_to_be(app_from(AppId("1000/mail"), "ab12"))
+    '1000/mail'
+    """
+    return AppId(app.partition("\n")[0])
+
+
 def anonymous_name(context: ContextId) -> str:
     """The name of an anonymous context. Its id is in it, so no name that an app chose before such names were refused
     can be one.

@@ -8,19 +8,18 @@ from __future__ import annotations
 
 from dataclasses import replace
 
-from llmaas.errors import BadRequest
 from llmaas.kvchunks.store.move_rows import MoveRow, MoveState
-from llmaas.kvchunks.store.store import Span
-from llmaas.kvchunks.store.tokens import pack, unpack
-from llmaas.records import AppId, ContextInfo, ContextSpan, ExportedContext
+from llmaas.records import AppId, ContextInfo, ExportedContext
+from llmaas.service.arrivals import ArrivingContexts, CallTaker
 from llmaas.service.chunk_transfers import ChunkTransfers
 from llmaas.service.contexts import Contexts
-from llmaas.service.departures import Moves
+from llmaas.service.departures import DepartureHall, Mover
 from llmaas.service.interpreter import Interpreter
 from llmaas.service.live_context import LiveContext
 from llmaas.service.parts import ServiceParts
 from llmaas.service.refusals import refuse_if_deleted, refuse_if_too_long, refuse_without_text
 from llmaas.service.retokenize import retokenized
+from llmaas.service.span_records import exported_spans, imported_spans, refuse_unknown_tokens
 
 
 class Transfers:
@@ -30,10 +29,13 @@ class Transfers:
         self._parts, self._contexts, self._ctx_limit = parts, contexts, ctx_limit
         chunks = ChunkTransfers(parts, interpreter, contexts)
         self.export_chunks, self.import_chunks = chunks.export, chunks.import_
-        self.moves = Moves(
-            parts, contexts, chunks, self._exported, self.import_context, ctx_limit, interpreter.dispatch
-        )
-        self.move = self.moves.move
+        self.departures = DepartureHall(parts, contexts, chunks, self._exported, interpreter.dispatch)
+        self.arrivals = ArrivingContexts(parts, contexts, chunks, self.import_context, ctx_limit, interpreter.dispatch)
+        self.move = self.departures.move
+
+    def begin_moves(self, mover: Mover, calls: CallTaker) -> None:
+        """Contexts can go to other nodes from now on, and answers go on there, or here."""
+        self.departures.mover, self.departures.calls, self.arrivals.calls = mover, calls, calls
 
     async def export_context(self, app: AppId, context: str) -> ExportedContext:
         """Raises UnknownContext, ContextDamaged."""
@@ -46,7 +48,7 @@ class Transfers:
         """The caller holds the lock."""
         row = live.row
         spans = await self._parts.store_thread.run(row.app, self._parts.store.spans, live.id)
-        return ExportedContext(row.name, row.model, row.vocab, tuple(map(_exported, spans)))
+        return ExportedContext(row.name, row.model, row.vocab, exported_spans(spans))
 
     async def import_context(
         self,
@@ -63,9 +65,9 @@ class Transfers:
         refuse_without_text(info)
         origin = came_by[1] if came_by is not None else ""
         live = contexts.new(app, exported.name if name is None else name, adapter, ttl, origin)
-        spans = list(map(_imported, exported.spans))
+        spans = imported_spans(exported.spans)
         if exported.vocab == info.vocab:
-            _refuse_unknown(spans, info.n_vocab)
+            refuse_unknown_tokens(spans, info.n_vocab)
         else:
             before = replace(live.row, model=exported.model, vocab=exported.vocab)
             limit, engine = self._ctx_limit, self._parts.engine
@@ -73,17 +75,3 @@ class Transfers:
         refuse_if_too_long(sum(len(span.tokens) for span in spans), self._ctx_limit)
         move = MoveRow(*came_by, live.id, MoveState.ARRIVED) if came_by is not None else None
         return await contexts.create_with(live, spans, move)
-
-
-def _exported(span: Span) -> ContextSpan:
-    return ContextSpan(pack(span.tokens), span.role, span.text, span.open)
-
-
-def _imported(span: ContextSpan) -> Span:
-    return Span(tuple(unpack(span.tokens)), span.role, span.text, span.open)
-
-
-def _refuse_unknown(spans: list[Span], n_vocab: int) -> None:
-    unknown = next((token for span in spans for token in span.tokens if not 0 <= token < n_vocab), None)
-    if unknown is not None:
-        raise BadRequest(f"token {unknown} is not in the vocabulary of {n_vocab}")

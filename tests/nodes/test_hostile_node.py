@@ -13,7 +13,7 @@ import pytest
 
 from llmaas.api.record_maps import to_map
 from llmaas.api.transfer_messages import MAX_SPANS
-from llmaas.errors import CallerError, ContextTooLong, LlmaasError, UnknownContext
+from llmaas.errors import CallerError, ContextExists, ContextTooLong, LlmaasError, UnknownContext
 from llmaas.nodes.identity import own_identity
 from llmaas.nodes.link import NodeClient, connect_node
 from llmaas.nodes.node_messages import Offer, node_frame
@@ -46,7 +46,7 @@ async def ask(client: NodeClient, request: Any, **other: Any) -> Any:
 
 
 def offer(desk: House, **other: Any) -> Offer:
-    vocab = desk.daemon.service.transfers.moves.vocab
+    vocab = desk.daemon.service.transfers.arrivals.vocab
     one = Offer(MOVE, "mail", "gift", "m", vocab, len(SPANS), bytes(16), bytes(16))
     return replace(one, **other)
 
@@ -80,7 +80,7 @@ async def test_its_chunks_are_found_by_no_context_but_its_own_also_after_a_resta
 @on_a_loop
 async def test_what_it_adds_is_bounded_and_checked(tmp_path: Path) -> None:
     async with node_daemon(tmp_path / "desk") as desk, harmful(tmp_path, desk) as evil:
-        most = desk.daemon.service.transfers.moves.most_tokens
+        most = desk.daemon.service.transfers.arrivals.most_tokens
         for wrong in (
             {**node_frame(offer(desk)), "app": "1/mail"},
             {**node_frame(offer(desk)), "app": "../x"},
@@ -221,3 +221,43 @@ async def test_what_is_sent_ahead_goes_with_its_connection(tmp_path: Path) -> No
                 break
             await asyncio.sleep(0.02)
         assert waiting() == []
+
+
+@on_a_loop
+async def test_what_waits_grows_by_what_is_checked_and_is_taken_whole(tmp_path: Path) -> None:
+    async with node_daemon(tmp_path / "desk") as desk, harmful(tmp_path, desk) as evil:
+        most = desk.daemon.service.transfers.arrivals.most_tokens
+        tokens, n = SPANS[0].tokens, len(SPANS[0].tokens) // 4
+        grow, take = {"op": "grow", "move": MOVE, "tokens": tokens}, {"op": "take", "move": MOVE}
+        last = to_map(ContextSpan(tokens, "assistant", "so", True))
+        await ask(evil, offer(desk))
+        await ask(evil, spans())
+        for too_early in (grow, {**take, "spans": [last]}):
+            with pytest.raises(CallerError, match="nothing waits"):
+                await ask(evil, dict(too_early))
+        await ask(evil, {"op": "stage", "move": MOVE})
+        for wrong in ({**grow, "tokens": b"abc"}, {**grow, "tokens": b"\xff\xff\xff\x7f"}, {**take, "n_known": 1}):
+            with pytest.raises(LlmaasError):
+                await ask(evil, wrong)
+        assert (await ask(evil, dict(grow)))["n_cells"] == 2 * n, "what was refused has not come"
+        with pytest.raises(CallerError, match="tokens have come"):
+            await ask(evil, {**take, "spans": [last], "n_known": n + 3})
+        for wrong in ({**last, "role": "x" * 300}, {**last, "tokens": b"\xff\xff\xff\x7f"}):
+            with pytest.raises(LlmaasError):
+                await ask(evil, {**take, "spans": [wrong]})
+        async with desk.daemon.connect("mail") as client:
+            await client.create(name="gift")
+            with pytest.raises(ContextExists):
+                await ask(evil, {**take, "spans": [last], "n_known": n})
+            await client.delete("gift")
+        taken = await ask(evil, {**take, "spans": [last], "n_known": n})
+        assert taken["n_tokens"] == 3 * n
+        assert [(m.role, m.content) for m in await said(desk, "gift")] == [("user", "hello"), ("assistant", "so")]
+        assert await names(desk) == ["gift"]
+        with pytest.raises(CallerError, match="not offered"):
+            await ask(evil, dict(grow))
+        await ask(evil, offer(desk, move="cd" * 16, name="more"))
+        await ask(evil, spans(move="cd" * 16))
+        await ask(evil, {"op": "stage", "move": "cd" * 16})
+        with pytest.raises(ContextTooLong):
+            await ask(evil, {**grow, "move": "cd" * 16, "tokens": bytes(4 * most)})

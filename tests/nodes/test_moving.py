@@ -218,7 +218,7 @@ async def test_after_a_restart_the_source_asks_and_what_was_not_taken_stays(tmp_
             pair(phone, desk)
             before = await talk(phone)
             app = AppId(f"{phone.daemon.service.contexts(None)[0].app}")
-            async with phone.daemon.service.transfers.moves.departure(app, "x") as leaving:
+            async with phone.daemon.service.transfers.departures.departure(app, "x") as leaving:
                 await leaving.begin("ab" * 16, PinnedNodes(phone.data_dir).find("desk").fingerprint)
         async with node_daemon(tmp_path / "phone") as phone:
             assert await until_one_owner(phone, desk) == [phone]
@@ -230,7 +230,7 @@ async def test_a_node_that_is_forgotten_is_not_waited_for(tmp_path: Path) -> Non
     async with phone_and_desk(tmp_path) as (phone, desk):
         await talk(phone)
         app = AppId(f"{phone.daemon.service.contexts(None)[0].app}")
-        async with phone.daemon.service.transfers.moves.departure(app, "x") as leaving:
+        async with phone.daemon.service.transfers.departures.departure(app, "x") as leaving:
             await leaving.begin("ab" * 16, PinnedNodes(phone.data_dir).find("desk").fingerprint)
         PinnedNodes(phone.data_dir).remove("desk")
         await phone.mover.start()

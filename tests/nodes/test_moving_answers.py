@@ -67,10 +67,10 @@ async def unmoved(house: House) -> Asked:
 async def test_chunks_that_came_ahead_stay_when_nothing_more_comes_with_the_context(tmp_path: Path) -> None:
     async with phone_and_desk(tmp_path) as (phone, desk):
         await talk(phone)
-        async with phone.daemon.service.transfers.moves.departure(app_of(phone), "x") as ahead:
+        async with phone.daemon.service.transfers.departures.departure(app_of(phone), "x") as ahead:
             about = await ahead.chunks((), 0, 1 << 20)
             page = await ahead.chunks(tuple(range(about.n_kv // 64)), 0, 1 << 20)
-        moves = desk.daemon.service.transfers.moves
+        moves = desk.daemon.service.transfers.arrivals
         asked = Import(ahead.exported)
         staged = await moves.stage("ab" * 16, "node", app_of(desk), asked)
         took = await moves.take_staged(staged.id, about.root, about.kv, page.pieces)
@@ -112,8 +112,10 @@ async def test_the_answer_goes_on_there_and_is_told_here_as_if_nothing_had_moved
         moved = await move(phone)
         assert len(asked.tokens) < N, "it had not ended before"
         assert moved.n_tokens > 0 and await names(desk) == ["x"]
-        assert desk.cut.seen.count("offer") == 2 and "stage" in desk.cut.seen, "chunks went ahead"
-        assert moved.n_chunks <= 2, "and not again"
+        assert desk.cut.seen.count("offer") == 1 and "stage" in desk.cut.seen, "all of it went ahead"
+        assert moved.n_chunks > 3 and "grow" in desk.cut.seen, "chunks once, then what was drawn"
+        after = desk.cut.seen[desk.cut.seen.index("take") :]
+        assert after[:2] == ["take", "go_on"], "nothing is done before the answer goes on"
         done = await asked.end()
         assert (asked.text, asked.tokens) == (other.text, other.tokens)
         assert (done.n_generated, done.n_kept, len(asked.tokens)) == (N, N, N)

@@ -130,12 +130,12 @@ def keyed(root: Path) -> Store:
 @asynccontextmanager
 async def node_daemon(root: Path, port: int = 0, **options: Any) -> AsyncIterator[House]:
     async with serving(root, **{"store": keyed, **options}) as daemon:
-        moves, data_dir, cut = daemon.service.transfers.moves, root / "data", Cut()
-        session = partial(cut.session, ArrivalHall(moves).session)
+        transfers, data_dir, cut = daemon.service.transfers, root / "data", Cut()
+        session = partial(cut.session, ArrivalHall(transfers.arrivals).session)
         async with listening(data_dir, session, port) as listener:
-            mover = NodeMover(moves, partial(own_identity, data_dir), PinnedNodes(data_dir))
+            mover = NodeMover(transfers.departures, partial(own_identity, data_dir), PinnedNodes(data_dir))
             await mover.start()
-            moves.mover, moves.calls = mover.move, daemon.service
+            transfers.begin_moves(mover.move, daemon.service)
             try:
                 yield House(daemon, data_dir, listener, mover, cut)
             finally:

@@ -22,6 +22,7 @@ from llmaas.kvchunks.store.context_writes import (
     insert_spans,
     last_chain,
     next_number,
+    rewrite_context,
     signed,
     update_context,
 )
@@ -30,7 +31,7 @@ from llmaas.kvchunks.store.key_copies import delete_key_copy, insert_key_copy
 from llmaas.kvchunks.store.message_counts import MessageCount, count_messages
 from llmaas.kvchunks.store.move_rows import MoveRow, context_is_gone, insert_move, with_origins
 from llmaas.kvchunks.store.rows import ContextRow, ContextSummary, KeyedTurn, ModelName, Span
-from llmaas.kvchunks.store.text_seal import IN_CLEAR, Sealing, TextKey
+from llmaas.kvchunks.store.text_seal import IN_CLEAR, RowSeal, Sealing, TextKey
 from llmaas.kvchunks.store.tokens import unpack
 from llmaas.kvchunks.store.ttl_rows import forget_ttl, insert_ttl, with_ttls
 from llmaas.kvchunks.store.turn_rows import context_grew, context_rewritten, find_turn, forget_turns, insert_turn
@@ -52,6 +53,25 @@ class ContextTables:
             self._insert_whole(txn.con, row, spans)
             if move is not None:
                 insert_move(txn.con, move)
+
+    def adopt(self, row: ContextRow, spans: Sequence[Span], move: MoveRow) -> None:
+        with self._index.write(durable=True) as txn:
+            old = self._find_whole(txn.con, row.id)
+            _refuse_name(txn.con, row)
+            key, wrapped = self._key(old), old.seal.text_key
+            rows = signed(start(row.id), spans, key)
+            txn.con.execute("DELETE FROM spans WHERE context = ?", (old.num,))
+            insert_spans(txn.con, old.num, rows)
+            row = replace(row, n_tokens=sum(len(span.tokens) for span in spans))
+            seal = RowSeal(row.name if key is None else self._sealing.seal_name(row.app, row.name), wrapped)
+            try:
+                rewrite_context(txn.con, old.num, row, rows[-1].chain if rows else start(row.id), seal)
+            except sqlite3.IntegrityError as error:
+                raise _taken(row) from error
+            forget_turns(txn.con, old.num)
+            forget_ttl(txn.con, old.num)
+            insert_ttl(txn.con, old.num, row.id, row.ttl)
+            insert_move(txn.con, move)
 
     def fork(self, src: ContextId, row: ContextRow) -> None:
         with self._index.write(durable=True) as txn:
@@ -207,17 +227,24 @@ class ContextTables:
         seal, key = self._sealing.new(row.id, row.app, row.name)
         rows = signed(start(row.id), spans, key)
         row = replace(row, n_tokens=sum(len(span.tokens) for span in spans))
-        taken = ContextExists(f"app {row.app} already has a context {row.name!r} (or the id {row.id} is taken)")
-        # The table's own rule sees a name in clear and the same one encrypted as two.
-        if con.execute("SELECT 1 FROM contexts WHERE app = ? AND name = ?", (row.app, row.name)).fetchone():
-            raise taken
+        _refuse_name(con, row)
         num = next_number(con, "contexts", "num")
         try:
             insert_context(con, num, row, rows[-1].chain if rows else start(row.id), seal)
         except sqlite3.IntegrityError as error:
-            raise taken from error
+            raise _taken(row) from error
         insert_spans(con, num, rows)
         insert_ttl(con, num, row.id, row.ttl)
+
+
+def _refuse_name(con: sqlite3.Connection, row: ContextRow) -> None:
+    """Raises ContextExists. The table's own rule sees a name in clear and the same one encrypted as two."""
+    if con.execute("SELECT 1 FROM contexts WHERE app = ? AND name = ?", (row.app, row.name)).fetchone():
+        raise _taken(row)
+
+
+def _taken(row: ContextRow) -> ContextExists:
+    return ContextExists(f"app {row.app} already has a context {row.name!r} (or the id {row.id} is taken)")
 
 
 # -- reading

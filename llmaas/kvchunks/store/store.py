@@ -145,6 +145,12 @@ class Store:
         ContextExists if the app has one of that name."""
         self._contexts.create(row, spans, move)
 
+    def adopt_context(self, row: ContextRow, spans: Sequence[Span], move: MoveRow) -> None:
+        """Let the context with the id of ``row`` be this one from now on, whatever it was, with these spans and the
+        move that it came by, in one durable transaction. Its keys stay, and so do its chunks. Raises UnknownContext,
+        ContextExists."""
+        self._contexts.adopt(row, spans, move)
+
     def contexts(self) -> list[ContextRow]:
         """All contexts, oldest first."""
         return self._contexts.contexts()

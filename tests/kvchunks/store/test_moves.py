@@ -9,10 +9,10 @@ from pathlib import Path
 
 import pytest
 
-from llmaas.errors import ContextExists
+from llmaas.errors import ContextExists, UnknownContext
 from llmaas.kvchunks.store.move_rows import MoveRow, MoveState
-from llmaas.kvchunks.store.store import Span, Store
-from llmaas.records import ContextId
+from llmaas.kvchunks.store.store import MasterKey, Span, Store
+from llmaas.records import AppId, ContextId
 from tests.support.damaged_store import listening
 from tests.support.store_data import A, B, row
 
@@ -48,6 +48,27 @@ def test_a_move_is_there_with_its_context_or_neither_is(root: Path) -> None:
         assert store.moves.find("m3") is None
         store.moves.forget("m2")
         assert store.moves.all() == [CAME]
+        assert store.check().problems == ()
+
+
+@pytest.mark.parametrize("master", [None, MasterKey(bytes(32))])
+def test_one_that_has_waited_becomes_another_ones_whole_or_not_at_all(root: Path, master: MasterKey | None) -> None:
+    spans = [Span((1, 2), "user", "hello"), Span((5,)), Span((6, 7), "assistant", "hi", True)]
+    with Store(root, master=master) as store:
+        store.create_context(replace(row(A), app=AppId("waits"), ttl=5.0), [Span((1, 2), "user", "hello"), Span((6,))])
+        store.create_context(replace(row(B), name="taken"))
+        became = replace(row(A), name="x", adapter="loud", ttl=9.0)
+        with pytest.raises(ContextExists, match="taken"):
+            store.adopt_context(replace(became, name="taken"), spans, CAME)
+        assert store.moves.all() == [] and len(store.spans(A)) == 2 and store.contexts()[0].app == "waits"
+        store.adopt_context(became, spans, CAME)
+        with pytest.raises(UnknownContext):
+            store.adopt_context(replace(became, id=ContextId("z")), spans, CAME)
+    with Store(root, master=master) as store:
+        found = next(found for found in store.contexts() if found.id == A)
+        assert found == replace(became, n_tokens=5, origin="desk")
+        assert store.spans(A) == spans and store.moves.all() == [CAME]
+        store.append(A, [Span((8,))], expect=5, now=9.0)
         assert store.check().problems == ()
 
 

@@ -1,0 +1,65 @@
+"""The rest of an answer whose context has moved: asked for at the node that has it now.
+
+Law: it goes over the connection of the move, which is the answer's alone then; where that has been closed, over a new
+one. Either ends with the answer.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Awaitable, Callable, Sequence
+from contextlib import suppress
+
+from llmaas.api.messages import Generate
+from llmaas.api.record_maps import from_map, to_map
+from llmaas.calls import CallSpec, Done
+from llmaas.nodes.chunk_sender import post_to
+from llmaas.nodes.link import NodeClient
+from llmaas.nodes.node_messages import GoOn
+
+_ANSWER_S = 600.0
+"""Between two tokens of an answer that goes on: the context may have to be computed there."""
+
+
+class RemoteAnswer:
+    """``client``: of the move; ``connect``: makes another one."""
+
+    def __init__(self, client: NodeClient, connect: Callable[[], Awaitable[NodeClient]]) -> None:
+        self._client: NodeClient | None = client
+        self._connect = connect
+        self._told = asyncio.Event()
+
+    async def first(self, seconds: float) -> None:
+        """Return when the first token of the rest has come, or the answer has ended, or after that time."""
+        with suppress(asyncio.TimeoutError):
+            await asyncio.wait_for(self._told.wait(), seconds)
+
+    async def client(self) -> tuple[NodeClient, bool]:
+        """A connection for whatever is left of the move, and whether it is whoever asks that must close it."""
+        if self._client is not None:
+            return self._client, False
+        return await self._connect(), True
+
+    async def close(self) -> None:
+        """The move is over. If the answer goes on by its connection, that stays."""
+        client, self._client = self._client, None
+        if client is not None:
+            await client.close()
+
+    async def go_on(self, move: str, rest: CallSpec, tell: Callable[[Sequence[int]], None]) -> Done:
+        """Have the other node go on with the answer. Raises what it says, and NodeUnreachable."""
+        assert rest.generation is not None
+        generation, terms = rest.generation, rest.terms
+        asked = {"max_tokens": generation.max_tokens, "priority": terms.priority, "rate": terms.rate}
+        answer = from_map(Generate, {"context": move, **asked, **to_map(generation.sampling)})
+        client, self._client = self._client, None
+        client = client or await self._connect()
+        try:
+            await post_to(client, GoOn(move, answer))
+            while "tokens" in (frame := await client.reply(_ANSWER_S)):
+                tell([int(token) for token in frame["tokens"]])
+                self._told.set()
+            return from_map(Done, frame.get("done"))
+        finally:
+            self._told.set()
+            await client.close()

@@ -1,0 +1,110 @@
+"""A context that goes to another node while it is answered: all but its newest tokens, before the answer stops.
+
+Law: nothing is the other node's by that, and nothing changes here. Chunks that are coded go once, in the first round:
+they do not change any more. Each later round brings the tokens that were drawn meanwhile, and the other node computes
+them. Rounds end when one more would not make the pause shorter.
+"""
+
+from __future__ import annotations
+
+import logging
+from dataclasses import replace
+
+from llmaas.clock import Clock
+from llmaas.errors import LlmaasError, NodeUnreachable
+from llmaas.nodes.announcing import announce
+from llmaas.nodes.chunk_sender import ChunkSender, ask_node
+from llmaas.nodes.link import NodeClient
+from llmaas.nodes.node_messages import Grow, StageContext, Take
+from llmaas.nodes.ports import GrowingContext
+from llmaas.policies.linear_cost import LinearCost
+from llmaas.policies.migration import LinkCosts, Next, ToMove, next_step
+from llmaas.records import TOKEN_BYTES, ContextSpan, ExportedContext
+
+log = logging.getLogger(__name__)
+
+
+def guessed_costs() -> LinkCosts:
+    """Before anything was seen of a node."""
+    return LinkCosts(LinearCost(1e-3, 1e-8), LinearCost(2e-2, 2e-3))
+
+
+class StagedMove:
+    """``n_chunks`` were taken there; ``n_bytes`` were sent."""
+
+    def __init__(self, client: NodeClient, context: GrowingContext, costs: LinkCosts, clock: Clock) -> None:
+        self._client, self._context, self._costs, self._clock = client, context, costs, clock
+        self._offered = context.exported.spans
+        self._n_offered = sum(len(span.tokens) for span in self._offered) // TOKEN_BYTES
+        self._grown = bytearray()
+        self.move, self.n_chunks, self.n_bytes, self.n_rounds = "", 0, 0, 0
+
+    async def bring(self, label: str, name: str, *, chunks: bool) -> bool:
+        """Whether it waits there, with all but the tokens that have been drawn since the last round. Raises
+        NodeUnreachable: then the context need not be stopped."""
+        client = self._client
+        try:
+            self.move = await announce(client, self._context, label, name)
+            await ask_node(client, StageContext(self.move))
+            if chunks:
+                sender = ChunkSender(client, self._context, self.move)
+                await sender.send(full_only=True)
+                self.n_chunks, self.n_bytes = sender.n_chunks, sender.n_bytes
+            await self._rounds()
+        except NodeUnreachable:
+            raise
+        except LlmaasError as error:
+            log.info("nothing goes to the node %s ahead: %s", client.name, error.message)
+            return False
+        return True
+
+    async def _rounds(self) -> None:
+        while True:
+            n_new, seconds = await self._round()
+            if self.n_rounds > 1:  # the first brings what came as chunks
+                self._costs.computed(n_new, seconds)
+            drawn = len(self._new()) // TOKEN_BYTES
+            left = ToMove(drawn, ())
+            decode_s = seconds / drawn if drawn else 0.0
+            todo, _ = next_step(left, self._costs, decode_s=decode_s, n_rounds=self.n_rounds)
+            if todo is Next.HAND_OVER:
+                return
+
+    async def _round(self) -> tuple[int, float]:
+        """How many tokens it brought, in so many seconds."""
+        began, new = self._clock.now(), self._new()
+        await ask_node(self._client, Grow(self.move, new))
+        self._grown += new
+        self.n_rounds += 1
+        return len(new) // TOKEN_BYTES, self._clock.now() - began
+
+    def _new(self) -> bytes:
+        return self._context.tokens_from(self._n_offered + len(self._grown) // TOKEN_BYTES)
+
+    def take(self, final: ExportedContext) -> Take | None:
+        """What the other node is asked for when the answer has stopped: with the tokens that it lacks. None if what
+        waits there is not what the context begins with."""
+        n = len(self._offered)
+        if final.spans[:n] != self._offered:
+            return None
+        rest = final.spans[n:]
+        n_known = _n_common(bytes(self._grown), rest[0].tokens) if rest else 0
+        return Take(self.move, _without(rest, n_known), n_known)
+
+
+def _without(spans: tuple[ContextSpan, ...], n_tokens: int) -> tuple[ContextSpan, ...]:
+    if not n_tokens:
+        return spans
+    return (replace(spans[0], tokens=spans[0].tokens[TOKEN_BYTES * n_tokens :]), *spans[1:])
+
+
+def _n_common(a: bytes, b: bytes) -> int:
+    """How many tokens are the same at the beginning.
+
+    >>> _n_common(bytes(12), bytes(9) + b"abc"), _n_common(bytes(8), bytes(12))
+    (2, 2)
+    """
+    if a[: len(b)] == b[: len(a)]:
+        return min(len(a), len(b)) // TOKEN_BYTES
+    pairs = zip(range(0, len(a), TOKEN_BYTES), range(0, len(b), TOKEN_BYTES), strict=False)
+    return next(i // TOKEN_BYTES for i, _ in pairs if a[i : i + TOKEN_BYTES] != b[i : i + TOKEN_BYTES])

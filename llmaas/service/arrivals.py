@@ -1,0 +1,166 @@
+"""Contexts that have come from another node, and those that are about to come.
+
+Law: what has arrived is in the store together with the name of its move, so that whoever sent it can be told. What
+comes ahead of a context is no app's, and goes by itself.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Awaitable, Callable
+from contextlib import suppress
+from typing import Protocol
+
+from llmaas.api.transfer_messages import Import, ImportChunks
+from llmaas.api.transfer_records import ChunkPiece, ImportedChunks
+from llmaas.calls import CallSpec, Done, Piece
+from llmaas.errors import AdapterMismatch, BadRequest, ModelMismatch, UnknownContext
+from llmaas.kvchunks.store.move_rows import MoveRow, MoveState
+from llmaas.kvchunks.store.tokens import unpack
+from llmaas.planner.events import Event
+from llmaas.records import AppId, ContextId, ContextInfo, RequestId
+from llmaas.service.chunk_transfers import ChunkTransfers
+from llmaas.service.contexts import Contexts
+from llmaas.service.live_context import LiveContext, app_from
+from llmaas.service.move_book import MoveBook
+from llmaas.service.parts import ServiceParts
+from llmaas.service.waiting_contexts import WaitingContexts
+
+_STAGED_S = 600.0
+"""Seconds after which what came ahead of a context goes, if the context does not come."""
+_MOST_STAGED = 4
+"""Of one app and node."""
+_BRING_S = 20.0
+"""Seconds that bringing a context into CELLS ahead of its answer may take; then its answer sees to the rest."""
+
+
+class CallTaker(Protocol):
+    """A service."""
+
+    def submit(
+        self, app: AppId, context: str, spec: CallSpec, emit: Callable[[Piece], None]
+    ) -> tuple[RequestId, asyncio.Future[Done]]: ...
+
+    def hint(self, app: AppId, context: str) -> tuple[RequestId, asyncio.Future[Done]] | None: ...
+
+    def cancel(self, request: RequestId) -> None: ...
+
+
+class ArrivingContexts:
+    """For one event loop."""
+
+    def __init__(
+        self,
+        parts: ServiceParts,
+        contexts: Contexts,
+        chunks: ChunkTransfers,
+        import_: Callable[..., Awaitable[ContextInfo]],
+        most_tokens: int,
+        dispatch: Callable[[Event], None],
+    ) -> None:
+        self._parts, self._contexts, self._import = parts, contexts, import_
+        self._import_chunks, self._cover = chunks.import_, chunks.cover
+        self._waiting = WaitingContexts(parts, contexts, most_tokens, dispatch)
+        book = MoveBook(parts)
+        self.find, self.settle = book.find, book.settle
+        self.most_tokens, self.most_text = most_tokens, most_tokens * parts.engine.token_bytes
+        """Of one context."""
+        self.calls: CallTaker | None = None
+        """Who takes the rest of answers whose contexts have come; None: answers do not go on here."""
+
+    @property
+    def vocab(self) -> str:
+        return self._parts.engine.info.vocab
+
+    # -- ahead of it
+
+    async def stage(self, move: str, node: str, app: AppId, asked: Import) -> ContextInfo:
+        """Make what a context consists of that is to come from the node, so that its chunks can come ahead of it, and
+        be brought into CELLS. It is no app's, and goes by itself. Raises as ``arrive``."""
+        if asked.exported.vocab != self.vocab:
+            raise ModelMismatch("the model here has another tokenizer than the context's")
+        waits = app_from(app, node)
+        for info in self._contexts.infos(waits)[_MOST_STAGED - 1 :]:
+            await self._contexts.delete(self._contexts.find(waits, info.id))
+        return await self._import(waits, asked.exported, name=f"move-{move}", adapter=asked.adapter, ttl=_STAGED_S)
+
+    async def take_staged(
+        self, context: ContextId, root: bytes, kv: bytes, pieces: tuple[ChunkPiece, ...]
+    ) -> ImportedChunks:
+        live = self._contexts.find(None, context)
+        return await self._import_chunks(live.row.app, ImportChunks(live.id, root, kv, pieces, trusted=True))
+
+    async def bring(self, context: ContextId, tokens: bytes) -> int:
+        """Let what waits go on with these tokens, and bring it into CELLS as soon as nobody else wants anything. How
+        many of its tokens are there then. Raises UnknownContext, BadRequest, ContextTooLong, QuotaExceeded."""
+        live = self._contexts.find(None, context)
+        if tokens:
+            await self._waiting.grow(live, unpack(tokens))
+        if self.calls is not None and (hint := self.calls.hint(live.row.app, live.id)) is not None:
+            request, reply = hint
+            await asyncio.wait([reply], timeout=_BRING_S)
+            self.calls.cancel(request)
+            await asyncio.wait([reply])
+        return self._contexts.n_in_cells(live)
+
+    async def unstage(self, context: ContextId) -> None:
+        """The context has come, or does not: what waited for it is not needed any more."""
+        with suppress(UnknownContext):
+            live = self._contexts.find(None, context)
+            self._end_hints(live)
+            await self._contexts.delete(live)
+
+    def _end_hints(self, live: LiveContext) -> None:
+        for call in list(self._parts.calls.values()):
+            if call.live is live and call.hint:
+                self.cancel(call.id)
+
+    # -- it comes
+
+    async def arrive(self, move: str, node: str, app: AppId, asked: Import) -> ContextInfo:
+        """Make the context that comes by this move from the node with that fingerprint: whole, or not at all. Raises
+        what ``import_context`` does, and ModelMismatch."""
+        if asked.exported.vocab != self.vocab:
+            raise ModelMismatch(
+                "the model here has another tokenizer than the context's",
+                hint="Take it over by its text: 'llmaas ctx export' and 'llmaas ctx import'.",
+            )
+        more = {"name": asked.name, "adapter": asked.adapter, "ttl": asked.ttl, "came_by": (move, node)}
+        info = await self._import(app, asked.exported, **more)
+        await self._cover(self._contexts.find(None, info.id))
+        return info
+
+    async def arrive_staged(self, move: str, node: str, app: AppId, asked: Import, context: ContextId) -> ContextInfo:
+        """As ``arrive``, of a context of which this waits: it is what waited, with what is in CELLS of it."""
+        live = self._contexts.find(None, context)
+        self._end_hints(live)
+        return await self._waiting.adopt(live, app, asked, MoveRow(move, node, live.id, MoveState.ARRIVED))
+
+    def refuse(self, app: AppId, asked: Import, kv: bytes) -> bool:
+        """Raises what would keep such a context from being made, as far as that is known before its tokens are. Whether
+        chunks of the model and adapter ``kv`` can be used."""
+        self._contexts.new(app, asked.exported.name, asked.adapter, asked.ttl)
+        usable = kv == self._parts.adapters.root(AppId(""), asked.adapter)
+        if asked.adapter and not usable:
+            raise AdapterMismatch(f"the adapter {asked.adapter!r} is another one here, or the model is")
+        return usable
+
+    # -- it has come
+
+    async def take_chunks(self, row: MoveRow, root: bytes, kv: bytes, pieces: tuple[ChunkPiece, ...]) -> ImportedChunks:
+        """Chunks of a context that came by this move, for it and others that came from there. Raises UnknownContext."""
+        live = self._contexts.find(None, row.context)
+        return await self._import_chunks(live.row.app, ImportChunks(live.id, root, kv, pieces, trusted=True))
+
+    def answer(
+        self, row: MoveRow, spec: CallSpec, emit: Callable[[Piece], None]
+    ) -> tuple[RequestId, asyncio.Future[Done]]:
+        """Go on with the answer of a context that came by this move. Raises LlmaasError."""
+        live = self._contexts.find(None, row.context)
+        if self.calls is None:
+            raise BadRequest("answers do not go on here")
+        return self.calls.submit(live.row.app, live.id, spec, emit)
+
+    def cancel(self, request: RequestId) -> None:
+        if self.calls is not None:
+            self.calls.cancel(request)

@@ -1,0 +1,146 @@
+"""All but the newest tokens of an answered context goes ahead of it, in rounds."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+
+from llmaas.api.transfer_records import ChunkPiece, ExportedChunks
+from llmaas.clock import ManualClock
+from llmaas.errors import ModelMismatch, NodeUnreachable
+from llmaas.nodes.staged_move import StagedMove, guessed_costs
+from llmaas.policies.migration import MOST_ROUNDS
+from llmaas.records import CHUNK_TOKENS, TOKEN_BYTES, ContextSpan, ExportedContext
+from tests.support.loop import on_a_loop
+
+N = 200
+"""Tokens that were there before the answer began: three full chunks and a part of one."""
+
+
+def packed(*tokens: int) -> bytes:
+    return b"".join(token.to_bytes(TOKEN_BYTES, "little") for token in tokens)
+
+
+class Growing:
+    """A context whose answer grows while the other node works, by ``speed`` tokens a second."""
+
+    def __init__(self, clock: ManualClock, speed: float) -> None:
+        self._clock, self._speed, self._began = clock, speed, clock.now()
+        self.spans = (ContextSpan(packed(*range(N)), "user", "hello"),)
+        self.exported = ExportedContext("x", "m", "v", self.spans)
+        self.adapter, self.ttl = "", None
+
+    @property
+    def answer(self) -> bytes:
+        return packed(*range(1000, 1000 + int(self._speed * (self._clock.now() - self._began))))
+
+    def tokens_from(self, n_tokens: int) -> bytes:
+        return (self.spans[0].tokens + self.answer)[TOKEN_BYTES * n_tokens :]
+
+    async def chunks(self, indices: tuple[int, ...], offset: int, n_bytes: int) -> ExportedChunks:
+        pieces = tuple(ChunkPiece(i, 9, b"123456789", 0, b"") for i in indices)
+        return ExportedChunks(bytes(16), bytes(16), N, pieces, len(indices), 0)
+
+    def final(self, *answers: ContextSpan) -> ExportedContext:
+        return ExportedContext("x", "m", "v", (*self.spans, *answers))
+
+
+class Other:
+    """The other node. Computing takes it ``step_s``, and ``token_s`` for each token."""
+
+    name = "desk"
+
+    def __init__(self, clock: ManualClock, step_s: float, token_s: float) -> None:
+        self._clock, self._step_s, self._token_s = clock, step_s, token_s
+        self.asked: list[dict[str, Any]] = []
+        self.fails: dict[str, Exception] = {}
+
+    async def post(self, op: str, **fields: Any) -> None:
+        self.asked.append({"op": op, **fields})
+
+    async def reply(self, seconds: float = 0.0) -> dict[str, Any]:
+        asked = self.asked[-1]
+        if (error := self.fails.get(asked["op"])) is not None:
+            raise error
+        if asked["op"] == "grow":
+            self._clock.advance(self._step_s + self._token_s * len(asked["tokens"]) / TOKEN_BYTES)
+        missing = list(range(N // CHUNK_TOKENS)) if not asked.get("pieces") else []
+        return {"taken": len(asked.get("pieces", ())), "known": 0, "refused": 0, "usable": True, "missing": missing}
+
+    def of(self, op: str) -> list[dict[str, Any]]:
+        return [asked for asked in self.asked if asked["op"] == op]
+
+
+def staged(speed: float, step_s: float = 0.02, token_s: float = 0.002) -> tuple[StagedMove, Growing, Other]:
+    clock = ManualClock()
+    context, other = Growing(clock, speed), Other(clock, step_s, token_s)
+    return StagedMove(other, context, guessed_costs(), clock), context, other  # type: ignore[arg-type]
+
+
+@on_a_loop
+async def test_chunks_go_once_and_then_only_new_tokens() -> None:
+    move, context, other = staged(speed=30.0, step_s=0.5)
+    assert await move.bring("mail", "x", chunks=True)
+    assert [asked["op"] for asked in other.asked[:3]] == ["offer", "spans", "stage"]
+    sent = [piece["index"] for asked in other.of("chunks") for piece in asked["pieces"]]
+    assert sent == [0, 1, 2], "full ones, once; the last one will be another"
+    assert other.asked.index(other.of("grow")[0]) > other.asked.index(other.of("chunks")[-1])
+    grown = b"".join(asked["tokens"] for asked in other.of("grow"))
+    assert grown == context.answer[: len(grown)], "each token once, in order"
+    assert (move.n_chunks, move.n_bytes) == (3, 27)
+
+
+@pytest.mark.parametrize("speed, step_s, token_s", [(30.0, 0.02, 0.002), (100.0, 0.05, 0.001), (5.0, 1.0, 0.02)])
+@on_a_loop
+async def test_rounds_end_when_the_pause_does_not_become_shorter(speed: float, step_s: float, token_s: float) -> None:
+    """The fixed point: what is drawn while a round is computed that brings as many."""
+    move, context, other = staged(speed, step_s, token_s)
+    await move.bring("mail", "x", chunks=False)
+    assert 1 <= move.n_rounds < MOST_ROUNDS
+    left = len(context.answer) - sum(len(asked["tokens"]) for asked in other.of("grow"))
+    fixed = speed * step_s / (1 - speed * token_s)
+    assert left / TOKEN_BYTES <= 2 * fixed + 2
+
+
+@on_a_loop
+async def test_an_answer_that_grows_faster_than_it_is_computed_is_handed_over_all_the_same() -> None:
+    move, _, _ = staged(speed=1000.0, token_s=0.01)
+    assert await move.bring("mail", "x", chunks=False)
+    assert move.n_rounds <= MOST_ROUNDS
+
+
+@on_a_loop
+async def test_the_last_request_has_the_tokens_that_are_not_there_yet_and_all_text() -> None:
+    move, context, other = staged(speed=30.0, step_s=0.5)
+    await move.bring("mail", "x", chunks=False)
+    n = sum(len(asked["tokens"]) for asked in other.of("grow")) // TOKEN_BYTES
+    answer = ContextSpan(context.answer + packed(7, 8), "assistant", "so it is", True)
+    take = move.take(context.final(answer))
+    assert take is not None and take.move == move.move and take.n_known == n > 0
+    (span,) = take.spans
+    assert (span.role, span.text, span.open) == ("assistant", "so it is", True)
+    assert context.answer[: TOKEN_BYTES * n] + span.tokens == answer.tokens
+
+
+@on_a_loop
+async def test_tokens_that_were_taken_back_are_not_known() -> None:
+    move, context, _ = staged(speed=30.0, step_s=0.5)
+    await move.bring("mail", "x", chunks=False)
+    cut = ContextSpan(context.answer[:12] + packed(5), "assistant", "so", True)
+    take = move.take(context.final(cut))
+    assert take is not None and take.n_known == 3 and take.spans[0].tokens == packed(5)
+    ended = move.take(context.final())
+    assert ended is not None and (ended.n_known, ended.spans) == (0, ())
+    assert move.take(ExportedContext("x", "m", "v", (ContextSpan(packed(1)),))) is None, "it is another one"
+
+
+@on_a_loop
+async def test_a_node_that_takes_nothing_ahead_may_take_all_at_once_and_one_that_is_gone_may_not() -> None:
+    move, _, other = staged(speed=30.0)
+    other.fails["stage"] = ModelMismatch("another")
+    assert not await move.bring("mail", "x", chunks=True)
+    move, _, other = staged(speed=30.0)
+    other.fails["grow"] = NodeUnreachable("gone")
+    with pytest.raises(NodeUnreachable):
+        await move.bring("mail", "x", chunks=True)
