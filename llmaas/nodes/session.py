@@ -136,7 +136,7 @@ class ArrivalSession:
         await self._unstage()
         info = await self._arrivals.stage(move, mine.node, mine.app, _import(mine.offer, tuple(mine.spans)))
         self._staged = move, info.id
-        return {}
+        return {"compute_s": self._arrivals.compute_s(info.n_tokens)}
 
     async def _grow(self, move: str, tokens: bytes) -> Frame:
         mine = self._offer_of(move)

@@ -1,8 +1,8 @@
 """A context that goes to another node while it is answered: all but its newest tokens, before the answer stops.
 
 Law: nothing is the other node's by that, and nothing changes here. Chunks that are coded go once, in the first round:
-they do not change any more. Each later round brings the tokens that were drawn meanwhile, and the other node computes
-them. Rounds end when one more would not make the pause shorter.
+they do not change any more. What the link is too slow for the other node computes. Each later round brings the tokens
+that were drawn meanwhile. Rounds end when one more would not make the pause shorter.
 """
 
 from __future__ import annotations
@@ -13,13 +13,13 @@ from dataclasses import replace
 from llmaas.clock import Clock
 from llmaas.errors import LlmaasError, NodeUnreachable
 from llmaas.nodes.announcing import announce
-from llmaas.nodes.chunk_sender import ChunkSender, ask_node
+from llmaas.nodes.chunk_sender import ChunkSender, LinkWatch, ask_node
 from llmaas.nodes.link import NodeClient
 from llmaas.nodes.node_messages import Grow, StageContext, Take
 from llmaas.nodes.ports import GrowingContext
 from llmaas.policies.linear_cost import LinearCost
-from llmaas.policies.migration import LinkCosts, Next, ToMove, next_step
-from llmaas.records import TOKEN_BYTES, ContextSpan, ExportedContext
+from llmaas.policies.migration import LinkCosts, Next, next_step, sends_more
+from llmaas.records import CHUNK_TOKENS, TOKEN_BYTES, ContextSpan, ExportedContext
 
 log = logging.getLogger(__name__)
 
@@ -37,6 +37,8 @@ class StagedMove:
         self._offered = context.exported.spans
         self._n_offered = sum(len(span.tokens) for span in self._offered) // TOKEN_BYTES
         self._grown = bytearray()
+        self._n_there = 0
+        """Tokens that were in CELLS there after the last round."""
         self.move, self.n_chunks, self.n_bytes, self.n_rounds = "", 0, 0, 0
 
     async def bring(self, label: str, name: str, *, chunks: bool) -> bool:
@@ -45,11 +47,9 @@ class StagedMove:
         client = self._client
         try:
             self.move = await announce(client, self._context, label, name)
-            await ask_node(client, StageContext(self.move))
+            said = await ask_node(client, StageContext(self.move))
             if chunks:
-                sender = ChunkSender(client, self._context, self.move)
-                await sender.send(full_only=True)
-                self.n_chunks, self.n_bytes = sender.n_chunks, sender.n_bytes
+                await self._chunks(max(0.0, float(said.get("compute_s") or 0.0)) / max(1, self._n_offered))
             await self._rounds()
         except NodeUnreachable:
             raise
@@ -58,28 +58,48 @@ class StagedMove:
             return False
         return True
 
+    async def _chunks(self, token_s: float) -> None:
+        """Send those that are coded, the last ones first, until it takes the other node less to compute the rest:
+        ``token_s`` for each token."""
+        sender = ChunkSender(self._client, self._context, self.move, LinkWatch(self._costs, self._clock))
+
+        def more(n_left: int) -> bool:
+            if not sender.n_begun:
+                return True  # to see how large they are, and how fast they go
+            nbytes = n_left * sender.n_bytes // sender.n_begun
+            return sends_more(self._costs, nbytes, n_left * CHUNK_TOKENS * token_s)
+
+        await sender.send_ahead(more)
+        self.n_chunks, self.n_bytes = sender.n_chunks, sender.n_bytes
+
     async def _rounds(self) -> None:
         while True:
+            before = self._n_there
             n_new, seconds = await self._round()
+            if before < self._n_there < self._n_sent:
+                continue  # there was much to compute, and there is more
             if self.n_rounds > 1:  # the first brings what came as chunks
-                self._costs.computed(n_new, seconds)
+                self._costs.brought(n_new, seconds)
             drawn = len(self._new()) // TOKEN_BYTES
-            left = ToMove(drawn, ())
             decode_s = seconds / drawn if drawn else 0.0
-            todo, _ = next_step(left, self._costs, decode_s=decode_s, n_rounds=self.n_rounds)
-            if todo is Next.HAND_OVER:
+            if next_step(drawn, self._costs, decode_s=decode_s, n_rounds=self.n_rounds) is Next.HAND_OVER:
                 return
 
     async def _round(self) -> tuple[int, float]:
         """How many tokens it brought, in so many seconds."""
         began, new = self._clock.now(), self._new()
-        await ask_node(self._client, Grow(self.move, new))
+        said = await ask_node(self._client, Grow(self.move, new))
+        self._n_there = int(said.get("n_cells") or 0)
         self._grown += new
         self.n_rounds += 1
         return len(new) // TOKEN_BYTES, self._clock.now() - began
 
+    @property
+    def _n_sent(self) -> int:
+        return self._n_offered + len(self._grown) // TOKEN_BYTES
+
     def _new(self) -> bytes:
-        return self._context.tokens_from(self._n_offered + len(self._grown) // TOKEN_BYTES)
+        return self._context.tokens_from(self._n_sent)
 
     def take(self, final: ExportedContext) -> Take | None:
         """What the other node is asked for when the answer has stopped: with the tokens that it lacks. None if what

@@ -191,6 +191,10 @@ class Planner:
         """Seconds that computing, reading and placing take here, by what was observed so far."""
         return self._costs.learned
 
+    def prefill_s(self, n_tokens: int) -> float:
+        """Seconds that computing the first tokens of a context takes here."""
+        return self._costs.compute(0, n_tokens)
+
     @property
     def waiting(self) -> int:
         """How many calls wait to be admitted."""

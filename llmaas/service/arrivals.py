@@ -17,10 +17,10 @@ from llmaas.calls import CallSpec, Done, Piece
 from llmaas.errors import AdapterMismatch, BadRequest, ModelMismatch, UnknownContext
 from llmaas.kvchunks.store.move_rows import MoveRow, MoveState
 from llmaas.kvchunks.store.tokens import unpack
-from llmaas.planner.events import Event
 from llmaas.records import AppId, ContextId, ContextInfo, RequestId
 from llmaas.service.chunk_transfers import ChunkTransfers
 from llmaas.service.contexts import Contexts
+from llmaas.service.interpreter import Interpreter
 from llmaas.service.live_context import LiveContext, app_from
 from llmaas.service.move_book import MoveBook
 from llmaas.service.parts import ServiceParts
@@ -56,11 +56,12 @@ class ArrivingContexts:
         chunks: ChunkTransfers,
         import_: Callable[..., Awaitable[ContextInfo]],
         most_tokens: int,
-        dispatch: Callable[[Event], None],
+        interpreter: Interpreter,
     ) -> None:
         self._parts, self._contexts, self._import = parts, contexts, import_
+        self._prefill_s = interpreter.planner.prefill_s
         self._import_chunks, self._cover = chunks.import_, chunks.cover
-        self._waiting = WaitingContexts(parts, contexts, most_tokens, dispatch)
+        self._waiting = WaitingContexts(parts, contexts, most_tokens, interpreter.dispatch)
         book = MoveBook(parts)
         self.find, self.settle = book.find, book.settle
         self.most_tokens, self.most_text = most_tokens, most_tokens * parts.engine.token_bytes
@@ -89,6 +90,10 @@ class ArrivingContexts:
     ) -> ImportedChunks:
         live = self._contexts.find(None, context)
         return await self._import_chunks(live.row.app, ImportChunks(live.id, root, kv, pieces, trusted=True))
+
+    def compute_s(self, n_tokens: int) -> float:
+        """Seconds to compute a context of so many tokens, if nobody else wants anything."""
+        return self._prefill_s(n_tokens)
 
     async def bring(self, context: ContextId, tokens: bytes) -> int:
         """Let what waits go on with these tokens, and bring it into CELLS as soon as nobody else wants anything. How

@@ -30,7 +30,7 @@ class Transfers:
         chunks = ChunkTransfers(parts, interpreter, contexts)
         self.export_chunks, self.import_chunks = chunks.export, chunks.import_
         self.departures = DepartureHall(parts, contexts, chunks, self._exported, interpreter.dispatch)
-        self.arrivals = ArrivingContexts(parts, contexts, chunks, self.import_context, ctx_limit, interpreter.dispatch)
+        self.arrivals = ArrivingContexts(parts, contexts, chunks, self.import_context, ctx_limit, interpreter)
         self.move = self.departures.move
 
     def begin_moves(self, mover: Mover, calls: CallTaker) -> None:

@@ -39,8 +39,8 @@ class Growing:
         return (self.spans[0].tokens + self.answer)[TOKEN_BYTES * n_tokens :]
 
     async def chunks(self, indices: tuple[int, ...], offset: int, n_bytes: int) -> ExportedChunks:
-        pieces = tuple(ChunkPiece(i, 9, b"123456789", 0, b"") for i in indices)
-        return ExportedChunks(bytes(16), bytes(16), N, pieces, len(indices), 0)
+        pieces = tuple(ChunkPiece(i, 9, b"123456789", 0, b"") for i in indices[:1])  # a page holds one
+        return ExportedChunks(bytes(16), bytes(16), N, pieces, len(pieces), 0)
 
     def final(self, *answers: ContextSpan) -> ExportedContext:
         return ExportedContext("x", "m", "v", (*self.spans, *answers))
@@ -55,6 +55,8 @@ class Other:
         self._clock, self._step_s, self._token_s = clock, step_s, token_s
         self.asked: list[dict[str, Any]] = []
         self.fails: dict[str, Exception] = {}
+        self.chunk_s, self.compute_s, self.n_there, self.most = 0.001, 1.0, 0, 1 << 20
+        """What a chunk takes on the way, and the whole context to compute; tokens in cells, and most of a round."""
 
     async def post(self, op: str, **fields: Any) -> None:
         self.asked.append({"op": op, **fields})
@@ -63,8 +65,17 @@ class Other:
         asked = self.asked[-1]
         if (error := self.fails.get(asked["op"])) is not None:
             raise error
+        if asked["op"] == "stage":
+            return {"compute_s": self.compute_s}
+        if asked["op"] == "chunks" and asked["pieces"]:
+            self._clock.advance(self.chunk_s)
         if asked["op"] == "grow":
-            self._clock.advance(self._step_s + self._token_s * len(asked["tokens"]) / TOKEN_BYTES)
+            n = len(asked["tokens"]) // TOKEN_BYTES
+            self._clock.advance(self._step_s + self._token_s * n)
+            self.n_there = min(
+                self.n_there + self.most, N + sum(len(a["tokens"]) // TOKEN_BYTES for a in self.of("grow"))
+            )
+            return {"n_cells": self.n_there}
         missing = list(range(N // CHUNK_TOKENS)) if not asked.get("pieces") else []
         return {"taken": len(asked.get("pieces", ())), "known": 0, "refused": 0, "usable": True, "missing": missing}
 
@@ -84,11 +95,37 @@ async def test_chunks_go_once_and_then_only_new_tokens() -> None:
     assert await move.bring("mail", "x", chunks=True)
     assert [asked["op"] for asked in other.asked[:3]] == ["offer", "spans", "stage"]
     sent = [piece["index"] for asked in other.of("chunks") for piece in asked["pieces"]]
-    assert sent == [0, 1, 2], "full ones, once; the last one will be another"
+    assert sent == [2, 1, 0], "full ones, once; the last one will be another"
     assert other.asked.index(other.of("grow")[0]) > other.asked.index(other.of("chunks")[-1])
     grown = b"".join(asked["tokens"] for asked in other.of("grow"))
     assert grown == context.answer[: len(grown)], "each token once, in order"
     assert (move.n_chunks, move.n_bytes) == (3, 27)
+
+
+@on_a_loop
+async def test_where_the_link_is_slower_than_the_other_node_chunks_stop_and_the_front_is_computed() -> None:
+    move, _, other = staged(speed=30.0)
+    other.chunk_s, other.compute_s = 5.0, 0.2
+    await move.bring("mail", "x", chunks=True)
+    sent = [piece["index"] for asked in other.of("chunks") for piece in asked["pieces"]]
+    assert sent in ([2], [2, 1]), "one more may be on the way when it is known"
+    assert len(other.of("grow")) >= 1 and move.n_chunks == len(sent)
+
+
+@on_a_loop
+async def test_what_takes_long_to_compute_is_asked_for_until_it_is_there() -> None:
+    move, _, other = staged(speed=1.0)
+    other.most = 60
+    await move.bring("mail", "x", chunks=False)
+    assert other.n_there >= N and move.n_rounds >= 4
+
+
+@on_a_loop
+async def test_a_node_that_is_busy_is_not_waited_for() -> None:
+    move, _, other = staged(speed=30.0)
+    other.most = 0
+    assert await move.bring("mail", "x", chunks=False)
+    assert move.n_rounds < MOST_ROUNDS
 
 
 @pytest.mark.parametrize("speed, step_s, token_s", [(30.0, 0.02, 0.002), (100.0, 0.05, 0.001), (5.0, 1.0, 0.02)])
