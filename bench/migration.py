@@ -3,9 +3,13 @@
 Two daemons with stores of their own are paired over a proxy on loopback that passes so many bits a second. The pause is
 what a person waits who moves an idle conversation (3,000 tokens of SmolLM2; ``--quick``: 800) and asks at once at the
 other node: from the request to move to the first token of the answer there. ``chunks``: coded chunks go with it, as by
-default; ``tokens``: nothing but tokens, and all is computed there (``--no-chunks``). ``answered``: the conversation
-moves while it is answered, and the pause is the longest time between two tokens that whoever asked sees. ``link_s`` is
-what the bytes that went take on such a link by themselves.
+default; ``tokens``: nothing but tokens, and all is computed there (``--no-chunks``). ``link_s`` is what the bytes that
+went take on such a link by themselves.
+
+``answered``: the conversation moves while it is answered, and the pause is the longest time between two pieces of the
+answer that whoever asked sees from the request to move on; ``piece_s`` is what is usual. ``tokens`` and ``both`` are
+the ways: nothing but tokens, or chunks as far as the link is faster than the other node computes. ``both`` is compared
+with ``tokens``, and with what all chunks take on the link by themselves where it has not sent them all.
 
 Then contexts of the fake engine are moved at random, each after a turn that was acknowledged, while other contexts of
 both nodes are in use. Half of the moves are hit, within the first 50 ms: one node is killed by SIGKILL, or the link is
@@ -39,6 +43,9 @@ _LETTERS = "the tide comes in and goes out, and nobody is at the harbour but a b
 _HIT_S = 0.05
 _ANSWER = 500
 """Tokens, so that the answer goes on for longer than chunks take that go ahead of the context."""
+_PIECES, _AFTER = 4, 20
+"""Pieces of the answer before the move begins, and tokens behind it that are read."""
+_BAR_MBIT = 100
 _CONTEXTS = 6
 
 
@@ -72,35 +79,74 @@ def moved_once(a: NodeProcess, b: NodeProcess, n: int, *, chunks: bool) -> dict[
     return {"pause_s": pause, "move_s": at - start, "bytes": moved.n_bytes, "recomputed": recomputed}
 
 
-def moved_while_answered(a: NodeProcess, b: NodeProcess, n: int) -> dict[str, float]:
-    times, begun = list[float](), threading.Event()
+def moved_while_answered(a: NodeProcess, b: NodeProcess, n: int, *, chunks: bool, whole: bool) -> dict[str, float]:
+    """``whole``: read the answer to its end."""
+    times, begun, has_moved = list[tuple[float, int]](), threading.Event(), threading.Event()
     with a.client() as here, b.client() as there:
         name = here.fork("base", name=f"answer-{n}").name
 
         def ask() -> None:
             with a.client() as asking:
-                for piece in asking.generate(name, prompt=" And then", max_tokens=_ANSWER):
-                    times.extend([time.perf_counter()] * len(piece.tokens))
-                    if len(times) >= 8:
+                stream = asking.generate(name, prompt=" And then", max_tokens=_ANSWER)
+                after = 0
+                for piece in stream:
+                    times.append((time.perf_counter(), len(piece.tokens)))
+                    after += len(piece.tokens) if has_moved.is_set() else 0
+                    if len(times) >= _PIECES:
                         begun.set()
+                    if after > _AFTER and not whole:
+                        return
 
         asker = threading.Thread(target=ask)
         asker.start()
         begun.wait(LATE_S)
         start = time.perf_counter()
-        moved = here.move(name, "b")
-        move_s, left = time.perf_counter() - start, _ANSWER - len(times)
+        moved = here.move(name, "b", chunks=chunks)
+        move_s, told = time.perf_counter() - start, sum(n for _, n in times)
+        has_moved.set()
         asker.join()
         there.delete(name)
-    gaps = [later - earlier for earlier, later in pairwise(times)]
+    gaps = [later - earlier for (earlier, _), (later, _) in pairwise(times) if later > start]
     return {
         "pause_s": max(gaps),
-        "token_s": median(gaps),
+        "piece_s": median(gaps),
         "move_s": move_s,
         "bytes": moved.n_bytes,
-        "told": len(times),
-        "left": left,
+        "told": sum(n for _, n in times),
+        "left": _ANSWER - told,
     }
+
+
+def answered(a: NodeProcess, b: NodeProcess, rates: Sequence[int], *, quick: bool) -> dict[str, dict[str, float]]:
+    found: dict[str, dict[str, float]] = {}
+    for mbit in rates:
+        b.link.bits_per_s = mbit * 1e6
+        for way in ("both", "tokens"):
+            n_runs = 5 if way == "both" and mbit == _BAR_MBIT and not quick else 2
+            n = len(found) * 10
+            runs = [
+                moved_while_answered(a, b, n + i, chunks=way == "both", whole=way == "both" and i == 0)
+                for i in range(n_runs)
+            ]
+            figures = found[f"answered_{way}_{mbit}_mbit"] = _middle(runs, mbit)
+            figures["told"], figures["left"] = max(run["told"] for run in runs), min(run["left"] for run in runs)
+    return found
+
+
+def bars_of_answers(figures: Mapping[str, Any], rates: Sequence[int], chunk_bytes: float) -> list[Bar]:
+    bars = []
+    for mbit in rates:
+        both, tokens = (figures[f"answered_{way}_{mbit}_mbit"] for way in ("both", "tokens"))
+        bars.append(Bar(f"tokens of the answer that were left when it had moved, {mbit} Mbit/s", both["left"], 1))
+        bars.append(Bar(f"tokens told of an answer that moved, {mbit} Mbit/s", both["told"], _ANSWER))
+        better = tokens["move_s"]
+        if both["bytes"] < 0.9 * chunk_bytes:
+            better = min(better, 8 * chunk_bytes / (mbit * 1e6))
+        ratio = both["move_s"] / better
+        bars.append(Bar(f"both ways, against the better one, {mbit} Mbit/s", ratio, 1.1, True))
+    pause = figures[f"answered_both_{_BAR_MBIT}_mbit"]["pause_s"]
+    bars.append(Bar(f"pause of an answer that moves, {_BAR_MBIT} Mbit/s, seconds", pause, 0.2, True))
+    return bars
 
 
 def pauses(options: Options) -> tuple[dict[str, Any], list[Bar]]:
@@ -118,13 +164,8 @@ def pauses(options: Options) -> tuple[dict[str, Any], list[Bar]]:
                 n += 1
                 runs.append(moved_once(a, b, n, chunks=chunks))
             figures[f"{'chunks' if chunks else 'tokens'}_{mbit}_mbit"] = _middle(runs, mbit)
-        for mbit in rates[-2:]:
-            b.link.bits_per_s = mbit * 1e6
-            runs = [moved_while_answered(a, b, i) for i in range(mbit, mbit + 3)]
-            figures[f"answered_{mbit}_mbit"] = _middle(runs, mbit)
-            told, left = (min(run[key] for run in runs) for key in ("told", "left"))
-            bars.append(Bar(f"tokens of the answer that were left when it had moved, {mbit} Mbit/s", left, 1))
-            bars.append(Bar(f"tokens told of an answer that moved, {mbit} Mbit/s", told, _ANSWER))
+        figures |= answered(a, b, rates, quick=options.quick)
+    bars += bars_of_answers(figures, rates, figures[f"chunks_{_BAR_MBIT}_mbit"]["bytes"])
     for mbit in rates:
         with_chunks = figures[f"chunks_{mbit}_mbit"]
         if f"tokens_{mbit}_mbit" in figures:

@@ -10,6 +10,7 @@ import asyncio
 import os
 import signal
 import sys
+from collections import defaultdict
 from pathlib import Path
 from typing import Any
 
@@ -22,16 +23,17 @@ from tests.support.node_house import Send, node_daemon
 def die_at(who: str, op: str, when: str) -> None:
     """Let this process die there."""
     if who == "asks":
-        post, reply, posted = NodeClient.post, NodeClient.reply, list[str]()
+        post, reply, posted = NodeClient.post, NodeClient.reply, defaultdict[int, list[str]](list)
 
         async def deadly_post(self: NodeClient, asked: str, **fields: Any) -> None:
             _die(asked == op and when == "before")
-            posted.append(asked)
+            posted[id(self)].append(asked)
             await post(self, asked, **fields)
 
-        async def deadly_reply(self: NodeClient) -> Frame:
-            found = await reply(self)
-            _die(posted.pop(0) == op and when == "after")
+        async def deadly_reply(self: NodeClient, *seconds: float) -> Frame:
+            found = await reply(self, *seconds)
+            asked = posted[id(self)]  # tokens of an answer come without having been asked for each
+            _die(bool(asked) and asked.pop(0) == op and when == "after")
             return found
 
         NodeClient.post, NodeClient.reply = deadly_post, deadly_reply  # type: ignore[method-assign]
