@@ -36,15 +36,18 @@ class SlowLink:
             writer.transport.abort()
 
     async def _serve(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
-        with suppress(OSError):
-            back, out = await asyncio.open_connection("127.0.0.1", self.target)
-            self._writers |= {writer, out}
-            try:
+        ends = {writer}
+        self._writers.add(writer)
+        try:
+            with suppress(OSError):
+                back, out = await asyncio.open_connection("127.0.0.1", self.target)
+                ends.add(out)
+                self._writers.add(out)
                 await asyncio.gather(self._pass(reader, out), self._pass(back, writer))
-            finally:
-                self._writers -= {writer, out}
-                for each in (writer, out):
-                    each.close()
+        finally:  # also where nobody was there
+            self._writers -= ends
+            for each in ends:
+                each.close()
 
     async def _pass(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         free = time.perf_counter()

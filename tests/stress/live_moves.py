@@ -117,7 +117,8 @@ class LiveMoves:
         text = f"{self.tally['moves']}: {WORDS * rng.randrange(3)}"
         expected = self._oracle.generate(before, [Message("user", text)], None, Generation(max_tokens=ANSWER))
         assert expected is not None
-        kind = rng.choice(FAULTS) if rng.random() < 0.5 else ""
+        n = self.tally["moves"]
+        kind = FAULTS[n // 2 % len(FAULTS)] if n % 2 else ""
         asking = Asking(source.node, name, text)
         asking.wait_begun()
         timer = threading.Timer(rng.uniform(0, HIT_S), hit, (kind, source, target))
