@@ -71,7 +71,7 @@ def _measure_model(options: Options) -> tuple[dict[str, Any], list[Bar]]:
     for bits in _BITS:
         flags = {"cells": str(cells), "pool_bytes": str(pool), "bits": bits, "repack": "on"}
         config = load({**flags, "model": str(options.model)}, dict(os.environ)).config
-        working = working_memory(options.model, context_settings(config))
+        working = working_memory(options.model, context_settings(config)).working
         embedding = embedding_memory(options.model, config.embedding_tokens)
         parts = memory_parts(config, info, copied, working, embedding)
         found = _used(options, flags, texts, rounds)

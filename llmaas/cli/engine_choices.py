@@ -14,6 +14,7 @@ from llmaas.config import models
 from llmaas.config.settings import Config
 from llmaas.data_folder import beside
 from llmaas.engine.llama.context import ContextSettings
+from llmaas.engine.llama.devices import Placement
 from llmaas.engine.llama.repack import Memo
 from llmaas.engine.llama.repack_measure import RepackMeasurement
 from llmaas.engine.llama.rope_memo import RopeMemo
@@ -30,6 +31,11 @@ def context_settings(config: Config) -> ContextSettings:
     return ContextSettings(
         config.cells, config.sequences, config.threads, batch_tokens(config), n_ubatch, "f16", config.full_windows
     )
+
+
+def placement(config: Config) -> Placement:
+    """What computes the model, beside the CPU."""
+    return Placement(config.devices, config.gpu_layers)
 
 
 def repack_memo(config: Config) -> Memo:

@@ -21,7 +21,7 @@ from typing import Any
 from llmaas.api.server import Limits, Server, serve, serve_handed
 from llmaas.calls import Loading
 from llmaas.cli.doctor.damage import explain_salvage
-from llmaas.cli.engine_choices import context_settings, measure_repack, repack_memo, rope_memo
+from llmaas.cli.engine_choices import context_settings, measure_repack, placement, repack_memo, rope_memo
 from llmaas.cli.interpreter import short_pauses
 from llmaas.cli.load_ahead import WeightReads
 from llmaas.cli.node_listener import begin_moves, listen_for_nodes
@@ -107,7 +107,7 @@ def load_engine(
     """
     if config.cpus and priority.can_bind():
         priority.bind(config.cpus)
-    read = functools.partial(LlamaModel, repack=repack, gpu_layers=config.gpu_layers, held=config.held)
+    read = functools.partial(LlamaModel, repack=repack, placement=placement(config), held=config.held)
     if kind is not LlamaEngine:
         return _writing_engine(config, model, kind, read)
     loaded = read(model)

@@ -220,48 +220,55 @@ def node_address() -> Kind:
     return Kind("none, or HOST:PORT where HOST is an address of this machine (0.0.0.0 or [::]: all)", "ADDRESS", read)
 
 
+def _names(raw: object, pattern: str) -> tuple[str, ...]:
+    """From text with commas or a TOML list. Raises ValueError."""
+    names = [part.strip() for part in raw.split(",") if part] if isinstance(raw, str) else raw
+    if not isinstance(names, list):
+        raise ValueError
+    for name in names:
+        if not isinstance(name, str) or not re.fullmatch(pattern, name):
+            raise ValueError
+    return tuple(names)
+
+
 def host_names() -> Kind:
-    """Names of hosts, without ports, from text or a TOML list; in small letters."""
+    """Names of hosts, without ports, in small letters."""
 
     def read(raw: object, base: Path) -> tuple[str, ...]:
-        names = [part.strip() for part in raw.split(",") if part] if isinstance(raw, str) else raw
-        if not isinstance(names, list):
-            raise ValueError
-        for name in names:
-            if not isinstance(name, str) or not re.fullmatch(r"[A-Za-z0-9]([A-Za-z0-9.-]{0,251}[A-Za-z0-9])?", name):
-                raise ValueError
-        return tuple(name.lower() for name in names)
+        return tuple(name.lower() for name in _names(raw, r"[A-Za-z0-9]([A-Za-z0-9.-]{0,251}[A-Za-z0-9])?"))
 
     return Kind("HOST without a port, several with commas between them; in the file a list", "HOST,...", read)
 
 
 def app_names() -> Kind:
-    """Names of apps, from text or a TOML list."""
-
     def read(raw: object, base: Path) -> tuple[str, ...]:
-        names = [part.strip() for part in raw.split(",") if part] if isinstance(raw, str) else raw
-        if not isinstance(names, list):
-            raise ValueError
-        for name in names:
-            if not isinstance(name, str) or not re.fullmatch(rf"([0-9]{{1,10}}/)?{SHORT_NAME}", name):
-                raise ValueError
-        return tuple(names)
+        return _names(raw, rf"([0-9]{{1,10}}/)?{SHORT_NAME}")
 
     return Kind("APP of any user or UID/APP, several with commas between them; in the file a list", "APP,...", read)
 
 
 def model_names() -> Kind:
-    """Names of registered models, from text or a TOML list, each once; "none" is None, "all" is that one word."""
+    """Names of registered models, each once; "none" is None, "all" is that one word."""
 
     def read(raw: object, base: Path) -> tuple[str, ...] | None:
-        names = [part.strip() for part in raw.split(",") if part] if isinstance(raw, str) else raw
-        if not isinstance(names, list) or not names or len(set(map(str, names))) != len(names):
+        names = _names(raw, SHORT_NAME)
+        if not names or len(set(names)) != len(names):
             raise ValueError
-        if not all(isinstance(name, str) and re.fullmatch(SHORT_NAME, name) for name in names):
-            raise ValueError
-        return None if names == ["none"] else tuple(names)
+        return None if names == ("none",) else names
 
     return Kind("all, or MODEL, several with commas between them; in the file a list", "MODEL,...", read)
+
+
+def device_names() -> Kind:
+    """Names that ggml gives to devices, each once; "none" is the empty tuple."""
+
+    def read(raw: object, base: Path) -> tuple[str, ...]:
+        names = _names(raw, r"[A-Za-z0-9_.:-]{1,64}")
+        if not names or len(set(names)) != len(names) or ("none" in names and len(names) > 1):
+            raise ValueError
+        return () if names == ("none",) else names
+
+    return Kind("none, or DEVICE, several with commas between them; in the file a list", "DEVICE,...", read)
 
 
 def show_bytes(n: int) -> str:

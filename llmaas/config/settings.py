@@ -19,6 +19,7 @@ from llmaas.config.kinds import (
     app_names,
     choice,
     cpu_list,
+    device_names,
     doubled_size,
     host_names,
     http_address,
@@ -104,8 +105,17 @@ class Config:
         "none: as long as there is room",
     )
     held: bool = _setting(yes_no(), False, "keep the model's pages in RAM, whatever else needs it (mlock)", "false")
+    devices: tuple[str, ...] | None = _setting(
+        device_names(),
+        None,
+        "devices that compute beside the CPU ('llmaas doctor' lists them); none: the CPU alone",
+        "all that the engine was built for",
+    )
     gpu_layers: int | None = _setting(
-        whole(0, 1 << 16), None, "layers that a GPU computes, where llama.cpp was built for one", "all"
+        whole(0, 1 << 16),
+        None,
+        "layers that devices compute, the last of the model; the others are the CPU's",
+        "all",
     )
     socket: Path = _setting(
         path(101),  # sun_path holds 108 bytes with its NUL, and the operator's socket has "-admin" in its name

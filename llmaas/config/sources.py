@@ -18,8 +18,16 @@ from llmaas.config.settings import SETTINGS, Config, Setting, check_together, fl
 from llmaas.config_file import PREFIX, Environ, config_file, read_toml
 from llmaas.errors import ConfigError
 
-RESERVED = ("LLMAAS_CONFIG", "LLMAAS_DEBUG", "LLMAAS_MASTER_KEY", "LLMAAS_TOKEN", "LLMAAS_WHEELS")
-"""Variables of ours that are no settings."""
+RESERVED = (
+    "LLMAAS_CONFIG",
+    "LLMAAS_DEBUG",
+    "LLMAAS_MASTER_KEY",
+    "LLMAAS_TOKEN",
+    "LLMAAS_GPU",
+    "LLMAAS_VENV",
+    "LLMAAS_WHEELS",
+)
+"""Variables of ours that are no settings: the last three are those of scripts/setup."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -26,6 +26,7 @@ SETTINGS = (
     "max_running",
     "repack",
     "full_windows",
+    "devices",
     "gpu_layers",
     "held",
     "adapters",

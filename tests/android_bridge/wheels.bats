@@ -95,7 +95,7 @@ never() {
     grep -q -- "-m pip install --no-compile --no-deps --no-index --find-links $WHEELS $ENGINE" "$CALLS"
     never --no-binary
     [[ $output == *'trying the engine'* ]]
-    [ "$(cat "$ROOT/.venv/.llmaas-setup")" = stamp ]
+    [ "$(cat "$ROOT/.venv/.llmaas-setup")" = "none stamp" ]
 }
 
 @test "setup: without a fitting wheel it says so, and what to do" {
@@ -115,4 +115,25 @@ never() {
     [[ $output == *'exit code 132: the wheel is for other CPUs'*'GGML_NATIVE=OFF'* ]]
     grep -q -- '-m pip uninstall -y llama-cpp-python' "$CALLS"
     [ ! -e "$ROOT/.venv/.llmaas-setup" ]
+}
+
+@test "setup: a GPU that is asked for is built for, once; another one again" {
+    LLMAAS_GPU=vulkan run "$ROOT/scripts/setup"
+    [ "$status" -eq 0 ]
+    grep -q -- '--no-cache-dir .*CMAKE_ARGS=.* -DGGML_VULKAN=ON' "$CALLS"
+    : >"$CALLS"
+    HAS_ENGINE=0 LLMAAS_GPU=vulkan run "$ROOT/scripts/setup"
+    [ "$status" -eq 0 ]
+    never GGML
+    HAS_ENGINE=0 LLMAAS_GPU=none run "$ROOT/scripts/setup"
+    [ "$status" -eq 0 ]
+    grep -q -- '--force-reinstall .*CMAKE_ARGS=' "$CALLS"
+    never GGML_VULKAN
+}
+
+@test "setup: a GPU of no known kind is an error that names the kinds" {
+    LLMAAS_GPU=voodoo run "$ROOT/scripts/setup"
+    [ "$status" -eq 1 ]
+    [[ $output == *"voodoo"*"cuda, rocm, vulkan"* ]]
+    never GGML
 }

@@ -26,6 +26,7 @@ BAD = {
     "models_bits": "16",
     "keep_alive": "-1",
     "held": "maybe",
+    "devices": "none,CUDA0",
     "gpu_layers": "-1",
     "socket": "/" + "x" * 120,
     "daemon_uid": "-1",

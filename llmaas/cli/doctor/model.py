@@ -6,17 +6,18 @@ Law: loads the model with few cells and closes it again; everything else is arit
 from __future__ import annotations
 
 import functools
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 
 from llmaas.cli.doctor.finding import Finding, Level
-from llmaas.cli.engine_choices import context_settings, repack_memo
+from llmaas.cli.engine_choices import context_settings, placement, repack_memo
 from llmaas.cli.machine import ram
 from llmaas.cli.out import human_bytes
 from llmaas.config import models
 from llmaas.config.model_kinds import ModelKind
 from llmaas.config.settings import Config
 from llmaas.engine.llama.context import working_memory
+from llmaas.engine.llama.devices import compute_devices
 from llmaas.engine.llama.embedder import embedding_memory
 from llmaas.engine.llama.embedding_engine import LlamaEmbeddingEngine
 from llmaas.engine.llama.encoder import encoder_memory
@@ -47,14 +48,15 @@ def check_model(config: Config) -> Iterator[Finding]:
     if LlamaModel(path, weights=False).kind is ModelKind.EMBEDDER:
         yield from _check_embedder(config, path)
         return
-    working, embedding = working_memory(path, context_settings(config)), embedding_memory(path, config.embedding_tokens)
+    context = working_memory(path, context_settings(config), placement(config))
+    embedding = embedding_memory(path, config.embedding_tokens)
     choice = choose(path, config.repack, repack_memo(config))
     # What is not known yet counts: the next start may make the copy.
-    opener = functools.partial(LlamaModel, repack=choice.copied or choice.open)
+    opener = functools.partial(LlamaModel, repack=choice.copied or choice.open, placement=placement(config))
     made = functools.partial(LlamaEngine, path, open_model=opener, full_windows=config.full_windows)
     engine = made(n_cells=256, n_seqs=2, n_threads=config.threads)
     try:
-        info, copied = engine.info, engine.copied_bytes
+        info, copied, weights = engine.info, engine.copied_bytes, engine.device_bytes
     finally:
         engine.close()
     yield Finding(
@@ -63,14 +65,37 @@ def check_model(config: Config) -> Iterator[Finding]:
     yield chat_finding(info)
     yield from kv_findings(config, info)
     yield repack_finding(choice)
-    yield from memory_findings(config, memory_parts(config, info, copied, working, embedding))
+    yield from device_findings(config, context.by_device + weights)
+    parts = memory_parts(config, info, copied, context.working, embedding)
+    parts["cells"] = max(0, parts["cells"] - context.cells_apart)
+    yield from memory_findings(config, parts)
+
+
+def device_findings(config: Config, needed: Mapping[str, int]) -> Iterator[Finding]:
+    """What computes beside the CPU, and whether there is room. ``needed``: bytes by device, of those with memory of
+    their own."""
+    chosen = config.devices if config.gpu_layers != 0 else ()
+    for device in compute_devices():
+        used = chosen is None or device.name in chosen
+        text = f"{device.name}: {device.description}, {human_bytes(device.free_bytes)} of memory are free"
+        if not used:
+            text += "; not used (devices, gpu_layers)"
+        need = needed.get(device.name, 0)
+        if need:
+            text += f", {human_bytes(need)} are needed for weights, cells and computing"
+        if need > device.free_bytes:
+            yield Finding("device", "warn", text, "Lower --gpu-layers or --cells: the CPU computes the other layers.")
+        else:
+            yield Finding("device", "ok", text)
 
 
 def _check_embedder(config: Config, path: Path) -> Iterator[Finding]:
     """A model that makes embeddings only: it has no contexts, so no cells and no POOL."""
     choice = choose(path, config.repack, repack_memo(config))
     engine = LlamaEmbeddingEngine(
-        LlamaModel(path, repack=choice.copied), n_threads=config.threads, embedding_tokens=config.embedding_tokens
+        LlamaModel(path, repack=choice.copied, placement=placement(config)),
+        n_threads=config.threads,
+        embedding_tokens=config.embedding_tokens,
     )
     try:
         info, copied, facts = engine.info, engine.copied_bytes, engine.embedding

@@ -9,13 +9,15 @@ from __future__ import annotations
 import ctypes
 import mmap
 import sys
+from collections import Counter
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
 from llmaas.engine.llama.cells import extra_sequences
+from llmaas.engine.llama.devices import EVERYWHERE, Placement, devices_apart
 from llmaas.engine.llama.lib import C, collect_errors, collect_lines
-from llmaas.engine.llama.memory_use import output_bytes, working_bytes
+from llmaas.engine.llama.memory_use import cell_bytes, device_bytes, output_bytes, working_bytes
 from llmaas.engine.llama.model import LlamaModel
 from llmaas.engine.llama.query_probe import QueryProbe
 from llmaas.errors import MachineError, ModelUnreadable
@@ -97,18 +99,33 @@ def release_logits(context: Any, nbytes: int) -> None:
         ctypes.CDLL(None).madvise(ctypes.c_void_p(begin), ctypes.c_size_t(length), mmap.MADV_DONTNEED)
 
 
-def working_memory(path: Path, settings: ContextSettings) -> int:
-    """Bytes that computing takes at most with such a context, beside weights and cells. Takes about none itself.
+@dataclass(frozen=True, slots=True)
+class ContextMemory:
+    """Bytes that a context takes at most. Of devices those count that have memory of their own."""
+
+    working: int
+    """RAM for computing: beside weights and cells."""
+    cells_apart: int
+    """Cells that are on devices, not in RAM."""
+    by_device: Counter[str]
+    """All on each device but weights."""
+
+
+def working_memory(path: Path, settings: ContextSettings, placement: Placement = EVERYWHERE) -> ContextMemory:
+    """What such a context takes. It takes about none itself.
 
     Raises what ``new_context`` raises.
     """
-    model = LlamaModel(path, weights=False)
+    with collect_lines() as of_model:
+        model = LlamaModel(path, weights=False, placement=placement)
     heads = int(C.llama_model_n_head(model.handle))
     probe = QueryProbe(model.geometry(), heads, n_batch=settings.n_batch, n_seqs=settings.n_seqs)
     with collect_lines() as lines:
         context = new_context(model, settings, probe)
     C.llama_free(context)
-    return working_bytes(lines)
+    elsewhere = devices_apart()
+    cells = cell_bytes(of_model + lines, elsewhere)
+    return ContextMemory(working_bytes(lines, elsewhere), cells.total(), cells + device_bytes(lines, elsewhere))
 
 
 def _params(settings: ContextSettings, n_seqs: int) -> Any:

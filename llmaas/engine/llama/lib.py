@@ -112,13 +112,14 @@ def load_model(
     vocab_only: bool = False,
     repack: bool = True,
     weights: bool = True,
+    devices: Any = None,
     gpu_layers: int | None = None,
 ) -> Any:
     """A ``llama_model *``; with ``vocab_only`` without weights. Raises ModelUnreadable with the path and the reason.
 
     ``repack``: llama.cpp may keep a second copy of weights, in an order that this CPU computes faster with. Without
-    ``weights`` nothing can be computed: for asking how much memory the rest would take. ``gpu_layers``: how many layers
-    a GPU computes, where the library can use one; None: all of them.
+    ``weights`` nothing can be computed: for asking how much memory the rest would take. ``devices``: as
+    ``device_list`` makes them; None: all that there are. ``gpu_layers``: how many layers they compute; None: all.
     """
     try:
         with path.open("rb") as file:
@@ -131,6 +132,7 @@ def load_model(
     parameters.vocab_only, parameters.use_extra_bufts = vocab_only, repack
     if gpu_layers is not None:
         parameters.n_gpu_layers = gpu_layers
+    parameters.devices = ctypes.cast(devices, ctypes.c_void_p)
     if not weights:
         parameters.no_alloc, parameters.load_mode = True, C.LLAMA_LOAD_MODE_NONE
     with collect_errors() as errors:

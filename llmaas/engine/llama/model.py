@@ -18,8 +18,9 @@ from llmaas.engine.base import Prepared
 from llmaas.engine.constraint.compiler import Constraints
 from llmaas.engine.constraint.vocabulary import Vocabulary
 from llmaas.engine.llama.chat import ChatTemplate
+from llmaas.engine.llama.devices import EVERYWHERE, Placement, device_list, devices_apart
 from llmaas.engine.llama.lib import C, collect_lines, known_token, load_model, metadata
-from llmaas.engine.llama.memory_use import copied_bytes
+from llmaas.engine.llama.memory_use import copied_bytes, device_bytes
 from llmaas.engine.llama.model_file import ModelFiles
 from llmaas.engine.llama.tokenizer import Tokenizer
 from llmaas.engine.llama.vocab import Vocab, piece_of
@@ -35,7 +36,7 @@ _HINT = (
 
 class LlamaModel:
     """Weights and vocabulary. ``handle`` is the ``llama_model *``, ``vocab`` the ``llama_vocab *``. Raises
-    ModelUnreadable.
+    ModelUnreadable, ConfigError for a device that is not there.
     """
 
     def __init__(
@@ -44,17 +45,26 @@ class LlamaModel:
         *,
         repack: bool = True,
         weights: bool = True,
-        gpu_layers: int | None = None,
+        placement: Placement = EVERYWHERE,
         held: bool = False,
     ) -> None:
-        """``held``: lock its pages in RAM, if the process may."""
+        """``placement``: what computes it. ``held``: lock its pages in RAM, if the process may."""
         self.path = path
         self.files = ModelFiles(path)
         weakref.finalize(self, self.files.close)
         with collect_lines() as lines:
-            self.handle = load_model(path, repack=repack, weights=weights, gpu_layers=gpu_layers)
-        self.copied_bytes = copied_bytes(lines)
+            self.handle = load_model(
+                path,
+                repack=repack,
+                weights=weights,
+                devices=device_list(placement.devices),
+                gpu_layers=placement.layers,
+            )
+        elsewhere = devices_apart()
+        self.copied_bytes = copied_bytes(lines, elsewhere)
         """Memory of the second copy that llama.cpp keeps of some weights, beside the mapped file."""
+        self.device_bytes = device_bytes(lines, elsewhere)
+        """Of its weights, by the name of the device that they are on."""
         weakref.finalize(self, C.llama_model_free, self.handle).atexit = False  # at exit a context may still use it
         self.files.check_path()
         self.files.guard()

@@ -20,6 +20,7 @@ from pathlib import Path
 from llmaas.engine.base import BatchItem
 from llmaas.engine.llama.context import ContextSettings
 from llmaas.engine.llama.decoder import LlamaDecoder
+from llmaas.engine.llama.devices import Placement
 from llmaas.engine.llama.model import LlamaModel
 from llmaas.engine.llama.repack import BothPaces, Memo, Pace, key_of, measured
 from llmaas.errors import ModelUnreadable
@@ -117,7 +118,7 @@ def measure(path: Path) -> BothPaces:
 
 
 def _pace(path: Path, *, repack: bool) -> Pace:
-    model = LlamaModel(path, repack=repack)
+    model = LlamaModel(path, repack=repack, placement=Placement(devices=()))
     decoder = LlamaDecoder(model, ContextSettings(256, 1, 1, PROMPT, PROMPT, "f16"))
     prompts, steps = [], []
     tokens = [token % model.n_vocab for token in range(1, PROMPT + 1)]

@@ -7,6 +7,7 @@ Law: the text methods are safe on any thread, also while the engine is being clo
 from __future__ import annotations
 
 import threading
+from collections import Counter
 from collections.abc import Sequence
 
 from llmaas.calls import Sampling
@@ -27,6 +28,11 @@ class TextSide:
     def copied_bytes(self) -> int:
         """Memory of the second copy of weights, in an order that the CPU computes faster with (see ``repack``)."""
         return self._text().copied_bytes
+
+    @property
+    def device_bytes(self) -> Counter[str]:
+        """Memory of the weights on devices that have their own, by name."""
+        return self._text().device_bytes
 
     @property
     def token_bytes(self) -> int:

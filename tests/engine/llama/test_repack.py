@@ -13,7 +13,7 @@ import pytest
 from llmaas.engine.llama import repack, repack_measure
 from llmaas.engine.llama.context import ContextSettings, working_memory
 from llmaas.engine.llama.lib import collect_lines, load_model
-from llmaas.engine.llama.memory_use import can_copy, copied_bytes, output_bytes, working_bytes
+from llmaas.engine.llama.memory_use import can_copy, cell_bytes, copied_bytes, device_bytes, output_bytes, working_bytes
 from llmaas.engine.llama.repack import BothPaces, Memo, Pace, choose, key_of
 from llmaas.engine.llama.repack_measure import RepackMeasurement, measure, parse
 
@@ -32,7 +32,23 @@ def test_sizes_of_buffers_are_those_that_llama_cpp_logs() -> None:
     assert copied_bytes(LINES) == int(596.5 * (1 << 20))
     assert working_bytes(LINES) == int(13.5 * (1 << 20))
     assert output_bytes(LINES) == int(6.5 * (1 << 20))
+    devices = [*LINES, "x: Vulkan0 model buffer size = 8.00 MiB"]
+    devices += ["x: Vulkan0 compute buffer size = 2.00 MiB", "x: Vulkan_Host compute buffer size = 1.00 MiB"]
+    assert copied_bytes(devices, ["Vulkan0"]) == copied_bytes(LINES), "what is on a device takes no RAM"
+    assert working_bytes(devices, ["Vulkan0"]) == working_bytes(LINES) + (1 << 20)
+    assert device_bytes(devices, ["Vulkan0", "Vulkan1"]) == {"Vulkan0": 10 << 20}
     assert can_copy(LINES) and not can_copy(LINES[:1] + LINES[2:])
+
+
+def test_cells_are_where_their_layers_are() -> None:
+    places = ["CPU", "Vulkan0", "Vulkan0", "Vulkan1", "Vulkan0"]
+    lines = [f"load_tensors: layer   {i} assigned to device {name}, is_swa = 0" for i, name in enumerate(places)]
+    lines += [
+        "llama_kv_cache: size =   22.50 MiB (  1024 cells,  30 layers",
+        "llama_kv_cache: size =    1.50 MiB (  64",
+    ]
+    assert cell_bytes(lines, ["Vulkan0", "Vulkan1"]) == {"Vulkan0": 12 << 20, "Vulkan1": 6 << 20}
+    assert not cell_bytes(lines, []) and not cell_bytes([], ["Vulkan0"])
 
 
 def test_a_copy_pays_if_prompts_and_single_tokens_gain_together() -> None:
@@ -119,7 +135,7 @@ def test_both_ways_are_measured(gguf: Path, monkeypatch: pytest.MonkeyPatch) -> 
 
 
 def test_working_memory_is_what_llama_cpp_says_of_its_buffers(gguf: Path) -> None:
-    few, many = (working_memory(gguf, ContextSettings(256, n, 1, 64, 64, "f16")) for n in (2, 32))
+    few, many = (working_memory(gguf, ContextSettings(256, n, 1, 64, 64, "f16")).working for n in (2, 32))
     assert many - few >= 30 * 49_152 * 4, "logits of 30 more sequences"
 
 
