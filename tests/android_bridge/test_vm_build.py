@@ -46,7 +46,7 @@ def run(script: str, tools: Path, *words: str, **environ: str) -> subprocess.Com
 def test_the_tests_of_a_guest_are_skipped_where_tools_are_missing_and_nothing_is_made(tools: Path) -> None:
     done = run("scripts/test-vm", tools)
     assert done.returncode == 0, done.stderr
-    for package in ("qemu-system-x86", "mmdebstrap", "cpio", "kmod", "e2fsprogs", "busybox-static"):
+    for package in ("qemu-system-x86", "mmdebstrap", "cpio", "kmod", "e2fsprogs", "busybox-static", "cryptsetup-bin"):
         assert package in done.stdout
     assert sorted(path.name for path in (tools.parent / "checkout").iterdir()) == ["android_bridge", "scripts"]
     assert "x86-64 only" in run("scripts/test-vm", tools, MACHINE="aarch64").stdout
@@ -56,5 +56,7 @@ def test_the_build_names_the_packages_that_are_missing(tools: Path) -> None:
     done = run("android_bridge/vm/build", tools, str(tools.parent / "guest"))
     assert done.returncode == 1 and not (tools.parent / "guest").exists()
     assert "hint: apt install mmdebstrap e2fsprogs cpio kmod" in done.stderr and "busybox-static" in done.stderr
+    assert "cryptsetup-bin" not in done.stderr
+    assert "cryptsetup-bin" in run("android_bridge/vm/build", tools, VERITY="1").stderr
     done = run("android_bridge/vm/build", tools, MACHINE="aarch64")
     assert done.returncode == 1 and "x86-64 only" in done.stderr

@@ -1,7 +1,7 @@
 """A guest that QEMU runs, with the fake engine: scripts/test-vm builds it and runs this file.
 
 The tests are one story, and run in order: a model is imported, the guest serves, is killed, serves again, is given
-another key, and what the host's files hold is searched.
+another key, and its root image is changed; and what the host's files hold is searched.
 """
 
 from __future__ import annotations
@@ -21,6 +21,7 @@ from pathlib import Path
 
 import pytest
 
+import llmaas
 from llmaas.api.client import Client
 from llmaas.errors import Cancelled, LlmaasError, UnknownContext
 from llmaas.records import Message
@@ -200,6 +201,21 @@ def test_another_key_opens_nothing(vm: Vm) -> None:
     done = vm.command("run", "--key-file", str(other), *vm.common[2:])
     assert done.returncode == 1 and "the key does not open the disk 'store'" in done.stderr
     assert (GUEST / "store.img").stat().st_mtime_ns == before
+
+
+def test_a_root_image_that_was_changed_is_not_run(vm: Vm) -> None:
+    """One bit of a file that every start reads: found in the image, whose blocks are in clear."""
+    image = GUEST / "root.img"
+    mark = (Path(llmaas.__file__).parent / "vm" / "guest_init.py").read_bytes()[:64]
+    with image.open("r+b") as file, mmap.mmap(file.fileno(), 0) as content:
+        place = content.find(mark)
+        assert place > 0
+        content[place + 3] ^= 1
+        try:
+            done = vm.command("run", *vm.common)
+        finally:
+            content[place + 3] ^= 1
+    assert done.returncode == 1 and "verity" in (GUEST / "console.log").read_text(errors="replace")
 
 
 def host_files(vm: Vm, pids: Iterable[int]) -> Iterator[Path]:
