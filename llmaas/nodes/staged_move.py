@@ -2,7 +2,7 @@
 
 Law: nothing is the other node's by that, and nothing changes here. Chunks that are coded go once, in the first round:
 they do not change any more. What the link is too slow for the other node computes. Each later round brings the tokens
-that were drawn meanwhile. Rounds end when one more would not make the pause shorter.
+that were drawn meanwhile. Rounds end when one has not made the pause shorter.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ log = logging.getLogger(__name__)
 
 def guessed_costs() -> LinkCosts:
     """Before anything was seen of a node."""
-    return LinkCosts(LinearCost(1e-3, 1e-8), LinearCost(2e-2, 2e-3))
+    return LinkCosts(LinearCost(1e-3, 1e-8))
 
 
 class StagedMove:
@@ -73,26 +73,22 @@ class StagedMove:
         self.n_chunks, self.n_bytes = sender.n_chunks, sender.n_bytes
 
     async def _rounds(self) -> None:
+        left = list[int]()
         while True:
             before = self._n_there
-            n_new, seconds = await self._round()
+            await self._round()
             if before < self._n_there < self._n_sent:
                 continue  # there was much to compute, and there is more
-            if self.n_rounds > 1:  # the first brings what came as chunks
-                self._costs.brought(n_new, seconds)
-            drawn = len(self._new()) // TOKEN_BYTES
-            decode_s = seconds / drawn if drawn else 0.0
-            if next_step(drawn, self._costs, decode_s=decode_s, n_rounds=self.n_rounds) is Next.HAND_OVER:
+            left.append(len(self._new()) // TOKEN_BYTES)
+            if next_step(left) is Next.HAND_OVER:
                 return
 
-    async def _round(self) -> tuple[int, float]:
-        """How many tokens it brought, in so many seconds."""
-        began, new = self._clock.now(), self._new()
+    async def _round(self) -> None:
+        new = self._new()
         said = await ask_node(self._client, Grow(self.move, new))
         self._n_there = int(said.get("n_cells") or 0)
         self._grown += new
         self.n_rounds += 1
-        return len(new) // TOKEN_BYTES, self._clock.now() - began
 
     @property
     def _n_sent(self) -> int:

@@ -1,8 +1,7 @@
 """How a context moves to another node while it goes on: what is sent, what is computed there, and when to hand over.
 
-Law: pure. Two costs of a link and a target are learned (``LinearCost``): bytes over the link take ``q + bytes / b``,
-and bringing tokens takes ``a x tokens + b`` (the estimators of ServerlessLLM, arXiv 2401.14351, section 5.3; there
-``a (t_in + t_out) + b``: both kinds of tokens are computed at the target).
+Law: pure. What the link takes is learned (``LinearCost``): ``q + bytes / b`` (the estimator of ServerlessLLM, arXiv
+2401.14351, section 5.3). What computing takes, the target has learned, and says.
 
 In rounds, as there: a round brings what the source had at its beginning; meanwhile the source goes on, and the next
 round brings what it has added. Two things differ.
@@ -10,7 +9,7 @@ round brings what it has added. Two things differ.
 * Tokens go first and always: they are what makes the target safe. Coded chunks follow, the last ones first, as long as
   the link brings the rest of them sooner than the target computes what they hold. So it is about as fast as the faster
   of the two ways, also where nothing is known of the link before. Full chunks never change: they are sent once.
-* Rounds end when the next one would not make the pause shorter, not at a fixed number of tokens. ServerlessLLM's
+* Rounds end when one has not made the pause shorter, not at a fixed number of tokens. ServerlessLLM's
   repository stops at 20; on a CPU, where decoding is about 0.4 times as fast as computing a prompt, that took four to
   seven rounds.
 """
@@ -18,36 +17,31 @@ round brings what it has added. Two things differ.
 from __future__ import annotations
 
 import enum
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 from llmaas.policies.linear_cost import LinearCost
 
-LEAST_GAIN = 0.8
-"""A round is worth its work if the pause behind it is expected to be shorter than this part of what it is now."""
+LEAST_GAIN = 0.95
+"""A round was worth its work if the other node lacks less than this part of what it lacked before."""
 MOST_ROUNDS = 16
 """A source that adds tokens as fast as they are brought is handed over all the same."""
+FEW = 2
+"""Tokens that make no pause: a step takes about as long with them as with one."""
 
 
 @dataclass(frozen=True, slots=True)
 class LinkCosts:
-    """What a link and a target have been seen to take. Give what is seen to ``sent`` and ``brought``."""
+    """What a link has been seen to take. Give what is seen to ``sent``."""
 
     link: LinearCost
     """Seconds of (sends, bytes)."""
-    rounds: LinearCost
-    """Seconds of (rounds, tokens)."""
 
     def sent(self, nbytes: int, seconds: float) -> None:
         self.link.observe(1.0, nbytes, seconds)
 
-    def brought(self, n_tokens: int, seconds: float) -> None:
-        self.rounds.observe(1.0, n_tokens, seconds)
-
     def send_s(self, nbytes: int) -> float:
         return self.link(1.0, nbytes) if nbytes else 0.0
-
-    def bring_s(self, n_tokens: int) -> float:
-        return self.rounds(1.0, n_tokens) if n_tokens else 0.0
 
 
 class Next(enum.Enum):
@@ -63,22 +57,23 @@ def sends_more(costs: LinkCosts, nbytes: int, compute_s: float) -> bool:
     """Whether the next chunk is sent. ``nbytes``: of all that are left; ``compute_s``: what the target takes to compute
     all tokens that they hold.
 
-    >>> costs = LinkCosts(LinearCost(1e-3, 1e-7), LinearCost(1e-3, 1e-3))
+    >>> costs = LinkCosts(LinearCost(1e-3, 1e-7))
     >>> sends_more(costs, 10_000_000, 3.0), sends_more(costs, 50_000_000, 3.0)
     (True, False)
     """
     return nbytes > 0 and costs.send_s(nbytes) <= compute_s
 
 
-def next_step(n_left: int, costs: LinkCosts, *, decode_s: float, n_rounds: int) -> Next:
-    """Whether one more round is worth it. ``n_left``: tokens that the target lacks; ``decode_s``: seconds that the
-    source takes for one more; 0 if it rests.
+def next_step(left: Sequence[int]) -> Next:
+    """Whether one more round is worth it. ``left``: how many tokens the target lacked after each round so far.
 
-    The pause is what a hand-over takes now. After one more round it would be what the tokens take that the source adds
-    meanwhile. A source that rests adds none: it is handed over at once.
+    The pause is what the target takes for the tokens that it lacks. A round makes it shorter as long as the source adds
+    fewer meanwhile than the round brings. That is seen, not foreseen: what a round takes depends on who else computes,
+    and an estimate that took all of it for the overhead of a round ended the rounds before they had begun.
+
+    >>> [next_step(left).name for left in ([36], [36, 30], [36, 30, 30], [36, 2])]
+    ['ROUND', 'ROUND', 'HAND_OVER', 'HAND_OVER']
     """
-    if decode_s <= 0 or n_rounds >= MOST_ROUNDS:
+    if len(left) >= MOST_ROUNDS or left[-1] <= FEW:
         return Next.HAND_OVER
-    pause_s = costs.bring_s(n_left)
-    later_s = costs.bring_s(int(pause_s / decode_s))
-    return Next.ROUND if later_s < LEAST_GAIN * pause_s else Next.HAND_OVER
+    return Next.ROUND if len(left) == 1 or left[-1] < LEAST_GAIN * min(left[:-1]) else Next.HAND_OVER
