@@ -1,10 +1,10 @@
 """What a move of a context to another node takes, and whether anything is lost when nodes and links fail meanwhile.
 
-Two daemons with stores of their own are paired over a proxy on loopback that passes so many bits a second. The pause is
-what a person waits who moves an idle conversation (3,000 tokens of SmolLM2; ``--quick``: 800) and asks at once at the
-other node: from the request to move to the first token of the answer there. ``chunks``: coded chunks go with it, as by
-default; ``tokens``: nothing but tokens, and all is computed there (``--no-chunks``). ``link_s`` is what the bytes that
-went take on such a link by themselves.
+Two daemons, each with half of the threads and a store of its own, are paired over a proxy on loopback that passes so
+many bits a second. The pause is what a person waits who moves an idle conversation (3,000 tokens of SmolLM2;
+``--quick``: 800) and asks at once at the other node: from the request to move to the first token of the answer there.
+``chunks``: coded chunks go with it, as by default; ``tokens``: nothing but tokens, and all is computed there
+(``--no-chunks``). ``link_s`` is what the bytes that went take on such a link by themselves.
 
 ``answered``: the conversation moves while it is answered, and the pause is the longest time between two pieces of the
 answer that whoever asked sees from the request to move on; ``piece_s`` is what is usual. ``tokens`` and ``both`` are

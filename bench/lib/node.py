@@ -86,7 +86,8 @@ def _node(options: Options, name: str, port: int, link: SlowLink, flags: tuple[s
     folder = options.folder / name
     folder.mkdir()
     program = ["bench.lib.fake_daemon"] if fake else ["llmaas", "serve"]
-    command = [sys.executable, "-m", *program, "--model", str(options.model), "--threads", str(options.threads)]
+    threads = max(1, options.threads // 2)  # two machines do not take cores from each other
+    command = [sys.executable, "-m", *program, "--model", str(options.model), "--threads", str(threads)]
     command += ["--socket", str(folder / "d.sock"), "--data-dir", str(folder / "store")]
     command += ["--nodes", f"127.0.0.1:{port}", "--no-warm-start", *flags]
     return NodeProcess(name, folder, command, link)
