@@ -69,9 +69,11 @@ class SensitivityWorker:
 
     def _score(self, action: MeasureChunks, scores: list[Score]) -> None:
         queries = self._on_engine(action, self._queries)
-        if queries is None or len(queries.positions) < FEWEST:
+        if queries is None:
             return
         n = int(np.searchsorted(queries.positions, action.chunks[-1].stop))
+        if n < FEWEST:  # most, or all, are of what came after these chunks
+            return
         queries = Queries(queries.positions[:n], queries.values[:n])
         scorer = Scorer(self._codec.geometry, queries, windows=self._engine.engine.windows)
         for span in action.chunks:

@@ -91,6 +91,14 @@ def test_without_queries_the_answer_is_empty(lab: Lab) -> None:
     assert lab.answer().scores == ()
 
 
+def test_queries_of_what_came_later_measure_nothing(lab: Lab, caplog: pytest.LogCaptureFixture) -> None:
+    assert lab.engine.asked is not None
+    lab.engine.asked = Queries(lab.engine.asked.positions + N_TOKENS, lab.engine.asked.values)
+    lab.begin()
+    assert lab.answer().scores == ()
+    assert "failed" not in caplog.text
+
+
 def test_cells_that_are_dropped_meanwhile_are_not_looked_at(lab: Lab) -> None:
     lab.engine.gate.clear()
     lab.begin()
