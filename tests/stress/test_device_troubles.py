@@ -131,7 +131,7 @@ def run(root: Path, *args: str, prefix: tuple[str, ...] = ()) -> subprocess.Comp
 @pytest.fixture(scope="module")
 def half_gigabyte(model_path: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The packaged model with weights of 32 bits: 540 MB."""
-    import llama_cpp
+    import llama_cpp.llama_cpp as llama_cpp
 
     path = tmp_path_factory.mktemp("large") / "half-gigabyte.gguf"
     params = llama_cpp.llama_model_quantize_default_params()
