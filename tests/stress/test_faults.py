@@ -30,7 +30,7 @@ from llmaas.service.service import Service
 from tests.stress.daemon_under_test import GEOMETRY
 from tests.stress.faults import Dice, FaultyEngine, FaultyFiles, JumpyClock, rot
 from tests.support.books import Book, book_of
-from tests.support.checked_app import App
+from tests.support.checked_app import App, Pending
 from tests.support.oracle import Oracle
 from tests.support.service_house import service_settings
 
@@ -39,6 +39,8 @@ CELLS = 1024
 END_RATE = 0.02
 CALLS = 25
 """Calls of each app between two restarts."""
+LOOKS = 20
+"""Times that a look at what a refused call left is tried."""
 RATE = 0.012
 EXACT, CODED, SHARED = Precision(16, 16), Precision(4, 4), 6.0
 """Bits: exact, the fewest with which the fake engine still answers the same, and given by measured sensitivity."""
@@ -83,6 +85,13 @@ class Stubborn(App):
 
     def _nothing_changed(self, client: Client) -> None:
         pending, self.pending = self.pending, None
+        for _ in range(LOOKS):
+            with suppress(*MACHINE):  # the look itself may be hit
+                self._look_at(client, pending)
+                return
+        raise AssertionError(f"{self.name}: {LOOKS} looks were refused")
+
+    def _look_at(self, client: Client, pending: Pending | None) -> None:
         contexts = {info.id for info in client.contexts()}
         assert contexts == self.books.keys(), f"{self.name}: {pending and pending.name}"
         if pending is not None and pending.id is not None:  # a call that only reads changes nothing
