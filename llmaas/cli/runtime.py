@@ -78,7 +78,7 @@ def service_settings(
         keep_thoughts=config.keep_thoughts,
         app_contexts=config.app_contexts,
         anonymous_contexts=config.anonymous_contexts,
-        app_text_bytes=config.app_text_bytes or max(8 << 20, 64 * config.cells),
+        app_text_bytes=_app_text_bytes(config),
         adaptive_threads=config.threads if config.adaptive_threads else None,
         record=config.record,
         costs=costs_path(config),
@@ -94,8 +94,12 @@ def with_fewer_cells(config: Config, cells: int, summaries: list[ContextSummary]
     needed = cells_needed(max((summary.row.n_tokens for summary in summaries), default=0), config.cells)
     given = min(config.cells, max(cells, needed))
     log.info("cells: %d of %d, as other models take the rest of the memory", given, config.cells)
-    text = service_settings(config).app_text_bytes
-    return replace(config, cells=given, prefill_slice=min(config.prefill_slice, given), app_text_bytes=text)
+    slice_ = min(config.prefill_slice, given)
+    return replace(config, cells=given, prefill_slice=slice_, app_text_bytes=_app_text_bytes(config))
+
+
+def _app_text_bytes(config: Config) -> int:
+    return config.app_text_bytes or max(8 << 20, 64 * config.cells)
 
 
 def load_engine(

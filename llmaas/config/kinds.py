@@ -220,14 +220,16 @@ def node_address() -> Kind:
     return Kind("none, or HOST:PORT where HOST is an address of this machine (0.0.0.0 or [::]: all)", "ADDRESS", read)
 
 
-def _names(raw: object, pattern: str) -> tuple[str, ...]:
-    """From text with commas or a TOML list. Raises ValueError."""
+def _names(raw: object, pattern: str, *, once: bool = False) -> tuple[str, ...]:
+    """From text with commas or a TOML list; with ``once`` at least one, and each once. Raises ValueError."""
     names = [part.strip() for part in raw.split(",") if part] if isinstance(raw, str) else raw
     if not isinstance(names, list):
         raise ValueError
     for name in names:
         if not isinstance(name, str) or not re.fullmatch(pattern, name):
             raise ValueError
+    if once and not 0 < len(names) == len(set(names)):
+        raise ValueError
     return tuple(names)
 
 
@@ -251,9 +253,7 @@ def model_names() -> Kind:
     """Names of registered models, each once; "none" is None, "all" is that one word."""
 
     def read(raw: object, base: Path) -> tuple[str, ...] | None:
-        names = _names(raw, SHORT_NAME)
-        if not names or len(set(names)) != len(names):
-            raise ValueError
+        names = _names(raw, SHORT_NAME, once=True)
         return None if names == ("none",) else names
 
     return Kind("all, or MODEL, several with commas between them; in the file a list", "MODEL,...", read)
@@ -263,8 +263,8 @@ def device_names() -> Kind:
     """Names that ggml gives to devices, each once; "none" is the empty tuple."""
 
     def read(raw: object, base: Path) -> tuple[str, ...]:
-        names = _names(raw, r"[A-Za-z0-9_.:-]{1,64}")
-        if not names or len(set(names)) != len(names) or ("none" in names and len(names) > 1):
+        names = _names(raw, r"[A-Za-z0-9_.:-]{1,64}", once=True)
+        if "none" in names and len(names) > 1:
             raise ValueError
         return () if names == ("none",) else names
 

@@ -36,6 +36,7 @@ from llmaas.front.process import ModelProcess, ProcessState, python_command, ref
 from llmaas.front.spare import SpareProcess, StartedProcess, start_process
 from llmaas.policies.model_cells import cells_that_fit
 from llmaas.policies.model_room import ModelInMemory, models_to_leave
+from llmaas.records import NO_QUOTA
 
 log = logging.getLogger(__name__)
 
@@ -117,7 +118,7 @@ class Front:
             acceptor.start()
         for model in self._models.values():
             if model.pinned:
-                self._start(model)
+                self._start(model, self._cells_for(model, self._room()))
         self._spawn(self._look_around())
 
     async def close(self) -> None:
@@ -228,9 +229,10 @@ class Front:
 
     def _make_room(self, model: FrontModel) -> bool:
         """Start the model if there is room; else ask others to leave. False if it must wait."""
-        there = [each for each in self._models.values() if self.processes[each.name].in_memory]
-        if self._budget is not None and there and self._cells_for(model) is None:
-            missing = sum(self._measured(each) for each in there) + self._need(model, self._least(model)) - self._budget
+        there, room = self._there(), self._room()
+        cells = self._cells_for(model, room)
+        if there and cells is None:
+            missing = self._need(model, self._least(model)) - room
             leaving = sum(
                 self._taken(each) for each in there if self.processes[each.name].state is ProcessState.LEAVING
             )
@@ -241,21 +243,25 @@ class Front:
                 log.info("the model %s leaves memory for %s", name, model.name)
                 self.processes[name].retire()
             return False
-        self._start(model)
+        self._start(model, cells)
         return True
 
-    def _start(self, model: FrontModel) -> None:
-        """Start it with as many cells as there is room for."""
-        cells = self._cells_for(model) or self._least(model)
+    def _start(self, model: FrontModel, cells: int | None) -> None:
+        """Start it with so many cells; None: with the fewest, since there is no room."""
+        cells = cells or self._least(model)
         self.processes[model.name].start(None if cells == model.cells else cells)
 
-    def _cells_for(self, model: FrontModel) -> int | None:
-        """The cells that it would be started with now; None if there is no room."""
-        if self._budget is None:
-            return model.cells
-        there = [each for each in self._models.values() if self.processes[each.name].in_memory]
+    def _there(self) -> list[FrontModel]:
+        return [each for each in self._models.values() if self.processes[each.name].in_memory]
+
+    def _room(self) -> int:
+        """Bytes that are free for one more model."""
+        return NO_QUOTA if self._budget is None else self._budget - sum(map(self._measured, self._there()))
+
+    def _cells_for(self, model: FrontModel, room: int) -> int | None:
+        """The cells that it would be started with where there is so much room; None if it does not fit."""
         return cells_that_fit(
-            self._budget - sum(self._measured(each) for each in there),
+            room,
             bare=self._need(model, 0),
             cell_bytes=model.cell_bytes,
             least=self._least(model),
@@ -322,7 +328,7 @@ class Front:
                     process.refuse_waiting(Busy(f"there is no room for the model {model.name}: others are in use"))
                 self._tell_waiting(model)
                 if model.pinned and process.state is ProcessState.AWAY:
-                    self._start(model)
+                    self._start(model, self._cells_for(model, self._room()))
             self._serve_waiting()
             await self._see_to_spare()
 

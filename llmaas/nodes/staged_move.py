@@ -12,6 +12,7 @@ from dataclasses import replace
 
 from llmaas.clock import Clock
 from llmaas.errors import LlmaasError, NodeUnreachable
+from llmaas.kvchunks.store.tokens import n_common, unpack
 from llmaas.nodes.announcing import announce
 from llmaas.nodes.chunk_sender import ChunkSender, LinkWatch, ask_node
 from llmaas.nodes.link import NodeClient
@@ -104,7 +105,7 @@ class StagedMove:
         if final.spans[:n] != self._offered:
             return None
         rest = final.spans[n:]
-        n_known = _n_common(bytes(self._grown), rest[0].tokens) if rest else 0
+        n_known = n_common(unpack(bytes(self._grown)), unpack(rest[0].tokens)) if rest else 0
         return Take(self.move, _without(rest, n_known), n_known)
 
 
@@ -112,15 +113,3 @@ def _without(spans: tuple[ContextSpan, ...], n_tokens: int) -> tuple[ContextSpan
     if not n_tokens:
         return spans
     return (replace(spans[0], tokens=spans[0].tokens[TOKEN_BYTES * n_tokens :]), *spans[1:])
-
-
-def _n_common(a: bytes, b: bytes) -> int:
-    """How many tokens are the same at the beginning.
-
-    >>> _n_common(bytes(12), bytes(9) + b"abc"), _n_common(bytes(8), bytes(12))
-    (2, 2)
-    """
-    if a[: len(b)] == b[: len(a)]:
-        return min(len(a), len(b)) // TOKEN_BYTES
-    pairs = zip(range(0, len(a), TOKEN_BYTES), range(0, len(b), TOKEN_BYTES), strict=False)
-    return next(i // TOKEN_BYTES for i, _ in pairs if a[i : i + TOKEN_BYTES] != b[i : i + TOKEN_BYTES])

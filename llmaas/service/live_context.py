@@ -16,6 +16,7 @@ from typing import NamedTuple
 
 from llmaas.kvchunks.keys import chunk_keys, tail_keys
 from llmaas.kvchunks.store.store import ContextRow, Span
+from llmaas.kvchunks.store.tokens import n_common
 from llmaas.planner.events import ContextChanged, Event
 from llmaas.records import CHUNK_TOKENS, AppId, ChunkKey, ContextId, Message
 from llmaas.service.history_keys import PackedHistory
@@ -274,11 +275,6 @@ def key_chain(root: bytes, tokens: array[int], *, states: bool = False) -> KeyCh
 def _up_to_stored(keys: Sequence[ChunkKey], is_stored: Callable[[ChunkKey], bool]) -> int:
     """How many of the first keys there are up to the last one whose chunk is stored."""
     return next((n for n in range(len(keys), 0, -1) if is_stored(keys[n - 1])), 0)
-
-
-def n_common(a: array[int], b: array[int]) -> int:
-    """How many leading tokens two contexts share."""
-    return next((i for i, (x, y) in enumerate(zip(a, b, strict=False)) if x != y), min(len(a), len(b)))
 
 
 def total_tokens(spans: Sequence[Span]) -> int:

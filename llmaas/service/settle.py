@@ -11,8 +11,9 @@ from dataclasses import dataclass
 from llmaas.calls import Turn
 from llmaas.engine.base import Engine
 from llmaas.kvchunks.store.store import Span
+from llmaas.kvchunks.store.tokens import n_common
 from llmaas.service.control_names import control_names
-from llmaas.service.live_context import LiveContext, n_common
+from llmaas.service.live_context import LiveContext
 from llmaas.service.pending_turn import PendingTurn, Shift
 from llmaas.service.settled_past import SettledPast, settled_past
 from llmaas.service.turn_spans import renderer

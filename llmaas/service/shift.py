@@ -12,10 +12,11 @@ from itertools import accumulate
 
 from llmaas.engine.base import Engine
 from llmaas.kvchunks.store.store import Span
+from llmaas.kvchunks.store.tokens import n_common
 from llmaas.records import Message
 from llmaas.service.call import Call
 from llmaas.service.chat import LEADING
-from llmaas.service.live_context import n_common, total_tokens
+from llmaas.service.live_context import total_tokens
 from llmaas.service.pending_turn import PendingTurn, Shift
 from llmaas.service.turn_spans import first_spans, turn_spans
 

@@ -14,11 +14,12 @@ from functools import partial
 from llmaas.api.transfer_messages import Import
 from llmaas.kvchunks.store.move_rows import MoveRow
 from llmaas.kvchunks.store.store import ContextRow, Span
+from llmaas.kvchunks.store.tokens import n_common
 from llmaas.planner.events import Event
 from llmaas.records import AppId, ContextInfo
 from llmaas.service.context_rows import ContextRows
 from llmaas.service.contexts import Contexts
-from llmaas.service.live_context import LiveContext, n_common, publish_kv
+from llmaas.service.live_context import LiveContext, publish_kv
 from llmaas.service.parts import ServiceParts
 from llmaas.service.quotas import span_size
 from llmaas.service.refusals import refuse_if_deleted, refuse_if_too_long

@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-import asyncio
 from pathlib import Path
 from typing import Any
 
 from llmaas.api.async_client import AsyncClient
 from tests.support.daemon import ask
-from tests.support.front_house import SOON, FrontHouse, front_house, timeout
+from tests.support.front_house import front_house, put_away
 from tests.support.loop import on_a_loop
 
 CELLS = 1024
@@ -20,13 +19,6 @@ LONG = "word " * 130
 
 def limit_of(client: AsyncClient) -> int:
     return int(client.server["context_limit"])
-
-
-async def put_away(house: FrontHouse, name: str) -> None:
-    async with timeout(SOON):
-        while name in house.there:
-            house.front.processes[name].retire()  # it stays while a connection is not known to be at rest
-            await asyncio.sleep(0.2)
 
 
 @on_a_loop

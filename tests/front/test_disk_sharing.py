@@ -8,7 +8,7 @@ from pathlib import Path
 from llmaas.api.async_client import AsyncClient
 from llmaas.cli.serve_several import stored_bytes
 from tests.support.daemon import ask
-from tests.support.front_house import SOON, FrontHouse, front_house, timeout
+from tests.support.front_house import SOON, FrontHouse, front_house, put_away, timeout
 from tests.support.loop import on_a_loop
 
 TOTAL = 1 << 20
@@ -22,13 +22,6 @@ def shares(house: FrontHouse) -> dict[str, int | None]:
 async def quota_of(client: AsyncClient) -> int:
     stats = await client.stats()
     return int(stats["disk_bytes"]["quota"])
-
-
-async def put_away(house: FrontHouse, name: str) -> None:
-    async with timeout(SOON):
-        while name in house.there:
-            house.front.processes[name].retire()  # it stays while a connection is not known to be at rest
-            await asyncio.sleep(0.2)
 
 
 @on_a_loop

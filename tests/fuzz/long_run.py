@@ -27,6 +27,7 @@ from typing import Any
 from llmaas.api.wire import Decoder, encode
 from tests.fuzz import frames
 from tests.fuzz.responses import check_response
+from tests.support.faults_logged import FaultsLogged
 from tests.support.http_edge import http_edge
 from tests.support.scripted import HELLO
 
@@ -127,24 +128,13 @@ def attack(unix: str, address: str, seed: int, n_frames: int, n_bodies: int, sen
         result.put("")
 
 
-class _Faults(logging.Handler):
-    """Collects what the daemon and its HTTP server log as errors."""
-
-    def __init__(self) -> None:
-        super().__init__(logging.ERROR)
-        self.said: list[str] = []
-
-    def emit(self, record: logging.LogRecord) -> None:
-        self.said.append(self.format(record))
-
-
 def _resident() -> int:
     return int(Path("/proc/self/statm").read_text().split()[1]) * 4096
 
 
 async def run(n_frames: int, n_bodies: int, seed: int) -> dict[str, Any]:
     """The figures. Raises Flaw, and AssertionError if the daemon's books do not balance at the end."""
-    faults, spawn, began = _Faults(), multiprocessing.get_context("spawn"), time.monotonic()
+    faults, spawn, began = FaultsLogged(), multiprocessing.get_context("spawn"), time.monotonic()
     logging.getLogger().addHandler(faults)
     sent, result, warm = spawn.Array("q", 2), spawn.Queue(), 0
     with tempfile.TemporaryDirectory() as folder:

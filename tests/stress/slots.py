@@ -35,6 +35,7 @@ from llmaas.api.client import Client
 from llmaas.api.server import Server
 from llmaas.slots.grants import SlotSettings
 from tests.slots.test_wakes import CLIENTS
+from tests.support.faults_logged import FaultsLogged
 from tests.support.scripted import ScriptedBackend, serving_in_a_thread
 
 ROOT = Path(__file__).parents[2]
@@ -92,21 +93,10 @@ class Edge:
             time.sleep(0.01)
 
 
-class _Faults(logging.Handler):
-    """What the service logs as its fault."""
-
-    def __init__(self) -> None:
-        super().__init__(logging.ERROR)
-        self.said: list[str] = []
-
-    def emit(self, record: logging.LogRecord) -> None:
-        self.said.append(self.format(record))
-
-
 @contextlib.contextmanager
 def serving(settings: SlotSettings) -> Iterator[Edge]:
     """At the end nothing may be left: no slot, no descriptor, no fault in the log."""
-    faults, quiet = _Faults(), logging.getLogger("llmaas.slots.transport")
+    faults, quiet = FaultsLogged(), logging.getLogger("llmaas.slots.transport")
     logging.getLogger().addHandler(faults)
     level = quiet.level
     quiet.setLevel(logging.ERROR)  # that a slot was broken is what is wanted, a million times

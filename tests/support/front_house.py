@@ -54,6 +54,13 @@ async def timeout(seconds: float) -> AsyncIterator[None]:
         handle.cancel()
 
 
+async def put_away(house: FrontHouse, name: str) -> None:
+    async with timeout(SOON):
+        while name in house.there:
+            house.front.processes[name].retire()  # it stays while a connection is not known to be at rest
+            await asyncio.sleep(0.2)
+
+
 @asynccontextmanager
 async def front_house(
     root: Path,

@@ -32,3 +32,8 @@ def unpack(blob: bytes) -> array[int]:
 def count(stored: bytes, *, sealed: bool) -> int:
     """How many token ids are in what is stored, which is encrypted if ``sealed``."""
     return max(len(stored) - OVERHEAD if sealed else len(stored), 0) // 4
+
+
+def n_common(a: array[int], b: array[int]) -> int:
+    """How many leading tokens two contexts share."""
+    return next((i for i, (x, y) in enumerate(zip(a, b, strict=False)) if x != y), min(len(a), len(b)))
