@@ -132,13 +132,6 @@ class NodeReport:
             if len(entries) > MOST_NAMES:
                 raise ValueError(f"field '{name}': at most {MOST_NAMES} are allowed, not {len(entries)}")
 
-    def rate(self, model: str, model_bytes: int) -> float:
-        """Tokens of a prompt a second; 0: it cannot compute with that model."""
-        here = self.models.get(model)
-        if here is None:
-            return 0.0
-        return here.prefill_rate or self.compute_rate / max(1, model_bytes)
-
 
 @dataclass(frozen=True, slots=True)
 class CallToPlace:

@@ -16,8 +16,12 @@ A call that is moved waits too: its pause counts as seconds of the new one do.
 from __future__ import annotations
 
 import enum
+import itertools
+import math
+import sys
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from typing import NamedTuple
 
 from llmaas.policies.node_report import CallToPlace, ModelTier, MovableCall, NodeReport
 from llmaas.records import TOKEN_BYTES
@@ -88,7 +92,46 @@ def place(
     return _Search(call, nodes, held).best()
 
 
+class _Option(NamedTuple):
+    """A node that can serve the call. Sorted by what is sure: seconds without those of the context."""
+
+    sure_s: float
+    name: str
+    node: NodeReport
+    rate: float
+    wait_s: float
+    """Infinite if the node has no room for the model unless a call is moved."""
+    own_s: float
+    """Loading the model, and computing what is new."""
+
+
+class _Way(NamedTuple):
+    """How a context comes to a node. Of equal ones the first by source: none, then by name."""
+
+    seconds: float
+    source: str = ""
+    reads: bool = False
+    brought: int = 0
+
+
+class _Candidate(NamedTuple):
+    """Compared in this order, up to ``moved``."""
+
+    cost_s: float
+    moves: bool
+    brings: bool
+    name: str
+    moved: tuple[str, str]
+    option: _Option
+    way: _Way
+    move: CallMove | None
+
+
 class _Search:
+    """Branch and bound: a candidate is looked into only where what is sure of its cost is no more than the best's. With
+    100 nodes most of a decision is what is sure; the result is made of the best one alone.
+    """
+
     def __init__(self, call: CallToPlace, nodes: Sequence[NodeReport], held: Mapping[str, int] | None) -> None:
         self._call, self._nodes = call, nodes
         self._by_name = {node.name: node for node in nodes}
@@ -97,124 +140,136 @@ class _Search:
         self._held = {name: min(n, call.tokens) for name, n in held.items()}
         holders = (name for name in self._held if name in self._by_name)
         self._sources = sorted(holders, key=lambda name: (-self._held[name], name))[:MOST_SOURCES]
+        self._refuges: dict[tuple[str, int], list[tuple[float, str, NodeReport, float]]] = {}
+        self._best: _Candidate | None = None
+        self._limit = sys.float_info.max
+        """No candidate that costs more is of interest."""
 
     def best(self) -> PlacedCall | Nowhere:
-        found = [placed for node in self._nodes if (placed := self._serve(node)) is not None]
-        best = min(found, key=_order, default=None)
-        for node in self._nodes:
-            for placed in self._in_place_of(node, best):
-                if best is None or _order(placed) < _order(best):
-                    best = placed
-        return self._why() if best is None else best
+        options = sorted(self._options(), key=lambda option: option.sure_s)
+        first = [option for option in options if option.name in self._held or option.name == self._call.owner]
+        for option in itertools.chain(first, options):  # those that hold the context are likely, and bound the others
+            if option.sure_s <= self._limit and (way := self._way(option)) is not None:
+                self._offer(option, way, option.sure_s + way.seconds, None)
+        for option in options:
+            if option.node.movable:
+                self._in_place_of(option)
+        return self._why() if self._best is None else self._placed(self._best)
+
+    def _offer(self, option: _Option, way: _Way, cost_s: float, move: CallMove | None) -> None:
+        if cost_s > self._limit:
+            return
+        moved = ("", "") if move is None else (move.call.name, move.to)
+        found = _Candidate(cost_s, move is not None, bool(way.source), option.name, moved, option, way, move)
+        if self._best is None or found[:5] < self._best[:5]:
+            self._best, self._limit = found, cost_s
 
     # -- serve here, or load there
 
-    def _serve(self, node: NodeReport) -> PlacedCall | None:
-        if _loaded(node, self._call.model) or self._call.model_bytes <= node.free_bytes:
-            return self._at(node, node.queue_s)
-        return self._at(node, node.drain_s) if self._call.model_bytes <= node.total_bytes else None
-
-    def _at(self, node: NodeReport, wait_s: float, move: CallMove | None = None) -> PlacedCall | None:
-        """There, if it waits for so long; None if it cannot be there."""
+    def _options(self) -> Iterator[_Option]:
         call = self._call
-        rate, load_s = node.rate(call.model, call.model_bytes), load_seconds(node, call.model, call.model_bytes)
-        if not rate or load_s is None or (context := self._context(node, rate)) is None:
-            return None
-        tier = node.models[call.model].tier
-        return PlacedCall(node.name, tier, wait_s, load_s, context, call.new_tokens / rate, move)
+        for node in self._nodes:
+            ready = _ready(node, call.model, call.model_bytes)
+            if ready is None:
+                continue
+            rate, load_s, roomy = ready
+            when_empty_s = node.drain_s if call.model_bytes <= node.total_bytes else math.inf
+            wait_s = node.queue_s if roomy else when_empty_s
+            own_s = load_s + call.new_tokens / rate
+            yield _Option(wait_s + own_s, node.name, node, rate, wait_s, own_s)
 
-    def _context(self, node: NodeReport, rate: float) -> ContextPlan | None:
+    def _way(self, option: _Option) -> _Way | None:
         """The soonest way to have the context in cells there; None if its tokens do not come there."""
-        call, tokens_s = self._call, 0.0
-        if call.owner and call.owner != node.name:
+        call, name, tokens_s = self._call, option.name, 0.0
+        if call.owner and call.owner != name:
             owner = self._by_name.get(call.owner)
-            link = None if owner is None else owner.links.get(node.name)
+            link = None if owner is None else owner.links.get(name)
             if link is None:
                 return None
             tokens_s = link(call.tokens * TOKEN_BYTES)
-        elif call.owner and not call.tokens:
-            return ContextPlan()
-        here = self._held.get(node.name, 0)
-        read_s, compute_s = node.read(here * call.token_bytes), here / rate
-        reads = here > 0 and read_s <= compute_s
-        front_s = tokens_s + (read_s if reads else compute_s)
-        plans = [self._plan(front_s, here, reads, 0, (call.tokens - here) / rate, "")]
-        for name in self._sources:
-            link = self._by_name[name].links.get(node.name)
-            if name != node.name and link is not None and (n := self._held[name] - here) > 0:
-                rest_s = link(n * call.token_bytes) + (call.tokens - here - n) / rate
-                plans.append(self._plan(front_s, here, reads, n, rest_s, name))
-        return min(plans, key=lambda plan: (plan.seconds, plan.source))
-
-    def _plan(self, front_s: float, here: int, reads: bool, brought: int, rest_s: float, source: str) -> ContextPlan:
-        recomputed = self._call.tokens - brought - (here if reads else 0)
-        return ContextPlan(front_s + rest_s, here if reads else 0, brought, recomputed, source)
+        here = self._held.get(name, 0)
+        front_s, reads = here / option.rate, False
+        if here and (read_s := option.node.read(here * call.token_bytes)) <= front_s:
+            front_s, reads = read_s, True
+        front_s += tokens_s
+        best = _Way(front_s + (call.tokens - here) / option.rate, "", reads)
+        for source in self._sources:
+            n = self._held[source] - here
+            if n <= 0:
+                break
+            if (link := self._by_name[source].links.get(name)) is not None:
+                seconds = front_s + link(n * call.token_bytes) + (call.tokens - here - n) / option.rate
+                if (seconds, source) < (best.seconds, best.source):
+                    best = _Way(seconds, source, reads, n)
+        return best
 
     # -- move a call, and serve in its place
 
-    def _in_place_of(self, node: NodeReport, best: PlacedCall | None) -> Iterator[PlacedCall]:
-        """All such candidates on a node, but for those that cannot be better than ``best``."""
+    def _in_place_of(self, option: _Option) -> None:
+        """All such candidates on a node, but for those that cannot be better than the best so far."""
+        node, call, way = option.node, self._call, None
         for victim in node.movable:
-            room = node.free_bytes + victim.frees_bytes
-            if not _loaded(node, self._call.model) and self._call.model_bytes > room:
+            if not _loaded(node, call.model) and call.model_bytes > node.free_bytes + victim.frees_bytes:
                 continue
-            at_once = self._at(node, victim.wait_s, CallMove(victim, "", 0.0))
-            if at_once is None:
+            sure_s = victim.wait_s + option.own_s + victim.pause_s
+            if sure_s > self._limit:
                 continue
-            spare_s = float("inf") if best is None else best.cost_s - at_once.cost_s
-            for to in self._nodes:
-                if to.name == node.name or to.queue_s > spare_s:
+            way = way or self._way(option)
+            if way is None:
+                return
+            sure_s += way.seconds
+            for ready_s, name, to, rate in self._refuges_of(victim):
+                if sure_s + ready_s > self._limit:
+                    break
+                link = node.links.get(name)
+                if link is None or to is node:
                     continue
-                seconds = move_seconds(victim, node, to)
-                if seconds is not None and seconds <= spare_s:
-                    placed = self._at(node, victim.wait_s, CallMove(victim, to.name, seconds))
-                    if placed is not None:
-                        yield placed
+                context_s = min(link(victim.chunk_bytes), victim.tokens / rate)
+                seconds = ready_s + link(victim.tokens * TOKEN_BYTES) + context_s
+                self._offer(option, way, sure_s + seconds, CallMove(victim, name, seconds))
+
+    def _refuges_of(self, victim: MovableCall) -> list[tuple[float, str, NodeReport, float]]:
+        """Nodes that a call could go to, by when it would have its turn and its model there. It waits for no room."""
+        key = victim.model, victim.model_bytes
+        found = self._refuges.get(key)
+        if found is None:
+            found = self._refuges[key] = []
+            for node in self._nodes:
+                ready = _ready(node, *key)
+                if ready is not None and ready[2]:
+                    found.append((node.queue_s + ready[1], node.name, node, ready[0]))
+            found.sort(key=lambda refuge: refuge[:2])
+        return found
+
+    # -- the result
+
+    def _placed(self, best: _Candidate) -> PlacedCall:
+        call, option, way, move = self._call, best.option, best.way, best.move
+        read = self._held.get(option.name, 0) if way.reads else 0
+        context = ContextPlan(way.seconds, read, way.brought, call.tokens - read - way.brought, way.source)
+        prefill_s = call.new_tokens / option.rate
+        wait_s = option.wait_s if move is None else move.call.wait_s
+        tier = option.node.models[call.model].tier
+        return PlacedCall(option.name, tier, wait_s, option.own_s - prefill_s, context, prefill_s, move)
 
     def _why(self) -> Nowhere:
-        call = self._call
-        able = [n for n in self._nodes if n.rate(call.model, call.model_bytes) and _can_load(n, call)]
-        if not able:
+        options = list(self._options())
+        if not options:
             return Nowhere.NO_MODEL
-        roomy = any(_loaded(n, call.model) or call.model_bytes <= n.total_bytes for n in able)
-        return Nowhere.NO_TOKENS if roomy else Nowhere.NO_ROOM
+        return Nowhere.NO_ROOM if all(math.isinf(option.wait_s) for option in options) else Nowhere.NO_TOKENS
 
 
-def load_seconds(node: NodeReport, model: str, model_bytes: int) -> float | None:
-    """What loading the model there takes; 0 if it is loaded, None if it cannot be."""
+def _ready(node: NodeReport, model: str, model_bytes: int) -> tuple[float, float, bool] | None:
+    """Tokens/s of a prompt, seconds of loading, and whether there is room now; None if the model cannot run there."""
     here = node.models.get(model)
-    if here is None:
+    if here is None or not (rate := here.prefill_rate or node.compute_rate / max(1, model_bytes)):
         return None
     if here.tier is ModelTier.LOADED:
-        return 0.0
+        return rate, 0.0, True
     cost = node.loads.get(here.tier)
-    return None if cost is None else cost(model_bytes)
-
-
-def move_seconds(victim: MovableCall, source: NodeReport, to: NodeReport) -> float | None:
-    """Seconds until a call that runs at ``source`` can go on at ``to``: its turn there, its model, and its context by
-    the faster way. None if it cannot.
-    """
-    link, rate = source.links.get(to.name), to.rate(victim.model, victim.model_bytes)
-    load_s = load_seconds(to, victim.model, victim.model_bytes)
-    if link is None or not rate or load_s is None:
-        return None
-    if not _loaded(to, victim.model) and victim.model_bytes > to.free_bytes:  # it will not wait for calls there to end
-        return None
-    context_s = min(link(victim.chunk_bytes), victim.tokens / rate)
-    return to.queue_s + load_s + link(victim.tokens * TOKEN_BYTES) + context_s
+    return None if cost is None else (rate, cost(model_bytes), model_bytes <= node.free_bytes)
 
 
 def _loaded(node: NodeReport, model: str) -> bool:
     here = node.models.get(model)
     return here is not None and here.tier is ModelTier.LOADED
-
-
-def _can_load(node: NodeReport, call: CallToPlace) -> bool:
-    return load_seconds(node, call.model, call.model_bytes) is not None
-
-
-def _order(placed: PlacedCall) -> tuple[float, bool, bool, str, str, str]:
-    move = placed.move
-    moved = ("", "") if move is None else (move.call.name, move.to)
-    return (placed.cost_s, move is not None, bool(placed.context.source), placed.node, *moved)
