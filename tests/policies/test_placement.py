@@ -5,11 +5,13 @@ from __future__ import annotations
 import doctest
 import itertools
 import pickle
+import random
+from collections import Counter
+from collections.abc import Callable, Sequence
 from dataclasses import replace
+from typing import TypeVar
 
 import pytest
-from hypothesis import given, settings
-from hypothesis import strategies as st
 
 from llmaas.policies import context_marks, node_report, placement
 from llmaas.policies.context_marks import MOST_MARKS, ContextMarks, chain_marks, kept_marks
@@ -27,6 +29,7 @@ from llmaas.policies.node_report import (
 from llmaas.policies.placement import Nowhere, PlacedCall, place
 from llmaas.records import CHUNK_TOKENS, ChunkKey
 
+T, V = TypeVar("T"), TypeVar("V")
 GB = 10**9
 SMALL, LARGE = "small", "large"
 SIZES = {SMALL: GB, LARGE: 4 * GB}
@@ -263,49 +266,75 @@ def _moves(victim: MovableCall, at: NodeReport, to: NodeReport):  # type: ignore
             yield to.queue_s + load + tokens_s + way
 
 
-seconds = st.sampled_from([0.0, 0.1, 1.0, 7.0])
-transfers = st.builds(TransferCost, seconds, st.sampled_from([0.0, 1e-10, 1e-9, 1e-7, 1e-5]))
-here = st.builds(ModelHere, st.sampled_from(ModelTier), st.sampled_from([0.0, 20.0, 200.0]))
-sizes = st.sampled_from([0, GB, 2 * GB, 4 * GB])
 NAMES = ("a", "b", "c", "d")
-victims = st.builds(
-    MovableCall, st.sampled_from("vw"), st.sampled_from([SMALL, LARGE]), st.sampled_from([GB, 4 * GB]),
-    st.integers(0, 3000), st.sampled_from([0, 10**6, 10**8]), sizes, seconds, seconds,
-)  # fmt: skip
 
 
-@st.composite
-def clusters(draw: st.DrawFn) -> list[NodeReport]:
-    return [
-        NodeReport(
-            name, draw(st.dictionaries(st.sampled_from([SMALL, LARGE]), here)),
-            draw(st.dictionaries(st.sampled_from([ModelTier.MEMORY, ModelTier.DISK, ModelTier.AWAY]), transfers)),
-            draw(transfers), draw(seconds), draw(st.sampled_from([0.0, 3.0, 30.0])), draw(sizes), draw(sizes),
-            draw(st.sampled_from([0.0, 100.0 * GB])), ContextMarks.of([CHAIN[: draw(st.integers(0, 46))]]),
-            draw(st.dictionaries(st.sampled_from(NAMES), transfers)),
-            tuple(draw(st.lists(victims, max_size=2))),
+class Drawn:
+    """A cluster and a call, drawn so that each kind of candidate is the best in some."""
+
+    def __init__(self, seed: int) -> None:
+        self.r = random.Random(seed)
+        names = self.r.sample(NAMES, self.r.choice([1, 2, 3, 4, 4, 4]))
+        self.nodes = [self.node(name) for name in names]
+        n = self.r.choice([0, 500, 3000, 3000])
+        chain = self.r.choice([CHAIN, CHAIN[:20], ()])
+        owner = self.r.choice(["", "", "", *names, "gone"])
+        self.call = call(self.r.choice([SMALL, LARGE]), new_tokens=100, tokens=n, chain=chain, owner=owner)
+
+    def one_of(self, *choices: float) -> float:
+        return self.r.choice(choices)
+
+    def transfer(self) -> TransferCost:
+        return TransferCost(self.one_of(0.0, 0.1, 1.0, 7.0), self.one_of(0.0, 1e-10, 1e-9, 1e-7, 1e-5))
+
+    def room(self) -> int:
+        return self.r.choice([0, GB, 4 * GB, 4 * GB])
+
+    def most(self, names: Sequence[T], value: Callable[[], V]) -> dict[T, V]:
+        return {name: value() for name in names if self.r.random() < 0.9}
+
+    def victim(self) -> MovableCall:
+        model, tokens = self.r.choice([SMALL, LARGE]), self.r.choice([0, 300, 3000])
+        frees, chunk_bytes = self.room(), self.r.choice([0, 10**6, 10**8])
+        wait_s, pause_s = self.one_of(0.0, 0.0, 1.0), self.one_of(0.0, 0.1, 7.0)
+        return MovableCall(self.r.choice("vw"), model, SIZES[model], tokens, chunk_bytes, frees, wait_s, pause_s)
+
+    def node(self, name: str) -> NodeReport:
+        tiers = (ModelTier.MEMORY, ModelTier.DISK, ModelTier.AWAY)
+        return NodeReport(
+            name,
+            self.most((SMALL, LARGE), lambda: ModelHere(self.r.choice([*ModelTier]), self.one_of(0.0, 20.0, 200.0))),
+            self.most(tiers, self.transfer),
+            self.transfer(),
+            self.one_of(0.0, 3.0, 30.0, 300.0),
+            self.one_of(0.0, 30.0, 300.0),
+            self.room(),
+            self.room(),
+            self.one_of(0.0, 100.0 * GB),
+            ContextMarks.of([CHAIN[: self.r.choice([0, 8, 20, 46])]]),
+            self.most(NAMES, self.transfer),
+            tuple(self.victim() for _ in range(self.r.choice([0, 1, 2]))),
         )
-        for name in draw(st.permutations(NAMES))[: draw(st.integers(0, 4))]
-    ]  # fmt: skip
 
 
-calls = st.builds(
-    call, st.sampled_from([SMALL, LARGE]), new_tokens=st.integers(0, 500), tokens=st.integers(0, 3000),
-    chain=st.sampled_from([CHAIN, CHAIN[:20], ()]), owner=st.sampled_from(["", *NAMES]),
-)  # fmt: skip
-
-
-@settings(max_examples=600, deadline=None)
-@given(calls, clusters())
-def test_no_candidate_is_better_than_the_one_that_is_taken(wanted: CallToPlace, nodes: list[NodeReport]) -> None:
-    found, best = place(wanted, nodes), _brute(wanted, nodes)
-    if best is None:
-        assert isinstance(found, Nowhere)
-    else:
-        assert placed(found).cost_s == pytest.approx(best)
-        context = placed(found).context
-        assert context.read + context.brought + context.recomputed == wanted.tokens
-        assert place(wanted, nodes[::-1]) == found
+def test_no_candidate_is_better_than_the_one_that_is_taken() -> None:
+    kinds: Counter[str] = Counter()
+    for seed in range(3000):
+        drawn = Drawn(seed)
+        found, best = place(drawn.call, drawn.nodes), _brute(drawn.call, drawn.nodes)
+        assert place(drawn.call, drawn.nodes[::-1]) == found, seed
+        if isinstance(found, Nowhere):
+            assert best is None, seed
+            kinds[found.name] += 1
+            continue
+        context, move = found.context, found.move
+        assert found.cost_s == pytest.approx(best), seed
+        assert context.read + context.brought + context.recomputed == drawn.call.tokens
+        kinds["moves" if move else "loads" if found.tier else "serves"] += 1
+        kinds.update(name for name in ("read", "brought", "recomputed") if getattr(context, name))
+        kinds["moves and brings"] += bool(move and context.source)
+    assert len(kinds) == 10
+    assert min(kinds.values()) >= 10, kinds
 
 
 # -- values
