@@ -122,6 +122,8 @@ class NodeReport:
     links: Mapping[str, TransferCost] = field(default_factory=dict)
     """What sending bytes to other nodes takes, by their names. No entry: it does not reach that node."""
     movable: tuple[MovableCall, ...] = ()
+    at: float = 0.0
+    """When it was so, on the clock of whoever places: waits have become shorter since."""
 
     def __post_init__(self) -> None:
         _check({

@@ -19,7 +19,7 @@ import enum
 import itertools
 import math
 import sys
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import NamedTuple
 
@@ -84,12 +84,18 @@ class PlacedCall:
 
 
 def place(
-    call: CallToPlace, nodes: Sequence[NodeReport], held: Mapping[str, int] | None = None
+    call: CallToPlace,
+    nodes: Sequence[NodeReport],
+    held: Mapping[str, int] | None = None,
+    *,
+    now: float = 0.0,
+    only: Collection[str] | None = None,
 ) -> PlacedCall | Nowhere:
     """The best of all candidates. ``nodes``: those that are alive. ``held``: tokens of the context by node, where that
-    is known already; else it is looked up in the reports.
+    is known already; else it is looked up in the reports. ``now``: on the clock of ``NodeReport.at``. ``only``: the
+    nodes that may serve; the others still give chunks and take calls that are moved.
     """
-    return _Search(call, nodes, held).best()
+    return _Search(call, nodes, held, now, only).best()
 
 
 class _Option(NamedTuple):
@@ -132,8 +138,16 @@ class _Search:
     100 nodes most of a decision is what is sure; the result is made of the best one alone.
     """
 
-    def __init__(self, call: CallToPlace, nodes: Sequence[NodeReport], held: Mapping[str, int] | None) -> None:
-        self._call, self._nodes = call, nodes
+    def __init__(
+        self,
+        call: CallToPlace,
+        nodes: Sequence[NodeReport],
+        held: Mapping[str, int] | None,
+        now: float,
+        only: Collection[str] | None,
+    ) -> None:
+        self._call, self._nodes, self._now = call, nodes, now
+        self._may = nodes if only is None else [node for node in nodes if node.name in only]
         self._by_name = {node.name: node for node in nodes}
         if held is None:
             held = {node.name: n for node in nodes if call.chain and (n := node.contexts.held(call.chain))}
@@ -168,13 +182,13 @@ class _Search:
 
     def _options(self) -> Iterator[_Option]:
         call = self._call
-        for node in self._nodes:
+        for node in self._may:
             ready = _ready(node, call.model, call.model_bytes)
             if ready is None:
                 continue
             rate, load_s, roomy = ready
             when_empty_s = node.drain_s if call.model_bytes <= node.total_bytes else math.inf
-            wait_s = node.queue_s if roomy else when_empty_s
+            wait_s = max(0.0, (node.queue_s if roomy else when_empty_s) + node.at - self._now)
             own_s = load_s + call.new_tokens / rate
             yield _Option(wait_s + own_s, node.name, node, rate, wait_s, own_s)
 
@@ -211,7 +225,7 @@ class _Search:
         for victim in node.movable:
             if not _loaded(node, call.model) and call.model_bytes > node.free_bytes + victim.frees_bytes:
                 continue
-            sure_s = victim.wait_s + option.own_s + victim.pause_s
+            sure_s = max(0.0, victim.wait_s + node.at - self._now) + option.own_s + victim.pause_s
             if sure_s > self._limit:
                 continue
             way = way or self._way(option)
@@ -237,7 +251,8 @@ class _Search:
             for node in self._nodes:
                 ready = _ready(node, *key)
                 if ready is not None and ready[2]:
-                    found.append((node.queue_s + ready[1], node.name, node, ready[0]))
+                    queue_s = max(0.0, node.queue_s + node.at - self._now)
+                    found.append((queue_s + ready[1], node.name, node, ready[0]))
             found.sort(key=lambda refuge: refuge[:2])
         return found
 
@@ -248,7 +263,7 @@ class _Search:
         read = self._held.get(option.name, 0) if way.reads else 0
         context = ContextPlan(way.seconds, read, way.brought, call.tokens - read - way.brought, way.source)
         prefill_s = call.new_tokens / option.rate
-        wait_s = option.wait_s if move is None else move.call.wait_s
+        wait_s = option.wait_s if move is None else max(0.0, move.call.wait_s + option.node.at - self._now)
         tier = option.node.models[call.model].tier
         return PlacedCall(option.name, tier, wait_s, option.own_s - prefill_s, context, prefill_s, move)
 

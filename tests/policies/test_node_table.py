@@ -79,39 +79,64 @@ def test_the_number_of_a_node_that_is_gone_is_given_again() -> None:
 def test_a_conversation_is_found_by_its_marks() -> None:
     table, chain = NodeTable(), tuple(range(1, 47))
     for name in "abc":
-        table.report(report(name))
+        table.report(report(name), 0.0)
     table.holds("b", kept_marks(chain))
     grown = replace(CALL, tokens=3000, chain=(*chain, 99), token_bytes=6301.0, owner="b")
-    found = table.place(grown)
+    found = table.place(grown, 0.0)
     assert isinstance(found, PlacedCall)
     assert (found.node, found.context.read) == ("b", 46 * 64)
     table.forget("b")
-    assert table.place(grown) is Nowhere.NO_TOKENS
+    assert table.place(grown, 0.0) is Nowhere.NO_TOKENS
     assert [*table.nodes] == ["a", "c"]
 
 
 def test_a_burst_between_two_reports_is_spread() -> None:
     table = NodeTable()
     for name in "abc":
-        table.report(report(name, loaded=name == "a"))
+        table.report(report(name, loaded=name == "a"), 0.0)
     nodes = []
     for _ in range(4):
-        found = table.place(CALL)
+        found = table.place(CALL, 0.0)
         assert isinstance(found, PlacedCall)
         nodes.append(found.node)
-        table.placed(CALL, found, answer_s=5.0)
+        table.placed(CALL, found, 0.0, answer_s=5.0)
     assert nodes == ["a", "b", "c", "a"]
     assert (table.nodes["b"].free_bytes, table.nodes["b"].models["m"].tier) == (0, ModelTier.LOADED)
-    table.report(report("a"))
+    table.report(report("a"), 0.0)
     assert table.nodes["a"].queue_s == 0.0
+
+
+def test_waits_become_shorter_between_two_reports() -> None:
+    table = NodeTable()
+    table.report(replace(report("a"), queue_s=10.0, drain_s=10.0), 100.0)
+    for now, wait_s in ((100.0, 10.0), (104.0, 6.0), (120.0, 0.0)):
+        found = table.place(CALL, now)
+        assert isinstance(found, PlacedCall)
+        assert found.wait_s == pytest.approx(wait_s)
+    table.placed(CALL, found, 120.0, answer_s=1.0)
+    again = table.place(CALL, 121.0)
+    assert isinstance(again, PlacedCall)
+    assert again.wait_s == pytest.approx(0.5)
+
+
+def test_a_node_that_is_to_be_emptied_serves_nothing_new_and_still_gives_its_chunks() -> None:
+    table, chain = NodeTable(), tuple(range(1, 47))
+    for name in "ab":
+        table.report(report(name), 0.0)
+    table.holds("b", kept_marks(chain))
+    call = replace(CALL, tokens=3000, chain=chain, token_bytes=6301.0, owner="b")
+    found = table.place(call, 0.0, only={"a"})
+    assert isinstance(found, PlacedCall)
+    assert (found.node, found.context.source) == ("a", "b")
+    assert table.place(call, 0.0, only=set()) is Nowhere.NO_MODEL
 
 
 def test_a_call_that_is_moved_is_taken_to_be_where_it_goes() -> None:
     table, victim = NodeTable(), MovableCall("v", "m", GB, 300, 1000, GB, 0.0)
-    table.report(replace(report("a"), movable=(victim,)))
-    table.report(report("b", loaded=False))
+    table.report(replace(report("a"), movable=(victim,)), 0.0)
+    table.report(report("b", loaded=False), 0.0)
     move = CallMove(victim, "b", 2.0)
-    table.placed(CALL, PlacedCall("a", ModelTier.LOADED, 0.0, 0.0, ContextPlan(), 0.5, move), answer_s=1.0)
+    table.placed(CALL, PlacedCall("a", ModelTier.LOADED, 0.0, 0.0, ContextPlan(), 0.5, move), 0.0, answer_s=1.0)
     a, b = table.nodes["a"], table.nodes["b"]
     assert (a.movable, a.free_bytes, a.queue_s) == ((), 2 * GB, 3.5)
     assert (b.models["m"].tier, b.queue_s, b.free_bytes) == (ModelTier.LOADED, 2.0, 0)
@@ -119,7 +144,7 @@ def test_a_call_that_is_moved_is_taken_to_be_where_it_goes() -> None:
 
 def test_a_node_that_died_meanwhile_changes_nothing() -> None:
     table = NodeTable()
-    table.placed(CALL, PlacedCall("a", ModelTier.LOADED, 0.0, 0.0, ContextPlan(), 0.5))
+    table.placed(CALL, PlacedCall("a", ModelTier.LOADED, 0.0, 0.0, ContextPlan(), 0.5), 0.0)
     assert not len(table)
 
 
