@@ -51,8 +51,8 @@ from llmaas.traces.switching import PATTERNS
 
 ROOM = 64
 """Tokens beyond the longest context that cells have, and those of the calls after a restart."""
-_GROWTH = 512
-"""Tokens that a conversation may grow by, at least, to be chosen."""
+_GROWTH = 4
+"""A conversation is chosen if it leaves this part of the longest context to grow."""
 _KEY_FIGURES = ("ttft_ms.p50", "ttft_ms.p99", "switch_ms.p50", "switch_ms.p99", "ttft_restart_ms.p50")
 
 
@@ -94,7 +94,7 @@ def _read(path: Path, plan: Plan) -> list[ConversationText]:
     """As many conversations of the file as are wanted, from all over it, of those that leave room to grow."""
     with text_of(path) as file:
         found = conversations.read_conversations(file)
-    fitting = [each for each in found if each.tokens(each.begin) + _GROWTH <= plan.limit]
+    fitting = [each for each in found if each.tokens(each.begin) <= plan.limit - plan.limit // _GROWTH]
     chosen = [fitting[i * len(fitting) // plan.contexts] for i in range(min(plan.contexts, len(fitting)))]
     return list(dict.fromkeys(chosen))
 

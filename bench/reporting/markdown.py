@@ -5,11 +5,14 @@ Law: no line is longer than ``WIDTH`` but in a table whose row cannot be shorter
 
 from __future__ import annotations
 
+import math
 import textwrap
 from collections.abc import Iterable, Iterator, Mapping
 from typing import Any
 
 WIDTH = 100
+_NO_EXPONENT = 1e4
+"""Larger numbers would be told as 1.2e+04."""
 Line = Mapping[str, Any]
 """What a bench has printed."""
 
@@ -26,12 +29,16 @@ def table(head: Iterable[str], rows: Iterable[Iterable[object]]) -> str:
 
 def shown(cell: object) -> str:
     """
-    >>> [shown(cell) for cell in (1234.5678, 12.0, 0.01234, 7, None, "a")]
-    ['1235', '12', '0.01234', '7', '', 'a']
+    >>> [shown(cell) for cell in (31510.0, 1234.5678, 12.0, 0.01234, 7, None, "a", True)]
+    ['31510', '1235', '12', '0.01234', '7', '', 'a', 'yes']
     """
     if cell is None:
         return ""
-    return f"{cell:.4g}" if isinstance(cell, float) else str(cell)
+    if isinstance(cell, bool):
+        return "yes" if cell else "no"
+    if isinstance(cell, float):
+        return f"{cell:.0f}" if _NO_EXPONENT <= abs(cell) < math.inf else f"{cell:.4g}"
+    return str(cell)
 
 
 def prose(text: str) -> str:

@@ -1,6 +1,7 @@
-"""Sections of benches whose figures need no picture: each figure with its name, as the bench printed it.
+"""Sections of benches whose figures need no picture: tables of the figures as the bench printed them.
 
-Law: nothing is left out, and nothing is computed but the names: those of nested figures are joined by dots.
+Law: nothing is computed, and nothing left out but the extremes of summaries. Names of nested figures are joined by
+dots; a list of alike measurements is a table with a column for each.
 """
 
 from __future__ import annotations
@@ -27,6 +28,10 @@ BENCHES = {
 }
 _MOST_NUMBERS = 8
 """A list of more numbers is told by how many there are."""
+_MOST_COLUMNS = 6
+"""Of more measurements the table goes on below."""
+_SUMMARY = {"median", "p10", "p90"}
+"""What makes a mapping one of ``bench.lib.stats.summary``."""
 
 
 def sections(lines: Iterable[Line]) -> Iterator[str]:
@@ -36,22 +41,61 @@ def sections(lines: Iterable[Line]) -> Iterator[str]:
             yield f"## {title}: {line['model']}"
             yield about(line)
             yield command(line["command"])
-            yield table(["figure", "value"], flat(line["figures"]))
+            yield from tables(line["figures"])
+
+
+def tables(figures: Any, name: str = "") -> Iterator[str]:
+    """Of the figures that stand alone one table, then one of each list of measurements, and of the lists in these."""
+    if leaves := list(flat(figures)):
+        yield table([name or "figure", "value"], leaves)
+    for path, rows in _lists(figures, name):
+        yield from _of_list(path, rows)
+
+
+def _of_list(path: str, rows: list[Any]) -> Iterator[str]:
+    found = [dict(flat(each)) for each in rows]
+    names = list(dict.fromkeys(name for each in found for name in each))
+    for first in range(0, len(rows), _MOST_COLUMNS):
+        part = found[first : first + _MOST_COLUMNS]
+        head = [path, *range(first + 1, first + len(part) + 1)]
+        yield table(head, ([name, *(each.get(name) for each in part)] for name in names))
+    for i, each in enumerate(rows, 1):
+        for inner, more in _lists(each, path if len(rows) == 1 else f"{path} {i}"):
+            yield from _of_list(inner, more)
 
 
 def flat(figures: Any, name: str = "") -> Iterator[tuple[str, object]]:
-    """
+    """The figures outside of lists of measurements; of a summary its median, with the deciles.
+
     >>> list(flat({"a": {"b": 1, "c": [{"n": 2}]}, "d": [1, 2]}))
-    [('a.b', 1), ('a.c.0.n', 2), ('d', '1, 2')]
+    [('a.b', 1), ('d', '1, 2')]
+    >>> list(flat({"ms": {"median": 2.0, "min": 0.5, "p10": 1.0, "p90": 3.0, "max": 9.0, "n": 7}}))
+    [('ms', '2 (1 to 3)')]
+    """
+    if isinstance(figures, dict) and figures.keys() >= _SUMMARY:
+        yield name, "{median:.4g} ({p10:.4g} to {p90:.4g})".format_map(figures)
+    elif isinstance(figures, dict):
+        for key, value in figures.items():
+            yield from flat(value, f"{name}.{key}" if name else str(key))
+    elif isinstance(figures, list) and not _measurements(figures):
+        short = ", ".join(map(str, figures)) if len(figures) <= _MOST_NUMBERS else f"{len(figures)} numbers"
+        yield name, short
+    elif not isinstance(figures, list):
+        yield name, figures
+
+
+def _lists(figures: Any, name: str) -> Iterator[tuple[str, list[Any]]]:
+    """The lists of measurements in ``figures`` that are in no other list, with their paths.
+
+    >>> list(_lists({"a": {"b": 1, "c": [{"n": 2}]}, "d": [1, 2]}, "x"))
+    [('x.a.c', [{'n': 2}])]
     """
     if isinstance(figures, dict):
         for key, value in figures.items():
-            yield from flat(value, f"{name}.{key}" if name else str(key))
-    elif isinstance(figures, list) and any(isinstance(each, dict | list) for each in figures):
-        for i, each in enumerate(figures):
-            yield from flat(each, f"{name}.{i}")
-    elif isinstance(figures, list):
-        short = ", ".join(map(str, figures)) if len(figures) <= _MOST_NUMBERS else f"{len(figures)} numbers"
-        yield name, short
-    else:
+            yield from _lists(value, f"{name}.{key}" if name else str(key))
+    elif isinstance(figures, list) and _measurements(figures):
         yield name, figures
+
+
+def _measurements(values: list[Any]) -> bool:
+    return any(isinstance(each, dict | list) for each in values)

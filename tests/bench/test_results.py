@@ -88,10 +88,13 @@ def test_eviction_and_predictions_are_sections_of_the_results() -> None:
 
 
 def test_other_benches_have_a_table_of_all_their_figures() -> None:
-    figures = {"valid": 7, "ms": {"median": 1.25}, "rows": [{"busy": 0}, {"busy": 4}], "many": list(range(9))}
+    ms = {"median": 1.25, "min": 0.5, "p10": 1.0, "p90": 2.0, "max": 3.0, "n": 5}
+    rows = [{"busy": i, "steps": [{"at": 10 + i}]} for i in range(7)]
+    figures = {"valid": 7, "ms": ms, "rows": [*rows, {"idle": 3}], "many": list(range(9))}
     text = results.page([line("schemas", figures)])
     assert "## Answers by JSON schemas: " in text
-    for row in ("valid | 7", "ms.median | 1.25", "rows.1.busy | 4", "many | 9 numbers"):
+    below = ("rows | 7 | 8", "busy | 6 | ", "idle |  | 3", "rows 7.steps | 1", "at | 16")
+    for row in ("valid | 7", "ms | 1.25 (1 to 2)", "busy | 0 | 1 | 2 | 3 | 4 | 5", "many | 9 numbers", *below):
         assert f"| {row} |" in text
     assert all((results.ROOT / f"bench/{bench}.py").exists() for bench in plain.BENCHES)
 
