@@ -14,6 +14,7 @@ LIBRARIES = {
     "kvchunks/codec/_kvcodec": "chunks are coded by numpy, many times slower",
     "engine/llama/_probe": "bits of chunks are spent without knowing queries",
     "engine/llama/_steps": "small models answer some percent slower",
+    "engine/llama/_dist": "answers with a temperature are some percent slower",
     "engine/llama/_cell_rows": "contexts come back at half the speed",
     "engine/llama/_vocab": "a model with many tokens is loaded 0.3 s later",
     "engine/llama/_map_guard": "a model file that is cut while it is served ends the daemon",

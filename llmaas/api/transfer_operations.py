@@ -56,8 +56,8 @@ def import_chunks(
 def move(context: str, node: str, *, name: str | None = None, chunks: bool = True) -> Operation[MovedContext]:
     """Take a context to another node, which the operator has paired this one with (``llmaas node pair``), with its
     chunks; here it is no more then. An answer that it is giving goes on there, and is told here to its end, unless it
-    has stop strings, a grammar or schema, log probabilities, an idempotency key or ``on_full`` "shift": then it ends
-    before. Who calls later gets UnknownContext. Without ``chunks`` only its tokens go, and are computed there.
+    has stop strings, log probabilities, an idempotency key or ``on_full`` "shift": then it ends before. Who calls later
+    gets UnknownContext. Without ``chunks`` only its tokens go, and are computed there.
 
     Raises UnknownNode, NodeUnreachable and NotTrusted, and what the other node says: ContextExists, QuotaExceeded,
     ModelMismatch. Then the context is here as before. Only after Moving it is not known which of the two has it: nobody

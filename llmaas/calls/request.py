@@ -106,6 +106,7 @@ class CallSpec:
 
     ``idempotency_key``: names this very request, so that it is carried out once however often it is made.
     ``if_n_tokens``: only if the context has so many tokens. ``progress``: tell how far reading the prompt has come.
+    ``n_answered``: the last tokens of the context are of this answer, drawn elsewhere with the same sampling.
     """
 
     turn: Turn
@@ -114,6 +115,7 @@ class CallSpec:
     idempotency_key: str | None = None
     if_n_tokens: int | None = None
     progress: bool = False
+    n_answered: int = 0
 
     def __post_init__(self) -> None:
         key = self.idempotency_key
@@ -123,6 +125,8 @@ class CallSpec:
             raise ValueError("logprobs are not stored with a turn: give logprobs or an idempotency_key, not both")
         if self.if_n_tokens is not None and self.if_n_tokens < 0:
             raise ValueError(f"if_n_tokens must be 0 or more, not {self.if_n_tokens}")
+        if self.n_answered < 0 or (self.n_answered and (self.turn != Turn() or self.generation is None)):
+            raise ValueError("n_answered must be 0 or more, and 0 with a turn or without an answer")
 
     @property
     def max_new(self) -> int:

@@ -194,11 +194,15 @@ class Engine(Protocol):
 
     # -- steps
 
-    def set_sampler(self, sampler: int, sampling: Sampling | None, past: Sequence[int] = ()) -> None:
+    def set_sampler(
+        self, sampler: int, sampling: Sampling | None, past: Sequence[int] = (), answer: Sequence[int] = ()
+    ) -> None:
         """Make a fresh sampler under a number of the caller's choice, 0 or more. None frees the number if it is in use.
 
-        ``past``: tokens before the answer, of which the last ``penalty_last_n`` count for penalties. Raises BadRequest
-        as ``check_sampling`` does.
+        ``past``: tokens before the answer, of which the last ``penalty_last_n`` count for penalties. ``answer``: tokens
+        that the answer has already, drawn by another sampler with the same ``sampling`` and seed: this one goes on as
+        that would have. Where they break a grammar it draws an end token, and ``sampler_failure`` says so. Raises
+        BadRequest as ``check_sampling`` does.
 
         A sampler belongs to an answer, not to a sequence: an answer that was interrupted may go on in another sequence,
         and its sampler goes on with it: random numbers, the tokens drawn, the place in a grammar.

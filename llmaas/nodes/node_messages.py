@@ -138,15 +138,18 @@ class MoveSettled:
 @dataclass(frozen=True, slots=True)
 class GoOn:
     """Go on with the answer at the end of a context that was taken; its tokens come in frames ahead of the reply.
-    ``answer``: what is left of it, about no context that it names."""
+    ``answer``: what is left of it, about no context that it names. ``n_answered``: the tokens that it has."""
 
     move: str
     answer: Generate
+    n_answered: int = 0
 
     def __post_init__(self) -> None:
         _check_move(self.move)
         if self.answer.messages or self.answer.prompt is not None or self.answer.idempotency_key is not None:
             raise ValueError("field 'answer': nothing is to be added before it")
+        if self.n_answered < 0:
+            raise ValueError(f"field 'n_answered': must be 0 or more, not {self.n_answered}")
 
 
 NodeRequest = GoOn | Grow | StageContext | Offer | Spans | Take | MovedChunks | MoveAsked | MoveSettled

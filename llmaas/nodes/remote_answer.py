@@ -55,7 +55,7 @@ class RemoteAnswer:
         client, self._client = self._client, None
         client = client or await self._connect()
         try:
-            await post_to(client, GoOn(move, answer))
+            await post_to(client, GoOn(move, answer, rest.n_answered))
             while "tokens" in (frame := await client.reply(_ANSWER_S)):
                 tell([int(token) for token in frame["tokens"]])
                 self._told.set()

@@ -106,19 +106,22 @@ class ArrivalSession:
                 if (row := await self._found(move)) is not None:
                     await self._arrivals.settle(row)
                 return {}
-            case GoOn(move, answer):
+            case GoOn(move, answer, n_answered):
                 row = await self._found(move)
                 if row is None:
                     raise UnknownContext("no context of this move is here")
-                return await self._go_on(row, answer, send)
+                return await self._go_on(row, answer, n_answered, send)
             case _:
                 assert_never(asked)
 
-    async def _go_on(self, row: MoveRow, answer: Generate, send: Callable[[Frame], Awaitable[None]]) -> Frame:
+    async def _go_on(
+        self, row: MoveRow, answer: Generate, n_answered: int, send: Callable[[Frame], Awaitable[None]]
+    ) -> Frame:
         """Send tokens as they are drawn. If they cannot be sent, nobody wants them any more: the answer ends."""
         pieces: asyncio.Queue[Piece | None] = asyncio.Queue()
         terms = replace(answer.terms, priority=max(answer.terms.priority, Priority.NORMAL))
-        request, reply = self._arrivals.answer(row, replace(answer.spec, terms=terms), pieces.put_nowait)
+        spec = replace(answer.spec, terms=terms, n_answered=n_answered)
+        request, reply = self._arrivals.answer(row, spec, pieces.put_nowait)
         reply.add_done_callback(lambda _: pieces.put_nowait(None))
         try:
             while (piece := await pieces.get()) is not None:

@@ -164,6 +164,8 @@ class ArrivingContexts:
         live = self._contexts.find(None, row.context)
         if self.calls is None:
             raise BadRequest("answers do not go on here")
+        if spec.n_answered > live.n_tokens:
+            raise BadRequest(f"field 'n_answered': the context has only {live.n_tokens} tokens")
         return self.calls.submit(live.row.app, live.id, spec, emit)
 
     def cancel(self, request: RequestId) -> None:

@@ -9,6 +9,7 @@ from __future__ import annotations
 import enum
 import hashlib
 import json
+import secrets
 import zlib
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import MISSING, asdict, dataclass, fields, is_dataclass, replace
@@ -37,12 +38,17 @@ class ToldTurn:
 
 
 def seeded(spec: CallSpec) -> CallSpec:
-    """The call with a seed that its key gives, if it has a key and no seed: an answer of which nothing was stored is
-    drawn alike when it is asked for again."""
+    """The call with a seed, if its answer is drawn by chance and has none: that which its key gives, so that an answer
+    of which nothing was stored is drawn alike when it is asked for again; without a key any."""
     generation, key = spec.generation, spec.idempotency_key
-    if generation is None or key is None or generation.sampling.seed is not None:
+    if generation is None or generation.sampling.seed is not None:
         return spec
-    seed = int.from_bytes(hashlib.blake2b(key.encode(), digest_size=4).digest(), "big")
+    if key is not None:
+        seed = int.from_bytes(hashlib.blake2b(key.encode(), digest_size=4).digest(), "big")
+    elif generation.sampling.greedy:
+        return spec
+    else:
+        seed = secrets.randbits(32)
     return replace(spec, generation=replace(generation, sampling=replace(generation.sampling, seed=seed)))
 
 

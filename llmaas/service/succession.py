@@ -66,11 +66,11 @@ async def _run(do: GoOn, call: Call) -> Done:
 
 def may_succeed(call: Call) -> bool:
     """Whether the answer can be interrupted and go on elsewhere: it has begun, and depends on nothing but the tokens of
-    its context."""
+    its context, its sampling and how much of it there is."""
     spec, control = call.spec, call.control
     generation = spec.generation
     return (
-        not (call.hint or control.cancelled or spec.is_constrained or call.pending.shift)
+        not (call.hint or control.cancelled or call.pending.shift)
         and control.planned
         and control.successor is None
         and bool(call.answer.drawn)
@@ -89,7 +89,8 @@ def rest_of(call: Call) -> CallSpec | None:
     if generation is None or left <= 0:
         return None
     terms = replace(call.spec.terms, deadline_s=None, adapter=None)
-    return CallSpec(Turn(), replace(generation, max_tokens=left), terms)
+    n_answered = call.spec.n_answered + len(call.answer.drawn)
+    return CallSpec(Turn(), replace(generation, max_tokens=left), terms, n_answered=n_answered)
 
 
 def tell_more(call: Call, tokens: Sequence[int], engine: Engine) -> None:

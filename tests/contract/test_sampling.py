@@ -62,6 +62,44 @@ def test_an_answer_that_goes_on_in_another_sequence_keeps_its_sampler(engine: En
     engine.set_sampler(90, None)
 
 
+HOT = Sampling(temperature=1.5, top_k=0, top_p=1.0, min_p=0.0, seed=7)
+DIGITS = "root ::= [0-9]+"
+PENALISED = replace(HOT, repeat_penalty=1.5, presence_penalty=2.0)
+
+
+@pytest.mark.parametrize(
+    "sampling",
+    [HOT, PENALISED, replace(HOT, grammar=DIGITS), Sampling(grammar=DIGITS)],
+    ids=["drawn", "penalised", "drawn by a grammar", "greedy by a grammar"],
+)
+def test_another_sampler_goes_on_from_what_an_answer_has(engine: Engine, sampling: Sampling) -> None:
+    held = engine.check_sampling(sampling)
+    whole, text = answer(engine, sampling), text_tokens(engine, 13)
+    begun = whole[:6]
+    engine.set_sampler(0, Sampling())
+    feed(engine, 0, text[:12])
+    for token in [text[-1], *begun[:-1]]:  # one by one, as they were
+        engine.step([BatchItem(0, engine.length(0), [token], 0)])
+    engine.set_sampler(0, sampling, (), begun)
+    assert generate(engine, 0, begun[-1], 10) == whole[6:]
+    engine.set_sampler(0, None)
+    engine.drop(0, 0)
+    del held
+
+
+def test_an_answer_that_breaks_its_grammar_does_not_go_on(engine: Engine) -> None:
+    sampling = Sampling(grammar=DIGITS)
+    held, text = engine.check_sampling(sampling), text_tokens(engine, 13)
+    engine.set_sampler(0, sampling, (), text[:2])
+    feed(engine, 0, text[:12])
+    (token,) = generate(engine, 0, text[-1], 1)
+    assert engine.is_end(token)
+    assert isinstance(engine.sampler_failure(0), BadRequest)
+    engine.set_sampler(0, None)
+    engine.drop(0, 0)
+    del held
+
+
 def test_neighbours_in_the_batch_do_not_change_a_seeded_answer(engine: Engine) -> None:
     hot = Sampling(temperature=0.7, seed=7, repeat_penalty=1.2)
     said, logits, neighbours = answer_beside(engine, hot, Sampling(temperature=1.0, seed=1), skip=40)

@@ -10,13 +10,14 @@ from typing import Any
 import pytest
 
 from llmaas.api.transfer_messages import Import
-from llmaas.calls import Done, Terms
+from llmaas.calls import Done, Sampling, Terms
 from llmaas.errors import Cancelled, ContextExists, NodeUnreachable
 from llmaas.records import AppId
 from tests.nodes.test_moving import move, names, said, talk
 from tests.support.loop import on_a_loop
 from tests.support.node_house import SOON, House, phone_and_desk
 
+GREEDY = Sampling()
 N = 90
 RATE = 120.0
 """Tokens a second, so that the move comes in the middle."""
@@ -29,16 +30,19 @@ def app_of(house: House) -> AppId:
 class Asked:
     """An answer that is under way."""
 
-    def __init__(self, house: House, context: str = "x", rate: float | None = RATE) -> None:
+    def __init__(
+        self, house: House, context: str = "x", rate: float | None = RATE, sampling: Sampling = GREEDY
+    ) -> None:
         self.tokens: list[int] = []
         self.text = ""
         self.begun = asyncio.Event()
         self._stop = asyncio.Event()
-        self.task = asyncio.create_task(self._ask(house, context, rate))
+        self.task = asyncio.create_task(self._ask(house, context, rate, sampling))
 
-    async def _ask(self, house: House, context: str, rate: float | None) -> Done:
+    async def _ask(self, house: House, context: str, rate: float | None, sampling: Sampling) -> Done:
         async with house.daemon.connect("mail") as client:
-            stream = client.generate(context, "tell me all of it", max_tokens=N, terms=Terms(rate=rate))
+            terms = Terms(rate=rate)
+            stream = client.generate(context, "tell me all of it", max_tokens=N, terms=terms, sampling=sampling)
             async for piece in stream:
                 self.text += piece.text
                 self.tokens += piece.tokens
@@ -55,10 +59,10 @@ class Asked:
         return await asyncio.wait_for(self.task, SOON)
 
 
-async def unmoved(house: House) -> Asked:
+async def unmoved(house: House, sampling: Sampling = GREEDY) -> Asked:
     """The same answer, of a conversation that is alike."""
     await talk(house, "twin")
-    asked = Asked(house, "twin", None)
+    asked = Asked(house, "twin", None, sampling)
     await asked.end()
     return asked
 
@@ -97,8 +101,8 @@ async def until_nothing_waits(house: House) -> None:
     raise AssertionError("it waits yet")
 
 
-async def begun(house: House) -> Asked:
-    asked = Asked(house)
+async def begun(house: House, sampling: Sampling = GREEDY) -> Asked:
+    asked = Asked(house, sampling=sampling)
     await asyncio.wait_for(asked.begun.wait(), SOON)
     return asked
 
@@ -127,6 +131,28 @@ async def test_the_answer_goes_on_there_and_is_told_here_as_if_nothing_had_moved
         await until_nothing_waits(desk)
         async with desk.daemon.connect("mail") as client:
             assert (await client.ask("x", "and?", max_tokens=5)) == (await again(phone))
+
+
+@on_a_loop
+@pytest.mark.parametrize(
+    "sampling",
+    [
+        Sampling(temperature=1.2, seed=7, repeat_penalty=1.3),
+        Sampling(grammar='root ::= ("one " | "two " | "and three "){40,99}'),
+        Sampling(temperature=0.9, seed=3, json_schema='{"type": "array", "items": {"enum": [1, 2]}, "minItems": 99}'),
+    ],
+    ids=["drawn by chance", "by a grammar", "by a schema, by chance"],
+)
+async def test_sampler_and_grammar_go_with_the_answer(tmp_path: Path, sampling: Sampling) -> None:
+    async with phone_and_desk(tmp_path) as (phone, desk):
+        await talk(phone)
+        other = await unmoved(phone, sampling)
+        asked = await begun(phone, sampling)
+        await move(phone)
+        assert len(asked.tokens) < N, "it had not ended before"
+        await asked.end()
+        assert (asked.text, asked.tokens) == (other.text, other.tokens)
+        assert "go_on" in desk.cut.seen and len(asked.tokens) == N, "the whole answer"
 
 
 @on_a_loop

@@ -5,13 +5,13 @@ Law: a token that was not allowed leaves the constraint as it was.
 
 from __future__ import annotations
 
-from collections.abc import Generator
+from collections.abc import Generator, Sequence
 from typing import Protocol, TypeVar
 
 import numpy as np
 import numpy.typing as npt
 
-from llmaas.errors import BadRequest
+from llmaas.errors import BadRequest, LlmaasError
 
 Mask = npt.NDArray[np.bool_]
 Found = TypeVar("Found")
@@ -56,6 +56,16 @@ class ReadyConstraint(Protocol):
 
     def begin(self) -> Constraint:
         """The constraint of an answer that begins."""
+
+
+def brought_to(constraint: Constraint, answer: Sequence[int]) -> LlmaasError | None:
+    """Have a constraint that begins accept the tokens that its answer has; why it does not."""
+    try:
+        if all(constraint.accept(token) for token in answer):
+            return None
+    except TooComplex as error:
+        return error
+    return BadRequest("what there is of the answer does not keep to its grammar or schema")
 
 
 def whole(parts: Generator[None, None, Found]) -> Found:

@@ -148,9 +148,11 @@ class FakeEngine:
 
     # -- steps
 
-    def set_sampler(self, sampler: int, sampling: Sampling | None, past: Sequence[int] = ()) -> None:
+    def set_sampler(
+        self, sampler: int, sampling: Sampling | None, past: Sequence[int] = (), answer: Sequence[int] = ()
+    ) -> None:
         self._enter()
-        self._samplers.set(sampler, sampling, past)
+        self._samplers.set(sampler, sampling, past, answer)
 
     def sampler_failure(self, sampler: int) -> LlmaasError | None:
         self._enter()

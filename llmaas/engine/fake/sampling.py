@@ -5,7 +5,6 @@ Law: a greedy draw is the highest of the logits that ``logits`` gives for the sa
 
 from __future__ import annotations
 
-import random
 import secrets
 from collections import Counter, deque
 from collections.abc import Sequence
@@ -16,7 +15,7 @@ from llmaas.calls import Sampling
 from llmaas.engine.base import Prepared, Undrawn
 from llmaas.engine.constraint.compiler import Constraints
 from llmaas.engine.constraint.draws import Draw, Draws
-from llmaas.engine.constraint.port import Constraint
+from llmaas.engine.constraint.port import Constraint, brought_to
 from llmaas.engine.constraint.vocabulary import Vocabulary
 from llmaas.engine.fake.mixing import mix, mix_many
 from llmaas.engine.fake.text import IM_END, N_VOCAB, is_end, piece
@@ -30,13 +29,16 @@ _DISTINCT = sorted(set(_ANSWERS))
 
 
 class _Past:
-    """The last ``n`` tokens, and how often each of them is among them; counting anew would take longer than a step."""
+    """The last ``n`` tokens, and how often each of them is among them; counting anew would take longer than a step.
+    ``n_drawn``: those that were appended."""
 
     def __init__(self, tokens: Sequence[int], n: int) -> None:
         self._tokens = deque(tokens, n)
         self.counts = Counter(self._tokens)
+        self.n_drawn = 0
 
     def append(self, token: int) -> None:
+        self.n_drawn += 1
         if len(self._tokens) == self._tokens.maxlen:
             if not self._tokens:
                 return
@@ -62,7 +64,7 @@ class FakeSamplers:
 
     def __init__(self, end_rate: float) -> None:
         self._end_rate = end_rate
-        self._samplers: dict[int, tuple[Sampling, random.Random, _Past, _Biases]] = {}
+        self._samplers: dict[int, tuple[Sampling, int, _Past, _Biases]] = {}
         self._constraints = Constraints(Vocabulary(N_VOCAB, piece, is_end))
         self._constrained: dict[int, Constraint] = {}
         self._failures: dict[int, LlmaasError] = {}
@@ -82,7 +84,7 @@ class FakeSamplers:
         """See ``Engine.sampler_failure``."""
         return self._failures.get(sampler)
 
-    def set(self, sampler: int, sampling: Sampling | None, past: Sequence[int]) -> None:
+    def set(self, sampler: int, sampling: Sampling | None, past: Sequence[int], answer: Sequence[int]) -> None:
         """See ``Engine.set_sampler``."""
         check_sampler(sampler)
         for known in (self._samplers, self._constrained, self._failures):
@@ -91,14 +93,20 @@ class FakeSamplers:
         if sampling is not None:
             if (constraint := self._constraints.begin(sampling)) is not None:
                 self._constrained[sampler] = constraint
+                if (failure := brought_to(constraint, answer)) is not None:
+                    self._failures[sampler] = failure
             seed = secrets.randbits(32) if sampling.seed is None else sampling.seed
             past_tokens = _Past(past, sampling.penalty_last_n)
-            self._samplers[sampler] = sampling, random.Random(seed), past_tokens, _Biases(sampling)
+            for token in answer:
+                past_tokens.append(token)
+            self._samplers[sampler] = sampling, seed, past_tokens, _Biases(sampling)
 
     def draw(self, sampler: int, total: int) -> int | Undrawn:
         """The next token of a sequence whose running sum is ``total``."""
         if sampler not in self._constrained:
             token = self._free(sampler, total)
+        elif sampler in self._failures:
+            token = IM_END
         else:
             constraint = self._constrained[sampler]
             try:
@@ -114,9 +122,9 @@ class FakeSamplers:
 
     def _free(self, sampler: int, total: int) -> int:
         """The token that the sampler would draw without a constraint."""
-        sampling, rng, past, biases = self._samplers[sampler]
+        sampling, seed, past, biases = self._samplers[sampler]
         if not sampling.greedy:
-            total = mix(total, rng.getrandbits(64))
+            total = mix(total, mix(seed, past.n_drawn))
         token = self._greedy(total)
         if sampling.logit_bias or sampling.penalises:
             logits = self.logits(total)

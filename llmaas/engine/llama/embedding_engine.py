@@ -85,7 +85,9 @@ class LlamaEmbeddingEngine(TextSide):
     def sampler_failure(self, sampler: int) -> LlmaasError | None:
         return None
 
-    def set_sampler(self, sampler: int, sampling: Sampling | None, past: Sequence[int] = ()) -> None:
+    def set_sampler(
+        self, sampler: int, sampling: Sampling | None, past: Sequence[int] = (), answer: Sequence[int] = ()
+    ) -> None:
         if sampling is not None:
             self._refuse()
 

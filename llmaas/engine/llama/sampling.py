@@ -15,16 +15,15 @@ from llmaas.calls import Sampling
 from llmaas.engine.base import Undrawn
 from llmaas.engine.constraint.compiler import Constraints
 from llmaas.engine.constraint.draws import Draw, Draws
-from llmaas.engine.constraint.port import Constraint
+from llmaas.engine.constraint.port import Constraint, brought_to
 from llmaas.engine.llama.lib import C
+from llmaas.engine.llama.seeded_draw import CANDIDATE, SeededDraw
+from llmaas.engine.rules import check_sampler
 from llmaas.errors import EngineFailed, LlmaasError
 from llmaas.kv_arrays import F32
 
-_RANDOM_SEED = 0xFFFFFFFF
-"""llama.cpp's sign for a random seed (LLAMA_DEFAULT_SEED)."""
 _REDRAWS = 3
 """Draws before all tokens are asked about, where that is slow."""
-_CANDIDATE = np.dtype([("id", np.int32), ("logit", np.float32), ("p", np.float32)])  # llama_token_data
 
 
 class Samplers:
@@ -33,27 +32,32 @@ class Samplers:
     def __init__(self, constraints: Constraints, n_vocab: int, end: int) -> None:
         self.constraints, self._n_vocab, self._end = constraints, n_vocab, end
         self._chains: dict[int, tuple[Any, Constraint | None]] = {}
+        self._seeded: dict[int, SeededDraw] = {}
         self._failures: dict[int, LlmaasError] = {}
         self.draws = Draws()
-        self._candidates = np.empty(n_vocab, _CANDIDATE)
+        self._candidates = np.empty(n_vocab, CANDIDATE)
         self._ids = np.arange(n_vocab, dtype=np.int32)
 
-    def set(self, sampler: int, sampling: Sampling | None, past: Sequence[int] = ()) -> None:
+    def set(
+        self, sampler: int, sampling: Sampling | None, past: Sequence[int] = (), answer: Sequence[int] = ()
+    ) -> None:
         """See ``Engine.set_sampler``."""
-        if sampler < 0:
-            raise ValueError(f"samplers are numbered from 0, not {sampler}")
+        check_sampler(sampler)
         chain, _ = self._chains.pop(sampler, (None, None))
         self._failures.pop(sampler, None)
         self.draws.forget(sampler)
         if chain is not None:
             C.llama_sampler_free(chain)
+            self._seeded.pop(sampler, None)
         if sampling is None:
             return
         constraint = self.constraints.begin(sampling)
-        chain = _chain(sampling, self._n_vocab)
-        for token in past[-sampling.penalty_last_n :] if sampling.penalises else ():
+        chain = self._chain(sampler, sampling, past)
+        for token in answer:
             C.llama_sampler_accept(chain, token)
         self._chains[sampler] = chain, constraint
+        if constraint is not None and (failure := brought_to(constraint, answer)) is not None:
+            self._failures[sampler] = failure
 
     def __contains__(self, sampler: object) -> bool:
         return sampler in self._chains
@@ -73,6 +77,8 @@ class Samplers:
         if constraint is None:
             return int(C.llama_sampler_sample(chain, context, index))
         row = np.ctypeslib.as_array(C.llama_get_logits_ith(context, index), (self._n_vocab,))
+        if sampler in self._failures:
+            return self._end
         try:
             token = self.draws.draw(sampler, constraint, lambda: self._draw_allowed(chain, row, constraint))
         except LlmaasError as error:
@@ -115,41 +121,37 @@ class Samplers:
         C.llama_sampler_apply(chain, ctypes.byref(array))
         return int(array.data[array.selected].id)
 
+    def _chain(self, sampler: int, sampling: Sampling, past: Sequence[int]) -> Any:
+        """A new ``llama_sampler *``, in llama.cpp's order: biases, penalties, cutting the tail, temperature, draw."""
+        params = C.llama_sampler_chain_default_params()
+        params.no_perf = True
+        chain = C.llama_sampler_chain_init(params)
+        links = []
+        if sampling.logit_bias:
+            biases = (C.llama_logit_bias * len(sampling.logit_bias))(*sampling.logit_bias)
+            links.append(C.llama_sampler_init_logit_bias(self._n_vocab, len(biases), biases))  # it copies them
+        # The tail is cut at temperature 1; what is left is then drawn from at the temperature asked for.
+        if sampling.penalises:
+            penalties = (sampling.repeat_penalty, sampling.frequency_penalty, sampling.presence_penalty)
+            links.append(C.llama_sampler_init_penalties(self._n_vocab, sampling.penalty_last_n, *penalties))
+            for token in past[-sampling.penalty_last_n :]:
+                C.llama_sampler_accept(links[-1], token)
+        if sampling.greedy:
+            links.append(C.llama_sampler_init_greedy())
+        else:
+            draw = self._seeded[sampler] = SeededDraw(sampling.seed)
+            links += [
+                C.llama_sampler_init_top_k(sampling.top_k),
+                C.llama_sampler_init_top_p(sampling.top_p, 1),
+                C.llama_sampler_init_min_p(sampling.min_p, 1),
+                C.llama_sampler_init_temp(sampling.temperature),
+                draw.link,
+            ]
+        for link in links:
+            C.llama_sampler_chain_add(chain, link)
+        return chain
+
     def close(self) -> None:
         """Free all samplers."""
         for sampler in list(self._chains):
             self.set(sampler, None)
-
-
-def _chain(sampling: Sampling, n_vocab: int) -> Any:
-    """A new ``llama_sampler *``, in llama.cpp's order: biases, penalties, cutting the tail, temperature, the draw."""
-    params = C.llama_sampler_chain_default_params()
-    params.no_perf = True
-    chain = C.llama_sampler_chain_init(params)
-    links = []
-    if sampling.logit_bias:
-        biases = (C.llama_logit_bias * len(sampling.logit_bias))(*sampling.logit_bias)
-        links.append(C.llama_sampler_init_logit_bias(n_vocab, len(biases), biases))  # it copies them
-    # The tail is cut at temperature 1; what is left is then drawn from at the temperature asked for.
-    if sampling.penalises:
-        penalties = (sampling.repeat_penalty, sampling.frequency_penalty, sampling.presence_penalty)
-        links.append(C.llama_sampler_init_penalties(n_vocab, sampling.penalty_last_n, *penalties))
-    if sampling.greedy:
-        links.append(C.llama_sampler_init_greedy())
-    else:
-        links += [
-            C.llama_sampler_init_top_k(sampling.top_k),
-            C.llama_sampler_init_top_p(sampling.top_p, 1),
-            C.llama_sampler_init_min_p(sampling.min_p, 1),
-            C.llama_sampler_init_temp(sampling.temperature),
-            C.llama_sampler_init_dist(_seed(sampling.seed)),
-        ]
-    for link in links:
-        C.llama_sampler_chain_add(chain, link)
-    return chain
-
-
-def _seed(seed: int | None) -> int:
-    if seed is None:
-        return _RANDOM_SEED
-    return seed % _RANDOM_SEED  # 32 bits, and never the one that means "random"
