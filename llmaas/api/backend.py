@@ -75,7 +75,7 @@ class TransferBackend(Protocol):
     async def import_chunks(self, app: AppId, request: ImportChunks) -> ImportedChunks: ...
 
     async def move(
-        self, app: AppId, context: str, node: str, name: str | None = None, *, chunks: bool = True
+        self, app: AppId, context: str, node: str, name: str | None = None, *, way: str = "both"
     ) -> MovedContext: ...
 
 
@@ -246,8 +246,8 @@ def _transfer(
             return functools.partial(transfers.export_chunks, app, request)
         case ImportChunks():
             return functools.partial(transfers.import_chunks, app, request)
-        case MoveToNode(context, node, name, chunks):
-            return functools.partial(transfers.move, app, context, node, name, chunks=chunks)
+        case MoveToNode(context, node, name, way):
+            return functools.partial(transfers.move, app, context, node, name, way=way)
         case _:
             assert_never(request)
 

@@ -102,19 +102,26 @@ class ImportChunks:
                 raise ValueError(f"field 'pieces[{i}]': data must be a part of the chunk")
 
 
+MOVE_WAYS = ("both", "chunks", "tokens")
+"""How the KV of a context comes to be at another node: as coded chunks, computed there from its tokens, or, of one that
+is answered, whichever is quicker for each part."""
+
+
 @dataclass(frozen=True, slots=True)
 class MoveToNode:
-    """Take a context to a paired node; ``name``: what it is called there, if not the same. Without ``chunks`` all of it
-    is computed there."""
+    """Take a context to a paired node; ``name``: what it is called there, if not the same; ``way``: one of
+    ``MOVE_WAYS``."""
 
     context: str
     node: str
     name: str | None = None
-    chunks: bool = True
+    way: str = "both"
 
     def __post_init__(self) -> None:
         check_context(self.context)
         check_name(self.name)
+        if self.way not in MOVE_WAYS:
+            raise ValueError(f"field 'way': {reprlib.repr(self.way)} is none of {', '.join(MOVE_WAYS)}")
         if not re.fullmatch(SHORT_NAME, self.node):
             raise ValueError(f"field 'node': {reprlib.repr(self.node)} is no name of a node")
 

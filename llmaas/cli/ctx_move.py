@@ -9,6 +9,7 @@ import argparse
 from collections.abc import Callable
 from typing import TYPE_CHECKING
 
+from llmaas.api.transfer_messages import MOVE_WAYS
 from llmaas.cli.contexts import meant
 from llmaas.cli.options import connected
 from llmaas.cli.out import human_bytes, print_error, printable
@@ -26,13 +27,18 @@ def add_action(action: Callable[[str, Callable[..., int], str], argparse.Argumen
     where.add_argument("--to", metavar="MODEL", help="a model's name; --model says where they are now")
     where.add_argument("--to-node", metavar="NODE", help="a machine's name, as 'llmaas node ls' says it")
     move.add_argument("--keep", action="store_true", help="with --to: leave the originals where they are")
-    move.add_argument("--no-chunks", action="store_true", help="with --to-node: tokens only; they are computed there")
+    move.add_argument(
+        "--way",
+        choices=MOVE_WAYS,
+        help="with --to-node: its KV goes as coded chunks, or is computed there from its tokens, or both, each part as"
+        " is quicker (the default)",
+    )
     move.add_argument("--as", dest="new_name", metavar="NAME", help="with --to-node: what it is called there")
 
 
 def _move(client: Client, args: argparse.Namespace) -> int:
-    if (args.keep and args.to is None) or ((args.new_name is not None or args.no_chunks) and args.to_node is None):
-        raise BadRequest("--keep is for --to MODEL, --as and --no-chunks are for --to-node NODE")
+    if (args.keep and args.to is None) or ((args.new_name is not None or args.way) and args.to_node is None):
+        raise BadRequest("--keep is for --to MODEL, --as and --way are for --to-node NODE")
     if args.new_name is not None and len(args.context) > 1:
         raise BadRequest("--as names one context", hint="Move them one by one.")
     contexts = client.contexts()
@@ -44,7 +50,7 @@ def _to_node(client: Client, args: argparse.Namespace, wanted: dict[ContextId, C
     code = 0
     for context, info in wanted.items():
         try:
-            moved = client.move(context, args.to_node, name=args.new_name, chunks=not args.no_chunks)
+            moved = client.move(context, args.to_node, name=args.new_name, way=args.way or "both")
         except (MachineError, CallerError) as error:
             print_error(f"{printable(info.name)}: {error.message}", error.hint)
             code = 1

@@ -80,7 +80,7 @@ class NodeMover:
         return await connect_node(self._own(), pinned)
 
     async def move(
-        self, app: AppId, context: str, node: str, name: str | None = None, chunks: bool = True
+        self, app: AppId, context: str, node: str, name: str | None = None, way: str = "both"
     ) -> MovedContext:
         """See ``api.transfer_operations.move``."""
         user, _, label = app.partition("/")
@@ -90,7 +90,7 @@ class NodeMover:
                 hint="Use 'llmaas ctx export' and 'llmaas ctx import'.",
             )
         pinned = self._nodes.find(node)
-        task = self._spawn(self._move(app, label, context, pinned, name, chunks))
+        task = self._spawn(self._move(app, label, context, pinned, name, way))
         try:
             moved: MovedContext = await asyncio.shield(task)
             return moved
@@ -100,19 +100,19 @@ class NodeMover:
             raise
 
     async def _move(
-        self, app: AppId, label: str, context: str, pinned: PinnedNode, name: str | None, chunks: bool
+        self, app: AppId, label: str, context: str, pinned: PinnedNode, name: str | None, way: str
     ) -> MovedContext:
         client = await self._connect(pinned)
         answer = RemoteAnswer(client, partial(self._connect, pinned))
         try:
-            staged = await self._staged(app, label, context, pinned, client, name, chunks)
+            staged = await self._staged(app, label, context, pinned, client, name, way)
             pause = Pause(self._clock)
             async with self._departures.departure(app, context) as leaving:
                 pause.mark("stopped")
                 try:
                     if staged is not None and (take := staged.take(leaving.exported)) is not None:
                         return await self._hand_over(client, pinned, leaving, staged, take, answer, name, pause)
-                    return await self._take_over(client, pinned, leaving, label, name, chunks, answer)
+                    return await self._take_over(client, pinned, leaving, label, name, way, answer)
                 except LlmaasError as error:
                     if leaving.row is None:
                         leaving.goes_on_here()
@@ -134,7 +134,7 @@ class NodeMover:
         pinned: PinnedNode,
         client: NodeClient,
         name: str | None,
-        chunks: bool,
+        way: str,
     ) -> StagedMove | None:
         """What waits there of a context that is answered; None if nothing does."""
         growing = await self._departures.answered(app, context)
@@ -142,7 +142,7 @@ class NodeMover:
             return None
         costs = self._costs.setdefault(pinned.fingerprint, guessed_costs())
         staged = StagedMove(client, growing, costs, self._clock)
-        waits = await staged.bring(label, name or growing.exported.name, chunks=chunks)
+        waits = await staged.bring(label, name or growing.exported.name, way)
         return staged if waits else None
 
     async def _hand_over(
@@ -200,7 +200,7 @@ class NodeMover:
         leaving: LeavingContext,
         label: str,
         name: str | None,
-        chunks: bool,
+        way: str,
         answer: RemoteAnswer,
     ) -> MovedContext:
         there = name or leaving.exported.name
@@ -208,7 +208,7 @@ class NodeMover:
         await leaving.begin(move, pinned.fingerprint)
         try:
             said = await self._taken(client, pinned, leaving, Take(move))
-            n_chunks, n_bytes = await self._finish(client, leaving, chunks=chunks)
+            n_chunks, n_bytes = await self._finish(client, leaving, chunks=way != "tokens")
         except BaseException:
             if leaving.row is not None:
                 self._doubts.add(leaving.row)

@@ -8,6 +8,7 @@ that were drawn meanwhile. Rounds end when one has not made the pause shorter.
 from __future__ import annotations
 
 import logging
+import math
 from dataclasses import replace
 
 from llmaas.clock import Clock
@@ -42,15 +43,16 @@ class StagedMove:
         """Tokens that were in CELLS there after the last round."""
         self.move, self.n_chunks, self.n_bytes, self.n_rounds = "", 0, 0, 0
 
-    async def bring(self, label: str, name: str, *, chunks: bool) -> bool:
+    async def bring(self, label: str, name: str, way: str) -> bool:
         """Whether it waits there, with all but the tokens that have been drawn since the last round. Raises
         NodeUnreachable: then the context need not be stopped."""
         client = self._client
         try:
             self.move = await announce(client, self._context, label, name)
             said = await ask_node(client, StageContext(self.move))
-            if chunks:
-                await self._chunks(max(0.0, float(said.get("compute_s") or 0.0)) / max(1, self._n_offered))
+            if way != "tokens":
+                compute_s = math.inf if way == "chunks" else max(0.0, float(said.get("compute_s") or 0.0))
+                await self._chunks(compute_s / max(1, self._n_offered))
             await self._rounds()
         except NodeUnreachable:
             raise

@@ -30,8 +30,8 @@ from llmaas.service.refusals import refuse_if_deleted
 from llmaas.service.span_records import exported_spans
 from llmaas.service.succession import Succession, ended_there, may_succeed, rest_of, tell_more
 
-Mover = Callable[[AppId, str, str, str | None, bool], Awaitable[MovedContext]]
-"""(app, context, node, the name there, with chunks): takes the context to the node."""
+Mover = Callable[[AppId, str, str, str | None, str], Awaitable[MovedContext]]
+"""(app, context, node, the name there, way): takes the context to the node."""
 AskThere = Callable[[CallSpec, Callable[[Sequence[int]], None]], Awaitable[Done]]
 """Asks for the rest of an answer where its context is now; tokens are told as they come."""
 
@@ -129,13 +129,13 @@ class DepartureHall:
         """Who takes the rest of answers whose contexts were to move; None: a move waits until the answer has ended."""
 
     async def move(
-        self, app: AppId, context: str, node: str, name: str | None = None, *, chunks: bool = True
+        self, app: AppId, context: str, node: str, name: str | None = None, *, way: str = "both"
     ) -> MovedContext:
         """See ``api.transfer_operations.move``."""
         self._contexts.find_usable(app, context)
         if self.mover is None:
             raise UnknownNode("this daemon goes to no other nodes: it serves several models")
-        return await self.mover(app, context, node, name, chunks)
+        return await self.mover(app, context, node, name, way)
 
     @asynccontextmanager
     async def departure(self, app: AppId, context: str) -> AsyncIterator[Departure]:

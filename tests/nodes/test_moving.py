@@ -96,7 +96,7 @@ async def test_one_of_many_frames_moves_there_and_back(tmp_path: Path) -> None:
 async def test_without_chunks_its_tokens_are_computed_there(tmp_path: Path) -> None:
     async with phone_and_desk(tmp_path) as (phone, desk):
         before = await talk(phone)
-        moved = await move(phone, chunks=False)
+        moved = await move(phone, way="tokens")
         assert (moved.n_chunks, moved.n_bytes) == (0, 0) and "chunks" not in desk.cut.seen
         assert await said(desk) == before
         _, done = await go_on(desk)

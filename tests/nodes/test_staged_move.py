@@ -92,7 +92,7 @@ def staged(speed: float, step_s: float = 0.02, token_s: float = 0.002) -> tuple[
 @on_a_loop
 async def test_chunks_go_once_and_then_only_new_tokens() -> None:
     move, context, other = staged(speed=30.0, step_s=0.5)
-    assert await move.bring("mail", "x", chunks=True)
+    assert await move.bring("mail", "x", "both")
     assert [asked["op"] for asked in other.asked[:3]] == ["offer", "spans", "stage"]
     sent = [piece["index"] for asked in other.of("chunks") for piece in asked["pieces"]]
     assert sent == [2, 1, 0], "full ones, once; the last one will be another"
@@ -106,7 +106,7 @@ async def test_chunks_go_once_and_then_only_new_tokens() -> None:
 async def test_where_the_link_is_slower_than_the_other_node_chunks_stop_and_the_front_is_computed() -> None:
     move, _, other = staged(speed=30.0)
     other.chunk_s, other.compute_s = 5.0, 0.2
-    await move.bring("mail", "x", chunks=True)
+    await move.bring("mail", "x", "both")
     sent = [piece["index"] for asked in other.of("chunks") for piece in asked["pieces"]]
     assert sent in ([2], [2, 1]), "one more may be on the way when it is known"
     assert len(other.of("grow")) >= 1 and move.n_chunks == len(sent)
@@ -116,7 +116,7 @@ async def test_where_the_link_is_slower_than_the_other_node_chunks_stop_and_the_
 async def test_what_takes_long_to_compute_is_asked_for_until_it_is_there() -> None:
     move, _, other = staged(speed=1.0)
     other.most = 60
-    await move.bring("mail", "x", chunks=False)
+    await move.bring("mail", "x", "tokens")
     assert other.n_there >= N and move.n_rounds >= 4
 
 
@@ -124,7 +124,7 @@ async def test_what_takes_long_to_compute_is_asked_for_until_it_is_there() -> No
 async def test_a_node_that_is_busy_is_not_waited_for() -> None:
     move, _, other = staged(speed=30.0)
     other.most = 0
-    assert await move.bring("mail", "x", chunks=False)
+    assert await move.bring("mail", "x", "tokens")
     assert move.n_rounds < MOST_ROUNDS
 
 
@@ -133,7 +133,7 @@ async def test_a_node_that_is_busy_is_not_waited_for() -> None:
 async def test_rounds_end_when_the_pause_does_not_become_shorter(speed: float, step_s: float, token_s: float) -> None:
     """The fixed point: what is drawn while a round is computed that brings as many."""
     move, context, other = staged(speed, step_s, token_s)
-    await move.bring("mail", "x", chunks=False)
+    await move.bring("mail", "x", "tokens")
     assert 1 <= move.n_rounds < MOST_ROUNDS
     left = len(context.answer) - sum(len(asked["tokens"]) for asked in other.of("grow"))
     fixed = speed * step_s / (1 - speed * token_s)
@@ -143,14 +143,14 @@ async def test_rounds_end_when_the_pause_does_not_become_shorter(speed: float, s
 @on_a_loop
 async def test_an_answer_that_grows_faster_than_it_is_computed_is_handed_over_all_the_same() -> None:
     move, _, _ = staged(speed=1000.0, token_s=0.01)
-    assert await move.bring("mail", "x", chunks=False)
+    assert await move.bring("mail", "x", "tokens")
     assert move.n_rounds <= MOST_ROUNDS
 
 
 @on_a_loop
 async def test_the_last_request_has_the_tokens_that_are_not_there_yet_and_all_text() -> None:
     move, context, other = staged(speed=30.0, step_s=0.5)
-    await move.bring("mail", "x", chunks=False)
+    await move.bring("mail", "x", "tokens")
     n = sum(len(asked["tokens"]) for asked in other.of("grow")) // TOKEN_BYTES
     answer = ContextSpan(context.answer + packed(7, 8), "assistant", "so it is", True)
     take = move.take(context.final(answer))
@@ -163,7 +163,7 @@ async def test_the_last_request_has_the_tokens_that_are_not_there_yet_and_all_te
 @on_a_loop
 async def test_tokens_that_were_taken_back_are_not_known() -> None:
     move, context, _ = staged(speed=30.0, step_s=0.5)
-    await move.bring("mail", "x", chunks=False)
+    await move.bring("mail", "x", "tokens")
     cut = ContextSpan(context.answer[:12] + packed(5), "assistant", "so", True)
     take = move.take(context.final(cut))
     assert take is not None and take.n_known == 3 and take.spans[0].tokens == packed(5)
@@ -176,8 +176,8 @@ async def test_tokens_that_were_taken_back_are_not_known() -> None:
 async def test_a_node_that_takes_nothing_ahead_may_take_all_at_once_and_one_that_is_gone_may_not() -> None:
     move, _, other = staged(speed=30.0)
     other.fails["stage"] = ModelMismatch("another")
-    assert not await move.bring("mail", "x", chunks=True)
+    assert not await move.bring("mail", "x", "both")
     move, _, other = staged(speed=30.0)
     other.fails["grow"] = NodeUnreachable("gone")
     with pytest.raises(NodeUnreachable):
-        await move.bring("mail", "x", chunks=True)
+        await move.bring("mail", "x", "both")
