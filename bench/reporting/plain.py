@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Iterator
 from typing import Any
 
-from bench.reporting.markdown import Line, about, command, of_bench, table
+from bench.reporting.markdown import WIDTH, Line, about, command, of_bench, table
 
 BENCHES = {
     "switch": "Switches from POOL and DISK",
@@ -29,7 +29,7 @@ BENCHES = {
 _MOST_NUMBERS = 8
 """A list of more numbers is told by how many there are."""
 _MOST_COLUMNS = 6
-"""Of more measurements the table goes on below."""
+"""Of more measurements, or of wider ones, the table goes on below."""
 _SUMMARY = {"median", "p10", "p90"}
 """What makes a mapping one of ``bench.lib.stats.summary``."""
 
@@ -55,10 +55,16 @@ def tables(figures: Any, name: str = "") -> Iterator[str]:
 def _of_list(path: str, rows: list[Any]) -> Iterator[str]:
     found = [dict(flat(each)) for each in rows]
     names = list(dict.fromkeys(name for each in found for name in each))
-    for first in range(0, len(rows), _MOST_COLUMNS):
-        part = found[first : first + _MOST_COLUMNS]
-        head = [path, *range(first + 1, first + len(part) + 1)]
-        yield table(head, ([name, *(each.get(name) for each in part)] for name in names))
+    first = 0
+    while first < len(rows):
+        for n in range(_MOST_COLUMNS, 0, -1):
+            part = found[first : first + n]
+            head = [path, *range(first + 1, first + len(part) + 1)]
+            made = table(head, ([name, *(each.get(name) for each in part)] for name in names))
+            if max(map(len, made.splitlines())) <= WIDTH:
+                break
+        yield made
+        first += len(part)
     for i, each in enumerate(rows, 1):
         for inner, more in _lists(each, path if len(rows) == 1 else f"{path} {i}"):
             yield from _of_list(inner, more)
