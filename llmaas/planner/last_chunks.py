@@ -1,7 +1,8 @@
 """Last chunks that are in the POOL and go nowhere else until the service stops: each is soon replaced by a longer one.
 
 Law: they are the last to leave the POOL, since what they hold must be computed again. They may fill a part of it; of
-more than that, those of the contexts that were used longest ago leave like any chunk that is safe on DISK.
+more than that, those of the contexts that were used longest ago are let go, and are then like any other chunk: written
+to DISK, if they are worth that, and evicted.
 """
 
 from __future__ import annotations
@@ -9,7 +10,7 @@ from __future__ import annotations
 from collections import OrderedDict
 
 from llmaas.kvchunks.ledger import Ledger
-from llmaas.records import ChunkKey
+from llmaas.records import ChunkKey, ContextId
 
 _SHARE = 0.5
 """Of the POOL. For the room of one last chunk, two full ones could stay that are on DISK as well, and reading these is
@@ -21,26 +22,26 @@ class LastChunks:
 
     def __init__(self, ledger: Ledger) -> None:
         self._ledger = ledger
-        self._kept: OrderedDict[ChunkKey, int] = OrderedDict()
-        """Bytes of each."""
+        self._kept: OrderedDict[ChunkKey, tuple[ContextId, int]] = OrderedDict()
+        """The context that has saved each, and its bytes."""
         self._kept_bytes = 0
-        self._beyond: set[ChunkKey] = set()
-        """Those beyond the share."""
 
-    def add(self, key: ChunkKey) -> None:
-        """A last chunk was coded into the POOL."""
+    def add(self, context: ContextId, key: ChunkKey) -> list[tuple[ContextId, ChunkKey]]:
+        """A last chunk of the context was coded into the POOL; those that are let go for it."""
+        self.remove(key)
         nbytes = self._ledger.chunk(key).pool_bytes
-        self._kept[key] = nbytes
+        self._kept[key] = context, nbytes
         self._kept_bytes += nbytes
+        gone = []
         while self._kept_bytes > _SHARE * self._ledger.pool_budget:
-            old, nbytes = self._kept.popitem(last=False)
+            old, (user, nbytes) = self._kept.popitem(last=False)
             self._kept_bytes -= nbytes
-            self._beyond.add(old)
+            gone.append((user, old))
+        return gone
 
     def remove(self, key: ChunkKey) -> None:
         """A chunk has left the POOL."""
-        self._kept_bytes -= self._kept.pop(key, 0)
-        self._beyond.discard(key)
+        self._kept_bytes -= self._kept.pop(key, (None, 0))[1]
 
     def take_latest(self, most: int) -> list[ChunkKey]:
         """Of the contexts that were used last, so many at most: these chunks go to DISK after all."""
@@ -49,11 +50,8 @@ class LastChunks:
             self.remove(key)
         return found
 
-    def is_beyond(self, key: ChunkKey) -> bool:
-        return key in self._beyond
-
     def __bool__(self) -> bool:
-        return bool(self._kept or self._beyond)
+        return bool(self._kept)
 
     def __contains__(self, key: object) -> bool:
-        return key in self._kept or key in self._beyond
+        return key in self._kept

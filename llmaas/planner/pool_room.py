@@ -1,7 +1,7 @@
 """Room in the POOL: which chunks leave it, and when.
 
 Law: a chunk leaves the POOL only if nothing is lost by it: it is on DISK, or DISK has refused or failed it. Last chunks
-that DISK never gets leave it when nothing else can. A plan is carried out whole or not at all. The eviction policy
+that wait for longer ones leave it when nothing else can. A plan is carried out whole or not at all. The eviction policy
 chooses; the ledger checks what it has chosen.
 """
 

@@ -6,10 +6,10 @@ meanwhile: its tokens remain.
 
 States of whole sequences are written at the end of each call, in place of the one before.
 
-The last chunk of a context is mostly not full, and each call replaces it by a longer one. So it is not written
-(``last_chunks``) before the service stops, and then only those of the contexts that were used last: otherwise up to 63
-tokens of each would be computed again after the start. A wear policy may want more of them. Then each is written when
-its context has left CELLS, when the POOL runs out of clean chunks, and when the service stops.
+The last chunk of a context is mostly not full, and each call replaces it by a longer one. So it is not written while
+the POOL has room for it (``last_chunks``); when it has not, and when the service stops, those of the contexts that were
+used last: otherwise up to 63 tokens of each would be computed again. A wear policy may want more of them. Then each is
+written when its context has left CELLS, when the POOL runs out of clean chunks, and when the service stops.
 """
 
 from __future__ import annotations
@@ -91,7 +91,7 @@ class WriteBack:
         if self._states or target.stop - target.start == CHUNK_TOKENS:
             self._waiting.append((context, target.key))
         elif not self._wear.writes_last:
-            self._kept.add(target.key)
+            self._waiting.extend(self._kept.add(context, target.key))
         else:
             self.left_cells(context)  # the last chunk before this one, if forks still contain it
             self._last[context] = target.key
@@ -139,9 +139,7 @@ class WriteBack:
 
     def may_lose(self, key: ChunkKey) -> bool:
         """Whether a chunk without a copy on DISK may leave the POOL all the same."""
-        if bool(self._failed) or key in self._abandoned or self._disk.refused(key):
-            return True
-        return self._kept.is_beyond(key)
+        return bool(self._failed) or key in self._abandoned or self._disk.refused(key)
 
     def put_off(self, chunks: Iterable[OwnedChunk]) -> None:
         """These could not be written, or the store has lost them: try again later."""

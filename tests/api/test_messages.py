@@ -21,7 +21,7 @@ from llmaas.api.incoming import read_incoming
 from llmaas.api.names import CONTEXTS_OF_APP, MAX_CONTEXT, MAX_MESSAGES, MAX_NAME, MAX_ROLE, MAX_STOP, MAX_STOPS
 from llmaas.api.record_maps import from_map, to_map
 from llmaas.api.slot_message import OpenSlot
-from llmaas.api.transfer_messages import Export, ExportChunks, Import, ImportChunks, MoveToNode
+from llmaas.api.transfer_messages import MOVE_WAYS, Export, ExportChunks, Import, ImportChunks, MoveToNode
 from llmaas.api.transfer_records import ChunkPiece
 from llmaas.api.wire import Decoder, Frame, encode
 from llmaas.calls import Done, FinishReason, Logprobs, Piece, Sampling, SwitchReport, TokenLogprob, Turn
@@ -127,7 +127,9 @@ BY_OPERATION: dict[type[msg.Request], st.SearchStrategy[msg.Request]] = {
     Export: st.builds(Export, TEXT),
     ExportChunks: st.builds(ExportChunks, TEXT, st.lists(COUNT, max_size=4).map(tuple), COUNT, st.integers(1, 1 << 20)),
     ImportChunks: st.builds(ImportChunks, TEXT, DIGEST, DIGEST, st.lists(PIECE, max_size=3).map(tuple), st.booleans()),
-    MoveToNode: st.builds(MoveToNode, TEXT, st.sampled_from(["desk", "a.b-c_1"]), st.none() | NAME, st.booleans()),
+    MoveToNode: st.builds(
+        MoveToNode, TEXT, st.sampled_from(["desk", "a.b-c_1"]), st.none() | NAME, st.sampled_from(MOVE_WAYS)
+    ),
     Import: st.builds(Import, EXPORTED, st.none() | NAME, TEXT, st.none() | st.floats(1.0, 1e9)),
     msg.Delete: st.builds(msg.Delete, TEXT, st.booleans()),
     msg.ListRequests: st.builds(msg.ListRequests, st.booleans(), last=st.none() | st.integers(1, 99)),

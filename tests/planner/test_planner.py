@@ -84,20 +84,31 @@ def test_a_last_chunk_that_is_not_full_is_written_eagerly_once_its_context_has_l
     assert set(first.keys(50)) <= w.disk.keys()
 
 
-def test_a_pool_that_only_lacks_clean_chunks_gets_them_by_writing_last_ones_or_drops_the_oldest_of_them() -> None:
-    for wear in ("eager", "sparing"):
-        w = world(pool_bytes=100_000, wear=wear)
-        contexts = [w.open() for _ in range(5)]
-        for ctx in contexts:
-            run_call(w, ctx, 60, 0)
-        assert w.planner.tally.chunks_unsaved == 0
-        assert len(w.disk) > 0 if wear == "eager" else not w.disk
-        assert len(w.pool) == 3 and contexts[-1].keys(60)[0] in w.pool
-        assert not w.planner.check()
+@pytest.mark.parametrize("wear", ["eager", "sparing"])
+def test_a_pool_that_only_lacks_clean_chunks_gets_them_by_writing_last_ones(wear: str) -> None:
+    w = world(pool_bytes=100_000, wear=wear)
+    contexts = [w.open() for _ in range(5)]
+    for ctx in contexts:
+        run_call(w, ctx, 60, 0)
+    assert w.planner.tally.chunks_unsaved == 0
+    assert len(w.pool) == 3 and contexts[-1].keys(60)[0] in w.pool
+    assert w.disk and all(w.planner.tiers(ctx.id)[3] == 0 for ctx in contexts), "nothing is to be computed again"
+    assert not w.planner.check()
 
 
-def test_last_chunks_are_the_last_to_leave_the_pool() -> None:
-    w = world(pool_bytes=200_000)
+def test_last_chunks_are_dropped_when_the_flash_may_not_be_written() -> None:
+    w = world(pool_bytes=100_000, wear_budget=0)
+    contexts = [w.open() for _ in range(5)]
+    for ctx in contexts:
+        run_call(w, ctx, 60, 0)
+    assert w.planner.tally.chunks_unsaved == 0 and not w.disk
+    assert len(w.pool) == 3 and contexts[-1].keys(60)[0] in w.pool
+    assert not w.planner.check()
+
+
+@pytest.mark.parametrize(("wear_budget", "then"), [(NO_QUOTA, (0, 0, 50, 0)), (0, (0, 0, 0, 50))])
+def test_last_chunks_are_the_last_to_leave_the_pool(wear_budget: int, then: tuple[int, ...]) -> None:
+    w = world(pool_bytes=200_000, wear_budget=wear_budget)
     small = w.open()
     run_call(w, small, 50, 0)
     for _ in range(4):
@@ -105,7 +116,7 @@ def test_last_chunks_are_the_last_to_leave_the_pool() -> None:
     assert w.planner.tally.chunks_evicted > 20
     assert w.planner.tiers(small.id) == (0, 50, 0, 0)
     w.send(ev.BudgetChanged(pool_bytes=10_000))
-    assert w.planner.tiers(small.id) == (0, 0, 0, 50), "but they leave"
+    assert w.planner.tiers(small.id) == then, "but they leave"
     assert not w.planner.check()
 
 
