@@ -11,8 +11,10 @@ from time import perf_counter, thread_time
 from typing import Any
 
 from llmaas.engine.llama.engine import LlamaEngine
+from llmaas.errors import ChunkDamaged
 from llmaas.kv_arrays import KvSlab
-from llmaas.kvchunks.codec.codec import Codec, CodedChunk
+from llmaas.kvchunks.codec.codec import Codec, CodedChunk, SoundChunk
+from llmaas.kvchunks.codec.whole_chunks import Placed
 from llmaas.kvchunks.store.store import Files, Store
 from llmaas.records import ChunkKey
 
@@ -85,9 +87,13 @@ class TimedCodec(Codec):
         super().__init__(*args, **options)
         self.watch = watch
 
-    def decode(self, payload: CodedChunk, key: ChunkKey, into: KvSlab) -> None:
+    def sound(self, payload: CodedChunk, key: ChunkKey, n_tokens: int) -> SoundChunk:
         with self.watch.running(DECODE):
-            super().decode(payload, key, into)
+            return super().sound(payload, key, n_tokens)
+
+    def decode_sound(self, chunks: Sequence[Placed], slab: KvSlab) -> dict[int, ChunkDamaged]:
+        with self.watch.running(DECODE):
+            return super().decode_sound(chunks, slab)
 
 
 class TimedEngine(LlamaEngine):

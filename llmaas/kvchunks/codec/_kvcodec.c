@@ -48,6 +48,20 @@ typedef struct {
 INLINE ptrdiff_t least(ptrdiff_t a, ptrdiff_t b) { return a < b ? a : b; }
 INLINE ptrdiff_t parts(ptrdiff_t n, ptrdiff_t size) { return (n + size - 1) / size; }
 
+/* Fetch the cache lines of the row that will be written a unit of rows from now: otherwise writing waits for them, above
+ * all where the next layer begins, since it lies elsewhere. Of each row, `bytes` from `part` on. */
+INLINE void fetch_ahead(
+    const Shape *s, const uint8_t *x, ptrdiff_t layer, ptrdiff_t token, ptrdiff_t part, ptrdiff_t bytes
+) {
+    token += UNIT;
+    if (token >= s->tokens) {
+        token -= s->tokens;
+        if (++layer >= s->layers || token >= s->tokens) return;
+    }
+    const uint8_t *row = x + layer * s->layer_stride + token * s->token_stride + part;
+    for (ptrdiff_t i = 0; i < bytes; i += 64) __builtin_prefetch(row + i, 1);
+}
+
 /* Levels of a rotated value, in steps: s * (1 + curve * s * s) for odd s. The edge i is midway between two levels. */
 #define CURVE(bits) ((bits) == 2 ? 0.014f : (bits) == 3 ? 0.008f : (bits) == 4 ? 0.0018f : (bits) == 5 ? 0.0003f : 0.0f)
 #define LEVEL(s, curve) ((s) * (1.0f + (curve) * ((s) * (s))))
@@ -154,4 +168,67 @@ EXPORT void kv_decode_rotated(
     int isa, const uint8_t *data, const Shape *shape, int bits, int block, float norm, uint8_t *x
 ) {
     CHOOSE(isa, decode_rotated, data, shape, bits, block, norm, x);
+}
+
+/* -- several chunks by one call -------------------------------------------------------------------- */
+
+/* Where chunks are decoded to, and what they have in common. The numbers of tokens in the shapes are not looked at. */
+typedef struct {
+    Shape k_shape, v_shape;
+    Rope rope;
+    uint8_t *k, *v;
+    ptrdiff_t block;
+    float norm;
+} Slab;
+
+typedef struct {
+    const uint8_t *data;              /* its K section, then its V section; in each of them, the sinks first */
+    ptrdiff_t k_bytes, first, tokens; /* its first token is number `first` of the slab */
+    int32_t k_bits, v_bits;           /* 0: all of it is plain f16 */
+    int32_t sinks;                    /* tokens at its beginning that are plain f16 */
+    int32_t bad;                      /* will be 1 if the bits of its channels do not add up, otherwise 0 */
+} Chunk;
+
+/* One plane of a chunk: its plain rows, and those behind them. */
+typedef struct {
+    Shape plain, coded;
+    const uint8_t *data, *coded_data;
+    uint8_t *x, *coded_x;
+} Rows;
+
+static Rows rows_of(const Chunk *c, const Shape *plane, int bits, const uint8_t *data, uint8_t *x) {
+    Rows rows = {*plane, *plane, data, data, x + c->first * plane->token_stride, NULL};
+    rows.plain.tokens = bits ? least(c->sinks, c->tokens) : c->tokens;
+    rows.coded.tokens = c->tokens - rows.plain.tokens;
+    rows.coded_x = rows.x + rows.plain.tokens * plane->token_stride;
+    rows.coded_data += 2 * plane->layers * rows.plain.tokens * plane->dim;
+    return rows;
+}
+
+static void copy_plain(const Rows *rows) {
+    const Shape *s = &rows->plain;
+    const uint8_t *from = rows->data;
+    for (ptrdiff_t l = 0; l < s->layers; l++)
+        for (ptrdiff_t t = 0; t < s->tokens; t++, from += 2 * s->dim)
+            memcpy(rows->x + l * s->layer_stride + t * s->token_stride, from, 2 * (size_t)s->dim);
+}
+
+/* Returns how many of the chunks are bad. Of these nothing is written. */
+EXPORT ptrdiff_t kv_decode_chunks(int isa, const Slab *slab, Chunk *chunks, ptrdiff_t n, void *memory) {
+    ptrdiff_t n_bad = 0;
+    for (Chunk *c = chunks; c < chunks + n; c++) {
+        const Rows k = rows_of(c, &slab->k_shape, c->k_bits, c->data, slab->k);
+        const Rows v = rows_of(c, &slab->v_shape, c->v_bits, c->data + c->k_bytes, slab->v);
+        c->bad = k.coded.tokens
+              && !kv_decode_channels(isa, k.coded_data, &k.coded, c->k_bits, &slab->rope, memory, k.coded_x);
+        if (c->bad) {
+            n_bad++;
+            continue;
+        }
+        copy_plain(&k);
+        copy_plain(&v);
+        if (v.coded.tokens)
+            kv_decode_rotated(isa, v.coded_data, &v.coded, c->v_bits, (int)slab->block, slab->norm, v.coded_x);
+    }
+    return n_bad;
 }

@@ -11,6 +11,7 @@ typedef struct {
     uint8_t *spread[FIELDS]; /* [lanes] index of the channel's byte among those of its sixteen; 0x80: it has none */
     uint8_t *gather[FIELDS]; /* [lanes] the inverse of spread */
     uint8_t *low;            /* [lanes] the value of the 1-bit field: 1, or 4 in codes of 5 bits */
+    uint8_t *have[FIELDS];   /* [lanes / 8] AVX-512, for decoding, in place of spread and gather: who has the field */
 } VARIANT(Map);
 
 /* Make the map. True if the bits of the channels are 0 .. 8 and add up to `total`. */
@@ -26,7 +27,7 @@ static int VARIANT(map_fields)(
         map->count[f] = 0;
     }
     memset(map->spread[0], 0x80, 2 * FIELDS * (size_t)lanes);
-    memset(map->low, 1, (size_t)lanes);
+    memset(map->low, 1, lanes > 0 ? (size_t)lanes : 0); /* it is: gcc warns otherwise */
     for (ptrdiff_t from = 0; from < lanes; from += SIXTEEN) {
         uint8_t seen[FIELDS] = {0};
         for (int f = 0; f < FIELDS; f++) map->first[f][from / SIXTEEN] = (int32_t)map->count[f];
@@ -42,6 +43,35 @@ static int VARIANT(map_fields)(
         for (int f = 0; f < FIELDS; f++) map->count[f] += seen[f];
     }
     return 8 * map->count[0] + 4 * map->count[1] + 2 * map->count[2] + map->count[3] == total;
+}
+
+/* The map as decoding needs it; the bits of the channels have been checked. */
+INLINE void VARIANT(map_to_decode)(
+    const uint8_t *width, ptrdiff_t dim, ptrdiff_t lanes, ptrdiff_t total, int32_t *first, uint8_t *bytes,
+    VARIANT(Map) *map
+) {
+#if defined(AVX512)
+    (void)dim, (void)total;
+    map->low = bytes;
+    for (int f = 0; f < FIELDS; f++) {
+        map->first[f] = first + f * (lanes / SIXTEEN);
+        map->have[f] = bytes + lanes + f * (lanes / 8);
+        map->count[f] = 0;
+    }
+    for (ptrdiff_t at = 0; at < lanes; at += LANES) {
+        const __m512i bits = _mm512_loadu_si512(width + at);
+        const __mmask64 five = _mm512_cmpeq_epi8_mask(bits, _mm512_set1_epi8(5));
+        _mm512_storeu_si512(map->low + at, _mm512_mask_mov_epi8(_mm512_set1_epi8(1), five, _mm512_set1_epi8(4)));
+        for (int f = 0; f < FIELDS; f++) {
+            const uint64_t have = _mm512_test_epi8_mask(bits, _mm512_set1_epi8((char)(8 >> f)));
+            memcpy(map->have[f] + at / 8, &have, sizeof have);
+            map->first[f][at / SIXTEEN] = (int32_t)map->count[f];
+            map->count[f] += __builtin_popcountll(have);
+        }
+    }
+#else
+    VARIANT(map_fields)(width, dim, lanes, total, first, bytes, map);
+#endif
 }
 
 INLINE void VARIANT(shuffle)(const uint8_t *src, const uint8_t *places, uint8_t *dst) {
@@ -62,7 +92,8 @@ INLINE __m512i VARIANT(spread)(
     const VARIANT(Map) *map, int f, const uint8_t *src, const uint8_t *end, ptrdiff_t at
 ) {
     const uint8_t *next = src + map->first[f][at / SIXTEEN];
-    const __mmask64 have = ~_mm512_movepi8_mask(_mm512_loadu_si512(map->spread[f] + at));
+    uint64_t have;
+    memcpy(&have, map->have[f] + at / 8, sizeof have);
     const __mmask64 there = end - next >= LANES ? ~0ull : (1ull << (end - next)) - 1;
     return _mm512_maskz_expand_epi8(have, _mm512_maskz_loadu_epi8(there, next));
 }

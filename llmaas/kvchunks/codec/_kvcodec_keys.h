@@ -254,13 +254,14 @@ static int VARIANT(decode_keys)(
     for (ptrdiff_t l = 0; l < s->layers; l++)
         for (ptrdiff_t g = 0; g < groups; g++) {
             const uint8_t *words = data + l * layer_bytes + 2 * g * s->dim;
-            ptrdiff_t sum = 0;
-            for (ptrdiff_t c = 0; c < s->dim; c++) {
+            int32_t sum = 0;
+            int wrong = 0;
+            for (ptrdiff_t c = 0; c < s->dim; c++) { /* without a way out, so that it is vectorised */
                 const int w = words[2 * c] & 15;
-                if (w > 8) return 0;
+                wrong |= w > 8;
                 sum += w;
             }
-            if (sum != unit) return 0;
+            if (wrong || sum != unit) return 0;
         }
     for (ptrdiff_t l = 0; l < s->layers; l++, data += layer_bytes)
         for (ptrdiff_t g = 0; g < groups; g++) {
@@ -269,7 +270,7 @@ static int VARIANT(decode_keys)(
             const uint8_t *lows = data + 2 * (groups + g) * s->dim;
             VARIANT(Map) map;
             VARIANT(read_words)(data + 2 * g * s->dim, s->dim, lanes, own.step, own.width);
-            VARIANT(map_fields)(own.width, s->dim, lanes, unit, own.first, own.bytes, &map);
+            VARIANT(map_to_decode)(own.width, s->dim, lanes, unit, own.first, own.bytes, &map);
             for (ptrdiff_t at = 0; at < lanes; at += LANES)
                 VARIANT(load)(lows + 2 * at, least(s->dim - at, LANES), own.low + at);
             for (ptrdiff_t u = 0; u < parts(tokens, UNIT); u++, packed += unit) {
@@ -288,8 +289,10 @@ static int VARIANT(decode_keys)(
                     }
                 }
                 for (ptrdiff_t t = 0; t < count; t++) {
-                    uint8_t *row = x + l * s->layer_stride + (first + u * UNIT + t) * s->token_stride;
+                    const ptrdiff_t token = first + u * UNIT + t;
+                    uint8_t *row = x + l * s->layer_stride + token * s->token_stride;
                     float *y = own.tile + t * lanes;
+                    fetch_ahead(s, x, l, token, 0, 2 * s->dim);
                     if (whole) {
                         const ptrdiff_t place = u * UNIT + t;
                         VARIANT(keys_of_codes)(&own, own.code + t * lanes, s->dim, rope, l, place, row);

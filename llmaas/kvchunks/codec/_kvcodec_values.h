@@ -334,6 +334,7 @@ INLINE void VARIANT(decode_rotated_at)(
                 for (ptrdiff_t t = 0; t < tokens; t++) {
                     float row[LARGEST_BLOCK];
                     uint8_t *values = x + l * s->layer_stride + (first + t) * s->token_stride + 2 * from;
+                    fetch_ahead(s, x, l, first + t, 2 * from, 2 * least(s->dim - from, span));
                     if (whole) {
                         if (block == LANES)
                             VARIANT(values_of_codes)(unit, s->dim, code, step, t, norm, values, bits, LANES);

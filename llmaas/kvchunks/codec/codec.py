@@ -8,6 +8,7 @@ before it has written a single value. A coded chunk is a 64-byte header (``heade
 from __future__ import annotations
 
 import zlib
+from collections.abc import Sequence
 
 import numpy as np
 
@@ -16,10 +17,11 @@ from llmaas.kv_arrays import F32, KvSlab, Rope
 from llmaas.kvchunks.codec.header import HEADER_BYTES, ChunkHeader, CodedChunk, check, read_header, write_header
 from llmaas.kvchunks.codec.kernels import Kernels, best
 from llmaas.kvchunks.codec.kernels_channels import BadWords, RopeRotation
-from llmaas.kvchunks.codec.planes import RAW, ChannelPlane, RotatedPlane, rope_rotation
+from llmaas.kvchunks.codec.planes import ChannelPlane, RotatedPlane, rope_rotation, rotation_size
+from llmaas.kvchunks.codec.whole_chunks import CODINGS, RAW, ChunkForm, Placed, SoundChunk, body_bytes
 from llmaas.records import ChunkKey, Geometry, Precision
 
-__all__ = ["SINKS", "ChunkHeader", "Codec", "CodedChunk", "check", "read_header", "sinks_at"]
+__all__ = ["SINKS", "ChunkHeader", "Codec", "CodedChunk", "SoundChunk", "check", "read_header", "sinks_at"]
 
 
 SINKS = 1
@@ -56,12 +58,13 @@ class Codec:
         """``rope``: how the model rotates keys; they are coded un-rotated. ``kernels``: ``kernels.NUMPY`` for the
         oracle, None for the fastest that this machine has.
         """
-        kernels = kernels or best()
+        self._kernels = kernels = kernels or best()
         self.geometry = geometry
         rotation = rope_rotation(rope, geometry.head_dim_k) if rope is not None else None
         self._rope_id = _rope_id(rotation)
         self._k = ChannelPlane(geometry.n_layer, geometry.k_dim, rotation, kernels)
         self._v = RotatedPlane(geometry.n_layer, geometry.v_dim, geometry.head_dim_v, kernels)
+        self._form = ChunkForm(rotation, rotation_size(geometry.head_dim_v))
 
     def set_key_weights(self, weights: F32 | None) -> None:
         """From now on, allocate the bits of a layer's keys by range times weight; None: by range alone.
@@ -132,7 +135,14 @@ class Codec:
         Raises ChunkDamaged, with ``into`` untouched, if ``payload`` is not exactly the chunk ``key`` with this geometry
         and token count; ValueError if ``into`` itself has another geometry.
         """
-        n_tokens = self._tokens(into)
+        chunk = self.sound(payload, key, self._tokens(into))
+        if damaged := self.decode_sound([(chunk, 0)], into):
+            raise damaged[0]
+
+    def sound(self, payload: CodedChunk, key: ChunkKey, n_tokens: int) -> SoundChunk:
+        """The chunk, ready for ``decode_sound``. Raises ChunkDamaged if ``payload`` is not exactly the chunk ``key``
+        with this geometry and token count.
+        """
         found = check(payload, key)
         if found.geometry != self.geometry:
             raise ChunkDamaged(f"chunk has {found.geometry}, the model has {self.geometry}")
@@ -141,18 +151,23 @@ class Codec:
         if found.rope_id != self._rope_id and found.k_coding != RAW:
             raise ChunkDamaged("chunk's keys were un-rotated with another RoPE than this model has")
         k, v, sinks = found.k_coding, found.v_coding, found.sinks
-        try:
-            k_bytes, v_bytes = self._k.size(k, n_tokens, sinks), self._v.size(v, n_tokens, sinks)
-        except KeyError as error:
-            raise ChunkDamaged(f"chunk is coded in an unknown way: K {k}, V {v}") from error
+        if k not in CODINGS or v not in CODINGS:
+            raise ChunkDamaged(f"chunk is coded in an unknown way: K {k}, V {v}")
+        g = self.geometry
+        k_bytes, v_bytes = body_bytes((g.n_layer, g.k_dim, g.v_dim), n_tokens, k, v, sinks)
         if found.body_bytes != k_bytes + v_bytes:
             raise ChunkDamaged(f"chunk has {found.body_bytes} body bytes, its shape needs {k_bytes + v_bytes}")
-        body = np.frombuffer(payload, np.uint8, offset=HEADER_BYTES)
-        try:
-            self._k.decode(body[:k_bytes], into.k, k, sinks)
-        except BadWords as error:
-            raise ChunkDamaged(str(error)) from error
-        self._v.decode(body[k_bytes:], into.v, v, sinks)
+        return SoundChunk(np.frombuffer(payload, np.uint8, offset=HEADER_BYTES), n_tokens, k, v, sinks, k_bytes)
+
+    def decode_sound(self, chunks: Sequence[Placed], slab: KvSlab) -> dict[int, ChunkDamaged]:
+        """Decode each of some chunks into its tokens of ``slab``: as ``decode``, with one call into C for all of them.
+
+        Returns what is wrong with those, by number, that are damaged after all; their tokens are untouched. Raises
+        ValueError if the slab has another geometry, or a chunk has no room there.
+        """
+        self._tokens(slab)
+        bad = self._kernels.decode_chunks(self._form, chunks, slab)
+        return {number: ChunkDamaged(str(BadWords())) for number in bad}
 
     def decoded(self, payload: CodedChunk, key: ChunkKey) -> KvSlab:
         """The chunk in a new, dense slab. Raises ChunkDamaged as ``decode`` does."""

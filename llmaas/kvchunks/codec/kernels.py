@@ -6,18 +6,22 @@ does the work.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from functools import lru_cache
 from typing import Protocol
 
-from llmaas.kvchunks.codec import kernels_channels, kernels_native, kernels_numpy
+from llmaas.kv_arrays import KvSlab
+from llmaas.kvchunks.codec import kernels_channels, kernels_native, kernels_numpy, whole_chunks
 from llmaas.kvchunks.codec.kernels_channels import RopeRotation
 from llmaas.kvchunks.codec.kernels_numpy import F16, F32, U8
+from llmaas.kvchunks.codec.whole_chunks import ChunkForm, Placed
 
 
 class Kernels(Protocol):
     """Codes planes: x is (layers, tokens, dim) f16.
 
-    ``kernels_channels`` describes arguments and format of ``*_channels``, ``kernels_numpy`` those of the others.
+    ``kernels_channels`` describes arguments and format of ``*_channels``, ``kernels_numpy`` those of ``*_rotated``.
+    A load decodes by ``decode_chunks`` only (``whole_chunks``): K and V of several chunks at once.
     """
 
     @property
@@ -33,6 +37,8 @@ class Kernels(Protocol):
 
     def decode_rotated(self, data: U8, bits: int, block: int, x: F16) -> None: ...
 
+    def decode_chunks(self, form: ChunkForm, chunks: Sequence[Placed], slab: KvSlab) -> list[int]: ...
+
 
 class NumpyKernels:
     """The oracle: it defines the formats."""
@@ -43,6 +49,7 @@ class NumpyKernels:
     decode_channels = staticmethod(kernels_channels.decode_channels)
     encode_rotated = staticmethod(kernels_numpy.encode_rotated)
     decode_rotated = staticmethod(kernels_numpy.decode_rotated)
+    decode_chunks = staticmethod(whole_chunks.decode_chunks)
 
 
 NUMPY: Kernels = NumpyKernels()

@@ -7,13 +7,17 @@ from __future__ import annotations
 
 import ctypes
 import math
+import struct
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 
+from llmaas.kv_arrays import KvSlab
 from llmaas.kvchunks.codec.kernels_channels import LARGEST_HEAD, BadWords, RopeRotation, channels_bytes
 from llmaas.kvchunks.codec.kernels_numpy import BITS, F16, F32, GROUP, LARGEST_BLOCK, U8, rotated_bytes
+from llmaas.kvchunks.codec.whole_chunks import ChunkForm, Placed, check_placed
 from llmaas.native import load_library
 
 _VERSION = 3
@@ -37,6 +41,26 @@ class _CRope(ctypes.Structure):
         ("pairs", ctypes.c_ssize_t),
         ("halves", ctypes.c_int),
     )
+
+
+class _CSlab(ctypes.Structure):
+    """``Slab`` of _kvcodec.c."""
+
+    _fields_ = (
+        ("k_shape", _Shape),
+        ("v_shape", _Shape),
+        ("rope", _CRope),
+        ("k", ctypes.c_void_p),
+        ("v", ctypes.c_void_p),
+        ("block", ctypes.c_ssize_t),
+        ("norm", ctypes.c_float),
+    )
+
+
+_CHUNK = struct.Struct("@Pnnniiii")
+"""``Chunk`` of _kvcodec.c."""
+_BAD = struct.Struct(f"@{_CHUNK.size - 4}xi")
+"""The field ``bad`` of one."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -82,6 +106,20 @@ class NativeKernels:
         norm = _hadamard_norm(x, block)
         self._library.kv_decode_rotated(self._isa, data.ctypes.data, _shape(x), bits, block, norm, x.ctypes.data)
 
+    def decode_chunks(self, form: ChunkForm, chunks: Sequence[Placed], slab: KvSlab) -> list[int]:
+        """One call for all of them: each gives the GIL away, and takes long to get it back while others decode."""
+        c_slab, memory = _c_slab(form, slab), self._memory(slab.k, encoding=False)
+        made = bytearray(_CHUNK.size * len(chunks))
+        for number, (chunk, first) in enumerate(chunks):
+            check_placed(chunk, first, slab)
+            body, n_tokens, k, v, sinks, k_bytes = chunk
+            address = body.ctypes.data
+            _CHUNK.pack_into(made, number * _CHUNK.size, address, k_bytes, first, n_tokens, k, v, sinks, 0)
+        c_chunks = (ctypes.c_char * len(made)).from_buffer(made)
+        if not self._library.kv_decode_chunks(self._isa, c_slab, c_chunks, len(chunks), memory.ctypes.data):
+            return []
+        return [number for number, (bad,) in enumerate(_BAD.iter_unpack(made)) if bad]
+
 
 def load() -> tuple[NativeKernels, ...]:
     """The C kernels for every instruction set of this machine, the slowest first; none if there is no library."""
@@ -102,6 +140,7 @@ def _declare(library: ctypes.CDLL) -> bool:
         "kv_decode_channels": (integer, (*plane, integer, rope, pointer, pointer)),
         "kv_encode_rotated": (None, (*plane, integer, integer, ctypes.c_float, pointer)),
         "kv_decode_rotated": (None, (*plane, integer, integer, ctypes.c_float, pointer)),
+        "kv_decode_chunks": (size, (integer, ctypes.POINTER(_CSlab), pointer, size, pointer)),
     }
     for name, (result, arguments) in signatures.items():
         function = getattr(library, name)
@@ -125,6 +164,17 @@ def _check(x: F16, bits: int, section: U8, size: int, *, written: Any) -> None:
         raise ValueError(f"a plane {x.shape} at {bits} bits needs {size} dense bytes, not {section.shape}")
     if not written.flags.writeable:
         raise ValueError("the destination is read-only")
+
+
+def _c_slab(form: ChunkForm, slab: KvSlab) -> _CSlab:
+    k, v = slab.k, slab.v
+    if not (k.flags.writeable and v.flags.writeable):
+        raise ValueError("the destination is read-only")
+    k_shape, v_shape = _shape(k), _shape(v)
+    if k.shape[:2] != v.shape[:2]:
+        raise ValueError(f"a slab has as many layers and tokens of K as of V, not {k.shape} and {v.shape}")
+    norm = _hadamard_norm(v, form.block)
+    return _CSlab(k_shape, v_shape, _c_rope(k, form.rope), k.ctypes.data, v.ctypes.data, form.block, norm)
 
 
 def _c_rope(x: F16, rope: RopeRotation | None) -> _CRope:

@@ -1,4 +1,5 @@
 """How the K plane and the V plane of a chunk are coded: by which kernel, with which bits, and when not at all.
+``whole_chunks`` decodes them.
 
 Law: pure. A plane knows the layout and the codings of one tensor; it knows no header, key or file.
 
@@ -23,9 +24,8 @@ from llmaas.kv_arrays import F16, F32, Rope
 from llmaas.kvchunks.codec.kernels import Kernels
 from llmaas.kvchunks.codec.kernels_channels import LARGEST_HEAD, RopeRotation, channels_bytes
 from llmaas.kvchunks.codec.kernels_numpy import BITS, GROUP, LARGEST_BLOCK, U8, rotated_bytes
+from llmaas.kvchunks.codec.whole_chunks import RAW, n_plain
 
-RAW = 0
-"""Id of the coding as plain f16, which is bit-exact. Every other id is a number of bits."""
 _INFINITY = 0x7C00
 """As an f16 bit pattern."""
 
@@ -44,9 +44,6 @@ class Plane(ABC):
 
     @abstractmethod
     def _encode(self, x: F16, bits: int, out: U8) -> None: ...
-
-    @abstractmethod
-    def _decode(self, data: U8, bits: int, x: F16) -> None: ...
 
     def coding(self, bits: int, n_tokens: int, sinks: int) -> int:
         """Id of the coding for nominal ``bits``: RAW where scales and padding would make it no smaller than RAW.
@@ -79,24 +76,12 @@ class Plane(ABC):
 
     def encode(self, x: F16, out: U8, coding: int, sinks: int) -> None:
         """Code ``x`` into the section ``out`` of ``size(coding, n_tokens, sinks)`` bytes."""
-        n_raw, n_bytes = self._raw(x, coding, sinks)
+        n_raw = n_plain(x.shape[1], coding, sinks)
+        n_bytes = self.size(RAW, n_raw, 0)
         raw = x[:, :n_raw]
         np.copyto(out[:n_bytes].view(np.uint16).reshape(raw.shape), raw.view(np.uint16))
         if n_raw < x.shape[1]:
             self._encode(x[:, n_raw:], coding, out[n_bytes:])
-
-    def decode(self, data: U8, x: F16, coding: int, sinks: int) -> None:
-        """Decode the section ``data`` into ``x``. Raises BadWords, with ``x`` untouched, if no encoder wrote it."""
-        n_raw, n_bytes = self._raw(x, coding, sinks)
-        if n_raw < x.shape[1]:
-            self._decode(data[n_bytes:], coding, x[:, n_raw:])
-        raw = x[:, :n_raw]
-        np.copyto(raw.view(np.uint16), data[:n_bytes].view(np.uint16).reshape(raw.shape))
-
-    def _raw(self, x: F16, coding: int, sinks: int) -> tuple[int, int]:
-        """Number of tokens at the beginning that are plain f16, and their bytes."""
-        n_raw = x.shape[1] if coding == RAW else min(sinks, x.shape[1])
-        return n_raw, self.size(RAW, n_raw, 0)
 
 
 class ChannelPlane(Plane):
@@ -114,9 +99,6 @@ class ChannelPlane(Plane):
     def _encode(self, x: F16, bits: int, out: U8) -> None:
         self._kernels.encode_channels(x, bits, self._rope, self.weights, out)
 
-    def _decode(self, data: U8, bits: int, x: F16) -> None:
-        self._kernels.decode_channels(data, bits, self._rope, x)
-
 
 class RotatedPlane(Plane):
     """V: 64 neighbours of one token's rotated row are a group."""
@@ -132,9 +114,6 @@ class RotatedPlane(Plane):
 
     def _encode(self, x: F16, bits: int, out: U8) -> None:
         self._kernels.encode_rotated(x, bits, self._block, out)
-
-    def _decode(self, data: U8, bits: int, x: F16) -> None:
-        self._kernels.decode_rotated(data, bits, self._block, x)
 
 
 def rotation_size(head_dim: int) -> int:

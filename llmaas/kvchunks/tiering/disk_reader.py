@@ -11,7 +11,7 @@ from collections.abc import Callable, Sequence
 import numpy as np
 
 from llmaas.errors import ChunkDamaged
-from llmaas.kvchunks.codec.codec import CodedChunk, check
+from llmaas.kvchunks.codec.codec import Codec, CodedChunk, SoundChunk, check
 from llmaas.kvchunks.store.store import Store
 from llmaas.kvchunks.tiering.workers import Workers
 from llmaas.planner.actions import ChunkSource, FetchChunks
@@ -68,6 +68,13 @@ class DiskReader:
         except Exception:
             log.exception("fetch %d failed; its chunks will be recomputed", action.fetch)
         done(Fetched(action.fetch, tuple(outcomes)))
+
+
+def sound_chunk(codec: Codec, source: ChunkSource, payload: CodedChunk | None) -> SoundChunk:
+    """The chunk, ready to be decoded. Raises ChunkDamaged."""
+    if payload is None:
+        raise ChunkDamaged("its bytes are missing")
+    return codec.sound(payload, source.key, source.stop - source.start)
 
 
 def to_be_kept(payload: CodedChunk) -> CodedChunk:

@@ -6,19 +6,25 @@ Law: it decides nothing, and nobody writes into cells any more once ``fill`` has
 from __future__ import annotations
 
 import threading
-from collections.abc import Callable, Iterator, Sequence
+from collections import deque
+from collections.abc import Iterator, Mapping, Sequence
 from concurrent.futures import Executor, Future, wait
 from dataclasses import dataclass, field
 from itertools import accumulate, count
 
 import numpy as np
 
+from llmaas.errors import ChunkDamaged
 from llmaas.kv_arrays import KvSlab
-from llmaas.kvchunks.codec.codec import CodedChunk
+from llmaas.kvchunks.codec.codec import Codec, CodedChunk, SoundChunk
+from llmaas.kvchunks.tiering.disk_reader import sound_chunk, to_be_kept
 from llmaas.kvchunks.tiering.payload_reader import Payload, Stopped
 from llmaas.planner.actions import ChunkSource
+from llmaas.records import CHUNK_TOKENS
 
-Decode = Callable[[ChunkSource, CodedChunk | None, KvSlab], CodedChunk | None]
+_Checked = tuple[Payload, SoundChunk]
+_AT_ONCE_BYTES = 6 << 20
+"""Of f16 that a thread decodes by one call: a millisecond or two. Whoever stops the load waits for that long."""
 
 
 @dataclass(slots=True, eq=False)
@@ -37,24 +43,30 @@ class Filled:
 class Filling:
     """One load. ``rows``: those of its ``chunks`` in cells, as slabs of consecutive tokens.
 
-    Each thread takes the next payload, decodes it, and takes another: no thread waits for what another is to give it,
-    unless it comes from DISK. Payloads come in any order.
+    Each thread takes the next payloads that are there, decodes them by one call, and takes others: no thread waits for
+    what another is to give it, unless it comes from DISK. Towards the end it takes fewer, so that all threads end at
+    about the same time. ``pieces``: payloads in any order, as many together as are there together.
     """
 
     def __init__(
         self,
-        decode: Decode,
+        codec: Codec,
         chunks: Sequence[ChunkSource],
         rows: Sequence[KvSlab],
-        payloads: Iterator[Payload],
+        pieces: Iterator[deque[Payload]],
         stop: Future[None],
     ) -> None:
-        self._decode, self._payloads, self._stop = decode, payloads, stop
+        self._codec, self._pieces, self._stop = codec, pieces, stop
         self._numbers = {chunk.start: number for number, chunk in enumerate(chunks)}
         firsts = accumulate((slab.n_tokens for slab in rows), initial=chunks[0].start)
         self._parts = list(zip(firsts, rows, strict=False))
         """Slabs with their first positions."""
+        self._most = max(1, _AT_ONCE_BYTES // (CHUNK_TOKENS * codec.geometry.token_bytes))
+        """Chunks that a thread takes at once."""
+        self._n_threads = 1
         self._lock = threading.Lock()
+        self._here: deque[Payload] = deque()
+        """Payloads that nobody has taken yet."""
         self._decoded: set[int] = set()
         self._end = len(chunks)
         """Number of the first chunk that cannot be decoded, and the number of chunks if all can."""
@@ -64,8 +76,9 @@ class Filling:
     def run(self, helpers: Executor, n_helpers: int) -> Filled:
         """Decode all chunks, on this thread and ``n_helpers`` others. When it returns, none of them writes any more.
 
-        Behind a chunk that cannot be decoded nothing is decoded.
+        Behind a chunk that cannot be decoded nothing is decoded but what was taken with it.
         """
+        self._n_threads = 1 + n_helpers
         others = [helpers.submit(self._work) for _ in range(n_helpers)]
         self._work()
         wait(others)
@@ -76,52 +89,95 @@ class Filling:
         return filled
 
     def _work(self) -> None:
-        while (taken := self._take()) is not None:
-            number, (source, payload) = taken
-            try:
-                copy = self._decode_into_cells(source, payload)
-            except Exception as error:
-                with self._lock:
-                    if number < self._end:
-                        self._end, self._filled.error, self._filled.failed = number, error, (source, payload)
-                continue
-            if copy is not None:
-                self._filled.copies[number] = copy
-            self._decoded.add(number)
-
-    def _decode_into_cells(self, source: ChunkSource, payload: CodedChunk | None) -> CodedChunk | None:
-        parts = [
-            (max(first, source.start), _tokens(slab, max(first, source.start) - first, source.stop - first))
-            for first, slab in self._parts
-            if first < source.stop and source.start < first + slab.n_tokens
-        ]
-        if len(parts) == 1:
-            return self._decode(source, payload, parts[0][1])
-        _, some = parts[0]
-        n, (n_layer, _, k_dim), v_dim = source.stop - source.start, some.k.shape, some.v.shape[2]
-        whole = KvSlab(np.empty((n_layer, n, k_dim), np.float16), np.empty((n_layer, n, v_dim), np.float16))
-        copy = self._decode(source, payload, whole)
-        for first, part in parts:
-            rows = _tokens(whole, first - source.start, first - source.start + part.n_tokens)
-            part.k[:], part.v[:] = rows.k, rows.v
-        return copy
-
-    def _take(self) -> tuple[int, Payload] | None:
-        """The next payload and the number of its chunk; None if there is nothing more to do."""
-        with self._lock:
-            while not self._over and not self._stop.done():
+        while taken := self._take():
+            sound = list[_Checked]()
+            for payload in taken:
                 try:
-                    payload = next(self._payloads, None)
-                except Stopped:
-                    payload = None
+                    sound.append((payload, sound_chunk(self._codec, *payload)))
                 except Exception as error:
-                    payload, self._filled.error = None, self._filled.error or error
-                if payload is None:
-                    self._over = True
-                elif (number := self._numbers[payload[0].start]) < self._end:
-                    return number, payload
+                    self._fail(payload, error)
+            try:
+                self._decode(sound)
+            except Exception:  # one by one, so that it shows whose it is
+                for one in sound:
+                    try:
+                        self._decode([one])
+                    except Exception as error:
+                        self._fail(one[0], error)
+
+    def _decode(self, chunks: Sequence[_Checked]) -> None:
+        in_part: dict[int | None, list[_Checked]] = {}
+        for one in chunks:
+            in_part.setdefault(self._part_of(one[0][0]), []).append(one)
+        for part, some in in_part.items():
+            if part is None:
+                for one in some:
+                    self._settle([one], self._decode_aside(one[0][0], one[1]))
+            else:
+                first, slab = self._parts[part]
+                placed = [(chunk, source.start - first) for (source, _), chunk in some]
+                self._settle(some, self._codec.decode_sound(placed, slab))
+
+    def _part_of(self, source: ChunkSource) -> int | None:
+        """The slab with all of its tokens, if one has all."""
+        for number, (first, slab) in enumerate(self._parts):
+            if first <= source.start and source.stop <= first + slab.n_tokens:
+                return number
         return None
 
+    def _settle(self, chunks: Sequence[_Checked], damaged: Mapping[int, ChunkDamaged]) -> None:
+        """The codec has decoded these, but for the ``damaged``."""
+        for at, ((source, payload), _) in enumerate(chunks):
+            if at in damaged:
+                self._fail((source, payload), damaged[at])
+                continue
+            number = self._numbers[source.start]
+            if source.keep and payload is not None:
+                self._filled.copies[number] = to_be_kept(payload)
+            self._decoded.add(number)
 
-def _tokens(slab: KvSlab, start: int, stop: int) -> KvSlab:
-    return KvSlab(slab.k[:, start:stop], slab.v[:, start:stop], owner=slab.owner)
+    def _decode_aside(self, source: ChunkSource, chunk: SoundChunk) -> Mapping[int, ChunkDamaged]:
+        """Decode a chunk whose cells are in two places, and copy it there."""
+        _, some = self._parts[0]
+        (n_layer, _, k_dim), v_dim = some.k.shape, some.v.shape[2]
+        shape = n_layer, chunk.n_tokens
+        whole = KvSlab(np.empty((*shape, k_dim), np.float16), np.empty((*shape, v_dim), np.float16))
+        damaged = self._codec.decode_sound([(chunk, 0)], whole)
+        for first, slab in self._parts if not damaged else ():
+            start, stop = max(first, source.start), min(first + slab.n_tokens, source.stop)
+            if start < stop:
+                into, rows = slice(start - first, stop - first), slice(start - source.start, stop - source.start)
+                slab.k[:, into], slab.v[:, into] = whole.k[:, rows], whole.v[:, rows]
+        return damaged
+
+    def _fail(self, payload: Payload, error: Exception) -> None:
+        number = self._numbers[payload[0].start]
+        with self._lock:
+            if number < self._end:
+                self._end, self._filled.error, self._filled.failed = number, error, payload
+
+    def _take(self) -> list[Payload]:
+        """The next payloads; none if there is nothing more to do."""
+        with self._lock:
+            while not self._over and not self._stop.done():
+                if not self._here:
+                    self._read_on()
+                n = min(self._most, -(-len(self._here) // (2 * self._n_threads)))
+                taken = [self._here.popleft() for _ in range(n)]
+                if wanted := [payload for payload in taken if self._numbers[payload[0].start] < self._end]:
+                    return wanted
+        return []
+
+    def _read_on(self) -> None:
+        """Wait for the next piece. With the lock."""
+        piece = None
+        try:
+            piece = next(self._pieces, None)
+        except Stopped:
+            pass
+        except Exception as error:
+            self._filled.error = self._filled.error or error
+        if piece is None:
+            self._over = True
+        else:
+            self._here = piece

@@ -43,7 +43,7 @@ class Loader:
     """Carries out ``LoadChunks``, two loads at a time. ``keep`` takes chunks from DISK that the POOL is to hold."""
 
     def __init__(self, engine: EngineThread, codec: Codec, reader: DiskReader, keep: Keep, *, workers: int) -> None:
-        self._engine, self._keep = engine, keep
+        self._engine, self._codec, self._keep = engine, codec, keep
         self._whole_states = engine.engine.info.state is not None
         self._running: dict[int, tuple[Future[None], Done]] = {}
         """For each unanswered load: its stop signal (a future that runs once the load has begun) and its ``done``."""
@@ -110,15 +110,18 @@ class Loader:
         start, end = action.chunks[0].start, action.chunks[-1].stop
         begun = self._engine.submit_urgent(self._engine.engine.begin_load, action.seq, start, end - start)
         if self._in_cells:
-            with closing(self._reading.in_any_order(action.chunks, held, stop)) as payloads:
+            with closing(self._reading.in_any_order(action.chunks, held, stop)) as pieces:
                 rows = self._begun(begun, action, stop)
                 if rows is not None:
-                    return self._fill(rows, action, payloads, stop)
+                    return self._fill(rows, action, pieces, stop)
         else:
             rows = self._begun(begun, action, stop)
         self._in_cells = rows is not None
+        if rows is not None:
+            with closing(self._reading.in_any_order(action.chunks, held, stop)) as pieces:
+                return self._fill(rows, action, pieces, stop)
         with closing(self._reading.payloads(action.chunks, held, stop)) as payloads:
-            return self._fill(rows, action, payloads, stop) if rows else self._load_in_pieces(action, payloads, stop)
+            return self._load_in_pieces(action, payloads, stop)
 
     def _begun(self, begun: Future[list[KvSlab] | None], action: LoadChunks, stop: Future[None]) -> list[KvSlab] | None:
         """Cells for the whole load, to decode into; None if the engine cannot give them. Raises Stopped."""
@@ -131,10 +134,12 @@ class Loader:
                 self._drop(action.seq, action.chunks[0].start)
             raise
 
-    def _fill(self, rows: list[KvSlab], action: LoadChunks, payloads: Iterator[Payload], stop: Future[None]) -> Loaded:
+    def _fill(
+        self, rows: list[KvSlab], action: LoadChunks, pieces: Iterator[deque[Payload]], stop: Future[None]
+    ) -> Loaded:
         chunks = action.chunks
         damaged: tuple[ChunkKey, ...] = ()
-        filling = Filling(self._decoders.decode, chunks, rows, payloads, stop)
+        filling = Filling(self._codec, chunks, rows, pieces, stop)
         filled = filling.run(self._helpers, self._n_helpers)
         if filled.failed is not None and filled.error is not None:
             damaged = _report(filled.failed, filled.error)

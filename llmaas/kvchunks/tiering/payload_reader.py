@@ -8,6 +8,7 @@ from __future__ import annotations
 from collections import deque
 from collections.abc import Generator, Mapping, Sequence
 from concurrent.futures import FIRST_COMPLETED, Future, wait
+from contextlib import closing
 from typing import Any, TypeVar
 
 from llmaas.kvchunks.codec.codec import CodedChunk
@@ -53,37 +54,38 @@ class PayloadReader:
 
         ``held`` has the bytes of those in the POOL. Raises Stopped as soon as ``stop`` is done.
         """
-        return self._in_order(sources, held, stop, self._first_read(sources))
+        return _one_by_one(self._pieces(sources, held, stop, self._first_read(sources)))
 
     def in_any_order(
         self, sources: Sequence[ChunkSource], held: Held, stop: Future[None]
-    ) -> Generator[Payload, None, None]:
-        """As ``payloads``, but first those in the POOL, then those on DISK as they lie there.
+    ) -> Generator[deque[Payload], None, None]:
+        """As ``payloads``, but first those in the POOL, then those on DISK as they lie there; and as many together as
+        are there together. Whoever takes them out of the deque lets go of what is done.
 
         Chunks are written when they have been measured, which is not the order of their positions. In that order a read
         has neighbours, and the kernel reads ahead of it.
         """
         in_pool = [source for source in sources if source.tier is Tier.POOL]
         on_disk = self._reader.by_place([source for source in sources if source.tier is Tier.DISK])
-        return self._in_order(in_pool + on_disk, held, stop, self._first_read(on_disk), len(in_pool))
+        return self._pieces(in_pool + on_disk, held, stop, self._first_read(on_disk), len(in_pool))
 
     def _first_read(self, sources: Sequence[ChunkSource]) -> Future[_Read] | None:
         return self._threads.submit(self._read, sources[:_FIRST_READ]) if sources else None
 
-    def _in_order(
+    def _pieces(
         self,
         sources: Sequence[ChunkSource],
         held: Held,
         stop: Future[None],
         first: Future[_Read] | None,
         n_held: int = 0,
-    ) -> Generator[Payload, None, None]:
+    ) -> Generator[deque[Payload], None, None]:
         """``first``: the read that has begun, of sources behind the first ``n_held``, which are in the POOL."""
         at = min(n_held + _FIRST_READ, len(sources))
         reading = deque([(sources[n_held:at], first)] if first else [])
         try:
-            for source in sources[:n_held]:
-                yield source, held[source.key]
+            if n_held:
+                yield deque((source, held[source.key]) for source in sources[:n_held])
             while reading:
                 piece, under_way = reading.popleft()
                 read = unless_stopped(stop, under_way)
@@ -92,9 +94,11 @@ class PayloadReader:
                     following = sources[at : at + n]
                     reading.append((following, self._threads.submit(self._read, following)))
                     at += len(following)
-                for source in piece:
-                    # Let go of what is being decoded: the rest of the piece is as much again.
-                    yield source, read.pop(source.key, None) if source.tier is Tier.DISK else held[source.key]
+                # Popped, so that only the deque holds it.
+                yield deque(
+                    (source, read.pop(source.key, None) if source.tier is Tier.DISK else held[source.key])
+                    for source in piece
+                )
         finally:
             for _, under_way in reading:
                 under_way.cancel()  # if it has not begun: nobody will take its result
@@ -102,6 +106,13 @@ class PayloadReader:
     def _read(self, sources: Sequence[ChunkSource]) -> _Read:
         keys = [s.key for s in sources if s.tier is Tier.DISK]
         return dict(zip(keys, self._reader.get(keys), strict=True))
+
+
+def _one_by_one(pieces: Generator[deque[Payload], None, None]) -> Generator[Payload, None, None]:
+    with closing(pieces):
+        for piece in pieces:
+            while piece:  # let go of what is being decoded: the rest of the piece is as much again
+                yield piece.popleft()
 
 
 def _n_to_read(read: Mapping[ChunkKey, CodedChunk | None]) -> int:

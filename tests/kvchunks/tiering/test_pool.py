@@ -16,7 +16,7 @@ from llmaas.engine.fake import FakeEngine
 from llmaas.engine.thread import EngineThread
 from llmaas.errors import StoreFailed
 from llmaas.kv_arrays import KvSlab
-from llmaas.kvchunks.codec.codec import Codec
+from llmaas.kvchunks.codec.codec import Codec, SoundChunk
 from llmaas.kvchunks.store.store import Store
 from llmaas.kvchunks.tiering.pool import Pool
 from llmaas.planner.actions import (
@@ -249,15 +249,15 @@ def test_a_load_that_finds_no_memory_leaves_a_true_count(bench: Bench) -> None:
 def test_a_load_counts_what_is_in_cells_whatever_fails_behind_it(
     bench: Bench, monkeypatch: pytest.MonkeyPatch, chunk: int
 ) -> None:
-    decode, get = bench.codec.decode, bench.store.get
+    sound, get = bench.codec.sound, bench.store.get
 
-    def no_decoding(payload: Any, key: ChunkKey, into: KvSlab) -> None:
+    def no_decoding(payload: Any, key: ChunkKey, n_tokens: int) -> SoundChunk:
         if key == KEYS[chunk]:
             raise RuntimeError("as the test wants")
-        decode(payload, key, into)
+        return sound(payload, key, n_tokens)
 
     with monkeypatch.context() as patch:
-        patch.setattr(bench.codec, "decode", no_decoding)
+        patch.setattr(bench.codec, "sound", no_decoding)
         loaded = bench.load([Tier.POOL] * N)
     assert (loaded.n_loaded, loaded.damaged, bench.length()) == (chunk, (), 64 * chunk)
     bench.thread.submit(bench.engine.drop, 0, 0).result()
