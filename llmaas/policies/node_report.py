@@ -63,13 +63,16 @@ class ModelTier(enum.IntEnum):
 
 @dataclass(frozen=True, slots=True)
 class ModelHere:
-    """A model on a node. ``prefill_rate``: tokens/s, as learnt; 0: not known here."""
+    """A model on a node. ``prefill_rate``: tokens/s, as learnt; 0: not known here. ``ready_s``: if it is being
+    loaded, seconds until that is done and the calls that wait for it are computed.
+    """
 
     tier: ModelTier
     prefill_rate: float = 0.0
+    ready_s: float = 0.0
 
     def __post_init__(self) -> None:
-        _check({"prefill_rate": self.prefill_rate})
+        _check({"prefill_rate": self.prefill_rate, "ready_s": self.ready_s})
 
 
 @dataclass(frozen=True, slots=True)
@@ -113,6 +116,8 @@ class NodeReport:
     """Seconds until a new call has its turn beside what runs now."""
     drain_s: float = 0.0
     """Seconds until nothing that is here now runs or waits: then all ``total_bytes`` can be had."""
+    loading_s: float = 0.0
+    """Seconds until a further model could begin to be loaded."""
     free_bytes: int = 0
     """Room for a model's weights that can be had at once, by unloading models that nobody uses."""
     total_bytes: int = 0
@@ -127,8 +132,8 @@ class NodeReport:
 
     def __post_init__(self) -> None:
         _check({
-            "queue_s": self.queue_s, "drain_s": self.drain_s, "free_bytes": self.free_bytes,
-            "total_bytes": self.total_bytes, "compute_rate": self.compute_rate,
+            "queue_s": self.queue_s, "drain_s": self.drain_s, "loading_s": self.loading_s,
+            "free_bytes": self.free_bytes, "total_bytes": self.total_bytes, "compute_rate": self.compute_rate,
         })  # fmt: skip
         for name, entries in (("models", self.models), ("links", self.links), ("movable", self.movable)):
             if len(entries) > MOST_NAMES:

@@ -12,7 +12,7 @@ from collections.abc import Collection, Iterable, Mapping
 
 from llmaas.policies.mark_index import MOST_NODES, MarkIndex
 from llmaas.policies.node_report import CallToPlace, ModelTier, NodeReport
-from llmaas.policies.placement import Nowhere, PlacedCall, place
+from llmaas.policies.placement import LOAD_SHARE, Nowhere, PlacedCall, place
 
 
 class NodeTable:
@@ -46,31 +46,38 @@ class NodeTable:
         self._nodes.pop(node, None)
         self.marks.forget(node)
 
-    def place(self, call: CallToPlace, now: float, only: Collection[str] | None = None) -> PlacedCall | Nowhere:
+    def place(
+        self, call: CallToPlace, now: float, only: Collection[str] | None = None, load_share: float = LOAD_SHARE
+    ) -> PlacedCall | Nowhere:
         held = self.marks.held(call.chain) if call.chain else {}
-        return place(call, tuple(self._nodes.values()), held, now=now, only=only)
+        return place(call, tuple(self._nodes.values()), held, now=now, only=only, load_share=load_share)
 
     def placed(self, call: CallToPlace, found: PlacedCall, now: float, answer_s: float = 0.0) -> None:
         """The call goes there. Until the nodes report again, they are taken to have the work. ``answer_s``: what the
         answer is expected to take, where nobody else has a turn meanwhile.
         """
+        loaded_at = now + found.wait_s + found.load_s
         if found.move is not None:
-            gone = found.move.call
-            self._busy(found.move.to, gone.model, gone.model_bytes, now + found.move.seconds)
+            gone, moved_at = found.move.call, now + found.move.seconds
+            loaded_at += found.move.seconds
+            self._busy(found.move.to, gone.model, gone.model_bytes, moved_at, moved_at)
             if (node := self._nodes.get(found.node)) is not None:
                 movable = tuple(one for one in node.movable if one.name != gone.name)
                 free = node.free_bytes + gone.frees_bytes
                 self._nodes[node.name] = dataclasses.replace(node, movable=movable, free_bytes=free)
-        self._busy(found.node, call.model, call.model_bytes, now + found.start_s + answer_s)
+        self._busy(found.node, call.model, call.model_bytes, loaded_at, now + found.start_s + answer_s)
 
-    def _busy(self, name: str, model: str, model_bytes: int, until: float) -> None:
-        """A node is taken to serve a call of that model until then."""
+    def _busy(self, name: str, model: str, model_bytes: int, loaded_at: float, until: float) -> None:
+        """A node is taken to serve a call of that model until then, and to have loaded the model before."""
         node = self._nodes.get(name)
         if node is None or model not in node.models:
             return
-        models, free = dict(node.models), node.free_bytes
-        if models[model].tier is not ModelTier.LOADED:
-            models[model] = dataclasses.replace(models[model], tier=ModelTier.LOADED)
-            free = max(0, free - model_bytes)
+        changed = node
+        if node.models[model].tier is not ModelTier.LOADED:
+            here = dataclasses.replace(node.models[model], tier=ModelTier.LOADED, ready_s=max(0.0, loaded_at - node.at))
+            free = max(0, node.free_bytes - model_bytes)
+            changed = dataclasses.replace(
+                node, models={**node.models, model: here}, free_bytes=free, loading_s=max(node.loading_s, here.ready_s)
+            )
         queue_s, drain_s = max(node.queue_s, until - node.at), max(node.drain_s, until - node.at)
-        self._nodes[name] = dataclasses.replace(node, models=models, free_bytes=free, queue_s=queue_s, drain_s=drain_s)
+        self._nodes[name] = dataclasses.replace(changed, queue_s=queue_s, drain_s=drain_s)

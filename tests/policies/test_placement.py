@@ -26,7 +26,7 @@ from llmaas.policies.node_report import (
     NodeReport,
     TransferCost,
 )
-from llmaas.policies.placement import Nowhere, PlacedCall, place
+from llmaas.policies.placement import LOAD_SHARE, Nowhere, PlacedCall, place
 from llmaas.records import CHUNK_TOKENS, ChunkKey
 
 T, V = TypeVar("T"), TypeVar("V")
@@ -73,11 +73,15 @@ def test_a_call_goes_where_its_model_is_loaded() -> None:
     assert (found.node, found.tier, found.load_s, found.move) == ("b", ModelTier.LOADED, 0.0, None)
 
 
-def test_it_goes_where_loading_is_shorter_than_the_queue() -> None:
+def test_it_goes_where_its_share_of_loading_is_shorter_than_the_queue() -> None:
+    """Loading takes 1.2 s; half of that is for later calls."""
     cold = node("a", models={SMALL: ModelHere(ModelTier.DISK, 200.0)})
-    found = placed(place(call(), linked(cold, node("b", queue_s=1.3))))
-    assert (found.node, found.load_s) == ("a", pytest.approx(1.2))
-    assert placed(place(call(), linked(cold, node("b", queue_s=1.1)))).node == "b"
+    found = placed(place(call(), linked(cold, node("b", queue_s=0.7))))
+    assert found.node == "a" and found.load_s == pytest.approx(1.2)
+    assert found.start_s == pytest.approx(1.7) and found.cost_s == pytest.approx(1.1)
+    assert placed(place(call(), linked(cold, node("b", queue_s=0.5)))).node == "b"
+    all_of_it = [placed(place(call(), linked(cold, node("b", queue_s=q)), load_share=1.0)).node for q in (1.1, 1.3)]
+    assert all_of_it == ["b", "a"]
 
 
 @pytest.mark.parametrize("owner", ["a", "b", "c"])
@@ -125,6 +129,16 @@ def test_a_model_that_a_node_has_never_run_is_as_fast_as_its_bytes_say() -> None
     assert placed(place(call(), [unknown])).prefill_s == pytest.approx(1.0)
 
 
+def test_a_model_that_is_being_loaded_and_a_disk_that_is_busy_are_waited_for() -> None:
+    being = node("a", models={SMALL: ModelHere(ModelTier.LOADED, 200.0, ready_s=2.0)}, queue_s=0.5)
+    assert placed(place(call(), [being])).wait_s == 2.0
+    assert placed(place(call(), [replace(being, at=10.0)], now=11.5)).wait_s == 0.5
+    busy = node("b", models={SMALL: ModelHere(ModelTier.DISK, 200.0)}, loading_s=1.0)
+    found = placed(place(call(), [busy]))
+    assert (found.wait_s, round(found.load_s, 3)) == (1.0, 1.2)
+    assert placed(place(call(), linked(being, replace(busy, loading_s=1.5)))).node == "a"
+
+
 # -- a call that is in the way (ServerlessLLM's case)
 
 
@@ -141,7 +155,7 @@ def test_a_call_in_the_way_is_moved_and_the_other_one_served_in_its_place() -> N
     assert found.move is not None
     assert (found.node, found.move.call.name, found.move.to) == ("a", "v", "b")
     assert found.start_s == pytest.approx(found.move.seconds + 0.1 + 0.4 + 2.0)
-    assert found.cost_s == pytest.approx(found.start_s + 0.1)
+    assert found.cost_s == pytest.approx(found.start_s - 0.25 + 0.1)
 
 
 def test_nobody_is_moved_where_loading_elsewhere_is_as_soon() -> None:
@@ -212,19 +226,20 @@ def _brute(wanted: CallToPlace, nodes: list[NodeReport]) -> float | None:
         if here is None or rate == 0.0 or (here.tier != ModelTier.LOADED and here.tier not in at.loads):
             continue
         loaded = here.tier == ModelTier.LOADED
+        begins = here.ready_s if loaded else at.loading_s
         load = 0.0 if loaded else at.loads[here.tier].q + at.loads[here.tier].byte_s * wanted.model_bytes
         contexts = list(_context_seconds(wanted, at, nodes, rate))
         if not contexts:
             continue
-        rest = load + min(contexts) + wanted.new_tokens / rate
+        rest = load * LOAD_SHARE + min(contexts) + wanted.new_tokens / rate
         if loaded or wanted.model_bytes <= at.free_bytes:
-            costs.append(at.queue_s + rest)
+            costs.append(max(at.queue_s, begins) + rest)
         elif wanted.model_bytes <= at.total_bytes:
-            costs.append(at.drain_s + rest)
+            costs.append(max(at.drain_s, begins) + rest)
         for victim, to in itertools.product(at.movable, nodes):
             if to is at or not (loaded or wanted.model_bytes <= at.free_bytes + victim.frees_bytes):
                 continue
-            costs.extend(victim.pause_s + victim.wait_s + rest + s for s in _moves(victim, at, to))
+            costs.extend(victim.pause_s + max(victim.wait_s, begins) + rest + s for s in _moves(victim, at, to))
     return min(costs, default=None)
 
 
@@ -253,8 +268,9 @@ def _moves(victim: MovableCall, at: NodeReport, to: NodeReport):  # type: ignore
     if there is None or link is None:
         return
     rate = there.prefill_rate or to.compute_rate / victim.model_bytes
-    load = 0.0
+    load, begins = 0.0, there.ready_s
     if there.tier != ModelTier.LOADED:
+        begins = to.loading_s
         if there.tier not in to.loads:
             return
         load = to.loads[there.tier].q + to.loads[there.tier].byte_s * victim.model_bytes
@@ -263,7 +279,7 @@ def _moves(victim: MovableCall, at: NodeReport, to: NodeReport):  # type: ignore
     if rate:
         tokens_s = link.q + link.byte_s * 4 * victim.tokens
         for way in (victim.tokens / rate, link.q + link.byte_s * victim.chunk_bytes):
-            yield to.queue_s + load + tokens_s + way
+            yield max(to.queue_s, begins) + load + tokens_s + way
 
 
 NAMES = ("a", "b", "c", "d")
@@ -303,11 +319,15 @@ class Drawn:
         tiers = (ModelTier.MEMORY, ModelTier.DISK, ModelTier.AWAY)
         return NodeReport(
             name,
-            self.most((SMALL, LARGE), lambda: ModelHere(self.r.choice([*ModelTier]), self.one_of(0.0, 20.0, 200.0))),
+            self.most(
+                (SMALL, LARGE),
+                lambda: ModelHere(self.r.choice([*ModelTier]), self.one_of(0.0, 20.0, 200.0), self.one_of(0.0, 4.0)),
+            ),
             self.most(tiers, self.transfer),
             self.transfer(),
             self.one_of(0.0, 3.0, 30.0, 300.0),
             self.one_of(0.0, 30.0, 300.0),
+            self.one_of(0.0, 0.0, 9.0),
             self.room(),
             self.room(),
             self.one_of(0.0, 100.0 * GB),
