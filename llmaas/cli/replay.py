@@ -10,6 +10,7 @@ import dataclasses
 import sys
 from pathlib import Path
 
+from llmaas.cli import replay_cluster
 from llmaas.cli.options import add_settings, configured
 from llmaas.cli.out import human_bytes, print_json, table
 from llmaas.cli.planner_choices import batch_tokens, planner_choices
@@ -49,10 +50,13 @@ Prices are those of SmolLM2-135M on two x86 cores with a fast disk, unless a dev
 
 --eviction belady knows the trace's future, unbounded has a POOL for everything: no policy can do better.
 
+With --cluster the trace's calls go to many nodes, and the policy that places calls in a cluster decides where to.
+
 examples:
   llmaas replay traces/evening.jsonl
   llmaas replay traces/evening.jsonl --cells 4096 --pool-bytes 16M --json
   llmaas replay traces/evening.jsonl --device sd --machine board --model-profile 0.5B --eviction lru
+  llmaas replay traces/chats.jsonl --cluster 2xphone,board,gpu --models 0.5B,1B,8B --placer all --speed 20
   generate-calls | llmaas replay -        from standard input
 """
 
@@ -82,10 +86,13 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         default=DEFAULT_SCHEDULING,
         help="which call is next (default: %(default)s, the daemon's); fifo: by priority, then by arrival, to the end",
     )
+    replay_cluster.add_arguments(parser)
     add_settings(parser, _SETTINGS)
 
 
 def run(args: argparse.Namespace) -> int:
+    if args.cluster is not None:
+        return replay_cluster.run(args, _calls(args.trace))
     found = figures(_replay(args, _calls(args.trace)))
     if args.json:
         print_json(found)

@@ -1,12 +1,13 @@
 from __future__ import annotations
 
 import itertools
+import statistics
 from collections import Counter
 from pathlib import Path
 
 import pytest
 
-from llmaas.traces import evening, phone, switching
+from llmaas.traces import bursts, evening, phone, switching
 from llmaas.traces.files import load
 from llmaas.traces.generators import ABOUT, generate
 
@@ -44,6 +45,14 @@ def test_a_phone_is_used_when_it_is_unlocked() -> None:
     longest = 30 * 1500
     """Activations of an unlock, and seconds of an activation, at most."""
     assert all(call.t >= 1e5 and call.t % 1e5 < longest for call in calls)
+
+
+def test_bursts_vary_eight_times_as_much_as_their_mean_gap() -> None:
+    times = [call.t for call in bursts.make(8, hours=2000)]
+    gaps = [b - a for a, b in itertools.pairwise(times)]
+    assert 0.8 < statistics.fmean(gaps) / bursts.GAP_S < 1.2
+    assert 7 < statistics.pstdev(gaps) / statistics.fmean(gaps) < 9
+    assert list(bursts.make(8, seed=2)) == list(bursts.make(8, seed=2)) != list(bursts.make(8, seed=3))
 
 
 def test_an_unknown_pattern_is_an_error() -> None:
