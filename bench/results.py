@@ -38,7 +38,8 @@ def page(lines: Sequence[Line]) -> str:
     parts = [_HEAD]
     if found := list(replays.sections(lines)):
         parts += ["## Conversations on the real model", replays.HEAD, *found]
-    parts += [*virtual.predictions(lines), *virtual.eviction(lines), *plain.sections(lines)]
+    parts += [*virtual.predictions(lines), *virtual.eviction(lines), *virtual.placement(lines)]
+    parts += plain.sections(lines)
     return "\n\n".join(parts) + "\n"
 
 

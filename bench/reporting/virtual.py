@@ -1,10 +1,11 @@
-"""Sections of what is replayed in virtual time: eviction policies, and predictions against what then happened.
+"""Sections of what is replayed in virtual time: eviction, placement, and predictions against what then happened.
 
 Law: as the benches' lines say; relative figures are relative to LRU in the same places.
 """
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Iterable, Iterator
 from typing import Any
 
@@ -33,6 +34,35 @@ def _eviction(line: Line, figures: dict[str, Any]) -> Iterator[str]:
     for what, key in (("mean switch", "mean"), ("tokens from DISK", "disk")):
         rows = [[name, *(found.get(f"{key}_{p}") for p in _PATTERNS)] for name, found in summary.items()]
         yield table([what, *_PATTERNS], rows)
+
+
+_PLACED = {
+    "start_s_p50": "start, p50 s", "start_s_p99": "start, p99 s", "first_s_p99": "first token, p99 s",
+    "total_s_p99": "last token, p99 s", "loads": "models loaded", "load_bytes": "TB loaded",
+    "context_bytes": "GB of contexts", "recomputed": "tokens again", "calls_moved": "moved", "preemptions": "stopped",
+}  # fmt: skip
+_UNITS = {"load_bytes": 1e12, "context_bytes": 1e9}
+
+
+def placement(lines: Iterable[Line]) -> Iterator[str]:
+    for line in of_bench(lines, "cluster"):
+        yield "## Calls placed on a cluster"
+        yield prose(
+            "Traces in virtual time; [cluster.md](cluster.md#replay-of-a-cluster) says what is made up. Start: until "
+            "the node begins with what is new of a call. " + about(line)
+        )
+        yield command(line["command"])
+        for scene, rows in itertools.groupby(line["figures"]["scenes"], key=lambda row: str(row["scene"])):
+            found = list(rows)
+            yield f"**{scene}**: {found[0]['calls']} calls, {found[0]['nodes']} nodes."
+            yield table(
+                ["", *_PLACED.values()],
+                [[row["placer"], *(row[key] / _UNITS.get(key, 1) for key in _PLACED)] for row in found],
+            )
+        yield "What a decision costs:"
+        keys = ("nodes", "contexts", "decision_ms_p50", "decision_ms_p99", "turn_told_ms", "table_bytes_per_node")
+        head = ("nodes", "contexts", "decision, p50 ms", "p99 ms", "a turn told, ms", "bytes a node")
+        yield table(head, [[row[key] for key in keys] for row in line["figures"]["decisions"]])
 
 
 def predictions(lines: Iterable[Line]) -> Iterator[str]:

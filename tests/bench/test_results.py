@@ -193,3 +193,17 @@ def test_the_most_contexts_that_are_held_comply_with_all_smaller_numbers(tmp_pat
 def test_a_replay_of_the_papers_model_ends_with_a_mean() -> None:
     case = Case("Jetson Orin NX", "markov", 3, 1 << 30, "llmaas", hours=8)
     assert 0 < mean_ms(case, {}, seed=1) < mean_ms(case, WAYS["LMK"], seed=1)
+
+
+def test_what_placers_made_of_a_cluster_stands_by_scene() -> None:
+    row = {"nodes": 8, "calls": 1500, "start_s_p50": 0.5, "start_s_p99": 2.5, "first_s_p99": 3.0, "total_s_p99": 4.0}
+    row |= {"loads": 7, "load_bytes": 3 * 10**12, "context_bytes": 5 * 10**9, "recomputed": 11, "calls_moved": 2}
+    rows = [
+        {**row, "scene": s, "placer": p, "preemptions": 1} for s in ("home", "far") for p in ("placement", "random")
+    ]
+    costs = {"nodes": 100, "contexts": 10_000, "decision_ms_p50": 0.25, "decision_ms_p99": 0.5, "turn_told_ms": 0.003}
+    figures = {"scenes": rows, "decisions": [{**costs, "table_bytes_per_node": 9412}]}
+    text = "\n".join(virtual.placement([line("cluster", figures)]))
+    assert "**home**: 1500 calls, 8 nodes." in text and "**far**" in text
+    assert text.count("| random | 0.5 | 2.5 | 3 | 4 | 7 | 3 | 5 | 11 | 2 | 1 |") == 2
+    assert "| 100 | 10000 | 0.25 | 0.5 | 0.003 | 9412 |" in text
