@@ -12,14 +12,14 @@ from llmaas.replay.cluster.workload import ClusterCall, ClusterContext
 
 
 @dataclass(slots=True, eq=False)
-class Job:
+class ClusterJob:
     """``guest_of``: this is no call of its own, but the place that is made ready for one that is to move here."""
 
     number: int
     call: ClusterCall
     context: ClusterContext
     submitted: float
-    guest_of: Job | None = None
+    guest_of: ClusterJob | None = None
     plan: ContextPlan = field(default_factory=ContextPlan)
     ready: float | None = None
     """When the engine began with what is new of it, the first time: it had its turn, its model and its context."""
@@ -78,6 +78,6 @@ class ClusterTally:
 class ClusterReport:
     """Of a replay. ``decisions``: how many there were."""
 
-    jobs: tuple[Job, ...]
+    jobs: tuple[ClusterJob, ...]
     tally: ClusterTally
     decisions: int

@@ -13,7 +13,7 @@ from heapq import heapify, heapreplace
 
 from llmaas.policies.linear_cost import LinearCost
 from llmaas.policies.node_report import ModelHere, ModelTier, MovableCall, NodeReport, TransferCost
-from llmaas.replay.cluster.job import Job
+from llmaas.replay.cluster.job import ClusterJob
 from llmaas.replay.cluster.profiles import ClusterModel, NodeProfile
 
 _GUESSES = {ModelTier.MEMORY: (0.5, 2e-10), ModelTier.DISK: (0.5, 2e-9), ModelTier.AWAY: (0.5, 1e-8)}
@@ -58,9 +58,9 @@ class ClusterNode:
         self.ready_at: dict[str, float] = {}
         """When models that are in memory are, or were, loaded."""
         self.users: Counter[str] = Counter()
-        self.running: dict[Job, None] = {}
-        self.waiting: deque[Job] = deque()
-        self.pending: dict[Job, tuple[float, float]] = {}
+        self.running: dict[ClusterJob, None] = {}
+        self.waiting: deque[ClusterJob] = deque()
+        self.pending: dict[ClusterJob, tuple[float, float]] = {}
         """Calls that have a lane, but not all that is brought for them: when that will be there, and what the engine
         then computes, in seconds."""
         self.marks: Counter[int] = Counter()
@@ -149,7 +149,7 @@ class ClusterNode:
             movable=victims,
         )  # fmt: skip
 
-    def _begins(self, now: float) -> tuple[dict[Job, float], float]:
+    def _begins(self, now: float) -> tuple[dict[ClusterJob, float], float]:
         """When calls that are pending will have been computed, and until when the engine is busy: gaps that are shorter
         than the work behind them are none, since what comes for a new call would not be there in time.
         """
@@ -161,7 +161,7 @@ class ClusterNode:
             busy = engine if short else busy
         return begins, busy
 
-    def _models(self, now: float, begins: Mapping[Job, float]) -> Mapping[str, ModelHere]:
+    def _models(self, now: float, begins: Mapping[ClusterJob, float]) -> Mapping[str, ModelHere]:
         if self._here is None:
             self._here = {
                 name: ModelHere(self.tier(name), 1 / self.profile.prefill_token(model))

@@ -15,7 +15,7 @@ from typing import Protocol
 from llmaas.policies.node_report import CallToPlace, ModelTier
 from llmaas.policies.node_table import NodeTable
 from llmaas.policies.placement import Nowhere, PlacedCall
-from llmaas.replay.cluster.job import Job
+from llmaas.replay.cluster.job import ClusterJob
 from llmaas.replay.cluster.node import ClusterNode
 
 Draw = Callable[[int], int]
@@ -26,7 +26,7 @@ Draw = Callable[[int], int]
 class Preempt:
     """Stop that call, which begins anew elsewhere, and serve in its place."""
 
-    victim: Job
+    victim: ClusterJob
     placed: PlacedCall
 
 
@@ -78,7 +78,7 @@ class ServerlessLlm:
         return dataclasses.replace(found, context=there.context, prefill_s=there.prefill_s)
 
 
-class Random:
+class AnyNode:
     moves = False
 
     def __init__(self, draw: Draw) -> None:
@@ -89,7 +89,7 @@ class Random:
         return _at(able[self._draw(len(able))], call, view) if able else Nowhere.NO_ROOM
 
 
-class RoundRobin:
+class InTurn:
     moves = False
 
     def __init__(self, draw: Draw) -> None:
@@ -165,8 +165,8 @@ PLACERS: dict[str, Callable[[Draw], Placer]] = {
     "shepherd": Shepherd,
     "availability": Available,
     "least_loaded": LeastLoaded,
-    "round_robin": RoundRobin,
-    "random": Random,
+    "round_robin": InTurn,
+    "random": AnyNode,
 }
 """Every placer by its name."""
 
@@ -186,7 +186,7 @@ def _begins_s(node: ClusterNode, call: CallToPlace, now: float) -> float:
     return max(0.0, node.engine_free - now) + load_s
 
 
-def _stoppable(node: ClusterNode, call: CallToPlace) -> Job | None:
+def _stoppable(node: ClusterNode, call: CallToPlace) -> ClusterJob | None:
     """The call that has run there for the shortest time, if stopping it makes room."""
     if node.waiting:
         return None
@@ -199,6 +199,6 @@ def _stoppable(node: ClusterNode, call: CallToPlace) -> Job | None:
     return None
 
 
-def _stop(node: ClusterNode, victim: Job, call: CallToPlace, view: ClusterView) -> Choice:
+def _stop(node: ClusterNode, victim: ClusterJob, call: CallToPlace, view: ClusterView) -> Choice:
     placed = _at(node, call, view)
     return placed if isinstance(placed, Nowhere) else Preempt(victim, placed)

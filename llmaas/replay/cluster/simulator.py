@@ -17,7 +17,7 @@ from llmaas.policies.node_report import CallToPlace, ModelTier
 from llmaas.policies.node_table import NodeTable
 from llmaas.policies.placement import Nowhere, PlacedCall
 from llmaas.records import TOKEN_BYTES
-from llmaas.replay.cluster.job import ClusterReport, ClusterTally, Job
+from llmaas.replay.cluster.job import ClusterJob, ClusterReport, ClusterTally
 from llmaas.replay.cluster.node import LINK_S, PAUSE_S, ClusterNode
 from llmaas.replay.cluster.placers import ClusterView, Placer, Preempt
 from llmaas.replay.cluster.profiles import ClusterModel, NodeProfile
@@ -44,20 +44,20 @@ class ClusterReplay:
         self._contexts: dict[str, ClusterContext] = {}
         self._prefixes: set[str] = set()
         """Those that some context has."""
-        self._queued: dict[str, list[Job]] = {}
+        self._queued: dict[str, list[ClusterJob]] = {}
         """By context: its calls that wait for its earlier ones, the first of which is being served."""
         self._reported = dict.fromkeys(names, -REPORT_S)
         self._reporting: dict[str, float] = {}
         """When nodes will report."""
         self._numbers = itertools.count(1)
-        self._by_number: dict[int, Job] = {}
+        self._by_number: dict[int, ClusterJob] = {}
         self._answer = _ANSWER
         self._decisions = 0
         self.tally = ClusterTally()
 
     def run(self, trace: Sequence[ClusterCall]) -> ClusterReport:
         """All calls, to the end of the last answer."""
-        jobs: list[Job] = []
+        jobs: list[ClusterJob] = []
         for node in self._nodes.values():
             self._tell_at(node, 0.0)
         for call in trace:
@@ -83,12 +83,12 @@ class ClusterReplay:
 
     # -- a call comes
 
-    def _arrive(self, call: ClusterCall) -> Job:
+    def _arrive(self, call: ClusterCall) -> ClusterJob:
         context = self._contexts.get(call.context)
         if context is None:
             context = ClusterContext(call.context, call.model, call.prefix, call.prefix_tokens)
             self._contexts[call.context] = context
-        job = Job(next(self._numbers), call, context, self._time.now, left=call.generate)
+        job = ClusterJob(next(self._numbers), call, context, self._time.now, left=call.generate)
         self._by_number[job.number] = job
         queue = self._queued.setdefault(call.context, [])
         queue.append(job)
@@ -96,7 +96,7 @@ class ClusterReplay:
             self._place(job)
         return job
 
-    def _place(self, job: Job) -> None:
+    def _place(self, job: ClusterJob) -> None:
         view = ClusterView(self._time.now, self._table, self._nodes, self._able)
         self._decisions += 1
         job.shared = job.call.prefix_tokens if not job.context.owner and job.call.prefix in self._prefixes else 0
@@ -134,7 +134,7 @@ class ClusterReplay:
         to = self._nodes[choice.move.to]
         if victim not in node.running or victim.guest_of is not None:
             return  # it has ended since that node reported
-        guest = Job(next(self._numbers), victim.call, victim.context, self._time.now, guest_of=victim)
+        guest = ClusterJob(next(self._numbers), victim.call, victim.context, self._time.now, guest_of=victim)
         to.waiting.append(guest)
         self._admit(to)
 
@@ -146,7 +146,7 @@ class ClusterReplay:
             self._begin(node, node.waiting.popleft())
         self._changed(node)
 
-    def _begin(self, node: ClusterNode, job: Job) -> None:
+    def _begin(self, node: ClusterNode, job: ClusterJob) -> None:
         node.running[job] = None
         model = job.call.model
         loaded = self._load(node, model)
@@ -164,7 +164,7 @@ class ClusterReplay:
         run = job.run
         self._time.at(there, lambda: self._compute(node, job, run, compute_s, new_s))
 
-    def _compute(self, node: ClusterNode, job: Job, run: int, compute_s: float, new_s: float) -> None:
+    def _compute(self, node: ClusterNode, job: ClusterJob, run: int, compute_s: float, new_s: float) -> None:
         """All that comes is there: the engine computes the rest, when it has done what was ready before."""
         if job.run != run:
             return
@@ -187,7 +187,7 @@ class ClusterReplay:
         node.ready_at[model.name] = node.disk_free
         return node.disk_free
 
-    def _bring_context(self, node: ClusterNode, job: Job, loaded: float) -> float:
+    def _bring_context(self, node: ClusterNode, job: ClusterJob, loaded: float) -> float:
         """When what its plan reads and brings is there."""
         plan, token, ready = job.plan, job.call.model.token_bytes, loaded
         owner = job.context.owner
@@ -211,14 +211,14 @@ class ClusterReplay:
         self.tally.context_bytes += int(nbytes)
         return source.link_free
 
-    def _first_token(self, node: ClusterNode, job: Job, run: int) -> None:
+    def _first_token(self, node: ClusterNode, job: ClusterJob, run: int) -> None:
         if job.run != run:
             return
         if job.started is None:
             job.started = self._time.now
         self._changed(node)  # it can be moved from now on
 
-    def _end(self, node: ClusterNode, job: Job, run: int) -> None:
+    def _end(self, node: ClusterNode, job: ClusterJob, run: int) -> None:
         if job.run != run:
             return
         self._leave(job, node)
@@ -228,13 +228,13 @@ class ClusterReplay:
         self._next_of_context(job)
         self._admit(node)
 
-    def _leave(self, job: Job, node: ClusterNode) -> None:
+    def _leave(self, job: ClusterJob, node: ClusterNode) -> None:
         job.run += 1
         node.running.pop(job, None)
         node.pending.pop(job, None)
         node.give(job.call.model)
 
-    def _keep(self, node: ClusterNode, job: Job) -> None:
+    def _keep(self, node: ClusterNode, job: ClusterJob) -> None:
         """The context is that node's, with what it has now."""
         context, old = job.context, job.context.kept
         before = self._nodes.get(context.owner)
@@ -256,7 +256,7 @@ class ClusterReplay:
             del node.marks[mark]
         self._table.holds(node.name, new, gone)
 
-    def _next_of_context(self, job: Job) -> None:
+    def _next_of_context(self, job: ClusterJob) -> None:
         queue = self._queued[job.call.context]
         queue.remove(job)
         if queue:
@@ -265,7 +265,7 @@ class ClusterReplay:
 
     # -- a call that runs moves
 
-    def _bring_call(self, node: ClusterNode, victim: Job, loaded: float) -> float:
+    def _bring_call(self, node: ClusterNode, victim: ClusterJob, loaded: float) -> float:
         """When all that the call has is there: sent or computed, whichever is sooner."""
         model = victim.call.model
         tokens = victim.context.tokens + victim.call.prompt + victim.call.generate - victim.left_at(self._time.now)
@@ -277,7 +277,7 @@ class ClusterReplay:
         self.tally.recomputed += tokens
         return node.compute(max(loaded, self._send(source, tokens * TOKEN_BYTES)), compute_s)
 
-    def _arrive_moved(self, node: ClusterNode, guest: Job, run: int) -> None:
+    def _arrive_moved(self, node: ClusterNode, guest: ClusterJob, run: int) -> None:
         """Its place is ready: it goes on here, if it has not ended meanwhile."""
         if guest.run != run or guest.guest_of is None:
             return
@@ -319,7 +319,7 @@ class ClusterReplay:
         self._table.report(report, self._time.now)
 
 
-def _asked(job: Job) -> CallToPlace:
+def _asked(job: ClusterJob) -> CallToPlace:
     call, context, model = job.call, job.context, job.call.model
     chain = context.chain if context.owner else context.prefix_chain()
     return CallToPlace(
