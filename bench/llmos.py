@@ -5,6 +5,10 @@
   there are CPUs: nobody can spin for free there.
 * **one client**: its prompt and answer, by the socket and by a slot, against the bare loop (``bench.overhead``
   has how). LLM-OS loses 2 % to its service on a CPU (B. E. Uerun, TU Munich 2025), 10 % on a GPU.
+* **through a VM** (``--vm FOLDER``, a guest that ``scripts/test-vm`` has built; ``--vm-only`` measures nothing else):
+  the null request and an answer of 512 tokens from the host to a daemon in a guest, by virtio-serial and by slots over
+  ivshmem, beside the same on the host. The engine computes nothing, so that the fixed cost is left. ``--accel``: kvm,
+  or tcg, which emulates the guest and every instruction of the service in it.
 * **clients**: 1 to 32 of them at once, both ways: tokens a second of all and of each, time to the first token, and time
   from token to token.
 
@@ -13,6 +17,7 @@ That no wake-up is lost, and what killed and hostile clients can do, is shown by
 
 from __future__ import annotations
 
+import argparse
 import asyncio
 import json
 import sys
@@ -33,6 +38,7 @@ from bench.lib.machine import ROOT
 from bench.lib.neighbour import Busy
 from bench.lib.stats import sig
 from bench.lib.texts import Texts, prose
+from bench.lib.through_vm import through_vm
 from bench.overhead import Speed, Way, alternate, bare_loop, over_socket
 from bench.scaling import answers_of, figures
 from llmaas.api.client import Client
@@ -46,7 +52,8 @@ _QUESTION = 24
 _CELLS = 20 * 1024
 
 
-def measure(options: Options) -> Result:
+def measure(options: Options, vm: Path | None = None, accel: str = "auto") -> Result:
+    """``vm``: a guest, to be measured, too."""
     options.kept.expect(3 + 2 * len(CLIENTS))
     n_prompt, n_new, rounds = (192, 64, 5) if options.quick else (384, 512, 7)
     with engine(options) as thread:
@@ -62,6 +69,8 @@ def measure(options: Options) -> Result:
         for n in CLIENTS
         for way in WAYS
     ]
+    if vm is not None:
+        null["vm"] = options.step("through a VM", partial(through_vm, options, vm, accel))
     found = {"null": null, "prompt_tokens": len(tokens), "answer_tokens": n_new, "one_client": one, "clients": rows}
     return Result(model, {**found, "llm_os": _published(one, rows)}, list(_bars(null, one)))
 
@@ -177,5 +186,21 @@ def _row(options: Options, n: int, way: str, prompts: list[list[str]], n_new: in
     return row
 
 
+def measure_vm(options: Options, vm: Path, accel: str) -> Result:
+    return Result("fake", {"vm": through_vm(options, vm, accel)}, [])
+
+
+def run() -> int:
+    own = argparse.ArgumentParser(add_help=False, allow_abbrev=False)
+    own.add_argument("--vm", type=Path)
+    own.add_argument("--vm-only", action="store_true")
+    own.add_argument("--accel", choices=["auto", "kvm", "tcg"], default="auto")
+    given, sys.argv[1:] = own.parse_known_args()  # what is left are the options of all benches
+    if given.vm_only and given.vm is None:
+        own.error("--vm-only needs --vm FOLDER")
+    do = partial(measure_vm if given.vm_only else measure, vm=given.vm and given.vm.absolute(), accel=given.accel)
+    return main(Path(__file__).stem, (__doc__ or "").strip(), do)
+
+
 if __name__ == "__main__":
-    sys.exit(main(Path(__file__).stem, (__doc__ or "").strip(), measure))
+    sys.exit(run())

@@ -662,13 +662,14 @@ static int map_slot(llmaas *c, int fd, uint64_t generation, llmaas_error *error)
     int seals = fcntl(fd, F_GET_SEALS);
     if (fstat(fd, &facts) != 0 || seals < 0 || !(seals & F_SEAL_SHRINK) || facts.st_size <= SLOT_HEADER)
         return no_slot(error, "it may be cut while it is in use");
-    uint32_t ring = (uint32_t)((facts.st_size - SLOT_HEADER) / 2), header[4];
+    uint32_t most = (uint32_t)((facts.st_size - SLOT_HEADER) / 2), header[4]; /* a device's memory may have more */
     unsigned char *base = slots_map(fd, (uint64_t)facts.st_size);
     if (base == NULL)
         return out_of_memory(error);
     memcpy(header, base + 8, sizeof header); /* version, bytes of a ring, generation, owner */
-    if (memcmp(base, "llmaasSL", 8) != 0 || header[0] != 1 || header[1] != ring || (ring & (ring - 1)) != 0 ||
-        header[2] != (uint32_t)generation) {
+    uint32_t ring = header[1];
+    if (memcmp(base, "llmaasSL", 8) != 0 || header[0] != 1 || ring < SLOT_HEADER || ring > most ||
+        (ring & (ring - 1)) != 0 || header[2] != (uint32_t)generation) {
         slots_unmap(base, (uint64_t)facts.st_size);
         return no_slot(error, "its header is another's");
     }

@@ -223,7 +223,7 @@ class Connection(asyncio.BufferedProtocol):
             self._move_to(self._server.shares[Door.APPS])
         self.shares.places.seat(self, caller.uid, caller.app)
         self._timer.cancel()
-        self.app, self._is_operator = caller.app, caller.is_operator
+        self.app, self._is_operator, self._user = caller.app, caller.is_operator, caller.uid
         self._writer.app = caller.app
         log.debug("hello from %s (%r)", caller.app, hello.client)
         limits = {
@@ -246,7 +246,7 @@ class Connection(asyncio.BufferedProtocol):
         if not self.detachable:
             raise BadRequest("a slot is given to a connection at rest", hint="Ask for it before anything else.")
         transport = self._transport
-        self._transport = self._server.slots.open(request_id, request, self, transport, self.app, self._uid)
+        self._transport = self._server.slots.open(request_id, request, self, transport, self.app, self._user)
         self._writer.use(self._transport)
         if self._resting is not None:
             self._resting.cancel()

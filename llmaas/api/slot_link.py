@@ -25,6 +25,9 @@ _LOOK_S = 0.1
 """How long the client sleeps at most before it looks whether the daemon is still there."""
 _SPIN_S = 200e-6
 """How long it looks for a reply before it sleeps. A service that sleeps takes up to 150 us to wake up."""
+_DOZE_S = 20e-3
+"""How long it naps after that, if the service runs on another kernel: a bell from there takes a millisecond or more,
+and tokens of an answer come every few milliseconds."""
 _BELL = b"\0"
 _READ = 4096
 
@@ -47,7 +50,7 @@ def granted_end(exchange: Exchange, fds: list[int]) -> SlotEnd:
             os.close(fd)
     if header.generation != opened.generation % 2**32:
         raise MachineError("the daemon passed another slot than it says")
-    return SlotEnd(memory, header.layout, service=False)
+    return SlotEnd(memory, header.layout, service=False, far=header.far)
 
 
 class SlotLink:
@@ -77,7 +80,7 @@ class SlotLink:
         """Wait until bytes have come, and hand them to the session."""
         assert timeout is None, "only a hello has a time limit"
         try:
-            found = self._end.wait(Ready.READABLE.value, spin_s=_SPIN_S, timeout_s=_LOOK_S)
+            found = self._wait(Ready.READABLE.value)
             with uninterrupted():
                 if found & Ready.READABLE:
                     self._receive()
@@ -90,10 +93,22 @@ class SlotLink:
         """The memory is unmapped when nothing refers to this any more: another thread may still wait."""
         self._sock.close()
 
+    def _wait(self, wants: int) -> int:
+        """What there is of what is wanted, within ``_LOOK_S`` and a moment. Raises Broken."""
+        if not self._end.far:
+            return self._end.wait(wants, spin_s=_SPIN_S, timeout_s=_LOOK_S)
+        found = self._end.doze(wants, spin_s=_SPIN_S, doze_s=_DOZE_S) or self._end.sleep(wants)
+        if found:
+            return found
+        if self._alive.poll(_LOOK_S * 1000):
+            self._is_served()  # hears the bells
+        self._end.awake()
+        return self._end.ready(wants)
+
     def _send_rest(self, data: bytes) -> None:
         tries = max(1, round(self._timeout / _LOOK_S))
         while data:
-            found = self._end.wait(Ready.ROOM.value, spin_s=_SPIN_S, timeout_s=_LOOK_S)
+            found = self._wait(Ready.ROOM.value)
             if found & Ready.ROOM:
                 data, tries = data[self._end.write(data) :], max(1, round(self._timeout / _LOOK_S))
                 self._ring()

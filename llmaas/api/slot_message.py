@@ -22,3 +22,6 @@ class OpenedSlot:
     version: int
     nbytes: int
     generation: int
+    device: int | None = None
+    """Of a daemon in a virtual machine: which of the machine's memories it is. Who runs the machine has its
+    descriptor, and passes it with this reply."""

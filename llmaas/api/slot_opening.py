@@ -48,18 +48,23 @@ class ServiceSlots:
         try:
             _send(transport, request_id, granted)
         except BaseException:
-            granted.end.close()
-            self.grants.release(app)
+            granted.end.leave()
+            self.grants.release(granted)
             raise
         finally:
-            os.close(granted.fd)
-        return SlotTransport(granted.end, transport, protocol, self._awake, lambda: self.grants.release(app))
+            if granted.fd is not None:
+                os.close(granted.fd)
+        return SlotTransport(granted.end, transport, protocol, self._awake, lambda: self.grants.release(granted))
 
 
 def _send(transport: asyncio.Transport, request_id: int, granted: GrantedSlot) -> None:
     """Nothing waits to be sent before it, so the kernel takes it whole or not at all."""
-    opened = OpenedSlot(VERSION, granted.layout.nbytes, granted.generation)
-    data = encode(replies.done_frame(request_id, to_map(opened)))
+    opened = to_map(OpenedSlot(VERSION, granted.layout.nbytes, granted.generation, granted.device))
+    if granted.fd is None:
+        transport.write(encode(replies.done_frame(request_id, opened)))
+        return
+    del opened["device"]
+    data = encode(replies.done_frame(request_id, opened))
     found = transport.get_extra_info("socket")
     with socket.socket(fileno=os.dup(found.fileno())) as sock:
         try:

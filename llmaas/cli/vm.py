@@ -30,6 +30,7 @@ from llmaas.vm.host_side import require_sockets
 from llmaas.vm.machine_process import has_kvm, require_qemu, start_machine
 from llmaas.vm.qemu import VmChoices, VmDisk
 from llmaas.vm.running import VmSession
+from llmaas.vm.slot_memories import require_count
 
 log = logging.getLogger(__name__)
 
@@ -38,6 +39,7 @@ examples:
   llmaas vm key vm.key                               make a key; keep it on another disk than the machine's folder
   llmaas vm import model.gguf --key-file vm.key      write the model to its encrypted volume, once
   llmaas vm run --key-file vm.key --memory 4G        start it; every command of llmaas finds it
+  llmaas vm run --key-file vm.key --slots 16         clients may go by shared memory: Client(transport="slots")
   llmaas vm run --key-file vm.key -- --cells 4096    what is after -- are arguments of 'llmaas serve' in the guest
   llmaas vm status                                   does it run, does the daemon in it answer?
   llmaas vm stop                                     end it gracefully
@@ -56,6 +58,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     add_settings(run_it, ["socket", "log_level"])
     run_it.add_argument("--store-size", metavar="SIZE", default="8G", help="of the store's volume, when it is new")
     run_it.add_argument("--gpu", metavar="ADDRESS", action="append", default=[], help="give the guest this PCI device")
+    run_it.add_argument(
+        "--slots", metavar="N", type=int, default=0, help="memories that clients may share with the guest (default: 0)"
+    )
     run_it.add_argument("--daemon-module", default="llmaas", help=argparse.SUPPRESS)  # tests: a fake engine
     run_it.add_argument("serve_flags", nargs="*", metavar="-- FLAGS", help="arguments of 'llmaas serve' in the guest")
     model = action("import", _import, "write a model to the machine's encrypted volume; the machine must not run")
@@ -91,6 +96,7 @@ def _run(args: argparse.Namespace) -> int:
     found, folder = loaded(args), _folder(args)
     log_to_stderr(found.config.log_level, "text")
     folder.require_guest()
+    require_count(args.slots)
     choices, key = _choices(args), _read_key(args.key_file)
     lock = hold(folder)
     try:
@@ -105,6 +111,7 @@ def _run(args: argparse.Namespace) -> int:
             daemon=(args.daemon_module, "serve"),
             flags=tuple(args.serve_flags),
             has_model=has_model,
+            slots=args.slots,
         )
         return asyncio.run(_served(folder, disks, choices, boot, found.config.socket))
     finally:

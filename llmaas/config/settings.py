@@ -281,6 +281,9 @@ class Config:
     slot_bytes: int = _setting(
         doubled_size(2 * LEAST_RING, 2 * MOST_RING), _MIB, "shared memory of each of these, once it is used", "1M"
     )
+    slot_folder: Path | None = _setting(
+        path(), None, "folder of memory that is used for slots instead, as 'llmaas vm' gives it to its guest", "none"
+    )
     max_tokens: int = _setting(whole(1, 1 << 20), 256, "longest answer of 'llmaas chat', in tokens")
     log_level: str = _setting(choice("debug", "info", "warning", "error"), "info", "what the daemon logs")
     log_format: str = _setting(choice("text", "json"), "text", "how it logs: lines for people, or lines of JSON")

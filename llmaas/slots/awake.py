@@ -21,6 +21,8 @@ STAY_S = 100e-6
 """How long the other side's next bytes are waited for, if it answered within ``SOON_S``."""
 SOON_S = 600e-6
 """Longer than that by what it takes both sides to wake up, which is up to 150 us each where CPUs sleep deeply."""
+FAR_STAY_S, FAR_SOON_S = 2e-3, 20e-3
+"""The same where the sides run on two kernels: a bell between them takes some 0.5 ms at best (docs/vm.md)."""
 
 
 class AwakeSlot(Protocol):

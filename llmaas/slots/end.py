@@ -9,6 +9,7 @@ from __future__ import annotations
 import ctypes
 import enum
 import sys
+import time
 
 from llmaas.errors import MalformedFrame
 from llmaas.slots import layout as at
@@ -18,6 +19,10 @@ from llmaas.slots.memory import SlotMemory
 
 STAGE = 1 << 16
 """Bytes that are read at once at most."""
+
+
+_FIRST_NAP_S, _LAST_NAP_S = 20e-6, 1e-3
+"""Of a side that looks again and again: a nap takes a quarter of the time that has passed, within these."""
 
 
 class Broken(MalformedFrame):
@@ -36,9 +41,10 @@ class Ready(enum.IntFlag):
 
 
 class SlotEnd:
-    """Not for several threads at once. ``memory`` is mapped for as long as this is there."""
+    """Not for several threads at once. ``memory`` is mapped for as long as this is there. ``far``: the other side runs
+    on another kernel, so bells wake it and this side, and no futex."""
 
-    def __init__(self, memory: SlotMemory, layout: SlotLayout, *, service: bool) -> None:
+    def __init__(self, memory: SlotMemory, layout: SlotLayout, *, service: bool, far: bool = False) -> None:
         self._library, self._memory = slots_library(), memory
         requests = (layout.requests, at.REQUESTS_WRITTEN, at.REQUESTS_TAKEN)
         replies = (layout.replies, at.REPLIES_WRITTEN, at.REPLIES_TAKEN)
@@ -46,6 +52,7 @@ class SlotEnd:
         incoming, outgoing = (requests, replies) if service else (replies, requests)
         mine, its = (sleeps[1], sleeps[0]) if service else sleeps
         self._end = EndStruct(memory.base, layout.ring_bytes, at.STATE, *incoming, *outgoing, mine, its)
+        self.far = far
         self._address: int | None = ctypes.addressof(self._end)
         self.ring_bytes = layout.ring_bytes
         self._stage = ctypes.create_string_buffer(STAGE)
@@ -83,6 +90,21 @@ class SlotEnd:
         """Look for ``spin_s`` seconds, then sleep for ``timeout_s`` at most; bits of ``Ready``. Raises Broken."""
         return _checked(self._library.slots_wait(self._address, wants, int(spin_s * 1e9), int(timeout_s * 1e9)))
 
+    def doze(self, wants: int, *, spin_s: float, doze_s: float) -> int:
+        """As ``wait``, for a side that only a bell wakes, which it asks for by ``sleep`` afterwards: look for
+        ``spin_s`` seconds, and then again and again, with naps in between, for ``doze_s``. Raises Broken."""
+        if self._library.slots_may_look(self._address):
+            found = self.ready(wants, spin_s=spin_s)
+            self._library.slots_looked(self._address, found)
+            if found:
+                return found
+        passed = 0.0
+        while not (found := self.ready(wants)) and passed < doze_s:
+            nap = min(max(passed / 4, _FIRST_NAP_S), _LAST_NAP_S)
+            time.sleep(nap)
+            passed += nap
+        return found
+
     def finish(self) -> None:
         """Write nothing more, and tell the other side so."""
         self._library.slots_finish(self._address)
@@ -110,10 +132,17 @@ class SlotEnd:
             self._end.bell = 0
         return rung
 
-    def close(self, *, discard: bool = False) -> None:
-        """Unmap the memory; see ``SlotMemory.close``. Whatever is done with this side afterwards is ``Broken``."""
+    def close(self) -> None:
+        """Unmap the memory. Whatever is done with this side afterwards is ``Broken``."""
         self._address = None
-        self._memory.close(discard=discard)
+        self._memory.close()
+
+    def leave(self) -> None:
+        """As ``close``, once nobody is to read what the slot held: whoever keeps it mapped reads zeros."""
+        if self.far and self._address is not None:
+            self._memory.wipe()
+        self._address = None
+        self._memory.close(discard=not self.far)
 
 
 def _checked(found: int) -> int:

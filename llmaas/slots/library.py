@@ -74,6 +74,8 @@ def _load() -> ctypes.CDLL | None:
     }
     for name, prototype in quick.items():
         setattr(library, name, prototype((name, library)))
+    library.slots_may_look.argtypes, library.slots_looked.argtypes = (end,), (end, ctypes.c_int)
+    library.slots_looked.restype = None
     library.slots_spin.argtypes = (end, ctypes.c_int, ctypes.c_int64)
     library.slots_wait.argtypes = (end, ctypes.c_int, ctypes.c_int64, ctypes.c_int64)
     for nothing in (library.slots_awake, library.slots_finish, library.slots_stayed_in_vain):

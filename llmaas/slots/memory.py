@@ -12,6 +12,7 @@ import fcntl
 import os
 import sys
 import weakref
+from pathlib import Path
 
 from llmaas.errors import MachineError, NoMemory
 from llmaas.slots.layout import OPEN, STATE, SlotHeader, SlotLayout, header, read_header
@@ -46,6 +47,12 @@ class SlotMemory:
             self._library.slots_discard(self.base, self.nbytes)
         self._unmap()
 
+    def wipe(self) -> None:
+        """It reads as zeros then, also where another process keeps it mapped. For memory of which no page can be given
+        back: a device's."""
+        self._check(0, self.nbytes)
+        ctypes.memset(self.base, 0, self.nbytes)
+
     @property
     def closed(self) -> bool:
         return not self._unmap.alive
@@ -66,23 +73,51 @@ class SlotMemory:
 def make_slot(layout: SlotLayout, generation: int, owner: int) -> tuple[int, SlotMemory]:
     """A new slot for a client: the descriptor to pass to it, and the service's own mapping. Raises MachineError."""
     slots_library()
+    fd = sealed_memory(layout.nbytes)
     try:
-        fd = os.memfd_create("llmaas-slot", os.MFD_CLOEXEC | os.MFD_ALLOW_SEALING)
-    except (OSError, AttributeError) as e:
-        raise MachineError(f"this system gives no shared memory: {e}", hint="Use the socket.") from e
-    try:
-        os.truncate(fd, layout.nbytes)
-        fcntl.fcntl(fd, _F_ADD_SEALS, _SEAL_SEAL | _SEAL_SHRINK | _SEAL_GROW)
         memory = SlotMemory(fd, layout.nbytes)
-    except OSError as e:
-        os.close(fd)
-        raise NoMemory(f"there is no memory for a slot of {layout.nbytes} bytes: {e.strerror}") from e
     except BaseException:
         os.close(fd)
         raise
     memory.store(0, header(layout, generation, owner))
     memory.store(STATE, OPEN.to_bytes(4, sys.byteorder))
     return fd, memory
+
+
+def sealed_memory(nbytes: int) -> int:
+    """The descriptor of memory without a name, whose size nobody can change. Raises MachineError."""
+    try:
+        fd = os.memfd_create("llmaas-slot", os.MFD_CLOEXEC | os.MFD_ALLOW_SEALING)
+    except (OSError, AttributeError) as e:
+        raise MachineError(f"this system gives no shared memory: {e}", hint="Use the socket.") from e
+    try:
+        os.truncate(fd, nbytes)
+        fcntl.fcntl(fd, _F_ADD_SEALS, _SEAL_SEAL | _SEAL_SHRINK | _SEAL_GROW)
+    except OSError as e:
+        os.close(fd)
+        raise NoMemory(f"there is no memory for a slot of {nbytes} bytes: {e.strerror}") from e
+    return fd
+
+
+def use_slot(file: Path, generation: int, owner: int) -> tuple[SlotLayout, SlotMemory]:
+    """A slot in memory that is there already, such as a device's, and that a client on another kernel has. What stood
+    in it is wiped. Raises MachineError."""
+    slots_library()
+    try:
+        fd = os.open(file, os.O_RDWR | os.O_CLOEXEC)
+    except OSError as e:
+        raise MachineError(f"the memory {file} cannot be opened: {e.strerror}", hint="Use the socket.") from e
+    try:
+        layout = SlotLayout.within(os.fstat(fd).st_size)
+        memory = SlotMemory(fd, layout.nbytes)
+    except ValueError as e:
+        raise MachineError(f"the memory {file} is too small for a slot: {e}", hint="Use the socket.") from e
+    finally:
+        os.close(fd)
+    memory.wipe()
+    memory.store(0, header(layout, generation, owner, far=True))
+    memory.store(STATE, OPEN.to_bytes(4, sys.byteorder))
+    return layout, memory
 
 
 def open_slot(fd: int) -> tuple[SlotHeader, SlotMemory]:

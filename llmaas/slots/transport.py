@@ -11,7 +11,7 @@ import logging
 from collections.abc import Callable
 from typing import Any
 
-from llmaas.slots.awake import SOON_S, STAY_S, AwakeSlots
+from llmaas.slots.awake import FAR_SOON_S, FAR_STAY_S, SOON_S, STAY_S, AwakeSlots
 from llmaas.slots.end import STAGE, Broken, Ready, SlotEnd
 
 log = logging.getLogger(__name__)
@@ -50,6 +50,7 @@ class SlotTransport(asyncio.Transport):
         """When bytes came or went last."""
         self._hung_up = False
         """Whether the other side has closed its socket, or broken the slot: it will read nothing more."""
+        self._stay_s, self._soon_s = (FAR_STAY_S, FAR_SOON_S) if end.far else (STAY_S, SOON_S)
         self._idle_bells = 0
         self._rest: asyncio.TimerHandle | None = None
         sock.set_protocol(_Bells(self))
@@ -161,8 +162,8 @@ class SlotTransport(asyncio.Transport):
             return False
         now = self._loop.time()
         gap, self._last = now - self._last, now
-        if self._end.came(soon=gap < SOON_S):
-            self._awake.add(self, STAY_S)
+        if self._end.came(soon=gap < self._soon_s):
+            self._awake.add(self, self._stay_s)
         self._ring()  # there is room, and the other side may wait for it
         if self._buffered is not None:
             self._buffered.buffer_updated(len(data))
@@ -241,7 +242,7 @@ class SlotTransport(asyncio.Transport):
         self._protocol.connection_lost(exc)
 
     def _unmap(self) -> None:
-        self._end.close(discard=True)
+        self._end.leave()
         self._closed()
 
 

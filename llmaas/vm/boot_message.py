@@ -39,6 +39,8 @@ class BootMessage:
     """The guest is to write so many bytes of the disk ``import`` to the model's volume, as ``model``, and to end."""
     model: str = ""
     """The name of the model's file."""
+    slots: int = 0
+    """Memories that the guest's bus has for slots, and the daemon is to have."""
 
 
 def encode_boot(message: BootMessage) -> bytes:

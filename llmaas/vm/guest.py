@@ -20,7 +20,7 @@ import logging
 import os
 import signal
 import sys
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
@@ -32,6 +32,7 @@ from llmaas.vm.folder import VmError
 from llmaas.vm.guest_side import GuestSide
 from llmaas.vm.line import Line
 from llmaas.vm.line_frames import LineBroken
+from llmaas.vm.slot_memories import lend
 
 log = logging.getLogger(__name__)
 
@@ -47,6 +48,7 @@ class GuestPlaces:
     socket: Path = Path("/run/llmaas/llmaas.sock")
     store: Path = Path("/store")
     model: Path = Path("/model")
+    slots: Path = Path("/run/llmaas-slots")
 
 
 class Volumes(Protocol):
@@ -61,11 +63,21 @@ class Volumes(Protocol):
     def close_all(self) -> list[VmError]: ...
 
 
+def no_memories() -> list[Path]:
+    return []
+
+
 class Guest:
     """One run of the guest."""
 
-    def __init__(self, boot: BootMessage, volumes: Volumes, places: GuestPlaces) -> None:
-        self._boot, self._volumes, self._places = boot, volumes, places
+    def __init__(
+        self,
+        boot: BootMessage,
+        volumes: Volumes,
+        places: GuestPlaces,
+        slot_memories: Callable[[], list[Path]] = no_memories,
+    ) -> None:
+        self._boot, self._volumes, self._places, self._slot_memories = boot, volumes, places, slot_memories
         self._over = asyncio.Event()
         self._daemon: asyncio.subprocess.Process | None = None
 
@@ -108,8 +120,18 @@ class Guest:
         if self._boot.has_model:
             volumes.open("model", places.model, read_only=True)
             arguments += ["--model", *(str(file) for file in places.model.iterdir() if file.is_file())]
+        if self._boot.slots:
+            arguments += ["--slot-folder", str(self._lend_slots())]
         await self._start_daemon([*self._boot.daemon, *arguments, *self._boot.flags])
         line.note({"ready": True})
+
+    def _lend_slots(self) -> Path:
+        """The folder of the memories that clients on the host have, too. Raises VmError."""
+        found, folder = self._slot_memories(), self._places.slots
+        if len(found) != self._boot.slots:
+            raise VmError(f"the guest has {len(found)} memories for slots, and the host made {self._boot.slots}")
+        lend(found, folder, self._boot.uid)
+        return folder
 
     async def _start_daemon(self, arguments: list[str]) -> None:
         """Return when it answers. Raises VmError if it ends before."""

@@ -18,6 +18,7 @@ from llmaas.vm.folder import VmError
 from llmaas.vm.guest import Guest, GuestPlaces
 from llmaas.vm.guest_disks import GuestDisks
 from llmaas.vm.qemu import KEY, WIRE
+from llmaas.vm.slot_memories import guest_memories
 
 _POWER_OFF = 0x4321FEDC
 """linux/reboot.h"""
@@ -53,7 +54,7 @@ async def _guest(boot: BootMessage) -> None:
         asyncio.streams.FlowControlMixin, os.fdopen(fd, "wb", buffering=0)
     )
     writer = asyncio.StreamWriter(transport, protocol, None, loop)
-    await Guest(boot, GuestDisks(boot.key), GuestPlaces()).run(reader, writer)
+    await Guest(boot, GuestDisks(boot.key), GuestPlaces(), guest_memories).run(reader, writer)
 
 
 if __name__ == "__main__":

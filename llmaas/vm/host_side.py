@@ -11,7 +11,7 @@ import functools
 import logging
 import os
 import socket
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from struct import Struct
 
@@ -27,6 +27,7 @@ from llmaas.api.wire import encode
 from llmaas.errors import BadRequest, Busy, FrameTooLarge, LlmaasError, ShuttingDown
 from llmaas.vm.line import Line
 from llmaas.vm.relay import UNREAD_S, close_soon, relay
+from llmaas.vm.slot_tap import SlotTap
 from llmaas.vm.vouching import vouched
 
 log = logging.getLogger(__name__)
@@ -52,8 +53,11 @@ class HostSide:
         uid_of: Callable[[socket.socket], int] = peer_uid,
         hello_s: float = HELLO_S,
         unread_s: float = UNREAD_S,
+        slot_memories: Sequence[int] = (),
     ) -> None:
+        """``slot_memories``: descriptors of what the guest's daemon has been lent for slots."""
         self._line, self._uid_of, self._hello_s, self._unread_s = line, uid_of, hello_s, unread_s
+        self._slot_memories = slot_memories
         self._waiting: dict[asyncio.Task[None], None] = {}
         """Those that have not said hello, the oldest first."""
         self._tasks: set[asyncio.Task[None]] = set()
@@ -129,7 +133,7 @@ class HostSide:
         except BaseException:
             channel.close()
             raise
-        await relay(channel, reader, writer, unread_s=self._unread_s)
+        await relay(channel, reader, writer, unread_s=self._unread_s, tap=SlotTap(self._slot_memories))
 
 
 def require_sockets(socket_path: Path) -> None:

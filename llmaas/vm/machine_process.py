@@ -19,6 +19,7 @@ from pathlib import Path
 from llmaas.vm.boot_message import BootMessage, encode_boot
 from llmaas.vm.folder import VmError, VmFolder
 from llmaas.vm.qemu import BINARY, PACKAGE, VmChoices, VmDisk, qemu_command
+from llmaas.vm.slot_memories import make_memories
 
 _PR_SET_PDEATHSIG = 1
 _WIRE_BUFFER = 256 << 10
@@ -37,10 +38,17 @@ def require_qemu() -> None:
 
 
 class MachineProcess:
-    """A virtual machine that has been started; ``wire`` is the host's end of the line."""
+    """A virtual machine that has been started; ``wire`` is the host's end of the line, ``slot_memories`` what the guest
+    has on its bus."""
 
-    def __init__(self, process: subprocess.Popen[bytes], wire: socket.socket, key: socket.socket) -> None:
-        self.wire = wire
+    def __init__(
+        self,
+        process: subprocess.Popen[bytes],
+        wire: socket.socket,
+        key: socket.socket,
+        slot_memories: Sequence[int] = (),
+    ) -> None:
+        self.wire, self.slot_memories = wire, slot_memories
         self._process, self._key = process, key
 
     def forget_key(self) -> None:
@@ -75,24 +83,25 @@ class MachineProcess:
 def start_machine(
     folder: VmFolder, disks: Sequence[VmDisk], choices: VmChoices, boot: BootMessage, log: Path
 ) -> MachineProcess:
-    """Start QEMU; what it says itself goes to the file ``log``. Raises VmError, ConfigError."""
+    """Start QEMU; what it says itself goes to the file ``log``. Raises VmError, ConfigError, MachineError."""
     require_qemu()
     message = encode_boot(boot)
     for file in (folder.console, log):
         file.touch(mode=0o600)
+    slots = make_memories(boot.slots)
     wire, wire_end = socket.socketpair()
     key, key_end = socket.socketpair()
     for end in (wire, wire_end):
         end.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, _WIRE_BUFFER)
     with wire_end, key_end:
-        command = qemu_command(folder, disks, choices, wire_end.fileno(), key_end.fileno())
+        command = qemu_command(folder, disks, choices, wire_end.fileno(), key_end.fileno(), slots)
         # It waits in the socket until the guest has opened its port. A socket takes that much without a reader.
         key.sendall(message)
         try:
             with log.open("ab") as said:
                 process = subprocess.Popen(
                     command,
-                    pass_fds=(wire_end.fileno(), key_end.fileno()),
+                    pass_fds=(wire_end.fileno(), key_end.fileno(), *slots),
                     stdin=subprocess.DEVNULL,
                     stdout=said,
                     stderr=said,
@@ -102,9 +111,11 @@ def start_machine(
         except OSError as error:
             wire.close()
             key.close()
+            for fd in slots:
+                os.close(fd)
             raise VmError(f"{BINARY} cannot be started: {error.strerror}") from error
     wire.setblocking(False)
-    return MachineProcess(process, wire, key)
+    return MachineProcess(process, wire, key, slots)
 
 
 _prctl = ctypes.CDLL(None, use_errno=True).prctl

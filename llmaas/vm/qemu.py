@@ -1,7 +1,8 @@
 """QEMU's command line.
 
-Law: pure, and nothing secret is on it. The guest has two serial ports, its disks, a source of random numbers and a
-console: no network, no display, no USB, no monitor. QEMU itself may start no programs and gain no rights (its sandbox).
+Law: pure, and nothing secret is on it. The guest has two serial ports, its disks, a source of random numbers, a
+console, and the memories of slots: no network, no display, no USB, no monitor. QEMU itself may start no programs and
+gain no rights (its sandbox).
 """
 
 from __future__ import annotations
@@ -14,6 +15,7 @@ from pathlib import Path
 
 from llmaas.errors import ConfigError
 from llmaas.vm.folder import VmFolder
+from llmaas.vm.slot_memories import slot_devices
 
 BINARY = "qemu-system-x86_64"
 PACKAGE = "qemu-system-x86"
@@ -54,8 +56,16 @@ class VmChoices:
             raise ConfigError(f"the guest needs 256 MiB at least, not {self.memory >> 20} MiB")
 
 
-def qemu_command(folder: VmFolder, disks: Sequence[VmDisk], choices: VmChoices, wire_fd: int, key_fd: int) -> list[str]:
-    """The command; ``wire_fd`` and ``key_fd`` are sockets that QEMU inherits, so that no other process can connect."""
+def qemu_command(
+    folder: VmFolder,
+    disks: Sequence[VmDisk],
+    choices: VmChoices,
+    wire_fd: int,
+    key_fd: int,
+    slot_fds: Sequence[int] = (),
+) -> list[str]:
+    """The command; ``wire_fd`` and ``key_fd`` are sockets that QEMU inherits, so that no other process can connect, and
+    so are the memories ``slot_fds``."""
     # q35 for its PCI Express, which passed-through devices want. Memory is not merged with that of other processes:
     # whether a page is shared can be felt by timing. -no-reboot: a guest that panics ends QEMU.
     accel = ["-accel", "kvm", "-cpu", "host"] if choices.kvm else ["-accel", "tcg", "-cpu", "max"]
@@ -84,6 +94,7 @@ def qemu_command(folder: VmFolder, disks: Sequence[VmDisk], choices: VmChoices, 
             "-device",
             f"virtserialport,chardev={chardev},name={name}",
         ]
+    command += slot_devices(slot_fds)
     for gpu in choices.gpus:
         command += ["-device", f"vfio-pci,host={gpu}"]
     return command

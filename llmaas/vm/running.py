@@ -40,7 +40,7 @@ class VmSession:
         async with self as line:
             if await self._told("ready", stop, boot_s) is None:
                 return
-            host = HostSide(line, socket)
+            host = HostSide(line, socket, slot_memories=self._machine.slot_memories)
             try:
                 host.start()
                 on_ready()

@@ -14,6 +14,7 @@ from pathlib import Path
 import pytest
 
 from llmaas.api.client import Client
+from llmaas.errors import BadRequest, Busy
 from llmaas.records import Message
 from tests.cli.conftest import COMMAND, clean_environ
 from tests.support import fake_qemu
@@ -222,6 +223,7 @@ BAD = [
     (["run", "--key-file", "{key}", "--memory", "100M"], "256 MiB"),
     (["run", "--key-file", "{key}", "--memory", "much"], "--memory is 'much'"),
     (["run", "--key-file", "{key}", "--cpus", "0"], "--cpus is 0"),
+    (["run", "--key-file", "{key}", "--slots", "65"], "--slots is 65"),
     (["run", "--key-file", "{key}", "--store-size", "x"], "--store-size is 'x'"),
     (["run", "--key-file", "{key}", "--gpu", "0000:01:00.0,x=y"], "no PCI address"),
     (["run", "--key-file", "{key}", "--vm", "{root}/elsewhere"], "android_bridge/vm/build"),
@@ -243,3 +245,25 @@ def test_without_qemu_the_error_names_the_package(machine: Machine) -> None:
     (machine.root / "bin" / "qemu-system-x86_64").unlink()
     machine.environ["PATH"] = str(machine.root / "bin")
     assert "apt install qemu-system-x86" in machine.refused("run", "--key-file", str(machine.key))
+
+
+def test_clients_of_a_machine_with_slots_go_by_shared_memory_or_by_the_socket(machine: Machine) -> None:
+    with machine.running("--slots", "4") as process:
+        for app in ("one", "two"):
+            with Client(machine.socket, app=app, transport="slots") as client:
+                context = client.context("notes")
+                stream = client.generate(context.id, [Message("user", f"PROMPT of {app}")], max_tokens=8)
+                assert "".join(piece.text for piece in stream) == stream.text != ""
+                assert client.show("notes").messages[0].content == f"PROMPT of {app}"
+        with pytest.raises(Busy, match="another app's"):
+            Client(machine.socket, app="three", transport="slots")
+        machine.ask("PROMPT by the socket")
+        process.terminate()
+    assert process.returncode == 0
+
+
+def test_a_machine_without_slots_says_so(machine: Machine) -> None:
+    with machine.running() as process:
+        with pytest.raises(BadRequest, match="no slots"):
+            Client(machine.socket, app="mail", transport="slots")
+        process.terminate()

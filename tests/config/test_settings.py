@@ -73,6 +73,7 @@ BAD = {
     "embedding_tokens": "-1",
     "slots": "1025",
     "slot_bytes": "3M",
+    "slot_folder": "",
     "app_text_bytes": "1K",
     "max_tokens": "1.5",
     "log_level": "loud",

@@ -76,6 +76,10 @@ def wait_readable(end: SlotEnd, *, spin_s: float = 0.0) -> int:
     """What ``end`` wakes up for. It may wake up for nothing; a wake-up that is lost fails the test: what is there would
     be seen at the end of the time only."""
     begin = time.monotonic()
+    if end.far:
+        found = end.doze(Ready.READABLE.value, spin_s=spin_s, doze_s=SOON_S)
+        assert found, "nothing has come"
+        return found
     while not (found := end.wait(Ready.READABLE.value, spin_s=spin_s, timeout_s=SOON_S)):
         pass
     assert time.monotonic() - begin < SOON_S / 2, "a wake-up was lost"
@@ -98,7 +102,7 @@ class RawSlot:
         assert self.reply["type"] == "done", self.reply
         self.fd = fds[0]
         self.header, self.memory = open_slot(self.fd)
-        self.end = SlotEnd(self.memory, self.header.layout, service=False)
+        self.end = SlotEnd(self.memory, self.header.layout, service=False, far=self.header.far)
 
     def set_word(self, offset: int, value: int) -> None:
         self.memory.store(offset, (value % 2**32).to_bytes(4, sys.byteorder))

@@ -9,7 +9,7 @@ import pytest
 
 from llmaas.errors import VersionMismatch
 from llmaas.slots import layout
-from llmaas.slots.layout import HEADER, SlotLayout, header, read_header
+from llmaas.slots.layout import HEADER, SlotHeader, SlotLayout, header, read_header
 
 DOC = (Path(__file__).parents[2] / "docs" / "slots.md").read_text(encoding="utf-8")
 
@@ -23,6 +23,15 @@ def test_the_rings_follow_the_header_and_fill_the_slot() -> None:
 def test_rings_of_other_sizes_are_refused(nbytes: int) -> None:
     with pytest.raises(ValueError, match="power of two"):
         SlotLayout(nbytes)
+
+
+@pytest.mark.parametrize(("nbytes", "ring"), [(1 << 20, 1 << 18), (HEADER + (1 << 20), 1 << 19), (12288, 4096)])
+def test_the_largest_slot_that_fits_into_memory(nbytes: int, ring: int) -> None:
+    slot = SlotLayout.within(nbytes)
+    assert slot.ring_bytes == ring and slot.nbytes <= nbytes
+    assert read_header(header(slot, 1, 1000, far=True), nbytes) == SlotHeader(slot, 1, 1000, far=True)
+    with pytest.raises(ValueError, match="power of two"):
+        SlotLayout.within(12287)
 
 
 def test_a_header_that_is_none_or_of_another_version_is_refused() -> None:
@@ -45,6 +54,7 @@ def test_the_document_has_every_offset_as_the_code_has_it() -> None:
         "ring_bytes": 12,
         "generation": 16,
         "owner": 20,
+        "waking": 24,
         "state": layout.STATE,
         "requests.written": layout.REQUESTS_WRITTEN,
         "requests.taken": layout.REQUESTS_TAKEN,

@@ -7,9 +7,11 @@ from __future__ import annotations
 
 import asyncio
 import json
+import os
 import shutil
 import socket as sockets
 import sys
+from dataclasses import replace
 from itertools import pairwise
 from pathlib import Path
 
@@ -65,6 +67,21 @@ def of(options: list[str], name: str) -> str:
     return next(option for option in options if f"id={name.replace('.', '-')}," in option).rpartition("=")[2]
 
 
+def memories(arguments: list[str]) -> list[Path]:
+    """What the guest would find on its bus, in the order of the devices."""
+    backends = dict[str, Path]()
+    found = []
+    for flag, value in pairwise(arguments):
+        kind, _, rest = value.partition(",")
+        options = dict(option.split("=", 1) for option in rest.split(",") if "=" in option)
+        if flag == "-object" and kind == "memory-backend-file":
+            assert options["share"] == "on"
+            backends[options["id"]] = Path(options["mem-path"].replace("self", str(os.getpid())))
+        elif flag == "-device" and kind == "ivshmem-plain":
+            found.append((options["addr"], backends[options["memdev"]]))
+    return [memory for _, memory in sorted(found)]
+
+
 async def main(arguments: list[str]) -> None:
     chardevs = [value for flag, value in pairwise(arguments) if flag == "-chardev"]
     disks = [json.loads(value) for flag, value in pairwise(arguments) if flag == "-blockdev"]
@@ -78,7 +95,8 @@ async def main(arguments: list[str]) -> None:
     run.mkdir()
     reader, writer = await asyncio.open_unix_connection(sock=sockets.socket(fileno=int(of(chardevs, WIRE))))
     places = GuestPlaces(run / "r" / "d.sock", run / "store", run / "model")
-    await Guest(boot, FolderVolumes(images, boot.key), places).run(reader, writer)
+    places = replace(places, slots=run / "slots")
+    await Guest(boot, FolderVolumes(images, boot.key), places, lambda: memories(arguments)).run(reader, writer)
 
 
 if __name__ == "__main__":

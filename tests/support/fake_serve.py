@@ -23,6 +23,7 @@ from llmaas.kvchunks.store.store import Store
 from llmaas.planner.settings import PlannerChoices
 from llmaas.service.service import Service
 from llmaas.service.settings import ServiceSettings
+from llmaas.slots.grants import SlotSettings
 
 STEP_S = 0.02
 _PR_SET_PDEATHSIG = 1
@@ -40,13 +41,16 @@ async def main(args: argparse.Namespace) -> None:
     name = name_of(args.model)
     store = Store(args.data_dir)
     thread = EngineThread(
-        lambda: FakeEngine(1024, 8, name=name, fingerprint="fake", end_rate=0.02, step_time=lambda n: STEP_S)
+        lambda: FakeEngine(
+            1024, 8, name=name, fingerprint="fake", end_rate=args.end_rate, step_time=lambda n: args.step_s
+        )
     )
     service = Service(thread, store, ServiceSettings(planner=PlannerChoices(pool_bytes=1 << 20, prefill_slice=64)))
     await service.start()
     stop = asyncio.Event()
     asyncio.get_running_loop().add_signal_handler(signal.SIGTERM, stop.set)
-    server = await serve(service, args.socket)
+    slots = SlotSettings(args.slots, folder=args.slot_folder)
+    server = await serve(service, args.socket, slots=slots)
     await stop.wait()
     await server.close()
     await service.stop()
@@ -60,5 +64,9 @@ if __name__ == "__main__":
     parser.add_argument("--socket", type=Path, required=True)
     parser.add_argument("--data-dir", type=Path, required=True)
     parser.add_argument("--model", type=Path)
+    parser.add_argument("--slots", type=int, default=0)
+    parser.add_argument("--slot-folder", type=Path)
+    parser.add_argument("--step-s", type=float, default=STEP_S)
+    parser.add_argument("--end-rate", type=float, default=0.02)
     ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGKILL, 0, 0, 0)
     asyncio.run(main(parser.parse_args()))

@@ -417,20 +417,31 @@ async def until(condition: Callable[[], bool]) -> None:
         await asyncio.sleep(0.001)
 
 
-@contextlib.contextmanager
+Ask = Callable[[Callable[[ScriptedBackend, Server], Awaitable[Any]]], Any]
+"""Runs a coroutine function on the daemon's loop."""
+
+
 def serving_in_a_thread(
     path: Path,
     *,
     limits: Limits | None = None,
     backend: ScriptedBackend | None = None,
     slots: SlotSettings = NO_SLOTS,
-) -> Iterator[Callable[[Callable[[ScriptedBackend, Server], Awaitable[Any]]], Any]]:
-    """A scripted daemon for blocking clients; gives a function that runs a coroutine function on the daemon's loop."""
+) -> contextlib.AbstractContextManager[Ask]:
+    """A scripted daemon for blocking clients."""
+    return served_in_a_thread(serving(path, limits=limits, backend=backend, slots=slots))
+
+
+@contextlib.contextmanager
+def served_in_a_thread(
+    served: contextlib.AbstractAsyncContextManager[tuple[ScriptedBackend, Server]],
+) -> Iterator[Ask]:
+    """The same of any that is served so."""
     ready: list[tuple[asyncio.AbstractEventLoop, ScriptedBackend, Server, asyncio.Event]] = []
     started = threading.Event()
 
     async def main() -> None:
-        async with serving(path, limits=limits, backend=backend, slots=slots) as (made, server):
+        async with served as (made, server):
             stop = asyncio.Event()
             ready.append((asyncio.get_running_loop(), made, server, stop))
             started.set()

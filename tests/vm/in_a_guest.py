@@ -6,6 +6,7 @@ another key, and its root image is changed; and what the host's files hold is se
 
 from __future__ import annotations
 
+import asyncio
 import contextlib
 import hashlib
 import mmap
@@ -15,21 +16,27 @@ import statistics
 import subprocess
 import sys
 import time
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
+from typing import Any
 
 import pytest
 
 import llmaas
+from llmaas.api.async_client import AsyncClient
 from llmaas.api.client import Client
-from llmaas.errors import Cancelled, LlmaasError, UnknownContext
+from llmaas.errors import Busy, Cancelled, LlmaasError, UnknownContext
 from llmaas.records import Message
 
 GUEST = Path(os.environ.get("LLMAAS_VM_GUEST", "/nonexistent"))
 ACCEL = os.environ.get("LLMAAS_VM_ACCEL", "tcg")
 COMMAND = [sys.executable, "-m", "llmaas", "vm"]
 BOOT_S = 240.0
+SLOTS = 12
+WAYS = ("socket", "slots")
+"""The wire over virtio-serial, and slots over ivshmem."""
+APP = {"socket": "mail", "slots": "shared"}
 PROMPT = "the prompt marked " + os.urandom(8).hex()
 MODEL = os.urandom(8) + b"a model marked " + os.urandom(16).hex().encode() + os.urandom(4 << 20)
 pytestmark = pytest.mark.skipif(not GUEST.is_dir(), reason="scripts/test-vm builds the guest")
@@ -38,11 +45,11 @@ pytestmark = pytest.mark.skipif(not GUEST.is_dir(), reason="scripts/test-vm buil
 class Vm:
     """A machine that is started and ended several times."""
 
-    def __init__(self, root: Path) -> None:
+    def __init__(self, root: Path, memory: str = "768M") -> None:
         self.root, self.socket, self.key = root, root / "run" / "d.sock", root / "key"
         self.process: subprocess.Popen[bytes] | None = None
         self.environ = os.environ | {"LLMAAS_VM": str(GUEST), "LLMAAS_SOCKET": str(self.socket), "TMPDIR": str(root)}
-        self.common = ["--key-file", str(self.key), "--accel", ACCEL, "--memory", "768M"]
+        self.common = ["--key-file", str(self.key), "--accel", ACCEL, "--memory", memory]
 
     def command(self, *words: str) -> subprocess.CompletedProcess[str]:
         done = subprocess.run(
@@ -51,10 +58,10 @@ class Vm:
         print(f"\nllmaas vm {' '.join(words)}: {done.returncode}\n{done.stdout}{done.stderr}")
         return done
 
-    def start(self) -> float:
+    def start(self, module: str = "tests.support.fake_serve", flags: Sequence[str] = ()) -> float:
         """Seconds until it serves."""
         begun, log = time.monotonic(), self.root / "run.log"
-        daemon = ["--daemon-module", "tests.support.fake_serve", "--store-size", "256M"]
+        daemon = ["--daemon-module", module, "--store-size", "256M", "--slots", str(SLOTS), "--", *flags]
         with log.open("wb") as said:
             self.process = subprocess.Popen([*COMMAND, "run", *self.common, *daemon], env=self.environ, stderr=said)
         while "ready: " not in log.read_text():
@@ -67,7 +74,7 @@ class Vm:
         assert self.process is not None
         return int(Path(f"/proc/{self.process.pid}/task/{self.process.pid}/children").read_text().split()[0])
 
-    def client(self, app: str = "mail", **options: bool) -> Client:
+    def client(self, app: str = "mail", **options: Any) -> Client:
         return Client(self.socket, app=app, **options)
 
 
@@ -101,8 +108,9 @@ def test_the_guest_serves_what_is_on_the_volume(vm: Vm) -> None:
         assert vm.command("status").returncode == 0
 
 
-def test_a_conversation(vm: Vm) -> None:
-    with vm.client() as client:
+@pytest.mark.parametrize("way", WAYS)
+def test_a_conversation(vm: Vm, way: str) -> None:
+    with vm.client(APP[way], transport=way) as client:
         context = client.context("notes")
         for text in (PROMPT, "and once more"):
             stream = client.generate(context.id, [Message("user", text)], max_tokens=12)
@@ -110,8 +118,9 @@ def test_a_conversation(vm: Vm) -> None:
         assert [each.content for each in client.show("notes").messages][::2] == [PROMPT, "and once more"]
 
 
-def test_a_cancellation(vm: Vm) -> None:
-    with vm.client() as client:
+@pytest.mark.parametrize("way", WAYS)
+def test_a_cancellation(vm: Vm, way: str) -> None:
+    with vm.client(APP[way], transport=way) as client:
         stream = client.generate(client.context("long").id, [Message("user", "go on")], max_tokens=500)
         next(iter(stream))
         stream.cancel()
@@ -122,8 +131,9 @@ def test_a_cancellation(vm: Vm) -> None:
         assert error.value.n_generated > 0 and len(client.show("long").messages) >= 1
 
 
-def test_errors(vm: Vm) -> None:
-    with vm.client() as client:
+@pytest.mark.parametrize("way", WAYS)
+def test_errors(vm: Vm, way: str) -> None:
+    with vm.client(APP[way], transport=way) as client:
         with pytest.raises(UnknownContext):
             client.show("nobody's")
         with pytest.raises(LlmaasError, match="tokens"):
@@ -144,29 +154,66 @@ def test_many_clients_each_with_its_own(vm: Vm) -> None:
         assert {f"{os.geteuid()}/app-{i}" for i in range(24)} < apps
 
 
+def test_slots_go_round_and_an_apps_memory_stays_its_own(vm: Vm) -> None:
+    """Connections that come and go; asynchronous ones, and such that leave without a word."""
+    for i in range(6):
+        with vm.client(f"guest-{i % 3}", transport="slots") as client:
+            assert client.context("c").app == f"{os.geteuid()}/guest-{i % 3}"
+    with pytest.raises(Busy, match="another app's"):
+        for i in range(SLOTS):
+            vm.client(f"new-{i}", transport="slots").close()
+
+    async def talk() -> str:
+        async with await AsyncClient.connect(vm.socket, app=APP["slots"], transport="slots") as client:
+            stream = client.generate((await client.create(name="async")).id, [Message("user", "hi")], max_tokens=4)
+            await stream.done()
+            return stream.text
+
+    assert asyncio.run(asyncio.wait_for(talk(), BOOT_S))
+
+
 def test_the_time_of_a_round_trip(vm: Vm) -> None:
-    with vm.client() as client:
-        took = []
-        for _ in range(200):
-            begun = time.perf_counter()
-            client.ping()
-            took.append(time.perf_counter() - begun)
-    print(f"\nping: p50 {1e3 * statistics.median(took):.2f} ms, p99 {1e3 * sorted(took)[197]:.2f} ms")
+    """The two ways in turns, in blocks of 100."""
+    took: dict[str, list[float]] = {way: [] for way in WAYS}
+    clients = {way: vm.client(APP[way], transport=way) for way in WAYS}
+    for _ in range(4):
+        for way, client in clients.items():
+            for _ in range(100):
+                begun = time.perf_counter()
+                client.ping()
+                took[way].append(time.perf_counter() - begun)
+    for way, client in clients.items():
+        client.close()
+        ordered = sorted(took[way])
+        print(f"\nping by {way}: p50 {1e3 * statistics.median(ordered):.2f} ms, p99 {1e3 * ordered[395]:.2f} ms")
 
 
 def test_no_file_of_the_host_holds_the_prompt_or_the_model(vm: Vm) -> None:
-    """While it runs: what it has open or mapped, what is in its folder, in /dev/shm, and among temporary files."""
+    """While it runs: what it has open or mapped, what is in its folder, in /dev/shm, among temporary files, and the
+    memories that host and guest share: those hold what their own client has said and was told, while it is connected,
+    and nothing of the model."""
     os.sync()
     planted = vm.root / "planted"
     planted.write_bytes(b"\0" * 5000 + PROMPT.encode() + MODEL[:64])
     assert vm.process is not None
-    files = set(host_files(vm, (vm.qemu, vm.process.pid)))
+    pids = (vm.qemu, vm.process.pid)
+    files, memories = set(host_files(vm, pids)), shared_memories(pids)
     assert {GUEST / "store.img", GUEST / "model.img", GUEST / "console.log"} <= files
-    print(f"\n{len(files)} files are searched")
+    assert len(memories) == SLOTS
+    searched = [*files, *memories.values()]
+    print(f"\n{len(files)} files and {len(memories)} memories are searched")
     for mark in (PROMPT.encode(), MODEL[:64], MODEL[-64:], vm.key.read_bytes()):
         expected = {vm.key} if mark == vm.key.read_bytes() else {planted} if mark != MODEL[-64:] else set()
-        assert set(found_in(mark, files)) == expected
+        assert set(found_in(mark, searched)) == expected
     planted.unlink()
+    with vm.client(APP["slots"], transport="slots") as client:
+        assert client.show("notes").messages[0].content == PROMPT
+        assert len(found_in(PROMPT.encode(), memories.values())) == 1, "the client's own"
+        assert found_in(MODEL[:64], memories.values()) == found_in(MODEL[-64:], memories.values()) == []
+    late = time.monotonic() + 60
+    while found_in(PROMPT.encode(), memories.values()):
+        assert time.monotonic() < late, "what was said outlasts the connection"
+        time.sleep(0.2)
 
 
 def test_the_guests_memory_is_not_hidden_from_who_may_look_into_qemu(vm: Vm) -> None:
@@ -228,7 +275,18 @@ def host_files(vm: Vm, pids: Iterable[int]) -> Iterator[Path]:
                 if link.stat().st_size and path.is_file():
                     yield path
                 else:
-                    assert "memfd" not in str(path), f"{path}: memory that is a file"
+                    assert "memfd" not in str(path) or "memfd:llmaas-slot" in str(path), f"{path}: memory as a file"
+
+
+def shared_memories(pids: Iterable[int]) -> dict[int, Path]:
+    """Every memory without a name that these processes have, by which it is, and a way to open it."""
+    found: dict[int, Path] = {}
+    for pid in pids:
+        for link in [*Path(f"/proc/{pid}/fd").iterdir(), *Path(f"/proc/{pid}/map_files").iterdir()]:
+            with contextlib.suppress(OSError):
+                if "memfd:" in str(link.readlink()):
+                    found.setdefault(link.stat().st_ino, link)
+    return found
 
 
 def found_in(mark: bytes, files: Iterable[Path]) -> list[Path]:
