@@ -35,7 +35,7 @@ from llmaas.engine.llama.engine import LlamaEngine
 from llmaas.engine.llama.model import LlamaModel
 from llmaas.engine.llama.repack import RepackChoice, choose
 from llmaas.engine.thread import EngineThread
-from llmaas.errors import ConfigError, StoreFailed
+from llmaas.errors import StoreFailed
 from llmaas.fair_thread import FairThread
 from llmaas.host import priority, thermal
 from llmaas.host.file_limit import raise_file_limit
@@ -253,11 +253,6 @@ async def _server_of_apps(
     limits = _fitting(Limits(priority_floor=config.priority_floor, urgent_apps=frozenset(config.urgent_apps or ())))
     slots = SlotSettings(config.slots, config.slot_bytes, config.slot_folder)
     if not sockets:
-        if config.slot_folder is not None:
-            raise ConfigError(
-                "setting slot_folder is for a daemon with one model: its memories cannot be shared out to several",
-                hint="Unset it: every model's process has slots of its own (slots).",
-            )
         return serve_handed(service, limits=limits, slots=slots, loading=loading)
     return await serve(service, config.socket, limits=limits, slots=slots, loading=loading)
 

@@ -32,7 +32,14 @@ def several(found: LoadedConfig) -> list[ModelEntry]:
             f"setting models ({found.origins['models']}) is all, and no model is registered",
             hint="Register some with 'llmaas model add NAME FILE'.",
         )
-    return entries if wanted != ALL or len(entries) > 1 else []
+    if wanted == ALL and len(entries) == 1:
+        return []
+    if found.config.slot_folder is not None:
+        raise ConfigError(
+            f"setting slot_folder ({found.origins['slot_folder']}) is for a daemon with one model; several are served",
+            hint="Leave it out: the process of each model makes slots of its own, as many as the setting slots says.",
+        )
+    return entries
 
 
 def one_model(found: LoadedConfig) -> LoadedConfig:

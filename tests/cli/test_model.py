@@ -134,6 +134,17 @@ def test_several_are_served_if_several_are_meant(data: Path, file: Path) -> None
     assert several(config()) == []
 
 
+def test_several_models_cannot_share_memory_that_was_lent(data: Path, file: Path, tmp_path: Path) -> None:
+    for name in ("small", "other"):
+        main(["model", "add", name, str(file)])
+    assert several(config(models="small", slot_folder=str(tmp_path))) == []
+    with pytest.raises(
+        ConfigError, match=r"slot_folder \(flag --slot-folder\) is for a daemon with one model"
+    ) as error:
+        several(config(models="all", slot_folder=str(tmp_path)))
+    assert "Leave it out" in error.value.hint
+
+
 def test_settings_of_a_model_that_do_not_go_together_are_refused(data: Path, file: Path) -> None:
     assert main(["model", "add", "small", str(file), "--sequences", "4"]) == USAGE
     assert main(["model", "add", "small", str(file), "--sequences", "9"]) == OK

@@ -11,6 +11,8 @@
 * ``service``: the service, and a client that writes nonsense (``hostile_client.c``). It may log no fault, keep no slot
   and no descriptor, and must serve others meanwhile.
 
+With ``--far`` the slots are those of a virtual machine, without the machine: ``tests/support/far_slots.py``.
+
 The service is the daemon's edge on a scripted backend, in this process; C programs need a compiler. Prints a line of
 JSON for each part.
 """
@@ -35,6 +37,7 @@ from llmaas.api.client import Client
 from llmaas.api.server import Server
 from llmaas.slots.grants import SlotSettings
 from tests.slots.test_wakes import CLIENTS
+from tests.support.far_slots import serving_far_in_a_thread
 from tests.support.faults_logged import FaultsLogged
 from tests.support.scripted import ScriptedBackend, serving_in_a_thread
 
@@ -57,6 +60,8 @@ class Programs:
     """C programs, built when they are wanted."""
 
     folder: Path
+    far: bool = False
+    """Whether the service they use has slots in memory that it was lent, behind a line as if it were in a guest."""
 
     def __getitem__(self, name: str) -> Path:
         built = self.folder / name
@@ -94,7 +99,7 @@ class Edge:
 
 
 @contextlib.contextmanager
-def serving(settings: SlotSettings) -> Iterator[Edge]:
+def serving(settings: SlotSettings, far: bool = False) -> Iterator[Edge]:
     """At the end nothing may be left: no slot, no descriptor, no fault in the log."""
     faults, quiet = FaultsLogged(), logging.getLogger("llmaas.slots.transport")
     logging.getLogger().addHandler(faults)
@@ -104,7 +109,9 @@ def serving(settings: SlotSettings) -> Iterator[Edge]:
         with tempfile.TemporaryDirectory() as folder:
             path = Path(folder) / "s"
             before = descriptors()
-            with serving_in_a_thread(path, slots=settings) as there:
+            lent = {"count": settings.count, "nbytes": settings.nbytes}
+            served = serving_far_in_a_thread(path, **lent) if far else serving_in_a_thread(path, slots=settings)
+            with served as there:
                 edge = Edge(path, there)
                 yield edge
                 edge.wait_until_free()
@@ -141,7 +148,7 @@ def program(*command: str | Path | int) -> str:
 def trips(programs: Programs, n: int, seed: int) -> dict[str, Any]:
     """``n`` round trips of 64 slots."""
     each = max(1, n // 64)
-    with serving(SlotSettings(128, 16 << 10)) as edge:
+    with serving(SlotSettings(128, 16 << 10), programs.far) as edge:
         python = [sys.executable, "-c", CLIENTS, str(edge.path), "futex", str(each)]
         c = [str(programs["trips"]), str(edge.path), "bells", "16", str(each)]
         started = [subprocess.Popen(python, cwd=ROOT) for _ in range(4)]
@@ -155,7 +162,10 @@ def trips(programs: Programs, n: int, seed: int) -> dict[str, Any]:
 def kills(programs: Programs, n: int, seed: int) -> dict[str, Any]:
     """``n`` clients are killed, in batches; after each all their slots must be free."""
     early = used = 0
-    with serving(SlotSettings(64, 16 << 10)) as edge, Client(edge.path, app="other", transport="slots") as other:
+    with (
+        serving(SlotSettings(64, 16 << 10), programs.far) as edge,
+        Client(edge.path, app="other", transport="slots") as other,
+    ):
         for first in range(0, n, BATCH):
             batch = min(BATCH, n - first)
             found = program(programs["victims"], edge.path, "victim", batch, seed + first).split()
@@ -182,13 +192,19 @@ def client(programs: Programs, n: int, seed: int) -> dict[str, Any]:
 def service(programs: Programs, n: int, seed: int) -> dict[str, Any]:
     """A service against clients in C that write nonsense: many at once, since each is not heard for a while after it
     has rung for nothing, or sent a part of a frame."""
-    with serving(SlotSettings(64, 16 << 10)) as edge, Client(edge.path, app="other", transport="slots") as other:
+    with (
+        # Far slots are each app's own, and the service keeps those of a connection that it has ended for a second.
+        serving(SlotSettings(512 if programs.far else 64, 16 << 10), programs.far) as edge,
+        Client(edge.path, app="other", transport="slots") as other,
+    ):
         shares = [n // ATTACKERS + (i < n % ATTACKERS) for i in range(ATTACKERS)]
-        command = [str(programs["hostile_client"]), str(edge.path), "hostile"]
+        command = [str(programs["hostile_client"]), str(edge.path)]
+        # Who was an app's client may write into the memory that the app's next one gets, if that is one that was lent.
+        apps = [f"hostile-{i}" if programs.far else "hostile" for i in range(ATTACKERS)]
         began, waits = resident(), list[float]()
         attackers = [
-            subprocess.Popen([*command, str(share), str(seed + i)], stdout=subprocess.PIPE, text=True)
-            for i, share in enumerate(shares)
+            subprocess.Popen([*command, app, str(share), str(seed + i)], stdout=subprocess.PIPE, text=True)
+            for i, (app, share) in enumerate(zip(apps, shares, strict=True))
         ]
         while any(attacker.poll() is None for attacker in attackers):
             begin = time.perf_counter()
@@ -205,19 +221,21 @@ def service(programs: Programs, n: int, seed: int) -> dict[str, Any]:
     return {"states": n, "connections": sum(map(int, said)), "others_waited_ms": round(max(waits) * 1e3, 1)}
 
 
+FAR = ("trips", "kills", "service")
+"""Those that are otherwise if host and guest share the slots."""
 PARTS: dict[str, Callable[[Programs, int, int], dict[str, Any]]] = {
     part.__name__: part for part in (trips, kills, rings, client, service)
 }
 
 
-def run(parts: dict[str, int], seed: int) -> Iterator[dict[str, Any]]:
+def run(parts: dict[str, int], seed: int, far: bool = False) -> Iterator[dict[str, Any]]:
     """The figures of each of the parts, of which so many are wanted. Raises Flaw."""
     with tempfile.TemporaryDirectory() as folder:
-        programs = Programs(Path(folder))
+        programs = Programs(Path(folder), far)
         for name, n in parts.items():
             begin = time.monotonic()
             found = PARTS[name](programs, n, seed)
-            yield {"part": name, **found, "seconds": round(time.monotonic() - begin, 1), "seed": seed}
+            yield {"part": name, "far": far, **found, "seconds": round(time.monotonic() - begin, 1), "seed": seed}
 
 
 def main() -> int:
@@ -226,11 +244,13 @@ def main() -> int:
     parser.add_argument("--trips", type=int, default=1_000_000, help="(default: %(default)s)")
     parser.add_argument("--kills", type=int, default=10_000, help="(default: %(default)s)")
     parser.add_argument("--states", type=int, default=1_000_000, help="of each kind (default: %(default)s)")
+    parser.add_argument("--far", action="store_true", help="trips, kills and service across a machine's border")
     parser.add_argument("--seed", type=int, default=1, help="(default: %(default)s)")
     args = parser.parse_args()
     counts = {"trips": args.trips, "kills": args.kills}
     try:
-        for found in run({name: counts.get(name, args.states) for name in args.parts or PARTS}, args.seed):
+        wanted = {name: counts.get(name, args.states) for name in args.parts or (FAR if args.far else PARTS)}
+        for found in run(wanted, args.seed, args.far):
             print(json.dumps(found), flush=True)
     except Flaw as flaw:
         print(flaw, file=sys.stderr)

@@ -12,7 +12,7 @@ import pytest
 from llmaas.api.client import Client
 from llmaas.slots.grants import SlotSettings
 from tests.stress import slots
-from tests.stress.slots import PARTS, Flaw, Programs, run
+from tests.stress.slots import FAR, PARTS, Flaw, Programs, run
 
 SHORT = {"trips": 2_000, "kills": 100, "rings": 5_000, "client": 2_000, "service": 1_000}
 
@@ -28,9 +28,9 @@ def compiler(tmp_path_factory: pytest.TempPathFactory) -> None:
 
 
 @pytest.mark.usefixtures("compiler")
-@pytest.mark.parametrize("part", PARTS)
-def test_each_part_finds_no_flaw(part: str) -> None:
-    (found,) = run({part: SHORT[part]}, seed=random.randrange(10**6))
+@pytest.mark.parametrize(("part", "far"), [*((part, False) for part in PARTS), *((part, True) for part in FAR)])
+def test_each_part_finds_no_flaw(part: str, far: bool) -> None:
+    (found,) = run({part: SHORT[part]}, random.randrange(10**6), far)
     assert found["part"] == part
     done = found.get("states") or found.get("killed") or found["round_trips"]
     assert abs(done - SHORT[part]) < 64, found
