@@ -72,8 +72,9 @@ def measure(options: Options, vm: Path | None = None, accel: str = "auto") -> Re
     found = {"null": null, "prompt_tokens": len(tokens), "answer_tokens": n_new, "one_client": one, "clients": rows}
     bars = list(_bars(null, one))
     if vm is not None:
-        found["vm"] = options.step("through a VM", partial(through_vm, options, vm, accel))
-        bars.append(_vm_bar(found["vm"]))
+        border = options.step("through a VM", partial(through_vm, options, vm, accel))
+        found["vm"] = border
+        bars.append(_vm_bar(border))
     return Result(model, {**found, "llm_os": _published(one, rows)}, bars)
 
 

@@ -13,7 +13,7 @@ from pathlib import Path
 import pytest
 
 from llmaas.records import Message
-from tests.vm.in_a_guest import GUEST, Vm
+from tests.vm.in_a_guest import GUEST, Vm, found_in, host_files, shared_memories
 
 MODEL = Path(os.environ.get("LLMAAS_VM_MODEL", "/nonexistent"))
 FLAGS = ("--cells", "512", "--threads", "1", "--repack", "off")
@@ -56,5 +56,11 @@ def test_a_model_answers_in_an_emulated_guest(vm: Vm) -> None:
             print(f"\n{stream.done.n_generated} tokens by {way}: {took:.1f} s, {text!r}")
             assert stream.done.n_generated == n and text and text.startswith(said) and took < FIRST_TOKEN_S
             said = text
+    assert vm.process is not None
+    data = MODEL.read_bytes()
+    marks = [data[:64], data[len(data) // 2 :][:64], data[-64:]]
+    files = [*host_files(vm, (vm.qemu, vm.process.pid)), *shared_memories((vm.qemu,)).values()]
+    assert GUEST / "model.img" in files
+    assert all(found_in(mark, [*files, MODEL]) == [MODEL] for mark in marks)
     assert vm.command("stop").returncode == 0
     (GUEST / "model.img").unlink()
