@@ -11,6 +11,7 @@ from array import array
 from bisect import bisect_left
 from collections.abc import Iterable, Sequence
 
+from llmaas.policies.context_marks import MARK_BYTES, MOST_MARKS
 from llmaas.records import CHUNK_TOKENS
 
 MOST_NODES = 1 << 16
@@ -31,6 +32,7 @@ class MarkIndex:
         self._numbers: dict[str, int] = {}
         self._names: list[str] = []
         self._free: list[int] = []
+        self._counts: dict[int, int] = {}
 
     def __len__(self) -> int:
         """How many marks there are, of all nodes."""
@@ -42,27 +44,38 @@ class MarkIndex:
         return sum(a.itemsize * len(a) for arrays in self._buckets.values() for a in arrays)
 
     def add(self, node: str, marks: Iterable[int]) -> None:
-        """The node holds these, too. One that it is known to hold changes nothing."""
+        """The node holds these, too. One that it is known to hold changes nothing. Raises ValueError for what is no
+        mark, and for more marks than a node may have; those before it are kept.
+        """
         number = self._number(node)
         for mark in marks:
+            if not 0 <= mark < 1 << 64:
+                raise ValueError(f"node {node}: {mark} is no mark of {MARK_BYTES} bytes")
             bucket, owners = self._buckets.setdefault(mark >> (64 - _BUCKET_BITS), (array("Q"), array("H")))
             at = bisect_left(bucket, mark)
             while at < len(bucket) and bucket[at] == mark and owners[at] < number:
                 at += 1
             if at == len(bucket) or bucket[at] != mark or owners[at] != number:
+                if self._counts.get(number, 0) == MOST_MARKS:
+                    raise ValueError(f"node {node}: more than {MOST_MARKS} marks are not possible")
+                self._counts[number] = self._counts.get(number, 0) + 1
                 bucket.insert(at, mark)
                 owners.insert(at, number)
 
     def remove(self, node: str, marks: Iterable[int]) -> None:
-        """The node holds these no more."""
+        """The node holds these no more. What it was not known to hold changes nothing."""
         number = self._numbers.get(node)
         for mark in marks:
-            bucket, owners = self._buckets.get(mark >> (64 - _BUCKET_BITS), (array("Q"), array("H")))
+            arrays = self._buckets.get(mark >> (64 - _BUCKET_BITS))
+            if number is None or arrays is None:
+                continue
+            bucket, owners = arrays
             at = bisect_left(bucket, mark)
             while at < len(bucket) and bucket[at] == mark and owners[at] != number:
                 at += 1
             if at < len(bucket) and bucket[at] == mark:
                 del bucket[at], owners[at]
+                self._counts[number] -= 1
 
     def forget(self, node: str) -> None:
         """The node is gone, and all that it held."""
@@ -73,6 +86,7 @@ class MarkIndex:
             if number in owners:
                 kept = [i for i, owner in enumerate(owners) if owner != number]
                 self._buckets[key] = array("Q", [bucket[i] for i in kept]), array("H", [owners[i] for i in kept])
+        self._counts.pop(number, None)
         self._free.append(number)
 
     def held(self, chain: Sequence[int]) -> dict[str, int]:

@@ -157,5 +157,27 @@ def test_a_cluster_is_bounded(monkeypatch: pytest.MonkeyPatch) -> None:
         index.add("c", [1])
 
 
+def test_marks_of_a_node_are_bounded(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(mark_index, "MOST_MARKS", 3)
+    index = MarkIndex()
+    index.add("a", [1, 2, 3, 3, 2])
+    with pytest.raises(ValueError, match="node a: more than 3 marks"):
+        index.add("a", [4])
+    index.remove("a", [1, 1, 77])
+    index.add("a", [4])
+    index.add("b", [1, 2, 3])
+    assert len(index) == 6
+    index.forget("a")
+    index.add("a", [1, 2, 3])
+
+
+@pytest.mark.parametrize("mark", [-1, 1 << 64])
+def test_what_is_no_mark_is_refused(mark: int) -> None:
+    index = MarkIndex()
+    with pytest.raises(ValueError, match="is no mark"):
+        index.add("a", [5, mark])
+    assert index.held([5]) == {"a": 64} and len(index) == 1
+
+
 def test_examples() -> None:
     assert doctest.testmod(mark_index).failed == 0
