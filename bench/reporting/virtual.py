@@ -37,9 +37,8 @@ def _eviction(line: Line, figures: dict[str, Any]) -> Iterator[str]:
 
 
 _PLACED = {
-    "start_s_p50": "start, p50 s", "start_s_p99": "start, p99 s", "first_s_p99": "first token, p99 s",
-    "total_s_p99": "last token, p99 s", "loads": "models loaded", "load_bytes": "TB loaded",
-    "context_bytes": "GB of contexts", "recomputed": "tokens again", "calls_moved": "moved", "preemptions": "stopped",
+    "start_s_p50": "p50", "start_s_p99": "p99", "first_s_p99": "first", "total_s_p99": "last", "loads": "loads",
+    "load_bytes": "TB", "context_bytes": "GB", "recomputed": "again", "calls_moved": "moved", "preemptions": "stopped",
 }  # fmt: skip
 _UNITS = {"load_bytes": 1e12, "context_bytes": 1e9}
 
@@ -48,8 +47,10 @@ def placement(lines: Iterable[Line]) -> Iterator[str]:
     for line in of_bench(lines, "cluster"):
         yield "## Calls placed on a cluster"
         yield prose(
-            "Traces in virtual time; [cluster.md](cluster.md#replay-of-a-cluster) says what is made up. Start: until "
-            "the node begins with what is new of a call. " + about(line)
+            "Traces in virtual time; [cluster.md](cluster.md#replay-of-a-cluster) says what is made up. Seconds: "
+            "p50 and p99 of start-up, until the node begins with what is new of a call; p99 of the first and the last "
+            "token. TB of models loaded, GB of contexts moved, tokens computed again, calls moved and stopped. "
+            + about(line)
         )
         yield command(line["command"])
         for scene, rows in itertools.groupby(line["figures"]["scenes"], key=lambda row: str(row["scene"])):
