@@ -38,6 +38,7 @@ PLANTED = {
     "http, the engine": ("http", "import llmaas.engine.base", "http"),
     "the web, by the daemon": ("api", "import msgspec", "web"),
     "llama.cpp": ("engine", "import llama_cpp", "llama"),
+    "Ray, by the nodes": ("nodes", "def later() -> None:\n    import ray", "ray"),
     "a cycle": ("replay", "def later() -> None:\n    import llmaas.replay.planted_too", "cycles"),
 }
 BESIDE = "from typing import TYPE_CHECKING\nif TYPE_CHECKING:\n    import llmaas.{room}.planted\n"

@@ -33,6 +33,7 @@ COMMANDS: dict[str, tuple[str, str]] = {
     "backup": ("llmaas.cli.backup", "all contexts of an app into a folder or a file; again: what is new"),
     "restore": ("llmaas.cli.restore", "the contexts of a backup"),
     "node": ("llmaas.cli.node", "other machines that contexts can go to: pair, list, forget"),
+    "cluster": ("llmaas.cli.cluster", "several nodes as one, on Ray: join, serve, status, leave"),
     "top": ("llmaas.cli.top.command", "watch calls and contexts live; cancel a call or change its priority"),
     "timeline": ("llmaas.cli.timeline", "the last calls as a trace for Perfetto or Chrome"),
     "stats": ("llmaas.cli.stats", "what the daemon holds and how fast it is"),

@@ -29,6 +29,8 @@ NOT_RUN = {
     r"llmaas model pull": "the network",
     r"llmaas (chat .*--model|ctx move)": "the daemon that runs serves one model",
     r"llmaas node (pair|rm)": "there is no other machine",
+    r"llmaas cluster|pip install|ssh |ray stop": "there is no other machine; tests/nodes/cluster runs these commands",
+    r"llmaas chat .*cluster.sock": "no cluster is there",
     r"curl|rm -rf": "the network; the home of the daemon that runs",
     r"systemctl|journalctl|loginctl": "this machine's systemd",
     r"llmaas demo": "has tests of its own",

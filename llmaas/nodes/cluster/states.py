@@ -1,0 +1,192 @@
+"""What a node tells the cluster, and what the cluster tells an entry.
+
+Law: pure; values only, that cross from process to process. What a node tells is bounded: ``MOST_CONTEXTS`` contexts,
+those that were used last.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from hashlib import blake2b
+
+from llmaas.errors import LlmaasError, MachineError, by_code
+from llmaas.policies.node_report import NodeReport
+from llmaas.records import ContextId, ContextInfo
+
+MOST_CONTEXTS = 4096
+"""That a node tells of. Others are found all the same: the nodes are asked, one after the other."""
+MOST_NODES = 1000
+_PERSON = b"llmaas.cluster.1"
+
+
+def cluster_id(app: str, name: str) -> ContextId:
+    """The id of a context with a name, wherever it is: a daemon's own id changes when the context moves.
+
+    >>> cluster_id("mail", "inbox") == cluster_id("mail", "inbox"), len(cluster_id("mail", "inbox"))
+    (True, 16)
+    """
+    hasher = blake2b(len(app).to_bytes(8, "little"), digest_size=8, person=_PERSON)
+    hasher.update(app.encode())
+    hasher.update(name.encode("utf-8", "surrogatepass"))
+    return ContextId(hasher.hexdigest())
+
+
+@dataclass(frozen=True, slots=True)
+class HeldContext:
+    """A context of a node. ``app`` is its app's name without the user: users have other numbers on other machines."""
+
+    app: str
+    name: str
+    id: ContextId
+    """Of its daemon."""
+    anonymous: bool
+    n_tokens: int
+    n_held: int
+    """Tokens whose KV is in CELLS, POOL or on DISK."""
+    last_used: float = 0.0
+
+    @property
+    def public_id(self) -> ContextId:
+        return self.id if self.anonymous else cluster_id(self.app, self.name)
+
+
+def held_context(info: ContextInfo) -> HeldContext:
+    held = sum(info.tiers[:3])
+    app = info.app.partition("/")[2]
+    return HeldContext(app, info.name, info.id, info.anonymous, info.n_tokens, held, info.last_used)
+
+
+@dataclass(frozen=True, slots=True)
+class NodePlace:
+    """Where a node's daemon is, as who joins says."""
+
+    name: str
+    """By which all other nodes are paired with it."""
+    socket: str
+    machine: str = ""
+    """The name of the machine on which that is, and the agent."""
+    daemon_uid: int | None = None
+    data_dir: str | None = None
+    """Of its daemon; None if that is on another machine."""
+    door: str | None = None
+    """HOST:PORT on which entries on other machines reach the daemon."""
+    let_in: tuple[str, ...] = ()
+    """Paired nodes whose entries may."""
+
+
+@dataclass(frozen=True, slots=True)
+class NodeState:
+    """A node at one moment. ``contexts`` None: as they were told with the same ``serial``."""
+
+    place: NodePlace
+    run: str
+    """Of the agent; serials count within one."""
+    serial: int
+    serving: bool
+    why: str = ""
+    """What is wrong with its daemon."""
+    pid: int = 0
+    """The agent's process."""
+    model: str = ""
+    report: NodeReport | None = None
+    token_bytes: float = 0.0
+    """Of a token in coded chunks."""
+    peers: tuple[str, ...] | None = None
+    """Nodes that it is paired with, and reaches; None: it cannot say."""
+    barred: tuple[str, ...] = ()
+    """Nodes to which a move has failed, not long ago."""
+    contexts: tuple[HeldContext, ...] | None = None
+    n_contexts: int = 0
+    n_active: int = 0
+    n_waiting: int = 0
+
+    @property
+    def name(self) -> str:
+        return self.place.name
+
+
+@dataclass(frozen=True, slots=True)
+class PlaceAsked:
+    """Where is this call to be served? ``word``: the context's name or id; "": it is to be made."""
+
+    app: str
+    word: str
+    n_new: int
+    """Tokens that it brings, as far as the entry can tell."""
+    model: str | None = None
+    name: str | None = None
+    """Of a context that is to be made."""
+    near: str = ""
+    """The node that began such a conversation before, with ``n_near`` of its tokens."""
+    n_near: int = 0
+
+
+@dataclass(frozen=True, slots=True)
+class ContextMove:
+    """A context that is to go to another node. ``name_there``: another name than it has; ``way``: how it goes, of
+    ``MOVE_WAYS``."""
+
+    app: str
+    name: str
+    source: str
+    target: str
+    name_there: str | None = None
+    way: str = "both"
+
+
+@dataclass(frozen=True, slots=True)
+class CallPlacement:
+    """Where a call is served. ``moves`` come first; where they fail, the context is where it was."""
+
+    node: str
+    start_s: float = 0.0
+    moves: tuple[ContextMove, ...] = ()
+
+
+@dataclass(frozen=True, slots=True)
+class ClusterRefusal:
+    """An error as a value: actors return it, since what Ray makes of an exception is another one."""
+
+    code: str
+    message: str
+    hint: str = ""
+
+    @classmethod
+    def of(cls, error: LlmaasError) -> ClusterRefusal:
+        return cls(error.code, error.message, error.hint)
+
+    def error(self) -> LlmaasError:
+        return by_code().get(self.code, MachineError)(self.message, hint=self.hint or None)
+
+
+@dataclass(frozen=True, slots=True)
+class FoundContext:
+    """Where a context was when its node was asked last. ``name`` is what daemons are asked for."""
+
+    node: str
+    word: str
+    """Its name, or the daemon's id of an anonymous one."""
+    n_tokens: int = 0
+    n_held: int = 0
+    name: str = ""
+
+
+@dataclass(frozen=True, slots=True)
+class NodeSummary:
+    """A node, for people and entries."""
+
+    place: NodePlace
+    serving: bool
+    why: str
+    model: str
+    n_contexts: int
+    n_active: int
+    n_waiting: int
+    age_s: float
+    """Since it was heard last."""
+    pid: int = 0
+    """The agent's process."""
+    prefill_rate: float = 0.0
+    queue_s: float = 0.0
+    links: tuple[str, ...] = ()
+    """Nodes to which contexts can go from here, as far as is known."""
