@@ -67,6 +67,7 @@ def test_a_conversation_is_served_and_moves_through_the_entry(house: RayHouse) -
                 assert told[name] == len(beside.contexts())
 
 
+@pytest.mark.slow  # test_kills_on_ray kills both, too
 @pytest.mark.parametrize("victim", ["agent", "controller"])
 def test_an_actor_that_is_killed_is_begun_again_and_knows_what_the_daemons_know(house: RayHouse, victim: str) -> None:
     name = f"{victim}-dies"
