@@ -16,7 +16,16 @@ import llmaas
 from tests.support.scripted import serving_in_a_thread
 
 ROOT = Path(__file__).parents[1]
-C_LIBRARIES = {"_cell_rows.so", "_kvcodec.so", "_map_guard.so", "_probe.so", "_slots.so", "_steps.so", "_vocab.so"}
+C_LIBRARIES = {
+    "_cell_rows.so",
+    "_dist.so",
+    "_kvcodec.so",
+    "_map_guard.so",
+    "_probe.so",
+    "_slots.so",
+    "_steps.so",
+    "_vocab.so",
+}
 
 
 def pip(*args: str, cwd: Path) -> None:
