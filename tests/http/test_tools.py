@@ -220,9 +220,9 @@ class _Calling(FakeSamplers):
         self._n: dict[int, int] = {}
         self._wish: int | None = None
 
-    def set(self, sampler: int, sampling: Sampling | None, past: Sequence[int]) -> None:
-        self._n[sampler] = 0
-        super().set(sampler, sampling, past)
+    def set(self, sampler: int, sampling: Sampling | None, past: Sequence[int], answer: Sequence[int]) -> None:
+        self._n[sampler] = len(answer)
+        super().set(sampler, sampling, past, answer)
 
     def draw(self, sampler: int, total: int) -> int:
         n, self._n[sampler] = self._n[sampler], self._n[sampler] + 1
