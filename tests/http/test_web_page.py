@@ -129,6 +129,8 @@ async def test_a_person_chats_by_keyboard_and_comes_back(tmp_path: Path) -> None
         entry = view.locator("li.context button").first
         await entry.wait_for()
         await entry.focus()
+        while not await entry.evaluate("entry => entry === document.activeElement"):
+            await entry.focus()  # the list was drawn anew between finding the entry and focusing it
         await view.keyboard.press("Enter")
         await view.locator(".message").nth(3).wait_for()
         async with edge.daemon.connect("http") as client:
