@@ -25,6 +25,8 @@ BENCHES = {
     "hybrid": "Contexts of hybrid and recurrent models",
     "switching": "Switching between models",
     "killed": "A model's process is killed",
+    "llmos": "By the socket and by slots: LLM-OS' evaluation",
+    "migration": "Contexts that move to another node",
 }
 _MOST_NUMBERS = 8
 """A list of more numbers is told by how many there are."""
