@@ -27,14 +27,13 @@ from typing import Any
 from bench.lib.cli import Bar, Options, Result, main, say
 from bench.lib.machine import ROOT
 from bench.lib.stats import sig
-from llmaas.cli.replay_cluster import counted
+from llmaas.cli.replay_cluster import models_of, nodes_of
 from llmaas.policies.context_marks import ContextMarks, kept_marks
 from llmaas.policies.node_report import CallToPlace, ModelHere, ModelTier, MovableCall, NodeReport, TransferCost
 from llmaas.policies.node_table import NodeTable
 from llmaas.policies.placement import PlacedCall
 from llmaas.replay.cluster.figures import cluster_figures
 from llmaas.replay.cluster.placers import PLACERS
-from llmaas.replay.cluster.profiles import PROFILES, SIZES, ClusterModel
 from llmaas.replay.cluster.simulator import ClusterReplay
 from llmaas.replay.cluster.workload import ClusterCall, with_models
 from llmaas.traces import bursts
@@ -78,7 +77,7 @@ GB = 10**9
 def calls_of(name: str, folder: Path, *, quick: bool) -> list[ClusterCall]:
     scene = SCENES[name]
     trace = list(_trace(scene.trace if path_of(scene.trace, folder).exists() else "bursts", folder))
-    return with_models(trace[: scene.quick if quick else scene.most], models_of(scene), speed=scene.speed)
+    return with_models(trace[: scene.quick if quick else scene.most], models_of(scene.models), speed=scene.speed)
 
 
 def scenes_there(folder: Path, *, quick: bool) -> list[str]:
@@ -105,15 +104,11 @@ def _trace(name: str, folder: Path) -> Iterator[TraceCall]:
             yield from read_azure(lines, pattern="markov", contexts=2000, limit=8192)
 
 
-def models_of(scene: Scene) -> list[ClusterModel]:
-    return [ClusterModel.of(f"{size}-{i}", size) for i, size in enumerate(counted(scene.models, SIZES, "", 1000))]
-
-
 def replayed(name: str, placer: str, folder: Path, seed: int, *, quick: bool) -> dict[str, Any]:
     scene = SCENES[name]
     calls = calls_of(name, folder, quick=quick)
-    profiles = [PROFILES[node] for node in counted(scene.nodes, PROFILES, "", 1000)]
-    replay = ClusterReplay(profiles, models_of(scene), PLACERS[placer](random.Random(seed).randrange))
+    profiles = nodes_of(scene.nodes)
+    replay = ClusterReplay(profiles, models_of(scene.models), PLACERS[placer](random.Random(seed).randrange))
     report = replay.run(calls)
     assert not replay.check(), replay.check()
     found = cluster_figures(report)

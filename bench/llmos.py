@@ -26,7 +26,6 @@ from contextlib import closing
 from functools import partial
 from pathlib import Path
 from statistics import median
-from time import perf_counter
 from typing import Any
 
 import numpy as np
@@ -38,12 +37,11 @@ from bench.lib.machine import ROOT
 from bench.lib.neighbour import Busy
 from bench.lib.stats import sig
 from bench.lib.texts import Texts, prose
-from bench.lib.through_vm import through_vm
+from bench.lib.through_vm import WAYS, pings, through_vm
 from bench.overhead import Speed, Way, alternate, bare_loop, over_socket
 from bench.scaling import answers_of, figures
 from llmaas.api.client import Client
 
-WAYS = ("socket", "slots")
 CLIENTS = (1, 2, 4, 8, 16, 32)
 _SLOTS = ("--slots", "64")
 _BLOCK = 200
@@ -125,7 +123,7 @@ def _null(options: Options, blocks: int, neighbours: int) -> dict[str, Any]:
         medians: dict[str, list[float]] = {way: [] for way in WAYS}
         for i in range(blocks + 1):
             for way, client in (("socket", by_socket), ("slots", by_slot))[:: 1 if i % 2 else -1]:
-                times = _pings(client)
+                times = pings(client, _BLOCK)
                 if i:  # the first one warms up
                     found[way] += times
                     medians[way].append(median(times))
@@ -135,15 +133,6 @@ def _null(options: Options, blocks: int, neighbours: int) -> dict[str, Any]:
     row["ratio"] = sig(median(a / b for a, b in zip(medians["slots"], medians["socket"], strict=True)))
     say(f"beside {neighbours} busy processes: {row}")
     return row
-
-
-def _pings(client: Client) -> list[float]:
-    times = []
-    for _ in range(_BLOCK):
-        begin = perf_counter()
-        client.ping()
-        times.append(perf_counter() - begin)
-    return times
 
 
 # -- one client -------------------------------------------------------------------------------------

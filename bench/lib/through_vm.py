@@ -25,7 +25,7 @@ from llmaas.records import Message
 
 _DAEMON = "tests.support.fake_serve"
 _INSTANT = ("--step-s", "0", "--end-rate", "0")
-_WAYS = ("socket", "slots")
+WAYS = ("socket", "slots")
 _BLOCK = 50
 _BOOT_S = 240.0
 
@@ -39,27 +39,27 @@ def through_vm(options: Options, folder: Path, accel: str) -> dict[str, Any]:
         for place, socket in (("host", host), ("guest", guest)):
             rows[place] = _measured(socket, blocks, answers)
             say(f"{place}: {rows[place]}")
-    over = {way: sig(rows["guest"][way]["null_us_p50"] / rows["host"][way]["null_us_p50"]) for way in _WAYS}
+    over = {way: sig(rows["guest"][way]["null_us_p50"] / rows["host"][way]["null_us_p50"]) for way in WAYS}
     by_slot = sig(rows["guest"]["slots"]["null_us_p50"] / rows["guest"]["socket"]["null_us_p50"])
     return {**rows, "accel": accel, "start_s": sig(seconds), "guest_over_host": over, "slots_over_serial": by_slot}
 
 
 def _measured(socket: Path, blocks: int, answers: int) -> dict[str, Any]:
     """The two ways in turns."""
-    nulls: dict[str, list[float]] = {way: [] for way in _WAYS}
-    whole: dict[str, list[float]] = {way: [] for way in _WAYS}
+    nulls: dict[str, list[float]] = {way: [] for way in WAYS}
+    whole: dict[str, list[float]] = {way: [] for way in WAYS}
     with (
         Client(socket, app="by-socket") as by_socket,
         Client(socket, app="by-slots", transport="slots") as by_slots,
     ):
         clients = {"socket": by_socket, "slots": by_slots}
         for i in range(blocks + 1):
-            for way in _WAYS[:: 1 if i % 2 else -1]:
-                nulls[way] += _pings(clients[way])[: None if i else 0]  # the first one warms up
+            for way in WAYS[:: 1 if i % 2 else -1]:
+                nulls[way] += pings(clients[way], _BLOCK)[: None if i else 0]  # the first one warms up
         for i in range(answers):
-            for way in _WAYS[:: 1 if i % 2 else -1]:
+            for way in WAYS[:: 1 if i % 2 else -1]:
                 whole[way].append(_answer(clients[way], f"answer-{i}"))
-    return {way: _row(nulls[way], whole[way]) for way in _WAYS}
+    return {way: _row(nulls[way], whole[way]) for way in WAYS}
 
 
 def _row(nulls: list[float], answers: list[float]) -> dict[str, Any]:
@@ -67,9 +67,10 @@ def _row(nulls: list[float], answers: list[float]) -> dict[str, Any]:
     return {**found, "answer_of_512_ms": sig(float(np.median(answers)) * 1e3)}
 
 
-def _pings(client: Client) -> list[float]:
+def pings(client: Client, n: int) -> list[float]:
+    """Seconds of each of ``n`` null requests."""
     times = []
-    for _ in range(_BLOCK):
+    for _ in range(n):
         begin = perf_counter()
         client.ping()
         times.append(perf_counter() - begin)

@@ -16,7 +16,7 @@ from llmaas.cli.out import human_bytes, print_json, table
 from llmaas.errors import BadRequest
 from llmaas.replay.cluster.figures import cluster_figures
 from llmaas.replay.cluster.placers import PLACERS
-from llmaas.replay.cluster.profiles import PROFILES, SIZES, ClusterModel
+from llmaas.replay.cluster.profiles import PROFILES, SIZES, ClusterModel, NodeProfile
 from llmaas.replay.cluster.simulator import ClusterReplay
 from llmaas.replay.cluster.workload import with_models
 from llmaas.traces.call import TraceCall
@@ -50,9 +50,7 @@ def run(args: argparse.Namespace, trace: Sequence[TraceCall]) -> int:
     """What each placer makes of the trace. Raises BadRequest for what is not possible."""
     if not args.speed > 0:
         raise BadRequest("--speed is a number above 0")
-    profiles = [PROFILES[name] for name in counted(args.cluster, PROFILES, "--cluster", MOST_NODES)]
-    sizes = counted(args.models, SIZES, "--models", MOST_MODELS)
-    models = [ClusterModel.of(f"{size}-{i}", size) for i, size in enumerate(sizes)]
+    profiles, models = nodes_of(args.cluster), models_of(args.models)
     calls = with_models(trace, models, speed=args.speed)
     names = list(PLACERS) if args.placer == "all" else [args.placer]
     found = {
@@ -67,6 +65,17 @@ def run(args: argparse.Namespace, trace: Sequence[TraceCall]) -> int:
         rows = [[name, *(_shown(name, found[placer][name]) for placer in names)] for name in found[names[0]]]
         print(table(["FIGURE", *names], rows, sys.stdout))
     return 0
+
+
+def nodes_of(text: str) -> list[NodeProfile]:
+    """As ``--cluster`` says. Raises BadRequest."""
+    return [PROFILES[name] for name in counted(text, PROFILES, "--cluster", MOST_NODES)]
+
+
+def models_of(text: str) -> list[ClusterModel]:
+    """As ``--models`` says. Raises BadRequest."""
+    sizes = counted(text, SIZES, "--models", MOST_MODELS)
+    return [ClusterModel.of(f"{size}-{i}", size) for i, size in enumerate(sizes)]
 
 
 def counted(text: str, known: dict[str, _T], flag: str, most: int) -> list[str]:

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from array import array
 from bisect import bisect_left
+from collections import Counter
 from collections.abc import Iterable, Sequence
 
 from llmaas.policies.context_marks import MARK_BYTES, MOST_MARKS
@@ -32,7 +33,7 @@ class MarkIndex:
         self._numbers: dict[str, int] = {}
         self._names: list[str] = []
         self._free: list[int] = []
-        self._counts: dict[int, int] = {}
+        self._counts = Counter[int]()
 
     def __len__(self) -> int:
         """How many marks there are, of all nodes."""
@@ -56,18 +57,19 @@ class MarkIndex:
             while at < len(bucket) and bucket[at] == mark and owners[at] < number:
                 at += 1
             if at == len(bucket) or bucket[at] != mark or owners[at] != number:
-                if self._counts.get(number, 0) == MOST_MARKS:
+                if self._counts[number] == MOST_MARKS:
                     raise ValueError(f"node {node}: more than {MOST_MARKS} marks are not possible")
-                self._counts[number] = self._counts.get(number, 0) + 1
+                self._counts[number] += 1
                 bucket.insert(at, mark)
                 owners.insert(at, number)
 
     def remove(self, node: str, marks: Iterable[int]) -> None:
         """The node holds these no more. What it was not known to hold changes nothing."""
-        number = self._numbers.get(node)
+        if (number := self._numbers.get(node)) is None:
+            return
         for mark in marks:
             arrays = self._buckets.get(mark >> (64 - _BUCKET_BITS))
-            if number is None or arrays is None:
+            if arrays is None:
                 continue
             bucket, owners = arrays
             at = bisect_left(bucket, mark)

@@ -19,7 +19,6 @@ cold loads: on the traces of ``bench.cluster`` p99 was nearly twice as long.
 from __future__ import annotations
 
 import enum
-import itertools
 import math
 import sys
 from collections.abc import Collection, Iterator, Mapping, Sequence
@@ -176,15 +175,18 @@ class _Search:
         """No candidate that costs more is of interest."""
 
     def best(self) -> PlacedCall | Nowhere:
-        options = sorted(self._options(), key=lambda option: option.sure_s)
-        first = [option for option in options if option.name in self._held or option.name == self._call.owner]
-        for option in itertools.chain(first, options):  # those that hold the context are likely, and bound the others
+        # Those that hold the context are likely, and bound the others.
+        options = sorted(self._options(), key=lambda option: (not self._has_context(option.name), option.sure_s))
+        for option in options:
             if option.sure_s <= self._limit and (way := self._way(option)) is not None:
                 self._offer(option, way, option.sure_s + way.seconds, None)
         for option in options:  # where it need not wait, nobody is in its way
             if option.node.movable and option.wait_s > 0 and option.own_s <= self._limit:
                 self._in_place_of(option)
         return self._why() if self._best is None else self._placed(self._best)
+
+    def _has_context(self, node: str) -> bool:
+        return node in self._held or node == self._call.owner
 
     def _offer(self, option: _Option, way: _Way, cost_s: float, move: CallMove | None) -> None:
         if cost_s > self._limit:
@@ -242,7 +244,8 @@ class _Search:
     def _in_place_of(self, option: _Option) -> None:
         """All such candidates on a node, but for those that cannot be better than the best so far."""
         node, way = option.node, None
-        lacks = 0 if _loaded(node, self._call.model) else self._call.model_bytes - node.free_bytes
+        loaded = node.models[self._call.model].tier is ModelTier.LOADED
+        lacks = 0 if loaded else self._call.model_bytes - node.free_bytes
         for victim in node.movable:
             if lacks > victim.frees_bytes:
                 continue
@@ -316,8 +319,3 @@ def _ready(node: NodeReport, model: str, model_bytes: int) -> tuple[float, float
         return rate, 0.0, here.ready_s, True
     cost = node.loads.get(here.tier)
     return None if cost is None else (rate, cost(model_bytes), node.loading_s, model_bytes <= node.free_bytes)
-
-
-def _loaded(node: NodeReport, model: str) -> bool:
-    here = node.models.get(model)
-    return here is not None and here.tier is ModelTier.LOADED

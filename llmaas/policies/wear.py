@@ -2,7 +2,7 @@
 
 Law: pure. A policy says at which price a byte is written, in seconds of computing that it must save; whether a chunk
 may be written in place of others, when the disk quota is used up; and whether last chunks that are not full are
-written at all.
+written though the POOL has room for them.
 """
 
 from __future__ import annotations
@@ -58,7 +58,7 @@ class WearPolicy(Protocol):
 
     @property
     def writes_last(self) -> bool:
-        """Whether last chunks that are not full go to DISK."""
+        """Whether last chunks that are not full go to DISK as soon as their context has left CELLS."""
 
     @property
     def ahead(self) -> bool:
