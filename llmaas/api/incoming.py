@@ -30,7 +30,7 @@ def read_incoming(body: bytes | bytearray) -> Incoming:
     >>> read_incoming(b"\\x82\\xa2id\\x03\\xa2op\\xa4ping")
     Incoming(request_id=3, op='ping', request=Ping())
     """
-    return _incoming(read_body(body, MAX_REQUEST_VALUES))
+    return incoming_of(read_body(body, MAX_REQUEST_VALUES))
 
 
 def read_large(body: bytes | bytearray) -> tuple[Incoming, int]:
@@ -39,7 +39,7 @@ def read_large(body: bytes | bytearray) -> tuple[Incoming, int]:
     These may be four times the body's: Python keeps a text at the width of its widest character.
     """
     frame = read_body(body, MAX_REQUEST_VALUES)
-    incoming = _incoming(frame)
+    incoming = incoming_of(frame)
     return incoming, 0 if isinstance(incoming.request, BadRequest) else _nbytes(frame)
 
 
@@ -48,7 +48,8 @@ def _nbytes(value: object) -> int:
     return sys.getsizeof(value) + sum(map(_nbytes, inner))
 
 
-def _incoming(frame: Frame) -> Incoming:
+def incoming_of(frame: Frame) -> Incoming:
+    """What a frame asks for."""
     op = frame.get("op")
     op = op[:64] if type(op) is str else type(op).__name__
     request_id = None

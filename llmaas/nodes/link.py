@@ -17,7 +17,7 @@ from llmaas.errors import BadRequest, FrameTooLarge, LlmaasError, MachineError, 
 from llmaas.nodes.card import host_and_port
 from llmaas.nodes.identity import NodeIdentity
 from llmaas.nodes.pinned import PinnedNode
-from llmaas.nodes.tls import ANY_NAME, HANDSHAKE_S, client_side
+from llmaas.nodes.tls import ANY_NAME, HANDSHAKE_S, client_side, shown_certificate
 
 VERSION = 1
 """Of what nodes say to each other."""
@@ -31,6 +31,19 @@ _CONNECT_S = 10.0
 _LENGTH = struct.Struct(">I")
 
 
+async def read_frame(reader: asyncio.StreamReader, most: int, most_values: int | None = None) -> Frame:
+    """Raises FrameTooLarge, MalformedFrame, EOFError, OSError."""
+    return read_body(await reader.readexactly(await read_size(reader, most)), most_values)
+
+
+async def read_size(reader: asyncio.StreamReader, most: int) -> int:
+    """Of the body that follows. Raises FrameTooLarge, EOFError, OSError."""
+    size: int = _LENGTH.unpack(await reader.readexactly(_LENGTH.size))[0]
+    if size > most:
+        raise FrameTooLarge(f"a frame of {size} bytes was announced; at most {most} are allowed")
+    return size
+
+
 class NodeLink:
     """One end of a connection."""
 
@@ -40,8 +53,7 @@ class NodeLink:
     @property
     def peer_certificate(self) -> bytes | None:
         """What the peer has shown."""
-        tls: ssl.SSLObject | None = self._writer.get_extra_info("ssl_object")
-        return tls.getpeercert(binary_form=True) if tls is not None else None
+        return shown_certificate(self._writer)
 
     async def send(self, frame: Frame, seconds: float = REPLY_S) -> None:
         """Raises OSError, asyncio.TimeoutError."""
@@ -53,10 +65,7 @@ class NodeLink:
         return await asyncio.wait_for(self._receive(), seconds)
 
     async def _receive(self) -> Frame:
-        (size,) = _LENGTH.unpack(await self._reader.readexactly(_LENGTH.size))
-        if size > MAX_FRAME:
-            raise FrameTooLarge(f"a frame of {size} bytes was announced; at most {MAX_FRAME} are allowed")
-        return read_body(await self._reader.readexactly(size), MOST_VALUES)
+        return await read_frame(self._reader, MAX_FRAME, MOST_VALUES)
 
     async def close(self) -> None:
         self._writer.close()

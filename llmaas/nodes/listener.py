@@ -20,7 +20,7 @@ from llmaas.nodes.card import host_and_port
 from llmaas.nodes.identity import NodeIdentity
 from llmaas.nodes.link import VERSION, NodeLink, end_tasks
 from llmaas.nodes.pinned import PinnedNode, PinnedNodes
-from llmaas.nodes.tls import HANDSHAKE_S, server_side
+from llmaas.nodes.tls import accepted
 
 log = logging.getLogger(__name__)
 
@@ -61,8 +61,7 @@ class NodeListener:
 
     @property
     def address(self) -> str:
-        host, port = self._sock.getsockname()[:2]
-        return f"[{host}]:{port}" if ":" in host else f"{host}:{port}"
+        return address_of(self._sock)
 
     async def close(self) -> None:
         await end_tasks([self._accepting, *self._tasks])
@@ -86,7 +85,8 @@ class NodeListener:
     async def _connection(self, sock: socket.socket) -> None:
         try:
             try:
-                link = await self._handshake(sock)
+                pinned = [node.certificate for node in self._nodes.read().values()]
+                link = NodeLink(*await accepted(sock, self._own, pinned))
             finally:
                 self._handshakes.release()
         except (ssl.SSLError, OSError, asyncio.TimeoutError, LlmaasError) as error:
@@ -100,17 +100,6 @@ class NodeListener:
             await self._serve(link)
         finally:
             await link.close()
-
-    async def _handshake(self, sock: socket.socket) -> NodeLink:
-        loop, reader = asyncio.get_running_loop(), asyncio.StreamReader()
-        protocol = asyncio.StreamReaderProtocol(reader)
-        sock.setblocking(False)
-        sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
-        context = server_side(self._own, [node.certificate for node in self._nodes.read().values()])
-        transport, _ = await loop.connect_accepted_socket(
-            lambda: protocol, sock, ssl=context, ssl_handshake_timeout=HANDSHAKE_S
-        )
-        return NodeLink(reader, asyncio.StreamWriter(transport, protocol, reader, loop))
 
     async def _serve(self, link: NodeLink) -> None:
         node = self._nodes.of_certificate(link.peer_certificate)
@@ -153,6 +142,12 @@ class NodeListener:
 
 def _refusal(error: LlmaasError) -> Frame:
     return {"error": error.code, "message": error.message, "hint": error.hint}
+
+
+def address_of(sock: socket.socket) -> str:
+    """HOST:PORT on which it listens."""
+    host, port = sock.getsockname()[:2]
+    return f"[{host}]:{port}" if ":" in host else f"{host}:{port}"
 
 
 def node_socket(address: str) -> socket.socket:

@@ -24,7 +24,7 @@ class ClusterDirectory:
         before = self.states.get(state.name)
         if state.contexts is None and before is not None and (before.run, before.serial) == (state.run, state.serial):
             state = replace(state, contexts=before.contexts)
-        elif state.contexts is not None:
+        elif state.contexts is not None and (before is None or state.contexts is not before.contexts):
             self._words[state.name] = dict(_words(state.contexts))
         self.states[state.name] = state
         if state.serving:

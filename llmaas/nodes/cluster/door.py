@@ -13,13 +13,14 @@ import socket
 import ssl
 from pathlib import Path
 
+from llmaas.api.acceptor import ConnectedAcceptor
 from llmaas.errors import ConfigError, LlmaasError
 from llmaas.nodes.cluster.states import NodePlace
 from llmaas.nodes.identity import NodeIdentity, own_identity
 from llmaas.nodes.link import end_tasks
-from llmaas.nodes.listener import node_socket
+from llmaas.nodes.listener import address_of, node_socket
 from llmaas.nodes.pinned import PinnedNodes
-from llmaas.nodes.tls import HANDSHAKE_S, server_side
+from llmaas.nodes.tls import Streams, accepted, shown_certificate
 
 log = logging.getLogger(__name__)
 
@@ -49,56 +50,39 @@ class NodeDoor:
     def __init__(self, sock: socket.socket, own: NodeIdentity, nodes: PinnedNodes, place: NodePlace) -> None:
         self._sock, self._own, self._nodes, self._place = sock, own, nodes, place
         self._tasks = set[asyncio.Task[None]]()
-        self._accepting = asyncio.ensure_future(self._accept())
+        self._acceptor = ConnectedAcceptor(sock, self._begin)
+        self._acceptor.start()
 
     @property
     def address(self) -> str:
-        host, port = self._sock.getsockname()[:2]
-        return f"[{host}]:{port}" if ":" in host else f"{host}:{port}"
+        return address_of(self._sock)
 
     async def close(self) -> None:
-        await end_tasks([self._accepting, *self._tasks])
-        self._sock.close()
+        self._acceptor.close()
+        await end_tasks(self._tasks)
 
-    async def _accept(self) -> None:
-        loop = asyncio.get_running_loop()
-        while True:
-            try:
-                sock, _ = await loop.sock_accept(self._sock)
-            except OSError as error:
-                log.warning("a connection cannot be accepted: %s", error.strerror)
-                await asyncio.sleep(1)
-                continue
-            if len(self._tasks) >= MOST:
-                sock.close()
-                continue
-            task = loop.create_task(self._connection(sock))
-            self._tasks.add(task)
-            task.add_done_callback(self._tasks.discard)
+    def _begin(self, sock: socket.socket) -> None:
+        if len(self._tasks) >= MOST:
+            sock.close()
+            return
+        task = asyncio.get_running_loop().create_task(self._connection(sock))
+        self._tasks.add(task)
+        task.add_done_callback(self._tasks.discard)
 
     def _let_in(self) -> list[bytes]:
         """The certificates that count now: somebody may have been forgotten meanwhile."""
         return [node.certificate for name, node in self._nodes.read().items() if name in self._place.let_in]
 
     async def _connection(self, sock: socket.socket) -> None:
-        loop, reader = asyncio.get_running_loop(), asyncio.StreamReader()
-        protocol = asyncio.StreamReaderProtocol(reader)
         try:
             allowed = self._let_in()
-            sock.setblocking(False)
-            sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
-            context = server_side(self._own, allowed)
-            transport, _ = await loop.connect_accepted_socket(
-                lambda: protocol, sock, ssl=context, ssl_handshake_timeout=HANDSHAKE_S
-            )
+            reader, writer = await accepted(sock, self._own, allowed)
         except (ssl.SSLError, OSError, asyncio.TimeoutError, LlmaasError) as error:
             log.info("somebody was not let in: %s", error)
             sock.close()
             return
-        writer = asyncio.StreamWriter(transport, protocol, reader, loop)
         try:
-            tls: ssl.SSLObject | None = writer.get_extra_info("ssl_object")
-            if tls is None or tls.getpeercert(binary_form=True) not in allowed:
+            if shown_certificate(writer) not in allowed:
                 log.info("somebody was not let in: the certificate is not one of those")
                 return
             inner = await asyncio.open_unix_connection(self._place.socket)
@@ -115,9 +99,7 @@ def _close_soon(writer: asyncio.StreamWriter) -> None:
     asyncio.get_running_loop().call_later(_CLOSING_S, writer.transport.abort)
 
 
-async def relay_both(
-    a: tuple[asyncio.StreamReader, asyncio.StreamWriter], b: tuple[asyncio.StreamReader, asyncio.StreamWriter]
-) -> None:
+async def relay_both(a: Streams, b: Streams) -> None:
     """Pass bytes on, both ways, until either end is over; then both are."""
     ways = [asyncio.ensure_future(_pass_on(a[0], b[1])), asyncio.ensure_future(_pass_on(b[0], a[1]))]
     try:

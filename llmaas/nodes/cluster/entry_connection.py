@@ -15,9 +15,9 @@ from dataclasses import dataclass
 from llmaas.api import replies
 from llmaas.api.caller import Door
 from llmaas.api.frame_reader import SMALL_FRAME
-from llmaas.api.hello import Hello, app_id, read_hello, reply_frame
+from llmaas.api.hello import Hello, app_id, hello_frame, read_hello, reply_frame
 from llmaas.api.in_flight import as_llmaas_error
-from llmaas.api.incoming import read_incoming
+from llmaas.api.incoming import incoming_of
 from llmaas.api.limits import DEFAULT_LIMITS
 from llmaas.api.wire import MAX_FRAME, MAX_REQUEST_VALUES, Frame, encode, read_body
 from llmaas.errors import BadRequest, Busy, Forbidden, LlmaasError, ShuttingDown
@@ -25,8 +25,10 @@ from llmaas.nodes.cluster.beginnings import Beginnings
 from llmaas.nodes.cluster.controller import meant_model
 from llmaas.nodes.cluster.entry_requests import EntryRequests
 from llmaas.nodes.cluster.fleet import WayToNodes
-from llmaas.nodes.cluster.node_connection import NodeConnection, Streams, read_frame, read_size
+from llmaas.nodes.cluster.node_connection import NodeConnection
 from llmaas.nodes.cluster.routing import Routing
+from llmaas.nodes.link import read_frame, read_size
+from llmaas.nodes.tls import Streams
 from llmaas.records import AppId
 from llmaas.version import __version__
 
@@ -151,8 +153,8 @@ class EntryConnection:
             if place is None:
                 raise Busy(f"the node {name} has left the cluster")
             label = self._app.partition("/")[2]
-            hello = {"op": "hello", "version": 1, "app": label, "client": _CLIENT}
-            made = self._nodes[name] = await NodeConnection.open(name, self._way.open(place), hello)
+            opening = self._way.open(place)
+            made = self._nodes[name] = await NodeConnection.open(name, opening, hello_frame(label, _CLIENT))
             return made
 
     async def _body(self) -> bytes:
@@ -165,7 +167,8 @@ class EntryConnection:
                 raise BadRequest(f"a frame was not complete after {_LIMITS.frame_s:g} s") from None
 
     async def _take(self, requests: EntryRequests, body: bytes) -> None:
-        incoming = read_incoming(body)
+        frame = read_body(body, MAX_REQUEST_VALUES)
+        incoming = incoming_of(frame)
         number = incoming.request_id
         refused: LlmaasError | None = None
         if isinstance(incoming.request, BadRequest | Busy):
@@ -176,12 +179,12 @@ class EntryConnection:
             refused = Busy(f"{_LIMITS.max_in_flight} requests of this connection are running already")
         elif not self._room.take(len(body)):
             refused = Busy("the entry has no room for so large a request now")
-        if refused is not None or number is None:
-            refused = refused or BadRequest("field 'id' is missing")
+        if refused is not None:
             await self._send(replies.failed_frame(number, refused))
             return
-        assert not isinstance(incoming.request, BadRequest | Busy)
-        task = requests.take(number, _frame(body), incoming.request)
+        assert number is not None and not isinstance(incoming.request, BadRequest | Busy)
+        asked = {name: value for name, value in frame.items() if name != "id"}
+        task = requests.take(number, asked, incoming.request)
         task.add_done_callback(lambda _: self._room.give(len(body)))
 
     async def _send(self, frame: Frame) -> None:
@@ -199,7 +202,3 @@ class EntryConnection:
     async def _say_last(self, error: LlmaasError) -> None:
         with suppress(OSError):
             await self._send(replies.failed_frame(None, error))
-
-
-def _frame(body: bytes) -> Frame:
-    return {name: value for name, value in read_body(body, MAX_REQUEST_VALUES).items() if name != "id"}

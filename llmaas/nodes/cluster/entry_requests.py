@@ -172,7 +172,7 @@ class EntryRequests:
         if isinstance(request, msg.Fork) and request.name is not None:
             await self._refuse_taken(request.name)
         found, silent = await self._routing.candidates(self._app, word)
-        reply = await self._first_that_has(frame, request, word, found, silent, _plainly)
+        reply = await self._first_that_has(frame, request, word, found, silent, NodeConnection.ask)
         if isinstance(request, msg.Delete) and reply.get("type") == "done":
             self._routing.gone(self._app, word)
         return reply
@@ -331,10 +331,6 @@ class EntryRequests:
             "requests": {"active": active, "waiting": waiting},
             "nodes": {node["place"]["name"]: node for node in nodes},
         }
-
-
-async def _plainly(connection: NodeConnection, frame: Frame) -> Frame:
-    return await connection.ask(frame)
 
 
 async def _nobody(frame: Frame) -> None:

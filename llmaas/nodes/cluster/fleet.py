@@ -7,7 +7,6 @@ certificate that this node has pinned. What the cluster says of a node is never 
 from __future__ import annotations
 
 import asyncio
-import os
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Protocol
@@ -16,7 +15,6 @@ from llmaas.api.peer import refuse_stranger
 from llmaas.api.transfer_records import MovedContext
 from llmaas.errors import NodeUnreachable
 from llmaas.nodes.card import host_and_port
-from llmaas.nodes.cluster.node_connection import Streams
 from llmaas.nodes.cluster.states import (
     CallPlacement,
     ClusterRefusal,
@@ -28,7 +26,7 @@ from llmaas.nodes.cluster.states import (
 )
 from llmaas.nodes.identity import own_identity
 from llmaas.nodes.pinned import PinnedNodes
-from llmaas.nodes.tls import ANY_NAME, HANDSHAKE_S, client_side
+from llmaas.nodes.tls import ANY_NAME, HANDSHAKE_S, Streams, client_side
 
 
 class Fleet(Protocol):
@@ -78,8 +76,3 @@ class WayToNodes:
         return await asyncio.open_connection(
             host, port, ssl=tls, server_hostname=ANY_NAME, ssl_handshake_timeout=HANDSHAKE_S
         )
-
-
-def own_uid() -> int:
-    """The user whose apps an entry serves."""
-    return os.geteuid()

@@ -8,20 +8,18 @@ slows down its own answers and nothing else.
 from __future__ import annotations
 
 import asyncio
-import struct
 from collections.abc import Awaitable, Callable, Coroutine
 from dataclasses import dataclass, field
 from typing import Any
 
 from llmaas.api.replies import error_from
-from llmaas.api.wire import MAX_FRAME, Frame, encode, read_body
-from llmaas.errors import FrameTooLarge, LlmaasError, MalformedFrame, NodeUnreachable
-from llmaas.nodes.link import end_tasks
+from llmaas.api.wire import MAX_FRAME, Frame, encode
+from llmaas.errors import LlmaasError, MalformedFrame, NodeUnreachable
+from llmaas.nodes.link import end_tasks, read_frame
+from llmaas.nodes.tls import Streams
 
-Streams = tuple[asyncio.StreamReader, asyncio.StreamWriter]
 _HELLO_S = 15.0
 _SEND_S = 60.0
-_LENGTH = struct.Struct(">I")
 
 
 async def _nobody(frame: Frame) -> None:
@@ -56,7 +54,7 @@ class NodeConnection:
             raise NodeUnreachable(f"the node {node} cannot be reached: {error.strerror or error}") from error
         try:
             writer.write(encode(hello))
-            greeting = await asyncio.wait_for(read_frame(reader), _HELLO_S)
+            greeting = await asyncio.wait_for(read_frame(reader, MAX_FRAME), _HELLO_S)
         except BaseException as error:
             writer.transport.abort()
             if isinstance(error, (OSError, EOFError, asyncio.TimeoutError)):
@@ -107,7 +105,7 @@ class NodeConnection:
         why = f"the connection to the node {self.node} was lost"
         try:
             while True:
-                await self._take(await read_frame(self._reader))
+                await self._take(await read_frame(self._reader, MAX_FRAME))
         except (OSError, EOFError):
             self._end(NodeUnreachable(why))
         except LlmaasError as error:
@@ -137,19 +135,6 @@ class NodeConnection:
                 asked.reply.set_exception(error)
                 asked.reply.exception()  # nobody may wait for it any more
         self._asked.clear()
-
-
-async def read_frame(reader: asyncio.StreamReader, most: int = MAX_FRAME, most_values: int | None = None) -> Frame:
-    """Raises FrameTooLarge, MalformedFrame, EOFError, OSError."""
-    return read_body(await reader.readexactly(await read_size(reader, most)), most_values)
-
-
-async def read_size(reader: asyncio.StreamReader, most: int) -> int:
-    """Of the body that follows. Raises FrameTooLarge, EOFError, OSError."""
-    size: int = _LENGTH.unpack(await reader.readexactly(_LENGTH.size))[0]
-    if size > most:
-        raise FrameTooLarge(f"a frame of {size} bytes was announced; at most {most} are allowed")
-    return size
 
 
 def _said(node: str, frame: Frame) -> LlmaasError:

@@ -41,7 +41,7 @@ def public_info(info: object, app: AppId) -> object:
 def public_result(request: msg.Request, result: Any, app: AppId, word: str) -> Any:
     """The result of a request. ``word``: the public id of the context that it was about, or ""."""
     match request:
-        case msg.Create() | msg.Fork() | msg.Truncate() | msg.Migrate():
+        case msg.Fork() | msg.Truncate() | msg.Migrate():
             return public_info(result, app)
         case msg.Append() | msg.Generate() if isinstance(result, dict) and word:
             return {**result, "context": word}
@@ -51,7 +51,7 @@ def public_result(request: msg.Request, result: Any, app: AppId, word: str) -> A
         case msg.ListContexts() if isinstance(result, list):
             return [public_info(info, app) for info in result]
         case _:
-            return public_info(result, app) if msg.op_of(request) == "import" else result
+            return result
 
 
 def public_word(app: AppId, word: str, name: str) -> str:

@@ -43,7 +43,6 @@ class HeldContext:
     n_tokens: int
     n_held: int
     """Tokens whose KV is in CELLS, POOL or on DISK."""
-    last_used: float = 0.0
 
     @property
     def public_id(self) -> ContextId:
@@ -53,7 +52,7 @@ class HeldContext:
 def held_context(info: ContextInfo) -> HeldContext:
     held = sum(info.tiers[:3])
     app = info.app.partition("/")[2]
-    return HeldContext(app, info.name, info.id, info.anonymous, info.n_tokens, held, info.last_used)
+    return HeldContext(app, info.name, info.id, info.anonymous, info.n_tokens, held)
 
 
 @dataclass(frozen=True, slots=True)

@@ -10,7 +10,7 @@ import pytest
 
 from llmaas.api.async_client import AsyncClient
 from llmaas.api.transfer_records import MovedContext
-from llmaas.api.wire import Decoder, encode
+from llmaas.api.wire import MAX_FRAME, Decoder, encode
 from llmaas.calls import Terms
 from llmaas.errors import (
     BadRequest,
@@ -25,9 +25,9 @@ from llmaas.errors import (
 )
 from llmaas.nodes.cluster.agent import NodeAgent
 from llmaas.nodes.cluster.controller import PlacementController
-from llmaas.nodes.cluster.node_connection import read_frame
 from llmaas.nodes.cluster.routing import Routing
 from llmaas.nodes.cluster.states import ClusterRefusal, ContextMove, NodePlace, cluster_id
+from llmaas.nodes.link import read_frame
 from llmaas.records import Message
 from tests.support.cluster_house import Cluster, cluster
 from tests.support.daemon import answer_to, ask
@@ -173,9 +173,9 @@ async def test_a_page_of_a_node_that_has_gone_is_refused(tmp_path: Path) -> None
         await client.ping()
         reader, writer = await asyncio.open_unix_connection(str(house.socket))
         writer.write(encode({"op": "hello", "version": 1, "app": "mail"}))
-        assert (await read_frame(reader))["app"] == f"{os.geteuid()}/mail"
+        assert (await read_frame(reader, MAX_FRAME))["app"] == f"{os.geteuid()}/mail"
         writer.write(encode({"id": 1, "op": "list", "after": "nowhere:3"}))
-        refused = await read_frame(reader)
+        refused = await read_frame(reader, MAX_FRAME)
         assert (refused["id"], refused["code"]) == (1, "bad_request")
         assert "nowhere" in refused["message"]
         writer.close()
@@ -324,23 +324,23 @@ async def test_what_is_no_frame_too_large_or_too_much_ends_its_own_connection_at
             writer.close()
         reader, writer = await asyncio.open_unix_connection(str(house.socket))
         writer.write(hello)
-        await read_frame(reader)
+        await read_frame(reader, MAX_FRAME)
         for number, frame in (
             (7, {"op": "sing"}),
             (8, {"op": "show"}),
             (9, {"op": "show", "context": "x", "loud": True}),
         ):
             writer.write(encode({"id": number, **frame}))
-            refused = await read_frame(reader)
+            refused = await read_frame(reader, MAX_FRAME)
             assert (refused["id"], refused["code"]) == (number, "bad_request")
         writer.write(encode({"op": "ping"}))
-        assert (await read_frame(reader))["id"] is None
+        assert (await read_frame(reader, MAX_FRAME))["id"] is None
         await bystander.create(name="x")
         slow = {"op": "generate", "context": "x", "prompt": "hello", "max_tokens": 900, "rate": 20.0}
         writer.write(encode({"id": 1, **slow}) + encode({"id": 1, "op": "ping"}))
-        frames = [await read_frame(reader)]
+        frames = [await read_frame(reader, MAX_FRAME)]
         while frames[-1]["type"] == "piece":
-            frames.append(await read_frame(reader))
+            frames.append(await read_frame(reader, MAX_FRAME))
         assert (frames[-1]["id"], frames[-1]["code"]) == (None, "bad_request"), "the id is in use"
         writer.close()
         assert await ask(bystander, "x", "and?")
