@@ -9,7 +9,7 @@ from __future__ import annotations
 import asyncio
 import logging
 from collections import Counter
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from concurrent.futures import Future
 
 from llmaas.engine.adapter_cache import AdapterFile
@@ -48,9 +48,9 @@ class CallActions:
         if call.spec.generation and not progress.has_sampler:  # a call that was paused goes on with the sampler it had
             progress.has_sampler = True
             sampling = call.spec.generation.sampling
-            before, answer = _before_and_of_answer(call)
-            past = before[-sampling.penalty_last_n :] if sampling.penalises else ()
-            self.in_engine(self._engine.set_sampler, call.id, sampling, past, answer)
+            tokens, begins = call.live.tokens, _answer_begins(call)
+            past = tokens[max(0, begins - sampling.penalty_last_n) : begins] if sampling.penalises else ()
+            self.in_engine(self._engine.set_sampler, call.id, sampling, past, tokens[begins:])
 
     def switched(self, action: Switched) -> None:
         progress = self._calls[action.request].progress
@@ -128,11 +128,9 @@ class CallActions:
             self._adapter_cache.release(adapter.fingerprint)
 
 
-def _before_and_of_answer(call: Call) -> tuple[Sequence[int], Sequence[int]]:
-    """The context's tokens: those before the answer, and what it has of it since it was begun elsewhere or before."""
-    tokens = call.live.tokens
-    begins = len(tokens) - len(call.answer.drawn) - call.spec.n_answered
-    return tokens[:begins], tokens[begins:]
+def _answer_begins(call: Call) -> int:
+    """How many of the context's tokens are before the answer, of which some may have been drawn elsewhere or before."""
+    return len(call.live.tokens) - len(call.answer.drawn) - call.spec.n_answered
 
 
 def _sum(a: Switched, b: Switched) -> Switched:

@@ -22,7 +22,6 @@ from llmaas.engine.base import Aborted, BatchItem, EmbeddingFacts, Prepared, Row
 from llmaas.engine.fake import text as fake_text
 from llmaas.engine.fake.adapters import FakeAdapters
 from llmaas.engine.fake.embedding import FACTS, FakeEmbedding
-from llmaas.engine.fake.mixing import mix
 from llmaas.engine.fake.rows import RowCode
 from llmaas.engine.fake.sampling import FakeSamplers
 from llmaas.engine.fake.sequences import FakeSequences
@@ -32,6 +31,7 @@ from llmaas.engine.rules import check_export_state, check_load, check_load_state
 from llmaas.engine.tools import CALL_MARKS
 from llmaas.errors import EngineFailed, LlmaasError
 from llmaas.kv_arrays import F32, Bytes, KvSlab, Queries, Rope
+from llmaas.mixing import mix
 from llmaas.records import Geometry, Message, ModelInfo
 
 SMALL = Geometry(n_layer=2, k_dim=64, v_dim=64, head_dim_k=32, head_dim_v=32)

@@ -15,9 +15,9 @@ from collections.abc import Sequence
 import numpy as np
 import numpy.typing as npt
 
-from llmaas.engine.fake.mixing import U64, mix_many
 from llmaas.engine.rules import check_blank
 from llmaas.kv_arrays import KvSlab
+from llmaas.mixing import U64, mix_many
 from llmaas.records import Geometry
 
 

@@ -17,11 +17,11 @@ from llmaas.engine.constraint.compiler import Constraints
 from llmaas.engine.constraint.draws import Draw, Draws
 from llmaas.engine.constraint.port import Constraint, brought_to
 from llmaas.engine.constraint.vocabulary import Vocabulary
-from llmaas.engine.fake.mixing import mix, mix_many
 from llmaas.engine.fake.text import IM_END, N_VOCAB, is_end, piece
 from llmaas.engine.rules import check_sampler
 from llmaas.errors import LlmaasError
 from llmaas.kv_arrays import F32
+from llmaas.mixing import mix, mix_many
 
 _ANSWERS = b"etaoin shrdlu cmfwyp"
 """The bytes that answers consist of; each is a whole UTF-8 character."""

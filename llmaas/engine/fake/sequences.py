@@ -10,8 +10,8 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from llmaas.engine.base import CellsFull
-from llmaas.engine.fake.mixing import mix
 from llmaas.engine.rules import check_copy, check_drop, check_export
+from llmaas.mixing import mix
 
 
 @dataclass(slots=True, eq=False)

@@ -35,7 +35,7 @@ typedef struct { /* llama_sampler */
     Dist *dist;
 } Sampler;
 
-/* 64 bits that depend on every bit of both (the finaliser of SplitMix64: Steele, Lea, Flood 2014). */
+/* ``mix`` of mixing.py. */
 static uint64_t mix(uint64_t a, uint64_t b) {
     uint64_t z = a + (b + 1) * 0x9E3779B97F4A7C15u;
     z = (z ^ (z >> 30)) * 0xBF58476D1CE4E5B9u;
@@ -55,11 +55,7 @@ EXPORT void dist_apply(Sampler *sampler, Candidates *all) {
     for (size_t i = 0; i < all->size; i++)
         if (all->data[i].logit > most) most = all->data[i].logit;
     double sum = 0;
-    for (size_t i = 0; i < all->size; i++) {
-        const double weight = exp((double)all->data[i].logit - (double)most);
-        all->data[i].p = (float)weight;
-        sum += weight;
-    }
+    for (size_t i = 0; i < all->size; i++) sum += exp((double)all->data[i].logit - (double)most);
     const double wanted = uniform(sampler->dist) * sum;
     double passed = 0;
     sampler->dist->tries++;

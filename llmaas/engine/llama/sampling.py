@@ -31,8 +31,7 @@ class Samplers:
 
     def __init__(self, constraints: Constraints, n_vocab: int, end: int) -> None:
         self.constraints, self._n_vocab, self._end = constraints, n_vocab, end
-        self._chains: dict[int, tuple[Any, Constraint | None]] = {}
-        self._seeded: dict[int, SeededDraw] = {}
+        self._chains: dict[int, tuple[Any, Constraint | None, SeededDraw | None]] = {}
         self._failures: dict[int, LlmaasError] = {}
         self.draws = Draws()
         self._candidates = np.empty(n_vocab, CANDIDATE)
@@ -43,19 +42,18 @@ class Samplers:
     ) -> None:
         """See ``Engine.set_sampler``."""
         check_sampler(sampler)
-        chain, _ = self._chains.pop(sampler, (None, None))
+        chain, _, _ = self._chains.pop(sampler, (None, None, None))
         self._failures.pop(sampler, None)
         self.draws.forget(sampler)
         if chain is not None:
             C.llama_sampler_free(chain)
-            self._seeded.pop(sampler, None)
         if sampling is None:
             return
         constraint = self.constraints.begin(sampling)
-        chain = self._chain(sampler, sampling, past)
+        chain, draw = _chain(sampling, self._n_vocab, past)
         for token in answer:
             C.llama_sampler_accept(chain, token)
-        self._chains[sampler] = chain, constraint
+        self._chains[sampler] = chain, constraint, draw
         if constraint is not None and (failure := brought_to(constraint, answer)) is not None:
             self._failures[sampler] = failure
 
@@ -68,17 +66,17 @@ class Samplers:
 
     def chain(self, sampler: int) -> Any:
         """The sampler's chain, a ``llama_sampler *``; None if that alone cannot draw, as it is constrained."""
-        chain, constraint = self._chains[sampler]
+        chain, constraint, _ = self._chains[sampler]
         return chain if constraint is None else None
 
     def draw(self, sampler: int, context: Any, index: int) -> int | Undrawn:
         """Draw a token from the logits after the batch's token ``index``, or go on with a draw that was put off."""
-        chain, constraint = self._chains[sampler]
+        chain, constraint, _ = self._chains[sampler]
         if constraint is None:
             return int(C.llama_sampler_sample(chain, context, index))
-        row = np.ctypeslib.as_array(C.llama_get_logits_ith(context, index), (self._n_vocab,))
         if sampler in self._failures:
             return self._end
+        row = np.ctypeslib.as_array(C.llama_get_logits_ith(context, index), (self._n_vocab,))
         try:
             token = self.draws.draw(sampler, constraint, lambda: self._draw_allowed(chain, row, constraint))
         except LlmaasError as error:
@@ -121,37 +119,39 @@ class Samplers:
         C.llama_sampler_apply(chain, ctypes.byref(array))
         return int(array.data[array.selected].id)
 
-    def _chain(self, sampler: int, sampling: Sampling, past: Sequence[int]) -> Any:
-        """A new ``llama_sampler *``, in llama.cpp's order: biases, penalties, cutting the tail, temperature, draw."""
-        params = C.llama_sampler_chain_default_params()
-        params.no_perf = True
-        chain = C.llama_sampler_chain_init(params)
-        links = []
-        if sampling.logit_bias:
-            biases = (C.llama_logit_bias * len(sampling.logit_bias))(*sampling.logit_bias)
-            links.append(C.llama_sampler_init_logit_bias(self._n_vocab, len(biases), biases))  # it copies them
-        # The tail is cut at temperature 1; what is left is then drawn from at the temperature asked for.
-        if sampling.penalises:
-            penalties = (sampling.repeat_penalty, sampling.frequency_penalty, sampling.presence_penalty)
-            links.append(C.llama_sampler_init_penalties(self._n_vocab, sampling.penalty_last_n, *penalties))
-            for token in past[-sampling.penalty_last_n :]:
-                C.llama_sampler_accept(links[-1], token)
-        if sampling.greedy:
-            links.append(C.llama_sampler_init_greedy())
-        else:
-            draw = self._seeded[sampler] = SeededDraw(sampling.seed)
-            links += [
-                C.llama_sampler_init_top_k(sampling.top_k),
-                C.llama_sampler_init_top_p(sampling.top_p, 1),
-                C.llama_sampler_init_min_p(sampling.min_p, 1),
-                C.llama_sampler_init_temp(sampling.temperature),
-                draw.link,
-            ]
-        for link in links:
-            C.llama_sampler_chain_add(chain, link)
-        return chain
-
     def close(self) -> None:
         """Free all samplers."""
         for sampler in list(self._chains):
             self.set(sampler, None)
+
+
+def _chain(sampling: Sampling, n_vocab: int, past: Sequence[int]) -> tuple[Any, SeededDraw | None]:
+    """A new ``llama_sampler *``, in llama.cpp's order: biases, penalties, cutting the tail, temperature, the draw; and
+    what that draws with."""
+    params = C.llama_sampler_chain_default_params()
+    params.no_perf = True
+    chain = C.llama_sampler_chain_init(params)
+    links, draw = [], None
+    if sampling.logit_bias:
+        biases = (C.llama_logit_bias * len(sampling.logit_bias))(*sampling.logit_bias)
+        links.append(C.llama_sampler_init_logit_bias(n_vocab, len(biases), biases))  # it copies them
+    # The tail is cut at temperature 1; what is left is then drawn from at the temperature asked for.
+    if sampling.penalises:
+        penalties = (sampling.repeat_penalty, sampling.frequency_penalty, sampling.presence_penalty)
+        links.append(C.llama_sampler_init_penalties(n_vocab, sampling.penalty_last_n, *penalties))
+        for token in past[-sampling.penalty_last_n :]:
+            C.llama_sampler_accept(links[-1], token)
+    if sampling.greedy:
+        links.append(C.llama_sampler_init_greedy())
+    else:
+        draw = SeededDraw(sampling.seed)
+        links += [
+            C.llama_sampler_init_top_k(sampling.top_k),
+            C.llama_sampler_init_top_p(sampling.top_p, 1),
+            C.llama_sampler_init_min_p(sampling.min_p, 1),
+            C.llama_sampler_init_temp(sampling.temperature),
+            draw.link,
+        ]
+    for link in links:
+        C.llama_sampler_chain_add(chain, link)
+    return chain, draw

@@ -15,11 +15,11 @@ from typing import Any
 import numpy as np
 
 from llmaas.engine.llama.lib import C
+from llmaas.mixing import mix
 from llmaas.native import load_library
 
 _log = logging.getLogger(__name__)
 _VERSION = 1
-_MASK = (1 << 64) - 1
 CANDIDATE = np.dtype([("id", np.int32), ("logit", np.float32), ("p", np.float32)])
 """``llama_token_data``."""
 
@@ -56,14 +56,6 @@ def _table_of(library: ctypes.CDLL | None) -> Any:
     return C.llama_sampler_i(apply=C.llama_sampler_i_apply(apply), accept=C.llama_sampler_i_accept(accept))
 
 
-def _mix(a: int, b: int) -> int:
-    """``mix`` of _dist.c."""
-    z = (a + (b + 1) * 0x9E3779B97F4A7C15) & _MASK
-    z = ((z ^ (z >> 30)) * 0xBF58476D1CE4E5B9) & _MASK
-    z = ((z ^ (z >> 27)) * 0x94D049BB133111EB) & _MASK
-    return z ^ (z >> 31)
-
-
 def _apply(sampler: Any, array: Any) -> None:
     """``dist_apply`` of _dist.c."""
     dist, candidates = _Dist.from_address(sampler.contents.ctx), array.contents
@@ -76,7 +68,7 @@ def _apply(sampler: Any, array: Any) -> None:
     weights = np.exp(rows["logit"].astype(np.float64) - float(rows["logit"].max()))
     ends = weights.cumsum()
     rows["p"] = weights / ends[-1]
-    wanted = (_mix(_mix(dist.seed, dist.accepted), dist.tries) >> 11) * 2.0**-53 * ends[-1]
+    wanted = (mix(mix(dist.seed, dist.accepted), dist.tries) >> 11) * 2.0**-53 * ends[-1]
     dist.tries += 1
     candidates.selected = int(np.flatnonzero((ends - weights <= wanted) & (weights > 0))[-1])
 

@@ -37,6 +37,10 @@ class ClusterJob:
     moved: int = 0
     preempted: int = 0
 
+    def tokens_at(self, now: float) -> int:
+        """What the context has, with what is there of the answer."""
+        return self.context.tokens + self.call.prompt + self.call.generate - self.left_at(now)
+
     def left_at(self, now: float) -> int:
         """Tokens of the answer that are still to come."""
         made = 0 if now <= self.decodes_from else int((now - self.decodes_from) / self.token_s)
@@ -76,8 +80,7 @@ class ClusterTally:
 
 @dataclass(frozen=True, slots=True)
 class ClusterReport:
-    """Of a replay. ``decisions``: how many there were."""
+    """Of a replay."""
 
     jobs: tuple[ClusterJob, ...]
     tally: ClusterTally
-    decisions: int

@@ -85,6 +85,10 @@ class ClusterNode:
     def free_bytes(self) -> int:
         return self.profile.memory - sum(n for name, n in self.loaded.items() if self.users[name])
 
+    def frees(self, model: ClusterModel) -> int:
+        """Bytes that can be had when one of its users leaves."""
+        return model.nbytes if self.users[model.name] == 1 else 0
+
     @property
     def has_lane(self) -> bool:
         return len(self.running) < self.profile.lanes
@@ -196,7 +200,6 @@ class ClusterNode:
             return
         decoding = [job for job in self.running if job.guest_of is None and now >= job.decodes_from and not job.moved]
         for job in decoding[:_MOST_MOVABLE]:
-            model, tokens = job.call.model, job.context.tokens + job.call.prompt + job.call.generate - job.left_at(now)
-            frees = model.nbytes if self.users[model.name] == 1 else 0
-            nbytes = int(tokens * model.token_bytes)
+            model, tokens = job.call.model, job.tokens_at(now)
+            nbytes, frees = int(tokens * model.token_bytes), self.frees(model)
             yield MovableCall(str(job.number), model.name, model.nbytes, tokens, nbytes, frees, engine_s, PAUSE_S)

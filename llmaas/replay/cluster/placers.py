@@ -191,9 +191,8 @@ def _stoppable(node: ClusterNode, call: CallToPlace) -> ClusterJob | None:
     if node.waiting:
         return None
     for job in reversed(node.running):
-        there = job.call.model
-        frees = there.nbytes if node.users[there.name] == 1 else 0
-        fits = node.tier(call.model) is ModelTier.LOADED or call.model_bytes <= node.free_bytes + frees
+        room = node.free_bytes + node.frees(job.call.model)
+        fits = node.tier(call.model) is ModelTier.LOADED or call.model_bytes <= room
         if fits and not job.preempted and job.guest_of is None and job.started is not None:
             return job
     return None

@@ -11,7 +11,7 @@ from __future__ import annotations
 import itertools
 import math
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 from llmaas.policies.node_report import CallToPlace, ModelTier
 from llmaas.policies.node_table import NodeTable
@@ -52,7 +52,6 @@ class ClusterReplay:
         self._numbers = itertools.count(1)
         self._by_number: dict[int, ClusterJob] = {}
         self._answer = _ANSWER
-        self._decisions = 0
         self.tally = ClusterTally()
 
     def run(self, trace: Sequence[ClusterCall]) -> ClusterReport:
@@ -63,7 +62,7 @@ class ClusterReplay:
         for call in trace:
             self._time.at(call.t, lambda c=call: jobs.append(self._arrive(c)))  # type: ignore[misc]
         self._time.run()
-        return ClusterReport(tuple(jobs), self.tally, self._decisions)
+        return ClusterReport(tuple(jobs), self.tally)
 
     def check(self) -> list[str]:
         """What is wrong after a run; nothing if all books balance."""
@@ -86,7 +85,7 @@ class ClusterReplay:
     def _arrive(self, call: ClusterCall) -> ClusterJob:
         context = self._contexts.get(call.context)
         if context is None:
-            context = ClusterContext(call.context, call.model, call.prefix, call.prefix_tokens)
+            context = ClusterContext(call.context, call.prefix, call.prefix_tokens)
             self._contexts[call.context] = context
         job = ClusterJob(next(self._numbers), call, context, self._time.now, left=call.generate)
         self._by_number[job.number] = job
@@ -98,7 +97,6 @@ class ClusterReplay:
 
     def _place(self, job: ClusterJob) -> None:
         view = ClusterView(self._time.now, self._table, self._nodes, self._able)
-        self._decisions += 1
         job.shared = job.call.prefix_tokens if not job.context.owner and job.call.prefix in self._prefixes else 0
         asked = _asked(job)
         choice = self._placer.choose(asked, view)
@@ -153,27 +151,28 @@ class ClusterReplay:
         job.token_s = node.profile.decode_token(model)
         if job.guest_of is not None:
             ready = self._bring_call(node, job.guest_of, loaded)
-            run = job.run
-            self._time.at(ready, lambda: self._arrive_moved(node, job, run))
+            self._later(job, ready, lambda: self._arrive_moved(node, job))
             return
         there = self._bring_context(node, job, loaded)
         new_s = (job.call.prompt - job.shared) * node.profile.prefill_token(model)
         compute_s = new_s + job.plan.recomputed * node.profile.prefill_token(model)
         job.decodes_from = there + compute_s  # at the soonest
         node.pending[job] = there, compute_s
-        run = job.run
-        self._time.at(there, lambda: self._compute(node, job, run, compute_s, new_s))
+        self._later(job, there, lambda: self._compute(node, job, new_s))
 
-    def _compute(self, node: ClusterNode, job: ClusterJob, run: int, compute_s: float, new_s: float) -> None:
+    def _later(self, job: ClusterJob, when: float, act: Callable[[], None]) -> None:
+        """What is foreseen for a call that is on a node happens, unless it has left that by then."""
+        run = job.run
+        self._time.at(when, lambda: act() if job.run == run else None)
+
+    def _compute(self, node: ClusterNode, job: ClusterJob, new_s: float) -> None:
         """All that comes is there: the engine computes the rest, when it has done what was ready before."""
-        if job.run != run:
-            return
-        del node.pending[job]
+        _, compute_s = node.pending.pop(job)
         job.decodes_from = node.compute(self._time.now, compute_s)
         if job.ready is None:
             job.ready = job.decodes_from - new_s
-        self._time.at(job.decodes_from, lambda: self._first_token(node, job, run))
-        self._time.at(job.decodes_from + job.left * job.token_s, lambda: self._end(node, job, run))
+        self._later(job, job.decodes_from, lambda: self._first_token(node, job))
+        self._later(job, job.decodes_from + job.left * job.token_s, lambda: self._end(node, job))
 
     def _load(self, node: ClusterNode, model: ClusterModel) -> float:
         """When the model is loaded there."""
@@ -211,16 +210,12 @@ class ClusterReplay:
         self.tally.context_bytes += int(nbytes)
         return source.link_free
 
-    def _first_token(self, node: ClusterNode, job: ClusterJob, run: int) -> None:
-        if job.run != run:
-            return
+    def _first_token(self, node: ClusterNode, job: ClusterJob) -> None:
         if job.started is None:
             job.started = self._time.now
         self._changed(node)  # it can be moved from now on
 
-    def _end(self, node: ClusterNode, job: ClusterJob, run: int) -> None:
-        if job.run != run:
-            return
+    def _end(self, node: ClusterNode, job: ClusterJob) -> None:
         self._leave(job, node)
         job.done = self._time.now
         self._answer += _WEIGHT * (job.call.generate - self._answer)
@@ -268,8 +263,7 @@ class ClusterReplay:
     def _bring_call(self, node: ClusterNode, victim: ClusterJob, loaded: float) -> float:
         """When all that the call has is there: sent or computed, whichever is sooner."""
         model = victim.call.model
-        tokens = victim.context.tokens + victim.call.prompt + victim.call.generate - victim.left_at(self._time.now)
-        source = next((n for n in self._nodes.values() if victim in n.running), node)
+        tokens, source = victim.tokens_at(self._time.now), self._node_of(victim) or node
         link_s = LINK_S + tokens * model.token_bytes / source.profile.link
         compute_s = tokens * node.profile.prefill_token(model)
         if link_s <= compute_s:
@@ -277,14 +271,16 @@ class ClusterReplay:
         self.tally.recomputed += tokens
         return node.compute(max(loaded, self._send(source, tokens * TOKEN_BYTES)), compute_s)
 
-    def _arrive_moved(self, node: ClusterNode, guest: ClusterJob, run: int) -> None:
+    def _node_of(self, job: ClusterJob) -> ClusterNode | None:
+        """Where it runs."""
+        return next((node for node in self._nodes.values() if job in node.running), None)
+
+    def _arrive_moved(self, node: ClusterNode, guest: ClusterJob) -> None:
         """Its place is ready: it goes on here, if it has not ended meanwhile."""
-        if guest.run != run or guest.guest_of is None:
-            return
+        assert guest.guest_of is not None
         victim, now = guest.guest_of, self._time.now
         self._leave(guest, node)
-        source = next((n for n in self._nodes.values() if victim in n.running), None)
-        if source is not None and victim.guest_of is None:
+        if (source := self._node_of(victim)) is not None:
             victim.left = victim.left_at(now)
             self._leave(victim, source)
             node.running[victim] = None
@@ -292,8 +288,8 @@ class ClusterReplay:
             victim.token_s, victim.decodes_from = guest.token_s, now + PAUSE_S
             victim.moved += 1
             self.tally.calls_moved += 1
-            again = victim.run
-            self._time.at(victim.decodes_from + victim.left * victim.token_s, lambda: self._end(node, victim, again))
+            ends = victim.decodes_from + victim.left * victim.token_s
+            self._later(victim, ends, lambda: self._end(node, victim))
             self._admit(source)
         self._admit(node)
 

@@ -12,12 +12,14 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 from hashlib import blake2b
 
+from llmaas.mixing import mix
 from llmaas.policies.context_marks import kept_marks
 from llmaas.records import CHUNK_TOKENS
 from llmaas.replay.cluster.profiles import ClusterModel
 from llmaas.traces.call import TraceCall
 
-_MASK = (1 << 64) - 1
+_MOST = (1 << 64) - 1
+"""The greatest ``_number``."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -43,7 +45,7 @@ def with_models(trace: Iterable[TraceCall], models: Sequence[ClusterModel], *, s
     for call in trace:
         name = f"{call.app}/{call.context}"
         if name not in owner:
-            drawn = _number(call.prefix or name) / _MASK * shares[-1]
+            drawn = _number(call.prefix or name) / _MOST * shares[-1]
             owner[name] = models[min(bisect_left(shares, drawn), len(models) - 1)]
         model, generate = owner[name], max(1, call.generate)
         calls.append(ClusterCall(call.t / speed, name, model, call.prompt, generate, call.prefix, call.prefix_tokens))
@@ -55,7 +57,6 @@ class ClusterContext:
     """A context in a replay. ``chain``: the mark of each full chunk; ``owner``: the node that has it."""
 
     name: str
-    model: ClusterModel
     prefix: str = ""
     prefix_tokens: int = 0
     tokens: int = 0
@@ -77,16 +78,8 @@ class ClusterContext:
     def _marks(self, start: int, stop: int) -> Iterable[int]:
         shared, own, common = self.prefix_tokens // CHUNK_TOKENS, _number(self.name), _number(self.prefix)
         for i in range(start, stop):
-            yield _mixed((common if i < shared else own) + i)
+            yield mix(0, (common if i < shared else own) + i - 1)
 
 
 def _number(name: str) -> int:
     return int.from_bytes(blake2b(name.encode(), digest_size=8).digest(), "little")
-
-
-def _mixed(x: int) -> int:
-    """Splitmix64's finish: 64 bits that look drawn."""
-    x = (x * 0x9E3779B97F4A7C15) & _MASK
-    x = ((x ^ (x >> 30)) * 0xBF58476D1CE4E5B9) & _MASK
-    x = ((x ^ (x >> 27)) * 0x94D049BB133111EB) & _MASK
-    return x ^ (x >> 31)

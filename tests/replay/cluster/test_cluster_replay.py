@@ -166,7 +166,7 @@ def test_models_are_shared_out_by_name_the_first_most_often() -> None:
 
 
 def test_contexts_share_the_marks_of_what_they_share_and_no_others() -> None:
-    a, b = (ClusterContext(name, SMALL, "p", 128) for name in "ab")
+    a, b = (ClusterContext(name, "p", 128) for name in "ab")
     for context in (a, b):
         context.grow(64 * 5 + 3)
     assert len(a.chain) == 5 and a.chain[:2] == b.chain[:2] == a.prefix_chain()

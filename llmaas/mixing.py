@@ -1,4 +1,4 @@
-"""The fake engine's arithmetic: 64-bit values that depend on every bit of what they are made from.
+"""Mixing: 64-bit values that depend on every bit of what they are made from, and look drawn.
 
 Law: pure functions of integers; the same on every machine.
 """
