@@ -118,7 +118,7 @@ class Front:
             acceptor.start()
         for model in self._models.values():
             if model.pinned:
-                self._start(model, self._cells_for(model, self._room()))
+                self._start(model, self._cells_for(model, self._room(self._there())))
         self._spawn(self._look_around())
 
     async def close(self) -> None:
@@ -229,7 +229,8 @@ class Front:
 
     def _make_room(self, model: FrontModel) -> bool:
         """Start the model if there is room; else ask others to leave. False if it must wait."""
-        there, room = self._there(), self._room()
+        there = self._there()
+        room = self._room(there)
         cells = self._cells_for(model, room)
         if there and cells is None:
             missing = self._need(model, self._least(model)) - room
@@ -254,9 +255,9 @@ class Front:
     def _there(self) -> list[FrontModel]:
         return [each for each in self._models.values() if self.processes[each.name].in_memory]
 
-    def _room(self) -> int:
-        """Bytes that are free for one more model."""
-        return NO_QUOTA if self._budget is None else self._budget - sum(map(self._measured, self._there()))
+    def _room(self, there: Sequence[FrontModel]) -> int:
+        """Bytes that are free for one more model beside those that are ``there``."""
+        return NO_QUOTA if self._budget is None else self._budget - sum(map(self._measured, there))
 
     def _cells_for(self, model: FrontModel, room: int) -> int | None:
         """The cells that it would be started with where there is so much room; None if it does not fit."""
@@ -328,7 +329,7 @@ class Front:
                     process.refuse_waiting(Busy(f"there is no room for the model {model.name}: others are in use"))
                 self._tell_waiting(model)
                 if model.pinned and process.state is ProcessState.AWAY:
-                    self._start(model, self._cells_for(model, self._room()))
+                    self._start(model, self._cells_for(model, self._room(self._there())))
             self._serve_waiting()
             await self._see_to_spare()
 

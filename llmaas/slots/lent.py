@@ -26,7 +26,7 @@ class LentMemories:
                 hint="'llmaas vm run --slots 16' makes it in the guest; without it clients use the socket.",
             )
         self._files = [folder / name for name in names]
-        self._app_of: dict[int, str] = {}
+        self._app_of: list[str] = []
         """Whom each was given to, once and for all."""
         self._had_by = Counter[int]()
         """How many each user's apps were given."""
@@ -42,12 +42,12 @@ class LentMemories:
 
     def take(self, app: str, user: int) -> int | None:
         """The number of a file for this app of this user; None if there is none for it."""
-        mine = [i for i, whose in self._app_of.items() if whose == app and i not in self._out]
+        mine = [i for i, whose in enumerate(self._app_of) if whose == app and i not in self._out]
         if mine:
             found = mine[0]
         elif len(self._app_of) < len(self) and self._had_by[user] < self.of_user:
             found = len(self._app_of)  # they are given in order
-            self._app_of[found] = app
+            self._app_of.append(app)
             self._had_by[user] += 1
         else:
             return None

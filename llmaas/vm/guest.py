@@ -63,19 +63,11 @@ class Volumes(Protocol):
     def close_all(self) -> list[VmError]: ...
 
 
-def no_memories() -> list[Path]:
-    return []
-
-
 class Guest:
     """One run of the guest."""
 
     def __init__(
-        self,
-        boot: BootMessage,
-        volumes: Volumes,
-        places: GuestPlaces,
-        slot_memories: Callable[[], list[Path]] = no_memories,
+        self, boot: BootMessage, volumes: Volumes, places: GuestPlaces, slot_memories: Callable[[], list[Path]]
     ) -> None:
         self._boot, self._volumes, self._places, self._slot_memories = boot, volumes, places, slot_memories
         self._over = asyncio.Event()

@@ -22,7 +22,7 @@ SLOT_MEMORY = 1 << 20
 MOST_MEMORIES = 64
 _IVSHMEM = ("0x1af4", "0x1110")
 """Vendor and device of ivshmem."""
-FIRST_PCI, _FUNCTIONS = 0x10, 8
+_FIRST_PCI, _FUNCTIONS = 0x10, 8
 """Where on the bus they are: as functions of the devices from there on, behind all that QEMU places itself."""
 
 
@@ -52,7 +52,7 @@ def slot_devices(fds: Sequence[int]) -> list[str]:
     for i, fd in enumerate(fds):
         device, function = divmod(i, _FUNCTIONS)
         memory = f"memory-backend-file,id=slot{i},mem-path=/proc/self/fd/{fd},share=on,size={SLOT_MEMORY},dump=off"
-        where = f"addr={FIRST_PCI + device:#x}.{function}{',multifunction=on' if function == 0 else ''}"
+        where = f"addr={_FIRST_PCI + device:#x}.{function}{',multifunction=on' if function == 0 else ''}"
         words += ["-object", memory, "-device", f"ivshmem-plain,memdev=slot{i},{where}"]
     return words
 

@@ -60,7 +60,7 @@ class SlotTap:
             if end > len(data):
                 break
             if (memory := self._granted(data[passed + _LENGTH.size : end])) is not None:
-                parts = [(data[:passed], None), (data[passed:end], self._memories[memory]), (data[end:], None)]
+                parts = [(data[:passed], None), (data[passed:end], memory), (data[end:], None)]
                 return [part for part in parts if part[0]]
             passed = end
         if self._over:
@@ -69,7 +69,7 @@ class SlotTap:
         return [(data[:passed], None)] if passed else []
 
     def _granted(self, body: bytes) -> int | None:
-        """Which memory this frame says was granted, if it is the reply to the request for one."""
+        """The descriptor of the memory that this frame says was granted, if it is the reply to the request for one."""
         if self._asked is None:
             return None
         try:
@@ -81,7 +81,7 @@ class SlotTap:
         self._over = True
         result = frame.get("result")
         device = result.get("device") if frame.get("type") == "done" and isinstance(result, dict) else None
-        return device if type(device) is int and 0 <= device < len(self._memories) else None
+        return self._memories[device] if type(device) is int and 0 <= device < len(self._memories) else None
 
 
 def _slot_request(body: bytes) -> int | None:

@@ -9,7 +9,7 @@ import pytest
 
 from llmaas.cli.serve_several import stored_bytes
 from tests.support.daemon import ask
-from tests.support.front_house import SOON, front_house, timeout
+from tests.support.front_house import SOON, front_house, put_away, timeout
 from tests.support.loop import on_a_loop
 
 
@@ -27,10 +27,7 @@ async def test_models_say_what_they_would_do_with_bits_and_are_told_how_many_the
         total = a.curve.values + b.curve.values
         mean = (a.bit_share * a.curve.values + b.bit_share * b.curve.values) / total
         assert mean == pytest.approx(4.5, abs=0.3), "chunks that are alike"
-        async with timeout(SOON):
-            while "a" in house.there:
-                a.retire()
-                await asyncio.sleep(0.2)
+        await put_away(house, "a")
         assert a.curve is None, "one that is away shares nothing"
         assert await first.contexts(), "it comes back"
 

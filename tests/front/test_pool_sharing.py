@@ -7,7 +7,7 @@ from pathlib import Path
 
 from llmaas.api.async_client import AsyncClient
 from tests.support.daemon import ask
-from tests.support.front_house import SOON, FrontHouse, front_house, timeout
+from tests.support.front_house import SOON, FrontHouse, front_house, put_away, timeout
 from tests.support.loop import on_a_loop
 
 MOST = 1 << 20
@@ -37,10 +37,8 @@ async def test_who_is_alone_has_all_and_who_comes_gets_a_share(tmp_path: Path) -
         given = shares(house)
         assert given["a"] is not None and given["b"] is not None and given["a"] + given["b"] <= MOST
         assert min(given["a"], given["b"]) >= MOST // 16
+        await put_away(house, "a")
         async with timeout(SOON):
-            while "a" in house.there:
-                house.front.processes["a"].retire()  # it stays while a connection is not known to be at rest
-                await asyncio.sleep(0.2)
             while await budget_of(second) < MOST - MOST // 16:  # less is not worth telling
                 await asyncio.sleep(0.02)
         again = await house.connect("a")

@@ -11,7 +11,6 @@ import os
 import shutil
 import socket as sockets
 import sys
-from dataclasses import replace
 from itertools import pairwise
 from pathlib import Path
 
@@ -94,8 +93,7 @@ async def main(arguments: list[str]) -> None:
     shutil.rmtree(run, ignore_errors=True)
     run.mkdir()
     reader, writer = await asyncio.open_unix_connection(sock=sockets.socket(fileno=int(of(chardevs, WIRE))))
-    places = GuestPlaces(run / "r" / "d.sock", run / "store", run / "model")
-    places = replace(places, slots=run / "slots")
+    places = GuestPlaces(run / "r" / "d.sock", run / "store", run / "model", slots=run / "slots")
     await Guest(boot, FolderVolumes(images, boot.key), places, lambda: memories(arguments)).run(reader, writer)
 
 

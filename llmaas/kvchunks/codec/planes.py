@@ -17,6 +17,7 @@ from __future__ import annotations
 
 import math
 from abc import ABC, abstractmethod
+from collections.abc import Callable
 
 import numpy as np
 
@@ -24,7 +25,7 @@ from llmaas.kv_arrays import F16, F32, Rope
 from llmaas.kvchunks.codec.kernels import Kernels
 from llmaas.kvchunks.codec.kernels_channels import LARGEST_HEAD, RopeRotation, channels_bytes
 from llmaas.kvchunks.codec.kernels_numpy import BITS, GROUP, LARGEST_BLOCK, U8, rotated_bytes
-from llmaas.kvchunks.codec.whole_chunks import RAW, n_plain
+from llmaas.kvchunks.codec.whole_chunks import RAW, n_plain, section_bytes
 
 _INFINITY = 0x7C00
 """As an f16 bit pattern."""
@@ -33,14 +34,14 @@ _INFINITY = 0x7C00
 class Plane(ABC):
     """One tensor (K or V) of a chunk: shape (n_layer, n_tokens, dim) f16."""
 
+    _coded_bytes: Callable[[tuple[int, int, int], int], int]
+    """Bytes of what is coded, by its shape and coding."""
+
     def __init__(self, n_layer: int, dim: int, largest: float, kernels: Kernels) -> None:
         self._n_layer = n_layer
         self._dim = dim
         self._kernels = kernels
         self._largest = int(np.float16(largest).view(np.uint16))
-
-    @abstractmethod
-    def _coded_size(self, bits: int, n_tokens: int) -> int: ...
 
     @abstractmethod
     def _encode(self, x: F16, bits: int, out: U8) -> None: ...
@@ -57,14 +58,8 @@ class Plane(ABC):
         return bits if self.size(bits, n_tokens, sinks) < self.size(RAW, n_tokens, sinks) else RAW
 
     def size(self, coding: int, n_tokens: int, sinks: int) -> int:
-        """Bytes of the section. Raises KeyError for an unknown coding id."""
-        if coding == RAW:
-            return 2 * self._n_layer * n_tokens * self._dim
-        if coding not in BITS:
-            raise KeyError(coding)
-        sinks = min(sinks, n_tokens)
-        rest = n_tokens - sinks
-        return self.size(RAW, sinks, 0) + (self._coded_size(coding, rest) if rest else 0)
+        """Bytes of the section."""
+        return section_bytes((self._n_layer, n_tokens, self._dim), coding, sinks, self._coded_bytes)
 
     def codable(self, x: F16) -> bool:
         """Whether groups can hold ``x``: it has no infinity, no NaN, and no value that would decode to either."""
@@ -87,14 +82,13 @@ class Plane(ABC):
 class ChannelPlane(Plane):
     """K: one channel's values over 64 tokens are a group."""
 
+    _coded_bytes = staticmethod(channels_bytes)
+
     def __init__(self, n_layer: int, dim: int, rope: RopeRotation | None, kernels: Kernels) -> None:
         # Rotating may lengthen a value by the root of two, and a range is twice a value: both stay in f16.
         super().__init__(n_layer, dim, 2.0**13, kernels)
         self._rope = rope
         self.weights: F32 = np.ones((n_layer, dim), np.float32)
-
-    def _coded_size(self, bits: int, n_tokens: int) -> int:
-        return channels_bytes((self._n_layer, n_tokens, self._dim), bits)
 
     def _encode(self, x: F16, bits: int, out: U8) -> None:
         self._kernels.encode_channels(x, bits, self._rope, self.weights, out)
@@ -103,14 +97,13 @@ class ChannelPlane(Plane):
 class RotatedPlane(Plane):
     """V: 64 neighbours of one token's rotated row are a group."""
 
+    _coded_bytes = staticmethod(rotated_bytes)
+
     def __init__(self, n_layer: int, dim: int, head_dim: int, kernels: Kernels) -> None:
         self._block = rotation_size(head_dim)
         # A block is at most sqrt(size) times as long as its largest value, and the error of the chosen step is no
         # longer than the block. So decoded values stay below 2^15.
         super().__init__(n_layer, dim, 2.0**14 / math.sqrt(self._block), kernels)
-
-    def _coded_size(self, bits: int, n_tokens: int) -> int:
-        return rotated_bytes((self._n_layer, n_tokens, self._dim), bits)
 
     def _encode(self, x: F16, bits: int, out: U8) -> None:
         self._kernels.encode_rotated(x, bits, self._block, out)

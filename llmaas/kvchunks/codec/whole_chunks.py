@@ -51,16 +51,24 @@ def n_plain(n_tokens: int, coding: int, sinks: int) -> int:
     return n_tokens if coding == RAW else min(sinks, n_tokens)
 
 
+def section_bytes(
+    shape: tuple[int, int, int], coding: int, sinks: int, coded: Callable[[tuple[int, int, int], int], int]
+) -> int:
+    """Bytes of a section. ``shape``: layers, tokens, channels; ``coded``: those of what is not plain, by its shape."""
+    layers, n_tokens, dim = shape
+    plain = n_plain(n_tokens, coding, sinks)
+    rest = coded((layers, n_tokens - plain, dim), coding) if n_tokens > plain else 0
+    return 2 * layers * plain * dim + rest
+
+
 @lru_cache(maxsize=64)
 def body_bytes(shape: tuple[int, int, int], n_tokens: int, k_coding: int, v_coding: int, sinks: int) -> tuple[int, int]:
     """Bytes of the K and of the V section. ``shape``: layers, channels of K, channels of V."""
     layers, k_dim, v_dim = shape
-    found = []
-    for dim, coding, size in ((k_dim, k_coding, channels_bytes), (v_dim, v_coding, rotated_bytes)):
-        plain = n_plain(n_tokens, coding, sinks)
-        coded = size((layers, n_tokens - plain, dim), coding) if n_tokens > plain else 0
-        found.append(2 * layers * plain * dim + coded)
-    return found[0], found[1]
+    return (
+        section_bytes((layers, n_tokens, k_dim), k_coding, sinks, channels_bytes),
+        section_bytes((layers, n_tokens, v_dim), v_coding, sinks, rotated_bytes),
+    )
 
 
 def check_placed(chunk: SoundChunk, first: int, slab: KvSlab) -> None:

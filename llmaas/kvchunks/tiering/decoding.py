@@ -80,10 +80,10 @@ class Decoders:
         for source, payload in chunks:
             rows = slice(source.start - start, source.stop - start)
             into = KvSlab(slab.k[:, rows], slab.v[:, rows], owner=slab.owner)
-            piece.decoding.append(self._threads.submit(self.decode, source, payload, into))
+            piece.decoding.append(self._threads.submit(self._decode, source, payload, into))
         return piece
 
-    def decode(self, source: ChunkSource, payload: CodedChunk | None, into: KvSlab) -> CodedChunk | None:
+    def _decode(self, source: ChunkSource, payload: CodedChunk | None, into: KvSlab) -> CodedChunk | None:
         """Decode one chunk on this thread. Returns the coded bytes that the POOL is to keep, if it is. Raises
         ChunkDamaged."""
         if payload is None:
