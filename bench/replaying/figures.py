@@ -117,7 +117,9 @@ def over_repeats(summaries: Sequence[Mapping[str, Any]], path: str) -> tuple[flo
     return (statistics.median(values), max(values) - min(values)) if values else None
 
 
-def ratio(theirs: Sequence[Mapping[str, Any]], ours: Sequence[Mapping[str, Any]], path: str) -> float | None:
-    """How many times as much theirs is, by the medians over repeats."""
-    a, b = over_repeats(theirs, path), over_repeats(ours, path)
+def ratio(
+    theirs: Sequence[Mapping[str, Any]], ours: Sequence[Mapping[str, Any]], path: str, our_path: str = ""
+) -> float | None:
+    """How many times as much theirs is, by the medians over repeats. ``our_path``: of ours, if it is another figure."""
+    a, b = over_repeats(theirs, path), over_repeats(ours, our_path or path)
     return sig(a[0] / b[0]) if a is not None and b is not None and b[0] else None

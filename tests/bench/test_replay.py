@@ -150,6 +150,15 @@ def test_bars_are_held_against_programs_that_ran() -> None:
     assert answers_bar(None, "markov") == []
 
 
+def test_bars_of_a_first_token_name_what_computing_the_new_turn_alone_would_reach() -> None:
+    ours, theirs = [summary(run_rows())], [summary(run_rows(50.0))]
+    ours[0]["prefill_ms"] = {"p50": ours[0]["ttft_ms"]["p50"] / 2, "p99": ours[0]["ttft_ms"]["p99"] / 4}
+    told = [bar.what for bar in bars({"llmaas": ours, "llama-server": theirs}, "markov")]
+    assert "markov: ttft_ms.p50, the better llama-server / llmaas, bound 100" in told
+    assert "markov: ttft_ms.p99, the better llama-server / llmaas, bound 200" in told
+    assert "markov: ttft_restart_ms.p50, the better llama-server / llmaas" in told
+
+
 def test_the_report_is_one_file_that_loads_nothing() -> None:
     text = page({"llmaas": [run_rows(), run_rows(2.0)], "<kill>": [run_rows(9.0)]}, "A & B", {"cpu": "<x>"})
     assert text.count("<svg") == 3
