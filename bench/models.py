@@ -1,4 +1,4 @@
-"""How soon a model is there: from a file that is not in memory, from one that is, and after it was parked.
+"""How soon a model is there: from a file that is not in memory, from one that is, after it was parked, and held.
 
 Each load is a process of its own, which ends with its first token; ways take turns, and before a cold load the file is
 put out of the page cache, which is verified. Beside llmaas there is llama.cpp as it comes. ``rate`` is what the disk
@@ -77,6 +77,7 @@ def measure(options: Options) -> Result:
     rounds = 2 if options.quick else 5
     found: dict[str, list[float]] = {}
     parked: list[dict[str, Any]] = []
+    held: list[dict[str, Any]] = []
     read_seconds(options)  # this one tries out how the disk is read best
     for i in range(rounds):
         found.setdefault("read", []).append(read_seconds(options))
@@ -88,12 +89,29 @@ def measure(options: Options) -> Result:
         ):
             found.setdefault(name, []).append(load(options, way, cold=cold)["seconds"])
         parked.append(load(options, "parked", cold=False))
+        held.append(load(options, "held", cold=False))
         say(f"round {i + 1}: {', '.join(f'{name} {values[-1]:.2f} s' for name, values in found.items())}")
-        say(f"         parked and back {parked[-1]['back']:.2f} s")
-    return _result(facts.title or options.model.stem, size, found, parked)
+        say(f"         parked and back {parked[-1]['back']:.2f} s, held {held[-1]['back']:.2f} s")
+    return _result(facts.title or options.model.stem, size, found, parked, held)
 
 
-def _result(title: str, size: int, found: dict[str, list[float]], parked: list[dict[str, Any]]) -> Result:
+def _held(held: list[dict[str, Any]]) -> tuple[dict[str, Any], list[Bar]]:
+    """Of a model whose pages are locked. Without the right to lock them there is nothing to measure."""
+    if not all(each["held"] for each in held):
+        say("the model's pages cannot be locked in RAM here (ulimit -l): nothing is said of models that are held")
+        return {"allowed": False}, []
+    back, least = median(each["back"] for each in held), min(each["resident_parked"] for each in held)
+    figures = {"allowed": True, "back_s": sig(back), "least_resident": least}
+    return figures, [
+        Bar("held and wanted, when the system has asked for its pages (s)", back, BACK_S, at_most=True),
+        Bar("part of a held model that is in RAM then", least, 1 - _COLD),
+    ]
+
+
+def _result(
+    title: str, size: int, found: dict[str, list[float]], parked: list[dict[str, Any]], held: list[dict[str, Any]]
+) -> Result:
+    held_figures, held_bars = _held(held)
     best, middle = {name: min(values) for name, values in found.items()}, {n: median(v) for n, v in found.items()}
     back = median(each["back"] for each in parked)
     # Ratios are taken within a round: what else the machine does is not the same in all.
@@ -116,6 +134,7 @@ def _result(title: str, size: int, found: dict[str, list[float]], parked: list[d
             "resident": max(each["resident_parked"] for each in parked),
             "rss_mb": sig(median(each["rss_parked"] for each in parked) / 1e6),
         },
+        "held": held_figures,
         "cold_against_floor": sig(within),
         "cold_gain": sig(cold),
         "warm_gain": sig(warm),
@@ -125,6 +144,7 @@ def _result(title: str, size: int, found: dict[str, list[float]], parked: list[d
         Bar("cold: llama.cpp as it comes, against ours", cold, QUICKER_COLD),
         Bar("warm: llama.cpp as it comes, against ours", warm, QUICKER_WARM),
         Bar("parked and back, beside the reads (s)", beside, BACK_S, at_most=True),
+        *held_bars,
     ]
     return Result(title, figures, bars if size >= _LEAST else [])
 

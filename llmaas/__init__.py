@@ -29,6 +29,7 @@ if TYPE_CHECKING:  # what type checkers and editors see; _HOMES says the same to
         Piece,
         Priority,
         Progress,
+        Queued,
         Sampling,
         SwitchReport,
         Terms,
@@ -106,7 +107,7 @@ _HOMES = {
     "llmaas.api.async_client": "AsyncClient AsyncClientContext AsyncStream",
     "llmaas.api.client": "Client ClientContext Stream",
     "llmaas.calls": (
-        "Done FinishReason Loading Logprobs Piece Priority Progress Sampling SwitchReport Terms TokenLogprob"
+        "Done FinishReason Loading Logprobs Piece Priority Progress Queued Sampling SwitchReport Terms TokenLogprob"
     ),
     "llmaas.errors": (
         "AdapterMismatch AdapterUnreadable AnswerIncomplete AppExists BadRequest BadToken Busy CallerError "
@@ -183,6 +184,7 @@ __all__ = [
     "PolicyBug",
     "Priority",
     "Progress",
+    "Queued",
     "QuotaExceeded",
     "Resolved",
     "Sampling",

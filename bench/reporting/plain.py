@@ -22,6 +22,7 @@ BENCHES = {
     "startup": "Start with many contexts",
     "schemas": "Answers by JSON schemas",
     "models": "Loading models",
+    "one_model": "Memory with one model",
     "hybrid": "Contexts of hybrid and recurrent models",
     "switching": "Switching between models",
     "killed": "A model's process is killed",

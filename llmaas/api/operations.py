@@ -105,8 +105,8 @@ def generate(
     stored; one that was interrupted goes on from where it was.
 
     With ``progress`` pieces without text come first, each with a ``progress``: how many of the context's tokens are in
-    the engine, of how many. There are none where that takes a single step. While the model is loaded they have
-    ``loading`` instead, if the client has named a ``model``.
+    the engine, of how many. There are none where that takes a single step. While the call waits for its turn they have
+    ``queued`` instead, and while the model is loaded ``loading``, if the client has named a ``model``.
     """
     terms, sampling = changed(terms, priority=priority), changed(sampling, temperature=temperature)
     stops = (stop,) if isinstance(stop, str) else tuple(stop)

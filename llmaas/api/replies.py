@@ -12,7 +12,7 @@ from typing import Any, TypeVar
 from llmaas.api.pages import Page
 from llmaas.api.record_maps import from_map, to_map
 from llmaas.api.wire import Frame
-from llmaas.calls import Loading, Logprobs, Piece, Progress
+from llmaas.calls import Loading, Logprobs, Piece, Progress, Queued
 from llmaas.errors import (
     BadRequest,
     Cancelled,
@@ -34,6 +34,8 @@ def piece_frame(request_id: int, piece: Piece) -> Frame:
         frame["logprobs"] = [to_map(each) for each in piece.logprobs]
     if piece.progress is not None:
         frame["progress"] = to_map(piece.progress)
+    if piece.queued is not None:
+        frame["queued"] = to_map(piece.queued)
     return frame
 
 
@@ -60,12 +62,13 @@ def piece(frame: Frame) -> Piece:
     text, tokens = frame.get("text"), frame.get("tokens")
     if type(text) is not str or type(tokens) is not list:
         raise MalformedFrame("the daemon sent a piece without text and tokens")
-    logprobs, progress = frame.get("logprobs"), frame.get("progress")
+    logprobs, progress, queued = frame.get("logprobs"), frame.get("progress"), frame.get("queued")
     return Piece(
         text,
         tuple(tokens),
         None if logprobs is None else tuple(result_list(Logprobs, logprobs)),
         None if progress is None else result(Progress, progress),
+        queued=None if queued is None else result(Queued, queued),
     )
 
 

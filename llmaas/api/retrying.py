@@ -89,7 +89,7 @@ class Retelling:
 
     def rest(self, piece: Piece) -> Piece | None:
         """What of the piece is new; None if nothing is, or if the answer differs from what was told."""
-        if piece.progress is not None or piece.loading is not None:
+        if not piece.of_answer:
             return piece
         text, tokens = self._text[self._at_text :], self._tokens[self._at_token :]
         n_text, n_tokens = min(len(text), len(piece.text)), min(len(tokens), len(piece.tokens))

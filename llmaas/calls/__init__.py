@@ -2,7 +2,17 @@
 
 from __future__ import annotations
 
-from llmaas.calls.reply import Done, FinishReason, Loading, Logprobs, Piece, Progress, SwitchReport, TokenLogprob
+from llmaas.calls.reply import (
+    Done,
+    FinishReason,
+    Loading,
+    Logprobs,
+    Piece,
+    Progress,
+    Queued,
+    SwitchReport,
+    TokenLogprob,
+)
 from llmaas.calls.request import (
     DEFAULT_TERMS,
     MAX_KEY,
@@ -32,6 +42,7 @@ __all__ = [
     "Piece",
     "Priority",
     "Progress",
+    "Queued",
     "Sampling",
     "SwitchReport",
     "Terms",

@@ -59,12 +59,23 @@ class Loading:
 
 
 @dataclass(frozen=True, slots=True)
+class Queued:
+    """A call that waits for its turn behind others."""
+
+    ahead: int
+    """How many that wait are more urgent, or as urgent and came before. Fair shares of the apps may have one of them
+    wait longer."""
+    expected_s: float | None
+    """Seconds until it is its turn, by how often calls had theirs lately; None if that is not known, or is late."""
+
+
+@dataclass(frozen=True, slots=True)
 class Piece:
     """A piece of a streaming answer.
 
     ``text`` has complete characters only, so it may be empty and may lag behind ``tokens``. ``logprobs`` is parallel to
     ``tokens``; None if the call did not ask for them. Pieces with ``progress`` come before the answer, and have nothing
-    of it; so do those with ``loading``, which the client makes for calls that ask for progress.
+    of it; so do those with ``queued``, and with ``loading``, which the client makes for calls that ask for progress.
     """
 
     text: str
@@ -72,6 +83,12 @@ class Piece:
     logprobs: tuple[Logprobs, ...] | None = None
     progress: Progress | None = None
     loading: Loading | None = None
+    queued: Queued | None = None
+
+    @property
+    def of_answer(self) -> bool:
+        """Whether it is a part of the answer; other pieces come before it."""
+        return self.progress is None and self.loading is None and self.queued is None
 
 
 @dataclass(frozen=True, slots=True)

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import argparse
 import enum
+import math
 import sys
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
@@ -90,17 +91,15 @@ def show_answer(
 
 
 def without_progress(pieces: Iterable[Piece]) -> Iterator[Piece]:
-    """The pieces of the answer. How far reading the prompt has come is a line on stderr, which goes before the answer
-    begins."""
+    """The pieces of the answer. What it waits for, and how far reading the prompt has come, is a line on stderr, which
+    goes before the answer begins."""
     reading = False
     try:
         for piece in pieces:
-            if (progress := piece.progress) is not None:
-                text, reading = dim(f"reading: {progress.done} of {progress.total} tokens", sys.stderr), True
-                print(f"{LINE_AGAIN}{text}", end="", file=sys.stderr, flush=True)
-                continue
-            if piece.loading is not None:  # the client's LoadingLine shows it
+            if not piece.of_answer:
                 reading = True
+                if text := _what_goes_before(piece):
+                    print(f"{LINE_AGAIN}{dim(text, sys.stderr)}", end="", file=sys.stderr, flush=True)
                 continue
             if reading:
                 reading = False
@@ -109,6 +108,18 @@ def without_progress(pieces: Iterable[Piece]) -> Iterator[Piece]:
     finally:
         if reading:
             print(LINE_AGAIN, end="", file=sys.stderr, flush=True)
+
+
+def _what_goes_before(piece: Piece) -> str:
+    """What a piece says that comes before the answer; "" of loading, which the client's LoadingLine shows."""
+    if (progress := piece.progress) is not None:
+        return f"reading: {progress.done} of {progress.total} tokens"
+    if (queued := piece.queued) is None:
+        return ""
+    others = {0: "next in line", 1: "1 other goes before"}.get(queued.ahead, f"{queued.ahead} others go before")
+    return f"waiting: {others}" + (
+        "" if queued.expected_s is None else f", about {math.ceil(queued.expected_s)} s more"
+    )
 
 
 def status_line(done: Done) -> str:

@@ -80,7 +80,7 @@ class AnswerStream:
             # The context is not kept for this call any more: if another one has gone on with it, that is a conflict.
             self._kept, self._stream = None, self._begin(self._ask.sampling, if_n_tokens=self._place.n_tokens)
             piece = await anext(self._stream)
-        if piece.progress is None and piece.loading is None:
+        if piece.of_answer:
             self._kept = None
         return piece
 

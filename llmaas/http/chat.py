@@ -28,7 +28,7 @@ from llmaas.http.chat_types import (
 from llmaas.http.deltas import CallBegin, Delta, Reader, TextDelta
 from llmaas.http.edge import Edge, ends_with_client
 from llmaas.http.finish import finish_of, logprobs_of
-from llmaas.http.openai_types import CalledFunction, Reading, ToolCall, Waiting, served_of, usage_of
+from llmaas.http.openai_types import Before, CalledFunction, InQueue, Reading, ToolCall, Waiting, served_of, usage_of
 from llmaas.http.side_by_side import side_by_side
 from llmaas.http.sse import EventStream
 
@@ -85,7 +85,7 @@ class _ChatAnswer:
         usage = None if with_usage else UNSET
         async with EventStream(self._call) as events:
 
-            def send(*parts: ChunkChoice | Reading | Waiting) -> Awaitable[None] | None:
+            def send(*parts: ChunkChoice | Before) -> Awaitable[None] | None:
                 return events.send_now([self._chunk(part, usage) for part in parts])
 
             done = await side_by_side([self._pass_on(i, s, send) for i, s in enumerate(streams)])
@@ -95,8 +95,8 @@ class _ChatAnswer:
                 await events.send(last)
             await events.send_text(b"[DONE]")
 
-    def _chunk(self, part: ChunkChoice | Reading | Waiting, usage: UnsetType | None) -> ChatChunk:
-        choices, reading = ([], part) if isinstance(part, Reading | Waiting) else ([part], UNSET)
+    def _chunk(self, part: ChunkChoice | Before, usage: UnsetType | None) -> ChatChunk:
+        choices, reading = ([], part) if isinstance(part, Before) else ([part], UNSET)
         return ChatChunk(self._id, self._created, self._model, choices, usage=usage, llmaas=reading)
 
     async def _pass_on(self, index: int, stream: AnswerStream, send: _Send) -> Done:
@@ -106,6 +106,8 @@ class _ChatAnswer:
         def take(piece: Piece) -> Awaitable[None] | None:
             if piece.loading is not None:
                 return send(Waiting(piece.loading))
+            if piece.queued is not None:
+                return send(InQueue(piece.queued))
             if piece.progress is not None:
                 return send(Reading(piece.progress))
             found = logprobs_of(piece.logprobs) if piece.logprobs else None

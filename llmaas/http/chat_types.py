@@ -11,14 +11,13 @@ import msgspec
 from msgspec import UNSET, Meta, UnsetType
 
 from llmaas.http.openai_types import (
+    Before,
     ContentPart,
-    Reading,
     ResponseFormat,
     Served,
     TextRequest,
     ToolCall,
     Usage,
-    Waiting,
 )
 
 
@@ -143,4 +142,4 @@ class ChatChunk(msgspec.Struct):
     object: str = "chat.completion.chunk"
     system_fingerprint: str | None = None
     usage: Usage | UnsetType | None = UNSET
-    llmaas: Served | Reading | Waiting | UnsetType = UNSET
+    llmaas: Served | Before | UnsetType = UNSET

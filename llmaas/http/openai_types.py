@@ -10,7 +10,7 @@ from typing import Annotated
 import msgspec
 from msgspec import UNSET, Meta, UnsetType
 
-from llmaas.calls import Done, Loading, Progress
+from llmaas.calls import Done, Loading, Progress, Queued
 from llmaas.http.answers import n_cached, n_prompt
 from llmaas.http.extensions import Extensions
 
@@ -87,10 +87,20 @@ class Waiting(msgspec.Struct):
     loading: Loading
 
 
+class InQueue(msgspec.Struct):
+    """The same field of a chunk before the answer: how many requests go before, and how long they will take."""
+
+    queued: Queued
+
+
 class Reading(msgspec.Struct):
     """The same field of a chunk before the answer: how far reading the prompt has come."""
 
     progress: Progress
+
+
+Before = Waiting | InQueue | Reading
+"""What chunks tell that come before the answer."""
 
 
 def served_of(done: Done) -> Served:

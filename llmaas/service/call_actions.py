@@ -33,7 +33,7 @@ class CallActions:
     def __init__(self, parts: ServiceParts, dispatch: Callable[[Event], None]) -> None:
         self._thread, self._engine, self._clock = parts.engine_thread, parts.engine, parts.clock
         self._calls, self._directory = parts.calls, parts.directory
-        self._adapter_cache = parts.adapters.cache
+        self._adapter_cache, self._queue = parts.adapters.cache, parts.queue
         self._loop = asyncio.get_running_loop()
         self._dispatch = dispatch
 
@@ -43,6 +43,7 @@ class CallActions:
         progress, adapter = call.progress, call.control.adapter
         if progress.admitted is None:
             progress.admitted = self._clock.now()
+            self._queue.admitted(call)
         if adapter is not None:
             self.in_engine(self._acquire_adapter, call, adapter)
         if call.spec.generation and not progress.has_sampler:  # a call that was paused goes on with the sampler it had

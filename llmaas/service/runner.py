@@ -56,7 +56,7 @@ class CallRunner:
         keep_thoughts: bool = False,
     ) -> None:
         self._constraints = ConstraintHolder(parts)
-        self._weights = parts.weights
+        self._weights, self._queue = parts.weights, parts.queue
         self._turns = TurnRunner(
             parts, interpreter, self._constraints, anonymous, stored, ctx_limit=ctx_limit, keep_thoughts=keep_thoughts
         )
@@ -167,6 +167,7 @@ class CallRunner:
         )
         self._calls[call.id] = call
         self._weights.used()
+        self._queue.begun(call)
         task = call.control.task = loop.create_task(self._serve(call))
         self._tasks.add(task)
         task.add_done_callback(partial(self._forget, call))
@@ -252,6 +253,7 @@ class CallRunner:
         if call.control.deadline_timer is not None:
             call.control.deadline_timer.cancel()
         self._weights.used()
+        self._queue.ended(call)
         self._answer(call, outcome)
         self.log.ended(call, outcome)
         if call.control.told_again:

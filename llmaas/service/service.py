@@ -40,6 +40,7 @@ from llmaas.service.app_file import FILE as APPS_FILE
 from llmaas.service.app_quotas import AppQuotas, as_plain
 from llmaas.service.apps import Apps
 from llmaas.service.budgets import Budgets
+from llmaas.service.call import Call
 from llmaas.service.contexts import Contexts
 from llmaas.service.embeddings import TextEmbedder
 from llmaas.service.figures import figures
@@ -49,6 +50,7 @@ from llmaas.service.host_share import HostShare
 from llmaas.service.idle_weights import IdleWeights
 from llmaas.service.interpreter import Interpreter
 from llmaas.service.parts import ServiceParts
+from llmaas.service.queue_teller import QueueTeller
 from llmaas.service.quotas import Quotas
 from llmaas.service.refusals import refuse_without_text
 from llmaas.service.resolver import Resolver
@@ -81,6 +83,7 @@ class Service:
         self.planner_settings = settings_for(engine.engine, settings.planner)
         clock, store_thread, text_threads = clock or RealClock(), FairThread("store"), TextThreads()
         self.adapters = AdapterRegistry(engine, store, store_thread, settings.planner.adapter_bytes)
+        calls: dict[RequestId, Call] = {}
         self._parts = ServiceParts(
             engine_thread=engine,
             store=store,
@@ -95,6 +98,8 @@ class Service:
             clock=clock,
             metrics=Registry(),
             quotas=Quotas(settings.app_contexts, settings.app_text_bytes),
+            queue=QueueTeller(calls, clock),
+            calls=calls,
         )
         self.embeddings = TextEmbedder(self._parts, settings.queue_limit)
         self.apps = Apps(main_folder(store.root) / APPS_FILE, store_thread, self, clock)

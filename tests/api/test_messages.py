@@ -24,7 +24,7 @@ from llmaas.api.slot_message import OpenSlot
 from llmaas.api.transfer_messages import MOVE_WAYS, Export, ExportChunks, Import, ImportChunks, MoveToNode
 from llmaas.api.transfer_records import ChunkPiece
 from llmaas.api.wire import Decoder, Frame, encode
-from llmaas.calls import Done, FinishReason, Logprobs, Piece, Sampling, SwitchReport, TokenLogprob, Turn
+from llmaas.calls import Done, FinishReason, Logprobs, Piece, Queued, Sampling, SwitchReport, TokenLogprob, Turn
 from llmaas.errors import BadRequest, Cancelled, LlmaasError, MalformedFrame, VersionMismatch, by_code
 from llmaas.records import (
     AppId,
@@ -169,9 +169,14 @@ TOP = st.lists(st.builds(TokenLogprob, COUNT, TEXT, NUMBER), max_size=3).map(tup
 LOGPROBS = st.lists(st.builds(Logprobs, COUNT, TEXT, NUMBER, TOP), max_size=3).map(tuple)
 
 
-@given(TEXT, st.lists(st.integers(0, 2**31), max_size=4), st.none() | LOGPROBS)
-def test_pieces_travel_unchanged(text: str, tokens: list[int], logprobs: tuple[Logprobs, ...] | None) -> None:
-    piece = Piece(text, tuple(tokens), logprobs)
+QUEUED = st.builds(Queued, COUNT, st.none() | NUMBER)
+
+
+@given(TEXT, st.lists(st.integers(0, 2**31), max_size=4), st.none() | LOGPROBS, st.none() | QUEUED)
+def test_pieces_travel_unchanged(
+    text: str, tokens: list[int], logprobs: tuple[Logprobs, ...] | None, queued: Queued | None
+) -> None:
+    piece = Piece(text, tuple(tokens), logprobs, queued=queued)
     assert replies.piece(over_the_wire(replies.piece_frame(3, piece))) == piece
 
 
