@@ -15,6 +15,7 @@ from llmaas.api.record_maps import from_map, to_map
 from llmaas.api.replies import error_from
 from llmaas.api.wire import Decoder, Frame, encode
 from llmaas.errors import BadRequest, MalformedFrame, NotServing
+from llmaas.weights_tier import WeightsTier
 
 OP = "models"
 _READ = 65536
@@ -33,6 +34,8 @@ class ListedModel:
     pinned: bool = False
     expected_s: float | None = None
     """Seconds that loading it will take, as far as is known."""
+    tier: WeightsTier | None = None
+    """Where its weights are; None of a daemon that does not tell."""
 
 
 def list_frame(models: Sequence[ListedModel]) -> Frame:

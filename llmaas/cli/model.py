@@ -9,6 +9,7 @@ from __future__ import annotations
 import argparse
 import sys
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from llmaas.cli.model_pull import file_from
 from llmaas.cli.options import add_actions, add_settings, configured, loaded
@@ -23,6 +24,11 @@ from llmaas.model_files.entry import ModelEntry, check_name
 from llmaas.model_files.gguf import GgufFacts, examine_files
 from llmaas.model_files.registry import ModelRegistry
 from llmaas.model_files.source import source_of
+from llmaas.model_files.tier import tier_of
+from llmaas.weights_tier import WeightsTier
+
+if TYPE_CHECKING:
+    from llmaas.api.model_list import ListedModel
 
 _EPILOG = """\
 examples:
@@ -83,7 +89,7 @@ def _ls(args: argparse.Namespace) -> int:
             there = served.get(entry.name)
             state, expected_s = (None, None) if there is None else (there.state, there.expected_s)
             facts = {"default": entry.name == models.default, "state": state, "expected_s": expected_s}
-            rows_of.append({**entry.as_map(), **facts})
+            rows_of.append({**entry.as_map(), **facts, "tier": _tier(entry, there).value})
         print_json(rows_of)
     elif models.entries:
         rows = [
@@ -91,16 +97,23 @@ def _ls(args: argparse.Namespace) -> int:
                 f"{entry.name}{' *' if entry.name == models.default else ''}",
                 human_bytes(entry.size_bytes),
                 "yes" if entry.pinned else "no",
+                _tier(entry, served.get(entry.name)).value,
                 state_text(served[entry.name]) if entry.name in served else "-",
                 " ".join(f"{name}={value}" for name, value in entry.settings.items()),
                 str(entry.file),
             ]
             for entry in models.entries
         ]
-        print(table(["NAME", "SIZE", "PINNED", "STATE", "SETTINGS", "FILE"], rows, sys.stdout))
+        print(table(["NAME", "SIZE", "PINNED", "TIER", "STATE", "SETTINGS", "FILE"], rows, sys.stdout))
     else:
         print("No models yet; 'llmaas model add NAME FILE' registers one. The packaged one is served meanwhile.")
     return 0
+
+
+def _tier(entry: ModelEntry, served: ListedModel | None) -> WeightsTier:
+    """Where its weights are: as the daemon says that serves it among several, else by its file."""
+    found = served.tier if served is not None else None
+    return found or tier_of(entry.file)
 
 
 def _add(args: argparse.Namespace) -> int:

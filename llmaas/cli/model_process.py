@@ -107,15 +107,17 @@ class FrontLink:
         self._stop()
 
     async def _report(self) -> None:
-        before: tuple[int, int, int, int] | None = None
+        before: tuple[int, int, int, int, str] | None = None
         for turn in itertools.count():
             running, total = self._service.usage
             pool, disk = self._service.budgets.pool_used, self._service.budgets.disk_used
-            found = (running + len(self._server.tasks), total, pool // _STEP, disk // _STEP)
+            tier = self._service.weights.tier.value
+            found = (running + len(self._server.tasks), total, pool // _STEP, disk // _STEP, tier)
             if found != before:
                 used = before is None or found[:2] != before[:2]
                 before = found
-                self._channel.send({"t": "state", "active": found[0], "pool": pool, "disk": disk, "used": used})
+                about = {"active": found[0], "pool": pool, "disk": disk, "tier": tier}
+                self._channel.send({"t": "state", **about, "used": used})
             if self._tells_curve and turn % _CURVE_TURNS == 0:
                 self._tell_curve()
             for connection in self._server.connections:

@@ -37,6 +37,7 @@ from llmaas.model_files.entry import ModelEntry
 from llmaas.model_files.gguf import GgufFacts, examine_files
 from llmaas.model_files.page_cache import resident_share
 from llmaas.model_files.registry import ModelRegistry
+from llmaas.model_files.tier import tier_of
 from llmaas.records import NO_QUOTA
 from llmaas.regular_file import open_regular
 
@@ -169,6 +170,7 @@ def _model(found: LoadedConfig, registry: ModelRegistry, entry: ModelEntry) -> F
         nbytes=size + _PROGRAM,
         pinned=entry.pinned,
         expected_s=expected_s,
+        tier=functools.partial(tier_of, entry.file),
     )
     return _that_writes(made, own.config, cell_bytes(facts)) if writes else made
 

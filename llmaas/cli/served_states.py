@@ -31,3 +31,8 @@ def state_text(model: ListedModel) -> str:
     if model.state == "ready" or model.expected_s is None:
         return model.state
     return f"{model.state}, {max(1, math.ceil(model.expected_s))} s to load"
+
+
+def tier_text(model: ListedModel) -> str:
+    """The name of where its weights are, and a space; "" of a daemon that does not tell."""
+    return "" if model.tier is None else f"{model.tier.value} "

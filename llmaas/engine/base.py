@@ -29,6 +29,7 @@ from llmaas.calls import Sampling
 from llmaas.errors import LlmaasError
 from llmaas.kv_arrays import F32, Bytes, KvSlab, Queries, Rope
 from llmaas.records import CHUNK_TOKENS, Message, ModelInfo
+from llmaas.weights_tier import WeightsTier
 
 _LOAD_BYTES = 3 << 20
 _LOAD_CHUNKS = 4
@@ -372,6 +373,10 @@ class Engine(Protocol):
         ``spin``: in steps of many tokens, too, threads may spin while they wait for each other, since each has a CPU
         to itself; else they fall asleep soon. Another number of threads rounds sums differently, as another batch does.
         """
+
+    @property
+    def weights_in(self) -> WeightsTier:
+        """Where the weights are while they are used: PAGES, HELD or GPU. Constant; safe on any thread."""
 
     def park(self) -> int:
         """Give the memory of the weights back to the system, which reads them from their file again when they are

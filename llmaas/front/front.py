@@ -149,6 +149,7 @@ class Front:
                 model.name == self._default,
                 model.pinned,
                 None if self.processes[model.name].state is ProcessState.READY else self._load_s(model),
+                self.processes[model.name].tier or model.tier(),
             )
             for model in self._models.values()
         ]

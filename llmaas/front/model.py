@@ -8,6 +8,8 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import dataclass
 
+from llmaas.weights_tier import WeightsTier
+
 
 @dataclass(frozen=True, slots=True)
 class FrontModel:
@@ -26,6 +28,8 @@ class FrontModel:
     """What of ``nbytes`` its POOL may have."""
     expected_s: Callable[[], float | None] = lambda: None
     """Tells how long loading it takes."""
+    tier: Callable[[], WeightsTier] = lambda: WeightsTier.DISK
+    """Looks where its weights are while no process uses them."""
     disk_bytes: int = 0
     """What its chunks may take on disk."""
     stored: Callable[[], int] = lambda: 0

@@ -28,6 +28,7 @@ from llmaas.front.channel import Channel, Message
 from llmaas.front.kept import KeptConnections
 from llmaas.front.spare import StartedProcess, start_process
 from llmaas.policies.bit_price.several import BitCurve
+from llmaas.weights_tier import WeightsTier
 
 log = logging.getLogger(__name__)
 
@@ -86,6 +87,8 @@ class ModelProcess:
         """That it was started with, or has made itself; None: as many as its own settings say."""
         self.needed_cells = 0
         """That its contexts needed when it was given fewer."""
+        self.tier: WeightsTier | None = None
+        """Where its weights are, as it last said; None while it is not there."""
         self.pool_used = 0
         """Bytes in its POOL, as it last said."""
         self.pool_share: int | None = None
@@ -264,7 +267,7 @@ class ModelProcess:
         if self._channel is not None:
             self._channel.read_rest()
         was, self.state, self.active = self.state, ProcessState.AWAY, 0
-        self.disk_used, self.curve = self.stored(), None
+        self.disk_used, self.curve, self.tier = self.stored(), None, None
         if self._channel is not None:
             self._channel.close()
             self._channel = None
@@ -310,7 +313,7 @@ class ModelProcess:
                 log.info("the model %s is there, after %.1f s", self.name, self.load_s)
                 self._flush()
             case "state":
-                self.active = int(message["active"])
+                self.active, self.tier = int(message["active"]), WeightsTier(message["tier"])
                 self.pool_used, self.disk_used = int(message["pool"]), int(message["disk"])
                 if message["used"]:
                     self.uses.last = self._clock.now()

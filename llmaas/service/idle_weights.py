@@ -12,6 +12,7 @@ from collections.abc import Callable
 from concurrent.futures import Future
 
 from llmaas.engine.thread import EngineThread
+from llmaas.weights_tier import WeightsTier
 
 log = logging.getLogger(__name__)
 
@@ -61,8 +62,14 @@ class IdleWeights:
         if self._timer is not None:
             self._timer.cancel()
 
+    @property
+    def tier(self) -> WeightsTier:
+        """Where the weights are, as far as the service has seen to that."""
+        used_in = self._thread.engine.weights_in
+        return WeightsTier.DISK if self.parked and used_in is WeightsTier.PAGES else used_in
+
     def stats(self) -> dict[str, object]:
-        return {"parked": self.parked, "times_parked": self.n_parked}
+        return {"tier": self.tier.value, "parked": self.parked, "times_parked": self.n_parked}
 
     # -- inside
 

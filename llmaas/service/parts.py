@@ -48,14 +48,14 @@ class ServiceParts:
     quotas: Quotas
     histories: Histories
     queue: QueueTeller
-    calls: dict[RequestId, Call]
-    """Every call that waits or runs. The runner adds and removes them."""
     app_tallies: AppTallies = field(default_factory=AppTallies)
     app_places: dict[AppId, int] = field(default_factory=dict)
     """How many calls single apps may have, that have a quota of their own."""
     embedding: dict[AppId, int] = field(default_factory=dict)
     """How many requests for embeddings each app has under way."""
     directory: Directory = field(default_factory=Directory)
+    calls: dict[RequestId, Call] = field(default_factory=dict)
+    """Every call that waits or runs. The runner adds and removes them."""
 
     @property
     def engine(self) -> Engine:

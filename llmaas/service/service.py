@@ -40,7 +40,6 @@ from llmaas.service.app_file import FILE as APPS_FILE
 from llmaas.service.app_quotas import AppQuotas, as_plain
 from llmaas.service.apps import Apps
 from llmaas.service.budgets import Budgets
-from llmaas.service.call import Call
 from llmaas.service.contexts import Contexts
 from llmaas.service.embeddings import TextEmbedder
 from llmaas.service.figures import figures
@@ -83,7 +82,7 @@ class Service:
         self.planner_settings = settings_for(engine.engine, settings.planner)
         clock, store_thread, text_threads = clock or RealClock(), FairThread("store"), TextThreads()
         self.adapters = AdapterRegistry(engine, store, store_thread, settings.planner.adapter_bytes)
-        calls: dict[RequestId, Call] = {}
+        self.weights = IdleWeights(engine, settings.keep_alive, self._in_use, bring_back)
         self._parts = ServiceParts(
             engine_thread=engine,
             store=store,
@@ -94,12 +93,11 @@ class Service:
             codec=codec or Codec(self.planner_settings.geometry, engine.engine.rope),
             adapters=self.adapters,
             host=HostShare(engine.engine, settings.adaptive_threads, clock),
-            weights=IdleWeights(engine, settings.keep_alive, self._in_use, bring_back),
+            weights=self.weights,
             clock=clock,
             metrics=Registry(),
             quotas=Quotas(settings.app_contexts, settings.app_text_bytes),
-            queue=QueueTeller(calls, clock),
-            calls=calls,
+            queue=QueueTeller(clock),
         )
         self.embeddings = TextEmbedder(self._parts, settings.queue_limit)
         self.apps = Apps(main_folder(store.root) / APPS_FILE, store_thread, self, clock)
@@ -143,7 +141,7 @@ class Service:
         if self._closing:
             return
         self._closing = True
-        self._parts.weights.close()
+        self.weights.close()
         self._warm_start.close()
         self._runner.close()
         self._contexts.stored.close()
@@ -305,8 +303,7 @@ class Service:
 
         The future ends with Done, or with an LlmaasError: Cancelled, Expired, ContextTooLong, BadRequest, DiskFull,
         EngineFailed, UnknownContext (deleted meanwhile), UnknownAdapter, AdapterUnreadable, AdapterMismatch, Busy (its
-        adapter is larger than all the room). After an error the context is as it was before the call,
-        except after Cancelled or Expired with tokens generated: those were streamed and stay.
+        adapter is too large). The context is as before then, but what Cancelled or Expired let stream stays.
         """
         self._refuse_to_write()
         self.adapters.file(spec.terms.adapter or "")
@@ -319,8 +316,7 @@ class Service:
     def hint(self, app: AppId, context: str) -> tuple[RequestId, asyncio.Future[Done]] | None:
         """The context will be used soon: bring it back to CELLS, if nobody else waits. Nothing is promised.
 
-        Returns what ``cancel`` takes when nobody is interested any more, and a future that ends with the hint; None if
-        nothing is done.
+        Returns what ``cancel`` takes, and a future that ends with the hint; None if nothing is done.
         """
         self._refuse_to_write()
         return self._runner.hint(self._contexts.find_usable(app, context))
@@ -363,7 +359,7 @@ class Service:
         """How much memory the machine has left: the POOL's budget follows."""
         if not self._closing:
             self.budgets.on_reading(reading)
-            self._parts.weights.on_memory(self.budgets.is_short)
+            self.weights.on_memory(self.budgets.is_short)
             if self.budgets.is_short:
                 self.embeddings.free()
 
@@ -375,8 +371,7 @@ class Service:
     # -- reports
 
     def stats(self, *, apps: bool = True, octaves: bool = False) -> dict[str, object]:
-        """Counts and bytes, as plain values; without ``apps`` none that names an app; ``octaves``: see
-        ``Histogram.octaves``."""
+        """Counts and bytes as plain values; without ``apps`` none that names an app. See ``Histogram.octaves``."""
         parts = self._parts
         seconds, wear_budget = parts.clock.now() - self._started, self._settings.planner.wear_budget
         return {

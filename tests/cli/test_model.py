@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 from pathlib import Path
 
 import pytest
@@ -42,14 +43,15 @@ def test_a_model_is_registered_shown_made_default_and_forgotten(
     assert "small: Small" in capsys.readouterr().out
     assert main(["model", "ls"]) == OK
     table = capsys.readouterr().out
-    assert "small *" in table and "cells=4096 held=true" in table and "pool_bytes=64M" in table
+    assert re.search(r"small \* +\S+ \S+ +no +PAGES +- ", table), table
+    assert "cells=4096 held=true" in table and "pool_bytes=64M" in table
     assert main(["model", "default", "other"]) == OK
     capsys.readouterr()
     assert main(["model", "ls", "--json"]) == OK
     listed = json.loads(capsys.readouterr().out)
-    assert [(each["name"], each["default"], each["pinned"]) for each in listed] == [
-        ("small", False, False),
-        ("other", True, True),
+    assert [(each["name"], each["default"], each["pinned"], each["tier"]) for each in listed] == [
+        ("small", False, False, "PAGES"),  # the file has just been written
+        ("other", True, True, "PAGES"),
     ]
     assert main(["model", "show", "small", "--json"]) == OK
     shown = json.loads(capsys.readouterr().out)

@@ -26,6 +26,7 @@ from llmaas.cli.top.view import SORTS, Screen, picture
 from llmaas.clock import ManualClock
 from llmaas.errors import Cancelled
 from llmaas.records import AppId, ContextId, ContextInfo, RequestInfo, RequestSpan
+from llmaas.weights_tier import WeightsTier
 from tests.cli.conftest import COMMAND, Daemon, Run, clean_environ
 
 HELLO = [{"role": "user", "content": "Tell me a very long story."}]
@@ -64,6 +65,7 @@ class ScriptedDaemon:
             "cells": {"used": 100, "total": 200},
             "pool_bytes": {"used": 1 << 20, "budget": 1 << 21},
             "counts": {"tokens_generated": self.generated},
+            "weights": {"tier": "PAGES"},
         }
 
     def contexts(self, everyone: bool = False) -> list[ContextInfo]:
@@ -99,6 +101,7 @@ def test_the_picture_shows_calls_contexts_and_how_full_the_tiers_are() -> None:
         "1.0 MiB of 2.0 MiB",
         "1000/mail",
         "disk 4 ms",
+        "a model   PAGES",
         "short",
         "300",
     ):
@@ -113,12 +116,15 @@ def test_of_several_models_it_shows_where_they_are_and_how_long_loading_takes() 
     sample.read(daemon, clock.now)
     assert "models" not in drawn(sample, Screen())
     sample.models = [
-        ListedModel("small", "s.gguf", 1, "ready"),
-        ListedModel("co\x1b[2Jder", "c.gguf", 1, "away", expected_s=2.2),
+        ListedModel("small", "s.gguf", 1, "ready", tier=WeightsTier.HELD),
+        ListedModel("co\x1b[2Jder", "c.gguf", 1, "away", expected_s=2.2, tier=WeightsTier.DISK),
         ListedModel("new", "n.gguf", 1, "starting"),
     ]
     text = drawn(sample, Screen())
-    assert re.search(r"models +small ready +co.*der away, 3 s to load +new starting", text) and "\x1b[2J" not in text
+    assert (
+        re.search(r"models +small HELD ready +co.*der DISK away, 3 s to load +new starting", text)
+        and "\x1b[2J" not in text
+    )
     assert len(drawn(sample, Screen(), 24).splitlines()) <= 24
 
 

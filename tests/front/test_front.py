@@ -18,6 +18,7 @@ from llmaas.api.wire import encode
 from llmaas.calls import Loading
 from llmaas.errors import BadToken, EngineFailed, LlmaasError, ModelUnreadable, UnknownModel
 from llmaas.front.process import ProcessState
+from llmaas.weights_tier import WeightsTier
 from tests.support.daemon import HELLO, ask
 from tests.support.front_house import NBYTES, SOON, front_house, timeout
 from tests.support.loop import on_a_loop
@@ -57,7 +58,10 @@ async def test_the_blocking_client_names_a_model_too(tmp_path: Path) -> None:
 async def test_models_are_listed_without_being_loaded(tmp_path: Path) -> None:
     async with front_house(tmp_path, pinned="b") as house:
         await house.until_there("b")
-        found = await list_models(house.socket)
+        async with timeout(SOON):
+            while (found := await list_models(house.socket))[1].tier is not WeightsTier.PAGES:  # its process says so
+                await asyncio.sleep(0.01)
+        assert found[0].tier is WeightsTier.DISK
         assert [(m.name, m.state, m.default, m.pinned, m.size_bytes) for m in found] == [
             ("a", "away", True, False, NBYTES),
             ("b", "ready", False, True, NBYTES),

@@ -44,7 +44,7 @@ async def test_weights_are_parked_when_unused_and_back_at_the_next_use() -> None
     assert not loop.weights.parked and loop.brought == 1
     await asyncio.sleep(0.2)
     assert loop.n_parked == 2
-    assert loop.weights.stats() == {"parked": True, "times_parked": 2}
+    assert loop.weights.stats() == {"tier": "DISK", "parked": True, "times_parked": 2}
     loop.close()
 
 
@@ -107,7 +107,7 @@ async def test_a_service_parks_after_calls_and_answers_the_same(tmp_path: Path) 
         first, _ = await home.say("c", "hello")
         await home.service.wait_idle()
         await asyncio.sleep(0.3)
-        assert home.service.stats()["weights"] == {"parked": True, "times_parked": 1}
+        assert home.service.stats()["weights"] == {"tier": "DISK", "parked": True, "times_parked": 1}
         assert not brought
         home.service.hint(APP, "c")
         assert brought == [1]

@@ -5,7 +5,7 @@ Law: draws what a ``Sample`` holds, in the room that there is. Names come from a
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -14,7 +14,7 @@ from rich.table import Table
 from rich.text import Text
 
 from llmaas.cli.out import human_age, human_bytes, printable
-from llmaas.cli.served_states import state_text
+from llmaas.cli.served_states import state_text, tier_text
 from llmaas.cli.tier_bar import GLYPHS, STYLES, tier_bar
 from llmaas.cli.top.sample import Sample
 from llmaas.records import ContextInfo, RequestInfo
@@ -86,11 +86,17 @@ def _title(sample: Sample) -> Text:
     requests = stats.get("requests", {})
     text = Text(printable(str(stats.get("model", "llmaas"))), style="bold", no_wrap=True, overflow="ellipsis")
     text.append(
-        f"   {requests.get('active', 0)} calls, {requests.get('waiting', 0)} wait"
+        f"{_tier(stats)}   {requests.get('active', 0)} calls, {requests.get('waiting', 0)} wait"
         f"   {sample.tokens_per_s:.0f} tokens/s   {stats.get('contexts', 0)} contexts",
         "not bold",
     )
     return text
+
+
+def _tier(stats: Mapping[str, Any]) -> str:
+    """Where the weights of the model are; "" of a daemon that does not tell."""
+    tier = stats.get("weights", {}).get("tier")
+    return f"   {printable(str(tier))}" if tier else ""
 
 
 def _models(sample: Sample) -> Text:
@@ -98,7 +104,7 @@ def _models(sample: Sample) -> Text:
     text = Text("models ", no_wrap=True, overflow="ellipsis")
     for model in sample.models:
         text.append(printable(model.name), "bold" if model.name == sample.served_as else "")
-        text.append(f" {state_text(model)}   ", "dim")
+        text.append(f" {tier_text(model)}{state_text(model)}   ", "dim")
     return text
 
 

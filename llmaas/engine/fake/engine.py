@@ -33,6 +33,7 @@ from llmaas.errors import EngineFailed, LlmaasError
 from llmaas.kv_arrays import F32, Bytes, KvSlab, Queries, Rope
 from llmaas.mixing import mix
 from llmaas.records import Geometry, Message, ModelInfo
+from llmaas.weights_tier import WeightsTier
 
 SMALL = Geometry(n_layer=2, k_dim=64, v_dim=64, head_dim_k=32, head_dim_v=32)
 
@@ -312,6 +313,10 @@ class FakeEngine:
         if n < 1:
             raise ValueError(f"threads must be at least 1, not {n}")
         self.n_threads = n
+
+    @property
+    def weights_in(self) -> WeightsTier:
+        return WeightsTier.PAGES
 
     def park(self) -> int:
         self._enter()

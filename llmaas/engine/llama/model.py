@@ -27,6 +27,7 @@ from llmaas.engine.llama.vocab import Vocab, piece_of
 from llmaas.engine.llama.weights_memory import hold_pages
 from llmaas.errors import ModelUnreadable
 from llmaas.records import Geometry, Message
+from llmaas.weights_tier import WeightsTier
 
 _HINT = (
     "Give --model a GGUF file of a model that writes text or makes embeddings, with its vocabulary; 'llmaas doctor' "
@@ -142,6 +143,13 @@ class LlamaModel:
         """A token that ends an answer; 0 where the model has none."""
         known = map(known_token, (C.llama_vocab_eos(self.vocab), C.llama_vocab_eot(self.vocab)))
         return max([token for token in known if token is not None], default=0)
+
+    @property
+    def weights_in(self) -> WeightsTier:
+        """Where they are while they are used."""
+        if 2 * self.device_bytes.total() > self.size_bytes:
+            return WeightsTier.GPU
+        return WeightsTier.HELD if self.held else WeightsTier.PAGES
 
     def park(self) -> int:
         """Let the system have the memory of the weights' pages back, unless they are held. Returns the bytes."""

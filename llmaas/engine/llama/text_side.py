@@ -15,6 +15,7 @@ from llmaas.engine.base import Prepared
 from llmaas.engine.llama.model import LlamaModel
 from llmaas.errors import EngineFailed
 from llmaas.records import Message
+from llmaas.weights_tier import WeightsTier
 
 
 class TextSide:
@@ -33,6 +34,10 @@ class TextSide:
     def device_bytes(self) -> Counter[str]:
         """Memory of the weights on devices that have their own, by name."""
         return self._text().device_bytes
+
+    @property
+    def weights_in(self) -> WeightsTier:
+        return self._text().weights_in
 
     @property
     def token_bytes(self) -> int:

@@ -1,0 +1,31 @@
+"""Where the weights of a model are that no process uses: nowhere, in its files alone, or in the page cache too.
+
+Law: looking changes nothing, and never fails. Where a model is that is used, its process knows.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from llmaas.config.models import parts_of
+from llmaas.errors import LlmaasError
+from llmaas.model_files.page_cache import resident_share
+from llmaas.regular_file import open_regular
+from llmaas.weights_tier import WeightsTier
+
+_NEARLY_ALL = 0.99
+"""The share of a file from which it counts as in the page cache: some pages always come and go."""
+
+
+def tier_of(file: Path) -> WeightsTier:
+    """NONE if one of the model's files cannot be opened; DISK also where the system does not tell what is in memory."""
+    tier = WeightsTier.PAGES
+    for part in parts_of(file):
+        try:
+            with open_regular(part) as opened:
+                share = resident_share(opened)
+        except (OSError, LlmaasError):
+            return WeightsTier.NONE
+        if share is None or share < _NEARLY_ALL:
+            tier = WeightsTier.DISK
+    return tier
