@@ -4,12 +4,16 @@ A real daemon serves them, each by a process of its own. Its contexts are filled
 turn, so that each time the one that is asked has been put away. Its file is in the page cache. Measured is the time
 from sending the request, on a connection that has been open all the time, to the first token, and how many tokens were
 computed again. Beside it: a program that loads the model anew and prefills the same tokens (llama.cpp as it comes).
+
+``--model`` may be given several times; of fewer than three the first ones are taken again.
 """
 
 from __future__ import annotations
 
+import argparse
 import sys
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from statistics import median
 from time import monotonic, sleep
@@ -69,12 +73,12 @@ def anew(file: Path, threads: int, n_tokens: int) -> float:
     return monotonic() - began
 
 
-def measure(options: Options) -> Result:
-    asked, n_tokens = (2, TOKENS // 4) if options.quick else (3 * CONTEXTS, TOKENS)
-    sizes = [examine_files(file)[1] for file in options.models]
-    # The program's own guess is about 400 MB a model beside its file; two of the largest fit, and no third.
-    budget = 2 * (max(sizes) + (700 << 20)) + (50 << 20)
+def measure(n_tokens: int, options: Options) -> Result:
+    asked, n_tokens = (2, n_tokens // 4) if options.quick else (3 * CONTEXTS, n_tokens)
     files = (options.models * MODELS)[:MODELS]
+    sizes = sorted(examine_files(file)[1] for file in files)
+    # The program's own guess is 600 MB a model beside its file; the two largest fit, and no third.
+    budget = sum(sizes[-2:]) + 2 * (700 << 20) + (50 << 20)
     house = SeveralModels(options, files, CONTEXTS * 2 * TOKENS, "--models-bytes", str(budget))
     names = house.names
     times: dict[str, list[float]] = {name: [] for name in names}
@@ -99,12 +103,16 @@ def measure(options: Options) -> Result:
             say(", ".join(f"{name} {found[-1]:.2f} s" for name, found in times.items() if found))
     finally:
         house.close()
-    other = [anew(file, options.threads, n_tokens) for file in files]
-    return _result(options, times, near, again, other, unloaded(options))
+    if not any(times.values()):
+        raise RuntimeError("no model was ever away: all of them had room")
+    once = {file: anew(file, options.threads, n_tokens) for file in dict.fromkeys(files)}
+    other = [once[file] for file in files]
+    return _result(options, n_tokens, times, near, again, other, unloaded(options))
 
 
 def _result(
     options: Options,
+    n_tokens: int,
     times: dict[str, list[float]],
     near: dict[str, list[float]],
     again: list[int],
@@ -115,6 +123,7 @@ def _result(
     more_mb = memory["after_mb"] - memory["before_mb"]
     gain = median(bare / middle[name] for bare, name in zip(other, times, strict=True) if name in middle)
     figures: dict[str, Any] = {
+        "tokens_each": n_tokens,
         "first_token_s": {name: sig(value) for name, value in middle.items()},
         "in_memory_s": {name: sig(median(found)) for name, found in near.items() if found},
         "anew_s": [sig(value) for value in other],
@@ -132,4 +141,9 @@ def _result(
 
 
 if __name__ == "__main__":
-    sys.exit(main("switching", __doc__ or "", measure))
+    own = argparse.ArgumentParser(add_help=False)
+    own.add_argument("--tokens", type=int, default=TOKENS, help="of each context (default %(default)s, the most)")
+    given, sys.argv[1:] = own.parse_known_args()  # what is left are the options of all benches
+    if not 4 <= given.tokens <= TOKENS:
+        own.error(f"--tokens must be 4 to {TOKENS}")
+    sys.exit(main("switching", __doc__ or "", partial(measure, given.tokens)))
