@@ -32,7 +32,7 @@ _ASK = """\
 import sys
 from llmaas import Client
 with Client(sys.argv[1], app="bench") as client:
-    context = client.create(name="c").id
+    context = client.create().id
     client.generate(context, prompt="The quick brown fox jumps over the lazy dog. " * 20, max_tokens=8)
 """
 
