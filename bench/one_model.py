@@ -50,12 +50,12 @@ def former(folder: Path) -> Path:
     return folder
 
 
-def resident(options: Options, root: Path, name: str, flags: Sequence[str]) -> dict[str, int]:
-    """Bytes of a daemon of the checkout ``root``, after one answer."""
+def resident(options: Options, root: Path, name: str, number: int, flags: Sequence[str]) -> dict[str, int]:
+    """Bytes of a daemon of the checkout ``root``, after one answer; the ``number``-th of this name."""
     folder = options.folder / name
     folder.mkdir(exist_ok=True)
     environ = os.environ | {"PYTHONPATH": str(root), "LLMAAS_DATA_DIR": str(folder / "data")}
-    socket, log = folder / "s", folder / "log"
+    socket, log = folder / f"s{number}", folder / f"log{number}"
     command = [sys.executable, "-m", "llmaas", "serve", "--socket", str(socket), "--cells", str(_CELLS), *flags]
     with (
         log.open("wb") as file,
@@ -81,7 +81,7 @@ def measure(options: Options) -> Result:
     found: dict[str, list[dict[str, int]]] = {name: [] for name in ways}
     for i in range(2 if options.quick else 5):
         for name, (root, flags) in ways.items():
-            found[name].append(resident(options, root, name, flags))
+            found[name].append(resident(options, root, name, i, flags))
         now = {name: f"{values[-1]['resident'] / 1e6:.1f} MB" for name, values in found.items()}
         say(f"round {i + 1}: {now}")
     figures: dict[str, Any] = {"before": BEFORE}

@@ -50,13 +50,13 @@ async def test_weights_are_parked_when_unused_and_back_at_the_next_use() -> None
 
 @on_a_loop
 async def test_uses_put_it_off_and_a_long_one_prevents_it() -> None:
-    loop = Loop(0.15)
-    for _ in range(6):
+    loop = Loop(0.6)
+    for _ in range(15):
         loop.weights.used()
         await asyncio.sleep(0.05)
     assert loop.n_parked == 0
     loop.busy = True
-    await asyncio.sleep(0.4)
+    await asyncio.sleep(1.0)
     assert loop.n_parked == 0
     loop.busy = False
     await asyncio.sleep(0.5)
