@@ -3,8 +3,8 @@
 A real daemon serves them. Each round asks both for a long answer, kills the process of one (SIGKILL), and connects to
 it again at once. Measured are the longest pause between tokens that the other's client sees, from the kill until the
 killed model has answered again, and the same span of time without a kill beside it; how long the killed model takes to
-its next first token, against how long its first start took; how its call ended; and that all turns that were
-acknowledged are there.
+its next first token, against how long its start took (of a daemon that has loaded it before: at its first load it tries
+out how the disk is read best); how its call ended; and that all turns that were acknowledged are there.
 """
 
 from __future__ import annotations
@@ -12,6 +12,8 @@ from __future__ import annotations
 import itertools
 import sys
 import threading
+from collections.abc import Sequence
+from pathlib import Path
 from statistics import median
 from time import monotonic, sleep
 from typing import Any
@@ -104,14 +106,27 @@ def one_round(house: SeveralModels, number: int) -> dict[str, Any]:
     }
 
 
-def measure(options: Options) -> Result:
-    files = (options.models * 2)[:2]
+def begun(options: Options, files: Sequence[Path]) -> tuple[SeveralModels, float]:
+    """Both models are there, and have answered; how many seconds loading the first took."""
     house = SeveralModels(options, files, CELLS, "--models-bytes", "64G")
     try:
         began = monotonic()
-        with Client(house.socket, app="bench", model="m0") as client, Client(house.socket, app="bench", model="m1"):
+        with Client(house.socket, app="bench", model="m0") as client:
             load = monotonic() - began
             client.context("warm").ask("Hello.", max_tokens=1)
+        with Client(house.socket, app="bench", model="m1") as client:
+            client.context("warm").ask("Hello.", max_tokens=1)
+        return house, load
+    except BaseException:
+        house.close()
+        raise
+
+
+def measure(options: Options) -> Result:
+    files = (options.models * 2)[:2]
+    begun(options, files)[0].close()
+    house, load = begun(options, files)
+    try:
         found = []
         for number in range(2 if options.quick else 5):
             found.append(one_round(house, number))
