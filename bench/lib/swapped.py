@@ -11,7 +11,7 @@ from typing import Any
 
 from bench.lib.probes import resident_fraction, storage_bytes_read
 from bench.lib.stats import sig, summary
-from bench.lib.timed import DECODE, FILE, LOAD, READ, Stopwatch
+from bench.lib.timed import DECODE, FILE, LOAD, OPEN, READ, Stopwatch
 from llmaas.calls import CallSpec, Done, Generation, Turn
 from llmaas.kvchunks.store.store import Store
 from llmaas.records import AppId, ContextId, Tier
@@ -115,6 +115,8 @@ class SwappedContexts:
                 await self.leave_pool()
                 if cold:
                     self._store.evict_page_cache()
+                else:
+                    _read_all(payload)
                 resident.append(resident_fraction(payload))
             if self._watch:
                 self._watch.clear()
@@ -140,6 +142,12 @@ class SwappedContexts:
         return figures
 
 
+def _read_all(folder: Path) -> None:
+    """Bring all files into the page cache: what the POOL keeps is read past it."""
+    for path in folder.iterdir():
+        path.read_bytes()
+
+
 def _expect(done: Done, n: int, tier: Tier) -> None:
     moved = done.switch.pool if tier is Tier.POOL else done.switch.disk
     if moved != n:
@@ -147,11 +155,13 @@ def _expect(done: Done, n: int, tier: Tier) -> None:
 
 
 def _parts(watch: Stopwatch, switch_ms: float) -> dict[str, float]:
-    """Milliseconds by part of one switch; they overlap. ``decode_sum`` is summed over threads."""
+    """Milliseconds by part of one switch; they overlap. ``decode_sum`` and ``open_sum`` are summed over threads."""
     return {
         "read": watch.total_ms(READ),
         "read_file": watch.total_ms(FILE),
         "read_cpu": watch.cpu_ms(READ),
+        "open_sum": watch.total_ms(OPEN),
+        "open_cpu": watch.cpu_ms(OPEN),
         "decode_sum": watch.total_ms(DECODE),
         "decode_cpu": watch.cpu_ms(DECODE),
         "decode_wall": watch.wall_ms(DECODE),

@@ -26,6 +26,8 @@ class SlowFiles(Files):
 
     def __init__(self) -> None:
         self._lock = threading.Lock()
+        self._idle_at = 0.0
+        """When the disk has done what it was asked for."""
 
     @contextmanager
     def at(self, bytes_per_s: float) -> Iterator[None]:
@@ -39,10 +41,12 @@ class SlowFiles(Files):
     def pread_into(self, fd: int, buffer: memoryview, offset: int) -> int:
         if not self.bytes_per_s:
             return super().pread_into(fd, buffer, offset)
+        asked = time.perf_counter()
         with self._lock:
-            begin = time.perf_counter()
             n = super().pread_into(fd, buffer, offset)
-            time.sleep(max(0.0, n / self.bytes_per_s - (time.perf_counter() - begin)))
+            # A disk begins with what waits as soon as it is done with the last, not when a thread has woken up.
+            self._idle_at = max(asked, self._idle_at) + n / self.bytes_per_s
+            time.sleep(max(0.0, self._idle_at - time.perf_counter()))
             return n
 
 

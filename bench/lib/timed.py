@@ -15,10 +15,11 @@ from llmaas.errors import ChunkDamaged
 from llmaas.kv_arrays import KvSlab
 from llmaas.kvchunks.codec.codec import Codec, CodedChunk, SoundChunk
 from llmaas.kvchunks.codec.whole_chunks import Placed
+from llmaas.kvchunks.store.rows import Place, SealedChunk
 from llmaas.kvchunks.store.store import Files, Store
 from llmaas.records import ChunkKey
 
-READ, FILE, DECODE, LOAD = PARTS = ("read", "file", "decode", "load")
+READ, FILE, OPEN, DECODE, LOAD = PARTS = ("read", "file", "open", "decode", "load")
 
 
 class Stopwatch:
@@ -58,7 +59,7 @@ class Stopwatch:
 
 
 class TimedStore(Store):
-    """Records ``read``."""
+    """Records ``read``: finding and reading bytes, and ``open``: decrypting them."""
 
     def __init__(self, watch: Stopwatch, *args: Any, **options: Any) -> None:
         super().__init__(*args, **options)
@@ -67,6 +68,18 @@ class TimedStore(Store):
     def get(self, keys: Sequence[ChunkKey]) -> list[memoryview | bytes | None]:
         with self.watch.running(READ):
             return super().get(keys)
+
+    def places(self, keys: Sequence[ChunkKey]) -> list[Place]:
+        with self.watch.running(READ):
+            return super().places(keys)
+
+    def read(self, places: Sequence[Place], *, once: bool = False) -> list[SealedChunk]:
+        with self.watch.running(READ):
+            return super().read(places, once=once)
+
+    def open(self, sealed: SealedChunk) -> memoryview | bytes | None:
+        with self.watch.running(OPEN):
+            return super().open(sealed)
 
 
 class TimedFiles(Files):

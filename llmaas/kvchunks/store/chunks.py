@@ -25,7 +25,7 @@ from llmaas.kvchunks.store.data_keys import DataKeys, plain_size
 from llmaas.kvchunks.store.handover import Handover
 from llmaas.kvchunks.store.index import Index, Txn
 from llmaas.kvchunks.store.payload_files import PayloadFiles
-from llmaas.kvchunks.store.rows import Place, StoredChunk
+from llmaas.kvchunks.store.rows import Place, SealedChunk, StoredChunk
 from llmaas.records import ChunkKey, ChunkMeta, ChunkSensitivity, ContextId
 
 log = logging.getLogger(__name__)
@@ -105,10 +105,16 @@ class Chunks:
             missing = again + ([place.key for place in damaged] if self._drop_damaged(damaged) else [])
         return [found.get(key) for key in keys]
 
-    def by_place(self, keys: Sequence[ChunkKey]) -> list[ChunkKey]:
-        places = {place.key: (place.file, place.offset) for place in self._table.find(keys)}
-        nowhere = (1 << 63, 0)
-        return sorted(keys, key=lambda key: places.get(key, nowhere))
+    def places(self, keys: Sequence[ChunkKey]) -> list[Place]:
+        return sorted(self._table.find(keys), key=lambda place: (place.file, place.offset))
+
+    def read(self, places: Sequence[Place], *, once: bool = False) -> list[SealedChunk]:
+        return [SealedChunk(place, view) for place, view in self._payload.read(places, once=once)]
+
+    def open(self, sealed: SealedChunk) -> memoryview | bytes | None:
+        chunk = None if sealed.data is None else self._keys.decrypt(sealed.place, sealed.data)
+        # Damaged, or no longer where it was: ``get`` finds out, and does what there is to do.
+        return self.get([sealed.place.key])[0] if chunk is None else chunk
 
     def all(self) -> Iterator[StoredChunk]:
         rows = self._table.rows()

@@ -22,11 +22,13 @@ import os
 from functools import cache
 from time import perf_counter
 
-import numpy as np
 from cryptography.exceptions import InvalidTag
 from cryptography.hazmat.primitives.ciphers.aead import AESGCM, ChaCha20Poly1305
 
+from llmaas.kvchunks.store.chunk_memory import ChunkMemory
+
 Data = bytes | bytearray | memoryview
+_memory = ChunkMemory()
 
 KEY_BYTES = 32
 _NONCE, _TAG = 12, 16
@@ -66,7 +68,7 @@ class CipherKey:
         into = getattr(self._aead, "decrypt_into", None)
         if into is None or len(encrypted) <= OVERHEAD:  # cryptography before 47
             return self.decrypt(encrypted, name)
-        chunk = np.empty(len(encrypted) - OVERHEAD, np.uint8).data  # ``decrypt`` writes zeros to its memory first
+        chunk = _memory.take(len(encrypted) - OVERHEAD)  # ``decrypt`` writes zeros to its memory first
         try:
             into(bytes(encrypted[:_NONCE]), encrypted[_NONCE:], name, chunk)
         except InvalidTag:

@@ -22,6 +22,7 @@ import numpy as np
 import xxhash
 
 from llmaas.errors import DiskFull, StoreFailed
+from llmaas.kvchunks.store.direct_reads import DirectReads
 from llmaas.kvchunks.store.rows import Place
 from llmaas.kvchunks.store.syscalls import Files, failures
 
@@ -46,6 +47,7 @@ class PayloadFiles:
         self._files = files
         self._reserve = reserve
         self.written = 0
+        self._direct = DirectReads(files)
 
     def path(self, file: int) -> Path:
         return self.folder / f"{file:08x}.kv"
@@ -148,24 +150,28 @@ class PayloadFiles:
 
     # -- reading
 
-    def read(self, places: Sequence[Place]) -> Iterator[tuple[Place, memoryview | None]]:
+    def read(self, places: Sequence[Place], *, once: bool = False) -> Iterator[tuple[Place, memoryview | None]]:
         """Each place with its bytes; None where the file is missing, too short or unreadable there.
 
-        Neighbours are read in one go into one buffer, which stays in memory as long as any view of it.
+        Neighbours are read in one go into one buffer, which stays in memory as long as any view of it. ``once``: the
+        page cache need not keep them, since the caller does.
         """
         for run in runs(places, MAX_RUN):
             try:
                 with self._opened(run[0].file, os.O_RDONLY) as fd:
                     self._files.advise_read_once(fd)
-                    found = self._read_run(fd, run)
+                    found = self._read_run(fd, run, once=once)
             except _Missing:
                 found = [(place, None) for place in run]
             yield from found
 
-    def _read_run(self, fd: int, run: Sequence[Place]) -> list[tuple[Place, memoryview | None]]:
+    def _read_run(self, fd: int, run: Sequence[Place], *, once: bool) -> list[tuple[Place, memoryview | None]]:
         first = run[0].offset
+        size = run[-1].end - first
         try:
-            view = self._read(fd, first, run[-1].end - first)
+            view = self._direct.read(fd, first, size) if once else None
+            if view is None:
+                view = self._read(fd, first, size)
         except OSError as error:
             if error.errno != errno.EIO:
                 raise
@@ -173,7 +179,7 @@ class PayloadFiles:
             if len(run) == 1:
                 return [(run[0], None)]
             # One by one, so that a bad sector costs only the chunks on it.
-            return [pair for place in run for pair in self._read_run(fd, [place])]
+            return [pair for place in run for pair in self._read_run(fd, [place], once=once)]
         return [(p, view[p.offset - first : p.end - first] if p.end - first <= len(view) else None) for p in run]
 
     def _read(self, fd: int, offset: int, size: int) -> memoryview:

@@ -107,6 +107,14 @@ class Place:
         return self.offset + self.nbytes
 
 
+class SealedChunk(NamedTuple):
+    """A chunk as it was read from disk, where it may be encrypted. ``Store.open`` makes of it what was put."""
+
+    place: Place
+    data: memoryview | None
+    """None if there was nothing to read."""
+
+
 class StoredChunk(NamedTuple):
     """A chunk that the store holds. ``meta`` is None if it was put without any."""
 

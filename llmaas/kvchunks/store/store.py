@@ -34,7 +34,17 @@ from llmaas.kvchunks.store.move_rows import MoveRow
 from llmaas.kvchunks.store.move_table import MoveTable
 from llmaas.kvchunks.store.payload_files import PayloadFiles
 from llmaas.kvchunks.store.reports import CheckReport, Encryption, Salvage, StoreStats
-from llmaas.kvchunks.store.rows import AdapterRow, ContextRow, ContextSummary, KeyedTurn, ModelName, Span, StoredChunk
+from llmaas.kvchunks.store.rows import (
+    AdapterRow,
+    ContextRow,
+    ContextSummary,
+    KeyedTurn,
+    ModelName,
+    Place,
+    SealedChunk,
+    Span,
+    StoredChunk,
+)
 from llmaas.kvchunks.store.schema import INDEX
 from llmaas.kvchunks.store.seal_contexts import seal_contexts
 from llmaas.kvchunks.store.syscalls import Files, failures
@@ -273,9 +283,21 @@ class Store:
         """
         return self._chunks.get(keys)
 
-    def by_place(self, keys: Sequence[ChunkKey]) -> list[ChunkKey]:
-        """The keys in the order in which their bytes lie on disk, with those that are not stored at the end."""
-        return self._chunks.by_place(keys)
+    def places(self, keys: Sequence[ChunkKey]) -> list[Place]:
+        """Where the bytes of those keys that are stored are now, in the order in which they lie on disk."""
+        return self._chunks.places(keys)
+
+    def read(self, places: Sequence[Place], *, once: bool = False) -> list[SealedChunk]:
+        """The chunks at ``places`` as they are on disk, for ``open``. It is what takes time of the disk in ``get``.
+
+        ``once``: the kernel need not keep what it reads, since the caller does.
+        """
+        return self._chunks.read(places, once=once)
+
+    def open(self, sealed: SealedChunk) -> memoryview | bytes | None:
+        """A chunk that was read, decrypted: what ``get`` gives for its key. It is what takes time of the CPU in
+        ``get``."""
+        return self._chunks.open(sealed)
 
     def discard(self, keys: Sequence[ChunkKey]) -> int:
         """Forget chunks. Returns the bytes freed on disk.

@@ -7,12 +7,17 @@ or StoreFailed with the path in the message.
 
 from __future__ import annotations
 
+import ctypes
 import errno
+import fcntl
+import mmap
 import os
 import sqlite3
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, suppress
 from pathlib import Path
+
+import numpy as np
 
 from llmaas.errors import DiskFull, MachineError, StoreFailed
 from llmaas.regular_file import sync_folder
@@ -41,6 +46,10 @@ class IndexDamaged(StoreFailed):
 _NO_ROOM = (errno.ENOSPC, errno.EDQUOT)
 _LEAST_ROOM = 128 * 1024
 """Bytes. With less free than this, SQLite's unspecific I/O errors are taken for a full disk."""
+
+
+PAGE = mmap.PAGESIZE
+_libc = ctypes.CDLL(None)
 
 
 class Files:
@@ -80,6 +89,30 @@ class Files:
         """
         with suppress(OSError, AttributeError):  # only a hint; kernels before 6.3 do not know it
             os.posix_fadvise(fd, 0, 0, os.POSIX_FADV_NOREUSE)
+
+    def is_cached(self, fd: int, offset: int, size: int) -> bool:
+        """Whether about all of that part of the file is in the page cache."""
+        first = offset // PAGE * PAGE
+        try:
+            with mmap.mmap(fd, size + offset - first, mmap.MAP_SHARED, mmap.PROT_READ, offset=first) as view:
+                pages = np.zeros(-(-len(view) // PAGE), np.uint8)
+                address = np.frombuffer(view, np.uint8)
+                failed = _libc.mincore(
+                    ctypes.c_void_p(address.ctypes.data), ctypes.c_size_t(len(view)), ctypes.c_void_p(pages.ctypes.data)
+                )
+                del address
+        except (OSError, ValueError):
+            return True
+        return bool(failed) or int((pages & 1).sum()) * 2 > len(pages)
+
+    def set_direct(self, fd: int, on: bool) -> bool:
+        """Read past the page cache or through it from now on. False if that cannot be had."""
+        try:
+            flags = fcntl.fcntl(fd, fcntl.F_GETFL)
+            fcntl.fcntl(fd, fcntl.F_SETFL, flags | os.O_DIRECT if on else flags & ~os.O_DIRECT)
+        except (OSError, AttributeError):
+            return False
+        return True
 
     def list_sizes(self, folder: Path) -> dict[str, int]:
         """Name and size in bytes of every plain file in ``folder``."""

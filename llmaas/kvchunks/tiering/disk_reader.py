@@ -7,11 +7,12 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Callable, Sequence
-
-import numpy as np
+from typing import NamedTuple
 
 from llmaas.errors import ChunkDamaged
 from llmaas.kvchunks.codec.codec import Codec, CodedChunk, SoundChunk, check
+from llmaas.kvchunks.store.chunk_memory import OwnMemory
+from llmaas.kvchunks.store.rows import Place, SealedChunk
 from llmaas.kvchunks.store.store import Store
 from llmaas.kvchunks.tiering.workers import Workers
 from llmaas.planner.actions import ChunkSource, FetchChunks
@@ -19,6 +20,34 @@ from llmaas.planner.events import FAILED, ChunkOutcome, Fetched, Stored
 from llmaas.records import ChunkKey
 
 log = logging.getLogger(__name__)
+
+
+class Located(NamedTuple):
+    """A chunk to read, and where it is; None if that is not known."""
+
+    source: ChunkSource
+    place: Place | None
+
+
+class UnopenedChunk:
+    """A chunk that was read and is still encrypted. Whoever decodes it opens it: then its bytes are in that core's
+    cache, and the thread that reads goes on reading.
+    """
+
+    __slots__ = ("_sealed", "_store")
+
+    def __init__(self, store: Store, sealed: SealedChunk) -> None:
+        self._store, self._sealed = store, sealed
+
+    def open(self) -> CodedChunk | None:
+        """The coded bytes, unchecked; None where they are missing. Raises MemoryError: then they may be there."""
+        try:
+            return self._store.open(self._sealed)
+        except MemoryError:
+            raise
+        except Exception as e:
+            log.warning("cannot open chunk %s: %r", self._sealed.place.key.hex(), e)
+            return None
 
 
 class DiskReader:
@@ -42,14 +71,30 @@ class DiskReader:
             log.warning("cannot read %d chunks: %r", len(keys), e)
             return [None] * len(keys)
 
-    def by_place(self, sources: Sequence[ChunkSource]) -> list[ChunkSource]:
-        """The sources in the order in which they lie on disk, as far as that is known now."""
+    def locate(self, sources: Sequence[ChunkSource]) -> list[Located]:
+        """The sources in the order in which they lie on disk, and then those of which that is not known."""
         of_key = {source.key: source for source in sources}
         try:
-            return [of_key[key] for key in self._store.by_place(list(of_key))]
+            found = [Located(of_key.pop(place.key), place) for place in self._store.places(list(of_key))]
         except Exception as e:
             log.warning("where %d chunks are is not known: %r", len(sources), e)
-            return list(sources)
+            return [Located(source, None) for source in sources]
+        return found + [Located(source, None) for source in of_key.values()]
+
+    def read(self, located: Sequence[Located]) -> list[CodedChunk | UnopenedChunk | None]:
+        """Each chunk, to be opened; those whose place is not known as ``get`` gives them. What the POOL is to keep
+        goes past the page cache.
+        """
+        found = dict[ChunkKey, CodedChunk | UnopenedChunk | None]()
+        nowhere = [source.key for source, place in located if place is None]
+        found.update(zip(nowhere, self.get(nowhere), strict=True))
+        once = all(source.keep for source, _ in located)
+        try:
+            for sealed in self._store.read([place for _, place in located if place is not None], once=once):
+                found[sealed.place.key] = UnopenedChunk(self._store, sealed)
+        except Exception as e:
+            log.warning("cannot read %d chunks: %r", len(located) - len(nowhere), e)
+        return [found.get(source.key) for source, _ in located]
 
     def fetch(self, action: FetchChunks, done: Callable[[Fetched], None]) -> None:
         """Begin to read chunks into RAM and return at once. Fetches are done one at a time, in order.
@@ -81,7 +126,7 @@ def to_be_kept(payload: CodedChunk) -> CodedChunk:
     """The coded bytes in memory of their own. A part of a read buffer, which keeps all of that alive, is copied."""
     if isinstance(payload, memoryview):
         owner = payload.obj
-        if not (isinstance(owner, np.ndarray) and owner.base is None and owner.nbytes == payload.nbytes):
+        if not (isinstance(owner, OwnMemory) and owner.nbytes == payload.nbytes):
             return bytes(payload)
     return payload
 

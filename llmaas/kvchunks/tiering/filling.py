@@ -17,8 +17,9 @@ import numpy as np
 from llmaas.errors import ChunkDamaged
 from llmaas.kv_arrays import KvSlab
 from llmaas.kvchunks.codec.codec import Codec, CodedChunk, SoundChunk
-from llmaas.kvchunks.tiering.disk_reader import sound_chunk, to_be_kept
-from llmaas.kvchunks.tiering.payload_reader import Payload, Stopped
+from llmaas.kvchunks.tiering.disk_reader import UnopenedChunk, sound_chunk, to_be_kept
+from llmaas.kvchunks.tiering.own_core import own_core
+from llmaas.kvchunks.tiering.payload_reader import Arrived, Payload, Stopped
 from llmaas.planner.actions import ChunkSource
 from llmaas.records import CHUNK_TOKENS
 
@@ -34,7 +35,7 @@ class Filled:
     n: int = 0
     copies: dict[int, CodedChunk] = field(default_factory=dict)
     """By the number of the chunk, the coded bytes that the POOL is to keep."""
-    failed: Payload | None = None
+    failed: Arrived | None = None
     """The chunk behind those, if it cannot be decoded."""
     error: Exception | None = None
     """Why there are no more."""
@@ -44,8 +45,8 @@ class Filling:
     """One load. ``rows``: those of its ``chunks`` in cells, as slabs of consecutive tokens.
 
     Each thread takes the next payloads that are there, decodes them by one call, and takes others: no thread waits for
-    what another is to give it, unless it comes from DISK. Towards the end it takes fewer, so that all threads end at
-    about the same time. ``pieces``: payloads in any order, as many together as are there together.
+    what another is to give it, unless it comes from DISK. Of those ``here`` it takes fewer towards the end, so that all
+    threads end at about the same time. ``reads``: what is read meanwhile; what comes together is taken together.
     """
 
     def __init__(
@@ -53,10 +54,11 @@ class Filling:
         codec: Codec,
         chunks: Sequence[ChunkSource],
         rows: Sequence[KvSlab],
-        pieces: Iterator[deque[Payload]],
+        here: deque[Payload],
+        reads: Iterator[list[Arrived]],
         stop: Future[None],
     ) -> None:
-        self._codec, self._pieces, self._stop = codec, pieces, stop
+        self._codec, self._here, self._reads, self._stop = codec, here, reads, stop
         self._numbers = {chunk.start: number for number, chunk in enumerate(chunks)}
         firsts = accumulate((slab.n_tokens for slab in rows), initial=chunks[0].start)
         self._parts = list(zip(firsts, rows, strict=False))
@@ -65,8 +67,6 @@ class Filling:
         """Chunks that a thread takes at once."""
         self._n_threads = 1
         self._lock = threading.Lock()
-        self._here: deque[Payload] = deque()
-        """Payloads that nobody has taken yet."""
         self._decoded: set[int] = set()
         self._end = len(chunks)
         """Number of the first chunk that cannot be decoded, and the number of chunks if all can."""
@@ -79,8 +79,8 @@ class Filling:
         Behind a chunk that cannot be decoded nothing is decoded but what was taken with it.
         """
         self._n_threads = 1 + n_helpers
-        others = [helpers.submit(self._work) for _ in range(n_helpers)]
-        self._work()
+        others = [helpers.submit(self._work, number) for number in range(1, 1 + n_helpers)]
+        self._work(0)
         wait(others)
         filled = self._filled
         filled.n = next(number for number in count() if number not in self._decoded)
@@ -88,22 +88,33 @@ class Filling:
             filled.failed = None
         return filled
 
-    def _work(self) -> None:
-        while taken := self._take():
-            sound = list[_Checked]()
-            for payload in taken:
-                try:
-                    sound.append((payload, sound_chunk(self._codec, *payload)))
-                except Exception as error:
-                    self._fail(payload, error)
+    def _work(self, number: int) -> None:
+        with own_core(number, self._n_threads):
+            while taken := self._take():
+                self._decode_all(self._opened(taken))
+
+    def _opened(self, taken: list[Arrived]) -> list[_Checked]:
+        """Those that are sound, as coded bytes. ``taken`` is empty then: what is encrypted is let go of."""
+        sound = list[_Checked]()
+        while taken:
+            source, data = arrived = taken.pop()
             try:
-                self._decode(sound)
-            except Exception:  # one by one, so that it shows whose it is
-                for one in sound:
-                    try:
-                        self._decode([one])
-                    except Exception as error:
-                        self._fail(one[0], error)
+                payload = data.open() if isinstance(data, UnopenedChunk) else data
+                sound.append(((source, payload), sound_chunk(self._codec, source, payload)))
+            except Exception as error:
+                self._fail(arrived, error)
+            del data, arrived
+        return sound
+
+    def _decode_all(self, chunks: Sequence[_Checked]) -> None:
+        try:
+            self._decode(chunks)
+        except Exception:  # one by one, so that it shows whose it is
+            for one in chunks:
+                try:
+                    self._decode([one])
+                except Exception as error:
+                    self._fail(one[0], error)
 
     def _decode(self, chunks: Sequence[_Checked]) -> None:
         in_part: dict[int | None, list[_Checked]] = {}
@@ -150,34 +161,33 @@ class Filling:
                 slab.k[:, into], slab.v[:, into] = whole.k[:, rows], whole.v[:, rows]
         return damaged
 
-    def _fail(self, payload: Payload, error: Exception) -> None:
+    def _fail(self, payload: Arrived, error: Exception) -> None:
         number = self._numbers[payload[0].start]
         with self._lock:
             if number < self._end:
                 self._end, self._filled.error, self._filled.failed = number, error, payload
 
-    def _take(self) -> list[Payload]:
+    def _take(self) -> list[Arrived]:
         """The next payloads; none if there is nothing more to do."""
         with self._lock:
             while not self._over and not self._stop.done():
-                if not self._here:
-                    self._read_on()
-                n = min(self._most, -(-len(self._here) // (2 * self._n_threads)))
-                taken = [self._here.popleft() for _ in range(n)]
+                taken: list[Arrived] = self._some_of_here() if self._here else self._read_on()
                 if wanted := [payload for payload in taken if self._numbers[payload[0].start] < self._end]:
                     return wanted
         return []
 
-    def _read_on(self) -> None:
-        """Wait for the next piece. With the lock."""
-        piece = None
+    def _some_of_here(self) -> list[Arrived]:
+        n = min(self._most, -(-len(self._here) // (2 * self._n_threads)))
+        return [self._here.popleft() for _ in range(n)]
+
+    def _read_on(self) -> list[Arrived]:
+        """Wait for the next read. With the lock."""
         try:
-            piece = next(self._pieces, None)
+            if (read := next(self._reads, None)) is not None:
+                return read
         except Stopped:
             pass
         except Exception as error:
             self._filled.error = self._filled.error or error
-        if piece is None:
-            self._over = True
-        else:
-            self._here = piece
+        self._over = True
+        return []

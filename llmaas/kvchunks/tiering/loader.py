@@ -23,12 +23,12 @@ from llmaas.kvchunks.codec.codec import Codec, CodedChunk
 from llmaas.kvchunks.tiering.decoding import Decoders, LoadPiece
 from llmaas.kvchunks.tiering.disk_reader import DiskReader
 from llmaas.kvchunks.tiering.filling import Filling
-from llmaas.kvchunks.tiering.payload_reader import Held, Payload, PayloadReader, Stopped, unless_stopped
+from llmaas.kvchunks.tiering.payload_reader import Arrived, Held, Payload, PayloadReader, Stopped, unless_stopped
 from llmaas.kvchunks.tiering.state_loader import load_state
 from llmaas.kvchunks.tiering.workers import Workers
 from llmaas.planner.actions import LoadChunks, StopLoad
 from llmaas.planner.events import Loaded
-from llmaas.records import ChunkKey
+from llmaas.records import ChunkKey, Tier
 
 log = logging.getLogger(__name__)
 
@@ -110,16 +110,16 @@ class Loader:
         start, end = action.chunks[0].start, action.chunks[-1].stop
         begun = self._engine.submit_urgent(self._engine.engine.begin_load, action.seq, start, end - start)
         if self._in_cells:
-            with closing(self._reading.in_any_order(action.chunks, held, stop)) as pieces:
+            with closing(self._reading.in_any_order(action.chunks, stop)) as reads:
                 rows = self._begun(begun, action, stop)
                 if rows is not None:
-                    return self._fill(rows, action, pieces, stop)
+                    return self._fill(rows, action, held, reads, stop)
         else:
             rows = self._begun(begun, action, stop)
         self._in_cells = rows is not None
         if rows is not None:
-            with closing(self._reading.in_any_order(action.chunks, held, stop)) as pieces:
-                return self._fill(rows, action, pieces, stop)
+            with closing(self._reading.in_any_order(action.chunks, stop)) as reads:
+                return self._fill(rows, action, held, reads, stop)
         with closing(self._reading.payloads(action.chunks, held, stop)) as payloads:
             return self._load_in_pieces(action, payloads, stop)
 
@@ -135,11 +135,12 @@ class Loader:
             raise
 
     def _fill(
-        self, rows: list[KvSlab], action: LoadChunks, pieces: Iterator[deque[Payload]], stop: Future[None]
+        self, rows: list[KvSlab], action: LoadChunks, held: Held, reads: Iterator[list[Arrived]], stop: Future[None]
     ) -> Loaded:
         chunks = action.chunks
+        here = deque[Payload]((chunk, held[chunk.key]) for chunk in chunks if chunk.tier is Tier.POOL)
         damaged: tuple[ChunkKey, ...] = ()
-        filling = Filling(self._codec, chunks, rows, pieces, stop)
+        filling = Filling(self._codec, chunks, rows, here, reads, stop)
         filled = filling.run(self._helpers, self._n_helpers)
         if filled.failed is not None and filled.error is not None:
             damaged = _report(filled.failed, filled.error)
@@ -246,7 +247,7 @@ class _PiecesGiven:
         piece.decoding.clear()
 
 
-def _report(chunk: Payload, error: Exception) -> tuple[ChunkKey, ...]:
+def _report(chunk: Arrived, error: Exception) -> tuple[ChunkKey, ...]:
     """Log why a chunk cannot be loaded. Returns its key if it is damaged."""
     key = chunk[0].key
     if isinstance(error, ChunkDamaged):

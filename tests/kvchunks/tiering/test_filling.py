@@ -15,7 +15,7 @@ from llmaas.kv_arrays import KvSlab
 from llmaas.kvchunks.codec.codec import Codec
 from llmaas.kvchunks.codec.header import HEADER_BYTES, read_header, stamped
 from llmaas.kvchunks.tiering.filling import Filled, Filling
-from llmaas.kvchunks.tiering.payload_reader import Payload
+from llmaas.kvchunks.tiering.payload_reader import Arrived, Payload
 from llmaas.planner.actions import ChunkSource
 from llmaas.records import ChunkKey, Geometry, Precision, Tier
 from tests.support.kv_slabs import SMALL, random_slab, same_bits
@@ -72,16 +72,20 @@ def filled(
     rows: Sequence[KvSlab],
     *,
     sources: Sequence[ChunkSource] = SOURCES,
-    per_piece: int = N,
+    n_here: int = 1 << 10,
+    per_read: int = N,
     helpers: int = 1,
 ) -> Filled:
-    def pieces() -> Iterator[deque[Payload]]:
-        everything = list(zip(sources, payloads, strict=True))
-        for at in range(0, len(everything), per_piece):
-            yield deque(everything[at : at + per_piece])
+    """``n_here`` of the payloads are there, and the others are read, ``per_read`` at a time."""
+    everything = list(zip(sources, payloads, strict=True))
 
+    def reads() -> Iterator[list[Arrived]]:
+        for at in range(n_here, len(everything), per_read):
+            yield list(everything[at : at + per_read])
+
+    here = deque[Payload](everything[:n_here])
     with ThreadPoolExecutor(max(1, helpers)) as pool:
-        return Filling(codec, sources, rows, pieces(), Future()).run(pool, helpers)
+        return Filling(codec, sources, rows, here, reads(), Future()).run(pool, helpers)
 
 
 def one_by_one(codec: Codec, payloads: Sequence[bytearray]) -> KvSlab:
@@ -94,13 +98,13 @@ def one_by_one(codec: Codec, payloads: Sequence[bytearray]) -> KvSlab:
 
 @pytest.mark.parametrize("runs", [(TOKENS,), (100, TOKENS - 100), (1, 63, 65, TOKENS - 129)])
 @pytest.mark.parametrize("helpers", [0, 1, 3])
-@pytest.mark.parametrize("per_piece", [1, 5, N])
+@pytest.mark.parametrize(("n_here", "per_read"), [(N, 1), (0, 1), (0, 5), (3, 4), (0, N)])
 def test_chunks_in_any_runs_of_cells_are_what_they_are_one_by_one(
-    runs: tuple[int, ...], helpers: int, per_piece: int
+    runs: tuple[int, ...], helpers: int, n_here: int, per_read: int
 ) -> None:
     codec = Codec(SMALL)
     payloads, rows = coded(codec), cells(runs)
-    found = filled(codec, payloads, rows, per_piece=per_piece, helpers=helpers)
+    found = filled(codec, payloads, rows, n_here=n_here, per_read=per_read, helpers=helpers)
     assert (found.n, found.error, found.copies) == (N, None, {})
     together = KvSlab(np.concatenate([r.k for r in rows], axis=1), np.concatenate([r.v for r in rows], axis=1))
     assert same_bits(together, one_by_one(codec, payloads))
@@ -109,8 +113,14 @@ def test_chunks_in_any_runs_of_cells_are_what_they_are_one_by_one(
 def test_what_is_there_is_decoded_by_few_calls_and_the_last_ones_are_small() -> None:
     codec = CountingCodec(SMALL)
     many = [ChunkSource(ChunkKey(bytes([i]) * 16), 64 * i, 64 * i + 64, Tier.POOL, False) for i in range(64)]
-    assert filled(codec, coded(codec, many), cells([64 * 64]), sources=many, per_piece=64).n == 64
+    assert filled(codec, coded(codec, many), cells([64 * 64]), sources=many).n == 64
     assert sum(codec.calls) == 64 and len(codec.calls) <= 20 and codec.calls[-1] == 1
+
+
+def test_what_is_read_together_is_decoded_by_one_call() -> None:
+    codec = CountingCodec(SMALL)
+    assert filled(codec, coded(codec), cells([TOKENS]), n_here=0, per_read=5).n == N
+    assert sorted(codec.calls) == [2, 5, 5]
 
 
 def test_no_call_decodes_more_than_a_stopped_load_may_wait_for() -> None:
@@ -160,7 +170,8 @@ def test_what_is_to_be_kept_is_kept_and_nothing_that_is_damaged() -> None:
 def test_a_stopped_load_begins_nothing_more() -> None:
     codec, stop = CountingCodec(SMALL), Future[None]()
     stop.set_result(None)
-    filling = Filling(codec, SOURCES, cells([TOKENS]), iter([deque(zip(SOURCES, coded(codec), strict=True))]), stop)
+    here = deque[Payload](zip(SOURCES, coded(codec), strict=True))
+    filling = Filling(codec, SOURCES, cells([TOKENS]), here, iter([]), stop)
     with ThreadPoolExecutor(1) as pool:
         assert filling.run(pool, 1).n == 0
     assert codec.calls == []

@@ -145,13 +145,13 @@ def test_chunks_may_lie_on_disk_in_any_order(bench: Bench, monkeypatch: pytest.M
     order = [KEYS[i] for i in (7, 2, 9, 0, 5, 1, 8, 3, 6, 4)]
     bench.store.discard(KEYS)
     bench.wait(bench.pool.write, WriteChunks(5, ContextId("c"), tuple(order), (None,) * N))
-    assert bench.store.by_place([ChunkKey(b"?" * 16), *KEYS]) == [*order, ChunkKey(b"?" * 16)]
+    assert [place.key for place in bench.store.places([ChunkKey(b"?" * 16), *KEYS])] == order
     asked: list[ChunkKey] = []
-    get = bench.store.get
-    monkeypatch.setattr(bench.store, "get", lambda keys: asked.extend(keys) or get(keys))
+    read = bench.store.read
+    monkeypatch.setattr(bench.store, "read", lambda places, once: asked.extend(p.key for p in places) or read(places))
     assert bench.load([Tier.DISK] * N).n_loaded == N == bench.length() // 64
     if bench.in_place:
-        assert set(asked[:4]) == set(order[:4]) and asked != KEYS and sorted(asked) == KEYS
+        assert asked == order
     bench.thread.submit(bench.engine.drop, 0, 0).result()
     bench.store.discard([KEYS[3], KEYS[7]])
     loaded = bench.load([Tier.DISK] * N)
@@ -165,7 +165,7 @@ def test_where_chunks_are_may_be_unknown(bench: Bench, monkeypatch: pytest.Monke
     def fails(keys: Any) -> Any:
         raise StoreFailed("as the test wants")
 
-    monkeypatch.setattr(bench.store, "by_place", fails)
+    monkeypatch.setattr(bench.store, "places", fails)
     assert bench.load([Tier.DISK] * N).n_loaded == N == bench.length() // 64
 
 
@@ -265,8 +265,14 @@ def test_a_load_counts_what_is_in_cells_whatever_fails_behind_it(
     def wrong_number(keys: Any) -> Any:
         return get(keys) if KEYS[chunk] not in keys else []
 
+    def not_opened(sealed: Any) -> Any:
+        if sealed.place.key == KEYS[chunk]:
+            raise MemoryError("as the test wants")
+        return sealed.data
+
     with monkeypatch.context() as patch:
         patch.setattr(bench.store, "get", wrong_number)
+        patch.setattr(bench.store, "open", not_opened)
         loaded = bench.load([Tier.DISK] * N)
     assert bench.length() == 64 * loaded.n_loaded <= 64 * chunk and loaded.damaged == ()
 
@@ -307,14 +313,20 @@ def test_a_load_that_nobody_wants_any_more_waits_neither_for_the_disk_nor_for_it
     bench: Bench, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     asked, mended = threading.Event(), threading.Event()
-    get = bench.store.get
+    get, read = bench.store.get, bench.store.read
 
     def hangs(keys: Any) -> Any:
         asked.set()
         assert mended.wait(10)
         return get(keys)
 
+    def hangs_too(places: Any, *, once: bool) -> Any:
+        asked.set()
+        assert mended.wait(10)
+        return read(places)
+
     monkeypatch.setattr(bench.store, "get", hangs)
+    monkeypatch.setattr(bench.store, "read", hangs_too)
     answers: queue.SimpleQueue[Any] = queue.SimpleQueue()
     for load in range(3):  # two at a time
         sources = tuple(ChunkSource(k, 64 * i, 64 * i + 64, Tier.DISK, True) for i, k in enumerate(KEYS))

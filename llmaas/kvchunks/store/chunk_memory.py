@@ -1,0 +1,125 @@
+"""Memory for the bytes of chunks, in large pages where the kernel has them.
+
+Law: nobody else views a chunk's memory, and it goes back to the kernel when nobody views it any more.
+
+A load of 4096 tokens makes some 14 to 30 MB of chunks, and reads as much. In pages of 4 KB each page is a fault, and
+all faults take four times as long as decrypting. The price: up to one large page that is not used yet.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import mmap
+import threading
+import weakref
+from contextlib import suppress
+
+import numpy as np
+
+_LARGE_PAGE = 2 << 20
+_SEGMENT = 4 * _LARGE_PAGE
+"""Bytes that are asked for at once. They take memory where they are written."""
+READ_BUFFER = 2 * _LARGE_PAGE
+_POPULATE_WRITE = 23
+"""``MADV_POPULATE_WRITE`` (Linux 5.14)."""
+_libc = ctypes.CDLL(None)
+
+
+class OwnMemory(np.ndarray):
+    """Bytes that share no page with others."""
+
+
+class ChunkMemory:
+    """Gives memory to any thread."""
+
+    def __init__(self) -> None:
+        self._lock = threading.Lock()
+        self._map: mmap.mmap | None = None
+        self._bytes = np.empty(0, np.uint8)
+        """The segment that is being given away, from its first large page on, and where that is in the map."""
+        self._offset = self._used = self._there = 0
+
+    def take(self, size: int) -> memoryview:
+        """``size`` bytes, of any values."""
+        if not 0 < size <= _SEGMENT // 2:
+            return np.empty(size, np.uint8).view(OwnMemory).data
+        whole = -(-size // mmap.PAGESIZE) * mmap.PAGESIZE
+        with self._lock:
+            if self._used + whole > len(self._bytes):
+                self._begin_segment()
+            begin, self._used = self._used, self._used + whole
+            while self._used > self._there:
+                # By one thread: two that write to a new page at once would both make it, and one in vain.
+                self._there += _populate(self._bytes[self._there : self._there + _LARGE_PAGE])
+            part = self._bytes[begin : begin + size].view(OwnMemory)
+            weakref.finalize(part, _give_back, self._map, self._offset + begin, whole).atexit = False
+        return part.data
+
+    def _begin_segment(self) -> None:
+        if self._map is not None:  # what is given back of it is not to be filled up to large pages again
+            _advise(self._map, "MADV_NOHUGEPAGE")
+        self._map, self._bytes, self._offset = _large_pages(_SEGMENT)
+        self._used = self._there = 0
+
+
+class ReadBuffers:
+    """Memory to read into. It is used again as long as any of it is in use, so that a load reads into what is there,
+    and none is kept for the next.
+    """
+
+    def __init__(self) -> None:
+        self._lock = threading.RLock()  # memory may be given back, by a garbage collection, while it is being taken
+        self._spare: list[mmap.mmap] = []
+        self._n_out = 0
+
+    def take(self, size: int) -> memoryview:
+        """``size`` bytes, of any values. Up to ``READ_BUFFER`` bytes begin at a page."""
+        if not 0 < size <= READ_BUFFER:
+            return np.empty(size, np.uint8).data
+        with self._lock:
+            self._n_out += 1
+            buffer = self._spare.pop() if self._spare else _large_pages(READ_BUFFER)[0]
+        part = _aligned(buffer)[0][:size]
+        weakref.finalize(part, self._take_back, buffer).atexit = False
+        return part.data
+
+    def _take_back(self, buffer: mmap.mmap) -> None:
+        with self._lock:
+            self._n_out -= 1
+            self._spare.append(buffer)
+            if not self._n_out:
+                self._spare.clear()
+
+
+def _large_pages(size: int) -> tuple[mmap.mmap, np.ndarray, int]:
+    """A map, ``size`` bytes of it in large pages, and where they begin. Raises MemoryError."""
+    try:
+        memory = mmap.mmap(-1, size + _LARGE_PAGE, flags=mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS)
+    except OSError as error:
+        raise MemoryError(f"no room for {size} bytes of chunks") from error
+    _advise(memory, "MADV_HUGEPAGE")
+    everything, offset = _aligned(memory)
+    return memory, everything[:size], offset
+
+
+def _aligned(memory: mmap.mmap) -> tuple[np.ndarray, int]:
+    """The bytes from the first large page on, and where they begin."""
+    everything = np.frombuffer(memory, np.uint8)
+    offset = -everything.ctypes.data % _LARGE_PAGE
+    return everything[offset:], offset
+
+
+def _advise(memory: mmap.mmap, how: str) -> None:
+    with suppress(AttributeError, OSError):  # not Linux, or a kernel without large pages
+        memory.madvise(getattr(mmap, how))
+
+
+def _populate(part: np.ndarray) -> int:
+    """Let ``part`` be in memory, as far as the kernel can do that. Returns its length."""
+    if hasattr(_libc, "madvise"):
+        _libc.madvise(ctypes.c_void_p(part.ctypes.data), ctypes.c_size_t(part.nbytes), _POPULATE_WRITE)
+    return part.nbytes
+
+
+def _give_back(memory: mmap.mmap, start: int, size: int) -> None:
+    memory.madvise(mmap.MADV_DONTNEED, start, size)
