@@ -34,7 +34,7 @@ class ChunkMemory:
 
     def __init__(self) -> None:
         self._lock = threading.Lock()
-        self._map: mmap.mmap | None = None
+        self._map = mmap.mmap(-1, mmap.PAGESIZE)
         self._bytes = np.empty(0, np.uint8)
         """The segment that is being given away, from its first large page on, and where that is in the map."""
         self._offset = self._used = self._there = 0
@@ -56,8 +56,7 @@ class ChunkMemory:
         return part.data
 
     def _begin_segment(self) -> None:
-        if self._map is not None:  # what is given back of it is not to be filled up to large pages again
-            _advise(self._map, "MADV_NOHUGEPAGE")
+        _advise(self._map, "MADV_NOHUGEPAGE")  # what is given back of it is not to be filled up to large pages again
         self._map, self._bytes, self._offset = _large_pages(_SEGMENT)
         self._used = self._there = 0
 
