@@ -73,6 +73,8 @@ class DiskReader:
 
     def locate(self, sources: Sequence[ChunkSource]) -> list[Located]:
         """The sources in the order in which they lie on disk, and then those of which that is not known."""
+        if not sources:
+            return []
         of_key = {source.key: source for source in sources}
         try:
             found = [Located(of_key.pop(place.key), place) for place in self._store.places(list(of_key))]

@@ -169,6 +169,16 @@ def test_where_chunks_are_may_be_unknown(bench: Bench, monkeypatch: pytest.Monke
     assert bench.load([Tier.DISK] * N).n_loaded == N == bench.length() // 64
 
 
+def test_a_load_from_the_pool_asks_the_store_for_nothing(bench: Bench, monkeypatch: pytest.MonkeyPatch) -> None:
+    def fails(*_: Any, **__: Any) -> Any:
+        raise AssertionError("the store was asked")
+
+    for method in ("places", "read", "open", "get"):
+        monkeypatch.setattr(bench.store, method, fails)
+    loaded = bench.load([Tier.POOL] * N)
+    assert (loaded.n_loaded, loaded.damaged) == (N, ())
+
+
 @pytest.mark.parametrize("chunk", [0, 3, N - 1])
 def test_an_engine_that_refuses_a_chunk_leaves_a_true_count(bench: Bench, chunk: int) -> None:
     bench.engine.refuse_at = 64 * chunk  # type: ignore[attr-defined]
