@@ -29,6 +29,8 @@ BENCHES = {
     "llmos": "By the socket and by slots: LLM-OS' evaluation",
     "migration": "Contexts that move to another node",
 }
+_UNTIMED = frozenset({"one_model"})
+"""Benches of bytes, whose figures do not depend on how busy the machine is."""
 _MOST_NUMBERS = 8
 """A list of more numbers is told by how many there are."""
 _MOST_COLUMNS = 6
@@ -42,7 +44,7 @@ def sections(lines: Iterable[Line]) -> Iterator[str]:
     for name, title in BENCHES.items():
         for line in of_bench(kept, name):
             yield f"## {title}: {line['model']}"
-            yield about(line)
+            yield about(line, timed=name not in _UNTIMED)
             yield command(line["command"])
             yield from tables(line["figures"])
 
