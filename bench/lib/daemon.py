@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import socket
 import subprocess
 import sys
 import time
@@ -28,13 +29,23 @@ def daemon(
         yield socket, process.pid
 
 
-def wait_for_socket(socket: Path, process: subprocess.Popen[bytes], log: Path) -> None:
+def wait_for_socket(path: Path, process: subprocess.Popen[bytes], log: Path) -> None:
     """Return when the daemon listens. Raises RuntimeError with its log if it ends before, or takes a minute."""
     deadline = time.monotonic() + 60
-    while not socket.exists():
+    while not _listens(path):
         if process.poll() is not None or time.monotonic() > deadline:
             raise RuntimeError(f"the daemon did not start:\n{log.read_text('utf-8', 'replace')}")
         time.sleep(0.02)
+
+
+def _listens(path: Path) -> bool:
+    """Whether a daemon takes connections: its file alone may be there a moment before that, or of one that has died."""
+    with socket.socket(socket.AF_UNIX) as tried:
+        try:
+            tried.connect(str(path))
+        except (FileNotFoundError, ConnectionRefusedError):
+            return False
+    return True
 
 
 @contextmanager

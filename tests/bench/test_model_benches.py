@@ -3,11 +3,15 @@
 from __future__ import annotations
 
 import resource
+import socket
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
 
 from bench import one_model
+from bench.lib.daemon import wait_for_socket
 from bench.lib.load_once import ours
 from llmaas.model_files.load_memo import LoadMemo
 from tests.support.random_models import write_llama
@@ -29,3 +33,15 @@ def test_without_a_clone_the_version_before_is_refused_with_what_is_missing(
     monkeypatch.setenv("GIT_CEILING_DIRECTORIES", str(tmp_path.parent))
     with pytest.raises(RuntimeError, match=f"a clone of the repository with the commit {one_model.BEFORE}"):
         one_model.former(tmp_path / "before")
+
+
+def test_a_socket_that_nobody_listens_on_is_no_daemon(tmp_path: Path) -> None:
+    path, log = tmp_path / "s", tmp_path / "log"
+    log.write_text("why it ended")
+    with socket.socket(socket.AF_UNIX) as bound, subprocess.Popen([sys.executable, "-c", ""]) as ended:
+        bound.bind(str(path))
+        ended.wait(60)
+        with pytest.raises(RuntimeError, match="did not start:\nwhy it ended"):
+            wait_for_socket(path, ended, log)
+        bound.listen()
+        wait_for_socket(path, ended, log)
