@@ -7,17 +7,16 @@ what a frame holds is for whoever asked, or answers, to judge.
 from __future__ import annotations
 
 import asyncio
-import ssl
 import struct
 from collections.abc import Iterable
 from typing import Any
 
 from llmaas.api.wire import Frame, encode, read_body
 from llmaas.errors import BadRequest, FrameTooLarge, LlmaasError, MachineError, NodeUnreachable, NotTrusted, by_code
-from llmaas.nodes.card import host_and_port
+from llmaas.nodes.dialing import CONNECT_S, dialed, why_lost
 from llmaas.nodes.identity import NodeIdentity
 from llmaas.nodes.pinned import PinnedNode
-from llmaas.nodes.tls import ANY_NAME, HANDSHAKE_S, client_side, shown_certificate
+from llmaas.nodes.tls import shown_certificate
 
 VERSION = 1
 """Of what nodes say to each other."""
@@ -27,7 +26,6 @@ MOST_VALUES = 1 << 15
 """Of a frame, at all levels together."""
 REPLY_S = 60.0
 """The peer stores what it was sent meanwhile, on a slow disk perhaps."""
-_CONNECT_S = 10.0
 _LENGTH = struct.Struct(">I")
 
 
@@ -70,7 +68,7 @@ class NodeLink:
     async def close(self) -> None:
         self._writer.close()
         try:
-            await asyncio.wait_for(self._writer.wait_closed(), _CONNECT_S)
+            await asyncio.wait_for(self._writer.wait_closed(), CONNECT_S)
         except (OSError, asyncio.TimeoutError):
             self._writer.transport.abort()
 
@@ -104,23 +102,8 @@ async def connect_node(own: NodeIdentity, node: PinnedNode) -> NodeClient:
             f"the node {node.name} has no address",
             hint=f"Give it one: 'llmaas node pair {node.name} CARD --address HOST:PORT'.",
         )
-    host, port = host_and_port(node.address)
-    context = client_side(own, node.certificate)
+    link = NodeLink(*await dialed(own, node.name, node.certificate, node.address))
     try:
-        opening = asyncio.open_connection(
-            host, port, ssl=context, server_hostname=ANY_NAME, ssl_handshake_timeout=HANDSHAKE_S
-        )
-        link = NodeLink(*await asyncio.wait_for(opening, _CONNECT_S + HANDSHAKE_S))
-    except ssl.SSLCertVerificationError:
-        raise NotTrusted(
-            f"what answers at {node.address} is not the node {node.name}",
-            hint="If that node has a new key, pair with it again; else somebody is in its place.",
-        ) from None
-    except (OSError, asyncio.TimeoutError) as error:
-        raise NodeUnreachable(f"the node {node.name} does not answer at {node.address}: {_why(error)}") from error
-    try:
-        if link.peer_certificate != node.certificate:
-            raise NotTrusted(f"what answers at {node.address} is not the node {node.name}")
         facts = await _greeted(node, link)
     except BaseException:
         await link.close()
@@ -146,14 +129,14 @@ async def _post(name: str, link: NodeLink, request: Frame) -> None:
     try:
         await link.send(request)
     except (OSError, asyncio.TimeoutError) as error:
-        raise NodeUnreachable(f"the connection to the node {name} has ended: {_why(error)}") from error
+        raise NodeUnreachable(f"the connection to the node {name} has ended: {why_lost(error)}") from error
 
 
 async def _reply(name: str, link: NodeLink, seconds: float = REPLY_S) -> Frame:
     try:
         reply = await link.receive(seconds)
     except (OSError, EOFError, asyncio.TimeoutError) as error:
-        raise NodeUnreachable(f"the connection to the node {name} has ended: {_why(error)}") from error
+        raise NodeUnreachable(f"the connection to the node {name} has ended: {why_lost(error)}") from error
     except LlmaasError as error:
         raise MachineError(f"the node {name} speaks another language: {error.message}") from error
     if (code := reply.get("error")) is not None:
@@ -170,9 +153,3 @@ async def end_tasks(tasks: Iterable[asyncio.Task[Any]]) -> None:
         for task in left:
             task.cancel()
         _, left = await asyncio.wait(left, timeout=0.5)
-
-
-def _why(error: BaseException) -> str:
-    if isinstance(error, asyncio.TimeoutError):
-        return "no answer in time"
-    return getattr(error, "strerror", None) or str(error) or type(error).__name__

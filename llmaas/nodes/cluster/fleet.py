@@ -14,7 +14,7 @@ from typing import Protocol
 from llmaas.api.peer import refuse_stranger
 from llmaas.api.transfer_records import MovedContext
 from llmaas.errors import NodeUnreachable
-from llmaas.nodes.card import host_and_port
+from llmaas.nodes.card import check_address
 from llmaas.nodes.cluster.states import (
     CallPlacement,
     ClusterRefusal,
@@ -24,9 +24,10 @@ from llmaas.nodes.cluster.states import (
     NodeSummary,
     PlaceAsked,
 )
+from llmaas.nodes.dialing import dialed
 from llmaas.nodes.identity import own_identity
 from llmaas.nodes.pinned import PinnedNodes
-from llmaas.nodes.tls import ANY_NAME, HANDSHAKE_S, Streams, client_side
+from llmaas.nodes.tls import Streams
 
 
 class Fleet(Protocol):
@@ -52,7 +53,8 @@ class WayToNodes:
         self._data_dir = data_dir
 
     async def open(self, place: NodePlace) -> Streams:
-        """Raises OSError, NodeUnreachable, NotTrusted, UnknownNode, MachineError."""
+        """Raises OSError, NodeUnreachable, NotTrusted, UnknownNode, MachineError, BadRequest for a door that is no
+        address."""
         if place.door is not None and self._data_dir is not None:
             return await self._through_door(place)
         if not Path(place.socket).exists():
@@ -70,9 +72,6 @@ class WayToNodes:
 
     async def _through_door(self, place: NodePlace) -> Streams:
         assert self._data_dir is not None and place.door is not None
+        check_address(place.door)
         pinned = PinnedNodes(self._data_dir).find(place.name)
-        host, port = host_and_port(place.door)
-        tls = client_side(own_identity(self._data_dir), pinned.certificate)
-        return await asyncio.open_connection(
-            host, port, ssl=tls, server_hostname=ANY_NAME, ssl_handshake_timeout=HANDSHAKE_S
-        )
+        return await dialed(own_identity(self._data_dir), place.name, pinned.certificate, place.door)

@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 
 from llmaas.api.wire import encode
-from llmaas.errors import ConfigError, Forbidden, LlmaasError, UnknownNode
+from llmaas.errors import ConfigError, Forbidden, LlmaasError, NotTrusted, UnknownNode
 from llmaas.nodes.cluster.door import NodeDoor, open_door
 from llmaas.nodes.cluster.fleet import WayToNodes
 from llmaas.nodes.cluster.node_connection import NodeConnection
@@ -86,7 +86,7 @@ async def test_an_entry_believes_no_door_but_that_of_the_pinned_certificate(tmp_
         introduce(house, tmp_path / "phone", "phone")
         pin(liar.data_dir, "phone", own_identity(tmp_path / "phone"))
         async with door_of(liar, "phone") as (_, place):
-            with pytest.raises((LlmaasError, ssl.SSLError)):
+            with pytest.raises(NotTrusted, match="not the node desk"):
                 await NodeConnection.open("desk", WayToNodes(tmp_path / "phone").open(place), HELLO)
         with pytest.raises(UnknownNode):
             other = NodePlace("shelf", "/not/here.sock", door="127.0.0.1:9")
