@@ -15,6 +15,7 @@ from llmaas.api.adapter_messages import AdapterAdd, AdapterRemove, ListAdapters
 from llmaas.api.app_messages import AppAdd, AppRemove, AppRotate, ListApps, SetAppQuota
 from llmaas.api.caller import Caller, Tokens, app_named
 from llmaas.api.embed_message import Embed
+from llmaas.api.mark_messages import FoundMarks, ListedMarks, ListMarks, MarkRequest, MarksOf
 from llmaas.api.pages import context_page, message_page, number_after, request_page
 from llmaas.api.record_maps import to_map
 from llmaas.api.transfer_messages import Export, ExportChunks, Import, ImportChunks, MoveToNode, TransferRequest
@@ -55,8 +56,19 @@ class EmbeddingBackend(Protocol):
     async def embed(self, app: AppId, texts: Sequence[str], *, truncate: bool = False) -> Embeddings: ...
 
 
+class MarkBackend(Protocol):
+    """Where conversations are held in a Backend."""
+
+    async def listed(self, uid: int) -> ListedMarks: ...
+
+    async def of(self, app: AppId, request: MarksOf) -> FoundMarks: ...
+
+
 class TransferBackend(Protocol):
     """Contexts of a Backend that go to another model or daemon, or come from one."""
+
+    @property
+    def marks(self) -> MarkBackend: ...
 
     async def export_context(self, app: AppId, context: str) -> ExportedContext: ...
 
@@ -208,8 +220,8 @@ def task_of(backend: Backend, caller: Caller, request: msg.TaskRequest) -> Calla
             return functools.partial(backend.delete, caller.owner(everyone), context)
         case msg.Migrate(context, everyone):
             return functools.partial(backend.migrate, caller.owner(everyone), context)
-        case Export() | Import() | ExportChunks() | ImportChunks() | MoveToNode():
-            return _transfer(backend.transfers, caller.app, request)
+        case Export() | Import() | ExportChunks() | ImportChunks() | MoveToNode() | ListMarks() | MarksOf():
+            return _transfer(backend.transfers, caller, request)
         case Embed(texts, truncate):
             return functools.partial(backend.embeddings.embed, caller.app, texts, truncate=truncate)
         case AdapterAdd(new, path):
@@ -235,8 +247,9 @@ def task_of(backend: Backend, caller: Caller, request: msg.TaskRequest) -> Calla
 
 
 def _transfer(
-    transfers: TransferBackend, app: AppId, request: TransferRequest
+    transfers: TransferBackend, caller: Caller, request: TransferRequest | MarkRequest
 ) -> Callable[[], Coroutine[Any, Any, object]]:
+    app = caller.app
     match request:
         case Export(context):
             return functools.partial(transfers.export_context, app, context)
@@ -248,6 +261,11 @@ def _transfer(
             return functools.partial(transfers.import_chunks, app, request)
         case MoveToNode(context, node, name, way):
             return functools.partial(transfers.move, app, context, node, name, way=way)
+        case ListMarks():
+            caller.require_operator("marks of what the daemon holds are")
+            return functools.partial(transfers.marks.listed, caller.uid)
+        case MarksOf():
+            return functools.partial(transfers.marks.of, app, request)
         case _:
             assert_never(request)
 

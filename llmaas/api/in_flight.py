@@ -21,6 +21,7 @@ from llmaas.api.backend import Backend, answer, before, task_of
 from llmaas.api.caller import Caller
 from llmaas.api.embed_message import Embed
 from llmaas.api.incoming import Incoming
+from llmaas.api.mark_messages import ListMarks, MarksOf
 from llmaas.api.pages import Page, page_bytes
 from llmaas.api.record_maps import to_map
 from llmaas.api.shares import Shares
@@ -183,6 +184,8 @@ class InFlight:
                 | ExportChunks()
                 | ImportChunks()
                 | MoveToNode()
+                | ListMarks()
+                | MarksOf()
                 | AdapterAdd()
                 | AdapterRemove()
                 | AppAdd()

@@ -12,6 +12,7 @@ from dataclasses import dataclass, fields
 from llmaas.api.adapter_messages import ADAPTER_OPERATIONS, AdapterRequest, ListAdapters
 from llmaas.api.app_messages import APP_OPERATIONS, AppRequest, ListApps
 from llmaas.api.embed_message import Embed
+from llmaas.api.mark_messages import MARK_OPERATIONS, MarkRequest
 from llmaas.api.names import (
     check_context,
     check_limit,
@@ -329,7 +330,7 @@ CallRequest = Append | Generate
 ControlRequest = Cancel | Prioritize
 """About a running CallRequest of the same connection."""
 ContextRequest = Create | Fork | Resolve | Truncate | Migrate | Delete | TransferRequest
-TaskRequest = ContextRequest | Embed | AdapterRequest | AppRequest
+TaskRequest = ContextRequest | Embed | MarkRequest | AdapterRequest | AppRequest
 """What takes time, and ends by itself."""
 QuickRequest = ListContexts | ListRequests | Show | Limit | Stats | Budget | ListAdapters | ListApps | Ping
 """What is answered at once."""
@@ -355,6 +356,7 @@ OPERATIONS: dict[str, type[Request]] = {
     "budget": Budget,
     "embed": Embed,
     **TRANSFER_OPERATIONS,
+    **MARK_OPERATIONS,
     **ADAPTER_OPERATIONS,
     **APP_OPERATIONS,
     "ping": Ping,

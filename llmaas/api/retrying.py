@@ -16,6 +16,7 @@ from llmaas.api import messages as msg
 from llmaas.api.adapter_messages import ListAdapters
 from llmaas.api.app_messages import ListApps
 from llmaas.api.embed_message import Embed
+from llmaas.api.mark_messages import ListMarks, MarksOf
 from llmaas.calls import Piece
 from llmaas.clock import Clock, RealClock
 from llmaas.errors import Busy, LlmaasError, ModelEnded, NotServing, ShuttingDown
@@ -68,7 +69,7 @@ def repeatable(request: msg.Request | None) -> bool:
             return request.idempotency_key is not None
         case msg.ListContexts() | msg.Show() | msg.Hint() | msg.Stats() | msg.Ping():
             return True
-        case ListAdapters() | ListApps() | Embed():
+        case ListAdapters() | ListApps() | Embed() | ListMarks() | MarksOf():
             return True
         case msg.Create():  # with exist_ok the one that was made before is found
             return request.exist_ok

@@ -1,4 +1,4 @@
-"""The operations that take a context from one model or daemon to another.
+"""The operations that take a context from one model or daemon to another, and that tell where one would be found.
 
 Law: pure; as ``operations``.
 """
@@ -7,6 +7,8 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 
+from llmaas.api.given_messages import Messages, as_messages
+from llmaas.api.mark_messages import FoundMarks, ListedMarks, ListMarks, MarksOf
 from llmaas.api.operation import Operation, checked, record
 from llmaas.api.transfer_messages import MOST_CHUNK_BYTES, Export, ExportChunks, Import, ImportChunks, MoveToNode
 from llmaas.api.transfer_records import ChunkPiece, ExportedChunks, ImportedChunks, MovedContext
@@ -65,3 +67,16 @@ def move(context: str, node: str, *, name: str | None = None, way: str = "both")
     can use it until the other node can be asked.
     """
     return Operation(checked(MoveToNode, context, node, name, way), record(MovedContext))
+
+
+def list_marks() -> Operation[ListedMarks]:
+    """What chunks the daemon has of its user's conversations, in 8 bytes each: by these a cluster sends a conversation
+    to the node that holds most of its beginning. For the operator (``admin``)."""
+    return Operation(ListMarks(), record(ListedMarks))
+
+
+def marks_of(messages: Messages, roots: Iterable[bytes], *, answer: bool = True) -> Operation[FoundMarks]:
+    """By what marks a conversation that begins with these messages would be found, if its chunk keys began at each of
+    the ``roots``. Nothing is kept of it, and nothing of what the daemon holds is looked at. ``answer``: the model's
+    answer follows."""
+    return Operation(checked(MarksOf, as_messages(messages), tuple(roots), answer), record(FoundMarks))

@@ -17,6 +17,7 @@ from llmaas.data_folder import beside
 from llmaas.errors import LlmaasError
 from llmaas.host.io_priority import lower_io_priority
 from llmaas.model_files.load_memo import LoadMemo
+from llmaas.model_files.page_cache import missing_bytes
 from llmaas.model_files.reads import FileReads
 
 log = logging.getLogger(__name__)
@@ -58,6 +59,19 @@ class WeightReads:
         if self._reads is None or not self._reads.running:
             return None
         return Loading(name, self._reads.left_s)
+
+    def back_s(self) -> float | None:
+        """Seconds until the model's files are in memory, as they are being read, or if that began now; None if that
+        cannot be told. 0.0: they are there."""
+        if self._reads is not None and self._reads.running:
+            return self._reads.left_s
+        try:
+            path = models.find(self._config.model)
+            missing = sum(missing_bytes(part) for part in models.parts_of(path))
+            disk = self._memo.disk(path.stat().st_dev)
+        except (LlmaasError, OSError):
+            return None
+        return 0.0 if not missing else missing / disk.rate if disk is not None else None
 
     def close(self) -> None:
         if self._reads is not None:

@@ -212,7 +212,7 @@ async def running(
             loader.close(wait=False)  # it has ended, or is not wanted any more
             lister.close()  # before the store is closed, whatever came of the model; it takes a fraction of a second
         settings = service_settings(config, served_as=served_as, choices=choices or {})
-        service = Service(engine, store, settings, RealClock(), bring_back=reads.start)
+        service = Service(engine, store, settings, RealClock(), weights=reads)
         await service.start(summaries)
         parts.push_async_callback(service.stop)
         loading = functools.partial(reads.loading, served_as or engine.engine.info.title)

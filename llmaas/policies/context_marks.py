@@ -32,8 +32,35 @@ def kept_marks(chain: Sequence[int]) -> tuple[int, ...]:
     >>> kept_marks(range(1, 21))
     (1, 2, 4, 8, 16, 20)
     """
-    last = len(chain)
-    return tuple(mark for n, mark in enumerate(chain, start=1) if n == last or n % _STRIDE == 0 or n in _EARLY)
+    return tuple(chain[i] for i in kept_indices(len(chain)))
+
+
+def kept_indices(n_chunks: int) -> list[int]:
+    """Which of a context's chunks are marked.
+
+    >>> kept_indices(20)
+    [0, 1, 3, 7, 15, 19]
+    """
+    found = {n - 1 for n in _EARLY if n <= n_chunks}
+    found.update(range(_STRIDE - 1, n_chunks, _STRIDE))
+    return sorted(found | {n_chunks - 1}) if n_chunks else []
+
+
+def packed(marks: Iterable[int]) -> bytes:
+    """
+    >>> unpacked(packed([3, 1]))
+    (3, 1)
+    """
+    values = tuple(marks)
+    return struct.pack(f"<{len(values)}Q", *values)
+
+
+def unpacked(marks: bytes) -> tuple[int, ...]:
+    """Raises ValueError if they cannot be that."""
+    n, rest = divmod(len(marks), MARK_BYTES)
+    if rest or n > MOST_MARKS:
+        raise ValueError(f"marks of contexts: {len(marks)} bytes are not at most {MOST_MARKS} marks of {MARK_BYTES}")
+    return struct.unpack(f"<{n}Q", marks)
 
 
 @dataclass(frozen=True, slots=True)
@@ -55,17 +82,12 @@ class ContextMarks:
         return cls(frozenset(mark for chain in chains for mark in kept_marks(chain)))
 
     @classmethod
-    def from_bytes(cls, packed: bytes) -> ContextMarks:
+    def from_bytes(cls, packed_marks: bytes) -> ContextMarks:
         """What ``to_bytes`` gave. Raises ValueError if it cannot be that."""
-        n, rest = divmod(len(packed), MARK_BYTES)
-        if rest or n > MOST_MARKS:
-            raise ValueError(
-                f"marks of contexts: {len(packed)} bytes are not at most {MOST_MARKS} marks of {MARK_BYTES}"
-            )
-        return cls(frozenset(struct.unpack(f"<{n}Q", packed)))
+        return cls(frozenset(unpacked(packed_marks)))
 
     def to_bytes(self) -> bytes:
-        return struct.pack(f"<{len(self.marks)}Q", *sorted(self.marks))
+        return packed(sorted(self.marks))
 
     def held(self, chain: Sequence[int]) -> int:
         """How many of the first tokens of a context are held here, as far as marks tell. ``chain``: ``chain_marks``."""

@@ -39,6 +39,11 @@ class MarkIndex:
         """How many marks there are, of all nodes."""
         return sum(len(marks) for marks, _ in self._buckets.values())
 
+    def n_of(self, node: str) -> int:
+        """How many marks there are of a node."""
+        number = self._numbers.get(node)
+        return 0 if number is None else self._counts[number]
+
     @property
     def nbytes(self) -> int:
         """What the marks take."""

@@ -10,6 +10,7 @@ import asyncio
 import logging
 from collections.abc import Callable
 from concurrent.futures import Future
+from typing import Protocol
 
 from llmaas.engine.thread import EngineThread
 from llmaas.weights_tier import WeightsTier
@@ -20,18 +21,39 @@ SHORT_IDLE_S = 10.0
 """While memory is short the model is parked after so many seconds without use, if that is less than ``keep_alive``."""
 
 
+class WeightSource(Protocol):
+    """Where the weights are read from. Its methods return at once."""
+
+    def start(self) -> None:
+        """Begin to read them into memory."""
+
+    def back_s(self) -> float | None:
+        """Seconds until they are there: as they are being read, or if that began now; None if it is not known."""
+
+
+class NoWeightFiles:
+    """Of an engine whose weights are in no file."""
+
+    def start(self) -> None:
+        return None
+
+    def back_s(self) -> float | None:
+        return None
+
+
 class IdleWeights:
-    """``keep_alive``: seconds without use after which the weights are parked; None: only while memory is short.
-    ``bring_back`` begins to read them into memory, and returns at once. Of one event loop."""
+    """``keep_alive``: seconds without use after which the weights are parked; None: only while memory is short. Of one
+    event loop."""
 
     def __init__(
         self,
         thread: EngineThread,
         keep_alive: float | None,
         in_use: Callable[[], bool],
-        bring_back: Callable[[], None] = lambda: None,
+        source: WeightSource | None = None,
     ) -> None:
-        self._thread, self._keep_alive, self._in_use, self._bring_back = thread, keep_alive, in_use, bring_back
+        self._thread, self._keep_alive, self._in_use = thread, keep_alive, in_use
+        self._source = source or NoWeightFiles()
         self._timer: asyncio.TimerHandle | None = None
         self._last_used = 0.0
         self._is_short = self._closed = False
@@ -44,7 +66,7 @@ class IdleWeights:
             return
         if self.parked:
             self.parked = False
-            self._bring_back()
+            self._source.start()
         self._last_used = asyncio.get_running_loop().time()
         if self._timer is None:
             self._arm()
@@ -69,7 +91,9 @@ class IdleWeights:
         return WeightsTier.DISK if self.parked and used_in is WeightsTier.PAGES else used_in
 
     def stats(self) -> dict[str, object]:
-        return {"tier": self.tier.value, "parked": self.parked, "times_parked": self.n_parked}
+        """``back_s``: seconds until the weights are in memory, if they are not and that is known."""
+        back_s = self._source.back_s()
+        return {"tier": self.tier.value, "parked": self.parked, "times_parked": self.n_parked, "back_s": back_s}
 
     # -- inside
 

@@ -46,7 +46,7 @@ from llmaas.service.figures import figures
 from llmaas.service.hello import hello_facts
 from llmaas.service.histories import Histories
 from llmaas.service.host_share import HostShare
-from llmaas.service.idle_weights import IdleWeights
+from llmaas.service.idle_weights import IdleWeights, WeightSource
 from llmaas.service.interpreter import Interpreter
 from llmaas.service.parts import ServiceParts
 from llmaas.service.queue_teller import QueueTeller
@@ -74,15 +74,15 @@ class Service:
         settings: ServiceSettings,
         clock: Clock | None = None,
         codec: Codec | None = None,
-        bring_back: Callable[[], None] = lambda: None,
+        weights: WeightSource | None = None,
     ) -> None:
         """``codec``: one for the engine's geometry and rope, by default; a bench gives one that it times.
-        ``bring_back``: see ``IdleWeights``."""
+        ``weights``: where they come back from; None: they are in no file."""
         self._settings = settings
         self.planner_settings = settings_for(engine.engine, settings.planner)
         clock, store_thread, text_threads = clock or RealClock(), FairThread("store"), TextThreads()
         self.adapters = AdapterRegistry(engine, store, store_thread, settings.planner.adapter_bytes)
-        self.weights = IdleWeights(engine, settings.keep_alive, self._in_use, bring_back)
+        self.weights = IdleWeights(engine, settings.keep_alive, self._in_use, weights)
         self._parts = ServiceParts(
             engine_thread=engine,
             store=store,

@@ -40,6 +40,10 @@ class TextThreads:
         """``do(*args)``, which takes time that grows with the app's text, and reads nothing that a lock guards."""
         return await self._long.run(app, do, *args)
 
+    async def run_apart(self, app: AppId, turn: Turn, do: Callable[..., T], *args: object) -> T:
+        """``do(*args)``, which reads a turn that is of no context, and nothing that a lock guards."""
+        return await (self._short if _is_short_turn(turn) else self._long).run(app, do, *args)
+
     def close(self, *, wait: bool = True) -> None:
         """Take no more jobs; those that wait end with ShuttingDown. ``wait``: until what runs has ended."""
         for thread in (self._short, self._long):
@@ -48,5 +52,9 @@ class TextThreads:
 
 def _is_short(live: LiveContext, turn: Turn) -> bool:
     n_past = 0 if turn.prompt is not None else len(live.tokens)
+    return _is_short_turn(turn) and n_past <= SHORT_TOKENS
+
+
+def _is_short_turn(turn: Turn) -> bool:
     n = len(turn.prompt or "") + sum(len(message.content) for message in turn.messages)
-    return n <= SHORT_CHARACTERS and len(turn.messages) <= SHORT_MESSAGES and n_past <= SHORT_TOKENS
+    return n <= SHORT_CHARACTERS and len(turn.messages) <= SHORT_MESSAGES

@@ -16,6 +16,7 @@ from llmaas.service.contexts import Contexts
 from llmaas.service.departures import DepartureHall, Mover
 from llmaas.service.interpreter import Interpreter
 from llmaas.service.live_context import LiveContext
+from llmaas.service.mark_teller import MarkTeller
 from llmaas.service.parts import ServiceParts
 from llmaas.service.refusals import refuse_if_deleted, refuse_if_too_long, refuse_without_text
 from llmaas.service.retokenize import retokenized
@@ -32,6 +33,7 @@ class Transfers:
         self.departures = DepartureHall(parts, contexts, chunks, self._exported, interpreter.dispatch)
         self.arrivals = ArrivingContexts(parts, contexts, chunks, self.import_context, ctx_limit, interpreter)
         self.move = self.departures.move
+        self.marks = MarkTeller(parts, interpreter, ctx_limit)
 
     def begin_moves(self, mover: Mover, calls: CallTaker) -> None:
         """Contexts can go to other nodes from now on, and answers go on there, or here."""

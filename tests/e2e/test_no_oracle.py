@@ -17,8 +17,10 @@ import pytest
 
 from llmaas.api import messages as msg
 from llmaas.api.async_client import AsyncClient
+from llmaas.api.record_maps import to_map
 from llmaas.api.transfer_messages import DIGEST_BYTES
 from llmaas.kvchunks.store.store import Store
+from llmaas.records import CHUNK_TOKENS
 from tests.support.daemon import HELLO, LONG, Daemon, active, ask, serving
 from tests.support.http_edge import CHAT, http_edge
 from tests.support.loop import on_a_loop
@@ -132,6 +134,24 @@ async def test_anothers_history_is_not_found_and_its_chunks_are_not_used(tmp_pat
             assert (resolved.context.n_tokens, resolved.context.tiers) == (fresh.context.n_tokens, fresh.context.tiers)
             done = await spy.generate(resolved.context.id, LONG, max_tokens=2).done()
             assert (done.switch.cells, done.switch.pool, done.switch.disk, done.switch.recomputed) == (0, 0, 0, 0)
+
+
+@on_a_loop
+async def test_what_a_text_would_be_found_by_does_not_tell_who_has_it(tmp_path: Path) -> None:
+    async with mail_and_spy(tmp_path) as (daemon, mail, inbox, spy):
+        said = [to_map(message) for message in (await mail.show(inbox)).messages]
+        never = [{**each, "content": each["content"][::-1]} for each in said]
+        more = {"roots": [bytes(16)], "answer": False}
+        with asked(daemon.store) as reads:
+            answers = [(await spy.ask(7, "marks_of", messages=each, **more))["result"] for each in (said, never)]
+            assert [len(answer["chains"][0]) for answer in answers] == [
+                answer["n_tokens"] // CHUNK_TOKENS * 8 for answer in answers
+            ]
+            refused = await spy.ask(8, "list_marks")
+        assert refused["code"] == "forbidden" and not reads()
+        before = answers[0]
+        await mail.delete(inbox)
+        assert (await spy.ask(9, "marks_of", messages=said, **more))["result"] == before, "it follows from the text"
 
 
 @on_a_loop

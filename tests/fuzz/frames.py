@@ -58,6 +58,8 @@ REQUESTS: tuple[dict[str, Any], ...] = (
     {"op": "adapter_add", "name": "x", "path": "/dev/zero"},
     {"op": "adapter_remove", "name": "red"},
     {"op": "embed", "texts": ["x", "y"], "truncate": True},
+    {"op": "list_marks"},
+    {"op": "marks_of", "messages": MAIL, "roots": [bytes(16)], "answer": True},
     {"op": "ping"},
 )
 CHAT = {"model": "default", "messages": MAIL, "max_tokens": 2, "temperature": 0}

@@ -14,7 +14,7 @@ from hypothesis import strategies as st
 
 from llmaas.clock import ManualClock
 from llmaas.model_files.load_memo import DiskFigures, LoadMemo, ReadPlan
-from llmaas.model_files.page_cache import PAGE, resident_pages, resident_share
+from llmaas.model_files.page_cache import PAGE, missing_bytes, resident_pages, resident_share
 from llmaas.model_files.reads import TRIED, Extent, FileReads, ReadQueue, missing_runs
 
 SIZE = 6 << 20
@@ -83,6 +83,20 @@ def test_only_what_is_missing_is_read(cold: Path, memo: LoadMemo) -> None:
     assert pages is not None and 0 < pages.count(1) < len(pages)
     reads = read(memo, cold)
     assert reads.missing == SIZE - PAGE * pages.count(1) and share(cold) == 1.0
+
+
+def test_how_much_is_missing_is_seen_also_of_a_large_file_at_a_few_places(cold: Path) -> None:
+    assert missing_bytes(cold) == SIZE
+    cold.read_bytes()
+    assert missing_bytes(cold) == 0
+    with cold.open("ab") as file:
+        file.write(os.urandom(4 * SIZE))
+    drop(cold)
+    assert missing_bytes(cold) == 5 * SIZE
+    with cold.open("rb") as file:
+        os.posix_fadvise(file.fileno(), 0, 0, os.POSIX_FADV_RANDOM)  # no read-ahead
+        os.pread(file.fileno(), 5 * SIZE // 2, 0)
+    assert 0.4 < missing_bytes(cold) / (5 * SIZE) < 0.6
 
 
 def test_no_more_is_read_than_there_is_memory_for(cold: Path, memo: LoadMemo) -> None:

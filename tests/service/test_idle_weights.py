@@ -13,16 +13,30 @@ from tests.support.loop import on_a_loop
 from tests.support.service_house import APP, house
 
 
+class Source:
+    """Weights that are back in a second and a half."""
+
+    def __init__(self) -> None:
+        self.brought = 0
+
+    def start(self) -> None:
+        self.brought += 1
+
+    def back_s(self) -> float | None:
+        return 1.5
+
+
 class Loop:
     """Weights on the running loop, and what happened to them."""
 
     def __init__(self, keep_alive: float | None) -> None:
         self.thread = EngineThread(FakeEngine)
-        self.brought, self.busy = 0, False
-        self.weights = IdleWeights(self.thread, keep_alive, lambda: self.busy, self._bring)
+        self.source, self.busy = Source(), False
+        self.weights = IdleWeights(self.thread, keep_alive, lambda: self.busy, self.source)
 
-    def _bring(self) -> None:
-        self.brought += 1
+    @property
+    def brought(self) -> int:
+        return self.source.brought
 
     @property
     def n_parked(self) -> int:
@@ -45,7 +59,7 @@ async def test_weights_are_parked_when_unused_and_back_at_the_next_use() -> None
     assert not loop.weights.parked and loop.brought == 1
     await asyncio.sleep(0.2)
     assert loop.n_parked == 2
-    assert loop.weights.stats() == {"tier": "DISK", "parked": True, "times_parked": 2}
+    assert loop.weights.stats() == {"tier": "DISK", "parked": True, "times_parked": 2, "back_s": 1.5}
     loop.close()
 
 
@@ -101,17 +115,17 @@ async def test_when_memory_is_short_they_go_sooner() -> None:
 
 @on_a_loop
 async def test_a_service_parks_after_calls_and_answers_the_same(tmp_path: Path) -> None:
-    brought: list[int] = []
-    async with house(tmp_path, keep_alive=0.05, bring_back=lambda: brought.append(1)) as home:
+    source = Source()
+    async with house(tmp_path, keep_alive=0.05, weights=source) as home:
         engine = home.thread.engine
         assert isinstance(engine, FakeEngine)
         await home.service.create(APP, name="c", system=None)
         first, _ = await home.say("c", "hello")
         await home.service.wait_idle()
         await asyncio.sleep(0.3)
-        assert home.service.stats()["weights"] == {"tier": "DISK", "parked": True, "times_parked": 1}
-        assert not brought
+        assert home.service.stats()["weights"] == {"tier": "DISK", "parked": True, "times_parked": 1, "back_s": 1.5}
+        assert not source.brought
         home.service.hint(APP, "c")
-        assert brought == [1]
+        assert source.brought == 1
         second, _ = await home.say("c", "again")
-        assert first and second and brought == [1]
+        assert first and second and source.brought == 1

@@ -49,8 +49,8 @@ class LocalFleet:
     async def names(self) -> Sequence[str]:
         return list(self.agents)
 
-    async def state(self, node: str, run: str, serial: int, fresh: bool) -> NodeState | None:
-        return None if node in self.deaf else await self.agents[node].state(run, serial, fresh=fresh)
+    async def state(self, node: str, run: str, serial: int, marks: int, fresh: bool) -> NodeState | None:
+        return None if node in self.deaf else await self.agents[node].state(run, serial, marks, fresh=fresh)
 
     async def nodes(self) -> Sequence[NodeSummary]:
         return await self.controller.nodes()

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from dataclasses import fields
 from pathlib import Path
@@ -16,6 +16,7 @@ from llmaas.engine.thread import EngineThread
 from llmaas.kvchunks.store.store import MasterKey, Store
 from llmaas.planner.settings import PlannerChoices, bit_settings
 from llmaas.records import AppId, ContextDetail, Message, Precision
+from llmaas.service.idle_weights import WeightSource
 from llmaas.service.service import Service
 from llmaas.service.settings import ServiceSettings
 
@@ -80,7 +81,7 @@ async def house(
     engine_type: type[FakeEngine] = FakeEngine,
     store: Store | None = None,
     clock: Clock | None = None,
-    bring_back: Callable[[], None] = lambda: None,
+    weights: WeightSource | None = None,
     **settings: Any,
 ) -> AsyncIterator[House]:
     """A service on ``root``; at the end it must become idle with clean books.
@@ -91,7 +92,7 @@ async def house(
     thread = EngineThread(lambda: engine_type(**options))
     own = store or Store(root, master=MASTER)
     base = {"pool_bytes": 1 << 20, "bits": Precision(4, 4), "split": "load_first"}
-    service = Service(thread, own, service_settings(**{**base, **settings}), clock, bring_back=bring_back)
+    service = Service(thread, own, service_settings(**{**base, **settings}), clock, weights=weights)
     try:
         await service.start()
         yield House(service, own, thread)

@@ -18,8 +18,10 @@ from llmaas.api.async_client import AsyncClient
 from llmaas.api.transfer_records import MovedContext
 from llmaas.clock import Clock, RealClock
 from llmaas.errors import LlmaasError, NodeUnreachable, NotTrusted, UnknownNode
-from llmaas.nodes.cluster.daemon_facts import DaemonFacts, read_facts
+from llmaas.nodes.cluster.daemon_facts import DaemonFacts, nothing_known, read_facts
 from llmaas.nodes.cluster.door import NodeDoor, open_door
+from llmaas.nodes.cluster.mark_book import MarkBook
+from llmaas.nodes.cluster.model_state import ModelLook
 from llmaas.nodes.cluster.speed import NodeSpeed
 from llmaas.nodes.cluster.states import ClusterRefusal, ContextMove, NodePlace, NodeState
 from llmaas.nodes.pinned import PinnedNodes
@@ -36,8 +38,6 @@ _FRESH_S = 0.5
 _READ_S = 15.0
 """After so long without an answer the daemon does not serve."""
 _MOVE_S = 900.0
-_PARKED = TransferCost(1.0, 0.0)
-"""What reading weights again takes that were parked: the page cache mostly has them."""
 _PAUSE_S = 0.3
 """That a client sees when its answer changes nodes (docs/results.md)."""
 _BARRED_S = 60.0
@@ -50,7 +50,7 @@ class NodeAgent:
     def __init__(self, place: NodePlace, clock: Clock | None = None) -> None:
         self._place, self._clock = place, clock or RealClock()
         self._run = secrets.token_hex(8)
-        self._speed = NodeSpeed()
+        self._speed, self._look, self._marks = NodeSpeed(), ModelLook(place), MarkBook()
         self._links: dict[str, LinearCost] = {}
         self._barred: dict[str, float] = {}
         """Until when."""
@@ -61,14 +61,14 @@ class NodeAgent:
         self._state: NodeState | None = None
         self._read_at = float("-inf")
 
-    async def state(self, run: str = "", serial: int = -1, *, fresh: bool = False) -> NodeState:
+    async def state(self, run: str = "", serial: int = -1, marks: int = -1, *, fresh: bool = False) -> NodeState:
         """What there is to tell. With the ``run`` and ``serial`` of a state that is known, without contexts if they are
-        the same. ``fresh``: read now."""
+        the same; with the number of the ``marks`` that are known, what has become of these. ``fresh``: read now."""
         async with self._lock:
             if fresh or self._state is None or self._clock.now() - self._read_at >= _FRESH_S:
                 self._state = await self._read(fresh)
                 self._read_at = self._clock.now()
-            state = self._state
+            state = replace(self._state, marks=self._marks.since(marks if run == self._run else -1))
         return replace(state, contexts=None) if (run, serial) == (state.run, state.serial) else state
 
     async def close(self) -> None:
@@ -93,13 +93,16 @@ class NodeAgent:
         except LlmaasError as error:
             return await self._lost(error.message)
         self._facts = facts
+        self._marks.take(facts.marks)
         return NodeState(
             self._place,
             self._run,
             facts.serial,
             serving=True,
             pid=os.getpid(),
-            model=facts.model,
+            model=facts.model.name,
+            user=facts.user,
+            fingerprint=facts.fingerprint,
             report=self._report(facts),
             token_bytes=facts.token_bytes,
             peers=self._peers(),
@@ -111,6 +114,10 @@ class NodeAgent:
         )
 
     async def _read_daemon(self, fresh: bool) -> DaemonFacts:
+        model = await self._look.look()
+        if model is not None and (model.tier is not ModelTier.LOADED or model.ready_s > 0):
+            # To connect would load it: what was known of its contexts still holds.
+            return replace(self._facts or nothing_known(model), model=model, n_active=0, n_waiting=0, answering=())
         if self._client is None or not self._client.is_open:
             if self._client is not None:
                 await self._client.close()
@@ -118,10 +125,11 @@ class NodeAgent:
             self._client = await AsyncClient.connect(
                 Path(place.socket), app=APP, daemon_uid=place.daemon_uid, admin=True, timeout=_READ_S
             )
-        return await read_facts(self._client, self._speed, self._facts, self._clock, fresh=fresh)
+        return await read_facts(self._client, self._speed, self._facts, self._clock, model=model, fresh=fresh)
 
     async def _lost(self, why: str) -> NodeState:
         client, self._client = self._client, None
+        self._look.forget()
         if client is not None:
             with suppress(LlmaasError, OSError):
                 await client.close()
@@ -139,21 +147,21 @@ class NodeAgent:
             serving=False,
             why=why,
             pid=os.getpid(),
-            model=facts.model,
+            model=facts.model.name,
             contexts=facts.contexts,
             n_contexts=facts.n_contexts,
         )
 
     def _report(self, facts: DaemonFacts) -> NodeReport:
         speed = self._speed
-        rate = speed.prefill_rate
         return NodeReport(
             self._place.name,
-            models=facts.models(rate),
-            loads={ModelTier.MEMORY: _PARKED},
+            models=facts.model.here(speed.prefill_rate),
+            loads=facts.model.loads,
             read=TransferCost.learnt(speed.read),
             queue_s=speed.queue_s(facts.n_waiting),
             drain_s=speed.queue_s(facts.n_active),
+            loading_s=facts.model.loading_s,
             movable=self._movable(facts),
             links={name: TransferCost.learnt(cost) for name, cost in self._links.items()},
         )
@@ -162,7 +170,9 @@ class NodeAgent:
         """Answers that are being given now, and may go on elsewhere."""
         wait_s = self._speed.queue_s(max(0, facts.n_waiting - 1))
         return tuple(
-            MovableCall(f"{app}/{name}", facts.model, 0, n, int(n * facts.token_bytes), 0, wait_s, pause_s=_PAUSE_S)
+            MovableCall(
+                f"{app}/{name}", facts.model.name, 0, n, int(n * facts.token_bytes), 0, wait_s, pause_s=_PAUSE_S
+            )
             for app, name, n in facts.answering
         )
 

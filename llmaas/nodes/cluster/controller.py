@@ -28,7 +28,8 @@ from llmaas.nodes.cluster.states import (
     NodeSummary,
     PlaceAsked,
 )
-from llmaas.policies.node_report import CallToPlace, TransferCost
+from llmaas.nodes.cluster.taken_marks import TakenMarks
+from llmaas.policies.node_report import CallToPlace, ModelTier, TransferCost
 from llmaas.policies.node_table import NodeTable
 from llmaas.policies.placement import Nowhere, PlacedCall, place
 
@@ -52,7 +53,7 @@ class Agents(Protocol):
 
     async def names(self) -> Sequence[str]: ...
 
-    async def state(self, node: str, run: str, serial: int, fresh: bool) -> NodeState | None:
+    async def state(self, node: str, run: str, serial: int, marks: int, fresh: bool) -> NodeState | None:
         """See ``NodeAgent.state``; None if it cannot be asked."""
 
 
@@ -63,6 +64,7 @@ class PlacementController:
         self._agents, self._clock = agents, clock or RealClock()
         self._directory = ClusterDirectory()
         self._table, self._promises = NodeTable(), Promises()
+        self._marks = TakenMarks(self._table)
         self._looking: asyncio.Task[None] | None = None
         self._first = asyncio.Event()
         """All nodes that there were have been asked once."""
@@ -128,12 +130,13 @@ class PlacementController:
         for gone in self._directory.states.keys() - set(names):
             log.info("the node %s has left", gone)
             self._directory.drop(gone)
-            self._table.forget(gone)
+            self._forget(gone)
         await asyncio.gather(*(self._ask(name, fresh) for name in names))
 
     async def _ask(self, name: str, fresh: bool) -> None:
+        run, serial = self._directory.known(name)
         try:
-            asked = self._agents.state(name, *self._directory.known(name), fresh)
+            asked = self._agents.state(name, run, serial, self._marks.serial(name), fresh)
             state = await asyncio.wait_for(asked, ANSWER_S)
         except asyncio.TimeoutError:
             state = None
@@ -143,22 +146,29 @@ class PlacementController:
         now = self._clock.now()
         self._directory.take(state, now)
         if state.report is None:
-            self._table.forget(name)
-        else:
-            self._table.report(replace(state.report, links=self._links(state)), now)
+            self._forget(name)
+            return
+        self._table.report(replace(state.report, links=self._links(state)), now)
+        if state.marks is not None:
+            await self._marks.take(name, state.marks)
+
+    def _forget(self, name: str) -> None:
+        self._table.forget(name)
+        self._marks.forget(name)
 
     def _silent(self, name: str) -> None:
         """Its agent does not answer. What it has told of its contexts holds on."""
         why = "its agent does not answer: the machine is off, or Ray does not run there"
         before = self._directory.states.get(name) or NodeState(NodePlace(name, ""), "", -1, serving=False, contexts=())
         self._directory.take(replace(before, serving=False, why=why, n_active=0, n_waiting=0), self._clock.now())
-        self._table.forget(name)
+        self._forget(name)
 
     # -- answers
 
     def _summary(self, state: NodeState, now: float) -> NodeSummary:
         report = state.report
         here = None if report is None else report.models.get(state.model)
+        load = None if report is None or here is None else report.loads.get(here.tier)
         return NodeSummary(
             state.place,
             state.serving,
@@ -172,6 +182,11 @@ class PlacementController:
             prefill_rate=0.0 if here is None else here.prefill_rate,
             queue_s=0.0 if report is None else report.queue_s,
             links=tuple(sorted(self._links(state))),
+            n_marks=self._table.marks.n_of(state.name),
+            in_memory=here is not None and here.tier is ModelTier.LOADED,
+            start_s=0.0 if here is None else here.ready_s + (load(0) if load is not None else 0.0),
+            user=state.user,
+            fingerprint=state.fingerprint,
         )
 
     def _located(self, app: str, word: str) -> list[FoundContext]:
@@ -246,10 +261,10 @@ class PlacementController:
         models = [state.model for state in live.values()]
         if not models:
             raise Busy("no node of the cluster serves now", hint="'llmaas cluster status' says why.")
-        n_near = min(asked.n_near, asked.n_new) if asked.near in live else 0
-        model = meant_model(asked.model, models)
-        call = CallToPlace(model, 0, asked.n_new - n_near, tokens=n_near, token_bytes=token_bytes)
-        return call, {asked.near: n_near} if n_near else {}
+        model, held = meant_model(asked.model, models), self._marks.held(asked, live)
+        n_known = max(held.values(), default=0)
+        call = CallToPlace(model, 0, asked.n_new - n_known, tokens=n_known, token_bytes=token_bytes)
+        return call, held
 
     def _placement(
         self, asked: PlaceAsked, owner: FoundContext | None, placed: PlacedCall, now: float

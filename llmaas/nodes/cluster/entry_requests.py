@@ -16,6 +16,7 @@ from llmaas.api import messages as msg
 from llmaas.api import replies
 from llmaas.api.adapter_messages import ListAdapters
 from llmaas.api.embed_message import Embed
+from llmaas.api.mark_messages import MarksOf
 from llmaas.api.record_maps import to_map
 from llmaas.api.slot_message import OpenSlot
 from llmaas.api.transfer_messages import Export, ExportChunks, Import, ImportChunks, MoveToNode
@@ -33,6 +34,7 @@ from llmaas.errors import (
 )
 from llmaas.nodes.cluster.beginnings import Beginnings
 from llmaas.nodes.cluster.node_connection import NodeConnection
+from llmaas.nodes.cluster.prefixes import with_chains
 from llmaas.nodes.cluster.public_names import (
     next_page,
     own_call,
@@ -45,7 +47,7 @@ from llmaas.nodes.cluster.public_names import (
 from llmaas.nodes.cluster.routing import Routing, new_tokens, nowhere
 from llmaas.nodes.cluster.states import ClusterRefusal, ContextMove, FoundContext, PlaceAsked
 from llmaas.nodes.link import end_tasks
-from llmaas.records import AppId
+from llmaas.records import AppId, Message
 
 log = logging.getLogger(__name__)
 
@@ -126,7 +128,7 @@ class EntryRequests:
                 return replies.done_frame(number)
             case msg.Stats():
                 return replies.done_frame(number, await self._stats())
-            case Embed() | ListAdapters():
+            case Embed() | ListAdapters() | MarksOf():
                 node = await self._routing.place_new(PlaceAsked(self._app, "", 0, self._model))
                 return await (await self._connect(node)).ask(frame)
             case OpenSlot():
@@ -250,6 +252,8 @@ class EntryRequests:
     ) -> Frame:
         if node is None:
             asked = PlaceAsked(self._app, "", new_tokens(request), self._model, name)
+            if isinstance(request, msg.Create) and request.system and not request.adapter:
+                asked = await self._with_chains(asked, (Message("system", request.system),), answer=False)
             node = await self._routing.place_new(asked)
         reply = await (await self._connect(node)).ask(frame)
         self._routing.found_at(self._app, reply.get("result"), node)
@@ -276,6 +280,8 @@ class EntryRequests:
     async def _resolved(self, frame: Frame, request: msg.Resolve) -> Frame:
         near, n_near = self._beginnings.near(self._app, request.messages)
         asked = PlaceAsked(self._app, "", new_tokens(request), self._model, near=near, n_near=n_near)
+        if not request.adapter:
+            asked = await self._with_chains(asked, request.messages, answer=True)
         node = await self._routing.place_new(asked)
         reply = await (await self._connect(node)).ask(frame)
         result = reply.get("result")
@@ -284,6 +290,9 @@ class EntryRequests:
             self._routing.found_at(self._app, result.get("context"), node)
             return {**reply, "result": public_result(request, result, self._own, "")}
         return reply
+
+    async def _with_chains(self, asked: PlaceAsked, messages: Sequence[Message], *, answer: bool) -> PlaceAsked:
+        return await with_chains(asked, messages, await self._routing.fleet.nodes(), self._connect, answer=answer)
 
     # -- what is about no context
 

@@ -122,11 +122,11 @@ class RayAgents:
     async def names(self) -> Sequence[str]:
         return await self._thread.run("names", _joined)
 
-    async def state(self, node: str, run: str, serial: int, fresh: bool) -> NodeState | None:
+    async def state(self, node: str, run: str, serial: int, marks: int, fresh: bool) -> NodeState | None:
         try:
             handle: Any = self._handles.get(node) or await self._thread.run("actor", _agent, node)
             self._handles[node] = handle
-            state: NodeState = await handle.state.remote(run, serial, fresh=fresh)
+            state: NodeState = await handle.state.remote(run, serial, marks, fresh=fresh)
             return state
         except (ValueError, _ray_error()) as error:
             log.info("the agent of %s does not answer: %s", node, _first_line(error))

@@ -8,10 +8,14 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from hashlib import blake2b
+from typing import NamedTuple
 
 from llmaas.errors import LlmaasError, MachineError, by_code
-from llmaas.policies.node_report import NodeReport
-from llmaas.records import ContextId, ContextInfo
+from llmaas.kvchunks.keys import namespace
+from llmaas.nodes.cluster.mark_book import MarkChange
+from llmaas.policies.context_marks import MARK_BYTES
+from llmaas.policies.node_report import MOST_CHAIN, NodeReport
+from llmaas.records import AppId, ContextId, ContextInfo
 
 MOST_CONTEXTS = 4096
 """That a node tells of. Others are found all the same: the nodes are asked, one after the other."""
@@ -73,6 +77,29 @@ class NodePlace:
     """Paired nodes whose entries may."""
 
 
+class Kin(NamedTuple):
+    """Nodes of which this is the same have the same chunk keys for the same text of an app of one name."""
+
+    user: str
+    fingerprint: str
+
+    def root(self, app: str) -> bytes:
+        """Of the chunk keys of an app's contexts. ``app``: its name without the user."""
+        return namespace(AppId(f"{self.user}/{app}"), self.fingerprint)
+
+
+@dataclass(frozen=True, slots=True)
+class PrefixChain:
+    """By which chunks nodes of one kin would have a conversation: packed marks of all its full chunks."""
+
+    kin: Kin
+    marks: bytes
+
+    def __post_init__(self) -> None:
+        if len(self.marks) > MOST_CHAIN * MARK_BYTES:
+            raise ValueError(f"field 'marks': at most {MOST_CHAIN} chunks are allowed, not {len(self.marks)} bytes")
+
+
 @dataclass(frozen=True, slots=True)
 class NodeState:
     """A node at one moment. ``contexts`` None: as they were told with the same ``serial``."""
@@ -98,6 +125,16 @@ class NodeState:
     n_contexts: int = 0
     n_active: int = 0
     n_waiting: int = 0
+    user: str = ""
+    """Number of the daemon's user on its machine."""
+    fingerprint: str = ""
+    """Of the model. With the app's name these two are what chunk keys begin with."""
+    marks: MarkChange | None = None
+    """Of chunks that it has; None: as they were told before."""
+
+    @property
+    def kin(self) -> Kin:
+        return Kin(self.user, self.fingerprint)
 
     @property
     def name(self) -> str:
@@ -118,6 +155,8 @@ class PlaceAsked:
     near: str = ""
     """The node that began such a conversation before, with ``n_near`` of its tokens."""
     n_near: int = 0
+    chains: tuple[PrefixChain, ...] = ()
+    """By which nodes are found that hold the beginning of what it brings."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -189,3 +228,15 @@ class NodeSummary:
     queue_s: float = 0.0
     links: tuple[str, ...] = ()
     """Nodes to which contexts can go from here, as far as is known."""
+    n_marks: int = 0
+    """That are known of it."""
+    in_memory: bool = True
+    """Whether its model is."""
+    start_s: float = 0.0
+    """Seconds until its model is in memory."""
+    user: str = ""
+    fingerprint: str = ""
+
+    @property
+    def kin(self) -> Kin:
+        return Kin(self.user, self.fingerprint)

@@ -3,15 +3,19 @@
 from __future__ import annotations
 
 import asyncio
+import os
+from collections.abc import Callable
 from pathlib import Path
 
 from llmaas.api.transfer_records import MovedContext
 from llmaas.calls import Terms
+from llmaas.front.process import ProcessState
 from llmaas.nodes.cluster.agent import NodeAgent
 from llmaas.nodes.cluster.states import ClusterRefusal, ContextMove, NodePlace
 from llmaas.policies.node_report import ModelTier
 from llmaas.records import CHUNK_TOKENS
 from tests.support.daemon import ask
+from tests.support.front_house import SOON, front_house, put_away, timeout
 from tests.support.loop import on_a_loop
 from tests.support.node_house import House, node_daemon, phone_and_desk
 
@@ -97,3 +101,65 @@ async def test_a_move_teaches_the_link_and_one_that_fails_bars_the_node(tmp_path
         nobody = await agent.move(ContextMove("mail", "y", "phone", "moon"))
         assert isinstance(nobody, ClusterRefusal) and nobody.error().code == "unknown_node"
         await agent.close()
+
+
+@on_a_loop
+async def test_marks_are_told_once_and_then_what_has_become_of_them(tmp_path: Path) -> None:
+    async with node_daemon(tmp_path) as house, house.daemon.connect("mail") as client:
+        agent = agent_of(house, "desk")
+        nothing = await agent.state()
+        assert nothing.marks is not None and (nothing.marks.since, nothing.marks.new) == (None, ())
+        for name in ("x", "y"):
+            await client.create(name=name)
+            await ask(client, name, f"{name} {WORDS}")
+        await house.daemon.until_idle()
+        state = await agent.state(fresh=True)
+        assert state.marks is not None and len(state.marks.new) > 2
+        assert (state.user, bool(state.fingerprint)) == (str(os.geteuid()), True)
+        known = state.marks.serial
+        assert (await agent.state(state.run, state.serial, known)).marks is None
+        whole = await agent.state("another run", state.serial, known)
+        assert whole.marks is not None and (whole.marks.since, whole.marks.new) == (None, state.marks.new)
+        await client.delete("x")
+        after = (await agent.state(state.run, state.serial, known, fresh=True)).marks
+        assert after is not None and (after.since, after.new) == (known, ())
+        assert after.gone and set(after.gone) < set(state.marks.new)
+        late = (await agent.state(state.run, state.serial, 0)).marks
+        assert late is not None and late.since is None
+        assert set(late.new) == set(state.marks.new) - set(after.gone)
+        await agent.close()
+
+
+@on_a_loop
+async def test_a_model_that_has_left_memory_is_not_loaded_by_being_looked_at(
+    tmp_path: Path,
+) -> None:
+    async with front_house(tmp_path, behaviour={"a": "late"}) as front:
+        agent = NodeAgent(NodePlace("desk", str(front.socket)))
+        first = await agent.state()
+        assert (first.serving, first.model, front.there) == (True, "a", set())
+        assert first.report is not None and first.report.models["a"].tier is ModelTier.DISK
+        assert first.report.loads[ModelTier.DISK](0) > 0
+        client = asyncio.ensure_future(front.connect(app="mail"))
+        await until(lambda: front.front.processes["a"].state is ProcessState.STARTING)
+        starting = await agent.state(fresh=True)
+        assert starting.report is not None and starting.report.models["a"].tier is ModelTier.LOADED
+        assert starting.report.models["a"].ready_s > 0 and starting.report.loading_s > 0
+        mail = await client
+        await mail.create(name="x")
+        ready = await agent.state(fresh=True)
+        assert ready.report is not None and ready.report.models["a"].ready_s == 0
+        assert [held.name for held in ready.contexts or ()] == ["x"]
+        await mail.close()
+        await put_away(front, "a")
+        away = await agent.state(fresh=True)
+        assert away.report is not None and away.report.models["a"].tier is ModelTier.DISK
+        assert away.report.loads[ModelTier.DISK](0) > 0
+        assert ([held.name for held in away.contexts or ()], front.there) == (["x"], set())
+        await agent.close()
+
+
+async def until(true: Callable[[], bool]) -> None:
+    async with timeout(SOON):
+        while not true():
+            await asyncio.sleep(0.01)

@@ -5,17 +5,23 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 
+import pytest
+
 from llmaas.nodes.cluster.controller import OLD_S, PlacementController
+from llmaas.nodes.cluster.mark_book import MarkChange
 from llmaas.nodes.cluster.states import (
     CallPlacement,
     ClusterRefusal,
     ContextMove,
     HeldContext,
+    Kin,
     NodePlace,
     NodeState,
     PlaceAsked,
+    PrefixChain,
     cluster_id,
 )
+from llmaas.policies.context_marks import kept_marks, packed
 from llmaas.policies.node_report import ModelHere, ModelTier, MovableCall, NodeReport, TransferCost
 from llmaas.records import ContextId
 from tests.support.loop import on_a_loop
@@ -58,6 +64,8 @@ class Told:
 
     states: dict[str, NodeState] = field(default_factory=dict)
     time: float = 100.0
+    known: dict[str, int] = field(default_factory=dict)
+    """The number of the marks that the controller knows of each node."""
 
     def say(self, *states: NodeState) -> None:
         self.states |= {each.name: each for each in states}
@@ -65,8 +73,9 @@ class Told:
     async def names(self) -> Sequence[str]:
         return list(self.states)
 
-    async def state(self, node: str, run: str, serial: int, fresh: bool) -> NodeState | None:
+    async def state(self, node: str, run: str, serial: int, marks: int, fresh: bool) -> NodeState | None:
         found = self.states[node]
+        self.known[node] = marks
         return None if found.run == "dead" else found
 
     def now(self) -> float:
@@ -213,4 +222,89 @@ async def test_the_model_that_is_named_is_the_one_that_serves() -> None:
     assert (await where(told, controller, asked("", 10, model="m"))).node == "barn"
     why = await refused(controller, asked("", 10, model="third"))
     assert (why.code, "m, other.gguf" in why.message) == ("unknown_model", True)
+    await controller.close()
+
+
+CHAIN = tuple(range(1, 41))
+KIN, OTHERS = Kin("1000", "f"), Kin("1001", "f")
+
+
+def chain(kin: Kin, marks: Sequence[int] = CHAIN) -> PrefixChain:
+    return PrefixChain(kin, packed(marks))
+
+
+def marked(name: str, kin: Kin, change: MarkChange | None, **more: object) -> NodeState:
+    return state(name, user=kin.user, fingerprint=kin.fingerprint, marks=change, **more)
+
+
+def whole(*marks: int, serial: int = 1) -> MarkChange:
+    return MarkChange(serial, None, packed(marks))
+
+
+@on_a_loop
+async def test_a_call_goes_where_the_beginning_of_its_text_is_held_until_another_is_sooner() -> None:
+    told = Told()
+    controller = PlacementController(told, told)
+    call = asked("", 2600, chains=(chain(KIN),))
+    told.say(marked("attic", KIN, None), marked("barn", KIN, whole(*kept_marks(CHAIN))))
+    assert (await where(told, controller, call)).node == "barn", "of 2,600 tokens 40 must be computed there"
+    assert told.known == {"attic": -1, "barn": 1}, "asked again by what is known"
+    assert [(node.place.name, node.n_marks) for node in await controller.nodes()] == [("attic", 0), ("barn", 8)]
+    told.say(marked("barn", KIN, None, queue_s=20.0))
+    assert (await where(told, controller, call)).node == "barn" and told.known["barn"] == 1
+    told.say(marked("attic", KIN, None), marked("barn", KIN, None, queue_s=40.0))
+    assert (await where(told, controller, call)).node == "attic", "26 s of computing are less than the queue"
+    await controller.close()
+
+
+@on_a_loop
+async def test_marks_that_have_gone_and_those_of_another_kin_are_not_counted() -> None:
+    told = Told()
+    controller = PlacementController(told, told)
+    call = asked("", 2600, chains=(chain(KIN),))
+    told.say(marked("attic", OTHERS, whole(*CHAIN)), marked("barn", KIN, whole(1, 2)))
+    assert (await where(told, controller, call)).node == "barn", "marks of another user's keys mean nothing"
+    told.time += 60.0
+    both = replace(call, chains=(chain(KIN), chain(OTHERS)))
+    assert (await where(told, controller, both)).node == "attic"
+    told.time += 60.0
+    told.say(marked("attic", OTHERS, MarkChange(2, 1, b"", packed(CHAIN))))
+    assert (await where(told, controller, both)).node == "barn"
+    told.time += 60.0
+    told.say(marked("attic", KIN, MarkChange(9, 8, packed(CHAIN))))  # on what is not known here
+    assert (await where(told, controller, call)).node == "barn"
+    told.say(state("barn", run="dead"))
+    await controller.look()
+    told.say(marked("barn", KIN, None))
+    assert [node.n_marks for node in await controller.nodes()] == [0, 0], "who is silent tells all again"
+    await controller.close()
+
+
+@on_a_loop
+async def test_marks_that_are_none_are_not_believed_and_nothing_else_is_lost() -> None:
+    told = Told()
+    controller = PlacementController(told, told)
+    told.say(marked("attic", KIN, MarkChange(1, None, b"12345")), marked("barn", KIN, whole(1, 2)))
+    call = asked("", 2600, chains=(chain(KIN),))
+    assert (await where(told, controller, call)).node == "barn"
+    assert told.known["attic"] == -1
+    assert (await refused(controller, asked("", 9, chains=(PrefixChain(KIN, b"123"),)))).code == "bad_request"
+    for make in (lambda: MarkChange(1, None, bytes(8 << 17)), lambda: PrefixChain(KIN, bytes(8 << 17))):
+        with pytest.raises(ValueError, match="bytes"):
+            make()
+    await controller.close()
+
+
+@on_a_loop
+async def test_a_model_that_is_being_loaded_is_waited_for_or_not_as_that_is_soonest() -> None:
+    told = Told()
+    controller = PlacementController(told, told)
+    for ready_s, node in ((30.0, "barn"), (2.0, "attic")):
+        loading = state("attic")
+        assert loading.report is not None
+        models = {"m": ModelHere(ModelTier.LOADED, 100.0, ready_s)}
+        told.say(replace(loading, report=replace(loading.report, models=models)), state("barn", queue_s=10.0))
+        assert (await where(told, controller, asked("", 10))).node == node
+        told.time += 60.0
+    assert [node.start_s for node in await controller.nodes()] == [2.0, 0.0]
     await controller.close()

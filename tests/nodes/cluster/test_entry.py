@@ -277,7 +277,7 @@ async def test_a_context_of_a_node_that_is_away_is_not_said_to_be_unknown_nor_ma
         house.fleet.deaf.clear()
         await house.fleet.look()
         state = next(node for node in await house.fleet.nodes() if node.place.name == "attic")
-        assert not state.serving and "nothing-admin.sock" in state.why
+        assert not state.serving and "nothing.sock" in state.why
         await away.close()
 
 
@@ -344,3 +344,44 @@ async def test_what_is_no_frame_too_large_or_too_much_ends_its_own_connection_at
         assert (frames[-1]["id"], frames[-1]["code"]) == (None, "bad_request"), "the id is in use"
         writer.close()
         assert await ask(bystander, "x", "and?")
+
+
+@on_a_loop
+async def test_what_begins_as_a_conversation_of_a_node_goes_there_also_by_an_entry_that_never_saw_it(
+    tmp_path: Path,
+) -> None:
+    async with cluster(tmp_path) as house:
+        system = Message("system", WORDS * 4)
+        async with house.houses["cellar"].daemon.connect("mail") as beside:
+            resolved = await beside.resolve([system, *HELLO])
+            await beside.generate(resolved.context.id, [system, *HELLO], max_tokens=8).done()
+        await house.houses["cellar"].daemon.until_idle()
+        await house.fleet.look()
+        assert {node.place.name for node in await house.fleet.nodes() if node.n_marks} == {"cellar"}
+        asked = [system, Message("user", "something else")]
+        for app, n_held in (("mail", 1), ("notes", 0)):
+            async with house.client(app) as client:
+                found = await client.resolve(asked)
+                assert found.n_messages == n_held, "cellar knows the app's conversation, and no other node does"
+                await client.generate(found.context.id, asked[n_held:], max_tokens=2).done()
+                assert app != "mail" or await anonymous_at(house, "cellar", app) == 2
+        async with house.client() as client:
+            await client.create(name="x", system=WORDS * 4)
+            assert await house.owners("x") == ["cellar"]
+
+
+async def anonymous_at(house: Cluster, node: str, app: str) -> int:
+    async with house.houses[node].daemon.connect(app) as client:
+        return sum(info.anonymous for info in await client.contexts())
+
+
+@on_a_loop
+async def test_a_call_is_placed_also_where_nobody_reads_its_text(tmp_path: Path) -> None:
+    async with cluster(tmp_path) as house, house.client() as client:
+        with pytest.raises(BadRequest):
+            await client.marks_of([Message("user", "x")], [b"short"])
+        assert (await client.marks_of([Message("user", WORDS)], [bytes(16)])).n_tokens > 64
+        with pytest.raises(Forbidden):
+            await client.list_marks()
+        resolved = await client.resolve([Message("user", WORDS * 400)])  # more than any context holds
+        assert resolved.n_messages == 0

@@ -121,6 +121,25 @@ def test_an_entry_that_is_killed_loses_nothing(house: RayHouse) -> None:
         assert client.ask(made.id, "and?", max_tokens=8) == answer_to("hello", "and?")
 
 
+def test_what_begins_as_a_conversation_of_one_node_is_made_there(house: RayHouse) -> None:
+    system = f"of marks: {WORDS}" * 2
+    for name in NAMES[1:]:
+        with house.nodes[name].client() as beside:
+            beside.create(name=f"begun-{name}", system=f"{name} {system}")
+            beside.ask(f"begun-{name}", "hello", max_tokens=8)
+            n_tokens = beside.show(f"begun-{name}").info.n_tokens
+            house.until(lambda: sum(beside.show(f"begun-{name}").info.tiers[1:3]) > n_tokens // 2, "it is coded")  # noqa: B023
+
+    def know(name: str) -> bool:
+        return any(node["n_marks"] and node["place"]["name"] == name for node in house.status()["nodes"])
+
+    for name in NAMES[1:]:
+        house.until(lambda: know(name), f"{name} has told its marks")  # noqa: B023
+        with house.client() as client:
+            client.create(name=f"made-{name}", system=f"{name} {system}")
+        assert house.owners(f"made-{name}") == [name]
+
+
 def test_calls_of_many_clients_are_all_answered(house: RayHouse) -> None:
     wrong = list[object]()
 
