@@ -58,7 +58,7 @@ def measurements(contexts: Path | None, large: Path | None) -> Iterator[Measurem
     yield Measurement("replay-one-app", "replay", one_app)
     yield Measurement("plan", "plan")
     yield Measurement("policies", "policies", ("--grid", "slow"))
-    for bench in ("papers", "crossover", "quantum", "scaling", "switch", "hybrid", "llmos"):
+    for bench in ("papers", "crossover", "quantum", "scaling", "switch", "hybrid", "llmos", "cluster", "on_ray"):
         yield Measurement(bench, bench)
 
 

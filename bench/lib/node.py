@@ -7,9 +7,10 @@ import signal
 import socket
 import subprocess
 import sys
-from collections.abc import Iterator
-from contextlib import contextmanager, suppress
+from collections.abc import Iterator, Sequence
+from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import dataclass
+from itertools import permutations
 from pathlib import Path
 
 from bench.lib.cli import Options
@@ -60,40 +61,51 @@ class NodeProcess:
 @contextmanager
 def two_nodes(options: Options, *flags: str, fake: bool = False) -> Iterator[tuple[NodeProcess, NodeProcess]]:
     """Two daemons that are paired as "a" and "b", each with ``flags`` of ``llmaas serve``."""
-    taken: set[int] = set()
-    ports = [_free_port(taken), _free_port(taken)]
-    with slow_link(ports[0]) as to_a, slow_link(ports[1]) as to_b:
-        nodes = [
-            _node(options, name, port, link, flags, fake=fake)
-            for name, port, link in zip("ab", ports, (to_a, to_b), strict=True)
-        ]
+    with paired_nodes(options, "ab", *flags, fake=fake) as nodes:
         a, b = nodes
-        for here, there in ((a, b), (b, a)):
+        yield a, b
+
+
+@contextmanager
+def paired_nodes(
+    options: Options, names: Sequence[str], *flags: str, fake: bool = False
+) -> Iterator[list[NodeProcess]]:
+    """Daemons of these names, each paired with each, and with ``flags`` of ``llmaas serve``."""
+    taken: set[int] = set()
+    with ExitStack() as stack:
+        nodes = []
+        for name in names:
+            port = free_port(taken)
+            link = stack.enter_context(slow_link(port))
+            nodes.append(_node(options, name, port, link, flags, fake=fake, share=len(names)))
+        for here, there in permutations(nodes, 2):
             certificate = own_identity(there.folder / "store").certificate
             address = f"127.0.0.1:{there.link.port}"
             PinnedNodes(here.folder / "store").add(PinnedNode(there.name, certificate, address))
         try:
             for node in nodes:
                 node.start()
-            yield a, b
+            yield nodes
         finally:
             for node in nodes:
                 if node.process is not None and node.process.poll() is None:
                     node.stop()
 
 
-def _node(options: Options, name: str, port: int, link: SlowLink, flags: tuple[str, ...], *, fake: bool) -> NodeProcess:
+def _node(
+    options: Options, name: str, port: int, link: SlowLink, flags: tuple[str, ...], *, fake: bool, share: int
+) -> NodeProcess:
     folder = options.folder / name
     folder.mkdir()
     program = ["bench.lib.fake_daemon"] if fake else ["llmaas", "serve"]
-    threads = max(1, options.threads // 2)  # two machines do not take cores from each other
+    threads = max(1, options.threads // share)  # two machines do not take cores from each other
     command = [sys.executable, "-m", *program, "--model", str(options.model), "--threads", str(threads)]
     command += ["--socket", str(folder / "d.sock"), "--data-dir", str(folder / "store")]
     command += ["--nodes", f"127.0.0.1:{port}", "--no-warm-start", *flags]
     return NodeProcess(name, folder, command, link)
 
 
-def _free_port(taken: set[int]) -> int:
+def free_port(taken: set[int]) -> int:
     """Not one that the kernel may give to a connection while the node is away."""
     while True:
         port = random.randrange(20_000, 32_000)

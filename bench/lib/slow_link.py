@@ -12,17 +12,20 @@ from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 
-_STEP = 16 << 10
+_STEP, _LOOK_S = 16 << 10, 0.02
 
 
 @dataclass
 class SlowLink:
-    """``bits_per_s``: 0 is as fast as it goes; may be changed while it runs. ``cut`` and others: from any thread."""
+    """``bits_per_s``: 0 is as fast as it goes; it and ``is_stalled`` may be changed while it runs. ``cut`` and others:
+    from any thread."""
 
     target: int
     bits_per_s: float = 0.0
     port: int = 0
     n_passed: int = 0
+    is_stalled: bool = False
+    """Passes nothing on, and ends no connection: as where somebody has pulled a plug."""
     _writers: set[asyncio.StreamWriter] = field(default_factory=set)
     _loop: asyncio.AbstractEventLoop | None = None
 
@@ -57,6 +60,8 @@ class SlowLink:
                 free = max(free, time.perf_counter()) + 8 * len(data) / self.bits_per_s
                 if (wait := free - time.perf_counter()) > 0.002:  # a loop sleeps no shorter
                     await asyncio.sleep(wait)
+            while self.is_stalled:
+                await asyncio.sleep(_LOOK_S)
             writer.write(data)
             await writer.drain()
         writer.write_eof() if writer.can_write_eof() else None

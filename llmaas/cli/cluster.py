@@ -118,7 +118,7 @@ def _join(args: argparse.Namespace) -> int:
         ray_start.start_head(address)
     elif args.own is not None:
         ray_start.start_part(address, args.own)
-    ray_cluster.connect(address)
+    ray_cluster.connect(address, args.own)
     state = ray_cluster.join(place)
     if not state.serving:
         print_error(f"{place.name} has joined, but {state.why}", "It serves as soon as its daemon does.")

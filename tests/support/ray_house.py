@@ -21,6 +21,7 @@ from typing import Any
 
 import psutil
 
+from bench.lib.ray_nodes import ray_processes
 from bench.lib.slow_link import SlowLink, slow_link
 from llmaas.api.client import Client
 from llmaas.errors import LlmaasError
@@ -65,6 +66,13 @@ class RayHouse:
         node = self.nodes[name].root
         return self.run("join", name, "--socket", str(node / "d.sock"), "--data-dir", str(node / "data"), *more)
 
+    def own(self, name: str) -> tuple[str, str]:
+        """Words for ``join``: let the node have a raylet of its own, which begins with it."""
+        return "--own", self.ip(name)
+
+    def ip(self, name: str) -> str:
+        return f"127.0.0.{1 + list(self.nodes).index(name)}"
+
     def status(self) -> dict[str, Any]:
         found: dict[str, Any] = json.loads(self.run("status", "--json", code=None).partition("\nllmaas: ")[0])
         return found
@@ -108,13 +116,8 @@ class RayHouse:
             time.sleep(0.1)
 
     def processes(self) -> list[psutil.Process]:
-        """All that Ray runs for this cluster. Its workers hide their environment, so children are looked for, too."""
-        found = dict[int, psutil.Process]()
-        for process in psutil.process_iter():
-            with suppress(psutil.Error):
-                if process.pid != os.getpid() and process.environ().get("RAY_TMPDIR") == self.temp:
-                    found |= {each.pid: each for each in (process, *process.children(recursive=True))}
-        return list(found.values())
+        """All that Ray runs for this cluster."""
+        return ray_processes(self.temp)
 
 
 class RealNode(Node):
@@ -147,8 +150,11 @@ def started(
 
 
 @contextmanager
-def ray_house(names: Sequence[str] = NAMES, make: Callable[[Path, int], Node] = Node) -> Iterator[RayHouse]:
-    """Daemons, a head, agents, and an entry. ``make``: a node, by its folder and port."""
+def ray_house(
+    names: Sequence[str] = NAMES, make: Callable[[Path, int], Node] = Node, *, apart: bool = False
+) -> Iterator[RayHouse]:
+    """Daemons, a head, agents, and an entry. ``make``: a node, by its folder and port. ``apart``: each node has a
+    raylet of its own, at an address of its own, as on machines of their own."""
     temp = tempfile.mkdtemp(prefix="llr-", dir="/tmp")
     root = Path(temp) / "house"
     root.mkdir()
@@ -159,7 +165,7 @@ def ray_house(names: Sequence[str] = NAMES, make: Callable[[Path, int], Node] = 
             first, *others = names
             house.said.append(house.join(first, "--head"))
             with ThreadPoolExecutor() as pool:
-                house.said += pool.map(house.join, others)
+                house.said += pool.map(lambda name: house.join(name, *(house.own(name) if apart else ())), others)
             house.begin_entry()
             yield house
             assert house.end_entry() == 0

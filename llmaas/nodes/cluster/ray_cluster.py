@@ -83,8 +83,9 @@ def is_loopback(address: str) -> bool:
     return host in ("localhost", "::1") or host.startswith("127.")
 
 
-def connect(address: str) -> None:
-    """Be a part of the cluster whose head is at HOST:PORT, as a client of it. Raises NodeUnreachable, ConfigError."""
+def connect(address: str, own: str | None = None) -> None:
+    """Be a part of the cluster whose head is at HOST:PORT, as a client of it. ``own``: the address of the part of this
+    machine that is meant; None: the head if it is here, else any. Raises NodeUnreachable, ConfigError."""
     on_loopback(address)
     ray = ray_module()
     if ray.is_initialized():
@@ -96,6 +97,7 @@ def connect(address: str) -> None:
             namespace=NAMESPACE,
             log_to_driver=False,
             configure_logging=False,
+            **({} if own is None else {"_node_ip_address": own}),
         )
     except (ConnectionError, RuntimeError, ValueError, OSError, TimeoutError) as error:
         raise NodeUnreachable(

@@ -3,78 +3,27 @@ the controller, or a worker of Ray. One node has the context afterwards, with al
 
 from __future__ import annotations
 
-import contextlib
 import os
 import signal
-import threading
-import time
 from importlib.util import find_spec
 
 import pytest
 
-from llmaas.calls import Generation, Terms
-from llmaas.errors import LlmaasError, Moving
-from llmaas.records import Message
-from llmaas.service.span_records import imported_spans
-from tests.support.books import Book, Expected, book_of
-from tests.support.daemon import CELLS
-from tests.support.oracle import Oracle
 from tests.support.ray_house import LATE, NAMES, RayHouse
+from tests.support.ray_moves import (
+    BEGUN_BYTES,
+    SLOW_BITS,
+    AskedOfEntry,
+    MovedByEntry,
+    answer_after,
+    judge,
+    talked,
+    the_owner,
+)
 
 if find_spec("ray") is None:
     pytest.skip("Ray is not installed: the extra cluster", allow_module_level=True)
 pytestmark = pytest.mark.timeout(600)
-WORDS = "the tide comes in and the tide goes out " * 4
-TEXT = "tell me all of it"
-ANSWER, RATE = 90, 30.0
-SLOW_BITS, BEGUN_BYTES = 2e5, 3000
-"""The link of the move, and what has gone over it when the kill comes."""
-
-
-class AskedOfEntry(threading.Thread):
-    """Somebody asks through the entry, and reads until the answer ends."""
-
-    def __init__(self, house: RayHouse, context: str) -> None:
-        super().__init__()
-        self.tokens, self.done, self.error = list[int](), False, ""
-        self.begun, self._house, self._context = threading.Event(), house, context
-
-    def run(self) -> None:
-        try:
-            with self._house.client() as client:
-                stream = client.generate(self._context, TEXT, max_tokens=ANSWER, terms=Terms(rate=RATE))
-                for piece in stream:
-                    self.tokens += piece.tokens
-                    self.begun.set()
-                self.done = stream.done.n_generated == len(self.tokens)
-        except (LlmaasError, OSError) as error:
-            self.error = repr(error)
-        finally:
-            self.begun.set()
-
-
-class MovedByEntry(threading.Thread):
-    """Somebody has the context moved meanwhile."""
-
-    def __init__(self, house: RayHouse, context: str, target: str) -> None:
-        super().__init__()
-        self.error, self._args = "", (house, context, target)
-
-    def run(self) -> None:
-        house, context, target = self._args
-        try:
-            with house.client() as client:
-                client.move(context, target, way="chunks")
-        except (LlmaasError, OSError) as error:
-            self.error = repr(error)
-
-
-def talked(house: RayHouse, name: str) -> Book:
-    with house.client() as client:
-        client.create(name=name, system="Be brief.")
-        for i in range(2):
-            client.ask(name, f"{i}: {WORDS}", max_tokens=9)
-        return book_of(name, imported_spans(client.export_context(name).spans))
 
 
 def pid_of(house: RayHouse, victim: str, source: str, target: str) -> int | None:
@@ -90,39 +39,13 @@ def pid_of(house: RayHouse, victim: str, source: str, target: str) -> int | None
             return None
 
 
-def the_owner(house: RayHouse, name: str) -> str:
-    """Once all nodes know it."""
-    late = time.monotonic() + LATE
-    while time.monotonic() < late:
-        with contextlib.suppress(Moving, LlmaasError, OSError):
-            if len(owners := house.owners(name)) == 1:
-                with house.client() as client:
-                    client.show(name)
-                return owners[0]
-        time.sleep(0.2)
-    raise AssertionError(f"{house.owners(name)} own it, or nobody may use it")
-
-
-def judge(house: RayHouse, owner: str, name: str, before: Book, expected: Expected, asked: AskedOfEntry) -> None:
-    """All that was acknowledged is there, and what was told is what an engine of its own gives."""
-    assert tuple(asked.tokens) == expected.drawn[: len(asked.tokens)]
-    with house.nodes[owner].client() as client:
-        book = book_of(name, imported_spans(client.export_context(name).spans))
-    assert book.messages[: len(before.messages)] == before.messages
-    kept = book.messages[len(before.messages) :]
-    if asked.done:
-        assert kept == [("user", TEXT), ("assistant", expected.text)]
-    assert not kept or (kept[0] == ("user", TEXT) and expected.text.startswith(kept[-1][1]))
-
-
 @pytest.mark.parametrize(
     "victim", [pytest.param("nobody", marks=pytest.mark.slow), "source", "target", "controller", "worker"]
 )
 def test_one_owner_has_all_that_was_acknowledged(house: RayHouse, victim: str) -> None:
     name = f"of-{victim}"
     before = talked(house, name)
-    expected = Oracle(CELLS - 1).generate(before, [Message("user", TEXT)], None, Generation(max_tokens=ANSWER))
-    assert expected is not None
+    expected = answer_after(before)
     (source,) = house.owners(name)
     target = next(each for each in NAMES if each != source)
     pid, link = pid_of(house, victim, source, target), house.links[target]
