@@ -58,9 +58,9 @@ def import_chunks(
 def move(context: str, node: str, *, name: str | None = None, way: str = "both") -> Operation[MovedContext]:
     """Take a context to another node, which the operator has paired this one with (``llmaas node pair``), with its
     chunks; here it is no more then. An answer that it is giving goes on there, and is told here to its end, unless it
-    has stop strings, log probabilities, an idempotency key or ``on_full`` "shift": then it ends before. Who calls later
-    gets UnknownContext. ``way``: "tokens": only these go, all is computed there; "chunks": all coded chunks go; "both":
-    of a context that is answered, those that the link brings sooner than they are computed.
+    has stop strings, an idempotency key or ``on_full`` "shift": then it ends before. Who calls later gets
+    UnknownContext. ``way``: "tokens": only these go, all is computed there; "chunks": all coded chunks go; "both": of a
+    context that is answered, those that the link brings sooner than they are computed.
 
     Raises UnknownNode, NodeUnreachable and NotTrusted, and what the other node says: ContextExists, QuotaExceeded,
     ModelMismatch. Then the context is here as before. Only after Moving it is not known which of the two has it: nobody

@@ -6,7 +6,7 @@ Law: types only. ``service.departures`` and ``service.arrivals`` say what each d
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Awaitable, Callable, Sequence
+from collections.abc import Awaitable, Callable
 from contextlib import AbstractAsyncContextManager
 from typing import Protocol
 
@@ -40,7 +40,7 @@ class LeavingContext(SentContext, Protocol):
     @property
     def is_answered(self) -> bool: ...
 
-    def goes_on_there(self, ask: Callable[[CallSpec, Callable[[Sequence[int]], None]], Awaitable[Done]]) -> None: ...
+    def goes_on_there(self, ask: Callable[[CallSpec, Callable[[Piece], None]], Awaitable[Done]]) -> None: ...
 
     def goes_on_here(self) -> None: ...
 

@@ -7,12 +7,14 @@ one. Either ends with the answer.
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Awaitable, Callable, Sequence
+from collections.abc import Awaitable, Callable
 from contextlib import suppress
 
 from llmaas.api.messages import Generate
 from llmaas.api.record_maps import from_map, to_map
-from llmaas.calls import CallSpec, Done
+from llmaas.api.wire import Frame
+from llmaas.calls import CallSpec, Done, Logprobs, Piece
+from llmaas.errors import BadRequest, MachineError
 from llmaas.nodes.chunk_sender import post_to
 from llmaas.nodes.link import NodeClient
 from llmaas.nodes.node_messages import GoOn
@@ -46,20 +48,40 @@ class RemoteAnswer:
         if client is not None:
             await client.close()
 
-    async def go_on(self, move: str, rest: CallSpec, tell: Callable[[Sequence[int]], None]) -> Done:
-        """Have the other node go on with the answer. Raises what it says, and NodeUnreachable."""
+    async def go_on(self, move: str, rest: CallSpec, tell: Callable[[Piece], None]) -> Done:
+        """Have the other node go on with the answer. ``tell`` gets pieces without text. Raises what it says,
+        NodeUnreachable, and MachineError if it says it in other words."""
         assert rest.generation is not None
         generation, terms = rest.generation, rest.terms
         asked = {"max_tokens": generation.max_tokens, "priority": terms.priority, "rate": terms.rate}
+        asked["logprobs"] = generation.logprobs
         answer = from_map(Generate, {"context": move, **asked, **to_map(generation.sampling)})
         client, self._client = self._client, None
         client = client or await self._connect()
         try:
             await post_to(client, GoOn(move, answer, rest.n_answered))
             while "tokens" in (frame := await client.reply(_ANSWER_S)):
-                tell([int(token) for token in frame["tokens"]])
+                tell(told(client.name, frame, generation.logprobs))
                 self._told.set()
             return from_map(Done, frame.get("done"))
         finally:
             self._told.set()
             await client.close()
+
+
+def told(node: str, frame: Frame, n_logprobs: int | None) -> Piece:
+    """What a frame tells of an answer. Raises MachineError.
+
+    >>> told("desk", {"tokens": [5, 6]}, None)
+    Piece(text='', tokens=(5, 6), logprobs=None, progress=None, loading=None)
+    """
+    try:
+        tokens = tuple(map(int, frame["tokens"]))
+        found = None if n_logprobs is None else tuple(from_map(Logprobs, each) for each in frame.get("logprobs") or ())
+    except (BadRequest, TypeError, ValueError) as error:
+        raise MachineError(f"the node {node} speaks another language: {error}") from None
+    if found is not None and n_logprobs is not None:
+        wrong = [each.token for each in found] != [*tokens] or any(len(each.top) > n_logprobs for each in found)
+        if wrong:
+            raise MachineError(f"the node {node} does not give the log probabilities of the tokens that it tells")
+    return Piece("", tokens, found)

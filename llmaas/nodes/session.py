@@ -125,7 +125,10 @@ class ArrivalSession:
         reply.add_done_callback(lambda _: pieces.put_nowait(None))
         try:
             while (piece := await pieces.get()) is not None:
-                await send({"tokens": list(piece.tokens)})
+                frame: Frame = {"tokens": list(piece.tokens)}
+                if piece.logprobs is not None:
+                    frame["logprobs"] = [to_map(each) for each in piece.logprobs]
+                await send(frame)
         except BaseException:
             self._arrivals.cancel(request)
             await asyncio.wait([reply])

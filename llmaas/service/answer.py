@@ -126,6 +126,10 @@ class Answer:
         found = tuple(self._logprobs.popleft() for _ in tokens) if self._logprobs else None
         return Piece("".join(texts), tokens, found)
 
+    def has_logprobs(self, found: Sequence[Logprobs]) -> None:
+        """Those of tokens that were drawn elsewhere, and are told next."""
+        self._logprobs.extend(found)
+
     def last_piece(self) -> Piece | None:
         """The text that is still held back when the answer has ended: what might have become a stop string, or part of
         a character. None if there is none.

@@ -7,13 +7,13 @@ knows that it may have it: from then on nobody uses the context here, until that
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
+from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import asynccontextmanager
 from functools import partial
 
 from llmaas.api.transfer_messages import ExportChunks
 from llmaas.api.transfer_records import ExportedChunks, MovedContext
-from llmaas.calls import CallSpec, Done
+from llmaas.calls import CallSpec, Done, Piece
 from llmaas.errors import BadRequest, LlmaasError, UnknownContext, UnknownNode
 from llmaas.kvchunks.store.move_rows import MoveRow, MoveState
 from llmaas.kvchunks.store.tokens import pack
@@ -32,8 +32,8 @@ from llmaas.service.succession import Succession, ended_there, may_succeed, rest
 
 Mover = Callable[[AppId, str, str, str | None, str], Awaitable[MovedContext]]
 """(app, context, node, the name there, way): takes the context to the node."""
-AskThere = Callable[[CallSpec, Callable[[Sequence[int]], None]], Awaitable[Done]]
-"""Asks for the rest of an answer where its context is now; tokens are told as they come."""
+AskThere = Callable[[CallSpec, Callable[[Piece], None]], Awaitable[Done]]
+"""Asks for the rest of an answer where its context is now; tokens are told as they come, in pieces without text."""
 
 
 class Departure:
@@ -179,7 +179,7 @@ class DepartureHall:
     async def go_on_there(self, ask: AskThere, call: Call) -> Done:
         """The end of an answer whose context has moved. Raises what the other node says, and NodeUnreachable."""
         rest, engine = rest_of(call), self._parts.engine
-        there = None if rest is None else await ask(rest, lambda tokens: tell_more(call, tokens, engine))
+        there = None if rest is None else await ask(rest, lambda piece: tell_more(call, piece, engine))
         return ended_there(call, there, self._parts.clock.now())
 
     async def go_on_here(self, call: Call) -> Done:
@@ -188,7 +188,7 @@ class DepartureHall:
         rest, engine = rest_of(call), self._parts.engine
         if rest is None:
             return ended_there(call, None, self._parts.clock.now())
-        emit = lambda piece: tell_more(call, piece.tokens, engine)  # noqa: E731
+        emit = lambda piece: tell_more(call, piece, engine)  # noqa: E731
         request, reply = self.calls.submit(call.live.row.app, call.live.id, rest, emit)
         try:
             return ended_there(call, await reply, self._parts.clock.now())

@@ -7,10 +7,10 @@ ends with what the other one ends with.
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Awaitable, Callable, Sequence
+from collections.abc import Awaitable, Callable
 from dataclasses import replace
 
-from llmaas.calls import CallSpec, Done, Turn
+from llmaas.calls import CallSpec, Done, Piece, Turn
 from llmaas.engine.base import Engine
 from llmaas.errors import Cancelled, LlmaasError
 from llmaas.planner.actions import Outcome
@@ -76,7 +76,6 @@ def may_succeed(call: Call) -> bool:
         and bool(call.answer.drawn)
         and generation is not None
         and not generation.stop
-        and generation.logprobs is None
         and generation.on_full == "error"
         and spec.idempotency_key is None
     )
@@ -93,9 +92,11 @@ def rest_of(call: Call) -> CallSpec | None:
     return CallSpec(Turn(), replace(generation, max_tokens=left), terms, n_answered=n_answered)
 
 
-def tell_more(call: Call, tokens: Sequence[int], engine: Engine) -> None:
-    """Tell tokens that were drawn elsewhere."""
-    piece = call.answer.piece([(token, Drawn.TOKEN) for token in tokens], engine)
+def tell_more(call: Call, found: Piece, engine: Engine) -> None:
+    """Tell tokens that were drawn elsewhere, with their log probabilities if those were asked for; the text is made
+    here."""
+    call.answer.has_logprobs(found.logprobs or ())
+    piece = call.answer.piece([(token, Drawn.TOKEN) for token in found.tokens], engine)
     if piece is not None:
         call.emit(piece)
 

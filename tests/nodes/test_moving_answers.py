@@ -10,14 +10,16 @@ from typing import Any
 import pytest
 
 from llmaas.api.transfer_messages import Import
-from llmaas.calls import Done, Sampling, Terms
-from llmaas.errors import Cancelled, ContextExists, NodeUnreachable
+from llmaas.calls import Done, Logprobs, Sampling, Terms
+from llmaas.errors import Cancelled, ContextExists, MachineError, NodeUnreachable
+from llmaas.nodes.remote_answer import told
 from llmaas.records import AppId
 from tests.nodes.test_moving import move, names, said, talk
 from tests.support.loop import on_a_loop
 from tests.support.node_house import SOON, House, phone_and_desk
 
 GREEDY = Sampling()
+TOP = {"token": 5, "text": "x", "logprob": -1.0}
 N = 90
 RATE = 120.0
 """Tokens a second, so that the move comes in the middle."""
@@ -31,21 +33,32 @@ class Asked:
     """An answer that is under way."""
 
     def __init__(
-        self, house: House, context: str = "x", rate: float | None = RATE, sampling: Sampling = GREEDY
+        self,
+        house: House,
+        context: str = "x",
+        rate: float | None = RATE,
+        sampling: Sampling = GREEDY,
+        logprobs: int | None = None,
     ) -> None:
         self.tokens: list[int] = []
+        self.logprobs: list[Logprobs] = []
         self.text = ""
         self.begun = asyncio.Event()
         self._stop = asyncio.Event()
-        self.task = asyncio.create_task(self._ask(house, context, rate, sampling))
+        self.task = asyncio.create_task(self._ask(house, context, rate, sampling, logprobs))
 
-    async def _ask(self, house: House, context: str, rate: float | None, sampling: Sampling) -> Done:
+    async def _ask(
+        self, house: House, context: str, rate: float | None, sampling: Sampling, logprobs: int | None
+    ) -> Done:
         async with house.daemon.connect("mail") as client:
             terms = Terms(rate=rate)
-            stream = client.generate(context, "tell me all of it", max_tokens=N, terms=terms, sampling=sampling)
+            stream = client.generate(
+                context, "tell me all of it", max_tokens=N, terms=terms, sampling=sampling, logprobs=logprobs
+            )
             async for piece in stream:
                 self.text += piece.text
                 self.tokens += piece.tokens
+                self.logprobs += piece.logprobs or ()
                 if len(self.tokens) >= 20:
                     self.begun.set()
                 if self._stop.is_set():
@@ -153,6 +166,43 @@ async def test_sampler_and_grammar_go_with_the_answer(tmp_path: Path, sampling: 
         await asked.end()
         assert (asked.text, asked.tokens) == (other.text, other.tokens)
         assert "go_on" in desk.cut.seen and len(asked.tokens) == N, "the whole answer"
+
+
+@on_a_loop
+async def test_log_probabilities_are_told_of_every_token_also_where_it_goes_on_here(tmp_path: Path) -> None:
+    async with phone_and_desk(tmp_path) as (phone, desk):
+        await talk(phone)
+        await talk(phone, "twin")
+        other = Asked(phone, "twin", None, logprobs=2)
+        await other.end()
+        asked = Asked(phone, logprobs=2)
+        await asyncio.wait_for(asked.begun.wait(), SOON)
+        desk.cut.arm("spans", after=False)
+        with pytest.raises(NodeUnreachable):
+            await move(phone)
+        await move(phone)
+        assert len(asked.tokens) < N, "it had not ended before"
+        await asked.end()
+        assert "go_on" in desk.cut.seen
+        assert (asked.text, [each.token for each in asked.logprobs]) == (other.text, asked.tokens)
+        assert asked.logprobs == other.logprobs and {len(each.top) for each in asked.logprobs} == {2}
+
+
+@pytest.mark.parametrize(
+    "frame",
+    [
+        {"tokens": [5]},
+        {"tokens": [5], "logprobs": [{"token": 6, "text": "x", "logprob": -1.0, "top": []}]},
+        {"tokens": [5], "logprobs": [{"token": 5, "text": "x", "logprob": -1.0, "top": [TOP, TOP]}]},
+        {"tokens": [5], "logprobs": [{"token": 5, "text": 7, "logprob": -1.0, "top": []}]},
+        {"tokens": [5], "logprobs": 3},
+        {"tokens": "x", "logprobs": []},
+        {"tokens": None},
+    ],
+)
+def test_log_probabilities_that_are_not_those_of_the_tokens_are_refused(frame: dict[str, Any]) -> None:
+    with pytest.raises(MachineError, match="node desk"):
+        told("desk", frame, 1)
 
 
 @on_a_loop
