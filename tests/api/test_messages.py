@@ -18,6 +18,7 @@ from llmaas.api.embed_message import Embed
 from llmaas.api.given_messages import as_messages
 from llmaas.api.hello import Hello, app_id, hello_frame, read_hello
 from llmaas.api.incoming import read_incoming
+from llmaas.api.mark_messages import ListMarks, MarksOf
 from llmaas.api.names import CONTEXTS_OF_APP, MAX_CONTEXT, MAX_MESSAGES, MAX_NAME, MAX_ROLE, MAX_STOP, MAX_STOPS
 from llmaas.api.record_maps import from_map, to_map
 from llmaas.api.slot_message import OpenSlot
@@ -140,6 +141,10 @@ BY_OPERATION: dict[type[msg.Request], st.SearchStrategy[msg.Request]] = {
     msg.Stats: st.just(msg.Stats()),
     msg.Budget: st.builds(msg.Budget, st.none() | COUNT, st.none() | COUNT),
     Embed: st.builds(Embed, st.lists(TEXT.filter(bool), min_size=1, max_size=3).map(tuple), st.booleans()),
+    ListMarks: st.just(ListMarks()),
+    MarksOf: st.builds(
+        MarksOf, MESSAGES.filter(bool), st.lists(DIGEST, min_size=1, max_size=16).map(tuple), st.booleans()
+    ),
     ListAdapters: st.just(ListAdapters()),
     AdapterAdd: st.builds(AdapterAdd, TEXT, TEXT),
     AdapterRemove: st.builds(AdapterRemove, TEXT),
