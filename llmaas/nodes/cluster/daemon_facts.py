@@ -12,7 +12,7 @@ from typing import Any
 
 from llmaas.api.async_client import AsyncClient
 from llmaas.clock import Clock
-from llmaas.errors import BadRequest
+from llmaas.errors import BadRequest, Busy
 from llmaas.nodes.cluster.model_state import ModelState, weights_state
 from llmaas.nodes.cluster.speed import NodeSpeed
 from llmaas.nodes.cluster.states import MOST_CONTEXTS, HeldContext, held_context
@@ -77,7 +77,7 @@ async def read_facts(
     if fresh or age >= _LOOK_S or ((before is None or mark != before.mark) and age >= _REST * listing_s):
         begun = clock.now()
         found = await _contexts(client)
-        fingerprint, marks = await _marks(client)
+        fingerprint, marks = await _marks(client, listed)
         if found != contexts:
             contexts, serial = found, serial + 1
         listed_at, listing_s = now, clock.now() - begun
@@ -115,13 +115,16 @@ def _user(client: AsyncClient) -> str:
     return str(client.server.get("app") or "").partition("/")[0]
 
 
-async def _marks(client: AsyncClient) -> tuple[str, frozenset[int]]:
-    """The model's fingerprint, and the marks; nothing of a daemon that does not tell them."""
+async def _marks(client: AsyncClient, before: DaemonFacts) -> tuple[str, frozenset[int]]:
+    """The model's fingerprint, and the marks; nothing of a daemon that does not tell them, and what was known of one
+    that has no time for it now: it serves all the same."""
     try:
         listed = await client.list_marks()
         return listed.fingerprint, ContextMarks.from_bytes(listed.marks).marks
     except BadRequest:  # an older one, which has no such operation
         return "", frozenset()
+    except (Busy, ValueError):
+        return before.fingerprint, before.marks
 
 
 async def _contexts(client: AsyncClient) -> tuple[HeldContext, ...]:

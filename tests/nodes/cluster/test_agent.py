@@ -7,8 +7,12 @@ import os
 from collections.abc import Callable
 from pathlib import Path
 
+import pytest
+
+from llmaas.api.mark_messages import ListedMarks
 from llmaas.api.transfer_records import MovedContext
 from llmaas.calls import Terms
+from llmaas.errors import BadRequest, Busy, LlmaasError
 from llmaas.front.process import ProcessState
 from llmaas.nodes.cluster.agent import NodeAgent
 from llmaas.nodes.cluster.states import ClusterRefusal, ContextMove, NodePlace
@@ -127,6 +131,29 @@ async def test_marks_are_told_once_and_then_what_has_become_of_them(tmp_path: Pa
         late = (await agent.state(state.run, state.serial, 0)).marks
         assert late is not None and late.since is None
         assert set(late.new) == set(state.marks.new) - set(after.gone)
+        await agent.close()
+
+
+@on_a_loop
+@pytest.mark.parametrize("error", [Busy, BadRequest])
+async def test_a_daemon_that_has_no_time_for_marks_or_knows_none_serves(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, error: type[LlmaasError]
+) -> None:
+    async with node_daemon(tmp_path) as house, house.daemon.connect("mail") as client:
+        agent = agent_of(house, "desk")
+        await client.create(name="x")
+        await ask(client, "x", WORDS)
+        await house.daemon.until_idle()
+        state = await agent.state()
+        assert state.marks is not None and state.marks.new
+
+        async def refused(uid: int) -> ListedMarks:
+            raise error("not now")
+
+        monkeypatch.setattr(house.daemon.service.transfers.marks, "listed", refused)
+        after = await agent.state(state.run, state.serial, state.marks.serial, fresh=True)
+        assert after.serving and bool(after.fingerprint) == (error is Busy)
+        assert (after.marks is None) == (error is Busy), "what was known holds on, unless there is no such operation"
         await agent.close()
 
 
