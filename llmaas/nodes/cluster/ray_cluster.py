@@ -8,6 +8,7 @@ all else the nodes know.
 from __future__ import annotations
 
 import asyncio
+import ipaddress
 import json
 import logging
 import os
@@ -83,6 +84,14 @@ def is_loopback(address: str) -> bool:
     return host in ("localhost", "::1") or host.startswith("127.")
 
 
+def _is_ip(host: str) -> bool:
+    try:
+        ipaddress.ip_address(host)
+    except ValueError:
+        return False
+    return True
+
+
 def connect(address: str, own: str | None = None) -> None:
     """Be a part of the cluster whose head is at HOST:PORT, as a client of it. ``own``: the address of the part of this
     machine that is meant; None: the head if it is here, else any. Raises NodeUnreachable, ConfigError."""
@@ -97,7 +106,7 @@ def connect(address: str, own: str | None = None) -> None:
             namespace=NAMESPACE,
             log_to_driver=False,
             configure_logging=False,
-            **({} if own is None else {"_node_ip_address": own}),
+            **({"_node_ip_address": own} if own is not None and _is_ip(own) else {}),  # a name Ray may have resolved
         )
     except (ConnectionError, RuntimeError, ValueError, OSError, TimeoutError) as error:
         raise NodeUnreachable(
