@@ -40,7 +40,7 @@ def ended(house: RayHouse, *threads: AskedOfEntry | MovedByEntry) -> None:
     house.until(lambda: all(node["serving"] for node in house.status()["nodes"]), "all serve")
 
 
-@pytest.mark.parametrize("n_bytes", [0, 3000, 9000])
+@pytest.mark.parametrize("n_bytes", [0, 1500, 4000])
 def test_a_link_that_is_cut_costs_the_move_at_most(house: RayHouse, n_bytes: int) -> None:
     name = f"cut-{n_bytes}"
     before = talked(house, name)
