@@ -31,7 +31,6 @@ def start_head(address: str) -> None:
 def start_part(address: str, own: str) -> None:
     """Let this machine be a part of the cluster whose head is at HOST:PORT. ``own``: its address by which the others
     reach it. Raises MachineError, ConfigError."""
-    on_loopback(address)
     _start([f"--address={address}", f"--node-ip-address={own}"])
 
 
