@@ -5,13 +5,16 @@ from __future__ import annotations
 import os
 import signal
 import threading
+from functools import partial
 from importlib.util import find_spec
 
 import psutil
 import pytest
 
+from llmaas.api.client import Client
 from llmaas.errors import LlmaasError, NodeUnreachable
 from llmaas.nodes.cluster.states import cluster_id
+from llmaas.records import CHUNK_TOKENS
 from tests.support.daemon import answer_to
 from tests.support.ray_house import NAMES, RayHouse
 
@@ -122,22 +125,22 @@ def test_an_entry_that_is_killed_loses_nothing(house: RayHouse) -> None:
 
 
 def test_what_begins_as_a_conversation_of_one_node_is_made_there(house: RayHouse) -> None:
-    system = f"of marks: {WORDS}" * 2
     for name in NAMES[1:]:
+        context, system = f"begun-{name}", f"{name} of marks: {WORDS}{WORDS}"
         with house.nodes[name].client() as beside:
-            beside.create(name=f"begun-{name}", system=f"{name} {system}")
-            beside.ask(f"begun-{name}", "hello", max_tokens=8)
-            n_tokens = beside.show(f"begun-{name}").info.n_tokens
-            house.until(lambda: sum(beside.show(f"begun-{name}").info.tiers[1:3]) > n_tokens // 2, "it is coded")  # noqa: B023
-
-    def know(name: str) -> bool:
-        return any(node["n_marks"] and node["place"]["name"] == name for node in house.status()["nodes"])
-
-    for name in NAMES[1:]:
-        house.until(lambda: know(name), f"{name} has told its marks")  # noqa: B023
+            beside.create(name=context, system=system)
+            beside.ask(context, "hello", max_tokens=8)
+            house.until(partial(is_coded, beside, context), "its chunks are coded")
+        told = {node["place"]["name"]: node["n_marks"] for node in house.status()["nodes"]}  # asks all nodes now
+        assert told[name] > 3
         with house.client() as client:
-            client.create(name=f"made-{name}", system=f"{name} {system}")
+            client.create(name=f"made-{name}", system=system)
         assert house.owners(f"made-{name}") == [name]
+
+
+def is_coded(client: Client, context: str) -> bool:
+    indices = range(client.show(context).info.n_tokens // CHUNK_TOKENS)
+    return len(client.export_chunks(context, indices).pieces) == len(indices)
 
 
 def test_calls_of_many_clients_are_all_answered(house: RayHouse) -> None:
