@@ -71,7 +71,8 @@ class RayHouse:
         return "--own", self.ip(name)
 
     def ip(self, name: str) -> str:
-        return f"127.0.0.{1 + list(self.nodes).index(name)}"
+        n = list(self.nodes).index(name)
+        return f"127.0.0.{1 + n}" if n else self.address.partition(":")[0]
 
     def status(self) -> dict[str, Any]:
         found: dict[str, Any] = json.loads(self.run("status", "--json", code=None).partition("\nllmaas: ")[0])
@@ -149,6 +150,13 @@ def started(
     return nodes, links
 
 
+def machine_ip() -> str:
+    """By which Ray knows this machine: a head on loopback takes no parts but its own."""
+    from ray.util import get_node_ip_address
+
+    return str(get_node_ip_address())
+
+
 @contextmanager
 def ray_house(
     names: Sequence[str] = NAMES, make: Callable[[Path, int], Node] = Node, *, apart: bool = False
@@ -160,10 +168,10 @@ def ray_house(
     root.mkdir()
     with ExitStack() as stack:
         nodes, links = started(root, names, make, stack)
-        house = RayHouse(root, temp, f"127.0.0.1:{free_port()}", nodes, links)
+        house = RayHouse(root, temp, f"{machine_ip() if apart else '127.0.0.1'}:{free_port()}", nodes, links)
         try:
             first, *others = names
-            house.said.append(house.join(first, "--head"))
+            house.said.append(house.join(first, "--head", *([house.address] if apart else ())))
             with ThreadPoolExecutor() as pool:
                 house.said += pool.map(lambda name: house.join(name, *(house.own(name) if apart else ())), others)
             house.begin_entry()
