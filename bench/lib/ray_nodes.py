@@ -32,14 +32,12 @@ def on_ray(nodes: Sequence[NodeProcess]) -> Iterator[str]:
     address = f"127.0.0.1:{free_port(set())}"
     try:
         ray_start.start_head(address)
-        ray_cluster.connect(address)
-        del os.environ["RAY_TMPDIR"]  # a daemon that is started again is none of Ray's
-        with ThreadPoolExecutor() as pool:
-            list(pool.map(_join, nodes))
-        yield address
+        with ray_cluster.part_of(address):
+            del os.environ["RAY_TMPDIR"]  # a daemon that is started again is none of Ray's
+            with ThreadPoolExecutor() as pool:
+                list(pool.map(_join, nodes))
+            yield address
     finally:
-        with suppress(Exception):  # it may be what has failed
-            ray_cluster.disconnect()
         ended = ray_processes(temp)
         for process in ended:
             with suppress(psutil.Error):

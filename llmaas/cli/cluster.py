@@ -118,8 +118,8 @@ def _join(args: argparse.Namespace) -> int:
         ray_start.start_head(address)
     elif args.own is not None:
         ray_start.start_part(address, args.own)
-    ray_cluster.connect(address, args.own)
-    state = ray_cluster.join(place)
+    with ray_cluster.part_of(address, args.own):
+        state = ray_cluster.join(place)
     if not state.serving:
         print_error(f"{place.name} has joined, but {state.why}", "It serves as soon as its daemon does.")
         return 1
@@ -130,8 +130,9 @@ def _join(args: argparse.Namespace) -> int:
 def _leave(args: argparse.Namespace) -> int:
     from llmaas.nodes.cluster import ray_cluster
 
-    ray_cluster.connect(_address(args))
-    if not ray_cluster.leave(args.name):
+    with ray_cluster.part_of(_address(args)):
+        had_joined = ray_cluster.leave(args.name)
+    if not had_joined:
         raise BadRequest(f"no node {args.name!r} has joined", hint="'llmaas cluster status' lists those that have.")
     print(f"{args.name} has left; its daemon serves its contexts as before")
     return 0
@@ -140,11 +141,12 @@ def _leave(args: argparse.Namespace) -> int:
 def _status(args: argparse.Namespace) -> int:
     from llmaas.nodes.cluster import ray_cluster
 
-    ray_cluster.connect(_address(args))
-    nodes, twice = ray_cluster.summaries()
+    with ray_cluster.part_of(_address(args)):
+        nodes, twice = ray_cluster.summaries()
+        controller_pid = ray_cluster.controller_pid() if args.json else 0
     if args.json:
         maps = [dataclasses.asdict(node) for node in nodes]
-        print_json({"nodes": maps, "twice": twice, "controller_pid": ray_cluster.controller_pid()})
+        print_json({"nodes": maps, "twice": twice, "controller_pid": controller_pid})
     elif nodes:
         head = ["NODE", "SERVES", "CONTEXTS", "RUN", "WAIT", "TOKENS/S", "REACHES"]
         print(table(head, [_row(node) for node in nodes], sys.stdout))

@@ -32,6 +32,9 @@ from tests.support.node_house import free_port, pin
 LATE = 120.0
 """Seconds within which everything must happen: Ray begins a process in two, on a machine that is busy in ten."""
 NAMES = ("attic", "barn", "cellar")
+OWN_IP = "127.0.0.2"
+OWN = ("--own", OWN_IP)
+"""Words for ``join``: let the node have a raylet of its own, which begins with it."""
 ROOT = Path(__file__).parents[2]
 
 
@@ -66,16 +69,8 @@ class RayHouse:
         node = self.nodes[name].root
         return self.run("join", name, "--socket", str(node / "d.sock"), "--data-dir", str(node / "data"), *more)
 
-    def own(self, name: str) -> tuple[str, str]:
-        """Words for ``join``: let the node have a raylet of its own, which begins with it."""
-        return "--own", self.ip(name)
-
-    def ip(self, name: str) -> str:
-        n = list(self.nodes).index(name)
-        return f"127.0.0.{1 + n}" if n else self.address.partition(":")[0]
-
     def status(self) -> dict[str, Any]:
-        found: dict[str, Any] = json.loads(self.run("status", "--json", code=None).partition("\nllmaas: ")[0])
+        found: dict[str, Any] = json.JSONDecoder().raw_decode(self.run("status", "--json", code=None))[0]
         return found
 
     def agent_pid(self, name: str) -> int:
@@ -159,10 +154,10 @@ def machine_ip() -> str:
 
 @contextmanager
 def ray_house(
-    names: Sequence[str] = NAMES, make: Callable[[Path, int], Node] = Node, *, apart: bool = False
+    names: Sequence[str] = NAMES, make: Callable[[Path, int], Node] = Node, *, apart: str = ""
 ) -> Iterator[RayHouse]:
-    """Daemons, a head, agents, and an entry. ``make``: a node, by its folder and port. ``apart``: each node has a
-    raylet of its own, at an address of its own, as on machines of their own."""
+    """Daemons, a head, agents, and an entry. ``make``: a node, by its folder and port. ``apart``: the
+    node that has a raylet of its own, at an address of its own, as on another machine."""
     temp = tempfile.mkdtemp(prefix="llr-", dir="/tmp")
     root = Path(temp) / "house"
     root.mkdir()
@@ -173,7 +168,9 @@ def ray_house(
             first, *others = names
             house.said.append(house.join(first, "--head", *([house.address] if apart else ())))
             with ThreadPoolExecutor() as pool:
-                house.said += pool.map(lambda name: house.join(name, *(house.own(name) if apart else ())), others)
+                house.said += pool.map(house.join, [name for name in others if name != apart])
+            if apart:
+                house.said.append(house.join(apart, *OWN))
             house.begin_entry()
             yield house
             assert house.end_entry() == 0

@@ -105,11 +105,13 @@ class EntryConnection:
         except Exception as error:
             await self._say_last(as_llmaas_error(error, "hello" if requests is None else "frame"))
         finally:
-            if requests is not None:
-                await requests.close()
-            for node in list(self._nodes.values()):
-                await node.close()
-            self._writer.close()
+            try:
+                if requests is not None:
+                    await requests.close()
+            finally:  # also where the entry ends meanwhile
+                for node in self._nodes.values():
+                    node.abort()
+                self._writer.close()
 
     async def _hello(self) -> Hello:
         """Raises BadRequest, Forbidden, VersionMismatch."""

@@ -101,6 +101,11 @@ class NodeConnection:
         self._end(NodeUnreachable(f"the connection to the node {self.node} was closed"))
         await end_tasks([self._reading])
 
+    def abort(self) -> None:
+        """As ``close``, for whoever cannot wait."""
+        self._end(NodeUnreachable(f"the connection to the node {self.node} was closed"))
+        self._reading.cancel()
+
     async def _read(self) -> None:
         why = f"the connection to the node {self.node} was lost"
         try:

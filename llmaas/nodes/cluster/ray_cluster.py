@@ -13,9 +13,10 @@ import json
 import logging
 import os
 import socket
+import sys
 import threading
-from collections.abc import Awaitable, Sequence
-from contextlib import suppress
+from collections.abc import Awaitable, Iterator, Sequence
+from contextlib import contextmanager, redirect_stdout, suppress
 from dataclasses import asdict
 from typing import Any, TypeVar
 
@@ -117,6 +118,18 @@ def connect(address: str, own: str | None = None) -> None:
 
 def disconnect() -> None:
     ray_module().shutdown()
+
+
+@contextmanager
+def part_of(address: str, own: str | None = None) -> Iterator[None]:
+    """``connect`` for the time of the block. Ray prints what it thinks of its parts to whatever is stdout, also where
+    it is told to print no logs; that is the command's own, and holds JSON perhaps."""
+    with redirect_stdout(sys.stderr):
+        connect(address, own)
+        try:
+            yield
+        finally:
+            disconnect()
 
 
 # -- actors
