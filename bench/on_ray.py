@@ -51,7 +51,7 @@ TOKEN_MS, LINK_BITS = 1.0, 1e8
 """A thousand tokens of a prompt a second: a good board's, or a phone's."""
 _WORDS = ("tide", "comes", "in", "goes", "out", "nobody", "is", "at", "harbour", "boat", "waits", "for", "morning")
 _ANSWER, _LATE_S, _AGAIN_S = 8, 60.0, 0.05
-_DECISION_MS, _BETTER = 20.0, 1.5
+_DECISION_MS, _BETTER = 20.0, 1.2
 
 
 @dataclass(frozen=True, slots=True)

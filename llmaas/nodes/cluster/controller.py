@@ -43,6 +43,8 @@ OLD_S = 5.0
 """No new call goes to a node that has not said for so long that it serves."""
 _GUESSED_LINK = TransferCost(0.1, 1e-8)
 """Before anything went over a link: 100 MB/s, and two transactions."""
+_ACTIVE_S, _CONTEXT_S = 0.01, 1e-5
+"""What a call that runs, and a context, count where a new conversation is placed."""
 _WORTH_S = 0.25
 """A context moves, or makes another one move, for no less: estimates are not better than that, and each move writes to
 two disks."""
@@ -214,7 +216,7 @@ class PlacementController:
             able &= {owner.node}
         nodes = [report for name, report in sorted(self._table.nodes.items()) if name in live]
         if owner is None:  # what a node has of a beginning is there only: contexts move, beginnings do not
-            nodes = [replace(report, links={}) for report in nodes]
+            nodes = [replace(each, links={}, queue_s=each.queue_s + _crowd_s(live[each.name])) for each in nodes]
         placed = place(call, nodes, held, now=now, only=able)
         if owner is not None and isinstance(placed, PlacedCall) and (placed.node != owner.node or placed.move):
             stays = place(call, [replace(node, movable=()) for node in nodes], held, now=now, only={owner.node})
@@ -281,6 +283,12 @@ class PlacementController:
             self._promises.note(asked.app, replace(owner, node=placed.node), now)
             moves.append(ContextMove(asked.app, owner.word, owner.node, placed.node))
         return CallPlacement(placed.node, placed.start_s, tuple(moves))
+
+
+def _crowd_s(state: NodeState) -> float:
+    """So that of nodes which would begin as soon the one is chosen that has least to do and least to keep, and not
+    always the first by name."""
+    return _ACTIVE_S * state.n_active + _CONTEXT_S * state.n_contexts
 
 
 def meant_model(wanted: str | None, of_nodes: Sequence[str]) -> str:

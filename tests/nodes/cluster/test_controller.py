@@ -186,6 +186,22 @@ async def test_new_contexts_go_to_nodes_that_have_time_and_spread_while_none_rep
 
 
 @on_a_loop
+async def test_new_contexts_go_to_the_node_with_least_to_do_and_to_keep_where_all_begin_as_soon() -> None:
+    told = Told()
+    controller = PlacementController(told, told)
+    for attic, barn, node in (
+        (state("attic", held()), state("barn"), "barn"),
+        (state("attic"), state("barn", held()), "attic"),
+        (state("attic", n_active=2), state("barn", held()), "barn"),
+        (state("attic", n_active=2), state("barn", held(), queue_s=5.0), "attic"),
+    ):
+        told.say(attic, barn)
+        assert (await where(told, controller, asked("", 10))).node == node
+        told.time += 60.0
+    await controller.close()
+
+
+@on_a_loop
 async def test_a_node_that_is_silent_keeps_its_contexts_and_gets_no_calls() -> None:
     told = Told()
     told.say(state("attic"), state("barn", held()))
