@@ -60,11 +60,13 @@ class WeightReads:
             return None
         return Loading(name, self._reads.left_s)
 
+    def left_s(self) -> float | None:
+        """Seconds until the model's files are in memory, as they are being read; None if they are not, or if that
+        cannot be told."""
+        return self._reads.left_s if self._reads is not None and self._reads.running else None
+
     def back_s(self) -> float | None:
-        """Seconds until the model's files are in memory, as they are being read, or if that began now; None if that
-        cannot be told. 0.0: they are there."""
-        if self._reads is not None and self._reads.running:
-            return self._reads.left_s
+        """The same if reading began now; 0.0: they are there."""
         try:
             path = models.find(self._config.model)
             missing = sum(missing_bytes(part) for part in models.parts_of(path))

@@ -27,14 +27,20 @@ class WeightSource(Protocol):
     def start(self) -> None:
         """Begin to read them into memory."""
 
+    def left_s(self) -> float | None:
+        """Seconds until they are there, as they are being read; None if they are not, or if it is not known."""
+
     def back_s(self) -> float | None:
-        """Seconds until they are there: as they are being read, or if that began now; None if it is not known."""
+        """Seconds until they would be there if reading began now; None if it is not known."""
 
 
 class NoWeightFiles:
     """Of an engine whose weights are in no file."""
 
     def start(self) -> None:
+        return None
+
+    def left_s(self) -> float | None:
         return None
 
     def back_s(self) -> float | None:
@@ -92,7 +98,7 @@ class IdleWeights:
 
     def stats(self) -> dict[str, object]:
         """``back_s``: seconds until the weights are in memory, if they are not and that is known."""
-        back_s = self._source.back_s()
+        back_s = self._source.back_s() if self.parked else self._source.left_s()
         return {"tier": self.tier.value, "parked": self.parked, "times_parked": self.n_parked, "back_s": back_s}
 
     # -- inside

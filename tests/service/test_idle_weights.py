@@ -22,6 +22,9 @@ class Source:
     def start(self) -> None:
         self.brought += 1
 
+    def left_s(self) -> float | None:
+        return 0.5 if self.brought else None
+
     def back_s(self) -> float | None:
         return 1.5
 
@@ -57,6 +60,7 @@ async def test_weights_are_parked_when_unused_and_back_at_the_next_use() -> None
     assert loop.weights.parked and loop.n_parked == 1 and loop.brought == 0
     loop.weights.used()
     assert not loop.weights.parked and loop.brought == 1
+    assert loop.weights.stats()["back_s"] == 0.5, "they are being read"
     await asyncio.sleep(0.2)
     assert loop.n_parked == 2
     assert loop.weights.stats() == {"tier": "DISK", "parked": True, "times_parked": 2, "back_s": 1.5}
