@@ -29,7 +29,7 @@ from llmaas.nodes.cluster.states import (
     PlaceAsked,
 )
 from llmaas.nodes.cluster.taken_marks import TakenMarks
-from llmaas.policies.node_report import CallToPlace, ModelTier, TransferCost
+from llmaas.policies.node_report import CallToPlace, ModelTier, NodeReport, TransferCost
 from llmaas.policies.node_table import NodeTable
 from llmaas.policies.placement import Nowhere, PlacedCall, place
 
@@ -43,6 +43,8 @@ OLD_S = 5.0
 """No new call goes to a node that has not said for so long that it serves."""
 _GUESSED_LINK = TransferCost(0.1, 1e-8)
 """Before anything went over a link: 100 MB/s, and two transactions."""
+_GUESSED_RATE = 100.0
+"""Tokens of a prompt a second, before any node was seen to compute one: a small board's."""
 _ACTIVE_S, _CONTEXT_S = 0.01, 1e-5
 """What a call that runs, and a context, count where a new conversation is placed."""
 _WORTH_S = 0.25
@@ -214,9 +216,10 @@ class PlacementController:
         able = {name for name, state in live.items() if state.model == call.model}
         if owner is not None and owner.word != owner.name:  # one without a name of its own stays where it is
             able &= {owner.node}
-        nodes = [report for name, report in sorted(self._table.nodes.items()) if name in live]
+        known = [report for name, report in sorted(self._table.nodes.items()) if name in live]
+        nodes = with_rates(known, call.model)
         if owner is None:  # what a node has of a beginning is there only: contexts move, beginnings do not
-            nodes = [replace(each, links={}, queue_s=each.queue_s + _crowd_s(live[each.name])) for each in nodes]
+            nodes = [_bare(each, live[each.name], now) for each in nodes]
         placed = place(call, nodes, held, now=now, only=able)
         if owner is not None and isinstance(placed, PlacedCall) and (placed.node != owner.node or placed.move):
             stays = place(call, [replace(node, movable=()) for node in nodes], held, now=now, only={owner.node})
@@ -285,10 +288,26 @@ class PlacementController:
         return CallPlacement(placed.node, placed.start_s, tuple(moves))
 
 
-def _crowd_s(state: NodeState) -> float:
-    """So that of nodes which would begin as soon the one is chosen that has least to do and least to keep, and not
-    always the first by name."""
-    return _ACTIVE_S * state.n_active + _CONTEXT_S * state.n_contexts
+def _bare(report: NodeReport, state: NodeState, now: float) -> NodeReport:
+    """For a call without a context. Of nodes which would begin as soon the one is chosen that has least to do and least
+    to keep, and not always the first by name: that does not become less with the age of the report."""
+    queue_s = max(0.0, report.queue_s + report.at - now)
+    return replace(
+        report, links={}, at=now, queue_s=queue_s + _ACTIVE_S * state.n_active + _CONTEXT_S * state.n_contexts
+    )
+
+
+def with_rates(nodes: Sequence[NodeReport], model: str) -> list[NodeReport]:
+    """A node whose speed nobody has seen yet is taken to be as fast as the others are in the mean: else no prompt would
+    ever go there, and it would stay unseen."""
+    rates = [here.prefill_rate for node in nodes if (here := node.models.get(model)) and here.prefill_rate]
+    guess = sum(rates) / len(rates) if rates else _GUESSED_RATE
+    return [
+        replace(node, models={**node.models, model: replace(here, prefill_rate=guess)})
+        if (here := node.models.get(model)) is not None and not here.prefill_rate
+        else node
+        for node in nodes
+    ]
 
 
 def meant_model(wanted: str | None, of_nodes: Sequence[str]) -> str:

@@ -14,8 +14,6 @@ _NEW = 0.3
 """Weight of the newest of what was seen."""
 _LEAST_TOKENS = 16
 """Of a prompt that says something about how fast prompts are computed."""
-_GUESSED_RATE = 100.0
-"""Tokens of a prompt a second, before any was seen: a small board's."""
 
 
 class NodeSpeed:
@@ -39,8 +37,8 @@ class NodeSpeed:
 
     @property
     def prefill_rate(self) -> float:
-        """Tokens of a prompt a second; a guess before there was one."""
-        return self._prefill or _GUESSED_RATE
+        """Tokens of a prompt a second; 0.0 before there was one."""
+        return self._prefill
 
     @property
     def read(self) -> LinearCost:

@@ -196,8 +196,24 @@ async def test_new_contexts_go_to_the_node_with_least_to_do_and_to_keep_where_al
         (state("attic", n_active=2), state("barn", held(), queue_s=5.0), "attic"),
     ):
         told.say(attic, barn)
-        assert (await where(told, controller, asked("", 10))).node == node
+        await controller.look()
+        told.time += 1.0  # reports are some seconds old
+        answer = await controller.where(asked("", 10))
+        assert isinstance(answer, CallPlacement) and answer.node == node
         told.time += 60.0
+    await controller.close()
+
+
+@on_a_loop
+async def test_a_node_whose_speed_was_not_seen_yet_is_taken_for_one_of_the_others() -> None:
+    told = Told()
+    controller = PlacementController(told, told)
+    told.say(state("attic", held(), rate=2000.0), state("barn", rate=0.0))
+    assert (await where(told, controller, asked("", 1000))).node == "barn", "it has nothing to keep"
+    told.time += 60.0
+    told.say(state("attic", rate=0.0), state("barn", held(), rate=0.0))
+    placed = await where(told, controller, asked("", 1000))
+    assert placed.node == "attic" and 5.0 < placed.start_s < 15.0, "a small board's, where nothing was seen"
     await controller.close()
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import os
+from functools import partial
 from pathlib import Path
 
 import pytest
@@ -12,6 +13,7 @@ from llmaas.api.async_client import AsyncClient
 from llmaas.api.transfer_records import MovedContext
 from llmaas.api.wire import MAX_FRAME, Decoder, encode
 from llmaas.calls import Terms
+from llmaas.engine.fake import FakeEngine
 from llmaas.errors import (
     BadRequest,
     Cancelled,
@@ -350,7 +352,8 @@ async def test_what_is_no_frame_too_large_or_too_much_ends_its_own_connection_at
 async def test_what_begins_as_a_conversation_of_a_node_goes_there_also_by_an_entry_that_never_saw_it(
     tmp_path: Path,
 ) -> None:
-    async with cluster(tmp_path) as house:
+    slow = partial(FakeEngine, step_time=lambda n_tokens: n_tokens * 5e-4)  # so that it matters who computes
+    async with cluster(tmp_path, engine=slow) as house:
         system = Message("system", WORDS * 4)
         async with house.houses["cellar"].daemon.connect("mail") as beside:
             resolved = await beside.resolve([system, *HELLO])
