@@ -12,6 +12,7 @@ from __future__ import annotations
 import itertools
 import sys
 import threading
+from collections import deque
 from collections.abc import Sequence
 from pathlib import Path
 from statistics import median
@@ -29,7 +30,12 @@ MOST_PAUSE_S, MORE_S = 0.1, 1.0
 """Between two tokens of the other model; beyond the time that loading took, until the killed one serves again."""
 CELLS, CALM_S, LONG = 4096, 3.0, 1500
 _BEGIN_S = 60.0
-_ASK = [Message("user", "Write a very long story about the sea, with many chapters.")]
+_ASKS = (
+    [Message("user", "Write a very long story about the sea, with many chapters.")],
+    [Message("user", "Count from one to two thousand, one number a line, and leave none out.")],
+)
+"""A coding model declines the first in a dozen tokens, a small one the second."""
+_HELLO = [Message("user", "Hello.")]
 _SHORT = 16
 """Tokens: with shorter answers there is nothing to see between them."""
 
@@ -45,19 +51,21 @@ class Streaming:
         self._thread.start()
 
     def _run(self) -> None:
-        number = 0
+        number, asks = 0, deque(_ASKS)
         while not self._stop.is_set():
             number += 1
             context = self._client.context(f"{self._name}-{number}-{monotonic()}")
             try:
-                with self._client.generate(context.id, _ASK, max_tokens=LONG) as answer:
+                with self._client.generate(context.id, asks[0], max_tokens=LONG) as answer:
                     n_before = len(self.times)
                     for _ in answer:
                         self.times.append(monotonic())
                         if self._stop.is_set():
                             return
                 if len(self.times) - n_before < _SHORT:
-                    raise RuntimeError("the model's answers are too short for this bench")
+                    asks.popleft()
+                    if not asks:
+                        raise RuntimeError("the model's answers are too short for this bench")
                 self._client.delete(context.id)
             except LlmaasError as error:
                 self.ended_with = error
@@ -91,7 +99,7 @@ def one_round(house: SeveralModels, number: int) -> dict[str, Any]:
             house.process_of("m0").kill()
             with Client(house.socket, app="bench", model="m0") as again:
                 context = again.context(f"again-{number}")
-                with again.generate(context.id, _ASK, max_tokens=1) as first:
+                with again.generate(context.id, _HELLO, max_tokens=1) as first:
                     next(first)
                 back = monotonic()
                 shown = [message.content for message in again.show(kept.id).messages if message.role != "system"]

@@ -26,15 +26,13 @@ from llmaas.clock import Clock
 from llmaas.errors import EngineFailed, LlmaasError, ModelEnded, by_code
 from llmaas.front.channel import Channel, Message
 from llmaas.front.kept import KeptConnections
+from llmaas.front.restart_pause import RestartPause
 from llmaas.front.spare import StartedProcess, start_process
 from llmaas.policies.bit_price.several import BitCurve
 from llmaas.weights_tier import WeightsTier
 
 log = logging.getLogger(__name__)
 
-FIRST_PAUSE_S, LONGEST_PAUSE_S = 0.5, 30.0
-_STEADY_S = 60.0
-"""Seconds after which a process counts as one that works: the next pause is short again."""
 _KILL_S = 45.0
 """Seconds that a process gets to end by itself: it writes what is in POOL to disk."""
 _LOOK_S = 0.1
@@ -114,7 +112,7 @@ class ModelProcess:
         self._keeper: asyncio.Task[None] | None = None
         self._failure: LlmaasError | None = None
         """Why it could not start; until ``_not_before``."""
-        self._not_before, self._pause = 0.0, FIRST_PAUSE_S
+        self._not_before, self._pauses = 0.0, RestartPause()
         self._began = self._left = 0.0
         self._leaves_for_good = False
 
@@ -276,15 +274,13 @@ class ModelProcess:
         now = self._clock.now()
         if was is not ProcessState.LEAVING and not self._leaves_for_good:
             log.error("the process of the model %s ended (%s); its conversations are on disk", self.name, how)
-            if was is ProcessState.READY and now - self._began > _STEADY_S:
-                self._pause = FIRST_PAUSE_S
-            if was is ProcessState.READY:  # it could be started: whoever comes now waits no longer than for that
-                self._failure, self._not_before = None, now + (0 if self._pause == FIRST_PAUSE_S else self._pause)
+            load_s = self.load_s if was is ProcessState.READY else None
+            self._not_before = now + self._pauses.after_end(load_s, now - self._began - (load_s or 0.0))
+            if load_s is not None:  # it could be started: whoever comes now waits no longer than for that
+                self._failure = None
             else:
                 self._failure = self._failure or EngineFailed(f"the process of the model {self.name} ended ({how})")
-                self._not_before = now + self._pause
                 self.refuse_waiting(self._failure)
-            self._pause = min(2 * self._pause, LONGEST_PAUSE_S)
         self._changed()
 
     def _go_on_without(self, reason: ModelEnded) -> None:

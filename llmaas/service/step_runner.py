@@ -22,7 +22,7 @@ from llmaas.service.parts import ServiceParts
 
 log = logging.getLogger(__name__)
 
-_STREAM_S, _CROWDED_STREAM_S = 0.05, 0.1
+_STREAM_S, _CROWDED_STREAM_S = 0.05, 0.06
 """Tokens that are drawn within this time share one wake-up of the event loop, as each contends with the engine for the
 GIL. Where other programs have CPUs that the engine could use, what passes a piece on, here and in the client, takes its
 time from the engine: there pieces are larger."""
