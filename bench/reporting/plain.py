@@ -29,7 +29,7 @@ BENCHES = {
     "llmos": "By the socket and by slots: LLM-OS' evaluation",
     "migration": "Contexts that move to another node",
 }
-_UNTIMED = frozenset({"one_model"})
+_UNTIMED = frozenset({"one_model", "memory"})
 """Benches of bytes, whose figures do not depend on how busy the machine is."""
 _MOST_NUMBERS = 8
 """A list of more numbers is told by how many there are."""
@@ -46,7 +46,10 @@ def sections(lines: Iterable[Line]) -> Iterator[str]:
             yield f"## {title}: {line['model']}"
             yield about(line, timed=name not in _UNTIMED)
             yield command(line["command"])
-            yield from tables(line["figures"])
+            figures = line["figures"]
+            if len(figures) == 1 and isinstance(one := next(iter(figures.values())), dict):
+                figures = one  # of the model in the title
+            yield from tables(figures)
 
 
 def tables(figures: Any, name: str = "") -> Iterator[str]:
