@@ -20,6 +20,8 @@ _LARGE_PAGE = 2 << 20
 _SEGMENT = 4 * _LARGE_PAGE
 """Bytes that are asked for at once. They take memory where they are written."""
 READ_BUFFER = 2 * _LARGE_PAGE
+_AHEAD = 256 << 10
+"""Bytes that are put in memory at once, before they are written to."""
 _POPULATE_WRITE = 23
 """``MADV_POPULATE_WRITE`` (Linux 5.14)."""
 _libc = ctypes.CDLL(None)
@@ -50,7 +52,7 @@ class ChunkMemory:
             begin, self._used = self._used, self._used + whole
             while self._used > self._there:
                 # By one thread: two that write to a new page at once would both make it, and one in vain.
-                self._there += _populate(self._bytes[self._there : self._there + _LARGE_PAGE])
+                self._there += _populate(self._bytes[self._there : self._there + _AHEAD])
             part = self._bytes[begin : begin + size].view(OwnMemory)
             weakref.finalize(part, _give_back, self._map, self._offset + begin, whole).atexit = False
         return part.data
@@ -96,7 +98,7 @@ def _large_pages(size: int) -> tuple[mmap.mmap, np.ndarray, int]:
         memory = mmap.mmap(-1, size + _LARGE_PAGE, flags=mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS)
     except OSError as error:
         raise MemoryError(f"no room for {size} bytes of chunks") from error
-    _advise(memory, "MADV_HUGEPAGE")
+    _advise(memory, "MADV_NOHUGEPAGE")
     everything, offset = _aligned(memory)
     return memory, everything[:size], offset
 
