@@ -14,7 +14,8 @@ from typing import Any
 from bench.lib.cli import Bar
 from bench.replaying.figures import ratio
 
-Summaries = Mapping[str, Sequence[Mapping[str, Any]]]
+Repeats = Sequence[Mapping[str, Any]]
+Summaries = Mapping[str, Repeats]
 """Of each program, one for each repeat."""
 OURS = "llmaas"
 _PEERS = ("llama-server", "llama-server-slots")
@@ -55,8 +56,7 @@ def answers_bar(same: float | None, place: str) -> list[Bar]:
 
 def _bars_that_fit(summaries: Summaries, place: str) -> Iterator[Bar | None]:
     path = "ttft_ms.p50"
-    known = [ratio(summaries.get(name, ()), summaries.get(OURS, ()), path) for name in _PEERS]
-    least = min((each for each in known if each is not None), default=None)
+    least = _least([summaries.get(name, ()) for name in _PEERS], summaries.get(OURS, ()), path)
     yield _bar(f"{place}: {path}, the better llama-server / {OURS}, all fits", least, 1.0)
 
 
@@ -66,29 +66,29 @@ def _bars(summaries: Summaries, place: str, disk_held: bool) -> Iterator[Bar | N
         if name == "swap" and disk_held:
             bar = _SWAP_ON_A_SLOW_DISK
         theirs = summaries.get(name, ())
-        bound = _bound_told([ratio(theirs, ours, path, _PREFILL[path])]) if path in _PREFILL else ""
-        yield _bar(f"{place}: {path}, {name} / {OURS}{bound}", ratio(theirs, ours, path), bar)
+        what = f"{place}: {path}, {name} / {OURS}{_bound([theirs], ours, path)}"
+        yield _bar(what, ratio(theirs, ours, path), bar)
     yield from _bars_of_best(summaries, place, _BEST)
 
 
 def _bars_of_best(summaries: Summaries, place: str, rows: Sequence[tuple[str, float]]) -> Iterator[Bar | None]:
     """Against the better llama-server."""
-    ours = summaries.get(OURS, ())
+    ours, peers = summaries.get(OURS, ()), [summaries[name] for name in _PEERS if name in summaries]
     for path, bar in rows:
-        found = [ratio(summaries[name], ours, path) for name in _PEERS if name in summaries]
-        known = [each for each in found if each is not None]
-        bound = ""
-        if path in _PREFILL:
-            bound = _bound_told(
-                [ratio(summaries[name], ours, path, _PREFILL[path]) for name in _PEERS if name in summaries]
-            )
-        yield _bar(f"{place}: {path}, the better llama-server / {OURS}{bound}", min(known, default=None), bar)
+        what = f"{place}: {path}, the better llama-server / {OURS}{_bound(peers, ours, path)}"
+        yield _bar(what, _least(peers, ours, path), bar)
 
 
-def _bound_told(ratios: Sequence[float | None]) -> str:
-    """For a bar's name: what it would be if nothing but the new turns took time; the least of these ratios."""
-    known = [each for each in ratios if each is not None]
-    return f", bound {min(known):g}" if known else ""
+def _bound(theirs: Sequence[Repeats], ours: Repeats, path: str) -> str:
+    """For a bar's name: what it would be if nothing but the new turns took time."""
+    found = _least(theirs, ours, path, _PREFILL[path]) if path in _PREFILL else None
+    return "" if found is None else f", bound {found:g}"
+
+
+def _least(theirs: Sequence[Repeats], ours: Repeats, path: str, our_path: str = "") -> float | None:
+    """The ratio of the best of these programs."""
+    found = [ratio(each, ours, path, our_path) for each in theirs]
+    return min((each for each in found if each is not None), default=None)
 
 
 def missing(summaries: Summaries) -> list[str]:

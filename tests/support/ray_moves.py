@@ -14,7 +14,7 @@ from llmaas.service.span_records import imported_spans
 from tests.support.books import Book, Expected, book_of
 from tests.support.daemon import CELLS
 from tests.support.oracle import Oracle
-from tests.support.ray_house import LATE, RayHouse
+from tests.support.ray_house import LATE, NAMES, RayHouse
 
 WORDS = "the tide comes in and the tide goes out " * 4
 TEXT = "tell me all of it"
@@ -59,6 +59,25 @@ class MovedByEntry(threading.Thread):
                 client.move(context, target, way="chunks")
         except (LlmaasError, OSError) as error:
             self.error = repr(error)
+
+
+def source_and_target(house: RayHouse, name: str) -> tuple[str, str]:
+    """The node that has the context, and another one."""
+    (source,) = house.owners(name)
+    return source, next(each for each in NAMES if each != source)
+
+
+def under_way(house: RayHouse, name: str, target: str, n_bytes: int = BEGUN_BYTES) -> tuple[AskedOfEntry, MovedByEntry]:
+    """An answer, and a move of its context that has sent so many bytes over a slow link."""
+    link = house.links[target]
+    asked, moved = AskedOfEntry(house, name), MovedByEntry(house, name, target)
+    asked.start()
+    assert asked.begun.wait(LATE) and not asked.error, asked.error
+    link.bits_per_s, n_before = SLOW_BITS, link.n_passed
+    moved.start()
+    house.until(lambda: link.n_passed > n_before + n_bytes or not moved.is_alive(), "the move is under way")
+    assert moved.is_alive(), f"it was over before anything was done to it: {moved.error}"
+    return asked, moved
 
 
 def talked(house: RayHouse, name: str) -> Book:

@@ -17,10 +17,9 @@ from contextlib import suppress
 
 import numpy as np
 
-_LARGE_PAGE = 2 << 20
-_SEGMENT = 4 * _LARGE_PAGE
+_SEGMENT = 8 << 20
 """Bytes that are asked for at once. They take memory where they are written."""
-READ_BUFFER = 2 * _LARGE_PAGE
+READ_BUFFER = 4 << 20
 _AHEAD = 256 << 10
 """Bytes that are put in memory at once, before they are written to."""
 _POPULATE_WRITE = 23
@@ -39,8 +38,8 @@ class ChunkMemory:
         self._lock = threading.Lock()
         self._map = mmap.mmap(-1, mmap.PAGESIZE)
         self._bytes = np.empty(0, np.uint8)
-        """The segment that is being given away, from its first large page on, and where that is in the map."""
-        self._offset = self._used = self._there = 0
+        """The segment that is being given away."""
+        self._used = self._there = 0
 
     def take(self, size: int) -> memoryview:
         """``size`` bytes, of any values."""
@@ -55,12 +54,12 @@ class ChunkMemory:
                 # By one thread: two that write to a new page at once would both make it, and one in vain.
                 self._there += _populate(self._bytes[self._there : self._there + _AHEAD])
             part = self._bytes[begin : begin + size].view(OwnMemory)
-            weakref.finalize(part, _give_back, self._map, self._offset + begin, whole).atexit = False
+            weakref.finalize(part, _give_back, self._map, begin, whole).atexit = False
         return part.data
 
     def _begin_segment(self) -> None:
-        _advise(self._map, "MADV_NOHUGEPAGE")  # what is given back of it is not to be filled up to large pages again
-        self._map, self._bytes, self._offset = _large_pages(_SEGMENT)
+        self._map = _small_pages(_SEGMENT)
+        self._bytes = np.frombuffer(self._map, np.uint8)
         self._used = self._there = 0
 
 
@@ -80,8 +79,8 @@ class ReadBuffers:
             return np.empty(size, np.uint8).data
         with self._lock:
             self._n_out += 1
-            buffer = self._spare.pop() if self._spare else _large_pages(READ_BUFFER)[0]
-        part = _aligned(buffer)[0][:size]
+            buffer = self._spare.pop() if self._spare else _small_pages(READ_BUFFER)
+        part = np.frombuffer(buffer, np.uint8)[:size]
         weakref.finalize(part, self._take_back, buffer).atexit = False
         return part.data
 
@@ -93,27 +92,15 @@ class ReadBuffers:
                 self._spare.clear()
 
 
-def _large_pages(size: int) -> tuple[mmap.mmap, np.ndarray, int]:
-    """A map, ``size`` bytes of it in large pages, and where they begin. Raises MemoryError."""
+def _small_pages(size: int) -> mmap.mmap:
+    """``size`` bytes that are never made of large pages. Raises MemoryError."""
     try:
-        memory = mmap.mmap(-1, size + _LARGE_PAGE, flags=mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS)
+        memory = mmap.mmap(-1, size, flags=mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS)
     except OSError as error:
         raise MemoryError(f"no room for {size} bytes of chunks") from error
-    _advise(memory, "MADV_NOHUGEPAGE")
-    everything, offset = _aligned(memory)
-    return memory, everything[:size], offset
-
-
-def _aligned(memory: mmap.mmap) -> tuple[np.ndarray, int]:
-    """The bytes from the first large page on, and where they begin."""
-    everything = np.frombuffer(memory, np.uint8)
-    offset = -everything.ctypes.data % _LARGE_PAGE
-    return everything[offset:], offset
-
-
-def _advise(memory: mmap.mmap, how: str) -> None:
     with suppress(AttributeError, OSError):  # not Linux, or a kernel without large pages
-        memory.madvise(getattr(mmap, how))
+        memory.madvise(mmap.MADV_NOHUGEPAGE)
+    return memory
 
 
 def _populate(part: np.ndarray) -> int:

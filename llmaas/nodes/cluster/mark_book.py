@@ -8,10 +8,8 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+from llmaas.api.mark_messages import MOST_MARKS
 from llmaas.policies.context_marks import MARK_BYTES, packed, unpacked
-
-MOST_TOLD = 1 << 16
-"""Marks of one node."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -26,8 +24,8 @@ class MarkChange:
 
     def __post_init__(self) -> None:
         for name, marks in (("added", self.added), ("removed", self.removed)):
-            if len(marks) > MOST_TOLD * MARK_BYTES:
-                raise ValueError(f"field '{name}': a node tells of {MOST_TOLD} marks, not of {len(marks)} bytes")
+            if len(marks) > MOST_MARKS * MARK_BYTES:
+                raise ValueError(f"field '{name}': a node tells of {MOST_MARKS} marks, not of {len(marks)} bytes")
 
     @property
     def new(self) -> tuple[int, ...]:

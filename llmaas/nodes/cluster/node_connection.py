@@ -98,7 +98,7 @@ class NodeConnection:
             self._writer.transport.abort()
 
     async def close(self) -> None:
-        self._end(NodeUnreachable(f"the connection to the node {self.node} was closed"))
+        self.abort()
         await end_tasks([self._reading])
 
     def abort(self) -> None:

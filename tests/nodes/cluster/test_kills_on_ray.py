@@ -9,17 +9,8 @@ from importlib.util import find_spec
 
 import pytest
 
-from tests.support.ray_house import LATE, NAMES, RayHouse
-from tests.support.ray_moves import (
-    BEGUN_BYTES,
-    SLOW_BITS,
-    AskedOfEntry,
-    MovedByEntry,
-    answer_after,
-    judge,
-    talked,
-    the_owner,
-)
+from tests.support.ray_house import LATE, RayHouse
+from tests.support.ray_moves import answer_after, judge, source_and_target, talked, the_owner, under_way
 
 if find_spec("ray") is None:
     pytest.skip("Ray is not installed: the extra cluster", allow_module_level=True)
@@ -46,19 +37,12 @@ def test_one_owner_has_all_that_was_acknowledged(house: RayHouse, victim: str) -
     name = f"of-{victim}"
     before = talked(house, name)
     expected = answer_after(before)
-    (source,) = house.owners(name)
-    target = next(each for each in NAMES if each != source)
-    pid, link = pid_of(house, victim, source, target), house.links[target]
-    asked, moved = AskedOfEntry(house, name), MovedByEntry(house, name, target)
-    asked.start()
-    assert asked.begun.wait(LATE) and not asked.error, asked.error
-    link.bits_per_s, n_before = SLOW_BITS, link.n_passed
-    moved.start()
-    house.until(lambda: link.n_passed > n_before + BEGUN_BYTES or not moved.is_alive(), "the move is under way")
-    assert moved.is_alive(), f"it was over before anything was killed: {moved.error}"
+    source, target = source_and_target(house, name)
+    pid = pid_of(house, victim, source, target)
+    asked, moved = under_way(house, name, target)
     if pid is not None:
         os.kill(pid, signal.SIGKILL)
-    link.bits_per_s = 0.0
+    house.links[target].bits_per_s = 0.0
     for thread in (asked, moved):
         thread.join(LATE)
         assert not thread.is_alive(), "it neither goes on nor ends"

@@ -9,28 +9,22 @@ from importlib.util import find_spec
 import pytest
 
 from tests.support.daemon import answer_to
-from tests.support.ray_house import LATE, NAMES, RayHouse
-from tests.support.ray_moves import SLOW_BITS, AskedOfEntry, MovedByEntry, answer_after, judge, talked, the_owner
+from tests.support.ray_house import LATE, RayHouse
+from tests.support.ray_moves import (
+    AskedOfEntry,
+    MovedByEntry,
+    answer_after,
+    judge,
+    source_and_target,
+    talked,
+    the_owner,
+    under_way,
+)
 
 if find_spec("ray") is None:
     pytest.skip("Ray is not installed: the extra cluster", allow_module_level=True)
 pytestmark = [pytest.mark.timeout(600), pytest.mark.slow]
 STALL_S = 3.0
-
-
-def moving(house: RayHouse, name: str, n_bytes: int) -> tuple[AskedOfEntry, MovedByEntry, str]:
-    """An answer, and a move of its context that has sent so many bytes over a slow link; and where it goes."""
-    (source,) = house.owners(name)
-    target = next(each for each in NAMES if each != source)
-    link = house.links[target]
-    asked, moved = AskedOfEntry(house, name), MovedByEntry(house, name, target)
-    asked.start()
-    assert asked.begun.wait(LATE) and not asked.error, asked.error
-    link.bits_per_s, n_before = SLOW_BITS, link.n_passed
-    moved.start()
-    house.until(lambda: link.n_passed > n_before + n_bytes or not moved.is_alive(), "the move is under way")
-    assert moved.is_alive(), f"it was over before anything was done to it: {moved.error}"
-    return asked, moved, target
 
 
 def ended(house: RayHouse, *threads: AskedOfEntry | MovedByEntry) -> None:
@@ -45,7 +39,8 @@ def test_a_link_that_is_cut_costs_the_move_at_most(house: RayHouse, n_bytes: int
     name = f"cut-{n_bytes}"
     before = talked(house, name)
     expected = answer_after(before)
-    asked, moved, target = moving(house, name, n_bytes)
+    _, target = source_and_target(house, name)
+    asked, moved = under_way(house, name, target, n_bytes)
     house.links[target].cut()
     house.links[target].bits_per_s = 0.0
     ended(house, asked, moved)
@@ -62,7 +57,8 @@ def test_a_link_that_is_slow_or_stalls_holds_up_nobody_and_the_answer_goes_on(ho
     name = f"link-{how}"
     before = talked(house, name)
     expected = answer_after(before)
-    asked, moved, target = moving(house, name, 3000)
+    _, target = source_and_target(house, name)
+    asked, moved = under_way(house, name, target)
     house.links[target].is_stalled = how == "stalled"
     begun, n_told = time.monotonic(), len(asked.tokens)
     with house.client() as client:
