@@ -16,7 +16,9 @@ in the same round beside the same processes. So what they take of caches and clo
 the kernel gave out the time in that round is not. llmaas may use more than one thread, and get more time.
 
 Bars: llmaas reaches 0.95 of one thread's fair share, and all of llama-server's speed, in prefill and decode, beside any
-number of processes (medians over rounds of ratios within a round). llama-server needs the package xllamacpp, in an
+number of processes (medians over rounds of ratios within a round). On an idle machine both run the same llama.cpp, so
+the ratio is 1 but for noise, and below it every other time: what counts as below is less than 1 by more than the
+median's standard error over the rounds, which is printed with it. llama-server needs the package xllamacpp, in an
 environment of its own: BENCH_XLLAMACPP is the Python that has it. Without it that column is left out.
 
 ``--model`` may be given several times.
@@ -39,7 +41,7 @@ from bench.lib.daemon import daemon
 from bench.lib.engine import CELLS, Bare, engine
 from bench.lib.llama_server import LlamaServer
 from bench.lib.neighbour import Busy
-from bench.lib.stats import rotated, sig, summary
+from bench.lib.stats import error_of_median, rotated, sig, summary
 from bench.lib.texts import prose
 from llmaas.api.client import Client
 
@@ -193,11 +195,16 @@ def row(found: dict[tuple[int, str], list[Turn]], busy: int, cores: int) -> dict
         }
         if SERVER in speeds:
             figures[what]["over_llama_server"] = _ratio(speeds[LLMAAS], speeds[SERVER])
+            figures[what]["over_llama_server_error"] = sig(error_of_median(_ratios(speeds[LLMAAS], speeds[SERVER])))
     return figures
 
 
 def _ratio(ours: Sequence[float], theirs: Sequence[float]) -> float:
-    return sig(median(a / b for a, b in zip(ours, theirs, strict=True)))
+    return sig(median(_ratios(ours, theirs)))
+
+
+def _ratios(ours: Sequence[float], theirs: Sequence[float]) -> list[float]:
+    return [a / b for a, b in zip(ours, theirs, strict=True)]
 
 
 def bars_of(model: str, rows: Sequence[dict[str, Any]]) -> list[Bar]:
@@ -207,7 +214,9 @@ def bars_of(model: str, rows: Sequence[dict[str, Any]]) -> list[Bar]:
             name = f"{model}: {what} beside {one['busy']}"
             bars.append(Bar(f"{name} over one thread's fair share", one[what]["over_fair_share"], _FAIR))
             if "over_llama_server" in one[what]:
-                bars.append(Bar(f"{name} over llama-server", one[what]["over_llama_server"], 1.0))
+                error = one[what]["over_llama_server_error"]
+                what_for = f"{name} over llama-server, or less by its standard error of {error:.2g}"
+                bars.append(Bar(what_for, one[what]["over_llama_server"], sig(1.0 - error)))
     return bars
 
 

@@ -20,6 +20,7 @@ C_LIBRARIES = {
     "_cell_rows.so",
     "_dist.so",
     "_kvcodec.so",
+    "_apart.so",
     "_map_guard.so",
     "_probe.so",
     "_slots.so",

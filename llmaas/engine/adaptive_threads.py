@@ -18,6 +18,9 @@ _ROOM_EVERY_S = 0.25
 """How often it is looked, at most, on how many CPUs there is room."""
 _OTHERS = 0.2
 """CPUs that others may take of those that threads need, while the threads spin in prefill."""
+_FEW = 1.05
+"""CPUs that others take at most where threads are kept from sharing one in prefill. Where there are more programs than
+that, threads lose more by waiting for a CPU of their own."""
 _CROWDED = 0.5
 """CPUs that others take at least of those that threads could use, where there is a crowd."""
 
@@ -27,14 +30,15 @@ class AdaptiveThreads:
     the CPUs that this process could have had since it was last called, or None if that is not known.
 
     Decode and prefill each have their own number of threads, since in prefill threads wait for each other less often.
-    In prefill they spin while they wait if each had a CPU to itself of late.
+    In prefill they spin while they wait if each had a CPU to itself of late; beside one busy program, more or less,
+    they are kept from sharing a CPU.
     """
 
     def __init__(self, engine: Engine, most: int, now: Callable[[], float], room: Callable[[], float | None]) -> None:
         self._engine, self._now, self._room = engine, now, room
         self._looked = now()
         self.decode, self.prefill = ThreadCount(most, curious=True), ThreadCount(most)
-        self._in_use = most, False
+        self._in_use = most, False, False
         self._seen: float | None = None
         """CPUs that there was room on when it was last looked; None: not known."""
 
@@ -70,9 +74,10 @@ class AdaptiveThreads:
                 self._seen = cpus
                 self.decode.see_room(cpus)
                 self.prefill.see_room(cpus)
-        spin = count is self.prefill and self._seen is not None and self._seen >= count.threads - _OTHERS
-        if (wanted := (count.threads, spin)) != self._in_use:
-            self._engine.set_threads(count.threads, spin=spin)
+        free = -math.inf if count is self.decode or self._seen is None else self._seen - count.threads
+        spin, apart = free >= -_OTHERS, -_FEW <= free < -_OTHERS
+        if (wanted := (count.threads, spin, apart)) != self._in_use:
+            self._engine.set_threads(count.threads, spin=spin, apart=apart)
             self._in_use = wanted
 
     @property

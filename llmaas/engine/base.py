@@ -367,11 +367,12 @@ class Engine(Protocol):
 
     # -- threads and the end
 
-    def set_threads(self, n: int, *, spin: bool = False) -> None:
+    def set_threads(self, n: int, *, spin: bool = False, apart: bool = False) -> None:
         """Compute with ``n`` threads from the next step on: 1 or more, and no more than the engine was made with.
 
         ``spin``: in steps of many tokens, too, threads may spin while they wait for each other, since each has a CPU
-        to itself; else they fall asleep soon. Another number of threads rounds sums differently, as another batch does.
+        to itself; else they fall asleep soon. ``apart``: during such steps no two threads share a
+        CPU. Another number of threads rounds sums differently, as another batch does.
         """
 
     @property

@@ -31,6 +31,9 @@ _MAY_LOSE_UP, _MAY_LOSE_DOWN = 0.02, 0.002
 an alarm as well."""
 _SAVED_UP_S, _SAVED_DOWN_S = 0.1, 0.05
 """Seconds that a budget holds at most, and at first."""
+_DEBT_S = 0.01
+"""What a trial upward seems to have cost as soon as threads lack CPUs: it waits for 5 s of computing. What was saved
+while there was room would else be spent at once where it is known to be lost: a tenth of an answer of one second."""
 _SOONEST_S = 0.25
 """Seconds of computing between two trials."""
 _FITS, _CROWDED = 0.75, 0.5
@@ -86,7 +89,10 @@ class ThreadCount:
         needed = self.threads + _FITS
         if cpus >= needed and self._lacks(needed) and self.threads < self.most:
             self._grow(min(self.most, int(cpus + 1 - _FITS)))
+        lacked = self._lacks(self.threads + _CROWDED)
         self._room = cpus
+        if not lacked and self._lacks(self.threads + _CROWDED):
+            self._up.left = min(self._up.left, -_DEBT_S)
 
     def _lacks(self, cpus: float) -> bool:
         """Whether there was room on fewer CPUs than that when it was last looked."""

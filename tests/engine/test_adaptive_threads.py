@@ -16,10 +16,11 @@ class TimedEngine:
     """Two CPUs, of which others take ``busy``; a step advances its clock."""
 
     def __init__(self) -> None:
-        self.threads, self.spin, self.busy, self.now = 2, False, 0.0, 100.0
+        self.threads, self.busy, self.now = 2, 0.0, 100.0
+        self.spin = self.apart = False
 
-    def set_threads(self, n: int, *, spin: bool) -> None:
-        self.threads, self.spin = n, spin
+    def set_threads(self, n: int, *, spin: bool, apart: bool) -> None:
+        self.threads, self.spin, self.apart = n, spin, apart
 
     def step(self, items: Sequence[BatchItem], adapter: str = "", *, draw_s: float = math.inf) -> Row:
         waits = self.threads > 2 - self.busy
@@ -74,6 +75,21 @@ def test_threads_spin_in_prefill_while_each_has_a_cpu() -> None:
         engine.busy = busy
         run(1.0, engine, threads, 8)
         assert (engine.spin, threads.crowded) == (spins, crowded)
+
+
+def test_threads_share_no_cpu_in_prefill_beside_one_busy_program() -> None:
+    """Not beside more of them, whose time they would wait for, nor where each has a CPU or nothing is known."""
+    engine = TimedEngine()
+    threads = AdaptiveThreads(cast(Any, engine), 2, lambda: engine.now, engine.room)
+    threads.step([BatchItem(0, 100, [1] * 8)])
+    assert not engine.apart
+    for busy, apart in ((0.1, False), (0.5, True), (0.0, False), (1.2, False), (0.9, True)):
+        engine.busy, threads.prefill.threads = busy, 2
+        engine.now += 1.0
+        threads.step([BatchItem(0, 100, [1] * 8)])
+        assert engine.apart == apart
+    threads.step([BatchItem(0, 100, [1])])
+    assert not engine.apart, "a thread that decodes alone goes where there is room"
 
 
 def test_threads_do_not_spin_in_prefill_where_the_room_is_not_known() -> None:

@@ -103,8 +103,8 @@ def test_steps_tell_the_engine_a_new_number_of_threads_only_when_it_changes() ->
     told: list[int] = []
 
     class Told(FakeEngine):
-        def set_threads(self, n: int, *, spin: bool = False) -> None:
-            super().set_threads(n, spin=spin)
+        def set_threads(self, n: int, *, spin: bool = False, apart: bool = False) -> None:
+            super().set_threads(n, spin=spin, apart=apart)
             told.append(n)
 
     engine = Told()

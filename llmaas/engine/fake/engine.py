@@ -308,7 +308,7 @@ class FakeEngine:
 
     # -- threads and the end
 
-    def set_threads(self, n: int, *, spin: bool = False) -> None:
+    def set_threads(self, n: int, *, spin: bool = False, apart: bool = False) -> None:
         self._enter()
         if n < 1:
             raise ValueError(f"threads must be at least 1, not {n}")

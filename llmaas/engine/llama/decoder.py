@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
+from contextlib import nullcontext
 from typing import Any
 
 import numpy as np
@@ -22,9 +23,10 @@ from llmaas.engine.llama.decode_run import NO_NUMBERS, DecodeRun
 from llmaas.engine.llama.lib import N_CPUS, AbortFlag, C, ggml_function
 from llmaas.engine.llama.model import LlamaModel
 from llmaas.engine.llama.numbers import Numbers
-from llmaas.engine.llama.openmp import SpinControl
+from llmaas.engine.llama.openmp import MANY_TOKENS, SpinControl
 from llmaas.engine.llama.query_probe import QueryProbe
 from llmaas.engine.llama.sampling import Samplers
+from llmaas.engine.llama.threads_apart import ThreadsApart
 from llmaas.engine.rules import check_step
 from llmaas.errors import ModelChanged
 from llmaas.kv_arrays import F32
@@ -48,6 +50,7 @@ class LlamaDecoder:
         self.adapters = LlamaAdapters(model.handle, self.context)
         self.abort_flag = AbortFlag(self.context)
         self._spins = SpinControl(ggml_function("GOMP_parallel"), N_CPUS)
+        self._threads_apart, self._apart = ThreadsApart(ggml_function("GOMP_parallel")), False
         self.n_threads = settings.n_threads
         """Of the next step. Only ``set_threads`` writes it."""
         self.batch = Batch(settings.n_batch)
@@ -71,7 +74,7 @@ class LlamaDecoder:
         self.probe.watch(items)
         self._logits_rows = []
         self._spins.before_step(self.batch.struct.n_tokens, self.n_threads)
-        status = int(C.llama_decode(self.context, self.batch.struct))
+        status = self._compute()
         if (failure := self._failure(status)) is not None:
             for item in items:  # llama.cpp keeps the part-batches that it had finished
                 self.cells.take_back(item.seq, item.pos)
@@ -84,6 +87,12 @@ class LlamaDecoder:
             self.cells.extend(item.seq, item.pos, item.pos + len(item.tokens))
         self._logits_rows = [None if item.sampler is None else i for item, i in zip(items, last, strict=True)]
         return self.samplers.draws.row(items, self._logits_rows, self._draw, self.drop, draw_s)
+
+    def _compute(self) -> int:
+        """What llama_decode says of the batch."""
+        apart = self._apart and self.batch.struct.n_tokens >= MANY_TOKENS
+        with self._threads_apart.during_step(self.n_threads) if apart else nullcontext():
+            return int(C.llama_decode(self.context, self.batch.struct))
 
     def _draw(self, sampler: int, index: int) -> int | Undrawn:
         return self.samplers.draw(sampler, self.context, index)
@@ -162,11 +171,11 @@ class LlamaDecoder:
             self.cells.truncate(seq, start)
             self.probe.queries.drop(seq, start)
 
-    def set_threads(self, n: int, *, spin: bool) -> None:
+    def set_threads(self, n: int, *, spin: bool, apart: bool) -> None:
         """See ``Engine.set_threads``."""
         if n != self.n_threads:
             C.llama_set_n_threads(self.context, n, n)
-        self.n_threads, self._spins.always_long = n, spin
+        self.n_threads, self._spins.always_long, self._apart = n, spin, apart
 
     def close(self) -> None:
         """Free the ``llama_context`` and the samplers. Idempotent."""

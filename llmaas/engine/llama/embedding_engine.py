@@ -55,7 +55,7 @@ class LlamaEmbeddingEngine(TextSide):
         if encoder is not None:
             encoder.close()
 
-    def set_threads(self, n: int, *, spin: bool = False) -> None:
+    def set_threads(self, n: int, *, spin: bool = False, apart: bool = False) -> None:
         self._enter()
         if not 1 <= n <= self._most_threads:
             raise ValueError(f"threads must be in 1 .. {self._most_threads}, not {n}")

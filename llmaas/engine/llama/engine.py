@@ -222,11 +222,11 @@ class LlamaEngine(TextSide):
 
     # -- threads and the end
 
-    def set_threads(self, n: int, *, spin: bool = False) -> None:
+    def set_threads(self, n: int, *, spin: bool = False, apart: bool = False) -> None:
         self._enter()
         if not 1 <= n <= self._n_threads:
             raise ValueError(f"threads must be in 1 .. {self._n_threads}, not {n}")
-        self.decoder.set_threads(n, spin=spin)
+        self.decoder.set_threads(n, spin=spin, apart=apart)
 
     def abort(self) -> None:
         self.decoder.abort_flag.set()
