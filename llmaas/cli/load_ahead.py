@@ -69,7 +69,7 @@ class WeightReads:
         """The same if reading began now; 0.0: they are there."""
         try:
             path = models.find(self._config.model)
-            missing = sum(missing_bytes(part) for part in models.parts_of(path))
+            missing = sum(_missing(part) for part in models.parts_of(path))
             disk = self._memo.disk(path.stat().st_dev)
         except (LlmaasError, OSError):
             return None
@@ -90,3 +90,9 @@ class WeightReads:
         log.info("loaded %s in %.1f s, of which %d MB were not in memory%s", path.name, seconds, missing >> 20, text)
         if missing == 0 or disk is not None:
             self._memo.keep_fixed(str(path), max(_LEAST_FIXED_S, seconds - reading))
+
+
+def _missing(part: Path) -> int:
+    """Bytes to be read of one of the model's files: all, where the system does not tell."""
+    missing = missing_bytes(part)
+    return part.stat().st_size if missing is None else missing

@@ -11,6 +11,7 @@ import logging
 import os
 import signal
 from collections.abc import Iterator, Sequence
+from contextlib import suppress
 from dataclasses import replace
 from pathlib import Path
 
@@ -35,11 +36,10 @@ from llmaas.host.file_limit import raise_file_limit
 from llmaas.host.priority import lower_priority
 from llmaas.model_files.entry import ModelEntry
 from llmaas.model_files.gguf import GgufFacts, examine_files
-from llmaas.model_files.page_cache import resident_share
+from llmaas.model_files.page_cache import missing_bytes
 from llmaas.model_files.registry import ModelRegistry
 from llmaas.model_files.tier import tier_of
 from llmaas.records import NO_QUOTA
-from llmaas.regular_file import open_regular
 
 log = logging.getLogger(__name__)
 
@@ -159,7 +159,7 @@ def _model(found: LoadedConfig, registry: ModelRegistry, entry: ModelEntry) -> F
     writes = facts.kind[0] is ModelKind.WRITER
 
     def expected_s() -> float | None:
-        return memo.expected_s(str(entry.file), device, missing_bytes(entry.file))
+        return memo.expected_s(str(entry.file), device, _missing(entry.file))
 
     made = FrontModel(
         name=entry.name,
@@ -229,16 +229,12 @@ def stored_bytes(store: Path) -> int:
         return 0  # there is none yet
 
 
-def missing_bytes(file: Path) -> int:
+def _missing(file: Path) -> int:
     """Bytes of the model's files that are not in the page cache; of files of which that cannot be known, none."""
     missing = 0
     for part in parts_of(file):
-        try:
-            with open_regular(part) as opened:
-                share = resident_share(opened)
-                missing += int(part.stat().st_size * (1 - (1.0 if share is None else share)))
-        except (OSError, LlmaasError):
-            continue
+        with suppress(OSError, LlmaasError):
+            missing += missing_bytes(part) or 0
     return missing
 
 

@@ -33,10 +33,10 @@ def resident_pages(file: BinaryIO) -> bytes | None:
     return None if found is None else found[0]
 
 
-def missing_bytes(path: Path) -> int:
+def missing_bytes(path: Path) -> int | None:
     """About how many bytes of the file are not in the page cache: of a large one, places that are spread evenly over it
-    stand for the rest. So this takes no longer for a model of 40 GB than for a small one. All of it, if that cannot be
-    known. Raises OSError."""
+    stand for the rest. So this takes no longer for a model of 40 GB than for a small one. None if that cannot be known.
+    Raises OSError."""
     with open_regular(path) as file:
         size = os.fstat(file.fileno()).st_size
         n_pages = -(-size // PAGE)
@@ -45,8 +45,9 @@ def missing_bytes(path: Path) -> int:
         else:
             places = [(i * (n_pages - _PAGES) // (_PLACES - 1), _PAGES) for i in range(_PLACES)]
         found = _resident(file, places)
-    seen = size if found is None else sum(map(len, found))
-    return size if found is None or not seen else size * sum(each.count(0) for each in found) // seen
+    if found is None:
+        return None
+    return size * sum(each.count(0) for each in found) // max(1, sum(map(len, found)))
 
 
 def _resident(file: BinaryIO, places: Sequence[tuple[int, int]]) -> list[bytes] | None:

@@ -9,8 +9,7 @@ from pathlib import Path
 
 from llmaas.config.models import parts_of
 from llmaas.errors import LlmaasError
-from llmaas.model_files.page_cache import resident_share
-from llmaas.regular_file import open_regular
+from llmaas.model_files.page_cache import missing_bytes
 from llmaas.weights_tier import WeightsTier
 
 _NEARLY_ALL = 0.99
@@ -22,10 +21,9 @@ def tier_of(file: Path) -> WeightsTier:
     tier = WeightsTier.PAGES
     for part in parts_of(file):
         try:
-            with open_regular(part) as opened:
-                share = resident_share(opened)
+            missing, size = missing_bytes(part), part.stat().st_size
         except (OSError, LlmaasError):
             return WeightsTier.NONE
-        if share is None or share < _NEARLY_ALL:
+        if missing is None or missing > size * (1 - _NEARLY_ALL):
             tier = WeightsTier.DISK
     return tier

@@ -44,5 +44,5 @@ def test_a_split_model_is_where_the_farthest_of_its_files_is(tmp_path: Path) -> 
 
 
 def test_what_the_system_does_not_tell_counts_as_not_in_memory(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(tier, "resident_share", lambda file: None)
+    monkeypatch.setattr(tier, "missing_bytes", lambda path: None)
     assert tier_of(in_pages(tmp_path / "m.gguf")) is WeightsTier.DISK
