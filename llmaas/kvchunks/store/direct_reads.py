@@ -1,7 +1,7 @@
-"""Reads parts of files past the page cache, into memory of their own.
+"""Reads parts of files past the page cache, into memory where chunks can stay.
 
-Law: what it gives is what an ordinary read gives. Where the file system cannot do it, or the part is in the page cache
-already, it gives None, and the caller reads as usual.
+Law: what it gives is what an ordinary read gives, and nobody else views it. Where the file system cannot do it, or the
+part is in the page cache already, it gives None, and the caller reads as usual.
 
 A chunk that the POOL is to hold need not be in the page cache as well. Past it a read takes a third of the CPU time,
 and its bytes come evenly: the kernel's reading ahead has the disk do megabytes at once, of which the first come late.
@@ -11,17 +11,16 @@ from __future__ import annotations
 
 import errno
 
-from llmaas.kvchunks.store.chunk_memory import READ_BUFFER, ReadBuffers
+from llmaas.kvchunks.store.chunk_memory import MEMORY, MOST
 from llmaas.kvchunks.store.syscalls import PAGE, Files
 
 _CANNOT = (errno.EINVAL, errno.EOPNOTSUPP)
-_MOST = READ_BUFFER - 2 * PAGE
+_MOST = MOST - 2 * PAGE
 
 
 class DirectReads:
     def __init__(self, files: Files) -> None:
         self._files = files
-        self._buffers = ReadBuffers()
 
     def read(self, fd: int, offset: int, size: int) -> memoryview | None:
         """``size`` bytes from ``offset`` on; None if they are to be read as usual. Raises OSError."""
@@ -36,7 +35,7 @@ class DirectReads:
         """Whole pages, at and into whole pages, which every file system that can do it can do."""
         before = offset % PAGE
         end = -(-(before + size) // PAGE) * PAGE
-        view, done = self._buffers.take(end), 0
+        view, done = MEMORY.take_for_reading(end), 0
         try:
             while done < end:
                 n = self._files.pread_into(fd, view[done:], offset - before + done)

@@ -9,7 +9,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from llmaas.kvchunks.store.chunk_memory import READ_BUFFER, ChunkMemory, OwnMemory, ReadBuffers
+from llmaas.kvchunks.store.chunk_memory import MOST, ChunkMemory, OwnMemory, chunk_of
 
 SIZES = [1, 100, mmap.PAGESIZE, 200_000, 215_104, 1 << 20, 2 << 20, (2 << 20) + 1, 9 << 20]
 
@@ -63,40 +63,74 @@ def test_memory_goes_back_when_nobody_views_it() -> None:
     del chunks[::2], chunk
     assert 20_000_000 <= anonymous() - before <= 25_000_000
     chunks.clear()
-    assert anonymous() - before <= 10_000_000 and bytes(part) == bytes(100)
+    assert anonymous() - before <= 3_000_000 and bytes(part) == bytes(100)
 
 
-def test_a_read_buffer_is_used_again_while_others_are_in_use_and_not_kept_for_later() -> None:
-    buffers = ReadBuffers()
-    first, second = buffers.take(1000), buffers.take(READ_BUFFER)
-    second[:] = bytes([2]) * READ_BUFFER
-    assert address(first) % mmap.PAGESIZE == address(second) % mmap.PAGESIZE == 0 and first is not second
-    where, part = address(first), second[5:7]
-    del first, second
-    assert address(buffers.take(2000)) == where
-    third = buffers.take(3000)
-    assert address(third) == where and bytes(part) == b"\2\2"
-    third[:] = bytes([3]) * 3000
-    assert bytes(part) == b"\2\2"
+def test_threads_that_read_get_memory_of_their_own() -> None:
+    memory, taken = ChunkMemory(), list[memoryview]()
+    threads = [threading.Thread(target=lambda: taken.append(memory.take_for_reading(1_800_000))) for _ in range(8)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join(60)
+    begins = sorted(map(address, taken))
+    assert len(begins) == 8 and min(np.diff(begins)) >= 1_800_000 and not any(b % mmap.PAGESIZE for b in begins)
+
+
+@pytest.mark.parametrize("size", [1, 4096, MOST, MOST + 1, 9 << 20])
+def test_memory_to_read_into_is_as_long_as_it_was_asked_for(size: int) -> None:
+    view = ChunkMemory().take_for_reading(size)
+    view[:] = bytes([7]) * size
+    assert bytes(view) == bytes([7]) * size
+
+
+def test_a_chunk_of_what_was_read_is_where_it_was_read_and_nobody_elses() -> None:
+    read = ChunkMemory().take_for_reading(100_000)
+    read[:] = np.random.default_rng(1).bytes(len(read))
+    data = bytes(read)
+    chunk = chunk_of(read[1000:50_000], 12, 40_000)
+    assert chunk is not None and address(chunk) == address(read) + 1012 and bytes(chunk) == data[1012:41_000]
+    assert isinstance(chunk.obj, OwnMemory) and chunk.obj.nbytes == len(chunk)
+    assert chunk_of(read[1000:50_000], 12, 40_000) is None  # somebody has it
+    del read
+    chunk[0] = 255
+    assert bytes(chunk[1:]) == data[1013:41_000] and chunk[0] == 255
+
+
+def test_there_is_no_chunk_of_other_memory() -> None:
+    for other in (memoryview(bytearray(100)), ChunkMemory().take(100), ChunkMemory().take_for_reading(MOST + 1)):
+        assert chunk_of(other, 10, 20) is None
 
 
 @pytest.mark.skipif(not Path("/proc/self/smaps_rollup").exists(), reason="the kernel does not tell")
-def test_no_read_buffer_is_kept_when_none_is_in_use() -> None:
-    buffers, before = ReadBuffers(), anonymous()
-    out = [buffers.take(READ_BUFFER) for _ in range(8)]
-    for buffer in out:
-        buffer[:] = bytes(READ_BUFFER)
-    assert anonymous() - before >= 8 * READ_BUFFER
-    del out, buffer
-    assert anonymous() - before <= READ_BUFFER
+def test_each_chunk_of_what_was_read_gives_its_pages_back_by_itself() -> None:
+    memory, size = ChunkMemory(), 400_000
+    reads = [memory.take_for_reading(9 * size) for _ in range(4)]
+    for read in reads:
+        read[:] = bytes([1]) * len(read)
+    before = anonymous()
+    chunks = [chunk_of(read[i * size : (i + 1) * size], 12, size - 16) for read in reads for i in range(9)]
+    del reads, read
+    assert before - anonymous() <= 1_000_000
+    del chunks[::2]
+    assert abs(before - anonymous() - 18 * size) <= 1_000_000
+    assert all(chunk is not None and bytes(chunk) == bytes([1]) * len(chunk) for chunk in chunks)
+    chunks.clear()
+    assert before - anonymous() >= 35 * size
 
 
-def test_a_read_buffer_of_any_size_is_as_long_as_it_was_asked_for() -> None:
-    buffers = ReadBuffers()
-    assert [len(buffers.take(size)) for size in (1, 4096, READ_BUFFER, READ_BUFFER + 1, 9 << 20)] == [
-        1,
-        4096,
-        READ_BUFFER,
-        READ_BUFFER + 1,
-        9 << 20,
-    ]
+@pytest.mark.skipif(not Path("/proc/self/smaps_rollup").exists(), reason="the kernel does not tell")
+def test_what_was_read_and_not_decrypted_goes_back_with_the_read() -> None:
+    memory, size = ChunkMemory(), 400_000
+    read = memory.take_for_reading(9 * size)
+    read[:] = bytes([1]) * len(read)
+    before, chunk = anonymous(), chunk_of(read[4 * size : 5 * size], 12, size - 16)
+    del read
+    assert before - anonymous() >= 7 * size and chunk is not None and bytes(chunk) == bytes([1]) * len(chunk)
+
+
+@pytest.mark.skipif(not Path("/proc/self/smaps_rollup").exists(), reason="the kernel does not tell")
+def test_at_most_a_large_page_is_there_that_is_not_used() -> None:
+    memory, before = ChunkMemory(), anonymous()
+    taken = [memory.take_for_reading(1_900_000) for _ in range(40)]
+    assert anonymous() - before <= sum(map(len, taken)) * 1.06 + (2 << 20) + 1_000_000

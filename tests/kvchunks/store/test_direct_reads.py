@@ -9,13 +9,14 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from llmaas.kvchunks.store.chunk_memory import READ_BUFFER
+from llmaas.kvchunks.store.chunk_memory import MOST
+from llmaas.kvchunks.store.cipher import KEY_BYTES, MasterKey
 from llmaas.kvchunks.store.store import Files, Store
 from llmaas.kvchunks.store.syscalls import PAGE
 from llmaas.records import ContextId
 from tests.support.store_data import key
 
-SIZES = (5000, 1, PAGE, 3 * PAGE + 7, READ_BUFFER, READ_BUFFER + 1, 12_345)
+SIZES = (5000, 1, PAGE, 3 * PAGE + 7, MOST, MOST + 1, 12_345)
 KEYS = [key(i) for i in range(len(SIZES))]
 DATA = [np.random.default_rng(i).bytes(size) for i, size in enumerate(SIZES)]
 
@@ -52,8 +53,8 @@ class Direct(Files):
         return super().pread_into(fd, buffer, offset)
 
 
-def filled(root: Path, files: Files) -> Store:
-    store = Store(root, files=files)
+def filled(root: Path, files: Files, master: MasterKey | None = None) -> Store:
+    store = Store(root, files=files, master=master)
     store.put(ContextId("c"), [(k, 64, chunk) for k, chunk in zip(KEYS, DATA, strict=True)])
     return store
 
@@ -117,3 +118,28 @@ def test_what_has_just_been_written_is_in_the_page_cache_until_it_is_evicted(tmp
         if all(files.asked):
             pytest.skip("this file system keeps its files in memory")
         assert not any(files.asked[:4])  # reading large ones through the page cache reads ahead
+
+
+def test_what_is_encrypted_is_decrypted_where_it_was_read_and_once(root: Path) -> None:
+    files = Direct()
+    with filled(root, files, MasterKey(bytes(KEY_BYTES))) as store:
+        read = store.read(store.places(KEYS[:4]), once=True)
+        chunks = [store.open(sealed) for sealed in read]
+        assert [bytes(chunk or b"") for chunk in chunks] == DATA[:4] and files.n_cached == 0
+        for sealed, chunk in zip(read, chunks, strict=True):
+            begin = np.frombuffer(chunk, np.uint8).ctypes.data - np.frombuffer(sealed.data, np.uint8).ctypes.data
+            assert 0 < begin < len(sealed.data or b"") - len(chunk or b"")
+        assert [bytes(store.open(sealed) or b"") for sealed in read] == DATA[:4]  # those are read anew
+        assert files.n_cached and [bytes(chunk or b"") for chunk in chunks] == DATA[:4] and not store.stats().damaged
+
+
+def test_a_chunk_that_was_altered_on_disk_costs_none_of_those_read_with_it(root: Path) -> None:
+    with filled(root, Direct(), MasterKey(bytes(KEY_BYTES))) as store:
+        place = store.places(KEYS[1:2])[0]
+        with next(root.glob("payload/*.kv")).open("r+b") as file:
+            file.seek(place.offset + place.nbytes - 1)
+            last = file.read(1)[0]
+            file.seek(-1, 1)
+            file.write(bytes([last ^ 1]))
+        chunks = [store.open(sealed) for sealed in store.read(store.places(KEYS[:4]), once=True)]
+        assert [None if chunk is None else bytes(chunk) for chunk in chunks] == [DATA[0], None, *DATA[2:4]]
