@@ -27,18 +27,27 @@ _CROWDED = 0.5
 
 class AdaptiveThreads:
     """``step`` and ``steps`` of ``engine``, with 1 .. ``most`` threads. ``now`` returns the time in seconds, ``room``
-    the CPUs that this process could have had since it was last called, or None if that is not known.
+    the CPUs that this process could have had since it was last called, or None if that is not known. ``tell`` is told
+    the number of threads before steps that have another one.
 
     Decode and prefill each have their own number of threads, since in prefill threads wait for each other less often.
     In prefill they spin while they wait if each had a CPU to itself of late; beside one busy program, more or less,
     they are kept from sharing a CPU.
     """
 
-    def __init__(self, engine: Engine, most: int, now: Callable[[], float], room: Callable[[], float | None]) -> None:
+    def __init__(
+        self,
+        engine: Engine,
+        most: int,
+        now: Callable[[], float],
+        room: Callable[[], float | None],
+        tell: Callable[[int], None] = lambda n_threads: None,
+    ) -> None:
         self._engine, self._now, self._room = engine, now, room
         self._looked = now()
         self.decode, self.prefill = ThreadCount(most, curious=True), ThreadCount(most)
-        self._in_use = most, False, False
+        self._tell = tell
+        self._in_use = most if most > 1 else 0, False, False  # one that is always alone is told once
         self._seen: float | None = None
         """CPUs that there was room on when it was last looked; None: not known."""
 
@@ -77,6 +86,7 @@ class AdaptiveThreads:
         free = -math.inf if count is self.decode or self._seen is None else self._seen - count.threads
         spin, apart = free >= -_OTHERS, -_FEW <= free < -_OTHERS
         if (wanted := (count.threads, spin, apart)) != self._in_use:
+            self._tell(count.threads)
             self._engine.set_threads(count.threads, spin=spin, apart=apart)
             self._in_use = wanted
 

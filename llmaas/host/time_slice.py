@@ -5,7 +5,8 @@ Law: never fails, and changes no share of the CPU: where the kernel has no such 
 Since 6.12 Linux lets a thread of the fair class ask for slices of its own (sched_setattr(2), ``sched_runtime``). A
 thread with short slices gets no more time, but gets it sooner: when it wakes up beside a process that computes, it need
 not wait for the end of that one's slice, milliseconds away. The engine's threads wait for each other hundreds of times
-in a step, and the daemon's other threads work for microseconds at a time.
+in a step, and the daemon's other threads work for microseconds at a time. A thread that computes a step alone waits
+for nobody: it keeps its core for longer with the kernel's own slices, and what it has in the core's caches.
 """
 
 from __future__ import annotations
@@ -47,11 +48,35 @@ def slice_ns() -> int | None:
 def shorten_slices(nanoseconds: int = SLICE_NS) -> None:
     """Ask for shorter slices for this thread, and for those that it will start."""
     found = _attributes()
+    if found is not None:
+        _set(found, nanoseconds)
+
+
+class StepSlices:
+    """The slices of a thread that computes steps, alone or with others. Call it on that thread, before a step.
+
+    A thread that never asked for short slices keeps those that it has.
+    """
+
+    def __init__(self) -> None:
+        self._lengthened = False
+
+    def __call__(self, n_threads: int) -> None:
+        """The next steps have so many threads."""
+        alone = n_threads == 1
+        found = _attributes()
+        if found is None or alone == self._lengthened or (alone and found.runtime != SLICE_NS):
+            return
+        _set(found, 0 if alone else SLICE_NS)
+        self._lengthened = alone
+
+
+def _set(attributes: _Attributes, nanoseconds: int) -> None:
+    """0: the kernel's own."""
     number = call_number(_SET)
-    if number is None or found is None or found.policy not in (_OTHER, _BATCH):
-        return
-    found.runtime = nanoseconds
-    ctypes.CDLL(None).syscall(number, 0, ctypes.byref(found), 0)
+    if number is not None and attributes.policy in (_OTHER, _BATCH):
+        attributes.runtime = nanoseconds
+        ctypes.CDLL(None).syscall(number, 0, ctypes.byref(attributes), 0)
 
 
 def _attributes() -> _Attributes | None:

@@ -13,6 +13,7 @@ from llmaas.clock import Clock
 from llmaas.engine.adaptive_threads import AdaptiveThreads
 from llmaas.engine.base import Engine
 from llmaas.host.cpu_room import CpuRoom
+from llmaas.host.time_slice import StepSlices
 from llmaas.planner.events import DutyChanged
 from llmaas.policies.duty import DutyPolicy, ThermalReading
 
@@ -26,7 +27,7 @@ class HostShare:
     def __init__(self, engine: Engine, most_threads: int | None, clock: Clock) -> None:
         self._threads: AdaptiveThreads | None = None
         if most_threads is not None:
-            self._threads = AdaptiveThreads(engine, most_threads, clock.now, CpuRoom(clock).read)
+            self._threads = AdaptiveThreads(engine, most_threads, clock.now, CpuRoom(clock).read, StepSlices())
         self.step = self._threads.step if self._threads else engine.step
         self.steps = self._threads.steps if self._threads else engine.steps
         self._clock = clock

@@ -51,6 +51,20 @@ def test_decode_and_prefill_give_a_cpu_up_and_take_it_back_when_it_is_free(n_tok
     assert engine.threads == 2
 
 
+def test_whoever_asks_is_told_the_threads_of_the_next_steps() -> None:
+    engine, told = TimedEngine(), list[int]()
+    threads = AdaptiveThreads(cast(Any, engine), 2, lambda: engine.now, engine.room, told.append)
+    run(2.0, engine, threads, 1)
+    assert told[-1] == engine.threads == 2, "after a look at one"
+    engine.busy = 1
+    run(3.0, engine, threads, 1)
+    assert told[-1] == engine.threads == 1
+    only = AdaptiveThreads(cast(Any, engine), 1, lambda: engine.now, engine.room, told.append)
+    told.clear()
+    run(2.0, engine, only, 1)
+    assert told == [1]
+
+
 def test_an_engine_with_one_thread_does_not_ask_for_room() -> None:
     engine, asked = TimedEngine(), list[float]()
 

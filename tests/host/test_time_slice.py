@@ -24,6 +24,18 @@ thread.join()
 assert found in ([SLICE_NS] * 2, [before] * 2), (before, found)
 print(*found)
 """
+ALONE = """
+from llmaas.host.time_slice import SLICE_NS, StepSlices, shorten_slices, slice_ns
+before = slice_ns()
+slices = StepSlices()
+slices(1)
+assert slice_ns() == before, "it never asked for others"
+shorten_slices()
+short = slice_ns()
+for n_threads in (2, 1, 1, 2, 1):
+    slices(n_threads)
+    assert slice_ns() == (before if n_threads == 1 else short), n_threads
+"""
 LEFT_ALONE = """
 import os
 from llmaas.host.time_slice import shorten_slices, slice_ns
@@ -35,7 +47,7 @@ assert slice_ns() == before and os.sched_getscheduler(0) == os.SCHED_IDLE
 
 
 @pytest.mark.skipif(sys.platform != "linux", reason="Linux has slices by thread")
-@pytest.mark.parametrize("code", [ASK, LEFT_ALONE])
+@pytest.mark.parametrize("code", [ASK, ALONE, LEFT_ALONE])
 def test_a_thread_and_those_that_it_starts_have_shorter_slices(code: str) -> None:
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=60)
     assert done.returncode == 0, done.stderr
