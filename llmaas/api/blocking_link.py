@@ -20,8 +20,10 @@ from llmaas.api.client_session import Exchange, Session
 from llmaas.api.peer import refuse_stranger
 from llmaas.errors import NotServing
 
-_READ = 65536
-"""Bytes taken from the socket at once."""
+_READ = 1 << 19
+"""Bytes taken from the socket at once: about what it holds."""
+_LARGE = 1 << 19
+"""Bytes of a request for which the socket is made to hold more (twice as many), so that it goes in few parts."""
 
 
 class Link(Protocol):
@@ -45,6 +47,7 @@ class BlockingLink:
         self._path = path
         self._timeout = timeout
         self._sock = _connect(path, timeout, daemon_uid)
+        self._is_wide = False
         self._in, self._out = select.poll(), select.poll()
         self._in.register(self._sock, select.POLLIN)
         self._out.register(self._sock, select.POLLOUT)
@@ -53,6 +56,9 @@ class BlockingLink:
         """Never raises: a connection that is lost ends every exchange of the session. To be called uninterrupted."""
         left = memoryview(data)
         try:
+            if len(left) > _LARGE and not self._is_wide:
+                self._is_wide = True
+                self._sock.setsockopt(sockets.SOL_SOCKET, sockets.SO_SNDBUF, _LARGE)
             while left:
                 if not self._out.poll(self._timeout * 1000):
                     self._lose(f"the daemon at {self._path} has taken no bytes for {self._timeout:g} s")

@@ -10,7 +10,7 @@ import contextlib
 import threading
 from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
-from typing import Any, Concatenate, ParamSpec, TypeVar
+from typing import Any, Concatenate, Generic, ParamSpec, TypeVar
 
 from llmaas.api import messages as msg
 from llmaas.api import operations, questions, replies
@@ -85,6 +85,18 @@ class Stream:
 
     def __exit__(self, *_: object) -> None:
         self.cancel()
+
+
+class BegunRequest(Generic[T]):
+    """A request that was sent. ``result`` waits for its reply, and returns what is read from it, or raises its error.
+    It may be asked for at any time."""
+
+    def __init__(self, client: Client, exchange: Exchange, operation: Operation[T]) -> None:
+        self._client, self._exchange, self._operation = client, exchange, operation
+
+    def result(self) -> T:
+        self._client._finish(self._exchange)
+        return self._operation.read(self._exchange.result())
 
 
 def _streams(operation: Callable[P, msg.Generate]) -> Callable[Concatenate[Client, P], Stream]:
@@ -221,6 +233,14 @@ class Client(BlockingOperations):
 
     def __exit__(self, *_: object) -> None:
         self.close()
+
+    def begin(self, operation: Operation[T]) -> BegunRequest[T]:
+        """Send the request of an operation, and return before its reply has come, so that the daemon has the next one
+        while a reply is read. For a result that comes in one page, and not for calls, which ``generate`` begins. Every
+        other method waits first until what was begun has ended."""
+        if self._session.fault is not None:
+            self._reconnect()
+        return BegunRequest(self, self._begin(self._retries.prepared(operation.request)), operation)
 
     # -- the exchange of frames
 

@@ -8,13 +8,19 @@ from __future__ import annotations
 
 import asyncio
 import logging
+import socket
 from collections.abc import Callable
+from contextlib import suppress
 
+from llmaas.api.acceptor import SEND_BUFFER
 from llmaas.api.frame_reader import SMALL_FRAME
 from llmaas.api.peer_timer import PeerTimer
 from llmaas.api.shares import Shares
 
 log = logging.getLogger(__name__)
+
+WIDE_BUFFER = 1 << 20
+"""Bytes that the kernel keeps of a large reply that is not read."""
 
 
 class ReplyWriter:
@@ -31,6 +37,8 @@ class ReplyWriter:
         self._written = 0
         """Bytes that were written while paused."""
         self._timer: PeerTimer | None = None
+        self._is_wide = False
+        """The kernel keeps more of what the peer has not read than for other connections."""
         transport.set_write_buffer_limits(high=SMALL_FRAME)
 
     def move(self, shares: Shares) -> None:
@@ -55,17 +63,37 @@ class ReplyWriter:
     def pause(self) -> None:
         self.paused, self._written = True, 0
         self._count(self._transport.get_write_buffer_size())
+        self._widen()
         self._watch()
 
     def resume(self) -> None:
         self.paused = False
         self._count(0)
+        if self._is_wide:
+            self._is_wide = False
+            self._have_kernel_keep(SEND_BUFFER)
+            self._buffers.give_back(self.app, WIDE_BUFFER)
         if self._timer is not None:
             self._timer.cancel()
 
     def close(self) -> None:
         """The connection is over: what waits to be read is counted no more."""
         self.resume()
+
+    def _widen(self) -> None:
+        """Let a large reply go in few parts: a peer that reads takes it from another core meanwhile. What the kernel
+        keeps counts as held by the app, so it is done as long as there is room."""
+        if self.unread >= WIDE_BUFFER // 2 and not self._is_wide and self.app:
+            self._is_wide = self._buffers.take(self.app, WIDE_BUFFER)
+            if self._is_wide:
+                self._have_kernel_keep(WIDE_BUFFER // 2)
+
+    def _have_kernel_keep(self, nbytes: int) -> None:
+        """Linux keeps twice as many."""
+        sock = self._transport.get_extra_info("socket")
+        if sock is not None:
+            with suppress(OSError):  # it has been closed
+                sock.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, nbytes)
 
     def _watch(self) -> None:
         before = self._written - self.unread

@@ -39,6 +39,8 @@ MAX_REQUEST_VALUES = 1 << 15
 """Most values of a request's frame, at all levels together. A map or list is one, and so is each key."""
 
 _LENGTH = struct.Struct(">I")
+_LARGE = 1 << 16
+"""Bytes of a body that is put together in memory of its own, which is taken when its length is known."""
 
 
 def encode(frame: Frame, *, max_frame: int = MAX_FRAME) -> bytes:
@@ -58,6 +60,9 @@ class Decoder:
     def __init__(self, max_frame: int = MAX_FRAME) -> None:
         self.max_frame = max_frame
         self._buffer = bytearray()
+        self._large: bytearray | None = None
+        """A large body of which ``_filled`` bytes have come; ``_buffer`` is empty meanwhile."""
+        self._filled = 0
         self._fault: LlmaasError | None = None
 
     def feed(self, data: bytes | bytearray | memoryview) -> list[Frame]:
@@ -68,15 +73,27 @@ class Decoder:
         """
         frames: list[Frame] = []
         if self._fault is None:
-            self._buffer += data
             try:
+                self._buffer += data if self._large is None else self._fill(memoryview(data), frames)
                 self._cut(frames)
             except LlmaasError as e:
-                self._fault = e
+                self._fault, self._large = e, None
                 self._buffer.clear()
         if self._fault is not None and not frames:
             raise self._fault
         return frames
+
+    def _fill(self, data: memoryview, frames: list[Frame]) -> memoryview:
+        """Put bytes where the large body lies; those that are left belong to the next frame."""
+        large = self._large
+        assert large is not None
+        n = min(len(data), len(large) - self._filled)
+        large[self._filled : self._filled + n] = data[:n]
+        self._filled += n
+        if self._filled == len(large):
+            self._large = None
+            frames.append(read_body(large))
+        return data[n:]
 
     def _cut(self, frames: list[Frame]) -> None:
         start = 0
@@ -87,6 +104,10 @@ class Decoder:
                     raise FrameTooLarge(f"a frame of {size} bytes was announced; at most {self.max_frame} are allowed")
                 end = start + _LENGTH.size + size
                 if end > len(self._buffer):
+                    if size > _LARGE:
+                        self._large, self._filled = bytearray(size), len(self._buffer) - start - _LENGTH.size
+                        self._large[: self._filled] = self._buffer[start + _LENGTH.size :]
+                        start = len(self._buffer)
                     return
                 frames.append(read_body(self._buffer[start + _LENGTH.size : end]))
                 start = end

@@ -10,7 +10,7 @@ import os
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, BinaryIO
 
 from llmaas.cli.out import print_error, print_note, printable
 from llmaas.errors import BadRequest, assert_never
@@ -23,6 +23,8 @@ if TYPE_CHECKING:
 
 _BUFFER = 1 << 16
 """What is larger goes to the file as it is, without a copy: nearly all chunks do."""
+_DISK_RUN = 8 << 20
+"""Bytes that the disk is given at once."""
 _MOST_SECRET = 4096
 
 
@@ -95,6 +97,23 @@ def key_pair(path: Path) -> SecretKey:
     return made
 
 
+class ToDisk:
+    """Writes to a file, and has the disk begin with it: else all of an archive would lie in the kernel's memory until
+    its end, and the disk would be idle."""
+
+    def __init__(self, file: BinaryIO) -> None:
+        self._file, self._n, self._begun = file, 0, 0
+
+    def write(self, data: bytes | bytearray | memoryview) -> int:
+        n = self._file.write(data)
+        self._n += n
+        if self._n - self._begun >= _DISK_RUN and hasattr(os, "posix_fadvise"):
+            # Pages that are not on disk stay, whatever the advice says; their writing begins.
+            os.posix_fadvise(self._file.fileno(), self._begun, self._n - self._begun, os.POSIX_FADV_DONTNEED)
+            self._begun = self._n
+        return n
+
+
 @contextmanager
 def written(path: Path, lock: Lock | None) -> Iterator[Sink]:
     """A new file of this name, which is there, and on disk, when the block has ended; before, an old one is as it was.
@@ -106,7 +125,7 @@ def written(path: Path, lock: Lock | None) -> Iterator[Sink]:
         with (
             replacing(path, 0o600) as fd,
             os.fdopen(fd, "wb", _BUFFER, closefd=False) as file,
-            sealed(file, lock) as sink,
+            sealed(ToDisk(file), lock) as sink,
         ):
             yield sink
     except OSError as error:

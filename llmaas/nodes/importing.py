@@ -6,18 +6,23 @@ there. A context that cannot be made does not keep the others from it. What is l
 
 from __future__ import annotations
 
+from collections import deque
 from collections.abc import Collection, Iterable, Iterator, Mapping
 from dataclasses import dataclass, replace
-from typing import Any, Protocol
+from typing import Any, Protocol, TypeVar
 
+from llmaas.api.operation import Operation
+from llmaas.api.transfer_operations import import_chunks
 from llmaas.api.transfer_records import ChunkPiece, ImportedChunks
 from llmaas.errors import CallerError, ChunkDamaged, MachineError
 from llmaas.kvchunks.codec.header import read_header
 from llmaas.nodes.ahead import ahead
 from llmaas.nodes.archive.reader import Item, Lost, ReadSpans
 from llmaas.nodes.archive.records import ChunkRecord, ContextHead
-from llmaas.nodes.export import frame_bytes
+from llmaas.nodes.export import ON_WAY, PAGE_BYTES, Begun, frame_bytes
 from llmaas.records import CHUNK_TOKENS, ContextInfo, ExportedContext
+
+T = TypeVar("T")
 
 
 class ImportingClient(Protocol):
@@ -29,9 +34,7 @@ class ImportingClient(Protocol):
         self, exported: ExportedContext, *, name: str | None = None, adapter: str = "", ttl: float | None = None
     ) -> ContextInfo: ...
 
-    def import_chunks(
-        self, context: str, root: bytes, kv: bytes, pieces: Iterable[ChunkPiece] = (), *, trusted: bool = False
-    ) -> ImportedChunks: ...
+    def begin(self, operation: Operation[T]) -> Begun[T]: ...
 
 
 @dataclass(frozen=True, slots=True)
@@ -127,15 +130,16 @@ class OpenContext:
         self, client: ImportingClient, head: ContextHead, made: Imported, trusted: bool, with_chunks: bool
     ) -> None:
         self._client, self._head, self._made, self._trusted = client, head, made, trusted
-        self._most = frame_bytes(client.server)
+        self._most = min(PAGE_BYTES, frame_bytes(client.server))
         self._pieces, self._nbytes = list[ChunkPiece](), 0
+        self._on_way = deque[Begun[ImportedChunks]]()
         self._missing: frozenset[int] | None = None
         """Whole chunks that the daemon wants; None: it was not asked yet."""
         self._useless = "" if with_chunks and head.root and head.kv else "chunks are not wanted"
 
     def add(self, chunk: ChunkRecord) -> None:
         if self._missing is None and not self._useless:
-            said = self._client.import_chunks(self._made.info.id, self._head.root, self._head.kv)
+            said = self._client.begin(import_chunks(self._made.info.id, self._head.root, self._head.kv)).result()
             self._missing, self._useless = frozenset(said.missing), "" if said.usable else said.why
         if self._useless:
             self._count(ImportedChunks(0, 0, 1, self._useless))
@@ -152,15 +156,22 @@ class OpenContext:
 
     def end(self) -> Imported:
         self.flush()
+        self._replies(0)
         return self._made
 
     def flush(self) -> None:
-        """Send what is held."""
+        """Send what is held. The daemon stores what came before meanwhile."""
         if self._pieces:
+            self._replies(ON_WAY - 1)
             pieces, self._pieces, self._nbytes = self._pieces, [], 0
             head, context = self._head, self._made.info.id
-            said = self._client.import_chunks(context, head.root, head.kv, pieces, trusted=self._trusted)
-            self._count(said)
+            sent = import_chunks(context, head.root, head.kv, pieces, trusted=self._trusted)
+            self._on_way.append(self._client.begin(sent))
+
+    def _replies(self, n_left: int) -> None:
+        """Take replies until so many are left on the way."""
+        while len(self._on_way) > n_left:
+            self._count(self._on_way.popleft().result())
 
     def _count(self, said: ImportedChunks) -> None:
         made = self._made

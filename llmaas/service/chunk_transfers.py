@@ -7,6 +7,8 @@ So what an app sends is found by that app alone. What comes takes room on DISK t
 
 from __future__ import annotations
 
+from array import array
+from collections import deque
 from collections.abc import Sequence
 from dataclasses import dataclass
 from itertools import takewhile
@@ -26,6 +28,8 @@ from llmaas.service.live_context import KeyChain, LiveContext, app_to_be, key_ch
 from llmaas.service.parts import ServiceParts
 from llmaas.service.refusals import refuse_if_deleted
 
+_CHAINS = 4
+
 
 @dataclass(frozen=True, slots=True)
 class Believed:
@@ -43,6 +47,8 @@ class ChunkTransfers:
     def __init__(self, parts: ServiceParts, interpreter: Interpreter, contexts: Contexts) -> None:
         self._parts, self._interpreter, self._contexts = parts, interpreter, contexts
         self._pieces = ChunkParts(parts.codec)
+        self._chains = deque[tuple[bytes, "array[int]", KeyChain]](maxlen=_CHAINS)
+        """Of the contexts that chunks came for last, with their roots and tokens."""
         self._whole_states = parts.engine.info.state is not None
         """The model's contexts have no chunks, but whole states, which go nowhere: decision 045."""
 
@@ -105,11 +111,11 @@ class ChunkTransfers:
             usable = request.kv == self._parts.adapters.root(AppId(""), live.adapter) and not self._whole_states
             if not usable:
                 return ImportedChunks(0, 0, len(request.pieces), "of another model or adapter", usable=False)
-            on_thread, tokens = self._parts.slow_thread.run_to_end, live.tokens
-            mine = await on_thread(app, key_chain, live.root, tokens)
+            on_thread = self._parts.slow_thread.run_to_end
+            mine = await self._chain(app, live.root, live.tokens)
             if not request.pieces:
                 return ImportedChunks(0, 0, 0, missing=self._missing(mine))
-            theirs = mine if request.root == live.root else await on_thread(app, key_chain, request.root, tokens)
+            theirs = mine if request.root == live.root else await self._chain(app, request.root, live.tokens)
             whole = self._pieces.whole(app, live.id, request.pieces)
             unknown = [chunk for chunk in whole if not self._is_known(mine, chunk)]
             judge = Judge(self._parts, mine, theirs, trusted=request.trusted)
@@ -124,6 +130,16 @@ class ChunkTransfers:
             if live.n_kv == 0 and not live.deleted and not self._whole_states:
                 live.cover_stored(chain, self._interpreter.stored)
                 self._interpreter.dispatch(ContextChanged(live.id, 0, tuple(live.keys), live.n_kv))
+
+    async def _chain(self, app: AppId, root: bytes, tokens: array[int]) -> KeyChain:
+        """Chunks come page after page: the keys of all of a context's tokens are hashed for the first."""
+        for known_root, known_tokens, chain in self._chains:
+            if known_root == root and known_tokens == tokens:
+                return chain
+        copy = tokens[:]
+        chain = await self._parts.slow_thread.run_to_end(app, key_chain, root, copy)
+        self._chains.append((root, copy, chain))
+        return chain
 
     def _missing(self, chain: KeyChain) -> tuple[int, ...]:
         return tuple(i for i, key in enumerate(chain.full) if not self._interpreter.stored(key))

@@ -13,6 +13,7 @@ from typing import Any
 
 import pytest
 
+from llmaas.api import operations
 from llmaas.api.client import Client
 from llmaas.api.server import serve
 from llmaas.calls import FinishReason, Sampling
@@ -59,6 +60,17 @@ def test_sync_every_operation(path: Path) -> None:
             client.generate("inbox", sampling=Sampling(seed=-1))
         client.delete(info.id, everyone=True)
         assert client.contexts() == []
+
+
+def test_sync_requests_that_were_begun_have_their_own_results(path: Path) -> None:
+    with serving_in_a_thread(path), Client(path, app="mail") as client:
+        made = [client.begin(operations.create(name=f"box-{i}")) for i in range(5)]
+        twice = client.begin(operations.create(name="box-2"))
+        assert made[3].result().name == "box-3", "in any order"
+        assert [one.result().name for one in made] == [f"box-{i}" for i in range(5)]
+        assert len(client.contexts()) == 5, "another request waits for what was begun"
+        with pytest.raises(ContextExists):
+            twice.result()
 
 
 def test_sync_cancel_ends_the_stream_with_what_came(path: Path) -> None:

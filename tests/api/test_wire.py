@@ -157,6 +157,29 @@ def test_a_frame_of_just_the_limit_passes_both_ways() -> None:
         Decoder(max_frame=size - 1).feed(encode(frame))
 
 
+@pytest.mark.parametrize("step", [1000, 65_536, 70_000, 1 << 20])
+def test_large_frames_survive_any_cut_between_small_ones(step: int) -> None:
+    frames: list[Frame] = [
+        {"a": 1},
+        {"a": bytes(200_000)},
+        {"b": bytes(range(256)) * 300},
+        {"c": 2},
+        {"a": bytes(70_000)},
+    ]
+    data, decoder = b"".join(map(encode, frames)), Decoder()
+    found = [f for start in range(0, len(data), step) for f in decoder.feed(memoryview(data)[start : start + step])]
+    assert found == frames
+
+
+def test_a_large_body_that_is_no_map_is_a_fault_and_what_follows_is_not_read() -> None:
+    decoder, data = Decoder(), framed(b"\xc1" + bytes(100_000))
+    assert decoder.feed(data[:70_000]) == []
+    with pytest.raises(MalformedFrame):
+        decoder.feed(data[70_000:] + encode({"id": 1}))
+    with pytest.raises(MalformedFrame):
+        decoder.feed(encode({"id": 2}))
+
+
 def test_frames_before_a_fault_are_given_first_however_the_stream_is_cut() -> None:
     good = encode({"id": 1})
     together, apart = Decoder(), Decoder()

@@ -4,21 +4,39 @@ from __future__ import annotations
 
 import asyncio
 import io
+import random
 from collections.abc import Callable
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any, TypeVar
 
 import pytest
 
 from llmaas.api.client import Client
 from llmaas.api.limits import Limits
+from llmaas.api.transfer_messages import ExportChunks
+from llmaas.api.transfer_records import ChunkPiece, ExportedChunks
 from llmaas.engine.fake import FakeEngine
+from llmaas.kvchunks.codec.header import write_header
+from llmaas.kvchunks.keys import chunk_keys
 from llmaas.kvchunks.store.store import MasterKey, Store
+from llmaas.kvchunks.store.tokens import pack
 from llmaas.nodes.archive.reader import ArchiveReader, Lost
+from llmaas.nodes.archive.records import ChunkRecord
 from llmaas.nodes.archive.writer import ArchiveWriter
-from llmaas.nodes.export import Exported, export_context
+from llmaas.nodes.export import ON_WAY, Exported, export_context
 from llmaas.nodes.importing import ArchiveImport, Imported, NotImported, Outcome
-from llmaas.records import Message
+from llmaas.records import (
+    CHUNK_TOKENS,
+    AppId,
+    ContextId,
+    ContextInfo,
+    ContextSpan,
+    ExportedContext,
+    Geometry,
+    Message,
+    Precision,
+)
 from tests.service.test_migration import OtherEngine
 from tests.service.test_transfers import LargerEngine
 from tests.support.daemon import Daemon, serving
@@ -183,3 +201,71 @@ async def test_chunks_that_are_not_wanted_are_not_written(tmp_path: Path) -> Non
     data, done, _ = await archive(tmp_path, wanted=lambda key: key[0] % 2 == 0)
     assert done[0].n_skipped > 0 and done[0].n_missing == 0
     assert sum("ChunkRecord" in type(item).__name__ for item in ArchiveReader(io.BytesIO(data))) == done[0].n_chunks
+
+
+class Scripted:
+    """A daemon's chunks of ``sizes`` bytes, in pages of at most ``page`` bytes; ``most``: that were on the way."""
+
+    def __init__(self, sizes: list[int], page: int) -> None:
+        self.server = {"limits": {"max_frame": 2 * page}}
+        self._sizes, self._n_on_way, self.most, self.n_asked = sizes, 0, 0, 0
+
+    def export_context(self, context: str) -> ExportedContext:
+        return ExportedContext("x", "m", "v", (ContextSpan(pack(range(CHUNK_TOKENS * len(self._sizes)))),))
+
+    def begin(self, operation: Any) -> Any:
+        self._n_on_way, self.n_asked = self._n_on_way + 1, self.n_asked + 1
+        self.most = max(self.most, self._n_on_way)
+        return SimpleNamespace(result=lambda: self._answer(operation.request))
+
+    def _answer(self, request: ExportChunks) -> ExportedChunks:
+        self._n_on_way -= 1
+        pieces, room, offset, n_done = list[ChunkPiece](), request.n_bytes, request.offset, 0
+        for index in request.indices:
+            data = coded_chunk(self._sizes[index], index)[offset:]
+            if pieces and len(data) > room:
+                break
+            pieces.append(ChunkPiece(index, self._sizes[index], data[:room], offset))
+            if len(data) > room:
+                return self._page(pieces, n_done, offset + room)
+            room, offset, n_done = room - len(data), 0, n_done + 1
+        return self._page(pieces, n_done, 0)
+
+    def _page(self, pieces: list[ChunkPiece], n_done: int, offset: int) -> ExportedChunks:
+        return ExportedChunks(ROOT, bytes(16), CHUNK_TOKENS * len(self._sizes), tuple(pieces), n_done, offset)
+
+
+ROOT = bytes(16)
+INFO = ContextInfo(ContextId("1"), AppId("1000/mail"), "x", 0, 0, 0.0, 0.0)
+
+
+def coded_chunk(n_bytes: int, index: int) -> bytes:
+    made = bytearray(random.Random(index).randbytes(n_bytes))
+    key = chunk_keys(ROOT, range(CHUNK_TOKENS * (index + 1)))[index]
+    shape = Geometry(n_layer=1, k_dim=64, v_dim=64, head_dim_k=64, head_dim_v=64)
+    how = {"precision": Precision(4, 4), "codings": (4, 4), "sinks": 0, "rope_id": 0}
+    write_header(made, key=key, n_tokens=CHUNK_TOKENS, geometry=shape, **how)  # type: ignore[arg-type]
+    return bytes(made)
+
+
+@pytest.mark.parametrize(
+    ("sizes", "page"),
+    [
+        ([400_000] * 12, 2 << 20),  # all alike: pages are asked for ahead
+        ([400_000, 400_000, 1_600_000, 900_000] * 3, 2 << 20),  # some need more room than those before them
+        ([300_000] * 5, 70_000),  # each is larger than a frame
+        ([400_000], 2 << 20),
+    ],
+)
+def test_chunks_of_any_size_come_once_and_in_order(sizes: list[int], page: int) -> None:
+    client, sink, taken = Scripted(sizes, page), io.BytesIO(), list[tuple[int, bytes]]()
+    writer = ArchiveWriter(sink, 0.0)
+    done = export_context(client, INFO, writer)
+    writer.close()
+    for item in ArchiveReader(io.BytesIO(sink.getvalue())):
+        if isinstance(item, ChunkRecord):
+            taken.append((item.index, item.data))
+    assert taken == [(i, coded_chunk(size, i)) for i, size in enumerate(sizes)]
+    assert (done.n_chunks, done.n_missing) == (len(sizes), 0)
+    assert client.most == (ON_WAY if len(set(sizes)) == 1 and len(sizes) > 5 and page > 1 << 20 else client.most)
+    assert client.most <= ON_WAY
