@@ -29,7 +29,8 @@ from llmaas.records import Message
 MOST_PAUSE_S, MORE_S = 0.1, 1.0
 """Between two tokens of the other model; beyond the time that loading took, until the killed one serves again."""
 CELLS, CALM_S, LONG = 4096, 3.0, 1500
-_BEGIN_S = 60.0
+_BEGIN_S, _SETTLE_S = 60.0, 4.0
+"""Until answers begin; until the daemon has loaded the packages that its processes share."""
 _ASKS = (
     [Message("user", "Write a very long story about the sea, with many chapters.")],
     [Message("user", "Count from one to two thousand, one number a line, and leave none out.")],
@@ -115,9 +116,10 @@ def one_round(house: SeveralModels, number: int) -> dict[str, Any]:
 
 
 def begun(options: Options, files: Sequence[Path]) -> tuple[SeveralModels, float]:
-    """Both models are there, and have answered; how many seconds loading the first took."""
+    """Both models are there, and have answered; how many seconds loading the first took, by a daemon that is there."""
     house = SeveralModels(options, files, CELLS, "--models-bytes", "64G")
     try:
+        sleep(_SETTLE_S)
         began = monotonic()
         with Client(house.socket, app="bench", model="m0") as client:
             load = monotonic() - began

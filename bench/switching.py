@@ -3,8 +3,9 @@
 A real daemon serves them, each by a process of its own. Its contexts are filled once; then the models are asked in
 turn, so that each time the one that is asked has been put away. Its file is in the page cache. Measured is the time
 from sending the request, on a connection that has been open all the time, to the first token, and how many tokens were
-computed again. Beside it: a program that loads the model anew and prefills the same tokens (llama.cpp as it comes).
+computed again. Beside it: a program that loads the model anew and prefills as many tokens (llama.cpp as it comes).
 
+What is gained grows with the length of contexts, whose prefill is what is saved: ``--tokens`` says how long they are.
 ``--model`` may be given several times; of fewer than three the first ones are taken again.
 """
 
@@ -12,6 +13,7 @@ from __future__ import annotations
 
 import argparse
 import sys
+from collections.abc import Sequence
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
@@ -24,11 +26,17 @@ from bench.lib.cli import Bar, Options, Result, main, say
 from bench.lib.several_models import SeveralModels
 from bench.lib.stats import sig
 from llmaas.api.client import Client, ClientContext
+from llmaas.cli.serve_several import cell_bytes
 from llmaas.model_files.gguf import examine_files
 
 MOST_S, GAIN, LEFT_MB = 1.0, 10.0, 20.0
 """To the first token of a model that was away; against loading and prefilling anew; what may stay in memory."""
-MODELS, CONTEXTS, TOKENS = 3, 4, 1024
+MODELS, CONTEXTS, TOKENS, MOST_TOKENS = 3, 4, 2048, 8192
+_LEAST_TOKENS, _MARGIN = 64, 512
+"""Of a context; cells for turns and answers beside the contexts."""
+_POOL, _PROGRAM, _SLACK = 256 << 20, 150 << 20, 100 << 20
+"""Bytes: of each model's POOL; what the daemon expects of a process beside that, its weights and its cells; and of the
+process that makes the others, and a little."""
 _SETTLE_S, _AWAY_S = 4.0, 60.0
 """Seconds until another process waits for a model; for a model to leave."""
 _TEXT = "The quick brown fox jumps over the lazy dog, and the dog does not mind at all. "
@@ -47,12 +55,12 @@ def unloaded(options: Options) -> dict[str, float]:
     """MB of all processes: before a model is loaded, while it is there, and after it has left."""
     folder = options.folder / "unloaded"
     folder.mkdir()
-    house = SeveralModels(replace(options, folder=folder), options.models[:1] * 2, 2 * TOKENS, "--keep-alive", "2")
+    house = SeveralModels(replace(options, folder=folder), options.models[:1] * 2, 2048, "--keep-alive", "2")
     try:
         sleep(_SETTLE_S)
         before = house.memory()
         with Client(house.socket, app="bench", model="m0") as client:
-            client.append(client.context("c").id, prompt=_TEXT * (TOKENS // 4 // 18))
+            client.append(client.context("c").id, prompt=_TEXT * 14)
             there = house.memory()
         late = monotonic() + _AWAY_S
         while house.state_of("m0") != "away":
@@ -69,31 +77,51 @@ def unloaded(options: Options) -> dict[str, float]:
 def anew(file: Path, threads: int, n_tokens: int) -> float:
     """Seconds that a program takes to its first token that loads the model and prefills the context's tokens."""
     began = monotonic()
-    BareLoop(str(file), threads, 2 * TOKENS, 512, 128, 1, 1).run(list(range(100, 100 + n_tokens)), 1, [])
+    cells = -(-(n_tokens + _MARGIN) // 256) * 256
+    BareLoop(str(file), threads, cells, 512, 128, 1, 1).run([100 + i % 1000 for i in range(n_tokens)], 1, [])
     return monotonic() - began
+
+
+def budget(files: Sequence[Path], cells: int) -> int:
+    """Bytes for which the two largest have room, and no third."""
+    needs = []
+    for file in files:
+        facts, size = examine_files(file)
+        needs.append(size + _PROGRAM + _POOL + cells * cell_bytes(facts))
+    return sum(sorted(needs)[-2:]) + _SLACK
+
+
+def filled(client: Client, name: str, n_tokens: int) -> ClientContext:
+    """A context of about so many tokens, whose text differs from that of others at its start: no chunk is shared."""
+    context = client.context(name)
+    client.append(context.id, prompt=f"Story {name}. ")
+    before = context.show().info.n_tokens
+    client.append(context.id, prompt=_TEXT)
+    each = context.show().info.n_tokens - before
+    client.append(context.id, prompt=_TEXT * max(1, round((n_tokens - before) / each - 1)))
+    return context
 
 
 def measure(n_tokens: int, options: Options) -> Result:
     asked, n_tokens = (2, n_tokens // 4) if options.quick else (3 * CONTEXTS, n_tokens)
     files = (options.models * MODELS)[:MODELS]
-    sizes = sorted(examine_files(file)[1] for file in files)
-    # The program's own guess is 600 MB a model beside its file; the two largest fit, and no third.
-    budget = sum(sizes[-2:]) + 2 * (700 << 20) + (50 << 20)
-    house = SeveralModels(options, files, CONTEXTS * 2 * TOKENS, "--models-bytes", str(budget))
+    cells = CONTEXTS * (n_tokens + _MARGIN)
+    more = ("--models-bytes", str(budget(files, cells)), "--pool-bytes", str(_POOL))
+    house = SeveralModels(options, files, cells, *more)
     names = house.names
     times: dict[str, list[float]] = {name: [] for name in names}
     near: dict[str, list[float]] = {name: [] for name in names}
     """Of models that were in memory yet."""
     again: list[int] = []
+    lengths: dict[str, int] = {}
     try:
         clients: dict[str, Client] = {}
         contexts: dict[str, list[ClientContext]] = {}
         for name in names:  # one after another: else each would be loaded once more for its first context
             client = clients[name] = Client(house.socket, app="bench", model=name)
-            contexts[name] = [client.context(f"c{i}") for i in range(CONTEXTS)]
-            for i, context in enumerate(contexts[name]):  # texts that differ from the start: no chunk is shared
-                client.append(context.id, prompt=f"Story {i}. " + _TEXT * (n_tokens // 18))
-            say(f"{name}: {CONTEXTS} contexts of {contexts[name][0].show().info.n_tokens} tokens")
+            contexts[name] = [filled(client, f"c{i}", n_tokens) for i in range(CONTEXTS)]
+            lengths[name] = contexts[name][0].show().info.n_tokens
+            say(f"{name}: {CONTEXTS} contexts of {lengths[name]} tokens")
         for i in range(asked):
             for name in names:
                 away = house.state_of(name) != "ready"
@@ -105,14 +133,15 @@ def measure(n_tokens: int, options: Options) -> Result:
         house.close()
     if not any(times.values()):
         raise RuntimeError("no model was ever away: all of them had room")
-    once = {file: anew(file, options.threads, n_tokens) for file in dict.fromkeys(files)}
+    n_of = dict(zip(files, lengths.values(), strict=True))
+    once = {file: anew(file, options.threads, n) for file, n in n_of.items()}
     other = [once[file] for file in files]
-    return _result(options, n_tokens, times, near, again, other, unloaded(options))
+    return _result(options, lengths, times, near, again, other, unloaded(options))
 
 
 def _result(
     options: Options,
-    n_tokens: int,
+    lengths: dict[str, int],
     times: dict[str, list[float]],
     near: dict[str, list[float]],
     again: list[int],
@@ -123,7 +152,7 @@ def _result(
     more_mb = memory["after_mb"] - memory["before_mb"]
     gain = median(bare / middle[name] for bare, name in zip(other, times, strict=True) if name in middle)
     figures: dict[str, Any] = {
-        "tokens_each": n_tokens,
+        "tokens": lengths,
         "first_token_s": {name: sig(value) for name, value in middle.items()},
         "in_memory_s": {name: sig(median(found)) for name, found in near.items() if found},
         "anew_s": [sig(value) for value in other],
@@ -142,8 +171,8 @@ def _result(
 
 if __name__ == "__main__":
     own = argparse.ArgumentParser(add_help=False)
-    own.add_argument("--tokens", type=int, default=TOKENS, help="of each context (default %(default)s, the most)")
+    own.add_argument("--tokens", type=int, default=TOKENS, help="of each context, about (default %(default)s)")
     given, sys.argv[1:] = own.parse_known_args()  # what is left are the options of all benches
-    if not 4 <= given.tokens <= TOKENS:
-        own.error(f"--tokens must be 4 to {TOKENS}")
+    if not _LEAST_TOKENS <= given.tokens <= MOST_TOKENS:
+        own.error(f"--tokens must be {_LEAST_TOKENS} to {MOST_TOKENS}")
     sys.exit(main("switching", __doc__ or "", partial(measure, given.tokens)))

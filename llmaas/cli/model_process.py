@@ -18,7 +18,7 @@ from typing import TYPE_CHECKING
 from llmaas.api.caller import Door
 from llmaas.api.handed import ConnectionMark, ConnectionMarks, HandedConnection
 from llmaas.errors import LlmaasError
-from llmaas.front.channel import MOST_BYTES, Channel, Message
+from llmaas.front.channel import Channel, Message
 
 if TYPE_CHECKING:
     from llmaas.api.server import Server
@@ -143,20 +143,6 @@ class FrontLink:
     def _front_is_gone(self) -> None:
         log.error("the front process is gone; this one ends")
         self._stop()
-
-
-def wait_for_arguments(fd: int) -> list[str] | None:
-    """What the front process says that a process which waits should serve; None if it is gone."""
-    import msgpack  # type: ignore[import-untyped,unused-ignore]
-
-    sock = socket.socket(fileno=fd)
-    try:
-        data = sock.recv(MOST_BYTES)
-    finally:
-        sock.detach()
-    if not data:
-        return None
-    return [str(argument) for argument in msgpack.unpackb(data)["arguments"]]
 
 
 def tell_failure(fd: int, error: LlmaasError) -> None:

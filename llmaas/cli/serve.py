@@ -62,12 +62,13 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--served-as", default="", help=argparse.SUPPRESS)
     parser.add_argument("--from-front", type=int, help=argparse.SUPPRESS)  # a descriptor: see cli/model_process
     parser.add_argument("--cells-now", type=int, help=argparse.SUPPRESS)  # fewer than cells: see policies/model_cells
-    parser.add_argument("--spare", type=int, help=argparse.SUPPRESS)  # the same, of a process that waits for its model
+    parser.add_argument("--starter", type=int, help=argparse.SUPPRESS)  # the same, of front.starter
+    parser.add_argument("--gently", action="store_true", help=argparse.SUPPRESS)
 
 
 def run(args: argparse.Namespace) -> int:
-    if args.spare is not None:
-        return _wait_for_model(args.spare)
+    if args.starter is not None:
+        return _start_models(args.starter, gently=args.gently)
     found = loaded(args)
     if args.from_front is not None:
         return _serve_for_front(dataclasses.replace(found, served_as=args.served_as), args.from_front, args.cells_now)
@@ -87,19 +88,19 @@ def run(args: argparse.Namespace) -> int:
     return 0
 
 
-def _wait_for_model(fd: int) -> int:
-    """Load packages, and serve what the front process says, if it ever does."""
+def _start_models(fd: int, *, gently: bool) -> int:
+    """Load packages, and make processes as the front process says; in each, serve its model."""
     os.environ.setdefault("OPENBLAS_NUM_THREADS", "1")  # see _serve
-    import llmaas.cli.runtime  # noqa: F401
-    from llmaas.cli.model_process import wait_for_arguments
+    from llmaas.cli.starter import copies, load_packages
 
-    signal.signal(signal.SIGINT, signal.SIG_IGN)  # the front process says what Ctrl-C means
-    arguments = wait_for_arguments(fd)
-    if arguments is None:
+    load_packages(gently=gently)
+    asked = copies(fd)
+    if asked is None:
         return 0
+    arguments, channel = asked
     parser = argparse.ArgumentParser(allow_abbrev=False)
     add_arguments(parser)
-    return run(parser.parse_args([*arguments, f"--from-front={fd}"]))
+    return run(parser.parse_args([*arguments, f"--from-front={channel}"]))
 
 
 def _serve_for_front(found: LoadedConfig, fd: int, cells: int | None) -> int:

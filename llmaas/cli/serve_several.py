@@ -59,7 +59,9 @@ _OF_FRONT = [
 ]
 """Settings that the front process sees to, or that each model's process is given by itself; those of HTTP, too."""
 _LEAST_RAM = 2 << 30
-"""Of the machine, for a process that waits for a model: it takes 40 MB."""
+"""Of the machine, for a process that makes those of models."""
+_STARTER = 50 << 20
+"""Bytes that it takes, as long as its copies share nothing with it."""
 _PROGRAM = 150 << 20
 """Bytes that a process takes beside weights, cells and POOL, before it was seen."""
 
@@ -89,17 +91,18 @@ async def _serve(found: LoadedConfig, models: Sequence[FrontModel], default: str
     stop, loop, config = asyncio.Event(), asyncio.get_running_loop(), found.config
     for signum in (signal.SIGINT, signal.SIGTERM):
         loop.add_signal_handler(signum, _stop, stop, signum)
+    starter, budget = _starter(), _budget(config)
     front = Front(
         config.socket,
         models,
         default,
-        budget=_budget(config),
+        budget=budget if budget is None or starter is None else max(0, budget - _STARTER),
         pool_bytes=_common(config.models_pool_bytes),
         disk_bytes=_common(config.models_disk_bytes),
         bits=config.models_bits,
         keep_alive=config.keep_alive,
         memory_of=memory_of,
-        spare=_spare(),
+        starter=starter,
     )
     try:
         front.start()
@@ -123,10 +126,10 @@ def _stop(stop: asyncio.Event, signum: int) -> None:
     stop.set()
 
 
-def _spare() -> list[str] | None:
+def _starter() -> list[str] | None:
     """A small machine keeps its memory for models."""
     found = ram()
-    return python_command("serve", "--spare") if found is None or found.total >= _LEAST_RAM else None
+    return python_command("serve") if found is None or found.total >= _LEAST_RAM else None
 
 
 def _budget(config: Config) -> int | None:

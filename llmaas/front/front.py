@@ -33,7 +33,8 @@ from llmaas.front.model import FrontModel
 from llmaas.front.parked import ParkedConnections
 from llmaas.front.pool_sharing import PoolSharing
 from llmaas.front.process import ModelProcess, ProcessState, python_command, refuse
-from llmaas.front.spare import SpareProcess, StartedProcess, start_process
+from llmaas.front.started import StartedProcess, start_process
+from llmaas.front.starter import Starter
 from llmaas.policies.model_cells import cells_that_fit
 from llmaas.policies.model_room import ModelInMemory, models_to_leave
 from llmaas.records import NO_QUOTA
@@ -67,10 +68,10 @@ class Front:
         limits: Limits | None = None,
         memory_of: Callable[[FrontModel, int], int] = lambda model, pid: model.nbytes,
         clock: Clock | None = None,
-        spare: Sequence[str] | None = None,
+        starter: Sequence[str] | None = None,
     ) -> None:
-        """``spare``: what starts a process that waits for the model it is to serve; None: none waits."""
-        self._spare = SpareProcess(spare)
+        """``starter``: what starts the process that makes those of models; None: each is started by its command."""
+        self._starter = Starter(starter)
         self._models = {model.name: model for model in models}
         self._default, self._budget, self._keep_alive = default, budget, keep_alive
         self._limits, self._memory_of, self._clock = limits or Limits(), memory_of, clock or RealClock()
@@ -104,9 +105,9 @@ class Front:
         return made
 
     async def _begin(self, command: Sequence[str]) -> StartedProcess:
-        """Start a model's process, or let the one serve it that waits. Raises OSError."""
+        """Start a model's process, as a copy of one that is there if that can be. Raises OSError."""
         arguments = command[len(python_command("serve")) : -1]
-        return self._spare.take(arguments) or await start_process(command)
+        return await self._starter.copy(arguments) or await start_process(command)
 
     def start(self) -> None:
         """Accept connections. Pinned models are loaded at once."""
@@ -134,7 +135,7 @@ class Front:
             task.cancel()
         await asyncio.gather(*self._tasks, return_exceptions=True)
         self._parked.close()
-        await asyncio.gather(self._spare.close(), *(process.end() for process in self.processes.values()))
+        await asyncio.gather(self._starter.close(), *(process.end() for process in self.processes.values()))
         for file in self._files:
             file.release()
 
@@ -315,6 +316,7 @@ class Front:
         return self.processes[model.name].load_s or model.expected_s()
 
     async def _look_around(self) -> None:
+        await self._see_to_starter()
         while True:
             await asyncio.sleep(_LOOK_S)
             now = self._clock.now()
@@ -332,15 +334,13 @@ class Front:
                 if model.pinned and process.state is ProcessState.AWAY:
                     self._start(model, self._cells_for(model, self._room(self._there())))
             self._serve_waiting()
-            await self._see_to_spare()
+            await self._see_to_starter()
 
-    async def _see_to_spare(self) -> None:
-        """One waits while any model could be wanted; it is not started beside a model, whose start it would slow."""
+    async def _see_to_starter(self) -> None:
+        """It is not started beside a model, whose start it would slow."""
         states = {process.state for process in self.processes.values()}
-        if ProcessState.AWAY not in states:
-            await self._spare.close()
-        elif ProcessState.STARTING not in states:
-            await self._spare.prepare()
+        if ProcessState.STARTING not in states:
+            await self._starter.prepare(gently=ProcessState.READY in states)
 
     # -- apps
 

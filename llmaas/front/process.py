@@ -27,7 +27,7 @@ from llmaas.errors import EngineFailed, LlmaasError, ModelEnded, by_code
 from llmaas.front.channel import Channel, Message
 from llmaas.front.kept import KeptConnections
 from llmaas.front.restart_pause import RestartPause
-from llmaas.front.spare import StartedProcess, start_process
+from llmaas.front.started import RunningProcess, StartedProcess, start_process
 from llmaas.policies.bit_price.several import BitCurve
 from llmaas.weights_tier import WeightsTier
 
@@ -106,7 +106,7 @@ class ModelProcess:
         """Seconds that its last start took."""
         self.waiting: list[HandedConnection] = []
         self.apps_changed: Callable[[], None] = lambda: None
-        self._process: asyncio.subprocess.Process | None = None
+        self._process: RunningProcess | None = None
         self._channel: Channel | None = None
         self._kept: KeptConnections | None = None
         self._keeper: asyncio.Task[None] | None = None

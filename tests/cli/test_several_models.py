@@ -51,16 +51,16 @@ def children(daemon: Daemon) -> list[psutil.Process]:
     ]
 
 
-def spare_of(daemon: Daemon) -> int:
-    """The process that waits for a model; one comes when another has been taken."""
+def starter_of(daemon: Daemon) -> int:
+    """The process that makes those of models."""
     assert daemon.process is not None
     late = time.monotonic() + 20
     while time.monotonic() < late:
         for each in psutil.Process(daemon.process.pid).children():
-            if "--spare" in each.cmdline() and not each.name().startswith("llmaas "):
+            if "--starter" in each.cmdline() and not each.name().startswith("llmaas "):
                 return each.pid
         time.sleep(0.05)
-    raise AssertionError("no process waits")
+    raise AssertionError("no process makes others")
 
 
 def ask(port: int, model: str) -> dict[str, object]:
@@ -76,14 +76,14 @@ def ask(port: int, model: str) -> dict[str, object]:
 
 def test_two_models_serve_side_by_side_and_one_is_killed(several: Daemon, port: int, llmaas: Run) -> None:
     assert children(several) == [], "nothing is loaded before anybody asks"
-    spare = spare_of(several)
+    starter = starter_of(several)
     with (
         Client(several.socket, app="t", model="one", retry_s=60) as one,
         Client(several.socket, app="t", model="two") as two,
     ):
         assert (one.server["served_as"], two.server["served_as"]) == ("one", "two")
         assert {each.name() for each in children(several)} == {"llmaas one", "llmaas two"}
-        assert next(each.pid for each in children(several) if each.name() == "llmaas one") == spare
+        assert all("--starter" in each.cmdline() for each in children(several)), "they are copies of it"
         first, second = one.context("c"), two.context("c")
         kept = first.ask("Say hello.", max_tokens=4)
         victim = next(each for each in children(several) if each.name() == "llmaas one")
@@ -94,6 +94,8 @@ def test_two_models_serve_side_by_side_and_one_is_killed(several: Daemon, port: 
         again = first.ask("And again.", max_tokens=4)
         shown = [message.content for message in first.show().messages if message.role != "system"]
         assert shown == ["Say hello.", kept, "And again.", again]
+        assert all("--starter" in each.cmdline() for each in children(several)), "what was killed, too"
+        assert starter_of(several) == starter
     at = {"LLMAAS_SOCKET": str(several.socket)}
     table = llmaas("model", "ls", LLMAAS_DATA_DIR=str(several.data_dir), **at).stdout
     assert table.count(" ready ") == 2, table
