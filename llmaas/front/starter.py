@@ -74,7 +74,7 @@ class Starter:
                 return None
             try:
                 await asyncio.wait([hello], timeout=_WAIT_S)
-                if not hello.done() or hello.result() != READY:
+                if not hello.done() or hello.cancelled() or hello.result() != READY:
                     raise OSError("it does not say that it is ready")
                 return await self._ask(starter.sock, arguments)
             except (OSError, asyncio.TimeoutError, ValueError, TypeError, KeyError) as error:

@@ -13,7 +13,7 @@ from llmaas.front.process import python_command
 from llmaas.front.starter import Starter
 from llmaas.host.adoption import can_adopt
 from tests.support.front_house import timeout
-from tests.support.loop import on_a_loop
+from tests.support.loop import on_a_loop_for
 
 pytestmark = pytest.mark.skipif(not can_adopt(), reason="this system knows no adoption of processes")
 _SOON = 60.0
@@ -21,7 +21,7 @@ _SOON = 60.0
 
 
 @pytest.mark.parametrize("gently", [False, True])
-@on_a_loop
+@on_a_loop_for(180)
 async def test_a_copy_of_the_real_starter_says_why_it_cannot_serve(gently: bool, tmp_path: Path) -> None:
     starter = Starter(python_command("serve"))
     await starter.prepare(gently=gently)

@@ -15,7 +15,7 @@ from llmaas.front.started import StartedProcess, start_process
 from llmaas.front.starter import Starter
 from llmaas.host.adoption import can_adopt
 from tests.support.front_house import SOON, timeout
-from tests.support.loop import on_a_loop
+from tests.support.loop import on_a_loop_for
 
 pytestmark = pytest.mark.skipif(not can_adopt(), reason="this system knows no adoption of processes")
 
@@ -46,7 +46,7 @@ async def end_of(started: StartedProcess | None) -> int:
         return await started.process.wait()
 
 
-@on_a_loop
+@on_a_loop_for(180)
 async def test_each_copy_is_told_what_to_serve_and_how_it_ended_is_known() -> None:
     starter = Starter(COMMAND)
     assert await starter.copy(["a"]) is None, "it was not prepared"
@@ -68,7 +68,7 @@ async def test_each_copy_is_told_what_to_serve_and_how_it_ended_is_known() -> No
     assert starter.pid is None
 
 
-@on_a_loop
+@on_a_loop_for(180)
 async def test_its_copies_outlive_it_and_another_takes_its_place() -> None:
     starter = Starter(COMMAND)
     await starter.prepare()
@@ -87,14 +87,14 @@ async def test_its_copies_outlive_it_and_another_takes_its_place() -> None:
     assert [await end_of(kept), await end_of(again)] == [3, 3]
 
 
-@on_a_loop
+@on_a_loop_for(180)
 async def test_it_ends_with_whoever_started_it() -> None:
     started = await start_process(COMMAND)
     assert await answer(started) == b"ready"
     assert await end_of(started) == 0
 
 
-@on_a_loop
+@on_a_loop_for(180)
 async def test_one_that_loads_gently_is_not_waited_for(tmp_path: Path) -> None:
     wait = tmp_path / "wait"
     os.mkfifo(wait)
@@ -110,7 +110,7 @@ async def test_one_that_loads_gently_is_not_waited_for(tmp_path: Path) -> None:
     assert await end_of(copied) == 3
 
 
-@on_a_loop
+@on_a_loop_for(180)
 async def test_where_there_is_none_or_it_cannot_be_started_nothing_is_copied(tmp_path: Path) -> None:
     for command in (None, (str(tmp_path / "absent"),)):
         starter = Starter(command)
@@ -132,7 +132,7 @@ BAD = {
 
 
 @pytest.mark.parametrize("does", BAD.values(), ids=BAD)
-@on_a_loop
+@on_a_loop_for(180)
 async def test_one_that_fails_is_ended_and_nothing_is_copied(does: str) -> None:
     starter = Starter(
         (sys.executable, "-c", f"import socket, sys\nsock = socket.socket(fileno=int(sys.argv[-1]))\n{does}")
@@ -145,7 +145,7 @@ async def test_one_that_fails_is_ended_and_nothing_is_copied(does: str) -> None:
     await starter.close()
 
 
-@on_a_loop
+@on_a_loop_for(180)
 async def test_one_with_more_threads_makes_no_copy() -> None:
     more = "import threading, time\nthreading.Thread(target=time.sleep, args=(600,), daemon=True).start()\n"
     starter = Starter((sys.executable, "-c", more + COPIES))
