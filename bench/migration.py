@@ -9,7 +9,8 @@ bytes that went take on such a link by themselves.
 ``answered``: the conversation moves while it is answered, and the pause is the longest time between two pieces of the
 answer that whoever asked sees from the request to move on; ``piece_s`` is what is usual, ``move_s`` the time until the
 answer goes on there. ``tokens``, ``chunks`` and ``both`` are the ways: nothing but tokens, all coded chunks, or chunks
-as far as the link is faster than the other node computes. ``both`` is compared with the better of the others.
+as far as the link is faster than the other node computes. ``both`` is compared with the better of the others, by
+``move_s`` and by the pause; of a way that took longer than the answer the pause is none, and ``left`` is 0.
 
 Then contexts of the fake engine are moved at random, each after a turn that was acknowledged, while other contexts of
 both nodes are in use. Half of the moves are hit, within the first 50 ms: one node is killed by SIGKILL, or the link is
@@ -19,6 +20,7 @@ cut. After each, exactly one node must have the context, with every message, and
 from __future__ import annotations
 
 import contextlib
+import math
 import random
 import sys
 import threading
@@ -26,6 +28,7 @@ import time
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
+from functools import partial
 from itertools import pairwise
 from pathlib import Path
 from statistics import median
@@ -118,18 +121,30 @@ def moved_while_answered(a: NodeProcess, b: NodeProcess, n: int, way: str, *, wh
     }
 
 
-def answered(a: NodeProcess, b: NodeProcess, rates: Sequence[int], *, quick: bool) -> dict[str, dict[str, float]]:
+def answered(a: NodeProcess, b: NodeProcess, rates: Sequence[int], options: Options) -> dict[str, dict[str, float]]:
     found: dict[str, dict[str, float]] = {}
-    for mbit in rates:
-        b.link.bits_per_s = mbit * 1e6
-        n_rounds, n, runs = (3 if quick else 5), len(found) * 10, {way: list[dict[str, float]]() for way in MOVE_WAYS}
-        for i in range(n_rounds):
-            for way in MOVE_WAYS if i == 0 else MOVE_WAYS[:2]:  # of the slow one once
-                n += 1
-                runs[way].append(moved_while_answered(a, b, n, way, whole=way == "both" and i == 0))
-        for way, of_way in runs.items():
-            figures = found[f"answered_{way}_{mbit}_mbit"] = _middle(of_way, mbit)
-            figures["told"], figures["left"] = max(run["told"] for run in of_way), min(run["left"] for run in of_way)
+    for i, mbit in enumerate(rates):
+        names = {way: f"answered_{way}_{mbit}_mbit" for way in MOVE_WAYS}
+
+        def measured(mbit: int = mbit, first: int = 100 * i) -> dict[str, dict[str, float]]:
+            b.link.bits_per_s = mbit * 1e6
+            return of_ways(a, b, mbit, first, quick=options.quick)
+
+        of_way = options.kept.step(f"answered_{mbit}_mbit", measured)
+        found |= {name: of_way[way] for way, name in names.items()}
+    return found
+
+
+def of_ways(a: NodeProcess, b: NodeProcess, mbit: int, first: int, *, quick: bool) -> dict[str, dict[str, float]]:
+    """The ways in turn, so that what else the machine does hits all of them."""
+    n, runs, found = first, {way: list[dict[str, float]]() for way in MOVE_WAYS}, dict[str, dict[str, float]]()
+    for i in range(3 if quick else 5):
+        for way in MOVE_WAYS if i < (1 if quick else 3) else MOVE_WAYS[:2]:  # of the slow one fewer
+            n += 1
+            runs[way].append(moved_while_answered(a, b, n, way, whole=way == "both" and i == 0))
+    for way, of_way in runs.items():
+        figures = found[way] = _middle(of_way, mbit)
+        figures["told"], figures["left"] = max(run["told"] for run in of_way), min(run["left"] for run in of_way)
     return found
 
 
@@ -141,6 +156,9 @@ def bars_of_answers(figures: Mapping[str, Any], rates: Sequence[int]) -> list[Ba
         bars.append(Bar(f"tokens told of an answer that moved, {mbit} Mbit/s", both["told"], _ANSWER))
         ratio = both["move_s"] / min(chunks["move_s"], tokens["move_s"])
         bars.append(Bar(f"both ways, against the better one, {mbit} Mbit/s", ratio, 1.1, True))
+        pauses_of = [way["pause_s"] for way in (chunks, tokens) if way["left"]]  # else it had ended before it moved
+        ratio = both["pause_s"] / min(pauses_of, default=math.inf)
+        bars.append(Bar(f"pause with both ways, against the better one, {mbit} Mbit/s", ratio, 1.1, True))
     pause = figures[f"answered_both_{_BAR_MBIT}_mbit"]["pause_s"]
     bars.append(Bar(f"pause of an answer that moves, {_BAR_MBIT} Mbit/s, seconds", pause, 0.2, True))
     return bars
@@ -150,19 +168,26 @@ def pauses(options: Options) -> tuple[dict[str, Any], list[Bar]]:
     n_tokens = 800 if options.quick else 3000
     rates = (100, 1000) if options.quick else (10, 100, 1000)
     figures: dict[str, Any] = {"tokens": n_tokens}
-    bars, n = [], 0
     with two_nodes(options, "--cells", "8192") as (a, b):
         with a.client() as client:
             fill(client, n_tokens, options.seed)
-        for way, mbit in [("chunks", rate) for rate in rates] + [("tokens", rate) for rate in rates[-2:]]:
-            b.link.bits_per_s = mbit * 1e6
-            runs = []
-            for _ in range(1 if way == "tokens" else 3 if options.quick or mbit < 100 else 7):
-                n += 1
-                runs.append(moved_once(a, b, n, way))
-            figures[f"{way}_{mbit}_mbit"] = _middle(runs, mbit)
-        figures |= answered(a, b, rates, quick=options.quick)
-    bars += bars_of_answers(figures, rates)
+        for i, (way, mbit) in enumerate(
+            [("chunks", rate) for rate in rates] + [("tokens", rate) for rate in rates[-2:]]
+        ):
+            name = f"{way}_{mbit}_mbit"
+            figures[name] = options.kept.step(name, partial(at_rest, a, b, way, mbit, 10 * i, quick=options.quick))
+        figures |= answered(a, b, rates, options)
+    return figures, bars_of_answers(figures, rates) + bars_at_rest(figures, rates)
+
+
+def at_rest(a: NodeProcess, b: NodeProcess, way: str, mbit: int, first: int, *, quick: bool) -> dict[str, float]:
+    b.link.bits_per_s = mbit * 1e6
+    n_runs = 1 if way == "tokens" else 3 if quick or mbit < 100 else 7
+    return _middle([moved_once(a, b, first + n, way) for n in range(n_runs)], mbit)
+
+
+def bars_at_rest(figures: Mapping[str, Any], rates: Sequence[int]) -> list[Bar]:
+    bars = []
     for mbit in rates:
         with_chunks = figures[f"chunks_{mbit}_mbit"]
         if f"tokens_{mbit}_mbit" in figures:
@@ -170,7 +195,7 @@ def pauses(options: Options) -> tuple[dict[str, Any], list[Bar]]:
             bars.append(Bar(f"pause with tokens alone, against chunks, {mbit} Mbit/s", ratio, 1.0))
     at_100 = figures["chunks_100_mbit"]
     bars.append(Bar("a move at 100 Mbit/s, against its bytes alone", at_100["move_s"] / at_100["link_s"], 2.0, True))
-    return figures, bars
+    return bars
 
 
 def _middle(runs: Sequence[Mapping[str, float]], mbit: int) -> dict[str, float]:
@@ -266,6 +291,16 @@ def move_one(rng: random.Random, source: NodeProcess, target: NodeProcess, name:
 
 
 def faults(options: Options) -> tuple[dict[str, Any], list[Bar]]:
+    figures = options.kept.step("faults", partial(hit_moves, options))
+    bars = [
+        Bar("moves after which a turn that was acknowledged was missing", figures["lost"], 0, True),
+        Bar("stores that are not sound at the end", figures["unsound_stores"], 0, True),
+        Bar("moves that were hit, of all", 1 - figures["no fault"] / figures["moves"], 0.25),
+    ]
+    return figures, bars
+
+
+def hit_moves(options: Options) -> dict[str, Any]:
     n_moves, rng = (24 if options.quick else 500), random.Random(options.seed)
     tally: Counter[str] = Counter()
     with two_nodes(options, "--cells", "2048", "--no-encrypt", fake=True) as nodes:
@@ -301,12 +336,7 @@ def faults(options: Options) -> tuple[dict[str, Any], list[Bar]]:
     unsound = sum(bool(_problems(node.folder / "store")) for node in nodes)
     figures = {**tally, "turns_of_others": sum(load.acknowledged.values()), "unsound_stores": unsound}
     say(f"faults: {figures}")
-    bars = [
-        Bar("moves after which a turn that was acknowledged was missing", tally["lost"], 0, True),
-        Bar("stores that are not sound at the end", unsound, 0, True),
-        Bar("moves that were hit, of all", 1 - tally["no fault"] / n_moves, 0.25),
-    ]
-    return figures, bars
+    return figures
 
 
 def _problems(root: Path) -> tuple[Any, ...]:
@@ -317,7 +347,7 @@ def _problems(root: Path) -> tuple[Any, ...]:
 def measure(options: Options) -> Result:
     folder = options.folder
     figures, bars = {}, list[Bar]()
-    for name, part in (("faults", faults), ("pauses", pauses)):
+    for name, part in (("pauses", pauses), ("faults", faults)):
         (folder / name).mkdir()
         found, more = part(replace(options, folder=folder / name))
         figures[name] = found
