@@ -6,6 +6,7 @@ Law: it never fails: where the system does not tell how busy CPUs are, as in an 
 from __future__ import annotations
 
 import os
+import time
 from pathlib import Path
 
 from llmaas.clock import Clock
@@ -15,6 +16,11 @@ STAT = Path("/proc/stat")
 _IDLE, _IOWAIT = 4, 5
 _SOONEST_S = 0.1
 """A tick is 10 ms: less time says little."""
+_STALE_S, _WORKED = 1.0, 0.5
+"""An average over more than a second in which this process used less than half a CPU says little of now: another
+program may have ended, or begun, since."""
+_LOOKS, _BETWEEN_S = 3, 5e-4
+"""How often it is counted who runs at this moment: what runs for less than a millisecond takes no CPU away."""
 
 
 class CpuRoom:
@@ -22,26 +28,52 @@ class CpuRoom:
 
     def __init__(self, clock: Clock, stat: Path = STAT) -> None:
         self._clock, self._stat = clock, stat
-        self._before = clock.now(), self._mine()
+        self._before = clock.now(), self._idle_s(), _used_s()
 
     def read(self) -> float | None:
-        """CPUs, on average since the last call that told, or since this was made; None if it is not known."""
-        now, mine = self._clock.now(), self._mine()
-        then, before = self._before
-        elapsed = now - then
-        if mine is None or before is None or elapsed < _SOONEST_S:
-            return None
-        self._before = now, mine
-        return (mine - before) / elapsed
+        """CPUs, on average since the last call that told, or since this was made; None if it is not known.
 
-    def _mine(self) -> float | None:
-        """Seconds that this process has used so far, and that its CPUs have been idle."""
+        If this process did little since then: CPUs that nobody else uses at this moment.
+        """
+        now, idle, used = self._clock.now(), self._idle_s(), _used_s()
+        then, idle_before, used_before = self._before
+        elapsed = now - then
+        if idle is None or idle_before is None or elapsed < _SOONEST_S:
+            return None
+        self._before = now, idle, used
+        if elapsed >= _STALE_S and used - used_before < _WORKED * elapsed and (free := self._free()) is not None:
+            return free
+        return (idle - idle_before + used - used_before) / elapsed
+
+    def _idle_s(self) -> float | None:
+        """Seconds that its CPUs have been idle so far."""
         try:
-            idle = idle_s(self._stat.read_text(), os.sched_getaffinity(0))
+            return idle_s(self._stat.read_text(), os.sched_getaffinity(0))
         except (OSError, AttributeError, ValueError, IndexError):
             return None
-        used = os.times()
-        return idle + used.user + used.system
+
+    def _free(self) -> float | None:
+        """CPUs that no other thread of the system uses now; None if that is not told, or not of these CPUs alone."""
+        others = []
+        for i in range(_LOOKS):
+            if i:
+                time.sleep(_BETWEEN_S)
+            try:
+                lines = self._stat.read_text().splitlines()
+            except OSError:
+                return None
+            running = [int(line.split()[1]) for line in lines if line.startswith("procs_running ")]
+            if not running:
+                return None
+            others.append(max(0, running[0] - 1))  # one of them is this thread
+        cpus = sum(line.startswith("cpu") for line in lines) - 1  # the first is of all
+        return float(max(0, cpus - min(others))) if cpus == len(os.sched_getaffinity(0)) else None
+
+
+def _used_s() -> float:
+    """Seconds of CPU time that this process has used so far."""
+    used = os.times()
+    return used.user + used.system
 
 
 def idle_s(stat: str, cpus: set[int]) -> float:

@@ -51,6 +51,22 @@ def test_what_the_process_itself_uses_is_room(tmp_path: Path) -> None:
     assert cpus > 1.5
 
 
+def test_after_a_while_of_doing_nothing_it_counts_who_runs_now(tmp_path: Path) -> None:
+    """Others took all of the CPUs for a minute, and have just ended; or they have just begun."""
+    cpus = {f"cpu{n}": 10.0 for n in os.sched_getaffinity(0)}
+    file, clock = tmp_path / "stat", ManualClock()
+    file.write_text(stat(**cpus).replace("cpu9 is no line of a CPU\n", "procs_running 1\n"))
+    room = CpuRoom(clock, file)
+    clock.advance(60.0)
+    assert room.read() == len(cpus), "on average there was none"
+    file.write_text(stat(**dict.fromkeys(cpus, 70.0)) + "procs_running 2\n")
+    clock.advance(60.0)
+    assert room.read() == pytest.approx(len(cpus), rel=0.1), "other CPUs are told of: what runs there takes nothing"
+    file.write_text(stat(**dict.fromkeys(cpus, 130.0)).replace("cpu9 is no line of a CPU\n", "procs_running 2\n"))
+    clock.advance(60.0)
+    assert room.read() == len(cpus) - 1
+
+
 @pytest.mark.parametrize("text", [None, "", "cpu0 x y z a b\n", "cpu0 1\n", stat(cpu999=1.0)])
 def test_where_the_system_does_not_tell_nothing_is_known(text: str | None, tmp_path: Path) -> None:
     file = tmp_path / "stat"
