@@ -1,7 +1,7 @@
 """Cuts what a peer sends into the bodies of frames; memory for a large one is taken only when it is granted.
 
-Law: sans-I/O. What is held is at most one large body, and small ones for as long as they are not taken: less than twice
-``SMALL_FRAME`` bytes, if nothing is received while ``wants_more`` is false.
+Law: sans-I/O. What is held is at most one large body, and behind it small ones for as long as they are not taken: less
+than twice as many bytes as the longest of them has, if nothing is received while ``wants_more`` is false.
 """
 
 from __future__ import annotations
@@ -54,7 +54,7 @@ class FrameReader:
     def incomplete(self) -> bool:
         """Whether the next frame has begun, and is not all here."""
         if self._large is not None:
-            return self._filled < len(self._large)
+            return self._is_filling
         if len(self._small) < _LENGTH.size:
             return bool(self._small)
         (size,) = _LENGTH.unpack_from(self._small)
@@ -63,21 +63,29 @@ class FrameReader:
     @property
     def wants_more(self) -> bool:
         """False if so much lies here that was not taken that no more should be received for now."""
-        return self._large is not None or len(self._small) < SMALL_FRAME
+        return self._is_filling or len(self._small) < _LENGTH.size + SMALL_FRAME  # a small frame may be as long
+
+    @property
+    def _is_filling(self) -> bool:
+        """Whether the next bytes belong to a large body. One that is all here may lie for a while, and be followed."""
+        return self._large is not None and self._filled < len(self._large)
 
     def buffer(self) -> memoryview:
-        return self._scratch if self._large is None else memoryview(self._large)[self._filled :]
+        """Never empty."""
+        if self._large is not None and self._is_filling:
+            return memoryview(self._large)[self._filled :]
+        return self._scratch
 
     def received(self, nbytes: int) -> None:
-        if self._large is None:
-            self._small += self._scratch[:nbytes]
-        else:
+        if self._is_filling:
             self._filled += nbytes
+        else:
+            self._small += self._scratch[:nbytes]
 
     def next(self) -> bytes | bytearray | RoomNeeded | None:
         """The next body; None if more must be received first. Raises FrameTooLarge."""
         if (large := self._large) is not None:
-            if self._filled < len(large):
+            if self._is_filling:
                 return None
             self._large = None
             return large
