@@ -16,6 +16,9 @@ _REACH = 512
 """Steps that look back on fewer tokens than this are of one kind; above it, those within a factor of two."""
 _ROOM_EVERY_S = 0.25
 """How often it is looked, at most, on how many CPUs there is room."""
+_IDLE_S = 1.0
+"""After so long without a step little is known of who else computes: not enough to keep threads apart, which costs a
+tenth of a prefill where nobody does."""
 _OTHERS = 0.2
 """CPUs that others may take of those that threads need, while the threads spin in prefill."""
 _FEW = 1.05
@@ -44,7 +47,9 @@ class AdaptiveThreads:
         tell: Callable[[int], None] = lambda n_threads: None,
     ) -> None:
         self._engine, self._now, self._room = engine, now, room
-        self._looked = now()
+        self._looked = self._ended = now()
+        self._at_work = False
+        """Whether the engine was at work when it was last looked."""
         self.decode, self.prefill = ThreadCount(most, curious=True), ThreadCount(most)
         self._tell = tell
         self._in_use = most if most > 1 else 0, False, False  # one that is always alone is told once
@@ -58,7 +63,8 @@ class AdaptiveThreads:
         self._use(count)
         begin = self._now()
         drawn = self._engine.step(items, adapter, draw_s=draw_s)
-        count.observe(_kind(items, n_tokens), self._now() - begin)
+        self._ended = self._now()
+        count.observe(_kind(items, n_tokens), self._ended - begin)
         return drawn
 
     def steps(
@@ -68,7 +74,8 @@ class AdaptiveThreads:
         self._use(self.decode)
         begin = self._now()
         rows = self._engine.steps(items, 1 if self.decode.in_trial else most, seconds, halt, adapter)
-        each = (self._now() - begin) / len(rows)
+        self._ended = self._now()
+        each = (self._ended - begin) / len(rows)
         kind = _kind(items, len(items))
         for _ in rows:
             self.decode.observe(kind, each)
@@ -79,12 +86,13 @@ class AdaptiveThreads:
     def _use(self, count: ThreadCount) -> None:
         if count.most > 1 and (elapsed := self._now() - self._looked) >= _ROOM_EVERY_S:
             self._looked += elapsed
+            self._at_work = self._looked - self._ended < _IDLE_S
             if (cpus := self._room()) is not None:
                 self._seen = cpus
                 self.decode.see_room(cpus)
                 self.prefill.see_room(cpus)
         free = -math.inf if count is self.decode or self._seen is None else self._seen - count.threads
-        spin, apart = free >= -_OTHERS, -_FEW <= free < -_OTHERS
+        spin, apart = free >= -_OTHERS, self._at_work and -_FEW <= free < -_OTHERS
         if (wanted := (count.threads, spin, apart)) != self._in_use:
             self._tell(count.threads)
             self._engine.set_threads(count.threads, spin=spin, apart=apart)

@@ -5,6 +5,7 @@ Law: it never fails: where the system does not tell how busy CPUs are, as in an 
 
 from __future__ import annotations
 
+import math
 import os
 import time
 from pathlib import Path
@@ -19,8 +20,9 @@ _SOONEST_S = 0.1
 _STALE_S, _WORKED = 1.0, 0.5
 """An average over more than a second in which this process used less than half a CPU says little of now: another
 program may have ended, or begun, since."""
-_LOOKS, _BETWEEN_S = 3, 5e-4
-"""How often it is counted who runs at this moment: what runs for less than a millisecond takes no CPU away."""
+_LOOKS, _BETWEEN_S = 8, 1e-3
+"""How often it is counted at most who runs at this moment, until nobody else does: threads of a computation that has
+just ended spin for milliseconds."""
 
 
 class CpuRoom:
@@ -54,7 +56,7 @@ class CpuRoom:
 
     def _free(self) -> float | None:
         """CPUs that no other thread of the system uses now; None if that is not told, or not of these CPUs alone."""
-        others = []
+        others = math.inf
         for i in range(_LOOKS):
             if i:
                 time.sleep(_BETWEEN_S)
@@ -65,9 +67,11 @@ class CpuRoom:
             running = [int(line.split()[1]) for line in lines if line.startswith("procs_running ")]
             if not running:
                 return None
-            others.append(max(0, running[0] - 1))  # one of them is this thread
+            others = min(others, max(0, running[0] - 1))  # one of them is this thread
+            if not others:
+                break
         cpus = sum(line.startswith("cpu") for line in lines) - 1  # the first is of all
-        return float(max(0, cpus - min(others))) if cpus == len(os.sched_getaffinity(0)) else None
+        return float(max(0, cpus - others)) if cpus == len(os.sched_getaffinity(0)) else None
 
 
 def _used_s() -> float:

@@ -99,9 +99,15 @@ def test_threads_share_no_cpu_in_prefill_beside_one_busy_program() -> None:
     assert not engine.apart
     for busy, apart in ((0.1, False), (0.5, True), (0.0, False), (1.2, False), (0.9, True)):
         engine.busy, threads.prefill.threads = busy, 2
-        engine.now += 1.0
+        engine.now += 0.3
         threads.step([BatchItem(0, 100, [1] * 8)])
         assert engine.apart == apart
+    engine.now += 1.0
+    threads.step([BatchItem(0, 100, [1] * 8)])
+    assert not engine.apart, "who computes now may have begun just now, or have ended"
+    engine.now += 0.3
+    threads.step([BatchItem(0, 100, [1] * 8)])
+    assert engine.apart
     threads.step([BatchItem(0, 100, [1])])
     assert not engine.apart, "a thread that decodes alone goes where there is room"
 
