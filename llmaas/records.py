@@ -378,6 +378,8 @@ class RequestInfo:
     n_prompt: int = 0
     n_generated: int = 0
     n_paused: int = 0
+    may_move: bool = False
+    """Whether it is an answer that goes on at another node if its context moves now. Others end first."""
     outcome: str = ""
     """Once it has ended: why an answer ended (``stop``, ``length``, ...), ``appended``, or the code of its error."""
 

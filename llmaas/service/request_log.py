@@ -13,6 +13,7 @@ from llmaas.clock import Clock
 from llmaas.errors import LlmaasError
 from llmaas.records import AppId, RequestId, RequestInfo, RequestSpan, Tier
 from llmaas.service.call import Call
+from llmaas.service.succession import may_succeed
 
 N_ENDED = 256
 """Calls that have ended and are still reported."""
@@ -57,6 +58,7 @@ class RequestLog:
             n_prompt=call.pending.n_prompt,
             n_generated=len(call.answer.drawn),
             n_paused=call.progress.n_paused,
+            may_move=state == "running" and may_succeed(call),
             outcome=outcome,
         )
 

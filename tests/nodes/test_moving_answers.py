@@ -11,7 +11,10 @@ import pytest
 
 from llmaas.api.transfer_messages import Import
 from llmaas.calls import Done, Logprobs, Sampling, Terms
+from llmaas.clock import RealClock
 from llmaas.errors import Cancelled, ContextExists, MachineError, NodeUnreachable
+from llmaas.nodes.cluster.daemon_facts import read_facts
+from llmaas.nodes.cluster.speed import NodeSpeed
 from llmaas.nodes.remote_answer import told
 from llmaas.records import AppId
 from tests.nodes.test_moving import move, names, said, talk
@@ -273,12 +276,33 @@ async def test_whoever_asked_can_still_cancel(tmp_path: Path) -> None:
         assert told.content.startswith(asked.text[:40]) and len(asked.tokens) < N
 
 
+async def movable(house: House) -> tuple[tuple[str, str, int], ...]:
+    """The answers that placement may have go on elsewhere, as an agent of the house's daemon reports them."""
+    async with house.daemon.connect("operator", admin=True) as client:
+        return (await read_facts(client, NodeSpeed(), None, RealClock())).answering
+
+
+@on_a_loop
+async def test_an_agent_reports_only_answers_that_go_on_elsewhere(tmp_path: Path) -> None:
+    async with phone_and_desk(tmp_path) as (phone, _):
+        await talk(phone)
+        assert await movable(phone) == ()
+        asked = Asked(phone, rate=20.0)
+        await asked.begun.wait()
+        ((app, name, n_tokens),) = await movable(phone)
+        assert (app, name) == ("mail", "x") and n_tokens > 0
+        asked.stop()
+        with pytest.raises(Cancelled):
+            await asked.end()
+
+
 @on_a_loop
 async def test_an_answer_with_stop_strings_ends_before_its_context_moves(tmp_path: Path) -> None:
     async with phone_and_desk(tmp_path) as (phone, desk), phone.daemon.connect("mail") as client:
         await talk(phone)
         stream = client.generate("x", "more", max_tokens=40, stop=["\0never"], terms=Terms(rate=RATE))
         pieces = [await stream.__anext__()]
+        assert await movable(phone) == ()
         moving = asyncio.create_task(move(phone))
         pieces += [piece async for piece in stream]
         assert (await stream.done()).n_generated == 40

@@ -136,7 +136,7 @@ async def _contexts(client: AsyncClient) -> tuple[HeldContext, ...]:
 
 def _answering(calls: Sequence[RequestInfo], contexts: Sequence[HeldContext]) -> tuple[tuple[str, str, int], ...]:
     by_id = {held.id: held for held in contexts if not held.anonymous}
-    running = [call for call in calls if call.op == "generate" and call.state == "running" and call.context in by_id]
+    running = [call for call in calls if call.may_move and call.context in by_id]
     return tuple(
         (by_id[call.context].app, by_id[call.context].name, by_id[call.context].n_tokens + call.n_generated)
         for call in running[:_MOST_ANSWERING]
