@@ -12,7 +12,7 @@ import itertools
 import logging
 import os
 import socket
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import TYPE_CHECKING
 
 from llmaas.api.caller import Door
@@ -147,10 +147,19 @@ class FrontLink:
 
 def tell_failure(fd: int, error: LlmaasError) -> None:
     """Tell the front process why this one cannot serve."""
+    _tell_last(fd, {"t": "failed", "code": error.code, "message": error.message, "hint": error.hint})
+
+
+def tell_end(fd: int) -> None:
+    """Tell the front process that all is closed and on disk: this process ends now, and its memory becomes free."""
+    _tell_last(fd, {"t": "end"})
+
+
+def _tell_last(fd: int, message: Mapping[str, object]) -> None:
     import msgpack  # type: ignore[import-untyped,unused-ignore]
 
     with contextlib.suppress(OSError, ValueError):
         sock = socket.socket(fileno=fd)
         sock.setblocking(False)
-        sock.send(msgpack.packb({"t": "failed", "code": error.code, "message": error.message, "hint": error.hint}))
+        sock.send(msgpack.packb(message))
         sock.close()

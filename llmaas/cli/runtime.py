@@ -185,8 +185,9 @@ async def running(
 ) -> AsyncIterator[Runtime]:
     """A daemon that serves during the block. Benches give it an engine class of their own, and ``choices``: fields of
     PlannerChoices that no setting chooses. ``reads``: those of the model's file, which have begun perhaps. Without
-    ``sockets`` it serves the connections that another process gives it. ``served_as``: the model's registered name.
-    ``cells``: see ``with_fewer_cells``. Raises LlmaasError if a part cannot start."""
+    ``sockets`` it serves the connections that another process gives it, and its process ends with the block.
+    ``served_as``: the model's registered name. ``cells``: see ``with_fewer_cells``. Raises LlmaasError if a part cannot
+    start."""
     bound_malloc()
     priority.lower_priority(config.nice)
     shorten_slices()  # before other threads are started, which inherit it
@@ -196,8 +197,7 @@ async def running(
     async with AsyncExitStack() as parts:
         # The store before the model: it is quick, and a second daemon on the same data must fail at once.
         store = parts.enter_context(open_store(config, os.environ))
-        # Loading takes seconds: off the loop, so that signals are handled meanwhile.
-        loader, lister = FairThread("load-model"), FairThread("list-contexts")
+        loader, lister = FairThread("load-model"), FairThread("list-contexts")  # off the loop, which handles signals
         try:
             listing = lister.submit("", store.summaries)  # meanwhile
             if cells is not None:  # how many the longest context needs is known when all are listed
@@ -205,7 +205,7 @@ async def running(
             choice = await loader.run("", _choose_repack, config, model)
             load = functools.partial(load_engine, config, model, kind, choice.copied)
             engine = await loader.run("", EngineThread, load)
-            parts.callback(engine.close)
+            parts.callback(engine.close if sockets else engine.leave)
             await loader.run("", reads.loaded, model)
             summaries = await asyncio.wrap_future(listing)
         finally:

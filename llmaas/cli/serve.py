@@ -105,15 +105,17 @@ def _start_models(fd: int, *, gently: bool) -> int:
 
 def _serve_for_front(found: LoadedConfig, fd: int, cells: int | None) -> int:
     """Serve one of several models, for the front process at the other end of the channel ``fd``."""
-    from llmaas.cli.model_process import tell_failure
+    from llmaas.cli.model_process import tell_end, tell_failure
 
+    last_words = os.dup(fd)
     set_process_name(f"llmaas {found.served_as}")
     log_to_stderr(found.config.log_level, found.config.log_format)
     try:
         asyncio.run(_serve(found, fd, cells))
     except LlmaasError as error:
-        tell_failure(fd, error)
+        tell_failure(last_words, error)
         raise
+    tell_end(last_words)
     logging.shutdown()
     os._exit(0)  # all is closed; another model may wait for the memory while Python takes itself apart
 

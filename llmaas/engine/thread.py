@@ -81,6 +81,11 @@ class EngineThread:
             self._engine.abort()
             self._thread.join(0.05)
 
+    def leave(self) -> None:
+        """Take no more jobs, cancel those that wait, and keep the engine: the process ends, and its memory with it."""
+        with self._gate:
+            self._closed = True
+
     def _run(self, make: Callable[[], Engine], made: Future[Engine]) -> None:
         try:
             engine = make()

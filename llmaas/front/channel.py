@@ -12,6 +12,7 @@ import os
 import socket
 from collections import deque
 from collections.abc import Callable
+from contextlib import suppress
 from typing import Any
 
 import msgpack  # type: ignore[import-untyped,unused-ignore]
@@ -75,6 +76,8 @@ class Channel:
         self._open = False
         self._loop.remove_reader(self._sock)
         self._loop.remove_writer(self._sock)
+        with suppress(OSError):
+            self._sock.shutdown(socket.SHUT_RD)  # nothing is taken any more, whoever else may hold this end
         self._sock.close()
         while self._queue:
             self._on_unsent(*self._queue.popleft())

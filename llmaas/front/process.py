@@ -114,7 +114,8 @@ class ModelProcess:
         """Why it could not start; until ``_not_before``."""
         self._not_before, self._pauses = 0.0, RestartPause()
         self._began = self._left = 0.0
-        self._leaves_for_good = False
+        self._leaves_for_good = self._is_ending = False
+        """The second: it has closed everything, and only the system has not freed its memory yet."""
 
     @property
     def pid(self) -> int | None:
@@ -122,7 +123,7 @@ class ModelProcess:
 
     @property
     def in_memory(self) -> bool:
-        return self.state is not ProcessState.AWAY
+        return self.state is not ProcessState.AWAY and not self._is_ending
 
     @property
     def wanted(self) -> bool:
@@ -264,7 +265,7 @@ class ModelProcess:
     def _ended(self, code: int) -> None:
         if self._channel is not None:
             self._channel.read_rest()
-        was, self.state, self.active = self.state, ProcessState.AWAY, 0
+        was, self.state, self.active, self._is_ending = self.state, ProcessState.AWAY, 0, False
         self.disk_used, self.curve, self.tier = self.stored(), None, None
         if self._channel is not None:
             self._channel.close()
@@ -332,6 +333,8 @@ class ModelProcess:
                 self._failure = kind(str(message["message"]), hint=str(message["hint"]))
             case "apps":
                 self.apps_changed()
+            case "end":
+                self._is_ending = self.state is ProcessState.LEAVING
         self._changed()
 
     def _forget(self, number: int | None) -> None:

@@ -145,6 +145,21 @@ def test_closing_aborts_a_long_step() -> None:
     assert isinstance(running.exception(0), Aborted)
 
 
+def test_an_engine_that_is_left_takes_no_job_and_stays_as_it_is() -> None:
+    closed = list[bool]()
+
+    class Watched(FakeEngine):
+        def close(self) -> None:
+            closed.append(True)
+
+    thread = EngineThread(Watched)
+    assert thread.submit(lambda: "last").result(SOON) == "last"
+    thread.leave()
+    with pytest.raises(ShuttingDown):
+        thread.submit(lambda: None)
+    assert not closed
+
+
 def test_closing_twice_is_once_and_no_job_is_taken_after_it() -> None:
     thread = EngineThread(FakeEngine)
     thread.close()

@@ -88,6 +88,19 @@ async def test_one_that_is_idle_leaves_for_another_and_its_contexts_and_connecti
 
 
 @on_a_loop
+async def test_the_next_is_started_while_the_system_takes_the_process_of_the_last_apart(tmp_path: Path) -> None:
+    async with front_house(tmp_path, budget=NBYTES, behaviour={"a": "ends-late"}) as house:
+        first = await house.connect("a")
+        context = await first.context("c")
+        before = await ask(first, context.id, "one")
+        second = await house.connect("b")
+        assert await ask(second, (await second.context("c")).id)
+        assert house.front.processes["a"].state is ProcessState.LEAVING
+        after = await ask(first, context.id, "two")
+        assert [m.content for m in (await first.show(context.id)).messages] == ["one", before, "two", after]
+
+
+@on_a_loop
 async def test_one_that_is_in_use_does_not_leave(tmp_path: Path) -> None:
     async with front_house(tmp_path, budget=NBYTES, behaviour={"a": "slow"}) as house:
         first = await house.connect("a")

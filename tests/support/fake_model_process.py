@@ -12,7 +12,7 @@ import sys
 from pathlib import Path
 
 from llmaas.api.server import serve_handed
-from llmaas.cli.model_process import FrontLink, tell_failure
+from llmaas.cli.model_process import FrontLink, tell_end, tell_failure
 from llmaas.engine.fake import FakeEngine
 from llmaas.engine.thread import EngineThread
 from llmaas.errors import ModelUnreadable
@@ -44,6 +44,7 @@ async def main(root: Path, name: str, behaviour: str, cells: int, fd: int) -> No
     server, stop = serve_handed(service), asyncio.Event()
     loop = asyncio.get_running_loop()
     loop.add_signal_handler(signal.SIGTERM, stop.set)
+    last_words = os.dup(fd)
     link = FrontLink(fd, server, service, stop.set, cells)
     await stop.wait()
     await link.close()
@@ -51,6 +52,9 @@ async def main(root: Path, name: str, behaviour: str, cells: int, fd: int) -> No
     await service.stop()
     thread.close()
     store.close()
+    tell_end(last_words)
+    if behaviour == "ends-late":
+        await asyncio.sleep(3)
 
 
 if __name__ == "__main__":

@@ -11,6 +11,7 @@ from collections import Counter
 from collections.abc import Collection, Iterable
 
 _LINE = re.compile(r"(\S+) +(model|compute|output|RS) buffer size *= *([0-9.]+) MiB")
+_MARK = " buffer size"
 _REPACKED = "REPACK"
 """Is part of the name of a buffer for weights in another order (ggml, ``ggml_backend_cpu_repack_buffer_type``)."""
 _MAPPED = "_Mapped"
@@ -66,7 +67,7 @@ def cell_bytes(lines: Iterable[str], devices: Collection[str]) -> Counter[str]:
 
 def _sizes(lines: Iterable[str]) -> Iterable[tuple[str, str, int]]:
     for line in lines:
-        if found := _LINE.search(line):
+        if _MARK in line and (found := _LINE.search(line)):
             name, kind, mib = found.groups()
             yield name, kind, _bytes(mib)
 

@@ -31,7 +31,7 @@ many whole rotations lie in between.
 _FRESH = 100
 """The position that the table is checked at."""
 _POSITIONS = (*_FIT, _FRESH)
-_TOKENS = (11111, 22222)
+_TOKENS = FIRST_TOKEN, _ = 11111, 22222
 """Any tokens will do. One is enough; two reduce noise."""
 
 _ANGLE_NOISE = 3e-3

@@ -3,7 +3,7 @@
 Law: a table from the file is used only if it rotates keys as they are found now (``rope.checked``); a file that cannot
 be read or written is an empty one.
 
-Measuring takes twelve decodes of one token, which are half of a start whose model is in the page cache: 0.7 s of a
+Measuring takes eleven decodes of one token, which are half of a start whose model is in the page cache: 0.7 s of a
 model of 1.5 billion weights.
 """
 

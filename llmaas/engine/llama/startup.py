@@ -20,7 +20,7 @@ from llmaas.engine.llama.decoder import LlamaDecoder
 from llmaas.engine.llama.learn_layout import checked_geometry, layer_order, learn_layout
 from llmaas.engine.llama.lib import build
 from llmaas.engine.llama.model import LlamaModel
-from llmaas.engine.llama.rope import find_rope
+from llmaas.engine.llama.rope import FIRST_TOKEN, find_rope
 from llmaas.engine.llama.rope_memo import RopeMemo
 from llmaas.engine.llama.slabs import Slabs
 from llmaas.engine.llama.state_layout import Unchunkable
@@ -57,7 +57,7 @@ def examine_model(
         note = f"contexts cannot be chunked: {reason}"
         state = learn_state_size(decoder, _LEARNT_FROM)
     else:
-        _check_round_trip(decoder, slabs)
+        first = _check_round_trip(decoder, slabs)
     decoder.drop(0, 0)
     info = ModelInfo(
         name=model.name,
@@ -81,7 +81,7 @@ def examine_model(
     if not info.chunkable:
         _log.info("states of whole sequences: %s", info.state or "they do not come back")
     if slabs is not None:
-        keys_of, name = functools.partial(_keys_alone, decoder, slabs), f"{info.fingerprint} {build()}"
+        keys_of, name = functools.partial(_keys_alone, decoder, slabs, first), f"{info.fingerprint} {build()}"
         rope = find_rope(model.handle, geometry.head_dim_k, keys_of, rope_memo, name)
     return ModelFacts(info, slabs, rope)
 
@@ -95,7 +95,8 @@ def _fingerprint(model: LlamaModel, type_kv: str, n_cells: int, *, whole: bool) 
 
 def _learn_slabs(model: LlamaModel, decoder: LlamaDecoder, spare_bytes: int) -> tuple[Slabs, Geometry]:
     """Slabs by what the state of a few decoded tokens shows, which stay in sequence 0. Raises Unchunkable."""
-    decoder.step([BatchItem(0, 0, list(range(_LEARNT_FROM)))], "")
+    tokens = [FIRST_TOKEN % decoder.n_vocab, *range(1, _LEARNT_FROM)]
+    decoder.step([BatchItem(0, 0, tokens)], "")
     if why := model.why_not_chunkable():
         raise Unchunkable(why)
     if decoder.cells.only_window:
@@ -133,8 +134,9 @@ def _next_keys(decoder: LlamaDecoder, slabs: Slabs, slab: KvSlab) -> F16:
     return slabs.export(0, n, n + 1).k[:, 0]
 
 
-def _check_round_trip(decoder: LlamaDecoder, slabs: Slabs) -> None:
-    """Raise EngineFailed unless sequence 0 comes back as it went out, ModelUnreadable if it holds no numbers."""
+def _check_round_trip(decoder: LlamaDecoder, slabs: Slabs) -> F32:
+    """The keys (n_layer, k_dim) of the first token. Raises EngineFailed unless sequence 0 comes back as it went out,
+    ModelUnreadable if it holds no numbers."""
     slab = slabs.export(0, 0, _LEARNT_FROM)
     if not slabs.is_finite(0, 0, _LEARNT_FROM):
         raise ModelUnreadable(
@@ -154,10 +156,14 @@ def _check_round_trip(decoder: LlamaDecoder, slabs: Slabs) -> None:
     else:
         slabs.in_place = False
     _log.info("chunks are decoded into cells: %s", slabs.in_place)
+    return slab.k[:, 0].astype(np.float32)
 
 
-def _keys_alone(decoder: LlamaDecoder, slabs: Slabs, token: int, position: int) -> F32:
-    """The keys (n_layer, k_dim) of a token at ``position`` with nothing before it."""
+def _keys_alone(decoder: LlamaDecoder, slabs: Slabs, first: F32, token: int, position: int) -> F32:
+    """The keys (n_layer, k_dim) of a token at ``position`` with nothing before it. ``first``: those of the token that
+    the layout was learnt from first, so at position 0: a step less, which of a large model is some 40 ms of a start."""
+    if (token, position) == (FIRST_TOKEN, 0):
+        return first
     decoder.decode_alone(token % decoder.n_vocab, position)
     keys = slabs.export(0, position, position + 1).k[:, 0].astype(np.float32)
     decoder.cells.truncate(0, 0)

@@ -22,10 +22,14 @@ _CONTROL, _UNKNOWN, _USER_DEFINED = 1 << 3, 1 << 0, 1 << 4
 """llama.h: enum llama_token_attr. Tokens of these kinds have a name rather than text."""
 _NAMED = _CONTROL | _UNKNOWN | _USER_DEFINED
 _CONTROL_CHARACTERS = b"\x01\x02\x03\x04\x05\x06\x0e\x0f"
-_LETTER_SPACE = re.compile(rb"[A-Za-z](?: |\xc4\xa0|\xe2\x96\x81)")
-_NEWLINE_TEXT = re.compile(rb"(?:\n|\xc4\x8a)(?!\x00|[\n\r\t ]|\xc4[\x89\x8a\x8d\xa0]|\xe2\x96\x81)")
+_LETTER_SPACE = [re.compile(rb"%b(?<=[A-Za-z]%b)" % (space, space)) for space in (b" ", b"\xc4\xa0", b"\xe2\x96\x81")]
+_NEWLINE_TEXT = [
+    re.compile(rb"%b(?!\x00|[\n\r\t ]|\xc4[\x89\x8a\x8d\xa0]|\xe2\x96\x81)" % newline)
+    for newline in (b"\n", b"\xc4\x8a")
+]
 """In the texts of all tokens, with a zero byte after each. White space stands there as itself, in the alphabet of
-byte-level BPE (its space is U+0120, its newline U+010A), or as U+2581."""
+byte-level BPE (its space is U+0120, its newline U+010A), or as U+2581. Each pattern begins with the bytes that it looks
+for: 0.3 MB of texts are then searched in 4 ms, else in 40."""
 
 
 class VocabType(enum.IntEnum):
@@ -63,9 +67,9 @@ class Vocab:
         self.most_bytes = self._most_bytes(table.lengths())
         """Bytes of text that one token stands for at most."""
         joined = table.texts
-        self.parts_words = not _LETTER_SPACE.search(joined)
+        self.parts_words = not any(pattern.search(joined) for pattern in _LETTER_SPACE)
         """No token has a letter with a space behind it."""
-        self.parts_lines = not _NEWLINE_TEXT.search(joined)
+        self.parts_lines = not any(pattern.search(joined) for pattern in _NEWLINE_TEXT)
         """No token has anything but white space behind a newline."""
         self.controls = frozenset(np.flatnonzero(table.attributes & (_CONTROL | _UNKNOWN)).tolist())
         """The control tokens, and the one for what is unknown."""
