@@ -20,8 +20,9 @@ from llmaas.records import AppId, ContextId, Message
 from tests.cli.conftest import Daemon
 
 MIB = 1 << 20
-POOL, PROGRAM = 64 * MIB, 150 * MIB
-"""PROGRAM: what the front process expects a process to take beside weights, cells and POOL."""
+POOL, PROGRAM, STARTER = 64 * MIB, 150 * MIB, 50 * MIB
+"""PROGRAM: what the front process expects a process to take beside weights, cells and POOL; STARTER: that which makes
+the others."""
 
 
 def config(root: Path, **settings: str) -> Config:
@@ -53,7 +54,7 @@ def test_slices_fit_into_fewer_cells_and_apps_may_keep_as_much_text_as_before(tm
 def test_two_real_models_share_memory_that_is_too_small_for_all_cells_of_both(tmp_path: Path, model_path: Path) -> None:
     facts, size = examine_files(model_path)
     per_cell = cell_bytes(facts)
-    budget = 2 * (size + PROGRAM + POOL) + (4096 + 2100) * per_cell
+    budget = STARTER + 2 * (size + PROGRAM + POOL) + (4096 + 2100) * per_cell
     flags = ("--models", "all", "--models-bytes", str(budget), "--repack", "off", "--models-bits", "4")
     shape = ("--cells", "4096", "--least-cells", "1024", "--pool-bytes", str(POOL), "--models-disk-bytes", "100M")
     daemon = Daemon(tmp_path, more=(*flags, *shape))
