@@ -52,6 +52,9 @@ LLMAAS, ONE_THREAD, SERVER = "llmaas", "one_thread", "llama_server"
 _FAIR = 0.95
 _LONGEST_ANSWER_S = 3.0
 """llama-server may need seconds for a token: no answer of it is longer."""
+_TURNS_ALONE = 3
+"""Turns in each round with nothing beside: there two programs tie, and the speed of a virtual machine may change by a
+tenth from one turn to the next."""
 _SETTLE = 96, 8
 """Tokens of prompt and answer of the turn that is not measured."""
 
@@ -156,12 +159,13 @@ def _measure_model(options: Options, program: str | None) -> tuple[str, dict[tup
         stack.callback(others.close)
         for i in range(rounds):
             for busy in PLACES:
+                turns = _TURNS_ALONE if busy == 0 else 1
                 with others.hashing(busy):
-                    for way in rotated(list(ways), i):
+                    for number, way in ((t, way) for t in range(turns) for way in rotated(list(ways), i * turns + t)):
                         ways[way](prompts[1], _SETTLE[1])
                         one = ways[way](prompts[0], n_new)
                         found.setdefault((busy, way), []).append(one)
-                        say(f"{name} round {i} beside {busy} {way:12} {_shown(one)}")
+                        say(f"{name} round {i}.{number} beside {busy} {way:12} {_shown(one)}")
     return name, found, len(prompts[0].tokens)
 
 
