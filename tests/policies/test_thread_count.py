@@ -166,22 +166,24 @@ def test_without_room_trials_upward_lose_next_to_nothing() -> None:
     assert machine.speed(60.0) > 0.985 / pace(1)
 
 
-def test_what_was_saved_while_there_was_room_is_not_spent_where_there_is_none() -> None:
+def crowded_count() -> ThreadCount:
+    """Of two threads that had room, and lack some in their last step, which was slow."""
     count = ThreadCount(2)
     for _ in range(30):
         count.observe("decode", 0.01)
     count.see_room(1.3)
     count.observe("decode", 0.03)
+    return count
+
+
+def test_what_was_saved_while_there_was_room_is_not_spent_where_there_is_none() -> None:
+    count = crowded_count()
     for _ in range(300):  # 4 seconds
         assert count.observe("decode", 0.012) == 1
 
 
 def test_threads_that_lack_cpus_are_given_up_after_a_slow_step_or_two() -> None:
-    count = ThreadCount(2)
-    for _ in range(30):
-        count.observe("decode", 0.01)
-    count.see_room(1.3)
-    count.observe("decode", 0.03)
+    count = crowded_count()
     assert count.in_trial
     assert count.threads == 1
 

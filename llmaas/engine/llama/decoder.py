@@ -49,8 +49,9 @@ class LlamaDecoder:
         self.cells = SequenceCells(self.context, settings.n_seqs, window, full=settings.full_windows)
         self.adapters = LlamaAdapters(model.handle, self.context)
         self.abort_flag = AbortFlag(self.context)
-        self._spins = SpinControl(ggml_function("GOMP_parallel"), N_CPUS)
-        self._threads_apart, self._apart = ThreadsApart(ggml_function("GOMP_parallel")), False
+        parallel = ggml_function("GOMP_parallel")
+        self._spins = SpinControl(parallel, N_CPUS)
+        self._threads_apart, self._apart = ThreadsApart(parallel), False
         self.n_threads = settings.n_threads
         """Of the next step. Only ``set_threads`` writes it."""
         self.batch = Batch(settings.n_batch)

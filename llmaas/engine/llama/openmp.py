@@ -24,7 +24,8 @@ MANY_TOKENS = 32
 _VARIABLES = {"OMP_WAIT_POLICY": "active", "GOMP_SPINCOUNT": "300000"}
 """The spins that GNU OpenMP has by itself; the policy, that the smaller number is 1000 instead of 100."""
 _Function = ctypes.CFUNCTYPE(None, ctypes.c_void_p)
-_Parallel = ctypes.CFUNCTYPE(None, ctypes.c_void_p, ctypes.c_void_p, ctypes.c_uint, ctypes.c_uint)
+Parallel = ctypes.CFUNCTYPE(None, ctypes.c_void_p, ctypes.c_void_p, ctypes.c_uint, ctypes.c_uint)
+"""GOMP_parallel: each thread of a team of so many calls a function with a pointer."""
 
 
 @contextmanager
@@ -47,7 +48,7 @@ class SpinControl:
     """
 
     def __init__(self, parallel: int | None, n_cpus: int) -> None:
-        self._parallel = _Parallel(parallel) if parallel is not None else None
+        self._parallel = Parallel(parallel) if parallel is not None else None
         self._n_cpus = n_cpus
         self._n_threads = 0
         """Threads of the steps for which the team is there; 0: there is none."""

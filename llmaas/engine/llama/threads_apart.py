@@ -16,10 +16,10 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any
 
+from llmaas.engine.llama.openmp import Parallel
 from llmaas.native import load_library
 
 _VERSION, _MOST = 1, 64
-_Parallel = ctypes.CFUNCTYPE(None, ctypes.c_void_p, ctypes.c_void_p, ctypes.c_uint, ctypes.c_uint)
 _library = load_library(__file__, "_apart", lambda lib: bool(lib.apart_version() == _VERSION))
 
 
@@ -33,7 +33,7 @@ class ThreadsApart:
     """``parallel``: the address of the library's GOMP_parallel; None if llama.cpp is built without it."""
 
     def __init__(self, parallel: int | None, library: ctypes.CDLL | None = _library) -> None:
-        self._parallel: Any = _Parallel(parallel) if parallel is not None and library is not None else None
+        self._parallel: Any = Parallel(parallel) if parallel is not None and library is not None else None
         self._begin, self._end = _addresses(library) if library is not None else (None, None)
 
     @contextmanager
