@@ -267,5 +267,6 @@ def test_chunks_of_any_size_come_once_and_in_order(sizes: list[int], page: int) 
             taken.append((item.index, item.data))
     assert taken == [(i, coded_chunk(size, i)) for i, size in enumerate(sizes)]
     assert (done.n_chunks, done.n_missing) == (len(sizes), 0)
-    assert client.most == (ON_WAY if len(set(sizes)) == 1 and len(sizes) > 5 and page > 1 << 20 else client.most)
     assert client.most <= ON_WAY
+    if len(set(sizes)) == 1 and len(sizes) > 5 and page > 1 << 20:
+        assert client.most == ON_WAY
