@@ -28,7 +28,7 @@ from __future__ import annotations
 
 import sys
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass, replace
 from statistics import median
@@ -52,9 +52,9 @@ LLMAAS, ONE_THREAD, SERVER = "llmaas", "one_thread", "llama_server"
 _FAIR = 0.95
 _LONGEST_ANSWER_S = 3.0
 """llama-server may need seconds for a token: no answer of it is longer."""
-_TURNS_ALONE = 3
-"""Turns in each round with nothing beside: there two programs tie, and the speed of a virtual machine may change by a
-tenth from one turn to the next."""
+_TURNS = 3
+"""In each round and place: the speed of a virtual machine changes by a tenth from one turn to the next. Beside others
+llama-server has one: it may take seconds for a token, and does not tie there."""
 _SETTLE = 96, 8
 """Tokens of prompt and answer of the turn that is not measured."""
 
@@ -145,7 +145,7 @@ def measure(options: Options) -> Result:
 
 def _measure_model(options: Options, program: str | None) -> tuple[str, dict[tuple[int, str], list[Turn]], int]:
     """The model's name, the turns of each place and way, a round each, and the prompt's tokens."""
-    n_prompt, n_new, rounds = (160, 20, 2) if options.quick else (512, 64, 5)
+    n_prompt, n_new, rounds = (160, 20, 2) if options.quick else (512, 64, 4)
     with engine(options, 256) as thread:  # only for its tokenizer and the model's name
         name = thread.engine.info.name
         prompts = []
@@ -159,14 +159,21 @@ def _measure_model(options: Options, program: str | None) -> tuple[str, dict[tup
         stack.callback(others.close)
         for i in range(rounds):
             for busy in PLACES:
-                turns = _TURNS_ALONE if busy == 0 else 1
                 with others.hashing(busy):
-                    for number, way in ((t, way) for t in range(turns) for way in rotated(list(ways), i * turns + t)):
+                    for number, way in _order(list(ways), i, busy, options.quick):
                         ways[way](prompts[1], _SETTLE[1])
                         one = ways[way](prompts[0], n_new)
                         found.setdefault((busy, way), []).append(one)
                         say(f"{name} round {i}.{number} beside {busy} {way:12} {_shown(one)}")
     return name, found, len(prompts[0].tokens)
+
+
+def _order(ways: Sequence[str], i: int, busy: int, quick: bool) -> Iterator[tuple[int, str]]:
+    """The turns of round ``i`` beside ``busy`` processes: each turn's number and its way."""
+    for number in range(1 if quick and busy else _TURNS):
+        for way in rotated(ways, i * _TURNS + number):
+            if not (number and busy and way == SERVER):
+                yield number, way
 
 
 def _ways(options: Options, program: str | None, stack: ExitStack) -> dict[str, Way]:
@@ -198,8 +205,10 @@ def row(found: dict[tuple[int, str], list[Turn]], busy: int, cores: int) -> dict
             "over_fair_share": _ratio(speeds[LLMAAS], fair),
         }
         if SERVER in speeds:
-            figures[what]["over_llama_server"] = _ratio(speeds[LLMAAS], speeds[SERVER])
-            figures[what]["over_llama_server_error"] = sig(error_of_median(_ratios(speeds[LLMAAS], speeds[SERVER])))
+            first = speeds[LLMAAS][:: len(speeds[LLMAAS]) // len(speeds[SERVER])]  # of each round that it took part in
+            ratios = _ratios(first, speeds[SERVER])
+            figures[what]["over_llama_server"] = sig(median(ratios))
+            figures[what]["over_llama_server_error"] = sig(error_of_median(ratios))
     return figures
 
 

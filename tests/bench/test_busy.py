@@ -45,6 +45,13 @@ def test_ratios_are_taken_within_rounds() -> None:
     assert all(bar.holds for bar in bars_of("m", [figures]))
 
 
+def test_llama_server_is_compared_with_the_turn_beside_its_own() -> None:
+    """It has one turn a round beside others, where llmaas and one thread have three."""
+    ours = [Turn(10, 2, 10, 2), Turn(99, 9, 99, 9), Turn(99, 9, 99, 9)] * 2
+    found = {(4, LLMAAS): ours, (4, ONE_THREAD): ours, (4, SERVER): [Turn(5, 1, 5, 1)] * 2}
+    assert row(found, 4, 2)["prefill"]["over_llama_server"] == 2.0
+
+
 def test_a_tie_is_not_below_and_what_noise_does_not_explain_is() -> None:
     alone = [Turn(10, 2, 10, 2)] * 5
     theirs = [Turn(100, 20, 50, 10)] * 5

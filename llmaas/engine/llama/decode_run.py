@@ -18,12 +18,14 @@ from llmaas.engine.llama.lib import C, ggml_function
 from llmaas.native import load_library
 
 _log = logging.getLogger(__name__)
-_VERSION = 3
+_VERSION = 4
 """Of ``Run`` in ``_steps.c``; a library left over from another version is not used."""
 MOST = 64
 """Most steps of one run."""
 NO_NUMBERS = -1000
 """The code of a step whose logits are no numbers."""
+LIKELIEST = 0
+"""In place of a sampler chain: the likeliest token is drawn, as llama.cpp's greedy sampler does, and sooner."""
 
 
 class _Run(ctypes.Structure):

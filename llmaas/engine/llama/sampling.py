@@ -16,6 +16,7 @@ from llmaas.engine.base import Undrawn
 from llmaas.engine.constraint.compiler import Constraints
 from llmaas.engine.constraint.draws import Draw, Draws
 from llmaas.engine.constraint.port import Constraint, brought_to
+from llmaas.engine.llama.decode_run import LIKELIEST
 from llmaas.engine.llama.lib import C
 from llmaas.engine.llama.seeded_draw import CANDIDATE, SeededDraw
 from llmaas.engine.rules import check_sampler
@@ -65,9 +66,11 @@ class Samplers:
         return self._failures.get(sampler)
 
     def chain(self, sampler: int) -> Any:
-        """The sampler's chain, a ``llama_sampler *``; None if that alone cannot draw, as it is constrained."""
+        """The sampler's chain, a ``llama_sampler *``, or LIKELIEST; None if neither can draw, as it is constrained."""
         chain, constraint, _ = self._chains[sampler]
-        return chain if constraint is None else None
+        if constraint is not None:
+            return None
+        return LIKELIEST if C.llama_sampler_chain_n(chain) == 1 else chain  # only the greedy link is ever alone
 
     def draw(self, sampler: int, context: Any, index: int) -> int | Undrawn:
         """Draw a token from the logits after the batch's token ``index``, or go on with a draw that was put off."""
