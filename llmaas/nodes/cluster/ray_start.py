@@ -9,7 +9,9 @@ from __future__ import annotations
 import os
 import subprocess
 import sys
+import tempfile
 from collections.abc import Sequence
+from typing import IO
 
 from llmaas.errors import MachineError
 from llmaas.nodes.card import host_and_port
@@ -19,6 +21,8 @@ DEFAULT_ADDRESS = "127.0.0.1:6379"
 _STORE_BYTES = 80_000_000
 """Of Ray's object store, which has to have one: what goes through Ray here is small."""
 _START_S = 120.0
+_MOST_SAID = 4096
+"""Bytes of the end of what it says that are looked at."""
 
 
 def start_head(address: str) -> None:
@@ -43,20 +47,33 @@ def _start(options: Sequence[str]) -> None:
         "--num-cpus=0",
         f"--object-store-memory={_STORE_BYTES}",
     ]
-    try:
-        done = subprocess.run(
-            command, capture_output=True, text=True, timeout=_START_S, env=_environment(), stdin=subprocess.DEVNULL
-        )
-    except subprocess.TimeoutExpired:
-        raise MachineError(f"Ray has not started within {_START_S:g} s") from None
-    if done.returncode:
-        said = (done.stderr.strip() or done.stdout.strip()).splitlines()
-        raise MachineError(
-            f"Ray does not start: {said[-1][:300] if said else f'exit code {done.returncode}'}",
-            hint="If another Ray runs here, use it ('--ray HOST:PORT'), or end it: 'ray stop'.",
-        )
+    # To files: the end of a pipe comes when all that Ray has begun has ended, if any of that has got it, too.
+    with tempfile.TemporaryFile() as out, tempfile.TemporaryFile() as err:
+        try:
+            done = subprocess.run(
+                command, stdout=out, stderr=err, timeout=_START_S, env=_environment(), stdin=subprocess.DEVNULL
+            )
+        except subprocess.TimeoutExpired:
+            last = _last_line(err) or _last_line(out)
+            raise MachineError(
+                f"Ray has not started within {_START_S:g} s{f'; it said last: {last}' if last else ''}",
+                hint="End what it has begun ('ray stop'), and try again when the machine has less to do.",
+            ) from None
+        if done.returncode:
+            raise MachineError(
+                f"Ray does not start: {_last_line(err) or _last_line(out) or f'exit code {done.returncode}'}",
+                hint="If another Ray runs here, use it ('--ray HOST:PORT'), or end it: 'ray stop'.",
+            )
+
+
+def _last_line(file: IO[bytes]) -> str:
+    file.seek(0, os.SEEK_END)
+    file.seek(max(0, file.tell() - _MOST_SAID))
+    lines = file.read(_MOST_SAID).decode("utf-8", "replace").strip().splitlines()
+    return lines[-1][:300] if lines else ""
 
 
 def _environment() -> dict[str, str]:
-    quiet = {"RAY_USAGE_STATS_ENABLED": "0", "RAY_DISABLE_IMPORT_WARNING": "1"}
+    # With its output to stderr, what Ray begins would keep that of this command, and write to it for good.
+    quiet = {"RAY_USAGE_STATS_ENABLED": "0", "RAY_DISABLE_IMPORT_WARNING": "1", "RAY_LOG_TO_STDERR": "0"}
     return {**os.environ, **quiet}
