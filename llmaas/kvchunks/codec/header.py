@@ -23,6 +23,7 @@ from __future__ import annotations
 
 import struct
 from dataclasses import dataclass
+from functools import lru_cache
 
 import xxhash
 
@@ -38,6 +39,9 @@ _CHECKSUM = struct.Struct("<Q")
 _HASHED = 1 << 16
 """Bytes that are hashed in one call. With more, xxhash gives the GIL away for what takes microseconds, and waits many
 times as long for it where other threads work on the same load."""
+
+_precision, _geometry = lru_cache(64)(Precision), lru_cache(64)(Geometry)
+"""All chunks of a load have the same."""
 
 CodedChunk = bytes | bytearray | memoryview
 
@@ -69,8 +73,8 @@ def read_header(payload: CodedChunk) -> ChunkHeader:
     if version != VERSION:
         raise ChunkDamaged(f"chunk format version {version}, this codec reads version {VERSION}")
     try:
-        precision = Precision(kb, vb)
-        geometry = Geometry(*shape)
+        precision = _precision(kb, vb)
+        geometry = _geometry(*shape)
     except (ValueError, ZeroDivisionError) as error:
         raise ChunkDamaged(f"chunk header is impossible: {error}") from error
     (checksum,) = _CHECKSUM.unpack_from(payload, _FIELDS.size)

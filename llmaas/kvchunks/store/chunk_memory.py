@@ -36,6 +36,7 @@ class _ReadMemory(np.ndarray):
     """Bytes that were read, of several chunks perhaps."""
 
     pages: Pages
+    address: int
 
 
 class Pages:
@@ -106,7 +107,7 @@ class ChunkMemory:
         pages = Pages(self._map, begin, whole)
         pages.used_by(part, 0, size)
         if isinstance(part, _ReadMemory):
-            part.pages = pages
+            part.pages, part.address = pages, _address(part)
         return part
 
     def _begin_segment(self) -> None:
@@ -130,7 +131,7 @@ def chunk_of(view: memoryview, start: int, stop: int) -> memoryview | None:
     whole = view.obj
     if not isinstance(whole, _ReadMemory):
         return None
-    begin = _address(view) - _address(whole) + start
+    begin = _address(view) - whole.address + start
     if not whole.pages.claim(begin):
         return None
     part = np.asarray(whole)[begin : begin + stop - start].view(OwnMemory)
@@ -154,4 +155,4 @@ def _advise(memory: mmap.mmap, how: str, start: int, size: int) -> None:
 
 
 def _address(of: mmap.mmap | memoryview | np.ndarray) -> int:
-    return int(np.frombuffer(of, np.uint8).ctypes.data)
+    return int(np.frombuffer(of, np.uint8).__array_interface__["data"][0])

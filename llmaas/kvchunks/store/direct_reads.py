@@ -10,9 +10,11 @@ and its bytes come evenly: the kernel's reading ahead has the disk do megabytes 
 from __future__ import annotations
 
 import errno
+import os
+from pathlib import Path
 
 from llmaas.kvchunks.store.chunk_memory import MEMORY, MOST
-from llmaas.kvchunks.store.syscalls import PAGE, Files
+from llmaas.kvchunks.store.syscalls import DIRECT, PAGE, Files
 
 _CANNOT = (errno.EINVAL, errno.EOPNOTSUPP)
 _MOST = MOST - 2 * PAGE
@@ -22,14 +24,28 @@ class DirectReads:
     def __init__(self, files: Files) -> None:
         self._files = files
 
-    def read(self, fd: int, offset: int, size: int) -> memoryview | None:
-        """``size`` bytes from ``offset`` on; None if they are to be read as usual. Raises OSError."""
-        if size > _MOST or self._files.is_cached(fd, offset, size) or not self._files.set_direct(fd, True):
-            return None
+    def open(self, path: Path) -> int:
+        """For ``read``; of a file system that cannot do it, for reading as usual. Raises OSError."""
         try:
-            return self._read_pages(fd, offset, size)
-        finally:
-            self._files.set_direct(fd, False)
+            return self._files.open(path, os.O_RDONLY | DIRECT)
+        except OSError as error:
+            if error.errno not in _CANNOT:
+                raise
+        fd = self._files.open(path, os.O_RDONLY)
+        self._files.advise_read_once(fd)
+        return fd
+
+    def read(self, fd: int, offset: int, size: int) -> memoryview | None:
+        """``size`` bytes from ``offset`` on; None if they are to be read as usual: then ``fd`` is for that from now on.
+        Raises OSError.
+        """
+        if size <= _MOST and not self._files.is_cached(fd, offset, size):
+            view = self._read_pages(fd, offset, size)
+            if view is not None:
+                return view
+        self._files.end_direct(fd)
+        self._files.advise_read_once(fd)
+        return None
 
     def _read_pages(self, fd: int, offset: int, size: int) -> memoryview | None:
         """Whole pages, at and into whole pages, which every file system that can do it can do."""

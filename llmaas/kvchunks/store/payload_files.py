@@ -158,8 +158,9 @@ class PayloadFiles:
         """
         for run in runs(places, MAX_RUN):
             try:
-                with self._opened(run[0].file, os.O_RDONLY) as fd:
-                    self._files.advise_read_once(fd)
+                with self._opened(run[0].file, os.O_RDONLY, direct=once) as fd:
+                    if not once:
+                        self._files.advise_read_once(fd)
                     found = self._read_run(fd, run, once=once)
             except _Missing:
                 found = [(place, None) for place in run]
@@ -204,11 +205,11 @@ class PayloadFiles:
                 self._files.drop_cached(fd)
 
     @contextmanager
-    def _opened(self, file: int, flags: int) -> Iterator[int]:
+    def _opened(self, file: int, flags: int, *, direct: bool = False) -> Iterator[int]:
         path = self.path(file)
         with failures(path):
             try:
-                fd = self._files.open(path, flags)
+                fd = self._direct.open(path) if direct else self._files.open(path, flags)
             except FileNotFoundError as error:
                 raise _Missing(f"{path} is missing") from error
             try:

@@ -31,9 +31,11 @@ read and decrypted."""
 _PIECES_AHEAD = 2
 _FIRST_PIECE, _MOST_CHUNKS = 4, 32
 """Chunks of a load's first piece, whose size is not known yet, and of any one read at most."""
-_FIRST_BYTES, _READ_BYTES, _LAST_BYTES = 900_000, 1_800_000, 450_000
-"""Of a load's first read in any order, so that decoding begins soon; of one in the middle; and of the last ones, so
-that all threads end at about the same time."""
+_FIRST_BYTES = (450_000, 450_000, 900_000, 900_000)
+"""Of a load's first reads in any order: the disk shares itself out among all that are under way, and two threads are
+soon to have something to decode."""
+_READ_BYTES, _LAST_BYTES = 1_800_000, 900_000
+"""Of those in the middle; and of the last ones, so that all threads end at about the same time."""
 _READS_AHEAD = 4
 """Reads in any order that are under way, or there and not taken yet: the disk is busy while chunks are decoded."""
 
@@ -159,12 +161,12 @@ def _cut(located: Sequence[Located]) -> list[list[Located]]:
     """
     reads, size = list[list[Located]](), 0
     left = sum(place.nbytes for _, place in located if place)
-    most = _FIRST_BYTES
+    most = 0
     for one in located:
         nbytes = one.place.nbytes if one.place else 0
         if not reads or size + nbytes > most or len(reads[-1]) == _MOST_CHUNKS:
-            if reads:
-                most = min(_READ_BYTES, max(_LAST_BYTES, left // 4))
+            begins = len(reads) < len(_FIRST_BYTES)
+            most = _FIRST_BYTES[len(reads)] if begins else min(_READ_BYTES, max(_LAST_BYTES, left // 2))
             reads.append([])
             size = 0
         reads[-1].append(one)

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import errno
+import os
+import sys
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -12,7 +14,7 @@ import pytest
 from llmaas.kvchunks.store.chunk_memory import MOST
 from llmaas.kvchunks.store.cipher import KEY_BYTES, MasterKey
 from llmaas.kvchunks.store.store import Files, Store
-from llmaas.kvchunks.store.syscalls import PAGE
+from llmaas.kvchunks.store.syscalls import DIRECT, PAGE
 from llmaas.records import ContextId
 from tests.support.store_data import key
 
@@ -32,12 +34,20 @@ class Direct(Files):
     def is_cached(self, fd: int, offset: int, size: int) -> bool:
         return False
 
-    def set_direct(self, fd: int, on: bool) -> bool:
-        (self.direct.add if on and self.can else self.direct.discard)(fd)
-        return self.can
+    def open(self, path: Path, flags: int, mode: int = 0o600) -> int:
+        if not flags & DIRECT:
+            return super().open(path, flags, mode)
+        if not self.can:
+            raise OSError(errno.EINVAL, "as the test wants")
+        self.direct.add(fd := super().open(path, flags & ~DIRECT, mode))
+        return fd
+
+    def end_direct(self, fd: int) -> None:
+        self.direct.discard(fd)
+        super().end_direct(fd)
 
     def close(self, fd: int) -> None:
-        assert fd not in self.direct
+        self.direct.discard(fd)
         super().close(fd)
 
     def pread_into(self, fd: int, buffer: memoryview, offset: int) -> int:
@@ -118,6 +128,48 @@ def test_what_has_just_been_written_is_in_the_page_cache_until_it_is_evicted(tmp
         if all(files.asked):
             pytest.skip("this file system keeps its files in memory")
         assert not any(files.asked[:4])  # reading large ones through the page cache reads ahead
+
+
+@pytest.mark.parametrize("system", [sys.platform, "an older kernel"])
+def test_what_is_in_the_page_cache_is_told_by_the_newest_call_and_the_oldest(
+    system: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(sys, "platform", system)
+    path, size, files = tmp_path / "file", 64 * PAGE, Files()
+    path.write_bytes(bytes(size))
+    fd = files.open(path, os.O_RDWR)
+    try:
+        assert files.is_cached(fd, 0, size) and files.is_cached(fd, 5 * PAGE + 7, 10_000)
+        files.fdatasync(fd)
+        files.drop_cached(fd)
+        if files.is_cached(fd, 0, size):
+            pytest.skip("this file system keeps its files in memory")
+        assert not files.is_cached(fd, 5 * PAGE + 7, 10_000)
+        os.posix_fadvise(fd, 0, 0, os.POSIX_FADV_RANDOM)  # nothing is read ahead
+        os.pread(fd, 16 * PAGE, 0)
+        assert files.is_cached(fd, 0, 16 * PAGE) and files.is_cached(fd, 0, 24 * PAGE)
+        assert not files.is_cached(fd, 0, size) and not files.is_cached(fd, 16 * PAGE, 16 * PAGE)
+    finally:
+        files.close(fd)
+
+
+def test_a_file_that_is_read_past_the_page_cache_can_be_read_through_it_again(root: Path) -> None:
+    class Cached(Files):
+        opened: list[int]
+
+        def open(self, path: Path, flags: int, mode: int = 0o600) -> int:
+            self.opened.append(flags)
+            return super().open(path, flags, mode)
+
+        def is_cached(self, fd: int, offset: int, size: int) -> bool:
+            return True
+
+    files = Cached()
+    files.opened = []
+    with filled(root, files) as store:
+        files.opened.clear()
+        assert all(chunk == DATA[i] for i, chunk in found(store))
+    assert all(flags & DIRECT for flags in files.opened[: len(DATA)])
 
 
 def test_what_is_encrypted_is_decrypted_where_it_was_read_and_once(root: Path) -> None:
