@@ -5,8 +5,11 @@ bits have the sizes that they have with that model. A context with all its chunk
 imported by the other: once as proved chunks, which are taken as they are, and once for another app that vouches for
 them, when each is decoded first. Stores are encrypted; archives are in clear, and once for a passphrase.
 
-``disk_mb_s`` is what the same disk takes of as many bytes, written by 1 MiB and synced, in this run. Memory is the
-growth of the peak of a process's resident size meanwhile; a passphrase takes 64 MiB by itself (scrypt).
+The disk's own speed is measured in the same rounds, in turn with them, with the archive's own bytes: ``disk`` writes
+them as an export does, in pieces of a chunk, and syncs them; ``disk_read`` reads them when nothing of them is in the
+page cache. ``export_cold`` is an export whose chunks are not there either, ``import_cold`` an import of such an
+archive. Figures are the middle ones of the rounds. Memory is the growth of the peak of a process's resident size
+meanwhile; a passphrase takes 64 MiB by itself (scrypt). ``_cpu_ms_mb``: processor time, for each MB of the archive.
 """
 
 from __future__ import annotations
@@ -19,8 +22,9 @@ import sys
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import astuple, dataclass
 from pathlib import Path
+from statistics import median
 from typing import Any
 
 from bench.lib.cli import Bar, Options, Result, main, say
@@ -44,17 +48,19 @@ _LEAST_CHUNK = 400_000
 
 @dataclass(frozen=True)
 class Timed:
-    """``client_mb``, ``daemon_mb``: by how much their peaks grew."""
+    """``client_mb``, ``daemon_mb``: by how much their peaks grew; ``client_cpu``, ``daemon_cpu``: seconds."""
 
     seconds: float
-    client_mb: float
-    daemon_mb: float
+    client_mb: float = 0.0
+    daemon_mb: float = 0.0
+    client_cpu: float = 0.0
+    daemon_cpu: float = 0.0
 
 
 class DaemonProcess:
     def __init__(self, folder: Path, n_cells: int) -> None:
         folder.mkdir()
-        self.socket = folder / "d.sock"
+        self.socket, self.payload = folder / "d.sock", folder / "store" / "payload"
         command = [sys.executable, "-m", "bench.lib.geometry_daemon", str(self.socket), str(folder / "store")]
         log = folder / "log"
         with log.open("wb") as file:
@@ -75,11 +81,19 @@ def timed(daemon: DaemonProcess) -> Iterator[list[Timed]]:
     pids, found = (os.getpid(), daemon.pid), list[Timed]()
     for pid in pids:
         Path(f"/proc/{pid}/clear_refs").write_text("5")  # the peak begins at what is resident now
-    before, start = [memory(pid)["peak"] for pid in pids], time.perf_counter()
+    before, start = [(memory(pid)["peak"], cpu(pid)) for pid in pids], time.perf_counter()
     yield found
     seconds = time.perf_counter() - start
-    grown = [(memory(pid)["peak"] - low) / 1e6 for pid, low in zip(pids, before, strict=True)]
-    found.append(Timed(seconds, *grown))
+    after = [(memory(pid)["peak"], cpu(pid)) for pid in pids]
+    grown = [(high - low) / 1e6 for (high, _), (low, _) in zip(after, before, strict=True)]
+    spent = [now - then for (_, now), (_, then) in zip(after, before, strict=True)]
+    found.append(Timed(seconds, *grown, *spent))
+
+
+def cpu(pid: int) -> float:
+    """Seconds of processor time that a process has taken."""
+    fields = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
+    return (int(fields[11]) + int(fields[12])) / os.sysconf("SC_CLK_TCK")
 
 
 def fill(client: Client, n_chunks: int, seed: int) -> None:
@@ -112,35 +126,65 @@ def import_(client: Client, daemon: DaemonProcess, path: Path, opener: Opener | 
     return found[0]
 
 
-def disk_seconds(path: Path, nbytes: int) -> float:
-    block, start = os.urandom(1 << 20), time.perf_counter()
-    with path.open("wb", buffering=0) as file:
-        for _ in range(0, nbytes, len(block)):
-            file.write(block)
-        os.fsync(file.fileno())
-    seconds = time.perf_counter() - start
-    path.unlink()
-    return seconds
+def forget(*paths: Path) -> None:
+    """Have the page cache hold nothing of the files."""
+    for path in paths:
+        with path.open("rb") as file:
+            os.fsync(file.fileno())
+            os.posix_fadvise(file.fileno(), 0, 0, os.POSIX_FADV_DONTNEED)
+
+
+def disk(archive: Path, copy: Path) -> tuple[Timed, Timed]:
+    """Writing what is in the archive to the disk, as an export does; reading it from there."""
+    pieces = list[bytes]()
+    with archive.open("rb") as file:
+        while piece := file.read(_LEAST_CHUNK):
+            pieces.append(piece)
+    start = time.perf_counter()
+    with written(copy, None) as sink:
+        for piece in pieces:
+            sink.write(piece)
+    wrote = Timed(time.perf_counter() - start)
+    pieces.clear()
+    forget(copy)
+    start = time.perf_counter()
+    with copy.open("rb") as file:
+        while file.read(_LEAST_CHUNK):
+            pass
+    found = Timed(time.perf_counter() - start)
+    copy.unlink()
+    return wrote, found
+
+
+def once(options: Options, source: DaemonProcess, target: DaemonProcess) -> dict[str, Timed]:
+    """A round: each of them in turn, so that what else the machine does hits all."""
+    path, plain, lock, found = options.folder / "x.archive", options.folder / "plain", Passphrase("bench"), {}
+    with Client(source.socket, app="bench") as client, Client(target.socket, app="bench") as other:
+        found["export"] = export(client, source, path, None)
+        found["disk"], found["disk_read"] = disk(path, plain)
+        found["import"] = import_(other, target, path, None, trusted=False)
+        forget(path, *source.payload.iterdir())
+        found["import_cold"] = import_(other, target, path, None, trusted=False)
+        found["export_cold"] = export(client, source, path, None)
+        with Client(target.socket, app="another") as another:
+            found["import_trusted"] = import_(another, target, path, None, trusted=True)
+        found["export_encrypted"] = export(client, source, path, lock)
+        found["import_encrypted"] = import_(other, target, path, lock, trusted=False)
+    for name, timed in found.items():
+        say(f"{name}: {timed}")
+    return found
 
 
 def rounds(options: Options, source: DaemonProcess, target: DaemonProcess, n_chunks: int) -> dict[str, Any]:
-    path, lock = options.folder / "x.archive", Passphrase("bench")
-    figures: dict[str, Any] = {}
     with Client(source.socket, app="bench") as client:
         fill(client, n_chunks, options.seed)
-        runs = [("export", None), ("export_encrypted", lock)]
-        for name, with_lock in runs:
-            figures[name] = export(client, source, path, with_lock)
-            say(f"{name}: {figures[name]}")
-        nbytes = path.stat().st_size
-        figures["disk"] = Timed(disk_seconds(options.folder / "plain", nbytes), 0, 0)
-        with Client(target.socket, app="bench") as other:
-            figures["import_encrypted"] = import_(other, target, path, lock, trusted=False)
-            export(client, source, path, None)
-            figures["import"] = import_(other, target, path, None, trusted=False)
-        with Client(target.socket, app="another") as other:
-            figures["import_trusted"] = import_(other, target, path, None, trusted=True)
-    return {"archive_bytes": nbytes, "timed": figures}
+    found = [once(options, source, target) for _ in range(2 if options.quick else 5)]
+    middle = {
+        name: Timed(*(median(column) for column in zip(*(astuple(one[name]) for one in found), strict=True)))
+        for name in found[0]
+    }
+    most = {name: max(max(one[name].client_mb, one[name].daemon_mb) for one in found) for name in found[0]}
+    return {"archive_bytes": (options.folder / "x.archive").stat().st_size, "timed": middle, "most_mb": most}
 
 
 def measure(options: Options) -> Result:
@@ -157,15 +201,23 @@ def measure(options: Options) -> Result:
         source.stop()
     nbytes, took = found["archive_bytes"], found["timed"]
     speed = {f"{name}_mb_s": nbytes / 1e6 / one.seconds for name, one in took.items()}
-    memory = {f"{name}_{who}": getattr(one, who) for name, one in took.items() for who in ("client_mb", "daemon_mb")}
+    of_daemons = {name: one for name, one in took.items() if not name.startswith("disk")}
+    memory = {
+        f"{name}_{who}": getattr(one, who) for name, one in of_daemons.items() for who in ("client_mb", "daemon_mb")
+    }
+    spent = {
+        f"{name}_{who}_ms_mb": 1e9 * getattr(one, who) / nbytes
+        for name, one in of_daemons.items()
+        for who in ("client_cpu", "daemon_cpu")
+    }
     wanted = min(BAR_MB_S, speed["disk_mb_s"])
     bars = [
         Bar(f"{name}, against 500 MB/s or the disk's speed", speed[f"{name}_mb_s"] / wanted, 1.0, False)
         for name in ("export", "import")
     ]
-    most = max(mb for name, mb in memory.items() if "encrypted" not in name)  # scrypt alone takes 64 MiB
+    most = max(mb for name, mb in found["most_mb"].items() if "encrypted" not in name)  # scrypt alone takes 64 MiB
     bars.append(Bar("most memory that a process took, in MB", most, MOST_MB, True))
-    figures = {"archive_bytes": nbytes, **speed, **memory}
+    figures = {"archive_bytes": nbytes, **speed, **memory, **spent}
     return Result("none: the fake engine with the geometry of SmolLM2-135M", figures, bars)
 
 

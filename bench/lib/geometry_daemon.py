@@ -13,6 +13,7 @@ from typing import Any
 
 from bench.lib.clients import serving
 from llmaas.api.server import serve
+from llmaas.cli.runtime import bound_malloc
 from llmaas.engine.fake import FakeEngine
 from llmaas.engine.thread import EngineThread
 from llmaas.kvchunks.store.store import MasterKey, Store
@@ -24,6 +25,7 @@ MASTER = MasterKey(bytes(32))
 
 
 async def run(socket: Path, root: Path, n_cells: int) -> None:
+    bound_malloc()  # as a daemon does
     stop = asyncio.Event()
     asyncio.get_running_loop().add_signal_handler(signal.SIGTERM, stop.set)
     thread = EngineThread(lambda: FakeEngine(n_cells, geometry=SMOLLM2))

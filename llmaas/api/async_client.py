@@ -262,7 +262,7 @@ class AsyncClient(AsyncOperations):
                 raise
             exchange = self._session.lost_exchange(request, e)
         else:
-            self._link.transport.write(data)
+            self._link.transport.writelines(data)
         exchange.changed = changed.set
         return exchange, changed
 
@@ -327,7 +327,7 @@ class AsyncClient(AsyncOperations):
                 return not exchange.ended
             if not await self._reconnect():
                 return False
-            self._link.transport.write(self._session.begin_again(exchange))
+            self._link.transport.writelines(self._session.begin_again(exchange))
         return True
 
     async def _try_later(self, exchange: Exchange) -> bool:
@@ -340,7 +340,7 @@ class AsyncClient(AsyncOperations):
         if exchange.cancelling:
             return False
         try:
-            self._link.transport.write(self._session.begin_again(exchange))
+            self._link.transport.writelines(self._session.begin_again(exchange))
         except LOST as e:
             exchange.fail(e)
             return await self._begin_again(exchange)

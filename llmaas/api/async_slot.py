@@ -28,7 +28,7 @@ async def move_to_slot(session: Session, link: AsyncLink) -> None:
     exchange, data = grant_of(session)
     with socket.socket(fileno=os.dup(transport.get_extra_info("socket").fileno())) as sock:
         sock.setblocking(False)
-        transport.write(data)
+        transport.writelines(data)
         fds = await _descriptors(sock, session, exchange)
     end = granted_end(exchange, fds)
     link.transport = SlotTransport(end, transport, link, AwakeSlots())

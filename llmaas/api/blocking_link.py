@@ -13,23 +13,30 @@ import signal
 import socket as sockets
 import struct
 import threading
+from collections import deque
+from itertools import islice
 from pathlib import Path
 from typing import Protocol
 
+from llmaas.api.bulk import Parts
 from llmaas.api.client_session import Exchange, Session
 from llmaas.api.peer import refuse_stranger
 from llmaas.errors import NotServing
 
-_READ = 1 << 19
-"""Bytes taken from the socket at once: about what it holds."""
+_READ = 1 << 16
+"""Bytes taken from the socket at once. Of a large reply all others go to where its body lies."""
 _LARGE = 1 << 19
 """Bytes of a request for which the socket is made to hold more (twice as many), so that it goes in few parts."""
+
+
+_MOST_PARTS = 64
+"""Parts of a request that go in one call; Linux allows 1024."""
 
 
 class Link(Protocol):
     """What a client sends and receives by."""
 
-    def send(self, data: bytes) -> None:
+    def send(self, data: Parts) -> None:
         """Never raises: a connection that is lost ends every exchange of the session. To be called uninterrupted."""
 
     def read(self, timeout: float | None = None) -> None:
@@ -52,11 +59,11 @@ class BlockingLink:
         self._in.register(self._sock, select.POLLIN)
         self._out.register(self._sock, select.POLLOUT)
 
-    def send(self, data: bytes) -> None:
+    def send(self, data: Parts) -> None:
         """Never raises: a connection that is lost ends every exchange of the session. To be called uninterrupted."""
-        left = memoryview(data)
+        left = deque(memoryview(part) for part in data)
         try:
-            if len(left) > _LARGE and not self._is_wide:
+            if not self._is_wide and sum(map(len, left)) > _LARGE:
                 self._is_wide = True
                 self._sock.setsockopt(sockets.SOL_SOCKET, sockets.SO_SNDBUF, _LARGE)
             while left:
@@ -64,7 +71,7 @@ class BlockingLink:
                     self._lose(f"the daemon at {self._path} has taken no bytes for {self._timeout:g} s")
                     return
                 with contextlib.suppress(BlockingIOError):
-                    left = left[self._sock.send(left) :]
+                    _drop(left, self._sock.sendmsg(list(islice(left, _MOST_PARTS))))
         except OSError as e:
             self._receive()  # the daemon may have said why it hung up
             self._lose(f"the connection to the daemon at {self._path} was lost: {e.strerror or e}")
@@ -84,7 +91,7 @@ class BlockingLink:
         """For whoever goes on with the connection."""
         return self._sock
 
-    def ask_for_descriptor(self, data: bytes, exchange: Exchange, timeout: float) -> list[int]:
+    def ask_for_descriptor(self, data: Parts, exchange: Exchange, timeout: float) -> list[int]:
         """Send a request, and wait for its reply; the descriptors that came with it. Raises NotServing."""
         with uninterrupted():
             self.send(data)
@@ -99,6 +106,12 @@ class BlockingLink:
         """``fds``: where to put descriptors that come; without it they are closed."""
         try:
             if fds is None:
+                if (room := self._session.room()) is not None:
+                    n = self._sock.recv_into(room)
+                    if n:
+                        self._session.received(n)
+                    self._after(n)
+                    return
                 data = self._sock.recv(_READ)
             else:
                 data, more, _, _ = sockets.recv_fds(self._sock, _READ, 2, sockets.MSG_CMSG_CLOEXEC)
@@ -107,16 +120,28 @@ class BlockingLink:
             return
         except OSError:
             data = b""
-        if not data:
+        if data:
+            self._session.receive(data)
+        self._after(len(data))
+
+    def _after(self, nbytes: int) -> None:
+        """So many bytes have come, and were taken."""
+        if not nbytes:
             self._lose(f"the connection to the daemon at {self._path} was lost")
-            return
-        self._session.receive(data)
-        if self._session.fault is not None:
+        elif self._session.fault is not None:
             self._sock.close()
 
     def _lose(self, what: str) -> None:
         self._session.lose(NotServing(what))
         self._sock.close()
+
+
+def _drop(parts: deque[memoryview], nbytes: int) -> None:
+    """The first ``nbytes`` of the parts were sent."""
+    while parts and nbytes >= len(parts[0]):
+        nbytes -= len(parts.popleft())
+    if nbytes:
+        parts[0] = parts[0][nbytes:]
 
 
 def _connect(path: Path, timeout: float, daemon_uid: int | None) -> sockets.socket:

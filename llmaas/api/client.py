@@ -205,7 +205,7 @@ class Client(BlockingOperations):
         link: Link
         link = sock = BlockingLink(session, self._address.socket, self._timeout, self._address.uid)
         try:
-            sock.send(session.hello())
+            sock.send((session.hello(),))
             while not session.greeting.ended:
                 sock.read(hello_timeout(self._timeout, self._model))
             self.server: Mapping[str, Any] = replies.result_map(session.greeting.result())

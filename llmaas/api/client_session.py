@@ -11,10 +11,12 @@ from collections.abc import Callable, Iterator
 
 from llmaas.api import messages as msg
 from llmaas.api import replies
+from llmaas.api.bulk import Parts
 from llmaas.api.embed_message import Embed
 from llmaas.api.hello import hello_frame, read_reply
 from llmaas.api.retrying import LOST, MOST_TRIES, Retelling, repeatable
-from llmaas.api.wire import MAX_FRAME, Decoder, Frame, encode
+from llmaas.api.transfer_messages import ImportChunks
+from llmaas.api.wire import MAX_FRAME, Decoder, Frame, encode, encode_bulk
 from llmaas.calls import Loading, Piece
 from llmaas.errors import BadRequest, Busy, EngineFailed, LlmaasError, MalformedFrame, ModelEnded
 from llmaas.version import __version__
@@ -152,11 +154,11 @@ class Session:
         """Exchanges that have not ended, oldest first."""
         return list(self._live.values())
 
-    def start(self, request: msg.Request) -> tuple[Exchange, bytes]:
+    def start(self, request: msg.Request) -> tuple[Exchange, Parts]:
         """A new exchange and the bytes to send for it. Raises FrameTooLarge, BadRequest, or why the session is over."""
         if self.fault is not None:
             raise self.fault
-        data = encode(msg.request_frame(self._last_id + 1, request), max_frame=self._max_frame)
+        data = self._encoded(request)
         self._last_id += 1
         exchange = self._live[self._last_id] = Exchange(self, self._last_id, request)
         return exchange, data
@@ -167,24 +169,41 @@ class Session:
         exchange.end(error=error)
         return exchange
 
-    def begin_again(self, exchange: Exchange) -> bytes:
+    def begin_again(self, exchange: Exchange) -> Parts:
         """The bytes to send for an exchange that was lost or refused. Raises why this session is over."""
         assert exchange.request is not None
         if self.fault is not None:
             raise self.fault
-        data = encode(msg.request_frame(self._last_id + 1, exchange.request), max_frame=self._max_frame)
+        data = self._encoded(exchange.request)
         self._last_id += 1
         exchange.begin_again(self, self._last_id)
         self._live[self._last_id] = exchange
         return data
 
+    def _encoded(self, request: msg.Request) -> Parts:
+        frame = msg.request_frame(self._last_id + 1, request)
+        if isinstance(request, ImportChunks):
+            return encode_bulk(frame, max_frame=self._max_frame)
+        return (encode(frame, max_frame=self._max_frame),)
+
     def receive(self, data: bytes) -> None:
         """Read what the daemon sent. Never raises: a fault ends every exchange, and is kept in ``fault``."""
+        self._take_all(lambda: self._decoder.feed(data))
+
+    def room(self) -> memoryview | None:
+        """Where to put what the daemon sends next, if it is of a large reply; ``received`` says how many bytes."""
+        return None if self.fault is not None else self._decoder.room()
+
+    def received(self, nbytes: int) -> None:
+        """As ``receive``, of bytes that were put where ``room`` says."""
+        self._take_all(lambda: self._decoder.filled(nbytes))
+
+    def _take_all(self, decode: Callable[[], list[Frame]]) -> None:
         try:
-            while self.fault is None and (frames := self._decoder.feed(data)):
+            while self.fault is None and (frames := decode()):
                 for frame in frames:
                     self._take(frame)
-                data = b""
+                decode = lambda: self._decoder.feed(b"")  # noqa: E731  # raises if they were followed by a fault
         except LlmaasError as e:
             self.lose(e)
 

@@ -18,6 +18,7 @@ from typing import Any, Protocol, cast
 
 from llmaas.api import replies
 from llmaas.api.backend import Backend
+from llmaas.api.bulk import Bulk
 from llmaas.api.caller import Caller, Door, caller_of
 from llmaas.api.frame_intake import FrameIntake
 from llmaas.api.frame_reader import SMALL_FRAME
@@ -282,7 +283,7 @@ class Connection(asyncio.BufferedProtocol):
         self._writer.move(shares)
         shares.places.enter(self)
 
-    def _write(self, data: bytes) -> None:
+    def _write(self, data: Bulk) -> None:
         if not self._open:
             return
         self._last_active = self._loop.time()
@@ -346,6 +347,7 @@ class Connection(asyncio.BufferedProtocol):
         if self._requests is not None:
             self._requests.fail_all(error)
         self._write(encode(replies.failed_frame(None, error)))
+        self._writer.write_all()
         self._abandon()
         self._transport.close()
         self._close_soon()
@@ -373,6 +375,7 @@ class Connection(asyncio.BufferedProtocol):
         if not self._open:
             return
         self._write(encode(replies.failed_frame(None, error)))
+        self._writer.write_all()
         self._abandon()
         if not self._transport.is_closing():
             self._transport.write_eof()

@@ -18,6 +18,7 @@ from llmaas.api import replies
 from llmaas.api.adapter_messages import AdapterAdd, AdapterRemove
 from llmaas.api.app_messages import AppAdd, AppRemove, AppRotate, SetAppQuota
 from llmaas.api.backend import Backend, answer, before, task_of
+from llmaas.api.bulk import Bulk
 from llmaas.api.caller import Caller
 from llmaas.api.embed_message import Embed
 from llmaas.api.incoming import Incoming
@@ -27,7 +28,8 @@ from llmaas.api.record_maps import to_map
 from llmaas.api.shares import Shares
 from llmaas.api.slot_message import OpenSlot
 from llmaas.api.transfer_messages import Export, ExportChunks, Import, ImportChunks, MoveToNode
-from llmaas.api.wire import encode
+from llmaas.api.transfer_records import ExportedChunks
+from llmaas.api.wire import encode, encode_bulk
 from llmaas.calls import Piece
 from llmaas.errors import BadRequest, Busy, Cancelled, Internal, LlmaasError, NoMemory, UnknownRequest, replaced
 from llmaas.records import RequestId
@@ -71,7 +73,7 @@ class InFlight:
         backend: Backend,
         caller: Caller,
         shares: Shares,
-        write: Callable[[bytes], None],
+        write: Callable[[Bulk], None],
         tasks: set[asyncio.Task[Any]],
         open_slot: Callable[[int, OpenSlot], None],
     ) -> None:
@@ -298,6 +300,9 @@ class InFlight:
                 return
             if error is None:
                 result = future.result()
+                if isinstance(result, ExportedChunks):
+                    self._done_in_parts(request_id, result)
+                    return
                 plain = isinstance(result, Page) or not is_dataclass(result)
                 self._done(request_id, result if plain else to_map(result))
                 return
@@ -325,6 +330,11 @@ class InFlight:
     def _done(self, request_id: int, result: object) -> None:
         page = result if isinstance(result, Page) else Page(result, None)
         self._write(encode(replies.page_frame(request_id, page), max_frame=self._limits.max_frame))
+
+    def _done_in_parts(self, request_id: int, chunks: ExportedChunks) -> None:
+        frame = replies.done_frame(request_id, to_map(chunks))
+        for part in encode_bulk(frame, max_frame=self._limits.max_frame):
+            self._write(part)
 
     def _failed(self, request_id: int, error: LlmaasError) -> None:
         self._write(encode(replies.failed_frame(request_id, error)))

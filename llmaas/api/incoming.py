@@ -36,9 +36,10 @@ def read_incoming(body: bytes | bytearray) -> Incoming:
 def read_large(body: bytes | bytearray) -> tuple[Incoming, int]:
     """As ``read_incoming``; also the bytes that the request takes in memory: none if it is refused.
 
-    These may be four times the body's: Python keeps a text at the width of its widest character.
+    These may be four times the body's: Python keeps a text at the width of its widest character. Long byte strings are
+    views of the body, and take nothing more.
     """
-    frame = read_body(body, MAX_REQUEST_VALUES)
+    frame = read_body(body, MAX_REQUEST_VALUES, views=True)
     incoming = incoming_of(frame)
     return incoming, 0 if isinstance(incoming.request, BadRequest) else _nbytes(frame)
 

@@ -1,7 +1,8 @@
 """Records (dataclasses) to maps and back, by the types of their fields.
 
 Law: pure, and generic: a new field of a record needs no code here. Fields may be str, int, float, bool, bytes, enums,
-records, tuples of these, and any of them or None.
+records, tuples of these, and any of them or None. A field of ``Bulk`` holds what came, a view perhaps; one of bytes
+holds bytes of its own.
 
 >>> from llmaas.records import Message
 >>> to_map(Message("user", "Hello"))
@@ -20,6 +21,7 @@ from collections.abc import Callable
 from dataclasses import MISSING, fields, is_dataclass
 from typing import Any, TypeVar, Union, get_args, get_origin, get_type_hints
 
+from llmaas.api.bulk import Bulk
 from llmaas.api.wire import Frame
 from llmaas.errors import BadRequest
 
@@ -30,7 +32,8 @@ _KINDS: dict[object, tuple[tuple[type, ...], str]] = {
     int: ((int,), "an integer"),
     float: ((float, int), "a number"),
     bool: ((bool,), "true or false"),
-    bytes: ((bytes,), "bytes"),
+    bytes: ((bytes, memoryview), "bytes"),
+    Bulk: ((bytes, memoryview), "bytes"),
 }
 
 
@@ -95,7 +98,7 @@ def _convert(hint: Any, value: Any, where: str, strict: bool) -> Any:
         kinds, words = _KINDS[hint]
         if type(value) not in kinds:
             raise BadRequest(f"field {where!r} must be {words}, not {type(value).__name__}")
-        return hint(value)
+        return value if type(value) is hint or hint == Bulk else hint(value)
     if origin in (Union, types.UnionType):
         (inner,) = (arg for arg in args if arg is not type(None))
         return None if value is None else _convert(inner, value, where, strict)

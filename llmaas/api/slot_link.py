@@ -14,6 +14,7 @@ from pathlib import Path
 
 from llmaas.api import replies
 from llmaas.api.blocking_link import BlockingLink, uninterrupted
+from llmaas.api.bulk import Parts
 from llmaas.api.client_session import Exchange, Session
 from llmaas.api.slot_message import OpenedSlot, OpenSlot
 from llmaas.errors import LlmaasError, MachineError, NotServing
@@ -32,7 +33,7 @@ _BELL = b"\0"
 _READ = 4096
 
 
-def grant_of(session: Session) -> tuple[Exchange, bytes]:
+def grant_of(session: Session) -> tuple[Exchange, Parts]:
     """The request for a slot, and the bytes to send for it."""
     return session.start(OpenSlot(VERSION))
 
@@ -66,8 +67,13 @@ class SlotLink:
         self._alive = select.poll()
         self._alive.register(self._sock, select.POLLIN)
 
-    def send(self, data: bytes) -> None:
+    def send(self, data: Parts) -> None:
         """Never raises: a connection that is lost ends every exchange of the session. To be called uninterrupted."""
+        for part in data:
+            if self._session.fault is None:
+                self._send(bytes(part))
+
+    def _send(self, data: bytes) -> None:
         try:
             written = self._end.write(data)
             self._ring()

@@ -7,6 +7,13 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+from llmaas.api.bulk import Bulk
+from llmaas.calls import Done
+from llmaas.calls.request import MAX_KEY
+from llmaas.records import TOKEN_BYTES
+
+_DIGEST_BYTES = 16
+
 
 @dataclass(frozen=True, slots=True)
 class ChunkPiece:
@@ -15,7 +22,7 @@ class ChunkPiece:
 
     index: int
     n_bytes: int
-    data: bytes
+    data: Bulk
     offset: int = 0
     proof: bytes = b""
     """By which the daemon that coded the chunk knows it again; with the first part."""
@@ -36,6 +43,33 @@ class ExportedChunks:
     """How many of the chunks that were asked for have been dealt with."""
     offset: int
     """Where in the next one to go on; 0: at its beginning."""
+
+
+@dataclass(frozen=True, slots=True)
+class MovedTurn:
+    """A turn that was asked for with an idempotency key, of a context that goes to another node."""
+
+    key: str
+    request: bytes
+    """Digest of what was asked."""
+    n_tokens: int
+    """Tokens of the context at its end."""
+    n_spans: int | None = None
+    """How many of the context's last spans it is; None: the context went on behind it."""
+    done: Done | None = None
+    """What the caller was told at the end, besides ``text`` and ``tokens``; None: the answer was interrupted."""
+    text: str = ""
+    tokens: bytes = b""
+
+    def __post_init__(self) -> None:
+        if not 1 <= len(self.key) <= MAX_KEY or not self.key.isprintable():
+            raise ValueError(f"field 'key': 1 to {MAX_KEY} printable characters are wanted")
+        if len(self.request) != _DIGEST_BYTES:
+            raise ValueError(f"field 'request': must have {_DIGEST_BYTES} bytes, not {len(self.request)}")
+        if not 0 <= self.n_tokens < 1 << 31 or not 0 <= (self.n_spans or 0) < 1 << 31:
+            raise ValueError("fields 'n_tokens', 'n_spans': must be 0 or more, and below 2**31")
+        if len(self.tokens) % TOKEN_BYTES:
+            raise ValueError(f"field 'tokens': they take {TOKEN_BYTES} bytes each, not {len(self.tokens)} in all")
 
 
 @dataclass(frozen=True, slots=True)

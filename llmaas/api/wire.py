@@ -21,13 +21,16 @@ and after one bad byte it cannot tell where the next frame begins.
 from __future__ import annotations
 
 import struct
-from typing import Any
+from collections.abc import Callable
+from typing import Any, TypeVar
 
 import msgpack  # type: ignore[import-untyped,unused-ignore]
 
+from llmaas.api.bulk import BULK, Bulk, Parts, Span, look_through, packed_parts, unpacked
 from llmaas.errors import BadRequest, FrameTooLarge, LlmaasError, MalformedFrame
 
 Frame = dict[str, Any]
+T = TypeVar("T")
 
 MAX_FRAME = 4 * 1024 * 1024
 """Largest body in bytes, unless the hello reply names another limit."""
@@ -45,13 +48,27 @@ _LARGE = 1 << 16
 
 def encode(frame: Frame, *, max_frame: int = MAX_FRAME) -> bytes:
     """The bytes of one frame. Raises FrameTooLarge, and BadRequest for text that has no UTF-8 (a lone surrogate)."""
+    body: bytes = _packed(msgpack.packb, frame)
+    return _head(len(body), max_frame) + body
+
+
+def encode_bulk(frame: Frame, *, max_frame: int = MAX_FRAME) -> Parts:
+    """As ``encode``, for a frame that holds much: bytes that follow one another, of which long ones are not copied."""
+    parts = _packed(packed_parts, frame)
+    return (_head(sum(map(len, parts)), max_frame) + bytes(parts[0]), *parts[1:])
+
+
+def _packed(pack: Callable[[Frame], T], frame: Frame) -> T:
     try:
-        body: bytes = msgpack.packb(frame)
+        return pack(frame)
     except UnicodeEncodeError as e:
         raise BadRequest(f"text that is not valid Unicode cannot be sent: {e.reason}") from e
-    if len(body) > max_frame:
-        raise FrameTooLarge(f"the frame has {len(body)} bytes; at most {max_frame} are allowed")
-    return _LENGTH.pack(len(body)) + body
+
+
+def _head(size: int, max_frame: int) -> bytes:
+    if size > max_frame:
+        raise FrameTooLarge(f"the frame has {size} bytes; at most {max_frame} are allowed")
+    return _LENGTH.pack(size)
 
 
 class Decoder:
@@ -71,11 +88,22 @@ class Decoder:
         Raises MalformedFrame or FrameTooLarge. Frames that were complete before the fault are returned first, however
         the stream was cut: then the next call raises (``feed(b"")`` is enough), and so does every call after it.
         """
+        return self._frames(self._take, data)
+
+    def room(self) -> memoryview | None:
+        """Where the next bytes are to be put, of which ``filled`` tells then, if they are of a large body. It saves the
+        copy that ``feed`` makes of them."""
+        return None if self._large is None else memoryview(self._large)[self._filled :]
+
+    def filled(self, nbytes: int) -> list[Frame]:
+        """So many bytes were put where ``room`` says. Returns and raises as ``feed``."""
+        return self._frames(self._put, nbytes)
+
+    def _frames(self, take: Callable[[T, list[Frame]], None], what: T) -> list[Frame]:
         frames: list[Frame] = []
         if self._fault is None:
             try:
-                self._buffer += data if self._large is None else self._fill(memoryview(data), frames)
-                self._cut(frames)
+                take(what, frames)
             except LlmaasError as e:
                 self._fault, self._large = e, None
                 self._buffer.clear()
@@ -83,17 +111,23 @@ class Decoder:
             raise self._fault
         return frames
 
-    def _fill(self, data: memoryview, frames: list[Frame]) -> memoryview:
-        """Put bytes where the large body lies; those that are left belong to the next frame."""
+    def _take(self, data: Bulk | bytearray, frames: list[Frame]) -> None:
+        if (room := self.room()) is not None:
+            view = memoryview(data)
+            n = min(len(view), len(room))
+            room[:n] = view[:n]
+            self._put(n, frames)
+            data = view[n:]  # of the next frame
+        self._buffer += data
+        self._cut(frames)
+
+    def _put(self, nbytes: int, frames: list[Frame]) -> None:
         large = self._large
         assert large is not None
-        n = min(len(data), len(large) - self._filled)
-        large[self._filled : self._filled + n] = data[:n]
-        self._filled += n
+        self._filled += nbytes
         if self._filled == len(large):
             self._large = None
-            frames.append(read_body(large))
-        return data[n:]
+            frames.append(read_body(large, views=True))
 
     def _cut(self, frames: list[Frame]) -> None:
         start = 0
@@ -115,23 +149,26 @@ class Decoder:
             del self._buffer[:start]
 
 
-def read_body(data: bytes | bytearray, max_values: int | None = None) -> Frame:
+def read_body(data: bytes | bytearray, max_values: int | None = None, *, views: bool = False) -> Frame:
     """The map that a body holds. Raises MalformedFrame.
 
     With ``max_values`` a body that announces more values, at all levels together, is refused before anything is made
     of it: a value takes one byte on the wire, up to a hundred in memory, and a list is made as long as it announces.
+    ``views``: byte strings of ``BULK`` bytes and more are views of ``data``, and not copies.
     """
-    if max_values is not None:
-        _refuse_many(data, max_values)
+    long = list[Span]()
+    look_for = long if views and len(data) > BULK else None
+    if (max_values is not None or look_for is not None) and not look_through(data, max_values, look_for):
+        raise MalformedFrame(f"the frame holds more than {max_values} values")
     try:
-        frame = msgpack.unpackb(
+        frame = unpacked(
             data,
+            long,
             raw=False,
             strict_map_key=True,
             ext_hook=_no_ext,
             max_array_len=min(MAX_ITEMS, len(data)),
             max_map_len=min(MAX_ITEMS, len(data)),
-            max_ext_len=0,
         )
     except (ValueError, TypeError, OverflowError, RecursionError, msgpack.UnpackException) as e:
         raise MalformedFrame(f"the frame's body is not msgpack: {e or type(e).__name__}") from None
@@ -139,38 +176,6 @@ def read_body(data: bytes | bytearray, max_values: int | None = None) -> Frame:
         raise MalformedFrame(f"the frame's body must be a map, not {type(frame).__name__}")
     _check(frame, 1)
     return frame
-
-
-def _refuse_many(data: bytes | bytearray, most: int) -> None:
-    """Raises MalformedFrame if lists and maps announce more than ``most`` values. What is wrong otherwise is left to
-    msgpack. Nesting does not matter: what is in a list or map just follows its head."""
-    position, seen, announced = 0, 0, 1
-    while seen < announced and position < len(data):
-        head, seen, position = data[position], seen + 1, position + 1
-        if head < 0x80 or head >= 0xE0:  # a small number
-            continue
-        if head < 0xA0:  # a short map or list
-            announced += (head & 0x0F) * (2 if head < 0x90 else 1)
-        elif head < 0xC0:  # a short string
-            position += head & 0x1F
-        elif (width := _WIDTHS.get(head)) is None:
-            position += _SIZES.get(head, 0)
-        else:
-            number = int.from_bytes(data[position : position + width], "big")
-            position += width
-            if head < 0xDC:  # a string, bytes, or an extension
-                position += number
-            else:
-                announced += number * (2 if head >= 0xDE else 1)
-        if announced > most:
-            raise MalformedFrame(f"the frame holds more than {most} values")
-
-
-_WIDTHS = {head: 1 << i for first in (0xC4, 0xC7, 0xD9) for i, head in enumerate(range(first, first + 3))}
-_WIDTHS |= {0xDC: 2, 0xDD: 4, 0xDE: 2, 0xDF: 4}
-"""Bytes of the length that follows these heads: of bytes, extensions and strings; of lists and maps."""
-_SIZES = {0xCA: 4, 0xCB: 8, 0xCC: 1, 0xCD: 2, 0xCE: 4, 0xCF: 8, 0xD0: 1, 0xD1: 2, 0xD2: 4, 0xD3: 8}
-"""Bytes of the numbers that follow these heads."""
 
 
 def _no_ext(code: int, data: bytes) -> object:

@@ -11,6 +11,7 @@ from collections.abc import Collection, Iterable, Iterator, Mapping
 from dataclasses import dataclass, replace
 from typing import Any, Protocol, TypeVar
 
+from llmaas.api.bulk import Bulk
 from llmaas.api.operation import Operation
 from llmaas.api.transfer_operations import import_chunks
 from llmaas.api.transfer_records import ChunkPiece, ImportedChunks
@@ -19,7 +20,7 @@ from llmaas.kvchunks.codec.header import read_header
 from llmaas.nodes.ahead import ahead
 from llmaas.nodes.archive.reader import Item, Lost, ReadSpans
 from llmaas.nodes.archive.records import ChunkRecord, ContextHead
-from llmaas.nodes.export import ON_WAY, PAGE_BYTES, Begun, frame_bytes
+from llmaas.nodes.export import ON_WAY, Begun, frame_bytes
 from llmaas.records import CHUNK_TOKENS, ContextInfo, ExportedContext
 
 T = TypeVar("T")
@@ -130,7 +131,7 @@ class OpenContext:
         self, client: ImportingClient, head: ContextHead, made: Imported, trusted: bool, with_chunks: bool
     ) -> None:
         self._client, self._head, self._made, self._trusted = client, head, made, trusted
-        self._most = min(PAGE_BYTES, frame_bytes(client.server))
+        self._most = frame_bytes(client.server)
         self._pieces, self._nbytes = list[ChunkPiece](), 0
         self._on_way = deque[Begun[ImportedChunks]]()
         self._missing: frozenset[int] | None = None
@@ -184,7 +185,7 @@ class OpenContext:
         )
 
 
-def _is_whole(data: bytes) -> bool:
+def _is_whole(data: Bulk) -> bool:
     try:
         return read_header(data).n_tokens == CHUNK_TOKENS
     except ChunkDamaged:

@@ -9,6 +9,7 @@ from collections import OrderedDict
 from collections.abc import Sequence
 from dataclasses import dataclass
 
+from llmaas.api.bulk import Bulk
 from llmaas.api.transfer_records import ChunkPiece
 from llmaas.errors import ChunkDamaged
 from llmaas.kvchunks.codec.codec import Codec, read_header
@@ -22,7 +23,7 @@ class WholeChunk:
     """``n_tokens``: as its header says; nothing of it has been checked."""
 
     index: int
-    data: bytes
+    data: Bulk
     proof: bytes
     n_tokens: int
 
@@ -74,7 +75,7 @@ class ChunkParts:
         return _chunk(begun.first, bytes(begun.data))
 
 
-def _chunk(first: ChunkPiece, data: bytes) -> WholeChunk:
+def _chunk(first: ChunkPiece, data: Bulk) -> WholeChunk:
     try:
         n_tokens = read_header(data).n_tokens
     except ChunkDamaged:

@@ -20,7 +20,7 @@ from llmaas.kvchunks.codec.codec import CodedChunk, check
 from llmaas.kvchunks.codec.header import stamped
 from llmaas.kvchunks.store.store import Store
 from llmaas.planner.events import ContextChanged
-from llmaas.records import CHUNK_TOKENS, AppId, ChunkKey
+from llmaas.records import CHUNK_TOKENS, AppId, ChunkKey, ContextId
 from llmaas.service.chunk_pieces import ChunkParts, WholeChunk
 from llmaas.service.contexts import Contexts
 from llmaas.service.interpreter import Interpreter
@@ -79,7 +79,7 @@ class ChunkTransfers:
                 rest = len(payload) - offset
                 if pieces and rest > room:
                     return tuple(pieces), n_done, 0  # it begins a page of its own: most come in one part then
-                data = bytes(payload[offset : offset + room])
+                data = memoryview(payload)[offset : offset + room]
                 proof = b"" if offset else self._parts.store.prove(payload)
                 pieces.append(ChunkPiece(index, len(payload), data, offset, proof))
                 if rest > room:
@@ -119,9 +119,13 @@ class ChunkTransfers:
             whole = self._pieces.whole(app, live.id, request.pieces)
             unknown = [chunk for chunk in whole if not self._is_known(mine, chunk)]
             judge = Judge(self._parts, mine, theirs, trusted=request.trusted)
-            believed = await on_thread(app, judge.believed, unknown)
-            taken = await self._take(live, mine, believed, judge)
-        return ImportedChunks(taken, len(whole) - len(unknown), judge.refused, judge.why)
+            room = self._interpreter.planner.disk_room(app_to_be(live.row.app))
+            stored = await on_thread(app, judge.stored, live.id, unknown, room)
+            # Another context that begins alike may have computed some meanwhile.
+            new = [chunk for chunk in stored if not self._interpreter.stored(chunk.key)]
+            if new and (useless := self._publish(live, mine, new)):
+                await on_thread(app, self._parts.store.discard, useless)
+        return ImportedChunks(len(stored), len(whole) - len(unknown), judge.refused, judge.why)
 
     async def cover(self, live: LiveContext) -> None:
         """Let a new context contain the chunks of its tokens that are stored already: they were sent ahead of it."""
@@ -148,22 +152,6 @@ class ChunkTransfers:
         key = _key(chain, chunk.index, chunk.n_tokens)
         return key is not None and self._interpreter.stored(key)
 
-    async def _take(self, live: LiveContext, chain: KeyChain, chunks: Sequence[Believed], judge: Judge) -> int:
-        """Store the chunks that there is room for, and let the planner know them. How many these are."""
-        app, fit = live.row.app, self._that_fit(app_to_be(live.row.app), chunks)
-        judge.refuse(len(chunks) - len(fit), "there is no room for it on DISK")
-        items = [(chunk.key, chunk.n_tokens, chunk.payload) for chunk in fit]
-        try:
-            await self._parts.slow_thread.run_to_end(app, self._parts.store.put, live.id, items)
-        except DiskFull as error:
-            judge.refuse(len(fit), error.message)
-            return 0
-        # Another context that begins alike may have computed some meanwhile.
-        new = [chunk for chunk in fit if not self._interpreter.stored(chunk.key)]
-        if new and (useless := self._publish(live, chain, new)):
-            await self._parts.slow_thread.run_to_end(app, self._parts.store.discard, useless)
-        return len(fit)
-
     def _publish(self, live: LiveContext, chain: KeyChain, chunks: Sequence[Believed]) -> list[ChunkKey]:
         """The context contains these chunks, which are stored now. Returns those that it does not contain any more."""
         unclaimed, before, n_kv = self._interpreter.unclaimed, live.keys, live.n_kv
@@ -178,18 +166,10 @@ class ChunkTransfers:
         unclaimed.discard(useless)
         return useless
 
-    def _that_fit(self, app: AppId, chunks: Sequence[Believed]) -> list[Believed]:
-        planner, fit = self._interpreter.planner, list[Believed]()
-        room = planner.disk_room(app)
-        for chunk in chunks:
-            if len(chunk.payload) <= room:
-                room -= len(chunk.payload)
-                fit.append(chunk)
-        return fit
-
 
 class Judge:
-    """Which chunks are believed. On a thread."""
+    """Stores the chunks that are believed. On a thread, in one go: from one to the next of them it had to wait for the
+    event loop, and the loop for it."""
 
     def __init__(self, parts: ServiceParts, mine: KeyChain, theirs: KeyChain, *, trusted: bool) -> None:
         self._store: Store = parts.store
@@ -200,7 +180,19 @@ class Judge:
         if n:
             self.refused, self.why = self.refused + n, why
 
-    def believed(self, chunks: Sequence[WholeChunk]) -> list[Believed]:
+    def stored(self, context: ContextId, chunks: Sequence[WholeChunk], room: int) -> list[Believed]:
+        """Those that are on DISK now, where there was ``room`` for so many bytes."""
+        found = self._believed_of(chunks)
+        fit = _that_fit(found, room)
+        self.refuse(len(found) - len(fit), "there is no room for it on DISK")
+        try:
+            self._store.put(context, [(chunk.key, chunk.n_tokens, chunk.payload) for chunk in fit])
+        except DiskFull as error:
+            self.refuse(len(fit), error.message)
+            return []
+        return fit
+
+    def _believed_of(self, chunks: Sequence[WholeChunk]) -> list[Believed]:
         found = []
         for chunk in chunks:
             try:
@@ -224,6 +216,15 @@ class Judge:
             raise ChunkDamaged("it holds NaN or infinity")
         payload = chunk.data if mine == theirs else stamped(chunk.data, mine)
         return Believed(chunk.index, mine, chunk.n_tokens, payload)
+
+
+def _that_fit(chunks: Sequence[Believed], room: int) -> list[Believed]:
+    fit = list[Believed]()
+    for chunk in chunks:
+        if len(chunk.payload) <= room:
+            room -= len(chunk.payload)
+            fit.append(chunk)
+    return fit
 
 
 def _key(chain: KeyChain, index: int, n_tokens: int) -> ChunkKey | None:

@@ -33,6 +33,8 @@ KEY_BYTES = 32
 _NONCE, _TAG = 12, 16
 OVERHEAD = _NONCE + _TAG
 """Bytes that encryption adds."""
+_MUCH = 1 << 16
+"""Bytes of data that are worth pages of their own."""
 AES, CHACHA = "aes-256-gcm", "chacha20-poly1305"
 """Names that the index stores."""
 CIPHERS: dict[str, type[AESGCM] | type[ChaCha20Poly1305]] = {AES: AESGCM, CHACHA: ChaCha20Poly1305}
@@ -51,6 +53,16 @@ class CipherKey:
         """``data`` encrypted and bound to ``name``; ``OVERHEAD`` bytes longer. ``nonce``: see ``FixedCipher``."""
         nonce = nonce or os.urandom(_NONCE)
         return nonce + self._aead.encrypt(nonce, data, name)
+
+    def encrypt_chunk(self, data: Data, name: Data) -> bytes | memoryview:
+        """As ``encrypt``, for much data: it is encrypted to where it stays, and not copied behind its nonce."""
+        into = getattr(self._aead, "encrypt_into", None)
+        if into is None or len(data) < _MUCH:  # cryptography before 47
+            return self.encrypt(data, name)
+        nonce, made = os.urandom(_NONCE), MEMORY.take(len(data) + OVERHEAD)
+        made[:_NONCE] = nonce
+        into(nonce, data, name, made[_NONCE:])
+        return made
 
     def decrypt(self, encrypted: Data, name: Data) -> bytes | None:
         """The data; None if it was encrypted with another key, bound to another name, or altered since."""

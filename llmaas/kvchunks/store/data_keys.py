@@ -166,4 +166,4 @@ def plain_size(data_key: int | None, nbytes: int) -> int:
 
 def encrypt_all(key: CipherKey | None, items: Sequence[tuple[ChunkKey, Data]]) -> list[memoryview]:
     """What is written to disk for each (chunk key, bytes)."""
-    return [memoryview(key.encrypt(data, name) if key else data) for name, data in items]
+    return [memoryview(key.encrypt_chunk(data, name) if key else data) for name, data in items]

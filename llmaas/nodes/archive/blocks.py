@@ -27,6 +27,7 @@ from typing import Protocol
 
 import xxhash
 
+from llmaas.api.bulk import Parts
 from llmaas.errors import BadRequest
 
 zstandard: ModuleType | None
@@ -89,18 +90,34 @@ class BlockWriter:
         self.nbytes = 0
         """Bytes of all blocks."""
 
-    def write(self, kind: int, body: bytes, *, compress: bool = True) -> None:
-        """Raises ValueError for a body that no reader would take, and what the sink raises."""
-        if len(body) > MOST_BYTES:
-            raise ValueError(f"a block has {MOST_BYTES} bytes at most, not {len(body)}")
-        code, packed = _packed(body) if compress and len(body) >= _SMALL else (_RAW, body)
-        head = struct.pack(
-            "<4sBBHIIIQ", MAGIC, kind, code, 0, len(packed), len(body), self.written, xxhash.xxh3_64_intdigest(packed)
-        )
-        self._sink.write(head + struct.pack("<I", xxhash.xxh32_intdigest(head)))
-        self._sink.write(packed)
+    def write(self, kind: int, body: bytes) -> None:
+        """Compressed, if that makes it smaller. Raises as ``write_raw``."""
+        if len(body) < _SMALL or len(body) > MOST_BYTES:
+            self.write_raw(kind, (body,))
+        else:
+            code, packed = _packed(body)
+            self._write(kind, code, (packed,), len(body))
+
+    def write_raw(self, kind: int, body: Parts) -> None:
+        """As it is. Raises ValueError for a body that no reader would take, and what the sink raises."""
+        n_bytes = sum(map(len, body))
+        if n_bytes > MOST_BYTES:
+            raise ValueError(f"a block has {MOST_BYTES} bytes at most, not {n_bytes}")
+        self._write(kind, _RAW, body, n_bytes)
+
+    def _write(self, kind: int, code: int, packed: Parts, n_full: int) -> None:
+        n_bytes, hasher = sum(map(len, packed)), xxhash.xxh3_64()
+        for part in packed:
+            hasher.update(part)
+        head = struct.pack("<4sBBHIIIQ", MAGIC, kind, code, 0, n_bytes, n_full, self.written, hasher.intdigest())
+        head += struct.pack("<I", xxhash.xxh32_intdigest(head))
+        if len(packed[0]) < _SMALL:
+            head, packed = head + packed[0], packed[1:]
+        self._sink.write(head)
+        for part in packed:
+            self._sink.write(part)
         self.written += 1
-        self.nbytes += HEADER_BYTES + len(packed)
+        self.nbytes += HEADER_BYTES + n_bytes
 
 
 def read_blocks(source: Source) -> Iterator[Block | Gap]:

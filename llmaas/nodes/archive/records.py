@@ -19,6 +19,8 @@ from typing import Any, TypeVar
 
 import msgpack  # type: ignore[import-untyped,unused-ignore]
 
+from llmaas.api.bulk import Bulk, Parts, Span, look_through, packed_parts
+from llmaas.api.bulk import unpacked as unpacked_map
 from llmaas.records import CHUNK_TOKENS, TOKEN_BYTES, ContextSpan
 
 FORMAT = 1
@@ -76,7 +78,7 @@ class ChunkRecord:
     context: int
     index: int
     proof: bytes
-    data: bytes
+    data: Bulk
 
 
 @dataclass(frozen=True, slots=True)
@@ -112,6 +114,7 @@ _TYPES: dict[str, tuple[type, ...]] = {
     "int": (int,),
     "float": (float, int),
     "bytes": (bytes,),
+    "Bulk": (bytes, memoryview),
     "float | None": (float, int, type(None)),
     "None": (type(None), bytes, dict),
 }
@@ -123,11 +126,15 @@ def kind_of(record: Record) -> int:
 
 
 def packed(record: Record) -> bytes:
+    return b"".join(parts_of(record))
+
+
+def parts_of(record: Record) -> Parts:
+    """What ``packed`` gives, in parts: a chunk's data is one of them, and no copy."""
     fields = {name: getattr(record, name) for name in record.__dataclass_fields__}
     if isinstance(record, SpanRun):
         fields["spans"] = [(span.tokens, span.role, span.text, span.open) for span in record.spans]
-    body: bytes = msgpack.packb(fields)
-    return body
+    return packed_parts(fields)
 
 
 def unpacked(kind: int, body: bytes) -> Record | None:
@@ -136,7 +143,10 @@ def unpacked(kind: int, body: bytes) -> Record | None:
     if cls is None:
         return None
     try:
-        fields = msgpack.unpackb(body, raw=False, strict_map_key=True, max_ext_len=0)
+        long = list[Span]()
+        if cls is ChunkRecord:
+            look_through(body, None, long)
+        fields = unpacked_map(body, long, raw=False, strict_map_key=True)
         return _record(cls, fields)
     except (ValueError, TypeError, KeyError, OverflowError, RecursionError, msgpack.UnpackException):
         return None

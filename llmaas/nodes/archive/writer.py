@@ -8,6 +8,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 from dataclasses import replace
 
+from llmaas.api.bulk import Bulk
 from llmaas.errors import BadRequest
 from llmaas.nodes.archive.blocks import MOST_BYTES, BlockWriter, Sink
 from llmaas.nodes.archive.records import (
@@ -21,6 +22,7 @@ from llmaas.nodes.archive.records import (
     Trailer,
     kind_of,
     packed,
+    parts_of,
 )
 from llmaas.records import ContextSpan
 from llmaas.version import __version__
@@ -55,7 +57,7 @@ class ArchiveWriter:
         for first, run in _runs(spans):
             self._write(SpanRun(self._open.number, first, run))
 
-    def chunk(self, index: int, data: bytes, proof: bytes = b"") -> None:
+    def chunk(self, index: int, data: Bulk, proof: bytes = b"") -> None:
         """Add a chunk of the context that was begun last."""
         assert self._open is not None, "a context comes first"
         self._write(ChunkRecord(self._open.number, index, proof, data))
@@ -73,8 +75,10 @@ class ArchiveWriter:
         self._write(Trailer(self.n_contexts, self.n_chunks, self._blocks.written))
 
     def _write(self, record: Record) -> None:
-        # Coded chunks are dense: zstd would look at them for nothing.
-        self._blocks.write(kind_of(record), packed(record), compress=not isinstance(record, ChunkRecord))
+        if isinstance(record, ChunkRecord):  # coded chunks are dense: zstd would look at them for nothing
+            self._blocks.write_raw(kind_of(record), parts_of(record))
+        else:
+            self._blocks.write(kind_of(record), packed(record))
 
 
 def _runs(spans: Sequence[ContextSpan]) -> Iterator[tuple[int, tuple[ContextSpan, ...]]]:
