@@ -143,8 +143,7 @@ class Connection(asyncio.BufferedProtocol):
             self._mark.over(self._transport.get_extra_info("socket"))
 
     def pause_writing(self) -> None:
-        """The peer reads too slowly: take no more of its requests. If it goes on, or the replies of those that run
-        fill the write buffer, it is dropped."""
+        """The peer reads too slowly: take no more of its requests. If that goes on, it is dropped (``ReplyWriter``)."""
         self._writer.pause()
         self._intake.stop_clock()
 
@@ -194,10 +193,8 @@ class Connection(asyncio.BufferedProtocol):
         self._end(as_llmaas_error(error, "hello" if self._requests is None else "frame"))
 
     def _read_or_not(self) -> None:
-        """Receive from the peer, unless much of it has not been handled yet.
-
-        Never stop because it does not read: the end of its stream would not be noticed.
-        """
+        """Receive from the peer, unless much of it has not been handled yet. Never stop because it does not read: the
+        end of its stream would not be noticed."""
         wanted = self._intake.wants_more and self._resting is None
         if wanted != self._reading:
             self._reading = wanted

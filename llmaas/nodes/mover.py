@@ -13,6 +13,7 @@ import logging
 import os
 from collections.abc import Callable, Coroutine
 from contextlib import suppress
+from dataclasses import replace
 from functools import partial
 from typing import Any
 
@@ -111,6 +112,7 @@ class NodeMover:
                 pause.mark("stopped")
                 try:
                     if staged is not None and (take := staged.take(leaving.exported)) is not None:
+                        take = replace(take, turns=leaving.turns)
                         return await self._hand_over(client, pinned, leaving, staged, take, answer, name, pause)
                     return await self._take_over(client, pinned, leaving, label, name, way, answer)
                 except LlmaasError as error:
@@ -207,7 +209,7 @@ class NodeMover:
         move = await announce(client, leaving, label, there)
         await leaving.begin(move, pinned.fingerprint)
         try:
-            said = await self._taken(client, pinned, leaving, Take(move))
+            said = await self._taken(client, pinned, leaving, Take(move, turns=leaving.turns))
             n_chunks, n_bytes = await self._finish(client, leaving, chunks=way != "tokens")
         except BaseException:
             if leaving.row is not None:

@@ -14,12 +14,14 @@ from llmaas.api.messages import Generate
 from llmaas.api.names import check_name, check_ttl
 from llmaas.api.record_maps import from_map, to_map
 from llmaas.api.transfer_messages import DIGEST_BYTES, MAX_SPANS
-from llmaas.api.transfer_records import ChunkPiece
+from llmaas.api.transfer_records import ChunkPiece, MovedTurn
 from llmaas.api.wire import Frame
 from llmaas.errors import BadRequest
 from llmaas.records import SHORT_NAME, TOKEN_BYTES, ContextSpan
 
 _MOVE = re.compile("[0-9a-f]{32}")
+MAX_TURNS = 64
+"""Of which the other node remembers the last ones."""
 
 
 def _check_move(move: str) -> None:
@@ -89,16 +91,19 @@ class Grow:
 class Take:
     """That was all: take it. From the reply on the other node owns it. ``spans``: those behind the ones that were
     announced, of a context that waits there; the first of them begins with ``n_known`` of the tokens by which that has
-    grown."""
+    grown. ``turns``: the last ones that had an idempotency key, oldest first."""
 
     move: str
     spans: tuple[ContextSpan, ...] = ()
     n_known: int = 0
+    turns: tuple[MovedTurn, ...] = ()
 
     def __post_init__(self) -> None:
         _check_move(self.move)
         if self.n_known < 0 or (self.n_known and not self.spans):
             raise ValueError("field 'n_known': must be 0 or more, and 0 without spans")
+        if len(self.turns) > MAX_TURNS:
+            raise ValueError(f"field 'turns': at most {MAX_TURNS} are allowed, not {len(self.turns)}")
 
 
 @dataclass(frozen=True, slots=True)
@@ -179,7 +184,7 @@ def node_request(frame: Frame) -> NodeRequest:
 def node_frame(request: NodeRequest) -> Frame:
     """
     >>> node_frame(Take("a" * 32))
-    {'op': 'take', 'move': 'aaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaa', 'spans': [], 'n_known': 0}
+    {'op': 'take', 'move': 'aaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaa', 'spans': [], 'n_known': 0, 'turns': []}
     """
     return {"op": _NAMES[type(request)], **to_map(request)}
 

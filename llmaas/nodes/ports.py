@@ -6,12 +6,12 @@ Law: types only. ``service.departures`` and ``service.arrivals`` say what each d
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Sequence
 from contextlib import AbstractAsyncContextManager
 from typing import Protocol
 
 from llmaas.api.transfer_messages import Import
-from llmaas.api.transfer_records import ChunkPiece, ExportedChunks, ImportedChunks
+from llmaas.api.transfer_records import ChunkPiece, ExportedChunks, ImportedChunks, MovedTurn
 from llmaas.calls import CallSpec, Done, Piece
 from llmaas.errors import LlmaasError
 from llmaas.kvchunks.store.move_rows import MoveRow
@@ -36,6 +36,7 @@ class GrowingContext(SentContext, Protocol):
 
 class LeavingContext(SentContext, Protocol):
     row: MoveRow | None
+    turns: tuple[MovedTurn, ...]
 
     @property
     def is_answered(self) -> bool: ...
@@ -73,7 +74,9 @@ class Arrivals(Protocol):
 
     def refuse(self, app: AppId, asked: Import, kv: bytes) -> bool: ...
 
-    async def arrive(self, move: str, node: str, app: AppId, asked: Import) -> ContextInfo: ...
+    async def arrive(
+        self, move: str, node: str, app: AppId, asked: Import, turns: Sequence[MovedTurn] = ()
+    ) -> ContextInfo: ...
 
     async def take_chunks(
         self, row: MoveRow, root: bytes, kv: bytes, pieces: tuple[ChunkPiece, ...]
@@ -98,7 +101,7 @@ class Arrivals(Protocol):
     async def unstage(self, context: ContextId) -> None: ...
 
     async def arrive_staged(
-        self, move: str, node: str, app: AppId, asked: Import, context: ContextId
+        self, move: str, node: str, app: AppId, asked: Import, context: ContextId, turns: Sequence[MovedTurn] = ()
     ) -> ContextInfo: ...
 
     async def find(self, move: str) -> MoveRow | None: ...

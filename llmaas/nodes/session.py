@@ -205,7 +205,7 @@ class ArrivalSession:
                 raise BadRequest("nothing waits of this move")
             else:
                 asked = _import(mine.offer, tuple(mine.spans))
-                info = await self._arrivals.arrive(take.move, mine.node, mine.app, asked)
+                info = await self._arrivals.arrive(take.move, mine.node, mine.app, asked, take.turns)
             self._drop()
         log.info("context %s of %s, %d tokens, is here from %s", info.id, info.app, info.n_tokens, self._node.name)
         return {"name": info.name, "n_tokens": info.n_tokens}
@@ -220,7 +220,7 @@ class ArrivalSession:
         if take.spans:
             spans[len(mine.spans)] = replace(take.spans[0], tokens=known + take.spans[0].tokens)
         asked = _import(mine.offer, tuple(spans))
-        info = await self._arrivals.arrive_staged(take.move, mine.node, mine.app, asked, context)
+        info = await self._arrivals.arrive_staged(take.move, mine.node, mine.app, asked, context, take.turns)
         self._staged = None
         return info
 

@@ -7,12 +7,12 @@ comes ahead of a context is no app's, and goes by itself.
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Sequence
 from contextlib import suppress
 from typing import Protocol
 
 from llmaas.api.transfer_messages import Import, ImportChunks
-from llmaas.api.transfer_records import ChunkPiece, ImportedChunks
+from llmaas.api.transfer_records import ChunkPiece, ImportedChunks, MovedTurn
 from llmaas.calls import CallSpec, Done, Piece
 from llmaas.errors import AdapterMismatch, BadRequest, ModelMismatch, UnknownContext
 from llmaas.kvchunks.store.move_rows import MoveRow, MoveState
@@ -122,7 +122,9 @@ class ArrivingContexts:
 
     # -- it comes
 
-    async def arrive(self, move: str, node: str, app: AppId, asked: Import) -> ContextInfo:
+    async def arrive(
+        self, move: str, node: str, app: AppId, asked: Import, turns: Sequence[MovedTurn] = ()
+    ) -> ContextInfo:
         """Make the context that comes by this move from the node with that fingerprint: whole, or not at all. Raises
         what ``import_context`` does, and ModelMismatch."""
         if asked.exported.vocab != self.vocab:
@@ -130,16 +132,18 @@ class ArrivingContexts:
                 "the model here has another tokenizer than the context's",
                 hint="Take it over by its text: 'llmaas ctx export' and 'llmaas ctx import'.",
             )
-        more = {"name": asked.name, "adapter": asked.adapter, "ttl": asked.ttl, "came_by": (move, node)}
-        info = await self._import(app, asked.exported, **more)
+        more = {"name": asked.name, "adapter": asked.adapter, "ttl": asked.ttl, "turns": turns}
+        info = await self._import(app, asked.exported, came_by=(move, node), **more)
         await self._cover(self._contexts.find(None, info.id))
         return info
 
-    async def arrive_staged(self, move: str, node: str, app: AppId, asked: Import, context: ContextId) -> ContextInfo:
+    async def arrive_staged(
+        self, move: str, node: str, app: AppId, asked: Import, context: ContextId, turns: Sequence[MovedTurn] = ()
+    ) -> ContextInfo:
         """As ``arrive``, of a context of which this waits: it is what waited, with what is in CELLS of it."""
         live = self._contexts.find(None, context)
         self._end_hints(live)
-        return await self._waiting.adopt(live, app, asked, MoveRow(move, node, live.id, MoveState.ARRIVED))
+        return await self._waiting.adopt(live, app, asked, MoveRow(move, node, live.id, MoveState.ARRIVED), turns)
 
     def refuse(self, app: AppId, asked: Import, kv: bytes) -> bool:
         """Raises what would keep such a context from being made, as far as that is known before its tokens are. Whether

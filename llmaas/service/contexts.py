@@ -14,7 +14,7 @@ from typing import Any
 from llmaas.calls import Turn
 from llmaas.errors import BadRequest, Busy, ContextDamaged, ContextExists, ModelMismatch, QuotaExceeded
 from llmaas.kvchunks.store.move_rows import MoveRow, MoveState
-from llmaas.kvchunks.store.store import ContextRow, ContextSummary, ModelName, Span
+from llmaas.kvchunks.store.store import ContextRow, ContextSummary, KeyedTurn, ModelName, Span
 from llmaas.planner.events import ContextClosed, ContextOpened
 from llmaas.records import AppId, ContextDetail, ContextInfo, Message
 from llmaas.service.anonymous import CLAIM_S, AnonymousContexts
@@ -108,10 +108,12 @@ class Contexts:
         await self._store_new(live, spans)
         return live
 
-    async def _store_new(self, live: LiveContext, spans: Sequence[Span], move: MoveRow | None = None) -> None:
+    async def _store_new(
+        self, live: LiveContext, spans: Sequence[Span], move: MoveRow | None = None, turns: Sequence[KeyedTurn] = ()
+    ) -> None:
         app = live.row.app
         await self._refuse_text(app, span_size(spans))
-        await self._store_thread.run(app, self._store.create_context, live.row, spans, move)
+        await self._store_thread.run(app, self._store.create_context, live.row, spans, move, turns)
         live.add_spans(spans)
         live.used = self._clock.now()
         self._add(live)
@@ -121,13 +123,15 @@ class Contexts:
         self._adapters.file(adapter)
         return self._rows.live(replace(self._rows.named(app, name, adapter, ttl), origin=origin))
 
-    async def create_with(self, live: LiveContext, spans: Sequence[Span], move: MoveRow | None = None) -> ContextInfo:
-        """Store a ``new`` context with these spans, and the move that it came by. Raises ContextExists, QuotaExceeded,
-        DiskFull."""
+    async def create_with(
+        self, live: LiveContext, spans: Sequence[Span], move: MoveRow | None = None, turns: Sequence[KeyedTurn] = ()
+    ) -> ContextInfo:
+        """Store a ``new`` context with these spans, the move that it came by, and turns that had keys. Raises
+        ContextExists, QuotaExceeded, DiskFull."""
         app = live.row.app
         await self.anonymous.fit_context(app)
         with self._quotas.new_context(app):
-            await self._store_new(live, spans, move)
+            await self._store_new(live, spans, move, turns)
         return replace(self.info(live), note=self._engine.info.chat_note)
 
     async def fork(self, app: AppId, context: str, name: str | None, n_messages: int | None) -> ContextInfo:

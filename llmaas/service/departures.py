@@ -12,7 +12,7 @@ from contextlib import asynccontextmanager
 from functools import partial
 
 from llmaas.api.transfer_messages import ExportChunks
-from llmaas.api.transfer_records import ExportedChunks, MovedContext
+from llmaas.api.transfer_records import ExportedChunks, MovedContext, MovedTurn
 from llmaas.calls import CallSpec, Done, Piece
 from llmaas.errors import BadRequest, LlmaasError, UnknownContext, UnknownNode
 from llmaas.kvchunks.store.move_rows import MoveRow, MoveState
@@ -23,6 +23,7 @@ from llmaas.service.arrivals import CallTaker
 from llmaas.service.call import Call
 from llmaas.service.chunk_transfers import ChunkTransfers
 from llmaas.service.contexts import Contexts
+from llmaas.service.keyed_turns import leaving_turns
 from llmaas.service.live_context import LiveContext
 from llmaas.service.move_book import MoveBook
 from llmaas.service.parts import ServiceParts
@@ -45,6 +46,8 @@ class Departure:
     ) -> None:
         self._hall, self._live, self.exported, self.row = hall, live, exported, known
         self.adapter, self.ttl, self.name = live.adapter, live.row.ttl, live.row.name
+        self.turns: tuple[MovedTurn, ...] = ()
+        """The last ones with an idempotency key: asked again where it goes, they are told as here."""
         self.successor: Succession | None = None
         """Of the call that was interrupted for this."""
 
@@ -151,7 +154,7 @@ class DepartureHall:
             await waiting
             refuse_if_deleted(live)
             leaving = Departure(self, live, await self._exported(live))
-            leaving.successor = successor
+            leaving.successor, leaving.turns = successor, await self._turns(live)
             yield leaving
         finally:
             if successor is not None:  # whoever took the departure has said more, unless it failed before
@@ -213,6 +216,10 @@ class DepartureHall:
     async def _exported(self, live: LiveContext) -> ExportedContext:
         await self._contexts.stored.read(live)
         return await self._export(live)
+
+    async def _turns(self, live: LiveContext) -> tuple[MovedTurn, ...]:
+        store = self._parts.store
+        return await self._parts.store_thread.run(live.row.app, lambda: leaving_turns(store.turns(live.id)))
 
     async def answered(self, app: AppId, context: str) -> AheadContext | None:
         """A context whose answer would be interrupted now, so that what there is of it can go ahead; with what its turn

@@ -15,15 +15,19 @@ from collections.abc import Callable, Iterator, Sequence
 from dataclasses import MISSING, asdict, dataclass, fields, is_dataclass, replace
 from typing import Any
 
+from llmaas.api.transfer_records import MovedTurn
 from llmaas.calls import CallSpec, Done, FinishReason, Piece, SwitchReport
 from llmaas.errors import Conflict, KeyReused
 from llmaas.kvchunks.store.store import KeyedTurn, Span, Store
+from llmaas.kvchunks.store.tokens import pack, unpack
 from llmaas.planner.actions import Outcome
 from llmaas.records import ContextId
 from llmaas.service.call import REASONS, Call
 from llmaas.service.live_context import total_tokens
 from llmaas.service.pending_turn import Shift
 
+_MOST_MOVED = 4 << 20
+"""Bytes of what goes to another node with a context, at most."""
 _TEXT_AT_ONCE, _TOKENS_AT_ONCE = 16384, 4096
 """Characters and tokens of a piece in which an answer is told again: no frame grows with the answer."""
 
@@ -115,6 +119,40 @@ def _unpacked(result: bytes) -> ToldTurn:
     done = {name: value for name, value in plain["done"].items() if name in known}
     done |= {"reason": FinishReason(done["reason"]), "switch": SwitchReport(**done["switch"])}
     return ToldTurn(Done(**done), plain["text"], tuple(plain["tokens"]))
+
+
+# -- they go with their context to another node
+
+
+def leaving_turns(turns: Sequence[KeyedTurn]) -> tuple[MovedTurn, ...]:
+    """Those of a context, oldest first; the last ones, if that is much. Whoever takes them knows nothing of how they
+    are stored here."""
+    found, room = list[MovedTurn](), _MOST_MOVED
+    for turn in reversed(turns):
+        told = None if turn.result is None else _unpacked(turn.result)
+        moved = MovedTurn(turn.key, turn.request, turn.n_tokens, turn.n_spans)
+        if told is not None:
+            moved = replace(moved, done=told.done, text=told.text, tokens=pack(told.tokens))
+        room -= len(moved.key) + 4 * len(moved.text) + len(moved.tokens)
+        if room < 0:
+            break
+        found.append(moved)
+    return tuple(reversed(found))
+
+
+def arrived_turns(turns: Sequence[MovedTurn], context: ContextId, n_tokens: int) -> list[KeyedTurn]:
+    """Those that can be turns of the context, which has this id here and ``n_tokens``. The others are as if they had
+    never been asked for."""
+    found = list[KeyedTurn]()
+    for turn in turns:
+        if turn.n_tokens > n_tokens:
+            continue
+        result = None
+        if turn.done is not None:
+            told = ToldTurn(replace(turn.done, context=context), turn.text, tuple(unpack(turn.tokens)))
+            result = _packed(told)
+        found.append(KeyedTurn(turn.key, turn.request, turn.n_spans, turn.n_tokens, result))
+    return found
 
 
 # -- asked again

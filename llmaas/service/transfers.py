@@ -6,8 +6,10 @@ text. A context that is handed out stays as it is.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import replace
 
+from llmaas.api.transfer_records import MovedTurn
 from llmaas.kvchunks.store.move_rows import MoveRow, MoveState
 from llmaas.records import AppId, ContextInfo, ExportedContext
 from llmaas.service.arrivals import ArrivingContexts, CallTaker
@@ -15,6 +17,7 @@ from llmaas.service.chunk_transfers import ChunkTransfers
 from llmaas.service.contexts import Contexts
 from llmaas.service.departures import DepartureHall, Mover
 from llmaas.service.interpreter import Interpreter
+from llmaas.service.keyed_turns import arrived_turns
 from llmaas.service.live_context import LiveContext
 from llmaas.service.mark_teller import MarkTeller
 from llmaas.service.parts import ServiceParts
@@ -61,8 +64,10 @@ class Transfers:
         adapter: str = "",
         ttl: float | None = None,
         came_by: tuple[str, str] | None = None,
+        turns: Sequence[MovedTurn] = (),
     ) -> ContextInfo:
-        """See ``api.transfer_operations.import_context``. ``came_by``: the move, and the node that it comes from."""
+        """See ``api.transfer_operations.import_context``. ``came_by``: the move, and the node that it comes from;
+        ``turns``: what it remembers by idempotency keys."""
         contexts, info = self._contexts, self._parts.engine.info
         refuse_without_text(info)
         origin = came_by[1] if came_by is not None else ""
@@ -74,6 +79,7 @@ class Transfers:
             before = replace(live.row, model=exported.model, vocab=exported.vocab)
             limit, engine = self._ctx_limit, self._parts.engine
             spans = await self._parts.text_threads.run(live, None, retokenized, engine, before, spans, limit)
-        refuse_if_too_long(sum(len(span.tokens) for span in spans), self._ctx_limit)
+        n_tokens = sum(len(span.tokens) for span in spans)
+        refuse_if_too_long(n_tokens, self._ctx_limit)
         move = MoveRow(*came_by, live.id, MoveState.ARRIVED) if came_by is not None else None
-        return await contexts.create_with(live, spans, move)
+        return await contexts.create_with(live, spans, move, arrived_turns(turns, live.row.id, n_tokens))

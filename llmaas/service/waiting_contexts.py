@@ -7,11 +7,12 @@ its chunks and what of it is in CELLS stay, so that its answer goes on at once.
 from __future__ import annotations
 
 from array import array
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 from functools import partial
 
 from llmaas.api.transfer_messages import Import
+from llmaas.api.transfer_records import MovedTurn
 from llmaas.kvchunks.store.move_rows import MoveRow
 from llmaas.kvchunks.store.store import ContextRow, Span
 from llmaas.kvchunks.store.tokens import n_common
@@ -19,6 +20,7 @@ from llmaas.planner.events import Event
 from llmaas.records import AppId, ContextInfo
 from llmaas.service.context_rows import ContextRows
 from llmaas.service.contexts import Contexts
+from llmaas.service.keyed_turns import arrived_turns
 from llmaas.service.live_context import LiveContext, publish_kv
 from llmaas.service.parts import ServiceParts
 from llmaas.service.quotas import span_size
@@ -50,7 +52,9 @@ class WaitingContexts:
             live.last_used, live.used = parts.clock.wall(), parts.clock.now()
             parts.quotas.count(live)
 
-    async def adopt(self, live: LiveContext, app: AppId, asked: Import, move: MoveRow) -> ContextInfo:
+    async def adopt(
+        self, live: LiveContext, app: AppId, asked: Import, move: MoveRow, turns: Sequence[MovedTurn] = ()
+    ) -> ContextInfo:
         """It has come by this move, and is the app's from now on. Raises UnknownContext, ContextExists, BadRequest,
         ContextTooLong, QuotaExceeded."""
         parts, spans = self._parts, imported_spans(asked.exported.spans)
@@ -65,7 +69,8 @@ class WaitingContexts:
             with parts.quotas.new_context(app):
                 await self._contexts.anonymous.fit_text(app, size)
                 parts.quotas.refuse_text(app, size)
-                await parts.store_thread.run_to_end(app, parts.store.adopt_context, row, spans, move)
+                kept = arrived_turns(turns, live.id, size.tokens)
+                await parts.store_thread.run_to_end(app, parts.store.adopt_context, row, spans, move, kept)
                 self._become(live, replace(row, n_tokens=size.tokens), spans)
         return self._contexts.info(live)
 

@@ -8,10 +8,22 @@ from typing import Any
 
 import pytest
 
-from llmaas.errors import BadRequest, ContextExists, LlmaasError, Moving, NodeUnreachable, UnknownContext, UnknownNode
+from llmaas.api.transfer_records import MovedTurn
+from llmaas.errors import (
+    BadRequest,
+    ContextExists,
+    KeyReused,
+    LlmaasError,
+    Moving,
+    NodeUnreachable,
+    UnknownContext,
+    UnknownNode,
+)
 from llmaas.kvchunks.store.move_rows import MoveState
+from llmaas.nodes.node_messages import node_request
 from llmaas.nodes.pinned import PinnedNodes
-from llmaas.records import AppId
+from llmaas.records import AppId, ContextId
+from llmaas.service.keyed_turns import arrived_turns
 from tests.service.test_migration import OtherEngine
 from tests.support.loop import on_a_loop
 from tests.support.node_house import SOON, House, node_daemon, pair, phone_and_desk
@@ -253,3 +265,102 @@ async def test_one_that_was_deleted_there_does_not_come_back_here(tmp_path: Path
                 break
             await asyncio.sleep(0.05)
         assert desk.daemon.store.moves.all() == []
+
+
+async def asked(house: House, key: str, text: str = "and then?", n: int = 9) -> tuple[str, Any]:
+    async with house.daemon.connect("mail") as client:
+        stream = client.generate("x", text, max_tokens=n, idempotency_key=key)
+        told = "".join([piece.text async for piece in stream])
+        return told, await asyncio.wait_for(stream.done(), SOON)
+
+
+@on_a_loop
+async def test_what_was_done_with_a_key_is_told_again_where_the_context_is_now(tmp_path: Path) -> None:
+    async with phone_and_desk(tmp_path) as (phone, desk):
+        await talk(phone, n_turns=1)
+        first, done = await asked(phone, "first")
+        second, _ = await asked(phone, "second", "and?")
+        before = await said(phone)
+        await move(phone)
+        again, told = await asked(desk, "first")
+        async with desk.daemon.connect("mail") as client:
+            (info,) = await client.contexts()
+            with pytest.raises(KeyReused):
+                await client.ask("x", "something else", max_tokens=9, idempotency_key="first")
+        assert again == first and told.context == info.id
+        assert (told.n_generated, told.reason, told.switch) == (done.n_generated, done.reason, done.switch)
+        assert (await asked(desk, "second", "and?"))[0] == second
+        assert await said(desk) == before, "nothing was added twice"
+        await move(desk, node="phone")
+        assert (await asked(phone, "first"))[0] == first and await said(phone) == before
+
+
+@on_a_loop
+async def test_an_answer_that_was_interrupted_goes_on_by_its_key_where_the_context_is_now(tmp_path: Path) -> None:
+    async with phone_and_desk(tmp_path) as (phone, desk):
+        await talk(phone, n_turns=1)
+        await talk(phone, "unmoved", n_turns=1)
+        async with phone.daemon.connect("mail") as client:
+            whole = await client.ask("unmoved", "and then?", max_tokens=60)
+            stream = client.generate("x", "and then?", max_tokens=60, idempotency_key="cut")
+            async for _ in stream:
+                break
+            await stream.aclose()
+        await phone.daemon.until_idle()
+        before = await said(phone)
+        await move(phone)
+        text, done = await asked(desk, "cut", n=60)
+        assert text == whole and done.n_generated == 60
+        assert len(await said(desk)) == len(before), "the turn is there once"
+
+
+@on_a_loop
+async def test_keys_go_with_a_context_that_moves_while_it_is_answered(tmp_path: Path) -> None:
+    async with phone_and_desk(tmp_path) as (phone, desk):
+        await talk(phone, n_turns=1)
+        first, _ = await asked(phone, "first")
+        async with phone.daemon.connect("mail") as client:
+            stream = client.generate("x", WORDS, max_tokens=400)
+            async for _ in stream:
+                break
+            moved = asyncio.ensure_future(move(phone))
+            async for _ in stream:
+                pass
+            await moved
+        before = await said(desk)
+        assert "grow" in desk.cut.seen, "it went ahead"
+        assert (await asked(desk, "first"))[0] == first and await said(desk) == before
+
+
+def test_turns_that_no_context_can_have_are_as_if_never_asked_for() -> None:
+    turns = [MovedTurn(f"k{n}", bytes(16), n_tokens=n) for n in (5, 6, 7)]
+    assert [turn.key for turn in arrived_turns(turns, ContextId("c"), 6)] == ["k5", "k6"]
+
+
+@pytest.mark.parametrize(
+    "wrong",
+    [
+        {"key": ""},
+        {"key": "k" * 129},
+        {"key": "a\n"},
+        {"request": bytes(15)},
+        {"n_tokens": -1},
+        {"n_spans": -1},
+        {"n_spans": 1 << 31},
+        {"tokens": b"abc"},
+        {"done": {"reason": "nonsense"}},
+        {"text": b""},
+        {"more": 1},
+    ],
+)
+def test_a_turn_that_no_node_sends_is_refused(wrong: dict[str, Any]) -> None:
+    turn = {"key": "k", "request": bytes(16), "n_tokens": 3, **wrong}
+    with pytest.raises(BadRequest):
+        node_request({"op": "take", "move": "ab" * 16, "turns": [turn]})
+
+
+def test_more_turns_than_any_node_sends_are_refused() -> None:
+    turns = [{"key": f"k{i}", "request": bytes(16), "n_tokens": 3} for i in range(65)]
+    assert node_request({"op": "take", "move": "ab" * 16, "turns": turns[:64]})
+    with pytest.raises(BadRequest, match="at most 64"):
+        node_request({"op": "take", "move": "ab" * 16, "turns": turns})

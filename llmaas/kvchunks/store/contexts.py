@@ -34,7 +34,14 @@ from llmaas.kvchunks.store.rows import ContextRow, ContextSummary, KeyedTurn, Mo
 from llmaas.kvchunks.store.text_seal import IN_CLEAR, RowSeal, Sealing, TextKey
 from llmaas.kvchunks.store.tokens import unpack
 from llmaas.kvchunks.store.ttl_rows import forget_ttl, insert_ttl, with_ttls
-from llmaas.kvchunks.store.turn_rows import context_grew, context_rewritten, find_turn, forget_turns, insert_turn
+from llmaas.kvchunks.store.turn_rows import (
+    all_turns,
+    context_grew,
+    context_rewritten,
+    find_turn,
+    forget_turns,
+    insert_turn,
+)
 from llmaas.records import ContextId
 
 log = logging.getLogger(__name__)
@@ -48,13 +55,20 @@ class ContextTables:
         self._damaged: dict[ContextId, StoredContext] = {}
         """Rows that ``contexts`` found to be damaged: finding out again takes as long as that took."""
 
-    def create(self, row: ContextRow, spans: Sequence[Span], move: MoveRow | None = None) -> None:
+    def create(
+        self,
+        row: ContextRow,
+        spans: Sequence[Span],
+        move: MoveRow | None = None,
+        turns: Sequence[KeyedTurn] = (),
+    ) -> None:
         with self._index.write(durable=True) as txn:
             self._insert_whole(txn.con, row, spans)
             if move is not None:
                 insert_move(txn.con, move)
+            self._insert_turns(txn, row.id, turns)
 
-    def adopt(self, row: ContextRow, spans: Sequence[Span], move: MoveRow) -> None:
+    def adopt(self, row: ContextRow, spans: Sequence[Span], move: MoveRow, turns: Sequence[KeyedTurn] = ()) -> None:
         with self._index.write(durable=True) as txn:
             old = self._find_whole(txn.con, row.id)
             _refuse_name(txn.con, row)
@@ -72,6 +86,13 @@ class ContextTables:
             forget_ttl(txn.con, old.num)
             insert_ttl(txn.con, old.num, row.id, row.ttl)
             insert_move(txn.con, move)
+            self._insert_turns(txn, row.id, turns)
+
+    def _insert_turns(self, txn: Txn, ctx: ContextId, turns: Sequence[KeyedTurn]) -> None:
+        if turns:
+            context = self._find_whole(txn.con, ctx)
+            for turn in turns:
+                insert_turn(txn.con, context, turn, self._key(context))
 
     def fork(self, src: ContextId, row: ContextRow) -> None:
         with self._index.write(durable=True) as txn:
@@ -123,6 +144,12 @@ class ContextTables:
             con.execute("BEGIN")
             found = self._find_whole(con, ctx)
             return find_turn(con, found, name, self._key(found))
+
+    def turns(self, ctx: ContextId) -> list[KeyedTurn]:
+        with self._index.read() as con:
+            con.execute("BEGIN")
+            found = self._find_whole(con, ctx)
+            return all_turns(con, found, self._key(found))
 
     def truncate(self, ctx: ContextId, n_tokens: int, now: float) -> list[Span]:
         with self._index.write(durable=True) as txn:

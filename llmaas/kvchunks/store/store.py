@@ -150,16 +150,25 @@ class Store:
 
     # -- contexts
 
-    def create_context(self, row: ContextRow, spans: Sequence[Span] = (), move: MoveRow | None = None) -> None:
-        """``row.n_tokens`` is ignored: tokens are counted. ``move``: by which it came, in the same transaction. Raises
-        ContextExists if the app has one of that name."""
-        self._contexts.create(row, spans, move)
+    def create_context(
+        self,
+        row: ContextRow,
+        spans: Sequence[Span] = (),
+        move: MoveRow | None = None,
+        turns: Sequence[KeyedTurn] = (),
+    ) -> None:
+        """``row.n_tokens`` is ignored: tokens are counted. ``move``: by which it came, and ``turns``: what it remembers
+        by idempotency keys, oldest first, in the same transaction. Raises ContextExists if the app has one of that
+        name."""
+        self._contexts.create(row, spans, move, turns)
 
-    def adopt_context(self, row: ContextRow, spans: Sequence[Span], move: MoveRow) -> None:
-        """Let the context with the id of ``row`` be this one from now on, whatever it was, with these spans and the
-        move that it came by, in one durable transaction. Its keys stay, and so do its chunks. Raises UnknownContext,
-        ContextExists."""
-        self._contexts.adopt(row, spans, move)
+    def adopt_context(
+        self, row: ContextRow, spans: Sequence[Span], move: MoveRow, turns: Sequence[KeyedTurn] = ()
+    ) -> None:
+        """Let the context with the id of ``row`` be this one from now on, whatever it was, with these spans, the move
+        that it came by and these turns, in one durable transaction. Its keys stay, and so do its chunks. Raises
+        UnknownContext, ContextExists."""
+        self._contexts.adopt(row, spans, move, turns)
 
     def contexts(self) -> list[ContextRow]:
         """All contexts, oldest first."""
@@ -203,6 +212,10 @@ class Store:
         UnknownContext.
         """
         return self._contexts.turn(ctx, key)
+
+    def turns(self, ctx: ContextId) -> list[KeyedTurn]:
+        """All that the context remembers, oldest first. Raises UnknownContext."""
+        return self._contexts.turns(ctx)
 
     def truncate(self, ctx: ContextId, n_tokens: int, now: float) -> list[Span]:
         """Keep the first ``n_tokens``. Returns the spans that are left.

@@ -68,6 +68,11 @@ def find_turn(con: sqlite3.Connection, context: StoredContext, name: str, key: T
     return None
 
 
+def all_turns(con: sqlite3.Connection, context: StoredContext, key: TextKey | None) -> list[KeyedTurn]:
+    """All that the context remembers, oldest first. ``key``: as in ``find_turn``."""
+    return [row.as_turn(key) for _, row in reversed(list(_turns(con, context)))]
+
+
 def insert_turn(con: sqlite3.Connection, context: StoredContext, turn: KeyedTurn, key: TextKey | None) -> None:
     """Store the turn in place of an older one with its key, and forget what is older than the last ``KEPT_TURNS``."""
     row = _row_of(turn, key)
