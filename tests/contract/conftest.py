@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from pathlib import Path
 
 import pytest
 
@@ -12,10 +14,20 @@ from llmaas.engine.fake import FakeEngine
 from llmaas.kv_arrays import KvSlab
 from llmaas.records import Geometry
 from tests.contract.support import Logits, N, bounds, feed, probe, text_tokens
+from tests.support.fewer_layers import first_layers
 
 N_CELLS, N_SEQS = 1024, 4
 SLOW_FROM = 400
 """A step of more tokens takes the fake engine long enough to be aborted, as it takes the real one."""
+
+
+@pytest.fixture(scope="session")
+def gguf(gguf: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The model; of it only the first LLMAAS_TEST_LAYERS layers, if that is set: for a device that computes slowly."""
+    layers = os.environ.get("LLMAAS_TEST_LAYERS")
+    if layers is None:
+        return gguf
+    return first_layers(gguf, tmp_path_factory.mktemp("model") / gguf.name, int(layers))
 
 
 def _fake() -> Engine:

@@ -9,7 +9,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from bench.lib.adapter_files import write_gguf
+from bench.lib.adapter_files import SMOLLM2, write_gguf
 from llmaas.calls import Sampling
 from llmaas.engine.base import BatchItem, Engine
 from llmaas.engine.fake import FakeEngine, fake_adapter
@@ -38,9 +38,11 @@ def files(shared_engine: Engine, tmp_path_factory: pytest.TempPathFactory) -> Fi
         made.two.write_bytes(fake_adapter(b"two"))
         made.others.write_bytes(fake_adapter(b"one", model="other-weights"))
     else:
-        write_gguf(made.one, 1)
-        write_gguf(made.two, 2)
-        write_gguf(made.others, 3, meta={"general.architecture": "gemma3"})
+        layers = shared_engine.info.geometry.n_layer
+        weights = {name: shape for name, shape in SMOLLM2.items() if int(name.split(".")[1]) < layers}
+        write_gguf(made.one, 1, weights=weights)
+        write_gguf(made.two, 2, weights=weights)
+        write_gguf(made.others, 3, weights=weights, meta={"general.architecture": "gemma3"})
     whole = made.one.read_bytes()
     made.torn.write_bytes(whole[: len(whole) - 2])
     made.text.write_text("no adapter at all")

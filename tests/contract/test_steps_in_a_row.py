@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import threading
 import time
 
@@ -84,6 +85,8 @@ def test_a_run_ends_with_the_token_that_ends_an_answer(engine: Engine) -> None:
 def test_a_run_ends_where_single_steps_would_end(engine: Engine) -> None:
     if not isinstance(engine, LlamaEngine):
         pytest.skip("answers of the made-up engine do not end")
+    if "LLMAAS_TEST_LAYERS" in os.environ:
+        pytest.skip("answers of a model's first layers do not end")
     question = engine.render([Message("user", "Is the sea wet? Say yes or no.")], answer=True)
     text = engine.tokenize(question, special=True, bos=True)
     feed(engine, 0, text[:-1])

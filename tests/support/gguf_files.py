@@ -49,26 +49,27 @@ def write_model(path: Path, meta: Meta, tensors: Mapping[str, npt.NDArray[np.flo
     """Write a file with this metadata and these float32 tensors, whose shapes are in numpy's order."""
     head = [b"GGUF", struct.pack("<IQQ", 3, len(tensors or {}), len(meta))]
     for name, (kind, value) in meta.items():
-        head += [_raw(TEXT, name), struct.pack("<I", kind), _raw(kind, value)]
+        head += [raw(TEXT, name), struct.pack("<I", kind), raw(kind, value)]
     offset, data = 0, []
     for name, array in (tensors or {}).items():
-        raw = array.tobytes()
-        head += [_raw(TEXT, name), struct.pack("<I", array.ndim), struct.pack(f"<{array.ndim}Q", *array.shape[::-1])]
+        values = array.tobytes()
+        head += [raw(TEXT, name), struct.pack("<I", array.ndim), struct.pack(f"<{array.ndim}Q", *array.shape[::-1])]
         head.append(struct.pack("<IQ", 0, offset))
-        data.append(raw + bytes(-len(raw) % 32))
+        data.append(values + bytes(-len(values) % 32))
         offset += len(data[-1])
     whole = b"".join(head)
     path.write_bytes(b"".join([whole, bytes(-len(whole) % 32), *data]))
     return path
 
 
-def _raw(kind: int, value: Any) -> bytes:
+def raw(kind: int, value: Any) -> bytes:
+    """A value of metadata, as a file has it behind its type."""
     if kind == TEXT:
         text = value.encode("utf-8", "surrogateescape")
         return struct.pack("<Q", len(text)) + text
     if kind == LIST:
         item, items = value
-        return struct.pack("<IQ", item, len(items)) + b"".join(_raw(item, each) for each in items)
+        return struct.pack("<IQ", item, len(items)) + b"".join(raw(item, each) for each in items)
     return struct.pack("<" + _FORMATS[kind], value)
 
 
@@ -121,4 +122,4 @@ def with_metadata(model: Path, path: Path, values: Mapping[str, float | str]) ->
 def _pair(item: tuple[str, float | str]) -> bytes:
     name, value = item
     kind = TEXT if isinstance(value, str) else F32 if isinstance(value, float) else I32
-    return _raw(TEXT, name) + struct.pack("<I", kind) + _raw(kind, value)
+    return raw(TEXT, name) + struct.pack("<I", kind) + raw(kind, value)
