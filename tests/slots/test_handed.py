@@ -39,7 +39,7 @@ async def test_a_model_that_leaves_ends_its_slots_and_nobody_goes_on_with_their_
     session = Session("mail")
     session.receive(await loop.sock_recv(ours, 4096))
     exchange, data = grant_of(session)
-    await loop.sock_sendall(ours, data)
+    await loop.sock_sendall(ours, b"".join(data))
     while not exchange.ended:
         await asyncio.sleep(0.01)
         try:
