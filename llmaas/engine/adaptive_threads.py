@@ -10,6 +10,7 @@ import math
 from collections.abc import Callable, Hashable, Sequence
 
 from llmaas.engine.base import BatchItem, Engine, Halt, Row
+from llmaas.engine.row_pipe import Telling
 from llmaas.policies.thread_count import ThreadCount
 
 _REACH = 512
@@ -68,12 +69,18 @@ class AdaptiveThreads:
         return drawn
 
     def steps(
-        self, items: Sequence[BatchItem], most: int, seconds: float, halt: Halt, adapter: str = ""
+        self,
+        items: Sequence[BatchItem],
+        most: int,
+        seconds: float,
+        halt: Halt,
+        adapter: str = "",
+        telling: Telling | None = None,
     ) -> Sequence[Row]:
         """See ``Engine.steps``. While another number of threads is tried, steps run one by one."""
         self._use(self.decode)
         begin = self._now()
-        rows = self._engine.steps(items, 1 if self.decode.in_trial else most, seconds, halt, adapter)
+        rows = self._engine.steps(items, 1 if self.decode.in_trial else most, seconds, halt, adapter, telling)
         self._ended = self._now()
         each = (self._ended - begin) / len(rows)
         kind = _kind(items, len(items))

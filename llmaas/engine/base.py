@@ -26,6 +26,7 @@ from pathlib import Path
 from typing import Protocol
 
 from llmaas.calls import Sampling
+from llmaas.engine.row_pipe import Telling
 from llmaas.errors import LlmaasError
 from llmaas.kv_arrays import F32, Bytes, KvSlab, Queries, Rope
 from llmaas.records import CHUNK_TOKENS, Message, ModelInfo
@@ -241,13 +242,22 @@ class Engine(Protocol):
         """
 
     def steps(
-        self, items: Sequence[BatchItem], most: int, seconds: float, halt: Halt, adapter: str = ""
+        self,
+        items: Sequence[BatchItem],
+        most: int,
+        seconds: float,
+        halt: Halt,
+        adapter: str = "",
+        telling: Telling | None = None,
     ) -> Sequence[Row]:
         """Run 1 .. ``most`` decode steps in a row. Returns the tokens that each step drew, one for each item.
 
         Every item has one token and a sampler; from the second step on its token is the one drawn last. The row ends
         after a step that draws an end token, that ends more than ``seconds`` after the call, or during which ``halt``
         was set. It may also end at any other step: an engine may run one step only (``engine/plain_steps.py``).
+
+        With ``telling`` rows may be told while the row goes on, which then ends the next time that some would be told
+        after ``seconds``. What was told stands. Not where ``info.chunkable`` is False.
 
         Raises what ``step`` raises if the first step fails. If a later one fails, the row ends before it.
         """

@@ -8,13 +8,20 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from llmaas.engine.base import BatchItem, Engine, Halt, Row
+from llmaas.engine.row_pipe import Telling
 
 
 def plain_steps(
-    engine: Engine, items: Sequence[BatchItem], most: int, seconds: float, halt: Halt, adapter: str = ""
+    engine: Engine,
+    items: Sequence[BatchItem],
+    most: int,
+    seconds: float,
+    halt: Halt,
+    adapter: str = "",
+    telling: Telling | None = None,
 ) -> list[Row]:
-    """See ``Engine.steps``. No clock is read here, so ``seconds`` is ignored: an engine whose steps are long enough to
-    matter should pass 1 as ``most``.
+    """See ``Engine.steps``. No clock is read here, so ``seconds`` and ``telling`` are ignored: an engine whose steps
+    are long enough to matter should pass 1 as ``most``.
     """
     rows: list[Row] = []
     while len(rows) < most:

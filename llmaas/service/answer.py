@@ -117,14 +117,17 @@ class Answer:
         self._texts.append(self._stream.feed(engine.piece(token)))
         return Drawn.LAST if self._stream.stopped else Drawn.TOKEN
 
-    def piece(self, drawn: Sequence[tuple[int, Drawn]], engine: Engine) -> Piece | None:
-        """The piece to stream for tokens that ``draw`` took, in the same order; None if there is none."""
-        tokens = tuple(token for token, what in drawn if what is not Drawn.END)
+    def piece(self, tokens: Sequence[int], engine: Engine) -> Piece | None:
+        """The piece to stream for tokens that ``draw`` took or will take, in the same order, without one that ends the
+        answer; None if there are none."""
         if not tokens:
             return None  # text that is held back comes when the turn is committed
-        texts = (self._texts.popleft() if self._stops else self._stream.feed(engine.piece(token)) for token in tokens)
+        if self._stops:
+            text = "".join([self._texts.popleft() for _ in tokens])
+        else:
+            text = self._stream.feed(b"".join([engine.piece(token) for token in tokens]))
         found = tuple(self._logprobs.popleft() for _ in tokens) if self._logprobs else None
-        return Piece("".join(texts), tokens, found)
+        return Piece(text, tuple(tokens), found)
 
     def has_logprobs(self, found: Sequence[Logprobs]) -> None:
         """Those of tokens that were drawn elsewhere, and are told next."""

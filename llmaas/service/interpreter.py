@@ -135,6 +135,7 @@ class Interpreter:
         self._sensitivity.close()
         self.pool.close()
         self._bridge.close()
+        self._loop.call_soon_threadsafe(self._steps.close)
         if self._recorder:
             self._recorder.close()
         if self._costs:
@@ -244,6 +245,7 @@ class Interpreter:
 
     def _stepped(self, action: RunStep, future: Future[tuple[list[Drawn], int]]) -> None:
         error = future.exception()
+        self._steps.over()
         if error is None:
             drawn, steps = future.result()
             self._tell_progress(action)

@@ -38,9 +38,11 @@ class TextStream:
         """The text that is certain now, after a token of these bytes. A stop string and what follows it are never
         given out."""
         new = self._decoder.decode(data)
+        if not self._stop:  # nothing is held back
+            self._sent.append(new)
+            return new
         self._n_decoded += len(new)
-        if self._stop:
-            self._ends.append(None if self._decoder.getstate()[0] else self._n_decoded)
+        self._ends.append(None if self._decoder.getstate()[0] else self._n_decoded)
         return self._release(new)
 
     def told(self) -> tuple[int, str]:

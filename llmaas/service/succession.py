@@ -14,7 +14,6 @@ from llmaas.calls import CallSpec, Done, Piece, Turn
 from llmaas.engine.base import Engine
 from llmaas.errors import Cancelled, LlmaasError
 from llmaas.planner.actions import Outcome
-from llmaas.planner.events import Drawn
 from llmaas.service.call import Call, done
 
 GoOn = Callable[[Call], Awaitable[Done]]
@@ -96,7 +95,7 @@ def tell_more(call: Call, found: Piece, engine: Engine) -> None:
     """Tell tokens that were drawn elsewhere, with their log probabilities if those were asked for; the text is made
     here."""
     call.answer.has_logprobs(found.logprobs or ())
-    piece = call.answer.piece([(token, Drawn.TOKEN) for token in found.tokens], engine)
+    piece = call.answer.piece(found.tokens, engine)
     if piece is not None:
         call.emit(piece)
 

@@ -19,7 +19,7 @@ from llmaas.engine.llama.adapters import LlamaAdapters
 from llmaas.engine.llama.batch import Batch, decode_failure
 from llmaas.engine.llama.cells import SequenceCells, window_of
 from llmaas.engine.llama.context import ContextSettings, new_context
-from llmaas.engine.llama.decode_run import NO_NUMBERS, DecodeRun
+from llmaas.engine.llama.decode_run import MOST, NO_NUMBERS, DecodeRun
 from llmaas.engine.llama.lib import N_CPUS, AbortFlag, C, ggml_function
 from llmaas.engine.llama.model import LlamaModel
 from llmaas.engine.llama.numbers import Numbers
@@ -27,6 +27,7 @@ from llmaas.engine.llama.openmp import MANY_TOKENS, SpinControl
 from llmaas.engine.llama.query_probe import QueryProbe
 from llmaas.engine.llama.sampling import Samplers
 from llmaas.engine.llama.threads_apart import ThreadsApart
+from llmaas.engine.row_pipe import Telling
 from llmaas.engine.rules import check_step
 from llmaas.errors import ModelChanged
 from llmaas.kv_arrays import F32
@@ -56,7 +57,7 @@ class LlamaDecoder:
         """Of the next step. Only ``set_threads`` writes it."""
         self.batch = Batch(settings.n_batch)
         self.numbers = Numbers(self.context, self.cells, self.batch, model.n_vocab)
-        self._run = DecodeRun(self.context, model.vocab, self.batch, settings.n_seqs)
+        self._run = DecodeRun(self.context, model.vocab, self.batch, settings.n_seqs, model.files)
         self.max_batch = int(
             C.llama_n_batch(self.context)
         )  # at most the cells asked for: llama.cpp asserts on a larger batch
@@ -98,26 +99,35 @@ class LlamaDecoder:
     def _draw(self, sampler: int, index: int) -> int | Undrawn:
         return self.samplers.draw(sampler, self.context, index)
 
-    def steps(self, items: Sequence[BatchItem], most: int, seconds: float, halt: Halt, adapter: str) -> Sequence[Row]:
+    def steps(
+        self,
+        items: Sequence[BatchItem],
+        most: int,
+        seconds: float,
+        halt: Halt,
+        adapter: str,
+        telling: Telling | None = None,
+    ) -> Sequence[Row]:
         """See ``Engine.steps``. One step at a time where the C part was not built, or a sampler needs Python."""
         check_step(items, self.cells.lengths, self.samplers, self.n_vocab, self.max_batch)
         chains = [self.samplers.chain(item.sampler) for item in items if item.sampler is not None]
         if not self._run.built or None in chains:
             return [self.step(items, adapter)]
-        most = self.probe.steps_to_sample(items, most)
+        most, probe = self.probe.prepare(items, min(most, MOST))
         self._files.check()
         self.adapters.use(adapter)
         self.batch.fill(items)
         self.abort_flag.clear()
         self._spins.before_step(len(items), self.n_threads)
-        rows, status = self._run.run(chains, most, seconds, halt, self.probe.prepare(items, most))
+        rows, status = self._run.run(chains, most, seconds, halt, probe, telling)
+        failure = None if status == NO_NUMBERS else self._failure(status)
+        if isinstance(failure, ModelChanged):
+            rows = rows[: max(0, telling.told - len(telling.ahead))] if telling else []
+        else:
+            self.probe.collect_steps(items, probe, len(rows), failed=status != 0)
         if status == NO_NUMBERS:
             return self._end_at_no_numbers(items, rows)
-        if (failure := self._failure(status)) is None:
-            self.probe.collect()
-        else:
-            if isinstance(failure, ModelChanged):
-                rows = []
+        if failure is not None:
             kept = [self.cells.take_back(item.seq, item.pos + len(rows)) for item in items]
             if not rows or not all(kept):
                 for item in items:

@@ -18,6 +18,7 @@ from llmaas.engine.llama.encoder import Encoder, encoder_facts
 from llmaas.engine.llama.lib import build
 from llmaas.engine.llama.model import LlamaModel
 from llmaas.engine.llama.text_side import TextSide
+from llmaas.engine.row_pipe import Telling
 from llmaas.engine.rules import check_seq
 from llmaas.errors import EngineFailed, LlmaasError
 from llmaas.kv_arrays import F32, Bytes, KvSlab, Queries
@@ -101,7 +102,13 @@ class LlamaEmbeddingEngine(TextSide):
         self._refuse()
 
     def steps(
-        self, items: Sequence[BatchItem], most: int, seconds: float, halt: Halt, adapter: str = ""
+        self,
+        items: Sequence[BatchItem],
+        most: int,
+        seconds: float,
+        halt: Halt,
+        adapter: str = "",
+        telling: Telling | None = None,
     ) -> Sequence[Row]:
         self._refuse()
 

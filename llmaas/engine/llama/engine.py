@@ -21,6 +21,7 @@ from llmaas.engine.llama.rope_memo import RopeMemo
 from llmaas.engine.llama.slabs import Slabs
 from llmaas.engine.llama.startup import examine_model
 from llmaas.engine.llama.text_side import TextSide
+from llmaas.engine.row_pipe import Telling
 from llmaas.engine.rules import (
     check_blank,
     check_copy,
@@ -122,10 +123,16 @@ class LlamaEngine(TextSide):
         return self.decoder.step(items, adapter, draw_s=draw_s if self.info.chunkable else math.inf)
 
     def steps(
-        self, items: Sequence[BatchItem], most: int, seconds: float, halt: Halt, adapter: str = ""
+        self,
+        items: Sequence[BatchItem],
+        most: int,
+        seconds: float,
+        halt: Halt,
+        adapter: str = "",
+        telling: Telling | None = None,
     ) -> Sequence[Row]:
         self._enter()
-        return self.decoder.steps(items, most, seconds, halt, adapter)
+        return self.decoder.steps(items, most, seconds, halt, adapter, telling)
 
     def logits(self, item: int = -1) -> F32:
         self._enter()

@@ -15,6 +15,7 @@ import logging
 import os
 from collections.abc import Iterator, Sequence
 from pathlib import Path
+from typing import NamedTuple
 
 from llmaas.native import load_library
 
@@ -22,6 +23,13 @@ _log = logging.getLogger(__name__)
 _VERSION = 1
 """Of ``_map_guard.c``; a library left over from another version is not used."""
 _MAPS = Path("/proc/self/maps")
+
+
+class Faults(NamedTuple):
+    """A page was missing if the C function at ``address`` does not return ``known``."""
+
+    address: int
+    known: int
 
 
 class MapGuard:
@@ -47,6 +55,14 @@ class MapGuard:
     def hit(self) -> bool:
         """Whether a guarded page was missing since this guard was made."""
         return self._library is not None and int(self._library.guard_faults()) != self._faults
+
+    @property
+    def faults(self) -> Faults | None:
+        """How to ask ``hit`` without Python; None where nothing is guarded."""
+        if self._library is None:
+            return None
+        address = ctypes.cast(self._library.guard_faults, ctypes.c_void_p).value
+        return None if address is None else Faults(address, self._faults)
 
     def remove(self) -> None:
         """To be called when nothing is mapped any more. Idempotent."""

@@ -19,7 +19,7 @@ from pathlib import Path
 from typing import BinaryIO, NamedTuple
 
 from llmaas.config.models import parts_of
-from llmaas.engine.llama.map_guard import MapGuard
+from llmaas.engine.llama.map_guard import Faults, MapGuard
 from llmaas.engine.llama.weights_memory import drop_pages
 from llmaas.errors import ModelChanged, ModelUnreadable
 from llmaas.regular_file import open_regular
@@ -109,6 +109,17 @@ class ModelFiles:
                 self._change = f"a part of {self.path} could not be read"
         if self._change:
             raise ModelChanged(self._change)
+
+    @property
+    def marks(self) -> list[tuple[int, int, int, int]]:
+        """For each file its descriptor, size, time of modification and time of change, for who asks without Python
+        whether all may still be as it was loaded."""
+        return [(part.file.fileno(), *part.state) for part in self._parts]
+
+    @property
+    def faults(self) -> Faults | None:
+        """How to ask whether a page was missing; None if nothing is guarded."""
+        return None if self._guard is None else self._guard.faults
 
     def _compare(self, part: _Part, now: _State) -> None:
         was = part.state

@@ -8,15 +8,17 @@ from __future__ import annotations
 
 import ctypes
 import logging
-from collections.abc import Sequence
-from typing import Any
+from bisect import bisect_left
+from collections.abc import Callable, Sequence
+from typing import Any, NamedTuple
 
 import numpy as np
+import numpy.typing as npt
 
 from llmaas.engine.base import BatchItem
 from llmaas.engine.llama.lib import C, ggml_function
-from llmaas.engine.llama.sampled_queries import EVERY, SampledQueries, sampled
-from llmaas.kv_arrays import F32
+from llmaas.engine.llama.sampled_queries import EVERY, SampledQueries, as_halves, sampled
+from llmaas.kv_arrays import F16, F32
 from llmaas.native import load_library
 from llmaas.records import Geometry
 
@@ -47,6 +49,15 @@ _GGML = {"name": "ggml_get_name", "operation": "ggml_op_desc", "bytes": "ggml_nb
 """Functions of ggml that the C part calls, by the fields of ``Probe``."""
 
 
+class SampledSteps(NamedTuple):
+    """Which decode steps in a row are sampled."""
+
+    flag: int
+    """The address of a 32-bit integer that must be what ``steps`` says before each step."""
+    steps: npt.NDArray[np.uint8]
+    """For each step 1 if it is sampled, else 0."""
+
+
 class QueryProbe:
     """The probe of one engine. ``queries``: what it has sampled.
 
@@ -56,13 +67,15 @@ class QueryProbe:
     def __init__(self, geometry: Geometry, n_head: int, *, n_batch: int, n_seqs: int) -> None:
         kv_heads = geometry.k_dim // geometry.head_dim_k
         shape = geometry.n_layer, n_head, geometry.head_dim_k
-        self.queries = SampledQueries(shape, kv_heads)
+        self.queries = SampledQueries(shape, kv_heads, ggml_halves() or as_halves)
         most = min(n_batch, n_batch // EVERY + 2 * n_seqs)
         self._out: F32 = np.empty((most, *shape), np.float32)  # the system gives memory to what is written only
         self._tokens = np.zeros(most, np.int32)
         self._passed = np.zeros(geometry.n_layer, np.int64)
         self._found: list[tuple[int, int]] = []
         """Sequence and position of each token to sample in the next step, in the order of _tokens."""
+        self._found_in: list[int] = []
+        """Of steps in a row: in which of them each is, in the same order."""
         self._n_tokens = 0
         self._probe = _Probe(
             layers=geometry.n_layer,
@@ -108,35 +121,52 @@ class QueryProbe:
 
     def collect(self) -> None:
         """The decode succeeded: keep the queries that it left. Not called after one that failed."""
-        if not self._probe.on:
-            return
+        if self._probe.on:
+            self._keep(len(self._found), self._n_tokens, self._n_tokens)
+
+    def _keep(self, n_found: int, least: int, most: int) -> None:
+        """Keep the first queries that were found, if so many tokens have gone by in each layer."""
         self._probe.on = 0
-        if not (self._passed == self._n_tokens).all():
+        if self._passed.min() < least or self._passed.max() > most:
             _log.info("the queries of this model are not where they are in others: none are sampled")
             self._sampling = False
             return
-        self.queries.add(self._found, self._out[: len(self._found)])
+        self.queries.add(self._found[:n_found], self._out[:n_found])
 
     # -- around decode steps in a row
 
-    def steps_to_sample(self, items: Sequence[BatchItem], most: int) -> int:
-        """How many of at most ``most`` decode steps in a row, one token per item each, may run before something must be
-        sampled: the last of them is the first that holds a sampled position.
-        """
-        if not self._sampling:
-            return most
-        return min(most, 1 + min(next(sampled(item.pos, item.pos + 2 * EVERY)) - item.pos for item in items))
+    def prepare(self, items: Sequence[BatchItem], most: int) -> tuple[int, SampledSteps | None]:
+        """Be ready for at most ``most`` decode steps in a row, whose first holds ``items``, one token each.
 
-    def prepare(self, items: Sequence[BatchItem], steps: int) -> int | None:
-        """Be ready for the last of so many decode steps in a row, whose first holds ``items``.
-
-        Returns the address of the flag that must be 1 when the last one begins; None if nothing is to be sampled.
+        To the C part the steps that are sampled are ubatches of one batch. Returns how many steps there may be, so that
+        there is room for their queries, and which of them are sampled: None if nothing is.
         """
-        self.watch([BatchItem(item.seq, item.pos + steps - 1, item.tokens) for item in items])
-        if not self._probe.on:
-            return None
         self._probe.on = 0
-        return ctypes.addressof(self._probe)  # ``on`` is its first field
+        if not self._sampling:
+            return most, None
+        found = sorted(
+            (position - item.pos, i) for i, item in enumerate(items) for position in sampled(item.pos, item.pos + most)
+        )
+        if len(found) > len(self._tokens):
+            most = max(1, found[len(self._tokens)][0])
+            found = [(step, i) for step, i in found if step < most]
+        if not found:
+            return most, None
+        steps = sorted({step for step, _ in found})
+        self._found = [(items[i].seq, items[i].pos + step) for step, i in found]
+        self._found_in = [step for step, _ in found]
+        self._tokens[: len(found)] = [steps.index(step) * len(items) + i for step, i in found]
+        self._passed[:] = 0
+        self._probe.wanted = len(found)
+        flags = np.zeros(most, np.uint8)
+        flags[steps] = 1
+        return most, SampledSteps(ctypes.addressof(self._probe), flags)  # ``on`` is its first field
+
+    def collect_steps(self, items: Sequence[BatchItem], probe: SampledSteps | None, done: int, *, failed: bool) -> None:
+        """So many steps in a row were done, and if ``failed``, one more was begun: keep the queries that they left."""
+        if probe is not None:
+            passed = len(items) * int(np.count_nonzero(probe.steps[:done]))
+            self._keep(bisect_left(self._found_in, done), passed, passed + len(items) * failed)
 
     def _find_ggml(self) -> bool:
         """Give the C part the functions of ggml; False if one is not exported."""
@@ -146,6 +176,22 @@ class QueryProbe:
                 return False
             setattr(self._probe, field, address)
         return True
+
+
+def ggml_halves() -> Callable[[F32], F16] | None:
+    """ggml's conversion to f16, which takes a twentieth of numpy's time; None if it is not exported."""
+    address = ggml_function("ggml_cpu_fp32_to_fp16")
+    if address is None:
+        return None
+    convert = ctypes.PYFUNCTYPE(None, ctypes.c_void_p, ctypes.c_void_p, ctypes.c_int64)(address)
+
+    def halves(values: F32) -> F16:
+        flat = np.ascontiguousarray(values)
+        found = np.empty(flat.shape, np.float16)
+        convert(flat.ctypes.data, found.ctypes.data, flat.size)
+        return found
+
+    return halves
 
 
 def load_callback() -> int | None:

@@ -8,7 +8,7 @@ recent ones. One token in twelve is enough to rank chunks and channels.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 
 import numpy as np
 import numpy.typing as npt
@@ -22,6 +22,12 @@ MOST = 96
 ENOUGH = 64
 """Queries that must be seen before their mean says anything."""
 _LEAST_WEIGHT = 1e-6
+_TOO_LARGE = 65520.0
+"""The least number that f16 rounds to infinity."""
+
+
+def as_halves(values: F32) -> F16:
+    return values.astype(np.float16)
 
 
 def sampled(start: int, stop: int) -> Iterator[int]:
@@ -45,8 +51,9 @@ class SampledQueries:
     of them are kept of a sequence until they are taken, which only sequences with a running call come near to.
     """
 
-    def __init__(self, shape: tuple[int, int, int], kv_heads: int) -> None:
-        self._shape, self._kv_heads = shape, kv_heads
+    def __init__(self, shape: tuple[int, int, int], kv_heads: int, halves: Callable[[F32], F16] = as_halves) -> None:
+        """``halves`` rounds as numpy does: of a token's queries it may take numpy longer than all else here."""
+        self._shape, self._kv_heads, self._halves = shape, kv_heads, halves
         self._kept: dict[int, list[tuple[int, F16]]] = {}
         self._squares = np.zeros(shape, np.float64)
         """Sum over all queries seen."""
@@ -58,10 +65,9 @@ class SampledQueries:
         Those that f16 cannot hold are left out: one NaN would make the mean over all of them NaN.
         """
         for (seq, position), value in zip(found, values, strict=True):  # one by one: all at once takes megabytes
-            with np.errstate(over="ignore", invalid="ignore"):
-                half = value.astype(np.float16)
-            if not np.isfinite(half).all():
+            if not -_TOO_LARGE < value.min() <= value.max() < _TOO_LARGE:  # a NaN is neither
                 continue
+            half = self._halves(value)
             self._squares += np.square(value)
             self._seen += 1
             kept = self._kept.setdefault(seq, [])

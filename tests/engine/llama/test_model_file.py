@@ -8,18 +8,21 @@ import signal
 import subprocess
 import sys
 from collections.abc import Callable, Iterator
+from contextlib import nullcontext
 from pathlib import Path
 
 import numpy as np
 import pytest
 
 from llmaas.calls import Sampling
-from llmaas.engine.base import BatchItem, Halt
+from llmaas.engine.base import BatchItem, Halt, Row
 from llmaas.engine.llama import map_guard
 from llmaas.engine.llama.engine import LlamaEngine
 from llmaas.engine.llama.model_file import ModelFiles
+from llmaas.engine.row_pipe import RowPipe, Telling
 from llmaas.errors import ModelChanged, ModelUnreadable
 from llmaas.native import load_library
+from tests.support.c_steps import C_STEPS
 from tests.support.random_models import write_llama
 
 PROMPT = list(range(3, 40))
@@ -139,6 +142,32 @@ def test_what_a_step_computed_while_the_file_was_written_to_is_not_used(
     assert (engine.length(0), len(looks)) == (len(PROMPT), 2)
 
 
+@pytest.mark.parametrize("change", [cut, write, write_and_set_the_time_back, chmod])
+def test_nothing_is_told_meanwhile_of_what_was_computed_with_another_file(
+    engine: LlamaEngine, path: Path, monkeypatch: pytest.MonkeyPatch, change: Callable[[Path], None]
+) -> None:
+    (token,) = engine.step([BatchItem(0, 0, PROMPT, 0)])
+    assert isinstance(token, int)
+    real, looks = ModelFiles.check, []
+
+    def check(files: ModelFiles) -> None:
+        real(files)
+        looks.append(1)
+        if len(looks) == 1:  # the look before the steps
+            change(path)
+
+    monkeypatch.setattr(ModelFiles, "check", check)
+    pipe, items, rows = RowPipe(), [BatchItem(0, len(PROMPT), [token], 0)], list[Row]()
+    with nullcontext() if change is chmod else pytest.raises(ModelChanged):
+        rows += engine.steps(items, 8, 1.0, Halt(), "", telling := Telling(pipe.writes_at, 1, 0, 0.0, 0.0))
+    assert telling.told == 0 and pipe.read() == []
+    assert engine.length(0) == len(PROMPT) + len(rows)
+    if change is chmod and C_STEPS:  # the files are looked at, and the next steps tell again
+        assert len(rows) == 1
+        items = [BatchItem(0, len(PROMPT) + 1, [next(t for t in rows[0] if isinstance(t, int))], 0)]
+        assert len(engine.steps(items, 8, 1.0, Halt(), "", telling)) > 1 and telling.told > 0
+
+
 def test_every_part_of_a_split_model_is_watched(tmp_path: Path) -> None:
     parts = [tmp_path / f"m-0000{i}-of-00002.gguf" for i in (1, 2)]
     for part in (*parts, tmp_path / "m-00001-of-00003.gguf", tmp_path / "other.gguf"):
@@ -175,6 +204,7 @@ from pathlib import Path
 from llmaas.engine.base import BatchItem
 from llmaas.engine.llama.engine import LlamaEngine
 from llmaas.engine.llama.model_file import ModelFiles
+from llmaas.engine.row_pipe import RowPipe, Telling
 from llmaas.errors import ModelChanged
 engine = LlamaEngine(Path({str(path)!r}), n_cells=512, n_seqs=2, n_threads=2)
 real = ModelFiles.check
@@ -226,6 +256,7 @@ def test_looking_takes_microseconds(path: Path) -> None:
 import time
 from pathlib import Path
 from llmaas.engine.llama.model_file import ModelFiles
+from llmaas.engine.row_pipe import RowPipe, Telling
 files = ModelFiles(Path({str(path)!r}))
 def look():
     begin = time.perf_counter()

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ctypes
+import threading
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -12,13 +13,14 @@ import numpy.typing as npt
 import pytest
 
 from llmaas.calls import Sampling
-from llmaas.engine.base import BatchItem
+from llmaas.engine.base import BatchItem, Halt
 from llmaas.engine.llama import query_probe, sampled_queries
 from llmaas.engine.llama.engine import LlamaEngine
 from llmaas.engine.llama.lib import C, ggml_function
 from llmaas.engine.llama.query_probe import QueryProbe
 from llmaas.engine.llama.sampled_queries import sampled
 from llmaas.kv_arrays import F32, Queries
+from tests.support.c_steps import C_STEPS
 
 N = 330
 """Tokens of a context: three ubatches of one batch."""
@@ -172,6 +174,32 @@ def _listener(wanted: dict[bytes, list[F32]]) -> Any:
 # -- how long
 
 
+def test_ggml_rounds_to_halves_as_numpy_does() -> None:
+    halves = query_probe.ggml_halves()
+    if halves is None:
+        pytest.skip("this llama.cpp exports no such function")
+    rng = np.random.default_rng(3)
+    values = rng.standard_normal((4, 30, 65)).astype(np.float32) * np.float32(10.0) ** rng.integers(-9, 4, (4, 30, 65))
+    values[0, 0, :6] = [0.0, -0.0, 65519.0, -65519.0, 2.0**-24, 2.0**-25]
+    values[1, :, 0] = 2048 + np.arange(30) / 2  # halfway between two of them
+    values = values.astype(np.float32).clip(-65519.0, 65519.0)
+    found = halves(values)
+    assert found.shape == values.shape and found.dtype == np.float16
+    assert np.array_equal(found.view(np.uint16), values.astype(np.float16).view(np.uint16))
+    assert np.array_equal(halves(values[:, ::2]), values[:, ::2].astype(np.float16))
+
+
+def test_what_halves_cannot_hold_is_left_out() -> None:
+    queries = sampled_queries.SampledQueries((2, 4, 8), 2)
+    for i, bad in enumerate([np.nan, np.inf, -np.inf, 65520.0, -70000.0, 65519.0]):
+        value = np.ones((1, 2, 4, 8), np.float32)
+        value[0, 1, 2, 3] = bad
+        queries.add([(0, i)], value)
+    found = queries.take(0)
+    assert found is not None and found.positions.tolist() == [5]
+    assert found.values[0, 1, 2, 3] == 65504.0 and np.isfinite(found.values).all()
+
+
 def test_queries_are_taken_once_and_dropped_positions_take_theirs_along(engine: LlamaEngine) -> None:
     tokens = words(engine, 120)
     feed(engine, 0, tokens, 120)
@@ -183,6 +211,47 @@ def test_queries_are_taken_once_and_dropped_positions_take_theirs_along(engine: 
     feed(engine, 1, tokens, 120)
     engine.drop(1, 0)
     assert engine.take_queries(1) is None
+
+
+def test_of_steps_in_a_row_those_that_were_done_are_sampled(engine: LlamaEngine) -> None:
+    tokens = words(engine, 40)
+    halt = Halt()
+    for seq, n in ((0, 30), (1, 17), (2, 39)):
+        feed(engine, seq, tokens[:n], 40)
+        engine.take_queries(seq)
+        engine.set_sampler(seq, Sampling())
+    items = [BatchItem(seq, n, [tokens[n]], seq) for seq, n in ((0, 30), (1, 17), (2, 39))]
+    n_done = 0
+    while n_done < 50:
+        halt.clear()
+        timer = threading.Timer(0.03, halt.set)  # ends them anywhere
+        timer.start()
+        rows = engine.steps(items, 50 - n_done, 60.0, halt)
+        timer.join()
+        n_done += len(rows)
+        items = [
+            BatchItem(i.seq, i.pos + len(rows), [t], i.sampler)
+            for i, t in zip(items, rows[-1], strict=True)
+            if isinstance(t, int)
+        ]
+    for seq, n in ((0, 30), (1, 17), (2, 39)):
+        assert taken(engine, seq).positions.tolist() == list(sampled(n, n + 50))
+
+
+@pytest.mark.skipif(not C_STEPS, reason="the C part was not built: steps run one by one")
+def test_steps_in_a_row_end_where_there_is_no_room_for_more_queries(gguf: Path) -> None:
+    engine = LlamaEngine(gguf, n_cells=512, n_seqs=4, n_threads=1, n_batch=16, n_ubatch=16)
+    engine.set_sampler(0, Sampling())
+    items = []
+    for seq in range(4):
+        engine.set_sampler(seq, Sampling())
+        engine.step([BatchItem(seq, 0, [5, 6])])
+        items.append(BatchItem(seq, 2, [7], seq))
+    rows = engine.steps(items, 60, 60.0, Halt())
+    assert 12 < len(rows) < 60
+    for seq in range(4):
+        assert taken(engine, seq).positions.tolist() == list(sampled(0, 2 + len(rows)))
+    engine.close()
 
 
 def test_an_aborted_step_leaves_no_queries(engine: LlamaEngine, monkeypatch: pytest.MonkeyPatch) -> None:
