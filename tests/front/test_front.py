@@ -84,7 +84,8 @@ async def test_one_that_is_idle_leaves_for_another_and_its_contexts_and_connecti
         assert [m.content for m in detail.messages] == [LONG, before, "two", after]
         assert first.is_open and second.is_open
         counts = (await first.stats())["counts"]
-        assert counts["tokens_from_disk"] >= 192 and counts["tokens_recomputed"] < 64, "only the last chunk is"
+        kept = counts["tokens_from_disk"] + counts["tokens_from_cells"]  # there if they were read before their turn
+        assert kept >= 192 and counts["tokens_recomputed"] < 64, "only the last chunk is"
 
 
 @on_a_loop
