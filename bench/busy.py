@@ -16,10 +16,11 @@ in the same round beside the same processes. So what they take of caches and clo
 the kernel gave out the time in that round is not. llmaas may use more than one thread, and get more time.
 
 Bars: llmaas reaches 0.95 of one thread's fair share, and all of llama-server's speed, in prefill and decode, beside any
-number of processes (medians over rounds of ratios within a round). On an idle machine both run the same llama.cpp, so
-the ratio is 1 but for noise, and below it every other time: what counts as below is less than 1 by more than the
-median's standard error over the rounds, which is printed with it. llama-server needs the package xllamacpp, in an
-environment of its own: BENCH_XLLAMACPP is the Python that has it. Without it that column is left out.
+number of processes (medians over rounds of ratios within a round). With nothing beside both run the same llama.cpp, so
+the ratio is 1 but for noise, and below it every other time: there, what counts as below is less than 1 by more than two
+of the median's standard errors over the rounds (at one of them, every sixth run of two equals would fail). llama-server
+needs the package xllamacpp, in an environment of its own: BENCH_XLLAMACPP is the Python that has it. Without it that
+column is left out.
 
 ``--model`` may be given several times.
 """
@@ -227,9 +228,9 @@ def bars_of(model: str, rows: Sequence[dict[str, Any]]) -> list[Bar]:
             name = f"{model}: {what} beside {one['busy']}"
             bars.append(Bar(f"{name} over one thread's fair share", one[what]["over_fair_share"], _FAIR))
             if "over_llama_server" in one[what]:
-                error = one[what]["over_llama_server_error"]
-                what_for = f"{name} over llama-server, or less by its standard error of {error:.2g}"
-                bars.append(Bar(what_for, one[what]["over_llama_server"], sig(1.0 - error)))
+                ratio, error = one[what]["over_llama_server"], one[what]["over_llama_server_error"]
+                noise = 2 * error / ratio if one["busy"] == 0 else 0.0
+                bars.append(Bar(f"{name} over llama-server", ratio, sig(1.0 - noise)))
     return bars
 
 

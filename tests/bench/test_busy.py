@@ -56,11 +56,12 @@ def test_a_tie_is_not_below_and_what_noise_does_not_explain_is() -> None:
     alone = [Turn(10, 2, 10, 2)] * 5
     theirs = [Turn(100, 20, 50, 10)] * 5
 
-    def holds(ours: list[float]) -> bool:
-        found = {(0, LLMAAS): [Turn(each, 40, each, 40) for each in ours], (0, SERVER): theirs, (0, ONE_THREAD): alone}
-        return bars_of("m", [row(found, 0, 2)])[1].holds
+    def holds(ours: list[float], busy: int = 0) -> bool:
+        turns = {LLMAAS: [Turn(each, 40, each, 40) for each in ours], SERVER: theirs, ONE_THREAD: alone}
+        return bars_of("m", [row({(busy, way): of_way for way, of_way in turns.items()}, busy, 2)])[1].holds
 
     assert holds([97, 99.5, 103, 96, 104])
+    assert not holds([97, 99.5, 103, 96, 104], busy=1), "there it is to be ahead"
     assert not holds([94, 93, 95, 94, 96])
     assert not holds([99, 99, 99, 99, 99])
 
