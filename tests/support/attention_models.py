@@ -6,20 +6,19 @@ from pathlib import Path
 
 import numpy as np
 
+from tests.support.gguf_files import F32 as F32_
+from tests.support.gguf_files import U32, write_model
 from tests.support.random_models import (
-    F32_,
     HEADS,
     INNER,
     KV_HEADS,
     SMALL,
-    U32,
     WIDTH,
     RandomWeights,
     attention,
     end_tensors,
     feed_forward,
     model_meta,
-    write_model,
 )
 
 

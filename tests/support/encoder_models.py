@@ -8,7 +8,9 @@ from pathlib import Path
 import numpy as np
 
 from llmaas.kv_arrays import F32
-from tests.support.random_models import BOOL, F32_, I32, LIST, TEXT, U32, Meta, RandomWeights, Tensors, write_model
+from tests.support.gguf_files import BOOL, I32, LIST, TEXT, U32, Meta, write_model
+from tests.support.gguf_files import F32 as F32_
+from tests.support.random_models import RandomWeights, Tensors
 
 MEAN, FIRST, LAST, RANK = 1, 2, 3, 4
 WIDTH, INNER, HEADS, LONGEST = 48, 96, 3, 64

@@ -5,21 +5,10 @@ from __future__ import annotations
 import re
 import struct
 from pathlib import Path
-from typing import BinaryIO, NamedTuple
 
-from tests.support.gguf_files import TEXT, U32, raw, read_pair
+from tests.support.gguf_files import TEXT, U32, TensorHead, raw, read_pair, read_tensor_head
 
 _ALIGNMENT = 32
-
-
-class _Head(NamedTuple):
-    """What a file says of a tensor."""
-
-    name: str
-    shape: tuple[int, ...]
-    kind: int
-    offset: int
-    """In the file's data."""
 
 
 def first_layers(model: Path, path: Path, n: int) -> Path:
@@ -27,7 +16,7 @@ def first_layers(model: Path, path: Path, n: int) -> Path:
     with model.open("rb") as old, path.open("wb") as new:
         _, version, n_tensors, n_values = struct.unpack("<4sIQQ", old.read(24))
         meta = dict(read_pair(old) for _ in range(n_values))
-        heads = [_read(old) for _ in range(n_tensors)]
+        heads = [read_tensor_head(old) for _ in range(n_tensors)]
         begin = _aligned(old.tell())
         end = model.stat().st_size - begin
         stops = {one.offset: stop for one, stop in _with_stops(heads, end)}
@@ -48,18 +37,10 @@ def first_layers(model: Path, path: Path, n: int) -> Path:
     return path
 
 
-def _with_stops(heads: list[_Head], end: int) -> list[tuple[_Head, int]]:
+def _with_stops(heads: list[TensorHead], end: int) -> list[tuple[TensorHead, int]]:
     in_order = sorted(heads, key=lambda one: one.offset)
     return list(zip(in_order, [one.offset for one in in_order[1:]] + [end], strict=True))
 
 
 def _aligned(offset: int) -> int:
     return -(-offset // _ALIGNMENT) * _ALIGNMENT
-
-
-def _read(file: BinaryIO) -> _Head:
-    (length,) = struct.unpack("<Q", file.read(8))
-    name = file.read(length).decode()
-    (n_dims,) = struct.unpack("<I", file.read(4))
-    shape = struct.unpack(f"<{n_dims}Q", file.read(8 * n_dims))
-    return _Head(name, shape, *struct.unpack("<IQ", file.read(12)))

@@ -5,13 +5,13 @@ from __future__ import annotations
 import struct
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any, BinaryIO
+from typing import Any, BinaryIO, NamedTuple
 
 import numpy as np
 import numpy.typing as npt
 
-U32, I32, F32, BOOL, TEXT, LIST = 4, 5, 6, 7, 8, 9
-_FORMATS = {0: "B", 1: "b", 2: "H", 3: "h", U32: "I", I32: "i", F32: "f", BOOL: "?", 10: "Q", 11: "q", 12: "d"}
+U16, U32, I32, F32, BOOL, TEXT, LIST = 2, 4, 5, 6, 7, 8, 9
+_FORMATS = {0: "B", 1: "b", U16: "H", 3: "h", U32: "I", I32: "i", F32: "f", BOOL: "?", 10: "Q", 11: "q", 12: "d"}
 NORMAL, UNKNOWN, CONTROL, USER_DEFINED, BYTE = 1, 2, 3, 4, 6
 """Kinds of tokens (``tokenizer.ggml.token_type``)."""
 
@@ -33,6 +33,25 @@ def read_pair(file: BinaryIO) -> tuple[str, tuple[int, Any]]:
     name = _read(file, TEXT)
     kind = _read(file, U32)
     return name, (kind, _read(file, kind))
+
+
+class TensorHead(NamedTuple):
+    """What a file says of a tensor, behind the metadata."""
+
+    name: str
+    shape: tuple[int, ...]
+    """In ggml's order: the other way round than numpy's."""
+    kind: int
+    """Of its values: 0 is float32."""
+    offset: int
+    """In the data, which begins at the next multiple of 32 bytes behind all heads."""
+
+
+def read_tensor_head(file: BinaryIO) -> TensorHead:
+    name = _read(file, TEXT)
+    n_dims = _read(file, U32)
+    shape = struct.unpack(f"<{n_dims}Q", file.read(8 * n_dims))
+    return TensorHead(name, shape, *struct.unpack("<IQ", file.read(12)))
 
 
 def _read(file: BinaryIO, kind: int) -> Any:

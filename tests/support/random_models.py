@@ -2,23 +2,18 @@
 
 from __future__ import annotations
 
-import struct
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import numpy as np
 
 from llmaas.kv_arrays import F32
+from tests.support.gguf_files import F32 as F32_
+from tests.support.gguf_files import I32, LIST, TEXT, U32, Meta, write_model
 from tests.support.tiny_models import sentencepiece_tokens
 
 WIDTH, INNER, HEADS, HEAD_DIM, KV_HEADS = 64, 96, 4, 16, 2
-U16, U32, I32, F32_, BOOL, TEXT, LIST = 2, 4, 5, 6, 7, 8, 9
-"""ggml's numbers of the types of metadata."""
-_FORMATS = {U16: "<H", U32: "<I", I32: "<i", F32_: "<f", BOOL: "<?"}
-
-Meta = dict[str, tuple[int, Any]]
-"""Metadata: type and value of each key. A list's value is (type of its items, items)."""
 Tensors = dict[str, F32]
 
 
@@ -148,30 +143,3 @@ def write_hybrid(
             shapes = {"conv": (width, 3), "in_proj": (3 * width, width), "out_proj": (width, width)}
             tensors |= {f"{layer}.shortconv.{name}.weight": random(*size) for name, size in shapes.items()}
     return write_model(path, meta, tensors)
-
-
-# -- the file's form: ggml's docs/gguf.md
-
-
-def write_model(path: Path, meta: Meta, tensors: Mapping[str, F32]) -> Path:
-    head = [b"GGUF", struct.pack("<IQQ", 3, len(tensors), len(meta))]
-    for name, (kind, value) in meta.items():
-        head += [_raw(TEXT, name), struct.pack("<I", kind), _raw(kind, value)]
-    offset, data = 0, list[bytes]()
-    for name, array in tensors.items():
-        head += [_raw(TEXT, name), struct.pack("<I", array.ndim), struct.pack(f"<{array.ndim}Q", *array.shape[::-1])]
-        head.append(struct.pack("<IQ", 0, offset))
-        data.append(array.tobytes() + bytes(-array.nbytes % 32))
-        offset += len(data[-1])
-    whole = b"".join(head)
-    path.write_bytes(b"".join([whole, bytes(-len(whole) % 32), *data]))
-    return path
-
-
-def _raw(kind: int, value: Any) -> bytes:
-    if kind == TEXT:
-        return struct.pack("<Q", len(value.encode())) + bytes(value.encode())
-    if kind == LIST:
-        item, items = value
-        return struct.pack("<IQ", item, len(items)) + b"".join(_raw(item, each) for each in items)
-    return struct.pack(_FORMATS[kind], value)

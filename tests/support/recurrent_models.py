@@ -8,16 +8,14 @@ from pathlib import Path
 
 import numpy as np
 
+from tests.support.gguf_files import F32 as F32_
+from tests.support.gguf_files import I32, LIST, U32, write_model
 from tests.support.random_models import (
-    F32_,
     HEAD_DIM,
     HEADS,
-    I32,
     INNER,
     KV_HEADS,
-    LIST,
     SMALL,
-    U32,
     WIDTH,
     RandomWeights,
     Tensors,
@@ -26,7 +24,6 @@ from tests.support.random_models import (
     feed_forward,
     model_meta,
     write_hybrid,
-    write_model,
 )
 
 _STATE, _CONV, _GROUPS = 8, 4, 1

@@ -4,12 +4,11 @@ from __future__ import annotations
 
 import struct
 from pathlib import Path
-from typing import BinaryIO
 
 import numpy as np
 
-from tests.support.gguf_files import I32, Meta, read_meta, read_pair
-from tests.support.random_models import U16, Tensors, write_model
+from tests.support.gguf_files import I32, U16, Meta, read_meta, read_pair, read_tensor_head, write_model
+from tests.support.random_models import Tensors
 
 
 def split_model(path: Path, n: int, *, bare_first: bool = False) -> list[Path]:
@@ -37,21 +36,12 @@ def read_tensors(path: Path) -> Tensors:
         _, _, n_tensors, n_values = struct.unpack("<4sIQQ", file.read(24))
         for _ in range(n_values):
             read_pair(file)
-        heads = [_read_head(file) for _ in range(n_tensors)]
+        heads = [read_tensor_head(file) for _ in range(n_tensors)]
         begin = -(-file.tell() // 32) * 32
         found: Tensors = {}
-        for name, shape, offset in heads:
+        for name, shape, kind, offset in heads:
+            assert kind == 0, (name, kind)
             file.seek(begin + offset)
             count = int(np.prod(shape))
-            found[name] = np.frombuffer(file.read(4 * count), np.float32).reshape(shape)
+            found[name] = np.frombuffer(file.read(4 * count), np.float32).reshape(shape[::-1])
     return found
-
-
-def _read_head(file: BinaryIO) -> tuple[str, tuple[int, ...], int]:
-    (length,) = struct.unpack("<Q", file.read(8))
-    name = file.read(length).decode()
-    (n_dims,) = struct.unpack("<I", file.read(4))
-    shape = struct.unpack(f"<{n_dims}Q", file.read(8 * n_dims))[::-1]
-    kind, offset = struct.unpack("<IQ", file.read(12))
-    assert kind == 0, (name, kind)
-    return name, shape, offset

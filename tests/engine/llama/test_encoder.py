@@ -32,7 +32,8 @@ from tests.support.encoder_models import (
     bert_vector,
     write_bert,
 )
-from tests.support.random_models import BOOL, write_llama
+from tests.support.gguf_files import BOOL
+from tests.support.random_models import write_llama
 
 TEXT = "The  miller saw the sea, walking."
 
