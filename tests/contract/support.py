@@ -46,6 +46,18 @@ def feed(engine: Engine, seq: int, tokens: list[int], slice_: int = CHUNK_TOKENS
         engine.step([BatchItem(seq, engine.length(seq), tokens[at : at + slice_])])
 
 
+def begin(engine: Engine, n: int, samplings: list[Sampling]) -> list[BatchItem]:
+    """``len(samplings)`` sequences with texts of different lengths; the items of their first decode step."""
+    items = []
+    for i, sampling in enumerate(samplings):
+        engine.drop(i, 0)
+        text = text_tokens(engine, n + 3 * i, skip=5 * i)
+        feed(engine, i, text[:-1])
+        engine.set_sampler(i, sampling)
+        items.append(BatchItem(i, engine.length(i), text[-1:], i))
+    return items
+
+
 def probe(engine: Engine, seq: int = 0) -> Logits:
     """The logits after one more token, which is dropped again."""
     engine.set_sampler(seq, Sampling())

@@ -13,22 +13,10 @@ from llmaas.calls import Sampling
 from llmaas.engine.base import BatchItem, Engine, Halt
 from llmaas.engine.llama.engine import LlamaEngine
 from llmaas.records import Message
-from tests.contract.support import feed, text_tokens
+from tests.contract.support import begin, feed
 
 HOT = Sampling(temperature=0.9, seed=11, repeat_penalty=1.1)
 LONG = 60.0
-
-
-def begin(engine: Engine, n: int, samplings: list[Sampling]) -> list[BatchItem]:
-    """``len(samplings)`` sequences with texts of different lengths; the items of their first decode step."""
-    items = []
-    for i, sampling in enumerate(samplings):
-        engine.drop(i, 0)
-        text = text_tokens(engine, n + 3 * i, skip=5 * i)
-        feed(engine, i, text[:-1])
-        engine.set_sampler(i, sampling)
-        items.append(BatchItem(i, engine.length(i), text[-1:], i))
-    return items
 
 
 def follow(items: list[BatchItem], row: list[int]) -> list[BatchItem]:

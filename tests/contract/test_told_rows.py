@@ -11,7 +11,7 @@ from llmaas.calls import Sampling
 from llmaas.engine.base import BatchItem, Engine, Halt
 from llmaas.engine.llama.engine import LlamaEngine
 from llmaas.engine.row_pipe import RowPipe, Telling
-from tests.contract.support import feed, text_tokens
+from tests.contract.support import begin
 from tests.support.c_steps import C_STEPS
 
 LONG = 60.0
@@ -21,15 +21,8 @@ def tells(engine: Engine) -> bool:
     return isinstance(engine, LlamaEngine) and C_STEPS
 
 
-def begin(engine: Engine, n_seqs: int = 1) -> list[BatchItem]:
-    items = []
-    for seq in range(n_seqs):
-        engine.drop(seq, 0)
-        text = text_tokens(engine, 12 + seq, skip=3 * seq)
-        feed(engine, seq, text[:-1])
-        engine.set_sampler(seq, Sampling())
-        items.append(BatchItem(seq, engine.length(seq), text[-1:], seq))
-    return items
+def first(engine: Engine, n_seqs: int = 1) -> list[BatchItem]:
+    return begin(engine, 12, [Sampling()] * n_seqs)
 
 
 def told_of(pipe: RowPipe, number: int, before: int) -> list[tuple[int, ...]]:
@@ -48,7 +41,7 @@ def as_tuples(rows: Sequence[Sequence[object]]) -> list[tuple[object, ...]]:
 def test_what_is_told_meanwhile_is_what_the_steps_return(engine: Engine, n_seqs: int, every: float) -> None:
     pipe = RowPipe()
     telling = Telling(pipe.writes_at, 5, 9, 0.0, every)
-    rows = engine.steps(begin(engine, n_seqs), 20, LONG, Halt(), "", telling)
+    rows = engine.steps(first(engine, n_seqs), 20, LONG, Halt(), "", telling)
     told = told_of(pipe, 5, 9)
     assert len(told) == telling.told <= len(rows)
     assert told == as_tuples(rows)[: len(told)]
@@ -56,14 +49,14 @@ def test_what_is_told_meanwhile_is_what_the_steps_return(engine: Engine, n_seqs:
         assert told, "nothing was told"
         assert len(told) < len(rows), "what comes with the end of the steps is not told"
         assert 0.0 <= telling.since_s < LONG
-    plain = engine.steps(begin(engine, n_seqs), len(rows), LONG, Halt())
+    plain = engine.steps(first(engine, n_seqs), len(rows), LONG, Halt())
     assert as_tuples(plain) == as_tuples(rows)[: len(plain)]
 
 
 def test_rows_from_before_are_told_first(engine: Engine) -> None:
     pipe, ahead = RowPipe(), [[11], [12], [13]]
     telling = Telling(pipe.writes_at, 1, 4, 0.0, 0.0, ahead)
-    rows = engine.steps(begin(engine), 6, LONG, Halt(), "", telling)
+    rows = engine.steps(first(engine), 6, LONG, Halt(), "", telling)
     told = told_of(pipe, 1, 4)
     assert told == [*as_tuples(ahead), *as_tuples(rows)][: telling.told]
     if tells(engine):
@@ -73,7 +66,7 @@ def test_rows_from_before_are_told_first(engine: Engine) -> None:
 def test_more_rows_from_before_than_there_is_room_for_are_not_kept_waiting(engine: Engine) -> None:
     pipe = RowPipe()
     telling = Telling(pipe.writes_at, 1, 0, 0.0, 0.0, [[1]] * 1000)
-    rows = engine.steps(begin(engine), 20, LONG, Halt(), "", telling)
+    rows = engine.steps(first(engine), 20, LONG, Halt(), "", telling)
     assert telling.told == 0 and pipe.read() == []
     if tells(engine):
         assert len(rows) == 1, "they end when they should have told"
@@ -85,7 +78,7 @@ def test_steps_end_when_nobody_takes_what_they_tell(engine: Engine) -> None:
         while True:
             os.write(pipe.writes_at, b"\0" * 4096)
     telling = Telling(pipe.writes_at, 1, 0, 0.0, 0.0)
-    rows = engine.steps(begin(engine), 20, LONG, Halt(), "", telling)
+    rows = engine.steps(first(engine), 20, LONG, Halt(), "", telling)
     assert telling.told == 0
     if tells(engine):
         assert len(rows) == 1
@@ -96,10 +89,10 @@ def test_steps_that_tell_end_with_a_time_to_tell(engine: Engine) -> None:
         pytest.skip("it tells nothing")
     pipe = RowPipe()
     telling = Telling(pipe.writes_at, 1, 0, 0.0, 0.0)
-    assert len(engine.steps(begin(engine), 20, 0.0, Halt(), "", telling)) == 1 and telling.told == 0
+    assert len(engine.steps(first(engine), 20, 0.0, Halt(), "", telling)) == 1 and telling.told == 0
     telling = Telling(pipe.writes_at, 1, 0, LONG, LONG)
-    rows = engine.steps(begin(engine), 3, 0.0, Halt(), "", telling)
+    rows = engine.steps(first(engine), 3, 0.0, Halt(), "", telling)
     assert rows and telling.told == 0, "nothing was to be told before the end"
     halt = Halt()
     halt.set()
-    assert len(engine.steps(begin(engine), 20, LONG, halt, "", Telling(pipe.writes_at, 1, 0, 0.0, 0.0))) == 1
+    assert len(engine.steps(first(engine), 20, LONG, halt, "", Telling(pipe.writes_at, 1, 0, 0.0, 0.0))) == 1

@@ -4,16 +4,11 @@ from __future__ import annotations
 
 import gc
 import os
-import struct
 
 import pytest
 
 from llmaas.engine.row_pipe import RowPipe, ToldRows
-
-
-def record(number: int, first: int, rows: list[tuple[int, ...]]) -> bytes:
-    head = struct.pack("=4i", number, first, len(rows), len(rows[0]))
-    return head + b"".join(struct.pack(f"={len(row)}i", *row) for row in rows)
+from tests.support.told_rows import record
 
 
 def test_rows_are_read_as_they_were_written_and_once() -> None:

@@ -5,7 +5,6 @@ from __future__ import annotations
 import asyncio
 import os
 import random
-import struct
 import threading
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -23,6 +22,7 @@ from llmaas.records import Message
 from llmaas.service.loop_bridge import LoopBridge
 from tests.support.loop import on_a_loop
 from tests.support.service_house import APP, house
+from tests.support.told_rows import record
 
 
 class TellingEngine(FakeEngine):
@@ -43,15 +43,20 @@ class TellingEngine(FakeEngine):
         telling: Telling | None = None,
     ) -> list[Row]:
         assert telling is not None
-        rows = plain_steps(self, items, self.dice.randint(1, min(most, 9)), seconds, halt, adapter)
-        ready = [*telling.ahead, *rows]
-        while self.dice.random() < 0.7 and telling.told < len(ready) - 1:  # never the last: it may end the answer
-            self.tell(telling, ready[telling.told : self.dice.randint(telling.told + 1, len(ready) - 1)])
+        rows = plain_steps(self, items, self.how_many(most), seconds, halt, adapter)
+        self.tell_some(telling, [*telling.ahead, *rows], halt)
         return rows
 
-    def tell(self, telling: Telling, rows: Sequence[Sequence[Any]]) -> None:
-        head = struct.pack("=4i", telling.number, telling.before + telling.told, len(rows), len(rows[0]))
-        os.write(telling.pipe, head + b"".join(struct.pack(f"={len(row)}i", *row) for row in rows))
+    def how_many(self, most: int) -> int:
+        """Steps in a row."""
+        return self.dice.randint(1, min(most, 9))
+
+    def tell_some(self, telling: Telling, ready: Sequence[Row], halt: Halt) -> None:
+        while self.dice.random() < 0.7 and telling.told < len(ready) - 1:  # never the last: it may end the answer
+            self.tell(telling, ready[telling.told : self.dice.randint(telling.told + 1, len(ready) - 1)])
+
+    def tell(self, telling: Telling, rows: Sequence[Row]) -> None:
+        os.write(telling.pipe, record(telling.number, telling.before + telling.told, rows))
         telling.told += len(rows)
         self.n_told += len(rows)
 
@@ -103,25 +108,17 @@ async def test_told_rows_and_sent_ones_are_streamed_in_order_and_once(
 class HeldEngine(TellingEngine):
     """Tells all rows but the last one, and goes on when somebody wants it to end its steps."""
 
-    def steps(
-        self,
-        items: Sequence[BatchItem],
-        most: int,
-        seconds: float,
-        halt: Halt,
-        adapter: str = "",
-        telling: Telling | None = None,
-    ) -> list[Row]:
-        assert telling is not None
-        rows = plain_steps(self, items, min(most, 5), seconds, halt, adapter)
-        if len(rows) > 1:
-            self.tell(telling, [*telling.ahead, *rows][:-1])
+    def how_many(self, most: int) -> int:
+        return min(most, 5)
+
+    def tell_some(self, telling: Telling, ready: Sequence[Row], halt: Halt) -> None:
+        if len(ready) > len(telling.ahead) + 1:
+            self.tell(telling, ready[:-1])
             wait = threading.Event()
             for _ in range(6000):
                 if halt.is_set:
                     break
                 wait.wait(0.01)
-        return rows
 
 
 @on_a_loop

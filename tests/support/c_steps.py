@@ -1,8 +1,9 @@
-"""Whether the C loop of decode steps is there, in this version: without it steps run one by one, and tell nothing."""
+"""The C library of decode steps, if it is there in this version: without it steps run one by one, and tell nothing."""
 
 from __future__ import annotations
 
 from llmaas.engine.llama import decode_run
 from llmaas.native import load_library
 
-C_STEPS = load_library(decode_run.__file__, "_steps", lambda library: bool(library.steps_version() >= 5)) is not None
+STEPS = load_library(decode_run.__file__, "_steps", lambda library: bool(library.steps_version() >= 5))
+C_STEPS = STEPS is not None

@@ -8,17 +8,15 @@ from collections.abc import Callable
 import numpy as np
 import pytest
 
-from llmaas.engine.llama import decode_run
 from llmaas.kv_arrays import F32
-from llmaas.native import load_library
+from tests.support.c_steps import STEPS
 
 
 @pytest.fixture(scope="module")
 def likeliest() -> Callable[[F32], int]:
-    library = load_library(decode_run.__file__, "_steps", lambda _: True)
-    if library is None:
+    if STEPS is None:
         pytest.skip("the C part was not built")
-    find = library.steps_likeliest
+    find = STEPS.steps_likeliest
     find.argtypes = [ctypes.c_void_p, ctypes.c_int32]
     return lambda row: int(find(row.ctypes.data, len(row)))
 
