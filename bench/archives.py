@@ -29,7 +29,7 @@ from typing import Any
 
 from bench.lib.cli import Bar, Options, Result, main, say
 from bench.lib.daemon import wait_for_socket
-from bench.lib.probes import memory
+from bench.lib.probes import cpu, forget, memory
 from llmaas.api.client import Client
 from llmaas.cli.archives import read, written
 from llmaas.nodes.archive.locks import Lock, Opener, Passphrase
@@ -90,12 +90,6 @@ def timed(daemon: DaemonProcess) -> Iterator[list[Timed]]:
     found.append(Timed(seconds, *grown, *spent))
 
 
-def cpu(pid: int) -> float:
-    """Seconds of processor time that a process has taken."""
-    fields = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
-    return (int(fields[11]) + int(fields[12])) / os.sysconf("SC_CLK_TCK")
-
-
 def fill(client: Client, n_chunks: int, seed: int) -> None:
     """A context whose chunks are all on DISK."""
     rng = random.Random(seed)
@@ -124,14 +118,6 @@ def import_(client: Client, daemon: DaemonProcess, path: Path, opener: Opener | 
     assert isinstance(made, Imported) and made.taken and not made.refused, made
     client.delete(made.info.id)
     return found[0]
-
-
-def forget(*paths: Path) -> None:
-    """Have the page cache hold nothing of the files."""
-    for path in paths:
-        with path.open("rb") as file:
-            os.fsync(file.fileno())
-            os.posix_fadvise(file.fileno(), 0, 0, os.POSIX_FADV_DONTNEED)
 
 
 def disk(archive: Path, copy: Path) -> tuple[Timed, Timed]:
@@ -163,7 +149,8 @@ def once(options: Options, source: DaemonProcess, target: DaemonProcess) -> dict
         found["export"] = export(client, source, path, None)
         found["disk"], found["disk_read"] = disk(path, plain)
         found["import"] = import_(other, target, path, None, trusted=False)
-        forget(path, *source.payload.iterdir())
+        for file in (path, *source.payload.iterdir()):
+            forget(file)
         found["import_cold"] = import_(other, target, path, None, trusted=False)
         found["export_cold"] = export(client, source, path, None)
         with Client(target.socket, app="another") as another:

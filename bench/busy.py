@@ -28,7 +28,6 @@ column is left out.
 from __future__ import annotations
 
 import sys
-import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass, replace
@@ -42,6 +41,7 @@ from bench.lib.daemon import daemon
 from bench.lib.engine import CELLS, Bare, engine
 from bench.lib.llama_server import LlamaServer
 from bench.lib.neighbour import Busy
+from bench.lib.probes import cpu
 from bench.lib.stats import error_of_median, rotated, sig, summary
 from bench.lib.texts import prose
 from llmaas.api.client import Client
@@ -81,12 +81,12 @@ class Prompt:
 Way = Callable[[Prompt, int], Turn]
 
 
-def turn(n_prompt: int, drawn: Sequence[float], cpu: Sequence[float]) -> Turn:
-    """``drawn``: seconds to each token; ``cpu``: CPU seconds until the first and from there on."""
+def turn(n_prompt: int, drawn: Sequence[float], spent: Sequence[float]) -> Turn:
+    """``drawn``: seconds to each token; ``spent``: CPU seconds until the first and from there on."""
     if len(drawn) < 2:
         raise RuntimeError("the model ended its answer at once; choose another --seed")
     n = len(drawn) - 1
-    return Turn(n_prompt / drawn[0], n / (drawn[-1] - drawn[0]), n_prompt / cpu[0], n / cpu[1])
+    return Turn(n_prompt / drawn[0], n / (drawn[-1] - drawn[0]), n_prompt / spent[0], n / spent[1])
 
 
 def fair_share(cores: int, busy: int) -> float:
@@ -103,16 +103,15 @@ def fair_share(cores: int, busy: int) -> float:
 
 def over_socket(client: Client, pid: int, prompt: Prompt, n_new: int) -> Turn:
     """Through the daemon with the process id ``pid``."""
-    clock = ~pid << 3 | 2  # a process' CPU clock, as clock_getcpuclockid(3) makes it on Linux
     context = client.create().id
-    cpu, drawn, begin = [time.clock_gettime(clock)], [], perf_counter()
+    spent, drawn, begin = [cpu(pid)], [], perf_counter()
     stream = client.generate(context, prompt=prompt.text, max_tokens=n_new)
     for piece in stream:
         drawn += [perf_counter() - begin] * len(piece.tokens)
-        if len(cpu) == 1 and drawn:
-            cpu.append(time.clock_gettime(clock))
-    cpu.append(time.clock_gettime(clock))
-    found = turn(stream.done.n_prompt, drawn, (cpu[1] - cpu[0], cpu[2] - cpu[1]))
+        if len(spent) == 1 and drawn:
+            spent.append(cpu(pid))
+    spent.append(cpu(pid))
+    found = turn(stream.done.n_prompt, drawn, (spent[1] - spent[0], spent[2] - spent[1]))
     client.delete(context)
     return found
 

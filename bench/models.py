@@ -8,7 +8,6 @@ delivers of the whole file to several threads, in a run of its own; ``fixed`` is
 from __future__ import annotations
 
 import json
-import os
 import subprocess
 import sys
 from pathlib import Path
@@ -19,6 +18,7 @@ from typing import Any
 from bench.lib.cli import Bar, Options, Result, main, say
 from bench.lib.load_once import share_of
 from bench.lib.machine import ROOT
+from bench.lib.probes import forget
 from bench.lib.stats import sig
 from llmaas.config.models import parts_of
 from llmaas.model_files.gguf import examine_files
@@ -35,8 +35,7 @@ _LEAST = 256 << 20
 def evict(model: Path) -> None:
     """Put the model's files out of the page cache. Raises RuntimeError if they stay."""
     for part in parts_of(model):
-        with part.open("rb") as file:
-            os.posix_fadvise(file.fileno(), 0, 0, os.POSIX_FADV_DONTNEED)
+        forget(part)
     if share_of(model) > _COLD:
         raise RuntimeError(f"{model} stays in the page cache: does another process use it?")
 

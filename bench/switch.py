@@ -36,6 +36,7 @@ import numpy as np
 from bench.lib.cli import Bar, Options, Result, main, say
 from bench.lib.clients import serving
 from bench.lib.engine import Bare, engine
+from bench.lib.probes import forget
 from bench.lib.stats import sig
 from bench.lib.swapped import POOL_BYTES, SPARE, SwappedContexts
 from bench.lib.texts import prose
@@ -135,9 +136,7 @@ def _cold_file_ms(engine: LlamaEngine, path: Path, n: int) -> float:
     """
     context, tokens, count = engine.decoder.context, (ctypes.c_int32 * n)(), ctypes.c_size_t()
     C.llama_state_seq_save_file(context, str(path).encode(), 0, tokens, n)
-    with path.open("rb") as file:
-        os.fsync(file.fileno())
-        os.posix_fadvise(file.fileno(), 0, 0, os.POSIX_FADV_DONTNEED)
+    forget(path)
     begin = perf_counter()
     if not C.llama_state_seq_load_file(context, str(path).encode(), 0, tokens, n, ctypes.byref(count)):
         raise RuntimeError("llama.cpp could not restore the state")

@@ -12,7 +12,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from bench.lib.probes import memory
+from bench.lib.probes import cpu, memory
 
 _EVERY_S = 0.25
 _ENERGY = Path("/sys/class/powercap")
@@ -30,8 +30,7 @@ class Reading:
 
 def reading(pid: int) -> Reading:
     fields = dict(line.split(": ") for line in Path(f"/proc/{pid}/io").read_text("ascii").splitlines())
-    clock = ~pid << 3 | 2  # a process' CPU clock, as clock_getcpuclockid(3) makes it on Linux
-    return Reading(int(fields["read_bytes"]), int(fields["write_bytes"]), time.clock_gettime(clock), energy())
+    return Reading(int(fields["read_bytes"]), int(fields["write_bytes"]), cpu(pid), energy())
 
 
 def energy(root: Path = _ENERGY) -> float | None:
