@@ -163,3 +163,8 @@ def test_generic_and_inherited() -> None:
     assert Wider(1, 2).value == 1
     assert Wider(1) != Box(1)
     assert repr(Wider(1)) == "Wider(value=1, more=0)"
+
+
+def test_a_class_without_a_docstring_names_its_fields() -> None:
+    assert Box.__doc__ == "Box(value: T)"
+    assert Empty.__doc__ == "Nothing."
