@@ -11,8 +11,6 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from llmaas.frozen import frozen
-
 F16 = npt.NDArray[np.float16]
 F32 = npt.NDArray[np.float32]
 Bytes = npt.NDArray[np.uint8]
@@ -35,7 +33,7 @@ class KvSlab:
         return int(self.k.shape[1])
 
 
-@frozen(eq=False)
+@dataclass(frozen=True, slots=True, eq=False)
 class Rope:
     """How a model rotates the keys of a token by its position (RoPE, arXiv 2104.09864, eq. 15).
 
@@ -47,7 +45,7 @@ class Rope:
     halves: bool
 
 
-@frozen(eq=False)
+@dataclass(frozen=True, slots=True, eq=False)
 class Queries:
     """The queries of some tokens of one sequence, after RoPE.
 

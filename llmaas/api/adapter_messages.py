@@ -5,15 +5,15 @@ Law: pure.
 
 from __future__ import annotations
 
-from llmaas.frozen import frozen
+from dataclasses import dataclass
 
 
-@frozen
+@dataclass(frozen=True, slots=True)
 class ListAdapters:
     """The LoRA adapters that calls may name."""
 
 
-@frozen
+@dataclass(frozen=True, slots=True)
 class AdapterAdd:
     """Register a file of the daemon's machine under a name; ``path`` is absolute."""
 
@@ -21,7 +21,7 @@ class AdapterAdd:
     path: str
 
 
-@frozen
+@dataclass(frozen=True, slots=True)
 class AdapterRemove:
     """Forget an adapter; its file stays."""
 

@@ -5,13 +5,13 @@ Law: pure.
 
 from __future__ import annotations
 
-from llmaas.frozen import frozen
+from dataclasses import dataclass
 
 MAX_TEXTS = 128
 """Texts of one request."""
 
 
-@frozen
+@dataclass(frozen=True, slots=True)
 class Embed:
     """A vector for each text. ``truncate``: of a text that is too long, for its beginning."""
 

@@ -7,9 +7,9 @@ than twice as many bytes as the longest of them has, if nothing is received whil
 from __future__ import annotations
 
 import struct
+from dataclasses import dataclass
 
 from llmaas.errors import FrameTooLarge
-from llmaas.frozen import frozen
 
 SMALL_FRAME = 16384
 """Bytes of a body for which no room need be granted: every connection may have so much read. Also the most that is read
@@ -18,7 +18,7 @@ at once while no large frame is under way."""
 _LENGTH = struct.Struct(">I")
 
 
-@frozen
+@dataclass(frozen=True, slots=True)
 class RoomNeeded:
     """A frame of so many bytes has begun: ``grant`` makes room for it."""
 

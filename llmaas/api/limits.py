@@ -5,12 +5,11 @@ Law: values only.
 
 from __future__ import annotations
 
-from dataclasses import replace
+from dataclasses import dataclass, replace
 
 from llmaas.api.frame_reader import SMALL_FRAME
 from llmaas.api.wire import MAX_FRAME
 from llmaas.errors import ConfigError
-from llmaas.frozen import frozen
 
 OPERATOR_CONNECTIONS = 16
 OWN_FILES = 80
@@ -19,7 +18,7 @@ one for each that reads or writes chunks, adapters or limits of the system."""
 FEWEST_CONNECTIONS = 16
 
 
-@frozen
+@dataclass(frozen=True, slots=True)
 class Limits:
     """Bounds of one server. Raises ValueError for bounds that cannot work together."""
 

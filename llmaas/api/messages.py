@@ -7,7 +7,7 @@ Law: pure. A request with an unknown field, without a required one, or with a va
 from __future__ import annotations
 
 import reprlib
-from dataclasses import fields
+from dataclasses import dataclass, fields
 
 from llmaas.api.adapter_messages import ADAPTER_OPERATIONS, AdapterRequest, ListAdapters
 from llmaas.api.app_messages import APP_OPERATIONS, AppRequest, ListApps
@@ -28,14 +28,13 @@ from llmaas.api.transfer_messages import TRANSFER_OPERATIONS, TransferRequest
 from llmaas.api.wire import Frame
 from llmaas.calls import DEFAULT_TERMS, CallSpec, Generation, Sampling, Terms, Turn
 from llmaas.errors import BadRequest
-from llmaas.frozen import frozen
 from llmaas.records import NO_QUOTA, Message
 
 _U31 = 2**31
 _U32 = 2**32
 
 
-@frozen
+@dataclass(frozen=True, slots=True)
 class Create:
     """A new context, empty but for a system message. Without ``name`` it is given one. With ``exist_ok`` the context of
     that name is returned if there is one. It is deleted when nobody has used it for ``ttl`` seconds."""
@@ -53,7 +52,7 @@ class Create:
             raise ValueError("with exist_ok a name must be given")
 
 
-@frozen
+@dataclass(frozen=True, slots=True)
 class Append:
     """Add to a context without an answer; its KV is computed now. The fields from ``priority`` on are its terms."""
 
@@ -88,7 +87,7 @@ class Append:
         return CallSpec(self.turn, None, self.terms, self.idempotency_key, self.if_n_tokens)
 
 
-@frozen
+@dataclass(frozen=True, slots=True)
 class Generate:
     """Add to a context, if there is something to add, and answer. Fields of Turn, Generation, Sampling and Terms."""
 
@@ -149,7 +148,7 @@ class Generate:
         return CallSpec(self.turn, self.generation, self.terms, self.idempotency_key, self.if_n_tokens, self.progress)
 
 
-@frozen
+@dataclass(frozen=True, slots=True)
 class Fork:
     """A new context with the conversation of another, or with its first ``n_messages`` messages."""
 
@@ -164,7 +163,7 @@ class Fork:
             raise ValueError("n_messages must be 0 or more")
 
 
-@frozen
+@dataclass(frozen=True, slots=True)
 class Resolve:
     """Find the context in which a conversation goes on, which is sent as a whole."""
 
@@ -175,7 +174,7 @@ class Resolve:
         check_messages(self.messages)
 
 
-@frozen
+@dataclass(frozen=True, slots=True)
 class Truncate:
     """Keep the beginning of a context: so many tokens, or so many messages."""
 
@@ -191,7 +190,7 @@ class Truncate:
             raise ValueError("n_tokens and n_messages must be 0 or more")
 
 
-@frozen
+@dataclass(frozen=True, slots=True)
 class ListContexts:
     """A page of the contexts of the app, or of every app: ``limit`` at most, from the place ``after`` on."""
 
@@ -203,7 +202,7 @@ class ListContexts:
         check_limit(self.limit)
 
 
-@frozen
+@dataclass(frozen=True, slots=True)
 class Show:
     """A context with a page of its conversation: ``limit`` messages at most, from the place ``after`` on."""
 
@@ -217,7 +216,7 @@ class Show:
         check_limit(self.limit)
 
 
-@frozen
+@dataclass(frozen=True, slots=True)
 class ListRequests:
     """A page of the calls that wait or run and the last ones that have ended, of the app or of every app; of these
     the ``last`` so many that came."""
@@ -232,7 +231,7 @@ class ListRequests:
         check_limit(self.last, "last")
 
 
-@frozen
+@dataclass(frozen=True, slots=True)
 class Hint:
     """The context will be used soon."""
 
@@ -242,7 +241,7 @@ class Hint:
         check_context(self.context)
 
 
-@frozen
+@dataclass(frozen=True, slots=True)
 class Delete:
     """Delete a context with its chunks."""
 
@@ -253,7 +252,7 @@ class Delete:
         check_context(self.context)
 
 
-@frozen
+@dataclass(frozen=True, slots=True)
 class Migrate:
     """Tokenize a context of another model anew, for the one that is served."""
 
@@ -264,7 +263,7 @@ class Migrate:
         check_context(self.context)
 
 
-@frozen
+@dataclass(frozen=True, slots=True)
 class Cancel:
     """End a request of this connection, whose id is ``request``, or a ``call`` by the daemon's number of it."""
 
@@ -276,7 +275,7 @@ class Cancel:
         check_one_target(self.request, self.call)
 
 
-@frozen
+@dataclass(frozen=True, slots=True)
 class Prioritize:
     """Change how urgent a request is while it waits or runs: one of this connection, or a ``call`` by its number."""
 
@@ -290,7 +289,7 @@ class Prioritize:
         _ = Terms(self.priority)
 
 
-@frozen
+@dataclass(frozen=True, slots=True)
 class Limit:
     """Tokens per second that an app (``uid/name``), or without ``app`` all together, may generate; None: no limit."""
 
@@ -301,14 +300,14 @@ class Limit:
         _ = Terms(rate=self.rate)
 
 
-@frozen
+@dataclass(frozen=True, slots=True)
 class Stats:
     """Figures of the daemon. ``octaves``: with the counts of histograms, for monitors."""
 
     octaves: bool = False
 
 
-@frozen
+@dataclass(frozen=True, slots=True)
 class Budget:
     """Set what POOL and DISK may hold, in bytes; None leaves a budget as it is."""
 
@@ -321,7 +320,7 @@ class Budget:
                 raise ValueError(f"{name} must be in [0, 2**62], not {nbytes}")
 
 
-@frozen
+@dataclass(frozen=True, slots=True)
 class Ping:
     """Answer, and do nothing else."""
 

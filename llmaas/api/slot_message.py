@@ -5,17 +5,17 @@ Law: pure.
 
 from __future__ import annotations
 
-from llmaas.frozen import frozen
+from dataclasses import dataclass
 
 
-@frozen
+@dataclass(frozen=True, slots=True)
 class OpenSlot:
     """``version``: of the slot's layout, that the client knows."""
 
     version: int = 1
 
 
-@frozen
+@dataclass(frozen=True, slots=True)
 class OpenedSlot:
     """The reply, which the slot's descriptor comes with (SCM_RIGHTS, unix(7))."""
 

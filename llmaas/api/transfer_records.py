@@ -5,16 +5,17 @@ Law: pure; values only.
 
 from __future__ import annotations
 
+from dataclasses import dataclass
+
 from llmaas.api.bulk import Bulk
 from llmaas.calls import Done
 from llmaas.calls.request import MAX_KEY
-from llmaas.frozen import frozen
 from llmaas.records import TOKEN_BYTES
 
 _DIGEST_BYTES = 16
 
 
-@frozen
+@dataclass(frozen=True, slots=True)
 class ChunkPiece:
     """A part of a coded chunk: ``data`` stands at ``offset`` of its ``n_bytes``. ``index``: the chunk holds the tokens
     of its context from 64 times that on."""
@@ -27,7 +28,7 @@ class ChunkPiece:
     """By which the daemon that coded the chunk knows it again; with the first part."""
 
 
-@frozen
+@dataclass(frozen=True, slots=True)
 class ExportedChunks:
     """Coded chunks of a context. Those that were asked for and are not here are not stored: they must be computed."""
 
@@ -44,7 +45,7 @@ class ExportedChunks:
     """Where in the next one to go on; 0: at its beginning."""
 
 
-@frozen
+@dataclass(frozen=True, slots=True)
 class MovedTurn:
     """A turn that was asked for with an idempotency key, of a context that goes to another node."""
 
@@ -71,7 +72,7 @@ class MovedTurn:
             raise ValueError(f"field 'tokens': they take {TOKEN_BYTES} bytes each, not {len(self.tokens)} in all")
 
 
-@frozen
+@dataclass(frozen=True, slots=True)
 class MovedContext:
     """A context that another node has now."""
 
@@ -84,7 +85,7 @@ class MovedContext:
     n_bytes: int
 
 
-@frozen
+@dataclass(frozen=True, slots=True)
 class ImportedChunks:
     """What became of chunks that were sent, and, if none were, which of the context's chunks are not stored."""
 

@@ -6,11 +6,10 @@ Law: values only.
 from __future__ import annotations
 
 import ipaddress
+from dataclasses import dataclass
 
-from llmaas.frozen import frozen
 
-
-@frozen
+@dataclass(frozen=True, slots=True)
 class Access:
     """The defaults let every program of this machine in, and nobody else."""
 

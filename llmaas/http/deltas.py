@@ -6,17 +6,16 @@ that is decided.
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from typing import Protocol
 
-from llmaas.frozen import frozen
 
-
-@frozen
+@dataclass(frozen=True, slots=True)
 class TextDelta:
     text: str
 
 
-@frozen
+@dataclass(frozen=True, slots=True)
 class CallBegin:
     """The model begins to call a tool."""
 
@@ -25,7 +24,7 @@ class CallBegin:
     name: str
 
 
-@frozen
+@dataclass(frozen=True, slots=True)
 class CallText:
     """More of the arguments of a call, as JSON."""
 

@@ -10,14 +10,13 @@ one over the mean time between them, or over the time since the last one if that
 from __future__ import annotations
 
 from collections.abc import Sequence
-
-from llmaas.frozen import frozen
+from dataclasses import dataclass
 
 _SOONEST_S = 1.0
 """Uses closer together than this count as one."""
 
 
-@frozen
+@dataclass(frozen=True, slots=True)
 class ModelInMemory:
     name: str
     nbytes: int

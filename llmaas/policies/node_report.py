@@ -9,9 +9,8 @@ from __future__ import annotations
 import enum
 import math
 from collections.abc import Mapping
-from dataclasses import field
+from dataclasses import dataclass, field
 
-from llmaas.frozen import frozen
 from llmaas.policies.context_marks import ContextMarks
 from llmaas.policies.linear_cost import LinearCost
 
@@ -27,7 +26,7 @@ def _check(numbers: Mapping[str, float]) -> None:
             raise ValueError(f"field '{name}': {number} is not a number from 0 on")
 
 
-@frozen
+@dataclass(frozen=True, slots=True)
 class TransferCost:
     """Seconds that bringing bytes takes: ``q + nbytes * byte_s``, the ``q + n/b`` of ServerlessLLM (arXiv 2401.14351).
 
@@ -62,7 +61,7 @@ class ModelTier(enum.IntEnum):
     """Not here, but it can be fetched."""
 
 
-@frozen
+@dataclass(frozen=True, slots=True)
 class ModelHere:
     """A model on a node. ``prefill_rate``: tokens/s, as learnt; 0: not known here. ``ready_s``: if it is being
     loaded, seconds until that is done and the calls that wait for it are computed.
@@ -76,7 +75,7 @@ class ModelHere:
         _check({"prefill_rate": self.prefill_rate, "ready_s": self.ready_s})
 
 
-@frozen
+@dataclass(frozen=True, slots=True)
 class MovableCall:
     """What runs on a node with one model, and could go on elsewhere. Several calls that only together make room are
     reported as one: all their tokens and bytes.
@@ -102,7 +101,7 @@ class MovableCall:
         })  # fmt: skip
 
 
-@frozen
+@dataclass(frozen=True, slots=True)
 class NodeReport:
     """What a node says of itself, at one moment."""
 
@@ -141,7 +140,7 @@ class NodeReport:
                 raise ValueError(f"field '{name}': at most {MOST_NAMES} are allowed, not {len(entries)}")
 
 
-@frozen
+@dataclass(frozen=True, slots=True)
 class CallToPlace:
     """A call that some node is to serve."""
 

@@ -8,14 +8,13 @@ magnitude.
 
 from __future__ import annotations
 
-from dataclasses import replace
+from dataclasses import dataclass, replace
 
-from llmaas.frozen import frozen
 from llmaas.planner.cost_model import LearnedCosts
 from llmaas.records import Geometry
 
 
-@frozen
+@dataclass(frozen=True, slots=True)
 class Costs:
     """Prices of a device and a model, in seconds; the defaults are SmolLM2-135M on two x86 cores with NVMe."""
 
@@ -49,7 +48,7 @@ class Costs:
         return self.disk_latency + coded * self.disk_read_byte
 
 
-@frozen
+@dataclass(frozen=True, slots=True)
 class Storage:
     """A storage device: seconds before the first byte, and bytes per second."""
 
@@ -76,7 +75,7 @@ DEVICES: dict[str, Storage] = {
 }
 
 
-@frozen
+@dataclass(frozen=True, slots=True)
 class Machine:
     """What a machine reaches in practice: operations per second in prefill, bytes per second of weights in decode,
     coded bytes per second in the codec, f16 bytes per second into cells."""
@@ -106,7 +105,7 @@ MACHINES: dict[str, Machine] = {
 }
 
 
-@frozen
+@dataclass(frozen=True, slots=True)
 class Model:
     """A model's size: number of parameters, and the geometry of its KV."""
 

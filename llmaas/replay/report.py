@@ -7,7 +7,6 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from llmaas.frozen import frozen
 from llmaas.planner.actions import Outcome
 from llmaas.planner.tally import Tally
 from llmaas.traces.call import TraceCall
@@ -51,7 +50,7 @@ class ReplayHints:
     """Tokens that hints brought back to CELLS."""
 
 
-@frozen
+@dataclass(frozen=True, slots=True)
 class ReplayReport:
     calls: tuple[CallReport, ...]
     tally: Tally

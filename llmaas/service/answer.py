@@ -6,6 +6,7 @@ loop.
 
 from __future__ import annotations
 
+from array import array
 from collections import deque
 from collections.abc import Sequence
 
@@ -37,6 +38,9 @@ class Answer:
         self._n_resumed = 0
         """Of ``drawn``: the tokens that an earlier call had drawn."""
         self._kept: list[int] | None = None
+        self.told = array("i")
+        """The tokens that were streamed, but for those that an earlier call had drawn. While steps run in a row these
+        are more than ``draw`` has taken. Of the event loop."""
         self.first_token: float | None = None
         """When the answer had its first token, on the service's clock; None: it has none yet. Of an answer that goes
         on from an earlier call this is when that was read, before the call was admitted."""
@@ -122,6 +126,7 @@ class Answer:
         answer; None if there are none."""
         if not tokens:
             return None  # text that is held back comes when the turn is committed
+        self.told.extend(tokens)
         if self._stops:
             text = "".join([self._texts.popleft() for _ in tokens])
         else:

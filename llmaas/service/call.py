@@ -15,7 +15,6 @@ from llmaas.calls import CallSpec, Done, FinishReason, Piece, SwitchReport
 from llmaas.engine.adapter_cache import AdapterFile
 from llmaas.engine.base import Prepared
 from llmaas.errors import LlmaasError
-from llmaas.frozen import frozen
 from llmaas.kvchunks.store.store import Span
 from llmaas.planner.actions import Finish, Outcome, Switched
 from llmaas.records import RequestId, Tier
@@ -103,7 +102,7 @@ class AdapterHold:
     """Why the adapter could not be loaded, or the answer not be completed or streamed."""
 
 
-@frozen(eq=False)
+@dataclass(frozen=True, slots=True, eq=False)
 class Call:
     """A call from submission to its terminal reply.
 

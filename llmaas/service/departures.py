@@ -7,6 +7,7 @@ knows that it may have it: from then on nobody uses the context here, until that
 from __future__ import annotations
 
 import asyncio
+from array import array
 from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import asynccontextmanager
 from functools import partial
@@ -98,10 +99,10 @@ class Departure:
 
 class AheadContext:
     """A context that is being answered. What its store, its turn and its coded chunks hold of it does not change any
-    more; the answer grows behind it."""
+    more; the answer grows behind it. ``told``: the tokens that the answer was told so far."""
 
-    def __init__(self, hall: DepartureHall, live: LiveContext, exported: ExportedContext) -> None:
-        self._hall, self._live, self.exported = hall, live, exported
+    def __init__(self, hall: DepartureHall, live: LiveContext, exported: ExportedContext, told: array[int]) -> None:
+        self._hall, self._live, self.exported, self._told = hall, live, exported, told
         self.adapter, self.ttl, self.name = live.adapter, live.row.ttl, live.row.name
 
     async def chunks(self, indices: tuple[int, ...], offset: int, n_bytes: int) -> ExportedChunks:
@@ -109,8 +110,14 @@ class AheadContext:
         return await self._hall.export_chunks(self._live, ExportChunks(self._live.id, indices, offset, n_bytes))
 
     def tokens_from(self, n_tokens: int) -> bytes:
-        """All that there are by now but for the first ones. If the answer ends badly, they will be others."""
-        return pack(self._live.tokens[n_tokens:])
+        """All that there are by now but for the first ones. If the answer ends badly, they will be others.
+
+        What the engine has told of steps in a row, of which the context has nothing before they end, is among them: it
+        is a quarter of a second's tokens, more than a round brings.
+        """
+        tokens = self._live.tokens[:]  # the engine's thread may add some meanwhile
+        n_own = len(tokens) - sum(len(span.tokens) for span in self.exported.spans) // TOKEN_BYTES
+        return pack((tokens + self._told[max(0, n_own) :])[n_tokens:])
 
 
 class DepartureHall:
@@ -231,4 +238,5 @@ class DepartureHall:
         if sum(len(span.tokens) for span in exported.spans) != TOKEN_BYTES * pending.base:
             return None  # it has ended meanwhile
         spans = (*exported.spans, *exported_spans(pending.spans))
-        return AheadContext(self, live, ExportedContext(exported.name, exported.model, exported.vocab, spans))
+        whole = ExportedContext(exported.name, exported.model, exported.vocab, spans)
+        return AheadContext(self, live, whole, call.answer.told)

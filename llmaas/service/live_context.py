@@ -14,7 +14,6 @@ from dataclasses import dataclass, field
 from itertools import takewhile
 from typing import NamedTuple
 
-from llmaas.frozen import frozen
 from llmaas.kvchunks.keys import chunk_keys, tail_keys
 from llmaas.kvchunks.store.store import ContextRow, Span
 from llmaas.kvchunks.store.tokens import n_common
@@ -56,7 +55,7 @@ def anonymous_name(context: ContextId) -> str:
     return ANONYMOUS + context
 
 
-@frozen
+@dataclass(frozen=True, slots=True)
 class MessageMark:
     """A message, and its tokens: from ``start`` to ``end``. ``open``: an answer without its closing text yet."""
 

@@ -17,7 +17,6 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 from llmaas.errors import BadRequest
-from llmaas.frozen import frozen
 from llmaas.traces.call import TraceCall
 
 BLOCK = 512
@@ -32,7 +31,7 @@ class _Open:
     tokens: int
 
 
-@frozen
+@dataclass(frozen=True, slots=True)
 class _Request:
     t: float
     tokens: int

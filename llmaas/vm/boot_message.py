@@ -12,12 +12,11 @@ from __future__ import annotations
 
 import struct
 from collections.abc import Callable
-from dataclasses import asdict, field
+from dataclasses import asdict, dataclass, field
 
 import msgpack  # type: ignore[import-untyped,unused-ignore]
 
 from llmaas.errors import ConfigError
-from llmaas.frozen import frozen
 
 MOST_BYTES = 64 << 10
 _LENGTH = struct.Struct(">I")
@@ -25,7 +24,7 @@ FEWEST_KEY, MOST_KEY = 16, 8192
 """Bytes of a key. cryptsetup takes no more than 8 MiB, and fewer than 16 can be guessed."""
 
 
-@frozen
+@dataclass(frozen=True, slots=True)
 class BootMessage:
     key: bytes = field(repr=False)
     uid: int = 0

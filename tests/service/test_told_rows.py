@@ -18,6 +18,7 @@ from llmaas.engine.base import BatchItem, Halt, Row
 from llmaas.engine.fake import FakeEngine
 from llmaas.engine.plain_steps import plain_steps
 from llmaas.engine.row_pipe import Telling
+from llmaas.kvchunks.store.tokens import unpack
 from llmaas.records import Message
 from llmaas.service.loop_bridge import LoopBridge
 from tests.support.loop import on_a_loop
@@ -140,3 +141,32 @@ async def test_rows_are_streamed_while_the_steps_go_on_and_stay_in_the_context(t
             await future
         assert ended.value.n_generated == len(streamed) >= 5
         assert h.tokens("x")[-len(streamed) :] == streamed
+
+
+@on_a_loop
+async def test_what_was_told_of_an_answer_goes_ahead_of_its_context_before_the_steps_that_drew_it_end(
+    tmp_path: Path,
+) -> None:
+    async with house(tmp_path, engine_type=HeldEngine) as h:
+        await h.service.create(APP, name="x", system=None)
+        departures = h.service.transfers.departures
+        departures.calls = h.service
+        streamed, five = list[int](), asyncio.Event()
+
+        def take(piece: Piece) -> None:
+            streamed.extend(piece.tokens)
+            if len(streamed) >= 5:
+                five.set()
+
+        spec = CallSpec(Turn((Message("user", "Go."),)), Generation(200))
+        request, future = h.service.submit(APP, "x", spec, take)
+        await asyncio.wait_for(five.wait(), 60)
+        ahead = await departures.answered(APP, "x")
+        assert ahead is not None
+        n_before = sum(len(unpack(span.tokens)) for span in ahead.exported.spans)
+        assert list(unpack(ahead.tokens_from(n_before))) == streamed
+        assert list(unpack(ahead.tokens_from(n_before + 3))) == streamed[3:]
+        h.service.cancel(request)
+        with pytest.raises(errors.Cancelled):
+            await future
+        assert list(unpack(ahead.tokens_from(n_before))) == h.tokens("x")[n_before:] == streamed

@@ -12,14 +12,12 @@ from typing import Any
 
 import numpy as np
 
-from llmaas.frozen import frozen
-
 ALONE, TOGETHER, PAIRED, RESTART = "one at a time", "all at once", "paired", "after restart"
 CELLS, POOL, DISK, RECOMPUTED = "CELLS", "POOL", "DISK", "NONE"
 SOURCES = (CELLS, POOL, DISK, RECOMPUTED)
 
 
-@frozen
+@dataclass(frozen=True, slots=True)
 class DemoTurn:
     """One call of one app: where its context's tokens were, and what bringing them back took."""
 
@@ -64,7 +62,7 @@ class DemoTurn:
         return max((name for name, n in zip(SOURCES, self.places, strict=True) if n), key=SOURCES.index, default=CELLS)
 
 
-@frozen
+@dataclass(frozen=True, slots=True)
 class Prefill:
     """A context computed from its text on the same daemon, with nothing shared."""
 
@@ -76,7 +74,7 @@ class Prefill:
     """False for the first time, when the app brought its history; True for what a switch saves."""
 
 
-@frozen
+@dataclass(frozen=True, slots=True)
 class Pair:
     """The same context at the same length, one right after the other on an idle daemon."""
 
@@ -88,7 +86,7 @@ class Pair:
         return self.prefill.ms / max(self.turn.switch_ms, 1e-3)
 
 
-@frozen
+@dataclass(frozen=True, slots=True)
 class Check:
     """Something that must hold, and whether it does."""
 

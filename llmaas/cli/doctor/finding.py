@@ -5,14 +5,13 @@ Law: values only.
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from typing import Literal
-
-from llmaas.frozen import frozen
 
 Level = Literal["ok", "warn", "fail"]
 
 
-@frozen
+@dataclass(frozen=True, slots=True)
 class Finding:
     """One line of the doctor's report: the part that it is about, and what to do where ``hint`` is not empty."""
 

@@ -11,9 +11,8 @@ import logging
 import sqlite3
 from collections.abc import Iterable, Iterator
 from contextlib import suppress
-from dataclasses import replace
+from dataclasses import dataclass, replace
 
-from llmaas.frozen import frozen
 from llmaas.kvchunks.store.context_rows import StoredContext
 from llmaas.kvchunks.store.sums import row_checksum
 from llmaas.records import ContextId
@@ -30,7 +29,7 @@ class MoveState(enum.IntEnum):
     """The other node knows. The row says where the context came from, as long as it is here."""
 
 
-@frozen
+@dataclass(frozen=True, slots=True)
 class MoveRow:
     """``move``: its name, which both nodes know; ``node``: fingerprint of the other one."""
 

@@ -6,12 +6,11 @@ Law: values only; nothing here knows SQLite, files or the format of a chunk.
 from __future__ import annotations
 
 import enum
+from dataclasses import dataclass
 from pathlib import Path
 
-from llmaas.frozen import frozen
 
-
-@frozen
+@dataclass(frozen=True, slots=True)
 class StoreStats:
     """Sizes in bytes. ``bytes_written`` and ``damaged`` count from the opening of the store."""
 
@@ -56,7 +55,7 @@ class Damage(enum.Enum):
     MODE = "mode"
 
 
-@frozen
+@dataclass(frozen=True, slots=True)
 class Problem:
     """One problem that ``check`` found. ``n_tokens`` counts the tokens of the chunk that it costs, 0 if none."""
 
@@ -65,7 +64,7 @@ class Problem:
     n_tokens: int = 0
 
 
-@frozen
+@dataclass(frozen=True, slots=True)
 class CheckReport:
     """What ``check`` found. ``repaired`` is True if it was asked to mend the problems, and did."""
 
@@ -79,7 +78,7 @@ class CheckReport:
         return tuple(problem.text for problem in self.found)
 
 
-@frozen
+@dataclass(frozen=True, slots=True)
 class Encryption:
     """How the chunks on disk are encrypted, and whether the master key fits."""
 
@@ -98,7 +97,7 @@ class Encryption:
     """Conversations in clear."""
 
 
-@frozen
+@dataclass(frozen=True, slots=True)
 class Shortened:
     """A conversation of which only the first ``kept`` of ``n_tokens`` tokens could be read."""
 
@@ -108,7 +107,7 @@ class Shortened:
     n_tokens: int
 
 
-@frozen
+@dataclass(frozen=True, slots=True)
 class Mended:
     """A conversation of which something was damaged and no token lost. ``what``: what was, and what was done."""
 
@@ -117,7 +116,7 @@ class Mended:
     what: str
 
 
-@frozen
+@dataclass(frozen=True, slots=True)
 class Salvage:
     """What became of a damaged index: where it is now, and what is in the new one."""
 

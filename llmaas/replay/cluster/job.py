@@ -7,7 +7,6 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field
 
-from llmaas.frozen import frozen
 from llmaas.policies.placement import ContextPlan
 from llmaas.replay.cluster.workload import ClusterCall, ClusterContext
 
@@ -79,7 +78,7 @@ class ClusterTally:
     preemptions: int = 0
 
 
-@frozen
+@dataclass(frozen=True, slots=True)
 class ClusterReport:
     """Of a replay."""
 

@@ -6,7 +6,8 @@ its source there; "assumed" means that no source was found.
 
 from __future__ import annotations
 
-from llmaas.frozen import frozen
+from dataclasses import dataclass
+
 from llmaas.policies.node_report import ModelTier, TransferCost
 from llmaas.records import Geometry
 from llmaas.replay.prices import DEVICES, MACHINES, MODELS, Machine, Model, Storage, weights_bytes
@@ -18,7 +19,7 @@ _GIGABIT, _TEN_GIGABIT = 117e6, 1.17e9
 """Bytes a second of TCP on Ethernet of 1500-byte frames."""
 
 
-@frozen
+@dataclass(frozen=True, slots=True)
 class NodeProfile:
     """``memory``: bytes for models that run. ``cache``: for those that are parked, read at ``cache_read`` bytes/s.
     ``start``: seconds that an engine takes to begin, whatever it loads. ``lanes``: calls that are answered at once.
@@ -45,7 +46,7 @@ class NodeProfile:
         return model.nbytes / self.machine.weights
 
 
-@frozen
+@dataclass(frozen=True, slots=True)
 class ClusterModel:
     """``token_bytes``: of a token in coded chunks."""
 

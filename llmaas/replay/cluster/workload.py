@@ -12,7 +12,6 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 from hashlib import blake2b
 
-from llmaas.frozen import frozen
 from llmaas.mixing import mix
 from llmaas.policies.context_marks import kept_marks
 from llmaas.records import CHUNK_TOKENS
@@ -23,7 +22,7 @@ _MOST = (1 << 64) - 1
 """The greatest ``_number``."""
 
 
-@frozen
+@dataclass(frozen=True, slots=True)
 class ClusterCall:
     """``prefix_tokens``: those that contexts with the same ``prefix`` begin with."""
 
