@@ -2,7 +2,7 @@
 
 Two daemons, each with half of the threads and a store of its own, are paired over a proxy on loopback that passes so
 many bits a second. The pause is what a person waits who moves an idle conversation (3,000 tokens of SmolLM2;
-``--quick``: 800) and asks at once at the other node: from the request to move to the first token of the answer there.
+``--quick``: 500) and asks at once at the other node: from the request to move to the first token of the answer there.
 ``chunks``: coded chunks go with it; ``tokens``: nothing but tokens, and all is computed there. ``link_s`` is what the
 bytes that went take on such a link by themselves.
 
@@ -10,47 +10,67 @@ bytes that went take on such a link by themselves.
 answer that whoever asked sees from the request to move on; ``piece_s`` is what is usual, ``move_s`` the time until the
 answer goes on there. ``tokens``, ``chunks`` and ``both`` are the ways: nothing but tokens, all coded chunks, or chunks
 as far as the link is faster than the other node computes. ``both`` is compared with the better of the others, by
-``move_s`` and by the pause; of a way that took longer than the answer the pause is none, and ``left`` is 0.
+``move_s`` and by the pause. ``left``: tokens that were not told yet when it had moved; the answer is so long that some
+are, at any speed. One answer at 100 Mbit/s, a shorter one, is read to its end: it was ``told`` so many tokens.
+``passed``: bytes on the link until the answer goes on there, in both directions: what is sent twice shows there.
 
-Then contexts of the fake engine are moved at random, each after a turn that was acknowledged, while other contexts of
-both nodes are in use. Half of the moves are hit, within the first 50 ms: one node is killed by SIGKILL, or the link is
-cut. After each, exactly one node must have the context, with every message, and at the end both stores must be sound.
+``same``: an answer with chunks of 16 bits moves, by each way, and must have the text that it has where nothing moves.
+
+Then contexts of the fake engine are moved at random, a few at once, each after a turn that was acknowledged, while
+other contexts of both nodes are in use. Half of the moves are hit, within the first 50 ms: one node is killed by
+SIGKILL, or the link is cut. After each, exactly one node must have the context, with every message, and at the end both
+stores must be sound.
 """
 
 from __future__ import annotations
 
-import contextlib
-import math
 import random
 import sys
 import threading
 import time
-from collections import Counter
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, replace
 from functools import partial
 from itertools import pairwise
-from pathlib import Path
 from statistics import median
 from typing import Any
 
 from bench.lib.cli import Bar, Options, Result, main, say
+from bench.lib.hit_moves import LATE_S, hit_moves
 from bench.lib.node import NodeProcess, two_nodes
 from llmaas.api.client import Client
 from llmaas.api.transfer_messages import MOVE_WAYS
-from llmaas.errors import LlmaasError
-from llmaas.kvchunks.store.store import Store
 from llmaas.records import CHUNK_TOKENS
 
-LATE_S = 60.0
 _LETTERS = "the tide comes in and goes out, and nobody is at the harbour but a boat that waits for morning "
-_HIT_S = 0.05
-_ANSWER = 500
-"""Tokens, so that the answer goes on for longer than chunks take that go ahead of the context."""
+_ANSWER = 2000
+"""Tokens, so that the answer goes on for longer than its move takes at 10 Mbit/s, by any way: 3,000 tokens take a node
+with one thread half a minute, their chunks 15 s on that link, and the other one draws 50 a second. Few are read behind
+the move."""
 _PIECES, _AFTER = 4, 20
 """Pieces of the answer before the move begins, and tokens behind it that are read."""
 _BAR_MBIT = 100
-_CONTEXTS = 6
+
+
+@dataclass(frozen=True)
+class Size:
+    """``n_tokens``: of the conversation. ``whole``: of an answer that is read to its end; ``same``: of an answer whose
+    text is compared, and of its conversation. ``rates``: in Mbit/s, of moves at rest, and of answers."""
+
+    n_tokens: int
+    rates: tuple[int, ...]
+    answered: tuple[int, ...]
+    whole: int
+    same: tuple[int, int]
+    n_moves: int
+
+
+_FULL = Size(3000, (10, 100, 1000), (10, 100, 1000), 500, (400, 300), 500)
+_QUICK = Size(500, (100, 1000), (100,), 250, (150, 130), 24)
+
+
+def size_of(options: Options) -> Size:
+    return _QUICK if options.quick else _FULL
 
 
 # -- the pause
@@ -69,7 +89,7 @@ def fill(client: Client, n_tokens: int, seed: int) -> None:
         time.sleep(0.2)
 
 
-def moved_once(a: NodeProcess, b: NodeProcess, n: int, way: str) -> dict[str, float]:
+def moved_once(a: NodeProcess, b: NodeProcess, n: str, way: str) -> dict[str, float]:
     with a.client() as here, b.client() as there:
         name = here.fork("base", name=f"move-{n}").name
         start = time.perf_counter()
@@ -83,17 +103,17 @@ def moved_once(a: NodeProcess, b: NodeProcess, n: int, way: str) -> dict[str, fl
     return {"pause_s": pause, "move_s": at - start, "bytes": moved.n_bytes, "recomputed": recomputed}
 
 
-def moved_while_answered(a: NodeProcess, b: NodeProcess, n: int, way: str, *, whole: bool) -> dict[str, float]:
-    """``whole``: read the answer to its end."""
+def moved_while_answered(a: NodeProcess, b: NodeProcess, n: str, way: str, whole: int = 0) -> dict[str, float]:
+    """``whole``: the answer has so many tokens, and is read to its end."""
+    n_answer = whole or _ANSWER
     times, begun, has_moved = list[tuple[float, int]](), threading.Event(), threading.Event()
     with a.client() as here, b.client() as there:
         name = here.fork("base", name=f"answer-{n}").name
 
         def ask() -> None:
             with a.client() as asking:
-                stream = asking.generate(name, prompt=" And then", max_tokens=_ANSWER)
                 after = 0
-                for piece in stream:
+                for piece in asking.generate(name, prompt=" And then", max_tokens=n_answer):
                     times.append((time.perf_counter(), len(piece.tokens)))
                     after += len(piece.tokens) if has_moved.is_set() else 0
                     if len(times) >= _PIECES:
@@ -104,94 +124,158 @@ def moved_while_answered(a: NodeProcess, b: NodeProcess, n: int, way: str, *, wh
         asker = threading.Thread(target=ask)
         asker.start()
         begun.wait(LATE_S)
-        start = time.perf_counter()
+        start, before = time.perf_counter(), b.link.n_passed
         moved = here.move(name, "b", way=way)
-        move_s, told = time.perf_counter() - start, sum(n for _, n in times)
+        moved_at, told, passed = time.perf_counter(), sum(n for _, n in times), b.link.n_passed - before
         has_moved.set()
         asker.join()
         there.delete(name)
-    gaps = [later - earlier for (earlier, _), (later, _) in pairwise(times) if later > start]
+    gaps = gaps_at(times, start, moved_at)
     return {
         "pause_s": max(gaps),
         "piece_s": median(gaps),
-        "move_s": move_s,
+        "move_s": moved_at - start,
         "bytes": moved.n_bytes,
+        "passed": passed,
         "told": sum(n for _, n in times),
-        "left": _ANSWER - told,
+        "left": n_answer - told,
     }
 
 
-def answered(a: NodeProcess, b: NodeProcess, rates: Sequence[int], options: Options) -> dict[str, dict[str, float]]:
+def gaps_at(times: Sequence[tuple[float, int]], start: float, moved_at: float) -> list[float]:
+    """Between pieces, from the request to move to a few tokens behind the move. ``times``: when each piece came, and
+    its tokens."""
+    near, after = list[float](), 0
+    for at, n_tokens in times:
+        if after <= _AFTER:
+            near.append(at)
+            after += n_tokens if at > moved_at else 0
+    return [later - earlier for earlier, later in pairwise(near) if later > start]
+
+
+def answered(a: NodeProcess, b: NodeProcess, options: Options) -> dict[str, dict[str, float]]:
     found: dict[str, dict[str, float]] = {}
-    for i, mbit in enumerate(rates):
-        names = {way: f"answered_{way}_{mbit}_mbit" for way in MOVE_WAYS}
-
-        def measured(mbit: int = mbit, first: int = 100 * i) -> dict[str, dict[str, float]]:
-            b.link.bits_per_s = mbit * 1e6
-            return of_ways(a, b, mbit, first, quick=options.quick)
-
-        of_way = options.kept.step(f"answered_{mbit}_mbit", measured)
-        found |= {name: of_way[way] for way, name in names.items()}
+    for mbit in size_of(options).answered:
+        b.link.bits_per_s = mbit * 1e6
+        of_way = of_ways(a, b, mbit, options)
+        found |= {f"answered_{way}_{mbit}_mbit": of_way[way] for way in MOVE_WAYS}
     return found
 
 
-def of_ways(a: NodeProcess, b: NodeProcess, mbit: int, first: int, *, quick: bool) -> dict[str, dict[str, float]]:
+def of_ways(a: NodeProcess, b: NodeProcess, mbit: int, options: Options) -> dict[str, dict[str, float]]:
     """The ways in turn, so that what else the machine does hits all of them."""
-    n, runs, found = first, {way: list[dict[str, float]]() for way in MOVE_WAYS}, dict[str, dict[str, float]]()
-    for i in range(3 if quick else 5):
-        for way in MOVE_WAYS if i < (1 if quick else 3) else MOVE_WAYS[:2]:  # of the slow one fewer
-            n += 1
-            runs[way].append(moved_while_answered(a, b, n, way, whole=way == "both" and i == 0))
+    runs, found = {way: list[dict[str, float]]() for way in MOVE_WAYS}, dict[str, dict[str, float]]()
+    for i in range(3 if options.quick or mbit < _BAR_MBIT else 5):
+        for way in MOVE_WAYS if not i else MOVE_WAYS[:2]:  # computing all takes half a minute, on any link
+            n = f"{way}-{mbit}-{i}"
+            whole = size_of(options).whole if (way, mbit, i) == ("both", _BAR_MBIT, 0) else 0
+            runs[way].append(options.kept.step(f"answered {n}", partial(moved_while_answered, a, b, n, way, whole)))
     for way, of_way in runs.items():
-        figures = found[way] = _middle(of_way, mbit)
-        figures["told"], figures["left"] = max(run["told"] for run in of_way), min(run["left"] for run in of_way)
+        found[way] = _middle(of_way, mbit) | {"left": min(run["left"] for run in of_way), "told": of_way[0]["told"]}
     return found
 
 
-def bars_of_answers(figures: Mapping[str, Any], rates: Sequence[int]) -> list[Bar]:
+def bars_of_answers(figures: Mapping[str, Any], size: Size) -> list[Bar]:
     bars = []
-    for mbit in rates:
+    for mbit in size.answered:
         both, chunks, tokens = (figures[f"answered_{way}_{mbit}_mbit"] for way in MOVE_WAYS)
-        bars.append(Bar(f"tokens of the answer that were left when it had moved, {mbit} Mbit/s", both["left"], 1))
-        bars.append(Bar(f"tokens told of an answer that moved, {mbit} Mbit/s", both["told"], _ANSWER))
+        left = min(of_way["left"] for of_way in (both, chunks, tokens))
+        bars.append(Bar(f"tokens of the answer that were left when it had moved, {mbit} Mbit/s", left, 1))
         ratio = both["move_s"] / min(chunks["move_s"], tokens["move_s"])
         bars.append(Bar(f"both ways, against the better one, {mbit} Mbit/s", ratio, 1.1, True))
-        pauses_of = [way["pause_s"] for way in (chunks, tokens) if way["left"]]  # else it had ended before it moved
-        ratio = both["pause_s"] / min(pauses_of, default=math.inf)
+        ratio = both["pause_s"] / min(chunks["pause_s"], tokens["pause_s"])
         bars.append(Bar(f"pause with both ways, against the better one, {mbit} Mbit/s", ratio, 1.1, True))
+        ratio = chunks["passed"] / chunks["bytes"]
+        bars.append(Bar(f"bytes on the link, against the chunks that went, {mbit} Mbit/s", ratio, 1.1, True))
+    told = figures[f"answered_both_{_BAR_MBIT}_mbit"]["told"]
+    bars.append(Bar(f"tokens told of an answer that moved, {_BAR_MBIT} Mbit/s", told, size.whole))
     pause = figures[f"answered_both_{_BAR_MBIT}_mbit"]["pause_s"]
     bars.append(Bar(f"pause of an answer that moves, {_BAR_MBIT} Mbit/s, seconds", pause, 0.2, True))
     return bars
 
 
 def pauses(options: Options) -> tuple[dict[str, Any], list[Bar]]:
-    n_tokens = 800 if options.quick else 3000
-    rates = (100, 1000) if options.quick else (10, 100, 1000)
-    figures: dict[str, Any] = {"tokens": n_tokens}
+    size = size_of(options)
+    figures: dict[str, Any] = options.kept.step("pauses", partial(_pauses, options, size))
+    return figures, bars_of_answers(figures, size) + bars_at_rest(figures, size.rates)
+
+
+def _pauses(options: Options, size: Size) -> dict[str, Any]:
+    figures: dict[str, Any] = {"tokens": size.n_tokens}
     with two_nodes(options, "--cells", "8192") as (a, b):
         with a.client() as client:
-            fill(client, n_tokens, options.seed)
-        for i, (way, mbit) in enumerate(
-            [("chunks", rate) for rate in rates] + [("tokens", rate) for rate in rates[-2:]]
-        ):
-            name = f"{way}_{mbit}_mbit"
-            figures[name] = options.kept.step(name, partial(at_rest, a, b, way, mbit, 10 * i, quick=options.quick))
-        figures |= answered(a, b, rates, options)
-    return figures, bars_of_answers(figures, rates) + bars_at_rest(figures, rates)
+            fill(client, size.n_tokens, options.seed)
+        figures |= answered(a, b, options)
+        # Computing all takes the same on any link: it is measured on one of them.
+        for way, mbit in [*(("chunks", rate) for rate in size.rates), ("tokens", size.rates[-1])]:
+            figures[f"{way}_{mbit}_mbit"] = at_rest(a, b, way, mbit, options)
+    return figures
 
 
-def at_rest(a: NodeProcess, b: NodeProcess, way: str, mbit: int, first: int, *, quick: bool) -> dict[str, float]:
+def same(options: Options) -> tuple[dict[str, Any], list[Bar]]:
+    """Answers of which the cells are exact, moved and not."""
+    figures = options.kept.step("same", partial(_same, options, *size_of(options).same))
+    bars = [
+        Bar("answers that moved and have the text of one that did not, 16 bits", figures["same"], len(MOVE_WAYS)),
+        Bar("of these, that moved before their end", figures["moved_in_time"], len(MOVE_WAYS)),
+    ]
+    return figures, bars
+
+
+def _same(options: Options, n_answer: int, n_tokens: int) -> dict[str, Any]:
+    with two_nodes(options, "--cells", "2048", "--bits", "16/16") as (a, b):
+        b.link.bits_per_s = _BAR_MBIT * 1e6
+        with a.client() as here:
+            fill(here, n_tokens, options.seed)
+            here.fork("base", name="stays")
+            unmoved = "".join(piece.text for piece in here.generate("stays", prompt=" And then", max_tokens=n_answer))
+        moved = [_text_of(a, b, way, n_answer) for way in MOVE_WAYS]
+    in_time = sum(in_time for _, in_time in moved)
+    return {
+        "same": sum(text == unmoved for text, _ in moved),
+        "moved_in_time": in_time,
+        "characters": len(unmoved),
+    }
+
+
+def _text_of(a: NodeProcess, b: NodeProcess, way: str, n_answer: int) -> tuple[str, bool]:
+    """Of an answer that moves, and whether it did before its end."""
+    pieces, begun = list[str](), threading.Event()
+    with a.client() as here, b.client() as there:
+        name = here.fork("base", name=f"same-{way}").name
+
+        def ask() -> None:
+            with a.client() as asking:
+                for piece in asking.generate(name, prompt=" And then", max_tokens=n_answer):
+                    pieces.append(piece.text)
+                    begun.set()
+
+        asker = threading.Thread(target=ask)
+        asker.start()
+        begun.wait(LATE_S)
+        here.move(name, "b", way=way)
+        in_time = asker.is_alive()
+        asker.join()
+        there.delete(name)
+    return "".join(pieces), in_time
+
+
+def at_rest(a: NodeProcess, b: NodeProcess, way: str, mbit: int, options: Options) -> dict[str, float]:
     b.link.bits_per_s = mbit * 1e6
-    n_runs = 1 if way == "tokens" else 3 if quick or mbit < 100 else 7
-    return _middle([moved_once(a, b, first + n, way) for n in range(n_runs)], mbit)
+    n_runs = 1 if way == "tokens" else 3 if options.quick or mbit < _BAR_MBIT else 7
+    names = [f"{way}-{mbit}-{i}" for i in range(n_runs)]
+    return _middle(
+        [options.kept.step(f"at rest {n}", partial(moved_once, a, b, n, way)) for n in names],
+        mbit,
+    )
 
 
 def bars_at_rest(figures: Mapping[str, Any], rates: Sequence[int]) -> list[Bar]:
     bars = []
     for mbit in rates:
         with_chunks = figures[f"chunks_{mbit}_mbit"]
-        if f"tokens_{mbit}_mbit" in figures:
-            ratio = figures[f"tokens_{mbit}_mbit"]["pause_s"] / with_chunks["pause_s"]
+        if mbit >= _BAR_MBIT:
+            ratio = figures[f"tokens_{rates[-1]}_mbit"]["pause_s"] / with_chunks["pause_s"]
             bars.append(Bar(f"pause with tokens alone, against chunks, {mbit} Mbit/s", ratio, 1.0))
     at_100 = figures["chunks_100_mbit"]
     bars.append(Bar("a move at 100 Mbit/s, against its bytes alone", at_100["move_s"] / at_100["link_s"], 2.0, True))
@@ -208,146 +292,20 @@ def _middle(runs: Sequence[Mapping[str, float]], mbit: int) -> dict[str, float]:
 # -- moves that fail
 
 
-@dataclass
-class Load:
-    """Uses a context of each node that never moves, until ``stop``; every answer that was acknowledged must stay."""
-
-    nodes: tuple[NodeProcess, ...]
-    acknowledged: Counter[str] = field(default_factory=Counter)
-    _stop: threading.Event = field(default_factory=threading.Event)
-    _threads: list[threading.Thread] = field(default_factory=list)
-
-    def start(self) -> None:
-        for node in self.nodes:
-            self._threads.append(threading.Thread(target=self._use, args=(node,)))
-            self._threads[-1].start()
-
-    def stop(self) -> None:
-        self._stop.set()
-        for thread in self._threads:
-            thread.join()
-
-    def _use(self, node: NodeProcess) -> None:
-        while not self._stop.is_set():
-            with contextlib.suppress(LlmaasError, OSError), node.client() as client:
-                client.context("stays")
-                while not self._stop.is_set():
-                    if client.show("stays").info.n_tokens > 600:
-                        client.truncate("stays", n_tokens=0)
-                    client.ask("stays", "hello", max_tokens=20)
-                    self.acknowledged[node.name] += 1
-            self._stop.wait(0.05)
-
-
-def owner_of(nodes: tuple[NodeProcess, ...], name: str) -> tuple[NodeProcess, list[Any]]:
-    """The one node that has the context, and what is in it. Raises RuntimeError if two have it, or none."""
-    late, seen = time.monotonic() + LATE_S, "nothing"
-    while time.monotonic() < late:
-        found = []
-        for node in nodes:
-            with contextlib.suppress(LlmaasError), node.client() as client:
-                if any(info.name == name for info in client.contexts()):
-                    found.append((node, list(client.show(name).messages)))
-        if len(found) == 1 and not _in_doubt(nodes, name, found[0][0]):
-            return found[0]
-        seen = f"{len(found)} nodes"
-        time.sleep(0.1)
-    raise RuntimeError(f"{seen} have the context {name}")
-
-
-def _in_doubt(nodes: tuple[NodeProcess, ...], name: str, owner: NodeProcess) -> bool:
-    """Whether another node still lists it."""
-    for node in nodes:
-        if node is not owner:
-            with node.client() as client:
-                if any(info.name == name for info in client.contexts()):
-                    return True
-    return False
-
-
-def hit(kind: str, source: NodeProcess, target: NodeProcess) -> None:
-    match kind:
-        case "source killed":
-            source.kill()
-        case "target killed":
-            target.kill()
-        case "link cut":
-            target.link.cut()
-
-
-def move_one(rng: random.Random, source: NodeProcess, target: NodeProcess, name: str, kind: str) -> str:
-    """What became of the request."""
-    late = rng.uniform(0, _HIT_S)
-    timer = threading.Timer(late, hit, (kind, source, target))
-    with contextlib.suppress(LlmaasError), source.client() as client:
-        if kind:
-            timer.start()
-        client.move(name, target.name)
-        if kind:
-            timer.join()
-        return "moved"
-    timer.join()
-    return "failed"
-
-
 def faults(options: Options) -> tuple[dict[str, Any], list[Bar]]:
-    figures = options.kept.step("faults", partial(hit_moves, options))
+    figures = options.kept.step("faults", partial(hit_moves, options, size_of(options).n_moves))
     bars = [
         Bar("moves after which a turn that was acknowledged was missing", figures["lost"], 0, True),
         Bar("stores that are not sound at the end", figures["unsound_stores"], 0, True),
-        Bar("moves that were hit, of all", 1 - figures["no fault"] / figures["moves"], 0.25),
+        Bar("moves that were hit, of all", 1 - figures["no fault"] / figures["moves"], 0.4),
     ]
     return figures, bars
-
-
-def hit_moves(options: Options) -> dict[str, Any]:
-    n_moves, rng = (24 if options.quick else 500), random.Random(options.seed)
-    tally: Counter[str] = Counter()
-    with two_nodes(options, "--cells", "2048", "--no-encrypt", fake=True) as nodes:
-        where = {}
-        for i in range(_CONTEXTS):
-            node = nodes[i % 2]
-            with node.client() as client:
-                client.create(name=f"talk-{i}", system="Be brief.")
-            where[f"talk-{i}"] = node
-        load = Load(nodes)
-        load.start()
-        try:
-            for _ in range(n_moves):
-                name = rng.choice(sorted(where))
-                source = where[name]
-                target = nodes[0] if source is nodes[1] else nodes[1]
-                with source.client() as client:
-                    if client.show(name).info.n_tokens > 600:
-                        client.truncate(name, n_tokens=0)
-                    client.ask(name, f"turn {tally['moves']}", max_tokens=30)
-                    before = list(client.show(name).messages)
-                kind = rng.choice(["source killed", "target killed", "link cut"]) if rng.random() < 0.5 else ""
-                tally[move_one(rng, source, target, name, kind)] += 1
-                tally[kind or "no fault"] += 1
-                for node in nodes:
-                    if node.process is not None and node.process.poll() is not None:
-                        node.start()
-                where[name], after = owner_of(nodes, name)
-                tally["lost"] += before != after
-                tally["moves"] += 1
-        finally:
-            load.stop()
-    unsound = sum(bool(_problems(node.folder / "store")) for node in nodes)
-    figures = {**tally, "turns_of_others": sum(load.acknowledged.values()), "unsound_stores": unsound}
-    say(f"faults: {figures}")
-    return figures
-
-
-def _problems(root: Path) -> tuple[Any, ...]:
-    with Store(root) as store:
-        return tuple(store.check().problems)
 
 
 def measure(options: Options) -> Result:
     folder = options.folder
     figures, bars = {}, list[Bar]()
-    for name, part in (("pauses", pauses), ("faults", faults)):
+    for name, part in (("pauses", pauses), ("same", same), ("faults", faults)):
         (folder / name).mkdir()
         found, more = part(replace(options, folder=folder / name))
         figures[name] = found

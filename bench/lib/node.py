@@ -13,7 +13,7 @@ from dataclasses import dataclass
 from itertools import permutations
 from pathlib import Path
 
-from bench.lib.cli import Options
+from bench.lib.cli import Options, say
 from bench.lib.daemon import wait_for_socket
 from bench.lib.machine import ROOT
 from bench.lib.slow_link import SlowLink, slow_link
@@ -47,6 +47,21 @@ class NodeProcess:
         self.process.kill()
         self.process.wait(60)
         self.socket.unlink(missing_ok=True)  # so that the next start is waited for
+
+    def start_if_killed(self) -> None:
+        """Raises RuntimeError if it has ended in another way."""
+        code = None if self.process is None else self.process.poll()
+        if code not in (None, -signal.SIGKILL):
+            raise RuntimeError(f"a daemon has ended by itself: {self.last_words()}")
+        if code is not None:
+            self.start()
+
+    def last_words(self) -> str:
+        """Whether it runs, and the end of its log."""
+        code = None if self.process is None else self.process.poll()
+        path, state = self.folder / "log", "running" if code is None else f"exit code {code}"
+        log = path.read_text("utf-8", "replace").splitlines() if path.exists() else []
+        return "\n  ".join([f"node {self.name}: {state}", *log[-20:]])
 
     def stop(self) -> int:
         """The exit code."""
@@ -86,6 +101,10 @@ def paired_nodes(
             for node in nodes:
                 node.start()
             yield nodes
+        except Exception:  # their logs go with the folder
+            for node in nodes:
+                say(node.last_words())
+            raise
         finally:
             for node in nodes:
                 if node.process is not None and node.process.poll() is None:
