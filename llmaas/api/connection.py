@@ -168,7 +168,8 @@ class Connection(asyncio.BufferedProtocol):
         if self.shares is not shares:  # it waits for its turn among others from now on
             self.frames_may_come()
             return False
-        return more and self._open and self._intake.begun
+        more = more and self._open and self._intake.begun  # one that is incomplete takes no turn: nobody rests for it
+        return self.handle_next() if more and self._intake.incomplete else more
 
     def take_body(self, body: bytes) -> None:
         self._last_active = self._loop.time()
@@ -326,8 +327,7 @@ class Connection(asyncio.BufferedProtocol):
             self._end(ShuttingDown("the model leaves memory, and the slot with it", hint="Connect again."))
             return None
         mark, self._mark = self._mark, None
-        found: Any = self._transport.get_extra_info("socket")
-        copy = socket.socket(fileno=os.dup(found.fileno()))
+        copy = socket.socket(fileno=os.dup(self._transport.get_extra_info("socket").fileno()))
         self._abandon()
         self._transport.abort()  # this ends asyncio's part in it, and closes the other descriptor
         return HandedConnection(self._door, copy, self._hello, greet=False, mark=mark)
