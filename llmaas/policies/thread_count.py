@@ -6,7 +6,8 @@ Law: pure; it is told how long steps took and, where the system knows it, how ma
   alarm leads to a trial: a few steps with fewer threads. Whichever number of threads was faster stays.
 * It explores at little cost. Now and then a few steps run with more or fewer threads. The time that such trials lose is
   paid from a budget that grows with time (by 2 % of it for trials upward, 0.2 % downward).
-* Where there is room for more threads again, they are used at once; without room trials upward are rare.
+* Where there is room for more threads again, they are used at once; without room trials upward are rare. If fewer
+  were found better though there is room for more, these are tried again soon: what held them up may be over.
 
 Why it is needed: llama.cpp's threads meet some 900 times a token and spin while they wait. A thread that shares its
 core with another process holds up all others, so two threads are then many times slower than one.
@@ -14,6 +15,7 @@ core with another process holds up all others, so two threads are then many time
 
 from __future__ import annotations
 
+import math
 from collections.abc import Hashable
 
 _SLACK = 0.3
@@ -30,7 +32,7 @@ _MAY_LOSE_UP, _MAY_LOSE_DOWN = 0.02, 0.002
 """Share of all time that trials may lose. A trial downward is rarely worth it: what makes fewer threads better raises
 an alarm as well."""
 _SAVED_UP_S, _SAVED_DOWN_S = 0.1, 0.05
-"""Seconds that a budget holds at most, and at first."""
+"""Seconds that a budget holds at most; that for trials upward at first, too."""
 _DEBT_S = 0.01
 """What a trial upward seems to have cost as soon as threads lack CPUs: it waits for 5 s of computing. What was saved
 while there was room would else be spent at once where it is known to be lost: a tenth of an answer of one second."""
@@ -71,9 +73,14 @@ class ThreadCount:
         """Seconds of computing so far."""
         self._curious = curious
         self._next_trial = _SOONEST_S
-        self._up, self._down = _Budget(_MAY_LOSE_UP, _SAVED_UP_S), _Budget(_MAY_LOSE_DOWN, _SAVED_DOWN_S)
+        self._up = _Budget(_MAY_LOSE_UP, _SAVED_UP_S, left=_SAVED_UP_S)
+        self._down = _Budget(_MAY_LOSE_DOWN, _SAVED_DOWN_S, left=0.0)
         self._room: float | None = None
         """CPUs that there was room on when it was last looked; None: not known."""
+        self._looked = 0.0
+        """What ``_time`` was then."""
+        self._patience, self._doubt_at = _SOONEST_S, math.inf
+        """Looks after ``_doubt_at`` that show room for more threads are a reason to try them; see ``_doubts``."""
 
     @property
     def in_trial(self) -> bool:
@@ -89,10 +96,15 @@ class ThreadCount:
         needed = self.threads + _FITS
         if cpus >= needed and self._lacks(needed) and self.threads < self.most:
             self._grow(min(self.most, int(cpus + 1 - _FITS)))
-        lacked = self._lacks(self.threads + _CROWDED)
-        self._room = cpus
-        if not lacked and self._lacks(self.threads + _CROWDED):
+        lacked = self._up_is_vain
+        self._room, self._looked = cpus, self._time
+        if not lacked and self._up_is_vain:
             self._up.left = min(self._up.left, -_DEBT_S)
+
+    @property
+    def _up_is_vain(self) -> bool:
+        """Whether there was no room for one more thread, or for all that there may be."""
+        return self._lacks(min(self.threads + _CROWDED, self.most - 1 + _FITS))
 
     def _lacks(self, cpus: float) -> bool:
         """Whether there was room on fewer CPUs than that when it was last looked."""
@@ -115,7 +127,7 @@ class ThreadCount:
         Steps of one kind must take about as long on a quiet machine: as many tokens, over about as long a context.
         """
         self._time += seconds
-        self._up.earn(seconds * (0.1 if self._lacks(self.threads + _CROWDED) else 1.0))
+        self._up.earn(seconds * (0.1 if self._up_is_vain else 1.0))
         self._down.earn(seconds)
         pace = self._pace.get(kind)
         if self.most == 1 or seconds <= 0.0:
@@ -151,11 +163,18 @@ class ThreadCount:
         """Begin a trial if one is due and paid for."""
         if self._time < self._next_trial:
             return
-        if self.threads < self.most and self._up.left > 0.0:
+        if self.threads < self.most and (self._up.left > 0.0 or self._doubts()):
+            self._patience *= 4.0
+            self._doubt_at = self._time + self._patience
             self._begin(1, to_beat=1.0)
         elif self.threads > 1 and (self._curious or self._down.left >= self._price_down(pace)):
             self._curious = False
             self._begin(-1, to_beat=1.0)
+
+    def _doubts(self) -> bool:
+        """Whether fewer threads were found better though there is room for more: what held more up may have been over
+        in a moment. Then a trial is due though none is paid for, and if it fails, another after four times as long."""
+        return self._doubt_at < self._looked and not self._lacks(self.threads + _FITS)
 
     def _price_down(self, pace: float) -> float:
         """Seconds that a trial downward loses if every thread has a core. (What one upward loses is unknown before.)"""
@@ -195,6 +214,8 @@ class ThreadCount:
         """Keep the number of threads that was tried: it is better."""
         self._up.left -= (self._slow - self._n_slow) * pace  # lost by having too many threads, or having them too long
         self._next_trial = self._time + _SOONEST_S
+        self._patience = _SOONEST_S / 2
+        self._doubt_at = self._time + self._patience
         self._stride = 2 * (trial.there - trial.here)
         self._pace = {kind: seconds}
         self._trial, self._alarm = None, _ALARM
@@ -220,8 +241,8 @@ class _Budget:
 
     __slots__ = ("left", "most", "share")
 
-    def __init__(self, share: float, most: float) -> None:
-        self.share, self.most, self.left = share, most, most
+    def __init__(self, share: float, most: float, left: float) -> None:
+        self.share, self.most, self.left = share, most, left
 
     def earn(self, seconds: float) -> None:
         self.left = min(self.most, self.left + self.share * seconds)

@@ -192,3 +192,34 @@ def test_a_quiet_machine_that_is_watched_keeps_its_threads() -> None:
     machine = WatchedMachine(4, lambda t: 0)
     machine.speed(60.0)
     assert machine.count.changes == 0
+
+
+def test_a_disturbance_too_short_to_be_seen_costs_no_whole_answer() -> None:
+    """Seen beside a busy minute that was over: what it lost left no budget to try two threads again, and the daemon
+    answered for seconds with one, on a machine with room for two."""
+    for trouble_s in (0.1, 0.2, 0.4, 0.9):
+        count, now, fewer = ThreadCount(2, curious=True), 0.0, 0.0
+        for _ in range(1500):
+            disturbed = now % 5.0 < trouble_s
+            seconds = pace(count.threads) * (3.0 if count.threads == 2 and disturbed else 1.0)
+            fewer += seconds * (count.threads == 1 and not disturbed)
+            if int((now + seconds) * 4) > int(now * 4):
+                count.see_room(1.97)
+            now += seconds
+            count.observe("decode", seconds)
+        assert fewer < 0.15 * now, trouble_s
+        assert count.threads == 2
+
+
+def test_room_that_helps_nobody_is_seldom_tried() -> None:
+    """Two CPUs that share what computes: there is room for both, and one thread is faster."""
+    count, now, lost = ThreadCount(2, curious=True), 0.0, 0.0
+    while now < 60.0:
+        seconds = pace(1) * (1.0 if count.threads == 1 else 1.4)
+        if int((now + seconds) * 4) > int(now * 4):
+            count.see_room(2.0)
+        now += seconds
+        lost += seconds - pace(1)
+        count.observe("decode", seconds)
+    assert lost < 0.03 * now
+    assert count.threads == 1
