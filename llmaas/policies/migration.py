@@ -26,6 +26,9 @@ LEAST_GAIN = 0.95
 """A round was worth its work if the other node lacks less than this part of what it lacked before."""
 MOST_ROUNDS = 16
 """A source that adds tokens as fast as they are brought is handed over all the same."""
+HELD_UP = 1.3
+"""A round that leaves more than so many times what the one before it left, after rounds that made it less, was held up
+by something else."""
 FEW = 2
 """Tokens that make no pause: a step takes about as long with them as with one."""
 
@@ -71,9 +74,14 @@ def next_step(left: Sequence[int]) -> Next:
     fewer meanwhile than the round brings. That is seen, not foreseen: what a round takes depends on who else computes,
     and an estimate that took all of it for the overhead of a round ended the rounds before they had begun.
 
-    >>> [next_step(left).name for left in ([36], [36, 30], [36, 30, 30], [36, 2])]
-    ['ROUND', 'ROUND', 'HAND_OVER', 'HAND_OVER']
+    A round that leaves far more than the one before it, which had made the pause shorter, was held up by something
+    else: one more round is made, as the pause would be as long.
+
+    >>> [next_step(left).name for left in ([36], [36, 30], [36, 30, 30], [36, 2], [36, 20, 60], [36, 20, 60, 21])]
+    ['ROUND', 'ROUND', 'HAND_OVER', 'HAND_OVER', 'ROUND', 'HAND_OVER']
     """
     if len(left) >= MOST_ROUNDS or left[-1] <= FEW:
         return Next.HAND_OVER
-    return Next.ROUND if len(left) == 1 or left[-1] < LEAST_GAIN * min(left[:-1]) else Next.HAND_OVER
+    gained = len(left) == 1 or left[-1] < LEAST_GAIN * min(left[:-1])
+    was_held_up = len(left) > 2 and left[-2] == min(left[:-1]) < LEAST_GAIN * left[-3] and left[-1] > HELD_UP * left[-2]
+    return Next.ROUND if gained or was_held_up else Next.HAND_OVER

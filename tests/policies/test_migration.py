@@ -69,6 +69,24 @@ def test_a_context_that_rests_moves_in_one_go_and_a_source_that_is_as_fast_as_it
     assert next_step([500, 500]) is Next.HAND_OVER, "no round gains anything"
 
 
+def test_a_round_that_was_held_up_is_not_the_last() -> None:
+    """To hand over right then would make the pause as long as whatever held it up."""
+    assert next_step([40, 20, 60]) is Next.ROUND
+    assert next_step([40, 20, 60, 19]) is Next.HAND_OVER
+    assert next_step([40, 20, 60, 12]) is Next.ROUND, "it has become shorter again"
+    assert next_step([40, 20, 60, 60]) is Next.HAND_OVER, "that is how it is now"
+    assert next_step([40, 60]) is Next.HAND_OVER, "no round has made it shorter yet: none may"
+
+
+@given(st.lists(st.integers(FEW + 1, 5000), min_size=1, max_size=MOST_ROUNDS))
+def test_of_rounds_of_any_kind_at_most_two_in_a_row_gain_nothing(left: list[int]) -> None:
+    for n in range(1, len(left) + 1):
+        if next_step(left[:n]) is Next.HAND_OVER:
+            return
+        recent, best = left[max(0, n - 2) : n], min(left[: max(0, n - 2)], default=5001)
+        assert min(recent) < best, "the last two have made it no shorter, and a third follows"
+
+
 def test_what_a_link_takes_is_learned() -> None:
     found = costs(1e9)
     for _ in range(8):  # it is a mobile link
