@@ -3,11 +3,13 @@
 The same work is done in three ways, which alternate in one run:
 
 * bare: the bare loop in a process of its own (bench/lib/bare_loop.py: llama_decode and llama_sampler_sample on token
-  ids; no text, no store, no other client). There are two such processes, since one is quicker than another by where
-  its memory lies; a ratio is to the mean of both in the same round, and ``again`` over the first says how far apart
-  they are;
+  ids; no text, no store, no other client);
 * service: the service, called in this process;
 * socket: a real daemon in a process of its own, over its Unix socket, with this process as the client.
+
+Of the bare loop and of the daemon there are two processes each, since one is quicker than another by where its memory
+lies: a ratio is of the means of both in the same round, and that of ``again`` over ``bare`` says how far apart two that
+do the same are.
 
 Library, model, cells, threads and batch sizes are the same. A turn is a prompt into a fresh context, and an answer.
 Prefill speed is prompt tokens over the time to the first token as the caller sees it (tokenizing, queueing, switching
@@ -117,7 +119,9 @@ async def _measure(
         Bare(options) as bare,
         Bare(options) as again,
         daemon(options, "daemon") as (socket, _),
+        daemon(options, "second") as (second_socket, _),
         Client(socket, app="bench") as client,
+        Client(second_socket, app="bench") as second_client,
         Store(options.folder / "inside") as store,
     ):
         async with serving(thread, store) as service:
@@ -127,6 +131,7 @@ async def _measure(
                 "service": lambda: in_process(inside, text, n_new),
                 "socket": lambda: over_socket(client, text, n_new),
                 "again": lambda: bare_loop(again, tokens, n_new),
+                "second": lambda: over_socket(second_client, text, n_new),
             }
             speeds = await alternate(ways, rounds)
             after: dict[str, Way] = {
@@ -153,11 +158,22 @@ async def alternate(ways: dict[str, Way], rounds: int) -> dict[str, list[Speed]]
 
 
 def ratio_to_bare(speeds: dict[str, list[Speed]], way: str, what: str) -> float:
-    """Median over the rounds of a way's speed over the bare speed in the same round: the mean of both bare processes,
-    if there are two and the way is neither."""
-    bare = [[getattr(one, what) for one in speeds[name]] for name in ("bare", "again") if name in {*speeds} - {way}]
-    rounds = zip(speeds[way], *bare, strict=True)
-    return sig(median(getattr(one, what) / mean(bares) for one, *bares in rounds))
+    """Median over the rounds of a way's speed over the bare speed in the same round; each is the mean of both processes
+    if there are two. Of one of two, it is the speed over that of the other."""
+    ours = _TWINS.get(way, (way,)) if way != "bare" else (way,)
+    theirs = _TWINS["bare"] if way not in _TWINS["bare"] else ("bare",)
+    rounds = zip(_means(speeds, ours, what), _means(speeds, theirs, what), strict=True)
+    return sig(median(one / bare for one, bare in rounds))
+
+
+_TWINS: dict[str, tuple[str, ...]] = {"bare": ("bare", "again"), "socket": ("socket", "second")}
+
+
+def _means(speeds: dict[str, list[Speed]], ways: tuple[str, ...], what: str) -> list[float]:
+    """Of each round."""
+    return [
+        mean(getattr(one, what) for one in each) for each in zip(*(speeds[w] for w in ways if w in speeds), strict=True)
+    ]
 
 
 def _figures(speeds: dict[str, list[Speed]]) -> dict[str, Any]:
