@@ -65,7 +65,7 @@ def _pack(value: Any, packer: Any, parts: list[Bulk]) -> None:
         packer.pack(value)
 
 
-def unpacked(body: bytes | bytearray, long: list[Span], **options: Any) -> Any:
+def unpacked(body: bytes | bytearray | memoryview, long: list[Span], **options: Any) -> Any:
     """What ``msgpack.unpackb`` gives with these options; the byte strings at ``long`` are views. Raises what it does.
 
     ``long`` is what ``look_through`` has found: then nothing of the body is an extension, and extensions can stand in
@@ -83,7 +83,7 @@ def unpacked(body: bytes | bytearray, long: list[Span], **options: Any) -> Any:
     return msgpack.unpackb(b"".join(parts), max_ext_len=_STAND_IN.size, **options)
 
 
-def look_through(data: bytes | bytearray, most: int | None, long: list[Span] | None = None) -> bool:
+def look_through(data: bytes | bytearray | memoryview, most: int | None, long: list[Span] | None = None) -> bool:
     """False if lists and maps announce more than ``most`` values. ``long``: where to put the places of long byte
     strings; none if something is wrong with the body, which is left to msgpack. Nesting does not matter: what is in a
     list or map just follows its head."""

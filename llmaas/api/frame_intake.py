@@ -45,7 +45,7 @@ class FrameIntake:
     def __init__(self, taker: FrameTaker, shares: Shares) -> None:
         self._taker, self._shares = taker, shares
         self._loop = asyncio.get_running_loop()
-        self._reader = FrameReader(shares.scratch, shares.limits.max_frame)
+        self._reader = FrameReader(shares.scratch, shares.limits.max_frame, shares.memory.take)
         self._waiting: object | None = None
         """What waits in the buffers for room."""
         self._decoding = False
@@ -104,11 +104,11 @@ class FrameIntake:
         self.stop_clock()
         if isinstance(body, RoomNeeded):
             return self._make_room(body.nbytes)
-        if isinstance(body, bytearray):
-            self._decode(body)
-            return False
-        self._taker.take_body(body)
-        return True
+        if isinstance(body, bytes):
+            self._taker.take_body(body)
+            return True
+        self._decode(body)
+        return False
 
     def wait_for_share(self) -> None:
         """The app holds more than its share: take no frames until it does not."""
@@ -165,7 +165,7 @@ class FrameIntake:
 
     # -- reading large frames
 
-    def _decode(self, body: bytearray) -> None:
+    def _decode(self, body: bytearray | memoryview) -> None:
         self._decoding = True
         future = self._shares.decoder.submit(self._taker.app, read_large, body)
         future.add_done_callback(lambda f: self._loop.call_soon_threadsafe(self._decoded, f))

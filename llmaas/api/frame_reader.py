@@ -7,6 +7,7 @@ than twice as many bytes as the longest of them has, if nothing is received whil
 from __future__ import annotations
 
 import struct
+from collections.abc import Callable
 from dataclasses import dataclass
 
 from llmaas.errors import FrameTooLarge
@@ -35,13 +36,17 @@ class FrameReader:
     (b'\\x80', None, True)
     """
 
-    def __init__(self, scratch: memoryview, max_frame: int) -> None:
-        """``scratch`` may be shared with other readers: it is empty between ``received`` and ``buffer``."""
+    def __init__(
+        self, scratch: memoryview, max_frame: int, take: Callable[[int], bytearray | memoryview] = bytearray
+    ) -> None:
+        """``scratch`` may be shared with other readers: it is empty between ``received`` and ``buffer``. ``take`` gives
+        memory for a large body."""
         self.max_frame = max_frame
+        self._take = take
         self._scratch = scratch
         self._small = bytearray()
         """Bytes that have not been cut yet."""
-        self._large: bytearray | None = None
+        self._large: bytearray | memoryview | None = None
         """A large body that is being read."""
         self._filled = 0
 
@@ -82,8 +87,8 @@ class FrameReader:
         else:
             self._small += self._scratch[:nbytes]
 
-    def next(self) -> bytes | bytearray | RoomNeeded | None:
-        """The next body; None if more must be received first. Raises FrameTooLarge."""
+    def next(self) -> bytes | bytearray | memoryview | RoomNeeded | None:
+        """The next body, a small one as bytes; None if more must be received first. Raises FrameTooLarge."""
         if (large := self._large) is not None:
             if self._is_filling:
                 return None
@@ -106,7 +111,7 @@ class FrameReader:
     def grant(self) -> None:
         """Make room for the frame for which ``next`` has said RoomNeeded."""
         (size,) = _LENGTH.unpack_from(self._small)
-        self._large, self._filled = bytearray(size), min(size, len(self._small) - _LENGTH.size)
+        self._large, self._filled = self._take(size), min(size, len(self._small) - _LENGTH.size)
         self._large[: self._filled] = self._small[_LENGTH.size : _LENGTH.size + self._filled]
         del self._small[: _LENGTH.size + self._filled]
 

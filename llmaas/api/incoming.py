@@ -33,7 +33,7 @@ def read_incoming(body: bytes | bytearray) -> Incoming:
     return incoming_of(read_body(body, MAX_REQUEST_VALUES))
 
 
-def read_large(body: bytes | bytearray) -> tuple[Incoming, int]:
+def read_large(body: bytes | bytearray | memoryview) -> tuple[Incoming, int]:
     """As ``read_incoming``; also the bytes that the request takes in memory: none if it is refused.
 
     These may be four times the body's: Python keeps a text at the width of its widest character. Long byte strings are

@@ -12,6 +12,7 @@ from typing import Protocol
 
 from llmaas.api.buffer_budget import BufferBudget
 from llmaas.api.connection_places import ConnectionPlaces
+from llmaas.api.frame_memory import FrameMemory
 from llmaas.api.frame_reader import SMALL_FRAME
 from llmaas.api.limits import Limits
 from llmaas.api.round_robin import RoundRobin
@@ -51,6 +52,7 @@ class Shares:
         """Reads large frames."""
         self.scratch = memoryview(bytearray(SMALL_FRAME))
         """Where bytes are received; see ``FrameReader``."""
+        self.memory = FrameMemory()
         self._connections = connections
         self._relief: asyncio.TimerHandle | None = None
 
@@ -60,6 +62,7 @@ class Shares:
             self._relief = asyncio.get_running_loop().call_later(CROWDED_S, self._relieve)
 
     def close(self) -> None:
+        self.memory.close()
         if self._relief is not None:
             self._relief.cancel()
 

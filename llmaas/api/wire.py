@@ -149,7 +149,7 @@ class Decoder:
             del self._buffer[:start]
 
 
-def read_body(data: bytes | bytearray, max_values: int | None = None, *, views: bool = False) -> Frame:
+def read_body(data: bytes | bytearray | memoryview, max_values: int | None = None, *, views: bool = False) -> Frame:
     """The map that a body holds. Raises MalformedFrame.
 
     With ``max_values`` a body that announces more values, at all levels together, is refused before anything is made

@@ -159,8 +159,7 @@ class ChunkTransfers:
         live.cover_stored(chain, self._interpreter.stored)
         if live.n_kv < n_kv:  # it covered more, of which nothing is stored
             live.rekey(n_kv)
-        same = sum(1 for _ in takewhile(lambda pair: pair[0] == pair[1], zip(before, live.keys, strict=False)))
-        first = min(same, *(chunk.index for chunk in chunks))
+        first = min(_n_same(before, live.keys), *(chunk.index for chunk in chunks))
         self._interpreter.dispatch(ContextChanged(live.id, first, tuple(live.keys[first:]), live.n_kv))
         useless = [chunk.key for chunk in chunks if chunk.key in unclaimed]
         unclaimed.discard(useless)
@@ -216,6 +215,13 @@ class Judge:
             raise ChunkDamaged("it holds NaN or infinity")
         payload = chunk.data if mine == theirs else stamped(chunk.data, mine)
         return Believed(chunk.index, mine, chunk.n_tokens, payload)
+
+
+def _n_same(before: Sequence[ChunkKey], after: Sequence[ChunkKey]) -> int:
+    """How many leading keys are the same. Chunks come in order: nearly always all that were there before."""
+    if after[: len(before)] == before:
+        return len(before)
+    return sum(1 for _ in takewhile(lambda pair: pair[0] == pair[1], zip(before, after, strict=False)))
 
 
 def _that_fit(chunks: Sequence[Believed], room: int) -> list[Believed]:
