@@ -25,6 +25,7 @@ from bench.results import FOLDER
 _OURS = "llmaas,kill,swap"
 _PEERS = "llama-server,llama-server-slots,llama-server-files,llama-server-built,hearth"
 _SLOW_DISK = "300000000"
+_PLAIN = ("papers", "crossover", "quantum", "scaling", "switch", "hybrid", "llmos", "cluster", "on_ray", "migration")
 
 
 @dataclass(frozen=True, slots=True)
@@ -58,7 +59,7 @@ def measurements(contexts: Path | None, large: Path | None) -> Iterator[Measurem
     yield Measurement("replay-one-app", "replay", one_app)
     yield Measurement("plan", "plan")
     yield Measurement("policies", "policies", ("--grid", "slow"))
-    for bench in ("papers", "crossover", "quantum", "scaling", "switch", "hybrid", "llmos", "cluster", "on_ray"):
+    for bench in _PLAIN:
         yield Measurement(bench, bench)
 
 

@@ -166,8 +166,8 @@ def answered(a: NodeProcess, b: NodeProcess, options: Options) -> dict[str, dict
 def of_ways(a: NodeProcess, b: NodeProcess, mbit: int, options: Options) -> dict[str, dict[str, float]]:
     """The ways in turn, so that what else the machine does hits all of them."""
     runs, found = {way: list[dict[str, float]]() for way in MOVE_WAYS}, dict[str, dict[str, float]]()
-    for i in range(3 if options.quick or mbit < _BAR_MBIT else 5):
-        for way in MOVE_WAYS if not i else MOVE_WAYS[:2]:  # computing all takes half a minute, on any link
+    for i in range(2 if mbit < _BAR_MBIT else 3 if options.quick or mbit > _BAR_MBIT else 5):
+        for way in MOVE_WAYS if not i else MOVE_WAYS[:2]:  # computing all takes a minute, on any link
             n = f"{way}-{mbit}-{i}"
             whole = size_of(options).whole if (way, mbit, i) == ("both", _BAR_MBIT, 0) else 0
             runs[way].append(options.kept.step(f"answered {n}", partial(moved_while_answered, a, b, n, way, whole)))

@@ -6,6 +6,7 @@ the other node stores what has come. Whatever fails, no reply is left on the way
 
 from __future__ import annotations
 
+import math
 from collections import deque
 from collections.abc import Callable, Sequence
 from contextlib import suppress
@@ -14,7 +15,7 @@ from typing import Any
 from llmaas.api.record_maps import from_map
 from llmaas.api.transfer_records import ExportedChunks, ImportedChunks
 from llmaas.clock import Clock
-from llmaas.errors import LlmaasError
+from llmaas.errors import LlmaasError, MachineError
 from llmaas.nodes.link import NodeClient
 from llmaas.nodes.node_messages import MovedChunks, NodeRequest, node_frame
 from llmaas.nodes.ports import SentContext
@@ -37,6 +38,18 @@ async def post_to(client: NodeClient, request: NodeRequest) -> None:
     """Without waiting for the reply, which ``client.reply`` gives."""
     frame = node_frame(request)
     await client.post(frame.pop("op"), **frame)
+
+
+def number_in(node: str, said: dict[str, Any], field: str) -> float:
+    """A number of a reply, at least 0; 0 if it is missing. Raises MachineError.
+
+    >>> number_in("desk", {"n_cells": 5}, "n_cells"), number_in("desk", {}, "n_cells")
+    (5.0, 0.0)
+    """
+    found = said.get(field) or 0
+    if not isinstance(found, int | float) or not 0 <= found < math.inf:
+        raise MachineError(f"the node {node} speaks another language: field {field!r} is no number of 0 or more")
+    return float(found)
 
 
 class LinkWatch:
@@ -73,13 +86,13 @@ class ChunkSender:
             indices = [i for i in range(-(-about.n_kv // CHUNK_TOKENS)) if i in missing or i >= n_full]
             await self._send(about, indices, lambda _: True)
 
-    async def send_ahead(self, more: Callable[[int], bool]) -> None:
-        """Full ones that are stored here and missing there, the last ones first, as long as ``more`` says so of the
-        number of those that are left: chunks in front of the others, which the other node can compute. Else as
-        ``send``."""
+    async def send_ahead(self, more: Callable[[int], bool], first: int = 0) -> None:
+        """Full ones from ``first`` on that are stored here and missing there, the last ones first, as long as ``more``
+        says so of the number of those that are left: chunks in front of the others, which the other node can compute.
+        Else as ``send``."""
         about, missing = await self._missing()
         if missing is not None:
-            indices = [i for i in reversed(range(about.n_kv // CHUNK_TOKENS)) if i in missing]
+            indices = [i for i in reversed(range(first, about.n_kv // CHUNK_TOKENS)) if i in missing]
             await self._send(about, indices, more)
 
     async def _missing(self) -> tuple[ExportedChunks, frozenset[int] | None]:

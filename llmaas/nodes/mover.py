@@ -22,7 +22,7 @@ from llmaas.clock import Clock, RealClock
 from llmaas.errors import Forbidden, LlmaasError, Moving, ShuttingDown
 from llmaas.kvchunks.store.move_rows import MoveState
 from llmaas.nodes.announcing import announce
-from llmaas.nodes.chunk_sender import ChunkSender, ask_node
+from llmaas.nodes.chunk_sender import ChunkSender, ask_node, number_in
 from llmaas.nodes.doubts import MoveDoubts
 from llmaas.nodes.identity import NodeIdentity
 from llmaas.nodes.link import NodeClient, connect_node, end_tasks
@@ -222,7 +222,7 @@ class NodeMover:
         """Have it taken; how many tokens. Raises Moving if that is not known, what the other node says if it is not."""
         try:
             said = await ask_node(client, take)
-            return int(said.get("n_tokens") or 0)
+            return int(number_in(pinned.name, said, "n_tokens"))
         except LlmaasError as error:
             failed = error
         try:  # whatever went wrong there, it may have been after the context was stored

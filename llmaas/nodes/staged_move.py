@@ -1,8 +1,9 @@
 """A context that goes to another node while it is answered: all but its newest tokens, before the answer stops.
 
 Law: nothing is the other node's by that, and nothing changes here. Chunks that are coded go once, in the first round:
-they do not change any more. What the link is too slow for the other node computes. Each later round brings the tokens
-that were drawn meanwhile. Rounds end when one has not made the pause shorter.
+they do not change any more. What the link is too slow for the other node computes; where that turns out to take longer
+than the link would, chunks are sent after all. Each later round brings the tokens that were drawn meanwhile. Rounds end
+when one has not made the pause shorter.
 """
 
 from __future__ import annotations
@@ -15,7 +16,7 @@ from llmaas.clock import Clock
 from llmaas.errors import LlmaasError, NodeUnreachable
 from llmaas.kvchunks.store.tokens import n_common, unpack
 from llmaas.nodes.announcing import announce
-from llmaas.nodes.chunk_sender import ChunkSender, LinkWatch, ask_node
+from llmaas.nodes.chunk_sender import ChunkSender, LinkWatch, ask_node, number_in
 from llmaas.nodes.link import NodeClient
 from llmaas.nodes.node_messages import Grow, StageContext, Take
 from llmaas.nodes.ports import GrowingContext
@@ -32,7 +33,7 @@ def guessed_costs() -> LinkCosts:
 
 
 class StagedMove:
-    """``n_chunks`` were taken there; ``n_bytes`` were sent."""
+    """``n_chunks`` were taken there; ``n_bytes`` were sent, of ``n_begun`` chunks."""
 
     def __init__(self, client: NodeClient, context: GrowingContext, costs: LinkCosts, clock: Clock) -> None:
         self._client, self._context, self._costs, self._clock = client, context, costs, clock
@@ -41,7 +42,9 @@ class StagedMove:
         self._grown = bytearray()
         self._n_there = 0
         """Tokens that were in CELLS there after the last round."""
-        self.move, self.n_chunks, self.n_bytes, self.n_rounds = "", 0, 0, 0
+        self._computes = False
+        """Whether chunks are left that the other node is to compute."""
+        self.move, self.n_chunks, self.n_bytes, self.n_begun, self.n_rounds = "", 0, 0, 0, 0
 
     async def bring(self, label: str, name: str, way: str) -> bool:
         """Whether it waits there, with all but the tokens that have been drawn since the last round. Raises
@@ -51,7 +54,7 @@ class StagedMove:
             self.move = await announce(client, self._context, label, name)
             said = await ask_node(client, StageContext(self.move))
             if way != "tokens":
-                compute_s = math.inf if way == "chunks" else max(0.0, float(said.get("compute_s") or 0.0))
+                compute_s = math.inf if way == "chunks" else number_in(client.name, said, "compute_s")
                 await self._chunks(compute_s / max(1, self._n_offered))
             await self._rounds()
         except NodeUnreachable:
@@ -62,24 +65,31 @@ class StagedMove:
         return True
 
     async def _chunks(self, token_s: float) -> None:
-        """Send those that are coded, the last ones first, until it takes the other node less to compute the rest:
-        ``token_s`` for each token."""
+        """Send those that are coded and not there, the last ones first, until it takes the other node less to compute
+        the rest: ``token_s`` for each token."""
         sender = ChunkSender(self._client, self._context, self.move, LinkWatch(self._costs, self._clock))
+        n_bytes, n_begun, self._computes = self.n_bytes, self.n_begun, False
 
         def more(n_left: int) -> bool:
-            if not sender.n_begun:
+            begun = n_begun + sender.n_begun
+            if not begun:
                 return True  # to see how large they are, and how fast they go
-            nbytes = n_left * sender.n_bytes // sender.n_begun
-            return sends_more(self._costs, nbytes, n_left * CHUNK_TOKENS * token_s)
+            nbytes = n_left * (n_bytes + sender.n_bytes) // begun
+            self._computes = not sends_more(self._costs, nbytes, n_left * CHUNK_TOKENS * token_s)
+            return not self._computes
 
-        await sender.send_ahead(more)
-        self.n_chunks, self.n_bytes = sender.n_chunks, sender.n_bytes
+        await sender.send_ahead(more, self._n_there // CHUNK_TOKENS)
+        self.n_chunks += sender.n_chunks
+        self.n_bytes, self.n_begun = n_bytes + sender.n_bytes, n_begun + sender.n_begun
 
     async def _rounds(self) -> None:
         left = list[int]()
         while True:
-            before = self._n_there
+            before, since = self._n_there, self._clock.now()
             await self._round()
+            if self._computes and self._n_there < self._n_sent:  # it takes long: longer than the link would?
+                n, seconds = self._n_there - before, self._clock.now() - since
+                await self._chunks(seconds / n if n > 0 else math.inf)
             if before < self._n_there < self._n_sent:
                 continue  # there was much to compute, and there is more
             left.append(len(self._new()) // TOKEN_BYTES)
@@ -89,7 +99,7 @@ class StagedMove:
     async def _round(self) -> None:
         new = self._new()
         said = await ask_node(self._client, Grow(self.move, new))
-        self._n_there = int(said.get("n_cells") or 0)
+        self._n_there = int(number_in(self._client.name, said, "n_cells"))
         self._grown += new
         self.n_rounds += 1
 

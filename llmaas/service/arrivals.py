@@ -30,8 +30,12 @@ _STAGED_S = 600.0
 """Seconds after which what came ahead of a context goes, if the context does not come."""
 _MOST_STAGED = 4
 """Of one app and node."""
-_BRING_S = 20.0
-"""Seconds that bringing a context into CELLS ahead of its answer may take; then its answer sees to the rest."""
+_UNSEEN = 4.0
+"""As long as nothing was computed here, computing may take so many times what is guessed: one thread was 3.7 times as
+slow. Whoever sends chunks learns in a second what the link takes, and would learn this too late."""
+BRING_S, MOST_BRING_S, _LOOK_S = 20.0, 40.0, 0.1
+"""Seconds that bringing a context into CELLS ahead of its answer may take; then it is said how far that is. A step that
+runs by then would be for nothing, and on a slow machine be the first one: it may take some more, and is looked for."""
 
 
 class CallTaker(Protocol):
@@ -59,7 +63,7 @@ class ArrivingContexts:
         interpreter: Interpreter,
     ) -> None:
         self._parts, self._contexts, self._import = parts, contexts, import_
-        self._prefill_s = interpreter.planner.prefill_s
+        self._planner = interpreter.planner
         self._import_chunks, self._cover = chunks.import_, chunks.cover
         self._waiting = WaitingContexts(parts, contexts, most_tokens, interpreter.dispatch)
         book = MoveBook(parts)
@@ -93,7 +97,8 @@ class ArrivingContexts:
 
     def compute_s(self, n_tokens: int) -> float:
         """Seconds to compute a context of so many tokens, if nobody else wants anything."""
-        return self._prefill_s(n_tokens)
+        seconds = self._planner.prefill_s(n_tokens)
+        return seconds if self._planner.learned_costs.compute is not None else _UNSEEN * seconds
 
     async def bring(self, context: ContextId, tokens: bytes) -> int:
         """Let what waits go on with these tokens, and bring it into CELLS as soon as nobody else wants anything. How
@@ -103,10 +108,19 @@ class ArrivingContexts:
             await self._waiting.grow(live, unpack(tokens))
         if self.calls is not None and (hint := self.calls.hint(live.row.app, live.id)) is not None:
             request, reply = hint
-            await asyncio.wait([reply], timeout=_BRING_S)
+            await asyncio.wait([reply], timeout=BRING_S)
+            await self._step_ends(live, reply)
             self.calls.cancel(request)
             await asyncio.wait([reply])
         return self._contexts.n_in_cells(live)
+
+    async def _step_ends(self, live: LiveContext, reply: asyncio.Future[Done]) -> None:
+        """Return when a step has brought some of the context into CELLS, the call has ended, or none does in time."""
+        before = self._contexts.n_in_cells(live)
+        for _ in range(round((MOST_BRING_S - BRING_S) / _LOOK_S)):
+            if reply.done() or self._contexts.n_in_cells(live) != before:
+                return
+            await asyncio.wait([reply], timeout=_LOOK_S)
 
     async def unstage(self, context: ContextId) -> None:
         """The context has come, or does not: what waited for it is not needed any more."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from typing import Any
 
 import pytest
@@ -23,11 +24,12 @@ def packed(*tokens: int) -> bytes:
 
 
 class Growing:
-    """A context whose answer grows while the other node works, by ``speed`` tokens a second."""
+    """A context whose answer grows while the other node works, by ``speed`` tokens a second. ``n``: tokens that were
+    there before."""
 
-    def __init__(self, clock: ManualClock, speed: float) -> None:
-        self._clock, self._speed, self._began = clock, speed, clock.now()
-        self.spans = (ContextSpan(packed(*range(N)), "user", "hello"),)
+    def __init__(self, clock: ManualClock, speed: float, n: int) -> None:
+        self._clock, self._speed, self._began, self._n = clock, speed, clock.now(), n
+        self.spans = (ContextSpan(packed(*range(n)), "user", "hello"),)
         self.exported = ExportedContext("x", "m", "v", self.spans)
         self.adapter, self.ttl = "", None
 
@@ -40,7 +42,7 @@ class Growing:
 
     async def chunks(self, indices: tuple[int, ...], offset: int, n_bytes: int) -> ExportedChunks:
         pieces = tuple(ChunkPiece(i, 9, b"123456789", 0, b"") for i in indices[:1])  # a page holds one
-        return ExportedChunks(bytes(16), bytes(16), N, pieces, len(pieces), 0)
+        return ExportedChunks(bytes(16), bytes(16), self._n, pieces, len(pieces), 0)
 
     def final(self, *answers: ContextSpan) -> ExportedContext:
         return ExportedContext("x", "m", "v", (*self.spans, *answers))
@@ -51,10 +53,12 @@ class Other:
 
     name = "desk"
 
-    def __init__(self, clock: ManualClock, step_s: float, token_s: float) -> None:
-        self._clock, self._step_s, self._token_s = clock, step_s, token_s
+    def __init__(self, clock: ManualClock, step_s: float, token_s: float, n: int) -> None:
+        self._clock, self._step_s, self._token_s, self._n = clock, step_s, token_s, n
         self.asked: list[dict[str, Any]] = []
         self.fails: dict[str, Exception] = {}
+        self.says: dict[str, Any] = {}
+        """Instead of what it would."""
         self.chunk_s, self.compute_s, self.n_there, self.most = 0.001, 1.0, 0, 1 << 20
         """What a chunk takes on the way, and the whole context to compute; tokens in cells, and most of a round."""
 
@@ -66,26 +70,30 @@ class Other:
         if (error := self.fails.get(asked["op"])) is not None:
             raise error
         if asked["op"] == "stage":
-            return {"compute_s": self.compute_s}
+            return {"compute_s": self.compute_s, **self.says}
         if asked["op"] == "chunks" and asked["pieces"]:
             self._clock.advance(self.chunk_s)
         if asked["op"] == "grow":
             n = len(asked["tokens"]) // TOKEN_BYTES
             self._clock.advance(self._step_s + self._token_s * n)
             self.n_there = min(
-                self.n_there + self.most, N + sum(len(a["tokens"]) // TOKEN_BYTES for a in self.of("grow"))
+                self.n_there + self.most, self._n + sum(len(a["tokens"]) // TOKEN_BYTES for a in self.of("grow"))
             )
-            return {"n_cells": self.n_there}
-        missing = list(range(N // CHUNK_TOKENS)) if not asked.get("pieces") else []
+            return {"n_cells": self.n_there, **self.says}
+        missing = sorted({*range(self._n // CHUNK_TOKENS)} - {*self.sent}) if not asked.get("pieces") else []
         return {"taken": len(asked.get("pieces", ())), "known": 0, "refused": 0, "usable": True, "missing": missing}
+
+    @property
+    def sent(self) -> list[int]:
+        return [piece["index"] for asked in self.of("chunks") for piece in asked["pieces"]]
 
     def of(self, op: str) -> list[dict[str, Any]]:
         return [asked for asked in self.asked if asked["op"] == op]
 
 
-def staged(speed: float, step_s: float = 0.02, token_s: float = 0.002) -> tuple[StagedMove, Growing, Other]:
+def staged(speed: float, step_s: float = 0.02, token_s: float = 0.002, n: int = N) -> tuple[StagedMove, Growing, Other]:
     clock = ManualClock()
-    context, other = Growing(clock, speed), Other(clock, step_s, token_s)
+    context, other = Growing(clock, speed, n), Other(clock, step_s, token_s, n)
     return StagedMove(other, context, guessed_costs(), clock), context, other  # type: ignore[arg-type]
 
 
@@ -94,8 +102,7 @@ async def test_chunks_go_once_and_then_only_new_tokens() -> None:
     move, context, other = staged(speed=30.0, step_s=0.5)
     assert await move.bring("mail", "x", "both")
     assert [asked["op"] for asked in other.asked[:3]] == ["offer", "spans", "stage"]
-    sent = [piece["index"] for asked in other.of("chunks") for piece in asked["pieces"]]
-    assert sent == [2, 1, 0], "full ones, once; the last one will be another"
+    assert other.sent == [2, 1, 0], "full ones, once; the last one will be another"
     assert other.asked.index(other.of("grow")[0]) > other.asked.index(other.of("chunks")[-1])
     grown = b"".join(asked["tokens"] for asked in other.of("grow"))
     assert grown == context.answer[: len(grown)], "each token once, in order"
@@ -107,9 +114,37 @@ async def test_where_the_link_is_slower_than_the_other_node_chunks_stop_and_the_
     move, _, other = staged(speed=30.0)
     other.chunk_s, other.compute_s = 5.0, 0.2
     await move.bring("mail", "x", "both")
-    sent = [piece["index"] for asked in other.of("chunks") for piece in asked["pieces"]]
-    assert sent in ([2], [2, 1]), "one more may be on the way when it is known"
-    assert len(other.of("grow")) >= 1 and move.n_chunks == len(sent)
+    assert other.sent in ([2], [2, 1]), "one more may be on the way when it is known"
+    assert len(other.of("grow")) >= 1 and move.n_chunks == len(other.sent)
+
+
+@on_a_loop
+async def test_where_the_other_node_computes_more_slowly_than_it_said_the_rest_of_the_chunks_is_sent() -> None:
+    move, _, other = staged(speed=1.0, step_s=20.0, n=1000)
+    other.chunk_s, other.compute_s, other.most = 5.0, 2.0, 128
+    assert await move.bring("mail", "x", "both")
+    assert other.sent == list(range(14, 1, -1)), "each once, but for those that were computed meanwhile"
+    grows = [i for i, asked in enumerate(other.asked) if asked["op"] == "grow"]
+    assert sum(len(asked["pieces"]) for asked in other.asked[: grows[0]] if asked["op"] == "chunks") <= 2
+    assert sum(len(asked["pieces"]) for asked in other.asked[grows[1] :] if asked["op"] == "chunks") == 0
+    assert (move.n_chunks, move.n_bytes) == (13, 13 * 9)
+
+
+@on_a_loop
+async def test_where_the_other_node_has_no_time_to_compute_all_chunks_are_sent() -> None:
+    move, _, other = staged(speed=1.0, step_s=20.0, n=1000)
+    other.chunk_s, other.compute_s, other.most = 5.0, 2.0, 0
+    assert await move.bring("mail", "x", "both")
+    assert other.sent == list(range(14, -1, -1))
+
+
+@pytest.mark.parametrize("wrong", ["soon", [1], -1.0, math.nan, math.inf])
+@pytest.mark.parametrize("field", ["compute_s", "n_cells"])
+@on_a_loop
+async def test_what_the_other_node_says_must_be_numbers(field: str, wrong: Any) -> None:
+    move, _, other = staged(speed=30.0)
+    other.says[field] = wrong
+    assert not await move.bring("mail", "x", "both"), "all goes at once then"
 
 
 @on_a_loop

@@ -12,7 +12,9 @@ from llmaas.calls import Generation, Turn
 from llmaas.errors import BadRequest, ContextExists, ContextTooLong, QuotaExceeded, UnknownContext
 from llmaas.kvchunks.store.move_rows import MoveRow, MoveState
 from llmaas.kvchunks.store.tokens import pack
+from llmaas.planner.cost_model import SwitchCosts
 from llmaas.records import AppId, AppQuota, ContextId, ContextSpan, ExportedContext
+from llmaas.service import arrivals
 from tests.service.test_migration import talk
 from tests.support.loop import on_a_loop
 from tests.support.service_house import APP, House, house
@@ -79,6 +81,18 @@ async def test_it_is_the_apps_with_what_is_in_cells_and_only_its_last_tokens_are
 
 
 @on_a_loop
+async def test_a_step_that_takes_longer_than_its_request_may_is_not_for_nothing(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    found = await exported(tmp_path / "a")
+    monkeypatch.setattr(arrivals, "BRING_S", 0.1)
+    async with house(tmp_path / "b", engine={"step_time": lambda n_tokens: 0.4}) as h:
+        waiting = Waiting(h, found)
+        staged = await waiting.stage()
+        assert await waiting.arrivals.bring(staged, waiting.grown) > 0
+
+
+@on_a_loop
 async def test_tokens_that_were_taken_back_leave_cells(tmp_path: Path) -> None:
     found = await exported(tmp_path / "a")
     async with house(tmp_path / "b") as h:
@@ -127,3 +141,13 @@ async def test_what_did_not_come_goes_also_while_it_is_brought(tmp_path: Path) -
         assert h.service.contexts(None) == []
         with pytest.raises(UnknownContext):
             await waiting.arrive(staged)
+
+
+@on_a_loop
+async def test_what_computing_takes_is_said_with_care_until_something_was_computed(tmp_path: Path) -> None:
+    async with house(tmp_path) as h:
+        compute_s = h.service.transfers.arrivals.compute_s
+        assert compute_s(1000) == pytest.approx(4 * SwitchCosts().compute(0, 1000))
+        await h.service.create(APP, name="x", system=None)
+        await h.call("x", Turn(prompt="the tide comes in and goes out " * 8), None)
+        assert 0 < compute_s(1000) < SwitchCosts().compute(0, 1000), "now it is what was seen"
