@@ -13,6 +13,7 @@ from bench.reporting.markdown import WIDTH, Line, about, command, of_bench, tabl
 
 BENCHES = {
     "switch": "Switches from POOL and DISK",
+    "switch_parts": "Where the time of a switch goes",
     "swapin": "Ways back into CELLS",
     "overhead": "One client against the bare loop",
     "edges": "HTTP, next turns and restarts",
