@@ -11,6 +11,8 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
+from llmaas.frozen import frozen
+
 F16 = npt.NDArray[np.float16]
 F32 = npt.NDArray[np.float32]
 Bytes = npt.NDArray[np.uint8]
@@ -33,7 +35,7 @@ class KvSlab:
         return int(self.k.shape[1])
 
 
-@dataclass(frozen=True, slots=True, eq=False)
+@frozen(eq=False)
 class Rope:
     """How a model rotates the keys of a token by its position (RoPE, arXiv 2104.09864, eq. 15).
 
@@ -45,7 +47,7 @@ class Rope:
     halves: bool
 
 
-@dataclass(frozen=True, slots=True, eq=False)
+@frozen(eq=False)
 class Queries:
     """The queries of some tokens of one sequence, after RoPE.
 

@@ -9,8 +9,10 @@ from __future__ import annotations
 import enum
 import struct
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import field
 from typing import NamedTuple, NewType
+
+from llmaas.frozen import frozen
 
 AppId = NewType("AppId", str)
 """Verified identity of an app, "<uid>/<name>". The uid comes from the kernel."""
@@ -42,7 +44,7 @@ class Tier(enum.IntEnum):
     """Nowhere: it must be recomputed from its tokens."""
 
 
-@dataclass(frozen=True, slots=True)
+@frozen
 class Precision:
     """Nominal bits per value of a coded chunk, for K and V apart. 16 is lossless.
 
@@ -65,7 +67,7 @@ class Precision:
 LOSSLESS = Precision(16, 16)
 
 
-@dataclass(frozen=True, slots=True)
+@frozen
 class Geometry:
     """Shape of the KV of one token, which is the same for every layer.
 
@@ -114,7 +116,7 @@ class ChunkMeta(NamedTuple):
     sensitivity: ChunkSensitivity | None = None
 
 
-@dataclass(frozen=True, slots=True)
+@frozen
 class StateSize:
     """Bytes of the whole state of a sequence, where that is not rows of KV alone: ``fixed``, ``token`` for each of its
     tokens, and ``window_token`` more for each of the last ``window``.
@@ -132,7 +134,7 @@ class StateSize:
         return self.fixed + n_tokens * self.token + min(n_tokens, self.window) * self.window_token
 
 
-@dataclass(frozen=True, slots=True)
+@frozen
 class ModelInfo:
     """What the service must know about a loaded model.
 
@@ -176,7 +178,7 @@ class ModelInfo:
         return f"{self.file} ({self.name})" if self.file and self.name not in self.file else self.file or self.name
 
 
-@dataclass(frozen=True, slots=True)
+@frozen
 class Message:
     """One message of a conversation, as chat templates take it."""
 
@@ -184,7 +186,7 @@ class Message:
     content: str
 
 
-@dataclass(frozen=True, slots=True)
+@frozen
 class ContextInfo:
     """A context as its owner sees it."""
 
@@ -212,7 +214,7 @@ class ContextInfo:
 TOKEN_BYTES = 4
 
 
-@dataclass(frozen=True, slots=True)
+@frozen
 class ContextSpan:
     """A run of tokens of a context: a message, raw text, or the chat template's tokens between messages."""
 
@@ -225,7 +227,7 @@ class ContextSpan:
     """Of an answer: it has not been closed, and can go on. Of raw text: names of control tokens in it are text."""
 
 
-@dataclass(frozen=True, slots=True)
+@frozen
 class ExportedContext:
     """All that a context consists of, apart from its KV. ``vocab`` names the tokenizer that its tokens belong to."""
 
@@ -236,7 +238,7 @@ class ExportedContext:
     spans: tuple[ContextSpan, ...]
 
 
-@dataclass(frozen=True, slots=True)
+@frozen
 class Resolved:
     """The context that a conversation goes on in. It holds the first ``n_messages`` of the messages, and no more."""
 
@@ -244,7 +246,7 @@ class Resolved:
     n_messages: int
 
 
-@dataclass(frozen=True, slots=True)
+@frozen
 class AdapterInfo:
     """A LoRA adapter that calls may name. ``path`` is shown to the operator only; others get ""."""
 
@@ -256,7 +258,7 @@ class AdapterInfo:
     """Whether it is in memory now. An adapter is loaded when a call needs it."""
 
 
-@dataclass(frozen=True, slots=True)
+@frozen
 class AppQuota:
     """What one app may have; None: as the daemon's settings say for every app. Raises ValueError."""
 
@@ -287,7 +289,7 @@ class AppQuota:
 NO_APP_QUOTA = AppQuota()
 
 
-@dataclass(frozen=True, slots=True)
+@frozen
 class AppUse:
     """What an app has now, of what ``AppQuota`` bounds."""
 
@@ -298,7 +300,7 @@ class AppUse:
     requests: int = 0
 
 
-@dataclass(frozen=True, slots=True)
+@frozen
 class AppInfo:
     """An app that has a token, or quotas of its own."""
 
@@ -309,7 +311,7 @@ class AppInfo:
     used: AppUse
 
 
-@dataclass(frozen=True, slots=True)
+@frozen
 class NewToken:
     """An app, and the token that it was given. Nobody is told the token again."""
 
@@ -317,7 +319,7 @@ class NewToken:
     token: str = field(repr=False)
 
 
-@dataclass(frozen=True, slots=True)
+@frozen
 class Embeddings:
     """Vectors for texts: the nearer two texts' meanings, the nearer their vectors. Each has the length 1, so the cosine
     of the angle between two of them is their scalar product.
@@ -344,7 +346,7 @@ class Embeddings:
         return [list(each) for each in struct.iter_unpack(f"<{self.dimensions}f", self.packed)]
 
 
-@dataclass(frozen=True, slots=True)
+@frozen
 class RequestSpan:
     """A part of a request's time: ``name`` is queued, pool or disk (loads), recompute, prefill, decode or commit.
 
@@ -357,7 +359,7 @@ class RequestSpan:
     tokens: int = 0
 
 
-@dataclass(frozen=True, slots=True)
+@frozen
 class RequestInfo:
     """A call that waits, runs or has ended, as ``requests`` reports it."""
 
@@ -384,7 +386,7 @@ class RequestInfo:
     """Once it has ended: why an answer ended (``stop``, ``length``, ...), ``appended``, or the code of its error."""
 
 
-@dataclass(frozen=True, slots=True)
+@frozen
 class ContextDetail:
     """A context with its conversation."""
 

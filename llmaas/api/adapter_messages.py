@@ -5,15 +5,15 @@ Law: pure.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from llmaas.frozen import frozen
 
 
-@dataclass(frozen=True, slots=True)
+@frozen
 class ListAdapters:
     """The LoRA adapters that calls may name."""
 
 
-@dataclass(frozen=True, slots=True)
+@frozen
 class AdapterAdd:
     """Register a file of the daemon's machine under a name; ``path`` is absolute."""
 
@@ -21,7 +21,7 @@ class AdapterAdd:
     path: str
 
 
-@dataclass(frozen=True, slots=True)
+@frozen
 class AdapterRemove:
     """Forget an adapter; its file stays."""
 

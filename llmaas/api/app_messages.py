@@ -5,18 +5,17 @@ Law: pure.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-
 from llmaas.api.names import check_contexts
+from llmaas.frozen import frozen
 from llmaas.records import AppQuota
 
 
-@dataclass(frozen=True, slots=True)
+@frozen
 class ListApps:
     """The apps that have a token, or quotas of their own."""
 
 
-@dataclass(frozen=True, slots=True)
+@frozen
 class AppAdd:
     """Give an app a token. ``contexts`` says what becomes of contexts that the app has already: ``refuse`` (it gets no
     token then), ``keep`` or ``delete``."""
@@ -30,7 +29,7 @@ class AppAdd:
         check_contexts(self.contexts)
 
 
-@dataclass(frozen=True, slots=True)
+@frozen
 class AppRemove:
     """Forget an app's token and quotas. ``contexts`` says what becomes of its contexts, as in ``AppAdd``."""
 
@@ -41,14 +40,14 @@ class AppRemove:
         check_contexts(self.contexts)
 
 
-@dataclass(frozen=True, slots=True)
+@frozen
 class AppRotate:
     """Give an app another token; the one before is none any more."""
 
     name: str
 
 
-@dataclass(frozen=True, slots=True)
+@frozen
 class SetAppQuota:
     """Give an app quotas of its own, in place of those that it had."""
 

@@ -5,7 +5,6 @@ Law: pure. A token is 256 random bits, so that its SHA-256 tells nothing of it: 
 
 from __future__ import annotations
 
-import hashlib
 import re
 
 PREFIX = "llmaas_"
@@ -45,4 +44,6 @@ def holds_token(text: str) -> bool:
 
 def token_hash(token: str) -> bytes:
     """The SHA-256 of a token, whatever its form."""
+    import hashlib  # the daemon's part: a client has no use for it, and would wait for it
+
     return hashlib.sha256(token.encode("utf-8", "replace")).digest()

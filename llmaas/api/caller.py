@@ -9,12 +9,12 @@ import enum
 import os
 import re
 import reprlib
-from dataclasses import dataclass
 from typing import Protocol
 
 from llmaas.api.hello import MAX_UID, app_id
 from llmaas.api.limits import DEFAULT_LIMITS, Limits
 from llmaas.errors import BadRequest, BadToken, Forbidden
+from llmaas.frozen import frozen
 from llmaas.records import AppId
 
 
@@ -25,7 +25,7 @@ class Door(enum.Enum):
     ADMIN = "admin"
 
 
-@dataclass(frozen=True, slots=True)
+@frozen
 class Caller:
     """Who sends requests on a connection."""
 

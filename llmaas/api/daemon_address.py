@@ -8,12 +8,12 @@ from __future__ import annotations
 
 import os
 from collections.abc import Mapping
-from dataclasses import dataclass
 from pathlib import Path
 from typing import NamedTuple
 
 from llmaas.config_file import PREFIX, config_file, read_path, read_toml
 from llmaas.errors import ConfigError
+from llmaas.frozen import frozen
 from llmaas.socket_place import socket_in_use
 
 DEFAULT_APP = "python"
@@ -61,7 +61,7 @@ def client_identity(app: str | None, token: str | None, *, operator: bool) -> Cl
     return ClientIdentity(app if app is not None or token else DEFAULT_APP, token or None)
 
 
-@dataclass(frozen=True, slots=True)
+@frozen
 class DaemonAddress:
     socket: Path
     uid: int | None = None

@@ -5,13 +5,13 @@ Law: pure.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from llmaas.frozen import frozen
 
 MAX_TEXTS = 128
 """Texts of one request."""
 
 
-@dataclass(frozen=True, slots=True)
+@frozen
 class Embed:
     """A vector for each text. ``truncate``: of a text that is too long, for its beginning."""
 

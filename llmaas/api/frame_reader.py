@@ -8,9 +8,9 @@ from __future__ import annotations
 
 import struct
 from collections.abc import Callable
-from dataclasses import dataclass
 
 from llmaas.errors import FrameTooLarge
+from llmaas.frozen import frozen
 
 SMALL_FRAME = 16384
 """Bytes of a body for which no room need be granted: every connection may have so much read. Also the most that is read
@@ -19,7 +19,7 @@ at once while no large frame is under way."""
 _LENGTH = struct.Struct(">I")
 
 
-@dataclass(frozen=True, slots=True)
+@frozen
 class RoomNeeded:
     """A frame of so many bytes has begun: ``grant`` makes room for it."""
 

@@ -16,9 +16,9 @@ import mmap
 import os
 import socket
 from collections.abc import Callable
-from dataclasses import dataclass
 
 from llmaas.api.caller import Door
+from llmaas.frozen import frozen
 
 N_MARKS = 4096
 """Of one process. Connections beyond that many are not kept: they end with the process, without a reason."""
@@ -101,7 +101,7 @@ class ConnectionMark:
         self._gone()
 
 
-@dataclass(frozen=True, slots=True, eq=False)
+@frozen(eq=False)
 class HandedConnection:
     """A connection that another process has accepted: the body of its hello, and whether that is to be answered."""
 

@@ -7,13 +7,14 @@ from __future__ import annotations
 
 import re
 import reprlib
-from dataclasses import dataclass, field
+from dataclasses import field
 
 from llmaas.api.app_token import MAX_TOKEN
 from llmaas.api.record_maps import from_map, to_map
 from llmaas.api.replies import error_from
 from llmaas.api.wire import Frame
 from llmaas.errors import BadRequest, UnknownModel, VersionMismatch
+from llmaas.frozen import frozen
 from llmaas.records import SHORT_NAME, AppId
 
 VERSION = 1
@@ -25,7 +26,7 @@ MAX_MODEL = 256
 MAX_UID = 2**32 - 1
 
 
-@dataclass(frozen=True, slots=True)
+@frozen
 class Hello:
     version: int
     app: str | None = None

@@ -6,15 +6,15 @@ Law: pure. So a large frame can be read on another thread than the event loop's.
 from __future__ import annotations
 
 import sys
-from dataclasses import dataclass
 
 from llmaas.api import messages as msg
 from llmaas.api.names import check_lengths
 from llmaas.api.wire import MAX_REQUEST_VALUES, Frame, read_body
 from llmaas.errors import BadRequest, Busy
+from llmaas.frozen import frozen
 
 
-@dataclass(frozen=True, slots=True)
+@frozen
 class Incoming:
     """``request_id`` is None if the frame has no usable one; then ``request`` says why."""
 

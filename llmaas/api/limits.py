@@ -5,11 +5,12 @@ Law: values only.
 
 from __future__ import annotations
 
-from dataclasses import dataclass, replace
+from dataclasses import replace
 
 from llmaas.api.frame_reader import SMALL_FRAME
 from llmaas.api.wire import MAX_FRAME
 from llmaas.errors import ConfigError
+from llmaas.frozen import frozen
 
 OPERATOR_CONNECTIONS = 16
 OWN_FILES = 80
@@ -18,7 +19,7 @@ one for each that reads or writes chunks, adapters or limits of the system."""
 FEWEST_CONNECTIONS = 16
 
 
-@dataclass(frozen=True, slots=True)
+@frozen
 class Limits:
     """Bounds of one server. Raises ValueError for bounds that cannot work together."""
 

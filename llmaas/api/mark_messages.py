@@ -7,9 +7,8 @@ are never those of another's.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-
 from llmaas.api.names import check_messages
+from llmaas.frozen import frozen
 from llmaas.records import Message
 
 MOST_MARKS = 1 << 16
@@ -19,12 +18,12 @@ ROOT_BYTES = 16
 MARK_BYTES = 8
 
 
-@dataclass(frozen=True, slots=True)
+@frozen
 class ListMarks:
     """What chunks the daemon has of the contexts of the operator's own user, those that were used last."""
 
 
-@dataclass(frozen=True, slots=True)
+@frozen
 class MarksOf:
     """By what chunks a conversation that begins with these messages would be found, under each of the ``roots``.
     ``answer``: the model's answer follows."""
@@ -44,7 +43,7 @@ class MarksOf:
                 raise ValueError(f"field 'roots[{i}]': {ROOT_BYTES} bytes are wanted, not {len(root)}")
 
 
-@dataclass(frozen=True, slots=True)
+@frozen
 class ListedMarks:
     """Marks of chunks that are in the POOL or on DISK, 8 bytes each, of some chunks of each context."""
 
@@ -55,7 +54,7 @@ class ListedMarks:
     """Contexts whose marks had no room."""
 
 
-@dataclass(frozen=True, slots=True)
+@frozen
 class FoundMarks:
     """``chains``: for each root, the marks of the conversation's full chunks, 8 bytes each."""
 

@@ -7,7 +7,7 @@ Law: pure. A request with an unknown field, without a required one, or with a va
 from __future__ import annotations
 
 import reprlib
-from dataclasses import dataclass, fields
+from dataclasses import fields
 
 from llmaas.api.adapter_messages import ADAPTER_OPERATIONS, AdapterRequest, ListAdapters
 from llmaas.api.app_messages import APP_OPERATIONS, AppRequest, ListApps
@@ -28,13 +28,14 @@ from llmaas.api.transfer_messages import TRANSFER_OPERATIONS, TransferRequest
 from llmaas.api.wire import Frame
 from llmaas.calls import DEFAULT_TERMS, CallSpec, Generation, Sampling, Terms, Turn
 from llmaas.errors import BadRequest
+from llmaas.frozen import frozen
 from llmaas.records import NO_QUOTA, Message
 
 _U31 = 2**31
 _U32 = 2**32
 
 
-@dataclass(frozen=True, slots=True)
+@frozen
 class Create:
     """A new context, empty but for a system message. Without ``name`` it is given one. With ``exist_ok`` the context of
     that name is returned if there is one. It is deleted when nobody has used it for ``ttl`` seconds."""
@@ -52,7 +53,7 @@ class Create:
             raise ValueError("with exist_ok a name must be given")
 
 
-@dataclass(frozen=True, slots=True)
+@frozen
 class Append:
     """Add to a context without an answer; its KV is computed now. The fields from ``priority`` on are its terms."""
 
@@ -87,7 +88,7 @@ class Append:
         return CallSpec(self.turn, None, self.terms, self.idempotency_key, self.if_n_tokens)
 
 
-@dataclass(frozen=True, slots=True)
+@frozen
 class Generate:
     """Add to a context, if there is something to add, and answer. Fields of Turn, Generation, Sampling and Terms."""
 
@@ -148,7 +149,7 @@ class Generate:
         return CallSpec(self.turn, self.generation, self.terms, self.idempotency_key, self.if_n_tokens, self.progress)
 
 
-@dataclass(frozen=True, slots=True)
+@frozen
 class Fork:
     """A new context with the conversation of another, or with its first ``n_messages`` messages."""
 
@@ -163,7 +164,7 @@ class Fork:
             raise ValueError("n_messages must be 0 or more")
 
 
-@dataclass(frozen=True, slots=True)
+@frozen
 class Resolve:
     """Find the context in which a conversation goes on, which is sent as a whole."""
 
@@ -174,7 +175,7 @@ class Resolve:
         check_messages(self.messages)
 
 
-@dataclass(frozen=True, slots=True)
+@frozen
 class Truncate:
     """Keep the beginning of a context: so many tokens, or so many messages."""
 
@@ -190,7 +191,7 @@ class Truncate:
             raise ValueError("n_tokens and n_messages must be 0 or more")
 
 
-@dataclass(frozen=True, slots=True)
+@frozen
 class ListContexts:
     """A page of the contexts of the app, or of every app: ``limit`` at most, from the place ``after`` on."""
 
@@ -202,7 +203,7 @@ class ListContexts:
         check_limit(self.limit)
 
 
-@dataclass(frozen=True, slots=True)
+@frozen
 class Show:
     """A context with a page of its conversation: ``limit`` messages at most, from the place ``after`` on."""
 
@@ -216,7 +217,7 @@ class Show:
         check_limit(self.limit)
 
 
-@dataclass(frozen=True, slots=True)
+@frozen
 class ListRequests:
     """A page of the calls that wait or run and the last ones that have ended, of the app or of every app; of these
     the ``last`` so many that came."""
@@ -231,7 +232,7 @@ class ListRequests:
         check_limit(self.last, "last")
 
 
-@dataclass(frozen=True, slots=True)
+@frozen
 class Hint:
     """The context will be used soon."""
 
@@ -241,7 +242,7 @@ class Hint:
         check_context(self.context)
 
 
-@dataclass(frozen=True, slots=True)
+@frozen
 class Delete:
     """Delete a context with its chunks."""
 
@@ -252,7 +253,7 @@ class Delete:
         check_context(self.context)
 
 
-@dataclass(frozen=True, slots=True)
+@frozen
 class Migrate:
     """Tokenize a context of another model anew, for the one that is served."""
 
@@ -263,7 +264,7 @@ class Migrate:
         check_context(self.context)
 
 
-@dataclass(frozen=True, slots=True)
+@frozen
 class Cancel:
     """End a request of this connection, whose id is ``request``, or a ``call`` by the daemon's number of it."""
 
@@ -275,7 +276,7 @@ class Cancel:
         check_one_target(self.request, self.call)
 
 
-@dataclass(frozen=True, slots=True)
+@frozen
 class Prioritize:
     """Change how urgent a request is while it waits or runs: one of this connection, or a ``call`` by its number."""
 
@@ -289,7 +290,7 @@ class Prioritize:
         _ = Terms(self.priority)
 
 
-@dataclass(frozen=True, slots=True)
+@frozen
 class Limit:
     """Tokens per second that an app (``uid/name``), or without ``app`` all together, may generate; None: no limit."""
 
@@ -300,14 +301,14 @@ class Limit:
         _ = Terms(rate=self.rate)
 
 
-@dataclass(frozen=True, slots=True)
+@frozen
 class Stats:
     """Figures of the daemon. ``octaves``: with the counts of histograms, for monitors."""
 
     octaves: bool = False
 
 
-@dataclass(frozen=True, slots=True)
+@frozen
 class Budget:
     """Set what POOL and DISK may hold, in bytes; None leaves a budget as it is."""
 
@@ -320,7 +321,7 @@ class Budget:
                 raise ValueError(f"{name} must be in [0, 2**62], not {nbytes}")
 
 
-@dataclass(frozen=True, slots=True)
+@frozen
 class Ping:
     """Answer, and do nothing else."""
 

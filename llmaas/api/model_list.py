@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Sequence
-from dataclasses import dataclass
 from pathlib import Path
 
 from llmaas.api.peer import refuse_stranger
@@ -15,13 +14,14 @@ from llmaas.api.record_maps import from_map, to_map
 from llmaas.api.replies import error_from
 from llmaas.api.wire import Decoder, Frame, encode
 from llmaas.errors import BadRequest, MalformedFrame, NotServing
+from llmaas.frozen import frozen
 from llmaas.weights_tier import WeightsTier
 
 OP = "models"
 _READ = 65536
 
 
-@dataclass(frozen=True, slots=True)
+@frozen
 class ListedModel:
     """A model that is served. ``state``: away, starting, ready or leaving."""
 

@@ -9,20 +9,21 @@ import functools
 import inspect
 import re
 from collections.abc import Callable, Coroutine
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from typing import Any, Concatenate, Generic, ParamSpec, TypeVar
 
 from llmaas.api import messages as msg
 from llmaas.api import replies
 from llmaas.calls import Done
 from llmaas.errors import BadRequest, MalformedFrame
+from llmaas.frozen import frozen
 
 P = ParamSpec("P")
 T = TypeVar("T")
 Method = TypeVar("Method", bound=Callable[..., Any])
 
 
-@dataclass(frozen=True, slots=True)
+@frozen
 class Operation(Generic[T]):
     """A request, and the function that reads its result."""
 
@@ -47,7 +48,7 @@ class Operation(Generic[T]):
             raise MalformedFrame("the daemon's reply cannot be read: its pages do not fit together") from e
 
 
-@dataclass(frozen=True, slots=True)
+@frozen
 class Question(Generic[T]):
     """A request for an answer, and the function that reads the whole answer: its text, and how it ended."""
 

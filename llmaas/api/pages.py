@@ -8,12 +8,12 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterator
-from dataclasses import dataclass
 from itertools import islice
 
 from llmaas.api.record_maps import to_map
 from llmaas.api.wire import Frame
 from llmaas.errors import BadRequest
+from llmaas.frozen import frozen
 from llmaas.records import ContextDetail, ContextInfo, RequestInfo
 
 MAX_CONTEXTS = 16
@@ -31,7 +31,7 @@ _ITEM = 1024
 _PLACE = re.compile(r"([0-9]{1,15})(?:\.([0-9]{1,15}))?")
 
 
-@dataclass(frozen=True, slots=True)
+@frozen
 class Page:
     """``result`` is in plain msgpack values."""
 

@@ -5,17 +5,17 @@ Law: pure.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from llmaas.frozen import frozen
 
 
-@dataclass(frozen=True, slots=True)
+@frozen
 class OpenSlot:
     """``version``: of the slot's layout, that the client knows."""
 
     version: int = 1
 
 
-@dataclass(frozen=True, slots=True)
+@frozen
 class OpenedSlot:
     """The reply, which the slot's descriptor comes with (SCM_RIGHTS, unix(7))."""
 

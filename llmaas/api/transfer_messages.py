@@ -7,11 +7,11 @@ from __future__ import annotations
 
 import re
 import reprlib
-from dataclasses import dataclass
 
 from llmaas.api.names import MAX_MESSAGES, MAX_ROLE, check_context, check_name, check_ttl
 from llmaas.api.transfer_records import ChunkPiece
 from llmaas.api.wire import MAX_FRAME
+from llmaas.frozen import frozen
 from llmaas.records import SHORT_NAME, TOKEN_BYTES, ExportedContext
 
 MAX_SPANS = 3 * MAX_MESSAGES
@@ -25,7 +25,7 @@ DIGEST_BYTES = 16
 """Of a root of chunk keys, and of a fingerprint of model and adapter."""
 
 
-@dataclass(frozen=True, slots=True)
+@frozen
 class Export:
     """All that a context consists of, for ``Import`` on another model."""
 
@@ -35,7 +35,7 @@ class Export:
         check_context(self.context)
 
 
-@dataclass(frozen=True, slots=True)
+@frozen
 class Import:
     """A new context that begins as an exported one; ``name``: another name than that had."""
 
@@ -62,7 +62,7 @@ class Import:
                 raise ValueError(f"{where}: a message has a text")
 
 
-@dataclass(frozen=True, slots=True)
+@frozen
 class ExportChunks:
     """Coded chunks of a context, in the order of ``indices``, the first one from ``offset`` on; ``n_bytes`` at most."""
 
@@ -80,7 +80,7 @@ class ExportChunks:
             raise ValueError(f"field 'n_bytes': must be in [1, {MOST_CHUNK_BYTES}]")
 
 
-@dataclass(frozen=True, slots=True)
+@frozen
 class ImportChunks:
     """Coded chunks for a context that was imported. ``root`` and ``kv``: as they were exported. ``trusted``: the app
     vouches for the chunks; without it only those are taken that this daemon has coded itself."""
@@ -107,7 +107,7 @@ MOVE_WAYS = ("both", "chunks", "tokens")
 is answered, whichever is quicker for each part."""
 
 
-@dataclass(frozen=True, slots=True)
+@frozen
 class MoveToNode:
     """Take a context to a paired node; ``name``: what it is called there, if not the same; ``way``: one of
     ``MOVE_WAYS``."""

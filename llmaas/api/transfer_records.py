@@ -5,17 +5,16 @@ Law: pure; values only.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-
 from llmaas.api.bulk import Bulk
 from llmaas.calls import Done
 from llmaas.calls.request import MAX_KEY
+from llmaas.frozen import frozen
 from llmaas.records import TOKEN_BYTES
 
 _DIGEST_BYTES = 16
 
 
-@dataclass(frozen=True, slots=True)
+@frozen
 class ChunkPiece:
     """A part of a coded chunk: ``data`` stands at ``offset`` of its ``n_bytes``. ``index``: the chunk holds the tokens
     of its context from 64 times that on."""
@@ -28,7 +27,7 @@ class ChunkPiece:
     """By which the daemon that coded the chunk knows it again; with the first part."""
 
 
-@dataclass(frozen=True, slots=True)
+@frozen
 class ExportedChunks:
     """Coded chunks of a context. Those that were asked for and are not here are not stored: they must be computed."""
 
@@ -45,7 +44,7 @@ class ExportedChunks:
     """Where in the next one to go on; 0: at its beginning."""
 
 
-@dataclass(frozen=True, slots=True)
+@frozen
 class MovedTurn:
     """A turn that was asked for with an idempotency key, of a context that goes to another node."""
 
@@ -72,7 +71,7 @@ class MovedTurn:
             raise ValueError(f"field 'tokens': they take {TOKEN_BYTES} bytes each, not {len(self.tokens)} in all")
 
 
-@dataclass(frozen=True, slots=True)
+@frozen
 class MovedContext:
     """A context that another node has now."""
 
@@ -85,7 +84,7 @@ class MovedContext:
     n_bytes: int
 
 
-@dataclass(frozen=True, slots=True)
+@frozen
 class ImportedChunks:
     """What became of chunks that were sent, and, if none were, which of the context's chunks are not stored."""
 

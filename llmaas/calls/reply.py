@@ -6,8 +6,8 @@ Law: values only.
 from __future__ import annotations
 
 import enum
-from dataclasses import dataclass
 
+from llmaas.frozen import frozen
 from llmaas.records import ContextId
 
 
@@ -22,7 +22,7 @@ class FinishReason(enum.Enum):
     """The call asked for no answer."""
 
 
-@dataclass(frozen=True, slots=True)
+@frozen
 class TokenLogprob:
     """A token and the natural logarithm of its probability. ``text``: its bytes as UTF-8; U+FFFD if they are not."""
 
@@ -31,7 +31,7 @@ class TokenLogprob:
     logprob: float
 
 
-@dataclass(frozen=True, slots=True)
+@frozen
 class Logprobs(TokenLogprob):
     """A generated token in the model's own distribution, before penalties, grammar and sampling.
 
@@ -41,7 +41,7 @@ class Logprobs(TokenLogprob):
     top: tuple[TokenLogprob, ...] = ()
 
 
-@dataclass(frozen=True, slots=True)
+@frozen
 class Progress:
     """How much of its context a call has in the engine before the answer begins, in tokens."""
 
@@ -49,7 +49,7 @@ class Progress:
     total: int
 
 
-@dataclass(frozen=True, slots=True)
+@frozen
 class Loading:
     """A model that is not in memory, and is waited for."""
 
@@ -58,7 +58,7 @@ class Loading:
     """Seconds until it is there, as far as is known; None while it waits for room, or nothing is known."""
 
 
-@dataclass(frozen=True, slots=True)
+@frozen
 class Queued:
     """A call that waits for its turn behind others."""
 
@@ -69,7 +69,7 @@ class Queued:
     """Seconds until it is its turn, by how often calls had theirs lately; None if that is not known, or is late."""
 
 
-@dataclass(frozen=True, slots=True)
+@frozen
 class Piece:
     """A piece of a streaming answer.
 
@@ -91,7 +91,7 @@ class Piece:
         return self.progress is None and self.loading is None and self.queued is None
 
 
-@dataclass(frozen=True, slots=True)
+@frozen
 class SwitchReport:
     """Where the tokens of a context were when a call needed them, and how long bringing them back took."""
 
@@ -106,7 +106,7 @@ class SwitchReport:
         return self.cells + self.pool + self.disk + self.recomputed
 
 
-@dataclass(frozen=True, slots=True)
+@frozen
 class Done:
     """The last reply to append and generate."""
 

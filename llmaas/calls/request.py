@@ -7,9 +7,9 @@ from __future__ import annotations
 
 import enum
 import reprlib
-from dataclasses import dataclass
 
 from llmaas.calls.sampling import Sampling
+from llmaas.frozen import frozen
 from llmaas.records import Message
 
 ON_FULL = ("error", "shift")
@@ -19,7 +19,7 @@ MAX_KEY = 128
 """Characters of an idempotency key."""
 
 
-@dataclass(frozen=True, slots=True)
+@frozen
 class Turn:
     """What a call adds to a context before the model answers.
 
@@ -48,7 +48,7 @@ class Priority(enum.IntEnum):
     BACKGROUND = 8
 
 
-@dataclass(frozen=True, slots=True)
+@frozen
 class Terms:
     """On what terms a call is served.
 
@@ -74,7 +74,7 @@ class Terms:
 DEFAULT_TERMS = Terms()
 
 
-@dataclass(frozen=True, slots=True)
+@frozen
 class Generation:
     """Limits and sampling of one answer.
 
@@ -100,7 +100,7 @@ class Generation:
             raise ValueError(f"logprobs must be in [0, {MAX_LOGPROBS}], not {self.logprobs}")
 
 
-@dataclass(frozen=True, slots=True)
+@frozen
 class CallSpec:
     """What a call asks of a context: add ``turn``, then answer it. With ``generation`` None, only add it.
 

@@ -5,7 +5,7 @@ Law: values only. Each checks itself when it is made, and raises ValueError if a
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from llmaas.frozen import frozen
 
 MAX_PENALTY_TOKENS = 4096
 MIN_PENALTY = 0.01
@@ -22,7 +22,7 @@ MAX_BIAS = 100.0
 """Beyond any logit: a token with this bias is always drawn, one with its negative never."""
 
 
-@dataclass(frozen=True, slots=True)
+@frozen
 class Sampling:
     """How the next token is drawn. ``temperature`` 0, the default, is greedy: always the likeliest token. Small models
     then repeat themselves soon; answers for people want a temperature. With ``seed`` None a seed is drawn.

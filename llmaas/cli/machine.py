@@ -7,15 +7,15 @@ from __future__ import annotations
 
 import shutil
 from collections.abc import Mapping
-from dataclasses import dataclass
 from pathlib import Path
 
 from llmaas.config.boards import find_board
 from llmaas.config.profiles import Hardware
+from llmaas.frozen import frozen
 from llmaas.host.memory import limits
 
 
-@dataclass(frozen=True, slots=True)
+@frozen
 class Ram:
     """Bytes: what this process could ever use, and what it could use now."""
 

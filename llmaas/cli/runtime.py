@@ -13,7 +13,7 @@ import logging
 import os
 from collections.abc import AsyncIterator, Callable, Mapping
 from contextlib import AsyncExitStack, asynccontextmanager
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from pathlib import Path
 from types import MappingProxyType
 from typing import Any
@@ -37,6 +37,7 @@ from llmaas.engine.llama.repack import RepackChoice, choose
 from llmaas.engine.thread import EngineThread
 from llmaas.errors import StoreFailed
 from llmaas.fair_thread import FairThread
+from llmaas.frozen import frozen
 from llmaas.host import priority, thermal
 from llmaas.host.file_limit import raise_file_limit
 from llmaas.host.pressure import PressureWatcher
@@ -57,7 +58,7 @@ _M_MMAP_THRESHOLD = -3
 """malloc.h"""
 
 
-@dataclass(frozen=True, slots=True)
+@frozen
 class Runtime:
     """A daemon that serves."""
 

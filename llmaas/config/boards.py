@@ -9,9 +9,10 @@ on boards; NVIDIA's release file of Jetson Linux; Android's programs; and what t
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
 from enum import Enum
 from pathlib import Path
+
+from llmaas.frozen import frozen
 
 ROOT = Path("/")
 _MODEL = ("proc/device-tree/model", "sys/firmware/devicetree/base/model")
@@ -25,7 +26,7 @@ class BoardKind(Enum):
     OTHER = "no phone or board that is known"
 
 
-@dataclass(frozen=True, slots=True)
+@frozen
 class Board:
     """``name``: what it calls itself, such as "Raspberry Pi 5 Model B Rev 1.0"; "" if it does not."""
 

@@ -9,15 +9,15 @@ import ipaddress
 import os
 import re
 from collections.abc import Callable
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from llmaas.config_file import read_path
+from llmaas.frozen import frozen
 from llmaas.records import NO_QUOTA, SHORT_NAME
 
 
-@dataclass(frozen=True, slots=True)
+@frozen
 class Kind:
     """How a raw value is read. ``read(raw, base)`` raises ValueError; ``base`` is where relative paths start."""
 

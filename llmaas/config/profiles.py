@@ -7,18 +7,18 @@ asks for more than the machine has: on one with less RAM or disk than it is made
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from llmaas.config.boards import Board, BoardKind
 from llmaas.errors import assert_never
+from llmaas.frozen import frozen
 
 _GIB, _MIB = 1 << 30, 1 << 20
 DESKTOP = "desktop"
 
 
-@dataclass(frozen=True, slots=True)
+@frozen
 class Profile:
     """Defaults of the settings of the same names. ``ram``: bytes that the machine has; ``threads``: at most."""
 
@@ -50,7 +50,7 @@ _DISK_SHARE = 2
 _NO_BOARD = Board()
 
 
-@dataclass(frozen=True, slots=True)
+@frozen
 class Hardware:
     """What is known of a machine: its kind, and in bytes its RAM (the tightest limit of a container counts) and the
     size of the disk that holds a folder. None: it does not say."""

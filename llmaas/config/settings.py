@@ -9,7 +9,6 @@ from __future__ import annotations
 import dataclasses
 import ipaddress
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -37,13 +36,14 @@ from llmaas.config.kinds import (
 from llmaas.config.profiles import DESKTOP, PROFILE_SETTINGS, PROFILES
 from llmaas.config_file import PREFIX, Environ, xdg
 from llmaas.errors import ConfigError
+from llmaas.frozen import frozen
 from llmaas.slots.layout import LEAST_RING, MOST_RING, MOST_SLOTS
 from llmaas.socket_place import socket_places
 
 # -- the table --------------------------------------------------------------------------------------
 
 
-@dataclass(frozen=True, slots=True)
+@frozen
 class Setting:
     """One row of the table: what is known of a setting besides its name and type."""
 
@@ -61,7 +61,7 @@ def _setting(kind: Kind, default: object, help: str, text: str = "") -> Any:
 _MIB = 1 << 20
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
+@frozen(kw_only=True)
 class Config:
     """Every setting, checked."""
 

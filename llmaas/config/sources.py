@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import difflib
 from collections.abc import Mapping
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -17,6 +16,7 @@ from llmaas.config.profiles import UNKNOWN, Hardware, defaults, suitable_profile
 from llmaas.config.settings import SETTINGS, Config, Setting, check_together, flag, variable
 from llmaas.config_file import PREFIX, Environ, config_file, read_toml
 from llmaas.errors import ConfigError
+from llmaas.frozen import frozen
 
 RESERVED = (
     "LLMAAS_CONFIG",
@@ -30,7 +30,7 @@ RESERVED = (
 """Variables of ours that are no settings: the last three are those of scripts/setup."""
 
 
-@dataclass(frozen=True, slots=True)
+@frozen
 class LoadedConfig:
     """A configuration, the origin of each value in words, the file that was read, if any, and the machine for which
     defaults were chosen."""

@@ -10,11 +10,11 @@ from __future__ import annotations
 import hashlib
 import os
 from collections import Counter
-from dataclasses import dataclass
 from pathlib import Path
 
 from llmaas.engine.base import Engine
 from llmaas.errors import AdapterUnreadable, BadRequest, Busy
+from llmaas.frozen import frozen
 from llmaas.regular_file import open_regular
 
 _BLOCK = 1 << 20
@@ -22,7 +22,7 @@ _NO_STAMP = (0, 0, 0)
 """The stamp of no file: an adapter that has it is read again when it is loaded."""
 
 
-@dataclass(frozen=True, slots=True)
+@frozen
 class AdapterFile:
     """A LoRA adapter's file, and what it held when it was read."""
 

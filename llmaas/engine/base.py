@@ -21,13 +21,13 @@ import ctypes
 import enum
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Protocol
 
 from llmaas.calls import Sampling
 from llmaas.engine.row_pipe import Telling
 from llmaas.errors import LlmaasError
+from llmaas.frozen import frozen
 from llmaas.kv_arrays import F32, Bytes, KvSlab, Queries, Rope
 from llmaas.records import CHUNK_TOKENS, Message, ModelInfo
 from llmaas.weights_tier import WeightsTier
@@ -46,7 +46,7 @@ def tokens_per_load(token_bytes: int) -> int:
     return CHUNK_TOKENS * min(_LOAD_CHUNKS, max(1, fitting))
 
 
-@dataclass(frozen=True, slots=True)
+@frozen
 class BatchItem:
     """Consecutive tokens of one sequence, at positions ``pos .. pos+len(tokens)-1``.
 
@@ -99,7 +99,7 @@ class CellsFull(Exception):
     """A step or a load needs more cells than are free. Nothing was changed."""
 
 
-@dataclass(frozen=True, slots=True)
+@frozen
 class EmbeddingFacts:
     """What an engine's embeddings are like; constant from its constructor on."""
 

@@ -6,12 +6,12 @@ Law: plain values, and functions that look at files and return at once. The mode
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass
 
+from llmaas.frozen import frozen
 from llmaas.weights_tier import WeightsTier
 
 
-@dataclass(frozen=True, slots=True)
+@frozen
 class FrontModel:
     """A model, with what it takes and may have."""
 

@@ -10,10 +10,10 @@ import os
 import signal
 import socket
 from collections.abc import Sequence
-from dataclasses import dataclass
 from typing import Protocol
 
 from llmaas.front.channel import pair
+from llmaas.frozen import frozen
 
 _UNKNOWN = 255
 """The status of a process that another one has waited for."""
@@ -36,7 +36,7 @@ class RunningProcess(Protocol):
     def kill(self) -> None: ...
 
 
-@dataclass(frozen=True, slots=True)
+@frozen
 class StartedProcess:
     """``sock`` is this end of its channel."""
 

@@ -6,9 +6,9 @@ Law: it reads /proc and /sys and decides nothing. What they do not say is None, 
 from __future__ import annotations
 
 from collections.abc import Iterator
-from dataclasses import dataclass
 from pathlib import Path
 
+from llmaas.frozen import frozen
 from llmaas.policies.pool_budget import MemoryReading
 
 ROOT = Path("/")
@@ -16,7 +16,7 @@ _NO_LIMIT = 1 << 60
 """Bytes. Version 1 of control groups shows a number above this for "no limit"."""
 
 
-@dataclass(frozen=True, slots=True)
+@frozen
 class _Names:
     """The file names of one version of control groups, and its name for the page cache that can be freed at no harm."""
 
@@ -29,7 +29,7 @@ _V2 = _Names(("memory.max", "memory.high"), "memory.current", "inactive_file")
 _V1 = _Names(("memory.limit_in_bytes",), "memory.usage_in_bytes", "total_inactive_file")
 
 
-@dataclass(frozen=True, slots=True)
+@frozen
 class CgroupLimit:
     """A limit on memory and what is free under it, both in bytes. The machine's RAM counts as the outermost group's."""
 

@@ -6,10 +6,11 @@ Law: values only.
 from __future__ import annotations
 
 import ipaddress
-from dataclasses import dataclass
+
+from llmaas.frozen import frozen
 
 
-@dataclass(frozen=True, slots=True)
+@frozen
 class Access:
     """The defaults let every program of this machine in, and nobody else."""
 

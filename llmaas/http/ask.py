@@ -6,10 +6,11 @@ Law: pure. Values that the daemon would refuse are refused here, with the name t
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from typing import Any
 
 from llmaas.calls import MAX_GRAMMAR, Sampling, Terms
+from llmaas.frozen import frozen
 from llmaas.http.errors import HttpError
 from llmaas.http.extensions import Extensions
 from llmaas.http.facts import ServedModel
@@ -21,7 +22,7 @@ MOST_ANSWERS = 16
 _EXTRA = ("top_k", "min_p", "repeat_penalty", "penalty_last_n", "grammar")
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
+@frozen(kw_only=True)
 class Ask:
     """A conversation, or raw text, and how it is to be answered."""
 

@@ -6,16 +6,17 @@ that is decided.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
 from typing import Protocol
 
+from llmaas.frozen import frozen
 
-@dataclass(frozen=True, slots=True)
+
+@frozen
 class TextDelta:
     text: str
 
 
-@dataclass(frozen=True, slots=True)
+@frozen
 class CallBegin:
     """The model begins to call a tool."""
 
@@ -24,7 +25,7 @@ class CallBegin:
     name: str
 
 
-@dataclass(frozen=True, slots=True)
+@frozen
 class CallText:
     """More of the arguments of a call, as JSON."""
 

@@ -9,13 +9,13 @@ import base64
 import math
 import struct
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
 
 import msgspec
 
 from llmaas.api.async_client import AsyncClient
 from llmaas.api.embed_message import MAX_TEXTS
 from llmaas.errors import ContextTooLong
+from llmaas.frozen import frozen
 from llmaas.http.call import JSON, HttpCall
 from llmaas.http.edge import Edge, ends_with_client
 from llmaas.http.embeddings_types import EmbeddingRequest, EmbeddingUsage, OllamaEmbeddingRequest, OllamaEmbedRequest
@@ -33,7 +33,7 @@ _PIECE = 1 << 16
 """Bytes of the response that are sent at a time."""
 
 
-@dataclass(frozen=True, slots=True)
+@frozen
 class _Vectors:
     """``n_tokens`` are those of all texts."""
 

@@ -6,9 +6,9 @@ Law: pure; made of the daemon's hello.
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
 from typing import Any
 
+from llmaas.frozen import frozen
 from llmaas.http.errors import HttpError
 
 PEOPLE = {"temperature": 0.7, "top_p": 0.95, "min_p": 0.05}
@@ -17,7 +17,7 @@ ANY = ("default", "llmaas")
 """Names for whatever model is served."""
 
 
-@dataclass(frozen=True, slots=True)
+@frozen
 class ServedModel:
     """The model that the daemon serves."""
 

@@ -10,10 +10,11 @@ from __future__ import annotations
 import os
 import re
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import field
 from typing import Any
 
 from llmaas.api.app_token import holds_token, is_token
+from llmaas.frozen import frozen
 from llmaas.http.errors import HttpError
 from llmaas.records import SHORT_NAME
 
@@ -23,7 +24,7 @@ UNIX = "unix"
 """What stands in place of a client's host where the client came over the Unix socket; its port is then its uid."""
 
 
-@dataclass(frozen=True, slots=True)
+@frozen
 class Identity:
     """An app of a user, or the app of a token."""
 

@@ -8,11 +8,11 @@ from __future__ import annotations
 
 import re
 from collections.abc import Sequence
-from dataclasses import dataclass
 from typing import Any
 
 import msgspec
 
+from llmaas.frozen import frozen
 from llmaas.http.deltas import PlainReader, Reader
 from llmaas.http.errors import HttpError
 from llmaas.http.facts import ServedModel
@@ -40,7 +40,7 @@ For each function call, return a json object with function name and arguments wi
 </tool_call>"""
 
 
-@dataclass(frozen=True, slots=True)
+@frozen
 class OfferedTool:
     """A function that the model may call; ``parameters`` is the text of a JSON schema, "" if it takes anything."""
 
@@ -58,7 +58,7 @@ class OfferedTool:
         return msgspec.json.encode({"type": "function", "function": function})
 
 
-@dataclass(frozen=True, slots=True)
+@frozen
 class MarkedCalls:
     """JSON by ``schema`` stands between two marks; the rest of the answer is text."""
 
@@ -66,7 +66,7 @@ class MarkedCalls:
     marks: tuple[str, str]
 
 
-@dataclass(frozen=True, slots=True)
+@frozen
 class Toolbox:
     """The tools that are offered, and the choice: "auto", "none", "required", or the name of one."""
 

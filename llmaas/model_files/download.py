@@ -20,6 +20,7 @@ from pathlib import Path
 from typing import Any, BinaryIO
 
 from llmaas.errors import DiskFull, MachineError
+from llmaas.frozen import frozen
 from llmaas.memo_file import read_entries
 from llmaas.model_files.source import may_be_asked
 from llmaas.regular_file import sync_folder
@@ -44,7 +45,7 @@ class DownloadFailed(MachineError):
     hint = "Give the same command again: it goes on where this one ended."
 
 
-@dataclass(frozen=True, slots=True)
+@frozen
 class Downloaded:
     file: Path
     sha256: str

@@ -8,11 +8,12 @@ from __future__ import annotations
 import re
 import reprlib
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass, field, fields
+from dataclasses import asdict, field, fields
 from pathlib import Path
 from typing import Any
 
 from llmaas.errors import BadRequest, UnknownModel
+from llmaas.frozen import frozen
 from llmaas.records import SHORT_NAME
 
 SETTINGS = (
@@ -38,7 +39,7 @@ MAIN_STORE = ""
 _RESERVED = ("all", "default", "none", ".", "..")
 
 
-@dataclass(frozen=True, slots=True)
+@frozen
 class ModelEntry:
     """A model by its ``name``. ``file``: the GGUF file, or the first of several that it was split into."""
 
@@ -83,7 +84,7 @@ def check_name(name: str) -> None:
         )
 
 
-@dataclass(frozen=True, slots=True)
+@frozen
 class Models:
     """All registered models, in the order in which they were registered. ``default``: the name of one of them; "" if
     there is none."""

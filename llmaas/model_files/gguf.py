@@ -8,13 +8,13 @@ from __future__ import annotations
 
 import struct
 from collections.abc import Mapping
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, BinaryIO
 
 from llmaas.config.model_kinds import ModelKind, kind_of
 from llmaas.config.models import opened, whole
 from llmaas.errors import ModelUnreadable
+from llmaas.frozen import frozen
 
 MAGIC = b"GGUF"
 _MOST_HEAD = 256 << 20
@@ -32,7 +32,7 @@ _BLOCKS = {
 """Of a type of tensors (ggml.h, ``ggml_type``): values of a block, and its bytes. Of others the size is not checked."""
 
 
-@dataclass(frozen=True, slots=True)
+@frozen
 class GgufFacts:
     """``meta``: single values, without lists and long texts. ``needed_bytes``: what the file must have at least."""
 

@@ -10,9 +10,9 @@ together, and a fixed part for the vocabulary, the context and what is tried out
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass
 from pathlib import Path
 
+from llmaas.frozen import frozen
 from llmaas.memo_file import read_entries, with_newest, write_entries
 
 _WEIGHT = 0.3
@@ -22,7 +22,7 @@ _MOST = 64
 MOST_THREADS, LEAST_CHUNK, MOST_CHUNK = 16, 1 << 18, 64 << 20
 
 
-@dataclass(frozen=True, slots=True)
+@frozen
 class ReadPlan:
     """So many threads read so many bytes at a time."""
 
@@ -30,7 +30,7 @@ class ReadPlan:
     chunk: int
 
 
-@dataclass(frozen=True, slots=True)
+@frozen
 class DiskFigures:
     plan: ReadPlan
     rate: float

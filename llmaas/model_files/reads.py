@@ -16,11 +16,11 @@ import os
 import threading
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack
-from dataclasses import dataclass
 from pathlib import Path
 from typing import BinaryIO
 
 from llmaas.clock import Clock, RealClock
+from llmaas.frozen import frozen
 from llmaas.model_files.load_memo import DiskFigures, LoadMemo, ReadPlan
 from llmaas.model_files.page_cache import PAGE, resident_pages
 from llmaas.regular_file import open_regular
@@ -38,7 +38,7 @@ _BUFFER = 1 << 20
 """Bytes that a thread reads by one call; its buffer stays in the CPU's cache."""
 
 
-@dataclass(frozen=True, slots=True)
+@frozen
 class Extent:
     """A part of a file that is not in the page cache."""
 

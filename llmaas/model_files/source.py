@@ -6,19 +6,19 @@ Law: pure. What is accepted here is what ``llmaas model pull`` gets; nothing els
 from __future__ import annotations
 
 import re
-from dataclasses import dataclass
 from pathlib import Path
 from urllib.parse import unquote, urlsplit
 
 from llmaas.config.models import parts_of
 from llmaas.errors import BadRequest
+from llmaas.frozen import frozen
 
 _PIECE = r"[A-Za-z0-9][A-Za-z0-9._-]*"
 _HF = re.compile(rf"hf:({_PIECE})/({_PIECE})/((?:{_PIECE}/)*{_PIECE}\.gguf)(?:@({_PIECE}))?")
 _LOCAL = ("localhost", "127.0.0.1", "::1")
 
 
-@dataclass(frozen=True, slots=True)
+@frozen
 class HubFile:
     """A file of a repository on Hugging Face; ``revision``: a branch, tag or commit, "" for the newest."""
 
@@ -31,7 +31,7 @@ class HubFile:
         return self.path.rpartition("/")[2]
 
 
-@dataclass(frozen=True, slots=True)
+@frozen
 class WebFile:
     url: str
 

@@ -17,9 +17,9 @@ import binascii
 import hashlib
 import re
 import reprlib
-from dataclasses import dataclass
 
 from llmaas.errors import BadRequest
+from llmaas.frozen import frozen
 
 _BEGIN = "llmaas-node-1:"
 MOST_CERTIFICATE = 2048
@@ -27,7 +27,7 @@ MOST_CERTIFICATE = 2048
 _HINT = "'llmaas node show' of the other machine prints its card, one line that begins with llmaas-node-1:"
 
 
-@dataclass(frozen=True, slots=True)
+@frozen
 class NodeCard:
     """``address``: where the node listens, HOST:PORT; "" if it only begins connections."""
 

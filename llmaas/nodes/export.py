@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections import deque
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from typing import Any, Protocol, TypeVar
 
 from llmaas.api.bulk import Bulk
@@ -17,6 +17,7 @@ from llmaas.api.transfer_messages import MOST_CHUNK_BYTES
 from llmaas.api.transfer_operations import export_chunks
 from llmaas.api.transfer_records import ChunkPiece, ExportedChunks
 from llmaas.errors import ChunkDamaged, ModelMismatch
+from llmaas.frozen import frozen
 from llmaas.kvchunks.codec.header import read_header
 from llmaas.kvchunks.keys import chunk_keys
 from llmaas.kvchunks.store.tokens import unpack
@@ -52,7 +53,7 @@ class ExportingClient(Protocol):
     def begin(self, operation: Operation[T]) -> Begun[T]: ...
 
 
-@dataclass(frozen=True, slots=True)
+@frozen
 class Exported:
     """What of a context is in the archive. ``n_missing`` chunks are not stored: they will be computed."""
 

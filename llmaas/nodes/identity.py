@@ -8,10 +8,10 @@ the hash of its key: OpenSSL looks pinned certificates up by name, and would tak
 from __future__ import annotations
 
 import ssl
-from dataclasses import dataclass
 from pathlib import Path
 
 from llmaas.errors import MachineError
+from llmaas.frozen import frozen
 from llmaas.regular_file import open_regular, replace_file
 
 FOLDER = "node"
@@ -20,7 +20,7 @@ _FILE = "identity.pem"
 _MOST_BYTES = 1 << 16
 
 
-@dataclass(frozen=True, slots=True)
+@frozen
 class NodeIdentity:
     """``path``: a PEM file with the key and the certificate, as ``ssl`` reads it."""
 

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections import deque
 from collections.abc import Collection, Iterable, Iterator, Mapping
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from typing import Any, Protocol, TypeVar
 
 from llmaas.api.bulk import Bulk
@@ -16,6 +16,7 @@ from llmaas.api.operation import Operation
 from llmaas.api.transfer_operations import import_chunks
 from llmaas.api.transfer_records import ChunkPiece, ImportedChunks
 from llmaas.errors import CallerError, ChunkDamaged, MachineError
+from llmaas.frozen import frozen
 from llmaas.kvchunks.codec.header import read_header
 from llmaas.nodes.ahead import ahead
 from llmaas.nodes.archive.reader import Item, Lost, ReadSpans
@@ -38,7 +39,7 @@ class ImportingClient(Protocol):
     def begin(self, operation: Operation[T]) -> Begun[T]: ...
 
 
-@dataclass(frozen=True, slots=True)
+@frozen
 class Imported:
     """A context that was made. Of its chunks in the archive ``taken`` and ``known`` need not be computed; ``why``: of
     the last one that was ``refused``. ``adapter``: the one it had, if there is none of that name here."""
@@ -51,7 +52,7 @@ class Imported:
     adapter: str = ""
 
 
-@dataclass(frozen=True, slots=True)
+@frozen
 class NotImported:
     """A context that could not be made."""
 

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import re
 import reprlib
-from dataclasses import dataclass
 
 from llmaas.api.messages import Generate
 from llmaas.api.names import check_name, check_ttl
@@ -17,6 +16,7 @@ from llmaas.api.transfer_messages import DIGEST_BYTES, MAX_SPANS
 from llmaas.api.transfer_records import ChunkPiece, MovedTurn
 from llmaas.api.wire import Frame
 from llmaas.errors import BadRequest
+from llmaas.frozen import frozen
 from llmaas.records import SHORT_NAME, TOKEN_BYTES, ContextSpan
 
 _MOVE = re.compile("[0-9a-f]{32}")
@@ -29,7 +29,7 @@ def _check_move(move: str) -> None:
         raise ValueError(f"field 'move': {reprlib.repr(move)} is no name of a move")
 
 
-@dataclass(frozen=True, slots=True)
+@frozen
 class Offer:
     """A context is to come: what is known of it before its tokens."""
 
@@ -58,7 +58,7 @@ class Offer:
             raise ValueError("fields 'model', 'vocab', 'adapter': at most 1024 characters are allowed in all")
 
 
-@dataclass(frozen=True, slots=True)
+@frozen
 class Spans:
     """The next of its tokens and messages."""
 
@@ -66,14 +66,14 @@ class Spans:
     spans: tuple[ContextSpan, ...]
 
 
-@dataclass(frozen=True, slots=True)
+@frozen
 class StageContext:
     """That is what there is of it by now, and it will come later: take its chunks ahead. It stays the sender's."""
 
     move: str
 
 
-@dataclass(frozen=True, slots=True)
+@frozen
 class Grow:
     """What waits of it goes on with these tokens: bring it into CELLS. The reply comes when that is done, or given
     up."""
@@ -87,7 +87,7 @@ class Grow:
             raise ValueError(f"field 'tokens': they take {TOKEN_BYTES} bytes each, not {len(self.tokens)} in all")
 
 
-@dataclass(frozen=True, slots=True)
+@frozen
 class Take:
     """That was all: take it. From the reply on the other node owns it. ``spans``: those behind the ones that were
     announced, of a context that waits there; the first of them begins with ``n_known`` of the tokens by which that has
@@ -106,7 +106,7 @@ class Take:
             raise ValueError(f"field 'turns': at most {MAX_TURNS} are allowed, not {len(self.turns)}")
 
 
-@dataclass(frozen=True, slots=True)
+@frozen
 class MovedChunks:
     """Coded chunks of a context that was taken. Without any: which are missing."""
 
@@ -120,7 +120,7 @@ class MovedChunks:
         _check_digests(self.root, self.kv)
 
 
-@dataclass(frozen=True, slots=True)
+@frozen
 class MoveAsked:
     """What has become of a move? If it has not been taken, it never will."""
 
@@ -130,7 +130,7 @@ class MoveAsked:
         _check_move(self.move)
 
 
-@dataclass(frozen=True, slots=True)
+@frozen
 class MoveSettled:
     """Nobody will ask for this move any more."""
 
@@ -140,7 +140,7 @@ class MoveSettled:
         _check_move(self.move)
 
 
-@dataclass(frozen=True, slots=True)
+@frozen
 class GoOn:
     """Go on with the answer at the end of a context that was taken; its tokens come in frames ahead of the reply.
     ``answer``: what is left of it, about no context that it names. ``n_answered``: the tokens that it has."""

@@ -10,10 +10,10 @@ import base64
 import json
 import re
 from collections.abc import Mapping
-from dataclasses import dataclass
 from pathlib import Path
 
 from llmaas.errors import BadRequest, MachineError, UnknownNode
+from llmaas.frozen import frozen
 from llmaas.nodes.card import MOST_CERTIFICATE, check_address, fingerprint
 from llmaas.nodes.identity import node_folder
 from llmaas.records import SHORT_NAME
@@ -24,7 +24,7 @@ _FILE = "nodes.json"
 _MOST_BYTES = 1 << 20
 
 
-@dataclass(frozen=True, slots=True)
+@frozen
 class PinnedNode:
     """``address``: HOST:PORT; "" if the node only begins connections."""
 

@@ -8,12 +8,12 @@ from __future__ import annotations
 
 import enum
 import math
-from dataclasses import dataclass
 
+from llmaas.frozen import frozen
 from llmaas.records import ChunkKey, ChunkSensitivity, ContextId, Precision, RequestId, Tier
 
 
-@dataclass(frozen=True, slots=True)
+@frozen
 class StepItem:
     """Compute tokens ``start`` .. ``stop - 1`` of a context in ``seq``; with ``sample``, draw the token after them."""
 
@@ -25,7 +25,7 @@ class StepItem:
     sample: bool
 
 
-@dataclass(frozen=True, slots=True)
+@frozen
 class RunStep:
     """One batch of the engine, or a burst of batches. Answer: StepDone or StepFailed.
 
@@ -45,21 +45,21 @@ class RunStep:
     draw_s: float = math.inf
 
 
-@dataclass(frozen=True, slots=True)
+@frozen
 class AbortStep:
     """End this step at once if it has not ended: a more urgent call has come. The step is answered as usual."""
 
     step: int
 
 
-@dataclass(frozen=True, slots=True)
+@frozen
 class WakeAt:
     """Answer with Woken at ``when``. This replaces an earlier WakeAt."""
 
     when: float
 
 
-@dataclass(frozen=True, slots=True)
+@frozen
 class ChunkSource:
     """A chunk to bring to CELLS, from its copy in ``tier``. ``keep``: what is read from DISK stays in the POOL, too."""
 
@@ -70,7 +70,7 @@ class ChunkSource:
     keep: bool
 
 
-@dataclass(frozen=True, slots=True)
+@frozen
 class LoadChunks:
     """Decode consecutive chunks and put them into ``seq`` in ascending order. Answer: Loaded."""
 
@@ -80,14 +80,14 @@ class LoadChunks:
     chunks: tuple[ChunkSource, ...]
 
 
-@dataclass(frozen=True, slots=True)
+@frozen
 class StopLoad:
     """Nobody wants this load any more: answer it as soon as the engine has taken the chunks that it was given."""
 
     load: int
 
 
-@dataclass(frozen=True, slots=True)
+@frozen
 class FetchChunks:
     """Read chunks from DISK into the POOL. Fetches are carried out one after another, in order. Answer: Fetched."""
 
@@ -96,7 +96,7 @@ class FetchChunks:
     keys: tuple[ChunkKey, ...]
 
 
-@dataclass(frozen=True, slots=True)
+@frozen
 class ChunkTarget:
     """A chunk to code: tokens ``start`` .. ``stop - 1`` at ``precision``."""
 
@@ -106,7 +106,7 @@ class ChunkTarget:
     precision: Precision
 
 
-@dataclass(frozen=True, slots=True)
+@frozen
 class SaveChunks:
     """Export chunks from ``seq``, before any later step, and code them into the POOL. Answer: Saved."""
 
@@ -116,7 +116,7 @@ class SaveChunks:
     chunks: tuple[ChunkTarget, ...]
 
 
-@dataclass(frozen=True, slots=True)
+@frozen
 class ChunkSpan:
     """A chunk: tokens ``start`` .. ``stop - 1``."""
 
@@ -125,7 +125,7 @@ class ChunkSpan:
     stop: int
 
 
-@dataclass(frozen=True, slots=True)
+@frozen
 class MeasureChunks:
     """Measure, at low priority, how sensitive the chunks at the beginning of ``seq`` are. Answer: Measured.
 
@@ -138,7 +138,7 @@ class MeasureChunks:
     chunks: tuple[ChunkSpan, ...]
 
 
-@dataclass(frozen=True, slots=True)
+@frozen
 class LowerChunks:
     """Code chunks of the POOL again with fewer bits, from the form they have there. Answer: Lowered."""
 
@@ -146,7 +146,7 @@ class LowerChunks:
     chunks: tuple[tuple[ChunkKey, Precision], ...]
 
 
-@dataclass(frozen=True, slots=True)
+@frozen
 class WriteChunks:
     """Write chunks of the POOL, and what was measured of them, to the store. Answer: Written."""
 
@@ -156,35 +156,35 @@ class WriteChunks:
     sensitivities: tuple[ChunkSensitivity | None, ...]
 
 
-@dataclass(frozen=True, slots=True)
+@frozen
 class StopWrite:
     """Memory is short: write no more of this write. Its answer comes soon, and says what was written."""
 
     write: int
 
 
-@dataclass(frozen=True, slots=True)
+@frozen
 class PersistSensitivity:
     """Keep with chunks on DISK what was measured of them since they were written."""
 
     sensitivities: tuple[tuple[ChunkKey, ChunkSensitivity], ...]
 
 
-@dataclass(frozen=True, slots=True)
+@frozen
 class DropPool:
     """Remove these chunks from the POOL."""
 
     keys: tuple[ChunkKey, ...]
 
 
-@dataclass(frozen=True, slots=True)
+@frozen
 class DropDisk:
     """Remove these chunks from DISK."""
 
     keys: tuple[ChunkKey, ...]
 
 
-@dataclass(frozen=True, slots=True)
+@frozen
 class DropCells:
     """Remove the sequence's tokens from position ``start`` on from CELLS."""
 
@@ -192,7 +192,7 @@ class DropCells:
     start: int
 
 
-@dataclass(frozen=True, slots=True)
+@frozen
 class Admitted:
     """The request waits no longer; its context has sequence ``seq``."""
 
@@ -200,7 +200,7 @@ class Admitted:
     seq: int
 
 
-@dataclass(frozen=True, slots=True)
+@frozen
 class Paused:
     """The request waits again, as others need its cells. The first ``n_kv`` tokens of its context are in CELLS.
 
@@ -212,7 +212,7 @@ class Paused:
     n_kv: int
 
 
-@dataclass(frozen=True, slots=True)
+@frozen
 class Switched:
     """All KV that the context had is in CELLS again. How many tokens came from where."""
 
@@ -235,7 +235,7 @@ class Outcome(enum.Enum):
     ENGINE_FAILED = "engine_failed"
 
 
-@dataclass(frozen=True, slots=True)
+@frozen
 class Finish:
     """The request has ended, with its one outcome. The first ``n_kv`` tokens of its context are in CELLS.
 

@@ -6,8 +6,7 @@ switches at most.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-
+from llmaas.frozen import frozen
 from llmaas.planner.actions import RunStep
 from llmaas.policies.linear_cost import LinearCost
 
@@ -21,7 +20,7 @@ _DEVIATES = 0.1
 """Only decode steps that take so much less or more than expected are learned from: there are many others."""
 
 
-@dataclass(frozen=True, slots=True)
+@frozen
 class LearnedCosts:
     """What was learned, as plain numbers. Each pair is (a, b) of a cost a x + b y; None: it was not observed."""
 

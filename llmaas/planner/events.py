@@ -7,15 +7,15 @@ values never appear here: the planner knows positions and chunk keys.
 from __future__ import annotations
 
 import enum
-from dataclasses import dataclass
 
+from llmaas.frozen import frozen
 from llmaas.records import AppId, ChunkKey, ChunkMeta, ChunkSensitivity, ContextId, RequestId
 
 FoundChunk = tuple[ChunkKey, int, ChunkMeta | None]
 """A chunk that the store holds: key, bytes and meta data."""
 
 
-@dataclass(frozen=True, slots=True)
+@frozen
 class ContextOpened:
     """A context exists (created, forked, or found at start). ``keys`` cover its first ``n_kv`` tokens.
 
@@ -32,7 +32,7 @@ class ContextOpened:
     coldest: bool = False
 
 
-@dataclass(frozen=True, slots=True)
+@frozen
 class ContextChanged:
     """A context's committed tokens changed: a call returned, or it was truncated.
 
@@ -47,7 +47,7 @@ class ContextChanged:
     found: tuple[FoundChunk, ...] = ()
 
 
-@dataclass(frozen=True, slots=True)
+@frozen
 class ContextClosed:
     """A context was deleted. ``gone``: chunks whose copies on DISK went with it, whoever else contains them."""
 
@@ -55,7 +55,7 @@ class ContextClosed:
     gone: tuple[ChunkKey, ...] = ()
 
 
-@dataclass(frozen=True, slots=True)
+@frozen
 class ChunksFound:
     """What the store has held since the start. Comes once, when all contexts have been looked at: a chunk that none of
     them contains is dropped."""
@@ -63,7 +63,7 @@ class ChunksFound:
     chunks: tuple[FoundChunk, ...]
 
 
-@dataclass(frozen=True, slots=True)
+@frozen
 class Submitted:
     """A call wants its context in CELLS, ``n_total`` tokens computed, then ``max_new`` generated.
 
@@ -85,14 +85,14 @@ class Submitted:
     """Memory that the adapter takes."""
 
 
-@dataclass(frozen=True, slots=True)
+@frozen
 class CancelRequested:
     """Nobody wants the call's result any more."""
 
     request: RequestId
 
 
-@dataclass(frozen=True, slots=True)
+@frozen
 class PriorityChanged:
     """A call that waits or runs has another priority from now on."""
 
@@ -100,7 +100,7 @@ class PriorityChanged:
     priority: int
 
 
-@dataclass(frozen=True, slots=True)
+@frozen
 class RateChanged:
     """Tokens per second that an app, or without ``app`` all calls together, may generate at most; None: no limit."""
 
@@ -108,14 +108,14 @@ class RateChanged:
     rate: float | None
 
 
-@dataclass(frozen=True, slots=True)
+@frozen
 class DutyChanged:
     """Share of the time, above 0 and at most 1, that the engine may compute."""
 
     duty: float
 
 
-@dataclass(frozen=True, slots=True)
+@frozen
 class Woken:
     """The moment that WakeAt named has come."""
 
@@ -136,7 +136,7 @@ class Drawn(enum.Enum):
     """An end-of-generation token was drawn; it does not join the context."""
 
 
-@dataclass(frozen=True, slots=True)
+@frozen
 class StepDone:
     """The step was computed. ``drawn`` is parallel to its items.
 
@@ -148,7 +148,7 @@ class StepDone:
     steps: int = 1
 
 
-@dataclass(frozen=True, slots=True)
+@frozen
 class StepFailed:
     """The engine could not run the step; the sequences are as before it. ``aborted``: AbortStep asked for that."""
 
@@ -156,7 +156,7 @@ class StepFailed:
     aborted: bool = False
 
 
-@dataclass(frozen=True, slots=True)
+@frozen
 class Loaded:
     """A load ended: its first ``n_loaded`` chunks are in CELLS. Copies of ``damaged`` chunks failed their checks."""
 
@@ -165,7 +165,7 @@ class Loaded:
     damaged: tuple[ChunkKey, ...] = ()
 
 
-@dataclass(frozen=True, slots=True)
+@frozen
 class Stored:
     """One chunk of an action: its new copy is whole and takes so many bytes."""
 
@@ -183,7 +183,7 @@ ChunkOutcome = Stored | Failed
 """What became of one chunk; the ``outcomes`` of an event are parallel to the chunks of the action that it answers."""
 
 
-@dataclass(frozen=True, slots=True)
+@frozen
 class Fetched:
     """A fetch ended: FAILED are chunks whose copy on DISK is missing or damaged; the others are in the POOL, too."""
 
@@ -191,7 +191,7 @@ class Fetched:
     outcomes: tuple[ChunkOutcome, ...]
 
 
-@dataclass(frozen=True, slots=True)
+@frozen
 class Saved:
     """A save ended: FAILED are chunks that could not be coded; the others are in the POOL."""
 
@@ -199,7 +199,7 @@ class Saved:
     outcomes: tuple[ChunkOutcome, ...]
 
 
-@dataclass(frozen=True, slots=True)
+@frozen
 class Written:
     """A write ended: FAILED are chunks that are not on DISK, by an I/O error or since the disk is ``full``."""
 
@@ -208,7 +208,7 @@ class Written:
     full: bool = False
 
 
-@dataclass(frozen=True, slots=True)
+@frozen
 class Measured:
     """A measurement ended: the sensitivities of its chunks, as far as they could be measured."""
 
@@ -216,7 +216,7 @@ class Measured:
     scores: tuple[tuple[ChunkKey, ChunkSensitivity], ...]
 
 
-@dataclass(frozen=True, slots=True)
+@frozen
 class Lowered:
     """Chunks were coded again with fewer bits: of those that are FAILED, the POOL still has the old form."""
 
@@ -224,7 +224,7 @@ class Lowered:
     outcomes: tuple[ChunkOutcome, ...]
 
 
-@dataclass(frozen=True, slots=True)
+@frozen
 class BudgetChanged:
     """Bytes that chunks in the POOL or on DISK may take from now on, and the mean of bits per value that they are coded
     with; None leaves a budget as it is."""
@@ -234,7 +234,7 @@ class BudgetChanged:
     bits: float | None = None
 
 
-@dataclass(frozen=True, slots=True)
+@frozen
 class AppDiskChanged:
     """Bytes that an app's chunks on DISK may take; None: no fewer than those of all apps together."""
 
@@ -242,7 +242,7 @@ class AppDiskChanged:
     disk_bytes: int | None
 
 
-@dataclass(frozen=True, slots=True)
+@frozen
 class Flush:
     """The service is about to stop: write the chunks that were not written since they would soon be replaced."""
 

@@ -5,9 +5,10 @@ Law: plain values only, checked once, fixed for the planner's life; a recording 
 
 from __future__ import annotations
 
-from dataclasses import dataclass, fields
+from dataclasses import fields
 from typing import TypedDict
 
+from llmaas.frozen import frozen
 from llmaas.policies.bit_price import SPENDING
 from llmaas.policies.eviction import DEFAULT_EVICTION, EVICTION
 from llmaas.policies.scheduling import DEFAULT_SCHEDULING, SCHEDULING
@@ -28,7 +29,7 @@ _SAVE_BYTES = 6 << 20
 """Of the chunks that are exported at once, in f16: one chunk at least."""
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
+@frozen(kw_only=True)
 class PlannerChoices:
     """What an operator chooses of the planner's settings. The defaults are the daemon's."""
 
@@ -77,7 +78,7 @@ class PlannerChoices:
     """Chunks in one write at most."""
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
+@frozen(kw_only=True)
 class PlannerSettings(PlannerChoices):
     """All that a planner is made with: plain values, so that a recorded run can be planned again."""
 

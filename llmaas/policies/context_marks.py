@@ -11,8 +11,8 @@ from __future__ import annotations
 
 import struct
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
 
+from llmaas.frozen import frozen
 from llmaas.records import CHUNK_TOKENS, ChunkKey
 
 MARK_BYTES = 8
@@ -63,7 +63,7 @@ def unpacked(marks: bytes) -> tuple[int, ...]:
     return struct.unpack(f"<{n}Q", marks)
 
 
-@dataclass(frozen=True, slots=True)
+@frozen
 class ContextMarks:
     """What a node says of the contexts that it holds.
 

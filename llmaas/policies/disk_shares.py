@@ -12,8 +12,8 @@ so shares that changed with every switch would throw away what the next switch n
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
 
+from llmaas.frozen import frozen
 from llmaas.policies.pool_shares import filled
 
 _NEARLY_FULL = 15 / 16
@@ -22,7 +22,7 @@ _SPARE = 1 / 8
 _LITTLE = 1 / 16
 
 
-@dataclass(frozen=True, slots=True)
+@frozen
 class DiskClaim:
     """``most``: bytes that the model may have by its own settings. ``used``: that its store holds. ``share``: that it
     was told it may hold; None: nothing yet. ``there``: whether it is in memory, so that it can be told anything."""

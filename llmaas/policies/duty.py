@@ -6,7 +6,7 @@ rises slowly, and only after conditions have been good for a while. Between the 
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from llmaas.frozen import frozen
 
 FLOOR = 0.2
 """Least duty. With less, calls would hardly ever end."""
@@ -26,7 +26,7 @@ _HOLD_S = 10.0
 """Least time between a step down and the next step up."""
 
 
-@dataclass(frozen=True, slots=True)
+@frozen
 class ThermalReading:
     """What the machine reports of heat and power; None for what it does not report.
 

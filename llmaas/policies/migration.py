@@ -18,8 +18,8 @@ from __future__ import annotations
 
 import enum
 from collections.abc import Sequence
-from dataclasses import dataclass
 
+from llmaas.frozen import frozen
 from llmaas.policies.linear_cost import LinearCost
 
 LEAST_GAIN = 0.95
@@ -33,7 +33,7 @@ FEW = 2
 """Tokens that make no pause: a step takes about as long with them as with one."""
 
 
-@dataclass(frozen=True, slots=True)
+@frozen
 class LinkCosts:
     """What a link has been seen to take. Give what is seen to ``sent``."""
 

@@ -10,13 +10,14 @@ one over the mean time between them, or over the time since the last one if that
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+
+from llmaas.frozen import frozen
 
 _SOONEST_S = 1.0
 """Uses closer together than this count as one."""
 
 
-@dataclass(frozen=True, slots=True)
+@frozen
 class ModelInMemory:
     name: str
     nbytes: int

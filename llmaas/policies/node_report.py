@@ -9,8 +9,9 @@ from __future__ import annotations
 import enum
 import math
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import field
 
+from llmaas.frozen import frozen
 from llmaas.policies.context_marks import ContextMarks
 from llmaas.policies.linear_cost import LinearCost
 
@@ -26,7 +27,7 @@ def _check(numbers: Mapping[str, float]) -> None:
             raise ValueError(f"field '{name}': {number} is not a number from 0 on")
 
 
-@dataclass(frozen=True, slots=True)
+@frozen
 class TransferCost:
     """Seconds that bringing bytes takes: ``q + nbytes * byte_s``, the ``q + n/b`` of ServerlessLLM (arXiv 2401.14351).
 
@@ -61,7 +62,7 @@ class ModelTier(enum.IntEnum):
     """Not here, but it can be fetched."""
 
 
-@dataclass(frozen=True, slots=True)
+@frozen
 class ModelHere:
     """A model on a node. ``prefill_rate``: tokens/s, as learnt; 0: not known here. ``ready_s``: if it is being
     loaded, seconds until that is done and the calls that wait for it are computed.
@@ -75,7 +76,7 @@ class ModelHere:
         _check({"prefill_rate": self.prefill_rate, "ready_s": self.ready_s})
 
 
-@dataclass(frozen=True, slots=True)
+@frozen
 class MovableCall:
     """What runs on a node with one model, and could go on elsewhere. Several calls that only together make room are
     reported as one: all their tokens and bytes.
@@ -101,7 +102,7 @@ class MovableCall:
         })  # fmt: skip
 
 
-@dataclass(frozen=True, slots=True)
+@frozen
 class NodeReport:
     """What a node says of itself, at one moment."""
 
@@ -140,7 +141,7 @@ class NodeReport:
                 raise ValueError(f"field '{name}': at most {MOST_NAMES} are allowed, not {len(entries)}")
 
 
-@dataclass(frozen=True, slots=True)
+@frozen
 class CallToPlace:
     """A call that some node is to serve."""
 

@@ -22,9 +22,9 @@ import enum
 import math
 import sys
 from collections.abc import Collection, Iterator, Mapping, Sequence
-from dataclasses import dataclass
 from typing import NamedTuple
 
+from llmaas.frozen import frozen
 from llmaas.policies.node_report import CallToPlace, ModelTier, MovableCall, NodeReport
 from llmaas.records import TOKEN_BYTES
 
@@ -44,7 +44,7 @@ class Nowhere(enum.Enum):
     NO_TOKENS = "no node that could serve it reaches the one that owns the context"
 
 
-@dataclass(frozen=True, slots=True)
+@frozen
 class ContextPlan:
     """How the tokens of a context come into a node's cells, front first: read, brought from ``source``, computed."""
 
@@ -55,7 +55,7 @@ class ContextPlan:
     source: str = ""
 
 
-@dataclass(frozen=True, slots=True)
+@frozen
 class CallMove:
     """A call that makes room: it goes on at the node ``to`` after ``seconds``; meanwhile it goes on where it is."""
 
@@ -64,7 +64,7 @@ class CallMove:
     seconds: float
 
 
-@dataclass(frozen=True, slots=True)
+@frozen
 class PlacedCall:
     """Where a call is to be served, and the seconds that are expected until its first token."""
 

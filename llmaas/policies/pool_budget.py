@@ -10,7 +10,7 @@ follows a growth doubles the time before the next growth, up to an hour.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from llmaas.frozen import frozen
 
 STALLED = 0.10
 """Shrink when some task waited for memory this share of the time. systemd-oomd and lmkd have defaults of this order."""
@@ -32,7 +32,7 @@ _MARGIN = 64 << 20
 """Bytes to leave free under a limit; a sixteenth of the limit if that is less."""
 
 
-@dataclass(frozen=True, slots=True)
+@frozen
 class MemoryReading:
     """What the machine reports of its memory; None for what it does not report.
 

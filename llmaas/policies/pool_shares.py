@@ -12,7 +12,8 @@ model that does not use them to one that evicts, and between two that both evict
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+
+from llmaas.frozen import frozen
 
 _FLOOR = 1 / 16
 """Of what a model may have: without any, nothing could pass through its POOL to DISK (``pool_budget``)."""
@@ -23,7 +24,7 @@ _SOONEST_S = 1.0
 _ROUNDING = 1 + 1e-9
 
 
-@dataclass(frozen=True, slots=True)
+@frozen
 class PoolClaim:
     """``most``: bytes that the model may have. ``used``: that it holds. ``share``: that it may hold now; None if it has
     just been loaded."""

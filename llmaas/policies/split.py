@@ -8,11 +8,12 @@ slower than expected simply gets less of what is left.
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
 from typing import Protocol
 
+from llmaas.frozen import frozen
 
-@dataclass(frozen=True, slots=True)
+
+@frozen
 class Hole:
     """Expected seconds for the chunks of a hole. Each sequence has an entry for n = 0 .. number of chunks.
 

@@ -7,9 +7,9 @@ from __future__ import annotations
 
 import statistics
 from collections.abc import Sequence
-from dataclasses import dataclass
 
 from llmaas.errors import BadRequest
+from llmaas.frozen import frozen
 from llmaas.kvchunks.codec.codec import Codec
 from llmaas.kvchunks.codec.kernels import NUMPY
 from llmaas.planner.settings import PlannerChoices, PlannerSettings, planner_settings
@@ -30,7 +30,7 @@ LENGTHS = (512, 1024, 2048, 4096, 8192, 16384, 32768)
 _DAY_S = 86400.0
 
 
-@dataclass(frozen=True, slots=True)
+@frozen
 class PlannedModel:
     """``limit``: tokens of the longest context that it was made for."""
 
@@ -40,7 +40,7 @@ class PlannedModel:
     limit: int
 
 
-@dataclass(frozen=True, slots=True)
+@frozen
 class RamPlan:
     """Who gets which bytes of RAM. ``others``: the system and other programs. ``free``: nobody needs it."""
 
@@ -54,7 +54,7 @@ class RamPlan:
     """Tokens that the cells hold."""
 
 
-@dataclass(frozen=True, slots=True)
+@frozen
 class HeldContexts:
     """How many contexts of ``length`` tokens fit where, and how long it takes to bring one back from there, or to
     compute it. DISK holds copies of those in the POOL, too.

@@ -8,13 +8,14 @@ magnitude.
 
 from __future__ import annotations
 
-from dataclasses import dataclass, replace
+from dataclasses import replace
 
+from llmaas.frozen import frozen
 from llmaas.planner.cost_model import LearnedCosts
 from llmaas.records import Geometry
 
 
-@dataclass(frozen=True, slots=True)
+@frozen
 class Costs:
     """Prices of a device and a model, in seconds; the defaults are SmolLM2-135M on two x86 cores with NVMe."""
 
@@ -48,7 +49,7 @@ class Costs:
         return self.disk_latency + coded * self.disk_read_byte
 
 
-@dataclass(frozen=True, slots=True)
+@frozen
 class Storage:
     """A storage device: seconds before the first byte, and bytes per second."""
 
@@ -75,7 +76,7 @@ DEVICES: dict[str, Storage] = {
 }
 
 
-@dataclass(frozen=True, slots=True)
+@frozen
 class Machine:
     """What a machine reaches in practice: operations per second in prefill, bytes per second of weights in decode,
     coded bytes per second in the codec, f16 bytes per second into cells."""
@@ -105,7 +106,7 @@ MACHINES: dict[str, Machine] = {
 }
 
 
-@dataclass(frozen=True, slots=True)
+@frozen
 class Model:
     """A model's size: number of parameters, and the geometry of its KV."""
 

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+from llmaas.frozen import frozen
 from llmaas.planner.actions import Outcome
 from llmaas.planner.tally import Tally
 from llmaas.traces.call import TraceCall
@@ -50,7 +51,7 @@ class ReplayHints:
     """Tokens that hints brought back to CELLS."""
 
 
-@dataclass(frozen=True, slots=True)
+@frozen
 class ReplayReport:
     calls: tuple[CallReport, ...]
     tally: Tally

@@ -11,11 +11,12 @@ import json
 import os
 import stat
 from collections.abc import Iterable
-from dataclasses import asdict, dataclass
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
 from llmaas.errors import StoreFailed
+from llmaas.frozen import frozen
 from llmaas.records import NO_APP_QUOTA, AppId, AppQuota
 from llmaas.regular_file import open_regular, replace_file
 
@@ -24,7 +25,7 @@ VERSION = 1
 _MOST_BYTES = 4 << 20
 
 
-@dataclass(frozen=True, slots=True)
+@frozen
 class AppRow:
     """An app that has a token, or quotas of its own."""
 

@@ -15,6 +15,7 @@ from llmaas.calls import CallSpec, Done, FinishReason, Piece, SwitchReport
 from llmaas.engine.adapter_cache import AdapterFile
 from llmaas.engine.base import Prepared
 from llmaas.errors import LlmaasError
+from llmaas.frozen import frozen
 from llmaas.kvchunks.store.store import Span
 from llmaas.planner.actions import Finish, Outcome, Switched
 from llmaas.records import RequestId, Tier
@@ -102,7 +103,7 @@ class AdapterHold:
     """Why the adapter could not be loaded, or the answer not be completed or streamed."""
 
 
-@dataclass(frozen=True, slots=True, eq=False)
+@frozen(eq=False)
 class Call:
     """A call from submission to its terminal reply.
 

@@ -12,10 +12,11 @@ longer one: those that write an end token unless an answer follows, or that drop
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import replace
 
 from llmaas.engine.tools import TOOLS
 from llmaas.errors import BadRequest
+from llmaas.frozen import frozen
 from llmaas.records import Message
 from llmaas.service.content_marks import RenderedText
 from llmaas.service.control_names import NO_NAMES, ControlNames
@@ -26,7 +27,7 @@ LEADING = ("system", TOOLS)
 """Roles of messages that a template may write into the user's message that follows them."""
 
 
-@dataclass(frozen=True, slots=True)
+@frozen
 class TextPart:
     """Text to add to a context: a message's, or glue around messages (``message`` None)."""
 
@@ -34,7 +35,7 @@ class TextPart:
     message: Message | None = None
 
 
-@dataclass(frozen=True, slots=True)
+@frozen
 class TurnText:
     """The text that a turn adds. ``own`` says where in it the template itself wrote names of control tokens, ``joins``
     whether others might form where a content meets them; ``stops`` says where each part ends."""

@@ -7,18 +7,18 @@ from __future__ import annotations
 
 from collections import OrderedDict
 from collections.abc import Sequence
-from dataclasses import dataclass
 
 from llmaas.api.bulk import Bulk
 from llmaas.api.transfer_records import ChunkPiece
 from llmaas.errors import ChunkDamaged
+from llmaas.frozen import frozen
 from llmaas.kvchunks.codec.codec import Codec, read_header
 from llmaas.records import CHUNK_TOKENS, LOSSLESS, AppId, ContextId
 
 _MOST = 4
 
 
-@dataclass(frozen=True, slots=True)
+@frozen
 class WholeChunk:
     """``n_tokens``: as its header says; nothing of it has been checked."""
 
@@ -28,7 +28,7 @@ class WholeChunk:
     n_tokens: int
 
 
-@dataclass(frozen=True, slots=True)
+@frozen
 class _Unfinished:
     context: ContextId
     first: ChunkPiece

@@ -10,12 +10,12 @@ from __future__ import annotations
 from array import array
 from collections import deque
 from collections.abc import Sequence
-from dataclasses import dataclass
 from itertools import takewhile
 
 from llmaas.api.transfer_messages import ExportChunks, ImportChunks
 from llmaas.api.transfer_records import ChunkPiece, ExportedChunks, ImportedChunks
 from llmaas.errors import ChunkDamaged, DiskFull
+from llmaas.frozen import frozen
 from llmaas.kvchunks.codec.codec import CodedChunk, check
 from llmaas.kvchunks.codec.header import stamped
 from llmaas.kvchunks.store.store import Store
@@ -31,7 +31,7 @@ from llmaas.service.refusals import refuse_if_deleted
 _CHAINS = 4
 
 
-@dataclass(frozen=True, slots=True)
+@frozen
 class Believed:
     """A chunk that may be stored."""
 

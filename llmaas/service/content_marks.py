@@ -8,11 +8,11 @@ from __future__ import annotations
 
 import re
 from collections.abc import Sequence
-from dataclasses import dataclass
 from typing import Any
 
 from llmaas.engine.tools import TOOLS, read_tools, tools_text
 from llmaas.errors import BadRequest
+from llmaas.frozen import frozen
 from llmaas.records import Message
 from llmaas.service.control_names import NONCHARACTERS, ControlNames
 
@@ -23,7 +23,7 @@ _WORDS |= {"object", "string", "number", "integer", "boolean", "array", "null", 
 """Words that templates look for in tools. None is a control token's name, so they need no marks."""
 
 
-@dataclass(frozen=True, slots=True)
+@frozen
 class RenderedText:
     """A rendered conversation without its marks, and what they said. Places are indexes into ``text``."""
 

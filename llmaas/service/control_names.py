@@ -7,10 +7,10 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterable, Iterator, Sequence
-from dataclasses import dataclass
 from functools import lru_cache
 
 from llmaas.errors import BadRequest
+from llmaas.frozen import frozen
 from llmaas.records import Message
 
 NONCHARACTERS = tuple(map(chr, range(0xFDD0, 0xFDF0)))
@@ -19,7 +19,7 @@ _ROLES = frozenset(["system", "developer", "user", "assistant", "tool", "functio
 _ROLE = re.compile(r"[\w.-]+(?: [\w.-]+)*")
 
 
-@dataclass(frozen=True, slots=True, eq=False)
+@frozen(eq=False)
 class ControlNames:
     """Names, compiled for search; see ``control_names``."""
 

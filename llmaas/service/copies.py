@@ -6,8 +6,8 @@ Law: nothing is changed here; safe on the store's thread.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
 
+from llmaas.frozen import frozen
 from llmaas.kvchunks.store.store import Span, Store
 from llmaas.records import CHUNK_TOKENS, ContextId
 from llmaas.service.history_keys import HistoryKey, history_keys, history_root
@@ -18,7 +18,7 @@ class HistoryChanged(Exception):
     """A context does not hold what it was found by: it has changed meanwhile."""
 
 
-@dataclass(frozen=True, slots=True)
+@frozen
 class Beginning:
     """``spans`` are what the new context holds; ``key`` is that of its messages, None if there is raw text in it."""
 

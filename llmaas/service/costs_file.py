@@ -12,11 +12,11 @@ import dataclasses
 import json
 import logging
 import math
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from llmaas.errors import BadRequest
+from llmaas.frozen import frozen
 from llmaas.planner.cost_model import LearnedCosts
 from llmaas.records import ModelInfo
 from llmaas.regular_file import replace_file
@@ -25,7 +25,7 @@ log = logging.getLogger(__name__)
 _FIELDS = tuple(field.name for field in dataclasses.fields(LearnedCosts))
 
 
-@dataclass(frozen=True, slots=True)
+@frozen
 class MeasuredCosts:
     """What was learned with one model on one machine."""
 

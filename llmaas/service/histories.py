@@ -8,9 +8,9 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Sequence
-from dataclasses import dataclass
 from itertools import takewhile
 
+from llmaas.frozen import frozen
 from llmaas.records import AppId, Message
 from llmaas.service.history_keys import HistoryKey, PackedHistory, history_keys, history_root
 from llmaas.service.history_table import NOTHING, Entry, HistoryTable
@@ -21,7 +21,7 @@ _BATCH = 32
 """Contexts that are put into the table in one turn of the event loop: some thousand messages, a few milliseconds."""
 
 
-@dataclass(frozen=True, slots=True)
+@frozen
 class _Work:
     """A context whose messages after the first ``len(known)`` are to be hashed; ``known`` begins with the root."""
 

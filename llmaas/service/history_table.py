@@ -7,9 +7,9 @@ however many contexts there are.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
 from itertools import islice
 
+from llmaas.frozen import frozen
 from llmaas.service.history_keys import HistoryKey
 from llmaas.service.live_context import LiveContext, MessageMark
 
@@ -21,7 +21,7 @@ _Contexts = LiveContext | dict[LiveContext, None]
 """
 
 
-@dataclass(frozen=True, slots=True)
+@frozen
 class Entry:
     """What is known of a context: ``marks`` are those of its messages up to the first raw text, ``keys`` has one key
     for each of them, behind the root. ``whole``: these messages are all that the context holds."""

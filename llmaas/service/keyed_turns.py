@@ -12,12 +12,13 @@ import json
 import secrets
 import zlib
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import MISSING, asdict, dataclass, fields, is_dataclass, replace
+from dataclasses import MISSING, asdict, fields, is_dataclass, replace
 from typing import Any
 
 from llmaas.api.transfer_records import MovedTurn
 from llmaas.calls import CallSpec, Done, FinishReason, Piece, SwitchReport
 from llmaas.errors import Conflict, KeyReused
+from llmaas.frozen import frozen
 from llmaas.kvchunks.store.store import KeyedTurn, Span, Store
 from llmaas.kvchunks.store.tokens import pack, unpack
 from llmaas.planner.actions import Outcome
@@ -32,7 +33,7 @@ _TEXT_AT_ONCE, _TOKENS_AT_ONCE = 16384, 4096
 """Characters and tokens of a piece in which an answer is told again: no frame grows with the answer."""
 
 
-@dataclass(frozen=True, slots=True)
+@frozen
 class ToldTurn:
     """What the caller of a turn that is stored whole was told."""
 

@@ -14,6 +14,7 @@ from dataclasses import dataclass, field
 from itertools import takewhile
 from typing import NamedTuple
 
+from llmaas.frozen import frozen
 from llmaas.kvchunks.keys import chunk_keys, tail_keys
 from llmaas.kvchunks.store.store import ContextRow, Span
 from llmaas.kvchunks.store.tokens import n_common
@@ -55,7 +56,7 @@ def anonymous_name(context: ContextId) -> str:
     return ANONYMOUS + context
 
 
-@dataclass(frozen=True, slots=True)
+@frozen
 class MessageMark:
     """A message, and its tokens: from ``start`` to ``end``. ``open``: an answer without its closing text yet."""
 

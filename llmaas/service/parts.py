@@ -6,12 +6,13 @@ says that it may.
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from dataclasses import field
 
 from llmaas.clock import Clock
 from llmaas.engine.base import Engine
 from llmaas.engine.thread import EngineThread
 from llmaas.fair_thread import FairThread
+from llmaas.frozen import frozen
 from llmaas.kvchunks.codec.codec import Codec
 from llmaas.kvchunks.store.store import Store
 from llmaas.metrics import Registry
@@ -28,7 +29,7 @@ from llmaas.service.quotas import Quotas
 from llmaas.service.text_threads import TextThreads
 
 
-@dataclass(frozen=True, slots=True)
+@frozen
 class ServiceParts:
     """The parts that are there before the service starts, and the two tables of what it serves."""
 

@@ -13,10 +13,10 @@ of them does. If none holds any of them, a new one is empty.
 from __future__ import annotations
 
 from collections.abc import Callable, Coroutine, Sequence
-from dataclasses import dataclass
 from typing import Any
 
 from llmaas.errors import ContextDamaged, UnknownContext
+from llmaas.frozen import frozen
 from llmaas.records import CHUNK_TOKENS, AppId, Message, Resolved
 from llmaas.service.contexts import Contexts
 from llmaas.service.copies import HistoryChanged
@@ -28,7 +28,7 @@ _TRIES = 4
 """Contexts that are tried as the source of a copy before an empty one is made."""
 
 
-@dataclass(frozen=True, slots=True)
+@frozen
 class _History:
     """A conversation that is looked for. ``keys[k]`` is the key of its first k messages."""
 

@@ -5,14 +5,15 @@ Law: plain values. What the planner must know of them stands in ``PlannerChoices
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from dataclasses import field
 from pathlib import Path
 
 from llmaas.engine.base import Engine
+from llmaas.frozen import frozen
 from llmaas.planner.settings import PlannerChoices, PlannerSettings, planner_settings
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
+@frozen(kw_only=True)
 class ServiceSettings:
     """What an operator chooses. Bytes and requests as named."""
 

@@ -6,10 +6,10 @@ Law: this changes memory only, like ``shift``: the store changes once, when the 
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
 
 from llmaas.calls import Turn
 from llmaas.engine.base import Engine
+from llmaas.frozen import frozen
 from llmaas.kvchunks.store.store import Span
 from llmaas.kvchunks.store.tokens import n_common
 from llmaas.service.control_names import control_names
@@ -20,7 +20,7 @@ from llmaas.service.turn_spans import renderer
 from llmaas.service.turn_tokens import spans_of
 
 
-@dataclass(frozen=True, slots=True)
+@frozen
 class Settled:
     """The context keeps its first ``n_messages`` messages and ``n_tokens`` tokens, and ``spans`` follow."""
 

@@ -10,10 +10,10 @@ template has it now. Only the last answer changes as a rule, and the answers bef
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
 
 from llmaas.engine.tools import TOOLS
 from llmaas.errors import BadRequest
+from llmaas.frozen import frozen
 from llmaas.records import Message
 from llmaas.service.chat import TurnText, divided, is_held_back, n_leading, with_lead
 from llmaas.service.content_marks import RenderedText
@@ -21,7 +21,7 @@ from llmaas.service.control_names import NO_NAMES, ControlNames
 from llmaas.service.conversation import Closings, MarkedConversation, Render, n_same
 
 
-@dataclass(frozen=True, slots=True)
+@frozen
 class SettledPast:
     """The context keeps its first ``n_kept`` messages, and the others become ``text``. ``opening`` and ``closing`` are
     what it should hold before and behind the answers in it."""

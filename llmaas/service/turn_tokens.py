@@ -11,17 +11,17 @@ that its end falls into belongs to it.
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
 from itertools import islice, pairwise, takewhile
 
 from llmaas.engine.base import Engine
+from llmaas.frozen import frozen
 from llmaas.kvchunks.store.store import Span
 from llmaas.service.chat import TurnText
 from llmaas.service.control_names import ControlNames
 from llmaas.service.refusals import refuse_if_too_long
 
 
-@dataclass(frozen=True, slots=True)
+@frozen
 class _TextRun:
     """Text that is tokenized at once, from ``start`` to ``stop``."""
 

@@ -6,17 +6,17 @@ Law: what is granted is bounded, together and for each app; a slot exists only w
 from __future__ import annotations
 
 from collections import Counter
-from dataclasses import dataclass
 from pathlib import Path
 
 from llmaas.errors import BadRequest, Busy
+from llmaas.frozen import frozen
 from llmaas.slots.end import SlotEnd
 from llmaas.slots.layout import MOST_SLOTS, SlotLayout
 from llmaas.slots.lent import LentMemories
 from llmaas.slots.memory import make_slot, use_slot
 
 
-@dataclass(frozen=True, slots=True)
+@frozen
 class SlotSettings:
     """``count``: slots that there are at once, 0: none; ``nbytes``: of the two rings of each. Raises ValueError."""
 
@@ -38,7 +38,7 @@ class SlotSettings:
 NO_SLOTS = SlotSettings()
 
 
-@dataclass(frozen=True, slots=True)
+@frozen
 class GrantedSlot:
     """``fd`` is for the client, and to be closed when it was sent; None: the host has it, of the memory ``device``."""
 

@@ -12,9 +12,9 @@ SlotHeader(layout=SlotLayout(ring_bytes=65536), generation=7, owner=1000, far=Fa
 from __future__ import annotations
 
 import struct
-from dataclasses import dataclass
 
 from llmaas.errors import VersionMismatch
+from llmaas.frozen import frozen
 
 VERSION = 1
 """Of the layout, and of what its words mean."""
@@ -36,7 +36,7 @@ _HEADER = struct.Struct("=8sIIIII")
 both sides run on."""
 
 
-@dataclass(frozen=True, slots=True)
+@frozen
 class SlotLayout:
     """``ring_bytes``: of each of the two rings, a power of two. Raises ValueError."""
 
@@ -70,7 +70,7 @@ class SlotLayout:
         return HEADER + self.ring_bytes
 
 
-@dataclass(frozen=True, slots=True)
+@frozen
 class SlotHeader:
     """What the service says of a slot. ``generation``: the how manieth that it has granted, modulo 2^32; ``owner``: the
     user whom it was granted to."""

@@ -9,13 +9,13 @@ import dataclasses
 import json
 import math
 from collections.abc import Iterable, Iterator
-from dataclasses import dataclass
 
 from llmaas.calls import DEFAULT_TERMS, Terms
 from llmaas.errors import BadRequest
+from llmaas.frozen import frozen
 
 
-@dataclass(frozen=True, slots=True)
+@frozen
 class TraceCall:
     """One line of a trace: at second ``t`` a context gets ``prompt`` tokens and generates ``generate``.
 

@@ -15,10 +15,10 @@ import json
 import math
 import random
 from collections.abc import Iterable, Iterator, Sequence
-from dataclasses import dataclass
 from typing import Any
 
 from llmaas.errors import BadRequest
+from llmaas.frozen import frozen
 from llmaas.traces import phone
 from llmaas.traces.call import TraceCall
 from llmaas.traces.growth import ANSWER
@@ -30,7 +30,7 @@ _CHARACTERS = 4.0
 """Of a token."""
 
 
-@dataclass(frozen=True, slots=True)
+@frozen
 class ConversationText:
     app: str
     name: str

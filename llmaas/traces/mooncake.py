@@ -17,6 +17,7 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 from llmaas.errors import BadRequest
+from llmaas.frozen import frozen
 from llmaas.traces.call import TraceCall
 
 BLOCK = 512
@@ -31,7 +32,7 @@ class _Open:
     tokens: int
 
 
-@dataclass(frozen=True, slots=True)
+@frozen
 class _Request:
     t: float
     tokens: int

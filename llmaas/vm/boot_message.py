@@ -12,11 +12,12 @@ from __future__ import annotations
 
 import struct
 from collections.abc import Callable
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, field
 
 import msgpack  # type: ignore[import-untyped,unused-ignore]
 
 from llmaas.errors import ConfigError
+from llmaas.frozen import frozen
 
 MOST_BYTES = 64 << 10
 _LENGTH = struct.Struct(">I")
@@ -24,7 +25,7 @@ FEWEST_KEY, MOST_KEY = 16, 8192
 """Bytes of a key. cryptsetup takes no more than 8 MiB, and fewer than 16 can be guessed."""
 
 
-@dataclass(frozen=True, slots=True)
+@frozen
 class BootMessage:
     key: bytes = field(repr=False)
     uid: int = 0

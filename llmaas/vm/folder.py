@@ -15,11 +15,11 @@ import fcntl
 import os
 from collections.abc import Mapping
 from contextlib import suppress
-from dataclasses import dataclass
 from pathlib import Path
 
 from llmaas.config_file import xdg
 from llmaas.errors import MachineError
+from llmaas.frozen import frozen
 
 _LUKS_HEADER = 16 << 20
 _SPARE = 1.03
@@ -32,7 +32,7 @@ class VmError(MachineError):
     hint = "docs/vm.md tells how a virtual machine is made and run."
 
 
-@dataclass(frozen=True, slots=True)
+@frozen
 class VmFolder:
     path: Path
 

@@ -22,11 +22,11 @@ import signal
 import sys
 from collections.abc import Callable, Mapping
 from contextlib import suppress
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Protocol
 
 from llmaas.errors import LlmaasError
+from llmaas.frozen import frozen
 from llmaas.vm.boot_message import BootMessage
 from llmaas.vm.folder import VmError
 from llmaas.vm.guest_side import GuestSide
@@ -43,7 +43,7 @@ _READ_S = 2.0
 _PIECE = 1 << 20
 
 
-@dataclass(frozen=True, slots=True)
+@frozen
 class GuestPlaces:
     socket: Path = Path("/run/llmaas/llmaas.sock")
     store: Path = Path("/store")

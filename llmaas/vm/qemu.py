@@ -10,10 +10,10 @@ from __future__ import annotations
 import json
 import re
 from collections.abc import Sequence
-from dataclasses import dataclass
 from pathlib import Path
 
 from llmaas.errors import ConfigError
+from llmaas.frozen import frozen
 from llmaas.vm.folder import VmFolder
 from llmaas.vm.slot_memories import slot_devices
 
@@ -25,7 +25,7 @@ _SANDBOX = "on,obsolete=deny,elevateprivileges=deny,spawn=deny,resourcecontrol=d
 _PCI = re.compile("([0-9a-f]{4}:)?[0-9a-f]{2}:[0-9a-f]{2}[.][0-7]")
 
 
-@dataclass(frozen=True, slots=True)
+@frozen
 class VmDisk:
     name: str
     """By which the guest finds it: the disk's serial number."""
@@ -33,7 +33,7 @@ class VmDisk:
     read_only: bool = True
 
 
-@dataclass(frozen=True, slots=True)
+@frozen
 class VmChoices:
     """How the machine is made. Raises ConfigError."""
 

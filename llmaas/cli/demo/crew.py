@@ -13,18 +13,18 @@ import subprocess
 import sys
 import threading
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from llmaas.cli.demo.plan import ANSWER_TOKENS, AppPlan
 from llmaas.errors import MachineError
+from llmaas.frozen import frozen
 
 _PATIENCE_S = 180.0
 _END_S = 3.0
 
 
-@dataclass(frozen=True, slots=True)
+@frozen
 class AppLine:
     """A line that an app printed; ``what`` is text, done, failed, or gone when its process has ended."""
 

@@ -6,13 +6,13 @@ Law: real text, committed with its licence; nothing is downloaded or made up.
 from __future__ import annotations
 
 import json
-from dataclasses import dataclass
 from importlib import resources
 
+from llmaas.frozen import frozen
 from llmaas.records import Message
 
 
-@dataclass(frozen=True, slots=True)
+@frozen
 class Conversation:
     """One app's conversation; ``turns`` alternate, and the user begins."""
 

@@ -6,15 +6,15 @@ Law: figures are the kernel's own, from /proc/<pid>/status; nothing is asked of 
 from __future__ import annotations
 
 import threading
-from dataclasses import dataclass
 from pathlib import Path
 
 from llmaas.clock import RealClock
+from llmaas.frozen import frozen
 
 _SAMPLE_S = 0.1
 
 
-@dataclass(frozen=True, slots=True)
+@frozen
 class Memory:
     """Resident bytes of a process: anonymous, of files (each mapped page once), in all, and the most ever."""
 

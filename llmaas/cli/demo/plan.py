@@ -7,11 +7,11 @@ Only ``seconds``, ``seed`` and the rough class of the machine go in, so that a r
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
 
 from llmaas.cli.demo.data import Conversation
 from llmaas.cli.demo.times import FULL_SECONDS
 from llmaas.engine.llama.model import LlamaModel
+from llmaas.frozen import frozen
 from llmaas.kvchunks.codec.codec import Codec, sinks_at
 from llmaas.kvchunks.codec.kernels import NUMPY
 from llmaas.records import CHUNK_TOKENS, LOSSLESS, Message, Precision
@@ -31,7 +31,7 @@ _LEAST_TURNS = 2
 _CELLS_STEP = 256
 
 
-@dataclass(frozen=True, slots=True)
+@frozen
 class AppPlan:
     """``n_history`` turns are the app's past; at most ``n_questions`` of the user's next messages are put."""
 
@@ -49,7 +49,7 @@ class AppPlan:
         return self.conversation.app
 
 
-@dataclass(frozen=True, slots=True)
+@frozen
 class Plan:
     """The whole demo. Bytes and tokens as named; ``coded_bytes`` is what the final contexts take in the POOL."""
 

@@ -12,12 +12,14 @@ from typing import Any
 
 import numpy as np
 
+from llmaas.frozen import frozen
+
 ALONE, TOGETHER, PAIRED, RESTART = "one at a time", "all at once", "paired", "after restart"
 CELLS, POOL, DISK, RECOMPUTED = "CELLS", "POOL", "DISK", "NONE"
 SOURCES = (CELLS, POOL, DISK, RECOMPUTED)
 
 
-@dataclass(frozen=True, slots=True)
+@frozen
 class DemoTurn:
     """One call of one app: where its context's tokens were, and what bringing them back took."""
 
@@ -62,7 +64,7 @@ class DemoTurn:
         return max((name for name, n in zip(SOURCES, self.places, strict=True) if n), key=SOURCES.index, default=CELLS)
 
 
-@dataclass(frozen=True, slots=True)
+@frozen
 class Prefill:
     """A context computed from its text on the same daemon, with nothing shared."""
 
@@ -74,7 +76,7 @@ class Prefill:
     """False for the first time, when the app brought its history; True for what a switch saves."""
 
 
-@dataclass(frozen=True, slots=True)
+@frozen
 class Pair:
     """The same context at the same length, one right after the other on an idle daemon."""
 
@@ -86,7 +88,7 @@ class Pair:
         return self.prefill.ms / max(self.turn.switch_ms, 1e-3)
 
 
-@dataclass(frozen=True, slots=True)
+@frozen
 class Check:
     """Something that must hold, and whether it does."""
 

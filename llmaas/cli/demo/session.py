@@ -11,7 +11,7 @@ import signal
 import tempfile
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
-from dataclasses import asdict, dataclass
+from dataclasses import asdict
 from pathlib import Path
 from types import FrameType
 from typing import Any
@@ -31,12 +31,13 @@ from llmaas.cli.demo.view import view
 from llmaas.cli.out import print_error, print_note
 from llmaas.config import models
 from llmaas.engine.llama.model import LlamaModel
+from llmaas.frozen import frozen
 
 _BUSY = 0.5
 """Load average for each core from which on figures suffer."""
 
 
-@dataclass(frozen=True, slots=True)
+@frozen
 class DemoSession:
     """What is demonstrated, and where its results go."""
 

@@ -5,12 +5,11 @@ Law: arithmetic on what was measured; reads nothing else.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-
 from llmaas.cli.demo.records import CELLS, TOGETHER, DemoFindings, p50
+from llmaas.frozen import frozen
 
 
-@dataclass(frozen=True, slots=True)
+@frozen
 class Waits:
     """Medians of one app, in milliseconds; ``source`` is the slowest tier that most of its switches came from."""
 

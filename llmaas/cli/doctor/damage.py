@@ -6,14 +6,14 @@ Law: every number that was found is in the words; opens no files.
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
 from itertools import groupby
 
+from llmaas.frozen import frozen
 from llmaas.kvchunks.store.reports import Damage, Problem, Salvage
 from llmaas.kvchunks.store.store import CheckReport
 
 
-@dataclass(frozen=True, slots=True)
+@frozen
 class Words:
     """How a kind of damage is reported: ``found`` is followed by a number, ``done`` says what a repair did."""
 

@@ -5,13 +5,14 @@ Law: values only.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
 from typing import Literal
+
+from llmaas.frozen import frozen
 
 Level = Literal["ok", "warn", "fail"]
 
 
-@dataclass(frozen=True, slots=True)
+@frozen
 class Finding:
     """One line of the doctor's report: the part that it is about, and what to do where ``hint`` is not empty."""
 

@@ -9,15 +9,15 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping
-from dataclasses import dataclass
 
 from llmaas.engine.constraint.character_sets import complement, difference, of_text, ranges_of, union
 from llmaas.engine.constraint.limits import MAX_PATTERN, MAX_PATTERN_COUNT, refuse
 from llmaas.engine.constraint.rules import ANY, Ranges
 from llmaas.errors import BadRequest
+from llmaas.frozen import frozen
 
 
-@dataclass(frozen=True, slots=True)
+@frozen
 class Repeat:
     """``part`` from ``least`` to ``most`` times; None: without end."""
 
@@ -26,7 +26,7 @@ class Repeat:
     most: int | None
 
 
-@dataclass(frozen=True, slots=True)
+@frozen
 class Choice:
     """One of several; each of them is parts one after another."""
 

@@ -11,7 +11,6 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable
-from dataclasses import dataclass
 from typing import Any
 
 from llmaas.engine.constraint.formats import FORMATS, LIMITS, PATTERNS, UNBOUNDED, UNLIMITED
@@ -22,6 +21,7 @@ from llmaas.engine.constraint.schema_graph import TYPES, Plain, Proofs, is_of, r
 from llmaas.engine.constraint.schema_numbers import Multiples, read_limits
 from llmaas.engine.constraint.schema_text import Document, Json
 from llmaas.errors import BadRequest
+from llmaas.frozen import frozen
 
 _NAMES = ("not", "if", "then", "else", "contains", "minContains", "maxContains", "unevaluatedItems")
 _MORE = ("unevaluatedProperties", "dependentRequired", "dependentSchemas", "dependencies", "$dynamicRef")
@@ -33,7 +33,7 @@ _MAX_BRANCHES = 100
 """Of a ``oneOf``, which are compared with each other."""
 
 
-@dataclass(frozen=True, slots=True)
+@frozen
 class PlainSchema:
     """``definitions``: what ``$ref``s name, by number. ``texts``: all keys, and strings in ``enum``. ``has_open_keys``:
     whether an object with properties may have others."""

@@ -6,10 +6,11 @@ Law: immutable once prepared, and then safe on any thread. Tokens without bytes 
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass
 
 import numpy as np
 import numpy.typing as npt
+
+from llmaas.frozen import frozen
 
 
 class Vocabulary:
@@ -43,7 +44,7 @@ class Vocabulary:
         return token in self.ends
 
 
-@dataclass(frozen=True, slots=True)
+@frozen
 class TrieLevel:
     """The nodes of a trie that are as many bytes deep: beginnings of tokens, one for equal beginnings."""
 

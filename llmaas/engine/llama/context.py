@@ -10,7 +10,6 @@ import ctypes
 import mmap
 import sys
 from collections import Counter
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
@@ -21,6 +20,7 @@ from llmaas.engine.llama.memory_use import cell_bytes, device_bytes, output_byte
 from llmaas.engine.llama.model import LlamaModel
 from llmaas.engine.llama.query_probe import QueryProbe
 from llmaas.errors import MachineError, ModelUnreadable
+from llmaas.frozen import frozen
 
 KvType = Literal["f16", "q8_0", "q5_1", "q4_0"]
 """What cells may hold. The service has f16: quantised cells would need slabs of another kind, so they can be neither
@@ -35,7 +35,7 @@ _MOST_EXTRA = 2
 """Sequences that ``SequenceCells`` adds at most."""
 
 
-@dataclass(frozen=True, slots=True)
+@frozen
 class ContextSettings:
     """Sizes of a ``llama_context``. Raises ValueError for what llama.cpp cannot do.
 
@@ -99,7 +99,7 @@ def release_logits(context: Any, nbytes: int) -> None:
         ctypes.CDLL(None).madvise(ctypes.c_void_p(begin), ctypes.c_size_t(length), mmap.MADV_DONTNEED)
 
 
-@dataclass(frozen=True, slots=True)
+@frozen
 class ContextMemory:
     """Bytes that a context takes at most. Of devices those count that have memory of their own."""
 

@@ -7,18 +7,18 @@ from __future__ import annotations
 
 import ctypes
 from collections.abc import Sequence
-from dataclasses import dataclass
 from typing import Any
 
 from llmaas.engine.llama.lib import ggml_function
 from llmaas.errors import ConfigError
+from llmaas.frozen import frozen
 
 _CPU, _GPU, _INTEGRATED, _ACCELERATOR = range(4)
 """``enum ggml_backend_dev_type``. The last is a part of the CPU (BLAS, AMX), which cannot be chosen."""
 _MOST = 64
 
 
-@dataclass(frozen=True, slots=True)
+@frozen
 class Placement:
     """Where a model computes. Without arguments: all layers on all devices, divided by llama.cpp."""
 
@@ -31,7 +31,7 @@ class Placement:
 EVERYWHERE = Placement()
 
 
-@dataclass(frozen=True, slots=True)
+@frozen
 class ComputeDevice:
     """A device by its ggml ``name`` ("CUDA0", "Vulkan0"). Bytes are of its memory."""
 

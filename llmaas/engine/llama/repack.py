@@ -14,13 +14,13 @@ from __future__ import annotations
 
 import hashlib
 import math
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, NamedTuple
 
 from llmaas.engine.llama.lib import C, build, collect_lines, load_model
 from llmaas.engine.llama.memory_use import can_copy
 from llmaas.engine.llama.model_file import ModelFiles
+from llmaas.frozen import frozen
 from llmaas.memo_file import read_entries, with_newest, write_entries
 
 _GAIN = 1.25
@@ -61,7 +61,7 @@ def measured(copied: Any, plain: Any) -> BothPaces:
     return found
 
 
-@dataclass(frozen=True, slots=True)
+@frozen
 class RepackChoice:
     """``copied``: whether the copy is made. ``reason``: why, for a person. ``open``: it is not known yet if it pays."""
 

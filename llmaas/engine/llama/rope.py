@@ -13,13 +13,13 @@ formulas that may hold.
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass
 
 import numpy as np
 import numpy.typing as npt
 
 from llmaas.engine.llama.lib import C, metadata
 from llmaas.engine.llama.rope_memo import RopeMemo
+from llmaas.frozen import frozen
 from llmaas.kv_arrays import F32, Rope
 
 _F64 = npt.NDArray[np.float64]
@@ -42,7 +42,7 @@ _GRID = 2.0**16
 """Angles that no formula explains are rounded to 1 / this. The error over a chunk is half a thousandth of a radian."""
 
 
-@dataclass(frozen=True, slots=True)
+@frozen
 class RopeHints:
     """What the metadata says of RoPE."""
 

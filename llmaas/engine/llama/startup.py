@@ -10,7 +10,6 @@ import dataclasses
 import functools
 import hashlib
 import logging
-from dataclasses import dataclass
 
 import numpy as np
 import numpy.typing as npt
@@ -27,6 +26,7 @@ from llmaas.engine.llama.state_layout import Unchunkable
 from llmaas.engine.llama.suggestion import suggested_sampling
 from llmaas.engine.llama.whole_states import learn_state_size
 from llmaas.errors import EngineFailed, ModelUnreadable
+from llmaas.frozen import frozen
 from llmaas.kv_arrays import F16, F32, KvSlab, Rope
 from llmaas.records import CHUNK_TOKENS, Geometry, ModelInfo
 
@@ -37,7 +37,7 @@ _LEARNT_FROM = 3
 """Tokens whose state shows the layout."""
 
 
-@dataclass(frozen=True, slots=True)
+@frozen
 class ModelFacts:
     """``slabs`` is None if the model's state cannot be chunked; then there is no ``rope`` either."""
 

@@ -15,11 +15,11 @@ order of positions: ``SectionRows.sort`` restores it.
 from __future__ import annotations
 
 import struct
-from dataclasses import dataclass
 
 import numpy as np
 import numpy.typing as npt
 
+from llmaas.frozen import frozen
 from llmaas.kv_arrays import F16, Bytes
 
 _Table = npt.NDArray[np.void]
@@ -31,7 +31,7 @@ _WORDS = struct.Struct("<II")
 TYPE_F16 = 1
 
 
-@dataclass(frozen=True, slots=True, eq=False)
+@frozen(eq=False)
 class SectionRows:
     """Views of a section: ``cells`` (n) of dtype CELL, ``k`` (n_layer, n, k_dim), ``v`` (n_layer, n, v_dim)."""
 
@@ -56,7 +56,7 @@ class SectionRows:
         self.set_positions(start)
 
 
-@dataclass(frozen=True, slots=True)
+@frozen
 class Section:
     """The layout of a section. ``k_row`` and ``v_row``: bytes of a token's row in one layer."""
 

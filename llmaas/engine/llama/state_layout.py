@@ -14,11 +14,11 @@ from __future__ import annotations
 
 import struct
 from collections.abc import Iterator
-from dataclasses import dataclass
 
 import numpy as np
 
 from llmaas.engine.llama.state_blob import Section, SectionRows
+from llmaas.frozen import frozen
 from llmaas.kv_arrays import F16, Bytes, KvSlab
 
 _START = struct.Struct("<Ii")
@@ -28,7 +28,7 @@ class Unchunkable(Exception):
     """The state of this model cannot be cut into chunks of tokens. The message says why."""
 
 
-@dataclass(frozen=True, slots=True, eq=False)
+@frozen(eq=False)
 class Blob:
     """A blob's buffer with views of its sections."""
 
@@ -50,14 +50,14 @@ class Blob:
         return KvSlab(part.k, part.v, owner=self)
 
 
-@dataclass(frozen=True, slots=True, eq=False)
+@frozen(eq=False)
 class Copied:
     """The owner of a slab that has memory of its own, in ``buffer``."""
 
     buffer: Bytes
 
 
-@dataclass(frozen=True, slots=True)
+@frozen
 class StateLayout:
     """The layout of one model's blobs. ``layers``: the model's layer of each row, in the order of the blob."""
 

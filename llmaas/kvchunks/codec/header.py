@@ -22,12 +22,12 @@ Version 1 had groups of 32; version 2 had keys with the same bits in every chann
 from __future__ import annotations
 
 import struct
-from dataclasses import dataclass
 from functools import lru_cache
 
 import xxhash
 
 from llmaas.errors import ChunkDamaged
+from llmaas.frozen import frozen
 from llmaas.records import ChunkKey, Geometry, Precision
 
 MAGIC = b"LKVC"
@@ -46,7 +46,7 @@ _precision, _geometry = lru_cache(64)(Precision), lru_cache(64)(Geometry)
 CodedChunk = bytes | bytearray | memoryview
 
 
-@dataclass(frozen=True, slots=True)
+@frozen
 class ChunkHeader:
     """The fields of a header. ``precision`` is what was asked for, ``k_coding`` and ``v_coding`` what was done."""
 

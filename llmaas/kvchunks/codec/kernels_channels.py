@@ -26,11 +26,10 @@ of V do, but high bits first: of 5 = 4 + 1 bits, the upper 4 are in the field of
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-
 import numpy as np
 import numpy.typing as npt
 
+from llmaas.frozen import frozen
 from llmaas.kvchunks.codec.kernels_numpy import BITS, F16, F32, GROUP, U8, UNIT, inverse, to_half
 
 U16 = npt.NDArray[np.uint16]
@@ -49,7 +48,7 @@ _UNSHIFT: F32 = (1 / (1 << _SHIFT)).astype(np.float32)
 """Factor of the step that undoes ``_SHIFT``."""
 
 
-@dataclass(frozen=True, slots=True, eq=False)
+@frozen(eq=False)
 class RopeRotation:
     """How RoPE rotates keys within a group of 64 tokens.
 

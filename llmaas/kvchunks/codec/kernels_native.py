@@ -9,11 +9,11 @@ import ctypes
 import math
 import struct
 from collections.abc import Sequence
-from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 
+from llmaas.frozen import frozen
 from llmaas.kv_arrays import KvSlab
 from llmaas.kvchunks.codec.kernels_channels import LARGEST_HEAD, BadWords, RopeRotation, channels_bytes
 from llmaas.kvchunks.codec.kernels_numpy import BITS, F16, F32, GROUP, LARGEST_BLOCK, U8, rotated_bytes
@@ -63,7 +63,7 @@ _BAD = struct.Struct(f"@{_CHUNK.size - 4}xi")
 """The field ``bad`` of one."""
 
 
-@dataclass(frozen=True, slots=True)
+@frozen
 class NativeKernels:
     """The C loops for one instruction set. Each method raises ValueError for arguments that do not fit together."""
 

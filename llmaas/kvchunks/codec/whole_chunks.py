@@ -7,12 +7,12 @@ all are where the tensor has no coding. ``kernels_native`` does the same for man
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
 from functools import lru_cache
 from typing import NamedTuple
 
 import numpy as np
 
+from llmaas.frozen import frozen
 from llmaas.kv_arrays import KvSlab
 from llmaas.kvchunks.codec.kernels_channels import BadWords, RopeRotation, channels_bytes, decode_channels
 from llmaas.kvchunks.codec.kernels_numpy import BITS, F16, U8, decode_rotated, rotated_bytes
@@ -38,7 +38,7 @@ Placed = tuple[SoundChunk, int]
 """A chunk, and the number of its first token in a slab."""
 
 
-@dataclass(frozen=True, slots=True, eq=False)
+@frozen(eq=False)
 class ChunkForm:
     """What all chunks of a model have in common besides the shape of a slab: how K and V were rotated."""
 

@@ -15,10 +15,10 @@ import math
 import sqlite3
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import suppress
-from dataclasses import dataclass
 from functools import cached_property
 from typing import Any
 
+from llmaas.frozen import frozen
 from llmaas.kvchunks.store.chain import RAW_SPANS, Chain, RawSpan
 from llmaas.kvchunks.store.key_copies import read_key_copies
 from llmaas.kvchunks.store.rows import ContextRow
@@ -69,7 +69,7 @@ class RowState(enum.Enum):
     """What its values were cannot be known."""
 
 
-@dataclass(frozen=True, slots=True)
+@frozen
 class StoredContext:
     """A row of ``contexts``. Whatever is on disk, ``row`` has values of the right types; ``state`` says what they are
     worth."""

@@ -23,11 +23,11 @@ import stat
 import struct
 import sys
 from collections.abc import Mapping
-from dataclasses import dataclass
 from pathlib import Path
 
 from llmaas.data_folder import beside
 from llmaas.errors import ConfigError
+from llmaas.frozen import frozen
 from llmaas.kvchunks.store.cipher import KEY_BYTES, MasterKey
 from llmaas.regular_file import sync_folder
 
@@ -37,7 +37,7 @@ KEY_NAME = b"llmaas"
 _MAKE_ONE = "openssl rand -hex 32"
 
 
-@dataclass(frozen=True, slots=True)
+@frozen
 class Found:
     """A master key and, for messages, where it was found."""
 

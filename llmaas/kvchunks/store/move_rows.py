@@ -11,8 +11,9 @@ import logging
 import sqlite3
 from collections.abc import Iterable, Iterator
 from contextlib import suppress
-from dataclasses import dataclass, replace
+from dataclasses import replace
 
+from llmaas.frozen import frozen
 from llmaas.kvchunks.store.context_rows import StoredContext
 from llmaas.kvchunks.store.sums import row_checksum
 from llmaas.records import ContextId
@@ -29,7 +30,7 @@ class MoveState(enum.IntEnum):
     """The other node knows. The row says where the context came from, as long as it is here."""
 
 
-@dataclass(frozen=True, slots=True)
+@frozen
 class MoveRow:
     """``move``: its name, which both nodes know; ``node``: fingerprint of the other one."""
 

@@ -6,11 +6,12 @@ Law: values only; nothing here knows SQLite, files or the format of a chunk.
 from __future__ import annotations
 
 import enum
-from dataclasses import dataclass
 from pathlib import Path
 
+from llmaas.frozen import frozen
 
-@dataclass(frozen=True, slots=True)
+
+@frozen
 class StoreStats:
     """Sizes in bytes. ``bytes_written`` and ``damaged`` count from the opening of the store."""
 
@@ -55,7 +56,7 @@ class Damage(enum.Enum):
     MODE = "mode"
 
 
-@dataclass(frozen=True, slots=True)
+@frozen
 class Problem:
     """One problem that ``check`` found. ``n_tokens`` counts the tokens of the chunk that it costs, 0 if none."""
 
@@ -64,7 +65,7 @@ class Problem:
     n_tokens: int = 0
 
 
-@dataclass(frozen=True, slots=True)
+@frozen
 class CheckReport:
     """What ``check`` found. ``repaired`` is True if it was asked to mend the problems, and did."""
 
@@ -78,7 +79,7 @@ class CheckReport:
         return tuple(problem.text for problem in self.found)
 
 
-@dataclass(frozen=True, slots=True)
+@frozen
 class Encryption:
     """How the chunks on disk are encrypted, and whether the master key fits."""
 
@@ -97,7 +98,7 @@ class Encryption:
     """Conversations in clear."""
 
 
-@dataclass(frozen=True, slots=True)
+@frozen
 class Shortened:
     """A conversation of which only the first ``kept`` of ``n_tokens`` tokens could be read."""
 
@@ -107,7 +108,7 @@ class Shortened:
     n_tokens: int
 
 
-@dataclass(frozen=True, slots=True)
+@frozen
 class Mended:
     """A conversation of which something was damaged and no token lost. ``what``: what was, and what was done."""
 
@@ -116,7 +117,7 @@ class Mended:
     what: str
 
 
-@dataclass(frozen=True, slots=True)
+@frozen
 class Salvage:
     """What became of a damaged index: where it is now, and what is in the new one."""
 

@@ -5,9 +5,9 @@ Law: nothing here knows SQLite, files or the format of a chunk.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
 from typing import NamedTuple
 
+from llmaas.frozen import frozen
 from llmaas.records import AppId, ChunkKey, ChunkMeta, ContextId
 
 
@@ -18,7 +18,7 @@ class ModelName(NamedTuple):
     vocab: str
 
 
-@dataclass(frozen=True, slots=True)
+@frozen
 class ContextRow:
     """A stored context. Times are seconds of the service's wall clock."""
 
@@ -51,7 +51,7 @@ class ContextSummary(NamedTuple):
     """What is wrong with its row, so that it cannot be used; "" if nothing is."""
 
 
-@dataclass(frozen=True, slots=True)
+@frozen
 class AdapterRow:
     """A LoRA adapter that was registered while the service ran."""
 
@@ -61,7 +61,7 @@ class AdapterRow:
     """Hash of what the file held when it was registered."""
 
 
-@dataclass(frozen=True, slots=True)
+@frozen
 class Span:
     """A run of tokens that belong together: a message, or the chat template's tokens between messages ("glue").
 
@@ -76,7 +76,7 @@ class Span:
     open: bool = False
 
 
-@dataclass(frozen=True, slots=True)
+@frozen
 class KeyedTurn:
     """A turn that was asked for with an idempotency key, stored beside its spans."""
 
@@ -91,7 +91,7 @@ class KeyedTurn:
     """What the caller was told, which only the service reads; None: the answer was interrupted."""
 
 
-@dataclass(frozen=True, slots=True)
+@frozen
 class Place:
     """Where a chunk's bytes are: ``nbytes`` from ``offset`` on in payload file ``file``."""
 

@@ -21,7 +21,6 @@ from __future__ import annotations
 import struct
 import zlib
 from collections.abc import Iterator
-from dataclasses import dataclass
 from types import ModuleType
 from typing import Protocol
 
@@ -29,6 +28,7 @@ import xxhash
 
 from llmaas.api.bulk import Parts
 from llmaas.errors import BadRequest
+from llmaas.frozen import frozen
 
 zstandard: ModuleType | None
 try:
@@ -61,7 +61,7 @@ class Sink(Protocol):
     def write(self, data: bytes | bytearray | memoryview, /) -> object: ...
 
 
-@dataclass(frozen=True, slots=True)
+@frozen
 class Block:
     """``number``: how many blocks stand before it in the archive as it was written."""
 
@@ -70,7 +70,7 @@ class Block:
     body: bytes
 
 
-@dataclass(frozen=True, slots=True)
+@frozen
 class Gap:
     """A place where nothing could be read. ``at``: bytes from the first block's beginning; ``kind``: of the block that
     was there, 0 if that is not known."""

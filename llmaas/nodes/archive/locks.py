@@ -13,7 +13,6 @@ from __future__ import annotations
 
 import base64
 import os
-from dataclasses import dataclass
 from hashlib import blake2b, scrypt
 
 from cryptography.exceptions import InvalidTag
@@ -23,6 +22,7 @@ from cryptography.hazmat.primitives.hashes import SHA256
 from cryptography.hazmat.primitives.kdf.hkdf import HKDF
 
 from llmaas.errors import BadRequest
+from llmaas.frozen import frozen
 
 KEY_BYTES = 32
 LOG_N = 16
@@ -35,7 +35,7 @@ _PUBLIC, _SECRET = "llmaas-pub-", "llmaas-key-"
 _SUM = 4
 
 
-@dataclass(frozen=True, slots=True)
+@frozen
 class Wrapping:
     """What an archive's head says of its file key. ``kind``: "passphrase" or "recipient"."""
 
@@ -46,7 +46,7 @@ class Wrapping:
     log_n: int = 0
 
 
-@dataclass(frozen=True, slots=True, repr=False)
+@frozen(repr=False)
 class Passphrase:
     """Opens and locks. It must not be empty."""
 
@@ -76,7 +76,7 @@ class Passphrase:
         return key
 
 
-@dataclass(frozen=True, slots=True)
+@frozen
 class Recipient:
     """A public key: locks."""
 
@@ -97,7 +97,7 @@ class Recipient:
         return Wrapping("recipient", _wrap(_agreed(shared, mine, self.public), file_key), mine)
 
 
-@dataclass(frozen=True, slots=True, repr=False)
+@frozen(repr=False)
 class SecretKey:
     """Opens what was locked for its ``recipient``."""
 

@@ -7,9 +7,9 @@ spans of one context.
 from __future__ import annotations
 
 from collections.abc import Iterator
-from dataclasses import dataclass
 
 from llmaas.errors import BadRequest
+from llmaas.frozen import frozen
 from llmaas.nodes.archive.blocks import Block, Gap, Source, read_blocks
 from llmaas.nodes.archive.records import (
     CHUNK,
@@ -26,7 +26,7 @@ from llmaas.nodes.archive.records import (
 from llmaas.records import CHUNK_TOKENS, ContextSpan
 
 
-@dataclass(frozen=True, slots=True)
+@frozen
 class ReadSpans:
     """A context with all of its spans that stand before the first that is lost. ``n_lost`` of them are."""
 
@@ -35,7 +35,7 @@ class ReadSpans:
     n_lost: int
 
 
-@dataclass(frozen=True, slots=True)
+@frozen
 class Lost:
     """Something of the archive is not there, or not as it was written. ``only_kv``: nothing but chunks, which can be
     computed."""

@@ -14,13 +14,14 @@ version adds are ignored.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import MISSING, dataclass
+from dataclasses import MISSING
 from typing import Any, TypeVar
 
 import msgpack  # type: ignore[import-untyped,unused-ignore]
 
 from llmaas.api.bulk import Bulk, Parts, Span, look_through, packed_parts
 from llmaas.api.bulk import unpacked as unpacked_map
+from llmaas.frozen import frozen
 from llmaas.records import CHUNK_TOKENS, TOKEN_BYTES, ContextSpan
 
 FORMAT = 1
@@ -30,7 +31,7 @@ HEADER, CONTEXT, SPANS, CHUNK, END, TRAILER = range(1, 7)
 T = TypeVar("T")
 
 
-@dataclass(frozen=True, slots=True)
+@frozen
 class ArchiveHeader:
     """``format``: of the records; ``made_by``: a version of llmaas; ``created``: seconds since 1970."""
 
@@ -40,7 +41,7 @@ class ArchiveHeader:
     chunk_tokens: int = CHUNK_TOKENS
 
 
-@dataclass(frozen=True, slots=True)
+@frozen
 class ContextHead:
     """A context, of which its spans and chunks follow. ``number``: of the context in the archive."""
 
@@ -61,7 +62,7 @@ class ContextHead:
     """For an answer that is under way; there is none in a context that rests."""
 
 
-@dataclass(frozen=True, slots=True)
+@frozen
 class SpanRun:
     """Spans of a context, from number ``first`` on."""
 
@@ -70,7 +71,7 @@ class SpanRun:
     spans: tuple[ContextSpan, ...]
 
 
-@dataclass(frozen=True, slots=True)
+@frozen
 class ChunkRecord:
     """A chunk as it is coded. ``index``: its place in the context; ``proof``: by which the daemon that coded it knows
     it again, or nothing."""
@@ -81,7 +82,7 @@ class ChunkRecord:
     data: Bulk
 
 
-@dataclass(frozen=True, slots=True)
+@frozen
 class ContextEnd:
     """How much there was of a context."""
 
@@ -90,7 +91,7 @@ class ContextEnd:
     n_chunks: int
 
 
-@dataclass(frozen=True, slots=True)
+@frozen
 class Trailer:
     """The last record of an archive that is complete; ``n_blocks`` stand before it."""
 

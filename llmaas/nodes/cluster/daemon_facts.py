@@ -7,12 +7,12 @@ a tenth of the time allows: a daemon with many is not kept busy by being looked 
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
 from typing import Any
 
 from llmaas.api.async_client import AsyncClient
 from llmaas.clock import Clock
 from llmaas.errors import BadRequest, Busy
+from llmaas.frozen import frozen
 from llmaas.nodes.cluster.model_state import ModelState, weights_state
 from llmaas.nodes.cluster.speed import NodeSpeed
 from llmaas.nodes.cluster.states import MOST_CONTEXTS, HeldContext, held_context
@@ -28,7 +28,7 @@ _REST = 10
 """Times as long as listing them took, until they are listed again."""
 
 
-@dataclass(frozen=True, slots=True)
+@frozen
 class DaemonFacts:
     """At one moment. ``serial`` grows when ``contexts`` are other ones; ``mark``: what has happened by then."""
 

@@ -10,7 +10,6 @@ import asyncio
 import logging
 import os
 from contextlib import nullcontext, suppress
-from dataclasses import dataclass
 
 from llmaas.api import replies
 from llmaas.api.caller import Door
@@ -21,6 +20,7 @@ from llmaas.api.incoming import incoming_of
 from llmaas.api.limits import DEFAULT_LIMITS
 from llmaas.api.wire import MAX_FRAME, MAX_REQUEST_VALUES, Frame, encode, read_body
 from llmaas.errors import BadRequest, Busy, Forbidden, LlmaasError, ShuttingDown
+from llmaas.frozen import frozen
 from llmaas.nodes.cluster.beginnings import Beginnings
 from llmaas.nodes.cluster.controller import meant_model
 from llmaas.nodes.cluster.entry_requests import EntryRequests
@@ -65,7 +65,7 @@ class FrameRoom:
         self._left += nbytes
 
 
-@dataclass(frozen=True, slots=True)
+@frozen
 class EntryParts:
     """What all clients of an entry share."""
 

@@ -6,13 +6,12 @@ nothing, and everybody else all of it.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-
 from llmaas.api.mark_messages import MOST_MARKS
+from llmaas.frozen import frozen
 from llmaas.policies.context_marks import MARK_BYTES, packed, unpacked
 
 
-@dataclass(frozen=True, slots=True)
+@frozen
 class MarkChange:
     """What became of a node's marks. ``since``: the number of those that it is told on; None: of none. Marks are
     packed, since they go from process to process: 8 bytes each."""

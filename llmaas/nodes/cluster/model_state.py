@@ -8,12 +8,12 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from llmaas.api.model_list import ListedModel, list_models
 from llmaas.errors import BadRequest
+from llmaas.frozen import frozen
 from llmaas.nodes.cluster.states import NodePlace
 from llmaas.policies.node_report import ModelHere, ModelTier, TransferCost
 
@@ -22,7 +22,7 @@ _GUESSED_LOAD_S, _GUESSED_BACK_S = 5.0, 1.0
 _LONGEST_S = 3600.0
 
 
-@dataclass(frozen=True, slots=True)
+@frozen
 class ModelState:
     """Of the model that a node serves. ``load_s``: what loading takes if it is not ``LOADED``; ``ready_s``: until one
     that is being loaded is there; ``loading_s``: until another could begin to be loaded."""

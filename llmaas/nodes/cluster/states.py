@@ -6,11 +6,11 @@ those that were used last.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
 from hashlib import blake2b
 from typing import NamedTuple
 
 from llmaas.errors import LlmaasError, MachineError, by_code
+from llmaas.frozen import frozen
 from llmaas.kvchunks.keys import namespace
 from llmaas.nodes.cluster.mark_book import MarkChange
 from llmaas.policies.context_marks import MARK_BYTES
@@ -35,7 +35,7 @@ def cluster_id(app: str, name: str) -> ContextId:
     return ContextId(hasher.hexdigest())
 
 
-@dataclass(frozen=True, slots=True)
+@frozen
 class HeldContext:
     """A context of a node. ``app`` is its app's name without the user: users have other numbers on other machines."""
 
@@ -59,7 +59,7 @@ def held_context(info: ContextInfo) -> HeldContext:
     return HeldContext(app, info.name, info.id, info.anonymous, info.n_tokens, held)
 
 
-@dataclass(frozen=True, slots=True)
+@frozen
 class NodePlace:
     """Where a node's daemon is, as who joins says."""
 
@@ -88,7 +88,7 @@ class Kin(NamedTuple):
         return namespace(AppId(f"{self.user}/{app}"), self.fingerprint)
 
 
-@dataclass(frozen=True, slots=True)
+@frozen
 class PrefixChain:
     """By which chunks nodes of one kin would have a conversation: packed marks of all its full chunks."""
 
@@ -100,7 +100,7 @@ class PrefixChain:
             raise ValueError(f"field 'marks': at most {MOST_CHAIN} chunks are allowed, not {len(self.marks)} bytes")
 
 
-@dataclass(frozen=True, slots=True)
+@frozen
 class NodeState:
     """A node at one moment. ``contexts`` None: as they were told with the same ``serial``."""
 
@@ -141,7 +141,7 @@ class NodeState:
         return self.place.name
 
 
-@dataclass(frozen=True, slots=True)
+@frozen
 class PlaceAsked:
     """Where is this call to be served? ``word``: the context's name or id; "": it is to be made."""
 
@@ -159,7 +159,7 @@ class PlaceAsked:
     """By which nodes are found that hold the beginning of what it brings."""
 
 
-@dataclass(frozen=True, slots=True)
+@frozen
 class ContextMove:
     """A context that is to go to another node. ``name_there``: another name than it has; ``way``: how it goes, of
     ``MOVE_WAYS``."""
@@ -172,7 +172,7 @@ class ContextMove:
     way: str = "both"
 
 
-@dataclass(frozen=True, slots=True)
+@frozen
 class CallPlacement:
     """Where a call is served. ``moves`` come first; where they fail, the context is where it was."""
 
@@ -181,7 +181,7 @@ class CallPlacement:
     moves: tuple[ContextMove, ...] = ()
 
 
-@dataclass(frozen=True, slots=True)
+@frozen
 class ClusterRefusal:
     """An error as a value: actors return it, since what Ray makes of an exception is another one."""
 
@@ -197,7 +197,7 @@ class ClusterRefusal:
         return by_code().get(self.code, MachineError)(self.message, hint=self.hint or None)
 
 
-@dataclass(frozen=True, slots=True)
+@frozen
 class FoundContext:
     """Where a context was when its node was asked last. ``name`` is what daemons are asked for."""
 
@@ -209,7 +209,7 @@ class FoundContext:
     name: str = ""
 
 
-@dataclass(frozen=True, slots=True)
+@frozen
 class NodeSummary:
     """A node, for people and entries."""
 

@@ -12,10 +12,11 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Mapping
-from dataclasses import dataclass
+
+from llmaas.frozen import frozen
 
 
-@dataclass(frozen=True, slots=True)
+@frozen
 class BitCurve:
     """What a model's chunks would do with bytes. ``values``: how many values of K and V they have. ``floor``: bytes of
     all of them with the fewest bits. ``steps``: bytes of the steps up from there, by bucket of gain per byte."""

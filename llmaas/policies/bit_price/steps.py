@@ -8,9 +8,9 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
-from dataclasses import dataclass
 from typing import Protocol
 
+from llmaas.frozen import frozen
 from llmaas.records import Precision
 
 BITS = (2, 3, 4, 5, 6, 8)
@@ -44,7 +44,7 @@ class Sensitivity(Protocol):
     def v(self) -> float: ...
 
 
-@dataclass(frozen=True, slots=True)
+@frozen
 class Step:
     """One more step of bits for K or for V, up to ``bits``, of a chunk whose heat and sensitivity are 1."""
 
@@ -57,7 +57,7 @@ class Step:
     """``bucket_of(gain)``"""
 
 
-@dataclass(frozen=True, slots=True)
+@frozen
 class BitSteps:
     """The smallest size of a chunk in bytes, and the steps up from there for K and for V."""
 

@@ -8,16 +8,16 @@ the logarithm of the number of contexts.
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable
-from dataclasses import dataclass
 from typing import Protocol
 
+from llmaas.frozen import frozen
 from llmaas.records import ChunkKey, ContextId
 
 Gain = Callable[[ChunkKey], int]
 """Bytes that evicting a chunk frees now; 0 if it may not be evicted."""
 
 
-@dataclass(frozen=True, slots=True)
+@frozen
 class Arrival:
     """A chunk whose coded copy has just come into the POOL.
 

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field
 
+from llmaas.frozen import frozen
 from llmaas.policies.placement import ContextPlan
 from llmaas.replay.cluster.workload import ClusterCall, ClusterContext
 
@@ -78,7 +79,7 @@ class ClusterTally:
     preemptions: int = 0
 
 
-@dataclass(frozen=True, slots=True)
+@frozen
 class ClusterReport:
     """Of a replay."""
 

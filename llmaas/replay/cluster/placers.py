@@ -9,9 +9,9 @@ from __future__ import annotations
 import dataclasses
 import itertools
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
 from typing import Protocol
 
+from llmaas.frozen import frozen
 from llmaas.policies.node_report import CallToPlace, ModelTier
 from llmaas.policies.node_table import NodeTable
 from llmaas.policies.placement import Nowhere, PlacedCall
@@ -22,7 +22,7 @@ Draw = Callable[[int], int]
 """A number from 0 to below that one, at random."""
 
 
-@dataclass(frozen=True, slots=True)
+@frozen
 class Preempt:
     """Stop that call, which begins anew elsewhere, and serve in its place."""
 
@@ -33,7 +33,7 @@ class Preempt:
 Choice = PlacedCall | Preempt | Nowhere
 
 
-@dataclass(frozen=True, slots=True)
+@frozen
 class ClusterView:
     """What a placer is asked with."""
 

@@ -6,8 +6,7 @@ its source there; "assumed" means that no source was found.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-
+from llmaas.frozen import frozen
 from llmaas.policies.node_report import ModelTier, TransferCost
 from llmaas.records import Geometry
 from llmaas.replay.prices import DEVICES, MACHINES, MODELS, Machine, Model, Storage, weights_bytes
@@ -19,7 +18,7 @@ _GIGABIT, _TEN_GIGABIT = 117e6, 1.17e9
 """Bytes a second of TCP on Ethernet of 1500-byte frames."""
 
 
-@dataclass(frozen=True, slots=True)
+@frozen
 class NodeProfile:
     """``memory``: bytes for models that run. ``cache``: for those that are parked, read at ``cache_read`` bytes/s.
     ``start``: seconds that an engine takes to begin, whatever it loads. ``lanes``: calls that are answered at once.
@@ -46,7 +45,7 @@ class NodeProfile:
         return model.nbytes / self.machine.weights
 
 
-@dataclass(frozen=True, slots=True)
+@frozen
 class ClusterModel:
     """``token_bytes``: of a token in coded chunks."""
 

@@ -12,6 +12,7 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 from hashlib import blake2b
 
+from llmaas.frozen import frozen
 from llmaas.mixing import mix
 from llmaas.policies.context_marks import kept_marks
 from llmaas.records import CHUNK_TOKENS
@@ -22,7 +23,7 @@ _MOST = (1 << 64) - 1
 """The greatest ``_number``."""
 
 
-@dataclass(frozen=True, slots=True)
+@frozen
 class ClusterCall:
     """``prefix_tokens``: those that contexts with the same ``prefix`` begin with."""
 
