@@ -25,7 +25,8 @@ from bench.results import FOLDER
 _OURS = "llmaas,kill,swap"
 _PEERS = "llama-server,llama-server-slots,llama-server-files,llama-server-built,hearth"
 _SLOW_DISK = "300000000"
-_PLAIN = ("papers", "crossover", "quantum", "scaling", "switch", "hybrid", "llmos", "cluster", "on_ray", "migration")
+_OF_PAPERS = ("papers", "crossover", "quantum", "scaling")
+_PLAIN = (*_OF_PAPERS, "switch", "switch_parts", "hybrid", "llmos", "cluster", "on_ray", "migration")
 
 
 @dataclass(frozen=True, slots=True)
