@@ -10,10 +10,11 @@ them as an export does, in pieces of a chunk, and syncs them; ``disk_read`` read
 page cache. An export ends when the archive is synced, as ``disk`` does. An import ends when the context's tokens are
 synced and its chunks are the kernel's, which a killed daemon does not lose, and of which a power cut takes what is
 computed again then (docs/format.md): ``disk`` does more than an import must, so its speed is not too high a bar.
-Each round asks for another app, too (``import_trusted``): for five seconds the loop leaves time
-to others. ``export_cold`` is an export whose chunks are not there either, ``import_cold`` an import of such an
-archive. Figures are the middle ones of the rounds. Memory is the growth of the peak of a process's resident size
-meanwhile; a passphrase takes 64 MiB by itself (scrypt). ``_cpu_ms_mb``: processor time, for each MB of the archive.
+Each round asks for another app, too (``import_trusted``): for five seconds the loop leaves time to others.
+
+``export_cold`` is an export whose chunks are not there either, ``import_cold`` an import of such an archive. Figures
+are the middle ones of the rounds. Memory is the growth of the peak of a process's resident size meanwhile; a passphrase
+takes 64 MiB by itself (scrypt). ``_cpu_ms_mb``: processor time, for each MB of the archive.
 """
 
 from __future__ import annotations

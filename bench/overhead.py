@@ -161,7 +161,7 @@ async def alternate(ways: dict[str, Way], rounds: int) -> dict[str, list[Speed]]
 def ratio_to_bare(speeds: dict[str, list[Speed]], way: str, what: str) -> float:
     """Median over the rounds of a way's speed over the bare speed in the same round; each is the mean of both processes
     if there are two. Of one of two, it is the speed over that of the other."""
-    ours = _TWINS.get(way, (way,)) if way != "bare" else (way,)
+    ours = _TWINS.get(way, (way,))
     theirs = _TWINS["bare"] if way not in _TWINS["bare"] else ("bare",)
     rounds = zip(_means(speeds, ours, what), _means(speeds, theirs, what), strict=True)
     return sig(median(one / bare for one, bare in rounds))

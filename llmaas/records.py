@@ -237,6 +237,10 @@ class ExportedContext:
     vocab: str
     spans: tuple[ContextSpan, ...]
 
+    @property
+    def n_tokens(self) -> int:
+        return sum(len(span.tokens) for span in self.spans) // TOKEN_BYTES
+
 
 @frozen
 class Resolved:

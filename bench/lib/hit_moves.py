@@ -18,6 +18,7 @@ from typing import Any
 
 from bench.lib.cli import Options, say
 from bench.lib.node import NodeProcess, two_nodes
+from llmaas.api.client import Client
 from llmaas.errors import LlmaasError
 from llmaas.kvchunks.store.store import Store
 
@@ -67,7 +68,7 @@ def owner_of(nodes: tuple[NodeProcess, ...], name: str) -> tuple[NodeProcess, li
         found = []
         for node in nodes:
             with contextlib.suppress(LlmaasError), node.client() as client:
-                if any(info.name == name for info in client.contexts()):
+                if _lists(client, name):
                     found.append((node, list(client.show(name).messages)))
         if len(found) == 1 and not _in_doubt(nodes, name, found[0][0]):
             return found[0]
@@ -81,9 +82,13 @@ def _in_doubt(nodes: tuple[NodeProcess, ...], name: str, owner: NodeProcess) -> 
     for node in nodes:
         if node is not owner:
             with node.client() as client:
-                if any(info.name == name for info in client.contexts()):
+                if _lists(client, name):
                     return True
     return False
+
+
+def _lists(client: Client, name: str) -> bool:
+    return any(info.name == name for info in client.contexts())
 
 
 def hit(kind: str, source: NodeProcess, target: NodeProcess) -> None:

@@ -233,7 +233,7 @@ class NodeMover:
             await leaving.stays()
             leaving.row = None
             raise failed
-        return sum(len(span.tokens) for span in leaving.exported.spans) // TOKEN_BYTES
+        return leaving.exported.n_tokens
 
     async def _finish(self, client: NodeClient, leaving: LeavingContext, *, chunks: bool = True) -> tuple[int, int]:
         """The other node owns it: send it the chunks that it lacks, and forget it here. How many chunks went, and their

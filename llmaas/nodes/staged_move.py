@@ -33,7 +33,7 @@ def guessed_costs() -> LinkCosts:
 
 
 class StagedMove:
-    """``n_chunks`` were taken there; ``n_bytes`` were sent, of ``n_begun`` chunks."""
+    """``n_chunks`` were taken there; ``n_bytes`` were sent."""
 
     def __init__(self, client: NodeClient, context: GrowingContext, costs: LinkCosts, clock: Clock) -> None:
         self._client, self._context, self._costs, self._clock = client, context, costs, clock
@@ -44,7 +44,7 @@ class StagedMove:
         """Tokens that were in CELLS there after the last round."""
         self._computes = False
         """Whether chunks are left that the other node is to compute."""
-        self.move, self.n_chunks, self.n_bytes, self.n_begun, self.n_rounds = "", 0, 0, 0, 0
+        self.move, self.n_chunks, self.n_bytes, self.n_rounds = "", 0, 0, 0
 
     async def bring(self, label: str, name: str, way: str) -> bool:
         """Whether it waits there, with all but the tokens that have been drawn since the last round. Raises
@@ -53,10 +53,12 @@ class StagedMove:
         try:
             self.move = await announce(client, self._context, label, name)
             said = await ask_node(client, StageContext(self.move))
+            sender = ChunkSender(client, self._context, self.move, LinkWatch(self._costs, self._clock))
             if way != "tokens":
                 compute_s = math.inf if way == "chunks" else number_in(client.name, said, "compute_s")
-                await self._chunks(compute_s / max(1, self._n_offered))
-            await self._rounds()
+                await self._chunks(sender, compute_s / max(1, self._n_offered))
+            await self._rounds(sender)
+            self.n_chunks, self.n_bytes = sender.n_chunks, sender.n_bytes
         except NodeUnreachable:
             raise
         except LlmaasError as error:
@@ -64,32 +66,28 @@ class StagedMove:
             return False
         return True
 
-    async def _chunks(self, token_s: float) -> None:
+    async def _chunks(self, sender: ChunkSender, token_s: float) -> None:
         """Send those that are coded and not there, the last ones first, until it takes the other node less to compute
         the rest: ``token_s`` for each token."""
-        sender = ChunkSender(self._client, self._context, self.move, LinkWatch(self._costs, self._clock))
-        n_bytes, n_begun, self._computes = self.n_bytes, self.n_begun, False
+        self._computes = False
 
         def more(n_left: int) -> bool:
-            begun = n_begun + sender.n_begun
-            if not begun:
+            if not sender.n_begun:
                 return True  # to see how large they are, and how fast they go
-            nbytes = n_left * (n_bytes + sender.n_bytes) // begun
+            nbytes = n_left * sender.n_bytes // sender.n_begun
             self._computes = not sends_more(self._costs, nbytes, n_left * CHUNK_TOKENS * token_s)
             return not self._computes
 
         await sender.send_ahead(more, self._n_there // CHUNK_TOKENS)
-        self.n_chunks += sender.n_chunks
-        self.n_bytes, self.n_begun = n_bytes + sender.n_bytes, n_begun + sender.n_begun
 
-    async def _rounds(self) -> None:
+    async def _rounds(self, sender: ChunkSender) -> None:
         left = list[int]()
         while True:
             before, since = self._n_there, self._clock.now()
             await self._round()
             if self._computes and self._n_there < self._n_sent:  # it takes long: longer than the link would?
                 n, seconds = self._n_there - before, self._clock.now() - since
-                await self._chunks(seconds / n if n > 0 else math.inf)
+                await self._chunks(sender, seconds / n if n > 0 else math.inf)
             if before < self._n_there < self._n_sent:
                 continue  # there was much to compute, and there is more
             left.append(len(self._new()) // TOKEN_BYTES)

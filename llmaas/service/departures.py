@@ -19,7 +19,7 @@ from llmaas.errors import BadRequest, LlmaasError, UnknownContext, UnknownNode
 from llmaas.kvchunks.store.move_rows import MoveRow, MoveState
 from llmaas.kvchunks.store.tokens import pack
 from llmaas.planner.events import CancelRequested, Event
-from llmaas.records import TOKEN_BYTES, AppId, ExportedContext
+from llmaas.records import AppId, ExportedContext
 from llmaas.service.arrivals import CallTaker
 from llmaas.service.call import Call
 from llmaas.service.chunk_transfers import ChunkTransfers
@@ -116,7 +116,7 @@ class AheadContext:
         is a quarter of a second's tokens, more than a round brings.
         """
         tokens = self._live.tokens[:]  # the engine's thread may add some meanwhile
-        n_own = len(tokens) - sum(len(span.tokens) for span in self.exported.spans) // TOKEN_BYTES
+        n_own = len(tokens) - self.exported.n_tokens
         return pack((tokens + self._told[max(0, n_own) :])[n_tokens:])
 
 
@@ -235,7 +235,7 @@ class DepartureHall:
         if (call := self._interruptible(live)) is None:
             return None
         exported, pending = await self._export(live), call.pending
-        if sum(len(span.tokens) for span in exported.spans) != TOKEN_BYTES * pending.base:
+        if exported.n_tokens != pending.base:
             return None  # it has ended meanwhile
         spans = (*exported.spans, *exported_spans(pending.spans))
         whole = ExportedContext(exported.name, exported.model, exported.vocab, spans)

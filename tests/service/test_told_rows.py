@@ -13,7 +13,7 @@ from typing import Any
 import pytest
 
 from llmaas import errors
-from llmaas.calls import CallSpec, Generation, Piece, Turn
+from llmaas.calls import CallSpec, Done, Generation, Piece, Turn
 from llmaas.engine.base import BatchItem, Halt, Row
 from llmaas.engine.fake import FakeEngine
 from llmaas.engine.plain_steps import plain_steps
@@ -22,7 +22,7 @@ from llmaas.kvchunks.store.tokens import unpack
 from llmaas.records import Message
 from llmaas.service.loop_bridge import LoopBridge
 from tests.support.loop import on_a_loop
-from tests.support.service_house import APP, house
+from tests.support.service_house import APP, House, house
 from tests.support.told_rows import record
 
 
@@ -122,20 +122,26 @@ class HeldEngine(TellingEngine):
                 wait.wait(0.01)
 
 
+async def five_streamed(h: House) -> tuple[list[int], int, asyncio.Future[Done]]:
+    """An answer in the context x, of which at least five tokens were streamed; the steps that drew them go on."""
+    streamed, five = list[int](), asyncio.Event()
+
+    def take(piece: Piece) -> None:
+        streamed.extend(piece.tokens)
+        if len(streamed) >= 5:
+            five.set()
+
+    spec = CallSpec(Turn((Message("user", "Go."),)), Generation(200))
+    request, future = h.service.submit(APP, "x", spec, take)
+    await asyncio.wait_for(five.wait(), 60)
+    return streamed, request, future
+
+
 @on_a_loop
 async def test_rows_are_streamed_while_the_steps_go_on_and_stay_in_the_context(tmp_path: Path) -> None:
     async with house(tmp_path, engine_type=HeldEngine) as h:
         await h.service.create(APP, name="x", system=None)
-        streamed, five = list[int](), asyncio.Event()
-
-        def take(piece: Piece) -> None:
-            streamed.extend(piece.tokens)
-            if len(streamed) >= 5:
-                five.set()
-
-        spec = CallSpec(Turn((Message("user", "Go."),)), Generation(200))
-        request, future = h.service.submit(APP, "x", spec, take)
-        await asyncio.wait_for(five.wait(), 60)  # the steps that drew them have not ended
+        streamed, request, future = await five_streamed(h)
         h.service.cancel(request)
         with pytest.raises(errors.Cancelled) as ended:
             await future
@@ -151,16 +157,7 @@ async def test_what_was_told_of_an_answer_goes_ahead_of_its_context_before_the_s
         await h.service.create(APP, name="x", system=None)
         departures = h.service.transfers.departures
         departures.calls = h.service
-        streamed, five = list[int](), asyncio.Event()
-
-        def take(piece: Piece) -> None:
-            streamed.extend(piece.tokens)
-            if len(streamed) >= 5:
-                five.set()
-
-        spec = CallSpec(Turn((Message("user", "Go."),)), Generation(200))
-        request, future = h.service.submit(APP, "x", spec, take)
-        await asyncio.wait_for(five.wait(), 60)
+        streamed, request, future = await five_streamed(h)
         ahead = await departures.answered(APP, "x")
         assert ahead is not None
         n_before = sum(len(unpack(span.tokens)) for span in ahead.exported.spans)
