@@ -7,9 +7,9 @@ The same work is done in three ways, which alternate in one run:
 * service: the service, called in this process;
 * socket: a real daemon in a process of its own, over its Unix socket, with this process as the client.
 
-Of the bare loop and of the daemon there are two processes each, since one is quicker than another by where its memory
-lies: a ratio is of the means of both in the same round, and that of ``again`` over ``bare`` says how far apart two that
-do the same are.
+Of the bare loop and of the daemon there are two processes each, and others after a third and two thirds of the rounds,
+since one is up to 3 % quicker than another for as long as it runs, by where its memory lies: a ratio is of the means of
+both in the same round, and that of ``again`` over ``bare`` says how far apart two that do the same are.
 
 Library, model, cells, threads and batch sizes are the same, and weights are copied into a faster order as llama.cpp
 does it (repack = on; with auto a new daemon would measure whether that pays, beside the bench). A turn is a prompt into
@@ -24,7 +24,8 @@ from __future__ import annotations
 
 import asyncio
 import sys
-from collections.abc import Awaitable, Callable, Sequence
+from collections.abc import Awaitable, Callable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from statistics import mean, median
 from typing import Any
@@ -50,6 +51,8 @@ class Speed:
 
 
 Way = Callable[[], Awaitable[Speed]]
+_TIMES = 3
+"""So often all processes are started anew."""
 
 
 def speed(n_prompt: int, begin: float, arrivals: Sequence[float]) -> Speed:
@@ -116,30 +119,48 @@ async def _measure(
 ) -> tuple[dict[str, list[Speed]], dict[str, list[Speed]]]:
     """The speeds of the three ways, and those of an answer after an append beside the bare loop's."""
     tokens = thread.engine.tokenize(text, special=True, bos=True)
+    speeds = dict[str, list[Speed]]()
+    with Store(options.folder / "inside") as store:
+        async with serving(thread, store) as service:
+            inside = InProcessClient(service)
+            for i, some in enumerate(parts(rounds, _TIMES)):
+                with processes(options, i, tokens, text, n_new) as ways:
+                    ways["service"] = lambda: in_process(inside, text, n_new)
+                    for name, found in (await alternate(ways, some)).items():
+                        speeds.setdefault(name, []).extend(found)
+            with Bare(options) as bare:
+                after: dict[str, Way] = {
+                    "bare": lambda: bare_loop(bare, tokens, n_new),
+                    "after": lambda: in_process(inside, text, n_new, append_first=True),
+                }
+                return speeds, await alternate(after, max(2, rounds // 2))
+
+
+@contextmanager
+def processes(options: Options, i: int, tokens: Sequence[int], text: str, n_new: int) -> Iterator[dict[str, Way]]:
+    """New ones: two bare loops and two daemons."""
     with (
         Bare(options) as bare,
         Bare(options) as again,
-        daemon(options, "daemon", "--repack", "on") as (socket, _),
-        daemon(options, "second", "--repack", "on") as (second_socket, _),
+        daemon(options, f"daemon-{i}", "--repack", "on") as (socket, _),
+        daemon(options, f"second-{i}", "--repack", "on") as (second_socket, _),
         Client(socket, app="bench") as client,
-        Client(second_socket, app="bench") as second_client,
-        Store(options.folder / "inside") as store,
+        Client(second_socket, app="bench") as second,
     ):
-        async with serving(thread, store) as service:
-            inside = InProcessClient(service)
-            ways: dict[str, Way] = {
-                "bare": lambda: bare_loop(bare, tokens, n_new),
-                "service": lambda: in_process(inside, text, n_new),
-                "socket": lambda: over_socket(client, text, n_new),
-                "again": lambda: bare_loop(again, tokens, n_new),
-                "second": lambda: over_socket(second_client, text, n_new),
-            }
-            speeds = await alternate(ways, rounds)
-            after: dict[str, Way] = {
-                "bare": ways["bare"],
-                "after": lambda: in_process(inside, text, n_new, append_first=True),
-            }
-            return speeds, await alternate(after, max(2, rounds // 2))
+        yield {
+            "bare": lambda: bare_loop(bare, tokens, n_new),
+            "socket": lambda: over_socket(client, text, n_new),
+            "again": lambda: bare_loop(again, tokens, n_new),
+            "second": lambda: over_socket(second, text, n_new),
+        }
+
+
+def parts(rounds: int, times: int) -> list[int]:
+    """
+    >>> parts(11, 3)
+    [4, 4, 3]
+    """
+    return [len(range(i, rounds, times)) for i in range(times)]
 
 
 async def alternate(ways: dict[str, Way], rounds: int) -> dict[str, list[Speed]]:

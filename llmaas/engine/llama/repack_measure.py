@@ -142,6 +142,9 @@ def _give_way() -> None:
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is for the daemon, which ends this process
     with contextlib.suppress(OSError):
         os.nice(19)
+    if hasattr(os, "sched_setscheduler"):  # a niceness of 19 still takes slices from cores that wait for each other
+        with contextlib.suppress(OSError):
+            os.sched_setscheduler(0, os.SCHED_IDLE, os.sched_param(0))
     with contextlib.suppress(OSError):
         Path("/proc/self/oom_score_adj").write_text("1000", "ascii")
 

@@ -194,6 +194,17 @@ def test_a_measurement_that_fails_is_told_and_not_kept(
     assert memo.find(key_of(gguf)) is None
 
 
+@pytest.mark.skipif(not hasattr(os, "SCHED_IDLE"), reason="only Linux has it")
+def test_it_gives_way_to_all_that_computes(
+    gguf: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    told = "found.measure = lambda _: sys.exit(f'scheduled as {os.sched_getscheduler(0)}')"
+    python = f"import os, sys, llmaas.engine.llama.repack_measure as found; {told}; found.main(None)"
+    stand_in(tmp_path, monkeypatch, f'exec {sys.executable} -c "{python}"')
+    RepackMeasurement(gguf, Memo(tmp_path / "memo")).wait()
+    assert f"scheduled as {os.SCHED_IDLE}" in caplog.text
+
+
 def test_a_process_that_cannot_be_started_is_told(
     gguf: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
