@@ -65,17 +65,26 @@ class LinkWatch:
             self._since = self._clock.now()
         self._on_way.append(nbytes)
 
+    @property
+    def on_way_s(self) -> float:
+        """What is on the way is expected to take."""
+        return self._costs.send_s(sum(self._on_way), len(self._on_way))
+
     def replied(self) -> None:
         before, self._since = self._since, self._clock.now()
         self._costs.sent(self._on_way.popleft(), self._since - before)
 
 
 class ChunkSender:
-    """``n_chunks`` were taken there; ``n_bytes`` were sent, of ``n_begun`` chunks."""
+    """``n_chunks`` were taken there; ``n_bytes`` were sent in ``n_pages``, of ``n_begun`` chunks."""
 
     def __init__(self, client: NodeClient, leaving: SentContext, move: str, watch: LinkWatch | None = None) -> None:
         self._client, self._leaving, self._move, self._watch = client, leaving, move, watch
-        self._n_asked = self.n_chunks = self.n_bytes = self.n_begun = 0
+        self._n_asked = self.n_chunks = self.n_bytes = self.n_pages = self.n_begun = 0
+        self.n_cells = 0
+        """Tokens that are in CELLS there, or are being computed."""
+        self.computes = False
+        """Whether the other node is to compute what is missing meanwhile."""
 
     async def send(self) -> None:
         """Those that are stored here and missing there, and the last one, which may be cut. Whatever is raised, no
@@ -86,10 +95,10 @@ class ChunkSender:
             indices = [i for i in range(-(-about.n_kv // CHUNK_TOKENS)) if i in missing or i >= n_full]
             await self._send(about, indices, lambda _: True)
 
-    async def send_ahead(self, more: Callable[[int], bool], first: int = 0) -> None:
+    async def send_ahead(self, more: Callable[[Sequence[int]], bool], first: int = 0) -> None:
         """Full ones from ``first`` on that are stored here and missing there, the last ones first, as long as ``more``
-        says so of the number of those that are left: chunks in front of the others, which the other node can compute.
-        Else as ``send``."""
+        says so of those that are left: chunks in front of the others, which the other node can compute. Else as
+        ``send``."""
         about, missing = await self._missing()
         if missing is not None:
             indices = [i for i in reversed(range(first, about.n_kv // CHUNK_TOKENS)) if i in missing]
@@ -101,7 +110,7 @@ class ChunkSender:
         asked = from_map(ImportedChunks, await ask_node(self._client, MovedChunks(self._move, about.root, about.kv)))
         return about, frozenset(asked.missing) if asked.usable else None
 
-    async def _send(self, about: ExportedChunks, indices: Sequence[int], more: Callable[[int], bool]) -> None:
+    async def _send(self, about: ExportedChunks, indices: Sequence[int], more: Callable[[Sequence[int]], bool]) -> None:
         try:
             await self._pages(about, indices, more)
             await self._replies(0)
@@ -110,20 +119,23 @@ class ChunkSender:
                 with suppress(LlmaasError):
                     await self._replies(self._n_asked - 1)
 
-    async def _pages(self, about: ExportedChunks, indices: Sequence[int], more: Callable[[int], bool]) -> None:
+    async def _pages(
+        self, about: ExportedChunks, indices: Sequence[int], more: Callable[[Sequence[int]], bool]
+    ) -> None:
         at, offset = 0, 0
         while at < len(indices):
             await self._replies(_AHEAD - 1)
-            if not (offset or more(len(indices) - at)):
+            if not (offset or more(indices[at:])):
                 return
             page = await self._leaving.chunks(tuple(indices[at : at + 64]), offset, CHUNK_BYTES)
             if not (page.n_done or page.pieces):
                 return
             if page.pieces:
-                await post_to(self._client, MovedChunks(self._move, about.root, about.kv, page.pieces))
+                await post_to(self._client, MovedChunks(self._move, about.root, about.kv, page.pieces, self.computes))
                 self._n_asked += 1
                 n_bytes = sum(len(piece.data) for piece in page.pieces)
                 self.n_bytes += n_bytes
+                self.n_pages += 1
                 self.n_begun += sum(not piece.offset for piece in page.pieces)
                 if self._watch is not None:
                     self._watch.posted(n_bytes)
@@ -137,3 +149,4 @@ class ChunkSender:
             if self._watch is not None:
                 self._watch.replied()
             self.n_chunks += from_map(ImportedChunks, reply).taken
+            self.n_cells = int(number_in(self._client.name, reply, "n_cells"))

@@ -108,12 +108,15 @@ class Take:
 
 @frozen
 class MovedChunks:
-    """Coded chunks of a context that was taken. Without any: which are missing."""
+    """Coded chunks of a context that was taken, or waits. Without any: which are missing. ``computes``: what is missing
+    of one that waits may be computed meanwhile, from its beginning on. The reply says how many of its tokens have been,
+    or are being, brought into CELLS."""
 
     move: str
     root: bytes
     kv: bytes
     pieces: tuple[ChunkPiece, ...] = ()
+    computes: bool = False
 
     def __post_init__(self) -> None:
         _check_move(self.move)

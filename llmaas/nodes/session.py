@@ -93,8 +93,10 @@ class ArrivalSession:
                 return await self._stage(move)
             case Grow(move, tokens):
                 return await self._grow(move, tokens)
-            case MovedChunks(move, root, kv, pieces) if self._staged is not None and self._staged[0] == move:
-                return to_map(await self._arrivals.take_staged(self._staged[1], root, kv, pieces))
+            case MovedChunks(move, root, kv, pieces, computes) if self._staged is not None and self._staged[0] == move:
+                context = self._staged[1]
+                taken = await self._arrivals.take_staged(context, root, kv, pieces, computes=computes)
+                return {**to_map(taken), "n_cells": self._arrivals.n_begun(context)}
             case MovedChunks(move, root, kv, pieces):
                 row = await self._found(move)
                 if row is None or row.state is not MoveState.ARRIVED:

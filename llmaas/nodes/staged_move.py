@@ -1,15 +1,16 @@
 """A context that goes to another node while it is answered: all but its newest tokens, before the answer stops.
 
-Law: nothing is the other node's by that, and nothing changes here. Chunks that are coded go once, in the first round:
-they do not change any more. What the link is too slow for the other node computes; where that turns out to take longer
-than the link would, chunks are sent after all. Each later round brings the tokens that were drawn meanwhile. Rounds end
-when one has not made the pause shorter.
+Law: nothing is the other node's by that, and nothing changes here. Chunks that are coded go once, the last ones first:
+they do not change any more. Where the link is slow, the other node computes the first ones meanwhile, until both meet;
+where it turns out to have no time for that, chunks are sent after all. Then rounds bring the tokens that were drawn
+meanwhile. Rounds end when one has not made the pause shorter.
 """
 
 from __future__ import annotations
 
 import logging
 import math
+from collections.abc import Sequence
 from dataclasses import replace
 
 from llmaas.clock import Clock
@@ -21,7 +22,7 @@ from llmaas.nodes.link import NodeClient
 from llmaas.nodes.node_messages import Grow, StageContext, Take
 from llmaas.nodes.ports import GrowingContext
 from llmaas.policies.linear_cost import LinearCost
-from llmaas.policies.migration import LinkCosts, Next, next_step, sends_more
+from llmaas.policies.migration import LinkCosts, Next, computes_meanwhile, next_step, sends_more
 from llmaas.records import CHUNK_TOKENS, TOKEN_BYTES, ContextSpan, ExportedContext
 
 log = logging.getLogger(__name__)
@@ -37,6 +38,7 @@ class StagedMove:
 
     def __init__(self, client: NodeClient, context: GrowingContext, costs: LinkCosts, clock: Clock) -> None:
         self._client, self._context, self._costs, self._clock = client, context, costs, clock
+        self._watch = LinkWatch(costs, clock)
         self._offered = context.exported.spans
         self._n_offered = sum(len(span.tokens) for span in self._offered) // TOKEN_BYTES
         self._grown = bytearray()
@@ -44,6 +46,8 @@ class StagedMove:
         """Tokens that were in CELLS there after the last round."""
         self._computes = False
         """Whether chunks are left that the other node is to compute."""
+        self._ahead = False
+        """Whether it has been computing them since: the next round waits for that, and brings nothing more."""
         self.move, self.n_chunks, self.n_bytes, self.n_rounds = "", 0, 0, 0
 
     async def bring(self, label: str, name: str, way: str) -> bool:
@@ -53,7 +57,7 @@ class StagedMove:
         try:
             self.move = await announce(client, self._context, label, name)
             said = await ask_node(client, StageContext(self.move))
-            sender = ChunkSender(client, self._context, self.move, LinkWatch(self._costs, self._clock))
+            sender = ChunkSender(client, self._context, self.move, self._watch)
             if way != "tokens":
                 compute_s = math.inf if way == "chunks" else number_in(client.name, said, "compute_s")
                 await self._chunks(sender, compute_s / max(1, self._n_offered))
@@ -67,18 +71,21 @@ class StagedMove:
         return True
 
     async def _chunks(self, sender: ChunkSender, token_s: float) -> None:
-        """Send those that are coded and not there, the last ones first, until it takes the other node less to compute
-        the rest: ``token_s`` for each token."""
+        """Send those that are coded and not there, the last ones first, until they meet those that the other node
+        computes meanwhile, in ``token_s`` for each token."""
         self._computes = False
 
-        def more(n_left: int) -> bool:
+        def more(left: Sequence[int]) -> bool:
             if not sender.n_begun:
                 return True  # to see how large they are, and how fast they go
-            nbytes = n_left * sender.n_bytes // sender.n_begun
-            self._computes = not sends_more(self._costs, nbytes, n_left * CHUNK_TOKENS * token_s)
+            chunk_s = self._costs.send_s(sender.n_bytes, sender.n_pages) / sender.n_begun
+            compute_s = token_s * CHUNK_TOKENS * sum((i + 1) * CHUNK_TOKENS > sender.n_cells for i in left)
+            sender.computes = sender.computes or computes_meanwhile(chunk_s * len(left), compute_s)
+            self._computes = sender.computes and not sends_more(self._watch.on_way_s + chunk_s, compute_s)
             return not self._computes
 
         await sender.send_ahead(more, self._n_there // CHUNK_TOKENS)
+        self._ahead = sender.computes
 
     async def _rounds(self, sender: ChunkSender) -> None:
         left = list[int]()
@@ -95,7 +102,8 @@ class StagedMove:
                 return
 
     async def _round(self) -> None:
-        new = self._new()
+        new = b"" if self._ahead else self._new()
+        self._ahead = False
         said = await ask_node(self._client, Grow(self.move, new))
         self._n_there = int(number_in(self._client.name, said, "n_cells"))
         self._grown += new

@@ -28,6 +28,7 @@ from llmaas.planner.jobs import Job, Stage
 from llmaas.planner.pacing import Pacing
 from llmaas.planner.switching import Switching
 from llmaas.planner.tally import Tally
+from llmaas.records import ContextId
 
 
 class Calls:
@@ -150,6 +151,15 @@ class Calls:
         self._pacing.remove(job)
         job.context.committing = True
         out.append(Finish(job.request, job.context.id, outcome, job.context.cells))
+
+    # -- what others may know
+
+    def n_begun(self, context: ContextId) -> int:
+        """Where the recomputation of the context that is under way ends, in tokens; 0 if none is."""
+        jobs = self._admission.running.values()
+        return max(
+            (job.until for job in jobs if job.context.id == context and job.stage is Stage.RECOMPUTING), default=0
+        )
 
     def check(self) -> list[str]:
         """Invariants of jobs that do not hold; empty when all is well."""

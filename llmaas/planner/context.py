@@ -38,6 +38,8 @@ class Context:
     """A call on it waits to be admitted."""
     committing: bool = False
     """A call has finished or paused but its ContextChanged is still to come."""
+    arriving: bool = False
+    """Its chunks come from another node, the last ones first."""
     earlier: list[StateAt] = field(default_factory=list)
     """Where states of the whole sequence are kept: those at the ends of earlier calls that may have a copy, beside the
     one at the end of ``keys``. In ascending order. Only ``EarlierStates`` writes it."""

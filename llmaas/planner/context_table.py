@@ -13,7 +13,7 @@ from llmaas.kvchunks.ledger import Ledger
 from llmaas.planner.actions import Action, DropDisk
 from llmaas.planner.cell_table import CellTable
 from llmaas.planner.context import Context
-from llmaas.planner.events import ChunksFound, ContextChanged, ContextClosed, ContextEvent, ContextOpened
+from llmaas.planner.events import ChunksCame, ChunksFound, ContextChanged, ContextClosed, ContextEvent, ContextOpened
 from llmaas.planner.pool_books import PoolBooks
 from llmaas.planner.states import EarlierStates, best_state
 from llmaas.planner.swap_out import SwapOut
@@ -48,6 +48,9 @@ class ContextTable:
                 self._closed(event, out)
             case ChunksFound():
                 self._found(event, out)
+            case ChunksCame(context=context, chunks=chunks):
+                self._contexts[context].arriving = True
+                self._books.found(self._contexts[context], chunks, out)
             case _:
                 assert_never(event)
 
@@ -62,7 +65,7 @@ class ContextTable:
 
     def _changed(self, event: ContextChanged, out: list[Action]) -> None:
         context = self._contexts[event.context]
-        context.committing = False
+        context.committing = context.arriving = False
         self._cells.trim(context, _cells_to_keep(context, event.n_kv), out)
         if self._states is not None:
             self._states.before_change(context, event.first, event.keys, event.n_kv)

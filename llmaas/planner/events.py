@@ -64,6 +64,15 @@ class ChunksFound:
 
 
 @frozen
+class ChunksCame:
+    """Another node has sent chunks of a context, whose keys name them already: the store holds them now. More may come,
+    the last ones first. A call of the context may run meanwhile."""
+
+    context: ContextId
+    chunks: tuple[FoundChunk, ...]
+
+
+@frozen
 class Submitted:
     """A call wants its context in CELLS, ``n_total`` tokens computed, then ``max_new`` generated.
 
@@ -247,7 +256,7 @@ class Flush:
     """The service is about to stop: write the chunks that were not written since they would soon be replaced."""
 
 
-ContextEvent = ContextOpened | ContextChanged | ContextClosed | ChunksFound
+ContextEvent = ContextOpened | ContextChanged | ContextClosed | ChunksFound | ChunksCame
 """What happens to contexts and to the store."""
 CallEvent = Submitted | CancelRequested | PriorityChanged
 """What callers want."""

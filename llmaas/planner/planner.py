@@ -26,6 +26,7 @@ from llmaas.planner.events import (
     AppDiskChanged,
     BudgetChanged,
     CancelRequested,
+    ChunksCame,
     ChunksFound,
     ContextChanged,
     ContextClosed,
@@ -142,7 +143,7 @@ class Planner:
                 self._calls.step_ended(event, now, out)
             case Saved() | Written() | Measured() | Lowered():
                 self._swap_out.handle(event, now, out)
-            case ContextChanged() | ContextOpened() | ContextClosed() | ChunksFound():
+            case ContextChanged() | ContextOpened() | ContextClosed() | ChunksFound() | ChunksCame():
                 self._contexts.handle(event, now, out)
             case Loaded() | Fetched():
                 self._calls.chunks_came(event, now, out)
@@ -190,6 +191,10 @@ class Planner:
     def learned_costs(self) -> LearnedCosts:
         """Seconds that computing, reading and placing take here, by what was observed so far."""
         return self._costs.learned
+
+    def n_begun(self, context: ContextId) -> int:
+        """Up to which token of the context a piece of it is being computed that had no copy; 0 if none is."""
+        return self._calls.n_begun(context)
 
     def prefill_s(self, n_tokens: int) -> float:
         """Seconds that computing the first tokens of a context takes here."""

@@ -4,6 +4,9 @@ Law: cells are filled in ascending order; after each piece that was loaded or co
 the ledger says then. So a chunk that proves damaged, a copy that has gone meanwhile, and a disk that is slower than
 expected need no case of their own.
 
+Of a context whose chunks come from another node, what is missing is computed in short pieces, the first ones first,
+while the last ones come.
+
 Where reading is slow, chunks are read from DISK into the POOL from the back of what is missing, while the front is
 computed (``planner/read_ahead``); what was read stays pinned until it is loaded.
 
@@ -27,6 +30,9 @@ from llmaas.planner.settings import PlannerSettings
 from llmaas.planner.states import best_state
 from llmaas.planner.tally import Tally
 from llmaas.records import CHUNK_TOKENS, Tier
+
+_PIECE_S, _LEAST_PIECE = 1.0, 2
+"""Seconds of a piece that is computed while chunks come, and the least of its chunks: fewer cost more for each."""
 
 
 class Switching:
@@ -78,7 +84,7 @@ class Switching:
         if chunk.pool is Copy.ARRIVING:
             return False  # it is being coded or read right now; ask again when it has arrived
         if chunk.tier is Tier.NONE:
-            self._compute(job, self._end_of_run(job, index, lost=True), now, out)
+            self._compute(job, self._end_of_lost(job, index), now, out)
             return False
         stop = self._end_of_run(job, index, lost=False)
         read = self._reads.plan(job, index, stop, now, out)
@@ -117,6 +123,15 @@ class Switching:
                 break
             stop += 1
         return stop
+
+    def _end_of_lost(self, job: Job, index: int) -> int:
+        """Where to stop computing chunks that are lost. While some of them come, the last ones first, half of them are
+        computed at most: what has come until then is loaded."""
+        stop = self._end_of_run(job, index, lost=True)
+        if not job.context.arriving:
+            return stop
+        n = max(_LEAST_PIECE, self._costs.slice(index * CHUNK_TOKENS, _PIECE_S) // CHUNK_TOKENS)
+        return index + min(n, -(-(stop - index) // 2))
 
     def _compute(self, job: Job, stop: int, now: float, out: list[Action]) -> None:
         """Compute the chunks before ``stop``; meanwhile some of those behind are read."""

@@ -6,9 +6,10 @@ Law: pure. What the link takes is learned (``LinearCost``): ``q + bytes / b`` (t
 In rounds, as there: a round brings what the source had at its beginning; meanwhile the source goes on, and the next
 round brings what it has added. Two things differ.
 
-* Tokens go first and always: they are what makes the target safe. Coded chunks follow, the last ones first, as long as
-  the link brings the rest of them sooner than the target computes what they hold. So it is about as fast as the faster
-  of the two ways, also where nothing is known of the link before. Full chunks never change: they are sent once.
+* Tokens go first and always: they are what makes the target safe. Coded chunks follow, the last ones first. Unless the
+  link is much faster, the target computes the first ones meanwhile, until both meet (as in Cake, arXiv 2410.03065). So
+  it is faster than either way alone, also where nothing is known of the link before. Full chunks never change: they are
+  sent once.
 * Rounds end when one has not made the pause shorter, not at a fixed number of tokens. ServerlessLLM's
   repository stops at 20; on a CPU, where decoding is about 0.4 times as fast as computing a prompt, that took four to
   seven rounds.
@@ -29,6 +30,9 @@ MOST_ROUNDS = 16
 HELD_UP = 1.3
 """A round that leaves more than so many times what the one before it left, after rounds that made it less, was held up
 by something else."""
+LEAST_SHARE = 0.25
+"""Of the time that computing takes alone. Where a link takes less, little is gained by computing meanwhile, which takes
+time from the chunks that come, and which they wait for at the end."""
 FEW = 2
 """Tokens that make no pause: a step takes about as long with them as with one."""
 
@@ -43,8 +47,8 @@ class LinkCosts:
     def sent(self, nbytes: int, seconds: float) -> None:
         self.link.observe(1.0, nbytes, seconds)
 
-    def send_s(self, nbytes: int) -> float:
-        return self.link(1.0, nbytes) if nbytes else 0.0
+    def send_s(self, nbytes: float, n_sends: float = 1.0) -> float:
+        return self.link(n_sends, nbytes) if nbytes else 0.0
 
 
 class Next(enum.Enum):
@@ -56,15 +60,25 @@ class Next(enum.Enum):
     """Stop the source, bring the rest, and let the target go on."""
 
 
-def sends_more(costs: LinkCosts, nbytes: int, compute_s: float) -> bool:
-    """Whether the next chunk is sent. ``nbytes``: of all that are left; ``compute_s``: what the target takes to compute
-    all tokens that they hold.
+def computes_meanwhile(link_s: float, compute_s: float) -> bool:
+    """Whether the target is to compute the first chunks while the last ones come. ``link_s``: what the link takes for
+    all that are left; ``compute_s``: what the target takes to compute them.
 
-    >>> costs = LinkCosts(LinearCost(1e-3, 1e-7))
-    >>> sends_more(costs, 10_000_000, 3.0), sends_more(costs, 50_000_000, 3.0)
+    >>> computes_meanwhile(10.0, 30.0), computes_meanwhile(1.0, 30.0)
     (True, False)
     """
-    return nbytes > 0 and costs.send_s(nbytes) <= compute_s
+    return link_s > LEAST_SHARE * compute_s
+
+
+def sends_more(link_s: float, compute_s: float) -> bool:
+    """Whether the next chunk is sent to a target that computes the first ones meanwhile. ``link_s``: what the link
+    takes for this chunk, and for what is on the way; ``compute_s``: what the target takes until it has computed this
+    chunk, too.
+
+    >>> sends_more(0.6, 3.0), sends_more(0.6, 0.3)
+    (True, False)
+    """
+    return link_s < compute_s
 
 
 def next_step(left: Sequence[int]) -> Next:

@@ -64,7 +64,7 @@ class ArrivingContexts:
     ) -> None:
         self._parts, self._contexts, self._import = parts, contexts, import_
         self._planner = interpreter.planner
-        self._import_chunks, self._cover = chunks.import_, chunks.cover
+        self._import_chunks, self._take_ahead, self._cover = chunks.import_, chunks.take, chunks.cover
         self._waiting = WaitingContexts(parts, contexts, most_tokens, interpreter.dispatch)
         book = MoveBook(parts)
         self.find, self.settle = book.find, book.settle
@@ -90,10 +90,19 @@ class ArrivingContexts:
         return await self._import(waits, asked.exported, name=f"move-{move}", adapter=asked.adapter, ttl=_STAGED_S)
 
     async def take_staged(
-        self, context: ContextId, root: bytes, kv: bytes, pieces: tuple[ChunkPiece, ...]
+        self, context: ContextId, root: bytes, kv: bytes, pieces: tuple[ChunkPiece, ...], *, computes: bool = False
     ) -> ImportedChunks:
+        """``computes``: let what is missing in front of them be computed meanwhile, when nobody else wants anything."""
         live = self._contexts.find(None, context)
-        return await self._import_chunks(live.row.app, ImportChunks(live.id, root, kv, pieces, trusted=True))
+        taken = await self._take_ahead(live, ImportChunks(live.id, root, kv, pieces, trusted=True))
+        if computes and self._hint_of(live) is None:
+            self._hint(live)
+        return taken
+
+    def n_begun(self, context: ContextId) -> int:
+        """How many of its first tokens are in CELLS, or will be once what is computed of it now has been."""
+        live = self._contexts.find(None, context)
+        return max(self._contexts.n_in_cells(live), self._planner.n_begun(live.id))
 
     def compute_s(self, n_tokens: int) -> float:
         """Seconds to compute a context of so many tokens, if nobody else wants anything."""
@@ -105,14 +114,23 @@ class ArrivingContexts:
         many of its tokens are there then. Raises UnknownContext, BadRequest, ContextTooLong, QuotaExceeded."""
         live = self._contexts.find(None, context)
         if tokens:
+            self._end_hints(live)
             await self._waiting.grow(live, unpack(tokens))
-        if self.calls is not None and (hint := self.calls.hint(live.row.app, live.id)) is not None:
+        if (hint := self._hint_of(live) or self._hint(live)) is not None:
             request, reply = hint
             await asyncio.wait([reply], timeout=BRING_S)
             await self._step_ends(live, reply)
-            self.calls.cancel(request)
+            self.cancel(request)
             await asyncio.wait([reply])
         return self._contexts.n_in_cells(live)
+
+    def _hint(self, live: LiveContext) -> tuple[RequestId, asyncio.Future[Done]] | None:
+        return self.calls.hint(live.row.app, live.id) if self.calls is not None else None
+
+    def _hint_of(self, live: LiveContext) -> tuple[RequestId, asyncio.Future[Done]] | None:
+        """The one that brings the context into CELLS already."""
+        calls = self._parts.calls.values()
+        return next(((call.id, call.control.reply) for call in calls if call.live is live and call.hint), None)
 
     async def _step_ends(self, live: LiveContext, reply: asyncio.Future[Done]) -> None:
         """Return when a step has brought some of the context into CELLS, the call has ended, or none does in time."""

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from array import array
 from collections import deque
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from itertools import takewhile
 
 from llmaas.api.transfer_messages import ExportChunks, ImportChunks
@@ -19,12 +19,12 @@ from llmaas.frozen import frozen
 from llmaas.kvchunks.codec.codec import CodedChunk, check
 from llmaas.kvchunks.codec.header import stamped
 from llmaas.kvchunks.store.store import Store
-from llmaas.planner.events import ContextChanged
+from llmaas.planner.events import ChunksCame, ContextChanged
 from llmaas.records import CHUNK_TOKENS, AppId, ChunkKey, ContextId
 from llmaas.service.chunk_pieces import ChunkParts, WholeChunk
 from llmaas.service.contexts import Contexts
 from llmaas.service.interpreter import Interpreter
-from llmaas.service.live_context import KeyChain, LiveContext, app_to_be, key_chain
+from llmaas.service.live_context import KeyChain, LiveContext, app_to_be, cover_all, key_chain
 from llmaas.service.parts import ServiceParts
 from llmaas.service.refusals import refuse_if_deleted
 
@@ -108,23 +108,42 @@ class ChunkTransfers:
         async with live.lock:
             refuse_if_deleted(live)
             await self._contexts.stored.read(live)
-            usable = request.kv == self._parts.adapters.root(AppId(""), live.adapter) and not self._whole_states
-            if not usable:
-                return ImportedChunks(0, 0, len(request.pieces), "of another model or adapter", usable=False)
-            on_thread = self._parts.slow_thread.run_to_end
-            mine = await self._chain(app, live.root, live.tokens)
-            if not request.pieces:
-                return ImportedChunks(0, 0, 0, missing=self._missing(mine))
-            theirs = mine if request.root == live.root else await self._chain(app, request.root, live.tokens)
-            whole = self._pieces.whole(app, live.id, request.pieces)
-            unknown = [chunk for chunk in whole if not self._is_known(mine, chunk)]
-            judge = Judge(self._parts, mine, theirs, trusted=request.trusted)
-            room = self._interpreter.planner.disk_room(app_to_be(live.row.app))
-            stored = await on_thread(app, judge.stored, live.id, unknown, room)
-            # Another context that begins alike may have computed some meanwhile.
-            new = [chunk for chunk in stored if not self._interpreter.stored(chunk.key)]
-            if new and (useless := self._publish(live, mine, new)):
-                await on_thread(app, self._parts.store.discard, useless)
+            return await self._import(app, live, request, self._publish)
+
+    async def take(self, live: LiveContext, request: ImportChunks) -> ImportedChunks:
+        """As ``import_``, of a context that waits. A hint may bring it into CELLS meanwhile, and is not waited for.
+        Whoever sends chunks must have asked before which are missing: its keys name them since."""
+        if not request.pieces and not self._whole_states:
+            async with live.lock:
+                refuse_if_deleted(live)
+                cover_all(live, self._interpreter.dispatch)
+        return await self._import(live.row.app, live, request, self._publish_covered)
+
+    async def _import(
+        self,
+        app: AppId,
+        live: LiveContext,
+        request: ImportChunks,
+        publish: Callable[[LiveContext, KeyChain, Sequence[Believed]], list[ChunkKey]],
+    ) -> ImportedChunks:
+        """``publish`` lets the planner know of chunks that are stored; it returns those that are of no use."""
+        usable = request.kv == self._parts.adapters.root(AppId(""), live.adapter) and not self._whole_states
+        if not usable:
+            return ImportedChunks(0, 0, len(request.pieces), "of another model or adapter", usable=False)
+        on_thread = self._parts.slow_thread.run_to_end
+        mine = await self._chain(app, live.root, live.tokens)
+        if not request.pieces:
+            return ImportedChunks(0, 0, 0, missing=self._missing(mine))
+        theirs = mine if request.root == live.root else await self._chain(app, request.root, live.tokens)
+        whole = self._pieces.whole(app, live.id, request.pieces)
+        unknown = [chunk for chunk in whole if not self._is_known(mine, chunk)]
+        judge = Judge(self._parts, mine, theirs, trusted=request.trusted)
+        room = self._interpreter.planner.disk_room(app_to_be(live.row.app))
+        stored = await on_thread(app, judge.stored, live.id, unknown, room)
+        # Another context that begins alike may have computed some meanwhile.
+        new = [chunk for chunk in stored if not self._interpreter.stored(chunk.key)]
+        if new and (useless := publish(live, mine, new)):
+            await on_thread(app, self._parts.store.discard, useless)
         return ImportedChunks(len(stored), len(whole) - len(unknown), judge.refused, judge.why)
 
     async def cover(self, live: LiveContext) -> None:
@@ -164,6 +183,13 @@ class ChunkTransfers:
         useless = [chunk.key for chunk in chunks if chunk.key in unclaimed]
         unclaimed.discard(useless)
         return useless
+
+    def _publish_covered(self, live: LiveContext, chain: KeyChain, chunks: Sequence[Believed]) -> list[ChunkKey]:
+        """As ``_publish``, of a context whose keys name what is to come. It may have been deleted meanwhile."""
+        named = frozenset(() if live.deleted else live.keys)
+        if came := tuple((chunk.key, len(chunk.payload), None) for chunk in chunks if chunk.key in named):
+            self._interpreter.dispatch(ChunksCame(live.id, came))
+        return [chunk.key for chunk in chunks if chunk.key not in named]
 
 
 class Judge:

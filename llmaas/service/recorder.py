@@ -22,6 +22,7 @@ import msgpack
 from llmaas.errors import BadRequest
 from llmaas.planner.events import (
     FAILED,
+    ChunksCame,
     ChunksFound,
     ContextChanged,
     ContextOpened,
@@ -134,6 +135,8 @@ def _event(name: str, fields: tuple[Any, ...]) -> Event:
         return Measured(fields[0], tuple((key, ChunkSensitivity(*found)) for key, found in fields[1]))
     if cls is ChunksFound:
         return ChunksFound(_found(fields[0]))
+    if cls is ChunksCame:
+        return ChunksCame(fields[0], _found(fields[1]))
     if cls is ContextOpened and len(fields) > 5:
         fields = *fields[:5], _found(fields[5]), *fields[6:]
     if cls is ContextChanged and len(fields) > 4:

@@ -93,6 +93,7 @@ async def test_chunks_that_came_ahead_stay_when_nothing_more_comes_with_the_cont
         moves = desk.daemon.service.transfers.arrivals
         asked = Import(ahead.exported)
         staged = await moves.stage("ab" * 16, "node", app_of(desk), asked)
+        await moves.take_staged(staged.id, about.root, about.kv, ())
         took = await moves.take_staged(staged.id, about.root, about.kv, page.pieces)
         assert took.taken == len(page.pieces) > 3
         info = await moves.arrive("ab" * 16, "node", app_of(desk), asked)

@@ -17,6 +17,8 @@ from tests.support.loop import on_a_loop
 
 N = 200
 """Tokens that were there before the answer began: three full chunks and a part of one."""
+DATA = bytes(1000)
+"""Of a chunk."""
 
 
 def packed(*tokens: int) -> bytes:
@@ -41,7 +43,7 @@ class Growing:
         return (self.spans[0].tokens + self.answer)[TOKEN_BYTES * n_tokens :]
 
     async def chunks(self, indices: tuple[int, ...], offset: int, n_bytes: int) -> ExportedChunks:
-        pieces = tuple(ChunkPiece(i, 9, b"123456789", 0, b"") for i in indices[:1])  # a page holds one
+        pieces = tuple(ChunkPiece(i, len(DATA), DATA, 0, b"") for i in indices[:1])  # a page holds one
         return ExportedChunks(bytes(16), bytes(16), self._n, pieces, len(pieces), 0)
 
     def final(self, *answers: ContextSpan) -> ExportedContext:
@@ -61,6 +63,9 @@ class Other:
         """Instead of what it would."""
         self.chunk_s, self.compute_s, self.n_there, self.most = 0.001, 1.0, 0, 1 << 20
         """What a chunk takes on the way, and the whole context to compute; tokens in cells, and most of a round."""
+        self.meanwhile_s = math.inf
+        """What a token takes that is computed while chunks come."""
+        self._since: float | None = None
 
     async def post(self, op: str, **fields: Any) -> None:
         self.asked.append({"op": op, **fields})
@@ -73,6 +78,11 @@ class Other:
             return {"compute_s": self.compute_s, **self.says}
         if asked["op"] == "chunks" and asked["pieces"]:
             self._clock.advance(self.chunk_s)
+            if asked["computes"] and self._since is None:
+                self._since = self._clock.now()
+        if asked["op"] == "grow" and self.front:
+            self._clock.advance(max(0, CHUNK_TOKENS * min(self.sent) - self.front) * self.meanwhile_s)
+            self.n_there, self._since = self._n, None
         if asked["op"] == "grow":
             n = len(asked["tokens"]) // TOKEN_BYTES
             self._clock.advance(self._step_s + self._token_s * n)
@@ -81,7 +91,17 @@ class Other:
             )
             return {"n_cells": self.n_there, **self.says}
         missing = sorted({*range(self._n // CHUNK_TOKENS)} - {*self.sent}) if not asked.get("pieces") else []
-        return {"taken": len(asked.get("pieces", ())), "known": 0, "refused": 0, "usable": True, "missing": missing}
+        taken = {"taken": len(asked.get("pieces", ())), "known": 0, "refused": 0, "usable": True, "missing": missing}
+        return {**taken, "n_cells": self.front, **self.says} if asked["op"] == "chunks" else taken
+
+    @property
+    def front(self) -> int:
+        """Tokens that were computed while chunks came."""
+        return 0 if self._since is None else min(self._n, int((self._clock.now() - self._since) / self.meanwhile_s))
+
+    @property
+    def now(self) -> float:
+        return self._clock.now()
 
     @property
     def sent(self) -> list[int]:
@@ -106,7 +126,7 @@ async def test_chunks_go_once_and_then_only_new_tokens() -> None:
     assert other.asked.index(other.of("grow")[0]) > other.asked.index(other.of("chunks")[-1])
     grown = b"".join(asked["tokens"] for asked in other.of("grow"))
     assert grown == context.answer[: len(grown)], "each token once, in order"
-    assert (move.n_chunks, move.n_bytes) == (3, 27)
+    assert (move.n_chunks, move.n_bytes) == (3, 3 * len(DATA))
 
 
 @on_a_loop
@@ -123,11 +143,11 @@ async def test_where_the_other_node_computes_more_slowly_than_it_said_the_rest_o
     move, _, other = staged(speed=1.0, step_s=20.0, n=1000)
     other.chunk_s, other.compute_s, other.most = 5.0, 2.0, 128
     assert await move.bring("mail", "x", "both")
-    assert other.sent == list(range(14, 1, -1)), "each once, but for those that were computed meanwhile"
+    assert other.sent == list(range(14, 2, -1)), "each once, but for those that were computed meanwhile, or sooner"
     grows = [i for i, asked in enumerate(other.asked) if asked["op"] == "grow"]
     assert sum(len(asked["pieces"]) for asked in other.asked[: grows[0]] if asked["op"] == "chunks") <= 2
     assert sum(len(asked["pieces"]) for asked in other.asked[grows[1] :] if asked["op"] == "chunks") == 0
-    assert (move.n_chunks, move.n_bytes) == (13, 13 * 9)
+    assert (move.n_chunks, move.n_bytes) == (12, 12 * len(DATA))
 
 
 @on_a_loop
@@ -136,6 +156,36 @@ async def test_where_the_other_node_has_no_time_to_compute_all_chunks_are_sent()
     other.chunk_s, other.compute_s, other.most = 5.0, 2.0, 0
     assert await move.bring("mail", "x", "both")
     assert other.sent == list(range(14, -1, -1))
+
+
+@pytest.mark.parametrize("chunk_s, token_s", [(0.3, 0.01), (0.7, 0.01), (0.7, 0.03), (5.0, 0.01)])
+@on_a_loop
+async def test_the_first_chunks_are_computed_while_the_last_ones_come_until_both_meet(
+    chunk_s: float, token_s: float
+) -> None:
+    n_chunks = 47
+    move, _, other = staged(speed=0.0, n=CHUNK_TOKENS * n_chunks)
+    other.chunk_s, other.meanwhile_s, other.compute_s = chunk_s, token_s, token_s * CHUNK_TOKENS * n_chunks
+    began = other.now
+    assert await move.bring("mail", "x", "both")
+    link_s, compute_s = chunk_s * n_chunks, other.compute_s
+    least = 1 / (1 / link_s + 1 / compute_s)
+    assert other.now - began <= least + 4 * chunk_s + CHUNK_TOKENS * token_s
+    if chunk_s < 5.0:
+        assert other.now - began < 0.85 * min(link_s, compute_s)
+    assert other.sent == list(range(n_chunks - 1, n_chunks - 1 - len(other.sent), -1)), "each once"
+    assert other.of("grow")[0]["tokens"] == b"", "it waits for what is being computed"
+
+
+@pytest.mark.parametrize("way, chunk_s, sent", [("both", 0.01, 47), ("chunks", 5.0, 47), ("tokens", 0.01, 0)])
+@on_a_loop
+async def test_nothing_is_computed_meanwhile_for_a_fast_link_or_where_only_one_way_is_asked_for(
+    way: str, chunk_s: float, sent: int
+) -> None:
+    move, _, other = staged(speed=0.0, n=CHUNK_TOKENS * 47)
+    other.chunk_s, other.compute_s = chunk_s, 30.0
+    assert await move.bring("mail", "x", way)
+    assert len(other.sent) == sent and not any(asked["computes"] for asked in other.of("chunks"))
 
 
 @pytest.mark.parametrize("wrong", ["soon", [1], -1.0, math.nan, math.inf])

@@ -80,6 +80,8 @@ class Cut:
     def __init__(self) -> None:
         self.op, self.after, self.n_left = "", False, 0
         self.seen = list[str]()
+        self.replies = list[Frame]()
+        """To these."""
 
     def arm(self, op: str, *, after: bool, n: int = 1) -> None:
         self.op, self.after, self.n_left = op, after, n
@@ -100,6 +102,7 @@ class _CutSession:
         if hit and not cut.after:
             raise ConnectionResetError
         reply = await self._inner.answer(request, send)
+        cut.replies.append(reply)
         if hit:
             raise ConnectionResetError
         return reply

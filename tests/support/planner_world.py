@@ -162,6 +162,15 @@ class World:
         ctx.n_kv = n_kv
         self.send(ev.ContextChanged(ctx.id, first, ctx.keys(n_kv, first), n_kv))
 
+    def come(self, ctx: Ctx, indices: Sequence[int], nbytes: int = 1000) -> int:
+        """Another node has sent these chunks of the context. Those that are stored already, or that DISK has no room
+        for, are left out. How many came."""
+        keys = [key for i, key in enumerate(ctx.keys(ctx.n_kv)) if i in indices and not self.planner.stored(key)]
+        keys = keys[: self.planner.disk_room(APP) // nbytes]
+        self.disk.update(dict.fromkeys(keys, nbytes))
+        self.send(ev.ChunksCame(ctx.id, tuple((key, nbytes, None) for key in keys)))
+        return len(keys)
+
     # -- what the planner asks
 
     def begin(self, action: act.Action) -> None:
