@@ -92,7 +92,7 @@ class ChunkTransfers:
         """The chunk; None if it is not stored, or damaged."""
         payload = self._interpreter.pool.held(key)
         if payload is None:
-            (payload,) = self._parts.store.get([key])
+            (payload,) = self._parts.store.get([key], in_place=True)
         try:
             if payload is not None:
                 check(payload, key)

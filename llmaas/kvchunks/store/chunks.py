@@ -83,7 +83,7 @@ class Chunks:
 
     # -- get
 
-    def get(self, keys: Sequence[ChunkKey]) -> list[memoryview | bytes | None]:
+    def get(self, keys: Sequence[ChunkKey], *, in_place: bool = False) -> list[memoryview | bytes | None]:
         found: dict[ChunkKey, memoryview | bytes] = {}
         given_up: set[Place] = set()
         missing = list(keys)
@@ -91,7 +91,7 @@ class Chunks:
             damaged, again = [], []
             places = [place for place in self._table.find(missing) if place not in given_up]
             for place, view in self._payload.read(places):
-                chunk = None if view is None else self._keys.decrypt(place, view)
+                chunk = None if view is None else self._keys.decrypt(place, view, in_place=in_place)
                 if chunk is not None:
                     found[place.key] = chunk
                 elif self._keys.usable(place):

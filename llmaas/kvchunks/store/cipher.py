@@ -33,8 +33,6 @@ KEY_BYTES = 32
 _NONCE, _TAG = 12, 16
 OVERHEAD = _NONCE + _TAG
 """Bytes that encryption adds."""
-_MUCH = 1 << 16
-"""Bytes of data that are worth pages of their own."""
 AES, CHACHA = "aes-256-gcm", "chacha20-poly1305"
 """Names that the index stores."""
 CIPHERS: dict[str, type[AESGCM] | type[ChaCha20Poly1305]] = {AES: AESGCM, CHACHA: ChaCha20Poly1305}
@@ -54,12 +52,12 @@ class CipherKey:
         nonce = nonce or os.urandom(_NONCE)
         return nonce + self._aead.encrypt(nonce, data, name)
 
-    def encrypt_chunk(self, data: Data, name: Data) -> bytes | memoryview:
-        """As ``encrypt``, for much data: it is encrypted to where it stays, and not copied behind its nonce."""
+    def encrypt_chunk(self, data: Data, name: Data, memory: memoryview) -> memoryview:
+        """As ``encrypt``, to the beginning of ``memory``, which has room for it: nothing is copied behind its nonce."""
         into = getattr(self._aead, "encrypt_into", None)
-        if into is None or len(data) < _MUCH:  # cryptography before 47
-            return self.encrypt(data, name)
-        nonce, made = os.urandom(_NONCE), MEMORY.take(len(data) + OVERHEAD)
+        if into is None:  # cryptography before 47
+            return memoryview(self.encrypt(data, name))
+        nonce, made = os.urandom(_NONCE), memory[: len(data) + OVERHEAD]
         made[:_NONCE] = nonce
         into(nonce, data, name, made[_NONCE:])
         return made
@@ -74,14 +72,16 @@ class CipherKey:
         except InvalidTag:
             return None
 
-    def decrypt_chunk(self, encrypted: memoryview, name: bytes) -> memoryview | bytes | None:
+    def decrypt_chunk(self, encrypted: memoryview, name: bytes, *, in_place: bool = False) -> memoryview | bytes | None:
         """As ``decrypt``, for much data. The view is of memory of its own. What was read past the page cache is
-        decrypted where it is, so that it can be decrypted once only."""
+        decrypted where it is, so that it can be decrypted once only; with ``in_place`` all is."""
         into = getattr(self._aead, "decrypt_into", None)
         if into is None or len(encrypted) <= OVERHEAD:  # cryptography before 47
             return self.decrypt(encrypted, name)
         # ``decrypt`` writes zeros to its memory first. OpenSSL allows data and result to be at the same place.
-        chunk = chunk_of(encrypted, _NONCE, len(encrypted) - _TAG) or MEMORY.take(len(encrypted) - OVERHEAD)
+        start, stop = _NONCE, len(encrypted) - _TAG
+        chunk = encrypted[start:stop] if in_place else chunk_of(encrypted, start, stop)
+        chunk = chunk or MEMORY.take(len(encrypted) - OVERHEAD)
         try:
             into(bytes(encrypted[:_NONCE]), encrypted[_NONCE:], name, chunk)
         except InvalidTag:

@@ -9,14 +9,13 @@ from __future__ import annotations
 
 import logging
 import threading
-from collections.abc import Sequence
 
 from llmaas.errors import MachineError
-from llmaas.kvchunks.store.cipher import OVERHEAD, CipherKey, Data, MasterKey
+from llmaas.kvchunks.store.cipher import OVERHEAD, CipherKey, MasterKey
 from llmaas.kvchunks.store.index import Index, Txn
 from llmaas.kvchunks.store.reports import Encryption
 from llmaas.kvchunks.store.rows import Place
-from llmaas.records import ChunkKey, ContextId
+from llmaas.records import ContextId
 
 log = logging.getLogger(__name__)
 
@@ -90,12 +89,12 @@ class DataKeys:
         """False if the chunk is encrypted with a key that cannot be had."""
         return place.data_key is None or self.get(place.data_key) is not None
 
-    def decrypt(self, place: Place, view: memoryview) -> memoryview | bytes | None:
-        """The coded chunk, from its bytes on disk; None if they do not decrypt."""
+    def decrypt(self, place: Place, view: memoryview, *, in_place: bool = False) -> memoryview | bytes | None:
+        """The coded chunk, from its bytes on disk; None if they do not decrypt. ``in_place``: where ``view`` is."""
         if place.data_key is None:
             return view
         key = self.get(place.data_key)
-        return key.decrypt_chunk(view, place.key) if key else None
+        return key.decrypt_chunk(view, place.key, in_place=in_place) if key else None
 
     def of(self, ctx: ContextId) -> set[int]:
         """Numbers of the context's data keys."""
@@ -164,6 +163,6 @@ def plain_size(data_key: int | None, nbytes: int) -> int:
     return nbytes if data_key is None else nbytes - OVERHEAD
 
 
-def encrypt_all(key: CipherKey | None, items: Sequence[tuple[ChunkKey, Data]]) -> list[memoryview]:
-    """What is written to disk for each (chunk key, bytes)."""
-    return [memoryview(key.encrypt_chunk(data, name) if key else data) for name, data in items]
+def stored_size(key: CipherKey | None, nbytes: int) -> int:
+    """Bytes that a coded chunk of so many takes on disk."""
+    return nbytes if key is None else nbytes + OVERHEAD

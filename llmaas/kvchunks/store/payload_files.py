@@ -12,10 +12,8 @@ from __future__ import annotations
 import errno
 import logging
 import os
-from collections import deque
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
-from itertools import islice
 from pathlib import Path
 
 import numpy as np
@@ -31,8 +29,6 @@ log = logging.getLogger(__name__)
 MAX_RUN = 64 << 20
 """Longest single read, and buffer, in bytes."""
 _COPY_RUN = 4 << 20
-_IOV = 512
-"""Buffers per pwritev; Linux allows 1024."""
 
 
 class PayloadFiles:
@@ -65,19 +61,23 @@ class PayloadFiles:
 
     # -- writing
 
-    def append(self, file: int, views: Sequence[memoryview], *, start: int) -> int:
-        """Write ``views`` one after the other behind the file's end. Returns the offset of the first.
+    def append(self, file: int, views: Iterable[memoryview], size: int, *, start: int) -> int:
+        """Write ``views``, ``size`` bytes in all, one after the other behind the file's end. Returns the offset of the
+        first. Each is asked for when those before it are written.
 
         ``start`` is where the index says that the file ends, 0 for a new file. The real file may be longer after a
         crash (the surplus is dead) or shorter after a power cut (those chunks are lost). Writing begins at the larger
         of the two ends, the only choice that never overwrites a place that a row names. If a write fails, the file is
         as before.
         """
-        self._require_room(sum(map(len, views)))
+        self._require_room(size)
         with self._opened(file, os.O_WRONLY | os.O_CREAT | (0 if start else os.O_EXCL)) as fd:
             offset = max(start, self._files.size(fd)) if start else 0
             try:
-                self._write_all(fd, views, offset)
+                at = offset
+                for view in views:
+                    self._write_all(fd, view, at)
+                    at += len(view)
             except BaseException:
                 self.undo_append(file, offset)
                 raise
@@ -114,7 +114,7 @@ class PayloadFiles:
                     view = self._read(src, run[0].offset, run[-1].end - run[0].offset)
                     if len(view) < run[-1].end - run[0].offset:
                         raise OSError(errno.EIO, "payload file is shorter than its index", str(self.path(old)))
-                    self._write_all(dst, [view], at)
+                    self._write_all(dst, view, at)
                     offsets += [at + place.offset - run[0].offset for place in run]
                     at += len(view)
                 self._files.fdatasync(dst)
@@ -123,18 +123,14 @@ class PayloadFiles:
                 raise
         return offsets
 
-    def _write_all(self, fd: int, views: Sequence[memoryview], offset: int) -> None:
-        todo = deque(views)
-        while todo:
-            n = self._files.pwritev(fd, list(islice(todo, _IOV)), offset)
+    def _write_all(self, fd: int, view: memoryview, offset: int) -> None:
+        while view:
+            n = self._files.pwritev(fd, [view], offset)
             if n <= 0:
                 raise OSError(errno.EIO, "nothing could be written")
             self.written += n
             offset += n
-            while todo and n >= len(todo[0]):
-                n -= len(todo.popleft())
-            if n:
-                todo[0] = todo[0][n:]
+            view = view[n:]
 
     def unlink(self, file: int) -> int:
         """Delete the file. Returns the bytes freed. A failure leaves a file that no row names, for the next opening."""

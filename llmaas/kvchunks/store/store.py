@@ -287,14 +287,15 @@ class Store:
         """Store what was measured of chunks after they were put. Keys that are not stored are ignored."""
         self._chunks.persist_sensitivity(sensitivities)
 
-    def get(self, keys: Sequence[ChunkKey]) -> list[memoryview | bytes | None]:
+    def get(self, keys: Sequence[ChunkKey], *, in_place: bool = False) -> list[memoryview | bytes | None]:
         """The bytes of each key, as they were put; None if it is not stored, or its bytes cannot be had.
 
         Chunks whose file is missing, short or unreadable, and encrypted ones that were altered, are forgotten and
         counted as damaged; altered ones in clear are not noticed here. Neighbours in clear share one buffer, which
-        stays in memory as long as any of their views; encrypted ones are bytes of their own.
+        stays in memory as long as any of their views; encrypted ones are bytes of their own. ``in_place``, for chunks
+        that only pass through: neighbours share their buffer in any case, which is memory that was used before.
         """
-        return self._chunks.get(keys)
+        return self._chunks.get(keys, in_place=in_place)
 
     def places(self, keys: Sequence[ChunkKey]) -> list[Place]:
         """Where the bytes of those keys that are stored are now, in the order in which they lie on disk."""

@@ -86,6 +86,25 @@ def test_a_flipped_bit_a_cut_another_name_or_another_key_does_not_open(
     assert CipherKey(other, cipher).decrypt_chunk(memoryview(encrypted), name) is None
 
 
+@given(keys_of_a_cipher, ciphers, st.lists(st.binary(min_size=1, max_size=300), min_size=1, max_size=4))
+def test_chunks_are_encrypted_one_after_the_other_to_the_same_memory(
+    raw: bytes, cipher: str, chunks: list[bytes]
+) -> None:
+    cipher_key, memory = CipherKey(raw, cipher), memoryview(bytearray(400))
+    made = [bytes(cipher_key.encrypt_chunk(chunk, b"name", memory)) for chunk in chunks]
+    assert [len(one) for one in made] == [len(chunk) + OVERHEAD for chunk in chunks]
+    assert [cipher_key.decrypt(one, b"name") for one in made] == chunks
+
+
+def test_a_chunk_may_be_decrypted_where_it_was_read() -> None:
+    cipher_key = CipherKey(bytes(32), AES)
+    encrypted = bytearray(cipher_key.encrypt(b"text" * 100, b"name"))
+    damaged = bytearray(encrypted[:-1] + bytes([encrypted[-1] ^ 1]))
+    chunk = cipher_key.decrypt_chunk(memoryview(encrypted), b"name", in_place=True)
+    assert chunk == b"text" * 100 and chunk[:4] == bytes(encrypted[12:16])
+    assert cipher_key.decrypt_chunk(memoryview(damaged), b"name", in_place=True) is None
+
+
 def test_a_decrypted_chunk_is_kept_as_it_is_and_a_part_of_a_buffer_is_copied() -> None:
     cipher_key = CipherKey(bytes(32), AES)
     encrypted = cipher_key.encrypt(bytes(1000), b"name")
