@@ -108,6 +108,7 @@ def fill(client: Client, n_chunks: int, seed: int) -> None:
 
 def export(client: Client, daemon: DaemonProcess, path: Path, lock: Lock | None) -> Timed:
     info = next(info for info in client.contexts() if info.name == "x")
+    path.unlink(missing_ok=True)  # as ``disk``: else what the page cache holds of the one before goes meanwhile
     with timed(daemon) as found, written(path, lock) as sink:
         writer = ArchiveWriter(sink, 0.0)
         done = export_context(client, info, writer)
