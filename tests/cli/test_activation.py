@@ -71,7 +71,7 @@ def test_a_socket_elsewhere_is_told_of(tmp_path: Path) -> None:
     with listening(tmp_path / "run" / "other.sock", tmp_path / "run" / "more.sock") as sockets:
         daemon = launched(tmp_path, sockets)
         late = threading.Event()
-        while not path.exists() and daemon.poll() is None:
+        while "ready: " not in (tmp_path / "log").read_text() and daemon.poll() is None:
             late.wait(0.05)
         with Client(path, app="a", timeout=60):
             pass

@@ -105,13 +105,16 @@ async def test_one_apps_grammars_do_not_keep_anothers_waiting(tmp_path: Path, sl
 @on_a_loop
 async def test_the_grammars_that_an_app_holds_are_bounded(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(constraints, "MAX_APP_BYTES", 60_000)
-    monkeypatch.setattr(fair_thread, "MOST_REST_S", 0.0)  # the third comes while the first two are there
+    monkeypatch.setattr(fair_thread, "MOST_REST_S", 0.0)
+    go_on = threading.Event()
     async with house(tmp_path, max_running=1) as h:
         large = "a" * 300  # 26 kB of rules
         for name, app in (("x", APP), ("y", APP), ("z", APP), ("u", OTHER)):
             await h.service.create(app, name=name, system=None)
+        h.thread.submit(go_on.wait, 30)  # the third comes while the first two are there
         first, second, third = (submit(h, name, f"{name} {large}") for name in "xyz")
         with pytest.raises(errors.Busy, match="other requests hold"):
             await third
+        go_on.set()
         await asyncio.gather(first, second, submit(h, "u", "u" + large, OTHER))
         await submit(h, "z", "z " + large)
