@@ -75,8 +75,8 @@ class PricedStore(Store):
         super().__init__(root, master=MasterKey(bytes(32)), files=self.files)
         self._clock, self._costs = clock, costs
 
-    def get(self, keys: Sequence[ChunkKey]) -> list[memoryview | bytes | None]:
-        found = super().get(keys)
+    def get(self, keys: Sequence[ChunkKey], *, in_place: bool = False) -> list[memoryview | bytes | None]:
+        found = super().get(keys, in_place=in_place)
         if nbytes := sum(len(payload) for payload in found if payload is not None):
             self._clock.advance(self._costs.disk_latency + nbytes * self._costs.disk_read_byte)
         return found

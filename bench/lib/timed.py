@@ -65,9 +65,9 @@ class TimedStore(Store):
         super().__init__(*args, **options)
         self.watch = watch
 
-    def get(self, keys: Sequence[ChunkKey]) -> list[memoryview | bytes | None]:
+    def get(self, keys: Sequence[ChunkKey], *, in_place: bool = False) -> list[memoryview | bytes | None]:
         with self.watch.running(READ):
-            return super().get(keys)
+            return super().get(keys, in_place=in_place)
 
     def places(self, keys: Sequence[ChunkKey]) -> list[Place]:
         with self.watch.running(READ):

@@ -98,9 +98,9 @@ class GatedEngine(FakeEngine):
 class GatedStore(Store):
     gates: Gates
 
-    def get(self, keys: Any) -> Any:
+    def get(self, keys: Any, **how: Any) -> Any:
         self.gates.read.pass_through()
-        return super().get(keys)
+        return super().get(keys, **how)
 
     def append(self, *args: Any, **options: Any) -> int:
         self.gates.commit.pass_through()
