@@ -48,9 +48,8 @@ class ContextTable:
                 self._closed(event, out)
             case ChunksFound():
                 self._found(event, out)
-            case ChunksCame(context=context, chunks=chunks):
-                self._contexts[context].arriving = True
-                self._books.found(self._contexts[context], chunks, out)
+            case ChunksCame():
+                self._came(event, out)
             case _:
                 assert_never(event)
 
@@ -111,6 +110,13 @@ class ContextTable:
             self._books.found(context, [stored.pop(key) for key in context.keys if key in stored], out)
         if stored:  # no context contains them
             out.append(DropDisk(tuple(stored)))
+
+    def _came(self, event: ChunksCame, out: list[Action]) -> None:
+        context = self._contexts[event.context]
+        context.arriving = True
+        # First: DISK may have let its chunks go. What comes to a context that keeps none could never be dropped again.
+        self._books.use(context)
+        self._books.found(context, event.chunks, out)
 
     def step_failed(self, context: Context, out: list[Action]) -> None:
         """The engine could not run a step of the context."""

@@ -17,6 +17,7 @@ from llmaas.calls import CallSpec, Done, Piece
 from llmaas.errors import AdapterMismatch, BadRequest, ModelMismatch, UnknownContext
 from llmaas.kvchunks.store.move_rows import MoveRow, MoveState
 from llmaas.kvchunks.store.tokens import unpack
+from llmaas.planner.events import ChunksCame
 from llmaas.records import AppId, ContextId, ContextInfo, RequestId
 from llmaas.service.chunk_transfers import ChunkTransfers
 from llmaas.service.contexts import Contexts
@@ -63,7 +64,7 @@ class ArrivingContexts:
         interpreter: Interpreter,
     ) -> None:
         self._parts, self._contexts, self._import = parts, contexts, import_
-        self._planner = interpreter.planner
+        self._planner, self._dispatch = interpreter.planner, interpreter.dispatch
         self._import_chunks, self._take_ahead, self._cover = chunks.import_, chunks.take, chunks.cover
         self._waiting = WaitingContexts(parts, contexts, most_tokens, interpreter.dispatch)
         book = MoveBook(parts)
@@ -95,7 +96,9 @@ class ArrivingContexts:
         """``computes``: let what is missing in front of them be computed meanwhile, when nobody else wants anything."""
         live = self._contexts.find(None, context)
         taken = await self._take_ahead(live, ImportChunks(live.id, root, kv, pieces, trusted=True))
-        if computes and self._hint_of(live) is None:
+        if computes and not live.deleted and self._hint_of(live) is None:
+            # Again, as of what it has taken: a call that ended since has said that nothing comes any more.
+            self._dispatch(ChunksCame(live.id, ()))
             self._hint(live)
         return taken
 

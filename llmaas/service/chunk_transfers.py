@@ -207,7 +207,8 @@ class Judge:
 
     def stored(self, context: ContextId, chunks: Sequence[WholeChunk], room: int) -> list[Believed]:
         """Those that are on DISK now, where there was ``room`` for so many bytes."""
-        found = self._believed_of(chunks)
+        # One that comes twice is one: the planner must not be told of it twice. ``put`` stores the last of them, too.
+        found = list({chunk.key: chunk for chunk in self._believed_of(chunks)}.values())
         fit = _that_fit(found, room)
         self.refuse(len(found) - len(fit), "there is no room for it on DISK")
         try:

@@ -320,7 +320,7 @@ class Contexts:
 
     def n_in_cells(self, live: LiveContext) -> int:
         """How many of its first tokens are in CELLS."""
-        return self._planner.tiers(live.id)[0] if live.opened else 0
+        return self._planner.tiers(live.id)[0] if live.opened and not live.deleted else 0
 
     def find(self, app: AppId | None, context: str) -> LiveContext:
         """See ``Directory.find``."""

@@ -8,6 +8,7 @@ from hypothesis import settings as hypothesis_settings
 from hypothesis import strategies as st
 
 from llmaas.planner import actions as act
+from llmaas.planner import events as ev
 from llmaas.records import CHUNK_TOKENS
 from tests.planner.test_planner import random_event
 from tests.support.planner_world import Ctx, World, world
@@ -93,3 +94,15 @@ def test_they_come_to_calls_in_any_state_and_the_books_balance(seed: int, faults
     w.settle()
     assert w.finished.keys() == w.calls.keys() and w.planner.idle and not w.planner.check()
     assert w.planner.disk_used == sum(w.disk.values()) <= w.planner.disk_quota
+
+
+def test_what_comes_for_a_context_that_disk_had_let_go_can_be_dropped_again() -> None:
+    w = world(disk_bytes=10_000)
+    ctx = w.open()
+    ctx.tokens += [0] * (4 * CHUNK_TOKENS)
+    w.changed(ctx, 4 * CHUNK_TOKENS)
+    for indices in ([1], [3, 2]):
+        w.send(ev.BudgetChanged(disk_bytes=10_000))
+        assert w.come(ctx, indices, nbytes=4000) == len(indices)
+        w.send(ev.BudgetChanged(disk_bytes=0))  # somebody needs the room
+        assert w.planner.disk_used == 0 and not w.planner.check()

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 from contextlib import asynccontextmanager, suppress
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -11,13 +12,28 @@ import pytest
 
 from llmaas.api.transfer_messages import Import
 from llmaas.api.transfer_records import ImportedChunks
+from llmaas.calls import Done
 from llmaas.errors import UnknownContext
-from llmaas.records import AppId, ContextId
+from llmaas.records import AppId, ContextId, RequestId
+from llmaas.service.service import Service
 from tests.service.test_chunk_transfers import Moved, moved, other_house
 from tests.support.loop import on_a_loop
+from tests.support.scripted import until
 from tests.support.service_house import APP, House, house
 
 MOVE, NODE = "ab" * 16, "node"
+
+
+class RememberedHint:
+    """Passes calls on to a service."""
+
+    def __init__(self, service: Service) -> None:
+        self._service, self.submit, self.cancel = service, service.submit, service.cancel
+        self.last: tuple[RequestId, asyncio.Future[Done]] | None = None
+
+    def hint(self, app: AppId, context: str) -> tuple[RequestId, asyncio.Future[Done]] | None:
+        self.last = self._service.hint(app, context)
+        return self.last
 
 
 class Ahead:
@@ -26,7 +42,7 @@ class Ahead:
     def __init__(self, h: House, found: Moved) -> None:
         self.h, (self.exported, self.chunks) = h, found
         self.arrivals = h.service.transfers.arrivals
-        self.arrivals.calls = h.service
+        self.arrivals.calls = self.calls = RememberedHint(h.service)
         self.context = ContextId("")
         self.n_whole = self.chunks.n_kv // 64
 
@@ -38,6 +54,14 @@ class Ahead:
     async def take(self, *indices: int, computes: bool = False) -> ImportedChunks:
         chunks, pieces = self.chunks, tuple(self.chunks.pieces[i] for i in indices)
         return await self.arrivals.take_staged(self.context, chunks.root, chunks.kv, pieces, computes=computes)
+
+    async def end_hint(self) -> None:
+        """As when another call takes its place."""
+        assert self.calls.last is not None
+        request, reply = self.calls.last
+        self.calls.cancel(request)
+        await asyncio.wait([reply])
+        await self.h.service.wait_idle()
 
     @property
     def n_begun(self) -> int:
@@ -80,6 +104,50 @@ async def test_another_app_is_served_while_it_is_computed(tmp_path: Path) -> Non
         await waits.h.say("mine", "hello", n=4)
         assert waits.n_begun < 64 * (waits.n_whole - 1), "it was not waited for"
         await waits.arrivals.unstage(waits.context)
+
+
+@on_a_loop
+async def test_what_is_computed_again_with_a_part_of_a_chunk_is_computed_in_short_pieces(tmp_path: Path) -> None:
+    async with ahead(tmp_path, token_s=0.002) as waits:
+        await waits.stage()
+        last = waits.n_whole - 1
+        await waits.take(last, computes=True)
+        await until(lambda: waits.n_begun > 0)
+        await waits.end_hint()
+        before = waits.n_begun
+        piece = waits.chunks.pieces[last - 1]
+        part = (replace(piece, data=piece.data[:100]),)
+        await waits.arrivals.take_staged(waits.context, waits.chunks.root, waits.chunks.kv, part, computes=True)
+        await until(lambda: waits.n_begun > before)
+        assert waits.n_begun < 64 * last, "the sender would think that all is computed there"
+        await waits.arrivals.unstage(waits.context)
+
+
+class GoneBefore(RememberedHint):
+    """The context is deleted before its hint ends."""
+
+    def hint(self, app: AppId, context: str) -> Any:
+        found = super().hint(app, context)
+        assert found is not None
+        return found[0], asyncio.ensure_future(self._service.delete(None, context))
+
+
+@on_a_loop
+async def test_what_goes_while_it_is_brought_is_no_error_of_the_daemon(tmp_path: Path) -> None:
+    async with ahead(tmp_path) as waits:
+        await waits.stage()
+        waits.arrivals.calls = GoneBefore(waits.h.service)
+        assert await waits.arrivals.bring(waits.context, b"") == 0
+
+
+@on_a_loop
+async def test_a_chunk_that_comes_twice_in_one_frame_is_one(tmp_path: Path) -> None:
+    async with ahead(tmp_path) as waits:
+        await waits.stage()
+        last = waits.n_whole - 1
+        assert (await waits.take(last, last)).taken == 1
+        await waits.h.service.create(APP, name="mine", system=None)
+        await waits.h.say("mine", "hello", n=2)
 
 
 @on_a_loop
