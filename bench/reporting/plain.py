@@ -29,6 +29,7 @@ BENCHES = {
     "killed": "A model's process is killed",
     "llmos": "By the socket and by slots: LLM-OS' evaluation",
     "migration": "Contexts that move to another node",
+    "archives": "Archives, written and read",
 }
 _UNTIMED = frozenset({"one_model", "memory"})
 """Benches of bytes, whose figures do not depend on how busy the machine is."""
