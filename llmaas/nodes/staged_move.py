@@ -39,8 +39,7 @@ class StagedMove:
     def __init__(self, client: NodeClient, context: GrowingContext, costs: LinkCosts, clock: Clock) -> None:
         self._client, self._context, self._costs, self._clock = client, context, costs, clock
         self._watch = LinkWatch(costs, clock)
-        self._offered = context.exported.spans
-        self._n_offered = sum(len(span.tokens) for span in self._offered) // TOKEN_BYTES
+        self._offered, self._n_offered = context.exported.spans, context.exported.n_tokens
         self._grown = bytearray()
         self._n_there = 0
         """Tokens that were in CELLS there after the last round."""

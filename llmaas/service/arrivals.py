@@ -96,7 +96,7 @@ class ArrivingContexts:
         """``computes``: let what is missing in front of them be computed meanwhile, when nobody else wants anything."""
         live = self._contexts.find(None, context)
         taken = await self._take_ahead(live, ImportChunks(live.id, root, kv, pieces, trusted=True))
-        if computes and not live.deleted and self._hint_of(live) is None:
+        if computes and not live.deleted and not self._hints_of(live):
             # Again, as of what it has taken: a call that ended since has said that nothing comes any more.
             self._dispatch(ChunksCame(live.id, ()))
             self._hint(live)
@@ -119,7 +119,7 @@ class ArrivingContexts:
         if tokens:
             self._end_hints(live)
             await self._waiting.grow(live, unpack(tokens))
-        if (hint := self._hint_of(live) or self._hint(live)) is not None:
+        if (hint := next(iter(self._hints_of(live)), None) or self._hint(live)) is not None:
             request, reply = hint
             await asyncio.wait([reply], timeout=BRING_S)
             await self._step_ends(live, reply)
@@ -130,10 +130,10 @@ class ArrivingContexts:
     def _hint(self, live: LiveContext) -> tuple[RequestId, asyncio.Future[Done]] | None:
         return self.calls.hint(live.row.app, live.id) if self.calls is not None else None
 
-    def _hint_of(self, live: LiveContext) -> tuple[RequestId, asyncio.Future[Done]] | None:
-        """The one that brings the context into CELLS already."""
+    def _hints_of(self, live: LiveContext) -> list[tuple[RequestId, asyncio.Future[Done]]]:
+        """Those that bring the context into CELLS already."""
         calls = self._parts.calls.values()
-        return next(((call.id, call.control.reply) for call in calls if call.live is live and call.hint), None)
+        return [(call.id, call.control.reply) for call in calls if call.live is live and call.hint]
 
     async def _step_ends(self, live: LiveContext, reply: asyncio.Future[Done]) -> None:
         """Return when a step has brought some of the context into CELLS, the call has ended, or none does in time."""
@@ -151,9 +151,8 @@ class ArrivingContexts:
             await self._contexts.delete(live)
 
     def _end_hints(self, live: LiveContext) -> None:
-        for call in list(self._parts.calls.values()):
-            if call.live is live and call.hint:
-                self.cancel(call.id)
+        for request, _ in self._hints_of(live):
+            self.cancel(request)
 
     # -- it comes
 

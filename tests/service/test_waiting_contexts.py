@@ -51,10 +51,6 @@ async def exported(root: Path) -> ExportedContext:
         return await h.service.transfers.export_context(APP, "x")
 
 
-def n_tokens(found: ExportedContext) -> int:
-    return sum(len(span.tokens) for span in found.spans) // 4
-
-
 @on_a_loop
 async def test_it_is_the_apps_with_what_is_in_cells_and_only_its_last_tokens_are_computed(tmp_path: Path) -> None:
     found = await exported(tmp_path / "a")
@@ -63,15 +59,15 @@ async def test_it_is_the_apps_with_what_is_in_cells_and_only_its_last_tokens_are
     async with house(tmp_path / "b") as h:
         waiting = Waiting(h, found)
         staged = await waiting.stage()
-        assert await waiting.arrivals.bring(staged, waiting.grown) == n_tokens(found) - 4, "all of it is there"
+        assert await waiting.arrivals.bring(staged, waiting.grown) == found.n_tokens - 4, "all of it is there"
         assert h.service.contexts(APP) == []
         await waiting.arrive(staged)
         (info,) = h.service.contexts(APP)
-        assert (info.id, info.name, info.n_tokens, info.ttl) == (staged, "came", n_tokens(found), 3600.0)
-        assert info.tiers[0] == n_tokens(found) - 4, "it has stayed where it was"
+        assert (info.id, info.name, info.n_tokens, info.ttl) == (staged, "came", found.n_tokens, 3600.0)
+        assert info.tiers[0] == found.n_tokens - 4, "it has stayed where it was"
         assert list((await h.shown("came")).messages)[-1].content == found.spans[-1].text
         text, done = await h.call("came", Turn(), Generation(6))
-        assert text == answer and done.switch.recomputed == 0 and done.switch.cells == n_tokens(found) - 4
+        assert text == answer and done.switch.recomputed == 0 and done.switch.cells == found.n_tokens - 4
         assert h.service.used(APP).contexts == 1 and h.service.used(AppId(f"{APP}\nfrom {NODE}")).contexts == 0
         assert h.store.moves.all() == [MoveRow(MOVE, NODE, staged, MoveState.ARRIVED)]
     async with house(tmp_path / "b") as h:
@@ -100,7 +96,7 @@ async def test_tokens_that_were_taken_back_leave_cells(tmp_path: Path) -> None:
         staged = await waiting.stage()
         await waiting.arrivals.bring(staged, waiting.grown + pack([5, 6, 7]))
         await waiting.arrive(staged)
-        assert h.service.info(APP, "came").tiers[0] == n_tokens(found) - 4
+        assert h.service.info(APP, "came").tiers[0] == found.n_tokens - 4
         assert h.tokens("came")[-4:] != [5, 6, 7]
 
 
