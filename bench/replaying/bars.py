@@ -40,12 +40,14 @@ def bars(
 ) -> list[Bar]:
     """The bars whose programs ran. ``place``: which trace, for people. ``fits``: memory holds all contexts, so there is
     nothing to gain, and the bar is to lose nothing. ``disk_held``: the disk was held to a rate. ``shared``: contexts
-    begin with the same text, and with memory for all of them that is all that is asked about.
+    begin with the same text, which llama-server finds in its slot whoever was there before, and has less to compute.
     """
-    if shared and fits:
+    if fits:
+        found = _bars_that_fit(summaries, place)
+    elif shared:
         found = _bars_of_best(summaries, place, (("ttft_ms.p50", _WHERE_TEXT_IS_SHARED),))
     else:
-        found = _bars_that_fit(summaries, place) if fits else _bars(summaries, place, disk_held)
+        found = _bars(summaries, place, disk_held)
     return [bar for bar in found if bar is not None]
 
 

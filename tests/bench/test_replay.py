@@ -142,8 +142,10 @@ def test_bars_are_held_against_programs_that_ran() -> None:
     assert bars({}, "markov") == []
     (fitting,) = bars({"llmaas": ours, "kill": theirs, "llama-server": ours}, "markov", fits=True)
     assert fitting.holds, "no gain is wanted where all fits"
-    (shared,) = bars({"llmaas": ours, "llama-server": theirs}, "markov", fits=True, shared=True)
+    (shared,) = bars({"llmaas": ours, "llama-server": theirs}, "markov", shared=True)
     assert (shared.value, shared.bar) == (50.0, 5.0)
+    (fitting,) = bars({"llmaas": ours, "llama-server": ours}, "markov", fits=True, shared=True)
+    assert (fitting.value, fitting.bar) == (1.0, 1.0)
     (first,) = bars({"llmaas": ours, "swap": [summary(run_rows(2.0))]}, "markov", disk_held=True)
     assert (first.value, first.bar, first.holds) == (2.0, 3.0, False)
     assert [bar.holds for bar in answers_bar(0.99, "markov")] == [False]
