@@ -142,9 +142,13 @@ class ChunkTransfers:
         stored = await on_thread(app, judge.stored, live.id, unknown, room)
         # Another context that begins alike may have computed some meanwhile.
         new = [chunk for chunk in stored if not self._interpreter.stored(chunk.key)]
-        if new and (useless := publish(live, mine, new)):
+        if useless := publish(live, mine, new) if new else []:
+            judge.refuse(len(useless), "it is of no use to the context any more")
             await on_thread(app, self._parts.store.discard, useless)
-        return ImportedChunks(len(stored), len(whole) - len(unknown), judge.refused, judge.why)
+            # The same chunk may have come to another context before it was discarded, and is believed to be there.
+            again = [chunk for chunk in stored if chunk.key in useless and self._interpreter.stored(chunk.key)]
+            await on_thread(app, judge.put, live.id, again)
+        return ImportedChunks(len(stored) - len(useless), len(whole) - len(unknown), judge.refused, judge.why)
 
     async def cover(self, live: LiveContext) -> None:
         """Let a new context contain the chunks of its tokens that are stored already: they were sent ahead of it."""
@@ -211,12 +215,16 @@ class Judge:
         found = list({chunk.key: chunk for chunk in self._believed_of(chunks)}.values())
         fit = _that_fit(found, room)
         self.refuse(len(found) - len(fit), "there is no room for it on DISK")
+        return self.put(context, fit)
+
+    def put(self, context: ContextId, chunks: list[Believed]) -> list[Believed]:
+        """All of them, or none if the disk is full."""
         try:
-            self._store.put(context, [(chunk.key, chunk.n_tokens, chunk.payload) for chunk in fit])
+            self._store.put(context, [(chunk.key, chunk.n_tokens, chunk.payload) for chunk in chunks])
         except DiskFull as error:
-            self.refuse(len(fit), error.message)
+            self.refuse(len(chunks), error.message)
             return []
-        return fit
+        return chunks
 
     def _believed_of(self, chunks: Sequence[WholeChunk]) -> list[Believed]:
         found = []

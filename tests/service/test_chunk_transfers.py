@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -83,6 +84,27 @@ async def test_what_this_daemon_has_coded_it_takes_back_and_computes_nothing(tmp
     async with house(tmp_path / "b") as h:
         await h.service.wait_idle()
         assert h.service.info(APP, "x").tiers[3] < 64, "they are still there after a start"
+
+
+@on_a_loop
+async def test_what_is_of_no_use_to_one_context_stays_where_another_has_it(tmp_path: Path) -> None:
+    async with house(tmp_path / "a") as h:
+        short, of_short = await moved(h, n_words=52)
+        await h.say("x", "?", n=2)
+        await h.service.wait_idle()
+        long = await h.service.transfers.export_context(APP, "x")
+        of_long = await all_chunks(h, "x", range(len(of_short.pieces)))
+    assert len(of_long.pieces) == len(of_short.pieces), "both end in the same chunk"
+    async with house(tmp_path / "b") as h:
+        await h.service.transfers.import_context(APP, replace(long, name="long"))
+        await h.service.transfers.import_context(APP, replace(short, name="short"))
+        await put(h, of_long, "long")
+        assert (await put(h, replace(of_short, pieces=()), "short")).missing == (), "as long has them"
+        last = replace(of_short, pieces=of_short.pieces[-1:])
+        useless, useful = await asyncio.gather(put(h, last, "long"), put(h, last, "short"))
+        assert (useless.taken, useless.refused, useful.taken) == (0, 1, 1) and "no use" in useless.why
+        _, done = await h.say("short", "and?", n=12)
+        assert (done.switch.disk, done.switch.recomputed) == (of_short.n_kv, 0)
 
 
 @on_a_loop
