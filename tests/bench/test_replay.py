@@ -161,6 +161,16 @@ def test_bars_of_a_first_token_name_what_computing_the_new_turn_alone_would_reac
     assert "markov: ttft_restart_ms.p50, the better llama-server / llmaas" in told
 
 
+def test_of_a_trace_whose_new_turns_allow_less_than_is_wanted_most_of_that_is_held_to() -> None:
+    ours, theirs = [summary(run_rows())], [summary(run_rows(4.0))]
+    ours[0]["prefill_ms"] = {"p50": ours[0]["ttft_ms"]["p50"] / 2, "p99": ours[0]["ttft_ms"]["p99"] / 1.1}
+    found = {bar.what: bar for bar in bars({"llmaas": ours, "llama-server": theirs}, "markov")}
+    p50 = found["markov: ttft_ms.p50, the better llama-server / llmaas, bound 8, 20 wanted"]
+    p99 = found["markov: ttft_ms.p99, the better llama-server / llmaas, bound 4.4, 10 wanted"]
+    assert (p50.value, p50.bar, p50.holds) == (4.0, 7.2, False), "half of it was something else"
+    assert (p99.value, p99.bar, p99.holds) == (4.0, 3.96, True)
+
+
 def test_the_report_is_one_file_that_loads_nothing() -> None:
     text = page({"llmaas": [run_rows(), run_rows(2.0)], "<kill>": [run_rows(9.0)]}, "A & B", {"cpu": "<x>"})
     assert text.count("<svg") == 3
