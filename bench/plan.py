@@ -42,7 +42,8 @@ PATTERNS = ("markov", "random", "phone")
 LEARNT_FROM = "random"
 _SHORT = Plan(8, 24, 1024, ("llmaas",), restarts=0)
 _LONG = Plan(24, 120, 4096, ("llmaas",), restarts=0)
-_LEARN = Plan(6, 16, 1024, ("llmaas",), restarts=0)
+_LEARN = Plan(12, 32, 1024, ("llmaas",), restarts=0)
+"""So many contexts that some are read from DISK alone and some from the POOL alone: only that tells their prices."""
 _APART_S = 60.0
 """Virtual seconds between calls: what is to be saved and written has been by then, as in the pauses of the real one."""
 _WITHIN = 1.25

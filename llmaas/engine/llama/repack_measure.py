@@ -6,11 +6,9 @@ out, and does not begin without memory for a copy of all weights. It prints its 
 
 from __future__ import annotations
 
-import contextlib
 import json
 import logging
 import os
-import signal
 import subprocess
 import sys
 import threading
@@ -26,6 +24,13 @@ from llmaas.engine.llama.repack import BothPaces, Memo, Pace, key_of, measured
 from llmaas.errors import ModelUnreadable
 
 _log = logging.getLogger(__name__)
+_PROCESS = f"""
+import sys
+from llmaas.give_way import give_way
+give_way()  # first: importing this module takes some 0.2 s of a CPU, which the first calls need
+from {__name__} import main
+main(sys.argv[1])
+"""
 PROMPT, STEPS, ROUNDS = 32, 8, 3
 """Tokens of a measured prefill, decode steps after it, and how often; the fastest round counts."""
 PASSES = 2
@@ -44,7 +49,7 @@ class RepackMeasurement:
         self._process: subprocess.Popen[str] | None = None
         self._thread = threading.Thread(target=self._run, name="repack", daemon=True)
         try:
-            command = [sys.executable, "-m", __name__, os.fspath(path)]
+            command = [sys.executable, "-c", _PROCESS, os.fspath(path)]
             self._process = subprocess.Popen(
                 command, stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
             )
@@ -138,21 +143,6 @@ def _seconds(decoder: LlamaDecoder, pos: int, tokens: list[int]) -> float:
     return time.thread_time() - began
 
 
-def _give_way() -> None:
-    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is for the daemon, which ends this process
-    with contextlib.suppress(OSError):
-        os.nice(19)
-    if hasattr(os, "sched_setscheduler"):  # a niceness of 19 still takes slices from cores that wait for each other
-        with contextlib.suppress(OSError):
-            os.sched_setscheduler(0, os.SCHED_IDLE, os.sched_param(0))
-    with contextlib.suppress(OSError):
-        Path("/proc/self/oom_score_adj").write_text("1000", "ascii")
-
-
-def main(path: Path) -> None:
-    _give_way()
-    sys.stdout.write(json.dumps(measure(path)))
-
-
-if __name__ == "__main__":
-    main(Path(sys.argv[1]))
+def main(path: str) -> None:
+    """What the process does that has given way."""
+    sys.stdout.write(json.dumps(measure(Path(path))))
