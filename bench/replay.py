@@ -24,7 +24,6 @@ import argparse
 import hashlib
 import sys
 from collections.abc import Iterator, Sequence
-from contextlib import ExitStack
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -32,7 +31,6 @@ from typing import Any
 from bench.lib.cli import Bar, Options, Result, command_of, main, say
 from bench.lib.engine import engine
 from bench.lib.machine import ROOT, commit, machine
-from bench.lib.throttle import Throttle
 from bench.replaying.bars import answers_bar, bars, missing
 from bench.replaying.figures import over_repeats, ratio, same_answers, summary
 from bench.replaying.journal import Journal, Row
@@ -148,6 +146,7 @@ class Replay:
 
     def _run(self, name: str, system: str, progress: Progress) -> Run:
         run = Run(name, SYSTEMS[system], self.work, self.budget, self.options, self.journal, progress.advance)
+        run.disk_rate = self.plan.disk_rate
         run.cold, run.restarts, run.beside = self.plan.cold, self.plan.restarts, self.plan.beside
         return run
 
@@ -210,16 +209,10 @@ def measure(options: Options, given: argparse.Namespace) -> Result:
     progress = Progress(sum(len(each.work.calls) for each in replays.values()) * len(plan.systems) * plan.repeats)
     figures: dict[str, Any] = {"command": given.command, "disk": "as it is", "memory": plan.memory, "cold": plan.cold}
     figures |= {"shared": plan.shared, "one_app": plan.one_app}
-    with ExitStack() as stack:
-        if plan.disk_rate:
-            throttle = Throttle(options.folder)
-            stack.callback(throttle.close)
-            if not throttle.how.startswith("cgroup"):  # else it would slow down this process alone
-                raise RuntimeError("--disk-rate needs root, and control groups that can throttle the disk")
-            stack.enter_context(throttle.at(plan.disk_rate))
-            figures["disk"] = f"{plan.disk_rate / 1e6:g} MB/s, by {throttle.how}"
-        for pattern, replay in replays.items():
-            replay.carry_out(progress, pattern)
+    if plan.disk_rate:
+        figures["disk"] = f"{plan.disk_rate / 1e6:g} MB/s, by a store that sleeps after each read"
+    for pattern, replay in replays.items():
+        replay.carry_out(progress, pattern)
     checks: list[Bar] = []
     for pattern, replay in replays.items():
         found = replay.found()
@@ -253,6 +246,10 @@ def plan_of(given: argparse.Namespace, quick: bool) -> Plan:
         chosen["systems"] = given.systems
     if given.pattern:
         chosen["patterns"] = given.pattern
+    others = [name for name in chosen.get("systems", base.systems) if SYSTEMS[name].kind != "llmaas"]
+    if chosen.get("disk_rate") and others:
+        # The kernel's throttle lets a tenth of a second's bytes through at once, which is more than a context has.
+        raise SystemExit(f"--disk-rate holds the service alone: leave {', '.join(others)} out of --systems")
     return replace(base, cold=not given.warm, one_app=given.one_app, **chosen)
 
 
@@ -281,7 +278,7 @@ def own_options() -> argparse.ArgumentParser:
     parser.add_argument("--repeats", type=int, metavar="N", help="runs of each program (1); 3 give a spread")
     parser.add_argument("--restarts", type=int, metavar="N", help="contexts called after a restart")
     parser.add_argument("--warm", action="store_true", help="leave files in the page cache")
-    parser.add_argument("--disk-rate", type=int, metavar="BYTES", help="read no faster in a second (as root)")
+    parser.add_argument("--disk-rate", type=int, metavar="BYTES", help="that the service reads in a second at most")
     parser.add_argument("--beside", type=int, metavar="N", help="contexts called while another answer is streamed")
     parser.add_argument("--shared", type=int, metavar="TOKENS", help="of a text with which all contexts begin")
     parser.add_argument("--one-app", action="store_true", help="all contexts are of one app, which may share chunks")

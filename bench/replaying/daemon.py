@@ -1,7 +1,8 @@
 """A daemon with policies that settings do not offer, and whose answers never end before their ``max_tokens``.
 
-``python -m bench.replaying.daemon CHOICES ...``: CHOICES is a JSON object of fields of PlannerChoices; what follows are
-options of ``llmaas serve``. It ends at SIGTERM.
+``python -m bench.replaying.daemon CHOICES BYTES_PER_S ...``: CHOICES is a JSON object of fields of PlannerChoices; the
+store reads so many bytes a second at most, or as fast as it can if that is 0; what follows are options of ``llmaas
+serve``. It ends at SIGTERM.
 """
 
 from __future__ import annotations
@@ -12,7 +13,6 @@ import json
 import os
 import signal
 import sys
-from typing import Any
 
 
 def main() -> int:
@@ -22,22 +22,26 @@ def main() -> int:
 
     parser = argparse.ArgumentParser()
     parser.add_argument("choices", type=json.loads)
+    parser.add_argument("bytes_per_s", type=float)
     serve.add_arguments(parser)
     args = parser.parse_args()
     log_to_stderr("info", "text")
-    asyncio.run(_serve(args, args.choices))
+    asyncio.run(_serve(args))
     return 0
 
 
-async def _serve(args: argparse.Namespace, choices: dict[str, Any]) -> None:
+async def _serve(args: argparse.Namespace) -> None:
     from bench.lib.engine import EndlessEngine
+    from bench.lib.throttle import SlowFiles
     from llmaas.cli.options import loaded
     from llmaas.cli.runtime import running
 
     stop = asyncio.Event()
     asyncio.get_running_loop().add_signal_handler(signal.SIGTERM, stop.set)
-    async with running(loaded(args).config, EndlessEngine, choices=choices):
-        await stop.wait()
+    files = SlowFiles()
+    async with running(loaded(args).config, EndlessEngine, choices=args.choices, files=files):
+        with files.at(args.bytes_per_s):
+            await stop.wait()
 
 
 if __name__ == "__main__":

@@ -16,6 +16,7 @@ import urllib.request
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -48,10 +49,13 @@ class Program:
 
 
 @contextmanager
-def serving(system: System, options: Options, budget: Budget, folder: Path) -> Iterator[Program]:
-    """Start ``system`` on what ``folder`` has of it, and end it gracefully. Raises NotInstalled, RuntimeError."""
+def serving(
+    system: System, options: Options, budget: Budget, folder: Path, disk_rate: float = 0.0
+) -> Iterator[Program]:
+    """Start ``system`` on what ``folder`` has of it, and end it gracefully. ``disk_rate``: bytes that it reads in a
+    second at most, 0 for all that the disk has; of the service only. Raises NotInstalled, RuntimeError."""
     starts = {
-        "llmaas": _llmaas,
+        "llmaas": partial(_llmaas, disk_rate=disk_rate),
         "llama_server": _built_server if system.built else _llama_server,
         "llama_cpp_server": _llama_cpp_server,
         "hearth": _hearth,
@@ -62,10 +66,10 @@ def serving(system: System, options: Options, budget: Budget, folder: Path) -> I
 
 
 @contextmanager
-def _llmaas(system: System, options: Options, budget: Budget, folder: Path) -> Iterator[Program]:
+def _llmaas(system: System, options: Options, budget: Budget, folder: Path, *, disk_rate: float) -> Iterator[Program]:
     place = options.folder / "d.sock"
     flags = system.serve_flags(budget)
-    command = [sys.executable, "-m", "bench.replaying.daemon", json.dumps(dict(system.choices))]
+    command = [sys.executable, "-m", "bench.replaying.daemon", json.dumps(dict(system.choices)), str(disk_rate)]
     command += ["--socket", str(place), "--model", str(options.model), "--threads", str(options.threads)]
     command += ["--data-dir", str(folder / "data"), *flags]
     with _process(command, folder, cwd=ROOT) as process:

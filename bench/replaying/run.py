@@ -53,6 +53,8 @@ class Run:
     """Told the number of calls done."""
     cold: bool = True
     """Before each call, the program's files leave the page cache."""
+    disk_rate: float = 0.0
+    """Bytes that the service reads in a second at most; 0: as many as the disk has."""
     restarts: int = 0
     """Contexts that are called once more after the program was started again."""
     beside: int = 0
@@ -69,7 +71,7 @@ class Run:
         """All of it. Raises NotInstalled, RuntimeError if the program does not start."""
         forget(self._folder)
         busy = cpu_seconds()
-        with serving(self.system, self.options, self.budget, self._folder) as program:
+        with serving(self.system, self.options, self.budget, self._folder, self.disk_rate) as program:
             self.put("begin", **head, program=program.about)
             used = self._replay(program)
         if self.restarts:
@@ -143,7 +145,7 @@ class Run:
         self.occupant = None
         chosen = self._last_calls()[-self.restarts :]
         with (
-            serving(self.system, self.options, self.budget, self._folder) as program,
+            serving(self.system, self.options, self.budget, self._folder, self.disk_rate) as program,
             AppProcesses(self.system.kind, program.address, [call.app for call in chosen]) as apps,
         ):
             began, files = time.monotonic(), ColdFiles(self._folder)

@@ -44,7 +44,7 @@ from llmaas.host.pressure import PressureWatcher
 from llmaas.host.time_slice import shorten_slices
 from llmaas.kvchunks.store import master_key
 from llmaas.kvchunks.store.store import ContextSummary, Store
-from llmaas.kvchunks.store.syscalls import IndexDamaged
+from llmaas.kvchunks.store.syscalls import Files, IndexDamaged
 from llmaas.policies.model_cells import cells_needed
 from llmaas.records import ModelInfo
 from llmaas.service.service import Service
@@ -139,12 +139,13 @@ def _writing_engine(
     )
 
 
-def open_store(config: Config, environ: Mapping[str, str]) -> Store:
+def open_store(config: Config, environ: Mapping[str, str], files: Files | None = None) -> Store:
     """Open the store, encrypted or not as the settings say. A damaged index is repaired if nothing is lost by it; what
-    a repair would cost, a person decides (``llmaas doctor --repair``). Raises ConfigError, StoreFailed.
+    a repair would cost, a person decides (``llmaas doctor --repair``). ``files``: its system calls, if others are
+    wanted. Raises ConfigError, StoreFailed.
     """
     try:
-        return _open_store(config, environ)
+        return _open_store(config, environ, files)
     except IndexDamaged as damage:
         try:
             key = master_key.find(config.data_dir, config.key_source, environ, make=False) if config.encrypt else None
@@ -155,19 +156,19 @@ def open_store(config: Config, environ: Mapping[str, str]) -> Store:
             raise
         for line in [damage.message, *explain_salvage(found)]:
             log.error("%s", line)
-        return _open_store(config, environ)
+        return _open_store(config, environ, files)
 
 
-def _open_store(config: Config, environ: Mapping[str, str]) -> Store:
+def _open_store(config: Config, environ: Mapping[str, str], files: Files | None) -> Store:
     if not config.encrypt:
-        return Store(config.data_dir)
+        return Store(config.data_dir, files=files)
     found = master_key.find(config.data_dir, config.key_source, environ, make=False)
     if found is None:
         if config.data_dir.exists():
             Store(config.data_dir).close()  # no new key for conversations that have one: this refuses them
         found = master_key.find(config.data_dir, config.key_source, environ, make=True)
     assert found is not None
-    store = Store(config.data_dir, master=found.key)
+    store = Store(config.data_dir, master=found.key, files=files)
     if dropped := store.drop_plain():
         log.warning("%d chunks were on disk in clear; they are deleted, and recomputed when needed", dropped)
     return store
@@ -183,12 +184,14 @@ async def running(
     sockets: bool = True,
     served_as: str = "",
     cells: int | None = None,
+    files: Files | None = None,
 ) -> AsyncIterator[Runtime]:
-    """A daemon that serves during the block. Benches give it an engine class of their own, and ``choices``: fields of
-    PlannerChoices that no setting chooses. ``reads``: those of the model's file, which have begun perhaps. Without
-    ``sockets`` it serves the connections that another process gives it, and its process ends with the block.
-    ``served_as``: the model's registered name. ``cells``: see ``with_fewer_cells``. Raises LlmaasError if a part cannot
-    start."""
+    """A daemon that serves during the block. Benches give it an engine class of their own, ``choices``: fields of
+    PlannerChoices that no setting chooses, and ``files`` for its store. ``reads``: those of the model's file, which may
+    have begun. Without ``sockets`` it serves the connections that another process gives it, and its process ends with
+    the block. ``served_as``: the model's registered name. ``cells``: see ``with_fewer_cells``. Raises LlmaasError if a
+    part cannot start.
+    """
     bound_malloc()
     priority.lower_priority(config.nice)
     shorten_slices()  # before other threads are started, which inherit it
@@ -197,7 +200,7 @@ async def running(
     model, reads = models.find(config.model), reads or WeightReads(config)
     async with AsyncExitStack() as parts:
         # The store before the model: it is quick, and a second daemon on the same data must fail at once.
-        store = parts.enter_context(open_store(config, os.environ))
+        store = parts.enter_context(open_store(config, os.environ, files))
         loader, lister = FairThread("load-model"), FairThread("list-contexts")  # off the loop, which handles signals
         try:
             listing = lister.submit("", store.summaries)  # meanwhile

@@ -226,6 +226,9 @@ def test_what_was_asked_for_decides_the_plan_and_the_name_of_a_run(tmp_path: Pat
     assert (plan.contexts, plan.systems, plan.patterns) == (3, ["kill", "llmaas"], ["phone", "random"])
     with pytest.raises(SystemExit):
         own_options().parse_args(["--systems", "nobody"])
+    held = own_options().parse_args(["--disk-rate", "300000000", "--systems", "llmaas,llama-server-files"])
+    with pytest.raises(SystemExit, match="leave llama-server-files out"):
+        plan_of(held, quick=True)
     options = Options(True, 1, Path("m.gguf"), 2, tmp_path)
     trace = trace_of(plan, given, "random", 1)
     work = work_of(trace, FakeEngine(n_cells=256), 1)
