@@ -13,8 +13,8 @@ import subprocess
 import sys
 import time
 import urllib.request
-from collections.abc import Iterator
-from contextlib import contextmanager
+from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -54,7 +54,7 @@ def serving(
 ) -> Iterator[Program]:
     """Start ``system`` on what ``folder`` has of it, and end it gracefully. ``disk_rate``: bytes that it reads in a
     second at most, 0 for all that the disk has; of the service only. Raises NotInstalled, RuntimeError."""
-    starts = {
+    starts: dict[str, Callable[..., AbstractContextManager[Program]]] = {
         "llmaas": partial(_llmaas, disk_rate=disk_rate),
         "llama_server": _built_server if system.built else _llama_server,
         "llama_cpp_server": _llama_cpp_server,

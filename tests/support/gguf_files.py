@@ -84,7 +84,7 @@ def write_model(path: Path, meta: Meta, tensors: Mapping[str, npt.NDArray[np.flo
 def raw(kind: int, value: Any) -> bytes:
     """A value of metadata, as a file has it behind its type."""
     if kind == TEXT:
-        text = value.encode("utf-8", "surrogateescape")
+        text: bytes = value.encode("utf-8", "surrogateescape")
         return struct.pack("<Q", len(text)) + text
     if kind == LIST:
         item, items = value
