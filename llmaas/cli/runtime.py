@@ -186,12 +186,10 @@ async def running(
     cells: int | None = None,
     files: Files | None = None,
 ) -> AsyncIterator[Runtime]:
-    """A daemon that serves during the block. Benches give it an engine class of their own, ``choices``: fields of
-    PlannerChoices that no setting chooses, and ``files`` for its store. ``reads``: those of the model's file, which may
-    have begun. Without ``sockets`` it serves the connections that another process gives it, and its process ends with
-    the block. ``served_as``: the model's registered name. ``cells``: see ``with_fewer_cells``. Raises LlmaasError if a
-    part cannot start.
-    """
+    """A daemon that serves during the block. Benches give it an engine class, ``files`` for its store, and ``choices``:
+    fields of PlannerChoices that no setting chooses. ``reads``: those of the model's file, if they have begun. Without
+    ``sockets`` it serves the connections that another process gives it, and its process ends with the block.
+    ``served_as``: the model's registered name. ``cells``: see ``with_fewer_cells``. Raises LlmaasError."""
     bound_malloc()
     priority.lower_priority(config.nice)
     shorten_slices()  # before other threads are started, which inherit it
