@@ -38,9 +38,9 @@ from bench.replaying.made import made
 from bench.replaying.page import page
 from bench.replaying.programs import NotInstalled
 from bench.replaying.progress import Progress
-from bench.replaying.run import ROOM_FOR_MORE, Run
+from bench.replaying.run import Run
 from bench.replaying.systems import DEFAULT, SYSTEMS, Budget
-from bench.replaying.work import Work, shortened, with_shared_beginning, work_of
+from bench.replaying.work import STREAM_ANSWER, STREAM_PROMPT, Work, shortened, with_shared_beginning, work_of
 from llmaas.traces import conversations
 from llmaas.traces.call import TraceCall
 from llmaas.traces.conversations import ConversationText
@@ -48,7 +48,7 @@ from llmaas.traces.files import load, text_of
 from llmaas.traces.switching import PATTERNS
 
 ROOM = 64
-"""Tokens beyond the longest context that cells have, and those of the calls after a restart."""
+"""Tokens beyond the longest context that cells have."""
 _GROWTH = 4
 """A conversation is chosen if it leaves this part of the longest context to grow."""
 _KEY_FIGURES = ("ttft_ms.p50", "ttft_ms.p99", "switch_ms.p50", "switch_ms.p99", "ttft_restart_ms.p50")
@@ -97,13 +97,13 @@ def _read(path: Path, plan: Plan) -> list[ConversationText]:
     return list(dict.fromkeys(chosen))
 
 
-def budget_of(work: Work, token_bytes: int, part: float) -> Budget:
-    """``part`` of what all contexts take as f16 at the end; at least what the longest one takes."""
-    # Of calls after the trace, two of each context at most, with their text: beside a stream, and after a restart.
-    room = ROOM + ROOM_FOR_MORE + 2 * max((len(call.tokens) for call in work.calls if not call.begins), default=0)
-    longest = work.longest + room
+def budget_of(work: Work, token_bytes: int, part: float, *, beside: int = 0, restarts: int = 0) -> Budget:
+    """``part`` of what all contexts take as f16 at the end; at least what the longest one takes, with the stream that
+    is beside it in the end. ``beside``, ``restarts``: calls after the trace, as in ``Plan``."""
+    stream = STREAM_PROMPT + 2 + STREAM_ANSWER if beside else 0
+    longest = work.longest_then(beside, restarts) + stream + ROOM
     nbytes = max(int(part * work.total * token_bytes), longest * token_bytes)
-    return Budget(nbytes, token_bytes, longest, work.total + room * len(work.contexts))
+    return Budget(nbytes, token_bytes, longest, work.total + (longest - work.longest) * len(work.contexts))
 
 
 def run_name(work: Work, plan: Plan, options: Options, system: str, repeat: int) -> str:
@@ -204,7 +204,7 @@ def measure(options: Options, given: argparse.Namespace) -> Result:
         title = thread.engine.info.title
         for pattern in ["trace"] if given.trace else plan.patterns:
             work = work_of(trace_of(plan, given, pattern, options.seed), thread.engine, options.seed)
-            budget = budget_of(work, token_bytes, plan.memory)
+            budget = budget_of(work, token_bytes, plan.memory, beside=plan.beside, restarts=plan.restarts)
             replays[pattern] = Replay(work, budget, plan, options, journal)
     progress = Progress(sum(len(each.work.calls) for each in replays.values()) * len(plan.systems) * plan.repeats)
     figures: dict[str, Any] = {"command": given.command, "disk": "as it is", "memory": plan.memory, "cold": plan.cold}

@@ -9,7 +9,7 @@ from __future__ import annotations
 import hashlib
 import time
 from collections import defaultdict
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -23,21 +23,17 @@ from bench.replaying.journal import Journal
 from bench.replaying.meters import MemoryWatch, Reading, difference, reading
 from bench.replaying.programs import Program, forget, serving
 from bench.replaying.systems import Budget, System
-from bench.replaying.work import STREAM, STREAM_PROMPT, Work, WorkCall
+from bench.replaying.work import AGAIN_ANSWER, STREAM, STREAM_ANSWER, Work, WorkCall
 
 Key = tuple[str, str]
 MOST_FAILURES = 5
 """In a row, after which a run goes on no longer."""
-STREAM_ANSWER = 128
-"""Tokens of the answer that is watched while others are called."""
 _AHEAD_S = 0.3
 """The stream has begun when the first of the others is called."""
 _SETTLE_S = 1.0
 """After the last call, for a program to write what it wants to write."""
-AGAIN, AGAIN_ANSWER = ("restart", "beside"), 8
-"""Rows of contexts that are called once more, and tokens of the answer then."""
-ROOM_FOR_MORE = 2 * (AGAIN_ANSWER + STREAM_PROMPT) + STREAM_ANSWER
-"""Tokens that a context may need beyond those of the trace: for further calls, and for the stream beside it."""
+AGAIN = ("restart", "beside")
+"""Rows of contexts that are called once more."""
 
 
 @dataclass
@@ -129,7 +125,7 @@ class Run:
             return
         apps.begin(STREAM, self._request(self.work.stream, STREAM_ANSWER, begins=False) | {"stream": True})
         time.sleep(_AHEAD_S)
-        for call in self._last_calls()[: self.beside]:
+        for call in self.work.called_again(self.beside, self.restarts)[0]:
             if apps.has_ended(STREAM):
                 break
             self._call(apps, call, "beside", began)
@@ -143,7 +139,7 @@ class Run:
     def _restart(self) -> None:
         """Start the program again, and call the contexts that were called last, once each."""
         self.occupant = None
-        chosen = self._last_calls()[-self.restarts :]
+        chosen = self.work.called_again(self.beside, self.restarts)[1]
         with (
             serving(self.system, self.options, self.budget, self._folder, self.disk_rate) as program,
             AppProcesses(self.system.kind, program.address, [call.app for call in chosen]) as apps,
@@ -153,14 +149,6 @@ class Run:
                 if self.cold:
                     files.drop()
                 self._call(apps, call, "restart", began)
-
-    def _last_calls(self) -> Sequence[WorkCall]:
-        """The last call of each context; that of the context called last is the last."""
-        last: dict[Key, WorkCall] = {}
-        for call in self.work.calls:
-            last.pop((call.app, call.context), None)
-            last[call.app, call.context] = call
-        return list(last.values())
 
     def _request(self, call: WorkCall, n_new: int, *, begins: bool) -> dict[str, Any]:
         key, kind = (call.app, call.context), self.system.kind

@@ -18,8 +18,10 @@ _CHARACTERS = 4
 """Of a token, about."""
 LONGEST_PAUSE_S = 0.25
 """Between two calls: a program may write and tidy up then, as it would in the minutes of the trace."""
-STREAM, STREAM_PROMPT = "stream", 32
-"""Name of that app and its context, and tokens that it says."""
+STREAM, STREAM_PROMPT, STREAM_ANSWER = "stream", 32, 128
+"""Name of the app and the context whose answer is watched while others are called, and tokens of both sides."""
+AGAIN_ANSWER = 8
+"""Tokens of the answer of a context that is called once more."""
 SPEED = 3000.0
 """Seconds of the trace in one of the replay."""
 
@@ -56,6 +58,32 @@ class Work:
     def contexts(self) -> tuple[tuple[str, str], ...]:
         """App and name of each context, in the order of their first calls."""
         return tuple(dict.fromkeys((call.app, call.context) for call in self.calls))
+
+    @property
+    def last_calls(self) -> Sequence[WorkCall]:
+        """The last call of each context that was called after it began; that of the context called last is the last."""
+        last: dict[tuple[str, str], WorkCall] = {}
+        for call in self.calls:
+            if not call.begins:
+                last.pop((call.app, call.context), None)
+                last[call.app, call.context] = call
+        return list(last.values())
+
+    def called_again(self, beside: int, restarts: int) -> tuple[Sequence[WorkCall], Sequence[WorkCall]]:
+        """After the trace: the calls that are made once more while another app's answer is streamed, and those that are
+        made after the program was started again."""
+        last = self.last_calls
+        return last[:beside], last[max(0, len(last) - restarts) :]
+
+    def longest_then(self, beside: int, restarts: int) -> int:
+        """Tokens of the longest context after those calls, each with an answer of ``AGAIN_ANSWER``."""
+        sizes: dict[tuple[str, str], int] = defaultdict(int)
+        for call in self.calls:
+            sizes[call.app, call.context] += len(call.tokens) + call.n_new
+        for calls in self.called_again(beside, restarts):
+            for call in calls:
+                sizes[call.app, call.context] += len(call.tokens) + AGAIN_ANSWER
+        return max(sizes.values(), default=0)
 
 
 def work_of(trace: Sequence[TraceCall], engine: Engine, seed: int) -> Work:

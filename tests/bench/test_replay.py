@@ -35,7 +35,7 @@ from bench.replaying.progress import Progress
 from bench.replaying.run import STREAM_ANSWER
 from bench.replaying.svg import Axis, plot
 from bench.replaying.systems import DEFAULT, SYSTEMS, Budget
-from bench.replaying.work import STREAM, Work, WorkCall, shortened, with_shared_beginning, work_of
+from bench.replaying.work import AGAIN_ANSWER, STREAM, Work, WorkCall, shortened, with_shared_beginning, work_of
 from llmaas.engine.fake import FakeEngine
 from llmaas.traces.call import TraceCall
 
@@ -218,6 +218,20 @@ def test_calls_get_texts_and_know_whether_they_switch() -> None:
     assert work.calls[2].pause_s == 0.25
     assert work.longest == max(len(work.calls[i].tokens) for i in (1, 4)) + 4
     assert [call.context for call in shortened(trace, 2, 1)] == ["x", "y", "x"]
+
+
+def test_room_is_kept_for_the_calls_after_the_trace_and_for_no_more() -> None:
+    names = ("x", "y", "z", "x", "y", "x")
+    trace = [TraceCall(0, "a", name, 20, 4, text=f"{name} " * 10) for name in names]
+    work = work_of(trace, FakeEngine(n_cells=1024), 1)
+    assert [call.number for call in work.last_calls] == [4, 5], "z was not called after it began"
+    assert [[call.number for call in calls] for calls in work.called_again(1, 1)] == [[4], [5]]
+    assert work.called_again(0, 0) == ([], [])
+    once = len(work.calls[5].tokens) + AGAIN_ANSWER
+    assert work.longest_then(0, 0) == work.longest
+    assert [work.longest_then(*more) - work.longest for more in ((0, 1), (1, 1), (2, 1))] == [once, once, 2 * once]
+    with_stream = budget_of(work, 10, 0.1, beside=2, restarts=1)
+    assert with_stream.longest > budget_of(work, 10, 0.1).longest + 2 * once + 128
 
 
 def test_what_was_asked_for_decides_the_plan_and_the_name_of_a_run(tmp_path: Path) -> None:
