@@ -39,7 +39,7 @@ from bench.replaying.page import page
 from bench.replaying.programs import NotInstalled
 from bench.replaying.progress import Progress
 from bench.replaying.run import Run
-from bench.replaying.systems import DEFAULT, SYSTEMS, Budget
+from bench.replaying.systems import DEFAULT, EXACT, SYSTEMS, Budget
 from bench.replaying.work import STREAM_ANSWER, STREAM_PROMPT, Work, shortened, with_shared_beginning, work_of
 from llmaas.traces import conversations
 from llmaas.traces.call import TraceCall
@@ -172,7 +172,7 @@ class Replay:
 
 def figures_of(replay: Replay, found: dict[str, list[list[Row]]]) -> dict[str, Any]:
     work, budget = replay.work, replay.budget
-    reference = found.get("exact")
+    reference = found.get(EXACT)
     programs: dict[str, Any] = {}
     summaries = {system: [summary(rows) for rows in repeats] for system, repeats in found.items()}
     for system, repeats in found.items():

@@ -12,6 +12,7 @@ from typing import Any
 from bench.replaying.figures import over_repeats, same_answers, summary
 from bench.replaying.journal import Row
 from bench.replaying.svg import Points, plot
+from bench.replaying.systems import EXACT
 
 Runs = Mapping[str, Sequence[Sequence[Row]]]
 """Of each program, the rows of each repeat."""
@@ -71,7 +72,7 @@ def page(runs: Runs, title: str, about: Mapping[str, Any]) -> str:
 
 
 def _table(runs: Runs) -> str:
-    reference = runs.get("exact", ())
+    reference = runs.get(EXACT, ())
     rows = []
     for name, repeats in runs.items():
         found = [summary(rows_of) for rows_of in repeats]

@@ -75,7 +75,7 @@ class System:
             least = _MIB  # the least that there can be: no chunk of f16 fits
         pool = least if self.all_cells else max(least, budget.outside)
         if self.unbounded:
-            cells, pool = -(-budget.total // 256) * 256, max(least, budget.total * budget.token_bytes)
+            pool = max(least, budget.total * budget.token_bytes)
         found = {"cells": cells, "pool-bytes": pool, "bits": self.bits, "pressure": "off", "sequences": _SEQUENCES}
         if not self.disk:
             found["disk-bytes"] = 0
@@ -126,7 +126,13 @@ _SYSTEMS = (
     System("llmaas-eager", "llmaas that writes everything at once", "llmaas", choices={"wear": "eager"}),
     System("llmaas-late", "llmaas that writes nothing ahead of need", "llmaas", choices={"wear": "late"}),
     System("llmaas-unshared", "llmaas whose contexts have no chunk in common", "llmaas", distinct=True),
-    System("exact", "f16, memory for everything: answers to compare with", "llmaas", bits="16/16", unbounded=True),
+    System(
+        "exact",
+        "f16, RAM for all outside CELLS: answers to compare with",
+        "llmaas",
+        bits="16/16",
+        unbounded=True,
+    ),
     System("llama-server", "its RAM cache of prompts, in the same bytes", "llama_server"),
     System(
         "llama-server-slots",
@@ -142,5 +148,8 @@ _SYSTEMS = (
     System("llama-cpp-disk", "llama_cpp.server, disk cache", "llama_cpp_server", slot_files=True),
     System("hearth", "hearth, which saves and restores the only slot of a llama-server", "hearth", slot_files=True),
 )
+EXACT = "exact"
+"""The answers of all others are compared with its. What it does with CELLS is the same, since llama.cpp adds up in the
+order of cells (docs/engine.md): with other neighbours, greedy answers differ now and then at the same KV."""
 SYSTEMS = {system.name: system for system in _SYSTEMS}
 DEFAULT = ("llmaas", "kill", "swap", "llama-server", "llama-server-slots", "llama-server-files")

@@ -9,7 +9,7 @@ from collections.abc import Iterable, Iterator, Sequence
 from typing import Any
 
 from bench.replaying.figures import over_repeats
-from bench.replaying.systems import SYSTEMS
+from bench.replaying.systems import EXACT, SYSTEMS
 from bench.reporting.markdown import Line, about, command, item, of_bench, prose, table
 
 _COLUMNS = (
@@ -91,7 +91,7 @@ def _table(programs: dict[str, Any], columns: Sequence[tuple[str, str, float]]) 
 def _programs(programs: dict[str, Any]) -> Iterator[str]:
     for name, program in programs.items():
         same = program["same_answers"]
-        answers = "" if same is None or name == "exact" else f"; {same:.0%} of its answers are those of `exact`"
+        answers = "" if same is None or name == EXACT else f"; {same:.0%} of its answers are those of `{EXACT}`"
         failed = sum(run["failed"] for run in program["runs"])
         why = next((run["why"] for run in program["runs"] if run.get("why")), "")
         broken = f"; {failed} calls failed, the first: {' '.join(str(why).split())[:120]}" if failed else ""
