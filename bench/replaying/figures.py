@@ -53,6 +53,7 @@ def summary(rows: Sequence[Row]) -> dict[str, Any]:
         "ttft_ms": times(row["ttft_ms"] for row in switched),
         "ttft_same_ms": times(row["ttft_ms"] for row in calls if not row["switches"]),
         "ttft_restart_ms": times(row["ttft_ms"] for row in restarted),
+        "prefill_restart_ms": times(row.get("prefill_ms") for row in restarted),
         "switch_ms": times(row.get("switch_ms") for row in switched),
         "prefill_ms": times(row.get("prefill_ms") for row in switched),
         "between_ms": times(row.get("between_ms") for row in calls),

@@ -159,6 +159,10 @@ def test_bars_of_a_first_token_name_what_computing_the_new_turn_alone_would_reac
     assert "markov: ttft_ms.p50, the better llama-server / llmaas, bound 100" in told
     assert "markov: ttft_ms.p99, the better llama-server / llmaas, bound 200" in told
     assert "markov: ttft_restart_ms.p50, the better llama-server / llmaas" in told
+    restart = {"run": "r", "row": "restart", "ttft_ms": 50.0, "prefill_ms": 20.0, "number": 1}
+    ours = [summary([*run_rows()[:-2], restart])]
+    told = [bar.what for bar in bars({"llmaas": ours, "llama-server": theirs}, "markov")]
+    assert "markov: ttft_restart_ms.p50, the better llama-server / llmaas, bound 125" in told
 
 
 def test_of_a_trace_whose_new_turns_allow_less_than_is_wanted_most_of_that_is_held_to() -> None:
