@@ -56,7 +56,7 @@ def sections(lines: Iterable[Line]) -> Iterator[str]:
 
 
 def _section(line: Line, pattern: str, found: dict[str, Any]) -> Iterator[str]:
-    yield f"### {line['model']}, {pattern}"
+    yield f"### {line['model']}, {', '.join([pattern, *_special(line['figures'])])}"
     yield prose(_conditions(line["figures"], found) + about(line))
     yield command(line["figures"]["command"])
     programs = found["programs"]
@@ -66,6 +66,18 @@ def _section(line: Line, pattern: str, found: dict[str, Any]) -> Iterator[str]:
     yield "\n".join(
         [*_programs(programs), *(item(f"`{name}` could not be run: {why}") for name, why in absent.items())]
     )
+
+
+def _special(figures: dict[str, Any]) -> Iterator[str]:
+    """What sets a replay apart from the others of the same model and pattern."""
+    if figures["memory"] >= 1:
+        yield "RAM for all"
+    if figures["disk"] != "as it is":
+        yield f"disk of {figures['disk'].partition(',')[0]}"
+    if figures.get("shared"):
+        yield "one beginning"
+    if figures.get("one_app"):
+        yield "one app"
 
 
 def _conditions(figures: dict[str, Any], found: dict[str, Any]) -> str:
