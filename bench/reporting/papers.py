@@ -11,6 +11,7 @@ from typing import Any
 
 from bench.replaying.figures import over_repeats
 from bench.reporting.markdown import Line, about, command, of_bench, prose, table
+from bench.reporting.replays import special
 
 _HEAD = """\
 # The papers' figures beside ours
@@ -81,7 +82,8 @@ def _real(lines: Sequence[Line]) -> Iterator[list[object]]:
             if ours is not None:
                 over = kill[0] / ours[0] if kill is not None and ours[0] else None
                 size = [found["contexts"], found["tokens"], f"{found['budget_bytes'] / 1e6:.0f}"]
-                yield [f"{line['model'].partition(' (')[0].removesuffix('.gguf')}, {pattern}", *size, ours[0], over]
+                model = line["model"].partition(" (")[0].removesuffix(".gguf")
+                yield [", ".join([model, pattern, *special(line["figures"])]), *size, ours[0], over]
 
 
 def _held(told: Mapping[str, Any], rows: Sequence[Mapping[str, Any]]) -> str:

@@ -56,7 +56,7 @@ def sections(lines: Iterable[Line]) -> Iterator[str]:
 
 
 def _section(line: Line, pattern: str, found: dict[str, Any]) -> Iterator[str]:
-    yield f"### {line['model']}, {', '.join([pattern, *_special(line['figures'])])}"
+    yield f"### {line['model']}, {', '.join([pattern, *special(line['figures'])])}"
     yield prose(_conditions(line["figures"], found) + about(line))
     yield command(line["figures"]["command"])
     programs = found["programs"]
@@ -68,7 +68,7 @@ def _section(line: Line, pattern: str, found: dict[str, Any]) -> Iterator[str]:
     )
 
 
-def _special(figures: dict[str, Any]) -> Iterator[str]:
+def special(figures: dict[str, Any]) -> Iterator[str]:
     """What sets a replay apart from the others of the same model and pattern."""
     if figures["memory"] >= 1:
         yield "RAM for all"
