@@ -155,7 +155,7 @@ def _quanta(told: Mapping[str, Any], line: Line | None) -> str:
     for fitting in (1, 4) if line is not None else ():
         assert line is not None
         mine = {r["quantum"]: r for r in line["figures"]["rows"] if r["fitting"] == fitting}
-        cells = [f"{mine[q]['tps']:.4g} ({mine[q]['share']:.0%})" if q in mine else None for q in told["tokens"]]
+        cells = [f"{mine[q]['tps']:.3g} ({mine[q]['share']:.0%})" if q in mine else None for q in told["tokens"]]
         rows.append([f"ours, {fitting} of 16 fit", *cells])
     return table(["tokens/s (of one client alone)", *map(str, told["tokens"])], rows)
 

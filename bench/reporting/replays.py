@@ -70,9 +70,9 @@ def _section(line: Line, pattern: str, found: dict[str, Any]) -> Iterator[str]:
 
 def special(figures: dict[str, Any]) -> Iterator[str]:
     """What sets a replay apart from the others of the same model and pattern."""
-    if figures["memory"] >= 1:
+    if figures.get("memory", 0) >= 1:
         yield "RAM for all"
-    if figures["disk"] != "as it is":
+    if figures.get("disk", "as it is") != "as it is":
         yield f"disk of {figures['disk'].partition(',')[0]}"
     if figures.get("shared"):
         yield "one beginning"
