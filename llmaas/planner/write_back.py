@@ -87,8 +87,8 @@ class WriteBack:
     # -- chunks that are to be written
 
     def saved(self, context: ContextId, target: ChunkTarget) -> None:
-        """A chunk was coded into the POOL. When the service stops, a last chunk is not held back any more."""
-        if self._states or self._ending or target.stop - target.start == CHUNK_TOKENS:
+        """A chunk was coded into the POOL."""
+        if self._states or target.stop - target.start == CHUNK_TOKENS:
             self._waiting.append((context, target.key))
         elif not self._wear.writes_last:
             self._waiting.extend(self._kept.add(context, target.key))

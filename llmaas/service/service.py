@@ -172,6 +172,7 @@ class Service:
         await self._runner.wait_idle()
         await self._contexts.expiry.close()
         await self._contexts.anonymous.wait_idle()
+        await self._interpreter.wait_idle()  # a last chunk that is still being saved would not be written
         self._dispatch(Flush())
         await self._interpreter.wait_idle()
 

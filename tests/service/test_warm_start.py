@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 import asyncio
+import time
 from pathlib import Path
+from typing import Any
 
 import pytest
 
 from llmaas.calls import Turn
+from llmaas.kvchunks.codec.codec import Codec
 from llmaas.kvchunks.store.store import ContextRow
 from llmaas.records import AppId, ChunkKey, ContextId, Message
 from llmaas.service import warm_start
@@ -46,6 +49,23 @@ async def test_the_contexts_used_last_are_back_in_cells_and_half_of_the_cells_st
     async with house(tmp_path) as h:
         await h.service.wait_idle()
         assert in_cells(h) == [], "nobody wanted it"
+
+
+@on_a_loop
+async def test_of_an_answer_right_before_a_stop_all_is_kept(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    encode = Codec.encode
+
+    def slowly(self: Codec, *args: Any, **named: Any) -> Any:
+        time.sleep(0.02)
+        return encode(self, *args, **named)
+
+    monkeypatch.setattr(Codec, "encode", slowly)
+    async with house(tmp_path) as h:
+        await h.service.create(APP, name="x", system=None)
+        await h.say("x", "x " * 30)
+        await h.service.stop()  # at once, when the answer's chunks have not been saved yet
+    async with house(tmp_path) as h:
+        assert h.service.info(APP, "x").tiers[3] == 1, "the last token that was drawn has no KV yet"
 
 
 @on_a_loop
