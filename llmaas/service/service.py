@@ -196,10 +196,8 @@ class Service:
         return not self._parts.calls and self._planner.idle and self._contexts.stored.idle
 
     async def wait_idle(self) -> None:
-        """Return when no call runs, stored contexts have been looked at, and everything has been swapped out.
-
-        Last chunks that are not full are in CELLS and POOL only.
-        """
+        """Return when no call runs, stored contexts have been looked at, and everything has been swapped out: last
+        chunks that are not full to the POOL only."""
         await self._contexts.stored.all_known()
         await self._warm_start.done()
         await self._runner.wait_idle()
