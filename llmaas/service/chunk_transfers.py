@@ -147,7 +147,8 @@ class ChunkTransfers:
             await on_thread(app, self._parts.store.discard, useless)
             # The same chunk may have come to another context before it was discarded, and is believed to be there.
             again = [chunk for chunk in stored if chunk.key in useless and self._interpreter.stored(chunk.key)]
-            await on_thread(app, judge.put, live.id, again)
+            if again:
+                await on_thread(app, judge.put, live.id, again)
         return ImportedChunks(len(stored) - len(useless), len(whole) - len(unknown), judge.refused, judge.why)
 
     async def cover(self, live: LiveContext) -> None:
