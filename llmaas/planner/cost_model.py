@@ -82,9 +82,13 @@ class SwitchCosts:
         """Seconds to decode chunks and put them into cells."""
         return self._place(1, nbytes / _MB)
 
+    def place_more(self, nbytes: int) -> float:
+        """The same, as a part of more."""
+        return self._place(0, nbytes / _MB)
+
     def bring(self, nbytes: int) -> float:
         """Seconds to read these bytes from DISK and to place them, as a part of more."""
-        return self._read(0, nbytes / _MB) + self._place(0, nbytes / _MB)
+        return self._read(0, nbytes / _MB) + self.place_more(nbytes)
 
     def observe_step(self, step: RunStep, steps: int, seconds: float) -> None:
         """A burst took so long. Learned from if it only decoded, or if a prefill took (nearly) all of its step."""

@@ -34,14 +34,19 @@ class LastChunks:
         self._kept_bytes += nbytes
         gone = []
         while self._kept_bytes > _SHARE * self._ledger.pool_budget:
-            old, (user, nbytes) = self._kept.popitem(last=False)
-            self._kept_bytes -= nbytes
-            gone.append((user, old))
+            gone.append(self.take_oldest())
         return gone
 
     def remove(self, key: ChunkKey) -> None:
         """A chunk has left the POOL."""
         self._kept_bytes -= self._kept.pop(key, (None, 0))[1]
+
+    def take_oldest(self) -> tuple[ContextId, ChunkKey]:
+        """Of the context that was used longest ago: it is like any other chunk now. Raises KeyError if there is
+        none."""
+        key, (user, nbytes) = self._kept.popitem(last=False)
+        self._kept_bytes -= nbytes
+        return user, key
 
     def take_latest(self, most: int) -> list[ChunkKey]:
         """Of the contexts that were used last, so many at most: these chunks go to DISK after all."""

@@ -254,5 +254,5 @@ class Planner:
 
     def check(self) -> list[str]:
         """Problems found; empty when the books balance."""
-        problems = self._contexts.check(at_rest=self._swap_out.idle)
+        problems = self._contexts.check(at_rest=self._swap_out.idle and self._switching.idle)
         return problems + self._calls.check() + self._cells.check(nobody_runs=not self._admission.running)

@@ -1,8 +1,8 @@
 """Room in the POOL: which chunks leave it, and when.
 
 Law: a chunk leaves the POOL only if nothing is lost by it: it is on DISK, or DISK has refused or failed it. Last chunks
-that wait for longer ones leave it when nothing else can. A plan is carried out whole or not at all. The eviction policy
-chooses; the ledger checks what it has chosen.
+that wait for longer ones are written when nothing else can leave it, and lost only if the POOL must shrink at once. A
+plan is carried out whole or not at all. The eviction policy chooses; the ledger checks what it has chosen.
 """
 
 from __future__ import annotations
@@ -109,9 +109,7 @@ class PoolRoom:
             return False
         self._writes.flush()
         self.begin_write(out)
-        if self._writes.under_way:
-            return False  # room comes when the write ends
-        return self._evict_with_last(need, out)
+        return self._let_last_go(need, out)
 
     def make_for(self, key: ChunkKey, nbytes: int, out: list[Action]) -> bool:
         """The same for a chunk that is read on its way to CELLS: only if its latest user deserves the room.
@@ -149,6 +147,19 @@ class PoolRoom:
         """Begin a write to DISK if none is under way. What the quota refuses may be evicted at once."""
         if self._writes.pump(out):
             self.shrink(out)
+
+    def _let_last_go(self, need: int, out: list[Action]) -> bool:
+        """Have last chunks written, one after the other, those of the contexts used longest ago first; False while that
+        is under way. They may be evicted afterwards, or at once if DISK does not take them."""
+        while not self._writes.under_way:  # or room comes when the write ends
+            if (plan := self._eviction.victims(need, self._gain)) is not None:
+                self._evict(plan, out)
+                return True
+            if not self._last:
+                return False
+            self._writes.enqueue([self._last.take_oldest()])
+            self.begin_write(out)
+        return False
 
     def _evict_with_last(self, need: int, out: list[Action]) -> bool:
         """Evict last chunks, too, which must be computed again then; False, and nothing is evicted, if that is not

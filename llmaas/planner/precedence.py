@@ -43,8 +43,8 @@ class Precedence:
     """Asks the policy which app takes much more than another one."""
 
     def __init__(self, policy: SchedulingPolicy, costs: SwitchCosts, settings: PlannerSettings) -> None:
-        self._policy, self._costs, self._on = policy, costs, settings.precedence
-        self._abortable = settings.precedence and settings.swappable
+        self._policy, self._costs, self._on = policy, costs, settings.rules > 1
+        self._abortable = self._on and settings.swappable
         self._target = settings.step_target
         self._credit = self._most_credit = _MOST_LOST * self._target
         """Seconds of steps that may be lost now."""

@@ -93,8 +93,9 @@ class PlannerSettings(PlannerChoices):
     """Of such a model, the size of what is kept of a whole sequence; None: nothing is, contexts are recomputed."""
     max_batch: int = 512
     """Tokens of one step at most."""
-    precedence: bool = True
-    """Whether prompts of apps that take much wait for others'. Recordings from before this was decided have it not."""
+    rules: int = 2
+    """By which it decides: 2 are today's, 1 those of recordings of version 0.1.0. Since then prompts of apps that take
+    much wait for others', and the cost of reading is learned from every load, not from slow ones only."""
 
     @property
     def measure(self) -> bool:

@@ -51,7 +51,7 @@ class Switching:
     ) -> None:
         self._ledger, self._books, self._cells, self._reads = ledger, books, cells, reads
         self._costs, self._tally, self._next_id = costs, tally, next_id
-        self._states = settings.state is not None
+        self._states, self._rules = settings.state is not None, settings.rules
         self._slice = max(1, settings.prefill_slice // CHUNK_TOKENS)
         """Chunks that are recomputed before the rest is planned anew."""
         self._loads: dict[int, tuple[Job, LoadChunks, float]] = {}
@@ -197,13 +197,15 @@ class Switching:
         self._books.release(job.held, out)
 
     def _learn(self, load: LoadChunks, seconds: float) -> None:
-        """Learn from the load's duration: the cost of decoding, or of the disk if the load waited for that."""
+        """Learn from the load's duration: the cost of reading if some of it was read, else that of decoding."""
         nbytes = dict.fromkeys((Tier.POOL, Tier.DISK), 0)
         for source in load.chunks:
             chunk = self._ledger.chunk(source.key)
             nbytes[source.tier] += chunk.pool_bytes if source.tier is Tier.POOL else chunk.disk_bytes
         if not nbytes[Tier.DISK]:
             self._costs.observe_place(nbytes[Tier.POOL], seconds)
+        elif self._rules > 1:
+            self._costs.observe_read(nbytes[Tier.DISK], seconds - self._costs.place_more(nbytes[Tier.POOL]))
         elif seconds > 2 * self._costs.place(nbytes[Tier.DISK] + nbytes[Tier.POOL]) or not nbytes[Tier.POOL]:
             self._costs.observe_read(nbytes[Tier.DISK], seconds)
 

@@ -96,7 +96,7 @@ def read(path: Path) -> tuple[PlannerSettings, Iterator[tuple[Event, float]]]:
         head["geometry"] = Geometry(**head["geometry"])
         head["precision"] = Precision(**head["precision"])
         head["state"] = StateSize(**head["state"]) if head.get("state") else None
-        head.setdefault("precedence", False)
+        head.setdefault("rules", 2 if head.pop("precedence", False) else 1)
         settings = PlannerSettings(**head)
     except (StopIteration, TypeError, KeyError, ValueError, msgpack.UnpackException) as e:
         file.close()

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import pytest
-from hypothesis import given
+from hypothesis import example, given
 from hypothesis import settings as hypothesis_settings
 from hypothesis import strategies as st
 
@@ -78,6 +78,7 @@ def test_once_a_call_has_ended_nothing_is_on_its_way_any_more() -> None:
 
 
 @given(seed=st.integers(0, 2**32), faults=st.sampled_from([0.0, 0.2]), disk=st.sampled_from([5_000, 200_000]))
+@example(seed=81465, faults=0.2, disk=200_000)  # a context is cut while chunks of it are read ahead
 @hypothesis_settings(max_examples=60, deadline=None)
 def test_they_come_to_calls_in_any_state_and_the_books_balance(seed: int, faults: float, disk: int) -> None:
     w = world(seed, faults=faults, disk_bytes=disk, pool_bytes=40_000)

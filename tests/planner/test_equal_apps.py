@@ -15,7 +15,7 @@ FLOOD = {"flood": AppLoad(16, (200, 600), 32)} | {"few": AppLoad(3, (50, 130), 8
 
 
 def with_and_without(loads: dict[str, AppLoad], seed: int, total: int) -> tuple[Outcomes, Outcomes]:
-    return ClosedLoop(loads, seed).run(total), ClosedLoop(loads, seed, precedence=False).run(total)
+    return ClosedLoop(loads, seed).run(total), ClosedLoop(loads, seed, rules=1).run(total)
 
 
 @pytest.mark.parametrize("name", LOADS)

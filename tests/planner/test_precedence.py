@@ -118,7 +118,7 @@ def test_no_step_is_aborted_where_a_sequence_cannot_be_cut_or_for_who_is_less_ur
     changes: dict[str, object]
     for changes, priority in (
         ({"swappable": False}, 5),
-        ({"precedence": False}, 5),
+        ({"rules": 1}, 5),
         ({"scheduling": "fifo"}, 5),
         ({}, 6),
     ):
@@ -270,7 +270,7 @@ def test_steps_are_short_beside_a_flood_while_another_app_may_come_back() -> Non
     assert sum(read(beside_a_flood(since=0.2)).values()) <= 16
     assert sum(read(beside_a_flood(since=20.0)).values()) > 80, "that was long ago"
     assert sum(read(beside_a_flood(since=0.2, n_calls=1)).values()) > 80, "one call is no flood"
-    assert sum(read(beside_a_flood(since=0.2, precedence=False)).values()) > 80
+    assert sum(read(beside_a_flood(since=0.2, rules=1)).values()) > 80
 
 
 def test_a_step_is_half_as_long_again_if_a_prompt_ends_then() -> None:
