@@ -45,6 +45,11 @@ class Admission:
         """How many calls wait to be admitted."""
         return len(self._policy)
 
+    @property
+    def first_token_awaited(self) -> bool:
+        """Whether a call waits to be admitted, for its context, or for its prompt."""
+        return self.waiting > 0 or any(job.stage is not Stage.DECODING for job in self.running.values())
+
     # -- calls come and go
 
     def add(self, event: Submitted, context: Context, now: float) -> Job:

@@ -188,6 +188,11 @@ class Planner:
         return not self._admission.jobs and self._swap_out.idle and self._switching.idle
 
     @property
+    def first_token_awaited(self) -> bool:
+        """Whether a call waits to be admitted, for its context, or for its prompt."""
+        return self._admission.first_token_awaited
+
+    @property
     def learned_costs(self) -> LearnedCosts:
         """Seconds that computing, reading and placing take here, by what was observed so far."""
         return self._costs.learned

@@ -110,6 +110,7 @@ class Interpreter:
             return
         for action in actions:
             self._begin(action)
+        self._sensitivity.rest(self.planner.first_token_awaited)
         if self.planner.idle:
             self._idle.set()
         else:

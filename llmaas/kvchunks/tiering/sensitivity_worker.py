@@ -1,13 +1,15 @@
 """Measures, in the background, what chunks in CELLS would lose by being coded.
 
 Law: it decides nothing and delays nobody. Chunks are exported one by one between the engine's steps and measured by
-one thread of low CPU priority; a context's f16 KV is never in memory all at once. Whatever goes wrong, the answer
+one thread of low CPU priority, which rests while a call waits for its first token (``rest``), for a second at most; a
+context's f16 KV is never in memory all at once. Whatever goes wrong, the answer
 comes, with fewer chunks in it or none.
 """
 
 from __future__ import annotations
 
 import logging
+import threading
 from collections.abc import Callable
 from typing import TypeVar
 
@@ -28,6 +30,9 @@ Score = tuple[ChunkKey, ChunkSensitivity]
 
 log = logging.getLogger(__name__)
 
+_REST_S, _MOST_RESTS = 0.05, 20
+"""So often a measurement rests for so many seconds: on a daemon that is never idle chunks are measured, too."""
+
 
 class Stale(Exception):
     """The cells that were being measured have been dropped."""
@@ -42,15 +47,28 @@ class SensitivityWorker:
         self._worker = Workers(1, "measure", lower_cpu_priority)
         self._current: dict[int, int] = {}
         """The measurement that may still read the cells of each sequence."""
+        self._nobody_waits = threading.Event()
+        self._nobody_waits.set()
+        self._rests_left = 0
+        """How often the present measurement may still rest."""
 
     def close(self) -> None:
         """End the thread. The measurement that runs is given up."""
         self._current.clear()
+        self._nobody_waits.set()
         self._worker.shutdown(wait=True, cancel_futures=True)
 
     def stop(self, seq: int) -> None:
         """Stop reading the cells of the sequence: they are about to be dropped."""
         self._current.pop(seq, None)
+
+    def rest(self, resting: bool) -> None:
+        """Measure no chunk while ``resting``. A nice thread still holds a core for some milliseconds at a time, and the
+        engine's threads wait for each other."""
+        if resting:
+            self._nobody_waits.clear()
+        else:
+            self._nobody_waits.set()
 
     def measure(self, action: MeasureChunks, done: Callable[[Measured], None]) -> None:
         """Begin a measurement; ``done`` is called on the worker thread."""
@@ -59,6 +77,7 @@ class SensitivityWorker:
 
     def _measure(self, action: MeasureChunks, done: Callable[[Measured], None]) -> None:
         scores: list[Score] = []
+        self._rests_left = _MOST_RESTS
         try:
             self._score(action, scores)
         except Stale:
@@ -92,6 +111,8 @@ class SensitivityWorker:
         return self._codec.decoded(payload, span.key)
 
     def _export(self, action: MeasureChunks, span: ChunkSpan) -> KvSlab:
+        while self._rests_left and not self._nobody_waits.wait(_REST_S):
+            self._rests_left -= 1
         return self._on_engine(action, lambda seq: self._engine.engine.export(seq, span.start, span.stop))
 
     def _queries(self, seq: int) -> Queries | None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import queue
 import threading
+import time
 from collections.abc import Iterator
 
 import numpy as np
@@ -83,6 +84,30 @@ def test_every_full_chunk_that_queries_look_back_on_is_measured(lab: Lab) -> Non
     assert [key for key, *_ in scores] == [s.key for s in SPANS[:4]], "fewer than four queries lie behind the fifth"
     for _, (k, v, density, weight, at) in scores:
         assert 0 < k < 1 and 0 < v < 1 and 0 < density < 1 and weight > 0 and at <= N_TOKENS
+
+
+def test_it_rests_while_a_call_waits_for_its_first_token(lab: Lab) -> None:
+    lab.worker.rest(True)
+    lab.begin()
+    with pytest.raises(queue.Empty):
+        lab.answers.get(timeout=0.3)
+    lab.worker.rest(False)
+    assert len(lab.answer().scores) == 4
+
+
+def test_it_does_not_rest_for_ever(lab: Lab) -> None:
+    lab.worker.rest(True)
+    lab.begin()
+    assert len(lab.answer().scores) == 4, "after a second or so"
+
+
+def test_a_measurement_that_rests_ends_with_the_worker(lab: Lab) -> None:
+    lab.worker.rest(True)
+    lab.begin()
+    while lab.engine.asked is not None:  # until it has begun
+        time.sleep(0.001)
+    lab.worker.close()
+    assert lab.answer().scores == ()
 
 
 def test_without_queries_the_answer_is_empty(lab: Lab) -> None:
