@@ -50,9 +50,16 @@ def item(text: str) -> str:
 
 
 def command(text: str) -> str:
-    """A block with a command, wrapped as a shell takes it."""
-    parts = textwrap.wrap(text, WIDTH - 4, subsequent_indent="  ", break_long_words=False, break_on_hyphens=False)
-    return "```\n" + " \\\n".join(parts) + "\n```"
+    """A block with a command, wrapped as a shell takes it: a list of names goes on at the beginning of a line."""
+    wrapped = textwrap.wrap(text, WIDTH - 4, subsequent_indent="  ", break_long_words=False, break_on_hyphens=False)
+    return "```\n" + " \\\n".join("\\\n".join(_cut_at_commas(line)) for line in wrapped) + "\n```"
+
+
+def _cut_at_commas(line: str) -> Iterator[str]:
+    while len(line) > WIDTH - 4 and (end := line.rfind(",", 0, WIDTH - 4) + 1):
+        yield line[:end]
+        line = line[end:]
+    yield line
 
 
 def about(line: Line, *, timed: bool = True) -> str:

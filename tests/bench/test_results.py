@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shlex
 from pathlib import Path
 from typing import Any
 
@@ -166,6 +167,11 @@ def test_tables_and_commands_fit() -> None:
     text = command("python -m bench.replay " + " ".join(f"--option-{i} {i}" for i in range(20)))
     assert all(len(each) <= 100 for each in text.splitlines())
     assert text.replace(" \\\n ", "").count("--option") == 20
+    names = ",".join(f"program-{i}" for i in range(30))
+    text = command(f"python -m bench.replay --systems {names} --repeats 3")
+    assert all(len(each) <= 100 for each in text.splitlines())
+    found = shlex.split(text.strip("`\n").replace("\\\n", ""))
+    assert found == ["python", "-m", "bench.replay", "--systems", names, "--repeats", "3"], "as a shell reads it"
 
 
 @pytest.mark.parametrize("way", ["llmaas", "LMK", "Swapping"])
