@@ -3,25 +3,24 @@
 Law: it decides nothing. It moves chunks CELLS <-> POOL <-> DISK as the planner says, and its bytes (``nbytes``) must
 equal the ledger's. A chunk that cannot be read or decoded is reported, never raised.
 
-Its parts: ``coding`` (CELLS to POOL), ``loader`` (to CELLS), ``disk_reader`` (DISK to POOL), ``disk_writer`` (POOL to
-DISK), ``memory_trimmer`` (freeing). Saves run on threads of low CPU priority.
+Its parts: ``loader`` (to CELLS), ``disk_reader`` (DISK to POOL), ``disk_writer`` (POOL to DISK), ``memory_trimmer``
+(freeing). Saves run on threads of low CPU priority.
 """
 
 from __future__ import annotations
 
 import logging
+from collections import deque
 from collections.abc import Callable, Sequence
 from concurrent.futures import Future
-from contextlib import suppress
 
 from llmaas.clock import Clock
 from llmaas.engine.thread import EngineThread
 from llmaas.host.thread_priority import lower_cpu_priority
 from llmaas.kv_arrays import Bytes, KvSlab
-from llmaas.kvchunks.codec.codec import Codec, CodedChunk
+from llmaas.kvchunks.codec.codec import Codec, CodedChunk, sinks_at
 from llmaas.kvchunks.codec.states import encode_state
 from llmaas.kvchunks.store.store import Store
-from llmaas.kvchunks.tiering.coding import Coding
 from llmaas.kvchunks.tiering.disk_reader import DiskReader
 from llmaas.kvchunks.tiering.disk_writer import DiskWriter
 from llmaas.kvchunks.tiering.loader import Loader
@@ -67,7 +66,7 @@ class Pool:
         self._chunks: dict[ChunkKey, CodedChunk] = {}
         self._reader = DiskReader(store, self._keep)
         self._loader = Loader(engine, codec, self._reader, self._keep, workers=workers)
-        self._savers, self._workers = Workers(workers, "save", lower_cpu_priority), workers
+        self._savers = Workers(workers, "save", lower_cpu_priority)
         self._writer = DiskWriter(store, write_rate, clock)
         self._trimmer = MemoryTrimmer()
 
@@ -147,20 +146,24 @@ class Pool:
         return [self._engine.engine.export(seq, t.start, t.stop) for t in targets]
 
     def _save(self, action: SaveChunks, exported: Future[list[KvSlab]], done: Callable[[Saved], None]) -> None:
-        def answer(outcomes: tuple[ChunkOutcome, ...]) -> None:
-            done(Saved(action.save, outcomes))
-
+        outcomes: list[ChunkOutcome] = [FAILED] * len(action.chunks)
         try:
-            coding = Coding(self._codec, action.chunks, exported.result(), self._keep, answer)
+            slabs = deque(exported.result())
+            del exported  # it holds all of them
+            for i, target in enumerate(action.chunks):
+                slab, sinks = slabs.popleft(), sinks_at(target.start)  # its buffer is used again as soon as it is coded
+                if not self._codec.is_finite(slab):  # not even as it is, which a lossless chunk would be
+                    log.warning("chunk %s holds NaN or infinity; it is not kept", target.key.hex())
+                    continue
+                payload = self._codec.encode(slab, target.precision, target.key, sinks)
+                if len(payload) > self._codec.encoded_size(target.stop - target.start, target.precision, sinks):
+                    log.warning("chunk %s has values that no group can hold; it is not kept", target.key.hex())
+                    continue
+                self._chunks[target.key] = payload
+                outcomes[i] = Stored(len(payload))
         except Exception:
             log.exception("save %d failed; its chunks will be recomputed when needed", action.save)
-            answer((FAILED,) * len(action.chunks))
-            return
-        del exported  # it holds all slabs
-        with suppress(RuntimeError):  # the pool is being closed: this thread codes all of them
-            for _ in range(min(self._workers, len(action.chunks)) - 1):
-                self._savers.submit(coding.work)
-        coding.work()
+        done(Saved(action.save, tuple(outcomes)))
 
     # -- with fewer bits
 

@@ -54,7 +54,7 @@ class Refusing(FakeEngine):
 
 class Bench:
     def __init__(self, root: Path, *, in_place: bool, workers: int = 2) -> None:
-        self.in_place, self.workers = in_place, workers
+        self.in_place = in_place
         self.thread = EngineThread(lambda: Refusing(in_place=in_place))
         self.engine = self.thread.engine
         assert isinstance(self.engine, Refusing)
@@ -217,26 +217,6 @@ def test_a_chunk_of_no_numbers_is_not_kept_at_any_precision(bench: Bench, bits: 
     saved = bench.wait(bench.pool.save, SaveChunks(1, ContextId("c"), 0, targets))
     assert isinstance(saved.outcomes[0], Stored) and saved.outcomes[1] is FAILED
     assert bench.pool.nbytes == before + saved.outcomes[0].nbytes
-
-
-def test_the_chunks_of_a_save_are_coded_by_all_threads_at_once_and_answered_in_order(
-    bench: Bench, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    both, encode = threading.Barrier(bench.workers, timeout=10), bench.codec.encode
-
-    def meet(slab: KvSlab, precision: Precision, key: ChunkKey, sinks: int = 0) -> bytearray:
-        both.wait()
-        if key == keys[1]:
-            raise MemoryError("as the test wants")
-        return encode(slab, precision, key, sinks)
-
-    monkeypatch.setattr(bench.codec, "encode", meet)
-    keys = [ChunkKey(bytes([200 + i]) * 16) for i in range(4)]
-    targets = tuple(ChunkTarget(key, 64 * i, 64 * i + 64, Precision(4, 4)) for i, key in enumerate(keys))
-    bench.thread.submit(bench.engine.step, [BatchItem(0, 0, range(256))]).result()
-    saved = bench.wait(bench.pool.save, SaveChunks(1, ContextId("c"), 0, targets))
-    assert [isinstance(outcome, Stored) for outcome in saved.outcomes] == [True, False, True, True]
-    assert [bench.pool.held(key) is not None for key in keys] == [True, False, True, True]
 
 
 def test_chunks_coded_again_are_smaller_and_come_back_and_what_cannot_be_stays(
