@@ -5,9 +5,6 @@ Law: every bar is a ratio of figures of one journal. One that needs a program th
 Most of the time to a first token is the prefill of the new turn, which every program has to compute. So bars of that
 time name their bound: the ratio of a service that had each context in CELLS at once, and only computed new turns. What
 is wanted of a trace is at most ``OF_BOUND`` of what it allows: docs/decisions/050.
-
-A bar of 1 says that the service is no worse. With three repeats it holds within their spread, as in
-``bench.replaying.compare``: a p99 is one call or two, and programs differ by more from run to run than from each other.
 """
 
 from __future__ import annotations
@@ -17,7 +14,7 @@ from typing import Any
 
 from bench.lib.cli import Bar
 from bench.lib.stats import sig
-from bench.replaying.figures import over_repeats, ratio
+from bench.replaying.figures import ratio
 from bench.replaying.systems import EXACT
 
 Repeats = Sequence[Mapping[str, Any]]
@@ -41,8 +38,6 @@ _PREFILL = {
 }
 """The part of a figure of ours that no way of bringing a context back can shorten."""
 _SWAP_ON_A_SLOW_DISK = 3.0
-_FEW = 3
-"""Repeats."""
 _WHERE_TEXT_IS_SHARED = 5.0
 OF_BOUND = 0.8
 """Of the bound, where the wanted ratio is beyond it."""
@@ -83,19 +78,8 @@ def _bars(summaries: Summaries, place: str, disk_held: bool) -> Iterator[Bar | N
             bar = _SWAP_ON_A_SLOW_DISK
         theirs = summaries.get(name, ())
         what = f"{place}: {path}, {name} / {OURS}{_named(_bound([theirs], ours, path))}"
-        if bar == 1.0 and (part := spread(theirs, ours, path)):
-            what, bar = f"{what}, 1 within the spread", sig(1.0 - part)
         yield _bar(what, ratio(theirs, ours, path), bar)
     yield from _bars_of_best(summaries, place, _BEST)
-
-
-def spread(theirs: Repeats, ours: Repeats, path: str) -> float:
-    """The larger spread of a figure over repeats, as a part of the median of ours; 0 with fewer than three of either,
-    which say little of it."""
-    a, b = over_repeats(theirs, path), over_repeats(ours, path)
-    if min(len(theirs), len(ours)) < _FEW or a is None or b is None or not b[0]:
-        return 0.0
-    return max(a[1], b[1]) / b[0]
 
 
 def _bars_of_best(summaries: Summaries, place: str, rows: Sequence[tuple[str, float]]) -> Iterator[Bar | None]:
