@@ -2,8 +2,7 @@
 
 Law: it decides nothing and delays nobody. Chunks are exported one by one between the engine's steps and measured by
 one thread of low CPU priority, which rests while a call waits for its first token (``rest``), for a second at most; a
-context's f16 KV is never in memory all at once. Whatever goes wrong, the answer
-comes, with fewer chunks in it or none.
+context's f16 KV is never in memory all at once. Whatever goes wrong, the answer comes, with fewer chunks in it or none.
 """
 
 from __future__ import annotations
