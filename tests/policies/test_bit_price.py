@@ -205,6 +205,14 @@ def test_without_any_chunk_and_without_any_money_there_is_a_price() -> None:
     assert priced([demand(Measured(0.0, 0.0))], 10**6) == [Precision(8, 8)]
 
 
+def test_a_book_whose_chunks_all_left_is_as_small_as_a_new_one() -> None:
+    demands = [demand(c) for c in heavy_tailed(50, seed=4)] + [demand(None, heat=1 / (1 + i)) for i in range(20)]
+    made = book(demands)
+    for one in demands:
+        made.remove(one)
+    assert str(vars(made)) == str(vars(book([])))
+
+
 # -- baselines
 
 

@@ -88,12 +88,12 @@ class PriceBook:
         if chunk.measured:
             self._count_steps(self._bytes, chunk, n)
         else:
-            self._unmeasured[chunk.k] += n
+            _add(self._unmeasured, chunk.k, n)
 
     def _count_steps(self, into: Counter[int], chunk: ChunkDemand, n: int) -> None:
         for bucket, steps in ((chunk.k, self._steps.k), (chunk.v, self._steps.v)):
             for step in steps:
-                into[bucket + step.bucket] += n * step.nbytes
+                _add(into, bucket + step.bucket, n * step.nbytes)
 
     def _expected(self, chunk: ChunkDemand) -> ChunkDemand:
         """The demand, with the expected sensitivity in place of one that was not measured."""
@@ -135,6 +135,13 @@ class PriceBook:
         # Keys are hashes, so their bytes serve as uniform draws.
         draw_k, draw_v = int.from_bytes(key[:4], "little") / 2**32, int.from_bytes(key[4:8], "little") / 2**32
         return Precision(_bits(self._steps.k, chunk.k, price, draw_k), _bits(self._steps.v, chunk.v, price, draw_v))
+
+
+def _add(to: Counter[int], bucket: int, n: int) -> None:
+    """Count ``n`` more; a bucket with nothing left in it is dropped, so that a book never outgrows its chunks."""
+    to[bucket] += n
+    if not to[bucket]:
+        del to[bucket]
 
 
 def _bits(steps: tuple[Step, ...], bucket: int, price: Price, draw: float) -> int:
