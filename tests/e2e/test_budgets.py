@@ -73,7 +73,7 @@ async def test_under_a_small_quota_the_coldest_contexts_are_computed_again_and_n
         await round_of_turns(client, said, NAMES[:4])
         await daemon.until_idle()
         assert used(daemon)[1] <= quota
-        assert (await tier_of(client, NAMES[-1]))[2] == 0, "nobody used it for longest"
+        assert (await tier_of(client, NAMES[4]))[2] == 0, "nobody used it for longest"
         recomputed = counts(daemon)["tokens_recomputed"]
         await round_of_turns(client, said)
         assert counts(daemon)["tokens_recomputed"] > recomputed
