@@ -64,12 +64,12 @@ async def test_packages_for_javascript_work_unchanged(name: str, tmp_path: Path)
 
 @on_a_loop
 async def test_the_llm_command_chats_and_goes_on(tmp_path: Path) -> None:
-    async with http_edge(tmp_path / "d", end_rate=0.003, n_cells=8192) as edge:
+    async with http_edge(tmp_path / "d", n_cells=8192) as edge:
         home = tmp_path / "llm"
         home.mkdir()
         text = f"- model_id: here\n  model_name: default\n  api_base: http://{edge.address}/v1\n  can_stream: true\n"
         (home / "extra-openai-models.yaml").write_text(text)
-        command = [CLIENTS / "bin" / "llm"]
+        command = [CLIENTS / "bin" / "llm", "prompt", "-o", "max_tokens", "300"]
         environ = {"LLM_USER_PATH": str(home), "OPENAI_API_KEY": "none"}
         assert (await ran(*command, "-m", "here", "hello", **environ)).strip()
         assert (await ran(*command, "-m", "here", "--no-stream", "hello", **environ)).strip()
