@@ -15,6 +15,10 @@ _MANY = 32
 """Chunks. So many are not freed on the event loop, which has no time for that, but on the thread; then, malloc's free
 memory goes back to the system after every so many.
 """
+_MUCH = 4 << 20
+"""Bytes of chunks that were freed a few at a time. After so many, too, malloc's free memory goes back: chunks that are
+read again lie elsewhere (``chunk_memory``), so that malloc may have no use for it for long.
+"""
 _AT_ONCE = 8
 """Chunks freed before other threads get their turn: freeing holds the GIL."""
 
@@ -24,14 +28,19 @@ class MemoryTrimmer:
 
     def __init__(self) -> None:
         self._thread = Workers(1, "free")
+        self._freed = 0
+        """Bytes since malloc's memory last went back."""
 
     def close(self) -> None:
         """Return when everything is freed."""
         self._thread.shutdown(wait=True)
 
     def free(self, dropped: list[CodedChunk | None]) -> None:
-        """Free chunks: many on the thread, which also returns their memory to the system; few are freed here."""
-        if len(dropped) >= _MANY:
+        """Free chunks: many on the thread, which also returns their memory to the system; few are freed here, and
+        their memory is returned when it is much. Called by one thread."""
+        self._freed += sum(len(chunk) for chunk in dropped if isinstance(chunk, bytes | bytearray))
+        if len(dropped) >= _MANY or self._freed >= _MUCH:
+            self._freed = 0
             self._thread.submit(_free, dropped)
 
     def trim(self) -> None:
