@@ -50,6 +50,12 @@ class Admission:
         """Whether a call waits to be admitted, for its context, or for its prompt."""
         return self.waiting > 0 or any(job.stage is not Stage.DECODING for job in self.running.values())
 
+    @property
+    def saves_may_rest(self) -> bool:
+        """Whether ``first_token_awaited``, and no call waits for cells, or for what is being saved."""
+        stages = {job.stage for job in self.running.values()}
+        return not self.waiting and Stage.SWITCHING not in stages and not stages <= {Stage.DECODING}
+
     # -- calls come and go
 
     def add(self, event: Submitted, context: Context, now: float) -> Job:

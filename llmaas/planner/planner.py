@@ -193,6 +193,11 @@ class Planner:
         return self._admission.first_token_awaited
 
     @property
+    def saves_may_rest(self) -> bool:
+        """Whether a call waits for its first token, and none for chunks that are being saved, or for their cells."""
+        return self._admission.saves_may_rest
+
+    @property
     def learned_costs(self) -> LearnedCosts:
         """Seconds that computing, reading and placing take here, by what was observed so far."""
         return self._costs.learned

@@ -1,9 +1,9 @@
 """The save queue: chunks that are in CELLS as computed and have no copy yet.
 
 Law: a chunk is saved to the POOL after the call that made it. It waits for a measurement of its sensitivity if there is
-time for one. One batch of one context is saved at a time; a chunk for which there is no room stays unsaved: its tokens
-remain. Of a model whose sequences cannot be cut the state of the whole sequence is saved, under the key of its last
-chunk.
+time for one. One batch of one context is saved at a time, and more while a call waits for their cells. A chunk for
+which there is no room stays unsaved: its tokens remain. Of a model whose sequences cannot be cut the state of the whole
+sequence is saved, under the key of its last chunk.
 """
 
 from __future__ import annotations
@@ -25,6 +25,9 @@ from llmaas.planner.settings import PlannerSettings
 from llmaas.planner.tally import Tally
 from llmaas.planner.write_back import WriteBack
 from llmaas.records import CHUNK_TOKENS, LOSSLESS, ChunkKey, Precision, Tier
+
+_MOST_HURRIED = 3
+"""Saves under way while a call waits for cells: each holds its chunks in f16 until they are coded."""
 
 
 class _Wanted(NamedTuple):
@@ -54,11 +57,12 @@ class SaveQueue:
         self._waiting: deque[_Wanted] = deque()
         self._measuring: dict[int, tuple[Context, list[_Wanted]]] = {}
         """What waits for each measurement that is under way, all of one context."""
-        self._under_way: tuple[SaveChunks, Context] | None = None
+        self._under_way: dict[int, tuple[SaveChunks, Context]] = {}
+        self._most_hurried = _MOST_HURRIED if settings.rules > 1 else 1
 
     @property
     def idle(self) -> bool:
-        return not self._waiting and not self._measuring and self._under_way is None
+        return not self._waiting and not self._measuring and not self._under_way
 
     # -- chunks that are to be saved
 
@@ -123,11 +127,24 @@ class SaveQueue:
 
     # -- saves
 
-    def pump(self, now: float, out: list[Action]) -> None:
-        """Begin one save, of chunks of one context, if none is under way."""
+    def pump(self, now: float, out: list[Action], most: int = 1) -> None:
+        """Begin saves, each of chunks of one context, until ``most`` are under way."""
+        while len(self._under_way) < most and self._begin_one(now, out):
+            pass
+
+    def pump_hurried(self, now: float, out: list[Action]) -> bool:
+        """A call waits for cells, which are free as soon as what they hold was copied: begin more saves than else.
+        False if there is nothing to begin."""
+        hurried = self.hurry()
+        before = len(self._under_way)
+        self.pump(now, out, self._most_hurried)
+        return hurried or len(self._under_way) > before
+
+    def _begin_one(self, now: float, out: list[Action]) -> bool:
+        """False if nothing waits that can be saved now."""
         batch: list[ChunkTarget] = []
         owner: Context | None = None
-        while self._waiting and self._under_way is None and len(batch) < self._settings.save_batch:
+        while self._waiting and len(batch) < self._settings.save_batch:
             wanted = self._waiting[0]
             if batch and wanted.context is not owner:
                 break
@@ -136,17 +153,19 @@ class SaveQueue:
                 if target is not None:
                     batch.append(target)
                     owner = wanted.context
-                elif batch or self._writes.under_way:
+                elif batch or self._writes.under_way or self._under_way:
                     break  # room comes when the write ends
                 else:
                     self._tally.chunks_unsaved += 1
             self._waiting.popleft()
             wanted.context.unsaved -= 1
-        if owner is not None:
-            assert owner.seq is not None
-            save = SaveChunks(self._next_id(), owner.id, owner.seq, tuple(batch))
-            self._under_way = save, owner
-            out.append(save)
+        if owner is None:
+            return False
+        assert owner.seq is not None
+        save = SaveChunks(self._next_id(), owner.id, owner.seq, tuple(batch))
+        self._under_way[save.save] = save, owner
+        out.append(save)
+        return True
 
     def _reserve(self, wanted: _Wanted, now: float, out: list[Action]) -> ChunkTarget | None:
         """The chunk's precision, and its room in the POOL; None if there is none."""
@@ -163,9 +182,9 @@ class SaveQueue:
 
     def saved(self, event: Saved, now: float, out: list[Action]) -> None:
         """The save ended."""
-        if self._under_way is None or self._under_way[0].save != event.save:
+        if event.save not in self._under_way:
             raise PolicyBug(f"save {event.save} ended but was not under way")
-        (save, owner), self._under_way = self._under_way, None
+        save, owner = self._under_way.pop(event.save)
         self._books.end_save(save, event, now, out)
         if owner.seq is None:  # it has left CELLS, or was closed, while its last chunk was being coded
             self._writes.left_cells(owner.id)

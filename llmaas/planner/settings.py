@@ -72,8 +72,8 @@ class PlannerChoices:
     burst: int = 32
     """Steps that running answers may take before the planner decides again, if nothing else happens."""
     save_batch: int = 8
-    """Chunks exported at once, at most; of a large model fewer (``planner_settings``). This bounds the f16 bytes in
-    flight and how long a step can be held up."""
+    """Chunks exported at once, at most; of a large model fewer (``planner_settings``). This bounds how long a step can
+    be held up, and the f16 bytes in flight: thrice this while a call waits for cells."""
     write_batch: int = 64
     """Chunks in one write at most."""
 
@@ -95,7 +95,8 @@ class PlannerSettings(PlannerChoices):
     """Tokens of one step at most."""
     rules: int = 2
     """By which it decides: 2 are today's, 1 those of recordings of version 0.1.0. Since then prompts of apps that take
-    much wait for others', and the cost of reading is learned from every load, not from slow ones only."""
+    much wait for others', the cost of reading is learned from every load, not from slow ones only, and several saves
+    are under way while a call waits for cells."""
 
     @property
     def measure(self) -> bool:

@@ -78,11 +78,8 @@ class SwapOut:
             self._writes.retry(context)
 
     def hurry(self, now: float, out: list[Action]) -> bool:
-        """A call waits for cells: save at once what waits for measurements; False if nothing did."""
-        hurried = self._saves.hurry()
-        if hurried:
-            self._saves.pump(now, out)
-        return hurried
+        """A call waits for cells: save at once what waits, for measurements or its turn; False if nothing did."""
+        return self._saves.pump_hurried(now, out)
 
     def left_cells(self, context: Context, now: float) -> None:
         """The context has left CELLS. Its chunks count as used until now, only not from the POOL."""

@@ -110,7 +110,8 @@ class Interpreter:
             return
         for action in actions:
             self._begin(action)
-        self._sensitivity.rest(self.planner.first_token_awaited)
+        self._sensitivity.rest.told(self.planner.first_token_awaited)
+        self.pool.rest.told(self.planner.saves_may_rest)
         if self.planner.idle:
             self._idle.set()
         else:

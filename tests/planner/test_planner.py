@@ -478,6 +478,43 @@ def test_nobody_waits_for_a_measurement_when_the_cells_are_needed() -> None:
     assert w.planner.tiers(first.id) == (0, 700, 0, 0)
 
 
+@pytest.mark.parametrize(("rules", "at_once"), [(1, 1), (2, 3)])
+def test_cells_that_a_call_waits_for_are_free_when_what_they_hold_was_copied(rules: int, at_once: int) -> None:
+    w = world(save_batch=4, rules=rules)
+    first, second = w.open(), w.open()
+    w.call(first, 700, 0)
+    while not any(isinstance(action, act.Finish) for action in w.due):
+        w.answer_one()
+    w.answer_one(next(i for i, action in enumerate(w.due) if isinstance(action, act.Finish)))
+    assert len(asked(w, act.SaveChunks)) == 1
+    w.due = [action for action in w.due if isinstance(action, act.SaveChunks)]  # which takes its time
+    waiting = w.call(second, 900, 0)
+    assert len(asked(w, act.SaveChunks)) == at_once
+    assert any(admitted.request == waiting for admitted in asked(w, act.Admitted)) is (at_once == 3)
+    w.settle()
+    assert w.finished[waiting].outcome is act.Outcome.APPENDED
+    assert w.planner.tiers(first.id) == (0, 700, 0, 0) and not w.planner.check()
+
+
+def test_saves_rest_while_a_call_waits_for_its_first_token_but_not_if_it_waits_for_them() -> None:
+    w = world(save_batch=4, max_running=1)
+    first, second = w.open(), w.open()
+    assert not w.planner.saves_may_rest
+    w.call(first, 100, 3)
+    assert w.planner.saves_may_rest, "its prompt is computed"
+    waiting = w.call(second, 950, 0)
+    assert w.planner.first_token_awaited and not w.planner.saves_may_rest, "another waits for its turn"
+    while waiting not in w.finished:
+        w.answer_one()
+        if not w.planner.waiting and not w.finished:
+            assert w.planner.saves_may_rest is w.planner.first_token_awaited
+    w.due = [action for action in w.due if isinstance(action, act.SaveChunks)]
+    w.call(second, 10, 0)  # in CELLS
+    assert w.planner.saves_may_rest
+    w.settle()
+    assert not w.planner.saves_may_rest
+
+
 def test_a_measurement_that_comes_late_or_knows_nothing_still_ends_well() -> None:
     w = world(spending="tolerance")
     ctx = w.open()

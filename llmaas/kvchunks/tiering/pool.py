@@ -25,6 +25,7 @@ from llmaas.kvchunks.tiering.disk_reader import DiskReader
 from llmaas.kvchunks.tiering.disk_writer import DiskWriter
 from llmaas.kvchunks.tiering.loader import Loader
 from llmaas.kvchunks.tiering.memory_trimmer import MemoryTrimmer
+from llmaas.kvchunks.tiering.rest import Rest
 from llmaas.kvchunks.tiering.workers import Workers
 from llmaas.planner.actions import (
     ChunkTarget,
@@ -41,6 +42,9 @@ from llmaas.planner.events import FAILED, ChunkOutcome, Fetched, Loaded, Lowered
 from llmaas.records import ChunkKey, Tier
 
 log = logging.getLogger(__name__)
+
+_MOST_RESTS = 5
+"""Of a save: a quarter of a second. Its chunks are held in f16 meanwhile."""
 
 
 class Pool:
@@ -67,6 +71,8 @@ class Pool:
         self._reader = DiskReader(store, self._keep)
         self._loader = Loader(engine, codec, self._reader, self._keep, workers=workers)
         self._savers = Workers(workers, "save", lower_cpu_priority)
+        self.rest = Rest()
+        """Chunks that have been copied out of CELLS are not coded while there is rest."""
         self._writer = DiskWriter(store, write_rate, clock)
         self._trimmer = MemoryTrimmer()
 
@@ -77,6 +83,7 @@ class Pool:
 
     def close(self) -> None:
         """End the threads. What they are doing now, and every write and discard that was asked for, is finished."""
+        self.rest.told(False)
         self._loader.close()
         self._reader.close()
         self._savers.shutdown(wait=True, cancel_futures=True)
@@ -150,7 +157,9 @@ class Pool:
         try:
             slabs = deque(exported.result())
             del exported  # it holds all of them
+            rests_left = _MOST_RESTS
             for i, target in enumerate(action.chunks):
+                rests_left = self.rest.take(rests_left)
                 slab, sinks = slabs.popleft(), sinks_at(target.start)  # its buffer is used again as soon as it is coded
                 if not self._codec.is_finite(slab):  # not even as it is, which a lossless chunk would be
                     log.warning("chunk %s holds NaN or infinity; it is not kept", target.key.hex())

@@ -8,7 +8,6 @@ context's f16 KV is never in memory all at once. Whatever goes wrong, the answer
 from __future__ import annotations
 
 import logging
-import threading
 from collections.abc import Callable
 from typing import TypeVar
 
@@ -19,6 +18,7 @@ from llmaas.host.thread_priority import lower_cpu_priority
 from llmaas.kv_arrays import KvSlab, Queries
 from llmaas.kvchunks.codec.codec import Codec, sinks_at
 from llmaas.kvchunks.codec.sensitivity import FEWEST, REFERENCE, Scorer
+from llmaas.kvchunks.tiering.rest import Rest
 from llmaas.kvchunks.tiering.workers import Workers
 from llmaas.planner.actions import ChunkSpan, MeasureChunks
 from llmaas.planner.events import Measured
@@ -29,8 +29,8 @@ Score = tuple[ChunkKey, ChunkSensitivity]
 
 log = logging.getLogger(__name__)
 
-_REST_S, _MOST_RESTS = 0.05, 20
-"""So often a measurement rests for so many seconds: on a daemon that is never idle chunks are measured, too."""
+_MOST_RESTS = 20
+"""Of a measurement: a second."""
 
 
 class Stale(Exception):
@@ -46,28 +46,19 @@ class SensitivityWorker:
         self._worker = Workers(1, "measure", lower_cpu_priority)
         self._current: dict[int, int] = {}
         """The measurement that may still read the cells of each sequence."""
-        self._nobody_waits = threading.Event()
-        self._nobody_waits.set()
+        self.rest = Rest()
         self._rests_left = 0
         """How often the present measurement may still rest."""
 
     def close(self) -> None:
         """End the thread. The measurement that runs is given up."""
         self._current.clear()
-        self._nobody_waits.set()
+        self.rest.told(False)
         self._worker.shutdown(wait=True, cancel_futures=True)
 
     def stop(self, seq: int) -> None:
         """Stop reading the cells of the sequence: they are about to be dropped."""
         self._current.pop(seq, None)
-
-    def rest(self, resting: bool) -> None:
-        """Measure no chunk while ``resting``. A nice thread still holds a core for some milliseconds at a time, and the
-        engine's threads wait for each other."""
-        if resting:
-            self._nobody_waits.clear()
-        else:
-            self._nobody_waits.set()
 
     def measure(self, action: MeasureChunks, done: Callable[[Measured], None]) -> None:
         """Begin a measurement; ``done`` is called on the worker thread."""
@@ -110,8 +101,7 @@ class SensitivityWorker:
         return self._codec.decoded(payload, span.key)
 
     def _export(self, action: MeasureChunks, span: ChunkSpan) -> KvSlab:
-        while self._rests_left and not self._nobody_waits.wait(_REST_S):
-            self._rests_left -= 1
+        self._rests_left = self.rest.take(self._rests_left)
         return self._on_engine(action, lambda seq: self._engine.engine.export(seq, span.start, span.stop))
 
     def _queries(self, seq: int) -> Queries | None:

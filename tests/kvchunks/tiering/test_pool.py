@@ -352,3 +352,21 @@ def test_a_load_that_nobody_wants_any_more_waits_neither_for_the_disk_nor_for_it
     loaded = bench.load([Tier.DISK] * N, keep=True)
     assert (loaded.n_loaded, bench.length()) == (N, 64 * N) and bench.pool.nbytes == held
     bench.pool.stop_load(StopLoad(loaded.load))
+
+
+def test_a_save_rests_while_it_is_told_to_but_not_for_ever(bench: Bench) -> None:
+    answers: queue.SimpleQueue[Any] = queue.SimpleQueue()
+    action = SaveChunks(9, ContextId("c"), 0, (ChunkTarget(KEYS[0], 0, 64, Precision(4, 4)),))
+    compute = [BatchItem(0, 0, [i % 250 for i in range(64)])]
+    bench.thread.submit(bench.engine.step, compute).result()
+    bench.pool.rest.told(True)
+    bench.pool.save(action, answers.put)
+    with pytest.raises(queue.Empty):
+        answers.get(timeout=0.1)
+    bench.thread.submit(bench.engine.drop, 0, 0).result()  # what is to be coded was copied
+    bench.pool.rest.told(False)
+    assert isinstance(answers.get(timeout=10).outcomes[0], Stored)
+    bench.thread.submit(bench.engine.step, compute).result()
+    bench.pool.rest.told(True)
+    bench.pool.save(action, answers.put)
+    assert isinstance(answers.get(timeout=10).outcomes[0], Stored)

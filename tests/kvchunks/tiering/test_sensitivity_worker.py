@@ -87,22 +87,22 @@ def test_every_full_chunk_that_queries_look_back_on_is_measured(lab: Lab) -> Non
 
 
 def test_it_rests_while_a_call_waits_for_its_first_token(lab: Lab) -> None:
-    lab.worker.rest(True)
+    lab.worker.rest.told(True)
     lab.begin()
     with pytest.raises(queue.Empty):
         lab.answers.get(timeout=0.3)
-    lab.worker.rest(False)
+    lab.worker.rest.told(False)
     assert len(lab.answer().scores) == 4
 
 
 def test_it_does_not_rest_for_ever(lab: Lab) -> None:
-    lab.worker.rest(True)
+    lab.worker.rest.told(True)
     lab.begin()
     assert len(lab.answer().scores) == 4, "after a second or so"
 
 
 def test_a_measurement_that_rests_ends_with_the_worker(lab: Lab) -> None:
-    lab.worker.rest(True)
+    lab.worker.rest.told(True)
     lab.begin()
     while lab.engine.asked is not None:  # until it has begun
         time.sleep(0.001)
