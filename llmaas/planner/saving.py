@@ -26,7 +26,7 @@ from llmaas.planner.tally import Tally
 from llmaas.planner.write_back import WriteBack
 from llmaas.records import CHUNK_TOKENS, LOSSLESS, ChunkKey, Precision, Tier
 
-_MOST_HURRIED = 3
+_MOST_HURRIED = 4
 """Saves under way while a call waits for cells: each holds its chunks in f16 until they are coded."""
 
 

@@ -73,7 +73,7 @@ class PlannerChoices:
     """Steps that running answers may take before the planner decides again, if nothing else happens."""
     save_batch: int = 8
     """Chunks exported at once, at most; of a large model fewer (``planner_settings``). This bounds how long a step can
-    be held up, and the f16 bytes in flight: thrice this while a call waits for cells."""
+    be held up, and the f16 bytes in flight: four times this while a call waits for cells."""
     write_batch: int = 64
     """Chunks in one write at most."""
 

@@ -478,9 +478,9 @@ def test_nobody_waits_for_a_measurement_when_the_cells_are_needed() -> None:
     assert w.planner.tiers(first.id) == (0, 700, 0, 0)
 
 
-@pytest.mark.parametrize(("rules", "at_once"), [(1, 1), (2, 3)])
+@pytest.mark.parametrize(("rules", "at_once"), [(1, 1), (2, 4)])
 def test_cells_that_a_call_waits_for_are_free_when_what_they_hold_was_copied(rules: int, at_once: int) -> None:
-    w = world(save_batch=4, rules=rules)
+    w = world(save_batch=3, rules=rules)
     first, second = w.open(), w.open()
     w.call(first, 700, 0)
     while not any(isinstance(action, act.Finish) for action in w.due):
@@ -490,7 +490,7 @@ def test_cells_that_a_call_waits_for_are_free_when_what_they_hold_was_copied(rul
     w.due = [action for action in w.due if isinstance(action, act.SaveChunks)]  # which takes its time
     waiting = w.call(second, 900, 0)
     assert len(asked(w, act.SaveChunks)) == at_once
-    assert any(admitted.request == waiting for admitted in asked(w, act.Admitted)) is (at_once == 3)
+    assert any(admitted.request == waiting for admitted in asked(w, act.Admitted)) is (at_once == 4)
     w.settle()
     assert w.finished[waiting].outcome is act.Outcome.APPENDED
     assert w.planner.tiers(first.id) == (0, 700, 0, 0) and not w.planner.check()
