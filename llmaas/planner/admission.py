@@ -53,8 +53,8 @@ class Admission:
     @property
     def saves_may_rest(self) -> bool:
         """Whether ``first_token_awaited``, and no call waits for cells, or for what is being saved."""
-        stages = {job.stage for job in self.running.values()}
-        return not self.waiting and Stage.SWITCHING not in stages and not stages <= {Stage.DECODING}
+        may_need_them = self.waiting > 0 or any(job.stage is Stage.SWITCHING for job in self.running.values())
+        return self.first_token_awaited and not may_need_them
 
     # -- calls come and go
 

@@ -58,6 +58,7 @@ class SaveQueue:
         self._measuring: dict[int, tuple[Context, list[_Wanted]]] = {}
         """What waits for each measurement that is under way, all of one context."""
         self._under_way: dict[int, tuple[SaveChunks, Context]] = {}
+        """By their numbers."""
         self._most_hurried = _MOST_HURRIED if settings.rules > 1 else 1
 
     @property
@@ -154,7 +155,7 @@ class SaveQueue:
                     batch.append(target)
                     owner = wanted.context
                 elif batch or self._writes.under_way or self._under_way:
-                    break  # room comes when the write ends
+                    break  # room comes when the write ends, or what is being saved is written
                 else:
                     self._tally.chunks_unsaved += 1
             self._waiting.popleft()

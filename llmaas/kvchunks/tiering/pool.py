@@ -4,7 +4,7 @@ Law: it decides nothing. It moves chunks CELLS <-> POOL <-> DISK as the planner 
 equal the ledger's. A chunk that cannot be read or decoded is reported, never raised.
 
 Its parts: ``loader`` (to CELLS), ``disk_reader`` (DISK to POOL), ``disk_writer`` (POOL to DISK), ``memory_trimmer``
-(freeing). Saves run on threads of low CPU priority.
+(freeing). Saves run on threads of low CPU priority, which ``rest`` while a call waits for its first token.
 """
 
 from __future__ import annotations

@@ -16,7 +16,7 @@ REST_S = 0.05
 
 
 class Rest:
-    """``told`` and ``end`` from any thread."""
+    """``told`` and ``take`` may be called on any thread."""
 
     def __init__(self) -> None:
         self._over = threading.Event()

@@ -4,24 +4,18 @@ from __future__ import annotations
 
 import mmap
 import threading
-from pathlib import Path
 
 import numpy as np
 import pytest
 
 from llmaas.kvchunks.store.chunk_memory import MOST, ChunkMemory, OwnMemory, chunk_of
+from tests.support.own_memory import anonymous, needs_rollup
 
 SIZES = [1, 100, mmap.PAGESIZE, 200_000, 215_104, 1 << 20, 2 << 20, (2 << 20) + 1, 9 << 20]
 
 
 def address(view: memoryview) -> int:
     return int(np.frombuffer(view, np.uint8).ctypes.data)
-
-
-def anonymous() -> int:
-    """Bytes of this process that are in memory and in no file."""
-    lines = Path("/proc/self/smaps_rollup").read_text("ascii").splitlines()
-    return next(int(line.split()[1]) << 10 for line in lines if line.startswith("Anonymous:"))
 
 
 def test_what_is_written_to_one_chunk_is_in_no_other() -> None:
@@ -52,7 +46,7 @@ def test_threads_get_memory_of_their_own() -> None:
     assert len(begins) == 200 and min(np.diff(begins)) >= 50_000
 
 
-@pytest.mark.skipif(not Path("/proc/self/smaps_rollup").exists(), reason="the kernel does not tell")
+@needs_rollup
 def test_memory_goes_back_when_nobody_views_it() -> None:
     memory = ChunkMemory()
     before, chunks = anonymous(), [memory.take(400_000) for _ in range(100)]
@@ -102,7 +96,7 @@ def test_there_is_no_chunk_of_other_memory() -> None:
         assert chunk_of(other, 10, 20) is None
 
 
-@pytest.mark.skipif(not Path("/proc/self/smaps_rollup").exists(), reason="the kernel does not tell")
+@needs_rollup
 def test_each_chunk_of_what_was_read_gives_its_pages_back_by_itself() -> None:
     memory, size = ChunkMemory(), 400_000
     reads = [memory.take_for_reading(9 * size) for _ in range(4)]
@@ -119,7 +113,7 @@ def test_each_chunk_of_what_was_read_gives_its_pages_back_by_itself() -> None:
     assert before - anonymous() >= 35 * size
 
 
-@pytest.mark.skipif(not Path("/proc/self/smaps_rollup").exists(), reason="the kernel does not tell")
+@needs_rollup
 def test_what_was_read_and_not_decrypted_goes_back_with_the_read() -> None:
     memory, size = ChunkMemory(), 400_000
     read = memory.take_for_reading(9 * size)
@@ -129,7 +123,7 @@ def test_what_was_read_and_not_decrypted_goes_back_with_the_read() -> None:
     assert before - anonymous() >= 7 * size and chunk is not None and bytes(chunk) == bytes([1]) * len(chunk)
 
 
-@pytest.mark.skipif(not Path("/proc/self/smaps_rollup").exists(), reason="the kernel does not tell")
+@needs_rollup
 def test_at_most_a_large_page_is_there_that_is_not_used() -> None:
     memory, before = ChunkMemory(), anonymous()
     taken = [memory.take_for_reading(1_900_000) for _ in range(40)]

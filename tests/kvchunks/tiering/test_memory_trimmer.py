@@ -3,27 +3,19 @@
 from __future__ import annotations
 
 import ctypes
-from pathlib import Path
 
 import pytest
 
 from llmaas.kvchunks.codec.codec import CodedChunk
 from llmaas.kvchunks.tiering.memory_trimmer import MemoryTrimmer
+from tests.support.own_memory import anonymous, needs_rollup
 
 SIZE = 100_000
 """Bytes of a chunk: malloc has no mapping of its own for so few."""
-ROLLUP = Path("/proc/self/smaps_rollup")
 
 
-def anonymous() -> int:
-    """Bytes of this process that are in memory and in no file."""
-    lines = ROLLUP.read_text("ascii").splitlines()
-    return next(int(line.split()[1]) << 10 for line in lines if line.startswith("Anonymous:"))
-
-
-@pytest.mark.skipif(
-    not (ROLLUP.exists() and hasattr(ctypes.CDLL(None), "malloc_trim")), reason="other systems' malloc is another"
-)
+@needs_rollup
+@pytest.mark.skipif(not hasattr(ctypes.CDLL(None), "malloc_trim"), reason="other systems' malloc is another")
 @pytest.mark.parametrize("at_once", [1, 8, 64])
 def test_what_was_freed_between_chunks_that_stay_goes_back(at_once: int) -> None:
     trimmer, chunks = MemoryTrimmer(), [bytearray(b"x" * SIZE) for _ in range(400)]
