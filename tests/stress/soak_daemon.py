@@ -3,7 +3,7 @@
 As a program: ``python -m tests.stress.soak_daemon --socket S --data-dir D [--model M] [--adapters A ...] [--trace]``.
 It prints "ready" when it serves, and exits with 0 at SIGTERM if all its books balance then. Whenever it is idle, its
 stats have an entry ``rest``: problems found, what the store holds, and how many objects of each class of llmaas exist.
-Before that it collects garbage and calls malloc_trim, so that the process is as large as what it holds.
+Before that it empties caches, collects garbage and calls malloc_trim, so that the process is as large as what it holds.
 """
 
 from __future__ import annotations
@@ -11,6 +11,7 @@ from __future__ import annotations
 import argparse
 import asyncio
 import ctypes
+import functools
 import gc
 import logging
 import signal
@@ -69,6 +70,7 @@ class Watched(Service):
         return found
 
     def _when_idle(self) -> dict[str, object]:
+        _empty_caches()
         gc.collect()
         ctypes.CDLL(None).malloc_trim(0)
         engine, store = self._watched_engine, self._watched_store.stats()
@@ -87,6 +89,18 @@ class Watched(Service):
             },
             "memory": _traced(),
         }
+
+
+_CACHE = type(functools.lru_cache(int))
+
+
+def _empty_caches() -> None:
+    """Empty the caches with a largest size: how full one is depends on which values the last round happened to have."""
+    for o in gc.get_objects():
+        if not isinstance(o, _CACHE) or not str(o.__module__).startswith("llmaas"):
+            continue
+        if (o.cache_parameters()["maxsize"] or 1) > 1:  # one: the library that was loaded
+            o.cache_clear()
 
 
 _OF_ENDED_CALLS = "RequestSpan"
