@@ -14,7 +14,7 @@ import enum
 from collections import deque
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
-from functools import cache
+from functools import lru_cache
 
 from llmaas.kvchunks.codec.sensitivity import merged
 from llmaas.planner.actions import ChunkTarget
@@ -34,6 +34,8 @@ _VISITS = 16
 """Chunks that the hand visits at an event while the budget is exceeded."""
 _RECOUNTS = 4
 """Stored chunks whose heat is brought up to date for each chunk that is coded."""
+_PRECISIONS = 256
+"""At least as many as there are."""
 _CHANGED = 1.5
 """Factor by which a sensitivity must have moved for the index on disk to be written again."""
 _WORTH = 0.2
@@ -73,7 +75,7 @@ class BitBudget:
     def __init__(self, settings: PlannerSettings, encoded_size: Callable[[int, Precision], int]) -> None:
         """``encoded_size``: bytes of so many tokens at a precision."""
         self._settings = settings
-        self._size = cache(lambda precision: encoded_size(CHUNK_TOKENS, precision))
+        self._size = lru_cache(_PRECISIONS)(lambda precision: encoded_size(CHUNK_TOKENS, precision))
         self._book = PriceBook(self._size, _PRIOR)
         self._levels = DensityLevels() if settings.spending == "llms" else None
         g = settings.geometry
