@@ -40,10 +40,10 @@ from llmaas.traces.call import TraceCall
 SYSTEM = SYSTEMS["llmaas"]
 PATTERNS = ("markov", "random", "phone")
 LEARNT_FROM = "random"
-_SHORT = Plan(8, 24, 1024, ("llmaas",), restarts=0)
-_LONG = Plan(24, 120, 4096, ("llmaas",), restarts=0)
-_LEARN = Plan(12, 32, 1024, ("llmaas",), restarts=0)
-"""So many contexts that some are read from DISK alone and some from the POOL alone: only that tells their prices."""
+_SHORT, _LEARN_SHORT = Plan(8, 24, 1024, ("llmaas",), restarts=0), Plan(12, 32, 1024, ("llmaas",), restarts=0)
+_LONG, _LEARN_LONG = Plan(24, 120, 4096, ("llmaas",), restarts=0), Plan(12, 48, 4096, ("llmaas",), restarts=0)
+"""What is predicted, and what is learned from: so many contexts that some are read from DISK alone and some from the POOL
+alone, as long as those that are predicted. Only that tells what a load costs, and what each of its megabytes."""
 _APART_S = 60.0
 """Virtual seconds between calls: what is to be saved and written has been by then, as in the pauses of the real one."""
 _WITHIN = 1.25
@@ -119,10 +119,10 @@ def learned_of(rows: Sequence[Row], folder: Path) -> costs_file.MeasuredCosts:
 
 
 def measure(options: Options) -> Result:
-    plan = _SHORT if options.quick else _LONG
+    plan, learn = (_SHORT, _LEARN_SHORT) if options.quick else (_LONG, _LEARN_LONG)
     with engine(options, 256) as thread:  # for its tokenizer, and the model's geometry
         info = thread.engine.info
-        learning = work_for(_LEARN, LEARNT_FROM, options.seed + 1, thread.engine)
+        learning = work_for(learn, LEARNT_FROM, options.seed + 1, thread.engine)
         works = {pattern: work_for(plan, pattern, options.seed, thread.engine) for pattern in _patterns(options)}
     token_bytes = info.geometry.token_bytes
     progress = Progress(sum(len(work.calls) for work in (learning, *works.values())))
