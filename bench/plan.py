@@ -42,8 +42,8 @@ PATTERNS = ("markov", "random", "phone")
 LEARNT_FROM = "random"
 _SHORT, _LEARN_SHORT = Plan(8, 24, 1024, ("llmaas",), restarts=0), Plan(12, 32, 1024, ("llmaas",), restarts=0)
 _LONG, _LEARN_LONG = Plan(24, 120, 4096, ("llmaas",), restarts=0), Plan(12, 48, 4096, ("llmaas",), restarts=0)
-"""What is predicted, and what is learned from: so many contexts that some are read from DISK alone and some from the POOL
-alone, as long as those that are predicted. Only that tells what a load costs, and what each of its megabytes."""
+"""What is predicted, and what is learned from: so many contexts that some are read from DISK alone and some from the
+POOL alone, as long as those that are predicted. Only that tells what a load costs, and what each of its megabytes."""
 _APART_S = 60.0
 """Virtual seconds between calls: what is to be saved and written has been by then, as in the pauses of the real one."""
 _WITHIN = 1.25
