@@ -16,7 +16,7 @@ from llmaas.engine.llama.engine import LlamaEngine
 from llmaas.engine.thread import EngineThread
 
 CELLS = 8192
-N_BATCH, N_UBATCH = 512, 256
+N_BATCH, N_UBATCH = 512, 512
 """What the daemon gives llama.cpp (llmaas/cli/runtime.py); a bare loop gets the same."""
 
 

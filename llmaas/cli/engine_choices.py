@@ -21,7 +21,7 @@ from llmaas.engine.llama.rope_memo import RopeMemo
 
 log = logging.getLogger(__name__)
 
-_UBATCH = 256
+_UBATCH = 512
 """Tokens of a batch that llama.cpp computes at once, at most: more need more memory and are hardly quicker."""
 _SPARE_BYTES = 64 << 20
 
