@@ -14,6 +14,10 @@ import numpy as np
 from llmaas.kv_arrays import Bytes
 
 
+_PRIVATE = mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS
+"""By default Python maps memory that forks could share, whose pages take half as long again to make, and to free."""
+
+
 class Buffers:
     """A free list of blocks of ``size`` bytes, which keeps at most ``spare_bytes``.
 
@@ -35,7 +39,7 @@ class Buffers:
         try:
             block = self._spare.pop()
         except IndexError:
-            block = mmap.mmap(-1, self._size)
+            block = mmap.mmap(-1, self._size, flags=_PRIVATE)
         # Every view has this array as its base, because numpy looks through arrays only: when it ends, all are gone.
         buffer: Bytes = np.frombuffer(block, np.uint8, count=size)
         weakref.finalize(buffer, self._recycle, block).atexit = False
