@@ -13,7 +13,6 @@ import numpy as np
 
 from llmaas.kv_arrays import Bytes
 
-
 _PRIVATE = mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS
 """By default Python maps memory that forks could share, whose pages take half as long again to make, and to free."""
 
