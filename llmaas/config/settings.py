@@ -179,7 +179,10 @@ class Config:
         choice("on", "off"), "on", "give RAM of the pool back while the machine or its container is short of it"
     )
     warm_start: bool = _setting(
-        yes_no(), True, "after a start, bring the contexts used last back to cells before anybody asks", "true"
+        yes_no(),
+        True,
+        "after a start, bring the contexts used last back to cells and to the pool before anybody asks",
+        "true",
     )
     threads: int = _setting(
         whole(1, 1024),

@@ -6,6 +6,7 @@ Work per event does not grow with idle contexts, except at start and when a cont
 
 from __future__ import annotations
 
+from collections.abc import Iterable, Iterator
 from itertools import takewhile
 
 from llmaas.errors import assert_never
@@ -117,6 +118,10 @@ class ContextTable:
         # First: DISK may have let its chunks go. What comes to a context that keeps none could never be dropped again.
         self._books.use(context)
         self._books.found(context, event.chunks, out)
+
+    def known(self, ids: Iterable[ContextId]) -> Iterator[Context]:
+        """Those of the contexts that there are."""
+        return (self._contexts[one] for one in ids if one in self._contexts)
 
     def step_failed(self, context: Context, out: list[Action]) -> None:
         """The engine could not run a step of the context."""

@@ -73,6 +73,13 @@ class ChunksCame:
 
 
 @frozen
+class ContextsExpected:
+    """These contexts may be called soon, the first one soonest. Comes after a start, when the POOL is empty."""
+
+    contexts: tuple[ContextId, ...]
+
+
+@frozen
 class Submitted:
     """A call wants its context in CELLS, ``n_total`` tokens computed, then ``max_new`` generated.
 
@@ -268,4 +275,6 @@ SwapOutEvent = Saved | Measured | Written | Lowered
 """Answers to actions that bring chunks from CELLS to POOL and DISK."""
 LimitEvent = RateChanged | DutyChanged | BudgetChanged | AppDiskChanged
 """What may be used from now on."""
-Event = ContextEvent | CallEvent | StepEvent | SwitchEvent | SwapOutEvent | LimitEvent | Woken | Flush
+Event = (
+    ContextEvent | CallEvent | StepEvent | SwitchEvent | SwapOutEvent | LimitEvent | ContextsExpected | Woken | Flush
+)

@@ -31,6 +31,7 @@ from llmaas.planner.events import (
     ContextChanged,
     ContextClosed,
     ContextOpened,
+    ContextsExpected,
     DutyChanged,
     Event,
     Fetched,
@@ -59,6 +60,7 @@ from llmaas.planner.settings import PlannerSettings
 from llmaas.planner.swap_out import SwapOut
 from llmaas.planner.switching import Switching
 from llmaas.planner.tally import Tally
+from llmaas.planner.warm_pool import WarmPool
 from llmaas.planner.write_back import WriteBack
 from llmaas.policies.bit_price import BitCurve
 from llmaas.policies.eviction import EVICTION, EvictionPolicy
@@ -110,6 +112,7 @@ class Planner:
         self._cells = cells = CellTable(settings.n_cells, settings.n_seqs, cuttable=settings.swappable)
         self._contexts = ContextTable(ledger, books, cells, self._swap_out, states=states)
         reads = ReadAhead(ledger, books, SPLIT[settings.split](), costs, next_id)
+        self._warm_pool, self._may_warm = WarmPool(ledger, room, books, next_id), not states
         self._switching = Switching(settings, ledger, books, cells, reads, costs, tally, next_id)
         scheduling = SCHEDULING[settings.scheduling](settings.quantum, settings.ageing_s)
         self._admission = Admission(scheduling, cells, room, self._swap_out, self._switching, settings, tally)
@@ -133,6 +136,8 @@ class Planner:
         self._calls.admit(now, out)
         self._calls.bring_back(now, out)
         retry = self._calls.compute(now, out)
+        if not self._admission.jobs:
+            self._warm_pool.pump(out)
         self._set_alarm(retry, out)
         return out
 
@@ -145,6 +150,8 @@ class Planner:
                 self._swap_out.handle(event, now, out)
             case ContextChanged() | ContextOpened() | ContextClosed() | ChunksFound() | ChunksCame():
                 self._contexts.handle(event, now, out)
+            case Fetched() if self._warm_pool.fetched(event, now, out):
+                pass
             case Loaded() | Fetched():
                 self._calls.chunks_came(event, now, out)
             case Submitted() | CancelRequested() | PriorityChanged():
@@ -153,7 +160,11 @@ class Planner:
                 self._alarm = None
             case RateChanged() | DutyChanged() | BudgetChanged() | AppDiskChanged():
                 self._limit(event, out)
+            case ContextsExpected(contexts=contexts):
+                if self._may_warm:
+                    self._warm_pool.expect(self._contexts.known(contexts))
             case Flush():
+                self._warm_pool.stop()
                 self._swap_out.flush(self._contexts.last_chunks())
             case _:
                 assert_never(event)
@@ -185,7 +196,7 @@ class Planner:
     @property
     def idle(self) -> bool:
         """Nothing runs, waits, or is being swapped out."""
-        return not self._admission.jobs and self._swap_out.idle and self._switching.idle
+        return not self._admission.jobs and self._swap_out.idle and self._switching.idle and self._warm_pool.idle
 
     @property
     def first_token_awaited(self) -> bool:

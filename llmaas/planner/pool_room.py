@@ -56,6 +56,10 @@ class PoolRoom:
             self._users[key] = context.id, i
         self._eviction.returned(context.id, now)
 
+    def expected(self, key: ChunkKey, user: ChunkUser) -> None:
+        """The chunk comes without a call, for this context."""
+        self._users.setdefault(key, user)
+
     def touch(self, keys: Iterable[ChunkKey], now: float) -> None:
         """Chunks were loaded, or have just left CELLS."""
         if self._eviction.by_use:

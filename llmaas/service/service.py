@@ -134,7 +134,7 @@ class Service:
         self._app_quotas = AppQuotas(parts, self._planner, self._dispatch, settings.planner.app_rate)
         self.apps.apply_quotas()
         await self._contexts.open_stored(stored)
-        self._warm_start = WarmStart(parts, self._runner, self._planner, wanted=settings.warm_start)
+        self._warm_start = WarmStart(parts, self._runner, self._planner, self._dispatch, wanted=settings.warm_start)
 
     async def stop(self) -> None:
         """Refuse new work, end what runs, finish the swap-out, end the workers (not the engine, not the store)."""

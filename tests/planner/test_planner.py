@@ -389,6 +389,8 @@ def random_event(w: World) -> None:
         w.send(ev.BudgetChanged(disk_bytes=w.rng.choice([w.s.disk_bytes, w.s.disk_bytes // 2, 0])))
     elif pick < 0.965:
         w.send(ev.AppDiskChanged(APP, w.rng.choice([None, w.s.disk_bytes // 2, w.s.disk_bytes // 8, 0])))
+    elif pick < 0.97:
+        w.send(ev.ContextsExpected(tuple(w.ctxs)))
     elif pick < 0.98:
         w.fork(ctx)
     else:

@@ -21,6 +21,7 @@ EVENTS: list[ev.Event] = [
     ev.ContextChanged(ContextId("d"), 0, (KEY,), 64, ((KEY, 9, ChunkMeta(Precision(4, 3), SENSITIVITY)),)),
     ev.ChunksFound(((KEY, 100, ChunkMeta(Precision(4, 3), SENSITIVITY)), (KEY, 100, None))),
     ev.ChunksCame(ContextId("c"), ((KEY, 100, None),)),
+    ev.ContextsExpected((ContextId("c"), ContextId("d"))),
     ev.Submitted(RequestId(1), ContextId("c"), 100, 5, rate=2.0),
     ev.StepDone(1, (ev.Drawn.TOKEN, ev.Drawn.END), 3),
     ev.Measured(2, ((KEY, SENSITIVITY),)),

@@ -15,7 +15,7 @@ from llmaas.kvchunks.store.store import ContextRow
 from llmaas.records import AppId, ChunkKey, ContextId, Message
 from llmaas.service import warm_start
 from llmaas.service.live_context import LiveContext, Unread
-from llmaas.service.warm_start import last_used
+from llmaas.service.warm_start import by_use, last_used
 from tests.support.loop import on_a_loop
 from tests.support.service_house import APP, House, house
 
@@ -41,7 +41,8 @@ async def test_the_contexts_used_last_are_back_in_cells_and_half_of_the_cells_st
     async with house(tmp_path, warm_start=True) as h:
         await h.service.wait_idle()
         assert in_cells(h) == ["second", "third"]
-        assert h.service.info(APP, "first").tiers[0] == 0
+        first = h.service.info(APP, "first")
+        assert first.tiers[:2] == (0, first.n_tokens - 1), "there is room in the POOL"
         before = h.service.info(APP, "third").last_used
         _, done = await h.say("third", "And now?")
         assert done.switch.cells > 200 and not (done.switch.disk or done.switch.pool or done.switch.recomputed)
@@ -127,6 +128,7 @@ def test_only_what_is_stored_and_can_be_used_as_it_is_comes_back() -> None:
         stored("adapted", 64, 64, 6.0, adapter="terse"),
         stored("empty", 0, 0, 5.0),
     ]
-    assert last_used([*bad, *good], 200) == good
-    assert last_used([*bad, *good], 199) == good[1:]
-    assert last_used([*good, stored("large", 300, 300, 4.0)], 299) == [], "not one that was used before it"
+    assert last_used(by_use([*bad, *good]), 200) == good
+    assert last_used(by_use([*bad, *good]), 199) == good[1:]
+    large = stored("large", 300, 300, 4.0)
+    assert last_used(by_use([*good, large]), 299) == [], "not one that was used before it"
