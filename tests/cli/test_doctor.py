@@ -158,7 +158,7 @@ def test_how_contexts_are_kept_is_told(config: Config) -> None:
     only = replace(config, full_windows=False, sequences=4)
     told = next(kv_findings(only, replace(info, state=windows))).text
     assert "for each token and 9.8 KiB for each of the last 512" in told
-    n_window = 2560 + 256  # of five sequences, and of a step
+    n_window = 2560 + 512  # of five sequences, and of a step
     assert memory_parts(only, replace(info, state=windows), 0, 0)["cells"] == config.cells * 4096 + n_window * 10_000
     too_small = list(kv_findings(replace(config, pool_bytes=state.of(config.cells) - 1), info))
     assert levels(too_small) == ["ok", "warn", "ok"] and "--pool-bytes" in too_small[1].hint
