@@ -5,8 +5,6 @@ Law: every bar is a ratio of figures of one journal. One that needs a program th
 Most of the time to a first token is the prefill of the new turn, which every program has to compute. So bars of that
 time name their bound: the ratio of a service that had each context in CELLS at once, and only computed new turns. What
 is wanted of a trace is at most ``OF_BOUND`` of what it allows: docs/decisions/050.
-
-To be as good as another program is to be no worse than what repeats can tell apart: docs/decisions/051.
 """
 
 from __future__ import annotations
@@ -16,7 +14,7 @@ from typing import Any
 
 from bench.lib.cli import Bar
 from bench.lib.stats import sig
-from bench.replaying.figures import over_repeats, ratio
+from bench.replaying.figures import ratio
 from bench.replaying.systems import EXACT
 
 Repeats = Sequence[Mapping[str, Any]]
@@ -41,10 +39,6 @@ _PREFILL = {
 """The part of a figure of ours that no way of bringing a context back can shorten."""
 _SWAP_ON_A_SLOW_DISK = 3.0
 _WHERE_TEXT_IS_SHARED = 5.0
-_AS_GOOD = 1.0
-_REPEATS, _MOST_SPREAD = 3, 0.05
-"""So many repeats tell how far runs of one program differ; a machine on which they differ by more than that part is no
-place to compare."""
 OF_BOUND = 0.8
 """Of the bound, where the wanted ratio is beyond it."""
 _BEST = (("ttft_ms.p50", 20.0), ("ttft_ms.p99", 10.0), ("ttft_restart_ms.p50", 20.0))
@@ -84,8 +78,6 @@ def _bars(summaries: Summaries, place: str, disk_held: bool) -> Iterator[Bar | N
             bar = _SWAP_ON_A_SLOW_DISK
         theirs = summaries.get(name, ())
         what = f"{place}: {path}, {name} / {OURS}{_named(_bound([theirs], ours, path))}"
-        if bar == _AS_GOOD and (spread := _spread(theirs, ours, path)):
-            what, bar = f"{what}, {bar:g} wanted or less than the spread from it", sig(bar - spread)
         yield _bar(what, ratio(theirs, ours, path), bar)
     yield from _bars_of_best(summaries, place, _BEST)
 
@@ -99,14 +91,6 @@ def _bars_of_best(summaries: Summaries, place: str, rows: Sequence[tuple[str, fl
         if bound is not None and OF_BOUND * bound < bar:
             what, bar = f"{what}, {bar:g} wanted", sig(OF_BOUND * bound)
         yield _bar(what, _least(peers, ours, path), bar)
-
-
-def _spread(theirs: Repeats, ours: Repeats, path: str) -> float:
-    """How far repeats of one program are from each other, as a part of our figure; 0 if there are too few."""
-    a, b = over_repeats(theirs, path), over_repeats(ours, path)
-    if a is None or b is None or min(len(theirs), len(ours)) < _REPEATS or not b[0]:
-        return 0.0
-    return min(_MOST_SPREAD, max(a[1], b[1]) / b[0])
 
 
 def _bound(theirs: Sequence[Repeats], ours: Repeats, path: str) -> float | None:

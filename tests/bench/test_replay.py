@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 
 from bench import results
-from bench.lib.cli import Bar, Options, command_of
+from bench.lib.cli import Options, command_of
 from bench.replay import (
     FULL,
     Plan,
@@ -173,26 +173,6 @@ def test_of_a_trace_whose_new_turns_allow_less_than_is_wanted_most_of_that_is_he
     p99 = found["markov: ttft_ms.p99, the better llama-server / llmaas, bound 4.4, 10 wanted"]
     assert (p50.value, p50.bar, p50.holds) == (4.0, 6.4, False), "half of it was something else"
     assert (p99.value, p99.bar, p99.holds) == (4.0, 3.52, True)
-
-
-def test_as_good_is_what_three_repeats_cannot_tell_apart() -> None:
-    def p99(ours: list[float], theirs: list[float]) -> Bar:
-        found = bars(
-            {
-                "llmaas": [summary(run_rows(scale)) for scale in ours],
-                "llama-server-files": [summary(run_rows(scale)) for scale in theirs],
-            },
-            "markov",
-        )
-        return next(bar for bar in found if "ttft_ms.p99" in bar.what)
-
-    near = p99([1.0, 1.01, 1.03], [0.99, 1.0, 0.99])
-    assert (near.value, near.bar, near.holds) == (0.9801, 0.9704, True) and "1 wanted" in near.what
-    far = p99([1.0, 1.02, 1.01], [0.98, 0.96, 0.95])
-    assert not far.holds, "two programs that differ by more than their repeats"
-    few = p99([1.0, 1.03], [0.99, 0.99])
-    assert (few.bar, few.holds) == (1.0, False), "two runs do not tell how far runs differ"
-    assert p99([1.0, 1.3, 1.0], [0.99, 0.99, 0.99]).bar == 0.95, "nor does a machine that is busy"
 
 
 def test_the_report_is_one_file_that_loads_nothing() -> None:
