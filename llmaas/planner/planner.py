@@ -112,7 +112,7 @@ class Planner:
         self._cells = cells = CellTable(settings.n_cells, settings.n_seqs, cuttable=settings.swappable)
         self._contexts = ContextTable(ledger, books, cells, self._swap_out, states=states)
         reads = ReadAhead(ledger, books, SPLIT[settings.split](), costs, next_id)
-        self._warm_pool, self._may_warm = WarmPool(ledger, room, books, next_id), not states
+        self._warm_pool = WarmPool(ledger, room, books, next_id)
         self._switching = Switching(settings, ledger, books, cells, reads, costs, tally, next_id)
         scheduling = SCHEDULING[settings.scheduling](settings.quantum, settings.ageing_s)
         self._admission = Admission(scheduling, cells, room, self._swap_out, self._switching, settings, tally)
@@ -150,10 +150,9 @@ class Planner:
                 self._swap_out.handle(event, now, out)
             case ContextChanged() | ContextOpened() | ContextClosed() | ChunksFound() | ChunksCame():
                 self._contexts.handle(event, now, out)
-            case Fetched() if self._warm_pool.fetched(event, now, out):
-                pass
             case Loaded() | Fetched():
-                self._calls.chunks_came(event, now, out)
+                if not (isinstance(event, Fetched) and self._warm_pool.fetched(event, now, out)):
+                    self._calls.chunks_came(event, now, out)
             case Submitted() | CancelRequested() | PriorityChanged():
                 self._calls.handle(event, now, out)
             case Woken():
@@ -161,7 +160,7 @@ class Planner:
             case RateChanged() | DutyChanged() | BudgetChanged() | AppDiskChanged():
                 self._limit(event, out)
             case ContextsExpected(contexts=contexts):
-                if self._may_warm:
+                if self.settings.state is None:
                     self._warm_pool.expect(self._contexts.known(contexts))
             case Flush():
                 self._warm_pool.stop()

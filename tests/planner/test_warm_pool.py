@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from llmaas.planner import actions as act
 from llmaas.planner import events as ev
-from llmaas.records import NO_QUOTA
+from llmaas.records import NO_QUOTA, ContextId
 from tests.support.planner_world import Ctx, World, world
 
 
@@ -67,7 +67,7 @@ def test_while_there_is_a_call_nothing_more_is_read() -> None:
 
 def test_a_context_that_is_deleted_meanwhile_and_one_that_is_not_known_do_no_harm() -> None:
     w, contexts = started_again()
-    expect(w, *contexts, Ctx(contexts[0].id.__class__("unknown"), 99))
+    expect(w, *contexts, Ctx(ContextId("unknown"), 99))
     w.close(contexts[3])
     w.close(contexts[2])
     w.settle()
