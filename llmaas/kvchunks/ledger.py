@@ -70,6 +70,11 @@ class Chunk:
     disk_bytes: int = 0
 
     @property
+    def to_read(self) -> bool:
+        """Whether only DISK has it, and nothing brings it to the POOL yet."""
+        return self.disk is Copy.PRESENT and self.pool is Copy.ABSENT
+
+    @property
     def tier(self) -> Tier:
         """The best tier that has a whole copy, CELLS aside."""
         if self.pool is Copy.PRESENT:

@@ -12,7 +12,7 @@ from itertools import accumulate
 from typing import NamedTuple
 
 from llmaas.errors import PolicyBug
-from llmaas.kvchunks.ledger import Copy, Ledger
+from llmaas.kvchunks.ledger import Ledger
 from llmaas.planner.actions import Action, FetchChunks
 from llmaas.planner.cost_model import SwitchCosts
 from llmaas.planner.events import FAILED, Fetched
@@ -95,8 +95,7 @@ class ReadAhead:
 
     def _hole(self, job: Job, first: int, stop: int) -> tuple[int, int] | None:
         ledger, keys = self._ledger, job.context.keys
-        chunks = [ledger.chunk(key) for key in keys[first:stop]]
-        inside = [chunk.tier is Tier.DISK and chunk.pool is Copy.ABSENT for chunk in chunks]
+        inside = [ledger.chunk(key).to_read for key in keys[first:stop]]
         if True not in inside:
             return None
         begin = inside.index(True)

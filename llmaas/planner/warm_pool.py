@@ -9,13 +9,13 @@ from __future__ import annotations
 from collections import deque
 from collections.abc import Callable, Iterable
 
-from llmaas.kvchunks.ledger import Copy, Ledger
+from llmaas.kvchunks.ledger import Ledger
 from llmaas.planner.actions import Action, FetchChunks
 from llmaas.planner.context import Context
 from llmaas.planner.events import Fetched
 from llmaas.planner.pool_books import PoolBooks
 from llmaas.planner.pool_room import PoolRoom
-from llmaas.records import CHUNK_TOKENS, ChunkKey, Tier
+from llmaas.records import CHUNK_TOKENS, ChunkKey
 
 _PIECE_BYTES = 4 << 20
 """Bytes of one read: some 10 ms, for which a call may have to wait."""
@@ -40,7 +40,8 @@ class WarmPool:
         ledger, chosen = self._ledger, deque[Context]()
         left = ledger.pool_budget - ledger.pool_used
         for context in contexts:
-            left -= sum(ledger.chunk(key).disk_bytes for key in context.keys if self._may_come(key))
+            chunks = map(ledger.chunk, context.keys)
+            left -= sum(chunk.disk_bytes for chunk in chunks if chunk.to_read)
             if left < 0:
                 break
             chosen.append(context)
@@ -76,9 +77,10 @@ class WarmPool:
         ledger, nbytes = self._ledger, 0
         keys, tokens = list[ChunkKey](), list[int]()
         for i, key in enumerate(context.keys):
-            if not self._may_come(key):
+            chunk = ledger.chunk(key)
+            if not chunk.to_read:
                 continue
-            more = ledger.chunk(key).disk_bytes
+            more = chunk.disk_bytes
             if ledger.pool_used + more > ledger.pool_budget or (keys and nbytes + more > _PIECE_BYTES):
                 break
             if not self._books.begin_fetch(key, out):
@@ -88,7 +90,3 @@ class WarmPool:
             keys.append(key)
             tokens.append(context.end_of(i) - i * CHUNK_TOKENS)
         return keys, tokens
-
-    def _may_come(self, key: ChunkKey) -> bool:
-        chunk = self._ledger.chunk(key)
-        return chunk.tier is Tier.DISK and chunk.pool is Copy.ABSENT
