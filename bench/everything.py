@@ -26,7 +26,7 @@ _OURS = "llmaas,kill,swap"
 _PEERS = "llama-server,llama-server-slots,llama-server-files,llama-server-built,hearth"
 _SLOW_DISK = "300000000"
 _OF_PAPERS = ("papers", "crossover", "quantum", "scaling")
-_PLAIN = (*_OF_PAPERS, "switch", "switch_parts", "hybrid", "llmos", "cluster", "on_ray", "migration")
+_PLAIN = (*_OF_PAPERS, "switch", "switch_parts", "tiles", "hybrid", "llmos", "cluster", "on_ray", "migration")
 
 
 @dataclass(frozen=True, slots=True)

@@ -16,6 +16,7 @@ LIBRARIES = {
     "engine/llama/_steps": "small models answer some percent slower",
     "engine/llama/_dist": "answers with a temperature are some percent slower",
     "engine/llama/_cell_rows": "contexts come back at half the speed",
+    "engine/llama/_tiles": "prompts are read more slowly on x86, those of the packaged model at a third of the speed",
     "engine/llama/_apart": "prompts are read some percent slower beside another busy program",
     "engine/llama/_vocab": "a model with many tokens is loaded 0.3 s later",
     "engine/llama/_map_guard": "a model file that is cut while it is served ends the daemon",

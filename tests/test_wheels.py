@@ -18,6 +18,7 @@ from tests.support.scripted import serving_in_a_thread
 ROOT = Path(__file__).parents[1]
 C_LIBRARIES = {
     "_cell_rows.so",
+    "_tiles.so",
     "_dist.so",
     "_kvcodec.so",
     "_apart.so",

@@ -66,6 +66,8 @@ class System:
     """Each context begins with its own name, so that no two have a chunk in common."""
     unbounded: bool = False
     """It may take as much RAM as it likes."""
+    tiles: bool = True
+    """What is computed again is computed as the service does, not by llama.cpp alone."""
 
     def serve_flags(self, budget: Budget) -> list[str]:
         """Options of ``llmaas serve``."""
@@ -79,6 +81,8 @@ class System:
         found = {"cells": cells, "pool-bytes": pool, "bits": self.bits, "pressure": "off", "sequences": _SEQUENCES}
         if not self.disk:
             found["disk-bytes"] = 0
+        if not self.tiles:
+            found["tiles"] = "false"
         return [part for name, value in found.items() for part in (f"--{name}", str(value))]
 
     def server_params(self, budget: Budget, folder: str) -> dict[str, Any]:
@@ -93,17 +97,20 @@ class System:
 
 
 _LRU = {"eviction": "lru", "wear": "eager", "split": "load_first"}
+_RECOMPUTE = {"split": "recompute_first", "eviction": "lru"}
 _SYSTEMS = (
     System("llmaas", "as it is shipped", "llmaas"),
     System(
         "kill",
-        "contexts leave memory when there is no room, and are computed again",
+        "contexts leave memory when there is no room, and are computed again, by llama.cpp alone",
         "llmaas",
         all_cells=True,
         bits="16/16",
-        choices={"split": "recompute_first", "eviction": "lru"},
+        choices=_RECOMPUTE,
         disk=False,
+        tiles=False,
     ),
+    System("kill-tiles", "the same, computed as the service does", "llmaas", True, "16/16", _RECOMPUTE, disk=False),
     System("swap", "whole contexts, f16, to disk; least recently used", "llmaas", True, "16/16", _LRU),
     System("chunk", "chunks, f16, in RAM and on disk; least recently used", "llmaas", False, "16/16", _LRU),
     System("chunk8", "the same with 8 bits", "llmaas", False, "8/8", _LRU),

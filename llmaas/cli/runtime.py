@@ -30,6 +30,7 @@ from llmaas.clock import RealClock
 from llmaas.config import models
 from llmaas.config.model_kinds import ModelKind
 from llmaas.config.settings import Config
+from llmaas.engine.llama import tiles
 from llmaas.engine.llama.embedding_engine import LlamaEmbeddingEngine
 from llmaas.engine.llama.engine import LlamaEngine
 from llmaas.engine.llama.model import LlamaModel
@@ -112,6 +113,8 @@ def load_engine(
     """
     if config.cpus and priority.can_bind():
         priority.bind(config.cpus)
+    if not config.tiles:
+        tiles.use(0)
     read = functools.partial(LlamaModel, repack=repack, placement=placement(config), held=config.held)
     if kind is not LlamaEngine:
         return _writing_engine(config, model, kind, read)

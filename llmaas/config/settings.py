@@ -205,6 +205,9 @@ class Config:
         "auto",
         "a second copy of weights, in an order that the CPU computes faster with; auto: where it does, measured once",
     )
+    tiles: bool = _setting(
+        yes_no(), True, "read prompts by code of llmaas, where the CPU suits it; without, by llama.cpp alone", "true"
+    )
     full_windows: bool = _setting(
         yes_no(),
         True,

@@ -51,6 +51,7 @@ BAD = {
     "nice": "-5",
     "governor": "maybe",
     "repack": "maybe",
+    "tiles": "some",
     "full_windows": "half",
     "sequences": "1",
     "bits": "7/4",

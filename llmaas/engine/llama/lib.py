@@ -16,7 +16,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-from llmaas.engine.llama import openmp
+from llmaas.engine.llama import openmp, tiles
 from llmaas.engine.llama.bare_package import without_init
 from llmaas.errors import ModelUnreadable
 from llmaas.native import load_library
@@ -76,6 +76,7 @@ def _give_functions(library: ctypes.CDLL) -> None:
 
 if cell_rows_library is not None:
     _give_functions(cell_rows_library)
+tiles.begin(ggml_function)
 _callback = C.llama_log_callback(_on_log)  # kept here, because llama.cpp keeps only its address
 C.llama_log_set(_callback, None)
 C.llama_backend_init()
