@@ -12,6 +12,7 @@
 #include <stdbool.h>
 #include <stddef.h>
 #include <stdint.h>
+#include <stdlib.h>
 
 #define EXPORT __attribute__((visibility("default")))
 
@@ -101,7 +102,7 @@ EXPORT void tiles_functions(
 /* Compute by this level from now on, or by the highest below it that this CPU has: which. No step may run meanwhile. */
 EXPORT int tiles_use(int most) {
     const int best = others_multiply && others_attend && next_part && set_part && meet ? best_level() : LLAMA_CPP;
-    return level = most < best ? most : best;
+    return level = most < LLAMA_CPP ? LLAMA_CPP : most < best ? most : best;
 }
 
 /* The function of this name in the library that has the code at `caller`: one that was loaded when it was first needed
@@ -120,12 +121,13 @@ EXPORT bool llamafile_sgemm(
     if (level && a_type == Q4_1 && b_type == Q8_1 && c_type == F32 && multiply(thread, m, n, k, a, lda, b, ldb, c, ldc))
         return true;
     if (!others_multiply) others_multiply = (Multiply *)others_in("llamafile_sgemm", __builtin_return_address(0));
-    return others_multiply(thread, m, n, k, a, lda, b, ldb, c, ldc, a_type, b_type, c_type);
+    return others_multiply && others_multiply(thread, m, n, k, a, lda, b, ldb, c, ldc, a_type, b_type, c_type);
 }
 
 EXPORT void ggml_compute_forward_flash_attn_ext(const Thread *thread, struct Tensor *result) {
     if (attend_here(thread, result)) return;
     if (!others_attend)
         others_attend = (Attend *)others_in("ggml_compute_forward_flash_attn_ext", __builtin_return_address(0));
+    if (!others_attend) abort(); /* nobody can compute it */
     others_attend(thread, result);
 }

@@ -41,7 +41,11 @@ class Numbers:
             if math.isnan(logits[0]) or math.isnan(logits[self._n_vocab - 1]):
                 return True
         n = len(item.tokens)
-        return n > 1 and self.slabs is not None and not self.slabs.is_finite(item.seq, item.pos, item.pos + n)
+        return (
+            (n > 1 or item.sampler is None)
+            and self.slabs is not None
+            and not self.slabs.is_finite(item.seq, item.pos, item.pos + n)
+        )
 
     def take_back(self, items: Sequence[BatchItem], bad: Sequence[int]) -> NoNumbers:
         """Remove all that the step left. Returns its failure, with those of its ``bad`` items that caused it.

@@ -53,6 +53,14 @@ def test_what_is_no_numbers_is_taken_back_and_harms_no_other_sequence(engine: Ll
         assert answer(engine, 3) == right, "no NaN is left in any cell"
 
 
+def test_a_token_that_draws_nothing_is_looked_at_too(engine: LlamaEngine) -> None:
+    engine.step([BatchItem(0, 0, PROMPT[:30])])
+    with pytest.raises(NoNumbers):
+        engine.step([BatchItem(0, 30, [BAD])])
+    assert engine.length(0) == 30
+    engine.step([BatchItem(1, 0, (PROMPT * 3)[:80], 1)])
+
+
 @pytest.mark.parametrize("sampled", [True, False])
 def test_only_the_items_that_are_the_cause_are_named(engine: LlamaEngine, sampled: bool) -> None:
     right = answer(engine, 3)
