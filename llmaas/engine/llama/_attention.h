@@ -1,8 +1,9 @@
-/* Attention of several tokens at once, by AVX-512. Included by _tiles.c alone.
+/* Attention by AVX-512. Included by _tiles.c alone.
  *
  * Law: cells that no token of a block sees are not touched, and the others are taken in their order, 64 at a time. So
  * what a token of one context gives does not depend on where its cells lie, as long as they are in order, nor on what
- * lies between them, nor on which others are computed with it, of this context, in how many steps, on how many threads.
+ * lies between them, nor on which others are computed with it, of this context, in how many steps, on how many threads;
+ * but for one token alone on more than two threads for each head of K, which is left to llama.cpp.
  *
  * As in FlashAttention (Dao et al., 2022): for a tile of cells the scores of a block of rows, each row's greatest so
  * far, exp of the difference, and these times V, added to what earlier tiles gave. A row is a token and one of the heads

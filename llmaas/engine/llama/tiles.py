@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import ctypes
 from collections.abc import Callable
-from typing import Any
 
 import numpy as np
 import numpy.typing as npt
@@ -121,5 +120,5 @@ def blocks_like(n: int, k: int, size: int, rng: np.random.Generator) -> Blocks:
 def _agrees(dot: int) -> bool:
     rng = np.random.default_rng(0)
     weights, inputs = blocks_like(5, 9, _WEIGHTS_BYTES, rng), blocks_like(11, 9, _INPUTS_BYTES, rng)
-    mine: Any = product(weights, inputs)
+    mine = product(weights, inputs)
     return mine is not None and mine.tobytes() == dots(dot, weights, inputs).tobytes()
